@@ -1,0 +1,1 @@
+"""Variational TopK sparse autoencoders on top of dictionary_learning."""

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DEV = [
+    "hypothesis>=6.100",
+    "pyright>=1.1.380",
+    "pytest>=8",
+    "pytest-cov>=5",
+    "ruff>=0.8",
+]
+
+setup(
+    name="dictionary-learning-ext",
+    version="0.1.0",
+    description="Variational TopK sparse autoencoders for language models, on top of dictionary_learning",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dictionary_learning_ext", "dictionary_learning_ext.*"]),
+    package_data={"dictionary_learning_ext": ["embedded/**/*", "py.typed"]},
+    install_requires=[
+        "dictionary-learning==0.1.0",
+        "torch>=2.4",
+        "transformers>=4.45,<6",
+        "nnsight>=0.3,<0.4",
+        "datasets>=3,<6",
+        "einops>=0.7",
+        "safetensors>=0.4",
+        "tqdm>=4.66",
+        "tyro>=0.9",
+        "wandb>=0.18",
+        "zstandard>=0.22",
+    ],
+    extras_require={"dev": DEV},
+    entry_points={"console_scripts": ["vsae=dictionary_learning_ext.cli:main"]},
+)
