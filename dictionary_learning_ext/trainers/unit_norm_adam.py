@@ -1,0 +1,68 @@
+"""The optimiser step of upstream's TopKTrainer, fused, and skipped where it is not finite."""
+
+from collections.abc import Iterable
+
+import torch as t
+from torch import nn
+
+
+class UnitNormAdam(t.optim.Adam):
+    """Adam for a dictionary whose decoder columns have norm 1.
+
+    A step projects the decoder's gradient, clips the norm of all gradients to 1, moves, and
+    renormalises the decoder: what upstream's `TopKTrainer.update` does around its Adam, in fewer
+    passes. Where the loss or a gradient is not finite nothing moves; that costs no sync, since the
+    fused kernel itself reads the flag.
+
+    Arguments:
+        parameters: all the dictionary's parameters, the decoder's among them.
+        decoder_weight: (D, F).
+        lr: the learning rate.
+
+    Attributes:
+        skipped_steps: how many steps were skipped (0-dim, on the device).
+        first_skipped_step: the first of them, or -1.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], decoder_weight: nn.Parameter, lr: float):
+        super().__init__(parameters, lr=lr, betas=(0.9, 0.999), fused=True)
+        self.decoder_weight = decoder_weight
+        device = decoder_weight.device
+        self.skipped_steps = t.zeros((), dtype=t.long, device=device)
+        self.first_skipped_step = t.full((), -1, dtype=t.long, device=device)
+
+    @t.no_grad()
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's, with each average laid out in memory as its parameter: fused Adam assumes it."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = t.empty_like(parameter).copy_(state[name])
+
+    @t.no_grad()
+    def constrained_step(self, loss: t.Tensor, step: int) -> t.Tensor:
+        """Move by the gradients of `loss`, and clear them. Returns whether it did (0-dim bool)."""
+        weight = self.decoder_weight
+        assert weight.grad is not None
+        project_out_parallel(weight, weight.grad)
+        norm = nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
+        is_finite = norm.isfinite() & loss.detach().isfinite()
+        self.found_inf = (~is_finite).float()
+        self.step()
+        self.zero_grad()
+        norm_F = t.linalg.vector_norm(weight, dim=0) + t.finfo(weight.dtype).eps
+        weight.div_(t.where(is_finite, norm_F, 1.0))
+        self.skipped_steps += ~is_finite
+        self.first_skipped_step.masked_fill_(~is_finite & (self.first_skipped_step < 0), step)
+        return is_finite
+
+
+@t.no_grad()
+def project_out_parallel(weight_DF: t.Tensor, grad_DF: t.Tensor) -> None:
+    """Take from each column of the gradient its part along the decoder's column, in place.
+
+    Upstream's `remove_gradient_parallel_to_decoder_directions`, in fewer passes.
+    """
+    norm_F = t.linalg.vector_norm(weight_DF, dim=0) + 1e-6
+    parallel_F = (weight_DF * grad_DF).sum(0) / norm_F.square()
+    grad_DF.addcmul_(weight_DF, parallel_F, value=-1)
