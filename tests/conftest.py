@@ -1,0 +1,108 @@
+"""Tiny language models with random weights, so that every test runs in seconds and offline."""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from nnsight import LanguageModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from dictionary_learning_ext.language_models import load_language_model
+
+torch.set_num_threads(2)
+
+SENTENCES = [
+    "It was the best of times, it was the worst of times.",
+    "The cat sat on the mat, and the dog lay by the door.",
+    "Call me Ishmael. Some years ago I thought I would sail about a little.",
+]
+SHAPE: dict[str, Any] = {
+    "vocab_size": 304,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 128,
+}
+END: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**SHAPE, **END),
+    "llama": lambda: transformers.LlamaConfig(**SHAPE, num_key_value_heads=2, **END),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=304, n_embd=16, n_layer=3, n_head=2, n_positions=128, **END
+    ),
+    "gemma": lambda: transformers.Gemma2Config(
+        **SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=64, **END
+    ),
+    "qwen": lambda: transformers.Qwen2Config(**SHAPE, num_key_value_heads=2, **END),
+}
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE of 304 tokens; bos and eos are `<|endoftext|>`, id 0, and pad is id 1."""
+    bpe: Any = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|pad|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=304,
+        special_tokens=special,  # pyright: ignore[reportCallIssue]
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(SENTENCES, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=special[0], eos_token=special[0], pad_token=special[1]
+    )
+
+
+@pytest.fixture(scope="session")
+def lm_dir_of(
+    tokenizer: transformers.PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Makes the folder of a random model of a family: a key of CONFIGS."""
+    made: dict[str, Path] = {}
+
+    def lm_dir(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
+            model.save_pretrained(made[family])
+            tokenizer.save_pretrained(made[family])
+        return made[family]
+
+    return lm_dir
+
+
+@pytest.fixture(scope="session")
+def lm_of(lm_dir_of: Callable[[str], Path]) -> Callable[[str], LanguageModel]:
+    """Loads the random model of a family, once."""
+    loaded: dict[str, LanguageModel] = {}
+
+    def lm(family: str) -> LanguageModel:
+        if family not in loaded:
+            loaded[family] = load_language_model(str(lm_dir_of(family)))
+        return loaded[family]
+
+    return lm
+
+
+@pytest.fixture(scope="session")
+def tiny_lm_dir(lm_dir_of: Callable[[str], Path]) -> Path:
+    """The folder of a random GPT-NeoX: 3 layers, d_model 16, 304 tokens."""
+    return lm_dir_of("gpt_neox")
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(lm_of: Callable[[str], LanguageModel]) -> LanguageModel:
+    """The model of `tiny_lm_dir`, loaded. Leave it as it is."""
+    return lm_of("gpt_neox")
