@@ -166,6 +166,16 @@ class ResidualBuffer(ActivationBuffer):
         self._order = order.to(self.device)
         self._given = 0
 
+    def mean_squared_norm(self) -> float:
+        """E||x||^2 over the rows of the present fill (the first, if none was yet), none handed out.
+
+        Raises as `__next__` does.
+        """
+        if len(self._order) == 0:
+            self.refresh()
+        rows = self.activations[: len(self._order)].split(1 << 14)
+        return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
+
     def _position(self) -> dict[str, Any]:
         """All that the next fill depends on."""
         return {

@@ -1,0 +1,136 @@
+"""Run folders side by side: evaluate them again, and print what was measured."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import load_dictionary, read_config, write_json
+from .config import RunConfig, TrainConfig
+from .errors import CheckpointError, ConfigError
+from .evaluation import evaluate
+from .training import held_out_buffer, open_model
+
+COLUMNS = {
+    "FVE": "fve",
+    "CE recovered": "frac_recovered",
+    "L0": "l0",
+    "alive": "alive",
+    "near-dead <0.1": "near_dead_0.1",
+    "near-dead <0.5": "near_dead_0.5",
+    "KL/token": "kl_per_token",
+    "noise/signal": "noise_to_signal",
+    "FVE sampled": "fve_sampled",
+    "stability": "stability_rms",
+}
+"""What the table shows, by the names of `evaluation.FIGURES`."""
+
+
+def evaluate_folders(
+    folders: Sequence[str | Path],
+    *,
+    tokens: int = 100_000,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+) -> dict[str, dict[str, Any]]:
+    """Evaluate run folders on the same held-out text, and write each one's metrics.json.
+
+    Arguments:
+        folders: all trained on one language model and hook point.
+        model, hook, data: those of the run's config.json unless given; needed for folders that
+            upstream's `trainSAE` wrote.
+
+    Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
+    """
+    runs: dict[str, RunConfig] = {}
+    for folder in folders:
+        runs[str(folder)] = _run_of(Path(folder), model, hook, data, device)
+    first_name, run = next(iter(runs.items()))
+    for name, other in runs.items():
+        for what in ("model", "hook"):
+            if getattr(other, what) != getattr(run, what):
+                raise CheckpointError(
+                    f"{name}: trained on {what} {getattr(other, what)}, but {first_name} on "
+                    f"{getattr(run, what)}; evaluate them in two calls"
+                )
+    dictionaries = {}
+    for name in runs:
+        dictionary, config = load_dictionary(name, device)
+        dictionaries[name] = (dictionary, config["trainer"].get("norm_factor", 1.0))
+    language_model, hook_point = open_model(run)
+    for name, (dictionary, _) in dictionaries.items():
+        if dictionary.activation_dim != hook_point.activation_dim:
+            raise CheckpointError(
+                f"{name}: activation_dim={dictionary.activation_dim}, but {run.hook} of "
+                f"{run.model} is {hook_point.activation_dim} wide; give the --model it was "
+                "trained on"
+            )
+    buffer = held_out_buffer(run, language_model, hook_point)
+    results = evaluate(dictionaries, buffer, tokens)
+    for name, figures in results.items():
+        write_json(Path(name) / "metrics.json", figures)
+    return results
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """A run folder's metrics.json. Raises CheckpointError if there is none."""
+    read_config(folder)
+    path = Path(folder) / "metrics.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not measured yet; run `vsae eval {folder}`") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); run `vsae eval {folder}`") from error
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The figures of several SAEs as aligned text, a row each."""
+    rows = [["", *COLUMNS]]
+    for name, figures in results.items():
+        rows.append([Path(name).name, *(_shown(figures.get(key)) for key in COLUMNS.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if math.isfinite(value) and abs(value) >= 10 else f"{value:.4f}"
+
+
+def _run_of(
+    folder: Path, model: str | None, hook: str | None, data: str | None, device: str
+) -> RunConfig:
+    """A folder's run, checked against what was asked for."""
+    config = read_config(folder)
+    trainer = config["trainer"]
+    if "run" in config:
+        source = str(folder / "config.json")
+        run = TrainConfig().updated(config["run"]["settings"], source).run
+    elif model is None or hook is None:
+        raise ConfigError(
+            f"{folder}: its config.json has no settings of a run (upstream's trainSAE writes "
+            "none); say --model and --hook"
+        )
+    else:
+        run = RunConfig(model=model, hook=hook)
+    trained_on = {"model": trainer.get("lm_name"), "hook": trainer.get("submodule_name")}
+    for what, asked in (("model", model), ("hook", hook)):
+        found = trained_on[what]
+        if asked is not None and found is not None and asked != found:
+            raise CheckpointError(
+                f"{folder}: trained on {what} {found}, not on {asked}; leave out --{what} or give "
+                "another folder"
+            )
+    changes = {"model": model, "hook": hook, "data": data, "device": device}
+    return replace(run, **{name: value for name, value in changes.items() if value is not None})

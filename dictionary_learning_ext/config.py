@@ -1,0 +1,329 @@
+"""The configuration of a run: what is trained, on what, and every check that needs no data.
+
+Frozen dataclasses; the docstring under a field is its help text on the command line. Imports no
+torch, so that `vsae --help` is quick. A field that an architecture does not use stays None.
+"""
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import ConfigError
+from .options import (
+    Dtype,
+    KLSchedule,
+    KLScope,
+    NoiseOn,
+    ObjectiveOptions,
+    Posterior,
+    PosteriorOptions,
+    require,
+    require_choice,
+)
+
+Architecture = Literal[
+    "vsae_top_k", "vsae", "top_k", "batch_top_k", "relu", "jump_relu", "matryoshka"
+]
+Normalize = Literal["sqrt_d", "unit", "none"]
+Packing = Literal["pack", "truncate"]
+WandbMode = Literal["online", "offline", "disabled"]
+
+_VARIATIONAL = (
+    *(option.name for option in fields(PosteriorOptions) if option.name != "prior_std"),
+    *(option.name for option in fields(ObjectiveOptions) if option.name != "dtype"),
+)
+_TOP_K = ("k", "auxk_alpha", "dead_feature_threshold")
+USES: dict[Architecture, tuple[str, ...]] = {
+    "vsae_top_k": ("k", *_VARIATIONAL),
+    "vsae": _VARIATIONAL,
+    "top_k": _TOP_K,
+    "batch_top_k": _TOP_K,
+    "matryoshka": (*_TOP_K, "group_fractions"),
+    "relu": ("l1_penalty", "sparsity_warmup_steps"),
+    "jump_relu": ("sparsity_penalty", "sparsity_warmup_steps", "target_l0"),
+}
+"""The options each architecture uses, beyond those that all use."""
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """One SAE and how it is trained."""
+
+    architecture: Architecture = "vsae_top_k"
+    """vsae_top_k: variational TopK. vsae: purely variational (k = dict_size). The others are
+    upstream's trainers: top_k, batch_top_k, relu (L1), jump_relu, matryoshka (BatchTopK)."""
+    k: int | None = None
+    """Features kept per token; 32 unless told. Paper: 64, 128, 256, 512."""
+    dict_size: int = 1024
+    """Features in the dictionary. Paper: 2048."""
+    lr: float | None = None
+    """Adam's learning rate. Unless told, upstream's: 2e-4 / sqrt(dict_size / 16384) for the TopK
+    family, 1e-3 for relu, 7e-5 for jump_relu. Paper: not stated."""
+    warmup_steps: int | None = None
+    """Steps over which lr rises from 0; 1000 or a tenth of the run, whichever is less."""
+    decay_start: int | None = None
+    """The step from which lr falls linearly to 0 at the end; unless told it does not fall."""
+    beta: float | None = None
+    """Weight of the KL (nats per token) beside the squared error, in training units; 1 unless
+    told. Paper: not stated."""
+    posterior: Posterior | None = None
+    """fixed (paper, default): sigma is a constant. learned: sigma depends on the token. point:
+    sigma = 0, a TopK SAE with an L2 penalty on its activations."""
+    sigma: float | None = None
+    """The fixed posterior's standard deviation, in training units; 1 unless told, as the paper."""
+    log_var_init: float | None = None
+    """The learned posterior's initial log-variance; -2 unless told."""
+    noise_on: NoiseOn | None = None
+    """What the sample changes in training: both (paper, default), the values of the features that
+    the mean selects, or only the selection."""
+    noise_anneal_steps: int | None = None
+    """Steps over which the noise falls linearly to 0; unless told it stays."""
+    kl_scope: KLScope | None = None
+    """The KL is summed over all features (paper, default) or the k selected."""
+    kl_schedule: KLSchedule | None = None
+    """How beta is annealed; linear unless told. Paper: annealed, form not stated."""
+    kl_warmup_steps: int | None = None
+    """Steps over which beta rises (linear, cosine); a tenth of the run unless told."""
+    kl_cycle_steps: int | None = None
+    """Period of the cyclical schedule in steps; a quarter of the run unless told."""
+    free_bits: float | None = None
+    """Nats per feature below which the KL does not pull; 0 (off) unless told, as the paper."""
+    rectify: bool | None = None
+    """Apply a ReLU to the mean, as upstream's TopK does; False unless told, as the paper."""
+    auxk_alpha: float | None = None
+    """Weight of the auxiliary loss that revives dead features; 1/32 unless told, 0 is off."""
+    dead_feature_threshold: int | None = None
+    """Tokens without firing after which a feature is dead; 10,000,000 or a tenth of the run's
+    tokens, whichever is less, unless told."""
+    l1_penalty: float | None = None
+    """relu: weight of the L1 norm; 0.1 unless told."""
+    sparsity_penalty: float | None = None
+    """jump_relu: weight of the sparsity loss; 1 unless told."""
+    sparsity_warmup_steps: int | None = None
+    """relu, jump_relu: steps over which the sparsity loss rises; 2000 or a fifth of the run,
+    whichever is less, unless told."""
+    target_l0: float | None = None
+    """jump_relu: the number of active features aimed at; 20 unless told."""
+    group_fractions: tuple[float, ...] | None = None
+    """matryoshka: each nested group's share of the dictionary, summing to 1; 1/16 1/16 1/8 1/4 1/2
+    unless told."""
+    seed: int = 0
+    """Seeds the initial weights and the noise."""
+
+    def resolve(self, steps: int, batch_size: int) -> "SAEConfig":
+        """Every default filled in for a run of `steps`, and checked. Raises ConfigError."""
+        require_choice("architecture", self.architecture, Architecture)
+        used = USES[self.architecture]
+        all_specific = {name for names in USES.values() for name in names}
+        for name in sorted(all_specific - set(used)):
+            if getattr(self, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r}: architecture {self.architecture} does not "
+                    f"use it; leave out {flag} (it uses {', '.join(used)})"
+                )
+        variational = {
+            f.name: f.default for cls in (PosteriorOptions, ObjectiveOptions) for f in fields(cls)
+        }
+        defaults = variational | {
+            "k": min(32, self.dict_size),
+            "dead_feature_threshold": max(1, min(10_000_000, steps * batch_size // 10)),
+            "kl_warmup_steps": max(1, steps // 10),
+            "kl_cycle_steps": max(1, steps // 4),
+            "l1_penalty": 0.1,
+            "sparsity_penalty": 1.0,
+            "sparsity_warmup_steps": min(2000, steps // 5),
+            "target_l0": 20.0,
+            "group_fractions": (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2),
+        }
+        filled: dict[str, Any] = {
+            name: defaults[name] for name in used if getattr(self, name) is None
+        }
+        if self.warmup_steps is None:
+            filled["warmup_steps"] = min(1000, steps // 10)
+        resolved = replace(self, **filled)
+        resolved._check(steps)
+        return resolved
+
+    def _check(self, steps: int) -> None:
+        require(self.dict_size >= 1, "dict_size", self.dict_size, "at least 1")
+        if self.k is not None:
+            require(1 <= self.k <= self.dict_size, "k", self.k, f"1 to dict_size={self.dict_size}")
+        if self.lr is not None:
+            require(self.lr > 0, "lr", self.lr, "above 0")
+        for name in ("warmup_steps", "sparsity_warmup_steps"):
+            given = getattr(self, name)
+            is_legal = given is None or 0 <= given < steps
+            require(is_legal, name, given, f"0 or more, and less than steps={steps}")
+        if self.decay_start is not None:
+            after = max(self.warmup_steps or 0, self.sparsity_warmup_steps or 0)
+            is_legal = after < self.decay_start < steps
+            require(is_legal, "decay_start", self.decay_start, f"between {after} and steps={steps}")
+        for name in ("l1_penalty", "sparsity_penalty", "target_l0"):
+            given = getattr(self, name)
+            require(given is None or given >= 0, name, given, "at least 0")
+        if self.group_fractions is not None:
+            is_whole = abs(sum(self.group_fractions) - 1) < 1e-6 and min(self.group_fractions) > 0
+            require(is_whole, "group_fractions", self.group_fractions, "shares that sum to 1")
+        if self.posterior is not None:
+            PosteriorOptions(**{n: v for n, v in asdict(self).items() if n in _POSTERIOR})
+            ObjectiveOptions(**{n: v for n, v in asdict(self).items() if n in _OBJECTIVE})
+
+    @property
+    def name(self) -> str:
+        """What tells this SAE from others of a run, fit for a folder's name."""
+        parts = [self.architecture]
+        short = {"beta": "beta", "sigma": "sigma", "lr": "lr", "free_bits": "bits"}
+        if self.k is not None:
+            parts.append(f"k{self.k}")
+        parts.append(f"F{self.dict_size}")
+        parts += [str(v) for v in (self.posterior, self.noise_on) if v is not None]
+        parts += ["kl-selected"] if self.kl_scope == "selected" else []
+        parts += ["annealed"] if self.noise_anneal_steps is not None else []
+        parts += ["rectified"] if self.rectify else []
+        parts += [
+            f"{label}{getattr(self, name):g}"
+            for name, label in short.items()
+            if getattr(self, name) is not None
+        ]
+        return "_".join([*parts, f"seed{self.seed}"])
+
+
+_POSTERIOR = {option.name for option in fields(PosteriorOptions)} & {
+    f.name for f in fields(SAEConfig)
+}
+_OBJECTIVE = {option.name for option in fields(ObjectiveOptions)} & {
+    f.name for f in fields(SAEConfig)
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the SAEs of one run share: language model, text, buffer, loop and logs."""
+
+    model: str = "embedded"
+    """The language model: embedded (shipped with the package), a folder made by save_pretrained,
+    or a name on the hub. Paper: EleutherAI/pythia-70m."""
+    hook: str = "blocks.0.hook_resid_post"
+    """Where activations are read, by TransformerLens's name. Paper: blocks.0.hook_resid_post."""
+    data: str = "embedded"
+    """The text: embedded (nine novels, shipped), a .txt, .jsonl, .jsonl.zst or .parquet file or a
+    folder of them, or a set on the hub. Paper: roneneldan/TinyStories."""
+    text_packing: Packing = "pack"
+    """pack: documents follow each other, with end-of-text between. truncate: one per context."""
+    text_passes: int = 1
+    """How often the text may be read before it ends."""
+    normalize: Normalize = "sqrt_d"
+    """Training units: activations scaled so that E||x||^2 is the width (sqrt_d) or 1 (unit,
+    upstream's), or not at all (none). sigma and beta are in these units; the saved SAE takes raw
+    activations."""
+    max_norm_multiple: float | None = None
+    """Leave out tokens whose norm is over this many times the median (attention sinks of Llama
+    and Qwen; 10 is usual)."""
+    remove_bos: bool = False
+    """Leave out beginning-of-text tokens."""
+    steps: int = 1200
+    """Training steps. Paper: 20,000."""
+    batch_size: int = 1024
+    """Tokens per step. Paper: not stated."""
+    n_ctxs: int = 512
+    """Contexts in the buffer, shuffled together. Paper: 2,500."""
+    ctx_len: int = 128
+    """Tokens per context. Paper: 128."""
+    dtype: Dtype = "float32"
+    """float32, or bfloat16 for the language model, the buffer and the vSAE's matmuls (parameters
+    and sums stay in float32). Paper: bfloat16."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    eval_tokens: int = 100_000
+    """Held-out tokens in the evaluation at the end; 0 is none."""
+    log_steps: int = 100
+    """Steps between two lines of metrics."""
+    save_steps: str = "none"
+    """Checkpoints on the way: none, linear:N or log:N (N of them), or steps as 100,1000."""
+    save_dir: str | None = None
+    """The folder to write; runs/<a name made of the settings> unless told."""
+    overwrite: bool = False
+    """Write over a run that save_dir already holds."""
+    wandb: WandbMode = "disabled"
+    """Log to wandb: online, offline or disabled."""
+    wandb_project: str = "vsae"
+    """wandb's project."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "n_ctxs", "ctx_len", "log_steps", "text_passes"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
+        require_choice("normalize", self.normalize, Normalize)
+        require_choice("text_packing", self.text_packing, Packing)
+        require_choice("dtype", self.dtype, Dtype)
+        require_choice("wandb", self.wandb, WandbMode)
+        if self.max_norm_multiple is not None:
+            require(
+                self.max_norm_multiple > 1, "max_norm_multiple", self.max_norm_multiple, "above 1"
+            )
+        self.save_points()
+
+    def save_points(self) -> list[int]:
+        """The steps before which a checkpoint is written."""
+        kind, _, number = self.save_steps.partition(":")
+        try:
+            if kind == "none" and not number:
+                return []
+            if kind == "linear":
+                return [self.steps * i // (int(number) + 1) for i in range(1, int(number) + 1)]
+            if kind == "log":
+                n = int(number)
+                return sorted({round(self.steps ** (i / (n + 1))) for i in range(1, n + 1)})
+            points = sorted({int(step) for step in self.save_steps.split(",")})
+        except ValueError:
+            points = [-1]
+        is_legal = all(0 <= point < self.steps for point in points)
+        expected = f"none, linear:N, log:N, or steps below {self.steps} as 100,1000"
+        require(is_legal, "save_steps", self.save_steps, expected)
+        return points
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything `vsae train` takes."""
+
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, flat."""
+        return asdict(self.sae) | asdict(self.run)
+
+    def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
+        """With some settings changed. Raises ConfigError for a name that is none."""
+        names = {cls: {f.name for f in fields(cls)} for cls in (SAEConfig, RunConfig)}
+        for name in values:
+            if not any(name in known for known in names.values()):
+                close = difflib.get_close_matches(name, names[SAEConfig] | names[RunConfig], 1)
+                hint = f"did you mean {close[0]!r}?" if close else "see `vsae train --help`"
+                raise ConfigError(f"{source}: unknown setting {name!r}; {hint}")
+        values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+
+        def changed(config: Any) -> Any:
+            return replace(config, **{n: v for n, v in values.items() if n in names[type(config)]})
+
+        return TrainConfig(changed(self.sae), changed(self.run))
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """The settings in a run's own config.json. Raises ConfigError."""
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["run"]["settings"]
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config {path}: no such file; give a run's config.json") from error
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--config {path}: expected a config.json written by vsae train, with run.settings "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return TrainConfig().updated(settings, str(path))

@@ -1,0 +1,71 @@
+"""Named settings for `vsae train --preset`, and the SAEs that `vsae quickstart` compares.
+
+Presets hold what differs from the defaults. A flag given beside a preset wins over it.
+"""
+
+from typing import Any
+
+from .config import TrainConfig
+from .options import require
+
+_PAPER = {
+    # What the paper states.
+    "model": "EleutherAI/pythia-70m",
+    "data": "roneneldan/TinyStories",
+    "hook": "blocks.0.hook_resid_post",
+    "dict_size": 2048,
+    "k": 64,
+    "steps": 20_000,
+    "dtype": "bfloat16",
+    "n_ctxs": 2_500,
+    "ctx_len": 128,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # A few minutes on a laptop, on the embedded model. noise_to_signal is k sigma^2 / D = 0.03.
+    "quickstart": {
+        "k": 32,
+        "dict_size": 1024,
+        "noise_on": "selection",
+        "noise_anneal_steps": 600,
+        "sigma": 0.35,
+        "beta": 0.0,
+        "lr": 2e-3,
+        "decay_start": 900,
+    },
+    # The paper's equations; beta, lr, batch size, normalisation and form of annealing are ours.
+    "paper": _PAPER
+    | {
+        "posterior": "fixed",
+        "sigma": 1.0,
+        "noise_on": "both",
+        "kl_scope": "all",
+        "beta": 1.0,
+        "kl_schedule": "linear",
+        "lr": 5e-4,
+        "batch_size": 2048,
+        "normalize": "sqrt_d",
+    },
+    # What the paper's public code ran: it never sampled.
+    "paper-as-run": _PAPER
+    | {
+        "posterior": "point",
+        "rectify": True,
+        "normalize": "unit",
+        "lr": 8e-4,
+        "batch_size": 192,
+    },
+}
+
+QUICKSTART: dict[str, dict[str, Any]] = {
+    "top_k": {"architecture": "top_k", "k": 32, "dict_size": 1024, "lr": 2e-3, "decay_start": 900},
+    "vsae_paper": {"k": 32, "dict_size": 1024, "lr": 2e-3, "decay_start": 900, "beta": 1.0},
+    "vsae_annealed_selection": PRESETS["quickstart"],
+}
+"""TopK, the vSAE of the paper's equations, and the vSAE whose noise only explores the selection."""
+
+
+def preset(name: str) -> TrainConfig:
+    """The defaults, changed by a preset. Raises ConfigError for a name that is none."""
+    require(name in PRESETS, "preset", name, "one of " + ", ".join(PRESETS))
+    return TrainConfig().updated(PRESETS[name], f"preset {name}")
