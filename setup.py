@@ -22,8 +22,8 @@ setup(
     package_data={"dictionary_learning_ext": ["embedded/**/*", "py.typed"]},
     install_requires=[
         "dictionary-learning==0.1.0",
-        "torch>=2.4",
-        "transformers>=4.45,<6",
+        "torch>=2.6",
+        "transformers>=4.56,<6",
         "nnsight>=0.3,<0.4",
         "datasets>=3,<6",
         "einops>=0.7",

@@ -8,14 +8,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .buffer import ResidualBuffer
+    from .checkpoint import load_dictionary
+    from .config import RunConfig, SAEConfig
+    from .errors import UserError
+    from .evaluation import evaluate
+    from .language_models import find_hook, load_language_model
+    from .text import open_text
     from .trainers.variational_top_k import VariationalTopKAutoEncoder, VariationalTopKTrainer
+    from .training import train
 
 _HOMES = {
+    "ResidualBuffer": ".buffer",
+    "RunConfig": ".config",
+    "SAEConfig": ".config",
+    "UserError": ".errors",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
+    "evaluate": ".evaluation",
+    "find_hook": ".language_models",
+    "load_dictionary": ".checkpoint",
+    "load_language_model": ".language_models",
+    "open_text": ".text",
+    "train": ".training",
 }
 
-__all__ = ["VariationalTopKAutoEncoder", "VariationalTopKTrainer"]
+__all__ = [
+    "ResidualBuffer",
+    "RunConfig",
+    "SAEConfig",
+    "UserError",
+    "VariationalTopKAutoEncoder",
+    "VariationalTopKTrainer",
+    "evaluate",
+    "find_hook",
+    "load_dictionary",
+    "load_language_model",
+    "open_text",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

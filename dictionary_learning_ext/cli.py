@@ -14,7 +14,7 @@ import tyro
 
 from .config import RunConfig, SAEConfig, TrainConfig, load_config
 from .errors import UserError
-from .presets import QUICKSTART, preset
+from .presets import preset, quickstart
 
 _BOOLEANS = ("--overwrite", "--remove-bos", "--rectify")
 T = TypeVar("T")
@@ -66,6 +66,8 @@ class QuickstartFlags:
     """Where the three run folders go."""
     steps: int = 1200
     """Training steps."""
+    eval_tokens: int = 100_000
+    """Held-out tokens in the evaluation."""
     seed: int = 0
     """Seeds all three alike."""
 
@@ -102,12 +104,10 @@ def quickstart_command(args: list[str]) -> None:
     from .comparison import read_metrics, table
     from .training import train
 
-    changes = {"save_dir": flags.save_dir, "steps": flags.steps, "overwrite": True}
-    run = TrainConfig().updated(changes, "quickstart").run
-    saes = {
-        name: TrainConfig().updated(settings | {"seed": flags.seed}, "quickstart").sae
-        for name, settings in QUICKSTART.items()
-    }
+    run = RunConfig(
+        save_dir=flags.save_dir, steps=flags.steps, eval_tokens=flags.eval_tokens, overwrite=True
+    )
+    saes = quickstart(flags.steps, flags.seed)
     print(
         "Training on blocks.0.hook_resid_post of the embedded language model, all from one buffer:\n"
         "  top_k                    a TopK SAE\n"
@@ -144,15 +144,20 @@ def _usage() -> str:
 
 
 def _starting_point(args: list[str]) -> TrainFlags:
-    """The defaults that --preset or --config stands for."""
-    given = dict(re.findall(r"(?:^|\n)--(preset|config)(?:=|\n)([^\n]+)", "\n".join(args)))
-    if len(given) == 2:
+    """The defaults that --preset or --config stands for, as far as --architecture uses them."""
+    pattern = r"(?:^|\n)--(preset|config|architecture)(?:=|\n)([^\n]+)"
+    given = dict(re.findall(pattern, "\n".join(args)))
+    if "preset" in given and "config" in given:
         raise UserError("--preset and --config: give one of them; other flags win over either")
+    start = TrainConfig()
     if "preset" in given:
         start = preset(given["preset"])
-    else:
-        start = load_config(given["config"]) if "config" in given else TrainConfig()
-    return TrainFlags(start.sae, start.run)
+    elif "config" in given:
+        start = load_config(given["config"])
+    sae = start.sae
+    if "architecture" in given:
+        sae = sae.with_architecture(given["architecture"])
+    return TrainFlags(sae, start.run)
 
 
 def _parse(flags: type[T], args: list[str], command: str, default: Any = tyro.MISSING_NONPROP) -> T:

@@ -11,7 +11,8 @@ from .checkpoint import load_dictionary, read_config, write_json
 from .config import RunConfig, TrainConfig
 from .errors import CheckpointError, ConfigError
 from .evaluation import evaluate
-from .training import held_out_buffer, open_model
+from .options import require
+from .training import held_out, open_model
 
 COLUMNS = {
     "FVE": "fve",
@@ -46,6 +47,7 @@ def evaluate_folders(
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
     """
+    require(tokens > 0, "tokens", tokens, "above 0")
     runs: dict[str, RunConfig] = {}
     for folder in folders:
         runs[str(folder)] = _run_of(Path(folder), model, hook, data, device)
@@ -69,8 +71,7 @@ def evaluate_folders(
                 f"{run.model} is {hook_point.activation_dim} wide; give the --model it was "
                 "trained on"
             )
-    buffer = held_out_buffer(run, language_model, hook_point)
-    results = evaluate(dictionaries, buffer, tokens)
+    results = evaluate(dictionaries, *held_out(run, language_model, hook_point, tokens), tokens)
     for name, figures in results.items():
         write_json(Path(name) / "metrics.json", figures)
     return results

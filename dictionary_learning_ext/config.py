@@ -8,7 +8,7 @@ import difflib
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from .errors import ConfigError
 from .options import (
@@ -19,6 +19,7 @@ from .options import (
     ObjectiveOptions,
     Posterior,
     PosteriorOptions,
+    is_of_type,
     require,
     require_choice,
 )
@@ -45,6 +46,7 @@ USES: dict[Architecture, tuple[str, ...]] = {
     "jump_relu": ("sparsity_penalty", "sparsity_warmup_steps", "target_l0"),
 }
 """The options each architecture uses, beyond those that all use."""
+_SPECIFIC = {name for names in USES.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,17 @@ class SAEConfig:
     seed: int = 0
     """Seeds the initial weights and the noise."""
 
+    def with_architecture(self, architecture: str) -> "SAEConfig":
+        """Another architecture, without the options that it does not use. Raises ConfigError."""
+        require_choice("architecture", architecture, Architecture)
+        unused = _SPECIFIC - set(USES[architecture])  # pyright: ignore[reportArgumentType]
+        return replace(self, architecture=architecture, **dict.fromkeys(unused))  # pyright: ignore
+
     def resolve(self, steps: int, batch_size: int) -> "SAEConfig":
         """Every default filled in for a run of `steps`, and checked. Raises ConfigError."""
         require_choice("architecture", self.architecture, Architecture)
         used = USES[self.architecture]
-        all_specific = {name for names in USES.values() for name in names}
-        for name in sorted(all_specific - set(used)):
+        for name in sorted(_SPECIFIC - set(used)):
             if getattr(self, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise ConfigError(
@@ -306,6 +313,10 @@ class TrainConfig:
                 hint = f"did you mean {close[0]!r}?" if close else "see `vsae train --help`"
                 raise ConfigError(f"{source}: unknown setting {name!r}; {hint}")
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        for cls, known in names.items():
+            for name, hint in get_type_hints(cls).items():
+                if name in known & values.keys():
+                    require(is_of_type(values[name], hint), name, values[name], str(hint))
 
         def changed(config: Any) -> Any:
             return replace(config, **{n: v for n, v in values.items() if n in names[type(config)]})

@@ -4,7 +4,7 @@ Everything is measured on raw activations at the posterior's mean, over the same
 SAEs of a call. The figures' names and definitions are in `FIGURES`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch as t
@@ -141,25 +141,22 @@ class Measurement:
 def evaluate(
     dictionaries: dict[str, tuple[Dictionary, float]],
     buffer: ResidualBuffer,
+    documents: Sequence[str],
     tokens: int,
     *,
     seed: int = 0,
-    texts: int = 64,
 ) -> dict[str, dict[str, float | None]]:
     """Every figure of each SAE, all on the same held-out tokens.
 
     Arguments:
         dictionaries: by name, each with the factor its training divided activations by.
-        buffer: on held-out text; upstream's evaluation pulls raw text too, so it must not be the
-            training's. Its documents are read first, then its activations.
-        tokens: measured on (rounded up to whole batches).
+        buffer: on held-out text.
+        documents: held-out documents for the language model's loss, cut to the buffer's ctx_len.
+        tokens: activations measured on (rounded up to whole batches).
         seed: of the noise.
-        texts: documents, cut to the buffer's ctx_len, on which the language model's loss is
-            measured.
 
     Raises: TextError if the text is too short.
     """
-    documents = buffer.text_batch(texts)
     measurements = {
         name: Measurement(dictionary, factor, seed)
         for name, (dictionary, factor) in dictionaries.items()
@@ -177,14 +174,13 @@ def evaluate(
 
 @t.no_grad()
 def language_model_losses(
-    dictionary: Dictionary, buffer: ResidualBuffer, documents: Iterable[str], batch_size: int = 16
+    dictionary: Dictionary, buffer: ResidualBuffer, documents: Sequence[str], batch_size: int = 16
 ) -> dict[str, float]:
     """Upstream's `loss_recovered`, averaged over batches of documents cut to the buffer's ctx_len."""
-    documents = list(documents)
     totals, batches = t.zeros(3, dtype=t.float64), 0
     for start in range(0, len(documents), batch_size):
         losses = loss_recovered(
-            documents[start : start + batch_size],
+            list(documents[start : start + batch_size]),
             buffer.model,
             buffer.submodule,
             dictionary,

@@ -5,7 +5,8 @@ a mistake gets the same message everywhere.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from .errors import ConfigError
 
@@ -31,6 +32,23 @@ def require(condition: bool, name: str, given: Any, expected: str) -> None:
 def require_choice(name: str, given: Any, choices: Any) -> None:
     """Raise a ConfigError unless `given` is a member of the Literal `choices`."""
     require(given in get_args(choices), name, given, "one of " + ", ".join(get_args(choices)))
+
+
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from a file is of a field's type; a whole number passes as a float."""
+    origin, members = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(is_of_type(value, member) for member in members)
+    if origin is Literal:
+        return value in members
+    if origin is tuple:
+        return isinstance(value, tuple) and all(is_of_type(part, members[0]) for part in value)
+    if hint in (None, NoneType):
+        return value is None
+    if hint in (int, float):
+        kinds = (int,) if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 @dataclass(frozen=True)

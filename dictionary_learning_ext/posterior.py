@@ -6,10 +6,13 @@ prior of any scale instead of 1.
 """
 
 import math
+from typing import TypeVar
 
 import torch as t
 
 from .options import KLSchedule, NoiseOn
+
+Number = TypeVar("Number", float, t.Tensor)
 
 
 def draw_code(
@@ -104,7 +107,7 @@ def noise_scale(step: int, anneal_steps: int | None) -> float:
     return 1.0 if anneal_steps is None else max(0.0, 1.0 - step / anneal_steps)
 
 
-def noise_to_signal(k: int, mean_variance: float, mean_squared_norm: float) -> float:
+def noise_to_signal(k: int, mean_variance: Number, mean_squared_norm: Number) -> Number:
     """k sigma^2 / E||x||^2: the noise energy that sampling adds to a reconstruction, relative.
 
     Decoder columns are unit-norm, so k independent samples of variance sigma^2 add k sigma^2.

@@ -5,7 +5,7 @@ Presets hold what differs from the defaults. A flag given beside a preset wins o
 
 from typing import Any
 
-from .config import TrainConfig
+from .config import SAEConfig, TrainConfig
 from .options import require
 
 _PAPER = {
@@ -57,12 +57,31 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-QUICKSTART: dict[str, dict[str, Any]] = {
-    "top_k": {"architecture": "top_k", "k": 32, "dict_size": 1024, "lr": 2e-3, "decay_start": 900},
-    "vsae_paper": {"k": 32, "dict_size": 1024, "lr": 2e-3, "decay_start": 900, "beta": 1.0},
-    "vsae_annealed_selection": PRESETS["quickstart"],
-}
-"""TopK, the vSAE of the paper's equations, and the vSAE whose noise only explores the selection."""
+
+def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
+    """TopK, the vSAE of the paper's equations, and the vSAE whose noise explores the selection.
+
+    Matched: one size, learning rate and schedule. noise_to_signal of the last is
+    k sigma^2 / D = 0.03, annealed away over the first half of the run.
+    """
+    shared = {
+        "k": 32,
+        "dict_size": 1024,
+        "lr": 2e-3,
+        "decay_start": steps * 3 // 4,
+        "seed": seed,
+    }
+    return {
+        "top_k": SAEConfig(architecture="top_k", **shared),
+        "vsae_paper": SAEConfig(beta=1.0, **shared),
+        "vsae_annealed_selection": SAEConfig(
+            noise_on="selection",
+            noise_anneal_steps=max(1, steps // 2),
+            sigma=0.35,
+            beta=0.0,
+            **shared,
+        ),
+    }
 
 
 def preset(name: str) -> TrainConfig:

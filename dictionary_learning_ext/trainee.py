@@ -79,7 +79,7 @@ class Trainee:
     @t.no_grad()
     def metrics(self, step: int, x_BD: t.Tensor) -> dict[str, float]:
         """What is logged at `step`, of a batch. Changes nothing: upstream's `loss` would."""
-        metrics: dict[str, float] = {
+        metrics: dict[str, Any] = {
             "step": step,
             "tokens": step * self.run.batch_size,
             "lr": self.trainer.scheduler.get_last_lr()[0],
@@ -89,13 +89,13 @@ class Trainee:
             x_hat_BD, f_BF, losses = log.x_hat, log.f, log.losses
             metrics |= losses | self.trainer.get_logging_parameters()
         else:
-            ae = self.trainer.ae
+            ae: Any = self.trainer.ae
             by_batch = isinstance(ae, BatchTopKSAE | MatryoshkaBatchTopKSAE)
             f_BF = ae.encode(x_BD, use_threshold=False) if by_batch else ae.encode(x_BD)
             x_hat_BD = ae.decode(f_BF)
-            metrics["l2_loss"] = (x_BD - x_hat_BD).square().sum(-1).mean()  # pyright: ignore
+            metrics["l2_loss"] = (x_BD - x_hat_BD).square().sum(-1).mean()
         residual, total = (x_BD - x_hat_BD).square().sum(), (x_BD - x_BD.mean(0)).square().sum()
-        is_on_BF = f_BF != 0
+        is_on_BF = f_BF.ne(0)
         metrics |= {
             "fve": 1 - residual / total,
             "l0": is_on_BF.sum(-1, dtype=t.float32).mean(),

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .trainers.build import build_trainer
 logger = logging.getLogger(__name__)
 
 _EVALUATION_BATCH = 2048  # tokens
+_EVALUATION_DOCUMENTS = 64
 
 
 def train(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
@@ -74,7 +76,9 @@ def train(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
         for trainee in trained:
             trainee.trainer.ae.scale_biases(norm_factor)  # training is over: raw activations now
             dictionaries[trainee.name] = (trainee.trainer.ae, norm_factor)
-        figures = evaluate(dictionaries, held_out_buffer(run, model, hook), run.eval_tokens)
+        figures = evaluate(
+            dictionaries, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens
+        )
     for trainee in trainees:
         trainee.finish(figures.get(trainee.name))
     if failures := [trainee.failure for trainee in trainees if trainee.failure]:
@@ -89,7 +93,7 @@ def _loop(run: RunConfig, buffer: ResidualBuffer, trainees: list[Trainee]) -> No
     """Every step of every SAE. On an error, what was trained is saved as a checkpoint."""
     save_points = set(run.save_points())
     norm_factor = trainees[0].norm_factor
-    bar = tqdm(total=run.steps * run.batch_size, unit="tok", unit_scale=True, desc="training")
+    bar = tqdm(total=run.steps * run.batch_size, unit="tok", unit_scale=True, mininterval=1)
     active, step = trainees, 0
     try:
         for step in range(run.steps):
@@ -160,11 +164,15 @@ def make_buffer(
     )
 
 
-def held_out_buffer(run: RunConfig, model: LanguageModel, hook: HookPoint) -> ResidualBuffer:
-    """A buffer of the run's held-out text: its own stream, so that training's is not touched."""
-    n_ctxs = max(64, math.ceil(_EVALUATION_BATCH / run.ctx_len))
+def held_out(
+    run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
+) -> tuple[ResidualBuffer, list[str]]:
+    """A buffer for `tokens` of held-out text, and its first documents: streams of their own."""
+    batch_size = min(_EVALUATION_BATCH, tokens)
+    n_ctxs = max(64, math.ceil(batch_size / run.ctx_len))
     text = open_text(run.data, split="heldout")
-    return make_buffer(replace(run, n_ctxs=n_ctxs), model, hook, text, _EVALUATION_BATCH)
+    buffer = make_buffer(replace(run, n_ctxs=n_ctxs), model, hook, text, batch_size)
+    return buffer, list(islice(open_text(run.data, split="heldout"), _EVALUATION_DOCUMENTS))
 
 
 def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:

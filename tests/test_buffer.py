@@ -474,3 +474,10 @@ def test_upstream_trains_on_it(tiny_lm: LanguageModel, tmp_path: Path):
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
     saved = json.loads((tmp_path / "trainer_0" / "config.json").read_text())
     assert saved["buffer"] == buffer.config
+
+
+def test_the_embedded_model_reads_the_embedded_text():
+    lm = load_language_model("embedded")
+    hook = find_hook(lm, "blocks.0.hook_resid_post")
+    buffer = ResidualBuffer(open_text("embedded"), lm, hook.submodule, n_ctxs=8, out_batch_size=512)
+    assert next(buffer).shape == (512, hook.activation_dim)

@@ -120,7 +120,9 @@ def _evaluate(x_BD: t.Tensor, weights: Weights, objective: Objective) -> tuple[T
         mu_BF.relu_()
     raw_log_var_BF = log_var_BF = None
     std, noise_scale = objective.sigma, objective.noise_scale
-    if weights.W_var_FD is not None and weights.b_var_F is not None:
+    if weights.W_var_FD is not None:
+        assert weights.b_var_F is not None
+        assert objective.log_var_limits is not None
         raw_log_var_BF = _linear(centred_BD, weights.W_var_FD, weights.b_var_F, matmul_dtype)
         raw_log_var_BF = raw_log_var_BF.to(dtype)
         log_var_BF = raw_log_var_BF.clamp(*objective.log_var_limits)
@@ -255,6 +257,7 @@ def _gradients(
     grad_W_var_FD = grad_b_var_F = None
     if e.raw_log_var_BF is not None:
         assert objective.log_var_limits is not None
+        assert weights.W_var_FD is not None
         low, high = objective.log_var_limits
         inside_BF = (e.raw_log_var_BF >= low) & (e.raw_log_var_BF <= high)
         on_log_var = [(i, grad * inside_BF.gather(1, i)) for i, grad in on_log_var]
@@ -264,8 +267,10 @@ def _gradients(
             dense_log_var_BF, on_log_var, weights.W_var_FD
         )
         grad_b_dec_D = grad_b_dec_D - grad_b_var_F @ weights.W_var_FD
-        grad_x_BD = grad_x_BD + var_grad_x_BD if x_grad else None
-    grad_x_BD = grad_x_BD - grad_hat_BD if x_grad else None
+        if grad_x_BD is not None and var_grad_x_BD is not None:
+            grad_x_BD = grad_x_BD + var_grad_x_BD
+    if grad_x_BD is not None:
+        grad_x_BD = grad_x_BD - grad_hat_BD
     return (
         grad_x_BD, grad_W_enc_FD, grad_b_enc_F, grad_W_dec_DF, grad_b_dec_D,
         grad_W_var_FD, grad_b_var_F,

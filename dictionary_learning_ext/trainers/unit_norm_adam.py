@@ -1,8 +1,7 @@
 """The optimiser step of upstream's TopKTrainer, fused, and skipped where it is not finite."""
 
-from collections.abc import Iterable
-
 import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
 
@@ -15,8 +14,7 @@ class UnitNormAdam(t.optim.Adam):
     fused kernel itself reads the flag.
 
     Arguments:
-        parameters: all the dictionary's parameters, the decoder's among them.
-        decoder_weight: (D, F).
+        dictionary: its `decoder.weight` is (D, F).
         lr: the learning rate.
 
     Attributes:
@@ -24,10 +22,10 @@ class UnitNormAdam(t.optim.Adam):
         first_skipped_step: the first of them, or -1.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], decoder_weight: nn.Parameter, lr: float):
-        super().__init__(parameters, lr=lr, betas=(0.9, 0.999), fused=True)
-        self.decoder_weight = decoder_weight
-        device = decoder_weight.device
+    def __init__(self, dictionary: AutoEncoderTopK, lr: float):
+        super().__init__(dictionary.parameters(), lr=lr, betas=(0.9, 0.999), fused=True)
+        self.decoder_weight = dictionary.decoder.weight
+        device = self.decoder_weight.device
         self.skipped_steps = t.zeros((), dtype=t.long, device=device)
         self.first_skipped_step = t.full((), -1, dtype=t.long, device=device)
 

@@ -7,7 +7,7 @@
 import functools
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
@@ -61,6 +61,12 @@ class VariationalTopKAutoEncoder(AutoEncoderTopK):
     Raises: ConfigError for a value out of range.
     """
 
+    k: t.Tensor
+    sigma: t.Tensor
+    prior_std: t.Tensor
+    log_var_encoder: nn.Linear
+    log_var_limits: t.Tensor
+
     def __init__(
         self,
         activation_dim: int,
@@ -81,7 +87,9 @@ class VariationalTopKAutoEncoder(AutoEncoderTopK):
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
         self.encoder.weight.data = self.encoder.weight.data.contiguous()
 
-        self.posterior, self.noise_on, self.rectify = posterior, noise_on, rectify
+        self.posterior: Posterior = posterior
+        self.noise_on: NoiseOn = noise_on
+        self.rectify = rectify
         self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(posterior)))
         self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(noise_on)))
         self.register_buffer("rectify_code", t.tensor(rectify))
@@ -89,9 +97,10 @@ class VariationalTopKAutoEncoder(AutoEncoderTopK):
         self.register_buffer("prior_std", t.tensor(float(prior_std)))
         if posterior == "learned":
             # Built without drawing, so that the weights are those of the other posteriors.
-            self.log_var_encoder = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
-            self.log_var_encoder.weight.data.zero_()
-            self.log_var_encoder.bias.data.fill_(log_var_init)
+            log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
+            log_var_encoder.weight.data.zero_()
+            log_var_encoder.bias.data.fill_(log_var_init)
+            self.log_var_encoder = log_var_encoder
             self.register_buffer("log_var_limits", t.tensor(LOG_VAR_LIMITS))
 
     def encode(
@@ -167,8 +176,8 @@ class VariationalTopKAutoEncoder(AutoEncoderTopK):
         self.prior_std *= scale
         if self._is_learned:
             shift = 2 * t.tensor(float(scale)).log().to(self.b_dec)
-            self.log_var_encoder.weight /= scale
-            self.log_var_encoder.bias += shift
+            self.log_var_encoder.weight.div_(scale)
+            self.log_var_encoder.bias.add_(shift)
             self.log_var_limits += shift
 
     @classmethod
@@ -266,12 +275,15 @@ class VariationalTopKTrainer(TopKTrainer):
         wandb_name: str = "VariationalTopKAutoEncoder",
         **upstream_arguments,
     ):
+        tenth, quarter = max(1, steps // 10), max(1, steps // 4)
+        self.kl_warmup_steps = tenth if kl_warmup_steps is None else kl_warmup_steps
+        self.kl_cycle_steps = quarter if kl_cycle_steps is None else kl_cycle_steps
         self.options = ObjectiveOptions(
             beta=beta,
             kl_scope=kl_scope,
             kl_schedule=kl_schedule,
-            kl_warmup_steps=max(1, steps // 10) if kl_warmup_steps is None else kl_warmup_steps,
-            kl_cycle_steps=max(1, steps // 4) if kl_cycle_steps is None else kl_cycle_steps,
+            kl_warmup_steps=self.kl_warmup_steps,
+            kl_cycle_steps=self.kl_cycle_steps,
             free_bits=free_bits,
             noise_anneal_steps=noise_anneal_steps,
             auxk_alpha=auxk_alpha,
@@ -296,7 +308,7 @@ class VariationalTopKTrainer(TopKTrainer):
             **upstream_arguments,
         )
         self.dead_feature_threshold = dead_feature_threshold
-        self.optimizer = UnitNormAdam(self.ae.parameters(), self.ae.decoder.weight, self.lr)
+        self.optimizer = UnitNormAdam(self.ae, self.lr)
         schedule = get_lr_schedule(steps, self.warmup_steps, decay_start=self.decay_start)
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
 
@@ -307,7 +319,7 @@ class VariationalTopKTrainer(TopKTrainer):
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
 
-    def loss(self, x: t.Tensor, step: int, logging: bool = False):  # pyright: ignore
+    def loss(self, x: t.Tensor, step: int, logging: bool = False) -> Any:
         """The loss of activations (B, D) at `step`: a 0-dim tensor, differentiable.
 
         With `logging`, a `LossLog` of x, its reconstruction and features by the mean, and the
@@ -351,7 +363,7 @@ class VariationalTopKTrainer(TopKTrainer):
             self.update_annealed_k(step, ae.activation_dim, k_anneal_steps)  # pyright: ignore
             k = int(ae.k)
         self.kl_scale = kl_scale(
-            step, options.kl_schedule, options.kl_warmup_steps, options.kl_cycle_steps
+            step, options.kl_schedule, self.kl_warmup_steps, self.kl_cycle_steps
         )
         self.noise_scale = noise_scale(step, options.noise_anneal_steps)
         weights = Weights(ae.encoder.weight, ae.encoder.bias, ae.decoder.weight, ae.b_dec)

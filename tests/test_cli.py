@@ -1,0 +1,247 @@
+"""The command line as a user types it: forms of flags, one-line errors, what it prints."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch as t
+
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config import SAEConfig
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    generator = t.Generator().manual_seed(0)
+    words = [
+        "the",
+        "cat",
+        "and",
+        "dog",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "by",
+        "the",
+        "door",
+        "in",
+        "times",
+        "of",
+        "best",
+        "and",
+        "worst",
+    ]
+    choices = t.randint(len(words), (400, 60), generator=generator).tolist()
+    path.write_text("\n\n".join(" ".join(words[i] for i in row) for row in choices))
+    return path
+
+
+@pytest.fixture
+def small(tiny_lm_dir, text, tmp_path):
+    """Flags of a run of a second."""
+    return shlex.split(
+        f"--model {tiny_lm_dir} --data {text} --steps 12 --batch-size 32 --n-ctxs 8 --ctx-len 32 "
+        f"--dict-size 32 --k 4 --eval-tokens 200 --save-dir {tmp_path / 'run'}"
+    )
+
+
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())["run"]["settings"]
+
+
+def test_train_prints_where_it_lies_and_what_it_is_worth(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    out = capsys.readouterr().out
+    assert "near-dead" in out
+    assert f"saved in {tmp_path / 'run'}" in out
+
+
+def test_the_forms_a_sweep_agent_types_all_work(small, tmp_path):
+    agent = ["--dict_size=64", "--rectify=True", "--lr=None", "--noise_on=values", "--k=8"]
+    assert main(["train", *small, *agent]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert {n: settings[n] for n in ("dict_size", "rectify", "lr", "noise_on", "k")} == {
+        "dict_size": 64,
+        "rectify": True,
+        "lr": None,
+        "noise_on": "values",
+        "k": 8,
+    }
+
+
+def test_a_bare_boolean_flag_means_true(small, tmp_path):
+    assert main(["train", *small]) == 0
+    assert main(["train", *small, "--overwrite", "--rectify", "--seed", "3"]) == 0
+    assert settings_of(tmp_path / "run")["rectify"] is True
+
+
+def test_a_runs_config_starts_another_and_flags_win(small, tmp_path):
+    assert main(["train", *small, "--beta", "0.25", "--posterior", "learned"]) == 0
+    again = str(tmp_path / "again")
+    flags = ["--config", str(tmp_path / "run"), "--save-dir", again, "--seed=7"]
+    assert main(["train", *flags]) == 0
+    first, second = settings_of(tmp_path / "run"), settings_of(Path(again))
+    assert {n for n in first if first[n] != second[n]} == {"save_dir", "seed"}
+
+
+def test_a_preset_is_a_start_and_flags_win(small, tmp_path):
+    flags = ["--preset", "paper-as-run", "--decay-start", "None", *small]
+    assert main(["train", *flags]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert (settings["posterior"], settings["normalize"], settings["steps"]) == (
+        "point",
+        "unit",
+        12,
+    )
+
+
+def test_eval_and_compare(small, tmp_path, capsys):
+    assert main(["train", *small, "--eval-tokens", "0"]) == 0
+    run = str(tmp_path / "run")
+    assert main(["compare", run]) == 2
+    assert f"run `vsae eval {run}`" in capsys.readouterr().err
+    assert main(["eval", run, "--tokens", "300"]) == 0
+    assert main(["compare", run, run]) == 0
+    assert "FVE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--architecture", "topk"], r"'topk'.*'top_k'"),
+        (["--preset", "papper"], r"preset='papper': expected one of quickstart, paper"),
+        (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
+        (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),
+        (["--data", "./nothing.txt"], r"nothing\.txt"),
+        (["--model", "./nothing"], r"'\./nothing'.*save_pretrained"),
+        (["--k", "33"], r"k=33.*dict_size=32"),
+        (["--beta", "-1"], r"beta=-1\.0: expected at least 0"),
+        (["--sigma", "-0.5"], r"sigma=-0\.5: expected above 0"),
+        (["--architecture", "top_k", "--beta", "0"], r"top_k does not use it; leave out --beta"),
+        (["--betta", "1"], r"--betta"),
+        (["--k", "many"], r"--k.*'many'"),
+        (["--config", "nowhere.json"], r"nowhere\.json: no such file"),
+        (["--config", "x", "--preset", "paper"], r"give one of them"),
+        (["--steps", "100000"], r"tokens.*--text-passes"),
+        (["--save-steps", "often"], r"save_steps='often'.*linear:N"),
+        (["--device", "tpu"], r"device 'tpu'.*'cpu'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_in_one_line_that_says_what_to_type(flags, message, small, capsys):
+    assert main(["train", *small, *flags]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("vsae: ")
+    assert re.search(message, error), error
+
+
+def test_a_run_is_not_written_over(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    before = (tmp_path / "run" / "ae.pt").read_bytes()
+    assert main(["train", *small, "--seed", "1"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "ae.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_or_layer_than_asked_for(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    run = str(tmp_path / "run")
+    assert main(["eval", run, "--model", "embedded"]) == 2
+    assert re.search(r"trained on model .*, not on embedded", capsys.readouterr().err)
+    assert main(["eval", run, "--hook", "blocks.1.hook_resid_post"]) == 2
+    assert "trained on hook blocks.0" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_an_unknown_command_lists_those_there_are(capsys):
+    assert main(["trian"]) == 2
+    assert "train, eval, compare, quickstart" in capsys.readouterr().err
+
+
+def test_help_explains_every_flag_with_the_papers_values():
+    shown = subprocess.run(
+        [sys.executable, "-m", "dictionary_learning_ext.cli", "train", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for field in vars(SAEConfig()):
+        assert "--" + field.replace("_", "-") in shown
+    assert "Paper: 2048" in shown
+
+
+def test_quickstart_ends_with_the_table_and_what_to_try_next(tmp_path, capsys):
+    flags = ["--steps", "40", "--eval-tokens", "4000", "--save-dir", str(tmp_path / "q")]
+    assert main(["quickstart", *flags]) == 0
+    out = capsys.readouterr().out
+    for name in ("top_k", "vsae_paper", "vsae_annealed_selection"):
+        assert (tmp_path / "q" / name / "ae.pt").exists()
+        assert re.search(rf"^{name} +0\.\d", out, re.M)
+    suggested = [line.split() for line in out.splitlines() if line.startswith("  vsae ")]
+    assert [words[1] for words in suggested] == ["train", "compare", "train"]
+
+
+# --- the README's commands
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in re.sub(r"\\\n", " ", block).splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.strip().startswith("vsae ")]
+
+
+def test_the_readme_has_commands():
+    assert len(commands()) >= 5
+    assert len(blocks("python")) >= 2
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if "--help" not in c])
+def test_the_readmes_commands_run(command, small, tmp_path, monkeypatch, capsys):
+    """As written, in order of need, but small and on tiny models in the place of hub ones."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)[1:]
+    if "runs/quickstart" in command:
+        main(["quickstart", "--steps", "20", "--eval-tokens", "2000"])
+    if words[0] == "train":
+        words += [*small[:14], "--save-dir", "out", "--eval-tokens", "200", "--decay-start", "None"]
+        words += ["--device", "cpu"]
+    if words[0] == "eval":
+        words += ["--tokens", "2000"]
+    assert main(words) == 0, capsys.readouterr().err
+
+
+def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
+    flags = ["--preset", "paper", "--architecture", "top_k", *small, "--decay-start", "None"]
+    assert main(["train", *flags]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert (settings["posterior"], settings["beta"], settings["dtype"]) == (None, None, "bfloat16")
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_the_readmes_python_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["quickstart", "--steps", "20", "--eval-tokens", "2000"])
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_help_imports_nothing_heavy():
+    """What makes `vsae train --help` answer in well under a second."""
+    code = (
+        "import sys; from dictionary_learning_ext.cli import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'nnsight', 'datasets', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
