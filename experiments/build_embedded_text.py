@@ -139,7 +139,7 @@ def main():
     frame.to_parquet(TARGET, compression="zstd", compression_level=19, index=False)
     frame["characters"] = frame["text"].str.len()
     table = frame.groupby(["author", "book", "split"], sort=False)["characters"]
-    print(table.agg(["count", "sum"]).rename(columns={"count": "passages", "sum": "characters"}))
+    print(table.agg(passages="count", characters="sum"))
     print(f"{TARGET.name}: {TARGET.stat().st_size:,} bytes")
 
 

@@ -66,6 +66,7 @@ def train_tokenizer(passages: list[str]) -> PreTrainedTokenizerFast:
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> GPTNeoXForCausalLM:
     """An untrained model of Pythia's kind; a quarter of each head is rotated, the default."""
+    ids = tokenizer.get_vocab()
     config = GPTNeoXConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,
@@ -77,9 +78,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> GPTNeoXForCausalLM:
         tie_word_embeddings=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=ids[END_OF_TEXT],
+        eos_token_id=ids[END_OF_TEXT],
+        pad_token_id=ids[PAD],
     )
     return GPTNeoXForCausalLM(config)
 
@@ -171,10 +172,8 @@ def train(
     passages: list[str],
     watched: list[str],
     steps: int,
-    compiled: bool,
 ) -> None:
     """Train in place; prints the loss on the held-out passages `watched` a few times."""
-    forward = torch.compile(model) if compiled else model
     end_of_text = tokenizer.get_vocab()[END_OF_TEXT]
     optimizer = optimizer_of(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, steps))
@@ -184,7 +183,7 @@ def train(
     model.train()
     for step in range(1, steps + 1):
         batch = next(source)
-        logits = forward(batch[:, :-1], use_cache=False).logits
+        logits = model(batch[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
@@ -229,7 +228,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--output", type=Path, default=EMBEDDED / "model")
     parser.add_argument("--threads", type=int, help="1 is fastest on a busy machine of few cores")
-    parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
@@ -245,7 +243,7 @@ def main() -> None:
     tokenizer = train_tokenizer(passages)
     model = new_model(tokenizer)
     watched = heldout["Jane Austen"][:WATCHED_PASSAGES]
-    train(model, tokenizer, passages, watched, arguments.steps, arguments.compile)
+    train(model, tokenizer, passages, watched, arguments.steps)
     minutes = (time.perf_counter() - started) / 60
     evaluation = {
         "parameters": model.num_parameters(),

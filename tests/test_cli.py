@@ -5,6 +5,8 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -116,7 +118,7 @@ def test_eval_and_compare(small, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--architecture", "topk"], r"'topk'.*'top_k'"),
+        (["--architecture", "topk"], r"'topk': expected one of .*top_k"),
         (["--preset", "papper"], r"preset='papper': expected one of quickstart, paper"),
         (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
         (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),
@@ -179,13 +181,21 @@ def test_help_explains_every_flag_with_the_papers_values():
     assert "Paper: 2048" in shown
 
 
-def test_quickstart_ends_with_the_table_and_what_to_try_next(tmp_path, capsys):
-    flags = ["--steps", "40", "--eval-tokens", "4000", "--save-dir", str(tmp_path / "q")]
-    assert main(["quickstart", *flags]) == 0
-    out = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """A short quickstart on the embedded model: the folder it ran in, and what it printed."""
+    folder, out = tmp_path_factory.mktemp("quickstart"), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.chdir(folder)
+        assert main(["quickstart", "--steps", "12", "--eval-tokens", "500"]) == 0
+    return folder, out.getvalue()
+
+
+def test_quickstart_ends_with_the_table_and_what_to_try_next(quickstart):
+    folder, out = quickstart
     for name in ("top_k", "vsae_paper", "vsae_annealed_selection"):
-        assert (tmp_path / "q" / name / "ae.pt").exists()
-        assert re.search(rf"^{name} +0\.\d", out, re.M)
+        assert (folder / "runs" / "quickstart" / name / "ae.pt").exists()
+        assert re.search(rf"^{name} +-?0\.\d", out, re.M)
     suggested = [line.split() for line in out.splitlines() if line.startswith("  vsae ")]
     assert [words[1] for words in suggested] == ["train", "compare", "train"]
 
@@ -208,17 +218,15 @@ def test_the_readme_has_commands():
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "--help" not in c])
-def test_the_readmes_commands_run(command, small, tmp_path, monkeypatch, capsys):
-    """As written, in order of need, but small and on tiny models in the place of hub ones."""
-    monkeypatch.chdir(tmp_path)
+def test_the_readmes_commands_run(command, small, quickstart, monkeypatch, capsys):
+    """As written, but small, and on tiny models in the place of the embedded and hub ones."""
+    monkeypatch.chdir(quickstart[0])
     words = shlex.split(command)[1:]
-    if "runs/quickstart" in command:
-        main(["quickstart", "--steps", "20", "--eval-tokens", "2000"])
     if words[0] == "train":
-        words += [*small[:14], "--save-dir", "out", "--eval-tokens", "200", "--decay-start", "None"]
+        words += [*small, "--dict-size", "128", "--k", "64", "--decay-start", "None"]
         words += ["--device", "cpu"]
     if words[0] == "eval":
-        words += ["--tokens", "2000"]
+        words[-1] = "500"
     assert main(words) == 0, capsys.readouterr().err
 
 
@@ -230,9 +238,8 @@ def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_the_readmes_python_runs(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    main(["quickstart", "--steps", "20", "--eval-tokens", "2000"])
+def test_the_readmes_python_runs(block, quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart[0])
     exec(compile(block, "README.md", "exec"), {})
 
 
