@@ -91,7 +91,7 @@ class Trainee:
         else:
             ae: Any = self.trainer.ae
             by_batch = isinstance(ae, BatchTopKSAE | MatryoshkaBatchTopKSAE)
-            f_BF = ae.encode(x_BD, use_threshold=False) if by_batch else ae.encode(x_BD)
+            f_BF: Any = ae.encode(x_BD, use_threshold=False) if by_batch else ae.encode(x_BD)
             x_hat_BD = ae.decode(f_BF)
             metrics["l2_loss"] = (x_BD - x_hat_BD).square().sum(-1).mean()
         residual, total = (x_BD - x_hat_BD).square().sum(), (x_BD - x_BD.mean(0)).square().sum()
