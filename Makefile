@@ -8,7 +8,7 @@ quickstart: .venv/installed
 	$(BIN)/vsae quickstart
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=90
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

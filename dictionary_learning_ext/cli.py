@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,9 +95,12 @@ def eval_command(args: list[str]) -> None:
 
 def compare_command(args: list[str]) -> None:
     flags = _parse(CompareFlags, args, "compare")
-    from .comparison import read_metrics, table
+    from .comparison import differences, read_all, table
 
-    print(table({folder: read_metrics(folder) for folder in flags.folders}))
+    results = read_all(flags.folders)
+    print(table(results))
+    if names := differences(results):
+        print(f"These were measured on different {', '.join(names)}: not a matched comparison.")
 
 
 def quickstart_command(args: list[str]) -> None:
@@ -144,8 +148,8 @@ def _usage() -> str:
 
 
 def _starting_point(args: list[str]) -> TrainFlags:
-    """The defaults that --preset or --config stands for, as far as --architecture uses them."""
-    pattern = r"(?:^|\n)--(preset|config|architecture)(?:=|\n)([^\n]+)"
+    """The defaults of --preset or --config, as far as --architecture and --posterior use them."""
+    pattern = r"(?:^|\n)--(preset|config|architecture|posterior)(?:=|\n)([^\n]+)"
     given = dict(re.findall(pattern, "\n".join(args)))
     if "preset" in given and "config" in given:
         raise UserError("--preset and --config: give one of them; other flags win over either")
@@ -154,16 +158,14 @@ def _starting_point(args: list[str]) -> TrainFlags:
         start = preset(given["preset"])
     elif "config" in given:
         start = load_config(given["config"])
-    sae = start.sae
-    if "architecture" in given:
-        sae = sae.with_architecture(given["architecture"])
+    sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
     return TrainFlags(sae, start.run)
 
 
 def _parse(flags: type[T], args: list[str], command: str, default: Any = tyro.MISSING_NONPROP) -> T:
     """Parse flags; a mistake becomes a UserError of one line."""
     spelled: list[str] = []
-    for arg, following in zip(args, [*args[1:], ""], strict=True):
+    for arg, following in pairwise([*args, ""]):
         spelled.append(arg)
         if arg.replace("_", "-") in _BOOLEANS and following not in ("True", "False", "None"):
             spelled.append("True")

@@ -12,7 +12,7 @@ from .config import RunConfig, TrainConfig
 from .errors import CheckpointError, ConfigError
 from .evaluation import evaluate
 from .options import require
-from .training import held_out, open_model
+from .training import MEASURED_ON, held_out, measured_on, open_model
 
 COLUMNS = {
     "FVE": "fve",
@@ -27,6 +27,9 @@ COLUMNS = {
     "stability": "stability_rms",
 }
 """What the table shows, by the names of `evaluation.FIGURES`."""
+
+
+_FOLDERS = "one run folder or more, as runs/NAME"
 
 
 def evaluate_folders(
@@ -47,17 +50,18 @@ def evaluate_folders(
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
     """
+    require(len(folders) > 0, "folders", (), _FOLDERS)
     require(tokens > 0, "tokens", tokens, "above 0")
     runs: dict[str, RunConfig] = {}
     for folder in folders:
         runs[str(folder)] = _run_of(Path(folder), model, hook, data, device)
     first_name, run = next(iter(runs.items()))
     for name, other in runs.items():
-        for what in ("model", "hook"):
+        for what in MEASURED_ON:
             if getattr(other, what) != getattr(run, what):
                 raise CheckpointError(
-                    f"{name}: trained on {what} {getattr(other, what)}, but {first_name} on "
-                    f"{getattr(run, what)}; evaluate them in two calls"
+                    f"{name}: its run has {what}={getattr(other, what)!r}, but {first_name} has "
+                    f"{getattr(run, what)!r}; evaluate them in two calls"
                 )
     dictionaries = {}
     for name in runs:
@@ -73,8 +77,15 @@ def evaluate_folders(
             )
     results = evaluate(dictionaries, *held_out(run, language_model, hook_point, tokens), tokens)
     for name, figures in results.items():
-        write_json(Path(name) / "metrics.json", figures)
+        write_json(Path(name) / "metrics.json", figures | {"measured_on": measured_on(run)})
     return results
+
+
+def differences(results: dict[str, dict[str, Any]]) -> list[str]:
+    """In which settings the folders of `read_metrics` were measured differently."""
+    all_settings = [figures.get("measured_on", {}) for figures in results.values()]
+    names = {name for settings in all_settings for name in settings}
+    return sorted(n for n in names if len({str(s.get(n)) for s in all_settings}) > 1)
 
 
 def read_metrics(folder: str | Path) -> dict[str, Any]:
@@ -89,11 +100,17 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged ({error}); run `vsae eval {folder}`") from error
 
 
+def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`read_metrics` of each folder. Raises ConfigError if none is given."""
+    require(len(folders) > 0, "folders", (), _FOLDERS)
+    return {folder: read_metrics(folder) for folder in folders}
+
+
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The figures of several SAEs as aligned text, a row each."""
     rows = [["", *COLUMNS]]
     for name, figures in results.items():
-        rows.append([Path(name).name, *(_shown(figures.get(key)) for key in COLUMNS.values())])
+        rows.append([name, *(_shown(figures.get(key)) for key in COLUMNS.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

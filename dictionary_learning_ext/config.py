@@ -5,6 +5,7 @@ torch, so that `vsae --help` is quick. A field that an architecture does not use
 """
 
 import difflib
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -47,6 +48,13 @@ USES: dict[Architecture, tuple[str, ...]] = {
 }
 """The options each architecture uses, beyond those that all use."""
 _SPECIFIC = {name for names in USES.values() for name in names}
+
+UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
+    "fixed": ("log_var_init",),
+    "learned": ("sigma",),
+    "point": ("sigma", "log_var_init", "noise_on", "noise_anneal_steps"),
+}
+"""The options of a variational SAE that a posterior does not use."""
 
 
 @dataclass(frozen=True)
@@ -114,22 +122,40 @@ class SAEConfig:
     seed: int = 0
     """Seeds the initial weights and the noise."""
 
-    def with_architecture(self, architecture: str) -> "SAEConfig":
-        """Another architecture, without the options that it does not use. Raises ConfigError."""
-        require_choice("architecture", architecture, Architecture)
-        unused = _SPECIFIC - set(USES[architecture])  # pyright: ignore[reportArgumentType]
-        return replace(self, architecture=architecture, **dict.fromkeys(unused))  # pyright: ignore
+    def changed_to(self, architecture: str | None, posterior: str | None) -> "SAEConfig":
+        """Another architecture or posterior, without the options that it does not use."""
+        changed: Any = self
+        if architecture is not None:
+            require_choice("architecture", architecture, Architecture)
+            changed = replace(changed, architecture=architecture)
+        if posterior is not None and posterior != "None":
+            require_choice("posterior", posterior, Posterior)
+            changed = replace(changed, posterior=posterior)
+        return replace(changed, **dict.fromkeys(changed._unused()))
+
+    def _unused(self) -> list[str]:
+        """The options that this architecture and posterior do not use."""
+        used = USES[self.architecture]
+        unused = _SPECIFIC - set(used)
+        if "posterior" in used:
+            unused |= set(UNUSED_BY[self.posterior or "fixed"])
+        return sorted(unused)
 
     def resolve(self, steps: int, batch_size: int) -> "SAEConfig":
         """Every default filled in for a run of `steps`, and checked. Raises ConfigError."""
         require_choice("architecture", self.architecture, Architecture)
-        used = USES[self.architecture]
-        for name in sorted(_SPECIFIC - set(used)):
+        if self.posterior is not None:
+            require_choice("posterior", self.posterior, Posterior)
+        unused, architecture = self._unused(), self.architecture
+        used = [name for name in USES[architecture] if name not in unused]
+        for name in unused:
             if getattr(self, name) is not None:
+                kind = f"posterior {self.posterior or 'fixed'}"
+                who = kind if name in USES[architecture] else f"architecture {architecture}"
                 flag = "--" + name.replace("_", "-")
                 raise ConfigError(
-                    f"{name}={getattr(self, name)!r}: architecture {self.architecture} does not "
-                    f"use it; leave out {flag} (it uses {', '.join(used)})"
+                    f"{name}={getattr(self, name)!r}: {who} does not use it; leave out {flag} "
+                    f"(it uses {', '.join(used)})"
                 )
         variational = {
             f.name: f.default for cls in (PosteriorOptions, ObjectiveOptions) for f in fields(cls)
@@ -175,8 +201,9 @@ class SAEConfig:
             is_whole = abs(sum(self.group_fractions) - 1) < 1e-6 and min(self.group_fractions) > 0
             require(is_whole, "group_fractions", self.group_fractions, "shares that sum to 1")
         if self.posterior is not None:
-            PosteriorOptions(**{n: v for n, v in asdict(self).items() if n in _POSTERIOR})
-            ObjectiveOptions(**{n: v for n, v in asdict(self).items() if n in _OBJECTIVE})
+            given = {name: value for name, value in asdict(self).items() if value is not None}
+            PosteriorOptions(**{n: v for n, v in given.items() if n in _POSTERIOR})
+            ObjectiveOptions(**{n: v for n, v in given.items() if n in _OBJECTIVE})
 
     @property
     def name(self) -> str:
@@ -246,6 +273,8 @@ class RunConfig:
     """cpu, cuda or cuda:N."""
     eval_tokens: int = 100_000
     """Held-out tokens in the evaluation at the end; 0 is none."""
+    eval_documents: int = 64
+    """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
     log_steps: int = 100
     """Steps between two lines of metrics."""
     save_steps: str = "none"
@@ -263,6 +292,7 @@ class RunConfig:
         for name in ("steps", "batch_size", "n_ctxs", "ctx_len", "log_steps", "text_passes"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
+        require(self.eval_documents >= 1, "eval_documents", self.eval_documents, "at least 1")
         require_choice("normalize", self.normalize, Normalize)
         require_choice("text_packing", self.text_packing, Packing)
         require_choice("dtype", self.dtype, Dtype)
@@ -293,6 +323,9 @@ class RunConfig:
         return points
 
 
+_NOT_THE_RESULT = ("save_dir", "overwrite", "wandb", "wandb_project", "log_steps")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything `vsae train` takes."""
@@ -303,6 +336,13 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings, flat."""
         return asdict(self.sae) | asdict(self.run)
+
+    @property
+    def name(self) -> str:
+        """A folder's name: what one wants to read, and a hash of whatever changes the result."""
+        settings = {n: v for n, v in self.to_dict().items() if n not in _NOT_THE_RESULT}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return f"{self.sae.name}_{digest[:6]}"
 
     def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
         """With some settings changed. Raises ConfigError for a name that is none."""
@@ -337,4 +377,7 @@ def load_config(path: str | Path) -> TrainConfig:
             f"--config {path}: expected a config.json written by vsae train, with run.settings "
             f"({type(error).__name__}: {error})"
         ) from error
-    return TrainConfig().updated(settings, str(path))
+    where = ("save_dir", "overwrite")  # another run is written elsewhere, and over nothing
+    return TrainConfig().updated(
+        {name: value for name, value in settings.items() if name not in where}, str(path)
+    )

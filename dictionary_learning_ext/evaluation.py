@@ -4,6 +4,7 @@ Everything is measured on raw activations at the posterior's mean, over the same
 SAEs of a call. The figures' names and definitions are in `FIGURES`.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,11 @@ from dictionary_learning.evaluation import loss_recovered
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
 from .buffer import ResidualBuffer
+from .errors import TextError
 from .posterior import gaussian_kl, noise_to_signal, point_kl
 from .trainers.variational_top_k import VariationalTopKAutoEncoder
+
+logger = logging.getLogger(__name__)
 
 UPSTREAM_FIGURES = ("frac_variance_explained", "cossim", "l2_ratio", "l2_loss", "l1_loss", "l0")
 NEAR_DEAD = (0.1, 0.5)
@@ -33,12 +37,14 @@ FIGURES = {
     "loss_reconstructed": "the same with the reconstruction in place of the activations",
     "loss_zero": "the same with zeros in their place",
     "frac_recovered": "(zero - reconstructed) / (zero - original)",
+    "loss_tokens": "held-out tokens on which these losses were measured",
     "kl_per_token": "the KL over all features, nats",
     "mean_sigma": "the posterior's standard deviation, in training units",
     "noise_to_signal": "k sigma^2 / E||x||^2",
     "fve_sampled": "FVE when the code is drawn from the posterior",
     "stability_sigma": "mean Jaccard overlap of TopK(mu) and TopK(mu + sigma eps)",
-    "stability_rms": "the same with noise of a tenth of the selected activations' rms",
+    "stability_rms": "the same with noise of a tenth of the selected activations' rms; both for "
+    "the TopK classes only",
     "tokens": "held-out tokens measured on",
 }
 
@@ -100,7 +106,7 @@ class Measurement:
     def _add_stability(self, x_BD: t.Tensor) -> None:
         sae = self.dictionary
         _, values_BK, indices_BK, mu_BF = sae.encode(x_BD, return_topk=True)
-        scales = {"stability_rms": 0.1 * values_BK.square().mean().sqrt()}
+        scales = {"stability_rms": 0.1 * values_BK[values_BK != 0].square().mean().sqrt()}
         if isinstance(sae, VariationalTopKAutoEncoder):
             scales["stability_sigma"] = (sae.log_var(x_BD) / 2).exp()
         for name, scale in scales.items():
@@ -155,14 +161,29 @@ def evaluate(
         tokens: activations measured on (rounded up to whole batches).
         seed: of the noise.
 
-    Raises: TextError if the text is too short.
+    A text that ends before `tokens` is measured as far as it goes, which is logged and shows in
+    the figure "tokens".
+
+    Raises: TextError if the text does not hold one batch.
     """
     measurements = {
         name: Measurement(dictionary, factor, seed)
         for name, (dictionary, factor) in dictionaries.items()
     }
-    for _ in range(-(-tokens // buffer.out_batch_size)):
-        x_BD = next(buffer).float()
+    for batch in range(-(-tokens // buffer.out_batch_size)):
+        try:
+            x_BD = next(buffer).float()
+        except TextError as error:
+            measured = batch * buffer.out_batch_size
+            if measured == 0:
+                raise TextError(
+                    f"the held-out text is too short to measure on ({error}); give more text or "
+                    "ask for fewer tokens (--eval-tokens of train, --tokens of eval)"
+                ) from error
+            logger.warning(
+                "the held-out text ended: measured on %d tokens, not %d", measured, tokens
+            )
+            break
         for measurement in measurements.values():
             measurement.add(x_BD)
     return {
@@ -176,23 +197,35 @@ def evaluate(
 def language_model_losses(
     dictionary: Dictionary, buffer: ResidualBuffer, documents: Sequence[str], batch_size: int = 16
 ) -> dict[str, float]:
-    """Upstream's `loss_recovered`, averaged over batches of documents cut to the buffer's ctx_len."""
-    totals, batches = t.zeros(3, dtype=t.float64), 0
+    """Upstream's `loss_recovered`, averaged over the tokens of documents cut to ctx_len.
+
+    Every position is reconstructed, also those that the buffer leaves out of training.
+    """
+    dtype, tokenizer = next(dictionary.parameters()).dtype, buffer.model.tokenizer
+
+    def in_own_dtype(x):  # the language model's may be another, and x one of nnsight's proxies
+        return dictionary(x.to(dtype))
+
+    totals, tokens = t.zeros(3, dtype=t.float64), 0
     for start in range(0, len(documents), batch_size):
+        batch = list(documents[start : start + batch_size])
         losses = loss_recovered(
-            list(documents[start : start + batch_size]),
+            batch,
             buffer.model,
             buffer.submodule,
-            dictionary,
+            in_own_dtype,
             max_len=buffer.ctx_len,
             io=buffer.io,
         )
-        totals += t.tensor([float(loss) for loss in losses], dtype=t.float64)
-        batches += 1
-    original, reconstructed, zero = (totals / batches).tolist()
+        ids = tokenizer(batch, truncation=True, max_length=buffer.ctx_len)["input_ids"]
+        predicted = sum(len(row) - 1 for row in ids)
+        totals += predicted * t.tensor([float(loss) for loss in losses], dtype=t.float64)
+        tokens += predicted
+    original, reconstructed, zero = (totals / tokens).tolist()
     return {
         "loss_original": original,
         "loss_reconstructed": reconstructed,
         "loss_zero": zero,
         "frac_recovered": (zero - reconstructed) / (zero - original),
+        "loss_tokens": tokens,
     }

@@ -10,7 +10,7 @@ import torch as t
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 
-from .checkpoint import save_weights, write_json
+from .checkpoint import save_weights, write_json, writing
 from .config import RunConfig, SAEConfig
 from .errors import ConfigError
 from .trainers.variational_top_k import VariationalTopKTrainer
@@ -52,9 +52,11 @@ class Trainee:
 
     def start(self, config: dict[str, Any], group: str) -> None:
         """Clear a former run's files, write config.json and open the logs."""
-        for name in RUN_FILES:
-            path = self.folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with writing(self.folder):
+            for name in RUN_FILES:
+                path = self.folder / name
+                is_folder = path.is_dir() and not path.is_symlink()
+                shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True)
         write_json(self.folder / "config.json", config)
         if self.run.wandb != "disabled":
             import wandb
@@ -105,7 +107,8 @@ class Trainee:
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and the same to wandb."""
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "metrics.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._wandb is not None:
             self._wandb.log(metrics, step=int(metrics["step"]))
@@ -122,7 +125,7 @@ class Trainee:
         if all(value.isfinite().all() for value in state.values()):
             self._last_good = {name: value.clone() for name, value in state.items()}
             return
-        if self._last_good is not None:
+        if self._last_good is not None:  # there is one from step 0 on
             self.trainer.ae.load_state_dict(self._last_good)
         self._fail(step, "the weights are the last that were finite")
 
@@ -131,7 +134,9 @@ class Trainee:
         logger.error("%s", self.failure)
 
     def save_checkpoint(self, step: int) -> None:
-        """Write checkpoints/ae_<step>.pt, for raw activations."""
+        """Write checkpoints/ae_<step>.pt, for raw activations, of the last finite weights."""
+        if self.failure is None:
+            self.check(step)
         path = self.folder / "checkpoints" / f"ae_{step}.pt"
         save_weights(path, self.trainer.ae, self.norm_factor)
 
@@ -139,14 +144,17 @@ class Trainee:
         """Write ae.pt, for raw activations."""
         save_weights(self.folder / "ae.pt", self.trainer.ae, self.norm_factor)
 
-    def finish(self, figures: dict[str, float | None] | None) -> None:
-        """Write the final evaluation, if there is one, and close the logs."""
-        if figures is not None:
-            write_json(self.folder / "metrics.json", figures)
+    def record(self, figures: dict[str, Any]) -> None:
+        """Write the final evaluation."""
+        write_json(self.folder / "metrics.json", figures)
         if self._wandb is not None:
-            known = {name: v for name, v in (figures or {}).items() if v is not None}
+            known = {name: v for name, v in figures.items() if isinstance(v, int | float)}
             self._wandb.summary.update({f"eval/{name}": value for name, value in known.items()})
-            self._wandb.finish(exit_code=0 if self.failure is None else 1)
+
+    def close(self, succeeded: bool) -> None:
+        """Close the logs."""
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if succeeded and self.failure is None else 1)
 
 
 def require_free(folder: Path, overwrite: bool) -> None:

@@ -25,7 +25,16 @@ from .trainers.build import build_trainer
 logger = logging.getLogger(__name__)
 
 _EVALUATION_BATCH = 2048  # tokens
-_EVALUATION_DOCUMENTS = 64
+MEASURED_ON = (
+    "model",
+    "hook",
+    "data",
+    "text_packing",
+    "ctx_len",
+    "dtype",
+    "remove_bos",
+    "max_norm_multiple",
+)
 
 
 def train(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
@@ -65,22 +74,24 @@ def train(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
     for trainee in trainees:
         trainee.start(_config_json(trainee, buffer), group=folders[trainee.name].parent.name)
 
-    _loop(run, buffer, trainees)
-
-    trained = [trainee for trainee in trainees if trainee.failure is None]
-    for trainee in trained:
-        trainee.save_final()
-    figures: dict[str, dict[str, float | None]] = {}
-    if run.eval_tokens and trained:
-        dictionaries = {}
-        for trainee in trained:
+    finished = False
+    try:
+        _loop(run, buffer, trainees)
+        trained = {one.name: one for one in trainees if one.failure is None}
+        for trainee in trained.values():
+            trainee.save_final()
             trainee.trainer.ae.scale_biases(norm_factor)  # training is over: raw activations now
-            dictionaries[trainee.name] = (trainee.trainer.ae, norm_factor)
-        figures = evaluate(
-            dictionaries, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens
-        )
-    for trainee in trainees:
-        trainee.finish(figures.get(trainee.name))
+        if run.eval_tokens and trained:
+            saes_trained = {name: (one.trainer.ae, norm_factor) for name, one in trained.items()}
+            figures = evaluate(
+                saes_trained, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens
+            )
+            for name, trainee in trained.items():
+                trainee.record(figures[name] | {"measured_on": measured_on(run)})
+        finished = True
+    finally:
+        for trainee in trainees:
+            trainee.close(finished)
     if failures := [trainee.failure for trainee in trainees if trainee.failure]:
         raise NonFiniteError(
             "; ".join(failures) + "; expected finite numbers: lower --lr or --beta, or check the "
@@ -101,6 +112,7 @@ def _loop(run: RunConfig, buffer: ResidualBuffer, trainees: list[Trainee]) -> No
             if step in save_points:
                 for trainee in active:
                     trainee.save_checkpoint(step)
+                active = [trainee for trainee in active if trainee.failure is None]
             if step % run.log_steps == 0:
                 active = _check_and_log(active, step, x_BD, bar)
                 if not active:
@@ -109,10 +121,12 @@ def _loop(run: RunConfig, buffer: ResidualBuffer, trainees: list[Trainee]) -> No
                 trainee.update(step, x_BD)
             bar.update(run.batch_size)
         _check_and_log(active, run.steps, x_BD, bar)
-    except UserError:
+    except (UserError, KeyboardInterrupt) as error:
         for trainee in active:
             trainee.save_checkpoint(step)
-        logger.error("stopped before step %d; the weights so far are in checkpoints/", step)
+        logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
+        if isinstance(error, NonFiniteError):
+            raise NonFiniteError(f"step {step}: {error}") from error
         raise
     finally:
         bar.close()
@@ -172,7 +186,12 @@ def held_out(
     n_ctxs = max(64, math.ceil(batch_size / run.ctx_len))
     text = open_text(run.data, split="heldout")
     buffer = make_buffer(replace(run, n_ctxs=n_ctxs), model, hook, text, batch_size)
-    return buffer, list(islice(open_text(run.data, split="heldout"), _EVALUATION_DOCUMENTS))
+    return buffer, list(islice(open_text(run.data, split="heldout"), run.eval_documents))
+
+
+def measured_on(run: RunConfig) -> dict[str, Any]:
+    """The settings that decide what held-out activations an SAE is measured on."""
+    return {name: getattr(run, name) for name in MEASURED_ON}
 
 
 def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
@@ -187,7 +206,8 @@ def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
     """Where each SAE is written. Raises ConfigError if a run is already there."""
     if len(saes) == 1:
         ((name, sae),) = saes.items()
-        folders = {name: Path(run.save_dir) if run.save_dir else Path("runs") / sae.name}
+        default = Path("runs") / TrainConfig(sae, run).name
+        folders = {name: Path(run.save_dir) if run.save_dir else default}
     else:
         base = Path(run.save_dir or "runs")
         for name in saes:

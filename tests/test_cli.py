@@ -14,6 +14,7 @@ import torch as t
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config import SAEConfig
+from dictionary_learning_ext.errors import UserError
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -94,6 +95,13 @@ def test_a_runs_config_starts_another_and_flags_win(small, tmp_path):
     assert {n for n in first if first[n] != second[n]} == {"save_dir", "seed"}
 
 
+def test_a_config_with_another_posterior_drops_what_that_does_not_use(small, tmp_path):
+    assert main(["train", *small, "--sigma", "0.3"]) == 0
+    flags = ["--config", str(tmp_path / "run"), "--posterior", "point"]
+    assert main(["train", *flags, "--save-dir", str(tmp_path / "point")]) == 0
+    assert settings_of(tmp_path / "point")["sigma"] is None
+
+
 def test_a_preset_is_a_start_and_flags_win(small, tmp_path):
     flags = ["--preset", "paper-as-run", "--decay-start", "None", *small]
     assert main(["train", *flags]) == 0
@@ -164,6 +172,34 @@ def test_a_checkpoint_of_another_model_or_layer_than_asked_for(small, tmp_path, 
     assert "no such folder" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(small, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", *small, "--save-dir", str(tmp_path / "file" / "run")]) == 2
+    assert "can't be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["eval", "compare"])
+def test_no_folder_is_one_line(command, capsys):
+    assert main([command]) == 2
+    assert "vsae: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "quickstart"])
+def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch):
+    """What `make quickstart` types."""
+    seen = []
+
+    def stub(run, saes):
+        seen.append((run, saes))
+        raise UserError("stop here")
+
+    monkeypatch.setattr("dictionary_learning_ext.training.train", stub)
+    assert main([command]) == 2
+    ((run, saes),) = seen
+    assert run.model == "embedded"
+    assert len(saes) == {"train": 1, "quickstart": 3}[command]
+
+
 def test_an_unknown_command_lists_those_there_are(capsys):
     assert main(["trian"]) == 2
     assert "train, eval, compare, quickstart" in capsys.readouterr().err
@@ -177,7 +213,7 @@ def test_help_explains_every_flag_with_the_papers_values():
         check=True,
     ).stdout
     for field in vars(SAEConfig()):
-        assert "--" + field.replace("_", "-") in shown
+        assert re.search(rf"--{field.replace('_', '-')}\s", shown), field
     assert "Paper: 2048" in shown
 
 
@@ -195,7 +231,7 @@ def test_quickstart_ends_with_the_table_and_what_to_try_next(quickstart):
     folder, out = quickstart
     for name in ("top_k", "vsae_paper", "vsae_annealed_selection"):
         assert (folder / "runs" / "quickstart" / name / "ae.pt").exists()
-        assert re.search(rf"^{name} +-?0\.\d", out, re.M)
+        assert re.search(rf"^runs/quickstart/{name} +-?0\.\d", out, re.M)
     suggested = [line.split() for line in out.splitlines() if line.startswith("  vsae ")]
     assert [words[1] for words in suggested] == ["train", "compare", "train"]
 

@@ -26,7 +26,7 @@ def test_every_option_an_architecture_uses_is_filled_in_and_no_other(architectur
     k = {} if "k" not in USES[architecture] else {"k": 8}
     resolved = SAEConfig(architecture=architecture, **k).resolve(500, 64)
     specific = {name for names in USES.values() for name in names}
-    optional = {"noise_anneal_steps"}
+    optional = {"noise_anneal_steps", "log_var_init"}
     for name in specific - optional:
         assert (getattr(resolved, name) is not None) == (name in USES[architecture]), name
     assert resolved.warmup_steps == 50
@@ -43,6 +43,23 @@ def test_an_option_the_architecture_does_not_use_is_an_error(architecture):
             flag = "--" + name.replace("_", "-")
             with pytest.raises(ConfigError, match=f"{architecture} does not use it.*{flag}"):
                 config.resolve(500, 64)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "given"),
+    [
+        ("learned", {"sigma": 1.0}),
+        ("fixed", {"log_var_init": -2.0}),
+        ("point", {"sigma": 0.5}),
+        ("point", {"noise_on": "values"}),
+        ("point", {"noise_anneal_steps": 5}),
+    ],
+)
+def test_an_option_the_posterior_does_not_use_is_an_error(posterior, given):
+    config = SAEConfig(posterior=posterior, **given)
+    with pytest.raises(ConfigError, match=f"posterior {posterior} does not use it"):
+        config.resolve(500, 64)
+    assert config.changed_to(None, posterior).resolve(500, 64).posterior == posterior
 
 
 def test_a_given_zero_is_kept():
@@ -118,11 +135,14 @@ def test_presets_are_whole_and_keep_to_the_paper():
 
 
 def test_the_quickstarts_saes_differ_only_in_the_posterior():
-    saes = quickstart(steps=100, seed=3).values()
-    for name in ("k", "dict_size", "lr", "decay_start", "seed"):
-        assert len({getattr(sae, name) for sae in saes}) == 1, name
-    for sae in saes:
-        sae.resolve(100, 8)
+    saes = [sae.resolve(100, 8) for sae in quickstart(steps=100, seed=3).values()]
+    differ = {f.name for f in dataclasses.fields(SAEConfig)} - {
+        f.name
+        for f in dataclasses.fields(SAEConfig)
+        if len({getattr(sae, f.name) for sae in saes}) == 1
+    }
+    variational = set(USES["vsae_top_k"]) - set(USES["top_k"])
+    assert differ <= {"architecture"} | variational
 
 
 def test_settings_survive_a_config_file(tmp_path):
@@ -132,6 +152,13 @@ def test_settings_survive_a_config_file(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"run": {"settings": config.to_dict()}}))
     assert load_config(path) == load_config(tmp_path) == config
+
+
+def test_a_config_file_does_not_say_where_to_write(tmp_path):
+    config = TrainConfig().updated({"save_dir": "runs/x", "overwrite": True}, "test")
+    (tmp_path / "config.json").write_text(json.dumps({"run": {"settings": config.to_dict()}}))
+    run = load_config(tmp_path).run
+    assert (run.save_dir, run.overwrite) == (None, False)
 
 
 def test_unknown_settings_get_the_closest_name():
@@ -169,12 +196,20 @@ def test_a_value_of_another_type_is_named(name, value):
         TrainConfig().updated({name: value}, "x")
 
 
-def test_names_tell_settings_and_seeds_apart():
-    names = {
-        SAEConfig(**changes).resolve(100, 8).name
-        for changes in ({}, {"seed": 1}, {"beta": 0.5}, {"k": 8}, {"lr": 1e-4}, {"rectify": True})
-    }
-    assert len(names) == 6
+def test_names_tell_all_settings_apart_that_change_the_result():
+    changes = [
+        {},
+        {"seed": 1},
+        {"beta": 0.5},
+        {"posterior": "learned", "log_var_init": -1.0},
+        {"posterior": "learned", "log_var_init": -3.0},
+        {"auxk_alpha": 0.0},
+        {"hook": "blocks.1.hook_resid_post"},
+        {"steps": 7},
+    ]
+    names = {TrainConfig().updated(change, "x").name for change in changes}
+    assert len(names) == len(changes)
+    assert TrainConfig().updated({"log_steps": 1, "save_dir": "x"}, "x").name in names
     assert all("/" not in name for name in names)
 
 

@@ -99,7 +99,8 @@ def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, ru
     run = run_of(eval_tokens=200)
     (folder,) = train(run, {"one": sae_of(architecture)}).values()
     figures = json.loads((folder / "metrics.json").read_text())
-    assert set(figures) == set(FIGURES) | {"l1_loss", "l2_loss"}
+    assert set(figures) == set(FIGURES) | {"l1_loss", "l2_loss", "measured_on"}
+    assert figures["measured_on"]["hook"] == HOOK
     assert figures["tokens"] >= 200
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 10, 20, 30]
@@ -212,6 +213,39 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
     state = t.load(saved, weights_only=True)
     assert all(value.isfinite().all() for value in state.values())
     assert len((base / "good" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained(
+    run_of, tmp_path, monkeypatch
+):
+    from dictionary_learning_ext import activation_rows
+
+    original, calls = activation_rows.read_submodule, []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        return original(*arguments) * (t.nan if len(calls) > 2 else 1.0)
+
+    monkeypatch.setattr(activation_rows, "read_submodule", poisoned)
+    with pytest.raises(NonFiniteError, match=r"step 16: .*NaN or infinite"):
+        train(run_of(), {"x": sae_of()})
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert saved.name == "ae_16.pt"
+
+
+def test_held_out_text_that_ends_is_measured_as_far_as_it_goes(run_of, caplog):
+    (folder,) = train(run_of(eval_tokens=10**6, steps=5), {"x": sae_of()}).values()
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert 0 < figures["tokens"] < 10**6
+    assert f"measured on {figures['tokens']} tokens, not 1000000" in caplog.text
+
+
+@pytest.mark.parametrize("architecture", USES)
+def test_every_architecture_trains_in_bf16(architecture, run_of):
+    run = run_of(eval_tokens=200, steps=12, dtype="bfloat16")
+    (folder,) = train(run, {"one": sae_of(architecture)}).values()
+    assert json.loads((folder / "metrics.json").read_text())["frac_recovered"] is not None
+    assert all(v.dtype != t.bfloat16 for v in weights(folder).values())
 
 
 def test_the_run_is_refused_before_training_when_the_model_or_hook_is_wrong(run_of, tmp_path):

@@ -7,6 +7,11 @@ import torch as t
 from .codes import DenseCode, SparseCode, top_k_code
 
 
+def count_dead(device: t.device) -> bool:
+    """Whether reading the number of dead features costs nothing."""
+    return device.type == "cpu"
+
+
 class AuxK(NamedTuple):
     """Upstream's `TopKTrainer.get_auxiliary_loss`, with its gradient."""
 
@@ -43,7 +48,7 @@ class AuxK(NamedTuple):
             error_BD: x_hat - x, taken as a constant.
         """
         k_aux = min(top_k_aux, len(dead_F))
-        if not mu_BF.is_cuda:
+        if count_dead(mu_BF.device):
             k_aux = min(k_aux, int(dead_F.sum()))
             if k_aux == 0:
                 return None
@@ -54,6 +59,7 @@ class AuxK(NamedTuple):
         aux_error_BD = code.decode() + error_BD
         residual_variance = (error_BD - error_BD.mean(0)).square().sum(-1).mean()
         scale = t.where(residual_variance > 0, 1 / residual_variance, 0.0)
+        scale = scale * dead_F.any()  # without dead features there is nothing to reconstruct with
         loss = aux_error_BD.square().sum(-1).mean() * scale
         return cls(loss, indices_BK, is_dead_BK, code, aux_error_BD, scale)
 

@@ -54,7 +54,8 @@ def build_trainer(
         arguments["lr"] = sae.lr
     for option in USES[sae.architecture]:
         value = getattr(sae, option)
-        arguments[option] = list(value) if isinstance(value, tuple) else value
+        if value is not None:
+            arguments[option] = list(value) if isinstance(value, tuple) else value
     if sae.architecture == "vsae":
         arguments["k"] = sae.dict_size
     if sae.architecture in ("vsae", "vsae_top_k"):

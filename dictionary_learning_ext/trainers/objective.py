@@ -77,6 +77,15 @@ def variational_loss(x_BD: t.Tensor, weights: Weights, objective: Objective) -> 
     return Terms(*_VariationalLoss.apply(x_BD, *weights, objective))
 
 
+def loss_and_gradients(
+    x_BD: t.Tensor, weights: Weights, objective: Objective
+) -> tuple[Terms, tuple[t.Tensor | None, ...]]:
+    """`variational_loss` without autograd: the terms, and the gradients of each of `weights`."""
+    with t.no_grad():
+        terms, evaluated = _evaluate(x_BD, weights, objective)
+        return terms, _gradients(evaluated, weights, objective, x_grad=False)[1:]
+
+
 class _VariationalLoss(t.autograd.Function):
     """The loss is a scalar: its gradients are computed with it, and only scaled in `backward`."""
 

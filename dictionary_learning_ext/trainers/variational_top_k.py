@@ -29,7 +29,7 @@ from ..options import (
     require,
 )
 from ..posterior import draw_code, kl_scale, noise_scale, noise_to_signal
-from .objective import Objective, Terms, Weights, variational_loss
+from .objective import Objective, Terms, Weights, loss_and_gradients, variational_loss
 from .unit_norm_adam import UnitNormAdam
 
 
@@ -207,8 +207,9 @@ class VariationalTopKAutoEncoder(AutoEncoderTopK):
             noise_on=NOISE_ON[int(state["noise_on_code"])],
             rectify=bool(state["rectify_code"]),
         )
+        sae = sae.to(state["encoder.weight"])  # its device and dtype
         sae.load_state_dict(state)
-        return sae.to(state["encoder.weight"])  # its device and dtype
+        return sae
 
 
 class LossLog(NamedTuple):
@@ -347,17 +348,27 @@ class VariationalTopKTrainer(TopKTrainer):
         if step == 0:
             median = geometric_median(x)
             self.ae.b_dec.data.copy_(t.where(median.isfinite().all(), median, self.ae.b_dec.data))
-        terms = self._terms(x, step, self.generator)
-        terms.loss.backward()
-
+        weights, objective = self._objective(x, step, self.generator)
+        with t.autocast(x.device.type, enabled=False):
+            terms, gradients = loss_and_gradients(x, weights, objective)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if weight is not None:
+                weight.grad = gradient
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
         self._count(step, terms, is_finite)
         self.tokens_trained += len(x)
-        return terms.loss.detach()
+        return terms.loss
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Terms:
-        x, ae, options = self._prepared(x), self.ae, self.options
+        x = self._prepared(x)
+        with t.autocast(x.device.type, enabled=False):
+            return variational_loss(x, *self._objective(x, step, generator))
+
+    def _objective(
+        self, x: t.Tensor, step: int, generator: t.Generator
+    ) -> tuple[Weights, Objective]:
+        ae, options = self.ae, self.options
         k, k_anneal_steps = self.k, getattr(self, "k_anneal_steps", None)
         if k_anneal_steps is not None:  # upstream's main branch has it
             self.update_annealed_k(step, ae.activation_dim, k_anneal_steps)  # pyright: ignore
@@ -389,8 +400,7 @@ class VariationalTopKTrainer(TopKTrainer):
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,
         )
-        with t.autocast(x.device.type, enabled=False):
-            return variational_loss(x, weights, objective)
+        return weights, objective
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
         if x.shape[-1] != self.ae.activation_dim:
