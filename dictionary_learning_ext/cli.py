@@ -65,7 +65,7 @@ class QuickstartFlags:
 
     save_dir: str = "runs/quickstart"
     """Where the three run folders go."""
-    steps: int = 1200
+    steps: int = 1000
     """Training steps."""
     eval_tokens: int = 100_000
     """Held-out tokens in the evaluation."""

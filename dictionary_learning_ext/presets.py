@@ -24,14 +24,15 @@ _PAPER = {
 PRESETS: dict[str, dict[str, Any]] = {
     # A few minutes on a laptop, on the embedded model. noise_to_signal is k sigma^2 / D = 0.03.
     "quickstart": {
-        "k": 32,
-        "dict_size": 1024,
+        "k": 16,
+        "dict_size": 512,
         "noise_on": "selection",
-        "noise_anneal_steps": 600,
-        "sigma": 0.35,
+        "noise_anneal_steps": 500,
+        "sigma": 0.5,
         "beta": 0.0,
         "lr": 2e-3,
-        "decay_start": 900,
+        "steps": 1000,
+        "decay_start": 750,
     },
     # The paper's equations; beta, lr, batch size, normalisation and form of annealing are ours.
     "paper": _PAPER
@@ -61,12 +62,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
     """TopK, the vSAE of the paper's equations, and the vSAE whose noise explores the selection.
 
-    Matched: one size, learning rate and schedule. noise_to_signal of the last is
-    k sigma^2 / D = 0.03, annealed away over the first half of the run.
+    Matched: one size, learning rate and schedule. The paper's ratios, F = 4D and k/F = 1/32. The
+    last one's noise_to_signal, k sigma^2 / D = 0.03, is annealed away over the first half.
     """
     shared = {
-        "k": 32,
-        "dict_size": 1024,
+        "k": 16,
+        "dict_size": 512,
         "lr": 2e-3,
         "decay_start": steps * 3 // 4,
         "seed": seed,
@@ -77,7 +78,7 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
         "vsae_annealed_selection": SAEConfig(
             noise_on="selection",
             noise_anneal_steps=max(1, steps // 2),
-            sigma=0.35,
+            sigma=0.5,
             beta=0.0,
             **shared,
         ),

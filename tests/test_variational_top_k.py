@@ -414,19 +414,12 @@ def test_logged_kl_and_noise_to_signal_are_what_they_say():
     assert losses["noise_to_signal"] == pytest.approx(4 * 0.25 / signal, rel=1e-5)
 
 
-def test_bf16_matmuls_keep_fp32_parameters_and_train_alike():
-    exact, fast = make_trainer(steps=400), make_trainer(steps=400, dtype="bfloat16")
-    for step in range(300):
-        exact.update(step, data(256, seed=step))
-        fast.update(step, data(256, seed=step))
-    assert all(p.dtype == t.float32 for p in fast.ae.parameters())
-    x = data(2000, seed=9999)
-
-    def fve(sae):
-        return (1 - (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()).item()
-
-    assert fve(exact.ae) > 0.5
-    assert abs(fve(exact.ae) - fve(fast.ae)) < 0.01
+def test_bf16_matmuls_keep_fp32_parameters():
+    trainer = make_trainer(dtype="bfloat16", posterior="learned")
+    for step in range(3):
+        trainer.update(step, data(seed=step))
+    assert all(p.dtype == t.float32 for p in trainer.ae.parameters())
+    assert trainer.optimizer.state[trainer.ae.b_dec]["exp_avg"].dtype == t.float32
 
 
 def test_auxk_without_dead_features_is_zero_on_a_gpu_too(monkeypatch):

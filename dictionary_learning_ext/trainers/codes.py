@@ -9,7 +9,7 @@ import torch as t
 from torch.nn import functional
 
 # Three products together, sparse / dense, on 2 cores with AVX-512 (fp32, B=2048, D=512, F=2048):
-# 24 / 63 ms at k/F = 1/32, 53 / 66 at 1/16, 110 / 66 at 1/8 (experiments/benchmark_step.py).
+# 28 / 75 ms at k/F = 1/32, 56 / 66 at 1/16, 104 / 67 at 1/8 (experiments/results/benchmark_step.md).
 # On a GPU, where this was not measured, dense products are used.
 SPARSE_DENSITY = 1 / 16
 
