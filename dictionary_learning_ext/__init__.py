@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .buffer import ResidualBuffer
     from .checkpoint import load_dictionary
-    from .config import RunConfig, SAEConfig
+    from .config import RunConfig
     from .errors import UserError
     from .evaluation import evaluate
     from .language_models import find_hook, load_language_model
+    from .sae_config import SAEConfig
     from .text import open_text
     from .trainers.variational_top_k import VariationalTopKAutoEncoder, VariationalTopKTrainer
     from .training import train
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ResidualBuffer": ".buffer",
     "RunConfig": ".config",
-    "SAEConfig": ".config",
+    "SAEConfig": ".sae_config",
     "UserError": ".errors",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from .config import RunConfig, SAEConfig, TrainConfig, load_config
+from .config import RunConfig, TrainConfig, load_config
 from .errors import UserError
 from .presets import preset, quickstart
+from .sae_config import SAEConfig
 
 _BOOLEANS = ("--overwrite", "--remove-bos", "--rectify")
 T = TypeVar("T")

@@ -5,8 +5,9 @@ Presets hold what differs from the defaults. A flag given beside a preset wins o
 
 from typing import Any
 
-from .config import SAEConfig, TrainConfig
+from .config import TrainConfig
 from .options import require
+from .sae_config import SAEConfig
 
 _PAPER = {
     # What the paper states.

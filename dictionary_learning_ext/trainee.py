@@ -11,8 +11,9 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 
 from .checkpoint import save_weights, write_json, writing
-from .config import RunConfig, SAEConfig
+from .config import RunConfig
 from .errors import ConfigError
+from .sae_config import SAEConfig
 from .trainers.variational_top_k import VariationalTopKTrainer
 
 logger = logging.getLogger(__name__)

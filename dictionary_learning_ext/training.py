@@ -14,10 +14,11 @@ from nnsight import LanguageModel
 from tqdm import tqdm
 
 from .buffer import ResidualBuffer
-from .config import RunConfig, SAEConfig, TrainConfig
+from .config import RunConfig, TrainConfig
 from .errors import ConfigError, NonFiniteError, UserError
 from .evaluation import evaluate
 from .language_models import HookPoint, find_hook, load_language_model
+from .sae_config import SAEConfig
 from .text import open_text
 from .trainee import Trainee, require_free
 from .trainers.build import build_trainer

@@ -13,8 +13,8 @@ import pytest
 import torch as t
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config import SAEConfig
 from dictionary_learning_ext.errors import UserError
+from dictionary_learning_ext.sae_config import SAEConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -10,15 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dictionary_learning_ext.config import (
-    USES,
-    RunConfig,
-    SAEConfig,
-    TrainConfig,
-    load_config,
-)
+from dictionary_learning_ext.config import RunConfig, TrainConfig, load_config
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.presets import PRESETS, preset, quickstart
+from dictionary_learning_ext.sae_config import USES, SAEConfig
 
 
 @pytest.mark.parametrize("architecture", USES)

@@ -13,7 +13,7 @@ from dictionary_learning.training import trainSAE
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.buffer import ResidualBuffer
 from dictionary_learning_ext.checkpoint import save_weights
-from dictionary_learning_ext.config import USES, RunConfig, SAEConfig
+from dictionary_learning_ext.config import RunConfig
 from dictionary_learning_ext.errors import (
     CheckpointError,
     ConfigError,
@@ -23,6 +23,7 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.evaluation import FIGURES
 from dictionary_learning_ext.language_models import find_hook
+from dictionary_learning_ext.sae_config import USES, SAEConfig
 from dictionary_learning_ext.text import open_text
 
 HOOK = "blocks.0.hook_resid_post"
