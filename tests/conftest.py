@@ -106,3 +106,15 @@ def tiny_lm_dir(lm_dir_of: Callable[[str], Path]) -> Path:
 def tiny_lm(lm_of: Callable[[str], LanguageModel]) -> LanguageModel:
     """The model of `tiny_lm_dir`, loaded. Leave it as it is."""
     return lm_of("gpt_neox")
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A local text of random words, long enough for a few hundred tiny steps."""
+    words = "the cat and dog sat on a mat by the door in times of best and worst"
+    choices = torch.randint(
+        len(words.split()), (600, 60), generator=torch.Generator().manual_seed(0)
+    ).tolist()
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n\n".join(" ".join(words.split()[i] for i in row) for row in choices))
+    return str(path)

@@ -10,41 +10,12 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import torch as t
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.sae_config import SAEConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    generator = t.Generator().manual_seed(0)
-    words = [
-        "the",
-        "cat",
-        "and",
-        "dog",
-        "sat",
-        "on",
-        "a",
-        "mat",
-        "by",
-        "the",
-        "door",
-        "in",
-        "times",
-        "of",
-        "best",
-        "and",
-        "worst",
-    ]
-    choices = t.randint(len(words), (400, 60), generator=generator).tolist()
-    path.write_text("\n\n".join(" ".join(words[i] for i in row) for row in choices))
-    return path
 
 
 @pytest.fixture

@@ -29,38 +29,6 @@ from dictionary_learning_ext.text import open_text
 HOOK = "blocks.0.hook_resid_post"
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """A local text long enough for a few hundred tiny steps."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    words = [
-        "the",
-        "cat",
-        "and",
-        "dog",
-        "sat",
-        "on",
-        "a",
-        "mat",
-        "by",
-        "the",
-        "door",
-        "in",
-        "times",
-        "of",
-        "best",
-        "and",
-        "worst",
-    ]
-    generator = t.Generator().manual_seed(0)
-    paragraphs = [
-        " ".join(words[i] for i in t.randint(len(words), (60,), generator=generator))
-        for _ in range(600)
-    ]
-    path.write_text("\n\n".join(paragraphs))
-    return str(path)
-
-
 @pytest.fixture
 def run_of(tiny_lm_dir, text, tmp_path):
     def run(**changes):
