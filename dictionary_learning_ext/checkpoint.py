@@ -1,18 +1,13 @@
-"""Weights and configs on disk: the only file that writes or reads them.
+"""Weights and configs on disk.
 
 A run folder holds ae.pt (upstream's state dict, taking raw activations) and config.json (upstream's
-"trainer" and "buffer", and our "run"). Every file is written beside its place and then moved there,
-so that a failed write leaves the former one whole.
+"trainer" and "buffer", and our "run").
 """
 
 import copy
 import json
-import os
 import pickle
-import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 
 from .errors import CheckpointError
+from .files import replacing
 from .trainers.variational_top_k import VariationalTopKAutoEncoder
 
 UPSTREAM_CLASSES = (
@@ -32,42 +28,6 @@ UPSTREAM_CLASSES = (
     "MatryoshkaBatchTopKSAE",
     "JumpReluAutoEncoder",
 )
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a CheckpointError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} can't be written ({error.strerror or error}): make room or choose another "
-            "--save-dir; what it held before is still there"
-        ) from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if all goes well."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content`, atomically. Raises CheckpointError if the disk refuses."""
-    with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
@@ -83,7 +43,7 @@ def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -
         dictionary = copy.deepcopy(dictionary)
         dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
     state = {name: value.cpu().contiguous() for name, value in dictionary.state_dict().items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         t.save(state, temporary)
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import load_dictionary, read_config, write_json
+from .checkpoint import load_dictionary, read_config
 from .config import RunConfig, TrainConfig
 from .errors import CheckpointError, ConfigError
 from .evaluation import evaluate
+from .files import write_json
 from .options import require
 from .training import MEASURED_ON, held_out, measured_on, open_model
 

@@ -170,13 +170,13 @@ def read_submodule(
 
 
 def weights_hash(model: LanguageModel) -> str:
-    """SHA-256, in hex, of the names, shapes, dtypes and bytes of all parameters and buffers.
+    """SHA-256, in hex, of the names, shapes, dtypes and bytes of all that a checkpoint holds.
 
     The device does not count. A difference in dtype does.
     """
     digest = hashlib.sha256()
     module: nn.Module = model._model
-    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)

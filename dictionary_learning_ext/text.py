@@ -5,6 +5,7 @@ contexts = ContextStream(stream, tokenizer, 128)    # .next_batch(n): input_ids,
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,10 +107,15 @@ class TextStream(Iterator[str]):
             self._source.start(self._pass, None)
         raise StopIteration
 
+    @cached_property
+    def _fingerprint(self) -> Any:
+        return self._source.fingerprint()
+
     def state_dict(self) -> dict[str, Any]:
         """The place of the next document, small and fit for JSON. Passes are not part of it."""
         return {
             **self._identity,
+            "fingerprint": self._fingerprint,
             "pass": self._pass,
             "index": self._index,
             "position": self._source.position(),
@@ -120,12 +126,18 @@ class TextStream(Iterator[str]):
         """Go on where `state` was taken.
 
         Raises:
-            TextError: it was taken from another text, split or seed.
+            TextError: it was taken from another text, split or seed, or the text has changed.
         """
         was = {key: state[key] for key in self._identity}
         if was != self._identity:
             raise TextError(
                 f"a run on the text {was} can't go on with {self._identity}: give the former"
+            )
+        if state["fingerprint"] != self._fingerprint:
+            raise TextError(
+                f"the text {self.name!r} has changed since the run was stopped, from"
+                f" {state['fingerprint']} to {self._fingerprint} (name, bytes, hash): put the"
+                " former back, or start again"
             )
         self._pass, self._index = state["pass"], state["index"]
         self.documents_read = state["documents_read"]

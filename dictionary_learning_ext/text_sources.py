@@ -3,6 +3,7 @@
 A source is read in passes, each in the same order or, for the embedded text, its own.
 """
 
+import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from .text_files import SUFFIXES, read_documents, text_of_row
 
 Split = Literal["train", "heldout"]
 
+_FINGERPRINT_BYTES = 1 << 16
 EMBEDDED_TEXT = Path(__file__).parent / "embedded" / "text" / "books.parquet"
 
 
@@ -25,6 +27,10 @@ class Source(Protocol):
 
     def position(self) -> Any:
         """Where the next document is: something JSON can hold."""
+        ...
+
+    def fingerprint(self) -> Any:
+        """What tells this text from a changed one: something JSON can hold."""
         ...
 
     def __iter__(self) -> Iterator[str]: ...
@@ -55,6 +61,9 @@ class Passages:
 
     def position(self) -> int:
         return self._next
+
+    def fingerprint(self) -> list[Any]:
+        return fingerprint_of([EMBEDDED_TEXT])
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -89,11 +98,24 @@ class Files:
     def position(self) -> list[int]:
         return [self._file, self._row]
 
+    def fingerprint(self) -> list[Any]:
+        return fingerprint_of(self._files)
+
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
         return next(self._documents)
+
+
+def fingerprint_of(files: list[Path]) -> list[Any]:
+    """Each file's name, size and a hash of its beginning: cheap, and a changed text shows."""
+    found = []
+    for file in files:
+        with file.open("rb") as opened:
+            beginning = hashlib.sha256(opened.read(_FINGERPRINT_BYTES)).hexdigest()
+        found.append([file.name, file.stat().st_size, beginning])
+    return found
 
 
 def files_of(path: Path, split: Split) -> tuple[list[Path], bool]:
@@ -137,6 +159,9 @@ class HubSet:
 
     def position(self) -> Any:
         return self._position if self._rows is None else self._dataset.state_dict()
+
+    def fingerprint(self) -> str:
+        return str(self._dataset.info.version)
 
     def __iter__(self) -> Iterator[str]:
         return self

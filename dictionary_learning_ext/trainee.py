@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,10 @@ import torch as t
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 
-from .checkpoint import save_weights, write_json, writing
+from .checkpoint import save_weights
 from .config import RunConfig
 from .errors import ConfigError
+from .files import remove, write_json, writing
 from .sae_config import SAEConfig
 from .trainers.variational_top_k import VariationalTopKTrainer
 
@@ -55,9 +55,7 @@ class Trainee:
         """Clear a former run's files, write config.json and open the logs."""
         with writing(self.folder):
             for name in RUN_FILES:
-                path = self.folder / name
-                is_folder = path.is_dir() and not path.is_symlink()
-                shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True)
+                remove(self.folder / name)
         write_json(self.folder / "config.json", config)
         if self.run.wandb != "disabled":
             import wandb
