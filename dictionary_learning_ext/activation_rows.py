@@ -4,6 +4,7 @@ Shapes: B contexts, L = ctx_len tokens, N rows, D = the submodule's width.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ class ActivationRows:
         skip_token_id: the token whose positions are left out, or None.
         max_norm_multiple: rows are left out whose norm is more than this many times the median
             norm of those read with it, or None.
+        before_batch: called before each batch of the language model's.
 
     Attributes:
         dropped: rows left out by max_norm_multiple.
@@ -47,6 +49,7 @@ class ActivationRows:
         batch_size: int,
         skip_token_id: int | None = None,
         max_norm_multiple: float | None = None,
+        before_batch: Callable[[], None] | None = None,
     ):
         self.contexts = contexts
         self.dropped = 0
@@ -57,6 +60,7 @@ class ActivationRows:
         self._skip_token_id = skip_token_id
         self._max_norm_multiple = max_norm_multiple
         # The context that the last read ended in: ids, attention mask, positions still wanted.
+        self._before_batch = before_batch
         self._partial: tuple[Tensor, Tensor, Tensor] | None = None
 
     def fill(self, out_ND: Tensor) -> int:
@@ -69,6 +73,8 @@ class ActivationRows:
         filled = 0
         non_finite: Tensor | int = 0
         while filled < len(out_ND):
+            if self._before_batch is not None:
+                self._before_batch()
             contexts = self._next_contexts(len(out_ND) - filled)
             if contexts is None:
                 break

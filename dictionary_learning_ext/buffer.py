@@ -12,7 +12,7 @@ the generator, which is all that `state_dict` holds.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Literal
 
@@ -54,6 +54,8 @@ class ResidualBuffer(ActivationBuffer):
         max_norm_multiple: leave out rows whose norm is more than this many times the median norm
             in their batch of the language model's (attention sinks; 10 is a good value).
         dtype: of the rows; the model's unless told.
+        before_batch: called before each batch of the language model's; it may raise, and
+            `state_dict` is then good to go on with.
 
     Attributes:
         activations: the rows, (n, d_submodule); only for looking.
@@ -82,6 +84,7 @@ class ResidualBuffer(ActivationBuffer):
         packing: Packing = "pack",
         max_norm_multiple: float | None = None,
         dtype: torch.dtype | None = None,
+        before_batch: Callable[[], None] | None = None,
     ):
         # Upstream's own __init__ is not called: it sets up the storage that this class replaces.
         if isinstance(data, str):
@@ -119,6 +122,7 @@ class ResidualBuffer(ActivationBuffer):
             batch_size=refresh_batch_size,
             skip_token_id=tokenizer.bos_token_id if remove_bos else None,
             max_norm_multiple=max_norm_multiple,
+            before_batch=before_batch,
         )
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
         self._order = torch.empty(0, dtype=torch.int32)  # of the rows, as they are handed out
@@ -148,6 +152,10 @@ class ResidualBuffer(ActivationBuffer):
         """Fill the buffer and draw a new order. Raises as `__next__` does."""
         self._fill_start = self._position()
         left = len(self._order) - self._given  # some only if the text ended in the last fill
+        self._order, self._given = (
+            self._order[:0],
+            0,
+        )  # so state_dict() holds if a fill is broken off
         self.fills += 1
         try:
             filled = self._rows.fill(self.activations)

@@ -6,7 +6,6 @@ A run folder holds ae.pt (upstream's state dict, taking raw activations) and con
 
 import copy
 import json
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -58,18 +57,26 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: no such folder; give a run's folder, as runs/NAME")
     for name in ("config.json", "ae.pt"):
         if not (folder / name).is_file():
-            there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+            there = ", ".join(names) or "nothing"
             inside = [p.parent.name for p in sorted(folder.glob("*/ae.pt"))]
             hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
             raise CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
         config["trainer"]["dict_class"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
-            f"{folder / 'config.json'}: expected JSON with trainer.dict_class "
-            f"({type(error).__name__}: {error}); copy it again or train again"
+            f"{path}: expected JSON with trainer.dict_class ({type(error).__name__}: {error}); "
+            "copy it again or train again"
         ) from error
+    for section in ("buffer", "run"):
+        if not isinstance(config.get(section, {}), dict):
+            raise CheckpointError(
+                f"{path}: {section} is {config[section]!r}, expected an object; copy it again"
+            )
     return config
 
 
@@ -81,32 +88,114 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
 
     Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json.
 
-    Raises: CheckpointError if a file is missing, damaged or does not fit the config.
+    Raises: CheckpointError if a file is missing, damaged or does not fit the config. No code in a
+    file is run.
     """
     folder = Path(folder)
     config = read_config(folder)
-    dict_class = config["trainer"]["dict_class"]
+    trainer, path = config["trainer"], folder / "ae.pt"
+    dict_class = trainer["dict_class"]
     known = ("VariationalTopKAutoEncoder", *UPSTREAM_CLASSES)
     if dict_class not in known:
         raise CheckpointError(
             f"{folder}: dict_class {dict_class!r} is unknown; expected one of {', '.join(known)}"
         )
+    state = _read_weights(path, dict_class)
+    for name in ("activation_dim", "dict_size", "k"):
+        given = trainer.get(name)
+        if given is not None and (type(given) is not int or not 1 <= given < 2**31):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: trainer.{name} is {given!r}, expected a whole number "
+                "of 1 or more; copy it again"
+            )
     try:
         if dict_class == "VariationalTopKAutoEncoder":
-            path, k = folder / "ae.pt", config["trainer"].get("k")
-            dictionary: Any = VariationalTopKAutoEncoder.from_pretrained(path, k=k, device=device)
+            dictionary: Any = VariationalTopKAutoEncoder.from_pretrained(
+                path, k=trainer.get("k"), device=device
+            )
         else:
             dictionary, _ = load_upstream_dictionary(str(folder), device)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except CheckpointError:
+        raise
+    except Exception as error:  # of any kind: a state dict of any content is handed to upstream
         raise CheckpointError(
-            f"{folder / 'ae.pt'}: not a whole {dict_class} ({cause}); copy it again or train again"
+            f"{path}: no state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
+            f"holds {_shapes(state)}; copy it again or train again"
         ) from error
-    for name in ("activation_dim", "dict_size"):
-        expected, found = config["trainer"].get(name), getattr(dictionary, name)
-        if expected is not None and found != expected:
+    _check_weights(path, state, dictionary, trainer)
+    return dictionary.eval().requires_grad_(False), config
+
+
+def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
+    """The tensors in an `ae.pt`, whole and finite; reading runs none of its code."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"{damaged} has another checksum")
+        state = t.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes of any content raise anything
+        raise CheckpointError(
+            f"{path}: not a whole {dict_class} ({_first_line(error)}); copy it again or train again"
+        ) from error
+    is_state = isinstance(state, dict) and all(isinstance(v, t.Tensor) for v in state.values())
+    if not is_state:
+        raise CheckpointError(
+            f"{path}: not a whole {dict_class} (it holds no state dict, but {type(state).__name__}); "
+            "copy it again or train again"
+        )
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
-                f"{folder}: ae.pt has {name}={found}, but config.json says {expected}; "
+                f"{path}: {name} is NaN or infinite in places; load a checkpoint from before, in "
+                f"{path.parent / 'checkpoints'}, or train again with a lower --lr"
+            )
+    return state
+
+
+def _check_weights(
+    path: Path, state: dict[str, t.Tensor], dictionary: Dictionary, trainer: dict[str, Any]
+) -> None:
+    """Raise a CheckpointError that names the tensor if one does not fit the class or the config."""
+    expected: dict[str, t.Tensor] = dictionary.state_dict()
+    sizes = {"F": dictionary.dict_size, "D": dictionary.activation_dim}
+    for letter, name in (("D", "activation_dim"), ("F", "dict_size")):
+        given = trainer.get(name)
+        if given is not None and given != sizes[letter]:
+            shape = tuple(state["encoder.weight"].shape) if "encoder.weight" in state else "other"
+            raise CheckpointError(
+                f"{path}: encoder.weight is {shape}, so {name}={sizes[letter]}, but config.json says "
+                f"{given}; they are of different runs"
+            )
+    for name, value in state.items():
+        if name in expected and value.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} is {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+            )
+        if name in expected and _kind(value) != _kind(expected[name]):
+            raise CheckpointError(
+                f"{path}: {name} is {value.dtype}, expected {expected[name].dtype}"
+            )
+    if "k" in state:
+        k, configured = int(state["k"]), trainer.get("k")
+        if configured not in (None, k) or not 1 <= k <= sizes["F"]:
+            raise CheckpointError(
+                f"{path}: k is {k}, dict_size is {sizes['F']} and config.json says k={configured}; "
                 "they are of different runs"
             )
-    return dictionary.eval().requires_grad_(False), config
+
+
+def _kind(value: t.Tensor) -> str:
+    """Whole numbers, or real ones: their precision does not count."""
+    if value.is_floating_point():
+        return "real"
+    return "complex" if value.is_complex() else "whole"
+
+
+def _shapes(state: dict[str, t.Tensor]) -> str:
+    shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:8]]
+    return ", ".join(shown) + (", …" if len(state) > 8 else "") or "nothing"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import tyro
 
 from .commands import compare, evaluate, quickstart, train
-from .errors import UserError
+from .errors import Interrupted, UserError
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
@@ -69,7 +69,10 @@ def _parse(name: str, args: list[str]) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, or 2 for a mistake in what was given."""
+    """Run a command; return the exit status.
+
+    0, 2 for a mistake in what was given, or 128 and the signal's number if one stopped it.
+    """
     args = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -82,6 +85,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"vsae: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"vsae: {stop}", file=sys.stderr)
+        return stop.exit_code
     except BrokenPipeError:  # as in `vsae train --help | head`
         sys.stdout = None
     return 0

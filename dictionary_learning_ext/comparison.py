@@ -13,7 +13,7 @@ from .errors import CheckpointError, ConfigError
 from .evaluation import evaluate
 from .files import write_json
 from .options import require
-from .training import MEASURED_ON, held_out, measured_on, open_model
+from .run_inputs import MEASURED_ON, held_out, measured_on, open_model
 
 COLUMNS = {
     "FVE": "fve",

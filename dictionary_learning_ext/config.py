@@ -7,6 +7,7 @@ line.
 import difflib
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -71,6 +72,9 @@ class RunConfig:
     """Steps between two lines of metrics."""
     save_steps: str = "none"
     """Checkpoints on the way: none, linear:N or log:N (N of them), or steps as 100,1000."""
+    save_every: str = "10m"
+    """Resume points, for --resume: every so many steps (500), or so much time (90s, 10m, 2h), and
+    at the end; none for none. SIGTERM and SIGINT write one in any case."""
     save_dir: str | None = None
     """The folder to write; runs/<a name made of the settings> unless told."""
     overwrite: bool = False
@@ -94,6 +98,7 @@ class RunConfig:
                 self.max_norm_multiple > 1, "max_norm_multiple", self.max_norm_multiple, "above 1"
             )
         self.save_points()
+        self.save_interval()
 
     def save_points(self) -> list[int]:
         """The steps before which a checkpoint is written."""
@@ -102,9 +107,10 @@ class RunConfig:
             if kind == "none" and not number:
                 return []
             if kind == "linear":
-                return [self.steps * i // (int(number) + 1) for i in range(1, int(number) + 1)]
+                n = min(int(number), self.steps)
+                return sorted({self.steps * i // (n + 1) for i in range(1, n + 1)})
             if kind == "log":
-                n = int(number)
+                n = min(int(number), self.steps)
                 return sorted({round(self.steps ** (i / (n + 1))) for i in range(1, n + 1)})
             points = sorted({int(step) for step in self.save_steps.split(",")})
         except ValueError:
@@ -114,8 +120,27 @@ class RunConfig:
         require(is_legal, "save_steps", self.save_steps, expected)
         return points
 
+    def save_interval(self) -> tuple[int | None, int | None]:
+        """Between two resume points: how many steps, or how many seconds; neither for none."""
+        if self.save_every == "none":
+            return None, None
+        match = re.fullmatch(r"0*([1-9][0-9]{0,8})([smh]?)", self.save_every, re.ASCII)
+        expected = "steps as 500, a time as 90s, 10m or 2h, or none"
+        require(match is not None, "save_every", self.save_every, expected)
+        assert match is not None
+        number, unit = int(match[1]), match[2]
+        return (None, number * _SECONDS[unit]) if unit else (number, None)
 
-_NOT_THE_RESULT = ("save_dir", "overwrite", "wandb", "wandb_project", "log_steps")
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_NOT_THE_RESULT = (
+    "save_dir",
+    "overwrite",
+    "save_every",
+    "wandb",
+    "wandb_project",
+    "log_steps",
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +179,26 @@ class TrainConfig:
             return replace(config, **{n: v for n, v in values.items() if n in names[type(config)]})
 
         return TrainConfig(changed(self.sae), changed(self.run))
+
+
+def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
+    """Raise a ConfigError that names the settings that differ, unless only how it is run does."""
+
+    def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+        chosen = {n: v for n, v in settings.items() if n not in _NOT_THE_RESULT}
+        chosen["device"] = str(settings.get("device")).partition(":")[
+            0
+        ]  # cuda:1 for cuda:0 is fine
+        return json.loads(json.dumps(chosen))
+
+    old, new = decisive(was), decisive(now)
+    if names := sorted(name for name in old | new if old.get(name) != new.get(name)):
+        changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
+        flags = " ".join("--" + name.replace("_", "-") for name in names)
+        raise ConfigError(
+            f"{source}: the run has {changes}; leave out {flags} to go on with it, or start "
+            "another run with --config"
+        )
 
 
 def load_config(path: str | Path) -> TrainConfig:

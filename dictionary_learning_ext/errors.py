@@ -4,6 +4,8 @@ Every message is one line that says what was given, what was expected and what t
 instead. The command line prints it without a traceback and exits with status 2.
 """
 
+from signal import Signals
+
 
 class UserError(ValueError):
     """Something given to the package is wrong. Base of all the errors below."""
@@ -26,4 +28,21 @@ class CheckpointError(UserError):
 
 
 class NonFiniteError(UserError):
-    """Activations or a loss became NaN or infinite."""
+    """Activations became NaN or infinite."""
+
+
+class TrainingError(UserError):
+    """One or more SAEs of a run failed. The others are trained, saved and evaluated."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by a signal. The message says how to go on.
+
+    Attributes:
+        exit_code: 128 + the signal's number, as shells have it.
+    """
+
+    def __init__(self, signal: Signals, message: str = ""):
+        super().__init__(message or f"stopped by {signal.name}")
+        self.signal = signal
+        self.exit_code = 128 + signal

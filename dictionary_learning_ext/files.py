@@ -76,25 +76,37 @@ def remove(path: Path) -> None:
 def locked(folders: Iterable[Path]) -> Iterator[None]:
     """Be the only process that writes to these folders, which are made.
 
-    The operating system gives the locks back however the process ends.
+    The operating system gives the locks back however the process ends. A folder that holds nothing
+    else in the end is taken away again.
 
     Raises: ConfigError if another process holds one; CheckpointError if the disk refuses.
     """
     with contextlib.ExitStack() as stack:
         for folder in folders:
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise ConfigError(
-                    f"save_dir={folder}: {file.read().strip() or 'another process'} is writing "
-                    "there; wait until it ends or choose another --save-dir"
-                ) from error
-            with writing(folder):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
+            stack.enter_context(_locked(folder))
         yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ConfigError(
+                f"save_dir={folder}: {file.read().strip() or 'another process'} is writing there; "
+                "wait until it ends or choose another --save-dir"
+            ) from error
+        with writing(folder):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        try:
+            yield
+        finally:
+            if [path.name for path in folder.iterdir()] == [LOCK]:
+                remove(folder)

@@ -9,16 +9,26 @@ import torch as t
 from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 
+from . import resume
 from .checkpoint import save_weights
-from .config import RunConfig
-from .errors import ConfigError
-from .files import remove, write_json, writing
+from .config import RunConfig, TrainConfig
+from .errors import CheckpointError, ConfigError
+from .files import remove, sync, write_json, writing
 from .sae_config import SAEConfig
 from .trainers.variational_top_k import VariationalTopKTrainer
+from .wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
 
-RUN_FILES = ("ae.pt", "config.json", "metrics.jsonl", "metrics.json", "checkpoints")
+RUN_FILES = (
+    "ae.pt",
+    "config.json",
+    "metrics.jsonl",
+    "metrics.json",
+    resume.FAILED,
+    "checkpoints",
+    resume.FOLDER,
+)
 
 
 class Trainee:
@@ -48,7 +58,7 @@ class Trainee:
         self.name, self.sae, self.trainer, self.folder = name, sae, trainer, folder
         self.run, self.norm_factor = run, norm_factor
         self.failure: str | None = None
-        self._wandb: Any = None
+        self._wandb: WandbLog | None = None
         self._last_good: dict[str, t.Tensor] | None = None
 
     def start(self, config: dict[str, Any], group: str) -> None:
@@ -56,22 +66,79 @@ class Trainee:
         with writing(self.folder):
             for name in RUN_FILES:
                 remove(self.folder / name)
+            self._clear_temporaries()
         write_json(self.folder / "config.json", config)
-        if self.run.wandb != "disabled":
-            import wandb
+        self._open_wandb(group)
 
-            self._wandb = wandb.init(
-                project=self.run.wandb_project,
-                name=self.folder.name,
-                group=group,
-                config=config["run"]["settings"] | {"norm_factor": self.norm_factor},
+    def resume(self, point: resume.Point, group: str) -> None:
+        """Go on from a point of this folder: what was logged after it is cut off."""
+        resume.load_trainer_state(self.trainer, point.trainer)
+        self._remember()
+        log, length = self.folder / "metrics.jsonl", point.run["metrics_bytes"]
+        with writing(log):
+            self._clear_temporaries()
+            resume.forget_after(self.folder, point.step)
+            lines = log.read_bytes().splitlines() if log.exists() else []
+            if sum(len(line) + 1 for line in lines) < length:
+                raise CheckpointError(
+                    f"{log}: shorter than when the resume point of step {point.step} was written "
+                    f"({length} bytes); put the former back or start again with --overwrite True"
+                )
+            with log.open("ab") as file:
+                file.truncate(length)
+        logged = -1
+        if self.run.wandb == "offline":  # the former process may have handed on more than `length`
+            logged = max((_step_of(line) for line in lines), default=-1)
+        self._open_wandb(group, point.run["wandb_id"], logged)
+
+    def _open_wandb(self, group: str, id: str | None = None, logged: int = -1) -> None:
+        if self.run.wandb != "disabled":
+            self._wandb = WandbLog(
+                self.folder,
                 mode=self.run.wandb,
-                dir=self.folder,
-                reinit="create_new",
+                project=self.run.wandb_project,
+                group=group,
+                settings=TrainConfig(self.sae, self.run).to_dict()
+                | {"norm_factor": self.norm_factor},
+                id=id,
+                logged=logged,
             )
 
+    def _clear_temporaries(self) -> None:
+        """Delete what a process that was killed was writing."""
+        for name in RUN_FILES:
+            for temporary in self.folder.glob(f".{name}.*"):
+                remove(temporary)
+
+    def save_point(self, step: int, shared: dict[str, Any]) -> None:
+        """Write a resume point, unless the numbers are no longer finite or it is there already.
+
+        Arguments:
+            shared: what the loop needs to go on.
+        """
+        self.check(step)
+        if self.failure is not None or step in resume.steps_of(self.folder):
+            return
+        log = self.folder / "metrics.jsonl"
+        with writing(log):
+            log.touch()
+            sync(log)
+            length = log.stat().st_size
+        own = {"metrics_bytes": length, "wandb_id": self._wandb and self._wandb.id}
+        own["settings"] = TrainConfig(self.sae, self.run).to_dict()
+        own["norm_factor"] = self.norm_factor
+        resume.save_point(self.folder, step, resume.trainer_state(self.trainer), shared | own)
+
     def update(self, step: int, x_BD: t.Tensor) -> None:
-        """One training step on activations in training units."""
+        """One training step on activations in training units. What it raises is its failure."""
+        try:
+            self._update(step, x_BD)
+        except Exception as error:
+            logger.exception("%s: its trainer raised at step %d", self.name, step)
+            self._restore()
+            self._fail(step, step, f"{type(error).__name__}: {error}")
+
+    def _update(self, step: int, x_BD: t.Tensor) -> None:
         is_upstreams = not isinstance(self.trainer, VariationalTopKTrainer)
         in_bf16 = is_upstreams and self.run.dtype == "bfloat16"
         with t.autocast(x_BD.device.type, dtype=t.bfloat16, enabled=in_bf16):
@@ -110,34 +177,53 @@ class Trainee:
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._wandb is not None:
-            self._wandb.log(metrics, step=int(metrics["step"]))
+            self._wandb.log(metrics)
 
     def check(self, step: int) -> None:
         """Fail if a loss, gradient or weight was not finite since the last check."""
+        if self.failure is not None:
+            return
         if isinstance(self.trainer, VariationalTopKTrainer):
             optimizer = self.trainer.optimizer
             if skipped := int(optimizer.skipped_steps):
-                first = int(optimizer.first_skipped_step)
-                self._fail(first, f"{skipped} steps were left out; the weights are without them")
-            return
-        state = self.trainer.ae.state_dict()
-        if all(value.isfinite().all() for value in state.values()):
-            self._last_good = {name: value.clone() for name, value in state.items()}
-            return
-        if self._last_good is not None:  # there is one from step 0 on
-            self.trainer.ae.load_state_dict(self._last_good)
-        self._fail(step, "the weights are the last that were finite")
+                what = f"not finite; {skipped} steps were left out, the weights are without them"
+                self._fail(int(optimizer.first_skipped_step), step, what)
+        elif all(value.isfinite().all() for value in self.trainer.ae.state_dict().values()):
+            self._remember()
+        else:
+            self._restore()
+            self._fail(step, step, "not finite; the weights are the last that were finite")
 
-    def _fail(self, step: int, what: str) -> None:
-        self.failure = f"{self.name}: loss or weights not finite at step {step}; {what}"
+    def _remember(self) -> None:
+        """Upstream's trainers take every step: keep the last weights that were finite."""
+        if not isinstance(self.trainer, VariationalTopKTrainer):
+            state = self.trainer.ae.state_dict()
+            self._last_good = {name: value.clone() for name, value in state.items()}
+
+    def _restore(self) -> None:
+        if self._last_good is not None:
+            self.trainer.ae.load_state_dict(self._last_good)
+
+    def _fail(self, at: int, now: int, what: str) -> None:
+        """Mark the SAE as failed at step `at`, and save the weights that it has now."""
+        self.failure = f"{self.name}: failed at step {at}: {what}"
+        path = self._checkpoint(now)
+        try:
+            save_weights(path, self.trainer.ae, self.norm_factor)
+            found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
+            write_json(self.folder / resume.FAILED, found)
+        except CheckpointError as error:  # the other SAEs go on all the same
+            self.failure += f" ({error})"
         logger.error("%s", self.failure)
 
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"ae_{step}.pt"
+
     def save_checkpoint(self, step: int) -> None:
-        """Write checkpoints/ae_<step>.pt, for raw activations, of the last finite weights."""
+        """Write checkpoints/ae_<step>.pt, for raw activations, if the weights are finite."""
+        self.check(step)
         if self.failure is None:
-            self.check(step)
-        path = self.folder / "checkpoints" / f"ae_{step}.pt"
-        save_weights(path, self.trainer.ae, self.norm_factor)
+            save_weights(self._checkpoint(step), self.trainer.ae, self.norm_factor)
 
     def save_final(self) -> None:
         """Write ae.pt, for raw activations."""
@@ -147,13 +233,20 @@ class Trainee:
         """Write the final evaluation."""
         write_json(self.folder / "metrics.json", figures)
         if self._wandb is not None:
-            known = {name: v for name, v in figures.items() if isinstance(v, int | float)}
-            self._wandb.summary.update({f"eval/{name}": value for name, value in known.items()})
+            self._wandb.summarize(figures)
 
-    def close(self, succeeded: bool) -> None:
-        """Close the logs."""
+    def close(self, code: int) -> None:
+        """Close the logs; `code` is the run's exit code."""
         if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if succeeded and self.failure is None else 1)
+            self._wandb.close(exit_code=1 if self.failure is not None else code)
+
+
+def _step_of(line: bytes) -> int:
+    """The step of a line of metrics.jsonl; -1 of one that was broken off."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return -1
 
 
 def require_free(folder: Path, overwrite: bool) -> None:

@@ -3,9 +3,8 @@
 import importlib.metadata
 import logging
 import math
+import os
 import time
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,22 @@ from nnsight import LanguageModel
 from tqdm import tqdm
 
 from .buffer import ResidualBuffer
-from .config import RunConfig, TrainConfig
-from .errors import ConfigError, NonFiniteError, UserError
+from .config import RunConfig, TrainConfig, require_same
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    LanguageModelError,
+    NonFiniteError,
+    TrainingError,
+    UserError,
+)
 from .evaluation import evaluate
-from .language_models import HookPoint, find_hook, load_language_model
+from .files import locked
+from .interrupts import Interrupts, interrupts
+from .language_models import HookPoint, weights_hash
+from .resume import Point, newest_points
+from .run_inputs import held_out, make_buffer, measured_on, open_model
 from .sae_config import SAEConfig
 from .text import open_text
 from .trainee import Trainee, require_free
@@ -25,39 +36,80 @@ from .trainers.build import build_trainer
 
 logger = logging.getLogger(__name__)
 
-_EVALUATION_BATCH = 2048  # tokens
-MEASURED_ON = (
-    "model",
-    "hook",
-    "data",
-    "text_packing",
-    "ctx_len",
-    "dtype",
-    "remove_bos",
-    "max_norm_multiple",
-)
 
-
-def train(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
+def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -> dict[str, Path]:
     """Train every SAE on the same batches, save it and evaluate it on held-out text.
 
-    An SAE's results do not depend on which others are trained beside it, nor on logging.
+    An SAE's results do not depend on which others are trained beside it, on logging, nor on whether
+    the run was stopped and resumed.
 
     Arguments:
         run: what they share.
         saes: by name. One alone is written to `run.save_dir` itself, several to folders of their
             names in it.
+        resume: go on from the newest resume points of these folders. `resume.read_run` gives `run`
+            and `saes`.
 
     Returns: the run folder of each.
 
-    Raises: a UserError that says what to change. What was trained until then is saved.
+    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What was
+    trained until then is saved.
     """
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     folders = _folders(run, saes)
-    model, hook = open_model(run)
-    text = open_text(run.data, seed=0, passes=run.text_passes)
-    buffer = make_buffer(run, model, hook, text, run.batch_size)
-    norm_factor = _norm_factor(run, buffer)
+    if resume and all(_is_finished(folder, run) for folder in folders.values()):
+        logger.warning("%s: finished before; nothing to do", run.save_dir)
+        return folders
+    with interrupts() as signals, locked(folders.values()):
+        if not resume:
+            for folder in folders.values():
+                require_free(folder, run.overwrite)
+        model, hook = open_model(run)
+        text = open_text(run.data, seed=0, passes=run.text_passes)
+        buffer = make_buffer(run, model, hook, text, run.batch_size, signals.check)
+        inputs = {"language_model": weights_hash(model), "versions": _versions()}
+        points = _points(run, saes, folders, inputs) if resume else {}
+        trainees, start = _begin(run, saes, folders, hook, buffer, points)
+        code = 1
+        try:
+            with signals.deferred():
+                _loop(run, buffer, trainees, start, inputs, signals)
+                trained = [one for one in trainees if one.failure is None]
+                for trainee in trained:
+                    trainee.save_final()
+            if run.eval_tokens and trained:
+                _evaluate(run, model, hook, trained)
+            code = 0
+        except Interrupted as stop:
+            code = stop.exit_code
+            raise
+        finally:
+            for trainee in trainees:
+                trainee.close(code)
+    if failures := [trainee.failure for trainee in trainees if trainee.failure]:
+        others = [str(one.folder) for one in trainees if one.failure is None]
+        raise TrainingError(
+            f"{'; '.join(failures)}; lower --lr or --beta, or check the activations"
+            + (f"; trained and saved: {', '.join(others)}" if others else "")
+        )
+    return folders
+
+
+def _begin(
+    run: RunConfig,
+    saes: dict[str, SAEConfig],
+    folders: dict[str, Path],
+    hook: HookPoint,
+    buffer: ResidualBuffer,
+    points: dict[Path, Point],
+) -> tuple[list[Trainee], int]:
+    """Every SAE with its weights drawn, or where its resume point has it; and the step to go on at."""
+    if points:
+        first = next(iter(points.values()))
+        start, norm_factor = first.step, first.run["norm_factor"]
+        buffer.load_state_dict(first.run["buffer"])
+    else:
+        start, norm_factor = 0, _norm_factor(run, buffer)
     trainees = []
     for name, sae in saes.items():
         trainer = build_trainer(
@@ -73,58 +125,118 @@ def train(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
         )
         trainees.append(Trainee(name, sae, trainer, folders[name], run, norm_factor))
     for trainee in trainees:
-        trainee.start(_config_json(trainee, buffer), group=folders[trainee.name].parent.name)
+        group = trainee.folder.resolve().parent.name
+        if points:
+            trainee.resume(points[trainee.folder], group)
+        else:
+            trainee.start(_config_json(trainee, buffer), group)
+    return trainees, start
 
-    finished = False
-    try:
-        _loop(run, buffer, trainees)
-        trained = {one.name: one for one in trainees if one.failure is None}
-        for trainee in trained.values():
-            trainee.save_final()
-            trainee.trainer.ae.scale_biases(norm_factor)  # training is over: raw activations now
-        if run.eval_tokens and trained:
-            saes_trained = {name: (one.trainer.ae, norm_factor) for name, one in trained.items()}
-            figures = evaluate(
-                saes_trained, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens
+
+def _points(
+    run: RunConfig,
+    saes: dict[str, SAEConfig],
+    folders: dict[str, Path],
+    inputs: dict[str, Any],
+) -> dict[Path, Point]:
+    """The newest resume points, checked against what the run is now; none if there is none yet.
+
+    Raises a UserError.
+    """
+    points, problems = newest_points(folders.values())
+    for problem in problems:
+        logger.warning("%s: not used", problem)
+    if not points:
+        logger.warning("%s: no resume point yet; begins anew", run.save_dir)
+        return {}
+    for name, sae in saes.items():
+        folder = folders[name]
+        point = points[folder]
+        require_same(point.run["settings"], TrainConfig(sae, run).to_dict(), str(folder))
+        if point.run["language_model"] != inputs["language_model"]:
+            raise LanguageModelError(
+                f"{folder}: the language model {run.model!r} has changed since the run was stopped "
+                f"(SHA-256 {point.run['language_model'][:12]} was, {inputs['language_model'][:12]} "
+                "is); put the former back or start again"
             )
-            for name, trainee in trained.items():
-                trainee.record(figures[name] | {"measured_on": measured_on(run)})
-        finished = True
-    finally:
-        for trainee in trainees:
-            trainee.close(finished)
-    if failures := [trainee.failure for trainee in trainees if trainee.failure]:
-        raise NonFiniteError(
-            "; ".join(failures) + "; expected finite numbers: lower --lr or --beta, or check the "
-            f"activations (saved: {', '.join(str(t.folder) for t in trainees)})"
-        )
-    return folders
+        if point.run["versions"] != inputs["versions"]:
+            logger.warning(
+                "%s: begun with %s, goes on with %s: not equal to the bit",
+                folder,
+                point.run["versions"],
+                inputs["versions"],
+            )
+    step = next(iter(points.values())).step
+    logger.warning("going on from step %d of %s", step, ", ".join(map(str, folders.values())))
+    return points
 
 
-def _loop(run: RunConfig, buffer: ResidualBuffer, trainees: list[Trainee]) -> None:
-    """Every step of every SAE. On an error, what was trained is saved as a checkpoint."""
+def _loop(
+    run: RunConfig,
+    buffer: ResidualBuffer,
+    trainees: list[Trainee],
+    start: int,
+    inputs: dict[str, Any],
+    signals: Interrupts,
+) -> None:
+    """Every step of every SAE from `start` on. On an error, what was trained is saved."""
     save_points = set(run.save_points())
+    every_steps, every_seconds = run.save_interval()
+    saved_at = time.monotonic()
     norm_factor = trainees[0].norm_factor
-    bar = tqdm(total=run.steps * run.batch_size, unit="tok", unit_scale=True, mininterval=1)
-    active, step = trainees, 0
+    bar = tqdm(
+        total=run.steps * run.batch_size,
+        initial=start * run.batch_size,
+        unit="tok",
+        unit_scale=True,
+        mininterval=1,
+    )
+    active, step, x_BD = trainees, start, None
+
+    def save(step: int) -> None:
+        shared = inputs | {"buffer": buffer.state_dict()}
+        for trainee in active:
+            trainee.save_point(step, shared)
+
     try:
-        for step in range(run.steps):
+        for step in range(start, run.steps):
+            signals.check()
+            late = every_seconds is not None and time.monotonic() - saved_at >= every_seconds
+            if step and (late or (every_steps is not None and step % every_steps == 0)):
+                save(step)
+                saved_at = time.monotonic()
             x_BD = next(buffer).to(run.device, t.float32).div_(norm_factor)
             if step in save_points:
                 for trainee in active:
                     trainee.save_checkpoint(step)
-                active = [trainee for trainee in active if trainee.failure is None]
             if step % run.log_steps == 0:
-                active = _check_and_log(active, step, x_BD, bar)
-                if not active:
-                    return
+                _check_and_log(active, step, x_BD, bar)
+            active = [trainee for trainee in active if trainee.failure is None]
             for trainee in active:
                 trainee.update(step, x_BD)
+            active = [trainee for trainee in active if trainee.failure is None]
+            if not active:
+                return
             bar.update(run.batch_size)
-        _check_and_log(active, run.steps, x_BD, bar)
-    except (UserError, KeyboardInterrupt) as error:
+        step = run.steps
+        if x_BD is not None:  # else the run was resumed when all steps were done
+            _check_and_log(active, step, x_BD, bar)
+        active = [trainee for trainee in active if trainee.failure is None]
+        if run.save_every != "none":
+            save(step)
+    except Interrupted as stop:
+        save(step)
+        where = os.path.commonpath([trainee.folder for trainee in trainees])
+        raise Interrupted(
+            stop.signal,
+            f"stopped by {stop.signal.name} at step {step}; go on with `vsae train --resume {where}`",
+        ) from stop
+    except UserError as error:
         for trainee in active:
-            trainee.save_checkpoint(step)
+            try:
+                trainee.save_checkpoint(step)
+            except CheckpointError as full:
+                logger.error("%s", full)
         logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
         if isinstance(error, NonFiniteError):
             raise NonFiniteError(f"step {step}: {error}") from error
@@ -133,13 +245,12 @@ def _loop(run: RunConfig, buffer: ResidualBuffer, trainees: list[Trainee]) -> No
         bar.close()
 
 
-def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) -> list[Trainee]:
-    """Log every SAE; return those that may go on."""
+def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) -> None:
+    """Log every SAE whose numbers are finite."""
     shown = {}
     for trainee in active:
         trainee.check(step)
         if trainee.failure is not None:
-            trainee.save_checkpoint(step)
             continue
         metrics = trainee.metrics(step, x_BD)
         trainee.log(metrics)
@@ -149,50 +260,27 @@ def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) 
             f"alive {metrics['alive_in_batch']:.2f}"
         )
     bar.set_postfix_str(" | ".join(f"{name}: {text}" for name, text in shown.items()))
-    return [trainee for trainee in active if trainee.failure is None]
 
 
-def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
-    """The run's language model and hook point. Raises LanguageModelError."""
-    dtype = t.bfloat16 if run.dtype == "bfloat16" else t.float32
-    model = load_language_model(run.model, device=run.device, dtype=dtype)
-    return model, find_hook(model, run.hook)
-
-
-def make_buffer(
-    run: RunConfig, model: LanguageModel, hook: HookPoint, text: Any, out_batch_size: int
-) -> ResidualBuffer:
-    """A buffer of `text` at the run's hook point, with its settings."""
-    return ResidualBuffer(
-        text,
-        model,
-        hook.submodule,
-        d_submodule=hook.activation_dim,
-        io=hook.io,
-        n_ctxs=run.n_ctxs,
-        ctx_len=run.ctx_len,
-        out_batch_size=out_batch_size,
-        device=run.device,
-        remove_bos=run.remove_bos,
-        packing=run.text_packing,
-        max_norm_multiple=run.max_norm_multiple,
-    )
-
-
-def held_out(
-    run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
-) -> tuple[ResidualBuffer, list[str]]:
-    """A buffer for `tokens` of held-out text, and its first documents: streams of their own."""
-    batch_size = min(_EVALUATION_BATCH, tokens)
-    n_ctxs = max(64, math.ceil(batch_size / run.ctx_len))
-    text = open_text(run.data, split="heldout")
-    buffer = make_buffer(replace(run, n_ctxs=n_ctxs), model, hook, text, batch_size)
-    return buffer, list(islice(open_text(run.data, split="heldout"), run.eval_documents))
-
-
-def measured_on(run: RunConfig) -> dict[str, Any]:
-    """The settings that decide what held-out activations an SAE is measured on."""
-    return {name: getattr(run, name) for name in MEASURED_ON}
+def _evaluate(
+    run: RunConfig, model: LanguageModel, hook: HookPoint, trained: list[Trainee]
+) -> None:
+    """Measure SAEs whose training is over, and write their metrics.json."""
+    saes = {}
+    for trainee in trained:
+        trainee.trainer.ae.scale_biases(trainee.norm_factor)  # raw activations from now on
+        saes[trainee.name] = (trainee.trainer.ae, trainee.norm_factor)
+    try:
+        figures = evaluate(saes, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens)
+    except Interrupted as stop:
+        where = " ".join(str(trainee.folder) for trainee in trained)
+        raise Interrupted(
+            stop.signal,
+            f"stopped by {stop.signal.name} in the evaluation; the training is done and saved: go "
+            f"on with `vsae eval {where}`",
+        ) from stop
+    for trainee in trained:
+        trainee.record(figures[trainee.name] | {"measured_on": measured_on(run)})
 
 
 def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
@@ -204,7 +292,7 @@ def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
 
 
 def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
-    """Where each SAE is written. Raises ConfigError if a run is already there."""
+    """Where each SAE is written. Raises ConfigError for a name that is no folder's."""
     if len(saes) == 1:
         ((name, sae),) = saes.items()
         default = Path("runs") / TrainConfig(sae, run).name
@@ -215,20 +303,15 @@ def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
             if not name or Path(name).name != name or name in (".", ".."):
                 raise ConfigError(f"SAE name {name!r}: expected a plain folder name, as 'top_k'")
         folders = {name: base / name for name in saes}
-    for folder in folders.values():
-        require_free(folder, run.overwrite)
     return folders
+
+
+def _is_finished(folder: Path, run: RunConfig) -> bool:
+    return (folder / ("metrics.json" if run.eval_tokens else "ae.pt")).is_file()
 
 
 def _config_json(trainee: Trainee, buffer: ResidualBuffer) -> dict[str, Any]:
     """Upstream's "trainer" and "buffer", and what it takes to run it again."""
-    packages = (
-        "dictionary-learning-ext",
-        "dictionary-learning",
-        "torch",
-        "transformers",
-        "nnsight",
-    )
     return {
         "trainer": trainee.trainer.config | {"norm_factor": trainee.norm_factor},
         "buffer": buffer.config,
@@ -236,6 +319,18 @@ def _config_json(trainee: Trainee, buffer: ResidualBuffer) -> dict[str, Any]:
             "settings": TrainConfig(trainee.sae, trainee.run).to_dict(),
             "norm_factor": trainee.norm_factor,
             "date": time.strftime("%Y-%m-%d"),
-            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "versions": _versions(),
         },
     }
+
+
+def _versions() -> dict[str, str]:
+    """What decides the last digits of a result."""
+    packages = (
+        "dictionary-learning-ext",
+        "dictionary-learning",
+        "torch",
+        "transformers",
+        "nnsight",
+    )
+    return {name: importlib.metadata.version(name) for name in packages}

@@ -160,7 +160,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch):
     """What `make quickstart` types."""
     seen = []
 
-    def stub(run, saes):
+    def stub(run, saes, **_):
         seen.append((run, saes))
         raise UserError("stop here")
 

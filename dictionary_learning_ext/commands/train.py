@@ -1,10 +1,10 @@
 """`vsae train`: one SAE."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..config import RunConfig, TrainConfig, load_config
+from ..config import RunConfig, TrainConfig, load_config, require_same
 from ..errors import UserError
 from ..presets import preset
 from ..sae_config import SAEConfig
@@ -20,29 +20,49 @@ class Flags:
     """Start from named settings: quickstart, paper or paper-as-run. Other flags win over it."""
     config: Path | None = None
     """Start from the settings of a run: its folder or config.json. Other flags win over it."""
+    resume: Path | None = None
+    """Go on with a run that was stopped: its folder, or a folder of the run folders of one run.
+    The result is the same to the bit as if it had not been stopped."""
 
 
 def run(flags: Flags) -> None:
     from ..comparison import read_metrics, table
+    from ..resume import read_run
     from ..training import train
 
-    folders = train(flags.run, {"sae": flags.sae})
-    if flags.run.eval_tokens:
+    run, saes = flags.run, {"sae": flags.sae}
+    if flags.resume is not None:
+        former, saes = read_run(flags.resume)
+        run = replace(flags.run, save_dir=former.save_dir)
+        start = starting_point(["--resume", str(flags.resume)])
+        for name in ("sae", "run"):
+            was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
+            require_same(was, now, f"--resume {flags.resume}")
+    folders = train(run, saes, resume=flags.resume is not None)
+    if run.eval_tokens:
         print(table({str(folder): read_metrics(folder) for folder in folders.values()}))
     for folder in folders.values():
         print(f"saved in {folder}; load it with load_dictionary({str(folder)!r})")
 
 
 def starting_point(args: list[str]) -> Flags:
-    """The defaults of --preset or --config, as far as --architecture and --posterior use them."""
-    pattern = r"(?:^|\n)--(preset|config|architecture|posterior)(?:=|\n)([^\n]+)"
+    """The defaults of --preset, --config or --resume, as far as --architecture and --posterior use
+    them."""
+    pattern = r"(?:^|\n)--(preset|config|resume|architecture|posterior)(?:=|\n)([^\n]+)"
     given = dict(re.findall(pattern, "\n".join(args)))
-    if "preset" in given and "config" in given:
-        raise UserError("--preset and --config: give one of them; other flags win over either")
+    starts = [name for name in ("preset", "config", "resume") if name in given]
+    if len(starts) > 1:
+        raise UserError(f"--{' and --'.join(starts)}: give one of them; other flags win over it")
     start = TrainConfig()
     if "preset" in given:
         start = preset(given["preset"])
     elif "config" in given:
         start = load_config(given["config"])
+    elif "resume" in given:
+        folder = Path(given["resume"])
+        inside = sorted(folder.glob("*/config.json"))
+        start = load_config(
+            inside[0] if inside and not (folder / "config.json").exists() else folder
+        )
     sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
     return Flags(sae, start.run)

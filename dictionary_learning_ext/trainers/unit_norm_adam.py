@@ -4,6 +4,8 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
+_COUNTS = ("skipped_steps", "first_skipped_step")
+
 
 class UnitNormAdam(t.optim.Adam):
     """Adam for a dictionary whose decoder columns have norm 1.
@@ -29,10 +31,17 @@ class UnitNormAdam(t.optim.Adam):
         self.skipped_steps = t.zeros((), dtype=t.long, device=device)
         self.first_skipped_step = t.full((), -1, dtype=t.long, device=device)
 
+    def state_dict(self) -> dict:
+        """As torch's, with the counts of skipped steps."""
+        counts = {name: getattr(self, name).clone() for name in _COUNTS}
+        return super().state_dict() | counts
+
     @t.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
         """As torch's, with each average laid out in memory as its parameter: fused Adam assumes it."""
-        super().load_state_dict(state_dict)
+        super().load_state_dict({n: v for n, v in state_dict.items() if n not in _COUNTS})
+        for name in _COUNTS:
+            getattr(self, name).copy_(state_dict[name])
         for parameter, state in self.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = t.empty_like(parameter).copy_(state[name])

@@ -1,0 +1,90 @@
+"""One SAE's run in wandb. What goes wrong there is said and never reaches training."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class WandbLog:
+    """A wandb run, opened by its first use of the network or none.
+
+    Arguments:
+        folder: the run folder; its name is the run's, and wandb's files go there.
+        group: of the runs of one buffer.
+        settings: for wandb's config.
+        id: of the run to go on with, or None for a new one.
+        logged: the last step that was already logged there: up to it nothing is logged again.
+
+    Attributes:
+        id: the run's.
+
+    Raises: ConfigError if wandb can't begin.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: Literal["online", "offline"],
+        project: str,
+        group: str,
+        settings: dict[str, Any],
+        id: str | None = None,
+        logged: int = -1,
+    ):
+        import wandb
+
+        self._name, self._logged = folder.name, logged
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                name=folder.name,
+                group=group,
+                config=settings,
+                mode=mode,
+                dir=folder,
+                id=id,
+                resume="allow" if mode == "online" else None,
+                reinit="create_new",
+            )
+        except Exception as error:  # of many kinds: usage, login, network, its own process
+            raise ConfigError(
+                f"wandb={mode}: wandb can't begin ({_first_line(error)}); log in with `wandb login`, "
+                "or use --wandb offline and `wandb sync` later"
+            ) from error
+        self.id: str = self._run.id
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Log numbers at `metrics["step"]`, once."""
+        if int(metrics["step"]) > self._logged:
+            self._try(lambda run: run.log(metrics, step=int(metrics["step"])))
+
+    def summarize(self, figures: dict[str, Any]) -> None:
+        """Put the numbers among `figures` into the run's summary, as eval/<name>."""
+        known = {f"eval/{n}": v for n, v in figures.items() if isinstance(v, int | float)}
+        self._try(lambda run: run.summary.update(known))
+
+    def close(self, exit_code: int) -> None:
+        """End the run: 0 is success."""
+        self._try(lambda run: run.finish(exit_code=exit_code))
+
+    def _try(self, call: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:
+            self._run = None
+            logger.warning(
+                "%s: wandb ended (%s); training goes on, and metrics.jsonl has every number",
+                self._name,
+                _first_line(error),
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
