@@ -5,6 +5,7 @@ A run folder holds ae.pt (upstream's state dict, taking raw activations) and con
 """
 
 import copy
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -42,8 +43,10 @@ def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -
         dictionary = copy.deepcopy(dictionary)
         dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
     state = {name: value.cpu().contiguous() for name, value in dictionary.state_dict().items()}
+    whole = io.BytesIO()
+    t.save(state, whole)  # to a file, it answers a full disk with errors that don't name it
     with replacing(path) as temporary:
-        t.save(state, temporary)
+        temporary.write_bytes(whole.getbuffer())
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -145,6 +148,10 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
             "copy it again or train again"
         )
     for name, value in state.items():
+        if name.endswith(("weight", "bias", "b_dec")) and not value.is_floating_point():
+            raise CheckpointError(
+                f"{path}: {name} is {value.dtype}, expected torch.float32; copy it again"
+            )
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} is NaN or infinite in places; load a checkpoint from before, in "
@@ -193,8 +200,8 @@ def _kind(value: t.Tensor) -> str:
 
 
 def _shapes(state: dict[str, t.Tensor]) -> str:
-    shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:8]]
-    return ", ".join(shown) + (", …" if len(state) > 8 else "") or "nothing"
+    shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:20]]
+    return ", ".join(shown) + (", …" if len(state) > 20 else "") or "nothing"
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_type_hints
 from .errors import ConfigError
 from .options import (
     Dtype,
+    described,
     is_of_type,
     require,
     require_choice,
@@ -173,7 +174,7 @@ class TrainConfig:
         for cls, known in names.items():
             for name, hint in get_type_hints(cls).items():
                 if name in known & values.keys():
-                    require(is_of_type(values[name], hint), name, values[name], str(hint))
+                    require(is_of_type(values[name], hint), name, values[name], described(hint))
 
         def changed(config: Any) -> Any:
             return replace(config, **{n: v for n, v in values.items() if n in names[type(config)]})

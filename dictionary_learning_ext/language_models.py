@@ -82,7 +82,7 @@ def load_language_model(
             config = AutoConfig.from_pretrained(source)
             tokenizer: Any = AutoTokenizer.from_pretrained(source, config=config)
             model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
-        except OSError as error:  # what transformers raises for a missing model, file or network
+        except Exception as error:  # OSError for a missing one; damaged files raise anything
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded, locally or from the hub"
                 f" ({_first_line(error)}): {_WHAT_TO_TYPE}"

@@ -51,6 +51,19 @@ def is_of_type(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+def described(hint: Any) -> str:
+    """A field's type in words."""
+    members = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(described, members))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(members)}"
+    if get_origin(hint) is tuple:
+        return "a list of numbers"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(hint, "None")
+
+
 @dataclass(frozen=True)
 class PosteriorOptions:
     """What `VariationalTopKAutoEncoder` takes beyond upstream's arguments; see there."""
