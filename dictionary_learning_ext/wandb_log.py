@@ -79,11 +79,22 @@ class WandbLog:
             call(self._run)
         except Exception as error:
             self._run = None
+            _end_service()
             logger.warning(
                 "%s: wandb ended (%s); training goes on, and metrics.jsonl has every number",
                 self._name,
                 _first_line(error),
             )
+
+
+def _end_service() -> None:
+    """Have wandb forget its process, or it ends the program with a traceback."""
+    import wandb
+
+    try:
+        wandb.teardown()
+    except Exception as error:
+        logger.debug("wandb's process is gone: %s", error)
 
 
 def _first_line(error: Exception) -> str:
