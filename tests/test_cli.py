@@ -229,7 +229,9 @@ def test_the_readmes_commands_run(command, small, quickstart, monkeypatch, capsy
     """As written, but small, and on tiny models in the place of the embedded and hub ones."""
     monkeypatch.chdir(quickstart[0])
     words = shlex.split(command)[1:]
-    if words[0] == "train":
+    if "--resume" in words:
+        assert main(["train", *small, "--save-dir", words[-1], "--overwrite"]) == 0
+    elif words[0] == "train":
         words += [*small, "--dict-size", "128", "--k", "64", "--decay-start", "None"]
         words += ["--device", "cpu"]
     if words[0] == "eval":
