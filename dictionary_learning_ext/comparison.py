@@ -55,7 +55,7 @@ def evaluate_folders(
     require(tokens > 0, "tokens", tokens, "above 0")
     runs: dict[str, RunConfig] = {}
     for folder in folders:
-        runs[str(folder)] = _run_of(Path(folder), model, hook, data, device)
+        runs[str(folder)] = run_of(Path(folder), model, hook, data, device)
     first_name, run = next(iter(runs.items()))
     for name, other in runs.items():
         for what in MEASURED_ON:
@@ -127,10 +127,13 @@ def _shown(value: float | None) -> str:
     return f"{value:.1f}" if math.isfinite(value) and abs(value) >= 10 else f"{value:.4f}"
 
 
-def _run_of(
+def run_of(
     folder: Path, model: str | None, hook: str | None, data: str | None, device: str
 ) -> RunConfig:
-    """A folder's run, checked against what was asked for."""
+    """A folder's run, checked against what was asked for.
+
+    Raises: ConfigError, CheckpointError.
+    """
     config = read_config(folder)
     trainer = config["trainer"]
     if "run" in config:
