@@ -149,7 +149,9 @@ def run_of(
     trained_on = {"model": trainer.get("lm_name"), "hook": trainer.get("submodule_name")}
     for what, asked in (("model", model), ("hook", hook)):
         found = trained_on[what]
-        if asked is not None and found is not None and asked != found:
+        if asked is None or found is None:
+            continue
+        if Path(asked).name != Path(found).name:  # a local model's folder may have moved
             raise CheckpointError(
                 f"{folder}: trained on {what} {found}, not on {asked}; leave out --{what} or give "
                 "another folder"
