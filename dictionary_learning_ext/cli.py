@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 import tyro
 
-from .commands import compare, evaluate, quickstart, train
+from .commands import compare, evaluate, export, quickstart, train
 from .errors import Interrupted, UserError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -21,6 +21,7 @@ COMMANDS: dict[str, ModuleType] = {
     "eval": evaluate,
     "compare": compare,
     "quickstart": quickstart,
+    "export": export,
 }
 
 

@@ -15,6 +15,7 @@ NoiseOn = Literal["both", "values", "selection"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine", "cyclical"]
 Dtype = Literal["float32", "bfloat16"]
+ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "safetensors"]
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
 NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
