@@ -27,6 +27,7 @@ RUN_FILES = (
     "metrics.json",
     resume.FAILED,
     "checkpoints",
+    "exports",
     resume.FOLDER,
 )
 
