@@ -27,6 +27,7 @@ setup(
         "nnsight>=0.3,<0.4",
         "datasets>=3,<6",
         "einops>=0.7",
+        "huggingface_hub>=0.34",
         "safetensors>=0.4",
         "tqdm>=4.66",
         "tyro>=0.9",

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 import tyro
 
-from .commands import compare, evaluate, export, quickstart, train
+from .commands import compare, evaluate, export, push, quickstart, train
 from .errors import Interrupted, UserError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -22,6 +22,7 @@ COMMANDS: dict[str, ModuleType] = {
     "compare": compare,
     "quickstart": quickstart,
     "export": export,
+    "push": push,
 }
 
 

@@ -35,6 +35,10 @@ class TrainingError(UserError):
     """One or more SAEs of a run failed. The others are trained, saved and evaluated."""
 
 
+class HubError(UserError):
+    """The hub can't be reached, or refuses what is asked of it."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by a signal. The message says how to go on.
 
