@@ -225,6 +225,21 @@ def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
     assert metadata["hook_name"] == "blocks.1.hook_resid_post"
 
 
+def test_the_name_that_upstream_s_demo_gives_a_hook_is_no_contradiction(folder_of):
+    folder = folder_of("top_k")
+    edit_config(folder, submodule_name="resid_post_layer_1")
+    with pytest.raises(UserError, match=r"no hook point 'resid_post'"):
+        export(folder, "sae-bench", hook="resid_post")
+    hook = "blocks.1.hook_resid_post"
+    assert export(folder, "sae-bench", tokens=200, hook=hook).difference.is_exact
+
+
+def test_an_empty_folder_may_be_given(folder_of, tmp_path):
+    (tmp_path / "out").mkdir()
+    export(folder_of("top_k"), "sae-lens", tmp_path / "out", tokens=200)
+    assert files_under(tmp_path / "out") == ["cfg.json", "sae_weights.safetensors"]
+
+
 def test_a_language_model_that_has_moved_can_be_given(folder_of, tiny_lm_dir, tmp_path):
     folder = folder_of("top_k")
     gone = "/gone/" + tiny_lm_dir.name
