@@ -222,12 +222,13 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a CheckpointError; torch and safetensors have their own."""
+    """Turn what the disk refuses into a CheckpointError that names what was asked for."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        cause = str(getattr(error, "strerror", None) or error).strip().splitlines()[0]
+    except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        reason = str(getattr(cause, "strerror", None) or cause).strip().splitlines()[0]
         raise CheckpointError(
-            f"{target} can't be written ({cause}): make room or choose another --out; nothing was "
+            f"{target} can't be written ({reason}): make room or choose another --out; nothing was "
             "written"
         ) from error
