@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 import tyro
 
-from .commands import compare, evaluate, export, push, quickstart, train
+from .commands import compare, evaluate, export, push, quickstart, sweep, train
 from .errors import Interrupted, UserError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -21,6 +21,7 @@ COMMANDS: dict[str, ModuleType] = {
     "eval": evaluate,
     "compare": compare,
     "quickstart": quickstart,
+    "sweep": sweep,
     "export": export,
     "push": push,
 }
@@ -42,7 +43,7 @@ def _booleans(flags: type) -> Iterator[str]:
             yield "--" + field.name.replace("_", "-")
 
 
-def _parse(name: str, args: list[str]) -> Any:
+def parse(name: str, args: list[str]) -> Any:
     """A command's flags; a mistake becomes a UserError of one line."""
     command = COMMANDS[name]
     starting_point = getattr(command, "starting_point", None)
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if args[0] not in COMMANDS:
             raise UserError(f"{args[0]!r}: no such command; expected {', '.join(COMMANDS)}")
-        COMMANDS[args[0]].run(_parse(args[0], args[1:]))
+        COMMANDS[args[0]].run(parse(args[0], args[1:]))
     except UserError as error:
         print(f"vsae: {error}", file=sys.stderr)
         return 2

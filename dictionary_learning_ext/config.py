@@ -81,9 +81,11 @@ class RunConfig:
     overwrite: bool = False
     """Write over a run that save_dir already holds."""
     wandb: WandbMode = "disabled"
-    """Log to wandb: online, offline or disabled."""
+    """Log to wandb: online (or what the environment's WANDB_MODE says), offline or disabled."""
     wandb_project: str = "vsae"
     """wandb's project."""
+    wandb_artifacts: bool = False
+    """Keep ae.pt, config.json and metrics.json as an artifact in wandb."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "n_ctxs", "ctx_len", "log_steps", "text_passes"):
@@ -140,6 +142,7 @@ _NOT_THE_RESULT = (
     "save_every",
     "wandb",
     "wandb_project",
+    "wandb_artifacts",
     "log_steps",
 )
 
@@ -154,6 +157,14 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings, flat."""
         return asdict(self.sae) | asdict(self.run)
+
+    @property
+    def tags(self) -> list[str]:
+        """What one wants to filter runs by."""
+        names = ("k", "lr", "beta", "posterior", "seed")
+        values = {name: getattr(self.sae, name) for name in names}
+        chosen = [f"{name}={value}" for name, value in values.items() if value is not None]
+        return [self.sae.architecture, *chosen]
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ SAEs of a call. The figures' names and definitions are in `FIGURES`.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ NEAR_DEAD = (0.1, 0.5)
 
 FIGURES = {
     "fve": "1 - sum of squared residuals / total variance about the mean",
+    "description_length": "log C(F, L0) + D/2 log(1 - FVE), nats per token: what it takes to send which "
+    "features are on and what they leave, as a Gaussian; more features cost",
     "frac_variance_explained": "upstream's, which forgives a constant bias",
     "cossim": "mean cosine of activation and reconstruction",
     "l2_ratio": "mean norm of the reconstruction / of the activation",
@@ -122,6 +125,10 @@ class Measurement:
         total_variance = sums["squares"] - float((self._sum_D**2).sum()) / n  # pyright: ignore
         figures: dict[str, float | None] = {"fve": 1 - sums["residual"] / total_variance}
         figures |= {name: sums[name] / self._batches for name in UPSTREAM_FIGURES}
+        F, D = self.dictionary.dict_size, self.dictionary.activation_dim
+        choices = _log_binomial(F, min(figures["l0"] or 0.0, F))
+        left = max(sums["residual"] / total_variance, 1e-12)
+        figures["description_length"] = choices + D / 2 * math.log(left)
         frequency_F = self._selected_F.double() / n
         k = getattr(self.dictionary, "k", None)
         usual = (frequency_F.sum() if k is None else float(k)) / len(frequency_F)
@@ -142,6 +149,10 @@ class Measurement:
             if name in sums:
                 figures[name] = sums[name] / self._batches
         return figures | {"tokens": n}
+
+
+def _log_binomial(n: float, k: float) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def evaluate(

@@ -103,6 +103,21 @@ def load_language_model(
     return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
 
 
+def width_of(name: str) -> int:
+    """The width of a language model's residual stream, without loading its weights.
+
+    Raises: LanguageModelError if there is no such model.
+    """
+    source = str(EMBEDDED_MODEL) if name == "embedded" else name
+    try:
+        return AutoConfig.from_pretrained(source).get_text_config().hidden_size
+    except Exception as error:  # as in load_language_model
+        raise LanguageModelError(
+            f"language model {name!r} can't be loaded, locally or from the hub"
+            f" ({_first_line(error)}): {_WHAT_TO_TYPE}"
+        ) from error
+
+
 def find_hook(model: LanguageModel, name: str) -> HookPoint:
     """Find a hook point by TransformerLens's name for it.
 

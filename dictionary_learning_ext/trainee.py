@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +88,22 @@ class Trainee:
                 )
             with log.open("ab") as file:
                 file.truncate(length)
-        logged = -1
-        if self.run.wandb == "offline":  # the former process may have handed on more than `length`
-            logged = max((_step_of(line) for line in lines), default=-1)
+        # The former process may have handed on more than `length`.
+        logged = max((_step_of(line) for line in lines), default=-1)
         self._open_wandb(group, point.run["wandb_id"], logged)
+        if self._wandb is not None and self._wandb.is_new:
+            _replay(self._wandb, self.folder)
 
     def _open_wandb(self, group: str, id: str | None = None, logged: int = -1) -> None:
         if self.run.wandb != "disabled":
+            config = TrainConfig(self.sae, self.run)
             self._wandb = WandbLog(
                 self.folder,
                 mode=self.run.wandb,
                 project=self.run.wandb_project,
                 group=group,
-                settings=TrainConfig(self.sae, self.run).to_dict()
-                | {"norm_factor": self.norm_factor},
+                settings=config.to_dict() | {"norm_factor": self.norm_factor},
+                tags=config.tags,
                 id=id,
                 logged=logged,
             )
@@ -239,7 +242,38 @@ class Trainee:
     def close(self, code: int) -> None:
         """Close the logs; `code` is the run's exit code."""
         if self._wandb is not None:
+            if self.run.wandb_artifacts and code == 0 and self.failure is None:
+                names = ("ae.pt", "config.json", "metrics.json")
+                there = [self.folder / name for name in names if (self.folder / name).is_file()]
+                self._wandb.upload(there)
             self._wandb.close(exit_code=1 if self.failure is not None else code)
+
+
+def report_finished(folder: Path, config: TrainConfig) -> None:
+    """Give a sweep's agent that is started again the results of a run that is finished."""
+    if "WANDB_SWEEP_ID" not in os.environ or config.run.wandb == "disabled":
+        return
+    log = WandbLog(
+        folder,
+        mode=config.run.wandb,
+        project=config.run.wandb_project,
+        group="",
+        settings=config.to_dict(),
+        tags=config.tags,
+    )
+    _replay(log, folder)
+    figures = folder / "metrics.json"
+    if figures.is_file():
+        log.summarize(json.loads(figures.read_text(encoding="utf-8")))
+    log.close(0)
+
+
+def _replay(log: WandbLog, folder: Path) -> None:
+    """Log again what metrics.jsonl has."""
+    lines = folder / "metrics.jsonl"
+    if lines.exists():
+        for line in lines.read_text(encoding="utf-8").splitlines():
+            log.log(json.loads(line))
 
 
 def _step_of(line: bytes) -> int:

@@ -31,7 +31,7 @@ from .resume import Point, newest_points
 from .run_inputs import held_out, make_buffer, measured_on, open_model
 from .sae_config import SAEConfig
 from .text import open_text
-from .trainee import Trainee, require_free
+from .trainee import Trainee, report_finished, require_free
 from .trainers.build import build_trainer
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,8 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
     folders = _folders(run, saes)
     if resume and all(_is_finished(folder, run) for folder in folders.values()):
         logger.warning("%s: finished before; nothing to do", run.save_dir)
+        for name, folder in folders.items():
+            report_finished(folder, TrainConfig(saes[name], run))
         return folders
     with interrupts() as signals, locked(folders.values()):
         if not resume:

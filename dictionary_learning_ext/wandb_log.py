@@ -1,6 +1,8 @@
 """One SAE's run in wandb. What goes wrong there is said and never reaches training."""
 
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +18,13 @@ class WandbLog:
         folder: the run folder; its name is the run's, and wandb's files go there.
         group: of the runs of one buffer.
         settings: for wandb's config.
-        id: of the run to go on with, or None for a new one.
+        tags: of the run.
+        id: of the run to go on with, or None for a new one. An agent of a sweep gives its own.
         logged: the last step that was already logged there: up to it nothing is logged again.
 
     Attributes:
         id: the run's.
+        is_new: whether it is another than the one to go on with: what was logged there is missing.
 
     Raises: ConfigError if wandb can't begin.
     """
@@ -33,21 +37,27 @@ class WandbLog:
         project: str,
         group: str,
         settings: dict[str, Any],
+        tags: Sequence[str] = (),
         id: str | None = None,
         logged: int = -1,
     ):
         import wandb
 
-        self._name, self._logged = folder.name, logged
+        agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        self.is_new = id is None or agents not in (None, id)
+        if mode == "online":
+            mode = os.environ.get("WANDB_MODE", mode)  # pyright: ignore[reportAssignmentType]
+        self._name, self._logged = folder.name, -1 if self.is_new else logged
         try:
             self._run: Any = wandb.init(
                 project=project,
                 name=folder.name,
-                group=group,
+                group=os.environ.get("WANDB_SWEEP_ID", group),
                 config=settings,
+                tags=list(tags),
                 mode=mode,
                 dir=folder,
-                id=id,
+                id=agents or id,
                 resume="allow" if mode == "online" else None,
                 reinit="create_new",
             )
@@ -57,6 +67,8 @@ class WandbLog:
                 "or use --wandb offline and `wandb sync` later"
             ) from error
         self.id: str = self._run.id
+        if mode == "online":  # the server knows what it has
+            self._logged = self._run.starting_step - 1
 
     def log(self, metrics: dict[str, float]) -> None:
         """Log numbers at `metrics["step"]`, once."""
@@ -67,6 +79,19 @@ class WandbLog:
         """Put the numbers among `figures` into the run's summary, as eval/<name>."""
         known = {f"eval/{n}": v for n, v in figures.items() if isinstance(v, int | float)}
         self._try(lambda run: run.summary.update(known))
+
+    def upload(self, files: Sequence[Path]) -> None:
+        """Keep files as an artifact of type "model", named as the run."""
+
+        def upload(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"{self.id}-sae", type="model")
+            for file in files:
+                artifact.add_file(str(file))
+            run.log_artifact(artifact)
+
+        self._try(upload)
 
     def close(self, exit_code: int) -> None:
         """End the run: 0 is success."""

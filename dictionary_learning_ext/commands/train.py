@@ -9,6 +9,8 @@ from ..errors import UserError
 from ..presets import preset
 from ..sae_config import SAEConfig
 
+AUTO = Path("auto")
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -22,7 +24,8 @@ class Flags:
     """Start from the settings of a run: its folder or config.json. Other flags win over it."""
     resume: Path | None = None
     """Go on with a run that was stopped: its folder, or a folder of the run folders of one run.
-    The result is the same to the bit as if it had not been stopped."""
+    The result is the same to the bit as if it had not been stopped. auto: go on with what save_dir
+    holds if these settings are its own, else begin; for jobs that are started again as they are."""
 
 
 def run(flags: Flags) -> None:
@@ -31,18 +34,33 @@ def run(flags: Flags) -> None:
     from ..training import train
 
     run, saes = flags.run, {"sae": flags.sae}
-    if flags.resume is not None:
+    resume = flags.resume is not None
+    if flags.resume == AUTO:
+        resume, run = _found(flags)
+    elif flags.resume is not None:
         former, saes = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
         start = starting_point(["--resume", str(flags.resume)])
         for name in ("sae", "run"):
             was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
             require_same(was, now, f"--resume {flags.resume}")
-    folders = train(run, saes, resume=flags.resume is not None)
+    folders = train(run, saes, resume=resume)
     if run.eval_tokens:
         print(table({str(folder): read_metrics(folder) for folder in folders.values()}))
     for folder in folders.values():
         print(f"saved in {folder}; load it with load_dictionary({str(folder)!r})")
+
+
+def _found(flags: Flags) -> tuple[bool, RunConfig]:
+    """Whether the run of these flags was begun before, and where it is or will be."""
+    sae = flags.sae.resolve(flags.run.steps, flags.run.batch_size)
+    folder = Path(flags.run.save_dir or Path("runs") / TrainConfig(sae, flags.run).name)
+    run = replace(flags.run, save_dir=str(folder))
+    if not (folder / "config.json").is_file():
+        return False, run
+    was = load_config(folder).to_dict()
+    require_same(was, TrainConfig(sae, run).to_dict(), f"--resume auto: {folder}")
+    return True, run
 
 
 def starting_point(args: list[str]) -> Flags:
@@ -51,6 +69,8 @@ def starting_point(args: list[str]) -> Flags:
     pattern = r"(?:^|\n)--(preset|config|resume|architecture|posterior)(?:=|\n)([^\n]+)"
     given = dict(re.findall(pattern, "\n".join(args)))
     starts = [name for name in ("preset", "config", "resume") if name in given]
+    if given.get("resume") == str(AUTO):
+        starts.remove("resume")
     if len(starts) > 1:
         raise UserError(f"--{' and --'.join(starts)}: give one of them; other flags win over it")
     start = TrainConfig()
@@ -58,7 +78,7 @@ def starting_point(args: list[str]) -> Flags:
         start = preset(given["preset"])
     elif "config" in given:
         start = load_config(given["config"])
-    elif "resume" in given:
+    elif "resume" in given and given["resume"] != str(AUTO):
         folder = Path(given["resume"])
         inside = sorted(folder.glob("*/config.json"))
         start = load_config(
