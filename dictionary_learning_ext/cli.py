@@ -91,6 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"vsae: {stop}", file=sys.stderr)
         return stop.exit_code
+    except KeyboardInterrupt:
+        print("vsae: stopped by SIGINT", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # as in `vsae train --help | head`
         sys.stdout = None
     return 0

@@ -197,7 +197,7 @@ def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
     """Raise a ConfigError that names the settings that differ, unless only how it is run does."""
 
     def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-        chosen = {n: v for n, v in settings.items() if n not in _NOT_THE_RESULT}
+        chosen = {n: v for n, v in settings.items() if n not in (*_NOT_THE_RESULT, "text_passes")}
         chosen["device"] = str(settings.get("device")).partition(":")[
             0
         ]  # cuda:1 for cuda:0 is fine

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import socket
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
@@ -101,6 +104,12 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"save_dir={folder}: {file.read().strip() or 'another process'} is writing there; "
                 "wait until it ends or choose another --save-dir"
             ) from error
+        except OSError as error:
+            logger.warning(
+                "%s: this file system has no locks (%s); see to it that nothing else writes there",
+                folder,
+                error.strerror,
+            )
         with writing(folder):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -4,6 +4,7 @@ Shapes: B contexts, L tokens, D = activation_dim.
 """
 
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -196,6 +197,20 @@ def weights_hash(model: LanguageModel) -> str:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)
     return digest.hexdigest()
+
+
+def settings_hash(model: LanguageModel) -> str:
+    """SHA-256, in hex, of the model's configuration and its tokenizer.
+
+    Names, paths and versions of software in them do not count.
+    """
+    volatile = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+    config = {n: v for n, v in model.config.to_diff_dict().items() if n not in volatile}
+    tokenizer: Any = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    text = json.dumps([config, words], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _block_list_path(model: nn.Module, config: Any) -> str:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from .config import RunConfig, TrainConfig, load_config, require_same
 from .errors import CheckpointError, ConfigError
-from .files import remove, sync, writing
+from .files import remove, sync, write_json, writing
 from .sae_config import SAEConfig
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Point(NamedTuple):
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
     """What `train` needs to resume a run folder, or a folder of the run folders of one run.
 
-    SAEs that failed are left out, with a warning.
+    SAEs that failed are left out, and those that are finished if others are not.
 
     Raises: ConfigError if there is no such run, or none of it can go on.
     """
@@ -61,11 +61,13 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
             "or one that holds such folders"
         )
     runs: dict[str, TrainConfig] = {}
+    done: dict[str, TrainConfig] = {}
+    failed = failed_in(folder)
     for one in [folder] if is_one else inside:
-        if (one / FAILED).is_file():
-            logger.warning("%s failed and does not go on (see %s)", one, one / FAILED)
-        else:
-            runs[one.resolve().name] = load_config(one)
+        if one not in failed:
+            config = load_config(one)
+            (done if is_finished(one, config.run) else runs)[one.resolve().name] = config
+    runs = runs or done
     if not runs:
         raise ConfigError(f"--resume {folder}: it failed (see {FAILED} there); start again")
     (first_name, first), *others = runs.items()
@@ -74,6 +76,18 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
     only = folder if is_one or others else folder / first_name
     run = replace(first.run, save_dir=str(only))
     return run, {name: settings.sae for name, settings in runs.items()}
+
+
+def failed_in(folder: Path) -> list[Path]:
+    """The run folders of SAEs that failed: `folder`, or those in it."""
+    return sorted(
+        path.parent for path in [folder / FAILED, *folder.glob(f"*/{FAILED}")] if path.is_file()
+    )
+
+
+def is_finished(folder: Path, run: RunConfig) -> bool:
+    """Whether an SAE is trained and, if it is to be, evaluated."""
+    return (folder / ("metrics.json" if run.eval_tokens else "ae.pt")).is_file()
 
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
@@ -116,7 +130,7 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
         cause = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the resume point is of another trainer than {type(trainer).__name__} ({cause}); "
-            "start again with --overwrite True"
+            "start again with --config FOLDER"
         ) from error
     for name, value in state["attributes"].items():
         setattr(trainer, name, value.to(trainer.device) if isinstance(value, t.Tensor) else value)
@@ -160,6 +174,15 @@ def steps_of(folder: Path) -> list[int]:
     matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / FOLDER).glob("*"))
     steps = sorted(int(match[1]) for match in matches if match)
     return [step for step in steps if (folder / FOLDER / _name(step) / _COMPLETE).is_file()]
+
+
+def note_logged(folder: Path, step: int) -> int:
+    """The last step that any process of this run logged, `step` or a later one noted before."""
+    path = folder / FOLDER / "logged.json"
+    if path.is_file():
+        step = max(step, json.loads(path.read_text(encoding="utf-8")))
+    write_json(path, step)
+    return step
 
 
 def forget_after(folder: Path, step: int) -> None:
@@ -206,12 +229,19 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, Point], list[str]
         except CheckpointError as error:
             problems.append(str(error))
     had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1
-    if had_at_most_one and not problems:
+    trained = [
+        folder / name
+        for folder in there
+        for name in ("ae.pt", "checkpoints")
+        if (folder / name).exists()
+    ]
+    if had_at_most_one and not problems and not trained:
         return {}, []
     found = "; ".join(problems) or ", ".join(f"{f} has {steps}" for f, steps in there.items())
+    kept = f"; {trained[0]} is kept" if trained else ""
     raise CheckpointError(
-        f"no resume point to go on from ({found}): start again with --config FOLDER, or put the "
-        "points back"
+        f"no resume point of one step to go on from ({found}{kept}): resume folders one by one, "
+        "measure what is trained with `vsae eval FOLDER`, or start another run with --config FOLDER"
     )
 
 

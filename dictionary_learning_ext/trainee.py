@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,34 +65,47 @@ class Trainee:
         self._wandb: WandbLog | None = None
         self._last_good: dict[str, t.Tensor] | None = None
 
-    def start(self, config: dict[str, Any], group: str) -> None:
-        """Clear a former run's files, write config.json and open the logs."""
-        with writing(self.folder):
-            for name in RUN_FILES:
-                remove(self.folder / name)
-            self._clear_temporaries()
-        write_json(self.folder / "config.json", config)
+    def open_logs(self, group: str) -> None:
+        """Begin a new run in wandb, if it is asked for. Raises ConfigError if wandb can't."""
         self._open_wandb(group)
 
-    def resume(self, point: resume.Point, group: str) -> None:
-        """Go on from a point of this folder: what was logged after it is cut off."""
+    def start(self, config: dict[str, Any]) -> None:
+        """Write config.json and clear a former run's other files."""
+        write_json(self.folder / "config.json", config)
+        with writing(self.folder):
+            for name in RUN_FILES:
+                if name != "config.json":
+                    remove(self.folder / name)
+            self._clear_temporaries()
+
+    def restore(self, point: resume.Point) -> None:
+        """Have the trainer where a point of this folder has it; nothing on the disk is changed."""
         resume.load_trainer_state(self.trainer, point.trainer)
         self._remember()
         log, length = self.folder / "metrics.jsonl", point.run["metrics_bytes"]
+        if (log.stat().st_size if log.exists() else 0) < length:
+            raise CheckpointError(
+                f"{log}: shorter than when the resume point of step {point.step} was written "
+                f"({length} bytes); put the former back or start again with --config"
+            )
+
+    def go_on(self, point: resume.Point, group: str) -> None:
+        """Cut off what was logged after a point, forget later points, and go on in wandb."""
+        log = self.folder / "metrics.jsonl"
         with writing(log):
             self._clear_temporaries()
             resume.forget_after(self.folder, point.step)
             lines = log.read_bytes().splitlines() if log.exists() else []
-            if sum(len(line) + 1 for line in lines) < length:
-                raise CheckpointError(
-                    f"{log}: shorter than when the resume point of step {point.step} was written "
-                    f"({length} bytes); put the former back or start again with --overwrite True"
-                )
+            # Former processes may have handed wandb more than the point has.
+            logged = resume.note_logged(
+                self.folder, max((_step_of(line) for line in lines), default=-1)
+            )
             with log.open("ab") as file:
-                file.truncate(length)
-        # The former process may have handed on more than `length`.
-        logged = max((_step_of(line) for line in lines), default=-1)
-        self._open_wandb(group, point.run["wandb_id"], logged)
+                file.truncate(point.run["metrics_bytes"])
+        try:
+            self._open_wandb(group, point.run["wandb_id"], logged)
+        except ConfigError as error:  # as without a network
+            logger.warning("%s: goes on without wandb: %s", self.folder, error)
         if self._wandb is not None and self._wandb.is_new:
             _replay(self._wandb, self.folder)
 
@@ -113,6 +128,8 @@ class Trainee:
         for name in RUN_FILES:
             for temporary in self.folder.glob(f".{name}.*"):
                 remove(temporary)
+        for temporary in self.folder.glob("checkpoints/.ae_*"):
+            remove(temporary)
 
     def save_point(self, step: int, shared: dict[str, Any]) -> None:
         """Write a resume point, unless the numbers are no longer finite or it is there already.
@@ -134,9 +151,27 @@ class Trainee:
         resume.save_point(self.folder, step, resume.trainer_state(self.trainer), shared | own)
 
     def update(self, step: int, x_BD: t.Tensor) -> None:
-        """One training step on activations in training units. What it raises is its failure."""
-        try:
+        """One training step on activations in training units."""
+        with self._failing_alone(step):
             self._update(step, x_BD)
+
+    def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
+        """Log the numbers of a batch and return them, unless they are not finite."""
+        with self._failing_alone(step):
+            self.check(step)
+            if self.failure is None:
+                metrics = self.metrics(step, x_BD)
+                self.log(metrics)
+                return metrics
+        return None
+
+    @contextmanager
+    def _failing_alone(self, step: int) -> Iterator[None]:
+        """What the trainer raises inside is this SAE's failure, not the run's."""
+        try:
+            yield
+        except CheckpointError:
+            raise
         except Exception as error:
             logger.exception("%s: its trainer raised at step %d", self.name, step)
             self._restore()
@@ -209,8 +244,8 @@ class Trainee:
             self.trainer.ae.load_state_dict(self._last_good)
 
     def _fail(self, at: int, now: int, what: str) -> None:
-        """Mark the SAE as failed at step `at`, and save the weights that it has now."""
-        self.failure = f"{self.name}: failed at step {at}: {what}"
+        """Mark the SAE as failed by step `at`, and save the weights that it has now."""
+        self.failure = f"{self.name}: failed by step {at}: {what}"
         path = self._checkpoint(now)
         try:
             save_weights(path, self.trainer.ae, self.norm_factor)

@@ -21,13 +21,12 @@ from .errors import (
     LanguageModelError,
     NonFiniteError,
     TrainingError,
-    UserError,
 )
 from .evaluation import evaluate
 from .files import locked
 from .interrupts import Interrupts, interrupts
-from .language_models import HookPoint, weights_hash
-from .resume import Point, newest_points
+from .language_models import HookPoint, settings_hash, weights_hash
+from .resume import Point, is_finished, newest_points
 from .run_inputs import held_out, make_buffer, measured_on, open_model
 from .sae_config import SAEConfig
 from .text import open_text
@@ -57,7 +56,7 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
     """
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     folders = _folders(run, saes)
-    if resume and all(_is_finished(folder, run) for folder in folders.values()):
+    if resume and all(is_finished(folder, run) for folder in folders.values()):
         logger.warning("%s: finished before; nothing to do", run.save_dir)
         for name, folder in folders.items():
             report_finished(folder, TrainConfig(saes[name], run))
@@ -69,18 +68,23 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
         model, hook = open_model(run)
         text = open_text(run.data, seed=0, passes=run.text_passes)
         buffer = make_buffer(run, model, hook, text, run.batch_size, signals.check)
-        inputs = {"language_model": weights_hash(model), "versions": _versions()}
+        inputs = {
+            "language_model": weights_hash(model),
+            "tokenizer": settings_hash(model),
+            "versions": _versions() | {"threads": t.get_num_threads()},
+        }
         points = _points(run, saes, folders, inputs) if resume else {}
-        trainees, start = _begin(run, saes, folders, hook, buffer, points)
+        trainees, start = _build(run, saes, folders, hook, buffer, points)
         code = 1
         try:
+            _begin(trainees, buffer, points)
             with signals.deferred():
                 _loop(run, buffer, trainees, start, inputs, signals)
                 trained = [one for one in trainees if one.failure is None]
                 for trainee in trained:
                     trainee.save_final()
             if run.eval_tokens and trained:
-                _evaluate(run, model, hook, trained)
+                _evaluate(run, model, hook, trained, signals)
             code = 0
         except Interrupted as stop:
             code = stop.exit_code
@@ -97,7 +101,7 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
     return folders
 
 
-def _begin(
+def _build(
     run: RunConfig,
     saes: dict[str, SAEConfig],
     folders: dict[str, Path],
@@ -126,13 +130,22 @@ def _begin(
             name=folders[name].name,
         )
         trainees.append(Trainee(name, sae, trainer, folders[name], run, norm_factor))
-    for trainee in trainees:
-        group = trainee.folder.resolve().parent.name
-        if points:
-            trainee.resume(points[trainee.folder], group)
-        else:
-            trainee.start(_config_json(trainee, buffer), group)
     return trainees, start
+
+
+def _begin(trainees: list[Trainee], buffer: ResidualBuffer, points: dict[Path, Point]) -> None:
+    """Change the folders of all, once it is certain that all can begin or go on."""
+    groups = {one.name: one.folder.resolve().parent.name for one in trainees}
+    for one in trainees:
+        if points:
+            one.restore(points[one.folder])
+        else:
+            one.open_logs(groups[one.name])
+    for one in trainees:
+        if points:
+            one.go_on(points[one.folder], groups[one.name])
+        else:
+            one.start(_config_json(one, buffer))
 
 
 def _points(
@@ -155,12 +168,13 @@ def _points(
         folder = folders[name]
         point = points[folder]
         require_same(point.run["settings"], TrainConfig(sae, run).to_dict(), str(folder))
-        if point.run["language_model"] != inputs["language_model"]:
-            raise LanguageModelError(
-                f"{folder}: the language model {run.model!r} has changed since the run was stopped "
-                f"(SHA-256 {point.run['language_model'][:12]} was, {inputs['language_model'][:12]} "
-                "is); put the former back or start again"
-            )
+        for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
+            if point.run[part] != inputs[part]:
+                raise LanguageModelError(
+                    f"{folder}: the language model {run.model!r} has changed since the run was "
+                    f"stopped: the SHA-256 of its {what} was {point.run[part][:12]}, not "
+                    f"{inputs[part][:12]}; put the former back or start again"
+                )
         if point.run["versions"] != inputs["versions"]:
             logger.warning(
                 "%s: begun with %s, goes on with %s: not equal to the bit",
@@ -233,10 +247,12 @@ def _loop(
             stop.signal,
             f"stopped by {stop.signal.name} at step {step}; go on with `vsae train --resume {where}`",
         ) from stop
-    except UserError as error:
+    except Exception as error:
         for trainee in active:
             try:
                 trainee.save_checkpoint(step)
+                if not isinstance(error, CheckpointError):
+                    trainee.save_point(step, inputs | {"buffer": buffer.state_dict()})
             except CheckpointError as full:
                 logger.error("%s", full)
         logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
@@ -251,11 +267,9 @@ def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) 
     """Log every SAE whose numbers are finite."""
     shown = {}
     for trainee in active:
-        trainee.check(step)
-        if trainee.failure is not None:
+        metrics = trainee.check_and_log(step, x_BD)
+        if metrics is None:
             continue
-        metrics = trainee.metrics(step, x_BD)
-        trainee.log(metrics)
         loss = metrics.get("loss", metrics["l2_loss"])
         shown[trainee.name] = (
             f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
@@ -265,7 +279,11 @@ def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) 
 
 
 def _evaluate(
-    run: RunConfig, model: LanguageModel, hook: HookPoint, trained: list[Trainee]
+    run: RunConfig,
+    model: LanguageModel,
+    hook: HookPoint,
+    trained: list[Trainee],
+    signals: Interrupts,
 ) -> None:
     """Measure SAEs whose training is over, and write their metrics.json."""
     saes = {}
@@ -273,6 +291,7 @@ def _evaluate(
         trainee.trainer.ae.scale_biases(trainee.norm_factor)  # raw activations from now on
         saes[trainee.name] = (trainee.trainer.ae, trainee.norm_factor)
     try:
+        signals.check()  # what came while the last files were written
         figures = evaluate(saes, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens)
     except Interrupted as stop:
         where = " ".join(str(trainee.folder) for trainee in trained)
@@ -306,10 +325,6 @@ def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
                 raise ConfigError(f"SAE name {name!r}: expected a plain folder name, as 'top_k'")
         folders = {name: base / name for name in saes}
     return folders
-
-
-def _is_finished(folder: Path, run: RunConfig) -> bool:
-    return (folder / ("metrics.json" if run.eval_tokens else "ae.pt")).is_file()
 
 
 def _config_json(trainee: Trainee, buffer: ResidualBuffer) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class WandbLog:
             call(self._run)
         except Exception as error:
             self._run = None
-            _end_service()
+            if isinstance(error, ConnectionError):
+                _end_service()
             logger.warning(
                 "%s: wandb ended (%s); training goes on, and metrics.jsonl has every number",
                 self._name,

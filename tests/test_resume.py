@@ -22,6 +22,7 @@ from dictionary_learning_ext.errors import (
     Interrupted,
     LanguageModelError,
     TextError,
+    TrainingError,
 )
 from dictionary_learning_ext.files import locked
 from dictionary_learning_ext.resume import (
@@ -36,6 +37,10 @@ from dictionary_learning_ext.sae_config import USES, SAEConfig
 from dictionary_learning_ext.trainee import Trainee
 
 STEPS = 60
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
 
 
 @pytest.fixture
@@ -152,11 +157,11 @@ def test_where_a_run_ended_between_two_folders_the_last_common_point_counts(
     def dies(folder, step, *rest):
         calls.append(step)
         if len(calls) == 6:  # b's at step 30
-            raise MemoryError("stands for a kill")
+            raise Killed
         original(folder, step, *rest)
 
     monkeypatch.setattr("dictionary_learning_ext.resume.save_point", dies)
-    with pytest.raises(MemoryError):
+    with pytest.raises(Killed):
         train(run, saes)
     monkeypatch.undo()
     base = Path(run.save_dir)
@@ -182,7 +187,7 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
     with pytest.raises(CheckpointError, match="not a whole resume point"):
         load_point(folder, STEPS)
     (folder / "metrics.json").unlink()
-    with pytest.raises(CheckpointError, match="no resume point to go on from"):
+    with pytest.raises(CheckpointError, match="no resume point of one step to go on from"):
         resumed(folder)
 
 
@@ -307,7 +312,7 @@ def test_a_changed_text_is_noticed(stopped):
     path = Path(settings["data"])
     before = path.read_bytes()
     try:
-        path.write_bytes(before.replace(b"cat", b"cow", 1))
+        path.write_bytes(before[:-999] + before[-999:].replace(b"cat", b"cow"))
         with pytest.raises(TextError, match="has changed since the run was stopped"):
             resumed(stopped)
     finally:
@@ -335,6 +340,75 @@ def test_a_folder_that_holds_no_run_or_a_failed_one(run, tmp_path, stopped):
     (stopped / "failed.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"it failed \(see failed\.json"):
         read_run(stopped)
+
+
+def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text):
+    short = tmp_path / "short.txt"
+    short.write_text(Path(text).read_text()[:12_000])
+    one = replace(run, data=str(short), save_every="none")
+    twice = replace(one, text_passes=9, save_dir=str(tmp_path / "whole"), save_every="10")
+    (whole,) = train(twice, {"x": sae_of()}).values()
+    with pytest.raises(TextError, match="--text-passes 2"):
+        train(one, {"x": sae_of()})
+    former, saes = read_run(Path(run.save_dir))
+    train(replace(former, text_passes=9, save_every="10"), saes, resume=True)
+    assert t.equal(
+        t.load(whole / "ae.pt")["encoder.weight"],
+        t.load(Path(run.save_dir) / "ae.pt")["encoder.weight"],
+    )
+
+
+def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch):
+    quiet = replace(run, save_every="none", save_steps="20")
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("dictionary_learning_ext.training.evaluate", stop)
+    with pytest.raises(Interrupted):
+        train(quiet, {"x": sae_of()})
+    monkeypatch.undo()
+    before = (Path(run.save_dir) / "ae.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"is kept.*vsae eval"):
+        resumed(run.save_dir)
+    assert (Path(run.save_dir) / "ae.pt").read_bytes() == before
+
+
+def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
+    stopped_at(STEPS, monkeypatch)
+    with pytest.raises(Interrupted, match="in the evaluation"):
+        train(run, {"x": sae_of()})
+
+
+def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, monkeypatch):
+    (folder,) = train(run, {"x": sae_of()}).values()
+    before = (folder / "ae.pt").read_bytes()
+    monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
+    with pytest.raises(ConfigError, match="wandb can't begin"):
+        train(replace(run, overwrite=True, wandb="online"), {"x": sae_of()})
+    assert (folder / "ae.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["metrics", "_update"])
+def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatch):
+    original = getattr(Trainee, method)
+
+    def raises(self, step, x_BD):
+        if self.name == "bad" and step == 14:
+            raise RuntimeError("out of memory")
+        return original(self, step, x_BD)
+
+    monkeypatch.setattr(Trainee, method, raises)
+    with pytest.raises(TrainingError, match=r"bad: failed by step 14: RuntimeError: out of memory"):
+        train(run, {"bad": sae_of(), "good": sae_of("top_k")})
+    base = Path(run.save_dir)
+    assert (base / "good" / "metrics.json").exists()
+    found = json.loads((base / "bad" / "failed.json").read_text())
+    assert (found["step"], found["weights"]) == (14, "checkpoints/ae_14.pt")
+    assert (base / "bad" / found["weights"]).exists()
+    read, saes = read_run(base)
+    assert list(saes) == ["good"]
+    assert read.save_dir == str(base / "good")
 
 
 def test_a_second_writer_is_refused(stopped):
@@ -385,10 +459,10 @@ def test_a_run_that_ended_before_its_first_point_begins_anew(run, tmp_path, monk
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
 
     def dies(*_):
-        raise MemoryError("stands for a kill")
+        raise Killed
 
     monkeypatch.setattr("dictionary_learning_ext.resume.save_point", dies)
-    with pytest.raises(MemoryError):
+    with pytest.raises(Killed):
         train(run, {"x": sae_of()})
     monkeypatch.undo()
     resumed(run.save_dir)
@@ -432,15 +506,14 @@ def child(settings, saes):
 
 
 def test_five_kills_change_nothing(run, tmp_path):
-    """kill -9 right when a step, a fill or a save is seen to begin; a complete point is there
-    from the first on."""
+    """kill -9 after some lines of its log; a complete point is there from the first on."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dictionary_learning_ext.training"])
     saes = {"x": sae_of()}
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), saes).values()
     folder = Path(run.save_dir)
     killed = []
-    for lines in (1, 2, 4, 6, 8):
+    for lines in (1, 2, 3, 4, 6):
         process = context.Process(target=child, args=(vars(run), saes))
         process.start()
         while process.is_alive() and written(folder) < lines:
@@ -450,7 +523,7 @@ def test_five_kills_change_nothing(run, tmp_path):
         killed.append(process.exitcode == -signal.SIGKILL)
         if len(killed) > 2:
             assert steps_of(folder), "there is a complete point"
-    assert any(killed), "not one was in time"
+    assert all(killed), "each was in time"
     process = context.Process(target=child, args=(vars(run), saes))
     process.start()
     process.join()

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..config import RunConfig, TrainConfig, load_config, require_same
-from ..errors import UserError
+from ..errors import TrainingError, UserError
 from ..presets import preset
 from ..sae_config import SAEConfig
 
@@ -30,7 +30,7 @@ class Flags:
 
 def run(flags: Flags) -> None:
     from ..comparison import read_metrics, table
-    from ..resume import read_run
+    from ..resume import FAILED, failed_in, read_run
     from ..training import train
 
     run, saes = flags.run, {"sae": flags.sae}
@@ -38,6 +38,11 @@ def run(flags: Flags) -> None:
     if flags.resume == AUTO:
         resume, run = _found(flags)
     elif flags.resume is not None:
+        if flags.run.save_dir is not None or flags.run.overwrite:
+            raise UserError(
+                f"--resume {flags.resume}: goes on in that folder; leave out --save-dir and "
+                "--overwrite"
+            )
         former, saes = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
         start = starting_point(["--resume", str(flags.resume)])
@@ -49,6 +54,10 @@ def run(flags: Flags) -> None:
         print(table({str(folder): read_metrics(folder) for folder in folders.values()}))
     for folder in folders.values():
         print(f"saved in {folder}; load it with load_dictionary({str(folder)!r})")
+    if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
+        raise TrainingError(
+            f"{', '.join(map(str, failed))}: failed before, see {FAILED} there; the others are done"
+        )
 
 
 def _found(flags: Flags) -> tuple[bool, RunConfig]:
