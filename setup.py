@@ -10,6 +10,15 @@ DEV = [
     "ruff>=0.8",
 ]
 
+# SAE Bench holds numpy below 2 and datasets below 4. Its sparse probing breaks on newer beartypes,
+# and a pyarrow that wants numpy 2 fails at import where there is none.
+SAEBENCH = [
+    "sae-bench>=0.6,<0.7",
+    "beartype>=0.14.1,<0.18",
+    "matplotlib>=3.8",
+    "pyarrow<26",
+]
+
 setup(
     name="dictionary-learning-ext",
     version="0.1.0",
@@ -39,6 +48,6 @@ setup(
         "wandb>=0.18",
         "zstandard>=0.22",
     ],
-    extras_require={"dev": DEV},
+    extras_require={"dev": DEV, "saebench": SAEBENCH},
     entry_points={"console_scripts": ["vsae=dictionary_learning_ext.cli:main"]},
 )

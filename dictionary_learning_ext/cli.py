@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 import tyro
 
-from .commands import compare, evaluate, export, push, quickstart, sweep, train
+from .commands import bench, compare, evaluate, export, push, quickstart, sweep, train
 from .errors import Interrupted, UserError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, ModuleType] = {
     "sweep": sweep,
     "export": export,
     "push": push,
+    "bench": bench,
 }
 
 

@@ -39,6 +39,10 @@ class HubError(UserError):
     """The hub can't be reached, or refuses what is asked of it."""
 
 
+class BenchError(UserError):
+    """An evaluation of SAE Bench can't be run, or failed."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by a signal. The message says how to go on.
 

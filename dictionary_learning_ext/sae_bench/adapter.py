@@ -1,0 +1,226 @@
+"""A checkpoint as one of SAE Bench's SAEs, and our names in SAE Bench's own tables."""
+
+from pathlib import Path
+from typing import Any
+
+import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from huggingface_hub import hf_hub_download
+from sae_bench.custom_saes.base_sae import BaseSAE
+from sae_bench.custom_saes.identity_sae import IdentitySAE
+from sae_bench.sae_bench_utils import graphing_utils
+
+from ..checkpoint import load_dictionary
+from ..errors import BenchError
+from ..trainers.variational_top_k import VariationalTopKAutoEncoder
+
+# SAE Bench's own names for upstream's classes.
+ARCHITECTURES = {
+    "AutoEncoder": "standard",
+    "AutoEncoderNew": "standard_april_update",
+    "AutoEncoderTopK": "topk",
+    "BatchTopKSAE": "batch_topk",
+    "MatryoshkaBatchTopKSAE": "matryoshka_batch_topk",
+    "JumpReluAutoEncoder": "jumprelu",
+    "GatedAutoEncoder": "gated",
+}
+VARIANTS = {  # label, colour and marker in SAE Bench's plots
+    "vsae_fixed_both": ("vSAE", "crimson", "D"),
+    "vsae_fixed_values": ("vSAE, noise on values", "magenta", "v"),
+    "vsae_fixed_selection": ("vSAE, noise on selection", "teal", "p"),
+    "vsae_learned_both": ("vSAE, learned sigma", "darkorange", "D"),
+    "vsae_learned_values": ("vSAE, learned sigma, noise on values", "gold", "v"),
+    "vsae_learned_selection": ("vSAE, learned sigma, noise on selection", "olive", "p"),
+    "vsae_point": ("TopK with an L2 penalty", "dodgerblue", "h"),
+    "random": ("Random SAE", "grey", "x"),
+    "identity": ("Identity", "black", "+"),
+}
+_NORM_TOLERANCE = 1e-5  # SAE Bench's
+
+
+class BenchSAE(BaseSAE):
+    """A dictionary of our class or upstream's in SAE Bench's interface.
+
+    It encodes as the dictionary does at evaluation: the posterior's mean, deterministic, a fresh
+    dense tensor for (B, D) and (B, L, D). `kept_F` zeroes all other features, after encoding.
+
+    Arguments:
+        dictionary: takes raw activations.
+        model_name, hook_name, hook_layer: what SAE Bench writes into its results.
+        architecture: the class in SAE Bench's plots.
+
+    Raises: BenchError if the decoder's columns are not of unit norm within 1e-5.
+    """
+
+    kept_F: t.Tensor | None
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        *,
+        model_name: str,
+        hook_name: str,
+        hook_layer: int,
+        architecture: str,
+        kept_F: t.Tensor | None = None,
+    ):
+        W_enc, W_dec, b_enc, b_dec = _weights(dictionary)
+        super().__init__(
+            *W_enc.shape, model_name, hook_layer, W_dec.device, W_dec.dtype, hook_name
+        )
+        for parameter, value in zip(
+            (self.W_enc, self.W_dec, self.b_enc, self.b_dec),
+            (W_enc, W_dec, b_enc, b_dec),
+            strict=True,
+        ):
+            parameter.data = value.detach()
+        self.dictionary = dictionary
+        self.register_buffer("kept_F", kept_F)
+        self.requires_grad_(False)
+        self.cfg.architecture = architecture
+        off = float((self.W_dec.norm(dim=1) - 1).abs().max())
+        if off > _NORM_TOLERANCE:
+            raise BenchError(
+                f"decoder columns of a {type(dictionary).__name__} are off unit norm by {off:.1e}; "
+                f"expected at most {_NORM_TOLERANCE:.0e}: scale each feature's decoder column to 1 "
+                "and its encoder row and bias by the former norm"
+            )
+
+    def encode(self, x: t.Tensor) -> t.Tensor:
+        f = self.dictionary.encode(x.to(self.W_enc.dtype))
+        return f if self.kept_F is None else f * self.kept_F
+
+    def decode(self, feature_acts: t.Tensor) -> t.Tensor:
+        return self.dictionary.decode(feature_acts.to(self.W_enc.dtype))
+
+    def forward(self, x: t.Tensor) -> t.Tensor:
+        return self.decode(self.encode(x))
+
+
+def architecture_of(dictionary: Dictionary) -> str:
+    """The class of a dictionary in SAE Bench's plots, as "topk" or "vsae_fixed_values"."""
+    if isinstance(dictionary, VariationalTopKAutoEncoder):
+        noise = "" if dictionary.posterior == "point" else f"_{dictionary.noise_on}"
+        return f"vsae_{dictionary.posterior}{noise}"
+    return ARCHITECTURES[type(dictionary).__name__]
+
+
+def hook_name_of(trainer: dict[str, Any]) -> str:
+    """TransformerLens's name of the hook in a config's "trainer"; upstream's has only a layer."""
+    name = str(trainer.get("submodule_name"))
+    return name if name.startswith("blocks.") else f"blocks.{trainer['layer']}.hook_resid_post"
+
+
+def load_bench_sae(
+    folder: Path, *, model_name: str, hook_name: str, hook_layer: int, device: str = "cpu"
+) -> BenchSAE:
+    """A run folder's SAE, of our class or any of upstream's, in float32.
+
+    Raises: CheckpointError if the folder is damaged; BenchError if SAE Bench can't take its SAE.
+    """
+    dictionary, config = load_dictionary(folder, device)
+    try:
+        sae = BenchSAE(
+            dictionary.float(),
+            model_name=model_name,
+            hook_name=hook_name,
+            hook_layer=hook_layer,
+            architecture=architecture_of(dictionary),
+        )
+    except BenchError as error:
+        raise BenchError(f"{folder}: {error}") from error
+    sae.cfg.activation_fn_str = config["trainer"]["dict_class"]
+    return sae
+
+
+def random_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
+    """The floor of a measure: an untrained TopK SAE of the same size, k and place as another."""
+    with t.random.fork_rng(devices=[]):
+        t.manual_seed(seed)
+        k = int(getattr(like.dictionary, "k", max(1, like.cfg.d_sae // 32)))
+        dictionary: Any = AutoEncoderTopK(like.cfg.d_in, like.cfg.d_sae, k)
+    return BenchSAE(
+        dictionary.to(like.device).requires_grad_(False),
+        model_name=like.cfg.model_name,
+        hook_name=like.cfg.hook_name,
+        hook_layer=like.cfg.hook_layer,
+        architecture="random",
+    )
+
+
+def identity_sae(like: BenchSAE) -> IdentitySAE:
+    """The ceiling of a measure: SAE Bench's identity, whose features are the activations."""
+    cfg = like.cfg
+    sae = IdentitySAE(
+        cfg.d_in, cfg.model_name, cfg.hook_layer, like.device, like.dtype, cfg.hook_name
+    )
+    sae.cfg.architecture = "identity"
+    return sae.requires_grad_(False)
+
+
+def masked(sae: BenchSAE, kept_F: t.Tensor) -> BenchSAE:
+    """The SAE with only the features in `kept_F`, a mask of (F,), left."""
+    cfg = sae.cfg
+    return BenchSAE(
+        sae.dictionary,
+        model_name=cfg.model_name,
+        hook_name=cfg.hook_name,
+        hook_layer=cfg.hook_layer,
+        architecture=cfg.architecture,
+        kept_F=kept_F.to(sae.W_enc),
+    )
+
+
+def register() -> None:
+    """Enter our trainer class and its variants into SAE Bench's own tables.
+
+    Afterwards SAE Bench's `run_all_evals_dictionary_learning_saes` loads our repos, and its
+    graphing tells our variants apart.
+    """
+    upstream_runner.TRAINER_LOADERS["VariationalTopKTrainer"] = load_variational_top_k_sae
+    for name, (label, colour, marker) in VARIANTS.items():
+        graphing_utils.TRAINER_LABELS[name] = label
+        graphing_utils.TRAINER_COLORS[name] = colour
+        graphing_utils.TRAINER_MARKERS[name] = marker
+
+
+def load_variational_top_k_sae(
+    repo_id: str,
+    filename: str,
+    model_name: str,
+    device: t.device,
+    dtype: t.dtype,
+    layer: int | None = None,
+    local_dir: str = "downloaded_saes",
+) -> BenchSAE:
+    """Our SAE from a hub repo, with the arguments of SAE Bench's other loaders."""
+    hf_hub_download(repo_id=repo_id, filename=filename, local_dir=local_dir)
+    config_name = filename.replace("ae.pt", "config.json")
+    hf_hub_download(repo_id=repo_id, filename=config_name, local_dir=local_dir)
+    folder = (Path(local_dir) / filename).parent
+    dictionary, config = load_dictionary(folder, str(device))
+    trainer = config["trainer"]
+    if layer is not None and layer != trainer["layer"]:
+        raise BenchError(f"{folder}: trained on layer {trainer['layer']}, not on {layer}")
+    if model_name not in trainer["lm_name"]:
+        raise BenchError(f"{folder}: trained on {trainer['lm_name']}, not on {model_name}")
+    return BenchSAE(
+        dictionary.to(dtype),
+        model_name=model_name,
+        hook_name=hook_name_of(trainer),
+        hook_layer=trainer["layer"],
+        architecture=architecture_of(dictionary),
+    )
+
+
+def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
+    """W_enc (D, F), W_dec (F, D), b_enc (F,) and b_dec (D,) of any of the classes."""
+    if hasattr(dictionary, "W_enc"):
+        return dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec
+    W_enc, W_dec = dictionary.encoder.weight.T, dictionary.decoder.weight.T
+    b_enc = dictionary.encoder.bias
+    names = ("b_dec", "decoder_bias", "bias")
+    b_dec = next(getattr(dictionary, name) for name in names if hasattr(dictionary, name))
+    return W_enc, W_dec, W_enc.new_zeros(len(W_dec)) if b_enc is None else b_enc, b_dec

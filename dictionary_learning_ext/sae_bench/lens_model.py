@@ -1,0 +1,98 @@
+"""The language model that an SAE was trained on, as TransformerLens's HookedTransformer."""
+
+import copy
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch as t
+from nnsight import LanguageModel
+from transformer_lens import HookedTransformer
+from transformer_lens import loading_from_pretrained as loading
+
+from ..errors import BenchError
+from ..language_models import HookPoint, read_residual
+
+TOLERANCE = 1e-4  # of the activations' rms
+_CHECKED_TOKENS = (4, 32)
+_CONVERTED = "GPTNeoXForCausalLM, LlamaForCausalLM, GPT2LMHeadModel, Gemma2ForCausalLM and others"
+
+
+def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> HookedTransformer:
+    """Convert a loaded language model with TransformerLens's own conversion, unprocessed.
+
+    No layer norm is folded and nothing is centred: SAEs are trained on what the model computes.
+
+    Arguments:
+        model: what the SAE was trained on, in float32.
+        hook: where.
+        name: what SAE Bench calls the model (its caches' and results' name).
+
+    Raises: BenchError if TransformerLens can't convert the model, or its activations at the hook
+    differ from those that the SAE was trained on by more than 1e-4 of their rms.
+    """
+    huggingface: Any = model._model
+    device = str(huggingface.device)
+    architecture = type(huggingface).__name__
+    try:
+        # The conversion reads the config from a folder. A fresh one has none of the names, as
+        # "llama", by which TransformerLens would take it for a model that it knows.
+        with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+            config = copy.deepcopy(huggingface.config)
+            config.architectures = [architecture]
+            config.save_pretrained(folder)
+            cfg = loading.get_pretrained_model_config(
+                folder, hf_cfg=config.to_dict(), device=device, dtype=t.float32
+            )
+            state = loading.get_pretrained_state_dict(
+                folder, cfg, hf_model=huggingface, dtype=t.float32
+            )
+            cfg.model_name = name
+            hooked = HookedTransformer(cfg, copy.deepcopy(model.tokenizer), move_to_device=False)
+            hooked.load_and_process_state_dict(
+                state,
+                fold_ln=False,
+                center_writing_weights=False,
+                center_unembed=False,
+                fold_value_biases=False,
+            )
+            hooked.move_model_modules_to_device()
+    except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
+        raise BenchError(
+            f"TransformerLens can't convert a {architecture} "
+            f"({type(error).__name__}: {_first_line(error)}): it converts {_CONVERTED}"
+        ) from error
+    hooked.eval().requires_grad_(False)
+    check_activations(hooked, model, hook)
+    return hooked
+
+
+@t.no_grad()
+def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: HookPoint) -> float:
+    """The largest difference between the two models' activations at the hook, over their rms.
+
+    Raises: BenchError if it is over 1e-4.
+    """
+    config: Any = model.config.get_text_config()
+    generator = t.Generator().manual_seed(0)
+    tokens = t.randint(config.vocab_size, _CHECKED_TOKENS, generator=generator)
+    tokens = tokens.to(hooked.cfg.device)
+    expected = read_residual(model, hook, tokens, t.ones_like(tokens)).float()
+    _, cache = hooked.run_with_cache(
+        tokens, names_filter=[hook.name], stop_at_layer=hook.layer + 1, prepend_bos=False
+    )
+    found = cache[hook.name].float()
+    difference = float((found - expected).abs().max() / expected.square().mean().sqrt())
+    if not difference <= TOLERANCE:
+        raise BenchError(
+            f"at {hook.name} TransformerLens's activations differ from those that the SAE was "
+            f"trained on by {difference:.1e} of their rms; expected at most {TOLERANCE:.0e}: "
+            f"its conversion of {Path(hooked.cfg.model_name).name} is not that model"
+        )
+    return difference
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
