@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-saebench lint clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
@@ -10,13 +10,17 @@ quickstart: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=90
 
+# SAE Bench needs older versions than the core would get: an environment of its own, and all tests.
+test-saebench: .venv-saebench/installed
+	.venv-saebench/bin/python -m pytest
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-saebench
 
 # With pip, not uv or poetry: on a CPU these would fetch torch's CUDA build.
 .venv/installed: setup.py
@@ -26,4 +30,9 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+.venv-saebench/installed: setup.py
+	test -d .venv-saebench || $(PYTHON) -m venv .venv-saebench
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,saebench]'
 	touch $@

@@ -76,7 +76,9 @@ def run(flags: Flags) -> None:
     )
     if outcome.results:
         print(table(outcome))
-        print("\nFVE beside explained variance: SAE Bench 0.6.0 subtracts a wrong mean; see README.")
+        print(
+            "\nFVE beside explained variance: SAE Bench 0.6.0 subtracts a wrong mean; see README."
+        )
     if flags.compare:
         folder = local_folder(flags.folders[0]) / "eval_results" / "figures"
         for path in write_figures(outcome, flags.figures or folder):

@@ -67,9 +67,7 @@ class BenchSAE(BaseSAE):
         kept_F: t.Tensor | None = None,
     ):
         W_enc, W_dec, b_enc, b_dec = _weights(dictionary)
-        super().__init__(
-            *W_enc.shape, model_name, hook_layer, W_dec.device, W_dec.dtype, hook_name
-        )
+        super().__init__(*W_enc.shape, model_name, hook_layer, W_dec.device, W_dec.dtype, hook_name)
         for parameter, value in zip(
             (self.W_enc, self.W_dec, self.b_enc, self.b_dec),
             (W_enc, W_dec, b_enc, b_dec),
@@ -219,8 +217,10 @@ def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
     """W_enc (D, F), W_dec (F, D), b_enc (F,) and b_dec (D,) of any of the classes."""
     if hasattr(dictionary, "W_enc"):
         return dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec
-    W_enc, W_dec = dictionary.encoder.weight.T, dictionary.decoder.weight.T
-    b_enc = dictionary.encoder.bias
+    encoder, decoder = dictionary.encoder, dictionary.decoder
+    b_enc = encoder.bias
+    if b_enc is None:
+        b_enc = decoder.weight.new_zeros(dictionary.dict_size)
     names = ("b_dec", "decoder_bias", "bias")
-    b_dec = next(getattr(dictionary, name) for name in names if hasattr(dictionary, name))
-    return W_enc, W_dec, W_enc.new_zeros(len(W_dec)) if b_enc is None else b_enc, b_dec
+    found = (getattr(dictionary, name) for name in names if hasattr(dictionary, name))
+    return encoder.weight.T, decoder.weight.T, b_enc, next(found, decoder.bias)

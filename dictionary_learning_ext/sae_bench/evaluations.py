@@ -129,7 +129,9 @@ def configure(evaluation: str, bench: Bench) -> Any:
     for which, name, asked in zip((0, 1), names, (bench.train_size, bench.test_size), strict=True):
         most = None if sizes is None else sizes[which]
         if asked is not None and most is not None and asked > most:
-            raise BenchError(f"{name}={asked}: the embedded books fill at most {most}; ask for less")
+            raise BenchError(
+                f"{name}={asked}: the embedded books fill at most {most}; ask for less"
+            )
         if size := asked or most:
             setattr(config, name, size)
     return config

@@ -17,7 +17,7 @@ from ..language_models import HookPoint, read_residual
 
 TOLERANCE = 1e-4  # of the activations' rms
 _CHECKED_TOKENS = (4, 32)
-_CONVERTED = "GPTNeoXForCausalLM, LlamaForCausalLM, GPT2LMHeadModel, Gemma2ForCausalLM and others"
+_CONVERTED = "GPTNeoXForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM and others"
 
 
 def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> HookedTransformer:

@@ -124,7 +124,7 @@ def bench(
     jobs = _load(paths, run, hook_point)
     hooked = hooked_transformer(language_model, hook_point, Path(run.model).name)
     trained: Any = [job.sae for job in jobs]
-    smallest = min((sae.cfg.d_sae for sae in trained))
+    smallest = min(sae.cfg.d_sae for sae in trained)
     n_values = capped_n_values(smallest) if {"scr", "tpp"} & set(evals) else ()
     if floor:
         first = jobs[0].folder
