@@ -83,7 +83,7 @@ def main():
         "|---|---|---|---|---|",
         *verdicts(outcome),
         "",
-        *(f"Could not be had: {failure}." for failure in outcome.failures),
+        *(f"Could not be had: {line}." for line in outcome.failure_lines()),
         "",
         *(f"![{figure.stem}](bench_embedded/{figure.name})" for figure in figures),
     ]

@@ -173,7 +173,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch):
 
 def test_an_unknown_command_lists_those_there_are(capsys):
     assert main(["trian"]) == 2
-    assert "train, eval, compare, quickstart" in capsys.readouterr().err
+    assert "train, eval, compare, quickstart, bench" in capsys.readouterr().err
 
 
 def test_help_explains_every_flag_with_the_papers_values():
@@ -229,6 +229,9 @@ def test_the_readmes_commands_run(command, small, quickstart, monkeypatch, capsy
     """As written, but small, and on tiny models in the place of the embedded and hub ones."""
     monkeypatch.chdir(quickstart[0])
     words = shlex.split(command)[1:]
+    if words[0] == "bench":
+        pytest.importorskip("sae_bench", reason="needs the extra saebench")
+        words += shlex.split("--tokens 2048 --train-size 20 --test-size 12")
     if "--resume" in words:
         assert main(["train", *small, "--save-dir", words[-1], "--overwrite"]) == 0
     elif words[0] == "train":
@@ -250,6 +253,23 @@ def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
 def test_the_readmes_python_runs(block, quickstart, monkeypatch):
     monkeypatch.chdir(quickstart[0])
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_bench_without_its_extra_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("dictionary_learning_ext.commands.bench.find_spec", lambda _: None)
+    assert main(["bench", "runs/any"]) == 2
+    assert "pip install 'dictionary-learning-ext[saebench]'" in capsys.readouterr().err
+
+
+def test_the_core_never_imports_sae_bench():
+    code = (
+        "import sys, dictionary_learning_ext as ext\n"
+        "from dictionary_learning_ext import cli, comparison\n"
+        "[getattr(ext, name) for name in ext.__all__]\n"
+        "print([m for m in ('sae_bench', 'sae_lens', 'transformer_lens') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
 
 
 def test_help_imports_nothing_heavy():

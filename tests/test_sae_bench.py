@@ -231,7 +231,7 @@ def test_a_model_that_was_processed_is_refused(lm_of):
 
 
 def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, trained):
-    assert benched.failures == []
+    assert benched.failures == {}
     for name, folder in trained.items():
         for evaluation in FOUR:
             path = folder / "eval_results" / evaluation / f"{name}_custom_sae_eval_results.json"
@@ -289,7 +289,7 @@ def test_figures_are_drawn(benched, tmp_path):
 def test_what_is_finished_is_not_repeated_unless_it_changed(one, caplog):
     def ran():
         outcome = runner.bench([one], evals=["core"], **SMALL)
-        assert outcome.failures == []
+        assert outcome.failures == {}
         return outcome.results["one"]["core"]["eval_id"]
 
     first = ran()
@@ -316,12 +316,18 @@ def test_a_failure_says_why_and_does_not_stop_the_others(one, capsys, monkeypatc
     monkeypatch.setitem(evaluations.EVALUATIONS, "absorption", broken)
     assert main(["bench", str(one), "--evals", "absorption,core", *shlex.split(FLAGS)]) == 2
     log = one / "eval_results" / "absorption" / "one.log"
-    said = "vsae: 1 failed: absorption of one: IndexError: no features (see "
+    said = "vsae: failed: absorption of one: IndexError: no features (see "
     assert said + str(log) in capsys.readouterr().err
     assert list(one.glob("eval_results/core/*.json"))
     assert not list(one.glob("eval_results/absorption/*.json"))
     assert "what SAE Bench prints" in log.read_text()
     assert "Traceback" in log.read_text()
+
+
+def test_absorption_says_that_a_model_does_not_know_first_letters(one, tmp_path):
+    outcome = runner.bench([one], evals=["absorption"], **SMALL)
+    with pytest.raises(BenchError, match=r"not hold enough first letters: .* find \d+ with F1"):
+        outcome.check()
 
 
 def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):

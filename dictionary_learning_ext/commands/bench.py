@@ -17,8 +17,9 @@ class Flags:
 
     folders: tyro.conf.Positional[tuple[str, ...]]
     """Run folders, or hub repos as OWNER/NAME, all trained on one language model and hook point."""
-    evals: str = ",".join(EVALUATIONS)
-    """Which evaluations: some of core,scr,tpp,sparse_probing,absorption."""
+    evals: str = "core,scr,tpp,sparse_probing"
+    """Which evaluations: some of core, scr, tpp, sparse_probing and absorption, with commas between
+    (absorption needs a model that knows first letters; its authors ask for 1B parameters)."""
     compare: bool = False
     """Also the size-matched control of SCR and TPP (each SAE masked to as many of its most used
     features as the SAE that uses fewest), and the paper's figures 3 to 5."""

@@ -19,10 +19,13 @@ import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
 import sae_bench.evals.sparse_probing.main as sparse_probing
 import torch as t
 from sae_bench.custom_saes.base_sae import BaseSAE
+from sae_bench.evals.absorption.common import load_or_train_probe, load_probe_data_split_or_train
 from sae_bench.evals.absorption.feature_absorption import run_feature_absortion_experiment
 from sae_bench.evals.absorption.k_sparse_probing import run_k_sparse_probing_experiment
+from sae_bench.evals.absorption.vocab import LETTERS
 from sae_bench.sae_bench_utils import get_eval_uuid, get_sae_bench_version, get_sae_lens_version
 from sae_lens.training.activations_store import ActivationsStore
+from sklearn.metrics import f1_score
 from transformer_lens import HookedTransformer
 
 from ..errors import BenchError
@@ -259,6 +262,13 @@ def run_sparse_probing(sae: BaseSAE, name: str, config: Any, bench: Bench) -> An
 
 def run_absorption(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
     """First-letter absorption. Raises BenchError where the model does not know first letters."""
+    known = _known_letters(config, sae.cfg.hook_layer, bench)
+    if len(known) < config.min_feats_for_eval:
+        raise BenchError(
+            f"{bench.name} at {sae.cfg.hook_name} does not hold enough first letters: linear "
+            f"probes find {len(known)} with F1 > {config.min_GT_probe_f1}, SAE Bench asks for "
+            f"{config.min_feats_for_eval}; leave it out of --evals, or take a larger language model"
+        )
     shared: dict[str, Any] = {
         "model": bench.model,
         "sae": sae,
@@ -271,8 +281,8 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
         "probes_dir": bench.cache / "probes",
     }
     work = bench.cache / "saes"
-    shutil.rmtree(work / name, ignore_errors=True)  # a former, broken attempt's
-    probing = run_k_sparse_probing_experiment(
+    shutil.rmtree(work / name, ignore_errors=True)  # of another SAE with this name
+    run_k_sparse_probing_experiment(
         **shared,
         experiment_dir=work / name / "k_sparse_probing",
         f1_jump_threshold=config.f1_jump_threshold,
@@ -282,14 +292,6 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
         eval_batch_size=config.eval_k_sparse_probe_batch_size,
         precalc_k_sparse_probe_sae_acts=config.precalc_k_sparse_probe_sae_acts,
     )
-    known = set(probing.loc[probing["f1_probe"] > config.min_GT_probe_f1, "letter"])
-    if len(known) < config.min_feats_for_eval:
-        raise BenchError(
-            f"absorption can't be had on {bench.name} at {sae.cfg.hook_name}: linear probes find "
-            f"the first letter with F1 > {config.min_GT_probe_f1} for {len(known)} letters, SAE "
-            f"Bench asks for {config.min_feats_for_eval}; leave it out of --evals, or take a "
-            "larger language model"
-        )
     raw = run_feature_absortion_experiment(
         **shared,
         experiment_dir=work / name / "absorption",
@@ -347,6 +349,28 @@ def seed_everything() -> None:
     random.seed(SEED)
     np.random.seed(SEED)
     t.manual_seed(SEED)
+
+
+def _known_letters(config: Any, layer: int, bench: Bench) -> set[str]:
+    """The letters that linear probes on the activations find, which no SAE changes."""
+    where: dict[str, Any] = {
+        "base_template": config.prompt_template,
+        "pos_idx": config.prompt_token_pos,
+        "layer": layer,
+        "probes_dir": bench.cache / "probes",
+        "dtype": t.float32,
+        "device": bench.device,
+    }
+    probe = load_or_train_probe(bench.model, **where)
+    activations, words = load_probe_data_split_or_train(bench.model, split="test", **where)
+    with t.no_grad():
+        found = (probe(activations) > 0).cpu().numpy()
+    truth = np.array([letter for _, letter in words])
+    scores = {
+        letter: f1_score(truth == i, found[:, i], zero_division=0)
+        for i, letter in enumerate(LETTERS)
+    }
+    return {letter for letter, score in scores.items() if score > config.min_GT_probe_f1}
 
 
 def _scr_or_tpp(sae: BaseSAE, config: Any, bench: Bench) -> tuple[dict, dict]:

@@ -60,19 +60,26 @@ class Outcome:
     Attributes:
         results: what could be had, by label and evaluation.
         matched: the size-matched controls, by the label of the SAE that was masked.
-        failures: one line for each evaluation that could not.
+        failures: the SAEs' labels, by evaluation and cause.
     """
 
     results: Results = field(default_factory=dict)
     matched: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def failure_lines(self) -> list[str]:
+        """One line for each evaluation and cause."""
+        return [
+            f"{evaluation} of {', '.join(labels)}: {cause}"
+            for (evaluation, cause), labels in self.failures.items()
+        ]
 
     def check(self) -> None:
         """Raise a BenchError if an evaluation failed."""
         if self.failures:
             raise BenchError(
-                f"{len(self.failures)} failed: {'; '.join(self.failures)} (what succeeded is kept, "
-                "and the next call runs the rest)"
+                f"failed: {'; '.join(self.failure_lines())} (what succeeded is kept, and the next "
+                "call runs the rest)"
             )
 
 
@@ -220,10 +227,12 @@ class _Run:
                 log.unlink(missing_ok=True)
             self.outcome.results.setdefault(job.label, {})[evaluation] = found
         except Exception as error:  # SAE Bench's code can raise anything; the others still run
-            cause = str(error) if isinstance(error, UserError) else _cause(error)
-            where = f" (see {log})" if log.exists() else ""
-            self.outcome.failures.append(f"{evaluation} of {job.label}: {cause}{where}")
-            logger.error("%s", self.outcome.failures[-1])
+            if isinstance(error, UserError):
+                cause = str(error)
+                log.unlink(missing_ok=True)
+            else:
+                cause = _cause(error) + (f" (see {log})" if log.exists() else "")
+            self.outcome.failures.setdefault((evaluation, cause), []).append(job.label)
 
     def _evaluate(self, job: Job, evaluation: str, config: Any, log: Path) -> dict[str, Any]:
         """The JSON of a fresh evaluation, validated. What SAE Bench prints goes to the log."""
@@ -237,6 +246,8 @@ class _Run:
                 with in_folder(bench.data, bench.cache.parent), t.enable_grad():
                     seed_everything()
                     output = EVALUATIONS[evaluation](job.sae, job.label, config, bench)
+            except UserError:
+                raise
             except BaseException:
                 traceback.print_exc()
                 shutil.rmtree(cache, ignore_errors=True)  # may hold half a file
