@@ -44,7 +44,15 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
     ActivationsStore,
 )
 
-from dictionary_learning_ext.sae_bench import adapter, data, evaluations, lens_model, runner, usage
+from dictionary_learning_ext.sae_bench import (
+    adapter,
+    configuration,
+    data,
+    evaluations,
+    lens_model,
+    runner,
+    usage,
+)
 from dictionary_learning_ext.sae_bench.comparison import curve, rows_of, table
 from dictionary_learning_ext.sae_bench.figures import write_figures
 
@@ -251,9 +259,9 @@ def test_caches_are_gone_and_nothing_is_in_the_installed_package(benched, traine
 def test_n_is_at_most_a_tenth_of_the_dictionary(benched):
     assert benched.results["vsae"]["scr"]["eval_config"]["n_values"] == [2, 5]
     assert list(curve(benched.results["vsae"]["tpp"], "total_metric")) == [2, 5]
-    assert evaluations.capped_n_values(512) == (2, 5, 10, 20, 50)
+    assert configuration.capped_n_values(512) == (2, 5, 10, 20, 50)
     with pytest.raises(BenchError, match="dict_size=19"):
-        evaluations.capped_n_values(19)
+        configuration.capped_n_values(19)
 
 
 def test_our_figures_stand_beside_theirs(benched):

@@ -57,9 +57,10 @@ def run(flags: Flags) -> None:
             "SAE Bench is not installed: type `pip install 'dictionary-learning-ext[saebench]'`, "
             "or `pip install -e '.[saebench]'` in a clone"
         )
+    from ..sae_bench.adapter import local_folder
     from ..sae_bench.comparison import table
     from ..sae_bench.figures import write_figures
-    from ..sae_bench.runner import bench, local_folder
+    from ..sae_bench.runner import bench
 
     outcome = bench(
         flags.folders,

@@ -1,5 +1,6 @@
 """A checkpoint as one of SAE Bench's SAEs, and our names in SAE Bench's own tables."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,14 @@ import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.custom_saes.identity_sae import IdentitySAE
 from sae_bench.sae_bench_utils import graphing_utils
 
 from ..checkpoint import load_dictionary
-from ..errors import BenchError
+from ..errors import BenchError, CheckpointError
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 
 # SAE Bench's own names for upstream's classes.
@@ -37,6 +39,7 @@ VARIANTS = {  # label, colour and marker in SAE Bench's plots
     "random": ("Random SAE", "grey", "x"),
     "identity": ("Identity", "black", "+"),
 }
+_REPO = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 _NORM_TOLERANCE = 1e-5  # SAE Bench's
 
 
@@ -109,6 +112,31 @@ def hook_name_of(trainer: dict[str, Any]) -> str:
     """TransformerLens's name of the hook in a config's "trainer"; upstream's has only a layer."""
     name = str(trainer.get("submodule_name"))
     return name if name.startswith("blocks.") else f"blocks.{trainer['layer']}.hook_resid_post"
+
+
+def local_folder(source: str | Path) -> Path:
+    """A run folder, or that of a hub repo's SAE, OWNER/NAME or OWNER/NAME/FOLDER, once fetched.
+
+    Raises: CheckpointError if there is neither.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir() or not _REPO.fullmatch(str(source)):
+        return folder.resolve()
+    owner, name, *inside = str(source).split("/")
+    target = Path("runs") / f"{owner}_{name}"
+    within = "".join(f"{part}/" for part in inside)
+    try:
+        snapshot_download(
+            f"{owner}/{name}",
+            allow_patterns=[f"{within}ae.pt", f"{within}config.json"],
+            local_dir=target,
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); give "
+            "a run's folder, as runs/NAME"
+        ) from error
+    return (target / within).resolve()
 
 
 def load_bench_sae(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 import shutil
 import sys
 import time
@@ -15,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from nnsight import LanguageModel
 from pydantic import TypeAdapter, ValidationError
 from sae_bench.custom_saes.base_sae import BaseSAE
@@ -26,19 +23,19 @@ from tqdm import tqdm
 from ..checkpoint import write_json, writing
 from ..comparison import run_of
 from ..config import RunConfig
-from ..errors import BenchError, CheckpointError, UserError
+from ..errors import BenchError, UserError
 from ..language_models import HookPoint, weights_hash
 from ..options import require
 from ..training import open_model
 from . import adapter, usage
+from .configuration import Bench, capped_n_values, configure, seed_everything
 from .data import in_folder, open_bench_data
-from .evaluations import EVALUATIONS, OUTPUTS, Bench, capped_n_values, configure, seed_everything
+from .evaluations import EVALUATIONS, OUTPUTS
 from .lens_model import hooked_transformer
 
 logger = logging.getLogger(__name__)
 
 CACHE = ".bench_cache"
-_REPO = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 
 Results = dict[str, dict[str, dict[str, Any]]]
 """By SAE's label and evaluation: what stands in SAE Bench's JSON."""
@@ -124,7 +121,7 @@ def bench(
         require(name in EVALUATIONS, "evals", name, "some of " + ",".join(EVALUATIONS))
     if size_matched and "core" not in evals:
         raise BenchError("the size-matched control needs core: how often features are used")
-    paths = {str(folder): local_folder(folder) for folder in folders}
+    paths = {str(folder): adapter.local_folder(folder) for folder in folders}
     run = _shared_run(paths, model, hook, device)
     adapter.register()
     language_model, hook_point = open_model(run)
@@ -161,31 +158,6 @@ def bench(
     if not one_run.outcome.failures:
         shutil.rmtree(cache, ignore_errors=True)
     return one_run.outcome
-
-
-def local_folder(source: str | Path) -> Path:
-    """A run folder, or that of a hub repo's SAE, OWNER/NAME or OWNER/NAME/FOLDER, once fetched.
-
-    Raises: CheckpointError if there is neither.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir() or not _REPO.fullmatch(str(source)):
-        return folder.resolve()
-    owner, name, *inside = str(source).split("/")
-    target = Path("runs") / f"{owner}_{name}"
-    within = "".join(f"{part}/" for part in inside)
-    try:
-        snapshot_download(
-            f"{owner}/{name}",
-            allow_patterns=[f"{within}ae.pt", f"{within}config.json"],
-            local_dir=target,
-        )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); give "
-            "a run's folder, as runs/NAME"
-        ) from error
-    return (target / within).resolve()
 
 
 class _Run:
