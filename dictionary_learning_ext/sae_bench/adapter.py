@@ -70,14 +70,22 @@ class BenchSAE(BaseSAE):
         kept_F: t.Tensor | None = None,
     ):
         W_enc, W_dec, b_enc, b_dec = _weights(dictionary)
-        super().__init__(*W_enc.shape, model_name, hook_layer, W_dec.device, W_dec.dtype, hook_name)
+        super().__init__(
+            d_in=W_enc.shape[0],
+            d_sae=W_enc.shape[1],
+            model_name=model_name,
+            hook_layer=hook_layer,
+            device=W_dec.device,
+            dtype=W_dec.dtype,
+            hook_name=hook_name,
+        )
         for parameter, value in zip(
             (self.W_enc, self.W_dec, self.b_enc, self.b_dec),
             (W_enc, W_dec, b_enc, b_dec),
             strict=True,
         ):
             parameter.data = value.detach()
-        self.dictionary = dictionary
+        self.dictionary: Any = dictionary
         self.register_buffer("kept_F", kept_F)
         self.requires_grad_(False)
         self.cfg.architecture = architecture

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+import pyarrow.parquet
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
+from datasets import config as datasets_config
 from sae_bench.sae_bench_utils import dataset_info
 
 from ..errors import BenchError, TextError
@@ -119,15 +121,15 @@ def require_sets(data: BenchData, names: list[str]) -> None:
 @contextmanager
 def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
     """Relative set names are found in the data's folder, and `datasets` caches them in `cache`."""
-    before, cached = Path.cwd(), datasets.config.HF_DATASETS_CACHE
+    before, cached = Path.cwd(), datasets_config.HF_DATASETS_CACHE
     chdir(data.folder)
     if data.is_embedded:
-        datasets.config.HF_DATASETS_CACHE = cache / "datasets"
+        datasets_config.HF_DATASETS_CACHE = cache / "datasets"
     try:
         yield
     finally:
         chdir(before)
-        datasets.config.HF_DATASETS_CACHE = cached
+        datasets_config.HF_DATASETS_CACHE = cached
 
 
 def heldout_text() -> datasets.Dataset:
@@ -164,16 +166,15 @@ def _passages() -> dict[str, pd.DataFrame]:
     if not EMBEDDED_TEXT.is_file():
         raise TextError(f"the embedded text is missing, there is no {EMBEDDED_TEXT}: install again")
     rows: dict[str, list[dict]] = {"train": [], "test": []}
-    books = pd.read_parquet(EMBEDDED_TEXT)
-    for number, passage in enumerate(books.itertuples()):
-        if passage.split != "train" or passage.book not in LABELS:
+    for number, passage in enumerate(pyarrow.parquet.read_table(EMBEDDED_TEXT).to_pylist()):
+        label = LABELS.get(passage["book"])
+        if passage["split"] != "train" or label is None:
             continue
         part = "test" if number % TEST_EVERY == 0 else "train"
-        words = str(passage.text).split()
+        words = passage["text"].split()
         for start in range(0, len(words) - WORDS + 1, WORDS):
             text = " ".join(words[start : start + WORDS])
             if gender := gender_of(text):
-                label = LABELS[str(passage.book)]
                 rows[part].append(
                     {"hard_text": text, "profession": label, "gender": GENDERS[gender]}
                 )

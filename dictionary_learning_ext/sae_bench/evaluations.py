@@ -188,7 +188,7 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
         feature_split_f1_jump_threshold=config.f1_jump_threshold,
         batch_size=config.llm_batch_size,
     )
-    per_letter = absorption._aggregate_results_df(raw)
+    per_letter: Any = absorption._aggregate_results_df(raw)
     per_letter = per_letter[per_letter["letter"].isin(known)]
     columns = {
         "absorption_fraction_score": "mean_absorption_fraction",
@@ -248,9 +248,9 @@ def _known_letters(config: Any, layer: int, bench: Bench) -> set[str]:
     with t.no_grad():
         found = (probe(activations) > 0).cpu().numpy()
     truth = np.array([letter for _, letter in words])
+    no_warning: Any = {"zero_division": 0}
     scores = {
-        letter: f1_score(truth == i, found[:, i], zero_division=0)
-        for i, letter in enumerate(LETTERS)
+        letter: f1_score(truth == i, found[:, i], **no_warning) for i, letter in enumerate(LETTERS)
     }
     return {letter for letter, score in scores.items() if score > config.min_GT_probe_f1}
 

@@ -24,7 +24,7 @@ _TPP = {
     "intended_diff_only": "accuracy lost on the intended class",
     "unintended_diff_only": "accuracy lost on the others",
 }
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def write_figures(outcome: Outcome, folder: str | Path) -> list[Path]:
