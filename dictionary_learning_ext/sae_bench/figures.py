@@ -17,7 +17,7 @@ _PANELS = {
     "CE loss score": "CE loss score",
     "FVE (ours)": "fraction of variance explained",
     "cosine": "cosine similarity",
-    "near-dead < 0.1 (ours)": "near-dead features (< 0.1 of the mean rate)",
+    "near-dead < 0.1 (ours)": "near-dead features (< 0.1)",
 }
 _TPP = {
     "total_metric": "TPP: intended - unintended",
@@ -98,7 +98,7 @@ def _curves(outcome: Outcome, evaluation: str, panels: dict[str, str]) -> Any:
     found = {label: r[evaluation] for label, r in outcome.results.items() if evaluation in r}
     if not found:
         return None
-    width = 5.5 if len(panels) == 1 else 13
+    width = 7 if len(panels) == 1 else 15
     figure, axes = plt.subplots(
         1, len(panels), figsize=(width, 3.8), layout="constrained", squeeze=False
     )
@@ -121,7 +121,8 @@ def _curves(outcome: Outcome, evaluation: str, panels: dict[str, str]) -> Any:
         ax.minorticks_off()
         ax.set_xlabel("N, features ablated")
         ax.set_title(title)
-    axes[0][0].legend(fontsize=7)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7, handlelength=4)
     return figure
 
 
