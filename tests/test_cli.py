@@ -231,7 +231,7 @@ def test_the_readmes_commands_run(command, small, quickstart, monkeypatch, capsy
     words = shlex.split(command)[1:]
     if words[0] == "bench":
         pytest.importorskip("sae_bench", reason="needs the extra saebench")
-        words += shlex.split("--tokens 2048 --train-size 20 --test-size 12")
+        words += shlex.split("--tokens 2048 --evals core")
     if "--resume" in words:
         assert main(["train", *small, "--save-dir", words[-1], "--overwrite"]) == 0
     elif words[0] == "train":
