@@ -17,7 +17,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export import export, measure
 from dictionary_learning_ext.local_paths import without_local_paths
-from dictionary_learning_ext.training import held_out, open_model
+from dictionary_learning_ext.run_inputs import held_out, open_model
 
 D, F, K = 16, 32, 4
 FORMATS = ("sae-bench", "dictionary-learning", "sae-lens", "safetensors")

@@ -26,7 +26,7 @@ from ..config import RunConfig
 from ..errors import BenchError, UserError
 from ..language_models import HookPoint, weights_hash
 from ..options import require
-from ..training import open_model
+from ..run_inputs import open_model
 from . import adapter, usage
 from .configuration import Bench, capped_n_values, configure, seed_everything
 from .data import in_folder, open_bench_data
