@@ -5,13 +5,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from dictionary_learning.dictionary import Dictionary
+from nnsight import LanguageModel
 
 from .checkpoint import load_dictionary, read_config
 from .config import RunConfig, TrainConfig
 from .errors import CheckpointError, ConfigError
 from .evaluation import evaluate
 from .files import write_json
+from .language_models import HookPoint
 from .options import require
 from .run_inputs import MEASURED_ON, held_out, measured_on, open_model
 
@@ -51,8 +55,40 @@ def evaluate_folders(
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
     """
-    require(len(folders) > 0, "folders", (), _FOLDERS)
     require(tokens > 0, "tokens", tokens, "above 0")
+    opened = open_folders(folders, model=model, hook=hook, data=data, device=device)
+    run = opened.run
+    dictionaries = {
+        name: (dictionary, config["trainer"].get("norm_factor", 1.0))
+        for name, (dictionary, config) in opened.saes.items()
+    }
+    buffer_and_documents = held_out(run, opened.language_model, opened.hook_point, tokens)
+    results = evaluate(dictionaries, *buffer_and_documents, tokens)
+    for name, figures in results.items():
+        write_json(Path(name) / "metrics.json", figures | {"measured_on": measured_on(run)})
+    return results
+
+
+class OpenedFolders(NamedTuple):
+    """Run folders of one language model and hook point, loaded."""
+
+    run: RunConfig
+    saes: dict[str, tuple[Dictionary, dict[str, Any]]]
+    """Each folder's SAE and config.json."""
+    language_model: LanguageModel
+    hook_point: HookPoint
+
+
+def open_folders(
+    folders: Sequence[str | Path],
+    *,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+) -> OpenedFolders:
+    """Load run folders and the language model they share; see `evaluate_folders`."""
+    require(len(folders) > 0, "folders", (), _FOLDERS)
     runs: dict[str, RunConfig] = {}
     for folder in folders:
         runs[str(folder)] = run_of(Path(folder), model, hook, data, device)
@@ -62,24 +98,18 @@ def evaluate_folders(
             if getattr(other, what) != getattr(run, what):
                 raise CheckpointError(
                     f"{name}: its run has {what}={getattr(other, what)!r}, but {first_name} has "
-                    f"{getattr(run, what)!r}; evaluate them in two calls"
+                    f"{getattr(run, what)!r}; give folders of one setting in each call"
                 )
-    dictionaries = {}
-    for name in runs:
-        dictionary, config = load_dictionary(name, device)
-        dictionaries[name] = (dictionary, config["trainer"].get("norm_factor", 1.0))
+    saes = {name: load_dictionary(name, device) for name in runs}
     language_model, hook_point = open_model(run)
-    for name, (dictionary, _) in dictionaries.items():
+    for name, (dictionary, _) in saes.items():
         if dictionary.activation_dim != hook_point.activation_dim:
             raise CheckpointError(
                 f"{name}: activation_dim={dictionary.activation_dim}, but {run.hook} of "
                 f"{run.model} is {hook_point.activation_dim} wide; give the --model it was "
                 "trained on"
             )
-    results = evaluate(dictionaries, *held_out(run, language_model, hook_point, tokens), tokens)
-    for name, figures in results.items():
-        write_json(Path(name) / "metrics.json", figures | {"measured_on": measured_on(run)})
-    return results
+    return OpenedFolders(run, saes, language_model, hook_point)
 
 
 def differences(results: dict[str, dict[str, Any]]) -> list[str]:

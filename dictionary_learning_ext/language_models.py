@@ -141,7 +141,7 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
         )
     layer = int(match[1])
     envoy: Any = model._envoy
-    for part in _block_list_path(model._model, config).split("."):
+    for part in block_list_path(model._model, config).split("."):
         envoy = getattr(envoy, part)
     io = "out" if match[2] == "post" else "in"
     return HookPoint(name, layer, io, envoy[layer], config.hidden_size)
@@ -213,7 +213,7 @@ def settings_hash(model: LanguageModel) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _block_list_path(model: nn.Module, config: Any) -> str:
+def block_list_path(model: nn.Module, config: Any) -> str:
     """The path of the list of decoder blocks in a transformers model.
 
     It is the one list of `num_hidden_layers` modules that is not inside another such list (as

@@ -255,12 +255,12 @@ class _Config:
 
 def test_block_list_is_told_from_experts_norms_and_an_image_encoder():
     model = _Decoder(vision=_blocks(6), body=nn.ModuleDict({"layers": _blocks(4)}))
-    assert language_models._block_list_path(model, _Config) == "body.layers"
+    assert language_models.block_list_path(model, _Config) == "body.layers"
 
 
 def test_a_model_with_two_block_lists_is_refused():
     model = _Decoder(encoder=_blocks(4), decoder=_blocks(4))
-    message = one_line_error(lambda: language_models._block_list_path(model, _Config))
+    message = one_line_error(lambda: language_models.block_list_path(model, _Config))
     assert "2 candidates (encoder, decoder)" in message
 
 
