@@ -13,13 +13,14 @@ from typing import Any, get_type_hints
 
 import tyro
 
-from .commands import bench, compare, evaluate, export, push, quickstart, sweep, train
+from .commands import bench, compare, evaluate, export, push, quickstart, report, sweep, train
 from .errors import Interrupted, UserError
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "eval": evaluate,
     "compare": compare,
+    "report": report,
     "quickstart": quickstart,
     "sweep": sweep,
     "export": export,

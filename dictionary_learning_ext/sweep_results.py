@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
-from .files import replacing
+from .files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +103,8 @@ def show(rows: list[Row], folder: Path) -> str:
     ]
     text = io.StringIO()
     csv.writer(text).writerows([header, *cells])
-    with replacing(folder / "results.csv") as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-    with replacing(folder / "results.html") as temporary:
-        temporary.write_text(_page(rows, names, folder.name), encoding="utf-8")
+    write_text(folder / "results.csv", text.getvalue())
+    write_text(folder / "results.html", _page(rows, names, folder.name))
     lines = _aligned([[*names, *FIGURES.values()], *(row[1:] for row in cells)])
     best = best_of_each_k(rows)
     lines += ["", f"The shortest description (nats per token) of each k, of {len(rows)} runs:"]

@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..checkpoint import writing
+from ..files import writing
 from .adapter import VARIANTS
 from .comparison import curve, rows_of
 from .runner import Outcome

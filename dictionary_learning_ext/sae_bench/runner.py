@@ -20,7 +20,7 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
 from tqdm import tqdm
 
-from ..checkpoint import write_json, writing
+from ..files import write_json, writing
 from ..comparison import run_of
 from ..config import RunConfig
 from ..errors import BenchError, UserError

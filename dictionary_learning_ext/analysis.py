@@ -1,0 +1,236 @@
+"""Everything a report says about SAEs of one language model and hook point, measured once.
+
+analyses = analyse([folder, *others], ReportOptions())
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch as t
+
+from .comparison import OpenedFolders, open_folders, read_metrics
+from .contexts import read_contexts
+from .directions import (
+    LogitLens,
+    Ranked,
+    alignment,
+    decoder_directions,
+    nearest_features,
+)
+from .errors import CheckpointError, ConfigError
+from .features import FeatureCollector, FeatureStatistics
+from .geometry import Geometry, GeometryError, Space, comparable_features, geometry
+from .options import require, require_choice
+from .synthesis import Synthesis, synthesise
+from .text_sources import Split
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report measures; the docstrings of `vsae report`'s flags explain them."""
+
+    tokens: int = 100_000
+    split: Split = "heldout"
+    synthesise: int = 12
+    map_tokens: int = 20_000
+    map_features: int = 2048
+    map_space: Space = "profiles"
+    pages: int = 2048
+    logits: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("tokens", "map_tokens", "map_features", "pages"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.synthesise >= 0, "synthesise", self.synthesise, "0 or more")
+        require_choice("split", self.split, Split)
+        require_choice("map_space", self.map_space, Space)
+
+
+@dataclass
+class Analysis:
+    """One SAE of a report."""
+
+    label: str
+    """A short name, of its own."""
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    """metrics.json; empty if the folder was not evaluated."""
+    history: list[dict[str, float]]
+    """The lines of metrics.jsonl; empty if there is none."""
+    dictionary: Any
+    statistics: FeatureStatistics
+    directions_FD: t.Tensor
+    alignment_F: t.Tensor
+    neighbours: Ranked
+    promoted: Ranked | None
+    suppressed: Ranked | None
+    syntheses: dict[int, Synthesis]
+    ranking: list[int]
+    """The live features, those that are easiest to read first."""
+    geometry: Geometry | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The SAEs of a report and what they share."""
+
+    opened: OpenedFolders
+    analyses: list[Analysis]
+    options: ReportOptions
+    no_map: str | None
+    """Why there is no map, or None."""
+
+
+def analyse(
+    folders: Sequence[str | Path],
+    options: ReportOptions,
+    *,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Comparison:
+    """Measure run folders, all on the same tokens.
+
+    Arguments:
+        folders: all trained on one language model and hook point, none twice.
+        model, hook, data: see `comparison.evaluate_folders`.
+        on_step: told what comes next.
+
+    Raises: a UserError that says what to change.
+    """
+    labels = short_names(folders)
+    opened = open_folders(folders, model=model, hook=hook, data=data, device=device)
+    run = opened.run
+    collectors = {
+        name: FeatureCollector(
+            dictionary, options.tokens, profile_tokens=options.map_tokens, seed=options.seed
+        )
+        for name, (dictionary, _) in opened.saes.items()
+    }
+    on_step(f"reading {options.tokens:,} tokens of {options.split} text")
+    for batch in read_contexts(
+        run, opened.language_model, opened.hook_point, options.split, options.tokens
+    ):
+        for collector in collectors.values():
+            collector.add(batch)
+    lens = LogitLens(opened.language_model) if options.logits else None
+    analyses = []
+    for (name, (dictionary, config)), label in zip(opened.saes.items(), labels, strict=True):
+        statistics = collectors[name].statistics()
+        if statistics.tokens < options.tokens:
+            logger.warning("the text ended: %d tokens were read", statistics.tokens)
+        ranking = _ranking(statistics)
+        if options.synthesise and ranking:
+            on_step(f"{label}: synthesising tokens for {options.synthesise} features")
+        syntheses = synthesise(
+            dictionary,
+            opened.language_model,
+            opened.hook_point,
+            ranking[: options.synthesise],
+            seed=options.seed,
+        )
+        directions_FD = decoder_directions(dictionary)
+        promoted, suppressed = lens.ranked(directions_FD) if lens else (None, None)
+        analyses.append(
+            Analysis(
+                label=label,
+                folder=Path(name),
+                config=config,
+                metrics=_metrics(Path(name)),
+                history=_history(Path(name)),
+                dictionary=dictionary,
+                statistics=statistics,
+                directions_FD=directions_FD,
+                alignment_F=alignment(dictionary),
+                neighbours=nearest_features(directions_FD),
+                promoted=promoted,
+                suppressed=suppressed,
+                syntheses={one.feature: one for one in syntheses},
+                ranking=ranking,
+            )
+        )
+    no_map = _add_geometry(analyses, options, on_step)
+    return Comparison(opened, analyses, options, no_map)
+
+
+def short_names(folders: Sequence[str | Path]) -> list[str]:
+    """The folders' last parts, or their whole paths where these are alike.
+
+    Raises: ConfigError if a folder is given twice.
+    """
+    paths = [Path(folder) for folder in folders]
+    resolved = Counter(path.resolve() for path in paths)
+    if twice := [path for path in paths if resolved[path.resolve()] > 1]:
+        raise ConfigError(f"{twice[0]} is given twice; leave it out of --against once")
+    names = Counter(path.resolve().name for path in paths)
+    return [
+        path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths
+    ]
+
+
+def _add_geometry(
+    analyses: list[Analysis], options: ReportOptions, on_step: Callable[[str], None]
+) -> str | None:
+    """Give each analysis its geometry; return why that was not possible, or None."""
+    try:
+        chosen = comparable_features(
+            [one.statistics.profiles_NF for one in analyses], options.map_features, options.seed
+        )
+        for one, features in zip(analyses, chosen, strict=True):
+            on_step(f"{one.label}: a map of {len(features)} features")
+            one.geometry = geometry(
+                one.statistics.profiles_NF,
+                one.directions_FD.numpy(),
+                features,
+                space=options.map_space,
+                seed=options.seed,
+            )
+    except GeometryError as error:
+        return str(error)
+    return None
+
+
+def _ranking(statistics: FeatureStatistics) -> list[int]:
+    """The live features by how alike the tokens are that they fire on, then by their use.
+
+    A feature that fires on one word is the easiest to read; those that fire on almost every token
+    or almost none come last.
+    """
+    at = statistics.sampled.at
+    tokens_FT = statistics.sampled.ids_FTW[:, :, at]
+    frequency = statistics.frequency_F.tolist()
+
+    def key(feature: int) -> tuple[bool, float, float, int]:
+        there = [token for token in tokens_FT[feature].tolist() if token >= 0]
+        agreement = Counter(there).most_common(1)[0][1] / tokens_FT.shape[1]
+        is_usual = 2e-4 <= frequency[feature] <= 0.05
+        return not is_usual, -agreement, -frequency[feature], feature
+
+    return sorted(statistics.alive_F.nonzero().flatten().tolist(), key=key)
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    return read_metrics(folder) if (folder / "metrics.json").exists() else {}
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path}: damaged ({error}); remove it for a report without training curves"
+        ) from error

@@ -1,0 +1,253 @@
+"""The report: one self-contained HTML page on what SAEs learned, and its numbers and figures.
+
+The page's data and plotly are compressed and in base64 inside it, so that no text of a corpus can
+end a script or be taken for markup, and a page of thousands of features stays small.
+"""
+
+import base64
+import csv
+import gzip
+import json
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from plotly.offline import get_plotlyjs
+
+from .analysis import Analysis, Comparison, ReportOptions, analyse
+from .bench_results import bench_charts
+from .files import write_json, write_text, writing
+from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
+from .geometry import cosine_matrix
+from .headline import sentences, table
+
+_MATRIX_FEATURES = 150
+_CARDS = 6
+
+
+def write_report(
+    folder: str | Path,
+    against: Sequence[str | Path] = (),
+    out: str | Path | None = None,
+    *,
+    options: ReportOptions | None = None,
+    figures: bool = True,
+    on_step: Callable[[str], None] = lambda step: None,
+    **where: Any,
+) -> Path:
+    """Write the report of a run folder, beside others if given; return the page's path.
+
+    Beside the page, a folder named after it with `_files` holds the numbers (CSV, JSON) and, if
+    `figures`, the figures (PNG, SVG).
+
+    Arguments:
+        folder: the run folder that the report is about.
+        against: others, of the same language model and hook point.
+        out: the page; `folder`/report.html unless told.
+        where: model, hook, data and device, see `comparison.evaluate_folders`.
+
+    Raises: a UserError that says what to change.
+    """
+    out = Path(folder) / "report.html" if out is None else Path(out)
+    comparison = analyse(
+        [folder, *against], options or ReportOptions(), on_step=on_step, **where
+    )
+    on_step("writing the page")
+    write_text(out, render(comparison))
+    files = out.with_name(out.stem + "_files")
+    for analysis in comparison.analyses:
+        _write_numbers(files, analysis, comparison)
+    if figures:
+        from .figures import write_figures
+
+        on_step("drawing the figures")
+        with writing(files):
+            write_figures(comparison, files)
+    return out
+
+
+def render(comparison: Comparison) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dictionary_learning_ext"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tokenizer: Any = comparison.opened.language_model.tokenizer
+    vocabulary = Vocabulary(tokenizer)
+    payload = {
+        "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
+        "bench": [
+            asdict(chart)
+            for chart in bench_charts({one.label: one.folder for one in comparison.analyses})
+        ],
+        "tokens": vocabulary.texts,
+    }
+    run = comparison.opened.run
+    return environment.get_template("report.html").render(
+        analyses=comparison.analyses,
+        comparison=comparison,
+        run=run,
+        hook=comparison.opened.hook_point,
+        rows=table(comparison),
+        sentences=sentences(comparison),
+        cards=_cards(comparison, vocabulary),
+        has_bench=bool(payload["bench"]),
+        has_history=any(one.history for one in comparison.analyses),
+        settings=_settings(comparison),
+        commands=_commands(comparison),
+        versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
+        n_tokens=comparison.analyses[0].statistics.tokens,
+        date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+        data=_packed(json.dumps(payload, separators=(",", ":"), allow_nan=False)),
+        plotly=_packed(get_plotlyjs()),
+    )
+
+
+def _packed(text: str) -> str:
+    """Compressed, in base64; the same for the same text."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> dict[str, Any]:
+    """One SAE's part of the page's data."""
+    shown = _features_with_pages(analysis, comparison.options)
+    content: dict[str, Any] = {
+        "label": analysis.label,
+        "columns": columns(analysis, vocabulary),
+        "pages": {feature: page(analysis, feature, vocabulary) for feature in shown},
+        "history": [
+            {name: rounded(value) for name, value in line.items()} for line in analysis.history
+        ],
+    }
+    if analysis.geometry is not None:
+        found = analysis.geometry
+        matrix = cosine_matrix(
+            analysis.directions_FD.numpy()[found.features], found.cluster, _MATRIX_FEATURES
+        )
+        content["map"] = {
+            "features": found.features.tolist(),
+            "x": [rounded(value) for value in found.map_xy[:, 0].tolist()],
+            "y": [rounded(value) for value in found.map_xy[:, 1].tolist()],
+        }
+        content["cosines"] = {
+            "edges": [round(edge, 4) for edge in found.cosine_edges.tolist()],
+            "counts": found.cosine_counts.tolist(),
+            "matrix": np.round(matrix, 2).tolist(),
+        }
+    return content
+
+
+def _features_with_pages(analysis: Analysis, options: ReportOptions) -> list[int]:
+    """The live features that get a page: all, or the first of the ranking."""
+    return sorted(analysis.ranking[: options.pages])
+
+
+def _cards(comparison: Comparison, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """A few features to begin with, of the SAE that explains most, each about another token."""
+    analysis = max(comparison.analyses, key=lambda one: one.metrics.get("fve") or -1.0)
+    cards: list[dict[str, Any]] = []
+    met = set()
+    for feature in analysis.ranking[: comparison.options.pages]:
+        statistics = analysis.statistics
+        fires_on = [vocabulary.text(i) for i in top_tokens(statistics.top, feature, 3)]
+        plain = fires_on[0].strip().lower()
+        if plain in met or sum(map(str.isalpha, plain)) < 3:
+            continue
+        met.add(plain)
+        contexts = statistics.top
+        ids_W = contexts.ids_FTW[feature, 0].tolist()
+        before = [vocabulary.text(i) for i in ids_W[: contexts.at] if i >= 0]
+        after = [vocabulary.text(i) for i in ids_W[contexts.at + 1 :] if i >= 0]
+        promoted = [] if analysis.promoted is None else analysis.promoted.indices_Fn[feature, :4]
+        cards.append(
+            {
+                "sae": analysis.label,
+                "feature": feature,
+                "fires_on": fires_on,
+                "before": "".join(before[-7:]),
+                "token": vocabulary.text(ids_W[contexts.at]),
+                "after": "".join(after[:4]),
+                "promotes": [vocabulary.text(int(i)) for i in promoted],
+                "frequency": float(statistics.frequency_F[feature]),
+            }
+        )
+        if len(cards) == _CARDS:
+            break
+    return cards
+
+
+def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
+    """Every setting of the runs: its name, each SAE's value, and whether they differ."""
+    per_sae = []
+    for one in comparison.analyses:
+        run = one.config.get("run")
+        settings = dict(run["settings"]) if run else dict(one.config["trainer"])
+        settings["norm_factor"] = one.config["trainer"].get("norm_factor")
+        per_sae.append(settings)
+    rows = []
+    for name in dict.fromkeys(name for settings in per_sae for name in settings):
+        values = [_shown(settings.get(name)) for settings in per_sae]
+        if any(value != "–" for value in values):
+            rows.append((name, values, len(set(values)) > 1))
+    return sorted(rows, key=lambda row: not row[2])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _commands(comparison: Comparison) -> list[str]:
+    """What trains these SAEs and writes this report again."""
+    folders = [str(one.folder) for one in comparison.analyses]
+    options, defaults = asdict(comparison.options), asdict(ReportOptions())
+    changed = [
+        part
+        for name, value in options.items()
+        if value != defaults[name]
+        for part in ("--" + name.replace("_", "-"), str(value))
+    ]
+    against = ["--against", *folders[1:]] if len(folders) > 1 else []
+    trained = [
+        ["vsae", "train", "--config", folder, "--save-dir", f"{folder}_again"]
+        for folder, one in zip(folders, comparison.analyses, strict=True)
+        if "run" in one.config
+    ]
+    report = ["vsae", "report", folders[0], *against, *changed]
+    return [shlex.join(command) for command in [*trained, report]]
+
+
+def _write_numbers(files: Path, analysis: Analysis, comparison: Comparison) -> None:
+    """features_<label>.csv, and geometry_<label>.json where there is a map."""
+    tokenizer: Any = comparison.opened.language_model.tokenizer
+    vocabulary = Vocabulary(tokenizer)
+    found = columns(analysis, vocabulary)
+    words = {
+        name: [" | ".join(vocabulary.texts[i] for i in row) for row in found.pop(name)]
+        for name in ("fires_on", "promotes")
+    }
+    count = analysis.statistics.count_F.tolist()
+    table_columns = {"feature": list(range(len(count))), "count": count, **found, **words}
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in analysis.label)
+    path = files / f"features_{name}.csv"
+    with writing(path):
+        files.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(table_columns)
+            writer.writerows(zip(*table_columns.values(), strict=True))
+    if analysis.geometry is not None:
+        content = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in asdict(analysis.geometry).items()
+        }
+        write_json(files / f"geometry_{name}.json", content)

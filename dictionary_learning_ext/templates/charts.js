@@ -1,0 +1,187 @@
+const LIGHT = {
+  fg: "#1b1f24", muted: "#59636e", grid: "#e3e7eb", series: ["#0072B2", "#D55E00", "#009E73", "#AA4A86", "#B87F00", "#3A93C9"],
+};
+const DARK = {
+  fg: "#e8eaed", muted: "#a3acb6", grid: "#363d45", series: ["#56B4E9", "#F0803C", "#2FC49A", "#E09CC6", "#E69F00", "#9AD1F2"],
+};
+const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
+// Ten clusters: Okabe and Ito's colours, and a symbol each, so that none is told by colour alone.
+const CLUSTER_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999", "#F0E442", "#0072B2", "#D55E00"];
+const CLUSTER_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "pentagon", "x", "hexagon"];
+
+const darkScheme = matchMedia("(prefers-color-scheme: dark)");
+const isTouch = matchMedia("(pointer: coarse)").matches;
+let printing = false;
+const theme = () => (darkScheme.matches && !printing ? DARK : LIGHT);
+
+/** Charts by their element; each is drawn when it comes near the screen, or is printed. */
+const charts = new Map();
+
+function addChart(parent, title, explanation, make, { tall = false, onClick = null } = {}) {
+  const plot = el("div", { class: tall ? "plot tall" : "plot", role: "img", "aria-label": title + ". " + explanation });
+  const caption = el("figcaption", {}, title, el("br"), el("small", {}, explanation));
+  parent.append(el("figure", { class: "chart" }, caption, plot));
+  charts.set(plot, { make, onClick, drawn: false });
+  return plot;
+}
+
+async function draw(plot) {
+  const chart = charts.get(plot);
+  const { data, layout } = chart.make(theme());
+  const t = theme();
+  const axis = { gridcolor: t.grid, zerolinecolor: t.grid, linecolor: t.muted, automargin: true, title: { font: { size: 12 } } };
+  const full = {
+    margin: { l: 45, r: 10, t: 10, b: 35 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: t.fg, family: "system-ui, sans-serif", size: 12 }, showlegend: false, hovermode: "closest",
+    dragmode: isTouch && !chart.onClick ? false : "zoom", ...layout,
+    xaxis: { ...axis, ...(layout.xaxis || {}) }, yaxis: { ...axis, ...(layout.yaxis || {}) },
+  };
+  await Plotly.react(plot, data, full, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+  if (chart.onClick && !chart.drawn) plot.on("plotly_click", (event) => chart.onClick(event.points[0]));
+  chart.drawn = true;
+}
+
+/** Counts of values in bins of equal width, as the corners of steps. */
+function steps(values, low, high, bins) {
+  const counts = new Array(bins).fill(0);
+  for (const value of values) counts[Math.min(bins - 1, Math.max(0, Math.floor((value - low) / (high - low) * bins)))] += 1;
+  return { x: counts.map((_, i) => low + (i + 0.5) * (high - low) / bins), y: counts };
+}
+
+function stepLines(saes, valuesOf, bins, t) {
+  const all = saes.map(valuesOf);
+  const flat = all.flat();
+  const low = Math.min(...flat), high = Math.max(...flat);
+  return all.map((values, i) => ({
+    ...steps(values, low, high > low ? high : low + 1, bins), name: saes[i].label, type: "scatter", mode: "lines",
+    line: { shape: "hvh", color: t.series[i % 6], dash: DASHES[i % 6], width: 2 },
+    fill: saes.length === 1 ? "tozeroy" : "none", hovertemplate: "%{y} features<extra>%{fullData.name}</extra>",
+  }));
+}
+
+const live = (sae, column) => sae.columns[column].filter((value, i) => value !== null && sae.columns.frequency[i] > 0);
+
+function drawCurves(data) {
+  const wanted = [
+    ["fve", "Variance explained (FVE)", "Of a batch; 1 is a perfect reconstruction."],
+    ["l2_loss", "Squared error", "Per token, in training units."],
+    ["alive_in_batch", "Features used", "Share selected at least once in a batch."],
+    ["kl_loss", "KL", "Nats per token, to the prior; only for variational SAEs."],
+  ];
+  for (const [name, title, explanation] of wanted) {
+    const saes = data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.history.some((line) => typeof line[name] === "number"));
+    if (!saes.length) continue;
+    addChart($("curves"), title, explanation, (t) => ({
+      data: saes.map(({ sae, i }) => ({
+        x: sae.history.map((line) => line.step), y: sae.history.map((line) => line[name]), name: sae.label, mode: "lines+markers",
+        line: { color: t.series[i % 6], dash: DASHES[i % 6] }, marker: { size: 4 }, hovertemplate: "step %{x}: %{y}<extra>%{fullData.name}</extra>",
+      })),
+      layout: { xaxis: { title: { text: "step", font: { size: 12 } } }, yaxis: { type: name.endsWith("loss") ? "log" : "linear" } },
+    }));
+  }
+}
+
+function drawHistograms(data) {
+  const log = (values) => values.map((value) => Math.log10(value));
+  addChart($("histograms"), "How often a feature is selected", "Share of tokens, log scale; living features only.", (t) => ({
+    data: stepLines(data.saes, (sae) => log(live(sae, "frequency")), 40, t),
+    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>" }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+  }));
+  const share = data.saes.map((sae) => {
+    const alive = sae.columns.frequency.filter((value) => value > 0).length;
+    return sae.label + " " + percent(alive / sae.columns.frequency.length);
+  });
+  addChart($("histograms"), "Largest activation of each feature", "Living: " + share.join(", ") + ". A tail at the left is features that never fire strongly.", (t) => ({
+    data: stepLines(data.saes, (sae) => live(sae, "max"), 40, t),
+    layout: { xaxis: { title: { text: "maximum activation", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+  }));
+  addChart($("histograms"), "Encoder against decoder", "Cosine of the direction a feature reads and the one it writes.", (t) => ({
+    data: stepLines(data.saes, (sae) => live(sae, "alignment"), 40, t),
+    layout: { xaxis: { title: { text: "cosine", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+  }));
+}
+
+function drawMaps(data) {
+  for (const sae of data.saes) {
+    const rows = sae.map.features;
+    const of = (column) => rows.map((feature) => sae.columns[column][feature]);
+    const hover = rows.map((feature) => "feature " + feature + "<br>" + sae.columns.fires_on[feature].map((i) => plainText(data.tokens[i])).join(" "));
+    const make = (t) => {
+      const by = $("map-colour").value;
+      const marker = { size: 8, line: { width: 0.5, color: t.muted } };
+      if (by.endsWith("cluster")) {
+        marker.color = of(by).map((c) => CLUSTER_COLOURS[c]);
+        marker.symbol = of(by).map((c) => CLUSTER_SYMBOLS[c]);
+      } else {
+        marker.color = of(by).map((value) => (by === "frequency" ? Math.log10(value) : value));
+        marker.colorscale = "Cividis";
+        marker.colorbar = { thickness: 8, outlinewidth: 0, title: { text: by === "frequency" ? "log10 share" : "mean", font: { size: 11 } } };
+      }
+      return {
+        data: [{ x: sae.map.x, y: sae.map.y, customdata: rows, text: hover, hoverinfo: "text", type: "scatter", mode: "markers", marker }],
+        layout: {
+          margin: { l: 5, r: 5, t: 5, b: 5 }, xaxis: { showgrid: false, zeroline: false, showticklabels: false },
+          yaxis: { showgrid: false, zeroline: false, showticklabels: false, scaleanchor: "x" },
+        },
+      };
+    };
+    const plot = addChart($("maps"), sae.label, rows.length + " features", make, {
+      tall: true, onClick: (point) => { location.hash = address(sae.label, point.customdata); },
+    });
+    plot.dataset.map = sae.label;
+  }
+}
+
+/** Plotly takes a little markup in its texts: none may come from a token. */
+const plainText = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+function drawClusters(data) {
+  for (const [i, sae] of data.saes.entries()) {
+    const size = [], use = [];
+    for (const feature of sae.map.features) {
+      const c = sae.columns.cluster[feature];
+      size[c] = (size[c] || 0) + 1;
+      use[c] = (use[c] || 0) + sae.columns.frequency[feature];
+    }
+    const total = use.reduce((a, b) => a + b, 0);
+    addChart($("clusters"), sae.label, "Filled: features. Hatched: use.", (t) => ({
+      data: [
+        { y: size.map((n) => n / sae.map.features.length), name: "features", marker: { color: t.series[i % 6] } },
+        { y: use.map((n) => n / total), name: "use", marker: { color: "rgba(0,0,0,0)", line: { color: t.series[i % 6], width: 1.5 }, pattern: { shape: "/", fgcolor: t.series[i % 6] } } },
+      ].map((bar) => ({ ...bar, type: "bar", x: size.map((_, c) => c + 1), hovertemplate: "%{y:.1%} of the %{fullData.name}<extra></extra>" })),
+      layout: { barmode: "group", yaxis: { tickformat: ".0%" }, xaxis: { title: { text: "cluster", font: { size: 12 } }, dtick: 1 } },
+    }));
+  }
+}
+
+function drawCosines(data) {
+  addChart($("cosines"), "All pairs", "Cosine of the decoder directions of two features; log scale.", (t) => ({
+    data: data.saes.map((sae, i) => ({
+      x: sae.cosines.counts.map((_, b) => (sae.cosines.edges[b] + sae.cosines.edges[b + 1]) / 2), y: sae.cosines.counts, name: sae.label,
+      mode: "lines", line: { shape: "hvh", color: t.series[i % 6], dash: DASHES[i % 6], width: 2 }, hovertemplate: "%{y} pairs at %{x:.2f}<extra>%{fullData.name}</extra>",
+    })),
+    layout: { yaxis: { type: "log", title: { text: "pairs", font: { size: 12 } } }, xaxis: { range: [-1, 1] } },
+  }));
+  for (const sae of data.saes) {
+    addChart($("cosines"), sae.label, "Features by features, ordered by cluster.", (t) => ({
+      data: [{
+        z: sae.cosines.matrix, type: "heatmap", zmin: -1, zmax: 1, hovertemplate: "%{z}<extra></extra>",
+        colorscale: [[0, "#0072B2"], [0.5, t === DARK ? "#14171b" : "#ffffff"], [1, "#D55E00"]], colorbar: { thickness: 8, outlinewidth: 0 },
+      }],
+      layout: { xaxis: { showticklabels: false }, yaxis: { showticklabels: false, autorange: "reversed", scaleanchor: "x" } },
+    }));
+  }
+}
+
+function drawBench(data) {
+  for (const chart of data.bench) {
+    const isCurve = chart.x.length > 1 && chart.x.every((x) => /^\d+$/.test(x));
+    addChart($("bench-charts"), chart.title, chart.explanation, (t) => ({
+      data: data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.label in chart.values).map(({ sae, i }) => ({
+        x: chart.x, y: chart.values[sae.label], name: sae.label, type: isCurve ? "scatter" : "bar", mode: "lines+markers",
+        line: { color: t.series[i % 6], dash: DASHES[i % 6] }, marker: { color: t.series[i % 6] }, hovertemplate: "%{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
+      })),
+      layout: { xaxis: { type: "category" }, barmode: "group" },
+    }));
+  }
+}

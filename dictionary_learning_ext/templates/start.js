@@ -1,0 +1,30 @@
+async function start() {
+  const data = JSON.parse(await unpack("data"));
+  featurePages(data, featureTable(data));
+
+  if ($("curves")) drawCurves(data);
+  drawHistograms(data);
+  if ($("maps")) {
+    drawMaps(data);
+    drawClusters(data);
+    drawCosines(data);
+  }
+  if ($("bench-charts")) drawBench(data);
+
+  const code = el("script");
+  code.textContent = await unpack("plotly");
+  document.head.append(code);
+  const redraw = () => charts.forEach((chart, plot) => { if (chart.drawn) draw(plot); });
+  const near = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting && !charts.get(target).drawn) draw(target);
+    }
+  }, { rootMargin: "400px" });
+  charts.forEach((_, plot) => near.observe(plot));
+  darkScheme.addEventListener("change", redraw);
+  if ($("map-colour")) $("map-colour").addEventListener("change", redraw);
+  addEventListener("beforeprint", () => { printing = true; charts.forEach((_, plot) => draw(plot)); });
+  addEventListener("afterprint", () => { printing = false; redraw(); });
+  document.documentElement.dataset.ready = "yes";
+}
+start();
