@@ -5,6 +5,7 @@ analyses = analyse([folder, *others], ReportOptions())
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -174,9 +175,7 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
     if twice := [path for path in paths if resolved[path.resolve()] > 1]:
         raise ConfigError(f"{twice[0]} is given twice; leave it out of --against once")
     names = Counter(path.resolve().name for path in paths)
-    return [
-        path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths
-    ]
+    return [path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths]
 
 
 def _add_geometry(
@@ -204,18 +203,17 @@ def _add_geometry(
 def _ranking(statistics: FeatureStatistics) -> list[int]:
     """The live features by how alike the tokens are that they fire on, then by their use.
 
-    A feature that fires on one word is the easiest to read; those that fire on almost every token
-    or almost none come last.
+    A feature that fires on one word is the easiest to read; of these, those that are neither rare
+    nor everywhere (about three tokens in a thousand) come first.
     """
-    at = statistics.sampled.at
-    tokens_FT = statistics.sampled.ids_FTW[:, :, at]
+    kinds = (statistics.top, statistics.sampled)
+    tokens_FT = t.cat([kind.ids_FTW[:, :, kind.at] for kind in kinds], 1)
     frequency = statistics.frequency_F.tolist()
 
-    def key(feature: int) -> tuple[bool, float, float, int]:
+    def key(feature: int) -> tuple[float, float, int]:
         there = [token for token in tokens_FT[feature].tolist() if token >= 0]
         agreement = Counter(there).most_common(1)[0][1] / tokens_FT.shape[1]
-        is_usual = 2e-4 <= frequency[feature] <= 0.05
-        return not is_usual, -agreement, -frequency[feature], feature
+        return -agreement, abs(math.log(frequency[feature] / 0.003)), feature
 
     return sorted(statistics.alive_F.nonzero().flatten().tolist(), key=key)
 

@@ -89,7 +89,11 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
         for row, feature in enumerate(analysis.geometry.features.tolist()):
             cluster[feature] = int(analysis.geometry.cluster[row])
             map_cluster[feature] = int(analysis.geometry.map_cluster[row])
+    rank: list[int | None] = [None] * n
+    for place, feature in enumerate(analysis.ranking):
+        rank[feature] = place
     return {
+        "rank": rank,
         "frequency": [rounded(value) for value in statistics.frequency_F.tolist()],
         "max": [rounded(value) for value in statistics.max_F.tolist()],
         "mean": [rounded(value) for value in statistics.mean_F.tolist()],
@@ -126,8 +130,7 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
         "top": _contexts(statistics.top, feature, vocabulary),
         "sampled": _contexts(statistics.sampled, feature, vocabulary),
         "near": [
-            [other, rounded(cosine, 3)]
-            for other, cosine in _pairs(analysis.neighbours, feature)
+            [other, rounded(cosine, 3)] for other, cosine in _pairs(analysis.neighbours, feature)
         ],
     }
     for name in ("promoted", "suppressed"):

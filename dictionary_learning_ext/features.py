@@ -110,7 +110,7 @@ class FeatureCollector:
         tokens: int,
         *,
         top: int = 8,
-        sampled: int = 6,
+        sampled: int = 8,
         before: int = 16,
         after: int = 8,
         profile_tokens: int = 20_000,
@@ -192,7 +192,9 @@ class FeatureCollector:
         """What was found until now."""
         is_alive_F = self._count_F > 0
         nan_F = t.full_like(self._max_F, t.nan)
-        rows, columns, values = (np.concatenate(parts) for parts in zip(*self._profile, strict=True))
+        rows, columns, values = (
+            np.concatenate(parts) for parts in zip(*self._profile, strict=True)
+        )
         shape = (self._profile_rows, self.dictionary.dict_size)
         return FeatureStatistics(
             tokens=self._tokens,
@@ -280,9 +282,7 @@ class _Kept:
     ) -> None:
         """Keep what is among the largest; of equals the earlier."""
         is_better_M = key_M > self._key[feature_M, -1]
-        key_M, feature_M, token_M = (
-            part[is_better_M] for part in (key_M, feature_M, token_M)
-        )
+        key_M, feature_M, token_M = (part[is_better_M] for part in (key_M, feature_M, token_M))
         order_M = key_M.argsort(descending=True, stable=True)
         order_M = order_M[feature_M[order_M].argsort(stable=True)]
         key_M, feature_M, token_M = (part[order_M] for part in (key_M, feature_M, token_M))

@@ -1,2 +1,186 @@
-def write_figures(comparison, files):
-    pass
+"""The report's figures for a paper: PNG and SVG, in Okabe and Ito's colours."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from .analysis import Analysis, Comparison
+from .bench_results import bench_charts
+from .geometry import Geometry
+
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+CLUSTERS = (*SERIES, "#999999", "#F0E442", "#0072B2", "#D55E00")
+_SYMBOLS = "osD^PvX*hp"
+_LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+_STYLE = {
+    "svg.hashsalt": "vsae",  # the same names of parts each time
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+}
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write every figure there is something for; return the files.
+
+    training (figures of metrics.jsonl), use (selection frequency and maximum activation, the
+    paper's figures 8 and 9), map_<label> (its figures 10 and 11), cosines, and sae_bench (its
+    figures 3 to 5).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    analyses = comparison.analyses
+    with matplotlib.rc_context(_STYLE):
+        figures: dict[str, Figure | None] = {
+            "training": _training(analyses),
+            "use": _use(analyses),
+            "cosines": _cosines(analyses),
+            "sae_bench": _bench(analyses),
+        }
+        for analysis in analyses:
+            if analysis.geometry is not None:
+                figures[f"map_{file_name(analysis.label)}"] = _map(analysis, analysis.geometry)
+        written = []
+        for name, figure in figures.items():
+            if figure is None:
+                continue
+            for suffix in ("png", "svg"):
+                path = folder / f"{name}.{suffix}"
+                metadata = {"Date": None} if suffix == "svg" else {"Software": None}
+                figure.savefig(path, dpi=200, metadata=metadata)  # pyright: ignore
+                written.append(path)
+    return written
+
+
+def file_name(label: str) -> str:
+    """A label as a part of a file's name."""
+    return re.sub(r"[^\w.-]", "_", label)
+
+
+def _panels(
+    n: int, columns: int, size: tuple[float, float] = (3.2, 2.6)
+) -> tuple[Figure, list[Any]]:
+    columns = min(n, columns)
+    rows = -(-n // columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
+    for unused in axes[n:]:
+        unused.axis("off")
+    return figure, axes
+
+
+def _line(index: int) -> dict[str, Any]:
+    return {"color": SERIES[index % 6], "linestyle": _LINES[index % 6]}
+
+
+def _training(analyses: list[Analysis]) -> Figure | None:
+    titles = {
+        "fve": "variance explained",
+        "l2_loss": "squared error per token",
+        "alive_in_batch": "features used in a batch",
+        "kl_loss": "KL (nats per token)",
+    }
+    there = [name for name in titles if any(name in line for a in analyses for line in a.history)]
+    if not there:
+        return None
+    figure, axes = _panels(len(there), 2)
+    for name, ax in zip(there, axes, strict=False):
+        for index, one in enumerate(analyses):
+            lines = [line for line in one.history if name in line]
+            steps = [line["step"] for line in lines]
+            ax.plot(steps, [line[name] for line in lines], label=one.label, **_line(index))
+        ax.set(title=titles[name], xlabel="step")
+        if name.endswith("loss"):
+            ax.set_yscale("log")
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _use(analyses: list[Analysis]) -> Figure | None:
+    if not any(bool(one.statistics.alive_F.any()) for one in analyses):
+        return None
+    figure, axes = _panels(2, 2)
+    for index, one in enumerate(analyses):
+        alive_F = one.statistics.alive_F
+        share = float(alive_F.double().mean())
+        frequency = one.statistics.frequency_F[alive_F].log10().numpy()
+        largest = one.statistics.max_F[alive_F].numpy()
+        label = f"{one.label} ({share:.1%} living)"
+        axes[0].hist(frequency, bins=40, histtype="step", label=one.label, **_line(index))
+        axes[1].hist(largest, bins=40, histtype="step", label=label, **_line(index))
+    axes[0].set(xlabel="log10 share of tokens that select a feature", ylabel="features")
+    axes[1].set(xlabel="maximum activation", ylabel="features", yscale="log")
+    axes[1].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _map(analysis: Analysis, found: Geometry) -> Figure:
+    """The four panels of the paper's figures 10 and 11."""
+    figure, axes = _panels(4, 2, (3.6, 3.2))
+    frequency = analysis.statistics.frequency_F[found.features].numpy()
+    mean = analysis.statistics.mean_F[found.features].numpy()
+    for cluster in range(int(found.cluster.max()) + 1):
+        inside = found.cluster == cluster
+        axes[0].scatter(
+            *found.map_xy[inside].T,
+            s=9,
+            color=CLUSTERS[cluster % 10],
+            marker=_SYMBOLS[cluster % 10],
+        )
+    for ax, values, title in (
+        (axes[1], np.log10(frequency), "log10 share of tokens that select it"),
+        (axes[2], mean, "mean activation where selected"),
+    ):
+        points = ax.scatter(*found.map_xy.T, s=9, c=values, cmap="cividis")
+        figure.colorbar(points, ax=ax)
+        ax.set_title(title)
+    axes[0].set_title(f"{analysis.label}: clusters")
+    for ax in axes[:3]:
+        ax.set(xticks=[], yticks=[])
+    size = np.bincount(found.cluster)
+    use = np.bincount(found.cluster, weights=frequency)
+    at = np.arange(len(size))
+    axes[3].bar(at - 0.2, size / size.sum(), 0.4, label="features", color=SERIES[0])
+    axes[3].bar(
+        at + 0.2, use / use.sum(), 0.4, label="use", fill=False, hatch="///", edgecolor=SERIES[1]
+    )
+    axes[3].set(title="each cluster's share", xlabel="cluster", xticks=at, xticklabels=at + 1)
+    axes[3].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _cosines(analyses: list[Analysis]) -> Figure | None:
+    if any(one.geometry is None for one in analyses):
+        return None
+    figure, axes = _panels(1, 1, (4.2, 3.0))
+    for index, one in enumerate(analyses):
+        if one.geometry is not None:
+            counts, edges = one.geometry.cosine_counts, one.geometry.cosine_edges
+            low, _, high = sorted(one.geometry.dispersion)
+            label = (
+                f"{one.label}: dispersion {one.geometry.dispersion[0]:.3f} [{low:.3f}, {high:.3f}]"
+            )
+            axes[0].stairs(counts, edges, label=label, **_line(index))
+    axes[0].set(xlabel="cosine of two decoder directions", ylabel="pairs", yscale="log")
+    axes[0].legend(frameon=False, fontsize=6, loc="lower center")
+    return figure
+
+
+def _bench(analyses: list[Analysis]) -> Figure | None:
+    charts = bench_charts({one.label: one.folder for one in analyses})
+    if not charts:
+        return None
+    figure, axes = _panels(len(charts), 3)
+    for chart, ax in zip(charts, axes, strict=False):
+        for index, one in enumerate(analyses):
+            if one.label in chart.values:
+                values = [np.nan if v is None else v for v in chart.values[one.label]]
+                ax.plot(chart.x, values, marker="o", label=one.label, **_line(index))
+        ax.set_title(chart.title)
+        ax.tick_params(axis="x", labelsize=7)
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure

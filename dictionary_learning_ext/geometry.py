@@ -110,9 +110,9 @@ def geometry(
     else:
         n_components = min(_COMPONENTS, *directions_nD.shape)
         points = PCA(n_components, random_state=seed).fit_transform(directions_nD)
-    map_xy = TSNE(
-        perplexity=min(30.0, (n - 1) / 3), init="pca", random_state=seed
-    ).fit_transform(points)
+    map_xy = TSNE(perplexity=min(30.0, (n - 1) / 3), init="pca", random_state=seed).fit_transform(
+        points
+    )
     clusters = min(clusters, n // 3)
     cosines_nn = directions_nD @ directions_nD.T
     edges = np.linspace(-1, 1, 81)

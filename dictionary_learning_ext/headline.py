@@ -14,6 +14,8 @@ class Row:
     cells: list[str]
     best: list[bool]
     """Which cells are the best; none where there is no better, or all are alike."""
+    notes: list[str] | None = None
+    """What stands under each cell."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,31 @@ def table(comparison: Comparison) -> list[Row]:
             extreme = max(known) if measure.better > 0 else min(known)
         best_cell = None if extreme is None else measure.form.format(extreme)
         best = [cell == best_cell for cell in cells]
-        rows.append(Row(measure.name, measure.explanation, cells, best if not all(best) else
-                        [False] * len(best)))
+        rows.append(
+            Row(
+                measure.name,
+                measure.explanation,
+                cells,
+                best if not all(best) else [False] * len(best),
+            )
+        )
     alive = [
         f"{int(one.statistics.alive_F.sum())} of {len(one.statistics.alive_F)}" for one in analyses
     ]
     none = [False] * len(analyses)
     tokens = analyses[0].statistics.tokens
     rows.append(
-        Row("Alive", f"features selected at least once in this report's {tokens:,} tokens", alive, none)
+        Row(
+            "Alive",
+            f"features selected at least once in this report's {tokens:,} tokens",
+            alive,
+            none,
+        )
     )
     if comparison.no_map is None:
-        spread = ["{:.3f} ({:.3f} to {:.3f})".format(*_geometry(one).dispersion) for one in analyses]
+        found = [_geometry(one).dispersion for one in analyses]
+        spread = [f"{mean:.3f}" for mean, _, _ in found]
+        intervals = [f"{low:.3f} to {high:.3f}" for _, low, high in found]
         even = [f"{_geometry(one).evenness:.3f}" for one in analyses]
         n = len(_geometry(analyses[0]).features)
         rows += [
@@ -96,6 +111,7 @@ def table(comparison: Comparison) -> list[Row]:
                 "features of each, with a 95% bootstrap interval",
                 spread,
                 none,
+                intervals,
             ),
             Row(
                 "Evenness of use",
@@ -126,7 +142,7 @@ def sentences(comparison: Comparison) -> list[str]:
             )
         others = [one for one in measured if one is not best]
         if others:
-            words += "; " + ", ".join(
+            words += "; of the variance, " + ", ".join(
                 f"{one.label} keeps {_percent(one.metrics['fve'])}" for one in others
             )
         said.append(words + ".")
@@ -135,24 +151,26 @@ def sentences(comparison: Comparison) -> list[str]:
             f"{first.label} has not been evaluated: run “vsae eval {first.folder}” to measure how "
             "well it reconstructs."
         )
-    for one in analyses:
-        alive, total = int(one.statistics.alive_F.sum()), len(one.statistics.alive_F)
-        if alive < total:
-            said.append(f"{total - alive} of {one.label}'s {total} features never fire here.")
-    if all(bool(one.statistics.alive_F.all()) for one in analyses):
-        said.append("Every feature fires on some of the text.")
+    dead = [float(1 - one.statistics.alive_F.double().mean()) for one in analyses]
+    if max(dead) < 0.01:
+        said.append("Hardly any feature is dead: over 99% of each dictionary fires in this text.")
+    else:
+        shares = [f"{_percent(d)} of {one.label}'s" for d, one in zip(dead, analyses, strict=True)]
+        said.append(f"Features that never fire in this text: {', '.join(shares)}.")
     readable = max(analyses, key=_readable_share)
     share = _readable_share(readable)
     if share > 0:
         words = (
-            f"In {_percent(share)} of {readable.label}'s live features, at least half of the tokens "
-            "drawn at random from those it fires on are one and the same"
+            f"{_percent(share)} of {readable.label}'s live features fire mostly on one token: at "
+            "least half of a random sample of what they fire on is the same"
         )
         others = [one for one in analyses if one is not readable]
         if others:
-            words += " (" + ", ".join(
-                f"{one.label}: {_percent(_readable_share(one))}" for one in others
-            ) + ")"
+            words += (
+                " ("
+                + ", ".join(f"{one.label}: {_percent(_readable_share(one))}" for one in others)
+                + ")"
+            )
         said.append(words + ".")
     return said
 

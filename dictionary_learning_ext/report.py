@@ -23,11 +23,13 @@ from .analysis import Analysis, Comparison, ReportOptions, analyse
 from .bench_results import bench_charts
 from .files import write_json, write_text, writing
 from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
+from .features import Contexts
+from .figures import file_name, write_figures
 from .geometry import cosine_matrix
 from .headline import sentences, table
 
 _MATRIX_FEATURES = 150
-_CARDS = 6
+_CARDS = 8
 
 
 def write_report(
@@ -54,17 +56,13 @@ def write_report(
     Raises: a UserError that says what to change.
     """
     out = Path(folder) / "report.html" if out is None else Path(out)
-    comparison = analyse(
-        [folder, *against], options or ReportOptions(), on_step=on_step, **where
-    )
+    comparison = analyse([folder, *against], options or ReportOptions(), on_step=on_step, **where)
     on_step("writing the page")
     write_text(out, render(comparison))
     files = out.with_name(out.stem + "_files")
     for analysis in comparison.analyses:
         _write_numbers(files, analysis, comparison)
     if figures:
-        from .figures import write_figures
-
         on_step("drawing the figures")
         with writing(files):
             write_figures(comparison, files)
@@ -162,26 +160,30 @@ def _cards(comparison: Comparison, vocabulary: Vocabulary) -> list[dict[str, Any
         if plain in met or sum(map(str.isalpha, plain)) < 3:
             continue
         met.add(plain)
-        contexts = statistics.top
-        ids_W = contexts.ids_FTW[feature, 0].tolist()
-        before = [vocabulary.text(i) for i in ids_W[: contexts.at] if i >= 0]
-        after = [vocabulary.text(i) for i in ids_W[contexts.at + 1 :] if i >= 0]
-        promoted = [] if analysis.promoted is None else analysis.promoted.indices_Fn[feature, :4]
         cards.append(
             {
                 "sae": analysis.label,
                 "feature": feature,
-                "fires_on": fires_on,
-                "before": "".join(before[-7:]),
-                "token": vocabulary.text(ids_W[contexts.at]),
-                "after": "".join(after[:4]),
-                "promotes": [vocabulary.text(int(i)) for i in promoted],
+                "fires_on": [text.strip() or text for text in fires_on],
+                "contexts": _excerpts(statistics.sampled, feature, vocabulary),
                 "frequency": float(statistics.frequency_F[feature]),
             }
         )
         if len(cards) == _CARDS:
             break
     return cards
+
+
+def _excerpts(
+    contexts: Contexts, feature: int, vocabulary: Vocabulary
+) -> list[tuple[str, str, str]]:
+    """The text before, at and after a feature's token, of three contexts."""
+    excerpts = []
+    for ids_W in contexts.ids_FTW[feature, :3].tolist():
+        texts = [vocabulary.text(i) if i >= 0 else "" for i in ids_W]
+        at = contexts.at
+        excerpts.append(("".join(texts[at - 5 : at]), texts[at], "".join(texts[at + 1 : at + 4])))
+    return excerpts
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
@@ -237,7 +239,7 @@ def _write_numbers(files: Path, analysis: Analysis, comparison: Comparison) -> N
     }
     count = analysis.statistics.count_F.tolist()
     table_columns = {"feature": list(range(len(count))), "count": count, **found, **words}
-    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in analysis.label)
+    name = file_name(analysis.label)
     path = files / f"features_{name}.csv"
     with writing(path):
         files.mkdir(parents=True, exist_ok=True)

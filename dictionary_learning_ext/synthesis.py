@@ -44,10 +44,10 @@ def synthesise(
     hook: HookPoint,
     features: Sequence[int],
     *,
-    length: int = 8,
+    length: int = 6,
     restarts: int = 4,
-    steps: int = 120,
-    learning_rate: float = 0.3,
+    steps: int = 80,
+    learning_rate: float = 0.5,
     temperatures: tuple[float, float] = (1.0, 0.1),
     seed: int = 0,
 ) -> list[Synthesis]:

@@ -1,6 +1,7 @@
 """`vsae quickstart`: the first thing that a newcomer runs."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..config import RunConfig
 from ..presets import quickstart
@@ -8,7 +9,7 @@ from ..presets import quickstart
 
 @dataclass(frozen=True)
 class Flags:
-    """Train a TopK SAE and two vSAEs on the embedded language model, and compare them."""
+    """Train a TopK SAE and two vSAEs on the embedded language model, compare and show them."""
 
     save_dir: str = "runs/quickstart"
     """Where the three run folders go."""
@@ -18,6 +19,8 @@ class Flags:
     """Held-out tokens in the evaluation."""
     seed: int = 0
     """Seeds all three alike."""
+    report: bool = True
+    """Write report.html on what the three learned."""
 
 
 def run(flags: Flags) -> None:
@@ -38,6 +41,10 @@ def run(flags: Flags) -> None:
     print("\nOn held-out text:\n")
     print(table({str(folder): read_metrics(folder) for folder in folders.values()}))
     one = folders["vsae_annealed_selection"]
+    if flags.report:
+        print("\nLooking at what they learned:")
+        path = _report(flags, one, [folder for folder in folders.values() if folder != one])
+        print(f"\nOpen {path} in a browser: their features, maps and training, on one page.")
     print(
         f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl, metrics.json.\n"
         "FVE: fraction of variance explained. CE recovered: of the language model's loss.\n"
@@ -46,4 +53,19 @@ def run(flags: Flags) -> None:
         f"  vsae train --config {one} --noise-on values --save-dir runs/values\n"
         f"  vsae compare {one} runs/values\n"
         "  vsae train --help"
+    )
+
+
+def _report(flags: Flags, folder: Path, against: list[Path]) -> Path:
+    from ..analysis import ReportOptions
+    from ..report import write_report
+
+    # A short run is looked at briefly too.
+    options = ReportOptions(tokens=max(1, flags.eval_tokens), seed=flags.seed)
+    return write_report(
+        folder,
+        against,
+        Path(flags.save_dir) / "report.html",
+        options=options,
+        on_step=lambda step: print(f"  {step} …", flush=True),
     )

@@ -9,6 +9,8 @@ const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const CLUSTER_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999", "#F0E442", "#0072B2", "#D55E00"];
 const CLUSTER_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "pentagon", "x", "hexagon"];
 
+const BARE = { showgrid: false, zeroline: false, showticklabels: false, ticks: "", showline: false };
+
 const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 const isTouch = matchMedia("(pointer: coarse)").matches;
 let printing = false;
@@ -33,10 +35,14 @@ async function draw(plot) {
   const full = {
     margin: { l: 45, r: 10, t: 10, b: 35 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: t.fg, family: "system-ui, sans-serif", size: 12 }, showlegend: false, hovermode: "closest",
-    dragmode: isTouch && !chart.onClick ? false : "zoom", ...layout,
+    dragmode: chart.onClick ? "pan" : isTouch ? false : "zoom",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: t.muted, activecolor: t.fg }, ...layout,
     xaxis: { ...axis, ...(layout.xaxis || {}) }, yaxis: { ...axis, ...(layout.yaxis || {}) },
   };
-  await Plotly.react(plot, data, full, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+  await Plotly.react(plot, data, full, {
+    responsive: true, displaylogo: false, displayModeBar: Boolean(chart.onClick), scrollZoom: false,
+    modeBarButtons: [["zoomIn2d", "zoomOut2d", "pan2d", "zoom2d", "resetScale2d"]],
+  });
   if (chart.onClick && !chart.drawn) plot.on("plotly_click", (event) => chart.onClick(event.points[0]));
   chart.drawn = true;
 }
@@ -83,17 +89,17 @@ function drawCurves(data) {
 
 function drawHistograms(data) {
   const log = (values) => values.map((value) => Math.log10(value));
-  addChart($("histograms"), "How often a feature is selected", "Share of tokens, log scale; living features only.", (t) => ({
+  addChart($("histograms"), "How often a feature is selected", "Share of tokens; living features only.", (t) => ({
     data: stepLines(data.saes, (sae) => log(live(sae, "frequency")), 40, t),
-    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>" }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "share of tokens", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
   }));
   const share = data.saes.map((sae) => {
     const alive = sae.columns.frequency.filter((value) => value > 0).length;
     return sae.label + " " + percent(alive / sae.columns.frequency.length);
   });
-  addChart($("histograms"), "Largest activation of each feature", "Living: " + share.join(", ") + ". A tail at the left is features that never fire strongly.", (t) => ({
-    data: stepLines(data.saes, (sae) => live(sae, "max"), 40, t),
-    layout: { xaxis: { title: { text: "maximum activation", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+  addChart($("histograms"), "Largest activation of each feature", "Living: " + share.join(", ") + ". At the left: features that never fire strongly.", (t) => ({
+    data: stepLines(data.saes, (sae) => log(live(sae, "max").filter((value) => value > 0)), 40, t),
+    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "maximum activation", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
   }));
   addChart($("histograms"), "Encoder against decoder", "Cosine of the direction a feature reads and the one it writes.", (t) => ({
     data: stepLines(data.saes, (sae) => live(sae, "alignment"), 40, t),
@@ -120,8 +126,7 @@ function drawMaps(data) {
       return {
         data: [{ x: sae.map.x, y: sae.map.y, customdata: rows, text: hover, hoverinfo: "text", type: "scatter", mode: "markers", marker }],
         layout: {
-          margin: { l: 5, r: 5, t: 5, b: 5 }, xaxis: { showgrid: false, zeroline: false, showticklabels: false },
-          yaxis: { showgrid: false, zeroline: false, showticklabels: false, scaleanchor: "x" },
+          margin: { l: 5, r: 5, t: 30, b: 5 }, xaxis: BARE, yaxis: { ...BARE, scaleanchor: "x" },
         },
       };
     };
@@ -168,7 +173,7 @@ function drawCosines(data) {
         z: sae.cosines.matrix, type: "heatmap", zmin: -1, zmax: 1, hovertemplate: "%{z}<extra></extra>",
         colorscale: [[0, "#0072B2"], [0.5, t === DARK ? "#14171b" : "#ffffff"], [1, "#D55E00"]], colorbar: { thickness: 8, outlinewidth: 0 },
       }],
-      layout: { xaxis: { showticklabels: false }, yaxis: { showticklabels: false, autorange: "reversed", scaleanchor: "x" } },
+      layout: { margin: { l: 5, r: 5, t: 5, b: 5 }, xaxis: { ...BARE, constrain: "domain" }, yaxis: { ...BARE, constrain: "domain", autorange: "reversed", scaleanchor: "x" } },
     }));
   }
 }

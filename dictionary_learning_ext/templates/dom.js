@@ -32,4 +32,8 @@ function number(value, digits = 3) {
 
 const percent = (share) => (share === null ? "–" : number(100 * share, 2) + "%");
 const address = (label, feature) => "#feature/" + encodeURIComponent(label) + "/" + feature;
-const token = (text) => el("b", { class: "tok" }, text);
+/** A token as a chip; its leading space is a dot. */
+function token(text) {
+  const starts = text.startsWith(" ") && text.length > 1;
+  return el("b", { class: "tok" }, ...(starts ? [el("i", {}, "·"), text.slice(1)] : [text]));
+}

@@ -13,7 +13,7 @@ const COLUMNS = [
 
 /** The table: what is searched for, sorted by a column, a few rows at a time. */
 function featureTable(data) {
-  const state = { sae: 0, key: "frequency", descending: true, rows: ROWS };
+  const state = { sae: 0, key: "rank", descending: false, rows: ROWS };
   const sae = () => data.saes[state.sae];
   const texts = data.saes.map((one) => one.columns.fires_on.map((tokens, feature) =>
     tokens.concat(one.columns.promotes[feature]).map((i) => data.tokens[i]).join("\n").toLowerCase()));
@@ -29,7 +29,7 @@ function featureTable(data) {
     const exact = query.trim();
     const features = sae().columns.frequency.map((_, feature) => feature)
       .filter((feature) => !query || String(feature) === exact || texts[state.sae][feature].includes(query));
-    const column = COLUMNS.find((one) => one.key === state.key);
+    const column = COLUMNS.find((one) => one.key === state.key) || { key: state.key };
     const sign = state.descending ? -1 : 1;
     return features.sort((a, b) => {
       const x = value(a, column), y = value(b, column);
@@ -45,7 +45,7 @@ function featureTable(data) {
     const body = $("table").tBodies[0];
     body.replaceChildren(...features.slice(0, state.rows).map((feature) => row(sae(), feature)));
     const shown = Math.min(state.rows, features.length);
-    $("found").textContent = features.length + (features.length === 1 ? " feature" : " features") + (shown < features.length ? ", " + shown + " shown" : "");
+    $("found").textContent = features.length + (features.length === 1 ? " feature" : " features") + (shown < features.length ? ", " + shown + " shown" : "") + (state.key === "rank" ? "; those that fire on one token first" : "");
     $("more").hidden = shown === features.length;
     for (const header of $("table").tHead.rows[0].cells) {
       header.setAttribute("aria-sort", header.dataset.key !== state.key ? "none" : state.descending ? "descending" : "ascending");
@@ -92,7 +92,7 @@ function context(data, [value, , at, tokens, active], largest) {
     const activation = activations.get(place) || 0;
     const strength = largest ? Math.min(1, Math.abs(activation) / largest) : 0;
     const style = activation ? "background: rgba(var(" + (activation > 0 ? "--on" : "--off") + ")," + (0.12 + 0.68 * strength).toFixed(2) + ")" : null;
-    return el("span", { style, class: place === at ? "at" : null, title: activation ? number(activation) : null }, data.tokens[i]);
+    return el("span", { style, class: place === at ? "at" : null, title: activation ? number(activation) : null }, place ? data.tokens[i] : data.tokens[i].trimStart());
   });
   return el("div", { class: "context" }, el("span", { class: "value" }, number(value)), el("span", { class: "words" }, ...words));
 }
