@@ -1,0 +1,299 @@
+"""The report: what is in the page, that it repeats, hostile text, and one-line errors."""
+
+import base64
+import csv
+import gzip
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+import torch as t
+import transformers
+
+from dictionary_learning_ext.analysis import short_names
+from dictionary_learning_ext.bench_results import bench_charts
+from dictionary_learning_ext.checkpoint import load_dictionary
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.feature_pages import LONGEST_TOKEN, Vocabulary, visible
+from dictionary_learning_ext.language_models import load_language_model
+from dictionary_learning_ext.text import ContextStream, open_text
+
+HOSTILE = (
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "{{ 7 * 7 }}",
+    "a\u202ecod.exe",
+    "b\u0007\u0000bell",
+    "x" * 100_000,
+)
+QUICK = ["--tokens", "600", "--split", "train", "--synthesise", "2", "--map-tokens", "300"]
+
+
+def train(model, text, folder, *flags):
+    words = (
+        f"--model {model} --data {text} --steps 30 --batch-size 64 --n-ctxs 16 --ctx-len 32 "
+        f"--dict-size 32 --k 4 --eval-tokens 200 --save-dir {folder} --log-steps 10"
+    )
+    assert main(["train", *shlex.split(words), *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_lm_dir, text, tmp_path_factory):
+    """Two small runs, whose folders the tests leave as they are."""
+    folder = tmp_path_factory.mktemp("runs")
+    return (
+        train(tiny_lm_dir, text, folder / "vsae"),
+        train(tiny_lm_dir, text, folder / "top_k", "--architecture", "top_k"),
+    )
+
+
+@pytest.fixture(scope="module")
+def report(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "both.html"
+    command = ["report", str(runs[0]), "--against", str(runs[1]), "--out", str(out), *QUICK]
+    assert main(command) == 0
+    return out
+
+
+def data_of(page):
+    packed = re.search(r'id="data">([^<]*)<', page)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_the_page_holds_everything_and_loads_nothing(report):
+    page = report.read_text(encoding="utf-8")
+    data = data_of(page)
+    assert [sae["label"] for sae in data["saes"]] == ["vsae", "top_k"]
+    for sae in data["saes"]:
+        columns = sae["columns"]
+        assert {len(column) for column in columns.values()} == {32}
+        live = [i for i, frequency in enumerate(columns["frequency"]) if frequency]
+        assert sorted(map(int, sae["pages"])) == live
+        assert sum("synthesis" in one for one in sae["pages"].values()) == 2
+        assert len(sae["map"]["features"]) == len(data["saes"][0]["map"]["features"])
+        assert [line["step"] for line in sae["history"]] == [0, 10, 20, 30]
+        for feature, one in sae["pages"].items():
+            best = one["top"][0]
+            assert best[0] == columns["max"][int(feature)]
+            assert dict(zip(best[4][::2], best[4][1::2], strict=True))[best[2]] == pytest.approx(
+                best[0], rel=1e-2
+            )
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert "Which is better?" in page
+    assert page.count("<h2") >= 7
+
+
+def test_the_page_says_what_was_measured(report, runs):
+    page = report.read_text(encoding="utf-8")
+    for folder in runs:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert f"{metrics['fve']:.3f}" in page
+    assert f"vsae report {runs[0]} --against {runs[1]} --tokens 600 --split train" in page
+
+
+def test_numbers_and_figures_lie_beside_the_page(report):
+    files = report.with_name("both_files")
+    rows = list(csv.DictReader((files / "features_vsae.csv").open(encoding="utf-8")))
+    data = data_of(report.read_text(encoding="utf-8"))["saes"][0]["columns"]
+    assert [float(row["frequency"]) for row in rows] == data["frequency"]
+    assert all(int(row["count"]) == round(600 * float(row["frequency"])) for row in rows)
+    for name in ("training", "use", "cosines", "map_vsae", "map_top_k"):
+        assert (files / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (files / f"{name}.svg").read_text(encoding="utf-8")
+    geometry = json.loads((files / "geometry_vsae.json").read_text())
+    assert len(geometry["map_xy"]) == len(geometry["features"])
+
+
+def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("dictionary_learning_ext.report.time.strftime", lambda *a: "another time")
+    out = tmp_path / "both.html"
+    command = ["report", str(runs[0]), "--against", str(runs[1]), "--out", str(out), *QUICK]
+    assert main(command) == 0
+
+    def lines(path):
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if "<time>" not in line]
+
+    assert lines(out) == lines(report)
+    assert out.read_text(encoding="utf-8") != report.read_text(encoding="utf-8")
+    files = sorted(path.name for path in out.with_name("both_files").iterdir())
+    assert len(files) >= 14
+    for name in files:
+        ours, theirs = (one.with_name("both_files") / name for one in (out, report))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def hostile_report(tiny_lm_dir, tmp_path_factory):
+    """Of a model whose tokens, and of a folder whose name, are made to break a page."""
+    folder = tmp_path_factory.mktemp("hostile")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lm_dir)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_lm_dir)
+    tokenizer.add_tokens(list(HOSTILE))
+    t.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
+    words = [word for word in (*HOSTILE, " cat", " dog", " sat") for _ in range(3)]
+    generator = t.Generator().manual_seed(0)
+    documents = [
+        "".join(words[i] for i in t.randint(len(words), (8,), generator=generator).tolist())
+        for _ in range(400)
+    ]
+    texts = folder / "text.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": one}) for one in documents), encoding="utf-8")
+    run = train(folder / "lm", texts, folder / "<b>bold</b> & 'quoted'")
+    out = folder / "report.html"
+    assert main(["report", str(run), "--out", str(out), *QUICK]) == 0
+    return out
+
+
+def test_hostile_text_stays_text(hostile_report):
+    page = hostile_report.read_text(encoding="utf-8")
+    assert "owned'</script>" not in page
+    assert "<img src=x" not in page
+    assert "<b>bold" not in page
+    assert "\u202e" not in page
+    assert "\x07" not in page
+    assert "x" * 1000 not in page
+    data = data_of(page)
+    shown = "\n".join(data["tokens"])
+    assert "</script><script>" in shown  # in the data, where it is not markup
+    assert "‹U+202E›" in shown
+    assert "(100,000 characters)" in shown
+    assert "{{ 7 * 7 }}" in shown
+    assert data["saes"][0]["label"] == "<b>bold</b> & 'quoted'"
+
+
+def test_controls_and_marks_are_named_and_long_text_is_cut():
+    assert visible(" a\nb\tc") == " a↵b⇥c"
+    assert visible("\u200f\u2066x\u0000") == "‹U+200F›‹U+2066›x‹U+0000›"
+    assert visible("é漢🙂") == "é漢🙂"
+    cut = visible("y" * 100_000)
+    assert cut.startswith("y" * LONGEST_TOKEN + "…")
+    assert len(cut) < LONGEST_TOKEN + 30
+
+
+def test_tokens_are_shown_as_they_stand_in_the_text(tiny_lm):
+    vocabulary = Vocabulary(tiny_lm.tokenizer)
+    ids = next(iter(ContextStream(iter(["the cat ü" * 9]), tiny_lm.tokenizer, 20).next_batch(1)))
+    texts = [vocabulary.text(i) for i in ids[0].tolist()]
+    assert texts[0] == "the"
+    assert " cat" in texts
+    assert "\ufffd" not in "".join(texts)  # pieces of a character keep the tokenizer's spelling
+    assert vocabulary.number(ids[0][0].item()) == 0
+    assert vocabulary.text(5000) == "[5000]"
+
+
+def test_a_run_without_live_features_has_a_report(runs, tmp_path):
+    dead = tmp_path / "dead"
+    shutil.copytree(runs[1], dead)
+    (dead / "metrics.jsonl").unlink()
+    (dead / "metrics.json").unlink()
+    state = t.load(dead / "ae.pt")
+    state["encoder.weight"].zero_()
+    state["encoder.bias"].fill_(-1.0)
+    t.save(state, dead / "ae.pt")
+    assert main(["report", str(dead), "--out", str(dead / "page.html"), *QUICK]) == 0
+    page = (dead / "page.html").read_text(encoding="utf-8")
+    assert "There is no map: 0 features were selected" in page
+    assert "has not been evaluated" in page
+    assert "100.0% of dead" in page
+
+
+def test_fewer_tokens_than_a_map_needs(runs, tmp_path):
+    out = tmp_path / "page.html"
+    assert main(["report", str(runs[0]), "--out", str(out), *QUICK, "--map-tokens", "5"]) == 0
+    assert "There is no map: " in out.read_text(encoding="utf-8")
+
+
+def write_result(folder, name, metrics):
+    path = folder / "eval_results" / name / f"x_{name}_eval_results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"eval_result_metrics": metrics}))
+    return path
+
+
+def test_sae_bench_results_are_charted(tmp_path):
+    core = {
+        "model_performance_preservation": {"ce_loss_score": 0.9},
+        "reconstruction_quality": {"cossim": 0.8, "explained_variance_legacy": 0.7},
+        "misc_metrics": {"frac_alive": 1.0, "note": "text"},
+    }
+    write_result(tmp_path / "a", "core", core)
+    scr = {f"scr_metric_threshold_{n}": n / 100 for n in (10, 2, 5)} | {"scr_dir1_threshold_2": 9}
+    write_result(tmp_path / "a", "scr", {"scr_metrics": scr})
+    write_result(tmp_path / "b", "scr", {"scr_metrics": {"scr_metric_threshold_5": 0.5}})
+    charts = bench_charts({"a": tmp_path / "a", "b": tmp_path / "b", "c": tmp_path / "c"})
+    assert [chart.title for chart in charts] == ["Core", "Spurious correlation removal"]
+    assert charts[0].x == ["CE loss score", "explained variance", "cosine", "alive"]
+    assert charts[0].values == {"a": [0.9, 0.7, 0.8, 1.0]}
+    assert charts[1].x == ["2", "5", "10"]
+    assert charts[1].values == {"a": [0.02, 0.05, 0.1], "b": [None, 0.5, None]}
+    assert bench_charts({"c": tmp_path / "c"}) == []
+
+
+def test_a_damaged_sae_bench_result_is_one_line(tmp_path):
+    write_result(tmp_path, "core", {}).write_text("{")
+    with pytest.raises(CheckpointError, match="not a result of SAE Bench"):
+        bench_charts({"a": tmp_path})
+
+
+def test_sae_bench_results_are_on_the_page(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "run")
+    write_result(tmp_path / "run", "tpp", {"tpp_metrics": {"tpp_threshold_2_total_metric": 0.25}})
+    assert main(["report", str(tmp_path / "run"), *QUICK, "--synthesise", "0"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert data_of(page)["bench"][0]["values"] == {"run": [0.25]}
+    assert 'href="#bench"' in page
+    assert (tmp_path / "run" / "report_files" / "sae_bench.png").exists()
+
+
+def test_alike_names_are_told_apart():
+    assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert short_names(["one/a", "two/a"]) == ["one/a", "two/a"]
+    with pytest.raises(ConfigError, match="runs/a is given twice"):
+        short_names(["runs/a", "runs/../runs/a"])
+
+
+def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
+    other = train(lm_dir_of("llama"), text, tmp_path / "llama", "--eval-tokens", "0")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(runs[0], damaged)
+    (damaged / "metrics.jsonl").write_text("{")
+    (tmp_path / "file").write_text("")
+    ours = str(runs[0])
+    for flags, message in (
+        ([str(tmp_path / "none")], "no such folder"),
+        ([ours, "--against", str(other)], "give folders of one setting"),
+        ([ours, "--against", ours], "given twice"),
+        ([ours, "--model", "embedded"], "not on embedded"),
+        ([ours, "--tokens", "0"], "tokens=0: expected at least 1"),
+        ([ours, "--synthesise", "-1"], "synthesise=-1: expected 0 or more"),
+        ([ours, "--data", "./none.txt"], "none.txt"),
+        ([str(damaged), *QUICK], "metrics.jsonl: damaged"),
+        ([ours, *QUICK, "--out", str(tmp_path / "file" / "x.html")], "can't be written"),
+    ):
+        capsys.readouterr()
+        assert main(["report", *flags]) == 2, flags
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("vsae: "), flags
+        assert message in error, error
+
+
+def test_the_sae_that_is_shown_is_the_folders(runs, report):
+    """The page's maxima are those of a direct pass over the same tokens."""
+    sae, config = load_dictionary(runs[1])
+    settings = config["run"]["settings"]
+    model = load_language_model(settings["model"])
+    stream = ContextStream(open_text(settings["data"]), model.tokenizer, settings["ctx_len"])
+    ids, _ = stream.next_batch(-(-600 // settings["ctx_len"]))
+    with t.no_grad():
+        states = model._model(input_ids=ids, output_hidden_states=True).hidden_states[1]
+        features = sae.encode(states.flatten(0, 1)[:600])
+    page_max = data_of(report.read_text(encoding="utf-8"))["saes"][1]["columns"]["max"]
+    for i, largest in enumerate(features.max(0).values.tolist()):
+        assert (page_max[i] or 0.0) == pytest.approx(largest, rel=2e-3, abs=1e-5)
