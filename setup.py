@@ -8,6 +8,7 @@ DEV = [
     "pytest>=8",
     "pytest-cov>=5",
     "ruff>=0.8",
+    "selenium>=4.20",
 ]
 
 # SAE Bench holds numpy below 2 and datasets below 4. Its sparse probing breaks on newer beartypes,

@@ -16,7 +16,7 @@ SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CLUSTERS = (*SERIES, "#999999", "#F0E442", "#0072B2", "#D55E00")
 _SYMBOLS = "osD^PvX*hp"
 _LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "vsae",  # the same names of parts each time
     "svg.fonttype": "none",
     "axes.spines.top": False,

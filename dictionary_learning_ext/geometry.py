@@ -7,10 +7,9 @@ n features chosen of F, D = activation_dim.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.manifold import TSNE
@@ -52,13 +51,11 @@ class Geometry:
     """exp(entropy of the features' shares of all selections) / n: 1 if all are used alike."""
 
 
-def comparable_features(
-    profiles: Sequence[csr_matrix], limit: int, seed: int = 0
-) -> list[np.ndarray]:
+def comparable_features(profiles: Sequence[Any], limit: int, seed: int = 0) -> list[np.ndarray]:
     """Features of each SAE that have a profile, drawn down to one number for all, sorted.
 
     Arguments:
-        profiles: of each SAE, (N, F).
+        profiles: of each SAE, a scipy csr_matrix (N, F).
         limit: of that number.
 
     Raises: GeometryError if there are fewer than `LEAST_FEATURES`.
@@ -75,7 +72,7 @@ def comparable_features(
 
 
 def geometry(
-    profiles_NF: csr_matrix,
+    profiles_NF: Any,
     directions_FD: np.ndarray,
     features: np.ndarray,
     *,
@@ -86,7 +83,7 @@ def geometry(
     """The map, clusters and directions of some features; repeats exactly for one seed.
 
     Arguments:
-        profiles_NF: activations at N tokens.
+        profiles_NF: activations at N tokens, a scipy csr_matrix.
         directions_FD: decoder directions.
         features: their numbers, at least `LEAST_FEATURES`.
         space: what the map and `cluster` are made of: "profiles", a feature's activations over the
@@ -102,9 +99,9 @@ def geometry(
         raise GeometryError(
             f"{n} features and {n_tokens} sampled tokens: a map needs {LEAST_FEATURES} of both"
         )
-    directions_nD = normalize(directions_FD[features])
+    directions_nD: Any = normalize(directions_FD[features])
     if space == "profiles":
-        points = normalize(profiles_NF[:, features].T.tocsr())
+        points: Any = normalize(profiles_NF[:, features].T.tocsr())
         n_components = min(_COMPONENTS, *(size - 1 for size in points.shape))
         points = TruncatedSVD(n_components, random_state=seed).fit_transform(points)
     else:
@@ -154,12 +151,13 @@ def cosine_matrix(directions_nD: np.ndarray, cluster: np.ndarray, limit: int) ->
     """Cosines of up to `limit` directions, evenly drawn, those of a cluster side by side."""
     by_cluster = np.argsort(cluster, kind="stable")
     shown = by_cluster[np.linspace(0, len(by_cluster) - 1, min(limit, len(by_cluster))).astype(int)]
-    unit = normalize(directions_nD[shown])
+    unit: Any = normalize(directions_nD[shown])
     return unit @ unit.T
 
 
 def _clusters(points: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
     """KMeans, the clusters numbered by their size."""
-    labels = KMeans(n_clusters, n_init=4, random_state=seed).fit_predict(points)
+    kmeans: Any = KMeans  # its annotations do not know a number for n_init
+    labels = kmeans(n_clusters, n_init=4, random_state=seed).fit_predict(points)
     by_size = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
     return np.argsort(by_size)[labels]

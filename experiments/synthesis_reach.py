@@ -32,7 +32,9 @@ def main(folders: list[str]) -> None:
         "`synthesise`. Ratio: activation at the last hard token / largest in the text; reached: "
         "features with a ratio of at least 0.8.\n"
     )
-    print("| SAE | hook | reached | median ratio | least | random reached | random median | seconds |")
+    print(
+        "| SAE | hook | reached | median ratio | least | random reached | random median | seconds |"
+    )
     print("|---|---|---:|---:|---:|---:|---:|---:|", flush=True)
     for folder in folders:
         run, saes, language_model, hook = open_folders([folder])

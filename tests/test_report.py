@@ -5,12 +5,11 @@ import csv
 import gzip
 import json
 import re
-import shlex
 import shutil
 
 import pytest
 import torch as t
-import transformers
+from report_runs import BARE, QUICK, train
 
 from dictionary_learning_ext.analysis import short_names
 from dictionary_learning_ext.bench_results import bench_charts
@@ -20,43 +19,6 @@ from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.feature_pages import LONGEST_TOKEN, Vocabulary, visible
 from dictionary_learning_ext.language_models import load_language_model
 from dictionary_learning_ext.text import ContextStream, open_text
-
-HOSTILE = (
-    "</script><script>document.title='owned'</script>",
-    "<img src=x onerror=\"document.title='owned'\">",
-    "{{ 7 * 7 }}",
-    "a\u202ecod.exe",
-    "b\u0007\u0000bell",
-    "x" * 100_000,
-)
-QUICK = ["--tokens", "600", "--split", "train", "--synthesise", "2", "--map-tokens", "300"]
-
-
-def train(model, text, folder, *flags):
-    words = (
-        f"--model {model} --data {text} --steps 30 --batch-size 64 --n-ctxs 16 --ctx-len 32 "
-        f"--dict-size 32 --k 4 --eval-tokens 200 --save-dir {folder} --log-steps 10"
-    )
-    assert main(["train", *shlex.split(words), *flags]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(tiny_lm_dir, text, tmp_path_factory):
-    """Two small runs, whose folders the tests leave as they are."""
-    folder = tmp_path_factory.mktemp("runs")
-    return (
-        train(tiny_lm_dir, text, folder / "vsae"),
-        train(tiny_lm_dir, text, folder / "top_k", "--architecture", "top_k"),
-    )
-
-
-@pytest.fixture(scope="module")
-def report(runs, tmp_path_factory):
-    out = tmp_path_factory.mktemp("report") / "both.html"
-    command = ["report", str(runs[0]), "--against", str(runs[1]), "--out", str(out), *QUICK]
-    assert main(command) == 0
-    return out
 
 
 def data_of(page):
@@ -115,7 +77,9 @@ def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, 
     assert main(command) == 0
 
     def lines(path):
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if "<time>" not in line]
+        return [
+            line for line in path.read_text(encoding="utf-8").splitlines() if "<time>" not in line
+        ]
 
     assert lines(out) == lines(report)
     assert out.read_text(encoding="utf-8") != report.read_text(encoding="utf-8")
@@ -124,31 +88,6 @@ def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, 
     for name in files:
         ours, theirs = (one.with_name("both_files") / name for one in (out, report))
         assert ours.read_bytes() == theirs.read_bytes(), name
-
-
-@pytest.fixture(scope="module")
-def hostile_report(tiny_lm_dir, tmp_path_factory):
-    """Of a model whose tokens, and of a folder whose name, are made to break a page."""
-    folder = tmp_path_factory.mktemp("hostile")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lm_dir)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_lm_dir)
-    tokenizer.add_tokens(list(HOSTILE))
-    t.manual_seed(0)
-    model.resize_token_embeddings(len(tokenizer))
-    model.save_pretrained(folder / "lm")
-    tokenizer.save_pretrained(folder / "lm")
-    words = [word for word in (*HOSTILE, " cat", " dog", " sat") for _ in range(3)]
-    generator = t.Generator().manual_seed(0)
-    documents = [
-        "".join(words[i] for i in t.randint(len(words), (8,), generator=generator).tolist())
-        for _ in range(400)
-    ]
-    texts = folder / "text.jsonl"
-    texts.write_text("\n".join(json.dumps({"text": one}) for one in documents), encoding="utf-8")
-    run = train(folder / "lm", texts, folder / "<b>bold</b> & 'quoted'")
-    out = folder / "report.html"
-    assert main(["report", str(run), "--out", str(out), *QUICK]) == 0
-    return out
 
 
 def test_hostile_text_stays_text(hostile_report):
@@ -163,9 +102,9 @@ def test_hostile_text_stays_text(hostile_report):
     shown = "\n".join(data["tokens"])
     assert "</script><script>" in shown  # in the data, where it is not markup
     assert "‹U+202E›" in shown
-    assert "(100,000 characters)" in shown
+    assert "(30,000 characters)" in shown
     assert "{{ 7 * 7 }}" in shown
-    assert data["saes"][0]["label"] == "<b>bold</b> & 'quoted'"
+    assert data["saes"][0]["label"] == "<b>bold & 'quoted'"
 
 
 def test_controls_and_marks_are_named_and_long_text_is_cut():
@@ -179,12 +118,11 @@ def test_controls_and_marks_are_named_and_long_text_is_cut():
 
 def test_tokens_are_shown_as_they_stand_in_the_text(tiny_lm):
     vocabulary = Vocabulary(tiny_lm.tokenizer)
-    ids = next(iter(ContextStream(iter(["the cat ü" * 9]), tiny_lm.tokenizer, 20).next_batch(1)))
-    texts = [vocabulary.text(i) for i in ids[0].tolist()]
-    assert texts[0] == "the"
-    assert " cat" in texts
+    ids = tiny_lm.tokenizer("It was the ü")["input_ids"]
+    texts = [vocabulary.text(i) for i in ids]
+    assert "".join(texts[:-2]) == "It was the "
     assert "\ufffd" not in "".join(texts)  # pieces of a character keep the tokenizer's spelling
-    assert vocabulary.number(ids[0][0].item()) == 0
+    assert vocabulary.number(ids[0]) == 0
     assert vocabulary.text(5000) == "[5000]"
 
 
@@ -197,7 +135,7 @@ def test_a_run_without_live_features_has_a_report(runs, tmp_path):
     state["encoder.weight"].zero_()
     state["encoder.bias"].fill_(-1.0)
     t.save(state, dead / "ae.pt")
-    assert main(["report", str(dead), "--out", str(dead / "page.html"), *QUICK]) == 0
+    assert main(["report", str(dead), "--out", str(dead / "page.html"), *BARE]) == 0
     page = (dead / "page.html").read_text(encoding="utf-8")
     assert "There is no map: 0 features were selected" in page
     assert "has not been evaluated" in page
@@ -206,7 +144,7 @@ def test_a_run_without_live_features_has_a_report(runs, tmp_path):
 
 def test_fewer_tokens_than_a_map_needs(runs, tmp_path):
     out = tmp_path / "page.html"
-    assert main(["report", str(runs[0]), "--out", str(out), *QUICK, "--map-tokens", "5"]) == 0
+    assert main(["report", str(runs[0]), "--out", str(out), *BARE, "--map-tokens", "5"]) == 0
     assert "There is no map: " in out.read_text(encoding="utf-8")
 
 

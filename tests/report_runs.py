@@ -1,0 +1,73 @@
+"""Small runs and their reports, which the report's tests and its browser tests share."""
+
+import json
+import shlex
+
+import pytest
+import torch as t
+import transformers
+
+from dictionary_learning_ext.cli import main
+
+HOSTILE = (
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "{{ 7 * 7 }}",
+    "a\u202ecod.exe",
+    "b\u0007\u0000bell",
+    "x" * 30_000,  # longer documents are tokenised in pieces
+)
+QUICK = ["--tokens", "600", "--split", "train", "--synthesise", "2", "--map-tokens", "300"]
+BARE = [*QUICK, "--synthesise", "0", "--figures", "False"]
+
+
+def train(model, text, folder, *flags):
+    words = (
+        f"--model {model} --data {text} --steps 30 --batch-size 64 --n-ctxs 16 --ctx-len 32 "
+        "--dict-size 32 --k 4 --eval-tokens 200 --log-steps 10"
+    )
+    assert main(["train", *shlex.split(words), "--save-dir", str(folder), *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def runs(tiny_lm_dir, text, tmp_path_factory):
+    """Two small runs, whose folders the tests leave as they are."""
+    folder = tmp_path_factory.mktemp("runs")
+    return (
+        train(tiny_lm_dir, text, folder / "vsae"),
+        train(tiny_lm_dir, text, folder / "top_k", "--architecture", "top_k"),
+    )
+
+
+@pytest.fixture(scope="session")
+def report(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "both.html"
+    command = ["report", str(runs[0]), "--against", str(runs[1]), "--out", str(out), *QUICK]
+    assert main(command) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def hostile_report(tiny_lm_dir, tmp_path_factory):
+    """Of a model whose tokens, and of a folder whose name, are made to break a page."""
+    folder = tmp_path_factory.mktemp("hostile")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lm_dir)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_lm_dir)
+    tokenizer.add_tokens(list(HOSTILE))
+    t.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder / "lm")
+    tokenizer.save_pretrained(folder / "lm")
+    words = [word for word in (*HOSTILE, " cat", " dog", " sat") for _ in range(3)]
+    generator = t.Generator().manual_seed(0)
+    documents = [
+        "".join(words[i] for i in t.randint(len(words), (8,), generator=generator).tolist())
+        for _ in range(400)
+    ]
+    texts = folder / "text.jsonl"
+    texts.write_text("\n".join(json.dumps({"text": one}) for one in documents), encoding="utf-8")
+    run = train(folder / "lm", texts, folder / "<b>bold & 'quoted'", "--eval-tokens", "0")
+    out = folder / "report.html"
+    assert main(["report", str(run), "--out", str(out), *BARE]) == 0
+    return out

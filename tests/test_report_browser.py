@@ -1,0 +1,186 @@
+"""The report in headless Chromium with the network off: no errors; search, sort, hover, click."""
+
+import shutil
+from urllib.parse import quote
+
+import pytest
+
+selenium = pytest.importorskip("selenium")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER),
+    reason="no chromium with a chromedriver (apt-get install chromium-driver)",
+)
+WAIT_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1280,900"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd("Network.enable", {})
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    yield driver
+    driver.quit()
+
+
+def until(browser, script, *arguments):
+    """Wait until a script gives something true, and return it."""
+    return WebDriverWait(browser, WAIT_SECONDS, 0.1).until(
+        lambda driver: driver.execute_script(f"return {script}", *arguments)
+    )
+
+
+def open_page(browser, path, fragment=""):
+    browser.get("about:blank")
+    browser.get(f"file://{quote(str(path))}{fragment}")
+    until(browser, "document.documentElement.dataset.ready === 'yes'")
+
+
+def shown(browser):
+    return [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#table tbody th")]
+
+
+def test_it_opens_offline_without_an_error_and_draws_every_chart(browser, report):
+    open_page(browser, report)
+    n_charts = browser.execute_script("return charts.size")
+    assert n_charts >= 12
+    browser.execute_script("charts.forEach((_, plot) => draw(plot))")
+    until(browser, "document.querySelectorAll('.plot .main-svg').length >= arguments[0]", n_charts)
+    until(browser, "[...charts.values()].every((chart) => chart.drawn)")
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').length")
+    assert loaded == 0
+    assert browser.get_log("browser") == []
+
+
+def test_search_and_sort(browser, report):
+    open_page(browser, report)
+    everything = shown(browser)
+    assert len(everything) == 32
+    browser.find_element(By.ID, "search").send_keys(everything[3])
+    assert everything[3] in shown(browser)
+    assert len(shown(browser)) < 32
+    browser.find_element(By.ID, "search").clear()
+    browser.find_element(By.ID, "search").send_keys(Keys.SPACE, Keys.BACKSPACE)
+
+    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="frequency"]')
+    frequency = browser.execute_script("return arguments[0].cellIndex", header)
+
+    def column():
+        cells = browser.find_elements(
+            By.CSS_SELECTOR, f"#table tbody tr > :nth-child({frequency + 1})"
+        )
+        return [float(cell.text.rstrip("%")) for cell in cells if cell.text != "–"]
+
+    header.find_element(By.TAG_NAME, "button").click()
+    assert header.get_attribute("aria-sort") == "descending"
+    assert column() == sorted(column(), reverse=True)
+    header.find_element(By.TAG_NAME, "button").click()
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert column() == sorted(column())
+
+    browser.find_element(By.ID, "search").send_keys("no feature fires on this")
+    assert shown(browser) == []
+    assert browser.find_element(By.ID, "found").text.startswith("0 features")
+
+
+def test_a_feature_opens_from_the_table_and_by_keys(browser, report):
+    open_page(browser, report)
+    browser.find_element(By.TAG_NAME, "body").send_keys("/")
+    assert browser.switch_to.active_element.get_attribute("id") == "search"
+    link = browser.find_element(By.CSS_SELECTOR, "#table tbody a")
+    feature = link.text
+    link.send_keys(Keys.ENTER)
+    title = browser.find_element(By.ID, "page-title")
+    until(browser, "document.getElementById('page').open")
+    assert title.text == f"Feature {feature} of vsae"
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#page .context")) >= 2
+    headings = [h.text for h in browser.find_elements(By.CSS_SELECTOR, "#page h3")]
+    assert {"Strongest contexts", "Promotes", "Suppresses", "Nearest directions"} <= set(headings)
+    first = title.text
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    until(browser, "document.getElementById('page-title').textContent !== arguments[0]", first)
+    browser.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    until(browser, "document.getElementById('page-title').textContent === arguments[0]", first)
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    until(browser, "!document.getElementById('page').open")
+    assert "#feature" not in browser.current_url
+    assert browser.get_log("browser") == []
+
+
+def test_the_map_shows_a_features_tokens_and_opens_it(browser, report):
+    open_page(browser, report)
+    plot = browser.find_element(By.CSS_SELECTOR, '.plot[data-map="top_k"]')
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+    until(browser, "charts.get(arguments[0]).drawn", plot)
+    point = until(browser, "arguments[0].querySelector('.points path')", plot)
+    feature = browser.execute_script("return arguments[0].data[0].customdata[0]", plot)
+    tokens = browser.execute_script("return arguments[0].data[0].text[0]", plot)
+    ActionChains(browser).move_to_element(point).perform()
+    hover = until(browser, "document.querySelector('.hoverlayer .hovertext')?.textContent")
+    assert hover.startswith("feature ")
+    assert f"feature {feature}<br>" in tokens
+    until(browser, "document.querySelector('.hoverlayer .hovertext')")
+    ActionChains(browser).click().perform()
+    until(browser, "document.getElementById('page').open")
+    opened = browser.find_element(By.ID, "page-title").text
+    assert opened == f"Feature {hover.split()[1][: len(opened.split()[1])]} of top_k"
+
+
+def test_dark_mode_and_print_change_the_charts(browser, report):
+    open_page(browser, report)
+
+    def colour():
+        plot = "document.querySelector('#histograms .plot')"
+        browser.execute_script(f"return draw({plot})")
+        until(browser, f"{plot}.layout")
+        return browser.execute_script(f"return {plot}.layout.font.color")
+
+    def emulate(**media):
+        features = [{"name": "prefers-color-scheme", "value": media.get("scheme", "light")}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    emulate(scheme="dark")
+    dark = colour()
+    emulate()
+    assert colour() != dark
+
+
+def test_it_fits_a_phone(browser, report):
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        open_page(browser, report)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
+        until(browser, "document.getElementById('page').open")
+        assert browser.execute_script("return document.getElementById('page').scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_hostile_text_does_nothing(browser, hostile_report):
+    open_page(browser, hostile_report)
+    browser.execute_script("charts.forEach((_, plot) => draw(plot))")
+    until(browser, "[...charts.values()].every((chart) => chart.drawn)")
+    for link in browser.find_elements(By.CSS_SELECTOR, "#table tbody a"):
+        href = link.get_attribute("href")
+        browser.execute_script("location.hash = new URL(arguments[0]).hash", href)
+        until(browser, "document.getElementById('page').open")
+        browser.execute_script("document.getElementById('page').close()")
+        until(browser, "!document.getElementById('page').open")
+    assert "owned" not in browser.title
+    assert browser.find_elements(By.CSS_SELECTOR, "main img, dialog img, main script") == []
+    assert browser.get_log("browser") == []
