@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(small, tmp_path, capsys):
     assert "can't be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["eval", "compare"])
+@pytest.mark.parametrize("command", ["eval", "compare", "report"])
 def test_no_folder_is_one_line(command, capsys):
     assert main([command]) == 2
     assert "vsae: " in capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch):
 
 def test_an_unknown_command_lists_those_there_are(capsys):
     assert main(["trian"]) == 2
-    assert "train, eval, compare, quickstart, bench" in capsys.readouterr().err
+    assert "train, eval, compare, report, quickstart" in capsys.readouterr().err
 
 
 def test_help_explains_every_flag_with_the_papers_values():
@@ -192,8 +192,14 @@ def test_help_explains_every_flag_with_the_papers_values():
 def quickstart(tmp_path_factory):
     """A short quickstart on the embedded model: the folder it ran in, and what it printed."""
     folder, out = tmp_path_factory.mktemp("quickstart"), StringIO()
+
+    def write_report(run, against, page, **options):  # its own tests take the time
+        Path(page).write_text(f"{run} {' '.join(map(str, against))}")
+        return page
+
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
         patch.chdir(folder)
+        patch.setattr("dictionary_learning_ext.report.write_report", write_report)
         assert main(["quickstart", "--steps", "12", "--eval-tokens", "500"]) == 0
     return folder, out.getvalue()
 
@@ -203,6 +209,13 @@ def test_quickstart_ends_with_the_table_and_what_to_try_next(quickstart):
     for name in ("top_k", "vsae_paper", "vsae_annealed_selection"):
         assert (folder / "runs" / "quickstart" / name / "ae.pt").exists()
         assert re.search(rf"^runs/quickstart/{name} +-?0\.\d", out, re.M)
+    assert "Open runs/quickstart/report.html in a browser" in out
+    reported = (folder / "runs" / "quickstart" / "report.html").read_text().split()
+    assert [Path(name).name for name in reported] == [
+        "vsae_annealed_selection",
+        "top_k",
+        "vsae_paper",
+    ]
     suggested = [line.split() for line in out.splitlines() if line.startswith("  vsae ")]
     assert [words[1] for words in suggested] == ["train", "compare", "train"]
 
@@ -239,6 +252,8 @@ def test_the_readmes_commands_run(command, small, quickstart, monkeypatch, capsy
         words += ["--device", "cpu"]
     if words[0] == "eval":
         words[-1] = "500"
+    if words[0] == "report":
+        words += shlex.split("--tokens 500 --map-tokens 300 --map-features 40 --synthesise 1")
     assert main(words) == 0, capsys.readouterr().err
 
 
