@@ -21,10 +21,10 @@ from plotly.offline import get_plotlyjs
 
 from .analysis import Analysis, Comparison, ReportOptions, analyse
 from .bench_results import bench_charts
-from .files import write_json, write_text, writing
 from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
 from .features import Contexts
 from .figures import file_name, write_figures
+from .files import write_json, write_text, writing
 from .geometry import cosine_matrix
 from .headline import sentences, table
 

@@ -20,10 +20,10 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
 from tqdm import tqdm
 
-from ..files import write_json, writing
 from ..comparison import run_of
 from ..config import RunConfig
 from ..errors import BenchError, UserError
+from ..files import write_json, writing
 from ..language_models import HookPoint, weights_hash
 from ..options import require
 from ..run_inputs import open_model
