@@ -83,10 +83,15 @@ def load_language_model(
             config = AutoConfig.from_pretrained(source)
             tokenizer: Any = AutoTokenizer.from_pretrained(source, config=config)
             model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
-        except Exception as error:  # OSError for a missing one; damaged files raise anything
+        except OSError as error:  # what transformers raises for a missing model, file or network
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded, locally or from the hub"
                 f" ({_first_line(error)}): {_WHAT_TO_TYPE}"
+            ) from error
+        except Exception as error:  # damaged files raise anything
+            raise LanguageModelError(
+                f"language model {name!r} can't be loaded, its files are damaged or of another kind"
+                f" ({type(error).__name__}: {_first_line(error)}): copy them again"
             ) from error
     if tokenizer.pad_token is None:
         # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .config import RunConfig, TrainConfig, load_config, require_same
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, LanguageModelError
 from .files import remove, sync, write_json, writing
 from .sae_config import SAEConfig
 
@@ -243,6 +243,45 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, Point], list[str]
         f"no resume point of one step to go on from ({found}{kept}): resume folders one by one, "
         "measure what is trained with `vsae eval FOLDER`, or start another run with --config FOLDER"
     )
+
+
+def checked_points(
+    run: RunConfig,
+    saes: dict[str, SAEConfig],
+    folders: dict[str, Path],
+    inputs: dict[str, Any],
+) -> dict[Path, Point]:
+    """The newest resume points, checked against what the run is now; none if there is none yet.
+
+    Raises a UserError.
+    """
+    points, problems = newest_points(folders.values())
+    for problem in problems:
+        logger.warning("%s: not used", problem)
+    if not points:
+        logger.warning("%s: no resume point yet; begins anew", run.save_dir)
+        return {}
+    for name, sae in saes.items():
+        folder = folders[name]
+        point = points[folder]
+        require_same(point.run["settings"], TrainConfig(sae, run).to_dict(), str(folder))
+        for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
+            if point.run[part] != inputs[part]:
+                raise LanguageModelError(
+                    f"{folder}: the language model {run.model!r} has changed since the run was "
+                    f"stopped: the SHA-256 of its {what} was {point.run[part][:12]}, not "
+                    f"{inputs[part][:12]}; put the former back or start again"
+                )
+        if point.run["versions"] != inputs["versions"]:
+            logger.warning(
+                "%s: begun with %s, goes on with %s: not equal to the bit",
+                folder,
+                point.run["versions"],
+                inputs["versions"],
+            )
+    step = next(iter(points.values())).step
+    logger.warning("going on from step %d of %s", step, ", ".join(map(str, folders.values())))
+    return points
 
 
 def _name(step: int) -> str:

@@ -13,12 +13,11 @@ from nnsight import LanguageModel
 from tqdm import tqdm
 
 from .buffer import ResidualBuffer
-from .config import RunConfig, TrainConfig, require_same
+from .config import RunConfig, TrainConfig
 from .errors import (
     CheckpointError,
     ConfigError,
     Interrupted,
-    LanguageModelError,
     NonFiniteError,
     TrainingError,
 )
@@ -26,7 +25,7 @@ from .evaluation import evaluate
 from .files import locked
 from .interrupts import Interrupts, interrupts
 from .language_models import HookPoint, settings_hash, weights_hash
-from .resume import Point, is_finished, newest_points
+from .resume import Point, checked_points, is_finished
 from .run_inputs import held_out, make_buffer, measured_on, open_model
 from .sae_config import SAEConfig
 from .text import open_text
@@ -73,7 +72,7 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
             "tokenizer": settings_hash(model),
             "versions": _versions() | {"threads": t.get_num_threads()},
         }
-        points = _points(run, saes, folders, inputs) if resume else {}
+        points = checked_points(run, saes, folders, inputs) if resume else {}
         trainees, start = _build(run, saes, folders, hook, buffer, points)
         code = 1
         try:
@@ -146,45 +145,6 @@ def _begin(trainees: list[Trainee], buffer: ResidualBuffer, points: dict[Path, P
             one.go_on(points[one.folder], groups[one.name])
         else:
             one.start(_config_json(one, buffer))
-
-
-def _points(
-    run: RunConfig,
-    saes: dict[str, SAEConfig],
-    folders: dict[str, Path],
-    inputs: dict[str, Any],
-) -> dict[Path, Point]:
-    """The newest resume points, checked against what the run is now; none if there is none yet.
-
-    Raises a UserError.
-    """
-    points, problems = newest_points(folders.values())
-    for problem in problems:
-        logger.warning("%s: not used", problem)
-    if not points:
-        logger.warning("%s: no resume point yet; begins anew", run.save_dir)
-        return {}
-    for name, sae in saes.items():
-        folder = folders[name]
-        point = points[folder]
-        require_same(point.run["settings"], TrainConfig(sae, run).to_dict(), str(folder))
-        for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
-            if point.run[part] != inputs[part]:
-                raise LanguageModelError(
-                    f"{folder}: the language model {run.model!r} has changed since the run was "
-                    f"stopped: the SHA-256 of its {what} was {point.run[part][:12]}, not "
-                    f"{inputs[part][:12]}; put the former back or start again"
-                )
-        if point.run["versions"] != inputs["versions"]:
-            logger.warning(
-                "%s: begun with %s, goes on with %s: not equal to the bit",
-                folder,
-                point.run["versions"],
-                inputs["versions"],
-            )
-    step = next(iter(points.values())).step
-    logger.warning("going on from step %d of %s", step, ", ".join(map(str, folders.values())))
-    return points
 
 
 def _loop(

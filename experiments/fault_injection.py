@@ -56,8 +56,10 @@ def child(settings: dict[str, Any], phase: "Synchronized[int]") -> None:
         original = getattr(owner, name)
 
         def told(*args, **kwargs):
-            phase.value = number
-            return original(*args, **kwargs)
+            before, phase.value = phase.value, number
+            result = original(*args, **kwargs)
+            phase.value = before if number == SAVE else number
+            return result
 
         setattr(owner, name, told)
 
@@ -149,7 +151,7 @@ def main(flags: Flags) -> None:
         while True:
             process, phase = start(settings)
             target, moment = draw.choice((STEP, FILL, SAVE)), draw.uniform(0, 2.5)
-            later = draw.uniform(0, 0.002 if target == SAVE else 0.05)
+            later = draw.uniform(0, 0.03)
             not_before = None
             while process.is_alive():
                 if not_before is None and phase.value:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from nnsight import LanguageModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dictionary_learning_ext import language_models
@@ -131,8 +130,8 @@ def test_folder_without_weights_keeps_the_cause(tiny_lm_dir: Path, tmp_path: Pat
 def test_damaged_weights_are_not_called_a_missing_model(tiny_lm_dir: Path, tmp_path: Path):
     folder = shutil.copytree(tiny_lm_dir, tmp_path / "lm")
     (folder / "model.safetensors").write_bytes(b"\x08")
-    with pytest.raises(SafetensorError):
-        load_language_model(str(folder))
+    message = one_line_error(lambda: load_language_model(str(folder)))
+    assert "its files are damaged" in message
 
 
 def test_missing_device_is_one_line(tiny_lm_dir: Path):

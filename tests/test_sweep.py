@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch as t
 import yaml
-from test_training import read_wandb
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+from wandb_files import history, logged_config
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main, parse
@@ -265,7 +265,7 @@ def agent_runs(path, assignment, run_id, cwd, stop_at=None):
 
 def logged(cwd, run_id):
     (file,) = Path(cwd).glob(f"runs/*/wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
-    return [int(row["step"]) for row in read_wandb(file)]
+    return [int(row["step"]) for row in history(file)]
 
 
 def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tmp_path):
@@ -289,6 +289,10 @@ def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tm
     whole = [
         json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
+    for run_id in ("first", "second", "third"):
+        (file,) = tmp_path.glob(f"runs/*/wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
+        in_wandb = logged_config(file)
+        assert {name: in_wandb[name] for name in assignment} == assignment
     assert logged(tmp_path, "second") == whole, "what the first logged, and the rest"
     assert logged(tmp_path, "third") == whole
 

@@ -1,7 +1,6 @@
 """The loop: company, logging, failures, what it writes; and upstream's loop with our trainer."""
 
 import json
-import struct
 
 import pytest
 import torch as t
@@ -9,6 +8,7 @@ import wandb
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.training import trainSAE
+from wandb_files import history
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.buffer import ResidualBuffer
@@ -237,31 +237,9 @@ def test_wandb_offline_logs_the_numbers_of_metrics_jsonl(run_of):
     wandb.teardown()  # its service writes the files behind our back
     for folder in folders.values():
         (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-        history = read_wandb(log)
+        rows = history(log)
         lines = (folder / "metrics.jsonl").read_text().splitlines()
-        assert [row["fve"] for row in history] == [json.loads(line)["fve"] for line in lines]
-
-
-def read_wandb(path):
-    """The logged rows of an offline run: protobuf records in LevelDB's log format."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, parts, rows = path.read_bytes(), 7, b"", []  # after wandb's own header
-    while position + 7 <= len(data):
-        if 32768 - position % 32768 < 7:  # a header never crosses a block
-            position += 32768 - position % 32768
-            continue
-        length, kind = struct.unpack_from("<HB", data, position + 4)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                rows.append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in items})
-    return rows
+        assert [row["fve"] for row in rows] == [json.loads(line)["fve"] for line in lines]
 
 
 # --- upstream's loop
@@ -362,7 +340,7 @@ def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("torch.save", full)
+    monkeypatch.setattr("dictionary_learning_ext.files.sync", full)
     with pytest.raises(CheckpointError, match=r"No space left.*still there"):
         save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
     assert path.read_bytes() == before

@@ -4,7 +4,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-_COUNTS = ("skipped_steps", "first_skipped_step")
+_COUNTS = {"skipped_steps", "first_skipped_step"}
 
 
 class UnitNormAdam(t.optim.Adam):
@@ -38,9 +38,12 @@ class UnitNormAdam(t.optim.Adam):
 
     @t.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's, with each average laid out in memory as its parameter: fused Adam assumes it."""
+        """As torch's, of this class or of Adam.
+
+        Each average is laid out in memory as its parameter: fused Adam assumes it.
+        """
         super().load_state_dict({n: v for n, v in state_dict.items() if n not in _COUNTS})
-        for name in _COUNTS:
+        for name in _COUNTS & state_dict.keys():
             getattr(self, name).copy_(state_dict[name])
         for parameter, state in self.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
