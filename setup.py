@@ -29,7 +29,10 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["dictionary_learning_ext", "dictionary_learning_ext.*"]),
-    package_data={"dictionary_learning_ext": ["embedded/**/*", "templates/*", "py.typed"]},
+    package_data={
+        "dictionary_learning_ext": ["embedded/**/*", "templates/*", "py.typed"],
+        "dictionary_learning_ext.report": ["templates/*"],
+    },
     install_requires=[
         "dictionary-learning==0.1.0",
         "torch>=2.6",

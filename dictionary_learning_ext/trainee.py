@@ -31,8 +31,13 @@ RUN_FILES = (
     resume.FAILED,
     "checkpoints",
     "exports",
+    "eval_results",
+    ".bench_cache",
+    "report.html",
+    "report_files",
     resume.FOLDER,
 )
+"""What a run and the commands about it write; gone when another run takes its place."""
 
 
 class Trainee:

@@ -11,13 +11,13 @@ import pytest
 import torch as t
 from report_runs import BARE, QUICK, train
 
-from dictionary_learning_ext.analysis import short_names
-from dictionary_learning_ext.bench_results import bench_charts
 from dictionary_learning_ext.checkpoint import load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
-from dictionary_learning_ext.feature_pages import LONGEST_TOKEN, Vocabulary, visible
 from dictionary_learning_ext.language_models import load_language_model
+from dictionary_learning_ext.report.analysis import short_names
+from dictionary_learning_ext.report.bench_results import bench_charts
+from dictionary_learning_ext.report.feature_pages import LONGEST_TOKEN, Vocabulary, visible
 from dictionary_learning_ext.text import ContextStream, open_text
 
 
@@ -71,7 +71,9 @@ def test_numbers_and_figures_lie_beside_the_page(report):
 
 
 def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("dictionary_learning_ext.report.time.strftime", lambda *a: "another time")
+    monkeypatch.setattr(
+        "dictionary_learning_ext.report.page.time.strftime", lambda *a: "another time"
+    )
     out = tmp_path / "both.html"
     command = ["report", str(runs[0]), "--against", str(runs[1]), "--out", str(out), *QUICK]
     assert main(command) == 0

@@ -57,8 +57,8 @@ def run(flags: Flags) -> None:
 
 
 def _report(flags: Flags, folder: Path, against: list[Path]) -> Path:
-    from ..analysis import ReportOptions
     from ..report import write_report
+    from ..report.analysis import ReportOptions
 
     # A short run is looked at briefly too.
     options = ReportOptions(tokens=max(1, flags.eval_tokens), seed=flags.seed)

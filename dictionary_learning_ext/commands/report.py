@@ -50,8 +50,8 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..analysis import ReportOptions
     from ..report import write_report
+    from ..report.analysis import ReportOptions
 
     given = vars(flags)
     options = ReportOptions(**{name: given[name] for name in vars(ReportOptions())})

@@ -19,13 +19,13 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
+from ..features import Contexts
+from ..files import write_json, write_text, writing
+from ..geometry import cosine_matrix
 from .analysis import Analysis, Comparison, ReportOptions, analyse
 from .bench_results import bench_charts
 from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
-from .features import Contexts
 from .figures import file_name, write_figures
-from .files import write_json, write_text, writing
-from .geometry import cosine_matrix
 from .headline import sentences, table
 
 _MATRIX_FEATURES = 150
@@ -72,7 +72,7 @@ def write_report(
 def render(comparison: Comparison) -> str:
     """The page."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dictionary_learning_ext"),
+        loader=jinja2.PackageLoader("dictionary_learning_ext.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch as t
 
+from ..directions import Ranked
+from ..features import Contexts
 from .analysis import Analysis
-from .directions import Ranked
-from .features import Contexts
 
 LONGEST_TOKEN = 48
 """Characters of a token that are shown."""
