@@ -180,7 +180,7 @@ def test_hostile_text_does_nothing(browser, hostile_report):
         browser.execute_script("location.hash = new URL(arguments[0]).hash", href)
         until(browser, "document.getElementById('page').open")
         browser.execute_script("document.getElementById('page').close()")
-        until(browser, "!document.getElementById('page').open")
+        until(browser, "!document.getElementById('page').open && !location.hash")
     assert "owned" not in browser.title
     assert browser.find_elements(By.CSS_SELECTOR, "main img, dialog img, main script") == []
     assert browser.get_log("browser") == []
