@@ -153,11 +153,12 @@ def _figures(rows: list[Row], names: list[str]) -> list[Any]:
                 marker={"size": 9, "opacity": 0.7, "color": "#0072B2"},
             )
         )
-        log = "log" if x == "k" else "linear"
         figure.update_layout(
             title=f"{FIGURES.get(y, y)} against {x}", xaxis_title=x, yaxis_title=FIGURES.get(y, y)
         )
-        figure.update_xaxes(type=log)
+        if x == "k":
+            ks = sorted({value(row, x) for row in rows if _is_number(value(row, x))})
+            figure.update_xaxes(type="log", tickvals=ks, ticktext=[str(k) for k in ks])
         return figure
 
     found = [scatter("k", "fve"), scatter("k", "frac_recovered")] if "k" in names else []
@@ -179,7 +180,9 @@ def _figures(rows: list[Row], names: list[str]) -> list[Any]:
         figure.update_layout(title="All runs; drag along an axis to choose some")
         found.append(figure)
     for figure in found:
-        figure.update_layout(template="plotly_white", margin={"t": 60, "b": 50, "l": 60, "r": 30})
+        is_parallel = isinstance(figure.data[0], go.Parcoords)  # its labels stand above the plot
+        margin = {"t": 110 if is_parallel else 60, "b": 50, "l": 60, "r": 80 if is_parallel else 30}
+        figure.update_layout(template="plotly_white", margin=margin)
     return found
 
 
