@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
@@ -237,6 +238,15 @@ def test_the_readme_has_commands():
     assert len(blocks("python")) >= 2
 
 
+def smaller_sweep(file, small):
+    """A sweep file of the repository with the first value of each parameter, on a tiny model."""
+    content = yaml.safe_load((Path(__file__).parents[1] / file).read_text())
+    content["parameters"] = {n: {"value": p["values"][0]} for n, p in content["parameters"].items()}
+    content["command"][-1:] = [*small[:-2], "${args}"]  # without --save-dir
+    Path("smaller.yaml").write_text(yaml.safe_dump(content))
+    return "smaller.yaml"
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if "--help" not in c])
 def test_the_readmes_commands_run(command, small, quickstart, monkeypatch, capsys):
     """As written, but small, and on tiny models in the place of the embedded and hub ones."""
@@ -245,6 +255,8 @@ def test_the_readmes_commands_run(command, small, quickstart, monkeypatch, capsy
     if words[0] == "bench":
         pytest.importorskip("sae_bench", reason="needs the extra saebench")
         words += shlex.split("--tokens 2048 --evals core")
+    if words[0] == "sweep":
+        words[1] = smaller_sweep(words[1], small)
     if "--resume" in words:
         assert main(["train", *small, "--save-dir", words[-1], "--overwrite"]) == 0
     elif words[0] == "train":
