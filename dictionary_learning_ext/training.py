@@ -211,7 +211,8 @@ def _loop(
         for trainee in active:
             try:
                 trainee.save_checkpoint(step)
-                if not isinstance(error, CheckpointError):
+                # Not in the middle of a step, whose batch would be missing after a resume.
+                if buffer.tokens_seen == step * run.batch_size:
                     trainee.save_point(step, inputs | {"buffer": buffer.state_dict()})
             except CheckpointError as full:
                 logger.error("%s", full)

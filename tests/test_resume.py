@@ -29,6 +29,7 @@ from dictionary_learning_ext.files import locked
 from dictionary_learning_ext.resume import (
     load_point,
     load_trainer_state,
+    note_logged,
     read_run,
     save_point,
     steps_of,
@@ -357,6 +358,35 @@ def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text):
     ]
     assert 0 < step < STEPS
     assert [row["step"] for row in rows] == [*range(0, STEPS, 7), STEPS]
+
+
+def test_an_error_in_the_middle_of_a_step_leaves_no_point_of_it(run, tmp_path, monkeypatch):
+    """Its batch was handed out and not trained on: a resume there would leave it out."""
+    (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
+    original = ResidualBuffer.__next__
+
+    class NoRoom:
+        def to(self, *_):
+            raise RuntimeError("out of memory")
+
+    def handed_out(self):
+        x_BD = original(self)
+        return NoRoom() if self.tokens_seen == 25 * self.out_batch_size else x_BD
+
+    monkeypatch.setattr(ResidualBuffer, "__next__", handed_out)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(run, {"x": sae_of()})
+    monkeypatch.undo()
+    assert steps_of(Path(run.save_dir))[-1] == 20
+    resumed(run.save_dir)
+    one, other = results(whole), results(Path(run.save_dir))
+    assert "ae_24.pt" in other.pop("checkpoints")
+    one.pop("checkpoints")
+    assert_equal(one, other)
+
+
+def test_the_last_step_that_any_process_logged_is_remembered(tmp_path):
+    assert [note_logged(tmp_path, step) for step in (7, 5, 6, 9)] == [7, 7, 7, 9]
 
 
 def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch):
