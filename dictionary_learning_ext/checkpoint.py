@@ -15,7 +15,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 
-from .errors import CheckpointError
+from .errors import CheckpointError, first_line
 from .files import replacing
 from .trainers.variational_top_k import VariationalTopKAutoEncoder
 
@@ -139,7 +139,7 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
         state = t.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of any content raise anything
         raise CheckpointError(
-            f"{path}: not a whole {dict_class} ({_first_line(error)}); copy it again or train again"
+            f"{path}: not a whole {dict_class} ({first_line(error)}); copy it again or train again"
         ) from error
     is_state = isinstance(state, dict) and all(isinstance(v, t.Tensor) for v in state.values())
     if not is_state:
@@ -202,7 +202,3 @@ def _kind(value: t.Tensor) -> str:
 def _shapes(state: dict[str, t.Tensor]) -> str:
     shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:20]]
     return ", ".join(shown) + (", …" if len(state) > 20 else "") or "nothing"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,6 +7,11 @@ instead. The command line prints it without a traceback and exits with status 2.
 from signal import Signals
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without a full stop, or its class if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
 class UserError(ValueError):
     """Something given to the package is wrong. Base of all the errors below."""
 

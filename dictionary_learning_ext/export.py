@@ -26,7 +26,7 @@ from .errors import CheckpointError, ConfigError, LanguageModelError, TextError
 from .export_formats import Source, read, record, require_supported, write
 from .local_paths import without_local_paths
 from .options import ExportFormat, require, require_choice
-from .training import held_out, open_model
+from .run_inputs import held_out, open_model
 
 logger = logging.getLogger(__name__)
 

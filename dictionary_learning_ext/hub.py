@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .checkpoint import load_dictionary
 from .comparison import differences, read_metrics, table
-from .errors import HubError
+from .errors import HubError, first_line
 from .export_formats import SAE_BENCH_TRAINERS
 from .files import write_json
 from .local_paths import without_local_paths
@@ -91,7 +91,7 @@ def _require_name(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        problem = problem or str(error).splitlines()[0]
+        problem = problem or first_line(error)
     if problem:
         raise HubError(f"repo={repo!r}: expected OWNER/NAME, as jane/my-saes ({problem})")
 
@@ -119,10 +119,8 @@ def _reaching_the_hub(repo: str) -> Iterator[None]:
                 f"push to {repo}: the hub refused the token ({status}); log in with `hf auth "
                 f"login` as one who may write to {repo.split('/')[0]}, or set HF_TOKEN"
             ) from error
-        lines = str(error).strip().splitlines()
-        cause = lines[0] if lines else type(error).__name__
         raise HubError(
-            f"push to {repo}: the hub can't be reached or refused ({cause}); check the network "
+            f"push to {repo}: the hub can't be reached or refused ({first_line(error)}); check the network "
             "and HF_HUB_OFFLINE, and push again"
         ) from error
 

@@ -19,7 +19,7 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchEncoding
 
-from .errors import LanguageModelError
+from .errors import LanguageModelError, first_line
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded" / "model"
 _WHAT_TO_TYPE = "give 'embedded', a folder made by save_pretrained, or a model's name on the hub"
@@ -75,7 +75,7 @@ def load_language_model(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise LanguageModelError(
-            f"device {device!r} can't be used ({_first_line(error)}): give 'cpu' or a device that"
+            f"device {device!r} can't be used ({first_line(error)}): give 'cpu' or a device that"
             " this machine has"
         ) from error
     with _quiet():
@@ -86,12 +86,12 @@ def load_language_model(
         except OSError as error:  # what transformers raises for a missing model, file or network
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded, locally or from the hub"
-                f" ({_first_line(error)}): {_WHAT_TO_TYPE}"
+                f" ({first_line(error)}): {_WHAT_TO_TYPE}"
             ) from error
         except Exception as error:  # damaged files raise anything
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded, its files are damaged or of another kind"
-                f" ({type(error).__name__}: {_first_line(error)}): copy them again"
+                f" ({type(error).__name__}: {first_line(error)}): copy them again"
             ) from error
     if tokenizer.pad_token is None:
         # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any
@@ -120,7 +120,7 @@ def width_of(name: str) -> int:
     except Exception as error:  # as in load_language_model
         raise LanguageModelError(
             f"language model {name!r} can't be loaded, locally or from the hub"
-            f" ({_first_line(error)}): {_WHAT_TO_TYPE}"
+            f" ({first_line(error)}): {_WHAT_TO_TYPE}"
         ) from error
 
 
@@ -246,11 +246,6 @@ def block_list_path(model: nn.Module, config: Any) -> str:
 def _is_block(module: nn.Module, hidden_size: int) -> bool:
     composed = any(True for _ in module.children())
     return composed and any(hidden_size in weight.shape for weight in module.parameters())
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's message, without a full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
 
 
 @contextmanager

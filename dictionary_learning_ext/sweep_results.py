@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 from .files import write_text
 
 logger = logging.getLogger(__name__)
@@ -63,9 +63,8 @@ def from_wandb(sweep: str) -> list[Row]:
             if run.state == "finished"
         ]
     except Exception as error:  # of many kinds: login, network, no such sweep
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"--of-wandb {sweep}: can't be read ({cause}); expected ENTITY/PROJECT/SWEEP, and "
+            f"--of-wandb {sweep}: can't be read ({first_line(error)}); expected ENTITY/PROJECT/SWEEP, and "
             "`wandb login`"
         ) from error
     if not rows:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from .errors import TextError
+from .errors import TextError, first_line
 from .text_files import SUFFIXES, read_documents, text_of_row
 
 Split = Literal["train", "heldout"]
@@ -190,9 +190,8 @@ def open_hub_set(name: str, split: Split) -> tuple[Source, bool]:
         splits: Any = datasets.load_dataset(path, configuration or None, streaming=True)
     # OSError: no such set, or no network. ValueError: no such configuration.
     except (OSError, ValueError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise TextError(
-            f"text {name!r} is no file or folder here and can't be had from the hub ({cause}):"
+            f"text {name!r} is no file or folder here and can't be had from the hub ({first_line(error)}):"
             " give 'embedded', an existing file or folder, or another set's name"
         ) from error
     finally:

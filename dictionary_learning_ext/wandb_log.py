@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .errors import ConfigError
+from .errors import ConfigError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class WandbLog:
             )
         except Exception as error:  # of many kinds: usage, login, network, its own process
             raise ConfigError(
-                f"wandb={mode}: wandb can't begin ({_first_line(error)}); log in with `wandb login`, "
+                f"wandb={mode}: wandb can't begin ({first_line(error)}); log in with `wandb login`, "
                 "or use --wandb offline and `wandb sync` later"
             ) from error
         self.id: str = self._run.id
@@ -109,7 +109,7 @@ class WandbLog:
             logger.warning(
                 "%s: wandb ended (%s); training goes on, and metrics.jsonl has every number",
                 self._name,
-                _first_line(error),
+                first_line(error),
             )
 
 
@@ -121,7 +121,3 @@ def _end_service() -> None:
         wandb.teardown()
     except Exception as error:
         logger.debug("wandb's process is gone: %s", error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from nnsight import LanguageModel
 from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 
-from ..errors import BenchError
+from ..errors import BenchError, first_line
 from ..language_models import HookPoint, read_residual
 
 TOLERANCE = 1e-4  # of the activations' rms
@@ -62,7 +62,7 @@ def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> Hook
     except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
         raise BenchError(
             f"TransformerLens can't convert a {architecture} "
-            f"({type(error).__name__}: {_first_line(error)}): it converts {_CONVERTED}"
+            f"({type(error).__name__}: {first_line(error)}): it converts {_CONVERTED}"
         ) from error
     hooked.eval().requires_grad_(False)
     check_activations(hooked, model, hook)
@@ -92,7 +92,3 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
             f"its conversion of {Path(hooked.cfg.model_name).name} is not that model"
         )
     return difference
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
