@@ -93,8 +93,13 @@ def _flags(path: Path, content: dict[str, Any]) -> list[str]:
             "${args} at the end"
         )
     flags = words[2:-1]
-    # What belongs to one run on its own: a sweep here names and resumes its folders itself.
-    return [flag for flag in flags if not flag.startswith("--resume")]
+    # A sweep here names and resumes its folders itself.
+    own = [flag for flag in flags if flag.startswith(("--resume", "--save-dir", "--save_dir"))]
+    if unusable := [flag for flag in own if flag != "--resume=auto"]:
+        raise ConfigError(
+            f"{path}: command has {unusable[0]}; expected --resume=auto or none, and no --save-dir"
+        )
+    return [flag for flag in flags if flag not in own]
 
 
 def _choices(path: Path, name: Any, parameter: Any) -> Any:

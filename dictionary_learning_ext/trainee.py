@@ -70,10 +70,6 @@ class Trainee:
         self._wandb: WandbLog | None = None
         self._last_good: dict[str, t.Tensor] | None = None
 
-    def open_logs(self, group: str) -> None:
-        """Begin a new run in wandb, if it is asked for. Raises ConfigError if wandb can't."""
-        self._open_wandb(group)
-
     def start(self, config: dict[str, Any]) -> None:
         """Write config.json and clear a former run's other files."""
         write_json(self.folder / "config.json", config)
@@ -108,13 +104,17 @@ class Trainee:
             with log.open("ab") as file:
                 file.truncate(point.run["metrics_bytes"])
         try:
-            self._open_wandb(group, point.run["wandb_id"], logged)
+            self.open_wandb(group, point.run["wandb_id"], logged)
         except ConfigError as error:  # as without a network
             logger.warning("%s: goes on without wandb: %s", self.folder, error)
         if self._wandb is not None and self._wandb.is_new:
             _replay(self._wandb, self.folder)
 
-    def _open_wandb(self, group: str, id: str | None = None, logged: int = -1) -> None:
+    def open_wandb(self, group: str, id: str | None = None, logged: int = -1) -> None:
+        """Begin a run in wandb, or go on with `id`, if it is asked for; see `WandbLog`.
+
+        Raises: ConfigError if wandb can't begin.
+        """
         if self.run.wandb != "disabled":
             config = TrainConfig(self.sae, self.run)
             self._wandb = WandbLog(

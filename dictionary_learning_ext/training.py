@@ -139,7 +139,7 @@ def _begin(trainees: list[Trainee], buffer: ResidualBuffer, points: dict[Path, P
         if points:
             one.restore(points[one.folder])
         else:
-            one.open_logs(groups[one.name])
+            one.open_wandb(groups[one.name])
     for one in trainees:
         if points:
             one.go_on(points[one.folder], groups[one.name])

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class WandbLog:
-    """A wandb run, opened by its first use of the network or none.
+    """A wandb run of an SAE.
 
     Arguments:
         folder: the run folder; its name is the run's, and wandb's files go there.
@@ -43,7 +44,8 @@ class WandbLog:
     ):
         import wandb
 
-        agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+        self._is_agents = "WANDB_SWEEP_ID" in os.environ
+        agents = os.environ.get("WANDB_RUN_ID") if self._is_agents else None
         self.is_new = id is None or agents not in (None, id)
         if mode == "online":
             mode = os.environ.get("WANDB_MODE", mode)  # pyright: ignore[reportAssignmentType]
@@ -94,7 +96,12 @@ class WandbLog:
         self._try(upload)
 
     def close(self, exit_code: int) -> None:
-        """End the run: 0 is success."""
+        """End the run: 0 is success.
+
+        One of a sweep that SIGTERM ended is marked as pre-empted: wandb hands it out again.
+        """
+        if self._is_agents and exit_code == 128 + signal.SIGTERM:
+            self._try(lambda run: run.mark_preempting())
         self._try(lambda run: run.finish(exit_code=exit_code))
 
     def _try(self, call: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch as t
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-from wandb_files import history, logged_config
+from wandb_files import history, logged_config, records
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main, parse
@@ -178,6 +178,14 @@ BAD = {
     "twice the same": ({"parameters": {"k": {"values": [4, 4]}}}, "two runs have the settings"),
     "random without a number": ({"method": "random"}, "run_cap is None"),
     "another program": ({"command": ["python", "x.py", "${args}"]}, "expected a list of vsae"),
+    "a folder for all": (
+        {"command": ["vsae", "train", "--save-dir=x", "${args}"]},
+        "command has --save-dir=x",
+    ),
+    "a run to go on with": (
+        {"command": ["vsae", "train", "--resume", "auto", "${args}"]},
+        "command has --resume; expected --resume=auto",
+    ),
     "a distribution": (
         {"method": "random", "parameters": {"k": {"distribution": "beta", "min": 1, "max": 2}}},
         "distribution 'beta' is not run here",
@@ -276,6 +284,9 @@ def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tm
     assignment = {"k": 4, "beta": 0.5}
     code, error = agent_runs(path, assignment, "first", tmp_path, stop_at=12)
     assert code == 143, error
+    (file,) = tmp_path.glob("runs/*/wandb/offline-run-*-first/run-first.wandb")
+    kinds = [record.WhichOneof("record_type") for record in records(file)]
+    assert "preempting" in kinds, "wandb's server hands such a run out again"
     code, error = agent_runs(path, assignment, "second", tmp_path)
     assert code == 0, error
     assert "going on from step" in error

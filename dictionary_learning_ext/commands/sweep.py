@@ -1,14 +1,11 @@
 """`vsae sweep`: a wandb sweep file on this machine, and what came out of a sweep."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from ..errors import ConfigError, UserError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
