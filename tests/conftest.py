@@ -12,12 +12,13 @@ import pytest
 import torch
 import transformers
 from nnsight import LanguageModel
-from report_runs import hostile_report, report, runs  # noqa: F401 (fixtures)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.language_models import load_language_model
 
 torch.set_num_threads(2)
+
+pytest_plugins = ["report_runs"]
 
 SENTENCES = [
     "It was the best of times, it was the worst of times.",

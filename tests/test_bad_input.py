@@ -315,12 +315,14 @@ def file_size_limit():
 def test_a_limit_hit_in_the_middle_of_a_resume_point(flags, folder, capsys, file_size_limit):
     """Of the first run's files all stay; of the second, which may not write so much, none counts."""
     other = folder.parent / "other"
+    before = content(folder)
     capsys.readouterr()
     file_size_limit(8000)
     assert main(["train", *flags, f"--save-dir={other}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     file_size_limit(resource.RLIM_INFINITY)
     assert re.search(r"can't be written \(.*\): make room", error), error
+    assert content(folder) == before
     assert not (other / "ae.pt").exists()
     assert not list(other.glob("resume/step_*"))
     assert not list(other.glob("**/.[!l]*")), "no half-written file stays"

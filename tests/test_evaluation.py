@@ -1,5 +1,7 @@
 """Each figure against a direct computation on all tokens at once."""
 
+import math
+
 import pytest
 import torch as t
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
@@ -35,6 +37,15 @@ def test_fve_is_one_minus_residual_over_variance_about_the_mean(x):
     sae = make(rectify=True)
     expected = 1 - (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert figures_of(sae, x)["fve"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_description_length_is_that_of_a_set_and_a_gaussian_residual(x):
+    figures = figures_of(make(rectify=True), x)
+    whole, part = math.floor(figures["l0"]), figures["l0"] % 1
+    nats = [math.log(math.comb(F, whole + i)) for i in (0, 1)]
+    between = nats[0] + part * (nats[1] - nats[0])  # L0 is no whole number
+    expected = between + D / 2 * math.log(1 - figures["fve"])
+    assert figures["description_length"] == pytest.approx(expected, abs=0.1)
 
 
 def test_a_constant_bias_costs_fve_and_not_upstreams_figure(x):

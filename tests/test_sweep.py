@@ -104,6 +104,12 @@ def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
         metrics = json.loads((tmp_path / "s" / row["run"] / "metrics.json").read_text())
         assert float(row["fve"]) == metrics["fve"]
         assert row["run"].startswith(f"vsae_top_k_k{row['k']}_")
+    page = (tmp_path / "s" / "results.html").read_text()
+    for row in rows:
+        assert f"<td>{row['run']}</td>" in page
+        assert f"<td>{float(row['description_length']):.4f}</td>" in page
+    assert "<script src" not in page, "it needs no network"
+    assert "FVE against k" in page
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/ae.pt")}
     assert main(["sweep", str(path), "--save-dir", str(tmp_path / "s")]) == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/ae.pt")} == before
