@@ -47,6 +47,16 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.fixture
+def own_wandb(monkeypatch: pytest.MonkeyPatch):
+    """Child processes start a wandb process of their own, which ends with them.
+
+    wandb hands children the one of this process, if a test has made one; it writes their files when
+    it likes.
+    """
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Byte-level BPE of 304 tokens; bos and eos are `<|endoftext|>`, id 0, and pad is id 1."""

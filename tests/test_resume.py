@@ -570,7 +570,7 @@ def written(folder):
     return len(log.read_bytes().splitlines()) if log.exists() else 0
 
 
-def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path):
+def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own_wandb):
     """As SLURM does it, with wandb offline: one run id, no step twice."""
     flags = [
         f"--{name.replace('_', '-')}={value}"

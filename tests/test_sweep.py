@@ -252,6 +252,11 @@ def test_memory_bounds_how_many_are_trained_together(sweep_file, monkeypatch):
 # --- agents
 
 
+def wandb_file(cwd, run_id):
+    (file,) = Path(cwd).glob(f"runs/*/wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
+    return file
+
+
 def agent_runs(path, assignment, run_id, cwd, stop_at=None):
     """A run as wandb's agent starts it: its command line, its environment, its SIGTERM."""
     content = yaml.safe_load(path.read_text())
@@ -278,11 +283,23 @@ def agent_runs(path, assignment, run_id, cwd, stop_at=None):
 
 
 def logged(cwd, run_id):
-    (file,) = Path(cwd).glob(f"runs/*/wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
-    return [int(row["step"]) for row in history(file)]
+    return [int(row["step"]) for row in history(wandb_file(cwd, run_id))]
 
 
-def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tmp_path):
+def test_every_command_of_a_sweep_runs_as_an_agents(sweep_file, tmp_path, own_wandb):
+    content = yaml.safe_load(sweep_file().read_text())
+    path = sweep_file(command=[*content["command"][:-1], "--wandb=online", "${args}"])
+    assignments = read_sweep(path).assignments
+    assert len(assignments) == 4
+    for i, assignment in enumerate(assignments):
+        code, error = agent_runs(path, assignment, f"run{i}", tmp_path)
+        assert code == 0, error
+        in_wandb = logged_config(wandb_file(tmp_path, f"run{i}"))
+        assert {name: in_wandb[name] for name in assignment} == assignment
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tmp_path, own_wandb):
     path = sweep_file()
     content = yaml.safe_load(path.read_text())
     slow = [w.replace("--steps=24", "--steps=400") for w in content["command"]]
@@ -290,8 +307,7 @@ def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tm
     assignment = {"k": 4, "beta": 0.5}
     code, error = agent_runs(path, assignment, "first", tmp_path, stop_at=12)
     assert code == 143, error
-    (file,) = tmp_path.glob("runs/*/wandb/offline-run-*-first/run-first.wandb")
-    kinds = [record.WhichOneof("record_type") for record in records(file)]
+    kinds = [record.WhichOneof("record_type") for record in records(wandb_file(tmp_path, "first"))]
     assert "preempting" in kinds, "wandb's server hands such a run out again"
     code, error = agent_runs(path, assignment, "second", tmp_path)
     assert code == 0, error
@@ -307,8 +323,7 @@ def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tm
         json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
     for run_id in ("first", "second", "third"):
-        (file,) = tmp_path.glob(f"runs/*/wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
-        in_wandb = logged_config(file)
+        in_wandb = logged_config(wandb_file(tmp_path, run_id))
         assert {name: in_wandb[name] for name in assignment} == assignment
     assert logged(tmp_path, "second") == whole, "what the first logged, and the rest"
     assert logged(tmp_path, "third") == whole

@@ -32,7 +32,9 @@ def children_of(pid):
     return found
 
 
-def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(tiny_lm_dir, text, tmp_path):
+def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
+    tiny_lm_dir, text, tmp_path, own_wandb
+):
     run = tmp_path / "run"
     flags = f"--model={tiny_lm_dir} --data={text} --steps=400 --batch-size=32 --n-ctxs=8"
     flags += f" --ctx-len=32 --dict-size=32 --k=4 --eval-tokens=0 --log-steps=2 --save-dir={run}"
