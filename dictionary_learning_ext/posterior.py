@@ -1,4 +1,4 @@
-"""The Gaussian posterior of a variational SAE: its samples, its KL divergence, its schedules.
+"""The Gaussian posterior of a variational SAE: its KL divergence and its schedules.
 
 Pure functions of tensors and numbers; nothing here knows a model or a trainer. The equations
 are those of "Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, with a
@@ -10,46 +10,9 @@ from typing import TypeVar
 
 import torch as t
 
-from .options import KLSchedule, NoiseOn
+from .options import KLSchedule
 
 Number = TypeVar("Number", float, t.Tensor)
-
-
-def draw_code(
-    mu_BF: t.Tensor,
-    std: t.Tensor,
-    k: int,
-    noise_on: NoiseOn,
-    noise_scale: float,
-    generator: t.Generator | None,
-) -> tuple[t.Tensor, t.Tensor]:
-    """Draw each row's K selected features and their values from N(mu, (noise_scale std)^2).
-
-    Arguments:
-        mu_BF: the posterior's means.
-        std: its standard deviations: (B, F), or 0-dim for one value.
-        noise_on: "both": I = TopK(z), values z_I; "values": I = TopK(mu), values z_I, and only
-            these are drawn; "selection": I = TopK(z), values mu_I.
-        noise_scale: tau; 0 draws nothing and gives the mean's code.
-
-    Returns: indices (B, K) and values (B, K), the values in fp32 or wider.
-    """
-    dtype = t.promote_types(mu_BF.dtype, t.float32)
-    if noise_scale == 0 or noise_on == "values":
-        values_BK, indices_BK = mu_BF.topk(k, dim=-1, sorted=False)
-        values_BK = values_BK.to(dtype)
-        if noise_scale != 0:
-            noise_BK = t.empty_like(values_BK).normal_(generator=generator)
-            std_BK = std if std.dim() == 0 else std.gather(-1, indices_BK)
-            values_BK = values_BK + noise_BK * (std_BK * noise_scale)
-        return indices_BK, values_BK
-
-    z_BF = t.empty_like(mu_BF, dtype=dtype).normal_(generator=generator)
-    z_BF.mul_(std * noise_scale).add_(mu_BF)
-    values_BK, indices_BK = z_BF.topk(k, dim=-1, sorted=False)
-    if noise_on == "selection":
-        values_BK = mu_BF.gather(-1, indices_BK).to(dtype)
-    return indices_BK, values_BK
 
 
 def gaussian_kl(mu: t.Tensor, log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:

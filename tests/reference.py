@@ -4,10 +4,11 @@ import torch as t
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.trainers.objective import Objective, Weights
+from dictionary_learning_ext.trainers.selection import standard_normal, top_k
 
 
 def dense_loss(x_BD: t.Tensor, weights: Weights, objective: Objective) -> dict[str, t.Tensor]:
-    """Every term of the loss. Draws what `draw_code` draws, in its order."""
+    """Every term of the loss, with the noise that `draw_code` draws."""
     W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
     posterior, options = objective.posterior, objective.options
     mu = (x_BD - b_dec) @ W_enc.T + b_enc
@@ -22,16 +23,19 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: Objective) -> dict[s
     else:
         std = t.zeros_like(mu)
 
+    # The batch is one block of rows, whose generator is seeded from the objective's.
+    seed = t.randint(2**63 - 1, (1,), generator=objective.generator)
+    generator = t.Generator().manual_seed(int(seed))
     scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
     if scale == 0:
         chosen, source = mu.topk(objective.k).indices, mu
     elif posterior.noise_on == "values":
-        chosen = mu.topk(objective.k, sorted=False).indices
-        noise = t.randn(chosen.shape, generator=objective.generator, dtype=mu.dtype)
+        chosen = top_k(mu, objective.k)[1]  # in its order
+        noise = t.randn(chosen.shape, generator=generator, dtype=mu.dtype)
         eps = t.zeros_like(mu).scatter(1, chosen, noise)
         source = mu + scale * std * eps
     else:
-        eps = t.randn(mu.shape, generator=objective.generator, dtype=mu.dtype)
+        eps = standard_normal(mu, generator)
         z = mu + scale * std * eps
         chosen = z.topk(objective.k).indices
         source = z if posterior.noise_on == "both" else mu

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.posterior import (
-    draw_code,
     free_bits_kl,
     gaussian_kl,
     kl_scale,
@@ -17,6 +16,7 @@ from dictionary_learning_ext.posterior import (
     noise_to_signal,
     point_kl,
 )
+from dictionary_learning_ext.trainers.selection import draw_code
 
 
 @given(st.floats(-5, 5), st.floats(-6, 3), st.floats(0.1, 5))

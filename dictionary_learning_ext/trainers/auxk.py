@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch as t
 
 from .codes import DenseCode, SparseCode, top_k_code
+from .encoder import Encoder
+from .selection import top_k
 
 
 def count_dead(device: t.device) -> bool:
@@ -17,11 +19,11 @@ class AuxK(NamedTuple):
 
     loss: t.Tensor
     """||residual - its reconstruction||^2, relative to the residual's variance (0-dim)"""
-    indices_BK: t.Tensor
-    """each row's largest dead features"""
+    values_BK: t.Tensor
     is_dead_BK: t.Tensor
     """False where a row had fewer dead features than were taken"""
     code: SparseCode | DenseCode
+    """each row's largest dead features"""
     aux_error_BD: t.Tensor
     scale: t.Tensor
     """1 / the residual's variance"""
@@ -29,9 +31,9 @@ class AuxK(NamedTuple):
     @classmethod
     def of(
         cls,
-        mu_BF: t.Tensor,
+        encoder: Encoder,
         dead_F: t.Tensor,
-        W_dec_DF: t.Tensor,
+        W_dec_FD: t.Tensor,
         error_BD: t.Tensor,
         top_k_aux: int,
         matmul_dtype: t.dtype,
@@ -43,28 +45,35 @@ class AuxK(NamedTuple):
         living ones among them count as zero.
 
         Arguments:
-            mu_BF: the posterior's means.
+            encoder: has the posterior's means.
             dead_F: which features are dead (bool).
             error_BD: x_hat - x, taken as a constant.
         """
         k_aux = min(top_k_aux, len(dead_F))
-        if count_dead(mu_BF.device):
-            k_aux = min(k_aux, int(dead_F.sum()))
+        if count_dead(error_BD.device):
+            dead = dead_F.nonzero().squeeze(1)
+            k_aux = min(k_aux, len(dead))
             if k_aux == 0:
                 return None
-        values_BK, indices_BK = mu_BF.masked_fill(~dead_F, -t.inf).topk(k_aux, sorted=False)
+            blocks = encoder.row_blocks(len(dead))
+            parts = [top_k(encoder.means(rows, dead), k_aux) for rows in blocks]
+            values_BK, places_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
+            indices_BK = dead[places_BK]
+        else:
+            mu_BF = encoder.means().masked_fill(~dead_F, -t.inf)
+            values_BK, indices_BK = top_k(mu_BF, k_aux)
         is_dead_BK = values_BK > -t.inf
-        values_BK = values_BK.masked_fill(~is_dead_BK, 0.0).to(W_dec_DF.dtype)
-        code = top_k_code(indices_BK, values_BK, W_dec_DF, matmul_dtype)
-        aux_error_BD = code.decode() + error_BD
+        values_BK = values_BK.masked_fill(~is_dead_BK, 0.0)
+        code = top_k_code(indices_BK, len(dead_F), matmul_dtype, name="aux_code")
+        aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD
         residual_variance = (error_BD - error_BD.mean(0)).square().sum(-1).mean()
         scale = t.where(residual_variance > 0, 1 / residual_variance, 0.0)
         scale = scale * dead_F.any()  # without dead features there is nothing to reconstruct with
         loss = aux_error_BD.square().sum(-1).mean() * scale
-        return cls(loss, indices_BK, is_dead_BK, code, aux_error_BD, scale)
+        return cls(loss, values_BK, is_dead_BK, code, aux_error_BD, scale)
 
     def backward(self, weight: float) -> tuple[t.Tensor, t.Tensor]:
-        """The gradients of mu at `indices_BK`, (B, K), and of W_dec, (D, F), of weight * loss."""
+        """The gradients of mu at the code, (B, K), and of W_dec, (F, D), from weight * loss."""
         grad_BD = self.aux_error_BD * (self.scale * (2 * weight / len(self.aux_error_BD)))
-        grad_values_BK, grad_W_dec_DF = self.code.backward(grad_BD)
-        return grad_values_BK * self.is_dead_BK, grad_W_dec_DF
+        grad_values_BK = self.code.project(grad_BD) * self.is_dead_BK
+        return grad_values_BK, self.code.outer(self.values_BK, grad_BD)

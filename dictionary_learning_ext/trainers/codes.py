@@ -1,109 +1,149 @@
-"""Products of a TopK code with a decoder: k-sparse where that pays, dense where it does not.
+"""Products of a TopK code with weights: k-sparse where that pays, dense where it does not.
 
-A code f_BF holds K of F values a row, given as `indices_BK` and `values_BK`. Training needs three
-products: the reconstruction f W^T, its gradient at the K values, and its gradient at W. Each takes
-B K D multiplications sparse and B F D dense, but a dense one runs at several times the rate.
+A code is K of F features a row: the set `indices_BK`, and values (B, K) that go with it. Training
+needs three products with it, and the weights are (F, D), a feature's row contiguous:
+
+    combine   values W         (B, D)  the reconstruction
+    project   (rows W^T) on I  (B, K)  its gradient at the K values, by the same weights
+    outer     values^T rows    (F, D)  its gradient at W, and the encoder's
+
+Each takes B K D multiplications sparse and B F D dense, but a dense one runs at many times the
+rate. All forms give the same numbers up to rounding.
 """
+
+import functools
 
 import torch as t
 from torch.nn import functional
 
-# Three products together, sparse / dense, on 2 cores with AVX-512 (fp32, B=2048, D=512, F=2048):
-# 28 / 75 ms at k/F = 1/32, 56 / 66 at 1/16, 104 / 67 at 1/8 (experiments/results/benchmark_step.md).
-# On a GPU, where this was not measured, dense products are used.
+from .scratch import scratch
+
+# The largest k/F at which the sparse form is faster on 2 cores with AVX-512 (B=2048, D=512, F=2048;
+# experiments/results/benchmark_step.md). `project` has no fast sparse form in bf16, where matmuls
+# take a seventh of fp32's time if the CPU has AMX. Where it was not measured, as on a GPU: dense.
 SPARSE_DENSITY = 1 / 16
+SPARSE_PROJECTION_DENSITY_AMX = 1 / 64
 
 
-def pays_sparse(k: int, dict_size: int, device: t.device) -> bool:
-    """Whether the k-sparse products are the faster ones."""
-    return device.type == "cpu" and k <= SPARSE_DENSITY * dict_size
-
-
-def scatter_code(indices_BK: t.Tensor, values_BK: t.Tensor, dict_size: int) -> t.Tensor:
-    """The code as a dense tensor (B, F)."""
-    code_BF = values_BK.new_zeros(values_BK.shape[0], dict_size)
-    return code_BF.scatter_(1, indices_BK, values_BK)
-
-
-def sparse_outer(
-    indices_BK: t.Tensor, values_BK: t.Tensor, rows_BD: t.Tensor, dict_size: int
-) -> t.Tensor:
-    """f^T rows, of shape (F, D): for each feature, the sum of the rows it is on in, weighted.
-
-    The code is transposed by sorting its indices; each feature's rows are then summed as one bag.
-    """
-    k = indices_BK.shape[1]
-    order = indices_BK.flatten().int().argsort(stable=True)
-    features = indices_BK.flatten()[order]
-    offsets_F = t.searchsorted(features, t.arange(dict_size, device=features.device))
-    return functional.embedding_bag(
-        order // k,
-        rows_BD,
-        offsets_F,
-        mode="sum",
-        per_sample_weights=values_BK.flatten()[order],
-    )
+@functools.cache
+def has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices by AMX."""
+    return t.cpu._is_amx_tile_supported()  # torch 2.6 has no public name for it
 
 
 class SparseCode:
-    """A code whose products touch only its K values a row. Sums are in the weights' dtype."""
+    """Products that touch only the K features of a row.
 
-    def __init__(self, indices_BK: t.Tensor, values_BK: t.Tensor, weight_DF: t.Tensor):
-        self.indices_BK = indices_BK
-        self.dict_size = weight_DF.shape[1]
-        self.values_BK = values_BK.detach().to(weight_DF.dtype).requires_grad_()
-        with t.enable_grad():
-            self._product_BD = functional.embedding_bag(
-                indices_BK,
-                weight_DF.detach().t().contiguous(),  # no copy when W is stored by feature
-                mode="sum",
-                per_sample_weights=self.values_BK,
-            )
-
-    def decode(self) -> t.Tensor:
-        """f W^T, of shape (B, D)."""
-        return self._product_BD.detach()
-
-    def backward(self, grad_BD: t.Tensor) -> tuple[t.Tensor, t.Tensor]:
-        """The gradients of the values, (B, K), and of the weight, (D, F), from that of f W^T."""
-        (grad_values_BK,) = t.autograd.grad(self._product_BD, self.values_BK, grad_BD)
-        grad_weight_FD = sparse_outer(
-            self.indices_BK, self.values_BK.detach(), grad_BD, self.dict_size
-        )
-        return grad_values_BK, grad_weight_FD.t()
-
-
-class DenseCode:
-    """A code whose products are dense matmuls in `matmul_dtype`, returned in the weight's dtype."""
+    Arguments:
+        projects_densely: take all B x F products and keep K a row.
+    """
 
     def __init__(
         self,
         indices_BK: t.Tensor,
-        values_BK: t.Tensor,
-        weight_DF: t.Tensor,
+        dict_size: int,
         matmul_dtype: t.dtype,
+        *,
+        projects_densely: bool = False,
     ):
         self.indices_BK = indices_BK
-        self.dtype = weight_DF.dtype
-        self._weight_DF = weight_DF.detach().to(matmul_dtype)
-        self._code_BF = scatter_code(indices_BK, values_BK.to(matmul_dtype), weight_DF.shape[1])
+        self.dict_size = dict_size
+        self._matmul_dtype = matmul_dtype
+        self._projects_densely = projects_densely
 
-    def decode(self) -> t.Tensor:
-        """f W^T, of shape (B, D)."""
-        return (self._code_BF @ self._weight_DF.t()).to(self.dtype)
+    def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
+        """The values' combination of the features' weights, (B, D)."""
+        if self._projects_densely:
+            self._weight_FD = weight_FD.detach().to(self._matmul_dtype)
+            return functional.embedding_bag(
+                self.indices_BK,
+                self._weight_FD,
+                mode="sum",
+                per_sample_weights=values_BK.detach().to(self._matmul_dtype),
+            ).to(weight_FD.dtype)
+        # With a graph: the projection is this product's gradient at the values.
+        with t.enable_grad():
+            self._values_BK = values_BK.detach().to(weight_FD.dtype).requires_grad_()
+            self._product_BD = functional.embedding_bag(
+                self.indices_BK, weight_FD.detach(), mode="sum", per_sample_weights=self._values_BK
+            )
+        return self._product_BD.detach()
 
-    def backward(self, grad_BD: t.Tensor) -> tuple[t.Tensor, t.Tensor]:
-        """The gradients of the values, (B, K), and of the weight, (D, F), from that of f W^T."""
-        grad_BD = grad_BD.to(self._code_BF.dtype)
-        grad_values_BK = (grad_BD @ self._weight_DF).gather(1, self.indices_BK)
-        grad_weight_FD = self._code_BF.t() @ grad_BD
-        return grad_values_BK.to(self.dtype), grad_weight_FD.t().to(self.dtype)
+    def project(self, rows_BD: t.Tensor) -> t.Tensor:
+        """Each row's products with its K features' weights, those of the last `combine`: (B, K)."""
+        if self._projects_densely:
+            products_BF = all_products(rows_BD.detach().to(self._matmul_dtype), self._weight_FD)
+            return products_BF.gather(1, self.indices_BK).to(rows_BD.dtype)
+        return t.autograd.grad(self._product_BD, self._values_BK, rows_BD)[0]
+
+    def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
+        """For each feature, the sum of the rows that it is on in, weighted: (F, D)."""
+        order, row_numbers, offsets_F = self._by_feature
+        return functional.embedding_bag(
+            row_numbers,
+            rows_BD.to(self._matmul_dtype),
+            offsets_F,
+            mode="sum",
+            per_sample_weights=values_BK.flatten()[order].to(self._matmul_dtype),
+        ).to(rows_BD.dtype)
+
+    @functools.cached_property
+    def _by_feature(self) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
+        """The set, transposed: its entries sorted by feature, their rows, where each one begins."""
+        features, order = self.indices_BK.flatten().int().sort(stable=True)
+        starts_F = t.arange(self.dict_size, dtype=t.int32, device=features.device)
+        return order, order // self.indices_BK.shape[1], t.searchsorted(features, starts_F)
+
+
+class DenseCode:
+    """Products as matmuls in `matmul_dtype`, returned in the dtype of weights and rows."""
+
+    def __init__(self, indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str):
+        self.indices_BK = indices_BK
+        batch, device = len(indices_BK), indices_BK.device
+        first_B1 = t.arange(0, batch * dict_size, dict_size, device=device)[:, None]
+        self._places_BK = indices_BK + first_B1  # in the flattened code
+        self._code_BF = scratch(name, (batch, dict_size), matmul_dtype, device).zero_()
+
+    def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
+        """As `SparseCode.combine`."""
+        self._weight_FD = self._cast(weight_FD)
+        return (self._scattered(values_BK) @ self._weight_FD).to(weight_FD.dtype)
+
+    def project(self, rows_BD: t.Tensor) -> t.Tensor:
+        """As `SparseCode.project`."""
+        products_BF = all_products(self._cast(rows_BD), self._weight_FD)
+        return products_BF.take(self._places_BK).to(rows_BD.dtype)
+
+    def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
+        """As `SparseCode.outer`."""
+        return (self._scattered(values_BK).t() @ self._cast(rows_BD)).to(rows_BD.dtype)
+
+    def _scattered(self, values_BK: t.Tensor) -> t.Tensor:
+        # put_ takes a quarter of scatter_'s time in bf16.
+        return self._code_BF.put_(self._places_BK, self._cast(values_BK))
+
+    def _cast(self, tensor: t.Tensor) -> t.Tensor:
+        return tensor.detach().to(self._code_BF.dtype)
+
+
+def all_products(rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
+    """rows W^T, (B, F), lost at the next call."""
+    shape = (len(rows_BD), len(weight_FD))
+    products_BF = scratch("products", shape, rows_BD.dtype, rows_BD.device)
+    return t.mm(rows_BD, weight_FD.t(), out=products_BF)
 
 
 def top_k_code(
-    indices_BK: t.Tensor, values_BK: t.Tensor, weight_DF: t.Tensor, matmul_dtype: t.dtype
+    indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str = "code"
 ) -> SparseCode | DenseCode:
-    """The form that is faster at this k, F and device. Both give the same numbers up to rounding."""
-    if pays_sparse(indices_BK.shape[1], weight_DF.shape[1], weight_DF.device):
-        return SparseCode(indices_BK, values_BK, weight_DF)
-    return DenseCode(indices_BK, values_BK, weight_DF, matmul_dtype)
+    """The form that is faster at this k, F, dtype and device.
+
+    `name` tells codes apart that are in use at the same time.
+    """
+    density = indices_BK.shape[1] / dict_size
+    if indices_BK.device.type != "cpu" or density > SPARSE_DENSITY:
+        return DenseCode(indices_BK, dict_size, matmul_dtype, name)
+    by_amx = matmul_dtype == t.bfloat16 and has_amx()
+    projects_densely = by_amx and density > SPARSE_PROJECTION_DENSITY_AMX
+    return SparseCode(indices_BK, dict_size, matmul_dtype, projects_densely=projects_densely)

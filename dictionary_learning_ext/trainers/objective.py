@@ -1,8 +1,9 @@
 """The vSAE's training objective and its gradients, derived by hand.
 
-One `torch.autograd.Function` computes the loss together with the gradients of every parameter, so
-that no B x F tensor is made that the step does not need: the reconstruction's K gradients a row
-and the KL's are put into one tensor, and one matmul takes both to the encoder. The same loss,
+One `torch.autograd.Function` computes the loss together with the gradients of every parameter. Only
+the encoder and the choice of the K largest go through B x F numbers, and on a CPU some rows at a
+time: the reconstruction's gradient has K values a row, and the KL's comes from second moments
+(`encoder.py`). Exceptions hold B x F: a learned log-variance, a ReLU, and a GPU. The same loss,
 written densely for autograd, is the reference in the tests.
 
     mu_BF = W_enc (x - b_dec) + b_enc                     (then ReLU if rectify)
@@ -15,12 +16,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch as t
-from torch.nn import functional
 
 from ..options import ObjectiveOptions, PosteriorOptions
-from ..posterior import draw_code, free_bits_kl, point_kl, variance_kl
+from ..posterior import free_bits_kl, point_kl, variance_kl
 from .auxk import AuxK
-from .codes import DenseCode, SparseCode, pays_sparse, sparse_outer, top_k_code
+from .codes import DenseCode, SparseCode, top_k_code
+from .encoder import Encoder, Moments
+from .log_variance import LogVariance
+from .row_blocks import map_row_blocks
+from .selection import Fired, chooses, draw_code
 
 
 class Weights(NamedTuple):
@@ -105,87 +109,122 @@ class _VariationalLoss(t.autograd.Function):
         return *(None if g is None else g * grad_loss for g in ctx.gradients), None
 
 
-class _Evaluated(NamedTuple):
-    """What the gradients need of the forward pass."""
+class _Draw(NamedTuple):
+    """A batch's code."""
 
-    centred_BD: t.Tensor
-    mu_BF: t.Tensor
-    raw_log_var_BF: t.Tensor | None  # before clamping
-    log_var_BF: t.Tensor | None
     indices_BK: t.Tensor
     values_BK: t.Tensor
     mu_BK: t.Tensor
+    fired_F: t.Tensor
+    smallest_B: t.Tensor
+
+
+class _Evaluated(NamedTuple):
+    """What the gradients need of the forward pass."""
+
+    encoder: Encoder
+    log_var: LogVariance | None
+    draw: _Draw
     code: SparseCode | DenseCode
     error_BD: t.Tensor  # x_hat - x
+    moments: Moments | None  # with the KL over all features only
     mean_kl_F: t.Tensor | None  # with free bits only
     auxk: AuxK | None
 
 
 def _evaluate(x_BD: t.Tensor, weights: Weights, objective: Objective) -> tuple[Terms, _Evaluated]:
-    dtype, matmul_dtype = weights.W_enc_FD.dtype, objective.matmul_dtype
+    matmul_dtype, posterior = objective.matmul_dtype, objective.posterior
     centred_BD = x_BD - weights.b_dec_D
-    mu_BF = _linear(centred_BD, weights.W_enc_FD, weights.b_enc_F, matmul_dtype)
-    if objective.posterior.rectify:
-        mu_BF.relu_()
-    raw_log_var_BF = log_var_BF = None
-    std, noise_scale = objective.sigma, objective.noise_scale
-    if weights.W_var_FD is not None:
-        assert weights.b_var_F is not None
+    encoder = Encoder(
+        centred_BD,
+        weights.W_enc_FD,
+        weights.b_enc_F,
+        rectify=posterior.rectify,
+        matmul_dtype=matmul_dtype,
+        keep=x_BD.device.type != "cpu" or posterior.rectify or posterior.posterior == "learned",
+    )
+    log_var = None
+    if weights.W_var_FD is not None and weights.b_var_F is not None:
         assert objective.log_var_limits is not None
-        raw_log_var_BF = _linear(centred_BD, weights.W_var_FD, weights.b_var_F, matmul_dtype)
-        raw_log_var_BF = raw_log_var_BF.to(dtype)
-        log_var_BF = raw_log_var_BF.clamp(*objective.log_var_limits)
-        std = (0.5 * log_var_BF).exp()
-    elif objective.posterior.posterior == "point":
-        noise_scale = 0.0
+        log_var = LogVariance.of(
+            centred_BD, weights.W_var_FD, weights.b_var_F, objective.log_var_limits, matmul_dtype
+        )
+    draw = _draw(encoder, log_var, objective)
+    W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
+    code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype)
+    error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
 
-    indices_BK, values_BK = draw_code(
-        mu_BF, std, objective.k, objective.posterior.noise_on, noise_scale, objective.generator
-    )
-    mu_BK = mu_BF.gather(1, indices_BK).to(values_BK.dtype)
-    code = top_k_code(indices_BK, values_BK, weights.W_dec_DF, matmul_dtype)
-    error_BD = code.decode() + weights.b_dec_D - x_BD
-
-    # What the mean selects: with noise on the selection, everything would count as fired.
-    fired_mu_BK, fired_BK = mu_BK, indices_BK
-    if noise_scale != 0 and objective.posterior.noise_on != "values":
-        fired_mu_BK, fired_BK = mu_BF.topk(objective.k, dim=-1, sorted=False)
-    since_fired_F = (objective.tokens_since_fired_F + len(x_BD)).index_fill_(
-        0, fired_BK.flatten(), 0
-    )
-
-    l2_loss = error_BD.square().sum(-1).mean()
-    kl_loss, mean_kl_F = _kl(mu_BF, mu_BK, log_var_BF, indices_BK, objective)
+    since_fired_F = (objective.tokens_since_fired_F + len(x_BD)).masked_fill_(draw.fired_F, 0)
+    l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
+    moments = encoder.moments() if objective.options.kl_scope == "all" else None
+    kl_loss, mean_kl_F = _kl(moments, draw, log_var, objective)
     auxk = None
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold
-        auxk = AuxK.of(mu_BF, dead_F, weights.W_dec_DF, error_BD, objective.top_k_aux, matmul_dtype)
+        auxk = AuxK.of(encoder, dead_F, W_dec_FD, error_BD, objective.top_k_aux, matmul_dtype)
     auxk_loss = l2_loss.new_zeros(()) if auxk is None else auxk.loss
+    has_one_B = draw.smallest_B < t.inf
     terms = Terms(
         loss=l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss,
         l2_loss=l2_loss,
         kl_loss=kl_loss,
         auxk_loss=auxk_loss,
-        mean_variance=std.square().mean(),
-        mean_threshold=_mean_threshold(fired_mu_BK),
+        mean_variance=(objective.sigma if log_var is None else log_var.std_BF).square().mean(),
+        mean_threshold=draw.smallest_B.float().masked_fill(~has_one_B, 0).sum() / has_one_B.sum(),
         tokens_since_fired_F=since_fired_F,
     )
-    return terms, _Evaluated(
-        centred_BD, mu_BF, raw_log_var_BF, log_var_BF, indices_BK, values_BK, mu_BK, code,
-        error_BD, mean_kl_F, auxk,
-    )  # fmt: skip
+    return terms, _Evaluated(encoder, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
+
+
+def _draw(encoder: Encoder, log_var: LogVariance | None, objective: Objective) -> _Draw:
+    """Select each row's features and draw their values."""
+    posterior, k = objective.posterior, objective.k
+    noise_scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
+    generator = None if noise_scale == 0 else objective.generator
+    batch, dict_size = len(encoder.centred_BD), len(encoder.weight_FD)
+
+    def draw(
+        mu_BF: t.Tensor, rows: slice, generator: t.Generator | None
+    ) -> tuple[t.Tensor, t.Tensor, t.Tensor, Fired]:
+        std = objective.sigma if log_var is None else log_var.std_BF[rows]
+        indices_BK, values_BK = draw_code(mu_BF, std, k, posterior.noise_on, noise_scale, generator)
+        mu_BK = mu_BF.gather(1, indices_BK)
+        if chooses(posterior.noise_on, noise_scale):
+            return indices_BK, values_BK, mu_BK, Fired.of_means(mu_BF, k)
+        return indices_BK, values_BK, mu_BK, Fired.of_code(indices_BK, mu_BK, dict_size)
+
+    if encoder.centred_BD.device.type != "cpu":
+        indices_BK, values_BK, mu_BK, fired = draw(encoder.means(), slice(None), generator)
+        return _Draw(indices_BK, values_BK, mu_BK, fired.fired_F, fired.smallest_B)
+
+    values = encoder.weight_FD.new_empty(2, batch, k)
+    indices = values.new_empty(batch, k, dtype=t.int64)
+    smallest_B = values.new_empty(batch)
+    fired = []
+    for block in encoder.row_blocks(dict_size):
+        mu_BF = encoder.means(block)
+
+        def draw_rows(rows: slice, generator: t.Generator | None, mu_BF=mu_BF, first=block.start):
+            places = slice(first + rows.start, first + rows.stop)
+            drawn = draw(mu_BF[rows], places, generator)
+            indices[places], values[0, places], values[1, places], mean = drawn
+            smallest_B[places] = mean.smallest_B
+            return mean.fired_F
+
+        fired += map_row_blocks(draw_rows, len(mu_BF), dict_size, generator)
+    return _Draw(indices, values[0], values[1], t.stack(fired).any(0), smallest_B)
 
 
 def _kl(
-    mu_BF: t.Tensor,
-    mu_BK: t.Tensor,
-    log_var_BF: t.Tensor | None,
-    indices_BK: t.Tensor,
+    moments: Moments | None,
+    draw: _Draw,
+    log_var: LogVariance | None,
     objective: Objective,
 ) -> tuple[t.Tensor, t.Tensor | None]:
     """The KL in nats per token, and each feature's mean over the batch if free bits need it.
 
-    Over all features the means enter by their norms, so that no B x F tensor of KLs is made.
+    Arguments:
+        moments: of all features, or None for the KL of the selected.
     """
     prior_std = objective.prior_std
     if objective.posterior.posterior == "fixed":
@@ -193,133 +232,91 @@ def _kl(
     else:
         fixed_kl = t.zeros_like(objective.sigma)
 
-    if objective.options.kl_scope == "selected":
-        kl_BK = point_kl(mu_BK, prior_std) + fixed_kl
-        if log_var_BF is not None:
-            kl_BK = kl_BK + variance_kl(log_var_BF.gather(1, indices_BK), prior_std)
+    if moments is None:
+        kl_BK = point_kl(draw.mu_BK, prior_std) + fixed_kl
+        if log_var is not None:
+            kl_BK = kl_BK + log_var.selected_kl(draw.indices_BK, prior_std)
         return kl_BK.sum(-1).mean(), None
 
-    dtype = mu_BK.dtype
-    if objective.options.free_bits > 0:
-        norm_F = t.linalg.vector_norm(mu_BF, dim=0, dtype=dtype)
-        mean_kl_F = point_kl(norm_F, prior_std) / len(mu_BF) + fixed_kl
-        if log_var_BF is not None:
-            mean_kl_F = mean_kl_F + variance_kl(log_var_BF, prior_std).mean(0)
-        return free_bits_kl(mean_kl_F, objective.options.free_bits), mean_kl_F
-
-    kl = point_kl(t.linalg.vector_norm(mu_BF, dtype=dtype), prior_std) / len(mu_BF)
-    kl = kl + fixed_kl * mu_BF.shape[1]
-    if log_var_BF is not None:
-        kl = kl + variance_kl(log_var_BF, prior_std).sum() / len(mu_BF)
-    return kl, None
-
-
-def _mean_threshold(mu_BK: t.Tensor) -> t.Tensor:
-    """Upstream's threshold: the mean over rows of the smallest positive selected mean."""
-    smallest_B = mu_BK.float().masked_fill(mu_BK <= 0, t.inf).amin(-1)
-    has_one_B = smallest_B < t.inf
-    return smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum()
+    mean_kl_F = moments.square_F / (2 * prior_std.square()) + fixed_kl
+    if log_var is not None:
+        mean_kl_F = mean_kl_F + log_var.mean_kl(prior_std)
+    free_bits = objective.options.free_bits
+    return free_bits_kl(mean_kl_F, free_bits), mean_kl_F if free_bits > 0 else None
 
 
 def _gradients(
     evaluated: _Evaluated, weights: Weights, objective: Objective, *, x_grad: bool
 ) -> tuple[t.Tensor | None, ...]:
-    """Of x (if `x_grad`) and of each of `weights`. Overwrites `evaluated.mu_BF`."""
-    e, batch = evaluated, len(evaluated.centred_BD)
+    """Of x (if `x_grad`) and of each of `weights`."""
+    e, batch = evaluated, len(evaluated.error_BD)
+    W_enc_FD, centred_BD = weights.W_enc_FD, e.encoder.centred_BD
     grad_hat_BD = e.error_BD * (2 / batch)
-    grad_values_BK, grad_W_dec_DF = e.code.backward(grad_hat_BD)
-    on_mu = [(e.indices_BK, grad_values_BK)]
-    on_log_var = []
-    if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
-        on_log_var.append((e.indices_BK, grad_values_BK * (e.values_BK - e.mu_BK) / 2))
-    if e.auxk is not None:
-        aux_grad_mu_BK, aux_grad_W_dec_DF = e.auxk.backward(objective.auxk_alpha)
-        on_mu.append((e.auxk.indices_BK, aux_grad_mu_BK))
-        grad_W_dec_DF = grad_W_dec_DF + aux_grad_W_dec_DF
+    grad_values_BK = e.code.project(grad_hat_BD)
+    grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
+    # The KL's gradients are mu / p^2 and (sigma^2 / p^2 - 1) / 2, times its weight, on the
+    # selected or on all features; with free bits, on those that have more.
+    kl_weight = objective.kl_weight / objective.prior_std.square()
+    grad_mu_BK = grad_values_BK
+    if objective.options.kl_scope == "selected":
+        grad_mu_BK = grad_mu_BK + e.draw.mu_BK * (kl_weight / batch)
     if objective.posterior.rectify:
-        on_mu = [(i, grad * (e.mu_BF.gather(1, i) > 0)) for i, grad in on_mu]
+        grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
+    on_mu = [(e.code, grad_mu_BK)]
+    if e.auxk is not None:
+        aux_grad_mu_BK, aux_grad_W_dec_FD = e.auxk.backward(objective.auxk_alpha)
+        if objective.posterior.rectify:
+            aux_grad_mu_BK = aux_grad_mu_BK * (e.auxk.values_BK > 0)
+        on_mu.append((e.auxk.code, aux_grad_mu_BK))
+        grad_W_dec_FD = grad_W_dec_FD + aux_grad_W_dec_FD
 
-    # The KL's gradients are mu / p^2 and (sigma^2 / p^2 - 1) / 2, times this number (a number a
-    # feature with free bits), on all features or on the selected.
-    kl_factor = e.error_BD.new_full((), objective.kl_weight / batch)
-    if e.mean_kl_F is not None:
-        kl_factor = kl_factor * (e.mean_kl_F > objective.options.free_bits)
-    prior_var = objective.prior_std.square()
-    dense_mu_BF = dense_log_var_BF = None
-    if objective.kl_weight != 0 and objective.options.kl_scope == "all":
-        dense_mu_BF = e.mu_BF.mul_(kl_factor / prior_var)
-        if e.log_var_BF is not None:
-            dense_log_var_BF = (e.log_var_BF.exp() / prior_var - 1) * (kl_factor / 2)
-    elif objective.kl_weight != 0:
-        on_mu.append((e.indices_BK, e.mu_BK * (kl_factor / prior_var)))
-        if e.log_var_BF is not None:
-            var_BK = e.log_var_BF.gather(1, e.indices_BK).exp()
-            on_log_var.append((e.indices_BK, (var_BK / prior_var - 1) * (kl_factor / 2)))
+    grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)
+    grad_x_BD = -grad_hat_BD if x_grad else None
+    if e.moments is not None and objective.kl_weight != 0:
+        factor_F = kl_weight.expand_as(grad_b_enc_F)
+        if e.mean_kl_F is not None:
+            factor_F = factor_F * (e.mean_kl_F > objective.options.free_bits)
+        grad_W_enc_FD = e.moments.cross_FD.mul_(factor_F[:, None])
+        grad_b_enc_F = e.moments.mean_F * factor_F
+        if grad_x_BD is not None:
+            grad_x_BD = grad_x_BD + e.encoder.combine(factor_F / batch)
+    for code, grad_BK in on_mu:
+        grad_W_enc_FD = code.outer(grad_BK, centred_BD).add_(grad_W_enc_FD)
+        grad_b_enc_F.scatter_add_(0, code.indices_BK.flatten(), grad_BK.flatten())
+        if grad_x_BD is not None:
+            grad_x_BD = grad_x_BD + code.combine(grad_BK, W_enc_FD)
+    grad_b_dec_D = grad_hat_BD.sum(0) - grad_b_enc_F @ W_enc_FD
 
-    def through_linear(dense_BF, scattered, W_FD):
-        return _linear_gradients(
-            dense_BF, scattered, e.centred_BD, W_FD, objective.matmul_dtype, x_grad
-        )
-
-    grad_W_enc_FD, grad_b_enc_F, grad_x_BD = through_linear(dense_mu_BF, on_mu, weights.W_enc_FD)
-    grad_b_dec_D = grad_hat_BD.sum(0) - grad_b_enc_F @ weights.W_enc_FD
     grad_W_var_FD = grad_b_var_F = None
-    if e.raw_log_var_BF is not None:
-        assert objective.log_var_limits is not None
-        assert weights.W_var_FD is not None
-        low, high = objective.log_var_limits
-        inside_BF = (e.raw_log_var_BF >= low) & (e.raw_log_var_BF <= high)
-        on_log_var = [(i, grad * inside_BF.gather(1, i)) for i, grad in on_log_var]
-        if dense_log_var_BF is not None:
-            dense_log_var_BF.mul_(inside_BF)
-        grad_W_var_FD, grad_b_var_F, var_grad_x_BD = through_linear(
-            dense_log_var_BF, on_log_var, weights.W_var_FD
+    if e.log_var is not None:
+        grad_W_var_FD, grad_b_var_F, var_grad_x_BD = _log_var_gradients(
+            e, grad_values_BK, objective
         )
-        grad_b_dec_D = grad_b_dec_D - grad_b_var_F @ weights.W_var_FD
-        if grad_x_BD is not None and var_grad_x_BD is not None:
+        grad_b_dec_D = grad_b_dec_D - var_grad_x_BD.sum(0)
+        if grad_x_BD is not None:
             grad_x_BD = grad_x_BD + var_grad_x_BD
-    if grad_x_BD is not None:
-        grad_x_BD = grad_x_BD - grad_hat_BD
     return (
-        grad_x_BD, grad_W_enc_FD, grad_b_enc_F, grad_W_dec_DF, grad_b_dec_D,
+        grad_x_BD, grad_W_enc_FD, grad_b_enc_F, grad_W_dec_FD.t(), grad_b_dec_D,
         grad_W_var_FD, grad_b_var_F,
     )  # fmt: skip
 
 
-def _linear(x_BD: t.Tensor, W_FD: t.Tensor, b_F: t.Tensor, matmul_dtype: t.dtype) -> t.Tensor:
-    return functional.linear(x_BD.to(matmul_dtype), W_FD.to(matmul_dtype), b_F.to(matmul_dtype))
-
-
-def _linear_gradients(
-    dense_BF: t.Tensor | None,
-    scattered: list[tuple[t.Tensor, t.Tensor]],
-    x_BD: t.Tensor,
-    W_FD: t.Tensor,
-    matmul_dtype: t.dtype,
-    x_grad: bool,
-) -> tuple[t.Tensor, t.Tensor, t.Tensor | None]:
-    """The gradients of W, b and x, where y = W x + b has the gradient dense + scattered.
-
-    Arguments:
-        dense_BF: overwritten; None where y's gradient is `scattered` alone, and then no B x F
-            tensor is made if k-sparse products are faster.
-        scattered: pairs of indices (B, K) and values (B, K) to add.
-    """
-    batch, dict_size = len(x_BD), len(W_FD)
-    width = sum(indices_BK.shape[1] for indices_BK, _ in scattered)
-    if dense_BF is None and not x_grad and pays_sparse(width, dict_size, x_BD.device):
-        grad_W_FD, grad_b_F = t.zeros_like(W_FD), W_FD.new_zeros(dict_size)
-        for indices_BK, values_BK in scattered:
-            grad_W_FD += sparse_outer(indices_BK, values_BK, x_BD, dict_size)
-            grad_b_F.index_add_(0, indices_BK.flatten(), values_BK.flatten())
-        return grad_W_FD, grad_b_F, None
-
-    if dense_BF is None:
-        dense_BF = x_BD.new_zeros(batch, dict_size, dtype=matmul_dtype)
-    for indices_BK, values_BK in scattered:
-        dense_BF.scatter_add_(1, indices_BK, values_BK.to(dense_BF.dtype))
-    grad_b_F = dense_BF.sum(0, dtype=W_FD.dtype)
-    dense_BF = dense_BF.to(matmul_dtype)
-    grad_W_FD = (dense_BF.t() @ x_BD.to(matmul_dtype)).to(W_FD.dtype)
-    grad_x_BD = (dense_BF @ W_FD.to(matmul_dtype)).to(W_FD.dtype) if x_grad else None
-    return grad_W_FD, grad_b_F, grad_x_BD
+def _log_var_gradients(
+    e: _Evaluated, grad_values_BK: t.Tensor, objective: Objective
+) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
+    """Of W_var, b_var and x."""
+    assert e.log_var is not None
+    selected_BK = t.zeros_like(grad_values_BK)
+    if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
+        selected_BK = grad_values_BK * (e.draw.values_BK - e.draw.mu_BK) / 2
+    dense_BF = None
+    if objective.kl_weight != 0:
+        kl_BF = e.log_var.kl_gradient(objective.prior_std)
+        weight = objective.kl_weight / len(e.error_BD)
+        if e.moments is None:
+            selected_BK = selected_BK + weight * kl_BF.gather(1, e.code.indices_BK)
+        else:
+            dense_BF = kl_BF.mul_(weight)
+            if e.mean_kl_F is not None:
+                dense_BF.mul_(e.mean_kl_F > objective.options.free_bits)
+    return e.log_var.backward(e.code, selected_BK, dense_BF, objective.matmul_dtype)

@@ -28,8 +28,10 @@ from ..options import (
     PosteriorOptions,
     require,
 )
-from ..posterior import draw_code, kl_scale, noise_scale, noise_to_signal
+from ..posterior import kl_scale, noise_scale, noise_to_signal
 from .objective import Objective, Terms, Weights, loss_and_gradients, variational_loss
+from .scratch import keep_freed_memory
+from .selection import draw_code
 from .unit_norm_adam import UnitNormAdam
 
 
@@ -313,6 +315,7 @@ class VariationalTopKTrainer(TopKTrainer):
         schedule = get_lr_schedule(steps, self.warmup_steps, decay_start=self.decay_start)
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
 
+        keep_freed_memory()
         noise_seed = t.initial_seed() if self.seed is None else self.seed
         self.generator = t.Generator(self.device).manual_seed(noise_seed)
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)

@@ -1,0 +1,60 @@
+"""A batch in blocks of rows, on several threads, for what torch itself does on one thread or slowly.
+
+torch draws random numbers on one thread; numpy partitions faster than torch, and also on one. So a
+CPU's batch is cut into blocks of rows that stay in cache, and as many threads as torch uses work
+through them, each with torch's own threads off. What a block gives does not depend on the number
+of threads.
+"""
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch as t
+
+Result = TypeVar("Result")
+
+BLOCK = 2**19
+"""Numbers of a B x F tensor in a block (experiments/results/benchmark_step.md)."""
+
+
+def map_row_blocks(
+    function: Callable[[slice, t.Generator | None], Result],
+    batch: int,
+    width: int,
+    generator: t.Generator | None,
+) -> list[Result]:
+    """What `function(rows, generator)` returns for each block of rows of a batch x width tensor.
+
+    Each block has a generator of its own, seeded from `generator`; None if that is None.
+    """
+    rows = max(1, BLOCK // width)
+    blocks = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
+    generators: list[t.Generator | None] = [None] * len(blocks)
+    if generator is not None:
+        seeds = t.randint(2**63 - 1, (len(blocks),), generator=generator).tolist()
+        generators = [t.Generator().manual_seed(seed) for seed in seeds]
+    n_threads = t.get_num_threads()
+    if n_threads == 1 or len(blocks) == 1:
+        return list(map(function, blocks, generators))
+    return list(_pool(n_threads).map(function, blocks, generators))
+
+
+@functools.cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    """Threads in which torch uses one thread."""
+    started = threading.Barrier(n_threads + 1)
+
+    def initialise() -> None:
+        t.get_num_threads()  # torch sets a new thread up when it is first asked
+        t.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(n_threads, "row-blocks", initialise)
+    for _ in range(n_threads):
+        pool.submit(lambda: None)
+    started.wait()
+    t.set_num_threads(n_threads)  # the workers' setting was also the default of later threads
+    return pool
