@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.manifold import TSNE
@@ -139,6 +140,18 @@ def dispersion(cosines_nn: np.ndarray, seed: int = 0) -> tuple[float, float, flo
     drawn = generator.integers(len(distance_n), size=(_BOOTSTRAPS, len(distance_n)))
     low, high = np.quantile(distance_n[drawn].mean(axis=1), [0.025, 0.975])
     return float(distance_n.mean()), float(low), float(high)
+
+
+def agreement(directions_nD: np.ndarray, others_nD: np.ndarray) -> float:
+    """Mean cosine of two dictionaries' directions, matched one to one so that it is the largest.
+
+    What two dictionaries of nothing in common reach depends on n and D: compare with that.
+    """
+    unit_nD: Any = normalize(directions_nD)
+    other_unit_nD: Any = normalize(others_nD)
+    cosines_nn = unit_nD @ other_unit_nD.T
+    rows, columns = linear_sum_assignment(cosines_nn, maximize=True)
+    return float(cosines_nn[rows, columns].mean())
 
 
 def evenness(uses: np.ndarray) -> float:

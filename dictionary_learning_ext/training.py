@@ -307,6 +307,7 @@ def _versions() -> dict[str, str]:
     packages = (
         "dictionary-learning-ext",
         "dictionary-learning",
+        "numpy",
         "torch",
         "transformers",
         "nnsight",

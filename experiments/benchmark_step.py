@@ -1,43 +1,85 @@
-"""How long one training step takes: ours against upstream's TopKTrainer, in one process.
+"""How long one training step takes: ours, upstream's, SAELens's and sparsify's, in one process.
 
-    python experiments/benchmark_step.py
+    python experiments/benchmark_step.py     # about 4 minutes
 
-Interleaved, the median of `REPEATS` after a warm-up, on random activations: B = 2048, D = 512,
-F = 2048, 2 threads. Also the three products of a code with a decoder, k-sparse and dense, which set
-`trainers.codes.SPARSE_DENSITY`. Prints the tables and writes them to results/benchmark_step.md.
+SAELens and sparsify are measured where they are installed: `pip install sae-lens`, and
+`pip install --no-deps eai-sparsify` with `natsort simple-parsing schedulefree`. A step is forward,
+backward, the library's own constraints, clipping and optimiser. sparsify's fast kernels are for GPUs.
+Each k is measured in a process of its own.
 """
 
-import platform
-import statistics
-import time
+import importlib.util
+import json
+import subprocess
+import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.top_k import TopKTrainer
+from timing import header, medians, table, write
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.trainers.codes import DenseCode, SparseCode
 
-BATCH, D, F, REPEATS, WARM_UP, SEED = 2048, 512, 2048, 20, 3, 0
-RESULTS = Path(__file__).parent / "results" / "benchmark_step.md"
-
-
-def medians(functions: dict[str, Callable[[int], object]]) -> dict[str, float]:
-    """Milliseconds of each function, called in turn."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(WARM_UP + REPEATS):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function(repeat)
-            times[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+BATCH, D, F, SEED = 2048, 512, 2048, 0
+OURS: dict[str, dict[str, Any]] = {
+    "fixed, noise on both": {},
+    "fixed, noise on values": {"noise_on": "values"},
+    "fixed, noise on selection": {"noise_on": "selection"},
+    "point": {"posterior": "point"},
+    "learned, noise on both": {"posterior": "learned"},
+}
 
 
-def steps(k: int) -> dict[str, float]:
-    """Milliseconds of one update of upstream's TopK and of the vSAEs."""
-    common = {
-        "steps": 1000,
+def saelens_step(k: int, x_BD: t.Tensor, autocast: bool = False) -> Callable[[], object]:
+    """SAELens's trainer on its TopK SAE; in bf16 if `autocast`."""
+    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig  # pyright: ignore[reportMissingImports]
+    from sae_lens.config import LoggingConfig, SAETrainerConfig  # pyright: ignore[reportMissingImports]
+    from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
+
+    config = SAETrainerConfig(
+        total_training_samples=10**9,
+        train_batch_size_samples=BATCH,
+        lr_end=3e-5,
+        autocast=autocast,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    sae: Any = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=F, k=k))
+    trainer = SAETrainer(config, sae, iter(()))
+    return lambda: trainer._train_step(sae, x_BD)
+
+
+def sparsify_step(k: int, x_BD: t.Tensor) -> Callable[[], object]:
+    """The step of sparsify's trainer, whose loop takes no single batch: its lines around its SAE."""
+    from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
+
+    sae = SparseCoder(D, SparseCoderConfig(num_latents=F, k=k))
+    optimizer = t.optim.Adam(sae.parameters(), lr=1e-4)
+
+    def step() -> None:
+        sae.set_decoder_norm_to_unit_norm()
+        sae(x_BD).fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def baselines(k: int, x_BD: t.Tensor) -> dict[str, Callable[[], object]]:
+    """One step of each other library that is installed."""
+    functions = {"upstream TopK": update(TopKTrainer(**common(k)), x_BD)}
+    if importlib.util.find_spec("sae_lens"):
+        functions["SAELens TopK"] = saelens_step(k, x_BD)
+        functions["SAELens TopK, autocast to bfloat16"] = saelens_step(k, x_BD, autocast=True)
+    if importlib.util.find_spec("sparsify"):
+        functions["sparsify"] = sparsify_step(k, x_BD)
+    return functions
+
+
+def common(k: int) -> dict[str, Any]:
+    return {
+        "steps": 10**6,
         "activation_dim": D,
         "dict_size": F,
         "k": k,
@@ -48,65 +90,81 @@ def steps(k: int) -> dict[str, float]:
         "seed": SEED,
         "device": "cpu",
     }
-    generator = t.Generator().manual_seed(SEED)
-    x_BD = t.randn(BATCH, D, generator=generator)
-    upstream = TopKTrainer(**common)
-    trainers = {
-        "fixed, noise on both": VariationalTopKTrainer(**common),
-        "fixed, noise on values": VariationalTopKTrainer(noise_on="values", **common),
-        "point": VariationalTopKTrainer(posterior="point", **common),
-        "learned, noise on both": VariationalTopKTrainer(posterior="learned", **common),
-    }
-    functions = {"upstream TopK": lambda step: upstream.update(step, x_BD)}
-    for name, trainer in trainers.items():
-        functions[name] = lambda step, trainer=trainer: trainer.update(step, x_BD)
-    return medians(functions)
 
 
-def products(k: int) -> dict[str, float]:
-    """Milliseconds of decoding and both its gradients, k-sparse and dense."""
-    generator = t.Generator().manual_seed(SEED)
-    weight_DF = t.randn(F, D, generator=generator).t()
-    grad_BD = t.randn(BATCH, D, generator=generator)
-    values_BK, indices_BK = t.randn(BATCH, F, generator=generator).topk(k)
-
-    def run(code) -> None:
-        code.decode()
-        code.backward(grad_BD)
-
-    return medians(
-        {
-            "sparse": lambda _: run(SparseCode(indices_BK, values_BK, weight_DF)),
-            "dense": lambda _: run(DenseCode(indices_BK, values_BK, weight_DF, t.float32)),
-        }
-    )
+def update(trainer: Any, x_BD: t.Tensor) -> Callable[[], object]:
+    steps = iter(range(10**6))
+    return lambda: trainer.update(next(steps), x_BD)
 
 
-def main():
+def measure(k: int) -> dict[str, list[str]]:
+    """Each row's milliseconds, and over upstream's and SAELens's, measured in turns with it."""
+    x_BD = t.randn(BATCH, D, generator=t.Generator().manual_seed(SEED))
+    others = baselines(k, x_BD)
+    reference = {name: others[name] for name in list(others)[:2]}
+
+    def cells(name: str, milliseconds: dict[str, float]) -> list[str]:
+        value = milliseconds[name]
+        return [f"{value:.0f}", *(f"{value / milliseconds[other]:.2f}" for other in reference)]
+
+    rows = {}
+    alone = medians(others)
+    for name in others:
+        rows[f"{name}, before a trainer of ours exists"] = cells(name, alone)
+    for dtype in ("float32", "bfloat16"):
+        for name, arguments in OURS.items():
+            trainer = VariationalTopKTrainer(dtype=dtype, **common(k), **arguments)
+            milliseconds = medians({**reference, "ours": update(trainer, x_BD)})
+            rows[f"{name}, {dtype}"] = cells("ours", milliseconds)
+    beside = medians(others)
+    for name in others:
+        rows[name] = cells(name, beside)
+    return rows
+
+
+def main() -> None:
     t.set_num_threads(2)
-    lines = [
-        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {t.get_num_threads()} threads, torch "
-        f"{t.__version__}, {t.backends.cpu.get_cpu_capability()}; B={BATCH} D={D} F={F}, fp32, "
-        f"seed {SEED}, median of {REPEATS}, milliseconds",
-        "",
-        "| one update | k=64 | / upstream | k=512 | / upstream |",
-        "|---|---|---|---|---|",
-    ]
-    at_64, at_512 = steps(64), steps(512)
-    for name in at_64:
-        cells = []
-        for result in (at_64, at_512):
-            cells += [f"{result[name]:.0f}", f"{result[name] / result['upstream TopK']:.2f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "| products of a code | sparse | dense |", "|---|---|---|"]
-    for k in (32, 64, 128, 256, 512):
-        result = products(k)
-        lines.append(
-            f"| k={k} (k/F = 1/{F // k}) | {result['sparse']:.0f} | {result['dense']:.0f} |"
+    t.manual_seed(SEED)
+    if len(sys.argv) == 2:
+        print(json.dumps(measure(int(sys.argv[1]))))
+        return
+    at_64, at_512 = (
+        json.loads(
+            subprocess.run(
+                [sys.executable, __file__, str(k)], check=True, capture_output=True, text=True
+            ).stdout.splitlines()[-1]
         )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        for k in (64, 512)
+    )
+    columns = [
+        name
+        for k in (64, 512)
+        for name in (f"k={k}, ms", "/ upstream", "/ SAELens")[: len(at_64["upstream TopK"])]
+    ]
+    packages = [
+        name
+        for name, module in (
+            ("dictionary-learning", "dictionary_learning"),
+            ("sae-lens", "sae_lens"),
+            ("eai-sparsify", "sparsify"),
+            ("numpy", "numpy"),
+        )
+        if importlib.util.find_spec(module)
+    ]
+    setting = (
+        f"B={BATCH} D={D} F={F}, seed {SEED}, medians of 20, each row in turns with the baselines"
+    )
+    lines = [
+        "`python experiments/benchmark_step.py`",
+        "",
+        header(setting, *packages) + "; the other libraries in fp32 unless said",
+        "",
+        *table("one update", {name: at_64[name] + at_512[name] for name in at_64}, columns),
+        "",
+        "A trainer of ours has glibc keep freed memory (`trainers/scratch.py`), which may speed up "
+        "what else runs in the process too: hence the first rows.",
+    ]
+    write("benchmark_step.md", lines)
 
 
 if __name__ == "__main__":

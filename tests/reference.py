@@ -4,7 +4,7 @@ import torch as t
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.trainers.objective import Objective, Weights
-from dictionary_learning_ext.trainers.selection import standard_normal, top_k
+from dictionary_learning_ext.trainers.selection import normal_noise, top_k
 
 
 def dense_loss(x_BD: t.Tensor, weights: Weights, objective: Objective) -> dict[str, t.Tensor]:
@@ -35,7 +35,7 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: Objective) -> dict[s
         eps = t.zeros_like(mu).scatter(1, chosen, noise)
         source = mu + scale * std * eps
     else:
-        eps = standard_normal(mu, generator)
+        eps = normal_noise(mu, t.ones((), dtype=mu.dtype), generator)
         z = mu + scale * std * eps
         chosen = z.topk(objective.k).indices
         source = z if posterior.noise_on == "both" else mu

@@ -7,6 +7,7 @@ from scipy.sparse import csr_matrix
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.geometry import (
     GeometryError,
+    agreement,
     comparable_features,
     cosine_matrix,
     dispersion,
@@ -108,3 +109,19 @@ def test_too_few_features_or_tokens_are_one_line(planted):
         geometry(profiles[:3], directions, np.arange(60))
     with pytest.raises(UserError, match=r"space='pixels': expected one of profiles, directions"):
         geometry(profiles, directions, np.arange(60), space="pixels")
+
+
+def test_agreement_finds_the_same_dictionary_in_another_order_and_sign_matters():
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(30, 12))
+    shuffled = 3 * directions[rng.permutation(30)]
+    assert agreement(directions, shuffled) == pytest.approx(1)
+    assert agreement(directions, -shuffled) < 0.9
+    assert agreement(directions, rng.normal(size=(30, 12))) < 0.9
+
+
+def test_agreement_matches_one_to_one():
+    """Both of one dictionary are nearest to the same of the other, which only one of them gets."""
+    one = np.array([[1.0, 0.0], [1.0, 0.1]])
+    other = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert agreement(one, other) == pytest.approx((1 + 0.1 / np.hypot(1, 0.1)) / 2)

@@ -8,7 +8,7 @@ import torch as t
 from reference import dense_loss
 
 from dictionary_learning_ext.options import ObjectiveOptions, PosteriorOptions
-from dictionary_learning_ext.trainers import codes
+from dictionary_learning_ext.trainers import codes, encoder, row_blocks
 from dictionary_learning_ext.trainers.objective import Objective, Weights, variational_loss
 
 BATCH, D, F = 24, 6, 40
@@ -111,6 +111,112 @@ def test_gradients_without_kl_weight_and_without_x(scope, monkeypatch):
         weight_gradients(variational_loss), weight_gradients(dense_loss), strict=True
     ):
         assert relative_error(one, other) < 1e-9
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("free_bits", [0.0, 0.4])
+def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, monkeypatch):
+    monkeypatch.setattr(encoder, "BLOCK", 3 * F)
+    monkeypatch.setattr(row_blocks, "BLOCK", F)
+    x, weights, objective = make_case(
+        posterior="point", free_bits=free_bits, aux=True, rectify=rectify
+    )
+    since = objective.tokens_since_fired_F
+    n_dead = (since + BATCH >= objective.dead_feature_threshold).sum()
+    assert 3 * F // n_dead < BATCH, "AuxK must go through several blocks too"
+    terms, got = gradients(variational_loss, x, weights, objective)
+    reference, expected = gradients(dense_loss, x, weights, objective)
+    assert terms.loss.item() == pytest.approx(reference["loss"].item(), rel=1e-12)
+    assert terms.auxk_loss > 0
+    for one, other in zip(got, expected, strict=True):
+        assert relative_error(one, other) < 1e-9
+
+
+def test_each_block_draws_its_own_noise(monkeypatch):
+    """The same row again and again, in blocks of two rows: no block repeats another's draw."""
+    monkeypatch.setattr(row_blocks, "BLOCK", 2 * F)
+    x, weights, objective = make_case(noise_on="both")
+    terms = [
+        variational_loss(x[:1].expand(n, D).clone(), weights, objective).l2_loss.item()
+        for n in (2, 2, 40)
+    ]
+    assert len(set(terms)) == 3
+    wide, narrow = t.full((400, D), 0.3).double(), t.full((2, D), 0.3).double()
+    objective.generator.manual_seed(0)
+    many = variational_loss(wide, weights, objective).l2_loss
+    few = t.stack([variational_loss(narrow, weights, objective).l2_loss for _ in range(200)])
+    # Were two blocks to draw the same, the mean of many would spread like that of fewer.
+    assert many.item() == pytest.approx(few.mean().item(), abs=6 * few.std().item() / 200**0.5)
+    assert few.std() > 0.02 * few.mean()
+
+
+@pytest.mark.parametrize("posterior", ["fixed", "learned"])
+def test_a_step_is_the_same_on_any_number_of_threads(posterior, monkeypatch):
+    monkeypatch.setattr(row_blocks, "BLOCK", 2 * F)
+    before, results = t.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 3):
+            t.set_num_threads(n_threads)
+            x, weights, objective = make_case(posterior=posterior, noise_on="values")
+            terms, got = gradients(variational_loss, x, weights, objective)
+            results.append([terms.loss.detach(), terms.tokens_since_fired_F, *got])
+    finally:
+        t.set_num_threads(before)
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert t.allclose(one, same, rtol=1e-12)
+
+
+@pytest.mark.parametrize("is_sparse", [True, False], ids=["sparse", "dense"])
+def test_two_losses_before_their_gradients(is_sparse, monkeypatch):
+    """What one leaves in the memory that steps share does not reach the other."""
+    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
+    cases = [make_case(seed=seed, aux=True, rectify=True) for seed in (0, 1)]
+    expected = [gradients(variational_loss, *case)[1] for case in cases]
+    leaves, losses = [], []
+    for x, weights, objective in cases:
+        objective.generator.manual_seed(7)
+        own = [leaf.clone().requires_grad_() for leaf in (x, *weights[:4])]
+        leaves.append(own)
+        losses.append(variational_loss(own[0], Weights(*own[1:]), objective).loss)
+    for own, loss, gradient in zip(leaves, losses, expected, strict=True):
+        for one, other in zip(t.autograd.grad(loss, own), gradient, strict=True):
+            assert t.equal(one, other)
+
+
+@pytest.mark.parametrize("density", [0.0, 1 / 128, 1.0], ids=["dense", "mixed", "sparse"])
+@pytest.mark.parametrize(
+    "settings",
+    [s for s in SETTINGS if s["noise_on"] == "both" and not s["aux"]],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+def test_bf16_gradients_are_near_exact_ones(settings, density, monkeypatch):
+    """With k = F, since rounding changes which features are selected; and an outlier direction."""
+    monkeypatch.setattr(codes, "SPARSE_DENSITY", 0.0 if density == 0 else 1.0)
+    monkeypatch.setattr(codes, "SPARSE_PROJECTION_DENSITY_AMX", density)
+    monkeypatch.setattr(codes, "has_amx", lambda: True)
+    x, weights, objective = make_case(k=F, **settings)
+    x[:, 0] += 30
+    weights.b_dec_D[0] = 25
+
+    def cast(tensor):
+        return tensor if tensor is None else tensor.bfloat16().float()
+
+    narrow = dataclasses.replace(
+        objective,
+        matmul_dtype=t.bfloat16,
+        sigma=objective.sigma.float(),
+        prior_std=objective.prior_std.float(),
+    )
+    x, weights = cast(x), Weights(*map(cast, weights))
+    terms, got = gradients(variational_loss, x, weights, narrow)
+    wide = Weights(*(w if w is None else w.double() for w in weights))
+    reference, expected = gradients(dense_loss, x.double(), wide, objective)
+    assert terms.kl_loss.item() == pytest.approx(reference["kl_loss"].item(), rel=0.01)
+    assert terms.l2_loss.item() == pytest.approx(reference["l2_loss"].item(), rel=0.01)
+    error = 0.1 if settings["posterior"] == "learned" else 0.03  # some cross the clamp's limits
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).norm() <= error * other.norm()
 
 
 def test_gradcheck():

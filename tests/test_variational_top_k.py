@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 from dictionary_learning_ext import VariationalTopKAutoEncoder, VariationalTopKTrainer
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
 from dictionary_learning_ext.options import LOG_VAR_LIMITS, PosteriorOptions
-from dictionary_learning_ext.trainers import auxk, codes
+from dictionary_learning_ext.trainers import auxk, codes, row_blocks
 
 D, F = 8, 48
 POSTERIORS = ["fixed", "learned", "point"]
@@ -248,11 +248,15 @@ def test_values_out_of_range_are_named(wrong):
 # --- the trainer against upstream's
 
 
+@pytest.mark.parametrize("k", [4, F // 2], ids=["narrow", "padded"])
 @pytest.mark.parametrize("is_sparse", [True, False], ids=["sparse", "dense"])
-def test_point_rectified_without_kl_is_upstreams_trainer(is_sparse, monkeypatch):
-    """In float64: the same selections, and weights within 1e-10, over 100 steps."""
+def test_point_rectified_without_kl_is_upstreams_trainer(is_sparse, k, monkeypatch):
+    """In float64: the same selections, and weights within 1e-10, over 100 steps.
+
+    With a large k, rows have fewer positive features and are padded with zeros.
+    """
     monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
-    ours, theirs = to_float64(as_upstream()), to_float64(make_trainer(TopKTrainer))
+    ours, theirs = to_float64(as_upstream(k=k)), to_float64(make_trainer(TopKTrainer, k=k))
     for step in range(100):
         x = data(seed=step, dtype=t.float64)
         ours.update(step, x.clone())
@@ -270,7 +274,7 @@ def test_point_rectified_without_kl_is_upstreams_trainer(is_sparse, monkeypatch)
 def test_auxk_is_upstreams(is_sparse, reads_count, monkeypatch):
     """Upstream computes its AuxK in fp32, so the two agree to that. The GPU's form on the CPU."""
     monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
-    monkeypatch.setattr(auxk, "count_dead", lambda device: reads_count)
+    monkeypatch.setattr(auxk, "counting_is_free", lambda device: reads_count)
     ours, theirs = to_float64(as_upstream()), to_float64(make_trainer(TopKTrainer))
     ours.dead_feature_threshold = theirs.dead_feature_threshold = 64
     for step in range(40):
@@ -369,6 +373,22 @@ def test_activations_of_another_width_name_both_widths_and_the_hook():
         trainer.update(0, t.randn(4, 9))
 
 
+def test_an_empty_batch_is_an_error():
+    with pytest.raises(ConfigError, match="empty batch"):
+        make_trainer().update(0, data()[:0])
+
+
+def test_a_loss_in_inference_mode_leaves_training_as_it_was(monkeypatch):
+    monkeypatch.setattr(row_blocks, "BLOCK", 4 * F)
+    watched, other = make_trainer(dtype="bfloat16"), make_trainer(dtype="bfloat16")
+    for step in range(3):
+        with t.inference_mode():
+            watched.loss(data(), step, logging=True)
+        watched.update(step, data(seed=step))
+        other.update(step, data(seed=step))
+    assert_same_weights(weights_of(watched), weights_of(other))
+
+
 def test_zero_is_a_legal_beta_and_none_of_the_defaults_replaces_it():
     trainer = make_trainer(beta=0.0, auxk_alpha=0.0)
     assert (trainer.config["beta"], trainer.config["auxk_alpha"]) == (0.0, 0.0)
@@ -423,7 +443,7 @@ def test_bf16_matmuls_keep_fp32_parameters():
 
 
 def test_auxk_without_dead_features_is_zero_on_a_gpu_too(monkeypatch):
-    monkeypatch.setattr(auxk, "count_dead", lambda device: False)
+    monkeypatch.setattr(auxk, "counting_is_free", lambda device: False)
     trainer = make_trainer()
     trainer.update(0, data())
     assert trainer.loss(data(), 1, logging=True).losses["auxk_loss"] == 0

@@ -6,10 +6,11 @@ import torch as t
 
 from .codes import DenseCode, SparseCode, top_k_code
 from .encoder import Encoder
+from .row_blocks import map_row_blocks
 from .selection import top_k
 
 
-def count_dead(device: t.device) -> bool:
+def counting_is_free(device: t.device) -> bool:
     """Whether reading the number of dead features costs nothing."""
     return device.type == "cpu"
 
@@ -50,13 +51,20 @@ class AuxK(NamedTuple):
             error_BD: x_hat - x, taken as a constant.
         """
         k_aux = min(top_k_aux, len(dead_F))
-        if count_dead(error_BD.device):
+        if counting_is_free(error_BD.device):
             dead = dead_F.nonzero().squeeze(1)
             k_aux = min(k_aux, len(dead))
             if k_aux == 0:
                 return None
-            blocks = encoder.row_blocks(len(dead))
-            parts = [top_k(encoder.means(rows, dead), k_aux) for rows in blocks]
+            parts: list[tuple[t.Tensor, t.Tensor]] = []
+            for block in encoder.row_blocks(len(dead)):
+                mu_BN = encoder.means(block, dead)
+                parts += map_row_blocks(
+                    lambda rows, _, mu_BN=mu_BN: top_k(mu_BN[rows], k_aux),
+                    batch=len(mu_BN),
+                    width=len(dead),
+                    generator=None,
+                )
             values_BK, places_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
             indices_BK = dead[places_BK]
         else:

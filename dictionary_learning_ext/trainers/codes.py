@@ -19,10 +19,10 @@ from torch.nn import functional
 from .scratch import scratch
 
 # The largest k/F at which the sparse form is faster on 2 cores with AVX-512 (B=2048, D=512, F=2048;
-# experiments/results/benchmark_step.md). `project` has no fast sparse form in bf16, where matmuls
+# experiments/results/benchmark_parts.md). `project` has no fast sparse form in bf16, where matmuls
 # take a seventh of fp32's time if the CPU has AMX. Where it was not measured, as on a GPU: dense.
 SPARSE_DENSITY = 1 / 16
-SPARSE_PROJECTION_DENSITY_AMX = 1 / 64
+SPARSE_PROJECTION_DENSITY_AMX = 1 / 128
 
 
 @functools.cache
@@ -72,7 +72,9 @@ class SparseCode:
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
         """Each row's products with its K features' weights, those of the last `combine`: (B, K)."""
         if self._projects_densely:
-            products_BF = all_products(rows_BD.detach().to(self._matmul_dtype), self._weight_FD)
+            products_BF = all_products(
+                "projection", rows_BD.to(self._matmul_dtype), self._weight_FD
+            )
             return products_BF.gather(1, self.indices_BK).to(rows_BD.dtype)
         return t.autograd.grad(self._product_BD, self._values_BK, rows_BD)[0]
 
@@ -90,8 +92,9 @@ class SparseCode:
     @functools.cached_property
     def _by_feature(self) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
         """The set, transposed: its entries sorted by feature, their rows, where each one begins."""
-        features, order = self.indices_BK.flatten().int().sort(stable=True)
-        starts_F = t.arange(self.dict_size, dtype=t.int32, device=features.device)
+        dtype = t.int16 if self.dict_size < 2**15 else t.int32  # short numbers sort faster
+        features, order = self.indices_BK.flatten().to(dtype).sort(stable=True)
+        starts_F = t.arange(self.dict_size, dtype=dtype, device=features.device)
         return order, order // self.indices_BK.shape[1], t.searchsorted(features, starts_F)
 
 
@@ -112,7 +115,7 @@ class DenseCode:
 
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
         """As `SparseCode.project`."""
-        products_BF = all_products(self._cast(rows_BD), self._weight_FD)
+        products_BF = all_products("projection", self._cast(rows_BD), self._weight_FD)
         return products_BF.take(self._places_BK).to(rows_BD.dtype)
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
@@ -127,10 +130,10 @@ class DenseCode:
         return tensor.detach().to(self._code_BF.dtype)
 
 
-def all_products(rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
-    """rows W^T, (B, F), lost at the next call."""
+def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
+    """rows W^T, (B, F), lost at the next call with that name."""
     shape = (len(rows_BD), len(weight_FD))
-    products_BF = scratch("products", shape, rows_BD.dtype, rows_BD.device)
+    products_BF = scratch(name, shape, rows_BD.dtype, rows_BD.device)
     return t.mm(rows_BD, weight_FD.t(), out=products_BF)
 
 

@@ -1,15 +1,16 @@
 """A batch's means mu_BF = W_enc (x - b_dec) + b_enc, some rows at a time, and what the KL needs of them.
 
-The KL over all features needs of mu only its second moments with x, and without a ReLU these follow
-from those of x: E[mu x^T] = W_enc E[x x^T] + b_enc E[x]^T. So no B x F tensor is held for it.
+The KL over all features needs of mu only its second moments, and without a ReLU these follow from
+those of x: Cov(mu, x) = W_enc Cov(x). So no B x F tensor is held for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch as t
+from torch.nn import functional
 
-from .scratch import scratch
+from .codes import all_products
 
 BLOCK = 2**22
 """Means held at a time where not all are needed: 16 MB."""
@@ -18,8 +19,8 @@ BLOCK = 2**22
 class Moments(NamedTuple):
     """Averages over a batch of means mu and centred activations x."""
 
-    cross_FD: t.Tensor
-    """E[mu_i x], the gradient of E[mu_i^2] / 2 at W_enc"""
+    cross_FD: t.Tensor | None
+    """E[mu_i x], the gradient of E[mu_i^2] / 2 at W_enc; None where it was not asked for"""
     mean_F: t.Tensor
     """E[mu_i], its gradient at b_enc"""
     square_F: t.Tensor
@@ -50,8 +51,11 @@ class Encoder:
         self.weight_FD, self.bias_F = weight_FD, bias_F
         self.rectify = rectify
         self.centred_BD = centred_BD
-        self._operands = [part.to(matmul_dtype) for part in (centred_BD, weight_FD, bias_F)]
-        self._kept_BF = self._means(*self._operands) if keep else None
+        self._operands = centred_BD.to(matmul_dtype), weight_FD.to(matmul_dtype)
+        self._kept_BF = None
+        if keep:
+            mu_BF = functional.linear(*self._operands, bias_F.to(matmul_dtype)).to(weight_FD.dtype)
+            self._kept_BF = mu_BF.relu_() if rectify else mu_BF
 
     def row_blocks(self, n_features: int) -> Iterator[slice]:
         """Slices of the batch, of as many rows as to hold at most `BLOCK` of so many features."""
@@ -59,43 +63,58 @@ class Encoder:
         rows = batch if self._kept_BF is not None else max(1, BLOCK // n_features)
         return (slice(i, min(i + rows, batch)) for i in range(0, batch, rows))
 
-    def means(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
-        """mu of some rows, of all features or of those whose indices are given.
+    def products(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
+        """W_enc (x - b_dec) of some rows, of all features or of those whose indices are given.
 
-        Not to be changed, and lost at the next call.
+        In the products' dtype, and lost at the next call.
         """
+        x_BD, weight_FD = self._operands
+        weight_FD = weight_FD if features is None else weight_FD[features]
+        return all_products("encoder", x_BD[rows], weight_FD)
+
+    def finish(self, products_BF: t.Tensor, features: t.Tensor | None = None) -> t.Tensor:
+        """The means whose products these are, a fresh tensor."""
+        bias_F = self.bias_F if features is None else self.bias_F[features]
+        mu_BF = products_BF.to(bias_F.dtype, copy=True).add_(bias_F)
+        return mu_BF.relu_() if self.rectify else mu_BF
+
+    def reader(self, block: slice) -> Callable[[slice], t.Tensor]:
+        """A function that gives the means of some rows of a block, on any thread.
+
+        The matmul is done now, at once; what comes after it with the rows, while they are in cache.
+        """
+        if self._kept_BF is not None:
+            kept_BF = self._kept_BF[block]
+            return lambda rows: kept_BF[rows]
+        products_BF = self.products(block)
+        return lambda rows: self.finish(products_BF[rows])
+
+    def means(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
+        """mu of some rows, of all features or of those whose indices are given."""
         if self._kept_BF is not None:
             kept = self._kept_BF[rows]
             return kept if features is None else kept[:, features]
-        x_BD, weight_FD, bias_F = self._operands
-        if features is not None:
-            weight_FD, bias_F = weight_FD[features], bias_F[features]
-        return self._means(x_BD[rows], weight_FD, bias_F)
+        return self.finish(self.products(rows, features), features)
 
-    def _means(self, x_BD: t.Tensor, weight_FD: t.Tensor, bias_F: t.Tensor) -> t.Tensor:
-        shape, device = (len(x_BD), len(weight_FD)), x_BD.device
-        mu_BF = scratch("linear", shape, x_BD.dtype, device)
-        t.addmm(bias_F, x_BD, weight_FD.t(), out=mu_BF)
-        if mu_BF.dtype != self.weight_FD.dtype:
-            mu_BF = scratch("means", shape, self.weight_FD.dtype, device).copy_(mu_BF)
-        return mu_BF.relu_() if self.rectify else mu_BF
-
-    def moments(self) -> Moments:
-        """Of all features."""
+    def moments(self, *, with_cross: bool) -> Moments:
+        """Of all features; without `with_cross` only the averages."""
         dtype, batch = self.weight_FD.dtype, len(self.centred_BD)
-        x_BD, weight_FD, _ = self._operands
+        x_BD, weight_FD = self._operands
+        cross_FD = None
         if self.rectify:
             mu_BF = self.means()
-            cross_FD = (mu_BF.to(x_BD.dtype).t() @ x_BD).to(dtype).div_(batch)
-            mean_F = mu_BF.mean(0)
+            mean_F, square_F = mu_BF.mean(0), mu_BF.square().mean(0)
+            if with_cross:
+                cross_FD = (mu_BF.to(x_BD.dtype).t() @ x_BD).to(dtype).div_(batch)
         else:
             mean_x_D = self.centred_BD.mean(0)
-            second_DD = (x_BD.t() @ x_BD).div_(batch)
-            cross_FD = (weight_FD @ second_DD).to(dtype)
-            cross_FD.addr_(self.bias_F, mean_x_D)
             mean_F = self.weight_FD @ mean_x_D + self.bias_F
-        # mu^2 = mu (w x + b), with a ReLU too
-        square_F = t.linalg.vecdot(cross_FD, self.weight_FD) + self.bias_F * mean_F
+            # Without its mean, which may be large: matmuls in bf16 keep 8 bits.
+            x_BD = (self.centred_BD - mean_x_D).to(x_BD.dtype)
+            covariance_FD = (weight_FD @ (x_BD.t() @ x_BD).div_(batch)).to(dtype)
+            square_F = t.linalg.vecdot(covariance_FD, self.weight_FD).clamp_(min=0) + mean_F**2
+            if with_cross:
+                cross_FD = covariance_FD.addr_(mean_F, mean_x_D)
         return Moments(cross_FD, mean_F, square_F)
 
     def combine(self, factor_F: t.Tensor) -> t.Tensor:

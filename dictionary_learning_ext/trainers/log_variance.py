@@ -58,8 +58,10 @@ class LogVariance(NamedTuple):
         selected_BK: t.Tensor,
         dense_BF: t.Tensor | None,
         matmul_dtype: t.dtype,
-    ) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
-        """The gradients of W_var, b_var and x.
+        *,
+        x_grad: bool,
+    ) -> tuple[t.Tensor, t.Tensor, t.Tensor | None]:
+        """The gradients of W_var, b_var and, if `x_grad`, x.
 
         Arguments:
             selected_BK: the loss's gradient at the log-variances of the code.
@@ -70,10 +72,13 @@ class LogVariance(NamedTuple):
             grad_b_F = self.weight_FD.new_zeros(len(self.weight_FD))
             grad_b_F.index_add_(0, code.indices_BK.flatten(), selected_BK.flatten())
             grad_W_FD = code.outer(selected_BK, self.centred_BD)
-            return grad_W_FD, grad_b_F, code.combine(selected_BK, self.weight_FD)
+            grad_x_BD = code.combine(selected_BK, self.weight_FD) if x_grad else None
+            return grad_W_FD, grad_b_F, grad_x_BD
         grad_BF = dense_BF.mul_(self.is_inside_BF).scatter_add_(1, code.indices_BK, selected_BK)
         grad_b_F = grad_BF.sum(0)
         grad_BF = grad_BF.to(matmul_dtype)
         grad_W_FD = grad_BF.t() @ self.centred_BD.to(matmul_dtype)
-        grad_x_BD = grad_BF @ self.weight_FD.to(matmul_dtype)
-        return grad_W_FD.to(grad_b_F.dtype), grad_b_F, grad_x_BD.to(grad_b_F.dtype)
+        grad_x_BD = None
+        if x_grad:
+            grad_x_BD = (grad_BF @ self.weight_FD.to(matmul_dtype)).to(grad_b_F.dtype)
+        return grad_W_FD.to(grad_b_F.dtype), grad_b_F, grad_x_BD

@@ -3,8 +3,9 @@
 One `torch.autograd.Function` computes the loss together with the gradients of every parameter. Only
 the encoder and the choice of the K largest go through B x F numbers, and on a CPU some rows at a
 time: the reconstruction's gradient has K values a row, and the KL's comes from second moments
-(`encoder.py`). Exceptions hold B x F: a learned log-variance, a ReLU, and a GPU. The same loss,
-written densely for autograd, is the reference in the tests.
+(`encoder.py`). B x F numbers are held at once for a learned log-variance, for a ReLU, where dense
+products of the code are the faster ones (`codes.py`), and on a GPU. The same loss, written densely
+for autograd, is the reference in the tests.
 
     mu_BF = W_enc (x - b_dec) + b_enc                     (then ReLU if rectify)
     I, v  = `draw_code`: the K selected features and their values
@@ -156,7 +157,9 @@ def _evaluate(x_BD: t.Tensor, weights: Weights, objective: Objective) -> tuple[T
 
     since_fired_F = (objective.tokens_since_fired_F + len(x_BD)).masked_fill_(draw.fired_F, 0)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
-    moments = encoder.moments() if objective.options.kl_scope == "all" else None
+    moments = None
+    if objective.options.kl_scope == "all":
+        moments = encoder.moments(with_cross=objective.kl_weight != 0)
     kl_loss, mean_kl_F = _kl(moments, draw, log_var, objective)
     auxk = None
     if objective.auxk_alpha > 0:
@@ -197,21 +200,24 @@ def _draw(encoder: Encoder, log_var: LogVariance | None, objective: Objective) -
         indices_BK, values_BK, mu_BK, fired = draw(encoder.means(), slice(None), generator)
         return _Draw(indices_BK, values_BK, mu_BK, fired.fired_F, fired.smallest_B)
 
-    values = encoder.weight_FD.new_empty(2, batch, k)
-    indices = values.new_empty(batch, k, dtype=t.int64)
-    smallest_B = values.new_empty(batch)
+    with t.inference_mode(False):  # other threads write to them
+        values = encoder.weight_FD.new_empty(2, batch, k)
+        indices = values.new_empty(batch, k, dtype=t.int64)
+        smallest_B = values.new_empty(batch)
     fired = []
     for block in encoder.row_blocks(dict_size):
-        mu_BF = encoder.means(block)
+        read = encoder.reader(block)
 
-        def draw_rows(rows: slice, generator: t.Generator | None, mu_BF=mu_BF, first=block.start):
+        def draw_rows(
+            rows: slice, generator: t.Generator | None, read=read, first=block.start
+        ) -> t.Tensor:
             places = slice(first + rows.start, first + rows.stop)
-            drawn = draw(mu_BF[rows], places, generator)
+            drawn = draw(read(rows), places, generator)
             indices[places], values[0, places], values[1, places], mean = drawn
             smallest_B[places] = mean.smallest_B
             return mean.fired_F
 
-        fired += map_row_blocks(draw_rows, len(mu_BF), dict_size, generator)
+        fired += map_row_blocks(draw_rows, block.stop - block.start, dict_size, generator)
     return _Draw(indices, values[0], values[1], t.stack(fired).any(0), smallest_B)
 
 
@@ -272,7 +278,7 @@ def _gradients(
 
     grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)
     grad_x_BD = -grad_hat_BD if x_grad else None
-    if e.moments is not None and objective.kl_weight != 0:
+    if e.moments is not None and e.moments.cross_FD is not None:
         factor_F = kl_weight.expand_as(grad_b_enc_F)
         if e.mean_kl_F is not None:
             factor_F = factor_F * (e.mean_kl_F > objective.options.free_bits)
@@ -290,10 +296,10 @@ def _gradients(
     grad_W_var_FD = grad_b_var_F = None
     if e.log_var is not None:
         grad_W_var_FD, grad_b_var_F, var_grad_x_BD = _log_var_gradients(
-            e, grad_values_BK, objective
+            e, grad_values_BK, objective, x_grad=x_grad
         )
-        grad_b_dec_D = grad_b_dec_D - var_grad_x_BD.sum(0)
-        if grad_x_BD is not None:
+        grad_b_dec_D = grad_b_dec_D - grad_b_var_F @ e.log_var.weight_FD
+        if grad_x_BD is not None and var_grad_x_BD is not None:
             grad_x_BD = grad_x_BD + var_grad_x_BD
     return (
         grad_x_BD, grad_W_enc_FD, grad_b_enc_F, grad_W_dec_FD.t(), grad_b_dec_D,
@@ -302,9 +308,9 @@ def _gradients(
 
 
 def _log_var_gradients(
-    e: _Evaluated, grad_values_BK: t.Tensor, objective: Objective
-) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
-    """Of W_var, b_var and x."""
+    e: _Evaluated, grad_values_BK: t.Tensor, objective: Objective, *, x_grad: bool
+) -> tuple[t.Tensor, t.Tensor, t.Tensor | None]:
+    """Of W_var, b_var and, if `x_grad`, x."""
     assert e.log_var is not None
     selected_BK = t.zeros_like(grad_values_BK)
     if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
@@ -319,4 +325,4 @@ def _log_var_gradients(
             dense_BF = kl_BF.mul_(weight)
             if e.mean_kl_F is not None:
                 dense_BF.mul_(e.mean_kl_F > objective.options.free_bits)
-    return e.log_var.backward(e.code, selected_BK, dense_BF, objective.matmul_dtype)
+    return e.log_var.backward(e.code, selected_BK, dense_BF, objective.matmul_dtype, x_grad=x_grad)

@@ -7,6 +7,7 @@ of threads.
 """
 
 import functools
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import torch as t
 Result = TypeVar("Result")
 
 BLOCK = 2**19
-"""Numbers of a B x F tensor in a block (experiments/results/benchmark_step.md)."""
+"""Numbers of a B x F tensor in a block: the fastest on 2 cores (results/benchmark_parts.md)."""
 
 
 def map_row_blocks(
@@ -28,7 +29,7 @@ def map_row_blocks(
 ) -> list[Result]:
     """What `function(rows, generator)` returns for each block of rows of a batch x width tensor.
 
-    Each block has a generator of its own, seeded from `generator`; None if that is None.
+    The function is called without gradients. Each block has a generator of its own, seeded from `generator`; None if that is None.
     """
     rows = max(1, BLOCK // width)
     blocks = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
@@ -38,7 +39,8 @@ def map_row_blocks(
         generators = [t.Generator().manual_seed(seed) for seed in seeds]
     n_threads = t.get_num_threads()
     if n_threads == 1 or len(blocks) == 1:
-        return list(map(function, blocks, generators))
+        with t.no_grad():
+            return list(map(function, blocks, generators))
     return list(_pool(n_threads).map(function, blocks, generators))
 
 
@@ -50,11 +52,20 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     def initialise() -> None:
         t.get_num_threads()  # torch sets a new thread up when it is first asked
         t.set_num_threads(1)
+        t.set_grad_enabled(False)
         started.wait()
 
     pool = ThreadPoolExecutor(n_threads, "row-blocks", initialise)
-    for _ in range(n_threads):
-        pool.submit(lambda: None)
-    started.wait()
+    try:
+        for _ in range(n_threads):
+            pool.submit(lambda: None)
+        started.wait()
+    except BaseException:
+        started.abort()  # else the threads that did start would wait for ever
+        raise
     t.set_num_threads(n_threads)  # the workers' setting was also the default of later threads
     return pool
+
+
+if hasattr(os, "register_at_fork"):  # a child has the pool but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

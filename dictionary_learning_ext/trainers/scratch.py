@@ -20,7 +20,8 @@ def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype, device: t.device)
     n_bytes = t.Size(shape).numel() * dtype.itemsize
     buffer = getattr(_buffers, name, None)
     if buffer is None or len(buffer) < n_bytes:
-        buffer = t.empty(n_bytes, dtype=t.uint8)
+        with t.inference_mode(False):  # it may be needed outside of one
+            buffer = t.empty(n_bytes, dtype=t.uint8)
         setattr(_buffers, name, buffer)
     return buffer[:n_bytes].view(dtype).view(shape)
 

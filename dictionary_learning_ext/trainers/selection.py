@@ -37,7 +37,7 @@ def draw_code(
             values_BK = values_BK + noise_BK * (std_BK * noise_scale)
         return indices_BK, values_BK
 
-    z_BF = standard_normal(mu_BF, generator).mul_(std * noise_scale).add_(mu_BF)
+    z_BF = normal_noise(mu_BF, std * noise_scale, generator).add_(mu_BF)
     values_BK, indices_BK = top_k(z_BF, k)
     return indices_BK, mu_BF.gather(-1, indices_BK) if noise_on == "selection" else values_BK
 
@@ -54,7 +54,11 @@ def top_k(values_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
         return values_BK, indices_BK
     order = np.argpartition(values_BF.detach().numpy(), -k, axis=-1)
     indices_BK = t.from_numpy(order[..., -k:]).contiguous()
-    return values_BF.gather(-1, indices_BK), indices_BK
+    values_BK = values_BF.gather(-1, indices_BK)
+    padded = values_BK.amin(-1) == 0
+    if padded.any():  # a ReLU's zeros: choose among them as upstream's topk does
+        values_BK[padded], indices_BK[padded] = values_BF[padded].topk(k, dim=-1, sorted=False)
+    return values_BK, indices_BK
 
 
 class Fired(NamedTuple):
@@ -74,35 +78,39 @@ class Fired(NamedTuple):
 
     @classmethod
     def of_means(cls, mu_BF: t.Tensor, k: int) -> "Fired":
-        """From the means. A mean that equals the K-th largest counts as selected."""
-        if not _numpy_is_faster(mu_BF):
-            mu_BK, indices_BK = top_k(mu_BF, k)
-            return cls.of_code(indices_BK, mu_BK, mu_BF.shape[1])
-        mu = mu_BF.detach().numpy()
-        # Values alone take half as long to partition as places do.
-        kth_B1 = np.partition(mu, -k, axis=1)[:, -k, None]
-        is_selected = mu >= kth_B1
-        smallest_B = kth_B1[:, 0]
-        if not (smallest_B > 0).all():  # then every positive mean of the row is selected
-            positive_B = np.min(mu, axis=1, where=mu > 0, initial=np.inf)
-            smallest_B = np.where(smallest_B > 0, smallest_B, positive_B)
-        return cls(t.from_numpy(is_selected.any(0)), t.from_numpy(smallest_B))
+        """From the means. One that equals the K-th largest counts as selected, unless it is 0."""
+        if _numpy_is_faster(mu_BF):  # values alone take half as long to partition as places do
+            kth_B = t.from_numpy(np.partition(mu_BF.numpy(), -k, axis=1)[:, -k])
+        else:
+            kth_B = mu_BF.topk(k, sorted=False).values.amin(-1)
+        least_B = kth_B.where(kth_B != 0, t.finfo(mu_BF.dtype).tiny)
+        smallest_B = kth_B.where(kth_B > 0, t.inf)
+        if (kth_B <= 0).any():  # every positive mean of such a row is selected
+            positive_BF = mu_BF.masked_fill(mu_BF <= 0, t.inf)
+            smallest_B = smallest_B.minimum(positive_BF.amin(-1).where(kth_B <= 0, t.inf))
+        if mu_BF.device.type != "cpu":
+            return cls((mu_BF >= least_B[:, None]).any(0), smallest_B)
+        fired_F = (mu_BF.numpy() >= least_B.numpy()[:, None]).any(0)  # torch's any is slow here
+        return cls(t.from_numpy(fired_F), smallest_B)
 
 
-def standard_normal(like_BF: t.Tensor, generator: t.Generator | None) -> t.Tensor:
-    """Independent N(0, 1) in the shape, dtype and device of `like_BF`.
+def normal_noise(like_BF: t.Tensor, std: t.Tensor, generator: t.Generator | None) -> t.Tensor:
+    """Independent N(0, std^2) in the shape, dtype and device of `like_BF`; std is 0-dim or (B, F).
 
     On a CPU: 16 random bits choose one of 65,536 equally likely values, which takes half of
-    `normal_`'s time. Their distribution function is within 2^-16 of the normal one, their
-    variance within 1e-5 of 1, and the largest is 4.4.
+    `normal_`'s time on one thread. Their distribution function is within 2^-16 of the normal one, their
+    variance within 1e-5 of 1, and the largest is 4.4 std.
     """
     if like_BF.device.type != "cpu":
-        return t.empty_like(like_BF).normal_(generator=generator)
+        return t.empty_like(like_BF).normal_(generator=generator).mul_(std)
     words = t.empty(-(-like_BF.numel() // 4), dtype=t.int64).random_(
         -(2**63), None, generator=generator
     )
     chosen = words.view(t.uint16)[: like_BF.numel()].int()
-    return _normal_values(like_BF.dtype).index_select(0, chosen).view(like_BF.shape)
+    values = _normal_values(like_BF.dtype)
+    if std.dim() == 0:
+        return (values * std).index_select(0, chosen).view(like_BF.shape)
+    return values.index_select(0, chosen).view(like_BF.shape).mul_(std)
 
 
 @functools.cache
@@ -114,7 +122,10 @@ def _normal_values(dtype: t.dtype) -> t.Tensor:
 
 
 def _numpy_is_faster(values: t.Tensor) -> bool:
-    """numpy 2 partitions with AVX2 and AVX-512; without them torch is the faster one."""
+    """numpy 2 partitions with AVX2 and AVX-512; without them torch is the faster one.
+
+    Measured on 2 cores; torch's topk uses all there are, numpy those of `map_row_blocks`.
+    """
     return (
         values.device.type == "cpu"
         and values.dtype in (t.float32, t.float64)

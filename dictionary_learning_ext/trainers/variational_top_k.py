@@ -412,6 +412,8 @@ class VariationalTopKTrainer(TopKTrainer):
                 f"expected activation_dim={self.ae.activation_dim}; build the trainer with "
                 f"activation_dim={x.shape[-1]} or choose another hook"
             )
+        if len(x) == 0:
+            raise ConfigError("an empty batch: expected at least one row of activations")
         return x.to(self.ae.b_dec)
 
     @t.no_grad()
