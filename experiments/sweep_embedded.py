@@ -49,6 +49,18 @@ def agents_words(assignment: dict[str, Any]) -> list[str]:
     return [*command[1:place], *arguments, *command[place + 1 :]]
 
 
+def wait_for_training(folder: Path, others: int, timeout: float = 120) -> None:
+    """Until a run beside `others` finished ones has logged two steps."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        logs = list(folder.glob("runs/*/metrics.jsonl"))
+        begun = [log for log in logs if not (log.parent / "metrics.json").exists()]
+        if len(logs) == others + 1 and begun and len(begun[0].read_text().splitlines()) >= 2:
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{folder}: no run began to train in {timeout} s")
+
+
 def main() -> None:
     assignments = read_sweep(SWEEP).assignments
     base = Path(tempfile.mkdtemp())
@@ -67,9 +79,11 @@ def main() -> None:
         words, note = agents_words(assignment), ""
         if i == 5:
             process = start(words, single, agent)
-            time.sleep(14)
+            wait_for_training(single, others=i)
             process.send_signal(signal.SIGTERM)
-            note = f"; stopped by SIGTERM first, exit code {process.wait()}, then retried"
+            code = process.wait()
+            assert code == 128 + signal.SIGTERM, f"it ended with {code} before it could be stopped"
+            note = f"; stopped by SIGTERM in training first, exit code {code}, then retried"
             agent["WANDB_RUN_ID"] = "retried"
         began = time.monotonic()
         code = start(words, single, agent).wait()
