@@ -34,6 +34,9 @@ from .trainers.build import build_trainer
 
 logger = logging.getLogger(__name__)
 
+SHOWN = 3
+"""SAEs whose numbers fit beside the progress bar; all are in their metrics.jsonl."""
+
 
 def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -> dict[str, Path]:
     """Train every SAE on the same batches, save it and evaluate it on held-out text.
@@ -225,7 +228,7 @@ def _loop(
 
 
 def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) -> None:
-    """Log every SAE whose numbers are finite."""
+    """Log every SAE whose numbers are finite, and show the first few beside the bar."""
     shown = {}
     for trainee in active:
         metrics = trainee.check_and_log(step, x_BD)
@@ -236,7 +239,9 @@ def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) 
             f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
             f"alive {metrics['alive_in_batch']:.2f}"
         )
-    bar.set_postfix_str(" | ".join(f"{name}: {text}" for name, text in shown.items()))
+    parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
+    more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+    bar.set_postfix_str(" | ".join(parts + more))
 
 
 def _evaluate(

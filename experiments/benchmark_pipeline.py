@@ -1,6 +1,6 @@
 """Whole runs, language model, buffer and all: ours against upstream's `trainSAE`.
 
-    python experiments/benchmark_pipeline.py     # about 9 minutes
+    python experiments/benchmark_pipeline.py     # about 10 minutes
 
 The language model has Pythia-70M's shape (random weights), the text is the shipped books, activations
 are read at layer 0. One SAE of k = 64, and twelve of k = 64, 128, 256, 512 with three seeds each: ours
@@ -30,7 +30,7 @@ from dictionary_learning_ext.language_models import EMBEDDED_MODEL
 from dictionary_learning_ext.sae_config import SAEConfig
 from dictionary_learning_ext.training import train
 
-BATCH, F, N_CTXS, STEPS_ONE, STEPS_TWELVE, SEED = 2048, 2048, 1024, 128, 64, 0
+BATCH, F, N_CTXS, STEPS_ONE, STEPS_TWELVE, SEED = 2048, 2048, 1024, 128, 96, 0
 KS, SEEDS = (64, 128, 256, 512), (0, 1, 2)
 
 

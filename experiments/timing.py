@@ -45,9 +45,13 @@ def header(setting: str, *packages: str) -> str:
 
 def _commit() -> str:
     """The commit measured, with a + if the package was changed since."""
-    package = str(Path(__file__).parents[1] / "dictionary_learning_ext")
-    command = ["git", "-C", package, "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+
+    def ask(*words: str) -> str:
+        return subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip()
+
+    commit = ask("rev-parse", "--short", "HEAD") or "unknown"
+    return commit + ("+" if ask("status", "--porcelain", "dictionary_learning_ext") else "")
 
 
 def write(name: str, lines: list[str]) -> None:
