@@ -29,7 +29,8 @@ def map_row_blocks(
 ) -> list[Result]:
     """What `function(rows, generator)` returns for each block of rows of a batch x width tensor.
 
-    The function is called without gradients. Each block has a generator of its own, seeded from `generator`; None if that is None.
+    The function is called without gradients. Each block has a generator of its own, seeded from
+    `generator`; None if that is None.
     """
     rows = max(1, BLOCK // width)
     blocks = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
