@@ -2,9 +2,9 @@
 
     python experiments/benchmark_scaling.py     # about 5 minutes
 
-time = b x^p, fitted to the logarithms: p at most 1 means no worse than linear. Ours in bf16 with noise on
-both, upstream's TopK in fp32, B = 1024, D = 512. In k one power law is only a summary: from k/F = 1/16
-on our products are dense. So the local slopes, d log(time) / d log(x), stand beside the times.
+time = b x^p, fitted to the logarithms: p at most 1 means no worse than linear. Ours in bf16 with noise
+on both, upstream's TopK in fp32, B = 1024, D = 512. In k one power law is only a summary: from
+k/F = 1/16 on our products are dense. So the local slopes, d log(time) / d log(x), stand beside.
 """
 
 import matplotlib.pyplot as plt
