@@ -36,6 +36,7 @@ import datasets
 import pandas as pd
 import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner  # pyright: ignore[reportMissingImports]
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
+import sae_bench.evals.scr_and_tpp.main as scr_and_tpp  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils.general_utils import (  # pyright: ignore[reportMissingImports]
     load_and_format_sae,
@@ -45,6 +46,7 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
 )
 
 from dictionary_learning_ext.sae_bench import (
+    ablation,
     adapter,
     configuration,
     data,
@@ -201,6 +203,25 @@ def test_a_mask_leaves_the_most_used_features():
     assert t.equal(f[:, : F // 2], whole[:, : F // 2])
     assert not f[:, F // 2 :].any()
     assert whole[:, F // 2 :].any()
+
+
+def test_encoding_once_gives_sae_benchs_ablations():
+    sae = adapter.BenchSAE(VariationalTopKAutoEncoder(D, F, K), **place())
+    sae.dictionary.b_dec.data.normal_()
+    sets = [t.randn(7, 5, D), t.randn(4, 6, D)]
+    for acts in sets:
+        acts[1, 2:] = 0  # padded
+    theirs = scr_and_tpp.ablated_precomputed_activations
+    with ablation.encoding_once():
+        ours = scr_and_tpp.ablated_precomputed_activations
+        assert ours is not theirs
+        for n in (1, 9):
+            mask = t.arange(F) % 7 < n
+            for acts in sets:
+                t.testing.assert_close(ours(acts, sae, mask, 3), theirs(acts, sae, mask, 3))
+        changed = sets[0] + 1
+        t.testing.assert_close(ours(changed, sae, mask, 3), theirs(changed, sae, mask, 3))
+    assert scr_and_tpp.ablated_precomputed_activations is theirs
 
 
 def test_floor_and_ceiling_are_of_the_same_place():

@@ -25,6 +25,7 @@ from sklearn.metrics import f1_score
 
 from ..errors import BenchError
 from . import usage
+from .ablation import encoding_once
 from .configuration import SEED, Bench
 from .data import heldout_text
 
@@ -256,13 +257,14 @@ def _known_letters(config: Any, layer: int, bench: Bench) -> set[str]:
 
 
 def _scr_or_tpp(sae: BaseSAE, config: Any, bench: Bench) -> tuple[dict, dict]:
-    return scr_and_tpp.run_eval_single_sae(
-        config,
-        sae,  # pyright: ignore[reportArgumentType]
-        bench.model,
-        bench.device,
-        str(bench.cache),
-    )
+    with encoding_once():
+        return scr_and_tpp.run_eval_single_sae(
+            config,
+            sae,  # pyright: ignore[reportArgumentType]
+            bench.model,
+            bench.device,
+            str(bench.cache),
+        )
 
 
 def _split(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,64 @@
+"""SCR's and TPP's ablations, each text encoded once instead of once an ablation.
+
+SAE Bench encodes a test set, zeroes N features, decodes with and without them, and averages over a
+text's tokens, again for every class and every N. With a linear decoder all of that is the average
+activation minus the ablated features' average times their decoder directions.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
+import torch as t
+from sae_bench.custom_saes.base_sae import BaseSAE
+
+
+class Ablation:
+    """In the place of SAE Bench's `ablated_precomputed_activations`, for one SAE."""
+
+    def __init__(self):
+        self._sets: dict[int, tuple[weakref.ref, t.Tensor, t.Tensor]] = {}
+
+    @t.no_grad()
+    def __call__(
+        self,
+        ablation_acts_BLD: t.Tensor,
+        sae: BaseSAE,
+        to_ablate: t.Tensor,
+        sae_batch_size: int,
+    ) -> t.Tensor:
+        """Each text's mean activation without some features, (B, D), as SAE Bench's function.
+
+        Arguments:
+            ablation_acts_BLD: activations, 0 at padded tokens, which do not count in the mean.
+            to_ablate: (F,), bool.
+            sae_batch_size: texts to encode at once.
+        """
+        found = self._sets.get(id(ablation_acts_BLD))
+        if found is None or found[0]() is not ablation_acts_BLD:
+            x_BD, f_BF = _means(ablation_acts_BLD, sae, sae_batch_size)
+            found = weakref.ref(ablation_acts_BLD), x_BD, f_BF
+            self._sets[id(ablation_acts_BLD)] = found
+        _, x_BD, f_BF = found
+        removed_BD = f_BF[:, to_ablate] @ sae.W_dec[to_ablate].to(f_BF.dtype)
+        return (x_BD - removed_BD).to(ablation_acts_BLD.dtype)
+
+
+@contextmanager
+def encoding_once() -> Iterator[None]:
+    """SAE Bench's SCR and TPP of one SAE, with `Ablation` in it."""
+    with patch.object(scr_and_tpp, "ablated_precomputed_activations", Ablation()):
+        yield
+
+
+def _means(acts_BLD: t.Tensor, sae: BaseSAE, batch_size: int) -> tuple[t.Tensor, t.Tensor]:
+    """Of each text, the mean activation (B, D) and feature (B, F), in fp32 or wider."""
+    x, f = [], []
+    for batch_BLD in acts_BLD.split(batch_size):
+        dtype = t.promote_types(batch_BLD.dtype, t.float32)
+        counted_B = (batch_BLD.sum(-1) != 0).sum(-1, keepdim=True).to(dtype)
+        x.append(batch_BLD.sum(1, dtype=dtype) / counted_B)
+        f.append(sae.encode(batch_BLD).sum(1, dtype=dtype) / counted_B)
+    return t.cat(x), t.cat(f)
