@@ -28,12 +28,13 @@ from dictionary_learning_ext.geometry import agreement, dispersion
 from dictionary_learning_ext.sae_config import SAEConfig
 
 STEPS, SEEDS, EVAL_TOKENS = 1000, (0, 1, 2, 3, 4), 20_000
-GRID = {512: (16, 64), 2048: (64,)}  # F: k
 MODELS: dict[str, dict[str, Any]] = {
     "TopK": {"architecture": "top_k"},
     "equations, beta 0.01": {"beta": 0.01},
+    "equations, beta 0.1": {"beta": 0.1},
     "equations, beta 1": {"beta": 1.0},
     "code, beta 0.01": {"posterior": "point", "rectify": True, "beta": 0.01},
+    "code, beta 0.1": {"posterior": "point", "rectify": True, "beta": 0.1},
     "code, beta 1": {"posterior": "point", "rectify": True, "beta": 1.0},
     "code, KL on selected, beta 1": {
         "posterior": "point",
@@ -41,6 +42,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "beta": 1.0,
         "kl_scope": "selected",
     },
+}
+AS_STATED = ("TopK", "equations, beta 1", "code, beta 1")
+GRID: dict[tuple[int, int], tuple[str, ...]] = {  # (F, k): models; F = 4D at the paper's four k/F
+    (512, 16): AS_STATED,
+    (512, 32): AS_STATED,
+    (512, 64): tuple(MODELS),
+    (512, 128): AS_STATED,
+    (2048, 64): (*AS_STATED, "code, KL on selected, beta 1"),
 }
 FIGURES = {
     "fve": "FVE",
@@ -63,14 +72,19 @@ def name_of(model: str, k: int, seed: int) -> str:
 def measure() -> None:
     """Train what is not there yet, and write every SAE's figures."""
     rows, began = [], time.monotonic()
-    for dict_size, ks in GRID.items():
+    for dict_size in sorted({F for F, _ in GRID}):
+        cells = [(model, k) for (F, k), models in GRID.items() if F == dict_size for model in models]
         saes = {
             name_of(model, k, seed): SAEConfig(
-                k=k, dict_size=dict_size, lr=2e-3, decay_start=STEPS * 3 // 4, seed=seed, **settings
+                k=k,
+                dict_size=dict_size,
+                lr=2e-3,
+                decay_start=STEPS * 3 // 4,
+                seed=seed,
+                **MODELS[model],
             )
             for seed in SEEDS
-            for k in ks
-            for model, settings in MODELS.items()
+            for model, k in cells
         }
         folder = RUNS / f"F{dict_size}"
         missing = {n: sae for n, sae in saes.items() if not (folder / n / "metrics.json").exists()}
@@ -86,21 +100,20 @@ def measure() -> None:
                 missing,
             )
         directions = {name: directions_of(folder / name) for name in saes}
-        for model in MODELS:
-            for k in ks:
-                for i, seed in enumerate(SEEDS):
-                    name = name_of(model, k, seed)
-                    other = name_of(model, k, SEEDS[(i + 1) % len(SEEDS)])
-                    row = {"model": model, "F": dict_size, "k": k, "seed": seed}
-                    figures = read_metrics(folder / name)
-                    row |= {figure: figures[figure] for figure in FIGURES if figure in figures}
-                    own = directions[name]
-                    row["dispersion"] = dispersion((own @ own.T).numpy())[0]
-                    row["agreement"] = agreement(own.numpy(), directions[other].numpy())
-                    rows.append(row)
-    chance = np.random.default_rng(0).normal(size=(2, max(GRID), 128))
+        for model, k in cells:
+            for i, seed in enumerate(SEEDS):
+                name = name_of(model, k, seed)
+                other = name_of(model, k, SEEDS[(i + 1) % len(SEEDS)])
+                row = {"model": model, "F": dict_size, "k": k, "seed": seed}
+                figures = read_metrics(folder / name)
+                row |= {figure: figures[figure] for figure in FIGURES if figure in figures}
+                own = directions[name]
+                row["dispersion"] = dispersion((own @ own.T).numpy())[0]
+                row["agreement"] = agreement(own.numpy(), directions[other].numpy())
+                rows.append(row)
+    chance = np.random.default_rng(0).normal(size=(2, 2048, 128))
     settings = {
-        "agreement_by_chance": {F: agreement(chance[0, :F], chance[1, :F]) for F in GRID},
+        "agreement_by_chance": {F: agreement(chance[0, :F], chance[1, :F]) for F in (512, 2048)},
         "date": time.strftime("%Y-%m-%d"),
         "torch": t.__version__,
         "minutes": round((time.monotonic() - began) / 60),  # of what was not there yet
