@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch as t
-from timing import RESULTS, table
+from timing import RESULTS, about, about_line, table
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.comparison import read_metrics
@@ -243,11 +243,7 @@ def write(content: dict[str, Any], stage: str, rows: list[dict[str, Any]], began
     """Put a stage's rows in the place of its former ones."""
     kept = [row for row in content["rows"] if row["stage"] != stage]
     content["rows"] = kept + rows
-    content["stages"][stage] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": t.__version__,
-        "minutes": round((time.monotonic() - began) / 60),  # of what was not there yet
-    }
+    content["stages"][stage] = about(began, content["stages"].get(stage))
     RAW.write_text(json.dumps(content, indent=0) + "\n")
 
 
@@ -299,6 +295,7 @@ def bench_confirmed() -> None:
             row["probing"] = metrics(own["sparse_probing"], "sae")["sae_top_1_test_accuracy"]
             rows.append(row)
         write(content, "bench", rows, began)
+        began = time.monotonic()
 
 
 def verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -344,10 +341,8 @@ def conclusion(found: dict[str, dict[str, Any]]) -> str:
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
     lines = ["`python experiments/better_vsae.py search`, `confirm`, `bench`", ""]
-    for stage, about in content["stages"].items():
-        lines.append(
-            f"- {stage}: {about['date']}, torch {about['torch']}, {about['minutes']} minutes"
-        )
+    for stage, settings in content["stages"].items():
+        lines.append(f"- {stage}: {about_line(settings)}")
     lines += [
         "",
         f"Embedded model, blocks.0.hook_resid_post, D = {D}, {STEPS} steps of 1,024 tokens, lr 2e-3, "

@@ -1,33 +1,40 @@
-"""The paper's comparison, matched, on the embedded model: claim by claim.
+"""The paper's comparison, matched: TopK against its vSAE, at its k/F, over several seeds.
 
-    python experiments/reproduce_paper.py            # train, measure, write; about 20 minutes
-    python experiments/reproduce_paper.py --tables   # write the tables again from the raw results
+    python experiments/reproduce_paper.py train    # every SAE and its figures
+    python experiments/reproduce_paper.py bench    # SCR, TPP, sparse probing; needs [saebench]
+    python experiments/reproduce_paper.py tables   # write the pages again from the raw results
+
+    ... train --lm FOLDER                  # another language model, from a local folder
+    ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; wants a GPU
 
 TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and of its public code
-(point, rectified), KL on all features, linear KL annealing, at the paper's k/F = 1/32 and 1/8, in both
-readings of its dictionary: F = 4D, and F = 16D, where it counts living features. Everything else is
-shared: batches, initial weights of a seed, optimiser, AuxK. Raw figures of every SAE go to
-results/reproduce_paper.json, the tables made from them to results/reproduce_paper.md.
+(point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
+k/F = 1/32 with F = 16D, the other reading of its dictionary. Everything else is shared: batches,
+initial weights of a seed, optimiser, AuxK. Raw figures of every SAE go to results/reproduce_paper.json;
+the page to results/reproduce_paper.md, with the claims (paper_claims.py) and figures 3 to 11.
 """
 
+import argparse
 import json
-import statistics
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paper_claims
+import paper_figures
 import torch as t
-from timing import RESULTS, table
+from paper_claims import AS_STATED, FIGURES, Raw, spread
+from timing import RESULTS, about, about_line, table
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.comparison import read_metrics
 from dictionary_learning_ext.geometry import agreement, dispersion
+from dictionary_learning_ext.presets import PRESETS
+from dictionary_learning_ext.run_inputs import open_model
 from dictionary_learning_ext.sae_config import SAEConfig
 
-STEPS, SEEDS, EVAL_TOKENS = 1000, (0, 1, 2, 3, 4), 20_000
+SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
 MODELS: dict[str, dict[str, Any]] = {
     "TopK": {"architecture": "top_k"},
     "equations, beta 0.01": {"beta": 0.01},
@@ -43,245 +50,211 @@ MODELS: dict[str, dict[str, Any]] = {
         "kl_scope": "selected",
     },
 }
-AS_STATED = ("TopK", "equations, beta 1", "code, beta 1")
-GRID: dict[tuple[int, int], tuple[str, ...]] = {  # (F, k): models; F = 4D at the paper's four k/F
-    (512, 16): AS_STATED,
-    (512, 32): AS_STATED,
-    (512, 64): tuple(MODELS),
-    (512, 128): AS_STATED,
-    (2048, 64): (*AS_STATED, "code, KL on selected, beta 1"),
+GRID: dict[tuple[int, int], tuple[str, ...]] = {  # (F/D, F/k): models
+    (4, 32): AS_STATED,
+    (4, 16): AS_STATED,
+    (4, 8): tuple(MODELS),
+    (4, 4): AS_STATED,
+    (16, 32): (*AS_STATED, "code, KL on selected, beta 1"),
 }
-FIGURES = {
-    "fve": "FVE",
-    "frac_recovered": "CE recovered",
-    "cossim": "cosine",
-    "alive": "alive",
-    "near_dead_0.1": "near-dead < 0.1",
-    "near_dead_0.5": "near-dead < 0.5",
-    "stability_rms": "selection stability",
-    "dispersion": "dispersion",
-    "agreement": "agreement of seeds",
-}
-RAW, RUNS = RESULTS / "reproduce_paper.json", Path("runs/reproduce_paper")
+BENCHED = ((4, 8), (4, 4))  # the paper's k = 256 and 512
+
+
+def run_of(lm: str) -> RunConfig:
+    """The paper's settings if its language model is named; else minutes on the embedded text."""
+    shared: dict[str, Any] = {"eval_tokens": EVAL_TOKENS, "overwrite": True, "log_steps": 500}
+    if lm == PRESETS["paper"]["model"]:
+        names = ("model", "data", "hook", "steps", "dtype", "n_ctxs", "ctx_len", "batch_size")
+        device = "cuda" if t.cuda.is_available() else "cpu"
+        return RunConfig(**{n: PRESETS["paper"][n] for n in names}, device=device, **shared)
+    return RunConfig(model=lm, steps=1000, **shared)
+
+
+def place_of(lm: str) -> tuple[Path, Path]:
+    """Where the SAEs of a language model lie, and their raw figures."""
+    suffix = "" if lm == "embedded" else "_" + Path(lm).name
+    return Path(f"runs/reproduce_paper{suffix}"), RESULTS / f"reproduce_paper{suffix}.json"
 
 
 def name_of(model: str, k: int, seed: int) -> str:
     return f"{model.replace(', ', '_').replace(' ', '')}_k{k}_seed{seed}"
 
 
-def measure() -> None:
+def measure(lm: str) -> None:
     """Train what is not there yet, and write every SAE's figures."""
-    rows, began = [], time.monotonic()
-    for dict_size in sorted({F for F, _ in GRID}):
-        cells = [(model, k) for (F, k), models in GRID.items() if F == dict_size for model in models]
+    began, run, (runs, raw) = time.monotonic(), run_of(lm), place_of(lm)
+    before = json.loads(raw.read_text()) if raw.exists() else {}
+    width = open_model(run)[1].activation_dim
+    rows: list[dict[str, Any]] = []
+    for multiple in sorted({multiple for multiple, _ in GRID}):
+        dict_size = multiple * width
+        cells = [
+            (model, ratio)
+            for (own, ratio), models in GRID.items()
+            if own == multiple
+            for model in models
+        ]
         saes = {
-            name_of(model, k, seed): SAEConfig(
-                k=k,
+            name_of(model, dict_size // ratio, seed): SAEConfig(
+                k=dict_size // ratio,
                 dict_size=dict_size,
-                lr=2e-3,
-                decay_start=STEPS * 3 // 4,
+                lr=2e-3 if run.steps <= 1000 else 5e-4,
+                decay_start=run.steps * 3 // 4,
                 seed=seed,
                 **MODELS[model],
             )
             for seed in SEEDS
-            for model, k in cells
+            for model, ratio in cells
         }
-        folder = RUNS / f"F{dict_size}"
+        folder = runs / f"F{dict_size}"
         missing = {n: sae for n, sae in saes.items() if not (folder / n / "metrics.json").exists()}
         if missing:
-            train(
-                RunConfig(
-                    steps=STEPS,
-                    save_dir=str(folder if len(missing) > 1 else folder / next(iter(missing))),
-                    overwrite=True,
-                    eval_tokens=EVAL_TOKENS,
-                    log_steps=500,
-                ),
-                missing,
-            )
+            target = folder if len(missing) > 1 else folder / next(iter(missing))
+            train(RunConfig(**{**run.__dict__, "save_dir": str(target)}), missing)
         directions = {name: directions_of(folder / name) for name in saes}
-        for model, k in cells:
+        for model, ratio in cells:
             for i, seed in enumerate(SEEDS):
-                name = name_of(model, k, seed)
-                other = name_of(model, k, SEEDS[(i + 1) % len(SEEDS)])
-                row = {"model": model, "F": dict_size, "k": k, "seed": seed}
+                name = name_of(model, dict_size // ratio, seed)
+                other = name_of(model, dict_size // ratio, SEEDS[(i + 1) % len(SEEDS)])
+                row = {"model": model, "multiple": multiple, "ratio": ratio, "seed": seed}
                 figures = read_metrics(folder / name)
                 row |= {figure: figures[figure] for figure in FIGURES if figure in figures}
                 own = directions[name]
-                row["dispersion"] = dispersion((own @ own.T).numpy())[0]
-                row["agreement"] = agreement(own.numpy(), directions[other].numpy())
+                row["dispersion"] = dispersion(own @ own.T)[0]
+                row["agreement"] = agreement(own, directions[other])
                 rows.append(row)
-    chance = np.random.default_rng(0).normal(size=(2, 2048, 128))
+    chance = np.random.default_rng(0).normal(size=(2, 16 * width, width))
     settings = {
-        "agreement_by_chance": {F: agreement(chance[0, :F], chance[1, :F]) for F in (512, 2048)},
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": t.__version__,
-        "minutes": round((time.monotonic() - began) / 60),  # of what was not there yet
-        "setting": f"embedded model, blocks.0.hook_resid_post, D = 128, {STEPS} steps of 1,024 "
-        f"tokens, lr 2e-3, sqrt_d, seeds {SEEDS}; {EVAL_TOKENS:,} held-out tokens",
+        "agreement_by_chance": {
+            m: agreement(chance[0, : m * width], chance[1, : m * width]) for m in (4, 16)
+        },
+        **about(began, before.get("settings")),
+        "setting": f"{Path(lm).name}, blocks.0.hook_resid_post, D = {width}, {run.steps:,} steps of "
+        f"{run.batch_size:,} tokens, sqrt_d, seeds {SEEDS}; {EVAL_TOKENS:,} held-out tokens",
     }
-    RAW.write_text(json.dumps({"settings": settings, "rows": rows}, indent=0) + "\n")
+    content = {"settings": settings, "rows": rows, "bench": before.get("bench", [])}
+    content["maps"] = maps_of(lm, width)
+    raw.write_text(json.dumps(content, indent=0) + "\n")
 
 
-def directions_of(folder: Path) -> t.Tensor:
+def directions_of(folder: Path) -> np.ndarray:
     """Unit decoder directions of all features, dead ones too: (F, D)."""
     sae: Any = load_dictionary(folder)[0]
-    return t.nn.functional.normalize(sae.decoder.weight.detach().t().float(), dim=1)
+    return t.nn.functional.normalize(sae.decoder.weight.detach().t().float(), dim=1).numpy()
 
 
-class Raw:
-    """The raw figures, by model, F and k."""
-
-    def __init__(self, rows: list[dict[str, Any]]):
-        self.rows = rows
-
-    def of(self, figure: str, model: str, dict_size: int, k: int) -> list[float]:
-        """One number a seed."""
-        return [
-            row[figure]
-            for row in self.rows
-            if (row["model"], row["F"], row["k"]) == (model, dict_size, k)
+def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
+    """Figures 8 to 11 at F = 4D, k/F = 1/8: largest activations, clusters, how they are used."""
+    runs, _ = place_of(lm)
+    k, rows = 4 * width // 8, []
+    for seed in SEEDS:
+        folders = [runs / f"F{4 * width}" / name_of(model, k, seed) for model in AS_STATED]
+        found = paper_figures.measure(folders, seed)
+        rows += [
+            {"model": model, "seed": seed} | own
+            for model, own in zip(AS_STATED, found, strict=True)
         ]
-
-    def mean(self, figure: str, model: str, dict_size: int, k: int) -> float:
-        """Over seeds."""
-        return statistics.mean(self.of(figure, model, dict_size, k))
-
-    def differences(self, figure: str, model: str, dict_size: int, k: int) -> list[float]:
-        """Of the model minus TopK, seed by seed."""
-        pairs = zip(
-            self.of(figure, model, dict_size, k),
-            self.of(figure, "TopK", dict_size, k),
-            strict=True,
-        )
-        return [one - other for one, other in pairs]
+    return rows
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+def bench_as_stated(lm: str) -> None:
+    """SAE Bench of the paper's two settings in figures 4 and 5, with the size-matched control."""
+    from dictionary_learning_ext.sae_bench.comparison import curve, metrics
+    from dictionary_learning_ext.sae_bench.runner import bench
 
-
-def claims(raw: Raw) -> list[tuple[str, str, str]]:
-    """Each claim of the paper's: our numbers, and in how many of the pairs of runs it holds."""
-    narrow, wide = min(GRID), max(GRID)
-    (wide_k,) = GRID[wide]
-
-    def pairs(figure: str, models: list[str], holds: Callable[[float], bool]) -> tuple[str, str]:
-        """Differences from TopK at F = 4D; and how often `holds` is true of one, by model and k."""
-        numbers, counts = [], []
-        for model in models:
-            for k in GRID[narrow]:
-                found = raw.differences(figure, model, narrow, k)
-                where = f"{model}, k/F = 1/{narrow // k}"
-                numbers.append(f"{where}: {spread(found)}")
-                counts.append(f"{where}: {sum(map(holds, found))} of {len(found)}")
-        return "; ".join(numbers), "; ".join(counts)
-
-    def fewer_alive(model: str) -> str:
-        own = raw.of("alive", model, wide, wide_k)
-        others = raw.of("alive", "TopK", wide, wide_k)
-        return spread([1 - one / other for one, other in zip(own, others, strict=True)])
-
-    def near_dead(model: str) -> str:
-        return f"{model}: {spread(raw.of('near_dead_0.1', model, wide, wide_k))}"
-
-    as_stated = ["equations, beta 1", "code, beta 1"]
-    variational = [model for model in MODELS if model != "TopK"]
-    cosine, higher = pairs("cossim", as_stated, lambda d: d > 0)
-    best = {k: max(variational, key=lambda m: raw.mean("fve", m, narrow, k)) for k in GRID[narrow]}
-    return [
-        (
-            "4.1: the vSAE's CE score is lower at every k",
-            *pairs("frac_recovered", as_stated, lambda d: d < 0),
-        ),
-        (
-            "4.1: explained variance is slightly lower, and equal at k/F = 1/8",
-            *pairs("fve", as_stated, lambda d: d < 0),
-        ),
-        ("4.1: cosine similarity is higher", cosine, higher),
-        (
-            "5: cosine similarity is reduced (it contradicts 4.1)",
-            cosine,
-            pairs("cossim", as_stated, lambda d: d < 0)[1],
-        ),
-        (
-            "4.2, 5: 82% fewer living features (it counts 6,970 and 1,227 in a dictionary of 2,048)",
-            "share of TopK's that is lost at F = 16D: "
-            + "; ".join(f"{model}: {fewer_alive(model)}" for model in variational),
-            "82% is what the paper says; alive saturates, near-dead is in the tables",
-        ),
-        (
-            "4.1: the pressure on features that are not selected is what kills them",
-            "near-dead < 0.1 at F = 16D: "
-            + "; ".join(map(near_dead, ["TopK", "code, beta 1", "code, KL on selected, beta 1"])),
-            "compare the last two: with and without that pressure",
-        ),
-        (
-            "abstract, 4.1: features are more robust (selection stability)",
-            *pairs("stability_rms", as_stated, lambda d: d > 0),
-        ),
-        (
-            "4.3: features are more dispersed (cosine distance to the nearest other, all features)",
-            *pairs("dispersion", as_stated, lambda d: d > 0),
-        ),
-        (
-            "4.1: SCR and TPP selectivity are higher",
-            "not run here; one seed of both is in results/bench_embedded.md",
-            "can't be told from this script",
-        ),
-        ("4.2: no difference in interpretability was found", "not run", "can't be told"),
-        (
-            "5: variational SAEs offer no practical advantage",
-            "FVE of the best of these settings minus TopK's, the best chosen after seeing them: "
-            + "; ".join(
-                f"k/F = 1/{narrow // k}: {model}: {spread(raw.differences('fve', model, narrow, k))}"
-                for k, model in best.items()
-            ),
-            "of these settings and in reconstruction only; annealed selection noise is not among them",
-        ),
-    ]
+    runs, raw = place_of(lm)
+    content = json.loads(raw.read_text())
+    width = open_model(run_of(lm))[1].activation_dim
+    rows = []
+    for (multiple, ratio), seed in ((cell, seed) for cell in BENCHED for seed in SEEDS):
+        F = multiple * width
+        folders = {m: runs / f"F{F}" / name_of(m, F // ratio, seed) for m in AS_STATED}
+        evals = ("core", "scr", "tpp", "sparse_probing")
+        outcome = bench(list(folders.values()), evals=evals, tokens=EVAL_TOKENS, size_matched=True)
+        outcome.check()
+        for model, folder in folders.items():
+            own = outcome.results[folder.name]
+            matched = outcome.results[outcome.matched.get(folder.name, folder.name)]
+            row = {"model": model, "multiple": multiple, "ratio": ratio, "seed": seed}
+            row["scr"] = curve(own["scr"], "scr")
+            row["scr_matched"] = curve(matched["scr"], "scr")
+            row["tpp"] = curve(own["tpp"], "total_metric")
+            row["tpp_matched"] = curve(matched["tpp"], "total_metric")
+            row["tpp_intended"] = curve(own["tpp"], "intended_diff_only")
+            row["tpp_unintended"] = curve(own["tpp"], "unintended_diff_only")
+            row["probing"] = metrics(own["sparse_probing"], "sae")["sae_top_1_test_accuracy"]
+            rows.append(row)
+        content["bench"] = rows
+        raw.write_text(json.dumps(content, indent=0) + "\n")
 
 
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
-    raw, settings = Raw(content["rows"]), content["settings"]
+    raw, settings = Raw(content), content["settings"]
+    chance = settings["agreement_by_chance"].items()
     lines = [
-        "`python experiments/reproduce_paper.py`",
+        "`python experiments/reproduce_paper.py train`, `bench`",
         "",
-        f"{settings['date']}, torch {settings['torch']}, {settings['minutes']} minutes; "
-        f"{settings['setting']}. Mean ± standard deviation over seeds; all seeds see the same "
-        "batches. `equations` is the vSAE of the paper's equations, `code` what its public code "
-        "ran. Agreement of seeds is the mean cosine of decoder directions with the next seed's, "
-        "matched one to one; random directions reach "
-        + ", ".join(f"{v:.3f} at F = {F}" for F, v in settings["agreement_by_chance"].items())
+        f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
+        "deviation over seeds; all seeds see the same batches. `equations` is the vSAE of the paper's "
+        "equations, `code` what its public code ran. Agreement of seeds is the mean cosine of decoder "
+        "directions with the next seed's, matched one to one; random directions reach "
+        + ", ".join(f"{value:.3f} at F = {multiple}D" for multiple, value in chance)
         + ".",
         "",
     ]
-    for dict_size, ks in GRID.items():
-        for k in ks:
-            rows = {
-                model: [spread(raw.of(figure, model, dict_size, k)) for figure in FIGURES]
-                for model in MODELS
-            }
-            corner = f"F = {dict_size}, k = {k}"
-            lines += [*table(corner, rows, list(FIGURES.values())), ""]
+    for (multiple, ratio), models in GRID.items():
+        rows = {
+            model: [spread(raw.of(figure, model, multiple, ratio)) for figure in FIGURES]
+            for model in models
+        }
+        corner = f"F = {multiple}D, k/F = 1/{ratio}"
+        lines += [*table(corner, rows, list(FIGURES.values())), ""]
+    if content["bench"]:
+        lines += [*bench_tables(raw), ""]
+    lines += ["## Claim by claim", ""]
     lines += [
-        "## Claim by claim",
-        "",
-        "Differences are the model's minus TopK's, seed by seed.",
+        "Differences are the model's minus TopK's, seed by seed; a verdict says in how many.",
         "",
     ]
-    lines += ["| the paper says | here | holds in |", "|---|---|---|"]
-    lines += [f"| {claim} | {number} | {verdict} |" for claim, number, verdict in claims(raw)]
+    lines += ["| the paper says | here | verdict |", "|---|---|---|"]
+    lines += [
+        f"| {claim} | {numbers} | {verdict} |"
+        for claim, numbers, verdict in paper_claims.claims(raw)
+    ]
+    lines += ["", "## Its figures, from these runs", ""]
+    return lines + [f"![{name}](reproduce_paper/{name}.png)" for name in paper_figures.NAMES]
+
+
+def bench_tables(raw: Raw) -> list[str]:
+    """SCR, TPP and probing, by k/F and N."""
+    lines = []
+    for multiple, ratio in BENCHED:
+        rows: dict[str, list[str]] = {}
+        for model in AS_STATED:
+            own = raw.bench(model, multiple, ratio)
+            for name in ("scr", "scr_matched", "tpp", "tpp_matched"):
+                values = {n: [row[name][n] for row in own] for n in own[0][name]}
+                rows[f"{model}: {name.replace('_', ', ')}"] = [spread(v) for v in values.values()]
+        columns = [f"N = {n}" for n in raw.bench("TopK", multiple, ratio)[0]["scr"]]
+        lines += [*table(f"F = {multiple}D, k/F = 1/{ratio}", rows, columns), ""]
     return lines
 
 
 def main() -> None:
-    t.set_num_threads(2)
-    if "--tables" not in sys.argv:
-        measure()
-    lines = tables(json.loads(RAW.read_text()))
-    (RESULTS / "reproduce_paper.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
+    parser.add_argument("stage", choices=("train", "bench", "tables"))
+    parser.add_argument("--lm", default="embedded", help="embedded, a folder, or a name on the hub")
+    arguments = parser.parse_args()
+    if arguments.stage == "train":
+        measure(arguments.lm)
+    elif arguments.stage == "bench":
+        bench_as_stated(arguments.lm)
+    raw = place_of(arguments.lm)[1]
+    content = json.loads(raw.read_text())
+    paper_figures.draw(content, raw.with_suffix(""))
+    lines = tables(content)
+    raw.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch as t
 
@@ -38,20 +39,39 @@ def header(setting: str, *packages: str) -> str:
     capability = t.backends.cpu.get_cpu_capability()
     bf16 = "AMX" if t.cpu._is_amx_tile_supported() else "no AMX"
     return (
-        f"{time.strftime('%Y-%m-%d')}, commit {_commit()}, {platform.machine()} ({capability}, {bf16}), "
+        f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()} ({capability}, {bf16}), "
         f"{t.get_num_threads()} threads, torch {t.__version__}, {versions}; {setting}"
     )
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit measured, with a + if the package was changed since."""
     git = ["git", "-C", str(Path(__file__).parents[1])]
 
     def ask(*words: str) -> str:
         return subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip()
 
-    commit = ask("rev-parse", "--short", "HEAD") or "unknown"
-    return commit + ("+" if ask("status", "--porcelain", "dictionary_learning_ext") else "")
+    head = ask("rev-parse", "--short", "HEAD") or "unknown"
+    return head + ("+" if ask("status", "--porcelain", "dictionary_learning_ext") else "")
+
+
+def about(began: float, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Date, commit, torch and minutes since `began`, added to those of the part that ran before."""
+    minutes = (time.monotonic() - began) / 60 + (before or {}).get("minutes", 0.0)
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "torch": t.__version__,
+        "minutes": round(minutes, 1),
+    }
+
+
+def about_line(settings: dict[str, Any]) -> str:
+    """What `about` found, in words."""
+    return (
+        f"{settings['date']}, commit {settings['commit']}, torch {settings['torch']}, "
+        f"{settings['minutes']:.0f} minutes"
+    )
 
 
 def write(name: str, lines: list[str]) -> None:
