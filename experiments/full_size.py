@@ -1,0 +1,227 @@
+"""TopK and four variational SAEs at the paper's size, on a real language model: SmolLM2-135M.
+
+    python experiments/smollm2_folder.py runs/smollm2-135m   # the language model, once
+    python experiments/full_size.py                          # train, measure, write
+    python experiments/full_size.py --tables                 # write the page again from the raw results
+
+Thirty SAEs (five models, k = 64 and 256, three seeds) of F = 4D at blocks.0.hook_resid_post, D = 576,
+all trained on the batches of one buffer. "TopK" is posterior point, rectified, beta 0: upstream's TopK
+to rounding (tests/test_variational_top_k.py), from the same code as the others. Raw figures of every
+SAE go to results/full_size.json, the page made from them to results/full_size.md and .png.
+
+What is trained, or measured, is not done again. A training that was stopped goes on with
+`vsae train --resume runs/full_size/STEPS_steps`; then call this again.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch as t
+from timing import RESULTS, table
+
+from dictionary_learning_ext import RunConfig, load_dictionary, train
+from dictionary_learning_ext.comparison import read_metrics
+from dictionary_learning_ext.evaluation import evaluate
+from dictionary_learning_ext.files import write_json
+from dictionary_learning_ext.geometry import agreement, dispersion
+from dictionary_learning_ext.run_inputs import held_out, open_model
+from dictionary_learning_ext.sae_config import SAEConfig
+from dictionary_learning_ext.text import ContextStream, open_text
+
+D, F, KS, LR, BATCH, PASSES = 576, 2304, (64, 256), 1e-3, 1024, 10
+EVAL_TOKENS, EVAL_DOCUMENTS = 20_000, 16
+NOISE_TO_SIGNAL = 0.03  # of the annealed noise, at its start: k sigma^2 / D
+MODELS: dict[str, dict[str, Any]] = {
+    "TopK": {"posterior": "point", "rectify": True, "beta": 0.0},
+    "point, beta 0.01": {"posterior": "point", "rectify": True, "beta": 0.01},
+    "both, sigma 1, beta 0.01": {"beta": 0.01},
+    "values, sigma 1, beta 0.01": {"noise_on": "values", "beta": 0.01},
+    "selection, annealed": {"noise_on": "selection", "beta": 0.0},
+}
+FIGURES = {
+    "fve": "FVE",
+    "frac_recovered": "CE recovered",
+    "cossim": "cosine",
+    "alive": "alive",
+    "near_dead_0.1": "near-dead < 0.1",
+    "near_dead_0.5": "near-dead < 0.5",
+    "stability_rms": "selection stability",
+    "dispersion": "dispersion",
+    "agreement": "agreement of seeds",
+}
+DRAWN = {"fve": "FVE", "near_dead_0.1": "near-dead < 0.1"}
+
+
+def name_of(model: str, k: int, seed: int) -> str:
+    return f"{model.replace(', ', '_').replace(' ', '')}_k{k}_seed{seed}"
+
+
+def config_of(model: str, k: int, seed: int, steps: int) -> SAEConfig:
+    settings = dict(MODELS[model])
+    if model == "selection, annealed":
+        sigma = math.sqrt(NOISE_TO_SIGNAL * D / k)
+        settings |= {"sigma": sigma, "noise_anneal_steps": steps // 2}
+    return SAEConfig(k=k, dict_size=F, lr=LR, decay_start=steps * 3 // 4, seed=seed, **settings)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Train and evaluate what is not there yet, and write every SAE's figures."""
+    steps, seeds = arguments.tokens // BATCH, range(arguments.seeds)
+    folder = arguments.runs / f"{steps}_steps"
+    cells = [(model, k, seed) for seed in seeds for k in KS for model in MODELS]
+    saes = {name_of(*cell): config_of(*cell, steps) for cell in cells}
+    missing = {n: sae for n, sae in saes.items() if not (folder / n / "ae.pt").exists()}
+    run = RunConfig(
+        model=arguments.lm,
+        text_passes=PASSES,
+        steps=steps,
+        batch_size=BATCH,
+        n_ctxs=1024,
+        dtype="bfloat16",
+        eval_tokens=0,  # here it is measured in float32
+        save_every="30m",
+        save_dir=str(folder if len(missing) != 1 else folder / next(iter(missing))),
+        overwrite=True,
+    )
+    if missing:
+        train(run, missing)
+    text_tokens = evaluate_missing(arguments.lm, [folder / name for name in saes])
+    directions = {name: directions_of(folder / name) for name in saes}
+    rows = []
+    for model, k, seed in cells:
+        own = directions[name_of(model, k, seed)]
+        other = directions[name_of(model, k, (seed + 1) % len(seeds))]
+        figures = read_metrics(folder / name_of(model, k, seed))
+        row = {"model": model, "k": k, "seed": seed}
+        row |= {figure: figures[figure] for figure in FIGURES if figure in figures}
+        row |= {"dispersion": dispersion(own @ own.T)[0], "agreement": agreement(own, other)}
+        rows.append(row)
+    chance = np.random.default_rng(0).normal(size=(2, F, D))
+    settings = {
+        "date": time.strftime("%Y-%m-%d"),
+        "torch": t.__version__,
+        "tokens": steps * BATCH,
+        "text_tokens": text_tokens,
+        "agreement_by_chance": agreement(*chance),
+        "setting": f"SmolLM2-135M-Instruct, blocks.0.hook_resid_post, D = {D}, F = {F}, {steps} "
+        f"steps of {BATCH:,} tokens, lr {LR:g} and falling in the last quarter, sqrt_d, bfloat16, "
+        f"seeds {', '.join(map(str, seeds))}; measured in float32 on {EVAL_TOKENS:,} held-out "
+        f"tokens, CE on the beginnings of {EVAL_DOCUMENTS} held-out passages",
+    }
+    arguments.raw.write_text(json.dumps({"settings": settings, "rows": rows}, indent=0) + "\n")
+
+
+def evaluate_missing(lm: str, folders: list[Path]) -> int:
+    """Write the metrics.json that are not there yet; return the tokens in the training text.
+
+    In float32: a cross-entropy in bfloat16 has steps of 1/32 nat.
+    """
+    run = RunConfig(model=lm, eval_documents=EVAL_DOCUMENTS)
+    model, hook = open_model(run)
+    for folder in folders:
+        if not (folder / "metrics.json").exists():
+            sae, config = load_dictionary(folder)
+            inputs = held_out(run, model, hook, EVAL_TOKENS)
+            dictionaries = {"sae": (sae, config["trainer"]["norm_factor"])}
+            write_json(folder / "metrics.json", evaluate(dictionaries, *inputs, EVAL_TOKENS)["sae"])
+    text = ContextStream(open_text(run.data), model.tokenizer, run.ctx_len)
+    while True:
+        try:
+            text.next_batch(1024)
+        except StopIteration:
+            return text.tokens_read
+
+
+def directions_of(folder: Path) -> np.ndarray:
+    """Unit decoder directions of all features, dead ones too: (F, D)."""
+    sae: Any = load_dictionary(folder)[0]
+    return t.nn.functional.normalize(sae.decoder.weight.detach().t().float(), dim=1).numpy()
+
+
+def values(rows: list[dict[str, Any]], figure: str, model: str, k: int) -> list[float]:
+    """One number a seed."""
+    return [row[figure] for row in rows if (row["model"], row["k"]) == (model, k)]
+
+
+def spread(numbers: list[float]) -> str:
+    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    rows, settings = content["rows"], content["settings"]
+    tokens, text_tokens = settings["tokens"], settings["text_tokens"]
+    lines = [
+        "`python experiments/full_size.py`",
+        "",
+        f"{settings['date']}, torch {settings['torch']}; {settings['setting']}. All are trained on "
+        f"the same {tokens:,} tokens: {tokens / text_tokens:.2f} passes over the shipped books, "
+        f"{text_tokens:,} tokens of this model's, in a new order each pass. Mean ± standard "
+        "deviation over seeds.",
+        "",
+        "`TopK` is posterior point, rectified, beta 0: upstream's TopK to rounding "
+        "(tests/test_variational_top_k.py), from the same code as the others. `point` is rectified "
+        "too; `both` is the vSAE of the paper's equations. beta is annealed linearly over the "
+        "first tenth, KL on all features. The annealed noise on the selection begins at k sigma² / "
+        f"D = {NOISE_TO_SIGNAL} and falls to 0 over the first half, without KL. Agreement of seeds "
+        "is the mean cosine of decoder directions with the next seed's, matched one to one; random "
+        f"directions reach {settings['agreement_by_chance']:.3f}.",
+        "",
+    ]
+    for k in KS:
+        cells = {model: [spread(values(rows, f, model, k)) for f in FIGURES] for model in MODELS}
+        lines += [*table(f"k = {k}", cells, list(FIGURES.values())), ""]
+    return [*lines, "![FVE and near-dead features of each model, by k](full_size.png)"]
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(1, len(DRAWN), figsize=(8, 2.8), sharey=True)
+    for axis, (name, label) in zip(axes, DRAWN.items(), strict=True):
+        for k, marker, offset in zip(KS, "os", (-0.12, 0.12), strict=True):
+            found = [values(content["rows"], name, model, k) for model in MODELS]
+            axis.errorbar(
+                [statistics.mean(numbers) for numbers in found],
+                [row + offset for row in range(len(MODELS))],
+                xerr=[statistics.stdev(numbers) for numbers in found],
+                fmt=marker,
+                markersize=4,
+                label=f"k = {k}",
+            )
+        axis.set(xlabel=label, yticks=range(len(MODELS)), yticklabels=MODELS)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].invert_yaxis()
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--lm", default="runs/smollm2-135m", help="the language model's folder")
+    parser.add_argument("--tokens", type=int, default=2_000_000, help="to train on")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, at least 2")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/full_size"), help="SAEs go here")
+    parser.add_argument("--raw", type=Path, default=RESULTS / "full_size.json")
+    parser.add_argument("--tables", action="store_true", help="from the raw results alone")
+    arguments = parser.parse_args()
+    t.set_num_threads(arguments.threads)
+    if not arguments.tables:
+        measure(arguments)
+    content = json.loads(arguments.raw.read_text(encoding="utf-8"))
+    draw(content, arguments.raw.with_suffix(".png"))
+    lines = tables(content)
+    arguments.raw.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
