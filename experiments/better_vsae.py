@@ -28,11 +28,11 @@ from dictionary_learning_ext.comparison import read_metrics
 from dictionary_learning_ext.geometry import agreement
 from dictionary_learning_ext.sae_config import SAEConfig
 
-STEPS, D, EVAL_TOKENS = 1000, 128, 20_000
-SIZES = {
-    "F = 4D, k/F = 1/8": (512, 64),
-    "F = 4D, k/F = 1/32": (512, 16),
-    "F = 32D, k/F = 1/256": (4096, 16),
+D, EVAL_TOKENS = 128, 20_000
+SIZES = {  # F, k, steps
+    "F = 4D, k/F = 1/8": (512, 64, 1000),
+    "F = 4D, k/F = 1/32": (512, 16, 1000),
+    "F = 32D, k/F = 1/256": (4096, 16, 500),
 }
 SEARCH_SEEDS, CONFIRM_SEEDS = (100, 101), (0, 1, 2, 3, 4, 5, 6, 7)
 RAW, RUNS = RESULTS / "better_vsae.json", Path("runs/better_vsae")
@@ -102,19 +102,27 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "free_bits": 0.5,
     },
 }
-WIDE = ("TopK", "point, KL 0.03", "selection 0.01", "selection 0.03", "selection 0.01, KL 0.03")
-"""What is searched at F = 32D, where a run takes five times as long."""
+FEWER = (
+    "TopK",
+    "point, KL 0.03",
+    "selection 0.01",
+    "selection 0.03",
+    "selection 0.01, KL 0.03",
+    "selection 0.03, KL 0.03",
+)
+"""What is searched at the second and third size."""
 
 
-def sae_of(settings: dict[str, Any], dict_size: int, k: int, seed: int) -> SAEConfig:
+def sae_of(settings: dict[str, Any], size: str, seed: int) -> SAEConfig:
     """A candidate at a size: its ratio becomes sigma, by noise_to_signal = k sigma^2 / D."""
+    dict_size, k, steps = SIZES[size]
     own = dict(settings)
     if (ratio := own.pop("ratio", None)) is not None:
         own["sigma"] = (ratio * D / k) ** 0.5
     if (until := own.pop("until", None)) is not None:
-        own["noise_anneal_steps"] = int(until * STEPS)
+        own["noise_anneal_steps"] = int(until * steps)
     return SAEConfig(
-        k=k, dict_size=dict_size, lr=2e-3, decay_start=STEPS * 3 // 4, seed=seed, **own
+        k=k, dict_size=dict_size, lr=2e-3, decay_start=steps * 3 // 4, seed=seed, **own
     )
 
 
@@ -140,18 +148,17 @@ def trained(
     stage: str, size: str, models: dict[str, dict[str, Any]], seeds: tuple[int, ...]
 ) -> list:
     """Train what is not there yet, all from one buffer; a row of figures for each SAE."""
-    dict_size, k = SIZES[size]
     cells = list(itertools.product(models, seeds))
     paths = {cell: folder_of(stage, size, *cell) for cell in cells}
     missing = {
-        paths[model, seed].name: sae_of(models[model], dict_size, k, seed)
+        paths[model, seed].name: sae_of(models[model], size, seed)
         for model, seed in cells
         if not (paths[model, seed] / "metrics.json").exists()
     }
     if missing:
         parent = paths[cells[0]].parent
         run = RunConfig(
-            steps=STEPS,
+            steps=SIZES[size][2],
             save_dir=str(parent if len(missing) > 1 else parent / next(iter(missing))),
             overwrite=True,
             eval_tokens=EVAL_TOKENS,
@@ -249,8 +256,8 @@ def write(content: dict[str, Any], stage: str, rows: list[dict[str, Any]], began
 
 def search() -> None:
     began, rows = time.monotonic(), []
-    for size, (dict_size, _) in SIZES.items():
-        models = {n: s for n, s in CANDIDATES.items() if dict_size < 4096 or n in WIDE}
+    for i, size in enumerate(SIZES):
+        models = {n: s for n, s in CANDIDATES.items() if i == 0 or n in FEWER}
         rows += trained("search", size, models, SEARCH_SEEDS)
     write(read(), "search", rows, began)
 
@@ -345,7 +352,8 @@ def tables(content: dict[str, Any]) -> list[str]:
         lines.append(f"- {stage}: {about_line(settings)}")
     lines += [
         "",
-        f"Embedded model, blocks.0.hook_resid_post, D = {D}, {STEPS} steps of 1,024 tokens, lr 2e-3, "
+        f"Embedded model, blocks.0.hook_resid_post, D = {D}, 1,000 steps of 1,024 "
+        f"tokens (500 at F = 32D), lr 2e-3, "
         f"sqrt_d; {EVAL_TOKENS:,} held-out tokens. A number after selection, both or values is "
         "noise_to_signal = k sigma^2 / D in training; selection and both are annealed to 0 over the "
         "first half unless told; KL is beta of a KL on the selected features. Agreement of seeds is "

@@ -24,7 +24,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch as t
-from timing import RESULTS, table
+from timing import RESULTS, about, about_line, table
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.comparison import read_metrics
@@ -73,6 +73,8 @@ def config_of(model: str, k: int, seed: int, steps: int) -> SAEConfig:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Train and evaluate what is not there yet, and write every SAE's figures."""
+    began = time.monotonic()
+    before = json.loads(arguments.raw.read_text())["settings"] if arguments.raw.exists() else None
     steps, seeds = arguments.tokens // BATCH, range(arguments.seeds)
     folder = arguments.runs / f"{steps}_steps"
     cells = [(model, k, seed) for seed in seeds for k in KS for model in MODELS]
@@ -105,8 +107,7 @@ def measure(arguments: argparse.Namespace) -> None:
         rows.append(row)
     chance = np.random.default_rng(0).normal(size=(2, F, D))
     settings = {
-        "date": time.strftime("%Y-%m-%d"),
-        "torch": t.__version__,
+        **about(began, before),
         "tokens": steps * BATCH,
         "text_tokens": text_tokens,
         "agreement_by_chance": agreement(*chance),
@@ -161,7 +162,7 @@ def tables(content: dict[str, Any]) -> list[str]:
     lines = [
         "`python experiments/full_size.py`",
         "",
-        f"{settings['date']}, torch {settings['torch']}; {settings['setting']}. All are trained on "
+        f"{about_line(settings)}; {settings['setting']}. All are trained on "
         f"the same {tokens:,} tokens: {tokens / text_tokens:.2f} passes over the shipped books, "
         f"{text_tokens:,} tokens of this model's, in a new order each pass. Mean ± standard "
         "deviation over seeds.",
