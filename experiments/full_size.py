@@ -6,7 +6,7 @@
 
 Thirty SAEs (five models, k = 64 and 256, three seeds) of F = 4D at blocks.0.hook_resid_post, D = 576,
 all trained on the batches of one buffer. "TopK" is posterior point, rectified, beta 0: upstream's TopK
-to rounding (tests/test_variational_top_k.py), from the same code as the others. Raw figures of every
+to rounding in float32 (tests/test_variational_top_k.py), from the same code as the others. Raw figures of every
 SAE go to results/full_size.json, the page made from them to results/full_size.md and .png.
 
 What is trained, or measured, is not done again. A training that was stopped goes on with
@@ -36,7 +36,7 @@ from dictionary_learning_ext.sae_config import SAEConfig
 from dictionary_learning_ext.text import ContextStream, open_text
 
 D, F, KS, LR, BATCH, PASSES = 576, 2304, (64, 256), 1e-3, 1024, 10
-EVAL_TOKENS, EVAL_DOCUMENTS = 20_000, 16
+EVAL_TOKENS, EVAL_DOCUMENTS = 20_000, 6
 NOISE_TO_SIGNAL = 0.03  # of the annealed noise, at its start: k sigma^2 / D
 MODELS: dict[str, dict[str, Any]] = {
     "TopK": {"posterior": "point", "rectify": True, "beta": 0.0},
@@ -167,7 +167,7 @@ def tables(content: dict[str, Any]) -> list[str]:
         f"{text_tokens:,} tokens of this model's, in a new order each pass. Mean ± standard "
         "deviation over seeds.",
         "",
-        "`TopK` is posterior point, rectified, beta 0: upstream's TopK to rounding "
+        "`TopK` is posterior point, rectified, beta 0: upstream's TopK to rounding in float32 "
         "(tests/test_variational_top_k.py), from the same code as the others. `point` is rectified "
         "too; `both` is the vSAE of the paper's equations. beta is annealed linearly over the "
         "first tenth, KL on all features. The annealed noise on the selection begins at k sigma² / "
@@ -207,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--lm", default="runs/smollm2-135m", help="the language model's folder")
-    parser.add_argument("--tokens", type=int, default=2_000_000, help="to train on")
+    parser.add_argument("--tokens", type=int, default=512_000, help="to train on")
     parser.add_argument("--seeds", type=int, default=3, help="how many, at least 2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/full_size"), help="SAEs go here")
