@@ -2,52 +2,25 @@
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
-from torch import nn
 
-_COUNTS = {"skipped_steps", "first_skipped_step"}
+from .guarded_adam import GuardedAdam
 
 
-class UnitNormAdam(t.optim.Adam):
+class UnitNormAdam(GuardedAdam):
     """Adam for a dictionary whose decoder columns have norm 1.
 
     A step projects the decoder's gradient, clips the norm of all gradients to 1, moves, and
     renormalises the decoder: what upstream's `TopKTrainer.update` does around its Adam, in fewer
-    passes. Where the loss or a gradient is not finite nothing moves; that costs no sync, since the
-    fused kernel itself reads the flag.
+    passes. Where the loss or a gradient is not finite nothing moves.
 
     Arguments:
         dictionary: its `decoder.weight` is (D, F).
         lr: the learning rate.
-
-    Attributes:
-        skipped_steps: how many steps were skipped (0-dim, on the device).
-        first_skipped_step: the first of them, or -1.
     """
 
     def __init__(self, dictionary: AutoEncoderTopK, lr: float):
-        super().__init__(dictionary.parameters(), lr=lr, betas=(0.9, 0.999), fused=True)
+        super().__init__(dictionary.parameters(), lr)
         self.decoder_weight = dictionary.decoder.weight
-        device = self.decoder_weight.device
-        self.skipped_steps = t.zeros((), dtype=t.long, device=device)
-        self.first_skipped_step = t.full((), -1, dtype=t.long, device=device)
-
-    def state_dict(self) -> dict:
-        """As torch's, with the counts of skipped steps."""
-        counts = {name: getattr(self, name).clone() for name in _COUNTS}
-        return super().state_dict() | counts
-
-    @t.no_grad()
-    def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's, of this class or of Adam.
-
-        Each average is laid out in memory as its parameter: fused Adam assumes it.
-        """
-        super().load_state_dict({n: v for n, v in state_dict.items() if n not in _COUNTS})
-        for name in _COUNTS & state_dict.keys():
-            getattr(self, name).copy_(state_dict[name])
-        for parameter, state in self.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = t.empty_like(parameter).copy_(state[name])
 
     @t.no_grad()
     def constrained_step(self, loss: t.Tensor, step: int) -> t.Tensor:
@@ -55,15 +28,9 @@ class UnitNormAdam(t.optim.Adam):
         weight = self.decoder_weight
         assert weight.grad is not None
         project_out_parallel(weight, weight.grad)
-        norm = nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
-        is_finite = norm.isfinite() & loss.detach().isfinite()
-        self.found_inf = (~is_finite).float()
-        self.step()
-        self.zero_grad()
+        is_finite = self.guarded_step(loss, step)
         norm_F = t.linalg.vector_norm(weight, dim=0) + t.finfo(weight.dtype).eps
         weight.div_(t.where(is_finite, norm_F, 1.0))
-        self.skipped_steps += ~is_finite
-        self.first_skipped_step.masked_fill_(~is_finite & (self.first_skipped_step < 0), step)
         return is_finite
 
 

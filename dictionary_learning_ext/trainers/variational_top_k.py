@@ -7,7 +7,7 @@
 import functools
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geometric_median
@@ -30,6 +30,7 @@ from ..options import (
 )
 from ..posterior import kl_scale, noise_scale, noise_to_signal
 from .objective import Objective, Terms, Weights, loss_and_gradients, variational_loss
+from .protocol import LossLog, prepared
 from .scratch import keep_freed_memory
 from .selection import draw_code
 from .unit_norm_adam import UnitNormAdam
@@ -212,15 +213,6 @@ class VariationalTopKAutoEncoder(AutoEncoderTopK):
         sae = sae.to(state["encoder.weight"])  # its device and dtype
         sae.load_state_dict(state)
         return sae
-
-
-class LossLog(NamedTuple):
-    """What upstream's `log_stats` unpacks."""
-
-    x: t.Tensor
-    x_hat: t.Tensor
-    f: t.Tensor
-    losses: dict[str, float]
 
 
 class VariationalTopKTrainer(TopKTrainer):
@@ -406,15 +398,7 @@ class VariationalTopKTrainer(TopKTrainer):
         return weights, objective
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
-        if x.shape[-1] != self.ae.activation_dim:
-            raise ConfigError(
-                f"activations of width {x.shape[-1]} from {self.submodule_name or 'the buffer'}: "
-                f"expected activation_dim={self.ae.activation_dim}; build the trainer with "
-                f"activation_dim={x.shape[-1]} or choose another hook"
-            )
-        if len(x) == 0:
-            raise ConfigError("an empty batch: expected at least one row of activations")
-        return x.to(self.ae.b_dec)
+        return prepared(x, self.ae.b_dec, self.submodule_name)
 
     @t.no_grad()
     def _count(self, step: int, terms: Terms, is_finite: t.Tensor) -> None:
