@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .language_models import find_hook, load_language_model
     from .sae_config import SAEConfig
     from .text import open_text
+    from .trainers.vaease import VAEase, VAEaseTrainer
     from .trainers.variational_top_k import VariationalTopKAutoEncoder, VariationalTopKTrainer
     from .training import train
 
@@ -24,6 +25,8 @@ _HOMES = {
     "RunConfig": ".config",
     "SAEConfig": ".sae_config",
     "UserError": ".errors",
+    "VAEase": ".trainers.vaease",
+    "VAEaseTrainer": ".trainers.vaease",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
     "evaluate": ".evaluation",
@@ -39,6 +42,8 @@ __all__ = [
     "RunConfig",
     "SAEConfig",
     "UserError",
+    "VAEase",
+    "VAEaseTrainer",
     "VariationalTopKAutoEncoder",
     "VariationalTopKTrainer",
     "evaluate",

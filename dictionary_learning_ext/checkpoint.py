@@ -17,6 +17,7 @@ from dictionary_learning.utils import load_dictionary as load_upstream_dictionar
 
 from .errors import CheckpointError, first_line
 from .files import replacing
+from .trainers.vaease import VAEase
 from .trainers.variational_top_k import VariationalTopKAutoEncoder
 
 UPSTREAM_CLASSES = (
@@ -98,7 +99,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
     config = read_config(folder)
     trainer, path = config["trainer"], folder / "ae.pt"
     dict_class = trainer["dict_class"]
-    known = ("VariationalTopKAutoEncoder", *UPSTREAM_CLASSES)
+    known = ("VariationalTopKAutoEncoder", "VAEase", *UPSTREAM_CLASSES)
     if dict_class not in known:
         raise CheckpointError(
             f"{folder}: dict_class {dict_class!r} is unknown; expected one of {', '.join(known)}"
@@ -116,6 +117,8 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
             dictionary: Any = VariationalTopKAutoEncoder.from_pretrained(
                 path, k=trainer.get("k"), device=device
             )
+        elif dict_class == "VAEase":
+            dictionary = VAEase.from_pretrained(path, device=device)
         else:
             dictionary, _ = load_upstream_dictionary(str(folder), device)
     except CheckpointError:

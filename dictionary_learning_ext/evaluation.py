@@ -18,6 +18,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from .buffer import ResidualBuffer
 from .errors import TextError
 from .posterior import gaussian_kl, noise_to_signal, point_kl
+from .trainers.vaease import VAEase
 from .trainers.variational_top_k import VariationalTopKAutoEncoder
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ FIGURES = {
     "loss_tokens": "held-out tokens on which these losses were measured",
     "kl_per_token": "the KL over all features, nats",
     "mean_sigma": "the posterior's standard deviation, in training units",
-    "noise_to_signal": "k sigma^2 / E||x||^2",
+    "noise_to_signal": "k sigma^2 / E||x||^2; None for a VAEase, whose decoder is not unit-norm",
     "fve_sampled": "FVE when the code is drawn from the posterior",
     "stability_sigma": "mean Jaccard overlap of TopK(mu) and TopK(mu + sigma eps)",
     "stability_rms": "the same with noise of a tenth of the selected activations' rms; both for "
@@ -87,6 +88,8 @@ class Measurement:
             self._add(name, theirs[name])
         if isinstance(sae, VariationalTopKAutoEncoder):
             self._add_posterior(x_BD)
+        if isinstance(sae, VAEase):
+            self._add_gated_posterior(x_BD)
         if isinstance(sae, AutoEncoderTopK):
             self._add_stability(x_BD)
 
@@ -103,6 +106,16 @@ class Measurement:
         self._add("kl", kl_BF.sum())
         self._add("variance", log_var.exp().mean())
         self._add("std", (log_var / 2).exp().mean())
+        self._add_sampled(x_BD)
+
+    def _add_gated_posterior(self, x_BD: t.Tensor) -> None:
+        posterior = self.dictionary.posterior(x_BD)
+        self._add("kl", posterior.kl.sum())
+        self._add("std", posterior.std.mean())
+        self._add_sampled(x_BD)
+
+    def _add_sampled(self, x_BD: t.Tensor) -> None:
+        sae = self.dictionary
         sampled_BF = sae.encode(x_BD, sample=True, generator=self._generator)
         self._add("residual_sampled", (x_BD - sae.decode(sampled_BF)).double().square().sum())
 
@@ -138,13 +151,15 @@ class Measurement:
         posterior = ("kl_per_token", "mean_sigma", "noise_to_signal", "fve_sampled")
         figures |= dict.fromkeys((*posterior, "stability_sigma", "stability_rms"))
         if "kl" in sums:
-            variance = sums["variance"] / self._batches
             figures |= {
                 "kl_per_token": sums["kl"] / n,
                 "mean_sigma": sums["std"] / self._batches / self.norm_factor,
-                "noise_to_signal": noise_to_signal(int(k or 0), variance, sums["squares"] / n),
                 "fve_sampled": 1 - sums["residual_sampled"] / total_variance,
             }
+        if "variance" in sums:
+            variance = sums["variance"] / self._batches
+            ratio = noise_to_signal(int(k or 0), variance, sums["squares"] / n)
+            figures["noise_to_signal"] = ratio
         for name in ("stability_sigma", "stability_rms"):
             if name in sums:
                 figures[name] = sums[name] / self._batches

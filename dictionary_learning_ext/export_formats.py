@@ -22,6 +22,7 @@ from .checkpoint import save_weights
 from .errors import CheckpointError
 from .files import write_json
 from .options import ExportFormat
+from .trainers.vaease import VAEase
 from .trainers.variational_top_k import VariationalTopKAutoEncoder
 
 SAE_BENCH_REPO = "local/saes"
@@ -65,6 +66,12 @@ def require_supported(form: ExportFormat, source: Source) -> None:
     """Raise a CheckpointError unless the format's reader can take this SAE."""
     dictionary, trainer_class = source.dictionary, source.config["trainer"].get("trainer_class")
     dict_class, is_top_k = type(dictionary).__name__, isinstance(dictionary, AutoEncoderTopK)
+    if isinstance(dictionary, VAEase):
+        raise CheckpointError(
+            f"{source.name} is a VAEase, whose features are mu times a gate of their own, and no "
+            f"reader of --format {form} knows that; load it with "
+            "dictionary_learning_ext.load_dictionary"
+        )
     if form in ("sae-lens", "safetensors") and not is_top_k:
         raise CheckpointError(
             f"--format {form} takes TopK SAEs, and {source.name} is a {dict_class}; give "

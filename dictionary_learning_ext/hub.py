@@ -200,8 +200,8 @@ def card(
     bench = (
         "SAE Bench's `run_all_evals_dictionary_learning_saes` reads this repository as it is."
         if is_known
-        else "SAE Bench's own runner does not know each of these as it is: export them with "
-        "`vsae export FOLDER --format sae-bench`."
+        else "SAE Bench's own runner does not know each of these as it is: `vsae export FOLDER --format "
+        "sae-bench` exports what it can read, and says what it can't."
     )
     return "\n".join(
         [

@@ -4,6 +4,7 @@ The model, the trainer and the command line all check what they are given by the
 a mistake gets the same message everywhere.
 """
 
+import math
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -84,6 +85,26 @@ class PosteriorOptions:
         low, high = LOG_VAR_LIMITS
         is_inside = low <= self.log_var_init <= high
         require(is_inside, "log_var_init", self.log_var_init, f"between {low} and {high}")
+
+
+@dataclass(frozen=True)
+class VAEaseOptions:
+    """What `VAEase` takes beyond upstream's arguments; see there."""
+
+    log_var_init: float = -0.5
+    gamma_init: float = 0.1
+    prior_std: float = 1.0
+    active_gate: float = 0.05
+
+    def __post_init__(self):
+        low = LOG_VAR_LIMITS[0]
+        is_inside = low <= self.log_var_init < 0
+        require(is_inside, "log_var_init", self.log_var_init, f"{low} or more, and below 0")
+        for name in ("gamma_init", "prior_std"):
+            given = getattr(self, name)
+            require(0 < given < math.inf, name, given, "above 0")
+        is_inside = 0 <= self.active_gate < 1
+        require(is_inside, "active_gate", self.active_gate, "0 or more, and below 1")
 
 
 @dataclass(frozen=True)

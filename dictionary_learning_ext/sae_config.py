@@ -15,12 +15,13 @@ from .options import (
     ObjectiveOptions,
     Posterior,
     PosteriorOptions,
+    VAEaseOptions,
     require,
     require_choice,
 )
 
 Architecture = Literal[
-    "vsae_top_k", "vsae", "top_k", "batch_top_k", "relu", "jump_relu", "matryoshka"
+    "vsae_top_k", "vsae", "vaease", "top_k", "batch_top_k", "relu", "jump_relu", "matryoshka"
 ]
 
 _VARIATIONAL = (
@@ -31,6 +32,7 @@ _TOP_K = ("k", "auxk_alpha", "dead_feature_threshold")
 USES: dict[Architecture, tuple[str, ...]] = {
     "vsae_top_k": ("k", *_VARIATIONAL),
     "vsae": _VARIATIONAL,
+    "vaease": ("log_var_init", "gamma_init"),
     "top_k": _TOP_K,
     "batch_top_k": _TOP_K,
     "matryoshka": (*_TOP_K, "group_fractions"),
@@ -53,7 +55,8 @@ class SAEConfig:
     """One SAE and how it is trained."""
 
     architecture: Architecture = "vsae_top_k"
-    """vsae_top_k: variational TopK. vsae: purely variational (k = dict_size). The others are
+    """vsae_top_k: variational TopK. vsae: purely variational (k = dict_size). vaease: a VAE whose
+    sigma gates its features (Lu et al. 2025), which has no sparsity weight. The others are
     upstream's trainers: top_k, batch_top_k, relu (L1), jump_relu, matryoshka (BatchTopK)."""
     k: int | None = None
     """Features kept per token; 32 unless told. Paper: 64, 128, 256, 512."""
@@ -61,7 +64,7 @@ class SAEConfig:
     """Features in the dictionary. Paper: 2048."""
     lr: float | None = None
     """Adam's learning rate. Unless told, upstream's: 2e-4 / sqrt(dict_size / 16384) for the TopK
-    family, 1e-3 for relu, 7e-5 for jump_relu. Paper: not stated."""
+    family, 1e-3 for relu and vaease, 7e-5 for jump_relu. Paper: not stated."""
     warmup_steps: int | None = None
     """Steps over which lr rises from 0; 1000 or a tenth of the run, whichever is less."""
     decay_start: int | None = None
@@ -75,7 +78,10 @@ class SAEConfig:
     sigma: float | None = None
     """The fixed posterior's standard deviation, in training units; 1 unless told, as the paper."""
     log_var_init: float | None = None
-    """The learned posterior's initial log-variance; -2 unless told."""
+    """The initial log-variance of the learned posterior, -2 unless told, or of vaease, -0.5."""
+    gamma_init: float | None = None
+    """vaease: initial variance of the reconstruction's error, per dimension, in training units; 0.1
+    unless told. It is learned, its logarithm by up to lr a step."""
     noise_on: NoiseOn | None = None
     """What the sample changes in training: both (paper, default), the values of the features that
     the mean selects, or only the selection."""
@@ -148,9 +154,10 @@ class SAEConfig:
                     f"{name}={getattr(self, name)!r}: {who} does not use it; leave out {flag} "
                     f"(it uses {', '.join(used)})"
                 )
-        variational = {
-            f.name: f.default for cls in (PosteriorOptions, ObjectiveOptions) for f in fields(cls)
-        }
+        ours = (PosteriorOptions, ObjectiveOptions)
+        if architecture == "vaease":
+            ours = (VAEaseOptions,)
+        variational = {option.name: option.default for cls in ours for option in fields(cls)}
         defaults = variational | {
             "k": min(32, self.dict_size),
             "dead_feature_threshold": max(1, min(10_000_000, steps * batch_size // 10)),
@@ -195,6 +202,8 @@ class SAEConfig:
             given = {name: value for name, value in asdict(self).items() if value is not None}
             PosteriorOptions(**{n: v for n, v in given.items() if n in _POSTERIOR})
             ObjectiveOptions(**{n: v for n, v in given.items() if n in _OBJECTIVE})
+        if self.architecture == "vaease":
+            VAEaseOptions(**{name: getattr(self, name) for name in USES["vaease"]})
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ from .config import RunConfig, TrainConfig
 from .errors import CheckpointError, ConfigError
 from .files import remove, sync, write_json, writing
 from .sae_config import SAEConfig
-from .trainers.variational_top_k import VariationalTopKTrainer
+from .trainers.build import OURS
 from .wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ class Trainee:
             self._fail(step, step, f"{type(error).__name__}: {error}")
 
     def _update(self, step: int, x_BD: t.Tensor) -> None:
-        is_upstreams = not isinstance(self.trainer, VariationalTopKTrainer)
+        is_upstreams = not isinstance(self.trainer, OURS)
         in_bf16 = is_upstreams and self.run.dtype == "bfloat16"
         with t.autocast(x_BD.device.type, dtype=t.bfloat16, enabled=in_bf16):
             self.trainer.update(step, x_BD)
@@ -196,7 +196,7 @@ class Trainee:
             "tokens": step * self.run.batch_size,
             "lr": self.trainer.scheduler.get_last_lr()[0],
         }
-        if isinstance(self.trainer, VariationalTopKTrainer):
+        if isinstance(self.trainer, OURS):
             log = self.trainer.loss(x_BD, step, logging=True)
             x_hat_BD, f_BF, losses = log.x_hat, log.f, log.losses
             metrics |= losses | self.trainer.get_logging_parameters()
@@ -227,7 +227,7 @@ class Trainee:
         """Fail if a loss, gradient or weight was not finite since the last check."""
         if self.failure is not None:
             return
-        if isinstance(self.trainer, VariationalTopKTrainer):
+        if isinstance(self.trainer, OURS):
             optimizer = self.trainer.optimizer
             if skipped := int(optimizer.skipped_steps):
                 what = f"not finite; {skipped} steps were left out, the weights are without them"
@@ -240,7 +240,7 @@ class Trainee:
 
     def _remember(self) -> None:
         """Upstream's trainers take every step: keep the last weights that were finite."""
-        if not isinstance(self.trainer, VariationalTopKTrainer):
+        if not isinstance(self.trainer, OURS):
             state = self.trainer.ae.state_dict()
             self._last_good = {name: value.clone() for name, value in state.items()}
 

@@ -57,6 +57,13 @@ def test_an_option_the_posterior_does_not_use_is_an_error(posterior, given):
     assert config.changed_to(None, posterior).resolve(500, 64).posterior == posterior
 
 
+def test_a_default_is_the_architectures_own():
+    learned = SAEConfig(posterior="learned").resolve(100, 8)
+    vaease = SAEConfig("vaease").resolve(100, 8)
+    assert (learned.log_var_init, learned.gamma_init) == (-2.0, None)
+    assert (vaease.log_var_init, vaease.gamma_init) == (-0.5, 0.1)
+
+
 def test_a_given_zero_is_kept():
     resolved = SAEConfig(beta=0.0, auxk_alpha=0.0, free_bits=0.0, warmup_steps=0).resolve(100, 8)
     assert (resolved.beta, resolved.auxk_alpha, resolved.warmup_steps) == (0.0, 0.0, 0)
@@ -76,6 +83,8 @@ def test_a_given_zero_is_kept():
         ({"architecture": "topk"}, "architecture='topk'"),
         ({"posterior": "gauss"}, "posterior='gauss'"),
         ({"architecture": "matryoshka", "group_fractions": (0.5, 0.4)}, "group_fractions"),
+        ({"architecture": "vaease", "log_var_init": 0.5}, "log_var_init=0.5"),
+        ({"architecture": "vaease", "gamma_init": 0.0}, "gamma_init=0.0"),
         ({"architecture": "jump_relu", "target_l0": -1.0}, "target_l0=-1.0"),
         ({"architecture": "relu", "sparsity_warmup_steps": 100}, "sparsity_warmup_steps=100"),
     ],

@@ -18,7 +18,14 @@ from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
 from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
-from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKAutoEncoder, train
+from dictionary_learning_ext import (
+    RunConfig,
+    SAEConfig,
+    VAEase,
+    VariationalTopKAutoEncoder,
+    load_dictionary,
+    train,
+)
 from dictionary_learning_ext.buffer import ResidualBuffer
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError
@@ -142,6 +149,7 @@ def dictionaries():
             D, F, K, posterior="learned", noise_on="values"
         ),
         "vsae_point": VariationalTopKAutoEncoder(D, F, K, posterior="point"),
+        "vaease": VAEase(D, F),
         "topk": AutoEncoderTopK(D, F, K),
         "batch_topk": batch,
         "matryoshka_batch_topk": matryoshka,
@@ -180,7 +188,7 @@ def test_w_enc_is_the_encoder():
         pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
         if name in ("jumprelu", "standard_april_update"):  # these do not subtract the bias
             pre = x @ sae.W_enc + sae.b_enc
-        if name != "gated":
+        if name not in ("gated", "vaease"):  # these have a factor of their own
             assert t.allclose(f[f != 0], pre[f != 0], atol=1e-5), name
 
 
@@ -189,6 +197,22 @@ def test_a_decoder_that_is_not_of_unit_norm_is_refused():
     dictionary.decoder.weight.data[:, 3] *= 1.1
     with pytest.raises(BenchError, match=r"off unit norm by 1\.0e-01; expected at most 1e-05"):
         adapter.BenchSAE(dictionary, **place())
+
+
+def test_a_vaease_is_loaded_with_a_unit_norm_decoder(tmp_path):
+    model = VAEase(D, F)
+    model.decoder.weight.data *= t.rand(F) + 0.5
+    model.variance_encoder.bias.data[::2] = 8.0
+    t.save(model.state_dict(), tmp_path / "ae.pt")
+    config = {"trainer": {"dict_class": "VAEase", "activation_dim": D, "dict_size": F}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    where = {name: value for name, value in place().items() if name != "architecture"}
+    sae = adapter.load_bench_sae(tmp_path, **where)
+    assert sae.check_decoder_norms()
+    assert sae.cfg.architecture == "vaease"
+    x = 3 * t.randn(20, D)
+    assert t.allclose(sae(x), load_dictionary(tmp_path)[0](x), atol=1e-5)
+    assert t.equal((sae.encode(x) != 0).any(0), t.arange(F) % 2 == 1)
 
 
 def test_a_mask_leaves_the_most_used_features():

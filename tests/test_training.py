@@ -83,7 +83,7 @@ def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, ru
 
 
 def test_company_and_logging_change_nothing_to_the_bit(run_of, tmp_path):
-    architectures = ["vsae_top_k", "top_k", "jump_relu", "batch_top_k"]
+    architectures = ["vsae_top_k", "vaease", "top_k", "jump_relu", "batch_top_k"]
     saes = {name: sae_of(name) for name in architectures}
     together = train(run_of(log_steps=1, save_dir=str(tmp_path / "together")), saes)
     for name, sae in saes.items():
@@ -159,7 +159,7 @@ def test_empty_text_is_an_error_before_anything_is_written(run_of, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("architecture", ["vsae_top_k", "top_k", "relu"])
+@pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease", "top_k", "relu"])
 def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, run_of, monkeypatch):
     from dictionary_learning_ext import trainee
 

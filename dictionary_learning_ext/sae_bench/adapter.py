@@ -16,6 +16,7 @@ from sae_bench.sae_bench_utils import graphing_utils
 
 from ..checkpoint import load_dictionary
 from ..errors import BenchError, CheckpointError
+from ..trainers.vaease import VAEase
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 
 # SAE Bench's own names for upstream's classes.
@@ -36,6 +37,7 @@ VARIANTS = {  # label, colour and marker in SAE Bench's plots
     "vsae_learned_values": ("vSAE, learned sigma, noise on values", "gold", "v"),
     "vsae_learned_selection": ("vSAE, learned sigma, noise on selection", "olive", "p"),
     "vsae_point": ("TopK with an L2 penalty", "dodgerblue", "h"),
+    "vaease": ("VAEase", "saddlebrown", "P"),
     "random": ("Random SAE", "grey", "x"),
     "identity": ("Identity", "black", "+"),
 }
@@ -113,6 +115,8 @@ def architecture_of(dictionary: Dictionary) -> str:
     if isinstance(dictionary, VariationalTopKAutoEncoder):
         noise = "" if dictionary.posterior == "point" else f"_{dictionary.noise_on}"
         return f"vsae_{dictionary.posterior}{noise}"
+    if isinstance(dictionary, VAEase):
+        return "vaease"
     return ARCHITECTURES[type(dictionary).__name__]
 
 
@@ -150,11 +154,11 @@ def local_folder(source: str | Path) -> Path:
 def load_bench_sae(
     folder: Path, *, model_name: str, hook_name: str, hook_layer: int, device: str = "cpu"
 ) -> BenchSAE:
-    """A run folder's SAE, of our class or any of upstream's, in float32.
+    """A run folder's SAE, of our classes or any of upstream's, in float32.
 
     Raises: CheckpointError if the folder is damaged; BenchError if SAE Bench can't take its SAE.
     """
-    dictionary, config = load_dictionary(folder, device)
+    dictionary, config = _load(folder, device)
     try:
         sae = BenchSAE(
             dictionary.float(),
@@ -167,6 +171,14 @@ def load_bench_sae(
         raise BenchError(f"{folder}: {error}") from error
     sae.cfg.activation_fn_str = config["trainer"]["dict_class"]
     return sae
+
+
+def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
+    """As `load_dictionary`, with a VAEase's decoder made unit-norm, which changes no reconstruction."""
+    dictionary, config = load_dictionary(folder, device)
+    if isinstance(dictionary, VAEase):
+        dictionary.normalize_decoder()
+    return dictionary, config
 
 
 def random_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
@@ -208,19 +220,20 @@ def masked(sae: BenchSAE, kept_F: t.Tensor) -> BenchSAE:
 
 
 def register() -> None:
-    """Enter our trainer class and its variants into SAE Bench's own tables.
+    """Enter our trainer classes and their variants into SAE Bench's own tables.
 
     Afterwards SAE Bench's `run_all_evals_dictionary_learning_saes` loads our repos, and its
     graphing tells our variants apart.
     """
-    upstream_runner.TRAINER_LOADERS["VariationalTopKTrainer"] = load_variational_top_k_sae
+    for trainer_class in ("VariationalTopKTrainer", "VAEaseTrainer"):
+        upstream_runner.TRAINER_LOADERS[trainer_class] = load_our_sae
     for name, (label, colour, marker) in VARIANTS.items():
         graphing_utils.TRAINER_LABELS[name] = label
         graphing_utils.TRAINER_COLORS[name] = colour
         graphing_utils.TRAINER_MARKERS[name] = marker
 
 
-def load_variational_top_k_sae(
+def load_our_sae(
     repo_id: str,
     filename: str,
     model_name: str,
@@ -234,7 +247,7 @@ def load_variational_top_k_sae(
     config_name = filename.replace("ae.pt", "config.json")
     hf_hub_download(repo_id=repo_id, filename=config_name, local_dir=local_dir)
     folder = (Path(local_dir) / filename).parent
-    dictionary, config = load_dictionary(folder, str(device))
+    dictionary, config = _load(folder, str(device))
     trainer = config["trainer"]
     if layer is not None and layer != trainer["layer"]:
         raise BenchError(f"{folder}: trained on layer {trainer['layer']}, not on {layer}")

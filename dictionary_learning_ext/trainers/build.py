@@ -11,17 +11,21 @@ from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.trainers.trainer import SAETrainer
 
 from ..sae_config import USES, SAEConfig
+from .vaease import VAEaseTrainer
 from .variational_top_k import VariationalTopKTrainer
 
 TRAINERS: dict[str, type[SAETrainer]] = {
     "vsae_top_k": VariationalTopKTrainer,
     "vsae": VariationalTopKTrainer,
+    "vaease": VAEaseTrainer,
     "top_k": TopKTrainer,
     "batch_top_k": BatchTopKTrainer,
     "relu": StandardTrainer,
     "jump_relu": JumpReluTrainer,
     "matryoshka": MatryoshkaBatchTopKTrainer,
 }
+OURS = (VariationalTopKTrainer, VAEaseTrainer)
+"""Those that leave out steps that are not finite, log without a change, and take a `dtype`."""
 
 
 def build_trainer(
@@ -58,13 +62,14 @@ def build_trainer(
             arguments[option] = list(value) if isinstance(value, tuple) else value
     if sae.architecture == "vsae":
         arguments["k"] = sae.dict_size
-    if sae.architecture in ("vsae", "vsae_top_k"):
+    is_ours = issubclass(TRAINERS[sae.architecture], OURS)
+    if is_ours:
         arguments["dtype"] = dtype
     if "k" in arguments:  # upstream's 1000 is past the end of a short run
         arguments["threshold_start_step"] = min(1000, steps // 2)
     # Upstream's TopK trainers take no such argument, but have the attribute.
     threshold = arguments.get("dead_feature_threshold")
-    if "vsae" not in sae.architecture:
+    if not is_ours:
         arguments.pop("dead_feature_threshold", None)
     t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
     trainer: Any = TRAINERS[sae.architecture](**arguments)

@@ -1,0 +1,327 @@
+"""VAEase: a variational autoencoder whose posterior's standard deviations gate its features.
+
+"Sparse Autoencoders, Again?" (Lu, Zhu, He & Wipf 2025, arXiv 2506.04859), with linear encoder and
+decoder.
+"""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from dictionary_learning.trainers.top_k import geometric_median
+from dictionary_learning.trainers.trainer import (
+    SAETrainer,
+    get_lr_schedule,
+    set_decoder_norm_to_unit_norm,
+)
+from torch import nn
+from torch.nn import functional
+
+from ..errors import CheckpointError
+from ..options import Dtype, VAEaseOptions, require, require_choice
+from .gated_posterior import GatedPosterior
+from .guarded_adam import GuardedAdam
+from .protocol import LossLog, prepared
+
+
+class VAEase(Dictionary):
+    """A VAE whose features are multiplied by 1 - sigma/p, so that each token has its own sparsity.
+
+        mu_BF    = W_enc (x - b_dec) + b_enc
+        sigma_BF = p sqrt(sigmoid(raw)),  raw = W_var (x - b_dec) + b_var      # at most p
+        z_BF     = mu + sigma * eps,  eps ~ N(0, I)           # in training, or when asked for
+        f_BF     = (1 - sigma/p) z,  z = mu unless sampled
+        x_hat    = W_dec f + b_dec
+
+    A feature that says nothing about a token has the prior as its posterior, and so a gate of 0. In
+    floating point a closed gate is only nearly 0: a feature counts as *active* at a token where its
+    gate is above `active_gate` (0.05: its variance is below 0.90 of the prior's), and `encode`
+    returns an exact 0 elsewhere. The paper likewise counts the dimensions whose variance is away
+    from 1. The training loss sees all features.
+
+    Activations may be negative. Decoder columns have no norm constraint, as in the paper: the KL
+    fixes the scale of mu, so there is nothing to win by a small code and a large decoder.
+    `normalize_decoder` makes them unit-norm after training.
+
+    Arguments:
+        activation_dim: D, the width of the activations.
+        dict_size: F, the number of features.
+        log_var_init: initial log(sigma^2 / p^2) of every feature and token, below 0. At -0.5 the
+            gates start open, at 0.22, so that F > D features do not overshoot x at first.
+        gamma_init: initial gamma, the variance of the reconstruction's error per dimension. Adam
+            moves its logarithm by up to lr a step: begin near the share of the variance that is to
+            be left. Only the trainer's loss uses it; it lies here so that the state is whole.
+        prior_std: p, the standard deviation of the prior N(0, p^2).
+        active_gate: the gate below which a feature is off, in [0, 1).
+
+    Raises: ConfigError for a value out of range.
+    """
+
+    prior_std: t.Tensor
+    active_gate: t.Tensor
+
+    def __init__(
+        self,
+        activation_dim: int,
+        dict_size: int,
+        *,
+        log_var_init: float = -0.5,
+        gamma_init: float = 0.1,
+        prior_std: float = 1.0,
+        active_gate: float = 0.05,
+    ):
+        super().__init__()
+        require(activation_dim >= 1, "activation_dim", activation_dim, "at least 1")
+        require(dict_size >= 1, "dict_size", dict_size, "at least 1")
+        VAEaseOptions(log_var_init, gamma_init, prior_std, active_gate)
+        self.activation_dim, self.dict_size = activation_dim, dict_size
+        # Weights start as upstream's TopK: random unit columns, and the encoder their transpose.
+        self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
+        set_decoder_norm_to_unit_norm(self.decoder.weight, activation_dim, dict_size)  # pyright: ignore
+        self.encoder = nn.Linear(activation_dim, dict_size)
+        self.encoder.weight.data = self.decoder.weight.data.T.clone()
+        self.encoder.bias.data.zero_()
+        self.b_dec = nn.Parameter(t.zeros(activation_dim))
+        self.variance_encoder = nn.Linear(activation_dim, dict_size)
+        self.variance_encoder.weight.data.zero_()
+        logit = log_var_init - math.log(-math.expm1(log_var_init))
+        self.variance_encoder.bias.data.fill_(logit)
+        self.log_gamma = nn.Parameter(t.tensor(math.log(gamma_init)))
+        self.register_buffer("prior_std", t.full((dict_size,), float(prior_std)))
+        self.register_buffer("active_gate", t.tensor(float(active_gate)))
+
+    def posterior(self, x: t.Tensor, matmul_dtype: t.dtype | None = None) -> GatedPosterior:
+        """The posterior of each feature: (…, D) -> (…, F).
+
+        Arguments:
+            x: activations, in the units the model was trained in or scaled to; any float dtype.
+            matmul_dtype: of the products, the parameters' unless told.
+        """
+        centred = x.to(self.b_dec.dtype) - self.b_dec
+        mu, raw = (
+            _product(centred, linear.weight, matmul_dtype) + linear.bias
+            for linear in (self.encoder, self.variance_encoder)
+        )
+        return GatedPosterior(mu, functional.logsigmoid(raw), self.prior_std)
+
+    def encode(
+        self, x: t.Tensor, *, sample: bool = False, generator: t.Generator | None = None
+    ) -> t.Tensor:
+        """The gated features of `x`, 0 where not active: (B, D) -> (B, F), (B, L, D) -> (B, L, F).
+
+        Arguments:
+            x: see `posterior`.
+            sample: draw from the posterior instead of taking its mean.
+            generator: where the sample's noise comes from; torch's own if None.
+        """
+        posterior = self.posterior(x)
+        gate = posterior.gate
+        z = posterior.sample(generator) if sample else posterior.mu
+        return gate * z * (gate > self.active_gate)
+
+    def decode(self, f: t.Tensor) -> t.Tensor:
+        """The reconstruction of features: (…, F) -> (…, D)."""
+        return self.decoder(f.to(self.b_dec.dtype)) + self.b_dec
+
+    def forward(self, x: t.Tensor, output_features: bool = False):
+        """The reconstruction by the mean, (…, D); with `output_features` also the features."""
+        f = self.encode(x)
+        x_hat = self.decode(f)
+        return (x_hat, f) if output_features else x_hat
+
+    def active_dimensions(self, x: t.Tensor) -> t.Tensor:
+        """The mean number of features per token whose gate is above `active_gate`: 0-dim."""
+        return (self.posterior(x).gate > self.active_gate).sum(-1).to(self.b_dec.dtype).mean()
+
+    @t.no_grad()
+    def scale_biases(self, scale: float) -> None:
+        """Make the model take activations `scale` times as large, equivariantly.
+
+        Afterwards encode(scale * x) = scale * encode(x) before, sampled or not; gates and KL are
+        what they were, and the loss is so up to D log(scale^2). Raises ConfigError unless `scale`
+        is positive.
+        """
+        require(scale > 0, "scale", scale, "above 0")
+        for quantity in (self.encoder.bias, self.b_dec, self.prior_std):
+            quantity.mul_(scale)
+        self.variance_encoder.weight.div_(scale)
+        self.log_gamma.add_(2 * math.log(scale))
+
+    @t.no_grad()
+    def normalize_decoder(self) -> None:
+        """Make the decoder's columns unit-norm; reconstructions, gates and KL stay as they are.
+
+        Each feature's activations, and its prior's standard deviation, are multiplied by the former
+        norm of its column. A column of zeros stays.
+        """
+        norm_F = self.decoder.weight.norm(dim=0)
+        norm_F = t.where(norm_F > 0, norm_F, 1.0)
+        self.decoder.weight.div_(norm_F)
+        self.encoder.weight.mul_(norm_F[:, None])
+        for quantity_F in (self.encoder.bias, self.prior_std):
+            quantity_F.mul_(norm_F)
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, path: str | Path, device: str | None = None
+    ) -> "VAEase":
+        """Load a model from an `ae.pt`, which holds all that it needs.
+
+        Raises: CheckpointError if the file is not one of this class.
+        """
+        state = t.load(path, map_location=device or "cpu", weights_only=True)
+        needed = {"encoder.weight", "variance_encoder.weight", "log_gamma", "active_gate"}
+        if missing := sorted(needed - set(state)):
+            raise CheckpointError(
+                f"{path}: expected a {cls.__name__}, but it lacks {', '.join(missing)}; "
+                "load_dictionary(FOLDER) reads any class by its config.json"
+            )
+        dict_size, activation_dim = state["encoder.weight"].shape
+        model = cls(activation_dim, dict_size).to(state["encoder.weight"])  # its device and dtype
+        model.load_state_dict(state)
+        return model
+
+
+class Terms(NamedTuple):
+    """The loss of a batch and its parts, means over tokens."""
+
+    loss: t.Tensor
+    l2_loss: t.Tensor
+    """||x - x_hat||^2"""
+    kl_loss: t.Tensor
+    """nats over all features"""
+    mean_sigma: t.Tensor
+
+
+class VAEaseTrainer(SAETrainer):
+    """Trains a VAEase by the paper's loss, which has no weight to tune.
+
+        loss = mean_B( ||x - x_hat||^2 / gamma + D log gamma + 2 sum_j KL_j )
+        2 KL_j = sigma_j^2/p^2 + mu_j^2/p^2 - 1 - log(sigma_j^2/p^2)
+
+    which is -2 times the evidence lower bound without its constant D log(2 pi), x_hat from one
+    sample of each token, and gamma > 0 a learned number: at its optimum, mean ||x - x_hat||^2 / D.
+
+    What the paper does not decide is upstream's TopK trainer's: initial weights, decoder bias (the
+    geometric median of the first batch), clipping to 1, Adam, the schedule of lr. Noise comes from
+    the trainer's own generator, so a run does not depend on what else runs beside it, nor on
+    logging. A step whose loss or gradient is not finite is not taken, and counted in the
+    optimiser's `skipped_steps`.
+
+    Arguments beyond the model's and upstream's:
+        lr: Adam's learning rate.
+        dtype: "float32", or "bfloat16" for matmuls in bf16 (parameters, optimiser, sums and KL
+            stay in fp32). It decides, not an autocast around the call.
+
+    Raises: ConfigError for a value out of range, or activations of another width.
+    """
+
+    ae: VAEase
+
+    def __init__(
+        self,
+        steps: int,
+        activation_dim: int,
+        dict_size: int,
+        layer: int,
+        lm_name: str,
+        *,
+        log_var_init: float = -0.5,
+        gamma_init: float = 0.1,
+        prior_std: float = 1.0,
+        active_gate: float = 0.05,
+        lr: float = 1e-3,
+        warmup_steps: int = 1000,
+        decay_start: int | None = None,
+        dtype: Dtype = "float32",
+        seed: int | None = None,
+        device: str | None = None,
+        wandb_name: str = "VAEase",
+        submodule_name: str | None = None,
+    ):
+        super().__init__(seed)
+        require(lr > 0, "lr", lr, "above 0")
+        require_choice("dtype", dtype, Dtype)
+        self.options = VAEaseOptions(log_var_init, gamma_init, prior_std, active_gate)
+        self.steps, self.layer, self.lm_name = steps, layer, lm_name
+        self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
+        self.dtype: Dtype = dtype
+        self.wandb_name, self.submodule_name = wandb_name, submodule_name
+        self.device = device or ("cuda" if t.cuda.is_available() else "cpu")
+        if seed is not None:
+            t.manual_seed(seed)
+        self.ae = VAEase(activation_dim, dict_size, **asdict(self.options)).to(self.device)
+        self.optimizer = GuardedAdam(self.ae.parameters(), lr)
+        schedule = get_lr_schedule(steps, warmup_steps, decay_start=decay_start)
+        self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
+        noise_seed = t.initial_seed() if seed is None else seed
+        self.generator = t.Generator(self.device).manual_seed(noise_seed)
+
+    def loss(self, x: t.Tensor, step: int, logging: bool = False) -> Any:
+        """The loss of activations (B, D): a 0-dim tensor, differentiable. `step` changes nothing.
+
+        With `logging`, a `LossLog` of x, its reconstruction and features by the mean, and the
+        loss's terms, drawn from a copy of the generator: nothing changes.
+        """
+        x = prepared(x, self.ae.b_dec, self.submodule_name)
+        if not logging:
+            return self._terms(x, self.generator).loss
+        generator = t.Generator(self.device)
+        generator.set_state(self.generator.get_state())
+        with t.no_grad():
+            terms = self._terms(x, generator)._asdict()
+            x_hat, f = self.ae(x, output_features=True)
+            others = {
+                "gamma": self.ae.log_gamma.exp(),
+                "active_dims": self.ae.active_dimensions(x),
+            }
+        return LossLog(x, x_hat, f, {n: value.item() for n, value in (terms | others).items()})
+
+    def update(self, step: int, x: t.Tensor) -> t.Tensor:
+        """One training step on activations (B, D). Returns the loss, without waiting for it."""
+        x = prepared(x, self.ae.b_dec, self.submodule_name)
+        if step == 0:
+            median = geometric_median(x)
+            self.ae.b_dec.data.copy_(t.where(median.isfinite().all(), median, self.ae.b_dec.data))
+        loss = self._terms(x, self.generator).loss
+        self.optimizer.zero_grad()  # what a caller's own `loss(...).backward()` left
+        loss.backward()
+        self.optimizer.guarded_step(loss, step)
+        self.scheduler.step()
+        return loss.detach()
+
+    def _terms(self, x: t.Tensor, generator: t.Generator) -> Terms:
+        ae = self.ae
+        matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
+        with t.autocast(x.device.type, enabled=False):
+            posterior = ae.posterior(x, matmul_dtype)
+            f_BF = posterior.gate * posterior.sample(generator)
+            x_hat = _product(f_BF, ae.decoder.weight, matmul_dtype) + ae.b_dec
+            l2_loss = (x - x_hat).square().sum(-1).mean()
+            kl_loss = posterior.kl.sum(-1).mean()
+            log_scale = ae.activation_dim * ae.log_gamma
+            loss = l2_loss * (-ae.log_gamma).exp() + log_scale + 2 * kl_loss
+        return Terms(loss, l2_loss, kl_loss, posterior.std.mean())
+
+    @property
+    def config(self) -> dict:
+        """Upstream's keys and ours: enough to build the trainer again."""
+        names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
+        ours = ("dtype", "wandb_name", "submodule_name")
+        return {
+            "trainer_class": "VAEaseTrainer",
+            "dict_class": "VAEase",
+            "activation_dim": self.ae.activation_dim,
+            "dict_size": self.ae.dict_size,
+            **{name: getattr(self, name) for name in (*names, *ours)},
+            **asdict(self.options),
+        }
+
+
+def _product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
+    """x W^T in `matmul_dtype`, returned in the weight's: (…, M), (N, M) -> (…, N)."""
+    dtype = matmul_dtype or weight.dtype
+    return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)
