@@ -138,7 +138,7 @@ def without_noise(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def folder_of(stage: str, size: str, model: str, seed: int) -> Path:
-    dict_size, k = SIZES[size]
+    dict_size, k, _ = SIZES[size]
     return (
         RUNS / stage / f"F{dict_size}_k{k}" / f"{model.replace(', ', '_').replace(' ', '')}_{seed}"
     )
