@@ -71,6 +71,7 @@ def point(beta: float) -> dict[str, Any]:
 CANDIDATES: dict[str, dict[str, Any]] = {
     "TopK": TOP_K,
     "TopK without AuxK": TOP_K | {"auxk_alpha": 0.0},
+    "point, KL 0.01": point(0.01),
     "point, KL 0.03": point(0.03),
     "point, KL 0.1": point(0.1),
     "selection 0.01": selection(0.01),
@@ -78,6 +79,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "selection 0.1": selection(0.1),
     "selection 0.03, without AuxK": selection(0.03) | {"auxk_alpha": 0.0},
     "selection 0.03, until 80%": selection(0.03, until=0.8),
+    "selection 0.01, KL 0.01": selection(0.01, beta=0.01),
+    "selection 0.03, KL 0.01": selection(0.03, beta=0.01),
+    "selection 0.1, KL 0.01": selection(0.1, beta=0.01),
     "selection 0.01, KL 0.03": selection(0.01, beta=0.03),
     "selection 0.03, KL 0.03": selection(0.03, beta=0.03),
     "selection 0.03, KL 0.1": selection(0.03, beta=0.1),
@@ -102,15 +106,28 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "free_bits": 0.5,
     },
 }
-FEWER = (
+SECOND = (
     "TopK",
+    "point, KL 0.01",
     "point, KL 0.03",
     "selection 0.01",
     "selection 0.03",
+    "selection 0.1",
+    "selection 0.03, KL 0.01",
+    "selection 0.1, KL 0.01",
     "selection 0.01, KL 0.03",
     "selection 0.03, KL 0.03",
 )
-"""What is searched at the second and third size."""
+THIRD = (
+    "TopK",
+    "point, KL 0.01",
+    "selection 0.01",
+    "selection 0.03",
+    "selection 0.01, KL 0.01",
+    "selection 0.03, KL 0.01",
+)
+SEARCHED = dict(zip(SIZES, (tuple(CANDIDATES), SECOND, THIRD), strict=True))
+"""What is searched at each size, fewer where a run takes longer."""
 
 
 def sae_of(settings: dict[str, Any], size: str, seed: int) -> SAEConfig:
@@ -256,8 +273,8 @@ def write(content: dict[str, Any], stage: str, rows: list[dict[str, Any]], began
 
 def search() -> None:
     began, rows = time.monotonic(), []
-    for i, size in enumerate(SIZES):
-        models = {n: s for n, s in CANDIDATES.items() if i == 0 or n in FEWER}
+    for size, names in SEARCHED.items():
+        models = {name: CANDIDATES[name] for name in names}
         rows += trained("search", size, models, SEARCH_SEEDS)
     write(read(), "search", rows, began)
 
