@@ -48,7 +48,14 @@ MODELS: dict[str, dict[str, Any]] = {
         }
         for sigma, beta in ((0.1, 1.0), (0.3, 1.0), (1.0, 1.0), (1.0, 0.01))
     },
-    "VAEase": {"architecture": "vaease", "lr": 1e-3},
+    **{
+        f"VAEase, gamma from {gamma:g}, lr {lr:g}": {
+            "architecture": "vaease",
+            "gamma_init": gamma,
+            "lr": lr,
+        }
+        for gamma, lr in ((0.1, 1e-3), (0.1, 5e-3), (1.0, 5e-3))
+    },
 }
 FIGURES = {
     "l0": "L0",
@@ -96,7 +103,8 @@ def measure() -> None:
         **about(began, before),
         "setting": f"embedded model, blocks.0.hook_resid_post, D = {D}, F = {F}, k = {K} where there "
         f"is one, {STEPS} steps of 1,024 tokens, sqrt_d, seeds {SEEDS}; {EVAL_TOKENS:,} held-out "
-        "tokens; lr 2e-3 for the TopK family, 1e-3 for the others",
+        "tokens; lr 2e-3 for the TopK family, 1e-3 for the others "
+        "unless told",
     }
     RAW.write_text(json.dumps({"settings": settings, "rows": rows}, indent=0) + "\n")
 
