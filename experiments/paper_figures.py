@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from paper_claims import AS_STATED, Raw
+from paper_claims import AS_STATED, BENCHED, Raw
 
 from dictionary_learning_ext.report.analysis import ReportOptions, analyse
 
@@ -86,20 +86,18 @@ def figure_3(content: dict[str, Any]) -> Any:
 
 
 def figure_4_5(content: dict[str, Any]) -> Any:
-    """SCR, TPP, TPP's intended and unintended effects against N, at both k/F."""
+    """SCR, TPP, TPP's intended and unintended effects against N, at k/F = 1/8."""
     raw = Raw(content)
     shown = {"scr": "SCR", "tpp": "TPP", "tpp_intended": "intended", "tpp_unintended": "unintended"}
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     for axis, (name, label) in zip(axes, shown.items(), strict=True):
         for model in AS_STATED:
-            for ratio, line in ((8, "-"), (4, "--")):
-                rows = [row[name] for row in raw.bench(model, 4, ratio)]
-                means = [statistics.mean(row[n] for row in rows) for n in rows[0]]
-                axis.plot(range(len(means)), means, line, color=COLOURS[model], marker=".")
-                axis.set(xticks=range(len(means)), xticklabels=list(rows[0]), xlabel="N ablated")
+            rows = [row[name] for row in raw.bench(model, 4, BENCHED[0])]
+            means = [statistics.mean(row[n] for row in rows) for n in rows[0]]
+            axis.plot(range(len(means)), means, color=COLOURS[model], marker=".", label=model)
+            axis.set(xticks=range(len(means)), xticklabels=list(rows[0]), xlabel="N ablated")
         axis.set(title=label)
-    handles = [plt.Line2D([], [], color=c, label=m) for m, c in COLOURS.items()]  # pyright: ignore
-    axes[0].legend(handles=handles, title="k/F = 1/8; dashed 1/4", fontsize=7)
+    axes[0].legend(fontsize=7)
     return figure
 
 

@@ -15,6 +15,7 @@ the page to results/reproduce_paper.md, with the claims (paper_claims.py) and fi
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import paper_claims
 import paper_figures
 import torch as t
-from paper_claims import AS_STATED, FIGURES, Raw, spread
+from paper_claims import AS_STATED, BENCHED, FIGURES, Raw, spread
 from timing import RESULTS, about, about_line, table
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
@@ -57,7 +58,6 @@ GRID: dict[tuple[int, int], tuple[str, ...]] = {  # (F/D, F/k): models
     (4, 4): AS_STATED,
     (16, 32): (*AS_STATED, "code, KL on selected, beta 1"),
 }
-BENCHED = ((4, 8), (4, 4))  # the paper's k = 256 and 512
 
 
 def run_of(lm: str) -> RunConfig:
@@ -166,8 +166,8 @@ def bench_as_stated(lm: str) -> None:
     content = json.loads(raw.read_text())
     width = open_model(run_of(lm))[1].activation_dim
     rows = []
-    for (multiple, ratio), seed in ((cell, seed) for cell in BENCHED for seed in SEEDS):
-        F = multiple * width
+    for ratio, seed in itertools.product(BENCHED, SEEDS):
+        F = 4 * width
         folders = {m: runs / f"F{F}" / name_of(m, F // ratio, seed) for m in AS_STATED}
         evals = ("core", "scr", "tpp", "sparse_probing")
         outcome = bench(list(folders.values()), evals=evals, tokens=EVAL_TOKENS, size_matched=True)
@@ -175,7 +175,7 @@ def bench_as_stated(lm: str) -> None:
         for model, folder in folders.items():
             own = outcome.results[folder.name]
             matched = outcome.results[outcome.matched.get(folder.name, folder.name)]
-            row = {"model": model, "multiple": multiple, "ratio": ratio, "seed": seed}
+            row = {"model": model, "multiple": 4, "ratio": ratio, "seed": seed}
             row["scr"] = curve(own["scr"], "scr")
             row["scr_matched"] = curve(matched["scr"], "scr")
             row["tpp"] = curve(own["tpp"], "total_metric")
@@ -229,15 +229,15 @@ def tables(content: dict[str, Any]) -> list[str]:
 def bench_tables(raw: Raw) -> list[str]:
     """SCR, TPP and probing, by k/F and N."""
     lines = []
-    for multiple, ratio in BENCHED:
+    for ratio in BENCHED:
         rows: dict[str, list[str]] = {}
         for model in AS_STATED:
-            own = raw.bench(model, multiple, ratio)
+            own = raw.bench(model, 4, ratio)
             for name in ("scr", "scr_matched", "tpp", "tpp_matched"):
                 values = {n: [row[name][n] for row in own] for n in own[0][name]}
                 rows[f"{model}: {name.replace('_', ', ')}"] = [spread(v) for v in values.values()]
-        columns = [f"N = {n}" for n in raw.bench("TopK", multiple, ratio)[0]["scr"]]
-        lines += [*table(f"F = {multiple}D, k/F = 1/{ratio}", rows, columns), ""]
+        columns = [f"N = {n}" for n in raw.bench("TopK", 4, ratio)[0]["scr"]]
+        lines += [*table(f"F = 4D, k/F = 1/{ratio}", rows, columns), ""]
     return lines
 
 
