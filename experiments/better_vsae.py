@@ -85,6 +85,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "selection 0.01, KL 0.03": selection(0.01, beta=0.03),
     "selection 0.03, KL 0.03": selection(0.03, beta=0.03),
     "selection 0.03, KL 0.1": selection(0.03, beta=0.1),
+    "selection 0.1, KL 0.1": selection(0.1, beta=0.1),
+    "selection 0.03, KL 0.3": selection(0.03, beta=0.3),
     "both 0.03, annealed": {"noise_on": "both", "ratio": 0.03, "until": 0.5, "beta": 0.0},
     "values 0.01": {"noise_on": "values", "ratio": 0.01, "beta": 0.0},
     "values 0.03, KL 0.03": {
@@ -106,6 +108,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "free_bits": 0.5,
     },
 }
+STRONGER = ("selection 0.1, KL 0.1", "selection 0.03, KL 0.3")
+FIRST = tuple(name for name in CANDIDATES if name not in STRONGER)
 SECOND = (
     "TopK",
     "point, KL 0.01",
@@ -117,6 +121,8 @@ SECOND = (
     "selection 0.1, KL 0.01",
     "selection 0.01, KL 0.03",
     "selection 0.03, KL 0.03",
+    "selection 0.03, KL 0.1",
+    *STRONGER,
 )
 THIRD = (
     "TopK",
@@ -126,7 +132,7 @@ THIRD = (
     "selection 0.01, KL 0.01",
     "selection 0.03, KL 0.01",
 )
-SEARCHED = dict(zip(SIZES, (tuple(CANDIDATES), SECOND, THIRD), strict=True))
+SEARCHED = dict(zip(SIZES, (FIRST, SECOND, THIRD), strict=True))
 """What is searched at each size, fewer where a run takes longer."""
 
 
