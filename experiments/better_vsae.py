@@ -188,19 +188,29 @@ def trained(
             log_steps=500,
         )
         train(run, missing)
-    directions = {cell: directions_of(path) for cell, path in paths.items()}
     rows = []
     for model, seed in cells:
         figures = read_metrics(paths[model, seed])
         row = {"stage": stage, "size": size, "model": model, "seed": seed}
         row |= {name: figures[name] for name in (*MEASURES, "noise_to_signal") if name in figures}
         other = seeds[(seeds.index(seed) + 1) % len(seeds)]
-        own = directions[model, seed]
-        row["agreement"] = agreement(own, directions[model, other])
-        within = own @ own.T - 2 * np.eye(len(own))
-        row["within"] = float(within.max(axis=1).mean())
+        row |= agreements(paths[model, seed], paths[model, other])
         rows.append(row)
     return rows
+
+
+def agreements(folder: Path, other: Path) -> dict[str, float]:
+    """How far two seeds' directions agree, and the nearest within one; kept, for it takes a while."""
+    kept = folder / f"agreement_with_{other.name}.json"
+    if not kept.exists():
+        own = directions_of(folder)
+        within = own @ own.T - 2 * np.eye(len(own))
+        found = {
+            "agreement": agreement(own, directions_of(other)),
+            "within": float(within.max(axis=1).mean()),
+        }
+        kept.write_text(json.dumps(found))
+    return json.loads(kept.read_text())
 
 
 def directions_of(folder: Path) -> np.ndarray:
