@@ -131,6 +131,8 @@ THIRD = (
     "selection 0.03",
     "selection 0.01, KL 0.01",
     "selection 0.03, KL 0.01",
+    "selection 0.03, KL 0.1",
+    "selection 0.1, KL 0.1",
 )
 SEARCHED = dict(zip(SIZES, (FIRST, SECOND, THIRD), strict=True))
 """What is searched at each size, fewer where a run takes longer."""
