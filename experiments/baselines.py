@@ -21,7 +21,7 @@ from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.comparison import read_metrics
 from dictionary_learning_ext.sae_config import SAEConfig
 
-STEPS, SEEDS, D, F, K, EVAL_TOKENS = 1000, (0, 1, 2), 128, 512, 16, 20_000
+STEPS, SEEDS, D, F, K, EVAL_TOKENS = 500, (0, 1, 2), 128, 512, 16, 20_000
 MODELS: dict[str, dict[str, Any]] = {
     "TopK": {"architecture": "top_k", "k": K},
     "vSAE, selection annealed": {

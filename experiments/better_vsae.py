@@ -372,12 +372,18 @@ def effect(values: list[float]) -> str:
 
 def conclusion(found: dict[str, dict[str, Any]]) -> str:
     """Whether the goal is reached at one size."""
-    worse = [MEASURES[n][0] for n in ("fve", *NO_WORSE) if found[n]["no_worse"] > LEVEL]
-    better = [MEASURES[n][0] for n in NO_WORSE if found[n]["corrected"] <= LEVEL]
+    needed = ("fve", *NO_WORSE)
+    missing = [MEASURES[name][0] for name in needed if name not in found]
+    measured = [name for name in needed if name in found]
+    worse = [MEASURES[n][0] for n in measured if found[n]["no_worse"] > LEVEL]
+    better = [MEASURES[n][0] for n in measured if found[n].get("corrected", 1.0) <= LEVEL]
     reached = "**reached**" if not worse and len(better) >= 2 else "**missed**"
+    if missing and not worse:
+        reached = "**open**"
     return (
         f"Goal {reached}: better than TopK and point on {', '.join(better) or 'nothing'}; not shown "
-        f"to be no worse than TopK on {', '.join(worse) or 'nothing'}."
+        f"to be no worse than TopK on {', '.join(worse) or 'nothing'}; not measured: "
+        f"{', '.join(missing) or 'nothing'}."
     )
 
 
@@ -435,7 +441,7 @@ def tables(content: dict[str, Any]) -> list[str]:
         heads = ["TopK", "point", "sampled", "sampled - TopK", "sampled - point", "margin"]
         heads += ["no worse, p", "better, p", "corrected"]
         lines += [f"{size}; sampled is {pick(searched, size)}.", "", *table("", cells, heads), ""]
-        lines += [conclusion(found) if set(NO_WORSE) <= set(found) else "SAE Bench not run.", ""]
+        lines += [conclusion(found), ""]
     return lines
 
 

@@ -36,6 +36,7 @@ from dictionary_learning_ext.run_inputs import open_model
 from dictionary_learning_ext.sae_config import SAEConfig
 
 SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
+TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
 MODELS: dict[str, dict[str, Any]] = {
     "TopK": {"architecture": "top_k"},
     "equations, beta 0.01": {"beta": 0.01},
@@ -170,7 +171,14 @@ def bench_as_stated(lm: str) -> None:
         F = 4 * width
         folders = {m: runs / f"F{F}" / name_of(m, F // ratio, seed) for m in AS_STATED}
         evals = ("core", "scr", "tpp", "sparse_probing")
-        outcome = bench(list(folders.values()), evals=evals, tokens=EVAL_TOKENS, size_matched=True)
+        outcome = bench(
+            list(folders.values()),
+            evals=evals,
+            tokens=EVAL_TOKENS,
+            train_size=TEXTS[0],
+            test_size=TEXTS[1],
+            size_matched=True,
+        )
         outcome.check()
         for model, folder in folders.items():
             own = outcome.results[folder.name]

@@ -138,7 +138,8 @@ def test_presets_are_whole_and_keep_to_the_paper():
     assert (as_run.run.normalize, as_run.run.batch_size) == ("unit", 192)
     recommended = preset("recommended")
     k, sigma = recommended.sae.k, recommended.sae.sigma
-    assert k is not None and sigma is not None
+    assert k is not None
+    assert sigma is not None
     assert k * sigma**2 / 128 == pytest.approx(0.1, abs=1e-3), "noise_to_signal as confirmed"
 
 
