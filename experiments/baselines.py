@@ -125,7 +125,7 @@ def tables(content: dict[str, Any]) -> list[str]:
         "",
         f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
         "deviation over seeds. Near-dead is against each SAE's own L0 where it has no k. Description "
-        "length (nats per token; less is better) compares SAEs of unlike L0: see `vsae evaluate`.",
+        "length (nats per token; less is better) compares SAEs of unlike L0: see `vsae evaluate`; where all features are on, it says nothing.",
         "",
         *table("", cells, list(FIGURES.values())),
     ]

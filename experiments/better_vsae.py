@@ -425,6 +425,7 @@ def tables(content: dict[str, Any]) -> list[str]:
     for size in SIZES:
         rows = [row for row in confirmed if row["size"] == size]
         if not rows:
+            lines += [f"{size}: not confirmed; its search stands above.", ""]
             continue
         means, found = means_of(rows), verdicts(rows)
         cells = {}
@@ -442,7 +443,7 @@ def tables(content: dict[str, Any]) -> list[str]:
         heads += ["no worse, p", "better, p", "corrected"]
         lines += [f"{size}; sampled is {pick(searched, size)}.", "", *table("", cells, heads), ""]
         lines += [conclusion(found), ""]
-    return lines
+    return lines[:-1]
 
 
 def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -462,7 +463,7 @@ def main() -> None:
     if stage := stages[sys.argv[1]]:
         stage()
     lines = tables(read())
-    (RESULTS / "better_vsae.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    (RESULTS / "better_vsae.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 
