@@ -380,10 +380,11 @@ def conclusion(found: dict[str, dict[str, Any]]) -> str:
     reached = "**reached**" if not worse and len(better) >= 2 else "**missed**"
     if missing and not worse:
         reached = "**open**"
+    held = f"not shown on {', '.join(worse)}" if worse else "on all that was measured"
+    unmeasured = f"; not measured: {', '.join(missing)}" if missing else ""
     return (
-        f"Goal {reached}: better than TopK and point on {', '.join(better) or 'nothing'}; not shown "
-        f"to be no worse than TopK on {', '.join(worse) or 'nothing'}; not measured: "
-        f"{', '.join(missing) or 'nothing'}."
+        f"Goal {reached}. Better than both TopK and point on: {'; '.join(better) or 'nothing'}. No worse "
+        f"than TopK within the margins: {held}{unmeasured}."
     )
 
 
