@@ -99,7 +99,7 @@ def test_eval_and_compare(small, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--architecture", "topk"], r"'topk': expected one of .*top_k"),
-        (["--preset", "papper"], r"preset='papper': expected one of quickstart, paper"),
+        (["--preset", "papper"], r"preset='papper': expected one of quickstart, recommended"),
         (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
         (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),
         (["--data", "./nothing.txt"], r"nothing\.txt"),
