@@ -243,8 +243,10 @@ def test_encoding_once_gives_sae_benchs_ablations():
             mask = t.arange(F) % 7 < n
             for acts in sets:
                 t.testing.assert_close(ours(acts, sae, mask, 3), theirs(acts, sae, mask, 3))
-        changed = sets[0] + 1
-        t.testing.assert_close(ours(changed, sae, mask, 3), theirs(changed, sae, mask, 3))
+        for _ in range(3):  # each in the memory, and with the id, that the one before has left
+            other = t.randn(7, 5, D)
+            t.testing.assert_close(ours(other, sae, mask, 3), theirs(other, sae, mask, 3))
+            del other
     assert scr_and_tpp.ablated_precomputed_activations is theirs
 
 

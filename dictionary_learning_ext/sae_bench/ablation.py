@@ -5,7 +5,6 @@ text's tokens, again for every class and every N. With a linear decoder all of t
 activation minus the ablated features' average times their decoder directions.
 """
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
@@ -13,13 +12,14 @@ from unittest.mock import patch
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
 import torch as t
 from sae_bench.custom_saes.base_sae import BaseSAE
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Ablation:
     """In the place of SAE Bench's `ablated_precomputed_activations`, for one SAE."""
 
     def __init__(self):
-        self._sets: dict[int, tuple[weakref.ref, t.Tensor, t.Tensor]] = {}
+        self._means = WeakTensorKeyDictionary()
 
     @t.no_grad()
     def __call__(
@@ -36,12 +36,9 @@ class Ablation:
             to_ablate: (F,), bool.
             sae_batch_size: texts to encode at once.
         """
-        found = self._sets.get(id(ablation_acts_BLD))
-        if found is None or found[0]() is not ablation_acts_BLD:
-            x_BD, f_BF = _means(ablation_acts_BLD, sae, sae_batch_size)
-            found = weakref.ref(ablation_acts_BLD), x_BD, f_BF
-            self._sets[id(ablation_acts_BLD)] = found
-        _, x_BD, f_BF = found
+        if ablation_acts_BLD not in self._means:
+            self._means[ablation_acts_BLD] = _means(ablation_acts_BLD, sae, sae_batch_size)
+        x_BD, f_BF = self._means[ablation_acts_BLD]
         removed_BD = f_BF[:, to_ablate] @ sae.W_dec[to_ablate].to(f_BF.dtype)
         return (x_BD - removed_BD).to(ablation_acts_BLD.dtype)
 
