@@ -19,8 +19,8 @@ class Flags:
     sae: SAEConfig = field(default_factory=SAEConfig)
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = None
-    """Start from named settings: quickstart, recommended, paper or
-    paper-as-run. Other flags win over it."""
+    """Start from named settings: quickstart, recommended, paper or paper-as-run. Other flags win
+    over it."""
     config: Path | None = None
     """Start from the settings of a run: its folder or config.json. Other flags win over it."""
     resume: Path | None = None
