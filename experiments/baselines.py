@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from timing import RESULTS, about, about_line, table
+import trained_saes
+from pages import RESULTS, about, about_line, table
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.comparison import read_metrics
@@ -59,12 +60,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 FIGURES = {
     "l0": "L0",
-    "fve": "FVE",
-    "frac_recovered": "CE recovered",
-    "cossim": "cosine",
-    "alive": "alive",
-    "near_dead_0.1": "near-dead < 0.1",
-    "near_dead_0.5": "near-dead < 0.5",
+    **{name: trained_saes.FIGURES[name] for name in ("fve", "frac_recovered", "cossim", "alive")},
+    **{name: trained_saes.FIGURES[name] for name in ("near_dead_0.1", "near_dead_0.5")},
     "description_length": "description length",
 }
 RAW, RUNS = RESULTS / "baselines.json", Path("runs/baselines")

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from timing import header, table, write
+from pages import table, write
+from timing import header
 
 BATCH, D, F, K, STEPS, SEED = 4096, 512, 32_768, 64, 5, 0
 TRAINERS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch as t
-from timing import header, medians, table, write
+from pages import table, write
+from timing import header, medians
 
 from dictionary_learning_ext.trainers import row_blocks
 from dictionary_learning_ext.trainers.codes import DenseCode, SparseCode

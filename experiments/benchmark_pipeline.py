@@ -21,7 +21,8 @@ from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.training import trainSAE
 from nnsight import LanguageModel
-from timing import header, table, write
+from pages import table, write
+from timing import header
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from dictionary_learning_ext import open_text

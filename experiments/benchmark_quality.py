@@ -9,7 +9,8 @@ buffer and the matmuls are in bf16, so that the last columns hold all that the s
 
 import tempfile
 
-from timing import header, table, write
+from pages import table, write
+from timing import header
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.comparison import read_metrics

@@ -12,7 +12,8 @@ import numpy as np
 import torch as t
 from benchmark_step import update
 from dictionary_learning.trainers.top_k import TopKTrainer
-from timing import RESULTS, header, medians, table, write
+from pages import RESULTS, table, write
+from timing import header, medians
 
 from dictionary_learning_ext import VariationalTopKTrainer
 

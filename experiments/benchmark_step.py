@@ -17,7 +17,8 @@ from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.top_k import TopKTrainer
-from timing import header, medians, table, write
+from pages import table, write
+from timing import header, medians
 
 from dictionary_learning_ext import VariationalTopKTrainer
 

@@ -6,8 +6,8 @@
     python experiments/better_vsae.py tables     # write the page again from the raw results
 
 Raw figures go to results/better_vsae.json, the page made from them to results/better_vsae.md. What
-decides stands in this file and was committed before `confirm` ran: the sizes, the seeds, the rule
-that picks, the measures, their margins and the tests. "TopK" is posterior point, rectified, beta 0:
+decides was committed before `confirm` ran: here the seeds, the rule that picks, the measures and their
+margins; in vsae_candidates.py the sizes and what is searched; in paired_tests.py the tests. "TopK" is posterior point, rectified, beta 0:
 upstream's TopK to rounding (tests/test_variational_top_k.py), from the same code as the others.
 """
 
@@ -20,32 +20,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch as t
-from timing import RESULTS, about, about_line, table
+from pages import RESULTS, about, about_line, table
+from paired_tests import holm, sign_flip
+from trained_saes import FIGURES, directions_of, folder_name
+from vsae_candidates import (
+    CANDIDATES,
+    SEARCHED,
+    SIZES,
+    TOP_K,
+    D,
+    is_sampled,
+    sae_of,
+    without_noise,
+)
 
-from dictionary_learning_ext import RunConfig, load_dictionary, train
+from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.comparison import read_metrics
 from dictionary_learning_ext.geometry import agreement
-from dictionary_learning_ext.sae_config import SAEConfig
 
-D, EVAL_TOKENS = 128, 20_000
+EVAL_TOKENS = 20_000
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
-SIZES = {  # F, k, steps
-    "F = 4D, k/F = 1/8": (512, 64, 1000),
-    "F = 4D, k/F = 1/32": (512, 16, 1000),
-    "F = 32D, k/F = 1/256": (4096, 16, 500),
-}
 SEARCH_SEEDS, CONFIRM_SEEDS = (100, 101), (0, 1, 2, 3, 4, 5, 6, 7)
 RAW, RUNS = RESULTS / "better_vsae.json", Path("runs/better_vsae")
 
 # Each measure: where more is better its sign is 1; the margin within which it is "no worse".
 MEASURES: dict[str, tuple[str, int, float]] = {
-    "fve": ("FVE", 1, 0.005),
-    "frac_recovered": ("CE recovered", 1, 0.005),
-    "near_dead_0.1": ("near-dead < 0.1", -1, 0.01),
-    "near_dead_0.5": ("near-dead < 0.5", -1, 0.01),
-    "agreement": ("agreement of seeds", 1, 0.01),
-    "stability_rms": ("selection stability", 1, 0.01),
+    "fve": (FIGURES["fve"], 1, 0.005),
+    "frac_recovered": (FIGURES["frac_recovered"], 1, 0.005),
+    "near_dead_0.1": (FIGURES["near_dead_0.1"], -1, 0.01),
+    "near_dead_0.5": (FIGURES["near_dead_0.5"], -1, 0.01),
+    "agreement": (FIGURES["agreement"], 1, 0.01),
+    "stability_rms": (FIGURES["stability_rms"], 1, 0.01),
     "scr": ("SCR, N = 2 and 5", 1, 0.05),
     "scr_matched": ("SCR, size-matched", 1, 0.05),
     "tpp": ("TPP, all N", 1, 0.02),
@@ -55,118 +60,10 @@ NO_WORSE = ("near_dead_0.1", "near_dead_0.5", "scr", "scr_matched", "tpp", "agre
 """The goal's own measures: no worse than TopK on all, better than TopK and point on two."""
 LEVEL = 0.05
 
-TOP_K: dict[str, Any] = {"posterior": "point", "rectify": True, "beta": 0.0}
-
-
-def selection(ratio: float, until: float = 0.5, beta: float = 0.0) -> dict[str, Any]:
-    """Noise on the selection at a noise_to_signal, annealed; KL on the selected."""
-    found: dict[str, Any] = {"noise_on": "selection", "ratio": ratio, "until": until, "beta": beta}
-    return found | ({"kl_scope": "selected"} if beta else {})
-
-
-def point(beta: float) -> dict[str, Any]:
-    return {"posterior": "point", "beta": beta, "kl_scope": "selected"}
-
-
-CANDIDATES: dict[str, dict[str, Any]] = {
-    "TopK": TOP_K,
-    "TopK without AuxK": TOP_K | {"auxk_alpha": 0.0},
-    "point, KL 0.01": point(0.01),
-    "point, KL 0.03": point(0.03),
-    "point, KL 0.1": point(0.1),
-    "selection 0.01": selection(0.01),
-    "selection 0.03": selection(0.03),
-    "selection 0.1": selection(0.1),
-    "selection 0.03, without AuxK": selection(0.03) | {"auxk_alpha": 0.0},
-    "selection 0.03, until 80%": selection(0.03, until=0.8),
-    "selection 0.01, KL 0.01": selection(0.01, beta=0.01),
-    "selection 0.03, KL 0.01": selection(0.03, beta=0.01),
-    "selection 0.1, KL 0.01": selection(0.1, beta=0.01),
-    "selection 0.01, KL 0.03": selection(0.01, beta=0.03),
-    "selection 0.03, KL 0.03": selection(0.03, beta=0.03),
-    "selection 0.03, KL 0.1": selection(0.03, beta=0.1),
-    "selection 0.1, KL 0.1": selection(0.1, beta=0.1),
-    "selection 0.03, KL 0.3": selection(0.03, beta=0.3),
-    "both 0.03, annealed": {"noise_on": "both", "ratio": 0.03, "until": 0.5, "beta": 0.0},
-    "values 0.01": {"noise_on": "values", "ratio": 0.01, "beta": 0.0},
-    "values 0.03, KL 0.03": {
-        "noise_on": "values",
-        "ratio": 0.03,
-        "beta": 0.03,
-        "kl_scope": "selected",
-    },
-    "learned sigma on values, KL 0.03": {
-        "posterior": "learned",
-        "noise_on": "values",
-        "beta": 0.03,
-        "kl_scope": "selected",
-    },
-    "values 0.01, free bits 0.5": {
-        "noise_on": "values",
-        "ratio": 0.01,
-        "beta": 0.03,
-        "free_bits": 0.5,
-    },
-}
-STRONGER = ("selection 0.1, KL 0.1", "selection 0.03, KL 0.3")
-FIRST = tuple(name for name in CANDIDATES if name not in STRONGER)
-SECOND = (
-    "TopK",
-    "point, KL 0.01",
-    "point, KL 0.03",
-    "selection 0.01",
-    "selection 0.03",
-    "selection 0.1",
-    "selection 0.03, KL 0.01",
-    "selection 0.1, KL 0.01",
-    "selection 0.01, KL 0.03",
-    "selection 0.03, KL 0.03",
-    "selection 0.03, KL 0.1",
-    *STRONGER,
-)
-THIRD = (
-    "TopK",
-    "point, KL 0.01",
-    "selection 0.01",
-    "selection 0.03",
-    "selection 0.01, KL 0.01",
-    "selection 0.03, KL 0.01",
-    "selection 0.03, KL 0.1",
-    "selection 0.1, KL 0.1",
-)
-SEARCHED = dict(zip(SIZES, (FIRST, SECOND, THIRD), strict=True))
-"""What is searched at each size, fewer where a run takes longer."""
-
-
-def sae_of(settings: dict[str, Any], size: str, seed: int) -> SAEConfig:
-    """A candidate at a size: its ratio becomes sigma, by noise_to_signal = k sigma^2 / D."""
-    dict_size, k, steps = SIZES[size]
-    own = dict(settings)
-    if (ratio := own.pop("ratio", None)) is not None:
-        own["sigma"] = (ratio * D / k) ** 0.5
-    if (until := own.pop("until", None)) is not None:
-        own["noise_anneal_steps"] = int(until * steps)
-    return SAEConfig(
-        k=k, dict_size=dict_size, lr=2e-3, decay_start=steps * 3 // 4, seed=seed, **own
-    )
-
-
-def is_sampled(settings: dict[str, Any]) -> bool:
-    """Whether it counts for the goal: noise_to_signal of 0.01 or more."""
-    return settings.get("ratio", 0.0) >= 0.01
-
-
-def without_noise(settings: dict[str, Any]) -> dict[str, Any]:
-    """Point with the same penalty."""
-    kept = {name: v for name, v in settings.items() if name in ("beta", "kl_scope", "auxk_alpha")}
-    return {"posterior": "point"} | kept
-
 
 def folder_of(stage: str, size: str, model: str, seed: int) -> Path:
     dict_size, k, _ = SIZES[size]
-    return (
-        RUNS / stage / f"F{dict_size}_k{k}" / f"{model.replace(', ', '_').replace(' ', '')}_{seed}"
-    )
+    return RUNS / stage / f"F{dict_size}_k{k}" / folder_name(model, seed)
 
 
 def trained(
@@ -215,12 +112,6 @@ def agreements(folder: Path, other: Path) -> dict[str, float]:
     return json.loads(kept.read_text())
 
 
-def directions_of(folder: Path) -> np.ndarray:
-    """Unit decoder directions: (F, D)."""
-    sae: Any = load_dictionary(folder)[0]
-    return t.nn.functional.normalize(sae.decoder.weight.detach().t().float(), dim=1).numpy()
-
-
 def pick(rows: list[dict[str, Any]], size: str) -> str:
     """The sampled candidate for a size, by the search's seeds alone.
 
@@ -240,6 +131,10 @@ def pick(rows: list[dict[str, Any]], size: str) -> str:
         )
         if gain > best_gain:
             best, best_gain = model, gain
+    if not best:
+        raise SystemExit(
+            f"{size}: no sampled candidate keeps TopK's FVE; add weaker ones to SEARCHED"
+        )
     return best
 
 
@@ -251,23 +146,6 @@ def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         figures = [n for n in (*MEASURES, "within", "noise_to_signal") if own[0].get(n) is not None]
         found[model] = {name: statistics.mean(row[name] for row in own) for name in figures}
     return found
-
-
-def sign_flip(differences: list[float]) -> float:
-    """One-sided p of a mean above 0: the share of all 2^n sign flips whose mean is as large."""
-    values = np.array(differences)
-    signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
-    means = (signs * values).mean(axis=1)
-    return float((means >= values.mean() - 1e-12).mean())
-
-
-def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Holm's correction."""
-    corrected, largest = {}, 0.0
-    for i, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
-        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
-        corrected[name] = largest
-    return corrected
 
 
 def paired(rows: list[dict[str, Any]], name: str, model: str, other: str) -> list[float]:

@@ -24,7 +24,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch as t
-from timing import RESULTS, about, about_line, table
+from pages import RESULTS, about, about_line, spread, table
+from trained_saes import FIGURES, directions_of, folder_name
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.comparison import read_metrics
@@ -45,22 +46,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "values, sigma 1, beta 0.01": {"noise_on": "values", "beta": 0.01},
     "selection, annealed": {"noise_on": "selection", "beta": 0.0},
 }
-FIGURES = {
-    "fve": "FVE",
-    "frac_recovered": "CE recovered",
-    "cossim": "cosine",
-    "alive": "alive",
-    "near_dead_0.1": "near-dead < 0.1",
-    "near_dead_0.5": "near-dead < 0.5",
-    "stability_rms": "selection stability",
-    "dispersion": "dispersion",
-    "agreement": "agreement of seeds",
-}
 DRAWN = {"fve": "FVE", "near_dead_0.1": "near-dead < 0.1"}
 
 
-def name_of(model: str, k: int, seed: int) -> str:
-    return f"{model.replace(', ', '_').replace(' ', '')}_k{k}_seed{seed}"
+def run_name(model: str, k: int, seed: int) -> str:
+    return folder_name(model, f"k{k}", f"seed{seed}")
 
 
 def config_of(model: str, k: int, seed: int, steps: int) -> SAEConfig:
@@ -78,7 +68,7 @@ def measure(arguments: argparse.Namespace) -> None:
     steps, seeds = arguments.tokens // BATCH, range(arguments.seeds)
     folder = arguments.runs / f"{steps}_steps"
     cells = [(model, k, seed) for seed in seeds for k in KS for model in MODELS]
-    saes = {name_of(*cell): config_of(*cell, steps) for cell in cells}
+    saes = {run_name(*cell): config_of(*cell, steps) for cell in cells}
     missing = {n: sae for n, sae in saes.items() if not (folder / n / "ae.pt").exists()}
     run = RunConfig(
         model=arguments.lm,
@@ -98,9 +88,9 @@ def measure(arguments: argparse.Namespace) -> None:
     directions = {name: directions_of(folder / name) for name in saes}
     rows = []
     for model, k, seed in cells:
-        own = directions[name_of(model, k, seed)]
-        other = directions[name_of(model, k, (seed + 1) % len(seeds))]
-        figures = read_metrics(folder / name_of(model, k, seed))
+        own = directions[run_name(model, k, seed)]
+        other = directions[run_name(model, k, (seed + 1) % len(seeds))]
+        figures = read_metrics(folder / run_name(model, k, seed))
         row = {"model": model, "k": k, "seed": seed}
         row |= {figure: figures[figure] for figure in FIGURES if figure in figures}
         row |= {"dispersion": dispersion(own @ own.T)[0], "agreement": agreement(own, other)}
@@ -140,19 +130,9 @@ def evaluate_missing(lm: str, folders: list[Path]) -> int:
             return text.tokens_read
 
 
-def directions_of(folder: Path) -> np.ndarray:
-    """Unit decoder directions of all features, dead ones too: (F, D)."""
-    sae: Any = load_dictionary(folder)[0]
-    return t.nn.functional.normalize(sae.decoder.weight.detach().t().float(), dim=1).numpy()
-
-
 def values(rows: list[dict[str, Any]], figure: str, model: str, k: int) -> list[float]:
     """One number a seed."""
     return [row[figure] for row in rows if (row["model"], row["k"]) == (model, k)]
-
-
-def spread(numbers: list[float]) -> str:
-    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"
 
 
 def tables(content: dict[str, Any]) -> list[str]:

@@ -3,64 +3,12 @@
 import json
 import statistics
 from collections.abc import Callable
-from typing import Any
 
-from timing import RESULTS
+from pages import RESULTS, spread
+from paper_raw import AS_STATED, BENCHED, RATIOS, Raw
 
-AS_STATED = ("TopK", "equations, beta 1", "code, beta 1")
-"""TopK, and the paper's two vSAEs: of its equations, and of its public code."""
-FIGURES = {
-    "fve": "FVE",
-    "frac_recovered": "CE recovered",
-    "cossim": "cosine",
-    "alive": "alive",
-    "near_dead_0.1": "near-dead < 0.1",
-    "near_dead_0.5": "near-dead < 0.5",
-    "stability_rms": "selection stability",
-    "dispersion": "dispersion",
-    "agreement": "agreement of seeds",
-}
-RATIOS = (32, 16, 8, 4)
-BENCHED = (8,)  # F/k of SCR and TPP, F = 4D: the paper's k = 256
 Claim = tuple[str, str, str]
 """What the paper says, our numbers, and whether it holds."""
-
-
-class Raw:
-    """The raw figures, by model, F/D and F/k."""
-
-    def __init__(self, content: dict[str, Any]):
-        self.rows, self.benched, self.maps = content["rows"], content["bench"], content["maps"]
-
-    def of(self, figure: str, model: str, multiple: int, ratio: int) -> list[float]:
-        """One number a seed."""
-        return [row[figure] for row in self._of(self.rows, model, multiple, ratio)]
-
-    def bench(self, model: str, multiple: int, ratio: int) -> list[dict[str, Any]]:
-        """SAE Bench's figures, one row a seed."""
-        return self._of(self.benched, model, multiple, ratio)
-
-    def differences(self, figure: str, model: str, multiple: int, ratio: int) -> list[float]:
-        """Of the model minus TopK, seed by seed."""
-        pairs = zip(
-            self.of(figure, model, multiple, ratio),
-            self.of(figure, "TopK", multiple, ratio),
-            strict=True,
-        )
-        return [own - other for own, other in pairs]
-
-    def mapped(self, figure: str, model: str) -> list[Any]:
-        """Of the maps, one a seed."""
-        return [row[figure] for row in self.maps if row["model"] == model]
-
-    @staticmethod
-    def _of(rows: list[dict[str, Any]], model: str, multiple: int, ratio: int) -> list[Any]:
-        wanted = (model, multiple, ratio)
-        return [row for row in rows if (row["model"], row["multiple"], row["ratio"]) == wanted]
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def verdict(counts: list[tuple[int, int]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from paper_claims import AS_STATED, BENCHED, Raw
+from paper_raw import AS_STATED, BENCHED, Raw
 
 from dictionary_learning_ext.report.analysis import ReportOptions, analyse
 
@@ -44,11 +44,6 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
             row["map_cluster"] = geometry.map_cluster.tolist()
         rows.append(row)
     return rows
-
-
-def unevenness(utilisation: Sequence[float]) -> float:
-    """Standard deviation of the clusters' mean utilisation over its mean: 0 if all are used alike."""
-    return statistics.pstdev(utilisation) / statistics.mean(utilisation)
 
 
 def draw(content: dict[str, Any], folder: Path) -> None:

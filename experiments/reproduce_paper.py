@@ -25,10 +25,11 @@ import numpy as np
 import paper_claims
 import paper_figures
 import torch as t
-from paper_claims import AS_STATED, BENCHED, FIGURES, Raw, spread
-from timing import RESULTS, about, about_line, table
+from pages import RESULTS, about, about_line, spread, table
+from paper_raw import AS_STATED, BENCHED, Raw
+from trained_saes import FIGURES, directions_of, folder_name
 
-from dictionary_learning_ext import RunConfig, load_dictionary, train
+from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.comparison import read_metrics
 from dictionary_learning_ext.geometry import agreement, dispersion
 from dictionary_learning_ext.presets import PRESETS
@@ -78,7 +79,7 @@ def place_of(lm: str) -> tuple[Path, Path]:
 
 
 def name_of(model: str, k: int, seed: int) -> str:
-    return f"{model.replace(', ', '_').replace(' ', '')}_k{k}_seed{seed}"
+    return folder_name(model, f"k{k}", f"seed{seed}")
 
 
 def measure(lm: str) -> None:
@@ -136,12 +137,6 @@ def measure(lm: str) -> None:
     content = {"settings": settings, "rows": rows, "bench": before.get("bench", [])}
     content["maps"] = maps_of(lm, width)
     raw.write_text(json.dumps(content, indent=0) + "\n")
-
-
-def directions_of(folder: Path) -> np.ndarray:
-    """Unit decoder directions of all features, dead ones too: (F, D)."""
-    sae: Any = load_dictionary(folder)[0]
-    return t.nn.functional.normalize(sae.decoder.weight.detach().t().float(), dim=1).numpy()
 
 
 def maps_of(lm: str, width: int) -> list[dict[str, Any]]:

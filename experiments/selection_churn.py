@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch as t
-from timing import RESULTS, table
+from pages import RESULTS, table
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.comparison import read_metrics

@@ -15,8 +15,8 @@ import better_vsae
 import full_size
 import paper_claims
 import selection_churn
-from paper_claims import AS_STATED, Raw, spread
-from timing import RESULTS, about_line, table
+from pages import RESULTS, about_line, spread, table
+from paper_raw import AS_STATED, RATIOS, Raw
 
 PAGE = Path(__file__).parent / "RESULTS.md"
 
@@ -126,7 +126,7 @@ def paper() -> list[str]:
                 "stability_rms",
             )
         ]
-        for ratio in paper_claims.RATIOS
+        for ratio in RATIOS
         for model in AS_STATED
     }
     heads = ["FVE", "CE recovered", "near-dead < 0.1", "near-dead < 0.5", "selection stability"]
@@ -157,7 +157,7 @@ def _paper_means(raw: Raw) -> list[str]:
         return statistics.mean(raw.of(figure, model, 4, ratio))
 
     def by_ratio(model: str) -> str:
-        ratios = paper_claims.RATIOS
+        ratios = RATIOS
         return ", ".join(f"{mean('near_dead_0.1', model, ratio):.3f}" for ratio in ratios)
 
     return [
