@@ -1,6 +1,7 @@
 """Every claim of the paper beside what reproduce_paper.py measured, from the raw results alone."""
 
 import json
+import operator
 import statistics
 from collections.abc import Callable
 
@@ -16,6 +17,17 @@ def verdict(counts: list[tuple[int, int]]) -> str:
     held, of = sum(h for h, _ in counts), sum(n for _, n in counts)
     word = "holds" if held == of else "does not hold" if held < of / 2 else "mixed"
     return f"**{word}**: {held} of {of}"
+
+
+def beside_top_k(found: dict[str, list[float]], holds: Callable[[float, float], bool]) -> str:
+    """A verdict for each vSAE: in how many seeds `holds(its number, TopK's)`."""
+    verdicts = []
+    for model in AS_STATED[1:]:
+        held = sum(
+            holds(own, other) for own, other in zip(found[model], found["TopK"], strict=True)
+        )
+        verdicts.append(f"{model}: {verdict([(held, len(found[model]))])}")
+    return "; ".join(verdicts)
 
 
 def against_top_k(raw: Raw, figure: str, holds: Callable[[float], bool]) -> tuple[str, str]:
@@ -74,11 +86,7 @@ def liveness(raw: Raw) -> list[Claim]:
         losses = raw.differences("fve", model, *wide)
         return verdict([(sum(loss > -0.05 for loss in losses), len(losses))])
 
-    def fewer_fired(model: str) -> str:
-        pairs = zip(raw.mapped("largest", model), raw.mapped("largest", "TopK"), strict=True)
-        fewer = [len(own) < len(other) for own, other in pairs]
-        return verdict([(sum(fewer), len(fewer))])
-
+    fired = {m: [float(len(v)) for v in raw.mapped("largest", m)] for m in AS_STATED}
     near = {m: spread(raw.of("near_dead_0.1", m, *wide)) for m in models}
     return [
         (
@@ -119,7 +127,7 @@ def liveness(raw: Raw) -> list[Claim]:
                 f"{statistics.mean(statistics.median(v) for v in raw.mapped('largest', m)):.2f}"
                 for m in AS_STATED
             ),
-            "fewer fired: " + "; ".join(f"{m}: {fewer_fired(m)}" for m in AS_STATED[1:]),
+            "fewer fired: " + beside_top_k(fired, operator.lt),
         ),
     ]
 
@@ -157,15 +165,12 @@ def _pressure(raw: Raw, wide: tuple[int, int]) -> str:
 def organisation(raw: Raw) -> list[Claim]:
     """Section 4.3, the abstract's robustness, and 4.2's interpretability."""
 
-    def maps(figure: str, holds: Callable[[float], bool], of: Callable = lambda v: v) -> tuple:
-        base = [of(value) for value in raw.mapped(figure, "TopK")]
-        numbers, verdicts = [f"TopK: {spread(base)}"], []
-        for model in AS_STATED[1:]:
-            own = [of(value) for value in raw.mapped(figure, model)]
-            numbers.append(f"{model}: {spread(own)}")
-            held = sum(holds(a - b) for a, b in zip(own, base, strict=True))
-            verdicts.append(f"{model}: {verdict([(held, len(own))])}")
-        return "; ".join(numbers), "; ".join(verdicts)
+    def maps(
+        figure: str, holds: Callable[[float, float], bool], of: Callable = lambda value: value
+    ) -> tuple[str, str]:
+        found = {m: [of(value) for value in raw.mapped(figure, m)] for m in AS_STATED}
+        numbers = "; ".join(f"{model}: {spread(values)}" for model, values in found.items())
+        return numbers, beside_top_k(found, holds)
 
     def variation(utilisation: list[float]) -> float:
         return statistics.pstdev(utilisation) / statistics.mean(utilisation)
@@ -185,15 +190,15 @@ def organisation(raw: Raw) -> list[Claim]:
         ),
         (
             "4.3: the same of living features, equally many of each SAE (k/F = 1/8)",
-            *maps("dispersion", lambda d: d > 0),
+            *maps("dispersion", operator.gt),
         ),
         (
             "4.3: features are used more evenly (effective share of those that are alive)",
-            *maps("evenness", lambda d: d > 0),
+            *maps("evenness", operator.gt),
         ),
         (
             "4.3: the clusters of the t-SNE map are used more equally (variation of their mean use)",
-            *maps("cluster_utilisation", lambda d: d < 0, variation),
+            *maps("cluster_utilisation", operator.lt, variation),
         ),
         (
             "4.3: cluster sizes are alike (the paper: 60-152 and 56-151)",
@@ -219,15 +224,29 @@ def organisation(raw: Raw) -> list[Claim]:
 def ablation(raw: Raw) -> list[Claim]:
     """Section 4.1, figures 4 and 5: SCR and TPP."""
 
-    def best(row: dict[str, float]) -> str:
-        return max(row, key=lambda n: row[n])
+    def curves(name: str) -> dict[str, list[dict[str, float]]]:
+        rows = {m: [row for r in BENCHED for row in raw.bench(m, 4, r)] for m in AS_STATED}
+        return {model: [row[name] for row in own] for model, own in rows.items()}
 
-    def peaks(name: str) -> str:
-        found = []
-        for model in AS_STATED:
-            rows = [row[name] for ratio in BENCHED for row in raw.bench(model, 4, ratio)]
-            found.append(f"{model}: {statistics.median(int(best(row)) for row in rows):g}")
-        return "median N of the peak: " + "; ".join(found)
+    def peaks(name: str) -> tuple[str, str]:
+        """The N at which each model is best."""
+        found = {
+            model: [float(max(curve, key=lambda n: curve[n])) for curve in own]
+            for model, own in curves(name).items()
+        }
+        numbers = "; ".join(f"{model}: {statistics.median(ns):g}" for model, ns in found.items())
+        return f"median N of the peak (N is 50 at most): {numbers}", beside_top_k(
+            found, operator.gt
+        )
+
+    def declines(name: str) -> tuple[str, str]:
+        """What is lost from the peak to the largest N."""
+        found = {
+            model: [max(curve.values()) - curve[max(curve, key=int)] for curve in own]
+            for model, own in curves(name).items()
+        }
+        numbers = "; ".join(f"{model}: {spread(lost)}" for model, lost in found.items())
+        return f"lost from the peak to N = 50: {numbers}", beside_top_k(found, operator.lt)
 
     def compare(name: str, holds: Callable[[float], bool]) -> tuple[str, str]:
         """Means over N, model minus TopK, by k/F."""
@@ -252,21 +271,14 @@ def ablation(raw: Raw) -> list[Claim]:
             "5: that gain reflects a smaller dictionary (SCR of both masked to equally many features)",
             *_flipped(compare("scr_matched", lambda d: d > 0)),
         ),
-        (
-            "4.1: SCR peaks later (32 for TopK, 64 for the vSAE)",
-            peaks("scr"),
-            "N is 50 at most here",
-        ),
+        ("4.1: SCR peaks later (32 for TopK, 64 for the vSAE)", *peaks("scr")),
+        ("4.1: SCR declines less at large N, where TopK falls steeply", *declines("scr")),
         ("Abstract, 4.1: TPP is higher", *compare("tpp", lambda d: d > 0)),
         (
             "5: that gain reflects a smaller dictionary (TPP, both masked)",
             *_flipped(compare("tpp_matched", lambda d: d > 0)),
         ),
-        (
-            "4.1: TPP peaks later (8 for TopK, 64 for the vSAE)",
-            peaks("tpp"),
-            "N is 50 at most here",
-        ),
+        ("4.1: TPP peaks later (8 for TopK, 64 for the vSAE)", *peaks("tpp")),
         (
             "4.1: TopK's intended effects are larger",
             *compare("tpp_intended", lambda d: d < 0),

@@ -104,7 +104,16 @@ def runs() -> list[str]:
     }
     for stage, settings in read("better_vsae")["stages"].items():
         rows[f"A vSAE worth using: {stage}"] = [f"`better_vsae.py {stage}`", about_line(settings)]
-    return ["## What was run", "", *table("question", rows, ["command", "when"]), ""]
+    return [
+        "## What was run",
+        "",
+        *table("question", rows, ["command", "when"]),
+        "",
+        "On two cores of an AMD EPYC (Zen 4), mostly two single-threaded runs side by side, so minutes are "
+        "those of a shared machine; those of section 5 are added up from the logs of its parts. Commits "
+        "are those at writing.",
+        "",
+    ]
 
 
 def _when(name: str) -> list[str]:
@@ -248,15 +257,17 @@ def means() -> list[str]:
     return [
         "What it means: noise that explores the selection and is gone by half of the run adds to what a "
         "weak penalty does, where the table says `better`: in near-dead features, TPP and agreement at "
-        "k/F = 1/8, in agreement alone at 1/32, where the penalty without noise revives more features. "
-        "The goal's third size, F = 32D, was searched and not confirmed. Agreement could rise because a dictionary's own directions draw "
+        "k/F = 1/8; in agreement alone at 1/32, where the penalty without noise revives more features, "
+        "and at F = 32D, where SCR and TPP are not shown to be no worse either. Agreement could rise "
+        "because a dictionary's own directions draw "
         "together; whether they do:",
         "",
         *lines,
         "",
         "Caveats: the search was widened three times, always on its own two seeds, before the "
         "confirmation of that size was read; the second size's confirmation was begun with another "
-        "pick and deleted unread. Each seed's agreement is with the next seed, so its eight values are "
+        "pick and deleted unread. The margins stand since commit a2328f2, the candidates since c11c58f, "
+        "1cd7a84 and b4b0e7c, each before its size's confirmation. Each seed's agreement is with the next seed, so its eight values are "
         "not independent. SAE Bench's sets are the books that the model was trained on, and small. One "
         "language model, one layer, one learning rate, short runs.",
         "",
@@ -267,9 +278,8 @@ def questions() -> list[str]:
     return [
         "## What stays open",
         "",
-        "- Whether section 5 holds in longer runs, deeper layers and larger language models; at F = 32D "
-        "the pick was not confirmed (its training was stopped for lack of time); SCR's spread over seeds "
-        "is too large at this size to tell.",
+        "- Whether section 5 holds in longer runs, deeper layers and larger language models; SCR's "
+        "spread over seeds is too large on this one to tell.",
         "- SmolLM2 was trained on half a million tokens, not on the millions that the question asks.",
         "- VAEase's gate inside TopK, a Laplace or a learned prior were not built.",
         "- People or a language model were not asked how readable features are; absorption needs a "
