@@ -32,7 +32,7 @@ _TOP_K = ("k", "auxk_alpha", "dead_feature_threshold")
 USES: dict[Architecture, tuple[str, ...]] = {
     "vsae_top_k": ("k", *_VARIATIONAL),
     "vsae": _VARIATIONAL,
-    "vaease": ("log_var_init", "gamma_init"),
+    "vaease": ("log_var_init", "gamma_init", "active_gate"),
     "top_k": _TOP_K,
     "batch_top_k": _TOP_K,
     "matryoshka": (*_TOP_K, "group_fractions"),
@@ -82,6 +82,9 @@ class SAEConfig:
     gamma_init: float | None = None
     """vaease: initial variance of the reconstruction's error, per dimension, in training units; 0.1
     unless told. It is learned, its logarithm by up to lr a step."""
+    active_gate: float | None = None
+    """vaease: the gate, 1 - sigma/p, at or below which a feature counts as off in encoding; 0.05 unless
+    told. Training does not use it."""
     noise_on: NoiseOn | None = None
     """What the sample changes in training: both (paper, default), the values of the features that
     the mean selects, or only the selection."""

@@ -61,7 +61,7 @@ def test_a_default_is_the_architectures_own():
     learned = SAEConfig(posterior="learned").resolve(100, 8)
     vaease = SAEConfig("vaease").resolve(100, 8)
     assert (learned.log_var_init, learned.gamma_init) == (-2.0, None)
-    assert (vaease.log_var_init, vaease.gamma_init) == (-0.5, 0.1)
+    assert (vaease.log_var_init, vaease.gamma_init, vaease.active_gate) == (-0.5, 0.1, 0.05)
 
 
 def test_a_given_zero_is_kept():
@@ -85,6 +85,7 @@ def test_a_given_zero_is_kept():
         ({"architecture": "matryoshka", "group_fractions": (0.5, 0.4)}, "group_fractions"),
         ({"architecture": "vaease", "log_var_init": 0.5}, "log_var_init=0.5"),
         ({"architecture": "vaease", "gamma_init": 0.0}, "gamma_init=0.0"),
+        ({"architecture": "vaease", "active_gate": 1.0}, "active_gate=1.0"),
         ({"architecture": "jump_relu", "target_l0": -1.0}, "target_l0=-1.0"),
         ({"architecture": "relu", "sparsity_warmup_steps": 100}, "sparsity_warmup_steps=100"),
     ],

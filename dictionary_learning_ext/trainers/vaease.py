@@ -55,7 +55,7 @@ class VAEase(Dictionary):
             moves its logarithm by up to lr a step: begin near the share of the variance that is to
             be left. Only the trainer's loss uses it; it lies here so that the state is whole.
         prior_std: p, the standard deviation of the prior N(0, p^2).
-        active_gate: the gate below which a feature is off, in [0, 1).
+        active_gate: the gate at or below which a feature is off, in [0, 1).
 
     Raises: ConfigError for a value out of range.
     """
