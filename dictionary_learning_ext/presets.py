@@ -1,6 +1,7 @@
 """Named settings for `vsae train --preset`, and the SAEs that `vsae quickstart` compares.
 
-Presets hold what differs from the defaults. A flag given beside a preset wins over it.
+Presets hold what differs from the defaults. A flag given beside a preset wins over it; what a preset
+says in steps (`decay_start`, `noise_anneal_steps`) is for its own `steps` and scales with --steps.
 """
 
 from typing import Any
@@ -36,8 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decay_start": 750,
     },
     # What beat TopK and its own penalty without noise on fresh seeds, at F = 4D and k/F = 1/8
-    # (experiments/RESULTS.md), on the embedded model. For another: k, F and steps as yours,
-    # sigma = sqrt(0.1 D / k), noise_anneal_steps = steps / 2.
+    # (experiments/RESULTS.md), on the embedded model: noise_to_signal = k sigma^2 / D = 0.1. Other
+    # k/F picked another ratio or beta.
     "recommended": {
         "k": 64,
         "dict_size": 512,
@@ -101,7 +102,15 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
     }
 
 
-def preset(name: str) -> TrainConfig:
-    """The defaults, changed by a preset. Raises ConfigError for a name that is none."""
+def preset(name: str, steps: int | None = None) -> TrainConfig:
+    """The defaults, changed by a preset, for a run of other `steps` if told.
+
+    Raises: ConfigError for a name that is none.
+    """
     require(name in PRESETS, "preset", name, "one of " + ", ".join(PRESETS))
-    return TrainConfig().updated(PRESETS[name], f"preset {name}")
+    settings = dict(PRESETS[name])
+    if steps is not None:
+        for schedule in {"decay_start", "noise_anneal_steps"} & set(settings):
+            settings[schedule] = settings[schedule] * steps // settings["steps"]
+        settings["steps"] = steps
+    return TrainConfig().updated(settings, f"preset {name}")

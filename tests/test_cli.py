@@ -75,7 +75,7 @@ def test_a_config_with_another_posterior_drops_what_that_does_not_use(small, tmp
 
 
 def test_a_preset_is_a_start_and_flags_win(small, tmp_path):
-    flags = ["--preset", "paper-as-run", "--decay-start", "None", *small]
+    flags = ["--preset", "paper-as-run", *small]
     assert main(["train", *flags]) == 0
     settings = settings_of(tmp_path / "run")
     assert (settings["posterior"], settings["normalize"], settings["steps"]) == (
@@ -83,6 +83,22 @@ def test_a_preset_is_a_start_and_flags_win(small, tmp_path):
         "unit",
         12,
     )
+
+
+def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
+    flags = ["--preset", "recommended", "--dict-size", "32", "--k", "4", *small]
+    assert main(["train", *flags]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert (settings["steps"], settings["decay_start"], settings["noise_anneal_steps"]) == (
+        12,
+        9,
+        6,
+    )
+
+
+def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path / "nope")]) == 2
+    assert "nope: no run there; give a run's folder, as runs/NAME" in capsys.readouterr().err
 
 
 def test_eval_and_compare(small, tmp_path, capsys):

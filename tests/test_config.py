@@ -139,6 +139,17 @@ def test_presets_are_whole_and_keep_to_the_paper():
     assert (as_run.run.normalize, as_run.run.batch_size) == ("unit", 192)
 
 
+def test_a_presets_schedules_scale_with_its_steps():
+    own, longer = preset("recommended"), preset("recommended", steps=4000)
+    assert (own.sae.decay_start, own.sae.noise_anneal_steps, own.run.steps) == (750, 500, 1000)
+    assert (longer.sae.decay_start, longer.sae.noise_anneal_steps, longer.run.steps) == (
+        3000,
+        2000,
+        4000,
+    )
+    assert preset("paper", steps=7).run.steps == 7
+
+
 def test_the_quickstarts_saes_differ_only_in_the_posterior():
     saes = [sae.resolve(100, 8) for sae in quickstart(steps=100, seed=3).values()]
     differ = {f.name for f in dataclasses.fields(SAEConfig)} - {

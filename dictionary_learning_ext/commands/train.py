@@ -20,7 +20,7 @@ class Flags:
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = None
     """Start from named settings: quickstart, recommended, paper or paper-as-run. Other flags win
-    over it."""
+    over it; its schedules scale with --steps."""
     config: Path | None = None
     """Start from the settings of a run: its folder or config.json. Other flags win over it."""
     resume: Path | None = None
@@ -76,7 +76,7 @@ def _found(flags: Flags) -> tuple[bool, RunConfig]:
 def starting_point(args: list[str]) -> Flags:
     """The defaults of --preset, --config or --resume, as far as --architecture and --posterior use
     them."""
-    pattern = r"(?:^|\n)--(preset|config|resume|architecture|posterior)(?:=|\n)([^\n]+)"
+    pattern = r"(?:^|\n)--(preset|config|resume|architecture|posterior|steps)(?:=|\n)([^\n]+)"
     given = dict(re.findall(pattern, "\n".join(args)))
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if given.get("resume") == str(AUTO):
@@ -85,12 +85,15 @@ def starting_point(args: list[str]) -> Flags:
         raise UserError(f"--{' and --'.join(starts)}: give one of them; other flags win over it")
     start = TrainConfig()
     if "preset" in given:
-        start = preset(given["preset"])
+        steps = given.get("steps", "")
+        start = preset(given["preset"], int(steps) if steps.isdecimal() else None)
     elif "config" in given:
         start = load_config(given["config"])
     elif "resume" in given and given["resume"] != str(AUTO):
         folder = Path(given["resume"])
         inside = sorted(folder.glob("*/config.json"))
+        if not inside and not (folder / "config.json").is_file():
+            raise UserError(f"--resume {folder}: no run there; give a run's folder, as runs/NAME")
         start = load_config(
             inside[0] if inside and not (folder / "config.json").exists() else folder
         )
