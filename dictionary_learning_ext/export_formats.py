@@ -68,8 +68,8 @@ def require_supported(form: ExportFormat, source: Source) -> None:
     dict_class, is_top_k = type(dictionary).__name__, isinstance(dictionary, AutoEncoderTopK)
     if isinstance(dictionary, VAEase):
         raise CheckpointError(
-            f"{source.name} is a VAEase, whose features are mu times a gate of their own, and no "
-            f"reader of --format {form} knows that; load it with "
+            f"{source.name} is a VAEase, whose features are mu times a gate that has weights of its "
+            f"own, for which --format {form} has no place; load it with "
             "dictionary_learning_ext.load_dictionary"
         )
     if form in ("sae-lens", "safetensors") and not is_top_k:

@@ -144,6 +144,17 @@ def test_a_run_without_live_features_has_a_report(runs, tmp_path):
     assert "100.0% of dead" in page
 
 
+def test_saes_that_are_not_equally_sparse_are_said_not_to_compare(
+    tiny_lm_dir, text, runs, report, tmp_path
+):
+    dense = train(tiny_lm_dir, text, tmp_path / "dense", "--k", "20")
+    out = tmp_path / "page.html"
+    assert main(["report", str(dense), "--against", str(runs[1]), "--out", str(out), *BARE]) == 0
+    says = "features a token are 20 of dense's, 4 of top_k's"
+    assert says in out.read_text(encoding="utf-8").replace("&#39;", "'")
+    assert "not equally sparse" not in report.read_text(encoding="utf-8")
+
+
 def test_fewer_tokens_than_a_map_needs(runs, tmp_path):
     out = tmp_path / "page.html"
     assert main(["report", str(runs[0]), "--out", str(out), *BARE, "--map-tokens", "5"]) == 0

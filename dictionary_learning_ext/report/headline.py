@@ -146,6 +146,13 @@ def sentences(comparison: Comparison) -> list[str]:
                 f"{one.label} keeps {_percent(one.metrics['fve'])}" for one in others
             )
         said.append(words + ".")
+        features = {one.label: one.metrics["l0"] for one in measured}
+        if max(features.values()) > 2 * min(features.values()):
+            said.append(
+                "They are not equally sparse, so most rows can't be compared: features a token are "
+                + ", ".join(f"{l0:.0f} of {label}'s" for label, l0 in features.items())
+                + "."
+            )
     else:
         said.append(
             f"{first.label} has not been evaluated: run “vsae eval {first.folder}” to measure how "
