@@ -4,10 +4,11 @@
     python experiments/baselines.py --tables   # write the page again from the raw results
 
 TopK, BatchTopK, Matryoshka, JumpReLU and ReLU + L1 are upstream's trainers; the purely variational
-SAE is k = F; VAEase is trainers/vaease.py. Those that have no k come at several penalties, so that
-their L0 brackets TopK's. Raw figures go to results/baselines.json, the page to results/baselines.md.
+SAE is k = F; VAEase is trainers/vaease.py, whose L0 counts the features whose gate is open. Those that
+have no k come at several penalties. Raw figures go to results/baselines.json, the page to results/baselines.md.
 """
 
+import itertools
 import json
 import statistics
 import sys
@@ -15,8 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import trained_saes
-from pages import RESULTS, about, about_line, table
+from pages import RESULTS, about, about_line, table, write
+from trained_saes import FIGURES as COMMON
+from trained_saes import folder_name
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.comparison import read_metrics
@@ -60,8 +62,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 FIGURES = {
     "l0": "L0",
-    **{name: trained_saes.FIGURES[name] for name in ("fve", "frac_recovered", "cossim", "alive")},
-    **{name: trained_saes.FIGURES[name] for name in ("near_dead_0.1", "near_dead_0.5")},
+    **{name: COMMON[name] for name in ("fve", "frac_recovered", "cossim", "alive")},
+    **{name: COMMON[name] for name in ("near_dead_0.1", "near_dead_0.5")},
     "description_length": "description length",
 }
 RAW, RUNS = RESULTS / "baselines.json", Path("runs/baselines")
@@ -73,9 +75,7 @@ def measure() -> None:
     before = json.loads(RAW.read_text())["settings"] if RAW.exists() else None
     shared: dict[str, Any] = {"dict_size": F, "decay_start": STEPS * 3 // 4, "lr": 2e-3}
     saes = {
-        f"{model.replace(', ', '_').replace(' ', '-')}_seed{seed}": SAEConfig(
-            seed=seed, **(shared | settings)
-        )
+        folder_name(model, f"seed{seed}"): SAEConfig(seed=seed, **(shared | settings))
         for seed in SEEDS
         for model, settings in MODELS.items()
     }
@@ -91,10 +91,8 @@ def measure() -> None:
         )
         train(run, missing)
     rows = []
-    for name, (model, seed) in zip(
-        saes, ((model, seed) for seed in SEEDS for model in MODELS), strict=True
-    ):
-        figures = read_metrics(RUNS / name)
+    for seed, model in itertools.product(SEEDS, MODELS):
+        figures = read_metrics(RUNS / folder_name(model, f"seed{seed}"))
         rows.append({"model": model, "seed": seed} | {f: figures[f] for f in FIGURES})
     settings = {
         **about(began, before),
@@ -112,6 +110,8 @@ def tables(content: dict[str, Any]) -> list[str]:
 
     def cell(model: str, figure: str) -> str:
         values = [row[figure] for row in rows if row["model"] == model]
+        if figure == "description_length" and model.startswith("purely variational"):
+            return ""
         digits = 1 if figure in ("l0", "description_length") else 3
         return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
@@ -122,7 +122,9 @@ def tables(content: dict[str, Any]) -> list[str]:
         "",
         f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
         "deviation over seeds. Near-dead is against each SAE's own L0 where it has no k. Description "
-        "length (nats per token; less is better) compares SAEs of unlike L0: see `vsae evaluate`; where all features are on, it says nothing.",
+        "length (nats per token; less is better) compares SAEs of unlike L0: see FIGURES in dictionary_learning_ext/evaluation.py; where "
+        "all features are on, it says nothing, and is left out. VAEase's L0 is its number of active "
+        "dimensions: features whose gate is above 0.05.",
         "",
         *table("", cells, list(FIGURES.values())),
     ]
@@ -131,9 +133,7 @@ def tables(content: dict[str, Any]) -> list[str]:
 def main() -> None:
     if "--tables" not in sys.argv:
         measure()
-    lines = tables(json.loads(RAW.read_text()))
-    (RESULTS / "baselines.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    write("baselines.md", tables(json.loads(RAW.read_text())))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
     python experiments/better_vsae.py bench      # SAE Bench of what confirm trained; needs [saebench]
     python experiments/better_vsae.py tables     # write the page again from the raw results
 
-Raw figures go to results/better_vsae.json, the page made from them to results/better_vsae.md. What
-decides was committed before `confirm` ran: here the seeds, the rule that picks, the measures and their
-margins; in vsae_candidates.py the sizes and what is searched; in paired_tests.py the tests. "TopK" is posterior point, rectified, beta 0:
-upstream's TopK to rounding (tests/test_variational_top_k.py), from the same code as the others.
+Raw figures go to results/better_vsae.json, the page made from them to results/better_vsae.md. What the
+raw results hold is not measured again: delete a stage's rows there to have it so. What is searched, at
+what sizes, is in vsae_candidates.py, what decides in vsae_goal.py. "TopK" is posterior point, rectified,
+beta 0: upstream's TopK to rounding (tests/test_variational_top_k.py), from the same code as the others.
 """
 
 import itertools
@@ -20,45 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
+import vsae_goal
 from pages import RESULTS, about, about_line, table
-from paired_tests import holm, sign_flip
-from trained_saes import FIGURES, directions_of, folder_name
+from trained_saes import TEXTS, benched, directions_of, folder_name
 from vsae_candidates import (
     CANDIDATES,
     SEARCHED,
     SIZES,
     TOP_K,
     D,
-    is_sampled,
+    partner_of,
     sae_of,
     without_noise,
 )
+from vsae_goal import CONFIRM_SEEDS, MEASURES, SEARCH_SEEDS
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.comparison import read_metrics
 from dictionary_learning_ext.geometry import agreement
 
 EVAL_TOKENS = 20_000
-TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
-SEARCH_SEEDS, CONFIRM_SEEDS = (100, 101), (0, 1, 2, 3, 4, 5, 6, 7)
 RAW, RUNS = RESULTS / "better_vsae.json", Path("runs/better_vsae")
-
-# Each measure: where more is better its sign is 1; the margin within which it is "no worse".
-MEASURES: dict[str, tuple[str, int, float]] = {
-    "fve": (FIGURES["fve"], 1, 0.005),
-    "frac_recovered": (FIGURES["frac_recovered"], 1, 0.005),
-    "near_dead_0.1": (FIGURES["near_dead_0.1"], -1, 0.01),
-    "near_dead_0.5": (FIGURES["near_dead_0.5"], -1, 0.01),
-    "agreement": (FIGURES["agreement"], 1, 0.01),
-    "stability_rms": (FIGURES["stability_rms"], 1, 0.01),
-    "scr": ("SCR, N = 2 and 5", 1, 0.05),
-    "scr_matched": ("SCR, size-matched", 1, 0.05),
-    "tpp": ("TPP, all N", 1, 0.02),
-    "tpp_matched": ("TPP, size-matched", 1, 0.02),
-}
-NO_WORSE = ("near_dead_0.1", "near_dead_0.5", "scr", "scr_matched", "tpp", "agreement")
-"""The goal's own measures: no worse than TopK on all, better than TopK and point on two."""
-LEVEL = 0.05
 
 
 def folder_of(stage: str, size: str, model: str, seed: int) -> Path:
@@ -66,16 +49,25 @@ def folder_of(stage: str, size: str, model: str, seed: int) -> Path:
     return RUNS / stage / f"F{dict_size}_k{k}" / folder_name(model, seed)
 
 
-def trained(
+def measure(
     stage: str, size: str, models: dict[str, dict[str, Any]], seeds: tuple[int, ...]
-) -> list:
-    """Train what is not there yet, all from one buffer; a row of figures for each SAE."""
-    cells = list(itertools.product(models, seeds))
-    paths = {cell: folder_of(stage, size, *cell) for cell in cells}
+) -> None:
+    """Train what has no row yet, and the partners of its agreement, from one buffer; add its rows."""
+    began, content = time.monotonic(), read()
+    done = {(row["stage"], row["size"], row["model"], row["seed"]) for row in content["rows"]}
+    cells = [
+        (model, seed)
+        for model, seed in itertools.product(models, seeds)
+        if (stage, size, model, seed) not in done
+    ]
+    if not cells:
+        return
+    partners = [(model, partner_of(size, seed)) for model, seed in cells]
+    paths = {cell: folder_of(stage, size, *cell) for cell in [*cells, *partners]}
     missing = {
-        paths[model, seed].name: sae_of(models[model], size, seed)
-        for model, seed in cells
-        if not (paths[model, seed] / "metrics.json").exists()
+        path.name: sae_of(models[model], size, seed)
+        for (model, seed), path in paths.items()
+        if not (path / "metrics.json").exists()
     }
     if missing:
         parent = paths[cells[0]].parent
@@ -88,14 +80,12 @@ def trained(
         )
         train(run, missing)
     rows = []
-    for model, seed in cells:
-        figures = read_metrics(paths[model, seed])
-        row = {"stage": stage, "size": size, "model": model, "seed": seed}
+    for cell, other in zip(cells, partners, strict=True):
+        figures = read_metrics(paths[cell])
+        row = {"stage": stage, "size": size, "model": cell[0], "seed": cell[1], "partner": other[1]}
         row |= {name: figures[name] for name in (*MEASURES, "noise_to_signal") if name in figures}
-        other = seeds[(seeds.index(seed) + 1) % len(seeds)]
-        row |= agreements(paths[model, seed], paths[model, other])
-        rows.append(row)
-    return rows
+        rows.append(row | agreements(paths[cell], paths[other]))
+    write(stage, rows, began)
 
 
 def agreements(folder: Path, other: Path) -> dict[str, float]:
@@ -112,133 +102,50 @@ def agreements(folder: Path, other: Path) -> dict[str, float]:
     return json.loads(kept.read_text())
 
 
-def pick(rows: list[dict[str, Any]], size: str) -> str:
-    """The sampled candidate for a size, by the search's seeds alone.
-
-    Of those whose mean FVE is within 0.6 of its margin of TopK's, the one whose near-dead at both
-    thresholds and agreement improve most, in units of their margins.
-    """
-    means = means_of([row for row in rows if row["size"] == size])
-    best, best_gain = "", -np.inf
-    for model, own in means.items():
-        loss = means["TopK"]["fve"] - own["fve"]
-        if not is_sampled(CANDIDATES[model]) or loss > 0.6 * MEASURES["fve"][2]:
-            continue
-        gain = sum(
-            sign * (own[name] - means["TopK"][name]) / margin
-            for name, (_, sign, margin) in MEASURES.items()
-            if name in ("near_dead_0.1", "near_dead_0.5", "agreement")
-        )
-        if gain > best_gain:
-            best, best_gain = model, gain
-    if not best:
-        raise SystemExit(
-            f"{size}: no sampled candidate keeps TopK's FVE; add weaker ones to SEARCHED"
-        )
-    return best
-
-
-def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By model, each figure's mean over seeds."""
-    found: dict[str, dict[str, float]] = {}
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
-        figures = [n for n in (*MEASURES, "within", "noise_to_signal") if own[0].get(n) is not None]
-        found[model] = {name: statistics.mean(row[name] for row in own) for name in figures}
-    return found
-
-
-def paired(rows: list[dict[str, Any]], name: str, model: str, other: str) -> list[float]:
-    """Model minus other, seed by seed, signed so that more is better."""
-    by_seed = {(row["model"], row["seed"]): row[name] for row in rows}
-    sign = MEASURES[name][1]
-    return [sign * (by_seed[model, s] - by_seed[other, s]) for s in CONFIRM_SEEDS]
-
-
 def read() -> dict[str, Any]:
     return json.loads(RAW.read_text()) if RAW.exists() else {"stages": {}, "rows": []}
 
 
-def write(content: dict[str, Any], stage: str, rows: list[dict[str, Any]], began: float) -> None:
-    """Put a stage's rows in the place of its former ones."""
-    kept = [row for row in content["rows"] if row["stage"] != stage]
-    content["rows"] = kept + rows
+def write(stage: str, rows: list[dict[str, Any]], began: float) -> None:
+    """Add a stage's rows, and the minutes that they took."""
+    content = read()
+    content["rows"] += rows
     content["stages"][stage] = about(began, content["stages"].get(stage))
     RAW.write_text(json.dumps(content, indent=0) + "\n")
 
 
 def search() -> None:
-    began, rows = time.monotonic(), []
     for size, names in SEARCHED.items():
-        models = {name: CANDIDATES[name] for name in names}
-        rows += trained("search", size, models, SEARCH_SEEDS)
-    write(read(), "search", rows, began)
-
-
-def confirmed_models(rows: list[dict[str, Any]], size: str) -> dict[str, dict[str, Any]]:
-    """TopK, point with the pick's penalty, and the pick."""
-    chosen = CANDIDATES[pick([row for row in rows if row["stage"] == "search"], size)]
-    return {"TopK": TOP_K, "point": without_noise(chosen), "sampled": chosen}
+        measure("search", size, {name: CANDIDATES[name] for name in names}, SEARCH_SEEDS)
 
 
 def confirm() -> None:
-    began, content, rows = time.monotonic(), read(), []
+    """TopK, point with the pick's penalty, and the pick."""
     for size in SIZES:
-        rows += trained("confirm", size, confirmed_models(content["rows"], size), CONFIRM_SEEDS)
-    write(content, "confirm", rows, began)
+        chosen = CANDIDATES[vsae_goal.pick(read()["rows"], size)]
+        models = {"TopK": TOP_K, "point": without_noise(chosen), "sampled": chosen}
+        measure("confirm", size, models, CONFIRM_SEEDS)
 
 
 def bench_confirmed() -> None:
     """SCR and TPP, raw and masked to equal numbers of features in use."""
     from dictionary_learning_ext.sae_bench.comparison import curve
-    from dictionary_learning_ext.sae_bench.runner import bench
 
-    began, content, rows = time.monotonic(), read(), []
+    done = {(row["size"], row["seed"]) for row in read()["rows"] if row["stage"] == "bench"}
     for size, seed in itertools.product(SIZES, CONFIRM_SEEDS):
+        if (size, seed) in done:
+            continue
+        began, rows = time.monotonic(), []
         folders = {m: folder_of("confirm", size, m, seed) for m in ("TopK", "point", "sampled")}
-        outcome = bench(
-            list(folders.values()),
-            evals=("core", "scr", "tpp"),
-            tokens=EVAL_TOKENS,
-            train_size=TEXTS[0],
-            test_size=TEXTS[1],
-            size_matched=True,
-        )
-        outcome.check()
-        for model, folder in folders.items():
+        for model, found in benched(folders, ("scr", "tpp"), EVAL_TOKENS).items():
             row: dict[str, Any] = {"stage": "bench", "size": size, "model": model, "seed": seed}
-            own = outcome.results[folder.name]
-            matched = outcome.results[outcome.matched.get(folder.name, folder.name)]
-            for suffix, results in (("", own), ("_matched", matched)):
+            for suffix, results in zip(("", "_matched"), found, strict=True):
                 scr = curve(results["scr"], "scr")
                 row["scr" + suffix] = statistics.mean(scr[n] for n in (2, 5))
                 tpp = curve(results["tpp"], "total_metric")
                 row["tpp" + suffix] = statistics.mean(tpp.values())
             rows.append(row)
-        write(content, "bench", rows, began)
-        began = time.monotonic()
-
-
-def verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each measure of one size's confirmation: differences, and what the tests say of them.
-
-    No worse than TopK: one-sided sign-flip test of difference + margin, uncorrected (all must hold).
-    Better: the larger p of the tests against TopK and against point, Holm over NO_WORSE.
-    """
-    names = [name for name in MEASURES if all(row.get(name) is not None for row in rows)]
-    found: dict[str, dict[str, Any]] = {}
-    for name in names:
-        margin = MEASURES[name][2]
-        over = {other: paired(rows, name, "sampled", other) for other in ("TopK", "point")}
-        found[name] = {
-            "over": over,
-            "no_worse": sign_flip([value + margin for value in over["TopK"]]),
-            "better": max(sign_flip(values) for values in over.values()),
-        }
-    corrected = holm({name: found[name]["better"] for name in names if name in NO_WORSE})
-    for name, p in corrected.items():
-        found[name]["corrected"] = p
-    return found
+        write("bench", rows, began)
 
 
 def effect(values: list[float]) -> str:
@@ -248,66 +155,59 @@ def effect(values: list[float]) -> str:
     return f"{statistics.mean(values):+.4f}{size}"
 
 
-def conclusion(found: dict[str, dict[str, Any]]) -> str:
-    """Whether the goal is reached at one size."""
-    needed = ("fve", *NO_WORSE)
-    missing = [MEASURES[name][0] for name in needed if name not in found]
-    measured = [name for name in needed if name in found]
-    worse = [MEASURES[n][0] for n in measured if found[n]["no_worse"] > LEVEL]
-    better = [MEASURES[n][0] for n in measured if found[n].get("corrected", 1.0) <= LEVEL]
-    reached = "**reached**" if not worse and len(better) >= 2 else "**missed**"
-    if missing and not worse:
-        reached = "**open**"
-    held = f"not shown on {', '.join(worse)}" if worse else "on all that was measured"
-    unmeasured = f"; not measured: {', '.join(missing)}" if missing else ""
-    return (
-        f"Goal {reached}. Better than both TopK and point on: {'; '.join(better) or 'nothing'}. No worse "
-        f"than TopK within the margins: {held}{unmeasured}."
-    )
-
-
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
+    rows = content["rows"]
     lines = ["`python experiments/better_vsae.py search`, `confirm`, `bench`", ""]
     for stage, settings in content["stages"].items():
         lines.append(f"- {stage}: {about_line(settings)}")
     lines += [
         "",
-        f"Embedded model, blocks.0.hook_resid_post, D = {D}, 1,000 steps of 1,024 "
-        f"tokens (500 at F = 32D), lr 2e-3, "
-        f"sqrt_d; {EVAL_TOKENS:,} held-out tokens; SCR and TPP with {TEXTS[0]} and {TEXTS[1]} texts. A number after selection, both or values is "
-        "noise_to_signal = k sigma^2 / D in training; selection and both are annealed to 0 over the "
-        "first half unless told; KL is beta of a KL on the selected features. Agreement of seeds is "
-        "the mean cosine of decoder directions with another seed's, matched one to one; within, of a "
-        "direction with its nearest in the same dictionary.",
+        f"Embedded model, blocks.0.hook_resid_post, D = {D}, 1,000 steps of 1,024 tokens (500 at F = 32D), "
+        f"lr 2e-3, sqrt_d; {EVAL_TOKENS:,} held-out tokens; SCR and TPP with {TEXTS[0]} and {TEXTS[1]} "
+        "texts. A number after selection, both or values is noise_to_signal = k sigma^2 / D in training; "
+        "selection and both are annealed to 0 over the first half unless told; KL is beta of a KL on the "
+        "selected features. TopK has upstream's ReLU, the others have none unless told. A feature is dead "
+        "for AuxK after a tenth of the run's tokens without firing unless told. In "
+        "1,000 steps at F = 4D no feature stays silent so long: AuxK on and off are the same there. "
+        "Agreement of seeds is the mean cosine of decoder directions with another seed's, matched one to "
+        "one; within, of a direction with its nearest in the same dictionary. Masking to equal numbers of "
+        "features in use leaves the few most attributed ones as they are: size-matched SCR is SCR.",
         "",
         f"## Search (seeds {SEARCH_SEEDS})",
         "",
-    ]
-    searched = [row for row in content["rows"] if row["stage"] == "search"]
-    for size in SIZES:
-        means = means_of([row for row in searched if row["size"] == size])
-        figures = [n for n in (*MEASURES, "within") if n in means["TopK"]]
-        heads = [MEASURES[n][0] if n in MEASURES else n for n in figures]
-        cells = {model: [f"{own[n]:.3f}" for n in figures] for model, own in means.items()}
-        lines += [*table(size, cells, heads), "", f"Picked: {pick(searched, size)}.", ""]
-    lines += [
+        *search_tables(rows),
         f"## Confirmation (seeds {CONFIRM_SEEDS})",
         "",
         "`no worse`: p of a one-sided sign-flip test of sampled - TopK + margin. `better`: the larger "
         "of the p values against TopK and against point; `corrected`: Holm's, over the goal's "
-        f"measures of a size. The least p that {len(CONFIRM_SEEDS)} pairs can give is "
-        f"{2.0 ** -len(CONFIRM_SEEDS):.4f}. Differences are signed so that more is better.",
+        "measures of one size, not over the three sizes. The least p that eight pairs can give is "
+        f"{2.0**-8:.4f}. Agreements are tested on the pairs of seeds that share no SAE: eight at "
+        "F = 4D, k/F = 1/8 (with seeds 8 to 15), four elsewhere (each seed's is with the next), whose least "
+        f"p is {2.0**-4:.4f}, so that there agreement can't pass. Differences are signed so that more is "
+        "better.",
         "",
+        *confirmation_tables(rows),
     ]
-    confirmed = merged(content["rows"])
+    return lines[:-1]
+
+
+def search_tables(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
     for size in SIZES:
-        rows = [row for row in confirmed if row["size"] == size]
-        if not rows:
-            lines += [f"{size}: not confirmed; its search stands above.", ""]
-            continue
-        means, found = means_of(rows), verdicts(rows)
-        cells = {}
+        found = [row for row in rows if (row["stage"], row["size"]) == ("search", size)]
+        means = vsae_goal.means_of(found)
+        figures = [n for n in (*MEASURES, "within") if n in means["TopK"]]
+        heads = [MEASURES[n][0] if n in MEASURES else n for n in figures]
+        cells = {model: [f"{own[n]:.3f}" for n in figures] for model, own in means.items()}
+        lines += [*table(size, cells, heads), "", f"Picked: {vsae_goal.pick(rows, size)}.", ""]
+    return lines
+
+
+def confirmation_tables(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for size, (picked, found) in vsae_goal.confirmed(rows).items():
+        means, cells = vsae_goal.means_of(vsae_goal.merged(rows, size)), {}
         for name, verdict in found.items():
             label, _, margin = MEASURES[name]
             cells[label] = [
@@ -320,19 +220,9 @@ def tables(content: dict[str, Any]) -> list[str]:
             ]
         heads = ["TopK", "point", "sampled", "sampled - TopK", "sampled - point", "margin"]
         heads += ["no worse, p", "better, p", "corrected"]
-        lines += [f"{size}; sampled is {pick(searched, size)}.", "", *table("", cells, heads), ""]
-        lines += [conclusion(found), ""]
-    return lines[:-1]
-
-
-def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The confirmation's rows, with SAE Bench's figures where they were had."""
-    benched = {(r["size"], r["model"], r["seed"]): r for r in rows if r["stage"] == "bench"}
-    return [
-        benched.get((row["size"], row["model"], row["seed"]), {}) | row
-        for row in rows
-        if row["stage"] == "confirm"
-    ]
+        lines += [f"{size}; sampled is {picked}.", "", *table("", cells, heads), ""]
+        lines += [vsae_goal.conclusion(found), ""]
+    return lines
 
 
 def main() -> None:
@@ -341,9 +231,7 @@ def main() -> None:
         raise SystemExit(f"expected one of {', '.join(stages)}, as in: better_vsae.py search")
     if stage := stages[sys.argv[1]]:
         stage()
-    lines = tables(read())
-    (RESULTS / "better_vsae.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    pages.write("better_vsae.md", tables(read()))
 
 
 if __name__ == "__main__":

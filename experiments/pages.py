@@ -3,6 +3,7 @@
 import statistics
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def table(corner: str, rows: dict[str, list[str]], columns: list[str]) -> list[s
     return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+def spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation; nothing of a figure that does not apply."""
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        return ""
+    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"

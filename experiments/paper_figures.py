@@ -1,4 +1,7 @@
-"""The paper's figures 3 to 11, from what reproduce_paper.py measured."""
+"""The paper's figures 3 to 5 and 8 to 11, from what reproduce_paper.py measured.
+
+Figures 6 and 7 are single features: `vsae report` makes pages of all of them.
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -7,7 +10,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from paper_raw import AS_STATED, BENCHED, Raw
+from paper_raw import AS_STATED, Raw
+from sklearn.metrics import silhouette_score
 
 from dictionary_learning_ext.report.analysis import ReportOptions, analyse
 
@@ -29,11 +33,13 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
         used = one.statistics.frequency_F.numpy()[geometry.features]
         mean = one.statistics.mean_F.numpy()[geometry.features]
         clusters = range(geometry.map_cluster.max() + 1)
-        utilisation = [float(used[geometry.map_cluster == c].mean()) for c in clusters]
+        members = [geometry.map_cluster == c for c in clusters]
         row: dict[str, Any] = {
             "largest": [round(float(v), 2) for v in one.statistics.max_F if not np.isnan(v)],
             "cluster_sizes": np.bincount(geometry.map_cluster).tolist(),
-            "cluster_utilisation": utilisation,
+            "cluster_utilisation": [float(used[own].mean()) for own in members],
+            "cluster_activation": [float(mean[own].mean()) for own in members],
+            "silhouette": float(silhouette_score(geometry.map_xy, geometry.map_cluster)),
             "evenness": geometry.evenness,
             "dispersion": geometry.dispersion[0],
         }
@@ -87,7 +93,7 @@ def figure_4_5(content: dict[str, Any]) -> Any:
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     for axis, (name, label) in zip(axes, shown.items(), strict=True):
         for model in AS_STATED:
-            rows = [row[name] for row in raw.bench(model, 4, BENCHED[0])]
+            rows = [row[name] for row in raw.bench(model, 4, 8)]
             means = [statistics.mean(row[n] for row in rows) for n in rows[0]]
             axis.plot(range(len(means)), means, color=COLOURS[model], marker=".", label=model)
             axis.set(xticks=range(len(means)), xticklabels=list(rows[0]), xlabel="N ablated")
