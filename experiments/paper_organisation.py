@@ -35,7 +35,7 @@ def claims(raw: Raw) -> list[Claim]:
         ),
         maps("4.3: the same of living features, equally many of each SAE", "dispersion", pos),
         Claim(
-            "4.3: features are less correlated in general (mean |cosine| of decoder directions)",
+            "4.3: features are less correlated in general (mean absolute cosine of decoder directions)",
             against_top_k(raw, "correlation", neg),
         ),
         maps(

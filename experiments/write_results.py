@@ -277,13 +277,13 @@ def _better_means() -> list[str]:
         over = {model: statistics.mean(v) for model, v in found["excess"]["over"].items()}
         p = found["excess"]["better"]
         says = (
-            f"p = {p:.4f} that it is no higher than either's"
+            f"p = {p:.4f}, the larger of both"
             if min(over.values()) > 0
-            else "not all of the gain is agreement"
+            else "nothing is left of the gain in agreement"
         )
         lines.append(
-            f"- {size}: agreement less the cosine of nearest directions within one dictionary is "
-            f"{over['TopK']:+.3f} of TopK's and {over['point']:+.3f} of point's ({says})."
+            f"- {size}: agreement less the cosine of nearest directions within one dictionary, minus "
+            f"TopK's {over['TopK']:+.3f}, minus point's {over['point']:+.3f} ({says})."
         )
     stability, tpp = (
         ", ".join(
