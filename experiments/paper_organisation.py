@@ -85,7 +85,8 @@ def claims(raw: Raw) -> list[Claim]:
         ),
         Claim(
             "Abstract: features are more robust (selection stability under noise of a tenth of the "
-            "activations' rms; the paper does not measure it)",
+            "activations' rms; the paper does not measure it; the equations have no ReLU, which alone "
+            "raises it: TopK without ReLU in better_vsae.md)",
             against_top_k(raw, "stability_rms", pos),
         ),
     ]
