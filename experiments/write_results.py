@@ -1,4 +1,4 @@
-"""RESULTS.md, from results_opening.md and the committed raw results alone.
+"""RESULTS.md, from results_opening.md, results_closing.md and the committed raw results.
 
     python experiments/write_results.py
 
@@ -20,7 +20,7 @@ from pages import RESULTS, about_line, spread, table
 from paper_raw import AS_STATED, RATIOS, Raw
 
 PAGE = Path(__file__).parent / "RESULTS.md"
-OPENING = Path(__file__).parent / "results_opening.md"
+OPENING, CLOSING = (Path(__file__).parent / f"results_{part}.md" for part in ("opening", "closing"))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -324,27 +324,13 @@ def _better_means() -> list[str]:
     ]
 
 
-def questions() -> list[str]:
-    return [
-        "## What stays open",
-        "",
-        "- Whether section 5 holds in longer runs, deeper layers and larger language models; SCR's "
-        "spread over seeds is too large on this one to tell. The preset's setting was confirmed at "
-        "F = 4D, k/F = 1/8 alone; other k/F picked other penalties.",
-        "- VAEase's gate inside TopK, a Laplace or a learned prior were not built; sparse probing of "
-        "section 5's SAEs was not run.",
-        "- People or a language model were not asked how readable features are; absorption needs a "
-        "language model that knows first letters.",
-        "- The paper's own language model and text (`reproduce_paper.py train --lm "
-        "EleutherAI/pythia-70m`) were not run.",
-    ]
-
-
 def page() -> list[str]:
     """The lines of RESULTS.md."""
-    opening = OPENING.read_text(encoding="utf-8").splitlines()
+    opening, closing = (
+        part.read_text(encoding="utf-8").splitlines() for part in (OPENING, CLOSING)
+    )
     lines = [*opening, "", *short(), *runs(), *paper(), *size(), *churn(), *related()]
-    lines += [*better(), *questions()]
+    lines += [*better(), *closing]
     return [line.replace("](full_size.png)", "](results/full_size.png)") for line in lines]
 
 
