@@ -14,7 +14,7 @@ test: .venv/installed-dev
 # that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.
 test-saebench: .venv-saebench/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
-		$(addprefix tests/test_,sae_bench.py export.py hub.py text.py buffer.py)
+		$(addprefix tests/,sae_bench export activations/test_text.py activations/test_buffer.py)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -30,7 +30,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["dictionary_learning_ext", "dictionary_learning_ext.*"]),
     package_data={
-        "dictionary_learning_ext": ["embedded/**/*", "templates/*", "py.typed"],
+        "dictionary_learning_ext": ["embedded/**/*", "py.typed"],
+        "dictionary_learning_ext.sweep": ["templates/*"],
         "dictionary_learning_ext.report": ["templates/*"],
     },
     install_requires=[

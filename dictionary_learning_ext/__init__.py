@@ -8,33 +8,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .buffer import ResidualBuffer
-    from .checkpoint import load_dictionary
-    from .config import RunConfig
+    from .activations.buffer import ResidualBuffer
+    from .activations.language_models import find_hook, load_language_model
+    from .activations.text import open_text
+    from .config.run_config import RunConfig
+    from .config.sae_config import SAEConfig
     from .errors import UserError
-    from .evaluation import evaluate
-    from .language_models import find_hook, load_language_model
-    from .sae_config import SAEConfig
-    from .text import open_text
+    from .evaluation.measure import evaluate
+    from .run_folder.weights import load_dictionary
     from .trainers.vaease import VAEase, VAEaseTrainer
     from .trainers.variational_top_k import VariationalTopKAutoEncoder, VariationalTopKTrainer
-    from .training import train
+    from .training.loop import train
 
 _HOMES = {
-    "ResidualBuffer": ".buffer",
-    "RunConfig": ".config",
-    "SAEConfig": ".sae_config",
+    "ResidualBuffer": ".activations.buffer",
+    "RunConfig": ".config.run_config",
+    "SAEConfig": ".config.sae_config",
     "UserError": ".errors",
     "VAEase": ".trainers.vaease",
     "VAEaseTrainer": ".trainers.vaease",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
-    "evaluate": ".evaluation",
-    "find_hook": ".language_models",
-    "load_dictionary": ".checkpoint",
-    "load_language_model": ".language_models",
-    "open_text": ".text",
-    "train": ".training",
+    "evaluate": ".evaluation.measure",
+    "find_hook": ".activations.language_models",
+    "load_dictionary": ".run_folder.weights",
+    "load_language_model": ".activations.language_models",
+    "open_text": ".activations.text",
+    "train": ".training.loop",
 }
 
 __all__ = [

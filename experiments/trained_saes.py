@@ -21,7 +21,7 @@ FIGURES = {
     "dispersion": "dispersion",
     "agreement": "agreement of seeds",
 }
-"""By the names of metrics.json, and of `dictionary_learning_ext.geometry`: what the tables say."""
+"""By the names of metrics.json, and of `dictionary_learning_ext.features.geometry`: what the tables say."""
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
 
 
@@ -40,7 +40,7 @@ def benched(
     folders: dict[str, Path], evals: Sequence[str], tokens: int
 ) -> dict[str, tuple[Any, Any]]:
     """SAE Bench's results of each model of a seed, plain and size-matched; needs [saebench]."""
-    from dictionary_learning_ext.sae_bench.runner import bench
+    from dictionary_learning_ext.sae_bench.bench_runner import bench
 
     outcome = bench(
         list(folders.values()),

@@ -1,6 +1,6 @@
 """RESULTS.md, from results_opening.md, results_closing.md and the committed raw results.
 
-    python experiments/write_results.py
+    python -m experiments.write_results
 
 Every number in it is read from results/*.json or computed from them here.
 """
@@ -10,14 +10,13 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import baselines
-import better_vsae
-import full_size
-import paper_claims
-import selection_churn
-import vsae_goal
-from pages import RESULTS, about_line, spread, table
-from paper_raw import AS_STATED, RATIOS, Raw
+from experiments.better_vsae import baselines, full_size
+from experiments.better_vsae import goal as vsae_goal
+from experiments.better_vsae import study as better_vsae
+from experiments.pages import RESULTS, about_line, spread, table
+from experiments.paper import claims as paper_claims
+from experiments.paper import selection_churn
+from experiments.paper.raw import AS_STATED, RATIOS, Raw
 
 PAGE = Path(__file__).parent / "RESULTS.md"
 OPENING, CLOSING = (Path(__file__).parent / f"results_{part}.md" for part in ("opening", "closing"))
@@ -106,22 +105,25 @@ def runs() -> list[str]:
     """What was run, when, from which commit, in how many minutes."""
     rows = {
         "The paper, claim by claim": [
-            "`python experiments/reproduce_paper.py train`, `bench`",
+            "`python -m experiments.paper.reproduce train`, `bench`",
             *_when("reproduce_paper"),
         ],
         "The same on SmolLM2-135M, D = 576": [
-            "`python experiments/full_size.py train`",
+            "`python -m experiments.better_vsae.full_size train`",
             *_when("full_size"),
         ],
-        "The related work's SAEs": ["`python experiments/baselines.py`", *_when("baselines")],
+        "The related work's SAEs": [
+            "`python -m experiments.better_vsae.baselines`",
+            *_when("baselines"),
+        ],
         "Why noise hurts": [
-            "`python experiments/selection_churn.py`",
+            "`python -m experiments.paper.selection_churn`",
             read("selection_churn")["settings"]["date"],
         ],
     }
     for stage, settings in read("better_vsae")["stages"].items():
         rows[f"A vSAE worth using: {stage}"] = [
-            f"`python experiments/better_vsae.py {stage}`",
+            f"`python -m experiments.better_vsae.study {stage}`",
             about_line(settings),
         ]
     return [

@@ -14,7 +14,7 @@ import transformers
 from nnsight import LanguageModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dictionary_learning_ext.language_models import load_language_model
+from dictionary_learning_ext.activations.language_models import load_language_model
 
 torch.set_num_threads(2)
 

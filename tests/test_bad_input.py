@@ -15,10 +15,10 @@ import torch as t
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dictionary_learning_ext.checkpoint import load_dictionary
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config import TrainConfig, load_config
+from dictionary_learning_ext.config.run_config import TrainConfig, load_config
 from dictionary_learning_ext.errors import CheckpointError, UserError
+from dictionary_learning_ext.run_folder.weights import load_dictionary
 
 
 @pytest.fixture(scope="session")
@@ -329,7 +329,7 @@ def test_a_limit_hit_in_the_middle_of_a_resume_point(flags, folder, capsys, file
 
 
 def test_a_limit_hit_while_ae_pt_is_replaced(folder, file_size_limit):
-    from dictionary_learning_ext.checkpoint import save_weights
+    from dictionary_learning_ext.run_folder.weights import save_weights
 
     dictionary, _ = load_dictionary(folder)
     before = content(folder)

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import UserError
-from dictionary_learning_ext.sae_config import SAEConfig
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -181,7 +181,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch):
         seen.append((run, saes))
         raise UserError("stop here")
 
-    monkeypatch.setattr("dictionary_learning_ext.training.train", stub)
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", stub)
     assert main([command]) == 2
     ((run, saes),) = seen
     assert run.model == "embedded"
@@ -307,7 +307,8 @@ def test_bench_without_its_extra_says_what_to_install(monkeypatch, capsys):
 def test_the_core_never_imports_sae_bench():
     code = (
         "import sys, dictionary_learning_ext as ext\n"
-        "from dictionary_learning_ext import cli, comparison\n"
+        "from dictionary_learning_ext import cli\n"
+        "from dictionary_learning_ext.evaluation import folders\n"
         "[getattr(ext, name) for name in ext.__all__]\n"
         "print([m for m in ('sae_bench', 'sae_lens', 'transformer_lens') if m in sys.modules])"
     )

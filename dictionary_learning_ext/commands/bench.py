@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 import tyro
 
+from ..config.options import require
 from ..errors import BenchError
-from ..options import require
 
 EVALUATIONS = ("core", "scr", "tpp", "sparse_probing", "absorption")
 
@@ -58,9 +58,9 @@ def run(flags: Flags) -> None:
             "or `pip install -e '.[saebench]'` in a clone"
         )
     from ..sae_bench.adapter import local_folder
-    from ..sae_bench.comparison import table
-    from ..sae_bench.figures import write_figures
-    from ..sae_bench.runner import bench
+    from ..sae_bench.bench_runner import bench
+    from ..sae_bench.comparison_table import table
+    from ..sae_bench.paper_figures import write_figures
 
     outcome = bench(
         flags.folders,

@@ -14,7 +14,7 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..comparison import differences, read_all, table
+    from ..evaluation.folders import differences, read_all, table
 
     results = read_all(flags.folders)
     print(table(results))

@@ -24,7 +24,7 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..comparison import evaluate_folders, table
+    from ..evaluation.folders import evaluate_folders, table
 
     options = {name: value for name, value in vars(flags).items() if name != "folders"}
     print(table(evaluate_folders(flags.folders, **options)))

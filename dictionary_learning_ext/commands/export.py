@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from ..options import ExportFormat
+from ..config.options import ExportFormat
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..export import export
-    from ..export_formats import SAE_BENCH_REPO
+    from ..export.exporter import export
+    from ..export.formats import SAE_BENCH_REPO
 
     options = {n: v for n, v in vars(flags).items() if n not in ("folder", "format")}
     exported = export(flags.folder, flags.format, **options)

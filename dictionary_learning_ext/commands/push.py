@@ -20,7 +20,7 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..hub import push
+    from ..export.hub import push
 
     pushed = push(flags.folder, flags.repo, public=flags.public, dry_run=flags.dry_run)
     for name, size in pushed.files.items():

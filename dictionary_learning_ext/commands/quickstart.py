@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import RunConfig
-from ..presets import quickstart
+from ..config.presets import quickstart
+from ..config.run_config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..comparison import read_metrics, table
-    from ..training import train
+    from ..evaluation.folders import read_metrics, table
+    from ..training.loop import train
 
     config = RunConfig(
         save_dir=flags.save_dir, steps=flags.steps, eval_tokens=flags.eval_tokens, overwrite=True

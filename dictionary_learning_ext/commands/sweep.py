@@ -41,7 +41,7 @@ def run(flags: Flags) -> None:
         raise UserError(
             "vsae sweep: give a sweep file, or --results FOLDER, or --of-wandb E/P/SWEEP"
         )
-    from ..sweep_results import from_folder, from_wandb, show
+    from ..sweep.results import from_folder, from_wandb, show
 
     if flags.of_wandb is not None:
         print(show(from_wandb(flags.of_wandb), Path("runs") / flags.of_wandb.rpartition("/")[2]))
@@ -55,8 +55,8 @@ def run(flags: Flags) -> None:
 
 def _run_file(file: Path, flags: Flags) -> Path:
     from ..cli import parse
-    from ..config import TrainConfig
-    from ..sweep import configurations, memory_allows, read_sweep, run_sweep
+    from ..config.run_config import TrainConfig
+    from ..sweep.runner import configurations, memory_allows, read_sweep, run_sweep
 
     sweep = read_sweep(file, flags.seed)
     extra = [f"--{n}={v}" for n, v in (("device", flags.device), ("wandb", flags.wandb)) if v]

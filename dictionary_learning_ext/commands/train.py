@@ -4,10 +4,10 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..config import RunConfig, TrainConfig, load_config, require_same
+from ..config.presets import preset
+from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
+from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
-from ..presets import preset
-from ..sae_config import SAEConfig
 
 AUTO = Path("auto")
 
@@ -30,9 +30,9 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..comparison import read_metrics, table
-    from ..resume import FAILED, failed_in, read_run
-    from ..training import train
+    from ..evaluation.folders import read_metrics, table
+    from ..run_folder.resume_points import FAILED, failed_in, read_run
+    from ..training.loop import train
 
     run, saes = flags.run, {"sae": flags.sae}
     resume = flags.resume is not None

@@ -14,21 +14,21 @@ from typing import Any
 
 import torch as t
 
-from ..comparison import OpenedFolders, open_folders, read_metrics
-from ..contexts import read_contexts
-from ..directions import (
+from ..activations.contexts import read_contexts
+from ..activations.text_sources import Split
+from ..config.options import require, require_choice
+from ..errors import CheckpointError, ConfigError
+from ..evaluation.folders import OpenedFolders, open_folders, read_metrics
+from ..features.collector import FeatureCollector, FeatureStatistics
+from ..features.directions import (
     LogitLens,
     Ranked,
     alignment,
     decoder_directions,
     nearest_features,
 )
-from ..errors import CheckpointError, ConfigError
-from ..features import FeatureCollector, FeatureStatistics
-from ..geometry import Geometry, GeometryError, Space, comparable_features, geometry
-from ..options import require, require_choice
-from ..synthesis import Synthesis, synthesise
-from ..text_sources import Split
+from ..features.geometry import Geometry, GeometryError, Space, comparable_features, geometry
+from ..features.synthesis import Synthesis, synthesise
 
 logger = logging.getLogger(__name__)
 

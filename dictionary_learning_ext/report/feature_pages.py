@@ -11,8 +11,8 @@ from typing import Any
 
 import torch as t
 
-from ..directions import Ranked
-from ..features import Contexts
+from ..features.collector import Contexts
+from ..features.directions import Ranked
 from .analysis import Analysis
 
 LONGEST_TOKEN = 48

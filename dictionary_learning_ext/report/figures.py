@@ -8,9 +8,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..geometry import Geometry
+from ..features.geometry import Geometry
 from .analysis import Analysis, Comparison
-from .bench_results import bench_charts
+from .bench_charts import bench_charts
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CLUSTERS = (*SERIES, "#999999", "#F0E442", "#0072B2", "#D55E00")

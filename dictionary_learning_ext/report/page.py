@@ -19,11 +19,11 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from ..features import Contexts
-from ..files import write_json, write_text, writing
-from ..geometry import cosine_matrix
+from ..features.collector import Contexts
+from ..features.geometry import cosine_matrix
+from ..run_folder.writing import write_json, write_text, writing
 from .analysis import Analysis, Comparison, ReportOptions, analyse
-from .bench_results import bench_charts
+from .bench_charts import bench_charts
 from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
 from .figures import file_name, write_figures
 from .headline import sentences, table

@@ -14,8 +14,8 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.custom_saes.identity_sae import IdentitySAE
 from sae_bench.sae_bench_utils import graphing_utils
 
-from ..checkpoint import load_dictionary
 from ..errors import BenchError, CheckpointError
+from ..run_folder.weights import load_dictionary
 from ..trainers.vaease import VAEase
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 

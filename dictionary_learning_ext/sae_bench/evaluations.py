@@ -24,10 +24,10 @@ from sae_lens.training.activations_store import ActivationsStore
 from sklearn.metrics import f1_score
 
 from ..errors import BenchError
-from . import usage
+from . import feature_usage as usage
 from .ablation import encoding_once
-from .configuration import SEED, Bench
-from .data import heldout_text
+from .bench_data import heldout_text
+from .bench_settings import SEED, Bench
 
 
 def run_core(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:

@@ -12,8 +12,8 @@ from nnsight import LanguageModel
 from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 
+from ..activations.language_models import HookPoint, read_residual
 from ..errors import BenchError, first_line
-from ..language_models import HookPoint, read_residual
 
 TOLERANCE = 1e-4  # of the activations' rms
 _CHECKED_TOKENS = (4, 32)

@@ -10,7 +10,7 @@ from dictionary_learning.trainers.standard import StandardTrainer
 from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.trainers.trainer import SAETrainer
 
-from ..sae_config import USES, SAEConfig
+from ..config.sae_config import USES, SAEConfig
 from .vaease import VAEaseTrainer
 from .variational_top_k import VariationalTopKTrainer
 

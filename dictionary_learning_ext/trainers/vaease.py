@@ -20,11 +20,11 @@ from dictionary_learning.trainers.trainer import (
 from torch import nn
 from torch.nn import functional
 
+from ..config.options import Dtype, VAEaseOptions, require, require_choice
 from ..errors import CheckpointError
-from ..options import Dtype, VAEaseOptions, require, require_choice
-from .gated_posterior import GatedPosterior
-from .guarded_adam import GuardedAdam
-from .protocol import LossLog, prepared
+from .base import LossLog, prepared
+from .optimizers import GuardedAdam
+from .posterior import GatedPosterior
 
 
 class VAEase(Dictionary):

@@ -14,8 +14,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geo
 from dictionary_learning.trainers.trainer import get_lr_schedule
 from torch import nn
 
-from ..errors import CheckpointError, ConfigError
-from ..options import (
+from ..config.options import (
     LOG_VAR_LIMITS,
     NOISE_ON,
     POSTERIORS,
@@ -28,12 +27,13 @@ from ..options import (
     PosteriorOptions,
     require,
 )
-from ..posterior import kl_scale, noise_scale, noise_to_signal
-from .objective import Objective, Terms, Weights, loss_and_gradients, variational_loss
-from .protocol import LossLog, prepared
-from .scratch import keep_freed_memory
-from .selection import draw_code
-from .unit_norm_adam import UnitNormAdam
+from ..errors import CheckpointError, ConfigError
+from .base import LossLog, prepared
+from .kernels.objective import Objective, Terms, Weights, loss_and_gradients, variational_loss
+from .kernels.scratch import keep_freed_memory
+from .kernels.selection import draw_code
+from .optimizers import UnitNormAdam
+from .posterior import kl_scale, noise_scale, noise_to_signal
 
 
 class VariationalTopKAutoEncoder(AutoEncoderTopK):

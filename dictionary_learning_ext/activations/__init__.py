@@ -1,0 +1,1 @@
+"""Text, tokens, and the language model's activations."""

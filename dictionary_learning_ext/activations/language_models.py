@@ -1,0 +1,263 @@
+"""Language models: load one, find a hook point by its TransformerLens name, read activations there.
+
+Shapes: B contexts, L tokens, D = activation_dim.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import transformers
+from nnsight import LanguageModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchEncoding
+
+from ..errors import LanguageModelError, first_line
+
+EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
+_WHAT_TO_TYPE = "give 'embedded', a folder made by save_pretrained, or a model's name on the hub"
+_HOOK_NAME = re.compile(r"blocks\.(\d+)\.hook_resid_(post|pre)")
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """A place in a model's residual stream.
+
+    Attributes:
+        name: TransformerLens's name, as "blocks.0.hook_resid_post".
+        layer: the block's number, from 0.
+        io: "out" for what the block gives (resid_post), "in" for what it gets (resid_pre).
+        submodule: nnsight's envoy of the block.
+        activation_dim: D, the width of the residual stream.
+    """
+
+    name: str
+    layer: int
+    io: Literal["in", "out"]
+    submodule: Any
+    activation_dim: int
+
+
+def load_language_model(
+    name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """Load a causal language model and its tokenizer, for reading only.
+
+    Arguments:
+        name: "embedded" (the model shipped with the package), a folder made by
+            `save_pretrained`, or a model's name on the Hugging Face hub.
+        device: where its weights go, as "cpu" or "cuda:0".
+        dtype: the type of its weights and activations.
+
+    Returns:
+        The model in evaluation mode, its weights loaded and needing no gradient.
+
+    Raises:
+        LanguageModelError: no such model, the hub can't be reached, files are missing, the
+            device is not there, or the tokenizer has neither a pad nor an end-of-text token.
+    """
+    folder = EMBEDDED_MODEL if name == "embedded" else Path(name).expanduser()
+    is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
+    if is_local and not (folder / "config.json").is_file():
+        raise LanguageModelError(
+            f"language model {name!r} can't be loaded, there is no file {folder / 'config.json'}:"
+            f" {_WHAT_TO_TYPE}"
+        )
+    source = str(folder) if is_local else name
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise LanguageModelError(
+            f"device {device!r} can't be used ({first_line(error)}): give 'cpu' or a device that"
+            " this machine has"
+        ) from error
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(source)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, config=config)
+            model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
+        except OSError as error:  # what transformers raises for a missing model, file or network
+            raise LanguageModelError(
+                f"language model {name!r} can't be loaded, locally or from the hub"
+                f" ({first_line(error)}): {_WHAT_TO_TYPE}"
+            ) from error
+        except Exception as error:  # damaged files raise anything
+            raise LanguageModelError(
+                f"language model {name!r} can't be loaded, its files are damaged or of another kind"
+                f" ({type(error).__name__}: {first_line(error)}): copy them again"
+            ) from error
+    if tokenizer.pad_token is None:
+        # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any
+        # token will do, and the end-of-text token is one that the model already has.
+        if tokenizer.eos_token is None:
+            raise LanguageModelError(
+                f"the tokenizer of language model {name!r} has neither a pad nor an end-of-text"
+                " token and can't pad a batch: set pad_token in its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    # transformers 4 warns that nnsight pads a fast tokenizer's ids in a second step.
+    getattr(tokenizer, "deprecation_warnings", {})["Asking-to-pad-a-fast-tokenizer"] = True
+    model = model.to(device).eval().requires_grad_(False)
+    logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
+    return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
+
+
+def width_of(name: str) -> int:
+    """The width of a language model's residual stream, without loading its weights.
+
+    Raises: LanguageModelError if there is no such model.
+    """
+    source = str(EMBEDDED_MODEL) if name == "embedded" else name
+    try:
+        return AutoConfig.from_pretrained(source).get_text_config().hidden_size
+    except Exception as error:  # as in load_language_model
+        raise LanguageModelError(
+            f"language model {name!r} can't be loaded, locally or from the hub"
+            f" ({first_line(error)}): {_WHAT_TO_TYPE}"
+        ) from error
+
+
+def find_hook(model: LanguageModel, name: str) -> HookPoint:
+    """Find a hook point by TransformerLens's name for it.
+
+    Arguments:
+        model: a GPT-NeoX, Llama, GPT-2, Gemma, Qwen or other decoder whose list of blocks can
+            be told from its other modules.
+        name: "blocks.N.hook_resid_post" or "blocks.N.hook_resid_pre".
+
+    Raises:
+        LanguageModelError: the name is malformed or the model has no such block (the message
+            lists the names it has), or the model's list of blocks can't be found.
+    """
+    config: Any = model.config.get_text_config()
+    match = _HOOK_NAME.fullmatch(name)
+    if match is None or int(match[1]) >= config.num_hidden_layers:
+        blocks = f"blocks.{{0..{config.num_hidden_layers - 1}}}"
+        raise LanguageModelError(
+            f"there is no hook point {name!r} in this model: give {blocks}.hook_resid_post or"
+            f" {blocks}.hook_resid_pre"
+        )
+    layer = int(match[1])
+    envoy: Any = model._envoy
+    for part in block_list_path(model._model, config).split("."):
+        envoy = getattr(envoy, part)
+    io = "out" if match[2] == "post" else "in"
+    return HookPoint(name, layer, io, envoy[layer], config.hidden_size)
+
+
+def read_residual(
+    model: LanguageModel, hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
+) -> Tensor:
+    """The residual stream at a hook point, (B, L, D), in the model's dtype and on its device.
+
+    The model runs as far as the hook point and no further. The result carries no gradient.
+
+    Arguments:
+        model: the model that `hook` was found in.
+        hook: where to read.
+        input_ids: int64, (B, L).
+        attention_mask: (B, L), 0 at padding.
+    """
+    return read_submodule(model, hook.submodule, hook.io, input_ids, attention_mask)
+
+
+@torch.no_grad()  # not inference_mode: what it makes could not be trained on
+def read_submodule(
+    model: LanguageModel,
+    submodule: Any,
+    io: Literal["in", "out"],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+) -> Tensor:
+    """As `read_residual`, at the input or output of any submodule given as nnsight's envoy."""
+    # A BatchEncoding is the one form of input that nnsight takes as it is.
+    encoding = BatchEncoding({"input_ids": input_ids, "attention_mask": attention_mask})
+    options: Any = {"use_cache": False}
+    with model.trace(encoding, **options):
+        saved = (submodule.output if io == "out" else submodule.inputs).save()
+        saved.stop()
+    value = saved.value
+    if io == "in":
+        args, kwargs = value
+        value = args[0] if args else kwargs["hidden_states"]
+    return value[0] if isinstance(value, tuple) else value
+
+
+def weights_hash(model: LanguageModel) -> str:
+    """SHA-256, in hex, of the names, shapes, dtypes and bytes of all that a checkpoint holds.
+
+    The device does not count. A difference in dtype does.
+    """
+    digest = hashlib.sha256()
+    module: nn.Module = model._model
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+def settings_hash(model: LanguageModel) -> str:
+    """SHA-256, in hex, of the model's configuration and its tokenizer.
+
+    Names, paths and versions of software in them do not count.
+    """
+    volatile = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
+    config = {n: v for n, v in model.config.to_diff_dict().items() if n not in volatile}
+    tokenizer: Any = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    text = json.dumps([config, words], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def block_list_path(model: nn.Module, config: Any) -> str:
+    """The path of the list of decoder blocks in a transformers model.
+
+    It is the one list of `num_hidden_layers` modules that is not inside another such list (as
+    experts are) and whose modules are composed of others (norms are not) and work on vectors of
+    `hidden_size` (those of an image encoder seldom do).
+    """
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module) == config.num_hidden_layers
+            and not any(path.startswith(f"{outer}.") for outer in found)
+            and all(_is_block(block, config.hidden_size) for block in module)
+        ):
+            found.append(path)
+    if len(found) != 1:
+        which = f"{len(found)} candidates ({', '.join(found)})" if found else "none"
+        raise LanguageModelError(
+            f"the list of {config.num_hidden_layers} decoder blocks of a {type(model).__name__}"
+            f" can't be told, there is {which}: use a decoder-only language model"
+        )
+    return found[0]
+
+
+def _is_block(module: nn.Module, hidden_size: int) -> bool:
+    composed = any(True for _ in module.children())
+    return composed and any(hidden_size in weight.shape for weight in module.parameters())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no warnings from transformers, whose settings are put back after."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,76 @@
+"""What a run reads, from its configuration: the language model, and buffers of its activations."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch as t
+from nnsight import LanguageModel
+
+from ..config.run_config import RunConfig
+from .buffer import ResidualBuffer
+from .language_models import HookPoint, find_hook, load_language_model
+from .text import open_text
+
+_EVALUATION_BATCH = 2048  # tokens
+MEASURED_ON = (
+    "model",
+    "hook",
+    "data",
+    "text_packing",
+    "ctx_len",
+    "dtype",
+    "remove_bos",
+    "max_norm_multiple",
+)
+
+
+def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
+    """The run's language model and hook point. Raises LanguageModelError."""
+    dtype = t.bfloat16 if run.dtype == "bfloat16" else t.float32
+    model = load_language_model(run.model, device=run.device, dtype=dtype)
+    return model, find_hook(model, run.hook)
+
+
+def make_buffer(
+    run: RunConfig,
+    model: LanguageModel,
+    hook: HookPoint,
+    text: Any,
+    out_batch_size: int,
+    before_batch: Callable[[], None] | None = None,
+) -> ResidualBuffer:
+    """A buffer of `text` at the run's hook point, with its settings."""
+    return ResidualBuffer(
+        text,
+        model,
+        hook.submodule,
+        d_submodule=hook.activation_dim,
+        io=hook.io,
+        n_ctxs=run.n_ctxs,
+        ctx_len=run.ctx_len,
+        out_batch_size=out_batch_size,
+        device=run.device,
+        remove_bos=run.remove_bos,
+        packing=run.text_packing,
+        max_norm_multiple=run.max_norm_multiple,
+        before_batch=before_batch,
+    )
+
+
+def held_out(
+    run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
+) -> tuple[ResidualBuffer, list[str]]:
+    """A buffer for `tokens` of held-out text, and its first documents: streams of their own."""
+    batch_size = min(_EVALUATION_BATCH, tokens)
+    n_ctxs = max(64, math.ceil(batch_size / run.ctx_len))
+    text = open_text(run.data, split="heldout")
+    buffer = make_buffer(replace(run, n_ctxs=n_ctxs), model, hook, text, batch_size)
+    return buffer, list(islice(open_text(run.data, split="heldout"), run.eval_documents))
+
+
+def measured_on(run: RunConfig) -> dict[str, Any]:
+    """The settings that decide what held-out activations an SAE is measured on."""
+    return {name: getattr(run, name) for name in MEASURED_ON}

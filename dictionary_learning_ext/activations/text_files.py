@@ -1,0 +1,201 @@
+"""Documents out of local files, one after the other, in bounded memory.
+
+`read_documents` yields a file's documents. A document is
+
+- in .jsonl, .jsonl.zst and .parquet: a row's `text`;
+- in .txt: what stands between `<|endoftext|>` markers if the file has any, else a group of whole
+  paragraphs (blank lines between them) of up to 2,000 characters.
+
+A stretch of .txt without the end that it should have is cut at a space, so that no file, however
+it is made, is read whole: paragraphs at 2,000 characters, marked documents at about 1,000,000.
+"""
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import TextError
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
+MARKER = "<|endoftext|>"
+PARAGRAPHS = 2_000  # characters in a group of paragraphs
+LONGEST_DOCUMENT = 1_000_000  # characters between two markers of a .txt
+LONGEST_ROW = 1 << 26  # bytes in a line of .jsonl
+_CHUNK = 1 << 16  # bytes read at a time
+
+
+def read_documents(path: Path) -> Iterator[str]:
+    """The documents of a file, in order; some may be empty.
+
+    Raises:
+        TextError: the file is not UTF-8 or holds null bytes, a row is not JSON or has no `text`.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif path.suffix == ".txt":
+        with path.open("rb") as file:
+            split = _between_markers if _has_marker(path) else _paragraph_groups
+            yield from split(_decoded(file, path))
+    elif path.suffix == ".zst":
+        import zstandard
+
+        # A file may be several compressed frames one after the other.
+        reader = zstandard.ZstdDecompressor().stream_reader
+        with path.open("rb") as packed, reader(packed, read_across_frames=True) as file:
+            try:
+                yield from _jsonl_rows(io.BufferedReader(file), path)
+            except zstandard.ZstdError as error:
+                raise TextError(
+                    f"{path} can't be decompressed ({error}): fetch or write it again"
+                ) from error
+    else:
+        with path.open("rb") as file:
+            yield from _jsonl_rows(file, path)
+
+
+def text_of_row(row: Any, where: str) -> str:
+    """A row's `text`; empty if it is null."""
+    if not isinstance(row, dict) or "text" not in row:
+        has = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
+        raise TextError(f"{where} has no 'text' (it has {has}): name the text's column 'text'")
+    if not isinstance(row["text"], str | None):
+        raise TextError(
+            f"{where} has a 'text' that is a {type(row['text']).__name__}: make it a string"
+        )
+    return row["text"] or ""
+
+
+def _parquet_rows(path: Path) -> Iterator[str]:
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise TextError(
+            f"{path} is not a Parquet file ({error}): write it again, or name it as what it is"
+        ) from error
+    with file:
+        columns = file.schema_arrow.names
+        if "text" not in columns:
+            text_of_row(dict.fromkeys(columns), str(path))
+        row = 0
+        for batch in file.iter_batches(batch_size=256, columns=["text"]):
+            for text in batch.column("text"):
+                row += 1
+                try:
+                    document = text.as_py()
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(f"row {row} of {path}", error.start) from error
+                yield text_of_row({"text": document}, f"row {row} of {path}")
+
+
+def _jsonl_rows(file: BinaryIO, path: Path) -> Iterator[str]:
+    offset = 0
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW), b""), start=1):
+        where = f"line {number} of {path}"
+        if len(line) == LONGEST_ROW:
+            raise TextError(f"{where} is over {LONGEST_ROW:,} bytes long: put one document a line")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(str(path), offset + error.start) from error
+        offset += len(line)
+        if text.isspace():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise TextError(
+                f"{where} is not JSON ({error.msg} at column {error.colno}): write one JSON object"
+                ' with a "text" a line'
+            ) from error
+        yield text_of_row(row, where)
+
+
+def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+    """A text file's lines with their line ends, the long ones in several pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, undecoded = 0, 0
+    for piece in iter(lambda: file.readline(_CHUNK), b""):
+        null = piece.find(b"\0")
+        if null >= 0:
+            raise TextError(
+                f"{path} holds a null byte at byte {offset + null}, so it is not UTF-8 text:"
+                " convert it to UTF-8, for example with iconv -t UTF-8"
+            )
+        try:
+            text = decoder.decode(piece)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(str(path), offset - undecoded + error.start) from error
+        if offset == 0:
+            text = text.removeprefix("\ufeff")
+        offset += len(piece)
+        undecoded = len(decoder.getstate()[0])
+        yield text
+    if undecoded:
+        raise _not_utf8(str(path), offset - undecoded)
+
+
+def _not_utf8(where: str, offset: int) -> TextError:
+    return TextError(
+        f"{where} is not UTF-8 at byte {offset}: convert it, for example with"
+        " iconv -f LATIN1 -t UTF-8"
+    )
+
+
+def _has_marker(path: Path) -> bool:
+    marker, tail = MARKER.encode(), b""
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            if marker in tail + chunk:
+                return True
+            tail = chunk[-len(marker) :]
+    return False
+
+
+def _between_markers(pieces: Iterator[str]) -> Iterator[str]:
+    document = ""
+    for piece in pieces:
+        searched = max(0, len(document) - len(MARKER))  # a marker may lie across two pieces
+        document += piece
+        while (end := document.find(MARKER, searched)) >= 0:
+            yield document[:end].strip()
+            document, searched = document[end + len(MARKER) :], 0
+        if len(document) > LONGEST_DOCUMENT:
+            end = cut(document, LONGEST_DOCUMENT)
+            yield document[:end].strip()
+            document = document[end:]
+    yield document.strip()
+
+
+def _paragraph_groups(pieces: Iterator[str]) -> Iterator[str]:
+    group = ""
+    for paragraph in filter(None, _paragraphs(pieces)):
+        if group and len(group) + len(paragraph) > PARAGRAPHS:
+            yield group
+            group = ""
+        group = f"{group}\n\n{paragraph}" if group else paragraph
+    yield group
+
+
+def _paragraphs(pieces: Iterator[str]) -> Iterator[str]:
+    paragraph = ""
+    for piece in pieces:
+        if piece.isspace():
+            yield paragraph.strip()
+            paragraph = ""
+        paragraph += piece
+        while len(paragraph) > PARAGRAPHS:
+            end = cut(paragraph, PARAGRAPHS)
+            yield paragraph[:end].strip()
+            paragraph = paragraph[end:]
+    yield paragraph.strip()
+
+
+def cut(text: str, length: int) -> int:
+    """Where to cut a text to at most `length`: before its last space there, if it has one."""
+    last_space = max(text.rfind(" ", 0, length), text.rfind("\n", 0, length))
+    return last_space if last_space > 0 else length

@@ -1,0 +1,207 @@
+"""Sources of documents: the embedded text, local files, sets of the Hugging Face hub.
+
+A source is read in passes, each in the same order or, for the embedded text, its own.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..errors import TextError, first_line
+from .text_files import SUFFIXES, read_documents, text_of_row
+
+Split = Literal["train", "heldout"]
+
+_HASHED_WHOLE = 1 << 26  # bytes
+_PART = 1 << 16
+EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
+
+
+class Source(Protocol):
+    """Where documents come from: an iterator over one pass, with a position to resume at."""
+
+    def start(self, number: int, position: Any) -> None:
+        """Begin pass `number` (from 0), at its first document or at a former position."""
+        ...
+
+    def position(self) -> Any:
+        """Where the next document is: something JSON can hold."""
+        ...
+
+    def fingerprint(self) -> Any:
+        """What tells this text from a changed one: something JSON can hold."""
+        ...
+
+    def __iter__(self) -> Iterator[str]: ...
+    def __next__(self) -> str: ...
+
+
+class Passages:
+    """The embedded text's passages, in another order each pass."""
+
+    def __init__(self, split: Split, seed: int):
+        import pyarrow.parquet
+
+        if not EMBEDDED_TEXT.is_file():
+            raise TextError(
+                f"the embedded text is missing from this installation, there is no {EMBEDDED_TEXT}:"
+                " install the package again, or give a file, a folder or a hub set"
+            )
+        table = pyarrow.parquet.read_table(
+            EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
+        )
+        self._passages: list[str] = table.column("text").to_pylist()
+        self._seed = seed
+
+    def start(self, number: int, position: Any) -> None:
+        self._order = list(range(len(self._passages)))
+        random.Random(f"{self._seed} {number}").shuffle(self._order)
+        self._next = position or 0
+
+    def position(self) -> int:
+        return self._next
+
+    def fingerprint(self) -> list[Any]:
+        return fingerprint_of([EMBEDDED_TEXT])
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._next == len(self._order):
+            raise StopIteration
+        self._next += 1
+        return self._passages[self._order[self._next - 1]]
+
+
+class Files:
+    """The documents of files, one file after the other."""
+
+    def __init__(self, files: list[Path]):
+        self._files = files
+
+    def start(self, number: int, position: Any) -> None:
+        self._file, self._row = position or (0, 0)
+        self._documents = self._read()
+
+    def _read(self) -> Iterator[str]:
+        for path in self._files[self._file :]:
+            skip = self._row
+            for row, document in enumerate(read_documents(path), start=1):
+                if row > skip:
+                    self._row = row
+                    yield document
+            self._file += 1
+            self._row = 0
+
+    def position(self) -> list[int]:
+        return [self._file, self._row]
+
+    def fingerprint(self) -> list[Any]:
+        return fingerprint_of(self._files)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._documents)
+
+
+def fingerprint_of(files: list[Path]) -> list[Any]:
+    """Each file's name, size and hash: of all of it, or of 256 parts of one over 64 MB."""
+    found = []
+    for file in files:
+        digest, size = hashlib.sha256(), file.stat().st_size
+        with file.open("rb") as opened:
+            if size <= _HASHED_WHOLE:
+                digest.update(opened.read())
+            else:
+                for i in range(256):
+                    opened.seek(i * (size - _PART) // 255)
+                    digest.update(opened.read(_PART))
+        found.append([file.name, size, digest.hexdigest()])
+    return found
+
+
+def files_of(path: Path, split: Split) -> tuple[list[Path], bool]:
+    """The files of a file or folder that hold a split, and whether their names say so."""
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [
+        file
+        for file in inside
+        if file.is_file()
+        and file.name.endswith(SUFFIXES)
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise TextError(
+            f"{path} {'holds' if path.is_dir() else 'is'} no text that can be read: give a file or"
+            f" folder of {', '.join(SUFFIXES)}"
+        )
+    named = {
+        word: [file for file in files if file.name.startswith(word)]
+        for word in ("train", "validation", "test")
+    }
+    if not path.is_dir() or not (heldout := named["validation"] or named["test"]):
+        return files, False
+    rest = [file for file in files if file not in named["validation"] + named["test"]]
+    return (named["train"] or rest if split == "train" else heldout), True
+
+
+class HubSet:
+    """The rows of a `datasets.IterableDataset`."""
+
+    def __init__(self, dataset: Any, name: str):
+        self._dataset = dataset
+        self._name = name
+
+    def start(self, number: int, position: Any) -> None:
+        self._position = position
+        self._dataset.set_epoch(number)  # a former position counts in its own pass only
+        if position is not None:
+            self._dataset.load_state_dict(position)
+        self._rows: Iterator[Any] | None = None
+
+    def position(self) -> Any:
+        return self._position if self._rows is None else self._dataset.state_dict()
+
+    def fingerprint(self) -> str:
+        return str(self._dataset.info.version)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._rows is None:
+            self._rows = iter(self._dataset)
+        return text_of_row(next(self._rows), f"hub set {self._name!r}")
+
+
+def open_hub_set(name: str, split: Split) -> tuple[Source, bool]:
+    """A set of the hub, and whether it has a held-out split of its own."""
+    import datasets
+
+    path, _, configuration = name.partition(":")
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        splits: Any = datasets.load_dataset(path, configuration or None, streaming=True)
+    # OSError: no such set, or no network. ValueError: no such configuration.
+    except (OSError, ValueError) as error:
+        raise TextError(
+            f"text {name!r} is no file or folder here and can't be had from the hub ({first_line(error)}):"
+            " give 'embedded', an existing file or folder, or another set's name"
+        ) from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+    heldout = next((part for part in ("validation", "test") if part in splits), None)
+    part = heldout if heldout and split == "heldout" else "train"
+    if part not in splits:
+        raise TextError(
+            f"hub set {name!r} has the splits {', '.join(map(str, splits))} and none called"
+            " 'train': give another set"
+        )
+    return HubSet(splits[part], name), heldout is not None

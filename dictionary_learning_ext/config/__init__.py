@@ -1,0 +1,1 @@
+"""Settings and their checks. Nothing here imports torch."""

@@ -1,0 +1,232 @@
+"""The configuration of a run: what the SAEs share, and both together. Imports no torch.
+
+Frozen dataclasses, checked when made; the docstring under a field is its help text on the command
+line.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from ..errors import ConfigError
+from .options import (
+    Dtype,
+    described,
+    is_of_type,
+    require,
+    require_choice,
+)
+from .sae_config import SAEConfig
+
+Normalize = Literal["sqrt_d", "unit", "none"]
+Packing = Literal["pack", "truncate"]
+WandbMode = Literal["online", "offline", "disabled"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the SAEs of one run share: language model, text, buffer, loop and logs."""
+
+    model: str = "embedded"
+    """The language model: embedded (shipped with the package), a folder made by save_pretrained,
+    or a name on the hub. Paper: EleutherAI/pythia-70m."""
+    hook: str = "blocks.0.hook_resid_post"
+    """Where activations are read, by TransformerLens's name. Paper: blocks.0.hook_resid_post."""
+    data: str = "embedded"
+    """The text: embedded (nine novels, shipped), a .txt, .jsonl, .jsonl.zst or .parquet file or a
+    folder of them, or a set on the hub. Paper: roneneldan/TinyStories."""
+    text_packing: Packing = "pack"
+    """pack: documents follow each other, with end-of-text between. truncate: one per context."""
+    text_passes: int = 1
+    """How often the text may be read before it ends."""
+    normalize: Normalize = "sqrt_d"
+    """Training units: activations scaled so that E||x||^2 is the width (sqrt_d) or 1 (unit,
+    upstream's), or not at all (none). sigma and beta are in these units; the saved SAE takes raw
+    activations."""
+    max_norm_multiple: float | None = None
+    """Leave out tokens whose norm is over this many times the median (attention sinks of Llama
+    and Qwen; 10 is usual)."""
+    remove_bos: bool = False
+    """Leave out beginning-of-text tokens."""
+    steps: int = 1200
+    """Training steps. Paper: 20,000."""
+    batch_size: int = 1024
+    """Tokens per step. Paper: not stated."""
+    n_ctxs: int = 512
+    """Contexts in the buffer, shuffled together. Paper: 2,500."""
+    ctx_len: int = 128
+    """Tokens per context. Paper: 128."""
+    dtype: Dtype = "float32"
+    """float32, or bfloat16 for the language model, the buffer and the vSAE's matmuls (parameters
+    and sums stay in float32). Paper: bfloat16."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N."""
+    eval_tokens: int = 100_000
+    """Held-out tokens in the evaluation at the end; 0 is none."""
+    eval_documents: int = 64
+    """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
+    log_steps: int = 100
+    """Steps between two lines of metrics."""
+    save_steps: str = "none"
+    """Checkpoints on the way: none, linear:N or log:N (N of them), or steps as 100,1000."""
+    save_every: str = "10m"
+    """Resume points, for --resume: every so many steps (500), or so much time (90s, 10m, 2h), and
+    at the end; none for none. SIGTERM and SIGINT write one in any case."""
+    save_dir: str | None = None
+    """The folder to write; runs/<a name made of the settings> unless told."""
+    overwrite: bool = False
+    """Write over a run that save_dir already holds."""
+    wandb: WandbMode = "disabled"
+    """Log to wandb: online (or what the environment's WANDB_MODE says), offline or disabled."""
+    wandb_project: str = "vsae"
+    """wandb's project."""
+    wandb_artifacts: bool = False
+    """Keep ae.pt, config.json and metrics.json as an artifact in wandb."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "n_ctxs", "ctx_len", "log_steps", "text_passes"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
+        require(self.eval_documents >= 1, "eval_documents", self.eval_documents, "at least 1")
+        require_choice("normalize", self.normalize, Normalize)
+        require_choice("text_packing", self.text_packing, Packing)
+        require_choice("dtype", self.dtype, Dtype)
+        require_choice("wandb", self.wandb, WandbMode)
+        if self.max_norm_multiple is not None:
+            require(
+                self.max_norm_multiple > 1, "max_norm_multiple", self.max_norm_multiple, "above 1"
+            )
+        self.save_points()
+        self.save_interval()
+
+    def save_points(self) -> list[int]:
+        """The steps before which a checkpoint is written."""
+        kind, _, number = self.save_steps.partition(":")
+        try:
+            if kind == "none" and not number:
+                return []
+            if kind == "linear":
+                n = min(int(number), self.steps)
+                return sorted({self.steps * i // (n + 1) for i in range(1, n + 1)})
+            if kind == "log":
+                n = min(int(number), self.steps)
+                return sorted({round(self.steps ** (i / (n + 1))) for i in range(1, n + 1)})
+            points = sorted({int(step) for step in self.save_steps.split(",")})
+        except ValueError:
+            points = [-1]
+        is_legal = all(0 <= point < self.steps for point in points)
+        expected = f"none, linear:N, log:N, or steps below {self.steps} as 100,1000"
+        require(is_legal, "save_steps", self.save_steps, expected)
+        return points
+
+    def save_interval(self) -> tuple[int | None, int | None]:
+        """Between two resume points: how many steps, or how many seconds; neither for none."""
+        if self.save_every == "none":
+            return None, None
+        match = re.fullmatch(r"0*([1-9][0-9]{0,8})([smh]?)", self.save_every, re.ASCII)
+        expected = "steps as 500, a time as 90s, 10m or 2h, or none"
+        require(match is not None, "save_every", self.save_every, expected)
+        assert match is not None
+        number, unit = int(match[1]), match[2]
+        return (None, number * _SECONDS[unit]) if unit else (number, None)
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_NOT_THE_RESULT = (
+    "save_dir",
+    "overwrite",
+    "save_every",
+    "wandb",
+    "wandb_project",
+    "wandb_artifacts",
+    "log_steps",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything `vsae train` takes."""
+
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, flat."""
+        return asdict(self.sae) | asdict(self.run)
+
+    @property
+    def tags(self) -> list[str]:
+        """What one wants to filter runs by."""
+        names = ("k", "lr", "beta", "posterior", "seed")
+        values = {name: getattr(self.sae, name) for name in names}
+        chosen = [f"{name}={value}" for name, value in values.items() if value is not None]
+        return [self.sae.architecture, *chosen]
+
+    @property
+    def name(self) -> str:
+        """A folder's name: what one wants to read, and a hash of whatever changes the result."""
+        settings = {n: v for n, v in self.to_dict().items() if n not in _NOT_THE_RESULT}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return f"{self.sae.name}_{digest[:6]}"
+
+    def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
+        """With some settings changed. Raises ConfigError for a name that is none."""
+        names = {cls: {f.name for f in fields(cls)} for cls in (SAEConfig, RunConfig)}
+        for name in values:
+            if not any(name in known for known in names.values()):
+                close = difflib.get_close_matches(name, names[SAEConfig] | names[RunConfig], 1)
+                hint = f"did you mean {close[0]!r}?" if close else "see `vsae train --help`"
+                raise ConfigError(f"{source}: unknown setting {name!r}; {hint}")
+        values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        for cls, known in names.items():
+            for name, hint in get_type_hints(cls).items():
+                if name in known & values.keys():
+                    require(is_of_type(values[name], hint), name, values[name], described(hint))
+
+        def changed(config: Any) -> Any:
+            return replace(config, **{n: v for n, v in values.items() if n in names[type(config)]})
+
+        return TrainConfig(changed(self.sae), changed(self.run))
+
+
+def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
+    """Raise a ConfigError that names the settings that differ, unless only how it is run does."""
+
+    def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+        chosen = {n: v for n, v in settings.items() if n not in (*_NOT_THE_RESULT, "text_passes")}
+        chosen["device"] = str(settings.get("device")).partition(":")[
+            0
+        ]  # cuda:1 for cuda:0 is fine
+        return json.loads(json.dumps(chosen))
+
+    old, new = decisive(was), decisive(now)
+    if names := sorted(name for name in old | new if old.get(name) != new.get(name)):
+        changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
+        flags = " ".join("--" + name.replace("_", "-") for name in names)
+        raise ConfigError(
+            f"{source}: the run has {changes}; leave out {flags} to go on with it, or start "
+            "another run with --config"
+        )
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """The settings in a run's own config.json. Raises ConfigError."""
+    path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["run"]["settings"]
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config {path}: no such file; give a run's config.json") from error
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"--config {path}: expected a config.json written by vsae train, with run.settings "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    where = ("save_dir", "overwrite")  # another run is written elsewhere, and over nothing
+    return TrainConfig().updated(
+        {name: value for name, value in settings.items() if name not in where}, str(path)
+    )

@@ -1,0 +1,192 @@
+"""Run folders side by side: evaluate them again, and print what was measured."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dictionary_learning.dictionary import Dictionary
+from nnsight import LanguageModel
+
+from ..activations.language_models import HookPoint
+from ..activations.run_inputs import MEASURED_ON, held_out, measured_on, open_model
+from ..config.options import require
+from ..config.run_config import RunConfig, TrainConfig
+from ..errors import CheckpointError, ConfigError
+from ..run_folder.weights import load_dictionary, read_config
+from ..run_folder.writing import write_json
+from .measure import evaluate
+
+COLUMNS = {
+    "FVE": "fve",
+    "CE recovered": "frac_recovered",
+    "L0": "l0",
+    "alive": "alive",
+    "near-dead <0.1": "near_dead_0.1",
+    "near-dead <0.5": "near_dead_0.5",
+    "KL/token": "kl_per_token",
+    "noise/signal": "noise_to_signal",
+    "FVE sampled": "fve_sampled",
+    "stability": "stability_rms",
+}
+"""What the table shows, by the names of `evaluation.FIGURES`."""
+
+
+_FOLDERS = "one run folder or more, as runs/NAME"
+
+
+def evaluate_folders(
+    folders: Sequence[str | Path],
+    *,
+    tokens: int = 100_000,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+) -> dict[str, dict[str, Any]]:
+    """Evaluate run folders on the same held-out text, and write each one's metrics.json.
+
+    Arguments:
+        folders: all trained on one language model and hook point.
+        model, hook, data: those of the run's config.json unless given; needed for folders that
+            upstream's `trainSAE` wrote.
+
+    Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
+    """
+    require(tokens > 0, "tokens", tokens, "above 0")
+    opened = open_folders(folders, model=model, hook=hook, data=data, device=device)
+    run = opened.run
+    dictionaries = {
+        name: (dictionary, config["trainer"].get("norm_factor", 1.0))
+        for name, (dictionary, config) in opened.saes.items()
+    }
+    buffer_and_documents = held_out(run, opened.language_model, opened.hook_point, tokens)
+    results = evaluate(dictionaries, *buffer_and_documents, tokens)
+    for name, figures in results.items():
+        write_json(Path(name) / "metrics.json", figures | {"measured_on": measured_on(run)})
+    return results
+
+
+class OpenedFolders(NamedTuple):
+    """Run folders of one language model and hook point, loaded."""
+
+    run: RunConfig
+    saes: dict[str, tuple[Dictionary, dict[str, Any]]]
+    """Each folder's SAE and config.json."""
+    language_model: LanguageModel
+    hook_point: HookPoint
+
+
+def open_folders(
+    folders: Sequence[str | Path],
+    *,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+) -> OpenedFolders:
+    """Load run folders and the language model they share; see `evaluate_folders`."""
+    require(len(folders) > 0, "folders", (), _FOLDERS)
+    runs: dict[str, RunConfig] = {}
+    for folder in folders:
+        runs[str(folder)] = run_of(Path(folder), model, hook, data, device)
+    first_name, run = next(iter(runs.items()))
+    for name, other in runs.items():
+        for what in MEASURED_ON:
+            if getattr(other, what) != getattr(run, what):
+                raise CheckpointError(
+                    f"{name}: its run has {what}={getattr(other, what)!r}, but {first_name} has "
+                    f"{getattr(run, what)!r}; give folders of one setting in each call"
+                )
+    saes = {name: load_dictionary(name, device) for name in runs}
+    language_model, hook_point = open_model(run)
+    for name, (dictionary, _) in saes.items():
+        if dictionary.activation_dim != hook_point.activation_dim:
+            raise CheckpointError(
+                f"{name}: activation_dim={dictionary.activation_dim}, but {run.hook} of "
+                f"{run.model} is {hook_point.activation_dim} wide; give the --model it was "
+                "trained on"
+            )
+    return OpenedFolders(run, saes, language_model, hook_point)
+
+
+def differences(results: dict[str, dict[str, Any]]) -> list[str]:
+    """In which settings the folders of `read_metrics` were measured differently."""
+    all_settings = [figures.get("measured_on", {}) for figures in results.values()]
+    names = {name for settings in all_settings for name in settings}
+    return sorted(n for n in names if len({str(s.get(n)) for s in all_settings}) > 1)
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """A run folder's metrics.json. Raises CheckpointError if there is none."""
+    read_config(folder)
+    path = Path(folder) / "metrics.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not measured yet; run `vsae eval {folder}`") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); run `vsae eval {folder}`") from error
+
+
+def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`read_metrics` of each folder. Raises ConfigError if none is given."""
+    require(len(folders) > 0, "folders", (), _FOLDERS)
+    return {folder: read_metrics(folder) for folder in folders}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The figures of several SAEs as aligned text, a row each."""
+    rows = [["", *COLUMNS]]
+    for name, figures in results.items():
+        rows.append([name, *(_shown(figures.get(key)) for key in COLUMNS.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if math.isfinite(value) and abs(value) >= 10 else f"{value:.4f}"
+
+
+def run_of(
+    folder: Path, model: str | None, hook: str | None, data: str | None, device: str
+) -> RunConfig:
+    """A folder's run, checked against what was asked for.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    config = read_config(folder)
+    trainer = config["trainer"]
+    if "run" in config:
+        source = str(folder / "config.json")
+        run = TrainConfig().updated(config["run"]["settings"], source).run
+    elif model is None or hook is None:
+        raise ConfigError(
+            f"{folder}: its config.json has no settings of a run (upstream's trainSAE writes "
+            "none); say --model and --hook"
+        )
+    else:
+        run = RunConfig(model=model, hook=hook)
+    trained_on = {"model": trainer.get("lm_name"), "hook": trainer.get("submodule_name")}
+    for what, asked in (("model", model), ("hook", hook)):
+        found = trained_on[what]
+        if asked is None or found is None:
+            continue
+        if what == "hook" and not found.startswith("blocks."):  # upstream's demo has its own names
+            continue
+        if Path(asked).name != Path(found).name:  # a local model's folder may have moved
+            raise CheckpointError(
+                f"{folder}: trained on {what} {found}, not on {asked}; leave out --{what} or give "
+                "another folder"
+            )
+    changes = {"model": model, "hook": hook, "data": data, "device": device}
+    return replace(run, **{name: value for name, value in changes.items() if value is not None})

@@ -1,0 +1,1 @@
+"""SAEs in other libraries' formats, and on the hub."""

@@ -1,0 +1,234 @@
+"""Export an SAE to a format of another library, and measure how exact the export is.
+
+A plain TopK SAE has a ReLU, ours need not (rectify=False): where a selected mean is negative, the
+two differ. So what the format's reader makes of the folder is compared with the SAE on held-out
+activations of its language model, and an export that is not exact is refused unless asked for.
+"""
+
+import importlib.metadata
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from safetensors import SafetensorError
+
+from ..activations.buffer import ResidualBuffer
+from ..activations.run_inputs import held_out, open_model
+from ..config.options import ExportFormat, require, require_choice
+from ..errors import CheckpointError, ConfigError, LanguageModelError, TextError
+from ..evaluation.folders import read_metrics, run_of
+from ..run_folder.weights import load_dictionary
+from .formats import Source, read, record, require_supported, write
+from .local_paths import without_local_paths
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-5
+
+
+class Difference(NamedTuple):
+    """How two SAEs differ on some activations."""
+
+    reconstruction: float
+    """The largest ||x_hat - x_hat'|| / ||x_hat|| of a token."""
+    codes: float
+    """The share of tokens with a feature that differs by over TOLERANCE of the token's largest."""
+    tokens: int
+    """How many were compared."""
+
+    @property
+    def is_exact(self) -> bool:
+        return self.reconstruction <= TOLERANCE
+
+    def __str__(self) -> str:
+        return (
+            f"reconstructions differ by up to {self.reconstruction:.2g} of their norm, and "
+            f"{self.codes:.2%} of {self.tokens} held-out tokens have another code"
+        )
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` did.
+
+    Attributes:
+        folder: what was written.
+        difference: between the SAE and what the format's reader makes of the folder.
+        cut_paths: the settings that were local paths, of which only the last name was written.
+    """
+
+    folder: Path
+    difference: Difference
+    cut_paths: list[str]
+
+
+@t.no_grad()
+def measure(original: Dictionary, exported: Dictionary, batches: Iterable[t.Tensor]) -> Difference:
+    """Compare two SAEs on activations, batches of (B, D).
+
+    Raises: CheckpointError if a reconstruction is not finite.
+    """
+    largest, differing, tokens = 0.0, 0, 0
+    for x_BD in batches:
+        x_hat_BD, f_BF = original(x_BD, output_features=True)  # pyright: ignore[reportCallIssue]
+        other_BD, other_BF = exported(x_BD, output_features=True)  # pyright: ignore
+        norm_B = x_hat_BD.norm(dim=1).clamp_min(t.finfo(x_hat_BD.dtype).tiny)
+        relative_B = (x_hat_BD - other_BD).norm(dim=1) / norm_B
+        if not relative_B.isfinite().all():
+            raise CheckpointError("the SAE's reconstructions are not finite; train it again")
+        largest = max(largest, float(relative_B.max()))
+        limit_B = TOLERANCE * f_BF.abs().amax(dim=1)
+        differing += int(((f_BF - other_BF).abs().amax(dim=1) > limit_B).sum())
+        tokens += len(x_BD)
+    return Difference(largest, differing / max(tokens, 1), tokens)
+
+
+def export(
+    folder: str | Path,
+    form: ExportFormat,
+    out: str | Path | None = None,
+    *,
+    allow_inexact: bool = False,
+    tokens: int = 10_000,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+) -> Exported:
+    """Write the SAE of a run folder as a folder that another library reads.
+
+    Arguments:
+        folder: of our class, or one of upstream's that the format's reader can take.
+        form: see `export_formats`.
+        out: a new or empty folder; FOLDER/exports/FORMAT unless told.
+        allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
+        tokens: held-out tokens to compare on (rounded up to whole batches).
+        model, hook, data: those of the run's config.json unless given.
+
+    Raises: a UserError if the folder is damaged, the format's reader can't take the SAE, its
+    language model or text can't be had, the export is not exact, or `out` is not empty or can't be
+    written. Nothing is written then.
+    """
+    require_choice("format", form, ExportFormat)
+    require(tokens > 0, "tokens", tokens, "above 0")
+    folder = Path(folder)
+    dictionary, config = load_dictionary(folder, device)
+    dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]
+    target = folder / "exports" / form if out is None else Path(out)
+    _require_free(target)
+    run = run_of(folder, model, hook, data, device)
+    metrics = read_metrics(folder) if (folder / "metrics.json").exists() else None
+    place = {"model": run.model, "data": run.data}
+    (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))
+    source = Source(
+        name=folder.resolve().name,
+        dictionary=dictionary,
+        config=config,
+        model=place["model"],
+        data=place["data"],
+        hook=run.hook,
+        ctx_len=run.ctx_len,
+        metrics=metrics,
+    )
+    try:
+        language_model, hook_point = open_model(run)
+    except LanguageModelError as error:
+        raise LanguageModelError(
+            f"{folder}: an export is compared with the SAE on its language model, and {error} "
+            "(with --model, if it has moved)"
+        ) from error
+    if dictionary.activation_dim != hook_point.activation_dim:
+        raise CheckpointError(
+            f"{folder}: activation_dim={dictionary.activation_dim}, but {run.hook} of {run.model} "
+            f"is {hook_point.activation_dim} wide; give the --model it was trained on"
+        )
+    require_supported(form, source)
+    with _new_folder(target) as temporary:
+        with _writing(target):
+            write(form, temporary, source)
+        buffer, _ = held_out(run, language_model, hook_point, tokens)
+        read_back = read(form, temporary, source.name, device)
+        difference = measure(dictionary, read_back, _batches(buffer, tokens))
+        if not (difference.is_exact or allow_inexact):
+            is_signed = not getattr(dictionary, "rectify", True)
+            reason = "; its reader has a ReLU, this SAE none (rectify=False)" if is_signed else ""
+            raise CheckpointError(
+                f"{folder} as {form} is not exact: {difference}{reason}; give --allow-inexact to "
+                "export it all the same, or --format safetensors"
+            )
+        with _writing(target):
+            if not difference.is_exact:  # the figures are another SAE's
+                for path in temporary.rglob("metrics.json"):
+                    path.unlink()
+            what = {
+                "format": form,
+                "dict_class": type(dictionary).__name__,
+                "max_relative_difference": difference.reconstruction,
+                "share_of_tokens_with_another_code": difference.codes,
+                "tokens": difference.tokens,
+                "dictionary_learning_ext": importlib.metadata.version("dictionary-learning-ext"),
+            }
+            record(form, temporary, what)
+    return Exported(target, difference, cut_paths)
+
+
+def _batches(buffer: ResidualBuffer, tokens: int) -> Iterator[t.Tensor]:
+    """`tokens` held-out activations, or as many as the text has, which is logged."""
+    given = 0
+    while given < tokens:
+        try:
+            x_BD = next(buffer).float()
+        except TextError as error:
+            if given == 0:
+                raise TextError(
+                    f"the held-out text is too short to compare on ({error}); give more with "
+                    "--data or ask for fewer --tokens"
+                ) from error
+            logger.warning("the held-out text ended: compared on %d tokens, not %d", given, tokens)
+            return
+        given += len(x_BD)
+        yield x_BD
+
+
+def _require_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(
+            f"out={target}: already there and not empty; give another --out, or delete it first"
+        )
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace."""
+    above = next(path for path in target.absolute().parents if path.exists())
+    with _writing(target):
+        temporary = Path(tempfile.mkdtemp(dir=above, prefix=".export."))
+    try:
+        yield temporary
+        with _writing(target):
+            temporary.chmod(0o755)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a CheckpointError that names what was asked for."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        reason = str(getattr(cause, "strerror", None) or cause).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{target} can't be written ({reason}): make room or choose another --out; nothing was "
+            "written"
+        ) from error

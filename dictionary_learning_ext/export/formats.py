@@ -1,0 +1,261 @@
+"""The folders that other libraries read, written and read back.
+
+sae-bench            a working directory of SAE Bench 0.6.0: its dictionary_learning loader, run
+                     there, reads repository `SAE_BENCH_REPO` at the location `name`
+dictionary-learning  upstream's `load_dictionary`
+sae-lens             SAELens's `SAE.load_from_disk`, as a TopKSAE
+safetensors          any program: `sae.safetensors` and a config.json that states the equation
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
+from safetensors.torch import load_file, save_file
+
+from ..config.options import ExportFormat
+from ..errors import CheckpointError
+from ..run_folder.weights import save_weights
+from ..run_folder.writing import write_json
+from ..trainers.vaease import VAEase
+from ..trainers.variational_top_k import VariationalTopKAutoEncoder
+
+SAE_BENCH_REPO = "local/saes"
+"""The repository's name in a folder for SAE Bench: any would do, it is never looked up."""
+SAE_BENCH_TRAINERS = (
+    "MatryoshkaBatchTopKTrainer",
+    "BatchTopKTrainer",
+    "TopKTrainer",
+    "StandardTrainerAprilUpdate",
+    "StandardTrainer",
+    "PAnnealTrainer",
+    "JumpReluTrainer",
+    "GatedSAETrainer",
+)
+"""The trainer classes that SAE Bench's runner has a loader for."""
+UNIT_NORM_TOLERANCE = 1e-5  # SAE Bench's
+EQUATION = "x_hat = f @ W_dec + b_dec; f keeps the k largest of (x - b_dec) @ W_enc + b_enc"
+
+
+class Source(NamedTuple):
+    """An SAE and what a reader needs to know about it."""
+
+    name: str
+    """Its folder's name."""
+    dictionary: Any
+    """In float32, for raw activations."""
+    config: dict[str, Any]
+    """Its config.json, without local paths."""
+    model: str
+    """The language model, a name or a folder's name."""
+    data: str
+    """The text, likewise."""
+    hook: str
+    """Where its activations are read, by TransformerLens's name."""
+    ctx_len: int
+    metrics: dict[str, Any] | None
+    """Its metrics.json, without local paths."""
+
+
+def require_supported(form: ExportFormat, source: Source) -> None:
+    """Raise a CheckpointError unless the format's reader can take this SAE."""
+    dictionary, trainer_class = source.dictionary, source.config["trainer"].get("trainer_class")
+    dict_class, is_top_k = type(dictionary).__name__, isinstance(dictionary, AutoEncoderTopK)
+    if isinstance(dictionary, VAEase):
+        raise CheckpointError(
+            f"{source.name} is a VAEase, whose features are mu times a gate that has weights of its "
+            f"own, for which --format {form} has no place; load it with "
+            "dictionary_learning_ext.load_dictionary"
+        )
+    if form in ("sae-lens", "safetensors") and not is_top_k:
+        raise CheckpointError(
+            f"--format {form} takes TopK SAEs, and {source.name} is a {dict_class}; give "
+            "--format sae-bench or dictionary-learning"
+        )
+    if form == "sae-bench" and not is_top_k and trainer_class not in SAE_BENCH_TRAINERS:
+        raise CheckpointError(
+            f"{source.name}: SAE Bench has no loader for trainer_class {trainer_class!r}, only for "
+            f"{', '.join(SAE_BENCH_TRAINERS)}; give --format dictionary-learning"
+        )
+    if form == "sae-bench" and dictionary.dict_size < dictionary.activation_dim:
+        raise CheckpointError(
+            f"{source.name}: dict_size={dictionary.dict_size}; SAE Bench expects at least "
+            f"activation_dim={dictionary.activation_dim}; give --format dictionary-learning"
+        )
+    if form == "sae-bench" and _layer_of_output(source.hook) < 0:
+        raise CheckpointError(
+            f"{source.name}: trained on {source.hook}; SAE Bench's loader knows only the output of "
+            "a block (blocks.N.hook_resid_post); give --format dictionary-learning"
+        )
+    # SAE Bench divides a ReLU SAE by its norms itself, which is exact there.
+    if form == "sae-lens" or (form == "sae-bench" and dict_class != "AutoEncoder"):
+        W_dec_DF = getattr(dictionary, "decoder", None)
+        W_dec_FD = dictionary.W_dec if W_dec_DF is None else W_dec_DF.weight.t()
+        norms_F = W_dec_FD.norm(dim=1)
+        if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
+            raise CheckpointError(
+                f"{source.name}: its decoder's norms are {norms_F.min():.6g} to "
+                f"{norms_F.max():.6g}; {form} expects 1 within {UNIT_NORM_TOLERANCE:g}; give "
+                "--format dictionary-learning or safetensors"
+            )
+
+
+def write(form: ExportFormat, folder: Path, source: Source) -> None:
+    """Write the SAE's weights and config into an empty folder."""
+    _WRITERS[form](folder, source)
+
+
+def read(form: ExportFormat, folder: Path, name: str, device: str) -> Dictionary:
+    """What the format's reader makes of a folder that `write` filled, in the same arithmetic.
+
+    SAELens's and SAE Bench's classes compute what upstream's AutoEncoderTopK does; the tests
+    compare with the libraries themselves.
+    """
+    if form in ("sae-bench", "dictionary-learning"):
+        place = folder / "downloaded_saes" / name if form == "sae-bench" else folder
+        return load_upstream_dictionary(str(place), device)[0]
+    config_name, weights_name = _SAFETENSORS[form]
+    config = json.loads((folder / config_name).read_text(encoding="utf-8"))
+    weights = load_file(folder / weights_name)
+    activation_dim, dict_size = weights["W_enc"].shape
+    sae = VariationalTopKAutoEncoder(
+        activation_dim,
+        dict_size,
+        config["k"],
+        posterior="point",
+        rectify=config.get("rectify", True),
+    )
+    sae.encoder.weight.data = weights["W_enc"].t().contiguous()
+    sae.encoder.bias.data = weights["b_enc"]
+    sae.decoder.weight.data = weights["W_dec"].t()
+    sae.b_dec.data = weights["b_dec"]
+    return sae.to(device)
+
+
+def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
+    """Add an entry "export" to each config that `write` wrote."""
+    pattern = "cfg.json" if form == "sae-lens" else "config.json"
+    for path in folder.rglob(pattern):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, config | {"export": what})
+
+
+def _write_dictionary_learning(folder: Path, source: Source) -> None:
+    dictionary, trainer = source.dictionary, source.config["trainer"]
+    if isinstance(dictionary, VariationalTopKAutoEncoder):
+        dictionary = _plain_top_k(dictionary)
+        trainer = trainer | {"trainer_class": "TopKTrainer", "dict_class": "AutoEncoderTopK"}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / "ae.pt", dictionary)
+    write_json(folder / "config.json", source.config | {"trainer": trainer})
+    if source.metrics is not None:
+        write_json(folder / "metrics.json", source.metrics)
+
+
+def _write_sae_bench(folder: Path, source: Source) -> None:
+    layer = _layer_of_output(source.hook)
+    place = {
+        "lm_name": source.model,
+        "layer": layer,
+        "submodule_name": f"blocks.{layer}.hook_resid_post",
+    }
+    config = source.config | {"trainer": source.config["trainer"] | place}
+    # Its runner looks for config.json under the repository, and its loaders for both files beside.
+    downloads = folder / "downloaded_saes"
+    repository = downloads / SAE_BENCH_REPO.replace("/", "_") / source.name
+    _write_dictionary_learning(downloads / source.name, source._replace(config=config))
+    repository.mkdir(parents=True)
+    shutil.copyfile(downloads / source.name / "config.json", repository / "config.json")
+
+
+def _write_sae_lens(folder: Path, source: Source) -> None:
+    sae = source.dictionary
+    config = {
+        "architecture": "topk",
+        "d_in": sae.activation_dim,
+        "d_sae": sae.dict_size,
+        "k": int(sae.k),
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "rescale_acts_by_decoder_norm": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": "6.0.0",  # of this format; an older or no version is converted
+            "sae_lens_training_version": None,
+            "model_name": source.model,
+            "model_class_name": "HookedTransformer",
+            "model_from_pretrained_kwargs": {},
+            "hook_name": source.hook,
+            "hook_head_index": None,
+            "context_size": source.ctx_len,
+            "dataset_path": source.data,
+            "prepend_bos": False,
+        },
+    }
+    write_json(folder / "cfg.json", config)
+    save_file(_weights(sae), folder / "sae_weights.safetensors")
+
+
+def _write_safetensors(folder: Path, source: Source) -> None:
+    sae = source.dictionary
+    rectify = getattr(sae, "rectify", True)  # upstream's TopK always does
+    config = {
+        "activation_dim": sae.activation_dim,
+        "dict_size": sae.dict_size,
+        "k": int(sae.k),
+        "rectify": rectify,
+        "equation": f"{EQUATION}{', then a ReLU' if rectify else ''}, 0 elsewhere",
+        "shapes": {
+            "W_enc": ["activation_dim", "dict_size"],
+            "b_enc": ["dict_size"],
+            "W_dec": ["dict_size", "activation_dim"],
+            "b_dec": ["activation_dim"],
+        },
+        "model_name": source.model,
+        "hook_name": source.hook,
+        "context_size": source.ctx_len,
+    }
+    write_json(folder / "config.json", config)
+    save_file(_weights(sae), folder / "sae.safetensors")
+
+
+def _weights(sae: AutoEncoderTopK) -> dict[str, t.Tensor]:
+    weights = {
+        "W_enc": sae.encoder.weight.t(),
+        "b_enc": sae.encoder.bias,
+        "W_dec": sae.decoder.weight.t(),
+        "b_dec": sae.b_dec,
+    }
+    return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+
+
+def _plain_top_k(sae: VariationalTopKAutoEncoder) -> AutoEncoderTopK:
+    """The same weights in upstream's class, which has a ReLU."""
+    plain, state = AutoEncoderTopK(sae.activation_dim, sae.dict_size, int(sae.k)), sae.state_dict()
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    return plain
+
+
+def _layer_of_output(hook: str) -> int:
+    """The block whose output is read at a hook point; -1 for the embedding's."""
+    _, layer, where = hook.split(".")
+    return int(layer) - (where == "hook_resid_pre")
+
+
+_WRITERS = {
+    "sae-bench": _write_sae_bench,
+    "dictionary-learning": _write_dictionary_learning,
+    "sae-lens": _write_sae_lens,
+    "safetensors": _write_safetensors,
+}
+_SAFETENSORS = {
+    "sae-lens": ("cfg.json", "sae_weights.safetensors"),
+    "safetensors": ("config.json", "sae.safetensors"),
+}

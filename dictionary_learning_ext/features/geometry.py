@@ -1,0 +1,176 @@
+"""All features at once: a t-SNE map, clusters, how evenly they are used, how they point.
+
+Every figure is of the same number of features for each SAE of a comparison (`comparable_features`),
+so that a smaller live set does not look more dispersed by its size alone. Shapes: N sampled tokens,
+n features chosen of F, D = activation_dim.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.manifold import TSNE
+from sklearn.preprocessing import normalize
+
+from ..config.options import require_choice
+from ..errors import UserError
+
+Space = Literal["profiles", "directions"]
+
+LEAST_FEATURES = 12
+_COMPONENTS = 50
+_BOOTSTRAPS = 2000
+
+
+class GeometryError(UserError):
+    """There are too few live features or sampled tokens for a map."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where n features of an SAE lie; arrays are in the order of `features`."""
+
+    features: np.ndarray
+    """(n,), their numbers."""
+    map_xy: np.ndarray
+    """(n, 2), t-SNE."""
+    cluster: np.ndarray
+    """(n,), KMeans in the space that the map was made of; 0 is the largest cluster."""
+    map_cluster: np.ndarray
+    """(n,), KMeans on the map, as the paper did."""
+    cosine_counts: np.ndarray
+    """Pairs of features by the cosine of their decoder directions, in bins of `cosine_edges`."""
+    cosine_edges: np.ndarray
+    dispersion: tuple[float, float, float]
+    """Mean cosine distance of a decoder direction to its nearest other one, and the ends of its
+    95% bootstrap interval over features."""
+    evenness: float
+    """exp(entropy of the features' shares of all selections) / n: 1 if all are used alike."""
+
+
+def comparable_features(profiles: Sequence[Any], limit: int, seed: int = 0) -> list[np.ndarray]:
+    """Features of each SAE that have a profile, drawn down to one number for all, sorted.
+
+    Arguments:
+        profiles: of each SAE, a scipy csr_matrix (N, F).
+        limit: of that number.
+
+    Raises: GeometryError if there are fewer than `LEAST_FEATURES`.
+    """
+    live = [np.flatnonzero(profile.getnnz(axis=0)) for profile in profiles]
+    n = min(limit, *(len(one) for one in live))
+    if n < LEAST_FEATURES:
+        raise GeometryError(
+            f"{n} features were selected in the {profiles[0].shape[0]} sampled tokens: a map needs "
+            f"{LEAST_FEATURES}; sample more tokens, or train the SAE longer"
+        )
+    generator = np.random.default_rng(seed)
+    return [np.sort(generator.choice(one, n, replace=False)) for one in live]
+
+
+def geometry(
+    profiles_NF: Any,
+    directions_FD: np.ndarray,
+    features: np.ndarray,
+    *,
+    space: Space = "profiles",
+    clusters: int = 10,
+    seed: int = 0,
+) -> Geometry:
+    """The map, clusters and directions of some features; repeats exactly for one seed.
+
+    Arguments:
+        profiles_NF: activations at N tokens, a scipy csr_matrix.
+        directions_FD: decoder directions.
+        features: their numbers, at least `LEAST_FEATURES`.
+        space: what the map and `cluster` are made of: "profiles", a feature's activations over the
+            N tokens brought to length 1 (the paper), or "directions". Either is first reduced to
+            its 50 principal components.
+        clusters: of KMeans; a third of the features if that is fewer.
+
+    Raises: GeometryError if there are too few features or tokens.
+    """
+    require_choice("space", space, Space)
+    n, n_tokens = len(features), profiles_NF.shape[0]
+    if n < LEAST_FEATURES or n_tokens < LEAST_FEATURES:
+        raise GeometryError(
+            f"{n} features and {n_tokens} sampled tokens: a map needs {LEAST_FEATURES} of both"
+        )
+    directions_nD: Any = normalize(directions_FD[features])
+    if space == "profiles":
+        points: Any = normalize(profiles_NF[:, features].T.tocsr())
+        n_components = min(_COMPONENTS, *(size - 1 for size in points.shape))
+        points = TruncatedSVD(n_components, random_state=seed).fit_transform(points)
+    else:
+        n_components = min(_COMPONENTS, *directions_nD.shape)
+        points = PCA(n_components, random_state=seed).fit_transform(directions_nD)
+    map_xy = TSNE(perplexity=min(30.0, (n - 1) / 3), init="pca", random_state=seed).fit_transform(
+        points
+    )
+    clusters = min(clusters, n // 3)
+    cosines_nn = directions_nD @ directions_nD.T
+    edges = np.linspace(-1, 1, 81)
+    pairs = np.clip(cosines_nn[np.triu_indices(n, 1)], -1, 1)
+    uses = np.asarray((profiles_NF[:, features] != 0).sum(axis=0)).ravel()
+    return Geometry(
+        features=features,
+        map_xy=map_xy.astype(np.float64),
+        cluster=_clusters(points, clusters, seed),
+        map_cluster=_clusters(map_xy, clusters, seed),
+        cosine_counts=np.histogram(pairs, edges)[0],
+        cosine_edges=edges,
+        dispersion=dispersion(cosines_nn, seed),
+        evenness=evenness(uses),
+    )
+
+
+def dispersion(cosines_nn: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean cosine distance to the nearest other direction, and its 95% bootstrap interval.
+
+    Features' own distances are resampled, not the set that the nearest is looked for in: a feature
+    drawn twice would be its own neighbour.
+    """
+    others_nn = cosines_nn - 3 * np.eye(len(cosines_nn))
+    distance_n = 1 - others_nn.max(axis=1)
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(distance_n), size=(_BOOTSTRAPS, len(distance_n)))
+    low, high = np.quantile(distance_n[drawn].mean(axis=1), [0.025, 0.975])
+    return float(distance_n.mean()), float(low), float(high)
+
+
+def agreement(directions_nD: np.ndarray, others_nD: np.ndarray) -> float:
+    """Mean cosine of two dictionaries' directions, matched one to one so that it is the largest.
+
+    What two dictionaries of nothing in common reach depends on n and D: compare with that.
+    """
+    unit_nD: Any = normalize(directions_nD)
+    other_unit_nD: Any = normalize(others_nD)
+    cosines_nn = unit_nD @ other_unit_nD.T
+    rows, columns = linear_sum_assignment(cosines_nn, maximize=True)
+    return float(cosines_nn[rows, columns].mean())
+
+
+def evenness(uses: np.ndarray) -> float:
+    """The effective share of features: exp(entropy of their shares of the uses) / n, 0 to 1."""
+    shares = uses[uses > 0] / uses.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()) / len(uses))
+
+
+def cosine_matrix(directions_nD: np.ndarray, cluster: np.ndarray, limit: int) -> np.ndarray:
+    """Cosines of up to `limit` directions, evenly drawn, those of a cluster side by side."""
+    by_cluster = np.argsort(cluster, kind="stable")
+    shown = by_cluster[np.linspace(0, len(by_cluster) - 1, min(limit, len(by_cluster))).astype(int)]
+    unit: Any = normalize(directions_nD[shown])
+    return unit @ unit.T
+
+
+def _clusters(points: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
+    """KMeans, the clusters numbered by their size."""
+    kmeans: Any = KMeans  # its annotations do not know a number for n_init
+    labels = kmeans(n_clusters, n_init=4, random_state=seed).fit_predict(points)
+    by_size = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
+    return np.argsort(by_size)[labels]

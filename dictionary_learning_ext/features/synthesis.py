@@ -1,0 +1,220 @@
+"""Tokens made up to excite a feature: gradient ascent on soft tokens through the language model.
+
+A soft token is a distribution p = softmax(theta / temperature) over the vocabulary, and the model
+gets the mean embedding p E. The objective is the feature's pre-activation (a vSAE's mean mu, up to
+a constant) at the last token, so that a feature outside the TopK has a gradient too. While the
+temperature falls, every few steps the soft tokens are replaced by their most likely ones and these
+*hard* tokens are scored by the SAE's own encoder; what is returned is the best hard sequence met.
+
+Shapes: F chosen features, R restarts each, S = F R sequences, L tokens, V vocabulary, D width.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from nnsight import LanguageModel
+
+from ..activations.language_models import HookPoint
+from ..config.options import require
+from ..errors import ConfigError
+from .directions import encoder_directions
+
+_THETA_ELEMENTS = 1 << 23  # S x L x V optimised at a time
+_RESCORE_EVERY = 10
+
+
+class Synthesis(NamedTuple):
+    """One feature's best sequence, and what random ones give."""
+
+    feature: int
+    input_ids: list[int]
+    activation: float
+    """The feature's activation at the last of these tokens in the real model; 0 if the SAE does
+    not select it."""
+    random: float
+    """The largest activation over the same number of random sequences as were scored."""
+
+
+def synthesise(
+    dictionary: Dictionary,
+    model: LanguageModel,
+    hook: HookPoint,
+    features: Sequence[int],
+    *,
+    length: int = 6,
+    restarts: int = 4,
+    steps: int = 80,
+    learning_rate: float = 0.5,
+    temperatures: tuple[float, float] = (1.0, 0.1),
+    seed: int = 0,
+) -> list[Synthesis]:
+    """A sequence of tokens for each feature at whose last token it is as active as can be found.
+
+    Arguments:
+        dictionary: takes raw activations; any class that `load_dictionary` returns.
+        model: any decoder that takes `inputs_embeds`.
+        hook: where the dictionary was trained.
+        features: their numbers.
+        length: L, tokens in a sequence.
+        restarts: R, sequences per feature, each from its own random start.
+        steps: of Adam on theta.
+        learning_rate: Adam's.
+        temperatures: the first and the last step's; between them it falls geometrically.
+        seed: of the starts and of the random sequences.
+
+    Raises: ConfigError for a feature or a number out of range.
+    """
+    n = dictionary.dict_size
+    for feature in features:
+        require(0 <= feature < n, "feature", feature, f"0 to {n - 1}, as dict_size={n}")
+    for name, value in (("length", length), ("restarts", restarts), ("steps", steps)):
+        require(value >= 1, name, value, "at least 1")
+    reader = _Reader(model, hook)
+    scored = restarts * -(-steps // _RESCORE_EVERY)
+    random_F = _random_best(reader, dictionary, list(features), length, scored, seed)
+    at_once = max(1, _THETA_ELEMENTS // (restarts * length * reader.vocabulary))
+    found = []
+    for start in range(0, len(features), at_once):
+        part = list(features[start : start + at_once])
+        ascent = _Ascent(reader, dictionary, part, length, restarts, seed)
+        found += ascent.run(steps, learning_rate, temperatures)
+    return [
+        Synthesis(feature, ids, activation, random)
+        for feature, (ids, activation), random in zip(features, found, random_F, strict=True)
+    ]
+
+
+class _Ascent:
+    """Gradient ascent for some features at once."""
+
+    def __init__(
+        self,
+        reader: "_Reader",
+        dictionary: Dictionary,
+        features: list[int],
+        length: int,
+        restarts: int,
+        seed: int,
+    ):
+        self._reader, self._dictionary = reader, dictionary
+        device = reader.embedding_VD.device
+        self._feature_S = t.tensor(features, device=device).repeat_interleave(restarts)
+        self._direction_SD = encoder_directions(dictionary).to(device)[self._feature_S]
+        # A feature's starts do not depend on which others are made beside it.
+        starts = []
+        for feature in features:
+            generator = t.Generator().manual_seed(seed * 1_000_003 + feature)
+            starts.append(t.randn(restarts, length, reader.vocabulary, generator=generator))
+        self._theta_SLV = t.cat(starts).to(device).requires_grad_(True)
+        self._restarts = restarts
+        self._best_S = t.full((len(self._feature_S),), -t.inf, device=device)
+        self._best_ids_SL = t.zeros(*self._theta_SLV.shape[:2], dtype=t.long, device=device)
+
+    def run(
+        self, steps: int, learning_rate: float, temperatures: tuple[float, float]
+    ) -> list[tuple[list[int], float]]:
+        optimizer = t.optim.Adam([self._theta_SLV], lr=learning_rate)
+        first, last = temperatures
+        for step in range(steps):
+            temperature = first * (last / first) ** (step / max(1, steps - 1))
+            soft_SLV = (self._theta_SLV / temperature).softmax(-1)
+            x_SD = self._reader.read(soft_SLV @ self._reader.embedding_VD)
+            objective = (x_SD * self._direction_SD).sum()
+            optimizer.zero_grad()
+            (-objective).backward()
+            optimizer.step()
+            if step % _RESCORE_EVERY == _RESCORE_EVERY - 1 or step == steps - 1:
+                self._rescore()
+        score_FR = self._best_S.view(-1, self._restarts)
+        best_F = score_FR.argmax(1)
+        ids_FRL = self._best_ids_SL.unflatten(0, (-1, self._restarts))
+        return [
+            (ids_FRL[row, best].tolist(), float(score_FR[row, best]))
+            for row, best in enumerate(best_F.tolist())
+        ]
+
+    @t.no_grad()
+    def _rescore(self) -> None:
+        ids_SL = self._theta_SLV.argmax(-1)
+        features_SF = self._reader.encode(ids_SL, self._dictionary)
+        score_S = features_SF.gather(1, self._feature_S[:, None]).squeeze(1)
+        is_better_S = score_S > self._best_S
+        self._best_S = t.where(is_better_S, score_S, self._best_S)
+        self._best_ids_SL = t.where(is_better_S[:, None], ids_SL, self._best_ids_SL)
+
+
+def _random_best(
+    reader: "_Reader",
+    dictionary: Dictionary,
+    features: list[int],
+    length: int,
+    n: int,
+    seed: int,
+) -> list[float]:
+    """Each feature's largest activation at the end of n random sequences, the same for all."""
+    generator = t.Generator().manual_seed(seed)
+    ids_SL = t.randint(reader.vocabulary, (n, length), generator=generator)
+    best_F = reader.encode(ids_SL.to(reader.embedding_VD.device), dictionary).max(0).values
+    return best_F[features].tolist()
+
+
+class _Stop(Exception):
+    """Raised at the hook point, beyond which the model need not run."""
+
+
+class _Reader:
+    """The language model from embeddings to the last token's activation at the hook point."""
+
+    def __init__(self, model: LanguageModel, hook: HookPoint):
+        self._model: Any = model._model
+        self._block = self._model.get_submodule(hook.submodule.path.removeprefix("."))
+        self._io = hook.io
+        embed = self._model.get_input_embeddings()
+        self.vocabulary: int = len(embed.weight)
+        with t.no_grad():  # through the module, as some scale what they look up
+            everything = t.arange(self.vocabulary, device=embed.weight.device)
+            self.embedding_VD: t.Tensor = embed(everything)
+
+    def read(self, embeddings_SLD: t.Tensor) -> t.Tensor:
+        """Activations at the last token, (S, D), differentiable."""
+        with self._caught() as caught:
+            try:
+                self._model(inputs_embeds=embeddings_SLD, use_cache=False)
+            except _Stop:
+                pass
+            except TypeError as error:
+                kind = type(self._model).__name__
+                raise ConfigError(
+                    f"a {kind} does not take inputs_embeds ({error}): tokens can't be synthesised; "
+                    "leave them out by --synthesise 0"
+                ) from error
+        return caught[0][:, -1].float()
+
+    @t.no_grad()
+    def encode(self, ids_SL: t.Tensor, dictionary: Dictionary) -> t.Tensor:
+        """The SAE's features at the last of hard tokens, (S, F)."""
+        sae: Any = dictionary
+        return sae.encode(self.read(self.embedding_VD[ids_SL]))
+
+    @contextmanager
+    def _caught(self) -> Iterator[list[t.Tensor]]:
+        caught: list[t.Tensor] = []
+
+        def keep(value: Any) -> None:
+            caught.append(value[0] if isinstance(value, tuple) else value)
+            raise _Stop
+
+        if self._io == "out":
+            handle = self._block.register_forward_hook(lambda module, given, out: keep(out))
+        else:
+            handle = self._block.register_forward_pre_hook(
+                lambda module, given, named: keep(given or named["hidden_states"]),
+                with_kwargs=True,
+            )
+        try:
+            yield caught
+        finally:
+            handle.remove()

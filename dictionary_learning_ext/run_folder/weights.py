@@ -1,0 +1,203 @@
+"""Weights and configs on disk.
+
+A run folder holds ae.pt (upstream's state dict, taking raw activations) and config.json (upstream's
+"trainer" and "buffer", and our "run").
+"""
+
+import copy
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
+
+from ..errors import CheckpointError, first_line
+from ..trainers.vaease import VAEase
+from ..trainers.variational_top_k import VariationalTopKAutoEncoder
+from .writing import replacing
+
+UPSTREAM_CLASSES = (
+    "AutoEncoder",
+    "GatedAutoEncoder",
+    "AutoEncoderNew",
+    "AutoEncoderTopK",
+    "BatchTopKSAE",
+    "MatryoshkaBatchTopKSAE",
+    "JumpReluAutoEncoder",
+)
+
+
+def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
+    """Write a dictionary's state dict, atomically, for raw activations.
+
+    Arguments:
+        norm_factor: what raw activations were divided by in training. A copy is scaled: scaling
+            the dictionary there and back would perturb its training.
+
+    Raises: CheckpointError if the disk refuses.
+    """
+    if norm_factor != 1.0:
+        dictionary = copy.deepcopy(dictionary)
+        dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
+    state = {name: value.cpu().contiguous() for name, value in dictionary.state_dict().items()}
+    whole = io.BytesIO()
+    t.save(state, whole)  # to a file, it answers a full disk with errors that don't name it
+    with replacing(path) as temporary:
+        temporary.write_bytes(whole.getbuffer())
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """A run folder's config.json.
+
+    Raises: CheckpointError if the folder or a file of it is missing (the message says what is
+    there) or damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a run's folder, as runs/NAME")
+    for name in ("config.json", "ae.pt"):
+        if not (folder / name).is_file():
+            names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+            there = ", ".join(names) or "nothing"
+            inside = [p.parent.name for p in sorted(folder.glob("*/ae.pt"))]
+            hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
+            raise CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["trainer"]["dict_class"]
+    # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected JSON with trainer.dict_class ({type(error).__name__}: {error}); "
+            "copy it again or train again"
+        ) from error
+    for section in ("buffer", "run"):
+        if not isinstance(config.get(section, {}), dict):
+            raise CheckpointError(
+                f"{path}: {section} is {config[section]!r}, expected an object; copy it again"
+            )
+    return config
+
+
+def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary, dict[str, Any]]:
+    """The SAE in a run folder, of our class or any of upstream's, and its config.
+
+    Arguments:
+        folder: one that `vsae train` or upstream's `trainSAE` wrote.
+
+    Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json.
+
+    Raises: CheckpointError if a file is missing, damaged or does not fit the config. No code in a
+    file is run.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    trainer, path = config["trainer"], folder / "ae.pt"
+    dict_class = trainer["dict_class"]
+    known = ("VariationalTopKAutoEncoder", "VAEase", *UPSTREAM_CLASSES)
+    if dict_class not in known:
+        raise CheckpointError(
+            f"{folder}: dict_class {dict_class!r} is unknown; expected one of {', '.join(known)}"
+        )
+    state = _read_weights(path, dict_class)
+    for name in ("activation_dim", "dict_size", "k"):
+        given = trainer.get(name)
+        if given is not None and (type(given) is not int or not 1 <= given < 2**31):
+            raise CheckpointError(
+                f"{folder / 'config.json'}: trainer.{name} is {given!r}, expected a whole number "
+                "of 1 or more; copy it again"
+            )
+    try:
+        if dict_class == "VariationalTopKAutoEncoder":
+            dictionary: Any = VariationalTopKAutoEncoder.from_pretrained(
+                path, k=trainer.get("k"), device=device
+            )
+        elif dict_class == "VAEase":
+            dictionary = VAEase.from_pretrained(path, device=device)
+        else:
+            dictionary, _ = load_upstream_dictionary(str(folder), device)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of any kind: a state dict of any content is handed to upstream
+        raise CheckpointError(
+            f"{path}: no state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
+            f"holds {_shapes(state)}; copy it again or train again"
+        ) from error
+    _check_weights(path, state, dictionary, trainer)
+    return dictionary.eval().requires_grad_(False), config
+
+
+def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
+    """The tensors in an `ae.pt`, whole and finite; reading runs none of its code."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"{damaged} has another checksum")
+        state = t.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes of any content raise anything
+        raise CheckpointError(
+            f"{path}: not a whole {dict_class} ({first_line(error)}); copy it again or train again"
+        ) from error
+    is_state = isinstance(state, dict) and all(isinstance(v, t.Tensor) for v in state.values())
+    if not is_state:
+        raise CheckpointError(
+            f"{path}: not a whole {dict_class} (it holds no state dict, but {type(state).__name__}); "
+            "copy it again or train again"
+        )
+    for name, value in state.items():
+        if name.endswith(("weight", "bias", "b_dec")) and not value.is_floating_point():
+            raise CheckpointError(
+                f"{path}: {name} is {value.dtype}, expected torch.float32; copy it again"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{path}: {name} is NaN or infinite in places; load a checkpoint from before, in "
+                f"{path.parent / 'checkpoints'}, or train again with a lower --lr"
+            )
+    return state
+
+
+def _check_weights(
+    path: Path, state: dict[str, t.Tensor], dictionary: Dictionary, trainer: dict[str, Any]
+) -> None:
+    """Raise a CheckpointError that names the tensor if one does not fit the class or the config."""
+    expected: dict[str, t.Tensor] = dictionary.state_dict()
+    sizes = {"F": dictionary.dict_size, "D": dictionary.activation_dim}
+    for letter, name in (("D", "activation_dim"), ("F", "dict_size")):
+        given = trainer.get(name)
+        if given is not None and given != sizes[letter]:
+            shape = tuple(state["encoder.weight"].shape) if "encoder.weight" in state else "other"
+            raise CheckpointError(
+                f"{path}: encoder.weight is {shape}, so {name}={sizes[letter]}, but config.json says "
+                f"{given}; they are of different runs"
+            )
+    for name, value in state.items():
+        if name in expected and _kind(value) != _kind(expected[name]):
+            raise CheckpointError(
+                f"{path}: {name} is {value.dtype}, expected {expected[name].dtype}"
+            )
+    if "k" in state:
+        k, configured = int(state["k"]), trainer.get("k")
+        if configured not in (None, k) or not 1 <= k <= sizes["F"]:
+            raise CheckpointError(
+                f"{path}: k is {k}, dict_size is {sizes['F']} and config.json says k={configured}; "
+                "they are of different runs"
+            )
+
+
+def _kind(value: t.Tensor) -> str:
+    """Whole numbers, or real ones: their precision does not count."""
+    if value.is_floating_point():
+        return "real"
+    return "complex" if value.is_complex() else "whole"
+
+
+def _shapes(state: dict[str, t.Tensor]) -> str:
+    shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:20]]
+    return ", ".join(shown) + (", …" if len(state) > 20 else "") or "nothing"

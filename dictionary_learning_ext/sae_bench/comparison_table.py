@@ -1,0 +1,84 @@
+"""What `vsae bench` prints: SAE Bench's figures of several SAEs, and ours beside them."""
+
+from typing import Any
+
+from .bench_runner import Outcome
+
+_CORE = {
+    "CE loss score": ("model_performance_preservation", "ce_loss_score"),
+    "cosine": ("reconstruction_quality", "cossim"),
+    "L0": ("sparsity", "l0"),
+    "explained variance, SAE Bench's": ("reconstruction_quality", "explained_variance"),
+    "explained variance, legacy": ("reconstruction_quality", "explained_variance_legacy"),
+    "alive, SAE Bench's (> 0)": ("misc_metrics", "frac_alive"),
+}
+_OURS = {
+    "FVE (ours)": "fve",
+    "alive, by selection (ours)": "alive",
+    "near-dead < 0.1 (ours)": "near_dead_0.1",
+    "near-dead < 0.5 (ours)": "near_dead_0.5",
+}
+
+
+def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
+    """One category of a result's metrics."""
+    return result["eval_result_metrics"][category]
+
+
+def curve(result: dict[str, Any] | None, which: str) -> dict[int, float]:
+    """By N: "scr", or "total_metric", "intended_diff_only" or "unintended_diff_only" of TPP."""
+    if result is None:
+        return {}
+    if which == "scr":
+        found, pattern = metrics(result, "scr_metrics"), "scr_metric_threshold_{}"
+    else:
+        found, pattern = metrics(result, "tpp_metrics"), "tpp_threshold_{}_" + which
+    values = {n: found.get(pattern.format(n)) for n in result["eval_config"]["n_values"]}
+    return {n: value for n, value in values.items() if value is not None}
+
+
+def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The figures of one SAE, by the names that the table shows."""
+    rows: dict[str, float | None] = {}
+    if core := results.get("core"):
+        rows |= {name: metrics(core, c)[key] for name, (c, key) in _CORE.items()}
+        rows |= {name: core["eval_result_unstructured"][key] for name, key in _OURS.items()}
+    rows |= {f"SCR, N = {n}": value for n, value in curve(results.get("scr"), "scr").items()}
+    tpp = curve(results.get("tpp"), "total_metric")
+    rows |= {f"TPP, N = {n}": value for n, value in tpp.items()}
+    if probing := results.get("sparse_probing"):
+        for k in probing["eval_config"]["k_values"]:
+            rows[f"probing, top {k}"] = metrics(probing, "sae")[f"sae_top_{k}_test_accuracy"]
+        rows["probing, language model"] = metrics(probing, "llm")["llm_test_accuracy"]
+    if absorption := results.get("absorption"):
+        mean = metrics(absorption, "mean")
+        rows["absorption (mean fraction)"] = mean["mean_absorption_fraction_score"]
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def columns_of(outcome: Outcome) -> dict[str, dict[str, float]]:
+    """The figures of every SAE, size-matched controls beside those that were masked."""
+    masked_of = {control: label for label, control in outcome.matched.items()}
+    order = sorted(outcome.results, key=lambda label: label in masked_of)
+    return {label: rows_of(outcome.results[label]) for label in order}
+
+
+def table(outcome: Outcome, form: str = "text") -> str:
+    """A row for each figure, a column for each SAE, as "text" or "markdown"."""
+    columns = columns_of(outcome)
+    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
+    lines = [["", *columns]]
+    for name in names:
+        cells = [rows.get(name) for rows in columns.values()]
+        lines.append([name, *("-" if cell is None else f"{cell:.3f}" for cell in cells)])
+    if form == "markdown":
+        lines.insert(1, ["---"] * len(lines[0]))
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        )
+        for line in lines
+    )

@@ -1,0 +1,143 @@
+"""The paper's figures 3, 4 and 5 of the SAEs of a comparison, as PNG."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from ..run_folder.writing import writing
+from .adapter import VARIANTS
+from .bench_runner import Outcome
+from .comparison_table import curve, rows_of
+
+_PANELS = {
+    "CE loss score": "CE loss score",
+    "FVE (ours)": "fraction of variance explained",
+    "cosine": "cosine similarity",
+    "near-dead < 0.1 (ours)": "near-dead features (< 0.1)",
+}
+_TPP = {
+    "total_metric": "TPP: intended - unintended",
+    "intended_diff_only": "accuracy lost on the intended class",
+    "unintended_diff_only": "accuracy lost on the others",
+}
+_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def write_figures(outcome: Outcome, folder: str | Path) -> list[Path]:
+    """Draw what there are results for, and return the files. Raises CheckpointError (disk)."""
+    folder = Path(folder)
+    written = []
+    with plt.rc_context(_STYLE), writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draw in {
+            "figure_3_reconstruction.png": _figure_3,
+            "figure_4_scr.png": _figure_4,
+            "figure_5_tpp.png": _figure_5,
+        }.items():
+            figure = draw(outcome)
+            if figure is not None:
+                figure.savefig(folder / name, dpi=150)
+                plt.close(figure)
+                written.append(folder / name)
+    return written
+
+
+def _figure_3(outcome: Outcome) -> Any:
+    """Reconstruction and dead features by k: lines of an architecture, or bars if k is one."""
+    rows = {label: rows_of(found) for label, found in outcome.results.items() if "core" in found}
+    rows = {label: figures for label, figures in rows.items() if "identity" not in label}
+    if not rows:
+        return None
+    figure, axes = plt.subplots(1, len(_PANELS), figsize=(13, 3.6), layout="constrained")
+    ks = sorted({round(figures["L0"]) for figures in rows.values()})
+    for ax, (name, title) in zip(axes, _PANELS.items(), strict=True):
+        if len(ks) == 1:
+            labels = list(rows)
+            colours = [_look(outcome, label)["color"] for label in labels]
+            ax.bar(labels, [rows[label][name] for label in labels], color=colours)
+            ax.tick_params(axis="x", labelrotation=30)
+            plt.setp(ax.get_xticklabels(), ha="right")
+        else:
+            for look, points in _lines(outcome, rows, name).items():
+                ax.plot(*zip(*points, strict=True), **dict(look))
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(ks, [str(k) for k in ks])
+            ax.set_xlabel("k")
+        ax.set_title(title)
+    if len(ks) > 1:
+        axes[0].legend(fontsize=7)
+    figure.suptitle(f"k = {ks[0]}" if len(ks) == 1 else "by k")
+    return figure
+
+
+def _lines(outcome: Outcome, rows: dict[str, dict[str, float]], name: str) -> dict[Any, list]:
+    """Points (k, figure) of each architecture."""
+    lines: dict[Any, list] = {}
+    for label, figures in rows.items():
+        look = _look(outcome, label)
+        key = (("color", look["color"]), ("marker", look["marker"]), ("label", look["name"]))
+        lines.setdefault(key, []).append((round(figures["L0"]), figures[name]))
+    return {key: sorted(points) for key, points in lines.items()}
+
+
+def _figure_4(outcome: Outcome) -> Any:
+    """SCR by the number of ablated features."""
+    return _curves(outcome, "scr", {"scr": "spurious correlation removal (SCR)"})
+
+
+def _figure_5(outcome: Outcome) -> Any:
+    """TPP by the number of ablated features: total, intended, unintended."""
+    return _curves(outcome, "tpp", _TPP)
+
+
+def _curves(outcome: Outcome, evaluation: str, panels: dict[str, str]) -> Any:
+    found = {label: r[evaluation] for label, r in outcome.results.items() if evaluation in r}
+    if not found:
+        return None
+    width = 7 if len(panels) == 1 else 15
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(width, 3.8), layout="constrained", squeeze=False
+    )
+    for ax, (which, title) in zip(axes[0], panels.items(), strict=True):
+        for label, result in found.items():
+            points = curve(result, which)
+            look = _look(outcome, label)
+            ax.plot(
+                list(points),
+                list(points.values()),
+                color=look["color"],
+                marker=look["marker"],
+                linestyle=look["linestyle"],
+                label=label,
+            )
+        ns = sorted({n for result in found.values() for n in result["eval_config"]["n_values"]})
+        ax.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
+        ax.set_xscale("log")
+        ax.set_xticks(ns, [str(n) for n in ns])
+        ax.minorticks_off()
+        ax.set_xlabel("N, features ablated")
+        ax.set_title(title)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=7, handlelength=4)
+    return figure
+
+
+def _look(outcome: Outcome, label: str) -> dict[str, str]:
+    """An SAE's colour and marker by its variant; a size-matched control is dashed."""
+    from sae_bench.sae_bench_utils.graphing_utils import TRAINER_COLORS, TRAINER_MARKERS
+
+    result = next(iter(outcome.results[label].values()))
+    architecture = result["sae_cfg_dict"]["architecture"]
+    known = VARIANTS.get(architecture)
+    is_control = label in outcome.matched.values()
+    is_bound = architecture in ("random", "identity")
+    return {
+        "name": known[0] if known else architecture,
+        "color": known[1] if known else TRAINER_COLORS.get(architecture, "green"),
+        "marker": known[2] if known else TRAINER_MARKERS.get(architecture, "^"),
+        "linestyle": "--" if is_control else ":" if is_bound else "-",
+    }

@@ -1,0 +1,1 @@
+"""wandb sweep files run on this machine, and their results."""

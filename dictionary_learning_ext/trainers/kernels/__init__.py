@@ -1,0 +1,1 @@
+"""One fast training step, taken apart: everything that exists for speed alone."""

@@ -1,0 +1,112 @@
+"""The Gaussian posterior of a variational SAE: its KL divergence and its schedules.
+
+Pure functions of tensors and numbers; nothing here knows a model or a trainer. The equations
+are those of "Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, with a
+prior of any scale instead of 1.
+"""
+
+import math
+from typing import NamedTuple, TypeVar
+
+import torch as t
+
+from ..config.options import KLSchedule
+
+Number = TypeVar("Number", float, t.Tensor)
+
+
+def gaussian_kl(mu: t.Tensor, log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
+    """KL( N(mu, exp(log_var)) || N(0, prior_std^2) ) in nats, elementwise.
+
+    1/2 (mu^2/p^2 + sigma^2/p^2 - 1 - log(sigma^2/p^2)). Shapes broadcast.
+    """
+    return point_kl(mu, prior_std) + variance_kl(log_var, prior_std)
+
+
+def variance_kl(log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
+    """The part of `gaussian_kl` that does not depend on mu; zero where sigma = prior_std."""
+    log_ratio = log_var - 2 * t.as_tensor(prior_std, dtype=log_var.dtype).log()
+    return 0.5 * (log_ratio.exp() - 1 - log_ratio)
+
+
+def point_kl(mu: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
+    """1/2 mu^2/p^2 in nats, elementwise: the part of `gaussian_kl` that depends on mu.
+
+    It is all that is left of the KL in a point posterior (whose true divergence is infinite): an
+    L2 penalty on the activations.
+    """
+    return 0.5 * (mu / prior_std) ** 2
+
+
+def free_bits_kl(mean_kl_F: t.Tensor, free_bits: float) -> t.Tensor:
+    """sum_i max(free_bits, mean_B KL_i): features below `free_bits` nats feel no pull.
+
+    Arguments:
+        mean_kl_F: each feature's KL, averaged over the batch, in nats.
+        free_bits: nats per feature, >= 0; 0 is off, since a KL is never negative.
+
+    Returns: a scalar, nats per token. (Kingma et al. 2016, section 2.4 of arXiv 1606.04934.)
+    """
+    return mean_kl_F.clamp(min=free_bits).sum() if free_bits > 0 else mean_kl_F.sum()
+
+
+def kl_scale(step: int, schedule: KLSchedule, warmup_steps: int, cycle_steps: int) -> float:
+    """s(t), the factor on beta at `step`, in [0, 1].
+
+    constant: 1. linear: t/W and cosine: (1 - cos(pi t/W))/2 up to W = `warmup_steps`, then 1.
+    cyclical: linear over the first half of each period of `cycle_steps`, 1 in the second half.
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cyclical":
+        half = cycle_steps / 2
+        return min((step % cycle_steps) / half, 1.0) if cycle_steps > 0 else 1.0
+    progress = min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
+    return progress if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
+
+
+def noise_scale(step: int, anneal_steps: int | None) -> float:
+    """tau(t), the factor on sigma when sampling: 1, or falling linearly to 0 over `anneal_steps`."""
+    return 1.0 if anneal_steps is None else max(0.0, 1.0 - step / anneal_steps)
+
+
+def noise_to_signal(k: int, mean_variance: Number, mean_squared_norm: Number) -> Number:
+    """k sigma^2 / E||x||^2: the noise energy that sampling adds to a reconstruction, relative.
+
+    Decoder columns are unit-norm, so k independent samples of variance sigma^2 add k sigma^2.
+    """
+    return k * mean_variance / mean_squared_norm
+
+
+class GatedPosterior(NamedTuple):
+    """N(mu, sigma^2) of each feature, sigma at most the prior's standard deviation p.
+
+    Its width makes a gate: Lu, Zhu, He & Wipf 2025 (arXiv 2506.04859).
+    """
+
+    mu: t.Tensor
+    """(…, F)"""
+    log_ratio: t.Tensor
+    """log(sigma^2 / p^2), at most 0: (…, F)"""
+    prior_std: t.Tensor
+    """p, (F,)"""
+
+    @property
+    def std(self) -> t.Tensor:
+        """sigma, (…, F)."""
+        return self.prior_std * (self.log_ratio / 2).exp()
+
+    @property
+    def gate(self) -> t.Tensor:
+        """1 - sigma/p, in [0, 1): (…, F)."""
+        return -(self.log_ratio / 2).expm1()
+
+    @property
+    def kl(self) -> t.Tensor:
+        """KL( N(mu, sigma^2) || N(0, p^2) ) in nats, (…, F)."""
+        return gaussian_kl(self.mu / self.prior_std, self.log_ratio)
+
+    def sample(self, generator: t.Generator | None) -> t.Tensor:
+        """mu + sigma * eps, (…, F); eps from torch's own generator if None."""
+        eps = t.empty_like(self.mu).normal_(generator=generator)
+        return self.mu + self.std * eps

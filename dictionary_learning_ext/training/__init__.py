@@ -1,0 +1,1 @@
+"""The training loop, one SAE in it, and its logs."""

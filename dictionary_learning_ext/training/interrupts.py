@@ -1,0 +1,60 @@
+"""SIGTERM and SIGINT: asked for once, the run ends where nothing is lost; twice, at once."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ..errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupts:
+    """Remembers the signal that came, for whoever asks at a safe place.
+
+    Attributes:
+        received: the signal, or None.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._is_deferred = False
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal came."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal only counts at `check`; outside, it interrupts wherever it comes."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """What the operating system calls."""
+        self.received = signal.Signals(number)
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        if not self._is_deferred:
+            raise Interrupted(self.received)
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupts]:
+    """Catch the signals inside; Python lets only the main thread do so, others get none."""
+    caught = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    former = {each: signal.signal(each, caught.handle) for each in SIGNALS}
+    try:
+        yield caught
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)

@@ -1,0 +1,320 @@
+"""The training loop: one language model, one buffer, one or many SAEs."""
+
+import importlib.metadata
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch as t
+from nnsight import LanguageModel
+from tqdm import tqdm
+
+from ..activations.buffer import ResidualBuffer
+from ..activations.language_models import HookPoint, settings_hash, weights_hash
+from ..activations.run_inputs import held_out, make_buffer, measured_on, open_model
+from ..activations.text import open_text
+from ..config.run_config import RunConfig, TrainConfig
+from ..config.sae_config import SAEConfig
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    NonFiniteError,
+    TrainingError,
+)
+from ..evaluation.measure import evaluate
+from ..run_folder.resume_points import Point, checked_points, is_finished
+from ..run_folder.writing import locked
+from ..trainers.build import build_trainer
+from .interrupts import Interrupts, interrupts
+from .sae_run import Trainee, report_finished, require_free
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 3
+"""SAEs whose numbers fit beside the progress bar; all are in their metrics.jsonl."""
+
+
+def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -> dict[str, Path]:
+    """Train every SAE on the same batches, save it and evaluate it on held-out text.
+
+    An SAE's results do not depend on which others are trained beside it, on logging, nor on whether
+    the run was stopped and resumed.
+
+    Arguments:
+        run: what they share.
+        saes: by name. One alone is written to `run.save_dir` itself, several to folders of their
+            names in it.
+        resume: go on from the newest resume points of these folders. `resume.read_run` gives `run`
+            and `saes`.
+
+    Returns: the run folder of each.
+
+    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What was
+    trained until then is saved.
+    """
+    saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
+    folders = _folders(run, saes)
+    if resume and all(is_finished(folder, run) for folder in folders.values()):
+        logger.warning("%s: finished before; nothing to do", run.save_dir)
+        for name, folder in folders.items():
+            report_finished(folder, TrainConfig(saes[name], run))
+        return folders
+    with interrupts() as signals, locked(folders.values()):
+        if not resume:
+            for folder in folders.values():
+                require_free(folder, run.overwrite)
+        model, hook = open_model(run)
+        text = open_text(run.data, seed=0, passes=run.text_passes)
+        buffer = make_buffer(run, model, hook, text, run.batch_size, signals.check)
+        inputs = {
+            "language_model": weights_hash(model),
+            "tokenizer": settings_hash(model),
+            "versions": _versions() | {"threads": t.get_num_threads()},
+        }
+        points = checked_points(run, saes, folders, inputs) if resume else {}
+        trainees, start = _build(run, saes, folders, hook, buffer, points)
+        code = 1
+        try:
+            _begin(trainees, buffer, points)
+            with signals.deferred():
+                _loop(run, buffer, trainees, start, inputs, signals)
+                trained = [one for one in trainees if one.failure is None]
+                for trainee in trained:
+                    trainee.save_final()
+            if run.eval_tokens and trained:
+                _evaluate(run, model, hook, trained, signals)
+            code = 0
+        except Interrupted as stop:
+            code = stop.exit_code
+            raise
+        finally:
+            for trainee in trainees:
+                trainee.close(code)
+    if failures := [trainee.failure for trainee in trainees if trainee.failure]:
+        others = [str(one.folder) for one in trainees if one.failure is None]
+        raise TrainingError(
+            f"{'; '.join(failures)}; lower --lr or --beta, or check the activations"
+            + (f"; trained and saved: {', '.join(others)}" if others else "")
+        )
+    return folders
+
+
+def _build(
+    run: RunConfig,
+    saes: dict[str, SAEConfig],
+    folders: dict[str, Path],
+    hook: HookPoint,
+    buffer: ResidualBuffer,
+    points: dict[Path, Point],
+) -> tuple[list[Trainee], int]:
+    """Every SAE with its weights drawn, or where its resume point has it; and the step to go on at."""
+    if points:
+        first = next(iter(points.values()))
+        start, norm_factor = first.step, first.run["norm_factor"]
+        buffer.load_state_dict(first.run["buffer"])
+    else:
+        start, norm_factor = 0, _norm_factor(run, buffer)
+    trainees = []
+    for name, sae in saes.items():
+        trainer = build_trainer(
+            sae,
+            steps=run.steps,
+            activation_dim=hook.activation_dim,
+            layer=hook.layer,
+            lm_name=run.model,
+            hook=hook.name,
+            device=run.device,
+            dtype=run.dtype,
+            name=folders[name].name,
+        )
+        trainees.append(Trainee(name, sae, trainer, folders[name], run, norm_factor))
+    return trainees, start
+
+
+def _begin(trainees: list[Trainee], buffer: ResidualBuffer, points: dict[Path, Point]) -> None:
+    """Change the folders of all, once it is certain that all can begin or go on."""
+    groups = {one.name: one.folder.resolve().parent.name for one in trainees}
+    for one in trainees:
+        if points:
+            one.restore(points[one.folder])
+        else:
+            one.open_wandb(groups[one.name])
+    for one in trainees:
+        if points:
+            one.go_on(points[one.folder], groups[one.name])
+        else:
+            one.start(_config_json(one, buffer))
+
+
+def _loop(
+    run: RunConfig,
+    buffer: ResidualBuffer,
+    trainees: list[Trainee],
+    start: int,
+    inputs: dict[str, Any],
+    signals: Interrupts,
+) -> None:
+    """Every step of every SAE from `start` on. On an error, what was trained is saved."""
+    save_points = set(run.save_points())
+    every_steps, every_seconds = run.save_interval()
+    saved_at = time.monotonic()
+    norm_factor = trainees[0].norm_factor
+    bar = tqdm(
+        total=run.steps * run.batch_size,
+        initial=start * run.batch_size,
+        unit="tok",
+        unit_scale=True,
+        mininterval=1,
+    )
+    active, step, x_BD = trainees, start, None
+
+    def save(step: int) -> None:
+        shared = inputs | {"buffer": buffer.state_dict()}
+        for trainee in active:
+            trainee.save_point(step, shared)
+
+    try:
+        for step in range(start, run.steps):
+            signals.check()
+            late = every_seconds is not None and time.monotonic() - saved_at >= every_seconds
+            if step and (late or (every_steps is not None and step % every_steps == 0)):
+                save(step)
+                saved_at = time.monotonic()
+            x_BD = next(buffer).to(run.device, t.float32).div_(norm_factor)
+            if step in save_points:
+                for trainee in active:
+                    trainee.save_checkpoint(step)
+            if step % run.log_steps == 0:
+                _check_and_log(active, step, x_BD, bar)
+            active = [trainee for trainee in active if trainee.failure is None]
+            for trainee in active:
+                trainee.update(step, x_BD)
+            active = [trainee for trainee in active if trainee.failure is None]
+            if not active:
+                return
+            bar.update(run.batch_size)
+        step = run.steps
+        if x_BD is not None:  # else the run was resumed when all steps were done
+            _check_and_log(active, step, x_BD, bar)
+        active = [trainee for trainee in active if trainee.failure is None]
+        if run.save_every != "none":
+            save(step)
+    except Interrupted as stop:
+        save(step)
+        where = os.path.commonpath([trainee.folder for trainee in trainees])
+        raise Interrupted(
+            stop.signal,
+            f"stopped by {stop.signal.name} at step {step}; go on with `vsae train --resume {where}`",
+        ) from stop
+    except Exception as error:
+        for trainee in active:
+            try:
+                trainee.save_checkpoint(step)
+                # Not in the middle of a step, whose batch would be missing after a resume.
+                if buffer.tokens_seen == step * run.batch_size:
+                    trainee.save_point(step, inputs | {"buffer": buffer.state_dict()})
+            except CheckpointError as full:
+                logger.error("%s", full)
+        logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
+        if isinstance(error, NonFiniteError):
+            raise NonFiniteError(f"step {step}: {error}") from error
+        raise
+    finally:
+        bar.close()
+
+
+def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) -> None:
+    """Log every SAE whose numbers are finite, and show the first few beside the bar."""
+    shown = {}
+    for trainee in active:
+        metrics = trainee.check_and_log(step, x_BD)
+        if metrics is None:
+            continue
+        loss = metrics.get("loss", metrics["l2_loss"])
+        shown[trainee.name] = (
+            f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
+            f"alive {metrics['alive_in_batch']:.2f}"
+        )
+    parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
+    more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+    bar.set_postfix_str(" | ".join(parts + more))
+
+
+def _evaluate(
+    run: RunConfig,
+    model: LanguageModel,
+    hook: HookPoint,
+    trained: list[Trainee],
+    signals: Interrupts,
+) -> None:
+    """Measure SAEs whose training is over, and write their metrics.json."""
+    saes = {}
+    for trainee in trained:
+        trainee.trainer.ae.scale_biases(trainee.norm_factor)  # raw activations from now on
+        saes[trainee.name] = (trainee.trainer.ae, trainee.norm_factor)
+    try:
+        signals.check()  # what came while the last files were written
+        figures = evaluate(saes, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens)
+    except Interrupted as stop:
+        where = " ".join(str(trainee.folder) for trainee in trained)
+        raise Interrupted(
+            stop.signal,
+            f"stopped by {stop.signal.name} in the evaluation; the training is done and saved: go "
+            f"on with `vsae eval {where}`",
+        ) from stop
+    for trainee in trained:
+        trainee.record(figures[trainee.name] | {"measured_on": measured_on(run)})
+
+
+def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
+    """What raw activations are divided by, from the tokens of the buffer's first fill."""
+    if run.normalize == "none":
+        return 1.0
+    target = buffer.d_submodule if run.normalize == "sqrt_d" else 1.0
+    return math.sqrt(buffer.mean_squared_norm() / target)
+
+
+def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
+    """Where each SAE is written. Raises ConfigError for a name that is no folder's."""
+    if len(saes) == 1:
+        ((name, sae),) = saes.items()
+        default = Path("runs") / TrainConfig(sae, run).name
+        folders = {name: Path(run.save_dir) if run.save_dir else default}
+    else:
+        base = Path(run.save_dir or "runs")
+        for name in saes:
+            if not name or Path(name).name != name or name in (".", ".."):
+                raise ConfigError(f"SAE name {name!r}: expected a plain folder name, as 'top_k'")
+        folders = {name: base / name for name in saes}
+    return folders
+
+
+def _config_json(trainee: Trainee, buffer: ResidualBuffer) -> dict[str, Any]:
+    """Upstream's "trainer" and "buffer", and what it takes to run it again."""
+    return {
+        "trainer": trainee.trainer.config | {"norm_factor": trainee.norm_factor},
+        "buffer": buffer.config,
+        "run": {
+            "settings": TrainConfig(trainee.sae, trainee.run).to_dict(),
+            "norm_factor": trainee.norm_factor,
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": _versions(),
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    """What decides the last digits of a result."""
+    packages = (
+        "dictionary-learning-ext",
+        "dictionary-learning",
+        "numpy",
+        "torch",
+        "transformers",
+        "nnsight",
+    )
+    return {name: importlib.metadata.version(name) for name in packages}

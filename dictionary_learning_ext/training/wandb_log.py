@@ -1,0 +1,130 @@
+"""One SAE's run in wandb. What goes wrong there is said and never reaches training."""
+
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ConfigError, first_line
+
+logger = logging.getLogger(__name__)
+
+
+class WandbLog:
+    """A wandb run of an SAE.
+
+    Arguments:
+        folder: the run folder; its name is the run's, and wandb's files go there.
+        group: of the runs of one buffer.
+        settings: for wandb's config.
+        tags: of the run.
+        id: of the run to go on with, or None for a new one. An agent of a sweep gives its own.
+        logged: the last step that was already logged there: up to it nothing is logged again.
+
+    Attributes:
+        id: the run's.
+        is_new: whether it is another than the one to go on with: what was logged there is missing.
+
+    Raises: ConfigError if wandb can't begin.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        mode: Literal["online", "offline"],
+        project: str,
+        group: str,
+        settings: dict[str, Any],
+        tags: Sequence[str] = (),
+        id: str | None = None,
+        logged: int = -1,
+    ):
+        import wandb
+
+        self._is_agents = "WANDB_SWEEP_ID" in os.environ
+        agents = os.environ.get("WANDB_RUN_ID") if self._is_agents else None
+        self.is_new = id is None or agents not in (None, id)
+        if mode == "online":
+            mode = os.environ.get("WANDB_MODE", mode)  # pyright: ignore[reportAssignmentType]
+        self._name, self._logged = folder.name, -1 if self.is_new else logged
+        try:
+            self._run: Any = wandb.init(
+                project=project,
+                name=folder.name,
+                group=os.environ.get("WANDB_SWEEP_ID", group),
+                config=settings,
+                tags=list(tags),
+                mode=mode,
+                dir=folder,
+                id=agents or id,
+                resume="allow" if mode == "online" else None,
+                reinit="create_new",
+            )
+        except Exception as error:  # of many kinds: usage, login, network, its own process
+            raise ConfigError(
+                f"wandb={mode}: wandb can't begin ({first_line(error)}); log in with `wandb login`, "
+                "or use --wandb offline and `wandb sync` later"
+            ) from error
+        self.id: str = self._run.id
+        if mode == "online":  # the server knows what it has
+            self._logged = self._run.starting_step - 1
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Log numbers at `metrics["step"]`, once."""
+        if int(metrics["step"]) > self._logged:
+            self._try(lambda run: run.log(metrics, step=int(metrics["step"])))
+
+    def summarize(self, figures: dict[str, Any]) -> None:
+        """Put the numbers among `figures` into the run's summary, as eval/<name>."""
+        known = {f"eval/{n}": v for n, v in figures.items() if isinstance(v, int | float)}
+        self._try(lambda run: run.summary.update(known))
+
+    def upload(self, files: Sequence[Path]) -> None:
+        """Keep files as an artifact of type "model", named as the run."""
+
+        def upload(run: Any) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"{self.id}-sae", type="model")
+            for file in files:
+                artifact.add_file(str(file))
+            run.log_artifact(artifact)
+
+        self._try(upload)
+
+    def close(self, exit_code: int) -> None:
+        """End the run: 0 is success.
+
+        One of a sweep that SIGTERM ended is marked as pre-empted: wandb hands it out again.
+        """
+        if self._is_agents and exit_code == 128 + signal.SIGTERM:
+            self._try(lambda run: run.mark_preempting())
+        self._try(lambda run: run.finish(exit_code=exit_code))
+
+    def _try(self, call: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:
+            self._run = None
+            if isinstance(error, ConnectionError):
+                _end_service()
+            logger.warning(
+                "%s: wandb ended (%s); training goes on, and metrics.jsonl has every number",
+                self._name,
+                first_line(error),
+            )
+
+
+def _end_service() -> None:
+    """Have wandb forget its process, or it ends the program with a traceback."""
+    import wandb
+
+    try:
+        wandb.teardown()
+    except Exception as error:
+        logger.debug("wandb's process is gone: %s", error)

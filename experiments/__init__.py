@@ -1,0 +1,1 @@
+"""Studies and measurements: `python -m experiments` lists them."""

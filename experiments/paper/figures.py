@@ -1,0 +1,131 @@
+"""The paper's figures 3 to 5 and 8 to 11, from what reproduce_paper.py measured.
+
+Figures 6 and 7 are single features: `vsae report` makes pages of all of them.
+"""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from sklearn.metrics import silhouette_score
+
+from dictionary_learning_ext.report.analysis import ReportOptions, analyse
+from experiments.paper.raw import AS_STATED, Raw
+
+NAMES = ("figure_3", "figure_4_5", "figure_8_9", "figure_10_11")
+MAP_TOKENS = 20_000
+COLOURS = dict(zip(AS_STATED, ("tab:blue", "tab:red", "tab:orange"), strict=True))
+
+
+def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
+    """Of each SAE: the largest activation of every feature, and its t-SNE map with 10 clusters.
+
+    As the paper did: 20,000 tokens, KMeans on the map. Maps of one call have equally many features.
+    """
+    options = ReportOptions(tokens=MAP_TOKENS, map_tokens=MAP_TOKENS, synthesise=0, logits=False)
+    rows = []
+    for one in analyse(folders, options).analyses:
+        geometry = one.geometry
+        assert geometry is not None  # F = 4D: there are features enough
+        used = one.statistics.frequency_F.numpy()[geometry.features]
+        mean = one.statistics.mean_F.numpy()[geometry.features]
+        clusters = range(geometry.map_cluster.max() + 1)
+        members = [geometry.map_cluster == c for c in clusters]
+        row: dict[str, Any] = {
+            "largest": [round(float(v), 2) for v in one.statistics.max_F if not np.isnan(v)],
+            "cluster_sizes": np.bincount(geometry.map_cluster).tolist(),
+            "cluster_utilisation": [float(used[own].mean()) for own in members],
+            "cluster_activation": [float(mean[own].mean()) for own in members],
+            "silhouette": float(silhouette_score(geometry.map_xy, geometry.map_cluster)),
+            "evenness": geometry.evenness,
+            "dispersion": geometry.dispersion[0],
+        }
+        if seed == 0:  # what figures 10 and 11 show
+            row["map"] = np.round(geometry.map_xy, 1).tolist()
+            row["map_utilisation"] = np.round(used, 4).tolist()
+            row["map_mean"] = np.round(mean, 2).tolist()
+            row["map_cluster"] = geometry.map_cluster.tolist()
+        rows.append(row)
+    return rows
+
+
+def draw(content: dict[str, Any], folder: Path) -> None:
+    """Write the figures that the raw results carry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {"figure_3": figure_3(content), "figure_8_9": figure_8_9(content["maps"])}
+    drawn["figure_10_11"] = figure_10_11([row for row in content["maps"] if "map" in row])
+    if content["bench"]:
+        drawn["figure_4_5"] = figure_4_5(content)
+    for name, figure in drawn.items():
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.png", dpi=75)
+        plt.close(figure)
+
+
+def figure_3(content: dict[str, Any]) -> Any:
+    """CE score, FVE, cosine and living features against k/F, mean and spread over seeds."""
+    raw, ratios = Raw(content), (32, 16, 8, 4)
+    shown = {"frac_recovered": "CE recovered", "fve": "FVE", "cossim": "cosine", "alive": "alive"}
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
+    for axis, (name, label) in zip(axes, shown.items(), strict=True):
+        for model in AS_STATED:
+            values = np.array([raw.of(name, model, 4, ratio) for ratio in ratios])
+            axis.errorbar(
+                range(4),
+                values.mean(1),
+                values.std(1),
+                color=COLOURS[model],
+                marker="o",
+                label=model,
+            )
+        axis.set(title=label, xticks=range(4), xticklabels=[f"1/{r}" for r in ratios], xlabel="k/F")
+    axes[0].legend()
+    return figure
+
+
+def figure_4_5(content: dict[str, Any]) -> Any:
+    """SCR, TPP, TPP's intended and unintended effects against N, at k/F = 1/8."""
+    raw = Raw(content)
+    shown = {"scr": "SCR", "tpp": "TPP", "tpp_intended": "intended", "tpp_unintended": "unintended"}
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
+    for axis, (name, label) in zip(axes, shown.items(), strict=True):
+        for model in AS_STATED:
+            rows = [row[name] for row in raw.bench(model, 4, 8)]
+            means = [statistics.mean(row[n] for row in rows) for n in rows[0]]
+            axis.plot(range(len(means)), means, color=COLOURS[model], marker=".", label=model)
+            axis.set(xticks=range(len(means)), xticklabels=list(rows[0]), xlabel="N ablated")
+        axis.set(title=label)
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def figure_8_9(maps: list[dict[str, Any]]) -> Any:
+    """Histograms of the largest activation of each living feature, seed 0."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3))
+    for axis, model in zip(axes, AS_STATED, strict=True):
+        row = next(row for row in maps if row["model"] == model)
+        axis.hist(row["largest"], bins=40, color=COLOURS[model])
+        axis.set(title=f"{model}: {len(row['largest'])} features", xlabel="largest activation")
+    return figure
+
+
+def figure_10_11(maps: list[dict[str, Any]]) -> Any:
+    """t-SNE of the features: clusters, utilisation, mean activation, cluster utilisation, seed 0."""
+    figure, axes = plt.subplots(len(maps), 4, figsize=(13, 3.1 * len(maps)))
+    for row_axes, row in zip(axes, maps, strict=True):
+        x, y = np.array(row["map"]).T
+        used = np.array(row["map_utilisation"])
+        shown = {
+            "clusters": (row["map_cluster"], 5, "tab10"),
+            "utilisation": (np.log10(used), 5, "viridis"),
+            "mean activation": (row["map_mean"], 3 + 60 * used, "viridis"),
+        }
+        for axis, (label, (colour, size, palette)) in zip(row_axes[:3], shown.items(), strict=True):
+            axis.scatter(x, y, c=colour, s=size, cmap=palette)
+            axis.set(title=f"{row['model']}: {label}", xticks=[], yticks=[])
+        row_axes[3].bar(range(len(row["cluster_sizes"])), row["cluster_utilisation"])
+        row_axes[3].set(title="cluster utilisation", xlabel="cluster")
+    return figure

@@ -1,0 +1,263 @@
+"""The paper's comparison, matched: TopK against its vSAE, at its k/F, over several seeds.
+
+    python -m experiments.paper.reproduce train    # every SAE and its figures
+    python -m experiments.paper.reproduce bench    # SCR, TPP, sparse probing; needs [saebench]
+    python -m experiments.paper.reproduce tables   # write the pages again from the raw results
+
+    ... train --lm FOLDER                  # another language model, from a local folder
+    ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; wants a GPU
+
+TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and of its public code
+(point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
+k/F = 1/32 with F = 16D, the other reading of its dictionary. Everything else is shared: batches,
+initial weights of a seed, optimiser, AuxK. Raw figures of every SAE go to results/reproduce_paper.json;
+the page to results/reproduce_paper.md, with the claims (paper_claims.py) and figures 3 to 5 and 8 to 11.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as t
+
+from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext.activations.run_inputs import open_model
+from dictionary_learning_ext.config.presets import PRESETS
+from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.evaluation.folders import read_metrics
+from dictionary_learning_ext.features.geometry import agreement, dispersion
+from experiments.pages import RESULTS, about, about_line, spread, table
+from experiments.paper import claims as paper_claims
+from experiments.paper import figures as paper_figures
+from experiments.paper.raw import AS_STATED, BENCHED, Raw
+from experiments.trained_saes import FIGURES, benched, directions_of, folder_name
+
+SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
+MODELS: dict[str, dict[str, Any]] = {
+    "TopK": {"architecture": "top_k"},
+    "equations, beta 0.01": {"beta": 0.01},
+    "equations, beta 0.1": {"beta": 0.1},
+    "equations, beta 1": {"beta": 1.0},
+    "code, beta 0.01": {"posterior": "point", "rectify": True, "beta": 0.01},
+    "code, beta 0.1": {"posterior": "point", "rectify": True, "beta": 0.1},
+    "code, beta 1": {"posterior": "point", "rectify": True, "beta": 1.0},
+    "code, KL on selected, beta 1": {
+        "posterior": "point",
+        "rectify": True,
+        "beta": 1.0,
+        "kl_scope": "selected",
+    },
+}
+GRID: dict[tuple[int, int], tuple[str, ...]] = {  # (F/D, F/k): models
+    (4, 32): AS_STATED,
+    (4, 16): AS_STATED,
+    (4, 8): tuple(MODELS),
+    (4, 4): AS_STATED,
+    (16, 32): (*AS_STATED, "code, KL on selected, beta 1"),
+}
+
+
+def run_of(lm: str) -> RunConfig:
+    """The paper's settings if its language model is named; else minutes on the embedded text."""
+    shared: dict[str, Any] = {"eval_tokens": EVAL_TOKENS, "overwrite": True, "log_steps": 500}
+    if lm == PRESETS["paper"]["model"]:
+        names = ("model", "data", "hook", "steps", "dtype", "n_ctxs", "ctx_len", "batch_size")
+        device = "cuda" if t.cuda.is_available() else "cpu"
+        return RunConfig(**{n: PRESETS["paper"][n] for n in names}, device=device, **shared)
+    return RunConfig(model=lm, steps=1000, **shared)
+
+
+def place_of(lm: str) -> tuple[Path, Path]:
+    """Where the SAEs of a language model lie, and their raw figures."""
+    suffix = "" if lm == "embedded" else "_" + Path(lm).name
+    return Path(f"runs/reproduce_paper{suffix}"), RESULTS / f"reproduce_paper{suffix}.json"
+
+
+def name_of(model: str, k: int, seed: int) -> str:
+    return folder_name(model, f"k{k}", f"seed{seed}")
+
+
+def measure(lm: str) -> None:
+    """Train what is not there yet, and write every SAE's figures."""
+    began, run, raw = time.monotonic(), run_of(lm), place_of(lm)[1]
+    before = json.loads(raw.read_text()) if raw.exists() else {}
+    width = open_model(run)[1].activation_dim
+    rows: list[dict[str, Any]] = []
+    for multiple in sorted({multiple for multiple, _ in GRID}):
+        folders = train_missing(lm, run, multiple, multiple * width)
+        rows += rows_of(folders, multiple)
+    chance = np.random.default_rng(0).normal(size=(2, 16 * width, width))
+    settings = {
+        "agreement_by_chance": {
+            m: agreement(chance[0, : m * width], chance[1, : m * width]) for m in (4, 16)
+        },
+        **about(began, before.get("settings")),
+        "setting": f"{Path(lm).name}, blocks.0.hook_resid_post, D = {width}, {run.steps:,} steps of "
+        f"{run.batch_size:,} tokens, sqrt_d, seeds {SEEDS}; {EVAL_TOKENS:,} held-out tokens",
+    }
+    content = {"settings": settings, "rows": rows, "bench": before.get("bench", [])}
+    content["maps"] = maps_of(lm, width)
+    raw.write_text(json.dumps(content, indent=0) + "\n")
+
+
+def train_missing(
+    lm: str, run: RunConfig, multiple: int, dict_size: int
+) -> dict[tuple[str, int, int], Path]:
+    """Train what is not there of F = multiple x D, all from one buffer; the folders, by cell and seed."""
+    cells = [(m, ratio) for (own, ratio), models in GRID.items() if own == multiple for m in models]
+    folder = place_of(lm)[0] / f"F{dict_size}"
+    folders = {
+        (model, ratio, seed): folder / name_of(model, dict_size // ratio, seed)
+        for model, ratio in cells
+        for seed in SEEDS
+    }
+    missing = {
+        path.name: SAEConfig(
+            k=dict_size // ratio,
+            dict_size=dict_size,
+            lr=2e-3 if run.steps <= 1000 else 5e-4,
+            decay_start=run.steps * 3 // 4,
+            seed=seed,
+            **MODELS[model],
+        )
+        for (model, ratio, seed), path in folders.items()
+        if not (path / "metrics.json").exists()
+    }
+    if missing:
+        target = folder if len(missing) > 1 else folder / next(iter(missing))
+        train(RunConfig(**{**run.__dict__, "save_dir": str(target)}), missing)
+    return folders
+
+
+def rows_of(folders: dict[tuple[str, int, int], Path], multiple: int) -> list[dict[str, Any]]:
+    """The figures of every SAE, and of its decoder directions."""
+    rows, directions = [], {cell: directions_of(path) for cell, path in folders.items()}
+    for (model, ratio, seed), path in folders.items():
+        row = {"model": model, "multiple": multiple, "ratio": ratio, "seed": seed}
+        figures = read_metrics(path)
+        row |= {figure: figures[figure] for figure in FIGURES if figure in figures}
+        own = directions[model, ratio, seed]
+        other = directions[model, ratio, SEEDS[(SEEDS.index(seed) + 1) % len(SEEDS)]]
+        cosines = own @ own.T
+        row["dispersion"] = dispersion(cosines)[0]
+        np.fill_diagonal(cosines, 0.0)
+        row["correlation"] = float(np.abs(cosines).sum() / (cosines.size - len(cosines)))
+        row["agreement"] = agreement(own, other)
+        rows.append(row)
+    return rows
+
+
+def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
+    """Figures 8 to 11 at F = 4D, k/F = 1/8: largest activations, clusters, how they are used."""
+    runs, _ = place_of(lm)
+    k, rows = 4 * width // 8, []
+    for seed in SEEDS:
+        folders = [runs / f"F{4 * width}" / name_of(model, k, seed) for model in AS_STATED]
+        found = paper_figures.measure(folders, seed)
+        rows += [
+            {"model": model, "seed": seed} | own
+            for model, own in zip(AS_STATED, found, strict=True)
+        ]
+    return rows
+
+
+def bench_as_stated(lm: str) -> None:
+    """SAE Bench of the paper's two settings in figures 4 and 5, with the size-matched control."""
+    from dictionary_learning_ext.sae_bench.comparison_table import curve, metrics
+
+    runs, raw = place_of(lm)
+    content = json.loads(raw.read_text())
+    width = open_model(run_of(lm))[1].activation_dim
+    rows = content["bench"]
+    done = {(row["ratio"], row["seed"]) for row in rows}
+    for ratio, seed in itertools.product(BENCHED, SEEDS):
+        if (ratio, seed) in done:
+            continue
+        F = 4 * width
+        folders = {m: runs / f"F{F}" / name_of(m, F // ratio, seed) for m in AS_STATED}
+        found = benched(folders, ("scr", "tpp", "sparse_probing"), EVAL_TOKENS)
+        for model, (own, matched) in found.items():
+            row = {"model": model, "multiple": 4, "ratio": ratio, "seed": seed}
+            row["scr"] = curve(own["scr"], "scr")
+            row["scr_matched"] = curve(matched["scr"], "scr")
+            row["tpp"] = curve(own["tpp"], "total_metric")
+            row["tpp_matched"] = curve(matched["tpp"], "total_metric")
+            row["tpp_intended"] = curve(own["tpp"], "intended_diff_only")
+            row["tpp_unintended"] = curve(own["tpp"], "unintended_diff_only")
+            row["probing"] = metrics(own["sparse_probing"], "sae")["sae_top_1_test_accuracy"]
+            rows.append(row)
+        raw.write_text(json.dumps(content, indent=0) + "\n")
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    raw, settings = Raw(content), content["settings"]
+    chance = settings["agreement_by_chance"].items()
+    lines = [
+        "`python -m experiments.paper.reproduce train`, `bench`",
+        "",
+        f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
+        "deviation over seeds; all seeds see the same batches. `equations` is the vSAE of the paper's "
+        "equations, `code` what its public code ran. Agreement of seeds is the mean cosine of decoder "
+        "directions with the next seed's, matched one to one; random directions reach "
+        + ", ".join(f"{value:.3f} at F = {multiple}D" for multiple, value in chance)
+        + ".",
+        "",
+    ]
+    for (multiple, ratio), models in GRID.items():
+        rows = {
+            model: [spread(raw.of(figure, model, multiple, ratio)) for figure in FIGURES]
+            for model in models
+        }
+        corner = f"F = {multiple}D, k/F = 1/{ratio}"
+        lines += [*table(corner, rows, list(FIGURES.values())), ""]
+    if content["bench"]:
+        lines += [*bench_tables(raw), ""]
+    lines += ["## Claim by claim", ""]
+    lines += [
+        paper_claims.LEGEND,
+        "",
+        *paper_claims.claims_table(raw),
+    ]
+    lines += ["", "## Its figures, from these runs", ""]
+    return lines + [f"![{name}](reproduce_paper/{name}.png)" for name in paper_figures.NAMES]
+
+
+def bench_tables(raw: Raw) -> list[str]:
+    """SCR, TPP and probing, by k/F and N."""
+    lines = []
+    for ratio in BENCHED:
+        rows: dict[str, list[str]] = {}
+        for model in AS_STATED:
+            own = raw.bench(model, 4, ratio)
+            for name in ("scr", "scr_matched", "tpp", "tpp_matched"):
+                values = {n: [row[name][n] for row in own] for n in own[0][name]}
+                rows[f"{model}: {name.replace('_', ', ')}"] = [spread(v) for v in values.values()]
+        columns = [f"N = {n}" for n in raw.bench("TopK", 4, ratio)[0]["scr"]]
+        lines += [*table(f"F = 4D, k/F = 1/{ratio}", rows, columns), ""]
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
+    parser.add_argument("stage", choices=("train", "bench", "tables"))
+    parser.add_argument("--lm", default="embedded", help="embedded, a folder, or a name on the hub")
+    arguments = parser.parse_args()
+    if arguments.stage == "train":
+        measure(arguments.lm)
+    elif arguments.stage == "bench":
+        bench_as_stated(arguments.lm)
+    raw = place_of(arguments.lm)[1]
+    content = json.loads(raw.read_text())
+    paper_figures.draw(content, raw.with_suffix(""))
+    lines = tables(content)
+    raw.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

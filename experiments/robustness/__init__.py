@@ -1,0 +1,1 @@
+"""Runs that are killed, long, large or driven by an agent."""

@@ -1,0 +1,1 @@
+"""How fast a step and a whole run are."""

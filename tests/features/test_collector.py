@@ -1,0 +1,276 @@
+"""Feature statistics against brute force; directions and logit effects against direct formulas."""
+
+import pytest
+import torch as t
+from dictionary_learning.dictionary import AutoEncoder
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.jumprelu import JumpReluAutoEncoder
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+
+from dictionary_learning_ext.activations.contexts import ContextBatch, read_contexts
+from dictionary_learning_ext.activations.language_models import find_hook, load_language_model
+from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
+from dictionary_learning_ext.features import collector as features
+from dictionary_learning_ext.features.collector import FeatureCollector
+from dictionary_learning_ext.features.directions import (
+    LogitLens,
+    alignment,
+    decoder_directions,
+    encoder_directions,
+    nearest_features,
+)
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
+
+CONTEXTS, LENGTH, WIDTH, FEATURES = 37, 11, 8, 24
+SAES = {
+    "top_k": lambda: AutoEncoderTopK(WIDTH, FEATURES, 4),
+    "signed vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, 18),
+    "dense vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, FEATURES),
+    "relu": lambda: AutoEncoder(WIDTH, FEATURES),
+}
+OTHERS = {
+    "batch_top_k": lambda: BatchTopKSAE(WIDTH, FEATURES, 4),
+    "jump_relu": lambda: JumpReluAutoEncoder(WIDTH, FEATURES),
+    "matryoshka": lambda: MatryoshkaBatchTopKSAE(WIDTH, FEATURES, 4, [12, 12]),
+}
+
+
+@pytest.fixture
+def batch():
+    generator = t.Generator().manual_seed(1)
+    return ContextBatch(
+        t.randint(100, (CONTEXTS, LENGTH), generator=generator),
+        t.rand(CONTEXTS, LENGTH, generator=generator) > 0.1,
+        3 * t.randn(CONTEXTS, LENGTH, WIDTH, generator=generator),
+    )
+
+
+def collected(sae, batch, step=CONTEXTS, **options):
+    collector = FeatureCollector(sae.requires_grad_(False), batch.wanted_BL.numel(), **options)
+    for start in range(0, CONTEXTS, step):
+        collector.add(ContextBatch(*(part[start : start + step] for part in batch)))
+    return collector.statistics()
+
+
+@pytest.fixture(params=SAES)
+def sae(request):
+    t.manual_seed(0)
+    return SAES[request.param]()
+
+
+@t.no_grad()
+def activations(sae, batch, step):
+    """Of every token, zero where it is not wanted: (B, L, F).
+
+    In the collector's steps: a matrix product's last bits depend on its size.
+    """
+    f_BLF = t.cat([sae.encode(x.flatten(0, 1)) for x in batch.x_BLD.split(step)])
+    return f_BLF.view(CONTEXTS, LENGTH, -1) * batch.wanted_BL[:, :, None]
+
+
+@pytest.mark.parametrize("step", [CONTEXTS, 5, 1])
+def test_the_numbers_equal_brute_force(sae, batch, step):
+    found = collected(sae, batch, step)
+    f_NF = activations(sae, batch, step).flatten(0, 1)
+    assert found.tokens == int(batch.wanted_BL.sum())
+    for i in range(FEATURES):
+        on = f_NF[:, i][f_NF[:, i] != 0]
+        assert found.count_F[i] == len(on)
+        assert found.negative_F[i] == (on < 0).sum()
+        if not len(on):
+            assert found.max_F[i].isnan()
+            assert found.mean_F[i].isnan()
+            continue
+        assert found.max_F[i] == on.max()
+        assert found.mean_F[i].item() == pytest.approx(on.double().mean().item(), rel=1e-5)
+        if on.max() > 0:
+            width = float(found.bin_width_F[i])
+            bins = found.histogram_FH.shape[1]
+            assert bins * width > on.max() >= bins * width / 2
+            edges = t.arange(bins + 1, dtype=t.float64) * width
+            expected = t.histogram(on[on > 0].double(), edges).hist.long()
+            assert found.histogram_FH[i].equal(expected)
+
+
+@pytest.mark.parametrize("step", [CONTEXTS, 5, 1])
+def test_the_top_contexts_equal_brute_force(sae, batch, step):
+    top = collected(sae, batch, step, top=3, before=2, after=1).top
+    f_BLF = activations(sae, batch, step)
+    for i in range(FEATURES):
+        peaks = []
+        for context in range(CONTEXTS):
+            on = [(float(f), -place) for place, f in enumerate(f_BLF[context, :, i]) if f != 0]
+            if on:
+                peaks.append((max(on)[0], -context, max(on)[1]))
+        peaks = sorted(peaks, reverse=True)[:3]
+        values = top.value_FT[i][~top.value_FT[i].isnan()].tolist()
+        assert values == [value for value, _, _ in peaks]
+        for row, (_, context, place) in enumerate(peaks):
+            context, place = -context, -place
+            assert (top.context_FT[i, row], top.position_FT[i, row]) == (context, place)
+            for w, at in enumerate(range(place - 2, place + 2)):
+                inside = 0 <= at < LENGTH
+                expected = int(batch.input_ids_BL[context, at]) if inside else -1
+                assert top.ids_FTW[i, row, w] == expected
+                assert top.activations_FTW[i, row, w] == (f_BLF[context, at, i] if inside else 0)
+
+
+def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_room(batch):
+    t.manual_seed(0)
+    sae = AutoEncoderTopK(WIDTH, FEATURES, 1)
+    f_BLF = activations(sae, batch, 5)
+    for kept in (3, 200):
+        sampled = collected(sae, batch, 5, sampled=kept).sampled
+        for i in range(FEATURES):
+            there = ~sampled.value_FT[i].isnan()
+            places = list(
+                zip(sampled.context_FT[i][there], sampled.position_FT[i][there], strict=True)
+            )
+            assert len(places) == min(kept, int((f_BLF[:, :, i] != 0).sum()))
+            assert len({(int(context), int(place)) for context, place in places}) == len(places)
+            values = [float(f_BLF[context, place, i]) for context, place in places]
+            assert values == sampled.value_FT[i][there].tolist() == sorted(values, reverse=True)
+
+
+def test_the_sample_is_uniform(batch):
+    """Over many features and seeds, early and late contexts are drawn alike."""
+    t.manual_seed(0)
+    sae = AutoEncoderTopK(WIDTH, FEATURES, FEATURES)
+    sae.encoder.bias.data.fill_(50)  # all are always selected
+    samples = [collected(sae, batch, 5, seed=seed).sampled.context_FT for seed in range(6)]
+    drawn = t.cat(samples).flatten()
+    expected = batch.wanted_BL.sum(1) / batch.wanted_BL.sum()
+    counts = drawn.bincount(minlength=CONTEXTS)
+    chi_square = ((counts - len(drawn) * expected) ** 2 / (len(drawn) * expected)).sum()
+    assert chi_square < 70  # 36 degrees of freedom: beyond 70 once in 1,700
+
+
+def test_the_profiles_are_the_activations_at_drawn_tokens(sae, batch):
+    f_NF = activations(sae, batch, 5).flatten(0, 1)[batch.wanted_BL.flatten()]
+    whole = collected(sae, batch, 5, profile_tokens=10_000).profiles_NF
+    assert t.equal(t.tensor(whole.toarray()), f_NF)
+    few = t.tensor(collected(sae, batch, 5, profile_tokens=40).profiles_NF.toarray())
+    # Of 40 places drawn from all, those after the last wanted token do not come.
+    assert 30 <= len(few) <= 40
+    places = [int((f_NF == row).all(1).nonzero()[0]) for row in few if row.any()]
+    assert places == sorted(places)
+
+
+def test_no_more_activations_than_the_limit_are_made_at_a_time(batch, monkeypatch):
+    monkeypatch.setattr(features, "_BATCH_ELEMENTS", 3 * LENGTH * FEATURES)
+    sae, sizes = AutoEncoderTopK(WIDTH, FEATURES, 4), []
+    encode = sae.encode
+
+    def counting(x):
+        sizes.append(len(x) * FEATURES)
+        return encode(x)
+
+    monkeypatch.setattr(sae, "encode", counting)
+    found = collected(sae, batch)
+    assert max(sizes) == 3 * LENGTH * FEATURES
+    assert found.tokens == int(batch.wanted_BL.sum())
+
+
+def test_the_profiles_stop_at_their_limit(batch, monkeypatch):
+    monkeypatch.setattr(features, "_PROFILE_ENTRIES", 100)
+    profiles = collected(AutoEncoderTopK(WIDTH, FEATURES, 4), batch, 5).profiles_NF
+    assert profiles.nnz <= 100
+    assert 20 <= profiles.shape[0] <= 40  # k = 4, some of it zeros
+
+
+def test_a_damaged_sae_is_one_line(batch):
+    sae = AutoEncoderTopK(WIDTH, FEATURES, 4)
+    sae.encoder.bias.data[3] = t.nan
+    with pytest.raises(NonFiniteError, match=r"ae\.pt is damaged"):
+        collected(sae, batch)
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match="top=0: expected at least 1"):
+        FeatureCollector(AutoEncoderTopK(WIDTH, FEATURES, 4), 10, top=0)
+
+
+# --- contexts
+
+
+@pytest.mark.parametrize("packing", ["pack", "truncate"])
+def test_contexts_hold_as_many_wanted_tokens_as_asked_for(tiny_lm, text, packing):
+    hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
+    run = RunConfig(data=text, ctx_len=16, text_packing=packing, remove_bos=True)
+    batches = list(read_contexts(run, tiny_lm, hook, "train", 700))
+    assert sum(int(batch.wanted_BL.sum()) for batch in batches) == 700
+    for batch in batches:
+        assert not (batch.input_ids_BL[batch.wanted_BL] == 0).any()
+        assert batch.x_BLD.shape == (*batch.input_ids_BL.shape, 16)
+
+
+def test_a_text_without_a_context_is_one_line(tiny_lm, tmp_path):
+    (tmp_path / "short.txt").write_text("the cat")
+    run = RunConfig(data=str(tmp_path / "short.txt"))
+    hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
+    with pytest.raises(TextError, match="does not hold one context of 128 tokens"):
+        list(read_contexts(run, tiny_lm, hook, "train", 100))
+
+
+# --- directions
+
+
+@pytest.mark.parametrize("name", [*SAES, *OTHERS])
+def test_directions_of_every_class(name):
+    t.manual_seed(0)
+    sae = (SAES | OTHERS)[name]().requires_grad_(False)
+    for parameter in sae.parameters():
+        parameter.normal_()
+    code = t.rand(5, FEATURES)
+    directions = decoder_directions(sae)
+    expected = sae.decode(code) - sae.decode(t.zeros(1, FEATURES))
+    assert t.allclose(code @ directions, expected, atol=1e-4)
+
+    x, step = t.randn(1, WIDTH) * 100, t.randn(WIDTH)
+    changes = sae.encode(x + step) - sae.encode(x)
+    is_on = (sae.encode(x + step) != 0) & (sae.encode(x) != 0)
+    assert is_on.any()
+    expected = (encoder_directions(sae) @ step)[is_on[0]]
+    assert t.allclose(changes[is_on], expected, rtol=1e-3, atol=1e-3)
+    cosines = t.cosine_similarity(encoder_directions(sae), directions)
+    assert t.allclose(alignment(sae), cosines)
+
+
+def test_nearest_features_equal_brute_force(monkeypatch):
+    monkeypatch.setattr("dictionary_learning_ext.features.directions._FEATURES_AT_ONCE", 7)
+    directions = t.randn(20, 5, generator=t.Generator().manual_seed(0))
+    near = nearest_features(directions, 4)
+    for i in range(20):
+        cosines = t.cosine_similarity(directions[i : i + 1], directions)
+        cosines[i] = -2
+        assert near.indices_Fn[i].tolist() == cosines.argsort(descending=True)[:4].tolist()
+        assert t.allclose(near.values_Fn[i], cosines.sort(descending=True).values[:4], atol=1e-6)
+    assert nearest_features(t.randn(1, 5), 4).indices_Fn.shape == (1, 0)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "llama", "qwen", "gemma"])
+def test_logit_effects_are_the_formula_of_each_family(family, lm_dir_of):
+    model = load_language_model(str(lm_dir_of(family)))
+    body, t_generator = model._model, t.Generator().manual_seed(0)
+    norm = {
+        "gpt_neox": lambda: body.gpt_neox.final_layer_norm,
+        "gpt2": lambda: body.transformer.ln_f,
+    }.get(family, lambda: body.model.norm)()
+    norm.weight.data = t.rand(16, generator=t_generator) + 0.5
+    if hasattr(norm, "bias"):
+        norm.bias.data = t.randn(16, generator=t_generator)
+    directions = t.randn(6, 16, generator=t_generator)
+    gain = norm.weight + 1 if family == "gemma" else norm.weight
+    centred = directions
+    if family in ("gpt_neox", "gpt2"):
+        centred = directions - directions.mean(1, keepdim=True)
+    expected = (centred * gain) @ body.get_output_embeddings().weight.T
+    expected = expected - expected.mean(1, keepdim=True)
+    found = LogitLens(model).logits(directions)
+    assert t.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    promoted, suppressed = LogitLens(model).ranked(directions, 3)
+    order = expected.argsort(1)
+    assert promoted.indices_Fn.equal(order.flip(1)[:, :3])
+    assert suppressed.indices_Fn.equal(order[:, :3])

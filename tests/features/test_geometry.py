@@ -1,0 +1,127 @@
+"""Maps, clusters and dispersion: planted structure is found, and everything repeats."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from dictionary_learning_ext.errors import UserError
+from dictionary_learning_ext.features.geometry import (
+    GeometryError,
+    agreement,
+    comparable_features,
+    cosine_matrix,
+    dispersion,
+    evenness,
+    geometry,
+)
+
+GROUPS, EACH, TOKENS = 4, 15, 400
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Features in four groups: those of a group fire on the same tokens and point alike."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(GROUPS), EACH)
+    of_token = rng.integers(GROUPS, size=TOKENS)
+    is_on = (of_token[:, None] == groups) & (rng.random((TOKENS, len(groups))) < 0.8)
+    profiles = csr_matrix(is_on * (1 + rng.random(is_on.shape)))
+    directions = np.eye(GROUPS, 8)[groups] + 0.1 * rng.normal(size=(len(groups), 8))
+    return groups, profiles, directions
+
+
+@pytest.mark.parametrize("space", ["profiles", "directions"])
+def test_planted_groups_are_found_on_the_map_and_in_the_space(planted, space):
+    groups, profiles, directions = planted
+    features = np.arange(len(groups))
+    found = geometry(profiles, directions, features, space=space, clusters=GROUPS)
+    for cluster in (found.cluster, found.map_cluster):
+        assert len({(int(a), int(b)) for a, b in zip(groups, cluster, strict=True)}) == GROUPS
+    distances = np.linalg.norm(found.map_xy[:, None] - found.map_xy[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert (groups[distances.argmin(1)] == groups).all()
+
+
+def test_it_repeats_exactly_for_one_seed(planted):
+    _, profiles, directions = planted
+    features = comparable_features([profiles], 40)[0]
+    one, other = (geometry(profiles, directions, features) for _ in range(2))
+    for name, value in vars(one).items():
+        assert np.array_equal(value, getattr(other, name)), name
+
+
+def test_counts_are_of_all_pairs_and_clusters_are_numbered_by_size(planted):
+    groups, profiles, directions = planted
+    features = np.arange(5, len(groups))
+    found = geometry(profiles, directions, features)
+    n = len(features)
+    assert found.cosine_counts.sum() == n * (n - 1) // 2
+    unit = directions[features] / np.linalg.norm(directions[features], axis=1, keepdims=True)
+    pairs = (unit @ unit.T)[np.triu_indices(n, 1)]
+    assert found.cosine_counts[60:].sum() == (pairs >= 0.5).sum()
+    assert (np.diff(np.bincount(found.cluster)) <= 0).all()
+
+
+def test_saes_are_compared_at_one_number_of_live_features(planted):
+    _, profiles, _ = planted
+    fewer = profiles.tolil()
+    fewer[:, :20] = 0
+    chosen = comparable_features([profiles, csr_matrix(fewer)], 1000)
+    assert [len(one) for one in chosen] == [40, 40]
+    assert chosen[1].tolist() == list(range(20, 60))
+    again = comparable_features([profiles, csr_matrix(fewer)], 1000)
+    assert chosen[0].tolist() == again[0].tolist()
+    assert [len(one) for one in comparable_features([profiles], 17)] == [17]
+
+
+def test_dispersion_is_the_mean_distance_to_the_nearest_other():
+    rng = np.random.default_rng(0)
+    unit = rng.normal(size=(30, 6))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    nearest = [max(a @ b for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
+    mean, low, high = dispersion(unit @ unit.T)
+    assert mean == pytest.approx(1 - np.mean(nearest))
+    # A 95% interval of a mean is about four standard errors wide.
+    error = np.std(nearest) / np.sqrt(30)
+    assert low < mean < high
+    assert high - low == pytest.approx(3.92 * error, rel=0.1)
+    assert dispersion(np.eye(5)) == (1.0, 1.0, 1.0)
+
+
+def test_evenness_is_an_effective_share():
+    assert evenness(np.full(8, 5)) == pytest.approx(1)
+    assert evenness(np.array([7, 0, 0, 0])) == pytest.approx(1 / 4)
+    assert evenness(np.array([3, 3, 0, 0])) == pytest.approx(1 / 2)
+
+
+def test_the_cosine_matrix_lies_cluster_by_cluster():
+    directions = np.eye(2)[[0, 1, 0, 1]]
+    matrix = cosine_matrix(directions, np.array([0, 1, 0, 1]), 10)
+    assert np.array_equal(matrix, np.kron(np.eye(2), np.ones((2, 2))))
+    assert cosine_matrix(directions, np.zeros(4, int), 3).shape == (3, 3)
+
+
+def test_too_few_features_or_tokens_are_one_line(planted):
+    _, profiles, directions = planted
+    with pytest.raises(GeometryError, match="0 features were selected in the 400 sampled"):
+        comparable_features([profiles, csr_matrix(profiles.shape)], 100)
+    with pytest.raises(GeometryError, match="3 sampled tokens: a map needs 12"):
+        geometry(profiles[:3], directions, np.arange(60))
+    with pytest.raises(UserError, match=r"space='pixels': expected one of profiles, directions"):
+        geometry(profiles, directions, np.arange(60), space="pixels")
+
+
+def test_agreement_finds_the_same_dictionary_in_another_order_and_sign_matters():
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(30, 12))
+    shuffled = 3 * directions[rng.permutation(30)]
+    assert agreement(directions, shuffled) == pytest.approx(1)
+    assert agreement(directions, -shuffled) < 0.9
+    assert agreement(directions, rng.normal(size=(30, 12))) < 0.9
+
+
+def test_agreement_matches_one_to_one():
+    """Both of one dictionary are nearest to the same of the other, which only one of them gets."""
+    one = np.array([[1.0, 0.0], [1.0, 0.1]])
+    other = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert agreement(one, other) == pytest.approx((1 + 0.1 / np.hypot(1, 0.1)) / 2)

@@ -1,0 +1,121 @@
+"""Synthesised tokens: the real model scores them, and a planted feature is found in every way."""
+
+import pytest
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+
+from dictionary_learning_ext.activations.contexts import read_contexts
+from dictionary_learning_ext.activations.language_models import find_hook, load_language_model
+from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.features.collector import FeatureCollector
+from dictionary_learning_ext.features.directions import LogitLens, decoder_directions
+from dictionary_learning_ext.features.synthesis import synthesise
+
+HOOKS = ("blocks.1.hook_resid_post", "blocks.1.hook_resid_pre")
+
+
+@pytest.fixture(scope="module")
+def sae():
+    t.manual_seed(0)
+    return AutoEncoderTopK(16, 24, 6).requires_grad_(False)
+
+
+@pytest.mark.parametrize("hook_name", HOOKS)
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "gemma", "qwen"])
+def test_the_activation_is_the_real_models_on_hard_tokens(family, hook_name, lm_of, sae):
+    model = lm_of(family)
+    found = synthesise(
+        sae, model, find_hook(model, hook_name), [5, 2], length=4, restarts=2, steps=6
+    )
+    layer = 2 if hook_name.endswith("post") else 1  # hidden_states[0] is the embedding's
+    for one, feature in zip(found, (5, 2), strict=True):
+        assert one.feature == feature
+        assert len(one.input_ids) == 4
+        with t.no_grad():
+            states = model._model(
+                input_ids=t.tensor([one.input_ids]), output_hidden_states=True
+            ).hidden_states[layer]
+        expected = float(sae.encode(states[0, -1])[feature])
+        assert one.activation == pytest.approx(expected, abs=1e-4)
+        assert one.random >= 0
+    for module in model._model.modules():
+        assert not module._forward_pre_hooks
+        assert not any("_caught" in str(hook) for hook in module._forward_hooks.values())
+
+
+def test_it_climbs_above_random_tokens(tiny_lm, sae):
+    hook = find_hook(tiny_lm, HOOKS[0])
+    found = synthesise(sae, tiny_lm, hook, range(12), length=4, restarts=3, steps=30)
+    reachable = [one for one in found if one.activation > 0]
+    assert len(reachable) >= 10
+    assert sum(one.activation > one.random for one in reachable) >= 0.8 * len(reachable)
+
+
+def test_it_repeats_for_one_seed_whatever_is_made_beside_it(tiny_lm, sae):
+    hook = find_hook(tiny_lm, HOOKS[0])
+    options = {"length": 3, "restarts": 2, "steps": 10}
+    one = synthesise(sae, tiny_lm, hook, [4, 9], **options)
+    assert one == synthesise(sae, tiny_lm, hook, [4, 9], **options)
+    alone = synthesise(sae, tiny_lm, hook, [9], **options)[0]
+    assert alone.input_ids == one[1].input_ids
+    other = synthesise(sae, tiny_lm, hook, [4, 9], seed=1, **options)
+    assert [x.input_ids for x in other] != [x.input_ids for x in one]
+
+
+@pytest.mark.parametrize(
+    ("features", "options", "message"),
+    [
+        ([24], {}, "feature=24: expected 0 to 23, as dict_size=24"),
+        ([-1], {}, "feature=-1"),
+        ([0], {"length": 0}, "length=0: expected at least 1"),
+        ([0], {"restarts": 0}, "restarts=0"),
+    ],
+)
+def test_what_is_out_of_range_is_one_line(features, options, message, tiny_lm, sae):
+    with pytest.raises(ConfigError, match=message):
+        synthesise(sae, tiny_lm, find_hook(tiny_lm, HOOKS[0]), features, **options)
+
+
+def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir, text):
+    """One feature reads and writes the embedding of " cat", which is also its unembedding."""
+    model = load_language_model(str(tiny_lm_dir))
+    hf_model, tokenizer = model._model, model.tokenizer
+    token = tokenizer(" cat")["input_ids"][0]
+    embedding = t.randn(304, 16, generator=t.Generator().manual_seed(0))
+    embedding[token] *= 2
+    hf_model.get_input_embeddings().weight.data = embedding
+    hf_model.get_output_embeddings().weight.data = embedding.clone()
+    planted = embedding[token] / embedding[token].norm()
+    t.manual_seed(0)
+    sae = AutoEncoderTopK(16, 24, 3).requires_grad_(False)
+    sae.decoder.weight[:, 7] = planted
+    sae.encoder.weight[7] = planted
+
+    hook = find_hook(model, "blocks.0.hook_resid_pre")
+    collector = FeatureCollector(sae, 2000)
+    run = RunConfig(data=text, ctx_len=32)
+    for batch in read_contexts(run, model, hook, "train", 2000):
+        collector.add(batch)
+    statistics = collector.statistics()
+    top = statistics.top
+    assert set(top.ids_FTW[7, :, top.at].tolist()) == {token}
+    assert float(statistics.max_F[7]) == pytest.approx(float(embedding[token].norm()), rel=1e-4)
+
+    promoted, _ = LogitLens(model).ranked(decoder_directions(sae))
+    assert promoted.indices_Fn[7, 0] == token
+
+    found = synthesise(sae, model, hook, [7], length=4)[0]
+    assert found.input_ids[-1] == token
+    assert found.activation == pytest.approx(float(statistics.max_F[7]), rel=1e-4)
+
+
+def test_a_model_without_inputs_embeds_is_one_line(tiny_lm, sae, monkeypatch):
+    model = tiny_lm
+
+    def forward(input_ids=None, use_cache=None):
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(model._model, "forward", forward)
+    with pytest.raises(ConfigError, match="--synthesise 0"):
+        synthesise(sae, model, find_hook(model, HOOKS[0]), [0], steps=1)

@@ -1,0 +1,71 @@
+"""The vSAE's objective as design and paper state it, written densely for autograd."""
+
+import torch as t
+from torch.distributions import Normal, kl_divergence
+
+from dictionary_learning_ext.trainers.kernels.objective import Objective, Weights
+from dictionary_learning_ext.trainers.kernels.selection import normal_noise, top_k
+
+
+def dense_loss(x_BD: t.Tensor, weights: Weights, objective: Objective) -> dict[str, t.Tensor]:
+    """Every term of the loss, with the noise that `draw_code` draws."""
+    W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
+    posterior, options = objective.posterior, objective.options
+    mu = (x_BD - b_dec) @ W_enc.T + b_enc
+    if posterior.rectify:
+        mu = mu.clamp(min=0)
+
+    if posterior.posterior == "learned":
+        log_var = (x_BD - b_dec) @ W_var.T + b_var
+        std = (log_var.clamp(*objective.log_var_limits) / 2).exp()
+    elif posterior.posterior == "fixed":
+        std = objective.sigma.expand_as(mu)
+    else:
+        std = t.zeros_like(mu)
+
+    # The batch is one block of rows, whose generator is seeded from the objective's.
+    seed = t.randint(2**63 - 1, (1,), generator=objective.generator)
+    generator = t.Generator().manual_seed(int(seed))
+    scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
+    if scale == 0:
+        chosen, source = mu.topk(objective.k).indices, mu
+    elif posterior.noise_on == "values":
+        chosen = top_k(mu, objective.k)[1]  # in its order
+        noise = t.randn(chosen.shape, generator=generator, dtype=mu.dtype)
+        eps = t.zeros_like(mu).scatter(1, chosen, noise)
+        source = mu + scale * std * eps
+    else:
+        eps = normal_noise(mu, t.ones((), dtype=mu.dtype), generator)
+        z = mu + scale * std * eps
+        chosen = z.topk(objective.k).indices
+        source = z if posterior.noise_on == "both" else mu
+    mask = t.zeros_like(mu).scatter(1, chosen, 1.0)
+    x_hat = (source * mask) @ W_dec.T + b_dec
+
+    if posterior.posterior == "point":
+        kl = mu**2 / (2 * objective.prior_std**2)
+    else:
+        kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), objective.prior_std))
+    if options.kl_scope == "selected":
+        kl_loss = (kl * mask).sum(1).mean()
+    elif options.free_bits > 0:
+        kl_loss = t.maximum(kl.mean(0), t.tensor(options.free_bits, dtype=mu.dtype)).sum()
+    else:
+        kl_loss = kl.sum(1).mean()
+
+    fired = t.zeros(mu.shape[1], dtype=t.bool)
+    fired[mu.topk(objective.k).indices.flatten()] = True
+    since_fired = t.where(fired, 0, objective.tokens_since_fired_F + len(x_BD))
+    dead = since_fired >= objective.dead_feature_threshold
+    auxk_loss = t.zeros((), dtype=mu.dtype)
+    if dead.any() and objective.auxk_alpha > 0:
+        residual = (x_BD - x_hat).detach()
+        masked = t.where(dead, mu, -t.inf)
+        top = masked.topk(min(objective.top_k_aux, int(dead.sum())))
+        aux_code = t.zeros_like(mu).scatter(1, top.indices, top.values)
+        variance = (residual - residual.mean(0)).pow(2).sum(1).mean()
+        auxk_loss = (residual - aux_code @ W_dec.T).pow(2).sum(1).mean() / variance
+
+    l2_loss = (x_BD - x_hat).pow(2).sum(1).mean()
+    loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
+    return {"loss": loss, "l2_loss": l2_loss, "kl_loss": kl_loss, "auxk_loss": auxk_loss}

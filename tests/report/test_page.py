@@ -1,0 +1,250 @@
+"""The report: what is in the page, that it repeats, hostile text, and one-line errors."""
+
+import base64
+import csv
+import gzip
+import json
+import re
+import shutil
+
+import pytest
+import torch as t
+from report_runs import BARE, QUICK, train
+
+from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.text import ContextStream, open_text
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.report.analysis import short_names
+from dictionary_learning_ext.report.bench_charts import bench_charts
+from dictionary_learning_ext.report.feature_pages import LONGEST_TOKEN, Vocabulary, visible
+from dictionary_learning_ext.run_folder.weights import load_dictionary
+
+
+def data_of(page):
+    packed = re.search(r'id="data">([^<]*)<', page)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))
+
+
+def test_the_page_holds_everything_and_loads_nothing(report):
+    page = report.read_text(encoding="utf-8")
+    data = data_of(page)
+    assert [sae["label"] for sae in data["saes"]] == ["vsae", "top_k"]
+    for sae in data["saes"]:
+        columns = sae["columns"]
+        assert {len(column) for column in columns.values()} == {32}
+        live = [i for i, frequency in enumerate(columns["frequency"]) if frequency]
+        assert sorted(map(int, sae["pages"])) == live
+        assert sum("synthesis" in one for one in sae["pages"].values()) == 2
+        assert len(sae["map"]["features"]) == len(data["saes"][0]["map"]["features"])
+        assert [line["step"] for line in sae["history"]] == [0, 10, 20, 30]
+        for feature, one in sae["pages"].items():
+            best = one["top"][0]
+            assert best[0] == columns["max"][int(feature)]
+            assert dict(zip(best[4][::2], best[4][1::2], strict=True))[best[2]] == pytest.approx(
+                best[0], rel=1e-2
+            )
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+    assert "Which is better?" in page
+    assert page.count("<h2") >= 7
+
+
+def test_the_page_says_what_was_measured(report, runs):
+    page = report.read_text(encoding="utf-8")
+    for folder in runs:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert f"{metrics['fve']:.3f}" in page
+    assert f"vsae report {runs[0]} --against {runs[1]} --tokens 600 --split train" in page
+
+
+def test_numbers_and_figures_lie_beside_the_page(report):
+    files = report.with_name("both_files")
+    rows = list(csv.DictReader((files / "features_vsae.csv").open(encoding="utf-8")))
+    data = data_of(report.read_text(encoding="utf-8"))["saes"][0]["columns"]
+    assert [float(row["frequency"]) for row in rows] == data["frequency"]
+    assert all(int(row["count"]) == round(600 * float(row["frequency"])) for row in rows)
+    for name in ("training", "use", "cosines", "map_vsae", "map_top_k"):
+        assert (files / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (files / f"{name}.svg").read_text(encoding="utf-8")
+    geometry = json.loads((files / "geometry_vsae.json").read_text())
+    assert len(geometry["map_xy"]) == len(geometry["features"])
+
+
+def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "dictionary_learning_ext.report.page.time.strftime", lambda *a: "another time"
+    )
+    out = tmp_path / "both.html"
+    command = ["report", str(runs[0]), "--against", str(runs[1]), "--out", str(out), *QUICK]
+    assert main(command) == 0
+
+    def lines(path):
+        return [
+            line for line in path.read_text(encoding="utf-8").splitlines() if "<time>" not in line
+        ]
+
+    assert lines(out) == lines(report)
+    assert out.read_text(encoding="utf-8") != report.read_text(encoding="utf-8")
+    files = sorted(path.name for path in out.with_name("both_files").iterdir())
+    assert len(files) >= 14
+    for name in files:
+        ours, theirs = (one.with_name("both_files") / name for one in (out, report))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+
+
+def test_hostile_text_stays_text(hostile_report):
+    page = hostile_report.read_text(encoding="utf-8")
+    assert "owned'</script>" not in page
+    assert "<img src=x" not in page
+    assert "<b>bold" not in page
+    assert "\u202e" not in page
+    assert "\x07" not in page
+    assert "x" * 1000 not in page
+    data = data_of(page)
+    shown = "\n".join(data["tokens"])
+    assert "</script><script>" in shown  # in the data, where it is not markup
+    assert "‹U+202E›" in shown
+    assert "(30,000 characters)" in shown
+    assert "{{ 7 * 7 }}" in shown
+    assert data["saes"][0]["label"] == "<b>bold & 'quoted'"
+
+
+def test_controls_and_marks_are_named_and_long_text_is_cut():
+    assert visible(" a\nb\tc") == " a↵b⇥c"
+    assert visible("\u200f\u2066x\u0000") == "‹U+200F›‹U+2066›x‹U+0000›"
+    assert visible("é漢🙂") == "é漢🙂"
+    cut = visible("y" * 100_000)
+    assert cut.startswith("y" * LONGEST_TOKEN + "…")
+    assert len(cut) < LONGEST_TOKEN + 30
+
+
+def test_tokens_are_shown_as_they_stand_in_the_text(tiny_lm):
+    vocabulary = Vocabulary(tiny_lm.tokenizer)
+    ids = tiny_lm.tokenizer("It was the ü")["input_ids"]
+    texts = [vocabulary.text(i) for i in ids]
+    assert "".join(texts[:-2]) == "It was the "
+    assert "\ufffd" not in "".join(texts)  # pieces of a character keep the tokenizer's spelling
+    assert vocabulary.number(ids[0]) == 0
+    assert vocabulary.text(5000) == "[5000]"
+
+
+def test_a_run_without_live_features_has_a_report(runs, tmp_path):
+    dead = tmp_path / "dead"
+    shutil.copytree(runs[1], dead)
+    (dead / "metrics.jsonl").unlink()
+    (dead / "metrics.json").unlink()
+    state = t.load(dead / "ae.pt")
+    state["encoder.weight"].zero_()
+    state["encoder.bias"].fill_(-1.0)
+    t.save(state, dead / "ae.pt")
+    assert main(["report", str(dead), "--out", str(dead / "page.html"), *BARE]) == 0
+    page = (dead / "page.html").read_text(encoding="utf-8")
+    assert "There is no map: 0 features were selected" in page
+    assert "has not been evaluated" in page
+    assert "100.0% of dead" in page
+
+
+def test_saes_that_are_not_equally_sparse_are_said_not_to_compare(
+    tiny_lm_dir, text, runs, report, tmp_path
+):
+    dense = train(tiny_lm_dir, text, tmp_path / "dense", "--k", "20")
+    out = tmp_path / "page.html"
+    assert main(["report", str(dense), "--against", str(runs[1]), "--out", str(out), *BARE]) == 0
+    says = "features a token are 20 of dense's, 4 of top_k's"
+    assert says in out.read_text(encoding="utf-8").replace("&#39;", "'")
+    assert "not equally sparse" not in report.read_text(encoding="utf-8")
+
+
+def test_fewer_tokens_than_a_map_needs(runs, tmp_path):
+    out = tmp_path / "page.html"
+    assert main(["report", str(runs[0]), "--out", str(out), *BARE, "--map-tokens", "5"]) == 0
+    assert "There is no map: " in out.read_text(encoding="utf-8")
+
+
+def write_result(folder, name, metrics):
+    path = folder / "eval_results" / name / f"x_{name}_eval_results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"eval_result_metrics": metrics}))
+    return path
+
+
+def test_sae_bench_results_are_charted(tmp_path):
+    core = {
+        "model_performance_preservation": {"ce_loss_score": 0.9},
+        "reconstruction_quality": {"cossim": 0.8, "explained_variance_legacy": 0.7},
+        "misc_metrics": {"frac_alive": 1.0, "note": "text"},
+    }
+    write_result(tmp_path / "a", "core", core)
+    scr = {f"scr_metric_threshold_{n}": n / 100 for n in (10, 2, 5)} | {"scr_dir1_threshold_2": 9}
+    write_result(tmp_path / "a", "scr", {"scr_metrics": scr})
+    write_result(tmp_path / "b", "scr", {"scr_metrics": {"scr_metric_threshold_5": 0.5}})
+    charts = bench_charts({"a": tmp_path / "a", "b": tmp_path / "b", "c": tmp_path / "c"})
+    assert [chart.title for chart in charts] == ["Core", "Spurious correlation removal"]
+    assert charts[0].x == ["CE loss score", "explained variance", "cosine", "alive"]
+    assert charts[0].values == {"a": [0.9, 0.7, 0.8, 1.0]}
+    assert charts[1].x == ["2", "5", "10"]
+    assert charts[1].values == {"a": [0.02, 0.05, 0.1], "b": [None, 0.5, None]}
+    assert bench_charts({"c": tmp_path / "c"}) == []
+
+
+def test_a_damaged_sae_bench_result_is_one_line(tmp_path):
+    write_result(tmp_path, "core", {}).write_text("{")
+    with pytest.raises(CheckpointError, match="not a result of SAE Bench"):
+        bench_charts({"a": tmp_path})
+
+
+def test_sae_bench_results_are_on_the_page(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "run")
+    write_result(tmp_path / "run", "tpp", {"tpp_metrics": {"tpp_threshold_2_total_metric": 0.25}})
+    assert main(["report", str(tmp_path / "run"), *QUICK, "--synthesise", "0"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert data_of(page)["bench"][0]["values"] == {"run": [0.25]}
+    assert 'href="#bench"' in page
+    assert (tmp_path / "run" / "report_files" / "sae_bench.png").exists()
+
+
+def test_alike_names_are_told_apart():
+    assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert short_names(["one/a", "two/a"]) == ["one/a", "two/a"]
+    with pytest.raises(ConfigError, match="runs/a is given twice"):
+        short_names(["runs/a", "runs/../runs/a"])
+
+
+def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
+    other = train(lm_dir_of("llama"), text, tmp_path / "llama", "--eval-tokens", "0")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(runs[0], damaged)
+    (damaged / "metrics.jsonl").write_text("{")
+    (tmp_path / "file").write_text("")
+    ours = str(runs[0])
+    for flags, message in (
+        ([str(tmp_path / "none")], "no such folder"),
+        ([ours, "--against", str(other)], "give folders of one setting"),
+        ([ours, "--against", ours], "given twice"),
+        ([ours, "--model", "embedded"], "not on embedded"),
+        ([ours, "--tokens", "0"], "tokens=0: expected at least 1"),
+        ([ours, "--synthesise", "-1"], "synthesise=-1: expected 0 or more"),
+        ([ours, "--data", "./none.txt"], "none.txt"),
+        ([str(damaged), *QUICK], "metrics.jsonl: damaged"),
+        ([ours, *QUICK, "--out", str(tmp_path / "file" / "x.html")], "can't be written"),
+    ):
+        capsys.readouterr()
+        assert main(["report", *flags]) == 2, flags
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("vsae: "), flags
+        assert message in error, error
+
+
+def test_the_sae_that_is_shown_is_the_folders(runs, report):
+    """The page's maxima are those of a direct pass over the same tokens."""
+    sae, config = load_dictionary(runs[1])
+    settings = config["run"]["settings"]
+    model = load_language_model(settings["model"])
+    stream = ContextStream(open_text(settings["data"]), model.tokenizer, settings["ctx_len"])
+    ids, _ = stream.next_batch(-(-600 // settings["ctx_len"]))
+    with t.no_grad():
+        states = model._model(input_ids=ids, output_hidden_states=True).hidden_states[1]
+        features = sae.encode(states.flatten(0, 1)[:600])
+    page_max = data_of(report.read_text(encoding="utf-8"))["saes"][1]["columns"]["max"]
+    for i, largest in enumerate(features.max(0).values.tolist()):
+        assert (page_max[i] or 0.0) == pytest.approx(largest, rel=2e-3, abs=1e-5)

@@ -1,0 +1,66 @@
+"""The products of a code with weights, in every form, against dense ones."""
+
+import pytest
+import torch as t
+
+from dictionary_learning_ext.trainers.kernels import codes
+from dictionary_learning_ext.trainers.kernels.codes import DenseCode, SparseCode, top_k_code
+
+BATCH, D, F, K = 24, 6, 40, 5
+
+
+def forms(dtype):
+    indices_BK = t.randn(BATCH, F, generator=t.Generator().manual_seed(1)).topk(K).indices
+    return {
+        "sparse": SparseCode(indices_BK, F, dtype),
+        "sparse, dense projection": SparseCode(indices_BK, F, dtype, projects_densely=True),
+        "dense": DenseCode(indices_BK, F, dtype, "code"),
+    }
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(t.float64, 1e-12), (t.bfloat16, 0.02)])
+@pytest.mark.parametrize("form", forms(t.float64))
+def test_products(form, dtype, error):
+    code = forms(dtype)[form]
+    generator = t.Generator().manual_seed(0)
+    wide = t.float64 if dtype == t.float64 else t.float32
+    values_BK = t.randn(BATCH, K, generator=generator, dtype=wide)
+    weight_FD = t.randn(F, D, generator=generator, dtype=wide)
+    rows_BD = t.randn(BATCH, D, generator=generator, dtype=wide)
+    code_BF = t.zeros(BATCH, F, dtype=wide).scatter(1, code.indices_BK, values_BK)
+
+    pairs = [
+        (code.combine(values_BK, weight_FD), code_BF @ weight_FD),
+        (code.project(rows_BD), (rows_BD @ weight_FD.T).gather(1, code.indices_BK)),
+        (code.outer(values_BK, rows_BD), code_BF.T @ rows_BD),
+        (code.outer(2 * values_BK, rows_BD), 2 * code_BF.T @ rows_BD),  # nothing is left over
+    ]
+    for got, expected in pairs:
+        assert got.dtype == wide
+        assert (got - expected).abs().max() <= error * expected.abs().max()
+
+
+def test_two_dense_codes_at_once_do_not_share_memory():
+    one, other = (
+        DenseCode(t.full((BATCH, 1), place), F, t.float32, name)
+        for place, name in ((0, "code"), (1, "aux_code"))
+    )
+    values, weight = t.ones(BATCH, 1), t.arange(F * D, dtype=t.float32).view(F, D)
+    for _ in range(2):
+        assert t.equal(one.combine(values, weight), weight[0].expand(BATCH, D))
+        assert t.equal(other.combine(values, weight), weight[1].expand(BATCH, D))
+
+
+def test_the_form_is_chosen_by_density(monkeypatch):
+    monkeypatch.setattr(codes, "has_amx", lambda: True)
+
+    def form(k, dict_size, dtype):
+        code = top_k_code(t.zeros(2, k, dtype=t.long), dict_size, dtype)
+        return type(code).__name__, getattr(code, "_projects_densely", None)
+
+    assert form(64, 2048, t.float32) == ("SparseCode", False)
+    assert form(512, 2048, t.float32) == ("DenseCode", None)
+    assert form(64, 2048, t.bfloat16) == ("SparseCode", True)
+    assert form(64, 32768, t.bfloat16) == ("SparseCode", False)
+    monkeypatch.setattr(codes, "has_amx", lambda: False)
+    assert form(64, 2048, t.bfloat16) == ("SparseCode", False)

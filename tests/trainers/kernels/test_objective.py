@@ -1,0 +1,269 @@
+"""The hand-derived objective against its dense autograd form, in float64."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch as t
+from dense_reference import dense_loss
+
+from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
+from dictionary_learning_ext.trainers.kernels import codes, row_blocks
+from dictionary_learning_ext.trainers.kernels import means as encoder
+from dictionary_learning_ext.trainers.kernels.objective import Objective, Weights, variational_loss
+
+BATCH, D, F = 24, 6, 40
+
+
+def make_case(k=3, aux=False, seed=0, **settings):
+    """A batch, weights that require grad, and an objective, all in float64."""
+    generator = t.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return t.randn(*shape, generator=generator, dtype=t.float64)
+
+    fields = {field.name for field in dataclasses.fields(PosteriorOptions)}
+    posterior = PosteriorOptions(**{n: v for n, v in settings.items() if n in fields})
+    options = ObjectiveOptions(**{n: v for n, v in settings.items() if n not in fields})
+    learned = posterior.posterior == "learned"
+    weights = Weights(
+        randn(F, D),
+        randn(F) / 2,
+        t.nn.functional.normalize(randn(D, F), dim=0),
+        randn(D),
+        randn(F, D) if learned else None,
+        randn(F) if learned else None,
+    )
+    objective = Objective(
+        k=k,
+        posterior=posterior,
+        options=options,
+        kl_weight=0.7 * options.beta,
+        noise_scale=0.6,
+        auxk_alpha=options.auxk_alpha,
+        top_k_aux=4,
+        dead_feature_threshold=100,
+        matmul_dtype=t.float64,
+        sigma=t.tensor(0.8, dtype=t.float64),
+        prior_std=t.tensor(1.3, dtype=t.float64),
+        # Tight, so that some log-variances are clamped on either side.
+        log_var_limits=(t.tensor(-1.0).double(), t.tensor(1.5).double()) if learned else None,
+        tokens_since_fired_F=t.arange(F) * 20 if aux else t.zeros(F, dtype=t.long),
+        generator=t.Generator(),
+    )
+    return randn(BATCH, D), weights, objective
+
+
+def gradients(loss_of, x, weights, objective):
+    """The terms, and the gradients of x and of every weight, for the same draw each time."""
+    objective.generator.manual_seed(7)
+    leaves = [x, *(w for w in weights if w is not None)]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    padded = [*leaves[1:], None, None][:6]
+    terms = loss_of(leaves[0], Weights(*padded), objective)
+    loss = terms["loss"] if isinstance(terms, dict) else terms.loss
+    return terms, t.autograd.grad(loss, leaves)
+
+
+def relative_error(got, expected):
+    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+
+
+SETTINGS = [
+    {"posterior": p, "noise_on": n, "kl_scope": scope, "free_bits": bits, "rectify": r, "aux": aux}
+    for p, n, (scope, bits), r, aux in itertools.product(
+        ("fixed", "learned", "point"),
+        ("both", "values", "selection"),
+        (("all", 0.0), ("all", 0.4), ("selected", 0.0)),
+        (False, True),
+        (False, True),
+    )
+]
+
+
+@pytest.mark.parametrize("is_sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
+def test_gradients_equal_dense_autograd(settings, is_sparse, monkeypatch):
+    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
+    x, weights, objective = make_case(**settings)
+    terms, got = gradients(variational_loss, x, weights, objective)
+    reference, expected = gradients(dense_loss, x, weights, objective)
+    for name, value in reference.items():
+        assert getattr(terms, name).item() == pytest.approx(value.item(), rel=1e-12, abs=1e-12)
+    assert (terms.auxk_loss > 0) == settings["aux"]
+    for one, other in zip(got, expected, strict=True):
+        assert relative_error(one, other) < 1e-9
+
+
+@pytest.mark.parametrize("scope", ["all", "selected"])
+def test_gradients_without_kl_weight_and_without_x(scope, monkeypatch):
+    """The path that makes no dense tensor: the encoder's gradient is k-sparse too."""
+    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0)
+    x, weights, objective = make_case(beta=0.0 if scope == "all" else 1.0, kl_scope=scope, aux=True)
+
+    def weight_gradients(loss_of):
+        objective.generator.manual_seed(3)
+        leaves = [w.clone().requires_grad_() for w in weights[:4]]
+        terms = loss_of(x, Weights(*leaves), objective)
+        loss = terms["loss"] if isinstance(terms, dict) else terms.loss
+        return t.autograd.grad(loss, leaves)
+
+    for one, other in zip(
+        weight_gradients(variational_loss), weight_gradients(dense_loss), strict=True
+    ):
+        assert relative_error(one, other) < 1e-9
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("free_bits", [0.0, 0.4])
+def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, monkeypatch):
+    monkeypatch.setattr(encoder, "BLOCK", 3 * F)
+    monkeypatch.setattr(row_blocks, "BLOCK", F)
+    x, weights, objective = make_case(
+        posterior="point", free_bits=free_bits, aux=True, rectify=rectify
+    )
+    since = objective.tokens_since_fired_F
+    n_dead = (since + BATCH >= objective.dead_feature_threshold).sum()
+    assert 3 * F // n_dead < BATCH, "AuxK must go through several blocks too"
+    terms, got = gradients(variational_loss, x, weights, objective)
+    reference, expected = gradients(dense_loss, x, weights, objective)
+    assert terms.loss.item() == pytest.approx(reference["loss"].item(), rel=1e-12)
+    assert terms.auxk_loss > 0
+    for one, other in zip(got, expected, strict=True):
+        assert relative_error(one, other) < 1e-9
+
+
+def test_each_block_draws_its_own_noise(monkeypatch):
+    """The same row again and again, in blocks of two rows: no block repeats another's draw."""
+    monkeypatch.setattr(row_blocks, "BLOCK", 2 * F)
+    x, weights, objective = make_case(noise_on="both")
+    terms = [
+        variational_loss(x[:1].expand(n, D).clone(), weights, objective).l2_loss.item()
+        for n in (2, 2, 40)
+    ]
+    assert len(set(terms)) == 3
+    wide, narrow = t.full((400, D), 0.3).double(), t.full((2, D), 0.3).double()
+    objective.generator.manual_seed(0)
+    many = variational_loss(wide, weights, objective).l2_loss
+    few = t.stack([variational_loss(narrow, weights, objective).l2_loss for _ in range(200)])
+    # Were two blocks to draw the same, the mean of many would spread like that of fewer.
+    assert many.item() == pytest.approx(few.mean().item(), abs=6 * few.std().item() / 200**0.5)
+    assert few.std() > 0.02 * few.mean()
+
+
+@pytest.mark.parametrize("posterior", ["fixed", "learned"])
+def test_a_step_is_the_same_on_any_number_of_threads(posterior, monkeypatch):
+    monkeypatch.setattr(row_blocks, "BLOCK", 2 * F)
+    before, results = t.get_num_threads(), []
+    try:
+        for n_threads in (1, 2, 3):
+            t.set_num_threads(n_threads)
+            x, weights, objective = make_case(posterior=posterior, noise_on="values")
+            terms, got = gradients(variational_loss, x, weights, objective)
+            results.append([terms.loss.detach(), terms.tokens_since_fired_F, *got])
+    finally:
+        t.set_num_threads(before)
+    for other in results[1:]:
+        for one, same in zip(results[0], other, strict=True):
+            assert t.allclose(one, same, rtol=1e-12)
+
+
+@pytest.mark.parametrize("is_sparse", [True, False], ids=["sparse", "dense"])
+def test_two_losses_before_their_gradients(is_sparse, monkeypatch):
+    """What one leaves in the memory that steps share does not reach the other."""
+    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
+    cases = [make_case(seed=seed, aux=True, rectify=True) for seed in (0, 1)]
+    expected = [gradients(variational_loss, *case)[1] for case in cases]
+    leaves, losses = [], []
+    for x, weights, objective in cases:
+        objective.generator.manual_seed(7)
+        own = [leaf.clone().requires_grad_() for leaf in (x, *weights[:4])]
+        leaves.append(own)
+        losses.append(variational_loss(own[0], Weights(*own[1:]), objective).loss)
+    for own, loss, gradient in zip(leaves, losses, expected, strict=True):
+        for one, other in zip(t.autograd.grad(loss, own), gradient, strict=True):
+            assert t.equal(one, other)
+
+
+@pytest.mark.parametrize("density", [0.0, 1 / 128, 1.0], ids=["dense", "mixed", "sparse"])
+@pytest.mark.parametrize(
+    "settings",
+    [s for s in SETTINGS if s["noise_on"] == "both" and not s["aux"]],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+def test_bf16_gradients_are_near_exact_ones(settings, density, monkeypatch):
+    """With k = F, since rounding changes which features are selected; and an outlier direction."""
+    monkeypatch.setattr(codes, "SPARSE_DENSITY", 0.0 if density == 0 else 1.0)
+    monkeypatch.setattr(codes, "SPARSE_PROJECTION_DENSITY_AMX", density)
+    monkeypatch.setattr(codes, "has_amx", lambda: True)
+    x, weights, objective = make_case(k=F, **settings)
+    x[:, 0] += 30
+    weights.b_dec_D[0] = 25
+
+    def cast(tensor):
+        return tensor if tensor is None else tensor.bfloat16().float()
+
+    narrow = dataclasses.replace(
+        objective,
+        matmul_dtype=t.bfloat16,
+        sigma=objective.sigma.float(),
+        prior_std=objective.prior_std.float(),
+    )
+    x, weights = cast(x), Weights(*map(cast, weights))
+    terms, got = gradients(variational_loss, x, weights, narrow)
+    wide = Weights(*(w if w is None else w.double() for w in weights))
+    reference, expected = gradients(dense_loss, x.double(), wide, objective)
+    assert terms.kl_loss.item() == pytest.approx(reference["kl_loss"].item(), rel=0.01)
+    assert terms.l2_loss.item() == pytest.approx(reference["l2_loss"].item(), rel=0.01)
+    error = 0.1 if settings["posterior"] == "learned" else 0.03  # some cross the clamp's limits
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).norm() <= error * other.norm()
+
+
+def test_gradcheck():
+    x, weights, objective = make_case(posterior="learned", noise_on="values", k=2)
+
+    def loss(*leaves):
+        objective.generator.manual_seed(0)
+        return variational_loss(leaves[0], Weights(*leaves[1:]), objective).loss
+
+    leaves = [leaf.clone().requires_grad_() for leaf in (x[:5], *weights)]
+    assert t.autograd.gradcheck(loss, leaves, eps=1e-7, atol=1e-5)
+    assert objective.log_var_limits is not None
+    log_var = (x[:5] - weights[3]) @ weights[4].T + weights[5]
+    assert (log_var < objective.log_var_limits[0]).any()
+
+
+def test_backward_twice_gives_the_same_gradients():
+    x, weights, objective = make_case()
+    leaves = Weights(*(w.clone().requires_grad_() for w in weights[:4]))
+    loss = variational_loss(x, leaves, objective).loss
+    first = t.autograd.grad(loss, leaves[:4], retain_graph=True)
+    second = t.autograd.grad(3 * loss, leaves[:4])
+    for one, other in zip(first, second, strict=True):
+        assert t.allclose(3 * one, other)
+
+
+def test_a_feature_fires_by_the_mean_not_by_the_sample():
+    x, weights, objective = make_case(k=1, noise_on="both", posterior="fixed")
+    objective = dataclasses.replace(objective, sigma=t.tensor(100.0).double(), noise_scale=1.0)
+    terms = variational_loss(x, weights, objective)
+    mu = (x - weights.b_dec_D) @ weights.W_enc_FD.T + weights.b_enc_F
+    expected = t.full((F,), BATCH)
+    expected[mu.argmax(1)] = 0
+    assert t.equal(terms.tokens_since_fired_F, expected)
+
+
+def test_threshold_is_the_mean_smallest_positive_selected_mean():
+    x, weights, objective = make_case(k=8, posterior="point")
+    terms = variational_loss(x, weights._replace(b_enc_F=weights.b_enc_F - 6), objective)
+    mu = (x - weights.b_dec_D) @ weights.W_enc_FD.T + weights.b_enc_F - 6
+    rows = [row[row > 0] for row in mu.topk(8).values]
+    smallest = [row.min().item() for row in rows if len(row)]
+    assert 0 < len(smallest) < BATCH, "the case must hold rows without a positive selected mean"
+    assert terms.mean_threshold.item() == pytest.approx(sum(smallest) / len(smallest), rel=1e-6)
+
+
+def test_no_gradient_is_computed_when_none_is_wanted():
+    x, weights, objective = make_case()
+    assert not variational_loss(x, weights, objective).loss.requires_grad

@@ -1,0 +1,75 @@
+"""The KL against torch.distributions and Monte Carlo; the schedules by their definitions."""
+
+import math
+
+import pytest
+import torch as t
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributions import Normal, kl_divergence
+
+from dictionary_learning_ext.trainers.kernels.selection import draw_code
+from dictionary_learning_ext.trainers.posterior import (
+    free_bits_kl,
+    gaussian_kl,
+    kl_scale,
+    noise_scale,
+    noise_to_signal,
+    point_kl,
+)
+
+
+@given(st.floats(-5, 5), st.floats(-6, 3), st.floats(0.1, 5))
+def test_kl_is_torchs(mu, log_var, prior_std):
+    tensors = t.tensor([mu, log_var, prior_std], dtype=t.float64)
+    posterior = Normal(tensors[0], (tensors[1] / 2).exp())
+    expected = kl_divergence(posterior, Normal(t.zeros((), dtype=t.float64), tensors[2]))
+    assert t.allclose(gaussian_kl(*tensors), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_kl_is_the_mean_of_log_q_minus_log_p():
+    generator = t.Generator().manual_seed(0)
+    mu, log_var, prior_std = t.tensor(0.8), t.tensor(-1.0), t.tensor(1.7)
+    std = (log_var / 2).exp()
+    z = mu + std * t.randn(400_000, generator=generator)
+    ratio = Normal(mu, std).log_prob(z) - Normal(0.0, prior_std).log_prob(z)
+    error = 5 * ratio.std() / math.sqrt(len(z))
+    assert abs(ratio.mean() - gaussian_kl(mu, log_var, prior_std)) < error < 0.01
+
+
+def test_a_points_kl_is_the_part_of_mu():
+    mu = t.linspace(-2, 2, 9)
+    shift = gaussian_kl(t.tensor(0.0), t.tensor(-3.0), 1.5)
+    assert t.allclose(gaussian_kl(mu, t.tensor(-3.0), 1.5) - shift, point_kl(mu, 1.5), atol=1e-6)
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=6), st.floats(0, 3))
+def test_free_bits_hold_each_feature_at_least_there(kl, bits):
+    expected = sum(max(bits, value) for value in kl)
+    assert free_bits_kl(t.tensor(kl, dtype=t.float64), bits).item() == pytest.approx(expected)
+
+
+def test_schedules():
+    def values(schedule, steps):
+        return [kl_scale(step, schedule, 10, 20) for step in steps]
+
+    assert values("constant", [0, 5]) == [1, 1]
+    assert values("linear", [0, 5, 10, 99]) == [0, 0.5, 1, 1]
+    assert values("cosine", [0, 5, 10, 99]) == pytest.approx([0, 0.5, 1, 1])
+    assert kl_scale(2, "cosine", 10, 20) == pytest.approx((1 - math.cos(math.pi / 5)) / 2)
+    assert values("cyclical", [0, 5, 10, 19, 20, 25]) == [0, 0.5, 1, 1, 0, 0.5]
+
+
+def test_noise_falls_linearly_to_zero_or_stays():
+    assert [noise_scale(step, 10) for step in (0, 5, 10, 50)] == [1, 0.5, 0, 0]
+    assert noise_scale(10**6, None) == 1
+
+
+def test_noise_to_signal_is_the_noise_energy_of_a_unit_norm_decoder():
+    """Measured: sampling k independent features through unit-norm columns."""
+    generator = t.Generator().manual_seed(0)
+    columns = t.nn.functional.normalize(t.randn(16, 40, generator=generator), dim=0)
+    mu, sigma, k = t.zeros(20_000, 40), 0.3, 5
+    indices, values = draw_code(mu, t.tensor(sigma), k, "values", 1.0, generator)
+    noise = (t.zeros_like(mu).scatter_(1, indices, values) @ columns.T).square().sum(1).mean()
+    assert noise.item() / 7.0 == pytest.approx(noise_to_signal(k, sigma**2, 7.0), rel=0.03)
