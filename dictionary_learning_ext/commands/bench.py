@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import tyro
 
-from ..config.options import require
+from ..config.checks import require
 from ..errors import BenchError
 
 EVALUATIONS = ("core", "scr", "tpp", "sparse_probing", "absorption")

@@ -1,21 +1,29 @@
-"""The named choices of a variational SAE and the ranges of its numbers. Imports no torch.
+"""The options of SAEs: each one's default, help text and check, in one place. Imports no torch.
 
-The model, the trainer and the command line all check what they are given by these classes, so that
-a mistake gets the same message everywhere.
+Models and trainers read their signatures' defaults from these classes, the command line its flags
+and help, and all of them their checks, so that a mistake gets the same message everywhere.
 """
 
+import ast
+import inspect
 import math
-from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from inspect import Parameter, signature
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, get_args
 
-from ..errors import ConfigError
+from .checks import require, require_choice
 
 Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine", "cyclical"]
 Dtype = Literal["float32", "bfloat16"]
+Normalize = Literal["sqrt_d", "unit", "none"]
+Packing = Literal["pack", "truncate"]
+Split = Literal["train", "heldout"]
+WandbMode = Literal["online", "offline", "disabled"]
 ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "safetensors"]
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
@@ -24,63 +32,140 @@ NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
 LOG_VAR_LIMITS = (-10.0, 4.0)
 """What a learned posterior's log-variance is clamped to, in training units."""
 
-
-def require(condition: bool, name: str, given: Any, expected: str) -> None:
-    """Raise a ConfigError that says what `name` was and what it should have been."""
-    if not condition:
-        raise ConfigError(f"{name}={given!r}: expected {expected}")
-
-
-def require_choice(name: str, given: Any, choices: Any) -> None:
-    """Raise a ConfigError unless `given` is a member of the Literal `choices`."""
-    require(given in get_args(choices), name, given, "one of " + ", ".join(get_args(choices)))
+UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
+    "fixed": ("log_var_init",),
+    "learned": ("sigma", "noise_to_signal"),
+    "point": ("sigma", "noise_to_signal", "log_var_init", "noise_on", "noise_anneal_steps"),
+}
+"""The options of a variational SAE that a posterior does not use."""
 
 
-def is_of_type(value: Any, hint: Any) -> bool:
-    """Whether a value read from a file is of a field's type; a whole number passes as a float."""
-    origin, members = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(is_of_type(value, member) for member in members)
-    if origin is Literal:
-        return value in members
-    if origin is tuple:
-        return isinstance(value, tuple) and all(is_of_type(part, members[0]) for part in value)
-    if hint in (None, NoneType):
-        return value is None
-    if hint in (int, float):
-        kinds = (int,) if hint is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool)
-    return isinstance(value, hint)
+class RunSize(NamedTuple):
+    """What a default may depend on."""
+
+    steps: int
+    tokens: int
+    dict_size: int
 
 
-def described(hint: Any) -> str:
-    """A field's type in words."""
-    members = get_args(hint)
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(described, members))
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(members)}"
-    if get_origin(hint) is tuple:
-        return "a list of numbers"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(hint, "None")
+class Options:
+    """Base of a group of options: a frozen dataclass with a docstring under each field."""
+
+    @classmethod
+    def run_defaults(cls, size: RunSize) -> dict[str, Any]:
+        """The defaults of a run from the command line, where these are not the class's own."""
+        return {}
+
+    @classmethod
+    def taken(cls, arguments: dict[str, Any], *, all_of: bool = False) -> Any:
+        """These options out of keyword arguments, from which they are removed.
+
+        Raises: ConfigError for a value out of range; with `all_of`, TypeError if any are left.
+        """
+        names = [option.name for option in fields(cls)]  # pyright: ignore[reportArgumentType]
+        options = cls(**{name: arguments.pop(name) for name in names if name in arguments})
+        if all_of and arguments:
+            unknown = ", ".join(arguments)
+            raise TypeError(f"unknown arguments {unknown}; expected {', '.join(names)}")
+        return options
+
+    @classmethod
+    def help_texts(cls) -> dict[str, str]:
+        """The docstring under each field of the class and its bases."""
+        texts: dict[str, str] = {}
+        for owner in reversed(cls.__mro__[:-1]):
+            (tree,) = ast.parse(inspect.getsource(owner)).body
+            assert isinstance(tree, ast.ClassDef)
+            for statement, below in pairwise(tree.body):
+                match statement, below:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(text))),
+                    ):
+                        texts[name] = " ".join(text.split())
+        return texts
+
+
+def takes(*groups: type[Options]) -> Callable[[Any], Any]:
+    """Name the options of some groups, and their defaults, in a function's signature.
+
+    For one that takes them as its last parameter, **options.
+    """
+
+    def named(function: Any) -> Any:
+        whole = signature(function)
+        options = [
+            Parameter(option.name, Parameter.KEYWORD_ONLY, default=option.default)
+            for group in groups
+            for option in fields(group)  # pyright: ignore[reportArgumentType]
+        ]
+        *own, rest = whole.parameters.values()
+        function.__signature__ = whole.replace(parameters=[*own, *options, rest])
+        return function
+
+    return named
 
 
 @dataclass(frozen=True)
-class PosteriorOptions:
-    """What `VariationalTopKAutoEncoder` takes beyond upstream's arguments; see there."""
+class TopKOptions(Options):
+    """What keeps k features per token."""
+
+    k: int = 32
+    """Features kept per token. Paper: 64, 128, 256, 512."""
+
+    @classmethod
+    def run_defaults(cls, size: RunSize) -> dict[str, Any]:
+        return {"k": min(cls.k, size.dict_size)}
+
+    def __post_init__(self):
+        require(self.k >= 1, "k", self.k, "at least 1")
+
+
+@dataclass(frozen=True)
+class AuxKOptions(Options):
+    """Upstream's auxiliary loss, AuxK (Gao et al. 2024, A.2)."""
+
+    auxk_alpha: float = 1 / 32
+    """Weight of the auxiliary loss that revives dead features. 0 turns it off."""
+    dead_feature_threshold: int = 10_000_000
+    """Tokens without firing after which a feature counts as dead. On the command line a tenth of
+    the run's tokens, if that is less."""
+
+    @classmethod
+    def run_defaults(cls, size: RunSize) -> dict[str, Any]:
+        return {
+            "dead_feature_threshold": max(1, min(cls.dead_feature_threshold, size.tokens // 10))
+        }
+
+    def __post_init__(self):
+        require(self.auxk_alpha >= 0, "auxk_alpha", self.auxk_alpha, "at least 0")
+        threshold = self.dead_feature_threshold
+        require(threshold > 0, "dead_feature_threshold", threshold, "above 0")
+
+
+@dataclass(frozen=True)
+class PosteriorOptions(Options):
+    """What `VariationalTopKAutoEncoder` takes beyond upstream's arguments."""
 
     posterior: Posterior = "fixed"
+    """fixed (paper): sigma is a constant. learned: sigma depends on the token. point: sigma = 0, a
+    TopK SAE with an L2 penalty on its activations."""
     sigma: float = 1.0
+    """The fixed posterior's standard deviation, in training units. Paper: 1."""
     log_var_init: float = -2.0
+    """The learned posterior's initial log-variance."""
     noise_on: NoiseOn = "both"
+    """What the sample changes in training: both (paper), the values of the features that the mean
+    selects, or only the selection."""
     rectify: bool = False
+    """Apply a ReLU to the mean, as upstream's TopK does. Paper: no."""
     prior_std: float = 1.0
+    """The standard deviation of the prior, in training units."""
 
     def __post_init__(self):
         require_choice("posterior", self.posterior, Posterior)
         require_choice("noise_on", self.noise_on, NoiseOn)
-        require(self.sigma > 0, "sigma", self.sigma, "above 0 (for no noise: posterior=point)")
+        require(self.sigma > 0, "sigma", self.sigma, "above 0; for no noise use posterior=point")
         require(self.prior_std > 0, "prior_std", self.prior_std, "above 0")
         low, high = LOG_VAR_LIMITS
         is_inside = low <= self.log_var_init <= high
@@ -88,13 +173,90 @@ class PosteriorOptions:
 
 
 @dataclass(frozen=True)
-class VAEaseOptions:
-    """What `VAEase` takes beyond upstream's arguments; see there."""
+class NoiseLevelOptions(Options):
+    """Another way to give the fixed posterior's sigma, which transfers between k, D and models."""
+
+    noise_to_signal: float | None = None
+    """Gives sigma as r = k sigma^2 / E||x||^2, the noise energy that sampling adds to a
+    reconstruction, relative to the activations' energy. Instead of sigma; needs --normalize sqrt_d
+    or unit."""
+
+    def __post_init__(self):
+        given = self.noise_to_signal
+        require(given is None or 0 < given < math.inf, "noise_to_signal", given, "above 0")
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions(AuxKOptions):
+    """What `VariationalTopKTrainer` takes beyond the model's and upstream's arguments."""
+
+    beta: float = 1.0
+    """Weight of the KL (nats per token) beside the squared error, in training units. Paper: not
+    stated."""
+    kl_scope: KLScope = "all"
+    """The KL is summed over all features (paper) or the k selected."""
+    kl_schedule: KLSchedule = "linear"
+    """How beta is annealed. Paper: annealed, form not stated."""
+    kl_warmup_steps: int | None = None
+    """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
+    kl_cycle_steps: int | None = None
+    """Period of the cyclical schedule, in steps. Default: a quarter of the run."""
+    free_bits: float = 0.0
+    """Nats per feature below which the KL does not pull. 0 (paper) turns it off."""
+    noise_anneal_steps: int | None = None
+    """Steps over which the noise falls linearly to 0. Default: the noise stays."""
+    dtype: Dtype = "float32"
+    """float32, or bfloat16 for the matmuls."""
+
+    @classmethod
+    def run_defaults(cls, size: RunSize) -> dict[str, Any]:
+        return super().run_defaults(size) | cls._schedule_defaults(size.steps)
+
+    @classmethod
+    def _schedule_defaults(cls, steps: int) -> dict[str, int]:
+        return {"kl_warmup_steps": max(1, steps // 10), "kl_cycle_steps": max(1, steps // 4)}
+
+    def for_steps(self, steps: int) -> "ObjectiveOptions":
+        """With the warm-up and the cycle of a run of `steps`, where they are not given."""
+        defaults = self._schedule_defaults(steps)
+        return replace(self, **{n: v for n, v in defaults.items() if getattr(self, n) is None})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("beta", "free_bits"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        require_choice("kl_scope", self.kl_scope, KLScope)
+        require_choice("kl_schedule", self.kl_schedule, KLSchedule)
+        require_choice("dtype", self.dtype, Dtype)
+        warmup, cycle, anneal = self.kl_warmup_steps, self.kl_cycle_steps, self.noise_anneal_steps
+        require(warmup is None or warmup >= 0, "kl_warmup_steps", warmup, "0 (no warm-up) or more")
+        instead = "use kl_schedule=constant for no annealing"
+        require(cycle is None or cycle > 0, "kl_cycle_steps", cycle, f"above 0; {instead}")
+        instead = "leave it out for noise that stays, use posterior=point for none"
+        require(anneal is None or anneal > 0, "noise_anneal_steps", anneal, f"above 0; {instead}")
+        if self.free_bits > 0:
+            require(
+                self.kl_scope == "all",
+                "kl_scope",
+                self.kl_scope,
+                "all: free_bits > 0 requires kl_scope=all",
+            )
+
+
+@dataclass(frozen=True)
+class VAEaseOptions(Options):
+    """What `VAEase` takes beyond upstream's arguments."""
 
     log_var_init: float = -0.5
+    """The initial log-variance, relative to the prior's."""
     gamma_init: float = 0.1
+    """Initial variance of the reconstruction's error, per dimension, in training units. It is
+    learned; its logarithm moves by up to lr a step."""
     prior_std: float = 1.0
+    """The standard deviation of the prior, in training units."""
     active_gate: float = 0.05
+    """The gate, 1 - sigma/p, at or below which a feature counts as off in encoding. Training does
+    not use it."""
 
     def __post_init__(self):
         low = LOG_VAR_LIMITS[0]
@@ -108,30 +270,56 @@ class VAEaseOptions:
 
 
 @dataclass(frozen=True)
-class ObjectiveOptions:
-    """What `VariationalTopKTrainer` takes beyond the model's and upstream's; see there."""
+class SparsityWarmupOptions(Options):
+    """How upstream's penalties begin."""
 
-    beta: float = 1.0
-    kl_scope: KLScope = "all"
-    kl_schedule: KLSchedule = "linear"
-    kl_warmup_steps: int | None = None
-    kl_cycle_steps: int | None = None
-    free_bits: float = 0.0
-    noise_anneal_steps: int | None = None
-    auxk_alpha: float = 1 / 32
-    dead_feature_threshold: int = 10_000_000
-    dtype: Dtype = "float32"
+    sparsity_warmup_steps: int | None = None
+    """Steps over which the sparsity loss rises. Default: 2000 or a fifth of the run, whichever is
+    less."""
+
+    @classmethod
+    def run_defaults(cls, size: RunSize) -> dict[str, Any]:
+        return {"sparsity_warmup_steps": min(2000, size.steps // 5)}
+
+
+@dataclass(frozen=True)
+class L1Options(SparsityWarmupOptions):
+    """Upstream's ReLU SAE."""
+
+    l1_penalty: float = 0.1
+    """Weight of the L1 norm."""
 
     def __post_init__(self):
-        for name in ("beta", "free_bits", "auxk_alpha"):
+        require(self.l1_penalty >= 0, "l1_penalty", self.l1_penalty, "at least 0")
+
+
+@dataclass(frozen=True)
+class JumpReLUOptions(SparsityWarmupOptions):
+    """Upstream's JumpReLU SAE."""
+
+    sparsity_penalty: float = 1.0
+    """Weight of the sparsity loss."""
+    target_l0: float = 20.0
+    """The number of active features aimed at."""
+
+    def __post_init__(self):
+        for name in ("sparsity_penalty", "target_l0"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        require_choice("kl_scope", self.kl_scope, KLScope)
-        require_choice("kl_schedule", self.kl_schedule, KLSchedule)
-        require_choice("dtype", self.dtype, Dtype)
-        for name in ("kl_warmup_steps", "kl_cycle_steps", "noise_anneal_steps"):
-            given = getattr(self, name)
-            require(given is None or given > 0, name, given, "above 0, or not given")
-        threshold = self.dead_feature_threshold
-        require(threshold > 0, "dead_feature_threshold", threshold, "above 0")
-        if self.free_bits > 0:
-            require(self.kl_scope == "all", "kl_scope", self.kl_scope, "all, as free_bits > 0")
+
+
+@dataclass(frozen=True)
+class MatryoshkaOptions(Options):
+    """Upstream's Matryoshka BatchTopK SAE."""
+
+    group_fractions: tuple[float, ...] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """Each nested group's share of the dictionary. They sum to 1."""
+
+    def __post_init__(self):
+        shares = self.group_fractions
+        is_whole = abs(sum(shares) - 1) < 1e-6 and min(shares) > 0
+        require(is_whole, "group_fractions", shares, "positive shares that sum to 1")
+
+
+def names_of(options: type[Options]) -> tuple[str, ...]:
+    """The names in a group of options. dtype is left out: it is the run's."""
+    return tuple(f.name for f in fields(options) if f.name != "dtype")  # pyright: ignore

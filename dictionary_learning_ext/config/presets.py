@@ -6,7 +6,7 @@ says in steps (`decay_start`, `noise_anneal_steps`) is for its own `steps` and s
 
 from typing import Any
 
-from .options import require
+from .checks import require
 from .run_config import TrainConfig
 from .sae_config import SAEConfig
 
@@ -24,27 +24,26 @@ _PAPER = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # A few minutes on a laptop, on the embedded model. noise_to_signal is k sigma^2 / D = 0.03.
+    # A few minutes on a laptop, on the embedded model.
     "quickstart": {
         "k": 16,
         "dict_size": 512,
         "noise_on": "selection",
         "noise_anneal_steps": 500,
-        "sigma": 0.5,
+        "noise_to_signal": 1 / 32,
         "beta": 0.0,
         "lr": 2e-3,
         "steps": 1000,
         "decay_start": 750,
     },
     # What beat TopK and its own penalty without noise on fresh seeds, at F = 4D and k/F = 1/8
-    # (experiments/RESULTS.md), on the embedded model: noise_to_signal = k sigma^2 / D = 0.1. Other
-    # k/F picked another ratio or beta.
+    # (experiments/RESULTS.md), on the embedded model. Other k/F picked another ratio or beta.
     "recommended": {
         "k": 64,
         "dict_size": 512,
         "noise_on": "selection",
         "noise_anneal_steps": 500,
-        "sigma": 0.447,
+        "noise_to_signal": 0.1,
         "kl_scope": "selected",
         "beta": 0.01,
         "lr": 2e-3,
@@ -80,7 +79,7 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
     """TopK, the vSAE of the paper's equations, and the vSAE whose noise explores the selection.
 
     Matched: one size, learning rate and schedule. The paper's ratios, F = 4D and k/F = 1/32. The
-    last one's noise_to_signal, k sigma^2 / D = 0.03, is annealed away over the first half.
+    last one's noise, of noise_to_signal 1/32, is annealed away over the first half.
     """
     shared = {
         "k": 16,
@@ -95,7 +94,7 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
         "vsae_annealed_selection": SAEConfig(
             noise_on="selection",
             noise_anneal_steps=max(1, steps // 2),
-            sigma=0.5,
+            noise_to_signal=1 / 32,
             beta=0.0,
             **shared,
         ),

@@ -10,21 +10,12 @@ import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from ..errors import ConfigError
-from .options import (
-    Dtype,
-    described,
-    is_of_type,
-    require,
-    require_choice,
-)
+from .checks import require, require_choice, require_type
+from .options import Dtype, Normalize, Packing, PosteriorOptions, WandbMode
 from .sae_config import SAEConfig
-
-Normalize = Literal["sqrt_d", "unit", "none"]
-Packing = Literal["pack", "truncate"]
-WandbMode = Literal["online", "offline", "disabled"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +136,17 @@ _NOT_THE_RESULT = (
     "wandb_artifacts",
     "log_steps",
 )
+_ADDED_LATER = {"prior_std": (None, PosteriorOptions.prior_std), "noise_to_signal": (None,)}
+"""Settings that older run folders lack, and the values that mean the same as their absence."""
+
+
+def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that change a result; run folders of any age compare, and keep their names."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _NOT_THE_RESULT and value not in _ADDED_LATER.get(name, ())
+    }
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """A folder's name: what one wants to read, and a hash of whatever changes the result."""
-        settings = {n: v for n, v in self.to_dict().items() if n not in _NOT_THE_RESULT}
+        settings = _deciding_the_result(self.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.sae.name}_{digest[:6]}"
 
@@ -185,7 +187,7 @@ class TrainConfig:
         for cls, known in names.items():
             for name, hint in get_type_hints(cls).items():
                 if name in known & values.keys():
-                    require(is_of_type(values[name], hint), name, values[name], described(hint))
+                    require_type(name, values[name], hint)
 
         def changed(config: Any) -> Any:
             return replace(config, **{n: v for n, v in values.items() if n in names[type(config)]})
@@ -197,7 +199,8 @@ def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
     """Raise a ConfigError that names the settings that differ, unless only how it is run does."""
 
     def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-        chosen = {n: v for n, v in settings.items() if n not in (*_NOT_THE_RESULT, "text_passes")}
+        chosen = _deciding_the_result(settings)
+        chosen.pop("text_passes", None)
         chosen["device"] = str(settings.get("device")).partition(":")[
             0
         ]  # cuda:1 for cuda:0 is fine
@@ -226,7 +229,9 @@ def load_config(path: str | Path) -> TrainConfig:
             f"--config {path}: expected a config.json written by vsae train, with run.settings "
             f"({type(error).__name__}: {error})"
         ) from error
-    where = ("save_dir", "overwrite")  # another run is written elsewhere, and over nothing
+    where = ["save_dir", "overwrite"]  # another run is written elsewhere, and over nothing
+    if settings.get("noise_to_signal") is not None:
+        where.append("sigma")  # follows from it, for this run's own k and D
     return TrainConfig().updated(
         {name: value for name, value in settings.items() if name not in where}, str(path)
     )

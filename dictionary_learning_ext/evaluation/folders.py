@@ -1,7 +1,6 @@
 """Run folders side by side: evaluate them again, and print what was measured."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,27 +11,14 @@ from nnsight import LanguageModel
 
 from ..activations.language_models import HookPoint
 from ..activations.run_inputs import MEASURED_ON, held_out, measured_on, open_model
-from ..config.options import require
+from ..config.checks import require
 from ..config.run_config import RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
 from ..run_folder.weights import load_dictionary, read_config
 from ..run_folder.writing import write_json
 from .measure import evaluate
-
-COLUMNS = {
-    "FVE": "fve",
-    "CE recovered": "frac_recovered",
-    "L0": "l0",
-    "alive": "alive",
-    "near-dead <0.1": "near_dead_0.1",
-    "near-dead <0.5": "near_dead_0.5",
-    "KL/token": "kl_per_token",
-    "noise/signal": "noise_to_signal",
-    "FVE sampled": "fve_sampled",
-    "stability": "stability_rms",
-}
-"""What the table shows, by the names of `evaluation.FIGURES`."""
-
+from .metrics import shown_in
+from .tables import text_table
 
 _FOLDERS = "one run folder or more, as runs/NAME"
 
@@ -64,8 +50,8 @@ def evaluate_folders(
     }
     buffer_and_documents = held_out(run, opened.language_model, opened.hook_point, tokens)
     results = evaluate(dictionaries, *buffer_and_documents, tokens)
-    for name, figures in results.items():
-        write_json(Path(name) / "metrics.json", figures | {"measured_on": measured_on(run)})
+    for name, metrics in results.items():
+        write_json(Path(name) / "metrics.json", metrics | {"measured_on": measured_on(run)})
     return results
 
 
@@ -114,7 +100,7 @@ def open_folders(
 
 def differences(results: dict[str, dict[str, Any]]) -> list[str]:
     """In which settings the folders of `read_metrics` were measured differently."""
-    all_settings = [figures.get("measured_on", {}) for figures in results.values()]
+    all_settings = [metrics.get("measured_on", {}) for metrics in results.values()]
     names = {name for settings in all_settings for name in settings}
     return sorted(n for n in names if len({str(s.get(n)) for s in all_settings}) > 1)
 
@@ -138,23 +124,13 @@ def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The figures of several SAEs as aligned text, a row each."""
-    rows = [["", *COLUMNS]]
-    for name, figures in results.items():
-        rows.append([name, *(_shown(figures.get(key)) for key in COLUMNS.values())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells))
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.1f}" if math.isfinite(value) and abs(value) >= 10 else f"{value:.4f}"
+    """The metrics of several SAEs as aligned text, a row each."""
+    metrics = shown_in("compare")
+    rows = [
+        [name, *(metric.text(values.get(metric.key)) for metric in metrics)]
+        for name, values in results.items()
+    ]
+    return text_table(["", *(metric.label for metric in metrics)], rows)
 
 
 def run_of(

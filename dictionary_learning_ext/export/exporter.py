@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 
 from ..activations.buffer import ResidualBuffer
 from ..activations.run_inputs import held_out, open_model
-from ..config.options import ExportFormat, require, require_choice
+from ..config.checks import require, require_choice
+from ..config.options import ExportFormat
 from ..errors import CheckpointError, ConfigError, LanguageModelError, TextError
 from ..evaluation.folders import read_metrics, run_of
 from ..run_folder.weights import load_dictionary
-from .formats import Source, read, record, require_supported, write
+from .formats import ExportedSAE, read, record, require_supported, write
 from .local_paths import without_local_paths
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def export(
     metrics = read_metrics(folder) if (folder / "metrics.json").exists() else None
     place = {"model": run.model, "data": run.data}
     (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))
-    source = Source(
+    source = ExportedSAE(
         name=folder.resolve().name,
         dictionary=dictionary,
         config=config,

@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from safetensors.torch import load_file, save_file
 
+from ..config.architectures import BY_DICT_CLASS, import_class
 from ..config.options import ExportFormat
 from ..errors import CheckpointError
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import write_json
-from ..trainers.vaease import VAEase
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 
 SAE_BENCH_REPO = "local/saes"
@@ -42,7 +41,7 @@ UNIT_NORM_TOLERANCE = 1e-5  # SAE Bench's
 EQUATION = "x_hat = f @ W_dec + b_dec; f keeps the k largest of (x - b_dec) @ W_enc + b_enc"
 
 
-class Source(NamedTuple):
+class ExportedSAE(NamedTuple):
     """An SAE and what a reader needs to know about it."""
 
     name: str
@@ -62,25 +61,24 @@ class Source(NamedTuple):
     """Its metrics.json, without local paths."""
 
 
-def require_supported(form: ExportFormat, source: Source) -> None:
+def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
     """Raise a CheckpointError unless the format's reader can take this SAE."""
     dictionary, trainer_class = source.dictionary, source.config["trainer"].get("trainer_class")
-    dict_class, is_top_k = type(dictionary).__name__, isinstance(dictionary, AutoEncoderTopK)
-    if isinstance(dictionary, VAEase):
+    row = BY_DICT_CLASS[type(dictionary).__name__]
+    if not row.exports:
         raise CheckpointError(
-            f"{source.name} is a VAEase, whose features are mu times a gate that has weights of its "
-            f"own, for which --format {form} has no place; load it with "
-            "dictionary_learning_ext.load_dictionary"
+            f"{source.name} is an SAE of class {row.dict_class} and can't be exported as {form}: "
+            f"{row.why_not_exported}; load it with dictionary_learning_ext.load_dictionary"
         )
-    if form in ("sae-lens", "safetensors") and not is_top_k:
+    if form not in row.exports:
         raise CheckpointError(
-            f"--format {form} takes TopK SAEs, and {source.name} is a {dict_class}; give "
-            "--format sae-bench or dictionary-learning"
+            f"{source.name} is an SAE of class {row.dict_class}, which the reader of {form} can't take; use "
+            f"--format {' or '.join(row.exports)}"
         )
-    if form == "sae-bench" and not is_top_k and trainer_class not in SAE_BENCH_TRAINERS:
+    if form == "sae-bench" and not row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
         raise CheckpointError(
             f"{source.name}: SAE Bench has no loader for trainer_class {trainer_class!r}, only for "
-            f"{', '.join(SAE_BENCH_TRAINERS)}; give --format dictionary-learning"
+            f"{', '.join(SAE_BENCH_TRAINERS)}; use --format dictionary-learning"
         )
     if form == "sae-bench" and dictionary.dict_size < dictionary.activation_dim:
         raise CheckpointError(
@@ -93,7 +91,7 @@ def require_supported(form: ExportFormat, source: Source) -> None:
             "a block (blocks.N.hook_resid_post); give --format dictionary-learning"
         )
     # SAE Bench divides a ReLU SAE by its norms itself, which is exact there.
-    if form == "sae-lens" or (form == "sae-bench" and dict_class != "AutoEncoder"):
+    if form == "sae-lens" or (form == "sae-bench" and row.name != "relu"):
         W_dec_DF = getattr(dictionary, "decoder", None)
         W_dec_FD = dictionary.W_dec if W_dec_DF is None else W_dec_DF.weight.t()
         norms_F = W_dec_FD.norm(dim=1)
@@ -105,7 +103,7 @@ def require_supported(form: ExportFormat, source: Source) -> None:
             )
 
 
-def write(form: ExportFormat, folder: Path, source: Source) -> None:
+def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
     """Write the SAE's weights and config into an empty folder."""
     _WRITERS[form](folder, source)
 
@@ -145,11 +143,12 @@ def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
         write_json(path, config | {"export": what})
 
 
-def _write_dictionary_learning(folder: Path, source: Source) -> None:
+def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
     dictionary, trainer = source.dictionary, source.config["trainer"]
-    if isinstance(dictionary, VariationalTopKAutoEncoder):
-        dictionary = _plain_top_k(dictionary)
-        trainer = trainer | {"trainer_class": "TopKTrainer", "dict_class": "AutoEncoderTopK"}
+    if path := BY_DICT_CLASS[type(dictionary).__name__].exported_as:
+        dictionary = _converted(dictionary, import_class(path))
+        as_row = BY_DICT_CLASS[type(dictionary).__name__]
+        trainer = trainer | {"trainer_class": as_row.trainer_class, "dict_class": as_row.dict_class}
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / "ae.pt", dictionary)
     write_json(folder / "config.json", source.config | {"trainer": trainer})
@@ -157,7 +156,7 @@ def _write_dictionary_learning(folder: Path, source: Source) -> None:
         write_json(folder / "metrics.json", source.metrics)
 
 
-def _write_sae_bench(folder: Path, source: Source) -> None:
+def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
     layer = _layer_of_output(source.hook)
     place = {
         "lm_name": source.model,
@@ -173,7 +172,7 @@ def _write_sae_bench(folder: Path, source: Source) -> None:
     shutil.copyfile(downloads / source.name / "config.json", repository / "config.json")
 
 
-def _write_sae_lens(folder: Path, source: Source) -> None:
+def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
     sae = source.dictionary
     config = {
         "architecture": "topk",
@@ -203,7 +202,7 @@ def _write_sae_lens(folder: Path, source: Source) -> None:
     save_file(_weights(sae), folder / "sae_weights.safetensors")
 
 
-def _write_safetensors(folder: Path, source: Source) -> None:
+def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
     sae = source.dictionary
     rectify = getattr(sae, "rectify", True)  # upstream's TopK always does
     config = {
@@ -226,7 +225,7 @@ def _write_safetensors(folder: Path, source: Source) -> None:
     save_file(_weights(sae), folder / "sae.safetensors")
 
 
-def _weights(sae: AutoEncoderTopK) -> dict[str, t.Tensor]:
+def _weights(sae: Any) -> dict[str, t.Tensor]:
     weights = {
         "W_enc": sae.encoder.weight.t(),
         "b_enc": sae.encoder.bias,
@@ -236,11 +235,12 @@ def _weights(sae: AutoEncoderTopK) -> dict[str, t.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
 
 
-def _plain_top_k(sae: VariationalTopKAutoEncoder) -> AutoEncoderTopK:
-    """The same weights in upstream's class, which has a ReLU."""
-    plain, state = AutoEncoderTopK(sae.activation_dim, sae.dict_size, int(sae.k)), sae.state_dict()
-    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
-    return plain
+def _converted(sae: Any, upstream_class: Any) -> Dictionary:
+    """The same weights in one of upstream's classes, which may have a ReLU where `sae` has none."""
+    converted = upstream_class(sae.activation_dim, sae.dict_size, int(sae.k))
+    state = sae.state_dict()
+    converted.load_state_dict({name: state[name] for name in converted.state_dict()})
+    return converted
 
 
 def _layer_of_output(hook: str) -> int:

@@ -20,7 +20,7 @@ from dictionary_learning.dictionary import Dictionary
 from scipy.sparse import csr_matrix
 
 from ..activations.contexts import ContextBatch
-from ..config.options import require
+from ..config.checks import require
 from ..errors import NonFiniteError
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
-from ..config.options import require_choice
+from ..config.checks import require_choice
 from ..errors import UserError
 
 Space = Literal["profiles", "directions"]

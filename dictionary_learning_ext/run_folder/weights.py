@@ -15,20 +15,9 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 
+from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError, first_line
-from ..trainers.vaease import VAEase
-from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 from .writing import replacing
-
-UPSTREAM_CLASSES = (
-    "AutoEncoder",
-    "GatedAutoEncoder",
-    "AutoEncoderNew",
-    "AutoEncoderTopK",
-    "BatchTopKSAE",
-    "MatryoshkaBatchTopKSAE",
-    "JumpReluAutoEncoder",
-)
 
 
 def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
@@ -99,10 +88,11 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
     config = read_config(folder)
     trainer, path = config["trainer"], folder / "ae.pt"
     dict_class = trainer["dict_class"]
-    known = ("VariationalTopKAutoEncoder", "VAEase", *UPSTREAM_CLASSES)
-    if dict_class not in known:
+    row = BY_DICT_CLASS.get(dict_class) if isinstance(dict_class, str) else None
+    if row is None:
         raise CheckpointError(
-            f"{folder}: dict_class {dict_class!r} is unknown; expected one of {', '.join(known)}"
+            f"{folder}: dict_class {dict_class!r} is unknown; expected one of "
+            f"{', '.join(BY_DICT_CLASS)}"
         )
     state = _read_weights(path, dict_class)
     for name in ("activation_dim", "dict_size", "k"):
@@ -113,12 +103,8 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
                 "of 1 or more; copy it again"
             )
     try:
-        if dict_class == "VariationalTopKAutoEncoder":
-            dictionary: Any = VariationalTopKAutoEncoder.from_pretrained(
-                path, k=trainer.get("k"), device=device
-            )
-        elif dict_class == "VAEase":
-            dictionary = VAEase.from_pretrained(path, device=device)
+        if row.is_ours:
+            dictionary: Any = import_class(row.dictionary).from_pretrained(path, device=device)
         else:
             dictionary, _ = load_upstream_dictionary(str(folder), device)
     except CheckpointError:

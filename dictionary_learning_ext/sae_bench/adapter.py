@@ -14,33 +14,15 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.custom_saes.identity_sae import IdentitySAE
 from sae_bench.sae_bench_utils import graphing_utils
 
+from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
 from ..run_folder.weights import load_dictionary
-from ..trainers.vaease import VAEase
-from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 
-# SAE Bench's own names for upstream's classes.
-ARCHITECTURES = {
-    "AutoEncoder": "standard",
-    "AutoEncoderNew": "standard_april_update",
-    "AutoEncoderTopK": "topk",
-    "BatchTopKSAE": "batch_topk",
-    "MatryoshkaBatchTopKSAE": "matryoshka_batch_topk",
-    "JumpReluAutoEncoder": "jumprelu",
-    "GatedAutoEncoder": "gated",
+BOUNDS = {
+    "random": Look("Random SAE", "grey", "x"),
+    "identity": Look("Identity", "black", "+"),
 }
-VARIANTS = {  # label, colour and marker in SAE Bench's plots
-    "vsae_fixed_both": ("vSAE", "crimson", "D"),
-    "vsae_fixed_values": ("vSAE, noise on values", "magenta", "v"),
-    "vsae_fixed_selection": ("vSAE, noise on selection", "teal", "p"),
-    "vsae_learned_both": ("vSAE, learned sigma", "darkorange", "D"),
-    "vsae_learned_values": ("vSAE, learned sigma, noise on values", "gold", "v"),
-    "vsae_learned_selection": ("vSAE, learned sigma, noise on selection", "olive", "p"),
-    "vsae_point": ("TopK with an L2 penalty", "dodgerblue", "h"),
-    "vaease": ("VAEase", "saddlebrown", "P"),
-    "random": ("Random SAE", "grey", "x"),
-    "identity": ("Identity", "black", "+"),
-}
+"""What a measure can distinguish lies between these."""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 _NORM_TOLERANCE = 1e-5  # SAE Bench's
 
@@ -111,13 +93,19 @@ class BenchSAE(BaseSAE):
 
 
 def architecture_of(dictionary: Dictionary) -> str:
-    """The class of a dictionary in SAE Bench's plots, as "topk" or "vsae_fixed_values"."""
-    if isinstance(dictionary, VariationalTopKAutoEncoder):
-        noise = "" if dictionary.posterior == "point" else f"_{dictionary.noise_on}"
-        return f"vsae_{dictionary.posterior}{noise}"
-    if isinstance(dictionary, VAEase):
-        return "vaease"
-    return ARCHITECTURES[type(dictionary).__name__]
+    """The class of a dictionary in SAE Bench's plots, e.g. topk or vsae_fixed_values."""
+    row = BY_DICT_CLASS[type(dictionary).__name__]
+    return row.bench_name_of(getattr(dictionary, "variant", ""))
+
+
+def looks() -> dict[str, Look]:
+    """By SAE Bench's name of a class: how plots show those that SAE Bench does not know."""
+    ours = {
+        row.bench_name_of(variant): look
+        for row in ARCHITECTURES.values()
+        for variant, look in row.looks.items()
+    }
+    return ours | BOUNDS
 
 
 def hook_name_of(trainer: dict[str, Any]) -> str:
@@ -174,10 +162,10 @@ def load_bench_sae(
 
 
 def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
-    """As `load_dictionary`, with a VAEase's decoder made unit-norm, which changes no reconstruction."""
+    """As `load_dictionary`, with the decoder made unit-norm where that changes no reconstruction."""
     dictionary, config = load_dictionary(folder, device)
-    if isinstance(dictionary, VAEase):
-        dictionary.normalize_decoder()
+    if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
+        getattr(dictionary, method)()
     return dictionary, config
 
 
@@ -225,12 +213,13 @@ def register() -> None:
     Afterwards SAE Bench's `run_all_evals_dictionary_learning_saes` loads our repos, and its
     graphing tells our variants apart.
     """
-    for trainer_class in ("VariationalTopKTrainer", "VAEaseTrainer"):
-        upstream_runner.TRAINER_LOADERS[trainer_class] = load_our_sae
-    for name, (label, colour, marker) in VARIANTS.items():
-        graphing_utils.TRAINER_LABELS[name] = label
-        graphing_utils.TRAINER_COLORS[name] = colour
-        graphing_utils.TRAINER_MARKERS[name] = marker
+    for row in TRAINED.values():
+        if row.is_ours:
+            upstream_runner.TRAINER_LOADERS[row.trainer_class] = load_our_sae
+    for name, look in looks().items():
+        graphing_utils.TRAINER_LABELS[name] = look.label
+        graphing_utils.TRAINER_COLORS[name] = look.colour
+        graphing_utils.TRAINER_MARKERS[name] = look.marker
 
 
 def load_our_sae(

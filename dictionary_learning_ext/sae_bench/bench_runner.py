@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..activations.language_models import HookPoint, weights_hash
 from ..activations.run_inputs import open_model
-from ..config.options import require
+from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.folders import run_of

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..evaluation.metrics import Metric, shown_in
+from ..evaluation.tables import markdown_table, text_table
 from .bench_runner import Outcome
 
 _CORE = {
@@ -11,12 +13,6 @@ _CORE = {
     "explained variance, SAE Bench's": ("reconstruction_quality", "explained_variance"),
     "explained variance, legacy": ("reconstruction_quality", "explained_variance_legacy"),
     "alive, SAE Bench's (> 0)": ("misc_metrics", "frac_alive"),
-}
-_OURS = {
-    "FVE (ours)": "fve",
-    "alive, by selection (ours)": "alive",
-    "near-dead < 0.1 (ours)": "near_dead_0.1",
-    "near-dead < 0.5 (ours)": "near_dead_0.5",
 }
 
 
@@ -42,7 +38,8 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     rows: dict[str, float | None] = {}
     if core := results.get("core"):
         rows |= {name: metrics(core, c)[key] for name, (c, key) in _CORE.items()}
-        rows |= {name: core["eval_result_unstructured"][key] for name, key in _OURS.items()}
+        ours = core["eval_result_unstructured"]
+        rows |= {our_name(metric): ours.get(metric.key) for metric in shown_in("bench")}
     rows |= {f"SCR, N = {n}": value for n, value in curve(results.get("scr"), "scr").items()}
     tpp = curve(results.get("tpp"), "total_metric")
     rows |= {f"TPP, N = {n}": value for n, value in tpp.items()}
@@ -67,18 +64,14 @@ def table(outcome: Outcome, form: str = "text") -> str:
     """A row for each figure, a column for each SAE, as "text" or "markdown"."""
     columns = columns_of(outcome)
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
-    lines = [["", *columns]]
+    lines = []
     for name in names:
         cells = [rows.get(name) for rows in columns.values()]
         lines.append([name, *("-" if cell is None else f"{cell:.3f}" for cell in cells)])
-    if form == "markdown":
-        lines.insert(1, ["---"] * len(lines[0]))
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        )
-        for line in lines
-    )
+    draw = markdown_table if form == "markdown" else text_table
+    return draw(["", *columns], lines)
+
+
+def our_name(metric: Metric) -> str:
+    """A metric's name beside SAE Bench's, some of which have the same."""
+    return f"{metric.label} (ours)"

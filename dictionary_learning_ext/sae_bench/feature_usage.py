@@ -7,7 +7,8 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 
-NEAR_DEAD = (0.1, 0.5)
+from ..evaluation.metrics import NEAR_DEAD, Totals, computed, shown_in
+
 NOTE = (
     "SAE Bench 0.6.0's explained_variance is wrong: it subtracts the square of a grand mean of "
     "squares where the mean activation's is meant. explained_variance_legacy is the mean over "
@@ -26,15 +27,27 @@ def measure(
     prompts: int,
     ignored: set[int | None],
 ) -> dict[str, Any]:
-    """Our figures of the tokens that a store gives, special ones left out.
+    """Our metrics of the tokens that a store gives, special ones left out.
 
-    Returns: `fve`, `alive` (the share of features selected at least once), `near_dead_0.1` and
-    `near_dead_0.5` (selected less often than so many times the average feature), `selected`, how
-    often each feature was, `tokens` and a `note` on what SAE Bench's figures are.
+    Returns: the metrics that `metrics.py` shows for SAE Bench, by key; `selected`, how often each
+    feature was; `tokens`; and a `note` on what SAE Bench's own metrics are.
     """
-    selected_F = t.zeros(sae.cfg.d_sae, dtype=t.float64, device=sae.W_enc.device)
-    sum_D, squares, residual, tokens = 0.0, 0.0, 0.0, 0
-    special = t.tensor([token for token in ignored if token is not None], device=sae.W_enc.device)
+    k = getattr(getattr(sae, "dictionary", None), "k", None)
+    device = sae.W_enc.device
+    totals = Totals(
+        dict_size=sae.cfg.d_sae,
+        activation_dim=sae.cfg.d_in,
+        k=None if k is None else int(k),
+        norm_factor=1.0,
+        tokens=0,
+        batches=batches,
+        squares=0.0,
+        residual=0.0,
+        sum_D=t.zeros(sae.cfg.d_in, dtype=t.float64, device=device),
+        selected_F=t.zeros(sae.cfg.d_sae, dtype=t.long, device=device),
+        sums={},
+    )
+    special = t.tensor([token for token in ignored if token is not None], device=device)
     for _ in range(batches):
         tokens_BL = store.get_batch_tokens(prompts)
         _, cache = model.run_with_cache(
@@ -46,20 +59,13 @@ def measure(
         x_BD = cache[sae.cfg.hook_name][~t.isin(tokens_BL, special)]
         f_BF = sae.encode(x_BD)
         x_BD, x_hat_BD = x_BD.double(), sae.decode(f_BF).double()
-        selected_F += (f_BF != 0).sum(0)
-        sum_D = sum_D + x_BD.sum(0)
-        squares += float(x_BD.square().sum())
-        residual += float((x_BD - x_hat_BD).square().sum())
-        tokens += len(x_BD)
-    total_variance = squares - float((sum_D**2).sum()) / tokens  # pyright: ignore
-    usual = selected_F.mean()
-    figures: dict[str, Any] = {
-        "fve": 1 - residual / total_variance,
-        "alive": float((selected_F > 0).double().mean()),
-    }
-    for r in NEAR_DEAD:
-        figures[f"near_dead_{r}"] = float((selected_F < r * usual).double().mean())
-    return figures | {"selected": selected_F.long().tolist(), "tokens": tokens, "note": NOTE}
+        totals.selected_F += (f_BF != 0).sum(0)
+        totals.sum_D += x_BD.sum(0)
+        totals.squares += float(x_BD.square().sum())
+        totals.residual += float((x_BD - x_hat_BD).square().sum())
+        totals.tokens += len(x_BD)
+    ours: dict[str, Any] = computed(totals, shown_in("bench"))
+    return ours | {"selected": totals.selected_F.tolist(), "tokens": totals.tokens, "note": NOTE}
 
 
 def most_used(selected_F: list[int], n: int) -> t.Tensor:

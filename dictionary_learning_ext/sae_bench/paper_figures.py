@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from ..run_folder.writing import writing
-from .adapter import VARIANTS
+from .adapter import looks
 from .bench_runner import Outcome
 from .comparison_table import curve, rows_of
 
@@ -132,12 +132,12 @@ def _look(outcome: Outcome, label: str) -> dict[str, str]:
 
     result = next(iter(outcome.results[label].values()))
     architecture = result["sae_cfg_dict"]["architecture"]
-    known = VARIANTS.get(architecture)
+    known = looks().get(architecture)
     is_control = label in outcome.matched.values()
     is_bound = architecture in ("random", "identity")
     return {
-        "name": known[0] if known else architecture,
-        "color": known[1] if known else TRAINER_COLORS.get(architecture, "green"),
-        "marker": known[2] if known else TRAINER_MARKERS.get(architecture, "^"),
+        "name": known.label if known else architecture,
+        "color": known.colour if known else TRAINER_COLORS.get(architecture, "green"),
+        "marker": known.marker if known else TRAINER_MARKERS.get(architecture, "^"),
         "linestyle": "--" if is_control else ":" if is_bound else "-",
     }

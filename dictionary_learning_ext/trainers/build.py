@@ -3,29 +3,11 @@
 from typing import Any
 
 import torch as t
-from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
-from dictionary_learning.trainers.jumprelu import JumpReluTrainer
-from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
-from dictionary_learning.trainers.standard import StandardTrainer
-from dictionary_learning.trainers.top_k import TopKTrainer
-from dictionary_learning.trainers.trainer import SAETrainer
 
-from ..config.sae_config import USES, SAEConfig
-from .vaease import VAEaseTrainer
-from .variational_top_k import VariationalTopKTrainer
-
-TRAINERS: dict[str, type[SAETrainer]] = {
-    "vsae_top_k": VariationalTopKTrainer,
-    "vsae": VariationalTopKTrainer,
-    "vaease": VAEaseTrainer,
-    "top_k": TopKTrainer,
-    "batch_top_k": BatchTopKTrainer,
-    "relu": StandardTrainer,
-    "jump_relu": JumpReluTrainer,
-    "matryoshka": MatryoshkaBatchTopKTrainer,
-}
-OURS = (VariationalTopKTrainer, VAEaseTrainer)
-"""Those that leave out steps that are not finite, log without a change, and take a `dtype`."""
+from ..config.architectures import TRAINED, import_class
+from ..config.sae_config import SAEConfig
+from .base import Trainer
+from .upstream import UpstreamTrainer
 
 
 def build_trainer(
@@ -39,8 +21,9 @@ def build_trainer(
     device: str,
     dtype: str,
     name: str,
-) -> Any:
+) -> Trainer:
     """The trainer of a resolved configuration, its weights drawn from `sae.seed`."""
+    row = TRAINED[sae.architecture]
     arguments: dict[str, Any] = {
         "steps": steps,
         "activation_dim": activation_dim,
@@ -56,23 +39,22 @@ def build_trainer(
     }
     if sae.lr is not None:
         arguments["lr"] = sae.lr
-    for option in USES[sae.architecture]:
+    for option in row.option_names:
         value = getattr(sae, option)
         if value is not None:
             arguments[option] = list(value) if isinstance(value, tuple) else value
-    if sae.architecture == "vsae":
+    arguments.pop("noise_to_signal", None)  # has become sigma
+    if row.is_whole_dictionary:
         arguments["k"] = sae.dict_size
-    is_ours = issubclass(TRAINERS[sae.architecture], OURS)
-    if is_ours:
-        arguments["dtype"] = dtype
     if "k" in arguments:  # upstream's 1000 is past the end of a short run
         arguments["threshold_start_step"] = min(1000, steps // 2)
-    # Upstream's TopK trainers take no such argument, but have the attribute.
-    threshold = arguments.get("dead_feature_threshold")
-    if not is_ours:
-        arguments.pop("dead_feature_threshold", None)
     t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
-    trainer: Any = TRAINERS[sae.architecture](**arguments)
+    trainer_class = import_class(row.trainer or "")
+    if row.is_ours:
+        return trainer_class(**arguments, dtype=dtype)
+    # Upstream's TopK trainers take no such argument, but have the attribute.
+    threshold = arguments.pop("dead_feature_threshold", None)
+    trainer = trainer_class(**arguments)
     if threshold is not None:
         trainer.dead_feature_threshold = threshold
-    return trainer
+    return UpstreamTrainer(trainer, in_bf16=dtype == "bfloat16")

@@ -78,6 +78,34 @@ def noise_to_signal(k: int, mean_variance: Number, mean_squared_norm: Number) ->
     return k * mean_variance / mean_squared_norm
 
 
+class GaussianPosterior(NamedTuple):
+    """N(mu, sigma^2) of each feature, against the prior N(0, p^2)."""
+
+    mu: t.Tensor
+    """(…, F)"""
+    log_var: t.Tensor | None
+    """log sigma^2, (…, F) or 0-dim; None for a point, whose sigma is 0"""
+    prior_std: t.Tensor
+    """p, 0-dim"""
+
+    @property
+    def kl(self) -> t.Tensor:
+        """KL( N(mu, sigma^2) || N(0, p^2) ) in nats, (…, F); for a point what depends on mu."""
+        if self.log_var is None:
+            return point_kl(self.mu, self.prior_std)
+        return gaussian_kl(self.mu, self.log_var, self.prior_std)
+
+    @property
+    def std(self) -> t.Tensor:
+        """sigma, (…, F) or 0-dim."""
+        return self.mu.new_zeros(()) if self.log_var is None else (self.log_var / 2).exp()
+
+    @property
+    def noise_variance(self) -> t.Tensor:
+        """sigma^2, (…, F) or 0-dim: decoder columns are unit-norm."""
+        return self.mu.new_zeros(()) if self.log_var is None else self.log_var.exp()
+
+
 class GatedPosterior(NamedTuple):
     """N(mu, sigma^2) of each feature, sigma at most the prior's standard deviation p.
 
@@ -95,6 +123,10 @@ class GatedPosterior(NamedTuple):
     def std(self) -> t.Tensor:
         """sigma, (…, F)."""
         return self.prior_std * (self.log_ratio / 2).exp()
+
+    @property
+    def noise_variance(self) -> None:
+        """None: decoder columns are not unit-norm, so k sigma^2 is not a reconstruction's noise."""
 
     @property
     def gate(self) -> t.Tensor:

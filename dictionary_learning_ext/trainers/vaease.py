@@ -6,12 +6,10 @@ decoder.
 
 import math
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.top_k import geometric_median
 from dictionary_learning.trainers.trainer import (
     SAETrainer,
     get_lr_schedule,
@@ -20,14 +18,14 @@ from dictionary_learning.trainers.trainer import (
 from torch import nn
 from torch.nn import functional
 
-from ..config.options import Dtype, VAEaseOptions, require, require_choice
-from ..errors import CheckpointError
-from .base import LossLog, prepared
+from ..config.checks import require, require_choice
+from ..config.options import Dtype, VAEaseOptions, takes
+from .base import FromState, SamplingTrainer
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
 
 
-class VAEase(Dictionary):
+class VAEase(FromState, Dictionary):
     """A VAE whose features are multiplied by 1 - sigma/p, so that each token has its own sparsity.
 
         mu_BF    = W_enc (x - b_dec) + b_enc
@@ -60,23 +58,17 @@ class VAEase(Dictionary):
     Raises: ConfigError for a value out of range.
     """
 
+    in_state = ("encoder.weight", "variance_encoder.weight", "log_gamma", "active_gate")
+
     prior_std: t.Tensor
     active_gate: t.Tensor
 
-    def __init__(
-        self,
-        activation_dim: int,
-        dict_size: int,
-        *,
-        log_var_init: float = -0.5,
-        gamma_init: float = 0.1,
-        prior_std: float = 1.0,
-        active_gate: float = 0.05,
-    ):
+    @takes(VAEaseOptions)
+    def __init__(self, activation_dim: int, dict_size: int, **options):
         super().__init__()
         require(activation_dim >= 1, "activation_dim", activation_dim, "at least 1")
         require(dict_size >= 1, "dict_size", dict_size, "at least 1")
-        VAEaseOptions(log_var_init, gamma_init, prior_std, active_gate)
+        chosen = VAEaseOptions.taken(options, all_of=True)
         self.activation_dim, self.dict_size = activation_dim, dict_size
         # Weights start as upstream's TopK: random unit columns, and the encoder their transpose.
         self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
@@ -87,11 +79,11 @@ class VAEase(Dictionary):
         self.b_dec = nn.Parameter(t.zeros(activation_dim))
         self.variance_encoder = nn.Linear(activation_dim, dict_size)
         self.variance_encoder.weight.data.zero_()
-        logit = log_var_init - math.log(-math.expm1(log_var_init))
+        logit = chosen.log_var_init - math.log(-math.expm1(chosen.log_var_init))
         self.variance_encoder.bias.data.fill_(logit)
-        self.log_gamma = nn.Parameter(t.tensor(math.log(gamma_init)))
-        self.register_buffer("prior_std", t.full((dict_size,), float(prior_std)))
-        self.register_buffer("active_gate", t.tensor(float(active_gate)))
+        self.log_gamma = nn.Parameter(t.tensor(math.log(chosen.gamma_init)))
+        self.register_buffer("prior_std", t.full((dict_size,), float(chosen.prior_std)))
+        self.register_buffer("active_gate", t.tensor(float(chosen.active_gate)))
 
     def posterior(self, x: t.Tensor, matmul_dtype: t.dtype | None = None) -> GatedPosterior:
         """The posterior of each feature: (…, D) -> (…, F).
@@ -164,28 +156,8 @@ class VAEase(Dictionary):
         for quantity_F in (self.encoder.bias, self.prior_std):
             quantity_F.mul_(norm_F)
 
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, path: str | Path, device: str | None = None
-    ) -> "VAEase":
-        """Load a model from an `ae.pt`, which holds all that it needs.
 
-        Raises: CheckpointError if the file is not one of this class.
-        """
-        state = t.load(path, map_location=device or "cpu", weights_only=True)
-        needed = {"encoder.weight", "variance_encoder.weight", "log_gamma", "active_gate"}
-        if missing := sorted(needed - set(state)):
-            raise CheckpointError(
-                f"{path}: expected a {cls.__name__}, but it lacks {', '.join(missing)}; "
-                "load_dictionary(FOLDER) reads any class by its config.json"
-            )
-        dict_size, activation_dim = state["encoder.weight"].shape
-        model = cls(activation_dim, dict_size).to(state["encoder.weight"])  # its device and dtype
-        model.load_state_dict(state)
-        return model
-
-
-class Terms(NamedTuple):
+class ELBOTerms(NamedTuple):
     """The loss of a batch and its parts, means over tokens."""
 
     loss: t.Tensor
@@ -196,7 +168,7 @@ class Terms(NamedTuple):
     mean_sigma: t.Tensor
 
 
-class VAEaseTrainer(SAETrainer):
+class VAEaseTrainer(SamplingTrainer, SAETrainer):
     """Trains a VAEase by the paper's loss, which has no weight to tune.
 
         loss = mean_B( ||x - x_hat||^2 / gamma + D log gamma + 2 sum_j KL_j )
@@ -221,6 +193,7 @@ class VAEaseTrainer(SAETrainer):
 
     ae: VAEase
 
+    @takes(VAEaseOptions)
     def __init__(
         self,
         steps: int,
@@ -229,10 +202,6 @@ class VAEaseTrainer(SAETrainer):
         layer: int,
         lm_name: str,
         *,
-        log_var_init: float = -0.5,
-        gamma_init: float = 0.1,
-        prior_std: float = 1.0,
-        active_gate: float = 0.05,
         lr: float = 1e-3,
         warmup_steps: int = 1000,
         decay_start: int | None = None,
@@ -241,11 +210,12 @@ class VAEaseTrainer(SAETrainer):
         device: str | None = None,
         wandb_name: str = "VAEase",
         submodule_name: str | None = None,
+        **options,
     ):
         super().__init__(seed)
         require(lr > 0, "lr", lr, "above 0")
         require_choice("dtype", dtype, Dtype)
-        self.options = VAEaseOptions(log_var_init, gamma_init, prior_std, active_gate)
+        self.options = VAEaseOptions.taken(options, all_of=True)
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
         self.dtype: Dtype = dtype
@@ -257,44 +227,22 @@ class VAEaseTrainer(SAETrainer):
         self.optimizer = GuardedAdam(self.ae.parameters(), lr)
         schedule = get_lr_schedule(steps, warmup_steps, decay_start=decay_start)
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
-        noise_seed = t.initial_seed() if seed is None else seed
-        self.generator = t.Generator(self.device).manual_seed(noise_seed)
-
-    def loss(self, x: t.Tensor, step: int, logging: bool = False) -> Any:
-        """The loss of activations (B, D): a 0-dim tensor, differentiable. `step` changes nothing.
-
-        With `logging`, a `LossLog` of x, its reconstruction and features by the mean, and the
-        loss's terms, drawn from a copy of the generator: nothing changes.
-        """
-        x = prepared(x, self.ae.b_dec, self.submodule_name)
-        if not logging:
-            return self._terms(x, self.generator).loss
-        generator = t.Generator(self.device)
-        generator.set_state(self.generator.get_state())
-        with t.no_grad():
-            terms = self._terms(x, generator)._asdict()
-            x_hat, f = self.ae(x, output_features=True)
-            others = {
-                "gamma": self.ae.log_gamma.exp(),
-                "active_dims": self.ae.active_dimensions(x),
-            }
-        return LossLog(x, x_hat, f, {n: value.item() for n, value in (terms | others).items()})
+        self._start_noise()
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """One training step on activations (B, D). Returns the loss, without waiting for it."""
-        x = prepared(x, self.ae.b_dec, self.submodule_name)
+        x = self._prepared(x)
         if step == 0:
-            median = geometric_median(x)
-            self.ae.b_dec.data.copy_(t.where(median.isfinite().all(), median, self.ae.b_dec.data))
-        loss = self._terms(x, self.generator).loss
+            self._start_decoder_bias(x)
+        loss = self._terms(x, step, self.generator).loss
         self.optimizer.zero_grad()  # what a caller's own `loss(...).backward()` left
         loss.backward()
         self.optimizer.guarded_step(loss, step)
         self.scheduler.step()
         return loss.detach()
 
-    def _terms(self, x: t.Tensor, generator: t.Generator) -> Terms:
-        ae = self.ae
+    def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ELBOTerms:
+        ae, x = self.ae, self._prepared(x)
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
         with t.autocast(x.device.type, enabled=False):
             posterior = ae.posterior(x, matmul_dtype)
@@ -304,7 +252,14 @@ class VAEaseTrainer(SAETrainer):
             kl_loss = posterior.kl.sum(-1).mean()
             log_scale = ae.activation_dim * ae.log_gamma
             loss = l2_loss * (-ae.log_gamma).exp() + log_scale + 2 * kl_loss
-        return Terms(loss, l2_loss, kl_loss, posterior.std.mean())
+        return ELBOTerms(loss, l2_loss, kl_loss, posterior.std.mean())
+
+    def _logged(self, terms: ELBOTerms, x: t.Tensor) -> dict[str, t.Tensor]:
+        return {
+            **terms._asdict(),
+            "gamma": self.ae.log_gamma.exp(),
+            "active_dims": self.ae.active_dimensions(x),
+        }
 
     @property
     def config(self) -> dict:

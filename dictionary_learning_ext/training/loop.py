@@ -57,6 +57,8 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
     trained until then is saved.
     """
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
+    for sae in saes.values():
+        sae.require_units(run.normalize)
     folders = _folders(run, saes)
     if resume and all(is_finished(folder, run) for folder in folders.values()):
         logger.warning("%s: finished before; nothing to do", run.save_dir)
@@ -68,6 +70,9 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
             for folder in folders.values():
                 require_free(folder, run.overwrite)
         model, hook = open_model(run)
+        saes = {
+            name: sae.with_sigma(hook.activation_dim, run.normalize) for name, sae in saes.items()
+        }
         text = open_text(run.data, seed=0, passes=run.text_passes)
         buffer = make_buffer(run, model, hook, text, run.batch_size, signals.check)
         inputs = {

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
-from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
@@ -18,7 +16,7 @@ from ..errors import CheckpointError, ConfigError
 from ..run_folder import resume_points as resume
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import remove, sync, write_json, writing
-from ..trainers.build import OURS
+from ..trainers.base import Trainer
 from .wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
@@ -46,7 +44,7 @@ class Trainee:
     Arguments:
         name: among the SAEs of the run.
         sae: its resolved configuration.
-        trainer: ours or upstream's.
+        trainer: ours, or upstream's in the same form.
         folder: its run folder.
         run: what it shares with the others.
         norm_factor: what raw activations are divided by.
@@ -59,7 +57,7 @@ class Trainee:
         self,
         name: str,
         sae: SAEConfig,
-        trainer: Any,
+        trainer: Trainer,
         folder: Path,
         run: RunConfig,
         norm_factor: float,
@@ -68,7 +66,6 @@ class Trainee:
         self.run, self.norm_factor = run, norm_factor
         self.failure: str | None = None
         self._wandb: WandbLog | None = None
-        self._last_good: dict[str, t.Tensor] | None = None
 
     def start(self, config: dict[str, Any]) -> None:
         """Write config.json and clear a former run's other files."""
@@ -81,8 +78,8 @@ class Trainee:
 
     def restore(self, point: resume.Point) -> None:
         """Have the trainer where a point of this folder has it; nothing on the disk is changed."""
-        resume.load_trainer_state(self.trainer, point.trainer)
-        self._remember()
+        resume.load_trainer_state(self.trainer.state(), point.trainer)
+        self.trainer.check(point.step)
         log, length = self.folder / "metrics.jsonl", point.run["metrics_bytes"]
         if (log.stat().st_size if log.exists() else 0) < length:
             raise CheckpointError(
@@ -153,12 +150,14 @@ class Trainee:
         own = {"metrics_bytes": length, "wandb_id": self._wandb and self._wandb.id}
         own["settings"] = TrainConfig(self.sae, self.run).to_dict()
         own["norm_factor"] = self.norm_factor
-        resume.save_point(self.folder, step, resume.trainer_state(self.trainer), shared | own)
+        resume.save_point(
+            self.folder, step, resume.trainer_state(self.trainer.state()), shared | own
+        )
 
     def update(self, step: int, x_BD: t.Tensor) -> None:
         """One training step on activations in training units."""
         with self._failing_alone(step):
-            self._update(step, x_BD)
+            self.trainer.update(step, x_BD)
 
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
         """Log the numbers of a batch and return them, unless they are not finite."""
@@ -179,41 +178,16 @@ class Trainee:
             raise
         except Exception as error:
             logger.exception("%s: its trainer raised at step %d", self.name, step)
-            self._restore()
+            self.trainer.restore_last_finite()
             self._fail(step, step, f"{type(error).__name__}: {error}")
 
-    def _update(self, step: int, x_BD: t.Tensor) -> None:
-        is_upstreams = not isinstance(self.trainer, OURS)
-        in_bf16 = is_upstreams and self.run.dtype == "bfloat16"
-        with t.autocast(x_BD.device.type, dtype=t.bfloat16, enabled=in_bf16):
-            self.trainer.update(step, x_BD)
-
-    @t.no_grad()
     def metrics(self, step: int, x_BD: t.Tensor) -> dict[str, float]:
-        """What is logged at `step`, of a batch. Changes nothing: upstream's `loss` would."""
-        metrics: dict[str, Any] = {
-            "step": step,
-            "tokens": step * self.run.batch_size,
-            "lr": self.trainer.scheduler.get_last_lr()[0],
-        }
-        if isinstance(self.trainer, OURS):
-            log = self.trainer.loss(x_BD, step, logging=True)
-            x_hat_BD, f_BF, losses = log.x_hat, log.f, log.losses
-            metrics |= losses | self.trainer.get_logging_parameters()
-        else:
-            ae: Any = self.trainer.ae
-            by_batch = isinstance(ae, BatchTopKSAE | MatryoshkaBatchTopKSAE)
-            f_BF: Any = ae.encode(x_BD, use_threshold=False) if by_batch else ae.encode(x_BD)
-            x_hat_BD = ae.decode(f_BF)
-            metrics["l2_loss"] = (x_BD - x_hat_BD).square().sum(-1).mean()
-        residual, total = (x_BD - x_hat_BD).square().sum(), (x_BD - x_BD.mean(0)).square().sum()
-        is_on_BF = f_BF.ne(0)
-        metrics |= {
-            "fve": 1 - residual / total,
-            "l0": is_on_BF.sum(-1, dtype=t.float32).mean(),
-            "alive_in_batch": is_on_BF.any(0).float().mean(),
-        }
-        return {name: float(value) for name, value in metrics.items()}
+        """What is logged at `step`, of a batch. Changes nothing."""
+        return {
+            "step": float(step),
+            "tokens": float(step * self.run.batch_size),
+            "lr": float(self.trainer.scheduler.get_last_lr()[0]),
+        } | self.trainer.metrics(step, x_BD)
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and the same to wandb."""
@@ -225,28 +199,8 @@ class Trainee:
 
     def check(self, step: int) -> None:
         """Fail if a loss, gradient or weight was not finite since the last check."""
-        if self.failure is not None:
-            return
-        if isinstance(self.trainer, OURS):
-            optimizer = self.trainer.optimizer
-            if skipped := int(optimizer.skipped_steps):
-                what = f"not finite; {skipped} steps were left out, the weights are without them"
-                self._fail(int(optimizer.first_skipped_step), step, what)
-        elif all(value.isfinite().all() for value in self.trainer.ae.state_dict().values()):
-            self._remember()
-        else:
-            self._restore()
-            self._fail(step, step, "not finite; the weights are the last that were finite")
-
-    def _remember(self) -> None:
-        """Upstream's trainers take every step: keep the last weights that were finite."""
-        if not isinstance(self.trainer, OURS):
-            state = self.trainer.ae.state_dict()
-            self._last_good = {name: value.clone() for name, value in state.items()}
-
-    def _restore(self) -> None:
-        if self._last_good is not None:
-            self.trainer.ae.load_state_dict(self._last_good)
+        if self.failure is None and (failure := self.trainer.check(step)):
+            self._fail(failure.step, step, failure.what)
 
     def _fail(self, at: int, now: int, what: str) -> None:
         """Mark the SAE as failed by step `at`, and save the weights that it has now."""

@@ -75,7 +75,9 @@ def train_all(out: Path, resume: bool) -> None:
     package = sys.modules["dictionary_learning_ext"].__file__
     if not str(package).startswith(os.environ["PYTHONPATH"]):
         raise RuntimeError(f"imported {package}, not the worktree {os.environ['PYTHONPATH']}")
-    for name, seed, dtype in RUNS:
+    run_name: str
+    dtype: Any
+    for run_name, seed, dtype in RUNS:
         run = RunConfig(
             steps=STEPS,
             batch_size=512,
@@ -85,7 +87,7 @@ def train_all(out: Path, resume: bool) -> None:
             eval_documents=8,
             log_steps=20,
             save_every=str(HALF),
-            save_dir=str(out / name),
+            save_dir=str(out / run_name),
         )
         saes = {sae: SAEConfig(seed=seed, **own) for sae, own in settings().items()}
         train(run, saes, resume=resume)

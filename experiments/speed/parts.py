@@ -17,7 +17,12 @@ from dictionary_learning_ext.trainers.kernels import row_blocks
 from dictionary_learning_ext.trainers.kernels.codes import DenseCode, SparseCode
 from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
 from dictionary_learning_ext.trainers.kernels.scratch import keep_freed_memory
-from dictionary_learning_ext.trainers.kernels.selection import Fired, draw_code, normal_noise, top_k
+from dictionary_learning_ext.trainers.kernels.selection import (
+    MeanSelection,
+    draw_code,
+    normal_noise,
+    top_k,
+)
 from experiments.pages import table, write
 from experiments.speed.timing import header, medians
 
@@ -67,7 +72,7 @@ def selection(k: int) -> dict[str, float]:
             "K largest: numpy, one thread": lambda: np.argpartition(mu_BF.numpy(), -k, axis=1),
             "K largest: blocks": lambda: in_blocks(lambda r, _: top_k(mu_BF[r], k)),
             "what the mean selects: blocks": lambda: in_blocks(
-                lambda r, _: Fired.of_means(mu_BF[r], k)
+                lambda r, _: MeanSelection.of_means(mu_BF[r], k)
             ),
         }
     )
@@ -80,7 +85,7 @@ def block_sizes(k: int) -> dict[str, float]:
 
     def draw(rows: slice, own: t.Generator | None) -> None:
         draw_code(mu_BF[rows], sigma, k, "both", 1.0, own)
-        Fired.of_means(mu_BF[rows], k)
+        MeanSelection.of_means(mu_BF[rows], k)
 
     def with_block(size: int) -> None:
         row_blocks.BLOCK = size

@@ -3,36 +3,87 @@
 import contextlib
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
 from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig, load_config
-from dictionary_learning_ext.config.sae_config import USES, SAEConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
 
 
-@pytest.mark.parametrize("architecture", USES)
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_every_option_an_architecture_uses_is_filled_in_and_no_other(architecture):
-    k = {} if "k" not in USES[architecture] else {"k": 8}
+    k = {} if "k" not in TRAINED[architecture].option_names else {"k": 8}
     resolved = SAEConfig(architecture=architecture, **k).resolve(500, 64)
-    specific = {name for names in USES.values() for name in names}
-    optional = {"noise_anneal_steps", "log_var_init"}
+    specific = {name for row in TRAINED.values() for name in row.option_names}
+    optional = {"noise_anneal_steps", "log_var_init", "noise_to_signal"}
     for name in specific - optional:
-        assert (getattr(resolved, name) is not None) == (name in USES[architecture]), name
+        assert (getattr(resolved, name) is not None) == (
+            name in TRAINED[architecture].option_names
+        ), name
     assert resolved.warmup_steps == 50
 
 
-@pytest.mark.parametrize("architecture", USES)
+@pytest.mark.parametrize(
+    ("normalize", "architecture", "energy", "k"),
+    [("sqrt_d", "vsae_top_k", 128, 16), ("unit", "vsae_top_k", 1, 16), ("sqrt_d", "vsae", 128, 64)],
+)
+def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, architecture, energy, k):
+    """r = k sigma^2 / E||x||^2, which is D under sqrt_d and 1 under unit."""
+    given = {"k": 16} if architecture == "vsae_top_k" else {}
+    config = SAEConfig(architecture, dict_size=64, noise_to_signal=0.3, **given)
+    resolved = config.resolve(100, 8)
+    assert resolved.sigma is None
+    sigma = resolved.with_sigma(128, normalize).sigma
+    assert k * sigma**2 / energy == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"noise_to_signal": 0.1, "sigma": 0.3}, "leave out --sigma or --noise-to-signal"),
+        ({"noise_to_signal": 0.1, "posterior": "point"}, "posterior point does not use it"),
+        ({"noise_to_signal": 0.1, "posterior": "learned"}, "posterior learned does not use it"),
+        ({"noise_to_signal": 0.1, "architecture": "top_k"}, "architecture top_k does not use it"),
+        ({"noise_to_signal": 0.0}, "noise_to_signal=0.0: expected above 0"),
+        ({"noise_to_signal": float("inf")}, "noise_to_signal=inf: expected above 0"),
+    ],
+    ids=str,
+)
+def test_noise_to_signal_beside_what_it_does_not_go_with(given, named):
+    with pytest.raises(ConfigError, match=named):
+        SAEConfig(**given).resolve(100, 8)
+
+
+def test_noise_to_signal_needs_activations_of_a_known_scale():
+    resolved = SAEConfig(noise_to_signal=0.1).resolve(100, 8)
+    with pytest.raises(ConfigError, match=r"normalize='none'.*--normalize sqrt_d or unit"):
+        resolved.with_sigma(128, "none")
+
+
+def test_an_option_of_two_architectures_has_both_defaults_in_its_help(capsys):
+    """The help text is made from the groups of options: no second place says a default."""
+    with pytest.raises(SystemExit):
+        tyro.cli(SAEConfig, args=["--help"])
+    shown = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
+    assert "Default: -2.0. vaease: The initial log-variance" in shown
+    assert "Default: -0.5." in shown
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_an_option_the_architecture_does_not_use_is_an_error(architecture):
     values = {"k": 4, "beta": 0.0, "l1_penalty": 0.1, "target_l0": 5.0, "group_fractions": (1.0,)}
     for name, value in values.items():
         config = dataclasses.replace(SAEConfig(architecture=architecture), **{name: value})
-        if name in USES[architecture]:
+        if name in TRAINED[architecture].option_names:
             config.resolve(500, 64)
         else:
             flag = "--" + name.replace("_", "-")
@@ -157,7 +208,7 @@ def test_the_quickstarts_saes_differ_only_in_the_posterior():
         for f in dataclasses.fields(SAEConfig)
         if len({getattr(sae, f.name) for sae in saes}) == 1
     }
-    variational = set(USES["vsae_top_k"]) - set(USES["top_k"])
+    variational = set(TRAINED["vsae_top_k"].option_names) - set(TRAINED["top_k"].option_names)
     assert differ <= {"architecture"} | variational
 
 

@@ -1,4 +1,4 @@
-"""Each figure against a direct computation on all tokens at once."""
+"""Each metric against a direct computation on all tokens at once."""
 
 import math
 
@@ -10,7 +10,8 @@ from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.evaluation.measure import FIGURES, Measurement, evaluate
+from dictionary_learning_ext.evaluation.measure import Measurement, evaluate
+from dictionary_learning_ext.evaluation.metrics import METRICS, computed
 
 D, F, K = 8, 64, 4
 
@@ -21,11 +22,11 @@ def x():
     return t.randn(3000, D, generator=generator) * t.linspace(0.2, 3, D) + 2
 
 
-def figures_of(sae, x, norm_factor=1.0, batch=500):
+def metrics_of(sae, x, norm_factor=1.0, batch=500):
     measurement = Measurement(sae, norm_factor)
     for part in x.split(batch):
         measurement.add(part)
-    return measurement.figures()
+    return computed(measurement.totals)
 
 
 def make(**options):
@@ -36,28 +37,28 @@ def make(**options):
 def test_fve_is_one_minus_residual_over_variance_about_the_mean(x):
     sae = make(rectify=True)
     expected = 1 - (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
-    assert figures_of(sae, x)["fve"] == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics_of(sae, x)["fve"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_description_length_is_that_of_a_set_and_a_gaussian_residual(x):
-    figures = figures_of(make(rectify=True), x)
-    whole, part = math.floor(figures["l0"]), figures["l0"] % 1
+    metrics = metrics_of(make(rectify=True), x)
+    whole, part = math.floor(metrics["l0"]), metrics["l0"] % 1
     nats = [math.log(math.comb(F, whole + i)) for i in (0, 1)]
     between = nats[0] + part * (nats[1] - nats[0])  # L0 is no whole number
-    expected = between + D / 2 * math.log(1 - figures["fve"])
-    assert figures["description_length"] == pytest.approx(expected, abs=0.1)
+    expected = between + D / 2 * math.log(1 - metrics["fve"])
+    assert metrics["description_length"] == pytest.approx(expected, abs=0.1)
 
 
-def test_a_constant_bias_costs_fve_and_not_upstreams_figure(x):
+def test_a_constant_bias_costs_fve_and_not_upstreams_metric(x):
     """The reason for two: k = F with an orthonormal basis reconstructs exactly, bar the shift."""
     sae = VariationalTopKAutoEncoder(D, D, D)
     basis = t.linalg.qr(t.randn(D, D, generator=t.Generator().manual_seed(0))).Q
     sae.decoder.weight.data = basis.clone()
     sae.encoder.weight.data = basis.T.clone()
-    exact = figures_of(sae, x)
+    exact = metrics_of(sae, x)
     assert exact["fve"] == pytest.approx(1, abs=1e-5)
     sae.encoder.bias.data += 1.0
-    shifted = figures_of(sae, x)
+    shifted = metrics_of(sae, x)
     assert shifted["frac_variance_explained"] == pytest.approx(1, abs=1e-5)
     assert shifted["fve"] < 0.95
 
@@ -66,13 +67,13 @@ def test_liveness_counts_selections_not_sums(x):
     sae = make()
     on = sae.encode(x) != 0
     frequency = on.double().mean(0)
-    figures = figures_of(sae, x)
-    assert figures["l0"] == pytest.approx(on.sum(1).double().mean().item())
-    assert figures["alive"] == pytest.approx((frequency > 0).double().mean().item())
+    metrics = metrics_of(sae, x)
+    assert metrics["l0"] == pytest.approx(on.sum(1).double().mean().item())
+    assert metrics["alive"] == pytest.approx((frequency > 0).double().mean().item())
     for r in (0.1, 0.5):
         expected = (frequency < r * K / F).double().mean().item()
         assert 0 < expected < 1
-        assert figures[f"near_dead_{r}"] == pytest.approx(expected)
+        assert metrics[f"near_dead_{r}"] == pytest.approx(expected)
 
 
 def test_a_signed_feature_that_cancels_is_alive():
@@ -80,34 +81,34 @@ def test_a_signed_feature_that_cancels_is_alive():
     sae = VariationalTopKAutoEncoder(1, 2, 2)
     sae.encoder.weight.data = t.tensor([[1.0], [1.0]])
     x = t.tensor([[1.0], [-1.0]] * 4)
-    assert figures_of(sae, x)["alive"] == 1.0
+    assert metrics_of(sae, x)["alive"] == 1.0
     assert upstream_evaluate(sae, iter([x]))["frac_alive"] == 0.0
 
 
 @pytest.mark.parametrize("posterior", ["fixed", "learned"])
 def test_kl_sigma_and_noise_are_the_posteriors(posterior, x):
     sae = make(posterior=posterior, sigma=0.5, prior_std=1.5, log_var_init=-1.0)
-    figures = figures_of(sae, x, norm_factor=2.0)
+    metrics = metrics_of(sae, x, norm_factor=2.0)
     std = 0.5 if posterior == "fixed" else float(t.tensor(-0.5).exp())
     mu = sae.encode(x, return_topk=True)[3]
     kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), 1.5)).sum(1).mean().item()
-    assert figures["kl_per_token"] == pytest.approx(kl, rel=1e-4)
-    assert figures["mean_sigma"] == pytest.approx(std / 2, rel=1e-4), "in training units"
+    assert metrics["kl_per_token"] == pytest.approx(kl, rel=1e-4)
+    assert metrics["mean_sigma"] == pytest.approx(std / 2, rel=1e-4), "in training units"
     signal = x.pow(2).sum(1).mean().item()
-    assert figures["noise_to_signal"] == pytest.approx(K * std**2 / signal, rel=1e-4)
-    assert figures["fve_sampled"] < figures["fve"]
+    assert metrics["noise_to_signal"] == pytest.approx(K * std**2 / signal, rel=1e-4)
+    assert metrics["fve_sampled"] < metrics["fve"]
 
 
 def test_a_points_samples_are_its_mean(x):
-    figures = figures_of(make(posterior="point"), x)
-    assert figures["fve_sampled"] == pytest.approx(figures["fve"], rel=1e-6)
-    assert figures["mean_sigma"] == 0
-    assert figures["stability_sigma"] == 1
+    metrics = metrics_of(make(posterior="point"), x)
+    assert metrics["fve_sampled"] == pytest.approx(metrics["fve"], rel=1e-6)
+    assert metrics["mean_sigma"] == 0
+    assert metrics["stability_sigma"] == 1
 
 
 def test_stability_is_the_jaccard_overlap_of_the_two_selections(x):
     sae = make(sigma=0.3)
-    figures = figures_of(sae, x, batch=len(x))
+    metrics = metrics_of(sae, x, batch=len(x))
     generator = t.Generator().manual_seed(5)
     _, values, indices, mu = sae.encode(x, return_topk=True)
 
@@ -116,17 +117,17 @@ def test_stability_is_the_jaccard_overlap_of_the_two_selections(x):
         pairs = zip(indices.tolist(), other.tolist(), strict=True)
         return sum(len({*a} & {*b}) / len({*a} | {*b}) for a, b in pairs) / len(x)
 
-    assert figures["stability_sigma"] == pytest.approx(overlap(0.3), abs=0.02)
+    assert metrics["stability_sigma"] == pytest.approx(overlap(0.3), abs=0.02)
     rms = values.pow(2).mean().sqrt().item()
-    assert figures["stability_rms"] == pytest.approx(overlap(rms / 10), abs=0.02)
+    assert metrics["stability_rms"] == pytest.approx(overlap(rms / 10), abs=0.02)
 
 
 def test_a_plain_top_k_has_stability_and_no_posterior(x):
     t.manual_seed(0)
-    figures = figures_of(AutoEncoderTopK(D, F, K), x)
-    assert 0 < figures["stability_rms"] < 1
+    metrics = metrics_of(AutoEncoderTopK(D, F, K), x)
+    assert 0 < metrics["stability_rms"] < 1
     for name in ("kl_per_token", "mean_sigma", "noise_to_signal", "fve_sampled"):
-        assert figures[name] is None
+        assert metrics[name] is None
 
 
 @pytest.mark.parametrize("io", ["in", "out"])
@@ -151,9 +152,9 @@ def test_losses_are_upstreams_and_bracket_the_reconstruction(io, tiny_lm):
     t.manual_seed(0)
     poor = VariationalTopKAutoEncoder(16, 16, 1)
     results = evaluate({"exact": (exact, 1.0), "poor": (poor, 1.0)}, buffer(), documents, 100)
-    for figures in results.values():
-        assert set(FIGURES) <= set(figures)
-        assert figures["tokens"] == 128, "whole batches"
+    for metrics in results.values():
+        assert set(METRICS) == set(metrics)
+        assert metrics["tokens"] == 128, "whole batches"
     assert results["exact"]["frac_recovered"] == pytest.approx(1, abs=1e-3)
     assert results["poor"]["loss_original"] == results["exact"]["loss_original"]
     theirs = upstream_evaluate(poor, buffer(), max_len=16, batch_size=8, io=hook.io)

@@ -3,11 +3,11 @@
 import torch as t
 from torch.distributions import Normal, kl_divergence
 
-from dictionary_learning_ext.trainers.kernels.objective import Objective, Weights
+from dictionary_learning_ext.trainers.kernels.objective import StepObjective, Weights
 from dictionary_learning_ext.trainers.kernels.selection import normal_noise, top_k
 
 
-def dense_loss(x_BD: t.Tensor, weights: Weights, objective: Objective) -> dict[str, t.Tensor]:
+def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> dict[str, t.Tensor]:
     """Every term of the loss, with the noise that `draw_code` draws."""
     W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
     posterior, options = objective.posterior, objective.options

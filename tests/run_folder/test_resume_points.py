@@ -15,8 +15,9 @@ import torch as t
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import USES, SAEConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import (
     CheckpointError,
     ConfigError,
@@ -63,7 +64,7 @@ def run(tiny_lm_dir, text, tmp_path):
 
 
 def sae_of(architecture="vsae_top_k", **changes):
-    k = {"k": 4} if "k" in USES[architecture] else {}
+    k = {"k": 4} if "k" in TRAINED[architecture].option_names else {}
     return SAEConfig(**{"architecture": architecture, "dict_size": 32, "lr": 1e-3} | k | changes)
 
 
@@ -109,7 +110,7 @@ def resumed(folder):
     return train(*read_run(Path(folder)), resume=True)
 
 
-@pytest.mark.parametrize("architecture", USES)
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(architecture, run, tmp_path, monkeypatch):
     options = {"noise_anneal_steps": 40} if architecture == "vsae_top_k" else {}
     saes = {"one": sae_of(architecture, **options)}
@@ -420,7 +421,7 @@ def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, mon
     assert (folder / "ae.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("method", ["metrics", "_update"])
+@pytest.mark.parametrize("method", ["metrics", "update"])
 def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatch):
     original = getattr(Trainee, method)
 
@@ -483,7 +484,7 @@ def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refuse
         other.update(step, x_BD)
     assert_equal(trainer_state(one), trainer_state(other))
     with pytest.raises(CheckpointError, match="of another trainer than TopKTrainer"):
-        load_trainer_state(built("top_k", 0), point.trainer)
+        load_trainer_state(built("top_k", 0).state(), point.trainer)
 
 
 def test_a_run_that_ended_before_its_first_point_begins_anew(run, tmp_path, monkeypatch, caplog):

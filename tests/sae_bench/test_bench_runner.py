@@ -36,6 +36,7 @@ from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError
 from dictionary_learning_ext.evaluation.measure import Measurement, language_model_losses
+from dictionary_learning_ext.evaluation.metrics import computed
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
@@ -498,7 +499,7 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
     tokens = t.tensor(rows)
     measurement = Measurement(dictionary)
     measurement.add(read_residual(model, hook, tokens, t.ones_like(tokens)).flatten(0, 1))
-    ours = measurement.figures()
+    ours = computed(measurement.totals)
     preserved = theirs["model_performance_preservation"]
     for name, mine in {
         "ce_loss_score": losses["frac_recovered"],

@@ -11,6 +11,7 @@ from dictionary_learning_ext import (
     open_text,
 )
 from dictionary_learning_ext.evaluation.measure import Measurement
+from dictionary_learning_ext.evaluation.metrics import computed
 
 STEPS, BATCH = 300, 512
 
@@ -60,7 +61,7 @@ def test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32(activations):
         measurement = Measurement(trainer.ae)
         for batch in held_out.split(4096):
             measurement.add(batch)
-        figures[dtype] = measurement.figures()
+        figures[dtype] = computed(measurement.totals)
     exact, fast = figures["float32"], figures["bfloat16"]
     assert exact["fve"] > 0.85
     assert abs(exact["fve"] - fast["fve"]) < 0.003

@@ -13,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 from dictionary_learning_ext import VAEase, VAEaseTrainer, load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
 from dictionary_learning_ext.evaluation.measure import Measurement
+from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.export.formats import Source, require_supported
 from dictionary_learning_ext.run_folder.resume_points import (
     load_point,
@@ -156,7 +157,7 @@ def test_what_the_count_calls_inactive_is_zero_and_l0_is_the_count():
     assert ae.active_dimensions(x) == is_on.sum(1).double().mean()
     figures = Measurement(ae)
     figures.add(x)
-    assert figures.figures()["l0"] == pytest.approx(ae.active_dimensions(x).item())
+    assert computed(figures.totals)["l0"] == pytest.approx(ae.active_dimensions(x).item())
     assert (disturbed(active_gate=0.0).ae.encode(x) != 0).all()
 
 
@@ -341,7 +342,7 @@ def test_what_is_logged_is_what_it_says():
     assert losses["loss"] == pytest.approx(parts + 2 * losses["kl_loss"])
     figures = Measurement(trainer.ae, norm_factor=2.0)
     figures.add(x)
-    measured = figures.figures()
+    measured = computed(figures.totals)
     assert measured["kl_per_token"] == pytest.approx(kl.item())
     assert measured["mean_sigma"] == pytest.approx(sigma.mean().item() / 2)
     assert measured["fve_sampled"] < measured["fve"]

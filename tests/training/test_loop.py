@@ -13,8 +13,9 @@ from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, tra
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.language_models import find_hook
 from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import USES, SAEConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import (
     CheckpointError,
     ConfigError,
@@ -23,7 +24,7 @@ from dictionary_learning_ext.errors import (
     TextError,
     TrainingError,
 )
-from dictionary_learning_ext.evaluation.measure import FIGURES
+from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.run_folder.weights import save_weights
 from experiments.robustness.wandb_files import history
 
@@ -50,7 +51,7 @@ def run_of(tiny_lm_dir, text, tmp_path):
 
 
 def sae_of(architecture="vsae_top_k", **changes):
-    k = {"k": 4} if "k" in USES[architecture] else {}
+    k = {"k": 4} if "k" in TRAINED[architecture].option_names else {}
     return SAEConfig(**{"architecture": architecture, "dict_size": 32, "lr": 1e-3} | k | changes)
 
 
@@ -64,12 +65,12 @@ def assert_equal(one, other):
         assert t.equal(one[name], other[name]), name
 
 
-@pytest.mark.parametrize("architecture", USES)
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, run_of):
     run = run_of(eval_tokens=200)
     (folder,) = train(run, {"one": sae_of(architecture)}).values()
     figures = json.loads((folder / "metrics.json").read_text())
-    assert set(figures) == set(FIGURES) | {"l1_loss", "l2_loss", "measured_on"}
+    assert set(figures) == set(METRICS) | {"measured_on"}
     assert figures["measured_on"]["hook"] == HOOK
     assert figures["tokens"] >= 200
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -210,7 +211,7 @@ def test_held_out_text_that_ends_is_measured_as_far_as_it_goes(run_of, caplog):
     assert f"measured on {figures['tokens']} tokens, not 1000000" in caplog.text
 
 
-@pytest.mark.parametrize("architecture", USES)
+@pytest.mark.parametrize("architecture", TRAINED)
 def test_every_architecture_trains_in_bf16(architecture, run_of):
     run = run_of(eval_tokens=200, steps=12, dtype="bfloat16")
     (folder,) = train(run, {"one": sae_of(architecture)}).values()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch as t
 
 from .codes import DenseCode, SparseCode, top_k_code
-from .means import Encoder
+from .means import BatchMeans
 from .row_blocks import map_row_blocks
 from .selection import top_k
 
@@ -32,7 +32,7 @@ class AuxK(NamedTuple):
     @classmethod
     def of(
         cls,
-        encoder: Encoder,
+        encoder: BatchMeans,
         dead_F: t.Tensor,
         W_dec_FD: t.Tensor,
         error_BD: t.Tensor,

@@ -29,13 +29,13 @@ class LogVariance(NamedTuple):
         centred_BD: t.Tensor,
         weight_FD: t.Tensor,
         bias_F: t.Tensor,
-        limits: tuple[t.Tensor, t.Tensor],
+        limits: t.Tensor,
         matmul_dtype: t.dtype,
     ) -> "LogVariance":
         """The log-variance of activations x - b_dec."""
         operands = [part.to(matmul_dtype) for part in (centred_BD, weight_FD, bias_F)]
         raw_BF = functional.linear(*operands).to(weight_FD.dtype)
-        clamped_BF = raw_BF.clamp(*limits)
+        clamped_BF = raw_BF.clamp(limits[0], limits[1])
         return cls(
             centred_BD, weight_FD, clamped_BF, raw_BF == clamped_BF, (0.5 * clamped_BF).exp()
         )

@@ -27,7 +27,7 @@ class Moments(NamedTuple):
     """E[mu_i^2]"""
 
 
-class Encoder:
+class BatchMeans:
     """The means of one batch.
 
     Arguments:

@@ -23,9 +23,9 @@ from ..posterior import free_bits_kl, point_kl, variance_kl
 from .auxk import AuxK
 from .codes import DenseCode, SparseCode, top_k_code
 from .log_variance import LogVariance
-from .means import Encoder, Moments
+from .means import BatchMeans, Moments
 from .row_blocks import map_row_blocks
-from .selection import Fired, chooses, draw_code
+from .selection import MeanSelection, chooses, draw_code
 
 
 class Weights(NamedTuple):
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Objective:
+class StepObjective:
     """What one step minimises. Numbers are known on the host; tensors stay on the device."""
 
     k: int
@@ -54,12 +54,12 @@ class Objective:
     matmul_dtype: t.dtype
     sigma: t.Tensor  # 0-dim, of the fixed posterior; in the model's scale, as is the prior's
     prior_std: t.Tensor  # 0-dim
-    log_var_limits: tuple[t.Tensor, t.Tensor] | None  # of the learned posterior
+    log_var_limits: t.Tensor | None  # lower and upper, of the learned posterior
     tokens_since_fired_F: t.Tensor  # before this batch
     generator: t.Generator
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """The loss and what it was made of (0-dim but the last). Only `loss` carries a gradient."""
 
     loss: t.Tensor
@@ -77,14 +77,14 @@ class Terms(NamedTuple):
     """after this batch: a feature fires when the mean's selection holds it"""
 
 
-def variational_loss(x_BD: t.Tensor, weights: Weights, objective: Objective) -> Terms:
+def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
     """The objective of one batch, differentiable in `x_BD` and `weights`; draws from the generator."""
-    return Terms(*_VariationalLoss.apply(x_BD, *weights, objective))
+    return LossTerms(*_VariationalLoss.apply(x_BD, *weights, objective))
 
 
 def loss_and_gradients(
-    x_BD: t.Tensor, weights: Weights, objective: Objective
-) -> tuple[Terms, tuple[t.Tensor | None, ...]]:
+    x_BD: t.Tensor, weights: Weights, objective: StepObjective
+) -> tuple[LossTerms, tuple[t.Tensor | None, ...]]:
     """`variational_loss` without autograd: the terms, and the gradients of each of `weights`."""
     with t.no_grad():
         terms, evaluated = _evaluate(x_BD, weights, objective)
@@ -123,7 +123,7 @@ class _Draw(NamedTuple):
 class _Evaluated(NamedTuple):
     """What the gradients need of the forward pass."""
 
-    encoder: Encoder
+    encoder: BatchMeans
     log_var: LogVariance | None
     draw: _Draw
     code: SparseCode | DenseCode
@@ -133,10 +133,12 @@ class _Evaluated(NamedTuple):
     auxk: AuxK | None
 
 
-def _evaluate(x_BD: t.Tensor, weights: Weights, objective: Objective) -> tuple[Terms, _Evaluated]:
+def _evaluate(
+    x_BD: t.Tensor, weights: Weights, objective: StepObjective
+) -> tuple[LossTerms, _Evaluated]:
     matmul_dtype, posterior = objective.matmul_dtype, objective.posterior
     centred_BD = x_BD - weights.b_dec_D
-    encoder = Encoder(
+    encoder = BatchMeans(
         centred_BD,
         weights.W_enc_FD,
         weights.b_enc_F,
@@ -167,7 +169,7 @@ def _evaluate(x_BD: t.Tensor, weights: Weights, objective: Objective) -> tuple[T
         auxk = AuxK.of(encoder, dead_F, W_dec_FD, error_BD, objective.top_k_aux, matmul_dtype)
     auxk_loss = l2_loss.new_zeros(()) if auxk is None else auxk.loss
     has_one_B = draw.smallest_B < t.inf
-    terms = Terms(
+    terms = LossTerms(
         loss=l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss,
         l2_loss=l2_loss,
         kl_loss=kl_loss,
@@ -179,7 +181,7 @@ def _evaluate(x_BD: t.Tensor, weights: Weights, objective: Objective) -> tuple[T
     return terms, _Evaluated(encoder, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
 
 
-def _draw(encoder: Encoder, log_var: LogVariance | None, objective: Objective) -> _Draw:
+def _draw(encoder: BatchMeans, log_var: LogVariance | None, objective: StepObjective) -> _Draw:
     """Select each row's features and draw their values."""
     posterior, k = objective.posterior, objective.k
     noise_scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
@@ -188,13 +190,13 @@ def _draw(encoder: Encoder, log_var: LogVariance | None, objective: Objective) -
 
     def draw(
         mu_BF: t.Tensor, rows: slice, generator: t.Generator | None
-    ) -> tuple[t.Tensor, t.Tensor, t.Tensor, Fired]:
+    ) -> tuple[t.Tensor, t.Tensor, t.Tensor, MeanSelection]:
         std = objective.sigma if log_var is None else log_var.std_BF[rows]
         indices_BK, values_BK = draw_code(mu_BF, std, k, posterior.noise_on, noise_scale, generator)
         mu_BK = mu_BF.gather(1, indices_BK)
         if chooses(posterior.noise_on, noise_scale):
-            return indices_BK, values_BK, mu_BK, Fired.of_means(mu_BF, k)
-        return indices_BK, values_BK, mu_BK, Fired.of_code(indices_BK, mu_BK, dict_size)
+            return indices_BK, values_BK, mu_BK, MeanSelection.of_means(mu_BF, k)
+        return indices_BK, values_BK, mu_BK, MeanSelection.of_code(indices_BK, mu_BK, dict_size)
 
     if encoder.centred_BD.device.type != "cpu":
         indices_BK, values_BK, mu_BK, fired = draw(encoder.means(), slice(None), generator)
@@ -225,7 +227,7 @@ def _kl(
     moments: Moments | None,
     draw: _Draw,
     log_var: LogVariance | None,
-    objective: Objective,
+    objective: StepObjective,
 ) -> tuple[t.Tensor, t.Tensor | None]:
     """The KL in nats per token, and each feature's mean over the batch if free bits need it.
 
@@ -252,7 +254,7 @@ def _kl(
 
 
 def _gradients(
-    evaluated: _Evaluated, weights: Weights, objective: Objective, *, x_grad: bool
+    evaluated: _Evaluated, weights: Weights, objective: StepObjective, *, x_grad: bool
 ) -> tuple[t.Tensor | None, ...]:
     """Of x (if `x_grad`) and of each of `weights`."""
     e, batch = evaluated, len(evaluated.error_BD)
@@ -308,7 +310,7 @@ def _gradients(
 
 
 def _log_var_gradients(
-    e: _Evaluated, grad_values_BK: t.Tensor, objective: Objective, *, x_grad: bool
+    e: _Evaluated, grad_values_BK: t.Tensor, objective: StepObjective, *, x_grad: bool
 ) -> tuple[t.Tensor, t.Tensor, t.Tensor | None]:
     """Of W_var, b_var and, if `x_grad`, x."""
     assert e.log_var is not None

@@ -62,7 +62,7 @@ def top_k(values_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
     return values_BK, indices_BK
 
 
-class Fired(NamedTuple):
+class MeanSelection(NamedTuple):
     """What the mean alone selects, of some rows."""
 
     fired_F: t.Tensor
@@ -71,14 +71,14 @@ class Fired(NamedTuple):
     """each row's smallest positive selected mean; inf if it has none"""
 
     @classmethod
-    def of_code(cls, indices_BK: t.Tensor, mu_BK: t.Tensor, dict_size: int) -> "Fired":
+    def of_code(cls, indices_BK: t.Tensor, mu_BK: t.Tensor, dict_size: int) -> "MeanSelection":
         """From the mean's K largest."""
         fired_F = t.zeros(dict_size, dtype=t.bool, device=mu_BK.device)
         fired_F.index_fill_(0, indices_BK.flatten(), True)
         return cls(fired_F, mu_BK.masked_fill(mu_BK <= 0, t.inf).amin(-1))
 
     @classmethod
-    def of_means(cls, mu_BF: t.Tensor, k: int) -> "Fired":
+    def of_means(cls, mu_BF: t.Tensor, k: int) -> "MeanSelection":
         """From the means. One that equals the K-th largest counts as selected, unless it is 0."""
         if _numpy_is_faster(mu_BF):  # values alone take half as long to partition as places do
             kth_B = t.from_numpy(np.partition(mu_BF.numpy(), -k, axis=1)[:, -k])

@@ -10,7 +10,11 @@ from dense_reference import dense_loss
 from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
 from dictionary_learning_ext.trainers.kernels import codes, row_blocks
 from dictionary_learning_ext.trainers.kernels import means as encoder
-from dictionary_learning_ext.trainers.kernels.objective import Objective, Weights, variational_loss
+from dictionary_learning_ext.trainers.kernels.objective import (
+    StepObjective,
+    Weights,
+    variational_loss,
+)
 
 BATCH, D, F = 24, 6, 40
 
@@ -34,7 +38,7 @@ def make_case(k=3, aux=False, seed=0, **settings):
         randn(F, D) if learned else None,
         randn(F) if learned else None,
     )
-    objective = Objective(
+    objective = StepObjective(
         k=k,
         posterior=posterior,
         options=options,

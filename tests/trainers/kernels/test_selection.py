@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dictionary_learning_ext.trainers.kernels import row_blocks, selection
 from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
-from dictionary_learning_ext.trainers.kernels.selection import Fired, normal_noise, top_k
+from dictionary_learning_ext.trainers.kernels.selection import MeanSelection, normal_noise, top_k
 
 
 @pytest.fixture(params=[True, False], ids=["numpy", "torch"], autouse=True)
@@ -41,7 +41,7 @@ def test_fired_is_the_same_from_means_and_from_their_code(seed, k, shift, rectif
     mu_BF = t.randn(7, 12, generator=t.Generator().manual_seed(seed)) + shift
     mu_BF = mu_BF.relu() if rectify else mu_BF
     mu_BK, indices_BK = mu_BF.topk(k)
-    expected, got = Fired.of_code(indices_BK, mu_BK, 12), Fired.of_means(mu_BF, k)
+    expected, got = MeanSelection.of_code(indices_BK, mu_BK, 12), MeanSelection.of_means(mu_BF, k)
     selected_BF = t.zeros_like(mu_BF).scatter(1, indices_BK, mu_BK)
     assert t.equal(got.fired_F, (selected_BF != 0).any(0))
     assert t.equal(got.smallest_B, expected.smallest_B)

@@ -1,0 +1,222 @@
+"""Every architecture, one row each: its classes, its options, how it is exported and shown.
+
+Training, loading, evaluation, export, the SAE Bench adapter and sweeps read this table. Classes are
+named by their paths and imported when asked for, so that this module imports no torch.
+
+To add an architecture: its trainer file in trainers/, its options in options.py, and a row here.
+"""
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from .options import (
+    AuxKOptions,
+    ExportFormat,
+    JumpReLUOptions,
+    L1Options,
+    MatryoshkaOptions,
+    NoiseLevelOptions,
+    ObjectiveOptions,
+    Options,
+    PosteriorOptions,
+    TopKOptions,
+    VAEaseOptions,
+    names_of,
+)
+
+_OURS = "dictionary_learning_ext.trainers"
+_UPSTREAMS = "dictionary_learning.trainers"
+_TOP_K_LR = "2e-4 / sqrt(dict_size / 16384)"
+_READERS_OF_ANY: tuple[ExportFormat, ...] = ("sae-bench", "dictionary-learning")
+_READERS_OF_TOP_K: tuple[ExportFormat, ...] = (*_READERS_OF_ANY, "sae-lens", "safetensors")
+
+
+class Look(NamedTuple):
+    """How SAE Bench's plots show SAEs of a kind."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row."""
+
+    name: str
+    """What users type after --architecture."""
+    description: str
+    """A phrase for --help."""
+    trainer: str | None
+    """Path of the trainer's class, MODULE:CLASS; None for one that is loaded but not trained here."""
+    dictionary: str
+    """Path of the dictionary's class."""
+    options: tuple[type[Options], ...] = ()
+    """What it takes beyond what all architectures take."""
+    default_lr: str = "1e-3"
+    """In words, for --help: trainers choose it themselves."""
+    is_whole_dictionary: bool = False
+    """Whether k is dict_size, instead of an option."""
+    exports: tuple[ExportFormat, ...] = ()
+    """The formats whose readers can take it."""
+    exported_as: str | None = None
+    """Path of the upstream class that its weights are exported in; None for its own."""
+    why_not_exported: str = "no format has a place for its features"
+    """What is said when a format is asked for that it has no reader in."""
+    bench_name: str = ""
+    """SAE Bench's name for the class in its plots, which a variant is appended to. Default: name."""
+    looks: dict[str, Look] = field(default_factory=dict)
+    """By the variant that the dictionary says it is, "" for none: how SAE Bench's plots show it.
+    Upstream's classes have SAE Bench's own looks."""
+    unit_norm_by: str | None = None
+    """The dictionary's method that makes its decoder unit-norm without changing a reconstruction,
+    as SAE Bench expects; None if it is so already."""
+
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """Every option it uses, in order."""
+        return tuple(dict.fromkeys(name for group in self.options for name in names_of(group)))
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether upstream's, SAE Bench's and SAELens's own loaders do not know its class."""
+        return self.dictionary.startswith(f"{_OURS}.")
+
+    @property
+    def dict_class(self) -> str:
+        """The dictionary's class, as config.json names it."""
+        return self.dictionary.partition(":")[2]
+
+    @property
+    def trainer_class(self) -> str | None:
+        """The trainer's class, as config.json names it."""
+        return self.trainer and self.trainer.partition(":")[2]
+
+    def bench_name_of(self, variant: str) -> str:
+        """SAE Bench's name of a dictionary of this architecture, e.g. topk or vsae_fixed_values."""
+        return "_".join(part for part in (self.bench_name or self.name, variant) if part)
+
+
+def import_class(path: str) -> Any:
+    """The class at MODULE:CLASS."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+_VARIATIONAL: dict[str, Any] = {
+    "trainer": f"{_OURS}.variational_top_k:VariationalTopKTrainer",
+    "dictionary": f"{_OURS}.variational_top_k:VariationalTopKAutoEncoder",
+    "default_lr": _TOP_K_LR,
+    "exports": _READERS_OF_TOP_K,
+    "exported_as": f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
+    "bench_name": "vsae",
+    "looks": {
+        "fixed_both": Look("vSAE", "crimson", "D"),
+        "fixed_values": Look("vSAE, noise on values", "magenta", "v"),
+        "fixed_selection": Look("vSAE, noise on selection", "teal", "p"),
+        "learned_both": Look("vSAE, learned sigma", "darkorange", "D"),
+        "learned_values": Look("vSAE, learned sigma, noise on values", "gold", "v"),
+        "learned_selection": Look("vSAE, learned sigma, noise on selection", "olive", "p"),
+        "point": Look("TopK with an L2 penalty", "dodgerblue", "h"),
+    },
+}
+
+_ROWS = (
+    Architecture(
+        name="vsae_top_k",
+        description="variational TopK",
+        options=(TopKOptions, PosteriorOptions, NoiseLevelOptions, ObjectiveOptions),
+        **_VARIATIONAL,
+    ),
+    Architecture(
+        name="vsae",
+        description="purely variational (k = dict_size)",
+        options=(PosteriorOptions, NoiseLevelOptions, ObjectiveOptions),
+        is_whole_dictionary=True,
+        **_VARIATIONAL,
+    ),
+    Architecture(
+        name="vaease",
+        description="a VAE whose sigma gates its features (Lu et al. 2025), without a sparsity "
+        "weight",
+        trainer=f"{_OURS}.vaease:VAEaseTrainer",
+        dictionary=f"{_OURS}.vaease:VAEase",
+        options=(VAEaseOptions,),
+        why_not_exported="its features are mu times a gate that has weights of its own",
+        looks={"": Look("VAEase", "saddlebrown", "P")},
+        unit_norm_by="normalize_decoder",
+    ),
+    Architecture(
+        name="top_k",
+        description="upstream's TopK",
+        trainer=f"{_UPSTREAMS}.top_k:TopKTrainer",
+        dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
+        options=(TopKOptions, AuxKOptions),
+        default_lr=_TOP_K_LR,
+        exports=_READERS_OF_TOP_K,
+        bench_name="topk",
+    ),
+    Architecture(
+        name="batch_top_k",
+        description="upstream's BatchTopK",
+        trainer=f"{_UPSTREAMS}.batch_top_k:BatchTopKTrainer",
+        dictionary=f"{_UPSTREAMS}.batch_top_k:BatchTopKSAE",
+        options=(TopKOptions, AuxKOptions),
+        default_lr=_TOP_K_LR,
+        exports=_READERS_OF_ANY,
+        bench_name="batch_topk",
+    ),
+    Architecture(
+        name="relu",
+        description="upstream's ReLU with an L1 penalty",
+        trainer=f"{_UPSTREAMS}.standard:StandardTrainer",
+        dictionary="dictionary_learning.dictionary:AutoEncoder",
+        options=(L1Options,),
+        exports=_READERS_OF_ANY,
+        bench_name="standard",
+    ),
+    Architecture(
+        name="jump_relu",
+        description="upstream's JumpReLU",
+        trainer=f"{_UPSTREAMS}.jumprelu:JumpReluTrainer",
+        dictionary="dictionary_learning.dictionary:JumpReluAutoEncoder",
+        options=(JumpReLUOptions,),
+        default_lr="7e-5",
+        exports=_READERS_OF_ANY,
+        bench_name="jumprelu",
+    ),
+    Architecture(
+        name="matryoshka",
+        description="upstream's Matryoshka BatchTopK",
+        trainer=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKTrainer",
+        dictionary=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKSAE",
+        options=(TopKOptions, AuxKOptions, MatryoshkaOptions),
+        default_lr=_TOP_K_LR,
+        exports=_READERS_OF_ANY,
+        bench_name="matryoshka_batch_topk",
+    ),
+    Architecture(
+        name="gated",
+        description="upstream's gated SAE",
+        trainer=None,
+        dictionary="dictionary_learning.dictionary:GatedAutoEncoder",
+        exports=_READERS_OF_ANY,
+        bench_name="gated",
+    ),
+    Architecture(
+        name="relu_new",
+        description="upstream's ReLU without a norm constraint",
+        trainer=None,
+        dictionary="dictionary_learning.dictionary:AutoEncoderNew",
+        exports=_READERS_OF_ANY,
+        bench_name="standard_april_update",
+    ),
+)
+
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in _ROWS}
+"""By name."""
+TRAINED: dict[str, Architecture] = {row.name: row for row in _ROWS if row.trainer is not None}
+"""Those that `vsae train` trains."""
+BY_DICT_CLASS: dict[str, Architecture] = {row.dict_class: row for row in reversed(_ROWS)}
+"""By the name of the dictionary's class; the first row of those that share it."""

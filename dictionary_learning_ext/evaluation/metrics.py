@@ -1,0 +1,366 @@
+"""The table of metrics: each one's key, definition, label, direction, digits, and its formula.
+
+Every table, page and CSV file reads this table. To add a metric, add a row; if it needs a new total,
+gather that in measure.py. Definitions of terms: an SAE's feature is *selected* at a token where its
+activation by the mean is not zero.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch as t
+
+from ..trainers.posterior import noise_to_signal
+
+Place = Literal["compare", "report", "sweep", "bench"]
+PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench")
+NEAR_DEAD = (0.1, 0.5)
+
+
+class LanguageModelLosses(NamedTuple):
+    """Cross-entropies of a language model, nats per token."""
+
+    original: float
+    reconstructed: float
+    zero: float
+    tokens: int
+
+
+@dataclass
+class Totals:
+    """What was gathered about one SAE over some batches of raw activations."""
+
+    dict_size: int
+    activation_dim: int
+    k: int | None
+    """None for an SAE without one."""
+    norm_factor: float
+    """What activations were divided by in training."""
+    tokens: int
+    batches: int
+    squares: float
+    """Sum of ||x||^2."""
+    residual: float
+    """Sum of ||x - x_hat||^2."""
+    sum_D: t.Tensor
+    """Sum of x, (D,), float64."""
+    selected_F: t.Tensor
+    """At how many tokens each feature was selected, (F,)."""
+    sums: dict[str, float]
+    """Sums over batches of what is an average of each batch."""
+    kl: float | None = None
+    """Sum over tokens of the KL over all features, nats; with a posterior only, as the next."""
+    residual_sampled: float | None = None
+    """Sum of ||x - x_hat||^2 where the code is drawn from the posterior."""
+    losses: LanguageModelLosses | None = None
+
+    @cached_property
+    def total_variance(self) -> float:
+        """Sum of ||x - mean x||^2."""
+        return self.squares - float((self.sum_D**2).sum()) / self.tokens
+
+    def mean(self, name: str) -> float | None:
+        """Of one of `sums`, over batches; None if it was not gathered."""
+        return self.sums[name] / self.batches if name in self.sums else None
+
+    @cached_property
+    def frequency_F(self) -> t.Tensor:
+        """The share of the tokens at which each feature is selected."""
+        return self.selected_F.double() / self.tokens
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row. `value` computes it from the totals; None where it does not apply."""
+
+    key: str
+    """Its name in metrics.json."""
+    definition: str
+    label: str
+    """The head of its column."""
+    value: Callable[[Totals], float | None]
+    better: Literal["higher", "lower"] | None = None
+    digits: int = 4
+    """Decimals shown of a number below 10."""
+    shown_in: tuple[Place, ...] = PLACES
+    title: str = ""
+    """Its name where a newcomer reads it; the label if there is none."""
+    in_words: str = ""
+    """What it means, there; the definition if there is none."""
+
+    def text(self, value: float | None, missing: str = "-") -> str:
+        """A value of it, as tables show it."""
+        if value is None:
+            return missing
+        is_large = math.isfinite(value) and abs(value) >= 10
+        return f"{value:.1f}" if is_large else f"{value:.{self.digits}f}"
+
+    def best(self, values: list[float | None]) -> float | None:
+        """The best of some values; None if neither more nor less of it is better."""
+        known = [value for value in values if value is not None]
+        if self.better is None or not known:
+            return None
+        return max(known) if self.better == "higher" else min(known)
+
+
+def _fve(totals: Totals) -> float:
+    return 1 - totals.residual / totals.total_variance
+
+
+def _description_length(totals: Totals) -> float | None:
+    l0 = totals.mean("l0")
+    if l0 is None:
+        return None
+    on = min(l0, totals.dict_size)
+    choices = math.lgamma(totals.dict_size + 1) - math.lgamma(on + 1)
+    choices -= math.lgamma(totals.dict_size - on + 1)
+    left = max(totals.residual / totals.total_variance, 1e-12)
+    return choices + totals.activation_dim / 2 * math.log(left)
+
+
+def _near_dead(r: float) -> Callable[[Totals], float]:
+    def share(totals: Totals) -> float:
+        l0 = totals.frequency_F.sum() if totals.k is None else float(totals.k)
+        return (totals.frequency_F < r * (l0 / totals.dict_size)).double().mean().item()
+
+    return share
+
+
+def _noise_to_signal(totals: Totals) -> float | None:
+    variance = totals.mean("noise_variance")
+    if variance is None:
+        return None
+    return noise_to_signal(totals.k or 0, variance, totals.squares / totals.tokens)
+
+
+def _mean_sigma(totals: Totals) -> float | None:
+    std = totals.mean("std")
+    return None if std is None else std / totals.norm_factor
+
+
+def _fve_sampled(totals: Totals) -> float | None:
+    sampled = totals.residual_sampled
+    return None if sampled is None else 1 - sampled / totals.total_variance
+
+
+def _frac_recovered(totals: Totals) -> float | None:
+    if totals.losses is None:
+        return None
+    original, reconstructed, zero, _ = totals.losses
+    return (zero - reconstructed) / (zero - original)
+
+
+def _loss(which: str) -> Callable[[Totals], float | None]:
+    return lambda totals: None if totals.losses is None else getattr(totals.losses, which)
+
+
+_ROWS = (
+    Metric(
+        "fve",
+        "1 - sum of squared residuals / total variance about the mean",
+        "FVE",
+        _fve,
+        better="higher",
+        title="Variance explained (FVE)",
+        in_words="share of the activations' variance that the reconstruction keeps",
+    ),
+    Metric(
+        "frac_recovered",
+        "(zero - reconstructed) / (zero - original), of the language model's losses",
+        "CE recovered",
+        _frac_recovered,
+        better="higher",
+        shown_in=("compare", "report", "sweep"),
+        title="LM loss recovered",
+        in_words="share of the language model's performance kept when the reconstruction replaces "
+        "the activations; replacing them with zeros scores 0",
+    ),
+    Metric(
+        "l0",
+        "features that are not zero, per token",
+        "L0",
+        lambda totals: totals.mean("l0"),
+        digits=1,
+        shown_in=("compare", "report"),
+        title="Features per token (L0)",
+        in_words="how many are not zero",
+    ),
+    Metric(
+        "alive",
+        "share of features selected at least once",
+        "alive",
+        lambda totals: (totals.frequency_F > 0).double().mean().item(),
+        better="higher",
+        shown_in=("compare", "bench"),
+    ),
+    Metric(
+        "near_dead_0.1",
+        "share of features selected in fewer than 0.1 k/F of the tokens; of an SAE without k, 0.1 "
+        "times its L0 / F",
+        "near-dead < 0.1",
+        _near_dead(0.1),
+        better="lower",
+        title="Almost never used",
+        in_words="share of features selected less than a tenth as often as the average one "
+        "(near-dead at 0.1)",
+    ),
+    Metric(
+        "near_dead_0.5",
+        "the same at 0.5",
+        "near-dead < 0.5",
+        _near_dead(0.5),
+        better="lower",
+        title="Rarely used",
+        in_words="the same at half (near-dead at 0.5)",
+    ),
+    Metric(
+        "kl_per_token",
+        "the KL over all features, nats per token",
+        "KL/token",
+        lambda totals: None if totals.kl is None else totals.kl / totals.tokens,
+        shown_in=("compare",),
+    ),
+    Metric(
+        "noise_to_signal",
+        "k sigma^2 / E||x||^2; null for an SAE whose decoder is not unit-norm",
+        "noise/signal",
+        _noise_to_signal,
+        shown_in=("compare",),
+    ),
+    Metric(
+        "fve_sampled",
+        "FVE when the code is drawn from the posterior",
+        "FVE sampled",
+        _fve_sampled,
+        better="higher",
+        shown_in=("compare",),
+    ),
+    Metric(
+        "stability_rms",
+        "mean Jaccard overlap of TopK(mu) and TopK(mu + s eps), s being a tenth of the selected "
+        "activations' rms; for SAEs that select the k largest of a token",
+        "stability",
+        lambda totals: totals.mean("stability_rms"),
+        better="higher",
+        shown_in=("compare", "report"),
+        title="Selection stability",
+        in_words="how much of the set of selected features stays the same under a little noise",
+    ),
+    Metric(
+        "description_length",
+        "log C(F, L0) + D/2 log(1 - FVE), nats per token: what it takes to send which features are "
+        "on and, as a Gaussian, the residual; more features cost more",
+        "description length",
+        _description_length,
+        better="lower",
+        shown_in=("sweep",),
+    ),
+    Metric(
+        "frac_variance_explained",
+        "upstream's, which forgives a constant bias",
+        "upstream's FVE",
+        lambda totals: totals.mean("frac_variance_explained"),
+        better="higher",
+        shown_in=(),
+    ),
+    Metric(
+        "cossim",
+        "mean cosine of activation and reconstruction",
+        "cosine",
+        lambda totals: totals.mean("cossim"),
+        better="higher",
+        shown_in=(),
+    ),
+    Metric(
+        "l2_ratio",
+        "mean norm of the reconstruction / of the activation",
+        "L2 ratio",
+        lambda totals: totals.mean("l2_ratio"),
+        shown_in=(),
+    ),
+    Metric(
+        "l2_loss",
+        "upstream's: mean norm of the residual, raw units",
+        "L2 loss",
+        lambda totals: totals.mean("l2_loss"),
+        better="lower",
+        shown_in=(),
+    ),
+    Metric(
+        "l1_loss",
+        "upstream's: mean L1 norm of the features, raw units",
+        "L1 loss",
+        lambda totals: totals.mean("l1_loss"),
+        shown_in=(),
+    ),
+    Metric(
+        "mean_sigma",
+        "the posterior's standard deviation, in training units",
+        "mean sigma",
+        _mean_sigma,
+        shown_in=(),
+    ),
+    Metric(
+        "stability_sigma",
+        "as stability_rms, with noise of the posterior's sigma",
+        "stability at sigma",
+        lambda totals: totals.mean("stability_sigma"),
+        better="higher",
+        shown_in=(),
+    ),
+    Metric(
+        "loss_original",
+        "cross-entropy of the language model, nats per token",
+        "CE",
+        _loss("original"),
+        shown_in=(),
+    ),
+    Metric(
+        "loss_reconstructed",
+        "the same with the reconstruction in place of the activations",
+        "CE, reconstructed",
+        _loss("reconstructed"),
+        better="lower",
+        shown_in=(),
+    ),
+    Metric(
+        "loss_zero",
+        "the same with zeros in place of the activations",
+        "CE, zeros",
+        _loss("zero"),
+        shown_in=(),
+    ),
+    Metric(
+        "loss_tokens",
+        "held-out tokens on which these losses were measured",
+        "CE tokens",
+        _loss("tokens"),
+        digits=0,
+        shown_in=(),
+    ),
+    Metric(
+        "tokens",
+        "held-out tokens measured on",
+        "tokens",
+        lambda totals: totals.tokens,
+        digits=0,
+        shown_in=(),
+    ),
+)
+
+METRICS: dict[str, Metric] = {row.key: row for row in _ROWS}
+"""By key, in the order that tables show them."""
+
+
+def shown_in(place: Place) -> list[Metric]:
+    """The metrics that a table or page shows."""
+    return [metric for metric in METRICS.values() if place in metric.shown_in]
+
+
+def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, float | None]:
+    """Some metrics of an SAE, all unless given, by key."""
+    chosen = METRICS.values() if metrics is None else metrics
+    return {metric.key: metric.value(totals) for metric in chosen}

@@ -1,0 +1,72 @@
+"""Upstream's trainers in the form that the training loop asks for."""
+
+from inspect import signature
+from typing import Any
+
+import torch as t
+
+from .base import Failure, batch_metrics
+
+
+class UpstreamTrainer:
+    """A trainer of dictionary_learning's, with metrics that change nothing and a check.
+
+    Upstream's `loss` moves the dead-feature counters and the threshold, and its `update` takes
+    every step, finite or not: so the metrics are computed here, and the last weights that were
+    finite are kept.
+
+    Arguments:
+        trainer: upstream's.
+        in_bf16: whether its steps run under autocast in bfloat16.
+    """
+
+    def __init__(self, trainer: Any, *, in_bf16: bool):
+        self._trainer = trainer
+        self._in_bf16 = in_bf16
+        self._last_finite: dict[str, t.Tensor] | None = None
+
+    @property
+    def ae(self) -> Any:
+        return self._trainer.ae
+
+    @property
+    def scheduler(self) -> Any:
+        return self._trainer.scheduler
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self._trainer.config
+
+    def update(self, step: int, x: t.Tensor) -> None:
+        """See `base.Trainer`."""
+        with t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16):
+            self._trainer.update(step, x)
+
+    @t.no_grad()
+    def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
+        """See `base.Trainer`."""
+        encode: Any = self.ae.encode
+        # BatchTopK's threshold is that of inference: in training it keeps the batch's k largest.
+        is_by_batch = "return_active" in signature(encode).parameters
+        f_BF = encode(x, use_threshold=False) if is_by_batch else encode(x)
+        x_hat_BD = self.ae.decode(f_BF)
+        l2_loss = (x - x_hat_BD).square().sum(-1).mean()
+        return {"l2_loss": float(l2_loss)} | batch_metrics(x, x_hat_BD, f_BF)
+
+    def check(self, step: int) -> Failure | None:
+        """See `base.Trainer`."""
+        state = self.ae.state_dict()
+        if all(value.isfinite().all() for value in state.values()):
+            self._last_finite = {name: value.clone() for name, value in state.items()}
+            return None
+        self.restore_last_finite()
+        return Failure(step, "not finite; the weights are the last that were finite")
+
+    def restore_last_finite(self) -> None:
+        """See `base.Trainer`."""
+        if self._last_finite is not None:
+            self.ae.load_state_dict(self._last_finite)
+
+    def state(self) -> Any:
+        """See `base.Trainer`."""
+        return self._trainer
