@@ -7,12 +7,13 @@ import tyro
 
 from ..config.options import require
 from ..errors import BenchError
+from .flags import Command
 
 EVALUATIONS = ("core", "scr", "tpp", "sparse_probing", "absorption")
 
 
 @dataclass(frozen=True)
-class Flags:
+class BenchFlags:
     """Evaluate run folders in SAE Bench and write its JSON to FOLDER/eval_results."""
 
     folders: tyro.conf.Positional[tuple[str, ...]]
@@ -46,7 +47,7 @@ class Flags:
     """cpu, cuda or cuda:N."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: BenchFlags) -> None:
     evals = [name.strip() for name in flags.evals.split(",") if name.strip()]
     for name in evals or [""]:
         require(name in EVALUATIONS, "evals", name, "some of " + ",".join(EVALUATIONS))
@@ -86,3 +87,6 @@ def run(flags: Flags) -> None:
         for path in write_figures(outcome, flags.figures or folder):
             print(f"wrote {path}")
     outcome.check()
+
+
+COMMAND = Command("bench", BenchFlags, run)

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import tyro
 
+from .flags import Command
+
 
 @dataclass(frozen=True)
-class Flags:
+class EvalFlags:
     """Evaluate run folders on held-out text and write their metrics.json."""
 
     folders: tyro.conf.Positional[tuple[str, ...]]
@@ -23,8 +25,11 @@ class Flags:
     """cpu, cuda or cuda:N."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: EvalFlags) -> None:
     from ..evaluation.folders import evaluate_folders, table
 
     options = {name: value for name, value in vars(flags).items() if name != "folders"}
     print(table(evaluate_folders(flags.folders, **options)))
+
+
+COMMAND = Command("eval", EvalFlags, run)

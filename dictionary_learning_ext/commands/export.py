@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import tyro
 
 from ..config.options import ExportFormat
+from .flags import Command
 
 
 @dataclass(frozen=True)
-class Flags:
+class ExportFlags:
     """Write an SAE as a folder that SAE Bench, dictionary_learning or SAELens reads."""
 
     folder: tyro.conf.Positional[str]
@@ -34,7 +35,7 @@ class Flags:
     """cpu, cuda or cuda:N."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: ExportFlags) -> None:
     from ..export.exporter import export
     from ..export.formats import SAE_BENCH_REPO
 
@@ -57,3 +58,6 @@ def run(flags: Flags) -> None:
         print(f"  dictionary_learning.utils.load_dictionary({str(out)!r}, device)")
     else:
         print("config.json states the equation, and the shapes in sae.safetensors")
+
+
+COMMAND = Command("export", ExportFlags, run)

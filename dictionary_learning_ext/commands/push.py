@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import tyro
 
+from .flags import Command
+
 
 @dataclass(frozen=True)
-class Flags:
+class PushFlags:
     """Upload SAEs to the Hugging Face hub, with a model card; private unless told."""
 
     folder: tyro.conf.Positional[str]
@@ -19,7 +21,7 @@ class Flags:
     """Only list what would go."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: PushFlags) -> None:
     from ..export.hub import push
 
     pushed = push(flags.folder, flags.repo, public=flags.public, dry_run=flags.dry_run)
@@ -32,3 +34,6 @@ def run(flags: Flags) -> None:
         print(f"Nothing was uploaded; without --dry-run it goes to {pushed.repo}, {visibility}.")
     else:
         print(f"pushed: {pushed.url} ({'private' if pushed.is_private else 'public'})")
+
+
+COMMAND = Command("push", PushFlags, run)

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from ..config.presets import quickstart
 from ..config.run_config import RunConfig
+from .flags import Command
 
 
 @dataclass(frozen=True)
-class Flags:
+class QuickstartFlags:
     """Train a TopK SAE and two vSAEs on the embedded language model, compare and show them."""
 
     save_dir: str = "runs/quickstart"
@@ -23,7 +24,7 @@ class Flags:
     """Write report.html on what the three learned."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: QuickstartFlags) -> None:
     from ..evaluation.folders import read_metrics, table
     from ..training.loop import train
 
@@ -56,7 +57,7 @@ def run(flags: Flags) -> None:
     )
 
 
-def _report(flags: Flags, folder: Path, against: list[Path]) -> Path:
+def _report(flags: QuickstartFlags, folder: Path, against: list[Path]) -> Path:
     from ..report import write_report
     from ..report.analysis import ReportOptions
 
@@ -69,3 +70,6 @@ def _report(flags: Flags, folder: Path, against: list[Path]) -> Path:
         options=options,
         on_step=lambda step: print(f"  {step} …", flush=True),
     )
+
+
+COMMAND = Command("quickstart", QuickstartFlags, run)

@@ -5,9 +5,11 @@ from typing import Literal
 
 import tyro
 
+from .flags import Command
+
 
 @dataclass(frozen=True)
-class Flags:
+class ReportFlags:
     """Write a page on what an SAE learned: its features, their map, and other SAEs beside it."""
 
     folder: tyro.conf.Positional[str]
@@ -49,7 +51,7 @@ class Flags:
     """cpu, cuda or cuda:N."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: ReportFlags) -> None:
     from ..report import write_report
     from ..report.analysis import ReportOptions
 
@@ -66,3 +68,6 @@ def run(flags: Flags) -> None:
         **where,
     )
     print(f"the report is in {path}: open it in a browser")
+
+
+COMMAND = Command("report", ReportFlags, run)

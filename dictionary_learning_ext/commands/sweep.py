@@ -6,10 +6,12 @@ from pathlib import Path
 import tyro
 
 from ..errors import ConfigError, UserError
+from .flags import Command, parse
+from .train import COMMAND as TRAIN
 
 
 @dataclass(frozen=True)
-class Flags:
+class SweepFlags:
     """Run a wandb sweep file here, all from shared buffers; or show what came out of one."""
 
     file: tyro.conf.Positional[Path | None] = None
@@ -35,7 +37,7 @@ class Flags:
     """Show the results of a sweep on wandb's server: ENTITY/PROJECT/SWEEP."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: SweepFlags) -> None:
     asked = [flags.file, flags.results, flags.of_wandb]
     if sum(given is not None for given in asked) != 1:
         raise UserError(
@@ -53,8 +55,7 @@ def run(flags: Flags) -> None:
     print(show(from_folder(folder), folder))
 
 
-def _run_file(file: Path, flags: Flags) -> Path:
-    from ..cli import parse
+def _run_file(file: Path, flags: SweepFlags) -> Path:
     from ..config.run_config import TrainConfig
     from ..sweep.runner import configurations, memory_allows, read_sweep, run_sweep
 
@@ -62,7 +63,7 @@ def _run_file(file: Path, flags: Flags) -> Path:
     extra = [f"--{n}={v}" for n, v in (("device", flags.device), ("wandb", flags.wandb)) if v]
 
     def parsed(arguments: list[str]) -> TrainConfig:
-        train = parse("train", arguments)
+        train = parse(TRAIN, arguments)
         return TrainConfig(train.sae, train.run)
 
     configs = configurations(sweep, parsed, extra)
@@ -77,3 +78,6 @@ def _run_file(file: Path, flags: Flags) -> Path:
     )
     run_sweep(configs, save_dir, flags.at_once)
     return save_dir
+
+
+COMMAND = Command("sweep", SweepFlags, run)

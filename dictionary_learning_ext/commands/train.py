@@ -8,12 +8,13 @@ from ..config.presets import preset
 from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
+from .flags import Command
 
 AUTO = Path("auto")
 
 
 @dataclass(frozen=True)
-class Flags:
+class TrainFlags:
     """Train one SAE on a language model's activations, save it and evaluate it."""
 
     sae: SAEConfig = field(default_factory=SAEConfig)
@@ -29,7 +30,7 @@ class Flags:
     holds if these settings are its own, else begin; for jobs that are started again as they are."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: TrainFlags) -> None:
     from ..evaluation.folders import read_metrics, table
     from ..run_folder.resume_points import FAILED, failed_in, read_run
     from ..training.loop import train
@@ -61,7 +62,7 @@ def run(flags: Flags) -> None:
         )
 
 
-def _found(flags: Flags) -> tuple[bool, RunConfig]:
+def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     """Whether the run of these flags was begun before, and where it is or will be."""
     sae = flags.sae.resolve(flags.run.steps, flags.run.batch_size)
     folder = Path(flags.run.save_dir or Path("runs") / TrainConfig(sae, flags.run).name)
@@ -73,7 +74,7 @@ def _found(flags: Flags) -> tuple[bool, RunConfig]:
     return True, run
 
 
-def starting_point(args: list[str]) -> Flags:
+def starting_point(args: list[str]) -> TrainFlags:
     """The defaults of --preset, --config or --resume, as far as --architecture and --posterior use
     them."""
     pattern = r"(?:^|\n)--(preset|config|resume|architecture|posterior|steps)(?:=|\n)([^\n]+)"
@@ -98,4 +99,7 @@ def starting_point(args: list[str]) -> Flags:
             inside[0] if inside and not (folder / "config.json").exists() else folder
         )
     sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
-    return Flags(sae, start.run)
+    return TrainFlags(sae, start.run)
+
+
+COMMAND = Command("train", TrainFlags, run, starting_point)

@@ -15,7 +15,9 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.cli import main, parse
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.flags import parse
+from dictionary_learning_ext.commands.train import COMMAND as TRAIN
 from dictionary_learning_ext.config.run_config import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, TrainingError
 from dictionary_learning_ext.sweep.results import best_of_each_k, from_folder, from_wandb
@@ -31,7 +33,7 @@ SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 
 def parsed(arguments):
-    flags = parse("train", arguments)
+    flags = parse(TRAIN, arguments)
     return TrainConfig(flags.sae, flags.run)
 
 
