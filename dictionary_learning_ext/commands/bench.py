@@ -1,15 +1,24 @@
 """`vsae bench`: SAE Bench's evaluations of run folders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import tyro
 
 from ..config.options import require
 from ..errors import BenchError
-from .flags import Command
+from .flags import Command, InputFlags
 
 EVALUATIONS = ("core", "scr", "tpp", "sparse_probing", "absorption")
+
+
+@dataclass(frozen=True)
+class BenchInputFlags(InputFlags):
+    """The language model of the SAEs, and the texts of the evaluations."""
+
+    data: str | None = None
+    """embedded (the shipped books), hub (SAE Bench's own sets), or a folder that holds sets in
+    folders of their hub names. Embedded for the embedded model, hub for others."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +37,6 @@ class BenchFlags:
     """Also a random and an identity SAE: what a measure can tell apart."""
     again: bool = False
     """Repeat finished evaluations."""
-    data: str | None = None
-    """embedded (the shipped books), hub (SAE Bench's own sets), or a folder that holds sets in
-    folders of their hub names. Embedded for the embedded model, hub for others."""
     tokens: int = 100_000
     """Tokens that core measures on."""
     train_size: int | None = None
@@ -39,12 +45,7 @@ class BenchFlags:
     """Texts in the probes' test sets; SAE Bench's 1,000, or what the books fill."""
     figures: str | None = None
     """Where --compare puts its figures; eval_results/figures in the first folder unless told."""
-    model: str | None = None
-    """The language model, if config.json does not say it."""
-    hook: str | None = None
-    """The hook point, if config.json does not say it."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    inputs: BenchInputFlags = field(default_factory=BenchInputFlags)
 
 
 def run(flags: BenchFlags) -> None:
@@ -66,10 +67,7 @@ def run(flags: BenchFlags) -> None:
     outcome = bench(
         flags.folders,
         evals=evals,
-        model=flags.model,
-        hook=flags.hook,
-        data=flags.data,
-        device=flags.device,
+        **vars(flags.inputs),
         tokens=flags.tokens,
         train_size=flags.train_size,
         test_size=flags.test_size,

@@ -1,11 +1,11 @@
 """`vsae export`: an SAE for other libraries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tyro
 
 from ..config.options import ExportFormat
-from .flags import Command
+from .flags import Command, InputFlags
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,21 @@ class ExportFlags:
     but safetensors apply a ReLU)."""
     tokens: int = 10_000
     """Held-out tokens on which the export is compared with the SAE."""
-    model: str | None = None
-    """The language model, if config.json does not say it."""
-    hook: str | None = None
-    """The hook point, if config.json does not say it."""
-    data: str | None = None
-    """Another text to compare on."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    inputs: InputFlags = field(default_factory=InputFlags)
 
 
 def run(flags: ExportFlags) -> None:
     from ..export.exporter import export
     from ..export.formats import SAE_BENCH_REPO
 
-    options = {n: v for n, v in vars(flags).items() if n not in ("folder", "format")}
-    exported = export(flags.folder, flags.format, **options)
+    exported = export(
+        flags.folder,
+        flags.format,
+        flags.out,
+        allow_inexact=flags.allow_inexact,
+        tokens=flags.tokens,
+        **vars(flags.inputs),
+    )
     out = exported.folder
     print(f"{out}: {exported.difference}")
     if exported.cut_paths:

@@ -33,6 +33,20 @@ class Command(Generic[F]):
     starting_point: Callable[[list[str]], F] | None = None
 
 
+@dataclass(frozen=True)
+class InputFlags:
+    """The activations to measure on. Default: those that the SAEs were trained on."""
+
+    model: str | None = None
+    """The language model. Default: as in config.json; needed where that does not name one."""
+    hook: str | None = None
+    """The hook point. Default: as in config.json; needed where that does not name one."""
+    data: str | None = None
+    """The text. Default: as in config.json."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda or cuda:N."""
+
+
 def parse(command: Command[F], args: list[str]) -> F:
     """A command's flags; a mistake becomes a UserError of one line."""
     start = command.starting_point

@@ -1,11 +1,11 @@
 """`vsae report`: what SAEs learned, on one page."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
 
-from .flags import Command
+from .flags import Command, InputFlags
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,7 @@ class ReportFlags:
     """Say which tokens each feature promotes and suppresses."""
     seed: int = 0
     """Of everything that is drawn."""
-    model: str | None = None
-    """The language model, if config.json does not say it."""
-    hook: str | None = None
-    """The hook point, if config.json does not say it."""
-    data: str | None = None
-    """Another text to look in."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    inputs: InputFlags = field(default_factory=InputFlags)
 
 
 def run(flags: ReportFlags) -> None:
@@ -57,7 +50,6 @@ def run(flags: ReportFlags) -> None:
 
     given = vars(flags)
     options = ReportOptions(**{name: given[name] for name in vars(ReportOptions())})
-    where = {name: given[name] for name in ("model", "hook", "data", "device")}
     path = write_report(
         flags.folder,
         flags.against,
@@ -65,7 +57,7 @@ def run(flags: ReportFlags) -> None:
         options=options,
         figures=flags.figures,
         on_step=lambda step: print(f"  {step} …", flush=True),
-        **where,
+        **vars(flags.inputs),
     )
     print(f"the report is in {path}: open it in a browser")
 
