@@ -13,9 +13,15 @@ COMMANDS: dict[str, Command[Any]] = {module.COMMAND.name: module.COMMAND for mod
 
 
 def _usage() -> str:
-    lines = ["usage: vsae COMMAND [FLAGS]", "", "Variational TopK sparse autoencoders.", ""]
+    lines = [
+        "usage: vsae COMMAND [FLAGS]",
+        "",
+        "Train and study variational TopK sparse autoencoders.",
+        "",
+        "commands:",
+    ]
     lines += [f"  {name:<12}{command.flags.__doc__}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "`vsae COMMAND --help` explains every flag."])
+    return "\n".join([*lines, "", "`vsae COMMAND --help` explains the flags of a command."])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,17 +1,17 @@
-"""`vsae compare`: evaluations side by side."""
+"""`vsae compare`: metrics side by side."""
 
 from dataclasses import dataclass
 
 import tyro
 
-from .flags import Command
+from .flags import Command, Folders
 
 
 @dataclass(frozen=True)
 class CompareFlags:
-    """Print the evaluations of run folders side by side."""
+    """Print the metrics of run folders side by side."""
 
-    folders: tyro.conf.Positional[tuple[str, ...]]
+    folders: tyro.conf.Positional[Folders]
     """Two or more run folders."""
 
 
@@ -21,7 +21,7 @@ def run(flags: CompareFlags) -> None:
     results = read_all(flags.folders)
     print(table(results))
     if names := differences(results):
-        print(f"These were measured on different {', '.join(names)}: not a matched comparison.")
+        print(f"Not a matched comparison: measured with different {', '.join(names)}.")
 
 
 COMMAND = Command("compare", CompareFlags, run)

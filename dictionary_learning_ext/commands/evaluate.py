@@ -1,20 +1,20 @@
-"""`vsae eval`: measure run folders again."""
+"""`vsae eval`: evaluate run folders again."""
 
 from dataclasses import dataclass, field
 
 import tyro
 
-from .flags import Command, InputFlags
+from .flags import Command, Folders, InputFlags
 
 
 @dataclass(frozen=True)
 class EvalFlags:
-    """Evaluate run folders on held-out text and write their metrics.json."""
+    """Evaluate run folders on held-out text and write metrics.json."""
 
-    folders: tyro.conf.Positional[tuple[str, ...]]
-    """One or more run folders, trained on one language model and hook point."""
+    folders: tyro.conf.Positional[Folders]
+    """Run folders, all trained on one language model and hook point."""
     tokens: int = 100_000
-    """Held-out tokens to measure on."""
+    """Held-out tokens to evaluate on."""
     inputs: InputFlags = field(default_factory=InputFlags)
 
 

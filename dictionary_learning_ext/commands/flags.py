@@ -6,13 +6,15 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass
 from io import StringIO
 from itertools import pairwise
-from typing import Generic, TypeVar, get_type_hints
+from typing import Annotated, Generic, TypeVar, get_type_hints
 
 import tyro
 
 from ..errors import UserError
 
 F = TypeVar("F")
+Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
+Folders = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,12 @@ class Command(Generic[F]):
 
 @dataclass(frozen=True)
 class InputFlags:
-    """The activations to measure on. Default: those that the SAEs were trained on."""
+    """The activations to measure on."""
 
     model: str | None = None
-    """The language model. Default: as in config.json; needed where that does not name one."""
+    """The language model. Default: as in config.json. Needed if config.json names none."""
     hook: str | None = None
-    """The hook point. Default: as in config.json; needed where that does not name one."""
+    """The hook point. Default: as in config.json. Needed if config.json names none."""
     data: str | None = None
     """The text. Default: as in config.json."""
     device: str = "cpu"

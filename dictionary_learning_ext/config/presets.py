@@ -1,7 +1,7 @@
 """Named settings for `vsae train --preset`, and the SAEs that `vsae quickstart` compares.
 
-Presets hold what differs from the defaults. A flag given beside a preset wins over it; what a preset
-says in steps (`decay_start`, `noise_anneal_steps`) is for its own `steps` and scales with --steps.
+A preset holds what differs from the defaults. Flags override it. Its schedules (`decay_start`,
+`noise_anneal_steps`) are for its own `steps` and scale with --steps.
 """
 
 from typing import Any
@@ -80,7 +80,8 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
     """TopK, the vSAE of the paper's equations, and the vSAE whose noise explores the selection.
 
     Matched: one size, learning rate and schedule. The paper's ratios, F = 4D and k/F = 1/32. The
-    last one's noise_to_signal, k sigma^2 / D = 0.03, is annealed away over the first half.
+    last one's noise (noise_to_signal = k sigma^2 / D = 0.03) is annealed to 0 over
+    the first half.
     """
     shared = {
         "k": 16,
@@ -103,9 +104,9 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
 
 
 def preset(name: str, steps: int | None = None) -> TrainConfig:
-    """The defaults, changed by a preset, for a run of other `steps` if told.
+    """The defaults changed by a preset, and its schedules scaled to `steps` if given.
 
-    Raises: ConfigError for a name that is none.
+    Raises: ConfigError for an unknown name.
     """
     require(name in PRESETS, "preset", name, "one of " + ", ".join(PRESETS))
     settings = dict(PRESETS[name])

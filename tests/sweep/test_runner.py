@@ -223,9 +223,9 @@ def test_a_bad_file_is_one_line_before_anything_runs(case, sweep_file, tmp_path,
 def test_more_runs_than_a_slip_of_the_pen_need_a_yes(sweep_file, tmp_path, capsys):
     path = str(sweep_file())
     assert main(["sweep", path, "--max-runs", "3", "--save-dir", str(tmp_path / "s")]) == 2
-    assert "4 runs; give --yes" in capsys.readouterr().err
+    assert "4 runs; --max-runs is 3; add --yes" in capsys.readouterr().err
     assert main(["sweep"]) == 2
-    assert "give a sweep file" in capsys.readouterr().err
+    assert "give one of: a sweep file" in capsys.readouterr().err
 
 
 def test_a_random_search_draws_what_it_is_asked_for(sweep_file):
