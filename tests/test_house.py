@@ -4,6 +4,7 @@ import ast
 from collections import defaultdict
 
 import pytest
+from slow_tests import SLOW
 from source_tree import PACKAGE, ROOT, module_files
 
 LONGEST = 350  # lines
@@ -64,3 +65,13 @@ def test_every_sub_package_has_tests():
         part for part in sorted(parts) if not list((ROOT / "tests" / part).glob("test_*.py"))
     ]
     assert not without
+
+
+def test_every_slow_test_is_there():
+    written = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert written >= SLOW, f"tests/helpers/slow_tests.py names no test: {sorted(SLOW - written)}"
