@@ -1,4 +1,4 @@
-"""The tests that `make test-fast` leaves out: each takes more than about three seconds.
+"""The tests that `make test-fast` leaves out: those that take seconds each.
 
 `pytest --durations=0` shows what belongs here. Every sub-package keeps tests in the fast part.
 """
@@ -23,7 +23,12 @@ SLOW = frozenset(
         "test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32",
         "test_company_and_logging_change_nothing_to_the_bit",
         "test_every_architecture_trains_in_bf16",
+        "test_every_posterior_resumes",
+        "test_gamma_tends_to_the_mean_squared_error_per_dimension",
         "test_gates_close_on_features_that_say_nothing",
+        "test_a_shared_run_resumes_as_a_whole_or_one_of_it_alone",
+        "test_a_trainer_that_diverges_stops_alone_and_the_run_says_so",
+        "test_where_a_run_ended_between_two_folders_the_last_common_point_counts",
         "test_point_rectified_without_kl_is_upstreams_trainer",
         # Many samples, or many cases.
         "test_a_mistake_ends_in_one_line_that_says_what_to_type",
@@ -31,8 +36,19 @@ SLOW = frozenset(
         "test_every_configuration_of_every_file_is_the_command_an_agent_types",
         "test_gradcheck",
         "test_samples_have_the_posteriors_moments",
-        # Whole reports.
-        "test_it_opens_offline_without_an_error_and_draws_every_chart",
+        # A second report, and the report in a browser.
+        "test_sae_bench_results_are_on_the_page",
         "test_two_reports_of_a_run_differ_only_in_their_time",
+        "test_it_opens_offline_without_an_error_and_draws_every_chart",
+        "test_search_and_sort",
+        "test_a_feature_opens_from_the_table_and_by_keys",
+        "test_the_map_shows_a_features_tokens_and_opens_it",
+        "test_dark_mode_and_print_change_the_charts",
+        "test_it_fits_a_phone",
+        "test_hostile_text_does_nothing",
+        # Pages of results, made from the raw results.
+        "test_a_second_k_leaves_the_first_ks_rows_unless_the_tokens_differ",
+        "test_every_figure_of_the_raw_results_shows_in_the_page",
+        "test_results_are_made_from_the_raw_results",
     }
 )
