@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-saebench lint clean
+.PHONY: quickstart test test-fast test-saebench lint clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
 
 test: .venv/installed-dev
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=90
+
+# For the edit loop: without the tests named in tests/helpers/slow_tests.py.
+test-fast: .venv/installed-dev
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow"
 
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.

@@ -1,76 +1,27 @@
-"""The command line: parses flags and calls a command. The commands are in `commands/`."""
+"""The command line: finds a command and runs it. The commands are in `commands/`."""
 
 import logging
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import redirect_stderr
-from dataclasses import fields, is_dataclass
-from io import StringIO
-from itertools import pairwise
-from types import ModuleType
-from typing import Any, get_type_hints
-
-import tyro
+from typing import Any
 
 from .commands import bench, compare, evaluate, export, push, quickstart, report, sweep, train
+from .commands.flags import Command, parse
 from .errors import Interrupted, UserError
 
-COMMANDS: dict[str, ModuleType] = {
-    "train": train,
-    "eval": evaluate,
-    "compare": compare,
-    "report": report,
-    "quickstart": quickstart,
-    "sweep": sweep,
-    "export": export,
-    "push": push,
-    "bench": bench,
-}
+_MODULES = (train, evaluate, compare, report, quickstart, sweep, export, push, bench)
+COMMANDS: dict[str, Command[Any]] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 
 def _usage() -> str:
-    lines = ["usage: vsae COMMAND [FLAGS]", "", "Variational TopK sparse autoencoders.", ""]
-    lines += [f"  {name:<12}{command.Flags.__doc__}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "`vsae COMMAND --help` explains every flag."])
-
-
-def _booleans(flags: type) -> Iterator[str]:
-    """The flags that a bare `--flag` sets to True."""
-    hints = get_type_hints(flags)
-    for field in fields(flags):
-        if is_dataclass(hints[field.name]):
-            yield from _booleans(hints[field.name])
-        elif hints[field.name] in (bool, bool | None):
-            yield "--" + field.name.replace("_", "-")
-
-
-def parse(name: str, args: list[str]) -> Any:
-    """A command's flags; a mistake becomes a UserError of one line."""
-    command = COMMANDS[name]
-    starting_point = getattr(command, "starting_point", None)
-    default = tyro.MISSING_NONPROP if starting_point is None else starting_point(args)
-    booleans, spelled = set(_booleans(command.Flags)), []
-    for arg, following in pairwise([*args, ""]):
-        spelled.append(arg)
-        if arg.replace("_", "-") in booleans and following not in ("True", "False", "None"):
-            spelled.append("True")
-    message = StringIO()
-    try:
-        with redirect_stderr(message):
-            return tyro.cli(
-                command.Flags,
-                args=spelled,
-                prog=f"vsae {name}",
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", message.getvalue())  # tyro draws a box
-        text = re.sub(r"(Argument helptext:|For full helptext).*", "", " ".join(text.split()))
-        raise UserError(f"{text.strip()} (see `vsae {name} --help`)") from stop
+    lines = [
+        "usage: vsae COMMAND [FLAGS]",
+        "",
+        "Train and study variational TopK sparse autoencoders.",
+        "",
+        "commands:",
+    ]
+    lines += [f"  {name:<12}{command.flags.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "`vsae COMMAND --help` explains the flags of a command."])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if args[0] not in COMMANDS:
             raise UserError(f"{args[0]!r}: no such command; expected {', '.join(COMMANDS)}")
-        COMMANDS[args[0]].run(parse(args[0], args[1:]))
+        command = COMMANDS[args[0]]
+        command.run(parse(command, args[1:]))
     except UserError as error:
         print(f"vsae: {error}", file=sys.stderr)
         return 2

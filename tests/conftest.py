@@ -12,13 +12,22 @@ import pytest
 import torch
 import transformers
 from nnsight import LanguageModel
+from slow_tests import SLOW
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.activations.language_models import load_language_model
 
 torch.set_num_threads(2)
 
-pytest_plugins = ["report_runs"]
+pytest_plugins = ["command_runs", "report_runs"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`-m "not slow"` leaves out the tests named in slow_tests.py."""
+    for item in items:
+        if getattr(item, "originalname", item.name) in SLOW:
+            item.add_marker("slow")
+
 
 SENTENCES = [
     "It was the best of times, it was the worst of times.",

@@ -1,61 +1,69 @@
-"""`vsae bench`: SAE Bench's evaluations of run folders."""
+"""`vsae bench`: run folders in SAE Bench."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import tyro
 
 from ..config.checks import require
 from ..errors import BenchError
+from .flags import Command, Folders, InputFlags
 
 EVALUATIONS = ("core", "scr", "tpp", "sparse_probing", "absorption")
 
 
 @dataclass(frozen=True)
-class Flags:
-    """Evaluate run folders in SAE Bench and write its JSON to FOLDER/eval_results."""
+class BenchInputFlags(InputFlags):
+    """The language model of the SAEs, and the texts of the evaluations."""
 
-    folders: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders, or hub repos as OWNER/NAME, all trained on one language model and hook point."""
+    data: str | None = None
+    """The texts: embedded (the shipped books), hub (SAE Bench's own datasets), or a folder that
+    holds datasets in subfolders named as on the hub. Default: embedded for the embedded model,
+    hub for others."""
+
+
+@dataclass(frozen=True)
+class BenchFlags:
+    """Evaluate run folders with SAE Bench."""
+
+    folders: tyro.conf.Positional[Folders]
+    """Run folders or hub repos (OWNER/NAME), all trained on one language model and hook point.
+    Results go to FOLDER/eval_results."""
     evals: str = "core,scr,tpp,sparse_probing"
-    """Which evaluations: some of core, scr, tpp, sparse_probing and absorption, with commas between
-    (absorption needs a model that knows first letters; its authors ask for 1B parameters)."""
+    """The evaluations to run, separated by commas: core, scr, tpp, sparse_probing, absorption.
+    absorption needs a model that knows first letters; its authors recommend 1B parameters."""
     compare: bool = False
-    """Also the size-matched control of SCR and TPP (each SAE masked to as many of its most used
-    features as the SAE that uses fewest), and the paper's figures 3 to 5."""
+    """Also run SCR and TPP size-matched, and draw the paper's figures 3 to 5. Size-matched:
+    each SAE keeps only its N most used features, where N is the number that the SAE with the
+    fewest uses."""
     floor: bool = False
-    """Also a random and an identity SAE: what a measure can tell apart."""
+    """Also evaluate a random SAE and the identity, to show which differences an evaluation can
+    detect."""
     again: bool = False
     """Repeat finished evaluations."""
-    data: str | None = None
-    """embedded (the shipped books), hub (SAE Bench's own sets), or a folder that holds sets in
-    folders of their hub names. Embedded for the embedded model, hub for others."""
     tokens: int = 100_000
     """Tokens that core measures on."""
     train_size: int | None = None
-    """Texts in the probes' training sets; SAE Bench's 4,000, or what the books fill."""
+    """Texts in each probe's training set. Default: 4000 as in SAE Bench, or what the books
+    provide."""
     test_size: int | None = None
-    """Texts in the probes' test sets; SAE Bench's 1,000, or what the books fill."""
+    """Texts in each probe's test set. Default: 1000 as in SAE Bench, or what the books provide."""
     figures: str | None = None
-    """Where --compare puts its figures; eval_results/figures in the first folder unless told."""
-    model: str | None = None
-    """The language model, if config.json does not say it."""
-    hook: str | None = None
-    """The hook point, if config.json does not say it."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    """The folder for the figures of --compare. Default: eval_results/figures in the first
+    folder."""
+    inputs: BenchInputFlags = field(default_factory=BenchInputFlags)
 
 
-def run(flags: Flags) -> None:
+def run(flags: BenchFlags) -> None:
     evals = [name.strip() for name in flags.evals.split(",") if name.strip()]
     for name in evals or [""]:
         require(name in EVALUATIONS, "evals", name, "some of " + ",".join(EVALUATIONS))
-    require(len(flags.folders) > 0, "folders", (), "one run folder or more, as runs/NAME")
+    require(len(flags.folders) > 0, "folders", (), "at least one run folder, e.g. runs/NAME")
     require(flags.tokens > 0, "tokens", flags.tokens, "above 0")
     if find_spec("sae_bench") is None:
         raise BenchError(
-            "SAE Bench is not installed: type `pip install 'dictionary-learning-ext[saebench]'`, "
-            "or `pip install -e '.[saebench]'` in a clone"
+            "SAE Bench is not installed; run `pip install 'dictionary-learning-ext[saebench]'`, "
+            "or `pip install -e '.[saebench]'` in a clone of the repository"
         )
     from ..sae_bench.adapter import local_folder
     from ..sae_bench.bench_runner import bench
@@ -65,10 +73,7 @@ def run(flags: Flags) -> None:
     outcome = bench(
         flags.folders,
         evals=evals,
-        model=flags.model,
-        hook=flags.hook,
-        data=flags.data,
-        device=flags.device,
+        **vars(flags.inputs),
         tokens=flags.tokens,
         train_size=flags.train_size,
         test_size=flags.test_size,
@@ -79,10 +84,13 @@ def run(flags: Flags) -> None:
     if outcome.results:
         print(table(outcome))
         print(
-            "\nFVE beside explained variance: SAE Bench 0.6.0 subtracts a wrong mean; see README."
+            "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see README)."
         )
     if flags.compare:
         folder = local_folder(flags.folders[0]) / "eval_results" / "figures"
         for path in write_figures(outcome, flags.figures or folder):
             print(f"wrote {path}")
     outcome.check()
+
+
+COMMAND = Command("bench", BenchFlags, run)

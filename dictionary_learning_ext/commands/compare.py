@@ -1,22 +1,27 @@
-"""`vsae compare`: evaluations side by side."""
+"""`vsae compare`: metrics side by side."""
 
 from dataclasses import dataclass
 
 import tyro
 
+from .flags import Command, Folders
+
 
 @dataclass(frozen=True)
-class Flags:
-    """Print the evaluations of run folders side by side."""
+class CompareFlags:
+    """Print the metrics of run folders side by side."""
 
-    folders: tyro.conf.Positional[tuple[str, ...]]
+    folders: tyro.conf.Positional[Folders]
     """Two or more run folders."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: CompareFlags) -> None:
     from ..evaluation.folders import differences, read_all, table
 
     results = read_all(flags.folders)
     print(table(results))
     if names := differences(results):
-        print(f"These were measured on different {', '.join(names)}: not a matched comparison.")
+        print(f"Not a matched comparison: measured with different {', '.join(names)}.")
+
+
+COMMAND = Command("compare", CompareFlags, run)

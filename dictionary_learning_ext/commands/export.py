@@ -1,59 +1,63 @@
 """`vsae export`: an SAE for other libraries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import tyro
 
 from ..config.options import ExportFormat
+from .flags import Command, Folder, InputFlags
 
 
 @dataclass(frozen=True)
-class Flags:
-    """Write an SAE as a folder that SAE Bench, dictionary_learning or SAELens reads."""
+class ExportFlags:
+    """Write an SAE in a format that another library reads."""
 
-    folder: tyro.conf.Positional[str]
+    folder: tyro.conf.Positional[Folder]
     """A run folder."""
     format: ExportFormat
     """sae-bench: a working directory for SAE Bench's own dictionary_learning runner.
-    dictionary-learning: upstream's load_dictionary. sae-lens: SAE.load_from_disk, the way to
-    SAEDashboard and Neuronpedia. safetensors: plain weights, and a config with the equation."""
+    dictionary-learning: for upstream's load_dictionary. sae-lens: for SAE.load_from_disk, and
+    so for SAEDashboard and Neuronpedia. safetensors: plain weights, and a config.json that
+    states the equation."""
     out: str | None = None
-    """A new folder; FOLDER/exports/FORMAT unless told."""
+    """A new or empty folder. Default: FOLDER/exports/FORMAT."""
     allow_inexact: bool = False
-    """Export also an SAE that the format can't hold exactly (negative activations: these readers
-    but safetensors apply a ReLU)."""
+    """Export an SAE even if the format cannot represent it exactly. All formats but safetensors
+    apply a ReLU, which sets negative activations to 0."""
     tokens: int = 10_000
     """Held-out tokens on which the export is compared with the SAE."""
-    model: str | None = None
-    """The language model, if config.json does not say it."""
-    hook: str | None = None
-    """The hook point, if config.json does not say it."""
-    data: str | None = None
-    """Another text to compare on."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    inputs: InputFlags = field(default_factory=InputFlags)
 
 
-def run(flags: Flags) -> None:
+def run(flags: ExportFlags) -> None:
     from ..export.exporter import export
     from ..export.formats import SAE_BENCH_REPO
 
-    options = {n: v for n, v in vars(flags).items() if n not in ("folder", "format")}
-    exported = export(flags.folder, flags.format, **options)
+    exported = export(
+        flags.folder,
+        flags.format,
+        flags.out,
+        allow_inexact=flags.allow_inexact,
+        tokens=flags.tokens,
+        **vars(flags.inputs),
+    )
     out = exported.folder
     print(f"{out}: {exported.difference}")
     if exported.cut_paths:
-        print(f"Local paths were cut to their last names: {', '.join(exported.cut_paths)}")
+        print(f"Local paths were shortened to their last names: {', '.join(exported.cut_paths)}")
     if flags.format == "sae-bench":
         (place,) = (path.parent for path in out.glob("downloaded_saes/*/ae.pt"))
         print(
             f"In {out}, SAE Bench's run_all_evals_dictionary_learning_saes reads it as\n"
             f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"
-            f"To have it on the hub: vsae push {place} OWNER/NAME"
+            f"To upload it to the hub: vsae push {place} OWNER/NAME"
         )
     elif flags.format == "sae-lens":
         print(f"  SAE.load_from_disk({str(out)!r})")
     elif flags.format == "dictionary-learning":
         print(f"  dictionary_learning.utils.load_dictionary({str(out)!r}, device)")
     else:
-        print("config.json states the equation, and the shapes in sae.safetensors")
+        print("config.json states the equation and the shapes of the tensors in sae.safetensors")
+
+
+COMMAND = Command("export", ExportFlags, run)

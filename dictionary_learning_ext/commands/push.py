@@ -1,34 +1,40 @@
-"""`vsae push`: SAEs to the Hugging Face hub."""
+"""`vsae push`: SAEs on the Hugging Face hub."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
+from .flags import Command, Folder
+
 
 @dataclass(frozen=True)
-class Flags:
-    """Upload SAEs to the Hugging Face hub, with a model card; private unless told."""
+class PushFlags:
+    """Upload SAEs to the Hugging Face hub, with a model card."""
 
-    folder: tyro.conf.Positional[str]
+    folder: tyro.conf.Positional[Folder]
     """A run folder, an export for dictionary-learning or SAE Bench, or a folder of such folders."""
-    repo: tyro.conf.Positional[str]
-    """OWNER/NAME on the hub; made if it is not there."""
+    repo: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OWNER/NAME")]]
+    """A repo on the hub. It is created if it does not exist."""
     public: bool = False
-    """Let everyone see it."""
+    """Create the repo as public. Default: private."""
     dry_run: bool = False
-    """Only list what would go."""
+    """Only list the files that would be uploaded."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: PushFlags) -> None:
     from ..export.hub import push
 
     pushed = push(flags.folder, flags.repo, public=flags.public, dry_run=flags.dry_run)
     for name, size in pushed.files.items():
         print(f"{size:>12,} {name}")
     if pushed.cut_paths:
-        print(f"Local paths were cut to their last names: {', '.join(pushed.cut_paths)}")
+        print(f"Local paths were shortened to their last names: {', '.join(pushed.cut_paths)}")
     if pushed.url is None:
         visibility = "public" if flags.public else "private"
-        print(f"Nothing was uploaded; without --dry-run it goes to {pushed.repo}, {visibility}.")
+        print(f"Nothing was uploaded. Without --dry-run it goes to {pushed.repo} ({visibility}).")
     else:
-        print(f"pushed: {pushed.url} ({'private' if pushed.is_private else 'public'})")
+        print(f"uploaded to {pushed.url} ({'private' if pushed.is_private else 'public'})")
+
+
+COMMAND = Command("push", PushFlags, run)

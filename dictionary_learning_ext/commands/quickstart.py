@@ -1,29 +1,30 @@
-"""`vsae quickstart`: the first thing that a newcomer runs."""
+"""`vsae quickstart`: the first command a newcomer runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.presets import quickstart
 from ..config.run_config import RunConfig
+from .flags import Command
 
 
 @dataclass(frozen=True)
-class Flags:
-    """Train a TopK SAE and two vSAEs on the embedded language model, compare and show them."""
+class QuickstartFlags:
+    """Train a TopK SAE and two vSAEs, compare them and write a report."""
 
     save_dir: str = "runs/quickstart"
-    """Where the three run folders go."""
+    """The folder for the three run folders and the report."""
     steps: int = 1000
-    """Training steps."""
+    """Training steps of each SAE."""
     eval_tokens: int = 100_000
-    """Held-out tokens in the evaluation."""
+    """Held-out tokens to evaluate on."""
     seed: int = 0
-    """Seeds all three alike."""
+    """Seeds the initial weights and the noise of all three SAEs."""
     report: bool = True
-    """Write report.html on what the three learned."""
+    """Write report.html, which shows what the three SAEs learned."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: QuickstartFlags) -> None:
     from ..evaluation.folders import read_metrics, table
     from ..training.loop import train
 
@@ -32,22 +33,24 @@ def run(flags: Flags) -> None:
     )
     saes = quickstart(flags.steps, flags.seed)
     print(
-        "Training on blocks.0.hook_resid_post of the embedded language model, all from one buffer:\n"
+        "Training three SAEs on blocks.0.hook_resid_post of the embedded language model,\n"
+        "all on the same batches:\n"
         "  top_k                    a TopK SAE\n"
-        "  vsae_paper               the vSAE of the paper's equations: sigma 1, noise on everything\n"
-        "  vsae_annealed_selection  a vSAE whose noise only explores which features win, and ends"
+        "  vsae_paper               the vSAE of the paper's equations: sigma = 1, noise on both\n"
+        "  vsae_annealed_selection  a vSAE with noise on the selection only, annealed to 0"
     )
     folders = train(config, saes)
     print("\nOn held-out text:\n")
     print(table({str(folder): read_metrics(folder) for folder in folders.values()}))
     one = folders["vsae_annealed_selection"]
     if flags.report:
-        print("\nLooking at what they learned:")
+        print("\nWriting the report:")
         path = _report(flags, one, [folder for folder in folders.values() if folder != one])
-        print(f"\nOpen {path} in a browser: their features, maps and training, on one page.")
+        print(f"\nOpen {path} in a browser to see their features, maps and training.")
     print(
-        f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl, metrics.json.\n"
-        "FVE: fraction of variance explained. CE recovered: of the language model's loss.\n"
+        f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl and metrics.json.\n"
+        "FVE: fraction of variance explained. CE recovered: share of the language model's\n"
+        "loss that the reconstruction keeps.\n"
         "near-dead: share of features selected less than 0.1 or 0.5 times as often as on average.\n"
         "\nNext:\n"
         f"  vsae train --config {one} --noise-on values --save-dir runs/values\n"
@@ -56,11 +59,11 @@ def run(flags: Flags) -> None:
     )
 
 
-def _report(flags: Flags, folder: Path, against: list[Path]) -> Path:
+def _report(flags: QuickstartFlags, folder: Path, against: list[Path]) -> Path:
     from ..report import write_report
     from ..report.analysis import ReportOptions
 
-    # A short run is looked at briefly too.
+    # A short run gets a short report.
     options = ReportOptions(tokens=max(1, flags.eval_tokens), seed=flags.seed)
     return write_report(
         folder,
@@ -69,3 +72,6 @@ def _report(flags: Flags, folder: Path, against: list[Path]) -> Path:
         options=options,
         on_step=lambda step: print(f"  {step} …", flush=True),
     )
+
+
+COMMAND = Command("quickstart", QuickstartFlags, run)

@@ -1,61 +1,56 @@
-"""`vsae report`: what SAEs learned, on one page."""
+"""`vsae report`: a page that shows what SAEs learned."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import tyro
 
+from .flags import Command, Folder, Folders, InputFlags
+
 
 @dataclass(frozen=True)
-class Flags:
-    """Write a page on what an SAE learned: its features, their map, and other SAEs beside it."""
+class ReportFlags:
+    """Write an HTML page that shows what an SAE learned."""
 
-    folder: tyro.conf.Positional[str]
-    """The run folder."""
-    against: tuple[str, ...] = ()
-    """Run folders to compare it with, trained on the same language model and hook point."""
+    folder: tyro.conf.Positional[Folder]
+    """A run folder."""
+    against: Folders = ()
+    """Other run folders to compare it with, trained on the same language model and hook point."""
     out: str | None = None
-    """The page to write; report.html in the run folder unless told. Numbers and figures go to a
-    folder beside it."""
+    """The page to write. Its data and figures go to a folder beside it. Default:
+    FOLDER/report.html."""
     tokens: int = 100_000
-    """Tokens to look for features in."""
+    """Tokens to collect the features' contexts from."""
     split: Literal["heldout", "train"] = "heldout"
-    """Which part of the text: heldout or train."""
+    """Which part of the text to read: heldout or train."""
     synthesise: int = 12
-    """Features of each SAE for which tokens are made up by gradient ascent, those that are easiest
-    to read first; 0 is none. They take most of the time on a large model."""
+    """Number of features of each SAE for which tokens are synthesised by gradient ascent, the
+    most readable first. 0 is off. This takes most of the time on a large model."""
     map_tokens: int = 20_000
-    """Tokens whose activations the map is made of. Paper: 20,000."""
+    """Tokens whose activations make the map. Paper: 20,000."""
     map_features: int = 2048
-    """Features on the map at most; t-SNE's time grows with them."""
+    """Maximum number of features on the map. t-SNE's time grows with it."""
     map_space: Literal["profiles", "directions"] = "profiles"
-    """What the map is made of: the features' activations over the tokens (paper) or their decoder
-    directions."""
+    """What places a feature on the map. profiles: its activations over the tokens (paper).
+    directions: its decoder direction."""
     pages: int = 2048
-    """Features of each SAE that get a page at most; the others are in the CSV file alone."""
+    """Maximum number of feature pages for each SAE. The other features are only in the CSV
+    file."""
     figures: bool = True
-    """Write the figures as PNG and SVG too."""
+    """Also write the figures as PNG and SVG files."""
     logits: bool = True
-    """Say which tokens each feature promotes and suppresses."""
+    """Show which tokens each feature promotes and suppresses."""
     seed: int = 0
-    """Of everything that is drawn."""
-    model: str | None = None
-    """The language model, if config.json does not say it."""
-    hook: str | None = None
-    """The hook point, if config.json does not say it."""
-    data: str | None = None
-    """Another text to look in."""
-    device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    """Seeds all random numbers."""
+    inputs: InputFlags = field(default_factory=InputFlags)
 
 
-def run(flags: Flags) -> None:
+def run(flags: ReportFlags) -> None:
     from ..report import write_report
     from ..report.analysis import ReportOptions
 
     given = vars(flags)
     options = ReportOptions(**{name: given[name] for name in vars(ReportOptions())})
-    where = {name: given[name] for name in ("model", "hook", "data", "device")}
     path = write_report(
         flags.folder,
         flags.against,
@@ -63,6 +58,9 @@ def run(flags: Flags) -> None:
         options=options,
         figures=flags.figures,
         on_step=lambda step: print(f"  {step} …", flush=True),
-        **where,
+        **vars(flags.inputs),
     )
-    print(f"the report is in {path}: open it in a browser")
+    print(f"wrote {path}; open it in a browser")
+
+
+COMMAND = Command("report", ReportFlags, run)

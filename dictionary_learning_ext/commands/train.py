@@ -8,28 +8,31 @@ from ..config.presets import preset
 from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
+from .flags import Command
 
 AUTO = Path("auto")
 
 
 @dataclass(frozen=True)
-class Flags:
-    """Train one SAE on a language model's activations, save it and evaluate it."""
+class TrainFlags:
+    """Train one SAE on a language model's activations and evaluate it."""
 
     sae: SAEConfig = field(default_factory=SAEConfig)
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = None
-    """Start from named settings: quickstart, recommended, paper or paper-as-run. Other flags win
-    over it; its schedules scale with --steps."""
+    """Start from named settings: quickstart, recommended, paper or paper-as-run. Other flags
+    override them. Their schedules scale with --steps."""
     config: Path | None = None
-    """Start from the settings of a run: its folder or config.json. Other flags win over it."""
+    """Start from the settings of an earlier run: its folder or its config.json. Other flags
+    override them."""
     resume: Path | None = None
-    """Go on with a run that was stopped: its folder, or a folder of the run folders of one run.
-    The result is the same to the bit as if it had not been stopped. auto: go on with what save_dir
-    holds if these settings are its own, else begin; for jobs that are started again as they are."""
+    """Continue an interrupted run: its folder, or the folder that holds the run folders of one
+    run. The result is bit-identical to that of an uninterrupted run. auto: continue the run in
+    save_dir, or start it if there is none. Use auto for jobs that are restarted with the same
+    command."""
 
 
-def run(flags: Flags) -> None:
+def run(flags: TrainFlags) -> None:
     from ..evaluation.folders import read_metrics, table
     from ..run_folder.resume_points import FAILED, failed_in, read_run
     from ..training.loop import train
@@ -41,7 +44,7 @@ def run(flags: Flags) -> None:
     elif flags.resume is not None:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
-                f"--resume {flags.resume}: goes on in that folder; leave out --save-dir and "
+                f"--resume {flags.resume} continues in that folder; leave out --save-dir and "
                 "--overwrite"
             )
         former, saes = read_run(flags.resume)
@@ -57,12 +60,12 @@ def run(flags: Flags) -> None:
         print(f"saved in {folder}; load it with load_dictionary({str(folder)!r})")
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
         raise TrainingError(
-            f"{', '.join(map(str, failed))}: failed before, see {FAILED} there; the others are done"
+            f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
         )
 
 
-def _found(flags: Flags) -> tuple[bool, RunConfig]:
-    """Whether the run of these flags was begun before, and where it is or will be."""
+def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
+    """Whether the run of these flags has been started before, and where it is or will be."""
     sae = flags.sae.resolve(flags.run.steps, flags.run.batch_size)
     folder = Path(flags.run.save_dir or Path("runs") / TrainConfig(sae, flags.run).name)
     run = replace(flags.run, save_dir=str(folder))
@@ -73,7 +76,7 @@ def _found(flags: Flags) -> tuple[bool, RunConfig]:
     return True, run
 
 
-def starting_point(args: list[str]) -> Flags:
+def starting_point(args: list[str]) -> TrainFlags:
     """The defaults of --preset, --config or --resume, as far as --architecture and --posterior use
     them."""
     pattern = r"(?:^|\n)--(preset|config|resume|architecture|posterior|steps)(?:=|\n)([^\n]+)"
@@ -82,7 +85,9 @@ def starting_point(args: list[str]) -> Flags:
     if given.get("resume") == str(AUTO):
         starts.remove("resume")
     if len(starts) > 1:
-        raise UserError(f"--{' and --'.join(starts)}: give one of them; other flags win over it")
+        raise UserError(
+            f"--{' and --'.join(starts)}: give only one of them; other flags override it"
+        )
     start = TrainConfig()
     if "preset" in given:
         steps = given.get("steps", "")
@@ -93,9 +98,14 @@ def starting_point(args: list[str]) -> Flags:
         folder = Path(given["resume"])
         inside = sorted(folder.glob("*/config.json"))
         if not inside and not (folder / "config.json").is_file():
-            raise UserError(f"--resume {folder}: no run there; give a run's folder, as runs/NAME")
+            raise UserError(
+                f"--resume {folder}: no run found; expected a run folder, e.g. runs/NAME"
+            )
         start = load_config(
             inside[0] if inside and not (folder / "config.json").exists() else folder
         )
     sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
-    return Flags(sae, start.run)
+    return TrainFlags(sae, start.run)
+
+
+COMMAND = Command("train", TrainFlags, run, starting_point)

@@ -1,7 +1,7 @@
 """Named settings for `vsae train --preset`, and the SAEs that `vsae quickstart` compares.
 
-Presets hold what differs from the defaults. A flag given beside a preset wins over it; what a preset
-says in steps (`decay_start`, `noise_anneal_steps`) is for its own `steps` and scales with --steps.
+A preset holds what differs from the defaults. Flags override it. Its schedules (`decay_start`,
+`noise_anneal_steps`) are for its own `steps` and scale with --steps.
 """
 
 from typing import Any
@@ -102,9 +102,9 @@ def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
 
 
 def preset(name: str, steps: int | None = None) -> TrainConfig:
-    """The defaults, changed by a preset, for a run of other `steps` if told.
+    """The defaults changed by a preset, and its schedules scaled to `steps` if given.
 
-    Raises: ConfigError for a name that is none.
+    Raises: ConfigError for an unknown name.
     """
     require(name in PRESETS, "preset", name, "one of " + ", ".join(PRESETS))
     settings = dict(PRESETS[name])

@@ -1,4 +1,4 @@
-"""The configuration of a run: what the SAEs share, and both together. Imports no torch.
+"""The settings that the SAEs of a run share, and all settings together. Imports no torch.
 
 Frozen dataclasses, checked when made; the docstring under a field is its help text on the command
 line.
@@ -23,24 +23,26 @@ class RunConfig:
     """What the SAEs of one run share: language model, text, buffer, loop and logs."""
 
     model: str = "embedded"
-    """The language model: embedded (shipped with the package), a folder made by save_pretrained,
-    or a name on the hub. Paper: EleutherAI/pythia-70m."""
+    """The language model: embedded (shipped with the package), a folder written by
+    save_pretrained, or a name on the hub. Paper: EleutherAI/pythia-70m."""
     hook: str = "blocks.0.hook_resid_post"
-    """Where activations are read, by TransformerLens's name. Paper: blocks.0.hook_resid_post."""
+    """Where activations are read, in TransformerLens's naming. Paper: blocks.0.hook_resid_post."""
     data: str = "embedded"
-    """The text: embedded (nine novels, shipped), a .txt, .jsonl, .jsonl.zst or .parquet file or a
-    folder of them, or a set on the hub. Paper: roneneldan/TinyStories."""
+    """The text: embedded (nine novels, shipped with the package), a .txt, .jsonl, .jsonl.zst or
+    .parquet file, a folder of such files, or a dataset on the hub. Paper:
+    roneneldan/TinyStories."""
     text_packing: Packing = "pack"
-    """pack: documents follow each other, with end-of-text between. truncate: one per context."""
+    """pack: documents follow each other, separated by an end-of-text token. truncate: one
+    document per context."""
     text_passes: int = 1
-    """How often the text may be read before it ends."""
+    """How many times the text may be read."""
     normalize: Normalize = "sqrt_d"
-    """Training units: activations scaled so that E||x||^2 is the width (sqrt_d) or 1 (unit,
-    upstream's), or not at all (none). sigma and beta are in these units; the saved SAE takes raw
-    activations."""
+    """Training units. Activations are scaled so that E||x||^2 is their width (sqrt_d) or 1
+    (unit, as upstream does), or not scaled (none). sigma and beta are in these units. The saved
+    SAE takes raw activations."""
     max_norm_multiple: float | None = None
-    """Leave out tokens whose norm is over this many times the median (attention sinks of Llama
-    and Qwen; 10 is usual)."""
+    """Leave out tokens whose norm is over this many times the median. 10 removes the attention
+    sinks of Llama and Qwen. Default: keep all tokens."""
     remove_bos: bool = False
     """Leave out beginning-of-text tokens."""
     steps: int = 1200
@@ -48,35 +50,36 @@ class RunConfig:
     batch_size: int = 1024
     """Tokens per step. Paper: not stated."""
     n_ctxs: int = 512
-    """Contexts in the buffer, shuffled together. Paper: 2,500."""
+    """Contexts in the buffer, which are shuffled together. Paper: 2,500."""
     ctx_len: int = 128
     """Tokens per context. Paper: 128."""
     dtype: Dtype = "float32"
-    """float32, or bfloat16 for the language model, the buffer and the vSAE's matmuls (parameters
-    and sums stay in float32). Paper: bfloat16."""
+    """float32 or bfloat16. bfloat16 applies to the language model, the buffer and the vSAE's
+    matmuls; parameters and sums stay in float32. Paper: bfloat16."""
     device: str = "cpu"
-    """cpu, cuda or cuda:N."""
+    """Where to compute: cpu, cuda or cuda:N."""
     eval_tokens: int = 100_000
-    """Held-out tokens in the evaluation at the end; 0 is none."""
+    """Held-out tokens in the final evaluation. 0: no evaluation."""
     eval_documents: int = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
     log_steps: int = 100
     """Steps between two lines of metrics."""
     save_steps: str = "none"
-    """Checkpoints on the way: none, linear:N or log:N (N of them), or steps as 100,1000."""
+    """Checkpoints during training: none, linear:N or log:N (N checkpoints), or a list of steps,
+    e.g. 100,1000."""
     save_every: str = "10m"
-    """Resume points, for --resume: every so many steps (500), or so much time (90s, 10m, 2h), and
-    at the end; none for none. SIGTERM and SIGINT write one in any case."""
+    """How often to write a resume point, in steps (500) or time (90s, 10m, 2h). One more is
+    written at the end. SIGTERM and SIGINT always write one. none: only these signals do."""
     save_dir: str | None = None
-    """The folder to write; runs/<a name made of the settings> unless told."""
+    """The folder to write. Default: runs/NAME, where NAME is made from the settings."""
     overwrite: bool = False
-    """Write over a run that save_dir already holds."""
+    """Overwrite the run that save_dir already holds."""
     wandb: WandbMode = "disabled"
-    """Log to wandb: online (or what the environment's WANDB_MODE says), offline or disabled."""
+    """Log to wandb: online, offline or disabled. The environment's WANDB_MODE overrides online."""
     wandb_project: str = "vsae"
-    """wandb's project."""
+    """The wandb project."""
     wandb_artifacts: bool = False
-    """Keep ae.pt, config.json and metrics.json as an artifact in wandb."""
+    """Save ae.pt, config.json and metrics.json as a wandb artifact."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "n_ctxs", "ctx_len", "log_steps", "text_passes"):
@@ -110,16 +113,16 @@ class RunConfig:
         except ValueError:
             points = [-1]
         is_legal = all(0 <= point < self.steps for point in points)
-        expected = f"none, linear:N, log:N, or steps below {self.steps} as 100,1000"
+        expected = f"none, linear:N, log:N, or steps below {self.steps}, e.g. 100,1000"
         require(is_legal, "save_steps", self.save_steps, expected)
         return points
 
     def save_interval(self) -> tuple[int | None, int | None]:
-        """Between two resume points: how many steps, or how many seconds; neither for none."""
+        """The steps, or else the seconds, between two resume points; neither for none."""
         if self.save_every == "none":
             return None, None
         match = re.fullmatch(r"0*([1-9][0-9]{0,8})([smh]?)", self.save_every, re.ASCII)
-        expected = "steps as 500, a time as 90s, 10m or 2h, or none"
+        expected = "steps (e.g. 500), a time (e.g. 90s, 10m, 2h) or none"
         require(match is not None, "save_every", self.save_every, expected)
         assert match is not None
         number, unit = int(match[1]), match[2]
@@ -162,7 +165,7 @@ class TrainConfig:
 
     @property
     def tags(self) -> list[str]:
-        """What one wants to filter runs by."""
+        """For filtering runs in wandb."""
         names = ("k", "lr", "beta", "posterior", "seed")
         values = {name: getattr(self.sae, name) for name in names}
         chosen = [f"{name}={value}" for name, value in values.items() if value is not None]
@@ -170,13 +173,13 @@ class TrainConfig:
 
     @property
     def name(self) -> str:
-        """A folder's name: what one wants to read, and a hash of whatever changes the result."""
+        """A folder's name: the main settings, and a hash of all that change the result."""
         settings = _deciding_the_result(self.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.sae.name}_{digest[:6]}"
 
     def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
-        """With some settings changed. Raises ConfigError for a name that is none."""
+        """With some settings changed. Raises ConfigError for an unknown name or a wrong type."""
         names = {cls: {f.name for f in fields(cls)} for cls in (SAEConfig, RunConfig)}
         for name in values:
             if not any(name in known for known in names.values()):
@@ -196,7 +199,7 @@ class TrainConfig:
 
 
 def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
-    """Raise a ConfigError that names the settings that differ, unless only how it is run does."""
+    """Raise a ConfigError that names the settings that differ and change the result."""
 
     def decisive(settings: dict[str, Any]) -> dict[str, Any]:
         chosen = _deciding_the_result(settings)
@@ -211,8 +214,8 @@ def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
         changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
         flags = " ".join("--" + name.replace("_", "-") for name in names)
         raise ConfigError(
-            f"{source}: the run has {changes}; leave out {flags} to go on with it, or start "
-            "another run with --config"
+            f"{source}: the run has {changes}; leave out {flags} to continue it, or start a "
+            "new run with --config"
         )
 
 
@@ -223,13 +226,15 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["run"]["settings"]
     except FileNotFoundError as error:
-        raise ConfigError(f"--config {path}: no such file; give a run's config.json") from error
+        raise ConfigError(
+            f"--config {path}: no such file; expected a run folder or its config.json"
+        ) from error
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"--config {path}: expected a config.json written by vsae train, with run.settings "
             f"({type(error).__name__}: {error})"
         ) from error
-    where = ["save_dir", "overwrite"]  # another run is written elsewhere, and over nothing
+    where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
     if settings.get("noise_to_signal") is not None:
         where.append("sigma")  # follows from it, for this run's own k and D
     return TrainConfig().updated(

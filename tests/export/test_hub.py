@@ -174,7 +174,7 @@ def test_no_local_path_and_no_token_goes_or_is_said(runs, hub, tiny_lm_dir, text
     one = hub(Hub())
     assert main(["push", str(runs), "jane/saes"]) == 0
     out = capsys.readouterr().out
-    assert "cut to their last names: data, lm_name, model, save_dir" in out
+    assert "shortened to their last names: data, lm_name, model, save_dir" in out
     written = b"".join(one.contents[n] for n in one.contents if not n.endswith(".pt")).decode()
     assert tiny_lm_dir.name in written
     for secret in (str(tiny_lm_dir.parent), str(Path(text).parent), str(runs), TOKEN):
@@ -186,7 +186,7 @@ def test_a_dry_run_lists_names_and_sizes_without_token_or_network(runs, capsys):
     assert main(["push", str(runs), "jane/saes", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert f"{(runs / 'vsae' / 'ae.pt').stat().st_size:,} vsae/ae.pt" in out
-    assert "Nothing was uploaded; without --dry-run it goes to jane/saes, private." in out
+    assert "Nothing was uploaded. Without --dry-run it goes to jane/saes (private)." in out
 
 
 # --- refusals

@@ -15,7 +15,9 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.cli import main, parse
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.flags import parse
+from dictionary_learning_ext.commands.train import COMMAND as TRAIN
 from dictionary_learning_ext.config.run_config import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, TrainingError
 from dictionary_learning_ext.sweep.results import best_of_each_k, from_folder, from_wandb
@@ -31,7 +33,7 @@ SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 
 
 def parsed(arguments):
-    flags = parse("train", arguments)
+    flags = parse(TRAIN, arguments)
     return TrainConfig(flags.sae, flags.run)
 
 
@@ -221,9 +223,9 @@ def test_a_bad_file_is_one_line_before_anything_runs(case, sweep_file, tmp_path,
 def test_more_runs_than_a_slip_of_the_pen_need_a_yes(sweep_file, tmp_path, capsys):
     path = str(sweep_file())
     assert main(["sweep", path, "--max-runs", "3", "--save-dir", str(tmp_path / "s")]) == 2
-    assert "4 runs; give --yes" in capsys.readouterr().err
+    assert "4 runs; --max-runs is 3; add --yes" in capsys.readouterr().err
     assert main(["sweep"]) == 2
-    assert "give a sweep file" in capsys.readouterr().err
+    assert "give one of: a sweep file" in capsys.readouterr().err
 
 
 def test_a_random_search_draws_what_it_is_asked_for(sweep_file):

@@ -1,0 +1,86 @@
+"""What a command is, and how its flags are parsed."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass, fields, is_dataclass
+from io import StringIO
+from itertools import pairwise
+from typing import Annotated, Generic, TypeVar, get_type_hints
+
+import tyro
+
+from ..errors import UserError
+
+F = TypeVar("F")
+Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
+Folders = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
+
+
+@dataclass(frozen=True)
+class Command(Generic[F]):
+    """A subcommand of `vsae`.
+
+    Attributes:
+        name: as it is typed.
+        flags: a dataclass. Its docstring says what the command does, those of its fields are the
+            help.
+        run: what the command does with its flags.
+        starting_point: the flags' defaults, where these depend on what was typed.
+    """
+
+    name: str
+    flags: type[F]
+    run: Callable[[F], None]
+    starting_point: Callable[[list[str]], F] | None = None
+
+
+@dataclass(frozen=True)
+class InputFlags:
+    """The activations to measure on."""
+
+    model: str | None = None
+    """The language model. Default: as in config.json. Needed if config.json names none."""
+    hook: str | None = None
+    """The hook point. Default: as in config.json. Needed if config.json names none."""
+    data: str | None = None
+    """The text. Default: as in config.json."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda or cuda:N."""
+
+
+def parse(command: Command[F], args: list[str]) -> F:
+    """A command's flags; a mistake becomes a UserError of one line."""
+    start = command.starting_point
+    default = tyro.MISSING_NONPROP if start is None else start(args)
+    booleans, spelled = set(_booleans(command.flags)), []
+    for arg, following in pairwise([*args, ""]):
+        spelled.append(arg)
+        if arg.replace("_", "-") in booleans and following not in ("True", "False", "None"):
+            spelled.append("True")
+    message = StringIO()
+    try:
+        with redirect_stderr(message):
+            return tyro.cli(
+                command.flags,
+                args=spelled,
+                prog=f"vsae {command.name}",
+                default=default,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", message.getvalue())  # tyro draws a box
+        text = re.sub(r"(Argument helptext:|For full helptext).*", "", " ".join(text.split()))
+        raise UserError(f"{text.strip()} (see `vsae {command.name} --help`)") from stop
+
+
+def _booleans(flags: type) -> Iterator[str]:
+    """The flags that a bare `--flag` sets to True."""
+    hints = get_type_hints(flags)
+    for field in fields(flags):
+        if is_dataclass(hints[field.name]):
+            yield from _booleans(hints[field.name])
+        elif hints[field.name] in (bool, bool | None):
+            yield "--" + field.name.replace("_", "-")

@@ -1,0 +1,26 @@
+"""`vsae eval`, and `vsae compare` of what it measured."""
+
+import re
+
+from dictionary_learning_ext.cli import main
+
+
+def test_eval_and_compare(small, tmp_path, capsys):
+    assert main(["train", *small, "--eval-tokens", "0"]) == 0
+    run = str(tmp_path / "run")
+    assert main(["compare", run]) == 2
+    assert f"run `vsae eval {run}`" in capsys.readouterr().err
+    assert main(["eval", run, "--tokens", "300"]) == 0
+    assert main(["compare", run, run]) == 0
+    assert "FVE" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_model_or_layer_than_asked_for(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    run = str(tmp_path / "run")
+    assert main(["eval", run, "--model", "embedded"]) == 2
+    assert re.search(r"trained on model .*, not on embedded", capsys.readouterr().err)
+    assert main(["eval", run, "--hook", "blocks.1.hook_resid_post"]) == 2
+    assert "trained on hook blocks.0" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""The forms in which flags can be typed, the flags that commands share, and their help."""
+
+import re
+
+import pytest
+from command_runs import settings_of
+
+from dictionary_learning_ext.cli import COMMANDS, main
+from dictionary_learning_ext.commands import bench, evaluate, export, report
+from dictionary_learning_ext.commands.flags import InputFlags, parse
+from dictionary_learning_ext.errors import UserError
+
+
+def test_the_forms_a_sweep_agent_types_all_work(small, tmp_path):
+    agent = ["--dict_size=64", "--rectify=True", "--lr=None", "--noise_on=values", "--k=8"]
+    assert main(["train", *small, *agent]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert {n: settings[n] for n in ("dict_size", "rectify", "lr", "noise_on", "k")} == {
+        "dict_size": 64,
+        "rectify": True,
+        "lr": None,
+        "noise_on": "values",
+        "k": 8,
+    }
+
+
+def test_a_bare_boolean_flag_means_true(small, tmp_path):
+    assert main(["train", *small]) == 0
+    assert main(["train", *small, "--overwrite", "--rectify", "--seed", "3"]) == 0
+    assert settings_of(tmp_path / "run")["rectify"] is True
+
+
+@pytest.mark.parametrize("module", [bench, evaluate, export, report], ids=lambda m: m.COMMAND.name)
+def test_the_shared_flags_are_one_declaration(module, capsys):
+    """Under the same names on the command line, and nested in the command's own."""
+    needed = ["run", "--format=safetensors"] if module is export else ["run"]
+    given = ["--model=lm", "--hook=blocks.1.hook_resid_post", "--data=text.txt", "--device=cuda:1"]
+    flags = parse(module.COMMAND, [*needed, *given])
+    assert isinstance(flags.inputs, InputFlags)
+    assert vars(flags.inputs) == {
+        "model": "lm",
+        "hook": "blocks.1.hook_resid_post",
+        "data": "text.txt",
+        "device": "cuda:1",
+    }
+    assert vars(parse(module.COMMAND, needed).inputs) == {
+        "model": None,
+        "hook": None,
+        "data": None,
+        "device": "cpu",
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as stop:
+        parse(command, ["--help"])
+    assert not stop.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.findall(r"(--[a-z-]+) \S+ \((?:default|required)", shown) == []
+    if "--device" in shown:
+        assert re.search(
+            r"--device \S+ Where to compute(, for all runs)?: cpu, cuda or cuda:N\.", shown
+        )
+
+
+def test_a_mistake_is_one_line_that_names_the_help(capsys):
+    with pytest.raises(UserError, match=r"--tokens.*'many'.*\(see `vsae eval --help`\)$"):
+        parse(evaluate.COMMAND, ["run", "--tokens", "many"])
+    with pytest.raises(UserError, match=r"FOLDER.*\(see `vsae report --help`\)$"):
+        parse(report.COMMAND, [])

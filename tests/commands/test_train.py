@@ -1,0 +1,110 @@
+"""`vsae train`: where it starts from, what it prints, one-line errors."""
+
+import re
+from pathlib import Path
+
+import pytest
+from command_runs import settings_of
+
+from dictionary_learning_ext.cli import main
+
+
+def test_train_prints_where_it_lies_and_what_it_is_worth(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    out = capsys.readouterr().out
+    assert "near-dead" in out
+    assert f"saved in {tmp_path / 'run'}" in out
+
+
+def test_a_runs_config_starts_another_and_flags_win(small, tmp_path):
+    assert main(["train", *small, "--beta", "0.25", "--posterior", "learned"]) == 0
+    again = str(tmp_path / "again")
+    flags = ["--config", str(tmp_path / "run"), "--save-dir", again, "--seed=7"]
+    assert main(["train", *flags]) == 0
+    first, second = settings_of(tmp_path / "run"), settings_of(Path(again))
+    assert {n for n in first if first[n] != second[n]} == {"save_dir", "seed"}
+
+
+def test_a_config_with_another_posterior_drops_what_that_does_not_use(small, tmp_path):
+    assert main(["train", *small, "--sigma", "0.3"]) == 0
+    flags = ["--config", str(tmp_path / "run"), "--posterior", "point"]
+    assert main(["train", *flags, "--save-dir", str(tmp_path / "point")]) == 0
+    assert settings_of(tmp_path / "point")["sigma"] is None
+
+
+def test_a_preset_is_a_start_and_flags_win(small, tmp_path):
+    flags = ["--preset", "paper-as-run", *small]
+    assert main(["train", *flags]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert (settings["posterior"], settings["normalize"], settings["steps"]) == (
+        "point",
+        "unit",
+        12,
+    )
+
+
+def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
+    flags = ["--preset", "recommended", "--dict-size", "32", "--k", "4", *small]
+    assert main(["train", *flags]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert (settings["steps"], settings["decay_start"], settings["noise_anneal_steps"]) == (
+        12,
+        9,
+        6,
+    )
+
+
+def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
+    flags = ["--preset", "paper", "--architecture", "top_k", *small, "--decay-start", "None"]
+    assert main(["train", *flags]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert (settings["posterior"], settings["beta"], settings["dtype"]) == (None, None, "bfloat16")
+
+
+def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path / "nope")]) == 2
+    assert "nope: no run found; expected a run folder, e.g. runs/NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--architecture", "topk"], r"'topk': expected one of .*top_k"),
+        (["--preset", "papper"], r"preset='papper': expected one of quickstart, recommended"),
+        (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
+        (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),
+        (["--data", "./nothing.txt"], r"nothing\.txt"),
+        (["--model", "./nothing"], r"'\./nothing'.*save_pretrained"),
+        (["--k", "33"], r"k=33.*dict_size=32"),
+        (["--beta", "-1"], r"beta=-1\.0: expected at least 0"),
+        (["--sigma", "-0.5"], r"sigma=-0\.5: expected above 0"),
+        (["--architecture", "top_k", "--beta", "0"], r"top_k does not use it; leave out --beta"),
+        (["--betta", "1"], r"--betta"),
+        (["--k", "many"], r"--k.*'many'"),
+        (["--config", "nowhere.json"], r"nowhere\.json: no such file"),
+        (["--config", "x", "--preset", "paper"], r"give only one of them"),
+        (["--steps", "100000"], r"tokens.*--text-passes"),
+        (["--save-steps", "often"], r"save_steps='often'.*linear:N"),
+        (["--device", "tpu"], r"device 'tpu'.*'cpu'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_in_one_line_that_says_what_to_type(flags, message, small, capsys):
+    assert main(["train", *small, *flags]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("vsae: ")
+    assert re.search(message, error), error
+
+
+def test_a_run_is_not_written_over(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    before = (tmp_path / "run" / "ae.pt").read_bytes()
+    assert main(["train", *small, "--seed", "1"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "ae.pt").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(small, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", *small, "--save-dir", str(tmp_path / "file" / "run")]) == 2
+    assert "can't be written" in capsys.readouterr().err

@@ -1,0 +1,40 @@
+"""Presets: whole, the paper's, scaled, and the quickstart's SAEs."""
+
+import dataclasses
+
+from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
+from dictionary_learning_ext.config.sae_config import SAEConfig
+
+
+def test_presets_are_whole_and_keep_to_the_paper():
+    for name in PRESETS:
+        config = preset(name)
+        config.sae.resolve(config.run.steps, config.run.batch_size)
+    paper = preset("paper")
+    assert (paper.run.steps, paper.run.dtype, paper.sae.dict_size) == (20_000, "bfloat16", 2048)
+    as_run = preset("paper-as-run")
+    assert (as_run.sae.posterior, as_run.sae.rectify, as_run.sae.lr) == ("point", True, 8e-4)
+    assert (as_run.run.normalize, as_run.run.batch_size) == ("unit", 192)
+
+
+def test_a_presets_schedules_scale_with_its_steps():
+    own, longer = preset("recommended"), preset("recommended", steps=4000)
+    assert (own.sae.decay_start, own.sae.noise_anneal_steps, own.run.steps) == (750, 500, 1000)
+    assert (longer.sae.decay_start, longer.sae.noise_anneal_steps, longer.run.steps) == (
+        3000,
+        2000,
+        4000,
+    )
+    assert preset("paper", steps=7).run.steps == 7
+
+
+def test_the_quickstarts_saes_differ_only_in_the_posterior():
+    saes = [sae.resolve(100, 8) for sae in quickstart(steps=100, seed=3).values()]
+    differ = {f.name for f in dataclasses.fields(SAEConfig)} - {
+        f.name
+        for f in dataclasses.fields(SAEConfig)
+        if len({getattr(sae, f.name) for sae in saes}) == 1
+    }
+    variational = set(TRAINED["vsae_top_k"].option_names) - set(TRAINED["top_k"].option_names)
+    assert differ <= {"architecture"} | variational

@@ -1,0 +1,113 @@
+"""A run's settings: ranges, files, names."""
+
+import contextlib
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig, load_config
+from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.errors import ConfigError, UserError
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"normalize": "max"},
+        {"text_packing": "cut"},
+        {"dtype": "float16"},
+        {"wandb": "on"},
+        {"eval_tokens": -1},
+        {"max_norm_multiple": 0.5},
+        {"save_steps": "often"},
+        {"save_steps": "100,9999999"},
+        {"save_steps": "linear:x"},
+    ],
+    ids=str,
+)
+def test_run_settings_out_of_range_are_named(given):
+    with pytest.raises(ConfigError, match=next(iter(given))):
+        RunConfig(**given)
+
+
+def test_save_points():
+    def points(save_steps):
+        return RunConfig(steps=1000, save_steps=save_steps).save_points()
+
+    assert points("none") == []
+    assert points("linear:4") == [200, 400, 600, 800]
+    assert points("log:2") == [10, 100]
+    assert points("7,3") == [3, 7]
+
+
+def test_settings_survive_a_config_file(tmp_path):
+    config = TrainConfig().updated(
+        {"beta": 0.25, "group_fractions": None, "steps": 77, "noise_on": "values"}, "test"
+    )
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"run": {"settings": config.to_dict()}}))
+    assert load_config(path) == load_config(tmp_path) == config
+
+
+def test_a_config_file_does_not_say_where_to_write(tmp_path):
+    config = TrainConfig().updated({"save_dir": "runs/x", "overwrite": True}, "test")
+    (tmp_path / "config.json").write_text(json.dumps({"run": {"settings": config.to_dict()}}))
+    run = load_config(tmp_path).run
+    assert (run.save_dir, run.overwrite) == (None, False)
+
+
+def test_unknown_settings_get_the_closest_name():
+    with pytest.raises(ConfigError, match="unknown setting 'betta'; did you mean 'beta'"):
+        TrainConfig().updated({"betta": 1}, "x")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 3}', '{"trainer": {}}', "\xff"])
+def test_a_damaged_config_file_is_a_config_error(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "missing.json")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f.name for f in dataclasses.fields(SAEConfig)]),
+        st.none() | st.integers(-5, 50) | st.floats(-2, 2) | st.sampled_from(["vsae", "point", ""]),
+        max_size=4,
+    )
+)
+def test_whatever_is_given_only_named_errors_come_out(values):
+    with contextlib.suppress(UserError):
+        TrainConfig().updated(values, "x").sae.resolve(100, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("k", "64"), ("k", 6.5), ("k", True), ("beta", "1e-4"), ("rectify", 1), ("seed", None)],
+)
+def test_a_value_of_another_type_is_named(name, value):
+    with pytest.raises(ConfigError, match=f"{name}={value!r}: expected"):
+        TrainConfig().updated({name: value}, "x")
+
+
+def test_names_tell_all_settings_apart_that_change_the_result():
+    changes = [
+        {},
+        {"seed": 1},
+        {"beta": 0.5},
+        {"posterior": "learned", "log_var_init": -1.0},
+        {"posterior": "learned", "log_var_init": -3.0},
+        {"auxk_alpha": 0.0},
+        {"hook": "blocks.1.hook_resid_post"},
+        {"steps": 7},
+    ]
+    names = {TrainConfig().updated(change, "x").name for change in changes}
+    assert len(names) == len(changes)
+    assert TrainConfig().updated({"log_steps": 1, "save_dir": "x"}, "x").name in names
+    assert all("/" not in name for name in names)

@@ -1,0 +1,54 @@
+"""The tests that `make test-fast` leaves out: those that take seconds each.
+
+`pytest --durations=0` shows what belongs here. Every sub-package keeps tests in the fast part.
+"""
+
+SLOW = frozenset(
+    {
+        # Commands in processes of their own, which are killed, signalled and resumed.
+        "test_a_dead_wandb_process_is_said_and_does_not_stop_the_run",
+        "test_a_local_sweep_that_is_killed_goes_on_to_the_bit",
+        "test_an_agents_run_that_is_stopped_is_retried_and_counts_once",
+        "test_every_command_of_a_sweep_runs_as_an_agents",
+        "test_five_kills_change_nothing",
+        "test_sigterm_ends_the_command_with_143_and_resume_goes_on",
+        "test_the_core_never_imports_sae_bench",
+        # What a newcomer types, as it is written.
+        "test_quickstart_ends_with_the_table_and_what_to_try_next",
+        "test_the_readmes_commands_run",
+        "test_the_readmes_python_runs",
+        # Long trainings, or one for each architecture.
+        "test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again",
+        "test_a_stopped_run_ends_as_if_it_had_not_been_stopped",
+        "test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32",
+        "test_company_and_logging_change_nothing_to_the_bit",
+        "test_every_architecture_trains_in_bf16",
+        "test_every_posterior_resumes",
+        "test_gamma_tends_to_the_mean_squared_error_per_dimension",
+        "test_gates_close_on_features_that_say_nothing",
+        "test_a_shared_run_resumes_as_a_whole_or_one_of_it_alone",
+        "test_a_trainer_that_diverges_stops_alone_and_the_run_says_so",
+        "test_where_a_run_ended_between_two_folders_the_last_common_point_counts",
+        "test_point_rectified_without_kl_is_upstreams_trainer",
+        # Many samples, or many cases.
+        "test_a_mistake_ends_in_one_line_that_says_what_to_type",
+        "test_any_config_json_loads_or_is_a_named_error",
+        "test_every_configuration_of_every_file_is_the_command_an_agent_types",
+        "test_gradcheck",
+        "test_samples_have_the_posteriors_moments",
+        # A second report, and the report in a browser.
+        "test_sae_bench_results_are_on_the_page",
+        "test_two_reports_of_a_run_differ_only_in_their_time",
+        "test_it_opens_offline_without_an_error_and_draws_every_chart",
+        "test_search_and_sort",
+        "test_a_feature_opens_from_the_table_and_by_keys",
+        "test_the_map_shows_a_features_tokens_and_opens_it",
+        "test_dark_mode_and_print_change_the_charts",
+        "test_it_fits_a_phone",
+        "test_hostile_text_does_nothing",
+        # Pages of results, made from the raw results.
+        "test_a_second_k_leaves_the_first_ks_rows_unless_the_tokens_differ",
+        "test_every_figure_of_the_raw_results_shows_in_the_page",
+        "test_results_are_made_from_the_raw_results",
+    }
+)
