@@ -1,0 +1,9 @@
+"""`vsae train`'s flags as a configuration, as `vsae sweep` parses them."""
+
+from dictionary_learning_ext.cli import parse
+from dictionary_learning_ext.config.run_config import TrainConfig
+
+
+def train_config(arguments):
+    flags = parse("train", arguments)
+    return TrainConfig(flags.sae, flags.run)
