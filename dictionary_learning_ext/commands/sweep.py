@@ -59,7 +59,8 @@ def run(flags: SweepFlags) -> None:
 
 def _run_file(file: Path, flags: SweepFlags) -> Path:
     from ..config.run_config import TrainConfig
-    from ..sweep.runner import configurations, memory_allows, read_sweep, run_sweep
+    from ..sweep.runner import memory_allows, run_sweep
+    from ..sweep.sweep_file import configurations, read_sweep
 
     sweep = read_sweep(file, flags.seed)
     extra = [f"--{n}={v}" for n, v in (("device", flags.device), ("wandb", flags.wandb)) if v]

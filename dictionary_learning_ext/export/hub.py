@@ -1,9 +1,9 @@
 """Push run folders to the Hugging Face hub, in the layout that SAE Bench reads, with a model card.
 
-    README.md                               the card
-    NAME/ae.pt, config.json, metrics.json   one folder an SAE
+    README.md                               the model card
+    NAME/ae.pt, config.json, metrics.json   one folder per SAE
 
-Private unless told. Nothing tells where files lay on this machine: local paths become names.
+A repository is private by default. No local path is uploaded: each is cut to its last name.
 """
 
 import re
@@ -34,14 +34,14 @@ _UNINTERESTING = ("device", "wandb_name", "trainer_class", "lm_name", "submodule
 
 @dataclass(frozen=True)
 class Pushed:
-    """What went, or would go, to the hub.
+    """What was uploaded to the hub, or would be in a dry run.
 
     Attributes:
         repo: OWNER/NAME.
-        files: name in the repository -> bytes.
-        cut_paths: the settings that were local paths, of which only the last name goes.
-        url: of the commit; None for a dry run.
-        is_private: whether only its owner sees it; None for a dry run.
+        files: sizes in bytes, by name in the repository.
+        cut_paths: the settings whose local paths were cut to their last names.
+        url: the commit's; None for a dry run.
+        is_private: whether the repository is private; None for a dry run.
     """
 
     repo: str
@@ -55,13 +55,13 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
     """Upload a run folder, or each run folder in a folder, in one commit.
 
     Arguments:
-        folder: of one SAE (an export for dictionary_learning too), or a folder of such folders.
-        repo: OWNER/NAME; made if it is not there. Its README.md is replaced.
-        public: let everyone see a repository that is made now.
-        dry_run: only say what would go; needs neither token nor network.
+        folder: a run folder (or an export for dictionary_learning), or a folder of such folders.
+        repo: OWNER/NAME, created if it does not exist. Its README.md is replaced.
+        public: create a public repository, or allow pushing to one.
+        dry_run: return what would be uploaded; needs neither token nor network.
 
-    Raises: HubError for a bad name, no token, no network, or what the hub refuses, a public
-    repository without `public` among it; CheckpointError if a folder is damaged.
+    Raises: HubError for a bad name, a missing token, no network, a refusal by the hub, or a public
+    repository without `public`; CheckpointError if a folder is damaged.
     """
     _require_name(repo)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
@@ -77,8 +77,8 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
             is_private = bool(huggingface_hub.repo_info(repo).private)
             if not (public or is_private):
                 raise HubError(
-                    f"{repo} is there and public: everyone would see this; say --public True, or "
-                    "give another name. Nothing was uploaded"
+                    f"{repo} already exists and is public; nothing was uploaded. To push to a public "
+                    "repository, give --public True; otherwise, choose another name"
                 )
             commit = huggingface_hub.upload_folder(
                 repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(_names(files))}"
@@ -87,46 +87,46 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
 
 
 def _require_name(repo: str) -> None:
-    problem = "" if repo.count("/") == 1 else "one slash"
+    problem = "" if repo.count("/") == 1 else "it must contain one slash"
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
         problem = problem or first_line(error)
     if problem:
-        raise HubError(f"repo={repo!r}: expected OWNER/NAME, as jane/my-saes ({problem})")
+        raise HubError(f"repo={repo!r}: expected OWNER/NAME, e.g. jane/my-saes ({problem})")
 
 
 def _require_token(repo: str) -> None:
     token = huggingface_hub.get_token()
-    # An illegal one would be refused by the HTTP library in a message that shows it.
+    # The HTTP library would refuse a malformed token in a message that shows it.
     if token is None or not re.fullmatch("[!-~]+", token):
         what = "no token for the hub" if token is None else "the hub's token is malformed"
         raise HubError(
-            f"push to {repo}: {what}; log in with `hf auth login` or set HF_TOKEN to a token with "
-            "write access, or look with --dry-run"
+            f"push to {repo}: {what}; log in with `hf auth login`, or set HF_TOKEN to a token with "
+            "write access. To see what would be uploaded, use --dry-run"
         )
 
 
 @contextmanager
 def _reaching_the_hub(repo: str) -> Iterator[None]:
-    """Turn what the hub or the network refuse into a HubError, without the request's details."""
+    """Turn errors of the hub or the network into a HubError, without the request's details."""
     try:
         yield
     except _UNREACHABLE as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise HubError(
-                f"push to {repo}: the hub refused the token ({status}); log in with `hf auth "
-                f"login` as one who may write to {repo.split('/')[0]}, or set HF_TOKEN"
+                f"push to {repo}: the hub refused the token ({status}); log in with `hf auth login` "
+                f"to an account that may write to {repo.split('/')[0]}, or set HF_TOKEN"
             ) from error
         raise HubError(
-            f"push to {repo}: the hub can't be reached or refused ({first_line(error)}); check the network "
-            "and HF_HUB_OFFLINE, and push again"
+            f"push to {repo}: the hub can't be reached, or refused the request ({first_line(error)}); "
+            "check the network and HF_HUB_OFFLINE, and push again"
         ) from error
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    """The folder itself, or those in it that hold an SAE."""
+    """The folder itself, or the folders in it that hold an SAE."""
     if folder.is_dir() and not (folder / "ae.pt").exists():
         inside = sorted(path.parent for path in folder.glob("*/ae.pt"))
         if inside:
@@ -139,16 +139,16 @@ def _names(files: dict[str, int]) -> list[str]:
 
 
 def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
-    """Lay out the repository in `staged`; return the settings that were cut to a name."""
+    """Lay out the repository in `staged`; return the settings whose paths were cut."""
     configs: dict[str, dict[str, Any]] = {}
     metrics: dict[str, dict[str, Any]] = {}
     all_cut: set[str] = set()
     base_models: set[str] = set()
     for folder in folders:
-        _, config = load_dictionary(folder)  # a damaged one is not uploaded
+        _, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.resolve().name
-        figures = read_metrics(folder) if (folder / "metrics.json").exists() else None
-        (configs[name], figures), cut = without_local_paths((config, figures))
+        measured = read_metrics(folder) if (folder / "metrics.json").exists() else None
+        (configs[name], measured), cut = without_local_paths((config, measured))
         all_cut |= set(cut)
         lm_name = str(configs[name]["trainer"].get("lm_name") or "")
         if "/" in lm_name and not Path(lm_name).exists():
@@ -156,9 +156,9 @@ def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
         (staged / name).mkdir()
         (staged / name / "ae.pt").symlink_to((folder / "ae.pt").resolve())
         write_json(staged / name / "config.json", configs[name])
-        if figures is not None:
-            metrics[name] = figures
-            write_json(staged / name / "metrics.json", figures)
+        if measured is not None:
+            metrics[name] = measured
+            write_json(staged / name / "metrics.json", measured)
     text = card(repo, configs, metrics, sorted(base_models))
     (staged / "README.md").write_text(text, encoding="utf-8")
     return sorted(all_cut)
@@ -170,11 +170,12 @@ def card(
     metrics: dict[str, dict[str, Any]],
     base_models: list[str],
 ) -> str:
-    """The model card: settings and figures of each SAE, and how to load one.
+    """The model card: settings and metrics of each SAE, and how to load one.
 
     Arguments:
-        configs, metrics: config.json and metrics.json by folder name; metrics may lack some.
-        base_models: names on the hub.
+        configs, metrics: the content of config.json and metrics.json, by folder name; metrics has
+            no entry for an SAE that was not measured.
+        base_models: the language models' names on the hub.
     """
     data = ModelCardData(
         base_model=base_models or None,
@@ -188,20 +189,20 @@ def card(
     settings += [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
     places = {f"{_where(t)} of {t.get('lm_name')}" for t in trainers.values()}
     if metrics:
-        figures = f"On held-out text, at the posterior's mean:\n\n```\n{table(metrics)}\n```"
+        results = f"On held-out text, using the posterior's mean:\n\n```\n{table(metrics)}\n```"
         if differ := differences(metrics):
-            figures += f"\n\nThese were measured on different {', '.join(differ)}."
+            results += f"\n\nThese were measured on different {', '.join(differ)}."
     else:
-        figures = "Not measured."
+        results = "Not measured."
     is_known = all(
         t.get("trainer_class") in SAE_BENCH_TRAINERS and "resid_pre" not in _where(t)
         for t in trainers.values()
     )
     bench = (
-        "SAE Bench's `run_all_evals_dictionary_learning_saes` reads this repository as it is."
+        "SAE Bench's `run_all_evals_dictionary_learning_saes` can read this repository as it is."
         if is_known
-        else "SAE Bench's own runner does not know each of these as it is: `vsae export FOLDER --format "
-        "sae-bench` exports what it can read, and says what it can't."
+        else "SAE Bench's own runner can't read all of these as they are. `vsae export FOLDER --format "
+        "sae-bench` converts an SAE for it, or says why it can't."
     )
     return "\n".join(
         [
@@ -209,7 +210,7 @@ def card(
             f"# {repo.split('/')[1]}\n",
             f"Sparse autoencoders for {', '.join(sorted(places))}, in dictionary_learning's format "
             "(they take raw activations).\n",
-            f"## Figures\n\n{figures}\n",
+            f"## Metrics\n\n{results}\n",
             "## Settings\n",
             *settings,
             "\n## Loading\n",

@@ -1,17 +1,17 @@
-"""What leaves this machine must not tell where its files lay: local paths become names."""
+"""Cut local paths to their last names in whatever leaves this machine."""
 
 import re
 from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
-# An absolute or explicitly relative path, or one deeper than a hub name's owner/name.
+# An absolute or explicitly relative path, or one with more parts than a hub name (owner/name).
 _LOCAL = re.compile(r"(/|~|\.\.?/|[A-Za-z]:[\\/]|\\\\|[^/:]+/[^/]+/).*", re.DOTALL)
 
 
 def without_local_paths(value: Any) -> tuple[Any, list[str]]:
-    """JSON content with each local path in it cut to its last name.
+    """Cut each local path in JSON content to its last name.
 
-    Returns: a copy of `value`, and the keys under which a path was cut, sorted.
+    Returns: a copy of `value`, and the sorted keys under which a path was cut.
     """
     cut: set[str] = set()
 

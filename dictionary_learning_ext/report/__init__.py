@@ -1,4 +1,4 @@
-"""What SAEs learned, on one page: `vsae report`. Start reading at page.py."""
+"""`vsae report`: what SAEs learned, on one HTML page. Start reading at page.py."""
 
 from .page import write_report
 

@@ -1,4 +1,4 @@
-"""Everything a report says about SAEs of one language model and hook point, measured once.
+"""Everything a report says about SAEs of one language model and hook point, measured in one pass.
 
 analyses = analyse([folder, *others], ReportOptions())
 """
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report measures; the docstrings of `vsae report`'s flags explain them."""
+    """What a report measures. The flags of `vsae report` explain each option."""
 
     tokens: int = 100_000
     split: Split = "heldout"
@@ -60,13 +60,13 @@ class Analysis:
     """One SAE of a report."""
 
     label: str
-    """A short name, of its own."""
+    """A short name, unique within the report."""
     folder: Path
     config: dict[str, Any]
     metrics: dict[str, Any]
-    """metrics.json; empty if the folder was not evaluated."""
+    """The content of metrics.json; empty if the folder was not evaluated."""
     history: list[dict[str, float]]
-    """The lines of metrics.jsonl; empty if there is none."""
+    """The lines of metrics.jsonl; empty if the file is missing."""
     dictionary: Any
     statistics: FeatureStatistics
     directions_FD: t.Tensor
@@ -76,19 +76,19 @@ class Analysis:
     suppressed: Ranked | None
     syntheses: dict[int, Synthesis]
     ranking: list[int]
-    """The live features, those that are easiest to read first."""
+    """The live features, the easiest to interpret first."""
     geometry: Geometry | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The SAEs of a report and what they share."""
+    """The SAEs of a report, and what they share."""
 
     opened: OpenedFolders
     analyses: list[Analysis]
     options: ReportOptions
     no_map: str | None
-    """Why there is no map, or None."""
+    """Why there is no map; None if there is one."""
 
 
 def analyse(
@@ -104,9 +104,9 @@ def analyse(
     """Measure run folders, all on the same tokens.
 
     Arguments:
-        folders: all trained on one language model and hook point, none twice.
-        model, hook, data: see `comparison.evaluate_folders`.
-        on_step: told what comes next.
+        folders: different run folders, all trained on one language model and hook point.
+        model, hook, data: see `evaluation.folders.evaluate_folders`.
+        on_step: called with the name of each step before it starts.
 
     Raises: a UserError that says what to change.
     """
@@ -119,7 +119,8 @@ def analyse(
         )
         for name, (dictionary, _) in opened.saes.items()
     }
-    on_step(f"reading {options.tokens:,} tokens of {options.split} text")
+    text = "held-out" if options.split == "heldout" else "training"
+    on_step(f"reading {options.tokens:,} tokens of {text} text")
     for batch in read_contexts(
         run, opened.language_model, opened.hook_point, options.split, options.tokens
     ):
@@ -130,7 +131,7 @@ def analyse(
     for (name, (dictionary, config)), label in zip(opened.saes.items(), labels, strict=True):
         statistics = collectors[name].statistics()
         if statistics.tokens < options.tokens:
-            logger.warning("the text ended: %d tokens were read", statistics.tokens)
+            logger.warning("the text ended after %d tokens", statistics.tokens)
         ranking = _ranking(statistics)
         if options.synthesise and ranking:
             on_step(f"{label}: synthesising tokens for {options.synthesise} features")
@@ -166,14 +167,14 @@ def analyse(
 
 
 def short_names(folders: Sequence[str | Path]) -> list[str]:
-    """The folders' last parts, or their whole paths where these are alike.
+    """The folders' names, or their whole paths where two have the same name.
 
     Raises: ConfigError if a folder is given twice.
     """
     paths = [Path(folder) for folder in folders]
     resolved = Counter(path.resolve() for path in paths)
     if twice := [path for path in paths if resolved[path.resolve()] > 1]:
-        raise ConfigError(f"{twice[0]} is given twice; leave it out of --against once")
+        raise ConfigError(f"{twice[0]} is given twice; remove it from --against")
     names = Counter(path.resolve().name for path in paths)
     return [path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths]
 
@@ -181,13 +182,13 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
 def _add_geometry(
     analyses: list[Analysis], options: ReportOptions, on_step: Callable[[str], None]
 ) -> str | None:
-    """Give each analysis its geometry; return why that was not possible, or None."""
+    """Set each analysis's geometry; return why that was not possible, or None."""
     try:
         chosen = comparable_features(
             [one.statistics.profiles_NF for one in analyses], options.map_features, options.seed
         )
         for one, features in zip(analyses, chosen, strict=True):
-            on_step(f"{one.label}: a map of {len(features)} features")
+            on_step(f"{one.label}: mapping {len(features)} features")
             one.geometry = geometry(
                 one.statistics.profiles_NF,
                 one.directions_FD.numpy(),
@@ -201,10 +202,10 @@ def _add_geometry(
 
 
 def _ranking(statistics: FeatureStatistics) -> list[int]:
-    """The live features by how alike the tokens are that they fire on, then by their use.
+    """The live features, those that fire most often on one and the same token first.
 
-    A feature that fires on one word is the easiest to read; of these, those that are neither rare
-    nor everywhere (about three tokens in a thousand) come first.
+    A feature that fires on one token is the easiest to interpret. Ties are broken by frequency:
+    the closer to three tokens in a thousand, the earlier.
     """
     kinds = (statistics.top, statistics.sampled)
     tokens_FT = t.cat([kind.ids_FTW[:, :, kind.at] for kind in kinds], 1)

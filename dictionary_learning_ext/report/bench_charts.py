@@ -11,29 +11,29 @@ from ..errors import CheckpointError
 
 @dataclass(frozen=True)
 class BenchChart:
-    """One chart: a value per SAE and place on the x axis."""
+    """One chart: a value for each SAE at each place on the x axis."""
 
     title: str
     explanation: str
     x: list[str]
     values: dict[str, list[float | None]]
-    """By the SAE's label, one per x."""
+    """For each SAE's label, one value per x."""
 
 
 @dataclass(frozen=True)
-class _Figure:
-    """Which of SAE Bench's metrics a chart shows: names, or one name's pattern with a number."""
+class _ChartMetrics:
+    """Which of SAE Bench's metrics a chart shows: their names, or a pattern with a number in it."""
 
     title: str
     explanation: str
     metrics: dict[str, str] | str
 
 
-_FIGURES = (
-    _Figure(
+_CHARTS = (
+    _ChartMetrics(
         "Core",
-        "Share of the language model's loss kept, explained variance, cosine, living features: "
-        "higher is better.",
+        "Language model loss recovered, explained variance, cosine similarity and live features. "
+        "Higher is better.",
         {
             "ce_loss_score": "CE loss score",
             "explained_variance_legacy": "explained variance",
@@ -41,41 +41,41 @@ _FIGURES = (
             "frac_alive": "alive",
         },
     ),
-    _Figure(
+    _ChartMetrics(
         "Spurious correlation removal",
-        "SCR by the number of features ablated; higher is better.",
+        "SCR by number of ablated features. Higher is better.",
         r"scr_metric_threshold_(\d+)",
     ),
-    _Figure(
+    _ChartMetrics(
         "Targeted probe perturbation",
-        "TPP by the number of features ablated; higher is better.",
+        "TPP by number of ablated features. Higher is better.",
         r"tpp_threshold_(\d+)_total_metric",
     ),
-    _Figure(
+    _ChartMetrics(
         "Sparse probing",
-        "Accuracy of a probe on the n best features; higher is better.",
+        "Accuracy of a probe on the n best features. Higher is better.",
         r"sae_top_(\d+)_test_accuracy",
     ),
-    _Figure(
+    _ChartMetrics(
         "Absorption",
-        "Share of a feature's meaning that others absorb; lower is better.",
+        "How much of a feature's role other features absorb. Lower is better.",
         {"mean_absorption_fraction_score": "mean absorption"},
     ),
 )
 
 
 def bench_charts(folders: dict[str, Path]) -> list[BenchChart]:
-    """The charts of what is in the folders' eval_results/, none if nothing is.
+    """The charts for which the folders' eval_results/ hold metrics.
 
     Arguments:
         folders: run folders by label.
 
-    Raises: CheckpointError if a result is damaged.
+    Raises: CheckpointError if a result file is damaged.
     """
     metrics = {label: _metrics(folder) for label, folder in folders.items()}
     charts = []
-    for figure in _FIGURES:
-        names = _names(figure.metrics, {name for one in metrics.values() for name in one})
+    for wanted in _CHARTS:
+        names = _names(wanted.metrics, {name for one in metrics.values() for name in one})
         values = {
             label: [found.get(name) for name in names]
             for label, found in metrics.items()
@@ -83,13 +83,13 @@ def bench_charts(folders: dict[str, Path]) -> list[BenchChart]:
         }
         if values:
             charts.append(
-                BenchChart(figure.title, figure.explanation, list(names.values()), values)
+                BenchChart(wanted.title, wanted.explanation, list(names.values()), values)
             )
     return charts
 
 
 def _names(wanted: dict[str, str] | str, there: set[str]) -> dict[str, str]:
-    """The metrics of a figure that are there, in order, and how each is called on the x axis."""
+    """The metrics of a chart that are there, in order, with their labels on the x axis."""
     if isinstance(wanted, dict):
         return {name: shown for name, shown in wanted.items() if name in there}
     numbers = {int(match[1]): name for name in there if (match := re.fullmatch(wanted, name))}
@@ -97,7 +97,7 @@ def _names(wanted: dict[str, str] | str, there: set[str]) -> dict[str, str]:
 
 
 def _metrics(folder: Path) -> dict[str, float]:
-    """Every number of a folder's eval_results/<eval>/*.json, without its group."""
+    """Every metric in a folder's eval_results/<eval>/*.json, by name, without its group."""
     found: dict[str, float] = {}
     for path in sorted((folder / "eval_results").glob("*/*_eval_results.json")):
         try:
@@ -105,8 +105,8 @@ def _metrics(folder: Path) -> dict[str, float]:
             numbers = [pair for group in groups.values() for pair in group.items()]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"{path}: not a result of SAE Bench ({type(error).__name__}: {error}); remove it "
-                "or run the evaluation again"
+                f"{path}: not an SAE Bench result ({type(error).__name__}: {error}); delete it or "
+                "run the evaluation again"
             ) from error
         found |= {
             name: value

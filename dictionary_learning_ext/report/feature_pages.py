@@ -1,7 +1,7 @@
-"""The features of an analysis as plain lists, for the report's table and pages.
+"""The features of one SAE as plain lists, for the report's table and feature pages.
 
-Tokens are numbers in a list of strings that all SAEs of a report share (`Vocabulary`): most tokens
-appear in many contexts.
+Most tokens appear in many contexts. So each is stored once, in a list that all SAEs of a report
+share (`Vocabulary`), and referred to by its number there.
 """
 
 import math
@@ -16,13 +16,13 @@ from ..features.directions import Ranked
 from .analysis import Analysis
 
 LONGEST_TOKEN = 48
-"""Characters of a token that are shown."""
+"""The most characters of a token that are shown."""
 
 _SHOWN_AS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
 class Vocabulary:
-    """The tokens that a report shows, as visible text, numbered in the order of their first use."""
+    """The tokens that a report shows, as visible text, numbered in order of first use."""
 
     def __init__(self, tokenizer: Any):
         self.texts: list[str] = []
@@ -42,9 +42,9 @@ class Vocabulary:
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """A token as it stands in a text, its leading space included.
+    """A token as it appears in text, with its leading space.
 
-    A piece that is not whole characters (byte-level BPE) is shown in the tokenizer's own spelling.
+    A token that is part of a character (byte-level BPE) is shown in the tokenizer's own spelling.
     """
     text = tokenizer.decode([token])
     spelling = tokenizer.convert_ids_to_tokens(token)
@@ -58,7 +58,7 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Text that shows what it holds: controls and directional marks by name, the rest cut."""
+    """Text with control characters and directional marks spelled out, cut if too long."""
     shown = []
     for character in text[: LONGEST_TOKEN + 1]:
         if character in _SHOWN_AS:
@@ -73,14 +73,14 @@ def visible(text: str) -> str:
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """To so many significant digits; None for what is not finite, which JSON can't hold."""
+    """Rounded to significant digits; None if not finite, which JSON can't represent."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")
 
 
 def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
-    """One list per column of the table, an entry for each of the F features."""
+    """The table's columns: for each, a list with one entry per feature (F)."""
     statistics = analysis.statistics
     n = len(statistics.count_F)
     cluster: list[int | None] = [None] * n
@@ -112,13 +112,13 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
 
 
 def top_tokens(contexts: Contexts, feature: int, n: int = 4) -> list[int]:
-    """The token ids a feature's contexts are shown for, the most frequent first."""
+    """The ids of the tokens that a feature fires on in its contexts, the most frequent first."""
     tokens = [token for token in contexts.ids_FTW[feature, :, contexts.at].tolist() if token >= 0]
     return [token for token, _ in Counter(tokens).most_common(n)]
 
 
 def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, Any]:
-    """What a feature's page shows beyond the table's row."""
+    """What a feature's page shows in addition to its row of the table."""
     statistics = analysis.statistics
     counts = statistics.histogram_FH[feature].tolist()
     while counts and counts[-1] == 0:
@@ -151,7 +151,7 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
 
 
 def _contexts(contexts: Contexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
-    """[activation, context's number, place of the token, tokens, [place, activation, …]] each."""
+    """For each context: [activation, number, place of the token, tokens, [place, activation, …]]."""
     found = []
     for row in range(contexts.value_FT.shape[1]):
         value = float(contexts.value_FT[feature, row])

@@ -1,4 +1,4 @@
-"""The report's figures for a paper: PNG and SVG, in Okabe and Ito's colours."""
+"""The report's figures as PNG and SVG for a paper, in Okabe and Ito's colours."""
 
 import re
 from pathlib import Path
@@ -26,11 +26,10 @@ _STYLE: Any = {
 
 
 def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write every figure there is something for; return the files.
+    """Write every figure for which there is data; return the files.
 
-    training (figures of metrics.jsonl), use (selection frequency and maximum activation, the
-    paper's figures 8 and 9), map_<label> (its figures 10 and 11), cosines, and sae_bench (its
-    figures 3 to 5).
+    training (metrics.jsonl), use (selection frequency and maximum activation, the paper's figures
+    8 and 9), map_<label> (its figures 10 and 11), cosines, and sae_bench (its figures 3 to 5).
     """
     folder.mkdir(parents=True, exist_ok=True)
     analyses = comparison.analyses
@@ -57,7 +56,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def file_name(label: str) -> str:
-    """A label as a part of a file's name."""
+    """A label as part of a file's name."""
     return re.sub(r"[^\w.-]", "_", label)
 
 
@@ -109,7 +108,7 @@ def _use(analyses: list[Analysis]) -> Figure | None:
         share = float(alive_F.double().mean())
         frequency = one.statistics.frequency_F[alive_F].log10().numpy()
         largest = one.statistics.max_F[alive_F].numpy()
-        label = f"{one.label} ({share:.1%} living)"
+        label = f"{one.label} ({share:.1%} live)"
         axes[0].hist(frequency, bins=40, histtype="step", label=one.label, **_line(index))
         axes[1].hist(largest, bins=40, histtype="step", label=label, **_line(index))
     axes[0].set(xlabel="log10 share of tokens that select a feature", ylabel="features")
@@ -146,7 +145,13 @@ def _map(analysis: Analysis, found: Geometry) -> Figure:
     at = np.arange(len(size))
     axes[3].bar(at - 0.2, size / size.sum(), 0.4, label="features", color=SERIES[0])
     axes[3].bar(
-        at + 0.2, use / use.sum(), 0.4, label="use", fill=False, hatch="///", edgecolor=SERIES[1]
+        at + 0.2,
+        use / use.sum(),
+        0.4,
+        label="selections",
+        fill=False,
+        hatch="///",
+        edgecolor=SERIES[1],
     )
     axes[3].set(title="each cluster's share", xlabel="cluster", xticks=at, xticklabels=at + 1)
     axes[3].legend(frameon=False, fontsize=7)

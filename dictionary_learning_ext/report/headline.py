@@ -1,4 +1,4 @@
-"""What a comparison found, in plain words and in one table."""
+"""What a report found, in a few sentences and one table."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,20 @@ from .analysis import Analysis, Comparison
 
 
 @dataclass(frozen=True)
-class Row:
-    """A measure of every SAE."""
+class HeadlineRow:
+    """One metric of every SAE."""
 
     name: str
     explanation: str
     cells: list[str]
     best: list[bool]
-    """Which cells are the best; none where there is no better, or all are alike."""
+    """Which cells are the best; none if there is no better or worse, or all are equal."""
     notes: list[str] | None = None
-    """What stands under each cell."""
+    """A small note under each cell."""
 
 
 @dataclass(frozen=True)
-class _Measure:
+class _HeadlineMetric:
     name: str
     explanation: str
     key: str
@@ -28,59 +28,62 @@ class _Measure:
     form: str = "{:.3f}"
 
 
-_MEASURES = (
-    _Measure(
+_METRICS = (
+    _HeadlineMetric(
         "Variance explained (FVE)",
-        "share of the activations' variance that the reconstruction keeps",
+        "fraction of the activations' variance that the reconstruction explains",
         "fve",
         1,
     ),
-    _Measure(
+    _HeadlineMetric(
         "LM loss recovered",
-        "share of the language model's performance kept when the reconstruction takes the "
-        "activations' place; 0 is what zeros in their place give",
+        "how much of the language model's performance is kept when the reconstruction replaces the "
+        "activations; 1 is all of it, 0 is as bad as replacing them with zeros",
         "frac_recovered",
         1,
     ),
-    _Measure("Features per token (L0)", "how many are not zero", "l0", 0, "{:.1f}"),
-    _Measure(
+    _HeadlineMetric(
+        "Features per token (L0)", "mean number of nonzero features", "l0", 0, "{:.1f}"
+    ),
+    _HeadlineMetric(
         "Rarely used",
-        "share of features selected less than half as often as the average one (near-dead at 0.5)",
+        "share of features selected less than half as often as the average feature (near-dead at "
+        "0.5)",
         "near_dead_0.5",
         -1,
     ),
-    _Measure(
+    _HeadlineMetric(
         "Almost never used",
-        "the same at a tenth (near-dead at 0.1)",
+        "the same for a tenth as often (near-dead at 0.1)",
         "near_dead_0.1",
         -1,
     ),
-    _Measure(
+    _HeadlineMetric(
         "Selection stability",
-        "how much of the set of selected features stays under a little noise",
+        "overlap of the selected features before and after a little noise is added (Jaccard index)",
         "stability_rms",
         1,
     ),
 )
 
 
-def table(comparison: Comparison) -> list[Row]:
-    """The rows of the headline table; a dash where a folder was not evaluated."""
+def table(comparison: Comparison) -> list[HeadlineRow]:
+    """The rows of the headline table, with a dash for a folder that was not evaluated."""
     analyses = comparison.analyses
     rows = []
-    for measure in _MEASURES:
-        values = [one.metrics.get(measure.key) for one in analyses]
-        cells = ["–" if value is None else measure.form.format(value) for value in values]
+    for metric in _METRICS:
+        values = [one.metrics.get(metric.key) for one in analyses]
+        cells = ["–" if value is None else metric.form.format(value) for value in values]
         known = [value for value in values if value is not None]
         extreme = None
-        if measure.better and len(known) > 1:
-            extreme = max(known) if measure.better > 0 else min(known)
-        best_cell = None if extreme is None else measure.form.format(extreme)
+        if metric.better and len(known) > 1:
+            extreme = max(known) if metric.better > 0 else min(known)
+        best_cell = None if extreme is None else metric.form.format(extreme)
         best = [cell == best_cell for cell in cells]
         rows.append(
-            Row(
-                measure.name,
-                measure.explanation,
+            HeadlineRow(
+                metric.name,
+                metric.explanation,
                 cells,
                 best if not all(best) else [False] * len(best),
             )
@@ -91,9 +94,9 @@ def table(comparison: Comparison) -> list[Row]:
     none = [False] * len(analyses)
     tokens = analyses[0].statistics.tokens
     rows.append(
-        Row(
+        HeadlineRow(
             "Alive",
-            f"features selected at least once in this report's {tokens:,} tokens",
+            f"features selected at least once in these {tokens:,} tokens",
             alive,
             none,
         )
@@ -105,17 +108,17 @@ def table(comparison: Comparison) -> list[Row]:
         even = [f"{_geometry(one).evenness:.3f}" for one in analyses]
         n = len(_geometry(analyses[0]).features)
         rows += [
-            Row(
+            HeadlineRow(
                 "Dispersion",
-                f"mean cosine distance to the nearest other feature's direction, over {n} live "
-                "features of each, with a 95% bootstrap interval",
+                "mean cosine distance from a feature's direction to the nearest other one, over "
+                f"{n} live features, with its 95% bootstrap interval",
                 spread,
                 none,
                 intervals,
             ),
-            Row(
+            HeadlineRow(
                 "Evenness of use",
-                f"effective share of {n} live features: 1 if all were used alike",
+                f"effective share of the {n} live features: 1 if all are selected equally often",
                 even,
                 none,
             ),
@@ -125,61 +128,66 @@ def table(comparison: Comparison) -> list[Row]:
 
 def sentences(comparison: Comparison) -> list[str]:
     """What a newcomer should know first; plain text."""
-    analyses = comparison.analyses
-    first = analyses[0]
-    said = []
+    return [
+        *_on_reconstruction(comparison.analyses),
+        _on_dead_features(comparison.analyses),
+        *_on_readable_features(comparison.analyses),
+    ]
+
+
+def _on_reconstruction(analyses: list[Analysis]) -> list[str]:
     measured = [one for one in analyses if "fve" in one.metrics]
-    if measured:
-        best = max(measured, key=lambda one: one.metrics["fve"])
-        words = (
-            f"{best.label} keeps {_percent(best.metrics['fve'])} of the activations' variance with "
-            f"{best.metrics['l0']:.0f} features a token"
-        )
-        if best.metrics.get("frac_recovered") is not None:
-            words += (
-                f", and {_percent(best.metrics['frac_recovered'])} of what this layer is worth to "
-                "the language model's predictions"
-            )
-        others = [one for one in measured if one is not best]
-        if others:
-            words += "; of the variance, " + ", ".join(
-                f"{one.label} keeps {_percent(one.metrics['fve'])}" for one in others
-            )
-        said.append(words + ".")
-        features = {one.label: one.metrics["l0"] for one in measured}
-        if max(features.values()) > 2 * min(features.values()):
-            said.append(
-                "They are not equally sparse, so most rows can't be compared: features a token are "
-                + ", ".join(f"{l0:.0f} of {label}'s" for label, l0 in features.items())
-                + "."
-            )
-    else:
-        said.append(
-            f"{first.label} has not been evaluated: run “vsae eval {first.folder}” to measure how "
+    if not measured:
+        first = analyses[0]
+        return [
+            f"{first.label} has not been evaluated. Run “vsae eval {first.folder}” to measure how "
             "well it reconstructs."
+        ]
+    best = max(measured, key=lambda one: one.metrics["fve"])
+    words = (
+        f"{best.label} explains {_percent(best.metrics['fve'])} of the activations' variance with "
+        f"{best.metrics['l0']:.0f} features per token"
+    )
+    others = [
+        f"{_percent(one.metrics['fve'])} for {one.label}" for one in measured if one is not best
+    ]
+    said = [words + (f", compared with {_listed(others)}." if others else ".")]
+    if best.metrics.get("frac_recovered") is not None:
+        said.append(
+            f"When {best.label}'s reconstructions replace the activations, the language model keeps "
+            f"{_percent(best.metrics['frac_recovered'])} of its performance, on a scale where "
+            "replacing them with zeros keeps none."
         )
+    features = {one.label: one.metrics["l0"] for one in measured}
+    if max(features.values()) > 2 * min(features.values()):
+        used = [f"{label} uses {l0:.0f}" for label, l0 in features.items()]
+        said.append(
+            "Most rows below can't be compared, because the SAEs are not equally sparse: "
+            f"{_listed(used)} features per token."
+        )
+    return said
+
+
+def _on_dead_features(analyses: list[Analysis]) -> str:
     dead = [float(1 - one.statistics.alive_F.double().mean()) for one in analyses]
     if max(dead) < 0.01:
-        said.append("Hardly any feature is dead: over 99% of each dictionary fires in this text.")
-    else:
-        shares = [f"{_percent(d)} of {one.label}'s" for d, one in zip(dead, analyses, strict=True)]
-        said.append(f"Features that never fire in this text: {', '.join(shares)}.")
-    readable = max(analyses, key=_readable_share)
-    share = _readable_share(readable)
-    if share > 0:
-        words = (
-            f"{_percent(share)} of {readable.label}'s live features fire mostly on one token: at "
-            "least half of a random sample of what they fire on is the same"
-        )
-        others = [one for one in analyses if one is not readable]
-        if others:
-            words += (
-                " ("
-                + ", ".join(f"{one.label}: {_percent(_readable_share(one))}" for one in others)
-                + ")"
-            )
-        said.append(words + ".")
-    return said
+        whose = "its" if len(analyses) == 1 else "each SAE's"
+        return f"Almost no features are dead: over 99% of {whose} features fire in this text."
+    shares = [f"{_percent(d)} of {one.label}'s" for d, one in zip(dead, analyses, strict=True)]
+    return f"Features that never fire in this text: {_listed(shares)}."
+
+
+def _on_readable_features(analyses: list[Analysis]) -> list[str]:
+    shares = {one.label: _readable_share(one) for one in analyses}
+    label = max(shares, key=lambda label: shares[label])
+    if shares[label] == 0:
+        return []
+    words = (
+        f"{_percent(shares[label])} of {label}'s live features fire mostly on one token: it makes "
+        "up at least half of a random sample of the tokens that they fire on"
+    )
+    others = [f"{other}: {_percent(share)}" for other, share in shares.items() if other != label]
+    return [words + (f" ({', '.join(others)})." if others else ".")]
 
 
 def _readable_share(analysis: Analysis) -> float:
@@ -191,6 +199,11 @@ def _readable_share(analysis: Analysis) -> float:
     same_FTT = (ids_FT[:, :, None] == ids_FT[:, None, :]) & (ids_FT >= 0)[:, None, :]
     most_F = same_FTT.sum(2).max(1).values
     return float((2 * most_F >= ids_FT.shape[1]).double().mean())
+
+
+def _listed(parts: list[str]) -> str:
+    """Joined by commas and a last "and"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,7 @@
-"""The report: one self-contained HTML page on what SAEs learned, and its numbers and figures.
+"""The report: one self-contained HTML page on what SAEs learned, with data and figures beside it.
 
-The page's data and plotly are compressed and in base64 inside it, so that no text of a corpus can
-end a script or be taken for markup, and a page of thousands of features stays small.
+The page holds its data and plotly compressed and base64-encoded. So no text of a corpus can end a
+script or be taken for markup, and a page with thousands of features stays small.
 """
 
 import base64
@@ -42,16 +42,16 @@ def write_report(
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Path:
-    """Write the report of a run folder, beside others if given; return the page's path.
+    """Write the report of a run folder, compared with others if given; return the page's path.
 
-    Beside the page, a folder named after it with `_files` holds the numbers (CSV, JSON) and, if
-    `figures`, the figures (PNG, SVG).
+    A folder beside the page, named after it with `_files` appended, holds its data (CSV, JSON) and,
+    if `figures`, its figures (PNG, SVG).
 
     Arguments:
         folder: the run folder that the report is about.
-        against: others, of the same language model and hook point.
-        out: the page; `folder`/report.html unless told.
-        where: model, hook, data and device, see `comparison.evaluate_folders`.
+        against: others, trained on the same language model and hook point.
+        out: the page (default: `folder`/report.html).
+        where: model, hook, data and device, see `evaluation.folders.evaluate_folders`.
 
     Raises: a UserError that says what to change.
     """
@@ -61,7 +61,7 @@ def write_report(
     write_text(out, render(comparison))
     files = out.with_name(out.stem + "_files")
     for analysis in comparison.analyses:
-        _write_numbers(files, analysis, comparison)
+        _write_data(files, analysis, comparison)
     if figures:
         on_step("drawing the figures")
         with writing(files):
@@ -70,7 +70,7 @@ def write_report(
 
 
 def render(comparison: Comparison) -> str:
-    """The page."""
+    """The page's HTML."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dictionary_learning_ext.report"),
         autoescape=True,
@@ -110,7 +110,7 @@ def render(comparison: Comparison) -> str:
 
 
 def _packed(text: str) -> str:
-    """Compressed, in base64; the same for the same text."""
+    """Compressed and base64-encoded, always the same for the same text."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
@@ -144,22 +144,22 @@ def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> 
 
 
 def _features_with_pages(analysis: Analysis, options: ReportOptions) -> list[int]:
-    """The live features that get a page: all, or the first of the ranking."""
+    """The live features that get a page: the first of the ranking, up to the limit."""
     return sorted(analysis.ranking[: options.pages])
 
 
 def _cards(comparison: Comparison, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """A few features to begin with, of the SAE that explains most, each about another token."""
+    """Examples: a few features of the SAE with the highest FVE, each firing on a different token."""
     analysis = max(comparison.analyses, key=lambda one: one.metrics.get("fve") or -1.0)
     cards: list[dict[str, Any]] = []
-    met = set()
+    tokens_shown = set()
     for feature in analysis.ranking[: comparison.options.pages]:
         statistics = analysis.statistics
         fires_on = [vocabulary.text(i) for i in top_tokens(statistics.top, feature, 3)]
         plain = fires_on[0].strip().lower()
-        if plain in met or sum(map(str.isalpha, plain)) < 3:
+        if plain in tokens_shown or sum(map(str.isalpha, plain)) < 3:
             continue
-        met.add(plain)
+        tokens_shown.add(plain)
         cards.append(
             {
                 "sae": analysis.label,
@@ -177,7 +177,7 @@ def _cards(comparison: Comparison, vocabulary: Vocabulary) -> list[dict[str, Any
 def _excerpts(
     contexts: Contexts, feature: int, vocabulary: Vocabulary
 ) -> list[tuple[str, str, str]]:
-    """The text before, at and after a feature's token, of three contexts."""
+    """Three contexts: the text before, at and after the token that the feature fires on."""
     excerpts = []
     for ids_W in contexts.ids_FTW[feature, :3].tolist():
         texts = [vocabulary.text(i) if i >= 0 else "" for i in ids_W]
@@ -187,7 +187,7 @@ def _excerpts(
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
-    """Every setting of the runs: its name, each SAE's value, and whether they differ."""
+    """Every setting of the runs: its name, each SAE's value, and whether the values differ."""
     per_sae = []
     for one in comparison.analyses:
         run = one.config.get("run")
@@ -209,7 +209,7 @@ def _shown(value: Any) -> str:
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    """What trains these SAEs and writes this report again."""
+    """The commands that retrain these SAEs and write this report again."""
     folders = [str(one.folder) for one in comparison.analyses]
     options, defaults = asdict(comparison.options), asdict(ReportOptions())
     changed = [
@@ -228,7 +228,7 @@ def _commands(comparison: Comparison) -> list[str]:
     return [shlex.join(command) for command in [*trained, report]]
 
 
-def _write_numbers(files: Path, analysis: Analysis, comparison: Comparison) -> None:
+def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None:
     """features_<label>.csv, and geometry_<label>.json where there is a map."""
     tokenizer: Any = comparison.opened.language_model.tokenizer
     vocabulary = Vocabulary(tokenizer)

@@ -1,6 +1,7 @@
-"""SAE Bench: our SAEs and upstream's in its evaluations. Needs the extra `saebench`.
+"""SAE Bench's evaluations of our SAEs and upstream's. Needs the extra `saebench`.
 
-`adapter` makes a checkpoint one of SAE Bench's SAEs, `lens_model` its language model, `data` its
-texts; `evaluations` calls SAE Bench's functions, `runner` runs them over folders; `comparison` and
-`figures` show what came out. Nothing else in the package imports these, nor `sae_bench`.
+`adapter` gives a checkpoint SAE Bench's interface, `lens_model` its language model, `bench_data` its
+texts. `evaluations` calls SAE Bench's functions and `bench_runner` runs them on run folders.
+`comparison_table` and `paper_figures` show the results. Nothing in the package but `vsae bench`
+imports these, or `sae_bench`.
 """

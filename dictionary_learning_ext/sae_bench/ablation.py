@@ -1,8 +1,8 @@
-"""SCR's and TPP's ablations, each text encoded once instead of once an ablation.
+"""SCR's and TPP's ablations, with each text encoded once instead of once per ablation.
 
-SAE Bench encodes a test set, zeroes N features, decodes with and without them, and averages over a
-text's tokens, again for every class and every N. With a linear decoder all of that is the average
-activation minus the ablated features' average times their decoder directions.
+For every class and every N, SAE Bench encodes a test set, zeroes N features, decodes with and without
+them, and averages over each text's tokens. With a linear decoder, the result is simply the mean
+activation minus the ablated features' means times their decoder directions.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Ablation:
-    """In the place of SAE Bench's `ablated_precomputed_activations`, for one SAE."""
+    """Replaces SAE Bench's `ablated_precomputed_activations` for one SAE."""
 
     def __init__(self):
         self._means = WeakTensorKeyDictionary()
@@ -29,10 +29,10 @@ class Ablation:
         to_ablate: t.Tensor,
         sae_batch_size: int,
     ) -> t.Tensor:
-        """Each text's mean activation without some features, (B, D), as SAE Bench's function.
+        """Each text's mean activation without some features, (B, D), as in SAE Bench's function.
 
         Arguments:
-            ablation_acts_BLD: activations, 0 at padded tokens, which do not count in the mean.
+            ablation_acts_BLD: activations; 0 at padded tokens, which the mean leaves out.
             to_ablate: (F,), bool.
             sae_batch_size: texts to encode at once.
         """
@@ -45,13 +45,13 @@ class Ablation:
 
 @contextmanager
 def encoding_once() -> Iterator[None]:
-    """SAE Bench's SCR and TPP of one SAE, with `Ablation` in it."""
+    """Within it, SAE Bench's SCR and TPP of one SAE use `Ablation`."""
     with patch.object(scr_and_tpp, "ablated_precomputed_activations", Ablation()):
         yield
 
 
 def _means(acts_BLD: t.Tensor, sae: BaseSAE, batch_size: int) -> tuple[t.Tensor, t.Tensor]:
-    """Of each text, the mean activation (B, D) and feature (B, F), in fp32 or wider."""
+    """The mean activations (B, D) and features (B, F) of each text, in fp32 or wider."""
     x, f = [], []
     for batch_BLD in acts_BLD.split(batch_size):
         dtype = t.promote_types(batch_BLD.dtype, t.float32)

@@ -1,8 +1,8 @@
-"""What SAE Bench evaluates on: the embedded books in its sets' schema, or its own sets.
+"""The data that SAE Bench evaluates on: the embedded books, or its own data sets.
 
-SAE Bench loads its sets by their names on the hub, and `datasets` looks for a relative folder of
-that name first. So the books are written to such a folder, under a name of their own that SAE
-Bench's tables are told of, and loaded by SAE Bench's own code.
+SAE Bench loads its data sets by their names on the hub, and `datasets` first looks for a folder of
+that name in the working directory. So the books are written to such a folder in the schema of
+bias_in_bios, their name is entered into SAE Bench's tables, and SAE Bench's own code loads them.
 """
 
 import re
@@ -25,7 +25,7 @@ from ..activations.text_sources import EMBEDDED_TEXT
 from ..errors import BenchError, TextError
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
-"""The set's name. SAE Bench tells a set's schema by the "bias_in_bios" in it."""
+"""The set's name. SAE Bench recognises the schema by the "bias_in_bios" in it."""
 CORE_BOOKS = "embedded/books_heldout"
 
 LABELS = {
@@ -35,17 +35,17 @@ LABELS = {
     "Great Expectations": 3,
     "Sense and Sensibility": 4,
 }
-"""The books that hold enough passages of either gender."""
+"""The books with enough passages of each gender, and their class labels."""
 PAIRS = (
     ("Great Expectations", "Emma"),
     ("Mansfield Park", "Sense and Sensibility"),
 )
-"""SCR's: a probe is biased on the male passages of the first and the female ones of the second."""
+"""SCR's pairs: its biased probe sees male passages of the first and female ones of the second."""
 GENDERS = {"male": 0, "female": 1}
 PRONOUNS = {"male": {"he", "him", "his", "himself"}, "female": {"she", "her", "hers", "herself"}}
-WORDS = 60  # in a passage
-CONTEXT = 96  # tokens that hold it
-TEST_EVERY = 3  # of the text's passages, whose pieces are test data
+WORDS = 60  # per passage
+CONTEXT = 96  # tokens, enough for a passage
+TEST_EVERY = 3  # pieces of every third passage of the text are test data
 
 _COLUMNS = {
     "Skylion007/openwebtext": "text",
@@ -60,13 +60,14 @@ CORE_SET = "Skylion007/openwebtext"
 
 @dataclass(frozen=True)
 class BenchData:
-    """Where the sets are and which of them to use.
+    """Where the data sets are, and how many texts to take from them.
 
     Attributes:
         name: "embedded", "hub" or a folder.
-        folder: holds the sets in folders of their names.
-        scr_sizes, class_sizes: texts in SCR's, and in TPP's and sparse probing's, train and test
-            sets, as SAE Bench counts them; None for its defaults.
+        folder: contains one folder per set, named after it.
+        scr_sizes: numbers of texts in SCR's train and test sets, as SAE Bench counts them; None for
+            its defaults.
+        class_sizes: the same for TPP and sparse probing.
     """
 
     name: str
@@ -80,11 +81,11 @@ class BenchData:
 
 
 def open_bench_data(name: str, cache: Path) -> BenchData:
-    """The data of `vsae bench --data`.
+    """The data that `vsae bench --data` names.
 
     Arguments:
-        name: "embedded"; "hub", where a folder of a set's name in the working directory goes before
-            the hub; or a folder that holds such folders.
+        name: "embedded"; "hub", where a folder in the working directory that is named after a set
+            takes precedence; or a folder that contains such folders.
         cache: where the embedded books are written.
 
     Raises: BenchError if it is none of these.
@@ -94,14 +95,14 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
     folder = Path.cwd() if name == "hub" else Path(name).expanduser().resolve()
     if not folder.is_dir():
         raise BenchError(
-            f"--data {name}: no such folder; give embedded, hub, or a folder that holds sets in "
-            "folders of their names, as LabHC/bias_in_bios"
+            f"--data {name}: no such folder; expected embedded, hub, or a folder that contains one "
+            "folder per data set, e.g. LabHC/bias_in_bios"
         )
     return BenchData(name, folder)
 
 
 def require_sets(data: BenchData, names: list[str]) -> None:
-    """Raise a BenchError unless each of SAE Bench's sets is in the folder or on the hub."""
+    """Raise a BenchError if one of SAE Bench's data sets is neither in the folder nor on the hub."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -112,15 +113,15 @@ def require_sets(data: BenchData, names: list[str]) -> None:
             HfApi().dataset_info(name)
         except (HfHubHTTPError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
             raise BenchError(
-                f"set {name} can't be had from the hub ({type(error).__name__}): put it into the "
-                f"folder {data.folder / name} (train and test .parquet, {_COLUMNS[name]}), give "
-                "another --data folder, or use --data embedded"
+                f"data set {name} couldn't be fetched from the hub ({type(error).__name__}); put it "
+                f"into {data.folder / name} (train and test .parquet with columns "
+                f"{_COLUMNS[name]}), give another --data folder, or use --data embedded"
             ) from error
 
 
 @contextmanager
 def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
-    """Relative set names are found in the data's folder, and `datasets` caches them in `cache`."""
+    """Within it, sets are looked up in the data's folder, and `datasets` caches them in `cache`."""
     before, cached = Path.cwd(), datasets_config.HF_DATASETS_CACHE
     chdir(data.folder)
     if data.is_embedded:
@@ -133,12 +134,12 @@ def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
 
 
 def heldout_text() -> datasets.Dataset:
-    """The embedded held-out text, for core."""
+    """The embedded held-out text, which core uses."""
     return datasets.Dataset.from_dict({"text": list(open_text("embedded", split="heldout"))})
 
 
 def _books(cache: Path) -> BenchData:
-    """Write the books' passages, and enter their set into SAE Bench's tables."""
+    """Write the books' passages, and register their data set in SAE Bench's tables."""
     parts = _passages()
     folder = cache / BOOKS
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,12 +160,12 @@ def _books(cache: Path) -> BenchData:
 
 
 def _passages() -> dict[str, pd.DataFrame]:
-    """Pieces of the books in which one gender's pronouns stand and none of the other's.
+    """Pieces of the books that contain pronouns of one gender only, by "train" and "test".
 
-    A train and a test piece are never of one passage of the text.
+    All pieces of one passage of the text are in the same part.
     """
     if not EMBEDDED_TEXT.is_file():
-        raise TextError(f"the embedded text is missing, there is no {EMBEDDED_TEXT}: install again")
+        raise TextError(f"the embedded text is missing: no {EMBEDDED_TEXT}; reinstall the package")
     rows: dict[str, list[dict]] = {"train": [], "test": []}
     for number, passage in enumerate(pyarrow.parquet.read_table(EMBEDDED_TEXT).to_pylist()):
         label = LABELS.get(passage["book"])
@@ -182,7 +183,7 @@ def _passages() -> dict[str, pd.DataFrame]:
 
 
 def gender_of(text: str) -> str | None:
-    """The gender of two pronouns or more of a text, if it has none of the other gender."""
+    """The gender of a text's pronouns, if there are at least two, all of one gender; else None."""
     words = Counter(re.findall(r"[a-z]+", text.lower()))
     found = {gender: sum(words[p] for p in pronouns) for gender, pronouns in PRONOUNS.items()}
     male, female = found["male"], found["female"]
@@ -192,15 +193,15 @@ def gender_of(text: str) -> str | None:
 
 
 def _cells(frame: pd.DataFrame) -> dict[tuple[int, int], int]:
-    """How many passages each (book, gender) holds."""
+    """The number of passages of each (book, gender)."""
     return {key: len(rows) for key, rows in frame.groupby(["profession", "gender"])}  # pyright: ignore
 
 
 def _scr_size(cells: dict[tuple[int, int], int]) -> int:
     """The largest set size that fills every pair.
 
-    SAE Bench takes a quarter of it from each of four cells, and wants more than half of it in the
-    two cells that the biased probe is trained on.
+    SAE Bench takes a quarter of it from each of four cells. It needs more than half of it in the two
+    cells that the biased probe is trained on.
     """
     quarters = []
     for first, second in PAIRS:

@@ -1,26 +1,23 @@
-"""SAE Bench's evaluations over run folders: what `vsae bench` does."""
+"""Run SAE Bench's evaluations on run folders: `vsae bench`."""
 
-import hashlib
 import json
-import logging
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch as t
-from nnsight import LanguageModel
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
 from tqdm import tqdm
 
-from ..activations.language_models import HookPoint, weights_hash
+from ..activations.language_models import HookPoint
 from ..activations.run_inputs import open_model
 from ..config.checks import require
 from ..config.run_config import RunConfig
@@ -30,55 +27,21 @@ from ..run_folder.writing import write_json, writing
 from . import adapter
 from . import feature_usage as usage
 from .bench_data import in_folder, open_bench_data
-from .bench_settings import Bench, capped_n_values, configure, seed_everything
+from .bench_results import BenchResults, digest, finished, model_key, weights_key
+from .bench_settings import BenchSettings, capped_n_values, configure, seed_everything
 from .evaluations import EVALUATIONS, OUTPUTS
 from .lens_model import hooked_transformer
 
-logger = logging.getLogger(__name__)
-
 CACHE = ".bench_cache"
-
-Results = dict[str, dict[str, dict[str, Any]]]
-"""By SAE's label and evaluation: what stands in SAE Bench's JSON."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One SAE to evaluate: its label in tables and files, and the folder its results go to."""
+class BenchJob:
+    """One SAE to evaluate, its label in tables and files, and the folder for its results."""
 
     label: str
     folder: Path
     sae: BaseSAE
-
-
-@dataclass
-class Outcome:
-    """What came out.
-
-    Attributes:
-        results: what could be had, by label and evaluation.
-        matched: the size-matched controls, by the label of the SAE that was masked.
-        failures: the SAEs' labels, by evaluation and cause.
-    """
-
-    results: Results = field(default_factory=dict)
-    matched: dict[str, str] = field(default_factory=dict)
-    failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-
-    def failure_lines(self) -> list[str]:
-        """One line for each evaluation and cause."""
-        return [
-            f"{evaluation} of {', '.join(labels)}: {cause}"
-            for (evaluation, cause), labels in self.failures.items()
-        ]
-
-    def check(self) -> None:
-        """Raise a BenchError if an evaluation failed."""
-        if self.failures:
-            raise BenchError(
-                f"failed: {'; '.join(self.failure_lines())} (what succeeded is kept, and the next "
-                "call runs the rest)"
-            )
 
 
 def bench(
@@ -95,33 +58,37 @@ def bench(
     again: bool = False,
     floor: bool = False,
     size_matched: bool = False,
-) -> Outcome:
+) -> BenchResults:
     """Evaluate run folders in SAE Bench, on the language model that their SAEs were trained on.
 
-    Every SAE is loaded before the first evaluation. A result is written to
-    FOLDER/eval_results/EVALUATION/ in SAE Bench's schema when it is there, and is not made again
-    unless the SAE, the model or the settings changed. A failure does not stop the others.
+    Every SAE is loaded before the first evaluation. Each result is written to
+    FOLDER/eval_results/EVALUATION/ in SAE Bench's schema as soon as it is ready. An evaluation is
+    repeated only if the SAE, the model or the settings have changed. If one fails, the others still
+    run.
 
     Arguments:
         folders: run folders, or names of hub repos (their results go to runs/OWNER_NAME).
         evals: names in EVALUATIONS.
-        model, hook: those of the run's config.json unless given.
-        data: "embedded", "hub" or a folder, see `open_bench_data`; embedded for the embedded
-            model and hub for others unless given.
-        tokens: what core measures on.
-        train_size, test_size: texts in the probes' sets.
-        again: repeat what is finished.
-        floor: evaluate a random and an identity SAE too, with results in the first folder.
-        size_matched: SCR and TPP also for each SAE masked to its N most used features, N being
-            the number that the SAE with the fewest uses. Needs core.
+        model, hook: default to those in the run's config.json.
+        data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
+            embedded model, and hub for others.
+        tokens: how many core measures on.
+        train_size, test_size: number of texts in the probes' sets.
+        again: repeat finished evaluations.
+        floor: also evaluate a random and an identity SAE. Their results go to the first folder.
+        size_matched: also run SCR and TPP on each SAE masked to its N most used features. N is the
+            smallest number of features in use in any of the SAEs. Needs core.
 
-    Raises: a UserError before anything runs; failures of evaluations are in the outcome.
+    Raises: a UserError for a mistake, before anything runs. An evaluation that fails is listed in
+    `failures` instead.
     """
-    require(len(folders) > 0, "folders", (), "one run folder or more, as runs/NAME")
+    require(len(folders) > 0, "folders", (), "one or more run folders, e.g. runs/NAME")
     for name in evals:
         require(name in EVALUATIONS, "evals", name, "some of " + ",".join(EVALUATIONS))
     if size_matched and "core" not in evals:
-        raise BenchError("the size-matched control needs core: how often features are used")
+        raise BenchError(
+            "the size-matched control needs core in evals, to count how often features are used"
+        )
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
     run = _shared_run(paths, model, hook, device)
     adapter.register()
@@ -134,13 +101,13 @@ def bench(
     if floor:
         first = jobs[0].folder
         random = adapter.random_sae(trained[0])
-        jobs.append(Job(f"random_F{random.cfg.d_sae}", first, random))
-        jobs.append(Job("identity", first, adapter.identity_sae(trained[0])))
+        jobs.append(BenchJob(f"random_F{random.cfg.d_sae}", first, random))
+        jobs.append(BenchJob("identity", first, adapter.identity_sae(trained[0])))
     cache = jobs[0].folder / CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
         sets = open_bench_data(name, cache)
-    shared = Bench(
+    settings = BenchSettings(
         hooked,
         sets,
         cache,
@@ -150,25 +117,25 @@ def bench(
         train_size=train_size,
         test_size=test_size,
     )
-    one_run = _Run(shared, _model_key(language_model, hook_point), again)
-    one_run.all(jobs, evals)
+    runner = _BenchRun(settings, model_key(language_model, hook_point), again)
+    runner.all(jobs, evals)
     if size_matched:
-        controls = _controls(jobs[: len(paths)], one_run.outcome)
-        one_run.all(list(controls.values()), [name for name in evals if name in ("scr", "tpp")])
-        one_run.outcome.matched = {label: job.label for label, job in controls.items()}
-    if not one_run.outcome.failures:
+        controls = _controls(jobs[: len(paths)], runner.outcome)
+        runner.all(list(controls.values()), [name for name in evals if name in ("scr", "tpp")])
+        runner.outcome.matched = {label: job.label for label, job in controls.items()}
+    if not runner.outcome.failures:
         shutil.rmtree(cache, ignore_errors=True)
-    return one_run.outcome
+    return runner.outcome
 
 
-class _Run:
-    """Runs jobs one after the other and gathers what comes out."""
+class _BenchRun:
+    """Runs jobs one after the other and collects their results."""
 
-    def __init__(self, shared: Bench, model_key: str, again: bool):
-        self.shared, self.model_key, self.again = shared, model_key, again
-        self.outcome = Outcome()
+    def __init__(self, settings: BenchSettings, model: str, again: bool):
+        self.settings, self.model_key, self.again = settings, model, again
+        self.outcome = BenchResults()
 
-    def all(self, jobs: Sequence[Job], evals: Sequence[str]) -> None:
+    def all(self, jobs: Sequence[BenchJob], evals: Sequence[str]) -> None:
         """Every evaluation of every SAE."""
         with tqdm(total=len(jobs) * len(evals), unit="evaluation", file=sys.stderr) as bar:
             for evaluation in evals:
@@ -177,15 +144,15 @@ class _Run:
                     self._one(job, evaluation)
                     bar.update()
 
-    def _one(self, job: Job, evaluation: str) -> None:
+    def _one(self, job: BenchJob, evaluation: str) -> None:
         folder = job.folder / "eval_results" / evaluation
         path = Path(get_results_filepath(str(folder), job.label, "custom_sae"))
         log = folder / f"{job.label}.log"
         try:
-            config = configure(evaluation, self.shared)
+            config = configure(evaluation, self.settings)
             if "n_values" in asdict(config):  # the identity SAE has D features
                 config.n_values = [n for n in config.n_values if n <= job.sae.cfg.d_sae]
-            key = _digest(self.model_key, asdict(config), _sae_key(job.sae))
+            key = digest(self.model_key, asdict(config), weights_key(job.sae))
             found = None if self.again else finished(path, evaluation, key)
             if found is None:
                 started = time.perf_counter()
@@ -207,18 +174,18 @@ class _Run:
                 cause = _cause(error) + (f" (see {log})" if log.exists() else "")
             self.outcome.failures.setdefault((evaluation, cause), []).append(job.label)
 
-    def _evaluate(self, job: Job, evaluation: str, config: Any, log: Path) -> dict[str, Any]:
-        """The JSON of a fresh evaluation, validated. What SAE Bench prints goes to the log."""
+    def _evaluate(self, job: BenchJob, evaluation: str, config: Any, log: Path) -> dict[str, Any]:
+        """Evaluate; return the validated JSON. What SAE Bench prints goes to the log."""
         sizes = {name: v for name, v in asdict(config).items() if name != "n_values"}
-        cache = self.shared.cache / f"{evaluation}_{_digest(self.model_key, sizes)}"
-        bench = replace(self.shared, cache=cache)
+        cache = self.settings.cache / f"{evaluation}_{digest(self.model_key, sizes)}"
+        settings = replace(self.settings, cache=cache)
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             try:
                 cache.mkdir(parents=True, exist_ok=True)
-                load_and_format_sae(job.label, job.sae, bench.device)  # pyright: ignore
-                with in_folder(bench.data, bench.cache.parent), t.enable_grad():
+                load_and_format_sae(job.label, job.sae, settings.device)  # pyright: ignore
+                with in_folder(settings.data, settings.cache.parent), t.enable_grad():
                     seed_everything()
-                    output = EVALUATIONS[evaluation](job.sae, job.label, config, bench)
+                    output = EVALUATIONS[evaluation](job.sae, job.label, config, settings)
             except UserError:
                 raise
             except BaseException:
@@ -230,26 +197,10 @@ class _Run:
         return found
 
 
-def finished(path: Path, evaluation: str, key: str | None = None) -> dict[str, Any] | None:
-    """A result file's content, if it is whole, in SAE Bench's schema, and of `key`."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        TypeAdapter(OUTPUTS[evaluation]).validate_python(found)
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        logger.warning("%s is not whole (%s): made again", path, type(error).__name__)
-        return None
-    if key is not None and found["eval_result_unstructured"].get("vsae_bench_key") != key:
-        logger.warning("%s is of another SAE, model or settings: made again", path)
-        return None
-    return found
-
-
 def _shared_run(
     paths: dict[str, Path], model: str | None, hook: str | None, device: str
 ) -> RunConfig:
-    """The one run of all folders, with the model in float32."""
+    """The run settings that all folders must share, with the model in float32."""
     runs = {name: run_of(path, model, hook, None, device) for name, path in paths.items()}
     first_name, first = next(iter(runs.items()))
     for name, run in runs.items():
@@ -257,13 +208,13 @@ def _shared_run(
             if getattr(run, what) != getattr(first, what):
                 raise BenchError(
                     f"{name}: trained on {what} {getattr(run, what)}, but {first_name} on "
-                    f"{getattr(first, what)}; bench them in two calls"
+                    f"{getattr(first, what)}; run `vsae bench` once for each"
                 )
     return replace(first, dtype="float32")
 
 
-def _load(paths: dict[str, Path], run: RunConfig, hook: HookPoint) -> list[Job]:
-    """Every SAE, labelled by its folder's name, or by its path where two have one name."""
+def _load(paths: dict[str, Path], run: RunConfig, hook: HookPoint) -> list[BenchJob]:
+    """Every SAE, labelled by its folder's name, or by the last two parts where names collide."""
     names = [path.name for path in paths.values()]
     jobs = []
     for given, path in paths.items():
@@ -279,14 +230,14 @@ def _load(paths: dict[str, Path], run: RunConfig, hook: HookPoint) -> list[Job]:
         if sae.cfg.d_in != hook.activation_dim:
             raise BenchError(
                 f"{given}: activation_dim={sae.cfg.d_in}, but {hook.name} of {run.model} is "
-                f"{hook.activation_dim} wide; give the --model it was trained on"
+                f"{hook.activation_dim} wide; give the --model that it was trained on"
             )
-        jobs.append(Job(label, path, sae))
+        jobs.append(BenchJob(label, path, sae))
     return jobs
 
 
-def _controls(jobs: list[Job], outcome: Outcome) -> dict[str, Job]:
-    """The SAEs masked to as many of their most used features as the one that uses fewest."""
+def _controls(jobs: list[BenchJob], outcome: BenchResults) -> dict[str, BenchJob]:
+    """SAEs masked to their N most used features, where N is the fewest that any SAE uses."""
     selected: dict[str, list[int]] = {}
     for job in jobs:
         if core := outcome.results.get(job.label, {}).get("core"):
@@ -300,24 +251,8 @@ def _controls(jobs: list[Job], outcome: Outcome) -> dict[str, Job]:
             sae: Any = job.sae
             kept_F = usage.most_used(selected[job.label], n)
             label = f"{job.label}_top{n}"
-            controls[job.label] = Job(label, job.folder, adapter.masked(sae, kept_F))
+            controls[job.label] = BenchJob(label, job.folder, adapter.masked(sae, kept_F))
     return controls
-
-
-def _model_key(model: LanguageModel, hook: HookPoint) -> str:
-    return f"{weights_hash(model)} {hook.name}"
-
-
-def _sae_key(sae: BaseSAE) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(sae.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _digest(*parts: Any) -> str:
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _cause(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""What SAE Bench's evaluations of a call share, and each one's configuration.
+"""The settings that SAE Bench's evaluations share, and the configuration of each one.
 
-Sizes are SAE Bench's defaults where its own sets are used, and what the books can fill where they
-are.
+With SAE Bench's own data sets, sizes are its defaults. With the embedded books, they are the largest
+that the books can fill.
 """
 
 import random
@@ -25,17 +25,17 @@ _SMALLEST_DICT = 20  # N = 2 is a tenth of it
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What all SAEs of a call share.
+class BenchSettings:
+    """What all evaluations of one call share.
 
     Attributes:
-        model: SAE Bench's form of the language model.
-        data: the sets.
+        model: the language model, in the form that SAE Bench needs.
+        data: the data sets.
         cache: a folder for the language model's activations and probes.
-        n_values: how many features SCR and TPP ablate.
-        tokens: what core measures on; a fifth of them with the language model's loss.
-        ctx_len: tokens in a context.
-        train_size, test_size: texts in the probes' sets, or None for the defaults.
+        n_values: the numbers of features that SCR and TPP ablate.
+        tokens: how many core measures on; a fifth of them for the language model's loss.
+        ctx_len: tokens per context.
+        train_size, test_size: texts in the probes' sets; None for the defaults.
         batch_size: contexts per forward pass of the language model.
     """
 
@@ -59,34 +59,34 @@ class Bench:
 
 
 def capped_n_values(dict_size: int) -> tuple[int, ...]:
-    """SAE Bench's numbers of ablated features, up to a tenth of the dictionary.
+    """SAE Bench's numbers of ablated features that are at most a tenth of the dictionary.
 
-    Raises: BenchError for a dictionary that is smaller than ten times the least of them.
+    Raises: BenchError if the dictionary is smaller than ten times the smallest of them.
     """
     if dict_size < _SMALLEST_DICT:
         raise BenchError(
-            f"dict_size={dict_size}: SCR and TPP ablate up to a tenth of the features, 2 at least; "
-            f"expected a dict_size of {_SMALLEST_DICT} or more"
+            f"dict_size={dict_size}: expected {_SMALLEST_DICT} or more for SCR and TPP, which ablate "
+            "at least 2 features and at most a tenth of them"
         )
     defaults = scr_and_tpp.ScrAndTppEvalConfig().n_values
     return tuple(n for n in defaults if n <= dict_size // 10)
 
 
-def configure(evaluation: str, bench: Bench) -> Any:
-    """SAE Bench's own configuration of an evaluation. Raises BenchError if a set is not there."""
-    shared = {"random_seed": SEED, "model_name": bench.name, "llm_dtype": "float32"}
+def configure(evaluation: str, settings: BenchSettings) -> Any:
+    """SAE Bench's own configuration of an evaluation. Raises BenchError if a data set is missing."""
+    shared = {"random_seed": SEED, "model_name": settings.name, "llm_dtype": "float32"}
     if evaluation == "core":
-        batches = max(1, bench.tokens // (16 * bench.ctx_len))
-        if not bench.data.is_embedded:
-            require_sets(bench.data, [CORE_SET])
+        batches = max(1, settings.tokens // (16 * settings.ctx_len))
+        if not settings.data.is_embedded:
+            require_sets(settings.data, [CORE_SET])
         return core.CoreEvalConfig(
-            model_name=bench.name,
+            model_name=settings.name,
             llm_dtype="float32",
             batch_size_prompts=16,
             n_eval_reconstruction_batches=max(1, batches // 5),
             n_eval_sparsity_variance_batches=batches,
-            dataset=CORE_BOOKS if bench.data.is_embedded else CORE_SET,
-            context_size=bench.ctx_len,
+            dataset=CORE_BOOKS if settings.data.is_embedded else CORE_SET,
+            context_size=settings.ctx_len,
             exclude_special_tokens_from_reconstruction=True,
             compute_kl=True,
             compute_ce_loss=True,
@@ -97,31 +97,33 @@ def configure(evaluation: str, bench: Bench) -> Any:
             compute_featurewise_weight_based_metrics=True,
         )
     if evaluation == "absorption":
-        config = absorption.AbsorptionEvalConfig(**shared, llm_batch_size=bench.batch_size)
-        config.prompt_token_pos = _word_position(bench.model, config.prompt_template)
+        config = absorption.AbsorptionEvalConfig(**shared, llm_batch_size=settings.batch_size)
+        config.prompt_token_pos = _word_position(settings.model, config.prompt_template)
         return config
-    context = min(bench.ctx_len, CONTEXT) if bench.data.is_embedded else bench.ctx_len
-    shared |= {"llm_batch_size": bench.batch_size, "context_length": context}
+    context = min(settings.ctx_len, CONTEXT) if settings.data.is_embedded else settings.ctx_len
+    shared |= {"llm_batch_size": settings.batch_size, "context_length": context}
     if evaluation == "sparse_probing":
         config = sparse_probing.SparseProbingEvalConfig(**shared)
-        sizes, names = bench.data.class_sizes, ("probe_train_set_size", "probe_test_set_size")
+        sizes, names = settings.data.class_sizes, ("probe_train_set_size", "probe_test_set_size")
     else:
         is_scr = evaluation == "scr"
         config = scr_and_tpp.ScrAndTppEvalConfig(**shared, perform_scr=is_scr)
-        config.n_values = list(bench.n_values)
-        sizes = bench.data.scr_sizes if is_scr else bench.data.class_sizes
+        config.n_values = list(settings.n_values)
+        sizes = settings.data.scr_sizes if is_scr else settings.data.class_sizes
         names = ("train_set_size", "test_set_size")
-        if bench.data.is_embedded:
+        if settings.data.is_embedded:
             config.column1_vals_lookup = {BOOKS: list(PAIRS)}
-    if bench.data.is_embedded:
+    if settings.data.is_embedded:
         config.dataset_names = [BOOKS]
     else:
-        require_sets(bench.data, config.dataset_names)
-    for which, name, asked in zip((0, 1), names, (bench.train_size, bench.test_size), strict=True):
+        require_sets(settings.data, config.dataset_names)
+    for which, name, asked in zip(
+        (0, 1), names, (settings.train_size, settings.test_size), strict=True
+    ):
         most = None if sizes is None else sizes[which]
         if asked is not None and most is not None and asked > most:
             raise BenchError(
-                f"{name}={asked}: the embedded books fill at most {most}; ask for less"
+                f"{name}={asked}: expected at most {most}, all that the embedded books can fill"
             )
         if size := asked or most:
             setattr(config, name, size)
@@ -129,14 +131,14 @@ def configure(evaluation: str, bench: Bench) -> Any:
 
 
 def seed_everything() -> None:
-    """Some of SAE Bench's evaluations take a seed and others use what they find."""
+    """Seed all generators: only some of SAE Bench's evaluations take a seed."""
     random.seed(SEED)
     np.random.seed(SEED)
     t.manual_seed(SEED)
 
 
 def _word_position(model: HookedTransformer, template: str) -> int:
-    """Where the word's last token stands in a prompt, from its end: SAE Bench's is Gemma's."""
+    """The position of the word's last token, from the prompt's end; SAE Bench's is for Gemma."""
     tokenizer: Any = model.tokenizer
     after = template.partition("{word}")[2]
     return -len(tokenizer(after, add_special_tokens=False)["input_ids"]) - 1

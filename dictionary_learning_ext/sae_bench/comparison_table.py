@@ -4,7 +4,7 @@ from typing import Any
 
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import markdown_table, text_table
-from .bench_runner import Outcome
+from .bench_results import BenchResults
 
 _CORE = {
     "CE loss score": ("model_performance_preservation", "ce_loss_score"),
@@ -53,14 +53,14 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {name: value for name, value in rows.items() if value is not None}
 
 
-def columns_of(outcome: Outcome) -> dict[str, dict[str, float]]:
+def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
     """The figures of every SAE, size-matched controls beside those that were masked."""
     masked_of = {control: label for label, control in outcome.matched.items()}
     order = sorted(outcome.results, key=lambda label: label in masked_of)
     return {label: rows_of(outcome.results[label]) for label in order}
 
 
-def table(outcome: Outcome, form: str = "text") -> str:
+def table(outcome: BenchResults, form: str = "text") -> str:
     """A row for each figure, a column for each SAE, as "text" or "markdown"."""
     columns = columns_of(outcome)
     names = list(dict.fromkeys(name for rows in columns.values() for name in rows))

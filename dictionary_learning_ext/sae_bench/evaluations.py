@@ -1,4 +1,4 @@
-"""SAE Bench's evaluations, by its own functions, with a model object in the place of a name.
+"""SAE Bench's evaluations by its own functions, with a model object instead of a name.
 
 Each takes one SAE and returns SAE Bench's own output object.
 """
@@ -27,32 +27,32 @@ from ..errors import BenchError
 from . import feature_usage as usage
 from .ablation import encoding_once
 from .bench_data import heldout_text
-from .bench_settings import SEED, Bench
+from .bench_settings import SEED, BenchSettings
 
 
-def run_core(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
-    """Core, and our own figures of the same tokens in `eval_result_unstructured`."""
-    dataset = heldout_text() if bench.data.is_embedded else config.dataset
+def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
+    """Core, with our own metrics of the same tokens in `eval_result_unstructured`."""
+    dataset = heldout_text() if settings.data.is_embedded else config.dataset
 
     def store() -> ActivationsStore:
         made: Any = ActivationsStore.from_sae(
-            bench.model,
+            settings.model,
             sae,  # pyright: ignore[reportArgumentType]
             dataset,
             dataset_trust_remote_code=True,
             context_size=config.context_size,
-            device=bench.device,
+            device=settings.device,
         )
-        if not bench.data.is_embedded:  # the books' passages are in an order that is shuffled
+        if not settings.data.is_embedded:  # the embedded books are shuffled already
             made.shuffle_input_dataset(seed=SEED)
         return made
 
-    tokenizer: Any = bench.model.tokenizer
+    tokenizer: Any = settings.model.tokenizer
     ignored = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
     scalars, features = core.run_evals(
         sae=sae,  # pyright: ignore[reportArgumentType]
         activation_store=store(),
-        model=bench.model,
+        model=settings.model,
         eval_config=config,
         ignore_tokens=ignored,
         verbose=True,
@@ -81,7 +81,7 @@ def run_core(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
         eval_result_details=core.convert_feature_metrics(features),
         eval_result_unstructured=usage.measure(
             sae,
-            bench.model,
+            settings.model,
             store(),
             batches=config.n_eval_sparsity_variance_batches,
             prompts=config.batch_size_prompts,
@@ -90,9 +90,9 @@ def run_core(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
     )
 
 
-def run_scr(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
+def run_scr(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
     """Spurious correlation removal."""
-    results, _ = _scr_or_tpp(sae, config, bench)
+    results, _ = _scr_or_tpp(sae, config, settings)
     scalars, details = _split(results)
     metrics = scr_and_tpp.ScrMetrics(**scalars)
     return scr_and_tpp.ScrEvalOutput(
@@ -106,9 +106,9 @@ def run_scr(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
     )
 
 
-def run_tpp(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
+def run_tpp(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
     """Targeted probe perturbation."""
-    results, per_class = _scr_or_tpp(sae, config, bench)
+    results, per_class = _scr_or_tpp(sae, config, settings)
     scalars, details = _split(results)
     metrics = scr_and_tpp.TppMetrics(**scalars)
     return scr_and_tpp.TppEvalOutput(
@@ -122,14 +122,14 @@ def run_tpp(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
     )
 
 
-def run_sparse_probing(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
+def run_sparse_probing(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
     """Sparse probing."""
     results, per_class = sparse_probing.run_eval_single_sae(
         config,
         sae,  # pyright: ignore[reportArgumentType]
-        bench.model,
-        bench.device,
-        str(bench.cache),
+        settings.model,
+        settings.device,
+        str(settings.cache),
     )
     scalars, details = _split(results)
 
@@ -150,28 +150,29 @@ def run_sparse_probing(sae: BaseSAE, name: str, config: Any, bench: Bench) -> An
     )
 
 
-def run_absorption(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
-    """First-letter absorption. Raises BenchError where the model does not know first letters."""
-    known = _known_letters(config, sae.cfg.hook_layer, bench)
+def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
+    """First-letter absorption. Raises BenchError if the model does not encode first letters."""
+    known = _known_letters(config, sae.cfg.hook_layer, settings)
     if len(known) < config.min_feats_for_eval:
         raise BenchError(
-            f"{bench.name} at {sae.cfg.hook_name} does not hold enough first letters: linear "
-            f"probes find {len(known)} with F1 > {config.min_GT_probe_f1}, SAE Bench asks for "
-            f"{config.min_feats_for_eval}; leave it out of --evals, or take a larger language model"
+            f"{settings.name} at {sae.cfg.hook_name} does not encode enough first letters: linear "
+            f"probes find {len(known)} with F1 > {config.min_GT_probe_f1}, and SAE Bench needs "
+            f"{config.min_feats_for_eval}; leave absorption out of --evals, or use a larger language "
+            "model"
         )
     shared: dict[str, Any] = {
-        "model": bench.model,
+        "model": settings.model,
         "sae": sae,
         "layer": sae.cfg.hook_layer,
         "sae_name": name,
         "max_k_value": config.max_k_value,
         "prompt_template": config.prompt_template,
         "prompt_token_pos": config.prompt_token_pos,
-        "device": bench.device,
-        "probes_dir": bench.cache / "probes",
+        "device": settings.device,
+        "probes_dir": settings.cache / "probes",
     }
-    work = bench.cache / "saes"
-    shutil.rmtree(work / name, ignore_errors=True)  # of another SAE with this name
+    work = settings.cache / "saes"
+    shutil.rmtree(work / name, ignore_errors=True)  # may belong to another SAE of this name
     run_k_sparse_probing_experiment(
         **shared,
         experiment_dir=work / name / "k_sparse_probing",
@@ -218,7 +219,7 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, bench: Bench) -> Any:
     )
 
 
-EVALUATIONS: dict[str, Callable[[BaseSAE, str, Any, Bench], Any]] = {
+EVALUATIONS: dict[str, Callable[[BaseSAE, str, Any, BenchSettings], Any]] = {
     "core": run_core,
     "scr": run_scr,
     "tpp": run_tpp,
@@ -234,18 +235,18 @@ OUTPUTS: dict[str, type] = {
 }
 
 
-def _known_letters(config: Any, layer: int, bench: Bench) -> set[str]:
-    """The letters that linear probes on the activations find, which no SAE changes."""
+def _known_letters(config: Any, layer: int, settings: BenchSettings) -> set[str]:
+    """The letters that linear probes find in the model's activations. No SAE is involved."""
     where: dict[str, Any] = {
         "base_template": config.prompt_template,
         "pos_idx": config.prompt_token_pos,
         "layer": layer,
-        "probes_dir": bench.cache / "probes",
+        "probes_dir": settings.cache / "probes",
         "dtype": t.float32,
-        "device": bench.device,
+        "device": settings.device,
     }
-    probe = load_or_train_probe(bench.model, **where)
-    activations, words = load_probe_data_split_or_train(bench.model, split="test", **where)
+    probe = load_or_train_probe(settings.model, **where)
+    activations, words = load_probe_data_split_or_train(settings.model, split="test", **where)
     with t.no_grad():
         found = (probe(activations) > 0).cpu().numpy()
     truth = np.array([letter for _, letter in words])
@@ -256,25 +257,25 @@ def _known_letters(config: Any, layer: int, bench: Bench) -> set[str]:
     return {letter for letter, score in scores.items() if score > config.min_GT_probe_f1}
 
 
-def _scr_or_tpp(sae: BaseSAE, config: Any, bench: Bench) -> tuple[dict, dict]:
+def _scr_or_tpp(sae: BaseSAE, config: Any, settings: BenchSettings) -> tuple[dict, dict]:
     with encoding_once():
         return scr_and_tpp.run_eval_single_sae(
             config,
             sae,  # pyright: ignore[reportArgumentType]
-            bench.model,
-            bench.device,
-            str(bench.cache),
+            settings.model,
+            settings.device,
+            str(settings.cache),
         )
 
 
 def _split(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The averages, and the results of single sets."""
+    """The averages over data sets, and the results of each."""
     details = {key: value for key, value in results.items() if isinstance(value, dict)}
     return {key: value for key, value in results.items() if key not in details}, details
 
 
 def _heading(sae: BaseSAE, name: str, config: Any) -> dict[str, Any]:
-    """What every output object has."""
+    """The fields that every output object has."""
     return {
         "eval_config": config,
         "eval_id": get_eval_uuid(),

@@ -21,24 +21,24 @@ _CONVERTED = "GPTNeoXForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM and others"
 
 
 def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> HookedTransformer:
-    """Convert a loaded language model with TransformerLens's own conversion, unprocessed.
+    """Convert a loaded language model with TransformerLens's own conversion, without processing.
 
-    No layer norm is folded and nothing is centred: SAEs are trained on what the model computes.
+    No layer norm is folded and nothing is centred, as the SAEs were trained on the original model.
 
     Arguments:
-        model: what the SAE was trained on, in float32.
-        hook: where.
-        name: what SAE Bench calls the model (its caches' and results' name).
+        model: the language model that the SAE was trained on, in float32.
+        hook: the hook point that it was trained on.
+        name: the model's name in SAE Bench's caches and results.
 
-    Raises: BenchError if TransformerLens can't convert the model, or its activations at the hook
-    differ from those that the SAE was trained on by more than 1e-4 of their rms.
+    Raises: BenchError if TransformerLens can't convert the model, or if the activations at the hook
+    differ from the original ones by more than 1e-4 of their rms.
     """
     huggingface: Any = model._model
     device = str(huggingface.device)
     architecture = type(huggingface).__name__
     try:
-        # The conversion reads the config from a folder. A fresh one has none of the names, as
-        # "llama", by which TransformerLens would take it for a model that it knows.
+        # The conversion reads the config from a folder. In a temporary one, its path has no name,
+        # e.g. "llama", that TransformerLens would recognise as a model that it knows.
         with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             config = copy.deepcopy(huggingface.config)
             config.architectures = [architecture]
@@ -62,7 +62,7 @@ def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> Hook
     except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
         raise BenchError(
             f"TransformerLens can't convert a {architecture} "
-            f"({type(error).__name__}: {first_line(error)}): it converts {_CONVERTED}"
+            f"({type(error).__name__}: {first_line(error)}); it converts {_CONVERTED}"
         ) from error
     hooked.eval().requires_grad_(False)
     check_activations(hooked, model, hook)
@@ -87,8 +87,8 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
     difference = float((found - expected).abs().max() / expected.square().mean().sqrt())
     if not difference <= TOLERANCE:
         raise BenchError(
-            f"at {hook.name} TransformerLens's activations differ from those that the SAE was "
-            f"trained on by {difference:.1e} of their rms; expected at most {TOLERANCE:.0e}: "
-            f"its conversion of {Path(hooked.cfg.model_name).name} is not that model"
+            f"at {hook.name}, TransformerLens's activations differ from those that the SAE was "
+            f"trained on by {difference:.1e} of their rms; expected at most {TOLERANCE:.0e}. "
+            f"Its conversion of {Path(hooked.cfg.model_name).name} is not the same model"
         )
     return difference

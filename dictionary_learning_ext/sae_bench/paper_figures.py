@@ -1,4 +1,4 @@
-"""The paper's figures 3, 4 and 5 of the SAEs of a comparison, as PNG."""
+"""The paper's figures 3, 4 and 5 for a set of SAEs, as PNG."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 from ..run_folder.writing import writing
 from .adapter import looks
-from .bench_runner import Outcome
+from .bench_results import BenchResults
 from .comparison_table import curve, rows_of
 
 _PANELS = {
@@ -27,8 +27,11 @@ _TPP = {
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def write_figures(outcome: Outcome, folder: str | Path) -> list[Path]:
-    """Draw what there are results for, and return the files. Raises CheckpointError (disk)."""
+def write_figures(outcome: BenchResults, folder: str | Path) -> list[Path]:
+    """Draw every figure for which there are results; return the files.
+
+    Raises: CheckpointError if they can't be written.
+    """
     folder = Path(folder)
     written = []
     with plt.rc_context(_STYLE), writing(folder):
@@ -46,14 +49,14 @@ def write_figures(outcome: Outcome, folder: str | Path) -> list[Path]:
     return written
 
 
-def _figure_3(outcome: Outcome) -> Any:
-    """Reconstruction and dead features by k: lines of an architecture, or bars if k is one."""
+def _figure_3(outcome: BenchResults) -> Any:
+    """Reconstruction and dead features: a line per architecture over k, or bars if all share k."""
     rows = {label: rows_of(found) for label, found in outcome.results.items() if "core" in found}
-    rows = {label: figures for label, figures in rows.items() if "identity" not in label}
+    rows = {label: metrics for label, metrics in rows.items() if "identity" not in label}
     if not rows:
         return None
     figure, axes = plt.subplots(1, len(_PANELS), figsize=(13, 3.6), layout="constrained")
-    ks = sorted({round(figures["L0"]) for figures in rows.values()})
+    ks = sorted({round(metrics["L0"]) for metrics in rows.values()})
     for ax, (name, title) in zip(axes, _PANELS.items(), strict=True):
         if len(ks) == 1:
             labels = list(rows)
@@ -74,27 +77,27 @@ def _figure_3(outcome: Outcome) -> Any:
     return figure
 
 
-def _lines(outcome: Outcome, rows: dict[str, dict[str, float]], name: str) -> dict[Any, list]:
-    """Points (k, figure) of each architecture."""
+def _lines(outcome: BenchResults, rows: dict[str, dict[str, float]], name: str) -> dict[Any, list]:
+    """The points (k, metric) of each architecture."""
     lines: dict[Any, list] = {}
-    for label, figures in rows.items():
+    for label, metrics in rows.items():
         look = _look(outcome, label)
         key = (("color", look["color"]), ("marker", look["marker"]), ("label", look["name"]))
-        lines.setdefault(key, []).append((round(figures["L0"]), figures[name]))
+        lines.setdefault(key, []).append((round(metrics["L0"]), metrics[name]))
     return {key: sorted(points) for key, points in lines.items()}
 
 
-def _figure_4(outcome: Outcome) -> Any:
-    """SCR by the number of ablated features."""
+def _figure_4(outcome: BenchResults) -> Any:
+    """SCR by number of ablated features."""
     return _curves(outcome, "scr", {"scr": "spurious correlation removal (SCR)"})
 
 
-def _figure_5(outcome: Outcome) -> Any:
-    """TPP by the number of ablated features: total, intended, unintended."""
+def _figure_5(outcome: BenchResults) -> Any:
+    """TPP by number of ablated features: total, intended and unintended."""
     return _curves(outcome, "tpp", _TPP)
 
 
-def _curves(outcome: Outcome, evaluation: str, panels: dict[str, str]) -> Any:
+def _curves(outcome: BenchResults, evaluation: str, panels: dict[str, str]) -> Any:
     found = {label: r[evaluation] for label, r in outcome.results.items() if evaluation in r}
     if not found:
         return None
@@ -126,8 +129,8 @@ def _curves(outcome: Outcome, evaluation: str, panels: dict[str, str]) -> Any:
     return figure
 
 
-def _look(outcome: Outcome, label: str) -> dict[str, str]:
-    """An SAE's colour and marker by its variant; a size-matched control is dashed."""
+def _look(outcome: BenchResults, label: str) -> dict[str, str]:
+    """How an SAE is drawn: colour and marker by variant; a size-matched control is dashed."""
     from sae_bench.sae_bench_utils.graphing_utils import TRAINER_COLORS, TRAINER_MARKERS
 
     result = next(iter(outcome.results[label].values()))

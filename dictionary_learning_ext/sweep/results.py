@@ -1,5 +1,7 @@
-"""What came out of a sweep: a table, the best of each k, and one page of figures."""
+"""The results of a sweep: reading them, the best run for each k, and tables as text and CSV."""
 
+import csv
+import io
 import json
 import logging
 from pathlib import Path
@@ -7,53 +9,57 @@ from typing import Any
 
 from ..errors import ConfigError, first_line
 from ..run_folder.writing import write_text
+from .results_page import RunResult, page
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-FIGURES = {
+METRICS = {
     "fve": "FVE",
     "frac_recovered": "CE recovered",
     "near_dead_0.1": "near-dead < 0.1",
     "near_dead_0.5": "near-dead < 0.5",
     "description_length": "description length",
 }
-METRIC = "description_length"
+"""The metrics shown, with their labels."""
+RANKED_BY = "description_length"
 _NEVER_SHOWN = ("save_dir", "overwrite", "wandb", "wandb_project", "wandb_artifacts", "device")
 
 
-def from_folder(folder: Path) -> list[Row]:
-    """The settings and figures of every finished run in a folder; others are named in a warning.
+def from_folder(folder: Path) -> list[RunResult]:
+    """The settings and metrics of every finished run in a folder. A warning lists the others.
 
-    Raises: ConfigError if there is none.
+    Raises: ConfigError if no run is finished.
     """
-    rows, unfinished = [], []
+    results, unfinished = [], []
     for path in sorted(folder.glob("*/config.json")):
-        metrics = path.with_name("metrics.json")
-        if not metrics.is_file():
+        metrics_path = path.with_name("metrics.json")
+        if not metrics_path.is_file():
             unfinished.append(path.parent.name)
             continue
         settings = json.loads(path.read_text(encoding="utf-8"))["run"]["settings"]
-        figures = json.loads(metrics.read_text(encoding="utf-8"))
-        rows.append({"run": path.parent.name, "settings": settings, "figures": figures})
+        metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
+        results.append({"run": path.parent.name, "settings": settings, "metrics": metrics})
     if unfinished:
-        logger.warning("without results, and left out: %s", ", ".join(unfinished))
-    if not rows:
-        raise ConfigError(f"{folder}: no finished run there; give a folder that vsae sweep wrote")
-    return rows
+        logger.warning("left out, as they have no results yet: %s", ", ".join(unfinished))
+    if not results:
+        raise ConfigError(
+            f"{folder}: holds no finished run; expected a folder written by vsae sweep, e.g. "
+            "runs/NAME"
+        )
+    return results
 
 
-def from_wandb(sweep: str) -> list[Row]:
+def from_wandb(sweep: str) -> list[RunResult]:
     """The same from wandb's server. Raises ConfigError if it can't be read."""
     import wandb
 
     try:
         runs = list(wandb.Api().sweep(sweep).runs)
-        rows = [
+        results = [
             {
                 "run": run.name,
                 "settings": dict(run.config),
-                "figures": {
+                "metrics": {
                     name.removeprefix("eval/"): value
                     for name, value in dict(run.summary).items()
                     if name.startswith("eval/")
@@ -64,51 +70,47 @@ def from_wandb(sweep: str) -> list[Row]:
         ]
     except Exception as error:  # of many kinds: login, network, no such sweep
         raise ConfigError(
-            f"--of-wandb {sweep}: can't be read ({first_line(error)}); expected ENTITY/PROJECT/SWEEP, and "
-            "`wandb login`"
+            f"--of-wandb {sweep}: can't be read ({first_line(error)}); expected "
+            "ENTITY/PROJECT/SWEEP; if you are not logged in, run `wandb login`"
         ) from error
-    if not rows:
-        raise ConfigError(f"--of-wandb {sweep}: none of its {len(runs)} runs is finished")
-    return rows
+    if not results:
+        raise ConfigError(f"--of-wandb {sweep}: none of its {len(runs)} runs has finished")
+    return results
 
 
-def swept(rows: list[Row]) -> list[str]:
+def swept(results: list[RunResult]) -> list[str]:
     """The settings in which the runs differ."""
-    names = {name for row in rows for name in row["settings"]} - set(_NEVER_SHOWN)
-    return sorted(n for n in names if len({repr(row["settings"].get(n)) for row in rows}) > 1)
+    names = {name for one in results for name in one["settings"]} - set(_NEVER_SHOWN)
+    return sorted(n for n in names if len({repr(one["settings"].get(n)) for one in results}) > 1)
 
 
-def best_of_each_k(rows: list[Row]) -> list[Row]:
-    """The run of the shortest description for each k."""
-    best: dict[Any, Row] = {}
-    for row in rows:
-        k = row["settings"].get("k")
-        length = row["figures"].get(METRIC)
-        if length is not None and (k not in best or length < best[k]["figures"][METRIC]):
-            best[k] = row
-    return sorted(best.values(), key=lambda row: row["settings"].get("k") or 0)
+def best_of_each_k(results: list[RunResult]) -> list[RunResult]:
+    """The run with the lowest description length for each k."""
+    best: dict[Any, RunResult] = {}
+    for one in results:
+        k = one["settings"].get("k")
+        length = one["metrics"].get(RANKED_BY)
+        if length is not None and (k not in best or length < best[k]["metrics"][RANKED_BY]):
+            best[k] = one
+    return sorted(best.values(), key=lambda one: one["settings"].get("k") or 0)
 
 
-def show(rows: list[Row], folder: Path) -> str:
-    """Write results.csv and results.html into `folder`; the table as text, and the best of each k."""
-    import csv
-    import io
-
-    names = swept(rows)
-    header = ["run", *names, *FIGURES]
+def show(results: list[RunResult], folder: Path) -> str:
+    """Write results.csv and results.html into `folder`; return the table and the best as text."""
+    names, best = swept(results), best_of_each_k(results)
+    header = ["run", *names, *METRICS]
     cells = [
-        [row["run"], *(row["settings"].get(n) for n in names), *map(row["figures"].get, FIGURES)]
-        for row in rows
+        [one["run"], *(one["settings"].get(n) for n in names), *map(one["metrics"].get, METRICS)]
+        for one in results
     ]
     text = io.StringIO()
     csv.writer(text).writerows([header, *cells])
     write_text(folder / "results.csv", text.getvalue())
-    write_text(folder / "results.html", _page(rows, names, folder.name))
-    lines = _aligned([[*names, *FIGURES.values()], *(row[1:] for row in cells)])
-    best = best_of_each_k(rows)
-    lines += ["", f"The shortest description (nats per token) of each k, of {len(rows)} runs:"]
-    lines += [f"  k={row['settings'].get('k')}: {row['run']}" for row in best]
-    lines += ["", f"In {folder}: results.csv, and results.html to look at."]
+    write_text(folder / "results.html", page(folder.name, results, names, best, METRICS))
+    lines = _aligned([[*names, *METRICS.values()], *(row[1:] for row in cells)])
+    lines += ["", f"Lowest description length for each k, out of {len(results)} runs:"]
+    lines += [f"  k={one['settings'].get('k')}: {one['run']}" for one in best]
+    lines += ["", f"Wrote {folder / 'results.csv'} and {folder / 'results.html'}."]
     return "\n".join(lines)
 
 
@@ -117,100 +119,3 @@ def _aligned(rows: list[list[Any]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in shown]
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
-
-
-def _page(rows: list[Row], names: list[str], title: str) -> str:
-    """One self-contained page."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dictionary_learning_ext.sweep"), autoescape=True
-    )
-    figures = [
-        figure.to_html(full_html=False, include_plotlyjs=i == 0, default_height="26rem")
-        for i, figure in enumerate(_figures(rows, names))
-    ]
-    best = best_of_each_k(rows)
-    return environment.get_template("sweep.html").render(
-        title=title, rows=rows, names=names, columns=FIGURES, best=best, figures=figures
-    )
-
-
-def _figures(rows: list[Row], names: list[str]) -> list[Any]:
-    import plotly.graph_objects as go
-
-    def value(row: Row, name: str) -> Any:
-        return row["figures"].get(name) if name in FIGURES else row["settings"].get(name)
-
-    def scatter(x: str, y: str) -> Any:
-        figure = go.Figure(
-            go.Scatter(
-                x=[value(row, x) for row in rows],
-                y=[value(row, y) for row in rows],
-                text=[row["run"] for row in rows],
-                mode="markers",
-                marker={"size": 9, "opacity": 0.7, "color": "#0072B2"},
-            )
-        )
-        figure.update_layout(
-            title=f"{FIGURES.get(y, y)} against {x}", xaxis_title=x, yaxis_title=FIGURES.get(y, y)
-        )
-        if x == "k":
-            ks = sorted({value(row, x) for row in rows if _is_number(value(row, x))})
-            figure.update_xaxes(type="log", tickvals=ks, ticktext=[str(k) for k in ks])
-        return figure
-
-    found = [scatter("k", "fve"), scatter("k", "frac_recovered")] if "k" in names else []
-    if "beta" in names:
-        found.append(scatter("beta", "near_dead_0.1"))
-    if {"lr", "beta"} <= set(names):
-        for k in sorted({row["settings"].get("k") for row in rows}, key=lambda k: k or 0):
-            found.append(_heat_map([row for row in rows if row["settings"].get("k") == k], k))
-    numeric = [n for n in [*names, *FIGURES] if all(_is_number(value(row, n)) for row in rows)]
-    if len(numeric) > 1:
-        parallel = go.Parcoords(
-            dimensions=[
-                {"label": FIGURES.get(n, n), "values": [value(row, n) for row in rows]}
-                for n in numeric
-            ],
-            line={"color": [value(row, numeric[0]) for row in rows], "colorscale": "Cividis"},
-        )
-        figure = go.Figure(parallel)
-        figure.update_layout(title="All runs; drag along an axis to choose some")
-        found.append(figure)
-    for figure in found:
-        is_parallel = isinstance(figure.data[0], go.Parcoords)  # its labels stand above the plot
-        margin = {"t": 110 if is_parallel else 60, "b": 50, "l": 60, "r": 80 if is_parallel else 30}
-        figure.update_layout(template="plotly_white", margin=margin)
-    return found
-
-
-def _heat_map(rows: list[Row], k: Any) -> Any:
-    """The description length by lr and beta; the best where several runs share both."""
-    import plotly.graph_objects as go
-
-    cells: dict[tuple[Any, Any], float] = {}
-    for row in rows:
-        place = row["settings"].get("lr"), row["settings"].get("beta")
-        length = row["figures"].get(METRIC)
-        if length is not None:
-            cells[place] = min(length, cells.get(place, length))
-    lrs, betas = ({place[i] for place in cells} for i in (0, 1))
-    lrs, betas = (sorted(values, key=lambda v: (v is None, v or 0)) for values in (lrs, betas))
-    figure = go.Figure(
-        go.Heatmap(
-            x=[str(lr) for lr in lrs],
-            y=[str(beta) for beta in betas],
-            z=[[cells.get((lr, beta)) for lr in lrs] for beta in betas],
-            colorscale="Cividis",
-            texttemplate="%{z:.1f}",
-        )
-    )
-    figure.update_layout(title=f"description length, k = {k}", xaxis_title="lr", yaxis_title="beta")
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(type="category")
-    return figure
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

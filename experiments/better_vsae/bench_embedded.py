@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.config.presets import quickstart
-from dictionary_learning_ext.sae_bench.bench_runner import Outcome, bench
+from dictionary_learning_ext.sae_bench.bench_results import BenchResults
+from dictionary_learning_ext.sae_bench.bench_runner import bench
 from dictionary_learning_ext.sae_bench.comparison_table import columns_of, table
 from dictionary_learning_ext.sae_bench.paper_figures import write_figures
 
@@ -25,7 +26,7 @@ LESS_IS_MORE = ("near-dead", "absorption")
 NOT_MEASURES = ("L0", "alive", "probing, language model")
 
 
-def wall_times(outcome: Outcome) -> str:
+def wall_times(outcome: BenchResults) -> str:
     """Seconds of every evaluation, summed over the SAEs."""
     sums: dict[str, float] = {}
     for results in outcome.results.values():
@@ -35,7 +36,7 @@ def wall_times(outcome: Outcome) -> str:
     return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sums.items())
 
 
-def verdicts(outcome: Outcome) -> list[str]:
+def verdicts(outcome: BenchResults) -> list[str]:
     """For each measure, whether identity > TopK > random, with the three numbers."""
     columns = columns_of(outcome)
     random = next(label for label in columns if label.startswith("random"))

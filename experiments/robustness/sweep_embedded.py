@@ -22,7 +22,7 @@ import torch as t
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from dictionary_learning_ext.sweep.runner import read_sweep
+from dictionary_learning_ext.sweep.sweep_file import read_sweep
 from experiments.robustness.wandb_files import logged_config
 
 SWEEP = Path(__file__).parents[2] / "sweeps" / "embedded.yaml"

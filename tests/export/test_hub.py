@@ -1,4 +1,4 @@
-"""What goes to the hub, and every way it can be refused. Only the hub's own functions are replaced."""
+"""What is uploaded to the hub, and every refusal. Only the hub's own functions are replaced."""
 
 import json
 import logging
@@ -128,7 +128,7 @@ def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     assert load_dictionary(tmp_path / "vsae")[0].k == 4
 
 
-def test_the_card_has_settings_figures_and_how_to_load(runs, hub):
+def test_the_card_has_settings_metrics_and_how_to_load(runs, hub):
     one = hub(Hub())
     push(runs, "jane/saes")
     card = one.contents["README.md"].decode()
@@ -147,7 +147,7 @@ def test_one_folder_alone_and_not_measured(runs, hub):
     assert set(one.contents) == {"README.md", "top_k/ae.pt", "top_k/config.json"}
     card = one.contents["README.md"].decode()
     assert "Not measured." in card
-    assert "reads this repository as it is" in card
+    assert "can read this repository as it is" in card
     assert one.asked is False
 
 
@@ -192,10 +192,13 @@ def test_a_dry_run_lists_names_and_sizes_without_token_or_network(runs, capsys):
 # --- refusals
 
 
-def test_a_public_repository_is_not_pushed_to_unless_told(runs, hub, capsys):
+def test_a_public_repository_needs_the_flag_public(runs, hub, capsys):
     one = hub(Hub(private=False))
     assert main(["push", str(runs), "jane/saes"]) == 2
-    assert "public: everyone would see this; say --public True" in capsys.readouterr().err
+    assert (
+        "already exists and is public; nothing was uploaded. To push to a public"
+        in capsys.readouterr().err
+    )
     assert one.contents == {}
     assert main(["push", str(runs), "jane/saes", "--public", "True"]) == 0
     assert "(public)" in capsys.readouterr().out
@@ -222,17 +225,17 @@ def test_offline(runs, token, capsys):
     """Really: the tests run with HF_HUB_OFFLINE."""
     assert main(["push", str(runs), "jane/saes"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "the hub can't be reached or refused" in line
+    assert "the hub can't be reached, or refused the request" in line
     assert "HF_HUB_OFFLINE" in line
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (unreachable(), "can't be reached or refused (Name or service not known)"),
+        (unreachable(), "can't be reached, or refused the request (Name or service not known)"),
         (refusal(401), "the hub refused the token (401)"),
-        (refusal(403), "one who may write to jane"),
-        (refusal(500), "can't be reached or refused (500 of the hub)"),
+        (refusal(403), "an account that may write to jane"),
+        (refusal(500), "can't be reached, or refused the request (500 of the hub)"),
     ],
     ids=["unreachable", "401", "403", "500"],
 )
@@ -254,7 +257,7 @@ def test_what_the_hub_or_the_network_refuse(where, error, message, runs, hub, mo
 def test_a_bad_name(repo, runs, capsys):
     assert main(["push", str(runs), repo, "--dry-run"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"repo={repo!r}: expected OWNER/NAME, as jane/my-saes" in line
+    assert f"repo={repo!r}: expected OWNER/NAME, e.g. jane/my-saes" in line
 
 
 def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path, capsys):

@@ -71,3 +71,11 @@ def hostile_report(tiny_lm_dir, tmp_path_factory):
     out = folder / "report.html"
     assert main(["report", str(run), "--out", str(out), *BARE]) == 0
     return out
+
+
+def write_bench_result(folder, name, metrics):
+    """Write a result of SAE Bench into a run folder, as its evaluation `name` would."""
+    path = folder / "eval_results" / name / f"x_{name}_eval_results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"eval_result_metrics": metrics}))
+    return path

@@ -69,10 +69,10 @@ const live = (sae, column) => sae.columns[column].filter((value, i) => value !==
 
 function drawCurves(data) {
   const wanted = [
-    ["fve", "Variance explained (FVE)", "Of a batch; 1 is a perfect reconstruction."],
+    ["fve", "Variance explained (FVE)", "Of one batch. 1 is a perfect reconstruction."],
     ["l2_loss", "Squared error", "Per token, in training units."],
-    ["alive_in_batch", "Features used", "Share selected at least once in a batch."],
-    ["kl_loss", "KL", "Nats per token, to the prior; only for variational SAEs."],
+    ["alive_in_batch", "Features used", "Share of features selected at least once in the batch."],
+    ["kl_loss", "KL", "To the prior, in nats per token. Variational SAEs only."],
   ];
   for (const [name, title, explanation] of wanted) {
     const saes = data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.history.some((line) => typeof line[name] === "number"));
@@ -89,7 +89,7 @@ function drawCurves(data) {
 
 function drawHistograms(data) {
   const log = (values) => values.map((value) => Math.log10(value));
-  addChart($("histograms"), "How often a feature is selected", "Share of tokens; living features only.", (t) => ({
+  addChart($("histograms"), "Selection frequency", "Share of tokens that select a feature. Live features only.", (t) => ({
     data: stepLines(data.saes, (sae) => log(live(sae, "frequency")), 40, t),
     layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "share of tokens", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
   }));
@@ -97,11 +97,11 @@ function drawHistograms(data) {
     const alive = sae.columns.frequency.filter((value) => value > 0).length;
     return sae.label + " " + percent(alive / sae.columns.frequency.length);
   });
-  addChart($("histograms"), "Largest activation of each feature", "Living: " + share.join(", ") + ". At the left: features that never fire strongly.", (t) => ({
+  addChart($("histograms"), "Largest activation of each feature", "Share of live features: " + share.join(", ") + ". Features on the left never fire strongly.", (t) => ({
     data: stepLines(data.saes, (sae) => log(live(sae, "max").filter((value) => value > 0)), 40, t),
     layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "maximum activation", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
   }));
-  addChart($("histograms"), "Encoder against decoder", "Cosine of the direction a feature reads and the one it writes.", (t) => ({
+  addChart($("histograms"), "Encoder and decoder", "Cosine between a feature's encoder and decoder directions.", (t) => ({
     data: stepLines(data.saes, (sae) => live(sae, "alignment"), 40, t),
     layout: { xaxis: { title: { text: "cosine", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
   }));
@@ -149,10 +149,10 @@ function drawClusters(data) {
       use[c] = (use[c] || 0) + sae.columns.frequency[feature];
     }
     const total = use.reduce((a, b) => a + b, 0);
-    addChart($("clusters"), sae.label, "Filled: features. Hatched: use.", (t) => ({
+    addChart($("clusters"), sae.label, "Filled: share of features. Hatched: share of selections.", (t) => ({
       data: [
         { y: size.map((n) => n / sae.map.features.length), name: "features", marker: { color: t.series[i % 6] } },
-        { y: use.map((n) => n / total), name: "use", marker: { color: "rgba(0,0,0,0)", line: { color: t.series[i % 6], width: 1.5 }, pattern: { shape: "/", fgcolor: t.series[i % 6] } } },
+        { y: use.map((n) => n / total), name: "selections", marker: { color: "rgba(0,0,0,0)", line: { color: t.series[i % 6], width: 1.5 }, pattern: { shape: "/", fgcolor: t.series[i % 6] } } },
       ].map((bar) => ({ ...bar, type: "bar", x: size.map((_, c) => c + 1), hovertemplate: "%{y:.1%} of the %{fullData.name}<extra></extra>" })),
       layout: { barmode: "group", yaxis: { tickformat: ".0%" }, xaxis: { title: { text: "cluster", font: { size: 12 } }, dtick: 1 } },
     }));
@@ -160,7 +160,7 @@ function drawClusters(data) {
 }
 
 function drawCosines(data) {
-  addChart($("cosines"), "All pairs", "Cosine of the decoder directions of two features; log scale.", (t) => ({
+  addChart($("cosines"), "All pairs of features", "Cosine between their decoder directions. Log scale.", (t) => ({
     data: data.saes.map((sae, i) => ({
       x: sae.cosines.counts.map((_, b) => (sae.cosines.edges[b] + sae.cosines.edges[b + 1]) / 2), y: sae.cosines.counts, name: sae.label,
       mode: "lines", line: { shape: "hvh", color: t.series[i % 6], dash: DASHES[i % 6], width: 2 }, hovertemplate: "%{y} pairs at %{x:.2f}<extra>%{fullData.name}</extra>",
@@ -168,7 +168,7 @@ function drawCosines(data) {
     layout: { yaxis: { type: "log", title: { text: "pairs", font: { size: 12 } } }, xaxis: { range: [-1, 1] } },
   }));
   for (const sae of data.saes) {
-    addChart($("cosines"), sae.label, "Features by features, ordered by cluster.", (t) => ({
+    addChart($("cosines"), sae.label, "Cosine of each pair of features, ordered by cluster.", (t) => ({
       data: [{
         z: sae.cosines.matrix, type: "heatmap", zmin: -1, zmax: 1, hovertemplate: "%{z}<extra></extra>",
         colorscale: [[0, "#0072B2"], [0.5, t === DARK ? "#14171b" : "#ffffff"], [1, "#D55E00"]], colorbar: { thickness: 8, outlinewidth: 0 },

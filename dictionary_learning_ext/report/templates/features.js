@@ -45,7 +45,7 @@ function featureTable(data) {
     const body = $("table").tBodies[0];
     body.replaceChildren(...features.slice(0, state.rows).map((feature) => row(sae(), feature)));
     const shown = Math.min(state.rows, features.length);
-    $("found").textContent = features.length + (features.length === 1 ? " feature" : " features") + (shown < features.length ? ", " + shown + " shown" : "") + (state.key === "rank" ? "; those that fire on one token first" : "");
+    $("found").textContent = features.length + (features.length === 1 ? " feature" : " features") + (shown < features.length ? ", showing " + shown : "") + (state.key === "rank" ? " (those that fire most consistently on one token come first)" : "");
     $("more").hidden = shown === features.length;
     for (const header of $("table").tHead.rows[0].cells) {
       header.setAttribute("aria-sort", header.dataset.key !== state.key ? "none" : state.descending ? "descending" : "ascending");
@@ -122,19 +122,19 @@ function pageBody(data, sae, feature) {
   const largest = of("max");
   const parts = [el("div", { class: "facts" },
     fact("of tokens select it", percent(of("frequency"))), fact("largest activation", number(largest)),
-    fact("mean where selected", number(of("mean"))), fact("encoder/decoder cosine", number(of("alignment"))),
+    fact("mean when selected", number(of("mean"))), fact("encoder·decoder cosine", number(of("alignment"))),
     fact("cluster", of("cluster") === null ? "–" : String(of("cluster") + 1)))];
   parts.push(el("h3", {}, "Strongest contexts"), ...page.top.map((one) => context(data, one, largest)));
-  parts.push(el("h3", {}, "Random contexts"), el("p", { class: "note" }, "Drawn from all tokens that select it, the strongest first."),
+  parts.push(el("h3", {}, "Random contexts"), el("p", { class: "note" }, "A random sample of the tokens that select it, strongest first."),
     ...page.sampled.map((one) => context(data, one, largest)));
   if (page.synthesis) {
     const made = page.synthesis;
     const active = [made.tokens.length - 1, made.activation];
-    parts.push(el("h3", {}, "Made-up tokens"),
-      el("p", { class: "note" }, "By gradient ascent: " + number(made.activation) + " at the last token. Best in the text: " + number(largest) + ". Best of random tokens: " + number(made.random) + "."),
+    parts.push(el("h3", {}, "Synthesised tokens"),
+      el("p", { class: "note" }, "Found by gradient ascent. Activation at the last token: " + number(made.activation) + ". Largest in the text: " + number(largest) + ". Largest over random tokens: " + number(made.random) + "."),
       context(data, [made.activation, 0, made.tokens.length - 1, made.tokens, active], largest));
   }
-  parts.push(el("h3", {}, "Activations where selected"), el("p", { class: "note" }, "Counts on a log scale." + (page.negative ? " " + page.negative + " are below 0 and not shown." : "")),
+  parts.push(el("h3", {}, "Activations when selected"), el("p", { class: "note" }, "Counts on a log scale." + (page.negative ? " " + page.negative + " negative activations are not shown." : "")),
     histogram(page.histogram, page.width));
   const side = [];
   if (page.promoted) side.push(logits(data, "Promotes", page.promoted), logits(data, "Suppresses", page.suppressed));

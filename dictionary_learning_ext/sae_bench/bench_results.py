@@ -1,0 +1,87 @@
+"""The results of SAE Bench: those of one call, and the files that hold them."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnsight import LanguageModel
+from pydantic import TypeAdapter, ValidationError
+from sae_bench.custom_saes.base_sae import BaseSAE
+
+from ..activations.language_models import HookPoint, weights_hash
+from ..errors import BenchError
+from .evaluations import OUTPUTS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BenchResults:
+    """The results and failures of one call of `bench`.
+
+    Attributes:
+        results: SAE Bench's JSON of what succeeded, by the SAE's label and the evaluation.
+        matched: the labels of the size-matched controls, by the label of the SAE that was masked.
+        failures: the labels of the SAEs that failed, by evaluation and cause.
+    """
+
+    results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    matched: dict[str, str] = field(default_factory=dict)
+    failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def failure_lines(self) -> list[str]:
+        """One line per evaluation and cause."""
+        return [
+            f"{evaluation} of {', '.join(labels)}: {cause}"
+            for (evaluation, cause), labels in self.failures.items()
+        ]
+
+    def check(self) -> None:
+        """Raise a BenchError if an evaluation failed."""
+        if self.failures:
+            raise BenchError(
+                f"failed: {'; '.join(self.failure_lines())} (what succeeded is kept; run the same "
+                "command again to run only the rest)"
+            )
+
+
+def finished(path: Path, evaluation: str, key: str | None = None) -> dict[str, Any] | None:
+    """The content of a result file, or None if it is missing, incomplete or not the one of `key`.
+
+    Arguments:
+        key: the result's expected "vsae_bench_key"; None accepts any.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        TypeAdapter(OUTPUTS[evaluation]).validate_python(found)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        logger.warning("%s is incomplete (%s) and will be replaced", path, type(error).__name__)
+        return None
+    if key is not None and found["eval_result_unstructured"].get("vsae_bench_key") != key:
+        logger.warning("%s belongs to another SAE, model or settings and will be replaced", path)
+        return None
+    return found
+
+
+def model_key(model: LanguageModel, hook: HookPoint) -> str:
+    """Identifies the activations that an SAE is measured on."""
+    return f"{weights_hash(model)} {hook.name}"
+
+
+def weights_key(sae: BaseSAE) -> str:
+    """Identifies an SAE by its weights."""
+    hasher = hashlib.sha256()
+    for name, value in sorted(sae.state_dict().items()):
+        hasher.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of what can be written as JSON, the same in every process."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

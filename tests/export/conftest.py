@@ -1,0 +1,55 @@
+"""Run folders of every class to export."""
+
+import shutil
+
+import pytest
+import torch as t
+from export_folders import D, F, K
+
+from dictionary_learning_ext import RunConfig, SAEConfig, train
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_lm_dir, text, tmp_path_factory):
+    """Run folders of every class, trained a little; "signed" selects some negative means."""
+    run = RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        hook="blocks.1.hook_resid_post",
+        steps=12,
+        batch_size=32,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=64,
+        eval_documents=4,
+        save_dir=str(tmp_path_factory.mktemp("runs")),
+    )
+    # A threshold is set by half of the run, without which BatchTopK encodes nothing.
+    saes = {
+        "signed": SAEConfig("vsae", dict_size=F),
+        "vsae": SAEConfig("vsae_top_k", k=K, dict_size=F, posterior="learned"),
+        "rectified": SAEConfig("vsae_top_k", k=F, dict_size=F, rectify=True),
+        "vaease": SAEConfig("vaease", dict_size=F),
+        "top_k": SAEConfig("top_k", k=K, dict_size=F),
+        "batch_top_k": SAEConfig("batch_top_k", k=K, dict_size=F),
+        "relu": SAEConfig("relu", dict_size=F),
+        "jump_relu": SAEConfig("jump_relu", dict_size=F),
+        "matryoshka": SAEConfig("matryoshka", k=K, dict_size=F, group_fractions=(0.5, 0.5)),
+    }
+    return train(run, saes), run
+
+
+@pytest.fixture
+def folder_of(trained, tmp_path):
+    """Makes a copy of a run folder, which a test may change."""
+
+    def copy(name):
+        shutil.copytree(trained[0][name], tmp_path / name)
+        return tmp_path / name
+
+    return copy
+
+
+@pytest.fixture
+def x():
+    return 3 * t.randn(200, D, generator=t.Generator().manual_seed(0))

@@ -1,0 +1,154 @@
+"""Each format as the library that it is for reads it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from dictionary_learning.utils import load_dictionary as load_upstream
+from export_folders import FORMATS, D, edit_config, without_negatives
+from safetensors.torch import load_file
+
+from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.errors import UserError
+from dictionary_learning_ext.export.exporter import export
+
+EVERY_CLASS = ("signed", "vsae", "top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
+
+
+def test_upstream_reads_a_vsae_as_its_own_top_k(folder_of, x):
+    folder = folder_of("vsae")
+    out = export(folder, "dictionary-learning", tokens=200).folder
+    theirs, config = load_upstream(str(out), "cpu")
+    ours = load_dictionary(folder)[0]
+    assert type(theirs) is AutoEncoderTopK
+    assert config["trainer"]["trainer_class"] == "TopKTrainer"
+    f, x_hat = without_negatives(ours, x)
+    t.testing.assert_close(theirs.encode(x), f, rtol=1e-5, atol=1e-5)
+    t.testing.assert_close(theirs(x), x_hat, rtol=1e-5, atol=1e-5)
+    assert theirs.threshold == ours.threshold
+    assert json.loads((out / "metrics.json").read_text())["tokens"] == 64
+
+
+@pytest.mark.parametrize("name", ["batch_top_k", "relu", "jump_relu", "matryoshka"])
+def test_upstreams_other_classes_stay_what_they_are(name, folder_of, x):
+    folder = folder_of(name)
+    out = export(folder, "dictionary-learning", tokens=200).folder
+    theirs, original = load_upstream(str(out), "cpu")[0], load_upstream(str(folder), "cpu")[0]
+    assert type(theirs) is type(original)
+    assert t.equal(theirs(x), original(x))
+
+
+@pytest.mark.parametrize("name", ["signed", "rectified", "top_k"])
+def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
+    folder = folder_of(name)
+    out = export(folder, "safetensors", tokens=200).folder
+    config = json.loads((out / "config.json").read_text())
+    weights = load_file(out / "sae.safetensors")
+    for key, shape in config["shapes"].items():
+        assert list(weights[key].shape) == [config[side] for side in shape]
+    mu = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    f = t.where(mu >= mu.sort(dim=1).values[:, -config["k"], None], mu, 0.0)
+    if config["rectify"]:
+        f = f.clamp_min(0)
+    ours = load_dictionary(folder)[0]
+    t.testing.assert_close(f @ weights["W_dec"] + weights["b_dec"], ours(x), rtol=1e-5, atol=1e-5)
+    assert config["hook_name"] == "blocks.1.hook_resid_post"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_export_tells_where_the_files_lay(form, folder_of, tiny_lm_dir, text):
+    exported = export(folder_of("top_k"), form, tokens=200)
+    assert {"model", "data"} <= set(exported.cut_paths)
+    for path in exported.folder.rglob("*.json"):
+        written = path.read_text()
+        assert str(Path(text).parent) not in written
+        assert str(tiny_lm_dir.parent) not in written
+    (config, *_) = exported.folder.rglob("c*f*g.json")
+    assert tiny_lm_dir.name in config.read_text()
+
+
+def test_a_block_s_input_is_the_output_of_the_one_before_to_sae_bench(folder_of):
+    folder = folder_of("top_k")
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("blocks.1.hook_resid_post", "blocks.1.hook_resid_pre"))
+    out = export(folder, "sae-bench", tokens=200).folder
+    trainer = json.loads(next(out.rglob("config.json")).read_text())["trainer"]
+    assert (trainer["layer"], trainer["submodule_name"]) == (0, "blocks.0.hook_resid_post")
+
+
+def test_no_layer_s_output_is_none_that_sae_bench_could_read(folder_of):
+    folder = folder_of("top_k")
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("blocks.1.hook_resid_post", "blocks.0.hook_resid_pre"))
+    with pytest.raises(UserError, match=r"blocks\.0\.hook_resid_pre.*hook_resid_post"):
+        export(folder, "sae-bench", tokens=200)
+
+
+def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
+    """Upstream's `trainSAE` writes no "run" and no hook point that we know."""
+    folder = folder_of("top_k")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["run"], config["trainer"]["submodule_name"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="say --model and --hook"):
+        export(folder, "sae-lens")
+    place = {"model": str(tiny_lm_dir), "hook": "blocks.1.hook_resid_post", "data": text}
+    out = export(folder, "sae-lens", tokens=200, **place).folder
+    metadata = json.loads((out / "cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == "blocks.1.hook_resid_post"
+
+
+def test_the_name_that_upstream_s_demo_gives_a_hook_is_no_contradiction(folder_of):
+    folder = folder_of("top_k")
+    edit_config(folder, submodule_name="resid_post_layer_1")
+    with pytest.raises(UserError, match=r"no hook point 'resid_post'"):
+        export(folder, "sae-bench", hook="resid_post")
+    hook = "blocks.1.hook_resid_post"
+    assert export(folder, "sae-bench", tokens=200, hook=hook).difference.is_exact
+
+
+def test_sae_lens_loads_a_vsae_and_agrees(folder_of, tiny_lm_dir, x):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    folder = folder_of("vsae")
+    out = export(folder, "sae-lens", tokens=200).folder
+    theirs = sae_lens.SAE.load_from_disk(out).double()
+    ours = load_dictionary(folder)[0].double()
+    assert type(theirs).__name__ == "TopKSAE"
+    x = x.double()
+    f, x_hat = without_negatives(ours, x)
+    t.testing.assert_close(theirs.encode(x), f, rtol=0, atol=1e-5)
+    t.testing.assert_close(theirs(x.view(4, 50, D)), x_hat.view(4, 50, D), rtol=0, atol=1e-5)
+    metadata = theirs.cfg.metadata
+    assert metadata.model_name == tiny_lm_dir.name
+    assert metadata.hook_name == "blocks.1.hook_resid_post"
+    assert (metadata.context_size, metadata.prepend_bos) == (32, False)
+    theirs.fold_W_dec_norm()  # what SAEDashboard does first
+    t.testing.assert_close(theirs(x), x_hat, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY_CLASS)
+def test_sae_bench_s_own_loader_reads_an_export(name, folder_of, tiny_lm_dir, x, monkeypatch):
+    """Unmodified, unregistered, offline, in the export as its working directory."""
+    runner = pytest.importorskip(
+        "sae_bench.custom_saes.run_all_evals_dictionary_learning_saes",
+        reason="needs SAE Bench (the SAE Bench environment)",
+    )
+    folder = folder_of(name)
+    out = export(folder, "sae-bench", allow_inexact=True, tokens=200).folder
+    monkeypatch.chdir(out)
+    (location,) = runner.get_all_hf_repo_autoencoders("local/saes")
+    assert location == name
+    theirs = runner.load_dictionary_learning_sae(
+        "local/saes", location, tiny_lm_dir.name, "cpu", t.float32
+    )
+    ours = load_dictionary(folder)[0]
+    f = ours.encode(x) if name not in ("signed", "vsae") else without_negatives(ours, x)[0]
+    assert f.count_nonzero() > 0
+    t.testing.assert_close(theirs.encode(x), f, rtol=1e-5, atol=1e-5)
+    t.testing.assert_close(theirs(x), ours.decode(f), rtol=1e-5, atol=1e-5)
+    assert theirs.cfg.hook_name == "blocks.1.hook_resid_post"
+    architecture = "topk" if name in ("signed", "vsae", "top_k") else theirs.cfg.architecture
+    assert theirs.cfg.architecture == architecture

@@ -1,0 +1,28 @@
+"""Which paths are cut to their names."""
+
+import pytest
+
+from dictionary_learning_ext.export.local_paths import without_local_paths
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("/home/jane/models/tiny", "tiny"),
+        ("~/text.txt", "text.txt"),
+        ("../models/tiny/", "tiny"),
+        ("./tiny", "tiny"),
+        ("C:\\Users\\jane\\tiny", "tiny"),
+        ("work/models/tiny", "tiny"),
+        ("/", "local"),
+        ("EleutherAI/pythia-70m", "EleutherAI/pythia-70m"),
+        ("embedded", "embedded"),
+        ("blocks.0.hook_resid_post", "blocks.0.hook_resid_post"),
+        ("https://host/a/b.jsonl", "https://host/a/b.jsonl"),
+    ],
+)
+def test_local_paths_are_cut_to_their_names_and_hub_names_stay(given, expected):
+    content = {"run": {"model": given, "n": 3}, "more": [given, None]}
+    cleaned, keys = without_local_paths(content)
+    assert cleaned == {"run": {"model": expected, "n": 3}, "more": [expected, None]}
+    assert keys == ([] if given == expected else ["model", "more"])

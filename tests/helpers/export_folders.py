@@ -1,0 +1,33 @@
+"""Run folders to export, spoiled on purpose, and what a plain TopK SAE makes of their weights."""
+
+import json
+
+import torch as t
+
+D, F, K = 16, 32, 4
+FORMATS = ("sae-bench", "dictionary-learning", "sae-lens", "safetensors")
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["trainer"] |= changes
+    path.write_text(json.dumps(config))
+
+
+def edit_weights(folder, change):
+    state = t.load(folder / "ae.pt")
+    change(state)
+    t.save(state, folder / "ae.pt")
+
+
+def without_negatives(sae, x):
+    """What a plain TopK SAE makes of the weights, by its equation, in (features, x_hat)."""
+    mu = (x - sae.b_dec) @ sae.encoder.weight.T + sae.encoder.bias
+    kth = mu.sort(dim=1).values[:, -int(sae.k), None]
+    f = t.where(mu >= kth, mu, 0.0).clamp_min(0)
+    return f, f @ sae.decoder.weight.T + sae.b_dec
+
+
+def files_under(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

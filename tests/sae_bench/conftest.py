@@ -1,0 +1,58 @@
+"""Small SAEs on the tiny model, and SAE Bench's results for them."""
+
+import pytest
+import torch as t
+from bench_saes import FOUR, SMALL, F, K
+
+from dictionary_learning_ext import RunConfig, SAEConfig, train
+
+
+@pytest.fixture(autouse=True)
+def gradients():
+    """SAE Bench turns them off and leaves them off."""
+    with t.enable_grad():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_lm_dir, text, tmp_path_factory):
+    """Run folders of a TopK SAE and a vSAE on the tiny model. Leave them as they are."""
+    folder = tmp_path_factory.mktemp("trained")
+    run = RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        save_dir=str(folder),
+        steps=60,
+        batch_size=64,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=0,
+    )
+    return train(
+        run,
+        {
+            "top_k": SAEConfig(architecture="top_k", dict_size=F, k=K),
+            "vsae": SAEConfig(dict_size=F, k=K, noise_on="values", sigma=0.1, beta=0.1),
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def benched(trained):
+    """Results of the two, with floor, ceiling and size-matched control."""
+    from dictionary_learning_ext.sae_bench.bench_runner import bench
+
+    with t.enable_grad():
+        return bench(
+            list(trained.values()), evals=FOUR, floor=True, size_matched=True, again=True, **SMALL
+        )
+
+
+@pytest.fixture
+def one(trained, tmp_path):
+    """A copy of the vSAE's folder."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for name in ("ae.pt", "config.json"):
+        (folder / name).write_bytes((trained["vsae"] / name).read_bytes())
+    return folder

@@ -1,0 +1,86 @@
+"""Core against our own evaluation, and absorption on a model that is too small for it."""
+
+import pytest
+import torch as t
+from bench_saes import SMALL, place
+
+from dictionary_learning_ext import VariationalTopKAutoEncoder
+from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.activations.language_models import (
+    find_hook,
+    load_language_model,
+    read_residual,
+)
+from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.errors import BenchError
+from dictionary_learning_ext.evaluation.measure import Measurement, language_model_losses
+from dictionary_learning_ext.evaluation.metrics import computed
+
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+
+import datasets
+import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
+from sae_bench.sae_bench_utils.general_utils import (  # pyright: ignore[reportMissingImports]
+    load_and_format_sae,
+)
+from sae_lens.training.activations_store import (  # pyright: ignore[reportMissingImports]
+    ActivationsStore,
+)
+
+from dictionary_learning_ext.sae_bench import adapter, bench_runner, lens_model
+
+
+def test_absorption_is_refused_for_a_model_that_does_not_encode_first_letters(one):
+    outcome = bench_runner.bench([one], evals=["absorption"], **SMALL)
+    with pytest.raises(BenchError, match=r"not encode enough first letters: .* find \d+ with F1"):
+        outcome.check()
+
+
+def test_core_agrees_with_our_evaluation_on_the_same_tokens():
+    """Two implementations of one model in float32: their logits differ by about 1e-6, their
+    losses' gap, by which the score divides, is several nats."""
+    model = load_language_model("embedded")
+    hook = find_hook(model, "blocks.1.hook_resid_post")
+    hooked = lens_model.hooked_transformer(model, hook, "embedded")
+    t.manual_seed(0)
+    dictionary = VariationalTopKAutoEncoder(128, 256, 32).eval()
+    sae = adapter.BenchSAE(dictionary, **place(hook_name=hook.name, hook_layer=1))
+    ctx_len, stream = 32, open_text("embedded", split="heldout")
+    documents = [text for text, _ in zip(stream, range(16), strict=False) if len(text) > 400]
+    documents = documents[: len(documents) // 4 * 4]
+    rows = model.tokenizer(documents, truncation=True, max_length=ctx_len)["input_ids"]
+    assert {len(row) for row in rows} == {ctx_len}
+    config = core.CoreEvalConfig(
+        batch_size_prompts=4,
+        n_eval_reconstruction_batches=len(rows) // 4,
+        n_eval_sparsity_variance_batches=len(rows) // 4,
+        context_size=ctx_len,
+        compute_ce_loss=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+    )
+    load_and_format_sae("sae", sae, "cpu")
+    dataset = datasets.Dataset.from_dict({"tokens": rows}).to_iterable_dataset()
+    store = ActivationsStore.from_sae(hooked, sae, dataset, context_size=ctx_len)
+    theirs, _ = core.run_evals(sae, store, hooked, config)
+
+    buffer = ResidualBuffer(
+        open_text("embedded"), model, hook.submodule, n_ctxs=8, ctx_len=ctx_len, out_batch_size=64
+    )
+    losses = language_model_losses(dictionary, buffer, documents)
+    recovered = (losses.zero - losses.reconstructed) / (losses.zero - losses.original)
+    tokens = t.tensor(rows)
+    measurement = Measurement(dictionary)
+    measurement.add(read_residual(model, hook, tokens, t.ones_like(tokens)).flatten(0, 1))
+    ours = computed(measurement.totals)
+    preserved = theirs["model_performance_preservation"]
+    for name, mine in {
+        "ce_loss_score": recovered,
+        "ce_loss_without_sae": losses.original,
+        "ce_loss_with_sae": losses.reconstructed,
+        "ce_loss_with_ablation": losses.zero,
+    }.items():
+        assert preserved[name] == pytest.approx(mine, rel=1e-4), name
+    assert theirs["sparsity"]["l0"] == pytest.approx(ours["l0"], abs=1e-3)
+    assert theirs["reconstruction_quality"]["cossim"] == pytest.approx(ours["cossim"], rel=1e-4)
+    assert 0.05 < recovered < 0.95

@@ -1,0 +1,192 @@
+"""Sweep files: read, refused, and run command by command as wandb's agents run them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sweep_flags import train_config
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
+from experiments.robustness.wandb_files import history, logged_config, records
+
+SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path):
+    """The local sweep and wandb's own functions make the same configuration of it."""
+    content = yaml.safe_load(path.read_text())
+    assert set(content["metric"]) == {"name", "goal"}
+    sweep = read_sweep(path)
+    here = configurations(sweep, train_config)
+    assert len(here) == len(sweep.assignments) >= 12
+    for assignment, config in zip(sweep.assignments, here.values(), strict=True):
+        arguments = create_sweep_command_args(
+            {"args": {name: {"value": value} for name, value in assignment.items()}}
+        )
+        command = create_sweep_command(list(content["command"]))
+        place = command.index("${args}")
+        words = [*command[:place], *arguments["args"], *command[place + 1 :]]
+        assert words[:2] == ["vsae", "train"]
+        theirs = train_config(words[2:])
+        resolved = theirs.sae.resolve(theirs.run.steps, theirs.run.batch_size)
+        assert TrainConfig(resolved, theirs.run) == config
+        for name, value in assignment.items():
+            assert config.to_dict()[name] == value
+
+
+def test_a_random_search_draws_what_it_is_asked_for(sweep_file):
+    parameters = {
+        "k": {"min": 1, "max": 8},
+        "lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2},
+        "beta": {"min": 0.0, "max": 1.0},
+        "kl_scope": {"values": ["all", "selected"]},
+    }
+    path = sweep_file(method="random", run_cap=40, parameters=parameters)
+    drawn = read_sweep(path, seed=1).assignments
+    assert drawn == read_sweep(path, seed=1).assignments
+    assert drawn != read_sweep(path, seed=2).assignments
+    assert {one["k"] for one in drawn} == set(range(1, 9))
+    assert all(1e-4 <= one["lr"] <= 1e-2 and 0 <= one["beta"] <= 1 for one in drawn)
+    assert 5 < sum(one["lr"] < 1e-3 for one in drawn) < 35
+    assert len(configurations(read_sweep(path), train_config)) == 40
+
+
+BAD = {
+    "not YAML": ("a: [", "not valid YAML"),
+    "a list": ("[1, 2]", "expected wandb's keys"),
+    "an unknown key": ({"methode": "grid"}, "unknown key 'methode'"),
+    "bayes": ({"method": "bayes"}, "needs wandb's server"),
+    "no method": ({"method": None}, "method is None"),
+    "an unknown parameter": ({"parameters": {"betta": {"value": 1}}}, "betta"),
+    "a value out of range": ({"parameters": {"k": {"values": [33]}}}, r"k=33.*dict_size=32"),
+    "a value of the wrong type": ({"parameters": {"k": {"values": ["many"]}}}, "many"),
+    "a number that YAML reads as text": (
+        {"parameters": {"lr": {"values": ["1e-4"]}}},
+        r"YAML reads 1e-4 as text; write it with a decimal point, e\.g\. 1\.0e-4",
+    ),
+    "an empty grid": ({"parameters": {"k": {"values": []}}}, "so the grid is empty"),
+    "no parameters": ({"parameters": 3}, "expected wandb's keys"),
+    "a range in a grid": ({"parameters": {"k": {"min": 1, "max": 4}}}, "a grid needs values"),
+    "a parameter without values": (
+        {"parameters": {"k": 4}},
+        "expected value, values, or min and max",
+    ),
+    "the same settings twice": (
+        {"parameters": {"k": {"values": [4, 4]}}},
+        "two runs have the settings",
+    ),
+    "random without a number": ({"method": "random"}, "run_cap is None"),
+    "another program": ({"command": ["python", "x.py", "${args}"]}, "expected a list: vsae, train"),
+    "a folder for all": (
+        {"command": ["vsae", "train", "--save-dir=x", "${args}"]},
+        "command has --save-dir=x",
+    ),
+    "a run to resume": (
+        {"command": ["vsae", "train", "--resume", "auto", "${args}"]},
+        "command has --resume; expected no --save-dir, and --resume=auto",
+    ),
+    "a distribution": (
+        {"method": "random", "parameters": {"k": {"distribution": "beta", "min": 1, "max": 2}}},
+        "distribution 'beta' needs wandb's server",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_one_line_before_anything_runs(case, sweep_file, tmp_path, capsys):
+    changes, message = BAD[case]
+    path = sweep_file(**changes) if isinstance(changes, dict) else sweep_file()
+    if isinstance(changes, str):
+        path.write_text(changes)
+    assert main(["sweep", str(path), "--save-dir", str(tmp_path / "s")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("vsae: ")
+
+    assert re.search(message, error), error
+    assert not (tmp_path / "s").exists()
+
+
+def wandb_file(cwd, run_id):
+    (file,) = Path(cwd).glob(f"runs/*/wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
+    return file
+
+
+def agent_runs(path, assignment, run_id, cwd, stop_at=None):
+    """A run as wandb's agent starts it: its command line, its environment, its SIGTERM."""
+    content = yaml.safe_load(path.read_text())
+    arguments = create_sweep_command_args(
+        {"args": {name: {"value": value} for name, value in assignment.items()}}
+    )["args"]
+    words = [word for word in create_sweep_command(content["command"]) if word != "${args}"]
+    environment = os.environ | {
+        "WANDB_MODE": "offline",
+        "WANDB_SWEEP_ID": "abc123",
+        "WANDB_RUN_ID": run_id,
+    }
+    program = [sys.executable, "-m", "dictionary_learning_ext.cli", *words[1:], *arguments]
+    process = subprocess.Popen(program, env=environment, cwd=cwd, stderr=subprocess.PIPE, text=True)
+    if stop_at is not None:
+        while process.poll() is None and not list(Path(cwd).glob(f"runs/*/resume/step_*{stop_at}")):
+            try:
+                process.wait(0.005)
+            except subprocess.TimeoutExpired:
+                continue
+        process.terminate()
+    _, error = process.communicate()
+    return process.returncode, error
+
+
+def logged(cwd, run_id):
+    return [int(row["step"]) for row in history(wandb_file(cwd, run_id))]
+
+
+def test_every_command_of_a_sweep_runs_as_an_agents(sweep_file, tmp_path, own_wandb):
+    content = yaml.safe_load(sweep_file().read_text())
+    path = sweep_file(command=[*content["command"][:-1], "--wandb=online", "${args}"])
+    assignments = read_sweep(path).assignments
+    assert len(assignments) == 4
+    for i, assignment in enumerate(assignments):
+        code, error = agent_runs(path, assignment, f"run{i}", tmp_path)
+        assert code == 0, error
+        in_wandb = logged_config(wandb_file(tmp_path, f"run{i}"))
+        assert {name: in_wandb[name] for name in assignment} == assignment
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tmp_path, own_wandb):
+    path = sweep_file()
+    content = yaml.safe_load(path.read_text())
+    slow = [w.replace("--steps=24", "--steps=400") for w in content["command"]]
+    path = sweep_file(command=[*slow[:-2], "--text-passes=9", "--wandb=online", *slow[-2:]])
+    assignment = {"k": 4, "beta": 0.5}
+    code, error = agent_runs(path, assignment, "first", tmp_path, stop_at=12)
+    assert code == 143, error
+    kinds = [record.WhichOneof("record_type") for record in records(wandb_file(tmp_path, "first"))]
+    assert "preempting" in kinds, "wandb's server hands such a run out again"
+    code, error = agent_runs(path, assignment, "second", tmp_path)
+    assert code == 0, error
+    assert "going on from step" in error
+    code, error = agent_runs(path, assignment, "third", tmp_path)
+    assert (code, "finished before" in error) == (0, True), error
+    (folder,) = (tmp_path / "runs").iterdir()
+    settings = json.loads((folder / "config.json").read_text())["run"]["settings"]
+    assert {name: settings[name] for name in assignment} == assignment
+    assert "_k4_" in folder.name
+    assert "beta0.5" in folder.name
+    whole = [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    for run_id in ("first", "second", "third"):
+        in_wandb = logged_config(wandb_file(tmp_path, run_id))
+        assert {name: in_wandb[name] for name in assignment} == assignment
+    assert logged(tmp_path, "second") == whole, "what the first logged, and the rest"
+    assert logged(tmp_path, "third") == whole
