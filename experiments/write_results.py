@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.better_vsae import baselines, full_size
-from experiments.better_vsae import goal as vsae_goal
-from experiments.better_vsae import study as better_vsae
+from experiments.better_vsae import success_criteria
+from experiments.better_vsae import search_and_confirm
 from experiments.pages import RESULTS, about_line, spread, table
-from experiments.paper import claims as paper_claims
+from experiments.paper import paper_claims
 from experiments.paper import selection_churn
-from experiments.paper.raw import AS_STATED, RATIOS, Raw
+from experiments.paper.paper_results import AS_STATED, RATIOS, Raw
 
 PAGE = Path(__file__).parent / "RESULTS.md"
 OPENING, CLOSING = (Path(__file__).parent / f"results_{part}.md" for part in ("opening", "closing"))
@@ -37,7 +37,7 @@ def short() -> list[str]:
     def both_ways(model: str) -> str:
         return f"{mean('fve', model, 8)} / {mean('fve_sampled', model, 8)}"
 
-    decided = {s: vsae_goal.is_reached(found) for s, (_, found) in confirmed().items()}
+    decided = {s: success_criteria.is_reached(found) for s, (_, found) in confirmed().items()}
     reached = [size for size, is_reached in decided.items() if is_reached]
     lines = [
         "## In short",
@@ -56,7 +56,7 @@ def short() -> list[str]:
         f"**reached at {len(reached)} of {len(decided)}**:",
     ]
     for size, (model, found) in confirmed().items():
-        lines.append(f"  - {size} ({model}): {vsae_goal.conclusion(found)}")
+        lines.append(f"  - {size} ({model}): {success_criteria.conclusion(found)}")
     lines.append("- " + on_smollm2())
     return [*lines, ""]
 
@@ -98,14 +98,14 @@ def on_smollm2() -> str:
 
 
 def confirmed() -> dict[str, tuple[str, dict[str, Any]]]:
-    return vsae_goal.confirmed(read("better_vsae")["rows"])
+    return success_criteria.confirmed(read("better_vsae")["rows"])
 
 
 def runs() -> list[str]:
     """What was run, when, from which commit, in how many minutes."""
     rows = {
         "The paper, claim by claim": [
-            "`python -m experiments.paper.reproduce train`, `bench`",
+            "`python -m experiments.paper.reproduce_paper train`, `bench`",
             *_when("reproduce_paper"),
         ],
         "The same on SmolLM2-135M, D = 576": [
@@ -123,7 +123,7 @@ def runs() -> list[str]:
     }
     for stage, settings in read("better_vsae")["stages"].items():
         rows[f"A vSAE worth using: {stage}"] = [
-            f"`python -m experiments.better_vsae.study {stage}`",
+            f"`python -m experiments.better_vsae.search_and_confirm {stage}`",
             about_line(settings),
         ]
     return [
@@ -256,7 +256,7 @@ def related() -> list[str]:
 
 
 def better() -> list[str]:
-    lines = better_vsae.tables(read("better_vsae"))
+    lines = search_and_confirm.tables(read("better_vsae"))
     start = next(i for i, line in enumerate(lines) if line.startswith("Embedded model"))
     deeper = ["#" + line if line.startswith("## ") else line for line in lines[start:]]
     return [
@@ -264,7 +264,7 @@ def better() -> list[str]:
         "",
         "Asked: is there a sampled vSAE (noise_to_signal of 0.01 or more in training) that reconstructs "
         "as well as TopK, is no worse on what people use SAEs for, and better than both TopK and point "
-        "with the same penalty on two measures? What decides is in `vsae_goal.py`.",
+        "with the same penalty on two measures? What decides is in `experiments/better_vsae/success_criteria.py`.",
         "",
         *deeper,
         "",
@@ -296,7 +296,7 @@ def _better_means() -> list[str]:
     )
     searched = [row for row in read("better_vsae")["rows"] if row["stage"] == "search"]
     by_size = [
-        vsae_goal.means_of([row for row in searched if row["size"] == size]) for size in confirmed()
+        success_criteria.means_of([row for row in searched if row["size"] == size]) for size in confirmed()
     ]
     plain, without_relu = (
         ", ".join(f"{means[model]['stability_rms']:.3f}" for means in by_size)

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from operator import neg, pos
 
-from experiments.paper.raw import BENCHED, Raw
+from experiments.paper.paper_results import BENCHED, Raw
 from experiments.paper.verdicts import (
     HOLDS,
     KINDS,

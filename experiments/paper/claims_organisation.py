@@ -6,7 +6,7 @@ from operator import neg, pos
 from typing import Any
 
 from experiments.pages import spread
-from experiments.paper.raw import AS_STATED, Raw
+from experiments.paper.paper_results import AS_STATED, Raw
 from experiments.paper.verdicts import KINDS, OPEN, Claim, against_top_k, judged
 
 

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.paper.raw import RATIOS, Raw
+from experiments.paper.paper_results import RATIOS, Raw
 
 Cells = dict[str, list[float]]
 """By k/F and beta, one number a seed."""

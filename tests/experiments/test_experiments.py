@@ -6,10 +6,10 @@ import pytest
 
 from experiments import trained_saes, write_results
 from experiments.better_vsae import baselines, full_size
-from experiments.better_vsae import study as better_vsae
-from experiments.better_vsae.goal import MEASURES
+from experiments.better_vsae import search_and_confirm
+from experiments.better_vsae.success_criteria import MEASURES
 from experiments.pages import RESULTS, spread
-from experiments.paper import reproduce as reproduce_paper
+from experiments.paper import reproduce_paper
 from experiments.paper import selection_churn
 
 PAGES = {
@@ -17,7 +17,7 @@ PAGES = {
     "reproduce_paper": reproduce_paper.tables,
     "full_size": full_size.tables,
     "baselines": baselines.tables,
-    "better_vsae": better_vsae.tables,
+    "better_vsae": search_and_confirm.tables,
 }
 SHOWN = {
     "selection_churn": ("fve", "fve_sampled", "stability_sigma", "near_dead_0.1"),

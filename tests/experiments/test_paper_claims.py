@@ -4,10 +4,10 @@ import operator
 
 import pytest
 
-from experiments.paper import claims as paper_claims
-from experiments.paper import claims_ablation as paper_ablation
-from experiments.paper import claims_organisation as paper_organisation
-from experiments.paper.raw import AS_STATED, BENCHED, RATIOS, Raw
+from experiments.paper import paper_claims
+from experiments.paper import claims_ablation
+from experiments.paper import claims_organisation
+from experiments.paper.paper_results import AS_STATED, BENCHED, RATIOS, Raw
 from experiments.paper.verdicts import Claim, against_top_k, judged, minus, turned, word
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -86,16 +86,16 @@ LATE = {"2": 0.1, "5": 0.2, "10": 0.3, "20": 0.5, "50": 0.45}
 
 
 def found(raw, says):
-    (claim,) = (claim for claim in paper_ablation.claims(raw) if claim.says.startswith(says))
+    (claim,) = (claim for claim in claims_ablation.claims(raw) if claim.says.startswith(says))
     return {row[0]: row[1:] for row in claim.rows}
 
 
 def test_a_curve_has_a_peak_a_place_of_it_and_a_decline():
-    assert paper_ablation.peak(LATE) == 0.5
-    assert paper_ablation.peak_at(LATE) == 20
-    assert paper_ablation.decline(LATE) == pytest.approx(0.05)
-    assert paper_ablation.mean_of("20", "50")(LATE) == pytest.approx(0.475)
-    assert paper_ablation.mean_of()(LATE) == pytest.approx(0.31)
+    assert claims_ablation.peak(LATE) == 0.5
+    assert claims_ablation.peak_at(LATE) == 20
+    assert claims_ablation.decline(LATE) == pytest.approx(0.05)
+    assert claims_ablation.mean_of("20", "50")(LATE) == pytest.approx(0.475)
+    assert claims_ablation.mean_of()(LATE) == pytest.approx(0.31)
 
 
 def test_a_gain_at_large_n_is_not_one_at_small_n():
@@ -165,6 +165,6 @@ def test_even_use_of_clusters_is_low_variation():
     rows = rows_of("dispersion", {})
     for row in rows:
         row |= {"correlation": 0.1, "stability_rms": 0.1}
-    claims = paper_organisation.claims(Raw({"rows": rows, "bench": [], "maps": maps}))
+    claims = claims_organisation.claims(Raw({"rows": rows, "bench": [], "maps": maps}))
     (claim,) = (claim for claim in claims if "clusters are used more equally" in claim.says)
     assert [row[2] for row in claim.rows] == ["**does not hold**", "**holds**"]

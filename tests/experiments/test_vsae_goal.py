@@ -5,8 +5,8 @@ from dataclasses import asdict
 import pytest
 
 from dictionary_learning_ext.config.presets import preset
-from experiments.better_vsae import goal as vsae_goal
-from experiments.better_vsae import study as better_vsae
+from experiments.better_vsae import success_criteria
+from experiments.better_vsae import search_and_confirm
 from experiments.better_vsae.candidates import (
     CANDIDATES,
     SIZES,
@@ -46,13 +46,13 @@ def test_the_pick_is_sampled_reconstructs_and_gains_most():
         searched("fair", **{"near_dead_0.5": 0.35}),
         searched("elsewhere", size="b", **{"near_dead_0.5": 0.0}),
     ]
-    assert vsae_goal.pick(rows, "a") == "good"
+    assert success_criteria.pick(rows, "a") == "good"
 
 
 def test_no_pick_says_what_to_do():
     rows = [searched("TopK", noise_to_signal=0.0), searched("noisy", fve=0.5)]
     with pytest.raises(SystemExit, match=r"^a: no sampled candidate keeps TopK's FVE; add"):
-        vsae_goal.pick(rows, "a")
+        success_criteria.pick(rows, "a")
 
 
 def confirmed(partner=lambda seed: seed + 8, **figures):
@@ -61,7 +61,7 @@ def confirmed(partner=lambda seed: seed + 8, **figures):
         {"model": model, "seed": seed, "partner": partner(seed)}
         | {n: values[i] + 0.001 * seed for n, values in figures.items()}
         for i, model in enumerate(("TopK", "point", "sampled"))
-        for seed in vsae_goal.CONFIRM_SEEDS
+        for seed in success_criteria.CONFIRM_SEEDS
     ]
 
 
@@ -75,7 +75,7 @@ GOOD = {
 
 
 def judge(**figures):
-    return vsae_goal.verdicts(confirmed(**GOOD | figures))
+    return success_criteria.verdicts(confirmed(**GOOD | figures))
 
 
 def test_better_is_better_than_both_and_less_of_what_is_bad():
@@ -91,24 +91,24 @@ def test_better_is_better_than_both_and_less_of_what_is_bad():
 
 def test_the_goal_wants_two_families_that_are_better_and_nothing_worse():
     reached = judge()
-    assert vsae_goal.is_reached(reached)
-    says = vsae_goal.conclusion(reached)
+    assert success_criteria.is_reached(reached)
+    says = success_criteria.conclusion(reached)
     assert "**reached**. Better than both TopK and point on: near-dead < 0.1; near-dead" in says
     one_family = judge(agreement=(0.3, 0.5, 0.4))
-    assert vsae_goal.is_reached(one_family) is False, "two thresholds of near-dead are one family"
+    assert success_criteria.is_reached(one_family) is False, "two thresholds of near-dead are one family"
     lost = judge(fve=(0.9, 0.9, 0.8))
-    assert vsae_goal.is_reached(lost) is False
-    assert "not shown on FVE" in vsae_goal.conclusion(lost)
+    assert success_criteria.is_reached(lost) is False
+    assert "not shown on FVE" in success_criteria.conclusion(lost)
     rows = confirmed(**{name: values for name, values in GOOD.items() if name != "tpp"})
-    unmeasured = vsae_goal.verdicts(rows)
-    assert vsae_goal.is_reached(unmeasured) is None
-    assert "**open**" in vsae_goal.conclusion(unmeasured)
-    assert "not measured: TPP" in vsae_goal.conclusion(unmeasured)
+    unmeasured = success_criteria.verdicts(rows)
+    assert success_criteria.is_reached(unmeasured) is None
+    assert "**open**" in success_criteria.conclusion(unmeasured)
+    assert "not measured: TPP" in success_criteria.conclusion(unmeasured)
 
 
 def test_agreements_are_tested_on_pairs_that_share_no_sae():
     chain = confirmed(partner=lambda seed: (seed + 1) % 8, **GOOD)
-    found = vsae_goal.verdicts(chain)
+    found = success_criteria.verdicts(chain)
     assert len(found["agreement"]["over"]["TopK"]) == 4
     assert found["agreement"]["no_worse"] == 2**-4
     assert len(found["fve"]["over"]["TopK"]) == 8
@@ -118,7 +118,7 @@ def test_agreements_are_tested_on_pairs_that_share_no_sae():
 def test_a_confirmation_is_joined_with_its_bench():
     row = {"stage": "confirm", "size": "a", "model": "TopK", "seed": 0, "agreement": 0.5}
     rows = [row | {"within": 0.3}, {**row, "stage": "bench", "scr": 0.2}, {**row, "size": "b"}]
-    (joined,) = vsae_goal.merged(rows, "a")
+    (joined,) = success_criteria.merged(rows, "a")
     assert joined["scr"] == 0.2
     assert joined["excess"] == pytest.approx(0.2)
     assert joined["stage"] == "confirm"
@@ -152,7 +152,7 @@ def test_candidates_are_what_their_names_say(size):
 
 
 def test_the_search_measured_the_noise_that_its_names_say():
-    for row in better_vsae.read()["rows"]:
+    for row in search_and_confirm.read()["rows"]:
         kind, _, rest = row["model"].partition(" ")
         if row["stage"] == "search" and kind in ("selection", "values", "both"):
             ratio = float(rest.split(",")[0])
@@ -162,7 +162,7 @@ def test_the_search_measured_the_noise_that_its_names_say():
 
 def test_the_recommended_preset_is_what_was_confirmed():
     size = next(iter(SIZES))
-    picked = vsae_goal.pick(better_vsae.read()["rows"], size)
+    picked = success_criteria.pick(search_and_confirm.read()["rows"], size)
     confirmed = asdict(sae_of(CANDIDATES[picked], size, seed=0))
     config = preset("recommended")
     own = asdict(config.sae)

@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.metrics import silhouette_score
 
 from dictionary_learning_ext.report.analysis import ReportOptions, analyse
-from experiments.paper.raw import AS_STATED, Raw
+from experiments.paper.paper_results import AS_STATED, Raw
 
 NAMES = ("figure_3", "figure_4_5", "figure_8_9", "figure_10_11")
 MAP_TOKENS = 20_000

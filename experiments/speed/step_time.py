@@ -1,6 +1,6 @@
 """How long one training step takes: ours, upstream's, SAELens's and sparsify's, in one process.
 
-    python -m experiments.speed.step     # about 4 minutes
+    python -m experiments.speed.step_time     # about 4 minutes
 
 SAELens and sparsify are measured where they are installed: `pip install sae-lens`, and
 `pip install --no-deps eai-sparsify` with `natsort simple-parsing schedulefree`. A step is forward,
@@ -156,7 +156,7 @@ def main() -> None:
         f"B={BATCH} D={D} F={F}, seed {SEED}, medians of 20, each row in turns with the baselines"
     )
     lines = [
-        "`python -m experiments.speed.step`",
+        "`python -m experiments.speed.step_time`",
         "",
         header(setting, *packages) + "; the other libraries in fp32 unless said",
         "",

@@ -1,13 +1,13 @@
 """The search for a variational SAE that is worth using, and its confirmation on fresh seeds.
 
-    python -m experiments.better_vsae.study search     # many settings, two seeds each: pick one of each size
-    python -m experiments.better_vsae.study confirm    # TopK, point, and the pick, on eight fresh seeds
-    python -m experiments.better_vsae.study bench      # SAE Bench of what confirm trained; needs [saebench]
-    python -m experiments.better_vsae.study tables     # write the page again from the raw results
+    python -m experiments.better_vsae.search_and_confirm search     # many settings, two seeds each: pick one of each size
+    python -m experiments.better_vsae.search_and_confirm confirm    # TopK, point, and the pick, on eight fresh seeds
+    python -m experiments.better_vsae.search_and_confirm bench      # SAE Bench of what confirm trained; needs [saebench]
+    python -m experiments.better_vsae.search_and_confirm tables     # write the page again from the raw results
 
 Raw figures go to results/better_vsae.json, the page made from them to results/better_vsae.md. What the
 raw results hold is not measured again: delete a stage's rows there to have it so. What is searched, at
-what sizes, is in vsae_candidates.py, what decides in vsae_goal.py. "TopK" is posterior point, rectified,
+what sizes, is in vsae_candidates.py, what decides in experiments/better_vsae/success_criteria.py. "TopK" is posterior point, rectified,
 beta 0: upstream's TopK to rounding (tests/test_variational_top_k.py), from the same code as the others.
 """
 
@@ -25,7 +25,7 @@ from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.evaluation.folders import read_metrics
 from dictionary_learning_ext.features.geometry import agreement
 from experiments import pages
-from experiments.better_vsae import goal as vsae_goal
+from experiments.better_vsae import success_criteria
 from experiments.better_vsae.candidates import (
     CANDIDATES,
     SEARCHED,
@@ -36,7 +36,7 @@ from experiments.better_vsae.candidates import (
     sae_of,
     without_noise,
 )
-from experiments.better_vsae.goal import CONFIRM_SEEDS, MEASURES, SEARCH_SEEDS
+from experiments.better_vsae.success_criteria import CONFIRM_SEEDS, MEASURES, SEARCH_SEEDS
 from experiments.pages import RESULTS, about, about_line, table
 from experiments.trained_saes import TEXTS, benched, directions_of, folder_name
 
@@ -122,7 +122,7 @@ def search() -> None:
 def confirm() -> None:
     """TopK, point with the pick's penalty, and the pick."""
     for size in SIZES:
-        chosen = CANDIDATES[vsae_goal.pick(read()["rows"], size)]
+        chosen = CANDIDATES[success_criteria.pick(read()["rows"], size)]
         models = {"TopK": TOP_K, "point": without_noise(chosen), "sampled": chosen}
         measure("confirm", size, models, CONFIRM_SEEDS)
 
@@ -158,7 +158,7 @@ def effect(values: list[float]) -> str:
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
     rows = content["rows"]
-    lines = ["`python -m experiments.better_vsae.study search`, `confirm`, `bench`", ""]
+    lines = ["`python -m experiments.better_vsae.search_and_confirm search`, `confirm`, `bench`", ""]
     for stage, settings in content["stages"].items():
         lines.append(f"- {stage}: {about_line(settings)}")
     lines += [
@@ -196,18 +196,18 @@ def search_tables(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for size in SIZES:
         found = [row for row in rows if (row["stage"], row["size"]) == ("search", size)]
-        means = vsae_goal.means_of(found)
+        means = success_criteria.means_of(found)
         figures = [n for n in (*MEASURES, "within") if n in means["TopK"]]
         heads = [MEASURES[n][0] if n in MEASURES else n for n in figures]
         cells = {model: [f"{own[n]:.3f}" for n in figures] for model, own in means.items()}
-        lines += [*table(size, cells, heads), "", f"Picked: {vsae_goal.pick(rows, size)}.", ""]
+        lines += [*table(size, cells, heads), "", f"Picked: {success_criteria.pick(rows, size)}.", ""]
     return lines
 
 
 def confirmation_tables(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
-    for size, (picked, found) in vsae_goal.confirmed(rows).items():
-        means, cells = vsae_goal.means_of(vsae_goal.merged(rows, size)), {}
+    for size, (picked, found) in success_criteria.confirmed(rows).items():
+        means, cells = success_criteria.means_of(success_criteria.merged(rows, size)), {}
         for name, verdict in found.items():
             label, _, margin = MEASURES[name]
             cells[label] = [
@@ -221,7 +221,7 @@ def confirmation_tables(rows: list[dict[str, Any]]) -> list[str]:
         heads = ["TopK", "point", "sampled", "sampled - TopK", "sampled - point", "margin"]
         heads += ["no worse, p", "better, p", "corrected"]
         lines += [f"{size}; sampled is {picked}.", "", *table("", cells, heads), ""]
-        lines += [vsae_goal.conclusion(found), ""]
+        lines += [success_criteria.conclusion(found), ""]
     return lines
 
 

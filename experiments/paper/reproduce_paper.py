@@ -1,8 +1,8 @@
 """The paper's comparison, matched: TopK against its vSAE, at its k/F, over several seeds.
 
-    python -m experiments.paper.reproduce train    # every SAE and its figures
-    python -m experiments.paper.reproduce bench    # SCR, TPP, sparse probing; needs [saebench]
-    python -m experiments.paper.reproduce tables   # write the pages again from the raw results
+    python -m experiments.paper.reproduce_paper train    # every SAE and its figures
+    python -m experiments.paper.reproduce_paper bench    # SCR, TPP, sparse probing; needs [saebench]
+    python -m experiments.paper.reproduce_paper tables   # write the pages again from the raw results
 
     ... train --lm FOLDER                  # another language model, from a local folder
     ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; wants a GPU
@@ -31,9 +31,9 @@ from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.evaluation.folders import read_metrics
 from dictionary_learning_ext.features.geometry import agreement, dispersion
 from experiments.pages import RESULTS, about, about_line, spread, table
-from experiments.paper import claims as paper_claims
-from experiments.paper import figures as paper_figures
-from experiments.paper.raw import AS_STATED, BENCHED, Raw
+from experiments.paper import paper_claims
+from experiments.paper import reproduced_figures
+from experiments.paper.paper_results import AS_STATED, BENCHED, Raw
 from experiments.trained_saes import FIGURES, benched, directions_of, folder_name
 
 SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
@@ -157,7 +157,7 @@ def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
     k, rows = 4 * width // 8, []
     for seed in SEEDS:
         folders = [runs / f"F{4 * width}" / name_of(model, k, seed) for model in AS_STATED]
-        found = paper_figures.measure(folders, seed)
+        found = reproduced_figures.measure(folders, seed)
         rows += [
             {"model": model, "seed": seed} | own
             for model, own in zip(AS_STATED, found, strict=True)
@@ -198,7 +198,7 @@ def tables(content: dict[str, Any]) -> list[str]:
     raw, settings = Raw(content), content["settings"]
     chance = settings["agreement_by_chance"].items()
     lines = [
-        "`python -m experiments.paper.reproduce train`, `bench`",
+        "`python -m experiments.paper.reproduce_paper train`, `bench`",
         "",
         f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
         "deviation over seeds; all seeds see the same batches. `equations` is the vSAE of the paper's "
@@ -224,7 +224,7 @@ def tables(content: dict[str, Any]) -> list[str]:
         *paper_claims.claims_table(raw),
     ]
     lines += ["", "## Its figures, from these runs", ""]
-    return lines + [f"![{name}](reproduce_paper/{name}.png)" for name in paper_figures.NAMES]
+    return lines + [f"![{name}](reproduce_paper/{name}.png)" for name in reproduced_figures.NAMES]
 
 
 def bench_tables(raw: Raw) -> list[str]:
@@ -253,7 +253,7 @@ def main() -> None:
         bench_as_stated(arguments.lm)
     raw = place_of(arguments.lm)[1]
     content = json.loads(raw.read_text())
-    paper_figures.draw(content, raw.with_suffix(""))
+    reproduced_figures.draw(content, raw.with_suffix(""))
     lines = tables(content)
     raw.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

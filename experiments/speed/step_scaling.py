@@ -1,6 +1,6 @@
 """Step time against the dictionary's size F and against k, with fitted exponents.
 
-    python -m experiments.speed.scaling     # about 5 minutes
+    python -m experiments.speed.step_scaling     # about 5 minutes
 
 time = b x^p, fitted to the logarithms: p at most 1 means no worse than linear. Ours in bf16 with noise
 on both, upstream's TopK in fp32, B = 1024, D = 512. In k one power law is only a summary: from
@@ -14,7 +14,7 @@ from dictionary_learning.trainers.top_k import TopKTrainer
 
 from dictionary_learning_ext import VariationalTopKTrainer
 from experiments.pages import RESULTS, table, write
-from experiments.speed.step import update
+from experiments.speed.step_time import update
 from experiments.speed.timing import header, medians
 
 BATCH, D, SEED = 1024, 512, 0
@@ -59,7 +59,7 @@ def main() -> None:
     by_k = {k: milliseconds(8192, k) for k in KS}
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     lines = [
-        "`python -m experiments.speed.scaling`",
+        "`python -m experiments.speed.step_scaling`",
         "",
         header(
             f"B={BATCH} D={D}, ours bf16, seed {SEED}, medians of 8", "dictionary-learning", "numpy"

@@ -1,6 +1,6 @@
 """Whole runs, language model, buffer and all: ours against upstream's `trainSAE`.
 
-    python -m experiments.speed.pipeline     # about 10 minutes
+    python -m experiments.speed.whole_runs     # about 10 minutes
 
 The language model has Pythia-70M's shape (random weights), the text is the shipped books, activations
 are read at layer 0. One SAE of k = 64, and twelve of k = 64, 128, 256, 512 with three seeds each: ours
@@ -170,7 +170,7 @@ def main() -> None:
     }
     setting = f"B={BATCH} D=512 F={F}, {N_CTXS} contexts of 128 in the buffer, seed {SEED}"
     lines = [
-        "`python -m experiments.speed.pipeline`",
+        "`python -m experiments.speed.whole_runs`",
         "",
         header(setting, "dictionary-learning", "nnsight", "transformers"),
         "",

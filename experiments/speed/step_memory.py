@@ -1,6 +1,6 @@
 """Peak memory of training steps in a wide dictionary, above the idle process.
 
-    python -m experiments.speed.memory     # about 2 minutes
+    python -m experiments.speed.step_memory     # about 2 minutes
 
 Each trainer in a process of its own: the peak of its resident memory over five steps, less what it
 was before the trainer was made (libraries loaded, the batch there).
@@ -74,7 +74,7 @@ def main() -> None:
     }
     kept = 4 * 2 * D * F * 4 / 2**20
     lines = [
-        "`python -m experiments.speed.memory`",
+        "`python -m experiments.speed.step_memory`",
         "",
         header(f"B={BATCH} D={D} F={F:,} k={K}, seed {SEED}", "dictionary-learning"),
         "",

@@ -4,11 +4,11 @@ import json
 import statistics
 from operator import neg, pos
 
-from experiments.better_vsae import goal as vsae_goal
+from experiments.better_vsae import success_criteria
 from experiments.pages import RESULTS, spread
-from experiments.paper import claims_ablation as paper_ablation
-from experiments.paper import claims_organisation as paper_organisation
-from experiments.paper.raw import AS_STATED, RATIOS, Raw
+from experiments.paper import claims_ablation
+from experiments.paper import claims_organisation
+from experiments.paper.paper_results import AS_STATED, RATIOS, Raw
 from experiments.paper.verdicts import (
     KINDS,
     OPEN,
@@ -292,8 +292,8 @@ def _better() -> str:
     rows = json.loads((RESULTS / "better_vsae.json").read_text())["rows"]
     reached = [
         size
-        for size, (_, found) in vsae_goal.confirmed(rows).items()
-        if vsae_goal.is_reached(found)
+        for size, (_, found) in success_criteria.confirmed(rows).items()
+        if success_criteria.is_reached(found)
     ]
     return f"**does not hold** at {'; '.join(reached)}" if reached else "**holds**"
 
@@ -302,10 +302,10 @@ def claims(raw: Raw) -> list[Claim]:
     """All of them, section by section."""
     found = [*reconstruction(raw), *liveness(raw)]
     if raw.benched:
-        found += paper_ablation.claims(raw)
-    found += paper_organisation.claims(raw)
+        found += claims_ablation.claims(raw)
+    found += claims_organisation.claims(raw)
     if raw.benched:
-        found.append(paper_organisation.interpretability(raw))
+        found.append(claims_organisation.interpretability(raw))
     return [*found, *elsewhere(raw)]
 
 

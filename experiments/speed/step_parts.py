@@ -1,6 +1,6 @@
 """The parts of a step that have several forms, at several sizes: what the code's constants rest on.
 
-    python -m experiments.speed.parts     # about 3 minutes
+    python -m experiments.speed.step_parts     # about 3 minutes
 
 1. The three products of a code with weights, k-sparse and dense, in fp32 and bf16:
    `codes.SPARSE_DENSITY` and `codes.SPARSE_PROJECTION_DENSITY_AMX`.
@@ -97,7 +97,7 @@ def main() -> None:
     t.set_num_threads(2)
     keep_freed_memory()
     lines = [
-        "`python -m experiments.speed.parts`",
+        "`python -m experiments.speed.step_parts`",
         "",
         header(
             f"B={BATCH} D={D} F={F}, seed {SEED}, milliseconds, medians of 20, in turns", "numpy"

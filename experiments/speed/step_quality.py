@@ -1,6 +1,6 @@
 """That the fast step learns what upstream's and fp32's do: FVE after the same tokens.
 
-    python -m experiments.speed.quality     # about 3 minutes
+    python -m experiments.speed.step_quality     # about 3 minutes
 
 On the embedded model, all from one buffer of each dtype: upstream's TopK; the vSAE that is it (point,
 rectified, no KL), and vSAEs of each kind of noise. Three seeds. With bfloat16 the language model, the
@@ -61,7 +61,7 @@ def main() -> None:
     }
     setting = f"embedded model, layer 0, D=128 F=512 k=16, {STEPS} steps of 1,024; seeds 0, 1, 2"
     lines = [
-        "`python -m experiments.speed.quality`",
+        "`python -m experiments.speed.step_quality`",
         "",
         header(setting, "dictionary-learning"),
         "",
