@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.metrics import silhouette_score
 
 from dictionary_learning_ext.report.analysis import ReportOptions, analyse
-from experiments.paper.paper_results import AS_STATED, Raw
+from experiments.paper.paper_results import AS_STATED, PaperResults
 
 NAMES = ("figure_3", "figure_4_5", "figure_8_9", "figure_10_11")
 MAP_TOKENS = 20_000
@@ -67,7 +67,7 @@ def draw(content: dict[str, Any], folder: Path) -> None:
 
 def figure_3(content: dict[str, Any]) -> Any:
     """CE score, FVE, cosine and living features against k/F, mean and spread over seeds."""
-    raw, ratios = Raw(content), (32, 16, 8, 4)
+    raw, ratios = PaperResults(content), (32, 16, 8, 4)
     shown = {"frac_recovered": "CE recovered", "fve": "FVE", "cossim": "cosine", "alive": "alive"}
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     for axis, (name, label) in zip(axes, shown.items(), strict=True):
@@ -88,7 +88,7 @@ def figure_3(content: dict[str, Any]) -> Any:
 
 def figure_4_5(content: dict[str, Any]) -> Any:
     """SCR, TPP, TPP's intended and unintended effects against N, at k/F = 1/8."""
-    raw = Raw(content)
+    raw = PaperResults(content)
     shown = {"scr": "SCR", "tpp": "TPP", "tpp_intended": "intended", "tpp_unintended": "unintended"}
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     for axis, (name, label) in zip(axes, shown.items(), strict=True):

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.paper.paper_results import RATIOS, Raw
+from experiments.paper.paper_results import RATIOS, PaperResults
 
 Cells = dict[str, list[float]]
 """By k/F and beta, one number a seed."""
@@ -70,11 +70,11 @@ def cells_of(kind: str) -> dict[str, tuple[str, int, int]]:
 
 
 def against_top_k(
-    raw: Raw, figure: str, turn: Callable[[float], float]
+    raw: PaperResults, metric: str, turn: Callable[[float], float]
 ) -> list[tuple[str, str, str]]:
     """The vSAEs' differences from TopK, beta 1 unless told; the claim's side is above 0 when turned."""
     rows = []
     for kind in KINDS:
-        cells = {label: raw.differences(figure, *cell) for label, cell in cells_of(kind).items()}
+        cells = {label: raw.differences(metric, *cell) for label, cell in cells_of(kind).items()}
         rows.append((kind, shown(cells), judged(turned(cells, turn))))
     return rows

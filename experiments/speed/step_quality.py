@@ -1,19 +1,28 @@
 """That the fast step learns what upstream's and fp32's do: FVE after the same tokens.
 
-    python -m experiments.speed.step_quality     # about 3 minutes
+    python -m experiments.speed.step_quality train     # about 3 minutes
+    python -m experiments.speed.step_quality tables    # write the page again
 
-On the embedded model, all from one buffer of each dtype: upstream's TopK; the vSAE that is it (point,
-rectified, no KL), and vSAEs of each kind of noise. Three seeds. With bfloat16 the language model, the
-buffer and the matmuls are in bf16, so that the last columns hold all that the setting changes.
+On the embedded model, all from one buffer of each dtype: upstream's TopK, the vSAE that equals it
+(point, rectified, no KL), and vSAEs of each kind of noise. Three seeds. With bfloat16 the language
+model, the buffer and the matmuls are in bf16, so the last columns show all that the setting changes.
 """
 
+import argparse
+import statistics
 import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
-from experiments.pages import table, write
+from experiments import raw_results
+from experiments.pages import each, table
+from experiments.raw_results import RESULTS
 from experiments.speed.timing import header
+from experiments.stages import Stages
+from experiments.trained_saes import metrics_of, train_missing
 
 STEPS, SEEDS = 600, (0, 1, 2)
 SAES = {
@@ -30,45 +39,42 @@ SAES = {
 SHARED = {"k": 16, "dict_size": 512, "lr": 2e-3, "decay_start": STEPS // 2}
 
 
-def main() -> None:
-    from dataclasses import replace
-
+def measure(_: argparse.Namespace) -> None:
     fve: dict[str, dict[str, list[float]]] = {name: {} for name in SAES}
     for dtype in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as folder:
-            run = RunConfig(steps=STEPS, dtype=dtype, save_dir=folder, overwrite=True)  # pyright: ignore
             saes = {
                 f"{i}_{seed}": replace(sae, seed=seed, **SHARED)
                 for i, sae in enumerate(SAES.values())
                 for seed in SEEDS
             }
-            folders = train(run, saes)
+            folders = train_missing(RunConfig(steps=STEPS, dtype=dtype), Path(folder), saes)
             for i, name in enumerate(SAES):
-                figures = [read_metrics(folders[f"{i}_{seed}"])["fve"] for seed in SEEDS]
-                fve[name][dtype] = [float(value) for value in figures]  # pyright: ignore
-
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    rows = {
-        name: [
-            " / ".join(f"{v:.4f}" for v in by_dtype["float32"]),
-            " / ".join(f"{v:.4f}" for v in by_dtype["bfloat16"]),
-            f"{mean(by_dtype['bfloat16']) - mean(by_dtype['float32']):+.4f}",
-            f"{mean(by_dtype['bfloat16']) - mean(fve['upstream TopK']['float32']):+.4f}",
-        ]
-        for name, by_dtype in fve.items()
-    }
+                fve[name][dtype] = [
+                    metrics_of(folders[f"{i}_{seed}"], ["fve"])["fve"] for seed in SEEDS
+                ]
     setting = f"embedded model, layer 0, D=128 F=512 k=16, {STEPS} steps of 1,024; seeds 0, 1, 2"
-    lines = [
-        "`python -m experiments.speed.step_quality`",
-        "",
-        header(setting, "dictionary-learning"),
-        "",
-        *table("FVE", rows, ["float32", "bfloat16", "bf16 - fp32", "bf16 - upstream in fp32"]),
-    ]
-    write("benchmark_quality.md", lines)
+    content = {"header": header(setting, "dictionary-learning"), "fve": fve}
+    raw_results.write(RESULTS / "benchmark_quality.json", content)
 
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    fve = content["fve"]
+    upstream = statistics.mean(fve["upstream TopK"]["float32"])
+    rows = {}
+    for name, by_dtype in fve.items():
+        means = {dtype: statistics.mean(values) for dtype, values in by_dtype.items()}
+        rows[name] = [
+            *(each(by_dtype[dtype], 4) for dtype in ("float32", "bfloat16")),
+            f"{means['bfloat16'] - means['float32']:+.4f}",
+            f"{means['bfloat16'] - upstream:+.4f}",
+        ]
+    columns = ["float32", "bfloat16", "bf16 - fp32", "bf16 - upstream in fp32"]
+    return [content["header"], "", *table("FVE", rows, columns)]
+
+
+STAGES = Stages("speed.step_quality", {"train": measure}, tables)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

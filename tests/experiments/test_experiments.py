@@ -5,12 +5,10 @@ import json
 import pytest
 
 from experiments import trained_saes, write_results
-from experiments.better_vsae import baselines, full_size
-from experiments.better_vsae import search_and_confirm
+from experiments.better_vsae import baselines, full_size, search_and_confirm
 from experiments.better_vsae.success_criteria import MEASURES
 from experiments.pages import RESULTS, spread
-from experiments.paper import reproduce_paper
-from experiments.paper import selection_churn
+from experiments.paper import reproduce_paper, selection_churn
 
 PAGES = {
     "selection_churn": selection_churn.page,

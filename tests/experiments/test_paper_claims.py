@@ -4,9 +4,7 @@ import operator
 
 import pytest
 
-from experiments.paper import paper_claims
-from experiments.paper import claims_ablation
-from experiments.paper import claims_organisation
+from experiments.paper import claims_ablation, claims_organisation, paper_claims
 from experiments.paper.paper_results import AS_STATED, BENCHED, RATIOS, Raw
 from experiments.paper.verdicts import Claim, against_top_k, judged, minus, turned, word
 

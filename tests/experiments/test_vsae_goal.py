@@ -5,8 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from dictionary_learning_ext.config.presets import preset
-from experiments.better_vsae import success_criteria
-from experiments.better_vsae import search_and_confirm
+from experiments.better_vsae import search_and_confirm, success_criteria
 from experiments.better_vsae.candidates import (
     CANDIDATES,
     SIZES,
@@ -95,7 +94,9 @@ def test_the_goal_wants_two_families_that_are_better_and_nothing_worse():
     says = success_criteria.conclusion(reached)
     assert "**reached**. Better than both TopK and point on: near-dead < 0.1; near-dead" in says
     one_family = judge(agreement=(0.3, 0.5, 0.4))
-    assert success_criteria.is_reached(one_family) is False, "two thresholds of near-dead are one family"
+    assert success_criteria.is_reached(one_family) is False, (
+        "two thresholds of near-dead are one family"
+    )
     lost = judge(fve=(0.9, 0.9, 0.8))
     assert success_criteria.is_reached(lost) is False
     assert "not shown on FVE" in success_criteria.conclusion(lost)
