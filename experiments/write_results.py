@@ -3,7 +3,8 @@
     python -m experiments.write_results
 
 The text is in RESULTS.md.j2. Every number in it is read from results/*.json or computed from them by
-results_facts.py. A sentence that the numbers no longer show stops the writing: see `pages.claim`.
+paper/paper_facts.py and better_vsae/vsae_facts.py. A sentence that the numbers no longer show stops the
+writing: see `pages.claim`.
 """
 
 from pathlib import Path
@@ -12,16 +13,11 @@ from typing import Any
 import jinja2
 
 from experiments import raw_results
+from experiments.better_vsae.vsae_facts import BaselineFacts, FullSizeFacts, SearchFacts
 from experiments.index import find
 from experiments.pages import claim, table
+from experiments.paper.paper_facts import ChurnFacts, PaperFacts
 from experiments.raw_results import RESULTS, about_line
-from experiments.results_facts import (
-    BaselineFacts,
-    ChurnFacts,
-    FullSizeFacts,
-    PaperFacts,
-    SearchFacts,
-)
 
 FOLDER = Path(__file__).parent
 PAGE, TEMPLATE = FOLDER / "RESULTS.md", FOLDER / "RESULTS.md.j2"
