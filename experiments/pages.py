@@ -35,7 +35,7 @@ def spread(values: Sequence[float | None], digits: int = 3) -> str:
 
 
 def each(values: Sequence[float | None], digits: int = 3) -> str:
-    """One number a seed; empty where the metric does not apply."""
+    """One number per seed; empty where the metric does not apply."""
     return " / ".join("" if value is None else f"{value:.{digits}f}" for value in values)
 
 

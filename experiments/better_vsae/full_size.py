@@ -165,7 +165,7 @@ def evaluate_missing(lm: str, folders: list[Path]) -> int:
 
 
 def values(rows: list[dict[str, Any]], metric: str, model: str, k: int) -> list[float]:
-    """One number a seed."""
+    """One number per seed."""
     return [row[metric] for row in rows if (row["model"], row["k"]) == (model, k)]
 
 

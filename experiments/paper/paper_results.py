@@ -1,4 +1,4 @@
-"""What reproduce_paper.py measured, to be asked by model, F/D and F/k."""
+"""What reproduce_paper.py measured, by model, F/D and F/k."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ class PaperResults:
         self.rows, self.benched, self.maps = content["rows"], content["bench"], content["maps"]
 
     def of(self, metric: str, model: str, multiple: int, ratio: int) -> list[float]:
-        """One number a seed."""
+        """One number per seed."""
         return [row[metric] for row in self._of(self.rows, model, multiple, ratio)]
 
     def bench(self, model: str, multiple: int, ratio: int) -> list[dict[str, Any]]:
-        """SAE Bench's metrics, one row a seed."""
+        """SAE Bench's metrics, one row per seed."""
         return self._of(self.benched, model, multiple, ratio)
 
     def differences(self, metric: str, model: str, multiple: int, ratio: int) -> list[float]:
@@ -32,7 +32,7 @@ class PaperResults:
         return [own - other for own, other in pairs]
 
     def mapped(self, metric: str, model: str) -> list[Any]:
-        """Of the maps, one a seed."""
+        """A metric of the maps, one per seed."""
         return [row[metric] for row in self.maps if row["model"] == model]
 
     @staticmethod

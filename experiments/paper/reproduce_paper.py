@@ -5,7 +5,7 @@
     python -m experiments.paper.reproduce_paper tables   # write the pages again from the raw results
 
     ... train --lm FOLDER                  # another language model, from a local folder
-    ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; wants a GPU
+    ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; needs a GPU
 
 TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and of its public code
 (point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
@@ -69,7 +69,7 @@ GRID: dict[tuple[int, int], tuple[str, ...]] = {  # (F/D, F/k): models
 
 
 def run_of(lm: str) -> RunConfig:
-    """The paper's settings if its language model is named; else minutes on the embedded text."""
+    """The paper's settings for its language model; shorter runs on the embedded text for any other."""
     shared: dict[str, Any] = {"eval_tokens": EVAL_TOKENS, "log_steps": 500}
     if lm == PRESETS["paper"]["model"]:
         names = ("model", "data", "hook", "steps", "dtype", "n_ctxs", "ctx_len", "batch_size")
@@ -115,7 +115,7 @@ def measure(arguments: argparse.Namespace) -> None:
 def train_cells(
     lm: str, run: RunConfig, multiple: int, dict_size: int
 ) -> dict[tuple[str, int, int], Path]:
-    """Train what is not there of F = multiple x D, all from one buffer; the folders, by cell and seed."""
+    """Train the missing SAEs of F = multiple x D, all from one buffer; all folders, by cell and seed."""
     cells = [(m, ratio) for (own, ratio), models in GRID.items() if own == multiple for m in models]
     folder = place_of(lm)[0] / f"F{dict_size}"
     folders = {
@@ -171,7 +171,7 @@ def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
 
 
 def bench_as_stated(arguments: argparse.Namespace) -> None:
-    """SAE Bench of the paper's two settings in figures 4 and 5, with the size-matched control."""
+    """SAE Bench of the paper's two models at the k/F of figures 4 and 5, with the size-matched control."""
     from dictionary_learning_ext.sae_bench.comparison_table import curve, metrics
 
     lm = arguments.lm
