@@ -1,63 +1,68 @@
-"""What the experiments' pages are made of: where results lie, what was run, and tables."""
+"""What the experiments' pages are made of: tables, numbers over seeds, checked sentences, plots."""
 
 import statistics
-import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch as t
+from dictionary_learning_ext.evaluation.tables import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def commit() -> str:
-    """The commit measured, with a + if the package was changed since."""
-    git = ["git", "-C", str(Path(__file__).parents[1])]
-
-    def ask(*words: str) -> str:
-        return subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip()
-
-    head = ask("rev-parse", "--short", "HEAD") or "unknown"
-    return head + ("+" if ask("status", "--porcelain", "dictionary_learning_ext") else "")
+class ClaimError(ValueError):
+    """A sentence of a page says what the raw results no longer show."""
 
 
-def about(began: float, before: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Date, commit, torch and minutes since `began`, added to those of the part that ran before."""
-    minutes = (time.monotonic() - began) / 60 + (before or {}).get("minutes", 0.0)
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
-        "torch": t.__version__,
-        "minutes": round(minutes, 1),
-    }
-
-
-def about_line(settings: dict[str, Any]) -> str:
-    """What `about` found, in words."""
-    return (
-        f"{settings['date']}, commit {settings['commit']}, torch {settings['torch']}, "
-        f"{settings['minutes']:.0f} minutes"
-    )
-
-
-def write(name: str, lines: list[str]) -> None:
-    """Print the lines and write them to results/NAME."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write(page: str | Path, lines: Sequence[str]) -> None:
+    """Print the lines and write them to `page`, a file in results/ or a full path."""
+    path = RESULTS / page
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 
 def table(corner: str, rows: dict[str, list[str]], columns: list[str]) -> list[str]:
-    """A table in Markdown."""
-    lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    """The lines of a table in Markdown."""
+    cells = [[name, *row] for name, row in rows.items()]
+    return markdown_table([corner, *columns], cells).splitlines()
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation; nothing of a figure that does not apply."""
+def spread(values: Sequence[float | None], digits: int = 3) -> str:
+    """Mean and standard deviation; empty if the metric does not apply."""
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
         return ""
-    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers):.3f}"
+    return f"{statistics.mean(numbers):.{digits}f} ± {statistics.stdev(numbers):.{digits}f}"
+
+
+def each(values: Sequence[float | None], digits: int = 3) -> str:
+    """One number per seed; empty where the metric does not apply."""
+    return " / ".join("" if value is None else f"{value:.{digits}f}" for value in values)
+
+
+def claim(sentence: str, *, holds: bool) -> str:
+    """The sentence, if the numbers show it.
+
+    Every sentence that states a direction ("higher", "loses", "at all three sizes") goes through
+    this, so that no page contradicts its own numbers.
+
+    Raises:
+        ClaimError: they don't.
+    """
+    if not holds:
+        raise ClaimError(
+            f"the page says {sentence!r}, and the raw results do not show it. Expected them to agree: "
+            "rewrite the sentence where it stands, with its condition"
+        )
+    return sentence
+
+
+def save_plot(figure: Any, path: Path, dpi: int) -> None:
+    """Write a plot of matplotlib's and free it."""
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)

@@ -1,33 +1,53 @@
-"""What several experiments read from the SAEs that they trained."""
+"""Training the SAEs of an experiment, and what is read from them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext import RunConfig, load_dictionary, train
+from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.evaluation.folders import read_metrics
 
-FIGURES = {
-    "fve": "FVE",
-    "fve_sampled": "FVE, sampled",
-    "frac_recovered": "CE recovered",
-    "cossim": "cosine",
-    "alive": "alive",
-    "near_dead_0.1": "near-dead < 0.1",
-    "near_dead_0.5": "near-dead < 0.5",
-    "stability_rms": "selection stability",
-    "dispersion": "dispersion",
-    "agreement": "agreement of seeds",
-}
-"""By the names of metrics.json, and of `dictionary_learning_ext.features.geometry`: what the tables say."""
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
 
 
 def folder_name(model: str, *rest: object) -> str:
-    """A model's name as a table shows it, and what tells its runs apart, fit for a folder."""
+    """A folder's name: the model as a table shows it, and what tells its runs apart."""
     return "_".join([model.replace(", ", "_").replace(" ", ""), *map(str, rest)])
+
+
+def sae_config(steps: int, **settings: Any) -> SAEConfig:
+    """What the experiments share unless `settings` says otherwise: lr, falling in the last quarter."""
+    return SAEConfig(**({"lr": 2e-3, "decay_start": steps * 3 // 4} | settings))
+
+
+def train_missing(
+    run: RunConfig,
+    folder: Path,
+    saes: Mapping[str, SAEConfig],
+    finished: str = "metrics.json",
+) -> dict[str, Path]:
+    """Train the SAEs whose folder has no `finished` file yet, all from one buffer.
+
+    Returns:
+        Every SAE's run folder, by its name.
+    """
+    folders = {name: folder / name for name in saes}
+    missing = {name: sae for name, sae in saes.items() if not (folders[name] / finished).exists()}
+    if missing:
+        place = folder if len(missing) > 1 else folder / next(iter(missing))
+        train(replace(run, save_dir=str(place), overwrite=True), missing)
+    return folders
+
+
+def metrics_of(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Those of these metrics that the SAE has."""
+    metrics = read_metrics(folder)
+    return {name: metrics[name] for name in names if name in metrics}
 
 
 def directions_of(folder: Path) -> np.ndarray:

@@ -18,8 +18,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown. A bar in a cell is escaped."""
-    table = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in table
-    )
+    """A table in Markdown. Bars in cells are escaped."""
+    lines = [
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
+        for row in [header, *rows]
+    ]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])

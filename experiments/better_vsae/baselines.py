@@ -1,27 +1,26 @@
 """The SAEs of the paper's related work, trained in the same loop on the same batches.
 
-    python -m experiments.better_vsae.baselines            # train, measure, write
-    python -m experiments.better_vsae.baselines --tables   # write the page again from the raw results
+    python -m experiments.better_vsae.baselines train     # train, measure, write the page
+    python -m experiments.better_vsae.baselines tables    # write the page again from the raw results
 
-TopK, BatchTopK, Matryoshka, JumpReLU and ReLU + L1 are upstream's trainers; the purely variational
-SAE is k = F; VAEase is trainers/vaease.py, whose L0 counts the features whose gate is open. Those that
-have no k come at several penalties. Raw figures go to results/baselines.json, the page to results/baselines.md.
+TopK, BatchTopK, Matryoshka, JumpReLU and ReLU + L1 are upstream's trainers. The purely variational SAE
+is k = F. VAEase is trainers/vaease.py; its L0 counts the features whose gate is open. Those that have
+no k are trained at several penalties.
 """
 
+import argparse
 import itertools
-import json
-import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning_ext import RunConfig, train
-from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
-from experiments.pages import RESULTS, about, about_line, table, write
-from experiments.trained_saes import FIGURES as COMMON
-from experiments.trained_saes import folder_name
+from dictionary_learning_ext import RunConfig
+from experiments import raw_results
+from experiments.metrics import DIGITS, labels_of
+from experiments.pages import spread, table
+from experiments.raw_results import RESULTS, about, about_line
+from experiments.stages import Stages
+from experiments.trained_saes import folder_name, metrics_of, sae_config, train_missing
 
 STEPS, SEEDS, D, F, K, EVAL_TOKENS = 500, (0, 1, 2), 128, 512, 16, 20_000
 MODELS: dict[str, dict[str, Any]] = {
@@ -59,81 +58,68 @@ MODELS: dict[str, dict[str, Any]] = {
         for gamma, lr in ((0.1, 1e-3), (0.1, 5e-3), (1.0, 5e-3))
     },
 }
-FIGURES = {
-    "l0": "L0",
-    **{name: COMMON[name] for name in ("fve", "frac_recovered", "cossim", "alive")},
-    **{name: COMMON[name] for name in ("near_dead_0.1", "near_dead_0.5")},
-    "description_length": "description length",
-}
+METRICS = (
+    "l0",
+    "fve",
+    "frac_recovered",
+    "cossim",
+    "alive",
+    "near_dead_0.1",
+    "near_dead_0.5",
+    "description_length",
+)
 RAW, RUNS = RESULTS / "baselines.json", Path("runs/baselines")
 
 
-def measure() -> None:
-    """Train what is not there yet, all from one buffer, and write every SAE's figures."""
+def measure(_: argparse.Namespace) -> None:
+    """Train what is not there yet, and write every SAE's metrics."""
     began = time.monotonic()
-    before = json.loads(RAW.read_text())["settings"] if RAW.exists() else None
-    shared: dict[str, Any] = {"dict_size": F, "decay_start": STEPS * 3 // 4, "lr": 2e-3}
+    before = raw_results.read_or(RAW, {"settings": None})["settings"]
+    cells = list(itertools.product(SEEDS, MODELS))
+    names = {(seed, model): folder_name(model, f"seed{seed}") for seed, model in cells}
     saes = {
-        folder_name(model, f"seed{seed}"): SAEConfig(seed=seed, **(shared | settings))
-        for seed in SEEDS
-        for model, settings in MODELS.items()
+        names[seed, model]: sae_config(STEPS, seed=seed, dict_size=F, **MODELS[model])
+        for seed, model in cells
     }
-    missing = {n: sae for n, sae in saes.items() if not (RUNS / n / "metrics.json").exists()}
-    if missing:
-        folder = RUNS if len(missing) > 1 else RUNS / next(iter(missing))
-        run = RunConfig(
-            steps=STEPS,
-            save_dir=str(folder),
-            overwrite=True,
-            eval_tokens=EVAL_TOKENS,
-            log_steps=500,
-        )
-        train(run, missing)
-    rows = []
-    for seed, model in itertools.product(SEEDS, MODELS):
-        figures = read_metrics(RUNS / folder_name(model, f"seed{seed}"))
-        rows.append({"model": model, "seed": seed} | {f: figures[f] for f in FIGURES})
+    run = RunConfig(steps=STEPS, eval_tokens=EVAL_TOKENS, log_steps=500)
+    folders = train_missing(run, RUNS, saes)
+    rows = [
+        {"model": model, "seed": seed} | metrics_of(folders[names[seed, model]], METRICS)
+        for seed, model in cells
+    ]
     settings = {
         **about(began, before),
         "setting": f"embedded model, blocks.0.hook_resid_post, D = {D}, F = {F}, k = {K} where there "
         f"is one, {STEPS} steps of 1,024 tokens, sqrt_d, seeds {SEEDS}; {EVAL_TOKENS:,} held-out "
-        "tokens; lr 2e-3 for the TopK family, 1e-3 for the others "
-        "unless told",
+        "tokens; lr 2e-3 for the TopK family, 1e-3 for the others unless a name says otherwise",
     }
-    RAW.write_text(json.dumps({"settings": settings, "rows": rows}, indent=0) + "\n")
+    raw_results.write(RAW, {"settings": settings, "rows": rows})
 
 
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
     rows, settings = content["rows"], content["settings"]
 
-    def cell(model: str, figure: str) -> str:
-        values = [row[figure] for row in rows if row["model"] == model]
-        if figure == "description_length" and model.startswith("purely variational"):
+    def cell(model: str, metric: str) -> str:
+        if metric == "description_length" and model.startswith("purely variational"):
             return ""
-        digits = 1 if figure in ("l0", "description_length") else 3
-        return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+        values = [row[metric] for row in rows if row["model"] == model]
+        return spread(values, DIGITS.get(metric, 3))
 
     models = list(dict.fromkeys(row["model"] for row in rows))
-    cells = {model: [cell(model, figure) for figure in FIGURES] for model in models}
+    cells = {model: [cell(model, metric) for metric in METRICS] for model in models}
     return [
-        "`python -m experiments.better_vsae.baselines`",
-        "",
         f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
         "deviation over seeds. Near-dead is against each SAE's own L0 where it has no k. Description "
-        "length (nats per token; less is better) compares SAEs of unlike L0: see FIGURES in dictionary_learning_ext/evaluation.py; where "
-        "all features are on, it says nothing, and is left out. VAEase's L0 is its number of active "
-        "dimensions: features whose gate is above 0.05.",
+        "length (nats per token; less is better) compares SAEs of unlike L0. It is defined in "
+        "dictionary_learning_ext/evaluation. Where all features are on it says nothing, and is left out. "
+        "VAEase's L0 is its number of active dimensions: features whose gate is above 0.05.",
         "",
-        *table("", cells, list(FIGURES.values())),
+        *table("", cells, labels_of(METRICS)),
     ]
 
 
-def main() -> None:
-    if "--tables" not in sys.argv:
-        measure()
-    write("baselines.md", tables(json.loads(RAW.read_text())))
-
+STAGES = Stages("better_vsae.baselines", {"train": measure}, tables)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

@@ -1,46 +1,65 @@
 """SAE Bench on the embedded model: a TopK SAE and two vSAEs between a random and an identity SAE.
 
     pip install -e '.[saebench]'
-    python -m experiments.better_vsae.bench_embedded        # the wall time is in the results
+    python -m experiments.better_vsae.bench_embedded train     # what `vsae quickstart` trains (seed 0)
+    python -m experiments.better_vsae.bench_embedded bench     # the wall time is in the results
+    python -m experiments.better_vsae.bench_embedded tables    # write the page again
 
-Takes what `vsae quickstart` trains (seed 0), unless runs/bench_embedded holds it already, and runs
-every evaluation that this model carries, with the size-matched control. Writes
-results/bench_embedded.md and the paper's figures 3 to 5 beside it.
+Runs every evaluation that this model can do, with the size-matched control, and draws the paper's
+figures 3 to 5 beside the page.
 """
 
+import argparse
 import time
 from pathlib import Path
+from typing import Any
 
-from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.config.presets import quickstart
-from dictionary_learning_ext.sae_bench.bench_results import BenchResults
-from dictionary_learning_ext.sae_bench.bench_runner import bench
-from dictionary_learning_ext.sae_bench.comparison_table import columns_of, table
-from dictionary_learning_ext.sae_bench.paper_figures import write_figures
+from experiments import raw_results
+from experiments.pages import table
+from experiments.raw_results import RESULTS
+from experiments.stages import Stages
+from experiments.trained_saes import train_missing
 
 STEPS, SEED = 1000, 0
-RUNS = Path("runs/bench_embedded")
-RESULTS = Path(__file__).parents[1] / "results"
+RAW, RUNS = RESULTS / "bench_embedded.json", Path("runs/bench_embedded")
 TRAINED = "top_k"
 LESS_IS_MORE = ("near-dead", "absorption")
 NOT_MEASURES = ("L0", "alive", "probing, language model")
 
 
-def wall_times(outcome: BenchResults) -> str:
-    """Seconds of every evaluation, summed over the SAEs."""
-    sums: dict[str, float] = {}
+def train_quickstart(_: argparse.Namespace) -> None:
+    train_missing(RunConfig(steps=STEPS), RUNS, quickstart(STEPS, SEED), finished="ae.pt")
+
+
+def measure(_: argparse.Namespace) -> None:
+    """Bench what was trained, and draw the paper's figures: they need all of SAE Bench's results."""
+    from dictionary_learning_ext.sae_bench.bench_runner import bench
+    from dictionary_learning_ext.sae_bench.comparison_table import columns_of
+    from dictionary_learning_ext.sae_bench.paper_figures import write_figures
+
+    folders = [RUNS / name for name in quickstart(STEPS, SEED)]
+    outcome = bench(folders, floor=True, size_matched=True)
+    seconds: dict[str, float] = {}
     for results in outcome.results.values():
         for name, result in results.items():
-            seconds = result["eval_result_unstructured"]["wall_seconds"]
-            sums[name] = sums.get(name, 0.0) + seconds
-    return ", ".join(f"{name} {seconds:.0f} s" for name, seconds in sums.items())
+            own = result["eval_result_unstructured"]["wall_seconds"]
+            seconds[name] = seconds.get(name, 0.0) + own
+    content = {
+        "settings": {"date": time.strftime("%Y-%m-%d"), "wall_seconds": seconds},
+        "columns": columns_of(outcome),
+        "controls": outcome.matched,
+        "failures": outcome.failure_lines(),
+        "figures": [path.name for path in write_figures(outcome, RAW.with_suffix(""))],
+    }
+    raw_results.write(RAW, content)
 
 
-def verdicts(outcome: BenchResults) -> list[str]:
-    """For each measure, whether identity > TopK > random, with the three numbers."""
-    columns = columns_of(outcome)
+def verdicts(columns: dict[str, dict[str, float]]) -> dict[str, list[str]]:
+    """For each measure, the three numbers, and whether identity > TopK > random."""
     random = next(label for label in columns if label.startswith("random"))
-    lines = []
+    rows = {}
     for name, trained in columns[TRAINED].items():
         floor, ceiling = columns[random].get(name), columns["identity"].get(name)
         if name.startswith(NOT_MEASURES) or floor is None or ceiling is None:
@@ -54,24 +73,26 @@ def verdicts(outcome: BenchResults) -> list[str]:
             (False, True): "**can't tell TopK from random here**",
             (False, False): "**orders neither as it should here**",
         }[above, below]
-        lines.append(f"| {name} | {floor:.3f} | {trained:.3f} | {ceiling:.3f} | {says} |")
-    return lines
+        rows[name] = [f"{floor:.3f}", f"{trained:.3f}", f"{ceiling:.3f}", says]
+    return rows
 
 
-def main():
-    saes = quickstart(STEPS, SEED)
-    folders = [RUNS / name for name in saes]
-    if not all((folder / "ae.pt").exists() for folder in folders):
-        train(RunConfig(save_dir=str(RUNS), steps=STEPS, overwrite=True), saes)
-    outcome = bench(folders, floor=True, size_matched=True)
-    figures = write_figures(outcome, RESULTS / "bench_embedded")
-    controls = [f"`{control}` is `{label}`" for label, control in outcome.matched.items()]
-    lines = [
-        f"{time.strftime('%Y-%m-%d')}; embedded model, blocks.0.hook_resid_post, D = 128, F = 512, "
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    settings, columns = content["settings"], content["columns"]
+    seconds = ", ".join(f"{name} {own:.0f} s" for name, own in settings["wall_seconds"].items())
+    controls = [f"`{control}` is `{label}`" for label, control in content["controls"].items()]
+    names = dict.fromkeys(name for own in columns.values() for name in own)
+    cells = {
+        name: [f"{own[name]:.3f}" if name in own else "-" for own in columns.values()]
+        for name in names
+    }
+    return [
+        f"{settings['date']}; embedded model, blocks.0.hook_resid_post, D = 128, F = 512, "
         f"k = 16, {STEPS} steps of 1,024 tokens, seed {SEED}; SAE Bench 0.6.0 on the embedded "
-        f"books. Wall time on 2 shared cores, all SAEs: {wall_times(outcome)}.",
+        f"books. Wall time on 2 shared cores, all SAEs: {seconds}.",
         "",
-        table(outcome, "markdown"),
+        *table("", cells, list(columns)),
         "",
         "A column named _topN is the SAE beside it masked to its N most used features, N being how "
         f"many the SAE that uses fewest uses: {'; '.join(controls) or 'no SAE uses more'}. "
@@ -80,17 +101,15 @@ def main():
         "",
         "## What each measure can tell apart at this size",
         "",
-        "| measure | random | TopK | identity | |",
-        "|---|---|---|---|---|",
-        *verdicts(outcome),
+        *table("measure", verdicts(columns), ["random", "TopK", "identity", ""]),
         "",
-        *(f"Could not be had: {line}." for line in outcome.failure_lines()),
+        *(f"Couldn't be measured: {line}." for line in content["failures"]),
         "",
-        *(f"![{figure.stem}](bench_embedded/{figure.name})" for figure in figures),
+        *(f"![{Path(name).stem}](bench_embedded/{name})" for name in content["figures"]),
     ]
-    (RESULTS / "bench_embedded.md").write_text("\n".join(lines).rstrip() + "\n")
-    print("\n".join(lines))
 
+
+STAGES = Stages("better_vsae.bench_embedded", {"train": train_quickstart, "bench": measure}, tables)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

@@ -1,8 +1,9 @@
-"""The sizes and the vSAEs that better_vsae.py searches."""
+"""The sizes and the vSAEs among which search_and_confirm.py searches."""
 
 from typing import Any
 
 from dictionary_learning_ext.config.sae_config import SAEConfig
+from experiments.trained_saes import sae_config
 
 D = 128
 SIZES = {  # F, k, steps
@@ -66,7 +67,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     },
 }
 AT_EVERY_SIZE = ("TopK", "TopK without ReLU", "TopK, AuxK after 1,000 tokens")
-"""TopK, and what may be behind a difference from it: the vSAEs have no ReLU; a more eager AuxK."""
+"""TopK, and two controls: the vSAEs have no ReLU, and AuxK might only have to start earlier."""
 ONLY_AT_SMALL_K = ("selection 0.1, KL 0.1", "selection 0.03, KL 0.3")
 SEARCHED: dict[str, tuple[str, ...]] = {
     "F = 4D, k/F = 1/8": tuple(name for name in CANDIDATES if name not in ONLY_AT_SMALL_K),
@@ -101,8 +102,8 @@ SEARCHED: dict[str, tuple[str, ...]] = {
 def partner_of(size: str, seed: int) -> int:
     """The seed whose SAE a seed's is compared with, in agreement.
 
-    In the search its only other; in the confirmation the next of the eight, but at F = 4D, k/F = 1/8,
-    where the goal hangs on it, one of seeds 8 to 15, which are trained for this alone.
+    In the search that is its only other seed, in the confirmation the next of the eight. At F = 4D,
+    k/F = 1/8 the goal depends on agreement, so seeds 8 to 15 are trained for this alone.
     """
     if seed >= 100:
         return 201 - seed
@@ -117,9 +118,7 @@ def sae_of(settings: dict[str, Any], size: str, seed: int) -> SAEConfig:
         own["sigma"] = (ratio * D / k) ** 0.5
     if (until := own.pop("until", None)) is not None:
         own["noise_anneal_steps"] = int(until * steps)
-    return SAEConfig(
-        k=k, dict_size=dict_size, lr=2e-3, decay_start=steps * 3 // 4, seed=seed, **own
-    )
+    return sae_config(steps, k=k, dict_size=dict_size, seed=seed, **own)
 
 
 def without_noise(settings: dict[str, Any]) -> dict[str, Any]:

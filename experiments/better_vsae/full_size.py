@@ -1,23 +1,21 @@
 """TopK and six settings of the variational SAE at the paper's size, on a real language model: SmolLM2-135M.
 
     python -m experiments.language_models.smollm2 runs/smollm2-135m   # the language model, once
-    python -m experiments.better_vsae.full_size train                    # train, measure, write the page
-    python -m experiments.better_vsae.full_size tables                   # the page again, from the raw results
+    python -m experiments.better_vsae.full_size train     # train, measure, write the page
+    python -m experiments.better_vsae.full_size tables    # write the page again from the raw results
 
     ... train --k 64    # one of the two k; the other in a process of its own beside it
 
 42 SAEs (seven models, k = 64 and 256, three seeds) of F = 4D at blocks.0.hook_resid_post, D = 576, all
 trained on the same batches: those of one buffer for each k, from the same seed. "TopK" is posterior
 point, rectified, beta 0: upstream's TopK to rounding in float32 (tests/test_variational_top_k.py), from
-the same code as the others. Raw figures of every SAE go to results/full_size.json, the page made from
-them to results/full_size.md and .png.
+the same code as the others.
 
-What is trained, or measured, is not done again. A training that was stopped goes on with
-`vsae train --resume runs/full_size/STEPS_steps/kK`; then call this again.
+What is trained or measured is not done again. A training that was stopped continues with
+`vsae train --resume runs/full_size/STEPS_steps/kK`. Then run the stage again.
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -28,16 +26,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext import RunConfig, load_dictionary, train
+from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.activations.run_inputs import held_out, open_model
 from dictionary_learning_ext.activations.text import ContextStream, open_text
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
 from dictionary_learning_ext.evaluation.measure import evaluate
 from dictionary_learning_ext.features.geometry import agreement, dispersion
 from dictionary_learning_ext.run_folder.writing import write_json
-from experiments.pages import RESULTS, about, about_line, spread, table
-from experiments.trained_saes import FIGURES, directions_of, folder_name
+from experiments import raw_results
+from experiments.metrics import LABELS, SHOWN, labels_of
+from experiments.pages import save_plot, spread, table
+from experiments.raw_results import RESULTS, about, about_line
+from experiments.stages import Stages
+from experiments.trained_saes import (
+    directions_of,
+    folder_name,
+    metrics_of,
+    sae_config,
+    train_missing,
+)
 
 D, F, KS, LR, BATCH, PASSES = 576, 2304, (64, 256), 1e-3, 1024, 10
 EVAL_TOKENS, EVAL_DOCUMENTS = 20_000, 6
@@ -56,7 +63,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 """ratio is noise_to_signal = k sigma^2 / D of noise that is annealed to 0 over the first half."""
-DRAWN = {"fve": "FVE", "near_dead_0.1": "near-dead < 0.1"}
+DRAWN = ("fve", "near_dead_0.1")
 
 
 def run_name(model: str, k: int, seed: int) -> str:
@@ -67,17 +74,22 @@ def config_of(model: str, k: int, seed: int, steps: int) -> SAEConfig:
     settings = dict(MODELS[model])
     if (ratio := settings.pop("ratio", None)) is not None:
         settings |= {"sigma": math.sqrt(ratio * D / k), "noise_anneal_steps": steps // 2}
-    return SAEConfig(k=k, dict_size=F, lr=LR, decay_start=steps * 3 // 4, seed=seed, **settings)
+    return sae_config(steps, k=k, dict_size=F, lr=LR, seed=seed, **settings)
 
 
-def measure(arguments: argparse.Namespace, k: int) -> None:
-    """Train and evaluate what is not there yet at this k, and write every SAE's figures."""
+def measure(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    for k in arguments.k:
+        measure_at(arguments, k)
+
+
+def measure_at(arguments: argparse.Namespace, k: int) -> None:
+    """Train and evaluate what is not there yet at this k, and write every SAE's metrics."""
     began = time.monotonic()
     steps, seeds = arguments.tokens // BATCH, range(arguments.seeds)
     folder = arguments.runs / f"{steps}_steps" / f"k{k}"
     cells = [(model, seed) for seed in seeds for model in MODELS]
     saes = {run_name(model, k, seed): config_of(model, k, seed, steps) for model, seed in cells}
-    missing = {n: sae for n, sae in saes.items() if not (folder / n / "ae.pt").exists()}
     run = RunConfig(
         model=arguments.lm,
         text_passes=PASSES,
@@ -87,20 +99,16 @@ def measure(arguments: argparse.Namespace, k: int) -> None:
         dtype="bfloat16",
         eval_tokens=0,  # here it is measured in float32
         save_every="30m",
-        save_dir=str(folder if len(missing) != 1 else folder / next(iter(missing))),
-        overwrite=True,
     )
-    if missing:
-        train(run, missing)
+    train_missing(run, folder, saes, finished="ae.pt")
     text_tokens = evaluate_missing(arguments.lm, [folder / name for name in saes])
     directions = {name: directions_of(folder / name) for name in saes}
     rows = []
     for model, seed in cells:
         own = directions[run_name(model, k, seed)]
         other = directions[run_name(model, k, (seed + 1) % len(seeds))]
-        figures = read_metrics(folder / run_name(model, k, seed))
-        row = {"model": model, "k": k, "seed": seed}
-        row |= {figure: figures[figure] for figure in FIGURES if figure in figures}
+        row: dict[str, Any] = {"model": model, "k": k, "seed": seed}
+        row |= metrics_of(folder / run_name(model, k, seed), SHOWN)
         row |= {"dispersion": dispersion(own @ own.T)[0], "agreement": agreement(own, other)}
         rows.append(row)
     write_rows(arguments.raw, rows, k, steps * BATCH, text_tokens, began)
@@ -110,14 +118,15 @@ def write_rows(
     raw: Path, rows: list[dict[str, Any]], k: int, tokens: int, text_tokens: int, began: float
 ) -> None:
     """Put these rows in place of this k's, beside those of the other k on equally many tokens."""
-    before = json.loads(raw.read_text()) if raw.exists() else None
-    if before is not None and before["settings"]["tokens"] != tokens:
-        before = None
-    others = [row for row in (before or {"rows": []})["rows"] if row["k"] != k]
+    nothing = {"settings": None, "rows": []}
+    before = raw_results.read_or(raw, nothing)
+    if before["settings"] and before["settings"]["tokens"] != tokens:
+        before = nothing
+    others = [row for row in before["rows"] if row["k"] != k]
     chance = np.random.default_rng(0).normal(size=(2, F, D))
     steps = tokens // BATCH
     settings = {
-        **about(began, before and before["settings"]),
+        **about(began, before["settings"]),
         "tokens": tokens,
         "text_tokens": text_tokens,
         "agreement_by_chance": agreement(*chance),
@@ -128,7 +137,7 @@ def write_rows(
         "passages",
     }
     content = {"settings": settings, "rows": sorted(others + rows, key=lambda row: row["k"])}
-    raw.write_text(json.dumps(content, indent=0) + "\n")
+    raw_results.write(raw, content)
 
 
 def evaluate_missing(lm: str, folders: list[Path]) -> int:
@@ -145,8 +154,8 @@ def evaluate_missing(lm: str, folders: list[Path]) -> int:
             dictionaries[str(folder)] = (sae, config["trainer"]["norm_factor"])
     if dictionaries:
         inputs = held_out(run, model, hook, EVAL_TOKENS)
-        for name, figures in evaluate(dictionaries, *inputs, EVAL_TOKENS).items():
-            write_json(Path(name) / "metrics.json", figures)
+        for name, metrics in evaluate(dictionaries, *inputs, EVAL_TOKENS).items():
+            write_json(Path(name) / "metrics.json", metrics)
     text = ContextStream(open_text(run.data), model.tokenizer, run.ctx_len)
     while True:
         try:
@@ -155,9 +164,9 @@ def evaluate_missing(lm: str, folders: list[Path]) -> int:
             return text.tokens_read
 
 
-def values(rows: list[dict[str, Any]], figure: str, model: str, k: int) -> list[float]:
-    """One number a seed."""
-    return [row[figure] for row in rows if (row["model"], row["k"]) == (model, k)]
+def values(rows: list[dict[str, Any]], metric: str, model: str, k: int) -> list[float]:
+    """One number per seed."""
+    return [row[metric] for row in rows if (row["model"], row["k"]) == (model, k)]
 
 
 def tables(content: dict[str, Any]) -> list[str]:
@@ -165,8 +174,6 @@ def tables(content: dict[str, Any]) -> list[str]:
     rows, settings = content["rows"], content["settings"]
     tokens, text_tokens = settings["tokens"], settings["text_tokens"]
     lines = [
-        "`python -m experiments.better_vsae.full_size train`",
-        "",
         f"{about_line(settings)}; {settings['setting']}. All are trained on "
         f"the same {tokens:,} tokens: {tokens / text_tokens:.2f} passes over the shipped books, "
         f"{text_tokens:,} tokens of this model's, in a new order each pass. Mean ± standard "
@@ -184,14 +191,14 @@ def tables(content: dict[str, Any]) -> list[str]:
         "",
     ]
     for k in sorted({row["k"] for row in rows}):
-        cells = {model: [spread(values(rows, f, model, k)) for f in FIGURES] for model in MODELS}
-        lines += [*table(f"k = {k}", cells, list(FIGURES.values())), ""]
+        cells = {model: [spread(values(rows, m, model, k)) for m in SHOWN] for model in MODELS}
+        lines += [*table(f"k = {k}", cells, labels_of(SHOWN)), ""]
     return [*lines, "![FVE and near-dead features of each model, by k](full_size.png)"]
 
 
-def draw(content: dict[str, Any], path: Path) -> None:
+def draw(content: dict[str, Any], page: Path) -> None:
     figure, axes = plt.subplots(1, len(DRAWN), figsize=(8, 3.2), sharey=True)
-    for axis, (name, label) in zip(axes, DRAWN.items(), strict=True):
+    for axis, name in zip(axes, DRAWN, strict=True):
         for k, marker, offset in zip(KS, "os", (-0.12, 0.12), strict=True):
             if not any(row["k"] == k for row in content["rows"]):
                 continue
@@ -204,36 +211,31 @@ def draw(content: dict[str, Any], path: Path) -> None:
                 markersize=4,
                 label=f"k = {k}",
             )
-        axis.set(xlabel=label, yticks=range(len(MODELS)), yticklabels=MODELS)
+        axis.set(xlabel=LABELS[name], yticks=range(len(MODELS)), yticklabels=MODELS)
         axis.grid(axis="y", alpha=0.3)
     axes[0].invert_yaxis()
     axes[0].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    save_plot(figure, page.with_suffix(".png"), dpi=100)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("stage", choices=("train", "tables"))
-    parser.add_argument("--k", type=int, choices=KS, nargs="*", default=KS)
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--k", type=int, choices=KS, nargs="*", default=KS, help="which k to train")
     parser.add_argument("--lm", default="runs/smollm2-135m", help="the language model's folder")
     parser.add_argument("--tokens", type=int, default=2_000_000, help="to train on")
     parser.add_argument("--seeds", type=int, default=3, help="how many, at least 2")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--runs", type=Path, default=Path("runs/full_size"), help="SAEs go here")
-    parser.add_argument("--raw", type=Path, default=RESULTS / "full_size.json")
-    arguments = parser.parse_args()
-    t.set_num_threads(arguments.threads)
-    if arguments.stage == "train":
-        for k in arguments.k:
-            measure(arguments, k)
-    content = json.loads(arguments.raw.read_text(encoding="utf-8"))
-    draw(content, arguments.raw.with_suffix(".png"))
-    lines = tables(content)
-    arguments.raw.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    parser.add_argument("--raw", type=Path, default=RESULTS / "full_size.json", help="raw results")
 
+
+STAGES = Stages(
+    "better_vsae.full_size",
+    {"train": measure},
+    tables,
+    draw,
+    options,
+    raw_of=lambda arguments: arguments.raw,
+)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

@@ -7,7 +7,7 @@ Fetches two Debian packages with `apt-get download` (r-cran-janeaustenr: six nov
 r-cran-tidytext: Wells, Verne and Dickens), reads the R data in them, joins hard-wrapped lines to
 paragraphs and paragraphs to passages of about 2,000 characters that do not cross a chapter, and
 writes embedded/text/books.parquet. Persuasion and the last tenth of each book not by Austen are
-held out. The result is the same each time.
+held out. The result is the same every time.
 """
 
 import re

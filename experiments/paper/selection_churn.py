@@ -1,17 +1,15 @@
 """Does reconstruction fall because noise changes which features win? FVE against selection stability.
 
-    python -m experiments.paper.selection_churn            # train, measure, write; about 5 minutes
-    python -m experiments.paper.selection_churn --tables   # write the page again from the raw results
+    python -m experiments.paper.selection_churn train     # train, measure, write the page
+    python -m experiments.paper.selection_churn tables    # write the page again from the raw results
 
-Six noise levels that stay to the end, on both, on the values, and on the selection; no KL, so that
-noise is all that differs; TopK beside them. All from one buffer, two seeds. Stability is the mean
-Jaccard overlap of TopK(mu) with TopK(mu + sigma eps) on held-out tokens. Raw figures go to
-results/selection_churn.json, the page made from them to results/selection_churn.md and .png.
+Six noise levels that stay to the end, on both, on the values, and on the selection. There is no KL, so
+noise is the only difference. TopK stands beside them. All are trained from one buffer, with two seeds.
+Stability is the mean Jaccard overlap of TopK(mu) with TopK(mu + sigma eps) on held-out tokens.
 """
 
-import json
+import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,73 +18,73 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext import RunConfig, train
-from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
-from experiments.pages import RESULTS, table
+from dictionary_learning_ext import RunConfig
+from experiments import raw_results
+from experiments.metrics import labels_of
+from experiments.pages import each, save_plot, table
+from experiments.raw_results import RESULTS, about_line
+from experiments.stages import Stages
+from experiments.trained_saes import metrics_of, sae_config, train_missing
 
 STEPS, SEEDS, K, D, F = 500, (0, 1), 16, 128, 512
 SIGMAS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 NOISE_ON = ("both", "values", "selection")
-RAW, RUNS = RESULTS / "selection_churn.json", Path("runs/selection_churn")
+METRICS = ("fve", "fve_sampled", "stability_sigma", "near_dead_0.1", "noise_to_signal")
+RUNS = Path("runs/selection_churn")
 
 
-def measure() -> None:
-    shared: dict[str, Any] = {"k": K, "dict_size": F, "lr": 2e-3, "decay_start": STEPS * 3 // 4}
+def measure(_: argparse.Namespace) -> None:
+    t.set_num_threads(2)
     saes, settings = {}, {}
     for seed in SEEDS:
-        saes[f"top_k_seed{seed}"] = SAEConfig(architecture="top_k", seed=seed, **shared)
-        settings[f"top_k_seed{seed}"] = {"noise_on": "TopK", "sigma": 0.0, "seed": seed}
+        shared: dict[str, Any] = {"k": K, "dict_size": F, "seed": seed}
+        name = f"top_k_seed{seed}"
+        saes[name] = sae_config(STEPS, architecture="top_k", **shared)
+        settings[name] = {"noise_on": "TopK", "sigma": 0.0, "seed": seed}
         for noise_on in NOISE_ON:
             for sigma in SIGMAS:
                 name = f"{noise_on}_sigma{sigma}_seed{seed}"
-                saes[name] = SAEConfig(
-                    noise_on=noise_on, sigma=sigma, beta=0.0, seed=seed, **shared
-                )
+                saes[name] = sae_config(STEPS, noise_on=noise_on, sigma=sigma, beta=0.0, **shared)
                 settings[name] = {"noise_on": noise_on, "sigma": sigma, "seed": seed}
-    if not all((RUNS / name / "metrics.json").exists() for name in saes):
-        run = RunConfig(steps=STEPS, save_dir=str(RUNS), overwrite=True, eval_tokens=20_000)
-        train(run, saes)
-    rows = []
-    for name in saes:
-        figures = read_metrics(RUNS / name)
-        wanted = ("fve", "fve_sampled", "stability_sigma", "near_dead_0.1", "noise_to_signal")
-        rows.append(settings[name] | {figure: figures.get(figure) for figure in wanted})
+    folders = train_missing(RunConfig(steps=STEPS, eval_tokens=20_000), RUNS, saes)
+    rows = [
+        settings[name] | dict.fromkeys(METRICS) | metrics_of(folder, METRICS)
+        for name, folder in folders.items()
+    ]
     setting = (
         f"embedded model, blocks.0.hook_resid_post, D = {D}, F = {F}, k = {K}, {STEPS} steps of "
         f"1,024 tokens, lr 2e-3, sqrt_d, no KL, seeds {SEEDS}; 20,000 held-out tokens"
     )
     head = {"date": time.strftime("%Y-%m-%d"), "torch": t.__version__, "setting": setting}
-    RAW.write_text(json.dumps({"settings": head, "rows": rows}, indent=0) + "\n")
+    raw_results.write(RESULTS / "selection_churn.json", {"settings": head, "rows": rows})
 
 
 def page(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
     rows, settings = content["rows"], content["settings"]
 
-    def of(figure: str, noise_on: str, sigma: float) -> str:
-        values = [r[figure] for r in rows if (r["noise_on"], r["sigma"]) == (noise_on, sigma)]
-        return " / ".join("" if value is None else f"{value:.3f}" for value in values)
+    def cells_of(noise_on: str, sigma: float) -> list[str]:
+        own = [r for r in rows if (r["noise_on"], r["sigma"]) == (noise_on, sigma)]
+        return [each([row[metric] for row in own]) for metric in METRICS]
 
-    columns = {
-        "fve": "FVE",
-        "fve_sampled": "FVE, sampled",
-        "stability_sigma": "stability",
-        "near_dead_0.1": "near-dead < 0.1",
-        "noise_to_signal": "noise_to_signal",
-    }
-    cells = {"TopK": [of(figure, "TopK", 0.0) for figure in columns]}
+    cells = {"TopK": cells_of("TopK", 0.0)}
     for noise_on in NOISE_ON:
         for sigma in SIGMAS:
-            cells[f"{noise_on}, sigma {sigma}"] = [of(f, noise_on, sigma) for f in columns]
-    lines = [
-        "`python -m experiments.paper.selection_churn`",
+            cells[f"{noise_on}, sigma {sigma}"] = cells_of(noise_on, sigma)
+    return [
+        f"{about_line(settings)}; {settings['setting']}. One number a seed.",
         "",
-        f"{settings['date']}, torch {settings['torch']}; {settings['setting']}. One number a seed.",
+        *table("noise on", cells, labels_of(METRICS)),
         "",
-        *table("noise on", cells, list(columns.values())),
+        *correlations(rows),
         "",
+        "![FVE against selection stability](selection_churn.png)",
     ]
+
+
+def correlations(rows: list[dict[str, Any]]) -> list[str]:
+    """For each kind of noise, FVE against stability, and what FVE loses at the most."""
+    lines = []
     baseline = statistics.mean(r["fve"] for r in rows if r["noise_on"] == "TopK")
     for noise_on in NOISE_ON:
         own = [r for r in rows if r["noise_on"] == noise_on]
@@ -96,10 +94,10 @@ def page(content: dict[str, Any]) -> list[str]:
             f"over {len(own)} runs; FVE falls by {baseline - min(fve):.3f} from TopK's {baseline:.3f} "
             f"at the most."
         )
-    return [*lines, "", "![FVE against selection stability](selection_churn.png)"]
+    return lines
 
 
-def draw(content: dict[str, Any]) -> None:
+def draw(content: dict[str, Any], page: Path) -> None:
     figure, axis = plt.subplots(figsize=(5, 3.6))
     for noise_on, marker in zip(NOISE_ON, "os^", strict=True):
         own = [r for r in content["rows"] if r["noise_on"] == noise_on]
@@ -111,20 +109,10 @@ def draw(content: dict[str, Any]) -> None:
         )
     axis.set(xlabel="selection stability at the model's sigma", ylabel="FVE at the mean")
     axis.legend()
-    figure.tight_layout()
-    figure.savefig(RESULTS / "selection_churn.png", dpi=110)
+    save_plot(figure, page.with_suffix(".png"), dpi=110)
 
 
-def main() -> None:
-    t.set_num_threads(2)
-    if "--tables" not in sys.argv:
-        measure()
-    content = json.loads(RAW.read_text())
-    draw(content)
-    lines = page(content)
-    (RESULTS / "selection_churn.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-
+STAGES = Stages("paper.selection_churn", {"train": measure}, page, draw)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

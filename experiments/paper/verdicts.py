@@ -4,13 +4,13 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from experiments.paper.raw import RATIOS, Raw
+from experiments.paper.paper_results import RATIOS, PaperResults
 
 Cells = dict[str, list[float]]
-"""By k/F and beta, one number a seed."""
+"""By k/F and beta, one number per seed."""
 KINDS = ("equations", "code")
 SLIGHT = 0.02
-"""What "slightly lower", "minor" and "equal" mean of FVE, here: within so much of TopK's."""
+"""What "slightly lower", "minor" and "equal" mean here: an FVE within this of TopK's."""
 HOLDS, DOES_NOT, OPEN = "holds", "does not hold", "can't be told"
 
 
@@ -39,7 +39,7 @@ def word(for_claim: list[float]) -> str:
 
 
 def judged(for_claim: Cells) -> str:
-    """The verdicts, each with the cells that it is of."""
+    """The verdicts, each with the cells that it applies to."""
     cells: dict[str, list[str]] = {}
     for label, values in for_claim.items():
         cells.setdefault(word(values), []).append(label)
@@ -54,7 +54,7 @@ def minus(own: Cells, other: Cells) -> Cells:
 
 
 def turned(cells: Cells, turn: Callable[[float], float]) -> Cells:
-    """Every number so that the claim's side is above 0."""
+    """Every number turned so that the claim's side is above 0."""
     return {cell: list(map(turn, values)) for cell, values in cells.items()}
 
 
@@ -70,11 +70,11 @@ def cells_of(kind: str) -> dict[str, tuple[str, int, int]]:
 
 
 def against_top_k(
-    raw: Raw, figure: str, turn: Callable[[float], float]
+    raw: PaperResults, metric: str, turn: Callable[[float], float]
 ) -> list[tuple[str, str, str]]:
-    """The vSAEs' differences from TopK, beta 1 unless told; the claim's side is above 0 when turned."""
+    """The vSAEs' differences from TopK, by k/F and beta; `turn` makes the claim's side positive."""
     rows = []
     for kind in KINDS:
-        cells = {label: raw.differences(figure, *cell) for label, cell in cells_of(kind).items()}
+        cells = {label: raw.differences(metric, *cell) for label, cell in cells_of(kind).items()}
         rows.append((kind, shown(cells), judged(turned(cells, turn))))
     return rows

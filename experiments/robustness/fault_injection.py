@@ -1,14 +1,16 @@
 """Does a run that is killed at any moment end as if it had not been? kill -9, many times.
 
-    python -m experiments.robustness.fault_injection        # about 10 minutes on 2 cores
+    python -m experiments.robustness.fault_injection train     # about 10 minutes on 2 cores
+    python -m experiments.robustness.fault_injection tables    # write the page again
 
-One run of two SAEs from one buffer on the embedded language model, killed over and over: a child
-process notes what it is doing (a step, a fill, a save), and is killed a random moment after a kind
-drawn at random begins. Each child resumes where the last was killed. In the end all is compared, to
-the bit, with the same run left alone. Each round of kills ends when the run does; rounds are added
-until there were enough kills.
+One run of two SAEs from one buffer on the embedded language model is killed over and over. A child
+process notes what it is doing: a step, a fill, or a save. One of these is drawn at random, and the
+child is killed a random moment after it begins. The next child resumes where the last was killed. A
+round ends when the run does, and rounds are added until there were enough kills. In the end everything
+must be bit-identical to the same run left alone.
 """
 
+import argparse
 import json
 import multiprocessing
 import random
@@ -17,32 +19,26 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
 import torch as t
-import tyro
 
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
+from experiments import raw_results
+from experiments.raw_results import RESULTS, about_line
+from experiments.stages import Stages
 
 BEGIN, STEP, FILL, SAVE = range(4)
 PHASES = ("begin", "step", "fill", "save")
-RESULTS = Path(__file__).parents[1] / "results" / "fault_injection.md"
+RAW = RESULTS / "fault_injection.json"
 SAES = {
     "top_k": SAEConfig(architecture="top_k", k=16, dict_size=512, lr=2e-3),
     "vsae": SAEConfig(k=16, dict_size=512, lr=2e-3, noise_on="selection", noise_anneal_steps=60),
 }
-
-
-@dataclass
-class Flags:
-    kills: int = 50
-    """At least so many."""
-    seed: int = 0
-    """Of the moments."""
 
 
 def child(settings: dict[str, Any], phase: "Synchronized[int]") -> None:
@@ -104,7 +100,7 @@ def outcome(folder: Path, steps: int) -> dict[str, Any]:
 
 
 def compare(one: Any, other: Any) -> Counter:
-    """How many tensors and other values are equal to the bit, and how many are not."""
+    """How many tensors and other values are bit-identical, and how many are not."""
     if isinstance(one, t.Tensor):
         return Counter({"tensors equal" if t.equal(one, other) else "DIFFERENT": 1})
     if isinstance(one, dict):
@@ -114,7 +110,7 @@ def compare(one: Any, other: Any) -> Counter:
     return Counter({"values equal" if one == other else "DIFFERENT": 1})
 
 
-def main(flags: Flags) -> None:
+def measure(flags: argparse.Namespace) -> None:
     draw = random.Random(flags.seed)
     base = Path(tempfile.mkdtemp())
     run = RunConfig(
@@ -177,27 +173,51 @@ def main(flags: Flags) -> None:
         shutil.rmtree(folder)
     shutil.rmtree(base)
 
+    content = {
+        "settings": {"date": time.strftime("%Y-%m-%d"), "torch": t.__version__},
+        "flags": f"--kills {flags.kills} --seed {flags.seed}",
+        "steps": run.steps,
+        "save_every": run.save_every,
+        "rounds": rounds,
+        "killed": killed,
+        "gaps": gaps,
+        "equal": equal,
+        "lines": lines,
+    }
+    raw_results.write(RAW, content)
+    if gaps or equal["DIFFERENT"]:
+        STAGES.write_page(RAW)
+        raise SystemExit(f"{equal['DIFFERENT']} values are not bit-identical; {gaps} gaps")
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    killed = content["killed"]
     phases = ", ".join(f"{count} in a {name}" for name, count in killed.items())
-    report = [
-        f"{time.strftime('%Y-%m-%d')}, torch {t.__version__}, `python -m experiments.robustness.fault_injection "
-        f"--kills {flags.kills} --seed {flags.seed}`",
+    return [
+        f"{about_line(content['settings'])}, `{content['flags']}`",
         "",
-        f"{killed.total()} kills in {rounds} rounds ({phases}) of a run of {run.steps} steps of two "
-        f"SAEs on the embedded language model, a resume point every {run.save_every} steps.",
+        f"{sum(killed.values())} kills in {content['rounds']} rounds ({phases}) of a run of "
+        f"{content['steps']} steps of two SAEs on the embedded language model, a resume point every "
+        f"{content['save_every']} steps.",
         "",
-        f"- Moments after the first point without a complete one: {gaps}.",
-        "- What the rounds left, against the run left alone (weights, optimiser, counters, "
-        f"generators, text position, metrics): {', '.join(f'{n} {what}' for what, n in equal.items())}.",
+        f"- Moments after the first point without a complete one: {content['gaps']}.",
+        "- What the rounds left, against the run left alone (weights, optimiser, counters, generators, "
+        "text position, metrics): "
+        f"{', '.join(f'{n} {what}' for what, n in content['equal'].items())}.",
         "",
         "```",
-        *lines,
+        *content["lines"],
         "```",
     ]
-    RESULTS.write_text("\n".join(report) + "\n", encoding="utf-8")
-    print("\n".join(report[:6]))
-    if gaps or equal["DIFFERENT"]:
-        raise SystemExit("not equal to the bit")
 
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kills", type=int, default=50, help="at least so many")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+
+
+STAGES = Stages("robustness.fault_injection", {"train": measure}, tables, options=options)
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    STAGES.run()

@@ -1,26 +1,32 @@
 """Does a run ten times longer need more memory? It must not.
 
-    python -m experiments.robustness.memory_of_long_runs     # 5 minutes on 2 cores
+    python -m experiments.robustness.memory_of_long_runs train     # 5 minutes on 2 cores
+    python -m experiments.robustness.memory_of_long_runs tables    # write the page again
 
-Peak resident memory of `vsae train` on the embedded language model, as the operating system has it,
-for runs of 300 and 3,000 steps, each in a process of its own.
+Peak resident memory of `vsae train` on the embedded language model, as the operating system reports
+it, for runs of 300 and 3,000 steps, each in a process of its own.
 """
 
+import argparse
 import os
 import shutil
 import sys
 import tempfile
 import time
-from pathlib import Path
+from typing import Any
 
 import torch
+
+from experiments import raw_results
+from experiments.pages import table
+from experiments.raw_results import RESULTS, about_line
+from experiments.stages import Stages
 
 STEPS = (300, 3000)
 FLAGS = (
     "--dict-size=512 --k=16 --batch-size=512 --n-ctxs=64 --eval-tokens=10000 --save-every=100 "
     "--text-passes=20"
 )
-RESULTS = Path(__file__).parents[1] / "results" / "memory_of_long_runs.md"
 
 
 def peak_mb(steps: int) -> float:
@@ -36,17 +42,25 @@ def peak_mb(steps: int) -> float:
     return usage.ru_maxrss / 1024
 
 
-def main() -> None:
-    lines = [
-        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, `vsae train {FLAGS}`, seed 0",
-        "",
-        "| steps | peak memory, MB |",
-        "|---|---|",
-        *(f"| {steps:,} | {peak_mb(steps):.0f} |" for steps in STEPS),
-    ]
-    RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+def measure(_: argparse.Namespace) -> None:
+    content = {
+        "settings": {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__},
+        "peaks": {steps: peak_mb(steps) for steps in STEPS},
+    }
+    raw_results.write(RESULTS / "memory_of_long_runs.json", content)
 
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    rows = {f"{int(steps):,}": [f"{peak:.0f}"] for steps, peak in content["peaks"].items()}
+    return [
+        f"{about_line(content['settings'])}, `vsae train {FLAGS}`, seed 0",
+        "",
+        *table("steps", rows, ["peak memory, MB"]),
+    ]
+
+
+STAGES = Stages("robustness.memory_of_long_runs", {"train": measure}, tables)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

@@ -1,14 +1,16 @@
 """One shared-buffer sweep against single runs, and the agents' command lines, for real.
 
-    python -m experiments.robustness.sweep_embedded         # about 15 minutes on 2 cores
+    python -m experiments.robustness.sweep_embedded train     # about 15 minutes on 2 cores
+    python -m experiments.robustness.sweep_embedded tables    # write the page again
 
 1. `vsae sweep sweeps/embedded.yaml`: 12 SAEs from one buffer, timed as a process.
-2. The same 12 as wandb's agent runs them: the command line that wandb's own functions make of the
-   file, in child processes with the agent's environment and WANDB_MODE=offline, one after the other,
-   timed; one of them is stopped by SIGTERM and retried.
-3. Both gave the same weights to the bit, and wandb's offline files hold the swept values.
+2. The same 12 as wandb's agent runs them, one after the other, timed. The command line is what
+   wandb's own functions make of the file. Each runs in a child process with the agent's environment
+   and WANDB_MODE=offline. One of them is stopped by SIGTERM and retried.
+3. Both must give bit-identical weights, and wandb's offline files must hold the swept values.
 """
 
+import argparse
 import os
 import signal
 import subprocess
@@ -23,10 +25,13 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from dictionary_learning_ext.sweep.sweep_file import read_sweep
+from experiments import raw_results
+from experiments.pages import table
+from experiments.raw_results import RESULTS, about_line
 from experiments.robustness.wandb_files import logged_config
+from experiments.stages import Stages
 
 SWEEP = Path(__file__).parents[2] / "sweeps" / "embedded.yaml"
-RESULTS = Path(__file__).parents[1] / "results" / "sweep_embedded.md"
 VSAE = "import sys; from dictionary_learning_ext.cli import main; sys.exit(main())"
 
 
@@ -61,7 +66,7 @@ def wait_for_training(folder: Path, others: int, timeout: float = 120) -> None:
     raise TimeoutError(f"{folder}: no run began to train in {timeout} s")
 
 
-def main() -> None:
+def measure(_: argparse.Namespace) -> None:
     assignments = read_sweep(SWEEP).assignments
     base = Path(tempfile.mkdtemp())
     together, single = base / "together", base / "single"
@@ -103,24 +108,42 @@ def main() -> None:
             for path in (folder, together / "runs" / folder.name)
         )
         equal += one.keys() == other.keys() and all(t.equal(one[n], other[n]) for n in one)
-    report = [
-        f"{time.strftime('%Y-%m-%d')}, torch {t.__version__}, {t.get_num_threads()} threads, "
-        "`python -m experiments.robustness.sweep_embedded`, seed 0",
+    content = {
+        "settings": {
+            "date": time.strftime("%Y-%m-%d"),
+            "torch": t.__version__,
+            "threads": t.get_num_threads(),
+        },
+        "saes": len(assignments),
+        "seconds_together": seconds_together,
+        "seconds_single": seconds_single,
+        "equal": equal,
+        "lines": lines,
+    }
+    raw_results.write(RESULTS / "sweep_embedded.json", content)
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    settings, saes = content["settings"], content["saes"]
+    rows = {
+        "`vsae sweep`, one process, one buffer": [f"{content['seconds_together']:.0f}"],
+        f"{saes} runs as wandb's agent starts them": [f"{content['seconds_single']:.0f}"],
+    }
+    return [
+        f"{about_line(settings)}, {settings['threads']} threads, seed 0",
         "",
-        f"| {len(assignments)} SAEs of sweeps/embedded.yaml | seconds |",
-        "|---|---|",
-        f"| `vsae sweep`, one process, one buffer | {seconds_together:.0f} |",
-        f"| {len(assignments)} runs as wandb's agent starts them | {seconds_single:.0f} |",
+        *table(f"{saes} SAEs of sweeps/embedded.yaml", rows, ["seconds"]),
         "",
-        f"Weights equal to the bit: {equal} of {len(assignments)}.",
+        f"Bit-identical weights: {content['equal']} of {saes}.",
         "",
         "```",
-        *lines,
+        *content["lines"],
         "```",
     ]
-    RESULTS.write_text("\n".join(report) + "\n", encoding="utf-8")
-    print("\n".join(report[:8]))
 
+
+STAGES = Stages("robustness.sweep_embedded", {"train": measure}, tables)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

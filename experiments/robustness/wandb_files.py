@@ -44,7 +44,7 @@ def history(path: Path) -> list[dict[str, Any]]:
 
 
 def logged_config(path: Path) -> dict[str, Any]:
-    """The run's configuration, as it was in the end."""
+    """The run's configuration at the end of the run."""
     found: dict[str, Any] = {}
     for record in records(path):
         kind = record.WhichOneof("record_type")

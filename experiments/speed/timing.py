@@ -1,14 +1,42 @@
-"""Times of functions that take turns in one process, and what was measured on."""
+"""What the benchmarks of a step share: its trainer's arguments, timing in turns, the machine's line."""
 
 import importlib.metadata
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch as t
 
-from experiments.pages import commit
+from experiments.raw_results import commit
+
+SEED = 0
+
+
+def trainer_arguments(activation_dim: int, dict_size: int, k: int) -> dict[str, Any]:
+    """Of upstream's TopKTrainer and of VariationalTopKTrainer."""
+    return {
+        "steps": 10**6,
+        "activation_dim": activation_dim,
+        "dict_size": dict_size,
+        "k": k,
+        "layer": 0,
+        "lm_name": "none",
+        "warmup_steps": 10,
+        "seed": SEED,
+        "device": "cpu",
+    }
+
+
+def activations(batch: int, activation_dim: int) -> t.Tensor:
+    return t.randn(batch, activation_dim, generator=t.Generator().manual_seed(SEED))
+
+
+def update(trainer: Any, x_BD: t.Tensor) -> Callable[[], object]:
+    """A function that takes the trainer's next step."""
+    steps = iter(range(10**6))
+    return lambda: trainer.update(next(steps), x_BD)
 
 
 def medians(
@@ -16,8 +44,8 @@ def medians(
 ) -> dict[str, float]:
     """The median milliseconds of each function, over `rounds * counted` calls.
 
-    They take turns. A turn begins with a call that is not counted: it pays for the pages and the
-    caches that the one before it took. The first round is not counted either.
+    They take turns. Each turn begins with a call that is not counted: it pays for the pages and the
+    caches that the previous function took. The first round is not counted either.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for round_ in range(rounds + 1):

@@ -1,33 +1,44 @@
-"""What decides in better_vsae.py: the measures, their margins, the rule that picks, and the tests.
+"""What decides in search_and_confirm.py: the measures, their margins, the rule that picks, the tests.
 
-All of it was committed before the confirmation of a size ran, but for what RESULTS.md names.
+All of it was committed before the confirmation of a size ran, except for what RESULTS.md names.
 """
 
 import statistics
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from experiments.better_vsae.candidates import SIZES
+from experiments.metrics import LABELS
 from experiments.paired_tests import holm, sign_flip
-from experiments.trained_saes import FIGURES
 
 SEARCH_SEEDS, CONFIRM_SEEDS = (100, 101), (0, 1, 2, 3, 4, 5, 6, 7)
 LEVEL = 0.05
 
-# Each measure: where more is better its sign is 1; the margin within which it is "no worse".
-MEASURES: dict[str, tuple[str, int, float]] = {
-    "fve": (FIGURES["fve"], 1, 0.005),
-    "frac_recovered": (FIGURES["frac_recovered"], 1, 0.005),
-    "near_dead_0.1": (FIGURES["near_dead_0.1"], -1, 0.01),
-    "near_dead_0.5": (FIGURES["near_dead_0.5"], -1, 0.01),
-    "agreement": (FIGURES["agreement"], 1, 0.01),
-    "excess": ("agreement - within", 1, 0.01),
-    "stability_rms": (FIGURES["stability_rms"], 1, 0.01),
-    "scr": ("SCR, N = 2 and 5", 1, 0.05),
-    "scr_matched": ("SCR, size-matched", 1, 0.05),
-    "tpp": ("TPP, all N", 1, 0.02),
-    "tpp_matched": ("TPP, size-matched", 1, 0.02),
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric that the goal, or its discussion, looks at."""
+
+    sign: int
+    """1 where more is better, -1 where less is."""
+    margin: float
+    """Within so much of TopK's it is "no worse"."""
+
+
+MEASURES = {
+    "fve": Measure(1, 0.005),
+    "frac_recovered": Measure(1, 0.005),
+    "near_dead_0.1": Measure(-1, 0.01),
+    "near_dead_0.5": Measure(-1, 0.01),
+    "agreement": Measure(1, 0.01),
+    "excess": Measure(1, 0.01),
+    "stability_rms": Measure(1, 0.01),
+    "scr": Measure(1, 0.05),
+    "scr_matched": Measure(1, 0.05),
+    "tpp": Measure(1, 0.02),
+    "tpp_matched": Measure(1, 0.02),
 }
 FAMILIES = {
     "near-dead": ("near_dead_0.1", "near_dead_0.5"),
@@ -35,20 +46,20 @@ FAMILIES = {
     "TPP": ("tpp",),
     "agreement of seeds": ("agreement",),
 }
-"""The goal's own measures, those that measure much the same together: no worse than TopK on all, better
-than TopK and point in two families."""
+"""The goal's own measures; a family's members measure much the same. The goal: no worse than TopK on all,
+and better than both TopK and point in two families."""
 NO_WORSE = tuple(name for family in FAMILIES.values() for name in family)
 OF_PAIRS = ("agreement", "excess")
 """Measured between two seeds' SAEs."""
 
 
 def means_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """By model, each figure's mean over seeds."""
+    """By model, each metric's mean over seeds."""
     found: dict[str, dict[str, float]] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == model]
-        figures = [n for n in (*MEASURES, "within", "noise_to_signal") if own[0].get(n) is not None]
-        found[model] = {name: statistics.mean(row[name] for row in own) for name in figures}
+        names = [n for n in (*MEASURES, "within", "noise_to_signal") if own[0].get(n) is not None]
+        found[model] = {name: statistics.mean(row[name] for row in own) for name in names}
     return found
 
 
@@ -62,24 +73,24 @@ def pick(rows: list[dict[str, Any]], size: str) -> str:
     best, best_gain = "", -np.inf
     for model, own in means.items():
         loss = means["TopK"]["fve"] - own["fve"]
-        if own["noise_to_signal"] < 0.01 or loss > 0.6 * MEASURES["fve"][2]:
+        if own["noise_to_signal"] < 0.01 or loss > 0.6 * MEASURES["fve"].margin:
             continue
         gain = sum(
-            sign * (own[name] - means["TopK"][name]) / margin
-            for name, (_, sign, margin) in MEASURES.items()
+            measure.sign * (own[name] - means["TopK"][name]) / measure.margin
+            for name, measure in MEASURES.items()
             if name in ("near_dead_0.1", "near_dead_0.5", "agreement")
         )
         if gain > best_gain:
             best, best_gain = model, gain
     if not best:
         raise SystemExit(
-            f"{size}: no sampled candidate keeps TopK's FVE; add weaker ones to SEARCHED"
+            f"{size}: no sampled candidate keeps TopK's FVE; add weaker ones to SEARCHED in candidates.py"
         )
     return best
 
 
 def merged(rows: list[dict[str, Any]], size: str) -> list[dict[str, Any]]:
-    """A size's confirmation, with SAE Bench's figures where they were had."""
+    """A size's confirmation, with SAE Bench's metrics where they were measured."""
     own = [row for row in rows if row["size"] == size]
     benched = {(row["model"], row["seed"]): row for row in own if row["stage"] == "bench"}
     return [
@@ -94,8 +105,8 @@ def merged(rows: list[dict[str, Any]], size: str) -> list[dict[str, Any]]:
 def paired(rows: list[dict[str, Any]], name: str, model: str, other: str) -> list[float]:
     """Model minus other, seed by seed, signed so that more is better.
 
-    Of what is measured between two seeds' SAEs, only pairs of which no SAE is in an earlier one: the
-    others are not independent.
+    A metric between two seeds' SAEs is taken only from pairs that share no SAE with an earlier pair:
+    the others are not independent.
     """
     by_seed = {(row["model"], row["seed"]): row for row in rows}
     seeds, used = [], set()
@@ -104,7 +115,7 @@ def paired(rows: list[dict[str, Any]], name: str, model: str, other: str) -> lis
         if not pair & used:
             seeds.append(seed)
             used |= pair
-    sign = MEASURES[name][1]
+    sign = MEASURES[name].sign
     return [sign * (by_seed[model, s][name] - by_seed[other, s][name]) for s in seeds]
 
 
@@ -117,7 +128,7 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     names = [name for name in MEASURES if all(row.get(name) is not None for row in rows)]
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        margin = MEASURES[name][2]
+        margin = MEASURES[name].margin
         over = {other: paired(rows, name, "sampled", other) for other in ("TopK", "point")}
         found[name] = {
             "over": over,
@@ -148,10 +159,10 @@ def is_reached(found: dict[str, dict[str, Any]]) -> bool | None:
 def conclusion(found: dict[str, dict[str, Any]]) -> str:
     """Whether the goal is reached at one size, and why."""
     needed = ("fve", *NO_WORSE)
-    missing = [MEASURES[name][0] for name in needed if name not in found]
+    missing = [LABELS[name] for name in needed if name not in found]
     measured = [name for name in needed if name in found]
-    worse = [MEASURES[n][0] for n in measured if found[n]["no_worse"] > LEVEL]
-    better = [MEASURES[n][0] for n in measured if found[n].get("corrected", 1.0) <= LEVEL]
+    worse = [LABELS[n] for n in measured if found[n]["no_worse"] > LEVEL]
+    better = [LABELS[n] for n in measured if found[n].get("corrected", 1.0) <= LEVEL]
     word = {True: "**reached**", False: "**missed**", None: "**open**"}[is_reached(found)]
     held = f"not shown on {', '.join(worse)}" if worse else "on all that was measured"
     unmeasured = f"; not measured: {', '.join(missing)}" if missing else ""

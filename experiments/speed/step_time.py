@@ -1,6 +1,7 @@
 """How long one training step takes: ours, upstream's, SAELens's and sparsify's, in one process.
 
-    python -m experiments.speed.step     # about 4 minutes
+    python -m experiments.speed.step_time bench     # about 4 minutes
+    python -m experiments.speed.step_time tables    # write the page again
 
 SAELens and sparsify are measured where they are installed: `pip install sae-lens`, and
 `pip install --no-deps eai-sparsify` with `natsort simple-parsing schedulefree`. A step is forward,
@@ -8,10 +9,9 @@ backward, the library's own constraints, clipping and optimiser. sparsify's fast
 Each k is measured in a process of its own.
 """
 
+import argparse
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +19,20 @@ import torch as t
 from dictionary_learning.trainers.top_k import TopKTrainer
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from experiments.pages import table, write
-from experiments.speed.timing import header, medians
+from experiments import raw_results
+from experiments.pages import table
+from experiments.raw_results import RESULTS
+from experiments.speed.timing import (
+    SEED,
+    activations,
+    header,
+    medians,
+    trainer_arguments,
+    update,
+)
+from experiments.stages import Stages, in_child
 
-BATCH, D, F, SEED = 2048, 512, 2048, 0
+BATCH, D, F, KS = 2048, 512, 2048, (64, 512)
 OURS: dict[str, dict[str, Any]] = {
     "fixed, noise on both": {},
     "fixed, noise on values": {"noise_on": "values"},
@@ -79,34 +89,18 @@ def baselines(k: int, x_BD: t.Tensor) -> dict[str, Callable[[], object]]:
 
 
 def common(k: int) -> dict[str, Any]:
-    return {
-        "steps": 10**6,
-        "activation_dim": D,
-        "dict_size": F,
-        "k": k,
-        "layer": 0,
-        "lm_name": "none",
-        "warmup_steps": 10,
-        "threshold_start_step": 0,
-        "seed": SEED,
-        "device": "cpu",
-    }
+    return trainer_arguments(D, F, k) | {"threshold_start_step": 0}
 
 
-def update(trainer: Any, x_BD: t.Tensor) -> Callable[[], object]:
-    steps = iter(range(10**6))
-    return lambda: trainer.update(next(steps), x_BD)
-
-
-def measure(k: int) -> dict[str, list[str]]:
+def times(k: int) -> dict[str, list[float]]:
     """Each row's milliseconds, and over upstream's and SAELens's, measured in turns with it."""
-    x_BD = t.randn(BATCH, D, generator=t.Generator().manual_seed(SEED))
+    x_BD = activations(BATCH, D)
     others = baselines(k, x_BD)
     reference = {name: others[name] for name in list(others)[:2]}
 
-    def cells(name: str, milliseconds: dict[str, float]) -> list[str]:
+    def cells(name: str, milliseconds: dict[str, float]) -> list[float]:
         value = milliseconds[name]
-        return [f"{value:.0f}", *(f"{value / milliseconds[other]:.2f}" for other in reference)]
+        return [value, *(value / milliseconds[other] for other in reference)]
 
     rows = {}
     alone = medians(others)
@@ -123,25 +117,16 @@ def measure(k: int) -> dict[str, list[str]]:
     return rows
 
 
-def main() -> None:
+def print_times(k: str) -> str:
+    """In this process: one k's rows, as JSON."""
     t.set_num_threads(2)
     t.manual_seed(SEED)
-    if len(sys.argv) == 2:
-        print(json.dumps(measure(int(sys.argv[1]))))
-        return
-    at_64, at_512 = (
-        json.loads(
-            subprocess.run(
-                [sys.executable, __file__, str(k)], check=True, capture_output=True, text=True
-            ).stdout.splitlines()[-1]
-        )
-        for k in (64, 512)
-    )
-    columns = [
-        name
-        for k in (64, 512)
-        for name in (f"k={k}, ms", "/ upstream", "/ SAELens")[: len(at_64["upstream TopK"])]
-    ]
+    return json.dumps(times(int(k)))
+
+
+def measure(_: argparse.Namespace) -> None:
+    t.set_num_threads(2)
+    by_k = {str(k): json.loads(in_child(STAGES.name, "bench", "--only", str(k))) for k in KS}
     packages = [
         name
         for name, module in (
@@ -155,18 +140,38 @@ def main() -> None:
     setting = (
         f"B={BATCH} D={D} F={F}, seed {SEED}, medians of 20, each row in turns with the baselines"
     )
-    lines = [
-        "`python -m experiments.speed.step`",
-        "",
-        header(setting, *packages) + "; the other libraries in fp32 unless said",
-        "",
-        *table("one update", {name: at_64[name] + at_512[name] for name in at_64}, columns),
-        "",
-        "A trainer of ours has glibc keep freed memory (`trainers/scratch.py`), which may speed up "
-        "what else runs in the process too: hence the first rows.",
-    ]
-    write("benchmark_step.md", lines)
+    content = {"header": header(setting, *packages), "by_k": by_k}
+    raw_results.write(RESULTS / "benchmark_step.json", content)
 
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    by_k: dict[str, dict[str, list[float]]] = content["by_k"]
+
+    def cells(name: str) -> list[str]:
+        return [
+            text
+            for rows in by_k.values()
+            for text in (f"{rows[name][0]:.0f}", *(f"{ratio:.2f}" for ratio in rows[name][1:]))
+        ]
+
+    columns = [
+        column
+        for k, rows in by_k.items()
+        for column in (f"k={k}, ms", "/ upstream", "/ SAELens")[: len(rows["upstream TopK"])]
+    ]
+    names = next(iter(by_k.values()))
+    return [
+        content["header"] + "; the other libraries in fp32 unless said",
+        "",
+        *table("one update", {name: cells(name) for name in names}, columns),
+        "",
+        "A trainer of ours has glibc keep freed memory (`trainers/kernels/scratch.py`), which may speed "
+        "up what else runs in the process too: hence the first rows.",
+    ]
+
+
+STAGES = Stages("speed.step_time", {"bench": measure}, tables, child=print_times)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

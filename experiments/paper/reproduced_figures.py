@@ -13,7 +13,9 @@ import numpy as np
 from sklearn.metrics import silhouette_score
 
 from dictionary_learning_ext.report.analysis import ReportOptions, analyse
-from experiments.paper.raw import AS_STATED, Raw
+from experiments.metrics import LABELS
+from experiments.pages import save_plot
+from experiments.paper.paper_results import AS_STATED, PaperResults
 
 NAMES = ("figure_3", "figure_4_5", "figure_8_9", "figure_10_11")
 MAP_TOKENS = 20_000
@@ -54,23 +56,20 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
 
 def draw(content: dict[str, Any], folder: Path) -> None:
     """Write the figures that the raw results carry."""
-    folder.mkdir(parents=True, exist_ok=True)
     drawn = {"figure_3": figure_3(content), "figure_8_9": figure_8_9(content["maps"])}
     drawn["figure_10_11"] = figure_10_11([row for row in content["maps"] if "map" in row])
     if content["bench"]:
         drawn["figure_4_5"] = figure_4_5(content)
     for name, figure in drawn.items():
-        figure.tight_layout()
-        figure.savefig(folder / f"{name}.png", dpi=75)
-        plt.close(figure)
+        save_plot(figure, folder / f"{name}.png", dpi=75)
 
 
 def figure_3(content: dict[str, Any]) -> Any:
     """CE score, FVE, cosine and living features against k/F, mean and spread over seeds."""
-    raw, ratios = Raw(content), (32, 16, 8, 4)
-    shown = {"frac_recovered": "CE recovered", "fve": "FVE", "cossim": "cosine", "alive": "alive"}
+    raw, ratios = PaperResults(content), (32, 16, 8, 4)
+    shown = ("frac_recovered", "fve", "cossim", "alive")
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
-    for axis, (name, label) in zip(axes, shown.items(), strict=True):
+    for axis, name in zip(axes, shown, strict=True):
         for model in AS_STATED:
             values = np.array([raw.of(name, model, 4, ratio) for ratio in ratios])
             axis.errorbar(
@@ -81,14 +80,19 @@ def figure_3(content: dict[str, Any]) -> Any:
                 marker="o",
                 label=model,
             )
-        axis.set(title=label, xticks=range(4), xticklabels=[f"1/{r}" for r in ratios], xlabel="k/F")
+        axis.set(
+            title=LABELS[name],
+            xticks=range(4),
+            xticklabels=[f"1/{r}" for r in ratios],
+            xlabel="k/F",
+        )
     axes[0].legend()
     return figure
 
 
 def figure_4_5(content: dict[str, Any]) -> Any:
     """SCR, TPP, TPP's intended and unintended effects against N, at k/F = 1/8."""
-    raw = Raw(content)
+    raw = PaperResults(content)
     shown = {"scr": "SCR", "tpp": "TPP", "tpp_intended": "intended", "tpp_unintended": "unintended"}
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     for axis, (name, label) in zip(axes, shown.items(), strict=True):

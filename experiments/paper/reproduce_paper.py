@@ -1,22 +1,21 @@
 """The paper's comparison, matched: TopK against its vSAE, at its k/F, over several seeds.
 
-    python -m experiments.paper.reproduce train    # every SAE and its figures
-    python -m experiments.paper.reproduce bench    # SCR, TPP, sparse probing; needs [saebench]
-    python -m experiments.paper.reproduce tables   # write the pages again from the raw results
+    python -m experiments.paper.reproduce_paper train    # every SAE and its metrics
+    python -m experiments.paper.reproduce_paper bench    # SCR, TPP, sparse probing; needs [saebench]
+    python -m experiments.paper.reproduce_paper tables   # write the pages again from the raw results
 
     ... train --lm FOLDER                  # another language model, from a local folder
-    ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; wants a GPU
+    ... train --lm EleutherAI/pythia-70m   # the paper's: TinyStories, 20,000 steps; needs a GPU
 
 TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and of its public code
 (point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
 k/F = 1/32 with F = 16D, the other reading of its dictionary. Everything else is shared: batches,
-initial weights of a seed, optimiser, AuxK. Raw figures of every SAE go to results/reproduce_paper.json;
-the page to results/reproduce_paper.md, with the claims (paper_claims.py) and figures 3 to 5 and 8 to 11.
+initial weights of a seed, optimiser, AuxK. The page holds the claims (paper_claims.py) and the paper's
+figures 3 to 5 and 8 to 11. Another language model's results go to files that carry its name.
 """
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,25 @@ from typing import Any
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext import RunConfig, train
+from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.run_inputs import open_model
 from dictionary_learning_ext.config.presets import PRESETS
-from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
 from dictionary_learning_ext.features.geometry import agreement, dispersion
-from experiments.pages import RESULTS, about, about_line, spread, table
-from experiments.paper import claims as paper_claims
-from experiments.paper import figures as paper_figures
-from experiments.paper.raw import AS_STATED, BENCHED, Raw
-from experiments.trained_saes import FIGURES, benched, directions_of, folder_name
+from experiments import raw_results
+from experiments.metrics import SHOWN, labels_of
+from experiments.pages import spread, table
+from experiments.paper import paper_claims, reproduced_figures
+from experiments.paper.paper_results import AS_STATED, BENCHED, PaperResults
+from experiments.raw_results import RESULTS, about, about_line
+from experiments.stages import Stages
+from experiments.trained_saes import (
+    benched,
+    directions_of,
+    folder_name,
+    metrics_of,
+    sae_config,
+    train_missing,
+)
 
 SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
 MODELS: dict[str, dict[str, Any]] = {
@@ -62,8 +69,8 @@ GRID: dict[tuple[int, int], tuple[str, ...]] = {  # (F/D, F/k): models
 
 
 def run_of(lm: str) -> RunConfig:
-    """The paper's settings if its language model is named; else minutes on the embedded text."""
-    shared: dict[str, Any] = {"eval_tokens": EVAL_TOKENS, "overwrite": True, "log_steps": 500}
+    """The paper's settings for its language model; shorter runs on the embedded text for any other."""
+    shared: dict[str, Any] = {"eval_tokens": EVAL_TOKENS, "log_steps": 500}
     if lm == PRESETS["paper"]["model"]:
         names = ("model", "data", "hook", "steps", "dtype", "n_ctxs", "ctx_len", "batch_size")
         device = "cuda" if t.cuda.is_available() else "cpu"
@@ -72,7 +79,7 @@ def run_of(lm: str) -> RunConfig:
 
 
 def place_of(lm: str) -> tuple[Path, Path]:
-    """Where the SAEs of a language model lie, and their raw figures."""
+    """Where the SAEs of a language model are, and their raw results."""
     suffix = "" if lm == "embedded" else "_" + Path(lm).name
     return Path(f"runs/reproduce_paper{suffix}"), RESULTS / f"reproduce_paper{suffix}.json"
 
@@ -81,14 +88,15 @@ def name_of(model: str, k: int, seed: int) -> str:
     return folder_name(model, f"k{k}", f"seed{seed}")
 
 
-def measure(lm: str) -> None:
-    """Train what is not there yet, and write every SAE's figures."""
+def measure(arguments: argparse.Namespace) -> None:
+    """Train what is not there yet, and write every SAE's metrics."""
+    lm = arguments.lm
     began, run, raw = time.monotonic(), run_of(lm), place_of(lm)[1]
-    before = json.loads(raw.read_text()) if raw.exists() else {}
+    before = raw_results.read_or(raw, {})
     width = open_model(run)[1].activation_dim
     rows: list[dict[str, Any]] = []
     for multiple in sorted({multiple for multiple, _ in GRID}):
-        folders = train_missing(lm, run, multiple, multiple * width)
+        folders = train_cells(lm, run, multiple, multiple * width)
         rows += rows_of(folders, multiple)
     chance = np.random.default_rng(0).normal(size=(2, 16 * width, width))
     settings = {
@@ -101,13 +109,13 @@ def measure(lm: str) -> None:
     }
     content = {"settings": settings, "rows": rows, "bench": before.get("bench", [])}
     content["maps"] = maps_of(lm, width)
-    raw.write_text(json.dumps(content, indent=0) + "\n")
+    raw_results.write(raw, content)
 
 
-def train_missing(
+def train_cells(
     lm: str, run: RunConfig, multiple: int, dict_size: int
 ) -> dict[tuple[str, int, int], Path]:
-    """Train what is not there of F = multiple x D, all from one buffer; the folders, by cell and seed."""
+    """Train the missing SAEs of F = multiple x D, all from one buffer; all folders, by cell and seed."""
     cells = [(m, ratio) for (own, ratio), models in GRID.items() if own == multiple for m in models]
     folder = place_of(lm)[0] / f"F{dict_size}"
     folders = {
@@ -115,31 +123,28 @@ def train_missing(
         for model, ratio in cells
         for seed in SEEDS
     }
-    missing = {
-        path.name: SAEConfig(
+    lr = 2e-3 if run.steps <= 1000 else 5e-4
+    saes = {
+        path.name: sae_config(
+            run.steps,
             k=dict_size // ratio,
             dict_size=dict_size,
-            lr=2e-3 if run.steps <= 1000 else 5e-4,
-            decay_start=run.steps * 3 // 4,
+            lr=lr,
             seed=seed,
             **MODELS[model],
         )
         for (model, ratio, seed), path in folders.items()
-        if not (path / "metrics.json").exists()
     }
-    if missing:
-        target = folder if len(missing) > 1 else folder / next(iter(missing))
-        train(RunConfig(**{**run.__dict__, "save_dir": str(target)}), missing)
+    train_missing(run, folder, saes)
     return folders
 
 
 def rows_of(folders: dict[tuple[str, int, int], Path], multiple: int) -> list[dict[str, Any]]:
-    """The figures of every SAE, and of its decoder directions."""
+    """The metrics of every SAE, and of its decoder directions."""
     rows, directions = [], {cell: directions_of(path) for cell, path in folders.items()}
     for (model, ratio, seed), path in folders.items():
         row = {"model": model, "multiple": multiple, "ratio": ratio, "seed": seed}
-        figures = read_metrics(path)
-        row |= {figure: figures[figure] for figure in FIGURES if figure in figures}
+        row |= metrics_of(path, SHOWN)
         own = directions[model, ratio, seed]
         other = directions[model, ratio, SEEDS[(SEEDS.index(seed) + 1) % len(SEEDS)]]
         cosines = own @ own.T
@@ -157,7 +162,7 @@ def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
     k, rows = 4 * width // 8, []
     for seed in SEEDS:
         folders = [runs / f"F{4 * width}" / name_of(model, k, seed) for model in AS_STATED]
-        found = paper_figures.measure(folders, seed)
+        found = reproduced_figures.measure(folders, seed)
         rows += [
             {"model": model, "seed": seed} | own
             for model, own in zip(AS_STATED, found, strict=True)
@@ -165,12 +170,13 @@ def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
     return rows
 
 
-def bench_as_stated(lm: str) -> None:
-    """SAE Bench of the paper's two settings in figures 4 and 5, with the size-matched control."""
+def bench_as_stated(arguments: argparse.Namespace) -> None:
+    """SAE Bench of the paper's two models at the k/F of figures 4 and 5, with the size-matched control."""
     from dictionary_learning_ext.sae_bench.comparison_table import curve, metrics
 
+    lm = arguments.lm
     runs, raw = place_of(lm)
-    content = json.loads(raw.read_text())
+    content = raw_results.read(raw)
     width = open_model(run_of(lm))[1].activation_dim
     rows = content["bench"]
     done = {(row["ratio"], row["seed"]) for row in rows}
@@ -190,16 +196,14 @@ def bench_as_stated(lm: str) -> None:
             row["tpp_unintended"] = curve(own["tpp"], "unintended_diff_only")
             row["probing"] = metrics(own["sparse_probing"], "sae")["sae_top_1_test_accuracy"]
             rows.append(row)
-        raw.write_text(json.dumps(content, indent=0) + "\n")
+        raw_results.write(raw, content)
 
 
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
-    raw, settings = Raw(content), content["settings"]
+    raw, settings = PaperResults(content), content["settings"]
     chance = settings["agreement_by_chance"].items()
     lines = [
-        "`python -m experiments.paper.reproduce train`, `bench`",
-        "",
         f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
         "deviation over seeds; all seeds see the same batches. `equations` is the vSAE of the paper's "
         "equations, `code` what its public code ran. Agreement of seeds is the mean cosine of decoder "
@@ -210,24 +214,24 @@ def tables(content: dict[str, Any]) -> list[str]:
     ]
     for (multiple, ratio), models in GRID.items():
         rows = {
-            model: [spread(raw.of(figure, model, multiple, ratio)) for figure in FIGURES]
+            model: [spread(raw.of(metric, model, multiple, ratio)) for metric in SHOWN]
             for model in models
         }
         corner = f"F = {multiple}D, k/F = 1/{ratio}"
-        lines += [*table(corner, rows, list(FIGURES.values())), ""]
+        lines += [*table(corner, rows, labels_of(SHOWN)), ""]
     if content["bench"]:
         lines += [*bench_tables(raw), ""]
     lines += ["## Claim by claim", ""]
     lines += [
-        paper_claims.LEGEND,
+        paper_claims.legend(raw),
         "",
         *paper_claims.claims_table(raw),
     ]
     lines += ["", "## Its figures, from these runs", ""]
-    return lines + [f"![{name}](reproduce_paper/{name}.png)" for name in paper_figures.NAMES]
+    return lines + [f"![{name}](reproduce_paper/{name}.png)" for name in reproduced_figures.NAMES]
 
 
-def bench_tables(raw: Raw) -> list[str]:
+def bench_tables(raw: PaperResults) -> list[str]:
     """SCR, TPP and probing, by k/F and N."""
     lines = []
     for ratio in BENCHED:
@@ -242,22 +246,22 @@ def bench_tables(raw: Raw) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore
-    parser.add_argument("stage", choices=("train", "bench", "tables"))
-    parser.add_argument("--lm", default="embedded", help="embedded, a folder, or a name on the hub")
-    arguments = parser.parse_args()
-    if arguments.stage == "train":
-        measure(arguments.lm)
-    elif arguments.stage == "bench":
-        bench_as_stated(arguments.lm)
-    raw = place_of(arguments.lm)[1]
-    content = json.loads(raw.read_text())
-    paper_figures.draw(content, raw.with_suffix(""))
-    lines = tables(content)
-    raw.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+def draw(content: dict[str, Any], page: Path) -> None:
+    reproduced_figures.draw(content, page.with_suffix(""))
 
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lm", default="embedded", help="embedded, a folder, or a name on the hub")
+
+
+STAGES = Stages(
+    "paper.reproduce_paper",
+    {"train": measure, "bench": bench_as_stated},
+    tables,
+    draw,
+    options,
+    raw_of=lambda arguments: place_of(arguments.lm)[1],
+)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

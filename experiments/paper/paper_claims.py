@@ -1,14 +1,13 @@
-"""Every claim of the paper beside what reproduce_paper.py measured, from the raw results alone."""
+"""Every claim of the paper, beside what reproduce_paper.py measured; from the raw results alone."""
 
-import json
 import statistics
 from operator import neg, pos
 
-from experiments.better_vsae import goal as vsae_goal
-from experiments.pages import RESULTS, spread
-from experiments.paper import claims_ablation as paper_ablation
-from experiments.paper import claims_organisation as paper_organisation
-from experiments.paper.raw import AS_STATED, RATIOS, Raw
+from experiments import raw_results
+from experiments.better_vsae import success_criteria
+from experiments.pages import spread
+from experiments.paper import claims_ablation, claims_organisation
+from experiments.paper.paper_results import AS_STATED, RATIOS, PaperResults
 from experiments.paper.verdicts import (
     KINDS,
     OPEN,
@@ -21,22 +20,28 @@ from experiments.paper.verdicts import (
     shown,
     turned,
 )
+from experiments.raw_results import RESULTS
 
-LEGEND = (
-    "Numbers are means over seeds, minus TopK's unless told; beta is 1 unless told, which is ours: the "
-    "paper names none. A claim **holds** where every seed shows it and **does not hold** where none does "
-    "(p = 1/32 either way, one-sided sign-flip, not corrected for the number of claims); else it **can't "
-    "be told**."
-)
 WIDE = 16, 32  # F/D, F/k of the other reading of its dictionary
 ON_SELECTED = "code, KL on selected, beta 1"
 
 
-def reconstruction(raw: Raw) -> list[Claim]:
+def legend(raw: PaperResults) -> str:
+    """How to read the table of claims."""
+    least = 2 ** len(raw.of("fve", "TopK", 4, 8))
+    return (
+        "Numbers are means over seeds, minus TopK's unless they say otherwise. Default: beta = 1, which is "
+        "ours, as the paper names none. A claim **holds** where every seed shows it and **does not hold** "
+        f"where none does (p = 1/{least} either way, one-sided sign-flip, not corrected for the number of "
+        "claims); else it **can't be told**."
+    )
+
+
+def reconstruction(raw: PaperResults) -> list[Claim]:
     """Section 4.1, figure 3; and what the conclusion makes of it."""
 
-    def within(figure: str) -> list[tuple[str, str, str]]:
-        return against_top_k(raw, figure, lambda d: SLIGHT - abs(d))
+    def within(metric: str) -> list[tuple[str, str, str]]:
+        return against_top_k(raw, metric, lambda d: SLIGHT - abs(d))
 
     return [
         Claim(
@@ -57,7 +62,7 @@ def reconstruction(raw: Raw) -> list[Claim]:
     ]
 
 
-def _sampled(raw: Raw) -> Claim:
+def _sampled(raw: PaperResults) -> Claim:
     """With little KL the mean is not what the sampled model learned to decode."""
     cells = {
         label: [
@@ -74,7 +79,7 @@ def _sampled(raw: Raw) -> Claim:
     )
 
 
-def liveness(raw: Raw) -> list[Claim]:
+def liveness(raw: PaperResults) -> list[Claim]:
     """Sections 4.1, 4.2, 5 and the abstract on dead features."""
     return [
         Claim(
@@ -121,22 +126,15 @@ def liveness(raw: Raw) -> list[Claim]:
     ]
 
 
-def _wide(raw: Raw, figure: str) -> dict[str, Cells]:
+def _wide(raw: PaperResults, metric: str) -> dict[str, Cells]:
     """Differences from TopK at F = 16D, by kind."""
-    return {kind: {"F = 16D": raw.differences(figure, f"{kind}, beta 1", *WIDE)} for kind in KINDS}
+    return {kind: {"F = 16D": raw.differences(metric, f"{kind}, beta 1", *WIDE)} for kind in KINDS}
 
 
-def _eighty_two_percent(raw: Raw) -> Claim:
-    """The share of TopK's living features that is lost."""
-
-    def lost(model: str, multiple: int, ratio: int) -> list[float]:
-        own, base = (raw.of("alive", m, multiple, ratio) for m in (model, "TopK"))
-        return [1 - a / b for a, b in zip(own, base, strict=True)]
-
+def _eighty_two_percent(raw: PaperResults) -> Claim:
     rows = []
     for kind in KINDS:
-        model = f"{kind}, beta 1"
-        cells = {f"F = {m}D, 1/{r}": lost(model, m, r) for m, r in (WIDE, (4, 32), (4, 8))}
+        cells = living_lost(raw, kind)
         rows.append((kind, shown(cells), judged(turned(cells, lambda share: share - 0.7))))
     return Claim(
         "4.2, 5: 82% fewer living features, 1,227 of 6,970, which a dictionary of 2,048 can't hold (the "
@@ -145,7 +143,17 @@ def _eighty_two_percent(raw: Raw) -> Claim:
     )
 
 
-def _pressure(raw: Raw) -> Claim:
+def living_lost(raw: PaperResults, kind: str) -> Cells:
+    """The share of TopK's living features that is lost, seed by seed."""
+
+    def lost(multiple: int, ratio: int) -> list[float]:
+        own, base = (raw.of("alive", m, multiple, ratio) for m in (f"{kind}, beta 1", "TopK"))
+        return [1 - a / b for a, b in zip(own, base, strict=True)]
+
+    return {f"F = {m}D, 1/{r}": lost(m, r) for m, r in (WIDE, (4, 32), (4, 8))}
+
+
+def _pressure(raw: PaperResults) -> Claim:
     """Whether features that a KL on all kills live under the same KL on the selected."""
     everywhere, selected, base = (
         raw.of("near_dead_0.1", model, *WIDE) for model in ("code, beta 1", ON_SELECTED, "TopK")
@@ -160,7 +168,7 @@ def _pressure(raw: Raw) -> Claim:
 
 def _noise_alone() -> Claim:
     """What noise that stays does to FVE without any KL: selection_churn.py's runs."""
-    rows = json.loads((RESULTS / "selection_churn.json").read_text())["rows"]
+    rows = raw_results.read(RESULTS / "selection_churn.json")["rows"]
 
     def fve(noise_on: str, sigma: float) -> list[float]:
         return [r["fve"] for r in rows if (r["noise_on"], r["sigma"]) == (noise_on, sigma)]
@@ -177,7 +185,7 @@ def _noise_alone() -> Claim:
     )
 
 
-def _cause(raw: Raw) -> Claim:
+def _cause(raw: PaperResults) -> Claim:
     """FVE where no more features are near-dead than TopK's: what do dead features explain?"""
     rows = []
     for kind in KINDS:
@@ -197,9 +205,9 @@ def _cause(raw: Raw) -> Claim:
     )
 
 
-def elsewhere(raw: Raw) -> list[Claim]:
+def elsewhere(raw: PaperResults) -> list[Claim]:
     """What other experiments say, and what the paper announces and does not show."""
-    rows = json.loads((RESULTS / "baselines.json").read_text())["rows"]
+    rows = raw_results.read(RESULTS / "baselines.json")["rows"]
     pure = {
         model.removeprefix("purely variational, "): [r["l0"] for r in rows if r["model"] == model]
         for model in dict.fromkeys(row["model"] for row in rows)
@@ -273,7 +281,7 @@ def elsewhere(raw: Raw) -> list[Claim]:
     ]
 
 
-def _span_of_betas(raw: Raw, kind: str) -> list[float]:
+def _span_of_betas(raw: PaperResults, kind: str) -> list[float]:
     """FVE of the best beta minus that of the worst, at k/F = 1/8, seed by seed."""
     by_beta = [raw.of("fve", *cell) for cell in cells_of(kind).values() if cell[2] == 8]
     return [max(seed) - min(seed) for seed in zip(*by_beta, strict=True)]
@@ -289,27 +297,27 @@ def _step_times() -> list[float]:
 
 def _better() -> str:
     """What the search for another setting came to."""
-    rows = json.loads((RESULTS / "better_vsae.json").read_text())["rows"]
+    rows = raw_results.read(RESULTS / "better_vsae.json")["rows"]
     reached = [
         size
-        for size, (_, found) in vsae_goal.confirmed(rows).items()
-        if vsae_goal.is_reached(found)
+        for size, (_, found) in success_criteria.confirmed(rows).items()
+        if success_criteria.is_reached(found)
     ]
     return f"**does not hold** at {'; '.join(reached)}" if reached else "**holds**"
 
 
-def claims(raw: Raw) -> list[Claim]:
+def claims(raw: PaperResults) -> list[Claim]:
     """All of them, section by section."""
     found = [*reconstruction(raw), *liveness(raw)]
     if raw.benched:
-        found += paper_ablation.claims(raw)
-    found += paper_organisation.claims(raw)
+        found += claims_ablation.claims(raw)
+    found += claims_organisation.claims(raw)
     if raw.benched:
-        found.append(paper_organisation.interpretability(raw))
+        found.append(claims_organisation.interpretability(raw))
     return [*found, *elsewhere(raw)]
 
 
-def claims_table(raw: Raw) -> list[str]:
+def claims_table(raw: PaperResults) -> list[str]:
     """In Markdown."""
     lines = [line for claim in claims(raw) for line in claim.lines()]
     return ["| the paper says | of | here | verdict |", "|---|---|---|---|", *lines]

@@ -1,21 +1,25 @@
 """Peak memory of training steps in a wide dictionary, above the idle process.
 
-    python -m experiments.speed.memory     # about 2 minutes
+    python -m experiments.speed.step_memory bench     # about 2 minutes
+    python -m experiments.speed.step_memory tables    # write the page again
 
-Each trainer in a process of its own: the peak of its resident memory over five steps, less what it
-was before the trainer was made (libraries loaded, the batch there).
+Each trainer runs in a process of its own (`bench --only NAME`). What is reported is the peak of its
+resident memory over five steps, minus its memory before the trainer was made: libraries and the batch.
 """
 
+import argparse
 import resource
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-from experiments.pages import table, write
-from experiments.speed.timing import header
+import torch as t
 
-BATCH, D, F, K, STEPS, SEED = 4096, 512, 32_768, 64, 5, 0
+from experiments import raw_results
+from experiments.pages import table
+from experiments.raw_results import RESULTS
+from experiments.speed.timing import SEED, activations, header, trainer_arguments
+from experiments.stages import Stages, in_child
+
+BATCH, D, F, K, STEPS = 4096, 512, 32_768, 64, 5
 TRAINERS: dict[str, dict[str, Any]] = {
     "upstream TopK": {},
     "fixed, noise on both, float32": {},
@@ -28,27 +32,15 @@ TRAINERS: dict[str, dict[str, Any]] = {
 
 
 def peak_mib(name: str) -> float:
-    """In this process: MiB above what there was before the trainer."""
+    """In this process: MiB above what there was before the trainer was made."""
     import psutil
-    import torch as t
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     from dictionary_learning_ext import VariationalTopKTrainer
 
     t.set_num_threads(2)
-    common = {
-        "steps": 1000,
-        "activation_dim": D,
-        "dict_size": F,
-        "k": K,
-        "layer": 0,
-        "lm_name": "none",
-        "warmup_steps": 10,
-        "threshold_start_step": 0,
-        "seed": SEED,
-        "device": "cpu",
-    }
-    x_BD = t.randn(BATCH, D, generator=t.Generator().manual_seed(SEED))
+    common: dict[str, Any] = trainer_arguments(D, F, K) | {"threshold_start_step": 0}
+    x_BD = activations(BATCH, D)
     idle = psutil.Process().memory_info().rss / 2**20
     if name == "upstream TopK":
         trainer = TopKTrainer(**common)
@@ -59,24 +51,24 @@ def peak_mib(name: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - idle
 
 
-def main() -> None:
-    if len(sys.argv) == 2:
-        print(peak_mib(sys.argv[1]))
-        return
-    peaks = {}
-    for name in TRAINERS:
-        command = [sys.executable, str(Path(__file__)), name]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        peaks[name] = float(output.split()[-1])
+def measure(_: argparse.Namespace) -> None:
+    t.set_num_threads(2)
+    setting = f"B={BATCH} D={D} F={F:,} k={K}, seed {SEED}"
+    peaks = {name: float(in_child(STAGES.name, "bench", "--only", name)) for name in TRAINERS}
+    content = {"header": header(setting, "dictionary-learning"), "peaks": peaks}
+    raw_results.write(RESULTS / "benchmark_memory.json", content)
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    peaks = content["peaks"]
     rows = {
         name: [f"{peak:,.0f}", f"{peak / peaks['upstream TopK']:.2f}"]
         for name, peak in peaks.items()
     }
     kept = 4 * 2 * D * F * 4 / 2**20
-    lines = [
-        "`python -m experiments.speed.memory`",
-        "",
-        header(f"B={BATCH} D={D} F={F:,} k={K}, seed {SEED}", "dictionary-learning"),
+    return [
+        content["header"],
         "",
         *table("peak above the idle process", rows, ["MiB", "/ upstream"]),
         "",
@@ -84,8 +76,9 @@ def main() -> None:
         "(half as much again for the learned posterior). A ReLU and a learned log-variance hold "
         "B x F numbers, the others do not.",
     ]
-    write("benchmark_memory.md", lines)
 
+
+STAGES = Stages("speed.step_memory", {"bench": measure}, tables, child=peak_mib)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

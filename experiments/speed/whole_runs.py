@@ -1,14 +1,16 @@
 """Whole runs, language model, buffer and all: ours against upstream's `trainSAE`.
 
-    python -m experiments.speed.pipeline     # about 10 minutes
+    python -m experiments.speed.whole_runs bench     # about 10 minutes
+    python -m experiments.speed.whole_runs tables    # write the page again
 
 The language model has Pythia-70M's shape (random weights), the text is the shipped books, activations
-are read at layer 0. One SAE of k = 64, and twelve of k = 64, 128, 256, 512 with three seeds each: ours
-in one run from one buffer; upstream's in twelve runs (one of each k is timed, and counted three
-times) and in one call of `trainSAE`. Everything is timed: loading, filling, training, writing. The
-runs of one SAE are timed in two orders, and the mean of both is taken.
+are read at layer 0. First one SAE of k = 64, then twelve: k = 64, 128, 256, 512 with three seeds each.
+Ours are trained in one run from one buffer. Upstream's are trained in twelve runs (one of each k is
+timed and counted three times) and in one call of `trainSAE`. Everything is timed: loading, filling,
+training, writing. The runs of one SAE are timed in two orders; the page shows the mean of both.
 """
 
+import argparse
 import logging
 import tempfile
 import time
@@ -28,10 +30,13 @@ from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.training.loop import train
-from experiments.pages import table, write
-from experiments.speed.timing import header
+from experiments import raw_results
+from experiments.pages import table
+from experiments.raw_results import RESULTS
+from experiments.speed.timing import SEED, header, trainer_arguments
+from experiments.stages import Stages
 
-BATCH, F, N_CTXS, STEPS_ONE, STEPS_TWELVE, SEED = 2048, 2048, 1024, 128, 96, 0
+BATCH, F, N_CTXS, STEPS_ONE, STEPS_TWELVE = 2048, 2048, 1024, 128, 96
 KS, SEEDS = (64, 128, 256, 512), (0, 1, 2)
 
 
@@ -67,19 +72,7 @@ def upstream(model: Path, ks: list[int], steps: int) -> Callable[[Path], object]
             out_batch_size=BATCH,
         )
         configs = [
-            {
-                "trainer": TopKTrainer,
-                "steps": steps,
-                "activation_dim": 512,
-                "dict_size": F,
-                "k": k,
-                "layer": 0,
-                "lm_name": "lm",
-                "warmup_steps": 10,
-                "device": "cpu",
-                "seed": SEED,
-            }
-            for k in ks
+            {"trainer": TopKTrainer, **trainer_arguments(512, F, k), "steps": steps} for k in ks
         ]
         trainSAE(buffer, configs, steps=steps, save_dir=str(folder), device="cpu")
 
@@ -126,7 +119,7 @@ def vsaes(ks: tuple[int, ...], seeds: tuple[int, ...]) -> dict[str, SAEConfig]:
     }
 
 
-def main() -> None:
+def measure(_: argparse.Namespace) -> None:
     t.set_num_threads(2)
     logging.getLogger("httpx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as base:
@@ -148,6 +141,15 @@ def main() -> None:
             },
             twice=False,
         )
+    setting = f"B={BATCH} D=512 F={F}, {N_CTXS} contexts of 128 in the buffer, seed {SEED}"
+    packages = ("dictionary-learning", "nnsight", "transformers")
+    content = {"header": header(setting, *packages), "one": one, "twelve": twelve}
+    raw_results.write(RESULTS / "benchmark_pipeline.json", content)
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    one, twelve = content["one"], content["twelve"]
     apart = sum(twelve[f"k={k}"] for k in KS) * len(SEEDS)
     rows = {
         name: [
@@ -168,11 +170,8 @@ def main() -> None:
         for dtype in ("float32", "bfloat16")
         for own in (twelve[f"vSAE, {dtype}"],)
     }
-    setting = f"B={BATCH} D=512 F={F}, {N_CTXS} contexts of 128 in the buffer, seed {SEED}"
-    lines = [
-        "`python -m experiments.speed.pipeline`",
-        "",
-        header(setting, "dictionary-learning", "nnsight", "transformers"),
+    return [
+        content["header"],
         "",
         *table(f"one SAE, k=64, {STEPS_ONE} steps", rows, ["seconds", "tokens/s", "over upstream"]),
         "",
@@ -186,8 +185,9 @@ def main() -> None:
         "the language model, the buffer and the matmuls. Of the 12 upstream runs, one of each k was "
         "timed and counted three times.",
     ]
-    write("benchmark_pipeline.md", lines)
 
+
+STAGES = Stages("speed.whole_runs", {"bench": measure}, tables)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

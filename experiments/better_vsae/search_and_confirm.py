@@ -1,31 +1,32 @@
 """The search for a variational SAE that is worth using, and its confirmation on fresh seeds.
 
-    python -m experiments.better_vsae.study search     # many settings, two seeds each: pick one of each size
-    python -m experiments.better_vsae.study confirm    # TopK, point, and the pick, on eight fresh seeds
-    python -m experiments.better_vsae.study bench      # SAE Bench of what confirm trained; needs [saebench]
-    python -m experiments.better_vsae.study tables     # write the page again from the raw results
+    python -m experiments.better_vsae.search_and_confirm train     # search, then confirm
+    python -m experiments.better_vsae.search_and_confirm bench     # SAE Bench of what confirm trained
+    python -m experiments.better_vsae.search_and_confirm tables    # write the page again
 
-Raw figures go to results/better_vsae.json, the page made from them to results/better_vsae.md. What the
-raw results hold is not measured again: delete a stage's rows there to have it so. What is searched, at
-what sizes, is in vsae_candidates.py, what decides in vsae_goal.py. "TopK" is posterior point, rectified,
-beta 0: upstream's TopK to rounding (tests/test_variational_top_k.py), from the same code as the others.
+    ... search     # many settings, two seeds each: pick one of each size
+    ... confirm    # TopK, point and the pick, on eight fresh seeds
+
+What the raw results hold is not measured again. To measure a stage again, delete its rows from
+results/better_vsae.json. candidates.py says what is searched at which sizes, success_criteria.py what
+decides. "TopK" is posterior point, rectified, beta 0: upstream's TopK to rounding
+(tests/trainers/test_variational_top_k.py), from the same code as the others.
 """
 
+import argparse
 import itertools
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dictionary_learning_ext import RunConfig, train
-from dictionary_learning_ext.evaluation.folders import read_metrics
+from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.features.geometry import agreement
-from experiments import pages
-from experiments.better_vsae import goal as vsae_goal
+from experiments import raw_results
+from experiments.better_vsae import success_criteria
 from experiments.better_vsae.candidates import (
     CANDIDATES,
     SEARCHED,
@@ -36,9 +37,19 @@ from experiments.better_vsae.candidates import (
     sae_of,
     without_noise,
 )
-from experiments.better_vsae.goal import CONFIRM_SEEDS, MEASURES, SEARCH_SEEDS
-from experiments.pages import RESULTS, about, about_line, table
-from experiments.trained_saes import TEXTS, benched, directions_of, folder_name
+from experiments.better_vsae.success_criteria import CONFIRM_SEEDS, MEASURES, SEARCH_SEEDS
+from experiments.metrics import LABELS, labels_of
+from experiments.pages import claim, table
+from experiments.raw_results import RESULTS, about, about_line
+from experiments.stages import Stages
+from experiments.trained_saes import (
+    TEXTS,
+    benched,
+    directions_of,
+    folder_name,
+    metrics_of,
+    train_missing,
+)
 
 EVAL_TOKENS = 20_000
 RAW, RUNS = RESULTS / "better_vsae.json", Path("runs/better_vsae")
@@ -64,32 +75,19 @@ def measure(
         return
     partners = [(model, partner_of(size, seed)) for model, seed in cells]
     paths = {cell: folder_of(stage, size, *cell) for cell in [*cells, *partners]}
-    missing = {
-        path.name: sae_of(models[model], size, seed)
-        for (model, seed), path in paths.items()
-        if not (path / "metrics.json").exists()
-    }
-    if missing:
-        parent = paths[cells[0]].parent
-        run = RunConfig(
-            steps=SIZES[size][2],
-            save_dir=str(parent if len(missing) > 1 else parent / next(iter(missing))),
-            overwrite=True,
-            eval_tokens=EVAL_TOKENS,
-            log_steps=500,
-        )
-        train(run, missing)
+    saes = {path.name: sae_of(models[model], size, s) for (model, s), path in paths.items()}
+    run = RunConfig(steps=SIZES[size][2], eval_tokens=EVAL_TOKENS, log_steps=500)
+    train_missing(run, paths[cells[0]].parent, saes)
     rows = []
     for cell, other in zip(cells, partners, strict=True):
-        figures = read_metrics(paths[cell])
         row = {"stage": stage, "size": size, "model": cell[0], "seed": cell[1], "partner": other[1]}
-        row |= {name: figures[name] for name in (*MEASURES, "noise_to_signal") if name in figures}
+        row |= metrics_of(paths[cell], (*MEASURES, "noise_to_signal"))
         rows.append(row | agreements(paths[cell], paths[other]))
     write(stage, rows, began)
 
 
 def agreements(folder: Path, other: Path) -> dict[str, float]:
-    """How far two seeds' directions agree, and the nearest within one; kept, for it takes a while."""
+    """How far two seeds' directions agree, and the nearest within one; kept, as it takes a while."""
     kept = folder / f"agreement_with_{other.name}.json"
     if not kept.exists():
         own = directions_of(folder)
@@ -103,7 +101,7 @@ def agreements(folder: Path, other: Path) -> dict[str, float]:
 
 
 def read() -> dict[str, Any]:
-    return json.loads(RAW.read_text()) if RAW.exists() else {"stages": {}, "rows": []}
+    return raw_results.read_or(RAW, {"stages": {}, "rows": []})
 
 
 def write(stage: str, rows: list[dict[str, Any]], began: float) -> None:
@@ -111,23 +109,28 @@ def write(stage: str, rows: list[dict[str, Any]], began: float) -> None:
     content = read()
     content["rows"] += rows
     content["stages"][stage] = about(began, content["stages"].get(stage))
-    RAW.write_text(json.dumps(content, indent=0) + "\n")
+    raw_results.write(RAW, content)
 
 
-def search() -> None:
+def search(_: argparse.Namespace) -> None:
     for size, names in SEARCHED.items():
         measure("search", size, {name: CANDIDATES[name] for name in names}, SEARCH_SEEDS)
 
 
-def confirm() -> None:
+def confirm(_: argparse.Namespace) -> None:
     """TopK, point with the pick's penalty, and the pick."""
     for size in SIZES:
-        chosen = CANDIDATES[vsae_goal.pick(read()["rows"], size)]
+        chosen = CANDIDATES[success_criteria.pick(read()["rows"], size)]
         models = {"TopK": TOP_K, "point": without_noise(chosen), "sampled": chosen}
         measure("confirm", size, models, CONFIRM_SEEDS)
 
 
-def bench_confirmed() -> None:
+def search_and_confirm(arguments: argparse.Namespace) -> None:
+    search(arguments)
+    confirm(arguments)
+
+
+def bench_confirmed(_: argparse.Namespace) -> None:
     """SCR and TPP, raw and masked to equal numbers of features in use."""
     from dictionary_learning_ext.sae_bench.comparison_table import curve
 
@@ -150,29 +153,33 @@ def bench_confirmed() -> None:
 
 def effect(values: list[float]) -> str:
     """Mean and mean over standard deviation."""
-    spread = statistics.stdev(values)
-    size = f" (d = {statistics.mean(values) / spread:.1f})" if spread > 0 else ""
+    deviation = statistics.stdev(values)
+    size = f" (d = {statistics.mean(values) / deviation:.1f})" if deviation > 0 else ""
     return f"{statistics.mean(values):+.4f}{size}"
 
 
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
     rows = content["rows"]
-    lines = ["`python -m experiments.better_vsae.study search`, `confirm`, `bench`", ""]
-    for stage, settings in content["stages"].items():
-        lines.append(f"- {stage}: {about_line(settings)}")
-    lines += [
-        "",
+    stages = [f"- {stage}: {about_line(own)}" for stage, own in content["stages"].items()]
+    return [*stages, "", *details(rows)]
+
+
+def details(rows: list[dict[str, Any]]) -> list[str]:
+    """What was run, and the tables, below the list of stages."""
+    lines = [
         f"Embedded model, blocks.0.hook_resid_post, D = {D}, 1,000 steps of 1,024 tokens (500 at F = 32D), "
         f"lr 2e-3, sqrt_d; {EVAL_TOKENS:,} held-out tokens; SCR and TPP with {TEXTS[0]} and {TEXTS[1]} "
         "texts. A number after selection, both or values is noise_to_signal = k sigma^2 / D in training; "
-        "selection and both are annealed to 0 over the first half unless told; KL is beta of a KL on the "
-        "selected features. TopK has upstream's ReLU, the others have none unless told. A feature is dead "
-        "for AuxK after a tenth of the run's tokens without firing unless told. In "
-        "1,000 steps at F = 4D no feature stays silent so long: AuxK on and off are the same there. "
+        "KL is beta of a KL on the selected features. Unless a name says otherwise, selection and both are "
+        "annealed to 0 over the first half, TopK has upstream's ReLU and the others have none, and a "
+        "feature is dead for AuxK after a tenth of the run's tokens without firing. In 1,000 steps at "
+        "F = 4D no feature stays silent so long: "
+        f"{claim('AuxK on and off are the same there', holds=aux_k_changes_nothing(rows))}. "
         "Agreement of seeds is the mean cosine of decoder directions with another seed's, matched one to "
         "one; within, of a direction with its nearest in the same dictionary. Masking to equal numbers of "
-        "features in use leaves the few most attributed ones as they are: size-matched SCR is SCR.",
+        "features in use leaves the few most attributed ones as they are: "
+        f"{claim('size-matched SCR is SCR', holds=size_matching_leaves_scr(rows))}.",
         "",
         f"## Search (seeds {SEARCH_SEEDS})",
         "",
@@ -192,28 +199,47 @@ def tables(content: dict[str, Any]) -> list[str]:
     return lines[:-1]
 
 
+def aux_k_changes_nothing(rows: list[dict[str, Any]]) -> bool:
+    """TopK with AuxK and without it are equal in every metric, where both were searched."""
+
+    def metrics(model: str, size: str) -> list[dict[str, Any]]:
+        own = [r for r in rows if (r["stage"], r["model"], r["size"]) == ("search", model, size)]
+        return [{name: row.get(name) for name in MEASURES} for row in own]
+
+    sizes = [row["size"] for row in rows if row["model"] == "TopK without AuxK"]
+    return all(metrics("TopK", size) == metrics("TopK without AuxK", size) for size in sizes)
+
+
+def size_matching_leaves_scr(rows: list[dict[str, Any]]) -> bool:
+    """SCR at small N is the same after masking, in every run."""
+    return all(row["scr"] == row["scr_matched"] for row in rows if row["stage"] == "bench")
+
+
 def search_tables(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for size in SIZES:
         found = [row for row in rows if (row["stage"], row["size"]) == ("search", size)]
-        means = vsae_goal.means_of(found)
-        figures = [n for n in (*MEASURES, "within") if n in means["TopK"]]
-        heads = [MEASURES[n][0] if n in MEASURES else n for n in figures]
-        cells = {model: [f"{own[n]:.3f}" for n in figures] for model, own in means.items()}
-        lines += [*table(size, cells, heads), "", f"Picked: {vsae_goal.pick(rows, size)}.", ""]
+        means = success_criteria.means_of(found)
+        names = [n for n in (*MEASURES, "within") if n in means["TopK"]]
+        cells = {model: [f"{own[n]:.3f}" for n in names] for model, own in means.items()}
+        lines += [
+            *table(size, cells, labels_of(names)),
+            "",
+            f"Picked: {success_criteria.pick(rows, size)}.",
+            "",
+        ]
     return lines
 
 
 def confirmation_tables(rows: list[dict[str, Any]]) -> list[str]:
     lines = []
-    for size, (picked, found) in vsae_goal.confirmed(rows).items():
-        means, cells = vsae_goal.means_of(vsae_goal.merged(rows, size)), {}
+    for size, (picked, found) in success_criteria.confirmed(rows).items():
+        means, cells = success_criteria.means_of(success_criteria.merged(rows, size)), {}
         for name, verdict in found.items():
-            label, _, margin = MEASURES[name]
-            cells[label] = [
+            cells[LABELS[name]] = [
                 *(f"{means[model][name]:.4f}" for model in ("TopK", "point", "sampled")),
                 *(effect(verdict["over"][other]) for other in ("TopK", "point")),
-                f"{margin:g}",
+                f"{MEASURES[name].margin:g}",
                 f"{verdict['no_worse']:.4f}",
                 f"{verdict['better']:.4f}",
                 f"{verdict['corrected']:.3f}" if "corrected" in verdict else "",
@@ -221,18 +247,20 @@ def confirmation_tables(rows: list[dict[str, Any]]) -> list[str]:
         heads = ["TopK", "point", "sampled", "sampled - TopK", "sampled - point", "margin"]
         heads += ["no worse, p", "better, p", "corrected"]
         lines += [f"{size}; sampled is {picked}.", "", *table("", cells, heads), ""]
-        lines += [vsae_goal.conclusion(found), ""]
+        lines += [success_criteria.conclusion(found), ""]
     return lines
 
 
-def main() -> None:
-    stages = {"search": search, "confirm": confirm, "bench": bench_confirmed, "tables": None}
-    if len(sys.argv) != 2 or sys.argv[1] not in stages:
-        raise SystemExit(f"expected one of {', '.join(stages)}, as in: better_vsae.py search")
-    if stage := stages[sys.argv[1]]:
-        stage()
-    pages.write("better_vsae.md", tables(read()))
-
+STAGES = Stages(
+    "better_vsae.search_and_confirm",
+    {
+        "train": search_and_confirm,
+        "bench": bench_confirmed,
+        "search": search,
+        "confirm": confirm,
+    },
+    tables,
+)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

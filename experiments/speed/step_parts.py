@@ -1,6 +1,7 @@
 """The parts of a step that have several forms, at several sizes: what the code's constants rest on.
 
-    python -m experiments.speed.parts     # about 3 minutes
+    python -m experiments.speed.step_parts bench     # about 3 minutes
+    python -m experiments.speed.step_parts tables    # write the page again
 
 1. The three products of a code with weights, k-sparse and dense, in fp32 and bf16:
    `codes.SPARSE_DENSITY` and `codes.SPARSE_PROJECTION_DENSITY_AMX`.
@@ -8,7 +9,9 @@
 3. Rows in a block: `row_blocks.BLOCK`.
 """
 
+import argparse
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch as t
@@ -23,10 +26,14 @@ from dictionary_learning_ext.trainers.kernels.selection import (
     normal_noise,
     top_k,
 )
-from experiments.pages import table, write
-from experiments.speed.timing import header, medians
+from experiments import raw_results
+from experiments.pages import table
+from experiments.raw_results import RESULTS
+from experiments.speed.timing import SEED, header, medians
+from experiments.stages import Stages
 
-BATCH, D, F, SEED = 2048, 512, 2048, 0
+BATCH, D, F = 2048, 512, 2048
+PRODUCT_KS, SELECTION_KS = (16, 32, 64, 128, 256, 512), (64, 512)
 Code = SparseCode | DenseCode
 
 
@@ -98,31 +105,43 @@ def block_sizes(k: int) -> dict[str, float]:
         row_blocks.BLOCK = usual
 
 
-def main() -> None:
+def measure(_: argparse.Namespace) -> None:
     t.set_num_threads(2)
     keep_freed_memory()
-    lines = [
-        "`python -m experiments.speed.parts`",
-        "",
-        header(
-            f"B={BATCH} D={D} F={F}, seed {SEED}, milliseconds, medians of 20, in turns", "numpy"
-        ),
-    ]
-    for dtype in (t.float32, t.bfloat16):
-        rows = {}
-        for k in (16, 32, 64, 128, 256, 512):
-            result = products(k, dtype)
-            rows[f"k={k} (k/F = 1/{F // k})"] = [f"{value:.1f}" for value in result.values()]
-        title = f"four products, {str(dtype).removeprefix('torch.')}"
-        lines += ["", *table(title, rows, list(result))]
-    columns = {k: selection(k) for k in (64, 512)}
-    rows = {name: [f"{columns[k][name]:.1f}" for k in columns] for name in columns[64]}
-    lines += ["", *table("noise and selection", rows, [f"k={k}" for k in columns])]
-    columns = {k: block_sizes(k) for k in (64, 512)}
-    rows = {name: [f"{columns[k][name]:.1f}" for k in columns] for name in columns[64]}
-    lines += ["", *table("numbers in a block", rows, [f"k={k}" for k in columns])]
-    write("benchmark_parts.md", lines)
+    setting = f"B={BATCH} D={D} F={F}, seed {SEED}, milliseconds, medians of 20, in turns"
+    content = {
+        "header": header(setting, "numpy"),
+        "products": {
+            str(dtype).removeprefix("torch."): {str(k): products(k, dtype) for k in PRODUCT_KS}
+            for dtype in (t.float32, t.bfloat16)
+        },
+        "selection": {str(k): selection(k) for k in SELECTION_KS},
+        "blocks": {str(k): block_sizes(k) for k in SELECTION_KS},
+    }
+    raw_results.write(RESULTS / "benchmark_parts.json", content)
 
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    lines = [content["header"]]
+    for dtype, by_k in content["products"].items():
+        rows = {
+            f"k={k} (k/F = 1/{F // int(k)})": [f"{value:.1f}" for value in times.values()]
+            for k, times in by_k.items()
+        }
+        forms = list(next(iter(by_k.values())))
+        lines += ["", *table(f"four products, {dtype}", rows, forms)]
+    for title, name in (("noise and selection", "selection"), ("numbers in a block", "blocks")):
+        by_k = content[name]
+        rows = {
+            part: [f"{times[part]:.1f}" for times in by_k.values()]
+            for part in next(iter(by_k.values()))
+        }
+        lines += ["", *table(title, rows, [f"k={k}" for k in by_k])]
+    return lines
+
+
+STAGES = Stages("speed.step_parts", {"bench": measure}, tables)
 
 if __name__ == "__main__":
-    main()
+    STAGES.run()

@@ -1,0 +1,157 @@
+"""The committed pages of experiments are what their committed raw results give."""
+
+import importlib
+import json
+import re
+
+import pytest
+
+from experiments import metrics, raw_results
+from experiments.better_vsae import baselines, search_and_confirm
+from experiments.better_vsae.success_criteria import MEASURES
+from experiments.index import EXPERIMENTS
+from experiments.pages import ClaimError
+from experiments.paper import selection_churn
+from experiments.raw_results import RESULTS
+
+WITH_RAW = [e for e in EXPERIMENTS if e.raw and (RESULTS / e.raw).exists()]
+SHOWN = {
+    "selection_churn.json": selection_churn.METRICS[:4],
+    "reproduce_paper.json": (*metrics.SHOWN, "correlation"),
+    "full_size.json": metrics.SHOWN,
+    "baselines.json": baselines.METRICS,
+    "better_vsae.json": (*(name for name in MEASURES if name != "excess"), "within"),
+}
+
+
+def stages_of(experiment):
+    return importlib.import_module(experiment.module).STAGES
+
+
+def committed(experiment):
+    return (RESULTS / experiment.page).read_text(encoding="utf-8").splitlines()
+
+
+def test_the_raw_results_that_are_kept_are_tested():
+    assert {experiment.raw for experiment in WITH_RAW} == set(SHOWN)
+
+
+@pytest.mark.parametrize("experiment", WITH_RAW, ids=lambda experiment: experiment.name)
+def test_pages_are_made_from_the_raw_results(experiment):
+    content = raw_results.read(RESULTS / experiment.raw)
+    assert stages_of(experiment).lines(content) == committed(experiment)
+
+
+@pytest.mark.parametrize("experiment", WITH_RAW, ids=lambda experiment: experiment.name)
+def test_every_metric_of_the_raw_results_shows_in_the_page(experiment):
+    text = (RESULTS / experiment.raw).read_text(encoding="utf-8")
+    lines = committed(experiment)
+    for metric in SHOWN[experiment.raw]:
+        try:
+            spoiled_lines = stages_of(experiment).lines(spoiled(json.loads(text), metric))
+        except ClaimError:
+            continue  # a sentence of the page noticed
+        assert spoiled_lines != lines, metric
+
+
+def spoiled(content, metric="fve"):
+    """With other values of a metric, more so from row to row."""
+    for i, row in enumerate(content["rows"]):
+        if row.get(metric) is not None:
+            row[metric] += 0.5 + 0.01 * i
+    return content
+
+
+@pytest.mark.parametrize(
+    ("sentence", "row"),
+    [
+        ("AuxK on and off are the same there", {"model": "TopK without AuxK"}),
+        ("size-matched SCR is SCR", {"stage": "bench"}),
+    ],
+)
+def test_the_searchs_sentences_are_checked(sentence, row):
+    content = raw_results.read(RESULTS / "better_vsae.json")
+    own = next(r for r in content["rows"] if row.items() <= r.items())
+    own["scr" if "SCR" in sentence else "fve"] += 0.001
+    with pytest.raises(ClaimError, match=sentence):
+        search_and_confirm.tables(content)
+
+
+# Pages whose raw results were not kept: content that gives the page's numbers, read back from it.
+
+
+def cells(name):
+    """The rows of each table of a page, by name."""
+    tables, page = [], (RESULTS / name).read_text(encoding="utf-8")
+    for block in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
+        rows = [
+            [cell.strip() for cell in line.strip("|").split(" | ")] for line in block.splitlines()
+        ]
+        tables.append({row[0].strip("| "): row[1:] for row in rows[2:]})
+    return tables
+
+
+def number(text):
+    return float(text.replace(",", ""))
+
+
+def line(name, start=2):
+    return (RESULTS / name).read_text(encoding="utf-8").splitlines()[start]
+
+
+def read_back(name):
+    tables = cells(f"{name}.md")
+    if name == "quickstart_seeds":
+        metrics_ = ("fve", "frac_recovered", "near_dead_0.1", "near_dead_0.5", "stability_rms")
+        rows = [
+            {"model": model.strip("`"), "seed": seed}
+            | {m: number(cell.split(" / ")[seed]) for m, cell in zip(metrics_, row, strict=True)}
+            for model, row in tables[0].items()
+            for seed in range(3)
+        ]
+        return {"settings": {"date": line("quickstart_seeds.md")[:10]}, "rows": rows}
+    if name == "memory_of_long_runs":
+        peaks = {steps.replace(",", ""): number(row[0]) for steps, row in tables[0].items()}
+        return {"settings": {"date": "2026-11-24", "torch": "2.13.0+cpu"}, "peaks": peaks}
+    header = line(f"{name}.md").removesuffix("; the other libraries in fp32 unless said")
+    if name == "benchmark_memory":
+        return {"header": header, "peaks": {n: number(row[0]) for n, row in tables[0].items()}}
+    if name == "benchmark_step":
+        by_k = {
+            k: {
+                n: [number(cell) for cell in row[3 * i : 3 * i + 3]] for n, row in tables[0].items()
+            }
+            for i, k in enumerate(("64", "512"))
+        }
+        return {"header": header, "by_k": by_k}
+    if name == "benchmark_parts":
+        content = {"header": header, "products": {}}
+        for dtype, rows in zip(("float32", "bfloat16"), tables[:2], strict=True):
+            forms = ("sparse", "mixed", "dense")
+            content["products"][dtype] = {
+                re.findall(r"\d+", n)[0]: dict(zip(forms, map(number, row), strict=True))
+                for n, row in rows.items()
+            }
+        for part, rows in zip(("selection", "blocks"), tables[2:], strict=True):
+            content[part] = {
+                k: {n: number(row[i]) for n, row in rows.items()}
+                for i, k in enumerate(("64", "512"))
+            }
+        return content
+    raise KeyError(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quickstart_seeds",
+        "memory_of_long_runs",
+        "benchmark_memory",
+        "benchmark_step",
+        "benchmark_parts",
+    ],
+)
+def test_a_page_whose_raw_results_were_not_kept_has_the_form_that_its_experiment_writes(name):
+    (experiment,) = (e for e in EXPERIMENTS if e.page == f"{name}.md")
+    lines = stages_of(experiment).lines(read_back(name))
+    assert committed(experiment)[: len(lines)] == lines
