@@ -242,7 +242,7 @@ _ROWS = (
         "stability_rms",
         "mean Jaccard overlap of TopK(mu) and TopK(mu + s eps), s being a tenth of the selected "
         "activations' rms; for SAEs that select the k largest of a token",
-        "stability",
+        "selection stability",
         lambda totals: totals.mean("stability_rms"),
         better="higher",
         shown_in=("compare", "report"),
