@@ -21,9 +21,10 @@ from dictionary_learning.buffer import ActivationBuffer
 from nnsight import LanguageModel
 from torch import Tensor
 
+from ..config.options import Packing
 from ..errors import ConfigError, NonFiniteError, TextError
 from .rows import ActivationRows
-from .text import ContextStream, Packing
+from .tokens import ContextStream
 
 _log = logging.getLogger(__name__)
 

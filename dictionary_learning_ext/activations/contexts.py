@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch as t
 from nnsight import LanguageModel
 
+from ..config.options import Split
 from ..config.run_config import RunConfig
 from ..errors import NonFiniteError, TextError
 from .language_models import HookPoint, read_residual
-from .text import ContextStream, open_text
-from .text_sources import Split
+from .text import open_text
+from .tokens import ContextStream
 
 _CONTEXTS_AT_ONCE = 32
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 from .language_models import read_submodule
-from .text import ContextStream
+from .tokens import ContextStream
 
 
 class ActivationRows:

@@ -7,19 +7,18 @@ import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from ..config.options import Split
 from ..errors import TextError, first_line
 from .text_files import SUFFIXES, read_documents, text_of_row
-
-Split = Literal["train", "heldout"]
 
 _HASHED_WHOLE = 1 << 26  # bytes
 _PART = 1 << 16
 EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
 
 
-class Source(Protocol):
+class DocumentSource(Protocol):
     """Where documents come from: an iterator over one pass, with a position to resume at."""
 
     def start(self, number: int, position: Any) -> None:
@@ -179,7 +178,7 @@ class HubSet:
         return text_of_row(next(self._rows), f"hub set {self._name!r}")
 
 
-def open_hub_set(name: str, split: Split) -> tuple[Source, bool]:
+def open_hub_set(name: str, split: Split) -> tuple[DocumentSource, bool]:
     """A set of the hub, and whether it has a held-out split of its own."""
     import datasets
 

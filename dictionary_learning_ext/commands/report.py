@@ -5,6 +5,8 @@ from typing import Literal
 
 import tyro
 
+from ..config.options import Split
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -19,7 +21,7 @@ class Flags:
     folder beside it."""
     tokens: int = 100_000
     """Tokens to look for features in."""
-    split: Literal["heldout", "train"] = "heldout"
+    split: Split = "heldout"
     """Which part of the text: heldout or train."""
     synthesise: int = 12
     """Features of each SAE for which tokens are made up by gradient ascent, those that are easiest

@@ -16,6 +16,8 @@ NoiseOn = Literal["both", "values", "selection"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine", "cyclical"]
 Dtype = Literal["float32", "bfloat16"]
+Packing = Literal["pack", "truncate"]
+Split = Literal["train", "heldout"]
 ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "safetensors"]
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)

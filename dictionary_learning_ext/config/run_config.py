@@ -15,6 +15,7 @@ from typing import Any, Literal, get_type_hints
 from ..errors import ConfigError
 from .options import (
     Dtype,
+    Packing,
     described,
     is_of_type,
     require,
@@ -23,7 +24,6 @@ from .options import (
 from .sae_config import SAEConfig
 
 Normalize = Literal["sqrt_d", "unit", "none"]
-Packing = Literal["pack", "truncate"]
 WandbMode = Literal["online", "offline", "disabled"]
 
 

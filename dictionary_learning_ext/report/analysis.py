@@ -15,8 +15,7 @@ from typing import Any
 import torch as t
 
 from ..activations.contexts import read_contexts
-from ..activations.text_sources import Split
-from ..config.options import require, require_choice
+from ..config.options import Split, require, require_choice
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders, read_metrics
 from ..features.collector import FeatureCollector, FeatureStatistics

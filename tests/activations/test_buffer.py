@@ -23,7 +23,8 @@ from dictionary_learning_ext.activations.language_models import (
     load_language_model,
     read_residual,
 )
-from dictionary_learning_ext.activations.text import ContextStream, open_text
+from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 
 SENTENCE = "It was the worst of times, and a cat sat on some mat by that door. "

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dictionary_learning_ext.activations import text, text_files, text_sources
-from dictionary_learning_ext.activations.text import ContextStream, TextStream, open_text
+from dictionary_learning_ext.activations.text import TextStream, open_text
+from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import ConfigError, TextError
 
 DOCUMENTS = [f"Document {n}. It has {n % 7} lines." for n in range(45)]
@@ -518,27 +519,31 @@ def test_counters_count_documents_and_tokens(tokenizer: PreTrainedTokenizerFast)
 
 @pytest.mark.parametrize("packing", ["pack", "truncate"])
 def test_contexts_resume_at_every_place(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, packing: Any, monkeypatch: Any
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, packing: Any
 ):
-    monkeypatch.setattr(text, "_PIECE", 40)  # so that documents have several pieces
     path = write_jsonl(tmp_path / "a.jsonl", [d * (n % 5 + 1) for n, d in enumerate(DOCUMENTS)])
 
     def make() -> ContextStream:
-        return ContextStream(open_text(str(path), passes=2), tokenizer, 30, packing=packing)
+        text = open_text(str(path), passes=2)
+        return ContextStream(text, tokenizer, 30, packing=packing, piece_characters=40)
 
     def rest(stream: ContextStream) -> list[list[int]]:
         return [row for ids, _ in batches_of(stream, 5) for row in ids.tolist()]
 
     whole = rest(make())
     stream = make()
+    pieces = set()
     for place in range(0, len(whole) + 1, 4):  # 32 too, where documents are read ahead to
         state = json.loads(json.dumps(stream.state_dict()))
+        pieces.add(state["pieces"])
         other = make()
         other.load_state_dict(state)
         assert other.tokens_read == stream.tokens_read
         assert rest(other) == whole[place:]
         if place < len(whole):
             stream.next_batch(4)
+    # 32 documents are read ahead. Only a packed one is cut into several pieces.
+    assert (max(pieces) > 32) == (packing == "pack")
 
 
 def test_contexts_of_a_generator_can_be_read_but_not_resumed(tokenizer: PreTrainedTokenizerFast):

@@ -12,7 +12,8 @@ import torch as t
 from report_runs import BARE, QUICK, train
 
 from dictionary_learning_ext.activations.language_models import load_language_model
-from dictionary_learning_ext.activations.text import ContextStream, open_text
+from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.report.analysis import short_names
