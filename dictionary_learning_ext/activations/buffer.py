@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..config.options import Packing
 from ..errors import ConfigError, NonFiniteError, TextError
+from .activation_reader import ActivationReader
 from .rows import ActivationRows
 from .tokens import ContextStream
 
@@ -107,7 +108,10 @@ class ResidualBuffer(ActivationBuffer):
         self.seed = seed
         self.packing: Packing = packing
         self.max_norm_multiple = max_norm_multiple
-        self._check(tokenizer)
+        self._check()
+        reader = ActivationReader(
+            model, submodule, io, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
+        )
         batches = self.n_ctxs * ctx_len // out_batch_size
         self.activation_buffer_size = batches * out_batch_size
         shape = (self.activation_buffer_size, self.d_submodule)
@@ -116,14 +120,7 @@ class ResidualBuffer(ActivationBuffer):
         self.tokens_seen = 0
         self.fills = 0
         self._rows = ActivationRows(
-            self.contexts,
-            model,
-            submodule,
-            io,
-            batch_size=refresh_batch_size,
-            skip_token_id=tokenizer.bos_token_id if remove_bos else None,
-            max_norm_multiple=max_norm_multiple,
-            before_batch=before_batch,
+            self.contexts, reader, batch_size=refresh_batch_size, before_batch=before_batch
         )
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
         self._order = torch.empty(0, dtype=torch.int32)  # of the rows, as they are handed out
@@ -271,9 +268,7 @@ class ResidualBuffer(ActivationBuffer):
             "submodule": self.submodule.path.removeprefix("."),
         }
 
-    def _check(self, tokenizer: Any) -> None:
-        if self.io not in ("in", "out"):
-            raise ConfigError(f"there is no side {self.io!r} of a submodule: give io 'in' or 'out'")
+    def _check(self) -> None:
         for name in ("n_ctxs", "refresh_batch_size", "out_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
@@ -282,16 +277,6 @@ class ResidualBuffer(ActivationBuffer):
                 f"a buffer of {self.n_ctxs} contexts of {self.ctx_len} tokens holds fewer than the"
                 f" {self.out_batch_size} of a batch: give n_ctxs"
                 f" {math.ceil(self.out_batch_size / self.ctx_len)} or more, or smaller batches"
-            )
-        if self.remove_bos and tokenizer.bos_token_id is None:
-            raise ConfigError(
-                "remove_bos was asked for and the tokenizer has no beginning-of-text token: leave"
-                " it out, or leave out attention sinks by max_norm_multiple, as 10"
-            )
-        if self.max_norm_multiple is not None and self.max_norm_multiple <= 1:
-            raise ConfigError(
-                f"max_norm_multiple is {self.max_norm_multiple}, which leaves out half of all"
-                " tokens or more: give a number over 1, as 10"
             )
 
     def _text_name(self) -> str:

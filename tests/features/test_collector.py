@@ -210,7 +210,7 @@ def test_a_text_without_a_context_is_one_line(tiny_lm, tmp_path):
     (tmp_path / "short.txt").write_text("the cat")
     run = RunConfig(data=str(tmp_path / "short.txt"))
     hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
-    with pytest.raises(TextError, match="does not hold one context of 128 tokens"):
+    with pytest.raises(TextError, match="no whole context of 128 tokens"):
         list(read_contexts(run, tiny_lm, hook, "train", 100))
 
 
