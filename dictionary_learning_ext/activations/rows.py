@@ -15,7 +15,7 @@ from .activation_reader import ActivationReader
 from .tokens import ContextStream
 
 
-class _Contexts(NamedTuple):
+class _ContextsToRead(NamedTuple):
     """Contexts to read."""
 
     input_ids_BL: Tensor
@@ -55,7 +55,7 @@ class ActivationRows:
         self._reader = reader
         self._batch_size = batch_size
         self._before_batch = before_batch
-        self._partial: _Contexts | None = None  # the context that the last read ended in
+        self._partial: _ContextsToRead | None = None  # the context that the last read ended in
 
     def fill(self, out_ND: Tensor) -> int:
         """Write the next rows into a tensor. Returns their number: below N if the text ends.
@@ -94,9 +94,9 @@ class ActivationRows:
         self._partial = None
         if state["partial"] is not None:
             input_ids_BL, mask_BL, wanted_BL = map(torch.tensor, state["partial"])
-            self._partial = _Contexts(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
+            self._partial = _ContextsToRead(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
 
-    def _next_contexts(self, limit: int) -> _Contexts | None:
+    def _next_contexts(self, limit: int) -> _ContextsToRead | None:
         """Contexts for about `limit` rows, so few that no whole one is left; None at the end."""
         n = min(self._batch_size, math.ceil(limit / self.contexts.ctx_len))
         parts = [] if self._partial is None else [self._partial]
@@ -108,12 +108,12 @@ class ActivationRows:
                 pass
             else:
                 wanted_BL = self._reader.wanted(input_ids_BL, mask_BL)
-                parts.append(_Contexts(input_ids_BL, mask_BL, wanted_BL))
+                parts.append(_ContextsToRead(input_ids_BL, mask_BL, wanted_BL))
         if not parts:
             return None
-        return _Contexts(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        return _ContextsToRead(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def _read(self, contexts: _Contexts, limit: int) -> tuple[Tensor, Tensor]:
+    def _read(self, contexts: _ContextsToRead, limit: int) -> tuple[Tensor, Tensor]:
         """Run the language model: at most `limit` rows, and how many are not finite."""
         read = self._reader.read(*contexts)
         rows_ND = rearrange(read.x_BLD, "b l d -> (b l) d")
@@ -126,7 +126,7 @@ class ActivationRows:
             later = considered.clone()
             later[:end] = False
             later_BL = rearrange(later, "(b l) -> b l", l=self.contexts.ctx_len)
-            self._partial = _Contexts(
+            self._partial = _ContextsToRead(
                 contexts.input_ids_BL[-1:], contexts.mask_BL[-1:], later_BL[-1:]
             )
             rows_ND, considered = rows_ND[:limit], considered[:end]

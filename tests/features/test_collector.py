@@ -12,7 +12,6 @@ from dictionary_learning_ext.activations.contexts import ContextBatch, read_cont
 from dictionary_learning_ext.activations.language_models import find_hook, load_language_model
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
-from dictionary_learning_ext.features import collector as features
 from dictionary_learning_ext.features.collector import FeatureCollector
 from dictionary_learning_ext.features.directions import (
     LogitLens,
@@ -159,7 +158,7 @@ def test_the_profiles_are_the_activations_at_drawn_tokens(sae, batch):
 
 
 def test_no_more_activations_than_the_limit_are_made_at_a_time(batch, monkeypatch):
-    monkeypatch.setattr(features, "_BATCH_ELEMENTS", 3 * LENGTH * FEATURES)
+    limit = 3 * LENGTH * FEATURES
     sae, sizes = AutoEncoderTopK(WIDTH, FEATURES, 4), []
     encode = sae.encode
 
@@ -168,14 +167,15 @@ def test_no_more_activations_than_the_limit_are_made_at_a_time(batch, monkeypatc
         return encode(x)
 
     monkeypatch.setattr(sae, "encode", counting)
-    found = collected(sae, batch)
-    assert max(sizes) == 3 * LENGTH * FEATURES
+    found = collected(sae, batch, batch_elements=limit)
+    assert max(sizes) == limit
     assert found.tokens == int(batch.wanted_BL.sum())
 
 
-def test_the_profiles_stop_at_their_limit(batch, monkeypatch):
-    monkeypatch.setattr(features, "_PROFILE_ENTRIES", 100)
-    profiles = collected(AutoEncoderTopK(WIDTH, FEATURES, 4), batch, 5).profiles_NF
+def test_the_profiles_stop_at_their_limit(batch):
+    sae = AutoEncoderTopK(WIDTH, FEATURES, 4)
+    assert collected(sae, batch, 5).profiles_NF.nnz > 100
+    profiles = collected(sae, batch, 5, profile_entries=100).profiles_NF
     assert profiles.nnz <= 100
     assert 20 <= profiles.shape[0] <= 40  # k = 4, some of it zeros
 
