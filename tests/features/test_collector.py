@@ -238,10 +238,10 @@ def test_directions_of_every_class(name):
     assert t.allclose(alignment(sae), cosines)
 
 
-def test_nearest_features_equal_brute_force(monkeypatch):
-    monkeypatch.setattr("dictionary_learning_ext.features.directions._FEATURES_AT_ONCE", 7)
+@pytest.mark.parametrize("at_once", [7, 20, 256])
+def test_nearest_features_equal_brute_force(at_once):
     directions = t.randn(20, 5, generator=t.Generator().manual_seed(0))
-    near = nearest_features(directions, 4)
+    near = nearest_features(directions, 4, at_once=at_once)
     for i in range(20):
         cosines = t.cosine_similarity(directions[i : i + 1], directions)
         cosines[i] = -2
