@@ -130,7 +130,7 @@ def test_eval_and_compare(small, tmp_path, capsys):
         (["--config", "x", "--preset", "paper"], r"give one of them"),
         (["--steps", "100000"], r"tokens.*--text-passes"),
         (["--save-steps", "often"], r"save_steps='often'.*linear:N"),
-        (["--device", "tpu"], r"device 'tpu'.*'cpu'"),
+        (["--device", "tpu"], r"device 'tpu'.*--device cpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -8,36 +8,38 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..config.options import Split
-from ..errors import ConfigError, TextError
+from ..config.options import Split, require, require_choice
+from ..errors import TextError
 from .text_files import SUFFIXES
 from .text_sources import DocumentSource, Files, Passages, files_of, open_hub_set
 
-HELD_OUT_EVERY = 20  # where a source has no split of its own
+HELD_OUT_EVERY = 20  # if a text has no held-out part of its own
 
 
 def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int = 1) -> "TextStream":
     """Open a text as a stream of documents.
 
     Arguments:
-        name: "embedded" (the books shipped with the package); a .txt, .jsonl, .jsonl.zst or
-            .parquet file, or a folder of such files, read in the order of their names; or a set
-            of the Hugging Face hub, as "roneneldan/TinyStories" or "name:configuration". A file
-            or folder that exists goes before a set of the same name.
-        split: "heldout" is the embedded text's own held-out part, a hub set's `validation` or
-            else `test`, a folder's files named validation* or else test*. Where there is none
-            of these, it is every 20th document, and "train" is the others.
-        seed: of the order of the embedded text, another in each pass. Other sources keep theirs.
+        name: one of
+            - "embedded", the books shipped with the package;
+            - a .txt, .jsonl, .jsonl.zst or .parquet file;
+            - a folder of such files, which are read in the order of their names;
+            - a data set on the Hugging Face hub, e.g. "roneneldan/TinyStories", with
+              ":configuration" after the name if it has several. A file or folder of the same name
+              takes precedence.
+        split: "heldout" is the embedded text's own held-out part, the split `validation` or else
+            `test` of a data set on the hub, and the files named validation* or else test* of a
+            folder. A text with none of these holds out every 20th document. "train" is the rest.
+        seed: seeds the order of the embedded text, which differs from pass to pass. Other texts
+            keep their order.
         passes: how often the text is read before it ends.
 
     Raises:
-        TextError: there is no such text, or it can't be reached.
-        ConfigError: `split` or `passes` is none that there is.
+        TextError: there is no such text, or the hub can't be reached.
+        ConfigError: `split` or `passes` is out of range.
     """
-    if split not in ("train", "heldout"):
-        raise ConfigError(f"there is no split {split!r} of a text: give 'train' or 'heldout'")
-    if passes < 1:
-        raise ConfigError(f"a text can't be read {passes} times: give passes 1 or more")
+    require_choice("split", split, Split)
+    require(passes >= 1, "passes", passes, "at least 1")
     path = Path(name).expanduser()
     if name == "embedded":
         source, has_split = Passages(split, seed), True
@@ -46,8 +48,8 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
         source = Files(files)
     elif name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES):
         raise TextError(
-            f"there is no text {name!r}: give 'embedded', an existing file or folder, or the"
-            " name of a set on the hub"
+            f"no file or folder {name!r}: expected 'embedded', an existing file or folder, or the"
+            " name of a data set on the hub, e.g. --data roneneldan/TinyStories"
         )
     else:
         source, has_split = open_hub_set(name, split)
@@ -55,11 +57,11 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
 
 
 class TextStream(Iterator[str]):
-    """Documents that are not blank, in an order that repeats; ends after the last pass.
+    """The documents of a text that are not blank, in an order that can be repeated.
 
     Attributes:
         name: as given to `open_text`.
-        documents_read: how many documents it has yielded, over all passes.
+        documents_read: documents yielded, over all passes.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class TextStream(Iterator[str]):
         self._passes = passes
         self._keep = split if every_20th else None
         self._pass = 0
-        self._index = 0  # documents met in this pass, of both splits
+        self._index = 0  # documents read in this pass, of both splits
         source.start(0, None)
 
     def __next__(self) -> str:
@@ -93,7 +95,7 @@ class TextStream(Iterator[str]):
                     self.documents_read += 1
                     return document
             if self._index == 0:
-                break  # empty, and no pass will change that
+                break  # an empty text: another pass would be empty too
             self._pass += 1
             self._index = 0
             self._source.start(self._pass, None)
@@ -104,7 +106,7 @@ class TextStream(Iterator[str]):
         return self._source.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place of the next document, small and fit for JSON. Passes are not part of it."""
+        """The place of the next document, fit for JSON. The number of passes is not part of it."""
         return {
             **self._identity,
             "fingerprint": self._fingerprint,
@@ -115,7 +117,7 @@ class TextStream(Iterator[str]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
+        """Continue where `state` was taken.
 
         Raises:
             TextError: it was taken from another text, split or seed, or the text has changed.
@@ -123,13 +125,14 @@ class TextStream(Iterator[str]):
         was = {key: state[key] for key in self._identity}
         if was != self._identity:
             raise TextError(
-                f"a run on the text {was} can't go on with {self._identity}: give the former"
+                f"the run read {was} and can't resume with {self._identity}: expected the same"
+                " text, split and seed; use these, or start a new run"
             )
         if state["fingerprint"] != self._fingerprint:
             raise TextError(
-                f"the text {self.name!r} has changed since the run was stopped, from"
-                f" {state['fingerprint']} to {self._fingerprint} (name, bytes, hash): put the"
-                " former back, or start again"
+                f"the text {self.name!r} has changed since the run was interrupted: expected"
+                f" {state['fingerprint']}, found {self._fingerprint} (name, bytes, hash); restore"
+                " it, or start a new run"
             )
         self._pass, self._index = state["pass"], state["index"]
         self.documents_read = state["documents_read"]

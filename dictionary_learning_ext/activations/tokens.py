@@ -1,4 +1,4 @@
-"""Tokens: contexts of a language model's tokens out of documents. Reading can be resumed.
+"""From documents to contexts of tokens. Reading can be resumed at any context.
 
 contexts = ContextStream(open_text("embedded"), tokenizer, 128)
 input_ids, attention_mask = contexts.next_batch(32)
@@ -11,28 +11,35 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config.options import Packing
+from ..config.options import Packing, require, require_choice
 from ..errors import ConfigError, TextError
 from .text_files import cut
 
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
-_CHARACTERS_AHEAD = 1 << 20  # but no further documents once these are reached
+_CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
 
 
 class ContextStream:
-    """Contexts of tokens out of a stream of documents.
+    """Cuts a stream of documents into contexts of tokens.
 
-    With packing "pack", documents follow each other with the tokenizer's end-of-text token after
-    each, cut every `ctx_len` tokens; a last context that the text can't fill is left out. With
-    "truncate" a context is one document, with the special tokens that the tokenizer adds, cut at
-    `ctx_len` tokens or padded to it on the tokenizer's padding side.
+    A long document is tokenised in pieces, so memory does not grow with it. Pieces are cut at
+    spaces. A token at a cut can differ from the one that the whole document would have there.
 
-    A document over 32,768 characters is tokenised in pieces cut at spaces, which can change a
-    token at a cut, so that memory does not grow with the document.
+    Arguments:
+        text: the documents.
+        tokenizer: the language model's tokenizer.
+        ctx_len: tokens in a context.
+        packing: "pack" joins the documents, with the tokenizer's end-of-text token after each, and
+            cuts them every `ctx_len` tokens. A last context that is not full is left out.
+            "truncate" makes each document a context, with the special tokens that the tokenizer
+            adds. It is cut to `ctx_len` tokens, or padded on the tokenizer's padding side.
+        piece_characters: the length of a piece of a long document.
 
     Attributes:
         documents_read: documents used to their end.
-        tokens_read: tokens used, those between documents included and padding excluded.
+        tokens_read: tokens used, including those between documents, excluding padding.
+
+    Raises: ConfigError if a setting is out of range or does not suit the tokenizer.
     """
 
     def __init__(
@@ -44,14 +51,12 @@ class ContextStream:
         packing: Packing = "pack",
         piece_characters: int = 1 << 15,
     ):
-        if ctx_len < 1:
-            raise ConfigError(f"a context can't have {ctx_len} tokens: give ctx_len 1 or more")
-        if packing not in ("pack", "truncate"):
-            raise ConfigError(f"there is no packing {packing!r}: give 'pack' or 'truncate'")
+        require(ctx_len >= 1, "ctx_len", ctx_len, "at least 1")
+        require_choice("packing", packing, Packing)
         if packing == "pack" and tokenizer.eos_token_id is None:
             raise ConfigError(
-                "packing 'pack' puts the tokenizer's end-of-text token between documents and this"
-                " tokenizer has none: give packing 'truncate'"
+                "packing='pack': expected a tokenizer with an end-of-text token, to put between"
+                " documents; use 'truncate' (--text-packing truncate) or another language model"
             )
         self.text: Any = iter(text)
         self.tokenizer = tokenizer
@@ -60,25 +65,25 @@ class ContextStream:
         self._piece_characters = piece_characters
         self.documents_read = 0
         self.tokens_read = 0
-        self._text_state: Any = None  # the text's, before the documents that _pieces are of
-        self._pieces: list[tuple[str, bool]] = []  # of documents; whether it is the last of its
-        self._used = 0  # of the pieces
-        self._tokens: list[Tensor] = []  # of the pieces from _used on, as far as tokenised
+        self._text_state: Any = None  # the text's state before the documents in _pieces
+        self._pieces: list[tuple[str, bool]] = []  # a piece, and whether it ends its document
+        self._used = 0  # pieces used
+        self._tokens: list[Tensor] = []  # tokens of the next pieces, from _pieces[_used] on
         self._offset = 0  # tokens used of _tokens[0]
 
     @property
     def resumable(self) -> bool:
-        """Whether the text has a state, as a `TextStream` does and a generator does not."""
+        """Whether the text has a state. A `TextStream` has one, a generator doesn't."""
         return hasattr(self.text, "state_dict")
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
-        """The next n contexts, or those that are left if they are fewer.
+        """The next n contexts, or all that are left if fewer.
 
         Returns:
             input_ids and attention_mask (0 at padding), both int64 and (n, ctx_len).
 
         Raises:
-            StopIteration: none is left.
+            StopIteration: no context is left.
             TextError: the text can't be read.
         """
         input_ids, mask = self._pack(n) if self.packing == "pack" else self._truncate(n)
@@ -94,7 +99,10 @@ class ContextStream:
         """
         if not self.resumable:
             kind = type(self.text).__name__
-            raise TextError(f"a text given as a {kind} can't be resumed: open it with open_text")
+            raise TextError(
+                f"a text of type {kind} can't be resumed: expected a TextStream; use"
+                " open_text(name)"
+            )
         fresh = self._used == len(self._pieces)
         return {
             "text": self.text.state_dict() if fresh else self._text_state,
@@ -105,7 +113,7 @@ class ContextStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises TextError where the text does."""
+        """Continue where `state` was taken. Raises TextError if the text does."""
         self.text.load_state_dict(state["text"])
         self._pieces, self._used, self._tokens = [], 0, []
         if state["pieces"] or state["offset"]:
@@ -126,7 +134,7 @@ class ContextStream:
         return input_ids, torch.ones_like(input_ids)
 
     def _truncate(self, n: int) -> tuple[Tensor, Tensor]:
-        padding = self.tokenizer.pad_token_id or 0  # masked, so any will do
+        padding = self.tokenizer.pad_token_id or 0  # any token will do, because it is masked
         input_ids = torch.full((n, self.ctx_len), padding, dtype=torch.int64)
         mask = torch.zeros_like(input_ids)
         row = 0
@@ -136,12 +144,12 @@ class ContextStream:
             real = slice(start, start + len(part))
             input_ids[row, real] = part
             mask[row, real] = 1
-            row += 1 if len(part) else 0  # nothing is left of a document of unknown characters
+            row += 1 if len(part) else 0  # a document of unknown characters may have no token
             self._use(len(part))
         return input_ids[:row], mask[:row]
 
     def _has_tokens(self) -> bool:
-        """Whether the text goes on; if so, _tokens[0] is there."""
+        """Whether any token is left. If so, the next ones are in _tokens[0]."""
         if not self._tokens:
             if self._used == len(self._pieces) and not self._read_pieces():
                 return False
@@ -149,7 +157,7 @@ class ContextStream:
         return True
 
     def _use(self, n: int) -> None:
-        """Count n further tokens of _tokens[0] as used."""
+        """Mark the next n tokens of _tokens[0] as used."""
         self.tokens_read += n
         self._offset += n
         if self._offset == len(self._tokens[0]):
@@ -159,7 +167,7 @@ class ContextStream:
             self._offset = 0
 
     def _read_pieces(self) -> bool:
-        """Read some documents of the text; whether there were any."""
+        """Read the next documents of the text. Returns whether there were any."""
         self._text_state = self.text.state_dict() if self.resumable else None
         self._pieces, self._used = [], 0
         documents = characters = 0
@@ -172,7 +180,7 @@ class ContextStream:
         return documents > 0
 
     def _cut(self, document: str) -> list[tuple[str, bool]]:
-        if self.packing == "truncate":  # a token of more than 64 characters is rare
+        if self.packing == "truncate":  # few tokens have more than 64 characters
             return [(document[: 64 * self.ctx_len + self._piece_characters], True)]
         pieces, start, length = [], 0, self._piece_characters
         while len(document) - start > length:
@@ -183,7 +191,7 @@ class ContextStream:
 
     def _tokenize(self, pieces: list[tuple[str, bool]]) -> list[Tensor]:
         texts = [text for text, _ in pieces]
-        # verbose=False: no warning of texts longer than the model can take at once.
+        # verbose=False: no warning about texts that are longer than the model's context.
         if self.packing == "truncate":
             limit = {"truncation": True, "max_length": self.ctx_len}
             all_ids = self.tokenizer(texts, **limit, verbose=False)["input_ids"]

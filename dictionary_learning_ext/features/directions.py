@@ -39,7 +39,7 @@ def decoder_directions(dictionary: Dictionary) -> t.Tensor:
 
 @t.no_grad()
 def encoder_directions(dictionary: Dictionary) -> t.Tensor:
-    """The gradient of each feature's pre-activation (a vSAE's mean mu) with respect to x, (F, D)."""
+    """The gradient of each feature's pre-activation (a vSAE's mean mu) in x, (F, D)."""
     sae: Any = dictionary
     weight_FD = sae.W_enc.T if hasattr(sae, "W_enc") else sae.encoder.weight
     return weight_FD.detach().float().cpu()

@@ -292,10 +292,10 @@ def test_left_out_rows_are_counted_once_when_fills_end_inside_contexts(tiny_lm: 
 
 def test_a_text_too_short_for_a_batch_names_both_counts(tiny_lm: LanguageModel):
     message = error_of(lambda: next(make_buffer(tiny_lm, iter(DOCUMENTS[:1]), out_batch_size=90)))
-    assert "ended after 0 tokens were handed out" in message
+    assert "ended after 0 tokens: " in message
     found = len(tiny_lm.tokenizer.encode(DOCUMENTS[0])) // 16 * 16
     assert 0 < found < 90
-    assert f"needs 90 and {found} were found" in message
+    assert f"expected 90 for the next batch, found {found};" in message
     assert "--text-passes" in message
 
 
@@ -303,7 +303,7 @@ def test_a_text_that_ends_names_the_tokens_handed_out(tiny_lm: LanguageModel, pa
     buffer = make_buffer(tiny_lm, open_text(str(path)), out_batch_size=64)
     count = len(batches_until_the_end(buffer))
     message = error_of(lambda: next(buffer))
-    assert f"ended after {64 * count} tokens were handed out: the next batch needs 64" in message
+    assert f"ended after {64 * count} tokens: expected 64 for the next batch" in message
     assert str(path) in message
 
 
@@ -314,7 +314,7 @@ def test_the_end_of_the_text_does_not_end_a_loop_silently(tiny_lm: LanguageModel
 
 
 def test_an_empty_text_has_its_own_message(tiny_lm: LanguageModel):
-    assert "holds no text" in error_of(lambda: next(make_buffer(tiny_lm, iter([]))))
+    assert "has no documents" in error_of(lambda: next(make_buffer(tiny_lm, iter([]))))
 
 
 def test_a_fill_that_the_text_ends_in_is_handed_out_with_a_warning(
@@ -344,7 +344,7 @@ def tiny_lm_token(lm: Any) -> int:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"out_batch_size": 97}, "give n_ctxs 7"),
+        ({"out_batch_size": 97}, "use n_ctxs 7"),
         ({"out_batch_size": 0}, "out_batch_size is 0"),
         ({"n_ctxs": 0}, "n_ctxs is 0"),
         ({"max_norm_multiple": 1.0}, "max_norm_multiple"),
@@ -416,7 +416,7 @@ def test_a_state_of_other_settings_is_refused(tiny_lm: LanguageModel, path: Path
     state = make_buffer(tiny_lm, open_text(str(path))).state_dict()
     other = make_buffer(tiny_lm, open_text(str(path)), ctx_len=20, seed=4)
     message = error_of(lambda: other.load_state_dict(state), ConfigError)
-    assert "ctx_len=16, seed=0 can't go on with ctx_len=20, seed=4" in message
+    assert "can't resume with ctx_len=20, seed=4: expected ctx_len=16, seed=0," in message
 
 
 def test_a_buffer_on_a_generator_says_that_it_cannot_be_resumed(tiny_lm: LanguageModel):
@@ -444,7 +444,7 @@ def test_raw_text_is_taken_from_the_stream(tiny_lm: LanguageModel):
     assert buffer.text_batch() == DOCUMENTS[:4]
     assert buffer.text_batch(batch_size=2) == DOCUMENTS[4:6]
     assert buffer.tokenized_batch(batch_size=3)["input_ids"].shape == (3, 16)
-    assert "99 documents were needed and 21 were left" in error_of(lambda: buffer.text_batch(99))
+    assert "expected 99 more documents, found 21;" in error_of(lambda: buffer.text_batch(99))
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])

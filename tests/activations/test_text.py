@@ -294,8 +294,10 @@ def test_a_file_or_folder_that_holds_no_text_lists_what_can_be_read(tmp_path: Pa
 
 def test_unknown_split_and_no_passes_are_refused(tmp_path: Path):
     split: Any = "dev"
-    assert "'heldout'" in error_of(lambda: open_text("embedded", split=split), ConfigError)
-    assert "0 times" in error_of(lambda: open_text("embedded", passes=0), ConfigError)
+    message = error_of(lambda: open_text("embedded", split=split), ConfigError)
+    assert "split='dev': expected one of train, heldout" in message
+    message = error_of(lambda: open_text("embedded", passes=0), ConfigError)
+    assert "passes=0: expected at least 1" in message
 
 
 # The embedded text
