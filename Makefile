@@ -16,9 +16,10 @@ test-fast: .venv/installed-dev
 
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.
+# Of activations/, only those that read Parquet and data sets: there numpy < 2 and datasets < 4 matter.
 test-saebench: .venv-saebench/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
-		$(addprefix tests/,sae_bench export activations/test_text.py activations/test_buffer.py)
+		$(addprefix tests/,sae_bench export activations/test_text_files.py activations/test_text_sources.py)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -258,8 +258,8 @@ WORDS = b"the cat sat on the mat. " * 4000
 BAD_TEXTS = {
     "invalid UTF-8": (written("a.txt", b"the cat \xff\xfe sat" + WORDS), "UTF-8"),
     "null bytes": (written("a.txt", WORDS.replace(b"cat", b"c\x00t")), "holds a null byte"),
-    "only empty lines": (written("a.txt", b"\n" * 10_000), "holds no text"),
-    "too short": (written("a.txt", b"the cat"), "ended|no text"),
+    "only empty lines": (written("a.txt", b"\n" * 10_000), "has no documents"),
+    "too short": (written("a.txt", b"the cat"), "ended|no documents"),
     "lines that are no JSON": (written("a.jsonl", b'{"text": "a"}\nnothing\n'), "line 2"),
     "rows without text": (written("a.jsonl", b'{"body": "a"}\n'), "text"),
     "a text that is a number": (written("a.jsonl", b'{"text": 3}\n'), "text"),

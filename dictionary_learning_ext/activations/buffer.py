@@ -1,13 +1,13 @@
 """The buffer: text in, the language model's shuffled activations out.
 
-A fill reads contexts, runs the language model as far as the hook point and writes one row a token
-into one preallocated tensor. The rows are then handed out in a random order, each once, and the
-next fill writes into the same memory.
+A fill reads contexts, runs the language model as far as the hook point and writes one row per token
+into one preallocated tensor. The rows are then handed out in a random order, each once. The next
+fill writes into the same memory.
 
-Nothing is lost between fills, and a restore is exact, because a fill is a whole number of
-batches: it ends inside a context as a rule, and the next fill begins with that context again, at
-the first token not yet used. So a fill is a function of the text's position, that one context and
-the generator, which is all that `state_dict` holds.
+A fill is a whole number of batches, so nothing is lost between fills. It usually ends inside a
+context, and the next fill starts with that context again, at the first token not yet used. So a
+fill depends on the text's position, that one context and the generator only. `state_dict` holds
+these, and a resumed buffer continues bit for bit.
 """
 
 import logging
@@ -21,49 +21,49 @@ from dictionary_learning.buffer import ActivationBuffer
 from nnsight import LanguageModel
 from torch import Tensor
 
+from ..config.options import Packing
 from ..errors import ConfigError, NonFiniteError, TextError
+from .activation_reader import ActivationReader
 from .rows import ActivationRows
-from .text import ContextStream, Packing
+from .tokens import ContextStream
 
 _log = logging.getLogger(__name__)
 
 
 class ResidualBuffer(ActivationBuffer):
-    """Batches of a language model's activations, (out_batch_size, d_submodule), without end.
+    """Endless batches of a language model's activations, (out_batch_size, d_submodule).
 
-    Its iteration never ends silently: it raises TextError when the text does not give another
-    batch. A batch is a fresh tensor that its receiver may change.
+    Iteration never ends silently: it raises TextError when the text is too short for another batch.
+    A batch is a fresh tensor, which its receiver may change.
 
     Arguments:
         data: documents, an iterator of str. A `TextStream` can be resumed.
         model: the language model.
-        submodule: nnsight's envoy of the module to read, as `find_hook(...).submodule`.
-        d_submodule: width of a row; the model's hidden size unless told.
-        io: "out" or "in", which side of the submodule to read.
-        n_ctxs: how many contexts of ctx_len tokens are shuffled together; the buffer holds
-            n_ctxs * ctx_len rows rounded down to whole batches.
+        submodule: nnsight's envoy of the module to read, e.g. `find_hook(...).submodule`.
+        d_submodule: width of a row. Default: the model's hidden size.
+        io: "out" or "in", the side of the submodule to read.
+        n_ctxs: contexts shuffled together. The buffer holds n_ctxs * ctx_len rows, rounded down to
+            whole batches.
         ctx_len: tokens in a context.
-        refresh_batch_size: contexts in a batch of the language model's.
+        refresh_batch_size: contexts per batch of the language model.
         out_batch_size: rows in a batch handed out.
         device: where the rows are kept.
-        remove_bos: leave out every position whose token is the tokenizer's beginning-of-text
-            token, wherever it stands. Where that is the end-of-text token too (GPT-NeoX, GPT-2),
-            this leaves out the separators of packed text.
-        seed: of the order of the rows.
+        remove_bos: leave out beginning-of-text tokens, see `ActivationReader`.
+        seed: seeds the order of the rows.
         packing: how documents become contexts, see `ContextStream`.
-        max_norm_multiple: leave out rows whose norm is more than this many times the median norm
-            in their batch of the language model's (attention sinks; 10 is a good value).
-        dtype: of the rows; the model's unless told.
-        before_batch: called before each batch of the language model's; it may raise, and
-            `state_dict` is then good to go on with.
+        max_norm_multiple: leave out outliers (attention sinks; 10 is a good value), see
+            `ActivationReader`. The median is over a batch of the language model.
+        dtype: dtype of the rows. Default: the model's.
+        before_batch: called before each batch of the language model. It may raise, and
+            `state_dict` is then still valid.
 
     Attributes:
-        activations: the rows, (n, d_submodule); only for looking.
+        activations: the rows, (n, d_submodule). For inspection only.
         tokens_seen: rows handed out.
         fills: how often the buffer was filled.
 
     Raises:
-        ConfigError: a setting is out of range or does not fit the others.
+        ConfigError: a setting is out of range or contradicts another.
     """
 
     def __init__(
@@ -88,7 +88,9 @@ class ResidualBuffer(ActivationBuffer):
     ):
         # Upstream's own __init__ is not called: it sets up the storage that this class replaces.
         if isinstance(data, str):
-            raise ConfigError(f"data is the string {data!r}: open it with open_text({data!r})")
+            raise ConfigError(
+                f"data is the string {data!r}: expected documents; use open_text({data!r})"
+            )
         tokenizer: Any = model.tokenizer
         self.data = iter(data)
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing)
@@ -106,7 +108,10 @@ class ResidualBuffer(ActivationBuffer):
         self.seed = seed
         self.packing: Packing = packing
         self.max_norm_multiple = max_norm_multiple
-        self._check(tokenizer)
+        self._check()
+        reader = ActivationReader(
+            model, submodule, io, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
+        )
         batches = self.n_ctxs * ctx_len // out_batch_size
         self.activation_buffer_size = batches * out_batch_size
         shape = (self.activation_buffer_size, self.d_submodule)
@@ -115,23 +120,16 @@ class ResidualBuffer(ActivationBuffer):
         self.tokens_seen = 0
         self.fills = 0
         self._rows = ActivationRows(
-            self.contexts,
-            model,
-            submodule,
-            io,
-            batch_size=refresh_batch_size,
-            skip_token_id=tokenizer.bos_token_id if remove_bos else None,
-            max_norm_multiple=max_norm_multiple,
-            before_batch=before_batch,
+            self.contexts, reader, batch_size=refresh_batch_size, before_batch=before_batch
         )
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
-        self._order = torch.empty(0, dtype=torch.int32)  # of the rows, as they are handed out
-        self._given = 0  # how many of them were
+        self._order = torch.empty(0, dtype=torch.int32)  # in which the rows are handed out
+        self._given = 0  # rows of this fill handed out
         self._fill_start: dict[str, Any] | None = None
 
     @property
     def dropped_tokens(self) -> int:
-        """How many rows max_norm_multiple left out."""
+        """Rows left out because of `max_norm_multiple`."""
         return self._rows.dropped
 
     def __next__(self) -> Tensor:
@@ -149,13 +147,10 @@ class ResidualBuffer(ActivationBuffer):
         return self.activations.index_select(0, rows)
 
     def refresh(self) -> None:
-        """Fill the buffer and draw a new order. Raises as `__next__` does."""
+        """Fill the buffer and draw a new order. Raises what `__next__` raises."""
         self._fill_start = self._position()
-        left = len(self._order) - self._given  # some only if the text ended in the last fill
-        self._order, self._given = (
-            self._order[:0],
-            0,
-        )  # so state_dict() holds if a fill is broken off
+        left = len(self._order) - self._given  # not 0 only if the text ended in the last fill
+        self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
         self.fills += 1
         try:
             filled = self._rows.fill(self.activations)
@@ -165,7 +160,7 @@ class ResidualBuffer(ActivationBuffer):
             raise self._too_short(left + filled)
         if filled < self.activation_buffer_size:
             _log.warning(
-                "%s ended: its last %d tokens are shuffled among themselves, not among %d",
+                "%s ended: its last %d tokens were shuffled on their own, expected %d",
                 self._text_name(),
                 filled,
                 self.activation_buffer_size,
@@ -175,9 +170,9 @@ class ResidualBuffer(ActivationBuffer):
         self._given = 0
 
     def mean_squared_norm(self) -> float:
-        """E||x||^2 over the rows of the present fill (the first, if none was yet), none handed out.
+        """E||x||^2 over the rows of the current fill. Fills the buffer first if it is empty.
 
-        Raises as `__next__` does.
+        It hands out no rows. Raises what `__next__` raises.
         """
         if len(self._order) == 0:
             self.refresh()
@@ -185,7 +180,7 @@ class ResidualBuffer(ActivationBuffer):
         return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
 
     def _position(self) -> dict[str, Any]:
-        """All that the next fill depends on."""
+        """Everything that the next fill depends on."""
         return {
             "rows": self._rows.state_dict(),
             "generator": self._generator.get_state().numpy().tobytes().hex(),
@@ -193,12 +188,12 @@ class ResidualBuffer(ActivationBuffer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on with the same batches; fit for JSON.
+        """What is needed to continue with the same batches, fit for JSON.
 
-        It holds where the last fill began and how many batches were handed out since.
+        It holds where the last fill started and how many batches were handed out since.
 
         Raises:
-            TextError: the data is an iterator without a state.
+            TextError: the text can't be resumed.
         """
         self.contexts.state_dict()  # raises
         return {
@@ -209,17 +204,17 @@ class ResidualBuffer(ActivationBuffer):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken: fill again and skip the batches handed out since.
+        """Continue where `state` was taken: fill again and skip the batches handed out since.
 
         Raises:
             ConfigError: `state` is of a buffer with other settings.
-            TextError: it is of another text.
+            TextError: `state` is of another text, or the text has changed.
         """
         now = self._settings()
         if differ := [key for key in now if state["config"].get(key) != now[key]]:
             was = ", ".join(f"{key}={state['config'].get(key)!r}" for key in differ)
             given = ", ".join(f"{key}={now[key]!r}" for key in differ)
-            raise ConfigError(f"a run whose buffer had {was} can't go on with {given}: give {was}")
+            raise ConfigError(f"the run can't resume with {given}: expected {was}, as before")
         start = state["fill"]
         self._rows.load_state_dict(start["rows"])
         generator = torch.frombuffer(bytearray.fromhex(start["generator"]), dtype=torch.uint8)
@@ -233,7 +228,7 @@ class ResidualBuffer(ActivationBuffer):
         self.tokens_seen = state["tokens_seen"]
 
     def text_batch(self, batch_size: int | None = None) -> list[str]:
-        """The next documents of the stream, raw; they are then gone from it.
+        """Take the next raw documents from the stream.
 
         Raises:
             TextError: fewer are left.
@@ -242,8 +237,8 @@ class ResidualBuffer(ActivationBuffer):
         texts = list(islice(self.data, n))
         if len(texts) < n:
             raise TextError(
-                f"{self._text_name()} ended: {n} documents were needed and {len(texts)} were left;"
-                " give more text, a smaller batch, or read it again with --text-passes 2"
+                f"{self._text_name()} ended: expected {n} more documents, found {len(texts)}; use a"
+                " longer text, a smaller batch, or --text-passes 2 to read it twice"
             )
         return texts
 
@@ -270,27 +265,15 @@ class ResidualBuffer(ActivationBuffer):
             "submodule": self.submodule.path.removeprefix("."),
         }
 
-    def _check(self, tokenizer: Any) -> None:
-        if self.io not in ("in", "out"):
-            raise ConfigError(f"there is no side {self.io!r} of a submodule: give io 'in' or 'out'")
+    def _check(self) -> None:
         for name in ("n_ctxs", "refresh_batch_size", "out_batch_size"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: give 1 or more")
+                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least 1")
         if self.n_ctxs * self.ctx_len < self.out_batch_size:
             raise ConfigError(
-                f"a buffer of {self.n_ctxs} contexts of {self.ctx_len} tokens holds fewer than the"
-                f" {self.out_batch_size} of a batch: give n_ctxs"
-                f" {math.ceil(self.out_batch_size / self.ctx_len)} or more, or smaller batches"
-            )
-        if self.remove_bos and tokenizer.bos_token_id is None:
-            raise ConfigError(
-                "remove_bos was asked for and the tokenizer has no beginning-of-text token: leave"
-                " it out, or leave out attention sinks by max_norm_multiple, as 10"
-            )
-        if self.max_norm_multiple is not None and self.max_norm_multiple <= 1:
-            raise ConfigError(
-                f"max_norm_multiple is {self.max_norm_multiple}, which leaves out half of all"
-                " tokens or more: give a number over 1, as 10"
+                f"a buffer of {self.n_ctxs} contexts of {self.ctx_len} tokens is smaller than a"
+                f" batch: expected at least {self.out_batch_size} tokens; use n_ctxs"
+                f" {math.ceil(self.out_batch_size / self.ctx_len)} or more, or a smaller batch size"
             )
 
     def _text_name(self) -> str:
@@ -299,11 +282,11 @@ class ResidualBuffer(ActivationBuffer):
     def _too_short(self, found: int) -> TextError:
         if not self.contexts.tokens_read:
             return TextError(
-                f"{self._text_name()} holds no text: give one that does (where a text has no"
-                " held-out part, it is every 20th document)"
+                f"{self._text_name()} has no documents: expected at least one (a text without a"
+                " held-out part holds out every 20th document); use another text (--data)"
             )
         return TextError(
-            f"{self._text_name()} ended after {self.tokens_seen} tokens were handed out: the next"
-            f" batch needs {self.out_batch_size} and {found} were found; give more text, fewer"
-            " steps, or read it again with --text-passes 2"
+            f"{self._text_name()} ended after {self.tokens_seen} tokens: expected"
+            f" {self.out_batch_size} for the next batch, found {found}; use a longer text, fewer"
+            " steps, or --text-passes 2 to read it twice"
         )

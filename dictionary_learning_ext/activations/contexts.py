@@ -4,68 +4,70 @@ Shapes: B contexts, L = ctx_len tokens, D = activation_dim.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as t
+from einops import rearrange
 from nnsight import LanguageModel
 
+from ..config.options import Split
 from ..config.run_config import RunConfig
-from ..errors import NonFiniteError, TextError
-from .language_models import HookPoint, read_residual
-from .text import ContextStream, open_text
-from .text_sources import Split
+from ..errors import TextError
+from .activation_reader import ActivationReader
+from .language_models import HookPoint
+from .text import open_text
+from .tokens import ContextStream
 
 _CONTEXTS_AT_ONCE = 32
 
 
 class ContextBatch(NamedTuple):
-    """Some contexts: `wanted_BL` is False at padding and at what the run leaves out of training."""
+    """Some contexts."""
 
     input_ids_BL: t.Tensor
     wanted_BL: t.Tensor
+    """False at padding and at tokens that the run's training leaves out."""
     x_BLD: t.Tensor
+    """Activations, float32."""
 
 
 def read_contexts(
     run: RunConfig, model: LanguageModel, hook: HookPoint, split: Split, tokens: int
 ) -> Iterator[ContextBatch]:
-    """The first `tokens` wanted tokens of a run's text, in contexts as its training had them.
+    """The first `tokens` wanted tokens of a run's text, in the contexts that its training had.
 
     Arguments:
-        run: says the text, its packing and which tokens are left out.
+        run: its text, packing, and which tokens are left out.
         split: "heldout" or "train".
-        tokens: wanted tokens in all; a text that ends before is read as far as it goes.
+        tokens: wanted tokens in all. A text that ends earlier is read to its end.
 
-    Raises: TextError if the text holds no context; NonFiniteError if an activation is not finite.
+    Raises: TextError if the text has no whole context; NonFiniteError if an activation is NaN or
+        infinite.
     """
-    tokenizer: Any = model.tokenizer
-    stream = ContextStream(
-        open_text(run.data, split=split), tokenizer, run.ctx_len, packing=run.text_packing
+    reader = ActivationReader(
+        model,
+        hook.submodule,
+        hook.io,
+        remove_bos=run.remove_bos,
+        max_norm_multiple=run.max_norm_multiple,
     )
+    text = open_text(run.data, split=split)
+    stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
     left = tokens
     while left > 0:
         try:
             input_ids_BL, mask_BL = stream.next_batch(_CONTEXTS_AT_ONCE)
         except StopIteration:
             break
-        x_BLD = read_residual(model, hook, input_ids_BL, mask_BL).float()
-        wanted_BL = mask_BL.bool()
-        if run.remove_bos:
-            wanted_BL &= input_ids_BL != tokenizer.bos_token_id
-        norms_BL = x_BLD.norm(dim=-1).cpu()
-        if not norms_BL[wanted_BL].isfinite().all():
-            raise NonFiniteError(
-                f"{run.model} gave activations at {hook.name} that are NaN or infinite, instead of "
-                "numbers: load it in float32, or check its weights"
-            )
-        if run.max_norm_multiple is not None and wanted_BL.any():
-            wanted_BL &= norms_BL <= run.max_norm_multiple * norms_BL[wanted_BL].median()
-        before_BL = wanted_BL.flatten().cumsum(0).view_as(wanted_BL)
-        wanted_BL &= before_BL <= left
+        read = reader.read(input_ids_BL, mask_BL, reader.wanted(input_ids_BL, mask_BL))
+        reader.require_finite(read.non_finite)
+        number_N = rearrange(read.wanted_BL, "b l -> (b l)").cumsum(0)
+        number_BL = rearrange(number_N, "(b l) -> b l", l=run.ctx_len)
+        wanted_BL = read.wanted_BL & (number_BL <= left)
         left -= int(wanted_BL.sum())
-        yield ContextBatch(input_ids_BL, wanted_BL, x_BLD)
+        yield ContextBatch(input_ids_BL, wanted_BL, read.x_BLD.float())
     if left == tokens:
         raise TextError(
-            f"the {split} text of {run.data!r} does not hold one context of {run.ctx_len} tokens: "
-            "give a longer text"
+            f"the {split} text of {run.data!r} has no whole context of {run.ctx_len} tokens:"
+            f" expected at least one; use a longer text (--data) or a smaller --ctx-len"
         )

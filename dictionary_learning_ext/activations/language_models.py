@@ -22,7 +22,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchE
 from ..errors import LanguageModelError, first_line
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
-_WHAT_TO_TYPE = "give 'embedded', a folder made by save_pretrained, or a model's name on the hub"
+_EXPECTED = (
+    "expected 'embedded', a folder written by save_pretrained, or a model's name on the hub, e.g."
+    " --model EleutherAI/pythia-70m"
+)
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.hook_resid_(post|pre)")
 
 
@@ -31,9 +34,9 @@ class HookPoint:
     """A place in a model's residual stream.
 
     Attributes:
-        name: TransformerLens's name, as "blocks.0.hook_resid_post".
+        name: TransformerLens's name, e.g. "blocks.0.hook_resid_post".
         layer: the block's number, from 0.
-        io: "out" for what the block gives (resid_post), "in" for what it gets (resid_pre).
+        io: "out" for the block's output (resid_post), "in" for its input (resid_pre).
         submodule: nnsight's envoy of the block.
         activation_dim: D, the width of the residual stream.
     """
@@ -48,35 +51,36 @@ class HookPoint:
 def load_language_model(
     name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
-    """Load a causal language model and its tokenizer, for reading only.
+    """Load a causal language model and its tokenizer, to read activations.
 
     Arguments:
-        name: "embedded" (the model shipped with the package), a folder made by
+        name: "embedded" (the model shipped with the package), a folder written by
             `save_pretrained`, or a model's name on the Hugging Face hub.
-        device: where its weights go, as "cpu" or "cuda:0".
-        dtype: the type of its weights and activations.
+        device: where its weights go, e.g. "cpu" or "cuda:0".
+        dtype: the dtype of its weights and activations.
 
     Returns:
-        The model in evaluation mode, its weights loaded and needing no gradient.
+        The model in evaluation mode, its weights loaded and without gradients.
 
     Raises:
-        LanguageModelError: no such model, the hub can't be reached, files are missing, the
-            device is not there, or the tokenizer has neither a pad nor an end-of-text token.
+        LanguageModelError: there is no such model, the hub can't be reached, files are missing or
+            damaged, the device is not available, or the tokenizer has neither a pad nor an
+            end-of-text token.
     """
     folder = EMBEDDED_MODEL if name == "embedded" else Path(name).expanduser()
     is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
     if is_local and not (folder / "config.json").is_file():
         raise LanguageModelError(
             f"language model {name!r} can't be loaded, there is no file {folder / 'config.json'}:"
-            f" {_WHAT_TO_TYPE}"
+            f" {_EXPECTED}"
         )
     source = str(folder) if is_local else name
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise LanguageModelError(
-            f"device {device!r} can't be used ({first_line(error)}): give 'cpu' or a device that"
-            " this machine has"
+            f"device {device!r} can't be used ({first_line(error)}): expected a device of this"
+            " machine, e.g. --device cpu"
         ) from error
     with _quiet():
         try:
@@ -86,20 +90,21 @@ def load_language_model(
         except OSError as error:  # what transformers raises for a missing model, file or network
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded, locally or from the hub"
-                f" ({first_line(error)}): {_WHAT_TO_TYPE}"
+                f" ({first_line(error)}): {_EXPECTED}"
             ) from error
-        except Exception as error:  # damaged files raise anything
+        except Exception as error:  # damaged files can raise anything
             raise LanguageModelError(
-                f"language model {name!r} can't be loaded, its files are damaged or of another kind"
-                f" ({type(error).__name__}: {first_line(error)}): copy them again"
+                f"language model {name!r} can't be loaded ({type(error).__name__}:"
+                f" {first_line(error)}): expected a causal language model of transformers; if its"
+                " files are damaged, copy or download them again"
             ) from error
     if tokenizer.pad_token is None:
-        # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any
-        # token will do, and the end-of-text token is one that the model already has.
+        # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any token
+        # will do. The end-of-text token is one that the model already has.
         if tokenizer.eos_token is None:
             raise LanguageModelError(
-                f"the tokenizer of language model {name!r} has neither a pad nor an end-of-text"
-                " token and can't pad a batch: set pad_token in its tokenizer_config.json"
+                f"the tokenizer of language model {name!r} can't pad a batch: expected a pad or an"
+                " end-of-text token; set pad_token in its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
     # transformers 4 warns that nnsight pads a fast tokenizer's ids in a second step.
@@ -110,7 +115,7 @@ def load_language_model(
 
 
 def width_of(name: str) -> int:
-    """The width of a language model's residual stream, without loading its weights.
+    """The width of a language model's residual stream, found without loading its weights.
 
     Raises: LanguageModelError if there is no such model.
     """
@@ -120,29 +125,29 @@ def width_of(name: str) -> int:
     except Exception as error:  # as in load_language_model
         raise LanguageModelError(
             f"language model {name!r} can't be loaded, locally or from the hub"
-            f" ({first_line(error)}): {_WHAT_TO_TYPE}"
+            f" ({first_line(error)}): {_EXPECTED}"
         ) from error
 
 
 def find_hook(model: LanguageModel, name: str) -> HookPoint:
-    """Find a hook point by TransformerLens's name for it.
+    """Find a hook point by its name in TransformerLens.
 
     Arguments:
-        model: a GPT-NeoX, Llama, GPT-2, Gemma, Qwen or other decoder whose list of blocks can
-            be told from its other modules.
+        model: a GPT-NeoX, Llama, GPT-2, Gemma, Qwen or other decoder whose list of blocks can be
+            found, see `block_list_path`.
         name: "blocks.N.hook_resid_post" or "blocks.N.hook_resid_pre".
 
     Raises:
-        LanguageModelError: the name is malformed or the model has no such block (the message
-            lists the names it has), or the model's list of blocks can't be found.
+        LanguageModelError: the model has no such hook point (the message lists those it has), or
+            its list of blocks can't be found.
     """
     config: Any = model.config.get_text_config()
     match = _HOOK_NAME.fullmatch(name)
     if match is None or int(match[1]) >= config.num_hidden_layers:
         blocks = f"blocks.{{0..{config.num_hidden_layers - 1}}}"
         raise LanguageModelError(
-            f"there is no hook point {name!r} in this model: give {blocks}.hook_resid_post or"
-            f" {blocks}.hook_resid_pre"
+            f"there is no hook point {name!r} in this model: expected {blocks}.hook_resid_post or"
+            f" {blocks}.hook_resid_pre; use e.g. --hook blocks.0.hook_resid_post"
         )
     layer = int(match[1])
     envoy: Any = model._envoy
@@ -157,7 +162,7 @@ def read_residual(
 ) -> Tensor:
     """The residual stream at a hook point, (B, L, D), in the model's dtype and on its device.
 
-    The model runs as far as the hook point and no further. The result carries no gradient.
+    The model runs no further than the hook point. The result has no gradient.
 
     Arguments:
         model: the model that `hook` was found in.
@@ -168,7 +173,7 @@ def read_residual(
     return read_submodule(model, hook.submodule, hook.io, input_ids, attention_mask)
 
 
-@torch.no_grad()  # not inference_mode: what it makes could not be trained on
+@torch.no_grad()  # not inference_mode, whose tensors can't be trained on
 def read_submodule(
     model: LanguageModel,
     submodule: Any,
@@ -176,8 +181,8 @@ def read_submodule(
     input_ids: Tensor,
     attention_mask: Tensor,
 ) -> Tensor:
-    """As `read_residual`, at the input or output of any submodule given as nnsight's envoy."""
-    # A BatchEncoding is the one form of input that nnsight takes as it is.
+    """Like `read_residual`, for the input or output of any submodule (nnsight's envoy of it)."""
+    # A BatchEncoding is the only form of input that nnsight leaves as it is.
     encoding = BatchEncoding({"input_ids": input_ids, "attention_mask": attention_mask})
     options: Any = {"use_cache": False}
     with model.trace(encoding, **options):
@@ -191,9 +196,9 @@ def read_submodule(
 
 
 def weights_hash(model: LanguageModel) -> str:
-    """SHA-256, in hex, of the names, shapes, dtypes and bytes of all that a checkpoint holds.
+    """SHA-256, in hex, of the names, shapes, dtypes and bytes of everything in a checkpoint.
 
-    The device does not count. A difference in dtype does.
+    It does not depend on the device. It does depend on the dtype.
     """
     digest = hashlib.sha256()
     module: nn.Module = model._model
@@ -207,7 +212,7 @@ def weights_hash(model: LanguageModel) -> str:
 def settings_hash(model: LanguageModel) -> str:
     """SHA-256, in hex, of the model's configuration and its tokenizer.
 
-    Names, paths and versions of software in them do not count.
+    It does not depend on the names, paths and software versions in them.
     """
     volatile = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
     config = {n: v for n, v in model.config.to_diff_dict().items() if n not in volatile}
@@ -221,9 +226,13 @@ def settings_hash(model: LanguageModel) -> str:
 def block_list_path(model: nn.Module, config: Any) -> str:
     """The path of the list of decoder blocks in a transformers model.
 
-    It is the one list of `num_hidden_layers` modules that is not inside another such list (as
-    experts are) and whose modules are composed of others (norms are not) and work on vectors of
-    `hidden_size` (those of an image encoder seldom do).
+    It is the only list of `num_hidden_layers` modules
+
+    - that is not inside another such list (experts are),
+    - whose modules contain others (norms don't),
+    - whose modules work on vectors of `hidden_size` (an image encoder's seldom do).
+
+    Raises: LanguageModelError if there is not exactly one such list.
     """
     found: list[str] = []
     for path, module in model.named_modules():
@@ -238,7 +247,8 @@ def block_list_path(model: nn.Module, config: Any) -> str:
         which = f"{len(found)} candidates ({', '.join(found)})" if found else "none"
         raise LanguageModelError(
             f"the list of {config.num_hidden_layers} decoder blocks of a {type(model).__name__}"
-            f" can't be told, there is {which}: use a decoder-only language model"
+            f" can't be found: expected one candidate, found {which}; use a decoder-only language"
+            " model"
         )
     return found[0]
 
@@ -250,7 +260,7 @@ def _is_block(module: nn.Module, hidden_size: int) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings from transformers, whose settings are put back after."""
+    """No progress bars and no warnings from transformers, whose settings are restored after."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

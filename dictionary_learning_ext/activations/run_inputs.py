@@ -1,4 +1,4 @@
-"""What a run reads, from its configuration: the language model, and buffers of its activations."""
+"""From a run's configuration to its language model and to buffers of activations."""
 
 import math
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def make_buffer(
     out_batch_size: int,
     before_batch: Callable[[], None] | None = None,
 ) -> ResidualBuffer:
-    """A buffer of `text` at the run's hook point, with its settings."""
+    """A buffer of `text` at the run's hook point, with the run's settings."""
     return ResidualBuffer(
         text,
         model,
@@ -63,7 +63,10 @@ def make_buffer(
 def held_out(
     run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
 ) -> tuple[ResidualBuffer, list[str]]:
-    """A buffer for `tokens` of held-out text, and its first documents: streams of their own."""
+    """A buffer for `tokens` tokens of held-out text, and that text's first documents.
+
+    The documents come from a stream of their own, so the buffer starts with them too.
+    """
     batch_size = min(_EVALUATION_BATCH, tokens)
     n_ctxs = max(64, math.ceil(batch_size / run.ctx_len))
     text = open_text(run.data, split="heldout")
@@ -72,5 +75,5 @@ def held_out(
 
 
 def measured_on(run: RunConfig) -> dict[str, Any]:
-    """The settings that decide what held-out activations an SAE is measured on."""
+    """The settings that determine the held-out activations that an SAE is measured on."""
     return {name: getattr(run, name) for name in MEASURED_ON}

@@ -1,13 +1,14 @@
-"""Documents out of local files, one after the other, in bounded memory.
+"""Documents from local files, one after the other, in bounded memory.
 
 `read_documents` yields a file's documents. A document is
 
 - in .jsonl, .jsonl.zst and .parquet: a row's `text`;
-- in .txt: what stands between `<|endoftext|>` markers if the file has any, else a group of whole
-  paragraphs (blank lines between them) of up to 2,000 characters.
+- in a .txt with `<|endoftext|>` markers: the text between two markers;
+- in any other .txt: a group of whole paragraphs, up to 2,000 characters. Blank lines separate
+  paragraphs.
 
-A stretch of .txt without the end that it should have is cut at a space, so that no file, however
-it is made, is read whole: paragraphs at 2,000 characters, marked documents at about 1,000,000.
+No file is ever read whole. A longer paragraph in a .txt is cut at a space after at most 2,000
+characters, and a longer document between two markers after about 1,000,000.
 """
 
 import codecs
@@ -28,10 +29,11 @@ _CHUNK = 1 << 16  # bytes read at a time
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of a file, in order; some may be empty.
+    """The documents of a file, in order. Some may be empty.
 
     Raises:
-        TextError: the file is not UTF-8 or holds null bytes, a row is not JSON or has no `text`.
+        TextError: the file is damaged, is not UTF-8 or holds null bytes, or a row is not JSON or
+            has no `text`.
     """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)
@@ -42,14 +44,15 @@ def read_documents(path: Path) -> Iterator[str]:
     elif path.suffix == ".zst":
         import zstandard
 
-        # A file may be several compressed frames one after the other.
+        # A file may consist of several compressed frames.
         reader = zstandard.ZstdDecompressor().stream_reader
         with path.open("rb") as packed, reader(packed, read_across_frames=True) as file:
             try:
                 yield from _jsonl_rows(io.BufferedReader(file), path)
             except zstandard.ZstdError as error:
                 raise TextError(
-                    f"{path} can't be decompressed ({error}): fetch or write it again"
+                    f"{path} can't be decompressed ({error}): expected a zstandard file; download"
+                    " or write it again"
                 ) from error
     else:
         with path.open("rb") as file:
@@ -57,13 +60,17 @@ def read_documents(path: Path) -> Iterator[str]:
 
 
 def text_of_row(row: Any, where: str) -> str:
-    """A row's `text`; empty if it is null."""
+    """A row's `text`. A null counts as an empty text."""
     if not isinstance(row, dict) or "text" not in row:
         has = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-        raise TextError(f"{where} has no 'text' (it has {has}): name the text's column 'text'")
+        raise TextError(
+            f"{where} has no 'text', it has {has}: expected a column 'text'; rename the column that"
+            " holds the text"
+        )
     if not isinstance(row["text"], str | None):
         raise TextError(
-            f"{where} has a 'text' that is a {type(row['text']).__name__}: make it a string"
+            f"{where} has a 'text' of type {type(row['text']).__name__}: expected a string; write"
+            " it as one"
         )
     return row["text"] or ""
 
@@ -75,7 +82,8 @@ def _parquet_rows(path: Path) -> Iterator[str]:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise TextError(
-            f"{path} is not a Parquet file ({error}): write it again, or name it as what it is"
+            f"{path} is not a Parquet file ({error}): expected one, from its name; write it again"
+            " or correct its suffix"
         ) from error
     with file:
         columns = file.schema_arrow.names
@@ -97,7 +105,10 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW), b""), start=1):
         where = f"line {number} of {path}"
         if len(line) == LONGEST_ROW:
-            raise TextError(f"{where} is over {LONGEST_ROW:,} bytes long: put one document a line")
+            raise TextError(
+                f"{where} is over {LONGEST_ROW:,} bytes long: expected one document per line; split"
+                " the line"
+            )
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -109,22 +120,22 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Iterator[str]:
             row = json.loads(text)
         except json.JSONDecodeError as error:
             raise TextError(
-                f"{where} is not JSON ({error.msg} at column {error.colno}): write one JSON object"
-                ' with a "text" a line'
+                f"{where} is not valid JSON ({error.msg} at column {error.colno}): expected one"
+                ' object per line, e.g. {"text": "…"}; correct the line or delete it'
             ) from error
         yield text_of_row(row, where)
 
 
 def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
-    """A text file's lines with their line ends, the long ones in several pieces."""
+    """A text file's lines with their line ends. Long lines come in several pieces."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, undecoded = 0, 0
     for piece in iter(lambda: file.readline(_CHUNK), b""):
         null = piece.find(b"\0")
         if null >= 0:
             raise TextError(
-                f"{path} holds a null byte at byte {offset + null}, so it is not UTF-8 text:"
-                " convert it to UTF-8, for example with iconv -t UTF-8"
+                f"{path} holds a null byte at byte {offset + null}: expected UTF-8 text; convert"
+                " it, e.g. with iconv -f UTF-16 -t UTF-8"
             )
         try:
             text = decoder.decode(piece)
@@ -141,7 +152,7 @@ def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
 
 def _not_utf8(where: str, offset: int) -> TextError:
     return TextError(
-        f"{where} is not UTF-8 at byte {offset}: convert it, for example with"
+        f"{where} is not UTF-8 at byte {offset}: expected UTF-8 text; convert it, e.g. with"
         " iconv -f LATIN1 -t UTF-8"
     )
 
@@ -159,7 +170,7 @@ def _has_marker(path: Path) -> bool:
 def _between_markers(pieces: Iterator[str]) -> Iterator[str]:
     document = ""
     for piece in pieces:
-        searched = max(0, len(document) - len(MARKER))  # a marker may lie across two pieces
+        searched = max(0, len(document) - len(MARKER))  # a marker may span two pieces
         document += piece
         while (end := document.find(MARKER, searched)) >= 0:
             yield document[:end].strip()
@@ -196,6 +207,6 @@ def _paragraphs(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def cut(text: str, length: int) -> int:
-    """Where to cut a text to at most `length`: before its last space there, if it has one."""
+    """Where to cut a text to at most `length` characters: at the last space there, if any."""
     last_space = max(text.rfind(" ", 0, length), text.rfind("\n", 0, length))
     return last_space if last_space > 0 else length

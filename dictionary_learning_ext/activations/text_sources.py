@@ -1,37 +1,36 @@
-"""Sources of documents: the embedded text, local files, sets of the Hugging Face hub.
+"""Sources of documents: the embedded text, local files, data sets on the Hugging Face hub.
 
-A source is read in passes, each in the same order or, for the embedded text, its own.
+A source is read in passes. The embedded text has another order in each, other sources keep theirs.
 """
 
 import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from ..config.options import Split
 from ..errors import TextError, first_line
 from .text_files import SUFFIXES, read_documents, text_of_row
-
-Split = Literal["train", "heldout"]
 
 _HASHED_WHOLE = 1 << 26  # bytes
 _PART = 1 << 16
 EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
 
 
-class Source(Protocol):
-    """Where documents come from: an iterator over one pass, with a position to resume at."""
+class DocumentSource(Protocol):
+    """An iterator over the documents of one pass, which can be resumed at a position."""
 
     def start(self, number: int, position: Any) -> None:
-        """Begin pass `number` (from 0), at its first document or at a former position."""
+        """Start pass `number` (from 0) at its first document, or at an earlier `position()`."""
         ...
 
     def position(self) -> Any:
-        """Where the next document is: something JSON can hold."""
+        """Where the next document is, fit for JSON."""
         ...
 
     def fingerprint(self) -> Any:
-        """What tells this text from a changed one: something JSON can hold."""
+        """Differs if the text has changed. Fit for JSON."""
         ...
 
     def __iter__(self) -> Iterator[str]: ...
@@ -39,15 +38,15 @@ class Source(Protocol):
 
 
 class Passages:
-    """The embedded text's passages, in another order each pass."""
+    """The embedded text's passages, in another order in each pass."""
 
     def __init__(self, split: Split, seed: int):
         import pyarrow.parquet
 
         if not EMBEDDED_TEXT.is_file():
             raise TextError(
-                f"the embedded text is missing from this installation, there is no {EMBEDDED_TEXT}:"
-                " install the package again, or give a file, a folder or a hub set"
+                f"the embedded text is missing: expected a file {EMBEDDED_TEXT}; reinstall the"
+                " package, or use another text (--data)"
             )
         table = pyarrow.parquet.read_table(
             EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
@@ -77,7 +76,7 @@ class Passages:
 
 
 class Files:
-    """The documents of files, one file after the other."""
+    """The documents of several files, one file after the other."""
 
     def __init__(self, files: list[Path]):
         self._files = files
@@ -110,7 +109,7 @@ class Files:
 
 
 def fingerprint_of(files: list[Path]) -> list[Any]:
-    """Each file's name, size and hash: of all of it, or of 256 parts of one over 64 MB."""
+    """Each file's name, size and hash. Of a file over 64 MB, 256 parts are hashed."""
     found = []
     for file in files:
         digest, size = hashlib.sha256(), file.stat().st_size
@@ -126,7 +125,7 @@ def fingerprint_of(files: list[Path]) -> list[Any]:
 
 
 def files_of(path: Path, split: Split) -> tuple[list[Path], bool]:
-    """The files of a file or folder that hold a split, and whether their names say so."""
+    """The files of a path that hold a split, and whether the files are named by split."""
     inside = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [
         file
@@ -137,8 +136,8 @@ def files_of(path: Path, split: Split) -> tuple[list[Path], bool]:
     ]
     if not files:
         raise TextError(
-            f"{path} {'holds' if path.is_dir() else 'is'} no text that can be read: give a file or"
-            f" folder of {', '.join(SUFFIXES)}"
+            f"{path} {'holds no text files' if path.is_dir() else 'is not a text file'}: expected"
+            f" {', '.join(SUFFIXES)}; convert it to one of these"
         )
     named = {
         word: [file for file in files if file.name.startswith(word)]
@@ -151,7 +150,7 @@ def files_of(path: Path, split: Split) -> tuple[list[Path], bool]:
 
 
 class HubSet:
-    """The rows of a `datasets.IterableDataset`."""
+    """The `text` of the rows of a `datasets.IterableDataset`."""
 
     def __init__(self, dataset: Any, name: str):
         self._dataset = dataset
@@ -159,7 +158,7 @@ class HubSet:
 
     def start(self, number: int, position: Any) -> None:
         self._position = position
-        self._dataset.set_epoch(number)  # a former position counts in its own pass only
+        self._dataset.set_epoch(number)  # a position is only valid in its own pass
         if position is not None:
             self._dataset.load_state_dict(position)
         self._rows: Iterator[Any] | None = None
@@ -176,11 +175,11 @@ class HubSet:
     def __next__(self) -> str:
         if self._rows is None:
             self._rows = iter(self._dataset)
-        return text_of_row(next(self._rows), f"hub set {self._name!r}")
+        return text_of_row(next(self._rows), f"the data set {self._name!r}")
 
 
-def open_hub_set(name: str, split: Split) -> tuple[Source, bool]:
-    """A set of the hub, and whether it has a held-out split of its own."""
+def open_hub_set(name: str, split: Split) -> tuple[DocumentSource, bool]:
+    """A data set on the hub, and whether it has a held-out split of its own."""
     import datasets
 
     path, _, configuration = name.partition(":")
@@ -188,11 +187,12 @@ def open_hub_set(name: str, split: Split) -> tuple[Source, bool]:
     datasets.disable_progress_bars()
     try:
         splits: Any = datasets.load_dataset(path, configuration or None, streaming=True)
-    # OSError: no such set, or no network. ValueError: no such configuration.
+    # OSError: no such data set, or no network. ValueError: no such configuration.
     except (OSError, ValueError) as error:
         raise TextError(
-            f"text {name!r} is no file or folder here and can't be had from the hub ({first_line(error)}):"
-            " give 'embedded', an existing file or folder, or another set's name"
+            f"no file or folder {name!r}, and couldn't fetch a data set of this name from the hub"
+            f" ({first_line(error)}): expected 'embedded', an existing file or folder, or the name"
+            " of a data set on the hub, e.g. --data roneneldan/TinyStories"
         ) from error
     finally:
         if bars:
@@ -201,7 +201,7 @@ def open_hub_set(name: str, split: Split) -> tuple[Source, bool]:
     part = heldout if heldout and split == "heldout" else "train"
     if part not in splits:
         raise TextError(
-            f"hub set {name!r} has the splits {', '.join(map(str, splits))} and none called"
-            " 'train': give another set"
+            f"the data set {name!r} has the splits {', '.join(map(str, splits))}: expected one"
+            " called 'train'; use another data set"
         )
     return HubSet(splits[part], name), heldout is not None

@@ -5,6 +5,7 @@ from typing import Literal
 
 import tyro
 
+from ..config.options import Split
 from .flags import Command, Folder, Folders, InputFlags
 
 
@@ -21,7 +22,7 @@ class ReportFlags:
     FOLDER/report.html."""
     tokens: int = 100_000
     """Tokens to collect the features' contexts from."""
-    split: Literal["heldout", "train"] = "heldout"
+    split: Split = "heldout"
     """Which part of the text to read: heldout or train."""
     synthesise: int = 12
     """Number of features of each SAE for which tokens are synthesised by gradient ascent, the

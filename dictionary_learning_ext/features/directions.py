@@ -17,7 +17,7 @@ _FEATURES_AT_ONCE = 256
 
 
 class Ranked(NamedTuple):
-    """The n largest or smallest of something per feature, the most extreme first."""
+    """The n largest or smallest entries of each feature, the most extreme first."""
 
     indices_Fn: t.Tensor
     values_Fn: t.Tensor
@@ -25,7 +25,7 @@ class Ranked(NamedTuple):
 
 @t.no_grad()
 def decoder_directions(dictionary: Dictionary) -> t.Tensor:
-    """What one unit of each feature adds to the reconstruction, (F, D), for any class."""
+    """What one unit of each feature adds to the reconstruction, (F, D). Works for every class."""
     sae: Any = dictionary
     parameter = next(dictionary.parameters())
     parts = []
@@ -39,45 +39,52 @@ def decoder_directions(dictionary: Dictionary) -> t.Tensor:
 
 @t.no_grad()
 def encoder_directions(dictionary: Dictionary) -> t.Tensor:
-    """The gradient of each feature's pre-activation (a vSAE's mean mu) by x, (F, D)."""
+    """The gradient of each feature's pre-activation (a vSAE's mean mu) in x, (F, D)."""
     sae: Any = dictionary
     weight_FD = sae.W_enc.T if hasattr(sae, "W_enc") else sae.encoder.weight
     return weight_FD.detach().float().cpu()
 
 
 def alignment(dictionary: Dictionary) -> t.Tensor:
-    """The cosine of each feature's encoder and decoder direction, (F,)."""
+    """The cosine between each feature's encoder and decoder directions, (F,)."""
     pair = encoder_directions(dictionary), decoder_directions(dictionary)
     return t.cosine_similarity(*pair, dim=1)
 
 
-def nearest_features(directions_FD: t.Tensor, n: int = 6) -> Ranked:
-    """The n other features with the largest cosine; fewer if there are fewer."""
+def nearest_features(
+    directions_FD: t.Tensor, n: int = 6, *, at_once: int = _FEATURES_AT_ONCE
+) -> Ranked:
+    """The n other features (or all, if fewer) with the largest cosine, for `at_once` at a time."""
     unit_FD = nn.functional.normalize(directions_FD, dim=1)
     n = min(n, len(unit_FD) - 1)
     parts = []
-    for start in range(0, len(unit_FD), _FEATURES_AT_ONCE):
-        cosines = unit_FD[start : start + _FEATURES_AT_ONCE] @ unit_FD.T
+    for start in range(0, len(unit_FD), at_once):
+        cosines = unit_FD[start : start + at_once] @ unit_FD.T
         own = t.arange(len(cosines))
         cosines[own, start + own] = -t.inf
         parts.append(cosines.topk(n, dim=1))
-    return Ranked(t.cat([part.indices for part in parts]), t.cat([part.values for part in parts]))
+    return _joined(parts)
 
 
 class LogitLens:
-    """From a direction in the residual stream to the logits that it adds directly.
+    """The direct effect of a direction in the residual stream on the logits.
 
-    The direction goes through the final norm and the unembedding alone, not through the blocks in
-    between, and the norm's scale is held fixed (what a small addition to a typical residual stream
-    does, up to a positive factor that all tokens and features share). In formulas, for a final norm
-    with gain g: logits = W_U (g * (d - mean d)) with LayerNorm, W_U (g * d) with RMSNorm; then the
-    mean over the vocabulary is taken away, which no softmax sees. A soft cap on logits is ignored.
+    The direction d passes through the final norm and the unembedding W_U only, not through the
+    blocks in between. The norm's scale is held fixed. This is what a small addition to a typical
+    residual stream does, up to a positive factor that all tokens and features share. For a final
+    norm with gain g,
+
+        logits = W_U (g * (d - mean d))    LayerNorm
+        logits = W_U (g * d)               RMSNorm
+
+    less their mean over the vocabulary, which the softmax ignores. A soft cap on logits is left
+    out.
 
     Arguments:
-        model: a language model with a final norm beside its blocks, as GPT-NeoX, Llama, GPT-2,
-            Gemma and Qwen have.
+        model: a language model with a final norm beside its blocks, e.g. GPT-NeoX, Llama, GPT-2,
+            Gemma or Qwen.
 
-    Raises: LanguageModelError if the norm or the unembedding can't be found.
+    Raises: LanguageModelError if the model has no such norm or no unembedding.
     """
 
     def __init__(self, model: LanguageModel):
@@ -93,14 +100,14 @@ class LogitLens:
         if not norms or unembedding is None:
             missing = "unembedding" if norms else "final norm"
             raise LanguageModelError(
-                f"a {type(hf_model).__name__} has no {missing} beside its blocks: the logit effects "
-                "need one; use another language model, or leave them out by --logits False"
+                f"a {type(hf_model).__name__} has no {missing} beside its blocks: expected one, to"
+                " measure effects on logits; use --logits False or another language model"
             )
         self._norm, self._unembedding = norms[-1], unembedding
 
     @t.no_grad()
     def logits(self, directions_ND: t.Tensor) -> t.Tensor:
-        """The direct effect of unit steps along directions on the logits, (N, V), float32."""
+        """The direct effects of N directions on the logits, (N, V), float32."""
         weight = self._unembedding.weight
         d_ND = directions_ND.to(weight.device, t.float32)
         gain_D = self._gain(d_ND.shape[1], weight)
@@ -110,22 +117,22 @@ class LogitLens:
         return logits_NV - logits_NV.mean(1, keepdim=True)
 
     def _gain(self, width: int, like: t.Tensor) -> t.Tensor:
-        """The norm's gain, read off its outputs, as some norms multiply by 1 + their weight."""
+        """The norm's gain, measured on its outputs: some norms multiply by 1 + their weight."""
         probe_D = t.ones(width, dtype=like.dtype, device=like.device)
-        probe_D[1::2] = -1.0  # mean 0 and mean square 1, nearly: scaled as it is
-        probe_D *= 64.0  # large beside the norm's epsilon
+        probe_D[1::2] = -1.0  # mean about 0 and mean square about 1: the norm hardly rescales it
+        probe_D *= 64.0  # large compared to the norm's epsilon
         scale = (probe_D.float() - probe_D.float().mean()).square().mean().sqrt()
         out_D = self._norm(probe_D).float() - self._norm(t.zeros_like(probe_D)).float()
         return out_D * scale / probe_D.float()
 
     def _centres(self, width: int, like: t.Tensor) -> bool:
-        """Whether the norm takes the mean away, as LayerNorm does and RMSNorm does not."""
+        """Whether the norm subtracts the mean. LayerNorm does, RMSNorm doesn't."""
         zeros_D = t.zeros(width, dtype=like.dtype, device=like.device)
         moved = self._norm(t.ones_like(zeros_D)) - self._norm(zeros_D)
         return float(moved.abs().max()) < 1e-3
 
     def ranked(self, directions_FD: t.Tensor, n: int = 8) -> tuple[Ranked, Ranked]:
-        """The n tokens that each direction promotes most, and those it suppresses most."""
+        """The n tokens that each direction promotes most, and the n it suppresses most."""
         tops, bottoms = [], []
         for part_ND in directions_FD.split(_FEATURES_AT_ONCE):
             logits_NV = self.logits(part_ND).cpu()

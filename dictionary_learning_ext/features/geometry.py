@@ -1,8 +1,9 @@
-"""All features at once: a t-SNE map, clusters, how evenly they are used, how they point.
+"""All features at once: a t-SNE map, clusters, how evenly they are used, where they point.
 
-Every figure is of the same number of features for each SAE of a comparison (`comparable_features`),
-so that a smaller live set does not look more dispersed by its size alone. Shapes: N sampled tokens,
-n features chosen of F, D = activation_dim.
+SAEs are compared on the same number of features each (`comparable_features`). Otherwise an SAE with
+fewer live features would look more dispersed for that reason alone.
+
+Shapes: N sampled tokens, n features chosen of F, D = activation_dim.
 """
 
 from collections.abc import Sequence
@@ -27,46 +28,48 @@ _BOOTSTRAPS = 2000
 
 
 class GeometryError(UserError):
-    """There are too few live features or sampled tokens for a map."""
+    """There are not enough live features or sampled tokens for a map."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where n features of an SAE lie; arrays are in the order of `features`."""
+    """Where n features of an SAE lie. The arrays are in the order of `features`."""
 
     features: np.ndarray
     """(n,), their numbers."""
     map_xy: np.ndarray
     """(n, 2), t-SNE."""
     cluster: np.ndarray
-    """(n,), KMeans in the space that the map was made of; 0 is the largest cluster."""
+    """(n,), KMeans in the space that the map is made from; 0 is the largest cluster."""
     map_cluster: np.ndarray
-    """(n,), KMeans on the map, as the paper did."""
+    """(n,), KMeans on the map (as in the paper)."""
     cosine_counts: np.ndarray
-    """Pairs of features by the cosine of their decoder directions, in bins of `cosine_edges`."""
+    """Pairs of features by the cosine of their decoder directions, in the bins below."""
     cosine_edges: np.ndarray
+    """The edges of the bins."""
     dispersion: tuple[float, float, float]
-    """Mean cosine distance of a decoder direction to its nearest other one, and the ends of its
+    """Mean cosine distance from a decoder direction to the nearest other one, and the ends of its
     95% bootstrap interval over features."""
     evenness: float
-    """exp(entropy of the features' shares of all selections) / n: 1 if all are used alike."""
+    """exp(entropy of the features' shares of all selections) / n: 1 if all are used equally."""
 
 
 def comparable_features(profiles: Sequence[Any], limit: int, seed: int = 0) -> list[np.ndarray]:
-    """Features of each SAE that have a profile, drawn down to one number for all, sorted.
+    """Live features of each SAE, the same number for all SAEs, drawn at random and sorted.
 
     Arguments:
-        profiles: of each SAE, a scipy csr_matrix (N, F).
-        limit: of that number.
+        profiles: a scipy csr_matrix (N, F) for each SAE. A feature that is zero at all N tokens is
+            not live.
+        limit: the largest number of features per SAE.
 
-    Raises: GeometryError if there are fewer than `LEAST_FEATURES`.
+    Raises: GeometryError if an SAE has fewer than `LEAST_FEATURES` of them.
     """
     live = [np.flatnonzero(profile.getnnz(axis=0)) for profile in profiles]
     n = min(limit, *(len(one) for one in live))
     if n < LEAST_FEATURES:
         raise GeometryError(
-            f"{n} features were selected in the {profiles[0].shape[0]} sampled tokens: a map needs "
-            f"{LEAST_FEATURES}; sample more tokens, or train the SAE longer"
+            f"{n} features were selected in the {profiles[0].shape[0]} sampled tokens: expected at "
+            f"least {LEAST_FEATURES} for a map; raise --map-tokens or train the SAE longer"
         )
     generator = np.random.default_rng(seed)
     return [np.sort(generator.choice(one, n, replace=False)) for one in live]
@@ -81,24 +84,25 @@ def geometry(
     clusters: int = 10,
     seed: int = 0,
 ) -> Geometry:
-    """The map, clusters and directions of some features; repeats exactly for one seed.
+    """The map, clusters and directions of some features. One seed always gives the same ones.
 
     Arguments:
         profiles_NF: activations at N tokens, a scipy csr_matrix.
         directions_FD: decoder directions.
-        features: their numbers, at least `LEAST_FEATURES`.
-        space: what the map and `cluster` are made of: "profiles", a feature's activations over the
-            N tokens brought to length 1 (the paper), or "directions". Either is first reduced to
-            its 50 principal components.
-        clusters: of KMeans; a third of the features if that is fewer.
+        features: the features' numbers, at least `LEAST_FEATURES`.
+        space: what the map and `cluster` are made from. "profiles" (the paper): a feature's
+            activations at the N tokens, scaled to length 1. "directions": its decoder direction.
+            Both are first reduced to 50 principal components.
+        clusters: number of clusters, at most a third of the features.
 
-    Raises: GeometryError if there are too few features or tokens.
+    Raises: GeometryError if there are not enough features or tokens.
     """
     require_choice("space", space, Space)
     n, n_tokens = len(features), profiles_NF.shape[0]
     if n < LEAST_FEATURES or n_tokens < LEAST_FEATURES:
         raise GeometryError(
-            f"{n} features and {n_tokens} sampled tokens: a map needs {LEAST_FEATURES} of both"
+            f"{n} features and {n_tokens} sampled tokens: expected at least {LEAST_FEATURES} of "
+            "each for a map; raise --map-features and --map-tokens"
         )
     directions_nD: Any = normalize(directions_FD[features])
     if space == "profiles":
@@ -131,8 +135,8 @@ def geometry(
 def dispersion(cosines_nn: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Mean cosine distance to the nearest other direction, and its 95% bootstrap interval.
 
-    Features' own distances are resampled, not the set that the nearest is looked for in: a feature
-    drawn twice would be its own neighbour.
+    The bootstrap resamples the distances. Resampling the directions would make a feature that is
+    drawn twice its own neighbour.
     """
     others_nn = cosines_nn - 3 * np.eye(len(cosines_nn))
     distance_n = 1 - others_nn.max(axis=1)
@@ -143,9 +147,9 @@ def dispersion(cosines_nn: np.ndarray, seed: int = 0) -> tuple[float, float, flo
 
 
 def agreement(directions_nD: np.ndarray, others_nD: np.ndarray) -> float:
-    """Mean cosine of two dictionaries' directions, matched one to one so that it is the largest.
+    """Mean cosine between the directions of two dictionaries, matched one to one to maximise it.
 
-    What two dictionaries of nothing in common reach depends on n and D: compare with that.
+    Two unrelated dictionaries also agree to some extent, depending on n and D. Compare with that.
     """
     unit_nD: Any = normalize(directions_nD)
     other_unit_nD: Any = normalize(others_nD)
@@ -155,13 +159,13 @@ def agreement(directions_nD: np.ndarray, others_nD: np.ndarray) -> float:
 
 
 def evenness(uses: np.ndarray) -> float:
-    """The effective share of features: exp(entropy of their shares of the uses) / n, 0 to 1."""
+    """The effective share of the features: exp(entropy of their shares of the uses) / n, 0 to 1."""
     shares = uses[uses > 0] / uses.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()) / len(uses))
 
 
 def cosine_matrix(directions_nD: np.ndarray, cluster: np.ndarray, limit: int) -> np.ndarray:
-    """Cosines of up to `limit` directions, evenly drawn, those of a cluster side by side."""
+    """Cosines between up to `limit` directions, spread evenly over the clusters in their order."""
     by_cluster = np.argsort(cluster, kind="stable")
     shown = by_cluster[np.linspace(0, len(by_cluster) - 1, min(limit, len(by_cluster))).astype(int)]
     unit: Any = normalize(directions_nD[shown])
@@ -169,8 +173,8 @@ def cosine_matrix(directions_nD: np.ndarray, cluster: np.ndarray, limit: int) ->
 
 
 def _clusters(points: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """KMeans, the clusters numbered by their size."""
-    kmeans: Any = KMeans  # its annotations do not know a number for n_init
+    """KMeans, with the clusters numbered by size, the largest first."""
+    kmeans: Any = KMeans  # its annotations don't allow a number for n_init
     labels = kmeans(n_clusters, n_init=4, random_state=seed).fit_predict(points)
     by_size = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
     return np.argsort(by_size)[labels]

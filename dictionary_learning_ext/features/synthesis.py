@@ -1,10 +1,10 @@
-"""Tokens made up to excite a feature: gradient ascent on soft tokens through the language model.
+"""Tokens that activate a feature strongly, found by gradient ascent through the language model.
 
-A soft token is a distribution p = softmax(theta / temperature) over the vocabulary, and the model
-gets the mean embedding p E. The objective is the feature's pre-activation (a vSAE's mean mu, up to
-a constant) at the last token, so that a feature outside the TopK has a gradient too. While the
-temperature falls, every few steps the soft tokens are replaced by their most likely ones and these
-*hard* tokens are scored by the SAE's own encoder; what is returned is the best hard sequence met.
+The ascent is on *soft* tokens. A soft token is a distribution p = softmax(theta / temperature) over
+the vocabulary, and the model gets its mean embedding p E. The objective is the feature's
+pre-activation (a vSAE's mean mu, up to a constant) at the last token, so a feature outside the TopK
+has a gradient too. The temperature falls from step to step. Every few steps the SAE's own encoder
+scores the *hard* tokens, the most likely ones. The best hard sequence found is returned.
 
 Shapes: F chosen features, R restarts each, S = F R sequences, L tokens, V vocabulary, D width.
 """
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
+from einops import rearrange
 from nnsight import LanguageModel
 
 from ..activations.language_models import HookPoint
@@ -27,15 +28,15 @@ _RESCORE_EVERY = 10
 
 
 class Synthesis(NamedTuple):
-    """One feature's best sequence, and what random ones give."""
+    """One feature's best sequence, and how random ones compare."""
 
     feature: int
     input_ids: list[int]
     activation: float
-    """The feature's activation at the last of these tokens in the real model; 0 if the SAE does
-    not select it."""
+    """The feature's activation at the last of these tokens in the real model; 0 if it is not
+    selected there."""
     random: float
-    """The largest activation over the same number of random sequences as were scored."""
+    """The largest activation over as many random sequences as were scored."""
 
 
 def synthesise(
@@ -51,21 +52,22 @@ def synthesise(
     temperatures: tuple[float, float] = (1.0, 0.1),
     seed: int = 0,
 ) -> list[Synthesis]:
-    """A sequence of tokens for each feature at whose last token it is as active as can be found.
+    """For each feature, the tokens found that activate it most at the last of them.
 
     Arguments:
-        dictionary: takes raw activations; any class that `load_dictionary` returns.
+        dictionary: any class that `load_dictionary` returns. It takes raw activations.
         model: any decoder that takes `inputs_embeds`.
         hook: where the dictionary was trained.
-        features: their numbers.
-        length: L, tokens in a sequence.
+        features: the features' numbers.
+        length: L, tokens per sequence.
         restarts: R, sequences per feature, each from its own random start.
-        steps: of Adam on theta.
-        learning_rate: Adam's.
-        temperatures: the first and the last step's; between them it falls geometrically.
-        seed: of the starts and of the random sequences.
+        steps: steps of Adam on theta.
+        learning_rate: Adam's learning rate.
+        temperatures: at the first and at the last step. It falls geometrically in between.
+        seed: seeds the starts and the random sequences.
 
-    Raises: ConfigError for a feature or a number out of range.
+    Raises: ConfigError if a feature or a number is out of range, or the model does not take
+        `inputs_embeds`.
     """
     n = dictionary.dict_size
     for feature in features:
@@ -88,7 +90,7 @@ def synthesise(
 
 
 class _Ascent:
-    """Gradient ascent for some features at once."""
+    """Gradient ascent for several features at once."""
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class _Ascent:
         device = reader.embedding_VD.device
         self._feature_S = t.tensor(features, device=device).repeat_interleave(restarts)
         self._direction_SD = encoder_directions(dictionary).to(device)[self._feature_S]
-        # A feature's starts do not depend on which others are made beside it.
+        # A feature's starts don't depend on which other features are synthesised with it.
         starts = []
         for feature in features:
             generator = t.Generator().manual_seed(seed * 1_000_003 + feature)
@@ -128,9 +130,9 @@ class _Ascent:
             optimizer.step()
             if step % _RESCORE_EVERY == _RESCORE_EVERY - 1 or step == steps - 1:
                 self._rescore()
-        score_FR = self._best_S.view(-1, self._restarts)
+        score_FR = rearrange(self._best_S, "(f r) -> f r", r=self._restarts)
         best_F = score_FR.argmax(1)
-        ids_FRL = self._best_ids_SL.unflatten(0, (-1, self._restarts))
+        ids_FRL = rearrange(self._best_ids_SL, "(f r) l -> f r l", r=self._restarts)
         return [
             (ids_FRL[row, best].tolist(), float(score_FR[row, best]))
             for row, best in enumerate(best_F.tolist())
@@ -140,10 +142,11 @@ class _Ascent:
     def _rescore(self) -> None:
         ids_SL = self._theta_SLV.argmax(-1)
         features_SF = self._reader.encode(ids_SL, self._dictionary)
-        score_S = features_SF.gather(1, self._feature_S[:, None]).squeeze(1)
+        score_S = features_SF.gather(1, rearrange(self._feature_S, "s -> s 1")).squeeze(1)
         is_better_S = score_S > self._best_S
         self._best_S = t.where(is_better_S, score_S, self._best_S)
-        self._best_ids_SL = t.where(is_better_S[:, None], ids_SL, self._best_ids_SL)
+        is_better_S1 = rearrange(is_better_S, "s -> s 1")
+        self._best_ids_SL = t.where(is_better_S1, ids_SL, self._best_ids_SL)
 
 
 def _random_best(
@@ -154,7 +157,7 @@ def _random_best(
     n: int,
     seed: int,
 ) -> list[float]:
-    """Each feature's largest activation at the end of n random sequences, the same for all."""
+    """Each feature's largest activation at the end of n random sequences, shared by all."""
     generator = t.Generator().manual_seed(seed)
     ids_SL = t.randint(reader.vocabulary, (n, length), generator=generator)
     best_F = reader.encode(ids_SL.to(reader.embedding_VD.device), dictionary).max(0).values
@@ -162,11 +165,11 @@ def _random_best(
 
 
 class _Stop(Exception):
-    """Raised at the hook point, beyond which the model need not run."""
+    """Raised at the hook point, to stop the model there."""
 
 
 class _Reader:
-    """The language model from embeddings to the last token's activation at the hook point."""
+    """Runs the language model from embeddings to the last token's activation at the hook point."""
 
     def __init__(self, model: LanguageModel, hook: HookPoint):
         self._model: Any = model._model
@@ -174,7 +177,7 @@ class _Reader:
         self._io = hook.io
         embed = self._model.get_input_embeddings()
         self.vocabulary: int = len(embed.weight)
-        with t.no_grad():  # through the module, as some scale what they look up
+        with t.no_grad():  # through the module, because some scale the embeddings
             everything = t.arange(self.vocabulary, device=embed.weight.device)
             self.embedding_VD: t.Tensor = embed(everything)
 
@@ -188,14 +191,14 @@ class _Reader:
             except TypeError as error:
                 kind = type(self._model).__name__
                 raise ConfigError(
-                    f"a {kind} does not take inputs_embeds ({error}): tokens can't be synthesised; "
-                    "leave them out by --synthesise 0"
+                    f"a {kind} does not take inputs_embeds ({error}): expected a language model "
+                    "that does, to synthesise tokens; use --synthesise 0 or another language model"
                 ) from error
         return caught[0][:, -1].float()
 
     @t.no_grad()
     def encode(self, ids_SL: t.Tensor, dictionary: Dictionary) -> t.Tensor:
-        """The SAE's features at the last of hard tokens, (S, F)."""
+        """The SAE's features at the last of the hard tokens, (S, F)."""
         sae: Any = dictionary
         return sae.encode(self.read(self.embedding_VD[ids_SL]))
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch as t
 
 from ..activations.contexts import read_contexts
-from ..activations.text_sources import Split
 from ..config.checks import require, require_choice
+from ..config.options import Split
 from ..errors import CheckpointError, ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders, read_metrics
 from ..features.collector import FeatureCollector, FeatureStatistics

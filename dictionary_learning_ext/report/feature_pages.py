@@ -11,8 +11,8 @@ from typing import Any
 
 import torch as t
 
-from ..features.collector import Contexts
 from ..features.directions import Ranked
+from ..features.kept_contexts import FeatureContexts
 from .analysis import Analysis
 
 LONGEST_TOKEN = 48
@@ -111,7 +111,7 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
     }
 
 
-def top_tokens(contexts: Contexts, feature: int, n: int = 4) -> list[int]:
+def top_tokens(contexts: FeatureContexts, feature: int, n: int = 4) -> list[int]:
     """The ids of the tokens that a feature fires on in its contexts, the most frequent first."""
     tokens = [token for token in contexts.ids_FTW[feature, :, contexts.at].tolist() if token >= 0]
     return [token for token, _ in Counter(tokens).most_common(n)]
@@ -150,7 +150,7 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
     return content
 
 
-def _contexts(contexts: Contexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
+def _contexts(contexts: FeatureContexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
     """For each context: [activation, number, place of the token, tokens, [place, activation, …]]."""
     found = []
     for row in range(contexts.value_FT.shape[1]):

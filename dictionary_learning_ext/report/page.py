@@ -19,8 +19,8 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from ..features.collector import Contexts
 from ..features.geometry import cosine_matrix
+from ..features.kept_contexts import FeatureContexts
 from ..run_folder.writing import write_json, write_text, writing
 from .analysis import Analysis, Comparison, ReportOptions, analyse
 from .bench_charts import bench_charts
@@ -175,7 +175,7 @@ def _cards(comparison: Comparison, vocabulary: Vocabulary) -> list[dict[str, Any
 
 
 def _excerpts(
-    contexts: Contexts, feature: int, vocabulary: Vocabulary
+    contexts: FeatureContexts, feature: int, vocabulary: Vocabulary
 ) -> list[tuple[str, str, str]]:
     """Three contexts: the text before, at and after the token that the feature fires on."""
     excerpts = []

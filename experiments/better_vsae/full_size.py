@@ -28,7 +28,8 @@ import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.activations.run_inputs import held_out, open_model
-from dictionary_learning_ext.activations.text import ContextStream, open_text
+from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.evaluation.measure import evaluate
 from dictionary_learning_ext.features.geometry import agreement, dispersion

@@ -3,69 +3,25 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from dictionary_learning.buffer import ActivationBuffer
-from dictionary_learning.evaluation import evaluate
-from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
-from dictionary_learning.training import trainSAE
+from buffers import DOCUMENTS, direct_rows, endless, make_buffer
 from nnsight import LanguageModel
+from texts import error_of, write_jsonl
 from torch import Tensor
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.language_models import (
-    find_hook,
-    load_language_model,
-    read_residual,
-)
-from dictionary_learning_ext.activations.text import ContextStream, open_text
+from dictionary_learning_ext.activations.language_models import find_hook, load_language_model
+from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
-
-SENTENCE = "It was the worst of times, and a cat sat on some mat by that door. "
-DOCUMENTS = [f"{n * n} " + SENTENCE[n % 11 :] + SENTENCE[: n % 5] for n in range(30)]
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
-    return path
-
-
-def make_buffer(lm: Any, data: Any, *, layer: int = 1, io: str = "post", **options: Any) -> Any:
-    hook = find_hook(lm, f"blocks.{layer}.hook_resid_{io}")
-    given: dict[str, Any] = {"n_ctxs": 6, "ctx_len": 16, "refresh_batch_size": 4}
-    given |= {"out_batch_size": 10} | options
-    return ResidualBuffer(data, lm, hook.submodule, io=hook.io, **given)
-
-
-def endless() -> Iterator[str]:
-    return cycle(DOCUMENTS)
-
-
-def direct_rows(
-    lm: LanguageModel,
-    *,
-    ctx_len: int = 16,
-    keep: Callable[..., Tensor] | None = None,
-    **options: Any,
-) -> Tensor:
-    """The rows of all the documents in reading order, context by context."""
-    hook = find_hook(lm, "blocks.1.hook_resid_post")
-    stream = ContextStream(iter(DOCUMENTS), lm.tokenizer, ctx_len, **options)
-    rows = []
-    while True:
-        try:
-            ids, mask = stream.next_batch(1)
-        except StopIteration:
-            return torch.cat(rows)
-        wanted = mask.bool() if keep is None else mask.bool() & keep(ids)
-        rows.append(read_residual(lm, hook, ids, mask)[wanted])
+    return write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
 
 
 def batches_until_the_end(buffer: Any) -> list[Tensor]:
@@ -91,14 +47,6 @@ def assert_same_rows(rows: Tensor, expected: Tensor, *, missing: int = 0) -> Non
     got, wanted = counts(rows, expected), counts(expected, expected)
     assert all(n <= m for n, m in zip(got, wanted, strict=True))
     assert len(expected) - len(rows) == missing
-
-
-def error_of(call: Callable[[], Any], kind: type[Exception] = TextError) -> str:
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # What is handed out
@@ -217,19 +165,6 @@ def test_counters_count_rows_and_fills(tiny_lm: LanguageModel):
 # What is left out
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_left_out_on_either_side(
-    tiny_lm: LanguageModel, side: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(tiny_lm.tokenizer, "padding_side", side)
-    buffer = make_buffer(tiny_lm, iter(DOCUMENTS), packing="truncate", ctx_len=48)
-    rows = torch.cat(batches_until_the_end(buffer))
-    tokens = sum(min(48, len(tiny_lm.tokenizer.encode(text))) for text in DOCUMENTS)
-    expected = direct_rows(tiny_lm, packing="truncate", ctx_len=48)
-    assert len(expected) == tokens
-    assert_same_rows(rows, expected, missing=tokens % 10)
-
-
 def test_beginning_of_text_tokens_are_left_out_wherever_they_stand(tiny_lm: LanguageModel):
     def keep(ids: Tensor) -> Tensor:
         return ids.ne(0)  # <|endoftext|>
@@ -238,19 +173,6 @@ def test_beginning_of_text_tokens_are_left_out_wherever_they_stand(tiny_lm: Lang
     rows = torch.cat(batches_until_the_end(make_buffer(tiny_lm, iter(DOCUMENTS), remove_bos=True)))
     assert len(expected) < len(direct_rows(tiny_lm))
     assert_same_rows(rows, expected, missing=len(expected) % 10)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_first_token_that_is_not_beginning_of_text_stays(
-    tiny_lm: LanguageModel, side: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(tiny_lm.tokenizer, "padding_side", side)
-    texts = ["<|endoftext|>the cat", "on the mat"] * 50
-    ids = [tiny_lm.tokenizer.encode(text) for text in texts]
-    buffer = make_buffer(tiny_lm, iter(texts), packing="truncate", remove_bos=True)
-    rows = torch.cat(batches_until_the_end(buffer))
-    wanted = sum(len(row) for row in ids) - 50
-    assert wanted - 10 < len(rows) <= wanted
 
 
 def norms_of(rows: Tensor) -> Tensor:
@@ -277,24 +199,15 @@ def test_rows_of_outlying_norm_are_left_out_and_counted(tiny_lm: LanguageModel):
     assert buffer.dropped_tokens == len(everything) - len(expected)
 
 
-def test_left_out_rows_are_counted_once_when_fills_end_inside_contexts(tiny_lm: LanguageModel):
-    buffer = make_buffer(
-        tiny_lm, iter(DOCUMENTS), max_norm_multiple=1.3, out_batch_size=1, n_ctxs=3, ctx_len=13
-    )
-    rows = torch.cat(batches_until_the_end(buffer))
-    assert buffer.dropped_tokens > 0
-    assert len(rows) + buffer.dropped_tokens == len(direct_rows(tiny_lm, ctx_len=13))
-
-
 # What can go wrong
 
 
 def test_a_text_too_short_for_a_batch_names_both_counts(tiny_lm: LanguageModel):
     message = error_of(lambda: next(make_buffer(tiny_lm, iter(DOCUMENTS[:1]), out_batch_size=90)))
-    assert "ended after 0 tokens were handed out" in message
+    assert "ended after 0 tokens: " in message
     found = len(tiny_lm.tokenizer.encode(DOCUMENTS[0])) // 16 * 16
     assert 0 < found < 90
-    assert f"needs 90 and {found} were found" in message
+    assert f"expected 90 for the next batch, found {found};" in message
     assert "--text-passes" in message
 
 
@@ -302,7 +215,7 @@ def test_a_text_that_ends_names_the_tokens_handed_out(tiny_lm: LanguageModel, pa
     buffer = make_buffer(tiny_lm, open_text(str(path)), out_batch_size=64)
     count = len(batches_until_the_end(buffer))
     message = error_of(lambda: next(buffer))
-    assert f"ended after {64 * count} tokens were handed out: the next batch needs 64" in message
+    assert f"ended after {64 * count} tokens: expected 64 for the next batch" in message
     assert str(path) in message
 
 
@@ -313,7 +226,7 @@ def test_the_end_of_the_text_does_not_end_a_loop_silently(tiny_lm: LanguageModel
 
 
 def test_an_empty_text_has_its_own_message(tiny_lm: LanguageModel):
-    assert "holds no text" in error_of(lambda: next(make_buffer(tiny_lm, iter([]))))
+    assert "has no documents" in error_of(lambda: next(make_buffer(tiny_lm, iter([]))))
 
 
 def test_a_fill_that_the_text_ends_in_is_handed_out_with_a_warning(
@@ -343,7 +256,7 @@ def tiny_lm_token(lm: Any) -> int:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"out_batch_size": 97}, "give n_ctxs 7"),
+        ({"out_batch_size": 97}, "use n_ctxs 7"),
         ({"out_batch_size": 0}, "out_batch_size is 0"),
         ({"n_ctxs": 0}, "n_ctxs is 0"),
         ({"max_norm_multiple": 1.0}, "max_norm_multiple"),
@@ -360,13 +273,6 @@ def test_a_name_instead_of_a_text_is_refused(tiny_lm: LanguageModel):
     assert "open_text('embedded')" in error_of(
         lambda: make_buffer(tiny_lm, "embedded"), ConfigError
     )
-
-
-def test_removing_a_token_that_the_tokenizer_lacks_is_refused(tiny_lm_dir: Path):
-    lm: Any = load_language_model(str(tiny_lm_dir))
-    lm.tokenizer.bos_token = None
-    message = error_of(lambda: make_buffer(lm, endless(), remove_bos=True), ConfigError)
-    assert "max_norm_multiple" in message
 
 
 # Resuming
@@ -415,65 +321,13 @@ def test_a_state_of_other_settings_is_refused(tiny_lm: LanguageModel, path: Path
     state = make_buffer(tiny_lm, open_text(str(path))).state_dict()
     other = make_buffer(tiny_lm, open_text(str(path)), ctx_len=20, seed=4)
     message = error_of(lambda: other.load_state_dict(state), ConfigError)
-    assert "ctx_len=16, seed=0 can't go on with ctx_len=20, seed=4" in message
+    assert "can't resume with ctx_len=20, seed=4: expected ctx_len=16, seed=0," in message
 
 
 def test_a_buffer_on_a_generator_says_that_it_cannot_be_resumed(tiny_lm: LanguageModel):
     buffer = make_buffer(tiny_lm, endless())
     next(buffer)
     assert "open_text" in error_of(buffer.state_dict)
-
-
-# Beside upstream
-
-
-def test_it_is_an_upstream_buffer_whose_config_is_json(tiny_lm: LanguageModel, path: Path):
-    buffer = make_buffer(tiny_lm, open_text(str(path)), max_norm_multiple=2.5)
-    assert isinstance(buffer, ActivationBuffer)
-    config = json.loads(json.dumps(buffer.config))
-    upstream = ["d_submodule", "io", "n_ctxs", "ctx_len", "refresh_batch_size", "out_batch_size"]
-    assert [config[key] for key in upstream] == [16, "out", 6, 16, 4, 10]
-    assert config["device"] == "cpu"
-    assert config["text"] == str(path)
-    assert config["submodule"] == "gpt_neox.layers.1"
-
-
-def test_raw_text_is_taken_from_the_stream(tiny_lm: LanguageModel):
-    buffer = make_buffer(tiny_lm, iter(DOCUMENTS))
-    assert buffer.text_batch() == DOCUMENTS[:4]
-    assert buffer.text_batch(batch_size=2) == DOCUMENTS[4:6]
-    assert buffer.tokenized_batch(batch_size=3)["input_ids"].shape == (3, 16)
-    assert "99 documents were needed and 21 were left" in error_of(lambda: buffer.text_batch(99))
-
-
-@pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])
-def test_upstream_evaluates_a_dictionary_on_it(lm_of: Callable[[str], LanguageModel], family: str):
-    buffer = make_buffer(lm_of(family), endless())
-    dictionary = AutoEncoderTopK(16, 32, 4)
-    result = evaluate(dictionary, buffer, max_len=16, batch_size=4, n_batches=2)
-    assert result["l0"] <= 4
-    assert math.isfinite(result["frac_recovered"])
-    assert math.isfinite(result["frac_variance_explained"])
-
-
-def test_upstream_trains_on_it(tiny_lm: LanguageModel, tmp_path: Path):
-    buffer = make_buffer(tiny_lm, endless(), out_batch_size=32)
-    trainer = {
-        "trainer": TopKTrainer,
-        "steps": 12,
-        "activation_dim": 16,
-        "dict_size": 32,
-        "k": 4,
-        "layer": 1,
-        "lm_name": "tiny",
-        "warmup_steps": 2,
-        "device": "cpu",
-    }
-    trainSAE(buffer, [trainer], steps=12, save_dir=str(tmp_path), device="cpu")
-    weights = torch.load(tmp_path / "trainer_0" / "ae.pt")
-    assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
-    saved = json.loads((tmp_path / "trainer_0" / "config.json").read_text())
-    assert saved["buffer"] == buffer.config
 
 
 def test_the_embedded_model_reads_the_embedded_text():

@@ -1,26 +1,13 @@
-"""Feature statistics against brute force; directions and logit effects against direct formulas."""
+"""Feature statistics against brute force."""
 
 import pytest
 import torch as t
 from dictionary_learning.dictionary import AutoEncoder
-from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
-from dictionary_learning.trainers.jumprelu import JumpReluAutoEncoder
-from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKSAE
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
-from dictionary_learning_ext.activations.contexts import ContextBatch, read_contexts
-from dictionary_learning_ext.activations.language_models import find_hook, load_language_model
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
-from dictionary_learning_ext.features import collector as features
+from dictionary_learning_ext.activations.contexts import ContextBatch
+from dictionary_learning_ext.errors import ConfigError, NonFiniteError
 from dictionary_learning_ext.features.collector import FeatureCollector
-from dictionary_learning_ext.features.directions import (
-    LogitLens,
-    alignment,
-    decoder_directions,
-    encoder_directions,
-    nearest_features,
-)
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 CONTEXTS, LENGTH, WIDTH, FEATURES = 37, 11, 8, 24
@@ -29,11 +16,6 @@ SAES = {
     "signed vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, 18),
     "dense vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, FEATURES),
     "relu": lambda: AutoEncoder(WIDTH, FEATURES),
-}
-OTHERS = {
-    "batch_top_k": lambda: BatchTopKSAE(WIDTH, FEATURES, 4),
-    "jump_relu": lambda: JumpReluAutoEncoder(WIDTH, FEATURES),
-    "matryoshka": lambda: MatryoshkaBatchTopKSAE(WIDTH, FEATURES, 4, [12, 12]),
 }
 
 
@@ -159,7 +141,7 @@ def test_the_profiles_are_the_activations_at_drawn_tokens(sae, batch):
 
 
 def test_no_more_activations_than_the_limit_are_made_at_a_time(batch, monkeypatch):
-    monkeypatch.setattr(features, "_BATCH_ELEMENTS", 3 * LENGTH * FEATURES)
+    limit = 3 * LENGTH * FEATURES
     sae, sizes = AutoEncoderTopK(WIDTH, FEATURES, 4), []
     encode = sae.encode
 
@@ -168,14 +150,15 @@ def test_no_more_activations_than_the_limit_are_made_at_a_time(batch, monkeypatc
         return encode(x)
 
     monkeypatch.setattr(sae, "encode", counting)
-    found = collected(sae, batch)
-    assert max(sizes) == 3 * LENGTH * FEATURES
+    found = collected(sae, batch, batch_elements=limit)
+    assert max(sizes) == limit
     assert found.tokens == int(batch.wanted_BL.sum())
 
 
-def test_the_profiles_stop_at_their_limit(batch, monkeypatch):
-    monkeypatch.setattr(features, "_PROFILE_ENTRIES", 100)
-    profiles = collected(AutoEncoderTopK(WIDTH, FEATURES, 4), batch, 5).profiles_NF
+def test_the_profiles_stop_at_their_limit(batch):
+    sae = AutoEncoderTopK(WIDTH, FEATURES, 4)
+    assert collected(sae, batch, 5).profiles_NF.nnz > 100
+    profiles = collected(sae, batch, 5, profile_entries=100).profiles_NF
     assert profiles.nnz <= 100
     assert 20 <= profiles.shape[0] <= 40  # k = 4, some of it zeros
 
@@ -190,87 +173,3 @@ def test_a_damaged_sae_is_one_line(batch):
 def test_numbers_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="top=0: expected at least 1"):
         FeatureCollector(AutoEncoderTopK(WIDTH, FEATURES, 4), 10, top=0)
-
-
-# --- contexts
-
-
-@pytest.mark.parametrize("packing", ["pack", "truncate"])
-def test_contexts_hold_as_many_wanted_tokens_as_asked_for(tiny_lm, text, packing):
-    hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
-    run = RunConfig(data=text, ctx_len=16, text_packing=packing, remove_bos=True)
-    batches = list(read_contexts(run, tiny_lm, hook, "train", 700))
-    assert sum(int(batch.wanted_BL.sum()) for batch in batches) == 700
-    for batch in batches:
-        assert not (batch.input_ids_BL[batch.wanted_BL] == 0).any()
-        assert batch.x_BLD.shape == (*batch.input_ids_BL.shape, 16)
-
-
-def test_a_text_without_a_context_is_one_line(tiny_lm, tmp_path):
-    (tmp_path / "short.txt").write_text("the cat")
-    run = RunConfig(data=str(tmp_path / "short.txt"))
-    hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
-    with pytest.raises(TextError, match="does not hold one context of 128 tokens"):
-        list(read_contexts(run, tiny_lm, hook, "train", 100))
-
-
-# --- directions
-
-
-@pytest.mark.parametrize("name", [*SAES, *OTHERS])
-def test_directions_of_every_class(name):
-    t.manual_seed(0)
-    sae = (SAES | OTHERS)[name]().requires_grad_(False)
-    for parameter in sae.parameters():
-        parameter.normal_()
-    code = t.rand(5, FEATURES)
-    directions = decoder_directions(sae)
-    expected = sae.decode(code) - sae.decode(t.zeros(1, FEATURES))
-    assert t.allclose(code @ directions, expected, atol=1e-4)
-
-    x, step = t.randn(1, WIDTH) * 100, t.randn(WIDTH)
-    changes = sae.encode(x + step) - sae.encode(x)
-    is_on = (sae.encode(x + step) != 0) & (sae.encode(x) != 0)
-    assert is_on.any()
-    expected = (encoder_directions(sae) @ step)[is_on[0]]
-    assert t.allclose(changes[is_on], expected, rtol=1e-3, atol=1e-3)
-    cosines = t.cosine_similarity(encoder_directions(sae), directions)
-    assert t.allclose(alignment(sae), cosines)
-
-
-def test_nearest_features_equal_brute_force(monkeypatch):
-    monkeypatch.setattr("dictionary_learning_ext.features.directions._FEATURES_AT_ONCE", 7)
-    directions = t.randn(20, 5, generator=t.Generator().manual_seed(0))
-    near = nearest_features(directions, 4)
-    for i in range(20):
-        cosines = t.cosine_similarity(directions[i : i + 1], directions)
-        cosines[i] = -2
-        assert near.indices_Fn[i].tolist() == cosines.argsort(descending=True)[:4].tolist()
-        assert t.allclose(near.values_Fn[i], cosines.sort(descending=True).values[:4], atol=1e-6)
-    assert nearest_features(t.randn(1, 5), 4).indices_Fn.shape == (1, 0)
-
-
-@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "llama", "qwen", "gemma"])
-def test_logit_effects_are_the_formula_of_each_family(family, lm_dir_of):
-    model = load_language_model(str(lm_dir_of(family)))
-    body, t_generator = model._model, t.Generator().manual_seed(0)
-    norm = {
-        "gpt_neox": lambda: body.gpt_neox.final_layer_norm,
-        "gpt2": lambda: body.transformer.ln_f,
-    }.get(family, lambda: body.model.norm)()
-    norm.weight.data = t.rand(16, generator=t_generator) + 0.5
-    if hasattr(norm, "bias"):
-        norm.bias.data = t.randn(16, generator=t_generator)
-    directions = t.randn(6, 16, generator=t_generator)
-    gain = norm.weight + 1 if family == "gemma" else norm.weight
-    centred = directions
-    if family in ("gpt_neox", "gpt2"):
-        centred = directions - directions.mean(1, keepdim=True)
-    expected = (centred * gain) @ body.get_output_embeddings().weight.T
-    expected = expected - expected.mean(1, keepdim=True)
-    found = LogitLens(model).logits(directions)
-    assert t.allclose(found, expected, rtol=1e-3, atol=1e-4)
-    promoted, suppressed = LogitLens(model).ranked(directions, 3)
-    order = expected.argsort(1)
-    assert promoted.indices_Fn.equal(order.flip(1)[:, :3])
-    assert suppressed.indices_Fn.equal(order[:, :3])

@@ -12,7 +12,8 @@ import torch as t
 from report_runs import BARE, QUICK, train, write_bench_result
 
 from dictionary_learning_ext.activations.language_models import load_language_model
-from dictionary_learning_ext.activations.text import ContextStream, open_text
+from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 

@@ -316,7 +316,7 @@ def test_a_changed_text_is_noticed(stopped):
     before = path.read_bytes()
     try:
         path.write_bytes(before[:-999] + before[-999:].replace(b"cat", b"cow"))
-        with pytest.raises(TextError, match="has changed since the run was stopped"):
+        with pytest.raises(TextError, match="has changed since the run was interrupted"):
             resumed(stopped)
     finally:
         path.write_bytes(before)

@@ -1,0 +1,133 @@
+"""The contexts that are kept for each feature, such as those with its largest activations.
+
+Shapes: B contexts of L tokens, F features, T contexts kept per feature, W tokens of a context
+shown, M selections offered, U features among these.
+"""
+
+from typing import NamedTuple
+
+import torch as t
+from einops import rearrange
+
+
+class FeatureContexts(NamedTuple):
+    """T contexts of each feature, in descending order of what they were kept for.
+
+    A feature selected fewer than T times has fewer contexts. The value of the others is NaN.
+    """
+
+    value_FT: t.Tensor
+    """The feature's activation at the token that the context is shown for."""
+    ids_FTW: t.Tensor
+    """Token ids around it, int32; -1 where the context has no token."""
+    activations_FTW: t.Tensor
+    """The feature's activation at each of them."""
+    context_FT: t.Tensor
+    """The context's number in the order of reading, int64."""
+    position_FT: t.Tensor
+    """The token's place in its context, int64."""
+    at: int
+    """Which of the W tokens it is."""
+
+
+class EncodedContexts(NamedTuple):
+    """Contexts with the SAE's features at their tokens."""
+
+    ids_BL: t.Tensor
+    f_BLF: t.Tensor
+    first_context: int
+    """The first context's number in the order of reading."""
+
+
+class ContextKeeper:
+    """Keeps the T selections with the largest keys of each feature, and the tokens around them.
+
+    Arguments:
+        n_features: F.
+        n_kept: T.
+        before, after: tokens shown before and after the selected one.
+    """
+
+    def __init__(self, n_features: int, n_kept: int, before: int, after: int):
+        shape = (n_features, n_kept)
+        self._before, self._n_kept = before, n_kept
+        self._offsets_W = t.arange(-before, after + 1)
+        self._key = t.full(shape, -t.inf)
+        self._value = t.full(shape, t.nan)
+        self._context = t.zeros(shape, dtype=t.long)
+        self._position = t.zeros(shape, dtype=t.long)
+        window = (*shape, len(self._offsets_W))
+        self._ids = t.full(window, -1, dtype=t.int32)
+        self._activations = t.zeros(window)
+
+    def offer(
+        self, key_M: t.Tensor, feature_M: t.Tensor, token_M: t.Tensor, source: EncodedContexts
+    ) -> None:
+        """Keep those of the selections whose keys are among the T largest. Earlier ones win ties.
+
+        Arguments:
+            key_M: what to compare selections by.
+            feature_M: the feature selected.
+            token_M: the token it is selected at, 0 to B x L - 1.
+            source: the contexts that the tokens are in.
+        """
+        is_better_M = key_M > self._key[feature_M, -1]
+        key_M, feature_M, token_M = (part[is_better_M] for part in (key_M, feature_M, token_M))
+        order_M = key_M.argsort(descending=True, stable=True)
+        order_M = order_M[feature_M[order_M].argsort(stable=True)]
+        key_M, feature_M, token_M = (part[order_M] for part in (key_M, feature_M, token_M))
+        features_U, size_U = feature_M.unique_consecutive(return_counts=True)
+        if not len(features_U):
+            return
+        row_M = t.arange(len(features_U)).repeat_interleave(size_U)
+        rank_M = t.arange(len(key_M)) - (size_U.cumsum(0) - size_U)[row_M]
+        is_kept_M = rank_M < self._n_kept
+        place = row_M[is_kept_M], rank_M[is_kept_M]
+        key_M, feature_M, token_M = (part[is_kept_M] for part in (key_M, feature_M, token_M))
+
+        key_UT = t.full((len(features_U), self._n_kept), -t.inf)
+        key_UT[place] = key_M
+        both = t.cat([self._key[features_U], key_UT], 1).sort(dim=1, descending=True, stable=True)
+        self._key[features_U] = both.values[:, : self._n_kept]
+        chosen_UT = both.indices[:, : self._n_kept]
+        row_U1 = rearrange(t.arange(len(features_U)), "u -> u 1")
+        for name, new in self._windows(feature_M, token_M, source).items():
+            kept = getattr(self, name)
+            offered = new.new_zeros((*key_UT.shape, *new.shape[1:]))
+            offered[place] = new
+            kept[features_U] = t.cat([kept[features_U], offered], 1)[row_U1, chosen_UT]
+        # A context that was never offered has no value.
+        is_empty_UT = self._key[features_U] == -t.inf
+        self._value[features_U] = self._value[features_U].masked_fill(is_empty_UT, t.nan)
+
+    def _windows(
+        self, feature_M: t.Tensor, token_M: t.Tensor, source: EncodedContexts
+    ) -> dict[str, t.Tensor]:
+        """What is kept of each selection, by the attribute that keeps it."""
+        ctx_len = source.ids_BL.shape[1]
+        context_M, position_M = token_M // ctx_len, token_M % ctx_len
+        context_M1, position_M1, feature_M1 = (
+            rearrange(part, "m -> m 1") for part in (context_M, position_M, feature_M)
+        )
+        at_MW = position_M1 + self._offsets_W
+        is_inside_MW = (at_MW >= 0) & (at_MW < ctx_len)
+        at_MW = at_MW.clamp(0, ctx_len - 1)
+        ids_MW = source.ids_BL[context_M1, at_MW].int()
+        return {
+            "_value": source.f_BLF[context_M, position_M, feature_M],
+            "_context": source.first_context + context_M,
+            "_position": position_M,
+            "_ids": t.where(is_inside_MW, ids_MW, -1),
+            "_activations": source.f_BLF[context_M1, at_MW, feature_M1] * is_inside_MW,
+        }
+
+    def contexts(self, by_value: bool = False) -> FeatureContexts:
+        """The contexts kept until now, in descending order of their keys or of their values."""
+        names = ("_value", "_ids", "_activations", "_context", "_position")
+        parts = [getattr(self, name).clone() for name in names]
+        if by_value:
+            sort_key = parts[0].nan_to_num(nan=-t.inf)
+            order_FT = sort_key.argsort(dim=1, descending=True, stable=True)
+            row_F1 = rearrange(t.arange(len(order_FT)), "f -> f 1")
+            parts = [part[row_F1, order_FT] for part in parts]
+        return FeatureContexts(*parts, at=self._before)
