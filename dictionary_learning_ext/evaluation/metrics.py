@@ -165,7 +165,7 @@ _ROWS = (
         _fve,
         better="higher",
         title="Variance explained (FVE)",
-        in_words="share of the activations' variance that the reconstruction keeps",
+        in_words="fraction of the activations' variance that the reconstruction explains",
     ),
     Metric(
         "frac_recovered",
@@ -175,8 +175,8 @@ _ROWS = (
         better="higher",
         shown_in=("compare", "report", "sweep"),
         title="LM loss recovered",
-        in_words="share of the language model's performance kept when the reconstruction replaces "
-        "the activations; replacing them with zeros scores 0",
+        in_words="how much of the language model's performance is kept when the reconstruction "
+        "replaces the activations; 1 is all of it, 0 is as bad as replacing them with zeros",
     ),
     Metric(
         "l0",
@@ -186,7 +186,7 @@ _ROWS = (
         digits=1,
         shown_in=("compare", "report"),
         title="Features per token (L0)",
-        in_words="how many are not zero",
+        in_words="mean number of nonzero features",
     ),
     Metric(
         "alive",
@@ -204,7 +204,7 @@ _ROWS = (
         _near_dead(0.1),
         better="lower",
         title="Almost never used",
-        in_words="share of features selected less than a tenth as often as the average one "
+        in_words="share of features selected less than a tenth as often as the average feature "
         "(near-dead at 0.1)",
     ),
     Metric(
@@ -214,7 +214,7 @@ _ROWS = (
         _near_dead(0.5),
         better="lower",
         title="Rarely used",
-        in_words="the same at half (near-dead at 0.5)",
+        in_words="the same for half as often (near-dead at 0.5)",
     ),
     Metric(
         "kl_per_token",
@@ -247,7 +247,8 @@ _ROWS = (
         better="higher",
         shown_in=("compare", "report"),
         title="Selection stability",
-        in_words="how much of the set of selected features stays the same under a little noise",
+        in_words="overlap of the selected features before and after a little noise is added "
+        "(Jaccard index)",
     ),
     Metric(
         "description_length",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..evaluation.metrics import shown_in
 from .analysis import Analysis, Comparison
 
 
@@ -18,72 +19,21 @@ class HeadlineRow:
     """A small note under each cell."""
 
 
-@dataclass(frozen=True)
-class _HeadlineMetric:
-    name: str
-    explanation: str
-    key: str
-    better: int
-    """1: higher is better, -1: lower, 0: neither."""
-    form: str = "{:.3f}"
-
-
-_METRICS = (
-    _HeadlineMetric(
-        "Variance explained (FVE)",
-        "fraction of the activations' variance that the reconstruction explains",
-        "fve",
-        1,
-    ),
-    _HeadlineMetric(
-        "LM loss recovered",
-        "how much of the language model's performance is kept when the reconstruction replaces the "
-        "activations; 1 is all of it, 0 is as bad as replacing them with zeros",
-        "frac_recovered",
-        1,
-    ),
-    _HeadlineMetric(
-        "Features per token (L0)", "mean number of nonzero features", "l0", 0, "{:.1f}"
-    ),
-    _HeadlineMetric(
-        "Rarely used",
-        "share of features selected less than half as often as the average feature (near-dead at "
-        "0.5)",
-        "near_dead_0.5",
-        -1,
-    ),
-    _HeadlineMetric(
-        "Almost never used",
-        "the same for a tenth as often (near-dead at 0.1)",
-        "near_dead_0.1",
-        -1,
-    ),
-    _HeadlineMetric(
-        "Selection stability",
-        "overlap of the selected features before and after a little noise is added (Jaccard index)",
-        "stability_rms",
-        1,
-    ),
-)
-
-
 def table(comparison: Comparison) -> list[HeadlineRow]:
     """The rows of the headline table, with a dash for a folder that was not evaluated."""
     analyses = comparison.analyses
     rows = []
-    for metric in _METRICS:
+    for metric in shown_in("report"):
         values = [one.metrics.get(metric.key) for one in analyses]
-        cells = ["–" if value is None else metric.form.format(value) for value in values]
-        known = [value for value in values if value is not None]
-        extreme = None
-        if metric.better and len(known) > 1:
-            extreme = max(known) if metric.better > 0 else min(known)
-        best_cell = None if extreme is None else metric.form.format(extreme)
-        best = [cell == best_cell for cell in cells]
+        cells = [metric.text(value, missing="–") for value in values]
+        best = [False] * len(cells)
+        if sum(value is not None for value in values) > 1 and metric.better is not None:
+            best_cell = metric.text(metric.best(values))
+            best = [cell == best_cell for cell in cells]
         rows.append(
             HeadlineRow(
-                metric.name,
-                metric.explanation,
+                metric.title or metric.label,
+                metric.in_words or metric.definition,
                 cells,
                 best if not all(best) else [False] * len(best),
             )

@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, first_line
+from ..evaluation.metrics import shown_in
+from ..evaluation.tables import text_table
 from ..run_folder.writing import write_text
 from .results_page import RunResult, page
 
 logger = logging.getLogger(__name__)
 
-METRICS = {
-    "fve": "FVE",
-    "frac_recovered": "CE recovered",
-    "near_dead_0.1": "near-dead < 0.1",
-    "near_dead_0.5": "near-dead < 0.5",
-    "description_length": "description length",
-}
-"""The metrics shown, with their labels."""
 RANKED_BY = "description_length"
 _NEVER_SHOWN = ("save_dir", "overwrite", "wandb", "wandb_project", "wandb_artifacts", "device")
 
@@ -97,25 +91,31 @@ def best_of_each_k(results: list[RunResult]) -> list[RunResult]:
 
 def show(results: list[RunResult], folder: Path) -> str:
     """Write results.csv and results.html into `folder`; return the table and the best as text."""
-    names, best = swept(results), best_of_each_k(results)
-    header = ["run", *names, *METRICS]
+    names, best, metrics = swept(results), best_of_each_k(results), shown_in("sweep")
+    keys = [metric.key for metric in metrics]
+    header = ["run", *names, *keys]
     cells = [
-        [one["run"], *(one["settings"].get(n) for n in names), *map(one["metrics"].get, METRICS)]
+        [one["run"], *(one["settings"].get(n) for n in names), *map(one["metrics"].get, keys)]
         for one in results
     ]
     text = io.StringIO()
     csv.writer(text).writerows([header, *cells])
     write_text(folder / "results.csv", text.getvalue())
-    write_text(folder / "results.html", page(folder.name, results, names, best, METRICS))
-    lines = _aligned([[*names, *METRICS.values()], *(row[1:] for row in cells)])
+    labels = {metric.key: metric.label for metric in metrics}
+    write_text(folder / "results.html", page(folder.name, results, names, best, labels))
+    rows = [
+        [
+            *(_shown(one["settings"].get(name)) for name in names),
+            *(metric.text(one["metrics"].get(metric.key)) for metric in metrics),
+        ]
+        for one in results
+    ]
+    lines = [text_table([*names, *labels.values()], rows)]
     lines += ["", f"Lowest description length for each k, out of {len(results)} runs:"]
     lines += [f"  k={one['settings'].get('k')}: {one['run']}" for one in best]
     lines += ["", f"Wrote {folder / 'results.csv'} and {folder / 'results.html'}."]
     return "\n".join(lines)
 
 
-def _aligned(rows: list[list[Any]]) -> list[str]:
-    shown = [[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in shown]
-    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+def _shown(setting: Any) -> str:
+    return f"{setting:.4g}" if isinstance(setting, float) else str(setting)

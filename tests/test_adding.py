@@ -1,0 +1,211 @@
+"""One place per concept: an architecture, an option and a metric are added to a copy of the package,
+in as few files as it should take, and every command shows them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dictionary_learning_ext
+from dictionary_learning_ext.config.architectures import ARCHITECTURES
+
+PACKAGE = Path(dictionary_learning_ext.__file__).parent
+TRAINER = Path(__file__).parent / "helpers" / "imaginary.py"
+
+OPTIONS = '''
+
+@dataclass(frozen=True)
+class ImaginaryOptions(Options):
+    """What `ImaginarySAE` takes."""
+
+    shrink: float = 1.0
+    """What its activations are multiplied by."""
+
+    def __post_init__(self):
+        require(0 < self.shrink <= 1, "shrink", self.shrink, "above 0, and at most 1")
+'''
+ROW = """    Architecture(
+        name="imaginary",
+        description="an SAE that is not there",
+        trainer=f"{_OURS}.imaginary:ImaginaryTrainer",
+        dictionary=f"{_OURS}.imaginary:ImaginarySAE",
+        options=(ImaginaryOptions,),
+        looks={"": Look("Imaginary", "pink", "*")},
+    ),
+"""
+OPTION = '''    tax: float = 0.0
+    """A constant that is added to the loss."""
+'''
+METRIC = """    Metric(
+        "twice_l0",
+        "two times the features that are not zero, per token",
+        "twice L0",
+        lambda totals: 2 * (totals.mean("l0") or 0.0),
+        better="lower",
+    ),
+"""
+
+
+def insert(path: Path, before: str, text: str) -> None:
+    content = path.read_text(encoding="utf-8")
+    assert content.count(before) >= 1, (path, before)
+    path.write_text(content.replace(before, text + before, 1), encoding="utf-8")
+
+
+def add_an_architecture(package: Path) -> None:
+    shutil.copy(TRAINER, package / "trainers" / "imaginary.py")
+    options, table = package / "config" / "options.py", package / "config" / "architectures.py"
+    options.write_text(options.read_text() + OPTIONS)
+    insert(table, "    JumpReLUOptions,\n", "    ImaginaryOptions,\n")
+    first = next(iter(ARCHITECTURES))
+    insert(table, f'    Architecture(\n        name="{first}"', ROW)
+
+
+def add_an_option(package: Path) -> None:
+    options = package / "config" / "options.py"
+    insert(options, "    noise_anneal_steps: int | None = None\n", OPTION)
+    kernel = package / "trainers" / "kernels" / "objective.py"
+    insert(kernel, "l2_loss + objective.kl_weight", "objective.options.tax + ")
+
+
+def add_a_metric(package: Path) -> None:
+    insert(package / "evaluation" / "metrics.py", '    Metric(\n        "l0",', METRIC)
+
+
+ADDITIONS = {
+    "architecture": (add_an_architecture, 4),
+    "option": (add_an_option, 3),
+    "metric": (add_a_metric, 1),
+}
+"""How each is added, and in how many files at most."""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A copy with all three added. The embedded model and text are linked."""
+    target = tmp_path_factory.mktemp("added") / "dictionary_learning_ext"
+    ignored = shutil.ignore_patterns("embedded", "__pycache__")
+    shutil.copytree(PACKAGE, target, ignore=ignored)
+    (target / "embedded").symlink_to(PACKAGE / "embedded")
+    before = contents(target)
+    for add, most in ADDITIONS.values():
+        add(target)
+        after = contents(target)
+        touched = [path for path in after if after[path] != before.get(path)]
+        assert 0 < len(touched) <= most, touched
+        before = after
+    return target
+
+
+def contents(package: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in package.rglob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def vsae(package, tmp_path_factory):
+    """Runs commands of the copy in one process: exit status and output of each."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(*commands: list[str]) -> list[tuple[int, str]]:
+        code = (
+            "import io, json, sys\n"
+            "from contextlib import redirect_stderr, redirect_stdout\n"
+            "import dictionary_learning_ext as ext\n"
+            f"assert ext.__file__.startswith({str(package.parent)!r}), ext.__file__\n"
+            "from dictionary_learning_ext.cli import main\n"
+            "results = []\n"
+            "for words in json.loads(sys.argv[1]):\n"
+            "    text = io.StringIO()\n"
+            "    with redirect_stdout(text), redirect_stderr(text):\n"
+            "        try:\n"
+            "            status = main(words)\n"
+            "        except SystemExit as stop:\n"
+            "            status = stop.code or 0\n"
+            "    results.append((status, text.getvalue()))\n"
+            "print(json.dumps(results))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(commands)],
+            env=os.environ | {"PYTHONPATH": str(package.parent)},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [(status, text) for status, text in json.loads(done.stdout)]
+
+    return run, folder
+
+
+def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
+    run, folder = vsae
+    shared = f"--model={tiny_lm_dir} --data={text} --steps=30 --batch-size=32 --n-ctxs=8"
+    shared += " --ctx-len=32 --dict-size=32 --eval-tokens=200 --eval-documents=4 --log-steps=10"
+    train = ["train", *shared.split()]
+    imaginary = [*train, "--architecture=imaginary"]
+    (
+        (_, shown_help),
+        *trained,
+        (refused_status, refused),
+        (eval_status, evaluated),
+        (_, compared),
+        (_, sweep),
+        (report_status, reported),
+        (export_status, exported),
+        (_, bad_value),
+    ) = run(
+        ["train", "--help"],
+        [*imaginary, "--shrink=0.5", "--save-dir=sweep/imaginary"],
+        [*train, "--k=4", "--tax=0", "--save-dir=sweep/free"],
+        [*train, "--k=4", "--tax=100", "--save-dir=sweep/taxed"],
+        [*imaginary, "--k=4", "--save-dir=refused"],
+        ["eval", "sweep/imaginary", "--tokens=200"],
+        ["compare", "sweep/imaginary", "sweep/taxed"],
+        ["sweep", "--results=sweep"],
+        [
+            "report",
+            "sweep/taxed",
+            "--against",
+            "sweep/imaginary",
+            "--tokens=300",
+            "--map-tokens=200",
+            "--map-features=10",
+            "--synthesise=0",
+        ],
+        ["export", "sweep/imaginary", "--format=sae-lens"],
+        [*imaginary, "--shrink=2", "--save-dir=refused"],
+    )
+    assert [status for status, _ in trained] == [0, 0, 0], trained
+    # the architecture
+    words = " ".join(re.sub(r"[│\n]", " ", shown_help).split())
+    assert "imaginary: an SAE that is not there." in words
+    config = json.loads((folder / "sweep" / "imaginary" / "config.json").read_text())
+    assert (config["trainer"]["dict_class"], config["trainer"]["shrink"]) == ("ImaginarySAE", 0.5)
+    assert refused_status == 2
+    assert "architecture imaginary does not use it; leave out --k (it uses shrink)" in refused
+    assert "shrink=2.0: expected above 0, and at most 1" in bad_value
+    assert export_status == 2
+    assert "is an SAE of class ImaginarySAE and can't be exported as sae-lens" in exported
+    # the option
+    assert "--tax {None}|FLOAT" in words
+    assert "A constant that is added to the loss. Default: 0.0." in words
+    losses = {
+        name: json.loads((folder / "sweep" / name / "metrics.jsonl").read_text().splitlines()[0])
+        for name in ("free", "taxed")
+    }
+    assert losses["taxed"]["loss"] == pytest.approx(losses["free"]["loss"] + 100)
+    # the metric
+    metrics = json.loads((folder / "sweep" / "imaginary" / "metrics.json").read_text())
+    assert metrics["twice_l0"] == 2 * metrics["l0"] > 0
+    assert (eval_status, report_status) == (0, 0), (evaluated, reported)
+    page = (folder / "sweep" / "taxed" / "report.html").read_text()
+    results = folder / "sweep" / "results.html"
+    for shown in (evaluated, compared, sweep, page, results.read_text()):
+        assert "twice L0" in shown
+    assert "twice_l0" in (folder / "sweep" / "results.csv").read_text().splitlines()[0]
