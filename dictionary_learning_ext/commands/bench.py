@@ -57,6 +57,7 @@ def run(flags: Flags) -> None:
             "SAE Bench is not installed: type `pip install 'dictionary-learning-ext[saebench]'`, "
             "or `pip install -e '.[saebench]'` in a clone"
         )
+    from ..run_folder.names import BENCH_RESULTS
     from ..sae_bench.adapter import local_folder
     from ..sae_bench.bench_runner import bench
     from ..sae_bench.comparison_table import table
@@ -82,7 +83,7 @@ def run(flags: Flags) -> None:
             "\nFVE beside explained variance: SAE Bench 0.6.0 subtracts a wrong mean; see README."
         )
     if flags.compare:
-        folder = local_folder(flags.folders[0]) / "eval_results" / "figures"
+        folder = local_folder(flags.folders[0]) / BENCH_RESULTS / "figures"
         for path in write_figures(outcome, flags.figures or folder):
             print(f"wrote {path}")
     outcome.check()

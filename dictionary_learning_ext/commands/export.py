@@ -37,6 +37,7 @@ class Flags:
 def run(flags: Flags) -> None:
     from ..export.exporter import export
     from ..export.formats import SAE_BENCH_REPO
+    from ..run_folder.names import WEIGHTS
 
     options = {n: v for n, v in vars(flags).items() if n not in ("folder", "format")}
     exported = export(flags.folder, flags.format, **options)
@@ -45,7 +46,7 @@ def run(flags: Flags) -> None:
     if exported.cut_paths:
         print(f"Local paths were cut to their last names: {', '.join(exported.cut_paths)}")
     if flags.format == "sae-bench":
-        (place,) = (path.parent for path in out.glob("downloaded_saes/*/ae.pt"))
+        (place,) = (path.parent for path in out.glob(f"downloaded_saes/*/{WEIGHTS}"))
         print(
             f"In {out}, SAE Bench's run_all_evals_dictionary_learning_saes reads it as\n"
             f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"

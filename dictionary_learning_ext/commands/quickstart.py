@@ -59,13 +59,14 @@ def run(flags: Flags) -> None:
 def _report(flags: Flags, folder: Path, against: list[Path]) -> Path:
     from ..report import write_report
     from ..report.analysis import ReportOptions
+    from ..run_folder.names import REPORT
 
     # A short run is looked at briefly too.
     options = ReportOptions(tokens=max(1, flags.eval_tokens), seed=flags.seed)
     return write_report(
         folder,
         against,
-        Path(flags.save_dir) / "report.html",
+        Path(flags.save_dir) / REPORT,
         options=options,
         on_step=lambda step: print(f"  {step} …", flush=True),
     )

@@ -8,6 +8,7 @@ from ..config.presets import preset
 from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
+from ..run_folder.names import CONFIG, FAILED
 
 AUTO = Path("auto")
 
@@ -31,7 +32,7 @@ class Flags:
 
 def run(flags: Flags) -> None:
     from ..evaluation.folders import read_metrics, table
-    from ..run_folder.resume_points import FAILED, failed_in, read_run
+    from ..run_folder.resume_points import failed_in, read_run
     from ..training.loop import train
 
     run, saes = flags.run, {"sae": flags.sae}
@@ -66,7 +67,7 @@ def _found(flags: Flags) -> tuple[bool, RunConfig]:
     sae = flags.sae.resolve(flags.run.steps, flags.run.batch_size)
     folder = Path(flags.run.save_dir or Path("runs") / TrainConfig(sae, flags.run).name)
     run = replace(flags.run, save_dir=str(folder))
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         return False, run
     was = load_config(folder).to_dict()
     require_same(was, TrainConfig(sae, run).to_dict(), f"--resume auto: {folder}")
@@ -91,11 +92,9 @@ def starting_point(args: list[str]) -> Flags:
         start = load_config(given["config"])
     elif "resume" in given and given["resume"] != str(AUTO):
         folder = Path(given["resume"])
-        inside = sorted(folder.glob("*/config.json"))
-        if not inside and not (folder / "config.json").is_file():
+        inside = sorted(folder.glob(f"*/{CONFIG}"))
+        if not inside and not (folder / CONFIG).is_file():
             raise UserError(f"--resume {folder}: no run there; give a run's folder, as runs/NAME")
-        start = load_config(
-            inside[0] if inside and not (folder / "config.json").exists() else folder
-        )
+        start = load_config(inside[0] if inside and not (folder / CONFIG).exists() else folder)
     sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
     return Flags(sae, start.run)

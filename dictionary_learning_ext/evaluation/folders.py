@@ -15,6 +15,7 @@ from ..activations.run_inputs import MEASURED_ON, held_out, measured_on, open_mo
 from ..config.options import require
 from ..config.run_config import RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
+from ..run_folder.names import CONFIG, METRICS
 from ..run_folder.weights import load_dictionary, read_config
 from ..run_folder.writing import write_json
 from .measure import evaluate
@@ -65,7 +66,7 @@ def evaluate_folders(
     buffer_and_documents = held_out(run, opened.language_model, opened.hook_point, tokens)
     results = evaluate(dictionaries, *buffer_and_documents, tokens)
     for name, figures in results.items():
-        write_json(Path(name) / "metrics.json", figures | {"measured_on": measured_on(run)})
+        write_json(Path(name) / METRICS, figures | {"measured_on": measured_on(run)})
     return results
 
 
@@ -122,7 +123,7 @@ def differences(results: dict[str, dict[str, Any]]) -> list[str]:
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """A run folder's metrics.json. Raises CheckpointError if there is none."""
     read_config(folder)
-    path = Path(folder) / "metrics.json"
+    path = Path(folder) / METRICS
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -167,7 +168,7 @@ def run_of(
     config = read_config(folder)
     trainer = config["trainer"]
     if "run" in config:
-        source = str(folder / "config.json")
+        source = str(folder / CONFIG)
         run = TrainConfig().updated(config["run"]["settings"], source).run
     elif model is None or hook is None:
         raise ConfigError(

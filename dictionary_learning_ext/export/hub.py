@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubError, first_line
 from ..evaluation.folders import differences, read_metrics, table
+from ..run_folder.names import CONFIG, METRICS, WEIGHTS
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .formats import SAE_BENCH_TRAINERS
@@ -127,8 +128,8 @@ def _reaching_the_hub(repo: str) -> Iterator[None]:
 
 def _run_folders(folder: Path) -> list[Path]:
     """The folder itself, or those in it that hold an SAE."""
-    if folder.is_dir() and not (folder / "ae.pt").exists():
-        inside = sorted(path.parent for path in folder.glob("*/ae.pt"))
+    if folder.is_dir() and not (folder / WEIGHTS).exists():
+        inside = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
         if inside:
             return inside
     return [folder]
@@ -147,18 +148,18 @@ def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
     for folder in folders:
         _, config = load_dictionary(folder)  # a damaged one is not uploaded
         name = folder.resolve().name
-        figures = read_metrics(folder) if (folder / "metrics.json").exists() else None
+        figures = read_metrics(folder) if (folder / METRICS).exists() else None
         (configs[name], figures), cut = without_local_paths((config, figures))
         all_cut |= set(cut)
         lm_name = str(configs[name]["trainer"].get("lm_name") or "")
         if "/" in lm_name and not Path(lm_name).exists():
             base_models.add(lm_name)
         (staged / name).mkdir()
-        (staged / name / "ae.pt").symlink_to((folder / "ae.pt").resolve())
-        write_json(staged / name / "config.json", configs[name])
+        (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
+        write_json(staged / name / CONFIG, configs[name])
         if figures is not None:
             metrics[name] = figures
-            write_json(staged / name / "metrics.json", figures)
+            write_json(staged / name / METRICS, figures)
     text = card(repo, configs, metrics, sorted(base_models))
     (staged / "README.md").write_text(text, encoding="utf-8")
     return sorted(all_cut)

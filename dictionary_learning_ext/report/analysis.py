@@ -29,6 +29,7 @@ from ..features.directions import (
 )
 from ..features.geometry import Geometry, GeometryError, Space, comparable_features, geometry
 from ..features.synthesis import Synthesis, synthesise
+from ..run_folder.names import HISTORY, METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -219,11 +220,11 @@ def _ranking(statistics: FeatureStatistics) -> list[int]:
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    return read_metrics(folder) if (folder / "metrics.json").exists() else {}
+    return read_metrics(folder) if (folder / METRICS).exists() else {}
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
-    path = folder / "metrics.jsonl"
+    path = folder / HISTORY
     if not path.exists():
         return []
     try:

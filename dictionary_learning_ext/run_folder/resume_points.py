@@ -24,14 +24,24 @@ from safetensors.torch import load_file, save_file
 from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import CheckpointError, ConfigError, LanguageModelError
+from .names import (
+    CHECKPOINTS,
+    CONFIG,
+    FAILED,
+    METRICS,
+    RESUME,
+    RESUME_COMPLETE,
+    RESUME_LOGGED,
+    RESUME_STATE,
+    RESUME_TENSORS,
+    WEIGHTS,
+    resume_point,
+)
 from .writing import remove, sync, write_json, writing
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "resume"
-FAILED = "failed.json"
 KEPT = 2
-_TENSORS, _STATE, _COMPLETE = "tensors.safetensors", "state.json", "complete.json"
 _TENSOR = "__tensor__"
 
 
@@ -53,8 +63,8 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
 
     Raises: ConfigError if there is no such run, or none of it can go on.
     """
-    inside = sorted(path.parent for path in folder.glob("*/config.json"))
-    is_one = (folder / "config.json").is_file()
+    inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    is_one = (folder / CONFIG).is_file()
     if not is_one and not inside:
         raise ConfigError(
             f"--resume {folder}: no run there; give a folder that holds config.json, as runs/NAME, "
@@ -87,7 +97,7 @@ def failed_in(folder: Path) -> list[Path]:
 
 def is_finished(folder: Path, run: RunConfig) -> bool:
     """Whether an SAE is trained and, if it is to be, evaluated."""
-    return (folder / ("metrics.json" if run.eval_tokens else "ae.pt")).is_file()
+    return (folder / (METRICS if run.eval_tokens else WEIGHTS)).is_file()
 
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
@@ -141,44 +151,45 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
 
     Raises: CheckpointError if the disk refuses; the former points are still there.
     """
-    resume = folder / FOLDER
+    resume = folder / RESUME
     tensors: dict[str, t.Tensor] = {}
     state = {"step": step, "run": run, "trainer": _without_tensors(trainer, "", tensors)}
-    temporary = resume / f".{_name(step)}"
+    final = resume_point(folder, step)
+    temporary = resume / f".{final.name}"
     with writing(temporary):
         for broken_off in resume.glob(".step_*"):
             remove(broken_off)
         try:
             temporary.mkdir(parents=True)
-            save_file(tensors, temporary / _TENSORS)
-            (temporary / _STATE).write_text(json.dumps(state), encoding="utf-8")
-            hashes = {name: _hash(temporary / name) for name in (_TENSORS, _STATE)}
+            save_file(tensors, temporary / RESUME_TENSORS)
+            (temporary / RESUME_STATE).write_text(json.dumps(state), encoding="utf-8")
+            hashes = {name: _hash(temporary / name) for name in (RESUME_TENSORS, RESUME_STATE)}
             for name in hashes:
                 sync(temporary / name)
-            (temporary / _COMPLETE).write_text(json.dumps(hashes), encoding="utf-8")
-            sync(temporary / _COMPLETE)
+            (temporary / RESUME_COMPLETE).write_text(json.dumps(hashes), encoding="utf-8")
+            sync(temporary / RESUME_COMPLETE)
             sync(temporary)
-            _forget(resume / _name(step))  # one without its marker
-            temporary.rename(resume / _name(step))
+            _forget(final)  # one without its marker
+            temporary.rename(final)
             sync(resume)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         finally:
             remove(temporary)
         for old in steps_of(folder)[:-KEPT]:
-            _forget(resume / _name(old))
+            _forget(resume_point(folder, old))
 
 
 def steps_of(folder: Path) -> list[int]:
     """The steps of a run folder's complete points, rising."""
-    matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / FOLDER).glob("*"))
+    matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / RESUME).glob("*"))
     steps = sorted(int(match[1]) for match in matches if match)
-    return [step for step in steps if (folder / FOLDER / _name(step) / _COMPLETE).is_file()]
+    return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
 
 
 def note_logged(folder: Path, step: int) -> int:
     """The last step that any process of this run logged, `step` or a later one noted before."""
-    path = folder / FOLDER / "logged.json"
+    path = folder / RESUME / RESUME_LOGGED
     if path.is_file():
         step = max(step, json.loads(path.read_text(encoding="utf-8")))
     write_json(path, step)
@@ -187,21 +198,21 @@ def note_logged(folder: Path, step: int) -> int:
 
 def forget_after(folder: Path, step: int) -> None:
     """Delete the points after `step`: a run that goes on from there makes them anew."""
-    for later in (folder / FOLDER).glob("step_*"):
-        if later.name > _name(step):
+    for later in (folder / RESUME).glob("step_*"):
+        if later.name > resume_point(folder, step).name:
             _forget(later)
 
 
 def load_point(folder: Path, step: int) -> Point:
     """Read a point. Raises CheckpointError if a file of it is missing or changed."""
-    path = folder / FOLDER / _name(step)
+    path = resume_point(folder, step)
     try:
-        hashes = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
-        for name in (_TENSORS, _STATE):
+        hashes = json.loads((path / RESUME_COMPLETE).read_text(encoding="utf-8"))
+        for name in (RESUME_TENSORS, RESUME_STATE):
             if _hash(path / name) != hashes[name]:
                 raise CheckpointError(f"{path / name}: changed since it was written")
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        trainer = _with_tensors(state["trainer"], load_file(path / _TENSORS))
+        state = json.loads((path / RESUME_STATE).read_text(encoding="utf-8"))
+        trainer = _with_tensors(state["trainer"], load_file(path / RESUME_TENSORS))
         return Point(state["step"], trainer, state["run"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
@@ -232,7 +243,7 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, Point], list[str]
     trained = [
         folder / name
         for folder in there
-        for name in ("ae.pt", "checkpoints")
+        for name in (WEIGHTS, CHECKPOINTS)
         if (folder / name).exists()
     ]
     if had_at_most_one and not problems and not trained:
@@ -284,10 +295,6 @@ def checked_points(
     return points
 
 
-def _name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
 def _hash(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -298,7 +305,7 @@ def _hash(path: Path) -> str:
 
 def _forget(path: Path) -> None:
     """Delete a point, its marker first, so that no half of it counts."""
-    (path / _COMPLETE).unlink(missing_ok=True)
+    (path / RESUME_COMPLETE).unlink(missing_ok=True)
     remove(path)
 
 

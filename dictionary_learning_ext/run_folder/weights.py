@@ -18,6 +18,7 @@ from dictionary_learning.utils import load_dictionary as load_upstream_dictionar
 from ..errors import CheckpointError, first_line
 from ..trainers.vaease import VAEase
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
+from .names import CHECKPOINTS, CONFIG, WEIGHTS
 from .writing import replacing
 
 UPSTREAM_CLASSES = (
@@ -59,14 +60,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a run's folder, as runs/NAME")
-    for name in ("config.json", "ae.pt"):
+    for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
             there = ", ".join(names) or "nothing"
-            inside = [p.parent.name for p in sorted(folder.glob("*/ae.pt"))]
+            inside = [p.parent.name for p in sorted(folder.glob(f"*/{WEIGHTS}"))]
             hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
             raise CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
-    path = folder / "config.json"
+    path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         config["trainer"]["dict_class"]
@@ -97,7 +98,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
     """
     folder = Path(folder)
     config = read_config(folder)
-    trainer, path = config["trainer"], folder / "ae.pt"
+    trainer, path = config["trainer"], folder / WEIGHTS
     dict_class = trainer["dict_class"]
     known = ("VariationalTopKAutoEncoder", "VAEase", *UPSTREAM_CLASSES)
     if dict_class not in known:
@@ -158,7 +159,7 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} is NaN or infinite in places; load a checkpoint from before, in "
-                f"{path.parent / 'checkpoints'}, or train again with a lower --lr"
+                f"{path.parent / CHECKPOINTS}, or train again with a lower --lr"
             )
     return state
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
+from .names import LOCK
 
 logger = logging.getLogger(__name__)
-
-LOCK = ".lock"
 
 
 @contextmanager

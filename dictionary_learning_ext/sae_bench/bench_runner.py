@@ -26,6 +26,7 @@ from ..config.options import require
 from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.folders import run_of
+from ..run_folder.names import BENCH_CACHE, BENCH_RESULTS
 from ..run_folder.writing import write_json, writing
 from . import adapter
 from . import feature_usage as usage
@@ -35,8 +36,6 @@ from .evaluations import EVALUATIONS, OUTPUTS
 from .lens_model import hooked_transformer
 
 logger = logging.getLogger(__name__)
-
-CACHE = ".bench_cache"
 
 Results = dict[str, dict[str, dict[str, Any]]]
 """By SAE's label and evaluation: what stands in SAE Bench's JSON."""
@@ -136,7 +135,7 @@ def bench(
         random = adapter.random_sae(trained[0])
         jobs.append(Job(f"random_F{random.cfg.d_sae}", first, random))
         jobs.append(Job("identity", first, adapter.identity_sae(trained[0])))
-    cache = jobs[0].folder / CACHE
+    cache = jobs[0].folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
         sets = open_bench_data(name, cache)
@@ -178,7 +177,7 @@ class _Run:
                     bar.update()
 
     def _one(self, job: Job, evaluation: str) -> None:
-        folder = job.folder / "eval_results" / evaluation
+        folder = job.folder / BENCH_RESULTS / evaluation
         path = Path(get_results_filepath(str(folder), job.label, "custom_sae"))
         log = folder / f"{job.label}.log"
         try:

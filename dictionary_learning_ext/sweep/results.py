@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, first_line
+from ..run_folder.names import CONFIG, METRICS, SWEEP_PAGE, SWEEP_TABLE
 from ..run_folder.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ def from_folder(folder: Path) -> list[Row]:
     Raises: ConfigError if there is none.
     """
     rows, unfinished = [], []
-    for path in sorted(folder.glob("*/config.json")):
-        metrics = path.with_name("metrics.json")
+    for path in sorted(folder.glob(f"*/{CONFIG}")):
+        metrics = path.with_name(METRICS)
         if not metrics.is_file():
             unfinished.append(path.parent.name)
             continue
@@ -102,8 +103,8 @@ def show(rows: list[Row], folder: Path) -> str:
     ]
     text = io.StringIO()
     csv.writer(text).writerows([header, *cells])
-    write_text(folder / "results.csv", text.getvalue())
-    write_text(folder / "results.html", _page(rows, names, folder.name))
+    write_text(folder / SWEEP_TABLE, text.getvalue())
+    write_text(folder / SWEEP_PAGE, _page(rows, names, folder.name))
     lines = _aligned([[*names, *FIGURES.values()], *(row[1:] for row in cells)])
     best = best_of_each_k(rows)
     lines += ["", f"The shortest description (nats per token) of each k, of {len(rows)} runs:"]

@@ -18,12 +18,11 @@ import yaml
 from ..config.run_config import TrainConfig
 from ..config.sae_config import SAEConfig
 from ..errors import ConfigError, TrainingError
-from ..run_folder.resume_points import FAILED
+from ..run_folder.names import CONFIG, FAILED, SWEEP
 from ..run_folder.writing import write_json
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "sweep.json"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
 _KEYS |= {"command", "run_cap"}
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
@@ -228,7 +227,7 @@ def run_sweep(
                 continue
             only = save_dir / next(iter(chunk)) if len(chunk) == 1 else save_dir
             run = replace(configs[next(iter(chunk))].run, save_dir=str(only))
-            begun = any((save_dir / name / "config.json").is_file() for name in chunk)
+            begun = any((save_dir / name / CONFIG).is_file() for name in chunk)
             try:
                 train(run, chunk, resume=begun)
             except TrainingError as error:
@@ -253,7 +252,7 @@ def _manifest(configs: dict[str, TrainConfig], save_dir: Path, at_once: int | No
     """Note in save_dir which sweep it holds; how many are trained at once."""
     names = sorted(configs)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    path = save_dir / MANIFEST
+    path = save_dir / SWEEP
     if path.is_file():
         former = json.loads(path.read_text(encoding="utf-8"))
         if former["digest"] != digest:

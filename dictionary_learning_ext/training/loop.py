@@ -26,11 +26,12 @@ from ..errors import (
     TrainingError,
 )
 from ..evaluation.measure import evaluate
+from ..run_folder.names import require_free
 from ..run_folder.resume_points import Point, checked_points, is_finished
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
 from .interrupts import Interrupts, interrupts
-from .sae_run import Trainee, report_finished, require_free
+from .sae_run import Trainee, report_finished
 
 logger = logging.getLogger(__name__)
 

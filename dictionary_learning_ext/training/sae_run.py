@@ -16,28 +16,22 @@ from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
 from ..errors import CheckpointError, ConfigError
 from ..run_folder import resume_points as resume
+from ..run_folder.names import (
+    CHECKPOINTS,
+    CONFIG,
+    FAILED,
+    HISTORY,
+    METRICS,
+    RUN_FILES,
+    WEIGHTS,
+    checkpoint,
+)
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import remove, sync, write_json, writing
 from ..trainers.build import OURS
 from .wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
-
-RUN_FILES = (
-    "ae.pt",
-    "config.json",
-    "metrics.jsonl",
-    "metrics.json",
-    resume.FAILED,
-    "checkpoints",
-    "exports",
-    "eval_results",
-    ".bench_cache",
-    "report.html",
-    "report_files",
-    resume.FOLDER,
-)
-"""What a run and the commands about it write; gone when another run takes its place."""
 
 
 class Trainee:
@@ -72,10 +66,10 @@ class Trainee:
 
     def start(self, config: dict[str, Any]) -> None:
         """Write config.json and clear a former run's other files."""
-        write_json(self.folder / "config.json", config)
+        write_json(self.folder / CONFIG, config)
         with writing(self.folder):
             for name in RUN_FILES:
-                if name != "config.json":
+                if name != CONFIG:
                     remove(self.folder / name)
             self._clear_temporaries()
 
@@ -83,7 +77,7 @@ class Trainee:
         """Have the trainer where a point of this folder has it; nothing on the disk is changed."""
         resume.load_trainer_state(self.trainer, point.trainer)
         self._remember()
-        log, length = self.folder / "metrics.jsonl", point.run["metrics_bytes"]
+        log, length = self.folder / HISTORY, point.run["metrics_bytes"]
         if (log.stat().st_size if log.exists() else 0) < length:
             raise CheckpointError(
                 f"{log}: shorter than when the resume point of step {point.step} was written "
@@ -92,7 +86,7 @@ class Trainee:
 
     def go_on(self, point: resume.Point, group: str) -> None:
         """Cut off what was logged after a point, forget later points, and go on in wandb."""
-        log = self.folder / "metrics.jsonl"
+        log = self.folder / HISTORY
         with writing(log):
             self._clear_temporaries()
             resume.forget_after(self.folder, point.step)
@@ -133,7 +127,7 @@ class Trainee:
         for name in RUN_FILES:
             for temporary in self.folder.glob(f".{name}.*"):
                 remove(temporary)
-        for temporary in self.folder.glob("checkpoints/.ae_*"):
+        for temporary in self.folder.glob(f"{CHECKPOINTS}/.ae_*"):
             remove(temporary)
 
     def save_point(self, step: int, shared: dict[str, Any]) -> None:
@@ -145,7 +139,7 @@ class Trainee:
         self.check(step)
         if self.failure is not None or step in resume.steps_of(self.folder):
             return
-        log = self.folder / "metrics.jsonl"
+        log = self.folder / HISTORY
         with writing(log):
             log.touch()
             sync(log)
@@ -217,7 +211,7 @@ class Trainee:
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and the same to wandb."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / HISTORY
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self._wandb is not None:
@@ -255,13 +249,13 @@ class Trainee:
         try:
             save_weights(path, self.trainer.ae, self.norm_factor)
             found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
-            write_json(self.folder / resume.FAILED, found)
+            write_json(self.folder / FAILED, found)
         except CheckpointError as error:  # the other SAEs go on all the same
             self.failure += f" ({error})"
         logger.error("%s", self.failure)
 
     def _checkpoint(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"ae_{step}.pt"
+        return checkpoint(self.folder, step)
 
     def save_checkpoint(self, step: int) -> None:
         """Write checkpoints/ae_<step>.pt, for raw activations, if the weights are finite."""
@@ -271,11 +265,11 @@ class Trainee:
 
     def save_final(self) -> None:
         """Write ae.pt, for raw activations."""
-        save_weights(self.folder / "ae.pt", self.trainer.ae, self.norm_factor)
+        save_weights(self.folder / WEIGHTS, self.trainer.ae, self.norm_factor)
 
     def record(self, figures: dict[str, Any]) -> None:
         """Write the final evaluation."""
-        write_json(self.folder / "metrics.json", figures)
+        write_json(self.folder / METRICS, figures)
         if self._wandb is not None:
             self._wandb.summarize(figures)
 
@@ -283,7 +277,7 @@ class Trainee:
         """Close the logs; `code` is the run's exit code."""
         if self._wandb is not None:
             if self.run.wandb_artifacts and code == 0 and self.failure is None:
-                names = ("ae.pt", "config.json", "metrics.json")
+                names = (WEIGHTS, CONFIG, METRICS)
                 there = [self.folder / name for name in names if (self.folder / name).is_file()]
                 self._wandb.upload(there)
             self._wandb.close(exit_code=1 if self.failure is not None else code)
@@ -302,7 +296,7 @@ def report_finished(folder: Path, config: TrainConfig) -> None:
         tags=config.tags,
     )
     _replay(log, folder)
-    figures = folder / "metrics.json"
+    figures = folder / METRICS
     if figures.is_file():
         log.summarize(json.loads(figures.read_text(encoding="utf-8")))
     log.close(0)
@@ -310,7 +304,7 @@ def report_finished(folder: Path, config: TrainConfig) -> None:
 
 def _replay(log: WandbLog, folder: Path) -> None:
     """Log again what metrics.jsonl has."""
-    lines = folder / "metrics.jsonl"
+    lines = folder / HISTORY
     if lines.exists():
         for line in lines.read_text(encoding="utf-8").splitlines():
             log.log(json.loads(line))
@@ -322,15 +316,3 @@ def _step_of(line: bytes) -> int:
         return int(json.loads(line)["step"])
     except ValueError:
         return -1
-
-
-def require_free(folder: Path, overwrite: bool) -> None:
-    """Raise a ConfigError if `folder` already holds a run, unless it may be overwritten."""
-    there = [name for name in RUN_FILES if (folder / name).exists()]
-    if there and not overwrite:
-        raise ConfigError(
-            f"save_dir={folder}: already holds a run ({', '.join(there)}); choose another "
-            "--save-dir, or write over it with --overwrite True"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"save_dir={folder}: is a file; choose a folder")
