@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run_config import TrainConfig, load_config
+from dictionary_learning_ext.config.run_config import TrainConfig
 from dictionary_learning_ext.errors import CheckpointError, UserError
+from dictionary_learning_ext.run_folder.reading import load_config
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 
 
@@ -182,9 +183,9 @@ def trainer(**changes):
 
 DAMAGED_CONFIGS = {
     "missing": (lambda path: path.unlink(), "expected a file config.json"),
-    "empty": (lambda path: path.write_text(""), "expected JSON"),
-    "broken off": (lambda path: path.write_text('{"trainer": {'), "expected JSON"),
-    "bytes": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "expected JSON"),
+    "empty": (lambda path: path.write_text(""), "not valid JSON"),
+    "broken off": (lambda path: path.write_text('{"trainer": {'), "not valid JSON"),
+    "bytes": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not valid JSON"),
     "without end": (lambda path: path.write_text("[" * 100_000), "RecursionError"),
     "a list": (lambda path: path.write_text("[1]"), r"trainer\.dict_class"),
     "no run but a number": (

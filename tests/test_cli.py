@@ -98,7 +98,7 @@ def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
 
 def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path / "nope")]) == 2
-    assert "nope: no run there; give a run's folder, as runs/NAME" in capsys.readouterr().err
+    assert "nope: holds no run; expected a run folder, e.g. runs/NAME" in capsys.readouterr().err
 
 
 def test_eval_and_compare(small, tmp_path, capsys):

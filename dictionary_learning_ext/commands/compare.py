@@ -14,7 +14,8 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..evaluation.folders import differences, read_all, table
+    from ..evaluation.folders import table
+    from ..run_folder.reading import differences, read_all
 
     results = read_all(flags.folders)
     print(table(results))

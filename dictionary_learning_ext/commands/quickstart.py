@@ -24,7 +24,8 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..evaluation.folders import read_metrics, table
+    from ..evaluation.folders import table
+    from ..run_folder.reading import read_metrics
     from ..training.loop import train
 
     config = RunConfig(

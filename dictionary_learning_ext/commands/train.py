@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..config.presets import preset
-from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
+from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED
+from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
 
 AUTO = Path("auto")
 
@@ -31,8 +32,7 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    from ..evaluation.folders import read_metrics, table
-    from ..run_folder.resume_points import failed_in, read_run
+    from ..evaluation.folders import table
     from ..training.loop import train
 
     run, saes = flags.run, {"sae": flags.sae}
@@ -91,10 +91,6 @@ def starting_point(args: list[str]) -> Flags:
     elif "config" in given:
         start = load_config(given["config"])
     elif "resume" in given and given["resume"] != str(AUTO):
-        folder = Path(given["resume"])
-        inside = sorted(folder.glob(f"*/{CONFIG}"))
-        if not inside and not (folder / CONFIG).is_file():
-            raise UserError(f"--resume {folder}: no run there; give a run's folder, as runs/NAME")
-        start = load_config(inside[0] if inside and not (folder / CONFIG).exists() else folder)
+        start = load_config(run_folders(Path(given["resume"]))[0])
     sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
     return Flags(sae, start.run)

@@ -23,8 +23,8 @@ from ..activations.buffer import ResidualBuffer
 from ..activations.run_inputs import held_out, open_model
 from ..config.options import ExportFormat, require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, TextError
-from ..evaluation.folders import read_metrics, run_of
 from ..run_folder.names import EXPORTS, METRICS
+from ..run_folder.reading import read_metrics_if_any, run_of
 from ..run_folder.weights import load_dictionary
 from .formats import Source, read, record, require_supported, write
 from .local_paths import without_local_paths
@@ -125,7 +125,7 @@ def export(
     target = folder / EXPORTS / form if out is None else Path(out)
     _require_free(target)
     run = run_of(folder, model, hook, data, device)
-    metrics = read_metrics(folder) if (folder / METRICS).exists() else None
+    metrics = read_metrics_if_any(folder)
     place = {"model": run.model, "data": run.data}
     (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))
     source = Source(

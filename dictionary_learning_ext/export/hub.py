@@ -20,8 +20,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubError, first_line
-from ..evaluation.folders import differences, read_metrics, table
+from ..evaluation.folders import table
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
+from ..run_folder.reading import differences, read_metrics_if_any
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .formats import SAE_BENCH_TRAINERS
@@ -148,7 +149,7 @@ def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
     for folder in folders:
         _, config = load_dictionary(folder)  # a damaged one is not uploaded
         name = folder.resolve().name
-        figures = read_metrics(folder) if (folder / METRICS).exists() else None
+        figures = read_metrics_if_any(folder)
         (configs[name], figures), cut = without_local_paths((config, figures))
         all_cut |= set(cut)
         lm_name = str(configs[name]["trainer"].get("lm_name") or "")

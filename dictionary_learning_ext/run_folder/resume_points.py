@@ -13,7 +13,6 @@ import json
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +20,11 @@ import torch as t
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
+from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
-from ..errors import CheckpointError, ConfigError, LanguageModelError
+from ..errors import CheckpointError, LanguageModelError
 from .names import (
     CHECKPOINTS,
-    CONFIG,
-    FAILED,
-    METRICS,
     RESUME,
     RESUME_COMPLETE,
     RESUME_LOGGED,
@@ -54,50 +50,6 @@ class Point(NamedTuple):
     """for `load_trainer_state`"""
     run: dict[str, Any]
     """what the loop needs beside the trainer"""
-
-
-def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
-    """What `train` needs to resume a run folder, or a folder of the run folders of one run.
-
-    SAEs that failed are left out, and those that are finished if others are not.
-
-    Raises: ConfigError if there is no such run, or none of it can go on.
-    """
-    inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
-    is_one = (folder / CONFIG).is_file()
-    if not is_one and not inside:
-        raise ConfigError(
-            f"--resume {folder}: no run there; give a folder that holds config.json, as runs/NAME, "
-            "or one that holds such folders"
-        )
-    runs: dict[str, TrainConfig] = {}
-    done: dict[str, TrainConfig] = {}
-    failed = failed_in(folder)
-    for one in [folder] if is_one else inside:
-        if one not in failed:
-            config = load_config(one)
-            (done if is_finished(one, config.run) else runs)[one.resolve().name] = config
-    runs = runs or done
-    if not runs:
-        raise ConfigError(f"--resume {folder}: it failed (see {FAILED} there); start again")
-    (first_name, first), *others = runs.items()
-    for name, other in others:
-        require_same(asdict(first.run), asdict(other.run), f"{folder / first_name} and {name}")
-    only = folder if is_one or others else folder / first_name
-    run = replace(first.run, save_dir=str(only))
-    return run, {name: settings.sae for name, settings in runs.items()}
-
-
-def failed_in(folder: Path) -> list[Path]:
-    """The run folders of SAEs that failed: `folder`, or those in it."""
-    return sorted(
-        path.parent for path in [folder / FAILED, *folder.glob(f"*/{FAILED}")] if path.is_file()
-    )
-
-
-def is_finished(folder: Path, run: RunConfig) -> bool:
-    """Whether an SAE is trained and, if it is to be, evaluated."""
-    return (folder / (METRICS if run.eval_tokens else WEIGHTS)).is_file()
 
 
 def trainer_state(trainer: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ A run folder holds ae.pt (upstream's state dict, taking raw activations) and con
 
 import copy
 import io
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ..errors import CheckpointError, first_line
 from ..trainers.vaease import VAEase
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 from .names import CHECKPOINTS, CONFIG, WEIGHTS
+from .reading import read_config
 from .writing import replacing
 
 UPSTREAM_CLASSES = (
@@ -51,40 +51,6 @@ def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -
         temporary.write_bytes(whole.getbuffer())
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """A run folder's config.json.
-
-    Raises: CheckpointError if the folder or a file of it is missing (the message says what is
-    there) or damaged.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give a run's folder, as runs/NAME")
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-            there = ", ".join(names) or "nothing"
-            inside = [p.parent.name for p in sorted(folder.glob(f"*/{WEIGHTS}"))]
-            hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
-            raise CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["trainer"]["dict_class"]
-    # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: expected JSON with trainer.dict_class ({type(error).__name__}: {error}); "
-            "copy it again or train again"
-        ) from error
-    for section in ("buffer", "run"):
-        if not isinstance(config.get(section, {}), dict):
-            raise CheckpointError(
-                f"{path}: {section} is {config[section]!r}, expected an object; copy it again"
-            )
-    return config
-
-
 def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary, dict[str, Any]]:
     """The SAE in a run folder, of our class or any of upstream's, and its config.
 
@@ -110,7 +76,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
         given = trainer.get(name)
         if given is not None and (type(given) is not int or not 1 <= given < 2**31):
             raise CheckpointError(
-                f"{folder / 'config.json'}: trainer.{name} is {given!r}, expected a whole number "
+                f"{folder / CONFIG}: trainer.{name} is {given!r}, expected a whole number "
                 "of 1 or more; copy it again"
             )
     try:

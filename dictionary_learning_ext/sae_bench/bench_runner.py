@@ -25,8 +25,8 @@ from ..activations.run_inputs import open_model
 from ..config.options import require
 from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
-from ..evaluation.folders import run_of
 from ..run_folder.names import BENCH_CACHE, BENCH_RESULTS
+from ..run_folder.reading import run_of
 from ..run_folder.writing import write_json, writing
 from . import adapter
 from . import feature_usage as usage

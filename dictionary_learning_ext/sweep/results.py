@@ -1,12 +1,12 @@
 """What came out of a sweep: a table, the best of each k, and one page of figures."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, first_line
-from ..run_folder.names import CONFIG, METRICS, SWEEP_PAGE, SWEEP_TABLE
+from ..run_folder.names import CONFIG, SWEEP_PAGE, SWEEP_TABLE
+from ..run_folder.reading import read_config, read_metrics_if_any
 from ..run_folder.writing import write_text
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,13 @@ def from_folder(folder: Path) -> list[Row]:
     Raises: ConfigError if there is none.
     """
     rows, unfinished = [], []
-    for path in sorted(folder.glob(f"*/{CONFIG}")):
-        metrics = path.with_name(METRICS)
-        if not metrics.is_file():
-            unfinished.append(path.parent.name)
+    for one in sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
+        figures = read_metrics_if_any(one)
+        if figures is None:
+            unfinished.append(one.name)
             continue
-        settings = json.loads(path.read_text(encoding="utf-8"))["run"]["settings"]
-        figures = json.loads(metrics.read_text(encoding="utf-8"))
-        rows.append({"run": path.parent.name, "settings": settings, "figures": figures})
+        settings = read_config(one)["run"]["settings"]
+        rows.append({"run": one.name, "settings": settings, "figures": figures})
     if unfinished:
         logger.warning("without results, and left out: %s", ", ".join(unfinished))
     if not rows:

@@ -27,7 +27,8 @@ from ..errors import (
 )
 from ..evaluation.measure import evaluate
 from ..run_folder.names import require_free
-from ..run_folder.resume_points import Point, checked_points, is_finished
+from ..run_folder.reading import is_finished
+from ..run_folder.resume_points import Point, checked_points
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
 from .interrupts import Interrupts, interrupts
@@ -49,7 +50,7 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
         run: what they share.
         saes: by name. One alone is written to `run.save_dir` itself, several to folders of their
             names in it.
-        resume: go on from the newest resume points of these folders. `resume.read_run` gives `run`
+        resume: go on from the newest resume points of these folders. `reading.read_run` gives `run`
             and `saes`.
 
     Returns: the run folder of each.

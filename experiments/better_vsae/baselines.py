@@ -18,7 +18,7 @@ from typing import Any
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
+from dictionary_learning_ext.run_folder.reading import read_metrics
 from experiments.pages import RESULTS, about, about_line, table, write
 from experiments.trained_saes import FIGURES as COMMON
 from experiments.trained_saes import folder_name

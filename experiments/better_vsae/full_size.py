@@ -32,9 +32,9 @@ from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.activations.run_inputs import held_out, open_model
 from dictionary_learning_ext.activations.text import ContextStream, open_text
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
 from dictionary_learning_ext.evaluation.measure import evaluate
 from dictionary_learning_ext.features.geometry import agreement, dispersion
+from dictionary_learning_ext.run_folder.reading import read_metrics
 from dictionary_learning_ext.run_folder.writing import write_json
 from experiments.pages import RESULTS, about, about_line, spread, table
 from experiments.trained_saes import FIGURES, directions_of, folder_name

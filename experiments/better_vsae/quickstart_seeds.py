@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.config.presets import quickstart
-from dictionary_learning_ext.evaluation.folders import read_metrics
+from dictionary_learning_ext.run_folder.reading import read_metrics
 
 SEEDS, STEPS = (0, 1, 2), 1000
 RUNS = Path("runs/quickstart_seeds")

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from dictionary_learning_ext import RunConfig, train
-from dictionary_learning_ext.evaluation.folders import read_metrics
 from dictionary_learning_ext.features.geometry import agreement
+from dictionary_learning_ext.run_folder.reading import read_metrics
 from experiments import pages
 from experiments.better_vsae import goal as vsae_goal
 from experiments.better_vsae.candidates import (

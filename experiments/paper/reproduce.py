@@ -28,8 +28,8 @@ from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.activations.run_inputs import open_model
 from dictionary_learning_ext.config.presets import PRESETS
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
 from dictionary_learning_ext.features.geometry import agreement, dispersion
+from dictionary_learning_ext.run_folder.reading import read_metrics
 from experiments.pages import RESULTS, about, about_line, spread, table
 from experiments.paper import claims as paper_claims
 from experiments.paper import figures as paper_figures

@@ -22,7 +22,7 @@ import torch as t
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
+from dictionary_learning_ext.run_folder.reading import read_metrics
 from experiments.pages import RESULTS, table
 
 STEPS, SEEDS, K, D, F = 500, (0, 1), 16, 128, 512

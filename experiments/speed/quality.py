@@ -11,7 +11,7 @@ import tempfile
 
 from dictionary_learning_ext import RunConfig, train
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
+from dictionary_learning_ext.run_folder.reading import read_metrics
 from experiments.pages import table, write
 from experiments.speed.timing import header
 

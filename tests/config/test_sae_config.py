@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig, load_config
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae_config import USES, SAEConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
 
@@ -161,34 +160,9 @@ def test_the_quickstarts_saes_differ_only_in_the_posterior():
     assert differ <= {"architecture"} | variational
 
 
-def test_settings_survive_a_config_file(tmp_path):
-    config = TrainConfig().updated(
-        {"beta": 0.25, "group_fractions": None, "steps": 77, "noise_on": "values"}, "test"
-    )
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"run": {"settings": config.to_dict()}}))
-    assert load_config(path) == load_config(tmp_path) == config
-
-
-def test_a_config_file_does_not_say_where_to_write(tmp_path):
-    config = TrainConfig().updated({"save_dir": "runs/x", "overwrite": True}, "test")
-    (tmp_path / "config.json").write_text(json.dumps({"run": {"settings": config.to_dict()}}))
-    run = load_config(tmp_path).run
-    assert (run.save_dir, run.overwrite) == (None, False)
-
-
 def test_unknown_settings_get_the_closest_name():
     with pytest.raises(ConfigError, match="unknown setting 'betta'; did you mean 'beta'"):
         TrainConfig().updated({"betta": 1}, "x")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 3}', '{"trainer": {}}', "\xff"])
-def test_a_damaged_config_file_is_a_config_error(content, tmp_path):
-    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"config\.json"):
-        load_config(tmp_path)
-    with pytest.raises(ConfigError, match="no such file"):
-        load_config(tmp_path / "missing.json")
 
 
 @given(

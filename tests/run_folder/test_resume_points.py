@@ -25,11 +25,11 @@ from dictionary_learning_ext.errors import (
     TextError,
     TrainingError,
 )
+from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import (
     load_point,
     load_trainer_state,
     note_logged,
-    read_run,
     save_point,
     steps_of,
     trainer_state,
@@ -334,14 +334,6 @@ def test_lines_logged_after_the_point_are_cut_off(stopped):
     rows = [json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [*range(0, STEPS, 7), STEPS]
     assert all(row.get("fve") != 9 for row in rows)
-
-
-def test_a_folder_that_holds_no_run_or_a_failed_one(run, tmp_path, stopped):
-    with pytest.raises(ConfigError, match="no run there"):
-        read_run(tmp_path / "nothing")
-    (stopped / "failed.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"it failed \(see failed\.json"):
-        read_run(stopped)
 
 
 def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text):
