@@ -20,9 +20,7 @@ import torch as t
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..config.run_config import RunConfig, TrainConfig, require_same
-from ..config.sae_config import SAEConfig
-from ..errors import CheckpointError, LanguageModelError
+from ..errors import CheckpointError
 from .names import (
     CHECKPOINTS,
     RESUME,
@@ -41,7 +39,7 @@ KEPT = 2
 _TENSOR = "__tensor__"
 
 
-class Point(NamedTuple):
+class ResumePoint(NamedTuple):
     """A resume point that was read and found whole."""
 
     step: int
@@ -50,52 +48,6 @@ class Point(NamedTuple):
     """for `load_trainer_state`"""
     run: dict[str, Any]
     """what the loop needs beside the trainer"""
-
-
-def trainer_state(trainer: Any) -> dict[str, Any]:
-    """All that changes in a trainer of ours or of upstream's: tensors and what JSON can hold."""
-    attributes = {
-        name: value
-        for name, value in vars(trainer).items()
-        if isinstance(value, t.Tensor | bool | int | float)
-    }
-    generators = {n: v.get_state() for n, v in vars(trainer).items() if isinstance(v, t.Generator)}
-    return {
-        "ae": dict(trainer.ae.state_dict()),
-        "optimizer": trainer.optimizer.state_dict(),
-        "scheduler": trainer.scheduler.state_dict(),
-        "attributes": attributes,
-        "generators": generators,
-    }
-
-
-def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
-    """Put a trainer, built with the same settings, where `state` was taken.
-
-    Raises: CheckpointError if the state is of another trainer.
-    """
-    try:
-        if unknown := state["attributes"].keys() - vars(trainer).keys():
-            raise KeyError(f"it has {', '.join(sorted(unknown))}")
-        trainer.ae.load_state_dict(state["ae"])
-        optimizer = state["optimizer"]
-        by_index = {int(index): values for index, values in optimizer["state"].items()}
-        groups = [  # JSON has no tuples
-            {n: tuple(v) if n == "betas" else v for n, v in group.items()}
-            for group in optimizer["param_groups"]
-        ]
-        trainer.optimizer.load_state_dict(optimizer | {"state": by_index, "param_groups": groups})
-        trainer.scheduler.load_state_dict(state["scheduler"])
-        for name, value in state["generators"].items():
-            getattr(trainer, name).set_state(value)
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"the resume point is of another trainer than {type(trainer).__name__} ({cause}); "
-            "start again with --config FOLDER"
-        ) from error
-    for name, value in state["attributes"].items():
-        setattr(trainer, name, value.to(trainer.device) if isinstance(value, t.Tensor) else value)
 
 
 def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> None:
@@ -155,7 +107,7 @@ def forget_after(folder: Path, step: int) -> None:
             _forget(later)
 
 
-def load_point(folder: Path, step: int) -> Point:
+def load_point(folder: Path, step: int) -> ResumePoint:
     """Read a point. Raises CheckpointError if a file of it is missing or changed."""
     path = resume_point(folder, step)
     try:
@@ -165,7 +117,7 @@ def load_point(folder: Path, step: int) -> Point:
                 raise CheckpointError(f"{path / name}: changed since it was written")
         state = json.loads((path / RESUME_STATE).read_text(encoding="utf-8"))
         trainer = _with_tensors(state["trainer"], load_file(path / RESUME_TENSORS))
-        return Point(state["step"], trainer, state["run"])
+        return ResumePoint(state["step"], trainer, state["run"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -174,7 +126,7 @@ def load_point(folder: Path, step: int) -> Point:
         ) from error
 
 
-def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, Point], list[str]]:
+def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], list[str]]:
     """The newest points of one step that are whole in all folders, and what was wrong with newer.
 
     Folders of one run are written one after the other: where it ended in between, the last step
@@ -206,45 +158,6 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, Point], list[str]
         f"no resume point of one step to go on from ({found}{kept}): resume folders one by one, "
         "measure what is trained with `vsae eval FOLDER`, or start another run with --config FOLDER"
     )
-
-
-def checked_points(
-    run: RunConfig,
-    saes: dict[str, SAEConfig],
-    folders: dict[str, Path],
-    inputs: dict[str, Any],
-) -> dict[Path, Point]:
-    """The newest resume points, checked against what the run is now; none if there is none yet.
-
-    Raises a UserError.
-    """
-    points, problems = newest_points(folders.values())
-    for problem in problems:
-        logger.warning("%s: not used", problem)
-    if not points:
-        logger.warning("%s: no resume point yet; begins anew", run.save_dir)
-        return {}
-    for name, sae in saes.items():
-        folder = folders[name]
-        point = points[folder]
-        require_same(point.run["settings"], TrainConfig(sae, run).to_dict(), str(folder))
-        for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
-            if point.run[part] != inputs[part]:
-                raise LanguageModelError(
-                    f"{folder}: the language model {run.model!r} has changed since the run was "
-                    f"stopped: the SHA-256 of its {what} was {point.run[part][:12]}, not "
-                    f"{inputs[part][:12]}; put the former back or start again"
-                )
-        if point.run["versions"] != inputs["versions"]:
-            logger.warning(
-                "%s: begun with %s, goes on with %s: not equal to the bit",
-                folder,
-                point.run["versions"],
-                inputs["versions"],
-            )
-    step = next(iter(points.values())).step
-    logger.warning("going on from step %d of %s", step, ", ".join(map(str, folders.values())))
-    return points
 
 
 def _hash(path: Path) -> str:

@@ -28,10 +28,11 @@ from ..errors import (
 from ..evaluation.measure import evaluate
 from ..run_folder.names import require_free
 from ..run_folder.reading import is_finished
-from ..run_folder.resume_points import Point, checked_points
+from ..run_folder.resume_points import ResumePoint
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
 from .interrupts import Interrupts, interrupts
+from .resuming import checked_points
 from .sae_run import Trainee, report_finished
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def _build(
     folders: dict[str, Path],
     hook: HookPoint,
     buffer: ResidualBuffer,
-    points: dict[Path, Point],
+    points: dict[Path, ResumePoint],
 ) -> tuple[list[Trainee], int]:
     """Every SAE with its weights drawn, or where its resume point has it; and the step to go on at."""
     if points:
@@ -137,7 +138,9 @@ def _build(
     return trainees, start
 
 
-def _begin(trainees: list[Trainee], buffer: ResidualBuffer, points: dict[Path, Point]) -> None:
+def _begin(
+    trainees: list[Trainee], buffer: ResidualBuffer, points: dict[Path, ResumePoint]
+) -> None:
     """Change the folders of all, once it is certain that all can begin or go on."""
     groups = {one.name: one.folder.resolve().parent.name for one in trainees}
     for one in trainees:

@@ -29,6 +29,7 @@ from ..run_folder.names import (
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import remove, sync, write_json, writing
 from ..trainers.build import OURS
+from ..trainers.state import load_trainer_state, trainer_state
 from .wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,9 @@ class Trainee:
                     remove(self.folder / name)
             self._clear_temporaries()
 
-    def restore(self, point: resume.Point) -> None:
+    def restore(self, point: resume.ResumePoint) -> None:
         """Have the trainer where a point of this folder has it; nothing on the disk is changed."""
-        resume.load_trainer_state(self.trainer, point.trainer)
+        load_trainer_state(self.trainer, point.trainer)
         self._remember()
         log, length = self.folder / HISTORY, point.run["metrics_bytes"]
         if (log.stat().st_size if log.exists() else 0) < length:
@@ -84,7 +85,7 @@ class Trainee:
                 f"({length} bytes); put the former back or start again with --config"
             )
 
-    def go_on(self, point: resume.Point, group: str) -> None:
+    def go_on(self, point: resume.ResumePoint, group: str) -> None:
         """Cut off what was logged after a point, forget later points, and go on in wandb."""
         log = self.folder / HISTORY
         with writing(log):
@@ -147,7 +148,7 @@ class Trainee:
         own = {"metrics_bytes": length, "wandb_id": self._wandb and self._wandb.id}
         own["settings"] = TrainConfig(self.sae, self.run).to_dict()
         own["norm_factor"] = self.norm_factor
-        resume.save_point(self.folder, step, resume.trainer_state(self.trainer), shared | own)
+        resume.save_point(self.folder, step, trainer_state(self.trainer), shared | own)
 
     def update(self, step: int, x_BD: t.Tensor) -> None:
         """One training step on activations in training units."""

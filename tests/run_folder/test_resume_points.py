@@ -28,13 +28,12 @@ from dictionary_learning_ext.errors import (
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import (
     load_point,
-    load_trainer_state,
     note_logged,
     save_point,
     steps_of,
-    trainer_state,
 )
 from dictionary_learning_ext.run_folder.writing import locked
+from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 from dictionary_learning_ext.training.sae_run import Trainee
 from experiments.robustness.wandb_files import history
 
