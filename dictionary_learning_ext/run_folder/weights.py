@@ -32,18 +32,29 @@ UPSTREAM_CLASSES = (
 )
 
 
+def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
+    """The dictionary that takes raw activations: a scaled copy, or itself if the factor is 1.
+
+    Arguments:
+        norm_factor: what raw activations were divided by in training. A copy is scaled, because
+            scaling the dictionary there and back would perturb its training.
+    """
+    if norm_factor == 1.0:
+        return dictionary
+    dictionary = copy.deepcopy(dictionary)
+    dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
+    return dictionary
+
+
 def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
     """Write a dictionary's state dict, atomically, for raw activations.
 
     Arguments:
-        norm_factor: what raw activations were divided by in training. A copy is scaled: scaling
-            the dictionary there and back would perturb its training.
+        norm_factor: see `for_raw_activations`.
 
     Raises: CheckpointError if the disk refuses.
     """
-    if norm_factor != 1.0:
-        dictionary = copy.deepcopy(dictionary)
-        dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
+    dictionary = for_raw_activations(dictionary, norm_factor)
     state = {name: value.cpu().contiguous() for name, value in dictionary.state_dict().items()}
     whole = io.BytesIO()
     t.save(state, whole)  # to a file, it answers a full disk with errors that don't name it

@@ -1,8 +1,6 @@
-"""One SAE in training: its trainer, its folder, its logs, and whether its numbers are still finite."""
+"""One SAE in training: its trainer, its folder, and whether its numbers are still finite."""
 
-import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,40 +12,39 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchT
 
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
-from ..errors import CheckpointError, ConfigError
-from ..run_folder import resume_points as resume
+from ..errors import CheckpointError
+from ..run_folder import resume_points
 from ..run_folder.names import (
     CHECKPOINTS,
     CONFIG,
     FAILED,
-    HISTORY,
     METRICS,
     RUN_FILES,
     WEIGHTS,
     checkpoint,
 )
 from ..run_folder.weights import save_weights
-from ..run_folder.writing import remove, sync, write_json, writing
+from ..run_folder.writing import remove, write_json, writing
 from ..trainers.build import OURS
 from ..trainers.state import load_trainer_state, trainer_state
-from .wandb_log import WandbLog
+from .run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
 
-class Trainee:
-    """A trainer and where its results go.
+class SAERun:
+    """An SAE in training: its trainer and where its results go.
 
     Arguments:
         name: among the SAEs of the run.
         sae: its resolved configuration.
         trainer: ours or upstream's.
         folder: its run folder.
-        run: what it shares with the others.
+        run: what it shares with the other SAEs.
         norm_factor: what raw activations are divided by.
 
     Attributes:
-        failure: what went wrong, or None; a trainee that failed is not trained further.
+        failure: what went wrong, or None; an SAE that failed is not trained further.
     """
 
     def __init__(
@@ -61,12 +58,13 @@ class Trainee:
     ):
         self.name, self.sae, self.trainer, self.folder = name, sae, trainer, folder
         self.run, self.norm_factor = run, norm_factor
+        self.config = TrainConfig(sae, run)
         self.failure: str | None = None
-        self._wandb: WandbLog | None = None
+        self.log = RunLog(folder, self.config, norm_factor)
         self._last_good: dict[str, t.Tensor] | None = None
 
     def start(self, config: dict[str, Any]) -> None:
-        """Write config.json and clear a former run's other files."""
+        """Write config.json and delete a former run's other files."""
         write_json(self.folder / CONFIG, config)
         with writing(self.folder):
             for name in RUN_FILES:
@@ -74,57 +72,21 @@ class Trainee:
                     remove(self.folder / name)
             self._clear_temporaries()
 
-    def restore(self, point: resume.ResumePoint) -> None:
-        """Have the trainer where a point of this folder has it; nothing on the disk is changed."""
+    def restore(self, point: resume_points.ResumePoint) -> None:
+        """Put the trainer where a point of this folder has it. Nothing on the disk is changed."""
         load_trainer_state(self.trainer, point.trainer)
         self._remember()
-        log, length = self.folder / HISTORY, point.run["metrics_bytes"]
-        if (log.stat().st_size if log.exists() else 0) < length:
-            raise CheckpointError(
-                f"{log}: shorter than when the resume point of step {point.step} was written "
-                f"({length} bytes); put the former back or start again with --config"
-            )
+        self.log.require_up_to(point)
 
-    def go_on(self, point: resume.ResumePoint, group: str) -> None:
-        """Cut off what was logged after a point, forget later points, and go on in wandb."""
-        log = self.folder / HISTORY
-        with writing(log):
+    def resume(self, point: resume_points.ResumePoint, group: str) -> None:
+        """Delete what was written after a point, and resume the run in wandb."""
+        with writing(self.folder):
             self._clear_temporaries()
-            resume.forget_after(self.folder, point.step)
-            lines = log.read_bytes().splitlines() if log.exists() else []
-            # Former processes may have handed wandb more than the point has.
-            logged = resume.note_logged(
-                self.folder, max((_step_of(line) for line in lines), default=-1)
-            )
-            with log.open("ab") as file:
-                file.truncate(point.run["metrics_bytes"])
-        try:
-            self.open_wandb(group, point.run["wandb_id"], logged)
-        except ConfigError as error:  # as without a network
-            logger.warning("%s: goes on without wandb: %s", self.folder, error)
-        if self._wandb is not None and self._wandb.is_new:
-            _replay(self._wandb, self.folder)
-
-    def open_wandb(self, group: str, id: str | None = None, logged: int = -1) -> None:
-        """Begin a run in wandb, or go on with `id`, if it is asked for; see `WandbLog`.
-
-        Raises: ConfigError if wandb can't begin.
-        """
-        if self.run.wandb != "disabled":
-            config = TrainConfig(self.sae, self.run)
-            self._wandb = WandbLog(
-                self.folder,
-                mode=self.run.wandb,
-                project=self.run.wandb_project,
-                group=group,
-                settings=config.to_dict() | {"norm_factor": self.norm_factor},
-                tags=config.tags,
-                id=id,
-                logged=logged,
-            )
+            resume_points.forget_after(self.folder, point.step)
+        self.log.resume(point, group)
 
     def _clear_temporaries(self) -> None:
-        """Delete what a process that was killed was writing."""
+        """Delete what a process was writing when it was killed."""
         for name in RUN_FILES:
             for temporary in self.folder.glob(f".{name}.*"):
                 remove(temporary)
@@ -135,20 +97,16 @@ class Trainee:
         """Write a resume point, unless the numbers are no longer finite or it is there already.
 
         Arguments:
-            shared: what the loop needs to go on.
+            shared: what the loop needs to resume.
         """
         self.check(step)
-        if self.failure is not None or step in resume.steps_of(self.folder):
+        if self.failure is not None or step in resume_points.steps_of(self.folder):
             return
-        log = self.folder / HISTORY
-        with writing(log):
-            log.touch()
-            sync(log)
-            length = log.stat().st_size
-        own = {"metrics_bytes": length, "wandb_id": self._wandb and self._wandb.id}
-        own["settings"] = TrainConfig(self.sae, self.run).to_dict()
-        own["norm_factor"] = self.norm_factor
-        resume.save_point(self.folder, step, trainer_state(self.trainer), shared | own)
+        own = self.log.state() | {
+            "settings": self.config.to_dict(),
+            "norm_factor": self.norm_factor,
+        }
+        resume_points.save_point(self.folder, step, trainer_state(self.trainer), shared | own)
 
     def update(self, step: int, x_BD: t.Tensor) -> None:
         """One training step on activations in training units."""
@@ -161,7 +119,7 @@ class Trainee:
             self.check(step)
             if self.failure is None:
                 metrics = self.metrics(step, x_BD)
-                self.log(metrics)
+                self.log.log(metrics)
                 return metrics
         return None
 
@@ -209,14 +167,6 @@ class Trainee:
             "alive_in_batch": is_on_BF.any(0).float().mean(),
         }
         return {name: float(value) for name, value in metrics.items()}
-
-    def log(self, metrics: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl, and the same to wandb."""
-        path = self.folder / HISTORY
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-        if self._wandb is not None:
-            self._wandb.log(metrics)
 
     def check(self, step: int) -> None:
         """Fail if a loss, gradient or weight was not finite since the last check."""
@@ -268,52 +218,11 @@ class Trainee:
         """Write ae.pt, for raw activations."""
         save_weights(self.folder / WEIGHTS, self.trainer.ae, self.norm_factor)
 
-    def record(self, figures: dict[str, Any]) -> None:
+    def record(self, metrics: dict[str, Any]) -> None:
         """Write the final evaluation."""
-        write_json(self.folder / METRICS, figures)
-        if self._wandb is not None:
-            self._wandb.summarize(figures)
+        write_json(self.folder / METRICS, metrics)
+        self.log.summarize(metrics)
 
     def close(self, code: int) -> None:
         """Close the logs; `code` is the run's exit code."""
-        if self._wandb is not None:
-            if self.run.wandb_artifacts and code == 0 and self.failure is None:
-                names = (WEIGHTS, CONFIG, METRICS)
-                there = [self.folder / name for name in names if (self.folder / name).is_file()]
-                self._wandb.upload(there)
-            self._wandb.close(exit_code=1 if self.failure is not None else code)
-
-
-def report_finished(folder: Path, config: TrainConfig) -> None:
-    """Give a sweep's agent that is started again the results of a run that is finished."""
-    if "WANDB_SWEEP_ID" not in os.environ or config.run.wandb == "disabled":
-        return
-    log = WandbLog(
-        folder,
-        mode=config.run.wandb,
-        project=config.run.wandb_project,
-        group="",
-        settings=config.to_dict(),
-        tags=config.tags,
-    )
-    _replay(log, folder)
-    figures = folder / METRICS
-    if figures.is_file():
-        log.summarize(json.loads(figures.read_text(encoding="utf-8")))
-    log.close(0)
-
-
-def _replay(log: WandbLog, folder: Path) -> None:
-    """Log again what metrics.jsonl has."""
-    lines = folder / HISTORY
-    if lines.exists():
-        for line in lines.read_text(encoding="utf-8").splitlines():
-            log.log(json.loads(line))
-
-
-def _step_of(line: bytes) -> int:
-    """The step of a line of metrics.jsonl; -1 of one that was broken off."""
-    try:
-        return int(json.loads(line)["step"])
-    except ValueError:
-        return -1
+        self.log.close(1 if self.failure is not None else code)

@@ -77,9 +77,9 @@ class WandbLog:
         if int(metrics["step"]) > self._logged:
             self._try(lambda run: run.log(metrics, step=int(metrics["step"])))
 
-    def summarize(self, figures: dict[str, Any]) -> None:
-        """Put the numbers among `figures` into the run's summary, as eval/<name>."""
-        known = {f"eval/{n}": v for n, v in figures.items() if isinstance(v, int | float)}
+    def summarize(self, metrics: dict[str, Any]) -> None:
+        """Put the numbers among `metrics` into the run's summary, as eval/<name>."""
+        known = {f"eval/{n}": v for n, v in metrics.items() if isinstance(v, int | float)}
         self._try(lambda run: run.summary.update(known))
 
     def upload(self, files: Sequence[Path]) -> None:

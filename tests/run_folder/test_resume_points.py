@@ -34,7 +34,7 @@ from dictionary_learning_ext.run_folder.resume_points import (
 )
 from dictionary_learning_ext.run_folder.writing import locked
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
-from dictionary_learning_ext.training.sae_run import Trainee
+from dictionary_learning_ext.training.sae_run import SAERun
 from experiments.robustness.wandb_files import history
 
 STEPS = 60
@@ -68,15 +68,15 @@ def sae_of(architecture="vsae_top_k", **changes):
 
 def stopped_at(step, monkeypatch):
     """As Ctrl-C in the middle of an update: the signal is real, and noticed after the step."""
-    original = Trainee.update
+    original = SAERun.update
 
     def update(self, now, x_BD):
         original(self, now, x_BD)
         if now == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
-            monkeypatch.setattr(Trainee, "update", original)
+            monkeypatch.setattr(SAERun, "update", original)
 
-    monkeypatch.setattr(Trainee, "update", update)
+    monkeypatch.setattr(SAERun, "update", update)
 
 
 def results(folder):
@@ -247,9 +247,9 @@ def test_by_time_too_and_the_signal_handlers_are_given_back(run, monkeypatch):
     clock = iter(range(10**6))
     monkeypatch.setattr("time.monotonic", lambda: next(clock) * 3.0)
     seen = []
-    original = Trainee.save_point
+    original = SAERun.save_point
     monkeypatch.setattr(
-        Trainee,
+        SAERun,
         "save_point",
         lambda self, step, shared: seen.append(step) or original(self, step, shared),
     )
@@ -413,14 +413,14 @@ def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, mon
 
 @pytest.mark.parametrize("method", ["metrics", "_update"])
 def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatch):
-    original = getattr(Trainee, method)
+    original = getattr(SAERun, method)
 
     def raises(self, step, x_BD):
         if self.name == "bad" and step == 14:
             raise RuntimeError("out of memory")
         return original(self, step, x_BD)
 
-    monkeypatch.setattr(Trainee, method, raises)
+    monkeypatch.setattr(SAERun, method, raises)
     with pytest.raises(TrainingError, match=r"bad: failed by step 14: RuntimeError: out of memory"):
         train(run, {"bad": sae_of(), "good": sae_of("top_k")})
     base = Path(run.save_dir)

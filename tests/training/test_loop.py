@@ -161,16 +161,16 @@ def test_empty_text_is_an_error_before_anything_is_written(run_of, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease", "top_k", "relu"])
 def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, run_of, monkeypatch):
-    from dictionary_learning_ext.training import sae_run as trainee
+    from dictionary_learning_ext.training.sae_run import SAERun
 
-    original = trainee.Trainee.update
+    original = SAERun.update
 
     def poisoned(self, step, x_BD):
         if self.name == "bad" and step == 15:
             x_BD = x_BD * t.nan
         original(self, step, x_BD)
 
-    monkeypatch.setattr(trainee.Trainee, "update", poisoned)
+    monkeypatch.setattr(SAERun, "update", poisoned)
     run = run_of()
     with pytest.raises(TrainingError, match=r"bad: failed by step (15|20): not finite"):
         train(run, {"bad": sae_of(architecture), "good": sae_of()})
