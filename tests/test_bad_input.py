@@ -98,15 +98,27 @@ def executes_zipped(path):
 
 
 DAMAGED_WEIGHTS = {
-    "empty": (lambda path: path.write_bytes(b""), "not a whole VariationalTopKAutoEncoder"),
-    "half": (lambda path: os.truncate(path, path.stat().st_size // 2), "not a whole"),
-    "short of a byte": (lambda path: os.truncate(path, path.stat().st_size - 1), "not a whole"),
+    "empty": (
+        lambda path: path.write_bytes(b""),
+        "incomplete or damaged VariationalTopKAutoEncoder",
+    ),
+    "half": (lambda path: os.truncate(path, path.stat().st_size // 2), "incomplete or damaged"),
+    "short of a byte": (
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        "incomplete or damaged",
+    ),
     "a flipped bit among the weights": (flip(0.5), "checksum"),
-    "noise": (lambda path: path.write_bytes(os.urandom(5000)), "not a whole"),
-    "a pickle that runs code": (lambda p: p.write_bytes(pickle.dumps(Executes())), "not a whole"),
-    "a zipped pickle that runs code": (executes_zipped, "not a whole"),
-    "a list": (lambda path: t.save([t.zeros(3)], path), "holds no state dict, but list"),
-    "no tensors": (put(note="hello"), "holds no state dict"),
+    "noise": (lambda path: path.write_bytes(os.urandom(5000)), "incomplete or damaged"),
+    "a pickle that runs code": (
+        lambda p: p.write_bytes(pickle.dumps(Executes())),
+        "incomplete or damaged",
+    ),
+    "a zipped pickle that runs code": (executes_zipped, "incomplete or damaged"),
+    "a list": (
+        lambda path: t.save([t.zeros(3)], path),
+        "expected a state dict of .*, but it holds a list",
+    ),
+    "no tensors": (put(note="hello"), "but it holds a dict of other values"),
     "a vector of another length": (put(b_dec=t.zeros(17)), r"b_dec"),
     "a scalar for a vector": (put(encoder__bias=t.tensor(0.0)), r"encoder\.bias"),
     "a transposed matrix": (
@@ -132,11 +144,11 @@ DAMAGED_WEIGHTS = {
     ),
     "a missing tensor": (tensors(lambda s: {n: v for n, v in s.items() if n != "b_dec"}), r"b_dec"),
     "a tensor too many": (put(extra=t.zeros(2)), "extra"),
-    "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec is NaN or infinite"),
+    "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec has NaN or infinite values"),
     "k of 0": (put(k=t.tensor(0)), "k"),
     "k beyond the dictionary": (put(k=t.tensor(33)), "k"),
     "another k": (put(k=t.tensor(5)), "k"),
-    "a posterior that is none": (put(posterior_code=t.tensor(9)), "no state dict of"),
+    "a posterior that is none": (put(posterior_code=t.tensor(9)), "not a state dict of"),
     "another class": (
         lambda path: shutil.copy(path.parents[1] / "top_k.pt", path),
         "expected a VariationalTopKAutoEncoder",
@@ -322,7 +334,7 @@ def test_a_limit_hit_in_the_middle_of_a_resume_point(flags, folder, capsys, file
     assert main(["train", *flags, f"--save-dir={other}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     file_size_limit(resource.RLIM_INFINITY)
-    assert re.search(r"can't be written \(.*\): make room", error), error
+    assert re.search(r"can't be written \(.*\): free some space", error), error
     assert content(folder) == before
     assert not (other / "ae.pt").exists()
     assert not list(other.glob("resume/step_*"))

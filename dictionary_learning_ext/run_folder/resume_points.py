@@ -1,11 +1,11 @@
-"""Resume points: all that a run needs to go on as if it had not been stopped, to the bit.
+"""Resume points: all that a run needs to resume, bit-identical to a run that was not stopped.
 
     FOLDER/resume/step_<N>/
         tensors.safetensors    weights, optimiser, counters, generators
         state.json             everything else
-        complete.json          the hashes of both, written last: without it there is no point
+        complete.json          the hashes of both, written last: a point without it doesn't count
 
-A point is written in a folder of another name and then moved to its place. The last two are kept.
+A point is written to a folder of another name, which is then renamed. The last two are kept.
 """
 
 import hashlib
@@ -40,20 +40,20 @@ _TENSOR = "__tensor__"
 
 
 class ResumePoint(NamedTuple):
-    """A resume point that was read and found whole."""
+    """A resume point, read and checked."""
 
     step: int
-    """updates that were made before it"""
+    """How many updates were made before it."""
     trainer: dict[str, Any]
-    """for `load_trainer_state`"""
+    """For `load_trainer_state`."""
     run: dict[str, Any]
-    """what the loop needs beside the trainer"""
+    """What the loop needs besides the trainer."""
 
 
 def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> None:
     """Write a resume point, and delete all but the last two.
 
-    Raises: CheckpointError if the disk refuses; the former points are still there.
+    Raises: CheckpointError if the disk refuses. The earlier points are kept.
     """
     resume = folder / RESUME
     tensors: dict[str, t.Tensor] = {}
@@ -85,14 +85,14 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps of a run folder's complete points, rising."""
+    """The steps of a run folder's complete points, in rising order."""
     matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / RESUME).glob("*"))
     steps = sorted(int(match[1]) for match in matches if match)
     return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
 
 
 def note_logged(folder: Path, step: int) -> int:
-    """The last step that any process of this run logged, `step` or a later one noted before."""
+    """Note that `step` was logged; return the last step that any process of this run logged."""
     path = folder / RESUME / RESUME_LOGGED
     if path.is_file():
         step = max(step, json.loads(path.read_text(encoding="utf-8")))
@@ -101,7 +101,7 @@ def note_logged(folder: Path, step: int) -> int:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Delete the points after `step`: a run that goes on from there makes them anew."""
+    """Delete the points after `step`. A run that resumes there writes them again."""
     for later in (folder / RESUME).glob("step_*"):
         if later.name > resume_point(folder, step).name:
             _forget(later)
@@ -122,18 +122,18 @@ def load_point(folder: Path, step: int) -> ResumePoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"{path}: not a whole resume point ({type(error).__name__}: {error})"
+            f"{path}: incomplete resume point ({type(error).__name__}: {error})"
         ) from error
 
 
 def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], list[str]]:
-    """The newest points of one step that are whole in all folders, and what was wrong with newer.
+    """The newest points that all folders have of one step, and what was wrong with newer ones.
 
-    Folders of one run are written one after the other: where it ended in between, the last step
-    that all hold is the one before. Where it ended before all had their first, there is none, and
-    the run is to begin anew.
+    Folders of one run are written one after the other. A run that was killed in between resumes
+    from the previous point. One that was killed before every folder had its first point has none,
+    and starts from scratch.
 
-    Raises: CheckpointError if there were points and none can be used.
+    Raises: CheckpointError if there are points and none can be used.
     """
     there = {folder: steps_of(folder) for folder in folders}
     problems: list[str] = []
@@ -155,8 +155,9 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
     found = "; ".join(problems) or ", ".join(f"{f} has {steps}" for f, steps in there.items())
     kept = f"; {trained[0]} is kept" if trained else ""
     raise CheckpointError(
-        f"no resume point of one step to go on from ({found}{kept}): resume folders one by one, "
-        "measure what is trained with `vsae eval FOLDER`, or start another run with --config FOLDER"
+        f"no step to resume from: expected one resume point that all folders share ({found}{kept}); "
+        "resume the folders one by one, measure what is trained with `vsae eval FOLDER`, or start "
+        "another run with --config FOLDER"
     )
 
 
@@ -169,13 +170,13 @@ def _hash(path: Path) -> str:
 
 
 def _forget(path: Path) -> None:
-    """Delete a point, its marker first, so that no half of it counts."""
+    """Delete a point, its marker first, so that what is left of it never counts."""
     (path / RESUME_COMPLETE).unlink(missing_ok=True)
     remove(path)
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, t.Tensor]) -> Any:
-    """`value` with each tensor moved to `tensors`, under a name that stands in its place."""
+    """`value` with each tensor moved to `tensors` and replaced by its name there."""
     if isinstance(value, t.Tensor):
         # A copy: safetensors takes neither shared memory nor other strides.
         tensors[name] = value.detach().cpu().clone(memory_format=t.contiguous_format)
@@ -190,7 +191,7 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, t.Tensor]) -> Any
 
 
 def _with_tensors(value: Any, tensors: dict[str, t.Tensor]) -> Any:
-    """What `_without_tensors` was given."""
+    """The inverse of `_without_tensors`."""
     if isinstance(value, dict):
         if value.keys() == {_TENSOR}:
             return tensors[value[_TENSOR]]

@@ -71,7 +71,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
     Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json.
 
     Raises: CheckpointError if a file is missing, damaged or does not fit the config. No code in a
-    file is run.
+    file is executed.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -103,7 +103,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
         raise
     except Exception as error:  # of any kind: a state dict of any content is handed to upstream
         raise CheckpointError(
-            f"{path}: no state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
+            f"{path}: not a state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
             f"holds {_shapes(state)}; copy it again or train again"
         ) from error
     _check_weights(path, state, dictionary, trainer)
@@ -111,7 +111,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
 
 
 def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
-    """The tensors in an `ae.pt`, whole and finite; reading runs none of its code."""
+    """The tensors in an `ae.pt`, whole and finite; none of its code is executed."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
@@ -120,13 +120,13 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
         state = t.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of any content raise anything
         raise CheckpointError(
-            f"{path}: not a whole {dict_class} ({first_line(error)}); copy it again or train again"
+            f"{path}: incomplete or damaged {dict_class} ({first_line(error)}); copy it again or train again"
         ) from error
-    is_state = isinstance(state, dict) and all(isinstance(v, t.Tensor) for v in state.values())
-    if not is_state:
+    if not isinstance(state, dict) or not all(isinstance(v, t.Tensor) for v in state.values()):
+        what = "a dict of other values" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise CheckpointError(
-            f"{path}: not a whole {dict_class} (it holds no state dict, but {type(state).__name__}); "
-            "copy it again or train again"
+            f"{path}: expected a state dict of {dict_class}, but it holds {what}; copy it again or "
+            "train again"
         )
     for name, value in state.items():
         if name.endswith(("weight", "bias", "b_dec")) and not value.is_floating_point():
@@ -135,7 +135,7 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
             )
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
-                f"{path}: {name} is NaN or infinite in places; load a checkpoint from before, in "
+                f"{path}: {name} has NaN or infinite values; load an earlier checkpoint from "
                 f"{path.parent / CHECKPOINTS}, or train again with a lower --lr"
             )
     return state
@@ -144,7 +144,7 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
 def _check_weights(
     path: Path, state: dict[str, t.Tensor], dictionary: Dictionary, trainer: dict[str, Any]
 ) -> None:
-    """Raise a CheckpointError that names the tensor if one does not fit the class or the config."""
+    """Raise a CheckpointError that names the first tensor that does not fit the class or the config."""
     expected: dict[str, t.Tensor] = dictionary.state_dict()
     sizes = {"F": dictionary.dict_size, "D": dictionary.activation_dim}
     for letter, name in (("D", "activation_dim"), ("F", "dict_size")):
@@ -153,7 +153,7 @@ def _check_weights(
             shape = tuple(state["encoder.weight"].shape) if "encoder.weight" in state else "other"
             raise CheckpointError(
                 f"{path}: encoder.weight is {shape}, so {name}={sizes[letter]}, but config.json says "
-                f"{given}; they are of different runs"
+                f"{given}; they belong to different runs"
             )
     for name, value in state.items():
         if name in expected and _kind(value) != _kind(expected[name]):
@@ -165,12 +165,12 @@ def _check_weights(
         if configured not in (None, k) or not 1 <= k <= sizes["F"]:
             raise CheckpointError(
                 f"{path}: k is {k}, dict_size is {sizes['F']} and config.json says k={configured}; "
-                "they are of different runs"
+                "they belong to different runs"
             )
 
 
 def _kind(value: t.Tensor) -> str:
-    """Whole numbers, or real ones: their precision does not count."""
+    """Whole, real or complex numbers, of any precision."""
     if value.is_floating_point():
         return "real"
     return "complex" if value.is_complex() else "whole"

@@ -8,7 +8,7 @@ from ..errors import CheckpointError
 
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
-    """All that changes in a trainer of ours or of upstream's: tensors and what JSON can hold."""
+    """Everything that changes in a trainer, ours or upstream's: tensors and JSON values."""
     attributes = {
         name: value
         for name, value in vars(trainer).items()
@@ -25,9 +25,9 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 
 
 def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
-    """Put a trainer, built with the same settings, where `state` was taken.
+    """Restore `state` in a trainer that was built with the same settings.
 
-    Raises: CheckpointError if the state is of another trainer.
+    Raises: CheckpointError if the state belongs to another trainer.
     """
     try:
         if unknown := state["attributes"].keys() - vars(trainer).keys():
@@ -46,8 +46,8 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
     except (RuntimeError, ValueError, KeyError, AttributeError) as error:
         cause = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"the resume point is of another trainer than {type(trainer).__name__} ({cause}); "
-            "start again with --config FOLDER"
+            f"the resume point belongs to another trainer than {type(trainer).__name__} ({cause}); "
+            "start another run with --config FOLDER"
         ) from error
     for name, value in state["attributes"].items():
         setattr(trainer, name, value.to(trainer.device) if isinstance(value, t.Tensor) else value)

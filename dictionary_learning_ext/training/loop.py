@@ -40,31 +40,31 @@ from .sae_run import SAERun
 logger = logging.getLogger(__name__)
 
 SHOWN = 3
-"""SAEs whose numbers fit beside the progress bar; all are in their metrics.jsonl."""
+"""How many SAEs the progress bar shows; each one's metrics are in its metrics.jsonl."""
 
 
 def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -> dict[str, Path]:
     """Train every SAE on the same batches, save it and evaluate it on held-out text.
 
-    An SAE's results do not depend on which others are trained beside it, on logging, nor on whether
+    An SAE's results do not depend on which others are trained beside it, on logging, or on whether
     the run was stopped and resumed.
 
     Arguments:
         run: what they share.
-        saes: by name. One alone is written to `run.save_dir` itself, several to folders of their
-            names in it.
-        resume: go on from the newest resume points of these folders. `reading.read_run` gives `run`
+        saes: by name. A single one is written to `run.save_dir` itself, several to a folder of
+            their name in it.
+        resume: continue from the newest resume points of these folders. `reading.read_run` gives `run`
             and `saes`.
 
     Returns: the run folder of each.
 
-    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What was
-    trained until then is saved.
+    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
+    trained by then is saved.
     """
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     folders = _folders(run, saes)
     if resume and all(is_finished(folder, run) for folder in folders.values()):
-        logger.warning("%s: finished before; nothing to do", run.save_dir)
+        logger.warning("%s: already finished; nothing to do", run.save_dir)
         for name, folder in folders.items():
             report_finished(folder, TrainConfig(saes[name], run))
         return folders
@@ -116,7 +116,7 @@ def _build(
     buffer: ResidualBuffer,
     points: dict[Path, ResumePoint],
 ) -> tuple[list[SAERun], int]:
-    """Every SAE with its weights drawn, or where its resume point has it; and the step to go on at."""
+    """Every SAE, initialised or restored from its resume point, and the step to start at."""
     if points:
         first = next(iter(points.values()))
         start, norm_factor = first.step, first.run["norm_factor"]
@@ -141,7 +141,7 @@ def _build(
 
 
 def _begin(sae_runs: list[SAERun], buffer: ResidualBuffer, points: dict[Path, ResumePoint]) -> None:
-    """Change the folders of all, once it is certain that all can begin or go on."""
+    """Start or resume every SAE. No folder is changed before it is certain that all can."""
     groups = {one.name: one.folder.resolve().parent.name for one in sae_runs}
     for one in sae_runs:
         if points:
@@ -213,7 +213,7 @@ def _loop(
         where = os.path.commonpath([one.folder for one in sae_runs])
         raise Interrupted(
             stop.signal,
-            f"stopped by {stop.signal.name} at step {step}; go on with `vsae train --resume {where}`",
+            f"stopped by {stop.signal.name} at step {step}; continue with `vsae train --resume {where}`",
         ) from stop
     except Exception as error:
         for one in active:
@@ -233,7 +233,7 @@ def _loop(
 
 
 def _check_and_log(active: list[SAERun], step: int, x_BD: t.Tensor, bar: tqdm) -> None:
-    """Log every SAE whose numbers are finite, and show the first few beside the bar."""
+    """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
     shown = {}
     for one in active:
         metrics = one.check_and_log(step, x_BD)
@@ -268,8 +268,8 @@ def _evaluate(
         where = " ".join(str(one.folder) for one in trained)
         raise Interrupted(
             stop.signal,
-            f"stopped by {stop.signal.name} in the evaluation; the training is done and saved: go "
-            f"on with `vsae eval {where}`",
+            f"stopped by {stop.signal.name} in the evaluation; the training is done and saved; "
+            f"continue with `vsae eval {where}`",
         ) from stop
     for one in trained:
         one.record(metrics[one.name] | {"measured_on": measured_on(run)})
@@ -284,7 +284,7 @@ def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
 
 
 def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
-    """Where each SAE is written. Raises ConfigError for a name that is no folder's."""
+    """Where each SAE is written. Raises ConfigError for a name that is not a folder name."""
     if len(saes) == 1:
         ((name, sae),) = saes.items()
         default = Path("runs") / TrainConfig(sae, run).name
@@ -293,13 +293,13 @@ def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
         base = Path(run.save_dir or "runs")
         for name in saes:
             if not name or Path(name).name != name or name in (".", ".."):
-                raise ConfigError(f"SAE name {name!r}: expected a plain folder name, as 'top_k'")
+                raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")
         folders = {name: base / name for name in saes}
     return folders
 
 
 def _config_json(one: SAERun, buffer: ResidualBuffer) -> dict[str, Any]:
-    """Upstream's "trainer" and "buffer", and what it takes to run it again."""
+    """The config.json: upstream's "trainer" and "buffer", and all that is needed to train it again."""
     return {
         "trainer": one.trainer.config | {"norm_factor": one.norm_factor},
         "buffer": buffer.config,
@@ -313,7 +313,7 @@ def _config_json(one: SAERun, buffer: ResidualBuffer) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """What decides the last digits of a result."""
+    """The packages whose versions decide the last digits of a result."""
     packages = (
         "dictionary-learning-ext",
         "dictionary-learning",

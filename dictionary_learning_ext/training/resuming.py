@@ -18,15 +18,15 @@ def checked_points(
     folders: dict[str, Path],
     inputs: dict[str, Any],
 ) -> dict[Path, ResumePoint]:
-    """The newest resume points, checked against what the run is now; none if there is none yet.
+    """The newest resume points, checked against what the run is now; empty if there are none yet.
 
     Raises a UserError.
     """
     points, problems = newest_points(folders.values())
     for problem in problems:
-        logger.warning("%s: not used", problem)
+        logger.warning("%s: skipped", problem)
     if not points:
-        logger.warning("%s: no resume point yet; begins anew", run.save_dir)
+        logger.warning("%s: no resume point yet; starting from scratch", run.save_dir)
         return {}
     for name, sae in saes.items():
         folder = folders[name]
@@ -37,15 +37,16 @@ def checked_points(
                 raise LanguageModelError(
                     f"{folder}: the language model {run.model!r} has changed since the run was "
                     f"stopped: the SHA-256 of its {what} was {point.run[part][:12]}, not "
-                    f"{inputs[part][:12]}; put the former back or start again"
+                    f"{inputs[part][:12]}; put the original back, or start "
+                    "another run with --config"
                 )
         if point.run["versions"] != inputs["versions"]:
             logger.warning(
-                "%s: begun with %s, goes on with %s: not equal to the bit",
+                "%s: started with %s, resumes with %s: the result may not be bit-identical",
                 folder,
                 point.run["versions"],
                 inputs["versions"],
             )
     step = next(iter(points.values())).step
-    logger.warning("going on from step %d of %s", step, ", ".join(map(str, folders.values())))
+    logger.warning("resuming from step %d of %s", step, ", ".join(map(str, folders.values())))
     return points

@@ -114,7 +114,7 @@ class SAERun:
             self._update(step, x_BD)
 
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
-        """Log the numbers of a batch and return them, unless they are not finite."""
+        """Log the metrics of a batch and return them, unless the numbers are not finite."""
         with self._failing_alone(step):
             self.check(step)
             if self.failure is None:
@@ -125,7 +125,7 @@ class SAERun:
 
     @contextmanager
     def _failing_alone(self, step: int) -> Iterator[None]:
-        """What the trainer raises inside is this SAE's failure, not the run's."""
+        """An error of the trainer inside is this SAE's failure, not the run's."""
         try:
             yield
         except CheckpointError:
@@ -194,14 +194,14 @@ class SAERun:
             self.trainer.ae.load_state_dict(self._last_good)
 
     def _fail(self, at: int, now: int, what: str) -> None:
-        """Mark the SAE as failed by step `at`, and save the weights that it has now."""
+        """Mark the SAE as failed at or before step `at`, and save its weights of step `now`."""
         self.failure = f"{self.name}: failed by step {at}: {what}"
         path = self._checkpoint(now)
         try:
             save_weights(path, self.trainer.ae, self.norm_factor)
             found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
             write_json(self.folder / FAILED, found)
-        except CheckpointError as error:  # the other SAEs go on all the same
+        except CheckpointError as error:  # the other SAEs continue
             self.failure += f" ({error})"
         logger.error("%s", self.failure)
 

@@ -181,14 +181,14 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
     flip_a_bit(folder / "resume" / "step_00000033" / "tensors.safetensors")
     resumed(folder)
     assert "tensors.safetensors: changed since it was written" in caplog.text
-    assert "going on from step 30" in caplog.text
+    assert "resuming from step 30" in caplog.text
     assert_equal(results(whole), results(folder))
     for point in folder.glob("resume/step_*"):
         (point / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="not a whole resume point"):
+    with pytest.raises(CheckpointError, match="incomplete resume point"):
         load_point(folder, STEPS)
     (folder / "metrics.json").unlink()
-    with pytest.raises(CheckpointError, match="no resume point of one step to go on from"):
+    with pytest.raises(CheckpointError, match="no step to resume from"):
         resumed(folder)
 
 
@@ -202,7 +202,7 @@ def test_a_finished_run_is_left_alone(run, caplog):
     (folder,) = train(run, {"x": sae_of()}).values()
     before = (folder / "ae.pt").stat().st_mtime_ns
     assert resumed(folder) == {"run": folder}
-    assert "finished before" in caplog.text
+    assert "already finished" in caplog.text
     assert (folder / "ae.pt").stat().st_mtime_ns == before
 
 
@@ -406,7 +406,7 @@ def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, mon
     (folder,) = train(run, {"x": sae_of()}).values()
     before = (folder / "ae.pt").read_bytes()
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
-    with pytest.raises(ConfigError, match="wandb can't begin"):
+    with pytest.raises(ConfigError, match="wandb can't start"):
         train(replace(run, overwrite=True, wandb="online"), {"x": sae_of()})
     assert (folder / "ae.pt").read_bytes() == before
 
@@ -473,7 +473,7 @@ def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refuse
         one.update(step, x_BD)
         other.update(step, x_BD)
     assert_equal(trainer_state(one), trainer_state(other))
-    with pytest.raises(CheckpointError, match="of another trainer than TopKTrainer"):
+    with pytest.raises(CheckpointError, match="to another trainer than TopKTrainer"):
         load_trainer_state(built("top_k", 0), point.trainer)
 
 
@@ -488,7 +488,7 @@ def test_a_run_that_ended_before_its_first_point_begins_anew(run, tmp_path, monk
         train(run, {"x": sae_of()})
     monkeypatch.undo()
     resumed(run.save_dir)
-    assert "no resume point yet; begins anew" in caplog.text
+    assert "no resume point yet; starting from scratch" in caplog.text
     assert_equal(results(whole), results(Path(run.save_dir)))
 
 
@@ -578,7 +578,7 @@ def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own
     process.terminate()
     _, error = process.communicate()
     assert process.returncode == 143, error
-    assert f"go on with `vsae train --resume {folder}`" in error.splitlines()[-1]
+    assert f"continue with `vsae train --resume {folder}`" in error.splitlines()[-1]
     (step,) = steps_of(folder)
     refused = subprocess.run(
         [*command, "--resume", str(folder), "--beta", "3"],
@@ -592,7 +592,7 @@ def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own
         [*command, "--resume", str(folder)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert f"going on from step {step}" in done.stderr
+    assert f"resuming from step {step}" in done.stderr
     logs = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 2
     assert len({log.name for log in logs}) == 1, "one run id"
