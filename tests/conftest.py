@@ -18,7 +18,7 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 
 torch.set_num_threads(2)
 
-pytest_plugins = ["report_runs"]
+pytest_plugins = ["interrupted_runs", "report_runs", "small_commands"]
 
 SENTENCES = [
     "It was the best of times, it was the worst of times.",

@@ -14,10 +14,7 @@ from dictionary_learning_ext import VAEase, VAEaseTrainer, load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.export.formats import Source, require_supported
-from dictionary_learning_ext.run_folder.resume_points import (
-    load_point,
-    save_point,
-)
+from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
 from dictionary_learning_ext.run_folder.weights import save_weights
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 

@@ -8,15 +8,15 @@ import wandb
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.training import trainSAE
+from interrupted_runs import sae_of
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.language_models import find_hook
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import USES, SAEConfig
+from dictionary_learning_ext.config.sae_config import USES
 from dictionary_learning_ext.errors import (
-    CheckpointError,
     ConfigError,
     LanguageModelError,
     NonFiniteError,
@@ -24,7 +24,6 @@ from dictionary_learning_ext.errors import (
     TrainingError,
 )
 from dictionary_learning_ext.evaluation.measure import FIGURES
-from dictionary_learning_ext.run_folder.weights import save_weights
 from experiments.robustness.wandb_files import history
 
 HOOK = "blocks.0.hook_resid_post"
@@ -47,11 +46,6 @@ def run_of(tiny_lm_dir, text, tmp_path):
         return RunConfig(**settings | changes)
 
     return run
-
-
-def sae_of(architecture="vsae_top_k", **changes):
-    k = {"k": 4} if "k" in USES[architecture] else {}
-    return SAEConfig(**{"architecture": architecture, "dict_size": 32, "lr": 1e-3} | k | changes)
 
 
 def weights(folder):
@@ -242,9 +236,6 @@ def test_wandb_offline_logs_the_numbers_of_metrics_jsonl(run_of):
         assert [row["fve"] for row in rows] == [json.loads(line)["fve"] for line in lines]
 
 
-# --- upstream's loop
-
-
 @pytest.mark.parametrize("normalize", [False, True])
 def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm, text, tmp_path):
     hook = find_hook(tiny_lm, HOOK)
@@ -292,58 +283,3 @@ def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm,
         figures = upstream_evaluate(dictionary, buffer("train"), max_len=32, batch_size=8)
         assert figures["frac_variance_explained"] > 0
         assert {"loss_original", "loss_reconstructed", "frac_recovered"} <= figures.keys()
-
-
-# --- checkpoints
-
-
-def test_what_is_wrong_with_a_folder_is_said(run_of, tmp_path):
-    with pytest.raises(CheckpointError, match="no such folder"):
-        load_dictionary(tmp_path / "none")
-    folders = train(run_of(), {"a": sae_of(), "b": sae_of("top_k")})
-    with pytest.raises(CheckpointError, match="did you mean one of a, b"):
-        load_dictionary(tmp_path / "run")
-    folder = folders["a"]
-    whole = (folder / "ae.pt").read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"x" * 100):
-        (folder / "ae.pt").write_bytes(damaged)
-        with pytest.raises(
-            CheckpointError, match="incomplete or damaged VariationalTopKAutoEncoder"
-        ):
-            load_dictionary(folder)
-    (folder / "ae.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"expected a file ae\.pt, but it holds config\.json"):
-        load_dictionary(folder)
-    (folder / "ae.pt").write_bytes((folders["b"] / "ae.pt").read_bytes())
-    with pytest.raises(CheckpointError, match="expected a VariationalTopKAutoEncoder"):
-        load_dictionary(folder)
-
-
-def test_a_config_of_another_run_is_noticed(run_of):
-    (folder,) = train(run_of(), {"a": sae_of()}).values()
-    config = json.loads((folder / "config.json").read_text())
-    for change, message in (({"dict_size": 64}, "dict_size=32"), ({"dict_class": "X"}, "unknown")):
-        changed = config | {"trainer": config["trainer"] | change}
-        (folder / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(CheckpointError, match=message):
-            load_dictionary(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_dictionary(folder)
-
-
-def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
-    from dictionary_learning_ext import VariationalTopKAutoEncoder
-
-    path = tmp_path / "ae.pt"
-    save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
-    before = path.read_bytes()
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("dictionary_learning_ext.run_folder.writing.sync", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*still there"):
-        save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["ae.pt"], "no temporary file stays"
