@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from interrupted_runs import sae_of
 from small_commands import content, refused
 
-from dictionary_learning_ext import train
+from dictionary_learning_ext import VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.errors import CheckpointError
-from dictionary_learning_ext.run_folder.weights import load_dictionary
+from dictionary_learning_ext.run_folder.weights import for_raw_activations, load_dictionary
 
 
 def test_what_is_wrong_with_a_folder_is_said(run, tmp_path):
@@ -185,3 +185,16 @@ def test_any_change_of_ae_pt_is_noticed(data, trained, tmp_path):
         return
     for name, value in dictionary.state_dict().items():  # a byte that means nothing
         assert t.equal(value, expected[name])
+
+
+@pytest.mark.parametrize("posterior", ["fixed", "learned", "point"])
+def test_a_scaled_copy_takes_raw_activations_and_leaves_the_original(posterior):
+    sae = VariationalTopKAutoEncoder(4, 8, 2, posterior=posterior)
+    with t.no_grad():
+        sae.encoder.bias.normal_(generator=t.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    scaled = for_raw_activations(sae, 3.0)
+    x = t.randn(5, 4, generator=t.Generator().manual_seed(1))
+    assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
+    assert t.allclose(scaled.encode(3 * x), 3 * sae.encode(x), rtol=1e-5, atol=1e-5)
+    assert for_raw_activations(sae, 1.0) is sae

@@ -24,6 +24,7 @@ from dictionary_learning_ext.errors import (
     TrainingError,
 )
 from dictionary_learning_ext.evaluation.measure import FIGURES
+from dictionary_learning_ext.training.sae_run import SAERun
 from experiments.robustness.wandb_files import history
 
 HOOK = "blocks.0.hook_resid_post"
@@ -74,6 +75,18 @@ def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, ru
     assert config["run"]["settings"]["architecture"] == architecture
     x = t.randn(5, 16)
     assert dictionary.encode(x).shape == (5, 32)
+
+
+def test_the_evaluation_leaves_the_trainers_own_model_in_training_units(run_of, monkeypatch):
+    kept, original = [], SAERun.close
+    monkeypatch.setattr(
+        SAERun, "close", lambda self, code: kept.append(self) or original(self, code)
+    )
+    (folder,) = train(run_of(eval_tokens=200), {"one": sae_of("top_k")}).values()
+    (one,) = kept
+    assert one.norm_factor != 1.0
+    saved, own = weights(folder), one.trainer.ae.state_dict()
+    assert t.equal(saved["b_dec"], own["b_dec"] * one.norm_factor)
 
 
 def test_company_and_logging_change_nothing_to_the_bit(run_of, tmp_path):
@@ -155,8 +168,6 @@ def test_empty_text_is_an_error_before_anything_is_written(run_of, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease", "top_k", "relu"])
 def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, run_of, monkeypatch):
-    from dictionary_learning_ext.training.sae_run import SAERun
-
     original = SAERun.update
 
     def poisoned(self, step, x_BD):

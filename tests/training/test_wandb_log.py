@@ -43,10 +43,14 @@ def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
     while process.poll() is None and not (run / "metrics.jsonl").exists():
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
-    service = [pid for pid, name in children_of(process.pid).items() if "wandb" in name]
-    assert service, "wandb's process was found"
+    assert process.poll() is None, "it was found in the middle of the run"
+    process.send_signal(signal.SIGSTOP)  # so that it can't end meanwhile
+    children = children_of(process.pid)
+    service = [pid for pid, name in children.items() if "wandb" in name]
+    assert service, f"wandb's process is among {children}"
     for pid in service:
         os.kill(pid, signal.SIGKILL)
+    process.send_signal(signal.SIGCONT)
     _, error = process.communicate()
     assert process.returncode == 0, error
     assert error.count("wandb failed") == 1
