@@ -10,7 +10,7 @@ import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.folders import read_metrics
+from dictionary_learning_ext.run_folder.reading import read_metrics
 
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
 

@@ -19,7 +19,7 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 
 torch.set_num_threads(2)
 
-pytest_plugins = ["command_runs", "report_runs"]
+pytest_plugins = ["command_runs", "interrupted_runs", "report_runs", "small_commands"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,13 +57,16 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.fixture
-def own_wandb(monkeypatch: pytest.MonkeyPatch):
-    """Child processes start a wandb process of their own, which ends with them.
+def own_wandb():
+    """Child processes start a wandb service of their own, which ends with them.
 
-    wandb hands children the one of this process, if a test has made one; it writes their files when
-    it likes.
+    Where an earlier test has started one in this process, wandb hands it to children through the
+    environment, and it writes their files when it likes. So it is ended, not only hidden.
     """
-    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    import wandb
+
+    wandb.teardown()
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import transformers
 from nnsight import LanguageModel
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchEncoding
+from transformers.utils import CONFIG_NAME
 
 from ..errors import LanguageModelError, first_line
 
@@ -69,9 +70,9 @@ def load_language_model(
     """
     folder = EMBEDDED_MODEL if name == "embedded" else Path(name).expanduser()
     is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
-    if is_local and not (folder / "config.json").is_file():
+    if is_local and not (folder / CONFIG_NAME).is_file():
         raise LanguageModelError(
-            f"language model {name!r} can't be loaded, there is no file {folder / 'config.json'}:"
+            f"language model {name!r} can't be loaded, there is no file {folder / CONFIG_NAME}:"
             f" {_EXPECTED}"
         )
     source = str(folder) if is_local else name

@@ -16,7 +16,8 @@ class CompareFlags:
 
 
 def run(flags: CompareFlags) -> None:
-    from ..evaluation.folders import differences, read_all, table
+    from ..evaluation.folders import table
+    from ..run_folder.reading import differences, read_all
 
     results = read_all(flags.folders)
     print(table(results))

@@ -32,6 +32,7 @@ class ExportFlags:
 def run(flags: ExportFlags) -> None:
     from ..export.exporter import export
     from ..export.formats import SAE_BENCH_REPO
+    from ..run_folder.names import WEIGHTS
 
     exported = export(
         flags.folder,
@@ -46,7 +47,7 @@ def run(flags: ExportFlags) -> None:
     if exported.cut_paths:
         print(f"Local paths were shortened to their last names: {', '.join(exported.cut_paths)}")
     if flags.format == "sae-bench":
-        (place,) = (path.parent for path in out.glob("downloaded_saes/*/ae.pt"))
+        (place,) = (path.parent for path in out.glob(f"downloaded_saes/*/{WEIGHTS}"))
         print(
             f"In {out}, SAE Bench's run_all_evals_dictionary_learning_saes reads it as\n"
             f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"

@@ -25,7 +25,8 @@ class QuickstartFlags:
 
 
 def run(flags: QuickstartFlags) -> None:
-    from ..evaluation.folders import read_metrics, table
+    from ..evaluation.folders import table
+    from ..run_folder.reading import read_metrics
     from ..training.loop import train
 
     config = RunConfig(
@@ -62,13 +63,14 @@ def run(flags: QuickstartFlags) -> None:
 def _report(flags: QuickstartFlags, folder: Path, against: list[Path]) -> Path:
     from ..report import write_report
     from ..report.analysis import ReportOptions
+    from ..run_folder.names import REPORT
 
     # A short run gets a short report.
     options = ReportOptions(tokens=max(1, flags.eval_tokens), seed=flags.seed)
     return write_report(
         folder,
         against,
-        Path(flags.save_dir) / "report.html",
+        Path(flags.save_dir) / REPORT,
         options=options,
         on_step=lambda step: print(f"  {step} …", flush=True),
     )

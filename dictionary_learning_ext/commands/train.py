@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..config.presets import preset
-from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
+from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
+from ..run_folder.names import CONFIG, FAILED
+from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
 from .flags import Command
 
 AUTO = Path("auto")
@@ -33,8 +35,7 @@ class TrainFlags:
 
 
 def run(flags: TrainFlags) -> None:
-    from ..evaluation.folders import read_metrics, table
-    from ..run_folder.resume_points import FAILED, failed_in, read_run
+    from ..evaluation.folders import table
     from ..training.loop import train
 
     run, saes = flags.run, {"sae": flags.sae}
@@ -69,7 +70,7 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     sae = flags.sae.resolve(flags.run.steps, flags.run.batch_size)
     folder = Path(flags.run.save_dir or Path("runs") / TrainConfig(sae, flags.run).name)
     run = replace(flags.run, save_dir=str(folder))
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         return False, run
     was = load_config(folder).to_dict()
     require_same(was, TrainConfig(sae, run).to_dict(), f"--resume auto: {folder}")
@@ -95,15 +96,7 @@ def starting_point(args: list[str]) -> TrainFlags:
     elif "config" in given:
         start = load_config(given["config"])
     elif "resume" in given and given["resume"] != str(AUTO):
-        folder = Path(given["resume"])
-        inside = sorted(folder.glob("*/config.json"))
-        if not inside and not (folder / "config.json").is_file():
-            raise UserError(
-                f"--resume {folder}: no run found; expected a run folder, e.g. runs/NAME"
-            )
-        start = load_config(
-            inside[0] if inside and not (folder / "config.json").exists() else folder
-        )
+        start = load_config(run_folders(Path(given["resume"]))[0])
     sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
     return TrainFlags(sae, start.run)
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..errors import ConfigError
@@ -217,26 +216,3 @@ def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
             f"{source}: the run has {changes}; leave out {flags} to continue it, or start a "
             "new run with --config"
         )
-
-
-def load_config(path: str | Path) -> TrainConfig:
-    """The settings in a run's own config.json. Raises ConfigError."""
-    path = Path(path)
-    path = path / "config.json" if path.is_dir() else path
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["run"]["settings"]
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"--config {path}: no such file; expected a run folder or its config.json"
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--config {path}: expected a config.json written by vsae train, with run.settings "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
-    if settings.get("noise_to_signal") is not None:
-        where.append("sigma")  # follows from it, for this run's own k and D
-    return TrainConfig().updated(
-        {name: value for name, value in settings.items() if name not in where}, str(path)
-    )

@@ -1,8 +1,6 @@
 """Run folders side by side: evaluate them again, and print what was measured."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +10,15 @@ from nnsight import LanguageModel
 from ..activations.language_models import HookPoint
 from ..activations.run_inputs import MEASURED_ON, held_out, measured_on, open_model
 from ..config.checks import require
-from ..config.run_config import RunConfig, TrainConfig
-from ..errors import CheckpointError, ConfigError
-from ..run_folder.weights import load_dictionary, read_config
+from ..config.run_config import RunConfig
+from ..errors import CheckpointError
+from ..run_folder.names import METRICS
+from ..run_folder.reading import run_of
+from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .measure import evaluate
 from .metrics import shown_in
 from .tables import text_table
-
-_FOLDERS = "one run folder or more, as runs/NAME"
 
 
 def evaluate_folders(
@@ -51,7 +49,7 @@ def evaluate_folders(
     buffer_and_documents = held_out(run, opened.language_model, opened.hook_point, tokens)
     results = evaluate(dictionaries, *buffer_and_documents, tokens)
     for name, metrics in results.items():
-        write_json(Path(name) / "metrics.json", metrics | {"measured_on": measured_on(run)})
+        write_json(Path(name) / METRICS, metrics | {"measured_on": measured_on(run)})
     return results
 
 
@@ -74,7 +72,7 @@ def open_folders(
     device: str = "cpu",
 ) -> OpenedFolders:
     """Load run folders and the language model they share; see `evaluate_folders`."""
-    require(len(folders) > 0, "folders", (), _FOLDERS)
+    require(len(folders) > 0, "folders", (), "one or more run folders, e.g. runs/NAME")
     runs: dict[str, RunConfig] = {}
     for folder in folders:
         runs[str(folder)] = run_of(Path(folder), model, hook, data, device)
@@ -98,31 +96,6 @@ def open_folders(
     return OpenedFolders(run, saes, language_model, hook_point)
 
 
-def differences(results: dict[str, dict[str, Any]]) -> list[str]:
-    """In which settings the folders of `read_metrics` were measured differently."""
-    all_settings = [metrics.get("measured_on", {}) for metrics in results.values()]
-    names = {name for settings in all_settings for name in settings}
-    return sorted(n for n in names if len({str(s.get(n)) for s in all_settings}) > 1)
-
-
-def read_metrics(folder: str | Path) -> dict[str, Any]:
-    """A run folder's metrics.json. Raises CheckpointError if there is none."""
-    read_config(folder)
-    path = Path(folder) / "metrics.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: not measured yet; run `vsae eval {folder}`") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: damaged ({error}); run `vsae eval {folder}`") from error
-
-
-def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`read_metrics` of each folder. Raises ConfigError if none is given."""
-    require(len(folders) > 0, "folders", (), _FOLDERS)
-    return {folder: read_metrics(folder) for folder in folders}
-
-
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The metrics of several SAEs as aligned text, a row each."""
     metrics = shown_in("compare")
@@ -131,38 +104,3 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         for name, values in results.items()
     ]
     return text_table(["", *(metric.label for metric in metrics)], rows)
-
-
-def run_of(
-    folder: Path, model: str | None, hook: str | None, data: str | None, device: str
-) -> RunConfig:
-    """A folder's run, checked against what was asked for.
-
-    Raises: ConfigError, CheckpointError.
-    """
-    config = read_config(folder)
-    trainer = config["trainer"]
-    if "run" in config:
-        source = str(folder / "config.json")
-        run = TrainConfig().updated(config["run"]["settings"], source).run
-    elif model is None or hook is None:
-        raise ConfigError(
-            f"{folder}: its config.json has no settings of a run (upstream's trainSAE writes "
-            "none); say --model and --hook"
-        )
-    else:
-        run = RunConfig(model=model, hook=hook)
-    trained_on = {"model": trainer.get("lm_name"), "hook": trainer.get("submodule_name")}
-    for what, asked in (("model", model), ("hook", hook)):
-        found = trained_on[what]
-        if asked is None or found is None:
-            continue
-        if what == "hook" and not found.startswith("blocks."):  # upstream's demo has its own names
-            continue
-        if Path(asked).name != Path(found).name:  # a local model's folder may have moved
-            raise CheckpointError(
-                f"{folder}: trained on {what} {found}, not on {asked}; leave out --{what} or give "
-                "another folder"
-            )
-    changes = {"model": model, "hook": hook, "data": data, "device": device}
-    return replace(run, **{name: value for name, value in changes.items() if value is not None})

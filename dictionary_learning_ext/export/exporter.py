@@ -24,7 +24,8 @@ from ..activations.run_inputs import held_out, open_model
 from ..config.checks import require, require_choice
 from ..config.options import ExportFormat
 from ..errors import CheckpointError, ConfigError, LanguageModelError, TextError
-from ..evaluation.folders import read_metrics, run_of
+from ..run_folder.names import EXPORTS, METRICS
+from ..run_folder.reading import read_metrics_if_any, run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, read, record, require_supported, write
 from .local_paths import without_local_paths
@@ -122,10 +123,10 @@ def export(
     folder = Path(folder)
     dictionary, config = load_dictionary(folder, device)
     dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]
-    target = folder / "exports" / form if out is None else Path(out)
+    target = folder / EXPORTS / form if out is None else Path(out)
     _require_free(target)
     run = run_of(folder, model, hook, data, device)
-    metrics = read_metrics(folder) if (folder / "metrics.json").exists() else None
+    metrics = read_metrics_if_any(folder)
     place = {"model": run.model, "data": run.data}
     (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))
     source = ExportedSAE(
@@ -166,7 +167,7 @@ def export(
             )
         with _writing(target):
             if not difference.is_exact:  # the figures are another SAE's
-                for path in temporary.rglob("metrics.json"):
+                for path in temporary.rglob(METRICS):
                     path.unlink()
             what = {
                 "format": form,

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..config.options import ExportFormat
 from ..errors import CheckpointError
+from ..run_folder.names import CONFIG, METRICS, WEIGHTS
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import write_json
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
@@ -137,7 +138,7 @@ def read(form: ExportFormat, folder: Path, name: str, device: str) -> Dictionary
 
 def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
     """Add an entry "export" to each config that `write` wrote."""
-    pattern = "cfg.json" if form == "sae-lens" else "config.json"
+    pattern = "cfg.json" if form == "sae-lens" else CONFIG
     for path in folder.rglob(pattern):
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"export": what})
@@ -150,10 +151,10 @@ def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
         as_row = BY_DICT_CLASS[type(dictionary).__name__]
         trainer = trainer | {"trainer_class": as_row.trainer_class, "dict_class": as_row.dict_class}
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / "ae.pt", dictionary)
-    write_json(folder / "config.json", source.config | {"trainer": trainer})
+    save_weights(folder / WEIGHTS, dictionary)
+    write_json(folder / CONFIG, source.config | {"trainer": trainer})
     if source.metrics is not None:
-        write_json(folder / "metrics.json", source.metrics)
+        write_json(folder / METRICS, source.metrics)
 
 
 def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
@@ -169,7 +170,7 @@ def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
     repository = downloads / SAE_BENCH_REPO.replace("/", "_") / source.name
     _write_dictionary_learning(downloads / source.name, source._replace(config=config))
     repository.mkdir(parents=True)
-    shutil.copyfile(downloads / source.name / "config.json", repository / "config.json")
+    shutil.copyfile(downloads / source.name / CONFIG, repository / CONFIG)
 
 
 def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
@@ -221,7 +222,7 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
         "hook_name": source.hook,
         "context_size": source.ctx_len,
     }
-    write_json(folder / "config.json", config)
+    write_json(folder / CONFIG, config)
     save_file(_weights(sae), folder / "sae.safetensors")
 
 
@@ -257,5 +258,5 @@ _WRITERS = {
 }
 _SAFETENSORS = {
     "sae-lens": ("cfg.json", "sae_weights.safetensors"),
-    "safetensors": ("config.json", "sae.safetensors"),
+    "safetensors": (CONFIG, "sae.safetensors"),
 }

@@ -20,7 +20,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubError, first_line
-from ..evaluation.folders import differences, read_metrics, table
+from ..evaluation.folders import table
+from ..run_folder.names import CONFIG, METRICS, WEIGHTS
+from ..run_folder.reading import differences, read_metrics_if_any
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .formats import SAE_BENCH_TRAINERS
@@ -127,8 +129,8 @@ def _reaching_the_hub(repo: str) -> Iterator[None]:
 
 def _run_folders(folder: Path) -> list[Path]:
     """The folder itself, or the folders in it that hold an SAE."""
-    if folder.is_dir() and not (folder / "ae.pt").exists():
-        inside = sorted(path.parent for path in folder.glob("*/ae.pt"))
+    if folder.is_dir() and not (folder / WEIGHTS).exists():
+        inside = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
         if inside:
             return inside
     return [folder]
@@ -147,18 +149,18 @@ def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
     for folder in folders:
         _, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.resolve().name
-        measured = read_metrics(folder) if (folder / "metrics.json").exists() else None
+        measured = read_metrics_if_any(folder)
         (configs[name], measured), cut = without_local_paths((config, measured))
         all_cut |= set(cut)
         lm_name = str(configs[name]["trainer"].get("lm_name") or "")
         if "/" in lm_name and not Path(lm_name).exists():
             base_models.add(lm_name)
         (staged / name).mkdir()
-        (staged / name / "ae.pt").symlink_to((folder / "ae.pt").resolve())
-        write_json(staged / name / "config.json", configs[name])
+        (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
+        write_json(staged / name / CONFIG, configs[name])
         if measured is not None:
             metrics[name] = measured
-            write_json(staged / name / "metrics.json", measured)
+            write_json(staged / name / METRICS, measured)
     text = card(repo, configs, metrics, sorted(base_models))
     (staged / "README.md").write_text(text, encoding="utf-8")
     return sorted(all_cut)

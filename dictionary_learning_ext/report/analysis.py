@@ -3,7 +3,6 @@
 analyses = analyse([folder, *others], ReportOptions())
 """
 
-import json
 import logging
 import math
 from collections import Counter
@@ -17,8 +16,8 @@ import torch as t
 from ..activations.contexts import read_contexts
 from ..config.checks import require, require_choice
 from ..config.options import Split
-from ..errors import CheckpointError, ConfigError
-from ..evaluation.folders import OpenedFolders, open_folders, read_metrics
+from ..errors import ConfigError
+from ..evaluation.folders import OpenedFolders, open_folders
 from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.directions import (
     LogitLens,
@@ -29,6 +28,7 @@ from ..features.directions import (
 )
 from ..features.geometry import Geometry, GeometryError, Space, comparable_features, geometry
 from ..features.synthesis import Synthesis, synthesise
+from ..run_folder.reading import read_history, read_metrics_if_any
 
 logger = logging.getLogger(__name__)
 
@@ -149,8 +149,8 @@ def analyse(
                 label=label,
                 folder=Path(name),
                 config=config,
-                metrics=_metrics(Path(name)),
-                history=_history(Path(name)),
+                metrics=read_metrics_if_any(Path(name)) or {},
+                history=read_history(Path(name)),
                 dictionary=dictionary,
                 statistics=statistics,
                 directions_FD=directions_FD,
@@ -217,19 +217,3 @@ def _ranking(statistics: FeatureStatistics) -> list[int]:
         return -agreement, abs(math.log(frequency[feature] / 0.003)), feature
 
     return sorted(statistics.alive_F.nonzero().flatten().tolist(), key=key)
-
-
-def _metrics(folder: Path) -> dict[str, Any]:
-    return read_metrics(folder) if (folder / "metrics.json").exists() else {}
-
-
-def _history(folder: Path) -> list[dict[str, float]]:
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"{path}: damaged ({error}); remove it for a report without training curves"
-        ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..run_folder.names import BENCH_RESULTS
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _names(wanted: dict[str, str] | str, there: set[str]) -> dict[str, str]:
 def _metrics(folder: Path) -> dict[str, float]:
     """Every metric in a folder's eval_results/<eval>/*.json, by name, without its group."""
     found: dict[str, float] = {}
-    for path in sorted((folder / "eval_results").glob("*/*_eval_results.json")):
+    for path in sorted((folder / BENCH_RESULTS).glob("*/*_eval_results.json")):
         try:
             groups: Any = json.loads(path.read_text(encoding="utf-8"))["eval_result_metrics"]
             numbers = [pair for group in groups.values() for pair in group.items()]

@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from ..features.geometry import cosine_matrix
 from ..features.kept_contexts import FeatureContexts
+from ..run_folder.names import REPORT, files_of
 from ..run_folder.writing import write_json, write_text, writing
 from .analysis import Analysis, Comparison, ReportOptions, analyse
 from .bench_charts import bench_charts
@@ -55,11 +56,11 @@ def write_report(
 
     Raises: a UserError that says what to change.
     """
-    out = Path(folder) / "report.html" if out is None else Path(out)
+    out = Path(folder) / REPORT if out is None else Path(out)
     comparison = analyse([folder, *against], options or ReportOptions(), on_step=on_step, **where)
     on_step("writing the page")
     write_text(out, render(comparison))
-    files = out.with_name(out.stem + "_files")
+    files = files_of(out)
     for analysis in comparison.analyses:
         _write_data(files, analysis, comparison)
     if figures:
@@ -89,7 +90,7 @@ def render(comparison: Comparison) -> str:
         "tokens": vocabulary.texts,
     }
     run = comparison.opened.run
-    return environment.get_template("report.html").render(
+    return environment.get_template(REPORT).render(
         analyses=comparison.analyses,
         comparison=comparison,
         run=run,

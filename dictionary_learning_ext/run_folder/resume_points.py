@@ -1,11 +1,11 @@
-"""Resume points: all that a run needs to go on as if it had not been stopped, to the bit.
+"""Resume points: all that a run needs to resume, bit-identical to a run that was not stopped.
 
     FOLDER/resume/step_<N>/
         tensors.safetensors    weights, optimiser, counters, generators
         state.json             everything else
-        complete.json          the hashes of both, written last: without it there is no point
+        complete.json          the hashes of both, written last: a point without it doesn't count
 
-A point is written in a folder of another name and then moved to its place. The last two are kept.
+A point is written to a folder of another name, which is then renamed. The last two are kept.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import json
 import logging
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,164 +20,80 @@ import torch as t
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..config.run_config import RunConfig, TrainConfig, load_config, require_same
-from ..config.sae_config import SAEConfig
-from ..errors import CheckpointError, ConfigError, LanguageModelError
+from ..errors import CheckpointError
+from .names import (
+    CHECKPOINTS,
+    RESUME,
+    RESUME_COMPLETE,
+    RESUME_LOGGED,
+    RESUME_STATE,
+    RESUME_TENSORS,
+    WEIGHTS,
+    resume_point,
+)
 from .writing import remove, sync, write_json, writing
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "resume"
-FAILED = "failed.json"
 KEPT = 2
-_TENSORS, _STATE, _COMPLETE = "tensors.safetensors", "state.json", "complete.json"
 _TENSOR = "__tensor__"
 
 
-class Point(NamedTuple):
-    """A resume point that was read and found whole."""
+class ResumePoint(NamedTuple):
+    """A resume point, read and checked."""
 
     step: int
-    """updates that were made before it"""
+    """How many updates were made before it."""
     trainer: dict[str, Any]
-    """for `load_trainer_state`"""
+    """For `load_trainer_state`."""
     run: dict[str, Any]
-    """what the loop needs beside the trainer"""
-
-
-def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
-    """What `train` needs to resume a run folder, or a folder of the run folders of one run.
-
-    SAEs that failed are left out, and those that are finished if others are not.
-
-    Raises: ConfigError if there is no such run, or none of it can go on.
-    """
-    inside = sorted(path.parent for path in folder.glob("*/config.json"))
-    is_one = (folder / "config.json").is_file()
-    if not is_one and not inside:
-        raise ConfigError(
-            f"--resume {folder}: no run there; give a folder that holds config.json, as runs/NAME, "
-            "or one that holds such folders"
-        )
-    runs: dict[str, TrainConfig] = {}
-    done: dict[str, TrainConfig] = {}
-    failed = failed_in(folder)
-    for one in [folder] if is_one else inside:
-        if one not in failed:
-            config = load_config(one)
-            (done if is_finished(one, config.run) else runs)[one.resolve().name] = config
-    runs = runs or done
-    if not runs:
-        raise ConfigError(f"--resume {folder}: it failed (see {FAILED} there); start again")
-    (first_name, first), *others = runs.items()
-    for name, other in others:
-        require_same(asdict(first.run), asdict(other.run), f"{folder / first_name} and {name}")
-    only = folder if is_one or others else folder / first_name
-    run = replace(first.run, save_dir=str(only))
-    return run, {name: settings.sae for name, settings in runs.items()}
-
-
-def failed_in(folder: Path) -> list[Path]:
-    """The run folders of SAEs that failed: `folder`, or those in it."""
-    return sorted(
-        path.parent for path in [folder / FAILED, *folder.glob(f"*/{FAILED}")] if path.is_file()
-    )
-
-
-def is_finished(folder: Path, run: RunConfig) -> bool:
-    """Whether an SAE is trained and, if it is to be, evaluated."""
-    return (folder / ("metrics.json" if run.eval_tokens else "ae.pt")).is_file()
-
-
-def trainer_state(trainer: Any) -> dict[str, Any]:
-    """All that changes in a trainer of ours or of upstream's: tensors and what JSON can hold."""
-    attributes = {
-        name: value
-        for name, value in vars(trainer).items()
-        if isinstance(value, t.Tensor | bool | int | float)
-    }
-    generators = {n: v.get_state() for n, v in vars(trainer).items() if isinstance(v, t.Generator)}
-    return {
-        "ae": dict(trainer.ae.state_dict()),
-        "optimizer": trainer.optimizer.state_dict(),
-        "scheduler": trainer.scheduler.state_dict(),
-        "attributes": attributes,
-        "generators": generators,
-    }
-
-
-def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
-    """Put a trainer, built with the same settings, where `state` was taken.
-
-    Raises: CheckpointError if the state is of another trainer.
-    """
-    try:
-        if unknown := state["attributes"].keys() - vars(trainer).keys():
-            raise KeyError(f"it has {', '.join(sorted(unknown))}")
-        trainer.ae.load_state_dict(state["ae"])
-        optimizer = state["optimizer"]
-        by_index = {int(index): values for index, values in optimizer["state"].items()}
-        groups = [  # JSON has no tuples
-            {n: tuple(v) if n == "betas" else v for n, v in group.items()}
-            for group in optimizer["param_groups"]
-        ]
-        trainer.optimizer.load_state_dict(optimizer | {"state": by_index, "param_groups": groups})
-        trainer.scheduler.load_state_dict(state["scheduler"])
-        for name, value in state["generators"].items():
-            getattr(trainer, name).set_state(value)
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"the resume point is of another trainer than {type(trainer).__name__} ({cause}); "
-            "start again with --config FOLDER"
-        ) from error
-    for name, value in state["attributes"].items():
-        setattr(trainer, name, value.to(trainer.device) if isinstance(value, t.Tensor) else value)
+    """What the loop needs besides the trainer."""
 
 
 def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> None:
     """Write a resume point, and delete all but the last two.
 
-    Raises: CheckpointError if the disk refuses; the former points are still there.
+    Raises: CheckpointError if the disk refuses. The earlier points are kept.
     """
-    resume = folder / FOLDER
+    resume = folder / RESUME
     tensors: dict[str, t.Tensor] = {}
     state = {"step": step, "run": run, "trainer": _without_tensors(trainer, "", tensors)}
-    temporary = resume / f".{_name(step)}"
+    final = resume_point(folder, step)
+    temporary = resume / f".{final.name}"
     with writing(temporary):
         for broken_off in resume.glob(".step_*"):
             remove(broken_off)
         try:
             temporary.mkdir(parents=True)
-            save_file(tensors, temporary / _TENSORS)
-            (temporary / _STATE).write_text(json.dumps(state), encoding="utf-8")
-            hashes = {name: _hash(temporary / name) for name in (_TENSORS, _STATE)}
+            save_file(tensors, temporary / RESUME_TENSORS)
+            (temporary / RESUME_STATE).write_text(json.dumps(state), encoding="utf-8")
+            hashes = {name: _hash(temporary / name) for name in (RESUME_TENSORS, RESUME_STATE)}
             for name in hashes:
                 sync(temporary / name)
-            (temporary / _COMPLETE).write_text(json.dumps(hashes), encoding="utf-8")
-            sync(temporary / _COMPLETE)
+            (temporary / RESUME_COMPLETE).write_text(json.dumps(hashes), encoding="utf-8")
+            sync(temporary / RESUME_COMPLETE)
             sync(temporary)
-            _forget(resume / _name(step))  # one without its marker
-            temporary.rename(resume / _name(step))
+            _forget(final)  # one without its marker
+            temporary.rename(final)
             sync(resume)
         except SafetensorError as error:
             raise OSError(str(error)) from error
         finally:
             remove(temporary)
         for old in steps_of(folder)[:-KEPT]:
-            _forget(resume / _name(old))
+            _forget(resume_point(folder, old))
 
 
 def steps_of(folder: Path) -> list[int]:
-    """The steps of a run folder's complete points, rising."""
-    matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / FOLDER).glob("*"))
+    """The steps of a run folder's complete points, in rising order."""
+    matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / RESUME).glob("*"))
     steps = sorted(int(match[1]) for match in matches if match)
-    return [step for step in steps if (folder / FOLDER / _name(step) / _COMPLETE).is_file()]
+    return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
 
 
 def note_logged(folder: Path, step: int) -> int:
-    """The last step that any process of this run logged, `step` or a later one noted before."""
-    path = folder / FOLDER / "logged.json"
+    """Note that `step` was logged; return the last step that any process of this run logged."""
+    path = folder / RESUME / RESUME_LOGGED
     if path.is_file():
         step = max(step, json.loads(path.read_text(encoding="utf-8")))
     write_json(path, step)
@@ -186,39 +101,39 @@ def note_logged(folder: Path, step: int) -> int:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Delete the points after `step`: a run that goes on from there makes them anew."""
-    for later in (folder / FOLDER).glob("step_*"):
-        if later.name > _name(step):
+    """Delete the points after `step`. A run that resumes there writes them again."""
+    for later in (folder / RESUME).glob("step_*"):
+        if later.name > resume_point(folder, step).name:
             _forget(later)
 
 
-def load_point(folder: Path, step: int) -> Point:
+def load_point(folder: Path, step: int) -> ResumePoint:
     """Read a point. Raises CheckpointError if a file of it is missing or changed."""
-    path = folder / FOLDER / _name(step)
+    path = resume_point(folder, step)
     try:
-        hashes = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
-        for name in (_TENSORS, _STATE):
+        hashes = json.loads((path / RESUME_COMPLETE).read_text(encoding="utf-8"))
+        for name in (RESUME_TENSORS, RESUME_STATE):
             if _hash(path / name) != hashes[name]:
                 raise CheckpointError(f"{path / name}: changed since it was written")
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        trainer = _with_tensors(state["trainer"], load_file(path / _TENSORS))
-        return Point(state["step"], trainer, state["run"])
+        state = json.loads((path / RESUME_STATE).read_text(encoding="utf-8"))
+        trainer = _with_tensors(state["trainer"], load_file(path / RESUME_TENSORS))
+        return ResumePoint(state["step"], trainer, state["run"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"{path}: not a whole resume point ({type(error).__name__}: {error})"
+            f"{path}: incomplete resume point ({type(error).__name__}: {error})"
         ) from error
 
 
-def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, Point], list[str]]:
-    """The newest points of one step that are whole in all folders, and what was wrong with newer.
+def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], list[str]]:
+    """The newest points that all folders have of one step, and what was wrong with newer ones.
 
-    Folders of one run are written one after the other: where it ended in between, the last step
-    that all hold is the one before. Where it ended before all had their first, there is none, and
-    the run is to begin anew.
+    Folders of one run are written one after the other. A run that was killed in between resumes
+    from the previous point. One that was killed before every folder had its first point has none,
+    and starts from scratch.
 
-    Raises: CheckpointError if there were points and none can be used.
+    Raises: CheckpointError if there are points and none can be used.
     """
     there = {folder: steps_of(folder) for folder in folders}
     problems: list[str] = []
@@ -232,7 +147,7 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, Point], list[str]
     trained = [
         folder / name
         for folder in there
-        for name in ("ae.pt", "checkpoints")
+        for name in (WEIGHTS, CHECKPOINTS)
         if (folder / name).exists()
     ]
     if had_at_most_one and not problems and not trained:
@@ -240,52 +155,10 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, Point], list[str]
     found = "; ".join(problems) or ", ".join(f"{f} has {steps}" for f, steps in there.items())
     kept = f"; {trained[0]} is kept" if trained else ""
     raise CheckpointError(
-        f"no resume point of one step to go on from ({found}{kept}): resume folders one by one, "
-        "measure what is trained with `vsae eval FOLDER`, or start another run with --config FOLDER"
+        f"no step to resume from: expected one resume point that all folders share ({found}{kept}); "
+        "resume the folders one by one, measure what is trained with `vsae eval FOLDER`, or start "
+        "another run with --config FOLDER"
     )
-
-
-def checked_points(
-    run: RunConfig,
-    saes: dict[str, SAEConfig],
-    folders: dict[str, Path],
-    inputs: dict[str, Any],
-) -> dict[Path, Point]:
-    """The newest resume points, checked against what the run is now; none if there is none yet.
-
-    Raises a UserError.
-    """
-    points, problems = newest_points(folders.values())
-    for problem in problems:
-        logger.warning("%s: not used", problem)
-    if not points:
-        logger.warning("%s: no resume point yet; begins anew", run.save_dir)
-        return {}
-    for name, sae in saes.items():
-        folder = folders[name]
-        point = points[folder]
-        require_same(point.run["settings"], TrainConfig(sae, run).to_dict(), str(folder))
-        for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
-            if point.run[part] != inputs[part]:
-                raise LanguageModelError(
-                    f"{folder}: the language model {run.model!r} has changed since the run was "
-                    f"stopped: the SHA-256 of its {what} was {point.run[part][:12]}, not "
-                    f"{inputs[part][:12]}; put the former back or start again"
-                )
-        if point.run["versions"] != inputs["versions"]:
-            logger.warning(
-                "%s: begun with %s, goes on with %s: not equal to the bit",
-                folder,
-                point.run["versions"],
-                inputs["versions"],
-            )
-    step = next(iter(points.values())).step
-    logger.warning("going on from step %d of %s", step, ", ".join(map(str, folders.values())))
-    return points
-
-
-def _name(step: int) -> str:
-    return f"step_{step:08d}"
 
 
 def _hash(path: Path) -> str:
@@ -297,13 +170,13 @@ def _hash(path: Path) -> str:
 
 
 def _forget(path: Path) -> None:
-    """Delete a point, its marker first, so that no half of it counts."""
-    (path / _COMPLETE).unlink(missing_ok=True)
+    """Delete a point, its marker first, so that what is left of it never counts."""
+    (path / RESUME_COMPLETE).unlink(missing_ok=True)
     remove(path)
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, t.Tensor]) -> Any:
-    """`value` with each tensor moved to `tensors`, under a name that stands in its place."""
+    """`value` with each tensor moved to `tensors` and replaced by its name there."""
     if isinstance(value, t.Tensor):
         # A copy: safetensors takes neither shared memory nor other strides.
         tensors[name] = value.detach().cpu().clone(memory_format=t.contiguous_format)
@@ -318,7 +191,7 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, t.Tensor]) -> Any
 
 
 def _with_tensors(value: Any, tensors: dict[str, t.Tensor]) -> Any:
-    """What `_without_tensors` was given."""
+    """The inverse of `_without_tensors`."""
     if isinstance(value, dict):
         if value.keys() == {_TENSOR}:
             return tensors[value[_TENSOR]]

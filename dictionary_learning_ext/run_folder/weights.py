@@ -6,7 +6,6 @@ A run folder holds ae.pt (upstream's state dict, taking raw activations) and con
 
 import copy
 import io
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,60 +16,39 @@ from dictionary_learning.utils import load_dictionary as load_upstream_dictionar
 
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError, first_line
+from .names import CHECKPOINTS, CONFIG, WEIGHTS
+from .reading import read_config
 from .writing import replacing
+
+
+def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
+    """The dictionary that takes raw activations: a scaled copy, or itself if the factor is 1.
+
+    Arguments:
+        norm_factor: what raw activations were divided by in training. A copy is scaled, because
+            scaling the dictionary there and back would perturb its training.
+    """
+    if norm_factor == 1.0:
+        return dictionary
+    dictionary = copy.deepcopy(dictionary)
+    dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
+    return dictionary
 
 
 def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
     """Write a dictionary's state dict, atomically, for raw activations.
 
     Arguments:
-        norm_factor: what raw activations were divided by in training. A copy is scaled: scaling
-            the dictionary there and back would perturb its training.
+        norm_factor: see `for_raw_activations`.
 
     Raises: CheckpointError if the disk refuses.
     """
-    if norm_factor != 1.0:
-        dictionary = copy.deepcopy(dictionary)
-        dictionary.scale_biases(norm_factor)  # pyright: ignore[reportCallIssue]
+    dictionary = for_raw_activations(dictionary, norm_factor)
     state = {name: value.cpu().contiguous() for name, value in dictionary.state_dict().items()}
     whole = io.BytesIO()
     t.save(state, whole)  # to a file, it answers a full disk with errors that don't name it
     with replacing(path) as temporary:
         temporary.write_bytes(whole.getbuffer())
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """A run folder's config.json.
-
-    Raises: CheckpointError if the folder or a file of it is missing (the message says what is
-    there) or damaged.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give a run's folder, as runs/NAME")
-    for name in ("config.json", "ae.pt"):
-        if not (folder / name).is_file():
-            names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-            there = ", ".join(names) or "nothing"
-            inside = [p.parent.name for p in sorted(folder.glob("*/ae.pt"))]
-            hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
-            raise CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["trainer"]["dict_class"]
-    # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: expected JSON with trainer.dict_class ({type(error).__name__}: {error}); "
-            "copy it again or train again"
-        ) from error
-    for section in ("buffer", "run"):
-        if not isinstance(config.get(section, {}), dict):
-            raise CheckpointError(
-                f"{path}: {section} is {config[section]!r}, expected an object; copy it again"
-            )
-    return config
 
 
 def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary, dict[str, Any]]:
@@ -82,11 +60,11 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
     Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json.
 
     Raises: CheckpointError if a file is missing, damaged or does not fit the config. No code in a
-    file is run.
+    file is executed.
     """
     folder = Path(folder)
     config = read_config(folder)
-    trainer, path = config["trainer"], folder / "ae.pt"
+    trainer, path = config["trainer"], folder / WEIGHTS
     dict_class = trainer["dict_class"]
     row = BY_DICT_CLASS.get(dict_class) if isinstance(dict_class, str) else None
     if row is None:
@@ -99,7 +77,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
         given = trainer.get(name)
         if given is not None and (type(given) is not int or not 1 <= given < 2**31):
             raise CheckpointError(
-                f"{folder / 'config.json'}: trainer.{name} is {given!r}, expected a whole number "
+                f"{folder / CONFIG}: trainer.{name} is {given!r}, expected a whole number "
                 "of 1 or more; copy it again"
             )
     try:
@@ -111,7 +89,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
         raise
     except Exception as error:  # of any kind: a state dict of any content is handed to upstream
         raise CheckpointError(
-            f"{path}: no state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
+            f"{path}: not a state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
             f"holds {_shapes(state)}; copy it again or train again"
         ) from error
     _check_weights(path, state, dictionary, trainer)
@@ -119,7 +97,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
 
 
 def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
-    """The tensors in an `ae.pt`, whole and finite; reading runs none of its code."""
+    """The tensors in an `ae.pt`, whole and finite; none of its code is executed."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
@@ -128,13 +106,13 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
         state = t.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of any content raise anything
         raise CheckpointError(
-            f"{path}: not a whole {dict_class} ({first_line(error)}); copy it again or train again"
+            f"{path}: incomplete or damaged {dict_class} ({first_line(error)}); copy it again or train again"
         ) from error
-    is_state = isinstance(state, dict) and all(isinstance(v, t.Tensor) for v in state.values())
-    if not is_state:
+    if not isinstance(state, dict) or not all(isinstance(v, t.Tensor) for v in state.values()):
+        what = "a dict of other values" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise CheckpointError(
-            f"{path}: not a whole {dict_class} (it holds no state dict, but {type(state).__name__}); "
-            "copy it again or train again"
+            f"{path}: expected a state dict of {dict_class}, but it holds {what}; copy it again or "
+            "train again"
         )
     for name, value in state.items():
         if name.endswith(("weight", "bias", "b_dec")) and not value.is_floating_point():
@@ -143,8 +121,8 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
             )
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
-                f"{path}: {name} is NaN or infinite in places; load a checkpoint from before, in "
-                f"{path.parent / 'checkpoints'}, or train again with a lower --lr"
+                f"{path}: {name} has NaN or infinite values; load an earlier checkpoint from "
+                f"{path.parent / CHECKPOINTS}, or train again with a lower --lr"
             )
     return state
 
@@ -152,7 +130,7 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
 def _check_weights(
     path: Path, state: dict[str, t.Tensor], dictionary: Dictionary, trainer: dict[str, Any]
 ) -> None:
-    """Raise a CheckpointError that names the tensor if one does not fit the class or the config."""
+    """Raise a CheckpointError that names the first tensor that does not fit the class or the config."""
     expected: dict[str, t.Tensor] = dictionary.state_dict()
     sizes = {"F": dictionary.dict_size, "D": dictionary.activation_dim}
     for letter, name in (("D", "activation_dim"), ("F", "dict_size")):
@@ -161,7 +139,7 @@ def _check_weights(
             shape = tuple(state["encoder.weight"].shape) if "encoder.weight" in state else "other"
             raise CheckpointError(
                 f"{path}: encoder.weight is {shape}, so {name}={sizes[letter]}, but config.json says "
-                f"{given}; they are of different runs"
+                f"{given}; they belong to different runs"
             )
     for name, value in state.items():
         if name in expected and _kind(value) != _kind(expected[name]):
@@ -173,12 +151,12 @@ def _check_weights(
         if configured not in (None, k) or not 1 <= k <= sizes["F"]:
             raise CheckpointError(
                 f"{path}: k is {k}, dict_size is {sizes['F']} and config.json says k={configured}; "
-                "they are of different runs"
+                "they belong to different runs"
             )
 
 
 def _kind(value: t.Tensor) -> str:
-    """Whole numbers, or real ones: their precision does not count."""
+    """Whole, real or complex numbers, of any precision."""
     if value.is_floating_point():
         return "real"
     return "complex" if value.is_complex() else "whole"

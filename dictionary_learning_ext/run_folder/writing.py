@@ -1,4 +1,4 @@
-"""Writing so that nothing is lost: whole files or none, and one writer to a folder."""
+"""Writing so that nothing is lost: a whole file or none, and one writer per folder."""
 
 import contextlib
 import fcntl
@@ -14,26 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
+from .names import LOCK
 
 logger = logging.getLogger(__name__)
-
-LOCK = ".lock"
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a CheckpointError that says what to do."""
+    """Turn an error of the disk into a CheckpointError that says what to do."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{path} can't be written ({error.strerror or error}): make room or choose another "
+            f"{path} can't be written ({error.strerror or error}): free some space or choose another "
             "--save-dir; what it held before is still there"
         ) from error
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk before going on."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -43,9 +42,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if all goes well.
+    """A temporary path next to `path`, which it replaces if all goes well.
 
-    Raises: CheckpointError if the disk refuses; `path` is then as it was.
+    Raises: CheckpointError if the disk refuses; `path` is then unchanged.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there; of a link, the link."""
+    """Delete a file or a folder, if it exists. Of a link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -82,10 +81,10 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(folders: Iterable[Path]) -> Iterator[None]:
-    """Be the only process that writes to these folders, which are made.
+    """Be the only process that writes to these folders. They are created if missing.
 
-    The operating system gives the locks back however the process ends. A folder that holds nothing
-    else in the end is taken away again.
+    The operating system releases the locks however the process ends. A folder that is still empty
+    at the end is deleted.
 
     Raises: ConfigError if another process holds one; CheckpointError if the disk refuses.
     """
@@ -111,7 +110,7 @@ def _locked(folder: Path) -> Iterator[None]:
             ) from error
         except OSError as error:
             logger.warning(
-                "%s: this file system has no locks (%s); see to it that nothing else writes there",
+                "%s: this file system has no locks (%s); make sure that no other process writes there",
                 folder,
                 error.strerror,
             )

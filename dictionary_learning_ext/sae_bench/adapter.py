@@ -16,6 +16,7 @@ from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
+from ..run_folder.names import CONFIG, WEIGHTS
 from ..run_folder.weights import load_dictionary
 
 BOUNDS = {
@@ -128,7 +129,7 @@ def local_folder(source: str | Path) -> Path:
     try:
         snapshot_download(
             f"{owner}/{name}",
-            allow_patterns=[f"{within}ae.pt", f"{within}config.json"],
+            allow_patterns=[f"{within}{WEIGHTS}", f"{within}{CONFIG}"],
             local_dir=target,
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -233,7 +234,7 @@ def load_our_sae(
 ) -> BenchSAE:
     """Our SAE from a hub repo, with the arguments of SAE Bench's other loaders."""
     hf_hub_download(repo_id=repo_id, filename=filename, local_dir=local_dir)
-    config_name = filename.replace("ae.pt", "config.json")
+    config_name = filename.replace(WEIGHTS, CONFIG)
     hf_hub_download(repo_id=repo_id, filename=config_name, local_dir=local_dir)
     folder = (Path(local_dir) / filename).parent
     dictionary, config = _load(folder, str(device))

@@ -22,7 +22,8 @@ from ..activations.run_inputs import open_model
 from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
-from ..evaluation.folders import run_of
+from ..run_folder.names import BENCH_CACHE, BENCH_RESULTS
+from ..run_folder.reading import run_of
 from ..run_folder.writing import write_json, writing
 from . import adapter
 from . import feature_usage as usage
@@ -31,8 +32,6 @@ from .bench_results import BenchResults, digest, finished, model_key, weights_ke
 from .bench_settings import BenchSettings, capped_n_values, configure, seed_everything
 from .evaluations import EVALUATIONS, OUTPUTS
 from .lens_model import hooked_transformer
-
-CACHE = ".bench_cache"
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def bench(
         random = adapter.random_sae(trained[0])
         jobs.append(BenchJob(f"random_F{random.cfg.d_sae}", first, random))
         jobs.append(BenchJob("identity", first, adapter.identity_sae(trained[0])))
-    cache = jobs[0].folder / CACHE
+    cache = jobs[0].folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
         sets = open_bench_data(name, cache)
@@ -145,7 +144,7 @@ class _BenchRun:
                     bar.update()
 
     def _one(self, job: BenchJob, evaluation: str) -> None:
-        folder = job.folder / "eval_results" / evaluation
+        folder = job.folder / BENCH_RESULTS / evaluation
         path = Path(get_results_filepath(str(folder), job.label, "custom_sae"))
         log = folder / f"{job.label}.log"
         try:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from ..errors import ConfigError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import text_table
+from ..run_folder.names import CONFIG, SWEEP_PAGE, SWEEP_TABLE
+from ..run_folder.reading import read_config, read_metrics_if_any
 from ..run_folder.writing import write_text
 from .results_page import RunResult, page
 
@@ -25,14 +26,13 @@ def from_folder(folder: Path) -> list[RunResult]:
     Raises: ConfigError if no run is finished.
     """
     results, unfinished = [], []
-    for path in sorted(folder.glob("*/config.json")):
-        metrics_path = path.with_name("metrics.json")
-        if not metrics_path.is_file():
-            unfinished.append(path.parent.name)
+    for one in sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
+        metrics = read_metrics_if_any(one)
+        if metrics is None:
+            unfinished.append(one.name)
             continue
-        settings = json.loads(path.read_text(encoding="utf-8"))["run"]["settings"]
-        metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
-        results.append({"run": path.parent.name, "settings": settings, "metrics": metrics})
+        settings = read_config(one)["run"]["settings"]
+        results.append({"run": one.name, "settings": settings, "metrics": metrics})
     if unfinished:
         logger.warning("left out, as they have no results yet: %s", ", ".join(unfinished))
     if not results:
@@ -100,9 +100,9 @@ def show(results: list[RunResult], folder: Path) -> str:
     ]
     text = io.StringIO()
     csv.writer(text).writerows([header, *cells])
-    write_text(folder / "results.csv", text.getvalue())
+    write_text(folder / SWEEP_TABLE, text.getvalue())
     labels = {metric.key: metric.label for metric in metrics}
-    write_text(folder / "results.html", page(folder.name, results, names, best, labels))
+    write_text(folder / SWEEP_PAGE, page(folder.name, results, names, best, labels))
     rows = [
         [
             *(_shown(one["settings"].get(name)) for name in names),
@@ -113,7 +113,7 @@ def show(results: list[RunResult], folder: Path) -> str:
     lines = [text_table([*names, *labels.values()], rows)]
     lines += ["", f"Lowest description length for each k, out of {len(results)} runs:"]
     lines += [f"  k={one['settings'].get('k')}: {one['run']}" for one in best]
-    lines += ["", f"Wrote {folder / 'results.csv'} and {folder / 'results.html'}."]
+    lines += ["", f"Wrote {folder / SWEEP_TABLE} and {folder / SWEEP_PAGE}."]
     return "\n".join(lines)
 
 

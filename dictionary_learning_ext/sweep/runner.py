@@ -13,10 +13,8 @@ from pathlib import Path
 from ..config.run_config import TrainConfig
 from ..config.sae_config import SAEConfig
 from ..errors import ConfigError, TrainingError
-from ..run_folder.resume_points import FAILED
+from ..run_folder.names import CONFIG, FAILED, SWEEP
 from ..run_folder.writing import write_json
-
-MANIFEST = "sweep.json"
 
 
 def run_sweep(
@@ -49,7 +47,7 @@ def run_sweep(
                 continue
             target = save_dir / next(iter(chunk)) if len(chunk) == 1 else save_dir
             run = replace(configs[next(iter(chunk))].run, save_dir=str(target))
-            has_started = any((save_dir / name / "config.json").is_file() for name in chunk)
+            has_started = any((save_dir / name / CONFIG).is_file() for name in chunk)
             try:
                 train(run, chunk, resume=has_started)
             except TrainingError as error:
@@ -74,7 +72,7 @@ def _manifest(configs: dict[str, TrainConfig], save_dir: Path, at_once: int | No
     """Record in save_dir which sweep it holds; return how many are trained at once."""
     names = sorted(configs)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    path = save_dir / MANIFEST
+    path = save_dir / SWEEP
     if path.is_file():
         former = json.loads(path.read_text(encoding="utf-8"))
         if former["digest"] != digest:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: asked for once, the run ends where nothing is lost; twice, at once."""
+"""SIGTERM and SIGINT: the first ends the run where nothing is lost, the second ends it at once."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
-    """Remembers the signal that came, for whoever asks at a safe place.
+    """Remembers a signal until the run asks for it at a safe place.
 
     Attributes:
         received: the signal, or None.
@@ -23,13 +23,13 @@ class Interrupts:
         self._is_deferred = False
 
     def check(self) -> None:
-        """Raise Interrupted if a signal came."""
+        """Raise Interrupted if a signal was received."""
         if self.received is not None:
             raise Interrupted(self.received)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only counts at `check`; outside, it interrupts wherever it comes."""
+        """Inside, a signal takes effect at `check`. Outside, it interrupts at once."""
         self._is_deferred = True
         try:
             yield
@@ -47,7 +47,7 @@ class Interrupts:
 
 @contextmanager
 def interrupts() -> Iterator[Interrupts]:
-    """Catch the signals inside; Python lets only the main thread do so, others get none."""
+    """Catch the signals inside. Python allows this in the main thread only; others get none."""
     caught = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield caught

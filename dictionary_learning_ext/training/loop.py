@@ -26,42 +26,47 @@ from ..errors import (
     TrainingError,
 )
 from ..evaluation.measure import evaluate
-from ..run_folder.resume_points import Point, checked_points, is_finished
+from ..run_folder.names import require_free
+from ..run_folder.reading import is_finished
+from ..run_folder.resume_points import ResumePoint
+from ..run_folder.weights import for_raw_activations
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
 from .interrupts import Interrupts, interrupts
-from .sae_run import Trainee, report_finished, require_free
+from .resuming import checked_points
+from .run_log import report_finished
+from .sae_run import SAERun
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 3
-"""SAEs whose numbers fit beside the progress bar; all are in their metrics.jsonl."""
+"""How many SAEs the progress bar shows; each one's metrics are in its metrics.jsonl."""
 
 
 def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -> dict[str, Path]:
     """Train every SAE on the same batches, save it and evaluate it on held-out text.
 
-    An SAE's results do not depend on which others are trained beside it, on logging, nor on whether
+    An SAE's results do not depend on which others are trained beside it, on logging, or on whether
     the run was stopped and resumed.
 
     Arguments:
         run: what they share.
-        saes: by name. One alone is written to `run.save_dir` itself, several to folders of their
-            names in it.
-        resume: go on from the newest resume points of these folders. `resume.read_run` gives `run`
+        saes: by name. A single one is written to `run.save_dir` itself, several to a folder of
+            their name in it.
+        resume: continue from the newest resume points of these folders. `reading.read_run` gives `run`
             and `saes`.
 
     Returns: the run folder of each.
 
-    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What was
-    trained until then is saved.
+    Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
+    trained by then is saved.
     """
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     for sae in saes.values():
         sae.require_units(run.normalize)
     folders = _folders(run, saes)
     if resume and all(is_finished(folder, run) for folder in folders.values()):
-        logger.warning("%s: finished before; nothing to do", run.save_dir)
+        logger.warning("%s: already finished; nothing to do", run.save_dir)
         for name, folder in folders.items():
             report_finished(folder, TrainConfig(saes[name], run))
         return folders
@@ -81,15 +86,15 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
             "versions": _versions() | {"threads": t.get_num_threads()},
         }
         points = checked_points(run, saes, folders, inputs) if resume else {}
-        trainees, start = _build(run, saes, folders, hook, buffer, points)
+        sae_runs, start = _build(run, saes, folders, hook, buffer, points)
         code = 1
         try:
-            _begin(trainees, buffer, points)
+            _begin(sae_runs, buffer, points)
             with signals.deferred():
-                _loop(run, buffer, trainees, start, inputs, signals)
-                trained = [one for one in trainees if one.failure is None]
-                for trainee in trained:
-                    trainee.save_final()
+                _loop(run, buffer, sae_runs, start, inputs, signals)
+                trained = [one for one in sae_runs if one.failure is None]
+                for one in trained:
+                    one.save_final()
             if run.eval_tokens and trained:
                 _evaluate(run, model, hook, trained, signals)
             code = 0
@@ -97,10 +102,10 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
             code = stop.exit_code
             raise
         finally:
-            for trainee in trainees:
-                trainee.close(code)
-    if failures := [trainee.failure for trainee in trainees if trainee.failure]:
-        others = [str(one.folder) for one in trainees if one.failure is None]
+            for one in sae_runs:
+                one.close(code)
+    if failures := [one.failure for one in sae_runs if one.failure]:
+        others = [str(one.folder) for one in sae_runs if one.failure is None]
         raise TrainingError(
             f"{'; '.join(failures)}; lower --lr or --beta, or check the activations"
             + (f"; trained and saved: {', '.join(others)}" if others else "")
@@ -114,16 +119,16 @@ def _build(
     folders: dict[str, Path],
     hook: HookPoint,
     buffer: ResidualBuffer,
-    points: dict[Path, Point],
-) -> tuple[list[Trainee], int]:
-    """Every SAE with its weights drawn, or where its resume point has it; and the step to go on at."""
+    points: dict[Path, ResumePoint],
+) -> tuple[list[SAERun], int]:
+    """Every SAE, initialised or restored from its resume point, and the step to start at."""
     if points:
         first = next(iter(points.values()))
         start, norm_factor = first.step, first.run["norm_factor"]
         buffer.load_state_dict(first.run["buffer"])
     else:
         start, norm_factor = 0, _norm_factor(run, buffer)
-    trainees = []
+    sae_runs = []
     for name, sae in saes.items():
         trainer = build_trainer(
             sae,
@@ -136,21 +141,21 @@ def _build(
             dtype=run.dtype,
             name=folders[name].name,
         )
-        trainees.append(Trainee(name, sae, trainer, folders[name], run, norm_factor))
-    return trainees, start
+        sae_runs.append(SAERun(name, sae, trainer, folders[name], run, norm_factor))
+    return sae_runs, start
 
 
-def _begin(trainees: list[Trainee], buffer: ResidualBuffer, points: dict[Path, Point]) -> None:
-    """Change the folders of all, once it is certain that all can begin or go on."""
-    groups = {one.name: one.folder.resolve().parent.name for one in trainees}
-    for one in trainees:
+def _begin(sae_runs: list[SAERun], buffer: ResidualBuffer, points: dict[Path, ResumePoint]) -> None:
+    """Start or resume every SAE. No folder is changed before it is certain that all can."""
+    groups = {one.name: one.folder.resolve().parent.name for one in sae_runs}
+    for one in sae_runs:
         if points:
             one.restore(points[one.folder])
         else:
-            one.open_wandb(groups[one.name])
-    for one in trainees:
+            one.log.open_wandb(groups[one.name])
+    for one in sae_runs:
         if points:
-            one.go_on(points[one.folder], groups[one.name])
+            one.resume(points[one.folder], groups[one.name])
         else:
             one.start(_config_json(one, buffer))
 
@@ -158,7 +163,7 @@ def _begin(trainees: list[Trainee], buffer: ResidualBuffer, points: dict[Path, P
 def _loop(
     run: RunConfig,
     buffer: ResidualBuffer,
-    trainees: list[Trainee],
+    sae_runs: list[SAERun],
     start: int,
     inputs: dict[str, Any],
     signals: Interrupts,
@@ -167,7 +172,7 @@ def _loop(
     save_points = set(run.save_points())
     every_steps, every_seconds = run.save_interval()
     saved_at = time.monotonic()
-    norm_factor = trainees[0].norm_factor
+    norm_factor = sae_runs[0].norm_factor
     bar = tqdm(
         total=run.steps * run.batch_size,
         initial=start * run.batch_size,
@@ -175,12 +180,12 @@ def _loop(
         unit_scale=True,
         mininterval=1,
     )
-    active, step, x_BD = trainees, start, None
+    active, step, x_BD = sae_runs, start, None
 
     def save(step: int) -> None:
         shared = inputs | {"buffer": buffer.state_dict()}
-        for trainee in active:
-            trainee.save_point(step, shared)
+        for one in active:
+            one.save_point(step, shared)
 
     try:
         for step in range(start, run.steps):
@@ -191,37 +196,37 @@ def _loop(
                 saved_at = time.monotonic()
             x_BD = next(buffer).to(run.device, t.float32).div_(norm_factor)
             if step in save_points:
-                for trainee in active:
-                    trainee.save_checkpoint(step)
+                for one in active:
+                    one.save_checkpoint(step)
             if step % run.log_steps == 0:
                 _check_and_log(active, step, x_BD, bar)
-            active = [trainee for trainee in active if trainee.failure is None]
-            for trainee in active:
-                trainee.update(step, x_BD)
-            active = [trainee for trainee in active if trainee.failure is None]
+            active = [one for one in active if one.failure is None]
+            for one in active:
+                one.update(step, x_BD)
+            active = [one for one in active if one.failure is None]
             if not active:
                 return
             bar.update(run.batch_size)
         step = run.steps
         if x_BD is not None:  # else the run was resumed when all steps were done
             _check_and_log(active, step, x_BD, bar)
-        active = [trainee for trainee in active if trainee.failure is None]
+        active = [one for one in active if one.failure is None]
         if run.save_every != "none":
             save(step)
     except Interrupted as stop:
         save(step)
-        where = os.path.commonpath([trainee.folder for trainee in trainees])
+        where = os.path.commonpath([one.folder for one in sae_runs])
         raise Interrupted(
             stop.signal,
-            f"stopped by {stop.signal.name} at step {step}; go on with `vsae train --resume {where}`",
+            f"stopped by {stop.signal.name} at step {step}; continue with `vsae train --resume {where}`",
         ) from stop
     except Exception as error:
-        for trainee in active:
+        for one in active:
             try:
-                trainee.save_checkpoint(step)
+                one.save_checkpoint(step)
                 # Not in the middle of a step, whose batch would be missing after a resume.
                 if buffer.tokens_seen == step * run.batch_size:
-                    trainee.save_point(step, inputs | {"buffer": buffer.state_dict()})
+                    one.save_point(step, inputs | {"buffer": buffer.state_dict()})
             except CheckpointError as full:
                 logger.error("%s", full)
         logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
@@ -232,15 +237,15 @@ def _loop(
         bar.close()
 
 
-def _check_and_log(active: list[Trainee], step: int, x_BD: t.Tensor, bar: tqdm) -> None:
-    """Log every SAE whose numbers are finite, and show the first few beside the bar."""
+def _check_and_log(active: list[SAERun], step: int, x_BD: t.Tensor, bar: tqdm) -> None:
+    """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
     shown = {}
-    for trainee in active:
-        metrics = trainee.check_and_log(step, x_BD)
+    for one in active:
+        metrics = one.check_and_log(step, x_BD)
         if metrics is None:
             continue
         loss = metrics.get("loss", metrics["l2_loss"])
-        shown[trainee.name] = (
+        shown[one.name] = (
             f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
             f"alive {metrics['alive_in_batch']:.2f}"
         )
@@ -253,26 +258,26 @@ def _evaluate(
     run: RunConfig,
     model: LanguageModel,
     hook: HookPoint,
-    trained: list[Trainee],
+    trained: list[SAERun],
     signals: Interrupts,
 ) -> None:
     """Measure SAEs whose training is over, and write their metrics.json."""
-    saes = {}
-    for trainee in trained:
-        trainee.trainer.ae.scale_biases(trainee.norm_factor)  # raw activations from now on
-        saes[trainee.name] = (trainee.trainer.ae, trainee.norm_factor)
+    saes = {
+        one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
+        for one in trained
+    }
     try:
         signals.check()  # what came while the last files were written
-        figures = evaluate(saes, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens)
+        metrics = evaluate(saes, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens)
     except Interrupted as stop:
-        where = " ".join(str(trainee.folder) for trainee in trained)
+        where = " ".join(str(one.folder) for one in trained)
         raise Interrupted(
             stop.signal,
-            f"stopped by {stop.signal.name} in the evaluation; the training is done and saved: go "
-            f"on with `vsae eval {where}`",
+            f"stopped by {stop.signal.name} in the evaluation; the training is done and saved; "
+            f"continue with `vsae eval {where}`",
         ) from stop
-    for trainee in trained:
-        trainee.record(figures[trainee.name] | {"measured_on": measured_on(run)})
+    for one in trained:
+        one.record(metrics[one.name] | {"measured_on": measured_on(run)})
 
 
 def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
@@ -284,7 +289,7 @@ def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
 
 
 def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
-    """Where each SAE is written. Raises ConfigError for a name that is no folder's."""
+    """Where each SAE is written. Raises ConfigError for a name that is not a folder name."""
     if len(saes) == 1:
         ((name, sae),) = saes.items()
         default = Path("runs") / TrainConfig(sae, run).name
@@ -293,19 +298,19 @@ def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
         base = Path(run.save_dir or "runs")
         for name in saes:
             if not name or Path(name).name != name or name in (".", ".."):
-                raise ConfigError(f"SAE name {name!r}: expected a plain folder name, as 'top_k'")
+                raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")
         folders = {name: base / name for name in saes}
     return folders
 
 
-def _config_json(trainee: Trainee, buffer: ResidualBuffer) -> dict[str, Any]:
-    """Upstream's "trainer" and "buffer", and what it takes to run it again."""
+def _config_json(one: SAERun, buffer: ResidualBuffer) -> dict[str, Any]:
+    """The config.json: upstream's "trainer" and "buffer", and all that is needed to train it again."""
     return {
-        "trainer": trainee.trainer.config | {"norm_factor": trainee.norm_factor},
+        "trainer": one.trainer.config | {"norm_factor": one.norm_factor},
         "buffer": buffer.config,
         "run": {
-            "settings": TrainConfig(trainee.sae, trainee.run).to_dict(),
-            "norm_factor": trainee.norm_factor,
+            "settings": one.config.to_dict(),
+            "norm_factor": one.norm_factor,
             "date": time.strftime("%Y-%m-%d"),
             "versions": _versions(),
         },
@@ -313,7 +318,7 @@ def _config_json(trainee: Trainee, buffer: ResidualBuffer) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """What decides the last digits of a result."""
+    """The packages whose versions decide the last digits of a result."""
     packages = (
         "dictionary-learning-ext",
         "dictionary-learning",

@@ -1,4 +1,4 @@
-"""One SAE's run in wandb. What goes wrong there is said and never reaches training."""
+"""One SAE's run in wandb. What goes wrong there is logged as a warning and never stops training."""
 
 import logging
 import os
@@ -16,18 +16,18 @@ class WandbLog:
     """A wandb run of an SAE.
 
     Arguments:
-        folder: the run folder; its name is the run's, and wandb's files go there.
-        group: of the runs of one buffer.
+        folder: the run folder. It gives the run its name, and holds wandb's files.
+        group: the name that the runs of one buffer share.
         settings: for wandb's config.
         tags: of the run.
-        id: of the run to go on with, or None for a new one. An agent of a sweep gives its own.
-        logged: the last step that was already logged there: up to it nothing is logged again.
+        id: the run to resume, or None for a new one. A sweep's agent sets its own.
+        logged: the last step that was logged there before. Steps up to it are not logged again.
 
     Attributes:
-        id: the run's.
-        is_new: whether it is another than the one to go on with: what was logged there is missing.
+        id: the run's id.
+        is_new: whether this is another run than `id`, so that what was logged there is missing.
 
-    Raises: ConfigError if wandb can't begin.
+    Raises: ConfigError if wandb can't start.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class WandbLog:
             )
         except Exception as error:  # of many kinds: usage, login, network, its own process
             raise ConfigError(
-                f"wandb={mode}: wandb can't begin ({first_line(error)}); log in with `wandb login`, "
+                f"wandb={mode}: wandb can't start ({first_line(error)}); log in with `wandb login`, "
                 "or use --wandb offline and `wandb sync` later"
             ) from error
         self.id: str = self._run.id
@@ -77,13 +77,13 @@ class WandbLog:
         if int(metrics["step"]) > self._logged:
             self._try(lambda run: run.log(metrics, step=int(metrics["step"])))
 
-    def summarize(self, figures: dict[str, Any]) -> None:
-        """Put the numbers among `figures` into the run's summary, as eval/<name>."""
-        known = {f"eval/{n}": v for n, v in figures.items() if isinstance(v, int | float)}
+    def summarize(self, metrics: dict[str, Any]) -> None:
+        """Put the numbers among `metrics` into the run's summary, as eval/<name>."""
+        known = {f"eval/{n}": v for n, v in metrics.items() if isinstance(v, int | float)}
         self._try(lambda run: run.summary.update(known))
 
     def upload(self, files: Sequence[Path]) -> None:
-        """Keep files as an artifact of type "model", named as the run."""
+        """Upload files as an artifact of type "model", named after the run."""
 
         def upload(run: Any) -> None:
             import wandb
@@ -98,7 +98,7 @@ class WandbLog:
     def close(self, exit_code: int) -> None:
         """End the run: 0 is success.
 
-        One of a sweep that SIGTERM ended is marked as pre-empted: wandb hands it out again.
+        A sweep's run that SIGTERM ended is marked as pre-empted, so that wandb hands it out again.
         """
         if self._is_agents and exit_code == 128 + signal.SIGTERM:
             self._try(lambda run: run.mark_preempting())
@@ -114,14 +114,14 @@ class WandbLog:
             if isinstance(error, ConnectionError):
                 _end_service()
             logger.warning(
-                "%s: wandb ended (%s); training goes on, and metrics.jsonl has every number",
+                "%s: wandb failed (%s); training continues, and metrics.jsonl has all the metrics",
                 self._name,
                 first_line(error),
             )
 
 
 def _end_service() -> None:
-    """Have wandb forget its process, or it ends the program with a traceback."""
+    """Have wandb forget its process. Otherwise it ends the program with a traceback."""
     import wandb
 
     try:

@@ -46,7 +46,7 @@ def child(settings: dict[str, Any], phase: "Synchronized[int]") -> None:
     from dictionary_learning_ext.activations.buffer import ResidualBuffer
     from dictionary_learning_ext.run_folder import resume_points as resume
     from dictionary_learning_ext.training.loop import train
-    from dictionary_learning_ext.training.sae_run import Trainee
+    from dictionary_learning_ext.training.sae_run import SAERun
 
     def telling(owner: Any, name: str, number: int) -> None:
         original = getattr(owner, name)
@@ -59,7 +59,7 @@ def child(settings: dict[str, Any], phase: "Synchronized[int]") -> None:
 
         setattr(owner, name, told)
 
-    telling(Trainee, "update", STEP)
+    telling(SAERun, "update", STEP)
     telling(ResidualBuffer, "refresh", FILL)
     telling(resume, "save_point", SAVE)
     t.set_num_threads(2)

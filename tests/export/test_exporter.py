@@ -145,7 +145,7 @@ def rename_trainer(folder):
         ("vsae", no_spoiling, "--format sae-lens --data ./none.txt", r"none\.txt"),
         ("vsae", no_spoiling, "--format sae-lens --out .", r"not empty.*--out"),
         ("vsae", no_spoiling, "--format sae-lens --out vsae/ae.pt/x", r"can't be written.*--out"),
-        ("vsae", cut_short, "--format sae-lens", r"ae\.pt: not a whole"),
+        ("vsae", cut_short, "--format sae-lens", r"ae\.pt: incomplete or damaged"),
         ("vsae", shutil.rmtree, "--format sae-lens", r"no such folder"),
         ("vsae", stretch, "--format sae-lens", r"norms are 1\.5 to 1\.5.*safetensors"),
         ("vsae", stretch, "--format sae-bench", r"norms are 1\.5 to 1\.5"),

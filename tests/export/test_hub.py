@@ -267,4 +267,4 @@ def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path, capsys):
     (tmp_path / "one" / "ae.pt").write_bytes(b"PK")
     (tmp_path / "one" / "config.json").write_bytes((runs / "top_k" / "config.json").read_bytes())
     assert main(["push", str(tmp_path), "jane/saes", "--dry-run"]) == 2
-    assert "not a whole AutoEncoderTopK" in capsys.readouterr().err
+    assert "incomplete or damaged AutoEncoderTopK" in capsys.readouterr().err

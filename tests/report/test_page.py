@@ -166,7 +166,7 @@ def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
         ([ours, "--tokens", "0"], "tokens=0: expected at least 1"),
         ([ours, "--synthesise", "-1"], "synthesise=-1: expected 0 or more"),
         ([ours, "--data", "./none.txt"], "none.txt"),
-        ([str(damaged), *QUICK], "metrics.jsonl: damaged"),
+        ([str(damaged), *QUICK], "metrics.jsonl: not valid JSON"),
         ([ours, *QUICK, "--out", str(tmp_path / "file" / "x.html")], "can't be written"),
     ):
         capsys.readouterr()

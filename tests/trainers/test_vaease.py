@@ -15,13 +15,9 @@ from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserErr
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.export.formats import ExportedSAE, require_supported
-from dictionary_learning_ext.run_folder.resume_points import (
-    load_point,
-    load_trainer_state,
-    save_point,
-    trainer_state,
-)
+from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
 from dictionary_learning_ext.run_folder.weights import save_weights
+from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 D, F = 8, 20
 

@@ -1,0 +1,90 @@
+"""The names in a run folder, and whether a folder is free for a new run. Imports no torch.
+
+Each name is written here and nowhere else in the package.
+"""
+
+from pathlib import Path
+
+from ..errors import ConfigError
+
+WEIGHTS = "ae.pt"
+"""Upstream's state dict, for raw activations."""
+CONFIG = "config.json"
+"""Upstream's "trainer" and "buffer", and our "run"."""
+HISTORY = "metrics.jsonl"
+"""A line of metrics for each logged step."""
+METRICS = "metrics.json"
+"""The final evaluation."""
+FAILED = "failed.json"
+"""Why this SAE failed, if it did."""
+CHECKPOINTS = "checkpoints"
+"""The weights during training, see `checkpoint`."""
+RESUME = "resume"
+"""The resume points, see `resume_point`."""
+EXPORTS = "exports"
+"""A folder for each format of `vsae export`."""
+BENCH_RESULTS = "eval_results"
+"""SAE Bench's JSON, a folder for each evaluation."""
+BENCH_CACHE = ".bench_cache"
+"""What SAE Bench can use again. Deleted once all its evaluations have succeeded."""
+REPORT = "report.html"
+"""The page of `vsae report`. Its data is in `files_of` it."""
+LOCK = ".lock"
+"""Held by the process that writes to the folder."""
+
+RESUME_TENSORS = "tensors.safetensors"
+RESUME_STATE = "state.json"
+RESUME_COMPLETE = "complete.json"
+"""The hashes of the other two. Written last: a point without it doesn't count."""
+RESUME_LOGGED = "logged.json"
+"""Beside the resume points: the last step that any process of this run logged."""
+
+SWEEP = "sweep.json"
+"""In the folder that holds a sweep's run folders: which sweep it is."""
+SWEEP_TABLE = "results.csv"
+SWEEP_PAGE = "results.html"
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """Upstream's name of the weights before a step."""
+    return folder / CHECKPOINTS / f"ae_{step}.pt"
+
+
+def resume_point(folder: Path, step: int) -> Path:
+    """The folder of a resume point. Sorted by name, the points are in order."""
+    return folder / RESUME / f"step_{step:08d}"
+
+
+def files_of(page: Path) -> Path:
+    """The folder beside a report's page that holds its numbers and figures."""
+    return page.with_name(f"{page.stem}_files")
+
+
+RUN_FILES = (
+    WEIGHTS,
+    CONFIG,
+    HISTORY,
+    METRICS,
+    FAILED,
+    CHECKPOINTS,
+    EXPORTS,
+    BENCH_RESULTS,
+    BENCH_CACHE,
+    REPORT,
+    files_of(Path(REPORT)).name,
+    RESUME,
+)
+"""What a run writes, and the commands that are given its folder. Deleted when another run takes
+its place."""
+
+
+def require_free(folder: Path, overwrite: bool) -> None:
+    """Raise a ConfigError if `folder` already holds a run, unless it may be overwritten."""
+    there = [name for name in RUN_FILES if (folder / name).exists()]
+    if there and not overwrite:
+        raise ConfigError(
+            f"save_dir={folder}: already holds a run ({', '.join(there)}); choose another "
+            "--save-dir, or overwrite it with --overwrite True"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"save_dir={folder}: expected a folder, but it is a file")

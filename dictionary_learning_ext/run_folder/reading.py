@@ -1,0 +1,229 @@
+"""Reading a run folder: its settings, its metrics, and whether it is finished. Imports no torch.
+
+There is one reader for each file. Weights are read in weights.py, resume points in
+resume_points.py.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..config.checks import require
+from ..config.run_config import RunConfig, TrainConfig, require_same
+from ..config.sae_config import SAEConfig
+from ..errors import CheckpointError, ConfigError, first_line
+from .names import CONFIG, FAILED, HISTORY, METRICS, WEIGHTS
+
+EXPECTED = "expected a run folder, e.g. runs/NAME"
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The config.json of a folder that holds an SAE.
+
+    Raises: CheckpointError if the folder or a file of it is missing (the message lists what is
+    there) or damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+            there = ", ".join(names) or "nothing"
+            inside = [p.parent.name for p in sorted(folder.glob(f"*/{WEIGHTS}"))]
+            hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
+            raise CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
+    path = folder / CONFIG
+    config = _parsed(path, path.read_bytes(), "copy it again or train again")
+    try:
+        config["trainer"]["dict_class"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: expected an object with trainer.dict_class; copy it again or train again"
+        ) from error
+    for section in ("buffer", "run"):
+        if not isinstance(config.get(section, {}), dict):
+            raise CheckpointError(
+                f"{path}: {section} is {config[section]!r}, expected an object; copy it again"
+            )
+    return config
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """The settings in a run's config.json, but for where it was written. No weights are needed.
+
+    Arguments:
+        path: the file, or its folder.
+
+    Raises: ConfigError.
+    """
+    path = Path(path)
+    path = path / CONFIG if path.is_dir() else path
+    try:
+        config = _parsed(path, path.read_bytes(), "copy it again")
+        settings = _settings(config, path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"--config {path}: no such file; {EXPECTED}, or its {CONFIG}") from error
+    except CheckpointError as error:
+        raise ConfigError(f"--config {error}") from error
+    where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
+    if settings.get("noise_to_signal") is not None:
+        where.append("sigma")  # follows from it, for this run's own k and D
+    return TrainConfig().updated(
+        {name: value for name, value in settings.items() if name not in where}, str(path)
+    )
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """A run folder's final evaluation. Raises CheckpointError if there is none."""
+    read_config(folder)
+    path = Path(folder) / METRICS
+    try:
+        return _parsed(path, path.read_bytes(), f"run `vsae eval {folder}`")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: not measured yet; run `vsae eval {folder}`") from error
+
+
+def read_metrics_if_any(folder: Path) -> dict[str, Any] | None:
+    """`read_metrics`, or None if the folder was not evaluated."""
+    return read_metrics(folder) if (folder / METRICS).exists() else None
+
+
+def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`read_metrics` of each folder. Raises ConfigError if none is given."""
+    require(len(folders) > 0, "folders", (), "one or more run folders, e.g. runs/NAME")
+    return {folder: read_metrics(folder) for folder in folders}
+
+
+def differences(results: dict[str, dict[str, Any]]) -> list[str]:
+    """The settings in which the folders of `read_all` were measured differently."""
+    all_settings = [metrics.get("measured_on", {}) for metrics in results.values()]
+    names = {name for settings in all_settings for name in settings}
+    return sorted(n for n in names if len({str(s.get(n)) for s in all_settings}) > 1)
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """What was logged during training, a step each; empty if nothing was.
+
+    Raises: CheckpointError if a line is damaged.
+    """
+    path = folder / HISTORY
+    if not path.exists():
+        return []
+    repair = "delete it to continue without the training curves"
+    return [_parsed(path, line, repair) for line in path.read_bytes().splitlines()]
+
+
+def run_of(
+    folder: Path, model: str | None, hook: str | None, data: str | None, device: str
+) -> RunConfig:
+    """A folder's run with what was asked for in its place, once it is certain that both agree.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    config = read_config(folder)
+    trainer = config["trainer"]
+    if "run" in config:
+        path = folder / CONFIG
+        run = TrainConfig().updated(_settings(config, path), str(path)).run
+    elif model is None or hook is None:
+        raise ConfigError(
+            f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none); "
+            "give --model and --hook"
+        )
+    else:
+        run = RunConfig(model=model, hook=hook)
+    trained_on = {"model": trainer.get("lm_name"), "hook": trainer.get("submodule_name")}
+    for what, asked in (("model", model), ("hook", hook)):
+        found = trained_on[what]
+        if asked is None or found is None:
+            continue
+        if what == "hook" and not found.startswith("blocks."):  # upstream's demo has its own names
+            continue
+        if Path(asked).name != Path(found).name:  # a local model's folder may have moved
+            raise CheckpointError(
+                f"{folder}: trained on {what} {found}, not on {asked}; leave out --{what} or give "
+                "another folder"
+            )
+    changes = {"model": model, "hook": hook, "data": data, "device": device}
+    return replace(run, **{name: value for name, value in changes.items() if value is not None})
+
+
+def is_finished(folder: Path, run: RunConfig) -> bool:
+    """Whether an SAE is trained and, if the run evaluates, evaluated."""
+    return (folder / (METRICS if run.eval_tokens else WEIGHTS)).is_file()
+
+
+def failed_in(folder: Path) -> list[Path]:
+    """The run folders of SAEs that failed: `folder` itself, or those in it."""
+    return sorted(
+        path.parent for path in [folder / FAILED, *folder.glob(f"*/{FAILED}")] if path.is_file()
+    )
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """`folder` itself if it holds a run, or else the folders in it that do.
+
+    Raises: ConfigError if there is none.
+    """
+    if (folder / CONFIG).is_file():
+        return [folder]
+    if inside := sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
+        return inside
+    raise ConfigError(
+        f"--resume {folder}: holds no run; {EXPECTED}, or a folder that holds the run folders of "
+        "one run"
+    )
+
+
+def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
+    """What `train` needs to resume a run folder, or a folder of the run folders of one run.
+
+    SAEs that failed are left out. So are those that are finished, unless all are.
+
+    Raises: ConfigError if there is no such run, or none of it can be resumed.
+    """
+    runs: dict[str, TrainConfig] = {}
+    done: dict[str, TrainConfig] = {}
+    failed = failed_in(folder)
+    for one in run_folders(folder):
+        if one not in failed:
+            config = load_config(one)
+            (done if is_finished(one, config.run) else runs)[one.resolve().name] = config
+    runs = runs or done
+    if not runs:
+        raise ConfigError(
+            f"--resume {folder}: the run failed, see its {FAILED}; start another with --config"
+        )
+    (first_name, first), *others = runs.items()
+    for name, other in others:
+        require_same(asdict(first.run), asdict(other.run), f"{folder / first_name} and {name}")
+    is_one = (folder / CONFIG).is_file()
+    only = folder if is_one or others else folder / first_name
+    run = replace(first.run, save_dir=str(only))
+    return run, {name: settings.sae for name, settings in runs.items()}
+
+
+def _parsed(path: Path, content: bytes, repair: str) -> Any:
+    """The JSON that was read from `path`. Raises a CheckpointError that ends in `repair`."""
+    try:
+        return json.loads(content.decode("utf-8"))
+    # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
+    except (ValueError, RecursionError) as error:
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(f"{path}: not valid JSON ({cause}); {repair}") from error
+
+
+def _settings(config: Any, path: Path) -> dict[str, Any]:
+    """A run's settings in its config.json. Raises CheckpointError if there are none."""
+    try:
+        settings = config["run"]["settings"]
+    except (KeyError, TypeError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{path}: expected an object with run.settings, as `vsae train` writes it; copy it again"
+        )
+    return settings

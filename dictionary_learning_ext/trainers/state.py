@@ -1,0 +1,53 @@
+"""What changes in a trainer while it trains, taken out of it and put back."""
+
+from typing import Any
+
+import torch as t
+
+from ..errors import CheckpointError
+
+
+def trainer_state(trainer: Any) -> dict[str, Any]:
+    """Everything that changes in a trainer, ours or upstream's: tensors and JSON values."""
+    attributes = {
+        name: value
+        for name, value in vars(trainer).items()
+        if isinstance(value, t.Tensor | bool | int | float)
+    }
+    generators = {n: v.get_state() for n, v in vars(trainer).items() if isinstance(v, t.Generator)}
+    return {
+        "ae": dict(trainer.ae.state_dict()),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.scheduler.state_dict(),
+        "attributes": attributes,
+        "generators": generators,
+    }
+
+
+def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
+    """Restore `state` in a trainer that was built with the same settings.
+
+    Raises: CheckpointError if the state belongs to another trainer.
+    """
+    try:
+        if unknown := state["attributes"].keys() - vars(trainer).keys():
+            raise KeyError(f"it has {', '.join(sorted(unknown))}")
+        trainer.ae.load_state_dict(state["ae"])
+        optimizer = state["optimizer"]
+        by_index = {int(index): values for index, values in optimizer["state"].items()}
+        groups = [  # JSON has no tuples
+            {n: tuple(v) if n == "betas" else v for n, v in group.items()}
+            for group in optimizer["param_groups"]
+        ]
+        trainer.optimizer.load_state_dict(optimizer | {"state": by_index, "param_groups": groups})
+        trainer.scheduler.load_state_dict(state["scheduler"])
+        for name, value in state["generators"].items():
+            getattr(trainer, name).set_state(value)
+    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+        cause = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"the resume point belongs to another trainer than {type(trainer).__name__} ({cause}); "
+            "start another run with --config FOLDER"
+        ) from error
+    for name, value in state["attributes"].items():
+        setattr(trainer, name, value.to(trainer.device) if isinstance(value, t.Tensor) else value)

@@ -1,0 +1,102 @@
+"""Runs that are stopped and resumed, and what they leave."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch as t
+
+from dictionary_learning_ext import train
+from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.errors import Interrupted
+from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.run_folder.resume_points import load_point
+from dictionary_learning_ext.training.sae_run import SAERun
+
+STEPS = 60
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.fixture
+def run(tiny_lm_dir, text, tmp_path):
+    return RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        steps=STEPS,
+        batch_size=64,
+        n_ctxs=16,
+        ctx_len=32,
+        eval_tokens=200,
+        eval_documents=4,
+        log_steps=7,
+        save_every="10",
+        save_dir=str(tmp_path / "run"),
+    )
+
+
+def sae_of(architecture="vsae_top_k", **changes):
+    k = {"k": 4} if "k" in TRAINED[architecture].option_names else {}
+    return SAEConfig(**{"architecture": architecture, "dict_size": 32, "lr": 1e-3} | k | changes)
+
+
+def stopped_at(step, monkeypatch):
+    """As Ctrl-C in the middle of an update: the signal is real, and noticed after the step."""
+    original = SAERun.update
+
+    def update(self, now, x_BD):
+        original(self, now, x_BD)
+        if now == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            monkeypatch.setattr(SAERun, "update", original)
+
+    monkeypatch.setattr(SAERun, "update", update)
+
+
+def results(folder):
+    """All that a run leaves, but for the dates."""
+    point = load_point(folder, STEPS)
+    return {
+        "weights": t.load(folder / "ae.pt", weights_only=True),
+        "trainer": point.trainer,
+        "buffer": point.run["buffer"],
+        "log": (folder / "metrics.jsonl").read_text(),
+        "figures": json.loads((folder / "metrics.json").read_text()),
+        "checkpoints": sorted(path.name for path in folder.glob("checkpoints/*")),
+    }
+
+
+def assert_equal(one, other, name=""):
+    """To the bit."""
+    if isinstance(one, t.Tensor):
+        assert t.equal(one, other), name
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key in one:
+            assert_equal(one[key], other[key], f"{name}.{key}")
+    else:
+        assert one == other, name
+
+
+def resumed(folder):
+    return train(*read_run(Path(folder)), resume=True)
+
+
+@pytest.fixture
+def stopped(run, monkeypatch):
+    stopped_at(15, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    return Path(run.save_dir)
+
+
+def written(folder):
+    """How many steps a run has logged."""
+    log = folder / "metrics.jsonl"
+    return len(log.read_bytes().splitlines()) if log.exists() else 0

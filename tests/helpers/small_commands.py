@@ -1,0 +1,69 @@
+"""Runs of a second on the command line, and the one line of a command that fails."""
+
+import json
+import shutil
+from hashlib import sha256
+
+import pytest
+
+from dictionary_learning_ext.cli import main
+
+
+@pytest.fixture(scope="session")
+def flags(tiny_lm_dir, text):
+    """Of a run of a second."""
+    run = f"--model={tiny_lm_dir} --data={text} --steps=12 --batch-size=32 --n-ctxs=8 --ctx-len=32"
+    return f"{run} --dict-size=32 --k=4 --eval-tokens=0 --save-every=5".split()
+
+
+@pytest.fixture(scope="session")
+def trained(flags, tmp_path_factory):
+    """Run folders of a vSAE and a TopK SAE."""
+    base = tmp_path_factory.mktemp("trained")
+    assert main(["train", *flags, f"--save-dir={base / 'vsae'}"]) == 0
+    topk = ["--architecture=top_k", f"--save-dir={base / 'top_k'}"]
+    assert main(["train", *flags, *topk]) == 0
+    return base
+
+
+@pytest.fixture
+def folder(trained, tmp_path):
+    return shutil.copytree(trained / "vsae", tmp_path / "vsae")
+
+
+def content(folder):
+    return {
+        path: sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def refused(arguments, capsys):
+    """The one line that a command ends with, which must have failed."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("vsae: ")
+    assert last.isprintable()
+    return last
+
+
+def setting(**changes):
+    """Changes run.settings."""
+
+    def damage(path):
+        config = json.loads(path.read_text())
+        config["run"]["settings"] |= changes
+        path.write_text(json.dumps(config))
+
+    return damage
+
+
+def trainer(**changes):
+    def damage(path):
+        config = json.loads(path.read_text())
+        config["trainer"] |= changes
+        path.write_text(json.dumps(config))
+
+    return damage

@@ -1,0 +1,211 @@
+"""One reader for each file of a run folder, and one error for each kind of damage."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.run_folder.reading import (
+    differences,
+    failed_in,
+    is_finished,
+    load_config,
+    read_all,
+    read_config,
+    read_history,
+    read_metrics,
+    read_metrics_if_any,
+    read_run,
+    run_folders,
+    run_of,
+)
+
+SETTINGS = TrainConfig(SAEConfig(beta=0.25), RunConfig(steps=77, hook="blocks.1.hook_resid_post"))
+TRAINER = {
+    "dict_class": "AutoEncoderTopK",
+    "lm_name": "here/pythia-70m",
+    "submodule_name": "blocks.1.hook_resid_post",
+}
+
+
+def made(folder, **files):
+    """A folder whose files read well, though its weights are none."""
+    config = {"trainer": TRAINER, "buffer": {}, "run": {"settings": SETTINGS.to_dict()}}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in ({"config.json": config, "ae.pt": ""} | files).items():
+        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (folder / name).write_bytes(raw)
+    return folder
+
+
+def test_reading_imports_no_torch(tmp_path):
+    """`vsae train --help` with --resume and --config too answers in well under a second."""
+    made(tmp_path)
+    code = (
+        "import sys\n"
+        "from dictionary_learning_ext.commands.train import starting_point\n"
+        "from dictionary_learning_ext.run_folder import names, reading\n"
+        f"assert starting_point(['--resume', {str(tmp_path)!r}]).run.steps == 77\n"
+        f"assert starting_point(['--config', {str(tmp_path)!r}]).run.steps == 77\n"
+        f"reading.run_of(__import__('pathlib').Path({str(tmp_path)!r}), None, None, None, 'cpu')\n"
+        "print([m for m in ('torch', 'nnsight', 'datasets', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+NOT_JSON = {
+    "empty": b"",
+    "broken off": b'{"step": 1',
+    "not UTF-8": b"\xff\xfe\x00",
+    "nested without end": b"[" * 100_000,
+}
+READERS = {
+    "config.json": (read_config, "copy it again or train again"),
+    "metrics.json": (read_metrics, "run `vsae eval "),
+    "metrics.jsonl": (read_history, "delete it to continue without the training curves"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("damage", NOT_JSON)
+def test_what_is_not_json_gets_one_error(damage, name, tmp_path):
+    content = NOT_JSON[damage] or (b"\n" if name == "metrics.jsonl" else b"")
+    folder = made(tmp_path, **{name: content})
+    reader, repair = READERS[name]
+    with pytest.raises(CheckpointError) as raised:
+        reader(folder)
+    message = str(raised.value)
+    assert message.startswith(f"{folder / name}: not valid JSON (")
+    assert repair in message
+    assert len(message.splitlines()) == 1
+    if name == "config.json":
+        with pytest.raises(ConfigError, match=r"--config .*not valid JSON \("):
+            load_config(folder)
+
+
+def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no such folder; expected .*, e\.g\. runs/NAME"):
+        read_config(tmp_path / "none")
+    made(tmp_path / "base" / "one")
+    with pytest.raises(CheckpointError, match=r"it holds one; did you mean one of one in it\?"):
+        read_config(tmp_path / "base")
+    (tmp_path / "base" / "one" / "ae.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"expected a file ae\.pt, but it holds config\.json"):
+        read_config(tmp_path / "base" / "one")
+    with pytest.raises(ConfigError, match=r"--config .*no such file; expected a run folder"):
+        load_config(tmp_path / "none")
+
+
+def test_settings_are_read_without_weights_from_a_folder_or_its_file(tmp_path):
+    (made(tmp_path) / "ae.pt").unlink()
+    assert load_config(tmp_path) == load_config(tmp_path / "config.json") == SETTINGS
+
+
+@pytest.mark.parametrize("run", [{}, {"settings": 3}])
+def test_a_run_without_settings_is_damaged_and_not_upstreams(run, tmp_path):
+    made(tmp_path, **{"config.json": {"trainer": TRAINER, "run": run}})
+    with pytest.raises(ConfigError, match=r"expected an object with run\.settings"):
+        load_config(tmp_path)
+    with pytest.raises(CheckpointError, match=r"expected an object with run\.settings"):
+        run_of(tmp_path, None, None, None, "cpu")
+
+
+def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
+    assert read_metrics_if_any(made(tmp_path)) is None
+    with pytest.raises(CheckpointError, match=rf"not measured yet; run `vsae eval {tmp_path}`"):
+        read_metrics(tmp_path)
+    with pytest.raises(ConfigError, match="one or more run folders"):
+        read_all([])
+    made(tmp_path, **{"metrics.json": {"fve": 0.5}})
+    assert read_metrics(tmp_path) == read_metrics_if_any(tmp_path) == {"fve": 0.5}
+    assert read_all([str(tmp_path)]) == {str(tmp_path): {"fve": 0.5}}
+
+
+def test_only_settings_that_differ_are_named():
+    one, other = {"measured_on": {"data": "a", "hook": "h"}}, {"measured_on": {"data": "b"}}
+    assert differences({"one": one, "same": one}) == []
+    assert differences({"one": one, "other": other}) == ["data", "hook"]
+
+
+def test_the_history_is_read_line_by_line(tmp_path):
+    assert read_history(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 7, "fve": 0.5}\n')
+    assert read_history(tmp_path) == [{"step": 0}, {"step": 7, "fve": 0.5}]
+
+
+def test_a_folders_run_is_checked_against_what_was_asked_for(tmp_path):
+    made(tmp_path)
+    run = run_of(tmp_path, "there/pythia-70m", None, "other.txt", "cuda")
+    assert (run.model, run.hook) == ("there/pythia-70m", SETTINGS.run.hook)
+    assert (run.data, run.device, run.steps) == ("other.txt", "cuda", 77)
+    with pytest.raises(CheckpointError, match="trained on model here/pythia-70m, not on gpt2"):
+        run_of(tmp_path, "gpt2", None, None, "cpu")
+    with pytest.raises(CheckpointError, match=r"trained on hook blocks\.1.*, not on blocks\.0"):
+        run_of(tmp_path, None, "blocks.0.hook_resid_post", None, "cpu")
+
+
+def test_a_folder_of_upstreams_needs_the_model_and_hook(tmp_path):
+    made(tmp_path, **{"config.json": {"trainer": {"dict_class": "AutoEncoderTopK"}}})
+    with pytest.raises(ConfigError, match="give --model and --hook"):
+        run_of(tmp_path, "gpt2", None, None, "cpu")
+    run = run_of(tmp_path, "gpt2", "blocks.2.hook_resid_post", None, "cpu")
+    assert (run.model, run.hook) == ("gpt2", "blocks.2.hook_resid_post")
+
+
+def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
+    one, two, bad = (made(tmp_path / name) for name in ("one", "two", "bad"))
+    (bad / "failed.json").write_text("{}")
+    assert run_folders(tmp_path) == [bad, one, two]
+    assert run_folders(one) == [one]
+    assert failed_in(tmp_path) == failed_in(bad) == [bad]
+    assert list(read_run(tmp_path)[1]) == ["one", "two"]
+    made(one, **{"metrics.json": {}})
+    assert [is_finished(folder, SETTINGS.run) for folder in (one, two)] == [True, False]
+    assert is_finished(two, RunConfig(eval_tokens=0)), "trained, and not to be evaluated"
+    run, saes = read_run(tmp_path)
+    assert (run.save_dir, list(saes)) == (str(two), ["two"])
+    made(two, **{"metrics.json": {}})
+    assert list(read_run(tmp_path)[1]) == ["one", "two"], "all that is there"
+    with pytest.raises(ConfigError, match=r"the run failed, see its failed\.json"):
+        read_run(bad)
+    with pytest.raises(ConfigError, match=r"--resume .*: holds no run; expected a run folder"):
+        read_run(tmp_path / "nothing")
+
+
+def test_folders_of_different_runs_are_not_resumed_together(tmp_path):
+    made(tmp_path / "a")
+    other = TrainConfig(SETTINGS.sae, RunConfig(steps=78))
+    config = {"trainer": TRAINER, "run": {"settings": other.to_dict()}}
+    made(tmp_path / "b", **{"config.json": config})
+    with pytest.raises(ConfigError, match=r"steps=77, not 78"):
+        read_run(tmp_path)
+
+
+def test_settings_survive_a_config_file(tmp_path):
+    config = TrainConfig().updated(
+        {"beta": 0.25, "group_fractions": None, "steps": 77, "noise_on": "values"}, "test"
+    )
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"run": {"settings": config.to_dict()}}))
+    assert load_config(path) == load_config(tmp_path) == config
+
+
+def test_a_config_file_does_not_say_where_to_write(tmp_path):
+    config = TrainConfig().updated({"save_dir": "runs/x", "overwrite": True}, "test")
+    (tmp_path / "config.json").write_text(json.dumps({"run": {"settings": config.to_dict()}}))
+    run = load_config(tmp_path).run
+    assert (run.save_dir, run.overwrite) == (None, False)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 3}', '{"trainer": {}}', "\xff"])
+def test_a_damaged_config_file_is_a_config_error(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "missing.json")

@@ -1,0 +1,200 @@
+"""Weights that are damaged or of another run are named, and none of their code is executed."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+
+import pytest
+import torch as t
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from interrupted_runs import sae_of
+from small_commands import content, refused
+
+from dictionary_learning_ext import VariationalTopKAutoEncoder, train
+from dictionary_learning_ext.errors import CheckpointError
+from dictionary_learning_ext.run_folder.weights import for_raw_activations, load_dictionary
+
+
+def test_what_is_wrong_with_a_folder_is_said(run, tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_dictionary(tmp_path / "none")
+    folders = train(run, {"a": sae_of(), "b": sae_of("top_k")})
+    with pytest.raises(CheckpointError, match="did you mean one of a, b"):
+        load_dictionary(tmp_path / "run")
+    folder = folders["a"]
+    whole = (folder / "ae.pt").read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"x" * 100):
+        (folder / "ae.pt").write_bytes(damaged)
+        with pytest.raises(
+            CheckpointError, match="incomplete or damaged VariationalTopKAutoEncoder"
+        ):
+            load_dictionary(folder)
+    (folder / "ae.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"expected a file ae\.pt, but it holds config\.json"):
+        load_dictionary(folder)
+    (folder / "ae.pt").write_bytes((folders["b"] / "ae.pt").read_bytes())
+    with pytest.raises(CheckpointError, match="expected a VariationalTopKAutoEncoder"):
+        load_dictionary(folder)
+
+
+def test_a_config_of_another_run_is_noticed(run):
+    (folder,) = train(run, {"a": sae_of()}).values()
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in (({"dict_size": 64}, "dict_size=32"), ({"dict_class": "X"}, "unknown")):
+        changed = config | {"trainer": config["trainer"] | change}
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match=message):
+            load_dictionary(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_dictionary(folder)
+
+
+def tensors(change):
+    """Changes the state dict of an ae.pt."""
+
+    def damage(path):
+        state = t.load(path, weights_only=True)
+        t.save(change(state), path)
+
+    return damage
+
+
+def put(**values):
+    return tensors(lambda state: state | {n.replace("__", "."): v for n, v in values.items()})
+
+
+def flip(place):
+    def damage(path):
+        raw = bytearray(path.read_bytes())
+        raw[int(place * len(raw))] ^= 0x10
+        path.write_bytes(raw)
+
+    return damage
+
+
+class Executes:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def executes_zipped(path):
+    t.save({"encoder.weight": Executes()}, path)
+
+
+DAMAGED_WEIGHTS = {
+    "empty": (
+        lambda path: path.write_bytes(b""),
+        "incomplete or damaged VariationalTopKAutoEncoder",
+    ),
+    "half": (lambda path: os.truncate(path, path.stat().st_size // 2), "incomplete or damaged"),
+    "short of a byte": (
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        "incomplete or damaged",
+    ),
+    "a flipped bit among the weights": (flip(0.5), "checksum"),
+    "noise": (lambda path: path.write_bytes(os.urandom(5000)), "incomplete or damaged"),
+    "a pickle that runs code": (
+        lambda p: p.write_bytes(pickle.dumps(Executes())),
+        "incomplete or damaged",
+    ),
+    "a zipped pickle that runs code": (executes_zipped, "incomplete or damaged"),
+    "a list": (
+        lambda path: t.save([t.zeros(3)], path),
+        "expected a state dict of .*, but it holds a list",
+    ),
+    "no tensors": (put(note="hello"), "but it holds a dict of other values"),
+    "a vector of another length": (put(b_dec=t.zeros(17)), r"b_dec"),
+    "a scalar for a vector": (put(encoder__bias=t.tensor(0.0)), r"encoder\.bias"),
+    "a transposed matrix": (
+        tensors(lambda s: s | {"decoder.weight": s["decoder.weight"].t().contiguous()}),
+        r"decoder\.weight",
+    ),
+    "a matrix of three dimensions": (put(encoder__weight=t.zeros(2, 32, 16)), r"encoder\.weight"),
+    "another dictionary size": (
+        put(
+            encoder__weight=t.zeros(64, 16),
+            encoder__bias=t.zeros(64),
+            decoder__weight=t.zeros(16, 64),
+        ),
+        r"encoder\.weight is \(64, 16\), so dict_size=64, but config\.json says 32",
+    ),
+    "whole numbers": (
+        tensors(lambda s: s | {"encoder.weight": s["encoder.weight"].long()}),
+        r"encoder\.weight is torch\.int64, expected torch\.float32",
+    ),
+    "complex numbers": (
+        tensors(lambda s: s | {"b_dec": s["b_dec"].to(t.complex64)}),
+        r"b_dec is torch\.complex64",
+    ),
+    "a missing tensor": (tensors(lambda s: {n: v for n, v in s.items() if n != "b_dec"}), r"b_dec"),
+    "a tensor too many": (put(extra=t.zeros(2)), "extra"),
+    "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec has NaN or infinite values"),
+    "k of 0": (put(k=t.tensor(0)), "k"),
+    "k beyond the dictionary": (put(k=t.tensor(33)), "k"),
+    "another k": (put(k=t.tensor(5)), "k"),
+    "a posterior that is none": (put(posterior_code=t.tensor(9)), "not a state dict of"),
+    "another class": (
+        lambda path: shutil.copy(path.parents[1] / "top_k.pt", path),
+        "expected a VariationalTopKAutoEncoder",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_WEIGHTS)
+def test_a_damaged_ae_pt(damage, folder, trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained / "top_k" / "ae.pt", tmp_path / "top_k.pt")
+    change, message = DAMAGED_WEIGHTS[damage]
+    change(folder / "ae.pt")
+    before = content(folder)
+    line = refused(["eval", folder], capsys)
+    assert re.search(message, line), line
+    assert "ae.pt" in line
+    assert content(folder) == before
+    assert not (tmp_path / "executed").exists()
+
+
+SLOW = settings(
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@SLOW
+@given(data=st.data())
+def test_any_change_of_ae_pt_is_noticed(data, trained, tmp_path):
+    """Of one byte, or all behind one."""
+    whole = (trained / "vsae" / "ae.pt").read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    raw = bytearray(whole)
+    if data.draw(st.booleans()):
+        raw[place] ^= data.draw(st.integers(1, 255))
+    else:
+        del raw[place:]
+    shutil.copy(trained / "vsae" / "config.json", tmp_path / "config.json")
+    (tmp_path / "ae.pt").write_bytes(raw)
+    expected = t.load(trained / "vsae" / "ae.pt", weights_only=True)
+    try:
+        dictionary, _ = load_dictionary(tmp_path)
+    except CheckpointError:
+        return
+    for name, value in dictionary.state_dict().items():  # a byte that means nothing
+        assert t.equal(value, expected[name])
+
+
+@pytest.mark.parametrize("posterior", ["fixed", "learned", "point"])
+def test_a_scaled_copy_takes_raw_activations_and_leaves_the_original(posterior):
+    sae = VariationalTopKAutoEncoder(4, 8, 2, posterior=posterior)
+    with t.no_grad():
+        sae.encoder.bias.normal_(generator=t.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    scaled = for_raw_activations(sae, 3.0)
+    x = t.randn(5, 4, generator=t.Generator().manual_seed(1))
+    assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
+    assert t.allclose(scaled.encode(3 * x), 3 * sae.encode(x), rtol=1e-5, atol=1e-5)
+    assert for_raw_activations(sae, 1.0) is sae

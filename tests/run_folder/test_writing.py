@@ -1,0 +1,93 @@
+"""One writer per folder, whole files or none."""
+
+import os
+import re
+import resource
+from dataclasses import replace
+
+import pytest
+from interrupted_runs import resumed, sae_of
+from small_commands import content, refused
+
+from dictionary_learning_ext import train
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.run_folder.weights import load_dictionary, save_weights
+from dictionary_learning_ext.run_folder.writing import locked
+
+
+def test_a_second_writer_is_refused(stopped):
+    with locked([stopped]), pytest.raises(ConfigError, match=r"process \d+ on .* is writing there"):
+        resumed(stopped)
+    with locked([stopped]), pytest.raises(ConfigError, match="is writing there"):
+        train(replace(*read_run(stopped)[:1], overwrite=True), {"x": sae_of()})
+    resumed(stopped)
+
+
+def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
+    from dictionary_learning_ext import VariationalTopKAutoEncoder
+
+    path = tmp_path / "ae.pt"
+    save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
+    before = path.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dictionary_learning_ext.run_folder.writing.sync", full)
+    with pytest.raises(CheckpointError, match=r"No space left.*still there"):
+        save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["ae.pt"], "no temporary file stays"
+
+
+@pytest.fixture
+def file_size_limit():
+    """Sets how large a file may become; gives the former limit back."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+def test_a_limit_hit_in_the_middle_of_a_resume_point(flags, folder, capsys, file_size_limit):
+    """Of the first run's files all stay; of the second, which may not write so much, none counts."""
+    other = folder.parent / "other"
+    before = content(folder)
+    capsys.readouterr()
+    file_size_limit(8000)
+    assert main(["train", *flags, f"--save-dir={other}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    file_size_limit(resource.RLIM_INFINITY)
+    assert re.search(r"can't be written \(.*\): free some space", error), error
+    assert content(folder) == before
+    assert not (other / "ae.pt").exists()
+    assert not list(other.glob("resume/step_*"))
+    assert not list(other.glob("**/.[!l]*")), "no half-written file stays"
+
+
+def test_a_limit_hit_while_ae_pt_is_replaced(folder, file_size_limit):
+    from dictionary_learning_ext.run_folder.weights import save_weights
+
+    dictionary, _ = load_dictionary(folder)
+    before = content(folder)
+    file_size_limit(3000)
+    with pytest.raises(CheckpointError, match="what it held before is still there"):
+        save_weights(folder / "ae.pt", dictionary)
+    file_size_limit(resource.RLIM_INFINITY)
+    assert content(folder) == before
+
+
+def test_a_folder_where_nothing_can_be_written(flags, capsys):
+    line = refused(["train", *flags, "--save-dir=/proc/vsae"], capsys)
+    assert "/proc/vsae can't be written" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_read_only_folder(flags, folder, capsys):
+    folder.chmod(0o500)
+    before = content(folder)
+    line = refused(["train", *flags, f"--save-dir={folder}", "--overwrite"], capsys)
+    folder.chmod(0o700)
+    assert "can't be written" in line
+    assert content(folder) == before

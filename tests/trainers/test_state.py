@@ -1,0 +1,42 @@
+"""What changes in a trainer is taken out and put back."""
+
+import pytest
+import torch as t
+from interrupted_runs import assert_equal, sae_of
+
+from dictionary_learning_ext.errors import CheckpointError
+from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
+from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
+
+
+def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refused(tmp_path):
+    from dictionary_learning_ext.trainers.build import build_trainer
+
+    def built(architecture, seed):
+        sae = sae_of(architecture, seed=seed).resolve(100, 8)
+        return build_trainer(
+            sae,
+            steps=100,
+            activation_dim=16,
+            layer=0,
+            lm_name="tiny",
+            hook="h",
+            device="cpu",
+            dtype="float32",
+            name="x",
+        )
+
+    one, other = built("vsae_top_k", 0), built("vsae_top_k", 1)
+    batches = t.randn(8, 8, 16, generator=t.Generator().manual_seed(0))
+    for step, x_BD in enumerate(batches[:5]):
+        one.update(step, x_BD)
+    save_point(tmp_path, 5, trainer_state(one), {"anything": [1, None, "x"]})
+    point = load_point(tmp_path, 5)
+    assert point.run == {"anything": [1, None, "x"]}
+    load_trainer_state(other, point.trainer)
+    for step, x_BD in enumerate(batches[5:], start=5):
+        one.update(step, x_BD)
+        other.update(step, x_BD)
+    assert_equal(trainer_state(one), trainer_state(other))
+    with pytest.raises(CheckpointError, match="to another trainer than TopKTrainer"):
+        load_trainer_state(built("top_k", 0), point.trainer)

@@ -1,0 +1,145 @@
+"""Signals: where they end a run, what is kept, and the exit code of the command."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stopped_at, written
+
+from dictionary_learning_ext import train
+from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.errors import CheckpointError, Interrupted
+from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
+from dictionary_learning_ext.training.sae_run import SAERun
+from experiments.robustness.wandb_files import history
+
+
+def test_a_run_that_ended_in_its_evaluation_is_evaluated(run, tmp_path, monkeypatch):
+    (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.evaluate", stop)
+    with pytest.raises(Interrupted, match=r"SIGTERM in the evaluation.*vsae eval"):
+        train(run, {"x": sae_of()})
+    monkeypatch.undo()
+    resumed(run.save_dir)
+    assert_equal(results(whole), results(Path(run.save_dir)))
+
+
+def test_a_signal_in_the_middle_of_a_fill_is_answered_before_the_fill_ends(
+    run, tmp_path, monkeypatch
+):
+    (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
+    original = ResidualBuffer.refresh
+
+    def refresh(self):
+        if self.fills == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    monkeypatch.setattr(ResidualBuffer, "refresh", refresh)
+    with pytest.raises(Interrupted) as stop:
+        train(run, {"x": sae_of()})
+    monkeypatch.undo()
+    assert stop.value.exit_code == 143
+    (step,) = steps_of(Path(run.save_dir))[-1:]
+    assert load_point(Path(run.save_dir), step).run["buffer"]["batches"] == 0
+    resumed(run.save_dir)
+    assert_equal(results(whole), results(Path(run.save_dir)))
+
+
+def test_by_time_too_and_the_signal_handlers_are_given_back(run, monkeypatch):
+    former = signal.getsignal(signal.SIGTERM)
+    clock = iter(range(10**6))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock) * 3.0)
+    seen = []
+    original = SAERun.save_point
+    monkeypatch.setattr(
+        SAERun,
+        "save_point",
+        lambda self, step, shared: seen.append(step) or original(self, step, shared),
+    )
+    train(replace(run, save_every="1m", eval_tokens=0), {"x": sae_of()})
+    assert seen[-1] == STEPS
+    assert len(seen) > 2
+    assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_none_writes_no_points_but_a_signal_does(run, monkeypatch):
+    quiet = replace(run, save_every="none")
+    (folder,) = train(quiet, {"x": sae_of()}).values()
+    assert steps_of(folder) == []
+    stopped_at(12, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(replace(quiet, overwrite=True), {"x": sae_of()})
+    assert steps_of(folder) == [12]
+
+
+def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch):
+    quiet = replace(run, save_every="none", save_steps="20")
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.evaluate", stop)
+    with pytest.raises(Interrupted):
+        train(quiet, {"x": sae_of()})
+    monkeypatch.undo()
+    before = (Path(run.save_dir) / "ae.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"is kept.*vsae eval"):
+        resumed(run.save_dir)
+    assert (Path(run.save_dir) / "ae.pt").read_bytes() == before
+
+
+def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
+    stopped_at(STEPS, monkeypatch)
+    with pytest.raises(Interrupted, match="in the evaluation"):
+        train(run, {"x": sae_of()})
+
+
+def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own_wandb):
+    """As SLURM does it, with wandb offline: one run id, no step twice."""
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in vars(replace(run, wandb="offline", steps=500)).items()
+        if value is not None
+    ]
+    flags += ["--dict-size=32", "--k=4", "--save-every=none", "--eval-tokens=0", "--text-passes=99"]
+    command = [sys.executable, "-m", "dictionary_learning_ext.cli", "train"]
+    process = subprocess.Popen([*command, *flags], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    folder = Path(run.save_dir)
+    while process.poll() is None and written(folder) < 3:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    process.terminate()
+    _, error = process.communicate()
+    assert process.returncode == 143, error
+    assert f"continue with `vsae train --resume {folder}`" in error.splitlines()[-1]
+    (step,) = steps_of(folder)
+    refused = subprocess.run(
+        [*command, "--resume", str(folder), "--beta", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "beta=1.0, not 3.0; leave out --beta" in refused.stderr.splitlines()[-1]
+    done = subprocess.run(
+        [*command, "--resume", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from step {step}" in done.stderr
+    logs = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(logs) == 2
+    assert len({log.name for log in logs}) == 1, "one run id"
+    logged = sorted(int(row["step"]) for log in logs for row in history(log))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [line["step"] for line in lines]
