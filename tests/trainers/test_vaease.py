@@ -14,7 +14,7 @@ from dictionary_learning_ext import VAEase, VAEaseTrainer, load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
-from dictionary_learning_ext.export.formats import Source, require_supported
+from dictionary_learning_ext.export.formats import ExportedSAE, require_supported
 from dictionary_learning_ext.run_folder.resume_points import (
     load_point,
     load_trainer_state,
@@ -243,8 +243,12 @@ def test_another_classs_file_is_refused(tmp_path):
 @pytest.mark.parametrize("form", ["sae-bench", "dictionary-learning", "sae-lens", "safetensors"])
 def test_no_other_library_reads_it_and_export_says_so(form):
     config = {"trainer": {"trainer_class": "VAEaseTrainer"}}
-    source = Source("mine", VAEase(D, F), config, "m", "d", "blocks.0.hook_resid_post", 8, None)
-    with pytest.raises(CheckpointError, match=f"mine is a VAEase.*{form}.*load_dictionary"):
+    source = ExportedSAE(
+        "mine", VAEase(D, F), config, "m", "d", "blocks.0.hook_resid_post", 8, None
+    )
+    with pytest.raises(
+        CheckpointError, match=f"mine is an SAE of class VAEase.*{form}.*load_dictionary"
+    ):
         require_supported(form, source)
 
 
