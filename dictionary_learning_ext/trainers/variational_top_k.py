@@ -33,6 +33,7 @@ from .kernels.objective import (
 )
 from .kernels.scratch import keep_freed_memory
 from .kernels.selection import draw_code
+from .kernels.step_form import StepForm
 from .optimizers import UnitNormAdam
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
 
@@ -118,7 +119,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             std = (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
-            indices, values = draw_code(mu, std, int(self.k), self.noise_on, noise, generator)
+            indices, values = draw_code(
+                mu, std, int(self.k), self.noise_on, noise, generator, StepForm.of(mu.device)
+            )
         else:
             top = mu.topk(int(self.k), dim=-1, sorted=False)  # nnsight's proxies can't be unpacked
             indices, values = top.indices, top.values
@@ -257,6 +260,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
 
         keep_freed_memory()
+        self.form = StepForm.of(t.device(self.device))
         self._start_noise()
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
         self.tokens_trained = 0
@@ -319,6 +323,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             log_var_limits=ae.log_var_limits if ae.posterior_kind == "learned" else None,
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,
+            form=self.form,
         )
 
     @t.no_grad()

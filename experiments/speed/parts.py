@@ -1,11 +1,12 @@
-"""The parts of a step that have several forms, at several sizes: what the code's constants rest on.
+"""The parts of a step that have several forms, at several sizes: what the defaults of
+`StepForm` rest on.
 
     python -m experiments.speed.parts     # about 3 minutes
 
 1. The three products of a code with weights, k-sparse and dense, in fp32 and bf16:
-   `codes.SPARSE_DENSITY` and `codes.SPARSE_PROJECTION_DENSITY_AMX`.
-2. Noise and selection, torch's own and ours: `selection.py`.
-3. Rows in a block: `row_blocks.BLOCK`.
+   `sparse_density` and `sparse_projection_density`.
+2. Noise and selection, torch's own and ours: `partitions_by_numpy`.
+3. Rows in a block: `block`.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from collections.abc import Callable
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels import row_blocks
 from dictionary_learning_ext.trainers.kernels.codes import DenseCode, SparseCode
 from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
 from dictionary_learning_ext.trainers.kernels.scratch import keep_freed_memory
@@ -23,10 +23,12 @@ from dictionary_learning_ext.trainers.kernels.selection import (
     normal_noise,
     top_k,
 )
+from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 from experiments.pages import table, write
 from experiments.speed.timing import header, medians
 
 BATCH, D, F, SEED = 2048, 512, 2048, 0
+FORM = StepForm.of(t.device("cpu"))
 Code = SparseCode | DenseCode
 
 
@@ -60,7 +62,7 @@ def selection(k: int) -> dict[str, float]:
     generator = t.Generator().manual_seed(SEED)
 
     def in_blocks(function) -> list:
-        return map_row_blocks(function, BATCH, F, generator)
+        return map_row_blocks(function, BATCH, F, generator, FORM.block)
 
     return medians(
         {
@@ -70,9 +72,9 @@ def selection(k: int) -> dict[str, float]:
             ),
             "K largest: torch's topk": lambda: mu_BF.topk(k, sorted=False),
             "K largest: numpy, one thread": lambda: np.argpartition(mu_BF.numpy(), -k, axis=1),
-            "K largest: blocks": lambda: in_blocks(lambda r, _: top_k(mu_BF[r], k)),
+            "K largest: blocks": lambda: in_blocks(lambda r, _: top_k(mu_BF[r], k, FORM)),
             "what the mean selects: blocks": lambda: in_blocks(
-                lambda r, _: MeanSelection.of_means(mu_BF[r], k)
+                lambda r, _: MeanSelection.of_means(mu_BF[r], k, FORM)
             ),
         }
     )
@@ -84,18 +86,13 @@ def block_sizes(k: int) -> dict[str, float]:
     generator = t.Generator().manual_seed(SEED)
 
     def draw(rows: slice, own: t.Generator | None) -> None:
-        draw_code(mu_BF[rows], sigma, k, "both", 1.0, own)
-        MeanSelection.of_means(mu_BF[rows], k)
+        draw_code(mu_BF[rows], sigma, k, "both", 1.0, own, FORM)
+        MeanSelection.of_means(mu_BF[rows], k, FORM)
 
     def with_block(size: int) -> None:
-        row_blocks.BLOCK = size
-        map_row_blocks(draw, BATCH, F, generator)
+        map_row_blocks(draw, BATCH, F, generator, size)
 
-    usual = row_blocks.BLOCK
-    try:
-        return medians({f"2^{n}": lambda n=n: with_block(2**n) for n in range(16, 22)})
-    finally:
-        row_blocks.BLOCK = usual
+    return medians({f"2^{n}": lambda n=n: with_block(2**n) for n in range(16, 22)})
 
 
 def main() -> None:

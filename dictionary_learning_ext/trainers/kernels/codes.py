@@ -17,18 +17,7 @@ import torch as t
 from torch.nn import functional
 
 from .scratch import scratch
-
-# The largest k/F at which the sparse form is faster on 2 cores with AVX-512 (B=2048, D=512, F=2048;
-# experiments/results/benchmark_parts.md). `project` has no fast sparse form in bf16, where matmuls
-# take a seventh of fp32's time if the CPU has AMX. Where it was not measured, as on a GPU: dense.
-SPARSE_DENSITY = 1 / 16
-SPARSE_PROJECTION_DENSITY_AMX = 1 / 128
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices by AMX."""
-    return t.cpu._is_amx_tile_supported()  # torch 2.6 has no public name for it
+from .step_form import StepForm
 
 
 class SparseCode:
@@ -138,15 +127,19 @@ def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
 
 
 def top_k_code(
-    indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str = "code"
+    indices_BK: t.Tensor,
+    dict_size: int,
+    matmul_dtype: t.dtype,
+    form: StepForm,
+    name: str = "code",
 ) -> SparseCode | DenseCode:
-    """The form that is faster at this k, F, dtype and device.
+    """The code in the form that `form` says for this k, F and dtype.
 
     `name` tells codes apart that are in use at the same time.
     """
     density = indices_BK.shape[1] / dict_size
-    if indices_BK.device.type != "cpu" or density > SPARSE_DENSITY:
+    if density > form.sparse_density:
         return DenseCode(indices_BK, dict_size, matmul_dtype, name)
-    by_amx = matmul_dtype == t.bfloat16 and has_amx()
-    projects_densely = by_amx and density > SPARSE_PROJECTION_DENSITY_AMX
+    is_bf16 = matmul_dtype == t.bfloat16
+    projects_densely = is_bf16 and density > form.sparse_projection_density
     return SparseCode(indices_BK, dict_size, matmul_dtype, projects_densely=projects_densely)

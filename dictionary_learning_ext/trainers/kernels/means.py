@@ -12,9 +12,6 @@ from torch.nn import functional
 
 from .codes import all_products
 
-BLOCK = 2**24
-"""Means held at a time where not all are needed, 64 MB: a smaller block reads the weights more often."""
-
 
 class Moments(NamedTuple):
     """Averages over a batch of means mu and centred activations x."""
@@ -36,6 +33,7 @@ class BatchMeans:
         rectify: whether a ReLU is applied.
         matmul_dtype: of the products; what is returned has the weights' dtype.
         keep: compute the means of the whole batch at once and keep them.
+        means_at_once: how many are held at a time otherwise.
     """
 
     def __init__(
@@ -47,10 +45,12 @@ class BatchMeans:
         rectify: bool,
         matmul_dtype: t.dtype,
         keep: bool,
+        means_at_once: int,
     ):
         self.weight_FD, self.bias_F = weight_FD, bias_F
         self.rectify = rectify
         self.centred_BD = centred_BD
+        self._means_at_once = means_at_once
         self._operands = centred_BD.to(matmul_dtype), weight_FD.to(matmul_dtype)
         self._kept_BF = None
         if keep:
@@ -58,9 +58,9 @@ class BatchMeans:
             self._kept_BF = mu_BF.relu_() if rectify else mu_BF
 
     def row_blocks(self, n_features: int) -> Iterator[slice]:
-        """Slices of the batch, of as many rows as to hold at most `BLOCK` of so many features."""
+        """Slices of the batch, small enough to hold their means of `n_features` at once."""
         batch = len(self.centred_BD)
-        rows = batch if self._kept_BF is not None else max(1, BLOCK // n_features)
+        rows = batch if self._kept_BF is not None else max(1, self._means_at_once // n_features)
         return (slice(i, min(i + rows, batch)) for i in range(0, batch, rows))
 
     def products(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
@@ -89,7 +89,7 @@ class BatchMeans:
         products_BF = self.products(block)
         return lambda rows: self.finish(products_BF[rows])
 
-    def means(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
+    def of(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
         """mu of some rows, of all features or of those whose indices are given."""
         if self._kept_BF is not None:
             kept = self._kept_BF[rows]
@@ -102,7 +102,7 @@ class BatchMeans:
         x_BD, weight_FD = self._operands
         cross_FD = None
         if self.rectify:
-            mu_BF = self.means()
+            mu_BF = self.of()
             mean_F, square_F = mu_BF.mean(0), mu_BF.square().mean(0)
             if with_cross:
                 cross_FD = (mu_BF.to(x_BD.dtype).t() @ x_BD).to(dtype).div_(batch)
@@ -120,6 +120,6 @@ class BatchMeans:
     def combine(self, factor_F: t.Tensor) -> t.Tensor:
         """sum_i factor_i mu_i w_i, (B, D): the gradient at x of sum_i factor_i mu_i^2 / 2."""
         if self.rectify:
-            return (self.means() * factor_F) @ self.weight_FD
+            return (self.of() * factor_F) @ self.weight_FD
         scaled_FD = self.weight_FD * factor_F[:, None]
         return self.centred_BD @ (self.weight_FD.t() @ scaled_FD) + self.bias_F @ scaled_FD

@@ -3,7 +3,7 @@
 One `torch.autograd.Function` computes the loss together with the gradients of every parameter. Only
 the encoder and the choice of the K largest go through B x F numbers, and on a CPU some rows at a
 time: the reconstruction's gradient has K values a row, and the KL's comes from second moments
-(`encoder.py`). B x F numbers are held at once for a learned log-variance, for a ReLU, where dense
+(`means.py`). B x F numbers are held at once for a learned log-variance, for a ReLU, where dense
 products of the code are the faster ones (`codes.py`), and on a GPU. The same loss, written densely
 for autograd, is the reference in the tests.
 
@@ -26,6 +26,7 @@ from .log_variance import LogVariance
 from .means import BatchMeans, Moments
 from .row_blocks import map_row_blocks
 from .selection import MeanSelection, chooses, draw_code
+from .step_form import StepForm
 
 
 class Weights(NamedTuple):
@@ -57,6 +58,7 @@ class StepObjective:
     log_var_limits: t.Tensor | None  # lower and upper, of the learned posterior
     tokens_since_fired_F: t.Tensor  # before this batch
     generator: t.Generator
+    form: StepForm
 
 
 class LossTerms(NamedTuple):
@@ -123,7 +125,7 @@ class _Draw(NamedTuple):
 class _Evaluated(NamedTuple):
     """What the gradients need of the forward pass."""
 
-    encoder: BatchMeans
+    means: BatchMeans
     log_var: LogVariance | None
     draw: _Draw
     code: SparseCode | DenseCode
@@ -138,13 +140,14 @@ def _evaluate(
 ) -> tuple[LossTerms, _Evaluated]:
     matmul_dtype, posterior = objective.matmul_dtype, objective.posterior
     centred_BD = x_BD - weights.b_dec_D
-    encoder = BatchMeans(
+    means = BatchMeans(
         centred_BD,
         weights.W_enc_FD,
         weights.b_enc_F,
         rectify=posterior.rectify,
         matmul_dtype=matmul_dtype,
         keep=x_BD.device.type != "cpu" or posterior.rectify or posterior.posterior == "learned",
+        means_at_once=objective.form.means_at_once,
     )
     log_var = None
     if weights.W_var_FD is not None and weights.b_var_F is not None:
@@ -152,21 +155,23 @@ def _evaluate(
         log_var = LogVariance.of(
             centred_BD, weights.W_var_FD, weights.b_var_F, objective.log_var_limits, matmul_dtype
         )
-    draw = _draw(encoder, log_var, objective)
+    draw = _draw(means, log_var, objective)
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
-    code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype)
+    code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
 
     since_fired_F = (objective.tokens_since_fired_F + len(x_BD)).masked_fill_(draw.fired_F, 0)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
     moments = None
     if objective.options.kl_scope == "all":
-        moments = encoder.moments(with_cross=objective.kl_weight != 0)
+        moments = means.moments(with_cross=objective.kl_weight != 0)
     kl_loss, mean_kl_F = _kl(moments, draw, log_var, objective)
     auxk = None
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold
-        auxk = AuxK.of(encoder, dead_F, W_dec_FD, error_BD, objective.top_k_aux, matmul_dtype)
+        auxk = AuxK.of(
+            means, dead_F, W_dec_FD, error_BD, objective.top_k_aux, matmul_dtype, objective.form
+        )
     auxk_loss = l2_loss.new_zeros(()) if auxk is None else auxk.loss
     has_one_B = draw.smallest_B < t.inf
     terms = LossTerms(
@@ -178,37 +183,39 @@ def _evaluate(
         mean_threshold=draw.smallest_B.float().masked_fill(~has_one_B, 0).sum() / has_one_B.sum(),
         tokens_since_fired_F=since_fired_F,
     )
-    return terms, _Evaluated(encoder, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
+    return terms, _Evaluated(means, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
 
 
-def _draw(encoder: BatchMeans, log_var: LogVariance | None, objective: StepObjective) -> _Draw:
+def _draw(means: BatchMeans, log_var: LogVariance | None, objective: StepObjective) -> _Draw:
     """Select each row's features and draw their values."""
-    posterior, k = objective.posterior, objective.k
+    posterior, k, form = objective.posterior, objective.k, objective.form
     noise_scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
     generator = None if noise_scale == 0 else objective.generator
-    batch, dict_size = len(encoder.centred_BD), len(encoder.weight_FD)
+    batch, dict_size = len(means.centred_BD), len(means.weight_FD)
 
     def draw(
         mu_BF: t.Tensor, rows: slice, generator: t.Generator | None
     ) -> tuple[t.Tensor, t.Tensor, t.Tensor, MeanSelection]:
         std = objective.sigma if log_var is None else log_var.std_BF[rows]
-        indices_BK, values_BK = draw_code(mu_BF, std, k, posterior.noise_on, noise_scale, generator)
+        indices_BK, values_BK = draw_code(
+            mu_BF, std, k, posterior.noise_on, noise_scale, generator, form
+        )
         mu_BK = mu_BF.gather(1, indices_BK)
         if chooses(posterior.noise_on, noise_scale):
-            return indices_BK, values_BK, mu_BK, MeanSelection.of_means(mu_BF, k)
+            return indices_BK, values_BK, mu_BK, MeanSelection.of_means(mu_BF, k, form)
         return indices_BK, values_BK, mu_BK, MeanSelection.of_code(indices_BK, mu_BK, dict_size)
 
-    if encoder.centred_BD.device.type != "cpu":
-        indices_BK, values_BK, mu_BK, fired = draw(encoder.means(), slice(None), generator)
+    if means.centred_BD.device.type != "cpu":
+        indices_BK, values_BK, mu_BK, fired = draw(means.of(), slice(None), generator)
         return _Draw(indices_BK, values_BK, mu_BK, fired.fired_F, fired.smallest_B)
 
     with t.inference_mode(False):  # other threads write to them
-        values = encoder.weight_FD.new_empty(2, batch, k)
+        values = means.weight_FD.new_empty(2, batch, k)
         indices = values.new_empty(batch, k, dtype=t.int64)
         smallest_B = values.new_empty(batch)
     fired = []
-    for block in encoder.row_blocks(dict_size):
-        read = encoder.reader(block)
+    for block in means.row_blocks(dict_size):
+        read = means.reader(block)
 
         def draw_rows(
             rows: slice, generator: t.Generator | None, read=read, first=block.start
@@ -219,7 +226,9 @@ def _draw(encoder: BatchMeans, log_var: LogVariance | None, objective: StepObjec
             smallest_B[places] = mean.smallest_B
             return mean.fired_F
 
-        fired += map_row_blocks(draw_rows, block.stop - block.start, dict_size, generator)
+        fired += map_row_blocks(
+            draw_rows, block.stop - block.start, dict_size, generator, form.block
+        )
     return _Draw(indices, values[0], values[1], t.stack(fired).any(0), smallest_B)
 
 
@@ -258,7 +267,7 @@ def _gradients(
 ) -> tuple[t.Tensor | None, ...]:
     """Of x (if `x_grad`) and of each of `weights`."""
     e, batch = evaluated, len(evaluated.error_BD)
-    W_enc_FD, centred_BD = weights.W_enc_FD, e.encoder.centred_BD
+    W_enc_FD, centred_BD = weights.W_enc_FD, e.means.centred_BD
     grad_hat_BD = e.error_BD * (2 / batch)
     grad_values_BK = e.code.project(grad_hat_BD)
     grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
@@ -287,7 +296,7 @@ def _gradients(
         grad_W_enc_FD = e.moments.cross_FD.mul_(factor_F[:, None])
         grad_b_enc_F = e.moments.mean_F * factor_F
         if grad_x_BD is not None:
-            grad_x_BD = grad_x_BD + e.encoder.combine(factor_F / batch)
+            grad_x_BD = grad_x_BD + e.means.combine(factor_F / batch)
     for code, grad_BK in on_mu:
         grad_W_enc_FD = code.outer(grad_BK, centred_BD).add_(grad_W_enc_FD)
         grad_b_enc_F.scatter_add_(0, code.indices_BK.flatten(), grad_BK.flatten())

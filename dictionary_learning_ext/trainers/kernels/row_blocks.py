@@ -17,22 +17,23 @@ import torch as t
 
 Result = TypeVar("Result")
 
-BLOCK = 2**19
-"""Numbers of a B x F tensor in a block: the fastest on 2 cores (results/benchmark_parts.md)."""
-
 
 def map_row_blocks(
     function: Callable[[slice, t.Generator | None], Result],
     batch: int,
     width: int,
     generator: t.Generator | None,
+    block: int,
 ) -> list[Result]:
     """What `function(rows, generator)` returns for each block of rows of a batch x width tensor.
 
     The function is called without gradients. Each block has a generator of its own, seeded from
     `generator`; None if that is None.
+
+    Arguments:
+        block: the most numbers of the tensor in a block.
     """
-    rows = max(1, BLOCK // width)
+    rows = max(1, block // width)
     blocks = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
     generators: list[t.Generator | None] = [None] * len(blocks)
     if generator is not None:
