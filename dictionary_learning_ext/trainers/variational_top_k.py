@@ -24,13 +24,8 @@ from ..config.options import (
 )
 from ..errors import ConfigError
 from .base import FromState, SamplingTrainer
-from .kernels.objective import (
-    LossTerms,
-    StepObjective,
-    Weights,
-    loss_and_gradients,
-    variational_loss,
-)
+from .kernels.loss import loss_and_gradients, variational_loss
+from .kernels.objective import LossTerms, StepObjective, Weights
 from .kernels.scratch import keep_freed_memory
 from .kernels.selection import draw_code
 from .kernels.step_form import StepForm

@@ -11,7 +11,7 @@ from .selection import top_k
 from .step_form import StepForm
 
 
-class AuxK(NamedTuple):
+class AuxKLoss(NamedTuple):
     """Upstream's `TopKTrainer.get_auxiliary_loss`, with its gradient."""
 
     loss: t.Tensor
@@ -35,7 +35,7 @@ class AuxK(NamedTuple):
         top_k_aux: int,
         matmul_dtype: t.dtype,
         form: StepForm,
-    ) -> "AuxK | None":
+    ) -> "AuxKLoss | None":
         """Reconstruct the residual from each row's `top_k_aux` largest dead features.
 
         If `form.reads_dead_count`, having no dead features costs nothing, and None is returned.

@@ -13,7 +13,7 @@ from ..posterior import variance_kl
 from .codes import DenseCode, SparseCode
 
 
-class LogVariance(NamedTuple):
+class BatchLogVariance(NamedTuple):
     """Of one batch."""
 
     centred_BD: t.Tensor
@@ -31,7 +31,7 @@ class LogVariance(NamedTuple):
         bias_F: t.Tensor,
         limits: t.Tensor,
         matmul_dtype: t.dtype,
-    ) -> "LogVariance":
+    ) -> "BatchLogVariance":
         """The log-variance of activations x - b_dec."""
         operands = [part.to(matmul_dtype) for part in (centred_BD, weight_FD, bias_F)]
         raw_BF = functional.linear(*operands).to(weight_FD.dtype)

@@ -1,4 +1,4 @@
-"""The hand-derived objective against its dense autograd form, in float64."""
+"""The loss and its hand-derived gradients against the dense autograd form, in float64."""
 
 import dataclasses
 import itertools
@@ -9,11 +9,8 @@ from dense_reference import dense_loss
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
-from dictionary_learning_ext.trainers.kernels.objective import (
-    StepObjective,
-    Weights,
-    variational_loss,
-)
+from dictionary_learning_ext.trainers.kernels.loss import variational_loss
+from dictionary_learning_ext.trainers.kernels.objective import StepObjective, Weights
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 BATCH, D, F = 24, 6, 40
