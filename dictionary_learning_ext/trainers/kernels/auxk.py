@@ -1,4 +1,4 @@
-"""AuxK: dead features learn to reconstruct what the living ones leave (Gao et al. 2024, A.2)."""
+"""AuxK: dead features learn to reconstruct what the living ones do not (Gao et al. 2024, A.2)."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ class AuxKLoss(NamedTuple):
     """||residual - its reconstruction||^2, relative to the residual's variance (0-dim)"""
     values_BK: t.Tensor
     is_dead_BK: t.Tensor
-    """False where a row had fewer dead features than were taken"""
+    """false for a living feature, taken because there were too few dead ones"""
     code: SparseCode | DenseCode
     """each row's largest dead features"""
     aux_error_BD: t.Tensor
@@ -44,7 +44,7 @@ class AuxKLoss(NamedTuple):
         Arguments:
             means: the posterior's.
             dead_F: which features are dead (bool).
-            error_BD: x_hat - x, taken as a constant.
+            error_BD: x_hat - x; no gradient flows through it.
         """
         k_aux = min(top_k_aux, len(dead_F))
         if form.reads_dead_count:
@@ -78,7 +78,7 @@ class AuxKLoss(NamedTuple):
         return cls(loss, values_BK, is_dead_BK, code, aux_error_BD, scale)
 
     def backward(self, weight: float) -> tuple[t.Tensor, t.Tensor]:
-        """The gradients of mu at the code, (B, K), and of W_dec, (F, D), from weight * loss."""
+        """The gradients of weight * loss at the code's means, (B, K), and at W_dec, (F, D)."""
         grad_BD = self.aux_error_BD * (self.scale * (2 * weight / len(self.aux_error_BD)))
         grad_values_BK = self.code.project(grad_BD) * self.is_dead_BK
         return grad_values_BK, self.code.outer(self.values_BK, grad_BD)

@@ -14,14 +14,14 @@ from .objective import StepObjective, Weights
 def gradients(
     forward_pass: ForwardPass, weights: Weights, objective: StepObjective, *, x_grad: bool
 ) -> tuple[t.Tensor | None, ...]:
-    """Of x (if `x_grad`) and of each of `weights`."""
+    """The loss's gradients at x (None without `x_grad`) and at each of `weights`."""
     e, batch = forward_pass, len(forward_pass.error_BD)
     W_enc_FD, centred_BD = weights.W_enc_FD, e.means.centred_BD
     grad_hat_BD = e.error_BD * (2 / batch)
     grad_values_BK = e.code.project(grad_hat_BD)
     grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
-    # The KL's gradients are mu / p^2 and (sigma^2 / p^2 - 1) / 2, times its weight, on the
-    # selected or on all features; with free bits, on those that have more.
+    # The KL's gradient is mu / p^2 at mu, and (sigma^2 / p^2 - 1) / 2 at log_var, times its weight.
+    # It is on the selected features, or on all; with free bits, on those whose KL exceeds them.
     kl_weight = objective.kl_weight / objective.prior_std.square()
     grad_mu_BK = grad_values_BK
     if objective.options.kl_scope == "selected":
@@ -70,7 +70,7 @@ def gradients(
 def _log_var_gradients(
     e: ForwardPass, grad_values_BK: t.Tensor, objective: StepObjective, *, x_grad: bool
 ) -> tuple[t.Tensor, t.Tensor, t.Tensor | None]:
-    """Of W_var, b_var and, if `x_grad`, x."""
+    """The loss's gradients at W_var, b_var and, if `x_grad`, x."""
     assert e.log_var is not None
     selected_BK = t.zeros_like(grad_values_BK)
     if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2

@@ -1,4 +1,4 @@
-"""Which features a token keeps: noise, the K largest, and what the mean alone would keep."""
+"""Which features a token keeps: drawing noise, the K largest, and what the mean alone selects."""
 
 import functools
 from typing import NamedTuple
@@ -24,10 +24,10 @@ def draw_code(
     Arguments:
         mu_BF: the posterior's means, fp32 or wider.
         std: its standard deviations: (B, F), or 0-dim for one value.
-        noise_on: "both": I = TopK(z), values z_I; "values": I = TopK(mu), values z_I, and only
-            these are drawn; "selection": I = TopK(z), values mu_I.
-        noise_scale: tau; 0 draws nothing and gives the mean's code.
-        generator: of the device of `mu_BF`; torch's own if None.
+        noise_on: "both": I = TopK(z), values z_I. "values": I = TopK(mu), values z_I; only these
+            are drawn. "selection": I = TopK(z), values mu_I.
+        noise_scale: tau. 0 draws nothing and gives the mean's code.
+        generator: on the device of `mu_BF`. Default: torch's own.
         form: says how the K largest are found.
 
     Returns: indices (B, K) and values (B, K).
@@ -51,7 +51,7 @@ def chooses(noise_on: NoiseOn, noise_scale: float) -> bool:
 
 
 def top_k(values_BF: t.Tensor, k: int, form: StepForm) -> tuple[t.Tensor, t.Tensor]:
-    """The K largest of each row and their places, in any order. NaN counts as the largest."""
+    """Each row's K largest and their indices, in any order. NaN counts as the largest."""
     if k == values_BF.shape[-1] or not _is_for_numpy(values_BF, form):
         values_BK, indices_BK = values_BF.topk(k, dim=-1, sorted=False)
         return values_BK, indices_BK
@@ -59,13 +59,13 @@ def top_k(values_BF: t.Tensor, k: int, form: StepForm) -> tuple[t.Tensor, t.Tens
     indices_BK = t.from_numpy(order[..., -k:]).contiguous()
     values_BK = values_BF.gather(-1, indices_BK)
     padded = values_BK.amin(-1) == 0
-    if padded.any():  # a ReLU's zeros: choose among them as upstream's topk does
+    if padded.any():  # a ReLU's zeros: choose the ones that upstream's topk chooses
         values_BK[padded], indices_BK[padded] = values_BF[padded].topk(k, dim=-1, sorted=False)
     return values_BK, indices_BK
 
 
 class MeanSelection(NamedTuple):
-    """What the mean alone selects, of some rows."""
+    """What the mean alone selects, in some rows."""
 
     fired_F: t.Tensor
     """whether some row's selection holds the feature (bool)"""
@@ -81,8 +81,8 @@ class MeanSelection(NamedTuple):
 
     @classmethod
     def of_means(cls, mu_BF: t.Tensor, k: int, form: StepForm) -> "MeanSelection":
-        """From the means. One that equals the K-th largest counts as selected, unless it is 0."""
-        if _is_for_numpy(mu_BF, form):  # values alone take half as long to partition as places do
+        """From the means. A mean equal to the K-th largest counts as selected, unless it is 0."""
+        if _is_for_numpy(mu_BF, form):  # partitioning values takes half as long as indices
             kth_B = t.from_numpy(np.partition(mu_BF.numpy(), -k, axis=1)[:, -k])
         else:
             kth_B = mu_BF.topk(k, sorted=False).values.amin(-1)
@@ -100,9 +100,9 @@ class MeanSelection(NamedTuple):
 def normal_noise(like_BF: t.Tensor, std: t.Tensor, generator: t.Generator | None) -> t.Tensor:
     """Independent N(0, std^2) in the shape, dtype and device of `like_BF`; std is 0-dim or (B, F).
 
-    On a CPU: 16 random bits choose one of 65,536 equally likely values, which takes half of
-    `normal_`'s time on one thread. Their distribution function is within 2^-16 of the normal one,
-    their variance within 1e-5 of std^2, relatively, and the largest is 4.4 std.
+    On a CPU, 16 random bits choose one of 65,536 equally likely values. That takes half of
+    `normal_`'s time on one thread. The values' distribution function is within 2^-16 of the normal
+    one, their variance is within 1e-5 of std^2 (relative), and the largest is 4.4 std.
     """
     if like_BF.device.type != "cpu":
         return t.empty_like(like_BF).normal_(generator=generator).mul_(std)
