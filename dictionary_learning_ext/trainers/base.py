@@ -1,7 +1,13 @@
-"""What the training loop asks of a trainer, what evaluation asks of a dictionary, and what our
-trainers share. `upstream.py` gives upstream's trainers the same.
+"""What trainers and dictionaries must offer to the rest of the package, and what ours share.
 
-Code asks these protocols what an object can do, and never of which class it is.
+- The training loop asks a `Trainer` to take a step, for a batch's metrics, whether all numbers are
+  finite, and for what a resume point must hold. Our trainers inherit most of it from
+  `SamplingTrainer`. `upstream.UpstreamTrainer` wraps upstream's trainers so that they offer it too.
+- Evaluation asks a dictionary for its `posterior`, if it has one (`HasPosterior`). It gets each
+  feature's KL and standard deviation (`FeaturePosterior`).
+- `load_dictionary` asks our dictionaries to rebuild themselves from `ae.pt` alone (`FromState`).
+
+Callers ask what an object can do, never which class it is.
 """
 
 from inspect import signature
@@ -18,51 +24,51 @@ from .optimizers import GuardedAdam
 
 
 class Failure(NamedTuple):
-    """Why an SAE can't be trained on."""
+    """Why an SAE's training has to stop."""
 
     step: int
-    """By which step it happened."""
+    """the step at which it failed, or was found to have failed"""
     what: str
 
 
 class Trainer(Protocol):
-    """A trainer as the loop uses it. Ours are such; upstream's become one by `UpstreamTrainer`."""
+    """What the training loop asks of a trainer."""
 
     ae: Any
     scheduler: Any
 
     @property
     def config(self) -> dict[str, Any]:
-        """Upstream's keys and its own: enough to build the trainer again."""
+        """Upstream's keys and its own: enough to rebuild the trainer."""
         ...
 
     def update(self, step: int, x: t.Tensor) -> Any:
-        """One training step on activations (B, D), in training units."""
+        """Take one training step on activations (B, D), in training units."""
         ...
 
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
-        """What is logged about a batch. Changes nothing, draws nothing."""
+        """What is logged about a batch. Changes no state and advances no generator."""
         ...
 
     def check(self, step: int) -> Failure | None:
-        """What was not finite since the run began, if anything."""
+        """The failure, if a loss, gradient or weight has not been finite since the run began."""
         ...
 
     def restore_last_finite(self) -> None:
-        """Put back the last weights that `check` found finite, where steps may spoil them."""
+        """Put back the last weights that `check` found finite."""
         ...
 
     def state(self) -> Any:
-        """The trainer that holds everything a resume point needs as attributes."""
+        """The object whose attributes are everything a resume point must hold."""
         ...
 
 
 class FeaturePosterior(Protocol):
-    """The distribution of each feature of some tokens."""
+    """Each feature's distribution, for some tokens."""
 
     @property
     def kl(self) -> t.Tensor:
-        """KL to the prior in nats, (…, F)."""
+        """KL divergence from the prior in nats, (…, F)."""
         ...
 
     @property
@@ -72,7 +78,7 @@ class FeaturePosterior(Protocol):
 
     @property
     def noise_variance(self) -> t.Tensor | None:
-        """sigma^2, where k sigma^2 is the noise energy of a reconstruction; None elsewhere."""
+        """sigma^2, if sampling adds k sigma^2 of energy to a reconstruction; otherwise None."""
         ...
 
 
@@ -81,12 +87,12 @@ class HasPosterior(Protocol):
     """A dictionary whose features are distributions."""
 
     def posterior(self, x: t.Tensor) -> FeaturePosterior:
-        """Of activations (…, D)."""
+        """The distribution of each feature of activations (…, D)."""
         ...
 
 
 def selects_top_k(dictionary: Dictionary) -> bool:
-    """Whether it keeps the k largest of each token, and `encode` can return which."""
+    """Whether it keeps each token's k largest features, and its `encode` can return which."""
     return "return_topk" in signature(dictionary.encode).parameters
 
 
@@ -100,7 +106,11 @@ class LossLog(NamedTuple):
 
 
 def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[str, float]:
-    """How well a batch is reconstructed, by how many features, and how many of them are in use."""
+    """How well a batch is reconstructed, and with how many features.
+
+    Returns: `fve` (1 - residual / total variance), `l0` (nonzero features per row, averaged) and
+    `alive_in_batch` (the share of features that are nonzero in some row).
+    """
     residual, total = (x_BD - x_hat_BD).square().sum(), (x_BD - x_BD.mean(0)).square().sum()
     is_on_BF = f_BF.ne(0)
     return {
@@ -111,11 +121,11 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
 
 
 class SamplingTrainer:
-    """What our trainers share: their noise, b_dec's start, a log that changes nothing, the check.
+    """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
 
-    Noise comes from a generator of the trainer's own, so a run does not depend on what else runs
-    beside it, nor on logging. A subclass sets `ae`, `optimizer` and `device`, and calls
-    `_start_noise`.
+    Each trainer has a noise generator of its own. So a run depends neither on what else runs in the
+    process nor on how often it is logged. A subclass sets `ae`, `optimizer` and `device`, calls
+    `_start_noise`, and defines `_terms` and `_logged`.
     """
 
     ae: Any
@@ -126,24 +136,24 @@ class SamplingTrainer:
     generator: t.Generator
 
     def _start_noise(self) -> None:
-        """Make the generator, seeded by the trainer's seed, or torch's if it has none."""
+        """Make the generator, seeded with the trainer's seed. Default: torch's initial seed."""
         seed = t.initial_seed() if self.seed is None else self.seed
         self.generator = t.Generator(self.device).manual_seed(seed)
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
-        """Activations (B, D) in the dtype and on the device of the dictionary's b_dec.
+        """Activations (B, D), in the dtype and on the device of the dictionary's b_dec.
 
-        Raises: ConfigError if their width is another, or there are none.
+        Raises: ConfigError if their width is not D, or the batch is empty.
         """
         b_dec, source = self.ae.b_dec, self.submodule_name or "the buffer"
         if x.shape[-1] != len(b_dec):
             raise ConfigError(
                 f"activations of width {x.shape[-1]} from {source}: expected "
                 f"activation_dim={len(b_dec)}; build the trainer with "
-                f"activation_dim={x.shape[-1]} or choose another hook"
+                f"activation_dim={x.shape[-1]}, or choose another hook"
             )
         if len(x) == 0:
-            raise ConfigError("an empty batch: expected at least one row of activations")
+            raise ConfigError(f"empty batch from {source}: expected at least one row")
         return x.to(b_dec)
 
     @t.no_grad()
@@ -157,14 +167,14 @@ class SamplingTrainer:
         raise NotImplementedError
 
     def _logged(self, terms: Any, x: t.Tensor) -> dict[str, t.Tensor]:
-        """What a log says about a batch's terms."""
+        """What is logged about a batch's terms."""
         raise NotImplementedError
 
     def loss(self, x: t.Tensor, step: int, logging: bool = False) -> Any:
         """The loss of activations (B, D) at `step`: a 0-dim tensor, differentiable.
 
-        With `logging`, a `LossLog` of x, its reconstruction and features by the mean, and the
-        loss's terms, drawn from a copy of the generator: nothing changes.
+        With `logging`, a `LossLog` instead: x, its reconstruction and its features by the mean,
+        and the loss's terms. Noise comes from a copy of the generator, so nothing changes.
         """
         if not logging:
             return self._terms(x, step, self.generator).loss
@@ -184,14 +194,14 @@ class SamplingTrainer:
             return log.losses | parameters | batch_metrics(log.x, log.x_hat, log.f)
 
     def check(self, step: int) -> Failure | None:
-        """See `Trainer`. The optimiser skips steps that are not finite: the weights always are."""
+        """See `Trainer`. The optimiser skips every step that is not finite."""
         if skipped := int(self.optimizer.skipped_steps):
-            what = f"not finite; {skipped} steps were skipped, and the weights are without them"
+            what = f"not finite; {skipped} steps were skipped, so the weights are finite"
             return Failure(int(self.optimizer.first_skipped_step), what)
         return None
 
     def restore_last_finite(self) -> None:
-        """See `Trainer`: they are finite."""
+        """See `Trainer`. Nothing to do: the weights are always finite."""
 
     def state(self) -> Any:
         """See `Trainer`."""
@@ -199,34 +209,34 @@ class SamplingTrainer:
 
 
 class FromState:
-    """A dictionary that is rebuilt from its state dict alone. A subclass says by what."""
+    """A dictionary that can be rebuilt from its state dict alone."""
 
     in_state: tuple[str, ...]
-    """Names that tell its state dict from another class's."""
+    """Keys that tell its state dict from another class's."""
 
     @classmethod
     def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
-        """The arguments to build it with, beyond its widths."""
+        """The constructor's arguments that `state` holds, beyond activation_dim and dict_size."""
         return {}
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path, k: int | None = None, device: str | None = None
     ) -> Any:
-        """Load an SAE from an `ae.pt`, which holds all that it needs.
+        """Load an SAE from its `ae.pt`. No other file is needed.
 
-        Raises: CheckpointError if the file is not one of this class; ConfigError if `k` is given
-        and differs from the file's.
+        Raises: CheckpointError if the file holds another class; ConfigError if `k` is given and
+        differs from the file's.
         """
         state = t.load(path, map_location=device or "cpu", weights_only=True)
         if missing := sorted(set(cls.in_state) - set(state)):
             raise CheckpointError(
-                f"{path}: expected a {cls.__name__}, but it lacks {', '.join(missing)}; "
-                "load_dictionary(FOLDER) reads any class by its config.json"
+                f"{path}: expected a {cls.__name__}, but {', '.join(missing)} is missing; "
+                "load_dictionary(FOLDER) loads any class"
             )
         arguments: dict[str, Any] = cls._built_as(state)
         saved_k = arguments.get("k")
-        require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}, or not given")
+        require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}, or leave it out")
         dict_size, activation_dim = state["encoder.weight"].shape
         sae: Any = cls(activation_dim, dict_size, **arguments)  # pyright: ignore[reportCallIssue]
         sae = sae.to(state["encoder.weight"])  # its device and dtype

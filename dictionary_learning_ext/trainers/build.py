@@ -1,4 +1,4 @@
-"""From a configuration to a trainer: ours, or one of upstream's."""
+"""Builds the trainer that a configuration describes: ours, or one of upstream's."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def build_trainer(
     dtype: str,
     name: str,
 ) -> Trainer:
-    """The trainer of a resolved configuration, its weights drawn from `sae.seed`."""
+    """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`."""
     row = TRAINED[sae.architecture]
     arguments: dict[str, Any] = {
         "steps": steps,
@@ -43,7 +43,7 @@ def build_trainer(
         value = getattr(sae, option)
         if value is not None:
             arguments[option] = list(value) if isinstance(value, tuple) else value
-    arguments.pop("noise_to_signal", None)  # has become sigma
+    arguments.pop("noise_to_signal", None)  # already resolved to sigma
     if row.is_whole_dictionary:
         arguments["k"] = sae.dict_size
     if "k" in arguments:  # upstream's 1000 is past the end of a short run
@@ -52,7 +52,7 @@ def build_trainer(
     trainer_class = import_class(row.trainer or "")
     if row.is_ours:
         return trainer_class(**arguments, dtype=dtype)
-    # Upstream's TopK trainers take no such argument, but have the attribute.
+    # Upstream's TopK trainers have this as an attribute, not as an argument.
     threshold = arguments.pop("dead_feature_threshold", None)
     trainer = trainer_class(**arguments)
     if threshold is not None:

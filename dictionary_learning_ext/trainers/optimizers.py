@@ -1,4 +1,4 @@
-"""Adam that clips and skips steps that are not finite, and the same for unit-norm decoders."""
+"""Adam that clips gradients and skips steps that are not finite; and one for unit-norm decoders."""
 
 from collections.abc import Iterable
 
@@ -10,17 +10,17 @@ _COUNTS = {"skipped_steps", "first_skipped_step"}
 
 
 class GuardedAdam(t.optim.Adam):
-    """Adam that clips the norm of all gradients to 1, and moves nothing where they are not finite.
+    """Adam that clips the norm of all gradients to 1, and skips a step that is not finite.
 
-    Leaving out a step costs no sync, since the fused kernel itself reads the flag.
+    Skipping costs no synchronisation: the fused kernel reads the flag on the device.
 
     Arguments:
-        parameters: what it moves.
+        parameters: what it trains.
         lr: the learning rate.
 
     Attributes:
         skipped_steps: how many steps were skipped (0-dim, on the device).
-        first_skipped_step: the first of them, or -1.
+        first_skipped_step: the first of them; -1 if there is none.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
@@ -30,15 +30,15 @@ class GuardedAdam(t.optim.Adam):
         self.first_skipped_step = t.full((), -1, dtype=t.long, device=device)
 
     def state_dict(self) -> dict:
-        """As torch's, with the counts of skipped steps."""
+        """Torch's, with the counts of skipped steps."""
         counts = {name: getattr(self, name).clone() for name in _COUNTS}
         return super().state_dict() | counts
 
     @t.no_grad()
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's, of this class or of Adam.
+        """Load the state of this class, or of torch's Adam.
 
-        Each average is laid out in memory as its parameter: fused Adam assumes it.
+        Fused Adam assumes that each average has the memory layout of its parameter.
         """
         super().load_state_dict({n: v for n, v in state_dict.items() if n not in _COUNTS})
         for name in _COUNTS & state_dict.keys():
@@ -49,7 +49,10 @@ class GuardedAdam(t.optim.Adam):
 
     @t.no_grad()
     def guarded_step(self, loss: t.Tensor, step: int) -> t.Tensor:
-        """Move by the gradients of `loss`, and clear them. Returns whether it did (0-dim bool)."""
+        """Take a step by the gradients of `loss`, and clear them.
+
+        Returns: whether the step was finite, and so was taken (0-dim bool).
+        """
         norm = nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 1.0)
         is_finite = norm.isfinite() & loss.detach().isfinite()
         self.found_inf = (~is_finite).float()
@@ -61,11 +64,11 @@ class GuardedAdam(t.optim.Adam):
 
 
 class UnitNormAdam(GuardedAdam):
-    """Adam for a dictionary whose decoder columns have norm 1.
+    """Adam for a dictionary with unit-norm decoder columns.
 
-    A step projects the decoder's gradient, clips the norm of all gradients to 1, moves, and
-    renormalises the decoder: what upstream's `TopKTrainer.update` does around its Adam, in fewer
-    passes. Where the loss or a gradient is not finite nothing moves.
+    A step does what upstream's `TopKTrainer.update` does around its Adam, in fewer passes: project
+    the decoder's gradient, clip, move, normalise the decoder. It is skipped if the loss or a
+    gradient is not finite.
 
     Arguments:
         dictionary: its `decoder.weight` is (D, F).
@@ -78,7 +81,7 @@ class UnitNormAdam(GuardedAdam):
 
     @t.no_grad()
     def constrained_step(self, loss: t.Tensor, step: int) -> t.Tensor:
-        """Move by the gradients of `loss`, and clear them. Returns whether it did (0-dim bool)."""
+        """`guarded_step`, which keeps the decoder's columns unit-norm."""
         weight = self.decoder_weight
         assert weight.grad is not None
         project_out_parallel(weight, weight.grad)
@@ -90,9 +93,9 @@ class UnitNormAdam(GuardedAdam):
 
 @t.no_grad()
 def project_out_parallel(weight_DF: t.Tensor, grad_DF: t.Tensor) -> None:
-    """Take from each column of the gradient its part along the decoder's column, in place.
+    """Remove from each column of the gradient its part along the decoder's column, in place.
 
-    Upstream's `remove_gradient_parallel_to_decoder_directions`, in fewer passes.
+    Does what upstream's `remove_gradient_parallel_to_decoder_directions` does, in fewer passes.
     """
     norm_F = t.linalg.vector_norm(weight_DF, dim=0) + 1e-6
     parallel_F = (weight_DF * grad_DF).sum(0) / norm_F.square()

@@ -1,8 +1,8 @@
 """The Gaussian posterior of a variational SAE: its KL divergence and its schedules.
 
-Pure functions of tensors and numbers; nothing here knows a model or a trainer. The equations
-are those of "Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, with a
-prior of any scale instead of 1.
+These are pure functions of tensors and numbers: nothing here knows a model or a trainer. The
+equations are from "Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, with a
+prior of any standard deviation p instead of 1.
 """
 
 import math
@@ -32,20 +32,22 @@ def variance_kl(log_var: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tenso
 def point_kl(mu: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
     """1/2 mu^2/p^2 in nats, elementwise: the part of `gaussian_kl` that depends on mu.
 
-    It is all that is left of the KL in a point posterior (whose true divergence is infinite): an
-    L2 penalty on the activations.
+    For a point posterior it stands in for the KL, which would be infinite. It is an L2 penalty on
+    the activations.
     """
     return 0.5 * (mu / prior_std) ** 2
 
 
 def free_bits_kl(mean_kl_F: t.Tensor, free_bits: float) -> t.Tensor:
-    """sum_i max(free_bits, mean_B KL_i): features below `free_bits` nats feel no pull.
+    """sum_i max(free_bits, mean_B KL_i): a feature below `free_bits` nats gets no gradient.
+
+    From Kingma et al. 2016 (arXiv 1606.04934), section 2.4.
 
     Arguments:
         mean_kl_F: each feature's KL, averaged over the batch, in nats.
-        free_bits: nats per feature, >= 0; 0 is off, since a KL is never negative.
+        free_bits: nats per feature, >= 0. 0 turns it off.
 
-    Returns: a scalar, nats per token. (Kingma et al. 2016, section 2.4 of arXiv 1606.04934.)
+    Returns: a scalar, in nats per token.
     """
     return mean_kl_F.clamp(min=free_bits).sum() if free_bits > 0 else mean_kl_F.sum()
 
@@ -53,8 +55,14 @@ def free_bits_kl(mean_kl_F: t.Tensor, free_bits: float) -> t.Tensor:
 def kl_scale(step: int, schedule: KLSchedule, warmup_steps: int, cycle_steps: int) -> float:
     """s(t), the factor on beta at `step`, in [0, 1].
 
-    constant: 1. linear: t/W and cosine: (1 - cos(pi t/W))/2 up to W = `warmup_steps`, then 1.
-    cyclical: linear over the first half of each period of `cycle_steps`, 1 in the second half.
+    With W = `warmup_steps` and t = `step`:
+
+        constant   1
+        linear     t/W up to W, then 1
+        cosine     (1 - cos(pi t/W))/2 up to W, then 1
+        cyclical   in each period of `cycle_steps`: linear over the first half, 1 in the second
+
+    W = 0 means no warm-up: 1 from the first step.
     """
     if schedule == "constant":
         return 1.0
@@ -66,31 +74,32 @@ def kl_scale(step: int, schedule: KLSchedule, warmup_steps: int, cycle_steps: in
 
 
 def noise_scale(step: int, anneal_steps: int | None) -> float:
-    """tau(t), the factor on sigma when sampling: 1, or falling linearly to 0 over `anneal_steps`."""
+    """tau(t), the factor on sigma when sampling: 1, or from 1 linearly to 0 over `anneal_steps`."""
     return 1.0 if anneal_steps is None else max(0.0, 1.0 - step / anneal_steps)
 
 
 def noise_to_signal(k: int, mean_variance: Number, mean_squared_norm: Number) -> Number:
-    """k sigma^2 / E||x||^2: the noise energy that sampling adds to a reconstruction, relative.
+    """k sigma^2 / E||x||^2: the noise energy that sampling adds, relative to the activations' energy.
 
-    Decoder columns are unit-norm, so k independent samples of variance sigma^2 add k sigma^2.
+    Decoder columns are unit-norm, so k independent samples of variance sigma^2 add k sigma^2 to the
+    reconstruction.
     """
     return k * mean_variance / mean_squared_norm
 
 
 class GaussianPosterior(NamedTuple):
-    """N(mu, sigma^2) of each feature, against the prior N(0, p^2)."""
+    """Each feature's posterior N(mu, sigma^2), with the prior N(0, p^2)."""
 
     mu: t.Tensor
     """(…, F)"""
     log_var: t.Tensor | None
-    """log sigma^2, (…, F) or 0-dim; None for a point, whose sigma is 0"""
+    """log sigma^2, (…, F) or 0-dim. None for a point, whose sigma is 0."""
     prior_std: t.Tensor
     """p, 0-dim"""
 
     @property
     def kl(self) -> t.Tensor:
-        """KL( N(mu, sigma^2) || N(0, p^2) ) in nats, (…, F); for a point what depends on mu."""
+        """KL( N(mu, sigma^2) || N(0, p^2) ) in nats, (…, F). For a point: `point_kl`."""
         if self.log_var is None:
             return point_kl(self.mu, self.prior_std)
         return gaussian_kl(self.mu, self.log_var, self.prior_std)
@@ -102,14 +111,14 @@ class GaussianPosterior(NamedTuple):
 
     @property
     def noise_variance(self) -> t.Tensor:
-        """sigma^2, (…, F) or 0-dim: decoder columns are unit-norm."""
+        """sigma^2, (…, F) or 0-dim."""
         return self.mu.new_zeros(()) if self.log_var is None else self.log_var.exp()
 
 
 class GatedPosterior(NamedTuple):
-    """N(mu, sigma^2) of each feature, sigma at most the prior's standard deviation p.
+    """Each feature's posterior N(mu, sigma^2), with sigma at most the prior's p.
 
-    Its width makes a gate: Lu, Zhu, He & Wipf 2025 (arXiv 2506.04859).
+    Its width gives the feature's gate, 1 - sigma/p. From Lu, Zhu, He & Wipf 2025 (arXiv 2506.04859).
     """
 
     mu: t.Tensor
@@ -126,7 +135,7 @@ class GatedPosterior(NamedTuple):
 
     @property
     def noise_variance(self) -> None:
-        """None: decoder columns are not unit-norm, so k sigma^2 is not a reconstruction's noise."""
+        """None: decoder columns are not unit-norm, so k sigma^2 is not the noise's energy."""
 
     @property
     def gate(self) -> t.Tensor:
@@ -139,6 +148,6 @@ class GatedPosterior(NamedTuple):
         return gaussian_kl(self.mu / self.prior_std, self.log_ratio)
 
     def sample(self, generator: t.Generator | None) -> t.Tensor:
-        """mu + sigma * eps, (…, F); eps from torch's own generator if None."""
+        """mu + sigma * eps, (…, F). Default generator: torch's own."""
         eps = t.empty_like(self.mu).normal_(generator=generator)
         return self.mu + self.std * eps

@@ -1,4 +1,4 @@
-"""Upstream's trainers in the form that the training loop asks for."""
+"""Upstream's trainers, with what the training loop asks of a trainer."""
 
 from inspect import signature
 from typing import Any
@@ -9,15 +9,15 @@ from .base import Failure, batch_metrics
 
 
 class UpstreamTrainer:
-    """A trainer of dictionary_learning's, with metrics that change nothing and a check.
+    """Wraps one of upstream's trainers as a `base.Trainer`.
 
-    Upstream's `loss` moves the dead-feature counters and the threshold, and its `update` takes
-    every step, finite or not: so the metrics are computed here, and the last weights that were
-    finite are kept.
+    Upstream's `loss` changes the dead-feature counters and the threshold, so metrics are computed
+    here without it. Upstream's `update` takes every step, finite or not, so the last finite weights
+    are kept here.
 
     Arguments:
         trainer: upstream's.
-        in_bf16: whether its steps run under autocast in bfloat16.
+        in_bf16: run its steps under autocast in bfloat16.
     """
 
     def __init__(self, trainer: Any, *, in_bf16: bool):
@@ -46,7 +46,7 @@ class UpstreamTrainer:
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:
         """See `base.Trainer`."""
         encode: Any = self.ae.encode
-        # BatchTopK's threshold is that of inference: in training it keeps the batch's k largest.
+        # BatchTopK uses its threshold in inference only. Training keeps the batch's B k largest.
         is_by_batch = "return_active" in signature(encode).parameters
         f_BF = encode(x, use_threshold=False) if is_by_batch else encode(x)
         x_hat_BD = self.ae.decode(f_BF)
@@ -60,7 +60,7 @@ class UpstreamTrainer:
             self._last_finite = {name: value.clone() for name, value in state.items()}
             return None
         self.restore_last_finite()
-        return Failure(step, "not finite; the weights are the last that were finite")
+        return Failure(step, "not finite; the weights are the last finite ones")
 
     def restore_last_finite(self) -> None:
         """See `base.Trainer`."""

@@ -30,28 +30,28 @@ class VAEase(FromState, Dictionary):
 
         mu_BF    = W_enc (x - b_dec) + b_enc
         sigma_BF = p sqrt(sigmoid(raw)),  raw = W_var (x - b_dec) + b_var      # at most p
-        z_BF     = mu + sigma * eps,  eps ~ N(0, I)           # in training, or when asked for
-        f_BF     = (1 - sigma/p) z,  z = mu unless sampled
+        z_BF     = mu + sigma * eps,  eps ~ N(0, I)           # z = mu unless sampled
+        f_BF     = (1 - sigma/p) z
         x_hat    = W_dec f + b_dec
 
-    A feature that says nothing about a token has the prior as its posterior, and so a gate of 0. In
-    floating point a closed gate is only nearly 0: a feature counts as *active* at a token where its
-    gate is above `active_gate` (0.05: its variance is below 0.90 of the prior's), and `encode`
-    returns an exact 0 elsewhere. The paper likewise counts the dimensions whose variance is away
-    from 1. The training loss sees all features.
+    A feature that says nothing about a token has the prior as its posterior, so its gate
+    1 - sigma/p is 0. In floating point a closed gate is only nearly 0. So a feature counts as
+    *active* at a token if its gate is above `active_gate`, and `encode` returns an exact 0 if not.
+    (A gate of 0.05 is a variance of 0.90 of the prior's. The paper likewise counts dimensions whose
+    variance is not near 1.) The training loss sees all features.
 
-    Activations may be negative. Decoder columns have no norm constraint, as in the paper: the KL
-    fixes the scale of mu, so there is nothing to win by a small code and a large decoder.
-    `normalize_decoder` makes them unit-norm after training.
+    Activations may be negative. As in the paper, decoder columns have no norm constraint: the KL
+    fixes the scale of mu, so a small code with a large decoder has no advantage.
+    `normalize_decoder` makes the columns unit-norm after training.
 
     Arguments:
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
         log_var_init: initial log(sigma^2 / p^2) of every feature and token, below 0. At -0.5 the
-            gates start open, at 0.22, so that F > D features do not overshoot x at first.
+            gates start at 0.22: open, but not so far that F > D features overshoot x at first.
         gamma_init: initial gamma, the variance of the reconstruction's error per dimension. Adam
-            moves its logarithm by up to lr a step: begin near the share of the variance that is to
-            be left. Only the trainer's loss uses it; it lies here so that the state is whole.
+            moves its logarithm by up to lr per step, so start near the final value. Only the
+            trainer's loss uses gamma. It is stored here to be part of the state dict.
         prior_std: p, the standard deviation of the prior N(0, p^2).
         active_gate: the gate at or below which a feature is off, in [0, 1).
 
@@ -89,8 +89,9 @@ class VAEase(FromState, Dictionary):
         """The posterior of each feature: (…, D) -> (…, F).
 
         Arguments:
-            x: activations, in the units the model was trained in or scaled to; any float dtype.
-            matmul_dtype: of the products, the parameters' unless told.
+            x: activations of any float dtype, in the units that the model was trained in or scaled
+                to.
+            matmul_dtype: the dtype of the products. Default: the parameters'.
         """
         centred = x.to(self.b_dec.dtype) - self.b_dec
         mu, raw = (
@@ -102,12 +103,12 @@ class VAEase(FromState, Dictionary):
     def encode(
         self, x: t.Tensor, *, sample: bool = False, generator: t.Generator | None = None
     ) -> t.Tensor:
-        """The gated features of `x`, 0 where not active: (B, D) -> (B, F), (B, L, D) -> (B, L, F).
+        """The gated features of `x`, 0 if not active: (B, D) -> (B, F), (B, L, D) -> (B, L, F).
 
         Arguments:
             x: see `posterior`.
             sample: draw from the posterior instead of taking its mean.
-            generator: where the sample's noise comes from; torch's own if None.
+            generator: the source of the sample's noise. Default: torch's own generator.
         """
         posterior = self.posterior(x)
         gate = posterior.gate
@@ -115,11 +116,11 @@ class VAEase(FromState, Dictionary):
         return gate * z * (gate > self.active_gate)
 
     def decode(self, f: t.Tensor) -> t.Tensor:
-        """The reconstruction of features: (…, F) -> (…, D)."""
+        """The reconstruction from features: (…, F) -> (…, D)."""
         return self.decoder(f.to(self.b_dec.dtype)) + self.b_dec
 
     def forward(self, x: t.Tensor, output_features: bool = False):
-        """The reconstruction by the mean, (…, D); with `output_features` also the features."""
+        """The reconstruction by the mean, (…, D). With `output_features`, also the features."""
         f = self.encode(x)
         x_hat = self.decode(f)
         return (x_hat, f) if output_features else x_hat
@@ -130,11 +131,12 @@ class VAEase(FromState, Dictionary):
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
-        """Make the model take activations `scale` times as large, equivariantly.
+        """Change the units of the activations: multiply all that has their unit by `scale`.
 
-        Afterwards encode(scale * x) = scale * encode(x) before, sampled or not; gates and KL are
-        what they were, and the loss is so up to D log(scale^2). Raises ConfigError unless `scale`
-        is positive.
+        Afterwards encode(scale * x) is scale times what encode(x) was, sampled or not. Gates and KL
+        stay the same. The loss gains D log(scale^2).
+
+        Raises: ConfigError unless `scale` is positive.
         """
         require(scale > 0, "scale", scale, "above 0")
         for quantity in (self.encoder.bias, self.b_dec, self.prior_std):
@@ -144,10 +146,10 @@ class VAEase(FromState, Dictionary):
 
     @t.no_grad()
     def normalize_decoder(self) -> None:
-        """Make the decoder's columns unit-norm; reconstructions, gates and KL stay as they are.
+        """Make the decoder's columns unit-norm. Reconstructions, gates and KL stay the same.
 
-        Each feature's activations, and its prior's standard deviation, are multiplied by the former
-        norm of its column. A column of zeros stays.
+        Each feature's activations and its prior_std are multiplied by the former norm of its
+        column. A column of zeros is left alone.
         """
         norm_F = self.decoder.weight.norm(dim=0)
         norm_F = t.where(norm_F > 0, norm_F, 1.0)
@@ -174,21 +176,19 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         loss = mean_B( ||x - x_hat||^2 / gamma + D log gamma + 2 sum_j KL_j )
         2 KL_j = sigma_j^2/p^2 + mu_j^2/p^2 - 1 - log(sigma_j^2/p^2)
 
-    which is -2 times the evidence lower bound without its constant D log(2 pi), x_hat from one
-    sample of each token, and gamma > 0 a learned number: at its optimum, mean ||x - x_hat||^2 / D.
+    This is -2 times the evidence lower bound, without its constant D log(2 pi). x_hat comes from one
+    sample per token. gamma > 0 is learned; at its optimum it is mean ||x - x_hat||^2 / D.
 
-    What the paper does not decide is upstream's TopK trainer's: initial weights, decoder bias (the
-    geometric median of the first batch), clipping to 1, Adam, the schedule of lr. Noise comes from
-    the trainer's own generator, so a run does not depend on what else runs beside it, nor on
-    logging. A step whose loss or gradient is not finite is not taken, and counted in the
-    optimiser's `skipped_steps`.
+    What the paper leaves open is done as in upstream's TopK trainer: initial weights, decoder bias
+    (the geometric median of the first batch), clipping to 1, Adam, learning-rate schedule. A step
+    whose loss or gradient is not finite is skipped, and counted in `optimizer.skipped_steps`.
 
     Arguments beyond the model's and upstream's:
         lr: Adam's learning rate.
-        dtype: "float32", or "bfloat16" for matmuls in bf16 (parameters, optimiser, sums and KL
-            stay in fp32). It decides, not an autocast around the call.
+        dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay
+            in fp32. An autocast around the call changes nothing.
 
-    Raises: ConfigError for a value out of range, or activations of another width.
+    Raises: ConfigError for a value out of range, or activations whose width is not D.
     """
 
     ae: VAEase
@@ -230,12 +230,12 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         self._start_noise()
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
-        """One training step on activations (B, D). Returns the loss, without waiting for it."""
+        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
         loss = self._terms(x, step, self.generator).loss
-        self.optimizer.zero_grad()  # what a caller's own `loss(...).backward()` left
+        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
         loss.backward()
         self.optimizer.guarded_step(loss, step)
         self.scheduler.step()
@@ -263,7 +263,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
 
     @property
     def config(self) -> dict:
-        """Upstream's keys and ours: enough to build the trainer again."""
+        """Upstream's keys and ours: enough to rebuild the trainer."""
         names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
         ours = ("dtype", "wandb_name", "submodule_name")
         return {
@@ -277,6 +277,6 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
 
 
 def _product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
-    """x W^T in `matmul_dtype`, returned in the weight's: (…, M), (N, M) -> (…, N)."""
+    """x W^T in `matmul_dtype`, returned in the weight's dtype: (…, M), (N, M) -> (…, N)."""
     dtype = matmul_dtype or weight.dtype
     return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)

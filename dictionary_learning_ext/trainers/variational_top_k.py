@@ -1,7 +1,7 @@
-"""Variational TopK sparse autoencoders: TopK SAEs whose activations are samples of a Gaussian.
+"""Variational TopK sparse autoencoders (vSAEs): the model, and its trainer.
 
-"Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, on top of upstream's TopK
-(Gao et al. 2024, arXiv 2406.04093).
+From "Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, on top of upstream's
+TopK (Gao et al. 2024, arXiv 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
 """
 
 import functools
@@ -24,36 +24,33 @@ from ..config.options import (
 )
 from ..errors import ConfigError
 from .base import FromState, SamplingTrainer
-from .kernels.objective import (
-    LossTerms,
-    StepObjective,
-    Weights,
-    loss_and_gradients,
-    variational_loss,
-)
+from .kernels.loss import loss_and_gradients, variational_loss
+from .kernels.objective import LossTerms, StepObjective, Weights
 from .kernels.scratch import keep_freed_memory
 from .kernels.selection import draw_code
+from .kernels.step_form import StepForm
 from .optimizers import UnitNormAdam
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
 
 
 class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
-    """A TopK SAE whose feature activations are samples of a Gaussian posterior.
+    """A TopK SAE with a Gaussian posterior N(mu, sigma^2) for each feature.
 
-        mu_BF = W_enc (x - b_dec) + b_enc                  # then ReLU if rectify
-        z_BF  = mu + sigma * eps,  eps ~ N(0, I)           # in training, or when asked for
-        f_BF  = z or mu on the K largest of z or of mu, 0 elsewhere: see `noise_on`
-        x_hat = W_dec f + b_dec                            # unit-norm decoder columns
+        mu_BF    = W_enc (x - b_dec) + b_enc          # then ReLU if rectify
+        z_BF     = mu + sigma * eps,  eps ~ N(0, I)   # z = mu unless sampled
+        f_BF     = z on the K largest of z, 0 elsewhere
+        x_hat_BD = W_dec f + b_dec                    # decoder columns are unit-norm
 
-    sigma is a constant (posterior "fixed"), 0 ("point"), or exp(log_var / 2) with log_var =
-    W_var (x - b_dec) + b_var, clamped ("learned"; it starts at log_var_init for every x). Encoding is deterministic (z = mu) unless a sample is asked for.
+    sigma is a constant (posterior "fixed"), 0 ("point"), or exp(log_var / 2) with log_var = W_var
+    (x - b_dec) + b_var, clamped ("learned"). A sample changes which features are kept and their
+    values (noise_on "both", as above), only the values ("values": f is z on the K largest of mu), or
+    only which are kept ("selection": f is mu on the K largest of z).
 
     Arguments:
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
-        k: K, the features kept per token; k = dict_size is the purely variational SAE.
-        posterior, sigma, log_var_init, noise_on, rectify, prior_std: see `PosteriorOptions`;
-            sigma and prior_std are in the units of the activations.
+        k: K, the features kept per token. k = dict_size is the purely variational SAE.
+        posterior, sigma, log_var_init, noise_on, rectify, prior_std: see `PosteriorOptions`.
 
     Raises: ConfigError for a value out of range.
     """
@@ -71,7 +68,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         require(1 <= k <= dict_size, "k", k, f"between 1 and dict_size={dict_size}")
         chosen = PosteriorOptions.taken(options, all_of=True)
         super().__init__(activation_dim, dict_size, k)
-        # Both are stored feature by feature: a feature's weights are contiguous for the products.
+        # Stored feature by feature: the step's products read one feature's weights at a time.
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
         self.encoder.weight.data = self.encoder.weight.data.contiguous()
 
@@ -84,7 +81,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.register_buffer("sigma", t.tensor(float(sigma)))
         self.register_buffer("prior_std", t.tensor(float(chosen.prior_std)))
         if chosen.posterior == "learned":
-            # Built without drawing, so that the weights are those of the other posteriors.
+            # Made without random numbers: the other weights are the same for every posterior.
             log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
             log_var_encoder.weight.data.zero_()
             log_var_encoder.bias.data.fill_(chosen.log_var_init)
@@ -103,13 +100,13 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """The features of `x`, dense: (B, D) -> (B, F), (B, L, D) -> (B, L, F).
 
         Arguments:
-            x: activations, in the units the SAE was trained in or scaled to; any float dtype.
+            x: activations of any float dtype, in the units that the SAE was trained in or scaled to.
             return_topk: return `(features, values_BK, indices_BK, mu_BF)` instead.
             use_threshold: keep every mean above the running threshold instead of the K largest.
             sample: draw from the posterior instead of taking its mean.
-            generator: where the sample's noise comes from; torch's own if None.
+            generator: the source of the sample's noise. Default: torch's own generator.
 
-        Raises: ConfigError if the threshold is asked for and was never set, or with `sample`.
+        Raises: ConfigError for `use_threshold` if the threshold was never set, or with `sample`.
         """
         centred = x.to(self.b_dec.dtype) - self.b_dec
         mu = self.encoder(centred)
@@ -118,7 +115,8 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             std = (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
-            indices, values = draw_code(mu, std, int(self.k), self.noise_on, noise, generator)
+            form = StepForm.of(mu.device)
+            indices, values = draw_code(mu, std, int(self.k), self.noise_on, noise, generator, form)
         else:
             top = mu.topk(int(self.k), dim=-1, sorted=False)  # nnsight's proxies can't be unpacked
             indices, values = top.indices, top.values
@@ -134,11 +132,11 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         return (features, values, indices, mu) if return_topk else features
 
     def decode(self, x: t.Tensor) -> t.Tensor:
-        """The reconstruction of features: (…, F) -> (…, D)."""
+        """The reconstruction from features: (…, F) -> (…, D)."""
         return self.decoder(x.to(self.b_dec.dtype)) + self.b_dec
 
     def log_var(self, x: t.Tensor) -> t.Tensor:
-        """log sigma^2 of each feature: (…, D) -> (…, F) if learned, else 0-dim (-inf for a point)."""
+        """log sigma^2: (…, D) -> (…, F) if it is learned, otherwise 0-dim (-inf for a point)."""
         if self._is_learned:
             return self._log_var(x.to(self.b_dec.dtype) - self.b_dec)
         return 2 * self.sigma.log()
@@ -151,7 +149,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     @property
     def weights(self) -> Weights:
-        """Its parameters, as the training step takes them."""
+        """The parameters, as the training step takes them."""
         weights = Weights(self.encoder.weight, self.encoder.bias, self.decoder.weight, self.b_dec)
         if not self._is_learned:
             return weights
@@ -160,9 +158,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     @property
     def variant(self) -> str:
-        """What distinguishes it among vSAEs, e.g. fixed_both, or point."""
-        is_point = self.posterior_kind == "point"
-        return self.posterior_kind if is_point else f"{self.posterior_kind}_{self.noise_on}"
+        """Its kind among vSAEs, e.g. fixed_both, or point."""
+        kind = self.posterior_kind
+        return kind if kind == "point" else f"{kind}_{self.noise_on}"
 
     @property
     def _is_learned(self) -> bool:
@@ -173,11 +171,10 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
-        """Make the SAE take activations `scale` times as large, equivariantly.
+        """Change the units of the activations: multiply all that has their unit by `scale`.
 
-        Afterwards encode(scale * x) = scale * encode(x) before, sampled or not, and the KL is what
-        it was: everything that has the activations' unit is multiplied. Raises ConfigError unless
-        `scale` is positive.
+        Afterwards encode(scale * x) is scale times what encode(x) was, sampled or not. The KL stays
+        the same. Raises ConfigError unless `scale` is positive.
         """
         require(scale > 0, "scale", scale, "above 0")
         super().scale_biases(scale)
@@ -200,25 +197,28 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
 
 class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
-    """Trains a vSAE as upstream's TopKTrainer trains a TopK SAE.
+    """Trains a vSAE as upstream's TopKTrainer trains a TopK SAE, with noise and a KL term.
 
-    Everything but the posterior and its KL is upstream's: initialisation, decoder bias, gradient
-    projection, unit-norm decoder, clipping, Adam, AuxK. With posterior="point", rectify=True and
-    beta=0 it *is* upstream's trainer, up to rounding. Noise comes from the trainer's own generator,
-    so a run does not depend on what else runs beside it, nor on logging. A step whose loss or
-    gradient is not finite is not taken, and counted in `skipped_steps`.
+        loss = mean_B ||x - x_hat||^2 + beta s(t) mean_B sum_{i in S} KL_i + auxk_alpha AuxK
 
-    Arguments beyond upstream's (`lr`, `warmup_steps`, `decay_start`, `seed`, `device` … are passed
-    on): the options in `PosteriorOptions` and `ObjectiveOptions`, by name. The loss adds
-    beta * s(t) * (KL in nats per token), s(t) being `posterior.kl_scale`. With dtype="bfloat16" the
-    matmuls are in bf16; parameters, optimiser, sums and KL stay in fp32. It decides, not an
-    autocast around the call.
+    x_hat comes from one sample of z, with tau(t) sigma for sigma. KL_i is feature i's KL from the
+    prior N(0, prior_std^2), in nats. S is all features, or the K selected (`kl_scope`). s(t) is
+    `posterior.kl_scale`, tau(t) is `posterior.noise_scale`.
 
-    Raises: ConfigError for a value out of range, or activations of another width.
+    Everything else is upstream's: initial weights, decoder bias, gradient projection, unit-norm
+    decoder, clipping, Adam, learning-rate schedule, AuxK. With posterior="point", rectify=True and
+    beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
+    finite is skipped, and counted in `optimizer.skipped_steps`.
+
+    Arguments beyond upstream's: those of `PosteriorOptions` and `ObjectiveOptions`, by name. With
+    dtype="bfloat16" the matmuls are in bf16; parameters, optimiser, sums and KL stay in fp32.
+
+    Raises: ConfigError for a value out of range, or activations whose width is not D.
     """
 
     ae: VariationalTopKAutoEncoder
     optimizer: UnitNormAdam
+    form: StepForm
 
     @takes(PosteriorOptions, ObjectiveOptions)
     def __init__(
@@ -257,6 +257,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
 
         keep_freed_memory()
+        self.form = StepForm.of(t.device(self.device))
         self._start_noise()
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
         self.tokens_trained = 0
@@ -264,12 +265,12 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         self.kl_scale = self.noise_scale = 0.0
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
-        """One training step on activations (B, D). Returns the loss, without waiting for it."""
+        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
         weights, objective = self.ae.weights, self._objective(x, step, self.generator)
-        with t.autocast(x.device.type, enabled=False):
+        with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
         for weight, gradient in zip(weights, gradients, strict=True):
             if weight is not None:
@@ -296,12 +297,11 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         ae, options = self.ae, self.options
         k, k_anneal_steps = self.k, getattr(self, "k_anneal_steps", None)
-        if k_anneal_steps is not None:  # upstream's main branch has it
+        if k_anneal_steps is not None:  # only on upstream's main branch
             self.update_annealed_k(step, ae.activation_dim, k_anneal_steps)  # pyright: ignore
             k = int(ae.k)
-        self.kl_scale = kl_scale(
-            step, options.kl_schedule, self.kl_warmup_steps, self.kl_cycle_steps
-        )
+        warmup, cycle = self.kl_warmup_steps, self.kl_cycle_steps
+        self.kl_scale = kl_scale(step, options.kl_schedule, warmup, cycle)
         self.noise_scale = noise_scale(step, options.noise_anneal_steps)
         no_dead_yet = self.tokens_trained + len(x) < self.dead_feature_threshold
         return StepObjective(
@@ -319,11 +319,12 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             log_var_limits=ae.log_var_limits if ae.posterior_kind == "learned" else None,
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,
+            form=self.form,
         )
 
     @t.no_grad()
     def _count(self, step: int, terms: LossTerms, is_finite: t.Tensor) -> None:
-        """Dead-feature counters, threshold and skipped steps, unless the step was skipped."""
+        """Update the dead-feature counters and the threshold, unless the step was skipped."""
         self.num_tokens_since_fired = t.where(
             is_finite, terms.tokens_since_fired_F, self.num_tokens_since_fired
         )
@@ -336,7 +337,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
 
     @property
     def config(self) -> dict:
-        """Upstream's keys and ours: enough to build the trainer again."""
+        """Upstream's keys and ours: enough to rebuild the trainer."""
         names = {
             "trainer_class": "VariationalTopKTrainer",
             "dict_class": "VariationalTopKAutoEncoder",

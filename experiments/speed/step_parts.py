@@ -1,12 +1,13 @@
-"""The parts of a step that have several forms, at several sizes: what the code's constants rest on.
+"""The parts of a step that have several forms, at several sizes: what the defaults of
+`StepForm` rest on.
 
     python -m experiments.speed.step_parts bench     # about 3 minutes
     python -m experiments.speed.step_parts tables    # write the page again
 
 1. The three products of a code with weights, k-sparse and dense, in fp32 and bf16:
-   `codes.SPARSE_DENSITY` and `codes.SPARSE_PROJECTION_DENSITY_AMX`.
-2. Noise and selection, torch's own and ours: `selection.py`.
-3. Rows in a block: `row_blocks.BLOCK`.
+   `sparse_density` and `sparse_projection_density`.
+2. Noise and selection, torch's own and ours: `partitions_by_numpy`.
+3. Rows in a block: `block`.
 """
 
 import argparse
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels import row_blocks
 from dictionary_learning_ext.trainers.kernels.codes import DenseCode, SparseCode
 from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
 from dictionary_learning_ext.trainers.kernels.scratch import keep_freed_memory
@@ -26,6 +26,7 @@ from dictionary_learning_ext.trainers.kernels.selection import (
     normal_noise,
     top_k,
 )
+from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
@@ -33,6 +34,7 @@ from experiments.speed.timing import SEED, header, medians
 from experiments.stages import Stages
 
 BATCH, D, F = 2048, 512, 2048
+FORM = StepForm.of(t.device("cpu"))
 PRODUCT_KS, SELECTION_KS = (16, 32, 64, 128, 256, 512), (64, 512)
 Code = SparseCode | DenseCode
 
@@ -67,7 +69,7 @@ def selection(k: int) -> dict[str, float]:
     generator = t.Generator().manual_seed(SEED)
 
     def in_blocks(function) -> list:
-        return map_row_blocks(function, BATCH, F, generator)
+        return map_row_blocks(function, BATCH, F, generator, FORM.block)
 
     return medians(
         {
@@ -77,9 +79,9 @@ def selection(k: int) -> dict[str, float]:
             ),
             "K largest: torch's topk": lambda: mu_BF.topk(k, sorted=False),
             "K largest: numpy, one thread": lambda: np.argpartition(mu_BF.numpy(), -k, axis=1),
-            "K largest: blocks": lambda: in_blocks(lambda r, _: top_k(mu_BF[r], k)),
+            "K largest: blocks": lambda: in_blocks(lambda r, _: top_k(mu_BF[r], k, FORM)),
             "what the mean selects: blocks": lambda: in_blocks(
-                lambda r, _: MeanSelection.of_means(mu_BF[r], k)
+                lambda r, _: MeanSelection.of_means(mu_BF[r], k, FORM)
             ),
         }
     )
@@ -91,18 +93,13 @@ def block_sizes(k: int) -> dict[str, float]:
     generator = t.Generator().manual_seed(SEED)
 
     def draw(rows: slice, own: t.Generator | None) -> None:
-        draw_code(mu_BF[rows], sigma, k, "both", 1.0, own)
-        MeanSelection.of_means(mu_BF[rows], k)
+        draw_code(mu_BF[rows], sigma, k, "both", 1.0, own, FORM)
+        MeanSelection.of_means(mu_BF[rows], k, FORM)
 
     def with_block(size: int) -> None:
-        row_blocks.BLOCK = size
-        map_row_blocks(draw, BATCH, F, generator)
+        map_row_blocks(draw, BATCH, F, generator, size)
 
-    usual = row_blocks.BLOCK
-    try:
-        return medians({f"2^{n}": lambda n=n: with_block(2**n) for n in range(16, 22)})
-    finally:
-        row_blocks.BLOCK = usual
+    return medians({f"2^{n}": lambda n=n: with_block(2**n) for n in range(16, 22)})
 
 
 def measure(_: argparse.Namespace) -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig, load_config
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
+from dictionary_learning_ext.run_folder.reading import load_config
 
 
 @pytest.mark.parametrize(

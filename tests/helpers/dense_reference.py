@@ -30,7 +30,7 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> di
     if scale == 0:
         chosen, source = mu.topk(objective.k).indices, mu
     elif posterior.noise_on == "values":
-        chosen = top_k(mu, objective.k)[1]  # in its order
+        chosen = top_k(mu, objective.k, objective.form)[1]  # in its order
         noise = t.randn(chosen.shape, generator=generator, dtype=mu.dtype)
         eps = t.zeros_like(mu).scatter(1, chosen, noise)
         source = mu + scale * std * eps

@@ -36,7 +36,7 @@ def activations():
 
 def test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32(activations):
     train, held_out = activations
-    figures = {}
+    metrics = {}
     for dtype in ("float32", "bfloat16"):
         trainer = VariationalTopKTrainer(
             steps=STEPS,
@@ -61,8 +61,8 @@ def test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32(activations):
         measurement = Measurement(trainer.ae)
         for batch in held_out.split(4096):
             measurement.add(batch)
-        figures[dtype] = computed(measurement.totals)
-    exact, fast = figures["float32"], figures["bfloat16"]
+        metrics[dtype] = computed(measurement.totals)
+    exact, fast = metrics["float32"], metrics["bfloat16"]
     assert exact["fve"] > 0.85
     assert abs(exact["fve"] - fast["fve"]) < 0.003
     for name in ("near_dead_0.1", "near_dead_0.5"):

@@ -9,12 +9,13 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded_ops import RecordedOps
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, VariationalTopKTrainer
 from dictionary_learning_ext.config.options import LOG_VAR_LIMITS, PosteriorOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
-from dictionary_learning_ext.trainers.kernels import auxk, codes, row_blocks
+from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 D, F = 8, 48
 POSTERIORS = ["fixed", "learned", "point"]
@@ -251,17 +252,19 @@ def test_values_out_of_range_are_named(wrong):
 
 
 @pytest.mark.parametrize("k", [4, F // 2], ids=["narrow", "padded"])
-@pytest.mark.parametrize("is_sparse", [True, False], ids=["sparse", "dense"])
-def test_point_rectified_without_kl_is_upstreams_trainer(is_sparse, k, monkeypatch):
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_point_rectified_without_kl_is_upstreams_trainer(form, k):
     """In float64: the same selections, and weights within 1e-10, over 100 steps.
 
     With a large k, rows have fewer positive features and are padded with zeros.
     """
-    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
     ours, theirs = to_float64(as_upstream(k=k)), to_float64(make_trainer(TopKTrainer, k=k))
+    ours.form = StepForm(sparse_density=1.0 if form == "sparse" else 0.0)
     for step in range(100):
         x = data(seed=step, dtype=t.float64)
-        ours.update(step, x.clone())
+        with RecordedOps() as ops:
+            ours.update(step, x.clone())
+        assert ops.code_form == form
         theirs.update(step, x.clone())
         assert t.equal(ours.num_tokens_since_fired, theirs.num_tokens_since_fired)
     x = data(seed=1000, dtype=t.float64)
@@ -272,16 +275,18 @@ def test_point_rectified_without_kl_is_upstreams_trainer(is_sparse, k, monkeypat
 
 
 @pytest.mark.parametrize("reads_count", [True, False], ids=["cpu", "gpu"])
-@pytest.mark.parametrize("is_sparse", [True, False], ids=["sparse", "dense"])
-def test_auxk_is_upstreams(is_sparse, reads_count, monkeypatch):
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_auxk_is_upstreams(form, reads_count):
     """Upstream computes its AuxK in fp32, so the two agree to that. The GPU's form on the CPU."""
-    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
-    monkeypatch.setattr(auxk, "counting_is_free", lambda device: reads_count)
     ours, theirs = to_float64(as_upstream()), to_float64(make_trainer(TopKTrainer))
+    density = 1.0 if form == "sparse" else 0.0
+    ours.form = StepForm(sparse_density=density, reads_dead_count=reads_count)
     ours.dead_feature_threshold = theirs.dead_feature_threshold = 64
     for step in range(40):
         x = data(seed=step, dtype=t.float64)
-        ours.update(step, x.clone())
+        with RecordedOps() as ops:
+            ours.update(step, x.clone())
+        assert (ops.code_form, ops.counts["nonzero"] > 0) == (form, reads_count)
         theirs.update(step, x.clone())
     assert ours.dead_features == theirs.dead_features > 0
     for name, value in theirs.ae.state_dict().items():
@@ -380,9 +385,10 @@ def test_an_empty_batch_is_an_error():
         make_trainer().update(0, data()[:0])
 
 
-def test_a_loss_in_inference_mode_leaves_training_as_it_was(monkeypatch):
-    monkeypatch.setattr(row_blocks, "BLOCK", 4 * F)
+def test_a_loss_in_inference_mode_leaves_training_as_it_was():
+    """In several blocks, which other threads write to."""
     watched, other = make_trainer(dtype="bfloat16"), make_trainer(dtype="bfloat16")
+    watched.form = other.form = StepForm(block=4 * F)
     for step in range(3):
         with t.inference_mode():
             watched.loss(data(), step, logging=True)
@@ -444,10 +450,12 @@ def test_bf16_matmuls_keep_fp32_parameters():
     assert trainer.optimizer.state[trainer.ae.b_dec]["exp_avg"].dtype == t.float32
 
 
-def test_auxk_without_dead_features_is_zero_on_a_gpu_too(monkeypatch):
-    monkeypatch.setattr(auxk, "counting_is_free", lambda device: False)
+def test_auxk_without_dead_features_is_zero_on_a_gpu_too():
     trainer = make_trainer()
-    trainer.update(0, data())
+    trainer.form = StepForm(reads_dead_count=False)
+    with RecordedOps() as ops:
+        trainer.update(0, data())
+    assert ops.counts["nonzero"] == 0
     assert trainer.loss(data(), 1, logging=True).losses["auxk_loss"] == 0
 
 

@@ -1,4 +1,4 @@
-"""AuxK: dead features learn to reconstruct what the living ones leave (Gao et al. 2024, A.2)."""
+"""AuxK: dead features learn to reconstruct what the living ones do not (Gao et al. 2024, A.2)."""
 
 from typing import NamedTuple
 
@@ -8,21 +8,17 @@ from .codes import DenseCode, SparseCode, top_k_code
 from .means import BatchMeans
 from .row_blocks import map_row_blocks
 from .selection import top_k
+from .step_form import StepForm
 
 
-def counting_is_free(device: t.device) -> bool:
-    """Whether reading the number of dead features costs nothing."""
-    return device.type == "cpu"
-
-
-class AuxK(NamedTuple):
+class AuxKLoss(NamedTuple):
     """Upstream's `TopKTrainer.get_auxiliary_loss`, with its gradient."""
 
     loss: t.Tensor
     """||residual - its reconstruction||^2, relative to the residual's variance (0-dim)"""
     values_BK: t.Tensor
     is_dead_BK: t.Tensor
-    """False where a row had fewer dead features than were taken"""
+    """false for a living feature, taken because there were too few dead ones"""
     code: SparseCode | DenseCode
     """each row's largest dead features"""
     aux_error_BD: t.Tensor
@@ -32,47 +28,48 @@ class AuxK(NamedTuple):
     @classmethod
     def of(
         cls,
-        encoder: BatchMeans,
+        means: BatchMeans,
         dead_F: t.Tensor,
         W_dec_FD: t.Tensor,
         error_BD: t.Tensor,
         top_k_aux: int,
         matmul_dtype: t.dtype,
-    ) -> "AuxK | None":
+        form: StepForm,
+    ) -> "AuxKLoss | None":
         """Reconstruct the residual from each row's `top_k_aux` largest dead features.
 
-        On a CPU the number of dead features is read, and none costs nothing (None is returned). On
-        a GPU reading it would hold the host up: there `top_k_aux` features are always taken, and
-        living ones among them count as zero.
+        If `form.reads_dead_count`, having no dead features costs nothing, and None is returned.
+        Otherwise `top_k_aux` features are always taken, and living ones among them count as zero.
 
         Arguments:
-            encoder: has the posterior's means.
+            means: the posterior's.
             dead_F: which features are dead (bool).
-            error_BD: x_hat - x, taken as a constant.
+            error_BD: x_hat - x; no gradient flows through it.
         """
         k_aux = min(top_k_aux, len(dead_F))
-        if counting_is_free(error_BD.device):
+        if form.reads_dead_count:
             dead = dead_F.nonzero().squeeze(1)
             k_aux = min(k_aux, len(dead))
             if k_aux == 0:
                 return None
             parts: list[tuple[t.Tensor, t.Tensor]] = []
-            for block in encoder.row_blocks(len(dead)):
-                mu_BN = encoder.means(block, dead)
+            for block in means.row_blocks(len(dead)):
+                mu_BN = means.of(block, dead)
                 parts += map_row_blocks(
-                    lambda rows, _, mu_BN=mu_BN: top_k(mu_BN[rows], k_aux),
+                    lambda rows, _, mu_BN=mu_BN: top_k(mu_BN[rows], k_aux, form),
                     batch=len(mu_BN),
                     width=len(dead),
                     generator=None,
+                    block=form.block,
                 )
             values_BK, places_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
             indices_BK = dead[places_BK]
         else:
-            mu_BF = encoder.means().masked_fill(~dead_F, -t.inf)
-            values_BK, indices_BK = top_k(mu_BF, k_aux)
+            mu_BF = means.of().masked_fill(~dead_F, -t.inf)
+            values_BK, indices_BK = top_k(mu_BF, k_aux, form)
         is_dead_BK = values_BK > -t.inf
         values_BK = values_BK.masked_fill(~is_dead_BK, 0.0)
-        code = top_k_code(indices_BK, len(dead_F), matmul_dtype, name="aux_code")
+        code = top_k_code(indices_BK, len(dead_F), matmul_dtype, form, name="aux_code")
         aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD
         residual_variance = (error_BD - error_BD.mean(0)).square().sum(-1).mean()
         scale = t.where(residual_variance > 0, 1 / residual_variance, 0.0)
@@ -81,7 +78,7 @@ class AuxK(NamedTuple):
         return cls(loss, values_BK, is_dead_BK, code, aux_error_BD, scale)
 
     def backward(self, weight: float) -> tuple[t.Tensor, t.Tensor]:
-        """The gradients of mu at the code, (B, K), and of W_dec, (F, D), from weight * loss."""
+        """The gradients of weight * loss at the code's means, (B, K), and at W_dec, (F, D)."""
         grad_BD = self.aux_error_BD * (self.scale * (2 * weight / len(self.aux_error_BD)))
         grad_values_BK = self.code.project(grad_BD) * self.is_dead_BK
         return grad_values_BK, self.code.outer(self.values_BK, grad_BD)

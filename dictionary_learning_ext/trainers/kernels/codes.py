@@ -1,14 +1,14 @@
-"""Products of a TopK code with weights: k-sparse where that pays, dense where it does not.
+"""Products of a TopK code with weights, k-sparse or dense, whichever is faster.
 
-A code is K of F features a row: the set `indices_BK`, and values (B, K) that go with it. Training
-needs three products with it, and the weights are (F, D), a feature's row contiguous:
+A code is K of F features per row: their indices I, `indices_BK`, and their values, (B, K). Training
+needs three products of a code. Weights are (F, D), with a feature's row contiguous:
 
     combine   values W         (B, D)  the reconstruction
     project   (rows W^T) on I  (B, K)  its gradient at the K values, by the same weights
     outer     values^T rows    (F, D)  its gradient at W, and the encoder's
 
-Each takes B K D multiplications sparse and B F D dense, but a dense one runs at many times the
-rate. All forms give the same numbers up to rounding.
+Each takes B K D multiplications if sparse and B F D if dense, but dense ones run many times faster.
+All forms give the same numbers up to rounding.
 """
 
 import functools
@@ -17,25 +17,14 @@ import torch as t
 from torch.nn import functional
 
 from .scratch import scratch
-
-# The largest k/F at which the sparse form is faster on 2 cores with AVX-512 (B=2048, D=512, F=2048;
-# experiments/results/benchmark_parts.md). `project` has no fast sparse form in bf16, where matmuls
-# take a seventh of fp32's time if the CPU has AMX. Where it was not measured, as on a GPU: dense.
-SPARSE_DENSITY = 1 / 16
-SPARSE_PROJECTION_DENSITY_AMX = 1 / 128
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices by AMX."""
-    return t.cpu._is_amx_tile_supported()  # torch 2.6 has no public name for it
+from .step_form import StepForm
 
 
 class SparseCode:
-    """Products that touch only the K features of a row.
+    """Products that touch only each row's K features.
 
     Arguments:
-        projects_densely: take all B x F products and keep K a row.
+        projects_densely: let `project` compute all B x F products, and keep K per row.
     """
 
     def __init__(
@@ -52,7 +41,7 @@ class SparseCode:
         self._projects_densely = projects_densely
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
-        """The values' combination of the features' weights, (B, D)."""
+        """Each row's sum of its features' weights times their values: (B, D)."""
         if self._projects_densely:
             self._weight_FD = weight_FD.detach().to(self._matmul_dtype)
             return functional.embedding_bag(
@@ -70,7 +59,7 @@ class SparseCode:
         return self._product_BD.detach()
 
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
-        """Each row's products with its K features' weights, those of the last `combine`: (B, K)."""
+        """Each row's products with its K features' weights, from the last `combine`: (B, K)."""
         if self._projects_densely:
             products_BF = all_products(
                 "projection", rows_BD.to(self._matmul_dtype), self._weight_FD
@@ -79,7 +68,7 @@ class SparseCode:
         return t.autograd.grad(self._product_BD, self._values_BK, rows_BD)[0]
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
-        """For each feature, the sum of the rows that it is on in, weighted: (F, D)."""
+        """Each feature's sum of the rows that hold it, times its values there: (F, D)."""
         order, row_numbers, offsets_F = self._by_feature
         return functional.embedding_bag(
             row_numbers,
@@ -91,15 +80,15 @@ class SparseCode:
 
     @functools.cached_property
     def _by_feature(self) -> tuple[t.Tensor, t.Tensor, t.Tensor]:
-        """The set, transposed: its entries sorted by feature, their rows, where each one begins."""
-        dtype = t.int16 if self.dict_size < 2**15 else t.int32  # short numbers sort faster
+        """The indices sorted by feature: the order, the rows, and where each feature begins."""
+        dtype = t.int16 if self.dict_size < 2**15 else t.int32  # narrow integers sort faster
         features, order = self.indices_BK.flatten().to(dtype).sort(stable=True)
         starts_F = t.arange(self.dict_size, dtype=dtype, device=features.device)
         return order, order // self.indices_BK.shape[1], t.searchsorted(features, starts_F)
 
 
 class DenseCode:
-    """Products as matmuls in `matmul_dtype`, returned in the dtype of weights and rows."""
+    """Products as matmuls in `matmul_dtype`. Results have the dtype of weights and rows."""
 
     def __init__(self, indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str):
         self.indices_BK = indices_BK
@@ -109,17 +98,17 @@ class DenseCode:
         self._code_BF = scratch(name, (batch, dict_size), matmul_dtype, device).zero_()
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
-        """As `SparseCode.combine`."""
+        """See `SparseCode.combine`."""
         self._weight_FD = self._cast(weight_FD)
         return (self._scattered(values_BK) @ self._weight_FD).to(weight_FD.dtype)
 
     def project(self, rows_BD: t.Tensor) -> t.Tensor:
-        """As `SparseCode.project`."""
+        """See `SparseCode.project`."""
         products_BF = all_products("projection", self._cast(rows_BD), self._weight_FD)
         return products_BF.take(self._places_BK).to(rows_BD.dtype)
 
     def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
-        """As `SparseCode.outer`."""
+        """See `SparseCode.outer`."""
         return (self._scattered(values_BK).t() @ self._cast(rows_BD)).to(rows_BD.dtype)
 
     def _scattered(self, values_BK: t.Tensor) -> t.Tensor:
@@ -131,22 +120,26 @@ class DenseCode:
 
 
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
-    """rows W^T, (B, F), lost at the next call with that name."""
+    """rows W^T, (B, F). The next call with the same name overwrites it."""
     shape = (len(rows_BD), len(weight_FD))
     products_BF = scratch(name, shape, rows_BD.dtype, rows_BD.device)
     return t.mm(rows_BD, weight_FD.t(), out=products_BF)
 
 
 def top_k_code(
-    indices_BK: t.Tensor, dict_size: int, matmul_dtype: t.dtype, name: str = "code"
+    indices_BK: t.Tensor,
+    dict_size: int,
+    matmul_dtype: t.dtype,
+    form: StepForm,
+    name: str = "code",
 ) -> SparseCode | DenseCode:
-    """The form that is faster at this k, F, dtype and device.
+    """The code in the form that `form` gives for this k, F and dtype.
 
-    `name` tells codes apart that are in use at the same time.
+    Codes that are in use at the same time need different names.
     """
     density = indices_BK.shape[1] / dict_size
-    if indices_BK.device.type != "cpu" or density > SPARSE_DENSITY:
+    if density > form.sparse_density:
         return DenseCode(indices_BK, dict_size, matmul_dtype, name)
-    by_amx = matmul_dtype == t.bfloat16 and has_amx()
-    projects_densely = by_amx and density > SPARSE_PROJECTION_DENSITY_AMX
+    is_bf16 = matmul_dtype == t.bfloat16
+    projects_densely = is_bf16 and density > form.sparse_projection_density
     return SparseCode(indices_BK, dict_size, matmul_dtype, projects_densely=projects_densely)

@@ -1,7 +1,6 @@
 """The learned posterior's log-variance, log sigma^2 = W_var (x - b_dec) + b_var, clamped.
 
-Its KL depends on every feature of every token: unlike the means', it is held and passed through as a
-dense tensor.
+Its KL depends on every feature of every token. So, unlike the means, it is held as a dense tensor.
 """
 
 from typing import NamedTuple
@@ -13,14 +12,14 @@ from ..posterior import variance_kl
 from .codes import DenseCode, SparseCode
 
 
-class LogVariance(NamedTuple):
-    """Of one batch."""
+class BatchLogVariance(NamedTuple):
+    """The log-variance of every feature, for one batch."""
 
     centred_BD: t.Tensor
     weight_FD: t.Tensor
     clamped_BF: t.Tensor
     is_inside_BF: t.Tensor
-    """where it was not clamped"""
+    """whether it was not clamped"""
     std_BF: t.Tensor
 
     @classmethod
@@ -31,7 +30,7 @@ class LogVariance(NamedTuple):
         bias_F: t.Tensor,
         limits: t.Tensor,
         matmul_dtype: t.dtype,
-    ) -> "LogVariance":
+    ) -> "BatchLogVariance":
         """The log-variance of activations x - b_dec."""
         operands = [part.to(matmul_dtype) for part in (centred_BD, weight_FD, bias_F)]
         raw_BF = functional.linear(*operands).to(weight_FD.dtype)
@@ -61,11 +60,11 @@ class LogVariance(NamedTuple):
         *,
         x_grad: bool,
     ) -> tuple[t.Tensor, t.Tensor, t.Tensor | None]:
-        """The gradients of W_var, b_var and, if `x_grad`, x.
+        """The gradients at W_var, b_var and, if `x_grad`, x.
 
         Arguments:
             selected_BK: the loss's gradient at the log-variances of the code.
-            dense_BF: what to add to it, at all.
+            dense_BF: the loss's other gradient, at the log-variances of all features; None for 0.
         """
         selected_BK = selected_BK * self.is_inside_BF.gather(1, code.indices_BK)
         if dense_BF is None:

@@ -1,7 +1,7 @@
-"""A batch's means mu_BF = W_enc (x - b_dec) + b_enc, some rows at a time, and what the KL needs of them.
+"""A batch's means mu_BF = W_enc (x - b_dec) + b_enc, some rows at a time, and their second moments.
 
-The KL over all features needs of mu only its second moments, and without a ReLU these follow from
-those of x: Cov(mu, x) = W_enc Cov(x). So no B x F tensor is held for it.
+The KL over all features needs only the second moments of mu. Without a ReLU these follow from the
+moments of x: Cov(mu, x) = W_enc Cov(x). So no B x F tensor has to be held for it.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,12 @@ from torch.nn import functional
 
 from .codes import all_products
 
-BLOCK = 2**24
-"""Means held at a time where not all are needed, 64 MB: a smaller block reads the weights more often."""
-
 
 class Moments(NamedTuple):
     """Averages over a batch of means mu and centred activations x."""
 
     cross_FD: t.Tensor | None
-    """E[mu_i x], the gradient of E[mu_i^2] / 2 at W_enc; None where it was not asked for"""
+    """E[mu_i x], the gradient of E[mu_i^2] / 2 at W_enc; None if it was not asked for"""
     mean_F: t.Tensor
     """E[mu_i], its gradient at b_enc"""
     square_F: t.Tensor
@@ -34,8 +31,9 @@ class BatchMeans:
         centred_BD: x - b_dec.
         weight_FD, bias_F: the encoder's.
         rectify: whether a ReLU is applied.
-        matmul_dtype: of the products; what is returned has the weights' dtype.
+        matmul_dtype: of the products. Results have the weights' dtype.
         keep: compute the means of the whole batch at once and keep them.
+        means_at_once: how many are held at a time otherwise.
     """
 
     def __init__(
@@ -47,10 +45,12 @@ class BatchMeans:
         rectify: bool,
         matmul_dtype: t.dtype,
         keep: bool,
+        means_at_once: int,
     ):
         self.weight_FD, self.bias_F = weight_FD, bias_F
         self.rectify = rectify
         self.centred_BD = centred_BD
+        self._means_at_once = means_at_once
         self._operands = centred_BD.to(matmul_dtype), weight_FD.to(matmul_dtype)
         self._kept_BF = None
         if keep:
@@ -58,30 +58,30 @@ class BatchMeans:
             self._kept_BF = mu_BF.relu_() if rectify else mu_BF
 
     def row_blocks(self, n_features: int) -> Iterator[slice]:
-        """Slices of the batch, of as many rows as to hold at most `BLOCK` of so many features."""
+        """Slices of the batch, small enough to hold their means of `n_features` at once."""
         batch = len(self.centred_BD)
-        rows = batch if self._kept_BF is not None else max(1, BLOCK // n_features)
+        rows = batch if self._kept_BF is not None else max(1, self._means_at_once // n_features)
         return (slice(i, min(i + rows, batch)) for i in range(0, batch, rows))
 
     def products(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
-        """W_enc (x - b_dec) of some rows, of all features or of those whose indices are given.
+        """W_enc (x - b_dec) of some rows, for all features or those whose indices are given.
 
-        In the products' dtype, and lost at the next call.
+        In `matmul_dtype`. The next call overwrites it.
         """
         x_BD, weight_FD = self._operands
         weight_FD = weight_FD if features is None else weight_FD[features]
         return all_products("encoder", x_BD[rows], weight_FD)
 
     def finish(self, products_BF: t.Tensor, features: t.Tensor | None = None) -> t.Tensor:
-        """The means whose products these are, a fresh tensor."""
+        """The means, from `products`, as a new tensor."""
         bias_F = self.bias_F if features is None else self.bias_F[features]
         mu_BF = products_BF.to(bias_F.dtype, copy=True).add_(bias_F)
         return mu_BF.relu_() if self.rectify else mu_BF
 
     def reader(self, block: slice) -> Callable[[slice], t.Tensor]:
-        """A function that gives the means of some rows of a block, on any thread.
+        """A function that returns the means of some rows of a block, on any thread.
 
-        The matmul is done now, at once; what comes after it with the rows, while they are in cache.
+        The block's matmul runs now. Bias and ReLU are applied with the rows, which are then in cache.
         """
         if self._kept_BF is not None:
             kept_BF = self._kept_BF[block]
@@ -89,27 +89,27 @@ class BatchMeans:
         products_BF = self.products(block)
         return lambda rows: self.finish(products_BF[rows])
 
-    def means(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
-        """mu of some rows, of all features or of those whose indices are given."""
+    def of(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
+        """mu of some rows, for all features or those whose indices are given."""
         if self._kept_BF is not None:
             kept = self._kept_BF[rows]
             return kept if features is None else kept[:, features]
         return self.finish(self.products(rows, features), features)
 
     def moments(self, *, with_cross: bool) -> Moments:
-        """Of all features; without `with_cross` only the averages."""
+        """The moments of all features. Without `with_cross`, `cross_FD` is None."""
         dtype, batch = self.weight_FD.dtype, len(self.centred_BD)
         x_BD, weight_FD = self._operands
         cross_FD = None
         if self.rectify:
-            mu_BF = self.means()
+            mu_BF = self.of()
             mean_F, square_F = mu_BF.mean(0), mu_BF.square().mean(0)
             if with_cross:
                 cross_FD = (mu_BF.to(x_BD.dtype).t() @ x_BD).to(dtype).div_(batch)
         else:
             mean_x_D = self.centred_BD.mean(0)
             mean_F = self.weight_FD @ mean_x_D + self.bias_F
-            # Without its mean, which may be large: matmuls in bf16 keep 8 bits.
+            # The mean may be large, and bf16 keeps 8 bits: subtract it before the matmul.
             x_BD = (self.centred_BD - mean_x_D).to(x_BD.dtype)
             covariance_FD = (weight_FD @ (x_BD.t() @ x_BD).div_(batch)).to(dtype)
             square_F = t.linalg.vecdot(covariance_FD, self.weight_FD).clamp_(min=0) + mean_F**2
@@ -120,6 +120,6 @@ class BatchMeans:
     def combine(self, factor_F: t.Tensor) -> t.Tensor:
         """sum_i factor_i mu_i w_i, (B, D): the gradient at x of sum_i factor_i mu_i^2 / 2."""
         if self.rectify:
-            return (self.means() * factor_F) @ self.weight_FD
+            return (self.of() * factor_F) @ self.weight_FD
         scaled_FD = self.weight_FD * factor_F[:, None]
         return self.centred_BD @ (self.weight_FD.t() @ scaled_FD) + self.bias_F @ scaled_FD

@@ -1,9 +1,8 @@
-"""A batch in blocks of rows, on several threads, for what torch itself does on one thread or slowly.
+"""Runs a function on a batch's blocks of rows, on several threads.
 
-torch draws random numbers on one thread; numpy partitions faster than torch, and also on one. So a
-CPU's batch is cut into blocks of rows that stay in cache, and as many threads as torch uses work
-through them, each with torch's own threads off. What a block gives does not depend on the number
-of threads.
+torch draws random numbers on one thread. numpy partitions on one thread too. So on a CPU the batch
+is cut into blocks of rows that fit in cache. As many threads as torch uses work through them, each
+with torch's own threads turned off. Results do not depend on the number of threads.
 """
 
 import functools
@@ -17,22 +16,23 @@ import torch as t
 
 Result = TypeVar("Result")
 
-BLOCK = 2**19
-"""Numbers of a B x F tensor in a block: the fastest on 2 cores (results/benchmark_parts.md)."""
-
 
 def map_row_blocks(
     function: Callable[[slice, t.Generator | None], Result],
     batch: int,
     width: int,
     generator: t.Generator | None,
+    block: int,
 ) -> list[Result]:
     """What `function(rows, generator)` returns for each block of rows of a batch x width tensor.
 
-    The function is called without gradients. Each block has a generator of its own, seeded from
-    `generator`; None if that is None.
+    The function runs without gradients. Each block gets a generator of its own, seeded from
+    `generator`, or None if `generator` is None.
+
+    Arguments:
+        block: how many of the tensor's numbers are in a block, at most.
     """
-    rows = max(1, BLOCK // width)
+    rows = max(1, block // width)
     blocks = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
     generators: list[t.Generator | None] = [None] * len(blocks)
     if generator is not None:
@@ -51,7 +51,7 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     started = threading.Barrier(n_threads + 1)
 
     def initialise() -> None:
-        t.get_num_threads()  # torch sets a new thread up when it is first asked
+        t.get_num_threads()  # the first call sets torch up in this thread
         t.set_num_threads(1)
         t.set_grad_enabled(False)
         started.wait()
@@ -62,11 +62,11 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
             pool.submit(lambda: None)
         started.wait()
     except BaseException:
-        started.abort()  # else the threads that did start would wait for ever
+        started.abort()  # otherwise the threads that did start would wait forever
         raise
-    t.set_num_threads(n_threads)  # the workers' setting was also the default of later threads
+    t.set_num_threads(n_threads)  # the workers' setting also became the default for new threads
     return pool
 
 
-if hasattr(os, "register_at_fork"):  # a child has the pool but not its threads
+if hasattr(os, "register_at_fork"):  # a child process has the pool but not its threads
     os.register_at_fork(after_in_child=_pool.cache_clear)

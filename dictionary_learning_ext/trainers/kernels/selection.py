@@ -1,4 +1,4 @@
-"""Which features a token keeps: noise, the K largest, and what the mean alone would keep."""
+"""Which features a token keeps: drawing noise, the K largest, and what the mean alone selects."""
 
 import functools
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 import torch as t
 
 from ...config.options import NoiseOn
-from .codes import has_amx
+from .step_form import StepForm
 
 
 def draw_code(
@@ -17,21 +17,23 @@ def draw_code(
     noise_on: NoiseOn,
     noise_scale: float,
     generator: t.Generator | None,
+    form: StepForm,
 ) -> tuple[t.Tensor, t.Tensor]:
     """Draw each row's K selected features and their values from N(mu, (noise_scale std)^2).
 
     Arguments:
         mu_BF: the posterior's means, fp32 or wider.
         std: its standard deviations: (B, F), or 0-dim for one value.
-        noise_on: "both": I = TopK(z), values z_I; "values": I = TopK(mu), values z_I, and only
-            these are drawn; "selection": I = TopK(z), values mu_I.
-        noise_scale: tau; 0 draws nothing and gives the mean's code.
-        generator: of the device of `mu_BF`; torch's own if None.
+        noise_on: "both": I = TopK(z), values z_I. "values": I = TopK(mu), values z_I; only these
+            are drawn. "selection": I = TopK(z), values mu_I.
+        noise_scale: tau. 0 draws nothing and gives the mean's code.
+        generator: on the device of `mu_BF`. Default: torch's own.
+        form: says how the K largest are found.
 
     Returns: indices (B, K) and values (B, K).
     """
     if not chooses(noise_on, noise_scale):
-        values_BK, indices_BK = top_k(mu_BF, k)
+        values_BK, indices_BK = top_k(mu_BF, k, form)
         if noise_scale != 0:
             noise_BK = t.empty_like(values_BK).normal_(generator=generator)
             std_BK = std if std.dim() == 0 else std.gather(-1, indices_BK)
@@ -39,7 +41,7 @@ def draw_code(
         return indices_BK, values_BK
 
     z_BF = normal_noise(mu_BF, std * noise_scale, generator).add_(mu_BF)
-    values_BK, indices_BK = top_k(z_BF, k)
+    values_BK, indices_BK = top_k(z_BF, k, form)
     return indices_BK, mu_BF.gather(-1, indices_BK) if noise_on == "selection" else values_BK
 
 
@@ -48,22 +50,22 @@ def chooses(noise_on: NoiseOn, noise_scale: float) -> bool:
     return noise_scale != 0 and noise_on != "values"
 
 
-def top_k(values_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
-    """The K largest of each row and their places, in any order. NaN counts as the largest."""
-    if k == values_BF.shape[-1] or not _numpy_is_faster(values_BF):
+def top_k(values_BF: t.Tensor, k: int, form: StepForm) -> tuple[t.Tensor, t.Tensor]:
+    """Each row's K largest and their indices, in any order. NaN counts as the largest."""
+    if k == values_BF.shape[-1] or not _is_for_numpy(values_BF, form):
         values_BK, indices_BK = values_BF.topk(k, dim=-1, sorted=False)
         return values_BK, indices_BK
     order = np.argpartition(values_BF.detach().numpy(), -k, axis=-1)
     indices_BK = t.from_numpy(order[..., -k:]).contiguous()
     values_BK = values_BF.gather(-1, indices_BK)
     padded = values_BK.amin(-1) == 0
-    if padded.any():  # a ReLU's zeros: choose among them as upstream's topk does
+    if padded.any():  # a ReLU's zeros: choose the ones that upstream's topk chooses
         values_BK[padded], indices_BK[padded] = values_BF[padded].topk(k, dim=-1, sorted=False)
     return values_BK, indices_BK
 
 
 class MeanSelection(NamedTuple):
-    """What the mean alone selects, of some rows."""
+    """What the mean alone selects, in some rows."""
 
     fired_F: t.Tensor
     """whether some row's selection holds the feature (bool)"""
@@ -78,9 +80,9 @@ class MeanSelection(NamedTuple):
         return cls(fired_F, mu_BK.masked_fill(mu_BK <= 0, t.inf).amin(-1))
 
     @classmethod
-    def of_means(cls, mu_BF: t.Tensor, k: int) -> "MeanSelection":
-        """From the means. One that equals the K-th largest counts as selected, unless it is 0."""
-        if _numpy_is_faster(mu_BF):  # values alone take half as long to partition as places do
+    def of_means(cls, mu_BF: t.Tensor, k: int, form: StepForm) -> "MeanSelection":
+        """From the means. A mean equal to the K-th largest counts as selected, unless it is 0."""
+        if _is_for_numpy(mu_BF, form):  # partitioning values takes half as long as indices
             kth_B = t.from_numpy(np.partition(mu_BF.numpy(), -k, axis=1)[:, -k])
         else:
             kth_B = mu_BF.topk(k, sorted=False).values.amin(-1)
@@ -98,9 +100,9 @@ class MeanSelection(NamedTuple):
 def normal_noise(like_BF: t.Tensor, std: t.Tensor, generator: t.Generator | None) -> t.Tensor:
     """Independent N(0, std^2) in the shape, dtype and device of `like_BF`; std is 0-dim or (B, F).
 
-    On a CPU: 16 random bits choose one of 65,536 equally likely values, which takes half of
-    `normal_`'s time on one thread. Their distribution function is within 2^-16 of the normal one,
-    their variance within 1e-5 of std^2, relatively, and the largest is 4.4 std.
+    On a CPU, 16 random bits choose one of 65,536 equally likely values. That takes half of
+    `normal_`'s time on one thread. The values' distribution function is within 2^-16 of the normal
+    one, their variance is within 1e-5 of std^2 (relative), and the largest is 4.4 std.
     """
     if like_BF.device.type != "cpu":
         return t.empty_like(like_BF).normal_(generator=generator).mul_(std)
@@ -122,15 +124,5 @@ def _normal_values(dtype: t.dtype) -> t.Tensor:
     return (2**16 * (density[:-1] - density[1:])).to(dtype)
 
 
-def _numpy_is_faster(values: t.Tensor) -> bool:
-    """numpy 2 partitions in AVX-512, which halves the time on the processors that also have AMX.
-
-    Elsewhere it may lose: on AMD's Zen 4, whose compressing stores are slow, torch's topk takes a
-    third to a sixth of numpy's time.
-    """
-    return (
-        values.device.type == "cpu"
-        and values.dtype in (t.float32, t.float64)
-        and int(np.__version__.partition(".")[0]) >= 2
-        and has_amx()
-    )
+def _is_for_numpy(values: t.Tensor, form: StepForm) -> bool:
+    return form.partitions_by_numpy and values.dtype in (t.float32, t.float64)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch as t
+from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.trainers.kernels import codes
 from dictionary_learning_ext.trainers.kernels.codes import DenseCode, SparseCode, top_k_code
+from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 BATCH, D, F, K = 24, 6, 40, 5
 
@@ -51,16 +52,20 @@ def test_two_dense_codes_at_once_do_not_share_memory():
         assert t.equal(other.combine(values, weight), weight[1].expand(BATCH, D))
 
 
-def test_the_form_is_chosen_by_density(monkeypatch):
-    monkeypatch.setattr(codes, "has_amx", lambda: True)
-
-    def form(k, dict_size, dtype):
-        code = top_k_code(t.zeros(2, k, dtype=t.long), dict_size, dtype)
-        return type(code).__name__, getattr(code, "_projects_densely", None)
-
-    assert form(64, 2048, t.float32) == ("SparseCode", False)
-    assert form(512, 2048, t.float32) == ("DenseCode", None)
-    assert form(64, 2048, t.bfloat16) == ("SparseCode", True)
-    assert form(64, 32768, t.bfloat16) == ("SparseCode", False)
-    monkeypatch.setattr(codes, "has_amx", lambda: False)
-    assert form(64, 2048, t.bfloat16) == ("SparseCode", False)
+@pytest.mark.parametrize(
+    ("k", "dict_size", "dtype", "form_made"),
+    [
+        (64, 2048, t.float32, "sparse"),
+        (512, 2048, t.float32, "dense"),
+        (64, 2048, t.bfloat16, "mixed"),
+        (512, 2048, t.bfloat16, "dense"),
+        (64, 32768, t.bfloat16, "sparse"),
+    ],
+)
+def test_the_form_is_chosen_by_density(k, dict_size, dtype, form_made):
+    form = StepForm(sparse_density=1 / 16, sparse_projection_density=1 / 128)
+    with RecordedOps() as ops:
+        code = top_k_code(t.zeros(2, k, dtype=t.long), dict_size, dtype, form)
+        code.combine(t.ones(2, k), t.ones(dict_size, 3))
+        code.project(t.ones(2, 3))
+    assert ops.code_form == form_made

@@ -7,50 +7,58 @@ import pytest
 import torch as t
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.trainers.kernels import row_blocks, selection
 from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
 from dictionary_learning_ext.trainers.kernels.selection import MeanSelection, normal_noise, top_k
+from dictionary_learning_ext.trainers.kernels.step_form import StepForm
+
+BY_NUMPY, BY_TORCH = StepForm(partitions_by_numpy=True), StepForm(partitions_by_numpy=False)
+both_ways = pytest.mark.parametrize("form", [BY_NUMPY, BY_TORCH], ids=["numpy", "torch"])
 
 
-@pytest.fixture(params=[True, False], ids=["numpy", "torch"], autouse=True)
-def partition_by(request, monkeypatch):
-    """Both ways to find the largest, whichever is faster here."""
-    monkeypatch.setattr(selection, "_numpy_is_faster", lambda values: request.param)
-
-
+@both_ways
 @pytest.mark.parametrize("dtype", [t.float32, t.float64])
 @pytest.mark.parametrize("k", [1, 5, 49, 50])
-def test_top_k_is_torchs(k, dtype):
+def test_top_k_is_torchs(k, dtype, form):
     values_BF = t.randn(30, 50, generator=t.Generator().manual_seed(k), dtype=dtype)
-    values_BK, indices_BK = top_k(values_BF, k)
+    with RecordedOps() as ops:
+        values_BK, indices_BK = top_k(values_BF, k, form)
+    is_by_numpy = form is BY_NUMPY and k < 50  # all of a row need no partition
+    assert ops.counts["topk"] == (0 if is_by_numpy else 1)
     assert t.equal(values_BF.gather(1, indices_BK), values_BK)
     assert t.equal(values_BK.sort(descending=True).values, values_BF.topk(k).values)
 
 
-def test_top_k_takes_exactly_k_of_equal_values():
-    values_BK, indices_BK = top_k(t.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), 2)
+@both_ways
+def test_top_k_takes_exactly_k_of_equal_values(form):
+    values_BK, indices_BK = top_k(t.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), 2, form)
     assert values_BK.tolist() == [[2, 2], [0, 0]]
     assert all(len(set(row)) == 2 for row in indices_BK.tolist())
 
 
+@both_ways
 @given(st.integers(0, 10**6), st.integers(1, 12), st.floats(-3, 3), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_fired_is_the_same_from_means_and_from_their_code(seed, k, shift, rectify):
+def test_fired_is_the_same_from_means_and_from_their_code(form, seed, k, shift, rectify):
     """But for a ReLU's zeros, which fire in a code that is padded with them."""
     mu_BF = t.randn(7, 12, generator=t.Generator().manual_seed(seed)) + shift
     mu_BF = mu_BF.relu() if rectify else mu_BF
     mu_BK, indices_BK = mu_BF.topk(k)
-    expected, got = MeanSelection.of_code(indices_BK, mu_BK, 12), MeanSelection.of_means(mu_BF, k)
+    expected = MeanSelection.of_code(indices_BK, mu_BK, 12)
+    with RecordedOps() as ops:
+        got = MeanSelection.of_means(mu_BF, k, form)
+    assert ops.counts["topk"] == (0 if form is BY_NUMPY else 1)
     selected_BF = t.zeros_like(mu_BF).scatter(1, indices_BK, mu_BK)
     assert t.equal(got.fired_F, (selected_BF != 0).any(0))
     assert t.equal(got.smallest_B, expected.smallest_B)
     assert rectify or t.equal(got.fired_F, expected.fired_F)
 
 
-def test_zeros_of_a_relu_are_chosen_as_upstreams_topk_does():
+@both_ways
+def test_zeros_of_a_relu_are_chosen_as_upstreams_topk_does(form):
     mu_BF = (t.randn(20, 60, generator=t.Generator().manual_seed(0)) - 1).relu()
-    expected, got = mu_BF.topk(30, sorted=False).indices, top_k(mu_BF, 30)[1]
+    expected, got = mu_BF.topk(30, sorted=False).indices, top_k(mu_BF, 30, form)[1]
     assert (mu_BF > 0).sum(1).max() < 30
     assert t.equal(got, expected)
 
@@ -82,9 +90,7 @@ def test_noise_comes_from_the_generator():
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_blocks_do_not_depend_on_the_number_of_threads(n_threads, monkeypatch):
-    monkeypatch.setattr(row_blocks, "BLOCK", 40)  # 4 rows of 10
-
+def test_blocks_do_not_depend_on_the_number_of_threads(n_threads):
     def draws():
         generator = t.Generator().manual_seed(0)
         return map_row_blocks(
@@ -92,6 +98,7 @@ def test_blocks_do_not_depend_on_the_number_of_threads(n_threads, monkeypatch):
             22,
             10,
             generator,
+            block=40,  # 4 rows of 10
         )
 
     expected, before = draws(), t.get_num_threads()
@@ -110,11 +117,9 @@ def test_blocks_do_not_depend_on_the_number_of_threads(n_threads, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
-def test_a_forked_child_has_threads_of_its_own(monkeypatch):
-    monkeypatch.setattr(row_blocks, "BLOCK", 10)
-
+def test_a_forked_child_has_threads_of_its_own():
     def draw(_=None):
-        map_row_blocks(lambda rows, own: None, 6, 10, t.Generator())
+        map_row_blocks(lambda rows, own: None, 6, 10, t.Generator(), block=10)
 
     draw()
     child = os.fork()
@@ -125,12 +130,10 @@ def test_a_forked_child_has_threads_of_its_own(monkeypatch):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_an_error_in_a_block_is_raised(monkeypatch):
-    monkeypatch.setattr(row_blocks, "BLOCK", 10)
-
+def test_an_error_in_a_block_is_raised():
     def fail(rows, generator):
         if rows.start == 3:
             raise ArithmeticError("row 3")
 
     with pytest.raises(ArithmeticError, match="row 3"):
-        map_row_blocks(fail, 6, 10, None)
+        map_row_blocks(fail, 6, 10, None, block=10)

@@ -1,4 +1,4 @@
-"""The hand-derived objective against its dense autograd form, in float64."""
+"""The loss and its hand-derived gradients against the dense autograd form, in float64."""
 
 import dataclasses
 import itertools
@@ -6,20 +6,18 @@ import itertools
 import pytest
 import torch as t
 from dense_reference import dense_loss
+from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
-from dictionary_learning_ext.trainers.kernels import codes, row_blocks
-from dictionary_learning_ext.trainers.kernels import means as encoder
-from dictionary_learning_ext.trainers.kernels.objective import (
-    StepObjective,
-    Weights,
-    variational_loss,
-)
+from dictionary_learning_ext.trainers.kernels.loss import variational_loss
+from dictionary_learning_ext.trainers.kernels.objective import StepObjective, Weights
+from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 BATCH, D, F = 24, 6, 40
+FORM = StepForm()
 
 
-def make_case(k=3, aux=False, seed=0, **settings):
+def make_case(k=3, aux=False, seed=0, form=FORM, **settings):
     """A batch, weights that require grad, and an objective, all in float64."""
     generator = t.Generator().manual_seed(seed)
 
@@ -54,8 +52,18 @@ def make_case(k=3, aux=False, seed=0, **settings):
         log_var_limits=(t.tensor(-1.0).double(), t.tensor(1.5).double()) if learned else None,
         tokens_since_fired_F=t.arange(F) * 20 if aux else t.zeros(F, dtype=t.long),
         generator=t.Generator(),
+        form=form,
     )
     return randn(BATCH, D), weights, objective
+
+
+@pytest.fixture
+def one_thread():
+    """So that `RecordedOps`, which sees one thread, sees all blocks."""
+    before = t.get_num_threads()
+    t.set_num_threads(1)
+    yield
+    t.set_num_threads(before)
 
 
 def gradients(loss_of, x, weights, objective):
@@ -73,6 +81,14 @@ def relative_error(got, expected):
     return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
+def one_form(name):
+    """The code in one form at any density."""
+    return StepForm(
+        sparse_density=0.0 if name == "dense" else 1.0,
+        sparse_projection_density=0.0 if name == "mixed" else 1.0,
+    )
+
+
 SETTINGS = [
     {"posterior": p, "noise_on": n, "kl_scope": scope, "free_bits": bits, "rectify": r, "aux": aux}
     for p, n, (scope, bits), r, aux in itertools.product(
@@ -85,12 +101,13 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("is_sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("form", ["sparse", "dense"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
-def test_gradients_equal_dense_autograd(settings, is_sparse, monkeypatch):
-    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
-    x, weights, objective = make_case(**settings)
-    terms, got = gradients(variational_loss, x, weights, objective)
+def test_gradients_equal_dense_autograd(settings, form):
+    x, weights, objective = make_case(form=one_form(form), **settings)
+    with RecordedOps() as ops:
+        terms, got = gradients(variational_loss, x, weights, objective)
+    assert ops.code_form == form
     reference, expected = gradients(dense_loss, x, weights, objective)
     for name, value in reference.items():
         assert getattr(terms, name).item() == pytest.approx(value.item(), rel=1e-12, abs=1e-12)
@@ -100,10 +117,10 @@ def test_gradients_equal_dense_autograd(settings, is_sparse, monkeypatch):
 
 
 @pytest.mark.parametrize("scope", ["all", "selected"])
-def test_gradients_without_kl_weight_and_without_x(scope, monkeypatch):
+def test_gradients_without_kl_weight_and_without_x(scope):
     """The path that makes no dense tensor: the encoder's gradient is k-sparse too."""
-    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0)
-    x, weights, objective = make_case(beta=0.0 if scope == "all" else 1.0, kl_scope=scope, aux=True)
+    beta = 0.0 if scope == "all" else 1.0
+    x, weights, objective = make_case(form=one_form("sparse"), beta=beta, kl_scope=scope, aux=True)
 
     def weight_gradients(loss_of):
         objective.generator.manual_seed(3)
@@ -112,24 +129,33 @@ def test_gradients_without_kl_weight_and_without_x(scope, monkeypatch):
         loss = terms["loss"] if isinstance(terms, dict) else terms.loss
         return t.autograd.grad(loss, leaves)
 
-    for one, other in zip(
-        weight_gradients(variational_loss), weight_gradients(dense_loss), strict=True
-    ):
+    with RecordedOps() as ops:
+        got = weight_gradients(variational_loss)
+    assert ops.code_form == "sparse"
+    for one, other in zip(got, weight_gradients(dense_loss), strict=True):
         assert relative_error(one, other) < 1e-9
 
 
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("free_bits", [0.0, 0.4])
-def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, monkeypatch):
-    monkeypatch.setattr(encoder, "BLOCK", 3 * F)
-    monkeypatch.setattr(row_blocks, "BLOCK", F)
+def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, one_thread):
     x, weights, objective = make_case(
-        posterior="point", free_bits=free_bits, aux=True, rectify=rectify
+        form=StepForm(means_at_once=3 * F, block=F),
+        posterior="point",
+        free_bits=free_bits,
+        aux=True,
+        rectify=rectify,
     )
-    since = objective.tokens_since_fired_F
-    n_dead = (since + BATCH >= objective.dead_feature_threshold).sum()
-    assert 3 * F // n_dead < BATCH, "AuxK must go through several blocks too"
-    terms, got = gradients(variational_loss, x, weights, objective)
+    with RecordedOps() as ops:
+        terms, got = gradients(variational_loss, x, weights, objective)
+    whole = dataclasses.replace(objective, form=StepForm())
+    with RecordedOps() as of_whole:
+        gradients(variational_loss, x, weights, whole)
+    assert of_whole.counts["topk"] == 2  # the selection's and AuxK's
+    assert ops.counts["topk"] > BATCH + 1  # the selection in blocks of one row, AuxK in several
+    if not rectify:  # else all means are kept
+        more_products = ops.counts["mm"] - of_whole.counts["mm"]
+        assert more_products > BATCH // 3 - 1  # blocks of three rows, and AuxK's several
     reference, expected = gradients(dense_loss, x, weights, objective)
     assert terms.loss.item() == pytest.approx(reference["loss"].item(), rel=1e-12)
     assert terms.auxk_loss > 0
@@ -137,10 +163,9 @@ def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, monk
         assert relative_error(one, other) < 1e-9
 
 
-def test_each_block_draws_its_own_noise(monkeypatch):
+def test_each_block_draws_its_own_noise(one_thread):
     """The same row again and again, in blocks of two rows: no block repeats another's draw."""
-    monkeypatch.setattr(row_blocks, "BLOCK", 2 * F)
-    x, weights, objective = make_case(noise_on="both")
+    x, weights, objective = make_case(form=StepForm(block=2 * F), noise_on="both")
     terms = [
         variational_loss(x[:1].expand(n, D).clone(), weights, objective).l2_loss.item()
         for n in (2, 2, 40)
@@ -148,7 +173,9 @@ def test_each_block_draws_its_own_noise(monkeypatch):
     assert len(set(terms)) == 3
     wide, narrow = t.full((400, D), 0.3).double(), t.full((2, D), 0.3).double()
     objective.generator.manual_seed(0)
-    many = variational_loss(wide, weights, objective).l2_loss
+    with RecordedOps() as ops:
+        many = variational_loss(wide, weights, objective).l2_loss
+    assert ops.counts["random_"] == 200
     few = t.stack([variational_loss(narrow, weights, objective).l2_loss for _ in range(200)])
     # Were two blocks to draw the same, the mean of many would spread like that of fewer.
     assert many.item() == pytest.approx(few.mean().item(), abs=6 * few.std().item() / 200**0.5)
@@ -156,14 +183,18 @@ def test_each_block_draws_its_own_noise(monkeypatch):
 
 
 @pytest.mark.parametrize("posterior", ["fixed", "learned"])
-def test_a_step_is_the_same_on_any_number_of_threads(posterior, monkeypatch):
-    monkeypatch.setattr(row_blocks, "BLOCK", 2 * F)
+def test_a_step_is_the_same_on_any_number_of_threads(posterior):
     before, results = t.get_num_threads(), []
     try:
         for n_threads in (1, 2, 3):
             t.set_num_threads(n_threads)
-            x, weights, objective = make_case(posterior=posterior, noise_on="values")
-            terms, got = gradients(variational_loss, x, weights, objective)
+            x, weights, objective = make_case(
+                form=StepForm(block=2 * F), posterior=posterior, noise_on="values"
+            )
+            with RecordedOps() as ops:
+                terms, got = gradients(variational_loss, x, weights, objective)
+            # Blocks in other threads are not seen in this one.
+            assert ops.counts["topk"] == (BATCH // 2 if n_threads == 1 else 0)
             results.append([terms.loss.detach(), terms.tokens_since_fired_F, *got])
     finally:
         t.set_num_threads(before)
@@ -172,35 +203,33 @@ def test_a_step_is_the_same_on_any_number_of_threads(posterior, monkeypatch):
             assert t.allclose(one, same, rtol=1e-12)
 
 
-@pytest.mark.parametrize("is_sparse", [True, False], ids=["sparse", "dense"])
-def test_two_losses_before_their_gradients(is_sparse, monkeypatch):
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_two_losses_before_their_gradients(form):
     """What one leaves in the memory that steps share does not reach the other."""
-    monkeypatch.setattr(codes, "SPARSE_DENSITY", 1.0 if is_sparse else 0.0)
-    cases = [make_case(seed=seed, aux=True, rectify=True) for seed in (0, 1)]
+    cases = [make_case(seed=s, form=one_form(form), aux=True, rectify=True) for s in (0, 1)]
     expected = [gradients(variational_loss, *case)[1] for case in cases]
     leaves, losses = [], []
     for x, weights, objective in cases:
         objective.generator.manual_seed(7)
         own = [leaf.clone().requires_grad_() for leaf in (x, *weights[:4])]
         leaves.append(own)
-        losses.append(variational_loss(own[0], Weights(*own[1:]), objective).loss)
+        with RecordedOps() as ops:
+            losses.append(variational_loss(own[0], Weights(*own[1:]), objective).loss)
+        assert ops.code_form == form
     for own, loss, gradient in zip(leaves, losses, expected, strict=True):
         for one, other in zip(t.autograd.grad(loss, own), gradient, strict=True):
             assert t.equal(one, other)
 
 
-@pytest.mark.parametrize("density", [0.0, 1 / 128, 1.0], ids=["dense", "mixed", "sparse"])
+@pytest.mark.parametrize("form", ["dense", "mixed", "sparse"])
 @pytest.mark.parametrize(
     "settings",
     [s for s in SETTINGS if s["noise_on"] == "both" and not s["aux"]],
     ids=lambda s: "-".join(map(str, s.values())),
 )
-def test_bf16_gradients_are_near_exact_ones(settings, density, monkeypatch):
+def test_bf16_gradients_are_near_exact_ones(settings, form):
     """With k = F, since rounding changes which features are selected; and an outlier direction."""
-    monkeypatch.setattr(codes, "SPARSE_DENSITY", 0.0 if density == 0 else 1.0)
-    monkeypatch.setattr(codes, "SPARSE_PROJECTION_DENSITY_AMX", density)
-    monkeypatch.setattr(codes, "has_amx", lambda: True)
-    x, weights, objective = make_case(k=F, **settings)
+    x, weights, objective = make_case(k=F, form=one_form(form), **settings)
     x[:, 0] += 30
     weights.b_dec_D[0] = 25
 
@@ -214,7 +243,9 @@ def test_bf16_gradients_are_near_exact_ones(settings, density, monkeypatch):
         prior_std=objective.prior_std.float(),
     )
     x, weights = cast(x), Weights(*map(cast, weights))
-    terms, got = gradients(variational_loss, x, weights, narrow)
+    with RecordedOps() as ops:
+        terms, got = gradients(variational_loss, x, weights, narrow)
+    assert ops.code_form == form
     wide = Weights(*(w if w is None else w.double() for w in weights))
     reference, expected = gradients(dense_loss, x.double(), wide, objective)
     assert terms.kl_loss.item() == pytest.approx(reference["kl_loss"].item(), rel=0.01)

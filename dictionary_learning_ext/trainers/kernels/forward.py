@@ -1,0 +1,181 @@
+"""A step's forward pass: the code that is drawn, and the loss.
+
+Only the encoder and the choice of the K largest go through B x F numbers, on a CPU some rows at a
+time. The KL over all features comes from second moments (`means.py`). B x F numbers are held at
+once for a learned log-variance, for a ReLU, where dense products of the code are faster
+(`codes.py`), and on a GPU.
+"""
+
+from typing import NamedTuple
+
+import torch as t
+
+from ..posterior import free_bits_kl, point_kl, variance_kl
+from .auxk import AuxKLoss
+from .codes import DenseCode, SparseCode, top_k_code
+from .log_variance import BatchLogVariance
+from .means import BatchMeans, Moments
+from .objective import LossTerms, StepObjective, Weights
+from .row_blocks import map_row_blocks
+from .selection import MeanSelection, chooses, draw_code
+
+
+class DrawnCode(NamedTuple):
+    """A batch's code, and what the mean alone selects."""
+
+    indices_BK: t.Tensor
+    """each row's selected features"""
+    values_BK: t.Tensor
+    """their values in the code"""
+    mu_BK: t.Tensor
+    """their means"""
+    fired_F: t.Tensor
+    """see `MeanSelection`"""
+    smallest_B: t.Tensor
+    """see `MeanSelection`"""
+
+
+class ForwardPass(NamedTuple):
+    """What the gradients need of the forward pass."""
+
+    means: BatchMeans
+    log_var: BatchLogVariance | None
+    draw: DrawnCode
+    code: SparseCode | DenseCode
+    error_BD: t.Tensor
+    """x_hat - x"""
+    moments: Moments | None
+    """for the KL over all features; else None"""
+    mean_kl_F: t.Tensor | None
+    """each feature's KL, for free bits; else None"""
+    auxk: AuxKLoss | None
+
+
+def evaluate(
+    x_BD: t.Tensor, weights: Weights, objective: StepObjective
+) -> tuple[LossTerms, ForwardPass]:
+    """The loss of one batch, and what its gradients need."""
+    matmul_dtype, posterior = objective.matmul_dtype, objective.posterior
+    centred_BD = x_BD - weights.b_dec_D
+    means = BatchMeans(
+        centred_BD,
+        weights.W_enc_FD,
+        weights.b_enc_F,
+        rectify=posterior.rectify,
+        matmul_dtype=matmul_dtype,
+        keep=x_BD.device.type != "cpu" or posterior.rectify or posterior.posterior == "learned",
+        means_at_once=objective.form.means_at_once,
+    )
+    log_var = None
+    if weights.W_var_FD is not None and weights.b_var_F is not None:
+        assert objective.log_var_limits is not None
+        log_var = BatchLogVariance.of(
+            centred_BD, weights.W_var_FD, weights.b_var_F, objective.log_var_limits, matmul_dtype
+        )
+    draw = _draw(means, log_var, objective)
+    W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
+    code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
+    error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
+
+    since_fired_F = (objective.tokens_since_fired_F + len(x_BD)).masked_fill_(draw.fired_F, 0)
+    l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
+    moments = None
+    if objective.options.kl_scope == "all":
+        moments = means.moments(with_cross=objective.kl_weight != 0)
+    kl_loss, mean_kl_F = _kl(moments, draw, log_var, objective)
+    auxk = None
+    if objective.auxk_alpha > 0:
+        dead_F = since_fired_F >= objective.dead_feature_threshold
+        auxk = AuxKLoss.of(
+            means, dead_F, W_dec_FD, error_BD, objective.top_k_aux, matmul_dtype, objective.form
+        )
+    auxk_loss = l2_loss.new_zeros(()) if auxk is None else auxk.loss
+    has_one_B = draw.smallest_B < t.inf
+    terms = LossTerms(
+        loss=l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss,
+        l2_loss=l2_loss,
+        kl_loss=kl_loss,
+        auxk_loss=auxk_loss,
+        mean_variance=(objective.sigma if log_var is None else log_var.std_BF).square().mean(),
+        mean_threshold=draw.smallest_B.float().masked_fill(~has_one_B, 0).sum() / has_one_B.sum(),
+        tokens_since_fired_F=since_fired_F,
+    )
+    return terms, ForwardPass(means, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
+
+
+def _draw(
+    means: BatchMeans, log_var: BatchLogVariance | None, objective: StepObjective
+) -> DrawnCode:
+    """Select each row's features and draw their values."""
+    posterior, k, form = objective.posterior, objective.k, objective.form
+    noise_scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
+    generator = None if noise_scale == 0 else objective.generator
+    batch, dict_size = len(means.centred_BD), len(means.weight_FD)
+
+    def draw(
+        mu_BF: t.Tensor, rows: slice, generator: t.Generator | None
+    ) -> tuple[t.Tensor, t.Tensor, t.Tensor, MeanSelection]:
+        std = objective.sigma if log_var is None else log_var.std_BF[rows]
+        indices_BK, values_BK = draw_code(
+            mu_BF, std, k, posterior.noise_on, noise_scale, generator, form
+        )
+        mu_BK = mu_BF.gather(1, indices_BK)
+        if chooses(posterior.noise_on, noise_scale):
+            return indices_BK, values_BK, mu_BK, MeanSelection.of_means(mu_BF, k, form)
+        return indices_BK, values_BK, mu_BK, MeanSelection.of_code(indices_BK, mu_BK, dict_size)
+
+    if means.centred_BD.device.type != "cpu":
+        indices_BK, values_BK, mu_BK, fired = draw(means.of(), slice(None), generator)
+        return DrawnCode(indices_BK, values_BK, mu_BK, fired.fired_F, fired.smallest_B)
+
+    with t.inference_mode(False):  # other threads write to them
+        values = means.weight_FD.new_empty(2, batch, k)
+        indices = values.new_empty(batch, k, dtype=t.int64)
+        smallest_B = values.new_empty(batch)
+    fired = []
+    for block in means.row_blocks(dict_size):
+        read = means.reader(block)
+
+        def draw_rows(
+            rows: slice, generator: t.Generator | None, read=read, first=block.start
+        ) -> t.Tensor:
+            places = slice(first + rows.start, first + rows.stop)
+            drawn = draw(read(rows), places, generator)
+            indices[places], values[0, places], values[1, places], mean = drawn
+            smallest_B[places] = mean.smallest_B
+            return mean.fired_F
+
+        fired += map_row_blocks(
+            draw_rows, block.stop - block.start, dict_size, generator, form.block
+        )
+    return DrawnCode(indices, values[0], values[1], t.stack(fired).any(0), smallest_B)
+
+
+def _kl(
+    moments: Moments | None,
+    draw: DrawnCode,
+    log_var: BatchLogVariance | None,
+    objective: StepObjective,
+) -> tuple[t.Tensor, t.Tensor | None]:
+    """The KL in nats per token, and with free bits each feature's mean KL over the batch.
+
+    Arguments:
+        moments: of all features; None for the KL of the selected ones.
+    """
+    prior_std = objective.prior_std
+    if objective.posterior.posterior == "fixed":
+        fixed_kl = variance_kl(2 * objective.sigma.log(), prior_std)
+    else:
+        fixed_kl = t.zeros_like(objective.sigma)
+
+    if moments is None:
+        kl_BK = point_kl(draw.mu_BK, prior_std) + fixed_kl
+        if log_var is not None:
+            kl_BK = kl_BK + log_var.selected_kl(draw.indices_BK, prior_std)
+        return kl_BK.sum(-1).mean(), None
+
+    mean_kl_F = moments.square_F / (2 * prior_std.square()) + fixed_kl
+    if log_var is not None:
+        mean_kl_F = mean_kl_F + log_var.mean_kl(prior_std)
+    free_bits = objective.options.free_bits
+    return free_bits_kl(mean_kl_F, free_bits), mean_kl_F if free_bits > 0 else None
