@@ -69,7 +69,7 @@ def add_an_architecture(package: Path) -> None:
 def add_an_option(package: Path) -> None:
     options = package / "config" / "options.py"
     insert(options, "    noise_anneal_steps: int | None = None\n", OPTION)
-    kernel = package / "trainers" / "kernels" / "objective.py"
+    kernel = package / "trainers" / "kernels" / "forward.py"
     insert(kernel, "l2_loss + objective.kl_weight", "objective.options.tax + ")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import transformers
@@ -27,7 +27,26 @@ _EXPECTED = (
     "expected 'embedded', a folder written by save_pretrained, or a model's name on the hub, e.g."
     " --model EleutherAI/pythia-70m"
 )
-_HOOK_NAME = re.compile(r"blocks\.(\d+)\.hook_resid_(post|pre)")
+
+
+class HookKind(NamedTuple):
+    """One kind of hook point of a block."""
+
+    io: Literal["in", "out"]
+    """Which side of the block it is."""
+    blocks_back: int
+    """The block whose output it is, counted back from its own."""
+
+
+HOOK_KINDS = {"hook_resid_post": HookKind("out", 0), "hook_resid_pre": HookKind("in", 1)}
+"""By TransformerLens's name, after `blocks.N.`: all hook points there are."""
+_HOOK_NAME = re.compile(rf"blocks\.(\d+)\.({'|'.join(HOOK_KINDS)})")
+
+
+def block_of_output(hook: str) -> int | None:
+    """The block whose output is read at a hook point: -1 for the embedding's, None if it is none."""
+    match = _HOOK_NAME.fullmatch(hook)
+    return None if match is None else int(match[1]) - HOOK_KINDS[match[2]].blocks_back
 
 
 @dataclass(frozen=True)
@@ -136,7 +155,7 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
     Arguments:
         model: a GPT-NeoX, Llama, GPT-2, Gemma, Qwen or other decoder whose list of blocks can be
             found, see `block_list_path`.
-        name: "blocks.N.hook_resid_post" or "blocks.N.hook_resid_pre".
+        name: "blocks.N." and a name in HOOK_KINDS.
 
     Raises:
         LanguageModelError: the model has no such hook point (the message lists those it has), or
@@ -146,16 +165,16 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
     match = _HOOK_NAME.fullmatch(name)
     if match is None or int(match[1]) >= config.num_hidden_layers:
         blocks = f"blocks.{{0..{config.num_hidden_layers - 1}}}"
+        expected = " or ".join(f"{blocks}.{kind}" for kind in HOOK_KINDS)
         raise LanguageModelError(
-            f"there is no hook point {name!r} in this model: expected {blocks}.hook_resid_post or"
-            f" {blocks}.hook_resid_pre; use e.g. --hook blocks.0.hook_resid_post"
+            f"there is no hook point {name!r} in this model: expected {expected}; use e.g. "
+            f"--hook blocks.0.{next(iter(HOOK_KINDS))}"
         )
     layer = int(match[1])
     envoy: Any = model._envoy
     for part in block_list_path(model._model, config).split("."):
         envoy = getattr(envoy, part)
-    io = "out" if match[2] == "post" else "in"
-    return HookPoint(name, layer, io, envoy[layer], config.hidden_size)
+    return HookPoint(name, layer, HOOK_KINDS[match[2]].io, envoy[layer], config.hidden_size)
 
 
 def read_residual(

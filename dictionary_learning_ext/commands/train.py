@@ -78,10 +78,11 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
 
 
 def starting_point(args: list[str]) -> TrainFlags:
-    """The defaults of --preset, --config or --resume, as far as --architecture and --posterior use
-    them."""
-    pattern = r"(?:^|\n)--(preset|config|resume|architecture|posterior|steps)(?:=|\n)([^\n]+)"
-    given = dict(re.findall(pattern, "\n".join(args)))
+    """The defaults of --preset, --config or --resume, as far as the flags beside them use them."""
+    names = "preset|config|resume|architecture|posterior|steps|sigma|noise_to_signal"
+    pattern = rf"(?:^|\n)--({names.replace('_', '[-_]')})(?:=|\n)([^\n]+)"
+    found = re.findall(pattern, "\n".join(args))
+    given = {name.replace("-", "_"): value for name, value in found}
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if given.get("resume") == str(AUTO):
         starts.remove("resume")
@@ -98,6 +99,9 @@ def starting_point(args: list[str]) -> TrainFlags:
     elif "resume" in given and given["resume"] != str(AUTO):
         start = load_config(run_folders(Path(given["resume"]))[0])
     sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
+    for name, other in (("sigma", "noise_to_signal"), ("noise_to_signal", "sigma")):
+        if name in given:  # two ways to say one thing: the flag overrides
+            sae = replace(sae, **{other: None})
     return TrainFlags(sae, start.run)
 
 

@@ -16,7 +16,8 @@ from dictionary_learning.evaluation import loss_recovered
 from ..activations.buffer import ResidualBuffer
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
-from .metrics import LanguageModelLosses, Totals, computed
+from .metrics import computed
+from .totals import LanguageModelLosses, Totals
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from safetensors.torch import load_file, save_file
 
+from ..activations.language_models import block_of_output
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..config.options import ExportFormat
 from ..errors import CheckpointError
@@ -73,8 +74,8 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
         )
     if form not in row.exports:
         raise CheckpointError(
-            f"{source.name} is an SAE of class {row.dict_class}, which the reader of {form} can't take; use "
-            f"--format {' or '.join(row.exports)}"
+            f"{source.name} is an SAE of class {row.dict_class}, which the reader of {form} can't "
+            f"take; use --format {' or '.join(row.exports)}"
         )
     if form == "sae-bench" and not row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
         raise CheckpointError(
@@ -84,12 +85,13 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
     if form == "sae-bench" and dictionary.dict_size < dictionary.activation_dim:
         raise CheckpointError(
             f"{source.name}: dict_size={dictionary.dict_size}; SAE Bench expects at least "
-            f"activation_dim={dictionary.activation_dim}; give --format dictionary-learning"
+            f"activation_dim={dictionary.activation_dim}; use --format dictionary-learning"
         )
-    if form == "sae-bench" and _layer_of_output(source.hook) < 0:
+    block = block_of_output(source.hook)
+    if form == "sae-bench" and (block is None or block < 0):
         raise CheckpointError(
             f"{source.name}: trained on {source.hook}; SAE Bench's loader knows only the output of "
-            "a block (blocks.N.hook_resid_post); give --format dictionary-learning"
+            "a block (blocks.N.hook_resid_post); use --format dictionary-learning"
         )
     # SAE Bench divides a ReLU SAE by its norms itself, which is exact there.
     if form == "sae-lens" or (form == "sae-bench" and row.name != "relu"):
@@ -99,7 +101,7 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
         if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
             raise CheckpointError(
                 f"{source.name}: its decoder's norms are {norms_F.min():.6g} to "
-                f"{norms_F.max():.6g}; {form} expects 1 within {UNIT_NORM_TOLERANCE:g}; give "
+                f"{norms_F.max():.6g}; {form} expects 1 within {UNIT_NORM_TOLERANCE:g}; use "
                 "--format dictionary-learning or safetensors"
             )
 
@@ -158,7 +160,7 @@ def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
 
 
 def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
-    layer = _layer_of_output(source.hook)
+    layer = block_of_output(source.hook)
     place = {
         "lm_name": source.model,
         "layer": layer,
@@ -242,12 +244,6 @@ def _converted(sae: Any, upstream_class: Any) -> Dictionary:
     state = sae.state_dict()
     converted.load_state_dict({name: state[name] for name in converted.state_dict()})
     return converted
-
-
-def _layer_of_output(hook: str) -> int:
-    """The block whose output is read at a hook point; -1 for the embedding's."""
-    _, layer, where = hook.split(".")
-    return int(layer) - (where == "hook_resid_pre")
 
 
 _WRITERS = {

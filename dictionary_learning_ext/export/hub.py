@@ -19,6 +19,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..activations.language_models import block_of_output
 from ..errors import HubError, first_line
 from ..evaluation.folders import table
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
@@ -197,7 +198,8 @@ def card(
     else:
         results = "Not measured."
     is_known = all(
-        t.get("trainer_class") in SAE_BENCH_TRAINERS and "resid_pre" not in _where(t)
+        t.get("trainer_class") in SAE_BENCH_TRAINERS
+        and block_of_output(_where(t)) in (None, t.get("layer"))
         for t in trainers.values()
     )
     bench = (

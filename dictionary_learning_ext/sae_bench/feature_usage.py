@@ -7,7 +7,8 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 
-from ..evaluation.metrics import NEAR_DEAD, Totals, computed, shown_in
+from ..evaluation.metrics import NEAR_DEAD, computed, shown_in
+from ..evaluation.totals import Totals
 
 NOTE = (
     "SAE Bench 0.6.0's explained_variance is wrong: it subtracts the square of a grand mean of "

@@ -54,6 +54,29 @@ def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
     )
 
 
+def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tmp_path, capsys):
+    """k = 4, D = 16 under sqrt_d: sigma = sqrt(0.36 * 16 / 4)."""
+    first = ["train", *small, "--noise-to-signal", "0.36"]
+    assert main([*first, "--save-every", "6"]) == 0
+    settings = settings_of(tmp_path / "run")
+    assert settings["noise_to_signal"] == 0.36
+    assert settings["sigma"] == pytest.approx(1.2)
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0, capsys.readouterr().err
+    # Another k gives another sigma, unless that is given itself.
+    again = ["train", "--config", str(tmp_path / "run"), "--k", "1"]
+    assert main([*again, "--save-dir", str(tmp_path / "again")]) == 0
+    assert settings_of(tmp_path / "again")["sigma"] == pytest.approx(2.4)
+    assert main([*again, "--sigma", "0.5", "--save-dir", str(tmp_path / "own")]) == 0
+    own = settings_of(tmp_path / "own")
+    assert (own["sigma"], own["noise_to_signal"]) == (0.5, None)
+    capsys.readouterr()
+    assert main([*first, "--sigma", "0.5", "--save-dir", str(tmp_path / "both")]) == 2
+    assert "leave out --sigma or --noise-to-signal" in capsys.readouterr().err
+    assert main([*first, "--normalize", "none", "--save-dir", str(tmp_path / "none")]) == 2
+    assert "expected --normalize sqrt_d or unit" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
     flags = ["--preset", "paper", "--architecture", "top_k", *small, "--decay-start", "None"]
     assert main(["train", *flags]) == 0
@@ -63,7 +86,7 @@ def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
 
 def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path / "nope")]) == 2
-    assert "nope: no run found; expected a run folder, e.g. runs/NAME" in capsys.readouterr().err
+    assert "nope: holds no run; expected a run folder, e.g. runs/NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

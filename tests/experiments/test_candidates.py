@@ -57,7 +57,8 @@ def test_the_recommended_preset_is_what_was_confirmed():
     picked = success_criteria.pick(search_and_confirm.read()["rows"], size)
     confirmed = asdict(sae_of(CANDIDATES[picked], size, seed=0))
     config = preset("recommended")
-    own = asdict(config.sae)
-    assert own.pop("sigma") == pytest.approx(confirmed.pop("sigma"), abs=1e-3)
-    assert own == confirmed
+    own = asdict(config.sae.with_sigma(D, config.run.normalize))
+    assert own.pop("noise_to_signal") is not None
+    assert own.pop("sigma") == pytest.approx(confirmed.pop("sigma"))
+    assert own | {"noise_to_signal": None} == confirmed
     assert config.run.steps == SIZES[size][2]

@@ -31,5 +31,5 @@ def test_a_claim_is_its_sentence_if_the_numbers_show_it():
 
 def test_every_metric_that_is_shown_has_one_label():
     assert len(set(LABELS.values())) == len(LABELS)
-    assert labels_of(SHOWN)[:2] == ["FVE", "FVE, sampled"]
+    assert labels_of(SHOWN)[:2] == ["FVE", "FVE sampled"]
     assert set(DIGITS) <= set(LABELS)

@@ -93,7 +93,7 @@ def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
     config = json.loads(path.read_text())
     del config["run"], config["trainer"]["submodule_name"]
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="say --model and --hook"):
+    with pytest.raises(UserError, match="give --model and --hook"):
         export(folder, "sae-lens")
     place = {"model": str(tiny_lm_dir), "hook": "blocks.1.hook_resid_post", "data": text}
     out = export(folder, "sae-lens", tokens=200, **place).folder

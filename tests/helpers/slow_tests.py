@@ -7,7 +7,7 @@ SLOW = frozenset(
     {
         # Commands in processes of their own, which are killed, signalled and resumed.
         "test_a_dead_wandb_process_is_said_and_does_not_stop_the_run",
-        "test_a_local_sweep_that_is_killed_goes_on_to_the_bit",
+        "test_a_killed_sweep_resumes_and_ends_bit_identical",
         "test_an_agents_run_that_is_stopped_is_retried_and_counts_once",
         "test_every_command_of_a_sweep_runs_as_an_agents",
         "test_five_kills_change_nothing",
@@ -33,7 +33,7 @@ SLOW = frozenset(
         # Many samples, or many cases.
         "test_a_mistake_ends_in_one_line_that_says_what_to_type",
         "test_any_config_json_loads_or_is_a_named_error",
-        "test_every_configuration_of_every_file_is_the_command_an_agent_types",
+        "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
         "test_gradcheck",
         "test_samples_have_the_posteriors_moments",
         # A second report, and the report in a browser.
@@ -48,7 +48,7 @@ SLOW = frozenset(
         "test_hostile_text_does_nothing",
         # Pages of results, made from the raw results.
         "test_a_second_k_leaves_the_first_ks_rows_unless_the_tokens_differ",
-        "test_every_figure_of_the_raw_results_shows_in_the_page",
+        "test_every_metric_of_the_raw_results_shows_in_the_page",
         "test_results_are_made_from_the_raw_results",
     }
 )

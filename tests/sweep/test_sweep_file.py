@@ -174,9 +174,9 @@ def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tm
     assert "preempting" in kinds, "wandb's server hands such a run out again"
     code, error = agent_runs(path, assignment, "second", tmp_path)
     assert code == 0, error
-    assert "going on from step" in error
+    assert "resuming from step" in error
     code, error = agent_runs(path, assignment, "third", tmp_path)
-    assert (code, "finished before" in error) == (0, True), error
+    assert (code, "already finished" in error) == (0, True), error
     (folder,) = (tmp_path / "runs").iterdir()
     settings = json.loads((folder / "config.json").read_text())["run"]["settings"]
     assert {name: settings[name] for name in assignment} == assignment

@@ -39,4 +39,4 @@ def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refuse
         other.update(step, x_BD)
     assert_equal(trainer_state(one), trainer_state(other))
     with pytest.raises(CheckpointError, match="to another trainer than TopKTrainer"):
-        load_trainer_state(built("top_k", 0), point.trainer)
+        load_trainer_state(built("top_k", 0).state(), point.trainer)

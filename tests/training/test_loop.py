@@ -152,7 +152,7 @@ def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
 def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(run_of, tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("the cat sat on the mat. " * 400)
-    with pytest.raises(TextError, match=r"\d+ tokens.*needs 64 and \d+ were found"):
+    with pytest.raises(TextError, match=r"\d+ tokens.*expected 64 for the next batch, found \d+"):
         train(run_of(data=str(short), steps=500), {"x": sae_of()})
     folder = tmp_path / "run"
     assert not (folder / "ae.pt").exists()
@@ -161,7 +161,7 @@ def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(run_o
 
 def test_empty_text_is_an_error_before_anything_is_written(run_of, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(TextError, match="no text"):
+    with pytest.raises(TextError, match="has no documents"):
         train(run_of(data=str(tmp_path / "empty.txt")), {"x": sae_of()})
     assert not (tmp_path / "run").exists()
 
@@ -193,15 +193,15 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
 def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
-    from dictionary_learning_ext.activations import rows as activation_rows
+    from dictionary_learning_ext.activations import activation_reader
 
-    original, calls = activation_rows.read_submodule, []
+    original, calls = activation_reader.read_submodule, []
 
     def poisoned(*arguments):
         calls.append(1)
         return original(*arguments) * (t.nan if len(calls) > 2 else 1.0)
 
-    monkeypatch.setattr(activation_rows, "read_submodule", poisoned)
+    monkeypatch.setattr(activation_reader, "read_submodule", poisoned)
     with pytest.raises(NonFiniteError, match=r"step 16: .*NaN or infinite"):
         train(run_of(), {"x": sae_of()})
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()

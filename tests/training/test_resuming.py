@@ -103,7 +103,7 @@ def test_another_language_model_is_noticed(stopped, lm_dir_of, tmp_path):
         with t.no_grad():
             next(model.parameters())[0, 0] += 1e-3
         model.save_pretrained(folder)
-        with pytest.raises(LanguageModelError, match="has changed since the run was stopped"):
+        with pytest.raises(LanguageModelError, match="has changed since the run was interrupted"):
             resumed(stopped)
     finally:
         shutil.copytree(keep, folder, dirs_exist_ok=True)
@@ -116,7 +116,7 @@ def test_a_changed_text_is_noticed(stopped):
     before = path.read_bytes()
     try:
         path.write_bytes(before[:-999] + before[-999:].replace(b"cat", b"cow"))
-        with pytest.raises(TextError, match="has changed since the run was stopped"):
+        with pytest.raises(TextError, match="has changed since the run was interrupted"):
             resumed(stopped)
     finally:
         path.write_bytes(before)
