@@ -67,7 +67,7 @@ def results(folder):
         "trainer": point.trainer,
         "buffer": point.run["buffer"],
         "log": (folder / "metrics.jsonl").read_text(),
-        "figures": json.loads((folder / "metrics.json").read_text()),
+        "metrics": json.loads((folder / "metrics.json").read_text()),
         "checkpoints": sorted(path.name for path in folder.glob("checkpoints/*")),
     }
 

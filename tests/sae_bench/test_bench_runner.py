@@ -36,7 +36,7 @@ def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, traine
 
 
 def test_caches_are_gone_and_nothing_is_in_the_installed_package(benched, trained):
-    assert not (trained["top_k"] / bench_runner.CACHE).exists()
+    assert not (trained["top_k"] / ".bench_cache").exists()
     installed = Path(core.__file__).parents[2]
     assert not list(installed.glob("artifacts/**/*tiny*"))
 

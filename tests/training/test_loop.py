@@ -63,10 +63,10 @@ def assert_equal(one, other):
 def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, run_of):
     run = run_of(eval_tokens=200)
     (folder,) = train(run, {"one": sae_of(architecture)}).values()
-    figures = json.loads((folder / "metrics.json").read_text())
-    assert set(figures) == set(METRICS) | {"measured_on"}
-    assert figures["measured_on"]["hook"] == HOOK
-    assert figures["tokens"] >= 200
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) == set(METRICS) | {"measured_on"}
+    assert metrics["measured_on"]["hook"] == HOOK
+    assert metrics["tokens"] >= 200
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 10, 20, 30]
     assert rows[-1]["fve"] > rows[0]["fve"]
@@ -210,9 +210,9 @@ def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained
 
 def test_held_out_text_that_ends_is_measured_as_far_as_it_goes(run_of, caplog):
     (folder,) = train(run_of(eval_tokens=10**6, steps=5), {"x": sae_of()}).values()
-    figures = json.loads((folder / "metrics.json").read_text())
-    assert 0 < figures["tokens"] < 10**6
-    assert f"measured on {figures['tokens']} tokens, not 1000000" in caplog.text
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 0 < metrics["tokens"] < 10**6
+    assert f"measured on {metrics['tokens']} tokens, not 1000000" in caplog.text
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -291,6 +291,6 @@ def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm,
         dictionary, config = load_dictionary(tmp_path / f"trainer_{i}")
         assert type(dictionary).__name__ == config["trainer"]["dict_class"] == dict_class
         assert (tmp_path / f"trainer_{i}" / "checkpoints" / "ae_20.pt").exists()
-        figures = upstream_evaluate(dictionary, buffer("train"), max_len=32, batch_size=8)
-        assert figures["frac_variance_explained"] > 0
-        assert {"loss_original", "loss_reconstructed", "frac_recovered"} <= figures.keys()
+        metrics = upstream_evaluate(dictionary, buffer("train"), max_len=32, batch_size=8)
+        assert metrics["frac_variance_explained"] > 0
+        assert {"loss_original", "loss_reconstructed", "frac_recovered"} <= metrics.keys()
