@@ -6,11 +6,13 @@ import pytest
 import torch as t
 from hypothesis import given
 from hypothesis import strategies as st
+from small_trainers import batch, built
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.trainers.kernels.selection import draw_code
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 from dictionary_learning_ext.trainers.posterior import (
+    GaussianPosterior,
     free_bits_kl,
     gaussian_kl,
     kl_scale,
@@ -74,3 +76,40 @@ def test_noise_to_signal_is_the_noise_energy_of_a_unit_norm_decoder():
     indices, values = draw_code(mu, t.tensor(sigma), k, "values", 1.0, generator, StepForm())
     noise = (t.zeros_like(mu).scatter_(1, indices, values) @ columns.T).square().sum(1).mean()
     assert noise.item() / 7.0 == pytest.approx(noise_to_signal(k, sigma**2, 7.0), rel=0.03)
+
+
+@pytest.mark.parametrize("is_learned", [True, False], ids=["learned", "fixed"])
+def test_a_gaussian_posterior_is_torchs_normal(is_learned):
+    generator = t.Generator().manual_seed(0)
+    mu = t.randn(3, 4, 5, generator=generator, dtype=t.float64)
+    log_var = t.randn(3, 4, 5, generator=generator, dtype=t.float64)
+    log_var, prior_std = log_var if is_learned else log_var[0, 0, 0], t.tensor(1.7).double()
+    posterior = GaussianPosterior(mu, log_var, prior_std)
+    normal = Normal(mu, (log_var / 2).exp())
+    expected = kl_divergence(normal, Normal(t.zeros_like(mu), prior_std))
+    assert t.allclose(posterior.kl, expected, rtol=1e-12)
+    assert posterior.std.shape == posterior.noise_variance.shape == log_var.shape
+    assert t.allclose(posterior.std.expand_as(mu), normal.stddev)
+    assert t.allclose(posterior.noise_variance.expand_as(mu), normal.variance)
+
+
+def test_a_point_is_the_limit_of_a_narrow_gaussian_without_its_constant():
+    mu, prior_std = t.linspace(-2, 2, 9, dtype=t.float64), t.tensor(1.7).double()
+    point = GaussianPosterior(mu, None, prior_std)
+    assert point.std == point.noise_variance == 0
+    assert point.std.dtype == mu.dtype
+    narrow = kl_divergence(Normal(mu, 1e-4), Normal(t.zeros_like(mu), prior_std))
+    assert t.allclose(point.kl - point.kl[4], narrow - narrow[4])
+    assert point.kl[4] == 0, "mu = 0 costs nothing"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_no_warm_up_is_full_beta_from_the_first_step_in_a_trainers_log(schedule):
+    def first_log(warmup):
+        trainer = built("vsae_top_k", kl_schedule=schedule, kl_warmup_steps=warmup, beta=0.5)
+        return trainer.metrics(0, batch(0))
+
+    none, some = first_log(0), first_log(10)
+    assert (none["kl_scale"], some["kl_scale"]) == (1, 0)
+    assert some["loss"] == pytest.approx(some["l2_loss"] + some["auxk_loss"] / 32, rel=1e-5)
+    assert none["loss"] == pytest.approx(some["loss"] + 0.5 * none["kl_loss"], rel=1e-5)

@@ -1,0 +1,60 @@
+"""What trainers and dictionaries offer, for every architecture that is trained."""
+
+import pytest
+import torch as t
+from small_trainers import D, F, batch, built
+from torch.distributions import Normal, kl_divergence
+
+from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.trainers.base import HasPosterior, batch_metrics, selects_top_k
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_ours_have_a_posterior_and_upstreams_have_none(architecture):
+    row, sae = TRAINED[architecture], built(architecture).ae
+    assert isinstance(sae, HasPosterior) == row.is_ours
+    if row.is_ours:
+        x = batch(0).view(4, 6, D)
+        posterior = sae.posterior(x)
+        assert posterior.kl.shape == (4, 6, F)
+        std = posterior.std.expand(4, 6, F)
+        prior = Normal(t.zeros(F), sae.prior_std.expand(F))
+        expected = kl_divergence(Normal(posterior.mu, std), prior)
+        assert t.allclose(posterior.kl, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_selects_top_k_is_of_those_that_keep_k_of_each_token(architecture):
+    sae = built(architecture).ae
+    assert selects_top_k(sae) == (architecture in ("vsae_top_k", "vsae", "top_k"))
+    if selects_top_k(sae):
+        values_BK = sae.encode(batch(0), return_topk=True)[1]
+        assert values_BK.shape == (len(batch(0)), int(sae.k))
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_a_trainer_offers_what_the_loop_asks_for(architecture):
+    trainer = built(architecture)
+    trainer.update(0, batch(0))
+    metrics = trainer.metrics(1, batch(1))
+    assert {"l2_loss", "fve", "l0", "alive_in_batch"} <= metrics.keys()
+    assert all(type(value) is float for value in metrics.values())
+    assert trainer.check(1) is None
+    trainer.restore_last_finite()
+    trainer.scheduler.step()
+    assert trainer.state().ae is trainer.ae
+
+
+def test_batch_metrics_are_their_definitions():
+    generator = t.Generator().manual_seed(0)
+    x, x_hat = (t.randn(7, 3, generator=generator, dtype=t.float64) for _ in range(2))
+    f = t.zeros(7, 5)
+    f[0, 1], f[2, 1], f[2, 4] = 2.0, -1.0, 0.5  # a negative activation is on too
+    mean = [sum(column) / 7 for column in x.T.tolist()]
+    residual = sum((a - b) ** 2 for a, b in zip(x.flatten(), x_hat.flatten(), strict=True))
+    total = sum((a - m) ** 2 for row in x.tolist() for a, m in zip(row, mean, strict=True))
+    metrics = batch_metrics(x, x_hat, f)
+    assert metrics["fve"] == pytest.approx(1 - residual.item() / total)
+    assert metrics["l0"] == pytest.approx(3 / 7)
+    assert metrics["alive_in_batch"] == pytest.approx(2 / 5)
+    assert batch_metrics(x, x, f)["fve"] == 1
