@@ -36,7 +36,7 @@ def checked_points(
             if point.run[part] != inputs[part]:
                 raise LanguageModelError(
                     f"{folder}: the language model {run.model!r} has changed since the run was "
-                    f"stopped: the SHA-256 of its {what} was {point.run[part][:12]}, not "
+                    f"interrupted: the SHA-256 of its {what} was {point.run[part][:12]}, not "
                     f"{inputs[part][:12]}; put the original back, or start "
                     "another run with --config"
                 )

@@ -178,7 +178,9 @@ def test_an_error_in_the_middle_of_a_step_leaves_no_point_of_it(run, tmp_path, m
     assert_equal(one, other)
 
 
-def test_a_run_that_ended_before_its_first_point_begins_anew(run, tmp_path, monkeypatch, caplog):
+def test_a_run_that_ended_before_its_first_point_starts_from_scratch(
+    run, tmp_path, monkeypatch, caplog
+):
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
 
     def dies(*_):
