@@ -9,7 +9,8 @@ from source_tree import PACKAGE, ROOT, module_files
 
 LONGEST = 350  # lines
 TESTS_OF_ALL = {"helpers", "embedded", "experiments"}
-"""Folders of tests that mirror no sub-package with modules."""
+"""Folders of tests that mirror no sub-package: experiments/ has its own test of its files, tests/
+experiments/test_index.py."""
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, "experiments"])

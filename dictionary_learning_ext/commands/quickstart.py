@@ -26,6 +26,7 @@ class QuickstartFlags:
 
 def run(flags: QuickstartFlags) -> None:
     from ..evaluation.folders import table
+    from ..evaluation.metrics import METRICS
     from ..run_folder.reading import read_metrics
     from ..training.loop import train
 
@@ -50,9 +51,9 @@ def run(flags: QuickstartFlags) -> None:
         print(f"\nOpen {path} in a browser to see their features, maps and training.")
     print(
         f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl and metrics.json.\n"
-        "FVE: fraction of variance explained. CE recovered: share of the language model's\n"
-        "loss that the reconstruction keeps.\n"
-        "near-dead: share of features selected less than 0.1 or 0.5 times as often as on average.\n"
+        f"\nFVE: {METRICS['fve'].in_words}.\n"
+        f"CE recovered: {METRICS['frac_recovered'].in_words}.\n"
+        f"near-dead < 0.1: {METRICS['near_dead_0.1'].in_words}.\n"
         "\nNext:\n"
         f"  vsae train --config {one} --noise-on values --save-dir runs/values\n"
         f"  vsae compare {one} runs/values\n"

@@ -63,12 +63,14 @@ class Architecture:
     exported_as: str | None = None
     """Path of the upstream class that its weights are exported in; None for its own."""
     why_not_exported: str = "no format has a place for its features"
-    """What is said when a format is asked for that it has no reader in."""
+    """The reason given when an unsupported format is requested."""
     bench_name: str = ""
     """SAE Bench's name for the class in its plots, which a variant is appended to. Default: name."""
     looks: dict[str, Look] = field(default_factory=dict)
     """By the variant that the dictionary says it is, "" for none: how SAE Bench's plots show it.
     Upstream's classes have SAE Bench's own looks."""
+    bench_normalizes: bool = False
+    """Whether SAE Bench's loader divides it by its decoder's norms itself."""
     unit_norm_by: str | None = None
     """The dictionary's method that makes its decoder unit-norm without changing a reconstruction,
     as SAE Bench expects; None if it is so already."""
@@ -175,6 +177,7 @@ _ROWS = (
         options=(L1Options,),
         exports=_READERS_OF_ANY,
         bench_name="standard",
+        bench_normalizes=True,
     ),
     Architecture(
         name="jump_relu",

@@ -4,6 +4,7 @@ A preset holds what differs from the defaults. Flags override it. Its schedules 
 `noise_anneal_steps`) are for its own `steps` and scale with --steps.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from .checks import require
@@ -78,26 +79,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 def quickstart(steps: int, seed: int) -> dict[str, SAEConfig]:
     """TopK, the vSAE of the paper's equations, and the vSAE whose noise explores the selection.
 
-    Matched: one size, learning rate and schedule. The paper's ratios, F = 4D and k/F = 1/32. The
-    last one's noise, of noise_to_signal 1/32, is annealed away over the first half.
+    Matched: one size, learning rate and schedule, those of the preset quickstart. The paper's
+    ratios, F = 4D and k/F = 1/32. The last one's noise is annealed to 0 over the first half.
     """
-    shared = {
-        "k": 16,
-        "dict_size": 512,
-        "lr": 2e-3,
-        "decay_start": steps * 3 // 4,
-        "seed": seed,
-    }
+    annealed = replace(preset("quickstart", steps).sae, seed=seed)
+    matched = ("k", "dict_size", "lr", "decay_start", "seed")
+    shared = {name: getattr(annealed, name) for name in matched}
     return {
         "top_k": SAEConfig(architecture="top_k", **shared),
         "vsae_paper": SAEConfig(beta=1.0, **shared),
-        "vsae_annealed_selection": SAEConfig(
-            noise_on="selection",
-            noise_anneal_steps=max(1, steps // 2),
-            noise_to_signal=1 / 32,
-            beta=0.0,
-            **shared,
-        ),
+        "vsae_annealed_selection": annealed,
     }
 
 
@@ -110,6 +101,6 @@ def preset(name: str, steps: int | None = None) -> TrainConfig:
     settings = dict(PRESETS[name])
     if steps is not None:
         for schedule in {"decay_start", "noise_anneal_steps"} & set(settings):
-            settings[schedule] = settings[schedule] * steps // settings["steps"]
+            settings[schedule] = max(1, settings[schedule] * steps // settings["steps"])
         settings["steps"] = steps
     return TrainConfig().updated(settings, f"preset {name}")

@@ -15,9 +15,9 @@ import tyro
 from ..errors import ConfigError
 from .architectures import TRAINED
 from .checks import require, require_choice
-from .options import UNUSED_BY, Normalize, Options, Posterior, RunSize
+from .options import UNUSED_BY, Normalize, Options, Posterior, PosteriorOptions, RunSize
 
-Architecture: Any = Literal[tuple(TRAINED)]  # pyright: ignore[reportInvalidTypeForm]
+ArchitectureName: Any = Literal[tuple(TRAINED)]  # pyright: ignore[reportInvalidTypeForm]
 _NAMED_IN_FOLDERS = {
     "beta": "beta",
     "sigma": "sigma",
@@ -84,7 +84,7 @@ class _OfEveryArchitecture:
     """What every architecture uses."""
 
     architecture: Annotated[
-        Architecture,  # pyright: ignore[reportInvalidTypeForm]
+        ArchitectureName,  # pyright: ignore[reportInvalidTypeForm]
         tyro.conf.arg(help=_architecture_help()),
     ] = "vsae_top_k"
     dict_size: int = 1024
@@ -111,7 +111,7 @@ class SAEConfig(_Fields):
         """Another architecture or posterior, without the options that it does not use."""
         changed: Any = self
         if architecture is not None:
-            require_choice("architecture", architecture, Architecture)
+            require_choice("architecture", architecture, ArchitectureName)
             changed = replace(changed, architecture=architecture)
         if posterior is not None and posterior != "None":
             require_choice("posterior", posterior, Posterior)
@@ -123,7 +123,7 @@ class SAEConfig(_Fields):
         used = TRAINED[self.architecture].option_names
         unused = {name for row in TRAINED.values() for name in row.option_names} - set(used)
         if "posterior" in used:
-            unused |= set(UNUSED_BY[self.posterior or "fixed"])
+            unused |= set(UNUSED_BY[self.posterior or PosteriorOptions.posterior])
         return sorted(unused)
 
     def resolve(self, steps: int, batch_size: int) -> "SAEConfig":
@@ -131,7 +131,7 @@ class SAEConfig(_Fields):
 
         A sigma that is given as a noise_to_signal stays None: see `with_sigma`.
         """
-        require_choice("architecture", self.architecture, Architecture)
+        require_choice("architecture", self.architecture, ArchitectureName)
         if self.posterior is not None:
             require_choice("posterior", self.posterior, Posterior)
         row, unused = TRAINED[self.architecture], self._unused()

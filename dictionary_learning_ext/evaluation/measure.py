@@ -17,7 +17,7 @@ from ..activations.buffer import ResidualBuffer
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
 from .metrics import computed
-from .totals import LanguageModelLosses, Totals
+from .totals import LanguageModelLosses, Totals, squared_residual
 
 logger = logging.getLogger(__name__)
 
@@ -37,54 +37,37 @@ class Measurement:
         self.dictionary: Any = dictionary
         device = next(dictionary.parameters()).device
         self._generator = t.Generator(device).manual_seed(seed)
-        k = getattr(dictionary, "k", None)
-        self.totals = Totals(
-            dict_size=dictionary.dict_size,
-            activation_dim=dictionary.activation_dim,
-            k=None if k is None else int(k),
-            norm_factor=norm_factor,
-            tokens=0,
-            batches=0,
-            squares=0.0,
-            residual=0.0,
-            sum_D=t.zeros(dictionary.activation_dim, dtype=t.float64, device=device),
-            selected_F=t.zeros(dictionary.dict_size, dtype=t.long, device=device),
-            sums={},
+        self.totals = Totals.empty(
+            dictionary.activation_dim,
+            dictionary.dict_size,
+            getattr(dictionary, "k", None),
+            device,
+            norm_factor,
         )
 
     @t.no_grad()
     def add(self, x_BD: t.Tensor) -> None:
         """Measure on a batch of raw activations, fp32."""
         sae: Any = self.dictionary
-        totals = self.totals
-        totals.tokens += len(x_BD)
-        totals.batches += 1
-        totals.sum_D += x_BD.double().sum(0)
         x_hat_BD, f_BF = sae(x_BD, output_features=True)
-        totals.selected_F += (f_BF != 0).sum(0)
-        totals.squares += float(x_BD.double().square().sum())
-        totals.residual += _residual(x_BD, x_hat_BD)
+        self.totals.add(x_BD, x_hat_BD, f_BF)
         theirs = upstream_evaluate(sae, iter([x_BD]), device=str(x_BD.device))
         for name in _UPSTREAMS:
-            self._add(name, theirs[name])
+            self.totals.add_mean(name, theirs[name])
         if isinstance(sae, HasPosterior):
             self._add_posterior(x_BD)
         if selects_top_k(self.dictionary):
             self._add_stability(x_BD)
 
-    def _add(self, name: str, value: t.Tensor | float) -> None:
-        sums = self.totals.sums
-        sums[name] = sums.get(name, 0.0) + float(value)
-
     def _add_posterior(self, x_BD: t.Tensor) -> None:
         sae, totals = self.dictionary, self.totals
         posterior = sae.posterior(x_BD)
         totals.kl = (totals.kl or 0.0) + float(posterior.kl.sum())
-        self._add("std", posterior.std.mean())
+        self.totals.add_mean("std", posterior.std.mean())
         if posterior.noise_variance is not None:
-            self._add("noise_variance", posterior.noise_variance.mean())
+            self.totals.add_mean("noise_variance", posterior.noise_variance.mean())
         sampled_BF = sae.encode(x_BD, sample=True, generator=self._generator)
-        residual = _residual(x_BD, sae.decode(sampled_BF))
+        residual = squared_residual(x_BD, sae.decode(sampled_BF))
         totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
 
     def _add_stability(self, x_BD: t.Tensor) -> None:
@@ -98,11 +81,7 @@ class Measurement:
             other_BK = (mu_BF + scale * noise_BF).topk(indices_BK.shape[1], sorted=False).indices
             in_both_BK = t.zeros_like(mu_BF, dtype=t.bool).scatter_(1, other_BK, True)
             common_B = in_both_BK.gather(1, indices_BK).sum(1)
-            self._add(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())
-
-
-def _residual(x_BD: t.Tensor, x_hat_BD: t.Tensor) -> float:
-    return float((x_BD - x_hat_BD).double().square().sum())
+            self.totals.add_mean(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())
 
 
 def evaluate(

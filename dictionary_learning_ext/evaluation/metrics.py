@@ -15,7 +15,6 @@ from .totals import Totals
 
 Place = Literal["compare", "report", "sweep", "bench"]
 PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench")
-NEAR_DEAD = (0.1, 0.5)
 
 
 @dataclass(frozen=True)
@@ -308,6 +307,6 @@ def shown_in(place: Place) -> list[Metric]:
 
 
 def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, float | None]:
-    """Some metrics of an SAE, all unless given, by key."""
+    """Metrics of an SAE, by key. Default: all."""
     chosen = METRICS.values() if metrics is None else metrics
     return {metric.key: metric.value(totals) for metric in chosen}

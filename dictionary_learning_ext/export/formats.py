@@ -93,8 +93,7 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
             f"{source.name}: trained on {source.hook}; SAE Bench's loader knows only the output of "
             "a block (blocks.N.hook_resid_post); use --format dictionary-learning"
         )
-    # SAE Bench divides a ReLU SAE by its norms itself, which is exact there.
-    if form == "sae-lens" or (form == "sae-bench" and row.name != "relu"):
+    if form == "sae-lens" or (form == "sae-bench" and not row.bench_normalizes):
         W_dec_DF = getattr(dictionary, "decoder", None)
         W_dec_FD = dictionary.W_dec if W_dec_DF is None else W_dec_DF.weight.t()
         norms_F = W_dec_FD.norm(dim=1)

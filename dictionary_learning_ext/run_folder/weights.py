@@ -1,8 +1,4 @@
-"""Weights and configs on disk.
-
-A run folder holds ae.pt (upstream's state dict, taking raw activations) and config.json (upstream's
-"trainer" and "buffer", and our "run").
-"""
+"""Writing and reading ae.pt: upstream's state dict, of a dictionary that takes raw activations."""
 
 import copy
 import io

@@ -22,6 +22,7 @@ from ..activations.run_inputs import open_model
 from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
+from ..evaluation.metrics import shown_in
 from ..run_folder.names import BENCH_CACHE, BENCH_RESULTS
 from ..run_folder.reading import run_of
 from ..run_folder.writing import write_json, writing
@@ -151,7 +152,10 @@ class _BenchRun:
             config = configure(evaluation, self.settings)
             if "n_values" in asdict(config):  # the identity SAE has D features
                 config.n_values = [n for n in config.n_values if n <= job.sae.cfg.d_sae]
-            key = digest(self.model_key, asdict(config), weights_key(job.sae))
+            parts = [self.model_key, asdict(config), weights_key(job.sae)]
+            if evaluation == "core":  # it holds our metrics: made again where one was redefined
+                parts.append([metric.definition for metric in shown_in("bench")])
+            key = digest(*parts)
             found = None if self.again else finished(path, evaluation, key)
             if found is None:
                 started = time.perf_counter()
@@ -237,18 +241,18 @@ def _load(paths: dict[str, Path], run: RunConfig, hook: HookPoint) -> list[Bench
 
 def _controls(jobs: list[BenchJob], outcome: BenchResults) -> dict[str, BenchJob]:
     """SAEs masked to their N most used features, where N is the fewest that any SAE uses."""
-    selected: dict[str, list[int]] = {}
+    cores: dict[str, dict[str, Any]] = {}
     for job in jobs:
         if core := outcome.results.get(job.label, {}).get("core"):
-            selected[job.label] = core["eval_result_unstructured"]["selected"]
-    if not selected:
+            cores[job.label] = core
+    if not cores:
         return {}
-    n = min(usage.in_use(counts) for counts in selected.values())
+    n = min(map(usage.in_use, cores.values()))
     controls = {}
     for job in jobs:
-        if job.label in selected and usage.in_use(selected[job.label]) > n:
+        if job.label in cores and usage.in_use(cores[job.label]) > n:
             sae: Any = job.sae
-            kept_F = usage.most_used(selected[job.label], n)
+            kept_F = usage.most_used(cores[job.label]["eval_result_unstructured"]["selected"], n)
             label = f"{job.label}_top{n}"
             controls[job.label] = BenchJob(label, job.folder, adapter.masked(sae, kept_F))
     return controls

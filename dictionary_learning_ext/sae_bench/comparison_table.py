@@ -1,4 +1,4 @@
-"""What `vsae bench` prints: SAE Bench's figures of several SAEs, and ours beside them."""
+"""What `vsae bench` prints: SAE Bench's metrics of several SAEs, and ours beside them."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def curve(result: dict[str, Any] | None, which: str) -> dict[int, float]:
 
 
 def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The figures of one SAE, by the names that the table shows."""
+    """The metrics of one SAE, by the names that the table shows."""
     rows: dict[str, float | None] = {}
     if core := results.get("core"):
         rows |= {name: metrics(core, c)[key] for name, (c, key) in _CORE.items()}
@@ -54,7 +54,7 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
-    """The figures of every SAE, size-matched controls beside those that were masked."""
+    """The metrics of every SAE, size-matched controls beside those that were masked."""
     masked_of = {control: label for label, control in outcome.matched.items()}
     order = sorted(outcome.results, key=lambda label: label in masked_of)
     return {label: rows_of(outcome.results[label]) for label in order}

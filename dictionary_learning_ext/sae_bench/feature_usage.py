@@ -7,7 +7,7 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 
-from ..evaluation.metrics import NEAR_DEAD, computed, shown_in
+from ..evaluation.metrics import computed, shown_in
 from ..evaluation.totals import Totals
 
 NOTE = (
@@ -33,21 +33,8 @@ def measure(
     Returns: the metrics that `metrics.py` shows for SAE Bench, by key; `selected`, how often each
     feature was; `tokens`; and a `note` on what SAE Bench's own metrics are.
     """
-    k = getattr(getattr(sae, "dictionary", None), "k", None)
-    device = sae.W_enc.device
-    totals = Totals(
-        dict_size=sae.cfg.d_sae,
-        activation_dim=sae.cfg.d_in,
-        k=None if k is None else int(k),
-        norm_factor=1.0,
-        tokens=0,
-        batches=batches,
-        squares=0.0,
-        residual=0.0,
-        sum_D=t.zeros(sae.cfg.d_in, dtype=t.float64, device=device),
-        selected_F=t.zeros(sae.cfg.d_sae, dtype=t.long, device=device),
-        sums={},
-    )
+    k, device = getattr(getattr(sae, "dictionary", None), "k", None), sae.W_enc.device
+    totals = Totals.empty(sae.cfg.d_in, sae.cfg.d_sae, k, device)
     special = t.tensor([token for token in ignored if token is not None], device=device)
     for _ in range(batches):
         tokens_BL = store.get_batch_tokens(prompts)
@@ -59,12 +46,7 @@ def measure(
         )
         x_BD = cache[sae.cfg.hook_name][~t.isin(tokens_BL, special)]
         f_BF = sae.encode(x_BD)
-        x_BD, x_hat_BD = x_BD.double(), sae.decode(f_BF).double()
-        totals.selected_F += (f_BF != 0).sum(0)
-        totals.sum_D += x_BD.sum(0)
-        totals.squares += float(x_BD.square().sum())
-        totals.residual += float((x_BD - x_hat_BD).square().sum())
-        totals.tokens += len(x_BD)
+        totals.add(x_BD.double(), sae.decode(f_BF).double(), f_BF)
     ours: dict[str, Any] = computed(totals, shown_in("bench"))
     return ours | {"selected": totals.selected_F.tolist(), "tokens": totals.tokens, "note": NOTE}
 
@@ -77,7 +59,10 @@ def most_used(selected_F: list[int], n: int) -> t.Tensor:
     return mask_F
 
 
-def in_use(selected_F: list[int]) -> int:
-    """How many features are not near-dead at 0.1: "selected once" saturates in small dictionaries."""
-    counts = t.tensor(selected_F, dtype=t.float64)
-    return int((counts >= NEAR_DEAD[0] * counts.mean()).sum())
+def in_use(core: dict[str, Any]) -> int:
+    """How many features are not near-dead at 0.1, by a result of core.
+
+    "Selected once" saturates in small dictionaries.
+    """
+    ours = core["eval_result_unstructured"]
+    return round(len(ours["selected"]) * (1 - ours["near_dead_0.1"]))

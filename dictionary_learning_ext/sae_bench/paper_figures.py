@@ -8,16 +8,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from ..evaluation.metrics import METRICS
 from ..run_folder.writing import writing
 from .adapter import looks
 from .bench_results import BenchResults
-from .comparison_table import curve, rows_of
+from .comparison_table import curve, our_name, rows_of
 
 _PANELS = {
     "CE loss score": "CE loss score",
-    "FVE (ours)": "fraction of variance explained",
+    our_name(METRICS["fve"]): "fraction of variance explained",
     "cosine": "cosine similarity",
-    "near-dead < 0.1 (ours)": "near-dead features (< 0.1)",
+    our_name(METRICS["near_dead_0.1"]): "near-dead features (< 0.1)",
 }
 _TPP = {
     "total_metric": "TPP: intended - unintended",

@@ -101,8 +101,7 @@ def show(results: list[RunResult], folder: Path) -> str:
     text = io.StringIO()
     csv.writer(text).writerows([header, *cells])
     write_text(folder / SWEEP_TABLE, text.getvalue())
-    labels = {metric.key: metric.label for metric in metrics}
-    write_text(folder / SWEEP_PAGE, page(folder.name, results, names, best, labels))
+    write_text(folder / SWEEP_PAGE, page(folder.name, results, names, best, metrics))
     rows = [
         [
             *(_shown(one["settings"].get(name)) for name in names),
@@ -110,7 +109,7 @@ def show(results: list[RunResult], folder: Path) -> str:
         ]
         for one in results
     ]
-    lines = [text_table([*names, *labels.values()], rows)]
+    lines = [text_table([*names, *(metric.label for metric in metrics)], rows)]
     lines += ["", f"Lowest description length for each k, out of {len(results)} runs:"]
     lines += [f"  k={one['settings'].get('k')}: {one['run']}" for one in best]
     lines += ["", f"Wrote {folder / SWEEP_TABLE} and {folder / SWEEP_PAGE}."]

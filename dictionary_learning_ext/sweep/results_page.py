@@ -5,6 +5,8 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 
+from ..evaluation.metrics import Metric
+
 RunResult = dict[str, Any]
 """One finished run: its name "run", its "settings" and its "metrics"."""
 
@@ -14,15 +16,16 @@ def page(
     results: list[RunResult],
     swept: list[str],
     best: list[RunResult],
-    labels: dict[str, str],
+    metrics: list[Metric],
 ) -> str:
     """The page's HTML.
 
     Arguments:
         swept: names of the settings to show.
         best: the runs in the first table.
-        labels: the metrics to show, and what to call them.
+        metrics: those to show.
     """
+    labels = {metric.key: metric.label for metric in metrics}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dictionary_learning_ext.sweep"), autoescape=True
     )
@@ -31,7 +34,7 @@ def page(
         for i, figure in enumerate(_figures(results, swept, labels))
     ]
     return environment.get_template("sweep.html").render(
-        title=title, results=results, swept=swept, labels=labels, best=best, figures=figures
+        title=title, results=results, swept=swept, metrics=metrics, best=best, figures=figures
     )
 
 

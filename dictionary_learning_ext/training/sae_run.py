@@ -54,7 +54,7 @@ class SAERun:
         run: RunConfig,
         norm_factor: float,
     ):
-        self.name, self.sae, self.trainer, self.folder = name, sae, trainer, folder
+        self.name, self.trainer, self.folder = name, trainer, folder
         self.run, self.norm_factor = run, norm_factor
         self.config = TrainConfig(sae, run)
         self.failure: str | None = None
@@ -148,7 +148,7 @@ class SAERun:
 
     def _fail(self, at: int, now: int, what: str) -> None:
         """Mark the SAE as failed at or before step `at`, and save its weights of step `now`."""
-        self.failure = f"{self.name}: failed by step {at}: {what}"
+        self.failure = f"{self.name}: failed at or before step {at}: {what}"
         path = self._checkpoint(now)
         try:
             save_weights(path, self.trainer.ae, self.norm_factor)

@@ -189,7 +189,7 @@ def main(before: str, after: str | None) -> int:
             f"{(time.monotonic() - began) / 60:.0f} minutes. `vsae_N` is the N-th of "
             f"{', '.join(f'{i}: {kind}' for i, kind in enumerate(KINDS))}.",
             "",
-            *table("run/SAE", rows, ["trained anew", "resumed at step 50"]),
+            *table("run/SAE", rows, ["trained from scratch", "resumed at step 50"]),
             "",
             f"{differ} of {2 * len(rows)} differ.",
         ],

@@ -11,5 +11,6 @@ def test_the_most_used_features_are_kept():
     assert most_used([5, 0, 9, 7], 2).tolist() == [False, False, True, True]
 
 
-def test_a_feature_is_in_use_from_a_tenth_of_the_mean():
-    assert in_use([100, 0, 90, 1]) == 2, "1 is below a tenth of the mean"
+def test_the_features_in_use_are_those_that_are_not_near_dead():
+    core = {"eval_result_unstructured": {"selected": [100, 0, 90, 1], "near_dead_0.1": 0.5}}
+    assert in_use(core) == 2

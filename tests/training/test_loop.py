@@ -177,7 +177,7 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
 
     monkeypatch.setattr(SAERun, "update", poisoned)
     run = run_of()
-    with pytest.raises(TrainingError, match=r"bad: failed by step (15|20): not finite"):
+    with pytest.raises(TrainingError, match=r"bad: failed at or before step (15|20): not finite"):
         train(run, {"bad": sae_of(architecture), "good": sae_of()})
     from pathlib import Path
 

@@ -31,7 +31,9 @@ def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatc
         return original(self, step, x)
 
     monkeypatch.setattr(VariationalTopKTrainer, method, raises)
-    with pytest.raises(TrainingError, match=r"bad: failed by step 14: RuntimeError: out of memory"):
+    with pytest.raises(
+        TrainingError, match=r"bad: failed at or before step 14: RuntimeError: out of memory"
+    ):
         train(run, {"bad": sae_of(), "good": sae_of("top_k")})
     base = Path(run.save_dir)
     assert (base / "good" / "metrics.json").exists()
