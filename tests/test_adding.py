@@ -143,6 +143,11 @@ def vsae(package, tmp_path_factory):
     return run, folder
 
 
+def settings_row(name: str, *values: str) -> str:
+    """A row of the report's table of settings."""
+    return f'<th scope="row">{name}</th>' + "".join(f"<td>{value}</td>" for value in values)
+
+
 def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
     run, folder = vsae
     shared = f"--model={tiny_lm_dir} --data={text} --steps=30 --batch-size=32 --n-ctxs=8"
@@ -161,50 +166,53 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
         (_, bad_value),
     ) = run(
         ["train", "--help"],
-        [*imaginary, "--shrink=0.5", "--save-dir=sweep/imaginary"],
+        [*imaginary, "--shrink=0.5", "--save-dir=sweep/new"],
         [*train, "--k=4", "--tax=0", "--save-dir=sweep/free"],
         [*train, "--k=4", "--tax=100", "--save-dir=sweep/taxed"],
         [*imaginary, "--k=4", "--save-dir=refused"],
-        ["eval", "sweep/imaginary", "--tokens=200"],
-        ["compare", "sweep/imaginary", "sweep/taxed"],
+        ["eval", "sweep/new", "--tokens=200"],
+        ["compare", "sweep/new", "sweep/taxed"],
         ["sweep", "--results=sweep"],
         [
             "report",
             "sweep/taxed",
             "--against",
-            "sweep/imaginary",
+            "sweep/new",
             "--tokens=300",
             "--map-tokens=200",
             "--map-features=10",
             "--synthesise=0",
         ],
-        ["export", "sweep/imaginary", "--format=sae-lens"],
+        ["export", "sweep/new", "--format=sae-lens"],
         [*imaginary, "--shrink=2", "--save-dir=refused"],
     )
     assert [status for status, _ in trained] == [0, 0, 0], trained
+    assert (eval_status, report_status) == (0, 0), (evaluated, reported)
     # the architecture
     words = " ".join(re.sub(r"[│\n]", " ", shown_help).split())
     assert "imaginary: an SAE that is not there." in words
-    config = json.loads((folder / "sweep" / "imaginary" / "config.json").read_text())
+    config = json.loads((folder / "sweep" / "new" / "config.json").read_text())
     assert (config["trainer"]["dict_class"], config["trainer"]["shrink"]) == ("ImaginarySAE", 0.5)
     assert refused_status == 2
     assert "architecture imaginary does not use it; leave out --k (it uses shrink)" in refused
     assert "shrink=2.0: expected above 0, and at most 1" in bad_value
+    page = (folder / "sweep" / "taxed" / "report.html").read_text()
+    assert settings_row("architecture", "vsae_top_k", "imaginary") in page
+    assert settings_row("shrink", "–", "0.5") in page
     assert export_status == 2
     assert "is an SAE of class ImaginarySAE and can't be exported as sae-lens" in exported
     # the option
     assert "--tax {None}|FLOAT" in words
     assert "A constant that is added to the loss. Default: 0.0." in words
+    assert settings_row("tax", "100", "–") in page
     losses = {
         name: json.loads((folder / "sweep" / name / "metrics.jsonl").read_text().splitlines()[0])
         for name in ("free", "taxed")
     }
     assert losses["taxed"]["loss"] == pytest.approx(losses["free"]["loss"] + 100)
     # the metric
-    metrics = json.loads((folder / "sweep" / "imaginary" / "metrics.json").read_text())
+    metrics = json.loads((folder / "sweep" / "new" / "metrics.json").read_text())
     assert metrics["twice_l0"] == 2 * metrics["l0"] > 0
-    assert (eval_status, report_status) == (0, 0), (evaluated, reported)
-    page = (folder / "sweep" / "taxed" / "report.html").read_text()
     results = folder / "sweep" / "results.html"
     for shown in (evaluated, compared, sweep, page, results.read_text()):
         assert "twice L0" in shown

@@ -1,9 +1,11 @@
 """`vsae train`: where it starts from, what it prints, one-line errors."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch as t
 from command_runs import settings_of
 
 from dictionary_learning_ext.cli import main
@@ -52,6 +54,17 @@ def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
         9,
         6,
     )
+
+
+def test_no_warm_up_and_another_prior_reach_the_trainer_and_the_weights(small, tmp_path):
+    """The weights are for raw activations: the prior's width is scaled as they are."""
+    assert main(["train", *small, "--kl-warmup-steps", "0", "--prior-std", "0.5"]) == 0
+    trained = json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]
+    for values in (settings_of(tmp_path / "run"), trained):
+        assert (values["kl_warmup_steps"], values["prior_std"]) == (0, 0.5)
+    weights = t.load(tmp_path / "run" / "ae.pt", weights_only=True)
+    assert trained["norm_factor"] != pytest.approx(1, rel=0.01)
+    assert weights["prior_std"].item() == pytest.approx(0.5 * trained["norm_factor"])
 
 
 def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tmp_path, capsys):

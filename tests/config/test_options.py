@@ -1,9 +1,10 @@
 """Each option's default, help and check stand once, in its group."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
+import torch as t
 
 from dictionary_learning_ext.config.architectures import ARCHITECTURES, TRAINED, import_class
 from dictionary_learning_ext.config.options import (
@@ -12,23 +13,61 @@ from dictionary_learning_ext.config.options import (
     VAEaseOptions,
 )
 from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
+from dictionary_learning_ext.trainers.variational_top_k import (
+    VariationalTopKAutoEncoder,
+    VariationalTopKTrainer,
+)
 
 GROUPS = {group for row in ARCHITECTURES.values() for group in row.options}
-OURS = {row.trainer: row for row in TRAINED.values() if row.is_ours}
+D, F, K = 8, 16, 4
+POSTERIOR, OBJECTIVE = asdict(PosteriorOptions()), asdict(ObjectiveOptions())
+VAEASE = asdict(VAEaseOptions())
+STARTED = {"steps": 40, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
+STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
+"""What a trainer is given beside its options."""
 
 
-@pytest.mark.parametrize("row", OURS.values(), ids=lambda row: row.name)
-def test_signatures_have_the_defaults_of_the_groups(row):
-    """Of models and trainers alike: every option of their groups, with its default."""
-    groups = [group for group in row.options if group.__module__.endswith("config.options")]
-    expected = {o.name: o.default for group in groups for o in fields(group)}
-    for path in (row.trainer, row.dictionary):
-        parameters = inspect.signature(import_class(path)).parameters
-        found = {n: parameters[n].default for n in expected if n in parameters and n != "k"}
-        assert found
-        assert found == {n: expected[n] for n in found}
-    trainer = inspect.signature(import_class(row.trainer)).parameters
-    assert set(expected) - {"noise_to_signal"} <= set(trainer)
+@pytest.mark.parametrize(
+    "row", [row for row in TRAINED.values() if row.is_ours], ids=lambda row: row.name
+)
+def test_our_trainers_name_every_option_in_their_signature(row):
+    named = set(inspect.signature(import_class(row.trainer)).parameters)
+    assert set(row.option_names) - {"noise_to_signal"} <= named  # which is resolved to sigma
+
+
+def assert_same_weights(one, other):
+    left, right = one.state_dict(), other.state_dict()
+    assert left.keys() == right.keys()
+    assert all(t.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "defaults"),
+    [(VariationalTopKAutoEncoder, (D, F, K), POSTERIOR), (VAEase, (D, F), VAEASE)],
+    ids=["vsae", "vaease"],
+)
+def test_a_model_without_options_has_the_defaults_of_its_group(model, given, defaults):
+    t.manual_seed(0)
+    bare = model(*given)
+    t.manual_seed(0)
+    assert_same_weights(bare, model(*given, **defaults))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "given", "defaults"),
+    [
+        (VariationalTopKTrainer, {"k": K}, POSTERIOR | OBJECTIVE),
+        (VAEaseTrainer, {}, VAEASE),
+    ],
+    ids=["vsae", "vaease"],
+)
+def test_a_trainer_without_options_has_the_defaults_of_its_groups(trainer, given, defaults):
+    bare, told = trainer(**STARTED, **given), trainer(**STARTED, **given, **defaults)
+    assert bare.config == told.config
+    chosen = {name: value for name, value in defaults.items() if value is not None}
+    assert bare.config.items() >= chosen.items()
+    assert_same_weights(bare.ae, told.ae)
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)

@@ -19,13 +19,15 @@ class ImaginarySAE(FromState, Dictionary):
     in_state = ("encoder.weight", "shrink")
     shrink: t.Tensor
 
-    def __init__(self, activation_dim: int, dict_size: int, shrink: float = 1.0):
+    @takes(ImaginaryOptions)
+    def __init__(self, activation_dim: int, dict_size: int, **options):
+        chosen = ImaginaryOptions.taken(options, all_of=True)
         super().__init__()
         self.activation_dim, self.dict_size = activation_dim, dict_size
         self.encoder = nn.Linear(activation_dim, dict_size)
         self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
         self.b_dec = nn.Parameter(t.zeros(activation_dim))
-        self.register_buffer("shrink", t.tensor(shrink))
+        self.register_buffer("shrink", t.tensor(chosen.shrink))
 
     def encode(self, x: t.Tensor) -> t.Tensor:
         return self.encoder(x - self.b_dec).relu() * self.shrink
@@ -72,7 +74,7 @@ class ImaginaryTrainer(SamplingTrainer, SAETrainer):
         self.options = ImaginaryOptions.taken(options, all_of=True)
         self.layer, self.lm_name, self.submodule_name = layer, lm_name, submodule_name
         self.device, self.wandb_name = device, wandb_name
-        self.ae: Any = ImaginarySAE(activation_dim, dict_size, self.options.shrink)  # pyright: ignore
+        self.ae: Any = ImaginarySAE(activation_dim, dict_size, **asdict(self.options))  # pyright: ignore
         self.optimizer = GuardedAdam(self.ae.parameters(), lr)
         schedule = get_lr_schedule(steps, warmup_steps, decay_start=decay_start)
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)

@@ -1,6 +1,7 @@
 """The KL against torch.distributions and Monte Carlo; the schedules by their definitions."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch as t
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from small_trainers import batch, built
 from torch.distributions import Normal, kl_divergence
 
+from dictionary_learning_ext.config.options import KLSchedule
 from dictionary_learning_ext.trainers.kernels.selection import draw_code
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 from dictionary_learning_ext.trainers.posterior import (
@@ -61,6 +63,17 @@ def test_schedules():
     assert values("cosine", [0, 5, 10, 99]) == pytest.approx([0, 0.5, 1, 1])
     assert kl_scale(2, "cosine", 10, 20) == pytest.approx((1 - math.cos(math.pi / 5)) / 2)
     assert values("cyclical", [0, 5, 10, 19, 20, 25]) == [0, 0.5, 1, 1, 0, 0.5]
+
+
+@pytest.mark.parametrize("schedule", get_args(KLSchedule))
+def test_without_warm_up_beta_is_full_from_the_first_step(schedule):
+    """Except in the cyclical schedule, which has a rise of its own and uses no warm-up."""
+    steps = [0, 1, 5, 10, 99]
+    values = [kl_scale(step, schedule, 0, 20) for step in steps]
+    if schedule == "cyclical":
+        assert values == [0, 0.1, 0.5, 1, 1]
+    else:
+        assert values == [1] * len(steps)
 
 
 def test_noise_falls_linearly_to_zero_or_stays():

@@ -1,0 +1,71 @@
+"""The table of architectures: its paths, and the names that files and plots take from it."""
+
+import pytest
+from small_trainers import built
+
+from dictionary_learning_ext.config.architectures import (
+    ARCHITECTURES,
+    BY_DICT_CLASS,
+    TRAINED,
+    import_class,
+)
+
+ROWS = pytest.mark.parametrize("row", ARCHITECTURES.values(), ids=lambda row: row.name)
+
+
+@ROWS
+def test_every_path_is_that_of_a_class(row):
+    paths = [row.dictionary, *filter(None, (row.trainer, row.exported_as))]
+    for path in paths:
+        found = import_class(path)
+        assert isinstance(found, type)
+        assert found.__name__ == path.partition(":")[2]
+    if row.unit_norm_by is not None:
+        assert callable(getattr(import_class(row.dictionary), row.unit_norm_by))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_classes_are_named_as_the_trainers_config_names_them(name):
+    row, config = TRAINED[name], built(name).config
+    assert (row.dict_class, row.trainer_class) == (config["dict_class"], config["trainer_class"])
+
+
+def test_those_without_a_trainer_are_not_trained():
+    not_trained = ARCHITECTURES.keys() - TRAINED.keys()
+    assert not_trained == {"gated", "relu_new"}
+    assert {ARCHITECTURES[name].trainer_class for name in not_trained} == {None}
+
+
+def test_ours_are_those_whose_class_this_package_defines():
+    ours = {name for name, row in ARCHITECTURES.items() if row.is_ours}
+    assert ours == {"vsae_top_k", "vsae", "vaease"}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "expected"),
+    [
+        ("top_k", "", "topk"),
+        ("vsae_top_k", "fixed_values", "vsae_fixed_values"),
+        ("vsae", "point", "vsae_point"),
+        ("vaease", "", "vaease"),
+        ("relu_new", "", "standard_april_update"),
+    ],
+)
+def test_sae_benchs_name_has_the_variant_and_is_the_rows_name_by_default(name, variant, expected):
+    assert ARCHITECTURES[name].bench_name_of(variant) == expected
+
+
+@ROWS
+def test_a_class_that_rows_share_is_the_first_ones(row):
+    first = next(r for r in ARCHITECTURES.values() if r.dict_class == row.dict_class)
+    assert BY_DICT_CLASS[row.dict_class] is first
+
+
+def test_a_vsae_is_looked_up_as_the_one_with_k():
+    assert BY_DICT_CLASS["VariationalTopKAutoEncoder"].name == "vsae_top_k"
+
+
+@ROWS
+def test_an_option_is_named_once(row):
+    assert len(set(row.option_names)) == len(row.option_names)
+    assert "dtype" not in row.option_names, "it is the run's"

@@ -1,0 +1,83 @@
+"""Run folders side by side: what is opened together, and what is refused."""
+
+import re
+import shutil
+
+import pytest
+import torch as t
+from small_commands import setting, trainer
+
+from dictionary_learning_ext import VariationalTopKAutoEncoder
+from dictionary_learning_ext.activations.run_inputs import MEASURED_ON
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders, table
+
+CHANGED = {
+    "hook": "blocks.1.hook_resid_post",
+    "data": "other.txt",
+    "text_packing": "truncate",
+    "ctx_len": 16,
+    "dtype": "bfloat16",
+}
+
+
+def test_folders_of_one_setting_are_opened_in_order(trained):
+    names = [str(trained / "vsae"), str(trained / "top_k")]
+    opened = open_folders(names)
+    assert list(opened.saes) == names
+    classes = [type(dictionary).__name__ for dictionary, _ in opened.saes.values()]
+    assert classes == ["VariationalTopKAutoEncoder", "AutoEncoderTopK"]
+    for dictionary, config in opened.saes.values():
+        assert config["trainer"]["dict_class"] == type(dictionary).__name__
+        assert dictionary.activation_dim == opened.hook_point.activation_dim
+
+
+def test_no_folder_is_refused():
+    with pytest.raises(ConfigError, match=r"folders=\(\): expected one or more run folders"):
+        open_folders([])
+
+
+@pytest.mark.parametrize("tokens", [0, -5])
+def test_no_tokens_are_refused_before_anything_is_opened(tokens):
+    with pytest.raises(ConfigError, match=f"tokens={tokens}: expected above 0"):
+        evaluate_folders(["nowhere"], tokens=tokens)
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_folders_that_were_measured_differently_are_refused(name, trained, folder):
+    assert name in MEASURED_ON
+    setting(**{name: CHANGED[name]})(folder / "config.json")
+    expected = f"{folder}: its run has {name}={CHANGED[name]!r}, but {trained / 'top_k'} has "
+    with pytest.raises(CheckpointError, match=re.escape(expected)):
+        open_folders([trained / "top_k", folder])
+
+
+def test_what_is_asked_for_may_take_the_place_of_what_differs(trained, folder, text):
+    setting(data="other.txt")(folder / "config.json")
+    assert open_folders([trained / "top_k", folder], data=text).run.data == text
+
+
+def test_an_sae_of_another_width_than_the_hook_is_refused(folder):
+    t.save(VariationalTopKAutoEncoder(8, 32, 4).state_dict(), folder / "ae.pt")
+    trainer(activation_dim=8)(folder / "config.json")
+    expected = f"{folder}: activation_dim=8, but blocks.0.hook_resid_post of "
+    with pytest.raises(CheckpointError, match=re.escape(expected) + ".* is 16 wide"):
+        open_folders([folder])
+
+
+def test_a_missing_folder_is_refused_before_the_model_is_loaded(trained, tmp_path, monkeypatch):
+    def not_yet(run):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("dictionary_learning_ext.evaluation.folders.open_model", not_yet)
+    shutil.copytree(trained / "vsae", tmp_path / "a")
+    with pytest.raises(CheckpointError, match="b: no such folder"):
+        open_folders([tmp_path / "a", tmp_path / "b"])
+
+
+def test_the_table_has_a_row_each_and_a_dash_where_nothing_was_measured():
+    head, _, first, second = table({"a": {"fve": 0.5}, "b": {"fve": None}}).splitlines()
+    assert head.split()[0] == "FVE"
+    assert first.split()[:2] == ["a", "0.5000"]
+    assert set(first.split()[2:]) == {"-"}
+    assert set(second.split()[1:]) == {"-"}

@@ -1,0 +1,67 @@
+"""A metric's row: how a value of it is shown, which is best, where it is shown."""
+
+import math
+
+import pytest
+
+from dictionary_learning_ext.evaluation.metrics import METRICS, PLACES, Metric, shown_in
+
+
+def metric(**options):
+    return Metric("key", "definition", "label", lambda totals: None, **options)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "expected"),
+    [
+        (0.123456, 4, "0.1235"),
+        (0.0, 4, "0.0000"),
+        (-0.5, 2, "-0.50"),
+        (3.0, 0, "3"),
+        (9.994, 2, "9.99"),
+        (10, 4, "10.0"),
+        (1234.56, 4, "1234.6"),
+        (-12.34, 4, "-12.3"),
+        (math.inf, 4, "inf"),
+        (-math.inf, 4, "-inf"),
+        (math.nan, 4, "nan"),
+        (None, 4, "-"),
+    ],
+)
+def test_a_value_as_tables_show_it(value, digits, expected):
+    assert metric(digits=digits).text(value) == expected
+
+
+def test_what_stands_for_a_missing_value_can_be_chosen():
+    assert metric().text(None, missing="–") == "–"
+    assert metric().text(0.0, missing="–") == "0.0000", "a zero was measured"
+
+
+@pytest.mark.parametrize(
+    ("better", "best"), [("higher", 2.0), ("lower", -1.0), (None, None)], ids=str
+)
+def test_the_best_of_some_values(better, best):
+    assert metric(better=better).best([None, 0.0, 2.0, -1.0, None]) == best
+    assert metric(better=better).best([None, None]) is None
+    assert metric(better=better).best([]) is None
+
+
+def test_a_zero_can_be_best():
+    assert metric(better="lower").best([0.5, 0.0]) == 0.0
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_place_shows_the_metrics_that_name_it_in_one_order(place):
+    shown = shown_in(place)
+    assert {row.key for row in shown} == {
+        key for key, row in METRICS.items() if place in row.shown_in
+    }
+    order = list(METRICS)
+    assert [row.key for row in shown] == sorted((row.key for row in shown), key=order.index)
+    assert any(row.key == "fve" for row in shown)
+
+
+def test_no_two_metrics_shown_in_one_place_have_one_label():
+    for place in PLACES:
+        labels = [row.label for row in shown_in(place)]
+        assert len(set(labels)) == len(labels), place
