@@ -40,8 +40,7 @@ class Metric:
         """A value of it, as tables show it."""
         if value is None:
             return missing
-        is_large = math.isfinite(value) and abs(value) >= 10
-        return f"{value:.1f}" if is_large else f"{value:.{self.digits}f}"
+        return f"{value:.{min(self.digits, 1) if abs(value) >= 10 else self.digits}f}"
 
     def best(self, values: list[float | None]) -> float | None:
         """The best of some values; None if neither more nor less of it is better."""

@@ -63,7 +63,7 @@ def kl_scale(step: int, schedule: KLSchedule, warmup_steps: int, cycle_steps: in
         cosine     (1 - cos(pi t/W))/2 up to W, then 1
         cyclical   in each period of `cycle_steps`: linear over the first half, 1 in the second
 
-    W = 0 means no warm-up: 1 from the first step.
+    W = 0 means no warm-up: linear and cosine are 1 from the first step.
     """
     if schedule == "constant":
         return 1.0
