@@ -23,6 +23,7 @@ Dtype = Literal["float32", "bfloat16"]
 Normalize = Literal["sqrt_d", "unit", "none"]
 Packing = Literal["pack", "truncate"]
 Split = Literal["train", "heldout"]
+MapSpace = Literal["profiles", "directions"]
 WandbMode = Literal["online", "offline", "disabled"]
 ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "safetensors"]
 
