@@ -13,7 +13,7 @@ from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
 from ..run_folder.names import METRICS
-from ..run_folder.reading import run_of
+from ..run_folder.reading import require_folders, run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .measure import evaluate
@@ -72,7 +72,7 @@ def open_folders(
     device: str = "cpu",
 ) -> OpenedFolders:
     """Load run folders and the language model they share; see `evaluate_folders`."""
-    require(len(folders) > 0, "folders", (), "one or more run folders, e.g. runs/NAME")
+    require_folders(folders)
     runs: dict[str, RunConfig] = {}
     for folder in folders:
         runs[str(folder)] = run_of(Path(folder), model, hook, data, device)

@@ -17,6 +17,7 @@ from sae_bench.sae_bench_utils import graphing_utils
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
 from ..run_folder.names import CONFIG, WEIGHTS
+from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 
 BOUNDS = {
@@ -134,8 +135,8 @@ def local_folder(source: str | Path) -> Path:
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); give "
-            "a run's folder, as runs/NAME"
+            f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); "
+            f"{EXPECTED}"
         ) from error
     return (target / within).resolve()
 
