@@ -65,7 +65,7 @@ def run(flags: BenchFlags) -> None:
             "SAE Bench is not installed; run `pip install 'dictionary-learning-ext[saebench]'`, "
             "or `pip install -e '.[saebench]'` in a clone of the repository"
         )
-    from ..run_folder.names import BENCH_RESULTS
+    from ..run_folder.names import BENCH_FIGURES, BENCH_RESULTS
     from ..sae_bench.adapter import local_folder
     from ..sae_bench.bench_runner import bench
     from ..sae_bench.comparison_table import table
@@ -89,7 +89,7 @@ def run(flags: BenchFlags) -> None:
             "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see README)."
         )
     if flags.compare:
-        folder = local_folder(flags.folders[0]) / BENCH_RESULTS / "figures"
+        folder = local_folder(flags.folders[0]) / BENCH_RESULTS / BENCH_FIGURES
         for path in write_figures(outcome, flags.figures or folder):
             print(f"wrote {path}")
     outcome.check()

@@ -87,12 +87,7 @@ def open_folders(
     saes = {name: load_dictionary(name, device) for name in runs}
     language_model, hook_point = open_model(run)
     for name, (dictionary, _) in saes.items():
-        if dictionary.activation_dim != hook_point.activation_dim:
-            raise CheckpointError(
-                f"{name}: activation_dim={dictionary.activation_dim}, but {run.hook} of "
-                f"{run.model} is {hook_point.activation_dim} wide; give the --model it was "
-                "trained on"
-            )
+        hook_point.require_width(name, dictionary.activation_dim, run.model)
     return OpenedFolders(run, saes, language_model, hook_point)
 
 

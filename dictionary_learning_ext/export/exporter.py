@@ -146,11 +146,7 @@ def export(
             f"{folder}: an export is compared with the SAE on its language model, and {error} "
             "(with --model, if it has moved)"
         ) from error
-    if dictionary.activation_dim != hook_point.activation_dim:
-        raise CheckpointError(
-            f"{folder}: activation_dim={dictionary.activation_dim}, but {run.hook} of {run.model} "
-            f"is {hook_point.activation_dim} wide; give the --model it was trained on"
-        )
+    hook_point.require_width(folder, dictionary.activation_dim, run.model)
     require_supported(form, source)
     with _new_folder(target) as temporary:
         with _writing(target):

@@ -16,7 +16,7 @@ from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
-from ..run_folder.names import CONFIG, WEIGHTS
+from ..run_folder.names import CONFIG, RUNS, WEIGHTS
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 
@@ -125,7 +125,7 @@ def local_folder(source: str | Path) -> Path:
     if folder.is_dir() or not _REPO.fullmatch(str(source)):
         return folder.resolve()
     owner, name, *inside = str(source).split("/")
-    target = Path("runs") / f"{owner}_{name}"
+    target = RUNS / f"{owner}_{name}"
     within = "".join(f"{part}/" for part in inside)
     try:
         snapshot_download(

@@ -230,11 +230,7 @@ def _load(paths: dict[str, Path], run: RunConfig, hook: HookPoint) -> list[Bench
             hook_layer=hook.layer,
             device=run.device,
         )
-        if sae.cfg.d_in != hook.activation_dim:
-            raise BenchError(
-                f"{given}: activation_dim={sae.cfg.d_in}, but {hook.name} of {run.model} is "
-                f"{hook.activation_dim} wide; give the --model that it was trained on"
-            )
+        hook.require_width(given, sae.cfg.d_in, run.model)
         jobs.append(BenchJob(label, path, sae))
     return jobs
 
