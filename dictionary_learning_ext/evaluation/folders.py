@@ -34,8 +34,8 @@ def evaluate_folders(
 
     Arguments:
         folders: all trained on one language model and hook point.
-        model, hook, data: those of the run's config.json unless given; needed for folders that
-            upstream's `trainSAE` wrote.
+        model, hook, data: as in the run's config.json by default. Needed for folders that upstream's
+            `trainSAE` wrote.
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
     """
@@ -82,7 +82,7 @@ def open_folders(
             if getattr(other, what) != getattr(run, what):
                 raise CheckpointError(
                     f"{name}: its run has {what}={getattr(other, what)!r}, but {first_name} has "
-                    f"{getattr(run, what)!r}; give folders of one setting in each call"
+                    f"{getattr(run, what)!r}; evaluate folders with different settings separately"
                 )
     saes = {name: load_dictionary(name, device) for name in runs}
     language_model, hook_point = open_model(run)
