@@ -49,10 +49,10 @@ class BenchError(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal. The message says how to go on.
+    """A run was stopped by a signal. The message says how to continue.
 
     Attributes:
-        exit_code: 128 + the signal's number, as shells have it.
+        exit_code: 128 + the signal's number, as in shells.
     """
 
     def __init__(self, signal: Signals, message: str = ""):

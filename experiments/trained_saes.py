@@ -9,6 +9,7 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
+from dictionary_learning_ext.config.options import BenchEvaluation
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.run_folder.reading import read_metrics
 
@@ -57,7 +58,7 @@ def directions_of(folder: Path) -> np.ndarray:
 
 
 def benched(
-    folders: dict[str, Path], evals: Sequence[str], tokens: int
+    folders: dict[str, Path], evals: Sequence[BenchEvaluation], tokens: int
 ) -> dict[str, tuple[Any, Any]]:
     """SAE Bench's results of each model of a seed, plain and size-matched; needs [saebench]."""
     from dictionary_learning_ext.sae_bench.bench_runner import bench

@@ -74,7 +74,7 @@ class ActivationReader:
         self._max_norm_multiple = max_norm_multiple
 
     def wanted(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Which tokens are wanted as far as their ids and the mask say, outliers included."""
+        """The tokens to keep, judged by ids and mask only. Outliers are still included."""
         wanted_BL = mask_BL.bool()
         if self._skip_token_id is not None:
             wanted_BL &= input_ids_BL != self._skip_token_id
@@ -86,7 +86,7 @@ class ActivationReader:
         Arguments:
             input_ids_BL: int64.
             mask_BL: 0 at padding.
-            wanted_BL: as `wanted` says, or fewer. Outliers are found among these.
+            wanted_BL: the result of `wanted`, or a subset. Outliers are found among these.
 
         Raises: NonFiniteError, if `max_norm_multiple` is given. Otherwise see `require_finite`.
         """

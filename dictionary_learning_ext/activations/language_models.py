@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchEncoding
 from transformers.utils import CONFIG_NAME
 
-from ..errors import LanguageModelError, first_line
+from ..errors import CheckpointError, LanguageModelError, first_line
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 _EXPECTED = (
@@ -66,6 +66,14 @@ class HookPoint:
     io: Literal["in", "out"]
     submodule: Any
     activation_dim: int
+
+    def require_width(self, folder: str | Path, activation_dim: int, model: str) -> None:
+        """Raise a CheckpointError unless a folder's SAE is as wide as this point of `model`."""
+        if activation_dim != self.activation_dim:
+            raise CheckpointError(
+                f"{folder}: activation_dim={activation_dim}, but {self.name} of {model} is "
+                f"{self.activation_dim} wide; give the --model that it was trained on"
+            )
 
 
 def load_language_model(

@@ -12,7 +12,7 @@ from ..config.checks import require, require_choice
 from ..config.options import Split
 from ..errors import TextError
 from .text_files import SUFFIXES
-from .text_sources import DocumentSource, Files, Passages, files_of, open_hub_set
+from .text_sources import DocumentSource, Files, Passages, files_holding, open_hub_set
 
 HELD_OUT_EVERY = 20  # if a text has no held-out part of its own
 
@@ -45,7 +45,7 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
     if name == "embedded":
         source, has_split = Passages(split, seed), True
     elif path.exists():
-        files, has_split = files_of(path, split)
+        files, has_split = files_holding(path, split)
         source = Files(files)
     elif name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES):
         raise TextError(

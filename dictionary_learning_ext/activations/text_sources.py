@@ -124,7 +124,7 @@ def fingerprint_of(files: list[Path]) -> list[Any]:
     return found
 
 
-def files_of(path: Path, split: Split) -> tuple[list[Path], bool]:
+def files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
     """The files of a path that hold a split, and whether the files are named by split."""
     inside = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [

@@ -2,14 +2,19 @@
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Annotated, Any, get_args
 
 import tyro
 
-from ..config.checks import require
+from ..config.options import BenchEvaluation
 from ..errors import BenchError
 from .flags import Command, Folders, InputFlags
 
-EVALUATIONS = ("core", "scr", "tpp", "sparse_probing", "absorption")
+EVALUATIONS: tuple[BenchEvaluation, ...] = get_args(BenchEvaluation)
+_EVALS_HELP = (
+    f"The evaluations to run, separated by commas: {', '.join(EVALUATIONS)}. absorption needs a "
+    "model that knows first letters; its authors recommend 1B parameters."
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,9 @@ class BenchFlags:
     folders: tyro.conf.Positional[Folders]
     """Run folders or hub repos (OWNER/NAME), all trained on one language model and hook point.
     Results go to FOLDER/eval_results."""
-    evals: str = "core,scr,tpp,sparse_probing"
-    """The evaluations to run, separated by commas: core, scr, tpp, sparse_probing, absorption.
-    absorption needs a model that knows first letters; its authors recommend 1B parameters."""
+    evals: Annotated[str, tyro.conf.arg(help=_EVALS_HELP)] = ",".join(
+        name for name in EVALUATIONS if name != "absorption"
+    )
     compare: bool = False
     """Also run SCR and TPP size-matched, and draw the paper's figures 3 to 5. Size-matched:
     each SAE keeps only its N most used features, where N is the number that the SAE with the
@@ -55,22 +60,18 @@ class BenchFlags:
 
 
 def run(flags: BenchFlags) -> None:
-    evals = [name.strip() for name in flags.evals.split(",") if name.strip()]
-    for name in evals or [""]:
-        require(name in EVALUATIONS, "evals", name, "some of " + ",".join(EVALUATIONS))
-    require(len(flags.folders) > 0, "folders", (), "at least one run folder, e.g. runs/NAME")
-    require(flags.tokens > 0, "tokens", flags.tokens, "above 0")
     if find_spec("sae_bench") is None:
         raise BenchError(
             "SAE Bench is not installed; run `pip install 'dictionary-learning-ext[saebench]'`, "
             "or `pip install -e '.[saebench]'` in a clone of the repository"
         )
-    from ..run_folder.names import BENCH_RESULTS
+    from ..run_folder.names import BENCH_FIGURES, BENCH_RESULTS
     from ..sae_bench.adapter import local_folder
     from ..sae_bench.bench_runner import bench
     from ..sae_bench.comparison_table import table
     from ..sae_bench.paper_figures import write_figures
 
+    evals: Any = [name.strip() for name in flags.evals.split(",") if name.strip()]
     outcome = bench(
         flags.folders,
         evals=evals,
@@ -88,7 +89,7 @@ def run(flags: BenchFlags) -> None:
             "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see README)."
         )
     if flags.compare:
-        folder = local_folder(flags.folders[0]) / BENCH_RESULTS / "figures"
+        folder = local_folder(flags.folders[0]) / BENCH_RESULTS / BENCH_FIGURES
         for path in write_figures(outcome, flags.figures or folder):
             print(f"wrote {path}")
     outcome.check()

@@ -22,7 +22,7 @@ class Command(Generic[F]):
     """A subcommand of `vsae`.
 
     Attributes:
-        name: as it is typed.
+        name: what users type.
         flags: a dataclass. Its docstring says what the command does, those of its fields are the
             help.
         run: what the command does with its flags.

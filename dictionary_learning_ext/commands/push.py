@@ -32,7 +32,10 @@ def run(flags: PushFlags) -> None:
         print(f"Local paths were shortened to their last names: {', '.join(pushed.cut_paths)}")
     if pushed.url is None:
         visibility = "public" if flags.public else "private"
-        print(f"Nothing was uploaded. Without --dry-run it goes to {pushed.repo} ({visibility}).")
+        print(
+            "Nothing was uploaded. Without --dry-run, the files go to a "
+            f"{visibility} repository: {pushed.repo}"
+        )
     else:
         print(f"uploaded to {pushed.url} ({'private' if pushed.is_private else 'public'})")
 

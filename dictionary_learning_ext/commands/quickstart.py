@@ -62,8 +62,8 @@ def run(flags: QuickstartFlags) -> None:
 
 
 def _report(flags: QuickstartFlags, folder: Path, against: list[Path]) -> Path:
+    from ..config.report_options import ReportOptions
     from ..report import write_report
-    from ..report.analysis import ReportOptions
     from ..run_folder.names import REPORT
 
     # A short run gets a short report.

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from ..errors import ConfigError, UserError
+from ..run_folder.names import RUNS
 from .flags import Command, parse
 from .train import COMMAND as TRAIN
 
@@ -48,7 +49,7 @@ def run(flags: SweepFlags) -> None:
     from ..sweep.results import from_folder, from_wandb, show
 
     if flags.of_wandb is not None:
-        print(show(from_wandb(flags.of_wandb), Path("runs") / flags.of_wandb.rpartition("/")[2]))
+        print(show(from_wandb(flags.of_wandb), RUNS / flags.of_wandb.rpartition("/")[2]))
         return
     folder = flags.results
     if flags.file is not None:
@@ -76,7 +77,7 @@ def _run_file(file: Path, flags: SweepFlags) -> Path:
         )
     if flags.at_once is not None and flags.at_once < 1:
         raise ConfigError(f"--at-once {flags.at_once}: expected 1 or more")
-    save_dir = flags.save_dir or Path("runs") / sweep.name
+    save_dir = flags.save_dir or RUNS / sweep.name
     print(
         f"{len(configs)} runs into {save_dir}; memory allows {memory_allows(configs)} at once"
         + (f", {flags.at_once} requested" if flags.at_once else "")

@@ -8,7 +8,7 @@ from ..config.presets import preset
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
-from ..run_folder.names import CONFIG, FAILED
+from ..run_folder.names import CONFIG, FAILED, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
 from .flags import Command
 
@@ -68,7 +68,7 @@ def run(flags: TrainFlags) -> None:
 def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     """Whether the run of these flags has been started before, and where it is or will be."""
     sae = flags.sae.resolve(flags.run.steps, flags.run.batch_size)
-    folder = Path(flags.run.save_dir or Path("runs") / TrainConfig(sae, flags.run).name)
+    folder = folder_of(TrainConfig(sae, flags.run))
     run = replace(flags.run, save_dir=str(folder))
     if not (folder / CONFIG).is_file():
         return False, run

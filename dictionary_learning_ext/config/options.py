@@ -23,8 +23,10 @@ Dtype = Literal["float32", "bfloat16"]
 Normalize = Literal["sqrt_d", "unit", "none"]
 Packing = Literal["pack", "truncate"]
 Split = Literal["train", "heldout"]
+MapSpace = Literal["profiles", "directions"]
 WandbMode = Literal["online", "offline", "disabled"]
 ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "safetensors"]
+BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "absorption"]
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
 NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)

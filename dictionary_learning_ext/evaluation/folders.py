@@ -13,7 +13,7 @@ from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
 from ..run_folder.names import METRICS
-from ..run_folder.reading import run_of
+from ..run_folder.reading import require_folders, run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .measure import evaluate
@@ -34,8 +34,8 @@ def evaluate_folders(
 
     Arguments:
         folders: all trained on one language model and hook point.
-        model, hook, data: those of the run's config.json unless given; needed for folders that
-            upstream's `trainSAE` wrote.
+        model, hook, data: as in the run's config.json by default. Needed for folders that upstream's
+            `trainSAE` wrote.
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
     """
@@ -72,7 +72,7 @@ def open_folders(
     device: str = "cpu",
 ) -> OpenedFolders:
     """Load run folders and the language model they share; see `evaluate_folders`."""
-    require(len(folders) > 0, "folders", (), "one or more run folders, e.g. runs/NAME")
+    require_folders(folders)
     runs: dict[str, RunConfig] = {}
     for folder in folders:
         runs[str(folder)] = run_of(Path(folder), model, hook, data, device)
@@ -82,17 +82,12 @@ def open_folders(
             if getattr(other, what) != getattr(run, what):
                 raise CheckpointError(
                     f"{name}: its run has {what}={getattr(other, what)!r}, but {first_name} has "
-                    f"{getattr(run, what)!r}; give folders of one setting in each call"
+                    f"{getattr(run, what)!r}; evaluate folders with different settings separately"
                 )
     saes = {name: load_dictionary(name, device) for name in runs}
     language_model, hook_point = open_model(run)
     for name, (dictionary, _) in saes.items():
-        if dictionary.activation_dim != hook_point.activation_dim:
-            raise CheckpointError(
-                f"{name}: activation_dim={dictionary.activation_dim}, but {run.hook} of "
-                f"{run.model} is {hook_point.activation_dim} wide; give the --model it was "
-                "trained on"
-            )
+        hook_point.require_width(name, dictionary.activation_dim, run.model)
     return OpenedFolders(run, saes, language_model, hook_point)
 
 

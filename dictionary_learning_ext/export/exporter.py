@@ -2,7 +2,8 @@
 
 A plain TopK SAE has a ReLU, ours need not (rectify=False): where a selected mean is negative, the
 two differ. So what the format's reader makes of the folder is compared with the SAE on held-out
-activations of its language model, and an export that is not exact is refused unless asked for.
+activations of its language model, and an export that is not exact is refused unless allow_inexact
+is set.
 """
 
 import importlib.metadata
@@ -108,15 +109,15 @@ def export(
 
     Arguments:
         folder: of our class, or one of upstream's that the format's reader can take.
-        form: see `export_formats`.
-        out: a new or empty folder; FOLDER/exports/FORMAT unless told.
+        form: see `formats`.
+        out: a new or empty folder. Default: FOLDER/exports/FORMAT.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
         tokens: held-out tokens to compare on (rounded up to whole batches).
-        model, hook, data: those of the run's config.json unless given.
+        model, hook, data: as in the run's config.json by default.
 
     Raises: a UserError if the folder is damaged, the format's reader can't take the SAE, its
-    language model or text can't be had, the export is not exact, or `out` is not empty or can't be
-    written. Nothing is written then.
+    language model or text can't be loaded, the export is not exact, or `out` is not empty or can't
+    be written. Nothing is written then.
     """
     require_choice("format", form, ExportFormat)
     require(tokens > 0, "tokens", tokens, "above 0")
@@ -146,11 +147,7 @@ def export(
             f"{folder}: an export is compared with the SAE on its language model, and {error} "
             "(with --model, if it has moved)"
         ) from error
-    if dictionary.activation_dim != hook_point.activation_dim:
-        raise CheckpointError(
-            f"{folder}: activation_dim={dictionary.activation_dim}, but {run.hook} of {run.model} "
-            f"is {hook_point.activation_dim} wide; give the --model it was trained on"
-        )
+    hook_point.require_width(folder, dictionary.activation_dim, run.model)
     require_supported(form, source)
     with _new_folder(target) as temporary:
         with _writing(target):
@@ -163,7 +160,7 @@ def export(
             reason = "; its reader has a ReLU, this SAE none (rectify=False)" if is_signed else ""
             raise CheckpointError(
                 f"{folder} as {form} is not exact: {difference}{reason}; give --allow-inexact to "
-                "export it all the same, or --format safetensors"
+                "export it anyway, or --format safetensors"
             )
         with _writing(target):
             if not difference.is_exact:  # the figures are another SAE's

@@ -81,7 +81,7 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
             if not (public or is_private):
                 raise HubError(
                     f"{repo} already exists and is public; nothing was uploaded. To push to a public "
-                    "repository, give --public True; otherwise, choose another name"
+                    "repository, give --public; otherwise, choose another name"
                 )
             commit = huggingface_hub.upload_folder(
                 repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(_names(files))}"

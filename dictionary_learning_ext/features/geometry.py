@@ -8,7 +8,7 @@ Shapes: N sampled tokens, n features chosen of F, D = activation_dim.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -18,9 +18,8 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
 from ..config.checks import require_choice
+from ..config.options import MapSpace
 from ..errors import UserError
-
-Space = Literal["profiles", "directions"]
 
 LEAST_FEATURES = 12
 _COMPONENTS = 50
@@ -80,7 +79,7 @@ def geometry(
     directions_FD: np.ndarray,
     features: np.ndarray,
     *,
-    space: Space = "profiles",
+    space: MapSpace = "profiles",
     clusters: int = 10,
     seed: int = 0,
 ) -> Geometry:
@@ -97,7 +96,7 @@ def geometry(
 
     Raises: GeometryError if there are not enough features or tokens.
     """
-    require_choice("space", space, Space)
+    require_choice("space", space, MapSpace)
     n, n_tokens = len(features), profiles_NF.shape[0]
     if n < LEAST_FEATURES or n_tokens < LEAST_FEATURES:
         raise GeometryError(

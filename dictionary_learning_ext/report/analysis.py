@@ -14,8 +14,7 @@ from typing import Any
 import torch as t
 
 from ..activations.contexts import read_contexts
-from ..config.checks import require, require_choice
-from ..config.options import Split
+from ..config.report_options import ReportOptions
 from ..errors import ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..features.collector import FeatureCollector, FeatureStatistics
@@ -26,33 +25,11 @@ from ..features.directions import (
     decoder_directions,
     nearest_features,
 )
-from ..features.geometry import Geometry, GeometryError, Space, comparable_features, geometry
+from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.reading import read_history, read_metrics_if_any
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """What a report measures. The flags of `vsae report` explain each option."""
-
-    tokens: int = 100_000
-    split: Split = "heldout"
-    synthesise: int = 12
-    map_tokens: int = 20_000
-    map_features: int = 2048
-    map_space: Space = "profiles"
-    pages: int = 2048
-    logits: bool = True
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("tokens", "map_tokens", "map_features", "pages"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(self.synthesise >= 0, "synthesise", self.synthesise, "0 or more")
-        require_choice("split", self.split, Split)
-        require_choice("map_space", self.map_space, Space)
 
 
 @dataclass

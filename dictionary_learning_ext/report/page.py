@@ -19,11 +19,12 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
+from ..config.report_options import ReportOptions
 from ..features.geometry import cosine_matrix
 from ..features.kept_contexts import FeatureContexts
-from ..run_folder.names import REPORT, files_of
+from ..run_folder.names import REPORT, report_files
 from ..run_folder.writing import write_json, write_text, writing
-from .analysis import Analysis, Comparison, ReportOptions, analyse
+from .analysis import Analysis, Comparison, analyse
 from .bench_charts import bench_charts
 from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
 from .figures import file_name, write_figures
@@ -60,7 +61,7 @@ def write_report(
     comparison = analyse([folder, *against], options or ReportOptions(), on_step=on_step, **where)
     on_step("writing the page")
     write_text(out, render(comparison))
-    files = files_of(out)
+    files = report_files(out)
     for analysis in comparison.analyses:
         _write_data(files, analysis, comparison)
     if figures:

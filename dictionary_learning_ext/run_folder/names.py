@@ -5,8 +5,11 @@ Each name is written here and nowhere else in the package.
 
 from pathlib import Path
 
+from ..config.run_config import TrainConfig
 from ..errors import ConfigError
 
+RUNS = Path("runs")
+"""Where run folders go."""
 WEIGHTS = "ae.pt"
 """Upstream's state dict, for raw activations."""
 CONFIG = "config.json"
@@ -25,10 +28,12 @@ EXPORTS = "exports"
 """A folder for each format of `vsae export`."""
 BENCH_RESULTS = "eval_results"
 """SAE Bench's JSON, a folder for each evaluation."""
+BENCH_FIGURES = "figures"
+"""In SAE Bench's results: the figures of `vsae bench --compare`."""
 BENCH_CACHE = ".bench_cache"
 """What SAE Bench can use again. Deleted once all its evaluations have succeeded."""
 REPORT = "report.html"
-"""The page of `vsae report`. Its data is in `files_of` it."""
+"""The page of `vsae report`. Its data is in `report_files` it."""
 LOCK = ".lock"
 """Held by the process that writes to the folder."""
 
@@ -45,6 +50,11 @@ SWEEP_TABLE = "results.csv"
 SWEEP_PAGE = "results.html"
 
 
+def folder_of(config: TrainConfig) -> Path:
+    """Where a run of one SAE is written."""
+    return Path(config.run.save_dir or RUNS / config.name)
+
+
 def checkpoint(folder: Path, step: int) -> Path:
     """Upstream's name of the weights before a step."""
     return folder / CHECKPOINTS / f"ae_{step}.pt"
@@ -55,7 +65,7 @@ def resume_point(folder: Path, step: int) -> Path:
     return folder / RESUME / f"step_{step:08d}"
 
 
-def files_of(page: Path) -> Path:
+def report_files(page: Path) -> Path:
     """The folder beside a report's page that holds its numbers and figures."""
     return page.with_name(f"{page.stem}_files")
 
@@ -71,7 +81,7 @@ RUN_FILES = (
     BENCH_RESULTS,
     BENCH_CACHE,
     REPORT,
-    files_of(Path(REPORT)).name,
+    report_files(Path(REPORT)).name,
     RESUME,
 )
 """What a run writes, and the commands that are given its folder. Deleted when another run takes
@@ -84,7 +94,7 @@ def require_free(folder: Path, overwrite: bool) -> None:
     if there and not overwrite:
         raise ConfigError(
             f"save_dir={folder}: already holds a run ({', '.join(there)}); choose another "
-            "--save-dir, or overwrite it with --overwrite True"
+            "--save-dir, or overwrite it with --overwrite"
         )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"save_dir={folder}: expected a folder, but it is a file")

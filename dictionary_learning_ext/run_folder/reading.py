@@ -10,13 +10,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.checks import require
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import CheckpointError, ConfigError, first_line
 from .names import CONFIG, FAILED, HISTORY, METRICS, WEIGHTS
 
 EXPECTED = "expected a run folder, e.g. runs/NAME"
+
+
+def require_folders(folders: Sequence[str | Path]) -> None:
+    """Raise a ConfigError if no folder is given."""
+    if not folders:
+        raise ConfigError(f"no folder given: {EXPECTED}, or several")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def read_metrics_if_any(folder: Path) -> dict[str, Any] | None:
 
 def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`read_metrics` of each folder. Raises ConfigError if none is given."""
-    require(len(folders) > 0, "folders", (), "one or more run folders, e.g. runs/NAME")
+    require_folders(folders)
     return {folder: read_metrics(folder) for folder in folders}
 
 

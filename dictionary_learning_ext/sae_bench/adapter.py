@@ -16,7 +16,8 @@ from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
-from ..run_folder.names import CONFIG, WEIGHTS
+from ..run_folder.names import CONFIG, RUNS, WEIGHTS
+from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 
 BOUNDS = {
@@ -124,7 +125,7 @@ def local_folder(source: str | Path) -> Path:
     if folder.is_dir() or not _REPO.fullmatch(str(source)):
         return folder.resolve()
     owner, name, *inside = str(source).split("/")
-    target = Path("runs") / f"{owner}_{name}"
+    target = RUNS / f"{owner}_{name}"
     within = "".join(f"{part}/" for part in inside)
     try:
         snapshot_download(
@@ -134,8 +135,8 @@ def local_folder(source: str | Path) -> Path:
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); give "
-            "a run's folder, as runs/NAME"
+            f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); "
+            f"{EXPECTED}"
         ) from error
     return (target / within).resolve()
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from sae_bench.custom_saes.base_sae import BaseSAE
 
 from ..activations.language_models import HookPoint, weights_hash
+from ..config.options import BenchEvaluation
 from ..errors import BenchError
 from .evaluations import OUTPUTS
 
@@ -48,7 +49,9 @@ class BenchResults:
             )
 
 
-def finished(path: Path, evaluation: str, key: str | None = None) -> dict[str, Any] | None:
+def finished(
+    path: Path, evaluation: BenchEvaluation, key: str | None = None
+) -> dict[str, Any] | None:
     """The content of a result file, or None if it is missing, incomplete or not the one of `key`.
 
     Arguments:

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from ..activations.language_models import HookPoint
 from ..activations.run_inputs import open_model
-from ..config.checks import require
+from ..config.checks import require, require_choice
+from ..config.options import BenchEvaluation
 from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.metrics import shown_in
 from ..run_folder.names import BENCH_CACHE, BENCH_RESULTS
-from ..run_folder.reading import run_of
+from ..run_folder.reading import require_folders, run_of
 from ..run_folder.writing import write_json, writing
 from . import adapter
 from . import feature_usage as usage
@@ -47,7 +48,7 @@ class BenchJob:
 def bench(
     folders: Sequence[str | Path],
     *,
-    evals: Sequence[str] = tuple(EVALUATIONS),
+    evals: Sequence[BenchEvaluation] = tuple(EVALUATIONS),
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
@@ -68,7 +69,7 @@ def bench(
 
     Arguments:
         folders: run folders, or names of hub repos (their results go to runs/OWNER_NAME).
-        evals: names in EVALUATIONS.
+        evals: which of them.
         model, hook: default to those in the run's config.json.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
@@ -82,9 +83,10 @@ def bench(
     Raises: a UserError for a mistake, before anything runs. An evaluation that fails is listed in
     `failures` instead.
     """
-    require(len(folders) > 0, "folders", (), "one or more run folders, e.g. runs/NAME")
-    for name in evals:
-        require(name in EVALUATIONS, "evals", name, "some of " + ",".join(EVALUATIONS))
+    require_folders(folders)
+    for name in evals or [""]:
+        require_choice("evals", name, BenchEvaluation)
+    require(tokens > 0, "tokens", tokens, "above 0")
     if size_matched and "core" not in evals:
         raise BenchError(
             "the size-matched control needs core in evals, to count how often features are used"
@@ -135,7 +137,7 @@ class _BenchRun:
         self.settings, self.model_key, self.again = settings, model, again
         self.outcome = BenchResults()
 
-    def all(self, jobs: Sequence[BenchJob], evals: Sequence[str]) -> None:
+    def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation]) -> None:
         """Every evaluation of every SAE."""
         with tqdm(total=len(jobs) * len(evals), unit="evaluation", file=sys.stderr) as bar:
             for evaluation in evals:
@@ -144,7 +146,7 @@ class _BenchRun:
                     self._one(job, evaluation)
                     bar.update()
 
-    def _one(self, job: BenchJob, evaluation: str) -> None:
+    def _one(self, job: BenchJob, evaluation: BenchEvaluation) -> None:
         folder = job.folder / BENCH_RESULTS / evaluation
         path = Path(get_results_filepath(str(folder), job.label, "custom_sae"))
         log = folder / f"{job.label}.log"
@@ -177,7 +179,9 @@ class _BenchRun:
                 cause = _cause(error) + (f" (see {log})" if log.exists() else "")
             self.outcome.failures.setdefault((evaluation, cause), []).append(job.label)
 
-    def _evaluate(self, job: BenchJob, evaluation: str, config: Any, log: Path) -> dict[str, Any]:
+    def _evaluate(
+        self, job: BenchJob, evaluation: BenchEvaluation, config: Any, log: Path
+    ) -> dict[str, Any]:
         """Evaluate; return the validated JSON. What SAE Bench prints goes to the log."""
         sizes = {name: v for name, v in asdict(config).items() if name != "n_values"}
         cache = self.settings.cache / f"{evaluation}_{digest(self.model_key, sizes)}"
@@ -230,11 +234,7 @@ def _load(paths: dict[str, Path], run: RunConfig, hook: HookPoint) -> list[Bench
             hook_layer=hook.layer,
             device=run.device,
         )
-        if sae.cfg.d_in != hook.activation_dim:
-            raise BenchError(
-                f"{given}: activation_dim={sae.cfg.d_in}, but {hook.name} of {run.model} is "
-                f"{hook.activation_dim} wide; give the --model that it was trained on"
-            )
+        hook.require_width(given, sae.cfg.d_in, run.model)
         jobs.append(BenchJob(label, path, sae))
     return jobs
 

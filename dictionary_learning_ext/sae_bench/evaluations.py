@@ -23,6 +23,7 @@ from sae_bench.sae_bench_utils import get_eval_uuid, get_sae_bench_version, get_
 from sae_lens.training.activations_store import ActivationsStore
 from sklearn.metrics import f1_score
 
+from ..config.options import BenchEvaluation
 from ..errors import BenchError
 from . import feature_usage as usage
 from .ablation import encoding_once
@@ -219,14 +220,14 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
     )
 
 
-EVALUATIONS: dict[str, Callable[[BaseSAE, str, Any, BenchSettings], Any]] = {
+EVALUATIONS: dict[BenchEvaluation, Callable[[BaseSAE, str, Any, BenchSettings], Any]] = {
     "core": run_core,
     "scr": run_scr,
     "tpp": run_tpp,
     "sparse_probing": run_sparse_probing,
     "absorption": run_absorption,
 }
-OUTPUTS: dict[str, type] = {
+OUTPUTS: dict[BenchEvaluation, type] = {
     "core": core.CoreEvalOutput,
     "scr": scr_and_tpp.ScrEvalOutput,
     "tpp": scr_and_tpp.TppEvalOutput,

@@ -26,7 +26,7 @@ from ..errors import (
     TrainingError,
 )
 from ..evaluation.measure import evaluate
-from ..run_folder.names import require_free
+from ..run_folder.names import RUNS, folder_of, require_free
 from ..run_folder.reading import is_finished
 from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
@@ -292,10 +292,9 @@ def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
     """Where each SAE is written. Raises ConfigError for a name that is not a folder name."""
     if len(saes) == 1:
         ((name, sae),) = saes.items()
-        default = Path("runs") / TrainConfig(sae, run).name
-        folders = {name: Path(run.save_dir) if run.save_dir else default}
+        folders = {name: folder_of(TrainConfig(sae, run))}
     else:
-        base = Path(run.save_dir or "runs")
+        base = Path(run.save_dir or RUNS)
         for name in saes:
             if not name or Path(name).name != name or name in (".", ".."):
                 raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")

@@ -186,7 +186,10 @@ def test_a_dry_run_lists_names_and_sizes_without_token_or_network(runs, capsys):
     assert main(["push", str(runs), "jane/saes", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert f"{(runs / 'vsae' / 'ae.pt').stat().st_size:,} vsae/ae.pt" in out
-    assert "Nothing was uploaded. Without --dry-run it goes to jane/saes (private)." in out
+    assert (
+        "Nothing was uploaded. Without --dry-run, the files go to a private repository: jane/saes"
+        in out
+    )
 
 
 # --- refusals
@@ -200,7 +203,7 @@ def test_a_public_repository_needs_the_flag_public(runs, hub, capsys):
         in capsys.readouterr().err
     )
     assert one.contents == {}
-    assert main(["push", str(runs), "jane/saes", "--public", "True"]) == 0
+    assert main(["push", str(runs), "jane/saes", "--public"]) == 0
     assert "(public)" in capsys.readouterr().out
     assert one.contents
 

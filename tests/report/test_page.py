@@ -160,7 +160,7 @@ def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
     ours = str(runs[0])
     for flags, message in (
         ([str(tmp_path / "none")], "no such folder"),
-        ([ours, "--against", str(other)], "give folders of one setting"),
+        ([ours, "--against", str(other)], "evaluate folders with different settings separately"),
         ([ours, "--against", ours], "given twice"),
         ([ours, "--model", "embedded"], "not on embedded"),
         ([ours, "--tokens", "0"], "tokens=0: expected at least 1"),

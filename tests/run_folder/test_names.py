@@ -86,4 +86,4 @@ def test_other_files_leave_a_folder_free_and_a_file_is_no_folder(tmp_path):
 def test_where_checkpoints_and_reports_are(tmp_path):
     assert names.checkpoint(tmp_path, 20) == tmp_path / "checkpoints" / "ae_20.pt"
     assert names.resume_point(tmp_path, 20) == tmp_path / "resume" / "step_00000020"
-    assert names.files_of(tmp_path / "report.html") == tmp_path / "report_files"
+    assert names.report_files(tmp_path / "report.html") == tmp_path / "report_files"

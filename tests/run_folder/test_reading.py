@@ -119,7 +119,9 @@ def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
     assert read_metrics_if_any(made(tmp_path)) is None
     with pytest.raises(CheckpointError, match=rf"not measured yet; run `vsae eval {tmp_path}`"):
         read_metrics(tmp_path)
-    with pytest.raises(ConfigError, match="one or more run folders"):
+    with pytest.raises(
+        ConfigError, match=r"no folder given: expected a run folder, e\.g\. runs/NAME"
+    ):
         read_all([])
     made(tmp_path, **{"metrics.json": {"fve": 0.5}})
     assert read_metrics(tmp_path) == read_metrics_if_any(tmp_path) == {"fve": 0.5}
