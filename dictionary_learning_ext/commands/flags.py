@@ -73,6 +73,7 @@ def parse(command: Command[F], args: list[str]) -> F:
             raise
         text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", message.getvalue())  # tyro draws a box
         text = re.sub(r"(Argument helptext:|For full helptext).*", "", " ".join(text.split()))
+        text = re.sub(r"^Value error Error parsing \w+: ", "", text)  # our own checks say enough
         raise UserError(f"{text.strip()} (see `vsae {command.name} --help`)") from stop
 
 
