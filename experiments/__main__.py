@@ -26,7 +26,7 @@ def listing() -> list[str]:
     lines = [
         "Every experiment: its question, command, minutes on 2 cores, needs and results.",
         "Stages: train trains SAEs and measures them, bench runs SAE Bench or a benchmark, tables",
-        "writes the page again from the raw results. `python -m experiments NAME` tells more of one.",
+        "writes the page again from the raw results. `python -m experiments NAME` shows one in full.",
     ]
     for experiment in EXPERIMENTS:
         lines += ["", experiment.question, *(f"    {line}" for line in facts(experiment))]
@@ -54,4 +54,7 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BrokenPipeError:  # as in `python -m experiments | head`
+        sys.stdout = None

@@ -33,7 +33,7 @@ BENCH_FIGURES = "figures"
 BENCH_CACHE = ".bench_cache"
 """What SAE Bench can use again. Deleted once all its evaluations have succeeded."""
 REPORT = "report.html"
-"""The page of `vsae report`. Its data is in `report_files` it."""
+"""The page of `vsae report`. Its data is in the folder `report_files`."""
 LOCK = ".lock"
 """Held by the process that writes to the folder."""
 
