@@ -41,9 +41,13 @@ def in_full(experiment: Experiment) -> list[str]:
 
 
 def main(words: list[str]) -> int:
-    if not words:
+    if not words or words[0] in ("-h", "--help"):
         print("\n".join(listing()))
         return 0
+    if len(words) > 1:
+        typed = " ".join(["python -m", f"experiments.{words[0]}", *words[1:]])
+        print(f"expected one name; a stage is run by its module: {typed}", file=sys.stderr)
+        return 2
     try:
         print("\n".join(in_full(find(words[0]))))
     except KeyError:

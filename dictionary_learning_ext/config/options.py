@@ -185,7 +185,7 @@ class NoiseLevelOptions(Options):
 
     def __post_init__(self):
         given = self.noise_to_signal
-        require(given is None or 0 < given < math.inf, "noise_to_signal", given, "above 0")
+        require(given is None or 0 < given < math.inf, "noise_to_signal", given, "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -232,9 +232,11 @@ class ObjectiveOptions(AuxKOptions):
         require_choice("dtype", self.dtype, Dtype)
         warmup, cycle, anneal = self.kl_warmup_steps, self.kl_cycle_steps, self.noise_anneal_steps
         require(warmup is None or warmup >= 0, "kl_warmup_steps", warmup, "0 (no warm-up) or more")
-        instead = "use kl_schedule=constant for no annealing"
+        instead = "use kl_schedule=constant (--kl-schedule constant) for no annealing"
         require(cycle is None or cycle > 0, "kl_cycle_steps", cycle, f"above 0; {instead}")
-        instead = "leave it out for noise that stays, use posterior=point for none"
+        instead = (
+            "leave it out for noise that stays, use posterior=point (--posterior point) for none"
+        )
         require(anneal is None or anneal > 0, "noise_anneal_steps", anneal, f"above 0; {instead}")
         if self.free_bits > 0:
             require(

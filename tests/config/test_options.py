@@ -112,7 +112,7 @@ def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
     [
         ({"kl_warmup_steps": -1}, "0 .no warm-up. or more"),
         ({"kl_cycle_steps": 0}, "use kl_schedule=constant"),
-        ({"noise_anneal_steps": 0}, "use posterior=point for none"),
+        ({"noise_anneal_steps": 0}, "use posterior=point .--posterior point. for none"),
     ],
 )
 def test_steps_without_a_meaning_are_refused_with_what_to_use(given, instead):

@@ -45,8 +45,8 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
         ({"noise_to_signal": 0.1, "posterior": "point"}, "posterior point does not use it"),
         ({"noise_to_signal": 0.1, "posterior": "learned"}, "posterior learned does not use it"),
         ({"noise_to_signal": 0.1, "architecture": "top_k"}, "architecture top_k does not use it"),
-        ({"noise_to_signal": 0.0}, "noise_to_signal=0.0: expected above 0"),
-        ({"noise_to_signal": float("inf")}, "noise_to_signal=inf: expected above 0"),
+        ({"noise_to_signal": 0.0}, "noise_to_signal=0.0: expected a number above 0"),
+        ({"noise_to_signal": float("inf")}, "noise_to_signal=inf: expected a number above 0"),
     ],
     ids=str,
 )

@@ -33,7 +33,9 @@ def test_folders_of_one_setting_are_opened_in_order(trained):
 
 
 def test_no_folder_is_refused():
-    with pytest.raises(ConfigError, match=r"no folder given: expected a run folder, e.g. runs/NAME"):
+    with pytest.raises(
+        ConfigError, match=r"no folder given: expected a run folder, e.g. runs/NAME"
+    ):
         open_folders([])
 
 
