@@ -12,7 +12,7 @@ test: .venv/installed-dev
 
 # For the edit loop: without the tests named in tests/helpers/slow_tests.py.
 test-fast: .venv/installed-dev
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow"
 
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.

@@ -35,8 +35,17 @@ SLOW = frozenset(
         "test_any_config_json_loads_or_is_a_named_error",
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
         "test_gradcheck",
+        "test_rows_are_all_tokens_in_reading_order",
+        "test_outliers_are_counted_once_when_fills_end_inside_contexts",
+        "test_padding_is_left_out_on_either_side",
+        "test_samples_have_the_gated_posteriors_moments",
+        "test_what_is_added_appears_everywhere",
+        "test_a_command_parses_and_its_stages_are_those_of_the_module",
+        "test_a_random_search_draws_what_it_is_asked_for",
         "test_samples_have_the_posteriors_moments",
-        # A second report, and the report in a browser.
+        # Reports beyond the first, and the report in a browser.
+        "test_the_page_says_that_unequally_sparse_saes_can_not_be_compared",
+        "test_mistakes_are_one_line",
         "test_sae_bench_results_are_on_the_page",
         "test_two_reports_of_a_run_differ_only_in_their_time",
         "test_it_opens_offline_without_an_error_and_draws_every_chart",
