@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 
 import pytest
 from hypothesis import given
@@ -44,22 +43,6 @@ def test_save_points():
     assert points("linear:4") == [200, 400, 600, 800]
     assert points("log:2") == [10, 100]
     assert points("7,3") == [3, 7]
-
-
-def test_settings_survive_a_config_file(tmp_path):
-    config = TrainConfig().updated(
-        {"beta": 0.25, "group_fractions": None, "steps": 77, "noise_on": "values"}, "test"
-    )
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"run": {"settings": config.to_dict()}}))
-    assert load_config(path) == load_config(tmp_path) == config
-
-
-def test_a_config_file_does_not_say_where_to_write(tmp_path):
-    config = TrainConfig().updated({"save_dir": "runs/x", "overwrite": True}, "test")
-    (tmp_path / "config.json").write_text(json.dumps({"run": {"settings": config.to_dict()}}))
-    run = load_config(tmp_path).run
-    assert (run.save_dir, run.overwrite) == (None, False)
 
 
 def test_unknown_settings_get_the_closest_name():
