@@ -1,5 +1,6 @@
 """`vsae compare`: metrics side by side."""
 
+import json
 from dataclasses import dataclass
 
 import tyro
@@ -13,16 +14,28 @@ class CompareFlags:
 
     folders: tyro.conf.Positional[Folders]
     """Two or more run folders."""
+    columns: str | None = None
+    """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
+    the most important ones."""
+    json: bool = False
+    """Print JSON: the content of each folder's metrics.json, or of it the metrics of --columns and
+    what was measured on."""
 
 
 def run(flags: CompareFlags) -> None:
-    from ..evaluation.folders import table
-    from ..run_folder.reading import differences, read_all
+    from ..evaluation.comparison import chosen, printed
+    from ..run_folder.reading import read_all, read_config
 
+    metrics = chosen(flags.columns)
     results = read_all(flags.folders)
-    print(table(results))
-    if names := differences(results):
-        print(f"Not a matched comparison: measured with different {', '.join(names)}.")
+    if flags.json:
+        keys = {metric.key for metric in metrics} | {"measured_on", "tokens", "loss_tokens"}
+        for folder, values in results.items():
+            if flags.columns is not None:
+                results[folder] = {key: value for key, value in values.items() if key in keys}
+        print(json.dumps(results, indent=2))
+        return
+    print(printed(results, metrics, {folder: read_config(folder) for folder in results}))
 
 
 COMMAND = Command("compare", CompareFlags, run)

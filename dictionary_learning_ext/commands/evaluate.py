@@ -19,9 +19,10 @@ class EvalFlags:
 
 
 def run(flags: EvalFlags) -> None:
-    from ..evaluation.folders import evaluate_folders, table
+    from ..evaluation.comparison import printed
+    from ..evaluation.folders import evaluate_folders
 
-    print(table(evaluate_folders(flags.folders, tokens=flags.tokens, **vars(flags.inputs))))
+    print(printed(evaluate_folders(flags.folders, tokens=flags.tokens, **vars(flags.inputs))))
 
 
 COMMAND = Command("eval", EvalFlags, run)

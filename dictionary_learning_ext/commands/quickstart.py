@@ -25,8 +25,7 @@ class QuickstartFlags:
 
 
 def run(flags: QuickstartFlags) -> None:
-    from ..evaluation.folders import table
-    from ..evaluation.metrics import METRICS
+    from ..evaluation.comparison import printed
     from ..run_folder.reading import read_metrics
     from ..training.loop import train
 
@@ -43,7 +42,7 @@ def run(flags: QuickstartFlags) -> None:
     )
     folders = train(config, saes)
     print("\nOn held-out text:\n")
-    print(table({str(folder): read_metrics(folder) for folder in folders.values()}))
+    print(printed({str(folder): read_metrics(folder) for folder in folders.values()}))
     one = folders["vsae_annealed_selection"]
     if flags.report:
         print("\nWriting the report:")
@@ -51,9 +50,6 @@ def run(flags: QuickstartFlags) -> None:
         print(f"\nOpen {path} in a browser to see their features, maps and training.")
     print(
         f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl and metrics.json.\n"
-        f"\nFVE: {METRICS['fve'].in_words}.\n"
-        f"CE recovered: {METRICS['frac_recovered'].in_words}.\n"
-        f"near-dead < 0.1: {METRICS['near_dead_0.1'].in_words}.\n"
         "\nNext:\n"
         f"  vsae train --config {one} --noise-on values --save-dir runs/values\n"
         f"  vsae compare {one} runs/values\n"

@@ -35,7 +35,7 @@ class TrainFlags:
 
 
 def run(flags: TrainFlags) -> None:
-    from ..evaluation.folders import table
+    from ..evaluation.comparison import printed
     from ..training.loop import train
 
     run, saes = flags.run, {"sae": flags.sae}
@@ -56,7 +56,7 @@ def run(flags: TrainFlags) -> None:
             require_same(was, now, f"--resume {flags.resume}")
     folders = train(run, saes, resume=resume)
     if run.eval_tokens:
-        print(table({str(folder): read_metrics(folder) for folder in folders.values()}))
+        print(printed({str(folder): read_metrics(folder) for folder in folders.values()}))
     for folder in folders.values():
         print(f"saved in {folder}; load it with load_dictionary({str(folder)!r})")
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):

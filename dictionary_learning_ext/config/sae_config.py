@@ -116,9 +116,9 @@ class SAEConfig(_Fields):
         if posterior is not None and posterior != "None":
             require_choice("posterior", posterior, Posterior)
             changed = replace(changed, posterior=posterior)
-        return replace(changed, **dict.fromkeys(changed._unused()))
+        return replace(changed, **dict.fromkeys(changed.unused()))
 
-    def _unused(self) -> list[str]:
+    def unused(self) -> list[str]:
         """The options that this architecture and posterior do not use."""
         used = TRAINED[self.architecture].option_names
         unused = {name for row in TRAINED.values() for name in row.option_names} - set(used)
@@ -134,7 +134,7 @@ class SAEConfig(_Fields):
         require_choice("architecture", self.architecture, ArchitectureName)
         if self.posterior is not None:
             require_choice("posterior", self.posterior, Posterior)
-        row, unused = TRAINED[self.architecture], self._unused()
+        row, unused = TRAINED[self.architecture], self.unused()
         used = [name for name in row.option_names if name not in unused]
         for name in unused:
             if getattr(self, name) is not None:

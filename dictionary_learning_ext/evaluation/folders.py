@@ -1,4 +1,4 @@
-"""Run folders side by side: evaluate them again, and print what was measured."""
+"""Run folders of one language model: opened together, and evaluated again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,6 @@ from ..run_folder.reading import require_folders, run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .measure import evaluate
-from .metrics import shown_in
-from .tables import text_table
 
 
 def evaluate_folders(
@@ -89,13 +87,3 @@ def open_folders(
     for name, (dictionary, _) in saes.items():
         hook_point.require_width(name, dictionary.activation_dim, run.model)
     return OpenedFolders(run, saes, language_model, hook_point)
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The metrics of several SAEs as aligned text, a row each."""
-    metrics = shown_in("compare")
-    rows = [
-        [name, *(metric.text(values.get(metric.key)) for metric in metrics)]
-        for name, values in results.items()
-    ]
-    return text_table(["", *(metric.label for metric in metrics)], rows)

@@ -158,7 +158,8 @@ _ROWS = (
         _near_dead(0.5),
         better="lower",
         title="Rarely used",
-        in_words="the same for half as often (near-dead at 0.5)",
+        in_words="share of features selected less than half as often as the average feature "
+        "(near-dead at 0.5)",
     ),
     Metric(
         "kl_per_token",
@@ -173,6 +174,8 @@ _ROWS = (
         "noise/signal",
         _noise_to_signal,
         shown_in=("compare",),
+        in_words="energy of the noise that sampling adds to a reconstruction / energy of the "
+        "activations: k sigma^2 / E||x||^2",
     ),
     Metric(
         "fve_sampled",
@@ -265,7 +268,7 @@ _ROWS = (
     ),
     Metric(
         "loss_reconstructed",
-        "the same with the reconstruction in place of the activations",
+        "cross-entropy with the reconstruction in place of the activations",
         "CE, reconstructed",
         _loss("reconstructed"),
         better="lower",
@@ -273,14 +276,14 @@ _ROWS = (
     ),
     Metric(
         "loss_zero",
-        "the same with zeros in place of the activations",
+        "cross-entropy with zeros in place of the activations",
         "CE, zeros",
         _loss("zero"),
         shown_in=(),
     ),
     Metric(
         "loss_tokens",
-        "held-out tokens on which these losses were measured",
+        "held-out tokens on which the cross-entropies were measured",
         "CE tokens",
         _loss("tokens"),
         digits=0,

@@ -21,9 +21,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..activations.language_models import block_of_output
 from ..errors import HubError, first_line
-from ..evaluation.folders import table
+from ..evaluation.comparison import table
+from ..run_folder.matching import measured_differently
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
-from ..run_folder.reading import differences, read_metrics_if_any
+from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .formats import SAE_BENCH_TRAINERS
@@ -193,7 +194,7 @@ def card(
     places = {f"{_where(t)} of {t.get('lm_name')}" for t in trainers.values()}
     if metrics:
         results = f"On held-out text, using the posterior's mean:\n\n```\n{table(metrics)}\n```"
-        if differ := differences(metrics):
+        if differ := measured_differently(metrics):
             results += f"\n\nThese were measured on different {', '.join(differ)}."
     else:
         results = "Not measured."

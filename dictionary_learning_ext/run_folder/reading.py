@@ -102,13 +102,6 @@ def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {folder: read_metrics(folder) for folder in folders}
 
 
-def differences(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The settings in which the folders of `read_all` were measured differently."""
-    all_settings = [metrics.get("measured_on", {}) for metrics in results.values()]
-    names = {name for settings in all_settings for name in settings}
-    return sorted(n for n in names if len({str(s.get(n)) for s in all_settings}) > 1)
-
-
 def read_history(folder: Path) -> list[dict[str, float]]:
     """What was logged during training, a step each; empty if nothing was.
 

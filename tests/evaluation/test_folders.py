@@ -1,4 +1,4 @@
-"""Run folders side by side: what is opened together, and what is refused."""
+"""Run folders of one language model: what is opened together, and what is refused."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from small_commands import setting, trainer
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.activations.run_inputs import MEASURED_ON
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
-from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders, table
+from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
 
 CHANGED = {
     "hook": "blocks.1.hook_resid_post",
@@ -75,11 +75,3 @@ def test_a_missing_folder_is_refused_before_the_model_is_loaded(trained, tmp_pat
     shutil.copytree(trained / "vsae", tmp_path / "a")
     with pytest.raises(CheckpointError, match="b: no such folder"):
         open_folders([tmp_path / "a", tmp_path / "b"])
-
-
-def test_the_table_has_a_row_each_and_a_dash_where_nothing_was_measured():
-    head, _, first, second = table({"a": {"fve": 0.5}, "b": {"fve": None}}).splitlines()
-    assert head.split()[0] == "FVE"
-    assert first.split()[:2] == ["a", "0.5000"]
-    assert set(first.split()[2:]) == {"-"}
-    assert set(second.split()[1:]) == {"-"}

@@ -10,7 +10,6 @@ from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.reading import (
-    differences,
     failed_in,
     is_finished,
     load_config,
@@ -126,12 +125,6 @@ def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
     made(tmp_path, **{"metrics.json": {"fve": 0.5}})
     assert read_metrics(tmp_path) == read_metrics_if_any(tmp_path) == {"fve": 0.5}
     assert read_all([str(tmp_path)]) == {str(tmp_path): {"fve": 0.5}}
-
-
-def test_only_settings_that_differ_are_named():
-    one, other = {"measured_on": {"data": "a", "hook": "h"}}, {"measured_on": {"data": "b"}}
-    assert differences({"one": one, "same": one}) == []
-    assert differences({"one": one, "other": other}) == ["data", "hook"]
 
 
 def test_the_history_is_read_line_by_line(tmp_path):

@@ -1,0 +1,112 @@
+"""Run folders side by side: the table of their metrics, its legend, and what is not matched."""
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..run_folder.matching import measurements, training, unequal
+from .metrics import METRICS, Metric, shown_in
+from .tables import text_table
+
+
+def chosen(columns: str | None) -> list[Metric]:
+    """The metrics of `--columns`, keys separated by commas. Default: those that tables show.
+
+    Raises: ConfigError for an unknown key.
+    """
+    if columns is None:
+        return shown_in("compare")
+    keys = [key.strip() for key in columns.split(",")]
+    for key in keys:
+        if key not in METRICS:
+            raise ConfigError(
+                f"--columns {columns}: no metric {key!r}; expected one or more of "
+                f"{','.join(METRICS)}"
+            )
+    return [METRICS[key] for key in dict.fromkeys(keys)]
+
+
+def table(
+    results: dict[str, dict[str, Any]],
+    metrics: Sequence[Metric] | None = None,
+    width: int | None = None,
+) -> str:
+    """The metrics of several SAEs as aligned text, a row each. `width`: see `text_table`."""
+    metrics = shown_in("compare") if metrics is None else metrics
+    rows = [
+        [name, *(metric.text(values.get(metric.key)) for metric in metrics)]
+        for name, values in results.items()
+    ]
+    return text_table(["", *(metric.label for metric in metrics)], rows, width)
+
+
+def legend(metrics: Sequence[Metric], width: int) -> str:
+    """What each metric means, and in which direction it is better."""
+    lines = []
+    for metric in metrics:
+        better = f" ({metric.better} is better)" if metric.better else ""
+        text = f"{metric.label}{better}: {metric.in_words or metric.definition}"
+        lines += textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def printed(
+    results: dict[str, dict[str, Any]],
+    metrics: Sequence[Metric] | None = None,
+    configs: dict[str, dict[str, Any]] | None = None,
+) -> str:
+    """What commands print of run folders' metrics: a table that fits the terminal, and its legend.
+
+    Folders that were not measured as the first one are marked. A second table says in what folders
+    were measured differently and, with `configs`, a third in what they were trained differently.
+
+    Arguments:
+        results, configs: the content of each folder's metrics.json and config.json.
+    """
+    metrics = shown_in("compare") if metrics is None else metrics
+    width = shutil.get_terminal_size().columns
+    names, measured = short_names(results), measurements(results)
+    differing = unequal(list(measured.values()))
+    how = {folder: [each.get(name) for name in differing] for folder, each in measured.items()}
+    for folder, values in how.items():
+        if values != next(iter(how.values())):
+            names[folder] += " *"
+    parts = [table({names[folder]: values for folder, values in results.items()}, metrics, width)]
+    if differing:
+        parts.append("* Not a matched comparison: measured differently from the first row.")
+        parts.append(_settings_table(names, measured, differing, width))
+    trained = training(configs or {})
+    if differing := unequal(list(trained.values())):
+        parts.append("Trained with different settings, beside the architecture:")
+        parts.append(_settings_table(names, trained, differing, width))
+    return "\n\n".join([*parts, legend(metrics, width)])
+
+
+def _settings_table(
+    names: dict[str, str], settings: dict[str, dict[str, Any]], shown: list[str], width: int
+) -> str:
+    rows = [
+        [names[folder], *(setting_text(each.get(name)) for name in shown)]
+        for folder, each in settings.items()
+    ]
+    return text_table(["", *shown], rows, width)
+
+
+def setting_text(value: Any) -> str:
+    """A setting, as tables show it."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def short_names(folders: Iterable[str]) -> dict[str, str]:
+    """Each folder's shortest ending that tells it from the others."""
+    parts = {folder: Path(folder).parts for folder in folders}
+    for n in range(1, max(map(len, parts.values()), default=0) + 1):
+        names = {folder: str(Path(*path[-n:])) for folder, path in parts.items()}
+        if len(set(names.values())) == len(parts):
+            return names
+    return {folder: folder for folder in parts}

@@ -1,0 +1,64 @@
+"""What SAEs were trained with and measured on, and in which of it they differ. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from ..config.run_config import RunConfig
+from ..config.sae_config import SAEConfig
+
+_COUNTS = ("tokens", "loss_tokens")
+_NOT_THE_TRAINING = {
+    *("architecture", "device", "text_passes", "save_dir", "overwrite", "save_every", "save_steps"),
+    *("wandb", "wandb_project", "wandb_artifacts", "log_steps", "eval_tokens", "eval_documents"),
+}
+
+
+def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What each of several metrics.json was measured on: its settings, and how many tokens."""
+    settings = {name: metrics.get("measured_on", {}) for name, metrics in results.items()}
+    names = sorted({name for each in settings.values() for name in each})
+    return {
+        folder: {name: settings[folder].get(name) for name in names}
+        | {name: metrics[name] for name in _COUNTS if metrics.get(name) is not None}
+        for folder, metrics in results.items()
+    }
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config.json that its SAE uses, with what was left to the trainer filled in.
+
+    Folders of upstream's `trainSAE` hold what their trainer says of itself.
+    """
+    names = [each.name for cls in (SAEConfig, RunConfig) for each in fields(cls)]
+    trainer = {name: value for name, value in config["trainer"].items() if name in names}
+    settings = config.get("run", {}).get("settings")
+    if settings is None:
+        return trainer
+    which = {name: settings.get(name) for name in ("architecture", "posterior")}
+    unused = SAEConfig().changed_to(**which).unused()
+    filled = {n: trainer.get(n) if value is None else value for n, value in settings.items()}
+    return {name: value for name, value in filled.items() if name not in unused}
+
+
+def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The names whose values differ between those that have them, e.g. not an option that only one
+    of the architectures has. In the order of the settings."""
+    values: dict[str, list[Any]] = {}
+    for settings in all_settings:
+        for name, value in settings.items():
+            values.setdefault(name, []).append(value)
+    return [name for name, all_of in values.items() if any(v != all_of[0] for v in all_of)]
+
+
+def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:
+    """In what several metrics.json were measured differently."""
+    return unequal(list(measurements(results).values()))
+
+
+def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each config.json, the settings beside the architecture that decide what was trained."""
+    return {
+        folder: {n: v for n, v in settings_of(config).items() if n not in _NOT_THE_TRAINING}
+        for folder, config in configs.items()
+    }

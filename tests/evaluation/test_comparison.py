@@ -1,0 +1,113 @@
+"""What commands print of several SAEs: names, the legend, and what is not matched."""
+
+import pytest
+
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.evaluation.comparison import (
+    chosen,
+    legend,
+    printed,
+    short_names,
+    table,
+)
+from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def measured(tokens=2048, **changes):
+    values = {metric.key: 0.5 for metric in shown_in("compare")}
+    return values | {"tokens": tokens, "measured_on": {"data": "a.txt", **changes}}
+
+
+def config(architecture="vsae_top_k", lr=None, trainer_lr=2e-4, **settings):
+    trainer = {"dict_class": "X", "lr": trainer_lr}
+    settings = {"architecture": architecture, "posterior": None, "lr": lr, "k": 8, **settings}
+    return {"trainer": trainer, "run": {"settings": settings}}
+
+
+def test_the_table_has_a_row_each_and_a_dash_where_nothing_was_measured():
+    head, _, first, second = table({"a": {"fve": 0.5}, "b": {"fve": None}}).splitlines()
+    assert head.split()[0] == "FVE"
+    assert first.split()[:2] == ["a", "0.5000"]
+    assert set(first.split()[2:]) == {"-"}
+    assert set(second.split()[1:]) == {"-"}
+
+
+def test_it_fits_the_terminal_and_explains_every_metric_that_it_shows():
+    results = {f"runs/quickstart/{'x' * 12}_vsae_{name}": measured() for name in "abc"}
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    for metric in shown_in("compare"):
+        better = f" ({metric.better} is better)" if metric.better else ""
+        assert f"{metric.label}{better}: {metric.in_words or metric.definition}" in words
+    assert "matched" not in text
+
+
+def test_a_wider_terminal_has_all_metrics_in_one_block(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    line = next(line for line in printed({"a": measured()}).splitlines() if line.startswith("a "))
+    assert len(line.split()) == 1 + len(shown_in("compare"))
+
+
+def test_other_columns_by_key():
+    metrics = chosen("loss_zero, fve,fve")
+    assert [metric.key for metric in metrics] == ["loss_zero", "fve"]
+    assert chosen(None) == shown_in("compare")
+    assert printed({"a": {"fve": 0.5}}, metrics).splitlines()[0].split() == ["CE,", "zeros", "FVE"]
+    with pytest.raises(ConfigError, match=r"--columns fve,l3: no metric 'l3'; .*fve,frac_recov"):
+        chosen("fve,l3")
+
+
+@pytest.mark.parametrize("key", METRICS)
+def test_no_explanation_refers_to_another_one(key):
+    assert "the same" not in legend([METRICS[key]], 1000)
+
+
+def test_names_are_shortened_as_far_as_they_differ():
+    assert short_names(["runs/q/a", "runs/q/b"]) == {"runs/q/a": "a", "runs/q/b": "b"}
+    assert short_names(["r/1/a", "r/2/a", "r/2/b"]) == {
+        "r/1/a": "1/a",
+        "r/2/a": "2/a",
+        "r/2/b": "2/b",
+    }
+    assert short_names(["a", "x/a"]) == {"a": "a", "x/a": "x/a"}
+    assert short_names(["runs/a"]) == {"runs/a": "a"}
+    assert short_names(["runs/a", "runs/a/"]) == {"runs/a": "runs/a", "runs/a/": "runs/a/"}
+    assert short_names(["."]) == {".": "."}
+
+
+def test_other_tokens_or_text_are_marked_and_shown():
+    results = {"runs/a": measured(100_352), "runs/b": measured(51_200), "runs/c": measured(100_352)}
+    lines = printed(results).splitlines()
+    assert any(line.startswith("b *  0.5000") for line in lines)
+    assert any(line.startswith("c    0.5000") for line in lines)
+    place = next(i for i, line in enumerate(lines) if line.startswith("* Not a matched comparison"))
+    assert [line.split() for line in lines[place + 2 : place + 7]] == [
+        ["tokens"],
+        ["-" * len(lines[place + 3])],
+        ["a", "100352"],
+        ["b", "*", "51200"],
+        ["c", "100352"],
+    ]
+    assert "b *  b.txt" in printed({"a": measured(), "b": measured(data="b.txt")})
+
+
+def test_settings_that_differ_beside_the_architecture_are_shown():
+    results = {"a": measured(), "b": measured()}
+    one = config(beta=0.1, eval_tokens=100, save_dir="x")
+    other = config("top_k", beta=None, eval_tokens=200, save_dir="y")
+    assert "Trained with" not in printed(results, None, {"a": one, "b": other})
+    assert "Trained with" not in printed(results)
+    other = config("top_k", lr=2e-3, trainer_lr=2e-3, k=16)
+    lines = printed(results, None, {"a": one, "b": other}).splitlines()
+    place = lines.index("Trained with different settings, beside the architecture:")
+    assert [line.split() for line in (lines[place + 2], *lines[place + 4 : place + 6])] == [
+        ["lr", "k"],
+        ["a", "0.0002", "8"],
+        ["b", "0.002", "16"],
+    ]

@@ -1,0 +1,56 @@
+"""In what SAEs were trained and measured differently."""
+
+from dictionary_learning_ext.run_folder.matching import (
+    measured_differently,
+    settings_of,
+    training,
+    unequal,
+)
+
+
+def config(trainer=None, **settings):
+    content = {"trainer": {"dict_class": "X", **(trainer or {})}}
+    return content | ({"run": {"settings": settings}} if settings else {})
+
+
+def test_only_settings_that_differ_are_named():
+    one, other = {"measured_on": {"data": "a", "hook": "h"}}, {"measured_on": {"data": "b"}}
+    assert measured_differently({"one": one, "same": one}) == []
+    assert measured_differently({"one": one, "other": other}) == ["data", "hook"]
+
+
+def test_token_counts_count_where_both_were_measured():
+    one = {"tokens": 100_352, "loss_tokens": 900, "measured_on": {"data": "a"}}
+    assert measured_differently({"one": one, "other": one | {"tokens": 51_200}}) == ["tokens"]
+    assert measured_differently({"one": one, "other": one | {"loss_tokens": 5}}) == ["loss_tokens"]
+    assert measured_differently({"one": one, "other": one | {"loss_tokens": None}}) == []
+
+
+def test_what_was_left_to_the_trainer_is_what_it_chose():
+    assert settings_of(config({"lr": 2e-4}, architecture="top_k", lr=None))["lr"] == 2e-4
+    assert settings_of(config({"lr": 2e-4}, architecture="top_k", lr=1e-3))["lr"] == 1e-3
+
+
+def test_upstreams_folders_have_what_their_trainer_says():
+    assert settings_of(config({"lr": 2e-4, "k": 8, "lm_name": "x"})) == {"lr": 2e-4, "k": 8}
+
+
+def test_an_option_that_an_sae_does_not_use_is_none_of_its_settings():
+    vsae = config(architecture="vsae_top_k", posterior="fixed", sigma=1.0, noise_anneal_steps=None)
+    point = config(architecture="vsae_top_k", posterior="point", sigma=None)
+    top_k = config(architecture="top_k", posterior=None, sigma=None, noise_anneal_steps=None)
+    assert {"sigma", "noise_anneal_steps"} <= settings_of(vsae).keys()
+    assert "sigma" not in settings_of(point)
+    assert not {"posterior", "sigma", "noise_anneal_steps"} & settings_of(top_k).keys()
+
+
+def test_none_is_a_value_of_those_that_use_the_setting():
+    assert unequal([{"decay_start": None}, {"decay_start": 750}, {}]) == ["decay_start"]
+    assert unequal([{"beta": 0.1}, {}, {"beta": 0.1}]) == []
+    assert unequal([{"beta": 0}, {"beta": 0.0}]) == []
+    assert unequal([]) == []
+
+
+def test_where_it_was_written_and_logged_does_not_decide_what_was_trained():
+    one = config(architecture="top_k", seed=0, k=4, save_dir="a", eval_tokens=1, device="cpu")
+    assert training({"a": one}) == {"a": {"seed": 0, "k": 4}}
