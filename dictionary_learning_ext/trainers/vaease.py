@@ -167,7 +167,6 @@ class ELBOTerms(NamedTuple):
     """||x - x_hat||^2"""
     kl_loss: t.Tensor
     """nats over all features"""
-    mean_sigma: t.Tensor
 
 
 class VAEaseTrainer(SamplingTrainer, SAETrainer):
@@ -252,9 +251,9 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             kl_loss = posterior.kl.sum(-1).mean()
             log_scale = ae.activation_dim * ae.log_gamma
             loss = l2_loss * (-ae.log_gamma).exp() + log_scale + 2 * kl_loss
-        return ELBOTerms(loss, l2_loss, kl_loss, posterior.std.mean())
+        return ELBOTerms(loss, l2_loss, kl_loss)
 
-    def _logged(self, terms: ELBOTerms, x: t.Tensor) -> dict[str, t.Tensor]:
+    def _logged(self, terms: ELBOTerms, x: t.Tensor, posterior: GatedPosterior):
         return {
             **terms._asdict(),
             "gamma": self.ae.log_gamma.exp(),

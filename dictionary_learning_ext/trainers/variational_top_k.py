@@ -286,12 +286,11 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         with t.autocast(x.device.type, enabled=False):
             return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
 
-    def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
-        energy = x.float().square().sum(-1).mean()
+    def _logged(self, terms: LossTerms, x: t.Tensor, posterior: GaussianPosterior):
+        energy = x.square().sum(-1).mean()
         return {
             **{name: getattr(terms, name) for name in ("loss", "l2_loss", "kl_loss", "auxk_loss")},
-            "mean_sigma": terms.mean_variance.sqrt(),
-            "noise_to_signal": noise_to_signal(self.k, terms.mean_variance, energy),
+            "noise_to_signal": noise_to_signal(self.k, posterior.noise_variance.mean(), energy),
         }
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:

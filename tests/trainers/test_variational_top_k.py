@@ -15,6 +15,8 @@ from torch.distributions import Normal, kl_divergence
 from dictionary_learning_ext import VariationalTopKAutoEncoder, VariationalTopKTrainer
 from dictionary_learning_ext.config.options import LOG_VAR_LIMITS, PosteriorOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
+from dictionary_learning_ext.evaluation.measure import Measurement
+from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 D, F = 8, 48
@@ -440,6 +442,23 @@ def test_logged_kl_and_noise_to_signal_are_what_they_say():
     assert losses["kl_loss"] == pytest.approx(kl.item(), rel=1e-5)
     signal = x.pow(2).sum(-1).mean().item()
     assert losses["noise_to_signal"] == pytest.approx(4 * 0.25 / signal, rel=1e-5)
+    assert losses["mean_sigma"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mean_sigma_is_the_mean_standard_deviation_in_log_and_evaluation(dtype):
+    trainer = make_trainer(posterior="learned", dtype=dtype)
+    trainer.ae.log_var_encoder.weight.data.normal_(generator=t.Generator().manual_seed(1))
+    x = data()
+    logged = trainer.loss(x, 50, logging=True).losses
+    std = (trainer.ae.log_var(x).double() / 2).exp()
+    assert std.square().mean().sqrt() > 1.1 * std.mean(), "the case must tell them apart"
+    assert logged["mean_sigma"] == pytest.approx(std.mean().item(), rel=1e-5)
+    measurement = Measurement(trainer.ae)
+    measurement.add(x)
+    measured = computed(measurement.totals)
+    for name in ("mean_sigma", "noise_to_signal"):
+        assert logged[name] == pytest.approx(measured[name], rel=1e-5), name
 
 
 def test_bf16_matmuls_keep_fp32_parameters():

@@ -96,8 +96,7 @@ def evaluate(
         l2_loss=l2_loss,
         kl_loss=kl_loss,
         auxk_loss=auxk_loss,
-        mean_variance=(objective.sigma if log_var is None else log_var.std_BF).square().mean(),
-        mean_threshold=draw.smallest_B.float().masked_fill(~has_one_B, 0).sum() / has_one_B.sum(),
+        mean_threshold=draw.smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum(),
         tokens_since_fired_F=since_fired_F,
     )
     return terms, ForwardPass(means, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)

@@ -69,8 +69,6 @@ class LossTerms(NamedTuple):
     """nats per token, before beta and s(t)"""
     auxk_loss: t.Tensor
     """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
-    mean_variance: t.Tensor
-    """sigma^2, averaged over tokens and features"""
     mean_threshold: t.Tensor
     """each row's smallest positive selected mean, averaged over rows; NaN if no row has one"""
     tokens_since_fired_F: t.Tensor
