@@ -5,6 +5,7 @@ TopK (Gao et al. 2024, arXiv 2406.04093). Shapes: B batch, D activation_dim, F d
 """
 
 import functools
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -181,7 +182,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.sigma *= scale
         self.prior_std *= scale
         if self._is_learned:
-            shift = 2 * t.tensor(float(scale)).log().to(self.b_dec)
+            shift = 2 * math.log(scale)
             self.log_var_encoder.weight.div_(scale)
             self.log_var_encoder.bias.add_(shift)
             self.log_var_limits += shift

@@ -179,13 +179,13 @@ def test_scaling_is_equivariant(scale, prior_std, seed):
     trainer.ae.scale_biases(scale)
     after, losses_after = everything(scale * x), losses(scale * x)
     for one, other in zip(before, after, strict=True):
-        assert t.allclose(scale * one, other, rtol=1e-6, atol=1e-7 * scale)
-    assert t.allclose(trainer.ae.posterior(scale * x).gate, gate, atol=1e-7)
-    assert losses_after["kl_loss"] == pytest.approx(losses_before["kl_loss"], rel=1e-6)
-    assert losses_after["gamma"] == pytest.approx(losses_before["gamma"] * scale**2, rel=1e-6)
+        assert t.allclose(scale * one, other, rtol=1e-11, atol=1e-13 * scale)
+    assert t.allclose(trainer.ae.posterior(scale * x).gate, gate, rtol=1e-11, atol=1e-13)
+    assert losses_after["kl_loss"] == pytest.approx(losses_before["kl_loss"], rel=1e-11)
+    assert losses_after["gamma"] == pytest.approx(losses_before["gamma"] * scale**2, rel=1e-11)
     assert losses_after["active_dims"] == losses_before["active_dims"]
     shifted = losses_before["loss"] + 2 * D * math.log(scale)
-    assert losses_after["loss"] == pytest.approx(shifted, rel=1e-6, abs=1e-6)
+    assert losses_after["loss"] == pytest.approx(shifted, rel=1e-11, abs=1e-11)
 
 
 def test_a_unit_norm_decoder_changes_no_reconstruction():

@@ -153,7 +153,7 @@ def test_scaling_is_equivariant(scale, posterior, noise_on, rectify, seed):
     generator = t.Generator().manual_seed(seed)
     for parameter in sae.parameters():
         parameter.data += 0.1 * t.randn(parameter.shape, generator=generator, dtype=t.float64)
-    sae.threshold = t.tensor(0.2)
+    sae.threshold = t.tensor(0.2, dtype=t.float64)
     x = data(seed=seed, dtype=t.float64)
 
     def everything(x):
@@ -172,8 +172,8 @@ def test_scaling_is_equivariant(scale, posterior, noise_on, rectify, seed):
     sae.scale_biases(scale)
     after, kl_after = everything(x * scale), kl(x * scale)
     for one, other in zip(before, after, strict=True):
-        assert t.allclose(one * scale, other, rtol=1e-5, atol=1e-7 * scale)
-    assert kl_after == pytest.approx(kl_before, rel=1e-5)
+        assert t.allclose(one * scale, other, rtol=1e-11, atol=1e-13 * scale)
+    assert kl_after == pytest.approx(kl_before, rel=1e-11)
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)
