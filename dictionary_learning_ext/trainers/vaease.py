@@ -260,6 +260,12 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             "active_dims": self.ae.active_dimensions(x),
         }
 
+    def _start_noise(self) -> None:
+        """Seed the generator by a draw of its own: the weights' numbers came from the same seed."""
+        super()._start_noise()
+        seed = t.randint(2**63 - 1, (), generator=self.generator, device=self.device)
+        self.generator.manual_seed(int(seed))
+
     @property
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""

@@ -362,6 +362,14 @@ def test_company_changes_nothing_and_seeds_do():
     assert_same(weights_of(alone), weights_of(beside))
 
 
+def test_the_noise_is_not_made_of_the_numbers_that_the_weights_are():
+    trainer, other = make_trainer(), make_trainer(seed=5)
+    as_the_weights = t.Generator().manual_seed(0)
+    assert trainer.generator.initial_seed() != as_the_weights.initial_seed()
+    assert not t.equal(trainer.generator.get_state(), as_the_weights.get_state())
+    assert trainer.generator.initial_seed() != other.generator.initial_seed()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_trainer_resumes_from_the_disk_bit_for_bit(dtype, tmp_path):
     whole, other = make_trainer(dtype=dtype), make_trainer(dtype=dtype, seed=1)
