@@ -33,7 +33,8 @@ class ContextStream:
         packing: "pack" joins the documents, with the tokenizer's end-of-text token after each, and
             cuts them every `ctx_len` tokens. A last context that is not full is left out.
             "truncate" makes each document a context, with the special tokens that the tokenizer
-            adds. It is cut to `ctx_len` tokens, or padded on the tokenizer's padding side.
+            adds. It is cut to `ctx_len` tokens, or padded on the right, whatever the tokenizer's side
+            is: a model with learned positions counts them from the left.
         piece_characters: the length of a piece of a long document.
 
     Attributes:
@@ -141,10 +142,8 @@ class ContextStream:
         row = 0
         while row < n and self._has_tokens():
             part = self._tokens[0]
-            start = self.ctx_len - len(part) if self.tokenizer.padding_side == "left" else 0
-            real = slice(start, start + len(part))
-            input_ids[row, real] = part
-            mask[row, real] = 1
+            input_ids[row, : len(part)] = part
+            mask[row, : len(part)] = 1
             row += 1 if len(part) else 0  # a document of unknown characters may have no token
             self._use(len(part))
         return input_ids[:row], mask[:row]

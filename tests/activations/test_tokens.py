@@ -67,7 +67,7 @@ def test_packing_is_the_documents_with_end_of_text_between_cut_evenly(
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_truncating_is_what_the_tokenizer_makes_of_each_document(
+def test_truncating_is_what_the_tokenizer_makes_of_each_document_padded_on_the_right(
     tokenizer: PreTrainedTokenizerFast, side: str
 ):
     documents = ["a", DOCUMENTS[0], "It was", "the cat sat on the mat " * 9]
@@ -82,7 +82,8 @@ def test_truncating_is_what_the_tokenizer_makes_of_each_document(
         single="<|endoftext|> $A",
         special_tokens=[("<|endoftext|>", 0)],
     )
-    expected = own(documents, truncation=True, max_length=12, padding="max_length")
+    limit: dict[str, Any] = {"truncation": True, "max_length": 12, "padding": "max_length"}
+    expected = own(documents, **limit, padding_side="right")
     ids, masks = contexts_of(documents, own, 12, packing="truncate")
     assert ids == expected["input_ids"]
     assert masks == expected["attention_mask"]
