@@ -48,11 +48,11 @@ class ResidualBuffer(ActivationBuffer):
         refresh_batch_size: contexts per batch of the language model.
         out_batch_size: rows in a batch handed out.
         device: where the rows are kept.
-        remove_bos: leave out beginning-of-text tokens, see `ActivationReader`.
+        remove_bos: leave out beginning-of-text tokens, see `PositionRule`.
         seed: seeds the order of the rows.
         packing: how documents become contexts, see `ContextStream`.
         max_norm_multiple: leave out outliers (attention sinks; 10 is a good value), see
-            `ActivationReader`. The median is over a batch of the language model.
+            `PositionRule`. The median is over a batch of the language model.
         dtype: dtype of the rows. Default: the model's.
         before_batch: called before each batch of the language model. It may raise, and
             `state_dict` is then still valid.
@@ -61,6 +61,7 @@ class ResidualBuffer(ActivationBuffer):
         activations: the rows, (n, d_submodule). For inspection only.
         tokens_seen: rows handed out.
         fills: how often the buffer was filled.
+        reader: reads the activations and says which tokens are left out.
 
     Raises:
         ConfigError: a setting is out of range or contradicts another.
@@ -109,7 +110,7 @@ class ResidualBuffer(ActivationBuffer):
         self.packing: Packing = packing
         self.max_norm_multiple = max_norm_multiple
         self._check()
-        reader = ActivationReader(
+        self.reader = ActivationReader(
             model, submodule, io, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
         )
         batches = self.n_ctxs * ctx_len // out_batch_size
@@ -120,7 +121,7 @@ class ResidualBuffer(ActivationBuffer):
         self.tokens_seen = 0
         self.fills = 0
         self._rows = ActivationRows(
-            self.contexts, reader, batch_size=refresh_batch_size, before_batch=before_batch
+            self.contexts, self.reader, batch_size=refresh_batch_size, before_batch=before_batch
         )
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
         self._order = torch.empty(0, dtype=torch.int32)  # in which the rows are handed out

@@ -59,7 +59,7 @@ def read_contexts(
             input_ids_BL, mask_BL = stream.next_batch(_CONTEXTS_AT_ONCE)
         except StopIteration:
             break
-        read = reader.read(input_ids_BL, mask_BL, reader.wanted(input_ids_BL, mask_BL))
+        read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
         reader.require_finite(read.non_finite)
         number_N = rearrange(read.wanted_BL, "b l -> (b l)").cumsum(0)
         number_BL = rearrange(number_N, "(b l) -> b l", l=run.ctx_len)

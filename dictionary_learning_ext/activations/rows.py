@@ -107,7 +107,7 @@ class ActivationRows:
             except StopIteration:
                 pass
             else:
-                wanted_BL = self._reader.wanted(input_ids_BL, mask_BL)
+                wanted_BL = self._reader.rule.by_token(input_ids_BL, mask_BL)
                 parts.append(_ContextsToRead(input_ids_BL, mask_BL, wanted_BL))
         if not parts:
             return None

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..activations.position_rule import left_out
 from ..errors import ConfigError
 from ..run_folder.matching import measurements, training, unequal
-from .metrics import METRICS, Metric, shown_in
+from .metric import Metric
+from .metrics import METRICS, NOT_MEASURED, shown_in
 from .tables import text_table
 
 
@@ -43,6 +45,24 @@ def table(
     return text_table(["", *(metric.label for metric in metrics)], rows, width)
 
 
+def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list[str]:
+    """What the table can't show: positions that CE left alone, and why metrics are missing."""
+    lines: dict[str, None] = {}
+    for values in results.values():
+        if values.get("positions_left_alone"):
+            settings = values.get("measured_on", {})
+            names = ("remove_bos", "max_norm_multiple")
+            what = left_out(**{name: settings[name] for name in names if name in settings})
+            lines[
+                f"CE: {values['positions_left_alone']:,} of {values['loss_positions']:,} positions "
+                f"left alone: {what or 'training leaves them out'}"
+            ] = None
+        for metric in metrics:
+            if reason := values.get(NOT_MEASURED, {}).get(metric.key):
+                lines[f"{metric.label}: not measured: {reason}"] = None
+    return list(lines)
+
+
 def legend(metrics: Sequence[Metric], width: int) -> str:
     """What each metric means, and in which direction it is better."""
     lines = []
@@ -75,6 +95,8 @@ def printed(
         if values != next(iter(how.values())):
             names[folder] += " *"
     parts = [table({names[folder]: values for folder, values in results.items()}, metrics, width)]
+    if lines := notes(results, metrics):
+        parts.append("\n".join(lines))
     if differing:
         parts.append("* Not a matched comparison: measured differently from the first row.")
         parts.append(_settings_table(names, measured, differing, width))

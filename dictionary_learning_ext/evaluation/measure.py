@@ -11,13 +11,14 @@ from typing import Any
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
-from dictionary_learning.evaluation import loss_recovered
 
 from ..activations.buffer import ResidualBuffer
+from ..activations.tokens import ContextStream
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
+from .language_model_losses import language_model_losses
 from .metrics import computed
-from .totals import LanguageModelLosses, Totals, squared_residual
+from .totals import Totals, squared_residual
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +92,14 @@ def evaluate(
     tokens: int,
     *,
     seed: int = 0,
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """Every metric of each SAE, all on the same held-out tokens.
 
     Arguments:
         dictionaries: by name, each with the factor its training divided activations by.
         buffer: on held-out text.
         documents: held-out documents for the language model's loss, cut to the buffer's ctx_len.
+            Positions that the buffer leaves out keep their activations, see `language_model_losses`.
         tokens: activations measured on (rounded up to whole batches).
         seed: of the noise.
 
@@ -126,39 +128,10 @@ def evaluate(
             break
         for measurement in measurements.values():
             measurement.add(x_BD)
-    for measurement in measurements.values():
-        sae = measurement.dictionary
-        measurement.totals.losses = language_model_losses(sae, buffer, documents)
+    saes = [measurement.dictionary for measurement in measurements.values()]
+    tokenizer = buffer.model.tokenizer
+    contexts = ContextStream(iter(documents), tokenizer, buffer.ctx_len, packing="truncate")
+    losses = language_model_losses(saes, buffer.reader, contexts)
+    for measurement, of_sae in zip(measurements.values(), losses, strict=True):
+        measurement.totals.losses = of_sae
     return {name: computed(measurement.totals) for name, measurement in measurements.items()}
-
-
-@t.no_grad()
-def language_model_losses(
-    dictionary: Dictionary, buffer: ResidualBuffer, documents: Sequence[str], batch_size: int = 16
-) -> LanguageModelLosses:
-    """Upstream's `loss_recovered`, averaged over the tokens of documents cut to ctx_len.
-
-    Every position is reconstructed, also those that the buffer leaves out of training.
-    """
-    dtype, tokenizer = next(dictionary.parameters()).dtype, buffer.model.tokenizer
-
-    def in_own_dtype(x):  # the language model's may be another, and x one of nnsight's proxies
-        return dictionary(x.to(dtype))
-
-    totals, tokens = t.zeros(3, dtype=t.float64), 0
-    for start in range(0, len(documents), batch_size):
-        batch = list(documents[start : start + batch_size])
-        losses = loss_recovered(
-            batch,
-            buffer.model,
-            buffer.submodule,
-            in_own_dtype,
-            max_len=buffer.ctx_len,
-            io=buffer.io,
-        )
-        ids = tokenizer(batch, truncation=True, max_length=buffer.ctx_len)["input_ids"]
-        predicted = sum(len(row) - 1 for row in ids)
-        totals += predicted * t.tensor([float(loss) for loss in losses], dtype=t.float64)
-        tokens += predicted
-    original, reconstructed, zero = (totals / tokens).tolist()
-    return LanguageModelLosses(original, reconstructed, zero, tokens)

@@ -7,47 +7,14 @@ activation by the mean is not zero there.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from ..trainers.posterior import noise_to_signal
-from .totals import Totals
+from .metric import Metric, Place
+from .totals import LanguageModelLosses, NotMeasured, Totals
 
-Place = Literal["compare", "report", "sweep", "bench"]
-PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One row. `value` computes it from the totals; None where it does not apply."""
-
-    key: str
-    """Its name in metrics.json."""
-    definition: str
-    label: str
-    """The head of its column."""
-    value: Callable[[Totals], float | None]
-    better: Literal["higher", "lower"] | None = None
-    digits: int = 4
-    """Decimals shown of a number below 10."""
-    shown_in: tuple[Place, ...] = PLACES
-    title: str = ""
-    """Its name where a newcomer reads it; the label if there is none."""
-    in_words: str = ""
-    """What it means, there; the definition if there is none."""
-
-    def text(self, value: float | None, missing: str = "-") -> str:
-        """A value of it, as tables show it."""
-        if value is None:
-            return missing
-        return f"{value:.{min(self.digits, 1) if abs(value) >= 10 else self.digits}f}"
-
-    def best(self, values: list[float | None]) -> float | None:
-        """The best of some values; None if neither more nor less of it is better."""
-        known = [value for value in values if value is not None]
-        if self.better is None or not known:
-            return None
-        return max(known) if self.better == "higher" else min(known)
+NOT_MEASURED = "not_measured"
+"""In metrics.json: why metrics are null, by key."""
 
 
 def _fve(totals: Totals) -> float:
@@ -77,6 +44,8 @@ def _noise_to_signal(totals: Totals) -> float | None:
     variance = totals.mean("noise_variance")
     if variance is None:
         return None
+    if totals.squares == 0:
+        raise NotMeasured("the activations are all 0")
     return noise_to_signal(totals.k or 0, variance, totals.squares / totals.tokens)
 
 
@@ -93,12 +62,24 @@ def _fve_sampled(totals: Totals) -> float | None:
 def _frac_recovered(totals: Totals) -> float | None:
     if totals.losses is None:
         return None
-    original, reconstructed, zero, _ = totals.losses
-    return (zero - reconstructed) / (zero - original)
+    losses = _losses(totals.losses)
+    if losses.zero == losses.original:
+        raise NotMeasured("zeros in place of the activations do not change the loss")
+    return (losses.zero - losses.reconstructed) / (losses.zero - losses.original)
+
+
+def _losses(losses: LanguageModelLosses) -> LanguageModelLosses:
+    if losses.tokens == 0:
+        raise NotMeasured("no held-out document has a second token, which could be predicted")
+    return losses
 
 
 def _loss(which: str) -> Callable[[Totals], float | None]:
-    return lambda totals: None if totals.losses is None else getattr(totals.losses, which)
+    return lambda totals: totals.losses and getattr(_losses(totals.losses), which)
+
+
+def _count(which: str) -> Callable[[Totals], float | None]:
+    return lambda totals: totals.losses and getattr(totals.losses, which)
 
 
 _ROWS = (
@@ -113,7 +94,8 @@ _ROWS = (
     ),
     Metric(
         "frac_recovered",
-        "(zero - reconstructed) / (zero - original), of the language model's losses",
+        "(zero - reconstructed) / (zero - original), of the language model's losses; positions that "
+        "training leaves out keep their activations in all three",
         "CE recovered",
         _frac_recovered,
         better="higher",
@@ -285,7 +267,24 @@ _ROWS = (
         "loss_tokens",
         "held-out tokens on which the cross-entropies were measured",
         "CE tokens",
-        _loss("tokens"),
+        _count("tokens"),
+        digits=0,
+        shown_in=(),
+    ),
+    Metric(
+        "loss_positions",
+        "tokens of the documents on which these losses were measured",
+        "CE positions",
+        _count("positions"),
+        digits=0,
+        shown_in=(),
+    ),
+    Metric(
+        "positions_left_alone",
+        "at how many of these positions activations were not replaced, since training leaves such "
+        "positions out",
+        "positions left alone",
+        _count("left_alone"),
         digits=0,
         shown_in=(),
     ),
@@ -308,7 +307,20 @@ def shown_in(place: Place) -> list[Metric]:
     return [metric for metric in METRICS.values() if place in metric.shown_in]
 
 
-def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, float | None]:
-    """Metrics of an SAE, by key. Default: all."""
-    chosen = METRICS.values() if metrics is None else metrics
-    return {metric.key: metric.value(totals) for metric in chosen}
+def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, Any]:
+    """Metrics of an SAE, by key. Default: all.
+
+    One that these totals don't define is None, and NOT_MEASURED holds the reason, by key. It is
+    absent if there is none. One that does not apply to the SAE is None without a reason.
+    """
+    values: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for metric in METRICS.values() if metrics is None else metrics:
+        try:
+            value = metric.value(totals)
+            if value is not None and not math.isfinite(value):
+                raise NotMeasured(f"it is {value} for these activations")
+        except NotMeasured as reason:
+            value, reasons[metric.key] = None, str(reason)
+        values[metric.key] = value
+    return values | ({NOT_MEASURED: reasons} if reasons else {})

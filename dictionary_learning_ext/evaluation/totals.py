@@ -7,13 +7,25 @@ from typing import NamedTuple
 import torch as t
 
 
+class NotMeasured(ArithmeticError):
+    """A metric is not defined for these totals. The message says why."""
+
+
 class LanguageModelLosses(NamedTuple):
-    """Cross-entropies of a language model, nats per token."""
+    """Cross-entropies of a language model, nats per predicted token."""
 
     original: float
     reconstructed: float
+    """With the reconstruction in place of the activations."""
     zero: float
+    """With zeros in place of the activations."""
     tokens: int
+    """Tokens predicted: all but the first of each document."""
+    positions: int
+    """Tokens of the documents."""
+    left_alone: int
+    """At how many of these positions the activations were not replaced, in either way, because
+    training leaves such positions out."""
 
 
 @dataclass
@@ -82,8 +94,13 @@ class Totals:
 
     @cached_property
     def total_variance(self) -> float:
-        """Sum of ||x - mean x||^2."""
-        return self.squares - float((self.sum_D**2).sum()) / self.tokens
+        """Sum of ||x - mean x||^2. Raises NotMeasured if it is 0, up to rounding."""
+        variance = self.squares - float((self.sum_D**2).sum()) / self.tokens
+        if variance <= 1e-12 * self.squares:
+            raise NotMeasured(
+                f"the activations of the {self.tokens} tokens measured have no variance"
+            )
+        return variance
 
     def mean(self, name: str) -> float | None:
         """Of one of `sums`, over batches; None if it was not gathered."""

@@ -34,16 +34,16 @@ def reader_of(lm: LanguageModel, **options: Any) -> tuple[ActivationReader, Hook
 
 def test_padding_and_beginning_of_text_are_left_out(tiny_lm: LanguageModel):
     everything, _ = reader_of(tiny_lm)
-    assert everything.wanted(IDS, MASK).equal(MASK.bool())
+    assert everything.rule.by_token(IDS, MASK).equal(MASK.bool())
     without_bos, _ = reader_of(tiny_lm, remove_bos=True)
-    assert without_bos.wanted(IDS, MASK).equal(MASK.bool() & (IDS != 0))
+    assert without_bos.rule.by_token(IDS, MASK).equal(MASK.bool() & (IDS != 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_outliers_are_those_of_the_norms_in_float32(tiny_lm_dir: Path, dtype: torch.dtype):
     lm = load_language_model(str(tiny_lm_dir), dtype=dtype)
     reader, hook = reader_of(lm, max_norm_multiple=1.1)
-    wanted_BL = reader.wanted(IDS, MASK)
+    wanted_BL = reader.rule.by_token(IDS, MASK)
     read = reader.read(IDS, MASK, wanted_BL)
     norms_BL = read_residual(lm, hook, IDS, MASK).float().norm(dim=-1)
     expected_BL = wanted_BL & (norms_BL <= 1.1 * norms_BL[wanted_BL].median())

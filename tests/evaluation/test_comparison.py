@@ -6,6 +6,7 @@ from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.comparison import (
     chosen,
     legend,
+    notes,
     printed,
     short_names,
     table,
@@ -111,3 +112,17 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
         ["a", "0.0002", "8"],
         ["b", "0.002", "16"],
     ]
+
+
+def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_once():
+    rules = {"remove_bos": True, "max_norm_multiple": 10.0}
+    alone = {"fve": None, "positions_left_alone": 64, "loss_positions": 8192}
+    alone |= {"measured_on": rules, "not_measured": {"fve": "no variance", "cossim": "0 / 0"}}
+    results = {"a": alone, "b": alone, "c": alone | {"positions_left_alone": 0}}
+    assert notes(results, [METRICS["fve"]]) == [
+        "CE: 64 of 8,192 positions left alone: beginning-of-text tokens (--remove-bos) and outliers "
+        "(--max-norm-multiple 10)",
+        "FVE: not measured: no variance",
+    ]
+    assert "\nFVE: not measured: no variance\n" in printed(results)
+    assert notes({"a": {"fve": 0.5}}, [METRICS["fve"]]) == []

@@ -1,5 +1,6 @@
 """Each metric against a direct computation on all tokens at once."""
 
+import json
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.evaluation.measure import Measurement, evaluate
 from dictionary_learning_ext.evaluation.metrics import METRICS, computed
+from dictionary_learning_ext.evaluation.totals import LanguageModelLosses
 
 D, F, K = 8, 64, 4
 
@@ -160,3 +162,45 @@ def test_losses_are_upstreams_and_bracket_the_reconstruction(io, tiny_lm):
     theirs = upstream_evaluate(poor, buffer(), max_len=16, batch_size=8, io=hook.io)
     for name in ("loss_original", "loss_reconstructed", "loss_zero"):
         assert results["poor"][name] == pytest.approx(theirs[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_activations_without_variance_have_no_fve_and_the_file_says_why(value):
+    metrics = metrics_of(make(rectify=True), t.full((4, D), value), batch=2)
+    for name in ("fve", "fve_sampled", "description_length"):
+        assert metrics[name] is None
+        expected = "the activations of the 4 tokens measured have no variance"
+        assert metrics["not_measured"][name] == expected
+    assert metrics["tokens"] == 4
+    assert metrics["l0"] is not None
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_one_token_is_measured_as_far_as_it_goes(x):
+    metrics = metrics_of(make(), x[:1])
+    assert metrics["fve"] is None
+    assert metrics["l0"] == K
+    assert set(metrics["not_measured"]) >= {"fve", "frac_variance_explained"}
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_where_everything_is_measured_no_reason_is_given(x):
+    assert "not_measured" not in metrics_of(make(), x)
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ((math.nan, math.nan, math.nan, 0, 3, 0), "no held-out document has a second token"),
+        ((2.0, 2.0, 2.0, 8, 9, 9), "zeros in place of the activations do not change the loss"),
+    ],
+)
+def test_losses_that_are_not_defined_are_null_with_the_reason(x, losses, reason):
+    measurement = Measurement(make())
+    measurement.add(x)
+    measurement.totals.losses = LanguageModelLosses(*losses)
+    metrics = computed(measurement.totals)
+    assert metrics["frac_recovered"] is None
+    assert reason in metrics["not_measured"]["frac_recovered"]
+    assert (metrics["loss_tokens"], metrics["positions_left_alone"]) == (losses[3], losses[5])
+    json.dumps(metrics, allow_nan=False)

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from dictionary_learning_ext.evaluation.metrics import METRICS, PLACES, Metric, shown_in
+from dictionary_learning_ext.evaluation.metric import PLACES, Metric
+from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
 
 
 def metric(**options):

@@ -5,15 +5,17 @@ import torch as t
 from bench_saes import SMALL, place
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
-from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.language_models import (
     find_hook,
     load_language_model,
     read_residual,
 )
 from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import BenchError
-from dictionary_learning_ext.evaluation.measure import Measurement, language_model_losses
+from dictionary_learning_ext.evaluation.language_model_losses import language_model_losses
+from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
@@ -64,10 +66,9 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
     store = ActivationsStore.from_sae(hooked, sae, dataset, context_size=ctx_len)
     theirs, _ = core.run_evals(sae, store, hooked, config)
 
-    buffer = ResidualBuffer(
-        open_text("embedded"), model, hook.submodule, n_ctxs=8, ctx_len=ctx_len, out_batch_size=64
-    )
-    losses = language_model_losses(dictionary, buffer, documents)
+    reader = ActivationReader(model, hook.submodule, hook.io)
+    contexts = ContextStream(iter(documents), model.tokenizer, ctx_len, packing="truncate")
+    (losses,) = language_model_losses([dictionary], reader, contexts)
     recovered = (losses.zero - losses.reconstructed) / (losses.zero - losses.original)
     tokens = t.tensor(rows)
     measurement = Measurement(dictionary)

@@ -1,0 +1,85 @@
+"""Which positions of the contexts are used. There is one rule, and everything follows it.
+
+A position that the rule leaves out is not trained on, not measured, and not changed by any
+intervention on the language model.
+
+Shapes: B contexts, L = ctx_len tokens, N wanted positions, D = the activations' width.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..config.checks import require
+from ..errors import ConfigError
+
+
+class PositionRule:
+    """Leaves out these positions:
+
+    - padding;
+    - with `remove_bos`, the tokenizer's beginning-of-text token, wherever it stands. Where that is
+      the end-of-text token too (GPT-NeoX, GPT-2), it is the separator of packed text;
+    - with `max_norm_multiple`, outliers: activations whose norm is over this multiple of the median
+      norm of the tokens read together.
+
+    Raises: ConfigError if a setting is out of range or the tokenizer has no such token.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, remove_bos: bool = False, max_norm_multiple: float | None = None
+    ):
+        if max_norm_multiple is not None:
+            expected = "above 1 (10 leaves out attention sinks)"
+            require(max_norm_multiple > 1, "max_norm_multiple", max_norm_multiple, expected)
+        if remove_bos and tokenizer.bos_token_id is None:
+            raise ConfigError(
+                "remove_bos=True: the tokenizer has no beginning-of-text token; use"
+                " remove_bos=False (to leave out attention sinks: max_norm_multiple=10)"
+            )
+        self.skip_token_id: int | None = tokenizer.bos_token_id if remove_bos else None
+        self.max_norm_multiple = max_norm_multiple
+
+    def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """The positions to use, judged by ids and mask (0 at padding) only: outliers are in."""
+        wanted_BL = mask_BL.bool()
+        if self.skip_token_id is not None:
+            wanted_BL = wanted_BL & (input_ids_BL != self.skip_token_id)
+        return wanted_BL
+
+    def by_norm(self, norms_BL: Tensor, wanted_BL: Tensor) -> Tensor:
+        """Those of some wanted positions that are no outliers, on the CPU.
+
+        Arguments:
+            norms_BL: norms of the activations read together, all finite where wanted.
+            wanted_BL: what `by_token` returns, or a subset, on the CPU. The median is over these.
+        """
+        if self.max_norm_multiple is None:
+            return wanted_BL
+        norms_N = at(norms_BL, wanted_BL)
+        if not len(norms_N):
+            return wanted_BL
+        is_kept_N = norms_N <= self.max_norm_multiple * norms_N.median()
+        return wanted_BL.clone().masked_scatter_(wanted_BL, is_kept_N.cpu())
+
+
+def norms(x_BLD: Tensor) -> Tensor:
+    """The norms of activations, (B, L), at least in float32."""
+    precision = torch.promote_types(x_BLD.dtype, torch.float32)
+    return torch.linalg.vector_norm(x_BLD, dim=-1, dtype=precision)
+
+
+def at(values_BL: Tensor, wanted_BL: Tensor) -> Tensor:
+    """The values at some positions, (N,), in reading order. An accelerator need not wait."""
+    place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
+    return rearrange(values_BL, "b l -> (b l)")[place_N.to(values_BL.device)]
+
+
+def left_out(*, remove_bos: bool = False, max_norm_multiple: float | None = None) -> str:
+    """What a rule of these settings leaves out besides padding, in words; empty for nothing."""
+    parts = ["beginning-of-text tokens (--remove-bos)"] if remove_bos else []
+    if max_norm_multiple is not None:
+        parts.append(f"outliers (--max-norm-multiple {max_norm_multiple:g})")
+    return " and ".join(parts)
