@@ -166,8 +166,8 @@ class SamplingTrainer:
         """The loss of activations (B, D) and its parts; `.loss` is differentiable."""
         raise NotImplementedError
 
-    def _logged(self, terms: Any, x: t.Tensor, posterior: Any) -> dict[str, t.Tensor]:
-        """What is logged about a batch: its loss's terms, and its features' posterior."""
+    def _logged(self, terms: Any, x: t.Tensor) -> dict[str, t.Tensor]:
+        """What is logged about a batch's terms."""
         raise NotImplementedError
 
     def loss(self, x: t.Tensor, step: int, logging: bool = False) -> Any:
@@ -181,10 +181,10 @@ class SamplingTrainer:
         generator = t.Generator(self.device)
         generator.set_state(self.generator.get_state())
         with t.no_grad():
-            terms, posterior = self._terms(x, step, generator), self.ae.posterior(x)
-            losses = self._logged(terms, x.to(self.ae.b_dec), posterior)
-            losses["mean_sigma"] = posterior.std.mean()
+            losses = self._logged(self._terms(x, step, generator), x.to(self.ae.b_dec))
             x_hat, f = self.ae(x, output_features=True)
+            if isinstance(self.ae, HasPosterior):
+                losses["mean_sigma"] = self.ae.posterior(x).std.mean()
         return LossLog(x, x_hat, f, {name: value.item() for name, value in losses.items()})
 
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:

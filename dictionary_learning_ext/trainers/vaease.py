@@ -253,7 +253,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             loss = l2_loss * (-ae.log_gamma).exp() + log_scale + 2 * kl_loss
         return ELBOTerms(loss, l2_loss, kl_loss)
 
-    def _logged(self, terms: ELBOTerms, x: t.Tensor, posterior: GatedPosterior):
+    def _logged(self, terms: ELBOTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         return {
             **terms._asdict(),
             "gamma": self.ae.log_gamma.exp(),

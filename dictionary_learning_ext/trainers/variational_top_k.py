@@ -287,12 +287,14 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         with t.autocast(x.device.type, enabled=False):
             return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
 
-    def _logged(self, terms: LossTerms, x: t.Tensor, posterior: GaussianPosterior):
-        energy = x.square().sum(-1).mean()
-        return {
-            **{name: getattr(terms, name) for name in ("loss", "l2_loss", "kl_loss", "auxk_loss")},
-            "noise_to_signal": noise_to_signal(self.k, posterior.noise_variance.mean(), energy),
-        }
+    def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
+        names = ("loss", "l2_loss", "kl_loss", "auxk_loss")
+        losses = {name: getattr(terms, name) for name in names}
+        return losses | {"noise_to_signal": self._noise_to_signal(x)}
+
+    def _noise_to_signal(self, x: t.Tensor) -> t.Tensor:
+        variance, energy = self.ae.log_var(x).exp().mean(), x.square().sum(-1).mean()
+        return noise_to_signal(self.k, variance, energy)
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         ae, options = self.ae, self.options
