@@ -9,6 +9,7 @@ from signal import SIGTERM
 import pytest
 
 from dictionary_learning_ext.cli import COMMANDS, main
+from dictionary_learning_ext.config.presets import DEFAULT_PRESET, preset
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import Interrupted, UserError
 
@@ -38,6 +39,8 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch):
     ((run, saes),) = seen
     assert run.model == "embedded"
     assert len(saes) == {"train": 1, "quickstart": 3}[command]
+    if command == "train":
+        assert saes["sae"] == preset(DEFAULT_PRESET).sae
 
 
 def test_help_explains_every_flag_with_the_papers_values():

@@ -77,6 +77,18 @@ def parse(command: Command[F], args: list[str]) -> F:
         raise UserError(f"{text.strip()} (see `vsae {command.name} --help`)") from stop
 
 
+def typed(args: list[str]) -> dict[str, str]:
+    """The flags in `args` and the text of their values, by the names of their fields."""
+    given: dict[str, str] = {}
+    for arg, following in pairwise([*args, "--"]):
+        if arg.startswith("--"):
+            name, is_one_word, value = arg[2:].partition("=")
+            if not is_one_word:
+                value = "True" if following.startswith("--") else following
+            given[name.replace("-", "_")] = value
+    return given
+
+
 def _booleans(flags: type) -> Iterator[str]:
     """The flags that a bare `--flag` sets to True."""
     hints = get_type_hints(flags)

@@ -1,16 +1,17 @@
 """`vsae train`: one SAE."""
 
-import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from ..config.presets import preset
+import tyro
+
+from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
-from .flags import Command
+from .flags import Command, typed
 
 AUTO = Path("auto")
 
@@ -21,8 +22,8 @@ class TrainFlags:
 
     sae: SAEConfig = field(default_factory=SAEConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    preset: str | None = None
-    """Start from named settings: quickstart, recommended, paper or paper-as-run. Other flags
+    preset: str | None = DEFAULT_PRESET
+    """Start from named settings: recommended, quickstart, paper or paper-as-run. Other flags
     override them. Their schedules scale with --steps."""
     config: Path | None = None
     """Start from the settings of an earlier run: its folder or its config.json. Other flags
@@ -32,6 +33,8 @@ class TrainFlags:
     run. The result is bit-identical to that of an uninterrupted run. auto: continue the run in
     save_dir, or start it if there is none. Use auto for jobs that are restarted with the same
     command."""
+    typed: tyro.conf.SuppressFixed[tuple[str, ...]] = ()
+    """The names of the flags that were typed."""
 
 
 def run(flags: TrainFlags) -> None:
@@ -53,7 +56,9 @@ def run(flags: TrainFlags) -> None:
         start = starting_point(["--resume", str(flags.resume)])
         for name in ("sae", "run"):
             was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
-            require_same(was, now, f"--resume {flags.resume}")
+            require_same(was, now, f"--resume {flags.resume}", typed=flags.typed)
+    if flags.resume in (None, AUTO):
+        print(_started_from(flags))
     folders = train(run, saes, resume=resume)
     if run.eval_tokens:
         print(printed({str(folder): read_metrics(folder) for folder in folders.values()}))
@@ -73,16 +78,26 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     if not (folder / CONFIG).is_file():
         return False, run
     was = load_config(folder).to_dict()
-    require_same(was, TrainConfig(sae, run).to_dict(), f"--resume auto: {folder}")
+    advice = "use the flags it was started with, or choose another --save-dir for a new run"
+    now = TrainConfig(sae, run).to_dict()
+    require_same(was, now, f"--resume auto: {folder}", typed=flags.typed, advice=advice)
     return True, run
+
+
+def _started_from(flags: TrainFlags) -> str:
+    """What the settings are, in a line."""
+    if flags.preset is None:
+        return f"Settings of {flags.config}, except for the flags given."
+    shown = {name: getattr(flags.sae, name) for name in ("k", "dict_size", "lr")}
+    shown["steps"] = flags.run.steps
+    values = ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
+    line = f"Preset {flags.preset} ({values})"
+    return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
 
 
 def starting_point(args: list[str]) -> TrainFlags:
     """The defaults of --preset, --config or --resume, as far as the flags beside them use them."""
-    names = "preset|config|resume|architecture|posterior|steps|sigma|noise_to_signal"
-    pattern = rf"(?:^|\n)--({names.replace('_', '[-_]')})(?:=|\n)([^\n]+)"
-    found = re.findall(pattern, "\n".join(args))
-    given = {name.replace("-", "_"): value for name, value in found}
+    given = typed(args)
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if given.get("resume") == str(AUTO):
         starts.remove("resume")
@@ -90,19 +105,22 @@ def starting_point(args: list[str]) -> TrainFlags:
         raise UserError(
             f"--{' and --'.join(starts)}: give only one of them; other flags override it"
         )
-    start = TrainConfig()
-    if "preset" in given:
-        steps = given.get("steps", "")
-        start = preset(given["preset"], int(steps) if steps.isdecimal() else None)
-    elif "config" in given:
+    name = None
+    if starts == ["config"]:
         start = load_config(given["config"])
-    elif "resume" in given and given["resume"] != str(AUTO):
+    elif starts == ["resume"]:
         start = load_config(run_folders(Path(given["resume"]))[0])
+    else:
+        name = given.get("preset", DEFAULT_PRESET)
+        start = preset(name)
+    steps = given.get("steps", "")
+    if starts != ["resume"] and steps.isdecimal():
+        start = start.for_steps(int(steps))
     sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
-    for name, other in (("sigma", "noise_to_signal"), ("noise_to_signal", "sigma")):
-        if name in given:  # two ways to say one thing: the flag overrides
+    for one, other in (("sigma", "noise_to_signal"), ("noise_to_signal", "sigma")):
+        if one in given:  # two ways to say one thing: the flag overrides
             sae = replace(sae, **{other: None})
-    return TrainFlags(sae, start.run)
+    return TrainFlags(sae, start.run, preset=name, typed=tuple(given))
 
 
 COMMAND = Command("train", TrainFlags, run, starting_point)

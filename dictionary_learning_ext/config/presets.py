@@ -1,7 +1,7 @@
 """Named settings for `vsae train --preset`, and the SAEs that `vsae quickstart` compares.
 
-A preset holds what differs from the defaults. Flags override it. Its schedules (`decay_start`,
-`noise_anneal_steps`) are for its own `steps` and scale with --steps.
+A preset holds what differs from the classes' defaults, which are the paper's. Flags override it.
+Its schedules (`decay_start`, `noise_anneal_steps`) are for its own `steps` and scale with --steps.
 """
 
 from dataclasses import replace
@@ -23,6 +23,9 @@ _PAPER = {
     "n_ctxs": 2_500,
     "ctx_len": 128,
 }
+
+DEFAULT_PRESET = "recommended"
+"""What `vsae train` starts from without --preset, --config or --resume."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # A few minutes on a laptop, on the embedded model.
@@ -98,9 +101,5 @@ def preset(name: str, steps: int | None = None) -> TrainConfig:
     Raises: ConfigError for an unknown name.
     """
     require(name in PRESETS, "preset", name, "one of " + ", ".join(PRESETS))
-    settings = dict(PRESETS[name])
-    if steps is not None:
-        for schedule in {"decay_start", "noise_anneal_steps"} & set(settings):
-            settings[schedule] = max(1, settings[schedule] * steps // settings["steps"])
-        settings["steps"] = steps
-    return TrainConfig().updated(settings, f"preset {name}")
+    config = TrainConfig().updated(PRESETS[name], f"preset {name}")
+    return config if steps is None else config.for_steps(steps)

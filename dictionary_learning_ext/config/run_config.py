@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
@@ -177,6 +178,17 @@ class TrainConfig:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.sae.name}_{digest[:6]}"
 
+    def for_steps(self, steps: int) -> "TrainConfig":
+        """These settings for a run of `steps`, with schedules of the same share of the run."""
+        require(steps >= 1, "steps", steps, "at least 1")
+        former, points = self.run.steps, self.run.save_steps
+        if points[0].isdigit():  # a list of steps
+            points = ",".join(str(int(step) * steps // former) for step in points.split(","))
+        return TrainConfig(
+            self.sae.for_steps(former, steps, self.run.batch_size),
+            replace(self.run, steps=steps, save_steps=points),
+        )
+
     def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
         """With some settings changed. Raises ConfigError for an unknown name or a wrong type."""
         names = {cls: {f.name for f in fields(cls)} for cls in (SAEConfig, RunConfig)}
@@ -197,8 +209,23 @@ class TrainConfig:
         return TrainConfig(changed(self.sae), changed(self.run))
 
 
-def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
-    """Raise a ConfigError that names the settings that differ and change the result."""
+CONTINUE_OR_START = "leave out {flags} to continue it, or start a new run with --config"
+
+
+def require_same(
+    was: dict[str, Any],
+    now: dict[str, Any],
+    source: str,
+    *,
+    typed: Collection[str] | None = None,
+    advice: str = CONTINUE_OR_START,
+) -> None:
+    """Raise a ConfigError that names the settings that differ and change the result.
+
+    Arguments:
+        typed: the settings that were given. The error names no others, if one of these differs.
+        advice: what to do, where {flags} stands for the named settings.
+    """
 
     def decisive(settings: dict[str, Any]) -> dict[str, Any]:
         chosen = _deciding_the_result(settings)
@@ -209,10 +236,11 @@ def require_same(was: dict[str, Any], now: dict[str, Any], source: str) -> None:
         return json.loads(json.dumps(chosen))
 
     old, new = decisive(was), decisive(now)
-    if names := sorted(name for name in old | new if old.get(name) != new.get(name)):
-        changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
-        flags = " ".join("--" + name.replace("_", "-") for name in names)
-        raise ConfigError(
-            f"{source}: the run has {changes}; leave out {flags} to continue it, or start a "
-            "new run with --config"
-        )
+    names = sorted(name for name in old | new if old.get(name) != new.get(name))
+    if not names:
+        return
+    if typed is not None:
+        names = [name for name in names if name in typed] or names
+    changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
+    flags = " ".join("--" + name.replace("_", "-") for name in names)
+    raise ConfigError(f"{source}: the run has {changes}; {advice.format(flags=flags)}")

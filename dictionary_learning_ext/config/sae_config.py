@@ -18,6 +18,17 @@ from .checks import require, require_choice
 from .options import UNUSED_BY, Normalize, Options, Posterior, PosteriorOptions, RunSize
 
 ArchitectureName: Any = Literal[tuple(TRAINED)]  # pyright: ignore[reportInvalidTypeForm]
+_SCHEDULES = (
+    "warmup_steps",
+    "decay_start",
+    "sparsity_warmup_steps",
+    "kl_warmup_steps",
+    "kl_cycle_steps",
+    "noise_anneal_steps",
+)
+"""The settings that are counted in steps."""
+_DERIVED = (*_SCHEDULES, "dead_feature_threshold")
+"""The settings whose defaults follow from the run's length."""
 _NAMED_IN_FOLDERS = {
     "beta": "beta",
     "sigma": "sigma",
@@ -125,6 +136,25 @@ class SAEConfig(_Fields):
         if "posterior" in used:
             unused |= set(UNUSED_BY[self.posterior or PosteriorOptions.posterior])
         return sorted(unused)
+
+    def for_steps(self, former: int, steps: int, batch_size: int) -> "SAEConfig":
+        """These settings of a run of `former` steps, for a run of `steps`.
+
+        What is the default of the former run becomes the default again. Other schedules keep their
+        share of the run.
+        """
+        unset = replace(self, **dict.fromkeys(_DERIVED))
+        defaults = unset.resolve(former, batch_size)
+        changed: dict[str, int | None] = {}
+        for name in _DERIVED:
+            given = getattr(self, name)
+            if given is not None and given == getattr(defaults, name):
+                changed[name] = None
+            elif name in _SCHEDULES and given:
+                changed[name] = max(1, given * steps // former)
+        if changed.get("decay_start") == steps:  # of a run of a single step
+            changed["decay_start"] = None
+        return replace(self, **changed)
 
     def resolve(self, steps: int, batch_size: int) -> "SAEConfig":
         """Every default filled in for a run of `steps`, and checked. Raises ConfigError.

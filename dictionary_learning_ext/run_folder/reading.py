@@ -197,7 +197,12 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
         )
     (first_name, first), *others = runs.items()
     for name, other in others:
-        require_same(asdict(first.run), asdict(other.run), f"{folder / first_name} and {name}")
+        require_same(
+            asdict(first.run),
+            asdict(other.run),
+            f"{folder / first_name} and {name}",
+            advice="resume each folder by itself",
+        )
     is_one = (folder / CONFIG).is_file()
     only = folder if is_one or others else folder / first_name
     run = replace(first.run, save_dir=str(only))

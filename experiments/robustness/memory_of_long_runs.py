@@ -25,7 +25,8 @@ from experiments.stages import Stages
 STEPS = (300, 3000)
 FLAGS = (
     "--dict-size=512 --k=16 --batch-size=512 --n-ctxs=64 --eval-tokens=10000 --save-every=100 "
-    "--text-passes=20"
+    "--text-passes=20 --sigma=1 --noise-on=both --noise-anneal-steps=None --kl-scope=all --beta=1 "
+    "--lr=None --decay-start=None"
 )
 
 

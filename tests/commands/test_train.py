@@ -9,6 +9,7 @@ import torch as t
 from command_runs import settings_of
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.presets import preset
 
 
 def test_train_prints_where_it_lies_and_what_it_is_worth(small, tmp_path, capsys):
@@ -88,6 +89,64 @@ def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tm
     assert main([*first, "--normalize", "none", "--save-dir", str(tmp_path / "none")]) == 2
     assert "expected --normalize sqrt_d or unit" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_the_recommended_preset_is_the_start_and_the_first_line_says_so(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    settings = settings_of(tmp_path / "run")
+    recommended = preset("recommended", steps=12)
+    for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
+        assert settings[name] == getattr(recommended.sae, name), name
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == (
+        "Preset recommended (k=4, dict_size=32, lr=0.002, steps=12); --preset paper for the "
+        "paper's setting."
+    )
+
+
+def test_the_baseline_is_matched_to_the_recommended_preset(small, tmp_path):
+    runs = {}
+    for name in ("vsae_top_k", "top_k"):
+        where = ["--save-dir", str(tmp_path / name)]
+        assert main(["train", *small, "--architecture", name, *where]) == 0
+        runs[name] = settings_of(tmp_path / name)
+    for name in ("lr", "steps", "dict_size", "k", "decay_start", "warmup_steps", "auxk_alpha"):
+        assert runs["top_k"][name] == runs["vsae_top_k"][name] is not None, name
+    assert runs["top_k"]["beta"] is runs["top_k"]["noise_on"] is None
+
+
+def test_a_configs_schedules_are_those_of_the_runs_steps(small, tmp_path):
+    """decay_start=9 of 12 steps was refused in a run of 8."""
+    assert main(["train", *small, "--kl-warmup-steps", "4"]) == 0
+    again = ["train", "--config", str(tmp_path / "run"), "--steps", "8"]
+    assert main([*again, "--save-dir", str(tmp_path / "again")]) == 0
+    settings = settings_of(tmp_path / "again")
+    schedules = ("decay_start", "noise_anneal_steps", "kl_warmup_steps", "kl_cycle_steps")
+    assert {name: settings[name] for name in schedules} == {
+        "decay_start": 6,
+        "noise_anneal_steps": 4,
+        "kl_warmup_steps": 2,
+        "kl_cycle_steps": 2,
+    }
+    own = ["--decay-start", "7", "--save-dir", str(tmp_path / "own")]
+    assert main([*again, *own]) == 0
+    assert settings_of(tmp_path / "own")["decay_start"] == 7
+
+
+def test_a_resume_names_the_flags_that_were_typed_and_no_others(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    assert main(["train", "--resume", str(tmp_path / "run"), "--architecture", "top_k"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(
+        "the run has architecture='vsae_top_k', not 'top_k'; leave out --architecture to continue "
+        "it, or start a new run with --config"
+    )
+    assert main(["train", *small, "--resume", "auto", "--preset", "quickstart"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "noise_to_signal=0.1, not 0.03125" in said
+    assert said.endswith(
+        "; use the flags it was started with, or choose another --save-dir for a new run"
+    )
 
 
 def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):

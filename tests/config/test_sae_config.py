@@ -137,3 +137,23 @@ def test_a_given_zero_is_kept():
 def test_sae_settings_out_of_range_are_named(given, named):
     with pytest.raises(ConfigError, match=named.replace("(", r"\(")):
         SAEConfig(**given).resolve(100, 8)
+
+
+def test_another_length_derives_defaults_again_and_keeps_the_share_of_other_schedules():
+    sae = SAEConfig(warmup_steps=50, decay_start=750, noise_anneal_steps=500, kl_warmup_steps=0)
+    resolved = sae.resolve(1000, 8)
+    shorter = resolved.for_steps(1000, 200, 8).resolve(200, 8)
+    schedules = ("warmup_steps", "decay_start", "noise_anneal_steps", "kl_warmup_steps")
+    assert [getattr(shorter, name) for name in schedules] == [10, 150, 100, 0]
+    assert (shorter.kl_cycle_steps, shorter.dead_feature_threshold) == (50, 160)
+    assert resolved.for_steps(1000, 1000, 8).resolve(1000, 8) == resolved
+
+
+def test_a_default_that_is_capped_stays_the_default_of_a_longer_run():
+    resolved = SAEConfig().resolve(20_000, 8)
+    assert resolved.warmup_steps == 1000
+    assert resolved.for_steps(20_000, 200_000, 8).resolve(200_000, 8).warmup_steps == 1000
+
+
+def test_a_run_of_one_step_has_no_room_for_a_decay():
+    SAEConfig(decay_start=750, noise_anneal_steps=500).for_steps(1000, 1, 8).resolve(1, 8)
