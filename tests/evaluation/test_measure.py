@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch as t
+from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch.distributions import Normal, kl_divergence
@@ -76,6 +77,31 @@ def test_liveness_counts_selections_not_sums(x):
         expected = (frequency < r * K / F).double().mean().item()
         assert 0 < expected < 1
         assert metrics[f"near_dead_{r}"] == pytest.approx(expected)
+
+
+def test_near_dead_is_by_k_where_fewer_than_k_are_selected(x):
+    k = 3 * F // 4
+    t.manual_seed(1)
+    sae = VariationalTopKAutoEncoder(D, F, k, rectify=True)  # half of mu is negative
+    frequency = (sae.encode(x) != 0).double().mean(0)
+    metrics = metrics_of(sae, x)
+    assert metrics["l0"] < 0.8 * k
+    for r in (0.1, 0.5):
+        share = (frequency < r * k / F).double().mean().item()
+        assert metrics[f"near_dead_{r}"] == pytest.approx(share)
+        assert share > (frequency < r * metrics["l0"] / F).double().mean()
+
+
+def test_near_dead_of_an_sae_without_k_is_by_its_mean_l0(x):
+    t.manual_seed(0)
+    sae = AutoEncoder(D, F)
+    frequency = (sae.encode(x) != 0).double().mean(0)
+    metrics = metrics_of(sae, x)
+    assert metrics["l0"] == pytest.approx(frequency.sum().item())
+    for r in (0.1, 0.5):
+        expected = (frequency < r * frequency.mean()).double().mean().item()
+        assert metrics[f"near_dead_{r}"] == pytest.approx(expected)
+    assert 0 < metrics["near_dead_0.1"] < metrics["near_dead_0.5"] < 1
 
 
 def test_a_signed_feature_that_cancels_is_alive():

@@ -10,6 +10,7 @@ from interrupted_runs import STEPS, Killed, assert_equal, results, resumed, sae_
 from dictionary_learning_ext import train
 from dictionary_learning_ext.errors import CheckpointError, Interrupted
 from dictionary_learning_ext.run_folder.resume_points import (
+    forget_after,
     load_point,
     note_logged,
     save_point,
@@ -69,6 +70,17 @@ def flip_a_bit(path):
 
 def test_the_last_step_that_any_process_logged_is_remembered(tmp_path):
     assert [note_logged(tmp_path, step) for step in (7, 5, 6, 9)] == [7, 7, 7, 9]
+
+
+def test_a_run_that_resumes_keeps_the_point_it_resumes_from(tmp_path):
+    for step in (9, 10):
+        save_point(tmp_path, step, {"x": t.full((2,), step)}, {})
+    forget_after(tmp_path, 10)
+    assert steps_of(tmp_path) == [9, 10]
+    forget_after(tmp_path, 9)
+    assert steps_of(tmp_path) == [9]
+    assert not (tmp_path / "resume" / "step_00000010").exists()
+    assert load_point(tmp_path, 9).trainer["x"].tolist() == [9, 9]
 
 
 def test_two_points_are_kept_and_half_written_ones_are_none(tmp_path):
