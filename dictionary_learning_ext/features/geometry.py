@@ -39,7 +39,7 @@ class Geometry:
     map_xy: np.ndarray
     """(n, 2), t-SNE."""
     cluster: np.ndarray
-    """(n,), KMeans in the space that the map is made from; 0 is the largest cluster."""
+    """(n,), KMeans in the space that the map is made from. Cluster 1 is the largest."""
     map_cluster: np.ndarray
     """(n,), KMeans on the map (as in the paper)."""
     cosine_counts: np.ndarray
@@ -172,8 +172,8 @@ def cosine_matrix(directions_nD: np.ndarray, cluster: np.ndarray, limit: int) ->
 
 
 def _clusters(points: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """KMeans, with the clusters numbered by size, the largest first."""
+    """KMeans, with the clusters numbered from 1 by size, the largest first."""
     kmeans: Any = KMeans  # its annotations don't allow a number for n_init
     labels = kmeans(n_clusters, n_init=4, random_state=seed).fit_predict(points)
     by_size = np.argsort(-np.bincount(labels, minlength=n_clusters), kind="stable")
-    return np.argsort(by_size)[labels]
+    return 1 + np.argsort(by_size)[labels]

@@ -122,13 +122,13 @@ def _map(analysis: Analysis, found: Geometry) -> Figure:
     figure, axes = _panels(4, 2, (3.6, 3.2))
     frequency = analysis.statistics.frequency_F[found.features].numpy()
     mean = analysis.statistics.mean_F[found.features].numpy()
-    for cluster in range(int(found.cluster.max()) + 1):
+    for cluster in range(1, int(found.cluster.max()) + 1):
         inside = found.cluster == cluster
         axes[0].scatter(
             *found.map_xy[inside].T,
             s=9,
-            color=CLUSTERS[cluster % 10],
-            marker=_SYMBOLS[cluster % 10],
+            color=CLUSTERS[(cluster - 1) % 10],
+            marker=_SYMBOLS[(cluster - 1) % 10],
         )
     for ax, values, title in (
         (axes[1], np.log10(frequency), "log10 share of tokens that select it"),
@@ -140,9 +140,9 @@ def _map(analysis: Analysis, found: Geometry) -> Figure:
     axes[0].set_title(f"{analysis.label}: clusters")
     for ax in axes[:3]:
         ax.set(xticks=[], yticks=[])
-    size = np.bincount(found.cluster)
-    use = np.bincount(found.cluster, weights=frequency)
-    at = np.arange(len(size))
+    size = np.bincount(found.cluster)[1:]
+    use = np.bincount(found.cluster, weights=frequency)[1:]
+    at = 1 + np.arange(len(size))
     axes[3].bar(at - 0.2, size / size.sum(), 0.4, label="features", color=SERIES[0])
     axes[3].bar(
         at + 0.2,
@@ -153,7 +153,7 @@ def _map(analysis: Analysis, found: Geometry) -> Figure:
         hatch="///",
         edgecolor=SERIES[1],
     )
-    axes[3].set(title="each cluster's share", xlabel="cluster", xticks=at, xticklabels=at + 1)
+    axes[3].set(title="each cluster's share", xlabel="cluster", xticks=at)
     axes[3].legend(frameon=False, fontsize=7)
     return figure
 

@@ -35,14 +35,14 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
         assert geometry is not None  # F = 4D: there are features enough
         used = one.statistics.frequency_F.numpy()[geometry.features]
         mean = one.statistics.mean_F.numpy()[geometry.features]
-        clusters = range(geometry.map_cluster.max() + 1)
-        members = [geometry.map_cluster == c for c in clusters]
+        labels = geometry.map_cluster - 1  # the raw file counts from 0
+        members = [labels == c for c in range(labels.max() + 1)]
         row: dict[str, Any] = {
             "largest": [round(float(v), 2) for v in one.statistics.max_F if not np.isnan(v)],
-            "cluster_sizes": np.bincount(geometry.map_cluster).tolist(),
+            "cluster_sizes": np.bincount(labels).tolist(),
             "cluster_utilisation": [float(used[own].mean()) for own in members],
             "cluster_activation": [float(mean[own].mean()) for own in members],
-            "silhouette": float(silhouette_score(geometry.map_xy, geometry.map_cluster)),
+            "silhouette": float(silhouette_score(geometry.map_xy, labels)),
             "evenness": geometry.evenness,
             "dispersion": geometry.dispersion[0],
         }
@@ -50,7 +50,7 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
             row["map"] = np.round(geometry.map_xy, 1).tolist()
             row["map_utilisation"] = np.round(used, 4).tolist()
             row["map_mean"] = np.round(mean, 2).tolist()
-            row["map_cluster"] = geometry.map_cluster.tolist()
+            row["map_cluster"] = labels.tolist()
         rows.append(row)
     return rows
 

@@ -50,7 +50,7 @@ def test_it_repeats_exactly_for_one_seed(planted):
         assert np.array_equal(value, getattr(other, name)), name
 
 
-def test_counts_are_of_all_pairs_and_clusters_are_numbered_by_size(planted):
+def test_counts_are_of_all_pairs_and_clusters_are_numbered_from_1_by_size(planted):
     groups, profiles, directions = planted
     features = np.arange(5, len(groups))
     found = geometry(profiles, directions, features)
@@ -59,7 +59,10 @@ def test_counts_are_of_all_pairs_and_clusters_are_numbered_by_size(planted):
     unit = directions[features] / np.linalg.norm(directions[features], axis=1, keepdims=True)
     pairs = (unit @ unit.T)[np.triu_indices(n, 1)]
     assert found.cosine_counts[60:].sum() == (pairs >= 0.5).sum()
-    assert (np.diff(np.bincount(found.cluster)) <= 0).all()
+    for cluster in (found.cluster, found.map_cluster):
+        none, *sizes = np.bincount(cluster)
+        assert none == 0
+        assert sizes == sorted(sizes, reverse=True)
 
 
 def test_saes_are_compared_at_one_number_of_live_features(planted):

@@ -66,6 +66,9 @@ def test_numbers_and_figures_lie_beside_the_page(report):
         assert "<svg" in (files / f"{name}.svg").read_text(encoding="utf-8")
     geometry = json.loads((files / "geometry_vsae.json").read_text())
     assert len(geometry["map_xy"]) == len(geometry["features"])
+    clusters = [rows[feature]["cluster"] for feature in geometry["features"]]
+    assert clusters == [str(data["cluster"][feature]) for feature in geometry["features"]]
+    assert clusters == list(map(str, geometry["cluster"]))
 
 
 def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The report in headless Chromium with the network off: no errors; search, sort, hover, click."""
 
+import csv
 import shutil
 from urllib.parse import quote
 
@@ -116,6 +117,23 @@ def test_a_feature_opens_from_the_table_and_by_keys(browser, report):
     until(browser, "!document.getElementById('page').open")
     assert "#feature" not in browser.current_url
     assert browser.get_log("browser") == []
+
+
+def test_clusters_have_the_numbers_of_the_csv_file(browser, report):
+    open_page(browser, report)
+    path = report.with_name("both_files") / "features_vsae.csv"
+    with path.open(encoding="utf-8") as file:
+        in_file = {row["feature"]: row["cluster"] or "–" for row in csv.DictReader(file)}
+    column = "#table td:nth-child(9)"
+    in_table = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)]
+    assert dict(zip(shown(browser), in_table, strict=True)) == in_file
+    for feature in shown(browser)[:3]:
+        browser.execute_script("location.hash = arguments[0]", f"#feature/vsae/{feature}")
+        title = "document.getElementById('page-title').textContent"
+        until(browser, f"{title} === arguments[0]", f"Feature {feature} of vsae")
+        facts = [fact.text for fact in browser.find_elements(By.CSS_SELECTOR, "#page .facts div")]
+        assert f"{in_file[feature]}\ncluster" in facts
+    browser.execute_script("document.getElementById('page').close()")
 
 
 def test_the_map_shows_a_features_tokens_and_opens_it(browser, report):

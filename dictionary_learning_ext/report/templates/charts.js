@@ -116,8 +116,8 @@ function drawMaps(data) {
       const by = $("map-colour").value;
       const marker = { size: 8, line: { width: 0.5, color: t.muted } };
       if (by.endsWith("cluster")) {
-        marker.color = of(by).map((c) => CLUSTER_COLOURS[c]);
-        marker.symbol = of(by).map((c) => CLUSTER_SYMBOLS[c]);
+        marker.color = of(by).map((c) => CLUSTER_COLOURS[c - 1]);
+        marker.symbol = of(by).map((c) => CLUSTER_SYMBOLS[c - 1]);
       } else {
         marker.color = of(by).map((value) => (by === "frequency" ? Math.log10(value) : value));
         marker.colorscale = "Cividis";
@@ -144,7 +144,7 @@ function drawClusters(data) {
   for (const [i, sae] of data.saes.entries()) {
     const size = [], use = [];
     for (const feature of sae.map.features) {
-      const c = sae.columns.cluster[feature];
+      const c = sae.columns.cluster[feature] - 1;
       size[c] = (size[c] || 0) + 1;
       use[c] = (use[c] || 0) + sae.columns.frequency[feature];
     }

@@ -8,7 +8,7 @@ const COLUMNS = [
   { key: "mean", title: "mean", show: number, extra: true },
   { key: "alignment", title: "enc·dec", show: number, extra: true },
   { key: "neighbour", title: "nearest", show: number, extra: true },
-  { key: "cluster", title: "cluster", show: (value) => (value === null ? "–" : String(value + 1)), extra: true },
+  { key: "cluster", title: "cluster", show: (value) => (value === null ? "–" : String(value)), extra: true },
 ];
 
 /** The table: what is searched for, sorted by a column, a few rows at a time. */
@@ -123,7 +123,7 @@ function pageBody(data, sae, feature) {
   const parts = [el("div", { class: "facts" },
     fact("of tokens select it", percent(of("frequency"))), fact("largest activation", number(largest)),
     fact("mean when selected", number(of("mean"))), fact("encoder·decoder cosine", number(of("alignment"))),
-    fact("cluster", of("cluster") === null ? "–" : String(of("cluster") + 1)))];
+    fact("cluster", of("cluster") === null ? "–" : String(of("cluster"))))];
   parts.push(el("h3", {}, "Strongest contexts"), ...page.top.map((one) => context(data, one, largest)));
   parts.push(el("h3", {}, "Random contexts"), el("p", { class: "note" }, "A random sample of the tokens that select it, strongest first."),
     ...page.sampled.map((one) => context(data, one, largest)));
