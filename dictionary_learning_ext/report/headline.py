@@ -1,9 +1,14 @@
 """What a report found, in a few sentences and one table."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..evaluation.metrics import shown_in
+from ..run_folder.matching import measurements, training, unequal
 from .analysis import Analysis, Comparison
+
+NO_VALUE = "–"
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ def table(comparison: Comparison) -> list[HeadlineRow]:
     rows = []
     for metric in shown_in("report"):
         values = [one.metrics.get(metric.key) for one in analyses]
-        cells = [metric.text(value, missing="–") for value in values]
+        cells = [metric.text(value, missing=NO_VALUE) for value in values]
         best = [False] * len(cells)
         if sum(value is not None for value in values) > 1 and metric.better is not None:
             best_cell = metric.text(metric.best(values))
@@ -80,6 +85,7 @@ def sentences(comparison: Comparison) -> list[str]:
     """What a newcomer should know first; plain text."""
     return [
         *_on_reconstruction(comparison.analyses),
+        *_on_unmatched_settings(comparison.analyses),
         _on_dead_features(comparison.analyses),
         *_on_readable_features(comparison.analyses),
     ]
@@ -116,6 +122,37 @@ def _on_reconstruction(analyses: list[Analysis]) -> list[str]:
             f"{_listed(used)} features per token."
         )
     return said
+
+
+def _on_unmatched_settings(analyses: list[Analysis]) -> list[str]:
+    """In what the SAEs were trained and measured differently, if in anything."""
+    trained = training({one.label: one.config for one in analyses})
+    measured = measurements({one.label: one.metrics for one in analyses if one.metrics})
+    said = []
+    if different := _different(trained.values()):
+        said.append(
+            "This is not a matched comparison. Besides the architecture, the SAEs differ in "
+            f"{_listed(different)} (in the order of the table)."
+        )
+    if different := _different(measured.values()):
+        said.append(f"Their metrics were not measured alike: they differ in {_listed(different)}.")
+    return said
+
+
+def _different(all_settings: Iterable[dict[str, Any]]) -> list[str]:
+    """The settings that differ, each with its values in the order of the SAEs."""
+    every = list(all_settings)
+    return [
+        f"{name} ({' | '.join(setting_text(settings.get(name)) for settings in every)})"
+        for name in unequal(every)
+    ]
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value as the page shows it."""
+    if value is None:
+        return NO_VALUE
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _on_dead_features(analyses: list[Analysis]) -> str:

@@ -22,13 +22,14 @@ from plotly.offline import get_plotlyjs
 from ..config.report_options import ReportOptions
 from ..features.geometry import cosine_matrix
 from ..features.kept_contexts import FeatureContexts
+from ..run_folder.matching import settings_of
 from ..run_folder.names import REPORT, report_files
 from ..run_folder.writing import write_json, write_text, writing
 from .analysis import Analysis, Comparison, analyse
 from .bench_charts import bench_charts
 from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
 from .figures import file_name, write_figures
-from .headline import sentences, table
+from .headline import NO_VALUE, sentences, setting_text, table
 
 _MATRIX_FEATURES = 150
 _CARDS = 8
@@ -190,24 +191,16 @@ def _excerpts(
 
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     """Every setting of the runs: its name, each SAE's value, and whether the values differ."""
-    per_sae = []
-    for one in comparison.analyses:
-        run = one.config.get("run")
-        settings = dict(run["settings"]) if run else dict(one.config["trainer"])
-        settings["norm_factor"] = one.config["trainer"].get("norm_factor")
-        per_sae.append(settings)
+    per_sae = [
+        settings_of(one.config) | {"norm_factor": one.config["trainer"].get("norm_factor")}
+        for one in comparison.analyses
+    ]
     rows = []
     for name in dict.fromkeys(name for settings in per_sae for name in settings):
-        values = [_shown(settings.get(name)) for settings in per_sae]
-        if any(value != "–" for value in values):
+        values = [setting_text(settings.get(name)) for settings in per_sae]
+        if any(value != NO_VALUE for value in values):
             rows.append((name, values, len(set(values)) > 1))
     return sorted(rows, key=lambda row: not row[2])
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _commands(comparison: Comparison) -> list[str]:

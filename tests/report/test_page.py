@@ -52,6 +52,9 @@ def test_the_page_says_what_was_measured(report, runs):
         metrics = json.loads((folder / "metrics.json").read_text())
         assert f"{metrics['fve']:.3f}" in page
         assert re.search(rf"(explains|with) {100 * metrics['fve']:.1f}%", page)
+        trainer = json.loads((folder / "config.json").read_text())["trainer"]
+        shown = re.search(r'<th scope="row">lr</th>(.*)</tr>', page)[1]
+        assert f"<td>{trainer['lr']:.6g}</td>" in shown  # neither run was given one
     assert f"vsae report {runs[0]} --against {runs[1]} --tokens 600 --split train" in page
 
 
