@@ -9,6 +9,8 @@ from ..run_folder.matching import measurements, training, unequal
 from .analysis import Analysis, Comparison
 
 NO_VALUE = "–"
+STAR_MARGIN = 0.1
+"""An SAE whose FVE is further than this below the highest gets no star."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class HeadlineRow:
     explanation: str
     cells: list[str]
     best: list[bool]
-    """Which cells are the best; none if there is no better or worse, or all are equal."""
+    """Which cells get a star: the best, but none if all are equal or there is no better or worse."""
     notes: list[str] | None = None
     """A small note under each cell."""
 
@@ -27,20 +29,20 @@ class HeadlineRow:
 def table(comparison: Comparison) -> list[HeadlineRow]:
     """The rows of the headline table, with a dash for a folder that was not evaluated."""
     analyses = comparison.analyses
+    reconstructs = _reconstructs(analyses)
     rows = []
     for metric in shown_in("report"):
         values = [one.metrics.get(metric.key) for one in analyses]
         cells = [metric.text(value, missing=NO_VALUE) for value in values]
-        best = [False] * len(cells)
-        if sum(value is not None for value in values) > 1 and metric.better is not None:
-            best_cell = metric.text(metric.best(values))
-            best = [cell == best_cell for cell in cells]
+        best_cell = metric.text(metric.best(values), missing="")
+        best = [cell == best_cell for cell in cells]
+        has_star = sum(value is not None for value in values) > 1 and not all(best)
         rows.append(
             HeadlineRow(
                 metric.title or metric.label,
                 metric.in_words or metric.definition,
                 cells,
-                best if not all(best) else [False] * len(best),
+                [has_star and a and b for a, b in zip(best, reconstructs, strict=True)],
             )
         )
     alive = [
@@ -79,6 +81,17 @@ def table(comparison: Comparison) -> list[HeadlineRow]:
             ),
         ]
     return rows
+
+
+def _reconstructs(analyses: list[Analysis]) -> list[bool]:
+    """Whether each SAE's FVE is near the highest.
+
+    An SAE that hardly reconstructs often has few dead features and a stable selection. These mean
+    nothing then.
+    """
+    fve = [one.metrics.get("fve") for one in analyses]
+    highest = max((value for value in fve if value is not None), default=0.0)
+    return [value is not None and value >= highest - STAR_MARGIN for value in fve]
 
 
 def sentences(comparison: Comparison) -> list[str]:

@@ -29,7 +29,7 @@ from .analysis import Analysis, Comparison, analyse
 from .bench_charts import bench_charts
 from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
 from .figures import file_name, write_figures
-from .headline import NO_VALUE, sentences, setting_text, table
+from .headline import NO_VALUE, STAR_MARGIN, sentences, setting_text, table
 
 _MATRIX_FEATURES = 150
 _CARDS = 8
@@ -98,6 +98,7 @@ def render(comparison: Comparison) -> str:
         run=run,
         hook=comparison.opened.hook_point,
         rows=table(comparison),
+        star_margin=STAR_MARGIN,
         sentences=sentences(comparison),
         cards=_cards(comparison, vocabulary),
         has_bench=bool(payload["bench"]),
