@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from io import StringIO
 from itertools import pairwise
-from typing import Annotated, Generic, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import tyro
 
@@ -27,12 +27,14 @@ class Command(Generic[F]):
             help.
         run: what the command does with its flags.
         starting_point: the flags' defaults, where these depend on what was typed.
+        prepare: divides what was typed into the arguments to parse, and values of hidden fields.
     """
 
     name: str
     flags: type[F]
     run: Callable[[F], None]
     starting_point: Callable[[list[str]], F] | None = None
+    prepare: Callable[[list[str]], tuple[list[str], dict[str, Any]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class InputFlags:
 
 def parse(command: Command[F], args: list[str]) -> F:
     """A command's flags; a mistake becomes a UserError of one line."""
+    hidden: dict[str, Any] = {}
+    if command.prepare is not None:
+        args, hidden = command.prepare(args)
     start = command.starting_point
     default = tyro.MISSING_NONPROP if start is None else start(args)
     booleans, spelled = set(_booleans(command.flags)), []
@@ -61,7 +66,7 @@ def parse(command: Command[F], args: list[str]) -> F:
     message = StringIO()
     try:
         with redirect_stderr(message):
-            return tyro.cli(
+            flags = tyro.cli(
                 command.flags,
                 args=spelled,
                 prog=f"vsae {command.name}",
@@ -75,6 +80,7 @@ def parse(command: Command[F], args: list[str]) -> F:
         text = re.sub(r"(Argument helptext:|For full helptext).*", "", " ".join(text.split()))
         text = re.sub(r"^Value error Error parsing \w+: ", "", text)  # our own checks say enough
         raise UserError(f"{text.strip()} (see `vsae {command.name} --help`)") from stop
+    return replace(flags, **hidden)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 def typed(args: list[str]) -> dict[str, str]:

@@ -1,12 +1,16 @@
 """`vsae sweep`: a wandb sweep file on this machine, and a sweep's results."""
 
-from dataclasses import dataclass
+import shlex
+import shutil
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from ..errors import ConfigError, UserError
+from ..config.run_config import RunConfig, TrainConfig
+from ..config.sae_config import SAEConfig
+from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
 from .flags import Command, parse
 from .train import COMMAND as TRAIN
@@ -17,7 +21,9 @@ class SweepFlags:
     """Run a wandb sweep file on this machine, or show a sweep's results."""
 
     file: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[FILE]")]] = None
-    """The wandb sweep file, e.g. sweeps/embedded.yaml."""
+    """The wandb sweep file, e.g. sweeps/embedded.yaml. Any flag of `vsae train` that the file does
+    not sweep may be given too, e.g. --steps 100 or --device cuda. It applies to all runs and
+    overrides the file's."""
     save_dir: Path | None = None
     """The folder for the run folders. Rerun the same command to continue an interrupted sweep.
     Default: runs/NAME, where NAME is the sweep's name."""
@@ -29,15 +35,15 @@ class SweepFlags:
     """Run the sweep however many runs it has."""
     seed: int = 0
     """Seeds the draws of a random search."""
-    device: str | None = None
-    """Where to compute, for all runs: cpu, cuda or cuda:N. Default: as in the sweep file."""
-    wandb: str | None = None
-    """Log all runs to wandb: online, offline or disabled. Default: as in the sweep file."""
     results: Path | None = None
-    """Show the results of the sweep in this folder, and write results.csv and results.html
-    there."""
+    """Show the results of the sweep in this folder, and write results.csv, results_by_setting.csv
+    and results.html there."""
     of_wandb: str | None = None
     """Show the results of a sweep on wandb's server: ENTITY/PROJECT/SWEEP."""
+    fixed: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The flags of `vsae train`."""
+    typed: tyro.conf.Suppress[str] = ""
+    """The command."""
 
 
 def run(flags: SweepFlags) -> None:
@@ -46,31 +52,40 @@ def run(flags: SweepFlags) -> None:
         raise UserError(
             "vsae sweep: give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP"
         )
-    from ..sweep.results import from_folder, from_wandb, show
-
-    if flags.of_wandb is not None:
-        print(show(from_wandb(flags.of_wandb), RUNS / flags.of_wandb.rpartition("/")[2]))
-        return
-    folder = flags.results
+    if flags.file is None and flags.fixed:
+        raise UserError(f"{flags.fixed[0]}: expected a sweep file beside it")
     if flags.file is not None:
-        folder = _run_file(flags.file, flags)
-    assert folder is not None
-    print(show(from_folder(folder), folder))
+        _run_file(flags.file, flags)
+    elif flags.results is not None:
+        _show(flags.results)
+    else:
+        assert flags.of_wandb is not None
+        from ..sweep.results import from_wandb, show
+
+        results, missing = from_wandb(flags.of_wandb)
+        folder = RUNS / flags.of_wandb.rpartition("/")[2]
+        print(show(results, folder, missing, shutil.get_terminal_size().columns))
 
 
-def _run_file(file: Path, flags: SweepFlags) -> Path:
-    from ..config.run_config import TrainConfig
-    from ..sweep.runner import memory_allows, run_sweep
+def _show(folder: Path) -> None:
+    from ..sweep.manifest import progress
+    from ..sweep.results import from_folder, show
+
+    width = shutil.get_terminal_size().columns
+    print(show(from_folder(folder), folder, progress(folder), width))
+
+
+def _run_file(file: Path, flags: SweepFlags) -> None:
+    from ..sweep.runner import begin_sweep, run_sweep
     from ..sweep.sweep_file import configurations, read_sweep
 
     sweep = read_sweep(file, flags.seed)
-    extra = [f"--{n}={v}" for n, v in (("device", flags.device), ("wandb", flags.wandb)) if v]
 
     def parsed(arguments: list[str]) -> TrainConfig:
         train = parse(TRAIN, arguments)
         return TrainConfig(train.sae, train.run)
 
-    configs = configurations(sweep, parsed, extra)
+    configs = configurations(sweep, parsed, flags.fixed)
     if len(configs) > flags.max_runs and not flags.yes:
         raise ConfigError(
             f"{file}: {len(configs)} runs; --max-runs is {flags.max_runs}; add --yes to run all"
@@ -78,12 +93,47 @@ def _run_file(file: Path, flags: SweepFlags) -> Path:
     if flags.at_once is not None and flags.at_once < 1:
         raise ConfigError(f"--at-once {flags.at_once}: expected 1 or more")
     save_dir = flags.save_dir or RUNS / sweep.name
-    print(
-        f"{len(configs)} runs into {save_dir}; memory allows {memory_allows(configs)} at once"
-        + (f", {flags.at_once} requested" if flags.at_once else "")
-    )
-    run_sweep(configs, save_dir, flags.at_once)
-    return save_dir
+    at_once = begin_sweep(
+        configs, save_dir, flags.at_once, name=sweep.name, command=flags.typed
+    ).at_once
+    together = "all" if at_once >= len(configs) else f"{at_once}"
+    print(f"{len(configs)} runs into {save_dir}, {together} at once")
+    try:
+        run_sweep(configs, save_dir)
+    except TrainingError:
+        _show(save_dir)
+        raise
+    _show(save_dir)
 
 
-COMMAND = Command("sweep", SweepFlags, run)
+def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take out the flags that are `vsae train`'s and not our own."""
+    hints = get_type_hints(SAEConfig) | get_type_hints(RunConfig)
+    hints |= dict.fromkeys(("preset", "config", "resume"), str)
+    for own in fields(SweepFlags):
+        hints.pop(own.name, None)
+    ours, fixed, rest = [], [], list(args)
+    while rest:
+        arg = rest.pop(0)
+        name, has_value, _ = arg.removeprefix("--").replace("-", "_").partition("=")
+        if not arg.startswith("--") or name not in hints:
+            ours.append(arg)
+            continue
+        fixed.append(arg)
+        if not has_value:
+            n = _number_of_values(hints[name], rest)
+            fixed += rest[:n]
+            rest = rest[n:]
+    return ours, {"fixed": tuple(fixed), "typed": shlex.join(["vsae", "sweep", *args])}
+
+
+def _number_of_values(hint: Any, rest: list[str]) -> int:
+    """How many of the words after a flag of this type are its values."""
+    if hint in (bool, bool | None):
+        return int(rest[:1] in (["True"], ["False"], ["None"]))
+    if "tuple" not in str(hint):
+        return 1
+    return next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
+
+
+COMMAND = Command("sweep", SweepFlags, run, prepare=_prepare)

@@ -8,13 +8,17 @@ _GAP = "  "
 
 
 def text_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int | None = None,
+    repeated: int = 1,
 ) -> str:
     """Aligned columns: the first to the left, the others to the right, with a line under the head.
 
     Arguments:
         width: of the terminal. A wider table gets heads of several lines. If that is not enough, its
-            columns are divided into blocks one below the other, each with the first column.
+            columns are divided into blocks one below the other.
+        repeated: how many of the first columns each block has.
     """
     heads = [[head] for head in header]
     cells = [[[cell] for cell in row] for row in rows]
@@ -28,12 +32,13 @@ def text_table(
             *(_wrapped(header[i], [row[i] for row in rows]) for i in range(1, len(header))),
         ]
     widths = _widths(heads, cells)
-    blocks: list[list[int]] = [[0]]
-    for column in range(1, len(header)):
+    first = list(range(repeated))
+    blocks = [first]
+    for column in range(repeated, len(header)):
         block = [*blocks[-1], column]
         is_too_wide = width is not None and _total([widths[i] for i in block]) > width
-        if is_too_wide and len(block) > 2:
-            blocks.append([0, column])
+        if is_too_wide and len(blocks[-1]) > repeated:
+            blocks.append([*first, column])
         else:
             blocks[-1] = block
     return "\n\n".join(_block(block, heads, cells, widths) for block in blocks)

@@ -47,6 +47,9 @@ RESUME_LOGGED = "logged.json"
 SWEEP = "sweep.json"
 """In the folder that holds a sweep's run folders: which sweep it is."""
 SWEEP_TABLE = "results.csv"
+"""A row for each run of a sweep."""
+SWEEP_SETTINGS = "results_by_setting.csv"
+"""A row for each setting of a sweep: the mean and standard deviation over its seeds."""
 SWEEP_PAGE = "results.html"
 
 

@@ -1,4 +1,4 @@
-"""The results of a sweep: reading them, the best run for each k, and tables as text and CSV."""
+"""The results of a sweep: reading them, and tables as text and CSV."""
 
 import csv
 import io
@@ -7,44 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, first_line
-from ..evaluation.metrics import shown_in
+from ..evaluation.comparison import setting_text
+from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import text_table
-from ..run_folder.names import CONFIG, SWEEP_PAGE, SWEEP_TABLE
+from ..run_folder.matching import settings_of
+from ..run_folder.names import CONFIG, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE
 from ..run_folder.reading import read_config, read_metrics_if_any
 from ..run_folder.writing import write_text
-from .results_page import RunResult, page
+from . import manifest
+from .groups import RANKED_BY, SEEDS, Group, RunResult, best_of_each_k, grouped, swept
+from .results_page import page
 
 logger = logging.getLogger(__name__)
 
-RANKED_BY = "description_length"
-_NEVER_SHOWN = ("save_dir", "overwrite", "wandb", "wandb_project", "wandb_artifacts", "device")
-
 
 def from_folder(folder: Path) -> list[RunResult]:
-    """The settings and metrics of every finished run in a folder. A warning lists the others.
+    """The settings and metrics of every finished run in a folder.
+
+    Settings that were left to the trainer are those that it chose. A run that was not evaluated, as
+    its settings say, has no metrics. Where no sweep.json says what is missing, a warning does.
 
     Raises: ConfigError if no run is finished.
     """
     results, unfinished = [], []
     for one in sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
-        metrics = read_metrics_if_any(one)
-        if metrics is None:
+        if not manifest.is_done(one):
             unfinished.append(one.name)
             continue
-        settings = read_config(one)["run"]["settings"]
+        settings, metrics = settings_of(read_config(one)), read_metrics_if_any(one) or {}
         results.append({"run": one.name, "settings": settings, "metrics": metrics})
-    if unfinished:
-        logger.warning("left out, as they have no results yet: %s", ", ".join(unfinished))
     if not results:
+        state = manifest.progress(folder)
         raise ConfigError(
-            f"{folder}: holds no finished run; expected a folder written by vsae sweep, e.g. "
-            "runs/NAME"
+            f"{folder}: holds no finished run; "
+            + (state or "expected a folder written by vsae sweep, e.g. runs/NAME")
         )
+    if unfinished and manifest.read(folder) is None:
+        logger.warning("left out, as they have no results yet: %s", ", ".join(unfinished))
     return results
 
 
-def from_wandb(sweep: str) -> list[RunResult]:
-    """The same from wandb's server. Raises ConfigError if it can't be read."""
+def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
+    """The same from wandb's server, and what is missing. Raises ConfigError if it can't be read."""
     import wandb
 
     try:
@@ -69,52 +73,92 @@ def from_wandb(sweep: str) -> list[RunResult]:
         ) from error
     if not results:
         raise ConfigError(f"--of-wandb {sweep}: none of its {len(runs)} runs has finished")
-    return results
+    missing = f"{len(results)} of {len(runs)} runs are finished"
+    return results, missing if len(results) < len(runs) else None
 
 
-def swept(results: list[RunResult]) -> list[str]:
-    """The settings in which the runs differ."""
-    names = {name for one in results for name in one["settings"]} - set(_NEVER_SHOWN)
-    return sorted(n for n in names if len({repr(one["settings"].get(n)) for one in results}) > 1)
+def show(
+    results: list[RunResult], folder: Path, missing: str | None = None, width: int | None = None
+) -> str:
+    """Write the results into `folder` as CSV files and a page; return the table and the best as text.
+
+    Arguments:
+        missing: what of the sweep is missing, if anything.
+        width: of the terminal.
+    """
+    names, groups, metrics = swept(results), grouped(results), shown_in("sweep")
+    best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
+    _write_csv(folder / SWEEP_TABLE, *_runs_table(results, names, metrics))
+    _write_csv(folder / SWEEP_SETTINGS, *_settings_table(groups, settings, metrics))
+    write_text(folder / SWEEP_PAGE, page(folder.name, results, groups, best, metrics, missing))
+    has_seeds = any(group.n > 1 for group in groups)
+    head = [*settings, *(["n"] if has_seeds else []), *(metric.label for metric in metrics)]
+    rows = [
+        [
+            *(setting_text(group.settings.get(name)) for name in settings),
+            *([str(group.n)] if has_seeds else []),
+            *map(group.text, metrics),
+        ]
+        for group in groups
+    ]
+    lines = [
+        text_table(head, rows, width, max(1, len(head) - len(metrics))),
+        "",
+        *([f"{missing}."] if missing else []),
+    ]
+    lines += _winners(best, settings, len(results), has_seeds)
+    files = ", ".join(str(folder / name) for name in (SWEEP_TABLE, SWEEP_SETTINGS, SWEEP_PAGE))
+    return "\n".join([*lines, "", f"Wrote {files}."])
 
 
-def best_of_each_k(results: list[RunResult]) -> list[RunResult]:
-    """The run with the lowest description length for each k."""
-    best: dict[Any, RunResult] = {}
-    for one in results:
-        k = one["settings"].get("k")
-        length = one["metrics"].get(RANKED_BY)
-        if length is not None and (k not in best or length < best[k]["metrics"][RANKED_BY]):
-            best[k] = one
-    return sorted(best.values(), key=lambda one: one["settings"].get("k") or 0)
+def _winners(best: list[Group], settings: list[str], n_runs: int, has_seeds: bool) -> list[str]:
+    label = METRICS[RANKED_BY].label
+    if not best:
+        return [f"No {label} was measured, so no run is the best."]
+    if not has_seeds:
+        lines = [f"Lowest {label} for each k, out of {n_runs} runs, one seed each (n = 1):"]
+        return lines + [f"  k={one.settings.get('k')}: {one.runs[0]['run']}" for one in best]
+    lines = [
+        f"Lowest mean {label} for each k, out of {n_runs} runs "
+        "(mean ± standard deviation over n seeds):"
+    ]
+    for one in best:
+        shown = [f"{name}={setting_text(one.settings.get(name))}" for name in settings]
+        others = ", ".join(part for part in shown if not part.startswith("k=")) or "all seeds"
+        length = one.text(METRICS[RANKED_BY])
+        lines.append(f"  k={one.settings.get('k')}: {others}: {length} (n = {one.n})")
+    return lines
 
 
-def show(results: list[RunResult], folder: Path) -> str:
-    """Write results.csv and results.html into `folder`; return the table and the best as text."""
-    names, best, metrics = swept(results), best_of_each_k(results), shown_in("sweep")
+def _runs_table(
+    results: list[RunResult], names: list[str], metrics: list[Metric]
+) -> tuple[list[str], list[list[Any]]]:
+    """A row for each run, with the unrounded metrics."""
     keys = [metric.key for metric in metrics]
-    header = ["run", *names, *keys]
-    cells = [
+    rows = [
         [one["run"], *(one["settings"].get(n) for n in names), *map(one["metrics"].get, keys)]
         for one in results
     ]
-    text = io.StringIO()
-    csv.writer(text).writerows([header, *cells])
-    write_text(folder / SWEEP_TABLE, text.getvalue())
-    write_text(folder / SWEEP_PAGE, page(folder.name, results, names, best, metrics))
+    return ["run", *names, *keys], rows
+
+
+def _settings_table(
+    groups: list[Group], names: list[str], metrics: list[Metric]
+) -> tuple[list[str], list[list[Any]]]:
+    """A row for each setting, with the mean and standard deviation of every metric over the seeds."""
+    keys = [metric.key for metric in metrics]
     rows = [
         [
-            *(_shown(one["settings"].get(name)) for name in names),
-            *(metric.text(one["metrics"].get(metric.key)) for metric in metrics),
+            *(group.settings.get(name) for name in names),
+            group.n,
+            *(value for key in keys for value in (group.mean(key), group.spread(key))),
         ]
-        for one in results
+        for group in groups
     ]
-    lines = [text_table([*names, *(metric.label for metric in metrics)], rows)]
-    lines += ["", f"Lowest description length for each k, out of {len(results)} runs:"]
-    lines += [f"  k={one['settings'].get('k')}: {one['run']}" for one in best]
-    lines += ["", f"Wrote {folder / SWEEP_TABLE} and {folder / SWEEP_PAGE}."]
-    return "\n".join(lines)
+    return [*names, "n", *(f"{key}_{what}" for key in keys for what in ("mean", "sd"))], rows
 
 
-def _shown(setting: Any) -> str:
-    return f"{setting:.4g}" if isinstance(setting, float) else str(setting)
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    write_text(path, text.getvalue())

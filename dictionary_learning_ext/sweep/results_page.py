@@ -5,40 +5,53 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 
+from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import Metric
-
-RunResult = dict[str, Any]
-"""One finished run: its name "run", its "settings" and its "metrics"."""
+from .groups import RANKED_BY, SEEDS, Group, RunResult, swept
 
 
 def page(
     title: str,
     results: list[RunResult],
-    swept: list[str],
-    best: list[RunResult],
+    groups: list[Group],
+    best: list[Group],
     metrics: list[Metric],
+    missing: str | None = None,
 ) -> str:
     """The page's HTML.
 
     Arguments:
-        swept: names of the settings to show.
-        best: the runs in the first table.
+        results: all runs; `groups`: the same by setting; `best`: those in the first table.
         metrics: those to show.
+        missing: what of the sweep is missing, if anything.
     """
     labels = {metric.key: metric.label for metric in metrics}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dictionary_learning_ext.sweep"), autoescape=True
     )
+    names = swept(results)
     figures = [
         figure.to_html(full_html=False, include_plotlyjs=i == 0, default_height="26rem")
-        for i, figure in enumerate(_figures(results, swept, labels))
+        for i, figure in enumerate(_figures(results, groups, names, labels))
     ]
     return environment.get_template("sweep.html").render(
-        title=title, results=results, swept=swept, metrics=metrics, best=best, figures=figures
+        title=title,
+        runs=[Group([one]) for one in results],
+        groups=groups,
+        best=best,
+        swept=names,
+        settings=[name for name in names if name not in SEEDS],
+        has_seeds=any(group.n > 1 for group in groups),
+        metrics=metrics,
+        missing=missing,
+        figures=figures,
+        setting_text=setting_text,
     )
 
 
-def _figures(results: list[RunResult], swept: list[str], labels: dict[str, str]) -> list[go.Figure]:
+def _figures(
+    results: list[RunResult], groups: list[Group], swept: list[str], labels: dict[str, str]
+) -> list[go.Figure]:
     """Metrics against settings, heat maps, and all runs in parallel coordinates."""
     figures = []
     if "k" in swept:
@@ -46,8 +59,10 @@ def _figures(results: list[RunResult], swept: list[str], labels: dict[str, str])
     if "beta" in swept:
         figures.append(_scatter(results, "beta", "near_dead_0.1", labels))
     if {"lr", "beta"} <= set(swept):
-        for k in sorted({one["settings"].get("k") for one in results}, key=lambda k: k or 0):
-            figures.append(_heat_map([one for one in results if one["settings"].get("k") == k], k))
+        by_k: dict[Any, list[Group]] = {}
+        for group in groups:
+            by_k.setdefault(group.settings.get("k"), []).append(group)
+        figures += [_heat_map(by_k[k], k) for k in sorted(by_k, key=lambda k: k or 0)]
     columns = {name: [one["settings"].get(name) for one in results] for name in swept}
     columns |= {name: [one["metrics"].get(name) for one in results] for name in labels}
     numeric = {name: values for name, values in columns.items() if all(map(_is_number, values))}
@@ -81,12 +96,12 @@ def _scatter(
     return figure
 
 
-def _heat_map(results: list[RunResult], k: Any) -> go.Figure:
-    """The description length by lr and beta; the lowest where several runs share both."""
+def _heat_map(groups: list[Group], k: Any) -> go.Figure:
+    """The mean description length by lr and beta; the lowest where several settings share both."""
     cells: dict[tuple[Any, Any], float] = {}
-    for one in results:
-        place = one["settings"].get("lr"), one["settings"].get("beta")
-        length = one["metrics"].get("description_length")
+    for group in groups:
+        place = group.settings.get("lr"), group.settings.get("beta")
+        length = group.mean(RANKED_BY)
         if length is not None:
             cells[place] = min(length, cells.get(place, length))
     lrs, betas = ({place[i] for place in cells} for i in (0, 1))

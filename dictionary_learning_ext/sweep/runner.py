@@ -5,40 +5,78 @@ one process on the same batches, as many at once as memory allows. Each gets the
 for bit, as it would in a run of its own. Rerunning an interrupted sweep continues it.
 """
 
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGINT
 
 from ..config.run_config import TrainConfig
 from ..config.sae_config import SAEConfig
-from ..errors import ConfigError, TrainingError
-from ..run_folder.names import CONFIG, FAILED, SWEEP
-from ..run_folder.writing import write_json
+from ..errors import Interrupted, TrainingError
+from ..run_folder.names import CONFIG, FAILED
+from .manifest import Manifest, begin, is_done
 
 
 def run_sweep(
-    configs: dict[str, TrainConfig], save_dir: Path, at_once: int | None = None
+    configs: dict[str, TrainConfig],
+    save_dir: Path,
+    at_once: int | None = None,
+    *,
+    name: str | None = None,
+    command: str | None = None,
 ) -> dict[str, Path]:
     """Train every configuration, or those that an interrupted sweep has not finished.
 
     Arguments:
         save_dir: gets one run folder per configuration, named after it.
         at_once: how many to train together (default: as many as memory allows).
+        name: the sweep's, which groups its runs in wandb.
+        command: what to type to continue.
 
     Returns: the run folders of those that did not fail, by name.
 
     Raises: ConfigError if save_dir holds another sweep; TrainingError, after all others have run,
-    if any failed.
+    if any failed; Interrupted after a signal.
     """
+    manifest = begin_sweep(configs, save_dir, at_once, name=name, command=command)
+    try:
+        return _run(configs, save_dir, manifest)
+    except KeyboardInterrupt as stop:
+        signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
+        done = sum(is_done(save_dir / name) for name in configs)
+        raise Interrupted(
+            signal,
+            f"stopped by {signal.name}; {done} of {len(configs)} runs are finished; "
+            f"{manifest.how_to_continue}",
+        ) from stop
+
+
+def begin_sweep(
+    configs: dict[str, TrainConfig],
+    save_dir: Path,
+    at_once: int | None = None,
+    *,
+    name: str | None = None,
+    command: str | None = None,
+) -> Manifest:
+    """Record in save_dir which sweep it holds; see `run_sweep`."""
+    return begin(
+        list(configs),
+        save_dir,
+        at_once=at_once,
+        memory_allows=memory_allows(configs),
+        name=name,
+        command=command,
+    )
+
+
+def _run(configs: dict[str, TrainConfig], save_dir: Path, manifest: Manifest) -> dict[str, Path]:
     from ..training.loop import train
 
-    at_once = _manifest(configs, save_dir, at_once)
     failures, folders = [], {}
     for group in _groups(configs):
-        for start in range(0, len(group), at_once):
+        for start in range(0, len(group), manifest.at_once):
             chunk: dict[str, SAEConfig] = {}
-            for name in group[start : start + at_once]:
+            for name in group[start : start + manifest.at_once]:
                 if (save_dir / name / FAILED).is_file():
                     failures.append(f"{name} failed earlier (see {save_dir / name / FAILED})")
                 else:
@@ -49,7 +87,7 @@ def run_sweep(
             run = replace(configs[next(iter(chunk))].run, save_dir=str(target))
             has_started = any((save_dir / name / CONFIG).is_file() for name in chunk)
             try:
-                train(run, chunk, resume=has_started)
+                train(run, chunk, resume=has_started, group=manifest.name)
             except TrainingError as error:
                 failures.append(str(error))
             for name in chunk:
@@ -68,31 +106,8 @@ def _groups(configs: dict[str, TrainConfig]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _manifest(configs: dict[str, TrainConfig], save_dir: Path, at_once: int | None) -> int:
-    """Record in save_dir which sweep it holds; return how many are trained at once."""
-    names = sorted(configs)
-    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    path = save_dir / SWEEP
-    if path.is_file():
-        former = json.loads(path.read_text(encoding="utf-8"))
-        if former["digest"] != digest:
-            raise ConfigError(
-                f"{save_dir}: holds another sweep of {len(former['runs'])} runs, e.g. "
-                f"{former['runs'][0]}; choose another --save-dir"
-            )
-        if at_once not in (None, former["at_once"]):
-            raise ConfigError(
-                f"--at-once {at_once}: this sweep was started with {former['at_once']}; leave out "
-                "--at-once to continue it"
-            )
-        return former["at_once"]
-    at_once = memory_allows(configs) if at_once is None else at_once
-    write_json(path, {"digest": digest, "at_once": at_once, "runs": names})
-    return at_once
-
-
 def memory_allows(configs: dict[str, TrainConfig]) -> int:
-    """How many SAEs, with their Adam state, fit into half of the free memory."""
+    """How many of the SAEs, with their Adam state, fit into half of the free memory."""
     import psutil
 
     from ..activations.language_models import width_of
@@ -105,4 +120,4 @@ def memory_allows(configs: dict[str, TrainConfig]) -> int:
         import torch
 
         free = torch.cuda.mem_get_info()[0]
-    return max(1, int(free / 2 / bytes_each))
+    return min(len(configs), max(1, int(free / 2 / bytes_each)))

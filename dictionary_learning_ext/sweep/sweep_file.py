@@ -1,18 +1,22 @@
 """wandb's sweep files: which runs a file describes, and the configuration of each."""
 
+import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from ..config.run_config import TrainConfig
-from ..errors import ConfigError
+from ..config.run_config import RunConfig, TrainConfig
+from ..config.sae_config import SAEConfig
+from ..errors import ConfigError, UserError
 
 _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
 _KEYS |= {"command", "run_cap"}
+_SETTINGS = get_type_hints(SAEConfig) | get_type_hints(RunConfig) | {"preset": str, "config": str}
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
 
 
@@ -20,6 +24,7 @@ _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical",
 class Sweep:
     """The content of a wandb sweep file that can be run here."""
 
+    file: Path
     name: str
     flags: list[str]
     """Flags of `vsae train` that every run shares."""
@@ -41,7 +46,14 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         raise ConfigError(
             f"{path}: no such file; expected a sweep file, e.g. {_EXAMPLE}"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except IsADirectoryError as error:
+        raise ConfigError(
+            f"{path}: a folder; expected a sweep file, e.g. {_EXAMPLE}; to show the results in a "
+            f"sweep's folder, use --results {path}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); check the file") from error
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         cause = " ".join(str(error).split())
         raise ConfigError(
             f"{path}: not valid YAML ({cause}); for an example, see {_EXAMPLE}"
@@ -69,28 +81,42 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         raise ConfigError(f"{path}: method is {method!r}; expected grid or random")
     if not assignments:
         raise ConfigError(f"{path}: the grid is empty; give every parameter a value or values")
-    return Sweep(str(content.get("name") or path.stem), _flags(path, content), assignments)
+    return Sweep(path, str(content.get("name") or path.stem), _flags(path, content), assignments)
 
 
 def configurations(
-    sweep: Sweep, parse: Callable[[list[str]], TrainConfig], extra: Sequence[str] = ()
+    sweep: Sweep, parse: Callable[[list[str]], TrainConfig], fixed: Sequence[str] = ()
 ) -> dict[str, TrainConfig]:
     """The configuration of every run, by name: the same that a wandb agent's command would give.
 
     Arguments:
         parse: turns flags of `vsae train` into a configuration.
-        extra: flags that override those in the file.
+        fixed: flags that override those in the file's command.
 
-    Raises: ConfigError for an invalid value, before anything runs.
+    Raises: ConfigError for an invalid value, or a fixed flag that the file sweeps, before anything
+    runs.
     """
+    for flag in (word for word in fixed if word.startswith("--")):
+        name = flag.removeprefix("--").partition("=")[0].replace("-", "_")
+        if name in sweep.assignments[0]:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: {sweep.file} sweeps it; leave it out, or change its "
+                "values there"
+            )
+        if name == "resume":
+            raise ConfigError(f"{flag}: a sweep continues by itself; leave it out")
     found: dict[str, TrainConfig] = {}
     for assignment in sweep.assignments:
         swept = [f"--{name}={value}" for name, value in assignment.items()]
-        config = parse([*sweep.flags, *swept, *extra])
-        config = replace(config, sae=config.sae.resolve(config.run.steps, config.run.batch_size))
+        try:
+            config = parse([*sweep.flags, *fixed, *swept])
+            resolved = config.sae.resolve(config.run.steps, config.run.batch_size)
+        except UserError as error:
+            raise ConfigError(f"{sweep.file}: {error}") from error
+        config = replace(config, sae=resolved)
         if config.name in found:
             raise ConfigError(
-                f"{sweep.name}: two runs have the settings {assignment}; remove one of them"
+                f"{sweep.file}: two runs have the settings {assignment}; remove one of them"
             )
         found[config.name] = config
     return found
@@ -119,6 +145,12 @@ def _flags(path: Path, content: dict[str, Any]) -> list[str]:
 def _choices(path: Path, name: Any, parameter: Any) -> Any:
     """A list of values, or a scipy distribution to draw them from."""
     where = f"{path}: parameter {name!r}"
+    setting = str(name).replace("-", "_")
+    if setting not in _SETTINGS:
+        close = difflib.get_close_matches(setting, _SETTINGS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else "see `vsae train --help`"
+        raise ConfigError(f"{where}: no such setting; {hint}")
+    takes_text = str in (_SETTINGS[setting], *get_args(_SETTINGS[setting]))
     if not isinstance(parameter, dict):
         raise ConfigError(f"{where} is {parameter!r}; expected value, values, or min and max")
     kind = parameter.get("distribution")
@@ -127,17 +159,13 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
             f"{where}: distribution {kind!r} needs wandb's server; to run it here, use one of "
             f"{', '.join(_DISTRIBUTIONS)}"
         )
-    if "value" in parameter:
-        return [parameter["value"]]
-    if "values" in parameter:
-        values = parameter["values"]
+    if "value" in parameter or "values" in parameter:
+        values = [parameter["value"]] if "value" in parameter else parameter["values"]
         if not isinstance(values, list):
             raise ConfigError(f"{where}: values is {values!r}; expected a list")
         for value in values:
-            if isinstance(value, str) and _is_number(value):
-                raise ConfigError(
-                    f"{where}: YAML reads {value} as text; write it with a decimal point, e.g. 1.0e-4"
-                )
+            if isinstance(value, str) and _is_number(value) and not takes_text:
+                raise ConfigError(f"{where}: YAML reads {value} as text; write {_as_number(value)}")
         return values
     low, high = parameter.get("min"), parameter.get("max")
     if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in (low, high)):
@@ -184,7 +212,17 @@ def _random(path: Path, parameters: dict[str, Any], cap: Any, seed: int) -> list
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
+
+
+def _as_number(text: str) -> str:
+    """The number in a form that YAML reads as one: 1.0e-4, where 1e-4 and 1.0e4 are texts."""
+    if not isinstance(yaml.safe_load(text), str):
+        return f"{text} without quotes"
+    mantissa, _, exponent = text.strip().lower().partition("e")
+    if not exponent:
+        return repr(float(text))
+    mantissa += "" if "." in mantissa else ".0"
+    return f"{mantissa}e{int(exponent):+d}"

@@ -43,7 +43,9 @@ SHOWN = 3
 """How many SAEs the progress bar shows; each one's metrics are in its metrics.jsonl."""
 
 
-def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -> dict[str, Path]:
+def train(
+    run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False, group: str | None = None
+) -> dict[str, Path]:
     """Train every SAE on the same batches, save it and evaluate it on held-out text.
 
     An SAE's results do not depend on which others are trained beside it, on logging, or on whether
@@ -55,6 +57,7 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
             their name in it.
         resume: continue from the newest resume points of these folders. `reading.read_run` gives `run`
             and `saes`.
+        group: what wandb groups the runs by (default: the name of the folder that holds them).
 
     Returns: the run folder of each.
 
@@ -89,7 +92,7 @@ def train(run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False) -
         sae_runs, start = _build(run, saes, folders, hook, buffer, points)
         code = 1
         try:
-            _begin(sae_runs, buffer, points)
+            _begin(sae_runs, buffer, points, group)
             with signals.deferred():
                 _loop(run, buffer, sae_runs, start, inputs, signals)
                 trained = [one for one in sae_runs if one.failure is None]
@@ -145,9 +148,14 @@ def _build(
     return sae_runs, start
 
 
-def _begin(sae_runs: list[SAERun], buffer: ResidualBuffer, points: dict[Path, ResumePoint]) -> None:
+def _begin(
+    sae_runs: list[SAERun],
+    buffer: ResidualBuffer,
+    points: dict[Path, ResumePoint],
+    group: str | None,
+) -> None:
     """Start or resume every SAE. No folder is changed before it is certain that all can."""
-    groups = {one.name: one.folder.resolve().parent.name for one in sae_runs}
+    groups = {one.name: group or one.folder.resolve().parent.name for one in sae_runs}
     for one in sae_runs:
         if points:
             one.restore(points[one.folder])

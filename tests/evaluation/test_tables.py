@@ -48,6 +48,14 @@ def test_and_then_blocks_that_each_have_the_first_column():
     ]
 
 
+def test_blocks_repeat_as_many_columns_as_are_asked_for():
+    table = text_table(["k", "lr", "first", "second"], [["8", "0.1", "1", "2"]], 15, repeated=2)
+    assert [line.split() for line in table.splitlines() if line.startswith("k")] == [
+        ["k", "lr", "first"],
+        ["k", "lr", "second"],
+    ]
+
+
 def test_a_long_name_is_broken_where_its_parts_end():
     table = text_table(["", "FVE"], [["vsae_top_k_k64_F1024_seed0", "0.9"], ["b", "0.8"]], width=24)
     assert table.splitlines() == [

@@ -13,6 +13,8 @@ SLOW = frozenset(
         "test_five_kills_change_nothing",
         "test_sigterm_ends_the_command_with_143_and_resume_goes_on",
         "test_the_core_never_imports_sae_bench",
+        "test_what_is_left_is_counted_with_the_command_that_continues",
+        "test_the_results_of_the_others_are_shown_beside_a_failure",
         # What a newcomer types, as it is written.
         "test_quickstart_ends_with_the_table_and_what_to_try_next",
         "test_the_readmes_commands_run",

@@ -12,7 +12,7 @@ from sweep_flags import train_config
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import ConfigError, TrainingError
+from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.sweep.runner import memory_allows, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 
@@ -83,6 +83,46 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
             assert (whole[name] / file).read_text() == (folders[name] / file).read_text()
 
 
+def test_a_signal_says_how_to_continue_the_sweep(sweep_file, tmp_path, monkeypatch):
+    configs = configurations(read_sweep(sweep_file()), train_config)
+    first = next(iter(configs))
+    real = train
+
+    def stopped(run, saes, **options):
+        if first not in saes:
+            raise Interrupted(
+                signal.SIGTERM, "stopped at step 6; continue with vsae train --resume"
+            )
+        return real(run, saes, **options)
+
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", stopped)
+    with pytest.raises(Interrupted) as stop:
+        run_sweep(configs, tmp_path / "s", at_once=1, command="vsae sweep x.yaml")
+    assert str(stop.value) == (
+        "stopped by SIGTERM; 1 of 4 runs are finished; run `vsae sweep x.yaml` again to continue"
+    )
+    assert stop.value.exit_code == 143
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", keyboard_interrupt)
+    with pytest.raises(Interrupted, match="stopped by SIGINT; 1 of 4 runs"):
+        run_sweep(configs, tmp_path / "s")
+
+
+def keyboard_interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_wandb_groups_the_runs_by_the_sweeps_name(at_once, sweep_file, tmp_path, monkeypatch):
+    configs = configurations(read_sweep(sweep_file()), train_config)
+    groups = []
+    monkeypatch.setattr(
+        "dictionary_learning_ext.training.loop.train",
+        lambda run, saes, *, resume, group: groups.append(group),
+    )
+    run_sweep(configs, tmp_path / "elsewhere", at_once, name="tiny")
+    assert set(groups) == {"tiny"}
+
+
 def test_two_sweeps_do_not_share_a_folder(sweep_file, tmp_path):
     configs = configurations(read_sweep(sweep_file()), train_config)
     one = dict(list(configs.items())[:1])
@@ -117,7 +157,7 @@ def test_memory_bounds_how_many_are_trained_together(sweep_file, monkeypatch):
 
     configs = configurations(read_sweep(sweep_file()), train_config)
     each = 4 * 4 * 2 * 32 * 16  # weights, gradients and two averages of encoder and decoder
-    for available, expected in ((20 * each, 10), (each, 1)):
+    for available, expected in ((100 * each, 4), (6 * each, 3), (each, 1)):
         memory = psutil.virtual_memory()._replace(available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         assert memory_allows(configs) == expected

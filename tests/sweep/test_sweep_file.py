@@ -14,6 +14,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 from experiments.robustness.wandb_files import history, logged_config, records
 
@@ -66,12 +67,29 @@ BAD = {
     "an unknown key": ({"methode": "grid"}, "unknown key 'methode'"),
     "bayes": ({"method": "bayes"}, "needs wandb's server"),
     "no method": ({"method": None}, "method is None"),
-    "an unknown parameter": ({"parameters": {"betta": {"value": 1}}}, "betta"),
-    "a value out of range": ({"parameters": {"k": {"values": [33]}}}, r"k=33.*dict_size=32"),
-    "a value of the wrong type": ({"parameters": {"k": {"values": ["many"]}}}, "many"),
+    "an unknown parameter": (
+        {"parameters": {"betta": {"value": 1}}},
+        r"sweep\.yaml: parameter 'betta': no such setting; did you mean 'beta'\?",
+    ),
+    "a value out of range": (
+        {"parameters": {"k": {"values": [33]}}},
+        r"sweep\.yaml: k=33.*dict_size=32",
+    ),
+    "a value of the wrong type": (
+        {"parameters": {"k": {"values": ["many"]}}},
+        r"sweep\.yaml: .*many",
+    ),
     "a number that YAML reads as text": (
         {"parameters": {"lr": {"values": ["1e-4"]}}},
-        r"YAML reads 1e-4 as text; write it with a decimal point, e\.g\. 1\.0e-4",
+        r"YAML reads 1e-4 as text; write 1\.0e-4$",
+    ),
+    "another number that YAML reads as text": (
+        {"parameters": {"lr": {"value": "2.5e4"}}},
+        r"YAML reads 2\.5e4 as text; write 2\.5e\+4$",
+    ),
+    "a number in quotes": (
+        {"parameters": {"k": {"values": ["4"]}}},
+        r"YAML reads 4 as text; write 4 without quotes$",
     ),
     "an empty grid": ({"parameters": {"k": {"values": []}}}, "so the grid is empty"),
     "no parameters": ({"parameters": 3}, "expected wandb's keys"),
@@ -113,6 +131,30 @@ def test_a_bad_file_is_one_line_before_anything_runs(case, sweep_file, tmp_path,
 
     assert re.search(message, error), error
     assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_is_not_called_bad_yaml(tmp_path, capsys):
+    assert main(["sweep", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}: a folder; expected a sweep file" in error
+    assert f"use --results {tmp_path}" in error
+    assert "YAML" not in error
+
+
+def test_text_of_digits_is_fine_where_a_setting_takes_text(sweep_file):
+    path = sweep_file(parameters={"save_steps": {"values": ["5", "7"]}})
+    configs = configurations(read_sweep(path), train_config)
+    assert [config.run.save_steps for config in configs.values()] == ["5", "7"]
+
+
+def test_fixed_flags_override_the_files_and_swept_ones_are_refused(sweep_file):
+    sweep = read_sweep(sweep_file())
+    for config in configurations(sweep, train_config, ["--steps=12", "--kl_scope", "all"]).values():
+        assert (config.run.steps, config.run.batch_size, config.sae.kl_scope) == (12, 32, "all")
+    with pytest.raises(ConfigError, match=r"--beta: .*sweep\.yaml sweeps it; leave it out"):
+        configurations(sweep, train_config, ["--steps=12", "--beta", "0.1"])
+    with pytest.raises(ConfigError, match="--resume=auto: a sweep continues by itself"):
+        configurations(sweep, train_config, ["--resume=auto"])
 
 
 def wandb_file(cwd, run_id):

@@ -1,0 +1,92 @@
+"""The runs of a sweep, grouped by what they share beside their seeds, and the best for each k."""
+
+import json
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from ..evaluation.metrics import Metric
+
+RunResult = dict[str, Any]
+"""One finished run: its name "run", its "settings" and its "metrics"."""
+
+RANKED_BY = "description_length"
+SEEDS = ("seed", "data_seed")
+_NEVER_SHOWN = ("save_dir", "overwrite", "wandb", "wandb_project", "wandb_artifacts", "device")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one setting, which differ in their seeds alone."""
+
+    runs: list[RunResult]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What they share."""
+        first = self.runs[0]["settings"]
+        return {name: value for name, value in first.items() if name not in SEEDS}
+
+    @property
+    def n(self) -> int:
+        """How many runs there are."""
+        return len(self.runs)
+
+    def mean(self, key: str) -> float | None:
+        """A metric's mean; None if it was not measured in all runs."""
+        values = [run["metrics"].get(key) for run in self.runs]
+        return None if None in values else statistics.fmean(values)
+
+    def spread(self, key: str) -> float | None:
+        """A metric's standard deviation over the seeds; None of a single run."""
+        if self.n == 1 or self.mean(key) is None:
+            return None
+        return statistics.stdev(run["metrics"][key] for run in self.runs)
+
+    def text(self, metric: Metric) -> str:
+        """A metric as tables show it: its mean and, of several runs, its standard deviation."""
+        spread = self.spread(metric.key)
+        mean = metric.text(self.mean(metric.key))
+        return mean if spread is None else f"{mean} ± {spread:.{_digits(mean)}f}"
+
+
+def _digits(number: str) -> int:
+    return len(number.partition(".")[2])
+
+
+def grouped(results: list[RunResult]) -> list[Group]:
+    """The runs by their settings but for the seeds, sorted by the settings that are swept."""
+    groups: dict[str, list[RunResult]] = {}
+    for one in results:
+        settings = {n: v for n, v in one["settings"].items() if n not in (*_NEVER_SHOWN, *SEEDS)}
+        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(one)
+    names = swept(results)
+    return sorted(
+        map(Group, groups.values()),
+        key=lambda group: [_place(group.settings.get(name)) for name in names],
+    )
+
+
+def _place(value: Any) -> tuple[int, float, str]:
+    """Numbers first, in their order."""
+    is_number = isinstance(value, int | float)
+    return (0, value, "") if is_number else (1, 0.0, str(value))
+
+
+def swept(results: list[RunResult]) -> list[str]:
+    """The settings in which the runs differ."""
+    names = {name for one in results for name in one["settings"]} - set(_NEVER_SHOWN)
+    return sorted(n for n in names if len({repr(one["settings"].get(n)) for one in results}) > 1)
+
+
+def best_of_each_k(groups: list[Group]) -> list[Group]:
+    """The setting with the lowest mean description length for each k."""
+    best: dict[Any, Group] = {}
+    for group in groups:
+        k, length = group.settings.get("k"), group.mean(RANKED_BY)
+        if length is None:
+            continue
+        former = best[k].mean(RANKED_BY) if k in best else None
+        if former is None or length < former:
+            best[k] = group
+    return sorted(best.values(), key=lambda group: group.settings.get("k") or 0)

@@ -1,0 +1,105 @@
+"""`vsae sweep`: its own flags and those of `vsae train`, and what it prints."""
+
+import json
+import signal
+
+import pytest
+from small_commands import refused
+
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.flags import parse
+from dictionary_learning_ext.commands.sweep import COMMAND
+from dictionary_learning_ext.errors import Interrupted
+
+
+@pytest.fixture
+def sweep_file(flags, tmp_path):
+    """A sweep of four SAEs."""
+    path = tmp_path / "a sweep.yaml"
+    command = ["vsae", "train", *flags, "--eval-tokens=200", "--eval-documents=4", "${args}"]
+    parameters = {"k": {"values": [2, 4]}, "seed": {"values": [0, 1]}}
+    content = {"name": "tiny", "method": "grid", "parameters": parameters, "command": command}
+    path.write_text(json.dumps(content))  # JSON is YAML
+    return path
+
+
+TYPED = {
+    "f.yaml --steps 100 --eval-tokens=0": "--steps 100 --eval-tokens=0",
+    "--steps 100 f.yaml --yes --seed 3": "--steps 100",
+    "--rectify f.yaml --device cuda": "--rectify --device cuda",
+    "--rectify False f.yaml --at-once 2 --max_norm_multiple 3": "--rectify False --max_norm_multiple 3",
+    "f.yaml --group-fractions 0.5 0.5 --at-once 2": "--group-fractions 0.5 0.5",
+    "f.yaml --save-dir x --preset paper --wandb offline": "--preset paper --wandb offline",
+    "f.yaml": "",
+}
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_the_flags_of_train_are_told_from_its_own(typed):
+    flags = parse(COMMAND, typed.split())
+    assert " ".join(flags.fixed) == TYPED[typed]
+    assert str(flags.file) == "f.yaml"
+    assert flags.typed == f"vsae sweep {typed}"
+
+
+def test_a_flag_that_nobody_knows_and_one_without_a_file(sweep_file, tmp_path, capsys):
+    assert "--stepz" in refused(["sweep", sweep_file, "--stepz", "100"], capsys)
+    assert "--steps: expected a sweep file" in refused(
+        ["sweep", "--results", tmp_path, "--steps", "9"], capsys
+    )
+    assert "--k: " in refused(["sweep", sweep_file, "--k=3"], capsys)
+
+
+def test_a_sweep_without_evaluation_ends_with_its_runs(sweep_file, tmp_path, capsys):
+    folder = tmp_path / "s"
+    fixed = ["--steps", "6", "--eval-tokens", "0", "--decay-start", "None"]
+    assert main(["sweep", str(sweep_file), "--save-dir", str(folder), *fixed]) == 0
+    out = capsys.readouterr().out
+    assert f"4 runs into {folder}, all at once" in out
+    assert "No description length was measured" in out
+    for path in folder.glob("*/config.json"):
+        assert json.loads(path.read_text())["run"]["settings"]["steps"] == 6
+    assert "finished" not in out
+
+
+def test_what_is_left_is_counted_with_the_command_that_continues(
+    sweep_file, tmp_path, capsys, monkeypatch
+):
+    from dictionary_learning_ext.training import loop
+
+    real, calls = loop.train, []
+
+    def stopped_later(run, saes, **options):
+        calls.append(saes)
+        if len(calls) == 2:
+            raise Interrupted(signal.SIGINT)
+        return real(run, saes, **options)
+
+    monkeypatch.setattr(loop, "train", stopped_later)
+    folder = tmp_path / "s"
+    command = ["sweep", str(sweep_file), "--save-dir", str(folder), "--at-once", "2"]
+    assert main(command) == 130
+    again = f"run `vsae sweep '{sweep_file}' --save-dir {folder} --at-once 2` again to continue"
+    assert f"2 of 4 runs are finished; {again}" in capsys.readouterr().err
+    assert main(["sweep", "--results", str(folder)]) == 0
+    assert f"2 of 4 runs are finished; {again}." in capsys.readouterr().out
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "4 runs into" in out
+    assert ", 2 at once" in out
+    assert "are finished" not in out
+    assert "out of 4 runs (mean ± standard deviation over n seeds)" in out
+    assert out.count("(n = 2)") == 2, "two seeds of each k"
+
+
+def test_the_results_of_the_others_are_shown_beside_a_failure(sweep_file, tmp_path, capsys):
+    folder = tmp_path / "s"
+    assert main(["sweep", str(sweep_file), "--save-dir", str(folder), "--at-once=4"]) == 0
+    one = next(folder.glob("*_k2_*"))
+    (one / "failed.json").write_text("{}")
+    (one / "metrics.json").unlink()
+    capsys.readouterr()
+    assert main(["sweep", str(sweep_file), "--save-dir", str(folder)]) == 2
+    printed = capsys.readouterr()
+    assert f"3 of 4 runs are finished; 1 failed, see failed.json in {one.name}." in printed.out
+    assert "failed earlier" in printed.err

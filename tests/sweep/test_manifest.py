@@ -1,0 +1,61 @@
+"""sweep.json: which sweep a folder holds, and how far it is."""
+
+import json
+
+import pytest
+
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.sweep.manifest import begin, progress, read
+
+
+def finished(folder, eval_tokens=100):
+    folder.mkdir()
+    settings = {"run": {"settings": {"eval_tokens": eval_tokens}}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
+
+
+def start(folder, names="abc", **changes):
+    return begin(
+        list(names), folder, **{"at_once": None, "memory_allows": 2, "command": "vsae x", **changes}
+    )
+
+
+def test_the_first_start_counts(tmp_path):
+    first = start(tmp_path, name="n")
+    assert (first.at_once, first.runs, first.name) == (2, ["a", "b", "c"], "n")
+    assert start(tmp_path, names="cba", memory_allows=9, command="y") == first == read(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds another sweep of 3 runs, e\.g\. a"):
+        start(tmp_path, names="ab")
+    with pytest.raises(ConfigError, match="--at-once 3: this sweep was started with 2"):
+        start(tmp_path, at_once=3)
+
+
+def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
+    assert progress(tmp_path) is None, "no sweep"
+    start(tmp_path)
+    assert progress(tmp_path) == "0 of 3 runs are finished; run `vsae x` again to continue"
+    finished(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "failed.json").touch()
+    assert progress(tmp_path) == (
+        "1 of 3 runs are finished; 1 failed, see failed.json in b; run `vsae x` again to continue"
+    )
+    finished(tmp_path / "c", eval_tokens=0)
+    assert progress(tmp_path) == "2 of 3 runs are finished; 1 failed, see failed.json in b"
+    (tmp_path / "b" / "failed.json").unlink()
+    (tmp_path / "b").rmdir()
+    finished(tmp_path / "b")
+    assert progress(tmp_path) is None
+
+
+def test_older_folders_have_no_command_and_a_damaged_file_is_named(tmp_path):
+    old = {"digest": "x", "at_once": 1, "runs": ["a"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(old))
+    assert progress(tmp_path) == (
+        "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
+    )
+    for content in ("{", "[]", '{"runs": 3}'):
+        (tmp_path / "sweep.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"sweep\.json: damaged; delete it and rerun"):
+            read(tmp_path)
