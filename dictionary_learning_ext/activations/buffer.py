@@ -239,7 +239,7 @@ class ResidualBuffer(ActivationBuffer):
         if len(texts) < n:
             raise TextError(
                 f"{self._text_name()} ended: expected {n} more documents, found {len(texts)}; use a"
-                " longer text, a smaller batch, or --text-passes 2 to read it twice"
+                " longer text, a smaller batch, or read it more often (--text-passes)"
             )
         return texts
 
@@ -289,5 +289,5 @@ class ResidualBuffer(ActivationBuffer):
         return TextError(
             f"{self._text_name()} ended after {self.tokens_seen} tokens: expected"
             f" {self.out_batch_size} for the next batch, found {found}; use a longer text, fewer"
-            " steps, or --text-passes 2 to read it twice"
+            " steps, or read it more often (--text-passes)"
         )

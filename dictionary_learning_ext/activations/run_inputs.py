@@ -60,6 +60,11 @@ def make_buffer(
     )
 
 
+def evaluation_batch(tokens: int) -> int:
+    """Tokens in a batch of an evaluation on `tokens` tokens. It needs at least one batch."""
+    return min(_EVALUATION_BATCH, tokens)
+
+
 def held_out(
     run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
 ) -> tuple[ResidualBuffer, list[str]]:
@@ -67,7 +72,7 @@ def held_out(
 
     The documents come from a stream of their own, so the buffer starts with them too.
     """
-    batch_size = min(_EVALUATION_BATCH, tokens)
+    batch_size = evaluation_batch(tokens)
     n_ctxs = max(64, math.ceil(batch_size / run.ctx_len))
     text = open_text(run.data, split="heldout")
     buffer = make_buffer(replace(run, n_ctxs=n_ctxs), model, hook, text, batch_size)

@@ -63,6 +63,8 @@ class TextStream(Iterator[str]):
     Attributes:
         name: as given to `open_text`.
         documents_read: documents yielded, over all passes.
+        every_20th: whether the text has no held-out part of its own.
+        is_local: whether it is on this machine, not on the hub.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class TextStream(Iterator[str]):
     ):
         self.name = name
         self.documents_read = 0
+        self.every_20th = every_20th
+        self.is_local = source.is_local
         self._source = source
         self._identity = {"text": name, "split": split, "seed": seed}
         self._passes = passes

@@ -21,6 +21,9 @@ EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet
 class DocumentSource(Protocol):
     """An iterator over the documents of one pass, which can be resumed at a position."""
 
+    is_local: bool
+    """Whether it is on this machine, not on the hub."""
+
     def start(self, number: int, position: Any) -> None:
         """Start pass `number` (from 0) at its first document, or at an earlier `position()`."""
         ...
@@ -39,6 +42,8 @@ class DocumentSource(Protocol):
 
 class Passages:
     """The embedded text's passages, in another order in each pass."""
+
+    is_local = True
 
     def __init__(self, split: Split, seed: int):
         import pyarrow.parquet
@@ -77,6 +82,8 @@ class Passages:
 
 class Files:
     """The documents of several files, one file after the other."""
+
+    is_local = True
 
     def __init__(self, files: list[Path]):
         self._files = files
@@ -151,6 +158,8 @@ def files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
 
 class HubSet:
     """The `text` of the rows of a `datasets.IterableDataset`."""
+
+    is_local = False
 
     def __init__(self, dataset: Any, name: str):
         self._dataset = dataset

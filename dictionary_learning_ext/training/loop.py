@@ -13,6 +13,7 @@ from nnsight import LanguageModel
 from tqdm import tqdm
 
 from ..activations.buffer import ResidualBuffer
+from ..activations.enough_text import require_enough_text
 from ..activations.language_models import HookPoint, settings_hash, weights_hash
 from ..activations.run_inputs import held_out, make_buffer, measured_on, open_model
 from ..activations.text import open_text
@@ -78,6 +79,7 @@ def train(
             for folder in folders.values():
                 require_free(folder, run.overwrite)
         model, hook = open_model(run)
+        require_enough_text(run, model.tokenizer)
         saes = {
             name: sae.with_sigma(hook.activation_dim, run.normalize) for name, sae in saes.items()
         }

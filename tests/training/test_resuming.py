@@ -32,6 +32,7 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import steps_of
+from dictionary_learning_ext.training import loop
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -137,11 +138,13 @@ def test_lines_logged_after_the_point_are_cut_off(stopped):
     assert all(row.get("fve") != 9 for row in rows)
 
 
-def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text):
+def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkeypatch):
+    """As where outliers are left out, whose number isn't known before."""
+    monkeypatch.setattr(loop, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text(Path(text).read_text()[:6_000])
     one = replace(run, data=str(short), save_every="none", eval_tokens=0)
-    with pytest.raises(TextError, match="--text-passes 2"):
+    with pytest.raises(TextError, match=r"ended.*--text-passes"):
         train(one, {"x": sae_of()})
     (step,) = steps_of(Path(run.save_dir))
     former, saes = read_run(Path(run.save_dir))

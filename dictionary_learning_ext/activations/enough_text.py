@@ -1,0 +1,121 @@
+"""Whether a text is long enough for a run, found before the run starts."""
+
+import math
+from typing import Any, NamedTuple
+
+from ..config.options import Split
+from ..config.run_config import RunConfig
+from ..errors import TextError
+from .position_rule import PositionRule
+from .run_inputs import evaluation_batch
+from .text import HELD_OUT_EVERY, open_text
+from .tokens import ContextStream
+
+_CONTEXTS_AT_ONCE = 256
+_FOR_OUTLIERS = 1.05
+"""How many more tokens are advised where some are left out for their norm, which isn't known yet."""
+
+
+class _Counted(NamedTuple):
+    """One pass over a text, or its start."""
+
+    documents: int
+    tokens: int
+    """Including those after the last whole context."""
+    rows: int
+    """Tokens of whole contexts that aren't left out by their id."""
+    is_whole: bool
+    """Whether this is the whole pass."""
+
+
+def require_enough_text(run: RunConfig, tokenizer: Any) -> None:
+    """Tokenize as much of a run's text as it needs, and refuse it if there is less.
+
+    A data set on the hub isn't counted. Tokens that `max_norm_multiple` will leave out are counted:
+    they aren't known yet.
+
+    Raises: TextError, which says how often the text must be read, or how much held-out text is
+    missing.
+    """
+    text = open_text(run.data)
+    if not text.is_local:
+        return
+    need = run.steps * run.batch_size
+    train = _count(run, tokenizer, "train", need)
+    if train.documents == 0 and train.is_whole:
+        raise TextError(
+            f"the text {run.data!r} has no documents to train on: expected at least one; use another"
+            " text (--data)"
+        )
+    if train.is_whole:
+        _require_passes(run, train, need)
+    if run.eval_tokens:
+        held_out = _count(run, tokenizer, "heldout", evaluation_batch(run.eval_tokens))
+        if held_out.rows < evaluation_batch(run.eval_tokens):
+            raise _no_held_out(run, train, held_out, text.every_20th)
+
+
+def _count(run: RunConfig, tokenizer: Any, split: Split, at_most: int) -> _Counted:
+    """Count one pass of a run's text, until there are `at_most` rows."""
+    rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
+    text = open_text(run.data, split=split)
+    contexts = ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
+    rows = 0
+    while rows < at_most:
+        try:
+            input_ids_BL, mask_BL = contexts.next_batch(_CONTEXTS_AT_ONCE)
+        except StopIteration:
+            return _Counted(contexts.documents_read, contexts.tokens_read, rows, True)
+        rows += int(rule.by_token(input_ids_BL, mask_BL).sum())
+    return _Counted(contexts.documents_read, contexts.tokens_read, rows, False)
+
+
+def _require_passes(run: RunConfig, train: _Counted, need: int) -> None:
+    """Refuse a text that ends before the run does."""
+    is_packed = run.text_packing == "pack"
+    whole = train.tokens // run.ctx_len * run.ctx_len  # tokens of whole contexts, if packed
+    share = train.rows / whole if is_packed and whole else 1.0
+
+    def rows(passes: int) -> int:
+        if not is_packed:
+            return passes * train.rows
+        return int(passes * train.tokens // run.ctx_len * run.ctx_len * share)
+
+    if (found := rows(run.text_passes)) >= need:
+        return
+    one_pass = train.tokens * share if is_packed else train.rows
+    if not one_pass:
+        raise TextError(
+            f"the text {run.data!r} has no tokens to train on: expected {need:,}; use another text"
+            " (--data)"
+        )
+    wanted = need * (1 if run.max_norm_multiple is None else _FOR_OUTLIERS)
+    passes = math.ceil(wanted / one_pass)
+    while rows(passes) < wanted:
+        passes += 1
+    steps = found // run.batch_size
+    raise TextError(
+        f"the text {run.data!r} has {found:,} tokens"
+        f"{f' in whole contexts of {run.ctx_len}' if is_packed else ''}"
+        f"{f' in {run.text_passes} passes' if run.text_passes > 1 else ''}: expected {need:,} for"
+        f" {run.steps:,} steps of {run.batch_size:,}; use a longer text, --text-passes {passes}"
+        f"{f' or --steps {steps}' if steps else ''}"
+    )
+
+
+def _no_held_out(
+    run: RunConfig, train: _Counted, held_out: _Counted, every_20th: bool
+) -> TextError:
+    """Too little held-out text: how many documents would do."""
+    need = evaluation_batch(run.eval_tokens)
+    found = f"the held-out part of {run.data!r} has {held_out.rows:,} tokens"
+    expected = f"expected at least {need:,} to evaluate on"
+    if not every_20th:
+        return TextError(f"{found}: {expected}; add to it, or use --eval-tokens 0")
+    each = (train.tokens + held_out.tokens) / max(1, train.documents + held_out.documents)
+    tokens = math.ceil(need / run.ctx_len + 1) * run.ctx_len
+    documents = HELD_OUT_EVERY * math.ceil(tokens / each)
+    return TextError(
+        f"{found} (every {HELD_OUT_EVERY}th document): {expected}; use a text of about"
+        f" {documents:,} documents, a folder with a train and a validation file, or --eval-tokens 0"
+    )
