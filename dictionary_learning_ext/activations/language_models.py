@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchE
 from transformers.utils import CONFIG_NAME
 
 from ..errors import CheckpointError, LanguageModelError, first_line
+from .devices import require_device
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 _EXPECTED = (
@@ -92,8 +93,8 @@ def load_language_model(
 
     Raises:
         LanguageModelError: there is no such model, the hub can't be reached, files are missing or
-            damaged, the device is not available, or the tokenizer has neither a pad nor an
-            end-of-text token.
+            damaged, or the tokenizer has neither a pad nor an end-of-text token.
+        ConfigError: the machine has no such device.
     """
     folder = EMBEDDED_MODEL if name == "embedded" else Path(name).expanduser()
     is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
@@ -103,13 +104,7 @@ def load_language_model(
             f" {_EXPECTED}"
         )
     source = str(folder) if is_local else name
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise LanguageModelError(
-            f"device {device!r} can't be used ({first_line(error)}): expected a device of this"
-            " machine, e.g. --device cpu"
-        ) from error
+    require_device(device)
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(source)

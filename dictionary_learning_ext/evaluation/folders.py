@@ -13,7 +13,8 @@ from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
 from ..run_folder.names import METRICS
-from ..run_folder.reading import require_folders, run_of
+from ..run_folder.reading import require_folders
+from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .measure import evaluate

@@ -26,7 +26,8 @@ from ..config.checks import require, require_choice
 from ..config.options import ExportFormat
 from ..errors import CheckpointError, ConfigError, LanguageModelError, TextError
 from ..run_folder.names import EXPORTS, METRICS
-from ..run_folder.reading import read_metrics_if_any, run_of
+from ..run_folder.reading import read_metrics_if_any
+from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, read, record, require_supported, write
 from .local_paths import without_local_paths

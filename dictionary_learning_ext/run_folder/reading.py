@@ -5,6 +5,7 @@ resume_points.py.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,18 @@ from typing import Any
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import CheckpointError, ConfigError, first_line
-from .names import CONFIG, FAILED, HISTORY, METRICS, WEIGHTS
+from .names import (
+    CHECKPOINTS,
+    CONFIG,
+    FAILED,
+    HISTORY,
+    METRICS,
+    RESUME,
+    RESUME_COMPLETE,
+    WEIGHTS,
+    checkpoint,
+    resume_point,
+)
 
 EXPECTED = "expected a run folder, e.g. runs/NAME"
 
@@ -24,22 +36,20 @@ def require_folders(folders: Sequence[str | Path]) -> None:
         raise ConfigError(f"no folder given: {EXPECTED}, or several")
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
+def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     """The config.json of a folder that holds an SAE.
 
+    Arguments:
+        step: of the checkpoint that is meant. Default: the final weights.
+
     Raises: CheckpointError if the folder or a file of it is missing (the message lists what is
-    there) or damaged.
+    there) or damaged, or the run is not finished.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-            there = ", ".join(names) or "nothing"
-            inside = [p.parent.name for p in sorted(folder.glob(f"*/{WEIGHTS}"))]
-            hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
-            raise CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
+    if not (folder / CONFIG).is_file():
+        raise _missing(folder, CONFIG)
     path = folder / CONFIG
     config = _parsed(path, path.read_bytes(), "copy it again or train again")
     try:
@@ -53,7 +63,57 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: {section} is {config[section]!r}, expected an object; copy it again"
             )
+    if step is not None:
+        if not checkpoint(folder, step).is_file():
+            raise _no_checkpoint(folder, step)
+    elif not (folder / WEIGHTS).is_file():
+        if "run" in config and not (folder / METRICS).is_file():
+            raise _unfinished(folder, config)
+        raise _missing(folder, WEIGHTS)
     return config
+
+
+def _missing(folder: Path, name: str) -> CheckpointError:
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    there = ", ".join(names) or "nothing"
+    inside = [p.parent.name for p in sorted(folder.glob(f"*/{WEIGHTS}"))]
+    hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
+    return CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
+
+
+def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
+    if (folder / FAILED).is_file():
+        return CheckpointError(
+            f"{folder}: its training failed, see {FAILED} there; train again, or load one of its "
+            f"{CHECKPOINTS} (--step)"
+        )
+    reached = max(steps_of(folder), default=0)
+    steps = settings_in(config, folder / CONFIG).get("steps")
+    return CheckpointError(
+        f"{folder}: not finished (step {reached} of {steps}); continue it with "
+        f"`vsae train --resume {folder}`"
+    )
+
+
+def _no_checkpoint(folder: Path, step: int) -> CheckpointError:
+    there = ", ".join(map(str, checkpoint_steps(folder)))
+    expected = f"expected one of {there}" if there else "there are none; train with --save-steps"
+    return CheckpointError(f"{folder}: no checkpoint of step {step}; {expected}")
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of a folder's checkpoints, in rising order."""
+    matches = (
+        re.fullmatch(r"ae_(\d+)\.pt", path.name) for path in (folder / CHECKPOINTS).glob("*")
+    )
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps of a folder's complete resume points, in rising order."""
+    matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / RESUME).glob("*"))
+    steps = sorted(int(match[1]) for match in matches if match)
+    return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -68,7 +128,7 @@ def load_config(path: str | Path) -> TrainConfig:
     path = path / CONFIG if path.is_dir() else path
     try:
         config = _parsed(path, path.read_bytes(), "copy it again")
-        settings = _settings(config, path)
+        settings = settings_in(config, path)
     except FileNotFoundError as error:
         raise ConfigError(f"--config {path}: no such file; {EXPECTED}, or its {CONFIG}") from error
     except CheckpointError as error:
@@ -114,41 +174,6 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     return [_parsed(path, line, repair) for line in path.read_bytes().splitlines()]
 
 
-def run_of(
-    folder: Path, model: str | None, hook: str | None, data: str | None, device: str
-) -> RunConfig:
-    """A folder's run with what was asked for in its place, once it is certain that both agree.
-
-    Raises: ConfigError, CheckpointError.
-    """
-    config = read_config(folder)
-    trainer = config["trainer"]
-    if "run" in config:
-        path = folder / CONFIG
-        run = TrainConfig().updated(_settings(config, path), str(path)).run
-    elif model is None or hook is None:
-        raise ConfigError(
-            f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none); "
-            "give --model and --hook"
-        )
-    else:
-        run = RunConfig(model=model, hook=hook)
-    trained_on = {"model": trainer.get("lm_name"), "hook": trainer.get("submodule_name")}
-    for what, asked in (("model", model), ("hook", hook)):
-        found = trained_on[what]
-        if asked is None or found is None:
-            continue
-        if what == "hook" and not found.startswith("blocks."):  # upstream's demo has its own names
-            continue
-        if Path(asked).name != Path(found).name:  # a local model's folder may have moved
-            raise CheckpointError(
-                f"{folder}: trained on {what} {found}, not on {asked}; leave out --{what} or give "
-                "another folder"
-            )
-    changes = {"model": model, "hook": hook, "data": data, "device": device}
-    return replace(run, **{name: value for name, value in changes.items() if value is not None})
-
-
 def is_finished(folder: Path, run: RunConfig) -> bool:
     """Whether an SAE is trained and, if the run evaluates, evaluated."""
     return (folder / (METRICS if run.eval_tokens else WEIGHTS)).is_file()
@@ -170,9 +195,9 @@ def run_folders(folder: Path) -> list[Path]:
         return [folder]
     if inside := sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
         return inside
+    what = "holds no run" if folder.is_dir() else "no such folder"
     raise ConfigError(
-        f"--resume {folder}: holds no run; {EXPECTED}, or a folder that holds the run folders of "
-        "one run"
+        f"--resume {folder}: {what}; {EXPECTED}, or a folder that holds the run folders of one run"
     )
 
 
@@ -200,8 +225,8 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
         require_same(
             asdict(first.run),
             asdict(other.run),
-            f"{folder / first_name} and {name}",
-            advice="resume each folder by itself",
+            f"--resume {folder}: holds different runs ({first_name} is not as {name})",
+            advice=f"resume each by itself, e.g. --resume {folder / first_name}",
         )
     is_one = (folder / CONFIG).is_file()
     only = folder if is_one or others else folder / first_name
@@ -219,7 +244,7 @@ def _parsed(path: Path, content: bytes, repair: str) -> Any:
         raise CheckpointError(f"{path}: not valid JSON ({cause}); {repair}") from error
 
 
-def _settings(config: Any, path: Path) -> dict[str, Any]:
+def settings_in(config: Any, path: Path) -> dict[str, Any]:
     """A run's settings in its config.json. Raises CheckpointError if there are none."""
     try:
         settings = config["run"]["settings"]

@@ -11,7 +11,6 @@ A point is written to a folder of another name, which is then renamed. The last 
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from .names import (
     WEIGHTS,
     resume_point,
 )
+from .reading import steps_of
 from .writing import remove, sync, write_json, writing
 
 logger = logging.getLogger(__name__)
@@ -82,13 +82,6 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
             remove(temporary)
         for old in steps_of(folder)[:-KEPT]:
             _forget(resume_point(folder, old))
-
-
-def steps_of(folder: Path) -> list[int]:
-    """The steps of a run folder's complete points, in rising order."""
-    matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / RESUME).glob("*"))
-    steps = sorted(int(match[1]) for match in matches if match)
-    return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
 
 
 def note_logged(folder: Path, step: int) -> int:

@@ -2,17 +2,19 @@
 
 import copy
 import io
+import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 
+from ..activations.devices import require_device
 from ..config.architectures import BY_DICT_CLASS, import_class
-from ..errors import CheckpointError, first_line
-from .names import CHECKPOINTS, CONFIG, WEIGHTS
+from ..errors import CheckpointError
+from .names import CHECKPOINTS, CONFIG, WEIGHTS, checkpoint
 from .reading import read_config
 from .writing import replacing
 
@@ -47,20 +49,29 @@ def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -
         temporary.write_bytes(whole.getbuffer())
 
 
-def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary, dict[str, Any]]:
+def load_dictionary(
+    base_path: str | Path, device: str = "cpu", *, step: int | None = None
+) -> tuple[Dictionary, dict[str, Any]]:
     """The SAE in a run folder, of our class or any of upstream's, and its config.
 
+    It takes the place of `dictionary_learning.utils.load_dictionary`, which knows upstream's classes
+    only.
+
     Arguments:
-        folder: one that `vsae train` or upstream's `trainSAE` wrote.
+        base_path: a folder that `vsae train` or upstream's `trainSAE` wrote.
+        device: where its weights go.
+        step: of the checkpoint to load. Default: the final weights.
 
     Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json.
 
-    Raises: CheckpointError if a file is missing, damaged or does not fit the config. No code in a
-    file is executed.
+    Raises: CheckpointError if a file is missing, damaged or does not fit the config; ConfigError if
+    the machine has no such device. No code in a file is executed.
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    trainer, path = config["trainer"], folder / WEIGHTS
+    require_device(device)
+    folder = Path(base_path)
+    config = read_config(folder, step)
+    trainer = config["trainer"]
+    path = folder / WEIGHTS if step is None else checkpoint(folder, step)
     dict_class = trainer["dict_class"]
     row = BY_DICT_CLASS.get(dict_class) if isinstance(dict_class, str) else None
     if row is None:
@@ -68,7 +79,7 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
             f"{folder}: dict_class {dict_class!r} is unknown; expected one of "
             f"{', '.join(BY_DICT_CLASS)}"
         )
-    state = _read_weights(path, dict_class)
+    state, norm_factor = _read_weights(path, dict_class)
     for name in ("activation_dim", "dict_size", "k"):
         given = trainer.get(name)
         if given is not None and (type(given) is not int or not 1 <= given < 2**31):
@@ -77,33 +88,59 @@ def load_dictionary(folder: str | Path, device: str = "cpu") -> tuple[Dictionary
                 "of 1 or more; copy it again"
             )
     try:
-        if row.is_ours:
-            dictionary: Any = import_class(row.dictionary).from_pretrained(path, device=device)
-        else:
-            dictionary, _ = load_upstream_dictionary(str(folder), device)
+        file = path if norm_factor is None else _in_memory(state)
+        dictionary: Any = import_class(row.dictionary).from_pretrained(file, device=device)
+        if norm_factor is not None:
+            dictionary = for_raw_activations(dictionary, norm_factor)
     except CheckpointError:
         raise
-    except Exception as error:  # of any kind: a state dict of any content is handed to upstream
+    except Exception as error:  # of any kind: a state dict of any content is handed to the class
         raise CheckpointError(
             f"{path}: not a state dict of {dict_class} ({' '.join(str(error).split())[:300]}); it "
             f"holds {_shapes(state)}; copy it again or train again"
         ) from error
-    _check_weights(path, state, dictionary, trainer)
+    is_final = step is None and norm_factor is None
+    _check_weights(path, state, dictionary, trainer, is_final)
+    if norm_factor is not None:
+        trainer.setdefault("norm_factor", norm_factor)
     return dictionary.eval().requires_grad_(False), config
 
 
-def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
-    """The tensors in an `ae.pt`, whole and finite; none of its code is executed."""
+def _in_memory(state: dict[str, t.Tensor]) -> io.BytesIO:
+    """A file of weights that holds `state`."""
+    whole = io.BytesIO()
+    t.save(state, whole)
+    whole.seek(0)
+    return whole
+
+
+def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], float | None]:
+    """The tensors in a file of weights, whole and finite; none of its code is executed.
+
+    Returns: them, and None; or, of a backup that upstream's `trainSAE` leaves while it trains
+    (backup_steps), what activations were divided by in training: its tensors are in those units.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch itself does not compare checksums
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"{damaged} has another checksum")
-        state = t.load(path, map_location="cpu", weights_only=True)
+                if archive.testzip():
+                    raise zipfile.BadZipFile("a part of it has another checksum")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about the kind of pickle
+            state = t.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes of any content raise anything
+        why = {
+            zipfile.BadZipFile: "its checksum is wrong",
+            EOFError: "it ends too early",
+            pickle.UnpicklingError: "it is not a file of tensors",
+        }.get(type(error), "it can't be read as tensors")
         raise CheckpointError(
-            f"{path}: incomplete or damaged {dict_class} ({first_line(error)}); copy it again or train again"
+            f"{path}: incomplete or damaged {dict_class} ({why}); copy it again or train again"
         ) from error
+    norm_factor = None
+    if isinstance(state, dict) and isinstance(state.get("ae"), dict):
+        norm_factor = float(state.get("norm_factor") or 1.0)
+        state = state["ae"]
     if not isinstance(state, dict) or not all(isinstance(v, t.Tensor) for v in state.values()):
         what = "a dict of other values" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise CheckpointError(
@@ -120,13 +157,20 @@ def _read_weights(path: Path, dict_class: str) -> dict[str, t.Tensor]:
                 f"{path}: {name} has NaN or infinite values; load an earlier checkpoint from "
                 f"{path.parent / CHECKPOINTS}, or train again with a lower --lr"
             )
-    return state
+    return state, norm_factor
 
 
 def _check_weights(
-    path: Path, state: dict[str, t.Tensor], dictionary: Dictionary, trainer: dict[str, Any]
+    path: Path,
+    state: dict[str, t.Tensor],
+    dictionary: Dictionary,
+    trainer: dict[str, Any],
+    is_final: bool,
 ) -> None:
-    """Raise a CheckpointError that names the first tensor that does not fit the class or the config."""
+    """Raise a CheckpointError that names the first tensor that does not fit the class or the config.
+
+    Before the end of a training, upstream's k may not have come down to the config's yet.
+    """
     expected: dict[str, t.Tensor] = dictionary.state_dict()
     sizes = {"F": dictionary.dict_size, "D": dictionary.activation_dim}
     for letter, name in (("D", "activation_dim"), ("F", "dict_size")):
@@ -143,7 +187,7 @@ def _check_weights(
                 f"{path}: {name} is {value.dtype}, expected {expected[name].dtype}"
             )
     if "k" in state:
-        k, configured = int(state["k"]), trainer.get("k")
+        k, configured = int(state["k"]), trainer.get("k") if is_final else None
         if configured not in (None, k) or not 1 <= k <= sizes["F"]:
             raise CheckpointError(
                 f"{path}: k is {k}, dict_size is {sizes['F']} and config.json says k={configured}; "

@@ -25,7 +25,8 @@ from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.metrics import shown_in
 from ..run_folder.names import BENCH_CACHE, BENCH_RESULTS
-from ..run_folder.reading import require_folders, run_of
+from ..run_folder.reading import require_folders
+from ..run_folder.trained_on import run_of
 from ..run_folder.writing import write_json, writing
 from . import adapter
 from . import feature_usage as usage

@@ -19,7 +19,9 @@ def test_a_checkpoint_of_another_model_or_layer_than_asked_for(small, tmp_path, 
     assert main(["train", *small]) == 0
     run = str(tmp_path / "run")
     assert main(["eval", run, "--model", "embedded"]) == 2
-    assert re.search(r"trained on model .*, not on embedded", capsys.readouterr().err)
+    assert re.search(
+        r"activation_dim=16, but blocks.0.* of embedded is 128 wide", capsys.readouterr().err
+    )
     assert main(["eval", run, "--hook", "blocks.1.hook_resid_post"]) == 2
     assert "trained on hook blocks.0" in capsys.readouterr().err
     assert main(["eval", str(tmp_path / "none")]) == 2

@@ -180,7 +180,7 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
         (["--config", "x", "--preset", "paper"], r"give only one of them"),
         (["--steps", "100000"], r"tokens.*--text-passes"),
         (["--save-steps", "often"], r"save_steps='often'.*linear:N"),
-        (["--device", "tpu"], r"device 'tpu'.*--device cpu"),
+        (["--device", "tpu"], r"device='tpu': expected cpu, cuda or cuda:N.*--device cpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -10,6 +10,7 @@ from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.reading import (
+    checkpoint_steps,
     failed_in,
     is_finished,
     load_config,
@@ -20,7 +21,7 @@ from dictionary_learning_ext.run_folder.reading import (
     read_metrics_if_any,
     read_run,
     run_folders,
-    run_of,
+    steps_of,
 )
 
 SETTINGS = TrainConfig(SAEConfig(beta=0.25), RunConfig(steps=77, hook="blocks.1.hook_resid_post"))
@@ -50,11 +51,17 @@ def test_reading_imports_no_torch(tmp_path):
         "from dictionary_learning_ext.run_folder import names, reading\n"
         f"assert starting_point(['--resume', {str(tmp_path)!r}]).run.steps == 77\n"
         f"assert starting_point(['--config', {str(tmp_path)!r}]).run.steps == 77\n"
-        f"reading.run_of(__import__('pathlib').Path({str(tmp_path)!r}), None, None, None, 'cpu')\n"
+        "from dictionary_learning_ext.run_folder.trained_on import run_of\n"
+        f"run_of(__import__('pathlib').Path({str(tmp_path)!r}), None, None, None, 'cpu')\n"
         "print([m for m in ('torch', 'nnsight', 'datasets', 'wandb') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def made_nothing(folder):
+    folder.mkdir()
+    return folder
 
 
 NOT_JSON = {
@@ -93,11 +100,55 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
     made(tmp_path / "base" / "one")
     with pytest.raises(CheckpointError, match=r"it holds one; did you mean one of one in it\?"):
         read_config(tmp_path / "base")
-    (tmp_path / "base" / "one" / "ae.pt").unlink()
+    upstreams = made(tmp_path / "theirs", **{"config.json": {"trainer": TRAINER}})
+    (upstreams / "ae.pt").unlink()
     with pytest.raises(CheckpointError, match=r"expected a file ae\.pt, but it holds config\.json"):
-        read_config(tmp_path / "base" / "one")
+        read_config(upstreams)
     with pytest.raises(ConfigError, match=r"--config .*no such file; expected a run folder"):
         load_config(tmp_path / "none")
+
+
+def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
+    folder = made(tmp_path / "run")
+    (folder / "ae.pt").unlink()
+    expected = (
+        f"{folder}: not finished (step %d of 77); continue it with `vsae train --resume {folder}`"
+    )
+    for step, whole in ((0, []), (40, [20, 40]), (40, [])):
+        for at in whole:
+            point = folder / "resume" / f"step_{at:08d}"
+            point.mkdir(parents=True)
+            (point / "complete.json").write_text("{}")
+        (folder / "resume" / "step_00000060").mkdir(parents=True, exist_ok=True)  # not whole
+        for reader in (read_config, read_metrics):
+            with pytest.raises(CheckpointError) as raised:
+                reader(folder)
+            assert str(raised.value) == expected % step
+    assert steps_of(folder) == [20, 40]
+    (folder / "metrics.json").write_text("{}")  # it was finished: there is nothing to continue
+    with pytest.raises(CheckpointError, match=r"expected a file ae\.pt, but it holds config\.json"):
+        read_config(folder)
+    (folder / "metrics.json").unlink()
+    (folder / "failed.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"its training failed, see failed\.json there"):
+        read_config(folder)
+
+
+def test_a_checkpoint_is_there_or_those_that_are_are_listed(tmp_path):
+    made(tmp_path)
+    (tmp_path / "ae.pt").unlink()
+    with pytest.raises(
+        CheckpointError, match="no checkpoint of step 5; there are none; train with"
+    ):
+        read_config(tmp_path, 5)
+    (tmp_path / "checkpoints").mkdir()
+    for step in (100, 20):
+        (tmp_path / "checkpoints" / f"ae_{step}.pt").touch()
+    (tmp_path / "checkpoints" / ".ae_7.pt.tmp").touch()
+    assert checkpoint_steps(tmp_path) == [20, 100]
+    assert read_config(tmp_path, 20)["trainer"] == TRAINER, "of a run that is not finished too"
+    with pytest.raises(CheckpointError, match="no checkpoint of step 5; expected one of 20, 100"):
+        read_config(tmp_path, 5)
 
 
 def test_settings_are_read_without_weights_from_a_folder_or_its_file(tmp_path):
@@ -110,8 +161,6 @@ def test_a_run_without_settings_is_damaged_and_not_upstreams(run, tmp_path):
     made(tmp_path, **{"config.json": {"trainer": TRAINER, "run": run}})
     with pytest.raises(ConfigError, match=r"expected an object with run\.settings"):
         load_config(tmp_path)
-    with pytest.raises(CheckpointError, match=r"expected an object with run\.settings"):
-        run_of(tmp_path, None, None, None, "cpu")
 
 
 def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
@@ -133,25 +182,6 @@ def test_the_history_is_read_line_by_line(tmp_path):
     assert read_history(tmp_path) == [{"step": 0}, {"step": 7, "fve": 0.5}]
 
 
-def test_a_folders_run_is_checked_against_what_was_asked_for(tmp_path):
-    made(tmp_path)
-    run = run_of(tmp_path, "there/pythia-70m", None, "other.txt", "cuda")
-    assert (run.model, run.hook) == ("there/pythia-70m", SETTINGS.run.hook)
-    assert (run.data, run.device, run.steps) == ("other.txt", "cuda", 77)
-    with pytest.raises(CheckpointError, match="trained on model here/pythia-70m, not on gpt2"):
-        run_of(tmp_path, "gpt2", None, None, "cpu")
-    with pytest.raises(CheckpointError, match=r"trained on hook blocks\.1.*, not on blocks\.0"):
-        run_of(tmp_path, None, "blocks.0.hook_resid_post", None, "cpu")
-
-
-def test_a_folder_of_upstreams_needs_the_model_and_hook(tmp_path):
-    made(tmp_path, **{"config.json": {"trainer": {"dict_class": "AutoEncoderTopK"}}})
-    with pytest.raises(ConfigError, match="give --model and --hook"):
-        run_of(tmp_path, "gpt2", None, None, "cpu")
-    run = run_of(tmp_path, "gpt2", "blocks.2.hook_resid_post", None, "cpu")
-    assert (run.model, run.hook) == ("gpt2", "blocks.2.hook_resid_post")
-
-
 def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
     one, two, bad = (made(tmp_path / name) for name in ("one", "two", "bad"))
     (bad / "failed.json").write_text("{}")
@@ -169,7 +199,11 @@ def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
     with pytest.raises(ConfigError, match=r"the run failed, see its failed\.json"):
         read_run(bad)
     with pytest.raises(ConfigError, match=r"--resume .*: holds no run; expected a run folder"):
-        read_run(tmp_path / "nothing")
+        read_run(made_nothing(tmp_path / "nothing"))
+    with pytest.raises(
+        ConfigError, match=r"--resume .*none: no such folder; expected a run folder"
+    ):
+        read_run(tmp_path / "none")
 
 
 def test_folders_of_different_runs_are_not_resumed_together(tmp_path):
@@ -177,8 +211,12 @@ def test_folders_of_different_runs_are_not_resumed_together(tmp_path):
     other = TrainConfig(SETTINGS.sae, RunConfig(steps=78))
     config = {"trainer": TRAINER, "run": {"settings": other.to_dict()}}
     made(tmp_path / "b", **{"config.json": config})
-    with pytest.raises(ConfigError, match=r"steps=77, not 78"):
+    with pytest.raises(ConfigError) as raised:
         read_run(tmp_path)
+    message = str(raised.value)
+    assert message.startswith(f"--resume {tmp_path}: holds different runs (a is not as b): ")
+    assert "steps=77, not 78" in message
+    assert message.endswith(f"; resume each by itself, e.g. --resume {tmp_path / 'a'}")
 
 
 def test_settings_survive_a_config_file(tmp_path):

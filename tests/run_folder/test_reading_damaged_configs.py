@@ -36,7 +36,7 @@ DAMAGED_CONFIGS = {
     "a model that is nowhere": (setting(model="../../nowhere"), r"'\.\./\.\./nowhere'"),
     "a hook that is none": (setting(hook="blocks.0.__class__"), r"blocks\.0\.__class__"),
     "a text with an escape": (setting(data="./\x1b[31m.txt"), r"\\x1b\[31m"),
-    "a width of no model": (setting(model="embedded"), "16.*128|trained on"),
+    "a width of no model": (setting(model="embedded"), "16, but blocks.*128 wide"),
 }
 
 
@@ -62,7 +62,7 @@ HOSTILE_SETTINGS = {
     "a list for a number": ({"steps": [1]}, "steps="),
     "no steps": ({"steps": 0}, "steps=0"),
     "an interval in fortnights": ({"save_every": "2 fortnights"}, "save_every='2 fortnights'"),
-    "a device that is none": ({"device": "cuda:0; rm"}, "device 'cuda:0; rm'"),
+    "a device that is none": ({"device": "cuda:0; rm"}, "device='cuda:0; rm'"),
 }
 
 

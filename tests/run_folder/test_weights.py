@@ -1,5 +1,7 @@
 """Weights that are damaged or of another run are named, and none of their code is executed."""
 
+import dataclasses
+import inspect
 import json
 import os
 import pickle
@@ -8,6 +10,7 @@ import shutil
 
 import pytest
 import torch as t
+from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from interrupted_runs import sae_of
@@ -154,6 +157,7 @@ def test_a_damaged_ae_pt(damage, folder, trained, tmp_path, monkeypatch, capsys)
     line = refused(["eval", folder], capsys)
     assert re.search(message, line), line
     assert "ae.pt" in line
+    assert "weights_only" not in line, "torch's advice would execute what is in the file"
     assert content(folder) == before
     assert not (tmp_path / "executed").exists()
 
@@ -198,3 +202,66 @@ def test_a_scaled_copy_takes_raw_activations_and_leaves_the_original(posterior):
     assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
     assert t.allclose(scaled.encode(3 * x), 3 * sae.encode(x), rtol=1e-5, atol=1e-5)
     assert for_raw_activations(sae, 1.0) is sae
+
+
+@pytest.fixture
+def stepped(run):
+    """Run folders of a vSAE and an upstream's TopK that kept their weights before step 20."""
+    saes = {"ours": sae_of(), "theirs": sae_of("top_k")}
+    return train(dataclasses.replace(run, save_steps="20", eval_tokens=0), saes)
+
+
+@pytest.mark.parametrize("name", ["ours", "theirs"])
+def test_a_checkpoint_of_the_middle_is_loaded(name, stepped):
+    folder = stepped[name]
+    final, _ = load_dictionary(folder)
+    middle, config = load_dictionary(folder, step=20)
+    assert type(middle) is type(final)
+    assert config == json.loads((folder / "config.json").read_text())
+    saved = t.load(folder / "checkpoints" / "ae_20.pt", weights_only=True)
+    assert all(t.equal(value, saved[key]) for key, value in middle.state_dict().items())
+    assert not t.equal(middle.encoder.weight, final.encoder.weight)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 21; expected one of 20"):
+        load_dictionary(folder, step=21)
+    (folder / "ae.pt").unlink()
+    unfinished, _ = load_dictionary(folder, step=20)
+    assert t.equal(unfinished.encoder.weight, middle.encoder.weight)
+
+
+@pytest.mark.parametrize("name", ["ours", "theirs"])
+def test_a_backup_of_upstreams_is_loaded_for_raw_activations(name, stepped):
+    """`trainSAE(backup_steps=…)` leaves more than weights in ae.pt, in training units."""
+    folder = stepped[name]
+    final, _ = load_dictionary(folder)
+    state = t.load(folder / "ae.pt", weights_only=True)
+    backup = {"step": 20, "ae": state, "optimizer": {"state": {}}, "config": {"k": 4}}
+    t.save(backup | {"norm_factor": 2.5}, folder / "ae.pt")
+    config = json.loads((folder / "config.json").read_text())
+    del config["trainer"]["norm_factor"], config["run"]
+    (folder / "config.json").write_text(json.dumps(config))
+    sae, config = load_dictionary(folder)
+    x = t.randn(5, 16, generator=t.Generator().manual_seed(0))
+    assert t.allclose(sae.encode(2.5 * x), 2.5 * final.encode(x), rtol=1e-5, atol=1e-5)
+    assert config["trainer"]["norm_factor"] == 2.5
+    t.save(backup | {"norm_factor": None}, folder / "ae.pt")
+    assert t.equal(load_dictionary(folder)[0].encode(x), final.encode(x))
+
+
+def test_k_may_differ_in_the_middle_where_upstream_anneals_it(stepped):
+    folder = stepped["theirs"]
+    put(k=t.tensor(9))(folder / "checkpoints" / "ae_20.pt")
+    sae, _ = load_dictionary(folder, step=20)
+    assert int((sae.encode(t.randn(64, 16)) != 0).sum(1).max()) > 4
+    put(k=t.tensor(9))(folder / "ae.pt")
+    with pytest.raises(CheckpointError, match=r"k is 9, .*config\.json says k=4"):
+        load_dictionary(folder)
+
+
+def test_it_is_called_as_upstreams_is(folder):
+    """`dictionary_learning.utils.load_dictionary(base_path, device)`."""
+    theirs = list(inspect.signature(load_upstream_dictionary).parameters)
+    ours = inspect.signature(load_dictionary).parameters
+    assert list(ours)[: len(theirs)] == theirs
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(ours.values())[len(theirs) :])
+    dictionary, config = load_dictionary(base_path=str(folder), device="cpu")
+    assert type(dictionary).__name__ == config["trainer"]["dict_class"]

@@ -1,0 +1,111 @@
+"""What the SAE of a folder was trained on, checked against what a command is asked to measure it on.
+
+Imports no torch.
+"""
+
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config.run_config import RunConfig, TrainConfig
+from ..errors import CheckpointError, ConfigError
+from .names import CONFIG
+from .reading import read_config, settings_in
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_BUFFER = {
+    "ctx_len": "ctx_len",
+    "text": "data",
+    "packing": "text_packing",
+    "remove_bos": "remove_bos",
+    "max_norm_multiple": "max_norm_multiple",
+}
+"""By a buffer's name of a setting: the run's. Upstream's buffers only write ctx_len."""
+
+
+def run_of(
+    folder: Path,
+    model: str | None,
+    hook: str | None,
+    data: str | None,
+    device: str,
+    step: int | None = None,
+) -> RunConfig:
+    """A folder's run with what was asked for in its place, once it is certain that both agree.
+
+    A folder that upstream's `trainSAE` wrote has no run: the language model and the hook point must
+    be given, and the rest comes from its buffer.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    config = read_config(folder, step)
+    path = folder / CONFIG
+    if "run" in config:
+        run = TrainConfig().updated(settings_in(config, path), str(path)).run
+    elif model is None or hook is None:
+        raise ConfigError(
+            f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none); "
+            "give --model and --hook"
+        )
+    else:
+        run = _run_of_buffer(folder, config, model, hook, data)
+    trainer = config["trainer"]
+    trained_on = {"model": trainer.get("lm_name"), "hook": trainer.get("submodule_name")}
+    was = trained_on["model"]
+    if model is not None and was is not None and _name(model) != _name(was):
+        # It may be the same under another name. Its width is checked once it is loaded.
+        logger.warning("%s: trained on the model %s, now used with %s", folder, was, model)
+    was = trained_on["hook"]
+    if hook is not None and not str(was).startswith("blocks."):
+        _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
+    elif hook not in (None, was):
+        raise CheckpointError(
+            f"{folder}: trained on hook {was}, not on {hook}; leave out --hook or give another folder"
+        )
+    changes = {"model": model, "hook": hook, "data": data, "device": device}
+    return replace(run, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _run_of_buffer(
+    folder: Path, config: dict[str, Any], model: str, hook: str, data: str | None
+) -> RunConfig:
+    """The run of a folder of upstream's, as far as its "buffer" tells."""
+    buffer = config.get("buffer", {})
+    found = {
+        name: buffer[theirs]
+        for theirs, name in _OF_THE_BUFFER.items()
+        if buffer.get(theirs) is not None
+    }
+    if "data" not in found and data is None:
+        logger.warning("%s: its %s names no text; using --data %s", folder, CONFIG, RunConfig.data)
+    return TrainConfig().updated(found | {"model": model, "hook": hook}, str(folder / CONFIG)).run
+
+
+def _require_layer(folder: Path, config: dict[str, Any], hook: str) -> None:
+    """Raise a CheckpointError unless a folder of upstream's was trained where `hook` is."""
+    layer, io = config["trainer"].get("layer"), config.get("buffer", {}).get("io")
+    match = re.match(r"blocks\.(\d+)\.hook_(\w+)", hook)
+    if match is None or type(layer) is not int:
+        return  # `find_hook` names the hook points there are
+    # Between two blocks: the input of one is the output of the one before.
+    before = {"resid_pre": int(match[1]), "resid_post": int(match[1]) + 1}.get(match[2])
+    trained_before = {"in": layer, "out": layer + 1}.get(str(io))
+    if before is None or trained_before is None:
+        fits = int(match[1]) == layer
+    else:
+        fits = before == trained_before
+    if not fits:
+        side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
+        kind = "hook_resid_pre" if io == "in" else "hook_resid_post"
+        raise CheckpointError(
+            f"{folder}: trained on {side}layer {layer}, not on {hook}; use --hook "
+            f"blocks.{layer}.{kind} or give another folder"
+        )
+
+
+def _name(model: Any) -> str:
+    """A model's name without the folder it is in, which may have moved."""
+    return Path(str(model)).name

@@ -1,0 +1,158 @@
+"""What an SAE was trained on: taken from its folder, and compared with what is asked for."""
+
+import json
+
+import pytest
+
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.run_folder.trained_on import run_of
+
+SETTINGS = TrainConfig(run=RunConfig(steps=77, hook="blocks.1.hook_resid_post"))
+TRAINER = {"dict_class": "AutoEncoderTopK", "lm_name": "here/pythia-70m"}
+OURS = {
+    "trainer": TRAINER | {"layer": 1, "submodule_name": "blocks.1.hook_resid_post"},
+    "buffer": {"ctx_len": 16},
+    "run": {"settings": SETTINGS.to_dict()},
+}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A folder of a config, without weights that could be read."""
+
+    def make(config):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "ae.pt").touch()
+        return tmp_path
+
+    return make
+
+
+def upstreams(layer=3, submodule_name="resid_post_layer_3", **buffer):
+    """What `trainSAE` writes."""
+    trainer = TRAINER | {"layer": layer, "submodule_name": submodule_name}
+    return {"trainer": trainer} | ({"buffer": buffer} if buffer else {})
+
+
+def test_what_was_asked_for_takes_the_place_of_the_runs_own(made):
+    run = run_of(made(OURS), "there/pythia-70m", None, "other.txt", "cuda")
+    assert (run.model, run.hook) == ("there/pythia-70m", SETTINGS.run.hook)
+    assert (run.data, run.device, run.steps) == ("other.txt", "cuda", 77)
+    assert run.ctx_len == RunConfig.ctx_len, "the run's, which decides the buffer's"
+    with pytest.raises(CheckpointError, match=r"trained on hook blocks\.1.*, not on blocks\.0"):
+        run_of(made(OURS), None, "blocks.0.hook_resid_post", None, "cpu")
+
+
+@pytest.mark.parametrize("config", [OURS, upstreams(1, io="out")], ids=["ours", "upstream's"])
+def test_a_model_of_another_name_is_warned_of_and_used(config, made, caplog):
+    """A snapshot's folder is named by a hash, and lm_name of a trainSAE is free."""
+    hook = "blocks.1.hook_resid_post"
+    assert run_of(made(config), "elsewhere/pythia-70m", hook, "embedded", "cpu")
+    assert not caplog.messages
+    assert run_of(made(config), "snapshots/ab12", hook, "embedded", "cpu").model == "snapshots/ab12"
+    (message,) = caplog.messages
+    assert message.endswith("trained on the model here/pythia-70m, now used with snapshots/ab12")
+
+
+def test_a_folder_of_upstreams_needs_the_model_and_hook(made):
+    folder = made(upstreams())
+    with pytest.raises(ConfigError, match="give --model and --hook"):
+        run_of(folder, "gpt2", None, None, "cpu")
+    run = run_of(folder, "gpt2", "blocks.3.hook_resid_post", None, "cpu")
+    assert (run.model, run.hook, run.ctx_len) == ("gpt2", "blocks.3.hook_resid_post", 128)
+
+
+FITS = {
+    "the output of its layer": ("out", "blocks.3.hook_resid_post"),
+    "the input of the next": ("out", "blocks.4.hook_resid_pre"),
+    "the input of its layer": ("in", "blocks.3.hook_resid_pre"),
+    "the output of the one before": ("in", "blocks.2.hook_resid_post"),
+    "its layer, and no side is known": (None, "blocks.3.hook_resid_pre"),
+    "another kind of point": ("out", "blocks.3.hook_mlp_out"),
+}
+DIFFERS = {
+    "another layer": (
+        "out",
+        "blocks.1.hook_resid_post",
+        "the output of layer 3",
+        "3.hook_resid_post",
+    ),
+    "the other side": (
+        "out",
+        "blocks.3.hook_resid_pre",
+        "the output of layer 3",
+        "3.hook_resid_post",
+    ),
+    "the output, of an input": (
+        "in",
+        "blocks.3.hook_resid_post",
+        "the input of",
+        "3.hook_resid_pre",
+    ),
+    "no side is known": (None, "blocks.0.hook_resid_post", "layer 3", "3.hook_resid_post"),
+}
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_a_hook_where_upstreams_sae_was_trained_is_taken(case, made):
+    io, hook = FITS[case]
+    assert run_of(made(upstreams(io=io)), "pythia-70m", hook, None, "cpu").hook == hook
+
+
+@pytest.mark.parametrize("case", DIFFERS)
+def test_another_layer_than_upstreams_is_refused(case, made):
+    io, hook, was, instead = DIFFERS[case]
+    with pytest.raises(CheckpointError) as raised:
+        run_of(made(upstreams(io=io)), "pythia-70m", hook, None, "cpu")
+    message = str(raised.value)
+    assert f"trained on {was}" in message
+    assert f"not on {hook}; use --hook blocks.{instead}" in message
+
+
+def test_a_hook_that_upstreams_config_names_counts_more_than_its_layer(made):
+    folder = made(upstreams(layer=0, submodule_name="blocks.2.hook_resid_post", io="out"))
+    assert run_of(folder, "pythia-70m", "blocks.2.hook_resid_post", None, "cpu")
+    with pytest.raises(CheckpointError, match=r"trained on hook blocks\.2"):
+        run_of(folder, "pythia-70m", "blocks.0.hook_resid_post", None, "cpu")
+
+
+def test_the_rest_is_that_of_upstreams_buffer(made, caplog):
+    folder = made(
+        upstreams(
+            io="out",
+            ctx_len=64,
+            text="book.txt",
+            packing="truncate",
+            remove_bos=True,
+            max_norm_multiple=10.0,
+            n_ctxs=7,
+        )
+    )
+    run = run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", None, "cpu")
+    assert (run.ctx_len, run.data, run.text_packing) == (64, "book.txt", "truncate")
+    assert (run.remove_bos, run.max_norm_multiple) == (True, 10.0)
+    assert not caplog.messages
+    asked = run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", "mine.txt", "cpu")
+    assert asked.data == "mine.txt"
+
+
+def test_a_text_that_nothing_names_is_said(made, caplog):
+    folder = made(upstreams(io="out", ctx_len=64))
+    assert run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", None, "cpu").data == "embedded"
+    (message,) = caplog.messages
+    assert message == f"{folder}: its config.json names no text; using --data embedded"
+    caplog.clear()
+    run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", "mine.txt", "cpu")
+    assert not caplog.messages
+
+
+def test_a_damaged_buffer_is_named(made):
+    folder = made(upstreams(io="out", ctx_len="long"))
+    with pytest.raises(ConfigError, match=r"config\.json|ctx_len='long'"):
+        run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", None, "cpu")
+
+
+def test_a_run_without_settings_is_damaged_and_not_upstreams(made):
+    with pytest.raises(CheckpointError, match=r"expected an object with run\.settings"):
+        run_of(made(OURS | {"run": {"settings": 3}}), None, None, None, "cpu")
