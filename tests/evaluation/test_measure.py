@@ -12,9 +12,10 @@ from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.errors import TextError
 from dictionary_learning_ext.evaluation.measure import Measurement, evaluate
 from dictionary_learning_ext.evaluation.metrics import METRICS, computed
-from dictionary_learning_ext.evaluation.totals import LanguageModelLosses
+from dictionary_learning_ext.evaluation.totals import LanguageModelLosses, Totals
 
 D, F, K = 8, 64, 4
 
@@ -41,6 +42,31 @@ def test_fve_is_one_minus_residual_over_variance_about_the_mean(x):
     sae = make(rectify=True)
     expected = 1 - (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert metrics_of(sae, x)["fve"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_totals_are_sums_over_all_tokens_whatever_the_batches(x):
+    """To the last digits, so that a total that starts at another number than 0 is noticed."""
+    sae = make(sigma=0.5)
+    measurement = Measurement(sae, 3.0)
+    for part in x.split(700):
+        measurement.add(part)
+    totals, (x_hat, f) = measurement.totals, sae(x, output_features=True)
+    assert (totals.tokens, totals.batches, totals.norm_factor) == (3000, 5, 3.0)
+    assert totals.squares == pytest.approx(x.double().square().sum().item(), rel=1e-12)
+    assert totals.residual == pytest.approx((x - x_hat).double().square().sum().item(), rel=1e-6)
+    assert t.allclose(totals.sum_D, x.double().sum(0), rtol=1e-12)
+    assert t.equal(totals.selected_F, (f != 0).sum(0))
+    centred = x.double() - x.double().mean(0)
+    assert totals.total_variance == pytest.approx(centred.square().sum().item(), rel=1e-9)
+    assert totals.kl == pytest.approx(sae.posterior(x).kl.sum().item(), rel=1e-5)
+    batches = [part.square().sum(1).mean().item() for part in x.split(700)]
+    assert totals.mean("l0") == K
+    assert totals.mean("nothing of that name") is None
+    by_mean = Totals.empty(D, F, K, x.device)
+    for value in batches:
+        by_mean.batches += 1
+        by_mean.add_mean("energy", value)
+    assert by_mean.mean("energy") == pytest.approx(sum(batches) / 5, rel=1e-12)
 
 
 def test_description_length_is_that_of_a_set_and_a_gaussian_residual(x):
@@ -156,6 +182,40 @@ def test_a_plain_top_k_has_stability_and_no_posterior(x):
     assert 0 < metrics["stability_rms"] < 1
     for name in ("kl_per_token", "mean_sigma", "noise_to_signal", "fve_sampled"):
         assert metrics[name] is None
+
+
+def ending_buffer(lm, documents):
+    """Batches of 64 tokens, until the documents end."""
+    hook = find_hook(lm, "blocks.1.hook_resid_post")
+    return ResidualBuffer(
+        iter(documents), lm, hook.submodule, n_ctxs=8, ctx_len=16, out_batch_size=64
+    )
+
+
+def test_a_text_that_ends_is_measured_as_far_as_it_goes(tiny_lm, caplog):
+    documents = ["It was the best of times, it was the worst of times."] * 20
+    batches = len(list(whole_batches(ending_buffer(tiny_lm, documents))))
+    assert batches > 1
+    sae = VariationalTopKAutoEncoder(16, 32, 4)
+    buffer = ending_buffer(tiny_lm, documents)
+    metrics = evaluate({"x": (sae, 1.0)}, buffer, documents[:2], 10**6)["x"]
+    assert metrics["tokens"] == 64 * batches
+    assert f"measured on {64 * batches} tokens, not 1000000" in caplog.text
+
+
+def whole_batches(buffer):
+    while True:
+        try:
+            yield next(buffer)
+        except TextError:
+            return
+
+
+def test_a_text_without_one_batch_is_refused(tiny_lm):
+    documents = ["It was the best of times."]
+    sae = VariationalTopKAutoEncoder(16, 32, 4)
+    with pytest.raises(TextError, match="too short to measure on"):
+        evaluate({"x": (sae, 1.0)}, ending_buffer(tiny_lm, documents), documents, 100)
 
 
 @pytest.mark.parametrize("io", ["in", "out"])

@@ -1,12 +1,17 @@
 """What trainers and dictionaries offer, for every architecture that is trained."""
 
+import math
+
 import pytest
 import torch as t
-from small_trainers import D, F, batch, built
+from small_trainers import STEPS, D, F, K, batch, built
 from torch.distributions import Normal, kl_divergence
 
-from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.config.architectures import TRAINED, import_class
+from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.base import HasPosterior, batch_metrics, selects_top_k
+
+OURS = [name for name, row in TRAINED.items() if row.is_ours]
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -43,6 +48,54 @@ def test_a_trainer_offers_what_the_loop_asks_for(architecture):
     trainer.restore_last_finite()
     trainer.scheduler.step()
     assert trainer.state().ae is trainer.ae
+
+
+def plain(architecture, **changes):
+    """A trainer of ours as a user of Python builds it."""
+    row = TRAINED[architecture]
+    arguments = {"steps": STEPS, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
+    if row.is_whole_dictionary or "k" in row.option_names:
+        arguments["k"] = F if row.is_whole_dictionary else K
+    return import_class(row.trainer)(**arguments | {"warmup_steps": 5} | changes)
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_a_trainers_noise_is_of_its_seed_or_else_of_torchs(architecture):
+    def noise(seed, of_torch):
+        t.manual_seed(of_torch)
+        trainer = plain(architecture, seed=seed, device="cpu")
+        return t.randn(4, generator=trainer.generator)
+
+    assert t.equal(noise(3, 0), noise(3, 1))
+    assert t.equal(noise(None, 5), noise(None, 5))
+    assert not t.equal(noise(3, 0), noise(4, 0))
+    assert not t.equal(noise(None, 5), noise(None, 6))
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_the_default_device_is_one_that_is_there(architecture):
+    expected = "cuda" if t.cuda.is_available() else "cpu"
+    trainer = plain(architecture)
+    assert {p.device.type for p in trainer.ae.parameters()} == {expected}
+    assert trainer.generator.device.type == expected
+
+
+@pytest.mark.parametrize("width", [D - 1, D + 1])
+@pytest.mark.parametrize("architecture", OURS)
+def test_activations_of_another_width_name_both_widths_and_the_hook(architecture, width):
+    trainer = built(architecture)
+    with pytest.raises(ConfigError, match=rf"width {width} from blocks\.0.*activation_dim={D}"):
+        trainer.update(0, t.randn(4, width))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5, -2.0, math.nan])
+@pytest.mark.parametrize("architecture", OURS)
+def test_a_scale_that_is_not_positive_is_refused_and_changes_nothing(architecture, scale):
+    sae = built(architecture).ae
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    with pytest.raises(ConfigError, match=f"scale={scale}: expected above 0"):
+        sae.scale_biases(scale)
+    assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
 
 
 def test_batch_metrics_are_their_definitions():

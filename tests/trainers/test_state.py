@@ -3,16 +3,16 @@
 import pytest
 import torch as t
 from interrupted_runs import assert_equal, sae_of
+from small_trainers import batch, built
 
 from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
+from dictionary_learning_ext.trainers.build import build_trainer
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 
 def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refused(tmp_path):
-    from dictionary_learning_ext.trainers.build import build_trainer
-
-    def built(architecture, seed):
+    def small(architecture, seed):
         sae = sae_of(architecture, seed=seed).resolve(100, 8)
         return build_trainer(
             sae,
@@ -26,7 +26,7 @@ def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refuse
             name="x",
         )
 
-    one, other = built("vsae_top_k", 0), built("vsae_top_k", 1)
+    one, other = small("vsae_top_k", 0), small("vsae_top_k", 1)
     batches = t.randn(8, 8, 16, generator=t.Generator().manual_seed(0))
     for step, x_BD in enumerate(batches[:5]):
         one.update(step, x_BD)
@@ -39,4 +39,13 @@ def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refuse
         other.update(step, x_BD)
     assert_equal(trainer_state(one), trainer_state(other))
     with pytest.raises(CheckpointError, match="to another trainer than TopKTrainer"):
-        load_trainer_state(built("top_k", 0).state(), point.trainer)
+        load_trainer_state(small("top_k", 0).state(), point.trainer)
+
+
+def test_a_state_whose_optimizer_has_other_parameters_is_refused():
+    trainer = built("vsae_top_k")
+    trainer.update(0, batch(0))
+    state = trainer_state(trainer)
+    state["optimizer"]["param_groups"][0]["params"].pop()
+    with pytest.raises(CheckpointError, match="to another trainer than VariationalTopKTrainer"):
+        load_trainer_state(built("vsae_top_k"), state)

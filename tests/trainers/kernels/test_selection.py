@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import get_args
 
 import pytest
 import torch as t
@@ -9,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_ops import RecordedOps
 
+from dictionary_learning_ext.config.options import NoiseOn
 from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
-from dictionary_learning_ext.trainers.kernels.selection import MeanSelection, normal_noise, top_k
+from dictionary_learning_ext.trainers.kernels.selection import (
+    MeanSelection,
+    draw_code,
+    normal_noise,
+    top_k,
+)
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 BY_NUMPY, BY_TORCH = StepForm(partitions_by_numpy=True), StepForm(partitions_by_numpy=False)
@@ -35,6 +42,18 @@ def test_top_k_takes_exactly_k_of_equal_values(form):
     values_BK, indices_BK = top_k(t.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), 2, form)
     assert values_BK.tolist() == [[2, 2], [0, 0]]
     assert all(len(set(row)) == 2 for row in indices_BK.tolist())
+
+
+@both_ways
+@pytest.mark.parametrize("noise_on", get_args(NoiseOn))
+def test_noise_of_scale_0_draws_nothing_and_gives_the_means_code(noise_on, form):
+    generator = t.Generator().manual_seed(0)
+    mu_BF, before = t.randn(6, 20, generator=generator), generator.get_state()
+    indices_BK, values_BK = draw_code(mu_BF, t.tensor(2.0), 3, noise_on, 0.0, generator, form)
+    assert t.equal(generator.get_state(), before)
+    expected = mu_BF.topk(3)
+    assert t.equal(values_BK.sort(descending=True).values, expected.values)
+    assert t.equal(mu_BF.gather(1, indices_BK), values_BK)
 
 
 @both_ways
