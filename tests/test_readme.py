@@ -45,7 +45,9 @@ def test_the_readmes_commands_run(command, small, quickstart_run, monkeypatch, c
         pytest.importorskip("sae_bench", reason="needs the extra saebench")
         words += shlex.split("--tokens 2048 --evals core")
     if words[0] == "sweep":
-        words[1] = smaller_sweep(words[1], small)
+        if "--results" in words and not Path(words[-1]).exists():
+            assert main(["sweep", smaller_sweep("sweeps/embedded.yaml", small)]) == 0
+        words = [smaller_sweep(w, small) if w.endswith(".yaml") else w for w in words]
     if "--resume" in words:
         assert main(["train", *small, "--save-dir", words[-1], "--overwrite"]) == 0
     elif words[0] == "train":

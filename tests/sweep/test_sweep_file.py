@@ -27,6 +27,7 @@ def test_every_configuration_of_every_file_is_the_one_of_an_agents_command(path)
     content = yaml.safe_load(path.read_text())
     assert set(content["metric"]) == {"name", "goal"}
     sweep = read_sweep(path)
+    assert any(flag.startswith("--preset=") for flag in sweep.flags), "another default is no matter"
     here = configurations(sweep, train_config)
     assert len(here) == len(sweep.assignments) >= 12
     for assignment, config in zip(sweep.assignments, here.values(), strict=True):
@@ -142,7 +143,7 @@ def test_a_folder_is_not_called_bad_yaml(tmp_path, capsys):
 
 
 def test_text_of_digits_is_fine_where_a_setting_takes_text(sweep_file):
-    path = sweep_file(parameters={"save_steps": {"values": ["5", "7"]}})
+    path = sweep_file(parameters={"k": {"value": 4}, "save_steps": {"values": ["5", "7"]}})
     configs = configurations(read_sweep(path), train_config)
     assert [config.run.save_steps for config in configs.values()] == ["5", "7"]
 
