@@ -180,11 +180,36 @@ def test_it_fits_a_phone(browser, report):
     try:
         open_page(browser, report)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+        menu = browser.find_element(By.TAG_NAME, "nav")
+        assert browser.execute_script("return arguments[0].scrollWidth", menu) <= 390
+        for link in menu.find_elements(By.TAG_NAME, "a"):
+            assert link.rect["x"] >= 0
+            assert link.rect["x"] + link.rect["width"] <= 390, link.text
+        explanations = browser.find_elements(By.CSS_SELECTOR, ".headline th small")
+        assert len(explanations) >= 6
+        assert all(one.is_displayed() and one.text for one in explanations)
         browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
         until(browser, "document.getElementById('page').open")
         assert browser.execute_script("return document.getElementById('page').scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_tokens_activation_is_shown_without_a_mouse(browser, report):
+    open_page(browser, report)
+    browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
+    until(browser, "document.getElementById('page').open")
+    shaded = ".words span[title]:not(.at)"
+    context = browser.find_element(
+        By.XPATH, "//div[@class='context'][.//span[@title][not(@class)]]"
+    )
+    word = context.find_element(By.CSS_SELECTOR, shaded)
+    browser.execute_script("arguments[0].click()", word)
+    value = context.find_element(By.CLASS_NAME, "value").text
+    assert float(value) > 0
+    assert value == word.get_attribute("title")
+    assert word.get_attribute("class") == "at"
+    assert len(context.find_elements(By.CLASS_NAME, "at")) == 1
 
 
 def test_hostile_text_does_nothing(browser, hostile_report):
