@@ -31,6 +31,9 @@ from ..run_folder.reading import read_history, read_metrics_if_any
 
 logger = logging.getLogger(__name__)
 
+LEAST_SELECTIONS = 8
+"""A feature selected fewer times than this fires on too few tokens to say what it fires on."""
+
 
 @dataclass
 class Analysis:
@@ -179,18 +182,20 @@ def _add_geometry(
 
 
 def _ranking(statistics: FeatureStatistics) -> list[int]:
-    """The live features, those that fire most often on one and the same token first.
+    """The live features, those that fire most consistently on one and the same token first.
 
-    A feature that fires on one token is the easiest to interpret. Ties are broken by frequency:
-    the closer to three tokens in a thousand, the earlier.
+    A feature that fires on one token is the easiest to interpret. Those selected too rarely to tell
+    come last. Ties are broken by frequency: the closer to three tokens in a thousand, the earlier.
     """
     kinds = (statistics.top, statistics.sampled)
     tokens_FT = t.cat([kind.ids_FTW[:, :, kind.at] for kind in kinds], 1)
     frequency = statistics.frequency_F.tolist()
+    is_rare = (statistics.count_F < LEAST_SELECTIONS).tolist()
 
-    def key(feature: int) -> tuple[float, float, int]:
+    def key(feature: int) -> tuple[bool, float, float, int]:
         there = [token for token in tokens_FT[feature].tolist() if token >= 0]
-        agreement = Counter(there).most_common(1)[0][1] / tokens_FT.shape[1]
-        return -agreement, abs(math.log(frequency[feature] / 0.003)), feature
+        agreement = Counter(there).most_common(1)[0][1] / len(there)
+        distance = abs(math.log(frequency[feature] / 0.003))
+        return is_rare[feature], -agreement, distance, feature
 
     return sorted(statistics.alive_F.nonzero().flatten().tolist(), key=key)

@@ -111,8 +111,8 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
     }
 
 
-def top_tokens(contexts: FeatureContexts, feature: int, n: int = 4) -> list[int]:
-    """The ids of the tokens that a feature fires on in its contexts, the most frequent first."""
+def top_tokens(contexts: FeatureContexts, feature: int, n: int | None = 4) -> list[int]:
+    """The ids of the tokens that a feature fires on in its contexts, the most frequent first: n, or all."""
     tokens = [token for token in contexts.ids_FTW[feature, :, contexts.at].tolist() if token >= 0]
     return [token for token, _ in Counter(tokens).most_common(n)]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..evaluation.metrics import shown_in
 from ..run_folder.matching import measurements, training, unequal
-from .analysis import Analysis, Comparison
+from .analysis import LEAST_SELECTIONS, Analysis, Comparison
 
 NO_VALUE = "–"
 STAR_MARGIN = 0.1
@@ -68,14 +68,14 @@ def table(comparison: Comparison) -> list[HeadlineRow]:
             HeadlineRow(
                 "Dispersion",
                 "mean cosine distance from a feature's direction to the nearest other one, over "
-                f"{n} live features, with its 95% bootstrap interval",
+                f"the {n} features on the map, with its 95% bootstrap interval",
                 spread,
                 none,
                 intervals,
             ),
             HeadlineRow(
                 "Evenness of use",
-                f"effective share of the {n} live features: 1 if all are selected equally often",
+                f"effective share of the {n} features on the map: 1 if all are selected equally often",
                 even,
                 none,
             ),
@@ -182,18 +182,20 @@ def _on_readable_features(analyses: list[Analysis]) -> list[str]:
     label = max(shares, key=lambda label: shares[label])
     if shares[label] == 0:
         return []
-    words = (
-        f"{_percent(shares[label])} of {label}'s live features fire mostly on one token: it makes "
-        "up at least half of a random sample of the tokens that they fire on"
-    )
     others = [f"{other}: {_percent(share)}" for other, share in shares.items() if other != label]
-    return [words + (f" ({', '.join(others)})." if others else ".")]
+    beside = f" ({', '.join(others)})" if others else ""
+    return [
+        f"{_percent(shares[label])} of {label}'s features fire mostly on one token{beside}. It makes "
+        "up at least half of a random sample of the tokens that they fire on. Features that fire "
+        f"fewer than {LEAST_SELECTIONS} times are not counted."
+    ]
 
 
 def _readable_share(analysis: Analysis) -> float:
-    """Share of live features half of whose sampled tokens are one token."""
-    contexts, alive_F = analysis.statistics.sampled, analysis.statistics.alive_F
-    ids_FT = contexts.ids_FTW[:, :, contexts.at][alive_F]
+    """Share of features, of those selected often enough, half of whose sampled tokens are one."""
+    contexts = analysis.statistics.sampled
+    is_frequent_F = analysis.statistics.count_F >= LEAST_SELECTIONS
+    ids_FT = contexts.ids_FTW[:, :, contexts.at][is_frequent_F]
     if not len(ids_FT):
         return 0.0
     same_FTT = (ids_FT[:, :, None] == ids_FT[:, None, :]) & (ids_FT >= 0)[:, None, :]

@@ -21,18 +21,17 @@ from plotly.offline import get_plotlyjs
 
 from ..config.report_options import ReportOptions
 from ..features.geometry import cosine_matrix
-from ..features.kept_contexts import FeatureContexts
 from ..run_folder.matching import settings_of
 from ..run_folder.names import REPORT, report_files
 from ..run_folder.writing import write_json, write_text, writing
-from .analysis import Analysis, Comparison, analyse
+from .analysis import LEAST_SELECTIONS, Analysis, Comparison, analyse
 from .bench_charts import bench_charts
-from .feature_pages import Vocabulary, columns, page, rounded, top_tokens
+from .cards import cards
+from .feature_pages import Vocabulary, columns, page, rounded
 from .figures import file_name, write_figures
 from .headline import NO_VALUE, STAR_MARGIN, sentences, setting_text, table
 
 _MATRIX_FEATURES = 150
-_CARDS = 8
 
 
 def write_report(
@@ -61,7 +60,8 @@ def write_report(
     out = Path(folder) / REPORT if out is None else Path(out)
     comparison = analyse([folder, *against], options or ReportOptions(), on_step=on_step, **where)
     on_step("writing the page")
-    write_text(out, render(comparison))
+    own = None if out == Path(folder) / REPORT else out
+    write_text(out, render(comparison, {"out": own, "figures": figures, **where}))
     files = report_files(out)
     for analysis in comparison.analyses:
         _write_data(files, analysis, comparison)
@@ -72,8 +72,12 @@ def write_report(
     return out
 
 
-def render(comparison: Comparison) -> str:
-    """The page's HTML."""
+def render(comparison: Comparison, flags: dict[str, Any]) -> str:
+    """The page's HTML.
+
+    Arguments:
+        flags: of `vsae report`, beside the folders and options.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dictionary_learning_ext.report"),
         autoescape=True,
@@ -90,6 +94,7 @@ def render(comparison: Comparison) -> str:
             for chart in bench_charts({one.label: one.folder for one in comparison.analyses})
         ],
         "tokens": vocabulary.texts,
+        "least": LEAST_SELECTIONS,
     }
     run = comparison.opened.run
     return environment.get_template(REPORT).render(
@@ -100,11 +105,11 @@ def render(comparison: Comparison) -> str:
         rows=table(comparison),
         star_margin=STAR_MARGIN,
         sentences=sentences(comparison),
-        cards=_cards(comparison, vocabulary),
+        cards=cards(comparison, vocabulary),
         has_bench=bool(payload["bench"]),
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),
-        commands=_commands(comparison),
+        commands=_commands(comparison, flags),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].statistics.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
@@ -152,44 +157,6 @@ def _features_with_pages(analysis: Analysis, options: ReportOptions) -> list[int
     return sorted(analysis.ranking[: options.pages])
 
 
-def _cards(comparison: Comparison, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """Examples: a few features of the SAE with the highest FVE, each firing on a different token."""
-    analysis = max(comparison.analyses, key=lambda one: one.metrics.get("fve") or -1.0)
-    cards: list[dict[str, Any]] = []
-    tokens_shown = set()
-    for feature in analysis.ranking[: comparison.options.pages]:
-        statistics = analysis.statistics
-        fires_on = [vocabulary.text(i) for i in top_tokens(statistics.top, feature, 3)]
-        plain = fires_on[0].strip().lower()
-        if plain in tokens_shown or sum(map(str.isalpha, plain)) < 3:
-            continue
-        tokens_shown.add(plain)
-        cards.append(
-            {
-                "sae": analysis.label,
-                "feature": feature,
-                "fires_on": [text.strip() or text for text in fires_on],
-                "contexts": _excerpts(statistics.sampled, feature, vocabulary),
-                "frequency": float(statistics.frequency_F[feature]),
-            }
-        )
-        if len(cards) == _CARDS:
-            break
-    return cards
-
-
-def _excerpts(
-    contexts: FeatureContexts, feature: int, vocabulary: Vocabulary
-) -> list[tuple[str, str, str]]:
-    """Three contexts: the text before, at and after the token that the feature fires on."""
-    excerpts = []
-    for ids_W in contexts.ids_FTW[feature, :3].tolist():
-        texts = [vocabulary.text(i) if i >= 0 else "" for i in ids_W]
-        at = contexts.at
-        excerpts.append(("".join(texts[at - 5 : at]), texts[at], "".join(texts[at + 1 : at + 4])))
-    return excerpts
-
-
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     """Every setting of the runs: its name, each SAE's value, and whether the values differ."""
     per_sae = [
@@ -204,14 +171,14 @@ def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     return sorted(rows, key=lambda row: not row[2])
 
 
-def _commands(comparison: Comparison) -> list[str]:
+def _commands(comparison: Comparison, flags: dict[str, Any]) -> list[str]:
     """The commands that retrain these SAEs and write this report again."""
     folders = [str(one.folder) for one in comparison.analyses]
-    options, defaults = asdict(comparison.options), asdict(ReportOptions())
-    changed = [
+    defaults = asdict(ReportOptions()) | {"figures": True, "device": "cpu"}
+    given = [
         part
-        for name, value in options.items()
-        if value != defaults[name]
+        for name, value in (asdict(comparison.options) | flags).items()
+        if value != defaults.get(name)
         for part in ("--" + name.replace("_", "-"), str(value))
     ]
     against = ["--against", *folders[1:]] if len(folders) > 1 else []
@@ -220,7 +187,7 @@ def _commands(comparison: Comparison) -> list[str]:
         for folder, one in zip(folders, comparison.analyses, strict=True)
         if "run" in one.config
     ]
-    report = ["vsae", "report", folders[0], *against, *changed]
+    report = ["vsae", "report", folders[0], *against, *given]
     return [shlex.join(command) for command in [*trained, report]]
 
 

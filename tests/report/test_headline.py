@@ -14,8 +14,9 @@ def analysis(label, metrics=None, trainer=None, **settings):
     """An SAE of a report, without its weights."""
     statistics = SimpleNamespace(
         alive_F=t.tensor([True, False]),
+        count_F=t.tensor([9, 0]),
         tokens=600,
-        sampled=SimpleNamespace(ids_FTW=t.zeros(2, 1, 1, dtype=t.int32), at=0),
+        sampled=SimpleNamespace(ids_FTW=t.zeros(2, 8, 1, dtype=t.int32), at=0),
     )
     settings = {"architecture": "top_k", "k": 16} | settings
     config = {"trainer": {"lr": 1e-3, **(trainer or {})}, "run": {"settings": settings}}
@@ -94,3 +95,15 @@ def test_equal_and_missing_values_get_no_star():
     unmeasured = analysis("c")
     unmeasured.metrics = {}
     assert not any(stars(unmeasured, unmeasured).values())
+
+
+def test_features_that_fire_too_rarely_do_not_count_as_readable():
+    one = analysis("a")
+    one.statistics.count_F = t.tensor([3, 9])  # of the tokens that the first fires on, all are one
+    one.statistics.sampled.ids_FTW = t.tensor([[5] * 3 + [-1] * 5, list(range(8))])[:, :, None]
+    assert "fire mostly on one token" not in said(one)
+    one.statistics.sampled.ids_FTW[1, 4:] = 9
+    words = "100.0% of a's features fire mostly on one token. It makes up at least half"
+    assert words in said(one)
+    one.statistics.sampled.ids_FTW[1, 4] = 8
+    assert "fire mostly on one token" not in said(one)

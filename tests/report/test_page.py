@@ -3,8 +3,10 @@
 import base64
 import csv
 import gzip
+import html
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -50,12 +52,36 @@ def test_the_page_says_what_was_measured(report, runs):
     page = report.read_text(encoding="utf-8")
     for folder in runs:
         metrics = json.loads((folder / "metrics.json").read_text())
-        assert f"{metrics['fve']:.3f}" in page
+        assert f"{metrics['fve']:.4f}" in page
         assert re.search(rf"(explains|with) {100 * metrics['fve']:.1f}%", page)
         trainer = json.loads((folder / "config.json").read_text())["trainer"]
         shown = re.search(r'<th scope="row">lr</th>(.*)</tr>', page)[1]
         assert f"<td>{trainer['lr']:.6g}</td>" in shown  # neither run was given one
     assert f"vsae report {runs[0]} --against {runs[1]} --tokens 600 --split train" in page
+    assert f"--out {report}\n" in page
+
+
+def test_the_command_on_the_page_writes_it_again(runs, tmp_path):
+    """Every flag that was given is in it, and none beside."""
+    model = json.loads((runs[0] / "config.json").read_text())["run"]["settings"]["model"]
+    where = ["--out", str(tmp_path / "a page.html"), "--model", model]
+    assert main(["report", str(runs[0]), *BARE, *where]) == 0
+    page = (tmp_path / "a page.html").read_text(encoding="utf-8")
+    command = html.unescape(re.search(r"^vsae report (.*)$", page, re.MULTILINE)[1])
+    folder, *flags = shlex.split(command)
+    assert folder == str(runs[0])
+    assert dict(pairwise_of(flags)) == dict(pairwise_of([*BARE, *where]))
+
+    plain = tmp_path / "run"
+    shutil.copytree(runs[0], plain)
+    assert main(["report", str(plain), *BARE]) == 0
+    page = (plain / "report.html").read_text(encoding="utf-8")
+    assert "--out" not in page
+    assert "--device" not in page
+
+
+def pairwise_of(flags):
+    return list(zip(flags[::2], flags[1::2], strict=True))
 
 
 def test_numbers_and_figures_lie_beside_the_page(report):
@@ -84,7 +110,9 @@ def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, 
 
     def lines(path):
         return [
-            line for line in path.read_text(encoding="utf-8").splitlines() if "<time>" not in line
+            line.replace(str(path), "PAGE")
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if "<time>" not in line
         ]
 
     assert lines(out) == lines(report)

@@ -45,7 +45,7 @@ function featureTable(data) {
     const body = $("table").tBodies[0];
     body.replaceChildren(...features.slice(0, state.rows).map((feature) => row(sae(), feature)));
     const shown = Math.min(state.rows, features.length);
-    $("found").textContent = features.length + (features.length === 1 ? " feature" : " features") + (shown < features.length ? ", showing " + shown : "") + (state.key === "rank" ? " (those that fire most consistently on one token come first)" : "");
+    $("found").textContent = features.length + (features.length === 1 ? " feature" : " features") + (shown < features.length ? ", showing " + shown : "") + (state.key === "rank" ? " (those that fire most consistently on one token come first, those selected fewer than " + data.least + " times last)" : "");
     $("more").hidden = shown === features.length;
     for (const header of $("table").tHead.rows[0].cells) {
       header.setAttribute("aria-sort", header.dataset.key !== state.key ? "none" : state.descending ? "descending" : "ascending");
@@ -94,7 +94,14 @@ function context(data, [value, , at, tokens, active], largest) {
     const style = activation ? "background: rgba(var(" + (activation > 0 ? "--on" : "--off") + ")," + (0.12 + 0.68 * strength).toFixed(2) + ")" : null;
     return el("span", { style, class: place === at ? "at" : null, title: activation ? number(activation) : null }, place ? data.tokens[i] : data.tokens[i].trimStart());
   });
-  return el("div", { class: "context" }, el("span", { class: "value" }, number(value)), el("span", { class: "words" }, ...words));
+  const shown = el("span", { class: "value" }, number(value));
+  const text = el("span", { class: "words" }, ...words);
+  text.addEventListener("click", ({ target }) => {
+    if (!target.title) return;
+    shown.textContent = target.title;
+    for (const word of words) word.classList.toggle("at", word === target);
+  });
+  return el("div", { class: "context" }, shown, text);
 }
 
 function histogram(counts, width) {
@@ -107,7 +114,7 @@ function histogram(counts, width) {
     return bar;
   });
   return svg("svg", { class: "bars", role: "img", "aria-label": "Histogram of activations, counts on a log scale" }, ...bars,
-    svg("text", { x: 0, y: "99%" }, "0"), svg("text", { x: "100%", y: "99%", "text-anchor": "end" }, number(n * width)));
+    svg("text", { x: 0, y: "99%" }, "0"), svg("text", { x: "50%", y: "99%", "text-anchor": "middle" }, "tallest bar: " + most), svg("text", { x: "100%", y: "99%", "text-anchor": "end" }, number(n * width)));
 }
 
 const fact = (name, value) => el("div", {}, el("b", {}, value), el("span", {}, name));
@@ -124,7 +131,8 @@ function pageBody(data, sae, feature) {
     fact("of tokens select it", percent(of("frequency"))), fact("largest activation", number(largest)),
     fact("mean when selected", number(of("mean"))), fact("encoder·decoder cosine", number(of("alignment"))),
     fact("cluster", of("cluster") === null ? "–" : String(of("cluster"))))];
-  parts.push(el("h3", {}, "Strongest contexts"), ...page.top.map((one) => context(data, one, largest)));
+  parts.push(el("h3", {}, "Strongest contexts"), el("p", { class: "note" }, "On the left is the activation at the underlined token. Select another shaded token to see its activation."),
+    ...page.top.map((one) => context(data, one, largest)));
   parts.push(el("h3", {}, "Random contexts"), el("p", { class: "note" }, "A random sample of the tokens that select it, strongest first."),
     ...page.sampled.map((one) => context(data, one, largest)));
   if (page.synthesis) {

@@ -1,0 +1,74 @@
+"""The report's example features."""
+
+from types import SimpleNamespace
+
+import torch as t
+
+from dictionary_learning_ext.report.analysis import LEAST_SELECTIONS, _ranking
+from dictionary_learning_ext.report.cards import cards
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", ",", " One"]
+MANY = list(range(8))
+
+
+class Words:
+    """A vocabulary of the words above."""
+
+    def text(self, token):
+        return WORDS[token]
+
+
+def contexts(tokens_F):
+    """Contexts of a single token, 8 of each feature; fewer where fewer tokens are given."""
+    padded = [tokens + [-1] * (8 - len(tokens)) for tokens in tokens_F]
+    return SimpleNamespace(ids_FTW=t.tensor(padded)[:, :, None], at=0)
+
+
+def comparison(tokens_F, count_F=None, pages=100):
+    count_F = t.tensor([len(tokens) for tokens in tokens_F] if count_F is None else count_F)
+    statistics = SimpleNamespace(
+        top=contexts(tokens_F),
+        sampled=contexts(tokens_F),
+        count_F=count_F,
+        frequency_F=count_F.double() / 1000,
+        alive_F=count_F > 0,
+    )
+    analysis = SimpleNamespace(
+        label="a", metrics={"fve": 0.5}, statistics=statistics, ranking=_ranking(statistics)
+    )
+    return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))
+
+
+def test_the_examples_fire_on_one_token_on_a_few_and_on_many():
+    """Most features fire on one token, and yet not all of the examples do."""
+    single = [[token] * 8 for token in range(8)]
+    few = [[8] * 4 + [3] * 4]
+    found = cards(comparison([*single, few[0], [9, *MANY[1:]]]), Words())
+    assert [card.n_tokens for card in found] == [1] * 7 + [2, 8]
+    assert {card.feature for card in found} >= {8, 9}
+    assert found[-1].fires_on == ["ten", "two", "three"]
+
+
+def test_case_and_spaces_make_no_other_token():
+    (card,) = cards(comparison([[0] * 4 + [11] * 4]), Words())
+    assert card.n_tokens == 1
+    assert card.fires_on == ["one"]
+
+
+def test_two_examples_do_not_show_one_token():
+    found = cards(comparison([[2] * 8, [2] * 8, [2] * 5 + [3] * 3, [4] * 8]), Words())
+    assert [card.fires_on[0] for card in found] == ["three", "five"]
+
+
+def test_rare_features_and_punctuation_are_no_examples():
+    rare = LEAST_SELECTIONS - 1
+    assert cards(comparison([[0] * rare, [10] * 8]), Words()) == []
+    (card,) = cards(comparison([[0] * rare, [1] * 8]), Words())
+    assert card.feature == 1
+    assert cards(comparison([[0] * 8], pages=1), Words()) != []
+
+
+def test_consistent_features_come_first_and_rare_ones_last():
+    """A feature that was seen twice is not the most consistent one."""
+    found = comparison([[0] * 2, MANY, [1] * 6 + [2] * 2, [3] * 8, [4] * 7 + [5]])
+    assert found.analyses[0].ranking == [3, 4, 2, 1, 0]
