@@ -24,6 +24,7 @@ from torch import Tensor
 from ..config.options import Packing
 from ..errors import ConfigError, NonFiniteError, TextError
 from .activation_reader import ActivationReader
+from .outliers import NormRecord, Outliers
 from .rows import ActivationRows
 from .tokens import ContextStream
 
@@ -127,6 +128,7 @@ class ResidualBuffer(ActivationBuffer):
         self._order = torch.empty(0, dtype=torch.int32)  # in which the rows are handed out
         self._given = 0  # rows of this fill handed out
         self._fill_start: dict[str, Any] | None = None
+        self._outliers: Outliers | None = None
 
     @property
     def dropped_tokens(self) -> int:
@@ -153,10 +155,15 @@ class ResidualBuffer(ActivationBuffer):
         left = len(self._order) - self._given  # not 0 only if the text ended in the last fill
         self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
         self.fills += 1
+        if self.fills == 1 and self.max_norm_multiple is None:
+            self._rows.record = NormRecord()
         try:
             filled = self._rows.fill(self.activations)
         except NonFiniteError as error:
             raise NonFiniteError(f"fill {self.fills} of the buffer failed: {error}") from error
+        if self._rows.record is not None:
+            self._outliers = self._rows.record.outliers(self.model.tokenizer)
+            self._rows.record = None
         if filled < self.out_batch_size:
             raise self._too_short(left + filled)
         if filled < self.activation_buffer_size:
@@ -179,6 +186,15 @@ class ResidualBuffer(ActivationBuffer):
             self.refresh()
         rows = self.activations[: len(self._order)].split(1 << 14)
         return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
+
+    def outliers(self) -> Outliers | None:
+        """The tokens of the first fill whose norms are far above the median, if there are any.
+
+        None with `max_norm_multiple`. Fills the buffer first if it is empty; hands out no rows.
+        """
+        if not self.fills:
+            self.refresh()
+        return self._outliers
 
     def _position(self) -> dict[str, Any]:
         """Everything that the next fill depends on."""

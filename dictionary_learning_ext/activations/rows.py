@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from .activation_reader import ActivationReader
+from .outliers import NormRecord
 from .tokens import ContextStream
 
 
@@ -40,6 +41,7 @@ class ActivationRows:
 
     Attributes:
         dropped: rows left out because of `max_norm_multiple`.
+        record: notes the norms of the rows while it is set.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class ActivationRows:
     ):
         self.contexts = contexts
         self.dropped = 0
+        self.record: NormRecord | None = None
         self._reader = reader
         self._batch_size = batch_size
         self._before_batch = before_batch
@@ -131,4 +134,8 @@ class ActivationRows:
             )
             rows_ND, considered = rows_ND[:limit], considered[:end]
         self.dropped += int(considered.sum()) - len(rows_ND)
+        if self.record is not None:
+            place_N = place_N[: len(rows_ND)]
+            input_ids = rearrange(contexts.input_ids_BL, "b l -> (b l)")
+            self.record.add(rows_ND, input_ids[place_N], place_N % self.contexts.ctx_len)
         return rows_ND, read.non_finite

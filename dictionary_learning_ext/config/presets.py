@@ -50,6 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "noise_to_signal": 0.1,
         "kl_scope": "selected",
         "beta": 0.01,
+        "max_norm_multiple": 10.0,  # attention sinks; the embedded model has none
         "lr": 2e-3,
         "steps": 1000,
         "decay_start": 750,

@@ -23,6 +23,7 @@ from ..errors import (
     CheckpointError,
     ConfigError,
     Interrupted,
+    LanguageModelError,
     NonFiniteError,
     TrainingError,
 )
@@ -133,6 +134,8 @@ def _build(
         buffer.load_state_dict(first.run["buffer"])
     else:
         start, norm_factor = 0, _norm_factor(run, buffer)
+        if outliers := buffer.outliers():
+            logger.warning("%s, as --preset recommended does", outliers)
     sae_runs = []
     for name, sae in saes.items():
         trainer = build_trainer(
@@ -291,11 +294,20 @@ def _evaluate(
 
 
 def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
-    """What raw activations are divided by, from the tokens of the buffer's first fill."""
+    """What raw activations are divided by, from the tokens of the buffer's first fill.
+
+    Raises: LanguageModelError if all activations are 0.
+    """
+    mean_squared_norm = buffer.mean_squared_norm()
+    if mean_squared_norm == 0:
+        raise LanguageModelError(
+            f"all activations of {run.model} at {run.hook} are 0: expected a language model with "
+            "trained weights; give another --model or --hook"
+        )
     if run.normalize == "none":
         return 1.0
     target = buffer.d_submodule if run.normalize == "sqrt_d" else 1.0
-    return math.sqrt(buffer.mean_squared_norm() / target)
+    return math.sqrt(mean_squared_norm / target)
 
 
 def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:

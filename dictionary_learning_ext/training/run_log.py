@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,13 @@ class RunLog:
         return {"metrics_bytes": length, "wandb_id": self._wandb and self._wandb.id}
 
     def log(self, metrics: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl, and log the same in wandb."""
+        """Append a line to metrics.jsonl, and log the same in wandb.
+
+        What is not finite, as the FVE of activations without variance, is null in the file.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with writing(self._history), self._history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(finite, allow_nan=False) + "\n")
         if self._wandb is not None:
             self._wandb.log(metrics)
 
