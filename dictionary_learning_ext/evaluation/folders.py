@@ -46,9 +46,12 @@ def evaluate_folders(
         for name, (dictionary, config) in opened.saes.items()
     }
     buffer_and_documents = held_out(run, opened.language_model, opened.hook_point, tokens)
-    results = evaluate(dictionaries, *buffer_and_documents, tokens)
+    results = {
+        name: metrics | {"measured_on": measured_on(run)}
+        for name, metrics in evaluate(dictionaries, *buffer_and_documents, tokens).items()
+    }
     for name, metrics in results.items():
-        write_json(Path(name) / METRICS, metrics | {"measured_on": measured_on(run)})
+        write_json(Path(name) / METRICS, metrics)
     return results
 
 

@@ -5,12 +5,16 @@ import shutil
 
 import pytest
 import torch as t
+from interrupted_runs import sae_of
+from planted_sinks import saved_with_sinks
 from small_commands import setting, trainer
 
-from dictionary_learning_ext import VariationalTopKAutoEncoder
+from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.activations.run_inputs import MEASURED_ON
+from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
+from dictionary_learning_ext.run_folder.reading import read_metrics
 
 CHANGED = {
     "hook": "blocks.1.hook_resid_post",
@@ -75,3 +79,28 @@ def test_a_missing_folder_is_refused_before_the_model_is_loaded(trained, tmp_pat
     shutil.copytree(trained / "vsae", tmp_path / "a")
     with pytest.raises(CheckpointError, match="b: no such folder"):
         open_folders([tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize("rules", [{}, {"max_norm_multiple": 10.0, "remove_bos": True}], ids=str)
+def test_what_training_measured_is_what_eval_measures(rules, lm_dir_of, text, tmp_path):
+    """To the bit, whatever the architecture: so training evaluates the SAE that it saves."""
+    run = RunConfig(
+        model=saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm"),
+        hook="blocks.1.hook_resid_post",
+        data=text,
+        save_dir=str(tmp_path / "runs"),
+        steps=6,
+        batch_size=32,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=700,
+        eval_documents=3,
+        **rules,
+    )
+    saes = {name: sae_of(name) for name in TRAINED}
+    folders = {str(folder): read_metrics(folder) for folder in train(run, saes).values()}
+    again = evaluate_folders(list(folders), tokens=700)
+    for folder, metrics in folders.items():
+        assert read_metrics(folder) == again[folder] == metrics
+    alone = {metrics["positions_left_alone"] for metrics in again.values()}
+    assert alone == ({3} if rules else {0})

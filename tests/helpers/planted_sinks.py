@@ -1,5 +1,6 @@
 """A tiny GPT-2 whose first position has a norm far above the others', as attention sinks have."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,3 +21,13 @@ def with_sinks(lm_dir: Path, side: str = "right", dtype: torch.dtype = torch.flo
         lm._model.transformer.wpe.weight[0].mul_(1000)
         lm._model.lm_head.weight.mul_(20)  # or its losses are those of chance; tied to wte
     return lm
+
+
+def saved_with_sinks(lm_dir: Path, out: Path, side: str = "right") -> str:
+    """The same written to a folder, whose path is returned."""
+    lm = with_sinks(lm_dir, side)
+    lm._model.save_pretrained(out)
+    lm.tokenizer.save_pretrained(out)
+    config = Path(out) / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": side}))
+    return str(out)

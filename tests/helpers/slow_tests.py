@@ -33,6 +33,7 @@ SLOW = frozenset(
         "test_where_a_run_ended_between_two_folders_the_last_common_point_counts",
         "test_point_rectified_without_kl_is_upstreams_trainer",
         # Many samples, or many cases.
+        "test_every_metric_is_the_plain_one",
         "test_a_mistake_ends_in_one_line_that_says_what_to_type",
         "test_any_config_json_loads_or_is_a_named_error",
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",

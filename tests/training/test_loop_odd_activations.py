@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from planted_sinks import with_sinks
+from planted_sinks import saved_with_sinks
 
 from dictionary_learning_ext import RunConfig, SAEConfig, train
 from dictionary_learning_ext.activations.language_models import load_language_model
@@ -87,15 +87,12 @@ def test_an_evaluation_on_one_token_measures_what_one_token_defines(run):
 
 
 def test_sinks_are_named_once_unless_they_are_left_out(run, lm_dir_of, tmp_path, caplog):
-    lm = with_sinks(lm_dir_of("gpt2"))
-    model = tmp_path / "sinks"
-    lm._model.save_pretrained(model)
-    lm.tokenizer.save_pretrained(model)
+    model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "sinks")
     for multiple, expected in ((None, 1), (10.0, 0)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             save_dir = str(tmp_path / f"run{multiple}")
-            metrics_of(run(model=str(model), save_dir=save_dir, max_norm_multiple=multiple))
+            metrics_of(run(model=model, save_dir=save_dir, max_norm_multiple=multiple))
         said = [text for text in caplog.messages if "position 0 of each context" in text]
         assert len(said) == expected
         assert all("--max-norm-multiple 10, as --preset recommended does" in text for text in said)
