@@ -10,6 +10,7 @@ import torch as t
 from nnsight import LanguageModel
 
 from ..config.run_config import RunConfig
+from ..errors import LanguageModelError
 from .buffer import ResidualBuffer
 from .language_models import HookPoint, find_hook, load_language_model
 from .text import open_text
@@ -63,6 +64,23 @@ def make_buffer(
 def evaluation_batch(tokens: int) -> int:
     """Tokens in a batch of an evaluation on `tokens` tokens. It needs at least one batch."""
     return min(_EVALUATION_BATCH, tokens)
+
+
+def norm_factor_of(run: RunConfig, buffer: ResidualBuffer) -> float:
+    """What raw activations are divided by, from the tokens of the buffer's first fill.
+
+    Raises: LanguageModelError if all activations are 0.
+    """
+    mean_squared_norm = buffer.mean_squared_norm()
+    if mean_squared_norm == 0:
+        raise LanguageModelError(
+            f"all activations of {run.model} at {run.hook} are 0: expected a language model with "
+            "trained weights; give another --model or --hook"
+        )
+    if run.normalize == "none":
+        return 1.0
+    target = buffer.d_submodule if run.normalize == "sqrt_d" else 1.0
+    return math.sqrt(mean_squared_norm / target)
 
 
 def held_out(

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-import math
 import os
 import time
 from pathlib import Path
@@ -15,7 +14,13 @@ from tqdm import tqdm
 from ..activations.buffer import ResidualBuffer
 from ..activations.enough_text import require_enough_text
 from ..activations.language_models import HookPoint, settings_hash, weights_hash
-from ..activations.run_inputs import held_out, make_buffer, measured_on, open_model
+from ..activations.run_inputs import (
+    held_out,
+    make_buffer,
+    measured_on,
+    norm_factor_of,
+    open_model,
+)
 from ..activations.text import open_text
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
@@ -23,7 +28,6 @@ from ..errors import (
     CheckpointError,
     ConfigError,
     Interrupted,
-    LanguageModelError,
     NonFiniteError,
     TrainingError,
 )
@@ -133,7 +137,7 @@ def _build(
         start, norm_factor = first.step, first.run["norm_factor"]
         buffer.load_state_dict(first.run["buffer"])
     else:
-        start, norm_factor = 0, _norm_factor(run, buffer)
+        start, norm_factor = 0, norm_factor_of(run, buffer)
         if outliers := buffer.outliers():
             logger.warning("%s, as --preset recommended does", outliers)
     sae_runs = []
@@ -291,23 +295,6 @@ def _evaluate(
         ) from stop
     for one in trained:
         one.record(metrics[one.name] | {"measured_on": measured_on(run)})
-
-
-def _norm_factor(run: RunConfig, buffer: ResidualBuffer) -> float:
-    """What raw activations are divided by, from the tokens of the buffer's first fill.
-
-    Raises: LanguageModelError if all activations are 0.
-    """
-    mean_squared_norm = buffer.mean_squared_norm()
-    if mean_squared_norm == 0:
-        raise LanguageModelError(
-            f"all activations of {run.model} at {run.hook} are 0: expected a language model with "
-            "trained weights; give another --model or --hook"
-        )
-    if run.normalize == "none":
-        return 1.0
-    target = buffer.d_submodule if run.normalize == "sqrt_d" else 1.0
-    return math.sqrt(mean_squared_norm / target)
 
 
 def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
