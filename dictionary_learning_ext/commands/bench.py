@@ -47,7 +47,8 @@ class BenchFlags:
     again: bool = False
     """Repeat finished evaluations."""
     tokens: int = 100_000
-    """Tokens that core measures on."""
+    """Tokens that core measures on, rounded down to whole batches of 16 contexts. CE and KL are
+    measured on a fifth of the batches."""
     train_size: int | None = None
     """Texts in each probe's training set. Default: 4000 as in SAE Bench, or what the books
     provide."""
@@ -68,7 +69,7 @@ def run(flags: BenchFlags) -> None:
     from ..run_folder.names import BENCH_FIGURES, BENCH_RESULTS
     from ..sae_bench.adapter import local_folder
     from ..sae_bench.bench_runner import bench
-    from ..sae_bench.comparison_table import table
+    from ..sae_bench.comparison_table import measured_on, table
     from ..sae_bench.paper_figures import write_figures
 
     evals: Any = [name.strip() for name in flags.evals.split(",") if name.strip()]
@@ -85,6 +86,7 @@ def run(flags: BenchFlags) -> None:
     )
     if outcome.results:
         print(table(outcome))
+        print("", *measured_on(outcome), sep="\n")
         print(
             "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see README)."
         )

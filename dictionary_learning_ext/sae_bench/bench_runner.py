@@ -119,6 +119,8 @@ def bench(
         ctx_len=min(run.ctx_len, hooked.cfg.n_ctx),
         train_size=train_size,
         test_size=test_size,
+        remove_bos=run.remove_bos,
+        max_norm_multiple=run.max_norm_multiple,
     )
     runner = _BenchRun(settings, model_key(language_model, hook_point), again)
     runner.all(jobs, evals)
@@ -158,6 +160,8 @@ class _BenchRun:
             parts = [self.model_key, asdict(config), weights_key(job.sae)]
             if evaluation == "core":  # it holds our metrics: made again where one was redefined
                 parts.append([metric.definition for metric in shown_in("bench")])
+                if self.settings.remove_bos or self.settings.max_norm_multiple is not None:
+                    parts.append([self.settings.remove_bos, self.settings.max_norm_multiple])
             key = digest(*parts)
             found = None if self.again else finished(path, evaluation, key)
             if found is None:
@@ -212,10 +216,10 @@ def _shared_run(
     runs = {name: run_of(path, model, hook, None, device) for name, path in paths.items()}
     first_name, first = next(iter(runs.items()))
     for name, run in runs.items():
-        for what in ("model", "hook"):
+        for what in ("model", "hook", "remove_bos", "max_norm_multiple"):
             if getattr(run, what) != getattr(first, what):
                 raise BenchError(
-                    f"{name}: trained on {what} {getattr(run, what)}, but {first_name} on "
+                    f"{name}: trained with {what} {getattr(run, what)}, but {first_name} with "
                     f"{getattr(first, what)}; run `vsae bench` once for each"
                 )
     return replace(first, dtype="float32")

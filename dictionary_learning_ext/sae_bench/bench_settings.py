@@ -17,6 +17,7 @@ import sae_bench.evals.sparse_probing.main as sparse_probing
 import torch as t
 from transformer_lens import HookedTransformer
 
+from ..activations.position_rule import PositionRule
 from ..errors import BenchError
 from .bench_data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData, require_sets
 
@@ -37,6 +38,8 @@ class BenchSettings:
         ctx_len: tokens per context.
         train_size, test_size: texts in the probes' sets; None for the defaults.
         batch_size: contexts per forward pass of the language model.
+        remove_bos, max_norm_multiple: the positions that the SAEs' training left out, see
+            `PositionRule`. Core leaves them alone.
     """
 
     model: HookedTransformer
@@ -48,6 +51,16 @@ class BenchSettings:
     train_size: int | None = None
     test_size: int | None = None
     batch_size: int = 32
+    remove_bos: bool = False
+    max_norm_multiple: float | None = None
+
+    @property
+    def rule(self) -> PositionRule:
+        return PositionRule(
+            self.model.tokenizer,
+            remove_bos=self.remove_bos,
+            max_norm_multiple=self.max_norm_multiple,
+        )
 
     @property
     def name(self) -> str:

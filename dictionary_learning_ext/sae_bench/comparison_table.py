@@ -72,6 +72,25 @@ def table(outcome: BenchResults, form: str = "text") -> str:
     return draw(["", *columns], lines)
 
 
+def measured_on(outcome: BenchResults) -> list[str]:
+    """On how many tokens core measured, in words, and how many it left alone."""
+    lines: dict[str, None] = {}
+    for results in outcome.results.values():
+        if core := results.get("core"):
+            stats, ours = metrics(core, "token_stats"), core["eval_result_unstructured"]
+            line = (
+                f"core: measured on {stats['total_tokens_eval_sparsity_variance']:,} tokens, CE and KL "
+                f"on {stats['total_tokens_eval_reconstruction']:,}"
+            )
+            if left_out := ours.get("left_out"):
+                line += (
+                    f"; {left_out:,} of the tokens are of those that training leaves out: CE and KL "
+                    "keep their activations, and our metrics don't count them"
+                )
+            lines[line] = None
+    return list(lines)
+
+
 def our_name(metric: Metric) -> str:
     """A metric's name beside SAE Bench's, some of which have the same."""
     return f"{metric.label} (ours)"

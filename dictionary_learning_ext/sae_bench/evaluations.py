@@ -29,10 +29,15 @@ from . import feature_usage as usage
 from .ablation import encoding_once
 from .bench_data import heldout_text
 from .bench_settings import SEED, BenchSettings
+from .positions import left_alone
 
 
 def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """Core, with our own metrics of the same tokens in `eval_result_unstructured`."""
+    """Core, with our own metrics of the same tokens in `eval_result_unstructured`.
+
+    Positions that training left out keep their activations in CE and KL, and our metrics leave them
+    out. SAE Bench's other metrics take every position but special tokens, as always.
+    """
     dataset = heldout_text() if settings.data.is_embedded else config.dataset
 
     def store() -> ActivationsStore:
@@ -50,14 +55,15 @@ def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> A
 
     tokenizer: Any = settings.model.tokenizer
     ignored = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
-    scalars, features = core.run_evals(
-        sae=sae,  # pyright: ignore[reportArgumentType]
-        activation_store=store(),
-        model=settings.model,
-        eval_config=config,
-        ignore_tokens=ignored,
-        verbose=True,
-    )
+    with left_alone(settings.model, settings.rule):
+        scalars, features = core.run_evals(
+            sae=sae,  # pyright: ignore[reportArgumentType]
+            activation_store=store(),
+            model=settings.model,
+            eval_config=config,
+            ignore_tokens=ignored,
+            verbose=True,
+        )
     metrics = core.replace_nans_with_negative_one(
         scalars | {"misc_metrics": core.calculate_misc_metrics(features)}
     )
@@ -87,6 +93,7 @@ def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> A
             batches=config.n_eval_sparsity_variance_batches,
             prompts=config.batch_size_prompts,
             ignored=ignored,
+            rule=settings.rule,
         ),
     )
 

@@ -7,8 +7,10 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 
+from ..activations.position_rule import PositionRule
 from ..evaluation.metrics import computed, shown_in
 from ..evaluation.totals import Totals
+from .positions import wanted
 
 NOTE = (
     "SAE Bench 0.6.0's explained_variance is wrong: it subtracts the square of a grand mean of "
@@ -27,15 +29,18 @@ def measure(
     batches: int,
     prompts: int,
     ignored: set[int | None],
+    rule: PositionRule,
 ) -> dict[str, Any]:
-    """Our metrics of the tokens that a store gives, special ones left out.
+    """Our metrics of the tokens that a store gives, without special ones and those of `rule`.
 
     Returns: the metrics that `metrics.py` shows for SAE Bench, by key; `selected`, how often each
-    feature was; `tokens`; and a `note` on what SAE Bench's own metrics are.
+    feature was; `tokens`; `left_out`, how many the rule left out besides special ones; and a `note`
+    on what SAE Bench's own metrics are.
     """
     k, device = getattr(getattr(sae, "dictionary", None), "k", None), sae.W_enc.device
     totals = Totals.empty(sae.cfg.d_in, sae.cfg.d_sae, k, device)
     special = t.tensor([token for token in ignored if token is not None], device=device)
+    left_out = 0
     for _ in range(batches):
         tokens_BL = store.get_batch_tokens(prompts)
         _, cache = model.run_with_cache(
@@ -44,11 +49,20 @@ def measure(
             names_filter=[sae.cfg.hook_name],
             stop_at_layer=sae.cfg.hook_layer + 1,
         )
-        x_BD = cache[sae.cfg.hook_name][~t.isin(tokens_BL, special)]
+        x_BLD = cache[sae.cfg.hook_name]
+        is_ordinary_BL = ~t.isin(tokens_BL, special)
+        is_used_BL = is_ordinary_BL & wanted(rule, tokens_BL, x_BLD).to(device)
+        left_out += int((is_ordinary_BL & ~is_used_BL).sum())
+        x_BD = x_BLD[is_used_BL]
         f_BF = sae.encode(x_BD)
         totals.add(x_BD.double(), sae.decode(f_BF).double(), f_BF)
     ours: dict[str, Any] = computed(totals, shown_in("bench"))
-    return ours | {"selected": totals.selected_F.tolist(), "tokens": totals.tokens, "note": NOTE}
+    return ours | {
+        "selected": totals.selected_F.tolist(),
+        "tokens": totals.tokens,
+        "left_out": left_out,
+        "note": NOTE,
+    }
 
 
 def most_used(selected_F: list[int], n: int) -> t.Tensor:

@@ -1,0 +1,109 @@
+"""Positions that training leaves out, in SAE Bench's core."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch as t
+from bench_saes import D, F, K, place
+
+from dictionary_learning_ext import (
+    RunConfig,
+    SAEConfig,
+    VariationalTopKAutoEncoder,
+    find_hook,
+    train,
+)
+from dictionary_learning_ext.activations.activation_reader import ActivationReader
+from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.tokens import ContextStream
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.errors import BenchError
+from dictionary_learning_ext.evaluation.language_model_losses import language_model_losses
+
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+
+import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
+
+from dictionary_learning_ext.sae_bench import adapter, bench_runner, lens_model
+from dictionary_learning_ext.sae_bench.positions import left_alone
+
+HOOK = "blocks.1.hook_resid_post"
+TEXT = "It was the best of times, it was the worst of times, by the door."
+
+
+def with_far_token(lm_dir):
+    """A model whose " the" has a norm far above the others'; how often it is in TEXT."""
+    lm: Any = load_language_model(str(lm_dir))
+    (token,) = lm.tokenizer.encode(" the")
+    with t.no_grad():
+        lm._model.gpt_neox.embed_in.weight[token] *= 200
+        lm._model.get_output_embeddings().weight *= 20  # or its losses are those of chance
+    return lm, lm.tokenizer.encode(TEXT)[:12].count(token)
+
+
+@pytest.mark.parametrize("multiple", [None, 10.0])
+def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_dir):
+    lm, far = with_far_token(tiny_lm_dir)
+    hook = find_hook(lm, HOOK)
+    hooked = lens_model.hooked_transformer(lm, hook, "sinks")
+    t.manual_seed(0)
+    dictionary = VariationalTopKAutoEncoder(D, F, K)
+    sae = adapter.BenchSAE(dictionary, **place(hook_name=HOOK, hook_layer=1))
+    documents = [TEXT] * 3
+    contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
+    tokens_BL, _ = contexts.next_batch(3)
+    assert tokens_BL.shape == (3, 12)
+    reader = ActivationReader(lm, hook.submodule, hook.io, max_norm_multiple=multiple)
+    contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
+    (ours,) = language_model_losses([dictionary], reader, contexts)
+    assert ours.left_alone == (3 * far if multiple else 0)
+    run_with_hooks = hooked.run_with_hooks
+    with left_alone(hooked, reader.rule):
+        theirs = core.get_recons_loss(
+            sae, hooked, tokens_BL, None, compute_kl=False, compute_ce_loss=True
+        )
+    assert hooked.run_with_hooks == run_with_hooks
+    for name, loss in {
+        "ce_loss_without_sae": ours.original,
+        "ce_loss_with_sae": ours.reconstructed,
+        "ce_loss_with_ablation": ours.zero,
+    }.items():
+        assert theirs[name].mean().item() == pytest.approx(loss, rel=1e-4), name
+
+
+def test_bench_says_what_it_measured_and_left_alone(tiny_lm_dir, text, tmp_path, capsys):
+    lm, _ = with_far_token(tiny_lm_dir)
+    lm._model.save_pretrained(tmp_path / "lm")
+    lm.tokenizer.save_pretrained(tmp_path / "lm")
+    sizes = {"steps": 4, "batch_size": 32, "n_ctxs": 8, "ctx_len": 32, "eval_tokens": 0}
+    run = RunConfig(
+        model=str(tmp_path / "lm"),
+        data=text,
+        hook=HOOK,
+        save_dir=str(tmp_path / "run"),
+        max_norm_multiple=10.0,
+        **sizes,
+    )
+    train(run, {"sae": SAEConfig(dict_size=F, k=K)})
+    flags = ["--evals", "core", "--tokens", "1500", "--data", "embedded"]
+    assert main(["bench", str(tmp_path / "run"), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("core: measured on")]
+    match = re.match(
+        r"core: measured on 1,024 tokens, CE and KL on 512; (\d+) of the tokens ", line
+    )
+    assert match
+    (path,) = (tmp_path / "run" / "eval_results" / "core").glob("*.json")
+    ours = json.loads(path.read_text())["eval_result_unstructured"]
+    assert 0 < ours["left_out"] == int(match[1])
+    assert ours["tokens"] + ours["left_out"] == 1024 - 32, "a special token per context"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["run"]["settings"]["max_norm_multiple"] = None
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "ae.pt").write_bytes((tmp_path / "run" / "ae.pt").read_bytes())
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BenchError, match=r"with max_norm_multiple None, but .*run with 10.0"):
+        bench_runner.bench([tmp_path / "run", other], evals=["core"], data="embedded")
