@@ -206,6 +206,14 @@ EXPERIMENTS = (
         needs="gguf and accelerate; downloads 93 MB",
     ),
     Experiment(
+        "language_models.attention_sinks",
+        "What do attention sinks do to an SAE and to its metrics, at a middle layer of a real model?",
+        minutes="12",
+        stages=("train", "tables"),
+        needs="runs/smollm2-135m, from experiments.language_models.smollm2",
+        page="attention_sinks.md",
+    ),
+    Experiment(
         "write_results",
         "Writes experiments/RESULTS.md from its template and the raw results of all.",
         minutes="1",

@@ -34,6 +34,7 @@ SLOW = frozenset(
         "test_point_rectified_without_kl_is_upstreams_trainer",
         # Many samples, or many cases.
         "test_every_metric_is_the_plain_one",
+        "test_sinks_are_left_out_and_left_alone_and_the_rest_resumes",
         "test_a_mistake_ends_in_one_line_that_says_what_to_type",
         "test_any_config_json_loads_or_is_a_named_error",
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
