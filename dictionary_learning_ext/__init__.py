@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .config.run_config import RunConfig
     from .config.sae_config import SAEConfig
     from .errors import UserError
-    from .evaluation.measure import evaluate
+    from .evaluation.folders import evaluate_folders
+    from .evaluation.measure import measure
     from .run_folder.weights import load_dictionary
     from .trainers.vaease import VAEase, VAEaseTrainer
     from .trainers.variational_top_k import VariationalTopKAutoEncoder, VariationalTopKTrainer
@@ -29,10 +30,11 @@ _HOMES = {
     "VAEaseTrainer": ".trainers.vaease",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
-    "evaluate": ".evaluation.measure",
+    "evaluate_folders": ".evaluation.folders",
     "find_hook": ".activations.language_models",
     "load_dictionary": ".run_folder.weights",
     "load_language_model": ".activations.language_models",
+    "measure": ".evaluation.measure",
     "open_text": ".activations.text",
     "train": ".training.loop",
 }
@@ -46,10 +48,11 @@ __all__ = [
     "VAEaseTrainer",
     "VariationalTopKAutoEncoder",
     "VariationalTopKTrainer",
-    "evaluate",
+    "evaluate_folders",
     "find_hook",
     "load_dictionary",
     "load_language_model",
+    "measure",
     "open_text",
     "train",
 ]

@@ -13,8 +13,12 @@ class EvalFlags:
 
     folders: tyro.conf.Positional[Folders]
     """Run folders, all trained on one language model and hook point."""
-    tokens: int = 100_000
-    """Held-out tokens to evaluate on."""
+    tokens: int | None = None
+    """Held-out tokens to evaluate on. Default: as in the run's own evaluation. An evaluation at
+    other settings than that in metrics.json goes to evaluations/ beside it."""
+    step: int | None = None
+    """Evaluate the checkpoint of this step, see --save-steps of train. Default: the final
+    weights."""
     inputs: InputFlags = field(default_factory=InputFlags)
 
 
@@ -22,7 +26,17 @@ def run(flags: EvalFlags) -> None:
     from ..evaluation.comparison import printed
     from ..evaluation.folders import evaluate_folders
 
-    print(printed(evaluate_folders(flags.folders, tokens=flags.tokens, **vars(flags.inputs))))
+    written = []
+    results = evaluate_folders(
+        flags.folders,
+        tokens=flags.tokens,
+        step=flags.step,
+        on_written=written.append,
+        **vars(flags.inputs),
+    )
+    print(printed(results))
+    for path in written:
+        print(f"wrote {path}")
 
 
 COMMAND = Command("eval", EvalFlags, run)

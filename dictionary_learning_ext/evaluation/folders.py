@@ -1,6 +1,6 @@
 """Run folders of one language model: opened together, and evaluated again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,47 +12,94 @@ from ..activations.run_inputs import MEASURED_ON, held_out, measured_on, open_mo
 from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
-from ..run_folder.names import METRICS
-from ..run_folder.reading import require_folders
+from ..run_folder.names import evaluation
+from ..run_folder.reading import read_metrics_if_any, require_folders
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
-from .measure import evaluate
+from .measure import measure
 
 
 def evaluate_folders(
     folders: Sequence[str | Path],
     *,
-    tokens: int = 100_000,
+    tokens: int | None = None,
+    step: int | None = None,
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
     device: str = "cpu",
+    on_written: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate run folders on the same held-out text, and write each one's metrics.json.
 
+    An evaluation of a checkpoint, or at other settings than that in metrics.json, is written beside
+    it, to evaluations/.
+
     Arguments:
         folders: all trained on one language model and hook point.
+        tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
+        step: of the checkpoint to evaluate. Default: the final weights.
         model, hook, data: as in the run's config.json by default. Needed for folders that upstream's
             `trainSAE` wrote.
+        on_written: called with each file once it is written.
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
     """
-    require(tokens > 0, "tokens", tokens, "above 0")
-    opened = open_folders(folders, model=model, hook=hook, data=data, device=device)
+    require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
+    opened = open_folders(folders, model=model, hook=hook, data=data, device=device, step=step)
     run = opened.run
+    if tokens is None:
+        tokens = opened.own_tokens
     dictionaries = {
         name: (dictionary, config["trainer"].get("norm_factor", 1.0))
         for name, (dictionary, config) in opened.saes.items()
     }
     buffer_and_documents = held_out(run, opened.language_model, opened.hook_point, tokens)
+    of_step = {} if step is None else {"step": step}
     results = {
-        name: metrics | {"measured_on": measured_on(run)}
-        for name, metrics in evaluate(dictionaries, *buffer_and_documents, tokens).items()
+        name: of_step | metrics | {"measured_on": measured_on(run)}
+        for name, metrics in measure(dictionaries, *buffer_and_documents, tokens).items()
     }
     for name, metrics in results.items():
-        write_json(Path(name) / METRICS, metrics)
+        others = _other_settings(Path(name), opened.saes[name][1], run, tokens, metrics)
+        path = evaluation(Path(name), of_step | others)
+        write_json(path, metrics)
+        on_written(path)
     return results
+
+
+def _other_settings(
+    folder: Path, config: dict[str, Any], run: RunConfig, tokens: int, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """In which settings an evaluation differs from the folder's own, and how.
+
+    Its own is the one in metrics.json, or else the one that its training would have ended with.
+    """
+    now = measured_on(run) | {"tokens": tokens}
+    try:
+        former = read_metrics_if_any(folder)
+    except CheckpointError:  # damaged: written again
+        former = None
+    if isinstance(former, dict):
+        own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
+        # Tokens are rounded up to whole batches.
+        same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
+    else:
+        own = config.get("run", {}).get("settings", {})
+        own = own | {"tokens": own.get("eval_tokens")}
+        same_tokens = own["tokens"] in (None, 0, tokens)
+    differing = {
+        name: now[name]
+        for name in MEASURED_ON
+        if name in own and _without_folder(name, own[name]) != _without_folder(name, now[name])
+    }
+    return differing | ({} if same_tokens else {"tokens": tokens})
+
+
+def _without_folder(name: str, value: Any) -> Any:
+    """A setting's value; of the language model, whose folder may have moved, its last name."""
+    return Path(value).name if name == "model" and isinstance(value, str) else value
 
 
 class OpenedFolders(NamedTuple):
@@ -63,6 +110,8 @@ class OpenedFolders(NamedTuple):
     """Each folder's SAE and config.json."""
     language_model: LanguageModel
     hook_point: HookPoint
+    own_tokens: int
+    """On how many tokens their own evaluations measure: the largest number among them."""
 
 
 def open_folders(
@@ -72,12 +121,13 @@ def open_folders(
     hook: str | None = None,
     data: str | None = None,
     device: str = "cpu",
+    step: int | None = None,
 ) -> OpenedFolders:
     """Load run folders and the language model they share; see `evaluate_folders`."""
     require_folders(folders)
     runs: dict[str, RunConfig] = {}
     for folder in folders:
-        runs[str(folder)] = run_of(Path(folder), model, hook, data, device)
+        runs[str(folder)] = run_of(Path(folder), model, hook, data, device, step)
     first_name, run = next(iter(runs.items()))
     for name, other in runs.items():
         for what in MEASURED_ON:
@@ -86,8 +136,9 @@ def open_folders(
                     f"{name}: its run has {what}={getattr(other, what)!r}, but {first_name} has "
                     f"{getattr(run, what)!r}; evaluate folders with different settings separately"
                 )
-    saes = {name: load_dictionary(name, device) for name in runs}
+    saes = {name: load_dictionary(name, device, step=step) for name in runs}
     language_model, hook_point = open_model(run)
     for name, (dictionary, _) in saes.items():
         hook_point.require_width(name, dictionary.activation_dim, run.model)
-    return OpenedFolders(run, saes, language_model, hook_point)
+    own_tokens = max(other.eval_tokens for other in runs.values()) or RunConfig.eval_tokens
+    return OpenedFolders(run, saes, language_model, hook_point, own_tokens)

@@ -85,7 +85,7 @@ class Measurement:
             self.totals.add_mean(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())
 
 
-def evaluate(
+def measure(
     dictionaries: dict[str, tuple[Dictionary, float]],
     buffer: ResidualBuffer,
     documents: Sequence[str],

@@ -3,7 +3,10 @@
 Each name is written here and nowhere else in the package.
 """
 
+import hashlib
+import re
 from pathlib import Path
+from typing import Any
 
 from ..config.run_config import TrainConfig
 from ..errors import ConfigError
@@ -18,6 +21,8 @@ HISTORY = "metrics.jsonl"
 """A line of metrics for each logged step."""
 METRICS = "metrics.json"
 """The final evaluation."""
+EVALUATIONS = "evaluations"
+"""Evaluations at other settings than that in metrics.json, see `evaluation`."""
 FAILED = "failed.json"
 """Why this SAE failed, if it did."""
 CHECKPOINTS = "checkpoints"
@@ -63,6 +68,23 @@ def checkpoint(folder: Path, step: int) -> Path:
     return folder / CHECKPOINTS / f"ae_{step}.pt"
 
 
+def evaluation(folder: Path, other_settings: dict[str, Any]) -> Path:
+    """Where an evaluation is written: metrics.json, or beside it if settings differ from its own."""
+    if not other_settings:
+        return folder / METRICS
+    names = (f"{name}_{_in_a_name(value)}" for name, value in other_settings.items())
+    return folder / EVALUATIONS / f"{'_'.join(names)}.json"
+
+
+def _in_a_name(value: Any) -> str:
+    """A setting's value, fit for a file's name: of a path, its last part and a hash of all."""
+    text = str(value)
+    if re.fullmatch(r"[\w.-]{1,60}", text):
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', Path(text).name)[:60]}_{digest}"
+
+
 def resume_point(folder: Path, step: int) -> Path:
     """The folder of a resume point. Sorted by name, the points are in order."""
     return folder / RESUME / f"step_{step:08d}"
@@ -78,6 +100,7 @@ RUN_FILES = (
     CONFIG,
     HISTORY,
     METRICS,
+    EVALUATIONS,
     FAILED,
     CHECKPOINTS,
     EXPORTS,

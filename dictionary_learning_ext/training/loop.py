@@ -31,7 +31,7 @@ from ..errors import (
     NonFiniteError,
     TrainingError,
 )
-from ..evaluation.measure import evaluate
+from ..evaluation.measure import measure
 from ..run_folder.names import RUNS, folder_of, require_free
 from ..run_folder.reading import is_finished
 from ..run_folder.resume_points import ResumePoint
@@ -285,7 +285,7 @@ def _evaluate(
     }
     try:
         signals.check()  # what came while the last files were written
-        metrics = evaluate(saes, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens)
+        metrics = measure(saes, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens)
     except Interrupted as stop:
         where = " ".join(str(one.folder) for one in trained)
         raise Interrupted(

@@ -31,7 +31,7 @@ from dictionary_learning_ext.activations.run_inputs import held_out, open_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.measure import evaluate
+from dictionary_learning_ext.evaluation.measure import measure as measure_saes
 from dictionary_learning_ext.features.geometry import agreement, dispersion
 from dictionary_learning_ext.run_folder.writing import write_json
 from experiments import raw_results
@@ -155,7 +155,7 @@ def evaluate_missing(lm: str, folders: list[Path]) -> int:
             dictionaries[str(folder)] = (sae, config["trainer"]["norm_factor"])
     if dictionaries:
         inputs = held_out(run, model, hook, EVAL_TOKENS)
-        for name, metrics in evaluate(dictionaries, *inputs, EVAL_TOKENS).items():
+        for name, metrics in measure_saes(dictionaries, *inputs, EVAL_TOKENS).items():
             write_json(Path(name) / "metrics.json", metrics)
     text = ContextStream(open_text(run.data), model.tokenizer, run.ctx_len)
     while True:

@@ -43,7 +43,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def reach(folder: str) -> dict[str, Any]:
     """Of one SAE: each feature's ratio, of the synthesised tokens and of random sequences."""
-    run, saes, language_model, hook = open_folders([folder])
+    run, saes, language_model, hook, _ = open_folders([folder])
     sae = saes[folder][0]
     collector = FeatureCollector(sae, TOKENS, seed=SEED)
     for batch in read_contexts(run, language_model, hook, "heldout", TOKENS):

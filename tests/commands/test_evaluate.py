@@ -1,5 +1,6 @@
 """`vsae eval`, and `vsae compare` of what it measured."""
 
+import json
 import re
 
 from dictionary_learning_ext.cli import main
@@ -26,3 +27,20 @@ def test_a_checkpoint_of_another_model_or_layer_than_asked_for(small, tmp_path, 
     assert "trained on hook blocks.0" in capsys.readouterr().err
     assert main(["eval", str(tmp_path / "none")]) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_the_middle_is_evaluated_beside_the_final_weights(small, tmp_path, capsys):
+    assert main(["train", *small, "--save-steps", "6"]) == 0
+    run = tmp_path / "run"
+    final = (run / "metrics.json").read_bytes()
+    capsys.readouterr()
+    assert main(["eval", str(run), "--step", "6"]) == 0
+    path = run / "evaluations" / "step_6.json"
+    assert f"wrote {path}" in capsys.readouterr().out
+    assert (run / "metrics.json").read_bytes() == final
+    middle = json.loads(path.read_text())
+    assert middle["step"] == 6
+    assert middle["tokens"] == json.loads(final)["tokens"]
+    assert middle["fve"] != json.loads(final)["fve"]
+    assert main(["eval", str(run), "--step", "7"]) == 2
+    assert "no checkpoint of step 7; expected one of 6" in capsys.readouterr().err

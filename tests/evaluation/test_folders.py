@@ -1,5 +1,6 @@
 """Run folders of one language model: what is opened together, and what is refused."""
 
+import json
 import re
 import shutil
 
@@ -104,3 +105,74 @@ def test_what_training_measured_is_what_eval_measures(rules, lm_dir_of, text, tm
         assert read_metrics(folder) == again[folder] == metrics
     alone = {metrics["positions_left_alone"] for metrics in again.values()}
     assert alone == ({3} if rules else {0})
+
+
+# --- where an evaluation goes
+
+
+@pytest.fixture
+def evaluated(folder):
+    """Evaluates it as asked for, and returns the files that this wrote and all that are there."""
+
+    def evaluate(**asked):
+        written = []
+        evaluate_folders([folder], on_written=written.append, **asked)
+        there = [folder / "metrics.json", *folder.glob("evaluations/*")]
+        return written, [path for path in there if path.exists()]
+
+    return evaluate
+
+
+def test_metrics_json_keeps_the_evaluation_at_the_runs_settings(folder, evaluated, text, tmp_path):
+    """Its first is the own one of a run that was trained with --eval-tokens 0."""
+    own = folder / "metrics.json"
+    assert evaluated(tokens=300) == ([own], [own])
+    before = own.read_bytes()
+    beside = folder / "evaluations"
+    fewer = beside / "tokens_64.json"
+    assert evaluated(tokens=64) == ([fewer], [own, fewer])
+    other = str(shutil.copy(text, tmp_path / "other text.txt"))
+    (path,), _ = evaluated(tokens=300, data=other)
+    assert re.fullmatch(r"data_other-text\.txt_[0-9a-f]{6}\.json", path.name)
+    assert json.loads(path.read_text())["measured_on"]["data"] == other
+    (path,), _ = evaluated(tokens=64, data=other)
+    assert path.name.startswith("data_other")
+    assert path.name.endswith("_tokens_64.json")
+    assert own.read_bytes() == before
+    assert json.loads(fewer.read_text())["tokens"] == 64
+    own.write_text(json.dumps(json.loads(before) | {"fve": -1}))
+    assert evaluated(tokens=300)[0] == [own], "the same settings: written again"
+    assert own.read_bytes() == before
+    for damage in (b"{", b"[]"):
+        own.write_bytes(damage)
+        assert evaluated(tokens=300)[0] == [own]
+
+
+def test_before_its_first_evaluation_the_runs_settings_are_those_of_its_config(folder, evaluated):
+    setting(eval_tokens=96)(folder / "config.json")
+    assert evaluated(tokens=64)[0] == [folder / "evaluations" / "tokens_64.json"]
+    assert evaluated()[0] == [folder / "metrics.json"]
+    assert json.loads((folder / "metrics.json").read_text())["tokens"] == 96
+
+
+def test_as_many_tokens_as_the_text_has_are_the_same_setting(folder, evaluated):
+    own = folder / "metrics.json"
+    setting(eval_tokens=2049)(folder / "config.json")
+    assert evaluated()[0] == evaluated()[0] == [own]
+    assert json.loads(own.read_text())["tokens"] == 2048
+
+
+def test_a_moved_language_model_is_no_other_setting(folder, evaluated, tiny_lm_dir, tmp_path):
+    evaluated(tokens=64)
+    moved = shutil.copytree(tiny_lm_dir, tmp_path / "moved" / tiny_lm_dir.name)
+    assert evaluated(tokens=64, model=str(moved))[0] == [folder / "metrics.json"]
+    renamed = shutil.copytree(tiny_lm_dir, tmp_path / "renamed")
+    (path,), _ = evaluated(tokens=64, model=str(renamed))
+    assert path.name.startswith("model_renamed_")
+
+
+def test_without_tokens_the_largest_of_the_runs_own_numbers_is_taken(trained, folder):
+    setting(eval_tokens=70)(folder / "config.json")
+    assert open_folders([trained / "top_k"]).own_tokens == 100_000, "of eval_tokens=0"
+    assert open_folders([folder]).own_tokens == 70
+    assert open_folders([folder, trained / "top_k"]).own_tokens == 70

@@ -1,6 +1,7 @@
 """The names in a run folder stand in one file, and what a folder holds decides whether it is free."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,15 @@ def test_where_checkpoints_and_reports_are(tmp_path):
     assert names.checkpoint(tmp_path, 20) == tmp_path / "checkpoints" / "ae_20.pt"
     assert names.resume_point(tmp_path, 20) == tmp_path / "resume" / "step_00000020"
     assert names.report_files(tmp_path / "report.html") == tmp_path / "report_files"
+
+
+def test_an_evaluation_at_other_settings_has_a_name_made_of_them(tmp_path):
+    assert names.evaluation(tmp_path, {}) == tmp_path / "metrics.json"
+    beside = tmp_path / "evaluations"
+    assert names.evaluation(tmp_path, {"step": 7, "tokens": 9}) == beside / "step_7_tokens_9.json"
+    texts = ["a/text.txt", "b/text.txt", "../..", "x" * 500, "a b"]
+    paths = [names.evaluation(tmp_path, {"data": text}) for text in texts]
+    assert len(set(paths)) == len(texts), "of one last name too"
+    for path in paths:
+        assert path.parent == beside
+        assert re.fullmatch(r"data_[\w.-]{1,80}\.json", path.name)
