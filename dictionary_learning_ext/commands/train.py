@@ -116,7 +116,8 @@ def starting_point(args: list[str]) -> TrainFlags:
     steps = given.get("steps", "")
     if starts != ["resume"] and steps.isdecimal():
         start = start.for_steps(int(steps))
-    sae = start.sae.changed_to(given.get("architecture"), given.get("posterior"))
+    changes = (given.get(name) for name in ("architecture", "posterior", "kl_schedule"))
+    sae = start.sae.changed_to(*changes)
     for one, other in (("sigma", "noise_to_signal"), ("noise_to_signal", "sigma")):
         if one in given:  # two ways to say one thing: the flag overrides
             sae = replace(sae, **{other: None})

@@ -1,5 +1,6 @@
 """Checks of values that a user gave, with one form of message: NAME=VALUE: expected WHAT."""
 
+import sys
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -18,25 +19,48 @@ def require_choice(name: str, given: Any, choices: Any) -> None:
 
 
 def require_type(name: str, given: Any, hint: Any) -> None:
-    """Raise a ConfigError unless a value read from a file has a field's type."""
+    """Raise a ConfigError unless a value has a field's type. Numbers must be finite."""
     require(_is_of_type(given, hint), name, given, _described(hint))
 
 
+def require_lr_schedule(
+    steps: int,
+    lr: float | None,
+    warmup_steps: int | None,
+    decay_start: int | None = None,
+    sparsity_warmup_steps: int | None = None,
+) -> None:
+    """Raise a ConfigError unless a learning rate and its schedule are possible in a run of `steps`."""
+    require_type("lr", lr, float | None)
+    require(lr is None or lr > 0, "lr", lr, "above 0")
+    given = {"warmup_steps": warmup_steps, "sparsity_warmup_steps": sparsity_warmup_steps}
+    for name, value in given.items():
+        require_type(name, value, int | None)
+        is_legal = value is None or 0 <= value < steps
+        require(is_legal, name, value, f"0 or more, and less than steps={steps}")
+    if decay_start is not None:
+        require_type("decay_start", decay_start, int)
+        after = max(value or 0 for value in given.values())
+        is_legal = after < decay_start < steps
+        require(is_legal, "decay_start", decay_start, f"between {after} and steps={steps}")
+
+
 def _is_of_type(value: Any, hint: Any) -> bool:
-    """A whole number passes as a float."""
+    """A whole number passes as a float. Lists of numbers are tuples in dataclasses, lists in files."""
     origin, members = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_of_type(value, member) for member in members)
     if origin is Literal:
         return value in members
     if origin is tuple:
-        return isinstance(value, tuple) and all(_is_of_type(part, members[0]) for part in value)
+        is_list = isinstance(value, tuple | list)
+        return is_list and all(_is_of_type(part, members[0]) for part in value)
     if hint in (None, NoneType):
         return value is None
-    if hint in (int, float):
-        kinds = (int,) if hint is int else (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    if hint is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and abs(value) <= sys.float_info.max  # false for NaN too
+    return isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
 
 
 def _described(hint: Any) -> str:
@@ -48,5 +72,5 @@ def _described(hint: Any) -> str:
         return f"one of {', '.join(members)}"
     if get_origin(hint) is tuple:
         return "a list of numbers"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
     return words.get(hint, "None")

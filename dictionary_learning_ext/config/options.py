@@ -6,14 +6,13 @@ and help, and all of them their checks, so that a mistake gets the same message 
 
 import ast
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter, signature
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
-from .checks import require, require_choice
+from .checks import require, require_type
 
 Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
@@ -33,6 +32,8 @@ NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
 
 LOG_VAR_LIMITS = (-10.0, 4.0)
 """What a learned posterior's log-variance is clamped to, in training units."""
+SCALE_LIMITS = (1e-18, 1e18)
+"""Between them the square of a number, and the square's inverse, are numbers in float32."""
 
 UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "fixed": ("log_var_init",),
@@ -40,6 +41,13 @@ UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
     "point": ("sigma", "noise_to_signal", "log_var_init", "noise_on", "noise_anneal_steps"),
 }
 """The options of a variational SAE that a posterior does not use."""
+UNUSED_BY_SCHEDULE: dict[KLSchedule, tuple[str, ...]] = {
+    "constant": ("kl_warmup_steps", "kl_cycle_steps"),
+    "linear": ("kl_cycle_steps",),
+    "cosine": ("kl_cycle_steps",),
+    "cyclical": ("kl_warmup_steps",),
+}
+"""The options that a schedule of the KL's weight does not use."""
 
 
 class RunSize(NamedTuple):
@@ -51,7 +59,17 @@ class RunSize(NamedTuple):
 
 
 class Options:
-    """Base of a group of options: a frozen dataclass with a docstring under each field."""
+    """Base of a group of options: a frozen dataclass with a docstring under each field.
+
+    Raises: ConfigError for a value of another type, or a number that is not finite.
+    """
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            require_type(name, getattr(self, name), hint)
+
+    def require_fit(self, steps: int) -> None:
+        """Raise a ConfigError if a schedule is longer than a run of `steps`."""
 
     @classmethod
     def run_defaults(cls, size: RunSize) -> dict[str, Any]:
@@ -120,6 +138,7 @@ class TopKOptions(Options):
         return {"k": min(cls.k, size.dict_size)}
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.k >= 1, "k", self.k, "at least 1")
 
 
@@ -140,6 +159,7 @@ class AuxKOptions(Options):
         }
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.auxk_alpha >= 0, "auxk_alpha", self.auxk_alpha, "at least 0")
         threshold = self.dead_feature_threshold
         require(threshold > 0, "dead_feature_threshold", threshold, "above 0")
@@ -165,10 +185,9 @@ class PosteriorOptions(Options):
     """The standard deviation of the prior, in training units."""
 
     def __post_init__(self):
-        require_choice("posterior", self.posterior, Posterior)
-        require_choice("noise_on", self.noise_on, NoiseOn)
-        require(self.sigma > 0, "sigma", self.sigma, "above 0; for no noise use posterior=point")
-        require(self.prior_std > 0, "prior_std", self.prior_std, "above 0")
+        super().__post_init__()
+        _require_scale("sigma", self.sigma, "; for no noise use posterior=point")
+        _require_scale("prior_std", self.prior_std)
         low, high = LOG_VAR_LIMITS
         is_inside = low <= self.log_var_init <= high
         require(is_inside, "log_var_init", self.log_var_init, f"between {low} and {high}")
@@ -184,8 +203,9 @@ class NoiseLevelOptions(Options):
     or unit."""
 
     def __post_init__(self):
+        super().__post_init__()
         given = self.noise_to_signal
-        require(given is None or 0 < given < math.inf, "noise_to_signal", given, "a number above 0")
+        require(given is None or given > 0, "noise_to_signal", given, "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -216,10 +236,21 @@ class ObjectiveOptions(AuxKOptions):
 
     @classmethod
     def _schedule_defaults(cls, steps: int) -> dict[str, int]:
-        return {"kl_warmup_steps": max(1, steps // 10), "kl_cycle_steps": max(1, steps // 4)}
+        return {"kl_warmup_steps": max(1, steps // 10), "kl_cycle_steps": max(2, steps // 4)}
+
+    def require_fit(self, steps: int) -> None:
+        for name in ("kl_warmup_steps", "kl_cycle_steps", "noise_anneal_steps"):
+            given = getattr(self, name)
+            is_used = name not in UNUSED_BY_SCHEDULE[self.kl_schedule]
+            fits = given is None or not is_used or given <= max(steps, 2)
+            require(fits, name, given, f"at most steps={steps}")
 
     def for_steps(self, steps: int) -> "ObjectiveOptions":
-        """With the warm-up and the cycle of a run of `steps`, where they are not given."""
+        """With the warm-up and the cycle of a run of `steps`, where they are not given.
+
+        Raises: ConfigError for a schedule that is longer than the run.
+        """
+        self.require_fit(steps)
         defaults = self._schedule_defaults(steps)
         return replace(self, **{n: v for n, v in defaults.items() if getattr(self, n) is None})
 
@@ -227,13 +258,10 @@ class ObjectiveOptions(AuxKOptions):
         super().__post_init__()
         for name in ("beta", "free_bits"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        require_choice("kl_scope", self.kl_scope, KLScope)
-        require_choice("kl_schedule", self.kl_schedule, KLSchedule)
-        require_choice("dtype", self.dtype, Dtype)
         warmup, cycle, anneal = self.kl_warmup_steps, self.kl_cycle_steps, self.noise_anneal_steps
         require(warmup is None or warmup >= 0, "kl_warmup_steps", warmup, "0 (no warm-up) or more")
         instead = "use kl_schedule=constant (--kl-schedule constant) for no annealing"
-        require(cycle is None or cycle > 0, "kl_cycle_steps", cycle, f"above 0; {instead}")
+        require(cycle is None or cycle > 1, "kl_cycle_steps", cycle, f"2 or more; {instead}")
         instead = (
             "leave it out for noise that stays, use posterior=point (--posterior point) for none"
         )
@@ -263,12 +291,12 @@ class VAEaseOptions(Options):
     not use it."""
 
     def __post_init__(self):
+        super().__post_init__()
         low = LOG_VAR_LIMITS[0]
         is_inside = low <= self.log_var_init < 0
         require(is_inside, "log_var_init", self.log_var_init, f"{low} or more, and below 0")
         for name in ("gamma_init", "prior_std"):
-            given = getattr(self, name)
-            require(0 < given < math.inf, name, given, "above 0")
+            _require_scale(name, getattr(self, name))
         is_inside = 0 <= self.active_gate < 1
         require(is_inside, "active_gate", self.active_gate, "0 or more, and below 1")
 
@@ -294,6 +322,7 @@ class L1Options(SparsityWarmupOptions):
     """Weight of the L1 norm."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(self.l1_penalty >= 0, "l1_penalty", self.l1_penalty, "at least 0")
 
 
@@ -307,6 +336,7 @@ class JumpReLUOptions(SparsityWarmupOptions):
     """The number of active features aimed at."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("sparsity_penalty", "target_l0"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
@@ -319,9 +349,15 @@ class MatryoshkaOptions(Options):
     """Each nested group's share of the dictionary. They sum to 1."""
 
     def __post_init__(self):
+        super().__post_init__()
         shares = self.group_fractions
         is_whole = abs(sum(shares) - 1) < 1e-6 and min(shares) > 0
         require(is_whole, "group_fractions", shares, "positive shares that sum to 1")
+
+
+def _require_scale(name: str, given: float, instead: str = "") -> None:
+    low, high = SCALE_LIMITS
+    require(low <= given <= high, name, given, f"above 0 ({low:g} to {high:g}){instead}")
 
 
 def names_of(options: type[Options]) -> tuple[str, ...]:

@@ -14,8 +14,18 @@ import tyro
 
 from ..errors import ConfigError
 from .architectures import TRAINED
-from .checks import require, require_choice
-from .options import UNUSED_BY, Normalize, Options, Posterior, PosteriorOptions, RunSize
+from .checks import require, require_choice, require_lr_schedule
+from .options import (
+    UNUSED_BY,
+    UNUSED_BY_SCHEDULE,
+    KLSchedule,
+    Normalize,
+    ObjectiveOptions,
+    Options,
+    Posterior,
+    PosteriorOptions,
+    RunSize,
+)
 
 ArchitectureName: Any = Literal[tuple(TRAINED)]  # pyright: ignore[reportInvalidTypeForm]
 _SCHEDULES = (
@@ -118,8 +128,10 @@ _Fields: Any = make_dataclass(
 class SAEConfig(_Fields):
     """One SAE and how it is trained."""
 
-    def changed_to(self, architecture: str | None, posterior: str | None) -> "SAEConfig":
-        """Another architecture or posterior, without the options that it does not use."""
+    def changed_to(
+        self, architecture: str | None, posterior: str | None, kl_schedule: str | None = None
+    ) -> "SAEConfig":
+        """Another architecture, posterior or schedule, without the options that it does not use."""
         changed: Any = self
         if architecture is not None:
             require_choice("architecture", architecture, ArchitectureName)
@@ -127,7 +139,10 @@ class SAEConfig(_Fields):
         if posterior is not None and posterior != "None":
             require_choice("posterior", posterior, Posterior)
             changed = replace(changed, posterior=posterior)
-        return replace(changed, **dict.fromkeys(changed.unused()))
+        if kl_schedule is not None and kl_schedule != "None":
+            require_choice("kl_schedule", kl_schedule, KLSchedule)
+            changed = replace(changed, kl_schedule=kl_schedule)
+        return replace(changed, **dict.fromkeys([*changed.unused(), *changed._unscheduled()]))
 
     def unused(self) -> list[str]:
         """The options that this architecture and posterior do not use."""
@@ -156,6 +171,12 @@ class SAEConfig(_Fields):
             changed["decay_start"] = None
         return replace(self, **changed)
 
+    def _unscheduled(self) -> tuple[str, ...]:
+        """The options that the schedule of the KL's weight does not use. They keep their defaults."""
+        if "kl_schedule" not in TRAINED[self.architecture].option_names:
+            return ()
+        return UNUSED_BY_SCHEDULE[self.kl_schedule or ObjectiveOptions.kl_schedule]
+
     def resolve(self, steps: int, batch_size: int) -> "SAEConfig":
         """Every default filled in for a run of `steps`, and checked. Raises ConfigError.
 
@@ -164,17 +185,18 @@ class SAEConfig(_Fields):
         require_choice("architecture", self.architecture, ArchitectureName)
         if self.posterior is not None:
             require_choice("posterior", self.posterior, Posterior)
+        if self.kl_schedule is not None:
+            require_choice("kl_schedule", self.kl_schedule, KLSchedule)
         row, unused = TRAINED[self.architecture], self.unused()
         used = [name for name in row.option_names if name not in unused]
         for name in unused:
             if getattr(self, name) is not None:
-                kind = f"posterior {self.posterior or 'fixed'}"
-                who = kind if name in row.option_names else f"architecture {row.name}"
-                flag = "--" + name.replace("_", "-")
-                raise ConfigError(
-                    f"{name}={getattr(self, name)!r}: {who} does not use it; leave out {flag} "
-                    f"(it uses {', '.join(used)})"
-                )
+                who, hint = f"architecture {row.name}", f" (it uses {', '.join(used)})"
+                if name in row.option_names:
+                    who = f"posterior {self.posterior or PosteriorOptions.posterior}"
+                elif name == "k" and row.is_whole_dictionary:
+                    hint = ": its k is dict_size"
+                raise self._refusal(name, who, hint)
         require(self.dict_size >= 1, "dict_size", self.dict_size, "at least 1")
         if self.noise_to_signal is not None and self.sigma is not None:
             raise ConfigError(
@@ -186,7 +208,13 @@ class SAEConfig(_Fields):
         for group in row.options:
             names = [option.name for option in fields(group) if option.name in used]  # pyright: ignore
             given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
-            options = group(**group.run_defaults(size) | given)
+            defaults = group.run_defaults(size)
+            for name in self._unscheduled():
+                if name in given and given[name] != defaults[name]:
+                    schedule = self.kl_schedule or ObjectiveOptions.kl_schedule
+                    raise self._refusal(name, f"kl_schedule {schedule}")
+            options = group(**defaults | given)
+            options.require_fit(steps)
             filled |= {name: getattr(options, name) for name in names}
         if self.noise_to_signal is not None:
             filled["sigma"] = None
@@ -196,20 +224,19 @@ class SAEConfig(_Fields):
         resolved._check(steps)
         return resolved
 
+    def _refusal(self, name: str, who: str, hint: str = "") -> ConfigError:
+        flag = "--" + name.replace("_", "-")
+        return ConfigError(
+            f"{name}={getattr(self, name)!r}: {who} does not use it; leave out {flag}{hint}"
+        )
+
     def _check(self, steps: int) -> None:
         """Check what depends on the run or on several settings."""
         if self.k is not None:
             require(self.k <= self.dict_size, "k", self.k, f"1 to dict_size={self.dict_size}")
-        if self.lr is not None:
-            require(self.lr > 0, "lr", self.lr, "above 0")
-        for name in ("warmup_steps", "sparsity_warmup_steps"):
-            given = getattr(self, name)
-            is_legal = given is None or 0 <= given < steps
-            require(is_legal, name, given, f"0 or more, and less than steps={steps}")
-        if self.decay_start is not None:
-            after = max(self.warmup_steps or 0, self.sparsity_warmup_steps or 0)
-            is_legal = after < self.decay_start < steps
-            require(is_legal, "decay_start", self.decay_start, f"between {after} and steps={steps}")
+        require_lr_schedule(
+            steps, self.lr, self.warmup_steps, self.decay_start, self.sparsity_warmup_steps
+        )
 
     def require_units(self, normalize: Normalize) -> None:
         """Raise a ConfigError if noise_to_signal is given and activations are not normalised."""

@@ -18,7 +18,7 @@ from dictionary_learning.trainers.trainer import (
 from torch import nn
 from torch.nn import functional
 
-from ..config.checks import require, require_choice
+from ..config.checks import require, require_choice, require_lr_schedule
 from ..config.options import Dtype, VAEaseOptions, takes
 from .base import FromState, SamplingTrainer
 from .optimizers import GuardedAdam
@@ -212,7 +212,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         **options,
     ):
         super().__init__(seed)
-        require(lr > 0, "lr", lr, "above 0")
+        require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
         self.options = VAEaseOptions.taken(options, all_of=True)
         self.steps, self.layer, self.lm_name = steps, layer, lm_name

@@ -1,10 +1,16 @@
 """Checks of values: what passes, and one form of message."""
 
+import math
 from typing import Literal
 
 import pytest
 
-from dictionary_learning_ext.config.checks import require, require_choice, require_type
+from dictionary_learning_ext.config.checks import (
+    require,
+    require_choice,
+    require_lr_schedule,
+    require_type,
+)
 from dictionary_learning_ext.errors import ConfigError
 
 Colour = Literal["red", "blue"]
@@ -41,6 +47,7 @@ def test_a_choice_is_one_of_a_literals():
         (None, Colour | None),
         ((0.5, 1), tuple[float, ...]),
         ((), tuple[float, ...]),
+        ([0.5, 1], tuple[float, ...]),
         ("often", int | str),
     ],
     ids=str,
@@ -55,15 +62,19 @@ def test_a_value_of_its_type_passes(value, hint):
         (0.5, int, "a whole number"),
         (3.0, int, "a whole number"),
         (True, int, "a whole number"),
-        (True, float, "a number"),
-        ("1", float, "a number"),
+        (True, float, "a finite number"),
+        ("1", float, "a finite number"),
+        (math.inf, float, "a finite number"),
+        (math.nan, float, "a finite number"),
+        (10**400, float, "a finite number"),
         (1, bool, "true or false"),
         (1, str, "text"),
         (None, int, "a whole number"),
         ("a", int | None, "a whole number or None"),
         ("green", Colour, "one of red, blue"),
         (3, Colour | None, "one of red, blue or None"),
-        ([0.5], tuple[float, ...], "a list of numbers"),
+        (0.5, tuple[float, ...], "a list of numbers"),
+        ((0.5, math.inf), tuple[float, ...], "a list of numbers"),
         ((0.5, "1"), tuple[float, ...], "a list of numbers"),
         ((0.5, True), tuple[float, ...], "a list of numbers"),
     ],
@@ -71,3 +82,41 @@ def test_a_value_of_its_type_passes(value, hint):
 )
 def test_a_value_of_another_type_is_named_with_the_type_in_words(value, hint, expected):
     assert message(require_type, "x", value, hint) == f"x={value!r}: expected {expected}"
+
+
+def test_a_learning_rate_and_its_schedule_fit_the_run():
+    require_lr_schedule(10, None, None)
+    require_lr_schedule(10, 1e-3, 0, decay_start=1)
+    require_lr_schedule(10, 1e-3, 3, decay_start=9, sparsity_warmup_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"lr": 0.0}, "lr=0.0: expected above 0"),
+        ({"lr": -1.0}, "lr=-1.0: expected above 0"),
+        ({"lr": math.nan}, "lr=nan: expected a finite number or None"),
+        ({"lr": math.inf}, "lr=inf: expected a finite number or None"),
+        ({"lr": "1e-3"}, "lr='1e-3': expected a finite number or None"),
+        ({"warmup_steps": 10}, "warmup_steps=10: expected 0 or more, and less than steps=10"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: expected 0 or more, and less than steps=10"),
+        ({"warmup_steps": 0.5}, "warmup_steps=0.5: expected a whole number or None"),
+        (
+            {"sparsity_warmup_steps": 12},
+            "sparsity_warmup_steps=12: expected 0 or more, and less than steps=10",
+        ),
+        ({"decay_start": 3}, "decay_start=3: expected between 3 and steps=10"),
+        ({"decay_start": 10}, "decay_start=10: expected between 3 and steps=10"),
+        (
+            {"decay_start": 5, "sparsity_warmup_steps": 5},
+            "decay_start=5: expected between 5 and steps=10",
+        ),
+    ],
+    ids=str,
+)
+def test_a_learning_rate_or_a_schedule_that_does_not_fit_is_named_with_the_runs_steps(
+    given, expected
+):
+    with pytest.raises(ConfigError) as raised:
+        require_lr_schedule(10, **{"lr": 1e-3, "warmup_steps": 3} | given)
+    assert str(raised.value) == expected

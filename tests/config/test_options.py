@@ -1,18 +1,22 @@
 """Each option's default, help and check stand once, in its group."""
 
 import inspect
+import math
 from dataclasses import asdict, fields
+from typing import get_type_hints
 
 import pytest
 import torch as t
 
 from dictionary_learning_ext.config.architectures import ARCHITECTURES, TRAINED, import_class
 from dictionary_learning_ext.config.options import (
+    SCALE_LIMITS,
     ObjectiveOptions,
     PosteriorOptions,
     VAEaseOptions,
 )
 from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.trainers.posterior import kl_scale
 from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
 from dictionary_learning_ext.trainers.variational_top_k import (
     VariationalTopKAutoEncoder,
@@ -112,12 +116,70 @@ def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
     [
         ({"kl_warmup_steps": -1}, "0 .no warm-up. or more"),
         ({"kl_cycle_steps": 0}, "use kl_schedule=constant"),
+        ({"kl_cycle_steps": 1}, "expected 2 or more"),
         ({"noise_anneal_steps": 0}, "use posterior=point .--posterior point. for none"),
     ],
 )
 def test_steps_without_a_meaning_are_refused_with_what_to_use(given, instead):
     with pytest.raises(ConfigError, match=instead):
         ObjectiveOptions(**given)
+
+
+FLOATS = [
+    (group, option.name)
+    for group in sorted(GROUPS, key=lambda group: group.__name__)
+    for option in fields(group)
+    if get_type_hints(group)[option.name] in (float, float | None)
+]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "x", True])
+@pytest.mark.parametrize(("group", "name"), FLOATS, ids=str)
+def test_an_option_that_is_not_a_finite_number_is_named(group, name, value):
+    with pytest.raises(ConfigError, match=f"^{name}={value!r}: expected a finite number"):
+        group(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (PosteriorOptions, "sigma"),
+        (PosteriorOptions, "prior_std"),
+        (VAEaseOptions, "prior_std"),
+        (VAEaseOptions, "gamma_init"),
+    ],
+    ids=str,
+)
+def test_a_scale_whose_square_is_no_number_in_float32_is_refused(group, name):
+    for value in (1e-46, 1e-20, 1e20, 0.0, -1.0):
+        with pytest.raises(
+            ConfigError, match=f"^{name}={value}: expected above 0".replace("+", r"\+")
+        ):
+            group(**{name: value})
+    for value in SCALE_LIMITS:
+        group(**{name: value})
+        square = t.tensor(value).square()
+        assert square > 0
+        assert square.isfinite()
+        assert square.reciprocal().isfinite()
+
+
+@pytest.mark.parametrize("name", ["kl_warmup_steps", "kl_cycle_steps", "noise_anneal_steps"])
+def test_a_schedule_longer_than_the_run_is_refused_with_both_numbers(name):
+    schedule = "cyclical" if name == "kl_cycle_steps" else "linear"
+    ObjectiveOptions(kl_schedule=schedule, **{name: 40}).require_fit(40)
+    longer = ObjectiveOptions(kl_schedule=schedule, **{name: 41})
+    for check in (longer.require_fit, longer.for_steps):
+        with pytest.raises(ConfigError, match=f"^{name}=41: expected at most steps=40$"):
+            check(40)
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_the_default_cycle_reaches_full_weight(steps):
+    options = ObjectiveOptions(kl_schedule="cyclical").for_steps(steps)
+    cycle = options.kl_cycle_steps
+    assert max(kl_scale(step, "cyclical", 0, cycle) for step in range(cycle)) == 1
+    assert options.for_steps(steps) == options, "a config builds the same again"
 
 
 def test_the_help_text_of_an_inherited_option_is_found():

@@ -46,7 +46,7 @@ def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, archi
         ({"noise_to_signal": 0.1, "posterior": "learned"}, "posterior learned does not use it"),
         ({"noise_to_signal": 0.1, "architecture": "top_k"}, "architecture top_k does not use it"),
         ({"noise_to_signal": 0.0}, "noise_to_signal=0.0: expected a number above 0"),
-        ({"noise_to_signal": float("inf")}, "noise_to_signal=inf: expected a number above 0"),
+        ({"noise_to_signal": float("inf")}, "noise_to_signal=inf: expected a finite number"),
     ],
     ids=str,
 )
@@ -100,6 +100,51 @@ def test_an_option_the_posterior_does_not_use_is_an_error(posterior, given):
     assert config.changed_to(None, posterior).resolve(500, 64).posterior == posterior
 
 
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        ("constant", "kl_warmup_steps"),
+        ("constant", "kl_cycle_steps"),
+        ("linear", "kl_cycle_steps"),
+        ("cosine", "kl_cycle_steps"),
+        ("cyclical", "kl_warmup_steps"),
+    ],
+)
+def test_an_option_the_schedule_does_not_use_is_an_error(schedule, name):
+    config = SAEConfig(kl_schedule=schedule, **{name: 7})
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(
+        ConfigError, match=f"{name}=7: kl_schedule {schedule} does not use it; leave out {flag}"
+    ):
+        config.resolve(500, 64)
+    changed = SAEConfig(**{name: 7}).changed_to(None, None, schedule)
+    resolved = changed.resolve(500, 64)
+    assert resolved.kl_schedule == schedule
+    assert resolved.resolve(500, 64) == resolved, "what is resolved is accepted again"
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("kl_warmup_steps", "cosine"),
+        ("kl_cycle_steps", "cyclical"),
+        ("noise_anneal_steps", "linear"),
+    ],
+)
+def test_a_schedule_longer_than_the_run_is_refused(name, schedule):
+    config = SAEConfig(kl_schedule=schedule, **{name: 101})
+    assert getattr(config.resolve(101, 8), name) == 101
+    with pytest.raises(ConfigError, match=f"{name}=101: expected at most steps=100"):
+        config.resolve(100, 8)
+
+
+def test_the_purely_variational_saes_k_is_said_to_be_dict_size():
+    with pytest.raises(
+        ConfigError, match=r"k=16: architecture vsae does not use it.*its k is dict_"
+    ):
+        SAEConfig("vsae", k=16).resolve(100, 8)
+
+
 def test_a_default_is_the_architectures_own():
     learned = SAEConfig(posterior="learned").resolve(100, 8)
     vaease = SAEConfig("vaease").resolve(100, 8)
@@ -120,6 +165,10 @@ def test_a_given_zero_is_kept():
         ({"beta": -1.0}, "beta=-1.0"),
         ({"sigma": -1.0}, "sigma=-1.0"),
         ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"sigma": "x"}, "sigma='x'"),
+        ({"rectify": "yes"}, "rectify='yes': expected true or false"),
+        ({"kl_schedule": "sine"}, "kl_schedule='sine'"),
         ({"warmup_steps": 100}, "warmup_steps=100"),
         ({"decay_start": 5}, "decay_start=5"),
         ({"decay_start": 100}, "decay_start=100"),
