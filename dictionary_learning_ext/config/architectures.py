@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from .option_groups import Options, names_of
 from .options import (
     AuxKOptions,
     ExportFormat,
@@ -18,11 +19,9 @@ from .options import (
     MatryoshkaOptions,
     NoiseLevelOptions,
     ObjectiveOptions,
-    Options,
     PosteriorOptions,
     TopKOptions,
     VAEaseOptions,
-    names_of,
 )
 
 _OURS = "dictionary_learning_ext.trainers"

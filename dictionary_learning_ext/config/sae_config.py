@@ -15,16 +15,15 @@ import tyro
 from ..errors import ConfigError
 from .architectures import TRAINED
 from .checks import require, require_choice, require_lr_schedule
+from .option_groups import Options, RunSize
 from .options import (
     UNUSED_BY,
     UNUSED_BY_SCHEDULE,
     KLSchedule,
     Normalize,
     ObjectiveOptions,
-    Options,
     Posterior,
     PosteriorOptions,
-    RunSize,
 )
 
 ArchitectureName: Any = Literal[tuple(TRAINED)]  # pyright: ignore[reportInvalidTypeForm]

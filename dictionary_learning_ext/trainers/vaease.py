@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from ..config.checks import require, require_choice, require_lr_schedule
-from ..config.options import Dtype, VAEaseOptions, takes
+from ..config.option_groups import takes
+from ..config.options import Dtype, VAEaseOptions
 from .base import FromState, SamplingTrainer
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior

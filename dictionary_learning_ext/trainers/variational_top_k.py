@@ -15,13 +15,13 @@ from dictionary_learning.trainers.trainer import get_lr_schedule
 from torch import nn
 
 from ..config.checks import require
+from ..config.option_groups import takes
 from ..config.options import (
     LOG_VAR_LIMITS,
     NOISE_ON,
     POSTERIORS,
     ObjectiveOptions,
     PosteriorOptions,
-    takes,
 )
 from ..errors import ConfigError
 from .base import FromState, SamplingTrainer

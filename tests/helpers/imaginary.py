@@ -8,7 +8,8 @@ from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
 from torch import nn
 
-from ..config.options import ImaginaryOptions, takes  # pyright: ignore
+from ..config.option_groups import takes  # pyright: ignore
+from ..config.options import ImaginaryOptions  # pyright: ignore
 from .base import FromState, SamplingTrainer  # pyright: ignore
 from .optimizers import GuardedAdam  # pyright: ignore
 
