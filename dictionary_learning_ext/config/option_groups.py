@@ -1,6 +1,8 @@
 """A group of options: defaults, help texts and checks in one dataclass. Imports no torch."""
 
 import ast
+import difflib
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
@@ -8,6 +10,7 @@ from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any, NamedTuple, get_type_hints
 
+from ..errors import ConfigError
 from .checks import require_type
 
 
@@ -38,17 +41,13 @@ class Options:
         return {}
 
     @classmethod
-    def taken(cls, arguments: dict[str, Any], *, all_of: bool = False) -> Any:
+    def taken(cls, arguments: dict[str, Any]) -> Any:
         """These options out of keyword arguments, from which they are removed.
 
-        Raises: ConfigError for a value out of range; with `all_of`, TypeError if any are left.
+        Raises: ConfigError for a value out of range.
         """
         names = [option.name for option in fields(cls)]  # pyright: ignore[reportArgumentType]
-        options = cls(**{name: arguments.pop(name) for name in names if name in arguments})
-        if all_of and arguments:
-            unknown = ", ".join(arguments)
-            raise TypeError(f"unknown arguments {unknown}; expected {', '.join(names)}")
-        return options
+        return cls(**{name: arguments.pop(name) for name in names if name in arguments})
 
     @classmethod
     def help_texts(cls) -> dict[str, str]:
@@ -67,22 +66,44 @@ class Options:
         return texts
 
 
-def takes(*groups: type[Options]) -> Callable[[Any], Any]:
-    """Name the options of some groups, and their defaults, in a function's signature.
+def takes(*groups: type[Options], beside: Callable | None = None) -> Callable[[Any], Any]:
+    """Name the options of some groups, and their defaults, in a method's signature.
 
-    For one that takes them as its last parameter, **options.
+    For one that takes them as its last parameter, **options. A name that is not in the signature
+    raises a ConfigError.
+
+    Arguments:
+        beside: a function whose arguments it takes too.
     """
 
     def named(function: Any) -> Any:
-        whole = signature(function)
-        options = [
+        *own, rest = signature(function).parameters.values()
+        added = [
             Parameter(option.name, Parameter.KEYWORD_ONLY, default=option.default)
             for group in groups
             for option in fields(group)  # pyright: ignore[reportArgumentType]
         ]
-        *own, rest = whole.parameters.values()
-        function.__signature__ = whole.replace(parameters=[*own, *options, rest])
-        return function
+        known = {parameter.name for parameter in (*own, *added)}
+        inherited = () if beside is None else signature(beside).parameters.values()
+        added += [
+            parameter.replace(kind=Parameter.KEYWORD_ONLY)
+            for parameter in inherited
+            if parameter.name not in known
+        ]
+        whole = signature(function).replace(parameters=[*own, *added, rest])
+
+        @functools.wraps(function)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+            known = [name for name in whole.parameters if name not in ("self", rest.name)]
+            for name in kwargs:
+                if name not in known:
+                    close = difflib.get_close_matches(name, known, 1)
+                    instead = f"did you mean {close[0]!r}?" if close else f"expected {known}"
+                    raise ConfigError(f"{type(self).__name__} has no option {name!r}; {instead}")
+            return function(self, *args, **kwargs)
+
+        checked.__signature__ = whole  # pyright: ignore[reportAttributeAccessIssue]
+        return checked
 
     return named
 

@@ -10,17 +10,25 @@
 Callers ask what an object can do, never which class it is.
 """
 
+import logging
+import math
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.top_k import geometric_median
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
+from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import require
+from ..config.options import ObjectiveOptions, PosteriorOptions
 from ..errors import CheckpointError, ConfigError
 from .optimizers import GuardedAdam
+
+logger = logging.getLogger(__name__)
+MUCH_NOISE = 0.3
+"""A `noise_to_signal` above which a trainer warns."""
 
 
 class Failure(NamedTuple):
@@ -120,20 +128,75 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     }
 
 
+def warn_of_noise(
+    ratio: t.Tensor, posterior: PosteriorOptions, objective: ObjectiveOptions
+) -> None:
+    """Warn if a `noise_to_signal` is large and stays. Waits for the device, so call it once."""
+    drowned, goal = float(ratio), 0.1
+    if not MUCH_NOISE < drowned < math.inf or objective.noise_anneal_steps is not None:
+        return
+    if posterior.posterior == "learned":
+        instead = f"log_var_init={posterior.log_var_init + math.log(goal / drowned):.3g}"
+    else:
+        instead = f"sigma={posterior.sigma * math.sqrt(goal / drowned):.3g}"
+    logger.warning(
+        f"noise_to_signal={drowned:.3g}: above {MUCH_NOISE} the noise drowns the activations; set "
+        f"{instead} (noise_to_signal={goal}), or noise_anneal_steps to let the noise end"
+    )
+
+
 class SamplingTrainer:
     """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
 
     Each trainer has a noise generator of its own. So a run depends neither on what else runs in the
-    process nor on how often it is logged. A subclass sets `ae`, `optimizer` and `device`, calls
-    `_start_noise`, and defines `_terms` and `_logged`.
+    process nor on how often it is logged. A subclass sets `ae`, `device` and the settings below, calls
+    `_start_training`, and defines `_terms` and `_logged`.
     """
 
     ae: Any
     optimizer: GuardedAdam
     device: Any
+    steps: int
+    warmup_steps: int
+    decay_start: int | None
     seed: int | None
     submodule_name: str | None
     generator: t.Generator
+
+    def _dict_class(self, given: Any, ours: type) -> type:
+        """The class of the dictionary to train: `ours`, or a subclass of it.
+
+        Upstream's examples pass AutoEncoderTopK, which stands for `ours`.
+
+        Raises: ConfigError for any other.
+        """
+        if given is AutoEncoderTopK:
+            logger.warning(
+                "dict_class=AutoEncoderTopK: %s trains a %s instead; leave out dict_class",
+                type(self).__name__,
+                ours.__name__,
+            )
+        elif given is not None:
+            is_ours = isinstance(given, type) and issubclass(given, ours)
+            name = getattr(given, "__name__", repr(given))
+            if not is_ours:
+                raise ConfigError(
+                    f"dict_class={name}: {type(self).__name__} expected {ours.__name__} or a "
+                    "subclass of it; leave out dict_class"
+                )
+            return given
+        return ours
+
+    def _class_names(self) -> dict[str, str]:
+        """The classes, as config.json names them."""
+        return {"trainer_class": type(self).__name__, "dict_class": type(self.ae).__name__}
+
+    def _start_training(self, optimizer: GuardedAdam) -> None:
+        """Make the learning-rate schedule and the noise's generator."""
+        self.optimizer = optimizer
+        schedule = get_lr_schedule(self.steps, self.warmup_steps, decay_start=self.decay_start)
+        self.scheduler = t.optim.lr_scheduler.LambdaLR(optimizer, lr_lambda=schedule)
+        self._start_noise()
 
     def _start_noise(self) -> None:
         """Make the generator, seeded with the trainer's seed. Default: torch's initial seed."""
@@ -143,9 +206,14 @@ class SamplingTrainer:
     def _prepared(self, x: t.Tensor) -> t.Tensor:
         """Activations (B, D), in the dtype and on the device of the dictionary's b_dec.
 
-        Raises: ConfigError if their width is not D, or the batch is empty.
+        Raises: ConfigError for another shape, a width that is not D, or an empty batch.
         """
         b_dec, source = self.ae.b_dec, self.submodule_name or "the buffer"
+        if x.dim() != 2:
+            raise ConfigError(
+                f"activations of shape {tuple(x.shape)} from {source}: expected (batch, "
+                f"activation_dim={len(b_dec)}); give x.reshape(-1, {len(b_dec)})"
+            )
         if x.shape[-1] != len(b_dec):
             raise ConfigError(
                 f"activations of width {x.shape[-1]} from {source}: expected "

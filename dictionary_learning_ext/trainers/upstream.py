@@ -8,6 +8,15 @@ import torch as t
 from .base import Failure, batch_metrics
 
 
+def annealed_k(trainer: Any, step: int) -> int:
+    """k at a step of upstream's TopKTrainer or a subclass. Upstream's main branch can anneal it."""
+    steps = getattr(trainer, "k_anneal_steps", None)
+    if steps is None:
+        return trainer.k
+    trainer.update_annealed_k(step, trainer.ae.activation_dim, steps)
+    return int(trainer.ae.k)
+
+
 class UpstreamTrainer:
     """Wraps one of upstream's trainers as a `base.Trainer`.
 

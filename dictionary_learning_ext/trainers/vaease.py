@@ -12,7 +12,6 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.trainer import (
     SAETrainer,
-    get_lr_schedule,
     set_decoder_norm_to_unit_norm,
 )
 from torch import nn
@@ -69,7 +68,7 @@ class VAEase(FromState, Dictionary):
         super().__init__()
         require(activation_dim >= 1, "activation_dim", activation_dim, "at least 1")
         require(dict_size >= 1, "dict_size", dict_size, "at least 1")
-        chosen = VAEaseOptions.taken(options, all_of=True)
+        chosen = VAEaseOptions.taken(options)
         self.activation_dim, self.dict_size = activation_dim, dict_size
         # Weights start as upstream's TopK: random unit columns, and the encoder their transpose.
         self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
@@ -184,11 +183,12 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
     whose loss or gradient is not finite is skipped, and counted in `optimizer.skipped_steps`.
 
     Arguments beyond the model's and upstream's:
+        dict_class: VAEase or a subclass. Upstream's AutoEncoderTopK is ignored, with a warning.
         lr: Adam's learning rate.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay
             in fp32. An autocast around the call changes nothing.
 
-    Raises: ConfigError for a value out of range, or activations whose width is not D.
+    Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
 
     ae: VAEase
@@ -201,6 +201,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         dict_size: int,
         layer: int,
         lm_name: str,
+        dict_class: type | None = None,
         *,
         lr: float = 1e-3,
         warmup_steps: int = 1000,
@@ -215,7 +216,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         super().__init__(seed)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
-        self.options = VAEaseOptions.taken(options, all_of=True)
+        self.options = VAEaseOptions.taken(options)
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
         self.dtype: Dtype = dtype
@@ -223,11 +224,9 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         self.device = device or ("cuda" if t.cuda.is_available() else "cpu")
         if seed is not None:
             t.manual_seed(seed)
-        self.ae = VAEase(activation_dim, dict_size, **asdict(self.options)).to(self.device)
-        self.optimizer = GuardedAdam(self.ae.parameters(), lr)
-        schedule = get_lr_schedule(steps, warmup_steps, decay_start=decay_start)
-        self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
-        self._start_noise()
+        dict_class = self._dict_class(dict_class, VAEase)
+        self.ae = dict_class(activation_dim, dict_size, **asdict(self.options)).to(self.device)
+        self._start_training(GuardedAdam(self.ae.parameters(), lr))
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
@@ -273,8 +272,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         names = ("steps", "lr", "warmup_steps", "decay_start", "seed", "device", "layer", "lm_name")
         ours = ("dtype", "wandb_name", "submodule_name")
         return {
-            "trainer_class": "VAEaseTrainer",
-            "dict_class": "VAEase",
+            **self._class_names(),
             "activation_dim": self.ae.activation_dim,
             "dict_size": self.ae.dict_size,
             **{name: getattr(self, name) for name in (*names, *ours)},

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
-from dictionary_learning.trainers.trainer import get_lr_schedule
 from torch import nn
 
-from ..config.checks import require
+from ..config.checks import require, require_lr_schedule
 from ..config.option_groups import takes
 from ..config.options import (
     LOG_VAR_LIMITS,
@@ -24,7 +23,7 @@ from ..config.options import (
     PosteriorOptions,
 )
 from ..errors import ConfigError
-from .base import FromState, SamplingTrainer
+from .base import FromState, SamplingTrainer, warn_of_noise
 from .kernels.loss import loss_and_gradients, variational_loss
 from .kernels.objective import LossTerms, StepObjective, Weights
 from .kernels.scratch import keep_freed_memory
@@ -32,6 +31,7 @@ from .kernels.selection import draw_code
 from .kernels.step_form import StepForm
 from .optimizers import UnitNormAdam
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
+from .upstream import annealed_k
 
 
 class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
@@ -67,7 +67,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     @takes(PosteriorOptions)
     def __init__(self, activation_dim: int, dict_size: int, k: int, **options):
         require(1 <= k <= dict_size, "k", k, f"between 1 and dict_size={dict_size}")
-        chosen = PosteriorOptions.taken(options, all_of=True)
+        chosen = PosteriorOptions.taken(options)
         super().__init__(activation_dim, dict_size, k)
         # Stored feature by feature: the step's products read one feature's weights at a time.
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
@@ -211,17 +211,18 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
-    Arguments beyond upstream's: those of `PosteriorOptions` and `ObjectiveOptions`, by name. With
+    Arguments beyond upstream's: those of `PosteriorOptions` and `ObjectiveOptions`, by name.
+    `dict_class` is VariationalTopKAutoEncoder or a subclass; upstream's AutoEncoderTopK is ignored. With
     dtype="bfloat16" the matmuls are in bf16; parameters, optimiser, sums and KL stay in fp32.
 
-    Raises: ConfigError for a value out of range, or activations whose width is not D.
+    Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """
 
     ae: VariationalTopKAutoEncoder
     optimizer: UnitNormAdam
     form: StepForm
 
-    @takes(PosteriorOptions, ObjectiveOptions)
+    @takes(PosteriorOptions, ObjectiveOptions, beside=TopKTrainer)
     def __init__(
         self,
         steps: int,
@@ -230,12 +231,18 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         k: int,
         layer: int,
         lm_name: str,
+        dict_class: type | None = None,
+        lr: float | None = None,
         *,
+        warmup_steps: int = 1000,
+        decay_start: int | None = None,
         wandb_name: str = "VariationalTopKAutoEncoder",
         **options,
     ):
         self.posterior_options = PosteriorOptions.taken(options)
         self.options = ObjectiveOptions.taken(options).for_steps(steps)
+        require_lr_schedule(steps, lr, warmup_steps, decay_start)
+        dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         self.kl_warmup_steps = self.options.kl_warmup_steps or 0
         self.kl_cycle_steps = self.options.kl_cycle_steps or 0
         super().__init__(
@@ -245,21 +252,18 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             k=k,
             layer=layer,
             lm_name=lm_name,
-            dict_class=functools.partial(  # pyright: ignore[reportArgumentType]
-                VariationalTopKAutoEncoder, **asdict(self.posterior_options)
-            ),
+            dict_class=functools.partial(dict_class, **asdict(self.posterior_options)),  # pyright: ignore
+            lr=lr,
+            warmup_steps=warmup_steps,
+            decay_start=decay_start,
             auxk_alpha=self.options.auxk_alpha,
             wandb_name=wandb_name,
             **options,  # upstream's
         )
         self.dead_feature_threshold = self.options.dead_feature_threshold
-        self.optimizer = UnitNormAdam(self.ae, self.lr)
-        schedule = get_lr_schedule(steps, self.warmup_steps, decay_start=self.decay_start)
-        self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
-
+        self._start_training(UnitNormAdam(self.ae, self.lr))
         keep_freed_memory()
         self.form = StepForm.of(t.device(self.device))
-        self._start_noise()
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
         self.tokens_trained = 0
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
@@ -270,6 +274,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
+            warn_of_noise(self._noise_to_signal(x), self.posterior_options, self.options)
         weights, objective = self.ae.weights, self._objective(x, step, self.generator)
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
@@ -293,21 +298,17 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         return losses | {"noise_to_signal": self._noise_to_signal(x)}
 
     def _noise_to_signal(self, x: t.Tensor) -> t.Tensor:
-        variance, energy = self.ae.log_var(x).exp().mean(), x.square().sum(-1).mean()
+        variance, energy = self.ae.log_var(x).detach().exp().mean(), x.square().sum(-1).mean()
         return noise_to_signal(self.k, variance, energy)
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         ae, options = self.ae, self.options
-        k, k_anneal_steps = self.k, getattr(self, "k_anneal_steps", None)
-        if k_anneal_steps is not None:  # only on upstream's main branch
-            self.update_annealed_k(step, ae.activation_dim, k_anneal_steps)  # pyright: ignore
-            k = int(ae.k)
         warmup, cycle = self.kl_warmup_steps, self.kl_cycle_steps
         self.kl_scale = kl_scale(step, options.kl_schedule, warmup, cycle)
         self.noise_scale = noise_scale(step, options.noise_anneal_steps)
         no_dead_yet = self.tokens_trained + len(x) < self.dead_feature_threshold
         return StepObjective(
-            k=k,
+            k=annealed_k(self, step),
             posterior=self.posterior_options,
             options=options,
             kl_weight=options.beta * self.kl_scale,
@@ -340,8 +341,5 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     @property
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
-        names = {
-            "trainer_class": "VariationalTopKTrainer",
-            "dict_class": "VariationalTopKAutoEncoder",
-        }
-        return super().config | names | asdict(self.posterior_options) | asdict(self.options)
+        ours = asdict(self.posterior_options) | asdict(self.options)
+        return super().config | self._class_names() | ours

@@ -22,7 +22,7 @@ class ImaginarySAE(FromState, Dictionary):
 
     @takes(ImaginaryOptions)
     def __init__(self, activation_dim: int, dict_size: int, **options):
-        chosen = ImaginaryOptions.taken(options, all_of=True)
+        chosen = ImaginaryOptions.taken(options)
         super().__init__()
         self.activation_dim, self.dict_size = activation_dim, dict_size
         self.encoder = nn.Linear(activation_dim, dict_size)
@@ -72,7 +72,7 @@ class ImaginaryTrainer(SamplingTrainer, SAETrainer):
         **options,
     ):
         super().__init__(seed)
-        self.options = ImaginaryOptions.taken(options, all_of=True)
+        self.options = ImaginaryOptions.taken(options)
         self.layer, self.lm_name, self.submodule_name = layer, lm_name, submodule_name
         self.device, self.wandb_name = device, wandb_name
         self.ae: Any = ImaginarySAE(activation_dim, dict_size, **asdict(self.options))  # pyright: ignore

@@ -1,0 +1,158 @@
+"""What our trainers are given: upstream's arguments, activations, noise; and what they refuse."""
+
+import inspect
+import logging
+import math
+
+import pytest
+import torch as t
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+from small_trainers import D, F, K, batch
+
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
+from dictionary_learning_ext.trainers.variational_top_k import (
+    VariationalTopKAutoEncoder,
+    VariationalTopKTrainer,
+)
+
+OURS = [(VariationalTopKTrainer, VariationalTopKAutoEncoder), (VAEaseTrainer, VAEase)]
+
+
+def made(trainer, **options):
+    """As upstream's examples make one."""
+    k = {"k": K} if trainer is VariationalTopKTrainer else {}
+    given = {"steps": 50, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
+    return trainer(**given | k | {"warmup_steps": 5, "seed": 0, "device": "cpu"} | options)
+
+
+@pytest.mark.parametrize(("trainer", "ours"), OURS)
+def test_upstreams_dict_class_is_ignored_with_a_warning(trainer, ours, caplog):
+    plain = made(trainer)
+    assert not caplog.records
+    same = made(trainer, dict_class=AutoEncoderTopK)
+    assert f"{trainer.__name__} trains a {ours.__name__}" in caplog.text
+    assert type(same.ae) is ours
+    assert same.config == plain.config
+    caplog.clear()
+    assert type(made(trainer, dict_class=ours).ae) is ours
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("trainer", "ours"), OURS)
+def test_a_subclass_of_the_dictionary_is_trained(trainer, ours, tmp_path):
+    class Doubled(ours):
+        def decode(self, f):
+            return 2 * super().decode(f)
+
+    one = made(trainer, dict_class=Doubled)
+    assert type(one.ae) is Doubled
+    assert one.config["dict_class"] == "Doubled", "not loaded as another class"
+    one.update(0, batch(0))
+    t.save(one.ae.state_dict(), tmp_path / "ae.pt")
+    loaded = Doubled.from_pretrained(tmp_path / "ae.pt")
+    assert type(loaded) is Doubled
+    assert t.equal(loaded(batch(1)), one.ae(batch(1)))
+
+
+@pytest.mark.parametrize("wrong", [BatchTopKSAE, "AutoEncoderTopK", print], ids=str)
+@pytest.mark.parametrize(("trainer", "ours"), OURS)
+def test_another_dict_class_is_refused_by_name(trainer, ours, wrong):
+    name = getattr(wrong, "__name__", repr(wrong))
+    expected = f"dict_class={name}: {trainer.__name__} expected {ours.__name__} or a subclass"
+    with pytest.raises(ConfigError, match=expected):
+        made(trainer, dict_class=wrong)
+
+
+@pytest.mark.parametrize(("trainer", "_"), OURS)
+def test_a_misspelt_option_names_our_trainer_and_the_closest(trainer, _):
+    with pytest.raises(ConfigError, match=f"{trainer.__name__} has no option 'warmup_step'; did"):
+        made(trainer, warmup_step=3)
+
+
+@pytest.mark.parametrize(("trainer", "_"), OURS)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr": math.nan}, "lr=nan"),
+        ({"lr": -1.0}, "lr=-1.0: expected above 0"),
+        ({"warmup_steps": 50}, "warmup_steps=50: .*less than steps=50"),
+        ({"decay_start": 5}, "decay_start=5: expected between 5 and steps=50"),
+    ],
+    ids=str,
+)
+def test_a_learning_rate_or_schedule_that_does_not_fit_is_named(trainer, _, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        made(trainer, **wrong)
+
+
+def test_the_vsaes_trainer_has_upstreams_arguments_in_upstreams_places():
+    theirs = inspect.signature(TopKTrainer).parameters
+    ours = inspect.signature(VariationalTopKTrainer).parameters
+    own = {"dict_class", "wandb_name"}
+    assert {n: p.default for n, p in ours.items() if n in theirs.keys() - own} == {
+        n: p.default for n, p in theirs.items() if n not in own
+    }
+    by_position = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert by_position == list(theirs)[: len(by_position)]
+
+
+@pytest.mark.parametrize("shape", [(2, 3, D), (D,), ()])
+@pytest.mark.parametrize(("trainer", "_"), OURS)
+def test_activations_of_another_shape_are_named_with_what_to_give(trainer, _, shape):
+    one = made(trainer, submodule_name="blocks.0.hook_resid_post")
+    x = t.zeros(shape)
+    calls = [lambda: one.update(0, x), lambda: one.loss(x, 0), lambda: one.loss(x, 0, logging=True)]
+    for call in calls:
+        with pytest.raises(ConfigError) as raised:
+            call()
+        assert str(raised.value) == (
+            f"activations of shape {shape} from blocks.0.hook_resid_post: expected (batch, "
+            f"activation_dim={D}); give x.reshape(-1, {D})"
+        )
+    if shape:
+        one.update(0, x.reshape(-1, D))
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"sigma": 2.0}, "sigma="),
+        ({"posterior": "learned", "log_var_init": 2.0}, "log_var_init="),
+    ],
+    ids=str,
+)
+def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
+    options, instead, caplog
+):
+    trainer = made(VariationalTopKTrainer, **options)
+    x = batch(0) / 2
+    ratio = trainer.loss(x, 0, logging=True).losses["noise_to_signal"]
+    assert ratio > 0.3
+    trainer.update(0, x)
+    trainer.update(1, x)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"noise_to_signal={ratio:.3g}" in record.message
+    name, _, value = record.message.partition("set ")[2].split()[0].partition("=")
+    assert f"{name}=" == instead
+    advised = made(VariationalTopKTrainer, **options | {name: float(value)})
+    logged = advised.loss(x, 0, logging=True).losses["noise_to_signal"]
+    assert logged == pytest.approx(0.1, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sigma": 0.1}, {"sigma": 2.0, "noise_anneal_steps": 20}, {"posterior": "point"}],
+    ids=str,
+)
+def test_noise_that_is_small_or_ends_is_not_warned_of(options, caplog):
+    made(VariationalTopKTrainer, **options).update(0, batch(0))
+    assert not caplog.records
+
+
+def test_a_first_batch_that_is_not_finite_or_is_zero_is_not_called_noisy(caplog):
+    for x in (batch(0) * math.nan, batch(0) * 0):
+        made(VariationalTopKTrainer, posterior="learned").update(0, x)
+    assert not caplog.records
