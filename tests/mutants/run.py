@@ -154,7 +154,11 @@ def drawn(config: Any, folders: list[str], size: int, seed: int) -> list[Mutant]
 
 
 def described(module: str, place: Place, source: str, mutated: str) -> Mutant | None:
-    """None where the mutation changes nothing."""
+    """None where the mutation changes nothing or is no Python."""
+    try:
+        compile(mutated, module, "exec")
+    except SyntaxError:
+        return None
     pairs = zip(source.splitlines(), mutated.splitlines(), strict=False)
     for number, (before, after) in enumerate(pairs, 1):
         if before != after:

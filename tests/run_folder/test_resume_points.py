@@ -12,6 +12,7 @@ from dictionary_learning_ext.errors import CheckpointError, Interrupted
 from dictionary_learning_ext.run_folder.resume_points import (
     forget_after,
     load_point,
+    newest_points,
     note_logged,
     save_point,
     steps_of,
@@ -60,6 +61,15 @@ def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, 
     (folder / "metrics.json").unlink()
     with pytest.raises(CheckpointError, match="no step to resume from"):
         resumed(folder)
+
+
+def test_a_damaged_point_is_no_reason_to_start_from_scratch(tmp_path):
+    """Even where nothing else was written: what is left of it is the user's to look at."""
+    assert newest_points([tmp_path]) == ({}, [])
+    save_point(tmp_path, 1, {"x": t.ones(2)}, {})
+    flip_a_bit(tmp_path / "resume" / "step_00000001" / "tensors.safetensors")
+    with pytest.raises(CheckpointError, match=r"no step to resume from.*changed since"):
+        newest_points([tmp_path])
 
 
 def flip_a_bit(path):

@@ -13,6 +13,7 @@ from interrupted_runs import sae_of
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.run_inputs import make_buffer
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run_config import RunConfig
@@ -141,6 +142,9 @@ def test_the_saved_sae_takes_raw_activations(normalize, run_of, tiny_lm, text):
         assert factor == 1.0
     else:
         assert (x / factor).pow(2).sum(-1).mean().item() == pytest.approx(target, rel=0.1)
+        first = make_buffer(run, tiny_lm, hook, open_text(text, split="train"), 64)
+        mean = first.mean_squared_norm()
+        assert factor == pytest.approx((mean / target) ** 0.5, rel=1e-5), "of the first fill"
 
 
 def test_checkpoints_on_the_way_do_not_disturb_training(run_of, tmp_path):

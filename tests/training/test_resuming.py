@@ -123,6 +123,14 @@ def test_a_changed_text_is_noticed(stopped):
         path.write_bytes(before)
 
 
+def test_a_damaged_point_is_named_and_the_one_before_is_used(stopped, caplog):
+    *_, before, newest = steps_of(stopped)
+    (stopped / "resume" / f"step_{newest:08d}" / "state.json").write_text("{}")
+    resumed(stopped)
+    assert "state.json: changed since it was written: skipped" in caplog.text
+    assert f"resuming from step {before} of" in caplog.text
+
+
 def test_a_shortened_log_is_noticed(stopped):
     (stopped / "metrics.jsonl").write_text("")
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: shorter than"):

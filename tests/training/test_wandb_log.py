@@ -1,15 +1,24 @@
 """wandb may fail at any time; training does not notice, and the user does."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch as t
+from interrupted_runs import resumed, sae_of, stopped_at
 
-from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext import train
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
+from dictionary_learning_ext.run_folder.resume_points import ResumePoint
+from dictionary_learning_ext.training.run_log import RunLog
+from dictionary_learning_ext.training.sae_run import SAERun
 from dictionary_learning_ext.training.wandb_log import WandbLog
 
 
@@ -58,6 +67,100 @@ def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
     assert "Traceback" not in error
     assert (run / "ae.pt").exists()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 201
+
+
+class FakeRun:
+    """Remembers what a run of wandb is told."""
+
+    def __init__(self, options):
+        self.options, self.id, self.starting_step = options, options["id"] or "new", 0
+        self.steps, self.summary, self.ended, self.preempted = [], {}, [], False
+
+    def log(self, metrics, step):
+        assert metrics["step"] == step
+        self.steps.append(step)
+
+    def finish(self, exit_code):
+        self.ended.append(exit_code)
+
+    def mark_preempting(self):
+        self.preempted = True
+
+
+@pytest.fixture
+def fake_runs(monkeypatch):
+    """The runs of wandb that were opened, in order."""
+    runs = []
+
+    def init(**options):
+        runs.append(FakeRun(options))
+        return runs[-1]
+
+    monkeypatch.setattr("wandb.init", init)
+    for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    return runs
+
+
+def test_a_run_logs_each_step_and_its_evaluation_and_ends_with_0(run, fake_runs):
+    (folder,) = train(replace(run, wandb="offline"), {"x": sae_of()}).values()
+    (told,) = fake_runs
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert told.steps == [json.loads(line)["step"] for line in lines]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert told.summary["eval/fve"] == metrics["fve"]
+    assert told.ended == [0]
+    assert told.options["config"]["norm_factor"] != 1.0
+
+
+def test_a_resumed_run_is_told_no_step_twice(run, fake_runs, monkeypatch):
+    stopped_at(33, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(replace(run, wandb="offline"), {"x": sae_of()})
+    assert fake_runs[0].ended == [128 + signal.SIGINT]
+    resumed(run.save_dir)
+    first, second = fake_runs
+    assert second.options["id"] == first.id
+    assert first.steps + second.steps == sorted({*first.steps, *second.steps})
+    assert second.ended == [0]
+
+
+def test_a_run_that_was_stopped_before_its_first_line_logs_step_0(tmp_path, fake_runs):
+    config = TrainConfig(sae_of(), RunConfig(wandb="offline"))
+    log = RunLog(tmp_path, config, 1.0)
+    log.resume(ResumePoint(0, {}, {"metrics_bytes": 0, "wandb_id": "before"}), "group")
+    log.log({"step": 0.0})
+    assert fake_runs[0].steps == [0]
+
+
+def test_an_sae_that_failed_ends_its_run_with_1_and_no_others(run, fake_runs, monkeypatch):
+    original = SAERun.update
+
+    def poisoned(self, step, x_BD):
+        original(self, step, x_BD * t.nan if self.name == "bad" and step == 15 else x_BD)
+
+    monkeypatch.setattr(SAERun, "update", poisoned)
+    with pytest.raises(TrainingError, match="bad: failed"):
+        train(replace(run, wandb="offline"), {"bad": sae_of(), "good": sae_of("top_k")})
+    ended = {told.options["name"]: told.ended for told in fake_runs}
+    assert ended["bad"] == [1]
+    assert ended["good"] != [1]
+
+
+@pytest.mark.parametrize("code", [0, 1, 128 + signal.SIGTERM])
+@pytest.mark.parametrize("is_agents", [True, False])
+def test_only_an_agents_run_that_sigterm_ended_is_handed_out_again(
+    is_agents, code, tmp_path, fake_runs, monkeypatch
+):
+    if is_agents:
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+        monkeypatch.setenv("WANDB_RUN_ID", "agents")
+    opened(tmp_path / "run", id="own").close(code)
+    (told,) = fake_runs
+    assert told.options["id"] == ("agents" if is_agents else "own")
+    assert told.options["group"] == ("sweep" if is_agents else "g")
+    assert told.preempted == (is_agents and code == 128 + signal.SIGTERM)
+    assert told.ended == [code]
 
 
 def test_online_without_a_login_is_one_line(tmp_path, monkeypatch):
