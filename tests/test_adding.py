@@ -131,7 +131,7 @@ def vsae(package, tmp_path_factory):
         )
         done = subprocess.run(
             [sys.executable, "-c", code, json.dumps(commands)],
-            env=os.environ | {"PYTHONPATH": str(package.parent)},
+            env=os.environ | {"PYTHONPATH": str(package.parent), "COLUMNS": "200"},
             cwd=folder,
             capture_output=True,
             text=True,

@@ -18,7 +18,7 @@ def text_table(
     Arguments:
         width: of the terminal. A wider table gets heads of several lines. If that is not enough, its
             columns are divided into blocks one below the other.
-        repeated: how many of the first columns each block has.
+        repeated: how many of the first columns each block has, if they take half of it at most.
     """
     heads = [[head] for head in header]
     cells = [[[cell] for cell in row] for row in rows]
@@ -32,6 +32,8 @@ def text_table(
             *(_wrapped(header[i], [row[i] for row in rows]) for i in range(1, len(header))),
         ]
     widths = _widths(heads, cells)
+    while width is not None and repeated > 1 and _total(widths[:repeated]) > width // 2:
+        repeated -= 1
     first = list(range(repeated))
     blocks = [first]
     for column in range(repeated, len(header)):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.metrics import Metric
+from ..run_folder.matching import unequal
 
 RunResult = dict[str, Any]
 """One finished run: its name "run", its "settings" and its "metrics"."""
@@ -74,9 +75,9 @@ def _place(value: Any) -> tuple[int, float, str]:
 
 
 def swept(results: list[RunResult]) -> list[str]:
-    """The settings in which the runs differ."""
-    names = {name for one in results for name in one["settings"]} - set(_NEVER_SHOWN)
-    return sorted(n for n in names if len({repr(one["settings"].get(n)) for one in results}) > 1)
+    """The settings in which the runs differ. An option of only one architecture is none of them."""
+    names = unequal([one["settings"] for one in results])
+    return sorted(name for name in names if name not in _NEVER_SHOWN)
 
 
 def best_of_each_k(groups: list[Group]) -> list[Group]:

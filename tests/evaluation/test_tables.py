@@ -49,11 +49,17 @@ def test_and_then_blocks_that_each_have_the_first_column():
 
 
 def test_blocks_repeat_as_many_columns_as_are_asked_for():
-    table = text_table(["k", "lr", "first", "second"], [["8", "0.1", "1", "2"]], 15, repeated=2)
+    table = text_table(["k", "lr", "first", "second"], [["8", "0.1", "1", "2"]], 16, repeated=2)
     assert [line.split() for line in table.splitlines() if line.startswith("k")] == [
         ["k", "lr", "first"],
         ["k", "lr", "second"],
     ]
+    names = ["a long name", "lr", "first", "second"]
+    table = text_table(names, [["8", "0.1", "1", "2"]], 25, repeated=2)
+    assert [line.split()[-1] for line in table.splitlines() if line.startswith("a")] == [
+        "first",
+        "second",
+    ], "lr would leave too little room"
 
 
 def test_a_long_name_is_broken_where_its_parts_end():

@@ -72,3 +72,8 @@ def test_one_run_has_no_spread_and_what_one_seed_lacks_has_no_mean(runs):
 
 def test_settings_in_which_runs_differ():
     assert swept([row(8, 1.0, lr=1, save_dir="a"), row(8, 1.0, lr=2, save_dir="b")]) == ["lr"]
+
+
+def test_an_option_that_one_architecture_lacks_is_not_swept():
+    assert swept([row(8, 1.0, beta=0.1), row(8, 1.0)]) == []
+    assert swept([row(8, 1.0, beta=0.1), row(8, 1.0), row(8, 1.0, beta=0.2)]) == ["beta"]
