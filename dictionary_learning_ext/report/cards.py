@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ..features.kept_contexts import FeatureContexts
-from .analysis import LEAST_SELECTIONS, Analysis, Comparison
+from .analysis import LEAST_SELECTIONS, Comparison
 from .feature_pages import Vocabulary, top_tokens
 
 _CARDS = 9
