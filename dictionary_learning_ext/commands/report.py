@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import tyro
 
 from ..config.report_options import ReportOptions
+from ..errors import ConfigError
 from .flags import Command, Folder, Folders, InputFlags
 
 
@@ -13,12 +14,13 @@ class ReportFlags:
     """Write an HTML page that shows what an SAE learned."""
 
     folder: tyro.conf.Positional[Folder]
-    """A run folder."""
+    """A run folder. A folder that holds run folders gets an index page instead: their metrics, and
+    links to their reports."""
     against: Folders = ()
     """Other run folders to compare it with, trained on the same language model and hook point."""
     out: str | None = None
     """The page to write. Its data and figures go to a folder beside it. Default:
-    FOLDER/report.html."""
+    FOLDER/report.html, or FOLDER/index.html for an index page."""
     figures: bool = True
     """Also write the figures as PNG and SVG files."""
     report: ReportOptions = field(default_factory=ReportOptions)
@@ -26,8 +28,18 @@ class ReportFlags:
 
 
 def run(flags: ReportFlags) -> None:
-    from ..report import write_report
+    from ..report import write_index, write_report
+    from ..report.index_page import run_folders_in
 
+    if run_folders_in(flags.folder):
+        if flags != ReportFlags(flags.folder, out=flags.out):
+            raise ConfigError(
+                f"{flags.folder}: holds several run folders and gets an index page, which measures "
+                "nothing; leave out all flags but --out, or give one of "
+                f"{', '.join(path.name for path in run_folders_in(flags.folder))} in it"
+            )
+        print(f"wrote {write_index(flags.folder, flags.out)}; open it in a browser")
+        return
     path = write_report(
         flags.folder,
         flags.against,

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import shown_in
 from ..run_folder.matching import measurements, training, unequal
 from .analysis import LEAST_SELECTIONS, Analysis, Comparison
 
-NO_VALUE = "–"
 STAR_MARGIN = 0.1
 """An SAE whose FVE is further than this below the highest gets no star."""
 
@@ -33,7 +33,7 @@ def table(comparison: Comparison) -> list[HeadlineRow]:
     rows = []
     for metric in shown_in("report"):
         values = [one.metrics.get(metric.key) for one in analyses]
-        cells = [metric.text(value, missing=NO_VALUE) for value in values]
+        cells = [metric.text(value, missing="–") for value in values]
         best_cell = metric.text(metric.best(values), missing="")
         best = [cell == best_cell for cell in cells]
         has_star = sum(value is not None for value in values) > 1 and not all(best)
@@ -159,13 +159,6 @@ def _different(all_settings: Iterable[dict[str, Any]]) -> list[str]:
         f"{name} ({' | '.join(setting_text(settings.get(name)) for settings in every)})"
         for name in unequal(every)
     ]
-
-
-def setting_text(value: Any) -> str:
-    """A setting's value as the page shows it."""
-    if value is None:
-        return NO_VALUE
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _on_dead_features(analyses: list[Analysis]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from ..config.report_options import ReportOptions
+from ..evaluation.comparison import setting_text
 from ..features.geometry import cosine_matrix
 from ..run_folder.matching import settings_of
 from ..run_folder.names import REPORT, report_files
@@ -29,7 +30,7 @@ from .bench_charts import bench_charts
 from .cards import cards
 from .feature_pages import Vocabulary, columns, page, rounded
 from .figures import file_name, write_figures
-from .headline import NO_VALUE, STAR_MARGIN, sentences, setting_text, table
+from .headline import STAR_MARGIN, sentences, table
 
 _MATRIX_FEATURES = 150
 
@@ -166,7 +167,7 @@ def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     rows = []
     for name in dict.fromkeys(name for settings in per_sae for name in settings):
         values = [setting_text(settings.get(name)) for settings in per_sae]
-        if any(value != NO_VALUE for value in values):
+        if any(settings.get(name) is not None for settings in per_sae):
             rows.append((name, values, len(set(values)) > 1))
     return sorted(rows, key=lambda row: not row[2])
 

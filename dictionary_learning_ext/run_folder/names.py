@@ -39,6 +39,8 @@ BENCH_CACHE = ".bench_cache"
 """What SAE Bench can use again. Deleted once all its evaluations have succeeded."""
 REPORT = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
+INDEX = "index.html"
+"""In a folder that holds run folders: the page of `vsae report` that lists them."""
 LOCK = ".lock"
 """Held by the process that writes to the folder."""
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch as t
 
-from dictionary_learning_ext.report.headline import sentences, setting_text, table
+from dictionary_learning_ext.report.headline import sentences, table
 
 METRICS = {"fve": 0.9, "l0": 16.0, "tokens": 1000}
 
@@ -52,12 +52,6 @@ def test_metrics_of_other_token_counts_are_called_so():
     words = said(analysis("a"), analysis("b", {"tokens": 2000}))
     assert "not measured alike: they differ in tokens (1000 | 2000)" in words
     assert "alike" not in said(analysis("a"), analysis("b"))
-
-
-def test_a_setting_is_shown_short():
-    assert [setting_text(value) for value in (None, 1e-3, 16, "pack")] == [
-        *("–", "0.001", "16", "pack")
-    ]
 
 
 def stars(*analyses):

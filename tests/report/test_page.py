@@ -54,9 +54,6 @@ def test_the_page_says_what_was_measured(report, runs):
         metrics = json.loads((folder / "metrics.json").read_text())
         assert f"{metrics['fve']:.4f}" in page
         assert re.search(rf"(explains|with) {100 * metrics['fve']:.1f}%", page)
-        trainer = json.loads((folder / "config.json").read_text())["trainer"]
-        shown = re.search(r'<th scope="row">lr</th>(.*)</tr>', page)[1]
-        assert f"<td>{trainer['lr']:.6g}</td>" in shown  # neither run was given one
     assert f"vsae report {runs[0]} --against {runs[1]} --tokens 600 --split train" in page
     assert f"--out {report}\n" in page
 
@@ -78,6 +75,18 @@ def test_the_command_on_the_page_writes_it_again(runs, tmp_path):
     page = (plain / "report.html").read_text(encoding="utf-8")
     assert "--out" not in page
     assert "--device" not in page
+
+
+def test_a_setting_that_was_left_out_is_shown_as_what_it_became(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs[1], run)
+    config = json.loads((run / "config.json").read_text())
+    config["run"]["settings"]["lr"] = None
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["report", str(run), "--against", str(runs[1]), *BARE]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    lr = f"{config['trainer']['lr']:.4g}"
+    assert f'<th scope="row">lr</th><td>{lr}</td><td>{lr}</td>' in page
 
 
 def pairwise_of(flags):

@@ -1,0 +1,89 @@
+"""The page about a folder of run folders."""
+
+import json
+import re
+import shutil
+from html import unescape
+
+import pytest
+
+from dictionary_learning_ext.cli import main
+
+
+@pytest.fixture
+def folder(runs, tmp_path):
+    """Two run folders, and one that is not finished."""
+    for run in runs:
+        shutil.copytree(run, tmp_path / "saes" / run.name)
+    shutil.copytree(runs[0], tmp_path / "saes" / "begun")
+    (tmp_path / "saes" / "begun" / "ae.pt").unlink()
+    return tmp_path / "saes"
+
+
+def rows_of(page):
+    """The table's cells, by the name of the SAE."""
+    head, *rows = (
+        [unescape(re.sub("<.*?>", "", cell)) for cell in re.findall("<t[hd].*?</t[hd]>", row)]
+        for row in re.findall("<tr>.*?</tr>", page, re.DOTALL)
+    )
+    return {name: dict(zip(head[1:], cells, strict=True)) for name, *cells in rows}
+
+
+def test_it_has_every_saes_metrics_and_what_differs(folder, runs, capsys):
+    assert main(["report", str(folder)]) == 0
+    page = folder / "index.html"
+    assert f"wrote {page}" in capsys.readouterr().out
+    rows = rows_of(page.read_text(encoding="utf-8"))
+    assert list(rows) == ["top_k", "vsae"]
+    for run in runs:
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert rows[run.name]["FVE"] == f"{metrics['fve']:.4f}"
+    assert rows["top_k"]["architecture"] == "top_k"
+    assert rows["vsae"]["architecture"] == "vsae_top_k"
+    assert "hook" not in rows["vsae"]
+    assert "begun (not finished)" in page.read_text(encoding="utf-8")
+
+
+def test_a_setting_that_differs_is_a_column(folder):
+    path = folder / "top_k" / "config.json"
+    config = json.loads(path.read_text())
+    config["run"]["settings"]["lr"] = None
+    config["trainer"]["lr"] = 0.5  # what it became
+    path.write_text(json.dumps(config))
+    assert main(["report", str(folder)]) == 0
+    assert rows_of((folder / "index.html").read_text(encoding="utf-8"))["top_k"]["lr"] == "0.5"
+
+
+def test_metrics_that_were_not_measured_alike_are_called_so(folder):
+    assert main(["report", str(folder)]) == 0
+    assert "not measured alike" not in (folder / "index.html").read_text(encoding="utf-8")
+    path = folder / "top_k" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": 7}))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert "not measured alike" in page
+    assert rows_of(page)["top_k"]["tokens"] == "7"
+
+
+def test_reports_are_linked_and_those_that_are_missing_have_a_command(folder, tmp_path):
+    (folder / "vsae" / "report.html").write_text("")
+    (folder / "report.html").write_text("")
+    out = tmp_path / "pages" / "a page.html"
+    assert main(["report", str(folder), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    links = re.findall('href="([^"]*html)"', page)
+    assert links == ["../saes/report.html", "../saes/vsae/report.html"]
+    assert f"vsae report {folder / 'top_k'}\n" in page
+    assert f"vsae report {folder / 'vsae'}\n" not in page
+
+
+def test_an_sae_without_metrics_is_there(folder):
+    (folder / "vsae" / "metrics.json").unlink()
+    assert main(["report", str(folder)]) == 0
+    assert rows_of((folder / "index.html").read_text(encoding="utf-8"))["vsae"]["FVE"] == "-"
+
+
+def test_it_takes_no_flags_of_a_report(folder, capsys):
+    for flags in (["--tokens", "5"], ["--against", str(folder / "vsae")], ["--figures", "False"]):
+        assert main(["report", str(folder), *flags]) == 2
+        assert "leave out all flags but --out" in capsys.readouterr().err
