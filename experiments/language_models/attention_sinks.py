@@ -30,7 +30,7 @@ from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.evaluation.measure import evaluate
+from dictionary_learning_ext.evaluation.measure import measure
 from dictionary_learning_ext.run_folder.names import CONFIG, WEIGHTS
 from dictionary_learning_ext.run_folder.weights import save_weights
 from dictionary_learning_ext.run_folder.writing import replacing, write_json
@@ -47,7 +47,7 @@ MEASURED = ("fve", "frac_recovered", "near_dead_0.1", "alive", "positions_left_a
 SHOWN_LAYERS = (0, 1, 2, 5, 10, 15, 20, 25, 28)
 
 
-def measure(arguments: argparse.Namespace) -> None:
+def train_and_measure(arguments: argparse.Namespace) -> None:
     """Read, train and evaluate what is not there yet, and write the raw results."""
     began = time.monotonic()
     t.set_num_threads(arguments.threads)
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace) -> None:
         inputs = held_out(
             replace(run, max_norm_multiple=multiple), language_model, hook, arguments.eval_tokens
         )
-        for name, metrics in evaluate(saes, *inputs, arguments.eval_tokens).items():
+        for name, metrics in measure(saes, *inputs, arguments.eval_tokens).items():
             rows[name] |= {way: {key: metrics[key] for key in MEASURED}}
     settings = {
         **about(began),
@@ -254,7 +254,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 STAGES = Stages(
     "language_models.attention_sinks",
-    {"train": measure},
+    {"train": train_and_measure},
     page,
     options=options,
     raw_of=lambda arguments: arguments.raw,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.activations.language_models import load_language_model
-from dictionary_learning_ext.evaluation.measure import evaluate
+from dictionary_learning_ext.evaluation.measure import measure
 
 D, F, K, SIGMA, CTX_LEN, TOKENS = 16, 48, 27, 0.7, 16, 768
 TEXTS = [
@@ -167,7 +167,7 @@ def test_every_metric_is_the_plain_one(rules: dict[str, Any], side: str, lm_dir_
     sizes = {"n_ctxs": TOKENS // CTX_LEN, "ctx_len": CTX_LEN, "out_batch_size": TOKENS}
     buffer = make_buffer(lm, cycle(TEXTS), packing="truncate", **sizes, **rules)
     both = {name: (sae, 1.0) for name, sae in dictionaries.items()}
-    found = evaluate(both, buffer, TEXTS, TOKENS)
+    found = measure(both, buffer, TEXTS, TOKENS)
     for name, sae in dictionaries.items():
         expected = recomputed(plain, sae)
         for key, value in expected.items():
