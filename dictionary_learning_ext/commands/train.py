@@ -39,6 +39,7 @@ class TrainFlags:
 
 def run(flags: TrainFlags) -> None:
     from ..evaluation.comparison import printed
+    from ..evaluation.diagnosis import symptoms
     from ..training.loop import train
 
     run, saes = flags.run, {"sae": flags.sae}
@@ -60,10 +61,14 @@ def run(flags: TrainFlags) -> None:
     if flags.resume in (None, AUTO):
         print(_started_from(flags))
     folders = train(run, saes, resume=resume)
-    if run.eval_tokens:
-        print(printed({str(folder): read_metrics(folder) for folder in folders.values()}))
+    results = {str(f): read_metrics(f) for f in folders.values() if run.eval_tokens}
+    if results:
+        print(printed(results))
     for folder in folders.values():
         print(f"saved in {folder}; load it with load_dictionary({str(folder)!r})")
+    for folder, metrics in results.items():
+        for symptom in symptoms(metrics, load_config(folder).sae):
+            print(f"{folder} looks bad: {symptom}")
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"

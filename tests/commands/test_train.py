@@ -19,6 +19,13 @@ def test_train_prints_where_it_lies_and_what_it_is_worth(small, tmp_path, capsys
     assert f"saved in {tmp_path / 'run'}" in out
 
 
+def test_a_bad_run_is_said_to_be_one(small, tmp_path, capsys):
+    """k = 4 of D = 16 with sigma = 3: noise of 2.25 times the activations' energy."""
+    assert main(["train", *small, "--sigma", "3", "--noise-anneal-steps", "None"]) == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'run'} looks bad: The sampling noise has 2." in out
+
+
 def test_a_runs_config_starts_another_and_flags_win(small, tmp_path):
     assert main(["train", *small, "--beta", "0.25", "--posterior", "learned"]) == 0
     again = str(tmp_path / "again")
