@@ -1,11 +1,14 @@
 """What a command is, and how its flags are parsed."""
 
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields, is_dataclass, replace
 from io import StringIO
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, get_type_hints
 
 import tyro
@@ -81,6 +84,16 @@ def parse(command: Command[F], args: list[str]) -> F:
         text = re.sub(r"^Value error Error parsing \w+: ", "", text)  # our own checks say enough
         raise UserError(f"{text.strip()} (see `vsae {command.name} --help`)") from stop
     return replace(flags, **hidden)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+def vsae() -> str:
+    """`vsae` as it can be typed here: with its path, if the shell would not find it."""
+    beside, found = Path(sys.executable).with_name("vsae"), shutil.which("vsae")
+    if found and (not beside.is_file() or Path(found).samefile(beside)):
+        return "vsae"
+    if not beside.is_file():
+        return f"{sys.executable} -m dictionary_learning_ext"
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def typed(args: list[str]) -> dict[str, str]:

@@ -4,8 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.presets import quickstart
-from ..config.run_config import RunConfig
-from .flags import Command
+from ..config.run_config import RunConfig, TrainConfig, require_same
+from ..config.sae_config import SAEConfig
+from ..errors import Interrupted
+from ..run_folder.names import CONFIG, REPORT, report_files
+from ..run_folder.reading import is_finished, load_config, read_metrics
+from ..run_folder.writing import remove
+from .flags import Command, vsae
 
 
 @dataclass(frozen=True)
@@ -22,52 +27,85 @@ class QuickstartFlags:
     """Seeds the initial weights and the noise of all three SAEs."""
     report: bool = True
     """Write report.html, which shows what the three SAEs learned."""
+    overwrite: bool = False
+    """Train the SAEs that save_dir already holds again."""
 
 
 def run(flags: QuickstartFlags) -> None:
     from ..evaluation.comparison import printed
-    from ..run_folder.reading import read_metrics
     from ..training.loop import train
 
     config = RunConfig(
-        save_dir=flags.save_dir, steps=flags.steps, eval_tokens=flags.eval_tokens, overwrite=True
+        save_dir=flags.save_dir,
+        steps=flags.steps,
+        eval_tokens=flags.eval_tokens,
+        overwrite=flags.overwrite,
     )
     saes = quickstart(flags.steps, flags.seed)
-    print(
-        "Training three SAEs on blocks.0.hook_resid_post of the embedded language model,\n"
-        "all on the same batches:\n"
-        "  top_k                    a TopK SAE\n"
-        "  vsae_paper               the vSAE of the paper's equations: sigma = 1, noise on both\n"
-        "  vsae_annealed_selection  a vSAE with noise on the selection only, annealed to 0"
-    )
-    folders = train(config, saes)
+    folders = {name: Path(flags.save_dir) / name for name in saes}
+    page = Path(flags.save_dir) / REPORT
+    has_started = not flags.overwrite and _has_started(config, saes, folders)
+    if has_started and all(is_finished(folder, config) for folder in folders.values()):
+        print(f"{flags.save_dir} holds these SAEs already; --overwrite trains them again.")
+    else:
+        print(_INTRODUCTION)
+        for of_former_saes in (page, report_files(page)):
+            remove(of_former_saes)
+        try:
+            train(config, saes, resume=has_started)
+        except Interrupted as stop:
+            message = f"stopped by {stop.signal.name}; run the same command again to continue"
+            raise Interrupted(stop.signal, message) from stop
     print("\nOn held-out text:\n")
     print(printed({str(folder): read_metrics(folder) for folder in folders.values()}))
     one = folders["vsae_annealed_selection"]
     if flags.report:
-        print("\nWriting the report:")
-        path = _report(flags, one, [folder for folder in folders.values() if folder != one])
-        print(f"\nOpen {path} in a browser to see their features, maps and training.")
+        if not page.is_file():
+            print("\nWriting the report:")
+            _report(flags, page, one, [folder for folder in folders.values() if folder != one])
+        print(f"\nOpen {page} in a browser to see their features, maps and training.")
     print(
         f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl and metrics.json.\n"
         "\nNext:\n"
-        f"  vsae train --config {one} --noise-on values --save-dir runs/values\n"
-        f"  vsae compare {one} runs/values\n"
-        "  vsae train --help"
+        f"  {vsae()} train --config {one} --noise-on values --save-dir runs/values\n"
+        f"  {vsae()} compare {one} runs/values\n"
+        f"  {vsae()} train --help"
     )
 
 
-def _report(flags: QuickstartFlags, folder: Path, against: list[Path]) -> Path:
+_INTRODUCTION = """\
+Training three SAEs on blocks.0.hook_resid_post of the embedded language model,
+all on the same batches:
+  top_k                    a TopK SAE
+  vsae_paper               the vSAE of the paper's equations: sigma = 1, noise on both
+  vsae_annealed_selection  a vSAE with noise on the selection only, annealed to 0"""
+
+
+def _has_started(config: RunConfig, saes: dict[str, SAEConfig], folders: dict[str, Path]) -> bool:
+    """Whether an earlier quickstart with these flags wrote to the folders.
+
+    Raises: ConfigError if one of them holds another run.
+    """
+    started = [name for name, folder in folders.items() if (folder / CONFIG).is_file()]
+    for name in started:
+        was = load_config(folders[name]).to_dict()
+        sae = saes[name].resolve(config.steps, config.batch_size)
+        advice = "overwrite it with --overwrite, or choose another --save-dir"
+        now = TrainConfig(sae, config).to_dict()
+        require_same(was, now, str(folders[name]), advice=advice)
+    return bool(started)
+
+
+def _report(flags: QuickstartFlags, page: Path, folder: Path, against: list[Path]) -> None:
     from ..config.report_options import ReportOptions
     from ..report import write_report
-    from ..run_folder.names import REPORT
 
     # A short run gets a short report.
     options = ReportOptions(tokens=max(1, flags.eval_tokens), seed=flags.seed)
-    return write_report(
+    write_report(
         folder,
         against,
-        Path(flags.save_dir) / REPORT,
+        page,
         options=options,
         on_step=lambda step: print(f"  {step} …", flush=True),
     )

@@ -17,6 +17,7 @@ from ..run_folder.names import (
     CONFIG,
     FAILED,
     METRICS,
+    REPORT,
     RUN_FILES,
     WEIGHTS,
     checkpoint,
@@ -62,6 +63,9 @@ class SAERun:
 
     def start(self, config: dict[str, Any]) -> None:
         """Write config.json and delete a former run's other files."""
+        page = self.folder.parent / REPORT
+        if (self.folder / CONFIG).is_file() and page.is_file():
+            logger.warning("%s may show the SAE that is overwritten in %s", page, self.folder)
         write_json(self.folder / CONFIG, config)
         with writing(self.folder):
             for name in RUN_FILES:

@@ -7,7 +7,7 @@ from command_runs import settings_of
 
 from dictionary_learning_ext.cli import COMMANDS, main
 from dictionary_learning_ext.commands import bench, evaluate, export, report
-from dictionary_learning_ext.commands.flags import InputFlags, parse
+from dictionary_learning_ext.commands.flags import InputFlags, parse, vsae
 from dictionary_learning_ext.errors import UserError
 
 
@@ -70,3 +70,38 @@ def test_a_mistake_is_one_line_that_names_the_help(capsys):
         parse(evaluate.COMMAND, ["run", "--tokens", "many"])
     with pytest.raises(UserError, match=r"FOLDER.*\(see `vsae report --help`\)$"):
         parse(report.COMMAND, [])
+
+
+@pytest.mark.parametrize(
+    ("on_path", "beside", "typed"),
+    [
+        (True, True, "vsae"),
+        (False, True, ".venv/bin/vsae"),
+        (True, False, "vsae"),
+        (False, False, "{python} -m dictionary_learning_ext"),
+    ],
+)
+def test_suggested_commands_work_from_where_the_user_stands(
+    on_path, beside, typed, tmp_path, monkeypatch
+):
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.executable", str(folder / "python"))
+    other = tmp_path / "other"
+    for where in [folder] * beside + [other] * (on_path and not beside):
+        where.mkdir(exist_ok=True)
+        (where / "vsae").write_text("")
+        (where / "vsae").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder if beside else other) if on_path else "")
+    assert vsae() == typed.format(python=folder / "python")
+
+
+def test_another_installations_command_is_not_suggested(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vsae").write_text("")
+        (tmp_path / name / "vsae").chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "a" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "b"))
+    assert vsae() == str(tmp_path / "a" / "vsae")

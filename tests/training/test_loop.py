@@ -168,6 +168,18 @@ def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
     assert not t.equal(weights(folder)["encoder.weight"], before["encoder.weight"])
 
 
+def test_overwriting_leaves_nothing_that_describes_the_former_sae(run_of, caplog):
+    (folder,) = train(run_of(), {"x": sae_of()}).values()
+    for name in ("report.html", "report_files/a.csv", "eval_results/core/a.json", "exports/a/b.pt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("of the former SAE")
+    (folder.parent / "report.html").write_text("of several")
+    train(run_of(overwrite=True), {"x": sae_of(seed=1)})
+    written = {"ae.pt", "config.json", "metrics.json", "metrics.jsonl", "resume", ".lock"}
+    assert {path.name for path in folder.iterdir()} <= written
+    assert f"{folder.parent / 'report.html'} may show the SAE that is overwritten" in caplog.text
+
+
 def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
