@@ -1,10 +1,13 @@
 """The command line: finds a command and runs it. The commands are in `commands/`."""
 
+import difflib
 import logging
+import re
 import sys
 from typing import Any
 
 from .commands import bench, compare, evaluate, export, push, quickstart, report, sweep, train
+from .commands.flag_checks import flag_types
 from .commands.flags import Command, parse
 from .errors import Interrupted, UserError
 
@@ -21,7 +24,19 @@ def _usage() -> str:
         "commands:",
     ]
     lines += [f"  {name:<12}{command.flags.__doc__}" for name, command in COMMANDS.items()]
-    return "\n".join([*lines, "", "`vsae COMMAND --help` explains the flags of a command."])
+    lines += [
+        "",
+        "`vsae help COMMAND` explains the flags of a command; `vsae --version` is the version.",
+    ]
+    return "\n".join(lines)
+
+
+def _spelled_as_flags(message: str, command: Command[Any]) -> str:
+    """A message with a command's settings as they are typed: --dict-size 32, not dict_size=32."""
+    for name in flag_types(command.flags):
+        field = name.replace("-", "_")
+        message = re.sub(rf"(?<![\w.-]){field}=(?=\S)", f"--{name} ", message)
+    return message
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,22 +46,33 @@ def main(arguments: list[str] | None = None) -> int:
     """
     args = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    command = None
     try:
+        if args and args[0] == "help":
+            args = [*args[1:], "--help"]
         if not args or args[0] in ("-h", "--help"):
             print(_usage())
             return 0
+        if args[0] == "--version":
+            from . import __version__
+
+            print(f"vsae {__version__}")
+            return 0
         if args[0] not in COMMANDS:
-            raise UserError(f"{args[0]!r}: no such command; expected {', '.join(COMMANDS)}")
+            close = difflib.get_close_matches(args[0], COMMANDS, 1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise UserError(f"{args[0]!r}: no such command{meant}; expected {', '.join(COMMANDS)}")
         command = COMMANDS[args[0]]
         command.run(parse(command, args[1:]))
     except UserError as error:
-        print(f"vsae: {error}", file=sys.stderr)
+        message = _spelled_as_flags(str(error), command) if command else str(error)
+        print(f"vsae: {message}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(f"vsae: {stop}", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
-        print("vsae: stopped by SIGINT", file=sys.stderr)
+        print("vsae: stopped by SIGINT; run the same command again", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `vsae train --help | head`
         sys.stdout = None

@@ -4,10 +4,12 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from signal import SIGTERM
 
 import pytest
 
+import dictionary_learning_ext
 from dictionary_learning_ext.cli import COMMANDS, main
 from dictionary_learning_ext.config.presets import DEFAULT_PRESET, preset
 from dictionary_learning_ext.config.sae_config import SAEConfig
@@ -16,7 +18,8 @@ from dictionary_learning_ext.errors import Interrupted, UserError
 
 def test_an_unknown_command_lists_those_there_are(capsys):
     assert main(["trian"]) == 2
-    assert "train, eval, compare, report, quickstart" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "'trian': no such command (did you mean train?); expected train, eval" in said
 
 
 @pytest.mark.parametrize("command", ["eval", "compare", "report"])
@@ -60,10 +63,11 @@ def test_help_explains_every_flag_with_the_papers_values():
     [
         (None, 0, ""),
         (UserError("k=0: expected 1 or more"), 2, "vsae: k=0: expected 1 or more\n"),
+        (UserError("a: no columns=x"), 2, "vsae: a: no --columns x\n"),
         (Interrupted(SIGTERM, "continue with --resume"), 143, "vsae: continue with --resume\n"),
-        (KeyboardInterrupt(), 130, "vsae: stopped by SIGINT\n"),
+        (KeyboardInterrupt(), 130, "vsae: stopped by SIGINT; run the same command again\n"),
     ],
-    ids=["done", "a mistake", "SIGTERM", "Ctrl-C"],
+    ids=["done", "a mistake", "a setting", "SIGTERM", "Ctrl-C"],
 )
 def test_the_exit_status_says_how_a_command_ended(raised, status, said, monkeypatch, capsys):
     def run(flags):
@@ -88,3 +92,25 @@ def test_the_package_runs_as_a_module():
     words = [sys.executable, "-m", "dictionary_learning_ext", "compare", "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: vsae compare")
+
+
+def test_the_version_is_the_installed_one(capsys):
+    assert main(["--version"]) == 0
+    installed = version("dictionary-learning-ext")
+    assert capsys.readouterr().out == f"vsae {installed}\n"
+    assert dictionary_learning_ext.__version__ == installed
+
+
+def test_help_is_a_command_too(capsys):
+    for command in ("train", "compare"):
+        with pytest.raises(SystemExit):
+            main(["help", command])
+        assert capsys.readouterr().out.startswith(f"usage: vsae {command}")
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: vsae COMMAND")
+
+
+def test_the_module_without_a_command_prints_the_usage():
+    words = [sys.executable, "-m", "dictionary_learning_ext"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: vsae COMMAND")

@@ -3,17 +3,18 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar
 
 import tyro
 
 from ..errors import UserError
+from .flag_checks import flag_types, require_legal
 
 F = TypeVar("F")
 Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
@@ -56,34 +57,59 @@ class InputFlags:
 
 def parse(command: Command[F], args: list[str]) -> F:
     """A command's flags; a mistake becomes a UserError of one line."""
+    program = f"vsae {command.name}"
     hidden: dict[str, Any] = {}
     if command.prepare is not None:
         args, hidden = command.prepare(args)
+    require_legal(command.flags, args, program)
     start = command.starting_point
     default = tyro.MISSING_NONPROP if start is None else start(args)
-    booleans, spelled = set(_booleans(command.flags)), []
+    types, spelled = flag_types(command.flags), []
     for arg, following in pairwise([*args, ""]):
         spelled.append(arg)
-        if arg.replace("_", "-") in booleans and following not in ("True", "False", "None"):
+        is_boolean = types.get(arg[2:].replace("_", "-")) in (bool, bool | None)
+        if arg.startswith("--") and is_boolean and following not in ("True", "False", "None"):
             spelled.append("True")
-    message = StringIO()
+    help_text, message = _Captured(), _Captured()
     try:
-        with redirect_stderr(message):
+        with redirect_stdout(help_text), redirect_stderr(message):
             flags = tyro.cli(
                 command.flags,
                 args=spelled,
-                prog=f"vsae {command.name}",
+                prog=program,
                 default=default,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
             )
     except SystemExit as stop:
         if not stop.code:
+            print(_without_none(help_text.getvalue()), end="")
             raise
         text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", message.getvalue())  # tyro draws a box
-        text = re.sub(r"(Argument helptext:|For full helptext).*", "", " ".join(text.split()))
-        text = re.sub(r"^Value error Error parsing \w+: ", "", text)  # our own checks say enough
-        raise UserError(f"{text.strip()} (see `vsae {command.name} --help`)") from stop
+        raise UserError(f"{' '.join(text.split())} (see `{program} --help`)") from stop
     return replace(flags, **hidden)  # pyright: ignore[reportArgumentType, reportReturnType]
+
+
+class _Captured(StringIO):
+    """Takes what tyro prints, with the characters that the terminal can show."""
+
+    encoding = sys.__stdout__.encoding if sys.__stdout__ else "utf-8"
+
+
+def _without_none(help_text: str) -> str:
+    """tyro's help without saying that a flag may be None, which is what leaving it out means."""
+    shapes = {
+        r"\{None\}\|\{(\[.*?\]+)\}": "{}",
+        r"\{None\}\|(\S+)": "{}",
+        r"\{None,(\S+)": "{{{}",
+        r"\(default:(\s+(?:│\s*│\s+)?)(?:None)?\)": "         {}",
+    }
+    for shape, instead in shapes.items():
+
+        def padded(match: re.Match[str], instead: str = instead) -> str:
+            return instead.format(match[1]).ljust(len(match[0]))
+
+        help_text = re.sub(shape, padded, help_text)
+    return help_text
 
 
 def vsae() -> str:
@@ -106,13 +132,3 @@ def typed(args: list[str]) -> dict[str, str]:
                 value = "True" if following.startswith("--") else following
             given[name.replace("-", "_")] = value
     return given
-
-
-def _booleans(flags: type) -> Iterator[str]:
-    """The flags that a bare `--flag` sets to True."""
-    hints = get_type_hints(flags)
-    for field in fields(flags):
-        if is_dataclass(hints[field.name]):
-            yield from _booleans(hints[field.name])
-        elif hints[field.name] in (bool, bool | None):
-            yield "--" + field.name.replace("_", "-")

@@ -33,7 +33,7 @@ class TrainFlags:
     run. The result is bit-identical to that of an uninterrupted run. auto: continue the run in
     save_dir, or start it if there is none. Use auto for jobs that are restarted with the same
     command."""
-    typed: tyro.conf.SuppressFixed[tuple[str, ...]] = ()
+    typed: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The names of the flags that were typed."""
 
 

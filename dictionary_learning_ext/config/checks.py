@@ -20,7 +20,7 @@ def require_choice(name: str, given: Any, choices: Any) -> None:
 
 def require_type(name: str, given: Any, hint: Any) -> None:
     """Raise a ConfigError unless a value has a field's type. Numbers must be finite."""
-    require(_is_of_type(given, hint), name, given, _described(hint))
+    require(_is_of_type(given, hint), name, given, described(hint))
 
 
 def require_lr_schedule(
@@ -63,11 +63,11 @@ def _is_of_type(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and (hint is not int or not isinstance(value, bool))
 
 
-def _described(hint: Any) -> str:
+def described(hint: Any) -> str:
     """A field's type in words."""
     members = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_described, members))
+        return " or ".join(map(described, members))
     if get_origin(hint) is Literal:
         return f"one of {', '.join(members)}"
     if get_origin(hint) is tuple:

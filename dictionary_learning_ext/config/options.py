@@ -146,7 +146,7 @@ class ObjectiveOptions(AuxKOptions):
     free_bits: float = 0.0
     """Nats per feature below which the KL does not pull. 0 (paper) turns it off."""
     noise_anneal_steps: int | None = None
-    """Steps over which the noise falls linearly to 0. Default: the noise stays."""
+    """Steps over which the noise falls linearly to 0. None: the noise stays."""
     dtype: Dtype = "float32"
     """float32, or bfloat16 for the matmuls."""
 

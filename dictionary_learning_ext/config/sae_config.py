@@ -7,6 +7,7 @@ that an architecture or a posterior does not use stays None.
 
 import math
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from functools import partial
 from inspect import get_annotations
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -56,7 +57,7 @@ def _lr_help() -> str:
     for name, row in TRAINED.items():
         by_lr.setdefault(row.default_lr, []).append(name)
     defaults = "; ".join(f"{lr} for {', '.join(names)}" for lr, names in by_lr.items())
-    return f"Adam's learning rate. Default: {defaults}. Paper: not stated."
+    return f"Adam's learning rate. Paper: not stated. None: {defaults}."
 
 
 def _option_fields() -> list[tuple[str, Any, Any]]:
@@ -72,10 +73,10 @@ def _option_fields() -> list[tuple[str, Any, Any]]:
         if name == "dtype":  # the run's
             continue
         by_text: dict[str, list[str]] = {}
+        defaults = {getattr(group, name) for group in owners}
         for group, architectures in owners.items():
-            default = getattr(group, name)
             text = group.help_texts()[name]
-            text += "" if default is None else f" Default: {_shown(default)}."
+            text += f" Default: {_shown(getattr(group, name))}." if len(defaults) > 1 else ""
             by_text.setdefault(text, []).extend(architectures)
         is_the_defaults = len(by_text) == 1 and next(iter(TRAINED)) in next(iter(by_text.values()))
         texts = [
@@ -83,7 +84,8 @@ def _option_fields() -> list[tuple[str, Any, Any]]:
             for text, architectures in by_text.items()
         ]
         hint = next(get_type_hints(group)[name] for group in owners)
-        described = tyro.conf.arg(help=" ".join(texts), help_behavior_hint="")
+        hint_of = partial(_default_hint, defaults.pop() if len(defaults) == 1 else None)
+        described = tyro.conf.arg(help=" ".join(texts), help_behavior_hint=hint_of)
         found.append((name, Annotated[hint | None, described], field(default=None)))
     return found
 
@@ -91,6 +93,13 @@ def _option_fields() -> list[tuple[str, Any, Any]]:
 def _owner(group: type, name: str) -> type[Options]:
     """The class that declares an option."""
     return next(cls for cls in group.__mro__ if name in get_annotations(cls))
+
+
+def _default_hint(default: Any, shown: str) -> str:
+    """What the help says of a default: the preset's, which tyro shows, or else the class's own."""
+    if shown == "None" and default is None:
+        return ""
+    return f"(default: {_shown(default) if shown == 'None' else shown})"
 
 
 def _shown(default: Any) -> str:
@@ -109,11 +118,11 @@ class _OfEveryArchitecture:
     ] = "vsae_top_k"
     dict_size: int = 1024
     """Features in the dictionary. Paper: 2048."""
-    lr: Annotated[float | None, tyro.conf.arg(help=_lr_help(), help_behavior_hint="")] = None
+    lr: Annotated[float | None, tyro.conf.arg(help=_lr_help())] = None
     warmup_steps: int | None = None
     """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
     decay_start: int | None = None
-    """The step from which lr falls linearly, to 0 at the end. Default: it does not fall."""
+    """The step from which lr falls linearly, to 0 at the end. None: it does not fall."""
     seed: int = 0
     """Seeds the initial weights and the noise."""
 

@@ -6,7 +6,15 @@ import pytest
 from command_runs import settings_of
 
 from dictionary_learning_ext.cli import COMMANDS, main
-from dictionary_learning_ext.commands import bench, evaluate, export, report
+from dictionary_learning_ext.commands import (
+    bench,
+    evaluate,
+    export,
+    push,
+    report,
+    sweep,
+    train,
+)
 from dictionary_learning_ext.commands.flags import InputFlags, parse, vsae
 from dictionary_learning_ext.errors import UserError
 
@@ -65,11 +73,47 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
         )
 
 
-def test_a_mistake_is_one_line_that_names_the_help(capsys):
-    with pytest.raises(UserError, match=r"--tokens.*'many'.*\(see `vsae eval --help`\)$"):
-        parse(evaluate.COMMAND, ["run", "--tokens", "many"])
-    with pytest.raises(UserError, match=r"FOLDER.*\(see `vsae report --help`\)$"):
-        parse(report.COMMAND, [])
+@pytest.mark.parametrize(
+    ("module", "args", "message"),
+    [
+        (evaluate, ["run", "--tokens", "many"], "--tokens many: expected a whole number"),
+        (evaluate, ["run", "--tokns", "5"], "no such flag: --tokns (did you mean --tokens?)"),
+        (report, [], "expected FOLDER"),
+        (push, ["run"], "expected FOLDER OWNER/NAME"),
+        (export, ["run"], "expected --format, one of sae-bench"),
+        (export, ["run", "--format=pickle"], "--format pickle: expected one of sae-bench"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_help(module, args, message):
+    with pytest.raises(UserError) as refused:
+        parse(module.COMMAND, args)
+    assert str(refused.value).startswith(message)
+    assert str(refused.value).endswith(f" (see `vsae {module.COMMAND.name} --help`)")
+
+
+def test_a_bare_boolean_stands_before_a_folder():
+    assert parse(bench.COMMAND, ["--floor", "a", "b"]).folders == ("a", "b")
+    assert parse(push.COMMAND, ["--public", "True", "a", "me/a"]).public
+
+
+def test_the_help_of_train_shows_what_it_starts_from_and_no_none(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit):
+        parse(train.COMMAND, ["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--k INT Features [^(]*\(default: 64\)", shown)  # the preset's
+    assert re.search(r"--prior-std FLOAT [^(]*\(default: 1\.0\)", shown)  # the class's
+    assert re.search(r"--noise-on \{both,values,selection\} .*?\(default: selection\)", shown)
+    assert "{None" not in shown
+    assert "default: None" not in shown
+    assert "--typed" not in shown
+    for width in range(60, 130):
+        monkeypatch.setenv("COLUMNS", str(width))
+        with pytest.raises(SystemExit):
+            parse(sweep.COMMAND, ["--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert not re.search(r"default:[│\s]*None|\{None|default: \)", "\n".join(lines))
+        assert len({len(line) for line in lines if line[:1] in "│╭╰"}) <= 1  # the box is whole
 
 
 @pytest.mark.parametrize(

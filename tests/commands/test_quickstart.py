@@ -58,7 +58,7 @@ def test_a_second_quickstart_shows_what_is_there_and_how_to_do_it_again(again, c
 def test_a_quickstart_with_other_flags_does_not_overwrite(again, capsys):
     assert main([*SHORT, "--seed", "1"]) == 2
     said = capsys.readouterr().err
-    assert "seed=0, not 1; overwrite it with --overwrite, or choose another --save-dir" in said
+    assert "--seed 0, not 1; overwrite it with --overwrite, or choose another --save-dir" in said
     assert again == []
     assert Path("runs/quickstart/report.html").is_file()
 

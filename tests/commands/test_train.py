@@ -145,12 +145,12 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(small, tmp_path,
     assert main(["train", "--resume", str(tmp_path / "run"), "--architecture", "top_k"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(
-        "the run has architecture='vsae_top_k', not 'top_k'; leave out --architecture to continue "
+        "the run has --architecture 'vsae_top_k', not 'top_k'; leave out --architecture to continue "
         "it, or start a new run with --config"
     )
     assert main(["train", *small, "--resume", "auto", "--preset", "quickstart"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "noise_to_signal=0.1, not 0.03125" in said
+    assert "--noise-to-signal 0.1, not 0.03125" in said
     assert said.endswith(
         "; use the flags it was started with, or choose another --save-dir for a new run"
     )
@@ -171,23 +171,37 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--architecture", "topk"], r"'topk': expected one of .*top_k"),
-        (["--preset", "papper"], r"preset='papper': expected one of quickstart, recommended"),
+        (["--architecture", "topk"], r"--architecture topk: expected one of .*top_k"),
+        (["--preset", "papper"], r"--preset 'papper': expected one of quickstart, recommended"),
         (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
         (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),
         (["--data", "./nothing.txt"], r"nothing\.txt"),
         (["--model", "./nothing"], r"'\./nothing'.*save_pretrained"),
-        (["--k", "33"], r"k=33.*dict_size=32"),
-        (["--beta", "-1"], r"beta=-1\.0: expected at least 0"),
-        (["--sigma", "-0.5"], r"sigma=-0\.5: expected above 0"),
+        (["--k", "33"], r"--k 33.*--dict-size 32"),
+        (["--beta", "-1"], r"--beta -1\.0: expected at least 0"),
+        (["--sigma", "-0.5"], r"--sigma -0\.5: expected above 0.*use --posterior point"),
         (["--architecture", "top_k", "--beta", "0"], r"top_k does not use it; leave out --beta"),
-        (["--betta", "1"], r"--betta"),
-        (["--k", "many"], r"--k.*'many'"),
+        (["--betta", "1"], r"no such flag: --betta \(did you mean --beta\?\)"),
+        (
+            ["--betta", "1", "--dict-siz=3", "--foo"],
+            r"no such flag: --betta .*--beta.*, --dict-siz .*--dict-size.*, --foo \(see",
+        ),
+        (["--rectify", "yes"], r"--rectify yes: expected True or False"),
+        (
+            ["--group-fractions", "0.5,0.5"],
+            r"--group-fractions 0\.5,0\.5: expected numbers separated by spaces, e\.g\. 0\.25",
+        ),
+        (["--normalize", "max"], r"--normalize max: expected one of sqrt_d, unit, none"),
+        (["--lr"], r"--lr: expected a number after it"),
+        (["extra"], r"'extra': expected a flag, which starts with --"),
+        (["--steps", "12", "13"], r"'13': expected a flag"),
+        (["--k", "many"], r"^vsae: --k many: expected a whole number \(see `vsae train --help`\)$"),
+        (["--dict_size", "1.5"], r"--dict-size 1\.5: expected a whole number"),
         (["--config", "nowhere.json"], r"nowhere\.json: no such file"),
         (["--config", "x", "--preset", "paper"], r"give only one of them"),
         (["--steps", "100000"], r"tokens.*--text-passes"),
-        (["--save-steps", "often"], r"save_steps='often'.*linear:N"),
-        (["--device", "tpu"], r"device='tpu': expected cpu, cuda or cuda:N.*--device cpu"),
+        (["--save-steps", "often"], r"--save-steps 'often'.*linear:N"),
+        (["--device", "tpu"], r"--device 'tpu': expected cpu, cuda or cuda:N.*--device cpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,0 +1,154 @@
+"""Mistakes in the flags that were typed, each in one line, before anything is parsed."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from ..config.checks import described
+from ..errors import UserError
+
+_POSITIONAL = get_args(tyro.conf.Positional[int])[1]
+_HIDDEN = get_args(tyro.conf.Suppress[int])[1]
+
+
+class _Typed(NamedTuple):
+    """A field that can be typed."""
+
+    name: str
+    """As it stands after the dashes."""
+    hint: Any
+    metavar: str
+    is_word: bool
+    """Whether it is typed without dashes."""
+    is_needed: bool
+
+
+def flag_types(flags: type) -> dict[str, Any]:
+    """The type of each flag, by its name as it is typed after the dashes."""
+    return {each.name: each.hint for each in _typed_fields(flags) if not each.is_word}
+
+
+def require_legal(flags: type, args: list[str], program: str) -> None:
+    """Raise a UserError for what is not there, for a value of another type, and for what is missing."""
+    types, see = flag_types(flags), f"(see `{program} --help`)"
+    words = [each for each in _typed_fields(flags) if each.is_word]
+    unknown, given_words, given = [], 0, set()
+    for flag, values in _split(args, types, bool(words)):
+        name = flag.replace("_", "-")
+        if flag in ("-h", "help"):
+            return
+        given.add(name)
+        if not flag:
+            given_words += 1
+        elif name not in types:
+            close = difflib.get_close_matches(name, types, 1)
+            unknown.append(f"--{flag}" + (f" (did you mean --{close[0]}?)" if close else ""))
+        elif not values and types[name] not in (bool, bool | None):
+            raise UserError(f"--{name}: expected {_expected(types[name])} after it {see}")
+        elif not all(_is_legal(value, types[name]) for value in values):
+            text = " ".join(values)
+            raise UserError(f"--{name} {text}: expected {_expected(types[name])} {see}")
+    if unknown:
+        raise UserError(f"no such flag: {', '.join(unknown)} {see}")
+    needed = [each.metavar for each in words if each.is_needed]
+    if given_words < len(needed):
+        raise UserError(f"expected {' '.join(needed)} {see}")
+    for each in _typed_fields(flags):
+        if each.is_needed and not each.is_word and each.name not in given:
+            raise UserError(f"expected --{each.name}, {_expected(each.hint)} {see}")
+
+
+def _split(
+    args: list[str], types: dict[str, Any], has_words: bool
+) -> Iterator[tuple[str, list[str]]]:
+    """Each flag, without its dashes, and its values; "" for a word that is no flag's value.
+
+    Raises: UserError for such a word, if the command takes none.
+    """
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            if word != "-h" and not has_words:
+                raise UserError(f"{word!r}: expected a flag, which starts with --, e.g. --{word}")
+            yield word if word == "-h" else "", [word]
+            continue
+        flag, is_one_word, value = word[2:].partition("=")
+        hint = types.get(flag.replace("_", "-"))
+        n = next((i for i, each in enumerate(rest) if each.startswith("--")), len(rest))
+        if hint in (bool, bool | None):  # it may stand alone, before a folder
+            n = min(n, 1)
+            n = 0 if n and has_words and not _is_legal(rest[0], hint) else n
+        elif hint is not None and not _takes_many(hint):
+            n = min(n, 1)
+        values, rest = ([value], rest) if is_one_word else (rest[:n], rest[n:])
+        yield flag, values
+
+
+def _typed_fields(flags: type) -> Iterator[_Typed]:
+    """Every field that can be typed, nested ones too."""
+    hints = get_type_hints(flags, include_extras=True)
+    for field in fields(flags):
+        hint, marks = hints[field.name], []
+        if get_origin(hint) is Annotated:
+            hint, *marks = get_args(hint)
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _typed_fields(hint)
+        elif _HIDDEN not in marks:
+            metavar = next((m.metavar for m in marks if getattr(m, "metavar", None)), field.name)
+            has_default = field.default is not MISSING or field.default_factory is not MISSING
+            is_needed = not has_default and not _takes_many(hint)
+            name = field.name.replace("_", "-")
+            yield _Typed(name, hint, metavar, _POSITIONAL in marks, is_needed)
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types of a union, without None."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    return [each for each in (get_args(hint) if is_union else (hint,)) if each is not NoneType]
+
+
+def _takes_many(hint: Any) -> bool:
+    return any(get_origin(each) is tuple for each in _members(hint))
+
+
+def _is_legal(text: str, hint: Any) -> bool:
+    """Whether a word can be read as a type; None can be, as one that is optional."""
+    if text == "None" and hint not in (bool, int, float):
+        return True
+    for each in _members(hint):
+        if get_origin(each) is tuple:
+            each = get_args(each)[0]
+        if get_origin(each) is Literal:
+            legal = text in map(str, get_args(each))
+        elif each is bool:
+            legal = text in ("True", "False")
+        elif each in (int, float):
+            legal = _is_number(text, each)
+        else:
+            legal = True
+        if legal:
+            return True
+    return False
+
+
+def _is_number(text: str, kind: type) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _expected(hint: Any) -> str:
+    (only,) = _members(hint)
+    if get_origin(only) is tuple and get_args(only)[0] is float:
+        return "numbers separated by spaces, e.g. 0.25 0.75"
+    if only is bool:
+        return "True or False"
+    return described(only) if only in (int, float) or get_origin(only) is Literal else "a value"
