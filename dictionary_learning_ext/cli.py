@@ -24,10 +24,7 @@ def _usage() -> str:
         "commands:",
     ]
     lines += [f"  {name:<12}{command.flags.__doc__}" for name, command in COMMANDS.items()]
-    lines += [
-        "",
-        "`vsae help COMMAND` explains the flags of a command; `vsae --version` is the version.",
-    ]
+    lines += ["", "`vsae help COMMAND` explains its flags; `vsae --version` prints the version."]
     return "\n".join(lines)
 
 

@@ -40,4 +40,4 @@ def test_every_command_says_the_same_and_blames_no_file(folder, flags, tmp_path,
     export = ["export", folder, "--format=safetensors"]
     for command in (train, export, ["eval", folder], ["report", folder]):
         line = refused([*command, "--device=cuda:3"], capsys)
-        assert line.startswith("vsae: device='cuda:3': expected cpu, cuda or cuda:N"), command
+        assert line.startswith("vsae: --device 'cuda:3': expected cpu, cuda or cuda:N"), command

@@ -140,7 +140,7 @@ def rename_trainer(folder):
     [
         ("vsae", no_spoiling, "--format sea-lens", r"sea-lens.*'sae-lens'"),
         ("vsae", no_spoiling, "", r"--format \{sae-bench"),
-        ("vsae", no_spoiling, "--format sae-lens --tokens 0", r"tokens=0: expected above 0"),
+        ("vsae", no_spoiling, "--format sae-lens --tokens 0", r"--tokens 0: expected above 0"),
         ("vsae", no_spoiling, "--format sae-lens --model embedded", r"not on embedded"),
         ("vsae", no_spoiling, "--format sae-lens --data ./none.txt", r"none\.txt"),
         ("vsae", no_spoiling, "--format sae-lens --out .", r"not empty.*--out"),

@@ -104,8 +104,8 @@ def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--evals core,scrr", r"evals='scrr': expected one of core, scr"),
-        ("--evals ,", r"evals='': expected"),
+        ("--evals core,scrr", r"--evals 'scrr': expected one of core, scr"),
+        ("--evals ,", r"--evals '': expected"),
         ("--model elsewhere", r"trained on model .*, not on elsewhere"),
         ("--hook blocks.1.hook_resid_post", r"trained on hook blocks\.0.*, not on blocks\.1"),
         ("--data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
