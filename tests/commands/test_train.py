@@ -165,7 +165,7 @@ def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
 
 def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path / "nope")]) == 2
-    assert "nope: holds no run; expected a run folder, e.g. runs/NAME" in capsys.readouterr().err
+    assert "nope: no such folder; expected a run folder, e.g. runs/NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
