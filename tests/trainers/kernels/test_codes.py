@@ -41,6 +41,19 @@ def test_products(form, dtype, error):
         assert (got - expected).abs().max() <= error * expected.abs().max()
 
 
+@pytest.mark.parametrize("dict_size", [2**15 - 1, 2**15, 2**15 + 9])
+def test_the_last_features_of_a_wide_dictionary(dict_size):
+    """Their numbers don't fit into 16 bits from 32,768 features on."""
+    indices_BK = t.tensor([[dict_size - 1, 0], [1, dict_size - 2], [dict_size - 1, 2]])
+    code = SparseCode(indices_BK, dict_size, t.float64)
+    values_BK = t.arange(1.0, 7, dtype=t.float64).view(3, 2)
+    rows_BD = t.tensor([[1.0, 10], [100, 1000], [3, 7]], dtype=t.float64)
+    code_BF = t.zeros(3, dict_size, dtype=t.float64).scatter(1, indices_BK, values_BK)
+    assert t.equal(code.outer(values_BK, rows_BD), code_BF.T @ rows_BD)
+    weight_FD = t.arange(2.0 * dict_size, dtype=t.float64).view(dict_size, 2)
+    assert t.equal(code.combine(values_BK, weight_FD), code_BF @ weight_FD)
+
+
 def test_two_dense_codes_at_once_do_not_share_memory():
     one, other = (
         DenseCode(t.full((BATCH, 1), place), F, t.float32, name)

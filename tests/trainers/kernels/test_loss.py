@@ -116,6 +116,17 @@ def test_gradients_equal_dense_autograd(settings, form):
         assert relative_error(one, other) < 1e-9
 
 
+@pytest.mark.parametrize("posterior", ["fixed", "learned", "point"])
+@pytest.mark.parametrize("kl_weight", [0.0, 1.0])
+def test_gradients_where_the_kl_counts_nothing_or_in_full(kl_weight, posterior):
+    x, weights, objective = make_case(form=one_form("sparse"), posterior=posterior)
+    objective = dataclasses.replace(objective, kl_weight=kl_weight)
+    _, got = gradients(variational_loss, x, weights, objective)
+    _, expected = gradients(dense_loss, x, weights, objective)
+    for one, other in zip(got, expected, strict=True):
+        assert relative_error(one, other) < 1e-9
+
+
 @pytest.mark.parametrize("scope", ["all", "selected"])
 def test_gradients_without_kl_weight_and_without_x(scope):
     """The path that makes no dense tensor: the encoder's gradient is k-sparse too."""
