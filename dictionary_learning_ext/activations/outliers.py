@@ -61,12 +61,17 @@ class NormRecord:
             return None
         at_position = Counter(positions_N.tolist())
         far = list(zip(positions_N[is_far_N].tolist(), input_ids_N[is_far_N].tolist(), strict=True))
-        where = _where(far, at_position, tokenizer)
-        return Outliers(number, len(norms_N), float(norms_N.max()), median, where)
+        words = where(far, at_position, tokenizer)
+        return Outliers(number, len(norms_N), float(norms_N.max()), median, words)
 
 
-def _where(far: list[tuple[int, int]], at_position: Counter[int], tokenizer: Any) -> str:
-    """The positions and tokens that account for most of the outliers, the most frequent first."""
+def where(far: list[tuple[int, int]], at_position: Counter[int], tokenizer: Any) -> str:
+    """The positions and tokens that account for most of the outliers, the most frequent first.
+
+    Arguments:
+        far: each outlier's position in its context and its token id.
+        at_position: how many tokens were read at each position.
+    """
     parts = []
     while far and len(parts) < _GROUPS:
         position, n_there = Counter(position for position, _ in far).most_common(1)[0]

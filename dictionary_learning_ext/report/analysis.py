@@ -28,6 +28,7 @@ from ..features.directions import (
 from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.reading import read_history, read_metrics_if_any
+from .sinks import SinkFinder, Sinks
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Comparison:
     options: ReportOptions
     no_map: str | None
     """Why there is no map; None if there is one."""
+    sinks: Sinks | None
+    """The tokens that the report leaves out; None if there are none."""
 
 
 def analyse(
@@ -99,19 +102,22 @@ def analyse(
         )
         for name, (dictionary, _) in opened.saes.items()
     }
+    dictionaries = [dictionary for dictionary, _ in opened.saes.values()]
+    finder = SinkFinder(dictionaries, opened.language_model.tokenizer)
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text")
     for batch in read_contexts(
         run, opened.language_model, opened.hook_point, options.split, options.tokens
     ):
+        batch = finder.without_sinks(batch)
         for collector in collectors.values():
             collector.add(batch)
     lens = LogitLens(opened.language_model) if options.logits else None
     analyses = []
     for (name, (dictionary, config)), label in zip(opened.saes.items(), labels, strict=True):
         statistics = collectors[name].statistics()
-        if statistics.tokens < options.tokens:
-            logger.warning("the text ended after %d tokens", statistics.tokens)
+        if (read := statistics.tokens + finder.tokens) < options.tokens:
+            logger.warning("the text ended after %d tokens", read)
         ranking = _ranking(statistics)
         if options.synthesise and ranking:
             on_step(f"{label}: synthesising tokens for {options.synthesise} features")
@@ -143,7 +149,8 @@ def analyse(
             )
         )
     no_map = _add_geometry(analyses, options, on_step)
-    return Comparison(opened, analyses, options, no_map)
+    sinks = finder.sinks([one.statistics for one in analyses])
+    return Comparison(opened, analyses, options, no_map, sinks)
 
 
 def short_names(folders: Sequence[str | Path]) -> list[str]:

@@ -101,6 +101,7 @@ def sentences(comparison: Comparison) -> list[str]:
         *_on_unmatched_settings(comparison.analyses),
         _on_dead_features(comparison.analyses),
         *_on_readable_features(comparison.analyses),
+        *_on_sinks(comparison),
     ]
 
 
@@ -181,6 +182,22 @@ def _on_readable_features(analyses: list[Analysis]) -> list[str]:
         f"{_percent(shares[label])} of {label}'s features fire mostly on one token{beside}. It makes "
         "up at least half of a random sample of the tokens that they fire on. Features that fire "
         f"fewer than {LEAST_SELECTIONS} times are not counted."
+    ]
+
+
+def _on_sinks(comparison: Comparison) -> list[str]:
+    sinks = comparison.sinks
+    if sinks is None:
+        return []
+    shares = [
+        f"{_percent(share)} of {one.label}'s features"
+        for one, share in zip(comparison.analyses, sinks.strongest, strict=True)
+    ]
+    return [
+        f"{sinks.tokens:,} tokens are outliers ({sinks.where}): the norms of their activations are "
+        f"up to {sinks.norm_ratio:,.0f} times the median. They are the strongest contexts of "
+        f"{_listed(shares)}. This page leaves them out, except for the metrics of the evaluation "
+        "and the training curves."
     ]
 
 

@@ -1,6 +1,9 @@
 """Small runs and their reports, which the report's tests and its browser tests share."""
 
+import base64
+import gzip
 import json
+import re
 import shlex
 
 import pytest
@@ -79,3 +82,9 @@ def write_bench_result(folder, name, metrics):
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"eval_result_metrics": metrics}))
     return path
+
+
+def data_of(page):
+    """The data in a page's HTML."""
+    packed = re.search(r'id="data">([^<]*)<', page)[1]
+    return json.loads(gzip.decompress(base64.b64decode(packed)))

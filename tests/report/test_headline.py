@@ -27,7 +27,7 @@ def analysis(label, metrics=None, trainer=None, **settings):
 
 
 def comparison(*analyses):
-    return SimpleNamespace(analyses=list(analyses), no_map="none was made")
+    return SimpleNamespace(analyses=list(analyses), no_map="none was made", sinks=None)
 
 
 def said(*analyses):

@@ -1,8 +1,6 @@
 """The report: what is in the page, that it repeats, hostile text, and one-line errors."""
 
-import base64
 import csv
-import gzip
 import html
 import json
 import re
@@ -11,18 +9,13 @@ import shutil
 
 import pytest
 import torch as t
-from report_runs import BARE, QUICK, train, write_bench_result
+from report_runs import BARE, QUICK, data_of, train, write_bench_result
 
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.run_folder.weights import load_dictionary
-
-
-def data_of(page):
-    packed = re.search(r'id="data">([^<]*)<', page)[1]
-    return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
 def test_the_page_holds_everything_and_loads_nothing(report):
