@@ -17,9 +17,19 @@ test-fast: .venv/installed-dev
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.
 # Of activations/, only those that read Parquet and data sets: there numpy < 2 and datasets < 4 matter.
+# Those that meet dictionary_learning run a second time on its main branch, which calls itself 0.1.0 as
+# PyPI's does and differs, where DICTIONARY_LEARNING_MAIN is a checkout of it.
+UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py run_folder/test_weights.py \
+	trainers/test_upstream.py trainers/test_base.py training/test_loop.py
 test-saebench: .venv-saebench/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
 		$(addprefix tests/,sae_bench export activations/test_text_files.py activations/test_text_sources.py)
+ifdef DICTIONARY_LEARNING_MAIN
+	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
+		$(addprefix tests/,$(UPSTREAM_TESTS))
+else
+	@echo "Skipped: upstream's main branch. Set DICTIONARY_LEARNING_MAIN to a checkout of it."
+endif
 
 # How many small faults the tests notice, out of a random sample: about an hour on two cores.
 # With MUTANTS='--folders evaluation', for example, only those of some sub-packages.

@@ -107,6 +107,9 @@ class ResidualBuffer(ActivationBuffer):
         self.out_batch_size = out_batch_size
         self.device = device
         self.remove_bos = remove_bos
+        # What upstream's methods read in its main branch, `tokenized_batch` for one.
+        self.add_special_tokens = packing == "truncate"
+        self.remove_high_norm = max_norm_multiple
         self.seed = seed
         self.packing: Packing = packing
         self.max_norm_multiple = max_norm_multiple

@@ -63,8 +63,9 @@ class BenchFlags:
 def run(flags: BenchFlags) -> None:
     if find_spec("sae_bench") is None:
         raise BenchError(
-            "SAE Bench is not installed; run `pip install 'dictionary-learning-ext[saebench]'`, "
-            "or `pip install -e '.[saebench]'` in a clone of the repository"
+            "SAE Bench is not installed here; it needs an environment of its own, with older numpy and "
+            "datasets: in a clone of the repository, `python3 -m venv .venv-saebench && "
+            ".venv-saebench/bin/pip install -e '.[saebench]'`, then `.venv-saebench/bin/vsae bench …`"
         )
     from ..run_folder.names import BENCH_FIGURES, BENCH_RESULTS
     from ..sae_bench.adapter import local_folder

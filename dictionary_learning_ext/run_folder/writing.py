@@ -1,7 +1,6 @@
 """Writing so that nothing is lost: a whole file or none, and one writer per folder."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -15,6 +14,11 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from .names import LOCK
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +36,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a folder, are on the disk. Windows opens no folders."""
+    if fcntl is None and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)  # Windows syncs what is written
     try:
         os.fsync(descriptor)
     finally:
@@ -84,7 +90,7 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
     """Be the only process that writes to these folders. They are created if missing.
 
     The operating system releases the locks however the process ends. A folder that is still empty
-    at the end is deleted.
+    at the end is deleted. On Windows, nothing keeps a second process away.
 
     Raises: ConfigError if another process holds one; CheckpointError if the disk refuses.
     """
@@ -98,6 +104,14 @@ def locked(folders: Iterable[Path]) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[None]:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        try:
+            yield
+        finally:
+            if not any(folder.iterdir()):
+                remove(folder)
+        return
+    with writing(folder):
         file = (folder / LOCK).open("a+", encoding="utf-8")
     with file:
         try:

@@ -6,4 +6,6 @@ from dictionary_learning_ext.cli import main
 def test_bench_without_its_extra_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr("dictionary_learning_ext.commands.bench.find_spec", lambda _: None)
     assert main(["bench", "runs/any"]) == 2
-    assert "pip install 'dictionary-learning-ext[saebench]'" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert ".venv-saebench/bin/pip install -e '.[saebench]'" in error
+    assert "pip install 'dictionary-learning-ext" not in error, "it would make this one older"

@@ -13,12 +13,17 @@ SLOW = frozenset(
         "test_five_kills_change_nothing",
         "test_sigterm_ends_the_command_with_143_and_resume_goes_on",
         "test_the_core_never_imports_sae_bench",
+        "test_importing_the_commands_needs_no_fcntl",
         "test_what_is_left_is_counted_with_the_command_that_continues",
         "test_the_results_of_the_others_are_shown_beside_a_failure",
         # What a newcomer types, as it is written.
         "test_quickstart_ends_with_the_table_and_what_to_try_next",
         "test_the_readmes_commands_run",
         "test_the_readmes_python_runs",
+        "test_upstreams_end_to_end_test",
+        "test_its_folder_is_evaluated_by_our_command",
+        "test_the_demos_configuration",
+        "test_a_backup_of_upstreams_main_is_loaded",
         # Long trainings, or one for each architecture.
         "test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again",
         "test_a_stopped_run_ends_as_if_it_had_not_been_stopped",

@@ -3,6 +3,8 @@
 import os
 import re
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -91,3 +93,39 @@ def test_a_read_only_folder(flags, folder, capsys):
     folder.chmod(0o700)
     assert "can't be written" in line
     assert content(folder) == before
+
+
+WITHOUT_FCNTL = """
+import sys
+sys.modules["fcntl"] = None  # as on Windows: importing it raises ImportError
+import os
+opened = os.open
+def no_folders(path, *rest, **more):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return opened(path, *rest, **more)
+os.open = no_folders
+from pathlib import Path
+from dictionary_learning_ext.run_folder.writing import locked, sync, write_json
+folder, empty = Path(sys.argv[1]), Path(sys.argv[2])
+with locked([folder, empty]):
+    write_json(folder / "metrics.json", {"fve": 0.5})
+    sync(folder)
+print(sorted(path.name for path in folder.iterdir()), empty.exists())
+"""
+
+
+def test_without_fcntl_files_are_written_and_nothing_is_locked(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "run"), str(tmp_path / "empty")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['metrics.json'] False"
+
+
+def test_importing_the_commands_needs_no_fcntl():
+    """`vsae` on Windows: loading, training and every command import without it."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "import dictionary_learning_ext as ext\n"
+        "[getattr(ext, name) for name in ext.__all__]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
