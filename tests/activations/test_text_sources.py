@@ -12,6 +12,7 @@ from texts import DOCUMENTS, WRITERS, error_of, read, write_jsonl, write_parquet
 
 from dictionary_learning_ext.activations import text, text_sources
 from dictionary_learning_ext.activations.text import TextStream, open_text
+from dictionary_learning_ext.activations.text_sources import fingerprint_of
 
 
 @pytest.fixture
@@ -90,6 +91,35 @@ def test_a_folder_resumes_at_every_document(tmp_path: Path, name: str, split: An
 
 
 @pytest.mark.usefixtures("embedded")
+@pytest.mark.parametrize("whole_up_to", [1000, 2000])
+def test_a_changed_byte_shows_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_up_to: int
+):
+    """In a file that is hashed whole, and in one that is hashed in 256 parts, which cover it here."""
+    monkeypatch.setattr(text_sources, "_HASHED_WHOLE", whole_up_to)
+    monkeypatch.setattr(text_sources, "_PART", 16)
+    path = tmp_path / "a.txt"
+    content = bytes(n % 251 for n in range(2000))
+    path.write_bytes(content)
+    before = fingerprint_of([path])
+    assert before == fingerprint_of([path])
+    for place in (0, 15, 16, 1000, 1984, 1999):
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        assert fingerprint_of([path]) != before, place
+
+
+def test_only_parts_of_a_large_file_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(text_sources, "_HASHED_WHOLE", 1000)
+    monkeypatch.setattr(text_sources, "_PART", 2)
+    path = tmp_path / "a.txt"
+    path.write_bytes(bytes(2000))
+    before = fingerprint_of([path])
+    path.write_bytes(bytes(4) + b"x" + bytes(1995))  # between the first part and the second
+    assert fingerprint_of([path]) == before
+    path.write_bytes(bytes(1999) + b"x")
+    assert fingerprint_of([path]) != before, "the end is read"
+
+
 def test_the_embedded_text_has_its_own_split():
     train, heldout = read("embedded"), read("embedded", split="heldout")
     assert len(train) == 30
