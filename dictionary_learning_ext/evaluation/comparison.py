@@ -1,5 +1,6 @@
 """Run folders side by side: the table of their metrics, its legend, and what is not matched."""
 
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,8 @@ from ..run_folder.matching import measurements, training, unequal
 from .metric import Metric
 from .metrics import METRICS, NOT_MEASURED, shown_in
 from .tables import text_table
+
+_LONG_NAME = 30  # characters
 
 
 def chosen(columns: str | None) -> list[Metric]:
@@ -125,10 +128,28 @@ def setting_text(value: Any) -> str:
 
 
 def short_names(folders: Iterable[str]) -> dict[str, str]:
-    """Each folder's shortest ending that tells it from the others."""
+    """Each folder's shortest ending that tells it from the others.
+
+    Of long names, e.g. those of a sweep's runs, only the parts that differ: …beta0.1…seed0.
+    """
     parts = {folder: Path(folder).parts for folder in folders}
     for n in range(1, max(map(len, parts.values()), default=0) + 1):
         names = {folder: str(Path(*path[-n:])) for folder, path in parts.items()}
         if len(set(names.values())) == len(parts):
-            return names
+            return _differing_parts(names) if max(map(len, names.values())) > _LONG_NAME else names
     return {folder: folder for folder in parts}
+
+
+def _differing_parts(names: dict[str, str]) -> dict[str, str]:
+    """Names without the parts between "_" that all of them have; unchanged if they don't align."""
+    parts = [name.split("_") for name in names.values()]
+    if len(parts) == 1 or len(set(map(len, parts))) > 1:
+        return names
+    is_shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
+    shortened = [
+        "_".join("…" if s else p for p, s in zip(one, is_shared, strict=True)) for one in parts
+    ]
+    return {
+        folder: re.sub(r"_?…(_…)*_?", "…", name)
+        for folder, name in zip(names, shortened, strict=True)
+    }

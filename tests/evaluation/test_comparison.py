@@ -82,6 +82,23 @@ def test_names_are_shortened_as_far_as_they_differ():
     assert short_names(["."]) == {".": "."}
 
 
+def test_of_long_names_only_what_differs_is_shown():
+    names = [
+        f"runs/s/vsae_top_k_k8_F64_fixed_both_beta{beta}_sigma1_lr0.001_seed{seed}_{digest}"
+        for beta, seed, digest in ((0, 0, "1c9031"), (0.1, 0, "dc9618"), (0.1, 1, "58b04e"))
+    ]
+    assert list(short_names(names).values()) == [
+        "…beta0…seed0_1c9031",
+        "…beta0.1…seed0_dc9618",
+        "…beta0.1…seed1_58b04e",
+    ]
+    assert short_names([names[0], "runs/top_k"]) == {
+        names[0]: names[0].removeprefix("runs/s/"),
+        "runs/top_k": "top_k",
+    }
+    assert short_names(names[:1]) == {names[0]: names[0].removeprefix("runs/s/")}
+
+
 def test_other_tokens_or_text_are_marked_and_shown():
     results = {"runs/a": measured(100_352), "runs/b": measured(51_200), "runs/c": measured(100_352)}
     lines = printed(results).splitlines()
