@@ -62,6 +62,7 @@ class WandbLog:
                 id=agents or id,
                 resume="allow" if mode == "online" else None,
                 reinit="create_new",
+                settings=wandb.Settings(quiet=True),  # else each run of a sweep fills a screen
             )
         except Exception as error:  # of many kinds: usage, login, network, its own process
             raise ConfigError(

@@ -113,6 +113,17 @@ def test_a_run_logs_each_step_and_its_evaluation_and_ends_with_0(run, fake_runs)
     assert told.options["config"]["norm_factor"] != 1.0
 
 
+@pytest.mark.parametrize(("group", "expected"), [("a sweep", "a sweep"), (None, "runs")])
+def test_runs_are_quiet_and_grouped_by_the_sweep_or_their_folder(
+    group, expected, run, fake_runs, tmp_path
+):
+    where = str(tmp_path / "runs" / "one")
+    train(replace(run, wandb="offline", save_dir=where), {"x": sae_of()}, group=group)
+    (told,) = fake_runs
+    assert told.options["group"] == expected
+    assert told.options["settings"].quiet
+
+
 def test_a_resumed_run_is_told_no_step_twice(run, fake_runs, monkeypatch):
     stopped_at(33, monkeypatch)
     with pytest.raises(Interrupted):
