@@ -4,6 +4,7 @@ import difflib
 import logging
 import re
 import sys
+from importlib.metadata import version
 from typing import Any
 
 from .commands import bench, compare, evaluate, export, push, quickstart, report, sweep, train
@@ -51,9 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(_usage())
             return 0
         if args[0] == "--version":
-            from . import __version__
-
-            print(f"vsae {__version__}")
+            print(f"vsae {version('dictionary-learning-ext')}")
             return 0
         if args[0] not in COMMANDS:
             close = difflib.get_close_matches(args[0], COMMANDS, 1)

@@ -192,7 +192,7 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
             r"--group-fractions 0\.5,0\.5: expected numbers separated by spaces, e\.g\. 0\.25",
         ),
         (["--normalize", "max"], r"--normalize max: expected one of sqrt_d, unit, none"),
-        (["--lr"], r"--lr: expected a number after it"),
+        (["--lr"], r"--lr: expected a finite number after it"),
         (["extra"], r"'extra': expected a flag, which starts with --"),
         (["--steps", "12", "13"], r"'13': expected a flag"),
         (["--k", "many"], r"^vsae: --k many: expected a whole number \(see `vsae train --help`\)$"),
