@@ -29,6 +29,13 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
+class _Messages(logging.Formatter):
+    """Names the level of what is worse than information."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage() if record.levelno == logging.INFO else super().format(record)
+
+
 def _spelled_as_flags(message: str, command: Command[Any]) -> str:
     """A message with a command's settings as they are typed: --dict-size 32, not dict_size=32."""
     for name in flag_types(command.flags):
@@ -43,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     0, 2 for a mistake in what was given, or 128 and the signal's number if one stopped it.
     """
     args = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Messages("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger(__package__).setLevel(logging.INFO)
     command = None
     try:
         if args and args[0] == "help":

@@ -1,5 +1,6 @@
 """The command line: finds the command, exits with the right status, shows its help."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -114,3 +115,17 @@ def test_the_module_without_a_command_prints_the_usage():
     words = [sys.executable, "-m", "dictionary_learning_ext"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: vsae COMMAND")
+
+
+def test_what_is_no_warning_has_no_label(monkeypatch, capsys):
+    def run(flags):
+        logger = logging.getLogger("dictionary_learning_ext.training.loop")
+        logger.info("%s: already finished", "runs/a")
+        logger.warning("skipped")
+        logging.getLogger("other.library").info("chatter")
+
+    monkeypatch.setitem(COMMANDS, "compare", replace(COMMANDS["compare"], run=run))
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    assert main(["compare", "a"]) == 0
+    assert capsys.readouterr().err == "runs/a: already finished\nWARNING: skipped\n"

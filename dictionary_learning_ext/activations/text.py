@@ -47,7 +47,7 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
     elif path.exists():
         files, has_split = files_holding(path, split)
         source = Files(files)
-    elif name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES):
+    elif names_a_file(name):
         raise TextError(
             f"no file or folder {name!r}: expected 'embedded', an existing file or folder, or the"
             " name of a data set on the hub, e.g. --data roneneldan/TinyStories"
@@ -55,6 +55,12 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
     else:
         source, has_split = open_hub_set(name, split)
     return TextStream(name, source, split=split, seed=seed, passes=passes, every_20th=not has_split)
+
+
+def names_a_file(name: str) -> bool:
+    """Whether a text is a file or folder, there or not, rather than the embedded one or the hub's."""
+    looks_so = name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES)
+    return name != "embedded" and (looks_so or Path(name).expanduser().exists())
 
 
 class TextStream(Iterator[str]):

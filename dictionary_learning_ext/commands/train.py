@@ -11,6 +11,7 @@ from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
+from ..training.preparation import prepared
 from .flags import Command, typed
 
 AUTO = Path("auto")
@@ -38,10 +39,6 @@ class TrainFlags:
 
 
 def run(flags: TrainFlags) -> None:
-    from ..evaluation.comparison import printed
-    from ..evaluation.diagnosis import symptoms
-    from ..training.loop import train
-
     run, saes = flags.run, {"sae": flags.sae}
     resume = flags.resume is not None
     if flags.resume == AUTO:
@@ -58,8 +55,13 @@ def run(flags: TrainFlags) -> None:
         for name in ("sae", "run"):
             was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
             require_same(was, now, f"--resume {flags.resume}", typed=flags.typed)
+    prepared(run, saes, resume)  # torch and what needs it are imported below, which takes seconds
     if flags.resume in (None, AUTO):
-        print(_started_from(flags))
+        print(_started_from(flags), flush=True)
+    from ..evaluation.comparison import printed
+    from ..evaluation.diagnosis import symptoms
+    from ..training.loop import train
+
     folders = train(run, saes, resume=resume)
     results = {str(f): read_metrics(f) for f in folders.values() if run.eval_tokens}
     if results:

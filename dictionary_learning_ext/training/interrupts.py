@@ -46,6 +46,19 @@ class Interrupts:
 
 
 @contextmanager
+def before_the_first_step() -> Iterator[None]:
+    """An interruption inside says that nothing has been changed."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(
+            stop.signal,
+            f"stopped by {stop.signal.name} before the first step; nothing was written or changed; "
+            "run the same command again",
+        ) from stop
+
+
+@contextmanager
 def interrupts() -> Iterator[Interrupts]:
     """Catch the signals inside. Python allows this in the main thread only; others get none."""
     caught = Interrupts()

@@ -26,19 +26,19 @@ from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
 from ..errors import (
     CheckpointError,
-    ConfigError,
     Interrupted,
     NonFiniteError,
     TrainingError,
 )
 from ..evaluation.measure import measure
-from ..run_folder.names import RUNS, folder_of, require_free
+from ..run_folder.names import require_free
 from ..run_folder.reading import is_finished
 from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
-from .interrupts import Interrupts, interrupts
+from .interrupts import Interrupts, before_the_first_step, interrupts
+from .preparation import prepared
 from .resuming import checked_points
 from .run_log import report_finished
 from .sae_run import SAERun
@@ -70,37 +70,36 @@ def train(
     Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
     trained by then is saved.
     """
-    saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
-    for sae in saes.values():
-        sae.require_units(run.normalize)
-    folders = _folders(run, saes)
+    saes, folders = prepared(run, saes, resume)
     if resume and all(is_finished(folder, run) for folder in folders.values()):
-        logger.warning("%s: already finished; nothing to do", run.save_dir)
+        logger.info("%s: already finished; nothing to do", run.save_dir)
         for name, folder in folders.items():
             report_finished(folder, TrainConfig(saes[name], run))
         return folders
     with interrupts() as signals, locked(folders.values()):
-        if not resume:
-            for folder in folders.values():
-                require_free(folder, run.overwrite)
-        model, hook = open_model(run)
-        require_enough_text(run, model.tokenizer)
-        saes = {
-            name: sae.with_sigma(hook.activation_dim, run.normalize) for name, sae in saes.items()
-        }
-        text = open_text(run.data, seed=0, passes=run.text_passes)
-        buffer = make_buffer(run, model, hook, text, run.batch_size, signals.check)
-        inputs = {
-            "language_model": weights_hash(model),
-            "tokenizer": settings_hash(model),
-            "versions": _versions() | {"threads": t.get_num_threads()},
-        }
-        points = checked_points(run, saes, folders, inputs) if resume else {}
-        sae_runs, start = _build(run, saes, folders, hook, buffer, points)
+        with before_the_first_step():
+            if not resume:
+                for folder in folders.values():
+                    require_free(folder, run.overwrite)
+            model, hook = open_model(run)
+            require_enough_text(run, model.tokenizer)
+            saes = {
+                name: sae.with_sigma(hook.activation_dim, run.normalize)
+                for name, sae in saes.items()
+            }
+            text = open_text(run.data, seed=0, passes=run.text_passes)
+            buffer = make_buffer(run, model, hook, text, run.batch_size, signals.check)
+            inputs = {
+                "language_model": weights_hash(model),
+                "tokenizer": settings_hash(model),
+                "versions": _versions() | {"threads": t.get_num_threads()},
+            }
+            points = checked_points(run, saes, folders, inputs) if resume else {}
+            sae_runs, start = _build(run, saes, folders, hook, buffer, points)
         code = 1
         try:
-            _begin(sae_runs, buffer, points, group)
             with signals.deferred():
+                _begin(sae_runs, buffer, points, group)
                 _loop(run, buffer, sae_runs, start, inputs, signals)
                 trained = [one for one in sae_runs if one.failure is None]
                 for one in trained:
@@ -295,20 +294,6 @@ def _evaluate(
         ) from stop
     for one in trained:
         one.record(metrics[one.name] | {"measured_on": measured_on(run)})
-
-
-def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
-    """Where each SAE is written. Raises ConfigError for a name that is not a folder name."""
-    if len(saes) == 1:
-        ((name, sae),) = saes.items()
-        folders = {name: folder_of(TrainConfig(sae, run))}
-    else:
-        base = Path(run.save_dir or RUNS)
-        for name in saes:
-            if not name or Path(name).name != name or name in (".", ".."):
-                raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")
-        folders = {name: base / name for name in saes}
-    return folders
 
 
 def _config_json(one: SAERun, buffer: ResidualBuffer) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def checked_points(
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if not points:
-        logger.warning("%s: no resume point yet; starting from scratch", run.save_dir)
+        logger.info("%s: no resume point yet; starting from scratch", run.save_dir)
         return {}
     for name, sae in saes.items():
         folder = folders[name]
@@ -48,5 +48,5 @@ def checked_points(
                 inputs["versions"],
             )
     step = next(iter(points.values())).step
-    logger.warning("resuming from step %d of %s", step, ", ".join(map(str, folders.values())))
+    logger.info("resuming from step %d of %s", step, ", ".join(map(str, folders.values())))
     return points

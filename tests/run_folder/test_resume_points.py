@@ -44,6 +44,7 @@ def test_where_a_run_ended_between_two_folders_the_last_common_point_counts(
 
 
 def test_a_damaged_point_is_left_for_the_one_before(run, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "dictionary_learning_ext")
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
     stopped_at(33, monkeypatch)
     with pytest.raises(Interrupted):

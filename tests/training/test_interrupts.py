@@ -105,6 +105,20 @@ def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
         train(run, {"x": sae_of()})
 
 
+def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monkeypatch):
+    def interrupted(_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.open_model", interrupted)
+    with pytest.raises(Interrupted) as stop:
+        train(run, {"x": sae_of()})
+    assert str(stop.value) == (
+        "stopped by SIGINT before the first step; nothing was written or changed; run the same "
+        "command again"
+    )
+    assert not Path(run.save_dir).exists()
+
+
 def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own_wandb):
     """As SLURM does it, with wandb offline: one run id, no step twice."""
     flags = [

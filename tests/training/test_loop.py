@@ -168,6 +168,18 @@ def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
     assert not t.equal(weights(folder)["encoder.weight"], before["encoder.weight"])
 
 
+@pytest.mark.parametrize("normalize", ["none", "sqrt_d"])
+def test_a_try_that_fails_before_its_first_step_leaves_no_folder(
+    normalize, run_of, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "require_enough_text", lambda *args: None)
+    short = tmp_path / "short.txt"
+    short.write_text("the cat")
+    with pytest.raises(TextError):
+        train(run_of(data=str(short), normalize=normalize), {"x": sae_of()})
+    assert not (tmp_path / "run").exists()
+
+
 def test_overwriting_leaves_nothing_that_describes_the_former_sae(run_of, caplog):
     (folder,) = train(run_of(), {"x": sae_of()}).values()
     for name in ("report.html", "report_files/a.csv", "eval_results/core/a.json", "exports/a/b.pt"):

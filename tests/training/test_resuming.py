@@ -76,6 +76,7 @@ def test_a_shared_run_resumes_as_a_whole_or_one_of_it_alone(run, tmp_path, monke
 
 
 def test_a_finished_run_is_left_alone(run, caplog):
+    caplog.set_level("INFO", "dictionary_learning_ext")
     (folder,) = train(run, {"x": sae_of()}).values()
     before = (folder / "ae.pt").stat().st_mtime_ns
     assert resumed(folder) == {"run": folder}
@@ -124,6 +125,7 @@ def test_a_changed_text_is_noticed(stopped):
 
 
 def test_a_damaged_point_is_named_and_the_one_before_is_used(stopped, caplog):
+    caplog.set_level("INFO", "dictionary_learning_ext")
     *_, before, newest = steps_of(stopped)
     (stopped / "resume" / f"step_{newest:08d}" / "state.json").write_text("{}")
     resumed(stopped)
@@ -192,6 +194,7 @@ def test_an_error_in_the_middle_of_a_step_leaves_no_point_of_it(run, tmp_path, m
 def test_a_run_that_ended_before_its_first_point_starts_from_scratch(
     run, tmp_path, monkeypatch, caplog
 ):
+    caplog.set_level("INFO", "dictionary_learning_ext")
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
 
     def dies(*_):

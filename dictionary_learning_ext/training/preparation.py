@@ -1,0 +1,43 @@
+"""What can be checked of a run before a language model is loaded, or torch. Imports no torch."""
+
+from pathlib import Path
+
+from ..activations.text import names_a_file, open_text
+from ..config.run_config import RunConfig, TrainConfig
+from ..config.sae_config import SAEConfig
+from ..errors import ConfigError
+from ..run_folder.names import RUNS, folder_of, require_free
+
+
+def prepared(
+    run: RunConfig, saes: dict[str, SAEConfig], resume: bool
+) -> tuple[dict[str, SAEConfig], dict[str, Path]]:
+    """Every SAE's settings, resolved, and its folder; see `loop.train`.
+
+    Raises: ConfigError for settings that don't go together, or a folder that is taken; TextError if
+    there is no such file.
+    """
+    saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
+    for sae in saes.values():
+        sae.require_units(run.normalize)
+    folders = _folders(run, saes)
+    if not resume:
+        for folder in folders.values():
+            require_free(folder, run.overwrite)
+        if names_a_file(run.data):
+            open_text(run.data, passes=run.text_passes)
+    return saes, folders
+
+
+def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:
+    """Where each SAE is written. Raises ConfigError for a name that is not a folder name."""
+    if len(saes) == 1:
+        ((name, sae),) = saes.items()
+        folders = {name: folder_of(TrainConfig(sae, run))}
+    else:
+        base = Path(run.save_dir or RUNS)
+        for name in saes:
+            if not name or Path(name).name != name or name in (".", ".."):
+                raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")
+        folders = {name: base / name for name in saes}
+    return folders

@@ -1,0 +1,56 @@
+"""What is refused before torch is imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dictionary_learning_ext import RunConfig, SAEConfig
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.training.preparation import prepared
+
+SCRIPT = """
+import json, sys
+from dictionary_learning_ext.cli import main
+for case in json.loads(sys.argv[1]):
+    assert main(["train", *case]) == 2, case
+heavy = [name for name in ("torch", "numpy", "nnsight", "transformers") if name in sys.modules]
+assert not heavy, heavy
+"""
+
+
+def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
+    (tmp_path / "runs" / "there").mkdir(parents=True)
+    (tmp_path / "runs" / "there" / "ae.pt").write_bytes(b"weights")
+    cases = {
+        "--k 600": "--k 600: expected 1 to --dict-size 512",
+        "--decay-start 5000": "--decay-start 5000: expected between",
+        "--normalize none": "expected --normalize sqrt_d or unit",
+        "--architecture relu --k 3": "architecture relu does not use it",
+        "--data ./nothing.txt": "no file or folder './nothing.txt'",
+        "--save-dir runs/there": "already holds a run (ae.pt)",
+        "--k many": "--k many: expected a whole number",
+    }
+    words = json.dumps([case.split() for case in cases])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for line, said in zip(done.stderr.splitlines(), cases.values(), strict=True):
+        assert said in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_run_that_resumes_may_have_its_folder(tmp_path):
+    (tmp_path / "ae.pt").write_bytes(b"weights")
+    run = RunConfig(save_dir=str(tmp_path), data=str(tmp_path / "moved.txt"))
+    saes, folders = prepared(run, {"x": SAEConfig()}, resume=True)
+    assert saes["x"].warmup_steps == 120
+    assert folders == {"x": tmp_path}
+    with pytest.raises(ConfigError, match="already holds a run"):
+        prepared(run, {"x": SAEConfig()}, resume=False)
