@@ -99,6 +99,9 @@ def matters(node: Any, position: tuple[int, int]) -> bool:
         note = node.children[1] if node.type == "annassign" else getattr(node, "annotation", None)
         if note is not None and note.start_pos <= position < note.end_pos:
             return False
+        # zip(strict=True) and dataclass(frozen=True) are for what can't happen, as assert is.
+        if node.type == "argument" and node.children[0].get_code().strip() in {"strict", "frozen"}:
+            return False
         if node.type in {"atom_expr", "power"}:
             function = "".join(child.get_code() for child in node.children[:-1]).strip()
             if LOGS.search(function):
