@@ -2,17 +2,17 @@
 
 import shlex
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import tyro
 
-from ..config.run_config import RunConfig, TrainConfig
-from ..config.sae_config import SAEConfig
+from ..config.run_config import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
-from .flags import Command, parse
+from .flag_checks import flag_types
+from .flags import Command, parse, vsae
 from .train import COMMAND as TRAIN
 
 
@@ -108,23 +108,22 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
 
 def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Take out the flags that are `vsae train`'s and not our own."""
-    hints = get_type_hints(SAEConfig) | get_type_hints(RunConfig)
-    hints |= dict.fromkeys(("preset", "config", "resume"), str)
-    for own in fields(SweepFlags):
-        hints.pop(own.name, None)
+    own = flag_types(SweepFlags)
+    types = {name: hint for name, hint in flag_types(TRAIN.flags).items() if name not in own}
     ours, fixed, rest = [], [], list(args)
     while rest:
         arg = rest.pop(0)
-        name, has_value, _ = arg.removeprefix("--").replace("-", "_").partition("=")
-        if not arg.startswith("--") or name not in hints:
+        name, has_value, _ = arg.removeprefix("--").partition("=")
+        name = name.replace("_", "-")
+        if not arg.startswith("--") or name not in types:
             ours.append(arg)
             continue
         fixed.append(arg)
         if not has_value:
-            n = _number_of_values(hints[name], rest)
+            n = _number_of_values(types[name], rest)
             fixed += rest[:n]
             rest = rest[n:]
-    return ours, {"fixed": tuple(fixed), "typed": shlex.join(["vsae", "sweep", *args])}
+    return ours, {"fixed": tuple(fixed), "typed": f"{vsae()} sweep {shlex.join(args)}"}
 
 
 def _number_of_values(hint: Any, rest: list[str]) -> int:

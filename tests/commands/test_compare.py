@@ -1,6 +1,7 @@
 """`vsae compare`: the whole command, and its JSON."""
 
 import json
+import shutil
 
 import pytest
 from small_commands import refused
@@ -9,7 +10,8 @@ from dictionary_learning_ext.cli import main
 
 
 @pytest.fixture
-def measured(trained):
+def measured(trained, tmp_path):
+    trained = shutil.copytree(trained, tmp_path / "trained")
     for name, fve in (("vsae", 0.5), ("top_k", 0.25)):
         metrics = {"fve": fve, "l0": 4.0, "tokens": 200, "measured_on": {"data": "x"}}
         (trained / name / "metrics.json").write_text(json.dumps(metrics))

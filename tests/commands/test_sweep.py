@@ -7,7 +7,7 @@ import pytest
 from small_commands import refused
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.commands.flags import parse
+from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.sweep import COMMAND
 from dictionary_learning_ext.errors import Interrupted
 
@@ -39,7 +39,7 @@ def test_the_flags_of_train_are_told_from_its_own(typed):
     flags = parse(COMMAND, typed.split())
     assert " ".join(flags.fixed) == TYPED[typed]
     assert str(flags.file) == "f.yaml"
-    assert flags.typed == f"vsae sweep {typed}"
+    assert flags.typed == f"{vsae()} sweep {typed}"
 
 
 def test_a_flag_that_nobody_knows_and_one_without_a_file(sweep_file, tmp_path, capsys):
@@ -79,7 +79,7 @@ def test_what_is_left_is_counted_with_the_command_that_continues(
     folder = tmp_path / "s"
     command = ["sweep", str(sweep_file), "--save-dir", str(folder), "--at-once", "2"]
     assert main(command) == 130
-    again = f"run `vsae sweep '{sweep_file}' --save-dir {folder} --at-once 2` again to continue"
+    again = f"run `{vsae()} sweep '{sweep_file}' --save-dir {folder} --at-once 2` again to continue"
     assert f"2 of 4 runs are finished; {again}" in capsys.readouterr().err
     assert main(["sweep", "--results", str(folder)]) == 0
     assert f"2 of 4 runs are finished; {again}." in capsys.readouterr().out
