@@ -82,3 +82,17 @@ def test_the_form_is_chosen_by_density(k, dict_size, dtype, form_made):
         code.combine(t.ones(2, k), t.ones(dict_size, 3))
         code.project(t.ones(2, 3))
     assert ops.code_form == form_made
+
+
+@pytest.mark.parametrize("dict_size", [2**15 - 1, 2**15, 2**15 + 1, 2**16, 2**16 + 1])
+def test_numbers_of_features_do_not_overflow(dict_size):
+    """They are sorted as 16-bit integers where these hold them."""
+    last = t.tensor([[0, dict_size - 1], [dict_size - 1, dict_size // 2]])
+    code = SparseCode(last, dict_size, t.float64)
+    values_BK = t.tensor([[1.0, 2.0], [3.0, 4.0]]).double()
+    rows_BD = t.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
+    outer_FD = code.outer(values_BK, rows_BD)
+    expected = t.zeros(dict_size, 2, dtype=t.float64)
+    expected[0, 0], expected[dict_size - 1, 0] = 1, 2
+    expected[dict_size - 1, 1], expected[dict_size // 2, 1] = 3, 4
+    assert t.equal(outer_FD, expected)

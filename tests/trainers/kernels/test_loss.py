@@ -127,6 +127,27 @@ def test_gradients_where_the_kl_counts_nothing_or_in_full(kl_weight, posterior):
         assert relative_error(one, other) < 1e-9
 
 
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_in_a_gpus_form_auxk_reaches_no_living_feature(form, rectify):
+    """There AuxK always takes as many features: with two dead, the others are living."""
+    gpus = dataclasses.replace(one_form(form), reads_dead_count=False)
+    x, weights, objective = make_case(form=gpus, rectify=rectify, posterior="point")
+    since_fired = objective.tokens_since_fired_F.clone()
+    idle = weights.b_enc_F.argsort()[:2]
+    weights.b_enc_F[idle] = -3 if not rectify else weights.b_enc_F[idle]
+    since_fired[idle] = 1000
+    objective = dataclasses.replace(objective, tokens_since_fired_F=since_fired)
+    terms, got = gradients(variational_loss, x, weights, objective)
+    n_dead = int((terms.tokens_since_fired_F >= objective.dead_feature_threshold).sum())
+    assert 0 < n_dead < objective.top_k_aux, "the case must have fewer dead than AuxK takes"
+    assert terms.auxk_loss > 0
+    reference, expected = gradients(dense_loss, x, weights, objective)
+    assert terms.loss.item() == pytest.approx(reference["loss"].item(), rel=1e-12)
+    for one, other in zip(got, expected, strict=True):
+        assert relative_error(one, other) < 1e-9
+
+
 @pytest.mark.parametrize("scope", ["all", "selected"])
 def test_gradients_without_kl_weight_and_without_x(scope):
     """The path that makes no dense tensor: the encoder's gradient is k-sparse too."""
