@@ -22,6 +22,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..errors import CheckpointError, LanguageModelError, first_line
 from .devices import require_device
+from .hub_access import why_unreachable
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 _EXPECTED = (
@@ -96,31 +97,13 @@ def load_language_model(
             damaged, or the tokenizer has neither a pad nor an end-of-text token.
         ConfigError: the machine has no such device.
     """
-    folder = EMBEDDED_MODEL if name == "embedded" else Path(name).expanduser()
-    is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
-    if is_local and not (folder / CONFIG_NAME).is_file():
-        raise LanguageModelError(
-            f"language model {name!r} can't be loaded, there is no file {folder / CONFIG_NAME}:"
-            f" {_EXPECTED}"
-        )
-    source = str(folder) if is_local else name
     require_device(device)
-    with _quiet():
-        try:
-            config = AutoConfig.from_pretrained(source)
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, config=config)
-            model: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
-        except OSError as error:  # what transformers raises for a missing model, file or network
-            raise LanguageModelError(
-                f"language model {name!r} can't be loaded, locally or from the hub"
-                f" ({first_line(error)}): {_EXPECTED}"
-            ) from error
-        except Exception as error:  # damaged files can raise anything
-            raise LanguageModelError(
-                f"language model {name!r} can't be loaded ({type(error).__name__}:"
-                f" {first_line(error)}): expected a causal language model of transformers; if its"
-                " files are damaged, copy or download them again"
-            ) from error
+    with _loading(name) as (source, options):
+        config = AutoConfig.from_pretrained(source, **options)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, config=config, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, **options
+        )
     if tokenizer.pad_token is None:
         # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any token
         # will do. The end-of-text token is one that the model already has.
@@ -137,19 +120,75 @@ def load_language_model(
     return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
 
 
+@contextmanager
+def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where a model's files are, and how transformers may get them. Its errors become ours."""
+    folder = EMBEDDED_MODEL if name == "embedded" else Path(name).expanduser()
+    is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
+    if is_local and not (folder / CONFIG_NAME).is_file():
+        raise LanguageModelError(
+            f"language model {name!r} can't be loaded, there is no file {folder / CONFIG_NAME}:"
+            f" {_EXPECTED}"
+        )
+    offline = None if is_local else why_unreachable()
+    with _quiet():
+        try:
+            yield str(folder) if is_local else name, {"local_files_only": offline is not None}
+        except OSError as error:  # what transformers raises for a missing model, file or network
+            if offline:
+                raise LanguageModelError(
+                    f"language model {name!r} can't be loaded: it isn't in the cache, and {offline}:"
+                    " expected 'embedded' or a folder written by save_pretrained, e.g. --model"
+                    " path/to/folder"
+                ) from error
+            raise LanguageModelError(
+                f"language model {name!r} can't be loaded, locally or from the hub"
+                f" ({first_line(error)}): {_EXPECTED}"
+            ) from error
+        except Exception as error:  # damaged files can raise anything
+            raise LanguageModelError(
+                f"language model {name!r} can't be loaded ({type(error).__name__}:"
+                f" {first_line(error)}): expected a causal language model of transformers; if its"
+                " files are damaged, copy or download them again"
+            ) from error
+
+
+def read_config(name: str) -> Any:
+    """The configuration of a language model's text part. Its weights aren't loaded.
+
+    Raises: LanguageModelError if there is no such model.
+    """
+    with _loading(name) as (source, options):
+        return AutoConfig.from_pretrained(source, **options).get_text_config()
+
+
 def width_of(name: str) -> int:
     """The width of a language model's residual stream, found without loading its weights.
 
     Raises: LanguageModelError if there is no such model.
     """
-    source = str(EMBEDDED_MODEL) if name == "embedded" else name
-    try:
-        return AutoConfig.from_pretrained(source).get_text_config().hidden_size
-    except Exception as error:  # as in load_language_model
-        raise LanguageModelError(
-            f"language model {name!r} can't be loaded, locally or from the hub"
-            f" ({first_line(error)}): {_EXPECTED}"
-        ) from error
+    return read_config(name).hidden_size
+
+
+def empty_model(name: str) -> nn.Module:
+    """A language model whose parameters have shapes and no values, made in no memory.
+
+    Raises: LanguageModelError if there is no such model.
+    """
+    with _loading(name) as (source, options), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, **options)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def hook_names(name: str) -> list[str]:
+    """The hook points of a language model, found without loading its weights.
+
+    Raises: LanguageModelError if there is no such model, or its blocks can't be found.
+    """
+    model: Any = empty_model(name)
+    config = model.config.get_text_config()
+    block_list_path(model, config)
+    return [f"blocks.{n}.{kind}" for n in range(config.num_hidden_layers) for kind in HOOK_KINDS]
 
 
 def find_hook(model: LanguageModel, name: str) -> HookPoint:

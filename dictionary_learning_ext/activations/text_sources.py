@@ -6,11 +6,13 @@ A source is read in passes. The embedded text has another order in each, other s
 import hashlib
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..config.options import Split
 from ..errors import TextError, first_line
+from .hub_access import data_sets_from_the_cache, why_unreachable
 from .text_files import SUFFIXES, read_documents, text_of_row
 
 _HASHED_WHOLE = 1 << 26  # bytes
@@ -192,12 +194,20 @@ def open_hub_set(name: str, split: Split) -> tuple[DocumentSource, bool]:
     import datasets
 
     path, _, configuration = name.partition(":")
+    offline = why_unreachable()
     bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        splits: Any = datasets.load_dataset(path, configuration or None, streaming=True)
+        with data_sets_from_the_cache() if offline else nullcontext():
+            splits: Any = datasets.load_dataset(path, configuration or None, streaming=True)
     # OSError: no such data set, or no network. ValueError: no such configuration.
     except (OSError, ValueError) as error:
+        if offline:
+            raise TextError(
+                f"no file or folder {name!r}, and no data set of this name in the cache; {offline}:"
+                f" expected 'embedded', or a file ({', '.join(SUFFIXES)}) or a folder of such"
+                " files, e.g. --data books.txt"
+            ) from error
         raise TextError(
             f"no file or folder {name!r}, and couldn't fetch a data set of this name from the hub"
             f" ({first_line(error)}): expected 'embedded', an existing file or folder, or the name"

@@ -11,6 +11,7 @@ SLOW = frozenset(
         "test_an_agents_run_that_is_stopped_is_retried_and_counts_once",
         "test_every_command_of_a_sweep_runs_as_an_agents",
         "test_five_kills_change_nothing",
+        "test_offline",
         "test_sigterm_ends_the_command_with_143_and_resume_goes_on",
         "test_the_core_never_imports_sae_bench",
         "test_importing_the_commands_needs_no_fcntl",

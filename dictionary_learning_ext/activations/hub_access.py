@@ -1,0 +1,50 @@
+"""Whether the Hugging Face hub can be reached, found before a library tries for half a minute."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_SECONDS = 2.0
+
+
+def why_unreachable() -> str | None:
+    """Why the hub can't be asked for anything, or None if it can. Takes two seconds at most."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so the hub isn't asked"
+    reached = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+            reached.set()
+        except Exception:  # requests' or httpx's, by the version of huggingface_hub
+            pass
+
+    # In a thread of its own: looking up a name has no time limit.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_SECONDS)
+    if reached.is_set():
+        return None
+    return f"there is no connection to the hub ({constants.ENDPOINT})"
+
+
+@contextmanager
+def data_sets_from_the_cache() -> Iterator[None]:
+    """Inside, `datasets` reads from its cache and asks the hub for nothing."""
+    import datasets.config
+    from huggingface_hub import constants
+
+    modules: Any = (constants, datasets.config)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
