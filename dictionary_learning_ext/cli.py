@@ -7,12 +7,23 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from .commands import bench, compare, evaluate, export, push, quickstart, report, sweep, train
+from .commands import (
+    bench,
+    compare,
+    evaluate,
+    export,
+    hooks,
+    push,
+    quickstart,
+    report,
+    sweep,
+    train,
+)
 from .commands.flag_checks import flag_types
 from .commands.flags import Command, parse
 from .errors import Interrupted, UserError
 
-_MODULES = (train, evaluate, compare, report, quickstart, sweep, export, push, bench)
+_MODULES = (train, evaluate, compare, report, quickstart, sweep, hooks, export, push, bench)
 COMMANDS: dict[str, Command[Any]] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 
