@@ -108,16 +108,9 @@ def _groups(configs: dict[str, TrainConfig]) -> list[list[str]]:
 
 def memory_allows(configs: dict[str, TrainConfig]) -> int:
     """How many of the SAEs, with their Adam state, fit into half of the free memory."""
-    import psutil
-
     from ..activations.language_models import width_of
+    from ..training.memory import free_bytes, sae_bytes
 
-    free, bytes_each = psutil.virtual_memory().available, 0
-    for config in configs.values():
-        parameters = 2 * config.sae.dict_size * width_of(config.run.model)
-        bytes_each = max(bytes_each, 4 * 4 * parameters)  # weights, gradients, two averages; fp32
-    if next(iter(configs.values())).run.device != "cpu":
-        import torch
-
-        free = torch.cuda.mem_get_info()[0]
-    return min(len(configs), max(1, int(free / 2 / bytes_each)))
+    each = max(sae_bytes(c.sae.dict_size, width_of(c.run.model)) for c in configs.values())
+    free = free_bytes(next(iter(configs.values())).run.device)
+    return min(len(configs), max(1, int(free / 2 / each)))

@@ -38,6 +38,7 @@ from ..run_folder.weights import for_raw_activations
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
 from .interrupts import Interrupts, before_the_first_step, interrupts
+from .memory import require_memory
 from .preparation import prepared
 from .resuming import checked_points
 from .run_log import report_finished
@@ -81,6 +82,7 @@ def train(
             if not resume:
                 for folder in folders.values():
                     require_free(folder, run.overwrite)
+            require_memory(run, saes.values())
             model, hook = open_model(run)
             require_enough_text(run, model.tokenizer)
             saes = {
