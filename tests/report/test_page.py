@@ -198,7 +198,7 @@ def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
         ([str(tmp_path / "none")], "no such folder"),
         ([ours, "--against", str(other)], "evaluate folders with different settings separately"),
         ([ours, "--against", ours], "given twice"),
-        ([ours, "--model", "embedded"], "not on embedded"),
+        ([ours, "--model", "embedded"], "of embedded is 128 wide"),
         ([ours, "--tokens", "0"], "tokens=0: expected at least 1"),
         ([ours, "--synthesise", "-1"], "synthesise=-1: expected 0 or more"),
         ([ours, "--data", "./none.txt"], "none.txt"),
