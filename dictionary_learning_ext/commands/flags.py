@@ -85,7 +85,9 @@ def parse(command: Command[F], args: list[str]) -> F:
             print(_without_none(help_text.getvalue()), end="")
             raise
         text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", message.getvalue())  # tyro draws a box
-        raise UserError(f"{' '.join(text.split())} (see `{program} --help`)") from stop
+        text = re.sub(r"For full helptext.*", "", " ".join(text.split()))
+        text = re.sub(r"^Value error Error parsing \w+: ", "", text)  # our own checks say enough
+        raise UserError(f"{text.strip()} (see `{program} --help`)") from stop
     return replace(flags, **hidden)  # pyright: ignore[reportArgumentType, reportReturnType]
 
 

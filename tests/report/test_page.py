@@ -199,8 +199,14 @@ def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
         ([ours, "--against", str(other)], "evaluate folders with different settings separately"),
         ([ours, "--against", ours], "given twice"),
         ([ours, "--model", "embedded"], "of embedded is 128 wide"),
-        ([ours, "--tokens", "0"], "tokens=0: expected at least 1"),
-        ([ours, "--synthesise", "-1"], "synthesise=-1: expected 0 or more"),
+        (
+            [ours, "--tokens", "0"],
+            "vsae: --tokens 0: expected at least 1 (see `vsae report --help`)",
+        ),
+        (
+            [ours, "--synthesise", "-1"],
+            "vsae: --synthesise -1: expected 0 or more (see `vsae report --help`)",
+        ),
         ([ours, "--data", "./none.txt"], "none.txt"),
         ([str(damaged), *QUICK], "metrics.jsonl: not valid JSON"),
         ([ours, *QUICK, "--out", str(tmp_path / "file" / "x.html")], "can't be written"),
