@@ -9,7 +9,7 @@ from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import TrainingError, UserError
-from ..run_folder.names import CONFIG, FAILED, folder_of
+from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
 from ..training.preparation import prepared
 from .flags import Command, typed
@@ -36,6 +36,8 @@ class TrainFlags:
     command."""
     typed: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The names of the flags that were typed."""
+    left_out: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The settings of --config that the architecture and posterior typed do not use."""
 
 
 def run(flags: TrainFlags) -> None:
@@ -80,7 +82,11 @@ def run(flags: TrainFlags) -> None:
 def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     """Whether the run of these flags has been started before, and where it is or will be."""
     sae = flags.sae.resolve(flags.run.steps, flags.run.batch_size)
-    folder = folder_of(TrainConfig(sae, flags.run))
+    config = TrainConfig(sae, flags.run)
+    folder = folder_of(config)
+    former = RUNS / config.former_name
+    if flags.run.save_dir is None and (former / CONFIG).is_file():
+        folder = former
     run = replace(flags.run, save_dir=str(folder))
     if not (folder / CONFIG).is_file():
         return False, run
@@ -94,7 +100,9 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
 def _started_from(flags: TrainFlags) -> str:
     """What the settings are, in a line."""
     if flags.preset is None:
-        return f"Settings of {flags.config}, except for the flags given."
+        line = f"Settings of {flags.config}, except for the flags given."
+        left_out = ", ".join(f"--{name.replace('_', '-')}" for name in flags.left_out)
+        return f"{line} Left out, as not used here: {left_out}." if left_out else line
     shown = {name: getattr(flags.sae, name) for name in ("k", "dict_size", "lr")}
     shown["steps"] = flags.run.steps
     values = ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
@@ -125,10 +133,14 @@ def starting_point(args: list[str]) -> TrainFlags:
         start = start.for_steps(int(steps))
     changes = (given.get(name) for name in ("architecture", "posterior", "kl_schedule"))
     sae = start.sae.changed_to(*changes)
+    left_out = {n for n, was in asdict(start.sae).items() if was is not None} - given.keys()
+    left_out = [n for n in left_out if getattr(sae, n) is None]
     for one, other in (("sigma", "noise_to_signal"), ("noise_to_signal", "sigma")):
         if one in given:  # two ways to say one thing: the flag overrides
             sae = replace(sae, **{other: None})
-    return TrainFlags(sae, start.run, preset=name, typed=tuple(given))
+    return TrainFlags(
+        sae, start.run, preset=name, typed=tuple(given), left_out=tuple(sorted(left_out))
+    )
 
 
 COMMAND = Command("train", TrainFlags, run, starting_point)

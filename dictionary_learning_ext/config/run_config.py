@@ -174,6 +174,17 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """A folder's name: the main settings, and a hash of all that change the result."""
+        where = []
+        if self.run.hook != RunConfig.hook:
+            where.append(self.run.hook)
+        if self.run.data != RunConfig.data:
+            where.append(self.run.data.rstrip("/").rpartition("/")[2][-40:])
+        start, _, digest = self.former_name.rpartition("_")
+        return "_".join([start, *(re.sub(r"[^\w.-]", "-", text) for text in where), digest])
+
+    @property
+    def former_name(self) -> str:
+        """The name of earlier versions, without the hook point and the text."""
         settings = _deciding_the_result(self.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.sae.name}_{digest[:6]}"

@@ -234,6 +234,8 @@ class SAEConfig(_Fields):
 
     def _refusal(self, name: str, who: str, hint: str = "") -> ConfigError:
         flag = "--" + name.replace("_", "-")
+        if name == "k" and TRAINED[self.architecture].is_whole_dictionary:
+            hint = f": its k is dict_size={self.dict_size}"
         return ConfigError(
             f"{name}={getattr(self, name)!r}: {who} does not use it; leave out {flag}{hint}"
         )

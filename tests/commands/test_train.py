@@ -53,6 +53,29 @@ def test_a_preset_is_a_start_and_flags_win(small, tmp_path):
     )
 
 
+def test_what_an_architecture_does_not_take_from_a_config_is_named(small, tmp_path, capsys):
+    assert main(["train", *small]) == 0
+    capsys.readouterr()
+    flags = ["--config", str(tmp_path / "run"), "--architecture", "top_k"]
+    assert main(["train", *flags, "--save-dir", str(tmp_path / "top_k")]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"Settings of {tmp_path / 'run'}, except for the flags given. Left out")
+    assert "--beta" in first
+    assert "--noise-on" in first
+    assert "--auxk-alpha" not in first
+
+
+def test_a_run_that_was_named_the_old_way_is_resumed(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = [*small[:-2], "--resume", "auto"]  # without --save-dir
+    assert main(["train", *flags]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert "_text.txt_" in folder.name
+    folder.rename(folder.with_name(folder.name.replace("_text.txt", "")))
+    assert main(["train", *flags]) == 0
+    assert len(list(Path("runs").iterdir())) == 1
+
+
 def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
     flags = ["--preset", "recommended", "--dict-size", "32", "--k", "4", *small]
     assert main(["train", *flags]) == 0
@@ -181,6 +204,10 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
         (["--beta", "-1"], r"--beta -1\.0: expected at least 0"),
         (["--sigma", "-0.5"], r"--sigma -0\.5: expected above 0.*use --posterior point"),
         (["--architecture", "top_k", "--beta", "0"], r"top_k does not use it; leave out --beta"),
+        (
+            ["--architecture", "vsae", "--k", "16"],
+            r"--k 16: architecture vsae does not use it; leave out --k: its k is --dict-size 32",
+        ),
         (["--betta", "1"], r"no such flag: --betta \(did you mean --beta\?\)"),
         (
             ["--betta", "1", "--dict-siz=3", "--foo"],

@@ -95,3 +95,14 @@ def test_names_tell_all_settings_apart_that_change_the_result():
     assert len(names) == len(changes)
     assert TrainConfig().updated({"log_steps": 1, "save_dir": "x"}, "x").name in names
     assert all("/" not in name for name in names)
+
+
+def test_a_name_has_the_hook_point_and_the_text_where_they_are_not_the_default():
+    config = TrainConfig().updated(
+        {"hook": "blocks.1.hook_mlp_out", "data": "/home/me/my text.txt"}, "x"
+    )
+    start, _, digest = config.former_name.rpartition("_")
+    assert config.name == f"{start}_blocks.1.hook_mlp_out_my-text.txt_{digest}"
+    hub = TrainConfig().updated({"data": "roneneldan/TinyStories"}, "x")
+    assert "_TinyStories_" in hub.name
+    assert TrainConfig().name == TrainConfig().former_name
