@@ -278,6 +278,12 @@ class SamplingTrainer:
         return self
 
 
+def require_scale(scale: float) -> None:
+    """Raise a ConfigError unless the units of activations can be multiplied by `scale`."""
+    hint = "; trainSAE gives 0 if all activations are 0" if scale == 0 else ""
+    require(0 < scale < math.inf, "scale", scale, f"above 0 and finite{hint}")
+
+
 class FromState:
     """A dictionary that can be rebuilt from its state dict alone."""
 

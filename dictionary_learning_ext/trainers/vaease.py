@@ -20,7 +20,7 @@ from torch.nn import functional
 from ..config.checks import require, require_choice, require_lr_schedule
 from ..config.option_groups import takes
 from ..config.options import Dtype, VAEaseOptions
-from .base import FromState, SamplingTrainer
+from .base import FromState, SamplingTrainer, require_scale
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
 
@@ -138,7 +138,7 @@ class VAEase(FromState, Dictionary):
 
         Raises: ConfigError unless `scale` is positive.
         """
-        require(scale > 0, "scale", scale, "above 0")
+        require_scale(scale)
         for quantity in (self.encoder.bias, self.b_dec, self.prior_std):
             quantity.mul_(scale)
         self.variance_encoder.weight.div_(scale)

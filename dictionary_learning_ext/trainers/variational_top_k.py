@@ -23,7 +23,7 @@ from ..config.options import (
     PosteriorOptions,
 )
 from ..errors import ConfigError
-from .base import FromState, SamplingTrainer, warn_of_noise
+from .base import FromState, SamplingTrainer, require_scale, warn_of_noise
 from .kernels.loss import loss_and_gradients, variational_loss
 from .kernels.objective import LossTerms, StepObjective, Weights
 from .kernels.scratch import keep_freed_memory
@@ -177,7 +177,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         Afterwards encode(scale * x) is scale times what encode(x) was, sampled or not. The KL stays
         the same. Raises ConfigError unless `scale` is positive.
         """
-        require(scale > 0, "scale", scale, "above 0")
+        require_scale(scale)
         super().scale_biases(scale)
         self.sigma *= scale
         self.prior_std *= scale

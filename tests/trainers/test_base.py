@@ -88,13 +88,14 @@ def test_activations_of_another_width_name_both_widths_and_the_hook(architecture
         trainer.update(0, t.randn(4, width))
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.5, -2.0, math.nan])
+@pytest.mark.parametrize("scale", [0.0, -0.5, -2.0, math.nan, math.inf])
 @pytest.mark.parametrize("architecture", OURS)
 def test_a_scale_that_is_not_positive_is_refused_and_changes_nothing(architecture, scale):
     sae = built(architecture).ae
     before = {name: value.clone() for name, value in sae.state_dict().items()}
-    with pytest.raises(ConfigError, match=f"scale={scale}: expected above 0"):
+    with pytest.raises(ConfigError, match=f"scale={scale}: expected above 0") as raised:
         sae.scale_biases(scale)
+    assert ("all activations are 0" in str(raised.value)) == (scale == 0)
     assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
 
 
