@@ -14,11 +14,12 @@ characters, and a longer document between two markers after about 1,000,000.
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import TextError
+from ..errors import TextError, first_line
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
 MARKER = "<|endoftext|>"
@@ -26,6 +27,7 @@ PARAGRAPHS = 2_000  # characters in a group of paragraphs
 LONGEST_DOCUMENT = 1_000_000  # characters between two markers of a .txt
 LONGEST_ROW = 1 << 26  # bytes in a line of .jsonl
 _CHUNK = 1 << 16  # bytes read at a time
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_documents(path: Path) -> Iterator[str]:
@@ -73,6 +75,15 @@ def text_of_row(row: Any, where: str) -> str:
             " it as one"
         )
     return row["text"] or ""
+
+
+def require_no_surrogate(document: str, where: str) -> None:
+    """Raise a TextError if a document holds half of a surrogate pair, which is no character."""
+    if found := _SURROGATE.search(document):
+        raise TextError(
+            f"{where} holds half of a surrogate pair, {ascii(found[0])}, at character"
+            f" {found.start()} of its text: expected whole characters; delete it"
+        )
 
 
 def _parquet_rows(path: Path) -> Iterator[str]:
@@ -123,7 +134,15 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Iterator[str]:
                 f"{where} is not valid JSON ({error.msg} at column {error.colno}): expected one"
                 ' object per line, e.g. {"text": "…"}; correct the line or delete it'
             ) from error
-        yield text_of_row(row, where)
+        except (RecursionError, ValueError) as error:  # nested too deep, or a huge integer
+            raise TextError(
+                f"{where} can't be read ({first_line(error)}): expected one object per line, e.g."
+                ' {"text": "…"}; correct the line or delete it'
+            ) from error
+        document = text_of_row(row, where)
+        if "\\u" in text:  # the only way for half a pair to get into a line of UTF-8
+            require_no_surrogate(document, where)
+        yield document
 
 
 def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config.checks import require, require_choice
 from ..config.options import Packing
 from ..errors import ConfigError, TextError
-from .text_files import cut
+from .text_files import cut, require_no_surrogate
 
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
@@ -172,6 +172,8 @@ class ContextStream:
         self._pieces, self._used = [], 0
         documents = characters = 0
         for document in self.text:
+            if not document.isascii():
+                require_no_surrogate(document, f"document {self.documents_read + documents + 1}")
             self._pieces += self._cut(document)
             documents += 1
             characters += len(document)
