@@ -77,7 +77,7 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
         lstrip_blocks=True,
     )
     together = folder / REPORT
-    page = environment.get_template("index.html").render(
+    page = environment.get_template(INDEX).render(
         title=folder.resolve().name,
         rows=rows,
         metrics=metrics,

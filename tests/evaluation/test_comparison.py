@@ -1,5 +1,7 @@
 """What commands print of several SAEs: names, the legend, and what is not matched."""
 
+from pathlib import Path
+
 import pytest
 
 from dictionary_learning_ext.errors import ConfigError
@@ -92,6 +94,8 @@ def test_of_long_names_only_what_differs_is_shown():
         "…beta0.1…seed0_dc9618",
         "…beta0.1…seed1_58b04e",
     ]
+    bare = [Path(name).name for name in names]  # as in the folder where they are
+    assert [*short_names(bare).values()] == [*short_names(names).values()]
     assert short_names([names[0], "runs/top_k"]) == {
         names[0]: names[0].removeprefix("runs/s/"),
         "runs/top_k": "top_k",
