@@ -81,7 +81,7 @@ def require_no_surrogate(document: str, where: str) -> None:
     """Raise a TextError if a document holds half of a surrogate pair, which is no character."""
     if found := _SURROGATE.search(document):
         raise TextError(
-            f"{where} holds half of a surrogate pair, {ascii(found[0])}, at character"
+            f"{where} holds half of a surrogate pair, {found[0]!a}, at character"
             f" {found.start()} of its text: expected whole characters; delete it"
         )
 

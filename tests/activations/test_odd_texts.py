@@ -98,13 +98,13 @@ def test_100_000_tiny_documents(path, tokens, tokenizer):
     heldout = read(name, split="heldout")
     assert heldout == kept(documents, True)
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in heldout[:500]]
-    expected = sum(ids, [])
+    expected = [token for document in ids for token in document]
     given = tokens(iter(heldout[:500])).tolist()
     assert given == expected[: len(given)]
     assert len(expected) - len(given) < 16
 
 
-@pytest.mark.parametrize("half", ["\ud800", "\udfff", "a\udc00\ud800b"])
+@pytest.mark.parametrize("half", ["\ud800", "a\udc00\ud800b"])
 def test_half_a_surrogate_pair_names_the_line(half, path, tokens):
     raw = row(PLAIN) + row(f"the {half}")
     message = error_of(lambda: read(path("a.jsonl", raw)))
