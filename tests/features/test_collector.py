@@ -138,6 +138,7 @@ def test_the_profiles_are_the_activations_at_drawn_tokens(sae, batch):
     assert 30 <= len(few) <= 40
     places = [int((f_NF == row).all(1).nonzero()[0]) for row in few if row.any()]
     assert places == sorted(places)
+    assert places[-1] > len(f_NF) // 2  # drawn from all tokens
 
 
 def test_no_more_activations_than_the_limit_are_made_at_a_time(batch, monkeypatch):

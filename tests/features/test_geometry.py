@@ -74,7 +74,25 @@ def test_saes_are_compared_at_one_number_of_live_features(planted):
     assert chosen[1].tolist() == list(range(20, 60))
     again = comparable_features([profiles, csr_matrix(fewer)], 1000)
     assert chosen[0].tolist() == again[0].tolist()
-    assert [len(one) for one in comparable_features([profiles], 17)] == [17]
+    few, others = (comparable_features([profiles], 17, seed)[0].tolist() for seed in (0, 1))
+    assert len(few) == len(others) == 17
+    assert few != others
+
+
+def test_its_numbers_are_of_its_features(planted):
+    """Selections count, however strong they are; opposite directions are far apart."""
+    _, profiles, directions = planted
+    features = np.arange(5, 50, 3)
+    signed = directions * np.where(np.arange(len(directions)) % 2, 1, -1)[:, None]
+    found = geometry(profiles, signed, features)
+    used = (profiles.toarray()[:, features] != 0).sum(0)
+    shares = used / used.sum()
+    effective = np.exp(-(shares * np.log(shares)).sum())
+    assert found.evenness == pytest.approx(effective / len(features))
+    unit = signed[features] / np.linalg.norm(signed[features], axis=1, keepdims=True)
+    nearest = [max(a @ b for j, b in enumerate(unit) if j != i) for i, a in enumerate(unit)]
+    assert found.dispersion[0] == pytest.approx(1 - np.mean(nearest))
+    assert found.cluster.max() == len(features) // 3
 
 
 def test_dispersion_is_the_mean_distance_to_the_nearest_other():
