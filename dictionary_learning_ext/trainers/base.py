@@ -12,6 +12,7 @@ Callers ask what an object can do, never which class it is.
 
 import logging
 import math
+from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,7 +23,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import require
-from ..config.options import ObjectiveOptions, PosteriorOptions
+from ..config.options import UNUSED_BY, UNUSED_BY_SCHEDULE, ObjectiveOptions, PosteriorOptions
 from ..errors import CheckpointError, ConfigError
 from .optimizers import GuardedAdam
 
@@ -143,6 +144,17 @@ def warn_of_noise(
         f"noise_to_signal={drowned:.3g}: above {MUCH_NOISE} the noise drowns the activations; set "
         f"{instead} (noise_to_signal={goal}), or noise_anneal_steps to let the noise end"
     )
+
+
+def warn_of_unused(posterior: PosteriorOptions, objective: ObjectiveOptions, steps: int) -> None:
+    """Warn of options that have a value of their own and no effect."""
+    given = asdict(posterior) | asdict(objective)
+    defaults = asdict(PosteriorOptions()) | asdict(ObjectiveOptions().for_steps(steps))
+    unused = (*UNUSED_BY[posterior.posterior], *UNUSED_BY_SCHEDULE[objective.kl_schedule])
+    for name in unused:
+        if name in given and given[name] != defaults[name]:
+            choice = "posterior" if name in UNUSED_BY[posterior.posterior] else "kl_schedule"
+            logger.warning(f"{name}={given[name]!r}: {choice}={given[choice]} does not use it")
 
 
 class SamplingTrainer:

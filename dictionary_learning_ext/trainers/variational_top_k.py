@@ -23,7 +23,7 @@ from ..config.options import (
     PosteriorOptions,
 )
 from ..errors import ConfigError
-from .base import FromState, SamplingTrainer, require_scale, warn_of_noise
+from .base import FromState, SamplingTrainer, require_scale, warn_of_noise, warn_of_unused
 from .kernels.loss import loss_and_gradients, variational_loss
 from .kernels.objective import LossTerms, StepObjective, Weights
 from .kernels.scratch import keep_freed_memory
@@ -241,6 +241,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     ):
         self.posterior_options = PosteriorOptions.taken(options)
         self.options = ObjectiveOptions.taken(options).for_steps(steps)
+        warn_of_unused(self.posterior_options, self.options, steps)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         self.kl_warmup_steps = self.options.kl_warmup_steps or 0

@@ -156,3 +156,28 @@ def test_a_first_batch_that_is_not_finite_or_is_zero_is_not_called_noisy(caplog)
     for x in (batch(0) * math.nan, batch(0) * 0):
         made(VariationalTopKTrainer, posterior="learned").update(0, x)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("choice", "unused"),
+    [
+        ({"posterior": "learned"}, {"sigma": 0.3}),
+        ({"posterior": "fixed"}, {"log_var_init": -1.0}),
+        ({"posterior": "point"}, {"noise_anneal_steps": 9}),
+        ({"kl_schedule": "constant"}, {"kl_warmup_steps": 9}),
+        ({"kl_schedule": "linear"}, {"kl_cycle_steps": 9}),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_is_warned_of_by_name(choice, unused, caplog):
+    trainer = made(VariationalTopKTrainer, **choice, **unused)
+    ((name, value),), ((key, chosen),) = unused.items(), choice.items()
+    assert [record.message for record in caplog.records] == [
+        f"{name}={value}: {key}={chosen} does not use it"
+    ]
+    assert trainer.config[name] == value
+    caplog.clear()
+    config = made(VariationalTopKTrainer, **choice).config
+    del config["trainer_class"], config["dict_class"]
+    VariationalTopKTrainer(**config)
+    assert not caplog.records, "what a config holds is not a user's choice"
