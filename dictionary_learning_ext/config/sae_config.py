@@ -144,6 +144,8 @@ class SAEConfig(_Fields):
         if architecture is not None:
             require_choice("architecture", architecture, ArchitectureName)
             changed = replace(changed, architecture=architecture)
+            if TRAINED[architecture].is_whole_dictionary and self.noise_on == "selection":
+                changed = replace(changed, noise_on=None)  # it selects all features anyway
         if posterior is not None and posterior != "None":
             require_choice("posterior", posterior, Posterior)
             changed = replace(changed, posterior=posterior)

@@ -206,3 +206,11 @@ def test_a_default_that_is_capped_stays_the_default_of_a_longer_run():
 
 def test_a_run_of_one_step_has_no_room_for_a_decay():
     SAEConfig(decay_start=750, noise_anneal_steps=500).for_steps(1000, 1, 8).resolve(1, 8)
+
+
+def test_an_sae_that_selects_all_features_takes_no_noise_on_the_selection():
+    start = SAEConfig(noise_on="selection")
+    assert start.changed_to("vsae", None).resolve(100, 8).noise_on == "both"
+    assert start.changed_to("vsae_top_k", None).noise_on == "selection"
+    values = SAEConfig(noise_on="values")
+    assert values.changed_to("vsae", None).noise_on == "values"
