@@ -12,6 +12,7 @@ from nnsight import LanguageModel
 from tqdm import tqdm
 
 from ..activations.buffer import ResidualBuffer
+from ..activations.devices import require_device
 from ..activations.enough_text import require_enough_text
 from ..activations.language_models import HookPoint, settings_hash, weights_hash
 from ..activations.run_inputs import (
@@ -82,6 +83,7 @@ def train(
             if not resume:
                 for folder in folders.values():
                     require_free(folder, run.overwrite)
+            require_device(run.device)
             require_memory(run, saes.values())
             model, hook = open_model(run)
             require_enough_text(run, model.tokenizer)

@@ -138,10 +138,15 @@ def rename_trainer(folder):
 @pytest.mark.parametrize(
     ("name", "spoil", "flags", "message"),
     [
-        ("vsae", no_spoiling, "--format sea-lens", r"sea-lens.*'sae-lens'"),
-        ("vsae", no_spoiling, "", r"--format \{sae-bench"),
+        (
+            "vsae",
+            no_spoiling,
+            "--format sea-lens",
+            r"--format sea-lens: expected one of .*sae-lens",
+        ),
+        ("vsae", no_spoiling, "", r"expected --format, one of sae-bench"),
         ("vsae", no_spoiling, "--format sae-lens --tokens 0", r"--tokens 0: expected above 0"),
-        ("vsae", no_spoiling, "--format sae-lens --model embedded", r"not on embedded"),
+        ("vsae", no_spoiling, "--format sae-lens --model embedded", r"of embedded is \d+ wide"),
         ("vsae", no_spoiling, "--format sae-lens --data ./none.txt", r"none\.txt"),
         ("vsae", no_spoiling, "--format sae-lens --out .", r"not empty.*--out"),
         ("vsae", no_spoiling, "--format sae-lens --out vsae/ae.pt/x", r"can't be written.*--out"),

@@ -55,14 +55,20 @@ def test_a_damaged_config(damage, folder, tmp_path, monkeypatch, capsys):
 HOSTILE_SETTINGS = {
     "a path for an architecture": ({"architecture": "../../../tmp/x"}, "expected one of"),
     "a path for a posterior": ({"posterior": "../x"}, "expected one of"),
-    "a path for a schedule": ({"kl_schedule": "/etc/passwd"}, "kl_schedule='/etc/passwd'"),
-    "NaN": ({"lr": float("nan")}, "lr=nan"),
-    "minus infinity": ({"beta": float("-inf")}, "beta=-inf"),
-    "true for a number": ({"k": True}, "k=True"),
-    "a list for a number": ({"steps": [1]}, "steps="),
-    "no steps": ({"steps": 0}, "steps=0"),
-    "an interval in fortnights": ({"save_every": "2 fortnights"}, "save_every='2 fortnights'"),
-    "a device that is none": ({"device": "cuda:0; rm"}, "device='cuda:0; rm'"),
+    "a path for a schedule": (
+        {"kl_schedule": "/etc/passwd"},
+        "--kl-schedule '/etc/passwd': expected one of",
+    ),
+    "NaN": ({"lr": float("nan")}, "--lr nan: expected"),
+    "minus infinity": ({"beta": float("-inf")}, "--beta -inf: expected"),
+    "true for a number": ({"k": True}, "--k True: expected"),
+    "a list for a number": ({"steps": [1]}, "--steps .*: expected a whole number"),
+    "no steps": ({"steps": 0}, "--steps 0: expected"),
+    "an interval in fortnights": (
+        {"save_every": "2 fortnights"},
+        "--save-every '2 fortnights': expected",
+    ),
+    "a device that is none": ({"device": "cuda:0; rm"}, "--device 'cuda:0; rm': expected"),
 }
 
 
