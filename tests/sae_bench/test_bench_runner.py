@@ -106,7 +106,7 @@ def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
     [
         ("--evals core,scrr", r"--evals 'scrr': expected one of core, scr"),
         ("--evals ,", r"--evals '': expected"),
-        ("--model elsewhere", r"trained on model .*, not on elsewhere"),
+        ("--model elsewhere", r"language model 'elsewhere' can't be loaded"),
         ("--hook blocks.1.hook_resid_post", r"trained on hook blocks\.0.*, not on blocks\.1"),
         ("--data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
         ("--evals tpp --compare", r"size-matched control needs core"),
