@@ -10,7 +10,7 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 from dictionary_learning_ext.sae_bench import lens_model
 
 
-@pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen"])
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen", "gpt2"])
 @pytest.mark.parametrize("place", ["blocks.1.hook_resid_post", "blocks.1.hook_resid_pre"])
 def test_transformer_lens_gives_the_training_activations(family, place, lm_of):
     model = lm_of(family)
