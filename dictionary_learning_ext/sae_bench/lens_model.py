@@ -42,7 +42,7 @@ def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> Hook
         with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             config = copy.deepcopy(huggingface.config)
             config.architectures = [architecture]
-            if hasattr(config, "n_positions"):  # GPT-2's, which transformers 5 no longer calls n_ctx
+            if hasattr(config, "n_positions"):  # GPT-2's, once called n_ctx too
                 config.n_ctx = config.n_positions
             config.save_pretrained(folder)
             cfg = loading.get_pretrained_model_config(
