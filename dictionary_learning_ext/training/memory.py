@@ -70,8 +70,8 @@ def _all_bytes(device: str) -> int | None:
     """The memory of a device, used or not. None if it is of another kind, or isn't there."""
     if device == "cpu":
         return psutil.virtual_memory().total
-    kind, _, number = device.partition(":")
-    if kind == "cuda" and int(number or 0) < t.cuda.device_count():
+    there = ["cuda", *(f"cuda:{i}" for i in range(t.cuda.device_count()))]
+    if t.cuda.is_available() and device in there:
         return t.cuda.get_device_properties(device).total_memory
     return None
 
