@@ -202,7 +202,7 @@ def open_hub_set(name: str, split: Split) -> tuple[DocumentSource, bool]:
             splits: Any = datasets.load_dataset(path, configuration or None, streaming=True)
     # OSError: no such data set, or no network. ValueError: no such configuration.
     except (OSError, ValueError) as error:
-        if offline:
+        if offline and isinstance(error, OSError):
             raise TextError(
                 f"no file or folder {name!r}, and no data set of this name in the cache; {offline}:"
                 f" expected 'embedded', or a file ({', '.join(SUFFIXES)}) or a folder of such"

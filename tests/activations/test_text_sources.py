@@ -90,7 +90,6 @@ def test_a_folder_resumes_at_every_document(tmp_path: Path, name: str, split: An
     assert_resumes_anywhere(lambda: open_text(str(tmp_path), split=split, passes=2))
 
 
-@pytest.mark.usefixtures("embedded")
 @pytest.mark.parametrize("whole_up_to", [1000, 2000])
 def test_a_changed_byte_shows_in_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_up_to: int
@@ -120,6 +119,7 @@ def test_only_parts_of_a_large_file_are_read(tmp_path: Path, monkeypatch: pytest
     assert fingerprint_of([path]) != before, "the end is read"
 
 
+@pytest.mark.usefixtures("embedded")
 def test_the_embedded_text_has_its_own_split():
     train, heldout = read("embedded"), read("embedded", split="heldout")
     assert len(train) == 30
