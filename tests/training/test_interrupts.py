@@ -26,7 +26,7 @@ def test_a_run_that_ended_in_its_evaluation_is_evaluated(run, tmp_path, monkeypa
     def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.evaluate", stop)
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.measure", stop)
     with pytest.raises(Interrupted, match=r"SIGTERM in the evaluation.*vsae eval"):
         train(run, {"x": sae_of()})
     monkeypatch.undo()
@@ -89,7 +89,7 @@ def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch
     def stop(*_):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.evaluate", stop)
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.measure", stop)
     with pytest.raises(Interrupted):
         train(quiet, {"x": sae_of()})
     monkeypatch.undo()
