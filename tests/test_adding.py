@@ -198,13 +198,13 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
     assert "--shrink 2.0: expected above 0, and at most 1" in bad_value
     page = (folder / "sweep" / "taxed" / "report.html").read_text()
     assert settings_row("architecture", "vsae_top_k", "imaginary") in page
-    assert settings_row("shrink", "–", "0.5") in page
+    assert settings_row("shrink", "-", "0.5") in page
     assert export_status == 2
     assert "is an SAE of class ImaginarySAE and can't be exported as sae-lens" in exported
     # the option
-    assert "--tax {None}|FLOAT" in words
-    assert "A constant that is added to the loss. Default: 0.0." in words
-    assert settings_row("tax", "100", "–") in page
+    assert "--tax FLOAT" in words
+    assert "A constant that is added to the loss. (default: 0.0)" in words
+    assert settings_row("tax", "100", "-") in page
     losses = {
         name: json.loads((folder / "sweep" / name / "metrics.jsonl").read_text().splitlines()[0])
         for name in ("free", "taxed")
