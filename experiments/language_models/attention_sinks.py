@@ -10,7 +10,7 @@ times the median. The language model reads the text once: its activations are ke
 four SAEs are trained on them, several times over. Each is measured both ways: on all tokens, with all
 positions replaced in CE, and with the sinks left out and left alone.
 
-What is read, trained or measured is not done again: to continue, run the stage again.
+What is read or trained is not done again at the same options: to continue, run the stage again.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def train_and_measure(arguments: argparse.Namespace) -> None:
     for trained_on in TRAINED_ON:
         rows_ND = x_ND if trained_on == "all tokens" else x_ND[kept_N]
         for model in MODELS:
-            folder = arguments.runs / f"{model}_{trained_on.replace(' ', '_')}"
+            folder = folder_of(model, trained_on, arguments)
             folders[model, trained_on] = folder
             if not (folder / WEIGHTS).exists():
                 train_one(
@@ -97,9 +97,21 @@ def train_and_measure(arguments: argparse.Namespace) -> None:
     )
 
 
+def read_into(arguments: argparse.Namespace) -> Path:
+    """The folder of what was read of one language model and layer, and of the SAEs trained on it."""
+    lm = arguments.lm.strip("/").replace("/", "_")
+    return arguments.runs / f"{lm}_layer_{arguments.layer}_{arguments.tokens}_tokens"
+
+
+def folder_of(model: str, trained_on: str, arguments: argparse.Namespace) -> Path:
+    """The run folder of an SAE, named by all that it was trained with."""
+    sizes = f"F_{arguments.dict_size}_k_{arguments.k}_{arguments.steps}_steps"
+    return read_into(arguments) / f"{model}_{trained_on.replace(' ', '_')}_{sizes}"
+
+
 def read_once(run: RunConfig, arguments: argparse.Namespace) -> tuple[t.Tensor, t.Tensor]:
     """Activations, (N, D) in bfloat16, and which of them are no sinks; read once, then from a file."""
-    path = arguments.runs / f"rows_{arguments.tokens}.pt"
+    path = read_into(arguments) / "rows.pt"
     if not path.exists():
         model, hook = open_model(replace(run, dtype="bfloat16"))
         reader = ActivationReader(model, hook.submodule, hook.io, max_norm_multiple=MULTIPLE)

@@ -1,6 +1,7 @@
 """The experiment at a tiny size, on a tiny model with planted sinks."""
 
 import json
+import shutil
 
 import pytest
 from planted_sinks import saved_with_sinks
@@ -37,6 +38,10 @@ def test_sinks_are_left_out_and_left_alone_and_the_rest_resumes(lm_dir_of, tmp_p
     monkeypatch.setattr(attention_sinks, "train_one", again)
     attention_sinks.STAGES.run(words.split())
     assert json.loads((tmp_path / "raw.json").read_text())["rows"] == content["rows"]
+    other_lm = shutil.copytree(tmp_path / "lm", tmp_path / "other" / "lm")
+    for flag in ("--layer 0", "--steps 21", "--dict-size 65", "--k 9", f"--lm {other_lm}"):
+        with pytest.raises(AssertionError, match="trained again"):
+            attention_sinks.STAGES.run([*words.split(), *flag.split()])
 
 
 @pytest.mark.parametrize("model", attention_sinks.MODELS)
