@@ -26,7 +26,7 @@ STEPS = (300, 3000)
 FLAGS = (
     "--dict-size=512 --k=16 --batch-size=512 --n-ctxs=64 --eval-tokens=10000 --save-every=100 "
     "--text-passes=20 --sigma=1 --noise-on=both --noise-anneal-steps=None --kl-scope=all --beta=1 "
-    "--lr=None --decay-start=None"
+    "--lr=None --decay-start=None --max-norm-multiple=None"
 )
 
 
