@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ..features.kept_contexts import FeatureContexts
-from .analysis import LEAST_SELECTIONS, Comparison
+from .analysis import LEAST_SELECTIONS, Analysis, Comparison
 from .feature_pages import Vocabulary, top_tokens
 
 _CARDS = 9
@@ -29,12 +29,12 @@ class Card:
 
 
 def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[Card]:
-    """Features of the SAE with the highest FVE, each with another most frequent token.
+    """Features of the SAE with the highest FVE, no two with the same most frequent token.
 
     They are taken in turn from those that fire on one token, on a few and on many, the most readable
     first. Features that are selected too rarely to tell are left out.
     """
-    analysis = max(comparison.analyses, key=lambda one: one.metrics.get("fve", -math.inf))
+    analysis = max(comparison.analyses, key=_fve)
     top = analysis.statistics.top
     kinds: list[list[int]] = [[] for _ in range(len(_KINDS) + 1)]
     fires_on: dict[int, list[str]] = {}
@@ -70,6 +70,12 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[Card]:
         )
         for feature in shown
     ]
+
+
+def _fve(analysis: Analysis) -> float:
+    """The FVE; below any other where it was not measured."""
+    fve = analysis.metrics.get("fve")
+    return -math.inf if fve is None else fve
 
 
 def _kind(tokens: list[str]) -> int:

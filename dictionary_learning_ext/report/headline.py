@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.comparison import setting_text
-from ..evaluation.metrics import shown_in
-from ..run_folder.matching import measurements, training, unequal
+from ..evaluation.metrics import NOT_MEASURED, shown_in
+from ..run_folder.matching import SEEDS, measurements, training, unequal
 from .analysis import LEAST_SELECTIONS, Analysis, Comparison
 
 STAR_MARGIN = 0.1
@@ -106,18 +106,19 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def _on_reconstruction(analyses: list[Analysis]) -> list[str]:
-    measured = [one for one in analyses if "fve" in one.metrics]
+    measured = [one for one in analyses if one.metrics.get("fve") is not None]
     if not measured:
         first = analyses[0]
+        if reason := first.metrics.get(NOT_MEASURED, {}).get("fve"):
+            return [f"How well {first.label} reconstructs was not measured: {reason}."]
         return [
             f"{first.label} has not been evaluated. Run “vsae eval {first.folder}” to measure how "
             "well it reconstructs."
         ]
     best = max(measured, key=lambda one: one.metrics["fve"])
-    words = (
-        f"{best.label} explains {_percent(best.metrics['fve'])} of the activations' variance with "
-        f"{best.metrics['l0']:.0f} features per token"
-    )
+    words = f"{best.label} explains {_percent(best.metrics['fve'])} of the activations' variance"
+    if best.metrics.get("l0") is not None:
+        words += f" with {best.metrics['l0']:.0f} features per token"
     others = [
         f"{_percent(one.metrics['fve'])} for {one.label}" for one in measured if one is not best
     ]
@@ -128,8 +129,9 @@ def _on_reconstruction(analyses: list[Analysis]) -> list[str]:
             f"{_percent(best.metrics['frac_recovered'])} of its performance, on a scale where "
             "replacing them with zeros keeps none."
         )
-    features = {one.label: one.metrics["l0"] for one in measured}
-    if max(features.values()) > 2 * min(features.values()):
+    l0s = {one.label: one.metrics.get("l0") for one in measured}
+    features = {label: l0 for label, l0 in l0s.items() if l0 is not None}
+    if features and max(features.values()) > 2 * min(features.values()):
         used = [f"{label} uses {l0:.0f}" for label, l0 in features.items()]
         said.append(
             "Most rows below can't be compared, because the SAEs are not equally sparse: "
@@ -143,13 +145,19 @@ def _on_unmatched_settings(analyses: list[Analysis]) -> list[str]:
     trained = training({one.label: one.config for one in analyses})
     measured = measurements({one.label: one.metrics for one in analyses if one.metrics})
     said = []
-    if different := _different(trained.values()):
+    if any(name in unequal(list(trained.values())) for name in SEEDS):
+        said.append("The SAEs were trained with different seeds.")
+    unseeded = [{n: v for n, v in each.items() if n not in SEEDS} for each in trained.values()]
+    if different := _different(unseeded):
         said.append(
             "This is not a matched comparison. Besides the architecture, the SAEs differ in "
             f"{_listed(different)} (in the order of the table)."
         )
     if different := _different(measured.values()):
-        said.append(f"Their metrics were not measured alike: they differ in {_listed(different)}.")
+        said.append(
+            f"Their metrics were measured under different conditions ({_listed(different)}), so they "
+            "can't be compared."
+        )
     return said
 
 

@@ -52,14 +52,15 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     results = {one.name: read_metrics_if_any(one) or {} for one in finished}
     trained, measured = training(configs), measurements({n: m for n, m in results.items() if m})
     settings = ["architecture", *unequal(list(trained.values()))]
-    measured_as = [name for name in unequal(list(measured.values())) if name not in settings]
+    measured_as = unequal(list(measured.values()))
+    columns = [name for name in measured_as if name not in settings]
     metrics = shown_in("report")
     rows = []
     for one in finished:
         used = configs[one.name].get("run", {}).get("settings", {}) | trained[one.name]
         used["architecture"] = used.get("architecture", configs[one.name]["trainer"]["dict_class"])
         values = {name: used.get(name) for name in settings}
-        values |= {name: measured.get(one.name, {}).get(name) for name in measured_as}
+        values |= {name: measured.get(one.name, {}).get(name) for name in columns}
         has_report = (one / REPORT).is_file()
         rows.append(
             _Row(
@@ -81,7 +82,7 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
         title=folder.resolve().name,
         rows=rows,
         metrics=metrics,
-        settings=[*settings, *measured_as],
+        settings=[*settings, *columns],
         measured_as=measured_as,
         missing=[
             shlex.join(["vsae", "report", str(one)])

@@ -7,6 +7,8 @@ from typing import Any
 from ..config.run_config import RunConfig
 from ..config.sae_config import SAEConfig
 
+SEEDS = ("seed", "data_seed")
+"""The settings in which runs of one setting differ."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *("architecture", "device", "text_passes", "save_dir", "overwrite", "save_every", "save_steps"),

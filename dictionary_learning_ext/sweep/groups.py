@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.metrics import Metric
-from ..run_folder.matching import unequal
+from ..run_folder.matching import SEEDS, unequal
 
 RunResult = dict[str, Any]
 """One finished run: its name "run", its "settings" and its "metrics"."""
 
 RANKED_BY = "description_length"
-SEEDS = ("seed", "data_seed")
 _NEVER_SHOWN = ("save_dir", "overwrite", "wandb", "wandb_project", "wandb_artifacts", "device")
 
 

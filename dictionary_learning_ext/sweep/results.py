@@ -10,12 +10,12 @@ from ..errors import ConfigError, first_line
 from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import text_table
-from ..run_folder.matching import settings_of
+from ..run_folder.matching import SEEDS, settings_of
 from ..run_folder.names import CONFIG, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE
 from ..run_folder.reading import read_config, read_metrics_if_any
 from ..run_folder.writing import write_text
 from . import manifest
-from .groups import RANKED_BY, SEEDS, Group, RunResult, best_of_each_k, grouped, swept
+from .groups import RANKED_BY, Group, RunResult, best_of_each_k, grouped, swept
 from .results_page import page
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 
 from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import Metric
-from .groups import RANKED_BY, SEEDS, Group, RunResult, swept
+from ..run_folder.matching import SEEDS
+from .groups import RANKED_BY, Group, RunResult, swept
 
 
 def page(

@@ -49,6 +49,14 @@ def test_the_examples_fire_on_one_token_on_a_few_and_on_many():
     assert found[-1].fires_on == ["ten", "two", "three"]
 
 
+def test_they_are_of_the_sae_with_the_highest_measured_fve():
+    unmeasured, measured = comparison([[0] * 8]), comparison([[1] * 8])
+    unmeasured.analyses[0].metrics = {"fve": None}
+    measured.analyses[0].label = "b"
+    unmeasured.analyses += measured.analyses
+    assert [card.sae for card in cards(unmeasured, Words())] == ["b"]
+
+
 def test_case_and_spaces_make_no_other_token():
     (card,) = cards(comparison([[0] * 4 + [11] * 4]), Words())
     assert card.n_tokens == 1

@@ -50,8 +50,27 @@ def test_another_architecture_or_place_is_a_matched_comparison():
 
 def test_metrics_of_other_token_counts_are_called_so():
     words = said(analysis("a"), analysis("b", {"tokens": 2000}))
-    assert "not measured alike: they differ in tokens (1000 | 2000)" in words
-    assert "alike" not in said(analysis("a"), analysis("b"))
+    assert "measured under different conditions (tokens (1000 | 2000)), so they can't" in words
+    assert "conditions" not in said(analysis("a"), analysis("b"))
+
+
+def test_two_seeds_of_one_setting_are_a_matched_comparison():
+    words = said(analysis("a", seed=0), analysis("b", seed=1))
+    assert "The SAEs were trained with different seeds." in words
+    assert "matched" not in words
+    assert "seeds" not in said(analysis("a", seed=0), analysis("b", seed=0))
+    assert "differ in lr (0.1 | 0.2)" in said(
+        analysis("a", seed=0, lr=0.1), analysis("b", seed=1, lr=0.2)
+    )
+
+
+def test_what_was_not_measured_is_said_with_its_reason():
+    nothing = {"fve": None, "l0": None, "not_measured": {"fve": "the activations are all equal"}}
+    words = said(analysis("a", nothing))
+    assert "How well a reconstructs was not measured: the activations are all equal." in words
+    assert "evaluated" not in words
+    assert "b explains 90.0%" in said(analysis("a", nothing), analysis("b"))
+    assert "b explains 90.0% of the activations' variance." in said(analysis("b", {"l0": None}))
 
 
 def stars(*analyses):

@@ -56,13 +56,29 @@ def test_a_setting_that_differs_is_a_column(folder):
 
 def test_metrics_that_were_not_measured_alike_are_called_so(folder):
     assert main(["report", str(folder)]) == 0
-    assert "not measured alike" not in (folder / "index.html").read_text(encoding="utf-8")
+    assert "different conditions" not in (folder / "index.html").read_text(encoding="utf-8")
     path = folder / "top_k" / "metrics.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": 7}))
     assert main(["report", str(folder)]) == 0
     page = (folder / "index.html").read_text(encoding="utf-8")
-    assert "not measured alike" in page
+    assert "different conditions" in page
     assert rows_of(page)["top_k"]["tokens"] == "7"
+
+
+def test_metrics_of_different_texts_are_called_so_though_the_text_is_a_setting_too(folder):
+    for name, data in (("top_k", "a.txt"), ("vsae", "b.txt")):
+        path = folder / name / "config.json"
+        config = json.loads(path.read_text())
+        config["run"]["settings"]["data"] = data
+        path.write_text(json.dumps(config))
+        path = folder / name / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["measured_on"] = metrics.get("measured_on", {}) | {"data": data}
+        path.write_text(json.dumps(metrics))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert re.search(r"different conditions</strong>\s+\(data\), so they can't be compared", page)
+    assert page.count(">data</th>") == 1
 
 
 def test_reports_are_linked_and_those_that_are_missing_have_a_command(folder, tmp_path):
