@@ -1,5 +1,6 @@
 """Whether a text is long enough for a run, found before the run starts."""
 
+import logging
 import math
 from typing import Any, NamedTuple
 
@@ -8,12 +9,17 @@ from ..config.run_config import RunConfig
 from ..errors import TextError
 from .position_rule import PositionRule
 from .run_inputs import evaluation_batch
-from .text import HELD_OUT_EVERY, open_text
+from .text import HELD_OUT_EVERY, TextStream, open_text
 from .tokens import ContextStream
 
+logger = logging.getLogger(__name__)
+
 _CONTEXTS_AT_ONCE = 256
-_FOR_OUTLIERS = 1.05
-"""How many more tokens are advised where some are left out for their norm, which isn't known yet."""
+_BYTES_PER_TOKEN = 16
+"""Files of this many bytes for each token that a run needs aren't counted. Tokens have about 4 bytes
+of text, so up to three quarters of a file may be something else."""
+_MANY = 2_000_000
+"""Counting more tokens than this takes seconds, which are explained."""
 
 
 class _Counted(NamedTuple):
@@ -28,37 +34,58 @@ class _Counted(NamedTuple):
     """Whether this is the whole pass."""
 
 
+_former: dict[Any, _Counted] = {}
+"""What this process has counted, by text and settings: the runs of a sweep read one text."""
+
+
 def require_enough_text(run: RunConfig, tokenizer: Any) -> None:
     """Tokenize as much of a run's text as it needs, and refuse it if there is less.
 
-    A data set on the hub isn't counted. Tokens that `max_norm_multiple` will leave out are counted:
-    they aren't known yet.
+    A data set on the hub isn't counted, nor is packed text in files far larger than the run needs.
+    Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet.
 
     Raises: TextError, which says how often the text must be read, or how much held-out text is
     missing.
     """
     text = open_text(run.data)
-    if not text.is_local:
+    if text.file_bytes is None:
         return
     need = run.steps * run.batch_size
-    train = _count(run, tokenizer, "train", need)
-    if train.documents == 0 and train.is_whole:
-        raise TextError(
-            f"the text {run.data!r} has no documents to train on: expected at least one; use another"
-            " text (--data)"
-        )
-    if train.is_whole:
-        _require_passes(run, train, need)
+    is_packed = run.text_packing == "pack"
+    if not (is_packed and text.file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need):
+        train = _count(run, tokenizer, "train", need)
+        if train.documents == 0 and train.is_whole:
+            raise TextError(
+                f"the text {run.data!r} has no documents to train on: expected at least one; use"
+                " another text (--data)"
+            )
+        if train.is_whole:
+            _require_passes(run, train, need)
     if run.eval_tokens:
-        held_out = _count(run, tokenizer, "heldout", evaluation_batch(run.eval_tokens))
-        if held_out.rows < evaluation_batch(run.eval_tokens):
+        need = evaluation_batch(run.eval_tokens)
+        held_out = _count(run, tokenizer, "heldout", need)
+        if held_out.rows < need:
+            train = _count(run, tokenizer, "train", need)
             raise _no_held_out(run, train, held_out, text.every_20th)
 
 
 def _count(run: RunConfig, tokenizer: Any, split: Split, at_most: int) -> _Counted:
-    """Count one pass of a run's text, until there are `at_most` rows."""
-    rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
+    """Count one pass of a run's text, until there are `at_most` rows, unless that is known."""
     text = open_text(run.data, split=split)
+    settings = (run.model, run.data, run.text_packing, run.ctx_len, run.remove_bos)
+    key = (*settings, split, text.file_bytes)
+    former = _former.get(key)
+    if former is None or (former.rows < at_most and not former.is_whole):
+        _former[key] = _count_again(run, tokenizer, text, at_most)
+    return _former[key]
+
+
+def _count_again(run: RunConfig, tokenizer: Any, text: TextStream, at_most: int) -> _Counted:
+    if at_most > _MANY:
+        logger.info(
+            "counting the tokens of the text %r: the run needs %s", run.data, f"{at_most:,}"
+        )
+    rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
     contexts = ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
     rows = 0
     while rows < at_most:
@@ -89,9 +116,8 @@ def _require_passes(run: RunConfig, train: _Counted, need: int) -> None:
             f"the text {run.data!r} has no tokens to train on: expected {need:,}; use another text"
             " (--data)"
         )
-    wanted = need * (1 if run.max_norm_multiple is None else _FOR_OUTLIERS)
-    passes = math.ceil(wanted / one_pass)
-    while rows(passes) < wanted:
+    passes = math.ceil(need / one_pass)
+    while rows(passes) < need:
         passes += 1
     steps = found // run.batch_size
     raise TextError(

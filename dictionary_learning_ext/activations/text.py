@@ -70,7 +70,7 @@ class TextStream(Iterator[str]):
         name: as given to `open_text`.
         documents_read: documents yielded, over all passes.
         every_20th: whether the text has no held-out part of its own.
-        is_local: whether it is on this machine, not on the hub.
+        file_bytes: the size of its files, held-out part included. None on the hub.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TextStream(Iterator[str]):
         self.name = name
         self.documents_read = 0
         self.every_20th = every_20th
-        self.is_local = source.is_local
+        self.file_bytes = source.file_bytes
         self._source = source
         self._identity = {"text": name, "split": split, "seed": seed}
         self._passes = passes

@@ -23,8 +23,8 @@ EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet
 class DocumentSource(Protocol):
     """An iterator over the documents of one pass, which can be resumed at a position."""
 
-    is_local: bool
-    """Whether it is on this machine, not on the hub."""
+    file_bytes: int | None
+    """The size of its files. None on the hub."""
 
     def start(self, number: int, position: Any) -> None:
         """Start pass `number` (from 0) at its first document, or at an earlier `position()`."""
@@ -45,8 +45,6 @@ class DocumentSource(Protocol):
 class Passages:
     """The embedded text's passages, in another order in each pass."""
 
-    is_local = True
-
     def __init__(self, split: Split, seed: int):
         import pyarrow.parquet
 
@@ -58,6 +56,7 @@ class Passages:
         table = pyarrow.parquet.read_table(
             EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
         )
+        self.file_bytes = EMBEDDED_TEXT.stat().st_size
         self._passages: list[str] = table.column("text").to_pylist()
         self._seed = seed
 
@@ -85,9 +84,8 @@ class Passages:
 class Files:
     """The documents of several files, one file after the other."""
 
-    is_local = True
-
     def __init__(self, files: list[Path]):
+        self.file_bytes = sum(file.stat().st_size for file in files)
         self._files = files
 
     def start(self, number: int, position: Any) -> None:
@@ -161,7 +159,7 @@ def files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
 class HubSet:
     """The `text` of the rows of a `datasets.IterableDataset`."""
 
-    is_local = False
+    file_bytes: int | None = None
 
     def __init__(self, dataset: Any, name: str):
         self._dataset = dataset

@@ -86,7 +86,8 @@ def train(
             require_device(run.device)
             require_memory(run, saes.values())
             model, hook = open_model(run)
-            require_enough_text(run, model.tokenizer)
+            if not resume:
+                require_enough_text(run, model.tokenizer)
             saes = {
                 name: sae.with_sigma(hook.activation_dim, run.normalize)
                 for name, sae in saes.items()

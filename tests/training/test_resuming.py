@@ -166,6 +166,11 @@ def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkey
     assert [row["step"] for row in rows] == [*range(0, STEPS, 7), STEPS]
 
 
+def test_the_text_is_not_counted_again(stopped, monkeypatch):
+    monkeypatch.setattr(loop, "require_enough_text", lambda *args: pytest.fail("counted again"))
+    resumed(stopped)
+
+
 def test_an_error_in_the_middle_of_a_step_leaves_no_point_of_it(run, tmp_path, monkeypatch):
     """Its batch was handed out and not trained on: a resume there would leave it out."""
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
