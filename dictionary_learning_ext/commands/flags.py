@@ -51,6 +51,10 @@ class InputFlags:
     """The hook point. Default: as in config.json. Needed if config.json names none."""
     data: str | None = None
     """The text. Default: as in config.json."""
+    max_norm_multiple: float | None = None
+    """Leave out tokens whose norm is over this many times the median. Default: as in training."""
+    remove_bos: bool | None = None
+    """Leave out beginning-of-text tokens. Default: as in training."""
     device: str = "cpu"
     """Where to compute: cpu, cuda or cuda:N."""
 

@@ -1,9 +1,9 @@
 """`vsae quickstart`: the first command a newcomer runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.presets import quickstart
+from ..config.presets import preset, quickstart
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import Interrupted
@@ -35,7 +35,8 @@ def run(flags: QuickstartFlags) -> None:
     from ..evaluation.comparison import printed
     from ..training.loop import train
 
-    config = RunConfig(
+    config = replace(
+        preset("quickstart").run,
         save_dir=flags.save_dir,
         steps=flags.steps,
         eval_tokens=flags.eval_tokens,

@@ -36,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "noise_anneal_steps": 500,
         "noise_to_signal": 1 / 32,
         "beta": 0.0,
+        "max_norm_multiple": 10.0,  # as in recommended, so that both are measured the same way
         "lr": 2e-3,
         "steps": 1000,
         "decay_start": 750,

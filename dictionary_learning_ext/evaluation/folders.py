@@ -12,6 +12,7 @@ from ..activations.run_inputs import MEASURED_ON, held_out, measured_on, open_mo
 from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
+from ..run_folder.matching import LEAVING_OUT, require_one_setting, same_setting
 from ..run_folder.names import evaluation
 from ..run_folder.reading import read_metrics_if_any, require_folders
 from ..run_folder.trained_on import run_of
@@ -29,6 +30,8 @@ def evaluate_folders(
     hook: str | None = None,
     data: str | None = None,
     device: str = "cpu",
+    max_norm_multiple: float | None = None,
+    remove_bos: bool | None = None,
     on_written: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate run folders on the same held-out text, and write each one's metrics.json.
@@ -42,12 +45,22 @@ def evaluate_folders(
         step: of the checkpoint to evaluate. Default: the final weights.
         model, hook, data: as in the run's config.json by default. Needed for folders that upstream's
             `trainSAE` wrote.
+        max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         on_written: called with each file once it is written.
 
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
     """
     require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
-    opened = open_folders(folders, model=model, hook=hook, data=data, device=device, step=step)
+    opened = open_folders(
+        folders,
+        model=model,
+        hook=hook,
+        data=data,
+        device=device,
+        max_norm_multiple=max_norm_multiple,
+        remove_bos=remove_bos,
+        step=step,
+    )
     run = opened.run
     if tokens is None:
         tokens = opened.own_tokens
@@ -82,24 +95,24 @@ def _other_settings(
     except CheckpointError:  # damaged: written again
         former = None
     if isinstance(former, dict):
-        own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
+        own = _with_defaults(former.get("measured_on", {})) | {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
     else:
         own = config.get("run", {}).get("settings", {})
-        own = own | {"tokens": own.get("eval_tokens")}
+        own = _with_defaults(own) | {"tokens": own.get("eval_tokens")}
         same_tokens = own["tokens"] in (None, 0, tokens)
     differing = {
         name: now[name]
         for name in MEASURED_ON
-        if name in own and _without_folder(name, own[name]) != _without_folder(name, now[name])
+        if name in own and not same_setting(name, own[name], now[name])
     }
     return differing | ({} if same_tokens else {"tokens": tokens})
 
 
-def _without_folder(name: str, value: Any) -> Any:
-    """A setting's value; of the language model, whose folder may have moved, its last name."""
-    return Path(value).name if name == "model" and isinstance(value, str) else value
+def _with_defaults(own: dict[str, Any]) -> dict[str, Any]:
+    """Settings, with those that runs of earlier versions lack. Upstream's folders have none."""
+    return own and {name: getattr(RunConfig, name) for name in LEAVING_OUT} | own
 
 
 class OpenedFolders(NamedTuple):
@@ -121,21 +134,26 @@ def open_folders(
     hook: str | None = None,
     data: str | None = None,
     device: str = "cpu",
+    max_norm_multiple: float | None = None,
+    remove_bos: bool | None = None,
     step: int | None = None,
 ) -> OpenedFolders:
     """Load run folders and the language model they share; see `evaluate_folders`."""
     require_folders(folders)
     runs: dict[str, RunConfig] = {}
     for folder in folders:
-        runs[str(folder)] = run_of(Path(folder), model, hook, data, device, step)
-    first_name, run = next(iter(runs.items()))
-    for name, other in runs.items():
-        for what in MEASURED_ON:
-            if getattr(other, what) != getattr(run, what):
-                raise CheckpointError(
-                    f"{name}: its run has {what}={getattr(other, what)!r}, but {first_name} has "
-                    f"{getattr(run, what)!r}; evaluate folders with different settings separately"
-                )
+        runs[str(folder)] = run_of(
+            Path(folder),
+            model,
+            hook,
+            data,
+            device,
+            step,
+            max_norm_multiple=max_norm_multiple,
+            remove_bos=remove_bos,
+        )
+    require_one_setting(runs, MEASURED_ON, CheckpointError)
+    run = next(iter(runs.values()))
     saes = {name: load_dictionary(name, device, step=step) for name in runs}
     language_model, hook_point = open_model(run)
     for name, (dictionary, _) in saes.items():

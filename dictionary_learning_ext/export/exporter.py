@@ -105,6 +105,8 @@ def export(
     hook: str | None = None,
     data: str | None = None,
     device: str = "cpu",
+    max_norm_multiple: float | None = None,
+    remove_bos: bool | None = None,
 ) -> Exported:
     """Write the SAE of a run folder as a folder that another library reads.
 
@@ -115,6 +117,7 @@ def export(
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
         tokens: held-out tokens to compare on (rounded up to whole batches).
         model, hook, data: as in the run's config.json by default.
+        max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
 
     Raises: a UserError if the folder is damaged, the format's reader can't take the SAE, its
     language model or text can't be loaded, the export is not exact, or `out` is not empty or can't
@@ -127,7 +130,15 @@ def export(
     dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]
     target = folder / EXPORTS / form if out is None else Path(out)
     _require_free(target)
-    run = run_of(folder, model, hook, data, device)
+    run = run_of(
+        folder,
+        model,
+        hook,
+        data,
+        device,
+        max_norm_multiple=max_norm_multiple,
+        remove_bos=remove_bos,
+    )
     metrics = read_metrics_if_any(folder)
     place = {"model": run.model, "data": run.data}
     (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))

@@ -82,19 +82,29 @@ def analyse(
     hook: str | None = None,
     data: str | None = None,
     device: str = "cpu",
+    max_norm_multiple: float | None = None,
+    remove_bos: bool | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
     """Measure run folders, all on the same tokens.
 
     Arguments:
         folders: different run folders, all trained on one language model and hook point.
-        model, hook, data: see `evaluation.folders.evaluate_folders`.
+        model, hook, data, max_norm_multiple, remove_bos: see `evaluation.folders.evaluate_folders`.
         on_step: called with the name of each step before it starts.
 
     Raises: a UserError that says what to change.
     """
     labels = short_names(folders)
-    opened = open_folders(folders, model=model, hook=hook, data=data, device=device)
+    opened = open_folders(
+        folders,
+        model=model,
+        hook=hook,
+        data=data,
+        device=device,
+        max_norm_multiple=max_norm_multiple,
+        remove_bos=remove_bos,
+    )
     run = opened.run
     collectors = {
         name: FeatureCollector(

@@ -54,7 +54,8 @@ def write_report(
         folder: the run folder that the report is about.
         against: others, trained on the same language model and hook point.
         out: the page (default: `folder`/report.html).
-        where: model, hook, data and device, see `evaluation.folders.evaluate_folders`.
+        where: model, hook, data, device and the rules that leave out tokens, see
+            `evaluation.folders.evaluate_folders`.
 
     Raises: a UserError that says what to change.
     """

@@ -2,18 +2,52 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from ..config.run_config import RunConfig
 from ..config.sae_config import SAEConfig
+from ..errors import UserError
 
 SEEDS = ("seed", "data_seed")
 """The settings in which runs of one setting differ."""
+LEAVING_OUT = ("remove_bos", "max_norm_multiple")
+"""The settings that leave out tokens. A command can give them to all folders."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *("architecture", "device", "text_passes", "save_dir", "overwrite", "save_every", "save_steps"),
     *("wandb", "wandb_project", "wandb_artifacts", "log_steps", "eval_tokens", "eval_documents"),
 }
+
+
+def same_model(one: Any, other: Any) -> bool:
+    """Whether two names may be those of one language model, whose folder may have moved."""
+    return Path(str(one)).name == Path(str(other)).name
+
+
+def same_setting(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a setting mean the same."""
+    return one == other or (name == "model" and same_model(one, other))
+
+
+def require_one_setting(
+    runs: dict[str, RunConfig], names: Sequence[str], error: type[UserError]
+) -> None:
+    """Raise an error, which says which flag helps, unless runs have one value of each setting."""
+    (first_name, first), *others = runs.items()
+    for name in names:
+        for folder, run in others:
+            one, other = getattr(first, name), getattr(run, name)
+            if same_setting(name, one, other):
+                continue
+            advice = "evaluate folders with different settings separately"
+            if name in LEAVING_OUT:
+                flag = "--" + name.replace("_", "-")
+                value = "" if isinstance(one, bool) else f" {one or other:g}"
+                advice = f"give {flag}{value} to measure both the same way"
+            raise error(
+                f"{folder}: its run has {name}={other!r}, but {first_name} has {one!r}; {advice}"
+            )
 
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -50,7 +84,11 @@ def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
     for settings in all_settings:
         for name, value in settings.items():
             values.setdefault(name, []).append(value)
-    return [name for name, all_of in values.items() if any(v != all_of[0] for v in all_of)]
+    return [
+        name
+        for name, all_of in values.items()
+        if any(not same_setting(name, v, all_of[0]) for v in all_of)
+    ]
 
 
 def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config.run_config import RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
+from .matching import same_model
 from .names import CONFIG
 from .reading import read_config, settings_in
 
@@ -33,6 +34,9 @@ def run_of(
     data: str | None,
     device: str,
     step: int | None = None,
+    *,
+    max_norm_multiple: float | None = None,
+    remove_bos: bool | None = None,
 ) -> RunConfig:
     """A folder's run with what was asked for in its place, once it is certain that both agree.
 
@@ -55,7 +59,7 @@ def run_of(
     trainer = config["trainer"]
     trained_on = {"model": trainer.get("lm_name"), "hook": trainer.get("submodule_name")}
     was = trained_on["model"]
-    if model is not None and was is not None and _name(model) != _name(was):
+    if model is not None and was is not None and not same_model(model, was):
         # It may be the same under another name. Its width is checked once it is loaded.
         logger.warning("%s: trained on the model %s, now used with %s", folder, was, model)
     was = trained_on["hook"]
@@ -65,7 +69,14 @@ def run_of(
         raise CheckpointError(
             f"{folder}: trained on hook {was}, not on {hook}; leave out --hook or give another folder"
         )
-    changes = {"model": model, "hook": hook, "data": data, "device": device}
+    changes = {
+        "model": model,
+        "hook": hook,
+        "data": data,
+        "device": device,
+        "max_norm_multiple": max_norm_multiple,
+        "remove_bos": remove_bos,
+    }
     return replace(run, **{name: value for name, value in changes.items() if value is not None})
 
 
@@ -104,8 +115,3 @@ def _require_layer(folder: Path, config: dict[str, Any], hook: str) -> None:
             f"{folder}: trained on {side}layer {layer}, not on {hook}; use --hook "
             f"blocks.{layer}.{kind} or give another folder"
         )
-
-
-def _name(model: Any) -> str:
-    """A model's name without the folder it is in, which may have moved."""
-    return Path(str(model)).name

@@ -24,6 +24,7 @@ from ..config.options import BenchEvaluation
 from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.metrics import shown_in
+from ..run_folder.matching import LEAVING_OUT, require_one_setting
 from ..run_folder.names import BENCH_CACHE, BENCH_RESULTS
 from ..run_folder.reading import require_folders
 from ..run_folder.trained_on import run_of
@@ -54,6 +55,8 @@ def bench(
     hook: str | None = None,
     data: str | None = None,
     device: str = "cpu",
+    max_norm_multiple: float | None = None,
+    remove_bos: bool | None = None,
     tokens: int = 100_000,
     train_size: int | None = None,
     test_size: int | None = None,
@@ -74,6 +77,7 @@ def bench(
         model, hook: default to those in the run's config.json.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
+        max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         tokens: how many core measures on.
         train_size, test_size: number of texts in the probes' sets.
         again: repeat finished evaluations.
@@ -93,7 +97,8 @@ def bench(
             "the size-matched control needs core in evals, to count how often features are used"
         )
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
-    run = _shared_run(paths, model, hook, device)
+    asked = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
+    run = _shared_run(paths, model, hook, device, **asked)
     adapter.register()
     language_model, hook_point = open_model(run)
     jobs = _load(paths, run, hook_point)
@@ -210,19 +215,14 @@ class _BenchRun:
 
 
 def _shared_run(
-    paths: dict[str, Path], model: str | None, hook: str | None, device: str
+    paths: dict[str, Path], model: str | None, hook: str | None, device: str, **left_out: Any
 ) -> RunConfig:
     """The run settings that all folders must share, with the model in float32."""
-    runs = {name: run_of(path, model, hook, None, device) for name, path in paths.items()}
-    first_name, first = next(iter(runs.items()))
-    for name, run in runs.items():
-        for what in ("model", "hook", "remove_bos", "max_norm_multiple"):
-            if getattr(run, what) != getattr(first, what):
-                raise BenchError(
-                    f"{name}: trained with {what} {getattr(run, what)}, but {first_name} with "
-                    f"{getattr(first, what)}; run `vsae bench` once for each"
-                )
-    return replace(first, dtype="float32")
+    runs = {
+        name: run_of(path, model, hook, None, device, **left_out) for name, path in paths.items()
+    }
+    require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
+    return replace(next(iter(runs.values())), dtype="float32")
 
 
 def _load(paths: dict[str, Path], run: RunConfig, hook: HookPoint) -> list[BenchJob]:

@@ -1,5 +1,6 @@
 """`vsae quickstart`: what it writes and prints, and a second one."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -30,6 +31,8 @@ def test_quickstart_ends_with_the_table_and_what_to_try_next(quickstart_run):
     for name in ("top_k", "vsae_paper", "vsae_annealed_selection"):
         assert (folder / "runs" / "quickstart" / name / "ae.pt").exists()
         assert re.search(rf"^{name} +-?0\.\d", out, re.M)
+        config = json.loads((folder / "runs" / "quickstart" / name / "config.json").read_text())
+        assert config["run"]["settings"]["max_norm_multiple"] == 10.0, "as recommended has"
     assert "Open runs/quickstart/report.html in a browser" in out
     reported = (folder / "runs" / "quickstart" / "report.html").read_text().split()
     assert [Path(name).name for name in reported] == [

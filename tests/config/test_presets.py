@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from dictionary_learning_ext.activations.run_inputs import measured_on
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
 from dictionary_learning_ext.config.sae_config import SAEConfig
@@ -16,6 +17,12 @@ def test_presets_are_whole_and_keep_to_the_paper():
     as_run = preset("paper-as-run")
     assert (as_run.sae.posterior, as_run.sae.rectify, as_run.sae.lr) == ("point", True, 8e-4)
     assert (as_run.run.normalize, as_run.run.batch_size) == ("unit", 192)
+
+
+def test_quickstart_and_recommended_are_measured_the_same_way():
+    """Otherwise `vsae eval`, `report` and `bench` refuse them beside each other."""
+    runs = [measured_on(preset(name).run) for name in ("quickstart", "recommended")]
+    assert runs[0] == runs[1]
 
 
 def test_a_presets_schedules_scale_with_its_steps():

@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch as t
 from interrupted_runs import sae_of
 from planted_sinks import saved_with_sinks
-from small_commands import setting, trainer
+from small_commands import refused, setting, trainer
 
 from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.activations.run_inputs import MEASURED_ON
@@ -23,6 +24,8 @@ CHANGED = {
     "text_packing": "truncate",
     "ctx_len": 16,
     "dtype": "bfloat16",
+    "max_norm_multiple": 5.0,
+    "remove_bos": True,
 }
 
 
@@ -62,6 +65,27 @@ def test_folders_that_were_measured_differently_are_refused(name, trained, folde
 def test_what_is_asked_for_may_take_the_place_of_what_differs(trained, folder, text):
     setting(data="other.txt")(folder / "config.json")
     assert open_folders([trained / "top_k", folder], data=text).run.data == text
+
+
+@pytest.mark.parametrize(
+    ("rule", "flag"),
+    [
+        ({"max_norm_multiple": 10.0}, "--max-norm-multiple 10"),
+        ({"remove_bos": True}, "--remove-bos"),
+    ],
+    ids=["max_norm_multiple", "remove_bos"],
+)
+def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
+    rule, flag, folder, tmp_path, capsys
+):
+    other = shutil.copytree(folder, tmp_path / "other")
+    setting(max_norm_multiple=None, remove_bos=False)(other / "config.json")
+    setting(**{"max_norm_multiple": None, "remove_bos": False} | rule)(folder / "config.json")
+    for pair in ([other, folder], [folder, other]):
+        assert refused(["eval", *pair], capsys).endswith(
+            f"; give {flag} to measure both the same way"
+        )
+        assert open_folders(pair, **rule).run == replace(open_folders([pair[0]]).run, **rule)
 
 
 def test_an_sae_of_another_width_than_the_hook_is_refused(folder):
@@ -146,6 +170,20 @@ def test_metrics_json_keeps_the_evaluation_at_the_runs_settings(folder, evaluate
     for damage in (b"{", b"[]"):
         own.write_bytes(damage)
         assert evaluated(tokens=300)[0] == [own]
+
+
+def test_an_evaluation_by_another_rule_goes_beside_that_of_a_run_which_knew_none(folder, evaluated):
+    own, config = folder / "metrics.json", json.loads((folder / "config.json").read_text())
+    for name in ("max_norm_multiple", "remove_bos"):
+        del config["run"]["settings"][name]
+    (folder / "config.json").write_text(json.dumps(config))
+    of_rule = folder / "evaluations" / "max_norm_multiple_10.0.json"
+    assert evaluated(tokens=300)[0] == [own]
+    written = json.loads(own.read_text())
+    del written["measured_on"]["max_norm_multiple"]
+    own.write_text(json.dumps(written))
+    assert evaluated(tokens=300, max_norm_multiple=10.0)[0] == [of_rule]
+    assert evaluated(tokens=300)[0] == [own]
 
 
 def test_before_its_first_evaluation_the_runs_settings_are_those_of_its_config(folder, evaluated):

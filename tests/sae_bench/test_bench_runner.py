@@ -154,3 +154,15 @@ def test_pythia_70m_as_far_as_it_goes_without_its_weights(tokenizer, text, tmp_p
     assert result["eval_config"]["model_name"] == "pythia-70m"
     assert result["sae_cfg_dict"]["d_sae"] == 2048
     assert result["eval_config"]["n_values"] == [2, 5, 10, 20, 50, 100]
+
+
+def test_saes_with_and_without_a_rule_are_benched_with_the_flag_that_is_named(one, trained, capsys):
+    path = one / "config.json"
+    config = json.loads(path.read_text())
+    config["run"]["settings"]["max_norm_multiple"] = 10.0
+    path.write_text(json.dumps(config))
+    both = ["bench", str(one), str(trained["top_k"]), "--evals", "core", *shlex.split(FLAGS)]
+    assert main(both) == 2
+    error = capsys.readouterr().err
+    assert error.strip().endswith("; give --max-norm-multiple 10 to measure both the same way")
+    assert main([*both, "--max-norm-multiple", "10"]) == 0
