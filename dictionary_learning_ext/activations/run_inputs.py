@@ -10,7 +10,7 @@ import torch as t
 from nnsight import LanguageModel
 
 from ..config.run_config import RunConfig
-from ..errors import LanguageModelError
+from ..errors import ConfigError, LanguageModelError
 from .buffer import ResidualBuffer
 from .language_models import HookPoint, find_hook, load_language_model
 from .text import open_text
@@ -29,10 +29,29 @@ MEASURED_ON = (
 
 
 def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
-    """The run's language model and hook point. Raises LanguageModelError."""
+    """The run's language model and hook point.
+
+    Raises: LanguageModelError; ConfigError for contexts that the model can't read.
+    """
     dtype = t.bfloat16 if run.dtype == "bfloat16" else t.float32
     model = load_language_model(run.model, device=run.device, dtype=dtype)
+    config: Any = model.config
+    require_positions(run, config.get_text_config(), "give the --model that the SAE was trained on")
     return model, find_hook(model, run.hook)
+
+
+def require_positions(run: RunConfig, config: Any, advice: str) -> None:
+    """Raise a ConfigError, which ends in `advice`, for contexts beyond the model's positions.
+
+    Arguments:
+        config: the language model's.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and run.ctx_len > positions:
+        raise ConfigError(
+            f"ctx_len={run.ctx_len}: expected at most {positions}, the positions that {run.model!r} "
+            f"was trained on; {advice}"
+        )
 
 
 def make_buffer(

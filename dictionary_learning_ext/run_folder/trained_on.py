@@ -83,15 +83,23 @@ def run_of(
 def _run_of_buffer(
     folder: Path, config: dict[str, Any], model: str, hook: str, data: str | None
 ) -> RunConfig:
-    """The run of a folder of upstream's, as far as its "buffer" tells."""
+    """The run of a folder of upstream's, as far as its "buffer" tells.
+
+    Upstream's own buffers, which don't write their packing, read a truncated document per context.
+    """
     buffer = config.get("buffer", {})
-    found = {
+    found = {"text_packing": "truncate"} | {
         name: buffer[theirs]
         for theirs, name in _OF_THE_BUFFER.items()
         if buffer.get(theirs) is not None
     }
     if "data" not in found and data is None:
-        logger.warning("%s: its %s names no text; using --data %s", folder, CONFIG, RunConfig.data)
+        logger.warning(
+            "%s: %s doesn't say which text it was trained on; measuring on --data %s",
+            folder,
+            CONFIG,
+            RunConfig.data,
+        )
     return TrainConfig().updated(found | {"model": model, "hook": hook}, str(folder / CONFIG)).run
 
 

@@ -7,6 +7,7 @@ import psutil
 import torch as t
 
 from ..activations.language_models import empty_model
+from ..activations.run_inputs import require_positions
 from ..config.run_config import RunConfig
 from ..config.sae_config import SAEConfig
 from ..errors import ConfigError
@@ -36,12 +37,7 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig]) -> None:
     """
     model: Any = empty_model(run.model)
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and run.ctx_len > positions:
-        raise ConfigError(
-            f"ctx_len={run.ctx_len}: expected at most {positions}, the positions that {run.model!r}"
-            f" was trained on; use --ctx-len {positions} or less"
-        )
+    require_positions(run, config, "use a shorter --ctx-len")
     if (available := _all_bytes(run.device)) is None:
         return
     width, size = config.hidden_size, 2 if run.dtype == "bfloat16" else 4

@@ -11,9 +11,10 @@ from texts import write_jsonl
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.language_models import find_hook
-from dictionary_learning_ext.activations.run_inputs import held_out, make_buffer
+from dictionary_learning_ext.activations.run_inputs import held_out, make_buffer, open_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.errors import ConfigError
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -76,3 +77,12 @@ def test_held_out_text_is_no_training_text_and_comes_with_its_first_documents(
     assert documents == held[:3]
     assert not set(held) & set(open_text(text, split="train"))
     assert next(buffer).shape == (100, 16)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_contexts_beyond_the_models_positions_are_refused_wherever_it_is_opened(family, lm_dir_of):
+    """gpt2 would end in an IndexError; rotary positions would give other activations in silence."""
+    model = str(lm_dir_of(family))
+    open_model(RunConfig(model=model, ctx_len=128))
+    with pytest.raises(ConfigError, match=r"ctx_len=129: expected at most 128.*; give the --model"):
+        open_model(RunConfig(model=model, ctx_len=129))

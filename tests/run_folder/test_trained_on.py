@@ -123,25 +123,33 @@ def test_the_rest_is_that_of_upstreams_buffer(made, caplog):
             io="out",
             ctx_len=64,
             text="book.txt",
-            packing="truncate",
+            packing="pack",
             remove_bos=True,
             max_norm_multiple=10.0,
             n_ctxs=7,
         )
     )
     run = run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", None, "cpu")
-    assert (run.ctx_len, run.data, run.text_packing) == (64, "book.txt", "truncate")
+    assert (run.ctx_len, run.data, run.text_packing) == (64, "book.txt", "pack")
     assert (run.remove_bos, run.max_norm_multiple) == (True, 10.0)
     assert not caplog.messages
     asked = run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", "mine.txt", "cpu")
     assert asked.data == "mine.txt"
 
 
+def test_upstreams_own_buffers_read_a_truncated_document_per_context(made):
+    for folder in (made(upstreams(io="out", ctx_len=64)), made(upstreams())):
+        run = run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", None, "cpu")
+        assert run.text_packing == "truncate"
+
+
 def test_a_text_that_nothing_names_is_said(made, caplog):
     folder = made(upstreams(io="out", ctx_len=64))
     assert run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", None, "cpu").data == "embedded"
     (message,) = caplog.messages
-    assert message == f"{folder}: its config.json names no text; using --data embedded"
+    assert message == (
+        f"{folder}: config.json doesn't say which text it was trained on; measuring on --data embedded"
+    )
     caplog.clear()
     run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", "mine.txt", "cpu")
     assert not caplog.messages

@@ -34,7 +34,7 @@ def run(tiny_lm_dir):
     [
         ("--dict-size=1000000000", "512 GB", "--dict-size"),
         ("--n-ctxs=100000000", "205 GB", "--n-ctxs"),
-        ("--ctx-len=100000", "at most 128", "--ctx-len 128"),
+        ("--ctx-len=100000", "at most 128", "--ctx-len"),
     ],
 )
 def test_the_command_refuses_it_in_one_line(
