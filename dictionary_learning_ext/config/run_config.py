@@ -193,8 +193,12 @@ class TrainConfig:
         """These settings for a run of `steps`, with schedules of the same share of the run."""
         require(steps >= 1, "steps", steps, "at least 1")
         former, points = self.run.steps, self.run.save_steps
-        if points[0].isdigit():  # a list of steps
-            points = ",".join(str(int(step) * steps // former) for step in points.split(","))
+        if points != "none" and ":" not in points:  # a list of steps
+            given = [int(step) for step in points.split(",")]
+            scaled = [
+                min(max(1, step * steps // former), steps - 1) if step else 0 for step in given
+            ]
+            points = ",".join(map(str, dict.fromkeys(scaled)))
         return TrainConfig(
             self.sae.for_steps(former, steps, self.run.batch_size),
             replace(self.run, steps=steps, save_steps=points),

@@ -37,6 +37,8 @@ _SCHEDULES = (
     "noise_anneal_steps",
 )
 """The settings that are counted in steps."""
+_LEAST = {"kl_cycle_steps": 2}
+"""The fewest steps of those that need more than one."""
 _DERIVED = (*_SCHEDULES, "dead_feature_threshold")
 """The settings whose defaults follow from the run's length."""
 _NAMED_IN_FOLDERS = {
@@ -176,10 +178,17 @@ class SAEConfig(_Fields):
             if given is not None and given == getattr(defaults, name):
                 changed[name] = None
             elif name in _SCHEDULES and given:
-                changed[name] = max(1, given * steps // former)
-        if changed.get("decay_start") == steps:  # of a run of a single step
-            changed["decay_start"] = None
-        return replace(self, **changed)
+                changed[name] = max(_LEAST.get(name, 1), given * steps // former)
+        for name in ("warmup_steps", "sparsity_warmup_steps"):
+            if warmup := changed.get(name):
+                changed[name] = min(warmup, steps - 1)
+        scaled = replace(self, **changed)
+        if scaled.decay_start is None:
+            return scaled
+        without = replace(scaled, decay_start=None)
+        resolved = without.resolve(steps, batch_size)
+        warm = max(resolved.warmup_steps, resolved.sparsity_warmup_steps or 0)
+        return scaled if warm < scaled.decay_start < steps else without  # a very short run
 
     def _unscheduled(self) -> tuple[str, ...]:
         """The options that the schedule of the KL's weight does not use. They keep their defaults."""
@@ -204,8 +213,6 @@ class SAEConfig(_Fields):
                 who, hint = f"architecture {row.name}", f" (it uses {', '.join(used)})"
                 if name in row.option_names:
                     who = f"posterior {self.posterior or PosteriorOptions.posterior}"
-                elif name == "k" and row.is_whole_dictionary:
-                    hint = ": its k is dict_size"
                 raise self._refusal(name, who, hint)
         require(self.dict_size >= 1, "dict_size", self.dict_size, "at least 1")
         if self.noise_to_signal is not None and self.sigma is not None:

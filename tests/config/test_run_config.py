@@ -45,6 +45,24 @@ def test_save_points():
     assert points("7,3") == [3, 7]
 
 
+@pytest.mark.parametrize(
+    ("save_steps", "steps", "scaled"),
+    [
+        ("100,500", 200, [20, 100]),
+        (" 100, 500", 200, [20, 100]),
+        ("1,2,500", 100, [1, 50]),
+        ("0,500", 100, [0, 50]),
+        ("1,500", 1, [0]),
+        ("linear:1", 100, [50]),
+        ("none", 100, []),
+    ],
+)
+def test_save_points_of_another_length(save_steps, steps, scaled):
+    """Before the first step nothing is learned: no checkpoint comes to be there."""
+    config = TrainConfig(run=RunConfig(steps=1000, save_steps=save_steps))
+    assert config.for_steps(steps).run.save_points() == scaled
+
+
 def test_unknown_settings_get_the_closest_name():
     with pytest.raises(ConfigError, match="unknown setting 'betta'; did you mean 'beta'"):
         TrainConfig().updated({"betta": 1}, "x")

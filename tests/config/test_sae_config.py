@@ -208,6 +208,29 @@ def test_a_run_of_one_step_has_no_room_for_a_decay():
     SAEConfig(decay_start=750, noise_anneal_steps=500).for_steps(1000, 1, 8).resolve(1, 8)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"kl_schedule": "cyclical", "kl_cycle_steps": 100},
+        {"warmup_steps": 60, "decay_start": 100},
+        {"warmup_steps": 900},
+        {"architecture": "relu", "sparsity_warmup_steps": 90, "decay_start": 150},
+        {"architecture": "relu", "decay_start": 250},
+    ],
+    ids=str,
+)
+def test_schedules_of_a_very_short_run_are_possible(steps, given):
+    """A mistake that nobody typed would be said otherwise."""
+    SAEConfig(**given).for_steps(1000, steps, 8).resolve(steps, 8)
+
+
+def test_a_decay_after_the_warm_up_stays():
+    given = SAEConfig(warmup_steps=60, decay_start=100)
+    assert given.for_steps(1000, 20, 8).decay_start == 2
+    assert given.for_steps(1000, 10, 8).decay_start is None
+
+
 def test_an_sae_that_selects_all_features_takes_no_noise_on_the_selection():
     start = SAEConfig(noise_on="selection")
     assert start.changed_to("vsae", None).resolve(100, 8).noise_on == "both"
