@@ -2,7 +2,7 @@
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 
 
 def require_device(device: str) -> None:
@@ -12,6 +12,10 @@ def require_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         n = torch.cuda.device_count()
         there = ["cpu", *(f"cuda:{i}" for i in range(n))]
+        if device in there or (device == "cuda" and n):  # e.g. all of its memory is taken
+            raise ConfigError(
+                f"device {device!r} can't be used ({first_line(error)}); use --device cpu"
+            ) from error
         raise ConfigError(
             f"device={device!r}: expected cpu, cuda or cuda:N, and this machine has "
             f"{', '.join(there) if n else 'cpu and no CUDA device'}; use e.g. --device {there[-1]}"

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 import warnings
 import zipfile
@@ -139,7 +140,7 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
         ) from error
     norm_factor = None
     if isinstance(state, dict) and isinstance(state.get("ae"), dict):
-        norm_factor = float(state.get("norm_factor") or 1.0)
+        norm_factor = _factor(path, state.get("norm_factor"))
         state = state["ae"]
     if not isinstance(state, dict) or not all(isinstance(v, t.Tensor) for v in state.values()):
         what = "a dict of other values" if isinstance(state, dict) else f"a {type(state).__name__}"
@@ -158,6 +159,20 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
                 f"{path.parent / CHECKPOINTS}, or train again with a lower --lr"
             )
     return state, norm_factor
+
+
+def _factor(path: Path, given: Any) -> float:
+    """What a backup says that activations were divided by; none is 1."""
+    if given is None:
+        return 1.0
+    if isinstance(given, t.Tensor) and given.numel() == 1:
+        given = given.item()
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not is_number or not 0 < given < math.inf:
+        raise CheckpointError(
+            f"{path}: norm_factor is {str(given)[:50]!r}, expected a number above 0; copy it again"
+        )
+    return float(given)
 
 
 def _check_weights(

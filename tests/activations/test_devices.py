@@ -32,6 +32,20 @@ def test_the_devices_that_are_there_are_listed(monkeypatch):
         require_device("gpu")
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_device_that_is_there_and_refuses_says_why(device, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(ConfigError) as raised:
+        require_device(device)
+    assert str(raised.value) == (
+        f"device {device!r} can't be used (CUDA out of memory. Tried); use --device cpu"
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_every_command_says_the_same_and_blames_no_file(folder, flags, tmp_path, capsys):
     with pytest.raises(ConfigError, match="no CUDA device"):

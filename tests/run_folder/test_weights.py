@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import math
 import os
 import pickle
 import re
@@ -243,8 +244,14 @@ def test_a_backup_of_upstreams_is_loaded_for_raw_activations(name, stepped):
     x = t.randn(5, 16, generator=t.Generator().manual_seed(0))
     assert t.allclose(sae.encode(2.5 * x), 2.5 * final.encode(x), rtol=1e-5, atol=1e-5)
     assert config["trainer"]["norm_factor"] == 2.5
+    t.save(backup | {"norm_factor": t.tensor(2.5)}, folder / "ae.pt")
+    assert load_dictionary(folder)[1]["trainer"]["norm_factor"] == 2.5
     t.save(backup | {"norm_factor": None}, folder / "ae.pt")
     assert t.equal(load_dictionary(folder)[0].encode(x), final.encode(x))
+    for damaged in ([2.5], "large", math.nan, math.inf, -2.5, 0, True, t.ones(2)):
+        t.save(backup | {"norm_factor": damaged}, folder / "ae.pt")
+        with pytest.raises(CheckpointError, match=r"ae\.pt: norm_factor is .*above 0; copy it"):
+            load_dictionary(folder)
 
 
 def test_k_may_differ_in_the_middle_where_upstream_anneals_it(stepped):
