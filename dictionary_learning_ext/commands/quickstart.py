@@ -7,7 +7,7 @@ from ..config.presets import preset, quickstart
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import Interrupted
-from ..run_folder.names import CONFIG, REPORT, report_files
+from ..run_folder.names import CONFIG, INDEX, REPORT, report_files
 from ..run_folder.reading import is_finished, load_config, read_metrics
 from ..run_folder.writing import remove
 from .flags import Command, vsae
@@ -22,13 +22,13 @@ class QuickstartFlags:
     steps: int = 1000
     """Training steps of each SAE."""
     eval_tokens: int = 100_000
-    """Held-out tokens to evaluate on."""
+    """Held-out tokens to evaluate on. 0: no evaluation."""
     seed: int = 0
     """Seeds the initial weights and the noise of all three SAEs."""
     report: bool = True
     """Write report.html, which shows what the three SAEs learned."""
     overwrite: bool = False
-    """Train the SAEs that save_dir already holds again."""
+    """Train again and replace the SAEs in save_dir."""
 
 
 def run(flags: QuickstartFlags) -> None:
@@ -50,15 +50,16 @@ def run(flags: QuickstartFlags) -> None:
         print(f"{flags.save_dir} holds these SAEs already; --overwrite trains them again.")
     else:
         print(_INTRODUCTION)
-        for of_former_saes in (page, report_files(page)):
+        for of_former_saes in (page, report_files(page), page.with_name(INDEX)):
             remove(of_former_saes)
         try:
             train(config, saes, resume=has_started)
         except Interrupted as stop:
             message = f"stopped by {stop.signal.name}; run the same command again to continue"
             raise Interrupted(stop.signal, message) from stop
-    print("\nOn held-out text:\n")
-    print(printed({str(folder): read_metrics(folder) for folder in folders.values()}))
+    if flags.eval_tokens:
+        print("\nOn held-out text:\n")
+        print(printed({str(folder): read_metrics(folder) for folder in folders.values()}))
     one = folders["vsae_annealed_selection"]
     if flags.report:
         if not page.is_file():
@@ -102,7 +103,8 @@ def _report(flags: QuickstartFlags, page: Path, folder: Path, against: list[Path
     from ..report import write_report
 
     # A short run gets a short report.
-    options = ReportOptions(tokens=max(1, flags.eval_tokens), seed=flags.seed)
+    tokens = flags.eval_tokens or ReportOptions.tokens
+    options = ReportOptions(tokens=tokens, seed=flags.seed)
     write_report(
         folder,
         against,

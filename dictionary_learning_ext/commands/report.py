@@ -29,12 +29,12 @@ class ReportFlags:
 
 def run(flags: ReportFlags) -> None:
     from ..report import write_index, write_report
-    from ..report.index_page import run_folders_in
+    from ..run_folder.reading import run_folders_in
 
     if run_folders_in(flags.folder):
         if flags != ReportFlags(flags.folder, out=flags.out):
             raise ConfigError(
-                f"{flags.folder}: holds several run folders and gets an index page, which measures "
+                f"{flags.folder}: holds run folders and gets an index page, which measures "
                 "nothing; leave out all flags but --out, or give one of "
                 f"{', '.join(path.name for path in run_folders_in(flags.folder))} in it"
             )

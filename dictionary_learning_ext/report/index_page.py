@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import jinja2
-
 from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import shown_in
 from ..run_folder.matching import measurements, training, unequal
-from ..run_folder.names import CONFIG, FAILED, INDEX, REPORT, WEIGHTS
-from ..run_folder.reading import read_config, read_metrics_if_any
+from ..run_folder.names import FAILED, INDEX, REPORT, WEIGHTS
+from ..run_folder.reading import read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.writing import write_text
+from .rendering import rendered
 
 
 @dataclass(frozen=True)
@@ -25,14 +24,6 @@ class _Row:
     """Its report; None if there is none."""
     metrics: list[str]
     settings: list[str]
-
-
-def run_folders_in(folder: str | Path) -> list[Path]:
-    """The run folders in a folder that is none itself, finished or not."""
-    folder = Path(folder)
-    if (folder / CONFIG).is_file():
-        return []
-    return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
 
 
 def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -70,15 +61,9 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
                 settings=[setting_text(value) for value in values.values()],
             )
         )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dictionary_learning_ext.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     together = folder / REPORT
-    page = environment.get_template(INDEX).render(
+    page = rendered(
+        INDEX,
         title=folder.resolve().name,
         rows=rows,
         metrics=metrics,

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
@@ -31,6 +30,7 @@ from .cards import cards
 from .feature_pages import Vocabulary, columns, page, rounded
 from .figures import file_name, write_figures
 from .headline import STAR_MARGIN, sentences, table
+from .rendering import rendered
 
 _MATRIX_FEATURES = 150
 
@@ -63,7 +63,7 @@ def write_report(
     comparison = analyse([folder, *against], options or ReportOptions(), on_step=on_step, **where)
     on_step("writing the page")
     own = None if out == Path(folder) / REPORT else out
-    write_text(out, render(comparison, {"out": own, "figures": figures, **where}))
+    page_html = render(comparison, {"out": own, "figures": figures, **where})
     files = report_files(out)
     for analysis in comparison.analyses:
         _write_data(files, analysis, comparison)
@@ -71,6 +71,7 @@ def write_report(
         on_step("drawing the figures")
         with writing(files):
             write_figures(comparison, files)
+    write_text(out, page_html)  # last: where there is a page, the rest is there too
     return out
 
 
@@ -78,15 +79,8 @@ def render(comparison: Comparison, flags: dict[str, Any]) -> str:
     """The page's HTML.
 
     Arguments:
-        flags: of `vsae report`, beside the folders and options.
+        flags: of `vsae report`, other than the folders and options.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dictionary_learning_ext.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tokenizer: Any = comparison.opened.language_model.tokenizer
     vocabulary = Vocabulary(tokenizer)
     payload = {
@@ -99,7 +93,8 @@ def render(comparison: Comparison, flags: dict[str, Any]) -> str:
         "least": LEAST_SELECTIONS,
     }
     run = comparison.opened.run
-    return environment.get_template(REPORT).render(
+    return rendered(
+        REPORT,
         analyses=comparison.analyses,
         comparison=comparison,
         run=run,

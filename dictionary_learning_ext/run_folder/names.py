@@ -41,6 +41,8 @@ REPORT = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
 INDEX = "index.html"
 """In a folder that holds run folders: the page of `vsae report` that lists them."""
+PAGE_MARK = '<meta name="generator" content="vsae report">'
+"""In each of these pages, so that nobody else's is deleted."""
 LOCK = ".lock"
 """Held by the process that writes to the folder."""
 

@@ -181,9 +181,15 @@ def is_finished(folder: Path, run: RunConfig) -> bool:
 
 def failed_in(folder: Path) -> list[Path]:
     """The run folders of SAEs that failed: `folder` itself, or those in it."""
-    return sorted(
-        path.parent for path in [folder / FAILED, *folder.glob(f"*/{FAILED}")] if path.is_file()
-    )
+    return [one for one in [folder, *run_folders_in(folder)] if (one / FAILED).is_file()]
+
+
+def run_folders_in(folder: str | Path) -> list[Path]:
+    """The run folders in a folder that is none itself, finished or not; sorted by name."""
+    folder = Path(folder)
+    if (folder / CONFIG).is_file():
+        return []
+    return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -193,7 +199,7 @@ def run_folders(folder: Path) -> list[Path]:
     """
     if (folder / CONFIG).is_file():
         return [folder]
-    if inside := sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
+    if inside := run_folders_in(folder):
         return inside
     what = "holds no run" if folder.is_dir() else "no such folder"
     raise ConfigError(

@@ -11,8 +11,8 @@ from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import text_table
 from ..run_folder.matching import SEEDS, settings_of
-from ..run_folder.names import CONFIG, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE
-from ..run_folder.reading import read_config, read_metrics_if_any
+from ..run_folder.names import SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE
+from ..run_folder.reading import read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.writing import write_text
 from . import manifest
 from .groups import RANKED_BY, Group, RunResult, best_of_each_k, grouped, swept
@@ -30,7 +30,7 @@ def from_folder(folder: Path) -> list[RunResult]:
     Raises: ConfigError if no run is finished.
     """
     results, unfinished = [], []
-    for one in sorted(path.parent for path in folder.glob(f"*/{CONFIG}")):
+    for one in run_folders_in(folder):
         if not manifest.is_done(one):
             unfinished.append(one.name)
             continue

@@ -16,11 +16,14 @@ from ..run_folder.names import (
     CHECKPOINTS,
     CONFIG,
     FAILED,
+    INDEX,
     METRICS,
+    PAGE_MARK,
     REPORT,
     RUN_FILES,
     WEIGHTS,
     checkpoint,
+    report_files,
 )
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import remove, write_json, writing
@@ -62,10 +65,11 @@ class SAERun:
         self.log = RunLog(folder, self.config, norm_factor)
 
     def start(self, config: dict[str, Any]) -> None:
-        """Write config.json and delete a former run's other files."""
-        page = self.folder.parent / REPORT
-        if (self.folder / CONFIG).is_file() and page.is_file():
-            logger.warning("%s may show the SAE that is overwritten in %s", page, self.folder)
+        """Write config.json and delete a former run's other files, and the pages beside its folder."""
+        with writing(self.folder.parent):
+            if (self.folder / CONFIG).is_file():
+                for name in (REPORT, INDEX):
+                    self._clear_page(self.folder.parent / name)
         write_json(self.folder / CONFIG, config)
         with writing(self.folder):
             for name in RUN_FILES:
@@ -85,6 +89,17 @@ class SAERun:
             self._clear_temporaries()
             resume_points.forget_after(self.folder, point.step)
         self.log.resume(point, group)
+
+    def _clear_page(self, page: Path) -> None:
+        """Delete a page of `vsae report` on several SAEs, one of which is overwritten."""
+        if not page.is_file():
+            return
+        if PAGE_MARK not in page.read_text(encoding="utf-8", errors="replace"):
+            logger.warning("%s may show the SAE that is overwritten in %s", page, self.folder)
+            return
+        remove(page)
+        remove(report_files(page))
+        logger.info("deleted %s, which showed the SAE that is overwritten", page)
 
     def _clear_temporaries(self) -> None:
         """Delete what a process was writing when it was killed."""

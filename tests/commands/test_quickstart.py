@@ -67,11 +67,29 @@ def test_a_quickstart_with_other_flags_does_not_overwrite(again, capsys):
 
 
 def test_no_report_of_former_saes_is_left(again):
+    folder = Path("runs/quickstart")
+    (folder / "report_files").mkdir()
+    (folder / "report_files" / "x").write_text("")
+    (folder / "index.html").write_text("")
     assert main([*SHORT, "--seed", "1", "--overwrite", "--report", "False"]) == 0
     ((run, saes),) = again
     assert run.overwrite
     assert {sae.seed for sae in saes.values()} == {1}
-    assert not Path("runs/quickstart/report.html").exists()
+    for name in ("report.html", "report_files", "index.html"):
+        assert not (folder / name).exists()
+
+
+def test_a_quickstart_without_evaluation_ends_without_the_table(again, monkeypatch, capsys):
+    def trained(run, saes, **_):
+        for name in saes:
+            (Path(run.save_dir) / name / "metrics.json").unlink()
+
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", trained)
+    flags = ["--steps", "12", "--eval-tokens", "0", "--overwrite", "--report", "False"]
+    assert main(["quickstart", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "held-out text" not in out
+    assert "Next:" in out
 
 
 def test_an_interrupted_quickstart_continues(again, monkeypatch, capsys):

@@ -8,6 +8,7 @@ from html import unescape
 import pytest
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.run_folder.names import PAGE_MARK
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def test_it_has_every_saes_metrics_and_what_differs(folder, runs, capsys):
     assert main(["report", str(folder)]) == 0
     page = folder / "index.html"
     assert f"wrote {page}" in capsys.readouterr().out
+    assert PAGE_MARK in page.read_text(encoding="utf-8")
     rows = rows_of(page.read_text(encoding="utf-8"))
     assert list(rows) == ["top_k", "vsae"]
     for run in runs:

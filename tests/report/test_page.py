@@ -51,6 +51,18 @@ def test_the_page_says_what_was_measured(report, runs):
     assert f"--out {report}\n" in page
 
 
+def test_a_page_is_written_after_its_data_and_figures(runs, tmp_path, monkeypatch):
+    def full(comparison, files):
+        assert list(files.glob("features_*.csv"))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dictionary_learning_ext.report.page.write_figures", full)
+    out = tmp_path / "page.html"
+    flags = [flag for flag in BARE if flag not in ("--figures", "False")]
+    assert main(["report", str(runs[0]), *flags, "--figures", "True", "--out", str(out)]) == 2
+    assert not out.exists()
+
+
 def test_the_command_on_the_page_writes_it_again(runs, tmp_path):
     """Every flag that was given is in it, and none beside."""
     model = json.loads((runs[0] / "config.json").read_text())["run"]["settings"]["model"]

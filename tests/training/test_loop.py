@@ -26,6 +26,7 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
 from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.run_folder.names import PAGE_MARK
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
 from experiments.robustness.wandb_files import history
@@ -190,6 +191,18 @@ def test_overwriting_leaves_nothing_that_describes_the_former_sae(run_of, caplog
     written = {"ae.pt", "config.json", "metrics.json", "metrics.jsonl", "resume", ".lock"}
     assert {path.name for path in folder.iterdir()} <= written
     assert f"{folder.parent / 'report.html'} may show the SAE that is overwritten" in caplog.text
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_pages_on_several_saes_go_with_the_one_that_is_overwritten(is_ours, run_of):
+    (folder,) = train(run_of(), {"x": sae_of()}).values()
+    for name in ("report.html", "index.html"):
+        (folder.parent / name).write_text(PAGE_MARK if is_ours else "a site")
+    data = folder.parent / "report_files"
+    data.mkdir()
+    train(run_of(overwrite=True), {"x": sae_of(seed=1)})
+    there = [(folder.parent / name).exists() for name in ("report.html", "index.html")]
+    assert [*there, data.exists()] == [not is_ours] * 3
 
 
 def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
