@@ -1,25 +1,42 @@
 """Whether the Hugging Face hub can be reached, found before a library tries for half a minute."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+_WAIT = "HF_HUB_ETAG_TIMEOUT"  # huggingface_hub's own wait for a first answer
 _SECONDS = 2.0
 
 
 def why_unreachable() -> str | None:
-    """Why the hub can't be asked for anything, or None if it can. Takes two seconds at most."""
+    """Why the hub can't be asked for anything, or None if it can.
+
+    The first call takes two seconds at most, or HF_HUB_ETAG_TIMEOUT; the answer is kept for the
+    process.
+    """
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, so the hub isn't asked"
+    if _answers(constants.ENDPOINT):
+        return None
+    return f"there is no connection to the hub ({constants.ENDPOINT})"
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if _WAIT in os.environ else _SECONDS
     reached = threading.Event()
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+            get_session().head(endpoint, timeout=seconds)
             reached.set()
         except Exception:  # requests' or httpx's, by the version of huggingface_hub
             pass
@@ -27,10 +44,8 @@ def why_unreachable() -> str | None:
     # In a thread of its own: looking up a name has no time limit.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(_SECONDS)
-    if reached.is_set():
-        return None
-    return f"there is no connection to the hub ({constants.ENDPOINT})"
+    asking.join(seconds)
+    return reached.is_set()
 
 
 @contextmanager

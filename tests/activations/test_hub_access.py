@@ -8,11 +8,15 @@ import subprocess
 import sys
 import threading
 
+import datasets
 import huggingface_hub
 import pytest
+from datasets.packaged_modules.json.json import Json
+from texts import write_jsonl
 
 from dictionary_learning_ext.activations import hub_access
 from dictionary_learning_ext.activations.hub_access import why_unreachable
+from dictionary_learning_ext.activations.text import open_text
 
 CALLS = """
 import json, sys
@@ -74,12 +78,15 @@ def test_offline(closed_port, tiny_lm_dir, tmp_path):
 def asked(monkeypatch):
     """Stands in for the hub."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    hub_access._answers.cache_clear()
 
     def answer_with(head):
         session = type("Session", (), {"head": staticmethod(head)})
         monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: session)
 
-    return answer_with
+    yield answer_with
+    hub_access._answers.cache_clear()
 
 
 def test_any_answer_is_a_connection(asked):
@@ -93,6 +100,51 @@ def test_a_hub_that_never_answers_is_given_up(asked, monkeypatch):
     asked(lambda url, timeout: never.wait(60))
     assert "no connection" in str(why_unreachable())
     never.set()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_hub_is_asked_once(is_there, asked):
+    calls = []
+
+    def head(url, timeout):
+        calls.append(url)
+        if not is_there:
+            raise OSError("no network")
+
+    asked(head)
+    answers = {why_unreachable() for _ in range(3)}
+    assert len(answers) == 1
+    assert (None in answers) == is_there
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("variable", "seconds"), [(None, 2.0), ("7", 7.0)])
+def test_the_wait_is_the_one_of_the_environment(variable, seconds, asked, monkeypatch):
+    if variable:
+        monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", variable)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", int(variable))
+    waits = []
+    asked(lambda url, timeout: waits.append(timeout))
+    why_unreachable()
+    assert waits == [seconds]
+
+
+def test_a_data_set_in_the_cache_is_read(asked, monkeypatch, tmp_path):
+    """As `datasets` keeps one that it has downloaded: the hub is not asked for it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    rows = write_jsonl(tmp_path / "rows.jsonl", ["once", "upon", "a time"])
+    files = {"train": [str(rows)]}
+    folder = tmp_path / "somebody___stories" / "default" / "0.0.0" / ("0" * 40)
+    builder = Json(dataset_name="stories", data_files=files, cache_dir=str(tmp_path))
+    builder.download_and_prepare(str(folder))
+
+    def unreachable(url, timeout):
+        raise OSError("no network")
+
+    asked(unreachable)
+    assert list(open_text("somebody/stories")) == ["once", "upon", "a time"]
+    assert not datasets.config.HF_HUB_OFFLINE, "as before"
 
 
 def test_offline_mode_asks_for_nothing(asked, monkeypatch):
