@@ -9,7 +9,7 @@ from typing import Any
 
 from ..activations.position_rule import left_out
 from ..errors import ConfigError
-from ..run_folder.matching import measurements, training, unequal
+from ..run_folder.matching import LEAVING_OUT, measurements, training, unequal
 from .metric import Metric
 from .metrics import METRICS, NOT_MEASURED, shown_in
 from .tables import text_table
@@ -51,11 +51,14 @@ def table(
 def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list[str]:
     """What the table can't show: positions that CE left alone, and why metrics are missing."""
     lines: dict[str, None] = {}
-    for values in results.values():
+    earlier = []
+    for folder, values in results.items():
+        settings = values.get("measured_on", {})
+        what = left_out(**{name: settings[name] for name in LEAVING_OUT if name in settings})
+        has_ce = values.get("loss_reconstructed") is not None
+        if what and has_ce and "positions_left_alone" not in values:
+            earlier.append(folder)
         if values.get("positions_left_alone"):
-            settings = values.get("measured_on", {})
-            names = ("remove_bos", "max_norm_multiple")
-            what = left_out(**{name: settings[name] for name in names if name in settings})
             lines[
                 f"CE: {values['positions_left_alone']:,} of {values['loss_positions']:,} positions "
                 f"left alone: {what or 'training leaves them out'}"
@@ -63,6 +66,11 @@ def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list
         for metric in metrics:
             if reason := values.get(NOT_MEASURED, {}).get(metric.key):
                 lines[f"{metric.label}: not measured: {reason}"] = None
+    if earlier:
+        lines[
+            f"{', '.join(earlier)}: measured by an earlier version, whose CE replaces all positions;"
+            f" run `vsae eval {' '.join(earlier)}` again"
+        ] = None
     return list(lines)
 
 
