@@ -71,7 +71,7 @@ def run(flags: TrainFlags) -> None:
     for folder in folders.values():
         print(f"saved in {folder}; load it with load_dictionary({str(folder)!r})")
     for folder, metrics in results.items():
-        for symptom in symptoms(metrics, load_config(folder).sae):
+        for symptom in symptoms(metrics, load_config(folder)):
             print(f"{folder} looks bad: {symptom}")
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
         raise TrainingError(

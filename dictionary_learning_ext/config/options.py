@@ -28,6 +28,8 @@ NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
 
 LOG_VAR_LIMITS = (-10.0, 4.0)
 """What a learned posterior's log-variance is clamped to, in training units."""
+MUCH_NOISE = 0.3
+"""The noise_to_signal above which noise drowns the activations."""
 SCALE_LIMITS = (1e-18, 1e18)
 """Between them the square of a number, and the square's inverse, are numbers in float32."""
 

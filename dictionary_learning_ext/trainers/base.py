@@ -23,13 +23,17 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import require
-from ..config.options import UNUSED_BY, UNUSED_BY_SCHEDULE, ObjectiveOptions, PosteriorOptions
+from ..config.options import (
+    MUCH_NOISE,
+    UNUSED_BY,
+    UNUSED_BY_SCHEDULE,
+    ObjectiveOptions,
+    PosteriorOptions,
+)
 from ..errors import CheckpointError, ConfigError
 from .optimizers import GuardedAdam
 
 logger = logging.getLogger(__name__)
-MUCH_NOISE = 0.3
-"""A `noise_to_signal` above which a trainer warns."""
 
 
 class Failure(NamedTuple):
@@ -142,7 +146,7 @@ def warn_of_noise(
         instead = f"sigma={posterior.sigma * math.sqrt(goal / drowned):.3g}"
     logger.warning(
         f"noise_to_signal={drowned:.3g}: above {MUCH_NOISE} the noise drowns the activations; set "
-        f"{instead} (noise_to_signal={goal}), or noise_anneal_steps to let the noise end"
+        f"{instead} (noise_to_signal={goal}), or set noise_anneal_steps so the noise fades out"
     )
 
 

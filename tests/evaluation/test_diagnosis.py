@@ -1,4 +1,4 @@
-"""A bad run is called one, with a flag to change, and a good one is not."""
+"""A bad run is called one, with flags to change that it has, and a good one is not."""
 
 import dataclasses
 import re
@@ -6,44 +6,88 @@ import re
 import pytest
 
 from dictionary_learning_ext.commands.train import TrainFlags
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.config.presets import preset
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.evaluation.diagnosis import symptoms
 
 GOOD = {"fve": 0.95, "frac_recovered": 0.98, "alive": 0.97, "noise_to_signal": 0.1}
-FLAGS = {
-    field.name
-    for flags in (SAEConfig, RunConfig, TrainFlags)
-    for field in dataclasses.fields(flags)
-}
+BAD = {"fve": 0.2, "frac_recovered": 0.3, "alive": 0.75, "noise_to_signal": 0.5}
+OF_ALL = {
+    field.name for flags in (RunConfig, TrainFlags) for field in dataclasses.fields(flags)
+} | {"dict_size", "lr"}
+
+
+def config(**given):
+    return TrainConfig(SAEConfig(**given).resolve(1200, 1024))
+
+
+def named(line):
+    """The flags in a line, as settings."""
+    return {name.replace("-", "_") for name in re.findall(r"--([a-z0-9-]+)", line)}
 
 
 def test_a_good_run_has_no_symptom():
-    assert symptoms(GOOD, SAEConfig()) == []
+    assert symptoms(GOOD, config()) == []
 
 
 @pytest.mark.parametrize(
-    ("metric", "bad", "limit", "said"),
+    ("metric", "limit", "said"),
     [
-        ("fve", 0.2, 0.5, "FVE is 0.20"),
-        ("frac_recovered", 0.3, 0.5, "CE recovered is 0.30"),
-        ("alive", 0.75, 0.76, "Only 75% of the features"),
-        ("noise_to_signal", 0.5, 0.3, "noise has 0.50 of the activations' energy"),
+        ("fve", 0.5, "FVE is 0.20: "),
+        ("frac_recovered", 0.5, "CE recovered is 0.30: "),
+        ("alive", 0.76, "Only 75% of the features were"),
+        ("noise_to_signal", 0.3, "Sampling adds noise with 0.50 of the activations' energy, and"),
     ],
 )
-def test_each_symptom_is_said_with_flags_that_there_are(metric, bad, limit, said):
-    (line,) = symptoms(GOOD | {metric: bad}, SAEConfig())
-    assert said in line
-    named = [name.replace("-", "_") for name in re.findall(r"--([a-z-]+)", line)]
-    assert named
-    assert set(named) <= FLAGS
-    assert symptoms(GOOD | {metric: limit}, SAEConfig()) == []
+def test_each_symptom_is_said_beyond_its_limit(metric, limit, said):
+    (line,) = symptoms(GOOD | {metric: BAD[metric]}, config())
+    assert line.startswith(said)
+    assert symptoms(GOOD | {metric: limit}, config()) == []
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_advice_names_only_flags_that_the_architecture_takes(architecture):
+    lines = symptoms(BAD, config(architecture=architecture))
+    assert len(lines) == 3 + ("noise_anneal_steps" in TRAINED[architecture].option_names)
+    for line in lines:
+        assert named(line)
+        assert named(line) <= OF_ALL | set(TRAINED[architecture].option_names), line
+        assert line.endswith(".")
+
+
+def test_advice_that_the_run_follows_already_is_not_given():
+    for own in (preset("recommended"), preset("recommended", steps=50)):
+        assert not {"preset", "max_norm_multiple"} & named(" ".join(symptoms(BAD, own)))
+    said = " ".join(symptoms(BAD, preset("paper")))
+    assert {"preset", "max_norm_multiple", "k", "beta"} <= named(said)
+    at_their_ends = config(k=64, dict_size=64, beta=0.0)
+    assert not {"k", "beta"} & named(" ".join(symptoms(BAD, at_their_ends)))
+
+
+def test_without_normalisation_less_noise_is_a_smaller_sigma():
+    raw = RunConfig(normalize="none")
+    noisy = GOOD | {"noise_to_signal": 0.5}
+    for posterior, flag in (("fixed", "sigma"), ("learned", "log_var_init")):
+        (line,) = symptoms(noisy, TrainConfig(config(posterior=posterior).sae, raw))
+        assert named(line) == {flag, "noise_anneal_steps"}
+
+
+def test_few_tokens_say_nothing_of_the_features_that_are_alive():
+    """At k/F = 1/16 the average feature is selected 10 times in 160 tokens."""
+    few = GOOD | {"alive": 0.5}
+    assert symptoms(few | {"tokens": 159}, config(k=4, dict_size=64)) == []
+    assert len(symptoms(few | {"tokens": 160}, config(k=4, dict_size=64))) == 1
+    relu = config(architecture="relu", dict_size=64)
+    assert symptoms(few | {"tokens": 159, "l0": 4.0}, relu) == []
+    assert len(symptoms(few | {"tokens": 160, "l0": 4.0}, relu)) == 1
 
 
 def test_what_was_not_measured_is_no_symptom():
-    assert symptoms(dict.fromkeys(GOOD), SAEConfig()) == []
-    assert symptoms({}, SAEConfig(architecture="relu")) == []
+    assert symptoms(dict.fromkeys(GOOD), config()) == []
+    assert symptoms({}, config(architecture="relu")) == []
 
 
 def test_noise_that_is_annealed_away_is_no_symptom():
-    assert symptoms(GOOD | {"noise_to_signal": 0.5}, SAEConfig(noise_anneal_steps=5)) == []
+    assert symptoms(GOOD | {"noise_to_signal": 0.5}, config(noise_anneal_steps=5)) == []
