@@ -1,5 +1,6 @@
 """`vsae sweep`: a wandb sweep file on this machine, and a sweep's results."""
 
+import contextlib
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class SweepFlags:
     """A sweep of more runs than this needs --yes."""
     yes: bool = False
     """Run the sweep however many runs it has."""
-    seed: int = 0
+    search_seed: int = 0
     """Seeds the draws of a random search."""
     results: Path | None = None
     """Show the results of the sweep in this folder, and write results.csv, results_by_setting.csv
@@ -53,7 +54,7 @@ def run(flags: SweepFlags) -> None:
             "vsae sweep: give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP"
         )
     if flags.file is None and flags.fixed:
-        raise UserError(f"{flags.fixed[0]}: expected a sweep file beside it")
+        raise UserError(f"{flags.fixed[0]}: only works with a sweep file")
     if flags.file is not None:
         _run_file(flags.file, flags)
     elif flags.results is not None:
@@ -79,7 +80,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     from ..sweep.runner import begin_sweep, run_sweep
     from ..sweep.sweep_file import configurations, read_sweep
 
-    sweep = read_sweep(file, flags.seed)
+    sweep = read_sweep(file, flags.search_seed)
 
     def parsed(arguments: list[str]) -> TrainConfig:
         train = parse(TRAIN, arguments)
@@ -101,7 +102,8 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     try:
         run_sweep(configs, save_dir)
     except TrainingError:
-        _show(save_dir)
+        with contextlib.suppress(ConfigError):  # no run is finished
+            _show(save_dir)
         raise
     _show(save_dir)
 

@@ -130,7 +130,7 @@ class RunConfig:
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_NOT_THE_RESULT = (
+NOT_THE_RESULT = (
     "save_dir",
     "overwrite",
     "save_every",
@@ -139,6 +139,7 @@ _NOT_THE_RESULT = (
     "wandb_artifacts",
     "log_steps",
 )
+"""Settings that change no number of a result: where it goes, and how often it is saved and logged."""
 _ADDED_LATER = {"prior_std": (None, PosteriorOptions.prior_std), "noise_to_signal": (None,)}
 """Settings that older run folders lack, and the values that mean the same as their absence."""
 
@@ -148,7 +149,7 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in settings.items()
-        if name not in _NOT_THE_RESULT and value not in _ADDED_LATER.get(name, ())
+        if name not in NOT_THE_RESULT and value not in _ADDED_LATER.get(name, ())
     }
 
 

@@ -1,10 +1,11 @@
-"""The runs of a sweep, grouped by what they share beside their seeds, and the best for each k."""
+"""The runs of a sweep, grouped by everything except their seeds, and the best for each k."""
 
 import json
 import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from ..config.run_config import NOT_THE_RESULT
 from ..evaluation.metrics import Metric
 from ..run_folder.matching import SEEDS, unequal
 
@@ -12,7 +13,7 @@ RunResult = dict[str, Any]
 """One finished run: its name "run", its "settings" and its "metrics"."""
 
 RANKED_BY = "description_length"
-_NEVER_SHOWN = ("save_dir", "overwrite", "wandb", "wandb_project", "wandb_artifacts", "device")
+_NEVER_SHOWN = (*NOT_THE_RESULT, "device")
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def show(
 def _winners(best: list[Group], settings: list[str], n_runs: int, has_seeds: bool) -> list[str]:
     label = METRICS[RANKED_BY].label
     if not best:
-        return [f"No {label} was measured, so no run is the best."]
+        return [f"{label} was not measured, so the runs are not ranked."]
     if not has_seeds:
         lines = [f"Lowest {label} for each k, out of {n_runs} runs, one seed each (n = 1):"]
         return lines + [f"  k={one.settings.get('k')}: {one.runs[0]['run']}" for one in best]

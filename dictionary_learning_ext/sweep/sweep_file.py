@@ -17,6 +17,8 @@ _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
 _KEYS |= {"command", "run_cap"}
 _SETTINGS = get_type_hints(SAEConfig) | get_type_hints(RunConfig) | {"preset": str, "config": str}
+_STARTS = {"preset", "config"}
+"""What a run starts from: one of them, so that a typed one replaces the file's."""
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
 
 
@@ -93,8 +95,8 @@ def configurations(
         parse: turns flags of `vsae train` into a configuration.
         fixed: flags that override those in the file's command.
 
-    Raises: ConfigError for an invalid value, or a fixed flag that the file sweeps, before anything
-    runs.
+    Raises: UserError for an invalid value, or a fixed flag that the file sweeps, before anything
+    runs. It names the file unless the mistake is in the fixed flags.
     """
     for flag in (word for word in fixed if word.startswith("--")):
         name = flag.removeprefix("--").partition("=")[0].replace("-", "_")
@@ -105,13 +107,18 @@ def configurations(
             )
         if name == "resume":
             raise ConfigError(f"{flag}: a sweep continues by itself; leave it out")
+        if name == "overwrite":
+            raise ConfigError(f"{flag}: a sweep continues its folder; choose another --save-dir")
+    shared = _without_start(sweep.flags) if _names(fixed) & _STARTS else sweep.flags
     found: dict[str, TrainConfig] = {}
     for assignment in sweep.assignments:
         swept = [f"--{name}={value}" for name, value in assignment.items()]
         try:
-            config = parse([*sweep.flags, *fixed, *swept])
+            config = parse([*shared, *fixed, *swept])
             resolved = config.sae.resolve(config.run.steps, config.run.batch_size)
         except UserError as error:
+            if fixed and _is_legal([*shared, *swept], parse):  # the mistake was typed
+                raise
             raise ConfigError(f"{sweep.file}: {error}") from error
         config = replace(config, sae=resolved)
         if config.name in found:
@@ -120,6 +127,36 @@ def configurations(
             )
         found[config.name] = config
     return found
+
+
+def _names(flags: Sequence[str]) -> set[str]:
+    """The names of the settings that these flags give."""
+    return {
+        flag.removeprefix("--").partition("=")[0].replace("-", "_")
+        for flag in flags
+        if flag.startswith("--")
+    }
+
+
+def _without_start(flags: Sequence[str]) -> list[str]:
+    """The flags without --preset and --config, and without their values."""
+    kept, rest = [], list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if not _names([flag]) & _STARTS:
+            kept.append(flag)
+        elif "=" not in flag and rest:
+            rest.pop(0)
+    return kept
+
+
+def _is_legal(flags: list[str], parse: Callable[[list[str]], TrainConfig]) -> bool:
+    try:
+        config = parse(flags)
+        config.sae.resolve(config.run.steps, config.run.batch_size)
+    except UserError:
+        return False
+    return True
 
 
 def _flags(path: Path, content: dict[str, Any]) -> list[str]:

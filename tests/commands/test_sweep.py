@@ -9,7 +9,7 @@ from small_commands import refused
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.sweep import COMMAND
-from dictionary_learning_ext.errors import Interrupted
+from dictionary_learning_ext.errors import Interrupted, TrainingError
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def sweep_file(flags, tmp_path):
 
 TYPED = {
     "f.yaml --steps 100 --eval-tokens=0": "--steps 100 --eval-tokens=0",
-    "--steps 100 f.yaml --yes --seed 3": "--steps 100",
+    "--steps 100 f.yaml --yes --seed 3 --search-seed 4": "--steps 100 --seed 3",
     "--rectify f.yaml --device cuda": "--rectify --device cuda",
     "--rectify False f.yaml --at-once 2 --max_norm_multiple 3": "--rectify False --max_norm_multiple 3",
     "f.yaml --group-fractions 0.5 0.5 --at-once 2": "--group-fractions 0.5 0.5",
@@ -44,7 +44,7 @@ def test_the_flags_of_train_are_told_from_its_own(typed):
 
 def test_a_flag_that_nobody_knows_and_one_without_a_file(sweep_file, tmp_path, capsys):
     assert "--stepz" in refused(["sweep", sweep_file, "--stepz", "100"], capsys)
-    assert "--steps: expected a sweep file" in refused(
+    assert "--steps: only works with a sweep file" in refused(
         ["sweep", "--results", tmp_path, "--steps", "9"], capsys
     )
     assert "--k: " in refused(["sweep", sweep_file, "--k=3"], capsys)
@@ -56,7 +56,7 @@ def test_a_sweep_without_evaluation_ends_with_its_runs(sweep_file, tmp_path, cap
     assert main(["sweep", str(sweep_file), "--save-dir", str(folder), *fixed]) == 0
     out = capsys.readouterr().out
     assert f"4 runs into {folder}, all at once" in out
-    assert "No description length was measured" in out
+    assert "description length was not measured, so the runs are not ranked." in out
     for path in folder.glob("*/config.json"):
         assert json.loads(path.read_text())["run"]["settings"]["steps"] == 6
     assert "finished" not in out
@@ -103,3 +103,12 @@ def test_the_results_of_the_others_are_shown_beside_a_failure(sweep_file, tmp_pa
     printed = capsys.readouterr()
     assert f"3 of 4 runs are finished; 1 failed, see failed.json in {one.name}." in printed.out
     assert "failed earlier" in printed.err
+
+
+def test_if_every_run_fails_the_reason_is_printed(sweep_file, tmp_path, capsys, monkeypatch):
+    def failing(run, saes, **_):
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", failing)
+    command = ["sweep", sweep_file, "--save-dir", tmp_path / "s"]
+    assert refused(command, capsys) == "vsae: the loss is nan"

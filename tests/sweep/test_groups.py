@@ -35,9 +35,9 @@ def test_the_mean_counts_and_not_the_luckiest_run():
 def test_only_seeds_and_places_do_not_make_a_group():
     groups = grouped(
         [
-            row(8, 1.0, lr=2, seed=0, save_dir="a"),
+            row(8, 1.0, lr=2, seed=0, save_dir="a", save_every="10m", log_steps=100),
             row(8, 2.0, lr=1, seed=0, save_dir="b"),
-            row(8, 3.0, lr=2, seed=1, save_dir="c", data_seed=4),
+            row(8, 3.0, lr=2, seed=1, save_dir="c", data_seed=4, save_every="5m", log_steps=7),
         ]
     )
     assert [(one.n, one.settings["lr"]) for one in groups] == [(1, 1), (2, 2)]

@@ -80,7 +80,7 @@ def test_runs_that_were_not_evaluated_are_listed_and_none_is_best(tmp_path):
     results = from_folder(tmp_path)
     assert [one["metrics"] for one in results] == [{}, {}]
     text = show(results, tmp_path)
-    assert "No description length was measured" in text
+    assert "description length was not measured, so the runs are not ranked." in text
     assert text.splitlines()[2].split()[:3] == ["4", "0.0002", "-"], "the lr that the trainer chose"
 
 

@@ -14,7 +14,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run_config import TrainConfig
-from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 from experiments.robustness.wandb_files import history, logged_config, records
 
@@ -156,6 +156,28 @@ def test_fixed_flags_override_the_files_and_swept_ones_are_refused(sweep_file):
         configurations(sweep, train_config, ["--steps=12", "--beta", "0.1"])
     with pytest.raises(ConfigError, match="--resume=auto: a sweep continues by itself"):
         configurations(sweep, train_config, ["--resume=auto"])
+    with pytest.raises(ConfigError, match="--overwrite: a sweep continues its folder"):
+        configurations(sweep, train_config, ["--overwrite"])
+
+
+@pytest.mark.parametrize("fixed", [["--steps", "abc"], ["--dict-size=0"], ["--stepz", "9"]])
+def test_a_mistake_that_was_typed_is_not_blamed_on_the_file(fixed, sweep_file):
+    with pytest.raises(UserError) as refused:
+        configurations(read_sweep(sweep_file()), train_config, fixed)
+    assert "yaml" not in str(refused.value)
+    with pytest.raises(UserError, match=r"sweep\.yaml"):
+        configurations(read_sweep(sweep_file(parameters={"k": {"value": 0}})), train_config, fixed)
+
+
+@pytest.mark.parametrize("preset", [["--preset=paper"], ["--preset", "paper"]])
+def test_a_typed_config_replaces_the_files_preset(preset, sweep_file, tmp_path):
+    start = train_config(["--preset=quickstart", "--dict-size=96"])
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"run": {"settings": start.to_dict()}}))
+    command = ["vsae", "train", *preset, "--batch-size=48", "${args}"]
+    sweep = read_sweep(sweep_file(command=command, parameters={"k": {"values": [2, 4]}}))
+    found = configurations(sweep, train_config, [f"--config={config}"]).values()
+    assert {(one.sae.dict_size, one.run.batch_size) for one in found} == {(96, 48)}
 
 
 def wandb_file(cwd, run_id):
