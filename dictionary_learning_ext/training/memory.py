@@ -1,7 +1,7 @@
 """Whether a machine can train a run at all, found before the language model is loaded."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch as t
@@ -13,6 +13,15 @@ from ..config.sae_config import SAEConfig
 from ..errors import ConfigError
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+class _Part(NamedTuple):
+    """Something that a run keeps in memory."""
+
+    label: str
+    bytes: int
+    remedy: str
+    """What to do if this is the largest part."""
 
 
 def sae_bytes(dict_size: int, activation_dim: int) -> int:
@@ -43,22 +52,21 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig]) -> None:
     width, size = config.hidden_size, 2 if run.dtype == "bfloat16" else 4
     is_quantized = getattr(config, "quantization_config", None) is not None
     parameters = 0 if is_quantized else sum(each.numel() for each in model.parameters())
-    parts = {
-        "SAE weights, gradients and optimizer": sum(sae_bytes(s.dict_size, width) for s in saes),
-        "buffer": run.n_ctxs * run.ctx_len * width * size,
-        "language model": parameters * size,
-    }
-    if (needed := sum(parts.values())) > available:
+    parts = [
+        _Part(
+            "SAE weights, gradients and optimizer",
+            sum(sae_bytes(each.dict_size, width) for each in saes),
+            "lower --dict-size",
+        ),
+        _Part("buffer", run.n_ctxs * run.ctx_len * width * size, "lower --n-ctxs or --ctx-len"),
+        _Part("language model", parameters * size, "use a smaller --model, or --dtype bfloat16"),
+    ]
+    if (needed := sum(part.bytes for part in parts)) > available:
         where = "this machine" if run.device == "cpu" else run.device
-        flag = {
-            "SAE weights, gradients and optimizer": "--dict-size",
-            "buffer": "--n-ctxs or --ctx-len",
-            "language model": "--model or --dtype bfloat16",
-        }[max(parts, key=lambda name: parts[name])]
-        listed = ", ".join(f"{name} {_in_words(number)}" for name, number in parts.items())
+        listed = ", ".join(f"{part.label} {_in_words(part.bytes)}" for part in parts)
         raise ConfigError(
-            f"the run needs at least {_in_words(needed)} of memory ({listed}): expected at most"
-            f" {_in_words(available)}, which {where} has; use a smaller {flag}"
+            f"this run needs at least {_in_words(needed)} of memory ({listed}), and {where} has"
+            f" {_in_words(available)}; {max(parts, key=lambda part: part.bytes).remedy}"
         )
 
 
@@ -74,8 +82,8 @@ def _all_bytes(device: str) -> int | None:
 
 def _in_words(number: float) -> str:
     """Bytes, as 41 TB."""
-    for unit in _UNITS:
-        if number < 1000 or unit == _UNITS[-1]:
-            return f"{number:.{0 if number >= 10 or unit == 'bytes' else 1}f} {unit}"
+    power = 0
+    while number >= 1000 and power < len(_UNITS) - 1:
         number /= 1000
-    raise AssertionError
+        power += 1
+    return f"{number:.{0 if number >= 10 or power == 0 else 1}f} {_UNITS[power]}"

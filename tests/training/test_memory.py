@@ -7,7 +7,7 @@ from small_commands import refused
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.training import loop
+from dictionary_learning_ext.training import loop, memory
 from dictionary_learning_ext.training.memory import free_bytes, require_memory, sae_bytes
 
 GB = 10**9
@@ -32,8 +32,8 @@ def run(tiny_lm_dir):
 @pytest.mark.parametrize(
     ("flag", "needed", "advice"),
     [
-        ("--dict-size=1000000000", "512 GB", "--dict-size"),
-        ("--n-ctxs=100000000", "205 GB", "--n-ctxs"),
+        ("--dict-size=1000000000", "512 GB", "; lower --dict-size"),
+        ("--n-ctxs=100000000", "205 GB", "; lower --n-ctxs or --ctx-len"),
         ("--ctx-len=100000", "at most 128", "--ctx-len"),
     ],
 )
@@ -46,8 +46,23 @@ def test_the_command_refuses_it_in_one_line(
     line = refused(["train", *flags, flag, f"--save-dir={save_dir}"], capsys)
     assert needed in line
     assert advice in line
-    assert "GB, which this machine has" in line or "positions" in line
+    assert ", and this machine has 24 GB; " in line or "positions" in line
     assert not save_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (41e12, "41 TB"), (5e22, "50000 EB")],
+)
+def test_bytes_in_words(number, words):
+    assert memory._in_words(number) == words
+
+
+def test_a_language_model_that_is_too_large_needs_a_smaller_one(run, machine):
+    machine(10_000)
+    small = RunConfig(**vars(run) | {"n_ctxs": 1, "ctx_len": 1, "batch_size": 1})
+    with pytest.raises(ConfigError, match=r"; use a smaller --model, or --dtype bfloat16$"):
+        require_memory(small, [SAEConfig(dict_size=8, k=4)])
 
 
 def test_every_part_counts(run, machine, tiny_lm):
