@@ -84,8 +84,8 @@ def measured_on(outcome: BenchResults) -> list[str]:
             )
             if left_out := ours.get("left_out"):
                 line += (
-                    f"; {left_out:,} of the tokens are of those that training leaves out: CE and KL "
-                    "keep their activations, and our metrics don't count them"
+                    f"; training leaves out {left_out:,} of these tokens. CE and KL keep their "
+                    "original activations, and our metrics skip them"
                 )
             lines[line] = None
     return list(lines)

@@ -92,7 +92,9 @@ def test_bench_says_what_it_measured_and_left_alone(tiny_lm_dir, text, tmp_path,
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("core: measured on")]
     match = re.match(
-        r"core: measured on 1,024 tokens, CE and KL on 512; (\d+) of the tokens ", line
+        r"core: measured on 1,024 tokens, CE and KL on 512; training leaves out (\d+) of these "
+        r"tokens\. CE and KL keep their original activations, and our metrics skip them$",
+        line,
     )
     assert match
     (path,) = (tmp_path / "run" / "eval_results" / "core").glob("*.json")
@@ -105,5 +107,5 @@ def test_bench_says_what_it_measured_and_left_alone(tiny_lm_dir, text, tmp_path,
     other.mkdir()
     (other / "ae.pt").write_bytes((tmp_path / "run" / "ae.pt").read_bytes())
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BenchError, match=r"with max_norm_multiple None, but .*run with 10.0"):
+    with pytest.raises(BenchError, match=r"has max_norm_multiple=None, but .*run has 10.0"):
         bench_runner.bench([tmp_path / "run", other], evals=["core"], data="embedded")
