@@ -47,12 +47,22 @@ class _Messages(logging.Formatter):
         return record.getMessage() if record.levelno == logging.INFO else super().format(record)
 
 
+_BEFORE = r"^|[:,;] |\b(?:and|as|has|is|most|requires|says|than|to|use|with) "
+"""What stands before a setting in our messages. Anything else with a = is a file's name or the like."""
+
+
 def _spelled_as_flags(message: str, command: Command[Any]) -> str:
-    """A message with a command's settings as they are typed: --dict-size 32, not dict_size=32."""
-    for name in flag_types(command.flags):
-        field = name.replace("-", "_")
-        message = re.sub(rf"(?<![\w.-]){field}=(?=\S)", f"--{name} ", message)
-    return message
+    """A message with a command's settings as they are typed: --dict-size 32, not dict_size=32.
+
+    Calls in Python, such as load_dictionary('runs/a', device='cuda'), stay as they are.
+    """
+    names = "|".join(name.replace("-", "_") for name in flag_types(command.flags))
+
+    def spelled(match: re.Match[str]) -> str:
+        before, name = match.groups()
+        return match[0] if name is None else f"{before}--{name.replace('_', '-')} "
+
+    return re.sub(rf"\w\([^()]*\)|({_BEFORE})({names})=(?=\S)", spelled, message)
 
 
 def main(arguments: list[str] | None = None) -> int:

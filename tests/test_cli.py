@@ -64,11 +64,14 @@ def test_help_explains_every_flag_with_the_papers_values():
     [
         (None, 0, ""),
         (UserError("k=0: expected 1 or more"), 2, "vsae: k=0: expected 1 or more\n"),
-        (UserError("a: no columns=x"), 2, "vsae: a: no --columns x\n"),
+        (UserError("a: columns=x; json=3"), 2, "vsae: a: --columns x; --json 3\n"),
+        (UserError("a: the run has json=3"), 2, "vsae: a: the run has --json 3\n"),
+        (UserError("a b/json=3 json=3: no file"), 2, "vsae: a b/json=3 json=3: no file\n"),
+        (UserError("a: load(x, json=3)"), 2, "vsae: a: load(x, json=3)\n"),
         (Interrupted(SIGTERM, "continue with --resume"), 143, "vsae: continue with --resume\n"),
         (KeyboardInterrupt(), 130, "vsae: stopped by SIGINT; run the same command again\n"),
     ],
-    ids=["done", "a mistake", "a setting", "SIGTERM", "Ctrl-C"],
+    ids=["done", "mistake", "settings", "has", "a file", "Python", "SIGTERM", "Ctrl-C"],
 )
 def test_the_exit_status_says_how_a_command_ended(raised, status, said, monkeypatch, capsys):
     def run(flags):

@@ -18,8 +18,8 @@ class CompareFlags:
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
     the most important ones."""
     json: bool = False
-    """Print JSON: the content of each folder's metrics.json, or of it the metrics of --columns and
-    what was measured on."""
+    """Print JSON instead: each folder's metrics.json. With --columns, only those metrics and what
+    they were measured on."""
 
 
 def run(flags: CompareFlags) -> None:

@@ -14,8 +14,8 @@ class EvalFlags:
     folders: tyro.conf.Positional[Folders]
     """Run folders, all trained on one language model and hook point."""
     tokens: int | None = None
-    """Held-out tokens to evaluate on. Default: as in the run's own evaluation. An evaluation at
-    other settings than that in metrics.json goes to evaluations/ beside it."""
+    """Held-out tokens to evaluate on. Default: as in the run's own evaluation. If the settings
+    differ from those of metrics.json, the results go to evaluations/ instead."""
     step: int | None = None
     """Evaluate the checkpoint of this step, see --save-steps of train. Default: the final
     weights."""

@@ -33,7 +33,7 @@ def flag_types(flags: type) -> dict[str, Any]:
 
 
 def require_legal(flags: type, args: list[str], program: str) -> None:
-    """Raise a UserError for what is not there, for a value of another type, and for what is missing."""
+    """Raise a UserError for an unknown flag, a value of the wrong type or a missing argument."""
     types, see = flag_types(flags), f"(see `{program} --help`)"
     words = [each for each in _typed_fields(flags) if each.is_word]
     unknown, given_words, given = [], 0, set()
@@ -73,13 +73,15 @@ def _split(
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
+            if _is_flag(word) and word != "-h":
+                raise UserError(f"{word}: flags start with two dashes; did you mean -{word}?")
             if word != "-h" and not has_words:
                 raise UserError(f"{word!r}: expected a flag, which starts with --, e.g. --{word}")
             yield word if word == "-h" else "", [word]
             continue
         flag, is_one_word, value = word[2:].partition("=")
         hint = types.get(flag.replace("_", "-"))
-        n = next((i for i, each in enumerate(rest) if each.startswith("--")), len(rest))
+        n = next((i for i, each in enumerate(rest) if _is_flag(each)), len(rest))
         if hint in (bool, bool | None):  # it may stand alone, before a folder
             n = min(n, 1)
             n = 0 if n and has_words and not _is_legal(rest[0], hint) else n
@@ -87,6 +89,13 @@ def _split(
             n = min(n, 1)
         values, rest = ([value], rest) if is_one_word else (rest[:n], rest[n:])
         yield flag, values
+
+
+def _is_flag(word: str) -> bool:
+    """Also -k, which is meant as one; -3 and -inf are numbers."""
+    return word.startswith("--") or (
+        word[:1] == "-" and word != "-" and not _is_number(word, float)
+    )
 
 
 def _typed_fields(flags: type) -> Iterator[_Typed]:

@@ -1,6 +1,7 @@
 """What a command is, and how its flags are parsed."""
 
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -124,8 +125,9 @@ def vsae() -> str:
     if found and (not beside.is_file() or Path(found).samefile(beside)):
         return "vsae"
     if not beside.is_file():
-        return f"{sys.executable} -m dictionary_learning_ext"
-    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
+        return shlex.join([sys.executable, "-m", "dictionary_learning_ext"])
+    here = Path.cwd()
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
 def typed(args: list[str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ class TrainFlags:
     typed: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The names of the flags that were typed."""
     left_out: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """The settings of --config that the architecture and posterior typed do not use."""
+    """Settings of --config that the given architecture and posterior don't use."""
 
 
 def run(flags: TrainFlags) -> None:
@@ -111,7 +111,7 @@ def _started_from(flags: TrainFlags) -> str:
 
 
 def starting_point(args: list[str]) -> TrainFlags:
-    """The defaults of --preset, --config or --resume, as far as the flags beside them use them."""
+    """The defaults of --preset, --config or --resume, without what the other flags rule out."""
     given = typed(args)
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if given.get("resume") == str(AUTO):

@@ -1,7 +1,9 @@
 """Attention sinks: tokens whose activations are so large that they would be on every feature's page.
 
 Models such as Llama, Qwen and SmolLM2 have them at the first token of each context. A report names
-them once and leaves them out of everything else.
+them once and leaves them out of everything else. They are told by the norms of their activations,
+not by how many features they activate most strongly: in a small dictionary, an ordinary token
+easily does so for over 1% of the features.
 
 Shapes: B contexts of L tokens, N sinks, D = activation_dim, F features.
 """
@@ -54,7 +56,7 @@ class SinkFinder:
 
     @t.no_grad()
     def without_sinks(self, batch: ContextBatch) -> ContextBatch:
-        """The batch with its sinks unwanted."""
+        """The batch with its sinks marked as not wanted."""
         norms_BL = norms(batch.x_BLD).cpu()
         median = at(norms_BL, batch.wanted_BL).median()
         if not median > 0:

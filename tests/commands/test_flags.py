@@ -8,6 +8,7 @@ from command_runs import settings_of
 from dictionary_learning_ext.cli import COMMANDS, main
 from dictionary_learning_ext.commands import (
     bench,
+    compare,
     evaluate,
     export,
     push,
@@ -49,12 +50,16 @@ def test_the_shared_flags_are_one_declaration(module, capsys):
         "model": "lm",
         "hook": "blocks.1.hook_resid_post",
         "data": "text.txt",
+        "max_norm_multiple": None,
+        "remove_bos": None,
         "device": "cuda:1",
     }
     assert vars(parse(module.COMMAND, needed).inputs) == {
         "model": None,
         "hook": None,
         "data": None,
+        "max_norm_multiple": None,
+        "remove_bos": None,
         "device": "cpu",
     }
 
@@ -66,7 +71,9 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
         parse(command, ["--help"])
     assert not stop.value.code
     shown = " ".join(capsys.readouterr().out.split())
-    assert re.findall(r"(--[a-z-]+) \S+ \((?:default|required)", shown) == []
+    # After a flag's type, which may be several words in brackets, comes its help.
+    type_of = r"(?:\[[^()]*?\]+|\{[^}]*\}\S*|[A-Z|\[\]{}]+)"
+    assert re.findall(rf"(--[a-z-]+) (?:{type_of} )*\((?:default|required)", shown) == []
     if re.search(r"--device [A-Z]", shown):
         assert re.search(r"--device \S+ Where to compute: cpu, cuda or cuda:N\.", shown)
 
@@ -87,6 +94,24 @@ def test_a_mistake_is_one_line_that_names_the_help(module, args, message):
         parse(module.COMMAND, args)
     assert str(refused.value).startswith(message)
     assert str(refused.value).endswith(f" (see `vsae {module.COMMAND.name} --help`)")
+
+
+@pytest.mark.parametrize(
+    ("module", "args"),
+    [
+        (train, ["-k", "32"]),
+        (train, ["--rectify", "-k", "32"]),
+        (compare, ["a", "-k", "32"]),
+        (report, ["a", "--against", "b", "-k", "32"]),
+    ],
+)
+def test_a_flag_with_one_dash_is_no_folder(module, args):
+    with pytest.raises(UserError, match=r"^-k: flags start .*; did you mean --k\?$"):
+        parse(module.COMMAND, args)
+
+
+def test_a_negative_number_is_a_value():
+    assert parse(train.COMMAND, ["--beta", "-1e-3"]).sae.beta == -1e-3
 
 
 def test_a_bare_boolean_stands_before_a_folder():
@@ -139,6 +164,16 @@ def test_suggested_commands_work_from_where_the_user_stands(
         (where / "vsae").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder if beside else other) if on_path else "")
     assert vsae() == typed.format(python=folder / "python")
+
+
+def test_a_suggested_command_can_be_pasted_whatever_its_path(tmp_path, monkeypatch):
+    folder = tmp_path / "my environment"
+    folder.mkdir()
+    monkeypatch.setattr("sys.executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "")
+    assert vsae() == f"'{folder / 'python'}' -m dictionary_learning_ext"
+    (folder / "vsae").write_text("")
+    assert vsae() == f"'{folder / 'vsae'}'"
 
 
 def test_another_installations_command_is_not_suggested(tmp_path, monkeypatch):
