@@ -162,8 +162,10 @@ def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {folder: read_metrics(folder) for folder in folders}
 
 
-def read_history(folder: Path) -> list[dict[str, float]]:
+def read_history(folder: Path) -> list[dict[str, float | None]]:
     """What was logged during training, a step each; empty if nothing was.
+
+    What was not finite is None.
 
     Raises: CheckpointError if a line is damaged.
     """
@@ -231,7 +233,7 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
         require_same(
             asdict(first.run),
             asdict(other.run),
-            f"--resume {folder}: holds different runs ({first_name} is not as {name})",
+            f"--resume {folder}: holds different runs ({first_name} and {name} differ)",
             advice=f"resume each by itself, e.g. --resume {folder / first_name}",
         )
     is_one = (folder / CONFIG).is_file()

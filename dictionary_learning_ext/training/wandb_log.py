@@ -1,9 +1,10 @@
 """One SAE's run in wandb. What goes wrong there is logged as a warning and never stops training."""
 
 import logging
+import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,10 +74,11 @@ class WandbLog:
         if mode == "online":  # the server knows what it has
             self._logged = self._run.starting_step - 1
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """Log numbers at `metrics["step"]`, once."""
-        if int(metrics["step"]) > self._logged:
-            self._try(lambda run: run.log(metrics, step=int(metrics["step"])))
+    def log(self, metrics: Mapping[str, float | None]) -> None:
+        """Log the finite numbers among `metrics` at its "step", once."""
+        known = {name: v for name, v in metrics.items() if v is not None and math.isfinite(v)}
+        if (step := int(known["step"])) > self._logged:
+            self._try(lambda run: run.log(known, step=step))
 
     def summarize(self, metrics: dict[str, Any]) -> None:
         """Put the numbers among `metrics` into the run's summary, as eval/<name>."""

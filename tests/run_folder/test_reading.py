@@ -178,8 +178,8 @@ def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
 
 def test_the_history_is_read_line_by_line(tmp_path):
     assert read_history(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 7, "fve": 0.5}\n')
-    assert read_history(tmp_path) == [{"step": 0}, {"step": 7, "fve": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 7, "fve": null}\n')
+    assert read_history(tmp_path) == [{"step": 0}, {"step": 7, "fve": None}]
 
 
 def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
@@ -214,7 +214,7 @@ def test_folders_of_different_runs_are_not_resumed_together(tmp_path):
     with pytest.raises(ConfigError) as raised:
         read_run(tmp_path)
     message = str(raised.value)
-    assert message.startswith(f"--resume {tmp_path}: holds different runs (a is not as b): ")
+    assert message.startswith(f"--resume {tmp_path}: holds different runs (a and b differ): ")
     assert "steps=77, not 78" in message
     assert message.endswith(f"; resume each by itself, e.g. --resume {tmp_path / 'a'}")
 

@@ -75,10 +75,12 @@ class FakeRun:
     def __init__(self, options):
         self.options, self.id, self.starting_step = options, options["id"] or "new", 0
         self.steps, self.summary, self.ended, self.preempted = [], {}, [], False
+        self.told = []
 
     def log(self, metrics, step):
         assert metrics["step"] == step
         self.steps.append(step)
+        self.told.append(metrics)
 
     def finish(self, exit_code):
         self.ended.append(exit_code)
@@ -142,6 +144,17 @@ def test_a_run_that_was_stopped_before_its_first_line_logs_step_0(tmp_path, fake
     log.resume(ResumePoint(0, {}, {"metrics_bytes": 0, "wandb_id": "before"}), "group")
     log.log({"step": 0.0})
     assert fake_runs[0].steps == [0]
+
+
+def test_what_is_not_finite_is_left_out_and_so_it_is_when_a_run_is_told_again(tmp_path, fake_runs):
+    config = TrainConfig(sae_of(), RunConfig(wandb="offline"))
+    log = RunLog(tmp_path, config, 1.0)
+    log.open_wandb("group")
+    log.log({"step": 0.0, "fve": t.nan, "loss": 2.0})
+    point = ResumePoint(1, {}, log.state() | {"wandb_id": None})
+    RunLog(tmp_path, config, 1.0).resume(point, "group")
+    live, again = fake_runs
+    assert live.told == again.told == [{"step": 0.0, "loss": 2.0}]
 
 
 def test_an_sae_that_failed_ends_its_run_with_1_and_no_others(run, fake_runs, monkeypatch):
