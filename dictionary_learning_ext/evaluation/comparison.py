@@ -50,7 +50,8 @@ def table(
 
 def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list[str]:
     """What the table can't show: positions that CE left alone, and why metrics are missing."""
-    lines: dict[str, None] = {}
+    said_of: dict[str, list[str]] = {}
+    names = short_names(results)
     earlier = []
     for folder, values in results.items():
         settings = values.get("measured_on", {})
@@ -59,19 +60,25 @@ def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list
         if what and has_ce and "positions_left_alone" not in values:
             earlier.append(folder)
         if values.get("positions_left_alone"):
-            lines[
+            line = (
                 f"CE: {values['positions_left_alone']:,} of {values['loss_positions']:,} positions "
                 f"left alone: {what or 'training leaves them out'}"
-            ] = None
+            )
+            said_of.setdefault(line, []).append(names[folder])
         for metric in metrics:
             if reason := values.get(NOT_MEASURED, {}).get(metric.key):
-                lines[f"{metric.label}: not measured: {reason}"] = None
+                line = f"{metric.label}: not measured: {reason}"
+                said_of.setdefault(line, []).append(names[folder])
+    lines = [
+        line if len(some) == len(results) else f"{', '.join(some)}: {line}"
+        for line, some in said_of.items()
+    ]
     if earlier:
-        lines[
+        lines.append(
             f"{', '.join(earlier)}: measured by an earlier version, whose CE replaces all positions;"
             f" run `vsae eval {' '.join(earlier)}` again"
-        ] = None
-    return list(lines)
+        )
+    return lines
 
 
 def legend(metrics: Sequence[Metric], width: int) -> str:
@@ -101,9 +108,8 @@ def printed(
     width = shutil.get_terminal_size().columns
     names, measured = short_names(results), measurements(results)
     differing = unequal(list(measured.values()))
-    how = {folder: [each.get(name) for name in differing] for folder, each in measured.items()}
-    for folder, values in how.items():
-        if values != next(iter(how.values())):
+    for folder in measured:
+        if unequal([measured[folder], next(iter(measured.values()))]):
             names[folder] += " *"
     parts = [table({names[folder]: values for folder, values in results.items()}, metrics, width)]
     if lines := notes(results, metrics):
@@ -113,7 +119,7 @@ def printed(
         parts.append(_settings_table(names, measured, differing, width))
     trained = training(configs or {})
     if differing := unequal(list(trained.values())):
-        parts.append("Trained with different settings, beside the architecture:")
+        parts.append("These training settings also differ:")
         parts.append(_settings_table(names, trained, differing, width))
     return "\n\n".join([*parts, legend(metrics, width)])
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import RunConfig
+from ..config.run_config import NOT_THE_RESULT, RunConfig
 from ..config.sae_config import SAEConfig
 from ..errors import UserError
 
@@ -15,8 +15,8 @@ LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can give them to all folders."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
-    *("architecture", "device", "text_passes", "save_dir", "overwrite", "save_every", "save_steps"),
-    *("wandb", "wandb_project", "wandb_artifacts", "log_steps", "eval_tokens", "eval_documents"),
+    *NOT_THE_RESULT,
+    *("architecture", "device", "text_passes", "save_steps", "eval_tokens", "eval_documents"),
 }
 
 

@@ -127,7 +127,7 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
     assert "Trained with" not in printed(results)
     other = config("top_k", lr=2e-3, trainer_lr=2e-3, k=16)
     lines = printed(results, None, {"a": one, "b": other}).splitlines()
-    place = lines.index("Trained with different settings, beside the architecture:")
+    place = lines.index("These training settings also differ:")
     assert [line.split() for line in (lines[place + 2], *lines[place + 4 : place + 6])] == [
         ["lr", "k"],
         ["a", "0.0002", "8"],
@@ -152,9 +152,11 @@ def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_onc
     alone |= {"measured_on": rules, "not_measured": {"fve": "no variance", "cossim": "0 / 0"}}
     results = {"a": alone, "b": alone, "c": alone | {"positions_left_alone": 0}}
     assert notes(results, [METRICS["fve"]]) == [
-        "CE: 64 of 8,192 positions left alone: beginning-of-text tokens (--remove-bos) and outliers "
+        "a, b: CE: 64 of 8,192 positions left alone: beginning-of-text tokens (--remove-bos) and outliers "
         "(--max-norm-multiple 10)",
         "FVE: not measured: no variance",
     ]
     assert "\nFVE: not measured: no variance\n" in printed(results)
+    results["runs/c"] = results.pop("c") | {"not_measured": {}}
+    assert "a, b: FVE: not measured: no variance" in notes(results, [METRICS["fve"]])
     assert notes({"a": {"fve": 0.5}}, [METRICS["fve"]]) == []

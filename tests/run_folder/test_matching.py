@@ -2,6 +2,7 @@
 
 from dictionary_learning_ext.run_folder.matching import (
     measured_differently,
+    same_model,
     settings_of,
     training,
     unequal,
@@ -54,3 +55,11 @@ def test_none_is_a_value_of_those_that_use_the_setting():
 def test_where_it_was_written_and_logged_does_not_decide_what_was_trained():
     one = config(architecture="top_k", seed=0, k=4, save_dir="a", eval_tokens=1, device="cpu")
     assert training({"a": one}) == {"a": {"seed": 0, "k": 4}}
+
+
+def test_a_language_model_whose_folder_has_moved_is_the_same():
+    assert same_model("here/lm", "/there/lm/")
+    assert not same_model("here/lm", "here/other")
+    moved = {name: {"measured_on": {"model": f"{name}/lm", "data": f"{name}/lm"}} for name in "ab"}
+    assert measured_differently(moved) == ["data"]
+    assert unequal([{"model": "here/lm"}, {"model": "here/other"}]) == ["model"]
