@@ -28,12 +28,20 @@ class Outliers(NamedTuple):
     """Which they are, in words."""
 
     def __str__(self) -> str:
-        return (
-            f"the largest norm of an activation is {self.largest / self.median:,.0f} times the "
-            f"median ({self.largest:,.4g} against {self.median:,.4g}); {self.number:,} of "
-            f"{self.tokens:,} tokens are over {FAR:g} times the median: {self.where}. They dominate "
-            "the loss and FVE. To leave them out, add --max-norm-multiple 10"
+        ratio, largest, median = map(
+            _shown, (self.largest / self.median, self.largest, self.median)
         )
+        return (
+            f"Some activations are far larger than the rest: the largest norm is {ratio} times the "
+            f"median ({largest} against {median}). {self.number:,} of {self.tokens:,} tokens are above "
+            f"{FAR:g} times the median: {self.where}. They dominate the loss and FVE. Add "
+            "--max-norm-multiple 10 to leave them out (the preset recommended does)."
+        )
+
+
+def _shown(number: float) -> str:
+    """With at most four digits, but for those before the point: 23,000, 166.9, 0.12."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
 class NormRecord:

@@ -98,7 +98,11 @@ def takes(*groups: type[Options], beside: Callable | None = None) -> Callable[[A
             for name in kwargs:
                 if name not in known:
                     close = difflib.get_close_matches(name, known, 1)
-                    instead = f"did you mean {close[0]!r}?" if close else f"expected {known}"
+                    instead = (
+                        f"did you mean {close[0]!r}?"
+                        if close
+                        else f"expected one of {', '.join(known)}"
+                    )
                     raise ConfigError(f"{type(self).__name__} has no option {name!r}; {instead}")
             return function(self, *args, **kwargs)
 

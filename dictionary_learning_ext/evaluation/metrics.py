@@ -319,7 +319,7 @@ def computed(totals: Totals, metrics: list[Metric] | None = None) -> dict[str, A
         try:
             value = metric.value(totals)
             if value is not None and not math.isfinite(value):
-                raise NotMeasured(f"it is {value} for these activations")
+                raise NotMeasured(f"undefined for these activations (the formula gives {value})")
         except NotMeasured as reason:
             value, reasons[metric.key] = None, str(reason)
         values[metric.key] = value

@@ -143,7 +143,7 @@ def _build(
     else:
         start, norm_factor = 0, norm_factor_of(run, buffer)
         if outliers := buffer.outliers():
-            logger.warning("%s, as --preset recommended does", outliers)
+            logger.warning("%s", outliers)
     sae_runs = []
     for name, sae in saes.items():
         trainer = build_trainer(

@@ -43,7 +43,7 @@ def test_options_are_taken_and_the_rest_is_left():
         ({"heu": 1.0}, "Painter has no option 'heu'; did you mean 'hue'\\?"),
         ({"brushes": "x"}, "'brushes'; did you mean 'brush'"),
         ({"shades": 1}, "'shades'; did you mean 'shade'"),
-        ({"zzzz": 1}, "'zzzz'; expected .'size', 'brush', 'hue', 'shade'."),
+        ({"zzzz": 1}, "'zzzz'; expected one of size, brush, hue, shade$"),
         ({"self_": 1}, "Painter has no option 'self_'"),
     ],
 )

@@ -95,4 +95,4 @@ def test_sinks_are_named_once_unless_they_are_left_out(run, lm_dir_of, tmp_path,
             metrics_of(run(model=model, save_dir=save_dir, max_norm_multiple=multiple))
         said = [text for text in caplog.messages if "position 0 of each context" in text]
         assert len(said) == expected
-        assert all("--max-norm-multiple 10, as --preset recommended does" in text for text in said)
+        assert all("--max-norm-multiple 10 to leave them out" in text for text in said)
