@@ -21,6 +21,7 @@ from dictionary_learning.buffer import ActivationBuffer
 from nnsight import LanguageModel
 from torch import Tensor
 
+from ..config.checks import require_at_least_one
 from ..config.options import Packing
 from ..errors import ConfigError, NonFiniteError, TextError
 from .activation_reader import ActivationReader
@@ -286,9 +287,7 @@ class ResidualBuffer(ActivationBuffer):
         }
 
     def _check(self) -> None:
-        for name in ("n_ctxs", "refresh_batch_size", "out_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least 1")
+        require_at_least_one(self, "n_ctxs", "refresh_batch_size", "out_batch_size")
         if self.n_ctxs * self.ctx_len < self.out_batch_size:
             raise ConfigError(
                 f"a buffer of {self.n_ctxs} contexts of {self.ctx_len} tokens is smaller than a"

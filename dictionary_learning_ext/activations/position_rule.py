@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config.checks import require
+from ..config.checks import require_max_norm_multiple
 from ..errors import ConfigError
 
 
@@ -31,9 +31,7 @@ class PositionRule:
     def __init__(
         self, tokenizer: Any, *, remove_bos: bool = False, max_norm_multiple: float | None = None
     ):
-        if max_norm_multiple is not None:
-            expected = "above 1 (10 leaves out attention sinks)"
-            require(max_norm_multiple > 1, "max_norm_multiple", max_norm_multiple, expected)
+        require_max_norm_multiple(max_norm_multiple)
         if remove_bos and tokenizer.bos_token_id is None:
             raise ConfigError(
                 "remove_bos=True: the tokenizer has no beginning-of-text token; use"

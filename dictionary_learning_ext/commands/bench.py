@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from ..config.options import BenchEvaluation
+from ..config.run_config import RunConfig
 from ..errors import BenchError
 from .flags import Command, Folders, InputFlags
 
@@ -46,7 +47,7 @@ class BenchFlags:
     detect."""
     again: bool = False
     """Repeat finished evaluations."""
-    tokens: int = 100_000
+    tokens: int = RunConfig.eval_tokens
     """Tokens that core measures on, rounded down to whole batches of 16 contexts. CE and KL are
     measured on a fifth of the batches."""
     train_size: int | None = None

@@ -21,7 +21,7 @@ class QuickstartFlags:
     """The folder for the three run folders and the report."""
     steps: int = 1000
     """Training steps of each SAE."""
-    eval_tokens: int = 100_000
+    eval_tokens: int = RunConfig.eval_tokens
     """Held-out tokens to evaluate on. 0: no evaluation."""
     seed: int = 0
     """Seeds the initial weights and the noise of all three SAEs."""

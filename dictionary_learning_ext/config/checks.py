@@ -13,6 +13,18 @@ def require(condition: bool, name: str, given: Any, expected: str) -> None:
         raise ConfigError(f"{name}={given!r}: expected {expected}")
 
 
+def require_at_least_one(of: Any, *names: str) -> None:
+    """Raise a ConfigError unless each of these attributes is 1 or more."""
+    for name in names:
+        require(getattr(of, name) >= 1, name, getattr(of, name), "at least 1")
+
+
+def require_max_norm_multiple(given: float | None) -> None:
+    """Raise a ConfigError unless this is above 1, or None: no token is left out for its norm."""
+    expected = "above 1 (10 leaves out attention sinks)"
+    require(given is None or given > 1, "max_norm_multiple", given, expected)
+
+
 def require_choice(name: str, given: Any, choices: Any) -> None:
     """Raise a ConfigError unless `given` is a member of the Literal `choices`."""
     require(given in get_args(choices), name, given, "one of " + ", ".join(get_args(choices)))

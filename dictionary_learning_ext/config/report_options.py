@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 
-from .checks import require, require_choice
+from .checks import require, require_at_least_one, require_choice
 from .options import MapSpace, Split
+from .run_config import RunConfig
 
 
 @dataclass(frozen=True)
 class ReportOptions:
     """What a report measures and shows."""
 
-    tokens: int = 100_000
+    tokens: int = RunConfig.eval_tokens
     """Tokens to collect the features' contexts from."""
     split: Split = "heldout"
     """Which part of the text to read: heldout or train."""
@@ -33,8 +34,7 @@ class ReportOptions:
     """Seeds all random numbers."""
 
     def __post_init__(self):
-        for name in ("tokens", "map_tokens", "map_features", "pages"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_at_least_one(self, "tokens", "map_tokens", "map_features", "pages")
         require(self.synthesise >= 0, "synthesise", self.synthesise, "0 or more")
         require_choice("split", self.split, Split)
         require_choice("map_space", self.map_space, MapSpace)

@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from ..errors import ConfigError
-from .checks import require, require_choice, require_type
+from .checks import (
+    require,
+    require_at_least_one,
+    require_choice,
+    require_max_norm_multiple,
+    require_type,
+)
 from .options import Dtype, Normalize, Packing, PosteriorOptions, WandbMode
 from .sae_config import SAEConfig
 
@@ -82,18 +88,14 @@ class RunConfig:
     """Save ae.pt, config.json and metrics.json as a wandb artifact."""
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "n_ctxs", "ctx_len", "log_steps", "text_passes"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_at_least_one(self, "steps", "batch_size", "n_ctxs", "ctx_len", "log_steps")
+        require_at_least_one(self, "text_passes", "eval_documents")
         require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
-        require(self.eval_documents >= 1, "eval_documents", self.eval_documents, "at least 1")
         require_choice("normalize", self.normalize, Normalize)
         require_choice("text_packing", self.text_packing, Packing)
         require_choice("dtype", self.dtype, Dtype)
         require_choice("wandb", self.wandb, WandbMode)
-        if self.max_norm_multiple is not None:
-            require(
-                self.max_norm_multiple > 1, "max_norm_multiple", self.max_norm_multiple, "above 1"
-            )
+        require_max_norm_multiple(self.max_norm_multiple)
         self.save_points()
         self.save_interval()
 

@@ -57,7 +57,7 @@ def bench(
     device: str = "cpu",
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
-    tokens: int = 100_000,
+    tokens: int = RunConfig.eval_tokens,
     train_size: int | None = None,
     test_size: int | None = None,
     again: bool = False,

@@ -18,6 +18,7 @@ import torch as t
 from transformer_lens import HookedTransformer
 
 from ..activations.position_rule import PositionRule
+from ..config.run_config import RunConfig
 from ..errors import BenchError
 from .bench_data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData, require_sets
 
@@ -46,7 +47,7 @@ class BenchSettings:
     data: BenchData
     cache: Path
     n_values: tuple[int, ...]
-    tokens: int = 100_000
+    tokens: int = RunConfig.eval_tokens
     ctx_len: int = 128
     train_size: int | None = None
     test_size: int | None = None

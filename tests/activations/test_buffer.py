@@ -257,8 +257,8 @@ def tiny_lm_token(lm: Any) -> int:
     ("options", "says"),
     [
         ({"out_batch_size": 97}, "use n_ctxs 7"),
-        ({"out_batch_size": 0}, "out_batch_size is 0"),
-        ({"n_ctxs": 0}, "n_ctxs is 0"),
+        ({"out_batch_size": 0}, "out_batch_size=0: expected at least 1"),
+        ({"n_ctxs": 0}, "n_ctxs=0: expected at least 1"),
         ({"max_norm_multiple": 1.0}, "max_norm_multiple"),
         ({"packing": "squeeze"}, "'squeeze'"),
     ],

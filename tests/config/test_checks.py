@@ -1,14 +1,17 @@
 """Checks of values: what passes, and one form of message."""
 
 import math
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
 
 from dictionary_learning_ext.config.checks import (
     require,
+    require_at_least_one,
     require_choice,
     require_lr_schedule,
+    require_max_norm_multiple,
     require_type,
 )
 from dictionary_learning_ext.errors import ConfigError
@@ -25,6 +28,20 @@ def message(check, *arguments):
 def test_a_message_says_what_was_given_and_what_was_expected():
     require(True, "k", 3, "at least 1")
     assert message(require, False, "k", "3", "at least 1") == "k='3': expected at least 1"
+
+
+def test_counts_are_one_or_more():
+    one = SimpleNamespace(steps=1, batch_size=0)
+    require_at_least_one(one, "steps")
+    expected = "batch_size=0: expected at least 1"
+    assert message(require_at_least_one, one, "steps", "batch_size") == expected
+
+
+def test_a_multiple_of_the_median_norm_is_above_1():
+    require_max_norm_multiple(None)
+    require_max_norm_multiple(1.1)
+    expected = "max_norm_multiple=1.0: expected above 1 (10 leaves out attention sinks)"
+    assert message(require_max_norm_multiple, 1.0) == expected
 
 
 def test_a_choice_is_one_of_a_literals():
