@@ -56,6 +56,10 @@ setup(
         "wandb>=0.18",
         "zstandard>=0.22",
     ],
-    extras_require={"dev": DEV, "mutants": [*DEV, "cosmic-ray>=8.4"], "saebench": SAEBENCH},
+    extras_require={
+        "dev": DEV,
+        "mutants": [*DEV, "cosmic-ray>=8.4", "toml>=0.10"],
+        "saebench": SAEBENCH,
+    },
     entry_points={"console_scripts": ["vsae=dictionary_learning_ext.cli:main"]},
 )

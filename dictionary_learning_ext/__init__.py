@@ -5,7 +5,6 @@ torch, nnsight and datasets are loaded by what needs them.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":  # setup.py states it
+        from importlib.metadata import version
+
         return version("dictionary-learning-ext")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -97,7 +97,7 @@ def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each config.json, the settings beside the architecture that decide what was trained."""
+    """Of each config.json, the settings other than the architecture that decide what was trained."""
     return {
         folder: {n: v for n, v in settings_of(config).items() if n not in _NOT_THE_TRAINING}
         for folder, config in configs.items()
