@@ -10,6 +10,7 @@ from ..errors import TextError
 from .position_rule import PositionRule
 from .run_inputs import evaluation_batch
 from .text import HELD_OUT_EVERY, TextStream, open_text
+from .text_files import PARAGRAPHS
 from .tokens import ContextStream
 
 logger = logging.getLogger(__name__)
@@ -52,21 +53,20 @@ def require_enough_text(run: RunConfig, tokenizer: Any) -> None:
         return
     need = run.steps * run.batch_size
     is_packed = run.text_packing == "pack"
-    if not (is_packed and text.file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need):
-        train = _count(run, tokenizer, "train", need)
-        if train.documents == 0 and train.is_whole:
-            raise TextError(
-                f"the text {run.data!r} has no documents to train on: expected at least one; use"
-                " another text (--data)"
-            )
-        if train.is_whole:
-            _require_passes(run, train, need)
+    is_far_larger = is_packed and text.file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need
+    train = None if is_far_larger else _count(run, tokenizer, "train", need)
+    if train is not None and train.documents == 0 and train.is_whole:
+        raise TextError(
+            f"the text {run.data!r} has no documents to train on: expected at least one; use"
+            " another text (--data)"
+        )
     if run.eval_tokens:
-        need = evaluation_batch(run.eval_tokens)
-        held_out = _count(run, tokenizer, "heldout", need)
-        if held_out.rows < need:
-            train = _count(run, tokenizer, "train", need)
-            raise _no_held_out(run, train, held_out, text.every_20th)
+        held_out = _count(run, tokenizer, "heldout", evaluation_batch(run.eval_tokens))
+        if held_out.rows < evaluation_batch(run.eval_tokens):
+            whole = _count(run, tokenizer, "train", _MANY)
+            raise _no_held_out(run, whole, held_out, text)
+    if train is not None and train.is_whole:
+        _require_passes(run, train, need)
 
 
 def _count(run: RunConfig, tokenizer: Any, split: Split, at_most: int) -> _Counted:
@@ -120,28 +120,41 @@ def _require_passes(run: RunConfig, train: _Counted, need: int) -> None:
     while rows(passes) < need:
         passes += 1
     steps = found // run.batch_size
+    has = f"{found:,} tokens"
+    if is_packed:
+        in_all = f"{int(run.text_passes * one_pass):,} tokens"
+        has = f"{in_all}, {found:,} of them in whole contexts of {run.ctx_len}"
+    if run.text_passes > 1:
+        has = f"in {run.text_passes} passes {has}"
+    ways = ["a longer text", f"--text-passes {passes}"]
+    ways += [f"--steps {steps}"] if steps else []
+    note = " (a context may run on into the next pass)" if is_packed else ""
     raise TextError(
-        f"the text {run.data!r} has {found:,} tokens"
-        f"{f' in whole contexts of {run.ctx_len}' if is_packed else ''}"
-        f"{f' in {run.text_passes} passes' if run.text_passes > 1 else ''}: expected {need:,} for"
-        f" {run.steps:,} steps of {run.batch_size:,}; use a longer text, --text-passes {passes}"
-        f"{f' or --steps {steps}' if steps else ''}"
+        f"the text {run.data!r} has {has}: expected {need:,} for {run.steps:,} steps of"
+        f" {run.batch_size:,}; use {', '.join(ways[:-1])} or {ways[-1]}{note}"
     )
 
 
 def _no_held_out(
-    run: RunConfig, train: _Counted, held_out: _Counted, every_20th: bool
+    run: RunConfig, train: _Counted, held_out: _Counted, text: TextStream
 ) -> TextError:
     """Too little held-out text: how many documents would do."""
     need = evaluation_batch(run.eval_tokens)
     found = f"the held-out part of {run.data!r} has {held_out.rows:,} tokens"
     expected = f"expected at least {need:,} to evaluate on"
-    if not every_20th:
+    if not text.every_20th:
         return TextError(f"{found}: {expected}; add to it, or use --eval-tokens 0")
-    each = (train.tokens + held_out.tokens) / max(1, train.documents + held_out.documents)
-    tokens = math.ceil(need / run.ctx_len + 1) * run.ctx_len
-    documents = HELD_OUT_EVERY * math.ceil(tokens / each)
+    documents, tokens = train.documents + held_out.documents, train.tokens + held_out.tokens
+    each, cut = max(1, tokens) / max(1, documents), ""
+    if run.data.endswith(".txt"):
+        cut = f", as a .txt is cut into documents of up to {PARAGRAPHS:,} characters"
+        if documents == 1:  # a longer text's documents would hold half of that at least
+            each = max(each, tokens * PARAGRAPHS / 2 / max(1, text.file_bytes or 0))
+    # One document more, as they differ in length.
+    enough = HELD_OUT_EVERY * (math.ceil((need + run.ctx_len) / each) + 1)
     return TextError(
-        f"{found} (every {HELD_OUT_EVERY}th document): {expected}; use a text of about"
-        f" {documents:,} documents, a folder with a train and a validation file, or --eval-tokens 0"
+        f"{found} (every {HELD_OUT_EVERY}th document): {expected}; the text has"
+        f" {documents:,} document{'' if documents == 1 else 's'} ({tokens:,} tokens{cut}); use one"
+        f" of at least {enough:,} documents, a folder with a train and a validation file, or"
+        " --eval-tokens 0"
     )

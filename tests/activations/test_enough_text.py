@@ -1,8 +1,10 @@
 """A text that is too short is refused before the run starts, with the number that is enough."""
 
 import contextlib
+import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from texts import error_of, write_jsonl, write_txt
@@ -12,6 +14,7 @@ from dictionary_learning_ext.activations.enough_text import require_enough_text
 from dictionary_learning_ext.activations.language_models import find_hook
 from dictionary_learning_ext.activations.run_inputs import make_buffer
 from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.config.options import Split
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import TextError
@@ -106,11 +109,44 @@ def test_too_few_held_out_documents_are_refused_with_the_number_needed(settings,
     message = error_of(lambda: require(settings(19, **few)))
     assert "--eval-tokens 0" in message
     assert "has 0 tokens" in message
-    needed = int(re.findall(r"about ([\d,]+) documents", message)[0].replace(",", ""))
+    needed = int(re.findall(r"at least ([\d,]+) documents", message)[0].replace(",", ""))
     assert needed % 20 == 0
     require(settings(needed, **few))
     error_of(lambda: require(settings(needed // 3, **few)))
     require(settings(19, steps=2))
+
+
+@pytest.mark.parametrize("between", ["\n", "\n\n"], ids=["lines", "paragraphs"])
+@pytest.mark.parametrize("n", [10, 240])
+def test_a_txt_of_as_many_documents_as_advised_is_enough(n, between, require, tmp_path):
+    """Its documents are not its lines or paragraphs, and the message says so."""
+    path = tmp_path / "a.txt"
+    run = RunConfig(data=str(path), ctx_len=16, batch_size=32, steps=4, eval_tokens=1000)
+    line = f"The {WORDS * 2}.{between}"
+    path.write_text(line * n)
+    message = error_of(lambda: require(run))
+    documents = sum(1 for _ in open_text(str(path), split="train"))
+    assert f"the text has {documents} document" in message
+    assert "a .txt is cut into documents of up to 2,000 characters" in message
+    needed = int(re.findall(r"at least ([\d,]+) documents", message)[0].replace(",", ""))
+    path.write_text(line * math.ceil(needed * 1950 / len(line)))
+    in_all = sum(sum(1 for _ in open_text(str(path), split=split)) for split in get_args(Split))
+    assert in_all == pytest.approx(needed, rel=0.05)
+    require(run)
+
+
+def test_too_little_held_out_text_is_said_before_too_few_passes(settings, require):
+    assert "held-out" in error_of(lambda: require(settings(10, steps=1000, eval_tokens=100)))
+
+
+def test_the_tokens_outside_of_whole_contexts_are_counted_in_the_message(settings, require):
+    one = error_of(lambda: require(settings(1, ctx_len=4, batch_size=4, steps=10)))
+    tokens, whole = (int(n) for n in re.findall(r"has (\d+) tokens, (\d+) of them", one)[0])
+    assert whole == tokens // 4 * 4 < tokens
+    two = error_of(lambda: require(settings(1, ctx_len=4, batch_size=4, steps=10, text_passes=2)))
+    assert f"in 2 passes {2 * tokens} tokens" in two
+    none = error_of(lambda: require(settings(1, ctx_len=4, steps=10)))
+    assert re.search(r"a longer text or --text-passes \d+ \(", none)
 
 
 def test_a_held_out_file_that_is_too_short_is_refused(settings, require, tmp_path):
