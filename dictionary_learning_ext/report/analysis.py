@@ -46,7 +46,7 @@ class Analysis:
     config: dict[str, Any]
     metrics: dict[str, Any]
     """The content of metrics.json; empty if the folder was not evaluated."""
-    history: list[dict[str, float]]
+    history: list[dict[str, float | None]]
     """The lines of metrics.jsonl; empty if the file is missing."""
     dictionary: Any
     statistics: FeatureStatistics

@@ -1,11 +1,12 @@
 """A metric's row: how a value of it is shown, which is best, where it is shown."""
 
 import math
+from typing import Any
 
 import pytest
 
 from dictionary_learning_ext.evaluation.metric import PLACES, Metric
-from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
+from dictionary_learning_ext.evaluation.metrics import METRICS, computed, shown_in
 
 
 def metric(**options):
@@ -66,3 +67,11 @@ def test_no_two_metrics_shown_in_one_place_have_one_label():
     for place in PLACES:
         labels = [row.label for row in shown_in(place)]
         assert len(set(labels)) == len(labels), place
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_null_and_the_reason_said(value):
+    totals: Any = None
+    row = Metric("key", "definition", "label", lambda totals: value)
+    reason = f"undefined for these activations (the formula gives {value})"
+    assert computed(totals, [row]) == {"key": None, "not_measured": {"key": reason}}
