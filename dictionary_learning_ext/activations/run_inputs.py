@@ -16,16 +16,6 @@ from .language_models import HookPoint, find_hook, load_language_model
 from .text import open_text
 
 _EVALUATION_BATCH = 2048  # tokens
-MEASURED_ON = (
-    "model",
-    "hook",
-    "data",
-    "text_packing",
-    "ctx_len",
-    "dtype",
-    "remove_bos",
-    "max_norm_multiple",
-)
 
 
 def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
@@ -114,8 +104,3 @@ def held_out(
     text = open_text(run.data, split="heldout")
     buffer = make_buffer(replace(run, n_ctxs=n_ctxs), model, hook, text, batch_size)
     return buffer, list(islice(open_text(run.data, split="heldout"), run.eval_documents))
-
-
-def measured_on(run: RunConfig) -> dict[str, Any]:
-    """The settings that determine the held-out activations that an SAE is measured on."""
-    return {name: getattr(run, name) for name in MEASURED_ON}

@@ -8,13 +8,13 @@ from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
 from ..activations.language_models import HookPoint
-from ..activations.run_inputs import MEASURED_ON, held_out, measured_on, open_model
+from ..activations.run_inputs import held_out, open_model
 from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
-from ..run_folder.matching import LEAVING_OUT, require_one_setting, same_setting
-from ..run_folder.names import evaluation
-from ..run_folder.reading import read_metrics_if_any, require_folders
+from ..run_folder.evaluation_files import MEASURED_ON, evaluation_file, measured_on
+from ..run_folder.matching import require_one_setting
+from ..run_folder.reading import require_folders
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
@@ -75,44 +75,10 @@ def evaluate_folders(
         for name, metrics in measure(dictionaries, *buffer_and_documents, tokens).items()
     }
     for name, metrics in results.items():
-        others = _other_settings(Path(name), opened.saes[name][1], run, tokens, metrics)
-        path = evaluation(Path(name), of_step | others)
+        path = evaluation_file(Path(name), opened.saes[name][1], run, tokens, metrics)
         write_json(path, metrics)
         on_written(path)
     return results
-
-
-def _other_settings(
-    folder: Path, config: dict[str, Any], run: RunConfig, tokens: int, metrics: dict[str, Any]
-) -> dict[str, Any]:
-    """In which settings an evaluation differs from the folder's own, and how.
-
-    Its own is the one in metrics.json, or else the one that its training would have ended with.
-    """
-    now = measured_on(run) | {"tokens": tokens}
-    try:
-        former = read_metrics_if_any(folder)
-    except CheckpointError:  # damaged: written again
-        former = None
-    if isinstance(former, dict):
-        own = _with_defaults(former.get("measured_on", {})) | {"tokens": former.get("tokens")}
-        # Tokens are rounded up to whole batches.
-        same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
-    else:
-        own = config.get("run", {}).get("settings", {})
-        own = _with_defaults(own) | {"tokens": own.get("eval_tokens")}
-        same_tokens = own["tokens"] in (None, 0, tokens)
-    differing = {
-        name: now[name]
-        for name in MEASURED_ON
-        if name in own and not same_setting(name, own[name], now[name])
-    }
-    return differing | ({} if same_tokens else {"tokens": tokens})
-
-
-def _with_defaults(own: dict[str, Any]) -> dict[str, Any]:
-    """Settings, with those that runs of earlier versions lack. Upstream's folders have none."""
-    return own and {name: getattr(RunConfig, name) for name in LEAVING_OUT} | own
 
 
 class OpenedFolders(NamedTuple):

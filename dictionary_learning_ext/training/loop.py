@@ -18,7 +18,6 @@ from ..activations.language_models import HookPoint, settings_hash, weights_hash
 from ..activations.run_inputs import (
     held_out,
     make_buffer,
-    measured_on,
     norm_factor_of,
     open_model,
 )
@@ -32,6 +31,7 @@ from ..errors import (
     TrainingError,
 )
 from ..evaluation.measure import measure
+from ..run_folder.evaluation_files import measured_on
 from ..run_folder.names import require_free
 from ..run_folder.reading import is_finished
 from ..run_folder.resume_points import ResumePoint

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from dictionary_learning_ext.activations.run_inputs import measured_on
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
 from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.run_folder.evaluation_files import measured_on
 
 
 def test_presets_are_whole_and_keep_to_the_paper():

@@ -12,10 +12,10 @@ from planted_sinks import saved_with_sinks
 from small_commands import refused, setting, trainer
 
 from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
-from dictionary_learning_ext.activations.run_inputs import MEASURED_ON
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
+from dictionary_learning_ext.run_folder.evaluation_files import MEASURED_ON
 from dictionary_learning_ext.run_folder.reading import read_metrics
 
 CHANGED = {

@@ -1,0 +1,74 @@
+"""What an evaluation was measured on, and which file it goes to. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from ..config.run_config import RunConfig
+from ..errors import CheckpointError
+from .matching import LEAVING_OUT, same_setting
+from .names import evaluation
+from .reading import read_metrics_if_any
+
+MEASURED_ON = (
+    "model",
+    "hook",
+    "data",
+    "text_packing",
+    "ctx_len",
+    "dtype",
+    "remove_bos",
+    "max_norm_multiple",
+)
+
+
+def measured_on(run: RunConfig) -> dict[str, Any]:
+    """The settings that determine the held-out activations that an SAE is measured on."""
+    return {name: getattr(run, name) for name in MEASURED_ON}
+
+
+def evaluation_file(
+    folder: Path, config: dict[str, Any], run: RunConfig, tokens: int, metrics: dict[str, Any]
+) -> Path:
+    """Where an evaluation is written: metrics.json, or beside it if its settings are others.
+
+    Arguments:
+        config: the content of the folder's config.json.
+        run: what was measured on.
+        tokens: how many were asked for.
+        metrics: what was measured. It names the step of a checkpoint.
+    """
+    of_step = {"step": metrics["step"]} if "step" in metrics else {}
+    return evaluation(folder, of_step | _other_settings(folder, config, run, tokens, metrics))
+
+
+def _other_settings(
+    folder: Path, config: dict[str, Any], run: RunConfig, tokens: int, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """In which settings an evaluation differs from the folder's own, and how.
+
+    Its own is the one in metrics.json, or else the one that its training would have ended with.
+    """
+    now = measured_on(run) | {"tokens": tokens}
+    try:
+        former = read_metrics_if_any(folder)
+    except CheckpointError:  # damaged: written again
+        former = None
+    if isinstance(former, dict):
+        own = _with_defaults(former.get("measured_on", {})) | {"tokens": former.get("tokens")}
+        # Tokens are rounded up to whole batches.
+        same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
+    else:
+        own = config.get("run", {}).get("settings", {})
+        own = _with_defaults(own) | {"tokens": own.get("eval_tokens")}
+        same_tokens = own["tokens"] in (None, 0, tokens)
+    differing = {
+        name: now[name]
+        for name in MEASURED_ON
+        if name in own and not same_setting(name, own[name], now[name])
+    }
+    return differing | ({} if same_tokens else {"tokens": tokens})
+
+
+def _with_defaults(own: dict[str, Any]) -> dict[str, Any]:
+    """Settings, with those that runs of earlier versions lack. Upstream's folders have none."""
+    return own and {name: getattr(RunConfig, name) for name in LEAVING_OUT} | own
