@@ -36,9 +36,9 @@ def table(
     on_gpu = Counter(folder for folder, reason in same if reason.startswith(GPU_ONLY))
     never = Counter(folder for folder, reason in same if not reason.startswith(GPU_ONLY))
     lines = [f"{'':14}{'mutants':>8}{'noticed':>8}{'score':>7}{'equivalent':>12}{GPU_ONLY:>15}"]
-    rows = [(one, n, alive.get(one, 0), never[one], on_gpu[one]) for one, n in ran.items()]
-    total = ("all", *(sum(row[i] for row in rows) for i in range(1, 5)))
-    for name, n, left, equivalent, gpu in [*rows, total]:
+    rows = {one: (n, alive.get(one, 0), never[one], on_gpu[one]) for one, n in ran.items()}
+    total = [sum(column) for column in zip((0, 0, 0, 0), *rows.values(), strict=True)]
+    for name, (n, left, equivalent, gpu) in {**rows, "all": total}.items():
         score = f"{(n - left) / max(n, 1):.0%}"
         lines.append(f"{name:14}{n:8}{n - left:8}{score:>7}{equivalent:12}{gpu:15}")
     return "\n".join(lines)

@@ -1,13 +1,12 @@
 """The scores of `make mutants`."""
 
-import importlib.util
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-_SPEC = importlib.util.spec_from_file_location("scores", Path(__file__).with_name("scores.py"))
-scores = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(scores)
+scores = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("scores.py"))))
 
 
 def test_a_folder_below_its_threshold_is_named():
