@@ -1,7 +1,7 @@
 """Mistakes in the flags that were typed, each in one line, before anything is parsed."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -32,8 +32,14 @@ def flag_types(flags: type) -> dict[str, Any]:
     return {each.name: each.hint for each in _typed_fields(flags) if not each.is_word}
 
 
-def require_legal(flags: type, args: list[str], program: str) -> None:
-    """Raise a UserError for an unknown flag, a value of the wrong type or a missing argument."""
+def require_legal(
+    flags: type, args: list[str], program: str, suggested: Collection[str] = ()
+) -> None:
+    """Raise a UserError for an unknown flag, a value of the wrong type or a missing argument.
+
+    Arguments:
+        suggested: other flags that may be meant, already taken out of `args`.
+    """
     types, see = flag_types(flags), f"(see `{program} --help`)"
     words = [each for each in _typed_fields(flags) if each.is_word]
     unknown, given_words, given = [], 0, set()
@@ -45,7 +51,7 @@ def require_legal(flags: type, args: list[str], program: str) -> None:
         if not flag:
             given_words += 1
         elif name not in types:
-            close = difflib.get_close_matches(name, types, 1)
+            close = difflib.get_close_matches(name, [*types, *suggested], 1)
             unknown.append(f"--{flag}" + (f" (did you mean --{close[0]}?)" if close else ""))
         elif not values and types[name] not in (bool, bool | None):
             raise UserError(f"--{name}: expected {_expected(types[name])} after it {see}")
@@ -81,14 +87,24 @@ def _split(
             continue
         flag, is_one_word, value = word[2:].partition("=")
         hint = types.get(flag.replace("_", "-"))
-        n = next((i for i, each in enumerate(rest) if _is_flag(each)), len(rest))
-        if hint in (bool, bool | None):  # it may stand alone, before a folder
-            n = min(n, 1)
-            n = 0 if n and has_words and not _is_legal(rest[0], hint) else n
-        elif hint is not None and not _takes_many(hint):
-            n = min(n, 1)
+        n = number_of_values(hint, rest, has_words)
         values, rest = ([value], rest) if is_one_word else (rest[:n], rest[n:])
         yield flag, values
+
+
+def number_of_values(hint: Any, rest: list[str], has_words: bool) -> int:
+    """How many of the words after a flag of a type (None: not known) are its values.
+
+    Arguments:
+        has_words: whether the command also takes words that are no flag's value.
+    """
+    n = next((i for i, word in enumerate(rest) if _is_flag(word)), len(rest))
+    if hint is None or _takes_many(hint):
+        return n
+    is_boolean = hint in (bool, bool | None)  # it may stand alone, before a folder
+    if n and is_boolean and has_words and not _is_legal(rest[0], hint):
+        return 0
+    return min(n, 1)
 
 
 def _is_flag(word: str) -> bool:

@@ -33,6 +33,7 @@ class Command(Generic[F]):
         run: what the command does with its flags.
         starting_point: the flags' defaults, where these depend on what was typed.
         prepare: divides what was typed into the arguments to parse, and values of hidden fields.
+        suggested: flags that `prepare` takes out, which may be meant by a misspelt one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Command(Generic[F]):
     run: Callable[[F], None]
     starting_point: Callable[[list[str]], F] | None = None
     prepare: Callable[[list[str]], tuple[list[str], dict[str, Any]]] | None = None
+    suggested: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def parse(command: Command[F], args: list[str]) -> F:
     hidden: dict[str, Any] = {}
     if command.prepare is not None:
         args, hidden = command.prepare(args)
-    require_legal(command.flags, args, program)
+    require_legal(command.flags, args, program, command.suggested)
     start = command.starting_point
     default = tyro.MISSING_NONPROP if start is None else start(args)
     types, spelled = flag_types(command.flags), []

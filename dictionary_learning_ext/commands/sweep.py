@@ -12,7 +12,7 @@ import tyro
 from ..config.run_config import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
-from .flag_checks import flag_types
+from .flag_checks import flag_types, number_of_values
 from .flags import Command, parse, vsae
 from .train import COMMAND as TRAIN
 
@@ -122,19 +122,12 @@ def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:
             continue
         fixed.append(arg)
         if not has_value:
-            n = _number_of_values(types[name], rest)
+            n = number_of_values(types[name], rest, has_words=True)
             fixed += rest[:n]
             rest = rest[n:]
     return ours, {"fixed": tuple(fixed), "typed": f"{vsae()} sweep {shlex.join(args)}"}
 
 
-def _number_of_values(hint: Any, rest: list[str]) -> int:
-    """How many of the words after a flag of this type are its values."""
-    if hint in (bool, bool | None):
-        return int(rest[:1] in (["True"], ["False"], ["None"]))
-    if "tuple" not in str(hint):
-        return 1
-    return next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
-
-
-COMMAND = Command("sweep", SweepFlags, run, prepare=_prepare)
+COMMAND = Command(
+    "sweep", SweepFlags, run, prepare=_prepare, suggested=tuple(flag_types(TRAIN.flags))
+)

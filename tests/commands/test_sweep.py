@@ -26,6 +26,7 @@ def sweep_file(flags, tmp_path):
 TYPED = {
     "f.yaml --steps 100 --eval-tokens=0": "--steps 100 --eval-tokens=0",
     "--steps 100 f.yaml --yes --seed 3 --search-seed 4": "--steps 100 --seed 3",
+    "--steps --yes f.yaml": "--steps",
     "--rectify f.yaml --device cuda": "--rectify --device cuda",
     "--rectify False f.yaml --at-once 2 --max_norm_multiple 3": "--rectify False --max_norm_multiple 3",
     "f.yaml --group-fractions 0.5 0.5 --at-once 2": "--group-fractions 0.5 0.5",
@@ -43,7 +44,8 @@ def test_the_flags_of_train_are_told_from_its_own(typed):
 
 
 def test_a_flag_that_nobody_knows_and_one_without_a_file(sweep_file, tmp_path, capsys):
-    assert "--stepz" in refused(["sweep", sweep_file, "--stepz", "100"], capsys)
+    line = refused(["sweep", sweep_file, "--stepz", "3"], capsys)
+    assert "no such flag: --stepz (did you mean --steps?)" in line
     assert "--steps: only works with a sweep file" in refused(
         ["sweep", "--results", tmp_path, "--steps", "9"], capsys
     )
