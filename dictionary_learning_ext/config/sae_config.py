@@ -39,7 +39,7 @@ _SCHEDULES = (
 """The settings that are counted in steps."""
 _LEAST = {"kl_cycle_steps": 2}
 """The fewest steps of those that need more than one."""
-_DERIVED = (*_SCHEDULES, "dead_feature_threshold")
+DERIVED = (*_SCHEDULES, "dead_feature_threshold")
 """The settings whose defaults follow from the run's length."""
 _NAMED_IN_FOLDERS = {
     "beta": "beta",
@@ -170,10 +170,10 @@ class SAEConfig(_Fields):
         What is the default of the former run becomes the default again. Other schedules keep their
         share of the run.
         """
-        unset = replace(self, **dict.fromkeys(_DERIVED))
+        unset = replace(self, **dict.fromkeys(DERIVED))
         defaults = unset.resolve(former, batch_size)
         changed: dict[str, int | None] = {}
-        for name in _DERIVED:
+        for name in DERIVED:
             given = getattr(self, name)
             if given is not None and given == getattr(defaults, name):
                 changed[name] = None

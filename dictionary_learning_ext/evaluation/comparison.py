@@ -9,11 +9,18 @@ from typing import Any
 
 from ..activations.position_rule import left_out
 from ..errors import ConfigError
-from ..run_folder.matching import LEAVING_OUT, measurements, training, unequal
+from ..run_folder.matching import (
+    LEAVING_OUT,
+    measurements,
+    only_posteriors_differ,
+    training,
+    unequal,
+)
 from .metric import Metric
 from .metrics import METRICS, NOT_MEASURED, shown_in
 from .tables import text_table
 
+MATCHED = "All were trained on the same batches from the same initial weights."
 _LONG_NAME = 30  # characters
 
 
@@ -119,7 +126,12 @@ def printed(
         parts.append(_settings_table(names, measured, differing, width))
     trained = training(configs or {})
     if differing := unequal(list(trained.values())):
-        parts.append("These training settings also differ:")
+        is_matched = only_posteriors_differ(list(trained.values()))
+        parts.append(
+            f"{MATCHED} Their posteriors differ:"
+            if is_matched
+            else "These training settings also differ:"
+        )
         parts.append(_settings_table(names, trained, differing, width))
     return "\n\n".join([*parts, legend(metrics, width)])
 
@@ -144,20 +156,28 @@ def setting_text(value: Any) -> str:
 def short_names(folders: Iterable[str]) -> dict[str, str]:
     """Each folder's shortest ending that tells it from the others.
 
-    Of long names, e.g. those of a sweep's runs, only the parts that differ: …beta0.1…seed0.
+    Of long names of equally many parts, e.g. those of a sweep's runs, only the parts that differ:
+    …beta0.1…seed0.
     """
     parts = {folder: Path(folder).parts for folder in folders}
     for n in range(1, max(map(len, parts.values()), default=0) + 1):
         names = {folder: str(Path(*path[-n:])) for folder, path in parts.items()}
         if len(set(names.values())) == len(parts):
-            return _differing_parts(names) if max(map(len, names.values())) > _LONG_NAME else names
+            by_parts: dict[int, dict[str, str]] = {}
+            for folder, name in names.items():
+                by_parts.setdefault(name.count("_"), {})[folder] = name
+            shortened = dict(names)
+            for alike in by_parts.values():
+                if max(map(len, alike.values())) > _LONG_NAME:
+                    shortened |= _differing_parts(alike)
+            return shortened if len(set(shortened.values())) == len(names) else names
     return {folder: folder for folder in parts}
 
 
 def _differing_parts(names: dict[str, str]) -> dict[str, str]:
-    """Names without the parts between "_" that all of them have; unchanged if they don't align."""
+    """Names of equally many parts between "_", without the parts that all of them have."""
     parts = [name.split("_") for name in names.values()]
-    if len(parts) == 1 or len(set(map(len, parts))) > 1:
+    if len(parts) == 1:
         return names
     is_shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
     shortened = [

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.comparison import setting_text
+from ..evaluation.comparison import MATCHED, setting_text
 from ..evaluation.metrics import NOT_MEASURED, shown_in
-from ..run_folder.matching import SEEDS, measurements, training, unequal
+from ..run_folder.matching import SEEDS, measurements, only_posteriors_differ, training, unequal
 from .analysis import LEAST_SELECTIONS, Analysis, Comparison
 
 STAR_MARGIN = 0.1
@@ -148,7 +148,12 @@ def _on_unmatched_settings(analyses: list[Analysis]) -> list[str]:
     if any(name in unequal(list(trained.values())) for name in SEEDS):
         said.append("The SAEs were trained with different seeds.")
     unseeded = [{n: v for n, v in each.items() if n not in SEEDS} for each in trained.values()]
-    if different := _different(unseeded):
+    different = _different(unseeded)
+    if only_posteriors_differ(list(trained.values())):
+        said.append(
+            f"{MATCHED} Their posteriors differ: {_listed(different)} (in the order of the table)."
+        )
+    elif different:
         said.append(
             "This is not a matched comparison. Besides the architecture, the SAEs differ in "
             f"{_listed(different)} (in the order of the table)."
@@ -187,9 +192,9 @@ def _on_readable_features(analyses: list[Analysis]) -> list[str]:
     others = [f"{other}: {_percent(share)}" for other, share in shares.items() if other != label]
     beside = f" ({', '.join(others)})" if others else ""
     return [
-        f"{_percent(shares[label])} of {label}'s features fire mostly on one token{beside}. It makes "
-        "up at least half of a random sample of the tokens that they fire on. Features that fire "
-        f"fewer than {LEAST_SELECTIONS} times are not counted."
+        f"{_percent(shares[label])} of {label}'s features fire mostly on one token{beside}: "
+        "it is at least half of a random sample of what they fire on. Features that fire fewer than "
+        f"{LEAST_SELECTIONS} times are not counted."
     ]
 
 

@@ -5,8 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..config.option_groups import names_of
+from ..config.options import AuxKOptions, NoiseLevelOptions, ObjectiveOptions, PosteriorOptions
 from ..config.run_config import NOT_THE_RESULT, RunConfig
-from ..config.sae_config import SAEConfig
+from ..config.sae_config import DERIVED, SAEConfig
 from ..errors import UserError
 
 SEEDS = ("seed", "data_seed")
@@ -18,6 +20,14 @@ _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
     *("architecture", "device", "text_passes", "save_steps", "eval_tokens", "eval_documents"),
 }
+_OF_THE_POSTERIOR = {
+    name
+    for group in (PosteriorOptions, NoiseLevelOptions, ObjectiveOptions)
+    for name in names_of(group)
+} - set(names_of(AuxKOptions))
+"""The settings that variational SAEs add: how they are compared, unless the rest differs too."""
+_OF_THE_START = ("data", "steps", "batch_size", "dict_size", "k", "seed")
+"""Without one of these no folder says that it had the batches and initial weights of another."""
 
 
 def same_model(one: Any, other: Any) -> bool:
@@ -97,8 +107,52 @@ def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each config.json, the settings other than the architecture that decide what was trained."""
-    return {
+    """Of each config.json, the settings other than the architecture that decide what was trained.
+
+    Settings that follow from others are left out.
+    """
+    trained = {
         folder: {n: v for n, v in settings_of(config).items() if n not in _NOT_THE_TRAINING}
         for folder, config in configs.items()
     }
+    following = _following(list(trained.values()))
+    return {
+        folder: {n: v for n, v in settings.items() if n not in following}
+        for folder, settings in trained.items()
+    }
+
+
+def only_posteriors_differ(trained: Sequence[dict[str, Any]]) -> bool:
+    """Whether SAEs had the same batches and initial weights, and differ in what a posterior adds.
+
+    Arguments:
+        trained: the values of `training`.
+    """
+    is_known = all(name in settings for settings in trained for name in _OF_THE_START)
+    has_own_start = any("group_fractions" in settings for settings in trained)  # Matryoshka
+    different = set(unequal(trained))
+    return is_known and not has_own_start and bool(different) and different <= _OF_THE_POSTERIOR
+
+
+def _following(trained: Sequence[dict[str, Any]]) -> set[str]:
+    """The settings that say nothing beside others: the noise's second name, and what is the same
+    share of every run where runs differ in length."""
+    noisy = [settings for settings in trained if settings.get("sigma") is not None]
+    by_ratio = all(settings.get("noise_to_signal") is not None for settings in noisy)
+    following = {"sigma" if noisy and by_ratio else "noise_to_signal"}
+    for name in DERIVED:
+        counts = [(each.get("steps"), each[name]) for each in trained if name in each]
+        if len({steps for steps, _ in counts}) > 1 and all(
+            _is_same_share(*counts[0], *other) for other in counts[1:]
+        ):
+            following.add(name)
+    return following
+
+
+def _is_same_share(
+    steps: int | None, count: int | None, others: int | None, its: int | None
+) -> bool:
+    """Whether two counts are the same share of two runs, but for rounding to whole numbers."""
+    if None in (steps, count, others, its):
+        return count == its
+    return abs(count * others - its * steps) <= max(steps, others)  # pyright: ignore

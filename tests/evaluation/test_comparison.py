@@ -100,6 +100,8 @@ def test_of_long_names_only_what_differs_is_shown():
         names[0]: names[0].removeprefix("runs/s/"),
         "runs/top_k": "top_k",
     }
+    mixed = short_names([*names, "runs/top_k", "runs/a"])
+    assert [mixed[name] for name in names] == [*short_names(names).values()]
     assert short_names(names[:1]) == {names[0]: names[0].removeprefix("runs/s/")}
 
 
@@ -133,6 +135,14 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
         ["a", "0.0002", "8"],
         ["b", "0.002", "16"],
     ]
+
+
+def test_posteriors_that_differ_are_no_other_training():
+    results = {"a": measured(), "b": measured()}
+    same = {"data": "a", "steps": 9, "batch_size": 4, "dict_size": 32, "seed": 0}
+    text = printed(results, None, {n: config(**same, beta=b) for n, b in (("a", 0.5), ("b", 1.0))})
+    assert "from the same initial weights. Their posteriors differ:\n\n   beta\n" in text
+    assert "also differ" not in text
 
 
 @pytest.mark.parametrize("rule", [{"max_norm_multiple": 10.0}, {"remove_bos": True}], ids=str)

@@ -43,6 +43,18 @@ def test_unequal_learning_rates_are_not_a_matched_comparison():
     assert "matched" not in said(analysis("a", lr=2e-3))
 
 
+def test_posteriors_that_differ_are_what_is_compared():
+    same = {"data": "a", "steps": 9, "batch_size": 4, "dict_size": 32, "seed": 0}
+    vsae = same | {"architecture": "vsae_top_k", "lr": 1e-3}
+    one, other = analysis("a", **vsae, beta=1.0), analysis("b", **vsae, beta=0.0)
+    assert (
+        "All were trained on the same batches from the same initial weights. Their posteriors "
+        "differ: beta (- | 1 | 0) (in the order of the table)."
+    ) in said(analysis("t", **same), one, other)
+    assert "not a matched comparison" in said(one, analysis("c", **vsae | {"lr": 0.5}, beta=0.0))
+    assert "initial weights" not in said(one, analysis("d", **vsae | {"seed": 1}, beta=0.0))
+
+
 def test_another_architecture_or_place_is_a_matched_comparison():
     one, other = analysis("a", save_dir="a"), analysis("b", architecture="relu", save_dir="b")
     assert "matched" not in said(one, other)
@@ -116,7 +128,9 @@ def test_features_that_fire_too_rarely_do_not_count_as_readable():
     one.statistics.sampled.ids_FTW = t.tensor([[5] * 3 + [-1] * 5, list(range(8))])[:, :, None]
     assert "fire mostly on one token" not in said(one)
     one.statistics.sampled.ids_FTW[1, 4:] = 9
-    words = "100.0% of a's features fire mostly on one token. It makes up at least half"
+    words = (
+        "100.0% of a's features fire mostly on one token: it is at least half of a random sample"
+    )
     assert words in said(one)
     one.statistics.sampled.ids_FTW[1, 4] = 8
     assert "fire mostly on one token" not in said(one)

@@ -2,6 +2,7 @@
 
 from dictionary_learning_ext.run_folder.matching import (
     measured_differently,
+    only_posteriors_differ,
     same_model,
     settings_of,
     training,
@@ -63,3 +64,47 @@ def test_a_language_model_whose_folder_has_moved_is_the_same():
     moved = {name: {"measured_on": {"model": f"{name}/lm", "data": f"{name}/lm"}} for name in "ab"}
     assert measured_differently(moved) == ["data"]
     assert unequal([{"model": "here/lm"}, {"model": "here/other"}]) == ["model"]
+
+
+def run(steps=100, **settings):
+    """A folder of a vSAE."""
+    settings = {"architecture": "vsae_top_k", "data": "a", "k": 4, **settings}
+    return config(steps=steps, batch_size=64, dict_size=32, seed=0, **settings)
+
+
+def differ(*configs):
+    return unequal(list(training(dict(enumerate(configs))).values()))
+
+
+def test_what_is_the_same_share_of_other_steps_follows():
+    short = run(1200, warmup_steps=120, decay_start=900, kl_warmup_steps=120)
+    assert differ(short, run(15, warmup_steps=1, decay_start=11, kl_warmup_steps=1)) == ["steps"]
+    assert differ(short, run(600, warmup_steps=60, decay_start=300, kl_warmup_steps=60)) == [
+        "steps",
+        "decay_start",
+    ]
+    assert differ(run(warmup_steps=10), run(warmup_steps=11)) == ["warmup_steps"]
+    none = run(600, decay_start=None)
+    assert differ(run(1200, decay_start=None), none) == ["steps"]
+    assert differ(run(1200, decay_start=900), none) == ["steps", "decay_start"]
+
+
+def test_sigma_and_its_ratio_are_one_setting():
+    by_ratio = [run(noise_to_signal=ratio, sigma=4 * ratio) for ratio in (0.1, 0.2)]
+    assert differ(*by_ratio) == ["noise_to_signal"]
+    assert differ(by_ratio[0], run(noise_to_signal=None, sigma=1.0)) == ["sigma"]
+
+
+def test_posteriors_are_compared_where_all_else_agrees():
+    def only(*configs):
+        return only_posteriors_differ(list(training(dict(enumerate(configs))).values()))
+
+    top_k = run(architecture="top_k")
+    one, other = run(beta=1.0, sigma=1.0), run(beta=0.0, sigma=0.5, noise_anneal_steps=75)
+    assert only(top_k, one, other)
+    assert not only(one, one)
+    assert not only(one, other, run(beta=1.0, sigma=1.0, lr=0.1), run(lr=0.2))
+    assert not only(one, run(beta=0.0, auxk_alpha=0.0), run(auxk_alpha=0.1))
+    assert not only(one, other, config(architecture="relu", data="a", steps=100))
+    assert not only(one, other, config({"k": 4}))
+    assert not only(one, other, run(architecture="matryoshka", group_fractions=[0.5, 0.5]))
