@@ -4,13 +4,20 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
-from ..evaluation.comparison import setting_text
+from ..errors import UserError
+from ..evaluation.comparison import setting_text, short_names
 from ..evaluation.metrics import shown_in
 from ..run_folder.matching import measurements, training, unequal
-from ..run_folder.names import FAILED, INDEX, REPORT, WEIGHTS
-from ..run_folder.reading import read_config, read_metrics_if_any, run_folders_in
+from ..run_folder.names import CONFIG, FAILED, INDEX, REPORT, WEIGHTS
+from ..run_folder.reading import (
+    checked_settings,
+    read_config,
+    read_metrics_if_any,
+    run_folders_in,
+)
 from ..run_folder.writing import write_text
 from .rendering import rendered
 
@@ -33,29 +40,44 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
         folder: holds run folders.
         out: the page (default: `folder`/index.html).
 
-    Raises: CheckpointError if a file of a run folder is damaged.
+    A folder that is damaged or not finished is left out of the table, and named below it.
     """
     folder = Path(folder)
     out = folder / INDEX if out is None else Path(out)
     inside = run_folders_in(folder)
-    finished = [one for one in inside if (one / WEIGHTS).is_file()]
-    configs = {one.name: read_config(one) for one in finished}
-    results = {one.name: read_metrics_if_any(one) or {} for one in finished}
+    configs, results, left_out = {}, {}, []
+    for one in inside:
+        if not (one / WEIGHTS).is_file():
+            left_out.append(f"{one.name} ({_why_not_finished(one)})")
+            continue
+        try:
+            config, metrics = read_config(one), read_metrics_if_any(one) or {}
+            if "run" in config:
+                checked_settings(config, one / CONFIG)
+        except UserError as error:
+            left_out.append(f"{one.name} ({error})")
+        else:
+            configs[one.name], results[one.name] = config, metrics
+    finished = [one for one in inside if one.name in configs]
+    names = short_names(configs)
     trained, measured = training(configs), measurements({n: m for n, m in results.items() if m})
-    settings = ["architecture", *unequal(list(trained.values()))]
+    architectures = {name: _architecture(config) for name, config in configs.items()}
+    settings = unequal(list(trained.values()))
+    if len(set(architectures.values())) > 1:
+        settings.insert(0, "architecture")
     measured_as = unequal(list(measured.values()))
     columns = [name for name in measured_as if name not in settings]
     metrics = shown_in("report")
     rows = []
     for one in finished:
         used = configs[one.name].get("run", {}).get("settings", {}) | trained[one.name]
-        used["architecture"] = used.get("architecture", configs[one.name]["trainer"]["dict_class"])
+        used["architecture"] = architectures[one.name]
         values = {name: used.get(name) for name in settings}
         values |= {name: measured.get(one.name, {}).get(name) for name in columns}
         has_report = (one / REPORT).is_file()
         rows.append(
             _Row(
-                name=one.name,
+                name=names[one.name],
                 link=_link(one / REPORT, out) if has_report else None,
                 metrics=[metric.text(results[one.name].get(metric.key)) for metric in metrics],
                 settings=[setting_text(value) for value in values.values()],
@@ -75,14 +97,20 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
             if not (one / REPORT).is_file()
         ],
         together=_link(together, out) if together.is_file() else None,
-        unfinished=[
-            f"{one.name} ({'failed' if (one / FAILED).is_file() else 'not finished'})"
-            for one in inside
-            if one not in finished
-        ],
+        left_out=left_out,
     )
     write_text(out, page)
     return out
+
+
+def _why_not_finished(folder: Path) -> str:
+    return "failed" if (folder / FAILED).is_file() else "not finished"
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """Its name, or that of its class in upstream's folders."""
+    settings = config.get("run", {}).get("settings", {})
+    return settings.get("architecture", config["trainer"]["dict_class"])
 
 
 def _link(page: Path, out: Path) -> str:

@@ -128,11 +128,22 @@ def load_config(path: str | Path) -> TrainConfig:
     path = path / CONFIG if path.is_dir() else path
     try:
         config = _parsed(path, path.read_bytes(), "copy it again")
-        settings = settings_in(config, path)
+        return checked_settings(config, path)
     except FileNotFoundError as error:
         raise ConfigError(f"--config {path}: no such file; {EXPECTED}, or its {CONFIG}") from error
     except CheckpointError as error:
         raise ConfigError(f"--config {error}") from error
+
+
+def checked_settings(config: Any, path: Path) -> TrainConfig:
+    """The settings in a run's config.json, but for where it was written.
+
+    Arguments:
+        path: of the config.json, for messages.
+
+    Raises: CheckpointError if there are none, ConfigError for one that has no legal value.
+    """
+    settings = settings_in(config, path)
     where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
     if settings.get("noise_to_signal") is not None:
         where.append("sigma")  # follows from it, for this run's own k and D

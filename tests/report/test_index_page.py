@@ -105,3 +105,39 @@ def test_it_takes_no_flags_of_a_report(folder, capsys):
     for flags in (["--tokens", "5"], ["--against", str(folder / "vsae")], ["--figures", "False"]):
         assert main(["report", str(folder), *flags]) == 2
         assert "leave out all flags but --out" in capsys.readouterr().err
+
+
+def change(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
+    shutil.copytree(runs[0], folder / "cut")
+    (folder / "cut" / "config.json").write_text('{"trainer": ')
+    shutil.copytree(runs[0], folder / "wrong")
+    change(folder / "wrong" / "config.json", lambda it: it["run"]["settings"].update(k="many"))
+    shutil.copytree(runs[0], folder / "unread")
+    (folder / "unread" / "metrics.json").write_text("{")
+    assert main(["report", str(folder)]) == 0
+    page = unescape((folder / "index.html").read_text(encoding="utf-8"))
+    assert list(rows_of(page)) == ["top_k", "vsae"]
+    words = page[page.index("Not in the table") :]
+    assert re.search(r"cut \(\S+config.json: not valid JSON", words)
+    assert "wrong (k='many': expected a whole number" in words
+    assert re.search(r"unread \(\S+metrics.json: not valid JSON", words)
+
+
+def test_one_architecture_is_no_column_and_long_names_break_at_underscores(folder, runs):
+    shutil.rmtree(folder / "top_k")
+    for seed in range(2):
+        long = folder / f"{'a_long_name_' * 4}seed{seed}"
+        shutil.copytree(runs[0], long)
+        change(long / "config.json", lambda it: it["run"]["settings"].update(warmup_steps=2))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    rows = rows_of(page)
+    assert list(rows) == ["…seed0", "…seed1", "vsae"]
+    assert "architecture" not in rows["vsae"]
+    assert "warmup_<wbr>steps</th>" in page
