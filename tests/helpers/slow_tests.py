@@ -59,6 +59,7 @@ SLOW = frozenset(
         "test_the_page_says_that_unequally_sparse_saes_can_not_be_compared",
         "test_mistakes_are_one_line",
         "test_sae_bench_results_are_on_the_page",
+        "test_a_page_is_written_after_its_data_and_figures",
         "test_two_reports_of_a_run_differ_only_in_their_time",
         "test_the_command_on_the_page_writes_it_again",
         "test_a_setting_that_was_left_out_is_shown_as_what_it_became",

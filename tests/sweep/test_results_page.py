@@ -29,6 +29,8 @@ def test_the_tables_have_every_run_with_a_dash_for_what_was_not_measured():
     assert row[: row.index("</tr>")].split("<td>")[-1].startswith("-</td>")
     assert "<script src" not in html, "it needs no network"
     assert "n = 1" in html
+    assert "3 runs. The best" in html
+    assert ">1 run. The best" in drawn(RESULTS[:1])
 
 
 def test_with_seeds_there_is_a_row_for_each_setting_and_n():
