@@ -47,6 +47,10 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
     elif path.exists():
         files, has_split = files_holding(path, split)
         source = Files(files)
+    elif name.endswith(SUFFIXES):
+        raise TextError(
+            f"no file {name!r}: expected an existing file, or 'embedded'; correct the path (--data)"
+        )
     elif names_a_file(name):
         raise TextError(
             f"no file or folder {name!r}: expected 'embedded', an existing file or folder, or the"

@@ -131,7 +131,8 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Iterator[str]:
             row = json.loads(text)
         except json.JSONDecodeError as error:
             raise TextError(
-                f"{where} is not valid JSON ({error.msg} at column {error.colno}): expected one"
+                f"{where} is not valid JSON ({error.msg.removesuffix(' at')} at character"
+                f" {error.colno}): expected one"
                 ' object per line, e.g. {"text": "…"}; correct the line or delete it'
             ) from error
         except (RecursionError, ValueError) as error:  # nested too deep, or a huge integer

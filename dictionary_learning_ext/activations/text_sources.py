@@ -56,7 +56,7 @@ class Passages:
         table = pyarrow.parquet.read_table(
             EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
         )
-        self.file_bytes = EMBEDDED_TEXT.stat().st_size
+        self.file_bytes: int | None = EMBEDDED_TEXT.stat().st_size
         self._passages: list[str] = table.column("text").to_pylist()
         self._seed = seed
 
@@ -85,7 +85,7 @@ class Files:
     """The documents of several files, one file after the other."""
 
     def __init__(self, files: list[Path]):
-        self.file_bytes = sum(file.stat().st_size for file in files)
+        self.file_bytes: int | None = sum(file.stat().st_size for file in files)
         self._files = files
 
     def start(self, number: int, position: Any) -> None:

@@ -49,6 +49,19 @@ def test_an_unknown_text_is_one_line_that_says_what_to_give(name: str):
     assert "'embedded'" in message
 
 
+def test_a_file_that_is_not_there_has_nothing_to_do_with_the_hub():
+    message = error_of(lambda: open_text("nofolder/x.txt"))
+    assert message.startswith("no file 'nofolder/x.txt': expected an existing file")
+    assert "hub" not in message
+
+
+def test_a_line_that_is_no_json_says_at_which_character(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "a\tb"}\n')
+    assert "(Invalid control character at character 12): expected" in error_of(
+        lambda: read(tmp_path / "a.jsonl")
+    )
+
+
 def test_unknown_split_and_no_passes_are_refused(tmp_path: Path):
     split: Any = "dev"
     message = error_of(lambda: open_text("embedded", split=split), ConfigError)
