@@ -64,6 +64,7 @@ class ResidualBuffer(ActivationBuffer):
         tokens_seen: rows handed out.
         fills: how often the buffer was filled.
         reader: reads the activations and says which tokens are left out.
+        order_matters: whether a warning says that the text's last rows were shuffled on their own.
 
     Raises:
         ConfigError: a setting is out of range or contradicts another.
@@ -114,6 +115,7 @@ class ResidualBuffer(ActivationBuffer):
         self.seed = seed
         self.packing: Packing = packing
         self.max_norm_multiple = max_norm_multiple
+        self.order_matters = True
         self._check()
         self.reader = ActivationReader(
             model, submodule, io, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
@@ -170,7 +172,7 @@ class ResidualBuffer(ActivationBuffer):
             self._rows.record = None
         if filled < self.out_batch_size:
             raise self._too_short(left + filled)
-        if filled < self.activation_buffer_size:
+        if filled < self.activation_buffer_size and self.order_matters:
             _log.warning(
                 "%s ended: its last %d tokens were shuffled on their own, expected %d",
                 self._text_name(),

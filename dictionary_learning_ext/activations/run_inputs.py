@@ -103,4 +103,5 @@ def held_out(
     n_ctxs = max(64, math.ceil(batch_size / run.ctx_len))
     text = open_text(run.data, split="heldout")
     buffer = make_buffer(replace(run, n_ctxs=n_ctxs), model, hook, text, batch_size)
+    buffer.order_matters = False  # all rows are summed
     return buffer, list(islice(open_text(run.data, split="heldout"), run.eval_documents))

@@ -66,7 +66,7 @@ def _other_settings(
         for name in MEASURED_ON
         if name in own and not same_setting(name, own[name], now[name])
     }
-    return differing | ({} if same_tokens else {"tokens": tokens})
+    return differing | ({} if same_tokens else {"tokens": metrics["tokens"]})
 
 
 def _with_defaults(own: dict[str, Any]) -> dict[str, Any]:

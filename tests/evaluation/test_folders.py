@@ -193,6 +193,13 @@ def test_before_its_first_evaluation_the_runs_settings_are_those_of_its_config(f
     assert json.loads((folder / "metrics.json").read_text())["tokens"] == 96
 
 
+def test_more_tokens_than_the_text_has_go_by_those_that_were_measured(folder, evaluated, caplog):
+    evaluated(tokens=64)
+    (path,), _ = evaluated(tokens=100_000_000)
+    assert path.name == f"tokens_{json.loads(path.read_text())['tokens']}.json"
+    assert "shuffled" not in caplog.text
+
+
 def test_as_many_tokens_as_the_text_has_are_the_same_setting(folder, evaluated):
     own = folder / "metrics.json"
     setting(eval_tokens=2049)(folder / "config.json")
