@@ -77,8 +77,11 @@ def _missing(folder: Path, name: str) -> CheckpointError:
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     there = ", ".join(names) or "nothing"
     inside = [p.parent.name for p in sorted(folder.glob(f"*/{WEIGHTS}"))]
-    hint = f"; did you mean one of {', '.join(inside)} in it?" if inside else ""
-    return CheckpointError(f"{folder}: expected a file {name}, but it holds {there}{hint}")
+    if name == CONFIG and inside:
+        return CheckpointError(
+            f"{folder}: holds run folders and is not one; give one of them, e.g. {folder / inside[0]}"
+        )
+    return CheckpointError(f"{folder}: expected a file {name}, but it holds {there}")
 
 
 def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
@@ -130,7 +133,9 @@ def load_config(path: str | Path) -> TrainConfig:
         config = _parsed(path, path.read_bytes(), "copy it again")
         return checked_settings(config, path)
     except FileNotFoundError as error:
-        raise ConfigError(f"--config {path}: no such file; {EXPECTED}, or its {CONFIG}") from error
+        raise ConfigError(
+            f"--config {path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
+        ) from error
     except CheckpointError as error:
         raise ConfigError(f"--config {error}") from error
 

@@ -26,7 +26,7 @@ def test_what_is_wrong_with_a_folder_is_said(run, tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         load_dictionary(tmp_path / "none")
     folders = train(run, {"a": sae_of(), "b": sae_of("top_k")})
-    with pytest.raises(CheckpointError, match="did you mean one of a, b"):
+    with pytest.raises(CheckpointError, match=r"and is not one; give one of them, e\.g\. .*run.a$"):
         load_dictionary(tmp_path / "run")
     folder = folders["a"]
     whole = (folder / "ae.pt").read_bytes()
