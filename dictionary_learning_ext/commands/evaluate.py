@@ -14,8 +14,8 @@ class EvalFlags:
     folders: tyro.conf.Positional[Folders]
     """Run folders, all trained on one language model and hook point."""
     tokens: int | None = None
-    """Held-out tokens to evaluate on. Default: as in the run's own evaluation. If the settings
-    differ from those of metrics.json, the results go to evaluations/ instead."""
+    """Held-out tokens to evaluate on, rounded up to whole batches of 2,048. Default: as in the
+    run's own evaluation. If the settings differ from those of metrics.json, the results go to evaluations/ instead."""
     step: int | None = None
     """Evaluate the checkpoint of this step, see --save-steps of train. Default: the final
     weights."""

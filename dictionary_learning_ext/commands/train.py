@@ -12,7 +12,7 @@ from ..errors import TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
 from ..training.preparation import prepared
-from .flags import Command, typed
+from .flags import Command, typed, vsae
 
 AUTO = Path("auto")
 
@@ -69,10 +69,19 @@ def run(flags: TrainFlags) -> None:
     if results:
         print(printed(results))
     for folder in folders.values():
-        print(f"saved in {folder}; load it with load_dictionary({str(folder)!r})")
+        print(f"saved in {folder}")
     for folder, metrics in results.items():
         for symptom in symptoms(metrics, load_config(folder)):
             print(f"{folder} looks bad: {symptom}")
+    one = next(iter(folders.values()))
+    print(
+        "\nNext, in Python:\n"
+        "  from dictionary_learning_ext import load_dictionary\n"
+        f"  sae, config = load_dictionary({str(one)!r})\n"
+        "or on the command line:\n"
+        f"  {vsae()} report {one}\n"
+        f"  {vsae()} compare {one} ANOTHER_RUN"
+    )
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
@@ -90,10 +99,22 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     run = replace(flags.run, save_dir=str(folder))
     if not (folder / CONFIG).is_file():
         return False, run
-    was = load_config(folder).to_dict()
-    advice = "use the flags it was started with, or choose another --save-dir for a new run"
-    now = TrainConfig(sae, run).to_dict()
-    require_same(was, now, f"--resume auto: {folder}", typed=flags.typed, advice=advice)
+    was = load_config(folder)
+    now = TrainConfig(sae, run)
+    if was.run.steps != run.steps:  # what only follows from these is not named
+        now = TrainConfig(flags.sae, run).for_steps(was.run.steps)
+        now = replace(now, sae=now.sae.resolve(was.run.steps, run.batch_size))
+    advice = (
+        "use the flags it was started with ({former}), or `vsae train --resume "
+        f"{folder}`, or choose another --save-dir for a new run"
+    )
+    require_same(
+        was.to_dict(),
+        now.to_dict() | {"steps": run.steps},
+        f"--resume auto: {folder}",
+        typed=flags.typed,
+        advice=advice,
+    )
     return True, run
 
 

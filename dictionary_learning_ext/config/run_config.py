@@ -66,7 +66,8 @@ class RunConfig:
     device: str = "cpu"
     """Where to compute: cpu, cuda or cuda:N."""
     eval_tokens: int = 100_000
-    """Held-out tokens in the final evaluation. 0: no evaluation."""
+    """Held-out tokens in the final evaluation, rounded up to whole batches of 2,048. 0: no
+    evaluation."""
     eval_documents: int = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
     log_steps: int = 100
@@ -76,7 +77,8 @@ class RunConfig:
     e.g. 100,1000."""
     save_every: str = "10m"
     """How often to write a resume point, in steps (500) or time (90s, 10m, 2h). One more is
-    written at the end. SIGTERM and SIGINT always write one. none: only these signals do."""
+    written at the end. SIGTERM and SIGINT always write one. none: only these signals do, and
+    none is written at the end."""
     save_dir: str | None = None
     """The folder to write. Default: runs/NAME, where NAME is made from the settings."""
     overwrite: bool = False
@@ -217,15 +219,18 @@ class TrainConfig:
                 hint = f"did you mean {close[0]!r}?" if close else "see `vsae train --help`"
                 raise ConfigError(f"{source}: unknown setting {name!r}; {hint}")
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-        for cls, known in names.items():
-            for name, hint in get_type_hints(cls).items():
-                if name in known & values.keys():
-                    require_type(name, values[name], hint)
 
         def changed(config: Any) -> Any:
             return replace(config, **{n: v for n, v in values.items() if n in names[type(config)]})
 
-        return TrainConfig(changed(self.sae), changed(self.run))
+        try:
+            for cls, known in names.items():
+                for name, hint in get_type_hints(cls).items():
+                    if name in known & values.keys():
+                        require_type(name, values[name], hint)
+            return TrainConfig(changed(self.sae), changed(self.run))
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}; correct it there") from error
 
 
 CONTINUE_OR_START = "leave out {flags} to continue it, or start a new run with --config"
@@ -243,7 +248,8 @@ def require_same(
 
     Arguments:
         typed: the settings that were given. The error names no others, if one of these differs.
-        advice: what to do, where {flags} stands for the named settings.
+        advice: what to do, where {flags} stands for the named settings, and {former} for these with
+            their former values.
     """
 
     def decisive(settings: dict[str, Any]) -> dict[str, Any]:
@@ -261,5 +267,9 @@ def require_same(
     if typed is not None:
         names = [name for name in names if name in typed] or names
     changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
-    flags = " ".join("--" + name.replace("_", "-") for name in names)
-    raise ConfigError(f"{source}: the run has {changes}; {advice.format(flags=flags)}")
+    flags = ["--" + name.replace("_", "-") for name in names]
+    advice = advice.replace("{flags}", " ".join(flags))
+    values = (old.get(name) for name in names)
+    texts = (" ".join(map(str, value)) if isinstance(value, list) else value for value in values)
+    former = " ".join(f"{flag} {text}" for flag, text in zip(flags, texts, strict=True))
+    raise ConfigError(f"{source}: the run has {changes}; {advice.replace('{former}', former)}")

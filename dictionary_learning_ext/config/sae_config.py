@@ -59,7 +59,7 @@ def _lr_help() -> str:
     for name, row in TRAINED.items():
         by_lr.setdefault(row.default_lr, []).append(name)
     defaults = "; ".join(f"{lr} for {', '.join(names)}" for lr, names in by_lr.items())
-    return f"Adam's learning rate. Paper: not stated. None: {defaults}."
+    return f"Adam's learning rate. Paper: not stated. With --lr None: {defaults}."
 
 
 def _option_fields() -> list[tuple[str, Any, Any]]:

@@ -9,6 +9,7 @@ import torch as t
 from command_runs import settings_of
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.flags import vsae
 from dictionary_learning_ext.config.presets import preset
 
 
@@ -17,6 +18,9 @@ def test_train_prints_where_it_lies_and_what_it_is_worth(small, tmp_path, capsys
     out = capsys.readouterr().out
     assert "near-dead" in out
     assert f"saved in {tmp_path / 'run'}" in out
+    assert "from dictionary_learning_ext import load_dictionary\n" in out
+    assert f"load_dictionary({str(tmp_path / 'run')!r})" in out
+    assert f"{vsae()} report {tmp_path / 'run'}\n" in out
 
 
 def test_a_bad_run_is_said_to_be_one(small, tmp_path, capsys):
@@ -175,8 +179,21 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(small, tmp_path,
     said = capsys.readouterr().err.splitlines()[-1]
     assert "--noise-to-signal 0.1, not 0.03125" in said
     assert said.endswith(
-        "; use the flags it was started with, or choose another --save-dir for a new run"
+        f" --noise-to-signal 0.1), or `vsae train --resume {tmp_path / 'run'}`, or choose another"
+        " --save-dir for a new run"
     )
+
+
+def test_auto_names_what_was_typed_at_the_start_and_not_what_follows_from_it(
+    small, tmp_path, capsys
+):
+    at = small.index("--steps")
+    without = small[:at] + small[at + 2 :]
+    assert main(["train", *small, "--resume", "auto"]) == 0
+    assert main(["train", *without, "--resume", "auto", "--seed", "0"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "the run has --steps 12, not 1000; use the flags" in said
+    assert "started with (--steps 12), or `vsae train --resume" in said
 
 
 def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):

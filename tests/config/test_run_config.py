@@ -63,6 +63,12 @@ def test_save_points_of_another_length(save_steps, steps, scaled):
     assert config.for_steps(steps).run.save_points() == scaled
 
 
+@pytest.mark.parametrize("values", [{"k": "many"}, {"steps": 0}], ids=str)
+def test_a_wrong_setting_in_a_file_is_named_with_the_file(values):
+    with pytest.raises(ConfigError, match=r"^a/config\.json: .*: expected .*; correct it there$"):
+        TrainConfig().updated(values, "a/config.json")
+
+
 def test_unknown_settings_get_the_closest_name():
     with pytest.raises(ConfigError, match="unknown setting 'betta'; did you mean 'beta'"):
         TrainConfig().updated({"betta": 1}, "x")
