@@ -13,7 +13,7 @@ class CompareFlags:
     """Print the metrics of run folders side by side."""
 
     folders: tyro.conf.Positional[Folders]
-    """Two or more run folders."""
+    """Run folders: two or more, or one to see its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
     the most important ones."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import tyro
 
-from ..config.checks import described
+from ..config.checks import described, meant
 from ..errors import UserError
 
 _POSITIONAL = get_args(tyro.conf.Positional[int])[1]
@@ -57,7 +57,8 @@ def require_legal(
             raise UserError(f"--{name}: expected {_expected(types[name])} after it {see}")
         elif not all(_is_legal(value, types[name]) for value in values):
             text = " ".join(values)
-            raise UserError(f"--{name} {text}: expected {_expected(types[name])} {see}")
+            expected = _expected(types[name]) + meant(text, _choices(types[name]))
+            raise UserError(f"--{name} {text}: expected {expected} {see}")
     if unknown:
         raise UserError(f"no such flag: {', '.join(unknown)} {see}")
     needed = [each.metavar for each in words if each.is_needed]
@@ -136,6 +137,16 @@ def _members(hint: Any) -> list[Any]:
     """The types of a union, without None."""
     is_union = get_origin(hint) in (Union, UnionType)
     return [each for each in (get_args(hint) if is_union else (hint,)) if each is not NoneType]
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a type allows; none for one that allows others too."""
+    return [
+        str(word)
+        for each in _members(hint)
+        if get_origin(each) is Literal
+        for word in get_args(each)
+    ]
 
 
 def _takes_many(hint: Any) -> bool:

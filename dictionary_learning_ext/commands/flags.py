@@ -118,7 +118,8 @@ def _without_none(help_text: str) -> str:
             return instead.format(match[1]).ljust(len(match[0]))
 
         help_text = re.sub(shape, padded, help_text)
-    return help_text
+    usage, blank, rest = help_text.partition("\n\n")  # has no columns to keep
+    return re.sub(r"(?<=\S) {2,}", " ", usage) + blank + rest
 
 
 def vsae() -> str:

@@ -1,6 +1,8 @@
 """Checks of values that a user gave, with one form of message: NAME=VALUE: expected WHAT."""
 
+import difflib
 import sys
+from collections.abc import Collection
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -27,7 +29,15 @@ def require_max_norm_multiple(given: float | None) -> None:
 
 def require_choice(name: str, given: Any, choices: Any) -> None:
     """Raise a ConfigError unless `given` is a member of the Literal `choices`."""
-    require(given in get_args(choices), name, given, "one of " + ", ".join(get_args(choices)))
+    legal = get_args(choices)
+    require(given in legal, name, given, f"one of {', '.join(legal)}{meant(given, legal)}")
+
+
+def meant(given: Any, names: Collection[str]) -> str:
+    """What a message asks at its end about a misspelt name; nothing if no name looks like it."""
+    begun = [name for name in names if given and name.startswith(str(given))]
+    close = begun or difflib.get_close_matches(str(given), names, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def require_type(name: str, given: Any, hint: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..activations.position_rule import left_out
+from ..config.checks import meant
 from ..errors import ConfigError
 from ..run_folder.matching import (
     LEAVING_OUT,
@@ -36,7 +37,7 @@ def chosen(columns: str | None) -> list[Metric]:
         if key not in METRICS:
             raise ConfigError(
                 f"--columns {columns}: no metric {key!r}; expected one or more of "
-                f"{','.join(METRICS)}"
+                f"{','.join(METRICS)}{meant(key, METRICS)}"
             )
     return [METRICS[key] for key in dict.fromkeys(keys)]
 
@@ -46,13 +47,19 @@ def table(
     metrics: Sequence[Metric] | None = None,
     width: int | None = None,
 ) -> str:
-    """The metrics of several SAEs as aligned text, a row each. `width`: see `text_table`."""
+    """The metrics of SAEs as aligned text, a row each; a single SAE is not named.
+
+    `width`: see `text_table`.
+    """
     metrics = shown_in("compare") if metrics is None else metrics
     rows = [
         [name, *(metric.text(values.get(metric.key)) for metric in metrics)]
         for name, values in results.items()
     ]
-    return text_table(["", *(metric.label for metric in metrics)], rows, width)
+    labels = [metric.label for metric in metrics]
+    if len(rows) == 1:
+        return text_table(labels, [rows[0][1:]], width, repeated=0)
+    return text_table(["", *labels], rows, width)
 
 
 def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list[str]:

@@ -52,9 +52,11 @@ class Difference(NamedTuple):
         return self.reconstruction <= TOLERANCE
 
     def __str__(self) -> str:
+        if self.reconstruction == self.codes == 0:
+            return f"identical on {self.tokens:,} held-out tokens"
         return (
             f"reconstructions differ by up to {self.reconstruction:.2g} of their norm, and "
-            f"{self.codes:.2%} of {self.tokens} held-out tokens have another code"
+            f"{self.codes:.2%} of {self.tokens:,} held-out tokens have another code"
         )
 
 

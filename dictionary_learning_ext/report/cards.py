@@ -20,7 +20,7 @@ class Card:
     sae: str
     feature: int
     fires_on: list[str]
-    """The most frequent tokens of its strongest contexts."""
+    """The most frequent tokens of its random contexts, which the card shows some of."""
     n_tokens: int
     """How many different ones there are, whatever their case and spaces."""
     contexts: list[tuple[str, str, str]]
@@ -35,11 +35,11 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[Card]:
     first. Features that are selected too rarely to tell are left out.
     """
     analysis = max(comparison.analyses, key=_fve)
-    top = analysis.statistics.top
+    sampled = analysis.statistics.sampled
     kinds: list[list[int]] = [[] for _ in range(len(_KINDS) + 1)]
     fires_on: dict[int, list[str]] = {}
     for feature in analysis.ranking[: comparison.options.pages]:
-        texts = [vocabulary.text(token) for token in top_tokens(top, feature, None)]
+        texts = [vocabulary.text(token) for token in top_tokens(sampled, feature, None)]
         if (
             int(analysis.statistics.count_F[feature]) >= LEAST_SELECTIONS
             and sum(map(str.isalpha, texts[0])) >= 3
@@ -65,7 +65,7 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[Card]:
             feature=feature,
             fires_on=_different(fires_on[feature])[:_CHIPS],
             n_tokens=len(_different(fires_on[feature])),
-            contexts=_excerpts(analysis.statistics.sampled, feature, vocabulary),
+            contexts=_excerpts(sampled, feature, vocabulary),
             frequency=float(analysis.statistics.frequency_F[feature]),
         )
         for feature in shown

@@ -70,7 +70,10 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     with pytest.raises(SystemExit) as stop:
         parse(command, ["--help"])
     assert not stop.value.code
-    shown = " ".join(capsys.readouterr().out.split())
+    text = capsys.readouterr().out
+    assert "\\" not in text
+    assert "  " not in text.partition("\n\n")[0]
+    shown = " ".join(text.split())
     # After a flag's type, which may be several words in brackets, comes its help.
     type_of = r"(?:\[[^()]*?\]+|\{[^}]*\}\S*|[A-Z|\[\]{}]+)"
     assert re.findall(rf"(--[a-z-]+) (?:{type_of} )*\((?:default|required)", shown) == []

@@ -211,7 +211,10 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--architecture", "topk"], r"--architecture topk: expected one of .*top_k"),
+        (
+            ["--architecture", "topk"],
+            r"--architecture topk: expected one of .*; did you mean 'top_k'\?",
+        ),
         (["--preset", "papper"], r"--preset 'papper': expected one of quickstart, recommended"),
         (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
         (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),

@@ -46,6 +46,7 @@ def test_a_multiple_of_the_median_norm_is_above_1():
 
 def test_a_choice_is_one_of_a_literals():
     require_choice("colour", "red", Colour)
+    assert message(require_choice, "colour", "bleu", Colour).endswith("; did you mean 'blue'?")
     expected = "colour='green': expected one of red, blue"
     assert message(require_choice, "colour", "green", Colour) == expected
 

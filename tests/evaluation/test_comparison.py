@@ -53,8 +53,19 @@ def test_it_fits_the_terminal_and_explains_every_metric_that_it_shows():
 
 def test_a_wider_terminal_has_all_metrics_in_one_block(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    line = next(line for line in printed({"a": measured()}).splitlines() if line.startswith("a "))
+    both = printed({"a": measured(), "b": measured()})
+    line = next(line for line in both.splitlines() if line.startswith("a "))
     assert len(line.split()) == 1 + len(shown_in("compare"))
+
+
+def test_a_single_sae_is_not_named():
+    metrics = [METRICS[key] for key in ("fve", "l0")]
+    head, _, line = table({"a_very_long_name": {"fve": 0.5, "l0": 8.0}}, metrics).splitlines()
+    assert (head.split(), line.split()) == (["FVE", "L0"], ["0.5000", "8.0"])
+    lines = printed({f"runs/{'long_' * 20}": measured()}).splitlines()
+    assert not any("long_" in line for line in lines)
+    assert any(line.startswith("0.5000  ") for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
 def test_other_columns_by_key():
@@ -64,6 +75,8 @@ def test_other_columns_by_key():
     assert printed({"a": {"fve": 0.5}}, metrics).splitlines()[0].split() == ["CE,", "zeros", "FVE"]
     with pytest.raises(ConfigError, match=r"--columns fve,l3: no metric 'l3'; .*fve,frac_recov"):
         chosen("fve,l3")
+    with pytest.raises(ConfigError, match=r"; did you mean 'loss_reconstructed'\?$"):
+        chosen("fve,loss_recon")
 
 
 @pytest.mark.parametrize("key", METRICS)

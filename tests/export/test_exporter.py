@@ -23,7 +23,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.run_inputs import held_out, open_model
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
-from dictionary_learning_ext.export.exporter import export, measure
+from dictionary_learning_ext.export.exporter import Difference, export, measure
 
 
 @pytest.mark.parametrize("name", ["vsae", "rectified", "top_k"])
@@ -33,6 +33,14 @@ def test_an_export_without_negative_activations_is_exact(form, name, folder_of):
     assert exported.difference.reconstruction <= 1e-6
     assert (exported.difference.codes, exported.difference.tokens) == (0, 500)
     assert exported.folder.name == form
+
+
+def test_a_difference_of_nothing_is_called_so():
+    assert str(Difference(0.0, 0.0, 10240)) == "identical on 10,240 held-out tokens"
+    for reconstruction, codes in ((1e-7, 0.0), (0.0, 0.01)):
+        assert "of 10,240 held-out tokens have another code" in str(
+            Difference(reconstruction, codes, 10240)
+        )
 
 
 @pytest.mark.parametrize("form", FORMATS[:-1])

@@ -63,6 +63,14 @@ def test_case_and_spaces_make_no_other_token():
     assert card.fires_on == ["one"]
 
 
+def test_the_tokens_that_a_card_counts_are_those_of_the_contexts_that_it_shows():
+    found = comparison([[0] * 8])
+    found.analyses[0].statistics.sampled = contexts([[0] * 4 + [1] * 4])
+    (card,) = cards(found, Words())
+    assert card.n_tokens == 2
+    assert card.fires_on == ["one", "two"]
+
+
 def test_two_examples_do_not_show_one_token():
     found = cards(comparison([[2] * 8, [2] * 8, [2] * 5 + [3] * 3, [4] * 8]), Words())
     assert [card.fires_on[0] for card in found] == ["three", "five"]

@@ -51,6 +51,16 @@ def test_the_page_says_what_was_measured(report, runs):
     assert f"--out {report}\n" in page
 
 
+def test_stars_and_live_features_are_explained(report):
+    words = " ".join(report.read_text(encoding="utf-8").split())
+    assert (
+        "starred, unless its SAE's FVE is more than 0.1 below the highest; then no value is."
+        in words
+    )
+    assert "Live features only (of all features: " in words
+    assert "Share of live features" not in words
+
+
 def test_a_page_is_written_after_its_data_and_figures(runs, tmp_path, monkeypatch):
     def full(comparison, files):
         assert list(files.glob("features_*.csv"))

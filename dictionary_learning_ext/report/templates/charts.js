@@ -97,7 +97,7 @@ function drawHistograms(data) {
     const alive = sae.columns.frequency.filter((value) => value > 0).length;
     return sae.label + " " + percent(alive / sae.columns.frequency.length);
   });
-  addChart($("histograms"), "Largest activation of each feature", "Share of live features: " + share.join(", ") + ". Features on the left never fire strongly.", (t) => ({
+  addChart($("histograms"), "Largest activation of each feature", "Live features only (of all features: " + share.join(", ") + "). Features on the left never fire strongly.", (t) => ({
     data: stepLines(data.saes, (sae) => log(live(sae, "max").filter((value) => value > 0)), 40, t),
     layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "maximum activation", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
   }));
