@@ -37,7 +37,8 @@ class RunConfig:
     """The text: embedded (nine novels, shipped with the package), a .txt, .jsonl, .jsonl.zst or
     .parquet file, a folder of such files, or a dataset on the hub. A document is a row, or in a
     .txt what stands between two <|endoftext|>, or without any, whole paragraphs of up to 2,000
-    characters. Every 20th is held out. Paper: roneneldan/TinyStories."""
+    characters. Every 20th is held out if nothing is named validation or test. Paper:
+    roneneldan/TinyStories."""
     text_packing: Packing = "pack"
     """pack: documents follow each other, separated by an end-of-text token. truncate: one
     document per context."""
@@ -70,8 +71,9 @@ class RunConfig:
     evaluation."""
     eval_documents: int = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
-    log_steps: int = 100
-    """Steps between two lines of metrics."""
+    log_steps: int | None = None
+    """Steps between two lines of metrics. Default: 100 or a twentieth of the run, whichever is
+    less."""
     save_steps: str = "none"
     """Checkpoints during training: none, linear:N or log:N (N checkpoints), or a list of steps,
     e.g. 100,1000."""
@@ -91,7 +93,9 @@ class RunConfig:
     """Save ae.pt, config.json and metrics.json as a wandb artifact."""
 
     def __post_init__(self):
-        require_at_least_one(self, "steps", "batch_size", "n_ctxs", "ctx_len", "log_steps")
+        require_at_least_one(self, "steps", "batch_size", "n_ctxs", "ctx_len")
+        if self.log_steps is not None:
+            require_at_least_one(self, "log_steps")
         require_at_least_one(self, "text_passes", "eval_documents")
         require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
         require_choice("normalize", self.normalize, Normalize)
@@ -101,6 +105,11 @@ class RunConfig:
         require_max_norm_multiple(self.max_norm_multiple)
         self.save_points()
         self.save_interval()
+
+    @property
+    def log_every(self) -> int:
+        """`log_steps`, or its default."""
+        return self.log_steps or max(1, min(100, self.steps // 20))
 
     def save_points(self) -> list[int]:
         """The steps before which a checkpoint is written."""

@@ -219,7 +219,7 @@ def _loop(
             if step in save_points:
                 for one in active:
                     one.save_checkpoint(step)
-            if step % run.log_steps == 0:
+            if step % run.log_every == 0:
                 _check_and_log(active, step, x_BD, bar)
             active = [one for one in active if one.failure is None]
             for one in active:

@@ -20,6 +20,8 @@ def test_train_prints_where_it_lies_and_what_it_is_worth(small, tmp_path, capsys
     assert f"saved in {tmp_path / 'run'}" in out
     assert "from dictionary_learning_ext import load_dictionary\n" in out
     assert f"load_dictionary({str(tmp_path / 'run')!r})" in out
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 12 + 1, "a run this short is logged at each step"
     assert f"{vsae()} report {tmp_path / 'run'}\n" in out
 
 

@@ -69,6 +69,14 @@ def test_a_wrong_setting_in_a_file_is_named_with_the_file(values):
         TrainConfig().updated(values, "a/config.json")
 
 
+@pytest.mark.parametrize(
+    ("steps", "log_steps", "every"),
+    [(1, None, 1), (60, None, 3), (2000, None, 100), (20_000, None, 100), (60, 100, 100)],
+)
+def test_a_short_run_logs_twenty_lines_unless_told_otherwise(steps, log_steps, every):
+    assert RunConfig(steps=steps, log_steps=log_steps).log_every == every
+
+
 def test_unknown_settings_get_the_closest_name():
     with pytest.raises(ConfigError, match="unknown setting 'betta'; did you mean 'beta'"):
         TrainConfig().updated({"betta": 1}, "x")
