@@ -1,11 +1,14 @@
 """Whether the Hugging Face hub can be reached, found before a library tries for half a minute."""
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _WAIT = "HF_HUB_ETAG_TIMEOUT"  # huggingface_hub's own wait for a first answer
 _SECONDS = 2.0
@@ -38,8 +41,8 @@ def _answers(endpoint: str) -> bool:
         try:
             get_session().head(endpoint, timeout=seconds)
             reached.set()
-        except Exception:  # requests' or httpx's, by the version of huggingface_hub
-            pass
+        except Exception as error:  # requests' or httpx's, by the version of huggingface_hub
+            logger.debug("%s does not answer: %s", endpoint, error)
 
     # In a thread of its own: looking up a name has no time limit.
     asking = threading.Thread(target=ask, daemon=True)
