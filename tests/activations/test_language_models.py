@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.activations.language_models import (
     HookPoint,
+    block_of_output,
     find_hook,
     load_language_model,
     read_residual,
@@ -65,6 +66,20 @@ def one_line_error(call: Callable[[], Any]) -> str:
 
 
 # Loading
+
+
+@pytest.mark.parametrize(
+    ("hook", "block"),
+    [
+        ("blocks.3.hook_resid_post", 3),
+        ("blocks.3.hook_resid_pre", 2),
+        ("blocks.0.hook_resid_pre", -1),
+        ("blocks.3.hook_z", None),
+        ("blocks.3.hook_resid_post.x", None),
+    ],
+)
+def test_the_block_whose_output_is_read(hook, block):
+    assert block_of_output(hook) == block
 
 
 def test_loads_in_evaluation_mode_without_gradients(tiny_lm: Any):

@@ -1,8 +1,10 @@
 """The results page: its tables, and which figures there are."""
 
+import plotly.graph_objects as go
+
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.sweep.groups import best_of_each_k, grouped
-from dictionary_learning_ext.sweep.results_page import _heat_map, page
+from dictionary_learning_ext.sweep.results_page import _figures, _heat_map, page
 
 SHOWN = [METRICS[key] for key in ("fve", "frac_recovered", "near_dead_0.1", "description_length")]
 
@@ -54,6 +56,17 @@ def test_the_figures_are_those_of_the_settings_that_differ():
     assert "description length, k = 8" in html
     html = drawn([result(8, 0.0, 1.0), result(8, 0.0, 1.0, lr=2e-3)])
     assert not any(title in html for title in titles)
+
+
+def test_parallel_coordinates_need_two_columns_of_numbers():
+    def kinds(*metrics):
+        runs = [{"run": name, "settings": {}, "metrics": dict(metrics)} for name in ("a", "b")]
+        figures = _figures(runs, grouped(runs), [], {name: name for name, _ in metrics})
+        return [type(figure.data[0]) for figure in figures]
+
+    assert kinds(("fve", 0.5), ("l0", 8.0)) == [go.Parcoords]
+    assert kinds(("fve", 0.5), ("l0", None)) == []
+    assert kinds(("fve", None), ("l0", None)) == []
 
 
 def test_the_heat_map_has_lr_across_and_beta_upwards():
