@@ -73,7 +73,7 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
     process.kill()
     assert process.wait() == -signal.SIGKILL
     folders = run_sweep(configs, tmp_path / "killed")
-    assert folders.keys() == whole.keys()
+    assert folders.keys() == whole.keys() == configs.keys()
     for name in whole:
         one, other = (
             t.load(folder / "ae.pt", weights_only=True) for folder in (whole[name], folders[name])
@@ -125,8 +125,9 @@ def test_wandb_groups_the_runs_by_the_sweeps_name(at_once, sweep_file, tmp_path,
 
 def test_two_sweeps_do_not_share_a_folder(sweep_file, tmp_path):
     configs = configurations(read_sweep(sweep_file()), train_config)
-    one = dict(list(configs.items())[:1])
-    run_sweep(one, tmp_path / "s", at_once=1)
+    ((name, config),) = list(configs.items())[:1]
+    one = {name: config}
+    assert run_sweep(one, tmp_path / "s", at_once=1) == {name: tmp_path / "s" / name}
     with pytest.raises(ConfigError, match="holds another sweep"):
         run_sweep(configs, tmp_path / "s")
     with pytest.raises(ConfigError, match="started with 1; leave out --at-once"):
