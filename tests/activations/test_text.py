@@ -8,8 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import DOCUMENTS, error_of, read, write_jsonl
 
-from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.text import names_a_file, open_text
 from dictionary_learning_ext.errors import ConfigError
+
+
+def test_what_names_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zola").mkdir()
+    (tmp_path / "embedded").mkdir()
+    files = ("novel.txt", "austen.jsonl", "zola", "./x", "~/x", "/x")
+    assert all(map(names_a_file, files))
+    assert not any(map(names_a_file, ("embedded", "roneneldan/TinyStories", "austen")))
 
 
 @settings(max_examples=20, deadline=None)
