@@ -30,8 +30,9 @@ def test_no_folder_is_one_line(command, capsys):
 
 
 @pytest.mark.parametrize("command", ["train", "quickstart"])
-def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch):
+def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch, tmp_path):
     """What `make quickstart` types."""
+    monkeypatch.chdir(tmp_path)  # where no run is yet
     seen = []
 
     def stub(run, saes, **_):
