@@ -94,33 +94,18 @@ class OpenedFolders(NamedTuple):
 
 
 def open_folders(
-    folders: Sequence[str | Path],
-    *,
-    model: str | None = None,
-    hook: str | None = None,
-    data: str | None = None,
-    device: str = "cpu",
-    max_norm_multiple: float | None = None,
-    remove_bos: bool | None = None,
-    step: int | None = None,
+    folders: Sequence[str | Path], *, step: int | None = None, **where: Any
 ) -> OpenedFolders:
-    """Load run folders and the language model they share; see `evaluate_folders`."""
+    """Load run folders and the language model they share; see `evaluate_folders`.
+
+    Arguments:
+        where: model, hook, data, device, max_norm_multiple and remove_bos.
+    """
     require_folders(folders)
-    runs: dict[str, RunConfig] = {}
-    for folder in folders:
-        runs[str(folder)] = run_of(
-            Path(folder),
-            model,
-            hook,
-            data,
-            device,
-            step,
-            max_norm_multiple=max_norm_multiple,
-            remove_bos=remove_bos,
-        )
+    runs = {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
-    saes = {name: load_dictionary(name, device, step=step) for name in runs}
+    saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
     language_model, hook_point = open_model(run)
     for name, (dictionary, _) in saes.items():
         hook_point.require_width(name, dictionary.activation_dim, run.model)

@@ -78,33 +78,21 @@ def analyse(
     folders: Sequence[str | Path],
     options: ReportOptions,
     *,
-    model: str | None = None,
-    hook: str | None = None,
-    data: str | None = None,
-    device: str = "cpu",
-    max_norm_multiple: float | None = None,
-    remove_bos: bool | None = None,
     on_step: Callable[[str], None] = lambda step: None,
+    **where: Any,
 ) -> Comparison:
     """Measure run folders, all on the same tokens.
 
     Arguments:
         folders: different run folders, all trained on one language model and hook point.
-        model, hook, data, max_norm_multiple, remove_bos: see `evaluation.folders.evaluate_folders`.
         on_step: called with the name of each step before it starts.
+        where: model, hook, data, device and the rules that leave out tokens, see
+            `evaluation.folders.evaluate_folders`.
 
     Raises: a UserError that says what to change.
     """
     labels = short_names(folders)
-    opened = open_folders(
-        folders,
-        model=model,
-        hook=hook,
-        data=data,
-        device=device,
-        max_norm_multiple=max_norm_multiple,
-        remove_bos=remove_bos,
-    )
+    opened = open_folders(folders, **where)
     run = opened.run
     collectors = {
         name: FeatureCollector(

@@ -29,10 +29,10 @@ _OF_THE_BUFFER = {
 
 def run_of(
     folder: Path,
-    model: str | None,
-    hook: str | None,
-    data: str | None,
-    device: str,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
     step: int | None = None,
     *,
     max_norm_multiple: float | None = None,
