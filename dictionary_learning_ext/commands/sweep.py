@@ -77,7 +77,8 @@ def _show(folder: Path) -> None:
 
 
 def _run_file(file: Path, flags: SweepFlags) -> None:
-    from ..sweep.runner import begin_sweep, run_sweep
+    from ..sweep.manifest import Manifest
+    from ..sweep.runner import run_sweep
     from ..sweep.sweep_file import configurations, read_sweep
 
     sweep = read_sweep(file, flags.search_seed)
@@ -94,13 +95,20 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     if flags.at_once is not None and flags.at_once < 1:
         raise ConfigError(f"--at-once {flags.at_once}: expected 1 or more")
     save_dir = flags.save_dir or RUNS / sweep.name
-    at_once = begin_sweep(
-        configs, save_dir, flags.at_once, name=sweep.name, command=flags.typed
-    ).at_once
-    together = "all" if at_once >= len(configs) else f"{at_once}"
-    print(f"{len(configs)} runs into {save_dir}, {together} at once")
+
+    def said(manifest: Manifest) -> None:
+        together = "all" if manifest.at_once >= len(configs) else f"{manifest.at_once}"
+        print(f"{len(configs)} runs into {save_dir}, {together} at once")
+
     try:
-        run_sweep(configs, save_dir)
+        run_sweep(
+            configs,
+            save_dir,
+            flags.at_once,
+            name=sweep.name,
+            command=flags.typed,
+            on_begin=said,
+        )
     except TrainingError:
         with contextlib.suppress(ConfigError):  # no run is finished
             _show(save_dir)

@@ -5,6 +5,7 @@ one process on the same batches, as many at once as memory allows. Each gets the
 for bit, as it would in a run of its own. Rerunning an interrupted sweep continues it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT
@@ -23,6 +24,7 @@ def run_sweep(
     *,
     name: str | None = None,
     command: str | None = None,
+    on_begin: Callable[[Manifest], None] = lambda manifest: None,
 ) -> dict[str, Path]:
     """Train every configuration, or those that an interrupted sweep has not finished.
 
@@ -31,13 +33,22 @@ def run_sweep(
         at_once: how many to train together (default: as many as memory allows).
         name: the sweep's, which groups its runs in wandb.
         command: what to type to continue.
+        on_begin: called once it is certain which sweep save_dir holds, before anything is trained.
 
     Returns: the run folders of those that did not fail, by name.
 
     Raises: ConfigError if save_dir holds another sweep; TrainingError, after all others have run,
     if any failed; Interrupted after a signal.
     """
-    manifest = begin_sweep(configs, save_dir, at_once, name=name, command=command)
+    manifest = begin(
+        list(configs),
+        save_dir,
+        at_once=at_once,
+        memory_allows=memory_allows(configs),
+        name=name,
+        command=command,
+    )
+    on_begin(manifest)
     try:
         return _run(configs, save_dir, manifest)
     except KeyboardInterrupt as stop:
@@ -48,25 +59,6 @@ def run_sweep(
             f"stopped by {signal.name}; {done} of {len(configs)} runs are finished; "
             f"{manifest.how_to_continue}",
         ) from stop
-
-
-def begin_sweep(
-    configs: dict[str, TrainConfig],
-    save_dir: Path,
-    at_once: int | None = None,
-    *,
-    name: str | None = None,
-    command: str | None = None,
-) -> Manifest:
-    """Record in save_dir which sweep it holds; see `run_sweep`."""
-    return begin(
-        list(configs),
-        save_dir,
-        at_once=at_once,
-        memory_allows=memory_allows(configs),
-        name=name,
-        command=command,
-    )
 
 
 def _run(configs: dict[str, TrainConfig], save_dir: Path, manifest: Manifest) -> dict[str, Path]:
