@@ -44,6 +44,7 @@ setup(
         "jinja2>=3.1",
         "huggingface_hub>=0.34",
         "matplotlib>=3.8",
+        "numba>=0.59",
         "numpy>=1.26",
         "plotly>=5.24",
         "psutil>=5.9",

@@ -161,6 +161,10 @@ def warn_of_unused(posterior: PosteriorOptions, objective: ObjectiveOptions, ste
             logger.warning(f"{name}={given[name]!r}: {choice}={given[choice]} does not use it")
 
 
+NOISE_STREAM = 2
+"""Counts the ways in which a generator's numbers have become noise. A run resumes in its own only."""
+
+
 class SamplingTrainer:
     """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
 
@@ -178,6 +182,7 @@ class SamplingTrainer:
     seed: int | None
     submodule_name: str | None
     generator: t.Generator
+    noise_stream: int
 
     def _dict_class(self, given: Any, ours: type) -> type:
         """The class of the dictionary to train: `ours`, or a subclass of it.
@@ -218,6 +223,7 @@ class SamplingTrainer:
         """Make the generator, seeded with the trainer's seed. Default: torch's initial seed."""
         seed = t.initial_seed() if self.seed is None else self.seed
         self.generator = t.Generator(self.device).manual_seed(seed)
+        self.noise_stream = NOISE_STREAM
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
         """Activations (B, D), in the dtype and on the device of the dictionary's b_dec.

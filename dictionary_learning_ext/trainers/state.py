@@ -27,8 +27,16 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
     """Restore `state` in a trainer that was built with the same settings.
 
-    Raises: CheckpointError if the state belongs to another trainer.
+    Raises: CheckpointError if the state belongs to another trainer, or its noise to an earlier
+    version of this package.
     """
+    stream = getattr(trainer, "noise_stream", None)
+    if stream not in (None, saved := state["attributes"].get("noise_stream")):
+        raise CheckpointError(
+            f"the resume point's noise has noise_stream={saved}: expected {stream}, since this version "
+            "of dictionary_learning_ext draws other noise; finish the run with the version that "
+            "started it, or start another run with --config FOLDER"
+        )
     try:
         if unknown := state["attributes"].keys() - vars(trainer).keys():
             raise KeyError(f"it has {', '.join(sorted(unknown))}")

@@ -116,8 +116,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             std = (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
-            form = StepForm.of(mu.device)
-            indices, values = draw_code(mu, std, int(self.k), self.noise_on, noise, generator, form)
+            indices, values = draw_code(mu, std, int(self.k), self.noise_on, noise, generator)
         else:
             top = mu.topk(int(self.k), dim=-1, sorted=False)  # nnsight's proxies can't be unpacked
             indices, values = top.indices, top.values

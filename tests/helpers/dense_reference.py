@@ -3,12 +3,33 @@
 import torch as t
 from torch.distributions import Normal, kl_divergence
 
+from dictionary_learning_ext.trainers.kernels.compiled_selection import draw_batch
+from dictionary_learning_ext.trainers.kernels.means import BatchMeans
 from dictionary_learning_ext.trainers.kernels.objective import StepObjective, Weights
-from dictionary_learning_ext.trainers.kernels.selection import normal_noise, top_k
 
 
-def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> dict[str, t.Tensor]:
-    """Every term of the loss, with the noise that `draw_code` draws."""
+def compiled_noise(batch: int, n_features: int, generator: t.Generator) -> t.Tensor:
+    """The N(0, 1) noise, (B, F), that the compiled form draws with the generator."""
+    means = BatchMeans(
+        t.zeros(batch, 1),
+        t.zeros(n_features, 1),
+        t.zeros(n_features),
+        rectify=False,
+        matmul_dtype=t.float32,
+        keep=False,
+        means_at_once=2**24,
+    )
+    drawn = draw_batch(means, t.ones(()), None, n_features, "both", 1.0, generator, 128)
+    return t.zeros(batch, n_features).scatter(1, drawn.indices_BK, drawn.values_BK)
+
+
+def dense_loss(
+    x_BD: t.Tensor,
+    weights: Weights,
+    objective: StepObjective,
+    noise_BF: t.Tensor | None = None,
+) -> dict[str, t.Tensor]:
+    """Every term of the loss, with this noise, or else with what `draw_code` draws in float64."""
     W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
     posterior, options = objective.posterior, objective.options
     mu = (x_BD - b_dec) @ W_enc.T + b_enc
@@ -23,19 +44,17 @@ def dense_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> di
     else:
         std = t.zeros_like(mu)
 
-    # The batch is one block of rows, whose generator is seeded from the objective's.
-    seed = t.randint(2**63 - 1, (1,), generator=objective.generator)
-    generator = t.Generator().manual_seed(int(seed))
+    generator = objective.generator
     scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
     if scale == 0:
         chosen, source = mu.topk(objective.k).indices, mu
     elif posterior.noise_on == "values":
-        chosen = top_k(mu, objective.k, objective.form)[1]  # in its order
+        chosen = mu.topk(objective.k, sorted=False).indices  # in its order
         noise = t.randn(chosen.shape, generator=generator, dtype=mu.dtype)
         eps = t.zeros_like(mu).scatter(1, chosen, noise)
         source = mu + scale * std * eps
     else:
-        eps = normal_noise(mu, t.ones((), dtype=mu.dtype), generator)
+        eps = t.empty_like(mu).normal_(generator=generator) if noise_BF is None else noise_BF
         z = mu + scale * std * eps
         chosen = z.topk(objective.k).indices
         source = z if posterior.noise_on == "both" else mu

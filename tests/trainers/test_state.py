@@ -40,6 +40,9 @@ def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refuse
     assert_equal(trainer_state(one), trainer_state(other))
     with pytest.raises(CheckpointError, match="to another trainer than TopKTrainer"):
         load_trainer_state(small("top_k", 0).state(), point.trainer)
+    del point.trainer["attributes"]["noise_stream"]  # as before noise was compiled
+    with pytest.raises(CheckpointError, match=r"noise_stream=None: expected 2.*--config FOLDER"):
+        load_trainer_state(other, point.trainer)
 
 
 def test_a_state_whose_optimizer_has_other_parameters_is_refused():

@@ -393,7 +393,7 @@ def test_an_empty_batch_is_an_error():
 def test_a_loss_in_inference_mode_leaves_training_as_it_was():
     """In several blocks, which other threads write to."""
     watched, other = make_trainer(dtype="bfloat16"), make_trainer(dtype="bfloat16")
-    watched.form = other.form = StepForm(block=4 * F)
+    watched.form = other.form = StepForm(rows_at_once=4)
     for step in range(3):
         with t.inference_mode():
             watched.loss(data(), step, logging=True)

@@ -6,7 +6,6 @@ import torch as t
 
 from .codes import DenseCode, SparseCode, top_k_code
 from .means import BatchMeans
-from .row_blocks import map_row_blocks
 from .selection import top_k
 from .step_form import StepForm
 
@@ -52,21 +51,15 @@ class AuxKLoss(NamedTuple):
             k_aux = min(k_aux, len(dead))
             if k_aux == 0:
                 return None
-            parts: list[tuple[t.Tensor, t.Tensor]] = []
-            for block in means.row_blocks(len(dead)):
-                mu_BN = means.of(block, dead)
-                parts += map_row_blocks(
-                    lambda rows, _, mu_BN=mu_BN: top_k(mu_BN[rows], k_aux, form),
-                    batch=len(mu_BN),
-                    width=len(dead),
-                    generator=None,
-                    block=form.block,
-                )
+            blocks = means.row_blocks(len(dead))
+            parts = [top_k(means.of(rows, dead), k_aux, form.rows_at_once) for rows in blocks]
             values_BK, places_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
             indices_BK = dead[places_BK]
         else:
-            mu_BF = means.of().masked_fill(~dead_F, -t.inf)
-            values_BK, indices_BK = top_k(mu_BF, k_aux, form)
+            blocks = means.row_blocks(len(dead_F))
+            masked = (means.of(rows).masked_fill(~dead_F, -t.inf) for rows in blocks)
+            parts = [top_k(mu_BF, k_aux, form.rows_at_once) for mu_BF in masked]
+            values_BK, indices_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
         is_dead_BK = values_BK > -t.inf
         values_BK = values_BK.masked_fill(~is_dead_BK, 0.0)
         code = top_k_code(indices_BK, len(dead_F), matmul_dtype, form, name="aux_code")

@@ -72,17 +72,27 @@ def _log_var_gradients(
 ) -> tuple[t.Tensor, t.Tensor, t.Tensor | None]:
     """The loss's gradients at W_var, b_var and, if `x_grad`, x."""
     assert e.log_var is not None
+    assert e.draw.log_var is not None
+    batch, drawn = len(e.error_BD), e.draw.log_var
     selected_BK = t.zeros_like(grad_values_BK)
     if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
         selected_BK = grad_values_BK * (e.draw.values_BK - e.draw.mu_BK) / 2
-    dense_BF = None
-    if objective.kl_weight != 0:
-        kl_BF = e.log_var.kl_gradient(objective.prior_std)
-        weight = objective.kl_weight / len(e.error_BD)
-        if e.moments is None:
-            selected_BK = selected_BK + weight * kl_BF.gather(1, e.code.indices_BK)
-        else:
-            dense_BF = kl_BF.mul_(weight)
-            if e.mean_kl_F is not None:
-                dense_BF.mul_(e.mean_kl_F > objective.options.free_bits)
-    return e.log_var.backward(e.code, selected_BK, dense_BF, objective.matmul_dtype, x_grad=x_grad)
+    if e.moments is None:
+        excess_BK = drawn.selected_BK.exp() / objective.prior_std.square() - 1
+        selected_BK = selected_BK + excess_BK * (objective.kl_weight / (2 * batch))
+    selected_BK = selected_BK * drawn.is_inside_BK
+    weight_FD = e.log_var.weight_FD
+    grad_W_FD = e.code.outer(selected_BK, e.means.centred_BD)
+    grad_b_F = t.zeros_like(weight_FD[:, 0])
+    grad_b_F.scatter_add_(0, e.code.indices_BK.flatten(), selected_BK.flatten())
+    grad_x_BD = e.code.combine(selected_BK, weight_FD) if x_grad else None
+
+    if drawn.kl_gradient_sum_F is not None:
+        factor_F = t.full_like(grad_b_F, objective.kl_weight / batch)
+        if e.mean_kl_F is not None:
+            factor_F = factor_F * (e.mean_kl_F > objective.options.free_bits)
+        grad_W_FD.addcmul_(e.log_var.kl_outer(), factor_F[:, None])
+        grad_b_F.addcmul_(drawn.kl_gradient_sum_F, factor_F)
+        if grad_x_BD is not None:
+            grad_x_BD = grad_x_BD + e.log_var.kl_combine(weight_FD * factor_F[:, None])
+    return grad_W_FD, grad_b_F, grad_x_BD

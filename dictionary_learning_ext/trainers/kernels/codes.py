@@ -95,7 +95,10 @@ class DenseCode:
         batch, device = len(indices_BK), indices_BK.device
         first_B1 = t.arange(0, batch * dict_size, dict_size, device=device)[:, None]
         self._places_BK = indices_BK + first_B1  # in the flattened code
-        self._code_BF = scratch(name, (batch, dict_size), matmul_dtype, device).zero_()
+        self._matmul_dtype, self._shape = matmul_dtype, (batch, dict_size)
+        self._code_BF = None
+        if device.type == "cpu":
+            self._code_BF = scratch(name, self._shape, matmul_dtype, device).zero_()
 
     def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
         """See `SparseCode.combine`."""
@@ -113,10 +116,13 @@ class DenseCode:
 
     def _scattered(self, values_BK: t.Tensor) -> t.Tensor:
         # put_ takes a quarter of scatter_'s time in bf16.
-        return self._code_BF.put_(self._places_BK, self._cast(values_BK))
+        code_BF = self._code_BF
+        if code_BF is None:  # on a GPU memory is scarcer than time: held only during a product
+            code_BF = t.zeros(self._shape, dtype=self._matmul_dtype, device=values_BK.device)
+        return code_BF.put_(self._places_BK, self._cast(values_BK))
 
     def _cast(self, tensor: t.Tensor) -> t.Tensor:
-        return tensor.detach().to(self._code_BF.dtype)
+        return tensor.detach().to(self._matmul_dtype)
 
 
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:

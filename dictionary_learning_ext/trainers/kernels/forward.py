@@ -1,9 +1,9 @@
 """A step's forward pass: the code that is drawn, and the loss.
 
-Only the encoder and the choice of the K largest go through B x F numbers, on a CPU some rows at a
-time. The KL over all features comes from second moments (`means.py`). B x F numbers are held at
-once for a learned log-variance, for a ReLU, where dense products of the code are faster
-(`codes.py`), and on a GPU.
+Only the encoder and the choice of the K largest go through B x F numbers, some rows at a time. The
+KL over all features comes from second moments (`means.py`). B x F numbers are held at once for the
+KL's gradient at a learned log-variance, for a ReLU, and where dense products of the code are faster
+(`codes.py`).
 """
 
 from typing import NamedTuple
@@ -13,26 +13,11 @@ import torch as t
 from ..posterior import free_bits_kl, point_kl, variance_kl
 from .auxk import AuxKLoss
 from .codes import DenseCode, SparseCode, top_k_code
+from .drawn_code import DrawnCode
 from .log_variance import BatchLogVariance
 from .means import BatchMeans, Moments
 from .objective import LossTerms, StepObjective, Weights
-from .row_blocks import map_row_blocks
-from .selection import MeanSelection, chooses, draw_code
-
-
-class DrawnCode(NamedTuple):
-    """A batch's code, and what the mean alone selects."""
-
-    indices_BK: t.Tensor
-    """each row's selected features"""
-    values_BK: t.Tensor
-    """their values in the code"""
-    mu_BK: t.Tensor
-    """their means"""
-    fired_F: t.Tensor
-    """see `MeanSelection`"""
-    smallest_B: t.Tensor
-    """see `MeanSelection`"""
+from .selection import draw_batch
 
 
 class ForwardPass(NamedTuple):
@@ -63,16 +48,32 @@ def evaluate(
         weights.b_enc_F,
         rectify=posterior.rectify,
         matmul_dtype=matmul_dtype,
-        keep=x_BD.device.type != "cpu" or posterior.rectify or posterior.posterior == "learned",
+        keep=posterior.rectify and objective.form.keeps_rectified,
         means_at_once=objective.form.means_at_once,
     )
     log_var = None
     if weights.W_var_FD is not None and weights.b_var_F is not None:
         assert objective.log_var_limits is not None
-        log_var = BatchLogVariance.of(
-            centred_BD, weights.W_var_FD, weights.b_var_F, objective.log_var_limits, matmul_dtype
+        log_var = BatchLogVariance(
+            centred_BD,
+            weights.W_var_FD,
+            weights.b_var_F,
+            objective.log_var_limits,
+            objective.prior_std,
+            matmul_dtype=matmul_dtype,
+            with_kl=objective.options.kl_scope == "all",
+            with_gradient=objective.kl_weight != 0,
         )
-    draw = _draw(means, log_var, objective)
+    draw = draw_batch(
+        means,
+        objective.sigma,
+        log_var,
+        objective.k,
+        posterior.noise_on,
+        0.0 if posterior.posterior == "point" else objective.noise_scale,
+        objective.generator,
+        objective.form.rows_at_once,
+    )
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
@@ -82,7 +83,7 @@ def evaluate(
     moments = None
     if objective.options.kl_scope == "all":
         moments = means.moments(with_cross=objective.kl_weight != 0)
-    kl_loss, mean_kl_F = _kl(moments, draw, log_var, objective)
+    kl_loss, mean_kl_F = _kl(moments, draw, objective)
     auxk = None
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold
@@ -102,58 +103,9 @@ def evaluate(
     return terms, ForwardPass(means, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
 
 
-def _draw(
-    means: BatchMeans, log_var: BatchLogVariance | None, objective: StepObjective
-) -> DrawnCode:
-    """Select each row's features and draw their values."""
-    posterior, k, form = objective.posterior, objective.k, objective.form
-    noise_scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
-    generator = None if noise_scale == 0 else objective.generator
-    batch, dict_size = len(means.centred_BD), len(means.weight_FD)
-
-    def draw(
-        mu_BF: t.Tensor, rows: slice, generator: t.Generator | None
-    ) -> tuple[t.Tensor, t.Tensor, t.Tensor, MeanSelection]:
-        std = objective.sigma if log_var is None else log_var.std_BF[rows]
-        indices_BK, values_BK = draw_code(
-            mu_BF, std, k, posterior.noise_on, noise_scale, generator, form
-        )
-        mu_BK = mu_BF.gather(1, indices_BK)
-        if chooses(posterior.noise_on, noise_scale):
-            return indices_BK, values_BK, mu_BK, MeanSelection.of_means(mu_BF, k, form)
-        return indices_BK, values_BK, mu_BK, MeanSelection.of_code(indices_BK, mu_BK, dict_size)
-
-    if means.centred_BD.device.type != "cpu":
-        indices_BK, values_BK, mu_BK, fired = draw(means.of(), slice(None), generator)
-        return DrawnCode(indices_BK, values_BK, mu_BK, fired.fired_F, fired.smallest_B)
-
-    with t.inference_mode(False):  # other threads write to them
-        values = means.weight_FD.new_empty(2, batch, k)
-        indices = values.new_empty(batch, k, dtype=t.int64)
-        smallest_B = values.new_empty(batch)
-    fired = []
-    for block in means.row_blocks(dict_size):
-        read = means.reader(block)
-
-        def draw_rows(
-            rows: slice, generator: t.Generator | None, read=read, first=block.start
-        ) -> t.Tensor:
-            places = slice(first + rows.start, first + rows.stop)
-            drawn = draw(read(rows), places, generator)
-            indices[places], values[0, places], values[1, places], mean = drawn
-            smallest_B[places] = mean.smallest_B
-            return mean.fired_F
-
-        fired += map_row_blocks(
-            draw_rows, block.stop - block.start, dict_size, generator, form.block
-        )
-    return DrawnCode(indices, values[0], values[1], t.stack(fired).any(0), smallest_B)
-
-
 def _kl(
     moments: Moments | None,
     draw: DrawnCode,
-    log_var: BatchLogVariance | None,
     objective: StepObjective,
 ) -> tuple[t.Tensor, t.Tensor | None]:
     """The KL in nats per token, and with free bits each feature's mean KL over the batch.
@@ -169,12 +121,12 @@ def _kl(
 
     if moments is None:
         kl_BK = point_kl(draw.mu_BK, prior_std) + fixed_kl
-        if log_var is not None:
-            kl_BK = kl_BK + log_var.selected_kl(draw.indices_BK, prior_std)
+        if draw.log_var is not None:
+            kl_BK = kl_BK + variance_kl(draw.log_var.selected_BK, prior_std)
         return kl_BK.sum(-1).mean(), None
 
     mean_kl_F = moments.square_F / (2 * prior_std.square()) + fixed_kl
-    if log_var is not None:
-        mean_kl_F = mean_kl_F + log_var.mean_kl(prior_std)
+    if draw.log_var is not None and draw.log_var.kl_sum_F is not None:
+        mean_kl_F = mean_kl_F + draw.log_var.kl_sum_F / len(draw.smallest_B)
     free_bits = objective.options.free_bits
     return free_bits_kl(mean_kl_F, free_bits), mean_kl_F if free_bits > 0 else None

@@ -4,7 +4,7 @@ The KL over all features needs only the second moments of mu. Without a ReLU the
 moments of x: Cov(mu, x) = W_enc Cov(x). So no B x F tensor has to be held for it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch as t
@@ -50,6 +50,7 @@ class BatchMeans:
         self.weight_FD, self.bias_F = weight_FD, bias_F
         self.rectify = rectify
         self.centred_BD = centred_BD
+        self.matmul_dtype = matmul_dtype
         self._means_at_once = means_at_once
         self._operands = centred_BD.to(matmul_dtype), weight_FD.to(matmul_dtype)
         self._kept_BF = None
@@ -60,7 +61,7 @@ class BatchMeans:
     def row_blocks(self, n_features: int) -> Iterator[slice]:
         """Slices of the batch, small enough to hold their means of `n_features` at once."""
         batch = len(self.centred_BD)
-        rows = batch if self._kept_BF is not None else max(1, self._means_at_once // n_features)
+        rows = max(1, self._means_at_once // n_features)
         return (slice(i, min(i + rows, batch)) for i in range(0, batch, rows))
 
     def products(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
@@ -78,16 +79,14 @@ class BatchMeans:
         mu_BF = products_BF.to(bias_F.dtype, copy=True).add_(bias_F)
         return mu_BF.relu_() if self.rectify else mu_BF
 
-    def reader(self, block: slice) -> Callable[[slice], t.Tensor]:
-        """A function that returns the means of some rows of a block, on any thread.
+    def unfinished(self, rows: slice) -> tuple[t.Tensor, t.Tensor, bool]:
+        """Some rows' products, what must be added to them, and whether a ReLU follows.
 
-        The block's matmul runs now. Bias and ReLU are applied with the rows, which are then in cache.
+        The next call overwrites the products.
         """
         if self._kept_BF is not None:
-            kept_BF = self._kept_BF[block]
-            return lambda rows: kept_BF[rows]
-        products_BF = self.products(block)
-        return lambda rows: self.finish(products_BF[rows])
+            return self._kept_BF[rows], t.zeros_like(self.bias_F), False
+        return self.products(rows), self.bias_F, self.rectify
 
     def of(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
         """mu of some rows, for all features or those whose indices are given."""
@@ -98,28 +97,40 @@ class BatchMeans:
 
     def moments(self, *, with_cross: bool) -> Moments:
         """The moments of all features. Without `with_cross`, `cross_FD` is None."""
-        dtype, batch = self.weight_FD.dtype, len(self.centred_BD)
-        x_BD, weight_FD = self._operands
-        cross_FD = None
         if self.rectify:
-            mu_BF = self.of()
-            mean_F, square_F = mu_BF.mean(0), mu_BF.square().mean(0)
-            if with_cross:
-                cross_FD = (mu_BF.to(x_BD.dtype).t() @ x_BD).to(dtype).div_(batch)
-        else:
-            mean_x_D = self.centred_BD.mean(0)
-            mean_F = self.weight_FD @ mean_x_D + self.bias_F
-            # The mean may be large, and bf16 keeps 8 bits: subtract it before the matmul.
-            x_BD = (self.centred_BD - mean_x_D).to(x_BD.dtype)
-            covariance_FD = (weight_FD @ (x_BD.t() @ x_BD).div_(batch)).to(dtype)
-            square_F = t.linalg.vecdot(covariance_FD, self.weight_FD).clamp_(min=0) + mean_F**2
-            if with_cross:
-                cross_FD = covariance_FD.addr_(mean_F, mean_x_D)
+            return self._rectified_moments(with_cross=with_cross)
+        dtype, batch = self.weight_FD.dtype, len(self.centred_BD)
+        _, weight_FD = self._operands
+        mean_x_D = self.centred_BD.mean(0)
+        mean_F = self.weight_FD @ mean_x_D + self.bias_F
+        # The mean may be large, and bf16 keeps 8 bits: subtract it before the matmul.
+        x_BD = (self.centred_BD - mean_x_D).to(weight_FD.dtype)
+        covariance_FD = (weight_FD @ (x_BD.t() @ x_BD).div_(batch)).to(dtype)
+        square_F = t.linalg.vecdot(covariance_FD, self.weight_FD).clamp_(min=0) + mean_F**2
+        cross_FD = covariance_FD.addr_(mean_F, mean_x_D) if with_cross else None
         return Moments(cross_FD, mean_F, square_F)
+
+    def _rectified_moments(self, *, with_cross: bool) -> Moments:
+        x_BD, (n_features, width) = self._operands[0], self.weight_FD.shape
+        mean_F, square_F = self.weight_FD.new_zeros(2, n_features)
+        cross_FD = self.weight_FD.new_zeros(n_features, width) if with_cross else None
+        for rows in self.row_blocks(n_features):
+            mu_BF = self.of(rows)
+            mean_F += mu_BF.sum(0)
+            square_F += mu_BF.square().sum(0)
+            if cross_FD is not None:
+                cross_FD += mu_BF.to(x_BD.dtype).t() @ x_BD[rows]
+        batch = len(x_BD)
+        return Moments(
+            None if cross_FD is None else cross_FD.div_(batch),
+            mean_F.div_(batch),
+            square_F.div_(batch),
+        )
 
     def combine(self, factor_F: t.Tensor) -> t.Tensor:
         """sum_i factor_i mu_i w_i, (B, D): the gradient at x of sum_i factor_i mu_i^2 / 2."""
         if self.rectify:
-            return (self.of() * factor_F) @ self.weight_FD
+            blocks = self.row_blocks(len(factor_F))
+            return t.cat([(self.of(rows) * factor_F) @ self.weight_FD for rows in blocks])
         scaled_FD = self.weight_FD * factor_F[:, None]
         return self.centred_BD @ (self.weight_FD.t() @ scaled_FD) + self.bias_F @ scaled_FD

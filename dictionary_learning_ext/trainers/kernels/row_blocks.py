@@ -1,8 +1,9 @@
 """Runs a function on a batch's blocks of rows, on several threads.
 
-torch draws random numbers on one thread. numpy partitions on one thread too. So on a CPU the batch
-is cut into blocks of rows that fit in cache. As many threads as torch uses work through them, each
-with torch's own threads turned off. Results do not depend on the number of threads.
+On a CPU the batch is cut into blocks of rows whose numbers fit in cache. As many threads as torch uses
+work through them, each with torch's own threads turned off: torch's threads would all wait for the
+slowest after every operation, which takes long on a busy machine. Results do not depend on the number
+of threads.
 """
 
 import functools
@@ -18,31 +19,18 @@ Result = TypeVar("Result")
 
 
 def map_row_blocks(
-    function: Callable[[slice, t.Generator | None], Result],
-    batch: int,
-    width: int,
-    generator: t.Generator | None,
-    block: int,
+    function: Callable[[slice], Result], batch: int, rows_at_once: int
 ) -> list[Result]:
-    """What `function(rows, generator)` returns for each block of rows of a batch x width tensor.
+    """What `function(rows)` returns for each block of `rows_at_once` rows, in order.
 
-    The function runs without gradients. Each block gets a generator of its own, seeded from
-    `generator`, or None if `generator` is None.
-
-    Arguments:
-        block: how many of the tensor's numbers are in a block, at most.
+    The function runs without gradients.
     """
-    rows = max(1, block // width)
-    blocks = [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)]
-    generators: list[t.Generator | None] = [None] * len(blocks)
-    if generator is not None:
-        seeds = t.randint(2**63 - 1, (len(blocks),), generator=generator).tolist()
-        generators = [t.Generator().manual_seed(seed) for seed in seeds]
+    blocks = [slice(i, min(i + rows_at_once, batch)) for i in range(0, batch, rows_at_once)]
     n_threads = t.get_num_threads()
     if n_threads == 1 or len(blocks) == 1:
         with t.no_grad():
-            return list(map(function, blocks, generators))
-    return list(_pool(n_threads).map(function, blocks, generators))
+            return list(map(function, blocks))
+    return list(_pool(n_threads).map(function, blocks))
 
 
 @functools.cache

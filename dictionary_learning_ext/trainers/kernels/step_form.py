@@ -7,7 +7,6 @@ at B=2048, D=512, F=2048 (experiments/results/benchmark_parts.md).
 import functools
 from dataclasses import dataclass
 
-import numpy as np
 import torch as t
 
 
@@ -23,24 +22,19 @@ class StepForm:
     means_at_once: int = 2**24
     """How many means are held at a time where not all are needed: 64 MB in fp32. With fewer, the
     weights are read more often."""
-    block: int = 2**19
-    """How many numbers of a B x F tensor are in a block of rows, which one thread works through."""
+    rows_at_once: int = 128
+    """How many rows one thread encodes and draws at a time, on a CPU."""
+    keeps_rectified: bool = True
+    """Whether a ReLU's means are kept for their moments. On a GPU memory is scarcer than time."""
     reads_dead_count: bool = True
     """Whether AuxK reads the number of dead features. On a GPU the host would have to wait for it."""
-    partitions_by_numpy: bool = False
-    """Whether numpy finds the K largest. numpy 2 partitions in AVX-512, which halves the time on the
-    processors that also have AMX. Elsewhere it may lose: on AMD's Zen 4, whose compressing stores
-    are slow, torch's topk takes a third to a sixth of numpy's time."""
 
     @classmethod
     def of(cls, device: t.device) -> "StepForm":
         """The fastest form on a device. On a GPU sparse products were not measured: all are dense."""
         if device.type != "cpu":
-            return cls(sparse_density=0.0, reads_dead_count=False)
-        if not _has_amx():
-            return cls()
-        has_numpy_2 = int(np.__version__.partition(".")[0]) >= 2
-        return cls(sparse_projection_density=1 / 128, partitions_by_numpy=has_numpy_2)
+            return cls(sparse_density=0.0, keeps_rectified=False, reads_dead_count=False)
+        return cls(sparse_projection_density=1 / 128) if _has_amx() else cls()
 
 
 @functools.cache

@@ -1,11 +1,12 @@
 """The loss and its hand-derived gradients against the dense autograd form, in float64."""
 
 import dataclasses
+import functools
 import itertools
 
 import pytest
 import torch as t
-from dense_reference import dense_loss
+from dense_reference import compiled_noise, dense_loss
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
@@ -57,15 +58,6 @@ def make_case(k=3, aux=False, seed=0, form=FORM, **settings):
     return randn(BATCH, D), weights, objective
 
 
-@pytest.fixture
-def one_thread():
-    """So that `RecordedOps`, which sees one thread, sees all blocks."""
-    before = t.get_num_threads()
-    t.set_num_threads(1)
-    yield
-    t.set_num_threads(before)
-
-
 def gradients(loss_of, x, weights, objective):
     """The terms, and the gradients of x and of every weight, for the same draw each time."""
     objective.generator.manual_seed(7)
@@ -75,6 +67,13 @@ def gradients(loss_of, x, weights, objective):
     terms = loss_of(leaves[0], Weights(*padded), objective)
     loss = terms["loss"] if isinstance(terms, dict) else terms.loss
     return terms, t.autograd.grad(loss, leaves)
+
+
+def exactly(x, weights, objective):
+    """What `gradients` gives for a float32 case, computed in float64 with the same noise."""
+    wide = Weights(*(w if w is None else w.double() for w in weights))
+    noise_BF = compiled_noise(BATCH, F, t.Generator().manual_seed(7)).double()
+    return gradients(functools.partial(dense_loss, noise_BF=noise_BF), x.double(), wide, objective)
 
 
 def relative_error(got, expected):
@@ -148,6 +147,31 @@ def test_in_a_gpus_form_auxk_reaches_no_living_feature(form, rectify):
         assert relative_error(one, other) < 1e-9
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [s for s in SETTINGS if s["noise_on"] != "values"],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+def test_the_compiled_form_gives_the_same_gradients(settings):
+    """In float32, where what is selected comes from the compiled form."""
+    x, weights, objective = make_case(**settings)
+    x, weights = x.float(), Weights(*(w if w is None else w.float() for w in weights))
+    narrow = dataclasses.replace(
+        objective,
+        matmul_dtype=t.float32,
+        sigma=objective.sigma.float(),
+        prior_std=objective.prior_std.float(),
+    )
+    with RecordedOps() as ops:
+        terms, got = gradients(variational_loss, x, weights, narrow)
+    assert ops.counts["topk"] == 0 or settings["rectify"]
+    reference, expected = exactly(x, weights, objective)
+    for name, value in reference.items():
+        assert getattr(terms, name).item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
+    for one, other in zip(got, expected, strict=True):
+        assert relative_error(one, other) < 1e-4
+
+
 @pytest.mark.parametrize("scope", ["all", "selected"])
 def test_gradients_without_kl_weight_and_without_x(scope):
     """The path that makes no dense tensor: the encoder's gradient is k-sparse too."""
@@ -168,11 +192,12 @@ def test_gradients_without_kl_weight_and_without_x(scope):
         assert relative_error(one, other) < 1e-9
 
 
+@pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("free_bits", [0.0, 0.4])
-def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, one_thread):
+def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, keeps):
     x, weights, objective = make_case(
-        form=StepForm(means_at_once=3 * F, block=F),
+        form=StepForm(means_at_once=3 * F, keeps_rectified=keeps),
         posterior="point",
         free_bits=free_bits,
         aux=True,
@@ -180,18 +205,10 @@ def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, one_
     )
     with RecordedOps() as ops:
         terms, got = gradients(variational_loss, x, weights, objective)
-    whole = dataclasses.replace(objective, form=StepForm())
-    with RecordedOps() as of_whole:
-        gradients(variational_loss, x, weights, whole)
-    assert of_whole.counts["topk"] == 2  # the selection's and AuxK's
     n_dead = int((terms.tokens_since_fired_F >= objective.dead_feature_threshold).sum())
-    held, in_block = (BATCH if rectify else 3 * F // n_dead), F // n_dead
-    of_auxk = sum(-(-min(held, BATCH - i) // in_block) for i in range(0, BATCH, held))
+    of_auxk = -(-BATCH // (3 * F // n_dead))
+    assert ops.counts["topk"] == BATCH // 3 + of_auxk
     assert of_auxk > 1
-    assert ops.counts["topk"] == BATCH + of_auxk  # the selection in blocks of one row
-    if not rectify:  # else all means are kept
-        more_products = ops.counts["mm"] - of_whole.counts["mm"]
-        assert more_products > BATCH // 3 - 1  # blocks of three rows, and AuxK's several
     reference, expected = gradients(dense_loss, x, weights, objective)
     assert terms.loss.item() == pytest.approx(reference["loss"].item(), rel=1e-12)
     assert terms.auxk_loss > 0
@@ -199,44 +216,28 @@ def test_blocks_of_rows_give_what_the_whole_batch_gives(free_bits, rectify, one_
         assert relative_error(one, other) < 1e-9
 
 
-def test_each_block_draws_its_own_noise(one_thread):
-    """The same row again and again, in blocks of two rows: no block repeats another's draw."""
-    x, weights, objective = make_case(form=StepForm(block=2 * F), noise_on="both")
-    terms = [
-        variational_loss(x[:1].expand(n, D).clone(), weights, objective).l2_loss.item()
-        for n in (2, 2, 40)
-    ]
-    assert len(set(terms)) == 3
-    wide, narrow = t.full((400, D), 0.3).double(), t.full((2, D), 0.3).double()
-    objective.generator.manual_seed(0)
-    with RecordedOps() as ops:
-        many = variational_loss(wide, weights, objective).l2_loss
-    assert ops.counts["random_"] == 200
-    few = t.stack([variational_loss(narrow, weights, objective).l2_loss for _ in range(200)])
-    # Were two blocks to draw the same, the mean of many would spread like that of fewer.
-    assert many.item() == pytest.approx(few.mean().item(), abs=6 * few.std().item() / 200**0.5)
-    assert few.std() > 0.02 * few.mean()
-
-
 @pytest.mark.parametrize("posterior", ["fixed", "learned"])
-def test_a_step_is_the_same_on_any_number_of_threads(posterior):
+def test_a_step_is_the_same_on_any_number_of_threads_and_in_any_blocks(posterior):
     before, results = t.get_num_threads(), []
+    x, weights, objective = make_case(posterior=posterior, noise_on="both", aux=True)
+    x, weights = x.float(), Weights(*(w if w is None else w.float() for w in weights))
     try:
-        for n_threads in (1, 2, 3):
+        for n_threads, rows in ((1, BATCH), (1, 2), (2, 2), (3, 5)):
             t.set_num_threads(n_threads)
-            x, weights, objective = make_case(
-                form=StepForm(block=2 * F), posterior=posterior, noise_on="values"
+            narrow = dataclasses.replace(
+                objective,
+                matmul_dtype=t.float32,
+                sigma=objective.sigma.float(),
+                prior_std=objective.prior_std.float(),
+                form=StepForm(rows_at_once=rows),
             )
-            with RecordedOps() as ops:
-                terms, got = gradients(variational_loss, x, weights, objective)
-            # Blocks in other threads are not seen in this one.
-            assert ops.counts["topk"] == (BATCH // 2 if n_threads == 1 else 0)
+            terms, got = gradients(variational_loss, x, weights, narrow)
             results.append([terms.loss.detach(), terms.tokens_since_fired_F, *got])
     finally:
         t.set_num_threads(before)
     for other in results[1:]:
         for one, same in zip(results[0], other, strict=True):
-            assert t.allclose(one, same, rtol=1e-12)
+            assert t.allclose(one, same, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["sparse", "dense"])
@@ -282,11 +283,10 @@ def test_bf16_gradients_are_near_exact_ones(settings, form):
     with RecordedOps() as ops:
         terms, got = gradients(variational_loss, x, weights, narrow)
     assert ops.code_form == form
-    wide = Weights(*(w if w is None else w.double() for w in weights))
-    reference, expected = gradients(dense_loss, x.double(), wide, objective)
+    reference, expected = exactly(x, weights, objective)
     assert terms.kl_loss.item() == pytest.approx(reference["kl_loss"].item(), rel=0.01)
     assert terms.l2_loss.item() == pytest.approx(reference["l2_loss"].item(), rel=0.01)
-    error = 0.1 if settings["posterior"] == "learned" else 0.03  # some cross the clamp's limits
+    error = 0.2 if settings["posterior"] == "learned" else 0.03  # some cross the clamp's limits
     for one, other in zip(got, expected, strict=True):
         assert (one - other).norm() <= error * other.norm()
 

@@ -1,90 +1,195 @@
-"""Noise and selection: against torch's own, in distribution, and on any number of threads."""
+"""Noise and selection, compiled and by torch: against torch's topk, and in distribution."""
 
-import os
-import signal
+import itertools
+import logging
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch as t
+from dense_reference import compiled_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.errors import NumbaError
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.options import NoiseOn
-from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
-from dictionary_learning_ext.trainers.kernels.selection import (
-    MeanSelection,
-    draw_code,
-    normal_noise,
-    top_k,
-)
-from dictionary_learning_ext.trainers.kernels.step_form import StepForm
+from dictionary_learning_ext.trainers.kernels import compiled_selection, selection
+from dictionary_learning_ext.trainers.kernels.log_variance import BatchLogVariance
+from dictionary_learning_ext.trainers.kernels.means import BatchMeans
+from dictionary_learning_ext.trainers.kernels.selection import draw_batch, top_k
 
-BY_NUMPY, BY_TORCH = StepForm(partitions_by_numpy=True), StepForm(partitions_by_numpy=False)
-both_ways = pytest.mark.parametrize("form", [BY_NUMPY, BY_TORCH], ids=["numpy", "torch"])
+ROWS = 128
+dtypes = pytest.mark.parametrize("dtype", [t.float32, t.float64], ids=["compiled", "torch"])
+SPECIAL = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-20, -1.0, float("inf"), -float("inf"), 1e-40])
 
 
-@both_ways
-@pytest.mark.parametrize("dtype", [t.float32, t.float64])
+def draw(mu_BF, k, noise_on="both", scale=0.0, std=None, generator=None, rows=ROWS, **of_means):
+    """The code of rows with these means and standard deviations. Default: 1."""
+    settings = {"rectify": False, "matmul_dtype": mu_BF.dtype, "keep": False} | of_means
+    width = mu_BF.shape[1]
+    means = BatchMeans(
+        mu_BF,
+        t.eye(width, dtype=mu_BF.dtype),
+        mu_BF.new_zeros(width),
+        means_at_once=2**24,
+        **settings,
+    )
+    std = t.ones((), dtype=mu_BF.dtype) if std is None else std
+    generator = generator or t.Generator().manual_seed(0)
+    log_var = None
+    if std.dim():
+        limits, one = t.tensor([-80.0, 10.0]), t.ones(())
+        log_var_BF = 2 * std.log().clamp(min=-40)
+        args = (log_var_BF, t.eye(width), t.zeros(width), limits, one)
+        dtype = settings["matmul_dtype"]
+        log_var = BatchLogVariance(*args, matmul_dtype=dtype, with_kl=False, with_gradient=False)
+    return draw_batch(means, std, log_var, k, noise_on, scale, generator, rows)
+
+
+@dtypes
 @pytest.mark.parametrize("k", [1, 5, 49, 50])
-def test_top_k_is_torchs(k, dtype, form):
+def test_top_k_is_torchs(k, dtype):
     values_BF = t.randn(30, 50, generator=t.Generator().manual_seed(k), dtype=dtype)
     with RecordedOps() as ops:
-        values_BK, indices_BK = top_k(values_BF, k, form)
-    is_by_numpy = form is BY_NUMPY and k < 50  # all of a row need no partition
-    assert ops.counts["topk"] == (0 if is_by_numpy else 1)
+        values_BK, indices_BK = top_k(values_BF, k, ROWS)
+    assert ops.counts["topk"] == (0 if dtype == t.float32 else 1)
     assert t.equal(values_BF.gather(1, indices_BK), values_BK)
     assert t.equal(values_BK.sort(descending=True).values, values_BF.topk(k).values)
 
 
-@both_ways
-def test_top_k_takes_exactly_k_of_equal_values(form):
-    values_BK, indices_BK = top_k(t.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]]), 2, form)
+@pytest.mark.parametrize("k", [1, 16, 64, 256, 512, 1023, 1024])
+@pytest.mark.parametrize("spread", [1e-30, 1.0, 1e30])
+def test_top_k_is_torchs_at_real_sizes(k, spread):
+    """Rows whose scales differ, so that the guess from the row before is of little use."""
+    generator = t.Generator().manual_seed(k)
+    values_BF = t.randn(60, 1024, generator=generator) * spread
+    values_BF *= 10 ** t.randint(-4, 5, (60, 1), generator=generator)
+    values_BK = top_k(values_BF, k, ROWS)[0]
+    assert t.equal(values_BK.sort(descending=True).values, values_BF.topk(k).values)
+
+
+@given(
+    st.lists(
+        st.lists(st.one_of(SPECIAL, st.floats(-3, 3, width=32)), min_size=12, max_size=12),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(1, 12),
+)
+@settings(max_examples=200, deadline=None)
+def test_top_k_is_torchs_with_ties_zeros_and_infinities(rows, k):
+    values_BF = t.tensor(rows)
+    values_BK, indices_BK = top_k(values_BF, k, ROWS)
+    assert t.equal(values_BK.sort(descending=True).values, values_BF.topk(k).values)
+    assert all(len(set(row)) == k for row in indices_BK.tolist())
+
+
+@dtypes
+def test_nan_counts_as_the_largest(dtype):
+    values_BF = t.arange(40, dtype=dtype).repeat(3, 1)
+    values_BF[1, 7] = t.nan
+    values_BF[2, :3] = t.nan
+    values_BK, indices_BK = top_k(values_BF, 2, ROWS)
+    assert set(indices_BK[0].tolist()) == {38, 39}
+    assert set(indices_BK[1].tolist()) == {7, 39}
+    assert set(indices_BK[2].tolist()) < {0, 1, 2}
+    assert values_BK.isnan().sum(1).tolist() == [0, 1, 2]
+
+
+@dtypes
+def test_top_k_takes_exactly_k_of_equal_values(dtype):
+    rows = t.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]], dtype=dtype)
+    values_BK, indices_BK = top_k(rows, 2, ROWS)
     assert values_BK.tolist() == [[2, 2], [0, 0]]
     assert all(len(set(row)) == 2 for row in indices_BK.tolist())
 
 
-@both_ways
-@pytest.mark.parametrize("noise_on", get_args(NoiseOn))
-def test_noise_of_scale_0_draws_nothing_and_gives_the_means_code(noise_on, form):
-    generator = t.Generator().manual_seed(0)
-    mu_BF, before = t.randn(6, 20, generator=generator), generator.get_state()
-    indices_BK, values_BK = draw_code(mu_BF, t.tensor(2.0), 3, noise_on, 0.0, generator, form)
-    assert t.equal(generator.get_state(), before)
-    expected = mu_BF.topk(3)
-    assert t.equal(values_BK.sort(descending=True).values, expected.values)
-    assert t.equal(mu_BF.gather(1, indices_BK), values_BK)
-
-
-@both_ways
+@dtypes
 @given(st.integers(0, 10**6), st.integers(1, 12), st.floats(-3, 3), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_fired_is_the_same_from_means_and_from_their_code(form, seed, k, shift, rectify):
-    """But for a ReLU's zeros, which fire in a code that is padded with them."""
-    mu_BF = t.randn(7, 12, generator=t.Generator().manual_seed(seed)) + shift
+def test_fired_is_the_same_where_noise_chooses_and_where_it_does_not(
+    dtype, seed, k, shift, rectify
+):
+    """The mean's selection does not depend on the noise. A ReLU's zeros fire in a code only."""
+    mu_BF = t.randn(7, 12, generator=t.Generator().manual_seed(seed), dtype=dtype) + shift
+    without, with_noise = (
+        draw(mu_BF, k, scale=s, rectify=rectify, keep=rectify) for s in (0.0, 1.0)
+    )
     mu_BF = mu_BF.relu() if rectify else mu_BF
     mu_BK, indices_BK = mu_BF.topk(k)
-    expected = MeanSelection.of_code(indices_BK, mu_BK, 12)
-    with RecordedOps() as ops:
-        got = MeanSelection.of_means(mu_BF, k, form)
-    assert ops.counts["topk"] == (0 if form is BY_NUMPY else 1)
     selected_BF = t.zeros_like(mu_BF).scatter(1, indices_BK, mu_BK)
-    assert t.equal(got.fired_F, (selected_BF != 0).any(0))
-    assert t.equal(got.smallest_B, expected.smallest_B)
-    assert rectify or t.equal(got.fired_F, expected.fired_F)
+    assert t.equal(with_noise.fired_F, (selected_BF != 0).any(0))
+    assert rectify or t.equal(with_noise.fired_F, without.fired_F)
+    smallest_B = mu_BK.masked_fill(mu_BK <= 0, t.inf).amin(1)
+    assert t.equal(with_noise.smallest_B, smallest_B)
+    assert t.equal(without.smallest_B, smallest_B)
 
 
-@both_ways
-def test_zeros_of_a_relu_are_chosen_as_upstreams_topk_does(form):
-    mu_BF = (t.randn(20, 60, generator=t.Generator().manual_seed(0)) - 1).relu()
-    expected, got = mu_BF.topk(30, sorted=False).indices, top_k(mu_BF, 30, form)[1]
+def test_zeros_of_a_relu_are_chosen_as_upstreams_topk_does():
+    mu_BF = t.randn(20, 60, generator=t.Generator().manual_seed(0)) - 1
+    expected = mu_BF.relu().topk(30, sorted=False).indices
     assert (mu_BF > 0).sum(1).max() < 30
-    assert t.equal(got, expected)
+    assert t.equal(top_k(mu_BF.relu(), 30, ROWS)[1], expected)
+    drawn = draw(mu_BF, 30, rectify=True, keep=True)
+    assert t.equal(drawn.indices_BK, expected)
+    assert drawn.fired_F.nonzero().flatten().tolist() == expected.unique().tolist()
+
+
+@pytest.mark.parametrize("noise_on", ["both", "values", "selection"])
+def test_a_code_is_the_k_largest_of_the_sample_or_of_the_mean(noise_on):
+    mu_BF = t.randn(50, 64, generator=t.Generator().manual_seed(1))
+    noise_BF = compiled_noise(50, 64, t.Generator().manual_seed(0))
+    drawn = draw(mu_BF, 8, noise_on, scale=0.5)
+    z_BF = mu_BF + 0.5 * noise_BF
+    chosen_BK = (mu_BF if noise_on == "values" else z_BF).topk(8).indices
+    assert t.equal(drawn.indices_BK.sort().values, chosen_BK.sort().values)
+    assert t.equal(drawn.mu_BK, mu_BF.gather(1, drawn.indices_BK))
+    moved_BK = drawn.values_BK - drawn.mu_BK
+    if noise_on == "selection":
+        assert (moved_BK == 0).all()
+    elif noise_on == "both":
+        assert t.allclose(moved_BK, 0.5 * noise_BF.gather(1, drawn.indices_BK), atol=1e-6)
+    else:
+        assert moved_BK.std().item() == pytest.approx(0.5, rel=0.1)
+        assert abs(moved_BK.mean().item()) < 4 * 0.5 / moved_BK.numel() ** 0.5
+
+
+@pytest.mark.parametrize("noise_on", ["both", "values"])
+def test_each_feature_has_its_own_standard_deviation(noise_on):
+    std_BF = t.linspace(0, 2, 32).repeat(4000, 1)
+    std_BF[2000:] += 1
+    drawn = draw(t.zeros(4000, 32), 32, noise_on, scale=0.5, std=std_BF)
+    moved_BF = t.zeros(4000, 32).scatter(1, drawn.indices_BK, drawn.values_BK)
+    for half in (slice(0, 2000), slice(2000, None)):
+        assert t.allclose(moved_BF[half].std(0), 0.5 * std_BF[half][0], rtol=0.08, atol=1e-6)
+
+
+def test_bf16_products_are_read_exactly():
+    mu_BF = t.randn(40, 64, generator=t.Generator().manual_seed(0)).bfloat16().float()
+    narrow = draw(mu_BF, 9, scale=0.3, matmul_dtype=t.bfloat16)
+    wide = draw(mu_BF, 9, scale=0.3)
+    for name, one in zip(narrow._fields[:-1], narrow[:-1], strict=True):
+        assert t.equal(one, getattr(wide, name)), name
+
+
+def test_results_do_not_depend_on_threads_or_blocks():
+    mu_BF = t.randn(41, 30, generator=t.Generator().manual_seed(0))
+    before, results = t.get_num_threads(), []
+    try:
+        for n_threads, rows in itertools.product((1, 2, 3), (41, 4, 1)):
+            t.set_num_threads(n_threads)
+            results.append(draw(mu_BF, 5, scale=1.0, rows=rows))
+    finally:
+        t.set_num_threads(before)
+    for other in results[1:]:
+        for one, same in zip(results[0][:-1], other[:-1], strict=True):
+            assert t.equal(one, same)
 
 
 def test_noise_is_normal_noise_and_independent():
     """Against the normal's own distribution function, moments and correlations."""
-    noise = normal_noise(t.empty(1000, 2000), t.tensor(1.0), t.Generator().manual_seed(0)).double()
+    noise = compiled_noise(1000, 2000, t.Generator().manual_seed(0)).double()
     flat = noise.flatten()
     points = t.linspace(-4, 4, 161, dtype=t.float64)
     below = t.searchsorted(flat.sort().values, points) / len(flat)
@@ -98,61 +203,47 @@ def test_noise_is_normal_noise_and_independent():
     assert 4.3 < flat.abs().max() < 4.5
 
 
-def test_noise_comes_from_the_generator():
-    def draw(seed):
-        return normal_noise(t.empty(3, 5), t.tensor(1.0), t.Generator().manual_seed(seed))
-
-    assert t.equal(draw(0), draw(0))
-    assert not t.equal(draw(0), draw(1))
+@dtypes
+def test_noise_comes_from_the_generator(dtype):
+    mu_BF = t.zeros(3, 5, dtype=dtype)
+    one, same, other = (
+        draw(mu_BF, 5, scale=1.0, generator=t.Generator().manual_seed(seed)).values_BK
+        for seed in (0, 0, 1)
+    )
+    assert t.equal(one, same)
+    assert not t.equal(one, other)
     generator = t.Generator().manual_seed(0)
-    assert not t.equal(*(normal_noise(t.empty(3, 5), t.tensor(1.0), generator) for _ in range(2)))
+    noises = [compiled_noise(3, 5, generator) for _ in range(2)]
+    assert not t.equal(*noises)
 
 
-@pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_blocks_do_not_depend_on_the_number_of_threads(n_threads):
-    def draws():
-        generator = t.Generator().manual_seed(0)
-        return map_row_blocks(
-            lambda rows, own: (rows, normal_noise(t.empty(4, 10), t.tensor(1.0), own)),
-            22,
-            10,
-            generator,
-            block=40,  # 4 rows of 10
-        )
+@dtypes
+@pytest.mark.parametrize("noise_on", get_args(NoiseOn))
+def test_noise_of_scale_0_draws_nothing_and_gives_the_means_code(noise_on, dtype):
+    mu_BF = t.randn(6, 20, generator=t.Generator().manual_seed(0), dtype=dtype)
+    generator = t.Generator().manual_seed(1)
+    before = generator.get_state()
+    drawn = draw(mu_BF, 3, noise_on, std=t.tensor(2.0, dtype=dtype), generator=generator)
+    assert t.equal(generator.get_state(), before)
+    assert t.equal(drawn.values_BK.sort(descending=True).values, mu_BF.topk(3).values)
+    assert t.equal(mu_BF.gather(1, drawn.indices_BK), drawn.values_BK)
 
-    expected, before = draws(), t.get_num_threads()
-    t.set_num_threads(n_threads)
+
+def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatch, caplog):
+    def fails(*arguments):
+        raise NumbaError("no such instruction")
+
+    compiled_selection._compiles.cache_clear()
+    monkeypatch.setattr(compiled_selection._kernels(), "draw_rows", fails)
     try:
-        got = draws()
-        assert t.get_num_threads() == n_threads
+        with caplog.at_level(logging.WARNING), RecordedOps() as ops:
+            for _ in range(2):
+                values_BK, _ = selection.top_k(t.arange(10.0).repeat(2, 1), 3, ROWS)
     finally:
-        t.set_num_threads(before)
-    assert [rows.indices(22)[:2] for rows, _ in got] == [
-        (0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 22),
-    ]  # fmt: skip
-    for (_, one), (_, other) in zip(got, expected, strict=True):
-        assert t.equal(one, other)
-    assert not t.equal(got[0][1], got[1][1])
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
-def test_a_forked_child_has_threads_of_its_own():
-    def draw(_=None):
-        map_row_blocks(lambda rows, own: None, 6, 10, t.Generator(), block=10)
-
-    draw()
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        draw()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_an_error_in_a_block_is_raised():
-    def fail(rows, generator):
-        if rows.start == 3:
-            raise ArithmeticError("row 3")
-
-    with pytest.raises(ArithmeticError, match="row 3"):
-        map_row_blocks(fail, 6, 10, None, block=10)
+        compiled_selection._compiles.cache_clear()
+    assert values_BK.tolist() == [[9, 8, 7]] * 2 or values_BK.sum() == 48
+    assert ops.counts["topk"] == 2
+    assert [record.message for record in caplog.records] == [
+        "numba can't compile the selection of features; torch does it: no such instruction"
+    ]
+    assert np.isfinite(values_BK).all()

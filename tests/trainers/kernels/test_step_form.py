@@ -1,6 +1,5 @@
 """The form that is chosen for a machine."""
 
-import numpy as np
 import torch as t
 
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
@@ -10,11 +9,9 @@ def test_on_a_gpu_products_are_dense_and_the_host_waits_for_nothing():
     form = StepForm.of(t.device("cuda"))
     assert form.sparse_density == 0
     assert not form.reads_dead_count
-    assert not form.partitions_by_numpy
 
 
 def test_on_a_cpu_amx_decides():
     form, has_amx = StepForm.of(t.device("cpu")), t.cpu._is_amx_tile_supported()
     assert (form.sparse_density, form.reads_dead_count) == (1 / 16, True)
     assert form.sparse_projection_density == (1 / 128 if has_amx else 1)
-    assert form.partitions_by_numpy == (has_amx and np.lib.NumpyVersion(np.__version__) >= "2.0.0")

@@ -1,0 +1,42 @@
+"""What is drawn in a step: the code, and what the mean alone selects."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch as t
+
+from ...config.options import NoiseOn
+from .log_variance import DrawnLogVariance
+
+
+class DrawnCode(NamedTuple):
+    """The code of some rows, and what the mean alone selects there."""
+
+    indices_BK: t.Tensor
+    """each row's selected features"""
+    values_BK: t.Tensor
+    """their values in the code"""
+    mu_BK: t.Tensor
+    """their means"""
+    fired_F: t.Tensor
+    """whether the mean's selection of some row holds the feature (bool). Where noise chooses, a mean
+    equal to the K-th largest counts as selected, unless it is 0"""
+    smallest_B: t.Tensor
+    """each row's smallest positive selected mean; inf if it has none"""
+    log_var: DrawnLogVariance | None
+    """of a learned posterior"""
+
+    @classmethod
+    def joined(cls, parts: Sequence["DrawnCode"]) -> "DrawnCode":
+        """The parts' rows, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        indices, values, mus, fired, smallest, log_vars = zip(*parts, strict=True)
+        log_var = None if log_vars[0] is None else DrawnLogVariance.joined(log_vars)
+        fired_F = t.stack(fired).any(0)
+        return cls(t.cat(indices), t.cat(values), t.cat(mus), fired_F, t.cat(smallest), log_var)
+
+
+def chooses(noise_on: NoiseOn, noise_scale: float) -> bool:
+    """Whether noise decides which features are kept."""
+    return noise_scale != 0 and noise_on != "values"

@@ -1,0 +1,116 @@
+"""A training step on torch's meta device, which stands in for a GPU.
+
+There are no numbers on it: whatever makes the host wait for one (`.item()`, `bool(tensor)`, `nonzero`),
+and most operations that mix devices, raise an error. Of what a step needs it lacks generators, autocast
+and the fused optimiser's flag. These three are stood in for.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import weakref
+
+import pytest
+import torch as t
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dictionary_learning_ext import VariationalTopKTrainer
+from dictionary_learning_ext.trainers import base, optimizers, variational_top_k
+
+B, D, F = 8, 6, 40
+SETTINGS = [
+    {"posterior": p, "noise_on": n, "kl_scope": scope, "rectify": r, "dtype": dtype}
+    for p, n, scope, r, dtype in itertools.product(
+        ("fixed", "learned", "point"),
+        ("both", "values", "selection"),
+        ("all", "selected"),
+        (False, True),
+        ("float32", "bfloat16"),
+    )
+    if p != "point" or n == "both"
+]
+
+
+@pytest.fixture
+def meta_as_a_gpu(monkeypatch):
+    def trainer(dict_size=F, **settings):
+        made = VariationalTopKTrainer(
+            steps=100,
+            activation_dim=D,
+            dict_size=dict_size,
+            k=4,
+            layer=0,
+            lm_name="tiny",
+            warmup_steps=2,
+            device="cpu",
+            seed=0,
+            dead_feature_threshold=1,  # so that AuxK runs
+            threshold_start_step=0,
+            **settings,
+        )
+        made.device = "meta"
+        made.ae.to("meta")
+        made.optimizer = optimizers.UnitNormAdam(made.ae, made.lr)
+        made.form = type(made.form).of(t.device("cuda"))
+        made.num_tokens_since_fired = made.num_tokens_since_fired.to("meta")
+        made.generator = None
+        return made
+
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(parameter.grad)
+
+    monkeypatch.setattr(optimizers.UnitNormAdam, "step", step)
+    monkeypatch.setattr(base, "geometric_median", lambda x: x.mean(0))  # upstream's, which waits
+    monkeypatch.setattr(variational_top_k, "warn_of_noise", lambda *_: None)  # waits, once
+    monkeypatch.setattr(t, "autocast", lambda *_, **__: contextlib.nullcontext())
+    return trainer
+
+
+settings_ = pytest.mark.parametrize(
+    "settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values()))
+)
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+
+
+@settings_
+def test_a_step_never_waits_for_the_device(settings, meta_as_a_gpu):
+    trainer = meta_as_a_gpu(**settings)
+    for step in range(3):
+        loss = trainer.update(step, t.empty(B, D, device="meta"))
+        assert loss.is_meta
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        loss.item()
+
+
+class PeakMemory(TorchDispatchMode):
+    """The most bytes that tensors on the meta device hold at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak, self._alive = 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = result if isinstance(result, tuple | list) else [result]
+        self._alive += [weakref.ref(m) for m in made if isinstance(m, t.Tensor) and m.is_meta]
+        self._alive = [ref for ref in self._alive if ref() is not None]
+        storages = {s._cdata: s.nbytes() for s in (ref().untyped_storage() for ref in self._alive)}
+        self.peak = max(self.peak, sum(storages.values()))
+        return result
+
+
+@settings_
+def test_memory_over_the_weights_is_three_dense_tensors_at_most(settings, meta_as_a_gpu):
+    """Of B x F numbers in fp32, where these are 16 blocks of rows, as at B = 4,096 and F = 65,536."""
+    batch, dict_size = 512, 4096
+    trainer = meta_as_a_gpu(dict_size=dict_size, **settings)
+    assert trainer.form.means_at_once == 4096 * 65536 / 16
+    trainer.form = dataclasses.replace(trainer.form, means_at_once=batch * dict_size // 16)
+    x = t.empty(batch, D, device="meta")
+    trainer.update(0, x)  # makes the gradients
+    with PeakMemory() as memory:
+        trainer.update(1, x)
+    dense = batch * dict_size * 4
+    assert 0.5 < memory.peak / dense < 3
