@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch as t
@@ -45,3 +47,20 @@ def test_an_error_in_a_block_is_raised():
 
     with pytest.raises(ArithmeticError, match="row 3"):
         map_row_blocks(fail, 6, 1)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
+def test_torch_has_more_threads_than_it_uses_so_that_they_sleep():
+    """In a fresh process: torch's two, ours, and two that make OpenMP count more than cores."""
+    program = """
+import os, torch as t
+from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
+t.set_num_threads(2)
+t.zeros(2**17).add_(1)
+before = len(os.listdir("/proc/self/task"))
+map_row_blocks(lambda rows: None, 6, 1)
+t.zeros(2**17).add_(1)
+print(len(os.listdir("/proc/self/task")) - before, t.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["4", "2"], done.stderr
