@@ -109,6 +109,13 @@ EXPERIMENTS = (
         page="benchmark_step.md",
     ),
     Experiment(
+        "speed.busy_machine",
+        "How much longer does a step take when another process is busy?",
+        minutes="3",
+        stages=("bench", "tables"),
+        page="benchmark_busy.md",
+    ),
+    Experiment(
         "speed.step_memory",
         "How much memory does a training step take in a wide dictionary?",
         minutes="2",

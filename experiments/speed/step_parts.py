@@ -6,8 +6,8 @@
 
 1. The three products of a code with weights, k-sparse and dense, in fp32 and bf16:
    `sparse_density` and `sparse_projection_density`.
-2. Noise and selection, torch's own and ours: `partitions_by_numpy`.
-3. Rows in a block: `block`.
+2. Noise, the K largest, and what the mean alone selects: compiled, and by torch.
+3. The encoder and all of these, by how many rows a thread works through at a time: `rows_at_once`.
 """
 
 import argparse
@@ -18,19 +18,19 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext.trainers.kernels.codes import DenseCode, SparseCode
-from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
+from dictionary_learning_ext.trainers.kernels.means import BatchMeans
 from dictionary_learning_ext.trainers.kernels.scratch import keep_freed_memory
-from dictionary_learning_ext.trainers.kernels.selection import (
-    MeanSelection,
-    draw_code,
-    normal_noise,
-    top_k,
-)
+from dictionary_learning_ext.trainers.kernels.selection import draw_batch, draw_code, top_k
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
-from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
-from experiments.speed.timing import SEED, header, medians
+from experiments.speed.timing import (
+    SEED,
+    header,
+    medians,
+    page_by_cpu,
+    write_for_this_cpu,
+)
 from experiments.stages import Stages
 
 BATCH, D, F = 2048, 512, 2048
@@ -63,43 +63,52 @@ def products(k: int, dtype: t.dtype) -> dict[str, float]:
     return medians({name: lambda make=make: step(make) for name, make in forms.items()})
 
 
+def draw(x_BD: t.Tensor, weight_FD: t.Tensor, k: int, dtype: t.dtype, rows: int) -> object:
+    """The encoder, noise, the K largest, and what the mean alone selects."""
+    means = BatchMeans(
+        x_BD,
+        weight_FD,
+        weight_FD.new_zeros(F),
+        rectify=False,
+        matmul_dtype=dtype,
+        keep=False,
+        means_at_once=FORM.means_at_once,
+    )
+    sigma = weight_FD.new_ones(())
+    return draw_batch(means, sigma, None, k, "both", 1.0, t.Generator().manual_seed(SEED), rows)
+
+
 def selection(k: int) -> dict[str, float]:
     """Noise and the K largest of all rows."""
-    mu_BF, noise_BF, sigma = randn(BATCH, F), t.empty(BATCH, F), t.tensor(1.0)
+    mu_BF, sigma = randn(BATCH, F), t.tensor(1.0)
+    x_BD, weight_FD = randn(BATCH, D), randn(F, D)
     generator = t.Generator().manual_seed(SEED)
 
-    def in_blocks(function) -> list:
-        return map_row_blocks(function, BATCH, F, generator, FORM.block)
+    def by_torch() -> None:
+        mu_BF = x_BD @ weight_FD.t()
+        draw_code(mu_BF, sigma, k, "both", 1.0, generator)
+        mu_BF.topk(k, sorted=False)
 
     return medians(
         {
-            "noise: torch's normal_": lambda: noise_BF.normal_(generator=generator),
-            "noise: table, blocks": lambda: in_blocks(
-                lambda r, g: normal_noise(mu_BF[r], sigma, g)
-            ),
-            "K largest: torch's topk": lambda: mu_BF.topk(k, sorted=False),
-            "K largest: numpy, one thread": lambda: np.argpartition(mu_BF.numpy(), -k, axis=1),
-            "K largest: blocks": lambda: in_blocks(lambda r, _: top_k(mu_BF[r], k, FORM)),
-            "what the mean selects: blocks": lambda: in_blocks(
-                lambda r, _: MeanSelection.of_means(mu_BF[r], k, FORM)
+            "the K largest: torch's topk": lambda: mu_BF.topk(k, sorted=False),
+            "the K largest: numpy, one thread": lambda: np.argpartition(mu_BF.numpy(), -k, axis=1),
+            "the K largest: compiled": lambda: top_k(mu_BF, k, FORM.rows_at_once),
+            "the encoder alone, fp32": lambda: x_BD @ weight_FD.t(),
+            "encoder, noise, the sample's and the mean's K largest: torch": by_torch,
+            "the same, compiled": lambda: draw(x_BD, weight_FD, k, t.float32, FORM.rows_at_once),
+            "the same, compiled, bf16": lambda: draw(
+                x_BD, weight_FD, k, t.bfloat16, FORM.rows_at_once
             ),
         }
     )
 
 
-def block_sizes(k: int) -> dict[str, float]:
-    """Noise, the K largest and what the mean selects, in blocks of 2^16 to 2^21 numbers."""
-    mu_BF, sigma = randn(BATCH, F), t.tensor(1.0)
-    generator = t.Generator().manual_seed(SEED)
-
-    def draw(rows: slice, own: t.Generator | None) -> None:
-        draw_code(mu_BF[rows], sigma, k, "both", 1.0, own, FORM)
-        MeanSelection.of_means(mu_BF[rows], k, FORM)
-
-    def with_block(size: int) -> None:
-        map_row_blocks(draw, BATCH, F, generator, size)
-
-    return medians({f"2^{n}": lambda n=n: with_block(2**n) for n in range(16, 22)})
+def rows_at_once(k: int) -> dict[str, float]:
+    """The encoder in bf16, noise, the K largest and what the mean selects."""
+    x_BD, weight_FD = randn(BATCH, D), randn(F, D)
+    sizes = (32, 64, 128, 256, 512, 1024)
+    return medians({str(n): lambda n=n: draw(x_BD, weight_FD, k, t.bfloat16, n) for n in sizes})
 
 
 def measure(_: argparse.Namespace) -> None:
@@ -113,13 +122,17 @@ def measure(_: argparse.Namespace) -> None:
             for dtype in (t.float32, t.bfloat16)
         },
         "selection": {str(k): selection(k) for k in SELECTION_KS},
-        "blocks": {str(k): block_sizes(k) for k in SELECTION_KS},
+        "rows": {str(k): rows_at_once(k) for k in SELECTION_KS},
     }
-    raw_results.write(RESULTS / "benchmark_parts.json", content)
+    write_for_this_cpu(RESULTS / "benchmark_parts.json", content)
 
 
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
+    return page_by_cpu(content, tables_of_cpu)
+
+
+def tables_of_cpu(content: dict[str, Any]) -> list[str]:
     lines = [content["header"]]
     for dtype, by_k in content["products"].items():
         rows = {
@@ -128,7 +141,9 @@ def tables(content: dict[str, Any]) -> list[str]:
         }
         forms = list(next(iter(by_k.values())))
         lines += ["", *table(f"four products, {dtype}", rows, forms)]
-    for title, name in (("noise and selection", "selection"), ("numbers in a block", "blocks")):
+    for title, name in (("noise and selection", "selection"), ("rows at once", "rows")):
+        if name not in content:  # another kind of CPU measured the products alone
+            continue
         by_k = content[name]
         rows = {
             part: [f"{times[part]:.1f}" for times in by_k.values()]

@@ -19,7 +19,6 @@ import torch as t
 from dictionary_learning.trainers.top_k import TopKTrainer
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
@@ -27,8 +26,10 @@ from experiments.speed.timing import (
     activations,
     header,
     medians,
+    page_by_cpu,
     trainer_arguments,
     update,
+    write_for_this_cpu,
 )
 from experiments.stages import Stages, in_child
 
@@ -141,11 +142,21 @@ def measure(_: argparse.Namespace) -> None:
         f"B={BATCH} D={D} F={F}, seed {SEED}, medians of 20, each row in turns with the baselines"
     )
     content = {"header": header(setting, *packages), "by_k": by_k}
-    raw_results.write(RESULTS / "benchmark_step.json", content)
+    write_for_this_cpu(RESULTS / "benchmark_step.json", content)
 
 
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
+    return [
+        *page_by_cpu(content, tables_of_cpu),
+        "",
+        "A trainer of ours has glibc keep freed memory (`trainers/kernels/scratch.py`) and torch's threads "
+        "sleep while they wait (`trainers/kernels/row_blocks.py`), which changes what else runs in the "
+        "process too: hence the first rows.",
+    ]
+
+
+def tables_of_cpu(content: dict[str, Any]) -> list[str]:
     by_k: dict[str, dict[str, list[float]]] = content["by_k"]
 
     def cells(name: str) -> list[str]:
@@ -165,9 +176,6 @@ def tables(content: dict[str, Any]) -> list[str]:
         content["header"] + "; the other libraries in fp32 unless said",
         "",
         *table("one update", {name: cells(name) for name in names}, columns),
-        "",
-        "A trainer of ours has glibc keep freed memory (`trainers/kernels/scratch.py`), which may speed "
-        "up what else runs in the process too: hence the first rows.",
     ]
 
 

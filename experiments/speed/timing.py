@@ -1,15 +1,17 @@
-"""What the benchmarks of a step share: its trainer's arguments, timing in turns, the machine's line."""
+"""What the benchmarks share: a trainer's arguments, timing in turns, the machine's line, and results by
+kind of CPU."""
 
 import importlib.metadata
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch as t
 
-from experiments.raw_results import commit
+from experiments import raw_results
 
 SEED = 0
 
@@ -58,12 +60,30 @@ def medians(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def cpu() -> str:
+    """The kind of this CPU: what it multiplies fast decides which numbers compare."""
+    capability = t.backends.cpu.get_cpu_capability()
+    return f"{capability}, {'AMX' if t.cpu._is_amx_tile_supported() else 'no AMX'}"
+
+
+def write_for_this_cpu(path: Path, content: dict[str, Any]) -> None:
+    """Replace what this kind of CPU measured before, and keep what other kinds did."""
+    raw_results.write(path, raw_results.read_or(path, {}) | {cpu(): content})
+
+
+def page_by_cpu(by_cpu: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]]) -> list[str]:
+    """A section for each kind of CPU, the last measured first. Its header says when."""
+    newest_first = sorted(by_cpu.items(), key=lambda item: item[1]["header"], reverse=True)
+    page = []
+    for name, content in newest_first:
+        page += ["", f"## {name}", "", *lines(content)]
+    return page[1:]
+
+
 def header(setting: str, *packages: str) -> str:
     """The date, the machine, the versions, and `setting`."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    capability = t.backends.cpu.get_cpu_capability()
-    bf16 = "AMX" if t.cpu._is_amx_tile_supported() else "no AMX"
     return (
-        f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()} ({capability}, {bf16}), "
+        f"{time.strftime('%Y-%m-%d')}, commit {raw_results.commit()}, {platform.machine()} ({cpu()}), "
         f"{t.get_num_threads()} threads, torch {t.__version__}, {versions}; {setting}"
     )

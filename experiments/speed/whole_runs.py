@@ -30,10 +30,15 @@ from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.training.loop import train
-from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
-from experiments.speed.timing import SEED, header, trainer_arguments
+from experiments.speed.timing import (
+    SEED,
+    header,
+    page_by_cpu,
+    trainer_arguments,
+    write_for_this_cpu,
+)
 from experiments.stages import Stages
 
 BATCH, F, N_CTXS, STEPS_ONE, STEPS_TWELVE = 2048, 2048, 1024, 128, 96
@@ -144,11 +149,21 @@ def measure(_: argparse.Namespace) -> None:
     setting = f"B={BATCH} D=512 F={F}, {N_CTXS} contexts of 128 in the buffer, seed {SEED}"
     packages = ("dictionary-learning", "nnsight", "transformers")
     content = {"header": header(setting, *packages), "one": one, "twelve": twelve}
-    raw_results.write(RESULTS / "benchmark_pipeline.json", content)
+    write_for_this_cpu(RESULTS / "benchmark_pipeline.json", content)
 
 
 def tables(content: dict[str, Any]) -> list[str]:
     """The page, from the raw results alone."""
+    return [
+        *page_by_cpu(content, tables_of_cpu),
+        "",
+        "Upstream is in fp32 throughout, which is what its `trainSAE` does on a CPU; our bfloat16 is "
+        "the language model, the buffer and the matmuls. Of the 12 upstream runs, one of each k was "
+        "timed and counted three times.",
+    ]
+
+
+def tables_of_cpu(content: dict[str, Any]) -> list[str]:
     one, twelve = content["one"], content["twelve"]
     apart = sum(twelve[f"k={k}"] for k in KS) * len(SEEDS)
     rows = {
@@ -180,10 +195,6 @@ def tables(content: dict[str, Any]) -> list[str]:
             rows_twelve,
             ["seconds", "12 TopK in 12 upstream runs", "ratio", "in one `trainSAE`", "ratio"],
         ),
-        "",
-        "Upstream is in fp32 throughout, which is what its `trainSAE` does on a CPU; our bfloat16 is "
-        "the language model, the buffer and the matmuls. Of the 12 upstream runs, one of each k was "
-        "timed and counted three times.",
     ]
 
 
