@@ -18,8 +18,8 @@ from .text import open_text
 _EVALUATION_BATCH = 2048  # tokens
 
 
-def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
-    """The run's language model and hook point.
+def load_model(run: RunConfig) -> LanguageModel:
+    """The run's language model.
 
     Raises: LanguageModelError; ConfigError for contexts that the model can't read.
     """
@@ -27,6 +27,12 @@ def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
     model = load_language_model(run.model, device=run.device, dtype=dtype)
     config: Any = model.config
     require_positions(run, config.get_text_config(), "give the --model that the SAE was trained on")
+    return model
+
+
+def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
+    """The run's language model and hook point. Raises what `load_model` does."""
+    model = load_model(run)
     return model, find_hook(model, run.hook)
 
 
@@ -75,20 +81,20 @@ def evaluation_batch(tokens: int) -> int:
     return min(_EVALUATION_BATCH, tokens)
 
 
-def norm_factor_of(run: RunConfig, buffer: ResidualBuffer) -> float:
-    """What raw activations are divided by, from the tokens of the buffer's first fill.
+def norm_factor_of(run: RunConfig, hook: str, source: Any) -> float:
+    """What a hook point's raw activations are divided by, from the source's first rows.
 
     Raises: LanguageModelError if all activations are 0.
     """
-    mean_squared_norm = buffer.mean_squared_norm()
+    mean_squared_norm = source.mean_squared_norm()
     if mean_squared_norm == 0:
         raise LanguageModelError(
-            f"all activations of {run.model} at {run.hook} are 0: expected a language model with "
+            f"all activations of {run.model} at {hook} are 0: expected a language model with "
             "trained weights; give another --model or --hook"
         )
     if run.normalize == "none":
         return 1.0
-    target = buffer.d_submodule if run.normalize == "sqrt_d" else 1.0
+    target = source.d_submodule if run.normalize == "sqrt_d" else 1.0
     return math.sqrt(mean_squared_norm / target)
 
 

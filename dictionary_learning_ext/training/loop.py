@@ -4,24 +4,16 @@ import importlib.metadata
 import logging
 import os
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch as t
-from nnsight import LanguageModel
 from tqdm import tqdm
 
-from ..activations.buffer import ResidualBuffer
 from ..activations.devices import require_device
-from ..activations.enough_text import require_enough_text
-from ..activations.language_models import HookPoint, settings_hash, weights_hash
-from ..activations.run_inputs import (
-    held_out,
-    make_buffer,
-    norm_factor_of,
-    open_model,
-)
-from ..activations.text import open_text
+from ..activations.sources import RunSources
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
 from ..errors import (
@@ -52,7 +44,12 @@ SHOWN = 3
 
 
 def train(
-    run: RunConfig, saes: dict[str, SAEConfig], *, resume: bool = False, group: str | None = None
+    run: RunConfig,
+    saes: dict[str, SAEConfig],
+    *,
+    hooks: Mapping[str, str] | None = None,
+    resume: bool = False,
+    group: str | None = None,
 ) -> dict[str, Path]:
     """Train every SAE on the same batches, save it and evaluate it on held-out text.
 
@@ -63,6 +60,7 @@ def train(
         run: what they share.
         saes: by name. A single one is written to `run.save_dir` itself, several to a folder of
             their name in it.
+        hooks: the hook point of each, by the SAE's name (default: `run.hook`).
         resume: continue from the newest resume points of these folders. `reading.read_run` gives `run`
             and `saes`.
         group: what wandb groups the runs by (default: the name of the folder that holds them).
@@ -85,32 +83,32 @@ def train(
                     require_free(folder, run.overwrite)
             require_device(run.device)
             require_memory(run, saes.values())
-            model, hook = open_model(run)
+            hook_of = {name: (hooks or {}).get(name, run.hook) for name in saes}
+            sources = RunSources(run, dict.fromkeys(hook_of.values()), signals.check)
             if not resume:
-                require_enough_text(run, model.tokenizer)
-            saes = {
-                name: sae.with_sigma(hook.activation_dim, run.normalize)
+                sources.require_enough()
+            configs = {
+                name: TrainConfig(
+                    sae.with_sigma(sources.hooks[hook_of[name]].activation_dim, run.normalize),
+                    replace(run, hook=hook_of[name]),
+                )
                 for name, sae in saes.items()
             }
-            text = open_text(run.data, seed=0, passes=run.text_passes)
-            buffer = make_buffer(run, model, hook, text, run.batch_size, signals.check)
-            inputs = {
-                "language_model": weights_hash(model),
-                "tokenizer": settings_hash(model),
+            inputs = sources.inputs | {
                 "versions": _versions() | {"threads": t.get_num_threads()},
             }
-            points = checked_points(run, saes, folders, inputs) if resume else {}
-            sae_runs, start = _build(run, saes, folders, hook, buffer, points)
+            points = checked_points(configs, folders, inputs) if resume else {}
+            sae_runs, start = _build(configs, folders, sources, points)
         code = 1
         try:
             with signals.deferred():
-                _begin(sae_runs, buffer, points, group)
-                _loop(run, buffer, sae_runs, start, inputs, signals)
+                _begin(sae_runs, sources, points, group)
+                _loop(run, sources, sae_runs, start, inputs, signals)
                 trained = [one for one in sae_runs if one.failure is None]
                 for one in trained:
                     one.save_final()
             if run.eval_tokens and trained:
-                _evaluate(run, model, hook, trained, signals)
+                _evaluate(sources, trained, signals)
             code = 0
         except Interrupted as stop:
             code = stop.exit_code
@@ -128,26 +126,30 @@ def train(
 
 
 def _build(
-    run: RunConfig,
-    saes: dict[str, SAEConfig],
+    configs: dict[str, TrainConfig],
     folders: dict[str, Path],
-    hook: HookPoint,
-    buffer: ResidualBuffer,
+    sources: RunSources,
     points: dict[Path, ResumePoint],
 ) -> tuple[list[SAERun], int]:
     """Every SAE, initialised or restored from its resume point, and the step to start at."""
+    start = 0
     if points:
-        first = next(iter(points.values()))
-        start, norm_factor = first.step, first.run["norm_factor"]
-        buffer.load_state_dict(first.run["buffer"])
+        norm_factors = {}
+        for name, config in configs.items():
+            point, hook = points[folders[name]], config.run.hook
+            if hook not in norm_factors:
+                sources.sources[hook].load_state_dict(point.run["buffer"])
+            norm_factors[hook], start = point.run["norm_factor"], point.step
     else:
-        start, norm_factor = 0, norm_factor_of(run, buffer)
-        if outliers := buffer.outliers():
-            logger.warning("%s", outliers)
+        norm_factors = sources.norm_factors()
+        for source in sources.sources.values():
+            if outliers := source.outliers():
+                logger.warning("%s", outliers)
     sae_runs = []
-    for name, sae in saes.items():
+    for name, config in configs.items():
+        run, hook = config.run, sources.hooks[config.run.hook]
         trainer = build_trainer(
-            sae,
+            config.sae,
             steps=run.steps,
             activation_dim=hook.activation_dim,
             layer=hook.layer,
@@ -157,13 +159,13 @@ def _build(
             dtype=run.dtype,
             name=folders[name].name,
         )
-        sae_runs.append(SAERun(name, sae, trainer, folders[name], run, norm_factor))
+        sae_runs.append(SAERun(name, config, trainer, folders[name], norm_factors[hook.name]))
     return sae_runs, start
 
 
 def _begin(
     sae_runs: list[SAERun],
-    buffer: ResidualBuffer,
+    sources: RunSources,
     points: dict[Path, ResumePoint],
     group: str | None,
 ) -> None:
@@ -178,12 +180,12 @@ def _begin(
         if points:
             one.resume(points[one.folder], groups[one.name])
         else:
-            one.start(_config_json(one, buffer))
+            one.start(_config_json(one, sources.sources[one.run.hook].config))
 
 
 def _loop(
     run: RunConfig,
-    buffer: ResidualBuffer,
+    sources: RunSources,
     sae_runs: list[SAERun],
     start: int,
     inputs: dict[str, Any],
@@ -193,7 +195,7 @@ def _loop(
     save_points = set(run.save_points())
     every_steps, every_seconds = run.save_interval()
     saved_at = time.monotonic()
-    norm_factor = sae_runs[0].norm_factor
+    norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
     bar = tqdm(
         total=run.steps * run.batch_size,
         initial=start * run.batch_size,
@@ -201,12 +203,12 @@ def _loop(
         unit_scale=True,
         mininterval=1,
     )
-    active, step, x_BD = sae_runs, start, None
+    active, step, batches = sae_runs, start, {}
 
     def save(step: int) -> None:
-        shared = inputs | {"buffer": buffer.state_dict()}
+        states = {hook: source.state_dict() for hook, source in sources.sources.items()}
         for one in active:
-            one.save_point(step, shared)
+            one.save_point(step, inputs | {"buffer": states[one.run.hook]})
 
     try:
         for step in range(start, run.steps):
@@ -215,22 +217,25 @@ def _loop(
             if step and (late or (every_steps is not None and step % every_steps == 0)):
                 save(step)
                 saved_at = time.monotonic()
-            x_BD = next(buffer).to(run.device, t.float32).div_(norm_factor)
+            batches = {
+                hook: x_BD.to(run.device, t.float32).div_(norm_factors[hook])
+                for hook, x_BD in sources.next().items()
+            }
             if step in save_points:
                 for one in active:
                     one.save_checkpoint(step)
             if step % run.log_every == 0:
-                _check_and_log(active, step, x_BD, bar)
+                _check_and_log(active, step, batches, bar)
             active = [one for one in active if one.failure is None]
             for one in active:
-                one.update(step, x_BD)
+                one.update(step, batches[one.run.hook])
             active = [one for one in active if one.failure is None]
             if not active:
                 return
             bar.update(run.batch_size)
         step = run.steps
-        if x_BD is not None:  # else the run was resumed when all steps were done
-            _check_and_log(active, step, x_BD, bar)
+        if batches:  # else the run was resumed when all steps were done
+            _check_and_log(active, step, batches, bar)
         active = [one for one in active if one.failure is None]
         if run.save_every != "none":
             save(step)
@@ -246,8 +251,9 @@ def _loop(
             try:
                 one.save_checkpoint(step)
                 # Not in the middle of a step, whose batch would be missing after a resume.
-                if buffer.tokens_seen == step * run.batch_size:
-                    one.save_point(step, inputs | {"buffer": buffer.state_dict()})
+                if sources.tokens_seen() == {step * run.batch_size}:
+                    state = sources.sources[one.run.hook].state_dict()
+                    one.save_point(step, inputs | {"buffer": state})
             except CheckpointError as full:
                 logger.error("%s", full)
         logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
@@ -258,11 +264,13 @@ def _loop(
         bar.close()
 
 
-def _check_and_log(active: list[SAERun], step: int, x_BD: t.Tensor, bar: tqdm) -> None:
+def _check_and_log(
+    active: list[SAERun], step: int, batches: dict[str, t.Tensor], bar: tqdm
+) -> None:
     """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
     shown = {}
     for one in active:
-        metrics = one.check_and_log(step, x_BD)
+        metrics = one.check_and_log(step, batches[one.run.hook])
         if metrics is None:
             continue
         loss = metrics.get("loss", metrics["l2_loss"])
@@ -275,21 +283,20 @@ def _check_and_log(active: list[SAERun], step: int, x_BD: t.Tensor, bar: tqdm) -
     bar.set_postfix_str(" | ".join(parts + more))
 
 
-def _evaluate(
-    run: RunConfig,
-    model: LanguageModel,
-    hook: HookPoint,
-    trained: list[SAERun],
-    signals: Interrupts,
-) -> None:
+def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -> None:
     """Measure SAEs whose training is over, and write their metrics.json."""
-    saes = {
-        one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
-        for one in trained
-    }
+    metrics: dict[str, dict[str, Any]] = {}
     try:
         signals.check()  # what came while the last files were written
-        metrics = measure(saes, *held_out(run, model, hook, run.eval_tokens), run.eval_tokens)
+        for hook in sources.hooks:
+            saes = {
+                one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
+                for one in trained
+                if one.run.hook == hook
+            }
+            if saes:
+                tokens = trained[0].run.eval_tokens
+                metrics |= measure(saes, *sources.held_out(hook), tokens)
     except Interrupted as stop:
         where = " ".join(str(one.folder) for one in trained)
         raise Interrupted(
@@ -298,14 +305,14 @@ def _evaluate(
             f"continue with `vsae eval {where}`",
         ) from stop
     for one in trained:
-        one.record(metrics[one.name] | {"measured_on": measured_on(run)})
+        one.record(metrics[one.name] | {"measured_on": measured_on(one.run)})
 
 
-def _config_json(one: SAERun, buffer: ResidualBuffer) -> dict[str, Any]:
+def _config_json(one: SAERun, buffer: dict[str, Any]) -> dict[str, Any]:
     """The config.json: upstream's "trainer" and "buffer", and all that is needed to train it again."""
     return {
         "trainer": one.trainer.config | {"norm_factor": one.norm_factor},
-        "buffer": buffer.config,
+        "buffer": buffer,
         "run": {
             "settings": one.config.to_dict(),
             "norm_factor": one.norm_factor,

@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import RunConfig, TrainConfig, require_same
-from ..config.sae_config import SAEConfig
+from ..config.run_config import TrainConfig, require_same
 from ..errors import LanguageModelError
 from ..run_folder.resume_points import ResumePoint, newest_points
 
@@ -13,8 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def checked_points(
-    run: RunConfig,
-    saes: dict[str, SAEConfig],
+    configs: dict[str, TrainConfig],
     folders: dict[str, Path],
     inputs: dict[str, Any],
 ) -> dict[Path, ResumePoint]:
@@ -26,16 +24,17 @@ def checked_points(
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if not points:
-        logger.info("%s: no resume point yet; starting from scratch", run.save_dir)
+        where = next(iter(configs.values())).run.save_dir
+        logger.info("%s: no resume point yet; starting from scratch", where)
         return {}
-    for name, sae in saes.items():
+    for name, config in configs.items():
         folder = folders[name]
         point = points[folder]
-        require_same(point.run["settings"], TrainConfig(sae, run).to_dict(), str(folder))
+        require_same(point.run["settings"], config.to_dict(), str(folder))
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
             if point.run[part] != inputs[part]:
                 raise LanguageModelError(
-                    f"{folder}: the language model {run.model!r} has changed since the run was "
+                    f"{folder}: the language model {config.run.model!r} has changed since the run was "
                     f"interrupted: the SHA-256 of its {what} was {point.run[part][:12]}, not "
                     f"{inputs[part][:12]}; put the original back, or start "
                     "another run with --config"

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch as t
 
-from ..config.run_config import RunConfig, TrainConfig
-from ..config.sae_config import SAEConfig
+from ..config.run_config import TrainConfig
 from ..errors import CheckpointError
 from ..run_folder import resume_points
 from ..run_folder.names import (
@@ -39,10 +38,9 @@ class SAERun:
 
     Arguments:
         name: among the SAEs of the run.
-        sae: its resolved configuration.
+        config: its settings, resolved, and those of the run, with its own hook point.
         trainer: ours, or upstream's in the same form.
         folder: its run folder.
-        run: what it shares with the other SAEs.
         norm_factor: what raw activations are divided by.
 
     Attributes:
@@ -52,15 +50,13 @@ class SAERun:
     def __init__(
         self,
         name: str,
-        sae: SAEConfig,
+        config: TrainConfig,
         trainer: Trainer,
         folder: Path,
-        run: RunConfig,
         norm_factor: float,
     ):
         self.name, self.trainer, self.folder = name, trainer, folder
-        self.run, self.norm_factor = run, norm_factor
-        self.config = TrainConfig(sae, run)
+        self.config, self.run, self.norm_factor = config, config.run, norm_factor
         self.failure: str | None = None
         self.log = RunLog(folder, self.config, norm_factor)
 

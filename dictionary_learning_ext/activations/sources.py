@@ -1,0 +1,106 @@
+"""Where a run's batches come from: a source for each hook point, all in the same token order.
+
+The training loop asks `RunSources`, which knows whether a language model runs or a cache is read.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch as t
+from nnsight import LanguageModel
+
+from ..config.run_config import RunConfig
+from .buffer import ResidualBuffer
+from .enough_text import require_enough_text
+from .language_models import HookPoint, find_hook, settings_hash, weights_hash
+from .outliers import Outliers
+from .run_inputs import held_out, load_model, make_buffer, norm_factor_of
+from .text import open_text
+
+
+class BatchSource(Protocol):
+    """Endless batches of one hook point's activations."""
+
+    d_submodule: int
+    """the width of a row"""
+    tokens_seen: int
+    """rows handed out"""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings, fit for JSON."""
+        ...
+
+    def __next__(self) -> t.Tensor:
+        """The next batch, (B, D): a fresh tensor. Raises TextError when no whole batch is left."""
+        ...
+
+    def mean_squared_norm(self) -> float:
+        """E||x||^2 of the first rows. Hands out none."""
+        ...
+
+    def outliers(self) -> Outliers | None:
+        """The tokens whose norms are far above the median, if there are any."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to continue with the same batches, fit for JSON."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        ...
+
+
+class RunSources:
+    """The batches of every hook point of a run, out of one language model.
+
+    Attributes:
+        hooks: the hook points, by name.
+        sources: their sources, by name.
+        inputs: hashes of what the batches depend on, which must not change before a resume.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        hooks: Iterable[str],
+        before_batch: Callable[[], None] | None = None,
+    ):
+        self._run = run
+        self._model: LanguageModel = load_model(run)
+        self.hooks: dict[str, HookPoint] = {name: find_hook(self._model, name) for name in hooks}
+        self.sources: dict[str, BatchSource] = {
+            name: self._buffer(hook, before_batch) for name, hook in self.hooks.items()
+        }
+        self.inputs = {
+            "language_model": weights_hash(self._model),
+            "tokenizer": settings_hash(self._model),
+        }
+
+    def _buffer(self, hook: HookPoint, before_batch: Callable[[], None] | None) -> ResidualBuffer:
+        run = self._run
+        text = open_text(run.data, seed=0, passes=run.text_passes)
+        return make_buffer(run, self._model, hook, text, run.batch_size, before_batch)
+
+    def require_enough(self) -> None:
+        """Raise a TextError if there is too little text for the run."""
+        require_enough_text(self._run, self._model.tokenizer)
+
+    def norm_factors(self) -> dict[str, float]:
+        """What each hook point's raw activations are divided by, from its first rows."""
+        return {
+            name: norm_factor_of(self._run, name, source) for name, source in self.sources.items()
+        }
+
+    def next(self) -> dict[str, t.Tensor]:
+        """The next batch of each hook point."""
+        return {name: next(source) for name, source in self.sources.items()}
+
+    def tokens_seen(self) -> set[int]:
+        """How many rows the sources have handed out: one number, except in the middle of `next`."""
+        return {source.tokens_seen for source in self.sources.values()}
+
+    def held_out(self, hook: str) -> tuple[ResidualBuffer, list[str]]:
+        """The evaluation's buffer at a hook point, and its documents; see `run_inputs.held_out`."""
+        return held_out(self._run, self._model, self.hooks[hook], self._run.eval_tokens)
