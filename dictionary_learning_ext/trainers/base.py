@@ -273,8 +273,6 @@ class SamplingTrainer:
         with t.no_grad():
             losses = self._logged(self._terms(x, step, generator), x.to(self.ae.b_dec))
             x_hat, f = self.ae(x, output_features=True)
-            if isinstance(self.ae, HasPosterior):
-                losses["mean_sigma"] = self.ae.posterior(x).std.mean()
         return LossLog(x, x_hat, f, {name: value.item() for name, value in losses.items()})
 
     def metrics(self, step: int, x: t.Tensor) -> dict[str, float]:

@@ -258,6 +258,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             **terms._asdict(),
             "gamma": self.ae.log_gamma.exp(),
             "active_dims": self.ae.active_dimensions(x),
+            "mean_sigma": self.ae.posterior(x).std.mean(),
         }
 
     def _start_noise(self) -> None:

@@ -110,9 +110,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         Raises: ConfigError for `use_threshold` if the threshold was never set, or with `sample`.
         """
         centred = x.to(self.b_dec.dtype) - self.b_dec
-        mu = self.encoder(centred)
-        if self.rectify:
-            mu = mu.relu()
+        mu = self._mean(centred)
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             std = (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
@@ -143,7 +141,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     def posterior(self, x: t.Tensor) -> GaussianPosterior:
         """The distribution of each feature of activations: (…, D) -> (…, F)."""
-        mu = self.encode(x, return_topk=True)[3]
+        mu = self._mean(x.to(self.b_dec.dtype) - self.b_dec)
         log_var = None if self.posterior_kind == "point" else self.log_var(x)
         return GaussianPosterior(mu, log_var, self.prior_std)
 
@@ -165,6 +163,10 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     @property
     def _is_learned(self) -> bool:
         return self.posterior_kind == "learned"
+
+    def _mean(self, centred: t.Tensor) -> t.Tensor:
+        mu = self.encoder(centred)
+        return mu.relu() if self.rectify else mu
 
     def _log_var(self, centred: t.Tensor) -> t.Tensor:
         return self.log_var_encoder(centred).clamp(self.log_var_limits[0], self.log_var_limits[1])
@@ -295,7 +297,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         names = ("loss", "l2_loss", "kl_loss", "auxk_loss")
         losses = {name: getattr(terms, name) for name in names}
-        return losses | {"noise_to_signal": self._noise_to_signal(x)}
+        mean_sigma = (0.5 * self.ae.log_var(x)).exp().mean()
+        return losses | {"noise_to_signal": self._noise_to_signal(x), "mean_sigma": mean_sigma}
 
     def _noise_to_signal(self, x: t.Tensor) -> t.Tensor:
         variance, energy = self.ae.log_var(x).detach().exp().mean(), x.square().sum(-1).mean()

@@ -19,6 +19,7 @@ class DrawnLogVariance(NamedTuple):
     selected_BK: t.Tensor
     """at each row's selected features"""
     is_inside_BK: t.Tensor
+    """whether it was not clamped there"""
     kl_sum_F: t.Tensor | None
     """the sum over rows of `variance_kl`; None if it was not asked for"""
     kl_gradient_sum_F: t.Tensor | None
@@ -73,6 +74,7 @@ class BatchLogVariance:
         centred_BD: x - b_dec.
         weight_FD, bias_F: W_var and b_var.
         limits: the lower and the upper limit of the log-variance.
+        prior_std: of the KL's prior, 0-dim.
         matmul_dtype: of the products. Results have the weights' dtype.
         with_kl: whether the KL of all features will be asked for.
         with_gradient: whether its gradient will be, too.

@@ -13,6 +13,8 @@ from .objective import LossTerms, StepObjective, Weights
 
 def variational_loss(x_BD: t.Tensor, weights: Weights, objective: StepObjective) -> LossTerms:
     """The loss of one batch, differentiable in `x_BD` and `weights`. Draws from the generator."""
+    if not t.is_grad_enabled():
+        return evaluate(x_BD, weights, objective)[0]
     return LossTerms(*_VariationalLoss.apply(x_BD, *weights, objective))
 
 

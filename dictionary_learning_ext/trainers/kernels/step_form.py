@@ -14,9 +14,10 @@ import torch as t
 class StepForm:
     """Which form each part of a step takes. The defaults are for a CPU without AMX."""
 
-    sparse_density: float = 1 / 16
-    """The largest k/F at which products with a code are k-sparse. Above it they are matmuls."""
-    sparse_projection_density: float = 1.0
+    sparse_density: float = 1 / 8
+    """The largest k/F at which products with a code are k-sparse. Above it they are matmuls. With AMX
+    it is 1/16."""
+    sparse_projection_density: float = 1 / 16
     """The same for `project` alone, where matmuls are in bf16. With AMX it is 1/128: there is no fast
     sparse form in bf16, and AMX multiplies bf16 matrices in a seventh of fp32's time."""
     means_at_once: int = 2**24
@@ -34,7 +35,9 @@ class StepForm:
         """The fastest form on a device. On a GPU sparse products were not measured: all are dense."""
         if device.type != "cpu":
             return cls(sparse_density=0.0, keeps_rectified=False, reads_dead_count=False)
-        return cls(sparse_projection_density=1 / 128) if _has_amx() else cls()
+        if _has_amx():
+            return cls(sparse_density=1 / 16, sparse_projection_density=1 / 128)
+        return cls()
 
 
 @functools.cache

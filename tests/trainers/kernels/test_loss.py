@@ -10,6 +10,7 @@ from dense_reference import compiled_noise, dense_loss
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
+from dictionary_learning_ext.trainers.kernels import loss as loss_module
 from dictionary_learning_ext.trainers.kernels.loss import variational_loss
 from dictionary_learning_ext.trainers.kernels.objective import StepObjective, Weights
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
@@ -335,6 +336,17 @@ def test_threshold_is_the_mean_smallest_positive_selected_mean():
     assert terms.mean_threshold.item() == pytest.approx(sum(smallest) / len(smallest), rel=1e-6)
 
 
-def test_no_gradient_is_computed_when_none_is_wanted():
+def test_no_gradient_is_computed_when_none_is_wanted(monkeypatch):
+    """Inputs without gradients, or as in logging: weights that have them, in no_grad mode."""
+
+    def refuse(*_, **__):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(loss_module, "gradients", refuse)
     x, weights, objective = make_case()
     assert not variational_loss(x, weights, objective).loss.requires_grad
+    trained = Weights(*(w if w is None else w.clone().requires_grad_() for w in weights))
+    with t.no_grad():
+        assert variational_loss(x, trained, objective).loss > 0
+    with pytest.raises(AssertionError, match="computed"):
+        variational_loss(x, trained, objective)
