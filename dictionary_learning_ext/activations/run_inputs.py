@@ -57,8 +57,15 @@ def make_buffer(
     text: Any,
     out_batch_size: int,
     before_batch: Callable[[], None] | None = None,
+    *,
+    seed: int = 0,
 ) -> ResidualBuffer:
-    """A buffer of `text` at the run's hook point, with the run's settings."""
+    """A buffer of `text` at the run's hook point, with the run's settings.
+
+    Arguments:
+        seed: seeds the order of the rows. Not the run's unless it is given: held-out text is the
+            same for every data seed.
+    """
     return ResidualBuffer(
         text,
         model,
@@ -73,6 +80,7 @@ def make_buffer(
         packing=run.text_packing,
         max_norm_multiple=run.max_norm_multiple,
         before_batch=before_batch,
+        seed=seed,
     )
 
 

@@ -80,8 +80,10 @@ class RunSources:
 
     def _buffer(self, hook: HookPoint, before_batch: Callable[[], None] | None) -> ResidualBuffer:
         run = self._run
-        text = open_text(run.data, seed=0, passes=run.text_passes)
-        return make_buffer(run, self._model, hook, text, run.batch_size, before_batch)
+        text = open_text(run.data, seed=run.data_seed, passes=run.text_passes)
+        return make_buffer(
+            run, self._model, hook, text, run.batch_size, before_batch, seed=run.data_seed
+        )
 
     def require_enough(self) -> None:
         """Raise a TextError if there is too little text for the run."""

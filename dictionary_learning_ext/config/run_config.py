@@ -44,6 +44,9 @@ class RunConfig:
     document per context."""
     text_passes: int = 1
     """How many times the text may be read."""
+    data_seed: int = 0
+    """Seeds the order of the training data: of the embedded text's passages, and of the tokens
+    within the buffer. Other texts are read in their own order."""
     normalize: Normalize = "sqrt_d"
     """Training units. Activations are scaled so that E||x||^2 is their width (sqrt_d) or 1
     (unit, as upstream does), or not scaled (none). sigma and beta are in these units. The saved
@@ -97,6 +100,8 @@ class RunConfig:
         if self.log_steps is not None:
             require_at_least_one(self, "log_steps")
         require_at_least_one(self, "text_passes", "eval_documents")
+        is_seed = 0 <= self.data_seed <= _LARGEST_SEED
+        require(is_seed, "data_seed", self.data_seed, f"0 to {_LARGEST_SEED}")
         require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
         require_choice("normalize", self.normalize, Normalize)
         require_choice("text_packing", self.text_packing, Packing)
@@ -144,6 +149,7 @@ class RunConfig:
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+_LARGEST_SEED = 2**32 - 1
 NOT_THE_RESULT = (
     "save_dir",
     "overwrite",
@@ -154,7 +160,11 @@ NOT_THE_RESULT = (
     "log_steps",
 )
 """Settings that change no number of a result: where it goes, and how often it is saved and logged."""
-_ADDED_LATER = {"prior_std": (None, PosteriorOptions.prior_std), "noise_to_signal": (None,)}
+_ADDED_LATER = {
+    "prior_std": (None, PosteriorOptions.prior_std),
+    "noise_to_signal": (None,),
+    "data_seed": (RunConfig.data_seed,),
+}
 """Settings that older run folders lack, and the values that mean the same as their absence."""
 
 
@@ -190,6 +200,8 @@ class TrainConfig:
     def name(self) -> str:
         """A folder's name: the main settings, and a hash of all that change the result."""
         where = []
+        if self.run.data_seed != RunConfig.data_seed:
+            where.append(f"data-seed{self.run.data_seed}")
         if self.run.hook != RunConfig.hook:
             where.append(self.run.hook)
         if self.run.data != RunConfig.data:
@@ -199,7 +211,7 @@ class TrainConfig:
 
     @property
     def former_name(self) -> str:
-        """The name of earlier versions, without the hook point and the text."""
+        """The name of earlier versions, without the data seed, the hook point and the text."""
         settings = _deciding_the_result(self.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         return f"{self.sae.name}_{digest[:6]}"
@@ -275,6 +287,9 @@ def require_same(
         return
     if typed is not None:
         names = [name for name in names if name in typed] or names
+    for name in names:  # one value of these was left out above
+        for settings in (old, new):
+            settings.setdefault(name, _ADDED_LATER.get(name, (None,))[0])
     changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
     flags = ["--" + name.replace("_", "-") for name in names]
     advice = advice.replace("{flags}", " ".join(flags))

@@ -81,6 +81,7 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     settings = config.get("run", {}).get("settings")
     if settings is None:
         return trainer
+    settings = {"data_seed": RunConfig.data_seed, **settings}  # older folders lack it
     which = {name: settings.get(name) for name in ("architecture", "posterior")}
     unused = SAEConfig().changed_to(**which).unused()
     filled = {n: trainer.get(n) if value is None else value for n, value in settings.items()}

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.config.run_config import (
+    RunConfig,
+    TrainConfig,
+    _deciding_the_result,
+    require_same,
+)
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.run_folder.reading import load_config
@@ -23,6 +28,8 @@ from dictionary_learning_ext.run_folder.reading import load_config
         {"dtype": "float16"},
         {"wandb": "on"},
         {"eval_tokens": -1},
+        {"data_seed": -1},
+        {"data_seed": 2**32},
         {"max_norm_multiple": 0.5},
         {"save_steps": "often"},
         {"save_steps": "100,9999999"},
@@ -122,6 +129,8 @@ def test_names_tell_all_settings_apart_that_change_the_result():
         {"auxk_alpha": 0.0},
         {"hook": "blocks.1.hook_resid_post"},
         {"steps": 7},
+        {"data_seed": 1},
+        {"data_seed": 2},
     ]
     names = {TrainConfig().updated(change, "x").name for change in changes}
     assert len(names) == len(changes)
@@ -138,3 +147,22 @@ def test_a_name_has_the_hook_point_and_the_text_where_they_are_not_the_default()
     hub = TrainConfig().updated({"data": "roneneldan/TinyStories"}, "x")
     assert "_TinyStories_" in hub.name
     assert TrainConfig().name == TrainConfig().former_name
+
+
+def test_a_data_seed_is_in_the_name_unless_it_is_0_as_in_folders_that_lack_it():
+    assert "_seed0_data-seed3_" in TrainConfig().updated({"data_seed": 3}, "x").name
+    assert "data-seed" not in TrainConfig().name
+    older = TrainConfig().to_dict()
+    del older["data_seed"]
+    assert _deciding_the_result(older) == _deciding_the_result(TrainConfig().to_dict())
+    require_same(older, TrainConfig().to_dict(), "x")
+
+
+@pytest.mark.parametrize("lacks_it", [True, False])
+def test_another_data_seed_is_named_with_the_former_one(lacks_it):
+    was = TrainConfig().to_dict()
+    if lacks_it:
+        del was["data_seed"]
+    now = TrainConfig().updated({"data_seed": 1}, "x").to_dict()
+    with pytest.raises(ConfigError, match=r"the run has data_seed=0, not 1; give --data-seed 0$"):
+        require_same(was, now, "x", advice="give {former}")

@@ -61,6 +61,19 @@ def test_every_posterior_resumes(posterior, run, tmp_path, monkeypatch):
     assert_equal(results(whole), results(Path(run.save_dir)))
 
 
+def test_a_run_with_a_data_seed_resumes_and_no_other_data_seed_does(run, tmp_path, monkeypatch):
+    """In the second fill, which the generator of the first decides."""
+    run = replace(run, data_seed=3)
+    (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
+    stopped_at(15, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    with pytest.raises(ConfigError, match="data_seed=3, not 0; leave out --data-seed"):
+        train(replace(run, data_seed=0), {"x": sae_of()}, resume=True)
+    (folder,) = resumed(run.save_dir).values()
+    assert_equal(results(whole), results(folder))
+
+
 def test_a_shared_run_resumes_as_a_whole_or_one_of_it_alone(run, tmp_path, monkeypatch):
     saes = {"a": sae_of(), "b": sae_of("top_k")}
     whole = train(replace(run, save_dir=str(tmp_path / "whole")), saes)
