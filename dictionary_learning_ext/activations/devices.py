@@ -5,8 +5,8 @@ import torch
 from ..errors import ConfigError, first_line
 
 
-def require_device(device: str) -> None:
-    """Raise a ConfigError unless tensors can be put on `device`."""
+def require_device(device: str, flag: str = "device") -> None:
+    """Raise a ConfigError unless tensors can be put on `device`, which was given with `flag`."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
@@ -14,9 +14,9 @@ def require_device(device: str) -> None:
         there = ["cpu", *(f"cuda:{i}" for i in range(n))]
         if device in there or (device == "cuda" and n):  # e.g. all of its memory is taken
             raise ConfigError(
-                f"device {device!r} can't be used ({first_line(error)}); use --device cpu"
+                f"device {device!r} can't be used ({first_line(error)}); use --{flag} cpu"
             ) from error
         raise ConfigError(
-            f"device={device!r}: expected cpu, cuda or cuda:N, and this machine has "
-            f"{', '.join(there) if n else 'cpu and no CUDA device'}; use e.g. --device {there[-1]}"
+            f"{flag}={device!r}: expected cpu, cuda or cuda:N, and this machine has "
+            f"{', '.join(there) if n else 'cpu and no CUDA device'}; use e.g. --{flag} {there[-1]}"
         ) from error

@@ -30,6 +30,8 @@ class SweepFlags:
     Default: runs/NAME, where NAME is the sweep's name."""
     at_once: int | None = None
     """How many SAEs to train together. Default: as many as memory allows."""
+    devices: str | None = None
+    """Train on several devices, with one process for each: e.g. cuda:0,cuda:1. Default: on --device."""
     max_runs: int = 100
     """A sweep of more runs than this needs --yes."""
     yes: bool = False
@@ -53,8 +55,9 @@ def run(flags: SweepFlags) -> None:
         raise UserError(
             "vsae sweep: give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP"
         )
-    if flags.file is None and flags.fixed:
-        raise UserError(f"{flags.fixed[0]}: only works with a sweep file")
+    with_a_file = [*flags.fixed, *(["--devices"] if flags.devices is not None else [])]
+    if flags.file is None and with_a_file:
+        raise UserError(f"{with_a_file[0]}: only works with a sweep file")
     if flags.file is not None:
         _run_file(flags.file, flags)
     elif flags.results is not None:
@@ -87,7 +90,8 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
         train = parse(TRAIN, arguments)
         return TrainConfig(train.sae, train.run)
 
-    configs = configurations(sweep, parsed, flags.fixed)
+    devices, fixed = _devices(flags)
+    configs = configurations(sweep, parsed, fixed)
     if len(configs) > flags.max_runs and not flags.yes:
         raise ConfigError(
             f"{file}: {len(configs)} runs; --max-runs is {flags.max_runs}; add --yes to run all"
@@ -98,13 +102,15 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
 
     def said(manifest: Manifest) -> None:
         together = "all" if manifest.at_once >= len(configs) else f"{manifest.at_once}"
-        print(f"{len(configs)} runs into {save_dir}, {together} at once")
+        where = f" on each of {', '.join(devices)}" if devices else ""
+        print(f"{len(configs)} runs into {save_dir}, {together} at once{where}", flush=True)
 
     try:
         run_sweep(
             configs,
             save_dir,
             flags.at_once,
+            devices=devices,
             name=sweep.name,
             command=flags.typed,
             on_begin=said,
@@ -114,6 +120,18 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             _show(save_dir)
         raise
     _show(save_dir)
+
+
+def _devices(flags: SweepFlags) -> tuple[list[str], tuple[str, ...]]:
+    """The devices to train on, and the flags of `vsae train`. The runs' names say only their kind."""
+    if flags.devices is None:
+        return [], flags.fixed
+    if any(word.partition("=")[0] == "--device" for word in flags.fixed):
+        raise UserError("--device and --devices: give only one of them")
+    from ..sweep.device_pool import devices_of
+
+    devices = devices_of(flags.devices)
+    return devices, (*flags.fixed, "--device", devices[0].partition(":")[0])
 
 
 def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -1,19 +1,20 @@
 """Run a wandb sweep file on this machine, without wandb's server.
 
 Configurations that share the language model, hook point, text and training settings are trained in
-one process on the same batches, as many at once as memory allows. Each gets the same weights, bit
-for bit, as it would in a run of its own. Rerunning an interrupted sweep continues it.
+one process on the same batches, as many at once as memory allows: on this process's device, or on
+several with a process each. Each gets the same weights, bit for bit, as it would in a run of its own.
+Rerunning an interrupted sweep continues it.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGINT
 
 from ..config.run_config import TrainConfig
-from ..config.sae_config import SAEConfig
 from ..errors import Interrupted, TrainingError
-from ..run_folder.names import CONFIG, FAILED
+from ..run_folder.names import FAILED
+from .chunk import chunks_of
 from .manifest import Manifest, begin, is_done
 
 
@@ -22,6 +23,7 @@ def run_sweep(
     save_dir: Path,
     at_once: int | None = None,
     *,
+    devices: Sequence[str] = (),
     name: str | None = None,
     command: str | None = None,
     on_begin: Callable[[Manifest], None] = lambda manifest: None,
@@ -30,27 +32,34 @@ def run_sweep(
 
     Arguments:
         save_dir: gets one run folder per configuration, named after it.
-        at_once: how many to train together (default: as many as memory allows).
+        at_once: how many to train together (default: as many as memory allows, and with several
+            devices, at most each one's share).
+        devices: train in a process for each of these (default: in this process, where the runs say).
         name: the sweep's, which groups its runs in wandb.
         command: what to type to continue.
         on_begin: called once it is certain which sweep save_dir holds, before anything is trained.
 
-    Returns: the run folders of those that did not fail, by name.
+    Returns: the run folders, by name.
 
-    Raises: ConfigError if save_dir holds another sweep; TrainingError, after all others have run,
-    if any failed; Interrupted after a signal.
+    Raises: ConfigError if save_dir holds another sweep, or there is no such device; TrainingError,
+    after all others have run, if any failed; Interrupted after a signal.
     """
+    if devices:
+        from ..activations.devices import require_device
+
+        for device in devices:
+            require_device(device, flag="devices")
     manifest = begin(
         list(configs),
         save_dir,
         at_once=at_once,
-        memory_allows=memory_allows(configs),
+        memory_allows=memory_allows(configs, devices),
         name=name,
         command=command,
     )
     on_begin(manifest)
     try:
-        return _run(configs, save_dir, manifest)
+        return _run(configs, save_dir, manifest, devices)
     except KeyboardInterrupt as stop:
         signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
         done = sum(is_done(save_dir / name) for name in configs)
@@ -61,48 +70,36 @@ def run_sweep(
         ) from stop
 
 
-def _run(configs: dict[str, TrainConfig], save_dir: Path, manifest: Manifest) -> dict[str, Path]:
-    from ..training.loop import train
+def _run(
+    configs: dict[str, TrainConfig], save_dir: Path, manifest: Manifest, devices: Sequence[str]
+) -> dict[str, Path]:
+    failed = [name for name in configs if (save_dir / name / FAILED).is_file()]
+    failures = [f"{name} failed earlier (see {save_dir / name / FAILED})" for name in failed]
+    chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, without=failed))
+    if devices:
+        from .device_pool import train_on
 
-    failures, folders = [], {}
-    for group in _groups(configs):
-        for start in range(0, len(group), manifest.at_once):
-            chunk: dict[str, SAEConfig] = {}
-            for name in group[start : start + manifest.at_once]:
-                if (save_dir / name / FAILED).is_file():
-                    failures.append(f"{name} failed earlier (see {save_dir / name / FAILED})")
-                else:
-                    chunk[name] = configs[name].sae
-            if not chunk:
-                continue
-            target = save_dir / next(iter(chunk)) if len(chunk) == 1 else save_dir
-            run = replace(configs[next(iter(chunk))].run, save_dir=str(target))
-            has_started = any((save_dir / name / CONFIG).is_file() for name in chunk)
+        failures += train_on(devices, chunks)
+    else:
+        for chunk in chunks:
             try:
-                train(run, chunk, resume=has_started, group=manifest.name)
+                chunk.train()
             except TrainingError as error:
                 failures.append(str(error))
-            for name in chunk:
-                if not (save_dir / name / FAILED).is_file():
-                    folders[name] = save_dir / name
     if failures:
         raise TrainingError("; ".join(failures))
-    return folders
+    return {name: save_dir / name for name in configs}
 
 
-def _groups(configs: dict[str, TrainConfig]) -> list[list[str]]:
-    """Names, grouped by what can share one buffer and training loop."""
-    groups: dict[str, list[str]] = {}
-    for name, config in configs.items():
-        groups.setdefault(repr(config.run), []).append(name)
-    return list(groups.values())
+def memory_allows(configs: dict[str, TrainConfig], devices: Sequence[str] = ()) -> int:
+    """How many of the SAEs, with their Adam state, fit into half of the free memory.
 
-
-def memory_allows(configs: dict[str, TrainConfig]) -> int:
-    """How many of the SAEs, with their Adam state, fit into half of the free memory."""
+    With several devices, no more than each one's share of the SAEs.
+    """
     from ..activations.language_models import width_of
     from ..training.memory import free_bytes, sae_bytes
 
     each = max(sae_bytes(c.sae.dict_size, width_of(c.run.model)) for c in configs.values())
-    free = free_bytes(next(iter(configs.values())).run.device)
-    return min(len(configs), max(1, int(free / 2 / each)))
+    devices = devices or [next(iter(configs.values())).run.device]
+    free = min(free_bytes(device) / devices.count(device) for device in devices)
+    return min(math.ceil(len(configs) / len(devices)), max(1, int(free / 2 / each)))

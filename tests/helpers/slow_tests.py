@@ -8,6 +8,9 @@ SLOW = frozenset(
         # Commands in processes of their own, which are killed, signalled and resumed.
         "test_a_dead_wandb_process_is_said_and_does_not_stop_the_run",
         "test_a_killed_sweep_resumes_and_ends_bit_identical",
+        "test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads",
+        "test_what_fails_is_said_and_the_rest_are_trained",
+        "test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical",
         "test_an_agents_run_that_is_stopped_is_retried_and_counts_once",
         "test_every_command_of_a_sweep_runs_as_an_agents",
         "test_five_kills_change_nothing",

@@ -1,7 +1,10 @@
 """Sweeps run here: the weights of single runs, interrupted ones, failures, memory."""
 
+import contextlib
 import csv
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from sweep_flags import train_config
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
+from dictionary_learning_ext.sweep.chunk import chunks_of
 from dictionary_learning_ext.sweep.runner import memory_allows, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 
@@ -81,6 +85,57 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
         assert all(t.equal(one[key], other[key]) for key in one)
         for file in ("metrics.jsonl", "metrics.json"):
             assert (whole[name] / file).read_text() == (folders[name] / file).read_text()
+
+
+def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(sweep_file, tmp_path):
+    longer = ["--steps=200", "--save-every=25", "--log-steps=50"]
+    path = sweep_file()
+    configs = configurations(read_sweep(path), train_config, longer)
+    with one_thread():
+        whole = run_sweep(configs, tmp_path / "whole", at_once=2)
+    folder = tmp_path / "stopped"
+    command = [sys.executable, "-m", "dictionary_learning_ext", "sweep", str(path), *longer]
+    command += ["--save-dir", str(folder), "--devices", "cpu,cpu"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and len(list(folder.glob("*/resume"))) < len(configs):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 143, err
+    assert out == f"4 runs into {folder}, 2 at once on each of cpu, cpu\n"
+    assert re.search(r"stopped by SIGTERM; \d of 4 runs are finished; run `.*` again", err)
+    assert run_sweep(configs, folder, devices=["cpu", "cpu"]).keys() == configs.keys()
+    for name in whole:
+        one, other = (
+            t.load(where / "ae.pt", weights_only=True) for where in (whole[name], folder / name)
+        )
+        assert all(t.equal(one[key], other[key]) for key in one)
+        for file in ("metrics.jsonl", "metrics.json"):
+            assert (whole[name] / file).read_text() == (folder / name / file).read_text()
+
+
+@contextlib.contextmanager
+def one_thread():
+    former = t.get_num_threads()
+    t.set_num_threads(1)
+    yield
+    t.set_num_threads(former)
+
+
+def test_runs_of_two_data_seeds_share_no_buffer(sweep_file, tmp_path):
+    path = sweep_file(parameters={"k": {"values": [2, 4]}, "data_seed": {"values": [0, 1]}})
+    configs = configurations(read_sweep(path), train_config)
+    chunks = list(chunks_of(configs, tmp_path, None, at_once=4))
+    assert [len(chunk.configs) for chunk in chunks] == [2, 2]
+    for chunk, seed in zip(chunks, (0, 1), strict=True):
+        assert {config.run.data_seed for config in chunk.configs.values()} == {seed}
 
 
 def test_a_signal_says_how_to_continue_the_sweep(sweep_file, tmp_path, monkeypatch):
@@ -162,3 +217,28 @@ def test_memory_bounds_how_many_are_trained_together(sweep_file, monkeypatch):
         memory = psutil.virtual_memory()._replace(available=available)
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         assert memory_allows(configs) == expected
+
+
+def test_several_devices_get_a_share_each_and_share_their_memory(sweep_file, monkeypatch):
+    import psutil
+
+    configs = configurations(read_sweep(sweep_file()), train_config)
+    each = 4 * 4 * 2 * 32 * 16
+    for available, devices, expected in (
+        (100 * each, ["cpu"], 4),
+        (100 * each, ["cpu", "cpu"], 2),
+        (100 * each, ["cpu"] * 3, 2),
+        (100 * each, ["cpu"] * 9, 1),
+        (6 * each, ["cpu", "cpu"], 1),
+    ):
+        memory = psutil.virtual_memory()._replace(available=available)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
+        assert memory_allows(configs, devices) == expected
+
+
+@pytest.mark.skipif(t.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(sweep_file, tmp_path):
+    configs = configurations(read_sweep(sweep_file()), train_config)
+    with pytest.raises(ConfigError, match=r"^devices='cuda:1': .*use e\.g\. --devices cpu$"):
+        run_sweep(configs, tmp_path / "s", devices=["cuda:1"])
+    assert not (tmp_path / "s").exists()

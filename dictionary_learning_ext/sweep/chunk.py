@@ -1,0 +1,75 @@
+"""Runs of a sweep that are trained together: they share one buffer and one training loop."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config.run_config import TrainConfig
+from ..run_folder.names import CONFIG
+from .manifest import is_done
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of a sweep's runs, whose settings differ in the SAE alone."""
+
+    configs: dict[str, TrainConfig]
+    """By name."""
+    save_dir: Path
+    """The sweep's folder."""
+    sweep: str | None
+    """The sweep's name, which groups its runs in wandb."""
+
+    def __str__(self) -> str:
+        first, *others = self.configs
+        return f"{first} and {len(others)} more" if others else first
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every run is trained and evaluated."""
+        return all(is_done(self.save_dir / name) for name in self.configs)
+
+    def on(self, device: str) -> "Chunk":
+        """These runs on another device."""
+        moved = {
+            name: replace(config, run=replace(config.run, device=device))
+            for name, config in self.configs.items()
+        }
+        return replace(self, configs=moved)
+
+    def train(self) -> None:
+        """Train the runs, or continue them. Raises what `loop.train` does."""
+        from ..training.loop import train
+
+        name, *others = self.configs
+        target = self.save_dir if others else self.save_dir / name
+        has_started = any((self.save_dir / name / CONFIG).is_file() for name in self.configs)
+        train(
+            replace(self.configs[name].run, save_dir=str(target)),
+            {name: config.sae for name, config in self.configs.items()},
+            resume=has_started,
+            group=self.sweep,
+        )
+
+
+def chunks_of(
+    configs: dict[str, TrainConfig],
+    save_dir: Path,
+    sweep: str | None,
+    at_once: int,
+    without: Collection[str] = (),
+) -> Iterator[Chunk]:
+    """Runs in chunks of at most `at_once` that can share one buffer and training loop.
+
+    Arguments:
+        without: runs that are left out. Which others are trained together does not depend on them:
+            that is what their resume points hold.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        groups.setdefault(repr(config.run), []).append(name)
+    for names in groups.values():
+        for start in range(0, len(names), at_once):
+            chosen = [name for name in names[start : start + at_once] if name not in without]
+            if chosen:
+                yield Chunk({name: configs[name] for name in chosen}, save_dir, sweep)

@@ -1,0 +1,132 @@
+"""Processes for the chunks of a sweep: one per device at a time, and what becomes of each."""
+
+import signal
+import sys
+
+import pytest
+import torch
+
+from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.errors import ConfigError, Interrupted
+from dictionary_learning_ext.sweep import device_pool
+from dictionary_learning_ext.sweep.chunk import Chunk
+from dictionary_learning_ext.sweep.device_pool import devices_of, train_on
+
+WORKER = """
+import os, pickle, signal, sys
+signal.alarm(60)
+chunk = pickle.load(sys.stdin.buffer)
+(name,), folder = chunk.configs, chunk.save_dir
+device = chunk.configs[name].run.device
+
+def wait_for(name):
+    while not (folder / name).exists():
+        os.sched_yield()
+
+def stop(number, frame):
+    (folder / f"{name}.point").touch()
+    sys.exit(128 + number)
+
+signal.signal(signal.SIGTERM, stop)
+busy = folder / f"busy_{device}"
+busy.open("x").close()
+(folder / name).write_text(f"{device} {os.environ['OMP_NUM_THREADS']}")
+if name.startswith("both"):
+    wait_for("both_b" if name == "both_a" else "both_a")
+if name.endswith("stops"):
+    if name == "a_stops":
+        wait_for("b_stops")
+        os.kill(os.getppid(), signal.SIGTERM)
+    while True:
+        os.sched_yield()
+print(f"trained {name}", file=sys.stderr)
+busy.unlink()
+if name == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if name == "stopped":
+    os.kill(os.getpid(), signal.SIGTERM)
+if name == "refused":
+    print("refused: no text", end="")
+    sys.exit(2)
+if name == "crashed":
+    raise RuntimeError("a bug")
+"""
+
+
+@pytest.fixture
+def chunks(tmp_path, monkeypatch):
+    """Makes chunks of one run each, which a small script trains."""
+    monkeypatch.setattr(device_pool, "WORKER", (sys.executable, "-c", WORKER))
+    return lambda *names: [Chunk({name: TrainConfig()}, tmp_path, None) for name in names]
+
+
+def test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads(
+    chunks, tmp_path, capsys
+):
+    names = ["both_a", "both_b", "c", "d", "e"]
+    assert train_on(["one", "other"], chunks(*names)) == []
+    told = [(tmp_path / name).read_text().split() for name in names]
+    assert {device for device, _ in told[:2]} == {"one", "other"}
+    assert {threads for _, threads in told} == {str(torch.get_num_threads() // 2)}
+    assert sorted(
+        line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()
+    ) == sorted(f"trained {name}" for name in names)
+
+
+def test_what_fails_is_said_and_the_rest_are_trained(chunks, tmp_path, capsys):
+    names = ["killed", "a", "refused", "stopped", "crashed", "b"]
+    assert sorted(train_on(["cpu", "cpu1"], chunks(*names))) == [
+        "crashed: its process ended with status 1, see its message above",
+        "killed: its process was ended by SIGKILL",
+        "refused: no text",
+        "stopped: its process was ended by SIGTERM",
+    ]
+    assert all((tmp_path / name).is_file() for name in names)
+    shown = capsys.readouterr().err
+    assert "killed: its process was ended by SIGKILL; the others continue" in shown
+    assert "RuntimeError: a bug" in shown
+
+
+def test_a_signal_ends_all_processes_at_their_resume_points(chunks, tmp_path):
+    with pytest.raises(Interrupted) as stop:
+        train_on(["one", "other"], chunks("a_stops", "b_stops", "c"))
+    assert stop.value.signal == signal.SIGTERM
+    assert (tmp_path / "a_stops.point").is_file()
+    assert (tmp_path / "b_stops.point").is_file()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_chunk_that_is_done_starts_no_process(chunks, tmp_path):
+    (done, other) = chunks("done", "other")
+    folder = tmp_path / "done_folder"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"run": {"settings": {"eval_tokens": 0}}}')
+    (folder / "ae.pt").touch()
+    done = Chunk({"done_folder": done.configs["done"]}, tmp_path, None)
+    assert train_on(["cpu"], [done, other]) == []
+    assert (tmp_path / "other").is_file()
+    assert not list(tmp_path.glob("busy*"))
+    assert sorted(path.name for path in folder.iterdir()) == ["ae.pt", "config.json"]
+
+
+def test_devices_with_nothing_to_do_are_said(chunks, caplog):
+    train_on(["a", "b", "c"], chunks("x"))
+    assert (
+        "2 of the 3 devices have nothing to do: 1 SAEs are trained together; see --at-once"
+        in caplog.text
+    )
+
+
+def test_devices_of_one_kind_are_separated_by_commas():
+    assert devices_of("cuda:0,cuda:1") == ["cuda:0", "cuda:1"]
+    assert devices_of("cpu,cpu") == ["cpu", "cpu"]
+    with pytest.raises(ConfigError, match=r"--devices cpu,cuda:0: .* found cpu and cuda together;"):
+        devices_of("cpu,cuda:0")
+    for text in ("", "cpu,", "cuda:0,,cuda:1"):
+        with pytest.raises(ConfigError, match=r"found an empty name; use e\.g\. --devices cuda:0"):
+            devices_of(text)
+
+
+def test_lines_of_one_device_are_numbered():
+    lines = device_pool._lines(["cpu", "cpu", "cuda:0"])
+    assert [line._label for line in lines] == ["cpu #1", "cpu #2", "cuda:0"]
