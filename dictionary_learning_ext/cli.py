@@ -9,6 +9,7 @@ from typing import Any
 
 from .commands import (
     bench,
+    cache,
     compare,
     evaluate,
     export,
@@ -23,7 +24,9 @@ from .commands.flag_checks import flag_types
 from .commands.flags import Command, parse
 from .errors import Interrupted, UserError
 
-_MODULES = (train, evaluate, compare, report, quickstart, sweep, hooks, export, push, bench)
+_MODULES = (
+    *(train, evaluate, compare, report, quickstart, sweep, hooks, cache, export, push, bench),
+)
 COMMANDS: dict[str, Command[Any]] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 
 

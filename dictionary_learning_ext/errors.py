@@ -28,6 +28,10 @@ class TextError(UserError):
     """A text can't be read, is empty, or ends before the run does."""
 
 
+class ActivationsError(UserError):
+    """Stored activations are unfinished, damaged, or of something else than what was asked for."""
+
+
 class CheckpointError(UserError):
     """A checkpoint folder is incomplete, damaged, or belongs to another model."""
 

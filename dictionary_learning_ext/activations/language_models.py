@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchE
 from transformers.utils import CONFIG_NAME
 
 from ..errors import CheckpointError, LanguageModelError, first_line
-from .devices import require_device
+from ..trainers.devices import require_device
 from .hub_access import why_unreachable
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"

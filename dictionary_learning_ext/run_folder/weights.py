@@ -12,9 +12,9 @@ from typing import Any
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 
-from ..activations.devices import require_device
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError
+from ..trainers.devices import require_device
 from .names import CHECKPOINTS, CONFIG, WEIGHTS, checkpoint
 from .reading import read_config
 from .writing import replacing

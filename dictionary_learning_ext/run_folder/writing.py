@@ -24,14 +24,18 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an error of the disk into a CheckpointError that says what to do."""
+def writing(path: Path, elsewhere: str = "--save-dir") -> Iterator[None]:
+    """Turn an error of the disk into a CheckpointError that says what to do.
+
+    Arguments:
+        elsewhere: what the command calls the folder that it writes to.
+    """
     try:
         yield
     except OSError as error:
         raise CheckpointError(
             f"{path} can't be written ({error.strerror or error}): free some space or choose another "
-            "--save-dir; what it held before is still there"
+            f"{elsewhere}; what it held before is still there"
         ) from error
 
 
@@ -47,12 +51,12 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, elsewhere: str = "--save-dir") -> Iterator[Path]:
     """A temporary path next to `path`, which it replaces if all goes well.
 
     Raises: CheckpointError if the disk refuses; `path` is then unchanged.
     """
-    with writing(path):
+    with writing(path, elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -66,14 +70,14 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, elsewhere: str = "--save-dir") -> None:
     """Write `content`, atomically. Raises CheckpointError if the disk refuses."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n", elsewhere)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, elsewhere: str = "--save-dir") -> None:
     """Write a text file, atomically. Raises CheckpointError if the disk refuses."""
-    with replacing(path) as temporary:
+    with replacing(path, elsewhere) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -86,23 +90,26 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folders: Iterable[Path]) -> Iterator[None]:
+def locked(folders: Iterable[Path], elsewhere: str = "--save-dir") -> Iterator[None]:
     """Be the only process that writes to these folders. They are created if missing.
 
     The operating system releases the locks however the process ends. A folder that is still empty
     at the end is deleted. On Windows, nothing keeps a second process away.
 
+    Arguments:
+        elsewhere: what the command calls the folder that it writes to.
+
     Raises: ConfigError if another process holds one; CheckpointError if the disk refuses.
     """
     with contextlib.ExitStack() as stack:
         for folder in folders:
-            stack.enter_context(_locked(folder))
+            stack.enter_context(_locked(folder, elsewhere))
         yield
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with writing(folder):
+def _locked(folder: Path, elsewhere: str) -> Iterator[None]:
+    with writing(folder, elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         try:
@@ -111,7 +118,7 @@ def _locked(folder: Path) -> Iterator[None]:
             if not any(folder.iterdir()):
                 remove(folder)
         return
-    with writing(folder):
+    with writing(folder, elsewhere):
         file = (folder / LOCK).open("a+", encoding="utf-8")
     with file:
         try:
@@ -119,8 +126,8 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise ConfigError(
-                f"save_dir={folder}: {file.read().strip() or 'another process'} is writing there; "
-                "wait until it ends or choose another --save-dir"
+                f"{folder}: {file.read().strip() or 'another process'} is writing there; "
+                f"wait until it ends or choose another {elsewhere}"
             ) from error
         except OSError as error:
             logger.warning(
@@ -128,7 +135,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 folder,
                 error.strerror,
             )
-        with writing(folder):
+        with writing(folder, elsewhere):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()

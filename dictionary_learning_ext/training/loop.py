@@ -12,7 +12,6 @@ from typing import Any
 import torch as t
 from tqdm import tqdm
 
-from ..activations.devices import require_device
 from ..activations.sources import RunSources
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
@@ -30,6 +29,7 @@ from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
+from ..trainers.devices import require_device
 from .interrupts import Interrupts, before_the_first_step, interrupts
 from .memory import require_memory
 from .preparation import prepared

@@ -8,11 +8,10 @@ import torch as t
 
 from ..activations.language_models import empty_model
 from ..activations.run_inputs import require_positions
+from ..config.byte_sizes import in_words
 from ..config.run_config import RunConfig
 from ..config.sae_config import SAEConfig
 from ..errors import ConfigError
-
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
 
 
 class _Part(NamedTuple):
@@ -63,10 +62,10 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig]) -> None:
     ]
     if (needed := sum(part.bytes for part in parts)) > available:
         where = "this machine" if run.device == "cpu" else run.device
-        listed = ", ".join(f"{part.label} {_in_words(part.bytes)}" for part in parts)
+        listed = ", ".join(f"{part.label} {in_words(part.bytes)}" for part in parts)
         raise ConfigError(
-            f"this run needs at least {_in_words(needed)} of memory ({listed}), and {where} has"
-            f" {_in_words(available)}; {max(parts, key=lambda part: part.bytes).remedy}"
+            f"this run needs at least {in_words(needed)} of memory ({listed}), and {where} has"
+            f" {in_words(available)}; {max(parts, key=lambda part: part.bytes).remedy}"
         )
 
 
@@ -78,12 +77,3 @@ def _all_bytes(device: str) -> int | None:
     if t.cuda.is_available() and device in there:
         return t.cuda.get_device_properties(device).total_memory
     return None
-
-
-def _in_words(number: float) -> str:
-    """Bytes, as 41 TB."""
-    power = 0
-    while number >= 1000 and power < len(_UNITS) - 1:
-        number /= 1000
-        power += 1
-    return f"{number:.{0 if number >= 10 or power == 0 else 1}f} {_UNITS[power]}"

@@ -7,7 +7,7 @@ from small_commands import refused
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.training import loop, memory
+from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.memory import free_bytes, require_memory, sae_bytes
 
 GB = 10**9
@@ -48,14 +48,6 @@ def test_the_command_refuses_it_in_one_line(
     assert advice in line
     assert ", and this machine has 24 GB; " in line or "positions" in line
     assert not save_dir.exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (41e12, "41 TB"), (5e22, "50000 EB")],
-)
-def test_bytes_in_words(number, words):
-    assert memory._in_words(number) == words
 
 
 def test_a_language_model_that_is_too_large_needs_a_smaller_one(run, machine):

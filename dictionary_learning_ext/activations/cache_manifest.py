@@ -1,0 +1,218 @@
+"""The manifest of a cache of activations: what they are of, and which files hold them.
+
+A cache is a folder. It can be read by `datasets.load_from_disk` and holds
+
+    manifest.json             this file's `CacheManifest`, written last
+    data-00000.arrow …        a row per context: token ids, and the activations at each hook point
+    state.json, dataset_info.json
+    heldout/                  the same, of held-out text
+    heldout/documents.npy     token ids of held-out documents, for the language model's loss
+
+Imports no torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ActivationsError
+
+CacheDtype = Literal["float32", "float16"]
+MANIFEST = "manifest.json"
+UNFINISHED = "manifest.unfinished.json"
+"""What is written so far; deleted once MANIFEST is there."""
+HELD_OUT = "heldout"
+DOCUMENTS = "documents.npy"
+TOKEN_IDS = "token_ids"
+"""The column of token ids, SAELens's name. -1 is padding."""
+FOLDER = "folder"
+"""What errors call a cache that is written."""
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CacheFile:
+    """A file of a cache."""
+
+    name: str
+    """Relative to the cache."""
+    bytes: int
+    sha256: str
+    contexts: int
+    tokens: int
+    """Without padding."""
+
+
+@dataclass(frozen=True)
+class CachedHook:
+    """A hook point of stored activations."""
+
+    layer: int
+    """The block's number."""
+    width: int
+    """D."""
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """What decides every number in a cache."""
+
+    model: str
+    """As it was typed."""
+    language_model: str
+    """SHA-256 of its weights."""
+    tokenizer: str
+    """SHA-256 of its tokenizer and configuration."""
+    lm_dtype: str
+    """In which it ran."""
+    bos_token_id: int | None
+    data: str
+    """As it was typed."""
+    text: Any
+    """The text's fingerprint."""
+    data_seed: int
+    text_packing: str
+    ctx_len: int
+    hooks: dict[str, CachedHook]
+    dtype: CacheDtype
+    eval_tokens: int
+    """Held-out tokens that were asked for."""
+    eval_documents: int
+    """Held-out documents that were asked for."""
+
+
+@dataclass(frozen=True)
+class CacheManifest:
+    """The content of manifest.json."""
+
+    settings: CacheSettings
+    files: tuple[CacheFile, ...]
+    """In the order of the text."""
+    heldout: tuple[CacheFile, ...]
+    documents: CacheFile | None
+    position: dict[str, Any] | None
+    """Where the text continues after the last file; None at its end."""
+
+    @property
+    def tokens(self) -> int:
+        """For training, without padding."""
+        return sum(file.tokens for file in self.files)
+
+    @property
+    def all_files(self) -> Iterator[CacheFile]:
+        """All files with activations or tokens."""
+        yield from (*self.files, *self.heldout)
+        if self.documents is not None:
+            yield self.documents
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that the cache holds."""
+        hashes = " ".join(file.sha256 for file in self.all_files)
+        return hashlib.sha256(hashes.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return {"format": _FORMAT, **asdict(self)}
+
+
+def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
+    """The manifest of a folder; None if there is none.
+
+    Raises: ActivationsError if it is damaged, or of a later version.
+    """
+    path = folder / name
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != _FORMAT:
+            raise ActivationsError(
+                f"{path}: written by another version of this package, expected format {_FORMAT};"
+                " cache the activations again"
+            )
+        settings = content["settings"]
+        hooks = {hook: CachedHook(**values) for hook, values in settings["hooks"].items()}
+        documents = content["documents"]
+        return CacheManifest(
+            CacheSettings(**settings | {"hooks": hooks}),
+            tuple(CacheFile(**file) for file in content["files"]),
+            tuple(CacheFile(**file) for file in content["heldout"]),
+            None if documents is None else CacheFile(**documents),
+            content["position"],
+        )
+    # ValueError: not UTF-8 or not JSON.
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, ActivationsError):
+            raise
+        raise ActivationsError(
+            f"{path}: damaged ({type(error).__name__}: {error}); restore it, or cache the activations"
+            " again in another folder"
+        ) from error
+
+
+def finished_manifest(folder: Path) -> CacheManifest | None:
+    """The manifest of a finished cache; None in a folder that is none.
+
+    Raises: ActivationsError if the cache is unfinished, its manifest is damaged, or a file is
+    missing or has another size than was written.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        if (so_far := read_manifest(folder, UNFINISHED)) is not None:
+            raise ActivationsError(
+                f"{folder}: this cache is not finished ({so_far.tokens:,} tokens are written); run"
+                " its `vsae cache` command again to continue it, with these --tokens to end it there"
+            )
+        return None
+    require_sizes(folder, manifest)
+    return manifest
+
+
+def require_sizes(folder: Path, manifest: CacheManifest) -> None:
+    """Raise an ActivationsError if a file is missing or has another size than was written."""
+    for file in manifest.all_files:
+        path = folder / file.name
+        if not path.is_file():
+            raise ActivationsError(f"{path}: missing; restore it, or cache the activations again")
+        if (size := path.stat().st_size) != file.bytes:
+            raise ActivationsError(
+                f"{path}: {size:,} bytes, expected {file.bytes:,}, so it was cut or changed; restore"
+                " it, or cache the activations again"
+            )
+
+
+def require_checksums(folder: Path, manifest: CacheManifest) -> None:
+    """Read all files. Raises an ActivationsError if one isn't as it was written."""
+    require_sizes(folder, manifest)
+    for file in manifest.all_files:
+        if (found := sha256_of(folder / file.name)) != file.sha256:
+            raise ActivationsError(
+                f"{folder / file.name}: its SHA-256 is {found[:12]}, expected {file.sha256[:12]}, so"
+                " it was changed; restore it, or cache the activations again"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def differences(was: CacheSettings, now: CacheSettings) -> list[str]:
+    """In which settings two caches differ, as "dtype=float32, not float16"."""
+    names = [field.name for field in fields(CacheSettings)]
+    pairs = ((name, getattr(was, name), getattr(now, name)) for name in names)
+    return [f"{n}={_shown(n, a)}, not {_shown(n, b)}" for n, a, b in pairs if a != b]
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "hooks":
+        return ",".join(value)
+    return str(value)[:12] if name in ("language_model", "tokenizer") else str(value)

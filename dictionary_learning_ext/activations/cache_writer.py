@@ -1,0 +1,349 @@
+"""Writes a cache of activations, file by file. It can be stopped at any moment and continued.
+
+Every file is written under a temporary name and renamed once it is whole, and the manifest follows
+it. So a stop costs at most the file that was being written.
+
+Shapes: B contexts, L = ctx_len tokens, D = a hook point's width.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch as t
+from nnsight import LanguageModel
+from torch import Tensor
+from tqdm import tqdm
+
+from ..config.byte_sizes import in_words
+from ..config.checks import require
+from ..config.options import Split
+from ..config.run_config import RunConfig
+from ..errors import ActivationsError, ConfigError, TextError
+from ..run_folder.names import LOCK
+from ..run_folder.writing import locked, remove, replacing, write_json
+from .activation_reader import ActivationReader
+from .cache_manifest import (
+    DOCUMENTS,
+    FOLDER,
+    HELD_OUT,
+    MANIFEST,
+    UNFINISHED,
+    CachedHook,
+    CacheDtype,
+    CacheFile,
+    CacheManifest,
+    CacheSettings,
+    differences,
+    read_manifest,
+    require_sizes,
+    sha256_of,
+)
+from .cached_files import write_contexts, write_dataset_files
+from .language_models import HookPoint, find_hook, settings_hash, weights_hash
+from .run_inputs import evaluation_batch, load_model
+from .text import open_text
+from .tokens import ContextStream
+
+logger = logging.getLogger(__name__)
+
+_CONTEXTS_AT_ONCE = 32
+_LEFT = ("data-", ".data-", ".manifest.", ".state.json.", ".dataset_info.json.")
+"""How names begin that a kill leaves: of files that the manifest doesn't name yet, and of temporary
+ones."""
+_SPARE = 1.05
+"""More held-out tokens than are measured on, as some may be left out."""
+
+
+class _Contexts(NamedTuple):
+    """What becomes a file."""
+
+    x_BLD: dict[str, np.ndarray]
+    """By hook point."""
+    ids_BL: np.ndarray
+    """-1 at padding."""
+
+    @property
+    def tokens(self) -> int:
+        return int((self.ids_BL >= 0).sum())
+
+
+def write_cache(
+    folder: Path,
+    run: RunConfig,
+    hooks: Sequence[str],
+    tokens: int,
+    *,
+    dtype: CacheDtype = "float32",
+    data_seed: int = 0,
+    file_bytes: int = 64_000_000,
+    on_plan: Callable[[str], None] = lambda plan: None,
+    before_batch: Callable[[], None] = lambda: None,
+) -> CacheManifest:
+    """Cache a language model's activations at some hook points, or continue to.
+
+    Arguments:
+        folder: the cache. If it holds an unfinished cache of the same settings, this continues it.
+            A finished one grows to `tokens`.
+        run: the language model, its dtype, the text, how often it is read, packing, ctx_len, device,
+            and how much held-out text to cache (eval_tokens, eval_documents).
+        tokens: for training, rounded up to whole contexts. Padding doesn't count.
+        dtype: of the activations on the disk.
+        data_seed: seeds the text's order, where it has one.
+        file_bytes: the size of a file, about.
+        on_plan: called with what will be written, before anything is.
+        before_batch: called before each batch of the language model. It may raise.
+
+    Raises:
+        ConfigError: a setting is out of range, the disk is too small, an activation is beyond
+            float16's range, or another process is writing there.
+        ActivationsError: the folder holds something else.
+        CheckpointError: the disk refuses. What was written can be continued.
+        LanguageModelError, TextError, NonFiniteError: as in training.
+    """
+    require(tokens >= 1, "tokens", tokens, "at least 1")
+    with locked([folder], FOLDER):
+        model = load_model(run)
+        points = {name: find_hook(model, name) for name in hooks}
+        text = open_text(run.data, seed=data_seed)
+        settings = CacheSettings(
+            model=run.model,
+            language_model=weights_hash(model),
+            tokenizer=settings_hash(model),
+            lm_dtype=run.dtype,
+            bos_token_id=cast(Any, model.tokenizer).bos_token_id,
+            data=run.data,
+            text=text.state_dict()["fingerprint"],
+            data_seed=data_seed,
+            text_packing=run.text_packing,
+            ctx_len=run.ctx_len,
+            hooks={name: CachedHook(p.layer, p.activation_dim) for name, p in points.items()},
+            dtype=dtype,
+            eval_tokens=run.eval_tokens,
+            eval_documents=run.eval_documents if run.eval_tokens else 0,
+        )
+        manifest = _so_far(folder, settings)
+        written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
+        on_plan(_plan(folder, settings, tokens, written))
+        writer = _Writer(folder, settings, run, model, points, file_bytes, before_batch)
+        if manifest is None:
+            manifest = writer.held_out_part()
+        return writer.training_part(manifest, tokens)
+
+
+def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
+    """What the folder holds of this cache. What a kill has left beside it is deleted.
+
+    Raises: ActivationsError if it holds something else.
+    """
+    found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
+    if found is None:
+        names = {path.name for path in folder.iterdir()} - {LOCK, HELD_OUT}
+        if others := sorted(name for name in names if not name.startswith(_LEFT)):
+            raise ActivationsError(
+                f"{folder}: holds no cache but other files ({', '.join(others[:5])}); choose an empty"
+                " folder"
+            )
+    elif differ := differences(found.settings, settings):
+        raise ActivationsError(
+            f"{folder}: the cache has {', '.join(differ)}; use the same settings to continue it, or"
+            " choose another folder"
+        )
+    else:
+        require_sizes(folder, found)
+    files = [] if found is None else [folder / file.name for file in found.files]
+    for path in folder.iterdir():
+        if path.name.startswith(_LEFT) and path not in files:
+            remove(path)
+    return found
+
+
+def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int) -> str:
+    """What will be written, in words. Raises ConfigError if the disk is too small."""
+    item = np.dtype(settings.dtype).itemsize
+    per_token = 4 + sum(4 + item * hook.width for hook in settings.hooks.values())
+    whole = math.ceil(tokens / settings.ctx_len) * settings.ctx_len
+    needed = per_token * (whole + int(_SPARE * settings.eval_tokens))
+    free = shutil.disk_usage(folder).free
+    if (missing := needed - written) > free:
+        raise ConfigError(
+            f"{folder}: this cache needs {in_words(missing)}, and its disk has {in_words(free)} free;"
+            f" use fewer --tokens{', --dtype float16' if item == 4 else ''} or another disk"
+        )
+    there = f", of which {in_words(written)} are there" if written else ""
+    return (
+        f"{tokens:,} tokens of {len(settings.hooks)} hook point{'s'[: len(settings.hooks) != 1]} in"
+        f" {settings.dtype} need {in_words(needed)}{there} ({per_token:,} bytes per token); the disk"
+        f" has {in_words(free)} free"
+    )
+
+
+class _Writer:
+    """Reads contexts, runs the language model and writes files."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: CacheSettings,
+        run: RunConfig,
+        model: LanguageModel,
+        points: dict[str, HookPoint],
+        file_bytes: int,
+        before_batch: Callable[[], None],
+    ):
+        self._folder, self._settings, self._run = folder, settings, run
+        self._model, self._before_batch = model, before_batch
+        self._readers = {
+            name: ActivationReader(model, point.submodule, point.io)
+            for name, point in points.items()
+        }
+        widths = [hook.width for hook in settings.hooks.values()]
+        of_context = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
+        most = min(file_bytes // of_context, (2**31 - 1) // (settings.ctx_len * max(widths)))
+        self._contexts_per_file = max(1, most // _CONTEXTS_AT_ONCE) * _CONTEXTS_AT_ONCE
+
+    def held_out_part(self) -> CacheManifest:
+        """Write the held-out part, and the first manifest."""
+        settings, run, folder = self._settings, self._run, self._folder
+        files, documents = [], None
+        for path in folder.glob(f"{HELD_OUT}/*"):
+            remove(path)
+        if run.eval_tokens:
+            batch = evaluation_batch(run.eval_tokens)
+            enough = int(_SPARE * math.ceil(run.eval_tokens / batch) * batch)
+            stream = self._stream("heldout")
+            for number, contexts in enumerate(self._read(stream, enough, 0, "held-out")):
+                files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", contexts))
+            if not files:
+                raise _no_context(run, "held-out")
+            write_dataset_files(folder / HELD_OUT, settings, files)
+            documents = self._documents()
+        manifest = CacheManifest(settings, (), tuple(files), documents, None)
+        write_json(folder / UNFINISHED, manifest.to_dict(), FOLDER)
+        return manifest
+
+    def training_part(self, manifest: CacheManifest, tokens: int) -> CacheManifest:
+        """Write the files that are missing, and the manifest."""
+        folder, settings = self._folder, self._settings
+        stream = self._stream("train")
+        if manifest.position is not None:
+            stream.load_state_dict(manifest.position)
+        for contexts in self._read(stream, tokens, manifest.tokens, "caching"):
+            file = self._write(f"data-{len(manifest.files):05d}.arrow", contexts)
+            manifest = replace(
+                manifest, files=(*manifest.files, file), position=stream.state_dict()
+            )
+            write_json(folder / UNFINISHED, manifest.to_dict(), FOLDER)
+        if not manifest.files:
+            raise _no_context(self._run, "training")
+        if manifest.tokens < tokens:
+            logger.warning(
+                "the text %r ended: cached %s tokens, not %s; a training can read these more than once"
+                " (--text-passes)",
+                settings.data,
+                f"{manifest.tokens:,}",
+                f"{tokens:,}",
+            )
+        write_dataset_files(folder, settings, manifest.files)
+        write_json(folder / MANIFEST, manifest.to_dict(), FOLDER)
+        remove(folder / UNFINISHED)
+        return manifest
+
+    def _stream(self, split: Split) -> ContextStream:
+        run, passes = self._run, self._run.text_passes if split == "train" else 1
+        text = open_text(run.data, split=split, seed=self._settings.data_seed, passes=passes)
+        return ContextStream(text, self._model.tokenizer, run.ctx_len, packing=run.text_packing)
+
+    def _read(
+        self, stream: ContextStream, tokens: int, found: int, label: str
+    ) -> Iterator[_Contexts]:
+        """What becomes a file, until there are `tokens` tokens, `found` of which there are before.
+
+        When it yields, the stream stands after the contexts that it yields.
+        """
+        bar = tqdm(
+            total=tokens, initial=found, desc=label, unit="tok", unit_scale=True, mininterval=1
+        )
+        with bar:
+            parts: list[_Contexts] = []
+            while found < tokens:
+                self._before_batch()
+                n = min(_CONTEXTS_AT_ONCE, math.ceil((tokens - found) / stream.ctx_len))
+                try:
+                    parts.append(self._activations(*stream.next_batch(n)))
+                except StopIteration:
+                    break
+                found += parts[-1].tokens
+                bar.update(parts[-1].tokens)
+                if sum(len(part.ids_BL) for part in parts) >= self._contexts_per_file:
+                    yield _joined(parts)
+                    parts = []
+            if parts:
+                yield _joined(parts)
+
+    def _activations(self, input_ids_BL: Tensor, mask_BL: Tensor) -> _Contexts:
+        found = {}
+        for name, reader in self._readers.items():
+            read = reader.read(input_ids_BL, mask_BL, mask_BL.bool())
+            reader.require_finite(read.non_finite)
+            x_BLD = read.x_BLD.float().cpu()
+            x_BLD = t.where(mask_BL.bool().unsqueeze(-1), x_BLD, 0.0)
+            if self._settings.dtype == "float16":
+                _require_range(x_BLD, name)
+                x_BLD = x_BLD.half()
+            found[name] = x_BLD.numpy()
+        return _Contexts(found, t.where(mask_BL.bool(), input_ids_BL, -1).int().numpy())
+
+    def _write(self, name: str, contexts: _Contexts) -> CacheFile:
+        path = self._folder / name
+        with replacing(path, FOLDER) as temporary:
+            write_contexts(temporary, contexts.x_BLD, contexts.ids_BL)
+        return _described(self._folder, path, len(contexts.ids_BL), contexts.tokens)
+
+    def _documents(self) -> CacheFile:
+        """Write the held-out documents' tokens, cut to ctx_len."""
+        run, path = self._run, self._folder / HELD_OUT / DOCUMENTS
+        documents = islice(open_text(run.data, split="heldout"), run.eval_documents)
+        stream = ContextStream(documents, self._model.tokenizer, run.ctx_len, packing="truncate")
+        try:
+            ids_BL, mask_BL = stream.next_batch(run.eval_documents)
+        except StopIteration as end:
+            raise _no_context(run, "held-out") from end
+        ids_BL = t.where(mask_BL.bool(), ids_BL, -1).int().numpy()
+        with replacing(path, FOLDER) as temporary, temporary.open("wb") as file:
+            np.save(file, ids_BL)
+        return _described(self._folder, path, len(ids_BL), int((ids_BL >= 0).sum()))
+
+
+def _joined(parts: list[_Contexts]) -> _Contexts:
+    x_BLD = {name: np.concatenate([part.x_BLD[name] for part in parts]) for name in parts[0].x_BLD}
+    return _Contexts(x_BLD, np.concatenate([part.ids_BL for part in parts]))
+
+
+def _described(folder: Path, path: Path, contexts: int, tokens: int) -> CacheFile:
+    name = path.relative_to(folder).as_posix()
+    return CacheFile(name, path.stat().st_size, sha256_of(path), contexts, tokens)
+
+
+def _require_range(x_BLD: Tensor, hook: str) -> None:
+    """Raise a ConfigError for an activation that float16 can't hold."""
+    limit = t.finfo(t.float16).max
+    size_BLD = x_BLD.abs()
+    if (largest := float(size_BLD.max())) > limit:
+        raise ConfigError(
+            f"dtype='float16': {int((size_BLD > limit).sum()):,} activations at {hook} are beyond its"
+            f" range, which ends at {limit:,.0f} (the largest is {largest:,.0f}); use --dtype float32"
+        )
+
+
+def _no_context(run: RunConfig, part: str) -> TextError:
+    return TextError(
+        f"the {part} text of {run.data!r} has no whole context of {run.ctx_len} tokens: expected at"
+        " least one; use a longer text (--data) or a smaller --ctx-len"
+    )

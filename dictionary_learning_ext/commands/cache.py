@@ -1,0 +1,114 @@
+"""`vsae cache`: a language model's activations on the disk, for many trainings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ..activations.cache_manifest import CacheDtype, finished_manifest, require_checksums
+from ..config.options import Dtype, Packing
+from ..config.run_config import RunConfig
+from ..errors import ActivationsError, ConfigError, Interrupted
+from .flags import Command, Folder, vsae
+
+
+@dataclass(frozen=True)
+class CacheFlags:
+    """Write a language model's activations to disk, for many trainings (--activations)."""
+
+    folder: tyro.conf.Positional[Folder]
+    """The cache. Rerun the same command to continue an interrupted one."""
+    model: str = RunConfig.model
+    """The language model: embedded, a folder written by save_pretrained, or a name on the hub."""
+    hook: str = RunConfig.hook
+    """The hook points, separated by commas. `vsae hooks` lists them."""
+    data: str = RunConfig.data
+    """The text, see `vsae train --help`."""
+    tokens: int = 1_000_000
+    """Tokens to train on, rounded up to whole contexts. A larger number makes a finished cache
+    grow."""
+    dtype: CacheDtype = "float32"
+    """Of the activations on disk: float32 or float16, which takes half the space."""
+    lm_dtype: Dtype = "float32"
+    """In which the language model runs: float32 or bfloat16."""
+    ctx_len: int = RunConfig.ctx_len
+    """Tokens per context."""
+    text_packing: Packing = RunConfig.text_packing
+    """pack: documents follow each other. truncate: one document per context, padded."""
+    text_passes: int = RunConfig.text_passes
+    """How many times the text may be read."""
+    data_seed: int = 0
+    """Seeds the order of the text, if it has one (the embedded text)."""
+    eval_tokens: int = RunConfig.eval_tokens
+    """Held-out tokens to cache too, for evaluations. 0: none."""
+    eval_documents: int = RunConfig.eval_documents
+    """Held-out documents whose tokens are cached, to measure the language model's loss on."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda or cuda:N."""
+    file_mb: int = 64
+    """Megabytes per file. An interruption costs at most the file that is being written."""
+    verify: bool = False
+    """Write nothing: read a finished cache and compare its files with the manifest's checksums."""
+
+
+def run(flags: CacheFlags) -> None:
+    folder = Path(flags.folder)
+    if flags.verify:
+        _verify(folder)
+        return
+    hooks = [name.strip() for name in flags.hook.split(",")]
+    if twice := {name for name in hooks if hooks.count(name) > 1}:
+        raise ConfigError(f"hook={flags.hook}: {min(twice)} stands there twice")
+    if flags.file_mb < 1:
+        raise ConfigError(f"file_mb={flags.file_mb}: expected at least 1")
+    settings = RunConfig(
+        model=flags.model,
+        hook=flags.hook,
+        data=flags.data,
+        text_packing=flags.text_packing,
+        text_passes=flags.text_passes,
+        ctx_len=flags.ctx_len,
+        dtype=flags.lm_dtype,
+        device=flags.device,
+        eval_tokens=flags.eval_tokens,
+        eval_documents=flags.eval_documents,
+    )
+    from ..activations.cache_writer import write_cache
+    from ..training.interrupts import interrupts
+
+    try:
+        with interrupts() as signals, signals.deferred():
+            manifest = write_cache(
+                folder,
+                settings,
+                hooks,
+                flags.tokens,
+                dtype=flags.dtype,
+                data_seed=flags.data_seed,
+                file_bytes=flags.file_mb * 1_000_000,
+                on_plan=lambda plan: print(plan, flush=True),
+                before_batch=signals.check,
+            )
+    except Interrupted as stop:
+        raise Interrupted(
+            stop.signal,
+            f"stopped by {stop.signal.name}; run the same command again to continue the cache",
+        ) from stop
+    print(
+        f"cached {manifest.tokens:,} tokens in {folder}; train from it with\n"
+        f"  {vsae()} train --activations {folder}"
+        + ("" if len(hooks) == 1 else f" --hook {hooks[0]}")
+    )
+
+
+def _verify(folder: Path) -> None:
+    manifest = finished_manifest(folder)
+    if manifest is None:
+        raise ActivationsError(
+            f"{folder}: no cache of `vsae cache`, which has checksums; nothing to verify"
+        )
+    require_checksums(folder, manifest)
+    print(f"{folder}: all {len(list(manifest.all_files))} files are as they were written")
+
+
+COMMAND = Command("cache", CacheFlags, run)

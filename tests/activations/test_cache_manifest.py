@@ -1,0 +1,105 @@
+"""A cache that is unfinished, damaged or changed is refused with what to do."""
+
+import json
+import shutil
+
+import pytest
+from caches import HOOK
+
+from dictionary_learning_ext.activations.cache_manifest import (
+    MANIFEST,
+    UNFINISHED,
+    finished_manifest,
+    read_manifest,
+    require_checksums,
+)
+from dictionary_learning_ext.errors import ActivationsError
+
+
+@pytest.fixture
+def folder(small_cache, tmp_path):
+    """A copy, to be damaged."""
+    return shutil.copytree(small_cache, tmp_path / "cache")
+
+
+def test_it_says_what_the_cache_holds(folder, cached_run):
+    manifest = finished_manifest(folder)
+    settings = manifest.settings
+    assert (settings.model, settings.data, settings.ctx_len) == (
+        cached_run.model,
+        cached_run.data,
+        cached_run.ctx_len,
+    )
+    assert (settings.hooks[HOOK].layer, settings.hooks[HOOK].width) == (1, 16)
+    assert len(settings.language_model) == len(settings.tokenizer) == 64
+    assert settings.bos_token_id == 0
+    require_checksums(folder, manifest)
+
+
+def test_what_is_no_cache_has_none(tmp_path):
+    assert finished_manifest(tmp_path) is None
+
+
+def test_an_unfinished_one_is_continued_first(folder):
+    (folder / MANIFEST).rename(folder / UNFINISHED)
+    with pytest.raises(ActivationsError) as raised:
+        finished_manifest(folder)
+    assert str(raised.value) == (
+        f"{folder}: this cache is not finished (4,000 tokens are written); run its `vsae cache`"
+        " command again to continue it, with these --tokens to end it there"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["data-00002.arrow", "heldout/data-00000.arrow", "heldout/documents.npy"]
+)
+def test_a_file_of_another_size_is_always_refused(name, folder):
+    path = folder / name
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ActivationsError) as raised:
+        finished_manifest(folder)
+    assert str(raised.value).startswith(
+        f"{path}: {size - 8:,} bytes, expected {size:,}, so it was cut or changed; restore it"
+    )
+    path.unlink()
+    with pytest.raises(ActivationsError, match="missing; restore it, or cache"):
+        finished_manifest(folder)
+
+
+def test_an_edited_file_is_found_by_its_checksum(folder):
+    path = folder / "data-00001.arrow"
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ActivationsError) as raised:
+        require_checksums(folder, finished_manifest(folder))
+    assert str(raised.value).startswith(f"{path}: its SHA-256 is ")
+    assert str(raised.value).endswith(
+        "so it was changed; restore it, or cache the activations again"
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "settings": {"hooks": {}}}', "null"],
+)
+def test_a_damaged_manifest_is_refused(content, folder):
+    (folder / MANIFEST).write_text(content)
+    with pytest.raises(ActivationsError, match=r"manifest.json: (damaged|written by)"):
+        read_manifest(folder)
+
+
+def test_one_of_another_version_is_refused(folder):
+    content = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(content | {"format": 2}))
+    with pytest.raises(ActivationsError, match="expected format 1; cache the activations again"):
+        read_manifest(folder)
+
+
+def test_the_digest_follows_the_content(folder):
+    manifest = read_manifest(folder)
+    content = json.loads((folder / MANIFEST).read_text())
+    content["files"][0]["sha256"] = "0" * 64
+    (folder / MANIFEST).write_text(json.dumps(content))
+    assert read_manifest(folder).digest != manifest.digest

@@ -1,0 +1,300 @@
+"""The cache holds the language model's activations, and can be stopped and continued at any moment."""
+
+import errno
+import json
+import shutil
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch as t
+from caches import CTX_LEN, HOOK, OTHER, TOKENS, D, write_small
+from datasets import load_from_disk
+
+from dictionary_learning_ext.activations import cache_writer
+from dictionary_learning_ext.activations.activation_reader import ActivationReader
+from dictionary_learning_ext.activations.cache_manifest import (
+    DOCUMENTS,
+    HELD_OUT,
+    MANIFEST,
+    UNFINISHED,
+    finished_manifest,
+    read_manifest,
+)
+from dictionary_learning_ext.activations.language_models import find_hook, read_residual
+from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.tokens import ContextStream
+from dictionary_learning_ext.errors import (
+    ActivationsError,
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    TextError,
+)
+from dictionary_learning_ext.run_folder.names import LOCK
+from dictionary_learning_ext.run_folder.writing import locked
+
+
+def rows_of(folder):
+    """Every row of a data set, as numpy arrays by column."""
+    return load_from_disk(str(folder)).with_format("numpy")[:]
+
+
+def files_in(folder):
+    """Every file's content, by name. The lock's names a process."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != LOCK
+    }
+
+
+@pytest.mark.parametrize(("split", "part"), [("train", "."), ("heldout", HELD_OUT)])
+def test_each_row_is_a_context_of_the_text_with_its_activations(
+    split, part, small_cache, cached_run, tiny_lm
+):
+    rows = rows_of(small_cache / part)
+    stream = ContextStream(open_text(cached_run.data, split=split), tiny_lm.tokenizer, CTX_LEN)
+    ids, mask = stream.next_batch(len(rows["token_ids"]))
+    assert (rows["token_ids"] == ids.numpy()).all()
+    for hook in (HOOK, OTHER):
+        expected = read_residual(tiny_lm, find_hook(tiny_lm, hook), ids, mask)
+        assert rows[hook].shape == expected.shape
+        np.testing.assert_allclose(rows[hook], expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_there_are_as_many_tokens_as_asked_for_in_files_of_whole_batches(small_cache):
+    manifest = read_manifest(small_cache)
+    assert [file.contexts for file in manifest.files] == [32, 32, 32, 29]
+    assert manifest.tokens == 4000
+    assert sum(file.tokens for file in manifest.heldout) >= 300
+    assert not (small_cache / UNFINISHED).exists()
+
+
+def test_the_held_out_documents_are_cached_as_tokens(small_cache, cached_run, tiny_lm):
+    ids = np.load(small_cache / HELD_OUT / DOCUMENTS)
+    documents = islice(open_text(cached_run.data, split="heldout"), 4)
+    stream = ContextStream(documents, tiny_lm.tokenizer, CTX_LEN, packing="truncate")
+    expected, mask = stream.next_batch(4)
+    assert (ids == np.where(mask, expected, -1)).all()
+
+
+def test_padding_has_the_token_minus_1_and_zeros(cached_run, tmp_path):
+    short = tmp_path / "short.jsonl"
+    short.write_text("".join(json.dumps({"text": f"the cat {n}"}) + "\n" for n in range(60)))
+    run = replace(cached_run, data=str(short), text_packing="truncate", eval_tokens=0)
+    manifest = write_small(tmp_path / "cache", run, 200)
+    rows = rows_of(tmp_path / "cache")
+    is_padding = rows["token_ids"] == -1
+    assert is_padding.any()
+    assert (rows["token_ids"] >= 0).sum() == manifest.tokens >= 200
+    assert (rows[HOOK][is_padding] == 0).all()
+    assert (rows[HOOK][~is_padding] != 0).all(1).all()
+
+
+def test_float16_takes_half_the_space_and_rounds(small_cache, cached_run, tmp_path):
+    write_small(tmp_path / "half", cached_run, dtype="float16", hooks=(HOOK, OTHER))
+    half, full = rows_of(tmp_path / "half"), rows_of(small_cache)
+    assert load_from_disk(str(tmp_path / "half")).features[HOOK].dtype == "float16"
+    assert (half[HOOK] == full[HOOK].astype(np.float16)).all()
+    sizes = [
+        (folder / "data-00000.arrow").stat().st_size for folder in (tmp_path / "half", small_cache)
+    ]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+@pytest.mark.parametrize("stop", range(5))
+def test_a_stopped_cache_is_continued_to_the_same_bytes(stop, small_cache, cached_run, tmp_path):
+    """At every batch of the language model: one for the held-out part, 4 for the rest."""
+
+    class Killed(BaseException):
+        pass
+
+    calls = iter(range(100))
+
+    def before_batch():
+        if next(calls) == stop:
+            raise Killed
+
+    folder = tmp_path / "cache"
+    options = {"hooks": (HOOK, OTHER)}
+    with pytest.raises(Killed):
+        write_small(folder, cached_run, before_batch=before_batch, **options)
+    assert not (folder / MANIFEST).exists()
+    folder.mkdir(exist_ok=True)
+    # What a kill leaves in the middle of a file, and between a file and the manifest.
+    (folder / ".data-00001.arrow.x7").write_bytes(b"half")
+    (folder / "data-00007.arrow").write_bytes(b"whole")
+    write_small(folder, cached_run, **options)
+    assert files_in(folder) == files_in(small_cache)
+
+
+def test_a_finished_cache_grows(small_cache, cached_run, tmp_path):
+    folder, options = tmp_path / "cache", {"hooks": (HOOK, OTHER)}
+    write_small(folder, cached_run, 2048, **options)
+    before = files_in(folder)["data-00000.arrow"]
+    assert write_small(folder, cached_run, 1, **options).tokens == 2048, "nothing to do"
+    write_small(folder, cached_run, **options)
+    assert files_in(folder)["data-00000.arrow"] == before
+    assert files_in(folder) == files_in(small_cache)
+
+
+def test_on_a_full_disk_what_was_written_stays_and_is_continued(
+    small_cache, cached_run, tmp_path, monkeypatch
+):
+    folder, options = tmp_path / "cache", {"hooks": (HOOK, OTHER)}
+    write = cache_writer.write_contexts
+
+    def full(path, *content):
+        path.write_bytes(b"a part")
+        if len(list(folder.glob("data-*"))) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *content)
+
+    monkeypatch.setattr(cache_writer, "write_contexts", full)
+    with pytest.raises(CheckpointError) as raised:
+        write_small(folder, cached_run, **options)
+    assert str(raised.value) == (
+        f"{folder / 'data-00002.arrow'} can't be written (No space left on device): free some space"
+        " or choose another folder; what it held before is still there"
+    )
+    assert sorted(path.name for path in folder.glob("*data*")) == [
+        "data-00000.arrow",
+        "data-00001.arrow",
+    ]
+    with pytest.raises(ActivationsError, match=r"not finished \(2,048 tokens are written\)"):
+        finished_manifest(folder)
+    monkeypatch.setattr(cache_writer, "write_contexts", write)
+    write_small(folder, cached_run, **options)
+    assert files_in(folder) == files_in(small_cache)
+
+
+def test_it_may_be_ended_where_it_was_stopped(cached_run, tmp_path):
+    def at_2048():
+        manifest = read_manifest(tmp_path / "cache", UNFINISHED)
+        if manifest is not None and manifest.tokens == 2048:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_small(tmp_path / "cache", cached_run, before_batch=at_2048)
+    assert write_small(tmp_path / "cache", cached_run, 2048).tokens == 2048
+    assert len(rows_of(tmp_path / "cache")["token_ids"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        (
+            {},
+            {"hooks": (OTHER,)},
+            f"the cache has hooks={HOOK}, not {OTHER}; use the same settings",
+        ),
+        ({}, {"dtype": "float16"}, "dtype=float32, not float16"),
+        ({"ctx_len": 16}, {}, "ctx_len=32, not 16"),
+        ({"dtype": "bfloat16"}, {}, "lm_dtype=float32, not bfloat16"),
+        ({"text_packing": "truncate"}, {}, "text_packing=pack, not truncate"),
+        ({"eval_tokens": 200}, {}, "eval_tokens=300, not 200"),
+    ],
+)
+def test_a_cache_of_other_settings_is_left_alone(changes, options, said, cached_run, tmp_path):
+    write_small(tmp_path / "cache", cached_run, 1000)
+    before = files_in(tmp_path / "cache")
+    with pytest.raises(ActivationsError) as raised:
+        write_small(tmp_path / "cache", replace(cached_run, **changes), 1000, **options)
+    assert said in str(raised.value)
+    assert files_in(tmp_path / "cache") == before
+
+
+def test_another_model_is_told_by_its_weights_and_another_text_by_its_content(
+    cached_run, lm_dir_of, tmp_path
+):
+    text = shutil.copy(cached_run.data, tmp_path / "text.txt")
+    run = replace(cached_run, data=str(text))
+    write_small(tmp_path / "cache", run, 1000)
+    with pytest.raises(ActivationsError, match=r"language_model=\w{12}, not \w{12}"):
+        write_small(tmp_path / "cache", replace(run, model=str(lm_dir_of("llama"))), 1000)
+    with (tmp_path / "text.txt").open("a") as file:
+        file.write("more")
+    with pytest.raises(ActivationsError, match="the cache has text="):
+        write_small(tmp_path / "cache", run, 1000)
+
+
+def test_a_folder_with_other_files_is_left_alone(cached_run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ActivationsError, match=r"holds no cache but other files \(thesis.tex\)"):
+        write_small(tmp_path, cached_run)
+
+
+def test_a_second_writer_is_refused(cached_run, tmp_path):
+    with locked([tmp_path]), pytest.raises(ConfigError) as raised:
+        write_small(tmp_path, cached_run)
+    assert "is writing there; wait until it ends or choose another folder" in str(raised.value)
+
+
+def test_the_space_is_said_and_checked_before_anything_is_written(
+    cached_run, tmp_path, monkeypatch
+):
+    said = []
+    manifest = write_small(tmp_path / "a", cached_run, on_plan=said.append)
+    (plan,) = said
+    # 4 bytes of the token, 4 of the row's place and 4 * 16 of the activations.
+    assert plan.startswith(
+        "4,000 tokens of 1 hook point in float32 need 311 kB (72 bytes per token)"
+    )
+    written = sum(file.bytes for file in manifest.all_files)
+    assert written == pytest.approx(311_000, rel=0.1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ConfigError) as raised:
+        write_small(tmp_path / "b", cached_run)
+    assert str(raised.value) == (
+        f"{tmp_path / 'b'}: this cache needs 311 kB, and its disk has 300 kB free; use fewer --tokens,"
+        " --dtype float16 or another disk"
+    )
+    assert not (tmp_path / "b").exists()
+    write_small(tmp_path / "a", cached_run, 5000)  # what is there counts
+
+
+def scaled(factor, monkeypatch):
+    read = ActivationReader.read
+
+    def larger(self, *tokens):
+        found = read(self, *tokens)
+        return found._replace(x_BLD=found.x_BLD * factor)
+
+    monkeypatch.setattr(ActivationReader, "read", larger)
+
+
+def test_an_activation_beyond_float16_is_an_error(cached_run, tmp_path, monkeypatch):
+    scaled(1e6, monkeypatch)
+    with pytest.raises(ConfigError) as raised:
+        write_small(tmp_path / "a", cached_run, dtype="float16")
+    assert f"activations at {HOOK} are beyond its range, which ends at 65,504" in str(raised.value)
+    assert str(raised.value).endswith("use --dtype float32")
+    write_small(tmp_path / "b", cached_run)
+
+
+def test_activations_that_are_not_finite_are_an_error(cached_run, tmp_path, monkeypatch):
+    from dictionary_learning_ext.activations import activation_reader
+
+    monkeypatch.setattr(
+        activation_reader, "read_submodule", lambda *_: t.full((32, CTX_LEN, D), t.nan)
+    )
+    with pytest.raises(NonFiniteError):
+        write_small(tmp_path, replace(cached_run, eval_tokens=0), 1024)
+
+
+def test_a_text_that_ends_makes_a_smaller_cache(cached_run, tmp_path, caplog):
+    run = replace(cached_run, eval_tokens=0)
+    manifest = write_small(tmp_path, run, 10**7)
+    assert TOKENS < manifest.tokens < 10**7
+    assert f"ended: cached {manifest.tokens:,} tokens, not 10,000,000" in caplog.text
+    assert write_small(tmp_path, run, 10**7) == manifest
+
+
+def test_a_text_without_a_context_is_refused(cached_run, tmp_path):
+    (tmp_path / "text.txt").write_text("a cat")
+    run = replace(cached_run, data=str(tmp_path / "text.txt"), eval_tokens=0)
+    with pytest.raises(TextError, match="has no whole context of 32 tokens"):
+        write_small(tmp_path / "cache", run)

@@ -1,0 +1,91 @@
+"""`vsae cache`, as it is typed."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+from caches import HOOK, OTHER
+from small_commands import refused
+
+from dictionary_learning_ext.activations.cache_manifest import UNFINISHED, read_manifest
+from dictionary_learning_ext.cli import main
+
+
+@pytest.fixture
+def flags(cached_run):
+    return shlex.split(
+        f"--model {cached_run.model} --data {cached_run.data} --ctx-len 32 --eval-tokens 300"
+        f" --eval-documents 4 --hook {HOOK}"
+    )
+
+
+def test_it_says_what_it_needs_and_how_to_train(flags, tmp_path, capsys):
+    folder = tmp_path / "cache"
+    assert main(["cache", str(folder), *flags, "--tokens=2000", "--dtype=float16"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2,000 tokens of 1 hook point in float16 need ")
+    assert f"cached 2,016 tokens in {folder}; train from it with" in said
+    assert f"train --activations {folder}" in said
+    manifest = read_manifest(folder)
+    assert manifest.settings.dtype == "float16"
+    assert main(["cache", str(folder), "--verify"]) == 0
+    assert "all 3 files are as they were written" in capsys.readouterr().out
+
+
+def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
+    folder = tmp_path / "cache"
+    assert main(["cache", str(folder), *flags, f"--hook={HOOK},{OTHER}", "--tokens=1000"]) == 0
+    assert list(read_manifest(folder).settings.hooks) == [HOOK, OTHER]
+    assert f"--hook {HOOK}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--tokens=0"], "--tokens 0: expected at least 1"),
+        (["--dtype=bfloat16"], "--dtype bfloat16: expected one of float32, float16"),
+        ([f"--hook={HOOK},{HOOK}"], "stands there twice"),
+        (["--hook=blocks.9.hook_resid_post"], "there is no hook point 'blocks.9.hook_resid_post'"),
+        (["--ctx-len=4096"], "--ctx-len 4096: expected at most 128"),
+        (["--file-mb=0"], "--file-mb 0: expected at least 1"),
+        (["--verify"], "no cache of `vsae cache`, which has checksums; nothing to verify"),
+    ],
+)
+def test_mistakes_are_one_line_that_says_what_to_type(given, said, flags, tmp_path, capsys):
+    line = refused(["cache", str(tmp_path / "cache"), *flags, *given], capsys)
+    assert said in line
+    assert not list(tmp_path.rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_command_is_continued_by_the_same_command(
+    number, flags, cached_run, tmp_path, capsys
+):
+    command = ["cache", str(tmp_path / "cache"), *flags, "--tokens=60000", "--file-mb=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dictionary_learning_ext", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    unfinished = tmp_path / "cache" / UNFINISHED
+    while not (unfinished.exists() and json.loads(unfinished.read_text())["files"]):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+        assert process.returncode is None, process.communicate()
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -9), said
+    if number == signal.SIGTERM:
+        assert "stopped by SIGTERM; run the same command again to continue the cache" in said
+    assert main(command) == 0
+    assert main(["cache", str(tmp_path / "whole"), *command[2:]]) == 0
+    manifests = [read_manifest(tmp_path / name) for name in ("cache", "whole")]
+    assert manifests[0] == manifests[1]
+    assert len(manifests[0].files) > 2
+    assert not os.listdir(tmp_path / "cache")[0].startswith(".data")

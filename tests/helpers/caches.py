@@ -1,0 +1,32 @@
+"""Small caches of a tiny model's activations."""
+
+from pathlib import Path
+
+import pytest
+
+from dictionary_learning_ext.activations.cache_writer import write_cache
+from dictionary_learning_ext.config.run_config import RunConfig
+
+HOOK, OTHER = "blocks.1.hook_resid_post", "blocks.0.hook_resid_post"
+D, CTX_LEN, TOKENS = 16, 32, 4000
+
+
+def write_small(folder, run, tokens=TOKENS, hooks=(HOOK,), **options):
+    """Files of 32 contexts: 1,024 tokens."""
+    return write_cache(Path(folder), run, hooks, tokens, **{"file_bytes": 1} | options)
+
+
+@pytest.fixture(scope="session")
+def cached_run(tiny_lm_dir, text):
+    """The settings of a small cache."""
+    return RunConfig(
+        model=str(tiny_lm_dir), data=text, ctx_len=CTX_LEN, eval_tokens=300, eval_documents=4
+    )
+
+
+@pytest.fixture(scope="session")
+def small_cache(cached_run, tmp_path_factory):
+    """A cache of two hook points: 4 files. Leave it as it is."""
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    write_small(folder, cached_run, hooks=(HOOK, OTHER))
+    return folder
