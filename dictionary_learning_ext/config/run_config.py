@@ -164,6 +164,7 @@ _ADDED_LATER = {
     "prior_std": (None, PosteriorOptions.prior_std),
     "noise_to_signal": (None,),
     "data_seed": (RunConfig.data_seed,),
+    "init_from": (None,),
 }
 """Settings that older run folders lack, and the values that mean the same as their absence."""
 

@@ -127,6 +127,10 @@ class _OfEveryArchitecture:
     """The step from which lr falls linearly, to 0 at the end. None: it does not fall."""
     seed: int = 0
     """Seeds the initial weights and the noise."""
+    init_from: str | None = None
+    """Start from the weights of a trained SAE instead of random ones: a run folder, or a folder of
+    dictionary_learning's or SAELens's. Architecture, dict_size and k must be its own; --config
+    takes them from a run folder. Default: random weights."""
 
 
 # Typed as Any: its fields are the options that the table of architectures names.

@@ -22,6 +22,12 @@ from ..config.architectures import BY_DICT_CLASS, import_class
 from ..config.options import ExportFormat
 from ..errors import CheckpointError
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
+from ..run_folder.sae_lens_folder import (
+    SAE_LENS_CONFIG,
+    SAE_LENS_WEIGHTS,
+    UNIT_NORM_TOLERANCE,
+    load_sae_lens,
+)
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import write_json
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
@@ -39,7 +45,7 @@ SAE_BENCH_TRAINERS = (
     "GatedSAETrainer",
 )
 """The trainer classes that SAE Bench's runner has a loader for."""
-UNIT_NORM_TOLERANCE = 1e-5  # SAE Bench's
+_SAFETENSORS = "sae.safetensors"
 EQUATION = "x_hat = f @ W_dec + b_dec; f keeps the k largest of (x - b_dec) @ W_enc + b_enc"
 
 
@@ -119,9 +125,10 @@ def read(form: ExportFormat, folder: Path, name: str, device: str) -> Dictionary
     if form in ("sae-bench", "dictionary-learning"):
         place = folder / "downloaded_saes" / name if form == "sae-bench" else folder
         return load_upstream_dictionary(str(place), device)[0]
-    config_name, weights_name = _SAFETENSORS[form]
-    config = json.loads((folder / config_name).read_text(encoding="utf-8"))
-    weights = load_file(folder / weights_name)
+    if form == "sae-lens":
+        return load_sae_lens(folder, device)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    weights = load_file(folder / _SAFETENSORS)
     activation_dim, dict_size = weights["W_enc"].shape
     sae = VariationalTopKAutoEncoder(
         activation_dim,
@@ -139,7 +146,7 @@ def read(form: ExportFormat, folder: Path, name: str, device: str) -> Dictionary
 
 def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
     """Add an entry "export" to each config that `write` wrote."""
-    pattern = "cfg.json" if form == "sae-lens" else CONFIG
+    pattern = SAE_LENS_CONFIG if form == "sae-lens" else CONFIG
     for path in folder.rglob(pattern):
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"export": what})
@@ -200,8 +207,8 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
             "prepend_bos": False,
         },
     }
-    write_json(folder / "cfg.json", config)
-    save_file(_weights(sae), folder / "sae_weights.safetensors")
+    write_json(folder / SAE_LENS_CONFIG, config)
+    save_file(_weights(sae), folder / SAE_LENS_WEIGHTS)
 
 
 def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
@@ -224,7 +231,7 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
         "context_size": source.ctx_len,
     }
     write_json(folder / CONFIG, config)
-    save_file(_weights(sae), folder / "sae.safetensors")
+    save_file(_weights(sae), folder / _SAFETENSORS)
 
 
 def _weights(sae: Any) -> dict[str, t.Tensor]:
@@ -250,8 +257,4 @@ _WRITERS = {
     "dictionary-learning": _write_dictionary_learning,
     "sae-lens": _write_sae_lens,
     "safetensors": _write_safetensors,
-}
-_SAFETENSORS = {
-    "sae-lens": ("cfg.json", "sae_weights.safetensors"),
-    "safetensors": (CONFIG, "sae.safetensors"),
 }

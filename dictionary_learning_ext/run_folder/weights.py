@@ -34,6 +34,11 @@ def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionar
     return dictionary
 
 
+def in_training_units(dictionary: Dictionary, norm_factor: float) -> Dictionary:
+    """The opposite: of a dictionary that takes raw activations, one that takes them divided."""
+    return for_raw_activations(dictionary, 1 / norm_factor)
+
+
 def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
     """Write a dictionary's state dict, atomically, for raw activations.
 

@@ -49,6 +49,8 @@ class Trainer(Protocol):
 
     ae: Any
     scheduler: Any
+    starts_trained: bool
+    """Whether its weights are a trained SAE's. The first batch then leaves b_dec as it is."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class SamplingTrainer:
     """
 
     ae: Any
+    starts_trained: bool = False
     optimizer: GuardedAdam
     device: Any
     steps: int
@@ -249,6 +252,8 @@ class SamplingTrainer:
     @t.no_grad()
     def _start_decoder_bias(self, x: t.Tensor) -> None:
         """Set b_dec to the geometric median of the first batch, as upstream's TopKTrainer does."""
+        if self.starts_trained:
+            return
         median, b_dec = geometric_median(x), self.ae.b_dec.data
         b_dec.copy_(t.where(median.isfinite().all(), median, b_dec))
 

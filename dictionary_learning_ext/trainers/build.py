@@ -22,7 +22,10 @@ def build_trainer(
     dtype: str,
     name: str,
 ) -> Trainer:
-    """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`."""
+    """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`.
+
+    Those of a trained SAE (`sae.init_from`) are put in their place by `training.initial_weights`.
+    """
     row = TRAINED[sae.architecture]
     arguments: dict[str, Any] = {
         "steps": steps,
@@ -51,10 +54,13 @@ def build_trainer(
     t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
     trainer_class = import_class(row.trainer or "")
     if row.is_ours:
-        return trainer_class(**arguments, dtype=dtype)
-    # Upstream's TopK trainers have this as an attribute, not as an argument.
-    threshold = arguments.pop("dead_feature_threshold", None)
-    trainer = trainer_class(**arguments)
-    if threshold is not None:
-        trainer.dead_feature_threshold = threshold
-    return UpstreamTrainer(trainer, in_bf16=dtype == "bfloat16")
+        trainer = trainer_class(**arguments, dtype=dtype)
+    else:
+        # Upstream's TopK trainers have this as an attribute, not as an argument.
+        threshold = arguments.pop("dead_feature_threshold", None)
+        inner = trainer_class(**arguments)
+        if threshold is not None:
+            inner.dead_feature_threshold = threshold
+        trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16")
+    trainer.starts_trained = sae.init_from is not None
+    return trainer

@@ -32,6 +32,7 @@ class UpstreamTrainer:
     def __init__(self, trainer: Any, *, in_bf16: bool):
         self._trainer = trainer
         self._in_bf16 = in_bf16
+        self.starts_trained = False
         self._last_finite: dict[str, t.Tensor] | None = None
 
     @property
@@ -48,6 +49,8 @@ class UpstreamTrainer:
 
     def update(self, step: int, x: t.Tensor) -> None:
         """See `base.Trainer`."""
+        if self.starts_trained:
+            step = max(step, 1)  # at step 0, upstream's trainers set b_dec
         with t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16):
             self._trainer.update(step, x)
 

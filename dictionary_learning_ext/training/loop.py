@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
+from dictionary_learning.dictionary import Dictionary
 from tqdm import tqdm
 
 from ..activations.sources import RunSources
@@ -30,6 +31,7 @@ from ..run_folder.weights import for_raw_activations
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
 from ..trainers.devices import require_device
+from .initial_weights import start_from, trained_sources
 from .interrupts import Interrupts, before_the_first_step, interrupts
 from .memory import require_memory
 from .preparation import prepared
@@ -83,6 +85,7 @@ def train(
                     require_free(folder, run.overwrite)
             require_device(run.device)
             require_memory(run, saes.values())
+            initial = {} if resume else trained_sources(saes)
             hook_of = {name: (hooks or {}).get(name, run.hook) for name in saes}
             sources = RunSources(run, dict.fromkeys(hook_of.values()), signals.check)
             if not resume:
@@ -98,7 +101,9 @@ def train(
                 "versions": _versions() | {"threads": t.get_num_threads()},
             }
             points = checked_points(configs, folders, inputs) if resume else {}
-            sae_runs, start = _build(configs, folders, sources, points)
+            if resume and not points:
+                initial = trained_sources(saes)
+            sae_runs, start = _build(configs, folders, sources, points, initial)
         code = 1
         try:
             with signals.deferred():
@@ -130,8 +135,13 @@ def _build(
     folders: dict[str, Path],
     sources: RunSources,
     points: dict[Path, ResumePoint],
+    initial: Mapping[str, Dictionary],
 ) -> tuple[list[SAERun], int]:
-    """Every SAE, initialised or restored from its resume point, and the step to start at."""
+    """Every SAE, initialised or restored from its resume point, and the step to start at.
+
+    Arguments:
+        initial: the trained SAE that each starts from, by name, if any.
+    """
     start = 0
     if points:
         norm_factors = {}
@@ -159,6 +169,8 @@ def _build(
             dtype=run.dtype,
             name=folders[name].name,
         )
+        if name in initial:
+            start_from(trainer, initial[name], norm_factors[hook.name], config.sae, hook)
         sae_runs.append(SAERun(name, config, trainer, folders[name], norm_factors[hook.name]))
     return sae_runs, start
 

@@ -14,12 +14,17 @@ def prepared(
 ) -> tuple[dict[str, SAEConfig], dict[str, Path]]:
     """Every SAE's settings, resolved, and its folder; see `loop.train`.
 
-    Raises: ConfigError for settings that don't go together, or a folder that is taken; TextError if
-    there is no such file.
+    Raises: ConfigError for settings that don't go together, or a folder that is taken or missing;
+    TextError if there is no such file.
     """
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     for sae in saes.values():
         sae.require_units(run.normalize)
+        if not resume and sae.init_from is not None and not Path(sae.init_from).is_dir():
+            raise ConfigError(
+                f"init_from={sae.init_from}: no such folder; expected one that holds a trained SAE, "
+                "e.g. runs/NAME"
+            )
     folders = _folders(run, saes)
     if not resume:
         for folder in folders.values():

@@ -35,6 +35,7 @@ SLOW = frozenset(
         "test_company_and_logging_change_nothing_to_the_bit",
         "test_every_architecture_trains_in_bf16",
         "test_every_posterior_resumes",
+        "test_the_first_step_sees_the_trained_sae_and_takes_nothing_from_it",
         "test_gamma_tends_to_the_mean_squared_error_per_dimension",
         "test_gates_close_on_features_that_say_nothing",
         "test_a_shared_run_resumes_as_a_whole_or_one_of_it_alone",
