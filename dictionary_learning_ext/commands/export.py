@@ -17,15 +17,17 @@ class ExportFlags:
     format: ExportFormat
     """sae-bench: a working directory for SAE Bench's own dictionary_learning runner.
     dictionary-learning: for upstream's load_dictionary. sae-lens: for SAE.load_from_disk, and
-    so for SAEDashboard and Neuronpedia. safetensors: plain weights, and a config.json that
-    states the equation."""
+    so for SAEDashboard. sparsify: for EleutherAI's SparseCoder.load_many. safetensors: plain
+    weights, and a config.json that states the equation. neuronpedia: not the SAE, but what its
+    features do, for Neuronpedia's upload."""
     out: str | None = None
     """A new or empty folder. Default: FOLDER/exports/FORMAT."""
     allow_inexact: bool = False
     """Export an SAE even if the format cannot represent it exactly. All formats but safetensors
     apply a ReLU, which sets negative activations to 0."""
-    tokens: int = 10_000
-    """Held-out tokens on which the export is compared with the SAE."""
+    tokens: int | None = None
+    """Held-out tokens on which the export is compared with the SAE. Default: 10,000. For
+    neuronpedia, those on which the features are measured. Default: 100,000."""
     inputs: InputFlags = field(default_factory=InputFlags)
 
 
@@ -43,7 +45,7 @@ def run(flags: ExportFlags) -> None:
         **vars(flags.inputs),
     )
     out = exported.folder
-    print(f"{out}: {exported.difference}")
+    print(f"{out}: {exported.difference or 'the batches for Neuronpedia'}")
     if exported.cut_paths:
         print(f"Local paths were shortened to their last names: {', '.join(exported.cut_paths)}")
     if flags.format == "sae-bench":
@@ -55,9 +57,11 @@ def run(flags: ExportFlags) -> None:
         )
     elif flags.format == "sae-lens":
         print(f"  SAE.load_from_disk({str(out)!r})")
+    elif flags.format == "sparsify":
+        print(f"  sparsify.SparseCoder.load_many({str(out)!r}, local=True)")
     elif flags.format == "dictionary-learning":
         print(f"  dictionary_learning.utils.load_dictionary({str(out)!r}, device)")
-    else:
+    elif flags.format == "safetensors":
         print("config.json states the equation and the shapes of the tensors in sae.safetensors")
 
 

@@ -28,7 +28,12 @@ _OURS = "dictionary_learning_ext.trainers"
 _UPSTREAMS = "dictionary_learning.trainers"
 _TOP_K_LR = "2e-4 / sqrt(dict_size / 16384)"
 _READERS_OF_ANY: tuple[ExportFormat, ...] = ("sae-bench", "dictionary-learning")
-_READERS_OF_TOP_K: tuple[ExportFormat, ...] = (*_READERS_OF_ANY, "sae-lens", "safetensors")
+_READERS_OF_TOP_K: tuple[ExportFormat, ...] = (
+    *_READERS_OF_ANY,
+    "sae-lens",
+    "sparsify",
+    "safetensors",
+)
 
 
 class Look(NamedTuple):

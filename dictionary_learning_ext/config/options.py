@@ -20,7 +20,9 @@ Packing = Literal["pack", "truncate"]
 Split = Literal["train", "heldout"]
 MapSpace = Literal["profiles", "directions"]
 WandbMode = Literal["online", "offline", "disabled"]
-ExportFormat = Literal["sae-bench", "dictionary-learning", "sae-lens", "safetensors"]
+ExportFormat = Literal[
+    "sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors", "neuronpedia"
+]
 BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "absorption"]
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)

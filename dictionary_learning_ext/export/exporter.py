@@ -31,10 +31,13 @@ from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, read, record, require_supported, write
 from .local_paths import without_local_paths
+from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia
+from .sparsify_folder import output_module
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
+_COMPARED_TOKENS = 10_000
 
 
 class Difference(NamedTuple):
@@ -66,12 +69,13 @@ class Exported:
 
     Attributes:
         folder: what was written.
-        difference: between the SAE and what the format's reader makes of the folder.
+        difference: between the SAE and what the format's reader makes of the folder; None for
+            neuronpedia, which holds what the features do and no SAE.
         cut_paths: the settings that were local paths, of which only the last name was written.
     """
 
     folder: Path
-    difference: Difference
+    difference: Difference | None
     cut_paths: list[str]
 
 
@@ -102,7 +106,7 @@ def export(
     out: str | Path | None = None,
     *,
     allow_inexact: bool = False,
-    tokens: int = 10_000,
+    tokens: int | None = None,
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
@@ -117,7 +121,8 @@ def export(
         form: see `formats`.
         out: a new or empty folder. Default: FOLDER/exports/FORMAT.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
-        tokens: held-out tokens to compare on (rounded up to whole batches).
+        tokens: held-out tokens to compare on, rounded up to whole batches (default: 10,000); for
+            neuronpedia, to measure the features on (default: 100,000).
         model, hook, data: as in the run's config.json by default.
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
 
@@ -126,6 +131,8 @@ def export(
     be written. Nothing is written then.
     """
     require_choice("format", form, ExportFormat)
+    if tokens is None:
+        tokens = NEURONPEDIA_TOKENS if form == "neuronpedia" else _COMPARED_TOKENS
     require(tokens > 0, "tokens", tokens, "above 0")
     folder = Path(folder)
     dictionary, config = load_dictionary(folder, device)
@@ -144,16 +151,6 @@ def export(
     metrics = read_metrics_if_any(folder)
     place = {"model": run.model, "data": run.data}
     (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))
-    source = ExportedSAE(
-        name=folder.resolve().name,
-        dictionary=dictionary,
-        config=config,
-        model=place["model"],
-        data=place["data"],
-        hook=run.hook,
-        ctx_len=run.ctx_len,
-        metrics=metrics,
-    )
     try:
         language_model, hook_point = open_model(run)
     except LanguageModelError as error:
@@ -162,12 +159,29 @@ def export(
             "(with --model, if it has moved)"
         ) from error
     hook_point.require_width(folder, dictionary.activation_dim, run.model)
+    source = ExportedSAE(
+        name=folder.resolve().name,
+        dictionary=dictionary,
+        config=config,
+        model=place["model"],
+        data=place["data"],
+        hook=run.hook,
+        module=output_module(language_model, hook_point),
+        ctx_len=run.ctx_len,
+        metrics=metrics,
+    )
+    if form == "neuronpedia":
+        measured = measured_features(source, run, language_model, hook_point, tokens)
+        with _new_folder(target) as temporary, _writing(target):
+            tokenizer = language_model.tokenizer
+            write_neuronpedia(temporary, source, measured, hook_point.layer, tokenizer)
+        return Exported(target, None, cut_paths)
     require_supported(form, source)
     with _new_folder(target) as temporary:
         with _writing(target):
             write(form, temporary, source)
         buffer, _ = held_out(run, language_model, hook_point, tokens)
-        read_back = read(form, temporary, source.name, device)
+        read_back = read(form, temporary, source, device)
         difference = measure(dictionary, read_back, _batches(buffer, tokens))
         if not (difference.is_exact or allow_inexact):
             is_signed = not getattr(dictionary, "rectify", True)

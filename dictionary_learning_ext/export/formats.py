@@ -4,6 +4,7 @@ sae-bench            a working directory of SAE Bench 0.6.0: its dictionary_lear
                      there, reads repository `SAE_BENCH_REPO` at the location `name`
 dictionary-learning  upstream's `load_dictionary`
 sae-lens             SAELens's `SAE.load_from_disk`, as a TopKSAE
+sparsify             EleutherAI's `SparseCoder.load_many`, see sparsify_folder.py
 safetensors          any program: `sae.safetensors` and a config.json that states the equation
 """
 
@@ -31,6 +32,7 @@ from ..run_folder.sae_lens_folder import (
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import write_json
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
+from .sparsify_folder import SPARSIFY_CONFIG, read_sparsify, write_sparsify
 
 SAE_BENCH_REPO = "local/saes"
 """The repository's name in a folder for SAE Bench: any would do, it is never looked up."""
@@ -64,6 +66,8 @@ class ExportedSAE(NamedTuple):
     """The text, likewise."""
     hook: str
     """Where its activations are read, by TransformerLens's name."""
+    module: str | None
+    """The module that they are the output of, see `sparsify_folder.output_module`."""
     ctx_len: int
     metrics: dict[str, Any] | None
     """Its metrics.json, without local paths."""
@@ -99,6 +103,11 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
             f"{source.name}: trained on {source.hook}; SAE Bench's loader knows only the output of "
             "a block (blocks.N.hook_resid_post); use --format dictionary-learning"
         )
+    if form == "sparsify" and source.module is None:
+        raise CheckpointError(
+            f"{source.name}: trained on {source.hook}, the first block's input; sparsify knows only "
+            "the outputs of modules (e.g. blocks.N.hook_resid_post); use --format safetensors"
+        )
     if form == "sae-lens" or (form == "sae-bench" and not row.bench_normalizes):
         W_dec_DF = getattr(dictionary, "decoder", None)
         W_dec_FD = dictionary.W_dec if W_dec_DF is None else W_dec_DF.weight.t()
@@ -116,17 +125,19 @@ def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
     _WRITERS[form](folder, source)
 
 
-def read(form: ExportFormat, folder: Path, name: str, device: str) -> Dictionary:
+def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> Dictionary:
     """What the format's reader makes of a folder that `write` filled, in the same arithmetic.
 
-    SAELens's and SAE Bench's classes compute what upstream's AutoEncoderTopK does; the tests
-    compare with the libraries themselves.
+    SAELens's, SAE Bench's and sparsify's classes compute what upstream's AutoEncoderTopK does; the
+    tests compare with the libraries themselves.
     """
     if form in ("sae-bench", "dictionary-learning"):
-        place = folder / "downloaded_saes" / name if form == "sae-bench" else folder
+        place = folder / "downloaded_saes" / source.name if form == "sae-bench" else folder
         return load_upstream_dictionary(str(place), device)[0]
     if form == "sae-lens":
         return load_sae_lens(folder, device)
+    if form == "sparsify":
+        return read_sparsify(folder, source.module or "", device)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     weights = load_file(folder / _SAFETENSORS)
     activation_dim, dict_size = weights["W_enc"].shape
@@ -146,7 +157,7 @@ def read(form: ExportFormat, folder: Path, name: str, device: str) -> Dictionary
 
 def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
     """Add an entry "export" to each config that `write` wrote."""
-    pattern = SAE_LENS_CONFIG if form == "sae-lens" else CONFIG
+    pattern = {"sae-lens": SAE_LENS_CONFIG, "sparsify": SPARSIFY_CONFIG}.get(form, CONFIG)
     for path in folder.rglob(pattern):
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"export": what})
@@ -211,6 +222,15 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
     save_file(_weights(sae), folder / SAE_LENS_WEIGHTS)
 
 
+def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
+    about = {
+        "model_name": source.model,
+        "hook_name": source.hook,
+        "context_size": source.ctx_len,
+    }
+    write_sparsify(folder, source.dictionary, source.module or "", about)
+
+
 def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
     sae = source.dictionary
     rectify = getattr(sae, "rectify", True)  # upstream's TopK always does
@@ -256,5 +276,6 @@ _WRITERS = {
     "sae-bench": _write_sae_bench,
     "dictionary-learning": _write_dictionary_learning,
     "sae-lens": _write_sae_lens,
+    "sparsify": _write_sparsify,
     "safetensors": _write_safetensors,
 }

@@ -13,6 +13,7 @@ import torch as t
 
 from ..features.directions import Ranked
 from ..features.kept_contexts import FeatureContexts
+from ..features.token_text import token_text
 from .analysis import Analysis
 
 LONGEST_TOKEN = 48
@@ -39,22 +40,6 @@ class Vocabulary:
     def text(self, token: int) -> str:
         """A token id as visible text."""
         return self.texts[self.number(token)]
-
-
-def token_text(tokenizer: Any, token: int) -> str:
-    """A token as it appears in text, with its leading space.
-
-    A token that is part of a character (byte-level BPE) is shown in the tokenizer's own spelling.
-    """
-    text = tokenizer.decode([token])
-    spelling = tokenizer.convert_ids_to_tokens(token)
-    if spelling is None:  # a row of the embedding that the tokenizer does not use
-        return f"[{token}]"
-    if "\ufffd" in text:
-        return spelling
-    if spelling.startswith("▁") and not text.startswith(" "):  # SentencePiece drops the first
-        return " " + text
-    return text
 
 
 def visible(text: str) -> str:

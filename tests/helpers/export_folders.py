@@ -5,7 +5,7 @@ import json
 import torch as t
 
 D, F, K = 16, 32, 4
-FORMATS = ("sae-bench", "dictionary-learning", "sae-lens", "safetensors")
+FORMATS = ("sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors")
 
 
 def edit_config(folder, **changes):

@@ -1,0 +1,258 @@
+"""What an SAE's features do, as the JSON batches that Neuronpedia's upload takes.
+
+    batch-0.json, …     some features each, in SAEDashboard's schema
+    run_settings.json   what they were measured on
+
+The schema is `NeuronpediaDashboardBatch` of sae-dashboard 0.8.0. Neuronpedia's converter reads it
+(utils/neuronpedia-utils/…/convert-saedashboard-to-neuronpedia-export.py in its repository), and asks
+for the author's and the release's names. Activations are those of the SAE that takes raw activations; a vSAE's are its mean's.
+Features that were never selected are left out, as SAEDashboard leaves them out. Correlations with
+neurons and other features are empty lists.
+"""
+
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as t
+from nnsight import LanguageModel
+
+from ..activations.contexts import read_contexts
+from ..activations.language_models import HookPoint
+from ..config.run_config import RunConfig
+from ..features.collector import FeatureCollector, FeatureStatistics
+from ..features.directions import LogitLens, decoder_directions
+from ..features.kept_contexts import FeatureContexts
+from ..features.token_text import token_text
+from ..run_folder.writing import write_json
+from .formats import ExportedSAE
+
+FEATURES_PER_BATCH = 128
+NEURONPEDIA_TOKENS = RunConfig.eval_tokens
+"""Held-out tokens that are measured on by default."""
+RUN_SETTINGS = "run_settings.json"
+_TOP_CONTEXTS = {"bin_min": -1.0, "bin_max": 99.0, "bin_contains": -1.0}
+"""How Neuronpedia marks the contexts with the largest activations."""
+_KEPT = 20  # contexts of each kind
+_BEFORE, _AFTER = 64, 32  # tokens of a context, around the one that it is kept for
+_INTERVALS = 5
+_LOGIT_BINS = 50
+_TOKENS_SHOWN = 10  # those that a feature promotes and suppresses most
+_NEURONS_SHOWN = 3
+_UNMEASURED = (
+    "correlated_neurons_indices",
+    "correlated_neurons_l1",
+    "correlated_neurons_pearson",
+    "correlated_features_indices",
+    "correlated_features_l1",
+    "correlated_features_pearson",
+    "decoder_weights_dist",
+    "vector",
+)
+
+
+class MeasuredFeatures(NamedTuple):
+    """What an SAE's features do on a text."""
+
+    statistics: FeatureStatistics
+    lens: LogitLens
+
+
+def measured_features(
+    source: ExportedSAE, run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
+) -> MeasuredFeatures:
+    """Measure an SAE's features on held-out text.
+
+    Arguments:
+        run: the text, and which of its tokens are left out.
+        tokens: held-out tokens, at most.
+
+    Raises: TextError if the held-out text has no whole context; LanguageModelError if the language
+    model has no final norm or unembedding.
+    """
+    lens = LogitLens(model)
+    collector = FeatureCollector(
+        source.dictionary,
+        tokens,
+        top=_KEPT,
+        sampled=_KEPT,
+        before=min(run.ctx_len, _BEFORE),
+        after=min(run.ctx_len, _AFTER),
+        profile_tokens=1,
+    )
+    for batch in read_contexts(run, model, hook, "heldout", tokens):
+        collector.add(batch)
+    return MeasuredFeatures(collector.statistics(), lens)
+
+
+def write_neuronpedia(
+    folder: Path, source: ExportedSAE, measured: MeasuredFeatures, layer: int, tokenizer: Any
+) -> None:
+    """Write the features that were selected into an empty folder.
+
+    Arguments:
+        layer: the block's number, from 0.
+        tokenizer: the language model's.
+
+    Raises: CheckpointError if the disk refuses.
+    """
+    n_tokens, n_written = measured.statistics.tokens, 0
+    of_all = {
+        "n_prompts_total": -(-n_tokens // source.ctx_len),
+        "n_tokens_in_prompt": source.ctx_len,
+        "dataset": source.data,
+    }
+    features = _features(measured, source.dictionary, tokenizer)
+    for number, some in enumerate(_batched(features, FEATURES_PER_BATCH)):
+        content = {
+            "model_id": source.model.rpartition("/")[2],
+            "layer": layer,
+            "sae_set": source.name,
+            "sae_id_suffix": None,
+            "features": [feature | of_all for feature in some],
+        }
+        write_json(folder / f"batch-{number}.json", content)
+        n_written += len(some)
+    settings = of_all | {
+        "model": source.model,
+        "hook_name": source.hook,
+        "dict_size": source.dictionary.dict_size,
+        "n_tokens": n_tokens,
+        "n_features": n_written,
+        "dictionary_learning_ext": importlib.metadata.version("dictionary-learning-ext"),
+    }
+    write_json(folder / RUN_SETTINGS, settings)
+
+
+def _batched(items: Iterator[Any], n: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == n:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _features(
+    measured: MeasuredFeatures, dictionary: Any, tokenizer: Any
+) -> Iterator[dict[str, Any]]:
+    """Each feature that was selected, in rising order, without what all features share."""
+    statistics, lens = measured
+    texts: dict[int, str] = {}
+
+    def text(token: int) -> str:
+        if token not in texts:
+            texts[token] = token_text(tokenizer, token)
+        return texts[token]
+
+    directions_FD = decoder_directions(dictionary)
+    alive = statistics.alive_F.nonzero().flatten()
+    for some in alive.split(FEATURES_PER_BATCH):
+        logits_NV = lens.logits(directions_FD[some]).cpu()
+        for feature, direction_D, logits_V in zip(
+            some.tolist(), directions_FD[some], logits_NV, strict=True
+        ):
+            yield {
+                "feature_index": feature,
+                "frac_nonzero": _rounded(statistics.frequency_F[feature]),
+                **_alignment(direction_D),
+                **_logits(logits_V, text),
+                **_histogram(statistics, feature),
+                "activations": _activations(statistics, feature, text),
+                **{name: [] for name in _UNMEASURED},
+            }
+
+
+def _alignment(direction_D: t.Tensor) -> dict[str, Any]:
+    """The neurons (dimensions of the activations) that a decoder direction points along most."""
+    top = direction_D.topk(min(_NEURONS_SHOWN, len(direction_D)))
+    return {
+        "neuron_alignment_indices": top.indices.tolist(),
+        "neuron_alignment_values": _rounded_all(top.values),
+        "neuron_alignment_l1": _rounded_all(top.values / direction_D.abs().sum()),
+    }
+
+
+def _logits(logits_V: t.Tensor, text: Any) -> dict[str, Any]:
+    """The tokens that a feature promotes and suppresses most, and the histogram over all tokens."""
+    n = min(_TOKENS_SHOWN, len(logits_V))
+    top, bottom = logits_V.topk(n), logits_V.topk(n, largest=False)
+    heights, edges = np.histogram(logits_V.numpy(), bins=_LOGIT_BINS)
+    return {
+        "pos_str": [text(token) for token in top.indices.tolist()],
+        "pos_values": _rounded_all(top.values),
+        "neg_str": [text(token) for token in bottom.indices.tolist()],
+        "neg_values": _rounded_all(bottom.values),
+        "logits_hist_data_bar_heights": heights.tolist(),
+        "logits_hist_data_bar_values": _rounded_all((edges[:-1] + edges[1:]) / 2),
+    }
+
+
+def _used_bins(statistics: FeatureStatistics, feature: int) -> tuple[np.ndarray, float]:
+    """The counts of a feature's positive activations up to its largest, and the bins' width."""
+    counts = statistics.histogram_FH[feature].numpy()
+    return np.trim_zeros(counts, "b"), float(statistics.bin_width_F[feature])
+
+
+def _histogram(statistics: FeatureStatistics, feature: int) -> dict[str, Any]:
+    """The histogram of a feature's positive activations: bars at the middle of their bins."""
+    counts, width = _used_bins(statistics, feature)
+    return {
+        "freq_hist_data_bar_heights": counts.tolist(),
+        "freq_hist_data_bar_values": _rounded_all((np.arange(len(counts)) + 0.5) * width),
+    }
+
+
+def _activations(statistics: FeatureStatistics, feature: int, text: Any) -> list[dict[str, Any]]:
+    """A feature's contexts: those with its largest activations, then drawn ones, by interval.
+
+    The intervals divide the range of the positive activations; `bin_contains` is the share of these
+    that an interval holds.
+    """
+    shown = [_TOP_CONTEXTS | context for _, context in _contexts(statistics.top, feature, text)]
+    counts, width = _used_bins(statistics, feature)
+    drawn = list(_contexts(statistics.sampled, feature, text))
+    for bins in reversed(np.array_split(np.arange(len(counts)), _INTERVALS)):
+        if not len(bins):
+            continue
+        low, high = bins[0] * width, (bins[-1] + 1) * width
+        interval = {
+            "bin_min": _rounded(low),
+            "bin_max": _rounded(high),
+            "bin_contains": _rounded(counts[bins].sum() / counts.sum()),
+        }
+        shown += [interval | context for value, context in drawn if low <= value < high]
+    return shown
+
+
+def _contexts(
+    contexts: FeatureContexts, feature: int, text: Any
+) -> Iterator[tuple[float, dict[str, Any]]]:
+    """Each context that was kept for a feature: the activation that it shows, and its tokens."""
+    for row in range(contexts.value_FT.shape[1]):
+        value = float(contexts.value_FT[feature, row])
+        if value != value:  # NaN: fewer contexts than rows
+            continue
+        ids_W = contexts.ids_FTW[feature, row]
+        inside = ids_W >= 0
+        yield (
+            value,
+            {
+                "tokens": [text(token) for token in ids_W[inside].tolist()],
+                "values": _rounded_all(contexts.activations_FTW[feature, row][inside]),
+                "qualifying_token_index": int(inside[: contexts.at].sum()),
+            },
+        )
+
+
+def _rounded(value: Any) -> float:
+    """To six significant digits."""
+    return float(f"{float(value):.6g}")
+
+
+def _rounded_all(values: Any) -> list[float]:
+    return [_rounded(value) for value in values.tolist()]
