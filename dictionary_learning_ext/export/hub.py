@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -28,6 +27,7 @@ from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .formats import SAE_BENCH_TRAINERS
+from .hub_metadata import card_data
 from .local_paths import without_local_paths
 
 # HfHubHTTPError's bases are the errors of the HTTP library under huggingface_hub, which has been
@@ -181,10 +181,7 @@ def card(
             no entry for an SAE that was not measured.
         base_models: the language models' names on the hub.
     """
-    data = ModelCardData(
-        base_model=base_models or None,
-        tags=["sparse-autoencoder", "dictionary_learning", "interpretability"],
-    )
+    data = card_data(repo, configs, metrics, base_models)
     trainers = {name: config["trainer"] for name, config in configs.items()}
     first = next(iter(trainers))
     names = [n for trainer in trainers.values() for n in trainer if n not in _UNINTERESTING]
@@ -223,7 +220,9 @@ def card(
             "from huggingface_hub import snapshot_download",
             "from dictionary_learning_ext import load_dictionary\n",
             f"sae, config = load_dictionary(snapshot_download({repo!r}) + {'/' + first!r})",
-            f"```\n\n{bench}\n",
+            "features = sae.encode(x)  # (B, D) -> (B, F): raw activations of "
+            f"{_where(trainers[first])}",
+            f"reconstruction = sae.decode(features)\n```\n\n{bench}\n",
         ]
     )
 
