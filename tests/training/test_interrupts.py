@@ -106,10 +106,10 @@ def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
 
 
 def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monkeypatch):
-    def interrupted(_):
+    def interrupted(*_):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.open_model", interrupted)
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.RunSources", interrupted)
     with pytest.raises(Interrupted) as stop:
         train(run, {"x": sae_of()})
     assert str(stop.value) == (

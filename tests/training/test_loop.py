@@ -11,6 +11,7 @@ from dictionary_learning.training import trainSAE
 from interrupted_runs import sae_of
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
+from dictionary_learning_ext.activations import sources
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.language_models import find_hook
 from dictionary_learning_ext.activations.run_inputs import make_buffer
@@ -27,7 +28,6 @@ from dictionary_learning_ext.errors import (
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.run_folder.names import PAGE_MARK
-from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
 from experiments.robustness.wandb_files import history
 
@@ -173,7 +173,7 @@ def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
 def test_a_try_that_fails_before_its_first_step_leaves_no_folder(
     normalize, run_of, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loop, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(sources, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text("the cat")
     with pytest.raises(TextError):
@@ -208,7 +208,7 @@ def test_pages_on_several_saes_go_with_the_one_that_is_overwritten(is_ours, run_
 def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loop, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(sources, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text("the cat sat on the mat. " * 400)
     with pytest.raises(TextError, match=r"\d+ tokens.*expected 64 for the next batch, found \d+"):

@@ -20,6 +20,7 @@ from interrupted_runs import (
 )
 
 from dictionary_learning_ext import train
+from dictionary_learning_ext.activations import sources
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run_config import RunConfig
@@ -32,7 +33,6 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import steps_of
-from dictionary_learning_ext.training import loop
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -163,7 +163,7 @@ def test_lines_logged_after_the_point_are_cut_off(stopped):
 
 def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkeypatch):
     """As where outliers are left out, whose number isn't known before."""
-    monkeypatch.setattr(loop, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(sources, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text(Path(text).read_text()[:6_000])
     one = replace(run, data=str(short), save_every="none", eval_tokens=0)
@@ -180,7 +180,7 @@ def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkey
 
 
 def test_the_text_is_not_counted_again(stopped, monkeypatch):
-    monkeypatch.setattr(loop, "require_enough_text", lambda *args: pytest.fail("counted again"))
+    monkeypatch.setattr(sources, "require_enough_text", lambda *args: pytest.fail("counted again"))
     resumed(stopped)
 
 
