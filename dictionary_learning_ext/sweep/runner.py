@@ -45,7 +45,7 @@ def run_sweep(
     after all others have run, if any failed; Interrupted after a signal.
     """
     if devices:
-        from ..activations.devices import require_device
+        from ..trainers.devices import require_device
 
         for device in devices:
             require_device(device, flag="devices")
