@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .activations.buffer import ResidualBuffer
-    from .activations.language_models import find_hook, load_language_model
+    from .activations.hook_points import find_hook
+    from .activations.language_models import load_language_model
     from .activations.text import open_text
     from .config.run_config import RunConfig
     from .config.sae_config import SAEConfig
@@ -31,7 +32,7 @@ _HOMES = {
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
     "evaluate_folders": ".evaluation.folders",
-    "find_hook": ".activations.language_models",
+    "find_hook": ".activations.hook_points",
     "load_dictionary": ".run_folder.weights",
     "load_language_model": ".activations.language_models",
     "measure": ".evaluation.measure",

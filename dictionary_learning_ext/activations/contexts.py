@@ -14,7 +14,7 @@ from ..config.options import Split
 from ..config.run_config import RunConfig
 from ..errors import TextError
 from .activation_reader import ActivationReader
-from .language_models import HookPoint
+from .hook_points import HookPoint
 from .text import open_text
 from .tokens import ContextStream
 

@@ -12,7 +12,8 @@ from nnsight import LanguageModel
 from ..config.run_config import RunConfig
 from ..errors import ConfigError, LanguageModelError
 from .buffer import ResidualBuffer
-from .language_models import HookPoint, find_hook, load_language_model
+from .hook_points import HookPoint, find_hook
+from .language_models import load_language_model
 from .text import open_text
 
 _EVALUATION_BATCH = 2048  # tokens

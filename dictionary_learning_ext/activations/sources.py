@@ -12,7 +12,8 @@ from nnsight import LanguageModel
 from ..config.run_config import RunConfig
 from .buffer import ResidualBuffer
 from .enough_text import require_enough_text
-from .language_models import HookPoint, find_hook, settings_hash, weights_hash
+from .hook_points import HookPoint, find_hook
+from .language_models import settings_hash, weights_hash
 from .outliers import Outliers
 from .run_inputs import held_out, load_model, make_buffer, norm_factor_of
 from .text import open_text

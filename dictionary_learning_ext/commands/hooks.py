@@ -15,7 +15,8 @@ class HooksFlags:
 
 
 def run(flags: HooksFlags) -> None:
-    from ..activations.language_models import hook_names, width_of
+    from ..activations.hook_points import hook_names
+    from ..activations.language_models import width_of
 
     names, width = hook_names(flags.model), width_of(flags.model)
     longest = max(map(len, names))

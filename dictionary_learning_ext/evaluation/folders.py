@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
-from ..activations.language_models import HookPoint
+from ..activations.hook_points import HookPoint
 from ..activations.run_inputs import held_out, open_model
 from ..config.checks import require
 from ..config.run_config import RunConfig

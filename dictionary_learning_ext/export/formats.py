@@ -18,7 +18,7 @@ from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from safetensors.torch import load_file, save_file
 
-from ..activations.language_models import block_of_output
+from ..activations.hook_points import block_of_output
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..config.options import ExportFormat
 from ..errors import CheckpointError

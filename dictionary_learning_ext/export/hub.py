@@ -18,7 +18,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..activations.language_models import block_of_output
+from ..activations.hook_points import block_of_output
 from ..errors import HubError, first_line
 from ..evaluation.comparison import table
 from ..run_folder.matching import measured_differently

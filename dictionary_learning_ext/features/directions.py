@@ -10,7 +10,7 @@ from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 from torch import nn
 
-from ..activations.language_models import block_list_path
+from ..activations.hook_points import block_list_path
 from ..errors import LanguageModelError
 
 _FEATURES_AT_ONCE = 256

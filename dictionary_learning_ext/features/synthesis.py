@@ -18,7 +18,7 @@ from dictionary_learning.dictionary import Dictionary
 from einops import rearrange
 from nnsight import LanguageModel
 
-from ..activations.language_models import HookPoint
+from ..activations.hook_points import HookPoint
 from ..config.checks import require
 from ..errors import ConfigError
 from .directions import encoder_directions

@@ -11,7 +11,8 @@ from nnsight import LanguageModel
 from pydantic import TypeAdapter, ValidationError
 from sae_bench.custom_saes.base_sae import BaseSAE
 
-from ..activations.language_models import HookPoint, weights_hash
+from ..activations.hook_points import HookPoint
+from ..activations.language_models import weights_hash
 from ..config.options import BenchEvaluation
 from ..errors import BenchError
 from .evaluations import OUTPUTS

@@ -17,7 +17,7 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
 from tqdm import tqdm
 
-from ..activations.language_models import HookPoint
+from ..activations.hook_points import HookPoint
 from ..activations.run_inputs import open_model
 from ..config.checks import require, require_choice
 from ..config.options import BenchEvaluation

@@ -12,7 +12,7 @@ from nnsight import LanguageModel
 from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 
-from ..activations.language_models import HookPoint, read_residual
+from ..activations.hook_points import HookPoint, read_residual
 from ..errors import BenchError, first_line
 
 TOLERANCE = 1e-4  # of the activations' rms

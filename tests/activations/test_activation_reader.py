@@ -10,12 +10,8 @@ from nnsight import LanguageModel
 
 from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.contexts import read_contexts
-from dictionary_learning_ext.activations.language_models import (
-    HookPoint,
-    find_hook,
-    load_language_model,
-    read_residual,
-)
+from dictionary_learning_ext.activations.hook_points import HookPoint, find_hook, read_residual
+from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.rows import ActivationRows
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream

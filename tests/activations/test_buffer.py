@@ -14,7 +14,8 @@ from texts import error_of, write_jsonl
 from torch import Tensor
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.language_models import find_hook, load_language_model
+from dictionary_learning_ext.activations.hook_points import find_hook
+from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 

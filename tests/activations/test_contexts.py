@@ -3,7 +3,7 @@
 import pytest
 
 from dictionary_learning_ext.activations.contexts import read_contexts
-from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.errors import TextError
 

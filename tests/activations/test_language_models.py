@@ -1,85 +1,29 @@
-"""Loading language models and reading their residual stream, against transformers itself."""
+"""Loading language models, reading their activations, and the hash of their weights."""
 
 import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from language_model_reads import one_line_error, some_tokens
 from nnsight import LanguageModel
-from torch import Tensor, nn
 
 from dictionary_learning_ext.activations import language_models
-from dictionary_learning_ext.activations.language_models import (
-    HookPoint,
-    block_of_output,
+from dictionary_learning_ext.activations.hook_points import (
     find_hook,
-    load_language_model,
     read_residual,
-    weights_hash,
 )
+from dictionary_learning_ext.activations.language_models import load_language_model, weights_hash
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 
-FAMILIES = ["gpt_neox", "llama", "gpt2", "gemma", "qwen"]
-POST, PRE = "blocks.{}.hook_resid_post", "blocks.{}.hook_resid_pre"
-
-
-def some_tokens(seed: int = 0) -> tuple[Tensor, Tensor]:
-    ids = torch.randint(2, 304, (3, 10), generator=torch.Generator().manual_seed(seed))
-    return ids, torch.ones_like(ids)
-
-
-def hidden_states(lm: Any, ids: Tensor, mask: Tensor) -> list[Tensor]:
-    """What goes into each block, and last what comes out of the last one, from plain hooks."""
-    seen: list[Tensor] = []
-    blocks = blocks_of(lm)
-    hooks = [
-        block.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for block in blocks
-    ]
-
-    def last(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
-
-    hooks.append(blocks[-1].register_forward_hook(last))
-    with torch.no_grad():
-        lm._model(input_ids=ids, attention_mask=mask)
-    for hook in hooks:
-        hook.remove()
-    return seen
-
-
-def blocks_of(lm: Any) -> list[nn.Module]:
-    n = lm.config.num_hidden_layers
-    return [find_hook(lm, POST.format(layer)).submodule._module for layer in range(n)]
-
-
-def one_line_error(call: Callable[[], Any]) -> str:
-    with pytest.raises(LanguageModelError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+POST = "blocks.{}.hook_resid_post"
 
 
 # Loading
-
-
-@pytest.mark.parametrize(
-    ("hook", "block"),
-    [
-        ("blocks.3.hook_resid_post", 3),
-        ("blocks.3.hook_resid_pre", 2),
-        ("blocks.0.hook_resid_pre", -1),
-        ("blocks.3.hook_z", None),
-        ("blocks.3.hook_resid_post.x", None),
-    ],
-)
-def test_the_block_whose_output_is_read(hook, block):
-    assert block_of_output(hook) == block
 
 
 def test_loads_in_evaluation_mode_without_gradients(tiny_lm: Any):
@@ -162,120 +106,6 @@ def test_loading_and_reading_print_nothing(
         read_residual(lm, find_hook(lm, POST.format(0)), *some_tokens())
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
-
-
-# Hook points
-
-
-def test_hook_point_says_where_it_is(tiny_lm: Any):
-    hook = find_hook(tiny_lm, "blocks.1.hook_resid_pre")
-    assert hook == HookPoint(
-        "blocks.1.hook_resid_pre", 1, "in", tiny_lm.gpt_neox.layers[1], activation_dim=16
-    )
-    assert find_hook(tiny_lm, "blocks.1.hook_resid_post").io == "out"
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["blocks.3.hook_resid_post", "blocks.-1.hook_resid_post", "blocks.0.hook_mlp_out", "", "0"],
-)
-def test_unknown_hook_point_lists_those_there_are(tiny_lm: LanguageModel, name: str):
-    message = one_line_error(lambda: find_hook(tiny_lm, name))
-    assert "blocks.{0..2}.hook_resid_post or blocks.{0..2}.hook_resid_pre" in message
-    assert repr(name) in message
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layer", [0, 1, 2])
-def test_residuals_are_what_goes_into_and_comes_out_of_a_block(
-    lm_of: Callable[[str], LanguageModel], family: str, layer: int
-):
-    lm = lm_of(family)
-    ids, mask = some_tokens()
-    expected = hidden_states(lm, ids, mask)
-    pre = read_residual(lm, find_hook(lm, PRE.format(layer)), ids, mask)
-    post = read_residual(lm, find_hook(lm, POST.format(layer)), ids, mask)
-    assert pre.shape == post.shape == (3, 10, 16)
-    torch.testing.assert_close(pre, expected[layer])
-    torch.testing.assert_close(post, expected[layer + 1])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_residuals_are_transformers_hidden_states(
-    lm_of: Callable[[str], LanguageModel], family: str
-):
-    lm: Any = lm_of(family)
-    ids, mask = some_tokens()
-    states = lm._model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    for layer in range(2):  # the last state has the final norm in it
-        post = read_residual(lm, find_hook(lm, POST.format(layer)), ids, mask)
-        torch.testing.assert_close(post, states[layer + 1])
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_padding_on_the_left_reaches_the_model(lm_of: Callable[[str], LanguageModel], family: str):
-    lm = lm_of(family)
-    ids, mask = some_tokens()
-    mask[1, :4] = 0
-    real = mask.bool()
-    expected = hidden_states(lm, ids, mask)[2][real]
-    got = read_residual(lm, find_hook(lm, POST.format(1)), ids, mask)[real]
-    torch.testing.assert_close(got, expected)
-
-
-@pytest.mark.parametrize(("io", "ran"), [(POST, [True, True, False]), (PRE, [True, False, False])])
-def test_the_model_runs_no_further_than_the_hook_point(
-    tiny_lm: LanguageModel, io: str, ran: list[bool]
-):
-    calls = [False] * 3
-    hooks = []
-    for layer, block in enumerate(blocks_of(tiny_lm)):
-        inner = block.get_submodule("input_layernorm")  # the first thing that a block runs
-
-        def note(*_: Any, layer: int = layer) -> None:
-            calls[layer] = True
-
-        hooks.append(inner.register_forward_hook(note))
-    read_residual(tiny_lm, find_hook(tiny_lm, io.format(1)), *some_tokens())
-    for hook in hooks:
-        hook.remove()
-    assert calls == ran
-
-
-def test_residuals_are_ordinary_tensors_without_gradient(tiny_lm: LanguageModel):
-    x = read_residual(tiny_lm, find_hook(tiny_lm, POST.format(0)), *some_tokens())
-    assert not x.requires_grad
-    assert not x.is_inference()
-
-
-class _Decoder(nn.Module):
-    """A decoder of 2 blocks with everything that is easily taken for its list of blocks."""
-
-    def __init__(self, **others: nn.Module):
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(2))
-        for name, module in others.items():
-            self.add_module(name, module)
-
-
-def _blocks(width: int) -> nn.ModuleList:
-    experts = nn.ModuleList(nn.Sequential(nn.Linear(width, width)) for _ in range(2))
-    return nn.ModuleList(nn.ModuleDict({"experts": experts}) for _ in range(2))
-
-
-class _Config:
-    num_hidden_layers, hidden_size = 2, 4
-
-
-def test_block_list_is_told_from_experts_norms_and_an_image_encoder():
-    model = _Decoder(vision=_blocks(6), body=nn.ModuleDict({"layers": _blocks(4)}))
-    assert language_models.block_list_path(model, _Config) == "body.layers"
-
-
-def test_a_model_with_two_block_lists_is_refused():
-    model = _Decoder(encoder=_blocks(4), decoder=_blocks(4))
-    message = one_line_error(lambda: language_models.block_list_path(model, _Config))
-    assert "2 candidates (encoder, decoder)" in message
 
 
 # The hash of the weights

@@ -12,7 +12,7 @@ from texts import write_jsonl
 from torch import Tensor
 
 from dictionary_learning_ext.activations.activation_reader import ActivationReader
-from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.rows import ActivationRows
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream

@@ -10,7 +10,7 @@ from nnsight import LanguageModel
 from texts import write_jsonl
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.run_inputs import held_out, make_buffer, open_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.run_config import RunConfig

@@ -3,7 +3,7 @@
 import pytest
 from small_commands import refused
 
-from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.cli import main
 
 

@@ -9,7 +9,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.language_models import find_hook, read_residual
+from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
 from dictionary_learning_ext.activations.tokens import ContextStream
 
 SENTENCE = "It was the worst of times, and a cat sat on some mat by that door. "

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")

@@ -13,7 +13,7 @@ from interrupted_runs import sae_of
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.activations import sources
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.run_inputs import make_buffer
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.architectures import TRAINED
