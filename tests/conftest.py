@@ -53,6 +53,22 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=64, **END
     ),
     "qwen": lambda: transformers.Qwen2Config(**SHAPE, num_key_value_heads=2, **END),
+    "gpt_neox_sequential": lambda: transformers.GPTNeoXConfig(
+        **SHAPE, use_parallel_residual=False, **END
+    ),
+    "gemma1": lambda: transformers.GemmaConfig(**SHAPE, num_key_value_heads=2, head_dim=8, **END),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SHAPE, num_key_value_heads=2, head_dim=8, sliding_window=64, **END
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(**SHAPE, num_key_value_heads=2, head_dim=8, **END),
+    "olmo2": lambda: transformers.Olmo2Config(**SHAPE, num_key_value_heads=2, **END),
+    "glm4": lambda: transformers.Glm4Config(**SHAPE, num_key_value_heads=2, head_dim=8, **END),
+    "granite": lambda: transformers.GraniteConfig(
+        **SHAPE, num_key_value_heads=2, residual_multiplier=0.5, **END
+    ),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=304, hidden_size=16, n_layer=3, n_head=2, **END
+    ),
 }
 
 

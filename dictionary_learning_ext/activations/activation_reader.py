@@ -13,8 +13,9 @@ from torch import Tensor
 from ..config.checks import require
 from ..errors import NonFiniteError
 from .interventions import Change, logits_with
-from .language_models import read_submodule
+from .language_models import Place
 from .position_rule import PositionRule, at, norms
+from .shared_pass import SharedPass
 
 
 class Activations(NamedTuple):
@@ -39,6 +40,7 @@ class ActivationReader:
         submodule: nnsight's envoy of the module to read.
         io: "in" or "out", the side of the module to read.
         remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`.
+        shared: reads the submodule together with others. Default: on its own.
 
     Attributes:
         rule: says which tokens are left out.
@@ -54,14 +56,15 @@ class ActivationReader:
         *,
         remove_bos: bool = False,
         max_norm_multiple: float | None = None,
+        shared: SharedPass | None = None,
     ):
         require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
         self.rule = PositionRule(
             model.tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
         )
         self._model = model
-        self._submodule = submodule
-        self._io: Literal["in", "out"] = io
+        self._place = Place(submodule, io)
+        self._pass = shared or SharedPass(model, [self._place])
 
     def read(self, input_ids_BL: Tensor, mask_BL: Tensor, wanted_BL: Tensor) -> Activations:
         """Run the language model as far as the submodule.
@@ -73,8 +76,7 @@ class ActivationReader:
 
         Raises: NonFiniteError, if `max_norm_multiple` is given. Otherwise see `require_finite`.
         """
-        x_BLD = read_submodule(self._model, self._submodule, self._io, input_ids_BL, mask_BL)
-        return self.judge(x_BLD, wanted_BL)
+        return self.judge(self._pass.read(self._place, input_ids_BL, mask_BL), wanted_BL)
 
     def judge(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
         """Activations that were read by other means, with outliers among the wanted ones found."""
@@ -86,14 +88,14 @@ class ActivationReader:
 
     def logits_with(self, input_ids_BL: Tensor, mask_BL: Tensor, change: Change) -> Tensor:
         """Run the language model to its end with changed activations, see `interventions`."""
-        return logits_with(self._model, self._submodule, self._io, input_ids_BL, mask_BL, change)
+        return logits_with(self._model, *self._place, input_ids_BL, mask_BL, change)
 
     def require_finite(self, non_finite: Tensor | int) -> None:
         """Raise NonFiniteError unless `non_finite` activations, of one or several reads, are 0."""
         if number := int(non_finite):
-            path = self._submodule.path.removeprefix(".")
+            path = self._place.submodule.path.removeprefix(".")
             raise NonFiniteError(
-                f"{number} activations of the language model at the {self._io}put of {path} are NaN"
+                f"{number} activations of the language model at the {self._place.io}put of {path} are NaN"
                 " or infinite: expected finite numbers; load the model in float32 (vsae train"
                 " --dtype float32) or check its weights"
             )

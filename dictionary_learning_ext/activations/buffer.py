@@ -27,6 +27,7 @@ from ..errors import ConfigError, NonFiniteError, TextError
 from .activation_reader import ActivationReader
 from .outliers import NormRecord, Outliers
 from .rows import ActivationRows
+from .shared_pass import SharedPass, in_step
 from .tokens import ContextStream
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class ResidualBuffer(ActivationBuffer):
         dtype: dtype of the rows. Default: the model's.
         before_batch: called before each batch of the language model. It may raise, and
             `state_dict` is then still valid.
+        shared: reads the hook point together with others, see `refreshing`. Default: on its own.
 
     Attributes:
         activations: the rows, (n, d_submodule). For inspection only.
@@ -89,6 +91,7 @@ class ResidualBuffer(ActivationBuffer):
         max_norm_multiple: float | None = None,
         dtype: torch.dtype | None = None,
         before_batch: Callable[[], None] | None = None,
+        shared: SharedPass | None = None,
     ):
         # Upstream's own __init__ is not called: it sets up the storage that this class replaces.
         if isinstance(data, str):
@@ -118,7 +121,12 @@ class ResidualBuffer(ActivationBuffer):
         self.order_matters = True
         self._check()
         self.reader = ActivationReader(
-            model, submodule, io, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
+            model,
+            submodule,
+            io,
+            remove_bos=remove_bos,
+            max_norm_multiple=max_norm_multiple,
+            shared=shared,
         )
         batches = self.n_ctxs * ctx_len // out_batch_size
         self.activation_buffer_size = batches * out_batch_size
@@ -148,15 +156,27 @@ class ResidualBuffer(ActivationBuffer):
             TextError: the text can't be read, or is too short for another batch.
             NonFiniteError: an activation is NaN or infinite.
         """
-        if self._given + self.out_batch_size > len(self._order):
+        if self.is_used_up:
             self.refresh()
         rows = self._order[self._given : self._given + self.out_batch_size]
         self._given += self.out_batch_size
         self.tokens_seen += self.out_batch_size
         return self.activations.index_select(0, rows)
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the next batch needs another fill."""
+        return self._given + self.out_batch_size > len(self._order)
+
     def refresh(self) -> None:
         """Fill the buffer and draw a new order. Raises what `__next__` raises."""
+        in_step([self.refreshing()])
+
+    def refreshing(self) -> Iterator[None]:
+        """`refresh`, a batch of the language model at a time.
+
+        Buffers of several hook points that go in step share each forward pass (`shared`).
+        """
         self._fill_start = self._position()
         left = len(self._order) - self._given  # not 0 only if the text ended in the last fill
         self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
@@ -164,7 +184,10 @@ class ResidualBuffer(ActivationBuffer):
         if self.fills == 1 and self.max_norm_multiple is None:
             self._rows.record = NormRecord()
         try:
-            filled = self._rows.fill(self.activations)
+            filled = 0
+            for n in self._rows.filling(self.activations):
+                filled = n
+                yield
         except NonFiniteError as error:
             raise NonFiniteError(f"fill {self.fills} of the buffer failed: {error}") from error
         if self._rows.record is not None:
@@ -229,6 +252,13 @@ class ResidualBuffer(ActivationBuffer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken: fill again and skip the batches handed out since.
 
+        Raises what `loading` does.
+        """
+        in_step([self.loading(state)])
+
+    def loading(self, state: dict[str, Any]) -> Iterator[None]:
+        """`load_state_dict`, a batch of the language model at a time.
+
         Raises:
             ConfigError: `state` is of a buffer with other settings.
             TextError: `state` is of another text, or the text has changed.
@@ -246,7 +276,7 @@ class ResidualBuffer(ActivationBuffer):
         self._order, self._given = self._order[:0], 0
         self._fill_start = None
         if state["batches"]:
-            self.refresh()
+            yield from self.refreshing()
             self._given = state["batches"] * self.out_batch_size
         self.tokens_seen = state["tokens_seen"]
 

@@ -2,46 +2,70 @@
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from nnsight import LanguageModel
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LanguageModelError
-from .language_models import empty_model, read_submodule
+from .language_models import Place, empty_model, read_places
+
+_CHECKED_TOKENS = 8
 
 
 class HookKind(NamedTuple):
     """One kind of hook point of a block."""
 
     io: Literal["in", "out"]
-    """Which side of the block it is."""
-    blocks_back: int
-    """The block whose output it is, counted back from its own."""
+    """Which side of the module it is."""
+    part: Literal["attention", "mlp"] | None = None
+    """The module: what adds the attention's or the MLP's result to the residual stream, or the
+    block itself."""
+    blocks_back: int | None = None
+    """The block whose output it is, counted back from its own. None: it is none's."""
 
 
-HOOK_KINDS = {"hook_resid_post": HookKind("out", 0), "hook_resid_pre": HookKind("in", 1)}
+HOOK_KINDS = {
+    "hook_resid_post": HookKind("out", blocks_back=0),
+    "hook_resid_pre": HookKind("in", blocks_back=1),
+    "hook_attn_out": HookKind("out", "attention"),
+    "hook_mlp_out": HookKind("out", "mlp"),
+}
 """By TransformerLens's name, after `blocks.N.`: all hook points there are."""
 _HOOK_NAME = re.compile(rf"blocks\.(\d+)\.({'|'.join(HOOK_KINDS)})")
+_ATTENTIONS = ("self_attn", "attention", "attn", "self_attention", "linear_attn")
+_MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+_PARTS = (
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),  # GLM 4
+    ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2 and 3, OLMo 2
+    *product(_ATTENTIONS, _MLPS),
+)
+"""The names, in a block, of the modules whose outputs it adds to the residual stream: attention and
+MLP. A block's parts are the first pair that it has. Where a norm follows the MLP, that comes first:
+TransformerLens's hook_mlp_out is what is added."""
 
 
 def block_of_output(hook: str) -> int | None:
     """The block whose output is read at a hook point: -1 for the embedding's, None if it is none."""
     match = _HOOK_NAME.fullmatch(hook)
-    return None if match is None else int(match[1]) - HOOK_KINDS[match[2]].blocks_back
+    if match is None or (back := HOOK_KINDS[match[2]].blocks_back) is None:
+        return None
+    return int(match[1]) - back
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A place in a model's residual stream.
+    """A place in a language model.
 
     Attributes:
         name: TransformerLens's name, e.g. "blocks.0.hook_resid_post".
         layer: the block's number, from 0.
-        io: "out" for the block's output (resid_post), "in" for its input (resid_pre).
-        submodule: nnsight's envoy of the block.
-        activation_dim: D, the width of the residual stream.
+        io: "out" for the submodule's output, "in" for its input (resid_pre).
+        submodule: nnsight's envoy of the block, or of a module in it.
+        activation_dim: D, the width of the activations.
     """
 
     name: str
@@ -49,6 +73,11 @@ class HookPoint:
     io: Literal["in", "out"]
     submodule: Any
     activation_dim: int
+
+    @property
+    def place(self) -> Place:
+        """Where it is read."""
+        return Place(self.submodule, self.io)
 
     def require_width(self, folder: str | Path, activation_dim: int, model: str) -> None:
         """Raise a CheckpointError unless a folder's SAE is as wide as this point of `model`."""
@@ -65,13 +94,15 @@ def hook_names(name: str) -> list[str]:
     Raises: LanguageModelError if there is no such model, or its blocks can't be found.
     """
     model: Any = empty_model(name)
-    config = model.config.get_text_config()
-    block_list_path(model, config)
-    return [f"blocks.{n}.{kind}" for n in range(config.num_hidden_layers) for kind in HOOK_KINDS]
+    blocks = model.get_submodule(block_list_path(model, model.config.get_text_config()))
+    return [f"blocks.{n}.{kind}" for n, block in enumerate(blocks) for kind in _kinds_of(block)]
 
 
 def find_hook(model: LanguageModel, name: str) -> HookPoint:
     """Find a hook point by its name in TransformerLens.
+
+    Where it is an attention's or MLP's output, a forward pass of a few tokens checks that this is
+    what the block adds to the residual stream.
 
     Arguments:
         model: a GPT-NeoX, Llama, GPT-2, Gemma, Qwen or other decoder whose list of blocks can be
@@ -83,26 +114,67 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
             its list of blocks can't be found.
     """
     config: Any = model.config.get_text_config()
+    path = block_list_path(model._model, config)
+    blocks: Any = model._model.get_submodule(path)
     match = _HOOK_NAME.fullmatch(name)
-    if match is None or int(match[1]) >= config.num_hidden_layers:
-        blocks = f"blocks.{{0..{config.num_hidden_layers - 1}}}"
-        expected = " or ".join(f"{blocks}.{kind}" for kind in HOOK_KINDS)
+    layer = len(blocks) if match is None else int(match[1])
+    there = _kinds_of(blocks[layer if layer < len(blocks) else 0])
+    if match is None or layer >= len(blocks) or match[2] not in there:
         raise LanguageModelError(
-            f"there is no hook point {name!r} in this model: expected {expected}; use e.g. "
-            f"--hook blocks.0.{next(iter(HOOK_KINDS))}"
+            f"there is no hook point {name!r} in this model: expected"
+            f" blocks.{{0..{len(blocks) - 1}}}.KIND, where KIND is {', '.join(there[:-1])} or"
+            f" {there[-1]}; use e.g. --hook blocks.0.{there[0]}"
         )
-    layer = int(match[1])
     envoy: Any = model._envoy
-    for part in block_list_path(model._model, config).split("."):
+    for part in path.split("."):
         envoy = getattr(envoy, part)
-    return HookPoint(name, layer, HOOK_KINDS[match[2]].io, envoy[layer], config.hidden_size)
+    block, kind = envoy[layer], HOOK_KINDS[match[2]]
+    if kind.part is None:
+        return HookPoint(name, layer, kind.io, block, config.hidden_size)
+    parts = {part: getattr(block, its) for part, its in _parts_of(blocks[layer]).items()}
+    _require_added(model, name, block, parts)
+    return HookPoint(name, layer, kind.io, parts[kind.part], config.hidden_size)
+
+
+def _parts_of(block: nn.Module) -> dict[str, str]:
+    """The names of a block's attention and MLP; none if it has not both."""
+    children = dict(block.named_children())
+    for attention, mlp in _PARTS:
+        if attention in children and mlp in children:
+            return {"attention": attention, "mlp": mlp}
+    return {}
+
+
+def _kinds_of(block: nn.Module) -> list[str]:
+    """The kinds of hook points that a block has."""
+    parts = _parts_of(block)
+    return [name for name, kind in HOOK_KINDS.items() if kind.part is None or kind.part in parts]
+
+
+def _require_added(model: LanguageModel, name: str, block: Any, parts: dict[str, Any]) -> None:
+    """Raise a LanguageModelError unless a block adds its parts' outputs to its input, and only these.
+
+    Some scale them (Granite), and some modules add the residual stream themselves (BLOOM).
+    """
+    places = [Place(block, "in"), *(Place(part, "out") for part in parts.values())]
+    ids_BL = torch.arange(_CHECKED_TOKENS)[None]
+    read = read_places(model, [*places, Place(block, "out")], ids_BL, torch.ones_like(ids_BL))
+    *added, post_BLD = (x_BLD.double() for x_BLD in read)
+    size_BLD = sum((x_BLD.abs() for x_BLD in added), post_BLD.abs())
+    rounding_BLD = 4 * torch.finfo(read[0].dtype).eps * size_BLD
+    if ((torch.stack(added).sum(0) - post_BLD).abs() > rounding_BLD).any():  # False where NaN
+        paths = " and ".join(part.path.removeprefix(".") for part in parts.values())
+        raise LanguageModelError(
+            f"{name} can't be read in a {type(model._model).__name__}: the outputs of {paths} are not"
+            " what the block adds to the residual stream; use e.g. --hook blocks.0.hook_resid_post"
+        )
 
 
 def read_residual(
     model: LanguageModel, hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
-    """The activations at a hook point of the model that it was found in; see `read_submodule`."""
-    return read_submodule(model, hook.submodule, hook.io, input_ids, attention_mask)
+    """The activations at a hook point, (B, L, D), of the model it was found in; see `read_places`."""
+    return read_places(model, [hook.place], input_ids, attention_mask)[0]
 
 
 def block_list_path(model: nn.Module, config: Any) -> str:

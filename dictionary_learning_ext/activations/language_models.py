@@ -1,4 +1,4 @@
-"""Language models: load one, read a submodule's activations, tell it from another by hashes.
+"""Language models: load one, read its submodules' activations, tell it from another by hashes.
 
 Hook points are found in hook_points.py. Shapes: B contexts, L tokens, D = the submodule's width.
 """
@@ -6,16 +6,16 @@ Hook points are found in hook_points.py. Shapes: B contexts, L tokens, D = the s
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import transformers
 from nnsight import LanguageModel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BatchEncoding
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
 from ..errors import LanguageModelError, first_line
@@ -131,35 +131,71 @@ def empty_model(name: str) -> nn.Module:
         return AutoModelForCausalLM.from_config(config)
 
 
-@torch.no_grad()  # not inference_mode, whose tensors can't be trained on
-def read_submodule(
-    model: LanguageModel,
-    submodule: Any,
-    io: Literal["in", "out"],
-    input_ids: Tensor,
-    attention_mask: Tensor,
-) -> Tensor:
-    """The input or output of a submodule, (B, L, D), in the model's dtype and on its device.
+class Place(NamedTuple):
+    """One side of a module of a language model."""
 
-    The model runs no further than the submodule. The result has no gradient.
+    submodule: Any
+    """nnsight's envoy of it."""
+    io: Literal["in", "out"]
+
+
+@torch.no_grad()  # not inference_mode, whose tensors can't be trained on
+def read_places(
+    model: LanguageModel, places: Sequence[Place], input_ids: Tensor, attention_mask: Tensor
+) -> list[Tensor]:
+    """The activations at several places, each (B, L, D), in the model's dtype and on its device.
+
+    One forward pass reads them all. It ends at the last of them. The results have no gradient.
 
     Arguments:
-        submodule: nnsight's envoy of it.
-        io: "in" or "out", the side to read.
         input_ids: int64, (B, L).
         attention_mask: (B, L), 0 at padding.
+
+    Raises: LanguageModelError if the model does not run one of them.
     """
-    # A BatchEncoding is the only form of input that nnsight leaves as it is.
-    encoding = BatchEncoding({"input_ids": input_ids, "attention_mask": attention_mask})
-    options: Any = {"use_cache": False}
-    with model.trace(encoding, **options):
-        saved = (submodule.output if io == "out" else submodule.inputs).save()
-        saved.stop()
-    value = saved.value
-    if io == "in":
-        args, kwargs = value
-        value = args[0] if args else kwargs["hidden_states"]
-    return value[0] if isinstance(value, tuple) else value
+    found: dict[int, Tensor] = {}
+
+    def keep(number: int, value: Any) -> None:
+        value = value[0] if isinstance(value, tuple) else value
+        if len(found) == len(places) - 1:
+            found[number] = value
+            raise _AllRead
+        found[number] = value.clone()  # what runs after it may change it in place
+
+    handles = [
+        place.submodule._module.register_forward_hook(
+            lambda _module, _args, output, number=number: keep(number, output)
+        )
+        if place.io == "out"
+        else place.submodule._module.register_forward_pre_hook(
+            lambda _module, args, kwargs, number=number: keep(
+                number, args[0] if args else kwargs["hidden_states"]
+            ),
+            with_kwargs=True,
+        )
+        for number, place in enumerate(places)
+    ]
+    module: Any = model._model
+    try:
+        module(
+            input_ids=input_ids.to(module.device),
+            attention_mask=attention_mask.to(module.device),
+            use_cache=False,
+        )
+    except _AllRead:
+        return [found[number] for number in range(len(places))]
+    finally:
+        for handle in handles:
+            handle.remove()
+    missed = [p.submodule.path.removeprefix(".") for n, p in enumerate(places) if n not in found]
+    raise LanguageModelError(
+        f"a {type(module).__name__} does not run {missed[0]}, so it can't be read there; use another"
+        " hook point"
+    )
+
+
+class _AllRead(Exception):
+    """Raised in a forward pass once all has been read, to end it."""
 
 
 def weights_hash(model: LanguageModel) -> str:

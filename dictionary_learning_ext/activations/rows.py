@@ -4,7 +4,7 @@ Shapes: B contexts, L = ctx_len tokens, N rows, D = the submodule's width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +63,13 @@ class ActivationRows:
     def fill(self, out_ND: Tensor) -> int:
         """Write the next rows into a tensor. Returns their number: below N if the text ends.
 
+        Raises what `filling` does.
+        """
+        return max(self.filling(out_ND), default=0)  # which rises
+
+    def filling(self, out_ND: Tensor) -> Iterator[int]:
+        """`fill`, a batch of the language model at a time: how many rows there are after each.
+
         Raises:
             NonFiniteError: an activation is NaN or infinite.
             TextError: the text can't be read.
@@ -79,8 +86,8 @@ class ActivationRows:
             out_ND[filled : filled + len(rows_ND)] = rows_ND
             filled += len(rows_ND)
             non_finite = non_finite + n_non_finite
+            yield filled
         self._reader.require_finite(non_finite)  # once per fill: an accelerator has to wait for it
-        return filled
 
     def state_dict(self) -> dict[str, Any]:
         """The place of the next row, fit for JSON. Without the text's place if it has none."""

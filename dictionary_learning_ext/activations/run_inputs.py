@@ -14,6 +14,7 @@ from ..errors import ConfigError, LanguageModelError
 from .buffer import ResidualBuffer
 from .hook_points import HookPoint, find_hook
 from .language_models import load_language_model
+from .shared_pass import SharedPass
 from .text import open_text
 
 _EVALUATION_BATCH = 2048  # tokens
@@ -60,6 +61,7 @@ def make_buffer(
     before_batch: Callable[[], None] | None = None,
     *,
     seed: int = 0,
+    shared: SharedPass | None = None,
 ) -> ResidualBuffer:
     """A buffer of `text` at the run's hook point, with the run's settings.
 
@@ -82,6 +84,7 @@ def make_buffer(
         max_norm_multiple=run.max_norm_multiple,
         before_batch=before_batch,
         seed=seed,
+        shared=shared,
     )
 
 

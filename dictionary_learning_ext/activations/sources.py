@@ -3,7 +3,7 @@
 The training loop asks `RunSources`, which knows whether a language model runs or a cache is read.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch as t
@@ -16,6 +16,7 @@ from .hook_points import HookPoint, find_hook
 from .language_models import settings_hash, weights_hash
 from .outliers import Outliers
 from .run_inputs import held_out, load_model, make_buffer, norm_factor_of
+from .shared_pass import SharedPass, in_step
 from .text import open_text
 
 
@@ -56,6 +57,9 @@ class BatchSource(Protocol):
 class RunSources:
     """The batches of every hook point of a run, out of one language model.
 
+    The hook points share its forward passes. Each has its own buffer, so its batches are those of a
+    run of its own.
+
     Attributes:
         hooks: the hook points, by name.
         sources: their sources, by name.
@@ -71,19 +75,30 @@ class RunSources:
         self._run = run
         self._model: LanguageModel = load_model(run)
         self.hooks: dict[str, HookPoint] = {name: find_hook(self._model, name) for name in hooks}
-        self.sources: dict[str, BatchSource] = {
-            name: self._buffer(hook, before_batch) for name, hook in self.hooks.items()
+        shared = SharedPass(self._model, [hook.place for hook in self.hooks.values()])
+        self._buffers = {
+            name: self._buffer(hook, before_batch, shared) for name, hook in self.hooks.items()
         }
+        self.sources: dict[str, BatchSource] = dict(self._buffers)
         self.inputs = {
             "language_model": weights_hash(self._model),
             "tokenizer": settings_hash(self._model),
         }
 
-    def _buffer(self, hook: HookPoint, before_batch: Callable[[], None] | None) -> ResidualBuffer:
+    def _buffer(
+        self, hook: HookPoint, before_batch: Callable[[], None] | None, shared: SharedPass
+    ) -> ResidualBuffer:
         run = self._run
         text = open_text(run.data, seed=run.data_seed, passes=run.text_passes)
         return make_buffer(
-            run, self._model, hook, text, run.batch_size, before_batch, seed=run.data_seed
+            run,
+            self._model,
+            hook,
+            text,
+            run.batch_size,
+            before_batch,
+            seed=run.data_seed,
+            shared=shared,
         )
 
     def require_enough(self) -> None:
@@ -92,13 +107,23 @@ class RunSources:
 
     def norm_factors(self) -> dict[str, float]:
         """What each hook point's raw activations are divided by, from its first rows."""
+        self._refill()
         return {
             name: norm_factor_of(self._run, name, source) for name, source in self.sources.items()
         }
 
     def next(self) -> dict[str, t.Tensor]:
         """The next batch of each hook point."""
+        self._refill()
         return {name: next(source) for name, source in self.sources.items()}
+
+    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Continue where each hook point's `state_dict` was taken."""
+        in_step(self._buffers[name].loading(state) for name, state in states.items())
+
+    def _refill(self) -> None:
+        """Fill the buffers that are used up, in step."""
+        in_step(one.refreshing() for one in self._buffers.values() if one.is_used_up)
 
     def tokens_seen(self) -> set[int]:
         """How many rows the sources have handed out: one number, except in the middle of `next`."""

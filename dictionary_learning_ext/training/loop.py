@@ -34,7 +34,7 @@ from ..trainers.devices import require_device
 from .initial_weights import start_from, trained_sources
 from .interrupts import Interrupts, before_the_first_step, interrupts
 from .memory import require_memory
-from .preparation import prepared
+from .preparation import hook_points_of, prepared
 from .resuming import checked_points
 from .run_log import report_finished
 from .sae_run import SAERun
@@ -48,12 +48,17 @@ SHOWN = 3
 def train(
     run: RunConfig,
     saes: dict[str, SAEConfig],
-    *,
     hooks: Mapping[str, str] | None = None,
+    *,
     resume: bool = False,
     group: str | None = None,
 ) -> dict[str, Path]:
-    """Train every SAE on the same batches, save it and evaluate it on held-out text.
+    """Train every SAE on the same text, save it and evaluate it on held-out text.
+
+    The SAEs of one hook point are trained on the same batches. Several hook points read the same
+    tokens in the same order, and the language model runs once for all of them:
+
+        train(run, {"early": sae, "late": sae}, hooks={"late": "blocks.3.hook_mlp_out"})
 
     An SAE's results do not depend on which others are trained beside it, on logging, or on whether
     the run was stopped and resumed.
@@ -63,8 +68,8 @@ def train(
         saes: by name. A single one is written to `run.save_dir` itself, several to a folder of
             their name in it.
         hooks: the hook point of each, by the SAE's name (default: `run.hook`).
-        resume: continue from the newest resume points of these folders. `reading.read_run` gives `run`
-            and `saes`.
+        resume: continue from the newest resume points of these folders. `reading.read_run` gives
+            `run`, `saes` and `hooks`.
         group: what wandb groups the runs by (default: the name of the folder that holds them).
 
     Returns: the run folder of each.
@@ -72,11 +77,14 @@ def train(
     Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
     trained by then is saved.
     """
+    hook_of = hook_points_of(run, saes, hooks)
+    if len(saes) == 1:
+        run = replace(run, hook=next(iter(hook_of.values())))
     saes, folders = prepared(run, saes, resume)
     if resume and all(is_finished(folder, run) for folder in folders.values()):
         logger.info("%s: already finished; nothing to do", run.save_dir)
         for name, folder in folders.items():
-            report_finished(folder, TrainConfig(saes[name], run))
+            report_finished(folder, TrainConfig(saes[name], replace(run, hook=hook_of[name])))
         return folders
     with interrupts() as signals, locked(folders.values()):
         with before_the_first_step():
@@ -84,9 +92,8 @@ def train(
                 for folder in folders.values():
                     require_free(folder, run.overwrite)
             require_device(run.device)
-            require_memory(run, saes.values())
+            require_memory(run, saes.values(), len(set(hook_of.values())))
             initial = {} if resume else trained_sources(saes)
-            hook_of = {name: (hooks or {}).get(name, run.hook) for name in saes}
             sources = RunSources(run, dict.fromkeys(hook_of.values()), signals.check)
             if not resume:
                 sources.require_enough()
@@ -144,12 +151,10 @@ def _build(
     """
     start = 0
     if points:
-        norm_factors = {}
-        for name, config in configs.items():
-            point, hook = points[folders[name]], config.run.hook
-            if hook not in norm_factors:
-                sources.sources[hook].load_state_dict(point.run["buffer"])
-            norm_factors[hook], start = point.run["norm_factor"], point.step
+        of_hook = {config.run.hook: points[folders[name]] for name, config in configs.items()}
+        sources.load_state_dicts({hook: point.run["buffer"] for hook, point in of_hook.items()})
+        norm_factors = {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
+        start = next(iter(points.values())).step
     else:
         norm_factors = sources.norm_factors()
         for source in sources.sources.values():

@@ -35,10 +35,13 @@ def free_bytes(device: str) -> int:
     return psutil.virtual_memory().available
 
 
-def require_memory(run: RunConfig, saes: Iterable[SAEConfig]) -> None:
+def require_memory(run: RunConfig, saes: Iterable[SAEConfig], hooks: int = 1) -> None:
     """Refuse a run that the device has too little memory for, or contexts that the model can't read.
 
     The estimate is a lower bound: what can be trained isn't refused.
+
+    Arguments:
+        hooks: how many hook points have a buffer.
 
     Raises: ConfigError, which says how much is needed for what; LanguageModelError if there is no
     such model.
@@ -57,7 +60,9 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig]) -> None:
             sum(sae_bytes(each.dict_size, width) for each in saes),
             "lower --dict-size",
         ),
-        _Part("buffer", run.n_ctxs * run.ctx_len * width * size, "lower --n-ctxs or --ctx-len"),
+        _Part(
+            "buffer", hooks * run.n_ctxs * run.ctx_len * width * size, "lower --n-ctxs or --ctx-len"
+        ),
         _Part("language model", parameters * size, "use a smaller --model, or --dtype bfloat16"),
     ]
     if (needed := sum(part.bytes for part in parts)) > available:

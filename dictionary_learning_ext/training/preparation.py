@@ -1,5 +1,6 @@
 """What can be checked of a run before a language model is loaded, or torch. Imports no torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..activations.text import names_a_file, open_text
@@ -32,6 +33,21 @@ def prepared(
         if names_a_file(run.data):
             open_text(run.data, passes=run.text_passes)
     return saes, folders
+
+
+def hook_points_of(
+    run: RunConfig, saes: Mapping[str, SAEConfig], hooks: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The hook point of each SAE: what `hooks` gives it, or the run's.
+
+    Raises: ConfigError if `hooks` names an SAE that there is not.
+    """
+    hooks = hooks or {}
+    if strangers := [name for name in hooks if name not in saes]:
+        raise ConfigError(
+            f"hooks has {strangers[0]!r}, which is no SAE: expected any of {', '.join(saes)}"
+        )
+    return {name: hooks.get(name, run.hook) for name in saes}
 
 
 def _folders(run: RunConfig, saes: dict[str, SAEConfig]) -> dict[str, Path]:

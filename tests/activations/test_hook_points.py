@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dictionary_learning_ext.activations.hook_points import (
     HookPoint,
+    _kinds_of,
     block_list_path,
     block_of_output,
     find_hook,
@@ -18,7 +19,24 @@ from dictionary_learning_ext.activations.hook_points import (
 )
 
 FAMILIES = ["gpt_neox", "llama", "gpt2", "gemma", "qwen"]
+_LLAMAS = ("self_attn", "mlp")
+_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+PARTS = {
+    "gpt_neox": ("attention", "mlp"),
+    "gpt_neox_sequential": ("attention", "mlp"),
+    "gpt2": ("attn", "mlp"),
+    "llama": _LLAMAS,
+    "qwen": _LLAMAS,
+    "qwen3": _LLAMAS,
+    "gemma1": _LLAMAS,
+    "gemma": _NORMS,
+    "gemma3": _NORMS,
+    "olmo2": _NORMS,
+    "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+}
+"""The modules of a block that write to the residual stream."""
 POST, PRE = "blocks.{}.hook_resid_post", "blocks.{}.hook_resid_pre"
+ATTENTION, MLP = "blocks.{}.hook_attn_out", "blocks.{}.hook_mlp_out"
 
 
 def hidden_states(lm: Any, ids: Tensor, mask: Tensor) -> list[Tensor]:
@@ -51,6 +69,8 @@ def blocks_of(lm: Any) -> list[nn.Module]:
         ("blocks.3.hook_resid_post", 3),
         ("blocks.3.hook_resid_pre", 2),
         ("blocks.0.hook_resid_pre", -1),
+        ("blocks.3.hook_attn_out", None),
+        ("blocks.3.hook_mlp_out", None),
         ("blocks.3.hook_z", None),
         ("blocks.3.hook_resid_post.x", None),
     ],
@@ -69,11 +89,12 @@ def test_hook_point_says_where_it_is(tiny_lm: Any):
 
 @pytest.mark.parametrize(
     "name",
-    ["blocks.3.hook_resid_post", "blocks.-1.hook_resid_post", "blocks.0.hook_mlp_out", "", "0"],
+    ["blocks.3.hook_resid_post", "blocks.-1.hook_resid_post", "blocks.0.hook_z", "", "0"],
 )
 def test_unknown_hook_point_lists_those_there_are(tiny_lm: LanguageModel, name: str):
     message = one_line_error(lambda: find_hook(tiny_lm, name))
-    assert "blocks.{0..2}.hook_resid_post or blocks.{0..2}.hook_resid_pre" in message
+    kinds = "hook_resid_post, hook_resid_pre, hook_attn_out or hook_mlp_out"
+    assert f"expected blocks.{{0..2}}.KIND, where KIND is {kinds}; use e.g. --hook " in message
     assert repr(name) in message
 
 
@@ -102,6 +123,41 @@ def test_residuals_are_transformers_hidden_states(
     for layer in range(2):  # the last state has the final norm in it
         post = read_residual(lm, find_hook(lm, POST.format(layer)), ids, mask)
         torch.testing.assert_close(post, states[layer + 1])
+
+
+@pytest.mark.parametrize("family", PARTS)
+@pytest.mark.parametrize("layer", [0, 2])
+def test_attention_and_mlp_are_what_a_block_adds(
+    lm_of: Callable[[str], LanguageModel], family: str, layer: int
+):
+    lm = lm_of(family)
+    tokens = some_tokens()
+    pre, attention, mlp, post = (
+        read_residual(lm, find_hook(lm, name.format(layer)), *tokens)
+        for name in (PRE, ATTENTION, MLP, POST)
+    )
+    assert pre.shape == attention.shape == mlp.shape == (3, 10, 16)
+    torch.testing.assert_close(attention + mlp, post - pre, rtol=1e-4, atol=1e-6)
+    paths = (find_hook(lm, name.format(layer)).submodule.path for name in (ATTENTION, MLP))
+    assert tuple(path.rpartition(".")[2] for path in paths) == PARTS[family]
+
+
+@pytest.mark.parametrize("family", ["granite", "bloom"])
+@pytest.mark.parametrize("name", [ATTENTION, MLP])
+def test_a_module_whose_output_is_not_what_is_added_is_refused(
+    lm_of: Callable[[str], LanguageModel], family: str, name: str
+):
+    """Granite scales it, and BLOOM's modules add the residual stream themselves."""
+    lm = lm_of(family)
+    message = one_line_error(lambda: find_hook(lm, name.format(1)))
+    assert message.startswith(f"{name.format(1)} can't be read in a ")
+    assert "not what the block adds to the residual stream; use e.g. --hook blocks.0." in message
+    assert find_hook(lm, POST.format(1))
+
+
+def test_a_block_without_an_attention_and_an_mlp_has_only_its_input_and_output():
+    lists = [nn.ModuleDict({"attn": nn.Linear(4, 4)}), nn.ModuleDict({"mlp": nn.Linear(4, 4)})]
+    assert [_kinds_of(block) for block in lists] == [["hook_resid_post", "hook_resid_pre"]] * 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,11 +1,14 @@
-"""Tokens to read a language model's activations at, and the one line of what can't be read."""
+"""Tokens to read a language model's activations at, how often it runs, and the one line of what can't
+be read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dictionary_learning_ext.errors import LanguageModelError
 
@@ -13,6 +16,22 @@ from dictionary_learning_ext.errors import LanguageModelError
 def some_tokens(seed: int = 0) -> tuple[Tensor, Tensor]:
     ids = torch.randint(2, 304, (3, 10), generator=torch.Generator().manual_seed(seed))
     return ids, torch.ones_like(ids)
+
+
+@contextmanager
+def counted_passes() -> Iterator[list[int]]:
+    """How many contexts each forward pass of a GPT-NeoX reads, in a list that grows."""
+    passes: list[int] = []
+
+    def count(module: nn.Module, args: Any) -> None:
+        if isinstance(module, nn.Embedding):
+            passes.append(len(args[0]))
+
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 def one_line_error(call: Callable[[], Any]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dictionary_learning_ext.activations.hook_points import find_hook
+from dictionary_learning_ext.activations.hook_points import HOOK_KINDS, find_hook
 from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
@@ -11,10 +11,10 @@ from dictionary_learning_ext.sae_bench import lens_model
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen", "gpt2"])
-@pytest.mark.parametrize("place", ["blocks.1.hook_resid_post", "blocks.1.hook_resid_pre"])
-def test_transformer_lens_gives_the_training_activations(family, place, lm_of):
+@pytest.mark.parametrize("kind", HOOK_KINDS)
+def test_transformer_lens_gives_the_training_activations(family, kind, lm_of):
     model = lm_of(family)
-    hook = find_hook(model, place)
+    hook = find_hook(model, f"blocks.1.{kind}")
     hooked = lens_model.hooked_transformer(model, hook, family)
     assert lens_model.check_activations(hooked, model, hook) < 1e-5
 

@@ -38,14 +38,14 @@ def test_a_signal_in_the_middle_of_a_fill_is_answered_before_the_fill_ends(
     run, tmp_path, monkeypatch
 ):
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
-    original = ResidualBuffer.refresh
+    original = ResidualBuffer.refreshing
 
-    def refresh(self):
+    def refreshing(self):
         if self.fills == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(self)
+        yield from original(self)
 
-    monkeypatch.setattr(ResidualBuffer, "refresh", refresh)
+    monkeypatch.setattr(ResidualBuffer, "refreshing", refreshing)
     with pytest.raises(Interrupted) as stop:
         train(run, {"x": sae_of()})
     monkeypatch.undo()

@@ -252,15 +252,15 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
 def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
-    from dictionary_learning_ext.activations import activation_reader
+    from dictionary_learning_ext.activations import shared_pass
 
-    original, calls = activation_reader.read_submodule, []
+    original, calls = shared_pass.read_places, []
 
     def poisoned(*arguments):
         calls.append(1)
-        return original(*arguments) * (t.nan if len(calls) > 2 else 1.0)
+        return [x * (t.nan if len(calls) > 2 else 1.0) for x in original(*arguments)]
 
-    monkeypatch.setattr(activation_reader, "read_submodule", poisoned)
+    monkeypatch.setattr(shared_pass, "read_places", poisoned)
     with pytest.raises(NonFiniteError, match=r"step 16: .*NaN or infinite"):
         train(run_of(), {"x": sae_of()})
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()

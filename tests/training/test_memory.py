@@ -64,6 +64,10 @@ def test_every_part_counts(run, machine, tiny_lm):
     model = sum(parameter.numel() for parameter in tiny_lm._model.parameters()) * 4
     machine(sae + buffer + model)
     require_memory(run, saes)
+    with pytest.raises(ConfigError, match="needs at least"):
+        require_memory(run, saes, 2)
+    machine(sae + 2 * buffer + model)
+    require_memory(run, saes, 2)
     machine(sae + buffer + model - 1)
     with pytest.raises(ConfigError, match="needs at least"):
         require_memory(run, saes)

@@ -8,7 +8,7 @@ import pytest
 
 from dictionary_learning_ext import RunConfig, SAEConfig
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.training.preparation import prepared
+from dictionary_learning_ext.training.preparation import hook_points_of, prepared
 
 SCRIPT = """
 import json, sys
@@ -54,3 +54,12 @@ def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     assert folders == {"x": tmp_path}
     with pytest.raises(ConfigError, match="already holds a run"):
         prepared(run, {"x": SAEConfig()}, resume=False)
+
+
+def test_each_sae_has_its_hook_point_or_the_runs():
+    saes = {"a": SAEConfig(), "b": SAEConfig()}
+    run = RunConfig(hook="blocks.1.hook_mlp_out")
+    assert hook_points_of(run, saes, None) == dict.fromkeys(saes, run.hook)
+    assert hook_points_of(run, saes, {"b": "x"}) == {"a": run.hook, "b": "x"}
+    with pytest.raises(ConfigError, match=r"hooks has 'c', which is no SAE: expected any of a, b"):
+        hook_points_of(run, saes, {"c": "x"})

@@ -170,8 +170,8 @@ def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkey
     with pytest.raises(TextError, match=r"ended.*--text-passes"):
         train(one, {"x": sae_of()})
     (step,) = steps_of(Path(run.save_dir))
-    former, saes = read_run(Path(run.save_dir))
-    train(replace(former, text_passes=9), saes, resume=True)
+    former, saes, hooks = read_run(Path(run.save_dir))
+    train(replace(former, text_passes=9), saes, hooks, resume=True)
     rows = [
         json.loads(line) for line in (Path(run.save_dir) / "metrics.jsonl").read_text().splitlines()
     ]

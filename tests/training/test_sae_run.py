@@ -40,6 +40,6 @@ def test_what_one_trainer_raises_does_not_end_the_others(method, run, monkeypatc
     found = json.loads((base / "bad" / "failed.json").read_text())
     assert (found["step"], found["weights"]) == (14, "checkpoints/ae_14.pt")
     assert (base / "bad" / found["weights"]).exists()
-    read, saes = read_run(base)
+    read, saes, _ = read_run(base)
     assert list(saes) == ["good"]
     assert read.save_dir == str(base / "good")
