@@ -1,5 +1,5 @@
-"""One place per concept: an architecture, an option and a metric are added to a copy of the package,
-in as few files as it should take, and every command shows them."""
+"""One place per concept: an architecture, an option, a metric and a kind of hook point are added to a
+copy of the package, in as few files as it should take, and every command shows them."""
 
 import json
 import os
@@ -77,17 +77,23 @@ def add_a_metric(package: Path) -> None:
     insert(package / "evaluation" / "metrics.py", '    Metric(\n        "l0",', METRIC)
 
 
+def add_a_hook_point(package: Path) -> None:
+    row = '    "hook_mlp_in": HookKind("in", "mlp"),\n'
+    insert(package / "activations" / "hook_points.py", '    "hook_mlp_out": HookKind(', row)
+
+
 ADDITIONS = {
     "architecture": (add_an_architecture, 4),
     "option": (add_an_option, 3),
     "metric": (add_a_metric, 1),
+    "hook point": (add_a_hook_point, 1),
 }
 """How each is added, and in how many files at most."""
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """A copy with all three added. The embedded model and text are linked."""
+    """A copy with all of them added. The embedded model and text are linked."""
     target = tmp_path_factory.mktemp("added") / "dictionary_learning_ext"
     ignored = shutil.ignore_patterns("embedded", "__pycache__")
     shutil.copytree(PACKAGE, target, ignore=ignored)
@@ -164,6 +170,9 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
         (report_status, reported),
         (export_status, exported),
         (_, bad_value),
+        (_, hooks),
+        (hook_status, at_hook),
+        (_, exported_at_hook),
     ) = run(
         ["train", "--help"],
         [*imaginary, "--shrink=0.5", "--save-dir=sweep/new"],
@@ -185,6 +194,9 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
         ],
         ["export", "sweep/new", "--format=sae-lens"],
         [*imaginary, "--shrink=2", "--save-dir=refused"],
+        ["hooks", f"--model={tiny_lm_dir}"],
+        [*train, "--k=4", "--hook=blocks.1.hook_mlp_in", "--save-dir=inside"],
+        ["export", "inside", "--format=sae-bench"],
     )
     assert [status for status, _ in trained] == [0, 0, 0], trained
     assert (eval_status, report_status) == (0, 0), (evaluated, reported)
@@ -201,6 +213,15 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
     assert settings_row("shrink", "-", "0.5") in page
     assert export_status == 2
     assert "is an SAE of class ImaginarySAE and can't be exported as sae-lens" in exported
+    # the hook point
+    assert re.findall(r"(blocks\.2\.hook_mlp\w*)", hooks) == [
+        "blocks.2.hook_mlp_in",
+        "blocks.2.hook_mlp_out",
+    ]
+    assert hook_status == 0, at_hook
+    config = json.loads((folder / "inside" / "config.json").read_text())
+    assert config["trainer"]["submodule_name"] == "blocks.1.hook_mlp_in"
+    assert "trained on blocks.1.hook_mlp_in; SAE Bench's loader knows only" in exported_at_hook
     # the option
     assert "--tax FLOAT" in words
     assert "A constant that is added to the loss. (default: 0.0)" in words

@@ -196,8 +196,7 @@ def card(
     else:
         results = "Not measured."
     is_known = all(
-        t.get("trainer_class") in SAE_BENCH_TRAINERS
-        and block_of_output(_where(t)) in (None, t.get("layer"))
+        t.get("trainer_class") in SAE_BENCH_TRAINERS and _is_output_of_its_layer(t)
         for t in trainers.values()
     )
     bench = (
@@ -225,6 +224,12 @@ def card(
             f"reconstruction = sae.decode(features)\n```\n\n{bench}\n",
         ]
     )
+
+
+def _is_output_of_its_layer(trainer: dict[str, Any]) -> bool:
+    """Whether an SAE is where SAE Bench's loader takes it to be. Upstream's names don't say."""
+    where = _where(trainer)
+    return not where.startswith("blocks.") or block_of_output(where) == trainer.get("layer")
 
 
 def _where(trainer: dict[str, Any]) -> str:

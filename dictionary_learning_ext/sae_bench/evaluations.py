@@ -23,6 +23,7 @@ from sae_bench.sae_bench_utils import get_eval_uuid, get_sae_bench_version, get_
 from sae_lens.training.activations_store import ActivationsStore
 from sklearn.metrics import f1_score
 
+from ..activations.hook_points import block_of_output
 from ..config.options import BenchEvaluation
 from ..errors import BenchError
 from . import feature_usage as usage
@@ -159,8 +160,15 @@ def run_sparse_probing(sae: BaseSAE, name: str, config: Any, settings: BenchSett
 
 
 def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """First-letter absorption. Raises BenchError if the model does not encode first letters."""
-    known = _known_letters(config, sae.cfg.hook_layer, settings)
+    """First-letter absorption. Raises BenchError if the model does not encode first letters, or SAE
+    Bench can't read it where the SAE was trained."""
+    layer = block_of_output(sae.cfg.hook_name)
+    if layer is None or layer < 0:
+        raise BenchError(
+            f"{name}: trained on {sae.cfg.hook_name}; SAE Bench measures absorption only at the output"
+            " of a block (blocks.N.hook_resid_post); leave absorption out of --evals"
+        )
+    known = _known_letters(config, layer, settings)
     if len(known) < config.min_feats_for_eval:
         raise BenchError(
             f"{settings.name} at {sae.cfg.hook_name} does not encode enough first letters: linear "
@@ -171,7 +179,7 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
     shared: dict[str, Any] = {
         "model": settings.model,
         "sae": sae,
-        "layer": sae.cfg.hook_layer,
+        "layer": layer,
         "sae_name": name,
         "max_k_value": config.max_k_value,
         "prompt_template": config.prompt_template,

@@ -86,6 +86,22 @@ def test_no_layer_s_output_is_none_that_sae_bench_could_read(folder_of):
         export(folder, "sae-bench", tokens=200)
 
 
+@pytest.mark.parametrize("hook", ["blocks.1.hook_mlp_out", "blocks.1.hook_attn_out"])
+def test_an_sae_inside_a_block_keeps_its_hook_point_or_is_refused(hook, folder_of):
+    folder = folder_of("top_k")
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("blocks.1.hook_resid_post", hook))
+    lens = export(folder, "sae-lens", tokens=200).folder
+    assert json.loads((lens / "cfg.json").read_text())["metadata"]["hook_name"] == hook
+    plain = export(folder, "safetensors", tokens=200).folder
+    assert json.loads((plain / "config.json").read_text())["hook_name"] == hook
+    upstreams = export(folder, "dictionary-learning", tokens=200).folder
+    trainer = json.loads((upstreams / "config.json").read_text())["trainer"]
+    assert trainer["submodule_name"] == hook
+    with pytest.raises(UserError, match=rf"trained on {hook}; SAE Bench's loader knows only the"):
+        export(folder, "sae-bench", tokens=200)
+
+
 def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
     """Upstream's `trainSAE` writes no "run" and no hook point that we know."""
     folder = folder_of("top_k")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,6 +150,24 @@ def test_one_folder_alone_and_not_measured(runs, hub):
     assert "Not measured." in card
     assert "can read this repository as it is" in card
     assert one.asked is False
+
+
+def test_the_card_knows_where_sae_bench_would_put_an_sae(runs, hub, tmp_path):
+    """Its loader takes every SAE to be at its layer's output."""
+    folder = shutil.copytree(runs / "top_k", tmp_path / "top_k")
+    path = folder / "config.json"
+    written = path.read_text()
+    for hook, is_known in {
+        "blocks.0.hook_mlp_out": False,
+        "blocks.0.hook_resid_pre": False,
+        "resid_post_layer_0": True,  # upstream's names are free
+    }.items():
+        path.write_text(written.replace('"blocks.0.hook_resid_post"', f'"{hook}"'))
+        one = hub(Hub())
+        push(folder, "jane/saes")
+        card = one.contents["README.md"].decode()
+        assert f"for {hook} of" in card
+        assert ("can read this repository as it is" in card) is is_known, hook
 
 
 @pytest.mark.parametrize(
