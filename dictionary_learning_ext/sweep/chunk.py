@@ -1,4 +1,4 @@
-"""Runs of a sweep that are trained together: they share one buffer and one training loop."""
+"""Runs of a sweep that are trained together: they share one language model and one training loop."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from .manifest import is_done
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of a sweep's runs, whose settings differ in the SAE alone."""
+    """Some of a sweep's runs, whose settings differ in the SAE and the hook point alone."""
 
     configs: dict[str, TrainConfig]
     """By name."""
@@ -47,6 +47,7 @@ class Chunk:
         train(
             replace(self.configs[name].run, save_dir=str(target)),
             {name: config.sae for name, config in self.configs.items()},
+            hooks={name: config.run.hook for name, config in self.configs.items()},
             resume=has_started,
             group=self.sweep,
         )
@@ -59,7 +60,7 @@ def chunks_of(
     at_once: int,
     without: Collection[str] = (),
 ) -> Iterator[Chunk]:
-    """Runs in chunks of at most `at_once` that can share one buffer and training loop.
+    """Runs in chunks of at most `at_once` that can share one language model and training loop.
 
     Arguments:
         without: runs that are left out. Which others are trained together does not depend on them:
@@ -67,7 +68,7 @@ def chunks_of(
     """
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():
-        groups.setdefault(repr(config.run), []).append(name)
+        groups.setdefault(repr(replace(config.run, hook="")), []).append(name)
     for names in groups.values():
         for start in range(0, len(names), at_once):
             chosen = [name for name in names[start : start + at_once] if name not in without]

@@ -81,13 +81,13 @@ def swept(results: list[RunResult]) -> list[str]:
 
 
 def best_of_each_k(groups: list[Group]) -> list[Group]:
-    """The setting with the lowest mean description length for each k."""
+    """The setting with the lowest mean description length for each k, at each hook point."""
     best: dict[Any, Group] = {}
     for group in groups:
-        k, length = group.settings.get("k"), group.mean(RANKED_BY)
+        where, length = (group.settings.get("hook"), group.settings.get("k")), group.mean(RANKED_BY)
         if length is None:
             continue
-        former = best[k].mean(RANKED_BY) if k in best else None
+        former = best[where].mean(RANKED_BY) if where in best else None
         if former is None or length < former:
-            best[k] = group
-    return sorted(best.values(), key=lambda group: group.settings.get("k") or 0)
+            best[where] = group
+    return [best[hook, k] for hook, k in sorted(best, key=lambda w: (str(w[0]), w[1] or 0))]

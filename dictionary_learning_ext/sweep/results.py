@@ -115,19 +115,24 @@ def _winners(best: list[Group], settings: list[str], n_runs: int, has_seeds: boo
     label = METRICS[RANKED_BY].label
     if not best:
         return [f"{label} was not measured, so the runs are not ranked."]
+    each = ["hook", "k"] if "hook" in settings else ["k"]
+    which = "for each " + " and ".join(each)
     if not has_seeds:
-        lines = [f"Lowest {label} for each k, out of {n_runs} runs, one seed each (n = 1):"]
-        return lines + [f"  k={one.settings.get('k')}: {one.runs[0]['run']}" for one in best]
+        lines = [f"Lowest {label} {which}, out of {n_runs} runs, one seed each (n = 1):"]
+        return lines + [f"  {_shown(one, each)}: {one.runs[0]['run']}" for one in best]
     lines = [
-        f"Lowest mean {label} for each k, out of {n_runs} runs "
+        f"Lowest mean {label} {which}, out of {n_runs} runs "
         "(mean ± standard deviation over n seeds):"
     ]
     for one in best:
-        shown = [f"{name}={setting_text(one.settings.get(name))}" for name in settings]
-        others = ", ".join(part for part in shown if not part.startswith("k=")) or "all seeds"
+        others = _shown(one, [name for name in settings if name not in each]) or "all seeds"
         length = one.text(METRICS[RANKED_BY])
-        lines.append(f"  k={one.settings.get('k')}: {others}: {length} (n = {one.n})")
+        lines.append(f"  {_shown(one, each)}: {others}: {length} (n = {one.n})")
     return lines
+
+
+def _shown(group: Group, names: list[str]) -> str:
+    return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)
 
 
 def _runs_table(

@@ -1,9 +1,9 @@
 """Run a wandb sweep file on this machine, without wandb's server.
 
-Configurations that share the language model, hook point, text and training settings are trained in
-one process on the same batches, as many at once as memory allows: on this process's device, or on
-several with a process each. Each gets the same weights, bit for bit, as it would in a run of its own.
-Rerunning an interrupted sweep continues it.
+Configurations that share the language model, text and training settings are trained in one process on
+the same batches, or on the same text at several hook points. As many are trained at once as memory
+allows: on this process's device, or on several with a process each. Each gets the same weights, bit
+for bit, as it would in a run of its own. Rerunning an interrupted sweep continues it.
 """
 
 import math

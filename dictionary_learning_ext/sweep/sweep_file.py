@@ -120,6 +120,11 @@ def configurations(
             if fixed and _is_legal([*shared, *swept], parse):  # the mistake was typed
                 raise
             raise ConfigError(f"{sweep.file}: {error}") from error
+        if len(config.run.hooks) > 1:
+            raise ConfigError(
+                f"hook={config.run.hook!r}: a run of a sweep has one hook point; to train on several,"
+                f" give {sweep.file} the parameter hook with values {config.run.hooks}"
+            )
         config = replace(config, sae=resolved)
         if config.name in found:
             raise ConfigError(

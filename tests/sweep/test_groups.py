@@ -24,6 +24,13 @@ def test_the_lowest_is_the_best_for_each_k():
     assert [[one["run"] for one in group.runs] for group in best] == [["k8_2.0"], ["k16_5.0"]]
 
 
+def test_each_hook_point_has_its_own_best():
+    early, late = {"hook": "blocks.0.hook_mlp_out"}, {"hook": "blocks.1.hook_mlp_out"}
+    runs = [row(8, 3.0, **late), row(8, 1.0, lr=1, **early), row(8, 2.0, lr=2, **early)]
+    best = best_of_each_k(grouped([*runs, row(4, 9.0, **late)]))
+    assert [group.runs[0]["run"] for group in best] == ["k8_1.0", "k4_9.0", "k8_3.0"]
+
+
 def test_the_mean_counts_and_not_the_luckiest_run():
     lucky = [row(8, 1.0, lr=1, seed=0), row(8, 9.0, lr=1, seed=1)]
     steady = [row(8, 3.0, lr=2, seed=0), row(8, 3.5, lr=2, seed=1)]

@@ -172,7 +172,7 @@ def test_wandb_groups_the_runs_by_the_sweeps_name(at_once, sweep_file, tmp_path,
     groups = []
     monkeypatch.setattr(
         "dictionary_learning_ext.training.loop.train",
-        lambda run, saes, *, resume, group: groups.append(group),
+        lambda run, saes, *, hooks, resume, group: groups.append(group),
     )
     run_sweep(configs, tmp_path / "elsewhere", at_once, name="tiny")
     assert set(groups) == {"tiny"}
