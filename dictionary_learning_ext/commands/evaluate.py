@@ -12,7 +12,7 @@ class EvalFlags:
     """Evaluate run folders on held-out text and write metrics.json."""
 
     folders: tyro.conf.Positional[Folders]
-    """Run folders, all trained on one language model and hook point."""
+    """Run folders, all trained on one language model."""
     tokens: int | None = None
     """Held-out tokens to evaluate on, rounded up to whole batches of 2,048. Default: as in the
     run's own evaluation. If the settings differ from those of metrics.json, the results go to evaluations/ instead."""

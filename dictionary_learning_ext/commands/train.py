@@ -1,4 +1,4 @@
-"""`vsae train`: one SAE."""
+"""`vsae train`: one SAE, or one for each of several hook points."""
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ AUTO = Path("auto")
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """Train one SAE on a language model's activations and evaluate it."""
+    """Train one SAE on a language model's activations and evaluate it. With several --hook: one SAE
+    for each."""
 
     sae: SAEConfig = field(default_factory=SAEConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -41,7 +42,10 @@ class TrainFlags:
 
 
 def run(flags: TrainFlags) -> None:
-    run, saes = flags.run, {"sae": flags.sae}
+    run, saes, hooks = flags.run, {"sae": flags.sae}, {}
+    if len(run.hooks) > 1:
+        hooks = {hook: hook for hook in run.hooks}
+        saes = {hook: flags.sae for hook in hooks}
     resume = flags.resume is not None
     if flags.resume == AUTO:
         resume, run = _found(flags)
@@ -51,12 +55,17 @@ def run(flags: TrainFlags) -> None:
                 f"--resume {flags.resume} continues in that folder; leave out --save-dir and "
                 "--overwrite"
             )
-        former, saes = read_run(flags.resume)
+        former, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
         start = starting_point(["--resume", str(flags.resume)])
         for name in ("sae", "run"):
             was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
             require_same(was, now, f"--resume {flags.resume}", typed=flags.typed)
+    if len(run.hooks) > 1 and run.save_dir is None:
+        raise UserError(
+            f"--hook {run.hook}: several hook points need a folder for their run folders; add"
+            " --save-dir DIR, and each is written to DIR/HOOK"
+        )
     prepared(run, saes, resume)  # torch and what needs it are imported below, which takes seconds
     if flags.resume in (None, AUTO):
         print(_started_from(flags), flush=True)
@@ -64,7 +73,7 @@ def run(flags: TrainFlags) -> None:
     from ..evaluation.diagnosis import symptoms
     from ..training.loop import train
 
-    folders = train(run, saes, resume=resume)
+    folders = train(run, saes, hooks=hooks, resume=resume)
     results = {str(f): read_metrics(f) for f in folders.values() if run.eval_tokens}
     if results:
         print(printed(results))
@@ -90,19 +99,30 @@ def run(flags: TrainFlags) -> None:
 
 def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     """Whether the run of these flags has been started before, and where it is or will be."""
-    sae = flags.sae.resolve(flags.run.steps, flags.run.batch_size)
-    config = TrainConfig(sae, flags.run)
+    if len(flags.run.hooks) > 1:
+        base = Path(flags.run.save_dir or RUNS)
+        there = [
+            _is_same_run(flags.sae, replace(flags.run, hook=hook), base / hook, flags.typed)
+            for hook in flags.run.hooks
+        ]
+        return any(there), flags.run
+    config = TrainConfig(flags.sae.resolve(flags.run.steps, flags.run.batch_size), flags.run)
     folder = folder_of(config)
     former = RUNS / config.former_name
     if flags.run.save_dir is None and (former / CONFIG).is_file():
         folder = former
     run = replace(flags.run, save_dir=str(folder))
+    return _is_same_run(flags.sae, run, folder, flags.typed), run
+
+
+def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
+    """Whether a folder holds this run. Raises ConfigError if it holds another."""
     if not (folder / CONFIG).is_file():
-        return False, run
+        return False
     was = load_config(folder)
-    now = TrainConfig(sae, run)
+    now = TrainConfig(sae.resolve(run.steps, run.batch_size), run)
     if was.run.steps != run.steps:  # what only follows from these is not named
-        now = TrainConfig(flags.sae, run).for_steps(was.run.steps)
+        now = TrainConfig(sae, run).for_steps(was.run.steps)
         now = replace(now, sae=now.sae.resolve(was.run.steps, run.batch_size))
     advice = (
         "use the flags it was started with ({former}), or `vsae train --resume "
@@ -112,10 +132,10 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
         was.to_dict(),
         now.to_dict() | {"steps": run.steps},
         f"--resume auto: {folder}",
-        typed=flags.typed,
+        typed=typed,
         advice=advice,
     )
-    return True, run
+    return True
 
 
 def _started_from(flags: TrainFlags) -> str:

@@ -32,7 +32,9 @@ class RunConfig:
     """The language model: embedded (shipped with the package), a folder written by
     save_pretrained, or a name on the hub. Paper: EleutherAI/pythia-70m."""
     hook: str = "blocks.0.hook_resid_post"
-    """Where activations are read, in TransformerLens's naming. Paper: blocks.0.hook_resid_post."""
+    """Where activations are read, in TransformerLens's naming; see vsae hooks. Names separated by
+    commas train one SAE for each, on the same text, into --save-dir. Paper:
+    blocks.0.hook_resid_post."""
     data: str = "embedded"
     """The text: embedded (nine novels, shipped with the package), a .txt, .jsonl, .jsonl.zst or
     .parquet file, a folder of such files, or a dataset on the hub. A document is a row, or in a
@@ -108,8 +110,15 @@ class RunConfig:
         require_choice("dtype", self.dtype, Dtype)
         require_choice("wandb", self.wandb, WandbMode)
         require_max_norm_multiple(self.max_norm_multiple)
+        are_different = "" not in self.hooks and len(set(self.hooks)) == len(self.hooks)
+        require("," not in self.hook or are_different, "hook", self.hook, _HOOKS)
         self.save_points()
         self.save_interval()
+
+    @property
+    def hooks(self) -> list[str]:
+        """The hook points that `hook` names."""
+        return [name.strip() for name in self.hook.split(",")]
 
     @property
     def log_every(self) -> int:
@@ -148,6 +157,7 @@ class RunConfig:
         return (None, number * _SECONDS[unit]) if unit else (number, None)
 
 
+_HOOKS = "different hook points separated by commas"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _LARGEST_SEED = 2**32 - 1
 NOT_THE_RESULT = (

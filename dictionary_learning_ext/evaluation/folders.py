@@ -40,7 +40,7 @@ def evaluate_folders(
     it, to evaluations/.
 
     Arguments:
-        folders: all trained on one language model and hook point.
+        folders: all trained on one language model. Those of one hook point are measured together.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
         model, hook, data: as in the run's config.json by default. Needed for folders that upstream's
@@ -51,19 +51,32 @@ def evaluate_folders(
     Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
     """
     require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
-    opened = open_folders(
-        folders,
-        model=model,
-        hook=hook,
-        data=data,
-        device=device,
-        max_norm_multiple=max_norm_multiple,
-        remove_bos=remove_bos,
-        step=step,
-    )
+    require_folders(folders)
+    where = {
+        "model": model,
+        "hook": hook,
+        "data": data,
+        "device": device,
+        "max_norm_multiple": max_norm_multiple,
+        "remove_bos": remove_bos,
+    }
+    runs = {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}
+    require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)
+    tokens = _own_tokens(runs) if tokens is None else tokens
+    of_hook: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        of_hook.setdefault(run.hook, []).append(name)
+    results = {}
+    for names in of_hook.values():
+        results |= _evaluated(open_folders(names, step=step, **where), tokens, step, on_written)
+    return {name: results[name] for name in runs}
+
+
+def _evaluated(
+    opened: "OpenedFolders", tokens: int, step: int | None, on_written: Callable[[Path], None]
+) -> dict[str, dict[str, Any]]:
+    """Measure the SAEs of one hook point, and write each one's metrics."""
     run = opened.run
-    if tokens is None:
-        tokens = opened.own_tokens
     dictionaries = {
         name: (dictionary, config["trainer"].get("norm_factor", 1.0))
         for name, (dictionary, config) in opened.saes.items()
@@ -109,5 +122,8 @@ def open_folders(
     language_model, hook_point = open_model(run)
     for name, (dictionary, _) in saes.items():
         hook_point.require_width(name, dictionary.activation_dim, run.model)
-    own_tokens = max(other.eval_tokens for other in runs.values()) or RunConfig.eval_tokens
-    return OpenedFolders(run, saes, language_model, hook_point, own_tokens)
+    return OpenedFolders(run, saes, language_model, hook_point, _own_tokens(runs))
+
+
+def _own_tokens(runs: dict[str, RunConfig]) -> int:
+    return max(run.eval_tokens for run in runs.values()) or RunConfig.eval_tokens

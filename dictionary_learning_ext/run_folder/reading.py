@@ -225,8 +225,9 @@ def run_folders(folder: Path) -> list[Path]:
     )
 
 
-def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
-    """What `train` needs to resume a run folder, or a folder of the run folders of one run.
+def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
+    """What `train` needs to resume a run folder, or a folder of the run folders of one run: what
+    the SAEs share, their settings and their hook points.
 
     SAEs that failed are left out. So are those that are finished, unless all are.
 
@@ -248,14 +249,15 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig]]:
     for name, other in others:
         require_same(
             asdict(first.run),
-            asdict(other.run),
+            asdict(other.run) | {"hook": first.run.hook},
             f"--resume {folder}: holds different runs ({first_name} and {name} differ)",
             advice=f"resume each by itself, e.g. --resume {folder / first_name}",
         )
     is_one = (folder / CONFIG).is_file()
     only = folder if is_one or others else folder / first_name
     run = replace(first.run, save_dir=str(only))
-    return run, {name: settings.sae for name, settings in runs.items()}
+    saes = {name: settings.sae for name, settings in runs.items()}
+    return run, saes, {name: settings.run.hook for name, settings in runs.items()}
 
 
 def _parsed(path: Path, content: bytes, repair: str) -> Any:

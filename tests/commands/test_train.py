@@ -219,6 +219,12 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
         ),
         (["--preset", "papper"], r"--preset 'papper': expected one of quickstart, recommended"),
         (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
+        (["--hook", "blocks.0.hook_z"], r"KIND, where KIND is hook_resid_post,.*hook_mlp_out;"),
+        (
+            ["--hook", "blocks.0.hook_mlp_out,"],
+            r"--hook blocks.0.hook_mlp_out,: expected different hook points separated by commas",
+        ),
+        (["--hook", "blocks.0.hook_mlp_out,blocks.9.hook_mlp_out"], r"no hook point 'blocks\.9"),
         (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),
         (["--data", "./nothing.txt"], r"nothing\.txt"),
         (["--model", "./nothing"], r"'\./nothing'.*save_pretrained"),

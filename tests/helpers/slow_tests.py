@@ -47,6 +47,7 @@ SLOW = frozenset(
         "test_sinks_are_left_out_and_left_alone_and_the_rest_resumes",
         "test_a_mistake_ends_in_one_line_that_says_what_to_type",
         "test_any_config_json_loads_or_is_a_named_error",
+        "test_other_commands_take_the_folders",
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
         "test_100_000_tiny_documents",
         "test_a_line_of_5_mb",

@@ -194,8 +194,9 @@ def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
     made(one, **{"metrics.json": {}})
     assert [is_finished(folder, SETTINGS.run) for folder in (one, two)] == [True, False]
     assert is_finished(two, RunConfig(eval_tokens=0)), "trained, and not to be evaluated"
-    run, saes = read_run(tmp_path)
+    run, saes, hooks = read_run(tmp_path)
     assert (run.save_dir, list(saes)) == (str(two), ["two"])
+    assert hooks == {"two": "blocks.1.hook_resid_post"}
     made(two, **{"metrics.json": {}})
     assert list(read_run(tmp_path)[1]) == ["one", "two"], "all that is there"
     with pytest.raises(ConfigError, match=r"the run failed, see its failed\.json"):
@@ -206,6 +207,16 @@ def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
         ConfigError, match=r"--resume .*none: no such folder; expected a run folder"
     ):
         read_run(tmp_path / "none")
+
+
+def test_saes_of_different_hook_points_are_resumed_together(tmp_path):
+    hooks = {"a": SETTINGS.run.hook, "b": "blocks.0.hook_mlp_out"}
+    for name, hook in hooks.items():
+        settings = TrainConfig(SETTINGS.sae, RunConfig(steps=77, hook=hook)).to_dict()
+        config = {"trainer": TRAINER, "run": {"settings": settings}}
+        made(tmp_path / name, **{"config.json": config})
+    run, saes, found = read_run(tmp_path)
+    assert (run.save_dir, list(saes), found) == (str(tmp_path), ["a", "b"], hooks)
 
 
 def test_folders_of_different_runs_are_not_resumed_together(tmp_path):

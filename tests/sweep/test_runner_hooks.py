@@ -57,7 +57,7 @@ def test_the_results_show_the_hook_point_and_the_best_at_each(path, tmp_path, ca
 
 def test_several_hook_points_in_one_run_are_refused(sweep_file):
     both = ",".join(HOOKS)
-    sweep = read_sweep(sweep_file(parameters={"hook": {"values": [both]}}))
+    sweep = read_sweep(sweep_file(parameters={"hook": {"values": [both]}, "k": {"value": 4}}))
     with pytest.raises(ConfigError, match=r"a run of a sweep has one hook point; to train on"):
         configurations(sweep, train_config)
     plain = read_sweep(sweep_file())

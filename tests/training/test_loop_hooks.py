@@ -31,7 +31,7 @@ def alone(run, tmp_path):
 
 def test_each_is_the_run_of_its_own_and_stays_so_when_stopped_and_resumed(run, alone, monkeypatch):
     stopped_at(15, monkeypatch)
-    with pytest.raises(Interrupted, match=f"vsae train --resume {run.save_dir}$"):
+    with pytest.raises(Interrupted, match=f"`vsae train --resume {run.save_dir}`$"):
         train(run, SAES, HOOKS)
     together = resumed(run.save_dir)
     for name in HOOKS:
