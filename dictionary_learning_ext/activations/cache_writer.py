@@ -46,8 +46,10 @@ from .cache_manifest import (
     sha256_of,
 )
 from .cached_files import write_contexts, write_dataset_files
-from .language_models import HookPoint, find_hook, settings_hash, weights_hash
+from .hook_points import HookPoint, find_hook
+from .language_models import settings_hash, weights_hash
 from .run_inputs import evaluation_batch, load_model
+from .shared_pass import SharedPass
 from .text import open_text
 from .tokens import ContextStream
 
@@ -199,9 +201,9 @@ class _Writer:
     ):
         self._folder, self._settings, self._run = folder, settings, run
         self._model, self._before_batch = model, before_batch
+        shared = SharedPass(model, [point.place for point in points.values()])
         self._readers = {
-            name: ActivationReader(model, point.submodule, point.io)
-            for name, point in points.items()
+            name: ActivationReader(model, *p.place, shared=shared) for name, p in points.items()
         }
         widths = [hook.width for hook in settings.hooks.values()]
         of_context = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
@@ -292,8 +294,7 @@ class _Writer:
         for name, reader in self._readers.items():
             read = reader.read(input_ids_BL, mask_BL, mask_BL.bool())
             reader.require_finite(read.non_finite)
-            x_BLD = read.x_BLD.float().cpu()
-            x_BLD = t.where(mask_BL.bool().unsqueeze(-1), x_BLD, 0.0)
+            x_BLD = t.where(mask_BL.bool().unsqueeze(-1), read.x_BLD.float().cpu(), 0.0)
             if self._settings.dtype == "float16":
                 _require_range(x_BLD, name)
                 x_BLD = x_BLD.half()

@@ -20,7 +20,7 @@ import torch as t
 from nnsight import LanguageModel
 
 from ..activations.contexts import read_contexts
-from ..activations.language_models import HookPoint
+from ..activations.hook_points import HookPoint
 from ..config.run_config import RunConfig
 from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.directions import LogitLens, decoder_directions

@@ -17,7 +17,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from nnsight import LanguageModel
 from safetensors.torch import load_file, save_file
 
-from ..activations.language_models import HookPoint
+from ..activations.hook_points import HookPoint
 from ..run_folder.writing import write_json
 
 SPARSIFY_CONFIG = "cfg.json"

@@ -8,7 +8,7 @@ from typing import Any
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 
-from ..activations.language_models import HookPoint
+from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.sae_config import SAEConfig
 from ..errors import ConfigError

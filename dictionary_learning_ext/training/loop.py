@@ -1,6 +1,5 @@
 """The training loop: one language model, one buffer, one or many SAEs."""
 
-import importlib.metadata
 import logging
 import os
 import time
@@ -31,6 +30,7 @@ from ..run_folder.weights import for_raw_activations
 from ..run_folder.writing import locked
 from ..trainers.build import build_trainer
 from ..trainers.devices import require_device
+from .config_json import config_json, versions
 from .initial_weights import start_from, trained_sources
 from .interrupts import Interrupts, before_the_first_step, interrupts
 from .memory import require_memory
@@ -105,7 +105,7 @@ def train(
                 for name, sae in saes.items()
             }
             inputs = sources.inputs | {
-                "versions": _versions() | {"threads": t.get_num_threads()},
+                "versions": versions() | {"threads": t.get_num_threads()},
             }
             points = checked_points(configs, folders, inputs) if resume else {}
             if resume and not points:
@@ -197,7 +197,7 @@ def _begin(
         if points:
             one.resume(points[one.folder], groups[one.name])
         else:
-            one.start(_config_json(one, sources.sources[one.run.hook].config))
+            one.start(config_json(one, sources.sources[one.run.hook].config))
 
 
 def _loop(
@@ -323,30 +323,3 @@ def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -
         ) from stop
     for one in trained:
         one.record(metrics[one.name] | {"measured_on": measured_on(one.run)})
-
-
-def _config_json(one: SAERun, buffer: dict[str, Any]) -> dict[str, Any]:
-    """The config.json: upstream's "trainer" and "buffer", and all that is needed to train it again."""
-    return {
-        "trainer": one.trainer.config | {"norm_factor": one.norm_factor},
-        "buffer": buffer,
-        "run": {
-            "settings": one.config.to_dict(),
-            "norm_factor": one.norm_factor,
-            "date": time.strftime("%Y-%m-%d"),
-            "versions": _versions(),
-        },
-    }
-
-
-def _versions() -> dict[str, str]:
-    """The packages whose versions decide the last digits of a result."""
-    packages = (
-        "dictionary-learning-ext",
-        "dictionary-learning",
-        "numpy",
-        "torch",
-        "transformers",
-        "nnsight",
-    )
-    return {name: importlib.metadata.version(name) for name in packages}

@@ -22,7 +22,7 @@ from dictionary_learning_ext.activations.cache_manifest import (
     finished_manifest,
     read_manifest,
 )
-from dictionary_learning_ext.activations.language_models import find_hook, read_residual
+from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import (
@@ -276,10 +276,12 @@ def test_an_activation_beyond_float16_is_an_error(cached_run, tmp_path, monkeypa
 
 
 def test_activations_that_are_not_finite_are_an_error(cached_run, tmp_path, monkeypatch):
-    from dictionary_learning_ext.activations import activation_reader
+    from dictionary_learning_ext.activations import shared_pass
 
     monkeypatch.setattr(
-        activation_reader, "read_submodule", lambda *_: t.full((32, CTX_LEN, D), t.nan)
+        shared_pass,
+        "read_places",
+        lambda _, places, *__: [t.full((32, CTX_LEN, D), t.nan) for _ in places],
     )
     with pytest.raises(NonFiniteError):
         write_small(tmp_path, replace(cached_run, eval_tokens=0), 1024)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.sources import RunSources
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.run_config import RunConfig

@@ -222,7 +222,7 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
         (["--hook", "blocks.0.hook_z"], r"KIND, where KIND is hook_resid_post,.*hook_mlp_out;"),
         (
             ["--hook", "blocks.0.hook_mlp_out,"],
-            r"--hook blocks.0.hook_mlp_out,: expected different hook points separated by commas",
+            r"--hook 'blocks.0.hook_mlp_out,': expected different hook points separated by commas",
         ),
         (["--hook", "blocks.0.hook_mlp_out,blocks.9.hook_mlp_out"], r"no hook point 'blocks\.9"),
         (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),

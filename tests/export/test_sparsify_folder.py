@@ -7,7 +7,7 @@ import torch as t
 from export_folders import D, F, K, without_negatives
 
 from dictionary_learning_ext import load_dictionary
-from dictionary_learning_ext.activations.language_models import find_hook
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.sparsify_folder import output_module
