@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast test-saebench mutants lint clean
+.PHONY: quickstart test test-fast test-saebench test-gpu mutants lint clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
@@ -30,6 +30,12 @@ ifdef DICTIONARY_LEARNING_MAIN
 else
 	@echo "Skipped: upstream's main branch. Set DICTIONARY_LEARNING_MAIN to a checkout of it."
 endif
+
+# On a GPU: agreement with the CPU, no waiting for the device, memory, and a whole run. About two
+# minutes. Without a GPU every test is skipped and says so. The speed there is measured by
+# `python -m experiments.speed.step_on_gpu bench`.
+test-gpu: .venv/installed-dev
+	$(BIN)/python -m pytest tests/gpu -rs
 
 # How many small faults the tests notice, out of a random sample: about an hour on two cores.
 # With MUTANTS='--folders evaluation', for example, only those of some sub-packages.

@@ -116,6 +116,14 @@ EXPERIMENTS = (
         page="benchmark_busy.md",
     ),
     Experiment(
+        "speed.step_on_gpu",
+        "How fast is a step on a GPU, in how much memory, and does it agree with the CPU?",
+        minutes="3",
+        stages=("bench", "tables"),
+        needs="a GPU",
+        page="benchmark_gpu.md",
+    ),
+    Experiment(
         "speed.step_memory",
         "How much memory does a training step take in a wide dictionary?",
         minutes="2",
@@ -149,6 +157,13 @@ EXPERIMENTS = (
         minutes="10",
         stages=("bench", "tables"),
         page="benchmark_pipeline.md",
+    ),
+    Experiment(
+        "speed.train_profile",
+        "Where does the time of a whole vsae train go?",
+        minutes="3",
+        stages=("bench", "tables"),
+        page="benchmark_train.md",
     ),
     Experiment(
         "robustness.same_numbers",

@@ -8,7 +8,7 @@ from slow_tests import SLOW
 from source_tree import PACKAGE, ROOT, module_files
 
 LONGEST = 350  # lines
-TESTS_OF_ALL = {"helpers", "embedded", "experiments", "mutants"}
+TESTS_OF_ALL = {"helpers", "embedded", "experiments", "mutants", "gpu"}
 """Folders of tests that mirror no sub-package: experiments/ has its own test of its files, tests/
 experiments/test_index.py."""
 

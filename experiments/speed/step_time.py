@@ -43,29 +43,36 @@ OURS: dict[str, dict[str, Any]] = {
 }
 
 
-def saelens_step(k: int, x_BD: t.Tensor, autocast: bool = False) -> Callable[[], object]:
+def saelens_step(
+    k: int, x_BD: t.Tensor, dict_size: int, *, autocast: bool = False
+) -> Callable[[], object]:
     """SAELens's trainer on its TopK SAE; in bf16 if `autocast`."""
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig  # pyright: ignore[reportMissingImports]
     from sae_lens.config import LoggingConfig, SAETrainerConfig  # pyright: ignore[reportMissingImports]
     from sae_lens.training.sae_trainer import SAETrainer  # pyright: ignore[reportMissingImports]
 
+    device = str(x_BD.device)
     config = SAETrainerConfig(
         total_training_samples=10**9,
-        train_batch_size_samples=BATCH,
+        train_batch_size_samples=len(x_BD),
         lr_end=3e-5,
         autocast=autocast,
+        device=device,
         logger=LoggingConfig(log_to_wandb=False),
     )
-    sae: Any = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=F, k=k))
+    sae: Any = TopKTrainingSAE(
+        TopKTrainingSAEConfig(d_in=x_BD.shape[1], d_sae=dict_size, k=k, device=device)
+    )
     trainer = SAETrainer(config, sae, iter(()))
     return lambda: trainer._train_step(sae, x_BD)
 
 
-def sparsify_step(k: int, x_BD: t.Tensor) -> Callable[[], object]:
+def sparsify_step(k: int, x_BD: t.Tensor, dict_size: int) -> Callable[[], object]:
     """The step of sparsify's trainer, whose loop takes no single batch: its lines around its SAE."""
     from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
 
-    sae = SparseCoder(D, SparseCoderConfig(num_latents=F, k=k))
+    config = SparseCoderConfig(num_latents=dict_size, k=k)
+    sae = SparseCoder(x_BD.shape[1], config, device=x_BD.device)
     optimizer = t.optim.Adam(sae.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -78,15 +85,25 @@ def sparsify_step(k: int, x_BD: t.Tensor) -> Callable[[], object]:
     return step
 
 
-def baselines(k: int, x_BD: t.Tensor) -> dict[str, Callable[[], object]]:
-    """One step of each other library that is installed."""
-    functions = {"upstream TopK": update(TopKTrainer(**common(k)), x_BD)}
+def other_libraries(
+    k: int, x_BD: t.Tensor, dict_size: int
+) -> dict[str, Callable[[], Callable[[], object]]]:
+    """What makes the step of each other library that is installed, on the device of `x_BD`."""
+    makers: dict[str, Callable[[], Callable[[], object]]] = {}
     if importlib.util.find_spec("sae_lens"):
-        functions["SAELens TopK"] = saelens_step(k, x_BD)
-        functions["SAELens TopK, autocast to bfloat16"] = saelens_step(k, x_BD, autocast=True)
+        makers["SAELens TopK"] = lambda: saelens_step(k, x_BD, dict_size)
+        makers["SAELens TopK, autocast to bfloat16"] = lambda: saelens_step(
+            k, x_BD, dict_size, autocast=True
+        )
     if importlib.util.find_spec("sparsify"):
-        functions["sparsify"] = sparsify_step(k, x_BD)
-    return functions
+        makers["sparsify"] = lambda: sparsify_step(k, x_BD, dict_size)
+    return makers
+
+
+def baselines(k: int, x_BD: t.Tensor) -> dict[str, Callable[[], object]]:
+    """One step of upstream's trainer and of each other library that is installed."""
+    steps = {"upstream TopK": update(TopKTrainer(**common(k)), x_BD)}
+    return steps | {name: make() for name, make in other_libraries(k, x_BD, F).items()}
 
 
 def common(k: int) -> dict[str, Any]:
