@@ -22,7 +22,8 @@ from .commands import (
 )
 from .commands.flag_checks import flag_types
 from .commands.flags import Command, parse
-from .errors import Interrupted, UserError
+from .errors import Interrupted, ProcessError, UserError
+from .training.processes import Processes, joined, launched
 
 _MODULES = (
     *(train, evaluate, compare, report, quickstart, sweep, hooks, cache, export, push, bench),
@@ -68,17 +69,33 @@ def _spelled_as_flags(message: str, command: Command[Any]) -> str:
     return re.sub(rf"\w\([^()]*\)|({_BEFORE})({names})=(?=\S)", spelled, message)
 
 
+def _command(name: str, processes: Processes) -> Command[Any]:
+    """The command of that name. Raises UserError if these processes can't run it."""
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, 1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"{name!r}: no such command{meant}; expected {', '.join(COMMANDS)}")
+    if processes.are_several and not COMMANDS[name].by_several:
+        able = " or ".join(f"`vsae {each.name}`" for each in COMMANDS.values() if each.by_several)
+        raise UserError(
+            f"`vsae {name}` in {processes.count} processes: only {able} can be started by torchrun; "
+            f"run `vsae {name}` without it"
+        )
+    return COMMANDS[name]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return the exit status.
 
-    0, 2 for a mistake in what was given, or 128 and the signal's number if one stopped it.
+    0, 2 for a mistake in what was given, or 128 and the signal's number if one stopped it. Of several
+    processes, which end alike, the first says why.
     """
     args = sys.argv[1:] if arguments is None else arguments
     handler = logging.StreamHandler()
     handler.setFormatter(_Messages("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(__package__).setLevel(logging.INFO)
-    command = None
+    command, processes = None, launched()
     try:
         if args and args[0] == "help":
             args = [*args[1:], "--help"]
@@ -88,18 +105,19 @@ def main(arguments: list[str] | None = None) -> int:
         if args[0] == "--version":
             print(f"vsae {version('dictionary-learning-ext')}")
             return 0
-        if args[0] not in COMMANDS:
-            close = difflib.get_close_matches(args[0], COMMANDS, 1)
-            meant = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"{args[0]!r}: no such command{meant}; expected {', '.join(COMMANDS)}")
-        command = COMMANDS[args[0]]
-        command.run(parse(command, args[1:]))
+        with joined():
+            with processes.together():
+                command = _command(args[0], processes)
+                flags = parse(command, args[1:])
+            command.run(flags)
     except UserError as error:
         message = _spelled_as_flags(str(error), command) if command else str(error)
-        print(f"vsae: {message}", file=sys.stderr)
+        if processes.is_first or isinstance(error, ProcessError):
+            print(f"vsae: {message}", file=sys.stderr, flush=True)
         return 2
     except Interrupted as stop:
-        print(f"vsae: {stop}", file=sys.stderr)
+        if processes.is_first:
+            print(f"vsae: {stop}", file=sys.stderr, flush=True)
         return stop.exit_code
     except KeyboardInterrupt:
         print("vsae: stopped by SIGINT; run the same command again", file=sys.stderr)

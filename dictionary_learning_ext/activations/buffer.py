@@ -28,7 +28,7 @@ from .activation_reader import ActivationReader
 from .outliers import NormRecord, Outliers
 from .rows import ActivationRows
 from .shared_pass import SharedPass, in_step
-from .tokens import ContextStream
+from .tokens import WHOLE, ContextStream, Share
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class ResidualBuffer(ActivationBuffer):
         before_batch: called before each batch of the language model. It may raise, and
             `state_dict` is then still valid.
         shared: reads the hook point together with others, see `refreshing`. Default: on its own.
+        share: which of the text's contexts it reads.
 
     Attributes:
         activations: the rows, (n, d_submodule). For inspection only.
@@ -92,6 +93,7 @@ class ResidualBuffer(ActivationBuffer):
         dtype: torch.dtype | None = None,
         before_batch: Callable[[], None] | None = None,
         shared: SharedPass | None = None,
+        share: Share = WHOLE,
     ):
         # Upstream's own __init__ is not called: it sets up the storage that this class replaces.
         if isinstance(data, str):
@@ -100,7 +102,7 @@ class ResidualBuffer(ActivationBuffer):
             )
         tokenizer: Any = model.tokenizer
         self.data = iter(data)
-        self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing)
+        self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing, share=share)
         self.model = model
         self.submodule = submodule
         hidden_size: Any = model.config.get_text_config().hidden_size

@@ -39,8 +39,10 @@ _former: dict[Any, _Counted] = {}
 """What this process has counted, by text and settings: the runs of a sweep read one text."""
 
 
-def require_enough_text(run: RunConfig, tokenizer: Any) -> None:
+def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> None:
     """Tokenize as much of a run's text as it needs, and refuse it if there is less.
+
+    With several processes, each reads its share of the contexts, and none may be one short.
 
     A data set on the hub isn't counted, nor is packed text in files far larger than the run needs.
     Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet.
@@ -51,7 +53,7 @@ def require_enough_text(run: RunConfig, tokenizer: Any) -> None:
     text = open_text(run.data)
     if text.file_bytes is None:
         return
-    need = run.steps * run.batch_size
+    need = run.steps * run.batch_size + (processes - 1) * run.ctx_len
     is_packed = run.text_packing == "pack"
     is_far_larger = is_packed and text.file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need
     train = None if is_far_larger else _count(run, tokenizer, "train", need)

@@ -16,6 +16,7 @@ from .hook_points import HookPoint, find_hook
 from .language_models import load_language_model
 from .shared_pass import SharedPass
 from .text import open_text
+from .tokens import WHOLE, Share
 
 _EVALUATION_BATCH = 2048  # tokens
 
@@ -62,12 +63,14 @@ def make_buffer(
     *,
     seed: int = 0,
     shared: SharedPass | None = None,
+    share: Share = WHOLE,
 ) -> ResidualBuffer:
     """A buffer of `text` at the run's hook point, with the run's settings.
 
     Arguments:
         seed: seeds the order of the rows. Not the run's unless it is given: held-out text is the
             same for every data seed.
+        share: which of the text's contexts it reads.
     """
     return ResidualBuffer(
         text,
@@ -85,6 +88,7 @@ def make_buffer(
         before_batch=before_batch,
         seed=seed,
         shared=shared,
+        share=share,
     )
 
 
@@ -93,12 +97,11 @@ def evaluation_batch(tokens: int) -> int:
     return min(_EVALUATION_BATCH, tokens)
 
 
-def norm_factor_of(run: RunConfig, hook: str, source: Any) -> float:
-    """What a hook point's raw activations are divided by, from the source's first rows.
+def norm_factor_of(run: RunConfig, hook: str, width: int, mean_squared_norm: float) -> float:
+    """What a hook point's raw activations, of this width and E||x||^2, are divided by.
 
     Raises: LanguageModelError if all activations are 0.
     """
-    mean_squared_norm = source.mean_squared_norm()
     if mean_squared_norm == 0:
         raise LanguageModelError(
             f"all activations of {run.model} at {hook} are 0: expected a language model with "
@@ -106,7 +109,7 @@ def norm_factor_of(run: RunConfig, hook: str, source: Any) -> float:
         )
     if run.normalize == "none":
         return 1.0
-    target = source.d_submodule if run.normalize == "sqrt_d" else 1.0
+    target = width if run.normalize == "sqrt_d" else 1.0
     return math.sqrt(mean_squared_norm / target)
 
 

@@ -18,6 +18,7 @@ from .outliers import Outliers
 from .run_inputs import held_out, load_model, make_buffer, norm_factor_of
 from .shared_pass import SharedPass, in_step
 from .text import open_text
+from .tokens import WHOLE, Share
 
 
 class BatchSource(Protocol):
@@ -60,6 +61,12 @@ class RunSources:
     The hook points share its forward passes. Each has its own buffer, so its batches are those of a
     run of its own.
 
+    Arguments:
+        run: its text, model and batch size.
+        hooks: the names of the hook points.
+        before_batch: called before each batch of the language model; it may raise.
+        share: what this process reads, and how many share a batch.
+
     Attributes:
         hooks: the hook points, by name.
         sources: their sources, by name.
@@ -71,8 +78,9 @@ class RunSources:
         run: RunConfig,
         hooks: Iterable[str],
         before_batch: Callable[[], None] | None = None,
+        share: Share = WHOLE,
     ):
-        self._run = run
+        self._run, self._share = run, share
         self._model: LanguageModel = load_model(run)
         self.hooks: dict[str, HookPoint] = {name: find_hook(self._model, name) for name in hooks}
         shared = SharedPass(self._model, [hook.place for hook in self.hooks.values()])
@@ -95,27 +103,43 @@ class RunSources:
             self._model,
             hook,
             text,
-            run.batch_size,
+            run.batch_size // self._share.count,
             before_batch,
             seed=run.data_seed,
+            share=self._share,
             shared=shared,
         )
 
     def require_enough(self) -> None:
         """Raise a TextError if there is too little text for the run."""
-        require_enough_text(self._run, self._model.tokenizer)
+        require_enough_text(self._run, self._model.tokenizer, self._share.count)
 
-    def norm_factors(self) -> dict[str, float]:
-        """What each hook point's raw activations are divided by, from its first rows."""
+    def mean_squared_norms(self) -> dict[str, float]:
+        """E||x||^2 of each hook point's first rows, of this process's share."""
         self._refill()
+        return {name: source.mean_squared_norm() for name, source in self.sources.items()}
+
+    def norm_factors(
+        self, mean_squared_norms: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """What each hook point's raw activations are divided by.
+
+        Arguments:
+            mean_squared_norms: of all processes that share the run (default: of this one).
+        """
         return {
-            name: norm_factor_of(self._run, name, source) for name, source in self.sources.items()
+            name: norm_factor_of(self._run, name, self.sources[name].d_submodule, squared)
+            for name, squared in (mean_squared_norms or self.mean_squared_norms()).items()
         }
 
     def next(self) -> dict[str, t.Tensor]:
         """The next batch of each hook point."""
         self._refill()
         return {name: next(source) for name, source in self.sources.items()}
+
+    def state_dicts(self) -> dict[str, dict[str, Any]]:
+        """What each hook point's source needs to continue with the same batches, fit for JSON."""
+        return {name: source.state_dict() for name, source in self.sources.items()}
 
     def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Continue where each hook point's `state_dict` was taken."""

@@ -5,7 +5,7 @@ input_ids, attention_mask = contexts.next_batch(32)
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -18,6 +18,17 @@ from .text_files import cut, require_no_surrogate
 
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
+
+
+class Share(NamedTuple):
+    """What one of several processes reads: every `count`-th context, from number `rank` on."""
+
+    rank: int = 0
+    count: int = 1
+
+
+WHOLE = Share()
+"""What a single process reads: all."""
 
 
 class ContextStream:
@@ -36,10 +47,11 @@ class ContextStream:
             adds. It is cut to `ctx_len` tokens, or padded on the right, whatever the tokenizer's side
             is: a model with learned positions counts them from the left.
         piece_characters: the length of a piece of a long document.
+        share: which of the contexts are handed out. The others are tokenised too.
 
     Attributes:
         documents_read: documents used to their end.
-        tokens_read: tokens used, including those between documents, excluding padding.
+        tokens_read: tokens used, including those between documents, excluding padding. Of all shares.
 
     Raises: ConfigError if a setting is out of range or does not suit the tokenizer.
     """
@@ -52,6 +64,7 @@ class ContextStream:
         *,
         packing: Packing = "pack",
         piece_characters: int = 1 << 15,
+        share: Share = WHOLE,
     ):
         require(ctx_len >= 1, "ctx_len", ctx_len, "at least 1")
         require_choice("packing", packing, Packing)
@@ -65,6 +78,7 @@ class ContextStream:
         self.ctx_len = ctx_len
         self.packing: Packing = packing
         self._piece_characters = piece_characters
+        self._share = share
         self.documents_read = 0
         self.tokens_read = 0
         self._text_state: Any = None  # the text's state before the documents in _pieces
@@ -88,7 +102,9 @@ class ContextStream:
             StopIteration: no context is left.
             TextError: the text can't be read.
         """
-        input_ids, mask = self._pack(n) if self.packing == "pack" else self._truncate(n)
+        rank, count = self._share
+        read = self._pack if self.packing == "pack" else self._truncate
+        input_ids, mask = (tokens[rank::count] for tokens in read(n * count))
         if len(input_ids) == 0:
             raise StopIteration
         return input_ids, mask

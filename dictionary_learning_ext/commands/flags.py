@@ -34,6 +34,7 @@ class Command(Generic[F]):
         starting_point: the flags' defaults, where these depend on what was typed.
         prepare: divides what was typed into the arguments to parse, and values of hidden fields.
         suggested: flags that `prepare` takes out, which may be meant by a misspelt one.
+        by_several: whether torchrun may start several processes of it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Command(Generic[F]):
     starting_point: Callable[[list[str]], F] | None = None
     prepare: Callable[[list[str]], tuple[list[str], dict[str, Any]]] | None = None
     suggested: tuple[str, ...] = ()
+    by_several: bool = False
 
 
 @dataclass(frozen=True)

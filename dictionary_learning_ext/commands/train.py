@@ -12,6 +12,7 @@ from ..errors import TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
 from ..training.preparation import prepared
+from ..training.processes import joined
 from .flags import Command, typed, vsae
 
 AUTO = Path("auto")
@@ -42,6 +43,24 @@ class TrainFlags:
 
 
 def run(flags: TrainFlags) -> None:
+    with joined() as processes:
+        with processes.together():
+            run, saes, hooks, resume = _settings(flags)
+            prepared(run, saes, resume)  # torch and what needs it are imported below, in seconds
+        if flags.resume in (None, AUTO) and processes.is_first:
+            print(_started_from(flags), flush=True)
+        from ..training.loop import train
+
+        folders = train(run, saes, hooks=hooks, resume=resume)
+        with processes.together():
+            if processes.is_first:
+                _show(flags, run, list(folders.values()))
+
+
+def _settings(
+    flags: TrainFlags,
+) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str], bool]:
+    """The run, its SAEs, their hook points, and whether they are resumed."""
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
         hooks = {hook: hook for hook in run.hooks}
@@ -66,23 +85,23 @@ def run(flags: TrainFlags) -> None:
             f"--hook {run.hook}: several hook points need a folder for their run folders; add"
             " --save-dir DIR, and each is written to DIR/HOOK"
         )
-    prepared(run, saes, resume)  # torch and what needs it are imported below, which takes seconds
-    if flags.resume in (None, AUTO):
-        print(_started_from(flags), flush=True)
+    return run, saes, hooks, resume
+
+
+def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
+    """The results, and what to do next."""
     from ..evaluation.comparison import printed
     from ..evaluation.diagnosis import symptoms
-    from ..training.loop import train
 
-    folders = train(run, saes, hooks=hooks, resume=resume)
-    results = {str(f): read_metrics(f) for f in folders.values() if run.eval_tokens}
+    results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
     if results:
         print(printed(results))
-    for folder in folders.values():
+    for folder in folders:
         print(f"saved in {folder}")
     for folder, metrics in results.items():
         for symptom in symptoms(metrics, load_config(folder)):
             print(f"{folder} looks bad: {symptom}")
-    one = next(iter(folders.values()))
+    one = folders[0]
     print(
         "\nNext, in Python:\n"
         "  from dictionary_learning_ext import load_dictionary\n"
@@ -184,4 +203,4 @@ def starting_point(args: list[str]) -> TrainFlags:
     )
 
 
-COMMAND = Command("train", TrainFlags, run, starting_point)
+COMMAND = Command("train", TrainFlags, run, starting_point, by_several=True)

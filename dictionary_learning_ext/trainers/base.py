@@ -12,7 +12,6 @@ Callers ask what an object can do, never which class it is.
 
 import logging
 import math
-from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -23,14 +22,8 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import require
-from ..config.options import (
-    MUCH_NOISE,
-    UNUSED_BY,
-    UNUSED_BY_SCHEDULE,
-    ObjectiveOptions,
-    PosteriorOptions,
-)
 from ..errors import CheckpointError, ConfigError
+from .kernels.ranks import ALONE, Ranks
 from .optimizers import GuardedAdam
 
 logger = logging.getLogger(__name__)
@@ -51,6 +44,10 @@ class Trainer(Protocol):
     scheduler: Any
     starts_trained: bool
     """Whether its weights are a trained SAE's. The first batch then leaves b_dec as it is."""
+
+    def join(self, ranks: Ranks) -> None:
+        """Train with other ranks, from rank 0's weights. Each gives `update` its share of the batch."""
+        ...
 
     @property
     def config(self) -> dict[str, Any]:
@@ -135,34 +132,6 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     }
 
 
-def warn_of_noise(
-    ratio: t.Tensor, posterior: PosteriorOptions, objective: ObjectiveOptions
-) -> None:
-    """Warn if a `noise_to_signal` is large and stays. Waits for the device, so call it once."""
-    drowned, goal = float(ratio), 0.1
-    if not MUCH_NOISE < drowned < math.inf or objective.noise_anneal_steps is not None:
-        return
-    if posterior.posterior == "learned":
-        instead = f"log_var_init={posterior.log_var_init + math.log(goal / drowned):.3g}"
-    else:
-        instead = f"sigma={posterior.sigma * math.sqrt(goal / drowned):.3g}"
-    logger.warning(
-        f"noise_to_signal={drowned:.3g}: above {MUCH_NOISE} the noise drowns the activations; set "
-        f"{instead} (noise_to_signal={goal}), or set noise_anneal_steps so the noise fades out"
-    )
-
-
-def warn_of_unused(posterior: PosteriorOptions, objective: ObjectiveOptions, steps: int) -> None:
-    """Warn of options that have a value of their own and no effect."""
-    given = asdict(posterior) | asdict(objective)
-    defaults = asdict(PosteriorOptions()) | asdict(ObjectiveOptions().for_steps(steps))
-    unused = (*UNUSED_BY[posterior.posterior], *UNUSED_BY_SCHEDULE[objective.kl_schedule])
-    for name in unused:
-        if name in given and given[name] != defaults[name]:
-            choice = "posterior" if name in UNUSED_BY[posterior.posterior] else "kl_schedule"
-            logger.warning(f"{name}={given[name]!r}: {choice}={given[choice]} does not use it")
-
-
 NOISE_STREAM = 2
 """Counts the ways in which a generator's numbers have become noise. A run resumes in its own only."""
 
@@ -186,6 +155,7 @@ class SamplingTrainer:
     submodule_name: str | None
     generator: t.Generator
     noise_stream: int
+    ranks: Ranks = ALONE
 
     def _dict_class(self, given: Any, ours: type) -> type:
         """The class of the dictionary to train: `ours`, or a subclass of it.
@@ -228,6 +198,16 @@ class SamplingTrainer:
         self.generator = t.Generator(self.device).manual_seed(seed)
         self.noise_stream = NOISE_STREAM
 
+    def join(self, ranks: Ranks) -> None:
+        """See `Trainer`. Each rank draws its own noise; rank 0's is that of a single process."""
+        self.ranks = ranks
+        self.optimizer.join(ranks)
+        ranks.copy_first_(self.ae.state_dict().values())
+        if ranks.rank > 0:
+            drawn = {"generator": self.generator, "device": self.device}
+            seeds = t.randint(2**63 - 1, (ranks.rank,), **drawn)
+            self.generator.manual_seed(int(seeds[-1]))
+
     def _prepared(self, x: t.Tensor) -> t.Tensor:
         """Activations (B, D), in the dtype and on the device of the dictionary's b_dec.
 
@@ -251,10 +231,13 @@ class SamplingTrainer:
 
     @t.no_grad()
     def _start_decoder_bias(self, x: t.Tensor) -> None:
-        """Set b_dec to the geometric median of the first batch, as upstream's TopKTrainer does."""
+        """Set b_dec to the geometric median of the first batch, as upstream's TopKTrainer does.
+
+        Of the batches of all ranks, if there are several.
+        """
         if self.starts_trained:
             return
-        median, b_dec = geometric_median(x), self.ae.b_dec.data
+        median, b_dec = geometric_median(self.ranks.gather(x).flatten(0, 1)), self.ae.b_dec.data
         b_dec.copy_(t.where(median.isfinite().all(), median, b_dec))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Any:

@@ -6,7 +6,7 @@ TopK (Gao et al. 2024, arXiv 2406.04093). Shapes: B batch, D activation_dim, F d
 
 import functools
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch as t
@@ -23,13 +23,14 @@ from ..config.options import (
     PosteriorOptions,
 )
 from ..errors import ConfigError
-from .base import FromState, SamplingTrainer, require_scale, warn_of_noise, warn_of_unused
+from .base import FromState, SamplingTrainer, require_scale
 from .kernels.loss import loss_and_gradients, variational_loss
 from .kernels.objective import LossTerms, StepObjective, Weights
 from .kernels.scratch import keep_freed_memory
 from .kernels.selection import draw_code
 from .kernels.step_form import StepForm
 from .optimizers import UnitNormAdam
+from .option_warnings import warn_of_noise, warn_of_unused
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
 from .upstream import annealed_k
 
@@ -277,7 +278,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         if step == 0:
             self._start_decoder_bias(x)
             warn_of_noise(self._noise_to_signal(x), self.posterior_options, self.options)
-        weights, objective = self.ae.weights, self._objective(x, step, self.generator)
+        weights = self.ae.weights
+        objective = replace(self._objective(x, step, self.generator), ranks=self.ranks)
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -286,7 +288,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
         self._count(step, terms, is_finite)
-        self.tokens_trained += len(x)
+        self.tokens_trained += len(x) * self.ranks.count
         return terms.loss
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
@@ -309,7 +311,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         warmup, cycle = self.kl_warmup_steps, self.kl_cycle_steps
         self.kl_scale = kl_scale(step, options.kl_schedule, warmup, cycle)
         self.noise_scale = noise_scale(step, options.noise_anneal_steps)
-        no_dead_yet = self.tokens_trained + len(x) < self.dead_feature_threshold
+        no_dead_yet = self.tokens_trained + len(x) * self.ranks.count < self.dead_feature_threshold
         return StepObjective(
             k=annealed_k(self, step),
             posterior=self.posterior_options,

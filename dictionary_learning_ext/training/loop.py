@@ -1,5 +1,6 @@
 """The training loop: one language model, one buffer, one or many SAEs."""
 
+import contextlib
 import logging
 import os
 import time
@@ -9,38 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from tqdm import tqdm
 
 from ..activations.sources import RunSources
+from ..activations.tokens import Share
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
 from ..errors import (
     CheckpointError,
     Interrupted,
     NonFiniteError,
+    ProcessError,
     TrainingError,
 )
 from ..evaluation.measure import measure
 from ..run_folder.evaluation_files import measured_on
 from ..run_folder.names import require_free
 from ..run_folder.reading import is_finished
-from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..run_folder.writing import locked
-from ..trainers.build import build_trainer
 from ..trainers.devices import require_device
-from .config_json import config_json, versions
-from .initial_weights import start_from, trained_sources
+from .config_json import versions
+from .initial_weights import trained_sources
 from .interrupts import Interrupts, before_the_first_step, interrupts
 from .memory import require_memory
 from .preparation import hook_points_of, prepared
-from .resuming import checked_points
+from .processes import Processes, joined
+from .resuming import checked_points, shared_state, state_for_resume
 from .run_log import report_finished
 from .sae_run import SAERun
+from .starting import begin, built
 
 logger = logging.getLogger(__name__)
 
+States = dict[str, dict[str, Any]]
+"""What each hook point's source needs to continue."""
 SHOWN = 3
 """How many SAEs the progress bar shows; each one's metrics are in its metrics.jsonl."""
 
@@ -77,50 +81,79 @@ def train(
     Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
     trained by then is saved.
     """
-    hook_of = hook_points_of(run, saes, hooks)
-    if len(saes) == 1:
-        run = replace(run, hook=next(iter(hook_of.values())))
-    saes, folders = prepared(run, saes, resume)
-    if resume and all(is_finished(folder, run) for folder in folders.values()):
-        logger.info("%s: already finished; nothing to do", run.save_dir)
-        for name, folder in folders.items():
-            report_finished(folder, TrainConfig(saes[name], replace(run, hook=hook_of[name])))
-        return folders
-    with interrupts() as signals, locked(folders.values()):
+    with joined() as processes:
+        with processes.together():
+            hook_of = hook_points_of(run, saes, hooks)
+            if len(saes) == 1:
+                run = replace(run, hook=next(iter(hook_of.values())))
+            saes, folders = prepared(run, saes, resume)
+            run = replace(run, device=processes.device(run.device))
+        if resume and all(is_finished(folder, run) for folder in folders.values()):
+            logger.info("%s: already finished; nothing to do", run.save_dir)
+            for name, folder in folders.items():
+                if processes.is_first:
+                    of_hook = replace(run, hook=hook_of[name])
+                    report_finished(folder, TrainConfig(saes[name], of_hook))
+            return folders
+        _train(run, saes, folders, hook_of, processes, resume=resume, group=group)
+    return folders
+
+
+def _train(
+    run: RunConfig,
+    saes: dict[str, SAEConfig],
+    folders: dict[str, Path],
+    hook_of: dict[str, str],
+    processes: Processes,
+    *,
+    resume: bool,
+    group: str | None,
+) -> None:
+    """See `train`."""
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(interrupts(are_several=processes.are_several))
         with before_the_first_step():
-            if not resume:
-                for folder in folders.values():
-                    require_free(folder, run.overwrite)
-            require_device(run.device)
-            require_memory(run, saes.values(), len(set(hook_of.values())))
-            initial = {} if resume else trained_sources(saes)
-            sources = RunSources(run, dict.fromkeys(hook_of.values()), signals.check)
-            if not resume:
-                sources.require_enough()
-            configs = {
-                name: TrainConfig(
-                    sae.with_sigma(sources.hooks[hook_of[name]].activation_dim, run.normalize),
-                    replace(run, hook=hook_of[name]),
-                )
-                for name, sae in saes.items()
-            }
-            inputs = sources.inputs | {
-                "versions": versions() | {"threads": t.get_num_threads()},
-            }
-            points = checked_points(configs, folders, inputs) if resume else {}
-            if resume and not points:
-                initial = trained_sources(saes)
-            sae_runs, start = _build(configs, folders, sources, points, initial)
+            with processes.together():
+                if processes.is_first:
+                    stack.enter_context(locked(folders.values()))
+                    if not resume:
+                        for folder in folders.values():
+                            require_free(folder, run.overwrite)
+            with processes.together():
+                require_device(run.device)
+                require_memory(run, saes.values(), len(set(hook_of.values())))
+                initial = {} if resume else trained_sources(saes)
+                share = Share(processes.rank, processes.count)
+                sources = RunSources(run, dict.fromkeys(hook_of.values()), signals.check, share)
+                if not resume and processes.is_first:
+                    sources.require_enough()
+                configs = {
+                    name: TrainConfig(
+                        sae.with_sigma(sources.hooks[hook_of[name]].activation_dim, run.normalize),
+                        replace(run, hook=hook_of[name]),
+                    )
+                    for name, sae in saes.items()
+                }
+                inputs = sources.inputs | {
+                    "versions": versions() | {"threads": t.get_num_threads()},
+                }
+                points = checked_points(configs, folders, inputs, processes) if resume else {}
+                if resume and not points:
+                    initial = trained_sources(saes)
+                signals.check()
+            sae_runs, start = built(configs, folders, sources, points, initial, processes)
         code = 1
         try:
             with signals.deferred():
-                _begin(sae_runs, sources, points, group)
-                _loop(run, sources, sae_runs, start, inputs, signals)
+                begin(sae_runs, sources, points, group, processes)
+                _loop(run, sources, sae_runs, start, inputs, signals, processes)
                 trained = [one for one in sae_runs if one.failure is None]
-                for one in trained:
-                    one.save_final()
-            if run.eval_tokens and trained:
-                _evaluate(sources, trained, signals)
+                with processes.together():
+                    for one in trained:
+                        one.save_final()
+            with processes.together():
+                if run.eval_tokens and trained and processes.is_first:
+                    _evaluate(sources, trained, signals)
             code = 0
         except Interrupted as stop:
             code = stop.exit_code
@@ -134,70 +167,6 @@ def train(
             f"{'; '.join(failures)}; lower --lr or --beta, or check the activations"
             + (f"; trained and saved: {', '.join(others)}" if others else "")
         )
-    return folders
-
-
-def _build(
-    configs: dict[str, TrainConfig],
-    folders: dict[str, Path],
-    sources: RunSources,
-    points: dict[Path, ResumePoint],
-    initial: Mapping[str, Dictionary],
-) -> tuple[list[SAERun], int]:
-    """Every SAE, initialised or restored from its resume point, and the step to start at.
-
-    Arguments:
-        initial: the trained SAE that each starts from, by name, if any.
-    """
-    start = 0
-    if points:
-        of_hook = {config.run.hook: points[folders[name]] for name, config in configs.items()}
-        sources.load_state_dicts({hook: point.run["buffer"] for hook, point in of_hook.items()})
-        norm_factors = {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
-        start = next(iter(points.values())).step
-    else:
-        norm_factors = sources.norm_factors()
-        for source in sources.sources.values():
-            if outliers := source.outliers():
-                logger.warning("%s", outliers)
-    sae_runs = []
-    for name, config in configs.items():
-        run, hook = config.run, sources.hooks[config.run.hook]
-        trainer = build_trainer(
-            config.sae,
-            steps=run.steps,
-            activation_dim=hook.activation_dim,
-            layer=hook.layer,
-            lm_name=run.model,
-            hook=hook.name,
-            device=run.device,
-            dtype=run.dtype,
-            name=folders[name].name,
-        )
-        if name in initial:
-            start_from(trainer, initial[name], norm_factors[hook.name], config.sae, hook)
-        sae_runs.append(SAERun(name, config, trainer, folders[name], norm_factors[hook.name]))
-    return sae_runs, start
-
-
-def _begin(
-    sae_runs: list[SAERun],
-    sources: RunSources,
-    points: dict[Path, ResumePoint],
-    group: str | None,
-) -> None:
-    """Start or resume every SAE. No folder is changed before it is certain that all can."""
-    groups = {one.name: group or one.folder.resolve().parent.name for one in sae_runs}
-    for one in sae_runs:
-        if points:
-            one.restore(points[one.folder])
-        else:
-            one.log.open_wandb(groups[one.name])
-    for one in sae_runs:
-        if points:
-            one.resume(points[one.folder], groups[one.name])
-        else:
-            one.start(config_json(one, sources.sources[one.run.hook].config))
 
 
 def _loop(
@@ -207,6 +176,7 @@ def _loop(
     start: int,
     inputs: dict[str, Any],
     signals: Interrupts,
+    processes: Processes,
 ) -> None:
     """Every step of every SAE from `start` on. On an error, what was trained is saved."""
     save_points = set(run.save_points())
@@ -219,31 +189,42 @@ def _loop(
         unit="tok",
         unit_scale=True,
         mininterval=1,
+        disable=not processes.is_first,
     )
     active, step, batches = sae_runs, start, {}
+    before: States | None = None  # where the sources were before this step's batch
 
-    def save(step: int) -> None:
-        states = {hook: source.state_dict() for hook, source in sources.sources.items()}
-        for one in active:
-            one.save_point(step, inputs | {"buffer": states[one.run.hook]})
+    def save(step: int, states: States, saes: list[SAERun]) -> None:
+        for one in saes:
+            of_ranks = processes.gather(state_for_resume(one.trainer, states[one.run.hook]))
+            with processes.together():
+                one.save_point(step, inputs | shared_state(of_ranks))
 
     try:
         for step in range(start, run.steps):
-            signals.check()
-            late = every_seconds is not None and time.monotonic() - saved_at >= every_seconds
-            if step and (late or (every_steps is not None and step % every_steps == 0)):
-                save(step)
+            is_due = every_steps is not None and step % every_steps == 0
+            if every_seconds is not None:
+                is_due = processes.any(time.monotonic() - saved_at >= every_seconds)
+            is_due = is_due and step > 0
+            before = sources.state_dicts() if is_due or processes.are_several else None
+            with processes.together():
+                signals.check()
+                batches = {
+                    hook: x_BD.to(run.device, t.float32).div_(norm_factors[hook])
+                    for hook, x_BD in sources.next().items()
+                }
+            if is_due:
+                save(step, before or sources.state_dicts(), active)
                 saved_at = time.monotonic()
-            batches = {
-                hook: x_BD.to(run.device, t.float32).div_(norm_factors[hook])
-                for hook, x_BD in sources.next().items()
-            }
             if step in save_points:
-                for one in active:
-                    one.save_checkpoint(step)
+                with processes.together():
+                    for one in active:
+                        one.save_checkpoint(step)
             if step % run.log_every == 0:
-                _check_and_log(active, step, batches, bar)
+                with processes.together():
+                    _check_and_log(active, step, batches, bar)
             active = [one for one in active if one.failure is None]
+            before = None
             for one in active:
                 one.update(step, batches[one.run.hook])
             active = [one for one in active if one.failure is None]
@@ -252,25 +233,35 @@ def _loop(
             bar.update(run.batch_size)
         step = run.steps
         if batches:  # else the run was resumed when all steps were done
-            _check_and_log(active, step, batches, bar)
+            with processes.together():
+                _check_and_log(active, step, batches, bar)
         active = [one for one in active if one.failure is None]
         if run.save_every != "none":
-            save(step)
+            save(step, sources.state_dicts(), active)
     except Interrupted as stop:
-        save(step)
+        save(step, before or sources.state_dicts(), active)
         where = os.path.commonpath([one.folder for one in sae_runs])
         raise Interrupted(
             stop.signal,
-            f"stopped by {stop.signal.name} at step {step}; continue with `vsae train --resume {where}`",
+            f"stopped by {stop.signal.name} at step {step}; continue with "
+            f"`{processes.command} train --resume {where}`",
         ) from stop
+    except ProcessError as error:  # this rank may be in the middle of a step: nothing is saved
+        where = os.path.commonpath([one.folder for one in sae_runs])
+        raise ProcessError(
+            f"step {step}: {error}; continue from the last resume point with "
+            f"`{processes.command} train --resume {where}`"
+        ) from error
     except Exception as error:
+        # Not in the middle of a step, whose batch would be missing after a resume.
+        if before is None and sources.tokens_seen() == {step * run.batch_size // processes.count}:
+            before = sources.state_dicts()
         for one in active:
             try:
-                one.save_checkpoint(step)
-                # Not in the middle of a step, whose batch would be missing after a resume.
-                if sources.tokens_seen() == {step * run.batch_size}:
-                    state = sources.sources[one.run.hook].state_dict()
-                    one.save_point(step, inputs | {"buffer": state})
+                with processes.together():
+                    one.save_checkpoint(step)
+                if before is not None:
+                    save(step, before, [one])
             except CheckpointError as full:
                 logger.error("%s", full)
         logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
@@ -304,16 +295,19 @@ def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -
     """Measure SAEs whose training is over, and write their metrics.json."""
     metrics: dict[str, dict[str, Any]] = {}
     try:
-        signals.check()  # what came while the last files were written
-        for hook in sources.hooks:
-            saes = {
-                one.name: (for_raw_activations(one.trainer.ae, one.norm_factor), one.norm_factor)
-                for one in trained
-                if one.run.hook == hook
-            }
-            if saes:
-                tokens = trained[0].run.eval_tokens
-                metrics |= measure(saes, *sources.held_out(hook), tokens)
+        with signals.at_once():
+            for hook in sources.hooks:
+                saes = {
+                    one.name: (
+                        for_raw_activations(one.trainer.ae, one.norm_factor),
+                        one.norm_factor,
+                    )
+                    for one in trained
+                    if one.run.hook == hook
+                }
+                if saes:
+                    tokens = trained[0].run.eval_tokens
+                    metrics |= measure(saes, *sources.held_out(hook), tokens)
     except Interrupted as stop:
         where = " ".join(str(one.folder) for one in trained)
         raise Interrupted(

@@ -8,6 +8,7 @@ from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
 from ..errors import ConfigError
 from ..run_folder.names import RUNS, folder_of, require_free
+from .processes import launched
 
 
 def prepared(
@@ -15,9 +16,10 @@ def prepared(
 ) -> tuple[dict[str, SAEConfig], dict[str, Path]]:
     """Every SAE's settings, resolved, and its folder; see `loop.train`.
 
-    Raises: ConfigError for settings that don't go together, or a folder that is taken or missing;
-    TextError if there is no such file.
+    Raises: ConfigError for settings that don't go together, a batch that the processes don't divide, or
+    a folder that is taken or missing; TextError if there is no such file.
     """
+    launched().require_shares(run.batch_size)
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     for sae in saes.values():
         sae.require_units(run.normalize)

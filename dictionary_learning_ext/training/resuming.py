@@ -4,17 +4,24 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch as t
+
 from ..config.run_config import TrainConfig, require_same
-from ..errors import LanguageModelError
+from ..errors import ConfigError, LanguageModelError
 from ..run_folder.resume_points import ResumePoint, newest_points
+from ..trainers.base import Trainer
+from .processes import Processes
 
 logger = logging.getLogger(__name__)
+
+_PACKAGE = "dictionary_learning_ext"
 
 
 def checked_points(
     configs: dict[str, TrainConfig],
     folders: dict[str, Path],
     inputs: dict[str, Any],
+    processes: Processes,
 ) -> dict[Path, ResumePoint]:
     """The newest resume points, checked against what the run is now; empty if there are none yet.
 
@@ -31,6 +38,7 @@ def checked_points(
         folder = folders[name]
         point = points[folder]
         require_same(point.run["settings"], config.to_dict(), str(folder))
+        _require_as_many(point, processes, folder)
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
             if point.run[part] != inputs[part]:
                 raise LanguageModelError(
@@ -49,3 +57,42 @@ def checked_points(
     step = next(iter(points.values())).step
     logger.info("resuming from step %d of %s", step, ", ".join(map(str, folders.values())))
     return points
+
+
+def _require_as_many(point: ResumePoint, processes: Processes, folder: Path) -> None:
+    """Refuse another number of processes: each has its place in the text, and its own noise."""
+    was = len(point.run.get("ranks", [None]))
+    if was != processes.count:
+        command = "vsae" if was == 1 else f"torchrun --nproc-per-node {was} -m {_PACKAGE}"
+        raise ConfigError(
+            f"{folder}: the run was started with {was} process{'es' if was > 1 else ''}, not "
+            f"{processes.count}; continue with `{command} train --resume {folder}`"
+        )
+
+
+def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]:
+    """What each process has of its own: its place in the text, and its noise. Fit for JSON."""
+    generators = {
+        name: value.get_state().numpy().tobytes().hex()
+        for name, value in vars(trainer.state()).items()
+        if isinstance(value, t.Generator)
+    }
+    return {"buffer": source, "generators": generators}
+
+
+def shared_state(of_ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a resume point holds of every process's `state_for_resume`."""
+    one_process = {"buffer": of_ranks[0]["buffer"]}
+    return one_process if len(of_ranks) == 1 else one_process | {"ranks": of_ranks}
+
+
+def state_of_rank(point: ResumePoint, rank: int) -> dict[str, Any]:
+    """The `state_for_resume` of a process. Of one process alone, the trainer has the generators."""
+    return point.run["ranks"][rank] if "ranks" in point.run else {"buffer": point.run["buffer"]}
+
+
+def restore_generators(trainer: Trainer, point: ResumePoint, rank: int) -> None:
+    """Put a process's noise where a point has it."""
+    for name, state in state_of_rank(point, rank).get("generators", {}).items():
+        state = t.frombuffer(bytearray.fromhex(state), dtype=t.uint8)
+        getattr(trainer.state(), name).set_state(state)

@@ -9,7 +9,7 @@ from typing import Any
 import torch as t
 
 from ..config.run_config import TrainConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ProcessError, first_line
 from ..run_folder import resume_points
 from ..run_folder.names import (
     CHECKPOINTS,
@@ -28,6 +28,7 @@ from ..run_folder.weights import save_weights
 from ..run_folder.writing import remove, write_json, writing
 from ..trainers.base import Trainer
 from ..trainers.state import load_trainer_state, trainer_state
+from .processes import ONE_PROCESS, Processes
 from .run_log import RunLog
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class SAERun:
         trainer: ours, or upstream's in the same form.
         folder: its run folder.
         norm_factor: what raw activations are divided by.
+        processes: those that train it.
 
     Attributes:
         failure: what went wrong, or None; an SAE that failed is not trained further.
@@ -54,11 +56,17 @@ class SAERun:
         trainer: Trainer,
         folder: Path,
         norm_factor: float,
+        processes: Processes = ONE_PROCESS,
     ):
         self.name, self.trainer, self.folder = name, trainer, folder
         self.config, self.run, self.norm_factor = config, config.run, norm_factor
+        self._processes = processes
         self.failure: str | None = None
         self.log = RunLog(folder, self.config, norm_factor)
+
+    def open_wandb(self, group: str) -> None:
+        """Start a run in wandb, if it is asked for; see `RunLog.open_wandb`."""
+        self.log.open_wandb(group)
 
     def start(self, config: dict[str, Any]) -> None:
         """Write config.json and delete a former run's other files, and the pages beside its folder."""
@@ -138,13 +146,22 @@ class SAERun:
 
     @contextmanager
     def _failing_alone(self, step: int) -> Iterator[None]:
-        """An error of the trainer inside is this SAE's failure, not the run's."""
+        """An error of the trainer inside is this SAE's failure, not the run's.
+
+        Of one of several processes it is the run's: the others may not have it.
+        """
         try:
             yield
-        except CheckpointError:
+        except (CheckpointError, ProcessError):
             raise
         except Exception as error:
-            logger.exception("%s: its trainer raised at step %d", self.name, step)
+            several = self._processes.are_several
+            level = logging.CRITICAL if several else logging.ERROR
+            message = "%s: its trainer raised at step %d"
+            logger.log(level, message, self.name, step, exc_info=True)
+            if several:
+                what = f"{type(error).__name__}: {first_line(error)}"
+                raise ProcessError(f"{self.name}: its trainer raised {what}") from error
             self.trainer.restore_last_finite()
             self._fail(step, step, f"{type(error).__name__}: {error}")
 
@@ -194,3 +211,32 @@ class SAERun:
     def close(self, code: int) -> None:
         """Close the logs; `code` is the run's exit code."""
         self.log.close(1 if self.failure is not None else code)
+
+
+class SilentSAERun(SAERun):
+    """An SAE on another rank than 0: it takes the same steps, and writes nothing."""
+
+    def open_wandb(self, group: str) -> None: ...
+
+    def start(self, config: dict[str, Any]) -> None: ...
+
+    def resume(self, point: resume_points.ResumePoint, group: str) -> None: ...
+
+    def save_point(self, step: int, shared: dict[str, Any]) -> None:
+        self.check(step)
+
+    def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
+        with self._failing_alone(step):
+            self.check(step)
+
+    def _fail(self, at: int, now: int, what: str) -> None:
+        self.failure = f"{self.name}: failed at or before step {at}: {what}"
+
+    def save_checkpoint(self, step: int) -> None:
+        self.check(step)
+
+    def save_final(self) -> None: ...
+
+    def record(self, metrics: dict[str, Any]) -> None: ...
+
+    def close(self, code: int) -> None: ...

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.activations.tokens import ContextStream
+from dictionary_learning_ext.activations.tokens import ContextStream, Share
 from dictionary_learning_ext.errors import ConfigError
 
 
@@ -166,3 +166,24 @@ def test_impossible_contexts_are_refused(tokenizer: Any, options: dict[str, Any]
 def test_packing_needs_an_end_of_text_token(tokenizer: PreTrainedTokenizerFast):
     own = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     assert "'truncate'" in error_of(lambda: ContextStream(iter([]), own, 8), ConfigError)
+
+
+@pytest.mark.parametrize("packing", ["pack", "truncate"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_shares_of_several_processes_are_the_whole_and_resume(packing, count, tokenizer):
+    """Process r has contexts r, r + N, …, however many it asks for at once."""
+    whole, _ = contexts_of(DOCUMENTS, tokenizer, packing=packing)
+    shares = [
+        contexts_of(DOCUMENTS, tokenizer, n=2 + rank, packing=packing, share=Share(rank, count))[0]
+        for rank in range(count)
+    ]
+    assert shares == [whole[rank::count] for rank in range(count)]
+    assert min(map(len, shares)) >= 3
+    share = Share(1, count)
+    stream = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, share=share)
+    stream.next_batch(5)
+    state = json.loads(json.dumps(stream.state_dict()))
+    expected, _ = stream.next_batch(4)
+    again = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, share=share)
+    again.load_state_dict(state)
+    assert torch.equal(again.next_batch(4)[0], expected)

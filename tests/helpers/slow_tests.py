@@ -20,6 +20,13 @@ SLOW = frozenset(
         "test_importing_the_commands_needs_no_fcntl",
         "test_what_is_left_is_counted_with_the_command_that_continues",
         "test_the_results_of_the_others_are_shown_beside_a_failure",
+        # Several processes, started by torchrun.
+        "test_a_killed_rank_ends_the_others",
+        "test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact",
+        "test_an_error_on_one_rank_ends_all_alike",
+        "test_every_architecture_is_equal_on_all_ranks_after_every_step",
+        "test_mistakes_of_several_processes_are_one_line",
+        "test_ranks_equal_one_process_on_the_union_of_their_batches",
         # What a newcomer types, as it is written.
         "test_quickstart_ends_with_the_table_and_what_to_try_next",
         "test_the_readmes_commands_run",

@@ -16,6 +16,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.errors import CheckpointError, Interrupted
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
+from dictionary_learning_ext.training.interrupts import interrupts
 from dictionary_learning_ext.training.sae_run import SAERun
 from experiments.robustness.wandb_files import history
 
@@ -157,3 +158,38 @@ def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own
     logged = sorted(int(row["step"]) for log in logs for row in history(log))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert logged == [line["step"] for line in lines]
+
+
+@pytest.fixture
+def former_handlers():
+    """What the signals did before, which is put back."""
+    former = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    yield former
+    for each, handler in former.items():
+        signal.signal(each, handler)
+
+
+def stopped(*, at_once):
+    """One of several processes that gets two signals, and asks for them if it may finish something."""
+    with interrupts(are_several=True) as signals:
+        with signals.at_once() if at_once else signals.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not at_once
+        os.kill(os.getpid(), signal.SIGINT)
+        signals.check()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_of_several_processes_one_obeys_the_first_signal_alone(at_once, former_handlers):
+    """torchrun sends SIGTERM to all when one has ended: it must not end one that is about to write."""
+    with pytest.raises(Interrupted) as stop:
+        stopped(at_once=at_once)
+    assert stop.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_of_several_processes_one_that_ends_well_gives_its_handlers_back(former_handlers):
+    with interrupts(are_several=True):
+        assert signal.getsignal(signal.SIGTERM) != former_handlers[signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == former_handlers[signal.SIGTERM]

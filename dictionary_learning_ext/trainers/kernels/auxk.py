@@ -6,6 +6,7 @@ import torch as t
 
 from .codes import DenseCode, SparseCode, top_k_code
 from .means import BatchMeans
+from .ranks import ALONE, Ranks
 from .selection import top_k
 from .step_form import StepForm
 
@@ -34,6 +35,7 @@ class AuxKLoss(NamedTuple):
         top_k_aux: int,
         matmul_dtype: t.dtype,
         form: StepForm,
+        ranks: Ranks = ALONE,
     ) -> "AuxKLoss | None":
         """Reconstruct the residual from each row's `top_k_aux` largest dead features.
 
@@ -44,6 +46,7 @@ class AuxKLoss(NamedTuple):
             means: the posterior's.
             dead_F: which features are dead (bool).
             error_BD: x_hat - x; no gradient flows through it.
+            ranks: whose errors the residual's variance is of. All have the same dead features.
         """
         k_aux = min(top_k_aux, len(dead_F))
         if form.reads_dead_count:
@@ -64,7 +67,7 @@ class AuxKLoss(NamedTuple):
         values_BK = values_BK.masked_fill(~is_dead_BK, 0.0)
         code = top_k_code(indices_BK, len(dead_F), matmul_dtype, form, name="aux_code")
         aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD
-        residual_variance = (error_BD - error_BD.mean(0)).square().sum(-1).mean()
+        residual_variance = _variance(error_BD, ranks)
         scale = t.where(residual_variance > 0, 1 / residual_variance, 0.0)
         scale = scale * dead_F.any()  # without dead features there is nothing to reconstruct with
         loss = aux_error_BD.square().sum(-1).mean() * scale
@@ -75,3 +78,15 @@ class AuxKLoss(NamedTuple):
         grad_BD = self.aux_error_BD * (self.scale * (2 * weight / len(self.aux_error_BD)))
         grad_values_BK = self.code.project(grad_BD) * self.is_dead_BK
         return grad_values_BK, self.code.outer(self.values_BK, grad_BD)
+
+
+def _variance(error_BD: t.Tensor, ranks: Ranks) -> t.Tensor:
+    """The mean over the rows of all ranks of the squared distance from their mean (0-dim)."""
+    mean_D = error_BD.mean(0)
+    variance = (error_BD - mean_D).square().sum(-1).mean()
+    if ranks.count == 1:
+        return variance
+    of_ranks = ranks.gather(t.cat([mean_D, variance[None]]))
+    means_ND, variances_N = of_ranks[:, :-1], of_ranks[:, -1]
+    between_N = (means_ND - means_ND.mean(0)).square().sum(-1)
+    return (variances_N + between_N).mean()

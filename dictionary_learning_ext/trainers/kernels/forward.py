@@ -78,7 +78,13 @@ def evaluate(
     code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
     error_BD = code.combine(draw.values_BK, W_dec_FD).add_(weights.b_dec_D).sub_(x_BD)
 
-    since_fired_F = (objective.tokens_since_fired_F + len(x_BD)).masked_fill_(draw.fired_F, 0)
+    has_one_B = draw.smallest_B < t.inf
+    smallest_sum = draw.smallest_B.masked_fill(~has_one_B, 0).sum()
+    fired_F, n_with_one, smallest_sum = objective.ranks.sums(
+        draw.fired_F, has_one_B.sum(), smallest_sum
+    )
+    tokens = len(x_BD) * objective.ranks.count
+    since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F.bool(), 0)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
     moments = None
     if objective.options.kl_scope == "all":
@@ -88,16 +94,22 @@ def evaluate(
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold
         auxk = AuxKLoss.of(
-            means, dead_F, W_dec_FD, error_BD, objective.top_k_aux, matmul_dtype, objective.form
+            means,
+            dead_F,
+            W_dec_FD,
+            error_BD,
+            objective.top_k_aux,
+            matmul_dtype,
+            objective.form,
+            objective.ranks,
         )
     auxk_loss = l2_loss.new_zeros(()) if auxk is None else auxk.loss
-    has_one_B = draw.smallest_B < t.inf
     terms = LossTerms(
         loss=l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss,
         l2_loss=l2_loss,
         kl_loss=kl_loss,
         auxk_loss=auxk_loss,
-        mean_threshold=draw.smallest_B.masked_fill(~has_one_B, 0).sum() / has_one_B.sum(),
+        mean_threshold=smallest_sum / n_with_one,
         tokens_since_fired_F=since_fired_F,
     )
     return terms, ForwardPass(means, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
@@ -129,4 +141,6 @@ def _kl(
     if draw.log_var is not None and draw.log_var.kl_sum_F is not None:
         mean_kl_F = mean_kl_F + draw.log_var.kl_sum_F / len(draw.smallest_B)
     free_bits = objective.options.free_bits
+    if free_bits > 0:  # otherwise the mean over ranks of the loss is enough
+        objective.ranks.mean_(mean_kl_F)
     return free_bits_kl(mean_kl_F, free_bits), mean_kl_F if free_bits > 0 else None

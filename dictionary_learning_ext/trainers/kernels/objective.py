@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch as t
 
 from ...config.options import ObjectiveOptions, PosteriorOptions
+from .ranks import ALONE, Ranks
 from .step_form import StepForm
 
 
@@ -57,6 +58,8 @@ class StepObjective:
     generator: t.Generator
     form: StepForm
     """how the step is computed; the numbers do not depend on it, up to rounding"""
+    ranks: Ranks = ALONE
+    """the processes that share the batch: its statistics are of all rows, the loss of this rank's"""
 
 
 class LossTerms(NamedTuple):
@@ -70,6 +73,7 @@ class LossTerms(NamedTuple):
     auxk_loss: t.Tensor
     """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
     mean_threshold: t.Tensor
-    """each row's smallest positive selected mean, averaged over rows; NaN if no row has one"""
+    """each row's smallest positive selected mean, averaged over rows; NaN if no row has one. This and
+    what follows is of the rows of all ranks"""
     tokens_since_fired_F: t.Tensor
     """after this batch; a feature fires when it is selected by the mean"""

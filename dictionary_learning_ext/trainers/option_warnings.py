@@ -1,0 +1,45 @@
+"""Warnings about a vSAE's options: those without an effect, and noise that drowns the activations."""
+
+import logging
+import math
+from dataclasses import asdict
+
+import torch as t
+
+from ..config.options import (
+    MUCH_NOISE,
+    UNUSED_BY,
+    UNUSED_BY_SCHEDULE,
+    ObjectiveOptions,
+    PosteriorOptions,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_noise(
+    ratio: t.Tensor, posterior: PosteriorOptions, objective: ObjectiveOptions
+) -> None:
+    """Warn if a `noise_to_signal` is large and stays. Waits for the device, so call it once."""
+    drowned, goal = float(ratio), 0.1
+    if not MUCH_NOISE < drowned < math.inf or objective.noise_anneal_steps is not None:
+        return
+    if posterior.posterior == "learned":
+        instead = f"log_var_init={posterior.log_var_init + math.log(goal / drowned):.3g}"
+    else:
+        instead = f"sigma={posterior.sigma * math.sqrt(goal / drowned):.3g}"
+    logger.warning(
+        f"noise_to_signal={drowned:.3g}: above {MUCH_NOISE} the noise drowns the activations; set "
+        f"{instead} (noise_to_signal={goal}), or set noise_anneal_steps so the noise fades out"
+    )
+
+
+def warn_of_unused(posterior: PosteriorOptions, objective: ObjectiveOptions, steps: int) -> None:
+    """Warn of options that have a value of their own and no effect."""
+    given = asdict(posterior) | asdict(objective)
+    defaults = asdict(PosteriorOptions()) | asdict(ObjectiveOptions().for_steps(steps))
+    unused = (*UNUSED_BY[posterior.posterior], *UNUSED_BY_SCHEDULE[objective.kl_schedule])
+    for name in unused:
+        if name in given and given[name] != defaults[name]:
+            choice = "posterior" if name in UNUSED_BY[posterior.posterior] else "kl_schedule"
+            logger.warning(f"{name}={given[name]!r}: {choice}={given[choice]} does not use it")

@@ -1,0 +1,217 @@
+"""The processes of a run that torchrun started: how they begin, end, and learn of each other's errors.
+
+    torchrun --nproc-per-node 2 -m dictionary_learning_ext train …
+
+Imports no torch, which `ranks` needs, before there are several processes.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from ..errors import ConfigError, Interrupted, ProcessError, TrainingError, UserError, first_line
+from .interrupts import ignore_signals
+
+if TYPE_CHECKING:
+    from ..trainers.kernels.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = timedelta(days=1)
+"""How long a rank waits for the others, e.g. while rank 0 evaluates. torchrun ends those that wait for
+one that died."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, as one of them sees them. One process alone waits for nobody.
+
+    Arguments:
+        rank: of this process, from 0. Rank 0 writes, logs and shows progress.
+        count: how many there are, on all machines.
+        local_rank: of this process on its machine.
+        local_count: how many there are on this machine.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def are_several(self) -> bool:
+        return self.count > 1
+
+    @property
+    def ranks(self) -> "Ranks":
+        """For trainers."""
+        from ..trainers.kernels.ranks import Ranks
+
+        return Ranks(self.rank, self.count)
+
+    @property
+    def command(self) -> str:
+        """What starts as many processes again; `train` and its flags follow."""
+        if not self.are_several:
+            return "vsae"
+        machines = self.count // self.local_count
+        nodes = f"--nnodes {machines} " if machines > 1 else ""
+        return f"torchrun {nodes}--nproc-per-node {self.local_count} -m dictionary_learning_ext"
+
+    def require_shares(self, batch_size: int) -> None:
+        """Raise a ConfigError unless a batch can be divided among the processes."""
+        if batch_size % self.count:
+            below = batch_size - batch_size % self.count
+            fits = " or ".join(str(n) for n in (below, below + self.count) if n)
+            raise ConfigError(
+                f"batch_size={batch_size}: expected a multiple of {self.count}, the number of "
+                f"processes, since each takes an equal share of the batch; use --batch-size {fits}, "
+                "or another --nproc-per-node"
+            )
+
+    def device(self, device: str) -> str:
+        """The device of this process. Raises ConfigError if there is none for it."""
+        kind, _, number = device.partition(":")
+        if not self.are_several or kind != "cuda":
+            return device
+        if number and self.local_count > 1:
+            raise ConfigError(
+                f"device={device}: {self.local_count} processes can't share one device; use --device "
+                "cuda, and each process takes one of its own"
+            )
+        import torch
+
+        devices = torch.cuda.device_count()
+        mine = int(number) if number else self.local_rank
+        if mine >= devices:
+            instead = f"--nproc-per-node {devices}" if devices else "--device cpu"
+            raise ConfigError(
+                f"device=cuda: torchrun started {self.local_count} processes on a machine that has "
+                f"{devices} CUDA devices, and each needs one of its own; use {instead}"
+            )
+        torch.cuda.set_device(mine)
+        return f"cuda:{mine}"
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Whatever is raised inside on any rank is raised on all of them, when all have come here.
+
+        Nothing inside may wait for another rank. A ProcessError inside ends this rank alone.
+        """
+        if not self.are_several:
+            yield
+            return
+        raised: BaseException | None = None
+        try:
+            yield
+        except ProcessError:
+            raise
+        except (Exception, Interrupted) as error:
+            raised = error
+        if not self.any(raised is not None):
+            return
+        reports = self.gather(None if raised is None else _Report.of(raised))
+        rank, report = next((r, report) for r, report in enumerate(reports) if report is not None)
+        is_of_all = all(other == report for other in reports)
+        raise report.error("" if rank == 0 or is_of_all else f"rank {rank}: ") from raised
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank."""
+        if not self.are_several:
+            return flag
+        import torch
+
+        return bool(self.ranks.sum_(torch.tensor(int(flag))))
+
+    def gather(self, what: Any) -> list[Any]:
+        """What each rank gives, by rank. It can be pickled."""
+        if not self.are_several:
+            return [what]
+        import torch.distributed as dist
+
+        from ..trainers.kernels.ranks import reaching_all
+
+        gathered: list[Any] = [None] * self.count
+        with reaching_all():
+            dist.all_gather_object(gathered, what)
+        return gathered
+
+    def means(self, numbers: dict[str, float]) -> dict[str, float]:
+        """The mean of each number over the ranks."""
+        all_numbers = self.gather(numbers)
+        return {name: sum(each[name] for each in all_numbers) / self.count for name in numbers}
+
+
+ONE_PROCESS = Processes()
+
+
+@dataclass(frozen=True)
+class _Report:
+    """An error, as other processes hear of it."""
+
+    kind: str
+    message: str
+    signal: int = 0
+
+    @classmethod
+    def of(cls, error: BaseException) -> "_Report":
+        if isinstance(error, Interrupted):
+            return cls("Interrupted", str(error), int(error.signal))
+        if isinstance(error, UserError):
+            return cls(type(error).__name__, str(error))
+        logger.critical("an error that was not expected", exc_info=error)
+        return cls(TrainingError.__name__, f"{type(error).__name__}: {first_line(error)}")
+
+    def error(self, prefix: str) -> BaseException:
+        """The error, to be raised. A signal to any rank is one to the run."""
+        if self.signal:
+            return Interrupted(signal.Signals(self.signal), self.message)
+        return getattr(errors, self.kind, UserError)(prefix + self.message)
+
+
+def launched() -> Processes:
+    """The processes that torchrun started; one if it didn't."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ONE_PROCESS
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Processes(*(int(os.environ[name]) for name in names))
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Be one of the processes that torchrun started. Inside another `joined`, the same ones.
+
+    Ranks other than 0 log only what no other can.
+    """
+    processes = launched()
+    if not processes.are_several:
+        yield processes
+        return
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        yield processes
+        return
+    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=_PATIENCE)
+    if not processes.is_first:
+        logging.getLogger(errors.__package__).setLevel(logging.CRITICAL)
+    try:
+        yield processes
+    except BaseException as error:
+        ignore_signals()  # torchrun sends SIGTERM to the others as soon as the first has ended
+        if not isinstance(error, ProcessError):  # else it would wait for the process that is gone
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

@@ -1,0 +1,221 @@
+"""What tests run in several processes: torchrun … under_torchrun.py SCENARIO FOLDER RUN.
+
+Every rank writes what it saw to FOLDER/<rank>.json. RUN is the settings of a run, as JSON.
+"""
+
+import io
+import json
+import os
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch as t
+from small_trainers import BATCH, F, K, built
+
+from dictionary_learning_ext import train
+from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.errors import CheckpointError, NonFiniteError, UserError
+from dictionary_learning_ext.training import sae_run
+from dictionary_learning_ext.training.processes import joined
+from dictionary_learning_ext.training.sae_run import SAERun
+
+VARIANTS = {
+    "learned": {"posterior": "learned", "free_bits": 0.01, "beta": 0.1},
+    "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
+    "values": {"noise_on": "values", "kl_scope": "selected"},
+}
+"""Of vsae_top_k, beside the defaults of every architecture."""
+
+
+def saes():
+    """An SAE of every architecture, and more of ours."""
+
+    def of(architecture, **options):
+        names = TRAINED[architecture].option_names
+        k = {"k": 4} if "k" in names else {}
+        return SAEConfig(architecture=architecture, dict_size=32, lr=1e-3, **k, **options)
+
+    every = {name: of(name) for name in TRAINED}
+    dying = {
+        f"{name}_aux": of(name, dead_feature_threshold=100)
+        for name in TRAINED
+        if "dead_feature_threshold" in TRAINED[name].option_names and not TRAINED[name].is_ours
+    }
+    return every | dying | {name: of("vsae_top_k", **given) for name, given in VARIANTS.items()}
+
+
+def digest(values):
+    """Of tensors and numbers."""
+    parts = [v.detach().cpu().numpy().tobytes() if isinstance(v, t.Tensor) else v for v in values]
+    return sha256(repr(parts).encode()).hexdigest()
+
+
+def state_of(one):
+    """All of a trainer that must be equal on all ranks: weights, buffers, optimiser, counters."""
+    trainer = one.trainer.state()
+    moments = [v for s in trainer.optimizer.state.values() for v in s.values()]
+    counters = [getattr(trainer, "num_tokens_since_fired", 0)]
+    skipped = [getattr(trainer.optimizer, "skipped_steps", 0)]
+    return digest([*trainer.ae.state_dict().values(), *moments, *counters, *skipped])
+
+
+def architectures(run, _):
+    """Train every architecture at once. Returns each one's state after every step."""
+    seen = {}
+    original = SAERun.update
+
+    def update(self, step, x_BD):
+        if self.name == "values" and step == 5 and os.environ["RANK"] == "1":
+            x_BD = x_BD * t.nan  # only on one rank, and the step is skipped on all
+        original(self, step, x_BD)
+        seen.setdefault(self.name, []).append(state_of(self))
+
+    SAERun.update = update
+    try:
+        train(run, saes())
+    except UserError as error:
+        seen["error"] = str(error)
+    return seen
+
+
+def errors(run, folder):
+    """Runs that fail on one rank, one after the other. Returns the error that each rank sees."""
+    seen = {}
+
+    def attempt(name, run=run):
+        run = replace(run, save_dir=str(folder / name))
+        try:
+            train(run, {"x": SAEConfig(dict_size=32, k=4)})
+            seen[name] = "none"
+        except UserError as error:
+            seen[name] = f"{type(error).__name__}: {error}"
+
+    rank = int(os.environ["RANK"])
+    refresh = ResidualBuffer.refresh
+    save_point, log = sae_run.resume_points.save_point, SAERun.check_and_log
+
+    def bad_activations(self):
+        if rank == 1 and self.fills == 2:
+            raise NonFiniteError("3 activations are NaN")
+        refresh(self)
+
+    def full(*_, **__):
+        raise CheckpointError("run can't be written (No space left on device)")
+
+    def broken(self):
+        if rank == 1 and self.fills == 2:
+            raise AttributeError("a bug")
+        refresh(self)
+
+    ResidualBuffer.refresh = bad_activations
+    attempt("bad_activations")
+    ResidualBuffer.refresh = broken
+    attempt("bug")
+    ResidualBuffer.refresh = refresh
+    sae_run.resume_points.save_point = full
+    attempt("disk_full_at_a_point")
+    sae_run.resume_points.save_point = save_point
+    SAERun.check_and_log = lambda self, *args: full() if rank == 0 else log(self, *args)
+    attempt("disk_full_at_the_log")
+    SAERun.check_and_log = log
+    short = folder / f"{rank}.txt"  # on rank 1's machine the text is another
+    words = Path(run.data).read_text()
+    short.write_text(words[:5000] if rank == 1 else words)
+    attempt("text_ends", replace(run, data=str(short)))
+    attempt("no_text", replace(run, data=str(folder / "gone.txt")) if rank == 1 else run)
+    return seen
+
+
+def commands(run, folder):
+    """Mistakes on the command line. Returns each one's exit code and what it printed."""
+    seen = {}
+    base = ["train", f"--model={run.model}", f"--data={run.data}", "--steps=12", "--dict-size=32"]
+    base += ["--k=4", "--eval-tokens=0", "--n-ctxs=8", "--ctx-len=32"]
+    for name, flags in {
+        "batch": [*base, "--batch-size=100"],
+        "device": [*base, "--batch-size=96", "--device=cuda"],
+        "one_device": [*base, "--batch-size=96", "--device=cuda:0"],
+        "sweep": ["sweep", "nothing.yaml"],
+        "flag": [*base, "--stepz=3"],
+    }.items():
+        out = io.StringIO()
+        with redirect_stderr(out), redirect_stdout(io.StringIO()):
+            code = main([*flags, *([f"--save-dir={folder / name}"] if flags[0] == "train" else [])])
+        seen[name] = [code, out.getvalue()]
+    return seen
+
+
+CASES = {
+    "vsae_both": ("vsae_top_k", {"beta": 0.1}),
+    "vsae_values": ("vsae_top_k", {"beta": 0.1, "noise_on": "values", "rectify": True}),
+    "vsae_selected": ("vsae_top_k", {"beta": 0.1, "kl_scope": "selected"}),
+    "vsae_learned_free_bits": (
+        "vsae_top_k",
+        {"posterior": "learned", "free_bits": 0.05, "beta": 0.5},
+    ),
+    "vsae_auxk": ("vsae_top_k", {"dead_feature_threshold": 40, "beta": 0.0}),
+    "vsae": ("vsae", {"beta": 0.1, "free_bits": 0.1}),
+    "vaease": ("vaease", {}),
+    "top_k": ("top_k", {"auxk_alpha": 0.0}),
+    "relu": ("relu", {}),
+}
+"""What equals one process on the union of the batches."""
+
+
+def equality(_run, _folder):
+    """Steps in float64 beside one process on the union of the batches. Returns what differs most."""
+    seen = {}
+    with joined() as processes:
+        ranks = processes.ranks
+        share = BATCH // ranks.count
+        for name, (architecture, options) in CASES.items():
+            ours, whole = (built(architecture, lr=1e-2, **options) for _ in range(2))
+            for trainer in (ours, whole):
+                trainer.ae.double()
+                trainer.state().threshold_start_step = 3
+            ours.join(ranks)
+            numbers = F if options.get("noise_on") != "values" else K
+            dead = 0
+            for step in range(40):
+                x = t.randn(BATCH, 16, generator=t.Generator().manual_seed(step)).double() + 0.3
+                x *= t.linspace(0.5, 2, BATCH)[:, None]  # the shares differ
+                if hasattr(whole, "generator"):  # this rank's rows get the noise they get there
+                    ours.generator.set_state(whole.generator.get_state())
+                    skipped = t.empty(ranks.rank * share, numbers).double()
+                    skipped.normal_(generator=ours.generator)
+                ours.update(step, x[ranks.rank * share :][:share])
+                whole.update(step, x)
+                dead = max(dead, int(getattr(whole.state(), "dead_features", 0)))
+            seen[name] = {
+                **{
+                    key: float((value.double() - whole.ae.state_dict()[key].double()).abs().max())
+                    for key, value in ours.ae.state_dict().items()
+                },
+                "dead": dead,
+                "fired": bool(
+                    t.equal(
+                        *(
+                            getattr(one.state(), "num_tokens_since_fired", t.zeros(1))
+                            for one in (ours, whole)
+                        )
+                    )
+                ),
+                "moved": float((whole.ae.state_dict()["encoder.weight"]).abs().max()),
+                "equal": digest(ours.ae.state_dict().values()),
+            }
+    return seen
+
+
+if __name__ == "__main__":
+    scenario, folder, settings = sys.argv[1:]
+    run = RunConfig(**json.loads(settings)) if settings else None
+    with joined():
+        result = globals()[scenario](run, Path(folder))
+    (Path(folder) / f"{os.environ['RANK']}.json").write_text(json.dumps(result))

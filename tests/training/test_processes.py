@@ -1,0 +1,252 @@
+"""Training in several processes, started by the real torchrun; see tests/helpers/under_torchrun.py."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch as t
+from interrupted_runs import STEPS, assert_equal, results, written
+
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
+from dictionary_learning_ext.training.processes import ONE_PROCESS, Processes, launched
+
+SCRIPT = Path(__file__).parents[1] / "helpers" / "under_torchrun.py"
+HANGS = 100  # seconds
+
+
+def torchrun(processes, *arguments, **options):
+    """Start a command in several processes. Ends with this test."""
+    paths = [str(SCRIPT.parents[2]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def ended(process):
+    """What a command printed, once it has ended. One that hangs is killed, and fails the test."""
+    try:
+        out, error = process.communicate(timeout=HANGS)
+    except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        raise
+    return out, error
+
+
+def ran(scenario, processes, folder, run=None):
+    """What each rank returned of a scenario, by rank, and what they printed."""
+    settings = "" if run is None else json.dumps(asdict(run))
+    process = torchrun(processes, SCRIPT, scenario, folder, settings)
+    _, error = ended(process)
+    assert process.returncode == 0, error
+    return [json.loads((folder / f"{r}.json").read_text()) for r in range(processes)], error
+
+
+@pytest.fixture
+def run(tiny_lm_dir, text, tmp_path):
+    return RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        steps=20,
+        batch_size=48,
+        n_ctxs=16,
+        ctx_len=32,
+        eval_tokens=0,
+        log_steps=7,
+        save_every="10",
+        save_dir=str(tmp_path / "run"),
+    )
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_every_architecture_is_equal_on_all_ranks_after_every_step(run, tmp_path, processes):
+    ranks, printed = ran("architectures", processes, tmp_path, run)
+    first = ranks[0]
+    assert all(rank == first for rank in ranks)
+    assert "values: failed at or before step 5: not finite; 1 steps" in first.pop("error")
+    assert len(first.pop("values")) == 7, "until its failure is found, on all ranks"
+    assert len(first) > 10
+    assert all(len(set(states)) == run.steps for states in first.values()), "every step moves"
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_ranks_equal_one_process_on_the_union_of_their_batches(tmp_path, processes):
+    ranks, _ = ran("equality", processes, tmp_path)
+    for name, found in ranks[0].items():
+        assert [rank[name]["equal"] for rank in ranks] == [found["equal"]] * processes, name
+        assert found.pop("fired"), name
+        assert found["moved"] > 0.1
+        assert (found.pop("dead") > 0) == ("auxk" in name), name
+        # Upstream keeps its threshold in float32.
+        limit = {"threshold": 1e-6} if name == "top_k" else {}
+        for key, difference in found.items():
+            if key not in ("equal", "moved"):
+                assert difference < limit.get(key, 1e-10), (name, key)
+
+
+def test_an_error_on_one_rank_ends_all_alike(run, tmp_path):
+    (first, second), printed = ran("errors", 2, tmp_path, replace(run, steps=60))
+    assert first == second
+    assert first["bad_activations"].startswith("NonFiniteError: step ")
+    assert "rank 1: 3 activations are NaN" in first["bad_activations"]
+    assert first["bug"] == "TrainingError: rank 1: AttributeError: a bug"
+    assert "AttributeError" in printed
+    full = "CheckpointError: run can't be written (No space left on device)"
+    assert first["disk_full_at_a_point"] == first["disk_full_at_the_log"] == full
+    assert first["text_ends"].startswith("TextError: rank 1: the text ")
+    assert first["no_text"].startswith("TextError: rank 1: ")
+    step = steps_of(tmp_path / "bad_activations")[-1]
+    assert len(load_point(tmp_path / "bad_activations", step).run["ranks"]) == 2
+
+
+def test_mistakes_of_several_processes_are_one_line(run, tmp_path):
+    (first, *others), _ = ran("commands", 3, tmp_path, run)
+    lines = {name: printed.strip() for name, (_, printed) in first.items()}
+    assert {code for code, _ in first.values()} == {2}
+    assert lines["batch"] == (
+        "vsae: --batch-size 100: expected a multiple of 3, the number of processes, since each takes "
+        "an equal share of the batch; use --batch-size 99 or 102, or another --nproc-per-node"
+    )
+    if not t.cuda.is_available():
+        assert lines["device"].endswith(
+            "has 0 CUDA devices, and each needs one of its own; use --device cpu"
+        )
+    assert "3 processes can't share one device; use --device cuda" in lines["one_device"]
+    assert lines["sweep"].endswith(
+        "only `vsae train` can be started by torchrun; run `vsae sweep` without it"
+    )
+    assert "--stepz" in lines["flag"]
+    assert all(line.count("\n") == 0 for line in lines.values())
+    for other in others:
+        assert {tuple(each) for each in other.values()} == {(2, "")}
+    assert not list(tmp_path.glob("*/config.json"))
+
+
+# --- the command, which is interrupted, killed and resumed
+
+
+@pytest.fixture
+def flags(run, tmp_path):
+    values = vars(replace(run, steps=STEPS, eval_tokens=200, save_dir=None))
+    given = [f"--{n.replace('_', '-')}={v}" for n, v in values.items() if v is not None]
+    return ["train", *given, "--dict-size=32", "--k=4", f"--save-dir={tmp_path / 'run'}"]
+
+
+def train_command(*flags, processes=2):
+    return torchrun(processes, "-m", "dictionary_learning_ext", *flags)
+
+
+def rank_of(process, rank):
+    """The process of a rank, which torchrun has started."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if child.environ().get("RANK") == str(rank):
+                return child
+    raise AssertionError(f"torchrun has no rank {rank}")
+
+
+def after_some_steps(process, folder):
+    while process.poll() is None and written(folder) < 4:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+
+
+def long(flags):
+    """The same run, which doesn't end by itself."""
+    return [*flags, "--steps=100000", "--text-passes=99999"]
+
+
+def test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact(flags, run, tmp_path, monkeypatch):
+    """A signal to one rank: one point, one exit code, one line. The rest equals a whole run."""
+    whole = tmp_path / "whole"
+    _, error = ended(train_command(*flags, f"--save-dir={whole}"))
+    assert (whole / "metrics.json").is_file(), error
+    folder = tmp_path / "run"
+    process = train_command(*flags)
+    after_some_steps(process, folder)
+    rank_of(process, 1).send_signal(signal.SIGTERM)
+    _, error = ended(process)
+    assert process.returncode != 0, error
+    codes = re.findall(r"exitcode +: (-?\d+)", error)
+    assert set(codes) == {"143"}, error
+    (line,) = [each for each in error.splitlines() if each.startswith("vsae: ")]
+    step = steps_of(folder)[-1]
+    assert line == (
+        f"vsae: stopped by SIGTERM at step {step}; continue with `torchrun --nproc-per-node 2 "
+        f"-m dictionary_learning_ext train --resume {folder}`"
+    )
+    load_point(folder, step)
+    assert main(["train", "--resume", str(folder)]) == 2  # in one process
+    _, error = ended(train_command("train", "--resume", folder))
+    assert f"resuming from step {step}" in error
+    assert_equal(results(whole), results(folder))
+    assert load_point(whole, STEPS).run["ranks"] == load_point(folder, STEPS).run["ranks"]
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_ends_the_others(flags, tmp_path, killed, capsys):
+    folder = tmp_path / "run"
+    process = train_command(*long(flags))
+    after_some_steps(process, folder)
+    rank_of(process, killed).kill()
+    _, error = ended(process)
+    assert process.returncode != 0
+    (line,) = [each for each in error.splitlines() if each.startswith("vsae: ")]
+    assert "another process of the run ended" in line
+    assert (
+        f"`torchrun --nproc-per-node 2 -m dictionary_learning_ext train --resume {folder}`" in line
+    )
+    assert "]: Traceback" not in error, "torchrun's own has no rank before it"
+    load_point(folder, steps_of(folder)[-1])
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert "2 processes, not 1; continue with `torchrun" in capsys.readouterr().err
+
+
+# --- without other processes
+
+
+def test_one_process_needs_no_others(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as SLURM or a notebook may have it
+    assert launched() is ONE_PROCESS
+    assert ONE_PROCESS.any(True)
+    assert ONE_PROCESS.means({"x": 0.1}) == {"x": 0.1}
+    assert ONE_PROCESS.command == "vsae"
+    assert ONE_PROCESS.device("cuda:1") == "cuda:1"
+    ONE_PROCESS.require_shares(7)
+
+
+def test_what_starts_as_many_again():
+    assert Processes(0, 8, 0, 4).command == (
+        "torchrun --nnodes 2 --nproc-per-node 4 -m dictionary_learning_ext"
+    )
+
+
+def test_a_batch_smaller_than_the_processes():
+    with pytest.raises(ConfigError, match="use --batch-size 4, or another"):
+        Processes(0, 4).require_shares(3)
+
+
+def test_importing_it_imports_no_torch():
+    code = "import sys, dictionary_learning_ext.training.processes; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
