@@ -96,7 +96,7 @@ class Architecture:
 
     @property
     def trainer_class(self) -> str | None:
-        """The trainer's class, as config.json names it."""
+        """The trainer's class, as config.json names it, unless that names the class it derives from."""
         return self.trainer and self.trainer.partition(":")[2]
 
     def bench_name_of(self, variant: str) -> str:
@@ -185,8 +185,8 @@ _ROWS = (
     ),
     Architecture(
         name="jump_relu",
-        description="upstream's JumpReLU",
-        trainer=f"{_UPSTREAMS}.jumprelu:JumpReluTrainer",
+        description="upstream's JumpReLU, with the paper's sparsity loss",
+        trainer=f"{_OURS}.jump_relu:CorrectedJumpReluTrainer",
         dictionary="dictionary_learning.dictionary:JumpReluAutoEncoder",
         options=(JumpReLUOptions,),
         default_lr="7e-5",

@@ -258,6 +258,9 @@ class JumpReLUOptions(SparsityWarmupOptions):
     """Weight of the sparsity loss."""
     target_l0: float = 20.0
     """The number of active features aimed at."""
+    threshold_twice: bool = False
+    """Let thresholds learn from upstream's sparsity loss, which applies them twice, instead of the
+    JumpReLU paper's (dictionary_learning's issue 55)."""
 
     def __post_init__(self):
         super().__post_init__()

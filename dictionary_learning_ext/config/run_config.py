@@ -175,6 +175,7 @@ _ADDED_LATER = {
     "noise_to_signal": (None,),
     "data_seed": (RunConfig.data_seed,),
     "init_from": (None,),
+    "threshold_twice": (None, True),
 }
 """Settings that older run folders lack, and the values that mean the same as their absence."""
 

@@ -3,8 +3,9 @@
     python -m experiments.better_vsae.baselines train     # train, measure, write the page
     python -m experiments.better_vsae.baselines tables    # write the page again from the raw results
 
-TopK, BatchTopK, Matryoshka, JumpReLU and ReLU + L1 are upstream's trainers. The purely variational SAE
-is k = F. VAEase is trainers/vaease.py; its L0 counts the features whose gate is open. Those that have
+TopK, BatchTopK, Matryoshka and ReLU + L1 are upstream's trainers. JumpReLU is trained by upstream's
+trainer, and by trainers/jump_relu.py, which applies the threshold once. The purely variational SAE is
+k = F. VAEase is trainers/vaease.py; its L0 counts the features whose gate is open. Those that have
 no k are trained at several penalties.
 """
 
@@ -35,7 +36,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "vSAE, the paper's equations": {"k": K, "beta": 1.0},
     "BatchTopK": {"architecture": "batch_top_k", "k": K},
     "Matryoshka": {"architecture": "matryoshka", "k": K},
-    "JumpReLU, L0 aimed at 16": {"architecture": "jump_relu", "target_l0": 16.0, "lr": 1e-3},
+    **{
+        name: {
+            "architecture": "jump_relu",
+            "target_l0": 16.0,
+            "lr": 1e-3,
+            "threshold_twice": twice,
+        }
+        for name, twice in (
+            ("JumpReLU, L0 aimed at 16", False),
+            ("JumpReLU as upstream trains it, L0 aimed at 16", True),
+        )
+    },
     **{
         f"ReLU, L1 {penalty:g}": {"architecture": "relu", "l1_penalty": penalty, "lr": 1e-3}
         for penalty in (1.0, 3.0, 6.0)

@@ -89,8 +89,17 @@ class BaselineFacts:
 
     @property
     def jump_relu_misses(self) -> bool:
-        (model,) = self._starting("JumpReLU")
-        return self._l0(model) > 2 * baselines.K
+        return all(self._l0(model) > 2 * baselines.K for model in self._starting("JumpReLU"))
+
+    @property
+    def once_is_nearer(self) -> bool:
+        once, twice = (self._of("l0", model) for model in self._starting("JumpReLU"))
+        return max(once) < min(twice)
+
+    @property
+    def jump_relu_l0s(self) -> tuple[str, ...]:
+        """With its threshold applied once, and as upstream trains it."""
+        return tuple(f"{self._l0(model):.0f}" for model in self._starting("JumpReLU"))
 
     @property
     def vaease_depends_on_gamma(self) -> bool:

@@ -36,7 +36,6 @@ def test_every_architecture_builds_with_its_options_and_trains(architecture):
     assert type(trainer.ae) is import_class(row.dictionary)
     assert isinstance(trainer, UpstreamTrainer) != row.is_ours
     config = trainer.config
-    assert config["trainer_class"] == row.trainer_class
     assert (config["lr"], config["seed"], config["submodule_name"]) == (
         3e-3,
         3,
