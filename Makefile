@@ -16,6 +16,8 @@ test-fast: .venv/installed-dev
 
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.
+# The libraries that read our exports are there, too: sae-dashboard without its dependencies, which
+# hold transformers below 5, since only its classes are needed.
 # Of activations/, only those that read Parquet and data sets: there numpy < 2 and datasets < 4 matter.
 # Those that meet dictionary_learning run a second time on its main branch, which calls itself 0.1.0 as
 # PyPI's does and differs, where DICTIONARY_LEARNING_MAIN is a checkout of it.
@@ -23,7 +25,8 @@ UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py r
 	trainers/test_upstream.py trainers/test_base.py training/test_loop.py
 test-saebench: .venv-saebench/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
-		$(addprefix tests/,sae_bench export activations/test_text_files.py activations/test_text_sources.py)
+		$(addprefix tests/,sae_bench export run_folder/test_sae_lens_folder.py activations/test_text_files.py \
+			activations/test_text_sources.py)
 ifdef DICTIONARY_LEARNING_MAIN
 	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
 		$(addprefix tests/,$(UPSTREAM_TESTS))
@@ -66,5 +69,6 @@ clean:
 
 .venv-saebench/installed: setup.py
 	test -d .venv-saebench || $(PYTHON) -m venv .venv-saebench
-	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,saebench]'
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,saebench]' eai-sparsify~=1.3
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps sae-dashboard==0.8.0
 	touch $@
