@@ -116,7 +116,7 @@ def test_it_is_recorded_and_resumes_without_the_source(short, trained, tmp_path,
     with pytest.raises(Interrupted):
         train(b, {"x": sae})
     shutil.rmtree(source)
-    resumed, saes = read_run(tmp_path / "b")
+    resumed, saes, _ = read_run(tmp_path / "b")
     train(resumed, saes, resume=True)
     states = [load_dictionary(tmp_path / name)[0].state_dict() for name in "ab"]
     assert all(t.equal(states[0][name], states[1][name]) for name in states[0])
@@ -136,7 +136,7 @@ def test_stopped_before_its_first_step_it_still_leaves_b_dec_alone(
         patch.setattr(SAERun, "check_and_log", stop)
         with pytest.raises(Interrupted):
             train(run, {"x": sae})
-    resumed, saes = read_run(tmp_path / "b")
+    resumed, saes, _ = read_run(tmp_path / "b")
     (folder,) = train(resumed, saes, resume=True).values()
     now, was = (load_dictionary(each)[0].b_dec for each in (folder, source))
     t.testing.assert_close(now, was, rtol=1e-4, atol=1e-5)
