@@ -11,6 +11,7 @@ neurons and other features are empty lists.
 """
 
 import importlib.metadata
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.directions import LogitLens, decoder_directions
 from ..features.kept_contexts import FeatureContexts
 from ..features.token_text import token_text
-from ..run_folder.writing import write_json
+from ..run_folder.writing import write_json, write_text
 from .formats import ExportedSAE
 
 FEATURES_PER_BATCH = 128
@@ -113,7 +114,9 @@ def write_neuronpedia(
             "sae_id_suffix": None,
             "features": [feature | of_all for feature in some],
         }
-        write_json(folder / f"batch-{number}.json", content)
+        write_text(
+            folder / f"batch-{number}.json", json.dumps(content)
+        )  # indented, it is 4 times as long
         n_written += len(some)
     settings = of_all | {
         "model": source.model,
@@ -250,8 +253,8 @@ def _contexts(
 
 
 def _rounded(value: Any) -> float:
-    """To six significant digits."""
-    return float(f"{float(value):.6g}")
+    """To six significant digits, and 0 for -0."""
+    return float(f"{float(value):.6g}") + 0.0
 
 
 def _rounded_all(values: Any) -> list[float]:
