@@ -50,6 +50,8 @@ def test_the_layout_and_config(folder_of, tiny_lm_dir):
         ("llama", "blocks.0.hook_resid_post", "layers.0"),
         ("gpt2", "blocks.1.hook_resid_post", "h.1"),
         ("gemma", "blocks.1.hook_resid_pre", "layers.0"),
+        ("gpt_neox", "blocks.1.hook_mlp_out", "layers.1.mlp"),
+        ("llama", "blocks.0.hook_attn_out", "layers.0.self_attn"),
         ("qwen", "blocks.0.hook_resid_pre", None),
     ],
 )
