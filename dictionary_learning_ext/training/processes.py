@@ -5,6 +5,7 @@
 Imports no torch, which `ranks` needs, before there are several processes.
 """
 
+import atexit
 import logging
 import os
 import signal
@@ -189,7 +190,7 @@ def launched() -> Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Be one of the processes that torchrun started. Inside another `joined`, the same ones.
+    """Be one of the processes that torchrun started, from the first `joined` on.
 
     Ranks other than 0 log only what no other can.
     """
@@ -200,18 +201,16 @@ def joined() -> Iterator[Processes]:
     import torch
     import torch.distributed as dist
 
-    if dist.is_initialized():
-        yield processes
-        return
-    has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=_PATIENCE)
-    if not processes.is_first:
-        logging.getLogger(errors.__package__).setLevel(logging.CRITICAL)
+    if not dist.is_initialized():
+        has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=_PATIENCE)
+        atexit.register(dist.destroy_process_group)  # it can't be started twice
+        if not processes.is_first:
+            logging.getLogger(errors.__package__).setLevel(logging.CRITICAL)
     try:
         yield processes
     except BaseException as error:
         ignore_signals()  # torchrun sends SIGTERM to the others as soon as the first has ended
-        if not isinstance(error, ProcessError):  # else it would wait for the process that is gone
-            dist.destroy_process_group()
+        if isinstance(error, ProcessError):  # destroying would wait for a process that is gone
+            atexit.unregister(dist.destroy_process_group)
         raise
-    dist.destroy_process_group()

@@ -16,7 +16,7 @@ import torch as t
 from small_trainers import BATCH, F, K, built
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.activations.sources import RunSources
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run_config import RunConfig
@@ -67,7 +67,10 @@ def state_of(one):
 
 
 def architectures(run, _):
-    """Train every architecture at once. Returns each one's state after every step."""
+    """Train every architecture at once, one of them at another hook point.
+
+    Returns each one's state after every step.
+    """
     seen = {}
     original = SAERun.update
 
@@ -79,7 +82,7 @@ def architectures(run, _):
 
     SAERun.update = update
     try:
-        train(run, saes())
+        train(run, saes(), {"vaease": "blocks.1.hook_mlp_out"})
     except UserError as error:
         seen["error"] = str(error)
     return seen
@@ -98,27 +101,27 @@ def errors(run, folder):
             seen[name] = f"{type(error).__name__}: {error}"
 
     rank = int(os.environ["RANK"])
-    refresh = ResidualBuffer.refresh
-    save_point, log = sae_run.resume_points.save_point, SAERun.check_and_log
-
-    def bad_activations(self):
-        if rank == 1 and self.fills == 2:
-            raise NonFiniteError("3 activations are NaN")
-        refresh(self)
+    following, log = RunSources.next, SAERun.check_and_log
+    save_point = sae_run.resume_points.save_point
 
     def full(*_, **__):
         raise CheckpointError("run can't be written (No space left on device)")
 
-    def broken(self):
-        if rank == 1 and self.fills == 2:
-            raise AttributeError("a bug")
-        refresh(self)
+    def failing(error):
+        """The eleventh step's batches can't be read on rank 1."""
 
-    ResidualBuffer.refresh = bad_activations
+        def next_batches(self):
+            if rank == 1 and self.tokens_seen() == {10 * run.batch_size // 2}:
+                raise error
+            return following(self)
+
+        return next_batches
+
+    RunSources.next = failing(NonFiniteError("3 activations are NaN"))
     attempt("bad_activations")
-    ResidualBuffer.refresh = broken
+    RunSources.next = failing(AttributeError("a bug"))
     attempt("bug")
-    ResidualBuffer.refresh = refresh
+    RunSources.next = following
     sae_run.resume_points.save_point = full
     attempt("disk_full_at_a_point")
     sae_run.resume_points.save_point = save_point
