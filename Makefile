@@ -18,7 +18,8 @@ test-fast: .venv/installed-dev
 # that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.
 # The libraries that read our exports are there, too: sae-dashboard without its dependencies, which
 # hold transformers below 5, since only its classes are needed.
-# Of activations/, only those that read Parquet and data sets: there numpy < 2 and datasets < 4 matter.
+# Of activations/, only those that read Parquet and data sets, where numpy < 2 and datasets < 4 matter,
+# and those that meet SAELens.
 # Those that meet dictionary_learning run a second time on its main branch, which calls itself 0.1.0 as
 # PyPI's does and differs, where DICTIONARY_LEARNING_MAIN is a checkout of it.
 UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py run_folder/test_weights.py \
@@ -26,7 +27,8 @@ UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py r
 test-saebench: .venv-saebench/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
 		$(addprefix tests/,sae_bench export run_folder/test_sae_lens_folder.py activations/test_text_files.py \
-			activations/test_text_sources.py)
+			activations/test_text_sources.py activations/test_cached_files.py \
+			activations/test_cached_files_sae_lens.py)
 ifdef DICTIONARY_LEARNING_MAIN
 	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
 		$(addprefix tests/,$(UPSTREAM_TESTS))

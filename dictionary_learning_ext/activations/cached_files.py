@@ -1,6 +1,7 @@
 """Files of activations on the disk: a cache's Arrow files, SAELens's too, and plain arrays of rows.
 
 They are mapped into memory, so that reading one costs no more memory than what is copied out of it.
+Imports no torch.
 
 Shapes: N contexts, L = ctx_len tokens, D = width.
 """
@@ -12,8 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from ..errors import ActivationsError, first_line
 from ..run_folder.writing import write_json
@@ -40,11 +39,6 @@ class Piece(NamedTuple):
     """float32, float16, or bfloat16 as uint16."""
     ids_NL: np.ndarray | None
     """Token ids, -1 at padding; None where there are none."""
-
-    def activations(self) -> Tensor:
-        """A copy of the activations in their own dtype."""
-        copy = torch.from_numpy(np.array(self.x_NLD))
-        return copy.view(torch.bfloat16) if copy.dtype == torch.uint16 else copy
 
 
 class FileReader:

@@ -14,7 +14,10 @@ from ..config.options import Split
 from ..config.run_config import RunConfig
 from ..errors import TextError
 from .activation_reader import ActivationReader
+from .cached_files import FileReader, cut
 from .hook_points import HookPoint
+from .judged_pieces import ROWS_AT_ONCE, judged, rule_of
+from .stored_activations import StoredActivations, open_stored
 from .text import open_text
 from .tokens import ContextStream
 
@@ -44,6 +47,32 @@ def read_contexts(
     Raises: TextError if the text has no whole context; NonFiniteError if an activation is NaN or
         infinite.
     """
+    if run.activations is not None:
+        batches = _stored(run, open_stored(run.activations), hook.name, split)
+    else:
+        batches = _read(run, model, hook, split)
+    left = tokens
+    while left > 0:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            break
+        number_N = rearrange(batch.wanted_BL, "b l -> (b l)").cumsum(0)
+        number_BL = rearrange(number_N, "(b l) -> b l", l=batch.wanted_BL.shape[1])
+        wanted_BL = batch.wanted_BL & (number_BL <= left)
+        left -= int(wanted_BL.sum())
+        yield batch._replace(wanted_BL=wanted_BL)
+    if left == tokens:
+        raise TextError(
+            f"the {split} text of {run.data!r} has no whole context of {run.ctx_len} tokens:"
+            f" expected at least one; use a longer text (--data) or a smaller --ctx-len"
+        )
+
+
+def _read(
+    run: RunConfig, model: LanguageModel, hook: HookPoint, split: Split
+) -> Iterator[ContextBatch]:
+    """All contexts of a text."""
     reader = ActivationReader(
         model,
         hook.submodule,
@@ -53,21 +82,23 @@ def read_contexts(
     )
     text = open_text(run.data, split=split)
     stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
-    left = tokens
-    while left > 0:
+    while True:
         try:
             input_ids_BL, mask_BL = stream.next_batch(_CONTEXTS_AT_ONCE)
         except StopIteration:
-            break
+            return
         read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
         reader.require_finite(read.non_finite)
-        number_N = rearrange(read.wanted_BL, "b l -> (b l)").cumsum(0)
-        number_BL = rearrange(number_N, "(b l) -> b l", l=run.ctx_len)
-        wanted_BL = read.wanted_BL & (number_BL <= left)
-        left -= int(wanted_BL.sum())
-        yield ContextBatch(input_ids_BL, wanted_BL, read.x_BLD.float())
-    if left == tokens:
-        raise TextError(
-            f"the {split} text of {run.data!r} has no whole context of {run.ctx_len} tokens:"
-            f" expected at least one; use a longer text (--data) or a smaller --ctx-len"
-        )
+        yield ContextBatch(input_ids_BL, read.wanted_BL, read.x_BLD.float())
+
+
+def _stored(
+    run: RunConfig, stored: StoredActivations, hook: str, split: Split
+) -> Iterator[ContextBatch]:
+    """All contexts of stored activations."""
+    rule = rule_of(stored, remove_bos=run.remove_bos, max_norm_multiple=run.max_norm_multiple)
+    reader = FileReader(hook)
+    for part in stored.parts(split):
+        for piece in cut(part, max(1, ROWS_AT_ONCE // stored.ctx_len)):
+            x_NLD, ids_NL, wanted_NL = judged(reader.read(piece), rule, piece, hook)
+            yield ContextBatch(ids_NL.clamp(min=0), wanted_NL, x_NLD.float())

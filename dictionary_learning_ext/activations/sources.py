@@ -1,6 +1,7 @@
 """Where a run's batches come from: a source for each hook point, all in the same token order.
 
-The training loop asks `RunSources`, which knows whether a language model runs or a cache is read.
+The training loop asks what `cached_run.open_sources` returns: a language model runs, or a cache is
+read.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,10 +13,11 @@ from nnsight import LanguageModel
 from ..config.run_config import RunConfig
 from .buffer import ResidualBuffer
 from .enough_text import require_enough_text
+from .held_out import HeldOut, held_out_text
 from .hook_points import HookPoint, find_hook
 from .language_models import settings_hash, weights_hash
 from .outliers import Outliers
-from .run_inputs import held_out, load_model, make_buffer, norm_factor_of
+from .run_inputs import load_model, make_buffer, norm_factor_of
 from .shared_pass import SharedPass, in_step
 from .text import open_text
 from .tokens import WHOLE, Share
@@ -153,6 +155,6 @@ class RunSources:
         """How many rows the sources have handed out: one number, except in the middle of `next`."""
         return {source.tokens_seen for source in self.sources.values()}
 
-    def held_out(self, hook: str) -> tuple[ResidualBuffer, list[str]]:
-        """The evaluation's buffer at a hook point, and its documents; see `run_inputs.held_out`."""
-        return held_out(self._run, self._model, self.hooks[hook], self._run.eval_tokens)
+    def held_out(self, hook: str) -> HeldOut:
+        """What the SAEs of a hook point are measured on."""
+        return held_out_text(self._run, self._model, self.hooks[hook], self._run.eval_tokens)

@@ -5,7 +5,7 @@ input_ids, attention_mask = contexts.next_batch(32)
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -29,6 +29,14 @@ class Share(NamedTuple):
 
 WHOLE = Share()
 """What a single process reads: all."""
+
+
+class TokenContexts(Protocol):
+    """Contexts of tokens, in an order."""
+
+    def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
+        """The next n contexts, see `ContextStream.next_batch`."""
+        ...
 
 
 class ContextStream:

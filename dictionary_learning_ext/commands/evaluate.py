@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from .flags import Command, Folders, InputFlags
+from .flags import Command, Folders, MeasuredFlags
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class EvalFlags:
     step: int | None = None
     """Evaluate the checkpoint of this step, see --save-steps of train. Default: the final
     weights."""
-    inputs: InputFlags = field(default_factory=InputFlags)
+    inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
 
 
 def run(flags: EvalFlags) -> None:

@@ -64,6 +64,15 @@ class InputFlags:
     """Where to compute: cpu, cuda or cuda:N."""
 
 
+@dataclass(frozen=True)
+class MeasuredFlags(InputFlags):
+    """The activations to measure on, which may be stored."""
+
+    activations: str | None = None
+    """Read activations from this folder, see `vsae train --help`. Default: as in config.json. none:
+    from the language model."""
+
+
 def parse(command: Command[F], args: list[str]) -> F:
     """A command's flags; a mistake becomes a UserError of one line."""
     program = f"vsae {command.name}"

@@ -6,7 +6,7 @@ import tyro
 
 from ..config.report_options import ReportOptions
 from ..errors import ConfigError
-from .flags import Command, Folder, Folders, InputFlags
+from .flags import Command, Folder, Folders, MeasuredFlags
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ReportFlags:
     figures: bool = True
     """Also write the figures as PNG and SVG files."""
     report: ReportOptions = field(default_factory=ReportOptions)
-    inputs: InputFlags = field(default_factory=InputFlags)
+    inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
 
 
 def run(flags: ReportFlags) -> None:

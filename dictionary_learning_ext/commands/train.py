@@ -8,7 +8,7 @@ import tyro
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
-from ..errors import TrainingError, UserError
+from ..errors import ActivationsError, TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
 from ..training.preparation import prepared
@@ -157,6 +157,19 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     return True
 
 
+def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
+    """A run's defaults with what its folder of activations knows; what was typed comes later."""
+    from ..activations.stored_activations import open_stored
+
+    stored = open_stored(given["activations"])
+    if "hook" not in given and len(stored.hooks) > 1:
+        raise ActivationsError(
+            f"--activations {given['activations']}: has the hook points {', '.join(stored.hooks)};"
+            " choose with --hook"
+        )
+    return replace(run, **stored.settings)
+
+
 def _started_from(flags: TrainFlags) -> str:
     """What the settings are, in a line."""
     if flags.preset is None:
@@ -188,6 +201,8 @@ def starting_point(args: list[str]) -> TrainFlags:
     else:
         name = given.get("preset", DEFAULT_PRESET)
         start = preset(name)
+    if given.get("activations", "None") != "None" and starts != ["resume"]:
+        start = replace(start, run=_run_on(given, start.run))
     steps = given.get("steps", "")
     if starts != ["resume"] and steps.isdecimal():
         start = start.for_steps(int(steps))

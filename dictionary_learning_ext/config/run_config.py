@@ -41,6 +41,10 @@ class RunConfig:
     .txt what stands between two <|endoftext|>, or without any, whole paragraphs of up to 2,000
     characters. Every 20th is held out if nothing is named validation or test. Paper:
     roneneldan/TinyStories."""
+    activations: str | None = None
+    """Train on activations from disk: a cache of `vsae cache` or of SAELens, or a folder of .npy or
+    .safetensors files with a row per token. Settings that a cache knows may be left out: model,
+    hook, data, text_packing and ctx_len."""
     text_packing: Packing = "pack"
     """pack: documents follow each other, separated by an end-of-text token. truncate: one
     document per context."""
@@ -176,6 +180,7 @@ _ADDED_LATER = {
     "data_seed": (RunConfig.data_seed,),
     "init_from": (None,),
     "threshold_twice": (None, True),
+    "activations": (None,),
 }
 """Settings that older run folders lack, and the values that mean the same as their absence."""
 

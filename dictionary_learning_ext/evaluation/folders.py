@@ -1,14 +1,24 @@
 """Run folders of one language model: opened together, and evaluated again."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
-from ..activations.hook_points import HookPoint
-from ..activations.run_inputs import held_out, open_model
+from ..activations.held_out import (
+    HeldOut,
+    cached_model,
+    held_out_stored,
+    held_out_text,
+    require_held_out,
+    stored_hook_point,
+)
+from ..activations.hook_points import HookPoint, find_hook
+from ..activations.run_inputs import open_model
+from ..activations.stored_activations import StoredActivations, open_stored
 from ..config.checks import require
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
@@ -29,6 +39,7 @@ def evaluate_folders(
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
+    activations: str | None = None,
     device: str = "cpu",
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
@@ -45,6 +56,8 @@ def evaluate_folders(
         step: of the checkpoint to evaluate. Default: the final weights.
         model, hook, data: as in the run's config.json by default. Needed for folders that upstream's
             `trainSAE` wrote.
+        activations: a folder of stored activations to measure on, as in the run's config.json by
+            default. "none": the language model's.
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         on_written: called with each file once it is written.
 
@@ -56,6 +69,7 @@ def evaluate_folders(
         "model": model,
         "hook": hook,
         "data": data,
+        "activations": activations,
         "device": device,
         "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
@@ -81,11 +95,11 @@ def _evaluated(
         name: (dictionary, config["trainer"].get("norm_factor", 1.0))
         for name, (dictionary, config) in opened.saes.items()
     }
-    buffer_and_documents = held_out(run, opened.language_model, opened.hook_point, tokens)
+    inputs = opened.held_out(tokens)
     of_step = {} if step is None else {"step": step}
     results = {
         name: of_step | metrics | {"measured_on": measured_on(run)}
-        for name, metrics in measure(dictionaries, *buffer_and_documents, tokens).items()
+        for name, metrics in measure(dictionaries, inputs, tokens).items()
     }
     for name, metrics in results.items():
         path = evaluation_file(Path(name), opened.saes[name][1], run, tokens, metrics)
@@ -100,10 +114,21 @@ class OpenedFolders(NamedTuple):
     run: RunConfig
     saes: dict[str, tuple[Dictionary, dict[str, Any]]]
     """Each folder's SAE and config.json."""
-    language_model: LanguageModel
+    language_model: LanguageModel | None
+    """None if the folder of activations doesn't say which it is."""
     hook_point: HookPoint
     own_tokens: int
     """On how many tokens their own evaluations measure: the largest number among them."""
+    stored: StoredActivations | None
+    """Where activations are read from, if not from the language model."""
+
+    def held_out(self, tokens: int) -> HeldOut:
+        """What to measure on, for `tokens` tokens."""
+        if self.stored is None:
+            assert self.language_model is not None
+            return held_out_text(self.run, self.language_model, self.hook_point, tokens)
+        require_held_out(replace(self.run, eval_tokens=tokens), self.stored)
+        return held_out_stored(self.run, self.stored, self.run.hook, tokens, self.language_model)
 
 
 def open_folders(
@@ -112,17 +137,27 @@ def open_folders(
     """Load run folders and the language model they share; see `evaluate_folders`.
 
     Arguments:
-        where: model, hook, data, device, max_norm_multiple and remove_bos.
+        where: model, hook, data, activations, device, max_norm_multiple and remove_bos.
     """
     require_folders(folders)
     runs = {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
     saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    language_model, hook_point = open_model(run)
+    stored, language_model = None, None
+    if run.activations is not None:
+        stored = open_stored(run.activations)
+        stored.require_fit(run)
+        language_model = cached_model(run, stored)
+    if stored is None:
+        language_model, hook_point = open_model(run)
+    elif language_model is not None:
+        hook_point = find_hook(language_model, run.hook)
+    else:
+        hook_point = stored_hook_point(stored, run.hook)
     for name, (dictionary, _) in saes.items():
         hook_point.require_width(name, dictionary.activation_dim, run.model)
-    return OpenedFolders(run, saes, language_model, hook_point, _own_tokens(runs))
+    return OpenedFolders(run, saes, language_model, hook_point, _own_tokens(runs), stored)
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:

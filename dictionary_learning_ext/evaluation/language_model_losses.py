@@ -11,7 +11,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 
 from ..activations.activation_reader import ActivationReader
-from ..activations.tokens import ContextStream
+from ..activations.tokens import TokenContexts
 from .totals import LanguageModelLosses
 
 _DOCUMENTS_AT_ONCE = 16
@@ -22,7 +22,7 @@ Replacement = Callable[[t.Tensor], t.Tensor]
 
 @t.no_grad()
 def language_model_losses(
-    dictionaries: Sequence[Dictionary], reader: ActivationReader, documents: ContextStream
+    dictionaries: Sequence[Dictionary], reader: ActivationReader, documents: TokenContexts
 ) -> list[LanguageModelLosses]:
     """The language model's losses with each SAE's reconstruction, on the same documents.
 
@@ -70,7 +70,7 @@ def language_model_losses(
     ]
 
 
-def _batches(documents: ContextStream) -> Iterator[tuple[t.Tensor, t.Tensor]]:
+def _batches(documents: TokenContexts) -> Iterator[tuple[t.Tensor, t.Tensor]]:
     """Ids and masks of some documents at a time, as wide as the longest of them."""
     while True:
         try:

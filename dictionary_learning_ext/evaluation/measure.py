@@ -5,15 +5,13 @@ SAEs of a call.
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
-from ..activations.buffer import ResidualBuffer
-from ..activations.tokens import ContextStream
+from ..activations.held_out import HeldOut
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
 from .language_model_losses import language_model_losses
@@ -87,8 +85,7 @@ class Measurement:
 
 def measure(
     dictionaries: dict[str, tuple[Dictionary, float]],
-    buffer: ResidualBuffer,
-    documents: Sequence[str],
+    held_out: HeldOut,
     tokens: int,
     *,
     seed: int = 0,
@@ -97,9 +94,8 @@ def measure(
 
     Arguments:
         dictionaries: by name, each with the factor its training divided activations by.
-        buffer: on held-out text.
-        documents: held-out documents for the language model's loss, cut to the buffer's ctx_len.
-            Positions that the buffer leaves out keep their activations, see `language_model_losses`.
+        held_out: what to measure on. Positions that are left out of it keep their activations when
+            the language model's loss is measured, see `language_model_losses`.
         tokens: activations measured on (rounded up to whole batches).
         seed: of the noise.
 
@@ -108,15 +104,16 @@ def measure(
 
     Raises: TextError if the text does not hold one batch.
     """
+    rows = held_out.rows
     measurements = {
         name: Measurement(dictionary, factor, seed)
         for name, (dictionary, factor) in dictionaries.items()
     }
-    for batch in range(-(-tokens // buffer.out_batch_size)):
+    for batch in range(-(-tokens // rows.out_batch_size)):
         try:
-            x_BD = next(buffer).float()
+            x_BD = next(rows).float()
         except TextError as error:
-            measured = batch * buffer.out_batch_size
+            measured = batch * rows.out_batch_size
             if measured == 0:
                 raise TextError(
                     f"the held-out text is too short to measure on ({error}); give more text or "
@@ -129,9 +126,11 @@ def measure(
         for measurement in measurements.values():
             measurement.add(x_BD)
     saes = [measurement.dictionary for measurement in measurements.values()]
-    tokenizer = buffer.model.tokenizer
-    contexts = ContextStream(iter(documents), tokenizer, buffer.ctx_len, packing="truncate")
-    losses = language_model_losses(saes, buffer.reader, contexts)
-    for measurement, of_sae in zip(measurements.values(), losses, strict=True):
-        measurement.totals.losses = of_sae
+    if held_out.reader is None or held_out.documents is None:
+        for measurement in measurements.values():
+            measurement.totals.no_losses = held_out.no_loss
+    else:
+        losses = language_model_losses(saes, held_out.reader, held_out.documents)
+        for measurement, of_sae in zip(measurements.values(), losses, strict=True):
+            measurement.totals.losses = of_sae
     return {name: computed(measurement.totals) for name, measurement in measurements.items()}

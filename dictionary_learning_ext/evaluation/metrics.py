@@ -60,22 +60,28 @@ def _fve_sampled(totals: Totals) -> float | None:
 
 
 def _frac_recovered(totals: Totals) -> float | None:
-    if totals.losses is None:
+    if (losses := _losses(totals)) is None:
         return None
-    losses = _losses(totals.losses)
     if losses.zero == losses.original:
         raise NotMeasured("zeros in place of the activations do not change the loss")
     return (losses.zero - losses.reconstructed) / (losses.zero - losses.original)
 
 
-def _losses(losses: LanguageModelLosses) -> LanguageModelLosses:
-    if losses.tokens == 0:
+def _losses(totals: Totals) -> LanguageModelLosses | None:
+    losses = totals.losses
+    if losses is None and totals.no_losses:
+        raise NotMeasured(totals.no_losses)
+    if losses is not None and losses.tokens == 0:
         raise NotMeasured("no held-out document has a second token, which could be predicted")
     return losses
 
 
 def _loss(which: str) -> Callable[[Totals], float | None]:
-    return lambda totals: totals.losses and getattr(_losses(totals.losses), which)
+    def loss(totals: Totals) -> float | None:
+        losses = _losses(totals)
+        return None if losses is None else getattr(losses, which)
+
+    return loss
 
 
 def _count(which: str) -> Callable[[Totals], float | None]:

@@ -53,6 +53,8 @@ class Totals:
     residual_sampled: float | None = None
     """Sum of ||x - x_hat||^2 where the code is drawn from the posterior."""
     losses: LanguageModelLosses | None = None
+    no_losses: str = ""
+    """Why there are none, if that is not because they don't apply."""
 
     @classmethod
     def empty(

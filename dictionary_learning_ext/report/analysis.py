@@ -15,7 +15,7 @@ import torch as t
 
 from ..activations.contexts import read_contexts
 from ..config.report_options import ReportOptions
-from ..errors import ConfigError
+from ..errors import ActivationsError, ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.directions import (
@@ -73,6 +73,12 @@ class Comparison:
     sinks: Sinks | None
     """The tokens that the report leaves out; None if there are none."""
 
+    @property
+    def tokenizer(self) -> Any:
+        """The language model's."""
+        assert self.opened.language_model is not None
+        return self.opened.language_model.tokenizer
+
 
 def analyse(
     folders: Sequence[str | Path],
@@ -93,7 +99,12 @@ def analyse(
     """
     labels = short_names(folders)
     opened = open_folders(folders, **where)
-    run = opened.run
+    run, language_model = opened.run, opened.language_model
+    if language_model is None:
+        raise ActivationsError(
+            f"activations={run.activations}: a report shows tokens, and {run.activations} doesn't say"
+            " which language model's; use `vsae eval` and `vsae compare`"
+        )
     collectors = {
         name: FeatureCollector(
             dictionary, options.tokens, profile_tokens=options.map_tokens, seed=options.seed
@@ -101,16 +112,16 @@ def analyse(
         for name, (dictionary, _) in opened.saes.items()
     }
     dictionaries = [dictionary for dictionary, _ in opened.saes.values()]
-    finder = SinkFinder(dictionaries, opened.language_model.tokenizer)
+    finder = SinkFinder(dictionaries, language_model.tokenizer)
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text")
     for batch in read_contexts(
-        run, opened.language_model, opened.hook_point, options.split, options.tokens
+        run, language_model, opened.hook_point, options.split, options.tokens
     ):
         batch = finder.without_sinks(batch)
         for collector in collectors.values():
             collector.add(batch)
-    lens = LogitLens(opened.language_model) if options.logits else None
+    lens = LogitLens(language_model) if options.logits else None
     analyses = []
     for (name, (dictionary, config)), label in zip(opened.saes.items(), labels, strict=True):
         statistics = collectors[name].statistics()
@@ -121,7 +132,7 @@ def analyse(
             on_step(f"{label}: synthesising tokens for {options.synthesise} features")
         syntheses = synthesise(
             dictionary,
-            opened.language_model,
+            language_model,
             opened.hook_point,
             ranking[: options.synthesise],
             seed=options.seed,

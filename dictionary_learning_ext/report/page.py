@@ -81,7 +81,7 @@ def render(comparison: Comparison, flags: dict[str, Any]) -> str:
     Arguments:
         flags: of `vsae report`, other than the folders and options.
     """
-    tokenizer: Any = comparison.opened.language_model.tokenizer
+    tokenizer = comparison.tokenizer
     vocabulary = Vocabulary(tokenizer)
     payload = {
         "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
@@ -190,7 +190,7 @@ def _commands(comparison: Comparison, flags: dict[str, Any]) -> list[str]:
 
 def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None:
     """features_<label>.csv, and geometry_<label>.json where there is a map."""
-    tokenizer: Any = comparison.opened.language_model.tokenizer
+    tokenizer = comparison.tokenizer
     vocabulary = Vocabulary(tokenizer)
     found = columns(analysis, vocabulary)
     words = {

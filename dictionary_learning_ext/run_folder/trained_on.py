@@ -17,6 +17,8 @@ from .reading import read_config, settings_in
 
 logger = logging.getLogger(__name__)
 
+NONE = "none"
+"""What is given for no stored activations."""
 _OF_THE_BUFFER = {
     "ctx_len": "ctx_len",
     "text": "data",
@@ -35,6 +37,7 @@ def run_of(
     device: str = "cpu",
     step: int | None = None,
     *,
+    activations: str | None = None,
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
 ) -> RunConfig:
@@ -42,6 +45,9 @@ def run_of(
 
     A folder that upstream's `trainSAE` wrote has no run: the language model and the hook point must
     be given, and the rest comes from its buffer.
+
+    Arguments:
+        activations: a folder of stored activations, or NONE for those of the language model.
 
     Raises: ConfigError, CheckpointError.
     """
@@ -74,10 +80,12 @@ def run_of(
         "hook": hook,
         "data": data,
         "device": device,
+        "activations": activations,
         "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
     }
-    return replace(run, **{name: value for name, value in changes.items() if value is not None})
+    run = replace(run, **{name: value for name, value in changes.items() if value is not None})
+    return replace(run, activations=None) if run.activations == NONE else run
 
 
 def _run_of_buffer(

@@ -12,6 +12,7 @@ from typing import Any
 import torch as t
 from tqdm import tqdm
 
+from ..activations.cached_run import open_sources
 from ..activations.sources import RunSources
 from ..activations.tokens import Share
 from ..config.run_config import RunConfig, TrainConfig
@@ -124,7 +125,7 @@ def _train(
                 require_memory(run, saes.values(), len(set(hook_of.values())))
                 initial = {} if resume else trained_sources(saes)
                 share = Share(processes.rank, processes.count)
-                sources = RunSources(run, dict.fromkeys(hook_of.values()), signals.check, share)
+                sources = open_sources(run, dict.fromkeys(hook_of.values()), signals.check, share)
                 if not resume and processes.is_first:
                     sources.require_enough()
                 configs = {
@@ -307,7 +308,7 @@ def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -
                 }
                 if saes:
                     tokens = trained[0].run.eval_tokens
-                    metrics |= measure(saes, *sources.held_out(hook), tokens)
+                    metrics |= measure(saes, sources.held_out(hook), tokens)
     except Interrupted as stop:
         where = " ".join(str(one.folder) for one in trained)
         raise Interrupted(

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import psutil
 import torch as t
 
-from ..activations.language_models import empty_model
+from ..activations.language_models import empty_model, width_of
 from ..activations.run_inputs import require_positions
+from ..activations.stored_activations import open_stored
 from ..config.byte_sizes import in_words
 from ..config.run_config import RunConfig
 from ..config.sae_config import SAEConfig
@@ -46,14 +47,10 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig], hooks: int = 1) ->
     Raises: ConfigError, which says how much is needed for what; LanguageModelError if there is no
     such model.
     """
-    model: Any = empty_model(run.model)
-    config = model.config.get_text_config()
-    require_positions(run, config, "use a shorter --ctx-len")
+    parameters, width = _language_model(run)
     if (available := _all_bytes(run.device)) is None:
         return
-    width, size = config.hidden_size, 2 if run.dtype == "bfloat16" else 4
-    is_quantized = getattr(config, "quantization_config", None) is not None
-    parameters = 0 if is_quantized else sum(each.numel() for each in model.parameters())
+    size = 2 if run.dtype == "bfloat16" else 4
     parts = [
         _Part(
             "SAE weights, gradients and optimizer",
@@ -72,6 +69,33 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig], hooks: int = 1) ->
             f"this run needs at least {in_words(needed)} of memory ({listed}), and {where} has"
             f" {in_words(available)}; {max(parts, key=lambda part: part.bytes).remedy}"
         )
+
+
+def row_width(run: RunConfig) -> int:
+    """D, the largest if there are several hook points, found without loading a language model.
+
+    Raises: LanguageModelError or ActivationsError if there is no such model or folder.
+    """
+    if run.activations is None:
+        return width_of(run.model)
+    return max(hook.width for hook in open_stored(run.activations).hooks.values())
+
+
+def _language_model(run: RunConfig) -> tuple[int, int]:
+    """How many parameters the run's language model has, if it is needed, and the width of a row.
+
+    Raises what `require_memory` does.
+    """
+    if run.activations is not None:
+        is_needed = run.eval_tokens and open_stored(run.activations).manifest is not None
+        if not is_needed:
+            return 0, row_width(run)
+    model: Any = empty_model(run.model)
+    config = model.config.get_text_config()
+    require_positions(run, config, "use a shorter --ctx-len")
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    parameters = 0 if is_quantized else sum(each.numel() for each in model.parameters())
+    return parameters, config.hidden_size
 
 
 def _all_bytes(device: str) -> int | None:

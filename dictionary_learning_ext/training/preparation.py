@@ -17,7 +17,7 @@ def prepared(
     """Every SAE's settings, resolved, and its folder; see `loop.train`.
 
     Raises: ConfigError for settings that don't go together, a batch that the processes don't divide, or
-    a folder that is taken or missing; TextError if there is no such file.
+    a folder that is taken or missing; TextError or ActivationsError if there is no such file.
     """
     launched().require_shares(run.batch_size)
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
@@ -29,10 +29,14 @@ def prepared(
                 "e.g. runs/NAME"
             )
     folders = _folders(run, saes)
+    if run.activations is not None:
+        from ..activations.stored_activations import open_stored
+
+        open_stored(run.activations).require_fit(run)
     if not resume:
         for folder in folders.values():
             require_free(folder, run.overwrite)
-        if names_a_file(run.data):
+        if run.activations is None and names_a_file(run.data):
             open_text(run.data, passes=run.text_passes)
     return saes, folders
 

@@ -27,7 +27,8 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary
-from dictionary_learning_ext.activations.run_inputs import held_out, open_model
+from dictionary_learning_ext.activations.held_out import held_out_text
+from dictionary_learning_ext.activations.run_inputs import open_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.sae_config import SAEConfig
@@ -154,8 +155,8 @@ def evaluate_missing(lm: str, folders: list[Path]) -> int:
             sae, config = load_dictionary(folder)
             dictionaries[str(folder)] = (sae, config["trainer"]["norm_factor"])
     if dictionaries:
-        inputs = held_out(run, model, hook, EVAL_TOKENS)
-        for name, metrics in measure_saes(dictionaries, *inputs, EVAL_TOKENS).items():
+        inputs = held_out_text(run, model, hook, EVAL_TOKENS)
+        for name, metrics in measure_saes(dictionaries, inputs, EVAL_TOKENS).items():
             write_json(Path(name) / "metrics.json", metrics)
     text = ContextStream(open_text(run.data), model.tokenizer, run.ctx_len)
     while True:

@@ -25,7 +25,8 @@ from nnsight import LanguageModel
 
 from dictionary_learning_ext import RunConfig, load_dictionary
 from dictionary_learning_ext.activations.activation_reader import ActivationReader
-from dictionary_learning_ext.activations.run_inputs import held_out, open_model
+from dictionary_learning_ext.activations.held_out import held_out_text
+from dictionary_learning_ext.activations.run_inputs import open_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.presets import preset
@@ -75,10 +76,10 @@ def train_and_measure(arguments: argparse.Namespace) -> None:
         saes[f"{model}, {trained_on}"] = (sae, config["trainer"]["norm_factor"])
     rows = {name: {"name": name} for name in saes}
     for way, multiple in (("all", None), ("left_alone", MULTIPLE)):
-        inputs = held_out(
+        inputs = held_out_text(
             replace(run, max_norm_multiple=multiple), language_model, hook, arguments.eval_tokens
         )
-        for name, metrics in measure(saes, *inputs, arguments.eval_tokens).items():
+        for name, metrics in measure(saes, inputs, arguments.eval_tokens).items():
             rows[name] |= {way: {key: metrics[key] for key in MEASURED}}
     settings = {
         **about(began),

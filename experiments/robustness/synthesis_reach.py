@@ -43,7 +43,9 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def reach(folder: str) -> dict[str, Any]:
     """Of one SAE: each feature's ratio, of the synthesised tokens and of random sequences."""
-    run, saes, language_model, hook, _ = open_folders([folder])
+    opened = open_folders([folder])
+    run, saes, language_model, hook = opened[:4]
+    assert language_model is not None
     sae = saes[folder][0]
     collector = FeatureCollector(sae, TOKENS, seed=SEED)
     for batch in read_contexts(run, language_model, hook, "heldout", TOKENS):

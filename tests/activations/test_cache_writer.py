@@ -74,9 +74,9 @@ def test_there_are_as_many_tokens_as_asked_for_in_files_of_whole_batches(small_c
 
 def test_the_held_out_documents_are_cached_as_tokens(small_cache, cached_run, tiny_lm):
     ids = np.load(small_cache / HELD_OUT / DOCUMENTS)
-    documents = islice(open_text(cached_run.data, split="heldout"), 4)
+    documents = islice(open_text(cached_run.data, split="heldout"), 3)
     stream = ContextStream(documents, tiny_lm.tokenizer, CTX_LEN, packing="truncate")
-    expected, mask = stream.next_batch(4)
+    expected, mask = stream.next_batch(3)
     assert (ids == np.where(mask, expected, -1)).all()
 
 

@@ -13,6 +13,7 @@ from dictionary_learning_ext.activations.cached_files import (
     cut,
     read_dataset_folder,
 )
+from dictionary_learning_ext.activations.judged_pieces import activations_of
 from dictionary_learning_ext.errors import ActivationsError
 
 N, L, D = 50, 8, 6
@@ -48,7 +49,7 @@ def test_any_contexts_of_their_files_are_read_across_their_batches(theirs):
         piece = reader.read(Part(path, start, stop))
         assert (piece.x_NLD == x[start:stop]).all()
         assert (piece.ids_NL == ids[start:stop]).all()
-        copy = piece.activations()
+        copy = activations_of(piece)
         assert t.equal(copy, t.from_numpy(x[start:stop]))
         copy.zero_()  # of a copy
 

@@ -20,7 +20,7 @@ from dictionary_learning_ext.cli import main
 def flags(cached_run):
     return shlex.split(
         f"--model {cached_run.model} --data {cached_run.data} --ctx-len 32 --eval-tokens 300"
-        f" --eval-documents 4 --hook {HOOK}"
+        f" --eval-documents 3 --hook {HOOK}"
     )
 
 

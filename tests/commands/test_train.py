@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch as t
 from command_runs import settings_of
+from small_commands import refused
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import vsae
@@ -279,3 +281,31 @@ def test_a_folder_that_cannot_be_written_is_one_line(small, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["train", *small, "--save-dir", str(tmp_path / "file" / "run")]) == 2
     assert "can't be written" in capsys.readouterr().err
+
+
+def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, capsys):
+    folder = tmp_path / "run"
+    flags = shlex.split(
+        f"train --activations {small_cache} --steps 12 --batch-size 32 --n-ctxs 8 --dict-size 32"
+        f" --k 4 --eval-tokens 200 --eval-documents 3 --save-dir {folder}"
+    )
+    line = refused(flags, capsys)
+    assert line.endswith(
+        "has the hook points blocks.1.hook_resid_post, blocks.0.hook_resid_post; choose with --hook"
+    )
+    flags += ["--hook=blocks.0.hook_resid_post"]
+    for given, said in {
+        "--ctx-len=64": "has --ctx-len 32, not 64; leave out --ctx-len",
+        "--data=embedded": "not embedded; leave out --data",
+        "--hook=blocks.2.hook_resid_post": "not blocks.2.hook_resid_post; use --hook with one",
+    }.items():
+        assert said in refused([*flags, given], capsys)
+    assert not folder.exists()
+    assert main(flags) == 0
+    settings = settings_of(folder)
+    assert settings["ctx_len"] == 32
+    assert settings["hook"] == "blocks.0.hook_resid_post"
+    assert settings["activations"] == str(small_cache)
+    assert main(["train", "--config", str(folder), f"--save-dir={tmp_path / 'again'}"]) == 0
+    one, other = ((tmp_path / name / "ae.pt").read_bytes() for name in ("run", "again"))
+    assert one == other

@@ -12,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.activations.held_out import HeldOut
 from dictionary_learning_ext.errors import TextError
 from dictionary_learning_ext.evaluation.measure import Measurement, measure
 from dictionary_learning_ext.evaluation.metrics import METRICS, computed
@@ -198,7 +199,7 @@ def test_a_text_that_ends_is_measured_as_far_as_it_goes(tiny_lm, caplog):
     assert batches > 1
     sae = VariationalTopKAutoEncoder(16, 32, 4)
     buffer = ending_buffer(tiny_lm, documents)
-    metrics = measure({"x": (sae, 1.0)}, buffer, documents[:2], 10**6)["x"]
+    metrics = measure({"x": (sae, 1.0)}, HeldOut.of_text(buffer, documents[:2]), 10**6)["x"]
     assert metrics["tokens"] == 64 * batches
     assert f"measured on {64 * batches} tokens, not 1000000" in caplog.text
 
@@ -214,8 +215,9 @@ def whole_batches(buffer):
 def test_a_text_without_one_batch_is_refused(tiny_lm):
     documents = ["It was the best of times."]
     sae = VariationalTopKAutoEncoder(16, 32, 4)
+    inputs = HeldOut.of_text(ending_buffer(tiny_lm, documents), documents)
     with pytest.raises(TextError, match="too short to measure on"):
-        measure({"x": (sae, 1.0)}, ending_buffer(tiny_lm, documents), documents, 100)
+        measure({"x": (sae, 1.0)}, inputs, 100)
 
 
 @pytest.mark.parametrize("io", ["in", "out"])
@@ -239,7 +241,9 @@ def test_losses_are_upstreams_and_bracket_the_reconstruction(io, tiny_lm):
     exact.encoder.weight.data = t.eye(16)
     t.manual_seed(0)
     poor = VariationalTopKAutoEncoder(16, 16, 1)
-    results = measure({"exact": (exact, 1.0), "poor": (poor, 1.0)}, buffer(), documents, 100)
+    results = measure(
+        {"exact": (exact, 1.0), "poor": (poor, 1.0)}, HeldOut.of_text(buffer(), documents), 100
+    )
     for metrics in results.values():
         assert set(METRICS) == set(metrics)
         assert metrics["tokens"] == 128, "whole batches"

@@ -16,6 +16,7 @@ from planted_sinks import saved_with_sinks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
+from dictionary_learning_ext.activations.held_out import HeldOut
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.evaluation.measure import measure
 
@@ -167,7 +168,7 @@ def test_every_metric_is_the_plain_one(rules: dict[str, Any], side: str, lm_dir_
     sizes = {"n_ctxs": TOKENS // CTX_LEN, "ctx_len": CTX_LEN, "out_batch_size": TOKENS}
     buffer = make_buffer(lm, cycle(TEXTS), packing="truncate", **sizes, **rules)
     both = {name: (sae, 1.0) for name, sae in dictionaries.items()}
-    found = measure(both, buffer, TEXTS, TOKENS)
+    found = measure(both, HeldOut.of_text(buffer, TEXTS), TOKENS)
     for name, sae in dictionaries.items():
         expected = recomputed(plain, sae)
         for key, value in expected.items():

@@ -20,7 +20,7 @@ def write_small(folder, run, tokens=TOKENS, hooks=(HOOK,), **options):
 def cached_run(tiny_lm_dir, text):
     """The settings of a small cache."""
     return RunConfig(
-        model=str(tiny_lm_dir), data=text, ctx_len=CTX_LEN, eval_tokens=300, eval_documents=4
+        model=str(tiny_lm_dir), data=text, ctx_len=CTX_LEN, eval_tokens=300, eval_documents=3
     )
 
 

@@ -27,6 +27,7 @@ SLOW = frozenset(
         "test_every_architecture_is_equal_on_all_ranks_after_every_step",
         "test_mistakes_of_several_processes_are_one_line",
         "test_ranks_equal_one_process_on_the_union_of_their_batches",
+        "test_a_killed_command_is_continued_by_the_same_command",
         # What a newcomer types, as it is written.
         "test_quickstart_ends_with_the_table_and_what_to_try_next",
         "test_the_readmes_commands_run",
@@ -49,6 +50,11 @@ SLOW = frozenset(
         "test_a_trainer_that_diverges_stops_alone_and_the_run_says_so",
         "test_where_a_run_ended_between_two_folders_the_last_common_point_counts",
         "test_point_rectified_without_kl_is_upstreams_trainer",
+        "test_a_run_that_is_stopped_ends_as_one_that_is_not",
+        "test_its_evaluation_is_that_of_the_language_model",
+        "test_several_hook_points_are_read_each_as_on_its_own",
+        "test_own_activations_are_measured_but_the_language_models_loss_is_not",
+        "test_settings_that_the_cache_knows_may_be_left_out",
         # Many samples, or many cases.
         "test_every_metric_is_the_plain_one",
         "test_sinks_are_left_out_and_left_alone_and_the_rest_resumes",

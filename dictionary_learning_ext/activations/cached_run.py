@@ -1,0 +1,114 @@
+"""A run's batches, out of stored activations: what `RunSources` is for a language model."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..config.run_config import RunConfig
+from ..errors import TextError
+from .cached_files import cut
+from .cached_source import CachedSource
+from .held_out import HeldOut, cached_model, held_out_stored, require_held_out, stored_hook_point
+from .judged_pieces import ROWS_AT_ONCE
+from .sources import RunSources
+from .stored_activations import UNKNOWN, open_stored
+from .tokens import WHOLE, Share
+
+
+def open_sources(
+    run: RunConfig,
+    hooks: Iterable[str],
+    before_batch: Callable[[], None] | None = None,
+    share: Share = WHOLE,
+) -> RunSources:
+    """The batches of every hook point of a run, out of a language model or of stored activations.
+
+    Arguments:
+        before_batch: called before each batch of the language model, or each read; it may raise.
+        share: what this process reads, and how many share a batch.
+    """
+    kind = RunSources if run.activations is None else CachedSources
+    return kind(run, hooks, before_batch, share)
+
+
+class CachedSources(RunSources):
+    """The batches of every hook point of a run, out of stored activations.
+
+    The language model is loaded only if its loss will be measured. Arguments and attributes are
+    `RunSources`'s.
+
+    Raises: a UserError if the activations are not of the run's model, text and hook points.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        hooks: Iterable[str],
+        before_batch: Callable[[], None] | None = None,
+        share: Share = WHOLE,
+    ):
+        assert run.activations is not None
+        self._run, self._share = run, share
+        self._stored = stored = open_stored(run.activations)
+        stored.require_fit(run)
+        self._loss_model = cached_model(run, stored) if run.eval_tokens else None
+        self.hooks = {name: stored_hook_point(stored, name) for name in hooks}
+        self.sources = {
+            name: CachedSource(
+                stored,
+                name,
+                rows=run.n_ctxs * run.ctx_len,
+                out_batch_size=run.batch_size // share.count,
+                device=run.device,
+                remove_bos=run.remove_bos,
+                max_norm_multiple=run.max_norm_multiple,
+                passes=run.text_passes,
+                seed=run.data_seed,
+                share=share,
+                before_read=before_batch,
+            )
+            for name in self.hooks
+        }
+        manifest = stored.manifest
+        self.inputs = {
+            "language_model": manifest.settings.language_model if manifest else UNKNOWN,
+            "tokenizer": manifest.settings.tokenizer if manifest else UNKNOWN,
+        }
+
+    def require_enough(self) -> None:
+        """Raise a TextError if there are too few tokens for the run."""
+        run, stored, count = self._run, self._stored, self._share.count
+        require_held_out(run, stored)
+        pieces = [
+            piece.stop - piece.start
+            for part in stored.parts("train")
+            for piece in cut(part, max(1, ROWS_AT_ONCE // stored.ctx_len))
+        ]
+        # No process may be one context short.
+        there = int(stored.tokens["train"] * count * sum(n // count for n in pieces) / sum(pieces))
+        need = run.steps * run.batch_size
+        if (found := run.text_passes * there) >= need:
+            return
+        steps = found // run.batch_size
+        ways = [f"--text-passes {math.ceil(need / there)}"] if there else []
+        ways += [f"--steps {steps}"] if steps else []
+        if stored.manifest is not None:
+            ways += [f"cache more (vsae cache --tokens {need})"]
+        times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
+        raise TextError(
+            f"the activations in {stored.folder} have {found:,} tokens{times}: expected {need:,} for"
+            f" {run.steps:,} steps of {run.batch_size:,}; use {' or '.join(ways)}"
+        )
+
+    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Continue where each hook point's `state_dict` was taken."""
+        for name, state in states.items():
+            self.sources[name].load_state_dict(state)
+
+    def held_out(self, hook: str) -> HeldOut:
+        """What the SAEs of a hook point are measured on."""
+        tokens = self._run.eval_tokens
+        return held_out_stored(self._run, self._stored, hook, tokens, self._loss_model)
+
+    def _refill(self) -> None:
+        """Each source fills by itself."""

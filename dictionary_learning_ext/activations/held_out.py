@@ -1,0 +1,175 @@
+"""What SAEs are measured on: held-out activations, and documents for the language model's loss.
+
+They come out of the language model as it reads the held-out text, or from stored activations.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch as t
+from nnsight import LanguageModel
+
+from ..config.run_config import RunConfig
+from ..errors import ActivationsError, LanguageModelError
+from .activation_reader import ActivationReader
+from .buffer import ResidualBuffer
+from .cache_manifest import CacheManifest
+from .cached_source import CachedSource
+from .hook_points import HookPoint, find_hook
+from .language_models import settings_hash, weights_hash
+from .run_inputs import evaluation_batch, held_out, load_model
+from .stored_activations import StoredActivations
+from .tokens import ContextStream, TokenContexts
+
+logger = logging.getLogger(__name__)
+
+
+class Rows(Protocol):
+    """Batches of activations."""
+
+    out_batch_size: int
+
+    def __next__(self) -> t.Tensor:
+        """The next, (out_batch_size, D). Raises TextError at the end."""
+        ...
+
+
+class HeldOut(NamedTuple):
+    """What SAEs of one hook point are measured on."""
+
+    rows: Rows
+    reader: ActivationReader | None
+    """At the hook point of a language model; None if its loss can't be measured."""
+    documents: TokenContexts | None
+    """What its loss is measured on."""
+    no_loss: str = ""
+    """Why not."""
+
+    @classmethod
+    def of_text(cls, buffer: ResidualBuffer, documents: Sequence[str]) -> "HeldOut":
+        """Of a buffer on held-out text, and documents of it, which are cut to its ctx_len."""
+        tokenizer: Any = buffer.model.tokenizer
+        contexts = ContextStream(iter(documents), tokenizer, buffer.ctx_len, packing="truncate")
+        return cls(buffer, buffer.reader, contexts)
+
+
+def held_out_text(run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int) -> HeldOut:
+    """Of a run's held-out text, for `tokens` tokens."""
+    return HeldOut.of_text(*held_out(run, model, hook, tokens))
+
+
+def held_out_stored(
+    run: RunConfig,
+    stored: StoredActivations,
+    hook: str,
+    tokens: int,
+    model: LanguageModel | None,
+) -> HeldOut:
+    """Of stored activations, for `tokens` tokens.
+
+    Arguments:
+        model: what `cached_model` returns.
+    """
+    batch = evaluation_batch(tokens)
+    rows = CachedSource(
+        stored,
+        hook,
+        split="heldout",
+        rows=max(batch, 64 * run.ctx_len),
+        out_batch_size=batch,
+        device=run.device,
+        remove_bos=run.remove_bos,
+        max_norm_multiple=run.max_norm_multiple,
+        seed=None,
+    )
+    if model is None or stored.manifest is None:
+        reason = f"{stored.folder} doesn't say which language model its activations are of"
+        return HeldOut(rows, None, None, reason)
+    point = find_hook(model, hook)
+    reader = ActivationReader(
+        model,
+        point.submodule,
+        point.io,
+        remove_bos=run.remove_bos,
+        max_norm_multiple=run.max_norm_multiple,
+    )
+    return HeldOut(rows, reader, CachedDocuments(stored, run.eval_documents))
+
+
+def require_held_out(run: RunConfig, stored: StoredActivations) -> None:
+    """Raise an ActivationsError if a run can't be evaluated on stored activations."""
+    batch, there = evaluation_batch(run.eval_tokens), stored.tokens["heldout"]
+    if run.eval_tokens and there < batch:
+        advice = " or cache them again with --eval-tokens" if stored.manifest is not None else ""
+        raise ActivationsError(
+            f"{stored.folder} has {there:,} held-out tokens: expected at least {batch:,} to evaluate"
+            f" on; use --eval-tokens 0{advice}"
+        )
+
+
+def cached_model(run: RunConfig, stored: StoredActivations) -> LanguageModel | None:
+    """The language model of a cache, in the dtype in which it was cached; None if that isn't known.
+
+    Raises: LanguageModelError if the run's is another one.
+    """
+    if (manifest := stored.manifest) is None:
+        return None
+    dtype: Any = manifest.settings.lm_dtype
+    model = load_model(replace(run, dtype=dtype))
+    settings = manifest.settings
+    for what, was, now in (
+        ("weights", settings.language_model, weights_hash(model)),
+        ("tokenizer or config", settings.tokenizer, settings_hash(model)),
+    ):
+        if was != now:
+            raise LanguageModelError(
+                f"the cache {stored.folder} is of another language model than {run.model!r}: the"
+                f" SHA-256 of its {what} is {was[:12]}, not {now[:12]}; give the --model that was"
+                " cached, or cache this one"
+            )
+    return model
+
+
+def stored_hook_point(stored: StoredActivations, name: str) -> HookPoint:
+    """A hook point of stored activations, without a language model's submodule.
+
+    Raises: ActivationsError if it isn't there.
+    """
+    hook = stored.hook(name)
+    return HookPoint(name, hook.layer, "out", None, hook.width)
+
+
+class CachedDocuments:
+    """The first held-out documents of a cache, as tokens.
+
+    Arguments:
+        number: of documents. If there are fewer, that is logged.
+    """
+
+    def __init__(self, stored: StoredActivations, number: int):
+        manifest: CacheManifest | None = stored.manifest
+        assert manifest is not None
+        ids_NL = np.zeros((0, 1), dtype=np.int32)
+        if manifest.documents is not None:
+            ids_NL = np.load(stored.folder / manifest.documents.name, allow_pickle=False)
+        if len(ids_NL) < number:
+            logger.warning(
+                "%s has %d held-out documents: the language model's loss is measured on these, not on"
+                " %d",
+                stored.folder,
+                len(ids_NL),
+                number,
+            )
+        self._ids_NL = t.from_numpy(ids_NL[:number].astype(np.int64))
+        self._next = 0
+
+    def next_batch(self, n: int) -> tuple[t.Tensor, t.Tensor]:
+        """Ids (0 at padding) and mask, both int64, (n, L). Raises StopIteration at the end."""
+        ids_BL = self._ids_NL[self._next : self._next + n]
+        if not len(ids_BL):
+            raise StopIteration
+        self._next += len(ids_BL)
+        return ids_BL.clamp(min=0), (ids_BL >= 0).long()

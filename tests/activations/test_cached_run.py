@@ -1,0 +1,200 @@
+"""Training from a cache: its result, its resumption, and when the language model is loaded."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as t
+from caches import HOOK, OTHER, write_small
+from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
+from small_commands import refused
+
+from dictionary_learning_ext import train
+from dictionary_learning_ext.activations import held_out, run_inputs
+from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.errors import Interrupted, LanguageModelError, TextError
+
+STEPS = 60
+
+
+@pytest.fixture
+def run(small_cache, tmp_path):
+    """A run on one hook point of the cache."""
+    settings = open_stored(small_cache).settings
+    return RunConfig(
+        **settings,
+        hook=HOOK,
+        steps=STEPS,
+        batch_size=64,
+        n_ctxs=16,
+        text_passes=2,
+        eval_tokens=200,
+        eval_documents=3,
+        log_steps=7,
+        save_every="10",
+        save_dir=str(tmp_path / "run"),
+    )
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """No language model can be loaded."""
+
+    def load(*_, **__):
+        raise AssertionError("a language model is loaded")
+
+    monkeypatch.setattr(run_inputs, "load_language_model", load)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """2,000 rows."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((2000, 16)).astype("f4"))
+    return folder
+
+
+def metrics_of(folder):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def test_a_run_that_is_stopped_ends_as_one_that_is_not(run, tmp_path, monkeypatch):
+    whole = replace(run, save_dir=str(tmp_path / "whole"))
+    train(whole, {"x": sae_of()})
+    stopped_at(35, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    resumed(run.save_dir)
+    assert_equal(results(Path(run.save_dir)), results(tmp_path / "whole"))
+
+
+def test_two_runs_see_the_same_batches_and_several_saes_share_them(run, tmp_path):
+    train(run, {"x": sae_of()})
+    both = replace(run, save_dir=str(tmp_path / "both"))
+    train(both, {"x": sae_of(), "y": sae_of(seed=1)})
+    one, other = (t.load(tmp_path / name / "ae.pt") for name in ("run", "both/x"))
+    assert_equal(one, other)
+
+
+def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path):
+    """Where both measure on the same tokens: here on a whole fill of the evaluation's buffer."""
+    folder = tmp_path / "run"
+    write_small(tmp_path / "cache", replace(cached_run, eval_tokens=2048))
+    run = replace(run, activations=str(tmp_path / "cache"), eval_tokens=2048)
+    train(run, {"x": sae_of()})
+    cached = metrics_of(folder)
+    assert main(["eval", str(folder), "--activations", "none"]) == 0
+    live = metrics_of(folder)
+    assert cached["tokens"] == live["tokens"] == 2048
+    assert cached["loss_tokens"] == live["loss_tokens"]
+    for name in ("fve", "frac_recovered", "loss_original", "l0"):
+        assert cached[name] == pytest.approx(live[name], rel=1e-4), name
+    assert main(["eval", str(folder)]) == 0
+    assert metrics_of(folder) == cached
+
+
+def test_config_json_says_where_the_activations_were(run, small_cache, tmp_path):
+    train(run, {"x": sae_of()})
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["run"]["settings"]["activations"] == str(small_cache)
+    assert config["trainer"]["lm_name"] == run.model
+    assert config["trainer"]["submodule_name"] == HOOK
+    assert config["trainer"]["layer"] == 1
+    assert config["buffer"]["cache"] == open_stored(small_cache).digest
+
+
+def test_without_an_evaluation_no_language_model_is_needed(run, tmp_path, no_model):
+    train(replace(run, eval_tokens=0), {"x": sae_of()})
+    assert (tmp_path / "run" / "ae.pt").is_file()
+
+
+def test_several_hook_points_are_read_each_as_on_its_own(run, tmp_path, no_model):
+    run = replace(run, eval_tokens=0)
+    both = replace(run, save_dir=str(tmp_path / "both"))
+    train(both, {"a": sae_of(), "b": sae_of()}, hooks={"a": HOOK, "b": OTHER})
+    for name, hook in (("a", HOOK), ("b", OTHER)):
+        alone = replace(run, hook=hook, save_dir=str(tmp_path / name))
+        train(alone, {"x": sae_of()})
+        assert_equal(t.load(tmp_path / name / "ae.pt"), t.load(tmp_path / "both" / name / "ae.pt"))
+
+
+def test_another_model_of_the_same_name_is_refused_before_the_first_step(
+    run, small_cache, lm_dir_of, tmp_path, tiny_lm_dir
+):
+    other = tmp_path / tiny_lm_dir.name
+    other.mkdir()
+    for path in lm_dir_of("llama").iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(LanguageModelError) as raised:
+        train(replace(run, model=str(other)), {"x": sae_of()})
+    assert str(raised.value).startswith(
+        f"the cache {small_cache} is of another language model than {str(other)!r}: the SHA-256 of its"
+        " weights is "
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_tokens_are_refused_with_what_to_do(run, small_cache, tmp_path):
+    with pytest.raises(TextError) as raised:
+        train(replace(run, steps=500), {"x": sae_of()})
+    assert str(raised.value) == (
+        f"the activations in {small_cache} have 8,000 tokens in 2 passes: expected 32,000 for 500 steps"
+        " of 64; use --text-passes 8 or --steps 125 or cache more (vsae cache --tokens 32000)"
+    )
+
+
+def test_own_activations_are_measured_but_the_language_models_loss_is_not(
+    own, tmp_path, capsys, no_model
+):
+    folder = tmp_path / "run"
+    flags = ["--steps=20", "--batch-size=64", "--dict-size=32", "--k=4", f"--save-dir={folder}"]
+    flags += ["--eval-tokens=100", "--ctx-len=8", "--n-ctxs=50"]
+    assert main(["train", f"--activations={own}", *flags]) == 0
+    metrics = metrics_of(folder)
+    assert 0 < metrics["fve"] < 1
+    assert metrics["tokens"] == 100
+    assert metrics["frac_recovered"] is None
+    reason = f"{own} doesn't say which language model its activations are of"
+    assert metrics["not_measured"]["frac_recovered"] == reason
+    assert metrics["measured_on"]["model"] == UNKNOWN
+    assert metrics["measured_on"]["data"] == str(own)
+    assert reason in capsys.readouterr().out
+    assert main(["eval", str(folder)]) == 0
+    assert metrics_of(folder) == metrics
+    line = refused(["report", str(folder)], capsys)
+    assert "use `vsae eval` and `vsae compare`" in line
+
+
+def test_held_out_tokens_that_are_missing_are_said_before_training(
+    own, cached_run, tmp_path, capsys
+):
+    train_ = [
+        "train",
+        "--steps=2",
+        "--batch-size=64",
+        "--n-ctxs=50",
+        f"--save-dir={tmp_path / 'run'}",
+    ]
+    line = refused([*train_, f"--activations={own}"], capsys)
+    assert (
+        "has 100 held-out tokens: expected at least 2,048 to evaluate on; use --eval-tokens 0"
+        in line
+    )
+    write_small(tmp_path / "cache", replace(cached_run, eval_tokens=0), 1000)
+    line = refused([*train_, f"--activations={tmp_path / 'cache'}"], capsys)
+    assert line.endswith("use --eval-tokens 0 or cache them again with --eval-tokens")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_held_out_documents_than_asked_for_are_said(run, small_cache, caplog):
+    documents = held_out.CachedDocuments(open_stored(small_cache), 9)
+    ids, mask = documents.next_batch(100)
+    assert ids.shape == mask.shape == (3, 32)
+    assert "has 3 held-out documents" in caplog.text
+    with pytest.raises(StopIteration):
+        documents.next_batch(1)

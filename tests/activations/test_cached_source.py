@@ -1,0 +1,237 @@
+"""Batches from disk: every row once per pass, in an order that the seed decides, resumed to the bit."""
+
+import json
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch as t
+from caches import HOOK, OTHER, write_small
+from datasets import load_from_disk
+
+from dictionary_learning_ext.activations.cached_source import CachedSource
+from dictionary_learning_ext.activations.stored_activations import open_stored
+from dictionary_learning_ext.activations.tokens import Share
+from dictionary_learning_ext.errors import ActivationsError, ConfigError, NonFiniteError, TextError
+
+N, WIDTH = 10_007, 3
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Rows that say which they are: 9,507 to train on and 500 held out, in three files."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rows = np.arange(N, dtype=np.float32).repeat(WIDTH).reshape(N, WIDTH)
+    for name, part in zip("abc", np.split(rows, [4500, 4600]), strict=True):
+        np.save(folder / f"{name}.npy", part)
+    return open_stored(folder)
+
+
+def source_of(stored, hook="x", **options):
+    return CachedSource(stored, hook, **{"rows": 1000, "out_batch_size": 100} | options)
+
+
+def batches_of(source):
+    """All there are."""
+    found = []
+    while True:
+        try:
+            found.append(next(source))
+        except TextError:
+            return found
+
+
+def numbers(batches):
+    return t.cat(list(batches))[:, 0].int().tolist()
+
+
+def test_every_row_comes_once_per_pass_in_an_order_of_its_own(numbered):
+    train = set(range(N - N // 20))
+    found = numbers(batches_of(source_of(numbered, passes=3)))
+    # The rows after the last whole batch are left.
+    assert len(found) == 3 * len(train) // 100 * 100
+    counts = Counter(found)
+    assert set(counts) <= train
+    assert max(counts.values()) == 3
+    # A fill may take the last rows of one pass and the first ones of the next.
+    assert set(found[: len(train) + 1000]) == train
+    assert found[:1000] != found[len(train) :][:1000]
+
+
+def test_a_buffer_is_shuffled_and_files_come_in_a_random_order(numbered):
+    firsts = set()
+    for seed in range(8):
+        batch = numbers(islice(source_of(numbered, seed=seed), 10))
+        firsts.add(min(batch))
+        assert batch != sorted(batch)
+        assert max(batch) - min(batch) < 1000 + 4500
+    assert len(firsts) > 1
+
+
+def test_one_seed_gives_one_order_and_another_another(numbered):
+    one, same, other = (numbers(islice(source_of(numbered, seed=s), 20)) for s in (1, 1, 2))
+    assert one == same != other
+
+
+def test_without_a_seed_rows_are_read_as_they_lie(numbered):
+    source = source_of(numbered, split="heldout", rows=250, seed=None)
+    assert numbers(batches_of(source)) == list(range(N - N // 20, N))
+
+
+def test_a_batch_is_a_fresh_tensor_in_float32(cached_run, tmp_path):
+    write_small(tmp_path / "cache", cached_run, 1000, dtype="float16")
+    source = source_of(open_stored(tmp_path / "cache"), HOOK, rows=500)
+    first = next(source)
+    assert first.dtype == t.float32
+    kept = first.clone()
+    first.zero_()
+    again = source_of(open_stored(tmp_path / "cache"), HOOK, rows=500)
+    assert t.equal(next(again), kept)
+    assert (kept.half().float() == kept).all()
+
+
+def test_rows_are_those_of_the_cache(small_cache):
+    rows = load_from_disk(str(small_cache)).with_format("torch")[OTHER][:].reshape(-1, 16)
+    batches = batches_of(source_of(open_stored(small_cache), OTHER))
+    found = t.cat(batches)
+    assert len(found) == 4000
+    assert t.equal(found[found[:, 0].argsort()], rows[rows[:, 0].argsort()])
+
+
+def test_hook_points_come_in_the_same_token_order(small_cache):
+    stored = open_stored(small_cache)
+    rows = load_from_disk(str(small_cache)).with_format("torch")[:]
+    one, other = (next(source_of(stored, hook)) for hook in (HOOK, OTHER))
+    place = [(rows[HOOK].reshape(-1, 16) == row).all(1).nonzero()[0, 0] for row in one]
+    assert t.equal(rows[OTHER].reshape(-1, 16)[t.stack(place)], other)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 10, 33, 95, 140])
+@pytest.mark.parametrize("rules", [{}, {"max_norm_multiple": 1.5}])
+def test_it_resumes_to_the_bit(taken, rules, numbered):
+    options = {"passes": 2, **rules}
+    whole = source_of(numbered, **options)
+    if taken % 2:
+        whole.mean_squared_norm()
+    before = list(islice(whole, taken))
+    state = json.loads(json.dumps(whole.state_dict()))
+    resumed = source_of(numbered, **options)
+    resumed.load_state_dict(state)
+    assert resumed.tokens_seen == 100 * taken == 100 * len(before)
+    after, expected = batches_of(resumed), batches_of(whole)
+    assert len(after) == len(expected) > 0
+    assert all(map(t.equal, after, expected))
+    assert resumed.dropped_tokens == whole.dropped_tokens
+    assert resumed.state_dict() == whole.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 3}, "can't resume with seed=3: expected seed=0"),
+        ({"rows": 500}, "can't resume with rows=500: expected rows=1000"),
+        ({"remove_bos": True}, None),
+    ],
+)
+def test_it_does_not_resume_with_other_settings(changes, said, small_cache):
+    stored = open_stored(small_cache)
+    state = source_of(stored, HOOK).state_dict()
+    with pytest.raises(ConfigError, match=said or "remove_bos=True: expected remove_bos=False"):
+        source_of(stored, HOOK, **changes).load_state_dict(state)
+
+
+def test_it_does_not_resume_on_other_files(numbered):
+    state = source_of(numbered).state_dict()
+    np.save(numbered.folder / "d.npy", np.ones((5, WIDTH), np.float32))
+    with pytest.raises(ConfigError, match="have changed; restore them, or start another run"):
+        source_of(open_stored(numbered.folder)).load_state_dict(state)
+
+
+def test_shares_of_several_processes_divide_the_rows(numbered):
+    options = {"rows": 100, "out_batch_size": 1}
+    shares = [
+        numbers(batches_of(source_of(numbered, share=Share(rank, 3), **options)))
+        for rank in range(3)
+    ]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 5, "one for each piece"
+    assert sorted(number for share in shares for number in share) == list(range(N - N // 20))
+
+
+def test_what_is_left_out(small_cache, tiny_lm):
+    stored = open_stored(small_cache)
+    rows = load_from_disk(str(small_cache)).with_format("torch")[:]
+    x, ids = rows[HOOK].reshape(-1, 16), rows["token_ids"].reshape(-1)
+    is_bos = ids == tiny_lm.tokenizer.bos_token_id
+    assert is_bos.any()
+    source = source_of(stored, HOOK, remove_bos=True, seed=None, out_batch_size=1)
+    found = t.cat(batches_of(source))
+    assert t.equal(found, x[~is_bos])
+    assert source.dropped_tokens == 0
+    # 4,096 rows are judged together: all of a file here.
+    source = source_of(stored, HOOK, max_norm_multiple=1.05, seed=None, out_batch_size=1)
+    found = t.cat(batches_of(source))
+    kept = []
+    for file in x.split(1024):
+        norms = file.norm(dim=1)
+        kept.append(file[norms <= 1.05 * norms.median()])
+    assert t.equal(found, t.cat(kept))
+    assert source.dropped_tokens == len(x) - len(found) > 0
+
+
+def test_outliers_of_the_first_fill_are_named(tmp_path, cached_run, small_cache):
+    assert source_of(open_stored(small_cache), HOOK).outliers() is None
+    rows = np.ones((200, 3), np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    assert source_of(open_stored(tmp_path)).outliers() is None, "has no tokens"
+
+
+def test_the_mean_squared_norm_is_that_of_the_first_fill(numbered):
+    source = source_of(numbered)
+    value = source.mean_squared_norm()
+    assert source.tokens_seen == 0
+    assert value == pytest.approx(float(t.cat(list(islice(source, 10))).square().sum(1).mean()))
+
+
+def test_a_row_that_is_not_finite_is_an_error(tmp_path):
+    rows = np.ones((200, 3), np.float32)
+    rows[17, 1] = np.nan
+    np.save(tmp_path / "x.npy", rows)
+    with pytest.raises(NonFiniteError, match=r"1 activations in .*x.npy at x are NaN or infinite"):
+        next(source_of(open_stored(tmp_path)))
+
+
+def test_the_end_says_what_to_do(numbered):
+    source = source_of(numbered)
+    batches_of(source)
+    with pytest.raises(TextError) as raised:
+        next(source)
+    said = str(raised.value)
+    assert "ended after 9500 tokens: expected 100 for the next batch" in said
+    assert "use fewer --steps, or read them more often (--text-passes)" in said
+
+
+def test_a_read_may_be_interrupted_and_the_state_holds(numbered):
+    calls = iter(range(100))
+
+    def stop():
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+
+    source = source_of(numbered, rows=6000, before_read=stop)
+    with pytest.raises(KeyboardInterrupt):
+        numbers(islice(source, 90))
+    resumed = source_of(numbered, rows=6000)
+    resumed.load_state_dict(source.state_dict())
+    expected = numbers(batches_of(source_of(numbered, rows=6000)))
+    assert numbers(batches_of(resumed)) == expected[source.tokens_seen :]
+
+
+def test_mistakes(numbered, small_cache):
+    with pytest.raises(ConfigError, match="a buffer of 50 rows is smaller than a batch"):
+        source_of(numbered, rows=50)
+    with pytest.raises(ConfigError, match="doesn't say which token that is"):
+        source_of(numbered, remove_bos=True)
+    with pytest.raises(ActivationsError, match=r"not blocks\.7\.hook_resid_post"):
+        source_of(open_stored(small_cache), "blocks.7.hook_resid_post")
