@@ -165,7 +165,7 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
     layer = block_of_output(sae.cfg.hook_name)
     if layer is None or layer < 0:
         raise BenchError(
-            f"{name}: trained on {sae.cfg.hook_name}; SAE Bench measures absorption only at the output"
+            f"it was trained on {sae.cfg.hook_name}; SAE Bench measures absorption only at the output"
             " of a block (blocks.N.hook_resid_post); leave absorption out of --evals"
         )
     known = _known_letters(config, layer, settings)

@@ -1,5 +1,7 @@
 """Core against our own evaluation, and absorption on a model that is too small for it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch as t
 from bench_saes import SMALL, place
@@ -26,13 +28,20 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
     ActivationsStore,
 )
 
-from dictionary_learning_ext.sae_bench import adapter, bench_runner, lens_model
+from dictionary_learning_ext.sae_bench import adapter, bench_runner, evaluations, lens_model
 
 
 def test_absorption_is_refused_for_a_model_that_does_not_encode_first_letters(one):
     outcome = bench_runner.bench([one], evals=["absorption"], **SMALL)
     with pytest.raises(BenchError, match=r"not encode enough first letters: .* find \d+ with F1"):
         outcome.check()
+
+
+@pytest.mark.parametrize("hook", ["blocks.1.hook_mlp_out", "blocks.0.hook_resid_pre"])
+def test_absorption_is_refused_where_sae_bench_would_read_other_activations(hook):
+    sae = SimpleNamespace(cfg=SimpleNamespace(hook_name=hook))
+    with pytest.raises(BenchError, match=rf"trained on {hook}; SAE Bench measures absorption only"):
+        evaluations.run_absorption(sae, "x", None, None)  # pyright: ignore[reportArgumentType]
 
 
 def test_core_agrees_with_our_evaluation_on_the_same_tokens():
