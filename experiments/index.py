@@ -166,6 +166,13 @@ EXPERIMENTS = (
         page="benchmark_train.md",
     ),
     Experiment(
+        "speed.processes",
+        "How much faster are two processes than one, and what do they send?",
+        minutes="3",
+        stages=("bench", "tables"),
+        page="benchmark_processes.md",
+    ),
+    Experiment(
         "robustness.same_numbers",
         "Do two commits train the same SAEs, bit for bit?",
         minutes="6",
