@@ -17,6 +17,7 @@ from dictionary_learning_ext.activations.judged_pieces import activations_of
 from dictionary_learning_ext.errors import ActivationsError
 
 N, L, D = 50, 8, 6
+pytestmark = pytest.mark.usefixtures("no_video")
 
 
 @pytest.fixture

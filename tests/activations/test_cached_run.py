@@ -12,7 +12,7 @@ from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
 from small_commands import refused
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations import held_out, run_inputs
+from dictionary_learning_ext.activations import contexts, held_out, run_inputs
 from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run_config import RunConfig
@@ -198,3 +198,12 @@ def test_fewer_held_out_documents_than_asked_for_are_said(run, small_cache, capl
     assert "has 3 held-out documents" in caplog.text
     with pytest.raises(StopIteration):
         documents.next_batch(1)
+
+
+def test_a_report_takes_its_contexts_from_the_cache(run, small_cache, tmp_path, monkeypatch):
+    train(replace(run, eval_tokens=0), {"x": sae_of()})
+    monkeypatch.setattr(contexts, "_read", lambda *_: pytest.fail("the language model is read"))
+    flags = ["--tokens=300", "--synthesise=0", "--map-features=8", "--figures=False"]
+    assert main(["report", str(tmp_path / "run"), *flags]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert str(small_cache) in page

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 
 from dictionary_learning_ext.activations.cache_writer import write_cache
@@ -14,6 +15,12 @@ D, CTX_LEN, TOKENS = 16, 32, 4000
 def write_small(folder, run, tokens=TOKENS, hooks=(HOOK,), **options):
     """Files of 32 contexts: 1,024 tokens."""
     return write_cache(Path(folder), run, hooks, tokens, **{"file_bytes": 1} | options)
+
+
+@pytest.fixture
+def no_video(monkeypatch):
+    """datasets 3 imports a video reader from torchvision, which newer versions of that lack."""
+    monkeypatch.setattr(datasets.config, "TORCHVISION_AVAILABLE", False)
 
 
 @pytest.fixture(scope="session")
