@@ -65,7 +65,7 @@ class RunConfig:
     steps: int = 1200
     """Training steps. Paper: 20,000."""
     batch_size: int = 1024
-    """Tokens per step. Paper: not stated."""
+    """Tokens per step, of all processes together. Paper: not stated."""
     n_ctxs: int = 512
     """Contexts in the buffer, which are shuffled together. Paper: 2,500."""
     ctx_len: int = 128

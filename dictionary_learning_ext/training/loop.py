@@ -142,6 +142,7 @@ def _train(
                 if resume and not points:
                     initial = trained_sources(saes)
                 signals.check()
+            processes.require_alike(inputs)
             sae_runs, start = built(configs, folders, sources, points, initial, processes)
         code = 1
         try:

@@ -16,7 +16,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..errors import ConfigError, Interrupted, ProcessError, TrainingError, UserError, first_line
+from ..errors import (
+    ConfigError,
+    Interrupted,
+    LanguageModelError,
+    ProcessError,
+    TrainingError,
+    UserError,
+    first_line,
+)
 from .interrupts import ignore_signals
 
 if TYPE_CHECKING:
@@ -146,6 +154,23 @@ class Processes:
         with reaching_all():
             dist.all_gather_object(gathered, what)
         return gathered
+
+    def require_alike(self, inputs: dict[str, Any]) -> None:
+        """Raise a LanguageModelError, on all ranks, unless all read the same language model.
+
+        Arguments:
+            inputs: of this rank; see `RunSources`.
+        """
+        first, *others = self.gather(
+            {name: inputs[name] for name in ("language_model", "tokenizer")}
+        )
+        for rank, other in enumerate(others, 1):
+            for name, digest in other.items():
+                if digest != first[name]:
+                    raise LanguageModelError(
+                        f"rank {rank} has another {name.replace('_', ' ')} than rank 0: its SHA-256 is "
+                        f"{digest[:12]}, not {first[name][:12]}; copy the same files to every machine"
+                    )
 
     def means(self, numbers: dict[str, float]) -> dict[str, float]:
         """The mean of each number over the ranks."""

@@ -13,16 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 import torch as t
+from caches import write_small
 from interrupted_runs import STEPS, assert_equal, results, written
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.training.processes import ONE_PROCESS, Processes, launched
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "under_torchrun.py"
 HANGS = 100  # seconds
+OTHER_HOOK = "blocks.1.hook_mlp_out"  # of one SAE in under_torchrun.py
 
 
 def torchrun(processes, *arguments, **options):
@@ -76,8 +78,13 @@ def run(tiny_lm_dir, text, tmp_path):
     )
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_every_architecture_is_equal_on_all_ranks_after_every_step(run, tmp_path, processes):
+@pytest.mark.parametrize(("processes", "from_disk"), [(2, False), (3, True)])
+def test_every_architecture_is_equal_on_all_ranks_after_every_step(
+    run, tmp_path, processes, from_disk
+):
+    if from_disk:
+        write_small(tmp_path / "cache", run, 4000, (run.hook, OTHER_HOOK))
+        run = replace(run, activations=str(tmp_path / "cache"))
     ranks, printed = ran("architectures", processes, tmp_path, run)
     first = ranks[0]
     assert all(rank == first for rank in ranks)
@@ -202,6 +209,18 @@ def test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact(flags, run, tmp_pat
     assert load_point(whole, STEPS).run["ranks"] == load_point(folder, STEPS).run["ranks"]
 
 
+def test_a_signal_to_torchrun_ends_all_with_one_point(flags, tmp_path):
+    """torchrun hands it to every rank, and again to those that are left when the first has ended."""
+    folder = tmp_path / "run"
+    process = train_command(*long(flags))
+    after_some_steps(process, folder)
+    process.send_signal(signal.SIGTERM)
+    _, error = ended(process)
+    (step,) = re.findall("vsae: stopped by SIGTERM at step ([0-9]+); continue with", error)
+    load_point(folder, int(step))
+    assert steps_of(folder)[-1] == int(step)
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_rank_ends_the_others(flags, tmp_path, killed, capsys):
     folder = tmp_path / "run"
@@ -244,6 +263,17 @@ def test_what_starts_as_many_again():
 def test_a_batch_smaller_than_the_processes():
     with pytest.raises(ConfigError, match="use --batch-size 4, or another"):
         Processes(0, 4).require_shares(3)
+
+
+def test_all_read_the_same_language_model(monkeypatch):
+    alike = {"language_model": "a" * 64, "tokenizer": "b" * 64}
+    ONE_PROCESS.require_alike(alike | {"versions": {}})
+    other = alike | {"tokenizer": "c" * 64}
+    monkeypatch.setattr(Processes, "gather", lambda self, what: [what, alike, other])
+    with pytest.raises(
+        LanguageModelError, match=r"rank 2 has another tokenizer than rank 0: .* ccc.*, not bbb"
+    ):
+        Processes(0, 3).require_alike(alike)
 
 
 def test_importing_it_imports_no_torch():
