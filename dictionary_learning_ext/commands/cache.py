@@ -14,7 +14,7 @@ from .flags import Command, Folder, vsae
 
 @dataclass(frozen=True)
 class CacheFlags:
-    """Write a language model's activations to disk, for many trainings (--activations)."""
+    """Write a language model's activations to disk, for many trainings."""
 
     folder: tyro.conf.Positional[Folder]
     """The cache. Rerun the same command to continue an interrupted one."""

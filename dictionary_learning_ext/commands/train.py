@@ -20,8 +20,7 @@ AUTO = Path("auto")
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """Train one SAE on a language model's activations and evaluate it. With several --hook: one SAE
-    for each."""
+    """Train an SAE, or one at each of several --hook, and evaluate it."""
 
     sae: SAEConfig = field(default_factory=SAEConfig)
     run: RunConfig = field(default_factory=RunConfig)
