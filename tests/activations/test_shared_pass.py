@@ -32,6 +32,20 @@ def test_all_are_read_in_one_pass_and_are_what_each_would_read_alone(tiny_lm, ho
             assert torch.equal(x, read_residual(tiny_lm, hook, *tokens))
 
 
+def test_the_model_runs_to_the_deepest_and_no_further(tiny_lm):
+    hooks = [find_hook(tiny_lm, f"blocks.{n}.hook_resid_post") for n in (1, 0)]
+    ran = []
+    blocks = [find_hook(tiny_lm, f"blocks.{n}.hook_resid_post").submodule for n in range(3)]
+    handles = [
+        block._module.register_forward_pre_hook(lambda *_, n=n: ran.append(n))
+        for n, block in enumerate(blocks)
+    ]
+    SharedPass(tiny_lm, [hook.place for hook in hooks]).read(hooks[0].place, *some_tokens())
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1]
+
+
 def test_those_that_ask_for_other_contexts_stop_sharing_which_is_logged_once(
     tiny_lm, hooks, shared, caplog
 ):
