@@ -173,6 +173,13 @@ EXPERIMENTS = (
         page="benchmark_processes.md",
     ),
     Experiment(
+        "speed.cache",
+        "How fast are activations read from disk, and what does a cache save?",
+        minutes="6",
+        stages=("bench", "tables"),
+        page="benchmark_cache.md",
+    ),
+    Experiment(
         "robustness.same_numbers",
         "Do two commits train the same SAEs, bit for bit?",
         minutes="6",

@@ -1,0 +1,181 @@
+"""Activations from disk: how fast they are read, how much space they take, and what they save.
+
+    python -m experiments.speed.cache bench     # about 6 minutes
+    python -m experiments.speed.cache tables    # write the page again
+
+The language model has Pythia-70M's shape (random weights), the text is the shipped books, activations
+are read after layer 2. The cache was just written, so it is in the operating system's memory: a warm
+disk. Steps with batches from the cache are timed in turns with steps on one fixed batch, a whole fill
+of the buffer at a time. The runs of 1, 4 and 12 SAEs share one process and one buffer, and are timed
+from their start to their last file.
+"""
+
+import argparse
+import logging
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch as t
+
+from dictionary_learning_ext import VariationalTopKTrainer
+from dictionary_learning_ext.activations.cache_manifest import CacheDtype
+from dictionary_learning_ext.activations.cache_writer import write_cache
+from dictionary_learning_ext.activations.cached_source import CachedSource
+from dictionary_learning_ext.activations.stored_activations import open_stored
+from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.training.loop import train
+from experiments.pages import table
+from experiments.raw_results import RESULTS
+from experiments.speed.timing import (
+    SEED,
+    activations,
+    header,
+    page_by_cpu,
+    trainer_arguments,
+    update,
+    write_for_this_cpu,
+)
+from experiments.speed.whole_runs import make_language_model
+from experiments.stages import Stages
+
+HOOK, D, F, K = "blocks.2.hook_resid_post", 512, 2048, 64
+BATCH, N_CTXS, STEPS, TURNS = 2048, 256, 64, 6
+TOKENS = BATCH * STEPS
+TRAININGS = (1, 4, 12)
+
+
+def timed(function: Any) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def source_of(folder: Path, seed: int | None) -> CachedSource:
+    stored, rows = open_stored(folder), N_CTXS * 128
+    return CachedSource(stored, HOOK, rows=rows, out_batch_size=BATCH, passes=100, seed=seed)
+
+
+def reading(folder: Path) -> dict[str, float]:
+    """Rows per second, over two passes after a first one."""
+    found = {}
+    for name, seed in (("sequential", None), ("shuffled", SEED)):
+        source = source_of(folder, seed)
+        seconds = 0.0
+        for number in range(3):
+            taken = timed(lambda source=source: [next(source) for _ in range(STEPS)])
+            seconds += taken if number else 0
+        found[name] = 2 * TOKENS / seconds
+    return found
+
+
+def step_times(folder: Path) -> dict[str, float]:
+    """Milliseconds of a step on one batch, and of a step with its batch from the cache."""
+    fill = N_CTXS * 128 // BATCH
+    x_BD = activations(BATCH, D)
+    step_alone = update(VariationalTopKTrainer(**trainer_arguments(D, F, K)), x_BD)
+    source, trainer = (
+        source_of(folder, SEED),
+        VariationalTopKTrainer(**trainer_arguments(D, F, K)),
+    )
+    steps = iter(range(10**6))
+
+    def step_cached() -> None:
+        trainer.update(next(steps), next(source).to("cpu", t.float32).div_(2.0))
+
+    times = {"alone": 0.0, "cached": 0.0}
+    for turn in range(TURNS + 1):
+        for name, step in (("alone", step_alone), ("cached", step_cached)):
+            taken = timed(lambda step=step: [step() for _ in range(fill)])
+            times[name] += taken if turn else 0
+    return {name: 1000 * seconds / (TURNS * fill) for name, seconds in times.items()}
+
+
+def whole_runs(run: RunConfig, cache: Path, base: Path) -> dict[str, list[float]]:
+    """The seconds of runs of several SAEs: with the language model, and from the cache."""
+    found = {}
+    for n in TRAININGS:
+        saes = {f"seed{seed}": SAEConfig(dict_size=F, k=K, seed=seed) for seed in range(n)}
+        ways = {"language model": run, "cache": replace(run, activations=str(cache))}
+        found[str(n)] = [
+            timed(
+                lambda way=way, settings=settings, saes=saes, n=n: train(
+                    replace(settings, save_dir=str(base / f"{n} {way}")), saes
+                )
+            )
+            for way, settings in ways.items()
+        ]
+    return found
+
+
+def measure(_: argparse.Namespace) -> None:
+    logging.getLogger("dictionary_learning_ext").setLevel(logging.WARNING)
+    content: dict[str, Any] = {"caches": {}}
+    with tempfile.TemporaryDirectory() as base_name:
+        base = Path(base_name)
+        run = RunConfig(
+            model=str(make_language_model(base / "lm")),
+            hook=HOOK,
+            steps=STEPS,
+            batch_size=BATCH,
+            n_ctxs=N_CTXS,
+            eval_tokens=0,
+        )
+        for dtype in get_args(CacheDtype):
+            folder = base / dtype
+            seconds = timed(
+                lambda folder=folder, dtype=dtype: write_cache(
+                    folder, run, [HOOK], TOKENS, dtype=dtype
+                )
+            )
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            rows = {"written": TOKENS / seconds, "bytes": size / TOKENS} | reading(folder)
+            content["caches"][dtype] = rows
+        content["steps"] = step_times(base / "float32")
+        content["runs"] = whole_runs(run, base / "float32", base)
+    setting = (
+        f"B={BATCH} D={D} F={F} k={K}, {TOKENS:,} tokens, buffer of {N_CTXS} contexts of 128, "
+        f"seed {SEED}; runs of {STEPS} steps"
+    )
+    content["header"] = header(setting, "pyarrow", "numba")
+    write_for_this_cpu(RESULTS / "benchmark_cache.json", content)
+
+
+def tables(content: dict[str, Any]) -> list[str]:
+    """The page, from the raw results alone."""
+    return page_by_cpu(content, tables_of_cpu)
+
+
+def tables_of_cpu(content: dict[str, Any]) -> list[str]:
+    caches = {
+        dtype: [
+            f"{row['bytes']:,.0f}",
+            *(f"{row[name]:,.0f}" for name in ("written", "sequential", "shuffled")),
+        ]
+        for dtype, row in content["caches"].items()
+    }
+    columns = ["bytes per token", "tokens/s written", "rows/s in order", "rows/s shuffled"]
+    alone, cached = content["steps"]["alone"], content["steps"]["cached"]
+    steps = {"one step": [f"{alone:.1f}", f"{cached:.1f}", f"{cached / alone:.3f}"]}
+    runs = {
+        n: [f"{live:.1f}", f"{stored:.1f}", f"{stored / live:.2f}"]
+        for n, (live, stored) in content["runs"].items()
+    }
+    return [
+        content["header"],
+        "",
+        *table("cache", caches, columns),
+        "",
+        *table("", steps, ["on one batch, ms", "from the cache, ms", "cache / one batch"]),
+        "",
+        *table("SAEs trained", runs, ["language model, s", "cache, s", "cache / language model"]),
+    ]
+
+
+STAGES = Stages("speed.cache", {"bench": measure}, tables)
+
+if __name__ == "__main__":
+    STAGES.run()
