@@ -50,7 +50,8 @@ class CachedSources(RunSources):
         assert run.activations is not None
         self._run, self._share = run, share
         self._stored = stored = open_stored(run.activations)
-        stored.require_fit(run)
+        hooks = list(hooks)
+        stored.require_fit(run, hooks)
         self._loss_model = cached_model(run, stored) if run.eval_tokens else None
         self.hooks = {name: stored_hook_point(stored, name) for name in hooks}
         self.sources = {

@@ -7,6 +7,7 @@ Imports no torch.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,9 +72,9 @@ class StoredActivations:
             )
         return self.hooks[name]
 
-    def require_fit(self, run: RunConfig) -> None:
-        """Raise an ActivationsError if it is of another model, text or hook point than a run's."""
-        for name in run.hook.split(","):
+    def require_fit(self, run: RunConfig, hooks: Iterable[str]) -> None:
+        """Raise an ActivationsError if it is of another model or text than a run's, or lacks a hook."""
+        for name in hooks:
             self.hook(name)
         for name in _COMPARED:
             known, given = self.known.get(name), getattr(run, name)

@@ -147,7 +147,7 @@ def open_folders(
     stored, language_model = None, None
     if run.activations is not None:
         stored = open_stored(run.activations)
-        stored.require_fit(run)
+        stored.require_fit(run, [run.hook])
         language_model = cached_model(run, stored)
     if stored is None:
         language_model, hook_point = open_model(run)

@@ -32,7 +32,8 @@ def prepared(
     if run.activations is not None:
         from ..activations.stored_activations import open_stored
 
-        open_stored(run.activations).require_fit(run)
+        hooks = [run.hook] if len(saes) == 1 else []  # of several, each has its own
+        open_stored(run.activations).require_fit(run, hooks)
     if not resume:
         for folder in folders.values():
             require_free(folder, run.overwrite)

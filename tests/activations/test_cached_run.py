@@ -115,7 +115,7 @@ def test_without_an_evaluation_no_language_model_is_needed(run, tmp_path, no_mod
 
 def test_several_hook_points_are_read_each_as_on_its_own(run, tmp_path, no_model):
     run = replace(run, eval_tokens=0)
-    both = replace(run, save_dir=str(tmp_path / "both"))
+    both = replace(run, save_dir=str(tmp_path / "both"), hook="blocks.2.hook_resid_post")
     train(both, {"a": sae_of(), "b": sae_of()}, hooks={"a": HOOK, "b": OTHER})
     for name, hook in (("a", HOOK), ("b", OTHER)):
         alone = replace(run, hook=hook, save_dir=str(tmp_path / name))

@@ -29,7 +29,7 @@ def test_a_cache_gives_the_settings_of_a_run(small_cache, cached_run):
     assert [getattr(run, name) for name in names] == [getattr(cached_run, name) for name in names]
     assert run.activations == str(small_cache)
     assert run.hook == HOOK, "one of two"
-    stored.require_fit(run)
+    stored.require_fit(run, [run.hook])
     assert stored.tokens["train"] == 4000
     assert [part.stop for part in stored.parts("train")] == [32, 32, 32, 29]
 
@@ -52,9 +52,9 @@ def test_of_one_hook_point_the_name_follows_too(cached_run, tmp_path):
 )  # fmt: skip
 def test_what_differs_is_refused_with_the_difference(changes, said, small_cache):
     stored = open_stored(small_cache)
-    run = replace(RunConfig(hook=HOOK), **stored.settings)
+    run = replace(replace(RunConfig(hook=HOOK), **stored.settings), **changes)
     with pytest.raises(ActivationsError) as raised:
-        stored.require_fit(replace(run, **changes))
+        stored.require_fit(run, run.hook.split(","))
     assert said in str(raised.value)
     assert str(raised.value).startswith(f"the cache {small_cache} has ")
 
@@ -66,21 +66,21 @@ def test_a_text_is_the_same_under_another_name_and_another_if_it_changed(
     run = replace(RunConfig(hook=HOOK), **stored.settings)
     (tmp_path / "there").mkdir()
     copy = shutil.copy(cached_run.data, tmp_path / "there")
-    stored.require_fit(replace(run, data=str(copy)))
+    stored.require_fit(replace(run, data=str(copy)), [HOOK])
     with open(copy, "a") as file:
         file.write("more")
     with pytest.raises(ActivationsError, match="leave out --data"):
-        stored.require_fit(replace(run, data=str(copy)))
+        stored.require_fit(replace(run, data=str(copy)), [HOOK])
     write_small(tmp_path / "cache", replace(cached_run, data=str(copy)), 100)
     with open(copy, "a") as file:
         file.write("more")
     stored = open_stored(tmp_path / "cache")
     run = replace(RunConfig(), **stored.settings)
     with pytest.raises(ActivationsError, match="has changed since it was cached"):
-        stored.require_fit(run)
+        stored.require_fit(run, [run.hook])
     copy_path = tmp_path / "there"
     shutil.rmtree(copy_path)
-    stored.require_fit(run)  # a text that isn't here any more is not needed
+    stored.require_fit(run, [run.hook])  # a text that isn't here any more is not needed
 
 
 def test_own_activations_are_rows_and_the_last_5_percent_are_held_out(own):

@@ -301,6 +301,9 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     }.items():
         assert said in refused([*flags, given], capsys)
     assert not folder.exists()
+    both = "--hook=blocks.0.hook_resid_post,blocks.1.hook_resid_post"
+    assert main([*flags, both, f"--save-dir={tmp_path / 'both'}"]) == 0
+    assert len(list((tmp_path / "both").glob("*/ae.pt"))) == 2
     assert main(flags) == 0
     settings = settings_of(folder)
     assert settings["ctx_len"] == 32
