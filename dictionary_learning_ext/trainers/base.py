@@ -132,10 +132,6 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     }
 
 
-NOISE_STREAM = 2
-"""Counts the ways in which a generator's numbers have become noise. A run resumes in its own only."""
-
-
 class SamplingTrainer:
     """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
 
@@ -154,7 +150,6 @@ class SamplingTrainer:
     seed: int | None
     submodule_name: str | None
     generator: t.Generator
-    noise_stream: int
     ranks: Ranks = ALONE
 
     def _dict_class(self, given: Any, ours: type) -> type:
@@ -196,7 +191,6 @@ class SamplingTrainer:
         """Make the generator, seeded with the trainer's seed. Default: torch's initial seed."""
         seed = t.initial_seed() if self.seed is None else self.seed
         self.generator = t.Generator(self.device).manual_seed(seed)
-        self.noise_stream = NOISE_STREAM
 
     def join(self, ranks: Ranks) -> None:
         """See `Trainer`. Each rank draws its own noise; rank 0's is that of a single process."""

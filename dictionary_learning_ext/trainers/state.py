@@ -33,9 +33,8 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
     stream = getattr(trainer, "noise_stream", None)
     if stream not in (None, saved := state["attributes"].get("noise_stream")):
         raise CheckpointError(
-            f"the resume point's noise has noise_stream={saved}: expected {stream}, since this version "
-            "of dictionary_learning_ext draws other noise; finish the run with the version that "
-            "started it, or start another run with --config FOLDER"
+            f"the resume point is from an earlier version, which drew other noise (noise_stream={saved}, "
+            f"not {stream}); finish the run with that version, or start another run with --config FOLDER"
         )
     try:
         if unknown := state["attributes"].keys() - vars(trainer).keys():

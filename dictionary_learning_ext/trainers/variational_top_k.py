@@ -27,7 +27,7 @@ from .base import FromState, SamplingTrainer, require_scale
 from .kernels.loss import loss_and_gradients, variational_loss
 from .kernels.objective import LossTerms, StepObjective, Weights
 from .kernels.scratch import keep_freed_memory
-from .kernels.selection import draw_code
+from .kernels.selection import NOISE_STREAM, draw_code
 from .kernels.step_form import StepForm
 from .optimizers import UnitNormAdam
 from .option_warnings import warn_of_noise, warn_of_unused
@@ -246,8 +246,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         warn_of_unused(self.posterior_options, self.options, steps)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
-        self.kl_warmup_steps = self.options.kl_warmup_steps or 0
-        self.kl_cycle_steps = self.options.kl_cycle_steps or 0
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -267,6 +265,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         self._start_training(UnitNormAdam(self.ae, self.lr))
         keep_freed_memory()
         self.form = StepForm.of(t.device(self.device))
+        if self.posterior_options.posterior != "point":
+            self.noise_stream = NOISE_STREAM
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
         self.tokens_trained = 0
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
@@ -297,8 +297,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
 
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
-        names = ("loss", "l2_loss", "kl_loss", "auxk_loss")
-        losses = {name: getattr(terms, name) for name in names}
+        losses = {n: getattr(terms, n) for n in ("loss", "l2_loss", "kl_loss", "auxk_loss")}
         mean_sigma = (0.5 * self.ae.log_var(x)).exp().mean()
         return losses | {"noise_to_signal": self._noise_to_signal(x), "mean_sigma": mean_sigma}
 
@@ -308,7 +307,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         ae, options = self.ae, self.options
-        warmup, cycle = self.kl_warmup_steps, self.kl_cycle_steps
+        warmup, cycle = options.kl_warmup_steps or 0, options.kl_cycle_steps or 0
         self.kl_scale = kl_scale(step, options.kl_schedule, warmup, cycle)
         self.noise_scale = noise_scale(step, options.noise_anneal_steps)
         no_dead_yet = self.tokens_trained + len(x) * self.ranks.count < self.dead_feature_threshold

@@ -92,7 +92,7 @@ def syncs(make: Callable[[], Step]) -> float:
     with t.profiler.profile(activities=activities) as trace:
         for _ in range(10):
             step()
-    names = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize", "aten::item")
+    names = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
     counts = {event.key: event.count for event in trace.key_averages()}
     # The profiler itself waits once, at its end.
     return max(0, sum(counts.get(name, 0) for name in names) - 1) / 10

@@ -25,7 +25,7 @@ from experiments.speed.timing import header, page_by_cpu, write_for_this_cpu
 from experiments.stages import Stages, in_child
 
 TIMED = {
-    "language model": ("activations.activation_reader", "read_submodule"),
+    "language model": ("activations.shared_pass", "SharedPass.read"),
     "language model's losses": ("evaluation.measure", "language_model_losses"),
     "loading the language model": ("activations.run_inputs", "load_language_model"),
     "looking whether the text suffices": ("activations.sources", "require_enough_text"),
@@ -42,6 +42,14 @@ RUNS: dict[str, list[str]] = {
     "embedded": [],
     "Pythia-70M's shape": ["--n-ctxs", "1024", "--steps", "200", "--batch-size", "2048"],
 }
+
+
+def owner_of(module: str, name: str) -> Any:
+    """The module or the class that holds a function of the package."""
+    owner: Any = importlib.import_module(f"dictionary_learning_ext.{module}")
+    for cls in name.split(".")[:-1]:
+        owner = getattr(owner, cls)
+    return owner
 
 
 class Timers:
@@ -66,10 +74,7 @@ class Timers:
 
     def around(self, part: str, module: str, name: str) -> None:
         """Time a function or a method, wherever it is called from `module`."""
-        owner: Any = importlib.import_module(f"dictionary_learning_ext.{module}")
-        *classes, last = name.split(".")
-        for cls in classes:
-            owner = getattr(owner, cls)
+        owner, last = owner_of(module, name), name.rpartition(".")[2]
         function = getattr(owner, last)
 
         @functools.wraps(function)

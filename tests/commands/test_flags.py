@@ -53,7 +53,7 @@ def test_the_shared_flags_are_one_declaration(module, capsys):
         "max_norm_multiple": None,
         "remove_bos": None,
         "device": "cuda:1",
-    }
+    } | ({"activations": None} if module in (evaluate, report) else {})
     assert vars(parse(module.COMMAND, needed).inputs) == {
         "model": None,
         "hook": None,

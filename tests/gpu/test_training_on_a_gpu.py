@@ -1,10 +1,10 @@
 """Training on a GPU: `make test-gpu`. Without one, these tests are skipped and say so."""
 
-import itertools
 import math
 
 import pytest
 import torch as t
+from step_settings import every_setting
 
 from dictionary_learning_ext import RunConfig, VariationalTopKTrainer
 from dictionary_learning_ext.config.sae_config import SAEConfig
@@ -15,20 +15,6 @@ pytestmark = pytest.mark.skipif(
     not t.cuda.is_available(), reason="no GPU: torch.cuda.is_available() is False"
 )
 D, F, K, BATCH = 64, 512, 16, 256
-SETTINGS = [
-    {"posterior": p, "noise_on": n, "kl_scope": scope, "rectify": r, "dtype": dtype}
-    for p, n, scope, r, dtype in itertools.product(
-        ("fixed", "learned", "point"),
-        ("both", "values", "selection"),
-        ("all", "selected"),
-        (False, True),
-        ("float32", "bfloat16"),
-    )
-    if p != "point" or n == "both"
-]
-settings_ = pytest.mark.parametrize(
-    "settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values()))
-)
 
 
 def trainer(device, dict_size=F, activation_dim=D, **options):
@@ -52,7 +38,7 @@ def batch(seed, rows=BATCH, width=D):
     return t.randn(rows, width, generator=t.Generator().manual_seed(seed))
 
 
-@settings_
+@every_setting
 def test_without_noise_a_gpu_learns_what_the_cpu_learns(settings):
     """From the first step on the noise is annealed away, since devices draw different noise."""
     cpu, gpu = (trainer(device, noise_anneal_steps=1, **settings) for device in ("cpu", "cuda"))
@@ -67,7 +53,7 @@ def test_without_noise_a_gpu_learns_what_the_cpu_learns(settings):
         assert near.float().mean() > 0.98, name
 
 
-@settings_
+@every_setting
 def test_a_step_never_waits_for_the_gpu(settings):
     own = trainer("cuda", **settings)
     x = batch(0).cuda()
@@ -80,7 +66,7 @@ def test_a_step_never_waits_for_the_gpu(settings):
         t.cuda.set_sync_debug_mode("default")
 
 
-@settings_
+@every_setting
 def test_memory_over_the_weights_is_three_dense_tensors_at_most(settings):
     rows, dict_size = 4096, 65_536
     own = trainer("cuda", dict_size, **settings)

@@ -240,7 +240,7 @@ def test_another_classs_file_is_refused(tmp_path):
 def test_no_other_library_reads_it_and_export_says_so(form):
     config = {"trainer": {"trainer_class": "VAEaseTrainer"}}
     source = ExportedSAE(
-        "mine", VAEase(D, F), config, "m", "d", "blocks.0.hook_resid_post", 8, None
+        "mine", VAEase(D, F), config, "m", "d", "blocks.0.hook_resid_post", 8, None, None
     )
     with pytest.raises(
         CheckpointError, match=f"mine is an SAE of class VAEase.*{form}.*load_dictionary"

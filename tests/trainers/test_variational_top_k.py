@@ -390,9 +390,14 @@ def test_an_empty_batch_is_an_error():
         make_trainer().update(0, data()[:0])
 
 
-def test_a_loss_in_inference_mode_leaves_training_as_it_was():
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"posterior": "learned"}, {"posterior": "point", "rectify": True, "k": F - 1}],
+    ids=str,
+)
+def test_a_loss_in_inference_mode_leaves_training_as_it_was(options):
     """In several blocks, which other threads write to."""
-    watched, other = make_trainer(dtype="bfloat16"), make_trainer(dtype="bfloat16")
+    watched, other = (make_trainer(dtype="bfloat16", **options) for _ in range(2))
     watched.form = other.form = StepForm(rows_at_once=4)
     for step in range(3):
         with t.inference_mode():

@@ -55,13 +55,18 @@ class AuxKLoss(NamedTuple):
             if k_aux == 0:
                 return None
             blocks = means.row_blocks(len(dead))
-            parts = [top_k(means.of(rows, dead), k_aux, form.rows_at_once) for rows in blocks]
+            parts = [
+                top_k(means.of(rows, dead), k_aux, form.rows_at_once, rectified=means.rectify)
+                for rows in blocks
+            ]
             values_BK, places_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
             indices_BK = dead[places_BK]
         else:
             blocks = means.row_blocks(len(dead_F))
             masked = (means.of(rows).masked_fill(~dead_F, -t.inf) for rows in blocks)
-            parts = [top_k(mu_BF, k_aux, form.rows_at_once) for mu_BF in masked]
+            parts = [
+                top_k(mu_BF, k_aux, form.rows_at_once, rectified=means.rectify) for mu_BF in masked
+            ]
             values_BK, indices_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
         is_dead_BK = values_BK > -t.inf
         values_BK = values_BK.masked_fill(~is_dead_BK, 0.0)

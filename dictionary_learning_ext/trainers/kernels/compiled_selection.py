@@ -1,12 +1,15 @@
 """Drawing a code on a CPU in float32: runs `row_kernels.py` on several threads.
 
 A thread encodes some rows and draws their code while their means are in cache. numba compiles the
-kernel once per installation, in a few seconds. Where numba can't, torch does the same.
+kernel once per installation. Where numba can't, torch does the same.
 """
 
+import atexit
 import functools
 import logging
+import shutil
 import sys
+import tempfile
 import threading
 from types import ModuleType
 from typing import NamedTuple
@@ -46,9 +49,11 @@ def draw_batch(
     def draw_rows(rows: slice) -> tuple[t.Tensor, DrawnLogVariance | None]:
         rows_log_var = None if log_var is None else log_var.of(rows)
         std = sigma if rows_log_var is None else rows_log_var.std_BF
-        fired_F = out.draw(rows, *means.unfinished(rows), std, noise)
-        if means.rectify and noise_scale == 0:
-            out.pad_as_upstream(rows, means.of(rows), fired_F)
+        if means.rectify and noise_scale == 0 and _has_too_few_positive(means.of(rows), k):
+            fired_F = out.draw_as_upstream(rows, means.of(rows))
+        else:
+            products_BF, bias_F, rectify = means.unfinished(rows)
+            fired_F = out.draw(rows, products_BF, bias_F, rectify, std, noise)
         return fired_F, None if rows_log_var is None else rows_log_var.drawn(out.indices_BK[rows])
 
     parts = map_row_blocks(draw_rows, len(means.centred_BD), rows_at_once)
@@ -65,8 +70,7 @@ def top_k(values_BF: t.Tensor, k: int, rows_at_once: int) -> tuple[t.Tensor, t.T
     out, bias_F = _Drawn(*values_BF.shape, k), t.zeros(values_BF.shape[1])
 
     def take(rows: slice) -> None:
-        fired_F = out.draw(rows, values_BF[rows], bias_F, False, t.zeros(()), _Noise(None, 0.0, 0))
-        out.pad_as_upstream(rows, values_BF[rows], fired_F)
+        out.draw(rows, values_BF[rows], bias_F, False, t.zeros(()), _Noise(None, 0.0, 0))
 
     map_row_blocks(take, len(values_BF), rows_at_once)
     return out.values_BK, out.indices_BK
@@ -85,10 +89,11 @@ class _Drawn:
 
     def __init__(self, batch: int, n_features: int, k: int):
         self.k = k
-        self.indices_BK = t.empty(batch, k, dtype=t.int64)
-        self.values_BK, self.mu_BK = t.empty(2, batch, k)
-        self.smallest_B, self._kth_B = t.empty(2, batch)
-        outputs = (self.indices_BK, self.values_BK, self.mu_BK, self.smallest_B, self._kth_B)
+        with t.inference_mode(False):  # other threads write to them
+            self.indices_BK = t.empty(batch, k, dtype=t.int64)
+            self.values_BK, self.mu_BK = t.empty(2, batch, k)
+            self.smallest_B = t.empty(batch)
+        outputs = (self.indices_BK, self.values_BK, self.mu_BK, self.smallest_B)
         self._arrays = [output.numpy() for output in outputs]
 
     def draw(
@@ -109,7 +114,7 @@ class _Drawn:
             bias_F.detach().numpy(),
             rectify,
             std.detach().reshape(-1, std.shape[-1] if std.dim() else 1).numpy(),
-            kernels.NOISE_ON[noise.on],
+            kernels.NOISE_CODES[noise.on],
             np.float32(noise.scale),
             _normal_values(),
             np.uint64(noise.key),
@@ -120,16 +125,22 @@ class _Drawn:
         )
         return fired_F
 
-    def pad_as_upstream(self, rows: slice, mu_BF: t.Tensor, fired_F: t.Tensor) -> None:
-        """Choose a ReLU's zeros, in rows that have fewer than K positive means, as upstream's topk does."""
-        is_padded_B = self._kth_B[rows] == 0
-        if not is_padded_B.any():
-            return
-        values_NK, indices_NK = mu_BF[is_padded_B].topk(self.k, sorted=False)
-        self.indices_BK[rows][is_padded_B] = indices_NK
-        self.values_BK[rows][is_padded_B] = values_NK
-        self.mu_BK[rows][is_padded_B] = values_NK
-        fired_F[indices_NK.flatten()] = True
+    def draw_as_upstream(self, rows: slice, mu_BF: t.Tensor) -> t.Tensor:
+        """`draw` without noise, where a ReLU leaves fewer than K positive means: upstream's topk decides
+        which zeros are selected.
+        """
+        values_BK, indices_BK = mu_BF.topk(self.k, sorted=False)
+        self.indices_BK[rows] = indices_BK
+        self.values_BK[rows] = self.mu_BK[rows] = values_BK
+        self.smallest_B[rows] = values_BK.masked_fill(values_BK <= 0, t.inf).amin(-1)
+        fired_F = t.zeros(mu_BF.shape[1], dtype=t.bool)
+        fired_F[indices_BK.flatten()] = True
+        return fired_F
+
+
+def _has_too_few_positive(mu_BF: t.Tensor, k: int) -> bool:
+    """Whether a row has fewer than K positive means."""
+    return bool(((mu_BF > 0).sum(-1) < k).any())
 
 
 @functools.cache
@@ -142,9 +153,21 @@ def _normal_values() -> np.ndarray:
 
 @functools.cache
 def _kernels() -> ModuleType:
-    """`row_kernels`, whose import fails where numba or its cache can't work."""
-    from . import row_kernels
+    """`row_kernels`. Where numba has no folder for its cache, it gets one that lives as long as the process."""
+    try:
+        from . import row_kernels
+    except RuntimeError as error:
+        if "no locator" not in str(error):
+            raise
+        import numba
 
+        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="numba-")
+        atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
+        logger.warning(
+            "numba can write neither beside the package nor in the home folder: each process compiles "
+            "the selection of features again; set NUMBA_CACHE_DIR to a folder that can be written"
+        )
+        from . import row_kernels
     return row_kernels
 
 
@@ -152,7 +175,7 @@ def _kernels() -> ModuleType:
 def _compiles(products: t.dtype) -> bool:
     """Compile the kernel for a dtype of products, or load it from numba's cache.
 
-    Warns and returns False where numba can't compile it.
+    Where numba can't compile it, this returns False, and warns once.
     """
     notice = threading.Timer(
         1.0, logger.warning, ["compiling the selection of features (once; it is cached)"]
@@ -163,11 +186,16 @@ def _compiles(products: t.dtype) -> bool:
         noise = _Noise("both", 1.0, 0)
         _Drawn(1, 4, 1).draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
     except (ImportError, OSError, RuntimeError, *_numba_errors()) as error:
-        logger.warning("numba can't compile the selection of features; torch does it: %s", error)
+        _warn_once(f"numba can't compile the selection of features; torch does it: {error}")
         return False
     finally:
         notice.cancel()
     return True
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _numba_errors() -> tuple[type[Exception], ...]:

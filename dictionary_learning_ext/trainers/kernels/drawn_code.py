@@ -20,7 +20,8 @@ class DrawnCode(NamedTuple):
     """their means"""
     fired_F: t.Tensor
     """whether the mean's selection of some row holds the feature (bool). Where noise chooses, a mean
-    equal to the K-th largest counts as selected, unless it is 0"""
+    equal to the K-th largest counts as selected. A mean of 0 fires only where nothing is drawn, as
+    upstream counts a ReLU's zeros"""
     smallest_B: t.Tensor
     """each row's smallest positive selected mean; inf if it has none"""
     log_var: DrawnLogVariance | None

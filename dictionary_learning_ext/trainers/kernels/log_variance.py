@@ -45,14 +45,14 @@ class RowsLogVariance(NamedTuple):
     """where to put these rows' derivatives of the KL"""
 
     def drawn(self, indices_BK: t.Tensor) -> DrawnLogVariance:
-        """What remains of it once the code is drawn. Overwrites the standard deviations.
+        """What remains of it once the code is drawn.
 
         Arguments:
             indices_BK: the selected features.
         """
         kl_sum_F = gradient_sum_F = None
         if self.with_kl:  # `variance_kl`, with the exponential that is already there
-            excess_BF = self.std_BF.square_().div_(self.prior_std.square()).sub_(1)
+            excess_BF = self.std_BF.square().div_(self.prior_std.square()).sub_(1)
             log_ratio_BF = self.clamped_BF - 2 * self.prior_std.log()
             kl_sum_F = (excess_BF - log_ratio_BF).sum(0) / 2
             if self.kl_gradient_BF is not None:

@@ -79,6 +79,11 @@ class BatchMeans:
         mu_BF = products_BF.to(bias_F.dtype, copy=True).add_(bias_F)
         return mu_BF.relu_() if self.rectify else mu_BF
 
+    @property
+    def unfinished_dtype(self) -> t.dtype:
+        """Of the products that `unfinished` returns."""
+        return self.matmul_dtype if self._kept_BF is None else self._kept_BF.dtype
+
     def unfinished(self, rows: slice) -> tuple[t.Tensor, t.Tensor, bool]:
         """Some rows' products, what must be added to them, and whether a ReLU follows.
 

@@ -1,9 +1,9 @@
 """Runs a function on a batch's blocks of rows, on several threads.
 
-On a CPU the batch is cut into blocks of rows whose numbers fit in cache. As many threads as torch uses
-work through them, each with torch's own threads turned off: torch's threads would all wait for the
-slowest after every operation, which takes long on a busy machine. Results do not depend on the number
-of threads.
+On a CPU the batch is cut into blocks of a fixed number of rows. As many threads as torch uses work
+through them, each with torch's own threads turned off: torch's threads would all wait for the slowest
+after every operation, which takes long on a busy machine. Results do not depend on the number of
+threads.
 """
 
 import functools
@@ -63,7 +63,7 @@ def _let_torchs_threads_sleep(n_threads: int) -> None:
     A spinning thread keeps ours, and other processes, from its core. GNU's OpenMP, which torch uses on
     Linux, spins only as long as it has no more threads than there are cores (libgomp's
     `gomp_throttled_spin_count_var`). So give it more: those of one operation in a thread that never
-    ends. With another OpenMP this changes nothing.
+    ends. That suffices if torch uses at least half of the cores. With another OpenMP it changes nothing.
     """
     has_run = threading.Event()
 

@@ -4,7 +4,8 @@ A row is read once, and everything is done while it is in cache.
 
 The K largest are found by a threshold instead of a sort. The first guess is the threshold of the row
 before. A vectorised loop counts the numbers above it, and the guess is narrowed until K are left. Where
-ties do not allow that, a few more are left, and quickselect finds the K among them.
+ties do not allow that, the tied number is looked for among the next ones below, and at last by
+quickselect.
 
 Noise is counter-based: every row has a stream of its own. So results depend neither on how rows are
 divided among threads nor on the number of threads. splitmix64 (Steele, Lea and Flood 2014) gives 64
@@ -19,17 +20,17 @@ float32. Shapes: B rows, F features, K selected.
 import numpy as np
 from numba import njit
 
-NOISE_ON = {None: 0, "both": 1, "values": 2, "selection": 3}
-"""Where noise acts, as a number; see `selection.draw_code`."""
 _BOTH, _VALUES, _SELECTION = 1, 2, 3
+NOISE_CODES = {None: 0, "both": _BOTH, "values": _VALUES, "selection": _SELECTION}
+"""Where noise acts, as a number; see `selection.draw_code`."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_TINY = np.float32(np.finfo(np.float32).tiny)
 _INF = np.float32(np.inf)
+_INF_BITS = np.int32(0x7F800000)
 _LOWEST = np.float32(np.finfo(np.float32).min)
-_MOST_TRIES = 24
+_MOST_TRIES, _MOST_TIES = 24, 4
 
 
 @njit(nogil=True, cache=True)
@@ -48,29 +49,28 @@ def draw_rows(
     values_BK,
     mu_BK,
     smallest_B,
-    kth_B,
     fired_F,
 ):
-    """Select each row's K features and draw their values. The last six arguments are written.
+    """Select each row's K features and draw their values. The last five arguments are written.
+
+    In the order of the arguments, these are (B, K) int64, (B, K), (B, K), (B,) and (F,) bool.
 
     Arguments:
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
         bias_F: b_enc.
         rectify: whether a ReLU is applied to the sum of both, the means.
-        noise_on: one of `NOISE_ON`.
+        noise_on: one of `NOISE_CODES`.
         std_BF: the noise's standard deviation before `noise_scale`: (B, F), or (1, 1) for one value.
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
         first: the number of the first row in the batch.
         smallest_B, fired_F: see `drawn_code.DrawnCode`.
-        kth_B: the smallest of the numbers by which each row's features were selected.
     """
     n_features = len(bias_F)
     is_bf16 = products_BF.itemsize == 2
     bits_F = np.empty(n_features, np.uint32)
     mu_F = bits_F.view(np.float32)
-    noisy_F = np.empty(n_features, np.float32)
-    keys, work = np.empty(n_features + 1, np.float32), np.empty(n_features, np.float32)
+    noisy_F, work = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
     places = np.empty(n_features + 1, np.int32)
     guess, mean_guess = np.float32(0.5), np.float32(0.5)
     for row in range(len(products_BF)):
@@ -90,23 +90,24 @@ def draw_rows(
         row_key = _mixed(key ^ _mixed(np.uint64(first + row + 1) * _GOLDEN))
         if noise_on in (_BOTH, _SELECTION):
             _add_noise(mu_F, std_F, noise_scale, values_of_normal, row_key, noisy_F)
-            kth_B[row], guess = _largest(noisy_F, k, guess, keys, places, work)
+            guess = _largest(noisy_F, k, guess, places, work)
             for i in range(k):
                 mean = mu_F[places[i]]
                 indices_BK[row, i] = places[i]
                 mu_BK[row, i] = mean
                 values_BK[row, i] = mean if noise_on == _SELECTION else noisy_F[places[i]]
-            kth, mean_guess = _kth_largest(mu_F, k, mean_guess, work)
-            smallest_B[row] = _fire(mu_F, kth, fired_F)
+            threshold, n_equal = _threshold(mu_F, k, mean_guess, work)
+            mean_guess = max(threshold, _LOWEST)
+            smallest_B[row] = _fire(mu_F, threshold, n_equal > 0, fired_F)
         else:
-            kth_B[row], guess = _largest(mu_F, k, guess, keys, places, work)
+            guess = _largest(mu_F, k, guess, places, work)
             smallest = _INF
             for i in range(k):
                 mean = mu_F[places[i]]
                 indices_BK[row, i] = places[i]
                 mu_BK[row, i] = mean
                 values_BK[row, i] = mean
-                fired_F[places[i]] |= mean != 0
+                fired_F[places[i]] |= noise_on != _VALUES or mean != 0
                 if mean > 0:
                     smallest = min(smallest, mean)
             smallest_B[row] = smallest
@@ -140,110 +141,95 @@ def _add_noise(mu_F, std_F, scale, values_of_normal, key, out_F):
 
 
 @njit(inline="always")
-def _largest(row_F, k, guess, keys, places, work):
-    """Put the K largest and their places at the front of `keys` and `places`, in the row's order.
+def _largest(row_F, k, guess, places, work):
+    """Put the places of the K largest at the front of `places`, in the row's order.
 
-    Of equal numbers the first are taken. NaN counts as the largest; in `keys` it becomes inf. Returns
-    the smallest of the K, and a guess for the next row.
+    Of equal numbers the first are taken. NaN counts as the largest. Returns a guess for the next row.
     """
-    threshold, n_above = _threshold(row_F, k, guess)
+    threshold, n_equal = _threshold(row_F, k, guess, work)
     n = 0
-    if n_above == len(row_F):
+    if n_equal == 0:
         for j in range(len(row_F)):
-            keys[j], places[j] = row_F[j], j
-        n = len(row_F)
+            places[n] = j
+            n += np.int64(not (row_F[j] <= threshold))
     else:
         for j in range(len(row_F)):
-            keys[n], places[n] = row_F[j], j
-            n += np.int64(not (row_F[j] <= threshold))
-    for i in range(n):
-        if keys[i] != keys[i]:
-            keys[i] = _INF
-    if n == k:
-        return _smallest(keys[:k]), max(threshold, _LOWEST)
-    kth = _kth_of(keys[:n], k, work)
-    ties = k
-    for i in range(n):
-        ties -= np.int64(keys[i] > kth)
-    n_kept = 0
-    for i in range(n):
-        is_kept = keys[i] > kth
-        if keys[i] == kth and ties > 0:
-            is_kept = True
-            ties -= 1
-        keys[n_kept], places[n_kept] = keys[i], places[i]
-        n_kept += np.int64(is_kept)
-    return kth, max(threshold, _LOWEST)
+            is_equal = row_F[j] == threshold and n_equal > 0
+            n_equal -= np.int64(is_equal)
+            places[n] = j
+            n += np.int64(is_equal or not (row_F[j] <= threshold))
+    return max(threshold, _LOWEST)
 
 
 @njit(inline="always")
-def _kth_largest(row_F, k, guess, work):
-    """The K-th largest of a row, and a guess for the next row. NaN counts as inf."""
-    threshold, n_above = _threshold(row_F, k, guess)
-    if n_above == k and threshold > -_INF:
-        return _smallest_above(row_F, threshold), threshold
-    for j in range(len(row_F)):
-        work[j] = row_F[j] if row_F[j] == row_F[j] else _INF
-    return _kth_of(work, k, work), max(threshold, _LOWEST)
+def _threshold(row_F, k, guess, work):
+    """The K largest are the numbers above it, and the first few that are equal to it: how many.
 
-
-@njit(inline="always")
-def _kth_of(numbers, k, work):
-    """The K-th largest of numbers that are not NaN. `work` is overwritten; it may be `numbers`."""
-    for i in range(len(numbers)):
-        work[i] = numbers[i]
-    _bring_forward(work, len(numbers), k)
-    return _smallest(work[:k])
-
-
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
-def _smallest(numbers):
-    smallest = _INF
-    for number in numbers:
-        smallest = min(smallest, number)
-    return smallest
-
-
-@njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
-def _smallest_above(row_F, threshold):
-    smallest = _INF
-    for number in row_F:
-        smallest = min(smallest, number if number > threshold else _INF)
-    return smallest
-
-
-@njit(inline="always")
-def _threshold(row_F, k, guess):
-    """A number with K of the row above it, or more where it was not found, and how many these are.
-
-    NaN counts as above. -inf, with all of the row, where none was found.
+    NaN counts as above.
     """
     low, high = -_INF, _INF
     n_low, n_high = len(row_F), 0
     step = np.float32(0)
+    stalled = 0
     for attempt in range(_MOST_TRIES):
-        n = np.int32(0)
-        for j in range(len(row_F)):
-            n += np.int32(not (row_F[j] <= guess))
-        if n >= k:
-            low, n_low = guess, np.int64(n)
-            if n == k:
-                break
+        n = np.int64(_n_above(row_F, guess))
+        if n == k:
+            return guess, 0
+        stalled = stalled + 1 if n in (n_low, n_high) else 0
+        if n > k:
+            low, n_low = guess, n
         else:
-            high, n_high = guess, np.int64(n)
+            high, n_high = guess, n
         if low == -_INF or high == _INF:  # one side is open: walk, further each time
             step = max(np.float32(2) * step, np.float32(0.03) * abs(guess), np.float32(1e-6))
-            following = guess + step if n >= k else guess - step
+            following = guess + step if n > k else guess - step
         elif attempt % 4 == 3:
             following = np.float32(0.5) * (low + high)
         else:  # on the line between the two counts, but not too near to an end
             share = np.float32(n_low - k) / np.float32(n_low - n_high)
             share = min(max(share, np.float32(0.05)), np.float32(0.95))
             following = low + share * (high - low)
-        if following == guess or not (low < following < high):
+        if stalled == 2 or following == guess or not (low < following < high):
             break
         guess = following
-    return low, n_low
+    return _among_ties(row_F, k, high, work)
+
+
+@njit(inline="always")
+def _n_above(row_F, threshold):
+    n = np.int32(0)
+    for j in range(len(row_F)):
+        n += np.int32(not (row_F[j] <= threshold))
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _among_ties(row_F, k, high, work):
+    """What `_threshold` returns, if the K-th largest is `high` or below: one of the next numbers, or
+    else by quickselect.
+    """
+    tied = -_INF
+    for number in row_F:
+        if tied < number <= high:
+            tied = number
+    for _ in range(_MOST_TIES):
+        n = 0
+        for number in row_F:
+            n += np.int64(not (number < tied))
+        if n >= k:
+            return tied, max(k - np.int64(_n_above(row_F, tied)), 0)
+        following = -_INF
+        for number in row_F:
+            if following < number < tied:
+                following = number
+        tied = following
+    for j in range(len(row_F)):
+        work[j] = row_F[j] if row_F[j] == row_F[j] else _INF
+    _bring_forward(work, len(work), k)
+    kth = _INF
+    for i in range(k):
+        kth = min(kth, work[i])
+    return kth, max(k - np.int64(_n_above(row_F, kth)), 0)
 
 
 @njit(inline="always")
@@ -272,18 +258,26 @@ def _bring_forward(keys, n, k):
 
 
 @njit(inline="always")
-def _fire(mu_F, kth, fired_F):
-    """Mark the means that are at least the K-th largest, unless they are 0.
+def _fire(mu_F, threshold, with_equal, fired_F):
+    """Mark the means above a threshold, or also those equal to it, unless they are 0.
 
-    Returns the smallest positive selected mean; inf if there is none.
+    Returns the smallest positive one of them; inf if there is none.
     """
-    least = kth if kth != 0 else _TINY
-    for j in range(len(mu_F)):
-        fired_F[j] |= mu_F[j] >= least
-    if kth > 0:
-        return kth
-    smallest = _INF
-    for j in range(len(mu_F)):
-        if mu_F[j] > 0:
-            smallest = min(smallest, mu_F[j])
-    return smallest
+    if with_equal:
+        for j in range(len(mu_F)):
+            fired_F[j] |= (mu_F[j] >= threshold) & (mu_F[j] != 0)
+    else:
+        for j in range(len(mu_F)):
+            fired_F[j] |= (mu_F[j] > threshold) & (mu_F[j] != 0)
+    # The bits of positive floats are ordered like the floats, and loops over integers are vectorised.
+    bits_F = mu_F.view(np.int32)
+    found = np.empty(1, np.float32)
+    found[0] = max(threshold, np.float32(0))
+    least = found.view(np.int32)[0]
+    if threshold <= 0 or not with_equal:
+        least += np.int32(1)
+    smallest = _INF_BITS
+    for j in range(len(bits_F)):
+        smallest = min(smallest, bits_F[j] if bits_F[j] >= least else _INF_BITS)
+    found.view(np.int32)[0] = smallest
+    return found[0]

@@ -20,12 +20,12 @@ def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype, device: t.device)
     if device.type != "cpu":
         return t.empty(shape, dtype=dtype, device=device)
     n_bytes = t.Size(shape).numel() * dtype.itemsize
-    buffer = getattr(_buffers, name, None)
-    if buffer is None or len(buffer) < n_bytes:
-        with t.inference_mode(False):  # so it can be used outside of inference mode too
+    with t.inference_mode(False):  # so it can be written to outside of inference mode too
+        buffer = getattr(_buffers, name, None)
+        if buffer is None or len(buffer) < n_bytes:
             buffer = t.empty(n_bytes, dtype=t.uint8)
-        setattr(_buffers, name, buffer)
-    return buffer[:n_bytes].view(dtype).view(shape)
+            setattr(_buffers, name, buffer)
+        return buffer[:n_bytes].view(dtype).view(shape)
 
 
 def keep_freed_memory() -> None:

@@ -12,6 +12,9 @@ from .drawn_code import DrawnCode, chooses
 from .log_variance import BatchLogVariance
 from .means import BatchMeans
 
+NOISE_STREAM = 2
+"""Counts the ways in which a generator's numbers have become noise. A run resumes in its own only."""
+
 
 def draw_code(
     mu_BF: t.Tensor,
@@ -63,7 +66,7 @@ def draw_batch(
         log_var: the log-variance of the learned posterior; otherwise None.
         rows_at_once: how many rows one thread works through at once, in the compiled form.
     """
-    if compiled.serves(means.weight_FD, means.matmul_dtype):
+    if compiled.serves(means.weight_FD, means.unfinished_dtype):
         return compiled.draw_batch(
             means, sigma, log_var, k, noise_on, noise_scale, generator, rows_at_once
         )
@@ -77,17 +80,26 @@ def draw_batch(
         if chooses(noise_on, noise_scale):
             fired_F, smallest_B = _mean_selection(mu_BF, k)
         else:
-            fired_F = t.zeros(mu_BF.shape[1], dtype=t.bool, device=mu_BF.device)
-            fired_F.index_fill_(0, indices_BK.flatten(), True)
+            fires_BK = t.ones_like(mu_BK) if noise_scale == 0 else mu_BK.ne(0).to(mu_BK.dtype)
+            fired_F = mu_BF.new_zeros(mu_BF.shape[1])
+            fired_F = fired_F.index_add_(0, indices_BK.flatten(), fires_BK.flatten()) > 0
             smallest_B = mu_BK.masked_fill(mu_BK <= 0, t.inf).amin(-1)
         drawn = None if rows_log_var is None else rows_log_var.drawn(indices_BK)
         parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn))
     return DrawnCode.joined(parts)
 
 
-def top_k(values_BF: t.Tensor, k: int, rows_at_once: int) -> tuple[t.Tensor, t.Tensor]:
-    """Each row's K largest and their indices, in any order. NaN counts as the largest."""
-    if compiled.serves(values_BF):
+def top_k(
+    values_BF: t.Tensor, k: int, rows_at_once: int, *, rectified: bool = False
+) -> tuple[t.Tensor, t.Tensor]:
+    """Each row's K largest and their indices, in any order. NaN counts as the largest.
+
+    Arguments:
+        rows_at_once: how many rows one thread works through at once, in the compiled form.
+        rectified: they come from a ReLU, so that many are 0. Which of these are taken must be as in
+            upstream's topk.
+    """
+    if compiled.serves(values_BF) and not rectified:
         return compiled.top_k(values_BF, k, rows_at_once)
     values_BK, indices_BK = values_BF.topk(k, dim=-1, sorted=False)
     return values_BK, indices_BK

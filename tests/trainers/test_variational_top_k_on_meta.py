@@ -7,28 +7,17 @@ and the fused optimiser's flag. These three are stood in for.
 
 import contextlib
 import dataclasses
-import itertools
 import weakref
 
 import pytest
 import torch as t
+from step_settings import every_setting
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dictionary_learning_ext import VariationalTopKTrainer
 from dictionary_learning_ext.trainers import base, optimizers, variational_top_k
 
 B, D, F = 8, 6, 40
-SETTINGS = [
-    {"posterior": p, "noise_on": n, "kl_scope": scope, "rectify": r, "dtype": dtype}
-    for p, n, scope, r, dtype in itertools.product(
-        ("fixed", "learned", "point"),
-        ("both", "values", "selection"),
-        ("all", "selected"),
-        (False, True),
-        ("float32", "bfloat16"),
-    )
-    if p != "point" or n == "both"
-]
 
 
 @pytest.fixture
@@ -68,13 +57,10 @@ def meta_as_a_gpu(monkeypatch):
     return trainer
 
 
-settings_ = pytest.mark.parametrize(
-    "settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values()))
-)
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
 
-@settings_
+@every_setting
 def test_a_step_never_waits_for_the_device(settings, meta_as_a_gpu):
     trainer = meta_as_a_gpu(**settings)
     for step in range(3):
@@ -101,7 +87,7 @@ class PeakMemory(TorchDispatchMode):
         return result
 
 
-@settings_
+@every_setting
 def test_memory_over_the_weights_is_three_dense_tensors_at_most(settings, meta_as_a_gpu):
     """Of B x F numbers in fp32, where these are 16 blocks of rows, as at B = 4,096 and F = 65,536."""
     batch, dict_size = 512, 4096
