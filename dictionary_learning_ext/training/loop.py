@@ -65,6 +65,8 @@ def train(
 
         train(run, {"early": sae, "late": sae}, hooks={"late": "blocks.3.hook_mlp_out"})
 
+    In a script that torchrun starts, every process calls it, and they train together: see `processes`.
+
     An SAE's results do not depend on which others are trained beside it, on logging, or on whether
     the run was stopped and resumed.
 
