@@ -80,7 +80,8 @@ def _read(
         remove_bos=run.remove_bos,
         max_norm_multiple=run.max_norm_multiple,
     )
-    text = open_text(run.data, split=split)
+    seed = run.data_seed if split == "train" else 0
+    text = open_text(run.data, split=split, seed=seed)
     stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
     while True:
         try:

@@ -52,12 +52,15 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
     Raises: Interrupted after SIGTERM or SIGINT, once all processes have written their resume points.
     """
     waiting = [chunk for chunk in chunks if not chunk.is_done]
-    if len(waiting) < len(devices):
+    if len(chunks) < len(devices):
+        together = max((len(chunk.configs) for chunk in chunks), default=0)
+        remedy = f": up to {together} SAEs are trained together; use --at-once 1 to share them out"
+        idle = len(devices) - len(chunks)
         logger.warning(
-            "%d of the %d devices have nothing to do: %d SAEs are trained together; see --at-once",
-            len(devices) - len(waiting),
+            "%d of the %d devices have nothing to do%s",
+            idle,
             len(devices),
-            max((len(chunk.configs) for chunk in chunks), default=0),
+            remedy if together > 1 else "",
         )
     return _DevicePool(devices, waiting).run()
 

@@ -67,7 +67,8 @@ def draw_batch(
 
 def top_k(values_BF: t.Tensor, k: int, rows_at_once: int) -> tuple[t.Tensor, t.Tensor]:
     """See `selection.top_k`."""
-    out, bias_F = _Drawn(*values_BF.shape, k), t.zeros(values_BF.shape[1])
+    batch, n_features = values_BF.shape
+    out, bias_F = _Drawn(batch, n_features, k), t.zeros(n_features)
 
     def take(rows: slice) -> None:
         out.draw(rows, values_BF[rows], bias_F, False, t.zeros(()), _Noise(None, 0.0, 0))
@@ -161,8 +162,9 @@ def _kernels() -> ModuleType:
             raise
         import numba
 
-        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="numba-")
-        atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
+        folder = tempfile.mkdtemp(prefix="numba-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        numba.config.CACHE_DIR = folder  # pyright: ignore[reportAttributeAccessIssue]
         logger.warning(
             "numba can write neither beside the package nor in the home folder: each process compiles "
             "the selection of features again; set NUMBA_CACHE_DIR to a folder that can be written"
