@@ -54,7 +54,7 @@ class CachedSources(RunSources):
         stored.require_fit(run, hooks)
         self._loss_model = cached_model(run, stored) if run.eval_tokens else None
         self.hooks = {name: stored_hook_point(stored, name) for name in hooks}
-        self.sources = {
+        self._cached = {
             name: CachedSource(
                 stored,
                 name,
@@ -70,6 +70,7 @@ class CachedSources(RunSources):
             )
             for name in self.hooks
         }
+        self.sources = dict(self._cached)
         manifest = stored.manifest
         self.inputs = {
             "language_model": manifest.settings.language_model if manifest else UNKNOWN,
@@ -112,4 +113,10 @@ class CachedSources(RunSources):
         return held_out_stored(self._run, self._stored, hook, tokens, self._loss_model)
 
     def _refill(self) -> None:
-        """Each source fills by itself."""
+        """Fill the sources that are used up.
+
+        None has handed out its next batch yet. So if a read is interrupted, all continue at one place.
+        """
+        for source in self._cached.values():
+            if source.is_used_up:
+                source.refresh()

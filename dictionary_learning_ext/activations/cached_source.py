@@ -119,8 +119,8 @@ class CachedSource:
             NonFiniteError: an activation is NaN or infinite.
             ActivationsError: a file is damaged.
         """
-        if self._given + self.out_batch_size > len(self._order):
-            self._fill()
+        if self.is_used_up:
+            self.refresh()
         rows = self._order[self._given : self._given + self.out_batch_size]
         self._given += self.out_batch_size
         self.tokens_seen += self.out_batch_size
@@ -128,10 +128,15 @@ class CachedSource:
         batch = self._buffer.index_select(0, rows)
         return batch.float()
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the next batch needs another fill."""
+        return self._given + self.out_batch_size > len(self._order)
+
     def mean_squared_norm(self) -> float:
         """E||x||^2 over the rows of the current fill. Fills first if there is none; hands out none."""
         if len(self._order) == 0:
-            self._fill()
+            self.refresh()
         assert self._buffer is not None
         parts = self._buffer[: len(self._order)].split(1 << 14)
         return sum(float(part.float().square().sum()) for part in parts) / len(self._order)
@@ -142,7 +147,7 @@ class CachedSource:
         None with `max_norm_multiple`, or if the folder has no tokens.
         """
         if not self._fills:
-            self._fill()
+            self.refresh()
         return self._outliers
 
     @property
@@ -199,7 +204,7 @@ class CachedSource:
         self._fills, self.dropped_tokens = start["fills"], start["dropped"]
         self._order, self._given, self._fill_start = self._order[:0], 0, None
         if state["batches"]:
-            self._fill()
+            self.refresh()
             self._given = state["batches"] * self.out_batch_size
         self.tokens_seen = state["tokens_seen"]
 
@@ -211,7 +216,7 @@ class CachedSource:
             "dropped": self.dropped_tokens,
         }
 
-    def _fill(self) -> None:
+    def refresh(self) -> None:
         """Read the next rows, and draw an order. Raises what `__next__` raises."""
         self._fill_start = self._position()
         left = len(self._order) - self._given  # not 0 only if the files ended in the last fill

@@ -1,6 +1,9 @@
 """Training from a cache: its result, its resumption, and when the language model is loaded."""
 
+import contextlib
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from small_commands import refused
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import contexts, held_out, run_inputs
+from dictionary_learning_ext.activations.cached_run import open_sources
+from dictionary_learning_ext.activations.cached_source import CachedSource
 from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run_config import RunConfig
@@ -71,6 +76,57 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(run, tmp_path, monkeypatc
         train(run, {"x": sae_of()})
     resumed(run.save_dir)
     assert_equal(results(Path(run.save_dir)), results(tmp_path / "whole"))
+
+
+def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(run):
+    hooks, steps = (HOOK, OTHER), 20  # three fills, of one read each
+    reads = []
+    sources = open_sources(run, hooks, lambda: reads.append(len(reads)))
+    whole = [sources.next() for _ in range(steps)]
+    assert len(reads) == 3 * len(hooks)
+    for stop in reads:
+        count = iter(reads)
+
+        def check(stop=stop, count=count):
+            if next(count) == stop:
+                raise Interrupted(signal.SIGTERM)
+
+        found = []
+        sources = open_sources(run, hooks, check)
+        with contextlib.suppress(Interrupted):
+            while len(found) < steps:
+                found.append(sources.next())
+        assert len(found) < steps
+        assert sources.tokens_seen() == {len(found) * run.batch_size}
+        states = json.loads(json.dumps(sources.state_dicts()))
+        sources = open_sources(run, hooks)
+        sources.load_state_dicts(states)
+        found += [sources.next() for _ in range(steps - len(found))]
+        for step in range(steps):
+            assert_equal(found[step], whole[step], f"{stop}.{step}")
+
+
+def test_a_run_of_several_hook_points_resumes_to_the_bit_after_a_signal_in_a_read(
+    run, tmp_path, monkeypatch
+):
+    """The signal comes in the last read of the first hook point's third fill."""
+    saes, hooks = {"a": sae_of(), "b": sae_of()}, {"a": HOOK, "b": OTHER}
+    train(replace(run, save_dir=str(tmp_path / "whole")), saes, hooks)
+    refresh, fills = CachedSource.refresh, []
+
+    def signalled(self):
+        refresh(self)
+        fills.append(self.hook_name)
+        if fills.count(HOOK) == 3 and fills[-1] == HOOK:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(CachedSource, "refresh", signalled)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM at step 16;"):
+        train(run, saes, hooks)
+    monkeypatch.setattr(CachedSource, "refresh", refresh)
+    resumed(run.save_dir)
+    for name in saes:
+        assert_equal(results(Path(run.save_dir) / name), results(tmp_path / "whole" / name))
 
 
 def test_two_runs_see_the_same_batches_and_several_saes_share_them(run, tmp_path):
