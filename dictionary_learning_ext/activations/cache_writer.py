@@ -8,7 +8,6 @@ Shapes: B contexts, L = ctx_len tokens, D = a hook point's width.
 
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -21,14 +20,13 @@ from nnsight import LanguageModel
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config.byte_sizes import in_words
 from ..config.checks import require
 from ..config.options import Split
 from ..config.run_config import RunConfig
-from ..errors import ActivationsError, ConfigError, TextError
-from ..run_folder.names import LOCK
+from ..errors import ConfigError, TextError
 from ..run_folder.writing import locked, remove, replacing, write_json
 from .activation_reader import ActivationReader
+from .cache_folder import SPARE, filled_share, plan, so_far
 from .cache_manifest import (
     DOCUMENTS,
     FOLDER,
@@ -40,9 +38,6 @@ from .cache_manifest import (
     CacheFile,
     CacheManifest,
     CacheSettings,
-    differences,
-    read_manifest,
-    require_sizes,
     sha256_of,
 )
 from .cached_files import write_contexts, write_dataset_files
@@ -56,11 +51,6 @@ from .tokens import ContextStream
 logger = logging.getLogger(__name__)
 
 _CONTEXTS_AT_ONCE = 32
-_LEFT = ("data-", ".data-", ".manifest.", ".state.json.", ".dataset_info.json.")
-"""How names begin that a kill leaves: of files that the manifest doesn't name yet, and of temporary
-ones."""
-_SPARE = 1.05
-"""More held-out tokens than are measured on, as some may be left out."""
 
 
 class _Contexts(NamedTuple):
@@ -130,60 +120,14 @@ def write_cache(
             eval_tokens=run.eval_tokens,
             eval_documents=run.eval_documents if run.eval_tokens else 0,
         )
-        manifest = _so_far(folder, settings)
+        manifest = so_far(folder, settings)
         written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
-        on_plan(_plan(folder, settings, tokens, written))
+        filled = filled_share(text, model.tokenizer, settings)
+        on_plan(plan(folder, settings, tokens, written, filled))
         writer = _Writer(folder, settings, run, model, points, file_bytes, before_batch)
         if manifest is None:
             manifest = writer.held_out_part()
         return writer.training_part(manifest, tokens)
-
-
-def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
-    """What the folder holds of this cache. What a kill has left beside it is deleted.
-
-    Raises: ActivationsError if it holds something else.
-    """
-    found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
-    if found is None:
-        names = {path.name for path in folder.iterdir()} - {LOCK, HELD_OUT}
-        if others := sorted(name for name in names if not name.startswith(_LEFT)):
-            raise ActivationsError(
-                f"{folder}: holds no cache but other files ({', '.join(others[:5])}); choose an empty"
-                " folder"
-            )
-    elif differ := differences(found.settings, settings):
-        raise ActivationsError(
-            f"{folder}: the cache has {', '.join(differ)}; use the same settings to continue it, or"
-            " choose another folder"
-        )
-    else:
-        require_sizes(folder, found)
-    files = [] if found is None else [folder / file.name for file in found.files]
-    for path in folder.iterdir():
-        if path.name.startswith(_LEFT) and path not in files:
-            remove(path)
-    return found
-
-
-def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int) -> str:
-    """What will be written, in words. Raises ConfigError if the disk is too small."""
-    item = np.dtype(settings.dtype).itemsize
-    per_token = 4 + sum(4 + item * hook.width for hook in settings.hooks.values())
-    whole = math.ceil(tokens / settings.ctx_len) * settings.ctx_len
-    needed = per_token * (whole + int(_SPARE * settings.eval_tokens))
-    free = shutil.disk_usage(folder).free
-    if (missing := needed - written) > free:
-        raise ConfigError(
-            f"{folder}: this cache needs {in_words(missing)}, and its disk has {in_words(free)} free;"
-            f" use fewer --tokens{', --dtype float16' if item == 4 else ''} or another disk"
-        )
-    there = f", of which {in_words(written)} are there" if written else ""
-    return (
-        f"{tokens:,} tokens of {len(settings.hooks)} hook point{'s'[: len(settings.hooks) != 1]} in"
-        f" {settings.dtype} need {in_words(needed)}{there} ({per_token:,} bytes per token); the disk"
-        f" has {in_words(free)} free"
-    )
 
 
 class _Writer:
@@ -214,11 +158,9 @@ class _Writer:
         """Write the held-out part, and the first manifest."""
         settings, run, folder = self._settings, self._run, self._folder
         files, documents = [], None
-        for path in folder.glob(f"{HELD_OUT}/*"):
-            remove(path)
         if run.eval_tokens:
             batch = evaluation_batch(run.eval_tokens)
-            enough = int(_SPARE * math.ceil(run.eval_tokens / batch) * batch)
+            enough = int(SPARE * math.ceil(run.eval_tokens / batch) * batch)
             stream = self._stream("heldout")
             for number, contexts in enumerate(self._read(stream, enough, 0, "held-out")):
                 files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", contexts))

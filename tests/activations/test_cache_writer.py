@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import islice
@@ -93,6 +94,20 @@ def test_padding_has_the_token_minus_1_and_zeros(cached_run, tmp_path):
     assert (rows[HOOK][~is_padding] != 0).all(1).all()
 
 
+def test_the_space_of_padding_is_said(cached_run, tmp_path):
+    text = tmp_path / "short.jsonl"
+    text.write_text("".join(json.dumps({"text": f"the cat {n}"}) + "\n" for n in range(900)))
+    run = replace(cached_run, data=str(text), text_packing="truncate", eval_tokens=100)
+    said = []
+    manifest = write_small(tmp_path / "cache", run, 3000, on_plan=said.append)
+    written = sum(file.bytes for file in manifest.all_files)
+    found = re.search(
+        r"need about (\d+) kB .*, and as many at padding, which is about \d\d%", said[0]
+    )
+    assert 1000 * int(found[1]) == pytest.approx(written, rel=0.1)
+    assert written > 2 * 72 * manifest.tokens, "most of it is padding"
+
+
 def test_float16_takes_half_the_space_and_rounds(small_cache, cached_run, tmp_path):
     write_small(tmp_path / "half", cached_run, dtype="float16", hooks=(HOOK, OTHER))
     half, full = rows_of(tmp_path / "half"), rows_of(small_cache)
@@ -122,10 +137,12 @@ def test_a_stopped_cache_is_continued_to_the_same_bytes(stop, small_cache, cache
     with pytest.raises(Killed):
         write_small(folder, cached_run, before_batch=before_batch, **options)
     assert not (folder / MANIFEST).exists()
-    folder.mkdir(exist_ok=True)
     # What a kill leaves in the middle of a file, and between a file and the manifest.
-    (folder / ".data-00001.arrow.x7").write_bytes(b"half")
-    (folder / "data-00007.arrow").write_bytes(b"whole")
+    part = folder if (folder / UNFINISHED).exists() else folder / HELD_OUT
+    part.mkdir(parents=True, exist_ok=True)
+    (part / ".data-00001.arrow.x7_abcde").write_bytes(b"half")
+    (part / "data-00007.arrow").write_bytes(b"whole")
+    (folder / f".{UNFINISHED}.x7_abcde").write_bytes(b"half")
     write_small(folder, cached_run, **options)
     assert files_in(folder) == files_in(small_cache)
 
@@ -224,6 +241,43 @@ def test_a_folder_with_other_files_is_left_alone(cached_run, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ActivationsError, match=r"holds no cache but other files \(thesis.tex\)"):
         write_small(tmp_path, cached_run)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data-0.npy",
+        "data-00000.arrow",
+        "data-00000-of-00001.arrow",
+        ".data-00000.arrow.backup",
+        "state.json",
+        "heldout/mine.npy",
+        "heldout/data-00000.arrow.bak",
+        "heldout/data-00000.arrow/mine.npy",
+    ],
+)
+def test_without_a_manifest_only_what_a_kill_leaves_is_ours(name, cached_run, tmp_path):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / HELD_OUT).mkdir(exist_ok=True)
+    (tmp_path / HELD_OUT / "data-00003.arrow").write_bytes(b"left")
+    before = files_in(tmp_path)
+    with pytest.raises(ActivationsError) as raised:
+        write_small(tmp_path, cached_run)
+    said = "/".join(name.split("/")[:2])
+    assert f"holds no cache but other files ({said}); choose an empty" in str(raised.value)
+    assert files_in(tmp_path) == before
+
+
+def test_beside_a_manifest_only_what_a_kill_leaves_is_deleted(cached_run, tmp_path):
+    write_small(tmp_path, cached_run, 1000)
+    whole = files_in(tmp_path)
+    mine = {name: b"mine" for name in ("data-0.npy", ".data-mine", "heldout/mine.npy", "data-1/x")}
+    (tmp_path / "data-1").mkdir()
+    for name in (*mine, "data-00009.arrow"):
+        (tmp_path / name).write_bytes(b"mine")
+    write_small(tmp_path, cached_run, 1000)
+    assert files_in(tmp_path) == whole | mine
 
 
 def test_a_second_writer_is_refused(cached_run, tmp_path):
