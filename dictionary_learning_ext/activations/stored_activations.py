@@ -20,6 +20,7 @@ from .cache_manifest import CachedHook, CacheManifest, finished_manifest
 from .cached_files import Part, contexts_in, read_dataset_folder
 from .own_activations import SUFFIXES, own_files
 from .text import open_text
+from .text_sources import fingerprint_of
 
 UNKNOWN = "unknown"
 """The language model, or the hook point, of activations that don't say it."""
@@ -45,7 +46,7 @@ class StoredActivations:
     tokens: dict[Split, int]
     """Without padding."""
     digest: str
-    """A hash of what it holds."""
+    """A hash of what it holds. Of files over 64 MB that no `vsae cache` wrote, parts are hashed."""
     manifest: CacheManifest | None = None
     """Of our cache."""
 
@@ -105,7 +106,7 @@ class StoredActivations:
 
 
 def open_stored(folder: str | Path) -> StoredActivations:
-    """What a folder of activations holds. Its activations aren't read.
+    """What a folder of activations holds. Its activations are read only for the digest.
 
     Raises: ActivationsError if it holds none, or is unfinished or damaged.
     """
@@ -192,7 +193,7 @@ def _divided(
         train += [Part(path, 0, cut)] if cut else []
         heldout += [Part(path, cut, n)] if cut < n else []
         at += n
-    identity = [(path.name, path.stat().st_size) for path, _ in files]
+    identity = fingerprint_of([path for path, _ in files])
     return StoredActivations(
         folder,
         kind,

@@ -142,6 +142,14 @@ def test_it_does_not_resume_with_other_settings(changes, said, small_cache):
         source_of(stored, HOOK, **changes).load_state_dict(state)
 
 
+def test_it_does_not_resume_on_other_values_of_the_same_size(numbered):
+    state = source_of(numbered).state_dict()
+    path = sorted(numbered.folder.glob("*.npy"))[-1]
+    np.save(path, np.load(path) + 1)
+    with pytest.raises(ConfigError, match="have changed; restore them, or start another run"):
+        source_of(open_stored(numbered.folder)).load_state_dict(state)
+
+
 def test_it_does_not_resume_on_other_files(numbered):
     state = source_of(numbered).state_dict()
     np.save(numbered.folder / "d.npy", np.ones((5, WIDTH), np.float32))

@@ -107,6 +107,13 @@ def test_the_digest_of_own_activations_follows_their_sizes(own):
     assert open_stored(own).digest != before
 
 
+def test_the_digest_of_own_activations_follows_their_values(own):
+    before = open_stored(own).digest
+    assert open_stored(own).digest == before
+    np.save(own / "b.npy", np.full((10, 6), 2, np.float32))
+    assert open_stored(own).digest != before
+
+
 def test_what_holds_no_activations_is_refused(tmp_path):
     with pytest.raises(ActivationsError) as raised:
         open_stored(tmp_path / "nowhere")
