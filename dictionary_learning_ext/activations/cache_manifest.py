@@ -31,6 +31,8 @@ TOKEN_IDS = "token_ids"
 FOLDER = "folder"
 """What errors call a cache that is written."""
 _FORMAT = 1
+_FLAGS = {"hooks": "hook"}
+"""Settings whose flag has another name."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class CacheManifest:
     heldout: tuple[CacheFile, ...]
     documents: CacheFile | None
     position: dict[str, Any] | None
-    """Where the text continues after the last file; None at its end."""
+    """Where the text continues after the last file; None before the first."""
 
     @property
     def tokens(self) -> int:
@@ -165,7 +167,8 @@ def finished_manifest(folder: Path) -> CacheManifest | None:
         if (so_far := read_manifest(folder, UNFINISHED)) is not None:
             raise ActivationsError(
                 f"{folder}: this cache is not finished ({so_far.tokens:,} tokens are written); run"
-                " its `vsae cache` command again to continue it, with these --tokens to end it there"
+                f" its `vsae cache` command again to continue it, with --tokens"
+                f" {max(1, so_far.tokens)} to end it there"
             )
         return None
     require_sizes(folder, manifest)
@@ -206,10 +209,10 @@ def sha256_of(path: Path) -> str:
 
 
 def differences(was: CacheSettings, now: CacheSettings) -> list[str]:
-    """In which settings two caches differ, as "dtype=float32, not float16"."""
+    """In which settings two caches differ, as "dtype=float32, not float16". Flags' names are used."""
     names = [field.name for field in fields(CacheSettings)]
     pairs = ((name, getattr(was, name), getattr(now, name)) for name in names)
-    return [f"{n}={_shown(n, a)}, not {_shown(n, b)}" for n, a, b in pairs if a != b]
+    return [f"{_FLAGS.get(n, n)}={_shown(n, a)}, not {_shown(n, b)}" for n, a, b in pairs if a != b]
 
 
 def _shown(name: str, value: Any) -> str:

@@ -41,6 +41,7 @@ from .cache_manifest import (
     sha256_of,
 )
 from .cached_files import write_contexts, write_dataset_files
+from .enough_text import tokens_to_cache
 from .hook_points import HookPoint, find_hook
 from .language_models import settings_hash, weights_hash
 from .run_inputs import evaluation_batch, load_model
@@ -122,8 +123,18 @@ def write_cache(
         )
         manifest = so_far(folder, settings)
         written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
+        there = tokens_to_cache(run, model.tokenizer, tokens)
+        if there:
+            logger.warning(
+                "the text %r has %s tokens%s, not %s: all of them will be cached; use a longer text for"
+                " more, or let a training read these more than once (--text-passes)",
+                run.data,
+                f"{there:,}",
+                f" in {run.text_passes} passes" if run.text_passes > 1 else "",
+                f"{tokens:,}",
+            )
         filled = filled_share(text, model.tokenizer, settings)
-        on_plan(plan(folder, settings, tokens, written, filled))
+        on_plan(plan(folder, settings, there or tokens, written, filled))
         writer = _Writer(folder, settings, run, model, points, file_bytes, before_batch)
         if manifest is None:
             manifest = writer.held_out_part()

@@ -45,7 +45,7 @@ class FileReader:
     """Reads contexts of one hook point, and keeps the last file open.
 
     Arguments:
-        hook: the column of a cache; of no matter for plain rows.
+        hook: the column of a cache; ignored for plain rows.
     """
 
     def __init__(self, hook: str):

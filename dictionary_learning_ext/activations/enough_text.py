@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..config.options import Split
@@ -54,9 +55,7 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
     if text.file_bytes is None:
         return
     need = run.steps * run.batch_size + (processes - 1) * run.ctx_len
-    is_packed = run.text_packing == "pack"
-    is_far_larger = is_packed and text.file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need
-    train = None if is_far_larger else _count(run, tokenizer, "train", need)
+    train = _count_train(run, tokenizer, text.file_bytes, need)
     if train is not None and train.documents == 0 and train.is_whole:
         raise TextError(
             f"the text {run.data!r} has no documents to train on: expected at least one; use"
@@ -69,6 +68,42 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
             raise _no_held_out(run, whole, held_out, text)
     if train is not None and train.is_whole:
         _require_passes(run, train, need)
+
+
+def tokens_to_cache(run: RunConfig, tokenizer: Any, need: int) -> int | None:
+    """Tokens in the contexts of a run's text, if they are fewer than `need`.
+
+    None if there are enough, or the text isn't counted, see `require_enough_text`.
+    """
+    if (file_bytes := open_text(run.data).file_bytes) is None:
+        return None
+    run = replace(run, remove_bos=False)
+    train = _count_train(run, tokenizer, file_bytes, need)
+    if train is None or not train.is_whole:
+        return None
+    found = _rows(run, train, run.text_passes)
+    return found if found < need else None
+
+
+def _count_train(run: RunConfig, tokenizer: Any, file_bytes: int, need: int) -> _Counted | None:
+    """Count a run's text; None if it is far larger than the run needs."""
+    is_packed = run.text_packing == "pack"
+    is_far_larger = is_packed and file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need
+    return None if is_far_larger else _count(run, tokenizer, "train", need)
+
+
+def _rows(run: RunConfig, train: _Counted, passes: int) -> int:
+    """In some passes of a text of which one was counted."""
+    if run.text_packing != "pack":
+        return passes * train.rows
+    tokens = passes * train.tokens // run.ctx_len * run.ctx_len
+    return int(tokens * _share(run, train))
+
+
+def _share(run: RunConfig, train: _Counted) -> float:
+    """Of packed text: the part of the tokens that isn't left out."""
+    whole = train.tokens // run.ctx_len * run.ctx_len  # tokens of whole contexts
+    return train.rows / whole if whole else 1.0
 
 
 def _count(run: RunConfig, tokenizer: Any, split: Split, at_most: int) -> _Counted:
@@ -102,24 +137,16 @@ def _count_again(run: RunConfig, tokenizer: Any, text: TextStream, at_most: int)
 def _require_passes(run: RunConfig, train: _Counted, need: int) -> None:
     """Refuse a text that ends before the run does."""
     is_packed = run.text_packing == "pack"
-    whole = train.tokens // run.ctx_len * run.ctx_len  # tokens of whole contexts, if packed
-    share = train.rows / whole if is_packed and whole else 1.0
-
-    def rows(passes: int) -> int:
-        if not is_packed:
-            return passes * train.rows
-        return int(passes * train.tokens // run.ctx_len * run.ctx_len * share)
-
-    if (found := rows(run.text_passes)) >= need:
+    if (found := _rows(run, train, run.text_passes)) >= need:
         return
-    one_pass = train.tokens * share if is_packed else train.rows
+    one_pass = train.tokens * _share(run, train) if is_packed else train.rows
     if not one_pass:
         raise TextError(
             f"the text {run.data!r} has no tokens to train on: expected {need:,}; use another text"
             " (--data)"
         )
     passes = math.ceil(need / one_pass)
-    while rows(passes) < need:
+    while _rows(run, train, passes) < need:
         passes += 1
     steps = found // run.batch_size
     has = f"{found:,} tokens"

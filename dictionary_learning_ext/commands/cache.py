@@ -58,7 +58,9 @@ def run(flags: CacheFlags) -> None:
         return
     hooks = [name.strip() for name in flags.hook.split(",")]
     if twice := {name for name in hooks if hooks.count(name) > 1}:
-        raise ConfigError(f"hook={flags.hook}: {min(twice)} stands there twice")
+        raise ConfigError(
+            f"hook={flags.hook}: {min(twice)} is named twice; name each hook point once"
+        )
     if flags.file_mb < 1:
         raise ConfigError(f"file_mb={flags.file_mb}: expected at least 1")
     settings = RunConfig(

@@ -205,7 +205,7 @@ def test_it_may_be_ended_where_it_was_stopped(cached_run, tmp_path):
         (
             {},
             {"hooks": (OTHER,)},
-            f"the cache has hooks={HOOK}, not {OTHER}; use the same settings",
+            f"the cache has hook={HOOK}, not {OTHER}; use the same settings",
         ),
         ({}, {"dtype": "float16"}, "dtype=float32, not float16"),
         ({"ctx_len": 16}, {}, "ctx_len=32, not 16"),
@@ -342,8 +342,15 @@ def test_activations_that_are_not_finite_are_an_error(cached_run, tmp_path, monk
 
 
 def test_a_text_that_ends_makes_a_smaller_cache(cached_run, tmp_path, caplog):
-    run = replace(cached_run, eval_tokens=0)
-    manifest = write_small(tmp_path, run, 10**7)
+    run, plans = replace(cached_run, eval_tokens=0), []
+    manifest = write_small(
+        tmp_path, run, 10**7, on_plan=lambda plan: plans.append((plan, caplog.text))
+    )
+    ((plan, said_before),) = plans
+    assert plan.startswith(f"{manifest.tokens:,} tokens of 1 hook point"), "what there will be"
+    assert (
+        f"has {manifest.tokens:,} tokens, not 10,000,000: all of them will be cached" in said_before
+    )
     assert TOKENS < manifest.tokens < 10**7
     assert f"ended: cached {manifest.tokens:,} tokens, not 10,000,000" in caplog.text
     assert write_small(tmp_path, run, 10**7) == manifest

@@ -220,6 +220,15 @@ def test_the_end_says_what_to_do(numbered):
     assert "use fewer --steps, or read them more often (--text-passes)" in said
 
 
+def test_the_end_of_the_held_out_part_says_which_flag(numbered):
+    source = source_of(numbered, split="heldout")
+    with pytest.raises(TextError) as raised:
+        list(source)
+    said = str(raised.value)
+    assert said.startswith("the held-out activations in ")
+    assert said.endswith("use fewer --eval-tokens, or cache more (vsae cache --eval-tokens)")
+
+
 def test_a_read_may_be_interrupted_and_the_state_holds(numbered):
     calls = iter(range(100))
 
