@@ -90,7 +90,7 @@ def train(
             if len(saes) == 1:
                 run = replace(run, hook=next(iter(hook_of.values())))
             saes, folders = prepared(run, saes, resume)
-            run = replace(run, device=processes.device(run.device))
+            device = processes.device(run.device)
         if resume and all(is_finished(folder, run) for folder in folders.values()):
             logger.info("%s: already finished; nothing to do", run.save_dir)
             for name, folder in folders.items():
@@ -98,12 +98,13 @@ def train(
                     of_hook = replace(run, hook=hook_of[name])
                     report_finished(folder, TrainConfig(saes[name], of_hook))
             return folders
-        _train(run, saes, folders, hook_of, processes, resume=resume, group=group)
+        _train(run, device, saes, folders, hook_of, processes, resume=resume, group=group)
     return folders
 
 
 def _train(
-    run: RunConfig,
+    given: RunConfig,
+    device: str,
     saes: dict[str, SAEConfig],
     folders: dict[str, Path],
     hook_of: dict[str, str],
@@ -112,7 +113,12 @@ def _train(
     resume: bool,
     group: str | None,
 ) -> None:
-    """See `train`."""
+    """See `train`.
+
+    Arguments:
+        device: this process's. The SAEs' settings have the one that was given, for all processes.
+    """
+    run = replace(given, device=device)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(interrupts(are_several=processes.are_several))
         with before_the_first_step():
@@ -133,7 +139,7 @@ def _train(
                 configs = {
                     name: TrainConfig(
                         sae.with_sigma(sources.hooks[hook_of[name]].activation_dim, run.normalize),
-                        replace(run, hook=hook_of[name]),
+                        replace(given, hook=hook_of[name]),
                     )
                     for name, sae in saes.items()
                 }
@@ -145,7 +151,7 @@ def _train(
                     initial = trained_sources(saes)
                 signals.check()
             processes.require_alike(inputs)
-            sae_runs, start = built(configs, folders, sources, points, initial, processes)
+            sae_runs, start = built(configs, folders, device, sources, points, initial, processes)
         code = 1
         try:
             with signals.deferred():

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 def built(
     configs: dict[str, TrainConfig],
     folders: dict[str, Path],
+    device: str,
     sources: RunSources,
     points: dict[Path, ResumePoint],
     initial: Mapping[str, Dictionary],
@@ -30,6 +31,7 @@ def built(
     """Every SAE, initialised or restored from its resume point, and the step to start at.
 
     Arguments:
+        device: of this process.
         initial: the trained SAE that each starts from, by name, if any.
     """
     if points:
@@ -49,7 +51,15 @@ def built(
                 logger.warning("%s", outliers)
     with processes.together():
         sae_runs = [
-            _built(name, config, folders[name], sources, norm_factors[config.run.hook], processes)
+            _built(
+                name,
+                config,
+                folders[name],
+                device,
+                sources,
+                norm_factors[config.run.hook],
+                processes,
+            )
             for name, config in configs.items()
         ]
         for one in sae_runs:
@@ -66,6 +76,7 @@ def _built(
     name: str,
     config: TrainConfig,
     folder: Path,
+    device: str,
     sources: RunSources,
     norm_factor: float,
     processes: Processes,
@@ -78,7 +89,7 @@ def _built(
         layer=hook.layer,
         lm_name=run.model,
         hook=hook.name,
-        device=run.device,
+        device=device,
         dtype=run.dtype,
         name=folder.name,
     )

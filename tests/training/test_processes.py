@@ -16,9 +16,12 @@ import torch as t
 from caches import write_small
 from interrupted_runs import STEPS, assert_equal, results, written
 
+from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
+from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.training.processes import ONE_PROCESS, Processes, launched
 
@@ -252,6 +255,40 @@ def test_one_process_needs_no_others(monkeypatch):
     assert ONE_PROCESS.command == "vsae"
     assert ONE_PROCESS.device("cuda:1") == "cuda:1"
     ONE_PROCESS.require_shares(7)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    used = []
+    monkeypatch.setattr(t.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(t.cuda, "set_device", used.append)
+    assert [Processes(r, 2, r, 2).device("cuda") for r in range(2)] == ["cuda:0", "cuda:1"]
+    assert Processes(3, 4, 1, 2).device("cuda") == "cuda:1", "of the second machine"
+    assert Processes(1, 2, 0, 1).device("cuda:1") == "cuda:1", "one process on each machine"
+    assert used == [0, 1, 1, 1]
+    assert Processes(0, 2, 0, 2).device("cpu") == "cpu"
+    with pytest.raises(ConfigError, match="2 processes can't share one device; use --device cuda,"):
+        Processes(0, 2, 0, 2).device("cuda:0")
+    with pytest.raises(ConfigError, match=r"on a machine that has 2 CUDA devices, .*-per-node 2$"):
+        Processes(2, 3, 2, 3).device("cuda")
+    assert used == [0, 1, 1, 1]
+
+
+def test_a_run_resumes_with_the_device_that_was_given(run, tmp_path, monkeypatch):
+    """Not with that of rank 0, which the processes can't share."""
+    asked = []
+
+    def device(self, device):
+        asked.append(device)
+        return "cpu:0"
+
+    monkeypatch.setattr(Processes, "device", device)
+    train(run, {"x": SAEConfig(dict_size=32, k=4)})
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["run"]["settings"]["device"] == "cpu"
+    assert config["trainer"]["device"] == config["buffer"]["device"] == "cpu:0"
+    (tmp_path / "run" / "ae.pt").unlink()
+    train(*read_run(tmp_path / "run"), resume=True)
+    assert asked == ["cpu", "cpu"]
 
 
 def test_what_starts_as_many_again():
