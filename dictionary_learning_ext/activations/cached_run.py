@@ -6,10 +6,8 @@ from typing import Any
 
 from ..config.run_config import RunConfig
 from ..errors import TextError
-from .cached_files import cut
 from .cached_source import CachedSource
 from .held_out import HeldOut, cached_model, held_out_stored, require_held_out, stored_hook_point
-from .judged_pieces import ROWS_AT_ONCE
 from .sources import RunSources
 from .stored_activations import UNKNOWN, open_stored
 from .tokens import WHOLE, Share
@@ -81,13 +79,9 @@ class CachedSources(RunSources):
         """Raise a TextError if there are too few tokens for the run."""
         run, stored, count = self._run, self._stored, self._share.count
         require_held_out(run, stored)
-        pieces = [
-            piece.stop - piece.start
-            for part in stored.parts("train")
-            for piece in cut(part, max(1, ROWS_AT_ONCE // stored.ctx_len))
-        ]
+        contexts = sum(part.stop - part.start for part in stored.parts("train"))
         # No process may be one context short.
-        there = int(stored.tokens["train"] * count * sum(n // count for n in pieces) / sum(pieces))
+        there = int(stored.tokens["train"] * (contexts - contexts % count) / contexts)
         need = run.steps * run.batch_size
         if (found := run.text_passes * there) >= need:
             return

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ class CachedSource:
             over about 4,096 rows.
         passes: how often the folder is read.
         seed: seeds the order of the files and rows. None: they are read as they lie.
-        share: which of the contexts read together it takes.
+        share: which of the contexts it takes, as they are counted in a pass.
         before_read: called before each read of about 4,096 rows. It may raise.
 
     Attributes:
@@ -103,7 +104,8 @@ class CachedSource:
         self._order = torch.empty(0, dtype=torch.int32)
         self._given = 0
         self._place = _Place(0, 0, 0)
-        self._pieces: tuple[int, list[Part]] | None = None  # a pass's number and its pieces
+        # a pass's number, its pieces, and how many of its contexts come before each
+        self._pieces: tuple[int, list[Part], list[int]] | None = None
         self._fills = 0
         self._fill_start: dict[str, Any] | None = None
         self._outliers: Outliers | None = None
@@ -262,7 +264,9 @@ class CachedSource:
         while self._place.number < self._passes:
             number = self._place.number
             if self._pieces is None or self._pieces[0] != number:
-                self._pieces = number, self._in_order(number)
+                pieces = self._in_order(number)
+                sizes = [piece.stop - piece.start for piece in pieces]
+                self._pieces = number, pieces, list(accumulate(sizes, initial=0))
             if self._place.piece < len(self._pieces[1]):
                 return self._pieces[1][self._place.piece]
             if not self._pieces[1]:
@@ -282,9 +286,11 @@ class CachedSource:
         """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
         piece = self._reader.read(part)
         if self._share != WHOLE:
+            assert self._pieces is not None
             rank, count = self._share
+            mine = slice((rank - self._pieces[2][self._place.piece]) % count, None, count)
             ids_NL = piece.ids_NL
-            piece = Piece(piece.x_NLD[rank::count], None if ids_NL is None else ids_NL[rank::count])
+            piece = Piece(piece.x_NLD[mine], None if ids_NL is None else ids_NL[mine])
         x_NLD, ids_NL, wanted_NL = judged(piece, self._rule, part, self.hook_name)
         place = rearrange(wanted_NL, "n l -> (n l)").nonzero().squeeze(1)
         rows_ND = rearrange(x_NLD, "n l d -> (n l) d")

@@ -19,6 +19,7 @@ from dictionary_learning_ext.activations import contexts, held_out, run_inputs
 from dictionary_learning_ext.activations.cached_run import open_sources
 from dictionary_learning_ext.activations.cached_source import CachedSource
 from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
+from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.errors import Interrupted, LanguageModelError, TextError
@@ -202,6 +203,18 @@ def test_too_few_tokens_are_refused_with_what_to_do(run, small_cache, tmp_path):
         f"the activations in {small_cache} have 8,000 tokens in 2 passes: expected 32,000 for 500 steps"
         " of 64; use --text-passes 8 or --steps 125 or cache more (vsae cache --tokens 32000)"
     )
+
+
+def test_no_process_is_short_of_the_tokens_that_are_enough(run):
+    """125 contexts, so 41 for each of 3 processes, twice."""
+    run = replace(run, batch_size=48, steps=2 * 41 * 32 // 16)
+    for rank in range(3):
+        sources = open_sources(run, [HOOK], share=Share(rank, 3))
+        sources.require_enough()
+        for _ in range(run.steps):
+            sources.next()
+    with pytest.raises(TextError, match="or --steps 164 or cache more"):
+        open_sources(replace(run, steps=165), [HOOK], share=Share(0, 3)).require_enough()
 
 
 def test_own_activations_are_measured_but_the_language_models_loss_is_not(

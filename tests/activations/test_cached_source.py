@@ -10,8 +10,10 @@ import torch as t
 from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
 
+from dictionary_learning_ext.activations.cache_manifest import CachedHook
+from dictionary_learning_ext.activations.cached_files import Part, write_contexts
 from dictionary_learning_ext.activations.cached_source import CachedSource
-from dictionary_learning_ext.activations.stored_activations import open_stored
+from dictionary_learning_ext.activations.stored_activations import StoredActivations, open_stored
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.errors import ActivationsError, ConfigError, NonFiniteError, TextError
 
@@ -163,8 +165,35 @@ def test_shares_of_several_processes_divide_the_rows(numbered):
         numbers(batches_of(source_of(numbered, share=Share(rank, 3), **options)))
         for rank in range(3)
     ]
-    assert max(map(len, shares)) - min(map(len, shares)) <= 5, "one for each piece"
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert sorted(number for share in shares for number in share) == list(range(N - N // 20))
+
+
+@pytest.mark.parametrize("rules", [{}, {"max_norm_multiple": 1.5}])
+def test_with_long_contexts_every_process_has_its_share(rules, tmp_path):
+    """4,096 rows, which are read together, are 4 contexts here: fewer than there are processes."""
+    ids = np.arange(25, dtype=np.int32).repeat(1024).reshape(25, 1024)
+    parts = []
+    for name, of_file in (("a", ids[:10]), ("b", ids[10:])):
+        parts.append(Part(tmp_path / f"{name}.arrow", 0, len(of_file)))
+        write_contexts(parts[-1].path, {"x": of_file[..., None].astype("f4")}, of_file)
+    stored = StoredActivations(
+        folder=tmp_path,
+        kind="SAELens's cache",
+        hooks={"x": CachedHook(0, 1)},
+        ctx_len=1024,
+        known={"data": "numbers"},
+        train=tuple(parts),
+        heldout=(),
+        tokens={"train": ids.size, "heldout": 0},
+        digest="",
+    )
+    shares = []
+    for rank in range(8):
+        source = source_of(stored, share=Share(rank, 8), rows=1024, out_batch_size=1024, **rules)
+        shares.append([int(batch[0, 0]) for batch in batches_of(source)])
+    assert [len(share) for share in shares] == [4] + [3] * 7
+    assert sorted(number for share in shares for number in share) == list(range(25))
 
 
 def test_what_is_left_out(small_cache, tiny_lm):
