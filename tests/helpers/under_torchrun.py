@@ -184,6 +184,7 @@ def equality(_run, _folder):
                 trainer.ae.double()
                 trainer.state().threshold_start_step = 3
             ours.join(ranks)
+            before = whole.ae.state_dict()["encoder.weight"].clone()
             numbers = F if options.get("noise_on") != "values" else K
             dead = 0
             for step in range(40):
@@ -210,7 +211,7 @@ def equality(_run, _folder):
                         )
                     )
                 ),
-                "moved": float((whole.ae.state_dict()["encoder.weight"]).abs().max()),
+                "moved": float((whole.ae.state_dict()["encoder.weight"] - before).abs().max()),
                 "equal": digest(ours.ae.state_dict().values()),
             }
     return seen
