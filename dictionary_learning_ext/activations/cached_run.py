@@ -32,7 +32,7 @@ def open_sources(
 class CachedSources(RunSources):
     """The batches of every hook point of a run, out of stored activations.
 
-    The language model is loaded only if its loss will be measured. Arguments and attributes are
+    The language model is loaded only if its loss will be measured, by rank 0. Arguments and attributes are
     `RunSources`'s.
 
     Raises: a UserError if the activations are not of the run's model, text and hook points.
@@ -50,7 +50,8 @@ class CachedSources(RunSources):
         self._stored = stored = open_stored(run.activations)
         hooks = list(hooks)
         stored.require_fit(run, hooks)
-        self._loss_model = cached_model(run, stored) if run.eval_tokens else None
+        evaluates = run.eval_tokens and share.rank == 0
+        self._loss_model = cached_model(run, stored) if evaluates else None
         self.hooks = {name: stored_hook_point(stored, name) for name in hooks}
         self._cached = {
             name: CachedSource(

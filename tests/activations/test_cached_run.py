@@ -170,6 +170,12 @@ def test_without_an_evaluation_no_language_model_is_needed(run, tmp_path, no_mod
     assert (tmp_path / "run" / "ae.pt").is_file()
 
 
+def test_a_process_that_does_not_evaluate_needs_no_language_model(run, no_model):
+    open_sources(run, [HOOK], share=Share(1, 2))
+    with pytest.raises(AssertionError, match="a language model is loaded"):
+        open_sources(run, [HOOK], share=Share(0, 2))
+
+
 def test_several_hook_points_are_read_each_as_on_its_own(run, tmp_path, no_model):
     run = replace(run, eval_tokens=0)
     both = replace(run, save_dir=str(tmp_path / "both"), hook="blocks.2.hook_resid_post")
