@@ -36,13 +36,16 @@ def free_bytes(device: str) -> int:
     return psutil.virtual_memory().available
 
 
-def require_memory(run: RunConfig, saes: Iterable[SAEConfig], hooks: int = 1) -> None:
+def require_memory(
+    run: RunConfig, saes: Iterable[SAEConfig], hooks: int = 1, processes: int = 1
+) -> None:
     """Refuse a run that the device has too little memory for, or contexts that the model can't read.
 
     The estimate is a lower bound: what can be trained isn't refused.
 
     Arguments:
         hooks: how many hook points have a buffer.
+        processes: how many train on this machine. On its CPU each has SAEs and buffers of its own.
 
     Raises: ConfigError, which says how much is needed for what; LanguageModelError if there is no
     such model.
@@ -50,23 +53,27 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig], hooks: int = 1) ->
     parameters, width = _language_model(run)
     if (available := _all_bytes(run.device)) is None:
         return
+    copies = processes if run.device == "cpu" else 1
     size = 2 if run.dtype == "bfloat16" else 4
     parts = [
         _Part(
             "SAE weights, gradients and optimizer",
-            sum(sae_bytes(each.dict_size, width) for each in saes),
+            copies * sum(sae_bytes(each.dict_size, width) for each in saes),
             "lower --dict-size",
         ),
         _Part(
-            "buffer", hooks * run.n_ctxs * run.ctx_len * width * size, "lower --n-ctxs or --ctx-len"
+            "buffer",
+            copies * hooks * run.n_ctxs * run.ctx_len * width * size,
+            "lower --n-ctxs or --ctx-len",
         ),
         _Part("language model", parameters * size, "use a smaller --model, or --dtype bfloat16"),
     ]
     if (needed := sum(part.bytes for part in parts)) > available:
+        who = f"these {copies} processes need" if copies > 1 else "this run needs"
         where = "this machine" if run.device == "cpu" else run.device
         listed = ", ".join(f"{part.label} {in_words(part.bytes)}" for part in parts)
         raise ConfigError(
-            f"this run needs at least {in_words(needed)} of memory ({listed}), and {where} has"
+            f"{who} at least {in_words(needed)} of memory ({listed}), and {where} has"
             f" {in_words(available)}; {max(parts, key=lambda part: part.bytes).remedy}"
         )
 

@@ -73,6 +73,18 @@ def test_every_part_counts(run, machine, tiny_lm):
         require_memory(run, saes)
 
 
+def test_each_process_on_a_cpu_has_saes_and_a_buffer_of_its_own(run, machine, tiny_lm):
+    of_each = sae_bytes(32, 16) + 8 * 32 * 16 * 4
+    # They may share the language model's file in memory.
+    model = sum(parameter.numel() for parameter in tiny_lm._model.parameters()) * 4
+    machine(3 * of_each + model)
+    require_memory(run, [SAEConfig(dict_size=32, k=4)], processes=3)
+    machine(3 * of_each + model - 1)
+    require_memory(run, [SAEConfig(dict_size=32, k=4)], processes=2)
+    with pytest.raises(ConfigError, match=r"^these 3 processes need at least "):
+        require_memory(run, [SAEConfig(dict_size=32, k=4)], processes=3)
+
+
 def test_bfloat16_halves_the_language_model_and_the_buffer(tiny_lm_dir, machine, tiny_lm):
     run = RunConfig(model=str(tiny_lm_dir), ctx_len=32, n_ctxs=8, batch_size=32, dtype="bfloat16")
     parameters = sum(parameter.numel() for parameter in tiny_lm._model.parameters())
