@@ -209,7 +209,7 @@ def _loop(
         for one in saes:
             of_ranks = processes.gather(state_for_resume(one.trainer, states[one.run.hook]))
             with processes.together():
-                one.save_point(step, inputs | shared_state(of_ranks))
+                one.save_point(step, inputs | shared_state(of_ranks, processes))
 
     try:
         for step in range(start, run.steps):

@@ -62,6 +62,10 @@ class Processes:
         return self.count > 1
 
     @property
+    def machines(self) -> int:
+        return self.count // self.local_count
+
+    @property
     def ranks(self) -> "Ranks":
         """For trainers."""
         from ..trainers.kernels.ranks import Ranks
@@ -73,8 +77,7 @@ class Processes:
         """What starts as many processes again; `train` and its flags follow."""
         if not self.are_several:
             return "vsae"
-        machines = self.count // self.local_count
-        nodes = f"--nnodes {machines} " if machines > 1 else ""
+        nodes = f"--nnodes {self.machines} " if self.machines > 1 else ""
         return f"torchrun {nodes}--nproc-per-node {self.local_count} -m dictionary_learning_ext"
 
     def require_shares(self, batch_size: int) -> None:

@@ -14,8 +14,6 @@ from .processes import Processes
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE = "dictionary_learning_ext"
-
 
 def checked_points(
     configs: dict[str, TrainConfig],
@@ -63,7 +61,7 @@ def _require_as_many(point: ResumePoint, processes: Processes, folder: Path) -> 
     """Refuse another number of processes: each has its place in the text, and its own noise."""
     was = len(point.run.get("ranks", [None]))
     if was != processes.count:
-        command = "vsae" if was == 1 else f"torchrun --nproc-per-node {was} -m {_PACKAGE}"
+        command = Processes(count=was, local_count=was // point.run.get("machines", 1)).command
         raise ConfigError(
             f"{folder}: the run was started with {was} process{'es' if was > 1 else ''}, not "
             f"{processes.count}; continue with `{command} train --resume {folder}`"
@@ -80,10 +78,12 @@ def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]
     return {"buffer": source, "generators": generators}
 
 
-def shared_state(of_ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a resume point holds of every process's `state_for_resume`."""
+def shared_state(of_ranks: list[dict[str, Any]], processes: Processes) -> dict[str, Any]:
+    """What a resume point holds of every process's `state_for_resume`, and of their number."""
     one_process = {"buffer": of_ranks[0]["buffer"]}
-    return one_process if len(of_ranks) == 1 else one_process | {"ranks": of_ranks}
+    if not processes.are_several:
+        return one_process
+    return one_process | {"ranks": of_ranks, "machines": processes.machines}
 
 
 def state_of_rank(point: ResumePoint, rank: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import steps_of
+from dictionary_learning_ext.training import resuming
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -261,3 +262,17 @@ def test_five_kills_change_nothing(run, tmp_path):
     process.join()
     assert process.exitcode == 0
     assert_equal(results(whole), results(folder))
+
+
+def test_a_run_of_several_machines_says_how_many(stopped, monkeypatch):
+    newest = resuming.newest_points
+
+    def of_two_machines(folders):
+        points, problems = newest(folders)
+        processes = {"ranks": [None] * 8, "machines": 2}
+        return {f: p._replace(run=p.run | processes) for f, p in points.items()}, problems
+
+    monkeypatch.setattr(resuming, "newest_points", of_two_machines)
+    command = "torchrun --nnodes 2 --nproc-per-node 4 -m dictionary_learning_ext train --resume"
+    with pytest.raises(ConfigError, match=f"with 8 processes, not 1; continue with `{command}"):
+        resumed(stopped)
