@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from nnsight import LanguageModel
+
 from ..config.run_config import RunConfig
-from ..errors import TextError
+from ..errors import LanguageModelError, TextError
 from .cached_source import CachedSource
-from .held_out import HeldOut, cached_model, held_out_stored, require_held_out, stored_hook_point
+from .held_out import HeldOut, held_out_stored, require_held_out
+from .hook_points import HookPoint
+from .language_models import settings_hash, weights_hash
+from .run_inputs import load_model
 from .sources import RunSources
-from .stored_activations import UNKNOWN, open_stored
+from .stored_activations import UNKNOWN, StoredActivations, open_stored
 from .tokens import WHOLE, Share
 
 
@@ -115,3 +121,35 @@ class CachedSources(RunSources):
         for source in self._cached.values():
             if source.is_used_up:
                 source.refresh()
+
+
+def cached_model(run: RunConfig, stored: StoredActivations) -> LanguageModel | None:
+    """The language model of a cache, in the dtype in which it was cached; None if that isn't known.
+
+    Raises: LanguageModelError if the run's is another one.
+    """
+    if (manifest := stored.manifest) is None:
+        return None
+    dtype: Any = manifest.settings.lm_dtype
+    model = load_model(replace(run, dtype=dtype))
+    settings = manifest.settings
+    for what, was, now in (
+        ("weights", settings.language_model, weights_hash(model)),
+        ("tokenizer or config", settings.tokenizer, settings_hash(model)),
+    ):
+        if was != now:
+            raise LanguageModelError(
+                f"the cache {stored.folder} is of another language model than {run.model!r}: the"
+                f" SHA-256 of its {what} is {was[:12]}, not {now[:12]}; give the --model that was"
+                " cached, or cache this one"
+            )
+    return model
+
+
+def stored_hook_point(stored: StoredActivations, name: str) -> HookPoint:
+    """A hook point of stored activations, without a language model's submodule.
+
+    Raises: ActivationsError if it isn't there.
+    """
+    hook = stored.hook(name)
+    return HookPoint(name, hook.layer, "out", None, hook.width)

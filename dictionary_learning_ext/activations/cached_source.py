@@ -21,10 +21,10 @@ from torch import Tensor
 from ..config.options import Split
 from ..errors import ConfigError, TextError
 from .cached_files import FileReader, Part, Piece, cut
-from .judged_pieces import ROWS_AT_ONCE, judged, rule_of
 from .outliers import NormRecord, Outliers
 from .stored_activations import StoredActivations
 from .tokens import WHOLE, Share
+from .wanted_rows import ROWS_AT_ONCE, judged, rule_of
 
 _log = logging.getLogger(__name__)
 

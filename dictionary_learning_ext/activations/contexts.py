@@ -16,10 +16,10 @@ from ..errors import TextError
 from .activation_reader import ActivationReader
 from .cached_files import FileReader, cut
 from .hook_points import HookPoint
-from .judged_pieces import ROWS_AT_ONCE, judged, rule_of
 from .stored_activations import StoredActivations, open_stored
 from .text import open_text
 from .tokens import ContextStream
+from .wanted_rows import ROWS_AT_ONCE, judged, rule_of
 
 _CONTEXTS_AT_ONCE = 32
 

@@ -5,7 +5,6 @@ They come out of the language model as it reads the held-out text, or from store
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,14 +12,13 @@ import torch as t
 from nnsight import LanguageModel
 
 from ..config.run_config import RunConfig
-from ..errors import ActivationsError, LanguageModelError
+from ..errors import ActivationsError
 from .activation_reader import ActivationReader
 from .buffer import ResidualBuffer
 from .cache_manifest import CacheManifest
 from .cached_source import CachedSource
 from .hook_points import HookPoint, find_hook
-from .language_models import settings_hash, weights_hash
-from .run_inputs import evaluation_batch, held_out, load_model
+from .run_inputs import evaluation_batch, held_out
 from .stored_activations import StoredActivations
 from .tokens import ContextStream, TokenContexts
 
@@ -71,7 +69,7 @@ def held_out_stored(
     """Of stored activations, for `tokens` tokens.
 
     Arguments:
-        model: what `cached_model` returns.
+        model: what `cached_run.cached_model` returns.
     """
     batch = evaluation_batch(tokens)
     rows = CachedSource(
@@ -108,38 +106,6 @@ def require_held_out(run: RunConfig, stored: StoredActivations) -> None:
             f"{stored.folder} has {there:,} held-out tokens: expected at least {batch:,} to evaluate"
             f" on; use --eval-tokens 0{advice}"
         )
-
-
-def cached_model(run: RunConfig, stored: StoredActivations) -> LanguageModel | None:
-    """The language model of a cache, in the dtype in which it was cached; None if that isn't known.
-
-    Raises: LanguageModelError if the run's is another one.
-    """
-    if (manifest := stored.manifest) is None:
-        return None
-    dtype: Any = manifest.settings.lm_dtype
-    model = load_model(replace(run, dtype=dtype))
-    settings = manifest.settings
-    for what, was, now in (
-        ("weights", settings.language_model, weights_hash(model)),
-        ("tokenizer or config", settings.tokenizer, settings_hash(model)),
-    ):
-        if was != now:
-            raise LanguageModelError(
-                f"the cache {stored.folder} is of another language model than {run.model!r}: the"
-                f" SHA-256 of its {what} is {was[:12]}, not {now[:12]}; give the --model that was"
-                " cached, or cache this one"
-            )
-    return model
-
-
-def stored_hook_point(stored: StoredActivations, name: str) -> HookPoint:
-    """A hook point of stored activations, without a language model's submodule.
-
-    Raises: ActivationsError if it isn't there.
-    """
-    hook = stored.hook(name)
-    return HookPoint(name, hook.layer, "out", None, hook.width)
 
 
 class CachedDocuments:

@@ -8,14 +8,8 @@ from typing import Any, NamedTuple
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
-from ..activations.held_out import (
-    HeldOut,
-    cached_model,
-    held_out_stored,
-    held_out_text,
-    require_held_out,
-    stored_hook_point,
-)
+from ..activations.cached_run import cached_model, stored_hook_point
+from ..activations.held_out import HeldOut, held_out_stored, held_out_text, require_held_out
 from ..activations.hook_points import HookPoint, find_hook
 from ..activations.run_inputs import open_model
 from ..activations.stored_activations import StoredActivations, open_stored

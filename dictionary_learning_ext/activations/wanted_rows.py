@@ -1,4 +1,4 @@
-"""Stored contexts with what is wanted of them: which tokens are left out, and that all is finite.
+"""Which rows of stored contexts are wanted, and whether all of these are finite.
 
 Shapes: N contexts, L = ctx_len tokens, D = the width of a row.
 """
