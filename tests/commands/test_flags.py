@@ -46,22 +46,31 @@ def test_the_shared_flags_are_one_declaration(module, capsys):
     given = ["--model=lm", "--hook=blocks.1.hook_resid_post", "--data=text.txt", "--device=cuda:1"]
     flags = parse(module.COMMAND, [*needed, *given])
     assert isinstance(flags.inputs, InputFlags)
-    assert vars(flags.inputs) == {
-        "model": "lm",
-        "hook": "blocks.1.hook_resid_post",
-        "data": "text.txt",
-        "max_norm_multiple": None,
-        "remove_bos": None,
-        "device": "cuda:1",
-    } | ({"activations": None} if module in (evaluate, report) else {})
-    assert vars(parse(module.COMMAND, needed).inputs) == {
-        "model": None,
-        "hook": None,
-        "data": None,
-        "max_norm_multiple": None,
-        "remove_bos": None,
-        "device": "cpu",
-    }
+    own = {"activations": None} if module in (evaluate, report) else {}
+    assert (
+        vars(flags.inputs)
+        == {
+            "model": "lm",
+            "hook": "blocks.1.hook_resid_post",
+            "data": "text.txt",
+            "max_norm_multiple": None,
+            "remove_bos": None,
+            "device": "cuda:1",
+        }
+        | own
+    )
+    assert (
+        vars(parse(module.COMMAND, needed).inputs)
+        == {
+            "model": None,
+            "hook": None,
+            "data": None,
+            "max_norm_multiple": None,
+            "remove_bos": None,
+            "device": "cpu",
+        }
+        | own
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
