@@ -91,6 +91,10 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
         return TrainConfig(train.sae, train.run)
 
     devices, fixed = _devices(flags)
+    if devices and "device" in sweep.assignments[0]:
+        raise ConfigError(
+            f"--devices: {file} sweeps device; leave it out, or take device out there"
+        )
     configs = configurations(sweep, parsed, fixed)
     if len(configs) > flags.max_runs and not flags.yes:
         raise ConfigError(

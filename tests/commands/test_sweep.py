@@ -59,6 +59,11 @@ def test_devices_are_given_once_with_a_sweep_file(sweep_file, tmp_path, capsys):
 
     assert "--devices: only works with a sweep file" in line("--results", tmp_path)
     assert "--device and --devices: give only one" in line(sweep_file, "--device=cpu")
+    sweeping = tmp_path / "sweeping.yaml"
+    content = json.loads(sweep_file.read_text())
+    content["parameters"]["device"] = {"values": ["cpu"]}
+    sweeping.write_text(json.dumps(content))
+    assert f"--devices: {sweeping} sweeps device; leave it out" in line(sweeping)
     assert "--devices : expected devices of one kind" in refused(
         ["sweep", sweep_file, "--devices="], capsys
     )
