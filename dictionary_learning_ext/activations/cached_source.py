@@ -309,14 +309,14 @@ class CachedSource:
         return self.stored.kind != "own activations"
 
     def _too_short(self, found: int) -> TextError:
-        part, advice = (
-            (
-                "",
-                "cache more (vsae cache --tokens), use fewer --steps, or read them more often (--text-passes)",
-            )
-            if self.split == "train"
-            else (" held-out", "use fewer --eval-tokens, or cache more (vsae cache --eval-tokens)")
+        part = ""
+        advice = (
+            "cache more (vsae cache --tokens), use fewer --steps, or read them more often"
+            " (--text-passes)"
         )
+        if self.split == "heldout":
+            part = " held-out"
+            advice = "use fewer --eval-tokens, or cache more (vsae cache --eval-tokens)"
         return TextError(
             f"the{part} activations in {self.stored.folder} ended after {self.tokens_seen} tokens:"
             f" expected {self.out_batch_size} for the next batch, found {found}; {advice}"
