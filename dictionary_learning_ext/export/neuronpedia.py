@@ -5,9 +5,9 @@
 
 The schema is `NeuronpediaDashboardBatch` of sae-dashboard 0.8.0. Neuronpedia's converter reads it
 (utils/neuronpedia-utils/…/convert-saedashboard-to-neuronpedia-export.py in its repository), and asks
-for the author's and the release's names. Activations are those of the SAE that takes raw activations; a vSAE's are its mean's.
-Features that were never selected are left out, as SAEDashboard leaves them out. Correlations with
-neurons and other features are empty lists.
+for the author's and the release's names. Activations are those of the SAE that takes raw activations;
+a vSAE's are its mean's. Features that were never selected are left out, as SAEDashboard leaves them
+out. Correlations with neurons and other features are empty lists.
 """
 
 import importlib.metadata
@@ -114,9 +114,8 @@ def write_neuronpedia(
             "sae_id_suffix": None,
             "features": [feature | of_all for feature in some],
         }
-        write_text(
-            folder / f"batch-{number}.json", json.dumps(content)
-        )  # indented, it is 4 times as long
+        # Without write_json's indentation, which makes it four times as long.
+        write_text(folder / f"batch-{number}.json", json.dumps(content))
         n_written += len(some)
     settings = of_all | {
         "model": source.model,
