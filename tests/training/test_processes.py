@@ -185,31 +185,34 @@ def long(flags):
     return [*flags, "--steps=100000", "--text-passes=99999"]
 
 
-def test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact(flags, run, tmp_path, monkeypatch):
-    """A signal to one rank: one point, one exit code, one line. The rest equals a whole run."""
-    whole = tmp_path / "whole"
-    _, error = ended(train_command(*flags, f"--save-dir={whole}"))
-    assert (whole / "metrics.json").is_file(), error
-    folder = tmp_path / "run"
-    process = train_command(*flags)
-    after_some_steps(process, folder)
+def test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact(flags, run, tmp_path):
+    """Of two SAEs, at two hook points. One line, one exit code, and a point of each SAE."""
+    hooks, folder, whole = (run.hook, OTHER_HOOK), tmp_path / "run", tmp_path / "whole"
+    several = [*flags, f"--hook={','.join(hooks)}"]
+    _, error = ended(train_command(*several, f"--save-dir={whole}"))
+    assert all((whole / hook / "metrics.json").is_file() for hook in hooks), error
+    process = train_command(*several)
+    after_some_steps(process, folder / run.hook)
     rank_of(process, 1).send_signal(signal.SIGTERM)
     _, error = ended(process)
     assert process.returncode != 0, error
     codes = re.findall(r"exitcode +: (-?\d+)", error)
     assert set(codes) == {"143"}, error
     (line,) = [each for each in error.splitlines() if each.startswith("vsae: ")]
-    step = steps_of(folder)[-1]
+    step = steps_of(folder / run.hook)[-1]
     assert line == (
         f"vsae: stopped by SIGTERM at step {step}; continue with `torchrun --nproc-per-node 2 "
         f"-m dictionary_learning_ext train --resume {folder}`"
     )
-    load_point(folder, step)
+    for hook in hooks:
+        load_point(folder / hook, step)
     assert main(["train", "--resume", str(folder)]) == 2  # in one process
     _, error = ended(train_command("train", "--resume", folder))
     assert f"resuming from step {step}" in error
-    assert_equal(results(whole), results(folder))
-    assert load_point(whole, STEPS).run["ranks"] == load_point(folder, STEPS).run["ranks"]
+    for hook in hooks:
+        assert_equal(results(whole / hook), results(folder / hook))
+        ends = [load_point(where / hook, STEPS).run["ranks"] for where in (whole, folder)]
+        assert ends[0] == ends[1]
 
 
 def test_a_signal_to_torchrun_ends_all_with_one_point(flags, tmp_path):
