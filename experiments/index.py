@@ -103,7 +103,7 @@ EXPERIMENTS = (
     Experiment(
         "speed.step_time",
         "How long does a training step take: ours, upstream's, SAELens's, sparsify's?",
-        minutes="4",
+        minutes="10",
         stages=("bench", "tables"),
         needs="sae-lens and eai-sparsify, where they are to be measured",
         page="benchmark_step.md",

@@ -1,6 +1,6 @@
 """How long one training step takes: ours, upstream's, SAELens's and sparsify's, in one process.
 
-    python -m experiments.speed.step_time bench     # about 4 minutes
+    python -m experiments.speed.step_time bench     # about 10 minutes
     python -m experiments.speed.step_time tables    # write the page again
 
 SAELens and sparsify are measured where they are installed: `pip install sae-lens`, and
