@@ -175,7 +175,7 @@ EXPERIMENTS = (
     Experiment(
         "speed.cache",
         "How fast are activations read from disk, and what does a cache save?",
-        minutes="6",
+        minutes="8",
         stages=("bench", "tables"),
         page="benchmark_cache.md",
     ),
