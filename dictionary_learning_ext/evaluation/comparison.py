@@ -131,8 +131,13 @@ def printed(
     if differing:
         parts.append("* Not a matched comparison: measured differently from the first row.")
         parts.append(_settings_table(names, measured, differing, width))
-    trained = training(configs or {})
-    if differing := unequal(list(trained.values())):
+    trained, shown = training(configs or {}), differing
+    differing = unequal(list(trained.values()))
+    if any(
+        name not in shown or trained[folder].get(name) != measured.get(folder, {}).get(name)
+        for name in differing
+        for folder in trained
+    ):
         is_matched = only_posteriors_differ(list(trained.values()))
         parts.append(
             f"{MATCHED} Their posteriors differ:"

@@ -150,6 +150,16 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
     ]
 
 
+def test_what_was_measured_as_it_was_trained_is_shown_once():
+    results = {"a": measured(hook="h1"), "b": measured(hook="h2")}
+    one, other = config(hook="h1"), config(hook="h2")
+    text = printed(results, None, {"a": one, "b": other})
+    assert text.count("h1") == 1
+    assert "also differ" not in text
+    assert "also differ" in printed(results, None, {"a": one, "b": config(hook="h2", k=16)})
+    assert "also differ" in printed(results, None, {"a": one, "b": config(hook="h3")})
+
+
 def test_posteriors_that_differ_are_no_other_training():
     results = {"a": measured(), "b": measured()}
     same = {"data": "a", "steps": 9, "batch_size": 4, "dict_size": 32, "seed": 0}
