@@ -58,12 +58,14 @@ def begin(
 ) -> Manifest:
     """Record a sweep in `save_dir`, unless it is there already.
 
+    Another sweep that has written no run yet gives way.
+
     Raises: ConfigError if the folder holds another sweep, or the same one with another at_once.
     """
     names = sorted(names)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     former = read(save_dir)
-    if former is None:
+    if former is None or (former.digest != digest and not _has_begun(former, save_dir)):
         at_once = memory_allows if at_once is None else at_once
         manifest = Manifest(digest, at_once, names, name, command)
         write_json(save_dir / SWEEP, asdict(manifest))
@@ -79,6 +81,10 @@ def begin(
             "--at-once to continue it"
         )
     return former
+
+
+def _has_begun(manifest: Manifest, save_dir: Path) -> bool:
+    return any((save_dir / name).exists() for name in manifest.runs)
 
 
 def is_done(folder: Path) -> bool:

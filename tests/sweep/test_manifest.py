@@ -25,10 +25,19 @@ def test_the_first_start_counts(tmp_path):
     first = start(tmp_path, name="n")
     assert (first.at_once, first.runs, first.name) == (2, ["a", "b", "c"], "n")
     assert start(tmp_path, names="cba", memory_allows=9, command="y") == first == read(tmp_path)
-    with pytest.raises(ConfigError, match=r"holds another sweep of 3 runs, e\.g\. a"):
-        start(tmp_path, names="ab")
     with pytest.raises(ConfigError, match="--at-once 3: this sweep was started with 2"):
         start(tmp_path, at_once=3)
+
+
+def test_another_sweep_gives_way_unless_it_has_written_a_run(tmp_path):
+    start(tmp_path)
+    other = start(tmp_path, names="xy", command="vsae y")
+    assert (other.runs, other.command) == (["x", "y"], "vsae y")
+    assert read(tmp_path) == other
+    (tmp_path / "y").mkdir()
+    with pytest.raises(ConfigError, match=r"holds another sweep of 2 runs, e\.g\. x; choose"):
+        start(tmp_path)
+    assert read(tmp_path) == other
 
 
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
