@@ -19,7 +19,7 @@ def prepared(
     Raises: ConfigError for settings that don't go together, a batch that the processes don't divide, or
     a folder that is taken or missing; TextError or ActivationsError if there is no such file.
     """
-    launched().require_shares(run.batch_size)
+    launched().require_shares(run.batch_size, resume)
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     for sae in saes.values():
         sae.require_units(run.normalize)

@@ -80,15 +80,17 @@ class Processes:
         nodes = f"--nnodes {self.machines} " if self.machines > 1 else ""
         return f"torchrun {nodes}--nproc-per-node {self.local_count} -m dictionary_learning_ext"
 
-    def require_shares(self, batch_size: int) -> None:
+    def require_shares(self, batch_size: int, resume: bool = False) -> None:
         """Raise a ConfigError unless a batch can be divided among the processes."""
         if batch_size % self.count:
             below = batch_size - batch_size % self.count
             fits = " or ".join(str(n) for n in (below, below + self.count) if n)
+            advice = f"use --batch-size {fits}, or another --nproc-per-node"
+            if resume:
+                advice = "continue with as many processes as the run was started with"
             raise ConfigError(
                 f"batch_size={batch_size}: expected a multiple of {self.count}, the number of "
-                f"processes, since each takes an equal share of the batch; use --batch-size {fits}, "
-                "or another --nproc-per-node"
+                f"processes, since each takes an equal share of the batch; {advice}"
             )
 
     def device(self, device: str) -> str:

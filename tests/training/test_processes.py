@@ -303,6 +303,10 @@ def test_what_starts_as_many_again():
 def test_a_batch_smaller_than_the_processes():
     with pytest.raises(ConfigError, match="use --batch-size 4, or another"):
         Processes(0, 4).require_shares(3)
+    with pytest.raises(
+        ConfigError, match="; continue with as many processes as the run was started"
+    ):
+        Processes(0, 4).require_shares(3, resume=True)
 
 
 def test_all_read_the_same_language_model(monkeypatch):
