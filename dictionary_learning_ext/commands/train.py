@@ -11,6 +11,7 @@ from ..config.sae_config import SAEConfig
 from ..errors import ActivationsError, TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
+from ..run_folder.trained_on import NONE
 from ..training.preparation import prepared
 from ..training.processes import joined
 from .flags import Command, typed, vsae
@@ -60,6 +61,8 @@ def _settings(
     flags: TrainFlags,
 ) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str], bool]:
     """The run, its SAEs, their hook points, and whether they are resumed."""
+    if flags.run.activations == NONE:
+        flags = replace(flags, run=replace(flags.run, activations=None))
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
         hooks = {hook: hook for hook in run.hooks}
@@ -106,13 +109,20 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         "  from dictionary_learning_ext import load_dictionary\n"
         f"  sae, config = load_dictionary({str(one)!r})\n"
         "or on the command line:\n"
-        f"  {vsae()} report {one}\n"
-        f"  {vsae()} compare {one} ANOTHER_RUN"
+        + (f"  {vsae()} report {one}\n" if _can_be_shown(run) else "")
+        + f"  {vsae()} compare {one} ANOTHER_RUN"
     )
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
         )
+
+
+def _can_be_shown(run: RunConfig) -> bool:
+    """Whether a report can show tokens: other folders of activations than ours don't say which."""
+    from ..activations.stored_activations import open_stored
+
+    return run.activations is None or open_stored(run.activations).manifest is not None
 
 
 def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
@@ -200,7 +210,7 @@ def starting_point(args: list[str]) -> TrainFlags:
     else:
         name = given.get("preset", DEFAULT_PRESET)
         start = preset(name)
-    if given.get("activations", "None") != "None" and starts != ["resume"]:
+    if given.get("activations", "None") not in ("None", NONE) and starts != ["resume"]:
         start = replace(start, run=_run_on(given, start.run))
     steps = given.get("steps", "")
     if starts != ["resume"] and steps.isdecimal():

@@ -44,7 +44,8 @@ class RunConfig:
     activations: str | None = None
     """Train on activations from disk: a cache of `vsae cache` or of SAELens, or a folder of .npy or
     .safetensors files with a row per token. Settings that a cache knows may be left out: model,
-    hook, data, text_packing and ctx_len."""
+    hook, data, text_packing and ctx_len. none: from the language model, for a --config that has a
+    folder."""
     text_packing: Packing = "pack"
     """pack: documents follow each other, separated by an end-of-text token. truncate: one
     document per context."""

@@ -238,7 +238,10 @@ def test_own_activations_are_measured_but_the_language_models_loss_is_not(
     assert metrics["not_measured"]["frac_recovered"] == reason
     assert metrics["measured_on"]["model"] == UNKNOWN
     assert metrics["measured_on"]["data"] == str(own)
-    assert reason in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert reason in out
+    assert f"compare {folder}" in out
+    assert f"report {folder}" not in out, "which would be refused"
     assert main(["eval", str(folder)]) == 0
     assert metrics_of(folder) == metrics
     line = refused(["report", str(folder)], capsys)

@@ -312,3 +312,7 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     assert main(["train", "--config", str(folder), f"--save-dir={tmp_path / 'again'}"]) == 0
     one, other = ((tmp_path / name / "ae.pt").read_bytes() for name in ("run", "again"))
     assert one == other
+    live = str(tmp_path / "live")
+    flags = ["--activations=none", f"--save-dir={live}"]
+    assert main(["train", "--config", str(folder), *flags]) == 0
+    assert settings_of(tmp_path / "live") == settings | {"activations": None, "save_dir": live}
