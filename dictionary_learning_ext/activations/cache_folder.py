@@ -119,7 +119,7 @@ def plan(
             f"{folder}: this cache needs {in_words(missing)}, and its disk has {in_words(free)} free;"
             f" use fewer --tokens{', --dtype float16' if item == 4 else ''} or another disk"
         )
-    there = f", of which {in_words(written)} are there" if written else ""
+    there = f", of which {in_words(min(written, needed))} are there" if written else ""
     each = f"{per_position:,} bytes per token"
     if filled < 1:
         each += f", and as many at padding, which is about {1 - filled:.0%}"

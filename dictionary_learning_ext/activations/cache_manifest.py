@@ -31,6 +31,7 @@ TOKEN_IDS = "token_ids"
 FOLDER = "folder"
 """What errors call a cache that is written."""
 _FORMAT = 1
+_REPAIR = "restore it, or cache the activations again in another folder"
 _FLAGS = {"hooks": "hook"}
 """Settings whose flag has another name."""
 
@@ -134,7 +135,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
         if content.pop("format") != _FORMAT:
             raise ActivationsError(
                 f"{path}: written by another version of this package, expected format {_FORMAT};"
-                " cache the activations again"
+                " cache the activations again in another folder"
             )
         settings = content["settings"]
         hooks = {hook: CachedHook(**values) for hook, values in settings["hooks"].items()}
@@ -151,8 +152,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
         if isinstance(error, ActivationsError):
             raise
         raise ActivationsError(
-            f"{path}: damaged ({type(error).__name__}: {error}); restore it, or cache the activations"
-            " again in another folder"
+            f"{path}: damaged ({type(error).__name__}: {error}); {_REPAIR}"
         ) from error
 
 
@@ -180,11 +180,11 @@ def require_sizes(folder: Path, manifest: CacheManifest) -> None:
     for file in manifest.all_files:
         path = folder / file.name
         if not path.is_file():
-            raise ActivationsError(f"{path}: missing; restore it, or cache the activations again")
+            raise ActivationsError(f"{path}: missing; {_REPAIR}")
         if (size := path.stat().st_size) != file.bytes:
             raise ActivationsError(
-                f"{path}: {size:,} bytes, expected {file.bytes:,}, so it was cut or changed; restore"
-                " it, or cache the activations again"
+                f"{path}: {size:,} bytes, expected {file.bytes:,}, so it was cut or changed;"
+                f" {_REPAIR}"
             )
 
 
@@ -195,7 +195,7 @@ def require_checksums(folder: Path, manifest: CacheManifest) -> None:
         if (found := sha256_of(folder / file.name)) != file.sha256:
             raise ActivationsError(
                 f"{folder / file.name}: its SHA-256 is {found[:12]}, expected {file.sha256[:12]}, so"
-                " it was changed; restore it, or cache the activations again"
+                f" it was changed; {_REPAIR}"
             )
 
 

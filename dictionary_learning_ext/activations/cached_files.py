@@ -103,7 +103,8 @@ def _arrow_batches(path: Path, hook: str) -> Iterator[tuple[np.ndarray, np.ndarr
                 yield _numpy(batch.column(hook), _shape(batch, hook)), ids
     except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
         raise ActivationsError(
-            f"{path}: damaged ({first_line(error)}); restore it, or cache the activations again"
+            f"{path}: damaged ({first_line(error)}); restore it, or cache the activations again in"
+            " another folder"
         ) from error
 
 

@@ -63,6 +63,8 @@ def arrays_in(path: Path) -> Iterator[np.ndarray]:
 
 
 def _npy(path: Path) -> Iterator[np.ndarray]:
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)  # of another file, np.load says that it may be a pickle
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.dtype == np.uint16:  # only a .safetensors says that it means bfloat16
         raise ValueError("uint16")

@@ -112,7 +112,8 @@ def open_stored(folder: str | Path) -> StoredActivations:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise ActivationsError(f"activations={folder}: no such folder; {_expected()}")
+        is_what = "is a file" if path.exists() else "no such folder"
+        raise ActivationsError(f"activations={folder}: {is_what}; {_expected()}")
     if (manifest := finished_manifest(path)) is not None:
         return _of_cache(path, manifest)
     if (found := _of_sae_lens(path) or _of_own(path)) is None:

@@ -39,6 +39,11 @@ def judged(
     wanted_NL = rule.by_token(ids_NL, ids_NL >= 0)
     norms_NL = norms(x_NLD)
     if number := int((~at(norms_NL, wanted_NL).isfinite()).sum()):
+        if piece.ids_NL is None:
+            raise NonFiniteError(
+                f"{part.path}: NaN or infinite numbers in {number} or more of its rows; expected"
+                " finite ones; remove these rows"
+            )
         raise NonFiniteError(
             f"{number} activations in {part.path} at {hook} are NaN or infinite: expected finite"
             " numbers; cache them again with --lm-dtype float32, or check the language model"

@@ -235,7 +235,7 @@ def test_a_row_that_is_not_finite_is_an_error(tmp_path):
     rows = np.ones((200, 3), np.float32)
     rows[17, 1] = np.nan
     np.save(tmp_path / "x.npy", rows)
-    with pytest.raises(NonFiniteError, match=r"1 activations in .*x.npy at x are NaN or infinite"):
+    with pytest.raises(NonFiniteError, match=r"x.npy: NaN or infinite numbers in 1 or .*; remove"):
         next(source_of(open_stored(tmp_path)))
 
 

@@ -63,6 +63,12 @@ def test_what_is_no_array_of_rows_is_refused(array, said, tmp_path):
     )
 
 
+def test_what_is_no_npy_file_is_not_called_a_pickle(tmp_path):
+    (tmp_path / "a.npy").write_text("1 2 3 4 5 6\n")
+    with pytest.raises(ActivationsError, match=r"a.npy: damaged \(the magic string is not correct"):
+        own_files(tmp_path)
+
+
 @pytest.mark.parametrize("keep", [0, 4, 20, -3])
 def test_a_truncated_file_is_refused(keep, tmp_path):
     save_file({"x": t.ones(4, 6)}, tmp_path / "x.safetensors")

@@ -123,6 +123,10 @@ def test_what_holds_no_activations_is_refused(tmp_path):
         " token"
     )
     (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(
+        ActivationsError, match=r"thesis.tex: is a file; expected a cache .* a folder"
+    ):
+        open_stored(tmp_path / "thesis.tex")
     with pytest.raises(ActivationsError, match=r"holds thesis.tex; expected a cache"):
         open_stored(tmp_path)
     np.save(tmp_path / "x.npy", np.ones((1, 6), np.float32))
