@@ -23,7 +23,7 @@ WandbMode = Literal["online", "offline", "disabled"]
 ExportFormat = Literal[
     "sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors", "neuronpedia"
 ]
-BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "absorption"]
+BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", "absorption"]
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
 NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
@@ -151,6 +151,9 @@ class ObjectiveOptions(AuxKOptions):
     """Nats per feature below which the KL does not pull. 0 (paper) turns it off."""
     noise_anneal_steps: int | None = None
     """Steps over which the noise falls linearly to 0. None: the noise stays."""
+    freeze_decoder: bool = False
+    """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
+    scores as well does not need learned directions."""
     dtype: Dtype = "float32"
     """float32, or bfloat16 for the matmuls."""
 

@@ -181,6 +181,7 @@ _ADDED_LATER = {
     "data_seed": (RunConfig.data_seed,),
     "init_from": (None,),
     "threshold_twice": (None, True),
+    "freeze_decoder": (None, False),
     "activations": (None,),
 }
 """Settings that older run folders lack, and the values that mean the same as their absence."""

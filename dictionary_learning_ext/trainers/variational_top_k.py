@@ -262,6 +262,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             **options,  # upstream's
         )
         self.dead_feature_threshold = self.options.dead_feature_threshold
+        self.ae.decoder.weight.requires_grad_(not self.options.freeze_decoder)
         self._start_training(UnitNormAdam(self.ae, self.lr))
         keep_freed_memory()
         self.form = StepForm.of(t.device(self.device))
@@ -283,7 +284,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
         for weight, gradient in zip(weights, gradients, strict=True):
-            if weight is not None:
+            if weight is not None and weight.requires_grad:
                 weight.grad = gradient
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
