@@ -1,13 +1,17 @@
 """SAE Bench's results in a run folder, as the charts of a report."""
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.options import BenchEvaluation
 from ..errors import CheckpointError
 from ..run_folder.names import BENCH_RESULTS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class BenchChart:
 class _ChartMetrics:
     """Which of SAE Bench's metrics a chart shows: their names, or a pattern with a number in it."""
 
+    evaluation: BenchEvaluation
     title: str
     explanation: str
     metrics: dict[str, str] | str
@@ -32,6 +37,7 @@ class _ChartMetrics:
 
 _CHARTS = (
     _ChartMetrics(
+        "core",
         "Core",
         "Language model loss recovered, explained variance, cosine similarity and live features. "
         "Higher is better.",
@@ -43,21 +49,31 @@ _CHARTS = (
         },
     ),
     _ChartMetrics(
+        "scr",
         "Spurious correlation removal",
         "SCR by number of ablated features. Higher is better.",
         r"scr_metric_threshold_(\d+)",
     ),
     _ChartMetrics(
+        "tpp",
         "Targeted probe perturbation",
         "TPP by number of ablated features. Higher is better.",
         r"tpp_threshold_(\d+)_total_metric",
     ),
     _ChartMetrics(
+        "sparse_probing",
         "Sparse probing",
         "Accuracy of a probe on the n best features. Higher is better.",
         r"sae_top_(\d+)_test_accuracy",
     ),
     _ChartMetrics(
+        "sae_probes",
+        "Sparse probing, sae-probes",
+        "Accuracy of a probe on the n best features, on sae-probes's data sets. Higher is better.",
+        r"sae_top_(\d+)_test_accuracy",
+    ),
+    _ChartMetrics(
+        "absorption",
         "Absorption",
         "How much of a feature's role other features absorb. Lower is better.",
         {"mean_absorption_fraction_score": "mean absorption"},
@@ -73,9 +89,9 @@ def bench_charts(folders: dict[str, Path]) -> list[BenchChart]:
 
     Raises: CheckpointError if a result file is damaged.
     """
-    metrics = {label: _metrics(folder) for label, folder in folders.items()}
     charts = []
     for wanted in _CHARTS:
+        metrics = {label: _metrics(folder, wanted.evaluation) for label, folder in folders.items()}
         names = _names(wanted.metrics, {name for one in metrics.values() for name in one})
         values = {
             label: [found.get(name) for name in names]
@@ -97,10 +113,10 @@ def _names(wanted: dict[str, str] | str, there: set[str]) -> dict[str, str]:
     return {numbers[number]: str(number) for number in sorted(numbers)}
 
 
-def _metrics(folder: Path) -> dict[str, float]:
-    """Every metric in a folder's eval_results/<eval>/*.json, by name, without its group."""
+def _metrics(folder: Path, evaluation: BenchEvaluation) -> dict[str, float]:
+    """Every metric of a folder's own SAE in an evaluation, by name, without its group."""
     found: dict[str, float] = {}
-    for path in sorted((folder / BENCH_RESULTS).glob("*/*_eval_results.json")):
+    for path in _own_results(folder, evaluation):
         try:
             groups: Any = json.loads(path.read_text(encoding="utf-8"))["eval_result_metrics"]
             numbers = [pair for group in groups.values() for pair in group.items()]
@@ -115,3 +131,20 @@ def _metrics(folder: Path) -> dict[str, float]:
             if isinstance(value, int | float) and not isinstance(value, bool) and value != -1
         }
     return found
+
+
+def _own_results(folder: Path, evaluation: BenchEvaluation) -> list[Path]:
+    """The result of a folder's own SAE: beside it may be those of floors and size-matched controls."""
+    there = sorted((folder / BENCH_RESULTS / evaluation).glob("*_eval_results.json"))
+    labels = (folder.name, "_".join(folder.parts[-2:]))
+    names = {f"{label}_custom_sae_eval_results.json" for label in labels}
+    own = [path for path in there if path.name in names]
+    if own or len(there) < 2:
+        return own or there
+    logger.warning(
+        "%s: none of the %d results is named after the folder, so that none is shown; run `vsae bench` "
+        "again",
+        there[0].parent,
+        len(there),
+    )
+    return []

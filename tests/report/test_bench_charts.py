@@ -1,5 +1,7 @@
 """SAE Bench's results as charts, and damaged ones."""
 
+import json
+
 import pytest
 from report_runs import write_bench_result
 
@@ -30,3 +32,28 @@ def test_a_damaged_sae_bench_result_is_one_line(tmp_path):
     write_bench_result(tmp_path, "core", {}).write_text("{")
     with pytest.raises(CheckpointError, match="not an SAE Bench result"):
         bench_charts({"a": tmp_path})
+
+
+def test_floors_and_controls_beside_an_sae_are_not_shown_as_it(tmp_path, caplog):
+    """The labels of these sort before and after its own."""
+    folder = tmp_path / "top_k"
+    path = write_bench_result(folder, "scr", {"scr_metrics": {"scr_metric_threshold_5": 0.5}})
+    for label in ("identity", "top_k_top493", "top_k"):
+        value = 0.5 if label == "top_k" else 0.9
+        metrics = {"eval_result_metrics": {"scr_metrics": {"scr_metric_threshold_5": value}}}
+        other = path.with_name(f"{label}_custom_sae_eval_results.json")
+        other.write_text(json.dumps(metrics))
+    path.unlink()
+    (chart,) = bench_charts({"a": folder})
+    assert chart.values == {"a": [0.5]}
+    folder.rename(tmp_path / "renamed")
+    assert bench_charts({"a": tmp_path / "renamed"}) == []
+    assert "none of the 3 results is named after the folder" in caplog.text
+
+
+def test_two_kinds_of_probing_are_two_charts(tmp_path):
+    for name, value in (("sparse_probing", 0.9), ("sae_probes", 0.6)):
+        metrics = {"sae": {"sae_top_1_test_accuracy": value}}
+        write_bench_result(tmp_path / "a", name, metrics)
+    charts = bench_charts({"a": tmp_path / "a"})
+    assert [chart.values for chart in charts] == [{"a": [0.9]}, {"a": [0.6]}]
