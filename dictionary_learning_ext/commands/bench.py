@@ -16,6 +16,16 @@ _EVALS_HELP = (
     f"The evaluations to run, separated by commas: {', '.join(EVALUATIONS)}. absorption needs a "
     "model that knows first letters; its authors recommend 1B parameters."
 )
+AUDIT = (
+    "SCR and TPP: an audit of SAE Bench (Chanin 2026, arXiv 2605.18229) found that at their usual "
+    "settings TPP\nscores SAEs lower the longer they train, and SCR at large N orders SAEs against "
+    "the ground truth.\nDon't choose between SAEs by them. It found sae_probes the most reliable."
+)
+ONE_SEED = "?: one seed can't tell how large the noise is. Repeat with --bench-seeds 5."
+SEVERAL_SEEDS = (
+    "~: may be the evaluation's noise (95% confidence over its seeds). The seeds of the SAEs' own "
+    "training are\nnot in it: to compare two settings, train each with several seeds."
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,20 @@ class BenchFlags:
         name for name in EVALUATIONS if name != "absorption"
     )
     compare: bool = False
-    """Also run SCR and TPP size-matched, and draw the paper's figures 3 to 5. Size-matched:
-    each SAE keeps only its N most used features, where N is the number that the SAE with the
-    fewest uses."""
+    """Print how each SAE differs from the first, and the smallest difference that is larger than
+    the evaluation's noise (needs --bench-seeds). Also run SCR and TPP size-matched, and draw the
+    paper's figures 3 to 5. Size-matched: each SAE keeps only its N most used features, where N is
+    the number that the SAE with the fewest uses."""
+    bench_seeds: int = 1
+    """How often to run each evaluation, each time with another seed of its own, which takes other
+    texts and trains other probes. Shows how much of a difference is noise: use 5."""
     floor: bool = False
-    """Also evaluate a random SAE and the identity, to show which differences an evaluation can
-    detect."""
+    """Also evaluate what any SAE should beat: a random SAE, one with random directions of the first
+    SAE's covariance, one whose decoder stays random (it is trained as the first SAE was), and the
+    identity."""
+    probing_sets: str = "smallest"
+    """The data sets of sae_probes: smallest (30 of 113, a fifth of the texts), all, or names
+    separated by commas."""
     again: bool = False
     """Repeat finished evaluations."""
     tokens: int = RunConfig.eval_tokens
@@ -71,7 +89,7 @@ def run(flags: BenchFlags) -> None:
     from ..run_folder.names import BENCH_FIGURES, BENCH_RESULTS
     from ..sae_bench.adapter import local_folder
     from ..sae_bench.bench_runner import bench
-    from ..sae_bench.comparison_table import measured_on, table
+    from ..sae_bench.comparison_table import differences, measured_on, table
     from ..sae_bench.paper_figures import write_figures
 
     evals: Any = [name.strip() for name in flags.evals.split(",") if name.strip()]
@@ -82,17 +100,30 @@ def run(flags: BenchFlags) -> None:
         tokens=flags.tokens,
         train_size=flags.train_size,
         test_size=flags.test_size,
+        probing_sets=flags.probing_sets,
+        bench_seeds=flags.bench_seeds,
         again=flags.again,
         floor=flags.floor,
         size_matched=flags.compare,
     )
     if outcome.results:
         print(table(outcome))
+        if flags.bench_seeds > 1:
+            print(
+                f"\nMeans and standard deviations over {flags.bench_seeds} seeds of the evaluations."
+            )
         print("", *measured_on(outcome), sep="\n")
         print(
             "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see README)."
         )
+        if {"scr", "tpp"} & set(evals):
+            print(f"\n{AUDIT}")
     if flags.compare:
+        if shown := differences(outcome):
+            first = next(iter(outcome.results))
+            print(f"\nDifferences from {first} / the smallest that is larger than the noise")
+            print(shown)
+            print(f"\n{ONE_SEED if flags.bench_seeds == 1 else SEVERAL_SEEDS}")
         folder = local_folder(flags.folders[0]) / BENCH_RESULTS / BENCH_FIGURES
         for path in write_figures(outcome, flags.figures or folder):
             print(f"wrote {path}")

@@ -38,6 +38,19 @@ def decoder_directions(dictionary: Dictionary) -> t.Tensor:
 
 
 @t.no_grad()
+def random_directions(like_FD: t.Tensor, generator: t.Generator) -> t.Tensor:
+    """Unit directions, (F, D), drawn from a Gaussian with the covariance that others have about 0.
+
+    Where these are unit vectors, the result's second moments are theirs in expectation, up to the
+    normalisation.
+    """
+    eigenvalues_D, vectors_DD = t.linalg.eigh(like_FD.double().T @ like_FD.double() / len(like_FD))
+    root_DD = vectors_DD * eigenvalues_D.clamp(min=0).sqrt()
+    noise_FD = t.randn(like_FD.shape, generator=generator, dtype=t.float64)
+    return nn.functional.normalize(noise_FD @ root_DD.T, dim=1).to(like_FD.dtype)
+
+
+@t.no_grad()
 def encoder_directions(dictionary: Dictionary) -> t.Tensor:
     """The gradient of each feature's pre-activation (a vSAE's mean mu) in x, (F, D)."""
     sae: Any = dictionary

@@ -33,6 +33,10 @@ EXPORTS = "exports"
 """A folder for each format of `vsae export`."""
 BENCH_RESULTS = "eval_results"
 """SAE Bench's JSON, a folder for each evaluation."""
+BENCH_REPEATS = "eval_results_of_seeds"
+"""As eval_results, in a folder for each further seed of the evaluations."""
+BENCH_FLOOR = "frozen_decoder"
+"""The run folder of the SAE with a frozen random decoder that `vsae bench --floor` trains."""
 BENCH_FIGURES = "figures"
 """In SAE Bench's results: the figures of `vsae bench --compare`."""
 BENCH_CACHE = ".bench_cache"
@@ -109,6 +113,8 @@ RUN_FILES = (
     CHECKPOINTS,
     EXPORTS,
     BENCH_RESULTS,
+    BENCH_REPEATS,
+    BENCH_FLOOR,
     BENCH_CACHE,
     REPORT,
     report_files(Path(REPORT)).name,

@@ -7,11 +7,9 @@ from typing import Any
 import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from sae_bench.custom_saes.base_sae import BaseSAE
-from sae_bench.custom_saes.identity_sae import IdentitySAE
 from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
@@ -20,11 +18,13 @@ from ..run_folder.names import CONFIG, RUNS, WEIGHTS
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 
-BOUNDS = {
+FLOOR_LOOKS = {
     "random": Look("Random SAE", "grey", "x"),
+    "random_spectrum": Look("Random SAE, same spectrum", "dimgrey", "+"),
+    "frozen_decoder": Look("Trained encoder, random decoder", "rosybrown", "s"),
     "identity": Look("Identity", "black", "+"),
 }
-"""What a measure can distinguish lies between these."""
+"""Of `floors.py`, by SAE Bench's name of the class."""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 _NORM_TOLERANCE = 1e-5  # SAE Bench's
 
@@ -107,7 +107,7 @@ def looks() -> dict[str, Look]:
         for row in ARCHITECTURES.values()
         for variant, look in row.looks.items()
     }
-    return ours | BOUNDS
+    return ours | FLOOR_LOOKS
 
 
 def hook_name_of(trainer: dict[str, Any]) -> str:
@@ -169,31 +169,6 @@ def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
     if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
         getattr(dictionary, method)()
     return dictionary, config
-
-
-def random_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
-    """The floor of a measure: an untrained TopK SAE of the same size, k and place as another."""
-    with t.random.fork_rng(devices=[]):
-        t.manual_seed(seed)
-        k = int(getattr(like.dictionary, "k", max(1, like.cfg.d_sae // 32)))
-        dictionary: Any = AutoEncoderTopK(like.cfg.d_in, like.cfg.d_sae, k)
-    return BenchSAE(
-        dictionary.to(like.device).requires_grad_(False),
-        model_name=like.cfg.model_name,
-        hook_name=like.cfg.hook_name,
-        hook_layer=like.cfg.hook_layer,
-        architecture="random",
-    )
-
-
-def identity_sae(like: BenchSAE) -> IdentitySAE:
-    """The ceiling of a measure: SAE Bench's identity, whose features are the activations."""
-    cfg = like.cfg
-    sae = IdentitySAE(
-        cfg.d_in, cfg.model_name, cfg.hook_layer, like.device, like.dtype, cfg.hook_name
-    )
-    sae.cfg.architecture = "identity"
-    return sae.requires_grad_(False)
 
 
 def masked(sae: BenchSAE, kept_F: t.Tensor) -> BenchSAE:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from nnsight import LanguageModel
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from sae_bench.custom_saes.base_sae import BaseSAE
 
 from ..activations.hook_points import HookPoint
 from ..activations.language_models import weights_hash
 from ..config.options import BenchEvaluation
 from ..errors import BenchError
-from .evaluations import OUTPUTS
+from .bench_settings import SEED
+from .evaluations import validated
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +26,21 @@ class BenchResults:
     """The results and failures of one call of `bench`.
 
     Attributes:
-        results: SAE Bench's JSON of what succeeded, by the SAE's label and the evaluation.
+        results: SAE Bench's JSON of what succeeded, by the SAE's label and the evaluation, with SAE
+            Bench's own seed.
+        repeats: the same with other seeds, by the seed.
         matched: the labels of the size-matched controls, by the label of the SAE that was masked.
         failures: the labels of the SAEs that failed, by evaluation and cause.
     """
 
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    repeats: dict[int, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
     matched: dict[str, str] = field(default_factory=dict)
     failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def of_seed(self, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+        """The results with one seed."""
+        return self.results if seed == SEED else self.repeats.setdefault(seed, {})
 
     def failure_lines(self) -> list[str]:
         """One line per evaluation and cause."""
@@ -60,7 +68,7 @@ def finished(
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        TypeAdapter(OUTPUTS[evaluation]).validate_python(found)
+        validated(evaluation, found)
     except FileNotFoundError:
         return None
     except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:

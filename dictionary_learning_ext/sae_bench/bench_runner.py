@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from pydantic import TypeAdapter
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
 from tqdm import tqdm
@@ -25,7 +24,7 @@ from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.metrics import shown_in
 from ..run_folder.matching import LEAVING_OUT, require_one_setting
-from ..run_folder.names import BENCH_CACHE, BENCH_RESULTS
+from ..run_folder.names import BENCH_CACHE, BENCH_FLOOR, BENCH_REPEATS, BENCH_RESULTS
 from ..run_folder.reading import require_folders
 from ..run_folder.trained_on import run_of
 from ..run_folder.writing import write_json, writing
@@ -33,9 +32,11 @@ from . import adapter
 from . import feature_usage as usage
 from .bench_data import in_folder, open_bench_data
 from .bench_results import BenchResults, digest, finished, model_key, weights_key
-from .bench_settings import BenchSettings, capped_n_values, configure, seed_everything
-from .evaluations import EVALUATIONS, OUTPUTS
-from .lens_model import hooked_transformer
+from .bench_settings import SEED, BenchSettings, capped_n_values, configure, seed_everything
+from .evaluations import EVALUATIONS, UNSEEDED, validated
+from .floors import frozen_decoder_sae, untrained_saes
+from .lens_model import accepted, hooked_transformer
+from .probing_sets import SMALLEST, chosen_sets
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def bench(
     tokens: int = RunConfig.eval_tokens,
     train_size: int | None = None,
     test_size: int | None = None,
+    probing_sets: str = SMALLEST,
+    bench_seeds: int = 1,
     again: bool = False,
     floor: bool = False,
     size_matched: bool = False,
@@ -80,8 +83,11 @@ def bench(
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         tokens: how many core measures on.
         train_size, test_size: number of texts in the probes' sets.
+        probing_sets: those of sae_probes, see `chosen_sets`.
+        bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
         again: repeat finished evaluations.
-        floor: also evaluate a random and an identity SAE. Their results go to the first folder.
+        floor: also evaluate the SAEs of `floors`. One of them is trained as the first folder's SAE
+            was. Their results go to the first folder.
         size_matched: also run SCR and TPP on each SAE masked to its N most used features. N is the
             smallest number of features in use in any of the SAEs. Needs core.
 
@@ -92,10 +98,12 @@ def bench(
     for name in evals or [""]:
         require_choice("evals", name, BenchEvaluation)
     require(tokens > 0, "tokens", tokens, "above 0")
+    require(bench_seeds >= 1, "bench_seeds", bench_seeds, "at least 1")
     if size_matched and "core" not in evals:
         raise BenchError(
             "the size-matched control needs core in evals, to count how often features are used"
         )
+    sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
     asked = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
     run = _shared_run(paths, model, hook, device, **asked)
@@ -108,18 +116,18 @@ def bench(
     n_values = capped_n_values(smallest) if {"scr", "tpp"} & set(evals) else ()
     if floor:
         first = jobs[0].folder
-        random = adapter.random_sae(trained[0])
-        jobs.append(BenchJob(f"random_F{random.cfg.d_sae}", first, random))
-        jobs.append(BenchJob("identity", first, adapter.identity_sae(trained[0])))
+        found = untrained_saes(trained[0]) | {BENCH_FLOOR: frozen_decoder_sae(first, trained[0])}
+        jobs += [BenchJob(label, first, sae) for label, sae in found.items()]
     cache = jobs[0].folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
-        sets = open_bench_data(name, cache)
+        texts = open_bench_data(name, cache)
     settings = BenchSettings(
         hooked,
-        sets,
+        texts,
         cache,
         n_values,
+        probing_sets=tuple(sets),
         tokens=tokens,
         ctx_len=min(run.ctx_len, hooked.cfg.n_ctx),
         train_size=train_size,
@@ -127,7 +135,9 @@ def bench(
         remove_bos=run.remove_bos,
         max_norm_multiple=run.max_norm_multiple,
     )
-    runner = _BenchRun(settings, model_key(language_model, hook_point), again)
+    runner = _BenchRun(
+        settings, model_key(language_model, hook_point), range(SEED, SEED + bench_seeds), again
+    )
     runner.all(jobs, evals)
     if size_matched:
         controls = _controls(jobs[: len(paths)], runner.outcome)
@@ -141,67 +151,91 @@ def bench(
 class _BenchRun:
     """Runs jobs one after the other and collects their results."""
 
-    def __init__(self, settings: BenchSettings, model: str, again: bool):
-        self.settings, self.model_key, self.again = settings, model, again
+    def __init__(self, settings: BenchSettings, model: str, seeds: range, again: bool):
+        self.settings, self.model_key, self.seeds, self.again = settings, model, seeds, again
         self.outcome = BenchResults()
 
     def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation]) -> None:
-        """Every evaluation of every SAE."""
-        with tqdm(total=len(jobs) * len(evals), unit="evaluation", file=sys.stderr) as bar:
-            for evaluation in evals:
-                for job in jobs:
-                    bar.set_postfix_str(f"{evaluation} of {job.label}")
-                    self._one(job, evaluation)
-                    bar.update()
+        """Every evaluation of every SAE, with every seed where it has one."""
+        todo = [
+            (seed, evaluation, job)
+            for seed in self.seeds
+            for evaluation in evals
+            if seed == SEED or evaluation not in UNSEEDED
+            for job in jobs
+        ]
+        with tqdm(total=len(todo), unit="evaluation", file=sys.stderr) as bar:
+            for seed, evaluation, job in todo:
+                of_seed = "" if len(self.seeds) == 1 else f", seed {seed}"
+                bar.set_postfix_str(f"{evaluation} of {job.label}{of_seed}")
+                self._one(job, evaluation, replace(self.settings, seed=seed))
+                bar.update()
 
-    def _one(self, job: BenchJob, evaluation: BenchEvaluation) -> None:
+    def _one(self, job: BenchJob, evaluation: BenchEvaluation, settings: BenchSettings) -> None:
         folder = job.folder / BENCH_RESULTS / evaluation
+        if settings.seed != SEED:  # SAE Bench's own tools read all that is in eval_results
+            folder = job.folder / BENCH_REPEATS / str(settings.seed) / evaluation
         path = Path(get_results_filepath(str(folder), job.label, "custom_sae"))
         log = folder / f"{job.label}.log"
         try:
-            config = configure(evaluation, self.settings)
+            config = configure(evaluation, settings)
             if "n_values" in asdict(config):  # the identity SAE has D features
                 config.n_values = [n for n in config.n_values if n <= job.sae.cfg.d_sae]
             parts = [self.model_key, asdict(config), weights_key(job.sae)]
             if evaluation == "core":  # it holds our metrics: made again where one was redefined
                 parts.append([metric.definition for metric in shown_in("bench")])
-                if self.settings.remove_bos or self.settings.max_norm_multiple is not None:
-                    parts.append([self.settings.remove_bos, self.settings.max_norm_multiple])
+                if settings.remove_bos or settings.max_norm_multiple is not None:
+                    parts.append([settings.remove_bos, settings.max_norm_multiple])
+                if settings.seed != SEED:
+                    parts.append(settings.seed)
             key = digest(*parts)
             found = None if self.again else finished(path, evaluation, key)
             if found is None:
                 started = time.perf_counter()
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
-                found = self._evaluate(job, evaluation, config, log)
+                found = self._evaluate(job, evaluation, config, settings, log)
                 found["eval_result_unstructured"] |= {
                     "vsae_bench_key": key,
                     "wall_seconds": round(time.perf_counter() - started, 1),
                 }
                 write_json(path, found)
                 log.unlink(missing_ok=True)
-            self.outcome.results.setdefault(job.label, {})[evaluation] = found
+            of_seed = self.outcome.of_seed(settings.seed)
+            of_seed.setdefault(job.label, {})[evaluation] = found
         except Exception as error:  # SAE Bench's code can raise anything; the others still run
             if isinstance(error, UserError):
                 cause = str(error)
                 log.unlink(missing_ok=True)
             else:
                 cause = _cause(error) + (f" (see {log})" if log.exists() else "")
-            self.outcome.failures.setdefault((evaluation, cause), []).append(job.label)
+            label = job.label if settings.seed == SEED else f"{job.label} (seed {settings.seed})"
+            self.outcome.failures.setdefault((evaluation, cause), []).append(label)
 
     def _evaluate(
-        self, job: BenchJob, evaluation: BenchEvaluation, config: Any, log: Path
+        self,
+        job: BenchJob,
+        evaluation: BenchEvaluation,
+        config: Any,
+        settings: BenchSettings,
+        log: Path,
     ) -> dict[str, Any]:
         """Evaluate; return the validated JSON. What SAE Bench prints goes to the log."""
-        sizes = {name: v for name, v in asdict(config).items() if name != "n_values"}
-        cache = self.settings.cache / f"{evaluation}_{digest(self.model_key, sizes)}"
-        settings = replace(self.settings, cache=cache)
+        shares_cache = {"n_values"} | ({"random_seed"} if evaluation == "sae_probes" else set())
+        sizes = {name: v for name, v in asdict(config).items() if name not in shares_cache}
+        all_caches = settings.cache
+        cache = all_caches / f"{evaluation}_{digest(self.model_key, sizes)}"
+        settings = replace(settings, cache=cache)
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             try:
                 cache.mkdir(parents=True, exist_ok=True)
                 load_and_format_sae(job.label, job.sae, settings.device)  # pyright: ignore
-                with in_folder(settings.data, settings.cache.parent), t.enable_grad():
-                    seed_everything()
+                with (
+                    in_folder(settings.data, all_caches),
+                    accepted(settings.model),
+                    t.enable_grad(),
+                ):
+                    seed_everything(settings.seed)
                     output = EVALUATIONS[evaluation](job.sae, job.label, config, settings)
             except UserError:
                 raise
@@ -209,9 +243,7 @@ class _BenchRun:
                 traceback.print_exc()
                 shutil.rmtree(cache, ignore_errors=True)  # may hold half a file
                 raise
-        found = json.loads(output.to_json())
-        TypeAdapter(OUTPUTS[evaluation]).validate_python(found)
-        return found
+        return validated(evaluation, json.loads(output.to_json()))
 
 
 def _shared_run(

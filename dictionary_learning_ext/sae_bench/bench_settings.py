@@ -35,6 +35,8 @@ class BenchSettings:
         data: the data sets.
         cache: a folder for the language model's activations and probes.
         n_values: the numbers of features that SCR and TPP ablate.
+        seed: of the evaluations' own random numbers: which texts they take, and their probes.
+        probing_sets: the data sets of sae_probes.
         tokens: how many core measures on; a fifth of them for the language model's loss.
         ctx_len: tokens per context.
         train_size, test_size: texts in the probes' sets; None for the defaults.
@@ -47,6 +49,8 @@ class BenchSettings:
     data: BenchData
     cache: Path
     n_values: tuple[int, ...]
+    seed: int = SEED
+    probing_sets: tuple[str, ...] = ()
     tokens: int = RunConfig.eval_tokens
     ctx_len: int = 128
     train_size: int | None = None
@@ -88,7 +92,11 @@ def capped_n_values(dict_size: int) -> tuple[int, ...]:
 
 def configure(evaluation: str, settings: BenchSettings) -> Any:
     """SAE Bench's own configuration of an evaluation. Raises BenchError if a data set is missing."""
-    shared = {"random_seed": SEED, "model_name": settings.name, "llm_dtype": "float32"}
+    shared = {
+        "random_seed": settings.seed,
+        "model_name": settings.name,
+        "llm_dtype": "float32",
+    }
     if evaluation == "core":
         batches = max(1, settings.tokens // (16 * settings.ctx_len))
         if not settings.data.is_embedded:
@@ -114,6 +122,8 @@ def configure(evaluation: str, settings: BenchSettings) -> Any:
         config = absorption.AbsorptionEvalConfig(**shared, llm_batch_size=settings.batch_size)
         config.prompt_token_pos = _word_position(settings.model, config.prompt_template)
         return config
+    if evaluation == "sae_probes":
+        return _sae_probes_config(settings)
     context = min(settings.ctx_len, CONTEXT) if settings.data.is_embedded else settings.ctx_len
     shared |= {"llm_batch_size": settings.batch_size, "context_length": context}
     if evaluation == "sparse_probing":
@@ -144,11 +154,23 @@ def configure(evaluation: str, settings: BenchSettings) -> Any:
     return config
 
 
-def seed_everything() -> None:
+def _sae_probes_config(settings: BenchSettings) -> Any:
+    from sae_bench.evals.sparse_probing_sae_probes.eval_config import (
+        SparseProbingSaeProbesEvalConfig,
+    )
+
+    return SparseProbingSaeProbesEvalConfig(
+        model_name=settings.name,
+        random_seed=settings.seed,
+        dataset_names=list(settings.probing_sets),
+    )
+
+
+def seed_everything(seed: int) -> None:
     """Seed all generators: only some of SAE Bench's evaluations take a seed."""
-    random.seed(SEED)
-    np.random.seed(SEED)
-    t.manual_seed(SEED)
+    random.seed(seed)
+    np.random.seed(seed)
+    t.manual_seed(seed)
 
 
 def _word_position(model: HookedTransformer, template: str) -> int:

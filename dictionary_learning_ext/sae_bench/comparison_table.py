@@ -1,10 +1,13 @@
 """What `vsae bench` prints: SAE Bench's metrics of several SAEs, and ours beside them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import markdown_table, text_table
+from .bench_noise import difference, spread
 from .bench_results import BenchResults
+from .bench_settings import SEED
 
 _CORE = {
     "CE loss score": ("model_performance_preservation", "ce_loss_score"),
@@ -47,29 +50,80 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
         for k in probing["eval_config"]["k_values"]:
             rows[f"probing, top {k}"] = metrics(probing, "sae")[f"sae_top_{k}_test_accuracy"]
         rows["probing, language model"] = metrics(probing, "llm")["llm_test_accuracy"]
+    if probes := results.get("sae_probes"):
+        for k in probes["eval_config"]["ks"]:
+            rows[f"sae-probes, top {k}"] = metrics(probes, "sae")[f"sae_top_{k}_test_accuracy"]
+        rows["sae-probes, language model"] = metrics(probes, "llm")["llm_test_accuracy"]
     if absorption := results.get("absorption"):
         mean = metrics(absorption, "mean")
         rows["absorption (mean fraction)"] = mean["mean_absorption_fraction_score"]
     return {name: value for name, value in rows.items() if value is not None}
 
 
+Values = dict[str, dict[str, dict[int, float]]]
+"""By the SAE's label, the metric's name and the seed of the evaluation."""
+
+
 def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
-    """The metrics of every SAE, size-matched controls beside those that were masked."""
-    masked_of = {control: label for label, control in outcome.matched.items()}
-    order = sorted(outcome.results, key=lambda label: label in masked_of)
-    return {label: rows_of(outcome.results[label]) for label in order}
+    """The metrics of every SAE, size-matched controls last: means, where an evaluation was repeated."""
+    return {
+        label: {name: spread(list(of_seed.values())).mean for name, of_seed in rows.items()}
+        for label, rows in values_of(outcome).items()
+    }
+
+
+def values_of(outcome: BenchResults) -> Values:
+    """Every metric of every SAE with every seed."""
+    labels = sorted(outcome.results, key=lambda label: label in outcome.matched.values())
+    values: Values = {label: {} for label in labels}
+    for seed, results in {SEED: outcome.results, **outcome.repeats}.items():
+        for label in labels:
+            for name, value in rows_of(results.get(label, {})).items():
+                values[label].setdefault(name, {})[seed] = value
+    return values
 
 
 def table(outcome: BenchResults, form: str = "text") -> str:
-    """A row for each figure, a column for each SAE, as "text" or "markdown"."""
-    columns = columns_of(outcome)
-    names = list(dict.fromkeys(name for rows in columns.values() for name in rows))
-    lines = []
-    for name in names:
-        cells = [rows.get(name) for rows in columns.values()]
-        lines.append([name, *("-" if cell is None else f"{cell:.3f}" for cell in cells)])
+    """A row for each metric, a column for each SAE, as "text" or "markdown".
+
+    Where evaluations were repeated: the mean, and the standard deviation over their seeds.
+    """
+    values = values_of(outcome)
+
+    def cell(label: str, name: str) -> str:
+        if name not in values[label]:
+            return "-"
+        found = spread(list(values[label][name].values()))
+        return f"{found.mean:.3f}" + ("" if found.deviation is None else f" ±{found.deviation:.3f}")
+
+    return _drawn(values, list(values), cell, form)
+
+
+def differences(outcome: BenchResults, form: str = "text") -> str | None:
+    """Each SAE less the first one, and the smallest difference that is not noise; None for one SAE.
+
+    "~" marks a difference that may be the evaluation's noise. A single seed can't tell.
+    """
+    values = values_of(outcome)
+    first, *others = values
+    if not others:
+        return None
+
+    def cell(label: str, name: str) -> str:
+        found = difference(values[label].get(name, {}), values[first].get(name, {}))
+        if found is None:
+            return "-"
+        smallest = "?" if found.smallest is None else f"{found.smallest:.3f}"
+        return f"{found.mean:+.3f} / {smallest}" + (" ~" if found.is_noise else "")
+
+    return _drawn(values, others, cell, form)
+
+
+def _drawn(values: Values, labels: list[str], cell: Callable[[str, str], str], form: str) -> str:
+    names = dict.fromkeys(name for rows in values.values() for name in rows)
+    lines = [[name, *(cell(label, name) for label in labels)] for name in names]
     draw = markdown_table if form == "markdown" else text_table
-    return draw(["", *columns], lines)
+    return draw(["", *labels], lines)
 
 
 def measured_on(outcome: BenchResults) -> list[str]:

@@ -14,6 +14,7 @@ import sae_bench.evals.core.main as core
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
 import sae_bench.evals.sparse_probing.main as sparse_probing
 import torch as t
+from pydantic import TypeAdapter
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.evals.absorption.common import load_or_train_probe, load_probe_data_split_or_train
 from sae_bench.evals.absorption.feature_absorption import run_feature_absortion_experiment
@@ -31,10 +32,14 @@ from .ablation import encoding_once
 from .bench_data import heldout_text
 from .bench_settings import SEED, BenchSettings
 from .positions import left_alone
+from .sae_probes_evaluation import output_type as sae_probes_output
+from .sae_probes_evaluation import run_sae_probes
 
 
 def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
     """Core, with our own metrics of the same tokens in `eval_result_unstructured`.
+
+    Another seed than SAE Bench's takes other tokens, where the text has more than are measured.
 
     Positions that training left out keep their activations in CE and KL, and our metrics leave them
     out. SAE Bench's other metrics take every position but special tokens, as always.
@@ -50,8 +55,9 @@ def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> A
             context_size=config.context_size,
             device=settings.device,
         )
-        if not settings.data.is_embedded:  # the embedded books are shuffled already
-            made.shuffle_input_dataset(seed=SEED)
+        # The embedded books are shuffled already.
+        if not settings.data.is_embedded or settings.seed != SEED:
+            made.shuffle_input_dataset(seed=settings.seed)
         return made
 
     tokenizer: Any = settings.model.tokenizer
@@ -240,15 +246,25 @@ EVALUATIONS: dict[BenchEvaluation, Callable[[BaseSAE, str, Any, BenchSettings], 
     "scr": run_scr,
     "tpp": run_tpp,
     "sparse_probing": run_sparse_probing,
+    "sae_probes": run_sae_probes,
     "absorption": run_absorption,
 }
-OUTPUTS: dict[BenchEvaluation, type] = {
-    "core": core.CoreEvalOutput,
-    "scr": scr_and_tpp.ScrEvalOutput,
-    "tpp": scr_and_tpp.TppEvalOutput,
-    "sparse_probing": sparse_probing.SparseProbingEvalOutput,
-    "absorption": absorption.AbsorptionEvalOutput,
+UNSEEDED: tuple[BenchEvaluation, ...] = ("absorption",)
+"""Those that have no random numbers of their own to seed."""
+_OUTPUTS: dict[BenchEvaluation, Callable[[], type]] = {
+    "core": lambda: core.CoreEvalOutput,
+    "scr": lambda: scr_and_tpp.ScrEvalOutput,
+    "tpp": lambda: scr_and_tpp.TppEvalOutput,
+    "sparse_probing": lambda: sparse_probing.SparseProbingEvalOutput,
+    "sae_probes": sae_probes_output,
+    "absorption": lambda: absorption.AbsorptionEvalOutput,
 }
+
+
+def validated(evaluation: BenchEvaluation, found: Any) -> Any:
+    """A result's JSON, if it is in SAE Bench's schema. Raises pydantic's ValidationError if not."""
+    TypeAdapter(_OUTPUTS[evaluation]()).validate_python(found)
+    return found
 
 
 def _known_letters(config: Any, layer: int, settings: BenchSettings) -> set[str]:

@@ -1,12 +1,14 @@
-"""The language model that an SAE was trained on, as TransformerLens's HookedTransformer."""
+"""The language model that an SAE was trained on, as SAE Bench needs it: in TransformerLens's interface."""
 
 import copy
 import io
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import jaxtyping
 import torch as t
 from nnsight import LanguageModel
 from transformer_lens import HookedTransformer
@@ -17,58 +19,111 @@ from ..errors import BenchError, first_line
 
 TOLERANCE = 1e-4  # of the activations' rms
 _CHECKED_TOKENS = (4, 32)
-_CONVERTED = "GPTNeoXForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM and others"
+_REFUSALS = (NotImplementedError, ValueError, KeyError, AttributeError, RuntimeError, TypeError)
+"""What TransformerLens raises for a model that it does not know, or knows otherwise."""
 
 
 def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> HookedTransformer:
-    """Convert a loaded language model with TransformerLens's own conversion, without processing.
+    """A loaded language model in TransformerLens, without processing.
 
-    No layer norm is folded and nothing is centred, as the SAEs were trained on the original model.
+    No layer norm is folded and nothing is centred, as the SAEs were trained on the original model. It
+    is converted to a HookedTransformer where TransformerLens can do that from a loaded model (GPT-2,
+    GPT-NeoX, Llama, Qwen and others). Where it can't (Gemma 2 and others), its TransformerBridge wraps
+    the original model.
 
     Arguments:
         model: the language model that the SAE was trained on, in float32.
         hook: the hook point that it was trained on.
         name: the model's name in SAE Bench's caches and results.
 
-    Raises: BenchError if TransformerLens can't convert the model, or if the activations at the hook
-    differ from the original ones by more than 1e-4 of their rms.
+    Raises: BenchError if TransformerLens can't take the model either way, or if the activations at the
+    hook differ from the original ones by more than 1e-4 of their rms.
     """
     huggingface: Any = model._model
-    device = str(huggingface.device)
-    architecture = type(huggingface).__name__
+    tokenizer = copy.deepcopy(model.tokenizer)
     try:
-        # The conversion reads the config from a folder. In a temporary one, its path has no name,
-        # e.g. "llama", that TransformerLens would recognise as a model that it knows.
-        with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-            config = copy.deepcopy(huggingface.config)
-            config.architectures = [architecture]
-            if hasattr(config, "n_positions"):  # GPT-2's, once called n_ctx too
-                config.n_ctx = config.n_positions
-            config.save_pretrained(folder)
-            cfg = loading.get_pretrained_model_config(
-                folder, hf_cfg=config.to_dict(), device=device, dtype=t.float32
-            )
-            state = loading.get_pretrained_state_dict(
-                folder, cfg, hf_model=huggingface, dtype=t.float32
-            )
-            cfg.model_name = name
-            hooked = HookedTransformer(cfg, copy.deepcopy(model.tokenizer), move_to_device=False)
-            hooked.load_and_process_state_dict(
-                state,
-                fold_ln=False,
-                center_writing_weights=False,
-                center_unembed=False,
-                fold_value_biases=False,
-            )
-            hooked.move_model_modules_to_device()
-    except (NotImplementedError, ValueError, KeyError, AttributeError) as error:
-        raise BenchError(
-            f"TransformerLens can't convert a {architecture} "
-            f"({type(error).__name__}: {first_line(error)}); it converts {_CONVERTED}"
-        ) from error
+        hooked: Any = _converted(huggingface, tokenizer, name)
+    except _REFUSALS as conversion:
+        try:
+            hooked = _bridged(huggingface, tokenizer, name)
+        except (*_REFUSALS, ImportError) as bridge:
+            raise BenchError(
+                f"TransformerLens can't take a {type(huggingface).__name__}: it can't convert it "
+                f"({type(conversion).__name__}: {first_line(conversion)}), and its TransformerBridge "
+                f"can't wrap it ({type(bridge).__name__}: {first_line(bridge)})"
+            ) from bridge
     hooked.eval().requires_grad_(False)
     check_activations(hooked, model, hook)
     return hooked
+
+
+def _converted(huggingface: Any, tokenizer: Any, name: str) -> HookedTransformer:
+    """By TransformerLens's own conversion of the weights."""
+    device = str(huggingface.device)
+    # The conversion reads the config from a folder. In a temporary one, its path has no name, e.g.
+    # "llama", that TransformerLens would recognise as a model that it knows.
+    with TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        config = copy.deepcopy(huggingface.config)
+        config.architectures = [type(huggingface).__name__]
+        if hasattr(config, "n_positions"):  # GPT-2's, once called n_ctx too
+            config.n_ctx = config.n_positions
+        config.save_pretrained(folder)
+        cfg = loading.get_pretrained_model_config(
+            folder, hf_cfg=config.to_dict(), device=device, dtype=t.float32
+        )
+        state = loading.get_pretrained_state_dict(
+            folder, cfg, hf_model=huggingface, dtype=t.float32
+        )
+        cfg.model_name = name
+        hooked = HookedTransformer(cfg, tokenizer, move_to_device=False)
+        hooked.load_and_process_state_dict(
+            state,
+            fold_ln=False,
+            center_writing_weights=False,
+            center_unembed=False,
+            fold_value_biases=False,
+        )
+        hooked.move_model_modules_to_device()
+    return hooked
+
+
+def _bridged(huggingface: Any, tokenizer: Any, name: str) -> Any:
+    """By TransformerLens's TransformerBridge around a copy of the model that shares its weights.
+
+    The original's modules stay as they are, since nnsight reads them.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    config = copy.deepcopy(huggingface.config)
+    config._attn_implementation = "eager"  # which TransformerLens reads attention patterns from
+    wrapped = type(huggingface)(config)
+    wrapped.load_state_dict(huggingface.state_dict(), assign=True)
+    with redirect_stdout(io.StringIO()):
+        hooked = TransformerBridge.boot_transformers(
+            name,
+            hf_model=wrapped.to(huggingface.device).eval(),
+            tokenizer=tokenizer,
+            device=str(huggingface.device),
+            dtype=t.float32,
+        )
+    hooked.cfg.model_name = name
+    return hooked
+
+
+@contextmanager
+def accepted(hooked: Any) -> Iterator[None]:
+    """Within it, SAE Bench takes a TransformerBridge where its annotations say HookedTransformer.
+
+    It checks its annotations by jaxtyping, whose own switch turns that off.
+    """
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update(
+        "jaxtyping_disable", before or not isinstance(hooked, HookedTransformer)
+    )
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @t.no_grad()
@@ -85,6 +140,11 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
     _, cache = hooked.run_with_cache(
         tokens, names_filter=[hook.name], stop_at_layer=hook.layer + 1, prepend_bos=False
     )
+    if hook.name not in cache:
+        raise BenchError(
+            f"TransformerLens has no {hook.name} in a {type(model._model).__name__}; use the "
+            f"output of a block, blocks.{hook.layer}.hook_resid_post"
+        )
     found = cache[hook.name].float()
     difference = float((found - expected).abs().max() / expected.square().mean().sqrt())
     if not difference <= TOLERANCE:

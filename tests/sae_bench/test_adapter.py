@@ -123,17 +123,6 @@ def test_a_mask_leaves_the_features_that_it_names():
     assert whole[:, F // 2 :].any()
 
 
-def test_floor_and_ceiling_are_of_the_same_place():
-    sae = adapter.BenchSAE(VariationalTopKAutoEncoder(D, F, K), **place())
-    random, identity = adapter.random_sae(sae), adapter.identity_sae(sae)
-    x = t.randn(20, D)
-    assert int((random.encode(x) != 0).sum(1).max()) <= K
-    assert t.equal(identity(x), x)
-    for bound in (random, identity):
-        assert bound.cfg.hook_name == sae.cfg.hook_name
-    assert t.equal(adapter.random_sae(sae).W_dec, random.W_dec), "seeded"
-
-
 def words(n):
     generator = t.Generator().manual_seed(0)
     some = [

@@ -106,6 +106,7 @@ def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
     [
         ("--evals core,scrr", r"--evals 'scrr': expected one of core, scr"),
         ("--evals ,", r"--evals '': expected"),
+        ("--bench-seeds 0", r"--bench-seeds 0: expected at least 1"),
         ("--model elsewhere", r"language model 'elsewhere' can't be loaded"),
         ("--hook blocks.1.hook_resid_post", r"trained on hook blocks\.0.*, not on blocks\.1"),
         ("--data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
@@ -166,3 +167,36 @@ def test_saes_with_and_without_a_rule_are_benched_with_the_flag_that_is_named(on
     error = capsys.readouterr().err
     assert error.strip().endswith("; give --max-norm-multiple 10 to measure both the same way")
     assert main([*both, "--max-norm-multiple", "10"]) == 0
+
+
+def test_repeats_take_other_texts_and_stay_out_of_sae_benchs_sight(one):
+    """Core takes other tokens and sparse probing other texts; with one seed again, the same."""
+    evals = ["core", "sparse_probing"]
+    first = bench_runner.bench([one], evals=evals, **SMALL)
+    both = bench_runner.bench([one], evals=evals, bench_seeds=2, **SMALL)
+    assert both.failures == {}
+    assert both.results == first.results, "not repeated"
+    for evaluation in evals:
+        there = one / "eval_results_of_seeds" / "43" / evaluation
+        repeat = both.repeats[43]["one"][evaluation]
+        assert finished(there / "one_custom_sae_eval_results.json", evaluation) == repeat
+        assert (
+            repeat["eval_result_metrics"] != first.results["one"][evaluation]["eval_result_metrics"]
+        )
+    again = bench_runner.bench([one], evals=evals, bench_seeds=2, again=True, **SMALL)
+    for evaluation in evals:
+        results = [o.repeats[43]["one"][evaluation]["eval_result_metrics"] for o in (both, again)]
+        assert results[0] == results[1], "another seed is a seed"
+    seen = graphing_utils.find_eval_results_files([str(one / "eval_results")])
+    assert len(seen) == len(evals)
+
+
+def test_what_is_printed_says_what_to_believe(one, trained, capsys):
+    folders = [str(one), str(trained["top_k"])]
+    flags = [*shlex.split(FLAGS), "--evals", "core,scr", "--bench-seeds", "2", "--compare"]
+    assert main(["bench", *folders, *flags]) == 0
+    out = capsys.readouterr().out
+    assert "Means and standard deviations over 2 seeds" in out
+    assert "Differences from one / the smallest that is larger than the noise" in out
+    assert "arXiv 2605.18229" in out
+    assert re.search(r"^FVE \(ours\) .*[+-]\d\.\d{3} / \d\.\d{3}", out, re.MULTILINE)

@@ -5,7 +5,8 @@ from bench_saes import K
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
-from dictionary_learning_ext.sae_bench.comparison_table import rows_of, table
+from dictionary_learning_ext.sae_bench.bench_results import BenchResults
+from dictionary_learning_ext.sae_bench.comparison_table import differences, rows_of, table
 
 
 def test_our_metrics_stand_beside_theirs(benched):
@@ -14,3 +15,54 @@ def test_our_metrics_stand_beside_theirs(benched):
     assert rows["L0"] == pytest.approx(K, abs=0.01)
     assert rows_of(benched.results["identity"])["FVE (ours)"] == pytest.approx(1)
     assert "top_k" in table(benched)
+
+
+def probing(accuracy):
+    """What the table reads of a result of sparse probing."""
+    metrics = {"sae": {"sae_top_1_test_accuracy": accuracy}, "llm": {"llm_test_accuracy": 0.9}}
+    return {"sparse_probing": {"eval_config": {"k_values": [1]}, "eval_result_metrics": metrics}}
+
+
+def cells_of(text, row):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {row} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+def test_repeats_give_means_spreads_and_the_differences_that_are_not_noise():
+    """b is above a by 0.1 on every seed's texts, c by more on some and less on others."""
+    texts = {42: 0.0, 43: 0.01, 44: -0.01}
+    of_seed = {
+        seed: {
+            "a": probing(0.5 + extra),
+            "b": probing(0.6 + extra + extra**2),
+            "c": probing(0.5 - 10 * extra),
+        }
+        for seed, extra in texts.items()
+    }
+    outcome = BenchResults(results=of_seed.pop(42), repeats=of_seed)
+    assert cells_of(table(outcome, "markdown"), "probing, top 1") == [
+        "0.500 ±0.010",
+        "0.600 ±0.010",
+        "0.500 ±0.100",
+    ]
+    shown = differences(outcome, "markdown")
+    assert shown is not None
+    assert cells_of(shown, "probing, top 1") == ["+0.100 / 0.000", "+0.000 / 0.273 ~"]
+
+
+def test_a_single_seed_can_not_tell_noise():
+    outcome = BenchResults(results={"a": probing(0.5), "b": probing(0.6)})
+    assert cells_of(table(outcome, "markdown"), "probing, top 1") == ["0.500", "0.600"]
+    shown = differences(outcome, "markdown")
+    assert shown is not None
+    assert cells_of(shown, "probing, top 1") == ["+0.100 / ?"]
+    assert differences(BenchResults(results={"a": probing(0.5)})) is None
+
+
+def test_a_size_matched_control_is_no_reference(benched):
+    """The first SAE is one that was given, whatever the order of the results."""
+    shown = differences(benched, "markdown")
+    assert shown is not None
+    header = [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")]
+    assert header[1] == "vsae"
+    assert not {"top_k"} & set(header)

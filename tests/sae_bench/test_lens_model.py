@@ -3,21 +3,21 @@
 from typing import Any
 
 import pytest
+import torch as t
+from bench_saes import FOUR, SMALL, F, K
 
-from dictionary_learning_ext.activations.hook_points import HOOK_KINDS, find_hook
+from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext.activations.hook_points import HOOK_KINDS, find_hook, read_residual
 from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
-from transformer_lens import (  # pyright: ignore[reportMissingImports]
-    HookedTransformer,
-    HookedTransformerConfig,
-)
-from transformer_lens.pretrained.weight_conversions import (  # pyright: ignore[reportMissingImports]
-    convert_gemma_weights,
+from transformer_lens.model_bridge import (  # pyright: ignore[reportMissingImports]
+    TransformerBridge,
 )
 
 from dictionary_learning_ext.sae_bench import lens_model
+from dictionary_learning_ext.sae_bench.bench_runner import bench
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen", "qwen3", "gpt2"])
@@ -29,46 +29,59 @@ def test_transformer_lens_gives_the_training_activations(family, kind, lm_of):
     assert lens_model.check_activations(hooked, model, hook) < 1e-5
 
 
+@pytest.mark.parametrize("family", ["gemma1", "gemma", "gemma3", "olmo2", "glm4"])
 @pytest.mark.parametrize("kind", HOOK_KINDS)
-def test_where_a_norm_follows_the_mlp_it_counts_as_transformer_lens_counts(kind, lm_of):
-    """A Gemma 2, which TransformerLens only configures by its name on the hub."""
-    model = lm_of("gemma")
-    huggingface: Any = model._model
-    config = huggingface.config
-    cfg = HookedTransformerConfig(
-        n_layers=3,
-        d_model=16,
-        n_ctx=128,
-        d_head=8,
-        n_heads=2,
-        n_key_value_heads=2,
-        d_mlp=32,
-        d_vocab=304,
-        act_fn="gelu_pytorch_tanh",
-        eps=config.rms_norm_eps,
-        normalization_type="RMS",
-        positional_embedding_type="rotary",
-        rotary_dim=8,
-        attn_scale=config.query_pre_attn_scalar**0.5,
-        attn_scores_soft_cap=config.attn_logit_softcapping,
-        output_logits_soft_cap=config.final_logit_softcapping,
-        gated_mlp=True,
-        final_rms=True,
-        use_normalization_before_and_after=True,
-        original_architecture="Gemma2ForCausalLM",
-        device="cpu",
-    )
-    hooked = HookedTransformer(cfg, move_to_device=False)
-    state = convert_gemma_weights(huggingface, cfg)
-    hooked.load_and_process_state_dict(
-        state,
-        fold_ln=False,
-        center_writing_weights=False,
-        center_unembed=False,
-        fold_value_biases=False,
-    )
+def test_what_can_not_be_converted_is_wrapped(family, kind, lm_of):
+    """Gemma 2 is "gemma". The original model is left as it is: nnsight reads it."""
+    model = lm_of(family)
     hook = find_hook(model, f"blocks.1.{kind}")
+    tokens = t.arange(40).reshape(2, 20)
+    before = read_residual(model, hook, tokens, t.ones_like(tokens))
+    hooked = lens_model.hooked_transformer(model, hook, family)
+    assert isinstance(hooked, TransformerBridge)
     assert lens_model.check_activations(hooked, model, hook) < 1e-5
+    assert hooked.cfg.model_name == family
+    original: Any = model._model
+    with t.no_grad():
+        logits = original(tokens).logits
+        assert (hooked(tokens) - logits).abs().max() < 1e-4 * logits.abs().max()
+    assert t.equal(read_residual(model, hook, tokens, t.ones_like(tokens)), before)
+
+
+def test_what_can_be_neither_converted_nor_wrapped_is_one_line(lm_of, monkeypatch):
+    def unknown(*_, **__):
+        raise NotImplementedError("GemmaForCausalLM is not supported\nat all")
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", unknown)
+    model = lm_of("gemma1")
+    hook = find_hook(model, "blocks.1.hook_resid_post")
+    message = (
+        r"can't take a GemmaForCausalLM: it can't convert it \(\w+: .*\), and its "
+        r"TransformerBridge can't wrap it \(NotImplementedError: GemmaForCausalLM is not supported\)$"
+    )
+    with pytest.raises(BenchError, match=message):
+        lens_model.hooked_transformer(model, hook, "x")
+
+
+def test_every_evaluation_takes_a_wrapped_model(lm_dir_of, text, tmp_path):
+    """A Gemma 2."""
+    run = RunConfig(
+        model=str(lm_dir_of("gemma")),
+        hook="blocks.1.hook_resid_post",
+        data=text,
+        save_dir=str(tmp_path / "sae"),
+        steps=10,
+        batch_size=64,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=0,
+    )
+    folder = train(run, {"sae": SAEConfig(dict_size=F, k=K)})["sae"]
+    evals = [*FOUR, "sae_probes"]
+    with t.enable_grad():
+        outcome = bench([folder], evals=evals, probing_sets="119_us_state_TX", **SMALL)
+    assert outcome.failures == {}
+    assert sorted(outcome.results["sae"]) == sorted(evals)
 
 
 def test_a_model_that_was_processed_is_refused(lm_of):

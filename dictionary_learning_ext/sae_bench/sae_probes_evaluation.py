@@ -1,0 +1,133 @@
+"""k-sparse probing on real data sets: SAE Bench's sparse_probing_sae_probes, by its own code.
+
+SAE Bench loads the language model by its name on the hub, unless the activations that it needs are
+in its cache. So they are written there first, by sae-probes's own function, from a model object.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from sae_bench.custom_saes.base_sae import BaseSAE
+from sae_bench.sae_bench_utils.general_utils import get_results_filepath
+from transformer_lens import HookedTransformer
+
+from ..config.byte_sizes import in_words
+from ..errors import BenchError, first_line
+from .bench_settings import BenchSettings
+
+MAX_TOKENS = 1024  # of a text, from its end; sae-probes's
+_FLOAT32 = 4  # bytes
+
+
+def run_sae_probes(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
+    """Probes on the 1, 2 and 5 features that differ most between the classes, on each data set.
+
+    Raises: BenchError if the tokenizer can't be used, or the disk is too small for the activations.
+    """
+    from sae_bench.evals.sparse_probing_sae_probes.main import run_eval
+
+    activations = settings.cache / "activations"
+    with _sae_probes_tokenizer(settings.model):
+        _write_activations(config.dataset_names, sae, activations, settings)
+    results = settings.cache / f"seed_{config.random_seed}"
+    shutil.rmtree(results / f"{name}_custom_sae", ignore_errors=True)  # may be another SAE's
+    folders = {"results_path": str(results), "model_cache_path": str(activations)}
+    output = results / "output"
+    run_eval(
+        replace(config, **folders),
+        [(name, sae)],  # pyright: ignore[reportArgumentType]
+        settings.device,
+        str(output),
+        force_rerun=True,
+    )
+    path = Path(get_results_filepath(str(output), name, "custom_sae"))
+    found = TypeAdapter(output_type()).validate_json(path.read_bytes())
+    done = {detail.dataset_name for detail in found.eval_result_details}
+    if missing := set(config.dataset_names) - done:
+        raise BenchError(f"sae-probes wrote no result of {', '.join(sorted(missing))}")
+    found.eval_config = config
+    found.eval_result_unstructured = {"max_tokens": _max_tokens(settings)}
+    return found
+
+
+def output_type() -> type:
+    """SAE Bench's class of the results."""
+    from sae_bench.evals.sparse_probing_sae_probes.eval_output import (
+        SparseProbingSaeProbesEvalOutput,
+    )
+
+    return SparseProbingSaeProbesEvalOutput
+
+
+@contextmanager
+def _sae_probes_tokenizer(model: HookedTransformer) -> Iterator[None]:
+    """Undo within it what sae-probes changes in the tokenizer, which other evaluations use.
+
+    Raises: BenchError if sae-probes can't use the tokenizer.
+    """
+    tokenizer: Any = model.tokenizer
+    name = model.cfg.model_name
+    if tokenizer is None:
+        raise BenchError(f"sae_probes reads text, and {name} has no tokenizer; save one beside it")
+    former = {side: getattr(tokenizer, side) for side in ("truncation_side", "padding_side")}
+    try:
+        tokenizer(["one", "one more"], padding=True, truncation=True, max_length=8)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        raise BenchError(
+            f"sae-probes can't use the tokenizer of {name} ({first_line(error)}): it pads texts to "
+            "one length; set the tokenizer's pad_token, e.g. to its eos_token, and save it beside "
+            "the model"
+        ) from error
+    try:
+        yield
+    finally:
+        for side, value in former.items():
+            setattr(tokenizer, side, value)
+
+
+def _write_activations(
+    names: list[str], sae: BaseSAE, folder: Path, settings: BenchSettings
+) -> None:
+    """The language model's activations of every set that is not in the folder, whole files only.
+
+    Raises: BenchError if the disk is too small for them.
+    """
+    from sae_probes.generate_model_activations import ensure_dataset_activations
+    from sae_probes.utils_data import get_dataset_sizes
+
+    hook, kept = sae.cfg.hook_name, folder / f"model_activations_{settings.name}"
+    missing = [name for name in names if not (kept / f"{name}_{hook}.pt").is_file()]
+    rows = sum(get_dataset_sizes()[name] for name in missing)
+    needed = rows * sae.cfg.d_in * _FLOAT32
+    kept.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(kept).free
+    if needed > free:
+        raise BenchError(
+            f"sae_probes needs {in_words(needed)} for the language model's activations of "
+            f"{len(missing)} data sets, and the disk of {settings.cache} has {in_words(free)} free; "
+            "free some space or name fewer sets with --probing-sets"
+        )
+    partial = folder / "partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    for name in missing:
+        ensure_dataset_activations(
+            settings.name,
+            [name],
+            [hook],
+            partial,
+            device=settings.device,
+            max_seq_len=_max_tokens(settings),
+            batch_size=settings.batch_size,
+            model=settings.model,
+        )
+        (written,) = partial.glob(f"*/{name}_{hook}.pt")
+        written.replace(kept / written.name)
+
+
+def _max_tokens(settings: BenchSettings) -> int:
+    return min(MAX_TOKENS, settings.model.cfg.n_ctx)

@@ -1,0 +1,144 @@
+"""sae_probes in SAE Bench's real code, on the real data sets: its cache, and what it can't use."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch as t
+from bench_saes import SMALL
+
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.errors import BenchError
+
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+
+from sae_probes import generate_model_activations  # pyright: ignore[reportMissingImports]
+
+from dictionary_learning_ext.sae_bench import bench_runner, sae_probes_evaluation
+from dictionary_learning_ext.sae_bench.bench_results import finished
+
+SETS = ("119_us_state_TX", "118_us_state_CA")
+PROBES = SMALL | {"evals": ["sae_probes"], "probing_sets": ",".join(SETS)}
+
+
+@pytest.fixture
+def forward_passes(monkeypatch):
+    """The data sets whose activations the language model computes, in order."""
+    computed = []
+    whole = generate_model_activations.generate_single_dataset_activations
+
+    def counted(**arguments):
+        computed.append(arguments["dataset_path"].name.partition(".")[0])
+        whole(**arguments)
+
+    monkeypatch.setattr(generate_model_activations, "generate_single_dataset_activations", counted)
+    return computed
+
+
+def test_results_are_in_sae_benchs_schema_with_every_set_and_the_language_model(
+    trained, forward_passes
+):
+    folders = list(trained.values())
+    outcome = bench_runner.bench(folders, bench_seeds=2, **PROBES)
+    assert outcome.failures == {}
+    assert sorted(forward_passes) == sorted(SETS), "once for two SAEs and two seeds"
+    for label, folder in trained.items():
+        path = folder / "eval_results" / "sae_probes" / f"{label}_custom_sae_eval_results.json"
+        found = finished(path, "sae_probes")
+        assert found == outcome.results[label]["sae_probes"]
+        details = {detail["dataset_name"]: detail for detail in found["eval_result_details"]}
+        assert sorted(details) == sorted(SETS)
+        for k in (1, 2, 5):
+            name = f"sae_top_{k}_test_accuracy"
+            mean = sum(detail[name] for detail in details.values()) / len(SETS)
+            assert found["eval_result_metrics"]["sae"][name] == pytest.approx(mean)
+        assert 0.4 < found["eval_result_metrics"]["llm"]["llm_test_accuracy"] <= 1
+        assert str(folder) not in path.read_text(), "no path of this machine"
+        other = outcome.repeats[43][label]["sae_probes"]
+        assert other["eval_config"]["random_seed"] == 43
+        assert other["eval_result_metrics"] != found["eval_result_metrics"]
+    results = [outcome.results[label]["sae_probes"]["eval_result_metrics"] for label in trained]
+    assert results[0]["llm"] == results[1]["llm"]
+    assert results[0]["sae"] != results[1]["sae"], "each its own"
+
+
+def test_activations_survive_a_kill_in_whole_files_only(one, forward_passes, monkeypatch):
+    """A second run computes the sets that the first did not finish. Nothing half is used."""
+    save, saved = t.save, []
+
+    def stopping(value, path, **arguments):
+        saved.append(path)
+        if len(saved) > 1:
+            path.write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        save(value, path, **arguments)
+
+    kept = shutil.rmtree
+    with monkeypatch.context() as patched:
+        patched.setattr(generate_model_activations.torch, "save", stopping)
+        # As if the process were killed: nothing is cleared.
+        patched.setattr(bench_runner.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            bench_runner.bench([one], **PROBES)
+    assert shutil.rmtree is kept
+    assert bench_runner.bench([one], **PROBES).failures == {}
+    assert forward_passes == [SETS[0], SETS[1], SETS[1]]
+
+
+def test_too_small_a_disk_is_said_before_anything_is_computed(one, forward_passes, monkeypatch):
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr(sae_probes_evaluation.shutil, "disk_usage", lambda _: usage)
+    outcome = bench_runner.bench([one], **PROBES)
+    message = (
+        r"sae_probes of one: sae_probes needs 128 kB for the language model's activations of 2 data "
+        r"sets, and the disk of .* has 1\.0 kB free; free some space or name fewer sets"
+    )
+    with pytest.raises(BenchError, match=message):
+        outcome.check()
+    assert forward_passes == []
+
+
+def test_an_unknown_data_set_is_one_line_before_the_model_is_loaded(one, capsys):
+    flags = "--evals sae_probes --model nowhere --probing-sets glue_cola"
+    assert main(["bench", str(one), *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "sae-probes has no data set 'glue_cola'" in line
+
+
+class NoPadding:
+    truncation_side, padding_side = "right", "left"
+
+    def __call__(self, *_, padding, **__):
+        raise ValueError("Asking to pad but the tokenizer does not have a padding token.")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (None, "sae_probes reads text, and tiny has no tokenizer"),
+        (
+            NoPadding(),
+            r"can't use the tokenizer of tiny \(Asking to pad.*\).* set the tokenizer's pad",
+        ),
+    ],
+)
+def test_a_tokenizer_that_can_not_be_used_is_named(tokenizer, message):
+    model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(model_name="tiny"))
+    with (
+        pytest.raises(BenchError, match=message),
+        sae_probes_evaluation._sae_probes_tokenizer(model),  # pyright: ignore[reportArgumentType]
+    ):
+        pass
+
+
+def test_the_tokenizer_is_left_as_it_was(one, tiny_lm_dir, monkeypatch):
+    """sae-probes cuts texts at their start, and changes the tokenizer for it."""
+    kept, convert = [], bench_runner.hooked_transformer
+
+    def noted(*arguments):
+        kept.append(convert(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(bench_runner, "hooked_transformer", noted)
+    assert bench_runner.bench([one], **PROBES).failures == {}
+    assert kept[0].tokenizer.truncation_side == "right"
