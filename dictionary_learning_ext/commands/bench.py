@@ -112,10 +112,11 @@ def run(flags: BenchFlags) -> None:
             print(
                 f"\nMeans and standard deviations over {flags.bench_seeds} seeds of the evaluations."
             )
-        print("", *measured_on(outcome), sep="\n")
-        print(
-            "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see README)."
-        )
+        if "core" in evals:
+            print("", *measured_on(outcome), sep="\n")
+            print(
+                "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see README)."
+            )
         if {"scr", "tpp"} & set(evals):
             print(f"\n{AUDIT}")
     if flags.compare:

@@ -14,6 +14,7 @@ from typing import Any
 import torch as t
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..activations.hook_points import HookPoint
@@ -157,7 +158,7 @@ class _BenchRun:
 
     def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation]) -> None:
         """Every evaluation of every SAE, with every seed where it has one."""
-        todo = [
+        todo: list[tuple[int, BenchEvaluation, BenchJob]] = [
             (seed, evaluation, job)
             for seed in self.seeds
             for evaluation in evals
@@ -233,6 +234,8 @@ class _BenchRun:
                 with (
                     in_folder(settings.data, all_caches),
                     accepted(settings.model),
+                    # SAE Bench fits many small probes, which a second thread only slows down.
+                    threadpool_limits(1, user_api="blas"),
                     t.enable_grad(),
                 ):
                     seed_everything(settings.seed)

@@ -163,6 +163,7 @@ def _sae_probes_config(settings: BenchSettings) -> Any:
         model_name=settings.name,
         random_seed=settings.seed,
         dataset_names=list(settings.probing_sets),
+        include_llm_baseline=settings.seed == SEED,  # which takes the longest, and has no SAE in it
     )
 
 
