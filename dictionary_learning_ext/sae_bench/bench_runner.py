@@ -39,6 +39,13 @@ from .floors import frozen_decoder_sae, untrained_saes
 from .lens_model import accepted, hooked_transformer
 from .probing_sets import SMALLEST, chosen_sets
 
+_ALL_BY: dict[BenchEvaluation, tuple[str, ...]] = {
+    "scr": ("n_values",),
+    "tpp": ("n_values",),
+    "sae_probes": ("random_seed", "include_llm_baseline"),
+}
+"""The settings of an evaluation that its cache does not depend on."""
+
 
 @dataclass(frozen=True)
 class BenchJob:
@@ -222,8 +229,9 @@ class _BenchRun:
         log: Path,
     ) -> dict[str, Any]:
         """Evaluate; return the validated JSON. What SAE Bench prints goes to the log."""
-        shares_cache = {"n_values"} | ({"random_seed"} if evaluation == "sae_probes" else set())
-        sizes = {name: v for name, v in asdict(config).items() if name not in shares_cache}
+        sizes = {
+            name: v for name, v in asdict(config).items() if name not in _ALL_BY.get(evaluation, ())
+        }
         all_caches = settings.cache
         cache = all_caches / f"{evaluation}_{digest(self.model_key, sizes)}"
         settings = replace(settings, cache=cache)
