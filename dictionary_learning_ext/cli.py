@@ -17,6 +17,7 @@ from .commands import (
     push,
     quickstart,
     report,
+    reproduce,
     sweep,
     train,
 )
@@ -26,7 +27,20 @@ from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
 
 _MODULES = (
-    *(train, evaluate, compare, report, quickstart, sweep, hooks, cache, export, push, bench),
+    *(
+        train,
+        evaluate,
+        compare,
+        reproduce,
+        report,
+        quickstart,
+        sweep,
+        hooks,
+        cache,
+        export,
+        push,
+        bench,
+    ),
 )
 COMMANDS: dict[str, Command[Any]] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 

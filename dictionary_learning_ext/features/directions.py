@@ -39,15 +39,38 @@ def decoder_directions(dictionary: Dictionary) -> t.Tensor:
 
 @t.no_grad()
 def random_directions(like_FD: t.Tensor, generator: t.Generator) -> t.Tensor:
-    """Unit directions, (F, D), drawn from a Gaussian with the covariance that others have about 0.
+    """Random unit directions, (F, D), whose second moments are in expectation those of others.
 
-    Where these are unit vectors, the result's second moments are theirs in expectation, up to the
-    normalisation.
+    They are Gaussian vectors, normalised. Normalising makes a spectrum flatter, so the Gaussian's is
+    steeper than that of the others, which are taken as unit vectors.
     """
-    eigenvalues_D, vectors_DD = t.linalg.eigh(like_FD.double().T @ like_FD.double() / len(like_FD))
-    root_DD = vectors_DD * eigenvalues_D.clamp(min=0).sqrt()
+    unit_FD = nn.functional.normalize(like_FD.double(), dim=1)
+    moments_D, vectors_DD = t.linalg.eigh(unit_FD.T @ unit_FD / len(unit_FD))
+    variances_D = _variances_before_normalising(moments_D.clamp(min=0))
     noise_FD = t.randn(like_FD.shape, generator=generator, dtype=t.float64)
-    return nn.functional.normalize(noise_FD @ root_DD.T, dim=1).to(like_FD.dtype)
+    root_DD = vectors_DD * variances_D.sqrt() @ vectors_DD.T  # symmetric: the vectors' signs cancel
+    directions_FD = noise_FD @ root_DD
+    return nn.functional.normalize(directions_FD, dim=1).to(like_FD.dtype)
+
+
+def _variances_before_normalising(moments_D: t.Tensor) -> t.Tensor:
+    """The variances v of a Gaussian z for which E[z_i^2 / |z|^2] are these moments, which sum to 1.
+
+    By the fixed point v_i <- v_i moment_i / E[z_i^2 / |z|^2], where the expectation is the integral of
+    v_i / (1 + 2 s v_i) prod_j (1 + 2 s v_j)^(-1/2) over s > 0.
+    """
+    u_S = t.linspace(-16, 16, 2001, dtype=moments_D.dtype)  # s = e^u
+    variances_D = moments_D.clone()
+    for _ in range(200):
+        scaled_SD = 2 * u_S.exp()[:, None] * variances_D
+        weight_S = u_S.exp() * (-0.5 * scaled_SD.log1p().sum(1)).exp()
+        expected_D = t.trapezoid(weight_S[:, None] * variances_D / (1 + scaled_SD), u_S, dim=0)
+        change_D = t.where(moments_D > 0, moments_D / expected_D.clamp(min=1e-300), 1.0)
+        variances_D = variances_D * change_D
+        variances_D = variances_D / variances_D.sum()
+        if (change_D - 1).abs().max() < 1e-4:
+            break
+    return variances_D
 
 
 @t.no_grad()

@@ -15,6 +15,7 @@ from dictionary_learning_ext.features.directions import (
     decoder_directions,
     encoder_directions,
     nearest_features,
+    random_directions,
 )
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
@@ -87,3 +88,21 @@ def test_logit_effects_are_the_formula_of_each_family(family, lm_dir_of):
     order = expected.argsort(1)
     assert promoted.indices_Fn.equal(order.flip(1)[:, :3])
     assert suppressed.indices_Fn.equal(order[:, :3])
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_random_directions_have_the_second_moments_of_others(power):
+    """In a turned basis; normalised Gaussians of their covariance would have a flatter spectrum."""
+    generator = t.Generator().manual_seed(0)
+    turn_DD = t.linalg.qr(t.randn(12, 12, generator=generator, dtype=t.float64)).Q
+    scale_D = t.arange(1, 13, dtype=t.float64) ** (-power / 2)
+    others_FD = t.randn(5000, 12, generator=generator, dtype=t.float64) * scale_D @ turn_DD
+    unit_FD = t.nn.functional.normalize(others_FD, dim=1)
+    drawn_FD = random_directions(7 * others_FD, t.Generator().manual_seed(1))
+    assert drawn_FD.shape == others_FD.shape
+    assert t.allclose(drawn_FD.norm(dim=1), t.ones(5000, dtype=t.float64))
+    wanted, found = unit_FD.T @ unit_FD / 5000, drawn_FD.T @ drawn_FD / 5000
+    assert (found - wanted).abs().max() < 0.02
+    assert not t.allclose(drawn_FD[:10], unit_FD[:10], atol=0.1)
+    again_FD = random_directions(others_FD, t.Generator().manual_seed(1))
+    assert t.allclose(drawn_FD, again_FD), "seeded, and lengths don't matter"

@@ -1,0 +1,213 @@
+"""Which features come back when an SAE is trained again, from another seed on other data.
+
+Shapes: F features, D = activation_dim, S SAEs. All F features count, dead ones included.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch as t
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from sklearn.preprocessing import normalize
+
+from ..errors import UserError
+from .directions import random_directions
+
+RETURNING = (0.7, 0.9)
+"""A feature returns in another SAE if its match there has at least this absolute cosine."""
+EXACT_UP_TO = 4096
+CANDIDATES = 64
+"""Of each feature, in each of the two dictionaries, where the assignment is over candidates only."""
+_ROWS_AT_ONCE = 2048
+
+
+class ReproducibilityError(UserError):
+    """These SAEs can't be compared."""
+
+
+@dataclass(frozen=True)
+class PairOfSAEs:
+    """How two dictionaries agree."""
+
+    pw_mcc: float
+    """Mean absolute cosine under the one-to-one assignment that maximises it (Song et al. 2025)."""
+    null: float
+    """The same of two dictionaries of random directions with the covariances of these two."""
+    agreement: float
+    """Mean signed cosine under its own assignment."""
+    match_F: np.ndarray
+    """(F,), each feature of the first: the absolute cosine with its match in the second."""
+    matched_F: np.ndarray
+    """(F,), the number of that match."""
+
+
+@dataclass(frozen=True)
+class Reproducibility:
+    """How several SAEs agree.
+
+    Attributes:
+        pairs: every pair, by the two names in the order given.
+        within: for each SAE, the mean over its features of the largest cosine with another one. A
+            dictionary whose directions cluster agrees more with anything.
+        match_SF: for each SAE and feature, the mean of its matches in the others.
+        returns_SF: in how many of the others its match is at least 0.7.
+    """
+
+    pairs: dict[tuple[str, str], PairOfSAEs]
+    within: dict[str, float]
+    match_SF: dict[str, np.ndarray]
+    returns_SF: dict[str, np.ndarray]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.within)
+
+    def returning(self, name: str) -> dict[float, float]:
+        """Of an SAE: the share of its features that return, by the cosine asked for.
+
+        The mean over the other SAEs.
+        """
+        others = [self.matches(name, other) for other in self.names if other != name]
+        return {
+            least: float(np.mean([match_F >= least for match_F in others])) for least in RETURNING
+        }
+
+    def matches(self, name: str, other: str) -> np.ndarray:
+        """(F,), the absolute cosine of each feature of an SAE with its match in another."""
+        if (name, other) in self.pairs:
+            return self.pairs[name, other].match_F
+        pair = self.pairs[other, name]
+        match_F = np.zeros(len(pair.match_F))
+        match_F[pair.matched_F] = pair.match_F
+        return match_F
+
+
+def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reproducibility:
+    """Compare SAEs that were trained from different seeds.
+
+    Arguments:
+        directions: the decoder directions of two or more SAEs, (F, D) each, by their names, see
+            `decoder_directions`. Their lengths do not matter.
+        seed: of the null's random directions.
+
+    Raises: ReproducibilityError if there is only one SAE, or F or D differ.
+    """
+    first, *others = directions
+    if not others:
+        raise ReproducibilityError(
+            f"{first}: expected two or more SAEs, trained from different seeds"
+        )
+    for name in others:
+        shapes = tuple(directions[first].shape), tuple(directions[name].shape)
+        if shapes[0] != shapes[1]:
+            raise ReproducibilityError(
+                f"{name} has {shapes[1][0]} features of {shapes[1][1]} dimensions, and {first} has "
+                f"{shapes[0][0]} of {shapes[0][1]}: expected the same of both"
+            )
+    unit: dict[str, Any] = {
+        name: normalize(each.detach().float().cpu().numpy()) for name, each in directions.items()
+    }
+    generator = t.Generator().manual_seed(seed)
+    random = {
+        name: random_directions(directions[name].float().cpu(), generator).numpy() for name in unit
+    }
+    pairs = {}
+    for a, b in combinations(unit, 2):
+        matched_F, match_F = matching(unit[a], unit[b], signed=False)
+        pairs[a, b] = PairOfSAEs(
+            pw_mcc=float(match_F.mean()),
+            null=float(matching(random[a], random[b], signed=False)[1].mean()),
+            agreement=float(matching(unit[a], unit[b], signed=True)[1].mean()),
+            match_F=match_F,
+            matched_F=matched_F,
+        )
+    found = Reproducibility(pairs, {name: within(each) for name, each in unit.items()}, {}, {})
+    for name in unit:
+        matches_SF = np.stack([found.matches(name, other) for other in unit if other != name])
+        found.match_SF[name] = matches_SF.mean(axis=0)
+        found.returns_SF[name] = (matches_SF >= RETURNING[0]).sum(axis=0)
+    return found
+
+
+def matching(
+    unit_FD: np.ndarray, others_FD: np.ndarray, *, signed: bool, exact_up_to: int = EXACT_UP_TO
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match the directions of two dictionaries one to one, to maximise their mean cosine.
+
+    Exact for up to `exact_up_to` features (scipy's assignment). For more, it is the best assignment
+    among candidates: for each feature, the 64 nearest in the other dictionary, both ways. With 2,048
+    features that is exact to four digits, and it takes seconds where the exact one takes hours.
+
+    Arguments:
+        unit_FD, others_FD: unit vectors.
+        signed: maximise cosines, or else their absolute values.
+
+    Returns: for each of the first, (F,), the number of its match, and the cosine or absolute cosine.
+    """
+    if len(unit_FD) <= exact_up_to:
+        cosines_FF = unit_FD @ others_FD.T
+        values_FF = cosines_FF if signed else np.abs(cosines_FF)
+        _, matched_F = linear_sum_assignment(values_FF, maximize=True)
+    else:
+        matched_F = _matched_among_candidates(unit_FD, others_FD, signed)
+    match_F = np.einsum("fd,fd->f", unit_FD, others_FD[matched_F])
+    return matched_F, match_F if signed else np.abs(match_F)
+
+
+def within(unit_FD: np.ndarray) -> float:
+    """The mean over features of the largest cosine with another of the same dictionary."""
+    largest = []
+    for start in range(0, len(unit_FD), _ROWS_AT_ONCE):
+        cosines_nF = unit_FD[start : start + _ROWS_AT_ONCE] @ unit_FD.T
+        rows = np.arange(len(cosines_nF))
+        cosines_nF[rows, start + rows] = -np.inf
+        largest.append(cosines_nF.max(axis=1))
+    return float(np.concatenate(largest).mean())
+
+
+def _matched_among_candidates(unit_FD: Any, others_FD: Any, signed: bool) -> np.ndarray:
+    """(F,), for each of the first the number of its match."""
+    ours, theirs = _nearest(unit_FD, others_FD, signed), _nearest(others_FD, unit_FD, signed)
+    rows = np.concatenate([ours[0], theirs[1]])
+    columns = np.concatenate([ours[1], theirs[0]])
+    values = np.concatenate([ours[2], theirs[2]])
+    left, right = _left_over(rows, columns, values, len(unit_FD))
+    # So that a whole assignment exists among the candidates.
+    rows, columns = np.concatenate([rows, left]), np.concatenate([columns, right])
+    cosines = np.einsum("fd,fd->f", unit_FD[left], others_FD[right])
+    values = np.concatenate([values, cosines if signed else np.abs(cosines)])
+    _, first = np.unique(rows * len(unit_FD) + columns, return_index=True)
+    costs = 2.0 - values[first]  # above 0: a cost of 0 would count as no candidate
+    graph = coo_matrix((costs, (rows[first], columns[first])), shape=[len(unit_FD)] * 2).tocsr()
+    rows, columns = min_weight_full_bipartite_matching(graph)
+    matched_F = np.empty(len(unit_FD), dtype=np.int64)
+    matched_F[rows] = columns
+    return matched_F
+
+
+def _nearest(unit_FD: Any, others_FD: Any, signed: bool) -> tuple[Any, Any, Any]:
+    """The candidates of each of the first: rows, columns and values, flat."""
+    n = min(CANDIDATES, len(others_FD))
+    parts = []
+    for start in range(0, len(unit_FD), _ROWS_AT_ONCE):
+        cosines_nF = unit_FD[start : start + _ROWS_AT_ONCE] @ others_FD.T
+        values_nF = t.from_numpy(cosines_nF if signed else np.abs(cosines_nF))
+        top = values_nF.topk(n, dim=1, sorted=False)
+        rows = np.repeat(np.arange(start, start + len(cosines_nF)), n)
+        parts.append((rows, top.indices.numpy().ravel(), top.values.numpy().ravel()))
+    rows, columns, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return rows, columns, values
+
+
+def _left_over(rows: Any, columns: Any, values: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a greedy assignment among the candidates leaves, paired in order."""
+    is_free, is_untaken = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
+    for edge in np.argsort(-values, kind="stable"):
+        if is_free[rows[edge]] and is_untaken[columns[edge]]:
+            is_free[rows[edge]] = is_untaken[columns[edge]] = False
+    return np.flatnonzero(is_free), np.flatnonzero(is_untaken)

@@ -1,0 +1,155 @@
+"""Reproducibility of run folders: `vsae reproduce`'s measurement, and how it is shown."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.comparison import short_names
+from ..evaluation.metrics import METRICS
+from ..evaluation.tables import text_table
+from ..run_folder.matching import SEEDS, settings_of, training, unequal
+from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
+from ..run_folder.weights import load_dictionary
+from ..run_folder.writing import writing
+from .directions import decoder_directions
+from .reproducibility import RETURNING, Reproducibility, reproducibility
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReproducibilityOfFolders:
+    """What was measured, by the folders' short names, and each one's FVE if it was evaluated."""
+
+    measured: Reproducibility
+    fve: dict[str, float | None]
+
+
+def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
+    """Compare the SAEs of run folders. Warns where they differ in more than their seeds.
+
+    Raises: a UserError for folders that can't be compared.
+    """
+    require_folders(folders)
+    configs = {str(folder): read_config(folder) for folder in folders}
+    _warn_of_differences(configs)
+    names = short_names(configs)
+    directions, fve = {}, {}
+    for folder, name in names.items():
+        directions[name] = decoder_directions(load_dictionary(folder)[0])
+        fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
+    return ReproducibilityOfFolders(reproducibility(directions), fve)
+
+
+def _warn_of_differences(configs: dict[str, dict[str, Any]]) -> None:
+    trained = training(configs)
+    others = [name for name in unequal(list(trained.values())) if name not in SEEDS]
+    if others:
+        logger.warning(
+            "these SAEs differ in %s, not in their seeds alone: what returns shows how alike the "
+            "settings are, too",
+            ", ".join(others),
+        )
+    settings = {folder: settings_of(config) for folder, config in configs.items()}
+    for one, other in combinations(settings, 2):
+        if settings[one].get("data_seed") == settings[other].get("data_seed"):
+            logger.warning(
+                "%s and %s saw the same batches: features may return for that reason; train each with "
+                "a --data-seed of its own",
+                one,
+                other,
+            )
+            return
+
+
+def printed(found: ReproducibilityOfFolders) -> str:
+    """A table of the SAEs, and one of the means over pairs."""
+    measured = found.measured
+    rows = []
+    for name in measured.names:
+        fve = found.fve[name]
+        returning = measured.returning(name)
+        rows.append(
+            [
+                name,
+                "-" if fve is None else METRICS["fve"].text(fve),
+                *(f"{share:.1%}" for share in returning.values()),
+                f"{measured.within[name]:.4f}",
+            ]
+        )
+    header = ["", "FVE", *(f"returning > {least:g}" for least in RETURNING), "within"]
+    pairs = means_over_pairs(measured)
+    lines = [[name, f"{value:.4f}"] for name, value in pairs.items()]
+    n = len(measured.pairs)
+    heading = f"mean of {n} pairs" if n > 1 else "one pair"
+    return "\n\n".join(
+        [
+            text_table(header, rows),
+            text_table(["", heading], lines),
+            "returning: the share of features whose match in another SAE has at least this absolute\n"
+            "cosine. within: mean cosine to the nearest feature of the same SAE. PW-MCC: mean absolute\n"
+            "cosine of features matched one to one. null: that of random directions of the same covariance.",
+        ]
+    )
+
+
+def means_over_pairs(measured: Reproducibility) -> dict[str, float]:
+    """PW-MCC, its null, their difference, and agreement, averaged over the pairs of SAEs."""
+    pairs = measured.pairs.values()
+    pw_mcc = float(np.mean([pair.pw_mcc for pair in pairs]))
+    null = float(np.mean([pair.null for pair in pairs]))
+    return {
+        "PW-MCC": pw_mcc,
+        "null": null,
+        "PW-MCC less null": pw_mcc - null,
+        "agreement": float(np.mean([pair.agreement for pair in pairs])),
+    }
+
+
+def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
+    """Everything but the features' own scores."""
+    measured = found.measured
+    return {
+        "saes": {
+            name: {
+                "fve": found.fve[name],
+                "within": measured.within[name],
+                "returning": measured.returning(name),
+            }
+            for name in measured.names
+        },
+        "pairs": [
+            {
+                "saes": list(names),
+                "pw_mcc": pair.pw_mcc,
+                "null": pair.null,
+                "agreement": pair.agreement,
+            }
+            for names, pair in measured.pairs.items()
+        ],
+        "mean": means_over_pairs(measured),
+    }
+
+
+def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
+    """A CSV file with a row for each feature. Raises CheckpointError if it can't be written."""
+    path = Path(path)
+    with writing(path, "--csv"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sae", "feature", "mean_match", "returns_in", "of"])
+            measured = found.measured
+            of = len(measured.names) - 1
+            for name in measured.names:
+                both = zip(measured.match_SF[name], measured.returns_SF[name], strict=True)
+                writer.writerows(
+                    [name, feature, f"{match:.4f}", int(returns), of]
+                    for feature, (match, returns) in enumerate(both)
+                )

@@ -1,0 +1,104 @@
+"""Matching against brute force, the null against a Monte Carlo, and what comes back of planted features."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch as t
+from sklearn.preprocessing import normalize
+
+from dictionary_learning_ext.features.geometry import agreement
+from dictionary_learning_ext.features.reproducibility import (
+    ReproducibilityError,
+    matching,
+    reproducibility,
+    within,
+)
+
+D, F = 8, 6
+
+
+def directions(seed, n=F, d=D):
+    return normalize(np.random.default_rng(seed).normal(size=(n, d)))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_matching_is_the_best_of_all(signed, seed):
+    a, b = directions(seed), directions(seed + 100)
+    values = a @ b.T if signed else np.abs(a @ b.T)
+    best = max(values[np.arange(F), list(order)].mean() for order in permutations(range(F)))
+    matched, match = matching(a, b, signed=signed)
+    assert match.mean() == pytest.approx(best)
+    assert sorted(matched) == list(range(F))
+    assert match == pytest.approx(values[np.arange(F), matched])
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_among_candidates_it_is_nearly_the_exact_one(signed):
+    """Half of the features return, under another number and partly with another sign."""
+    n, d, rng = 1500, 32, np.random.default_rng(0)
+    a = directions(0, n, d)
+    b = normalize(
+        np.where(rng.random((n, 1)) < 0.5, a + 0.1 * rng.normal(size=a.shape), directions(1, n, d))
+    )
+    b *= np.where(rng.random((n, 1)) < 0.3, -1, 1)
+    b = b[rng.permutation(n)]
+    exact = matching(a, b, signed=signed)
+    fast = matching(a, b, signed=signed, exact_up_to=0)
+    assert sorted(fast[0]) == list(range(n))
+    assert exact[1].mean() - 1e-4 <= fast[1].mean() <= exact[1].mean() + 1e-9
+
+
+def test_agreement_is_that_of_the_map():
+    a, b = directions(0, 50), directions(1, 50)
+    found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)}).pairs["a", "b"]
+    assert found.agreement == pytest.approx(agreement(a, b))
+    assert found.pw_mcc >= found.agreement
+
+
+def test_within_is_the_nearest_other_direction():
+    a = directions(0, 40)
+    cosines = a @ a.T - 2 * np.eye(40)
+    assert within(a) == pytest.approx(cosines.max(axis=1).mean())
+
+
+def test_the_null_is_that_of_random_directions_of_their_covariance():
+    """Two dictionaries of no relation, in a space that is long in two dimensions."""
+    rng, scale = np.random.default_rng(0), np.array([4.0, 2.0] + [0.5] * 6)
+
+    def drawn():
+        return normalize(rng.normal(size=(400, D)) * scale)
+
+    a, b = drawn(), drawn()
+    found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)}).pairs["a", "b"]
+    nulls = [matching(drawn(), drawn(), signed=False)[1].mean() for _ in range(20)]
+    assert found.null == pytest.approx(np.mean(nulls), abs=5 * np.std(nulls) + 0.005)
+    assert found.pw_mcc == pytest.approx(found.null, abs=0.02), "nothing returns"
+    isotropic = matching(directions(0, 400), directions(1, 400), signed=False)[1].mean()
+    assert found.null > isotropic + 0.02, "the covariance counts"
+
+
+def test_planted_features_return_and_others_do_not():
+    """Of 60 features in 64 dimensions 20 return in both others, 10 in one of them."""
+    a, b, c = (np.array(directions(seed, 60, 64)) for seed in range(3))
+    order = np.random.default_rng(3).permutation(60)
+    b[order[:30]] = -a[:30]
+    c[:20] = 3 * a[:20]
+    found = reproducibility({name: t.tensor(each) for name, each in (("a", a), ("b", b), ("c", c))})
+    assert found.returns_SF["a"].tolist()[:30] == [2] * 20 + [1] * 10
+    assert not found.returns_SF["a"][30:].any()
+    assert found.match_SF["a"][:20] == pytest.approx(1)
+    assert (found.match_SF["a"][20:30] > 0.5).all()
+    assert found.returning("a") == pytest.approx({0.7: (30 + 20) / 120, 0.9: (30 + 20) / 120})
+    assert found.returning("c") == pytest.approx({0.7: 40 / 120, 0.9: 40 / 120})
+    assert found.matches("b", "a")[order[:30]] == pytest.approx(1)
+    assert list(found.pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def test_saes_that_can_not_be_compared_are_named():
+    with pytest.raises(ReproducibilityError, match=r"a: expected two or more SAEs"):
+        reproducibility({"a": t.ones(3, 4)})
+    message = r"b has 3 features of 5 dimensions, and a has 3 of 4: expected the same of both"
+    with pytest.raises(ReproducibilityError, match=message):
+        reproducibility({"a": t.ones(3, 4), "b": t.ones(3, 5)})

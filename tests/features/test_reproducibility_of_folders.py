@@ -1,0 +1,111 @@
+"""`vsae reproduce` on run folders: what it prints and writes, and what it warns of."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproducibility import reproducibility
+from dictionary_learning_ext.features.reproducibility_of_folders import measured
+
+F = 32
+
+
+@pytest.fixture(scope="module")
+def seeds(tiny_lm_dir, text, tmp_path_factory):
+    """Three seeds of one SAE, each with a data seed of its own, and one of another k."""
+    base = tmp_path_factory.mktemp("seeds")
+    folders = {}
+    for seed, k in ((0, 4), (1, 4), (2, 4), (3, 6)):
+        run = RunConfig(
+            model=str(tiny_lm_dir),
+            data=text,
+            data_seed=seed,
+            save_dir=str(base / f"seed{seed}"),
+            steps=20,
+            batch_size=64,
+            n_ctxs=8,
+            ctx_len=32,
+            eval_tokens=500,
+        )
+        sae = SAEConfig(dict_size=F, k=k, seed=seed)
+        folders[seed] = str(train(run, {"sae": sae})["sae"])
+    return folders
+
+
+def test_the_table_is_of_the_measures(seeds, capsys, caplog):
+    folders = [seeds[0], seeds[1], seeds[2]]
+    assert main(["reproduce", *folders]) == 0
+    out = capsys.readouterr().out
+    assert not caplog.records
+    names = ["seed0", "seed1", "seed2"]
+    directions = {
+        n: decoder_directions(load_dictionary(f)[0]) for n, f in zip(names, folders, strict=True)
+    }
+    expected = reproducibility(directions)
+    for name in names:
+        (line,) = [line for line in out.splitlines() if line.startswith(name)]
+        fve = json.loads(Path(folders[names.index(name)], "metrics.json").read_text())["fve"]
+        assert METRICS["fve"].text(fve) in line
+        assert f"{expected.within[name]:.4f}" in line
+        assert f"{expected.returning(name)[0.7]:.1%}" in line
+    pw_mcc = sum(pair.pw_mcc for pair in expected.pairs.values()) / 3
+    assert f"{pw_mcc:.4f}" in out
+    assert "mean of 3 pairs" in out
+
+
+def test_json_and_the_features_csv(seeds, tmp_path, capsys):
+    path = tmp_path / "new" / "features.csv"
+    assert main(["reproduce", seeds[0], seeds[1], "--json", "--csv", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = measured([seeds[0], seeds[1]]).measured
+    (pair,) = found["pairs"]
+    assert pair["saes"] == ["seed0", "seed1"]
+    assert pair["pw_mcc"] == expected.pairs["seed0", "seed1"].pw_mcc
+    rows = list(csv.DictReader(path.open()))
+    assert len(rows) == 2 * F
+    scores = [float(row["mean_match"]) for row in rows if row["sae"] == "seed1"]
+    assert scores == pytest.approx(expected.match_SF["seed1"], abs=1e-4)
+    assert {row["of"] for row in rows} == {"1"}
+
+
+def test_what_differs_beyond_the_seeds_is_said(seeds, caplog):
+    assert main(["reproduce", seeds[0], seeds[3]]) == 0
+    assert "these SAEs differ in k, not in their seeds alone" in caplog.text
+
+
+def test_one_order_of_the_data_is_said(seeds, tiny_lm_dir, text, tmp_path, capsys, caplog):
+    run = RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        save_dir=str(tmp_path / "again"),
+        steps=20,
+        batch_size=64,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=0,
+    )
+    again = str(train(run, {"sae": SAEConfig(dict_size=F, k=4, seed=5)})["sae"])
+    assert main(["reproduce", seeds[0], again]) == 0
+    assert "saw the same batches: features may return for that reason" in caplog.text
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith("again")]
+    assert line.split()[1] == "-", "not evaluated"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["{0}"], "expected two or more SAEs"),
+        (["{0}", "nowhere"], "nowhere"),
+        ([], "no folder given"),
+    ],
+)
+def test_a_mistake_is_one_line(given, message, seeds, capsys):
+    assert main(["reproduce", *(each.format(seeds[0]) for each in given)]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
