@@ -21,11 +21,12 @@ AUDIT = (
     "settings TPP\nscores SAEs lower the longer they train, and SCR at large N orders SAEs against "
     "the ground truth.\nDon't choose between SAEs by them. It found sae_probes the most reliable."
 )
-ONE_SEED = "?: one seed can't tell how large the noise is. Repeat with --bench-seeds 5."
-SEVERAL_SEEDS = (
-    "~: may be the evaluation's noise (95% confidence over its seeds). The seeds of the SAEs' own "
-    "training are\nnot in it: to compare two settings, train each with several seeds."
-)
+MARKS = {
+    "?": "the noise is not known: it was measured with one seed. Use --bench-seeds 5.",
+    "~": "may be the evaluation's noise (95% interval over its seeds).\n   The seeds draw from the same "
+    "texts, so the real noise is larger. The noise of the SAEs' training is not\n   in it: to compare "
+    "two settings, train each with several seeds.",
+}
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,16 @@ class BenchFlags:
     compare: bool = False
     """Print how each SAE differs from the first, and the smallest difference that is larger than
     the evaluation's noise (needs --bench-seeds). Also run SCR and TPP size-matched, and draw the
-    paper's figures 3 to 5. Size-matched: each SAE keeps only its N most used features, where N is
+    paper's figures 3 to 5, of the first seed. Size-matched: each SAE keeps only its N most used features, where N is
     the number that the SAE with the fewest uses."""
     bench_seeds: int = 1
-    """How often to run each evaluation, each time with another seed of its own, which takes other
-    texts and trains other probes. Shows how much of a difference is noise: use 5."""
+    """How often to run each evaluation, each time with another seed of its own, which draws its
+    texts and trains its probes again. Shows how much of a difference is noise: use 5. absorption
+    runs once."""
     floor: bool = False
-    """Also evaluate what any SAE should beat: a random SAE, one with random directions of the first
-    SAE's covariance, one whose decoder stays random (it is trained as the first SAE was), and the
-    identity."""
+    """Also evaluate three SAEs that learned little: a random one, one with random directions of
+    the first SAE's spectrum, and one whose decoder stays random (trained on the first SAE's
+    batches, which takes as long). And a ceiling, the identity."""
     probing_sets: str = "smallest"
     """The data sets of sae_probes: smallest (30 of 113, a fifth of the texts), all, or names
     separated by commas."""
@@ -110,7 +112,7 @@ def run(flags: BenchFlags) -> None:
         print(table(outcome))
         if flags.bench_seeds > 1:
             print(
-                f"\nMeans and standard deviations over {flags.bench_seeds} seeds of the evaluations."
+                f"\nWith ±: mean and standard deviation over {flags.bench_seeds} seeds of the evaluation."
             )
         if "core" in evals:
             print("", *measured_on(outcome), sep="\n")
@@ -123,8 +125,10 @@ def run(flags: BenchFlags) -> None:
         if shown := differences(outcome):
             first = next(iter(outcome.results))
             print(f"\nDifferences from {first} / the smallest that is larger than the noise")
-            print(shown)
-            print(f"\n{ONE_SEED if flags.bench_seeds == 1 else SEVERAL_SEEDS}")
+            print(f"{shown}\n")
+            for mark, meaning in MARKS.items():
+                if mark in shown:
+                    print(f"{mark}: {meaning}")
         folder = local_folder(flags.folders[0]) / BENCH_RESULTS / BENCH_FIGURES
         for path in write_figures(outcome, flags.figures or folder):
             print(f"wrote {path}")

@@ -14,6 +14,10 @@ from ..run_folder.names import BENCH_RESULTS
 logger = logging.getLogger(__name__)
 
 
+_OTHERS = re.compile(r"(random_|frozen_decoder_|identity_|.*_top\d+_)")
+"""What the names of the results of floors and size-matched controls begin with."""
+
+
 @dataclass(frozen=True)
 class BenchChart:
     """One chart: a value for each SAE at each place on the x axis."""
@@ -139,8 +143,10 @@ def _own_results(folder: Path, evaluation: BenchEvaluation) -> list[Path]:
     labels = (folder.name, "_".join(folder.parts[-2:]))
     names = {f"{label}_custom_sae_eval_results.json" for label in labels}
     own = [path for path in there if path.name in names]
-    if own or len(there) < 2:
-        return own or there
+    if own or not there:
+        return own[:1]
+    if len(there) == 1 and not _OTHERS.match(there[0].name):  # of a folder that was renamed
+        return there
     logger.warning(
         "%s: none of the %d results is named after the folder, so that none is shown; run `vsae bench` "
         "again",

@@ -1,7 +1,8 @@
 """How much of a difference between two SAEs is noise of the evaluation itself.
 
-An evaluation repeated with other seeds takes other texts and trains other probes. The seeds are the
-same for every SAE, so that the differences of two SAEs are taken seed by seed.
+An evaluation repeated with another seed draws its texts again and trains its probes again. The seeds
+are the same for every SAE, so the differences of two SAEs are taken seed by seed. As all seeds draw
+from the same texts, what is found is a lower bound of the noise.
 """
 
 from statistics import mean, stdev
@@ -26,7 +27,8 @@ class Gap(NamedTuple):
     mean: float
     smallest: float | None
     """The smallest difference that is larger than the noise: half the 95% confidence interval's width,
-    by Student's t over the seeds' differences. None for a single seed."""
+    by Student's t over the seeds' differences. None where the seeds can't tell: for a single one, and
+    where nothing depends on them."""
 
     @property
     def is_noise(self) -> bool:
@@ -45,7 +47,7 @@ def difference(these: dict[int, float], others: dict[int, float]) -> Gap | None:
     if not both:
         return None
     gaps = [these[seed] - others[seed] for seed in both]
-    if len(gaps) == 1:
+    if all(len({of_seed[seed] for seed in both}) == 1 for of_seed in (these, others)):
         return Gap(gaps[0], None)
     quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1))
     return Gap(mean(gaps), quantile * stdev(gaps) / len(gaps) ** 0.5)

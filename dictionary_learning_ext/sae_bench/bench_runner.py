@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,18 +31,19 @@ from ..run_folder.trained_on import run_of
 from ..run_folder.writing import write_json, writing
 from . import adapter
 from . import feature_usage as usage
+from .adapter import FLOOR_LOOKS
 from .bench_data import in_folder, open_bench_data
 from .bench_results import BenchResults, digest, finished, model_key, weights_key
 from .bench_settings import SEED, BenchSettings, capped_n_values, configure, seed_everything
-from .evaluations import EVALUATIONS, UNSEEDED, validated
+from .evaluations import EVALUATIONS, NOT_REPEATED, validated
 from .floors import frozen_decoder_sae, untrained_saes
 from .lens_model import accepted, hooked_transformer
 from .probing_sets import SMALLEST, chosen_sets
 
-_ALL_BY: dict[BenchEvaluation, tuple[str, ...]] = {
+_NOT_IN_CACHE: dict[BenchEvaluation, tuple[str, ...]] = {
     "scr": ("n_values",),
     "tpp": ("n_values",),
-    "sae_probes": ("random_seed", "include_llm_baseline"),
+    "sae_probes": ("random_seed", "include_llm_baseline", "dataset_names"),
 }
 """The settings of an evaluation that its cache does not depend on."""
 
@@ -107,9 +108,14 @@ def bench(
         require_choice("evals", name, BenchEvaluation)
     require(tokens > 0, "tokens", tokens, "above 0")
     require(bench_seeds >= 1, "bench_seeds", bench_seeds, "at least 1")
+    size_matched = size_matched and bool({"scr", "tpp"} & set(evals))
     if size_matched and "core" not in evals:
         raise BenchError(
             "the size-matched control needs core in evals, to count how often features are used"
+        )
+    if probing_sets != SMALLEST and "sae_probes" not in evals:
+        raise BenchError(
+            f"probing_sets={probing_sets}: expected sae_probes in evals, which reads them"
         )
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
@@ -117,15 +123,11 @@ def bench(
     run = _shared_run(paths, model, hook, device, **asked)
     adapter.register()
     language_model, hook_point = open_model(run)
-    jobs = _load(paths, run, hook_point)
+    jobs = _load(paths, run, hook_point, FLOOR_LOOKS if floor else ())
     hooked = hooked_transformer(language_model, hook_point, Path(run.model).name)
     trained: Any = [job.sae for job in jobs]
     smallest = min(sae.cfg.d_sae for sae in trained)
     n_values = capped_n_values(smallest) if {"scr", "tpp"} & set(evals) else ()
-    if floor:
-        first = jobs[0].folder
-        found = untrained_saes(trained[0]) | {BENCH_FLOOR: frozen_decoder_sae(first, trained[0])}
-        jobs += [BenchJob(label, first, sae) for label, sae in found.items()]
     cache = jobs[0].folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
@@ -143,6 +145,13 @@ def bench(
         remove_bos=run.remove_bos,
         max_norm_multiple=run.max_norm_multiple,
     )
+    for evaluation in evals:  # whose data sets may be missing
+        configure(evaluation, settings)
+    if floor:
+        first = jobs[0].folder
+        found = untrained_saes(trained[0])
+        found |= {BENCH_FLOOR: frozen_decoder_sae(first, trained[0], run)}
+        jobs += [BenchJob(label, first, sae) for label, sae in found.items()]
     runner = _BenchRun(
         settings, model_key(language_model, hook_point), range(SEED, SEED + bench_seeds), again
     )
@@ -162,22 +171,34 @@ class _BenchRun:
     def __init__(self, settings: BenchSettings, model: str, seeds: range, again: bool):
         self.settings, self.model_key, self.seeds, self.again = settings, model, seeds, again
         self.outcome = BenchResults()
+        self._caches_of_one_seed: set[Path] = set()
 
     def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation]) -> None:
         """Every evaluation of every SAE, with every seed where it has one."""
-        todo: list[tuple[int, BenchEvaluation, BenchJob]] = [
-            (seed, evaluation, job)
+        todo: dict[int, list[tuple[BenchEvaluation, BenchJob]]] = {
+            seed: [
+                (evaluation, job)
+                for evaluation in evals
+                if seed == SEED or evaluation not in NOT_REPEATED
+                for job in jobs
+            ]
             for seed in self.seeds
-            for evaluation in evals
-            if seed == SEED or evaluation not in UNSEEDED
-            for job in jobs
-        ]
-        with tqdm(total=len(todo), unit="evaluation", file=sys.stderr) as bar:
-            for seed, evaluation, job in todo:
-                of_seed = "" if len(self.seeds) == 1 else f", seed {seed}"
-                bar.set_postfix_str(f"{evaluation} of {job.label}{of_seed}")
-                self._one(job, evaluation, replace(self.settings, seed=seed))
-                bar.update()
+        }
+        with tqdm(total=sum(map(len, todo.values())), unit="evaluation", file=sys.stderr) as bar:
+            for seed, of_seed in todo.items():
+                shown = "" if len(self.seeds) == 1 else f", seed {seed}"
+                for evaluation, job in of_seed:
+                    bar.set_postfix_str(f"{evaluation} of {job.label}{shown}")
+                    self._one(job, evaluation, replace(self.settings, seed=seed))
+                    bar.update()
+                if seed != SEED:
+                    self._clear_caches()
+
+    def _clear_caches(self) -> None:
+        """Delete what no other seed can use: activations of the texts that this one took."""
+        for cache in self._caches_of_one_seed:
+            shutil.rmtree(cache, ignore_errors=True)
+        self._caches_of_one_seed.clear()
 
     def _one(self, job: BenchJob, evaluation: BenchEvaluation, settings: BenchSettings) -> None:
         folder = job.folder / BENCH_RESULTS / evaluation
@@ -209,8 +230,8 @@ class _BenchRun:
                 }
                 write_json(path, found)
                 log.unlink(missing_ok=True)
-            of_seed = self.outcome.of_seed(settings.seed)
-            of_seed.setdefault(job.label, {})[evaluation] = found
+            results = self.outcome.of_seed(settings.seed)
+            results.setdefault(job.label, {})[evaluation] = found
         except Exception as error:  # SAE Bench's code can raise anything; the others still run
             if isinstance(error, UserError):
                 cause = str(error)
@@ -229,11 +250,12 @@ class _BenchRun:
         log: Path,
     ) -> dict[str, Any]:
         """Evaluate; return the validated JSON. What SAE Bench prints goes to the log."""
-        sizes = {
-            name: v for name, v in asdict(config).items() if name not in _ALL_BY.get(evaluation, ())
-        }
+        not_in_cache = _NOT_IN_CACHE.get(evaluation, ())
+        sizes = {name: v for name, v in asdict(config).items() if name not in not_in_cache}
         all_caches = settings.cache
         cache = all_caches / f"{evaluation}_{digest(self.model_key, sizes)}"
+        if settings.seed != SEED and "random_seed" not in not_in_cache:
+            self._caches_of_one_seed.add(cache)
         settings = replace(settings, cache=cache)
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             try:
@@ -268,9 +290,15 @@ def _shared_run(
     return replace(next(iter(runs.values())), dtype="float32")
 
 
-def _load(paths: dict[str, Path], run: RunConfig, hook: HookPoint) -> list[BenchJob]:
-    """Every SAE, labelled by its folder's name, or by the last two parts where names collide."""
-    names = [path.name for path in paths.values()]
+def _load(
+    paths: dict[str, Path], run: RunConfig, hook: HookPoint, taken: Collection[str]
+) -> list[BenchJob]:
+    """Every SAE, labelled by its folder's name, or by the last two parts where names collide.
+
+    Arguments:
+        taken: labels of other SAEs.
+    """
+    names = [path.name for path in paths.values()] + list(taken)
     jobs = []
     for given, path in paths.items():
         is_alone = names.count(path.name) == 1

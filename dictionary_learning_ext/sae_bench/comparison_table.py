@@ -17,6 +17,8 @@ _CORE = {
     "explained variance, legacy": ("reconstruction_quality", "explained_variance_legacy"),
     "alive, SAE Bench's (> 0)": ("misc_metrics", "frac_alive"),
 }
+_LANGUAGE_MODEL = ", language model"
+"""What the name of a metric ends with that is of the language model, not of an SAE."""
 
 
 def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
@@ -49,11 +51,11 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     if probing := results.get("sparse_probing"):
         for k in probing["eval_config"]["k_values"]:
             rows[f"probing, top {k}"] = metrics(probing, "sae")[f"sae_top_{k}_test_accuracy"]
-        rows["probing, language model"] = metrics(probing, "llm")["llm_test_accuracy"]
+        rows[f"probing{_LANGUAGE_MODEL}"] = metrics(probing, "llm")["llm_test_accuracy"]
     if probes := results.get("sae_probes"):
         for k in probes["eval_config"]["ks"]:
             rows[f"sae-probes, top {k}"] = metrics(probes, "sae")[f"sae_top_{k}_test_accuracy"]
-        rows["sae-probes, language model"] = metrics(probes, "llm")["llm_test_accuracy"]
+        rows[f"sae-probes{_LANGUAGE_MODEL}"] = metrics(probes, "llm")["llm_test_accuracy"]
     if absorption := results.get("absorption"):
         mean = metrics(absorption, "mean")
         rows["absorption (mean fraction)"] = mean["mean_absorption_fraction_score"]
@@ -74,9 +76,11 @@ def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
 
 def values_of(outcome: BenchResults) -> Values:
     """Every metric of every SAE with every seed."""
-    labels = sorted(outcome.results, key=lambda label: label in outcome.matched.values())
+    of_seeds = {SEED: outcome.results, **outcome.repeats}
+    there = dict.fromkeys(label for results in of_seeds.values() for label in results)
+    labels = sorted(there, key=lambda label: label in outcome.matched.values())
     values: Values = {label: {} for label in labels}
-    for seed, results in {SEED: outcome.results, **outcome.repeats}.items():
+    for seed, results in of_seeds.items():
         for label in labels:
             for name, value in rows_of(results.get(label, {})).items():
                 values[label].setdefault(name, {})[seed] = value
@@ -102,12 +106,16 @@ def table(outcome: BenchResults, form: str = "text") -> str:
 def differences(outcome: BenchResults, form: str = "text") -> str | None:
     """Each SAE less the first one, and the smallest difference that is not noise; None for one SAE.
 
-    "~" marks a difference that may be the evaluation's noise. A single seed can't tell.
+    "~" marks a difference that may be the evaluation's noise, "?" stands where seeds can't tell.
     """
     values = values_of(outcome)
-    first, *others = values
-    if not others:
+    if len(values) < 2:
         return None
+    first, *others = values
+    values = {
+        label: {name: of for name, of in rows.items() if not name.endswith(_LANGUAGE_MODEL)}
+        for label, rows in values.items()
+    }
 
     def cell(label: str, name: str) -> str:
         found = difference(values[label].get(name, {}), values[first].get(name, {}))

@@ -35,11 +35,15 @@ from .positions import left_alone
 from .sae_probes_evaluation import output_type as sae_probes_output
 from .sae_probes_evaluation import run_sae_probes
 
+SHUFFLED = 10_000
+"""Documents in the buffer that shuffles a streamed data set. SAE Bench's own seed shuffles none."""
+
 
 def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
     """Core, with our own metrics of the same tokens in `eval_result_unstructured`.
 
-    Another seed than SAE Bench's takes other tokens, where the text has more than are measured.
+    Another seed than SAE Bench's shuffles the documents, so it measures on other ones where there are
+    more than are measured.
 
     Positions that training left out keep their activations in CE and KL, and our metrics leave them
     out. SAE Bench's other metrics take every position but special tokens, as always.
@@ -57,7 +61,8 @@ def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> A
         )
         # The embedded books are shuffled already.
         if not settings.data.is_embedded or settings.seed != SEED:
-            made.shuffle_input_dataset(seed=settings.seed)
+            buffer = {} if settings.seed == SEED else {"buffer_size": SHUFFLED}
+            made.shuffle_input_dataset(seed=settings.seed, **buffer)
         return made
 
     tokenizer: Any = settings.model.tokenizer
@@ -249,8 +254,8 @@ EVALUATIONS: dict[BenchEvaluation, Callable[[BaseSAE, str, Any, BenchSettings], 
     "sae_probes": run_sae_probes,
     "absorption": run_absorption,
 }
-UNSEEDED: tuple[BenchEvaluation, ...] = ("absorption",)
-"""Those that have no random numbers of their own to seed."""
+NOT_REPEATED: tuple[BenchEvaluation, ...] = ("absorption",)
+"""Those that run with one seed: absorption would train the language model's own probes again."""
 _OUTPUTS: dict[BenchEvaluation, Callable[[], type]] = {
     "core": lambda: core.CoreEvalOutput,
     "scr": lambda: scr_and_tpp.ScrEvalOutput,

@@ -1,6 +1,6 @@
-"""SAEs that nothing, or only an encoder, was learned for: what a measure can tell apart lies above them.
+"""Reference SAEs: three floors, in which little or nothing was learned, and a ceiling, the identity.
 
-Published SAEs hardly beat the one with a frozen random decoder on several measures (arXiv 2602.14111).
+Published SAEs hardly beat the floor with a frozen random decoder on several measures (arXiv 2602.14111).
 """
 
 import logging
@@ -13,22 +13,23 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.custom_saes.identity_sae import IdentitySAE
 
-from ..config.run_config import TrainConfig, require_same
+from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
-from ..errors import BenchError, ConfigError
+from ..errors import BenchError, ConfigError, Interrupted, UserError
 from ..features.directions import random_directions
-from ..run_folder.names import BENCH_FLOOR, CONFIG
-from ..run_folder.reading import is_finished, load_config
+from ..run_folder.names import BENCH_FLOOR
+from ..run_folder.reading import is_finished, load_config, read_metrics_if_any
 from ..training.loop import train
 from .adapter import BenchSAE, load_bench_sae
 
 logger = logging.getLogger(__name__)
 
-_AS_TRAINED = ("seed", "lr", "warmup_steps", "decay_start")
+_AS_TRAINED = ("lr", "warmup_steps", "decay_start", "auxk_alpha", "dead_feature_threshold")
+"""What the floor takes from the settings of an SAE with a k. Others' learning rates are of other losses."""
 
 
 def untrained_saes(like: BenchSAE) -> dict[str, BaseSAE]:
-    """The floors that need no training, by their labels, for an SAE of a size, k and place."""
+    """The references that need no training, by their labels, for an SAE of a size, k and place."""
     return {
         f"random_F{like.cfg.d_sae}": random_sae(like),
         "random_spectrum": random_spectrum_sae(like),
@@ -42,10 +43,10 @@ def random_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
 
 
 def random_spectrum_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
-    """Random directions with the covariance of another SAE's decoder, as encoder and decoder.
+    """Random directions with the second moments of another SAE's decoder, as encoder and decoder.
 
-    Its decoder bias is the other's. If it scores as well, what the other learned is which dimensions
-    the activations use.
+    Its decoder bias is the other's. If it scores as well, the other learned little more than which
+    dimensions the activations use.
     """
     dictionary: Any = _untrained(like, seed)
     directions_FD = random_directions(like.W_dec.cpu(), t.Generator().manual_seed(seed))
@@ -66,21 +67,37 @@ def identity_sae(like: BenchSAE) -> IdentitySAE:
     return sae.requires_grad_(False)
 
 
-def frozen_decoder_sae(folder: Path, like: BenchSAE) -> BenchSAE:
-    """A TopK SAE whose encoder is trained, as the folder's SAE was, on a decoder that stays random.
+def frozen_decoder_sae(folder: Path, like: BenchSAE, run: RunConfig) -> BenchSAE:
+    """A TopK SAE whose encoder is trained on a decoder that stays random.
 
-    It is trained once, into FOLDER/frozen_decoder, which takes as long as the folder's training did.
+    It is trained once, into FOLDER/frozen_decoder, on the batches of the folder's SAE and with its
+    learning rate, which takes as long as that did.
 
-    Raises: BenchError if the folder's config.json doesn't say how its SAE was trained.
+    Arguments:
+        run: with the language model and the device to train on.
+
+    Raises: BenchError if that can't be done, e.g. as the folder doesn't say how its SAE was trained.
     """
-    config = frozen_decoder_config(folder, like)
+    try:
+        return _frozen_decoder_sae(folder, like, run)
+    except Interrupted:
+        raise
+    except UserError as error:
+        raise BenchError(
+            f"the floor with a frozen decoder is trained on the batches of {folder}, which fails: {error};"
+            " leave out --floor, or name another run folder first"
+        ) from error
+
+
+def _frozen_decoder_sae(folder: Path, like: BenchSAE, run: RunConfig) -> BenchSAE:
+    config = frozen_decoder_config(folder, like, run)
     target = Path(config.run.save_dir or "")
     is_its_own = _is_run_of(config, target)
     if not (is_its_own and is_finished(target, config.run)):
         steps = f"{config.run.steps:,} steps"
         logger.info("%s: training the floor with a frozen random decoder: %s", target, steps)
-        run = replace(config.run, overwrite=not is_its_own)
-        train(run, {BENCH_FLOOR: config.sae}, resume=is_its_own)
+        settings = replace(config.run, overwrite=not is_its_own)
+        train(settings, {BENCH_FLOOR: config.sae}, resume=is_its_own)
     cfg = like.cfg
     sae = load_bench_sae(
         target,
@@ -93,27 +110,32 @@ def frozen_decoder_sae(folder: Path, like: BenchSAE) -> BenchSAE:
     return sae
 
 
-def frozen_decoder_config(folder: Path, like: BenchSAE) -> TrainConfig:
+def frozen_decoder_config(folder: Path, like: BenchSAE, run: RunConfig) -> TrainConfig:
     """The settings that `frozen_decoder_sae` trains with."""
-    try:
-        trained = load_config(folder)
-    except ConfigError as error:
-        raise BenchError(
-            f"the floor with a frozen decoder is trained as {folder}'s SAE was, and its {CONFIG} does "
-            f"not say how ({error}); leave out --floor, or name a run folder of `vsae train` first"
-        ) from error
+    trained = load_config(folder)
     sae = SAEConfig(
         architecture="vsae_top_k",
         posterior="point",
         rectify=True,
         beta=0.0,
-        k=_k_of(like),
+        k=_k_of(like, folder),
         dict_size=like.cfg.d_sae,
         freeze_decoder=True,
-        **{name: getattr(trained.sae, name) for name in _AS_TRAINED},
+        seed=trained.sae.seed,
+        **{
+            name: getattr(trained.sae, name)
+            for name in _AS_TRAINED
+            if hasattr(like.dictionary, "k")
+        },
     )
-    run = replace(trained.run, save_dir=str(folder / BENCH_FLOOR), wandb="disabled")
-    return TrainConfig(sae.resolve(run.steps, run.batch_size), run)
+    settings = replace(
+        trained.run,
+        model=run.model,
+        device=run.device,
+        save_dir=str(folder / BENCH_FLOOR),
+        wandb="disabled",
+    )
+    return TrainConfig(sae.resolve(settings.steps, settings.batch_size), settings)
 
 
 def _is_run_of(config: TrainConfig, folder: Path) -> bool:
@@ -125,8 +147,12 @@ def _is_run_of(config: TrainConfig, folder: Path) -> bool:
     return True
 
 
-def _k_of(like: BenchSAE) -> int:
-    return int(getattr(like.dictionary, "k", max(1, like.cfg.d_sae // 32)))
+def _k_of(like: BenchSAE, folder: Path | None = None) -> int:
+    """An SAE's k; of one without, its mean L0 if the folder's evaluation says it, or else F / 32."""
+    if (k := getattr(like.dictionary, "k", None)) is not None:
+        return int(k)
+    l0 = ((read_metrics_if_any(folder) if folder else None) or {}).get("l0")
+    return max(1, min(like.cfg.d_sae, round(l0))) if l0 else max(1, like.cfg.d_sae // 32)
 
 
 def _untrained(like: BenchSAE, seed: int) -> AutoEncoderTopK:

@@ -4,7 +4,6 @@ import copy
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,8 +18,11 @@ from ..errors import BenchError, first_line
 
 TOLERANCE = 1e-4  # of the activations' rms
 _CHECKED_TOKENS = (4, 32)
-_REFUSALS = (NotImplementedError, ValueError, KeyError, AttributeError, RuntimeError, TypeError)
-"""What TransformerLens raises for a model that it does not know, or knows otherwise."""
+_REFUSALS = (
+    *(NotImplementedError, ValueError, KeyError, AttributeError, RuntimeError, TypeError),
+    *(ImportError, BenchError),
+)
+"""What is raised for a model that TransformerLens does not know, or knows otherwise."""
 
 
 def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> HookedTransformer:
@@ -41,20 +43,21 @@ def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> Hook
     """
     huggingface: Any = model._model
     tokenizer = copy.deepcopy(model.tokenizer)
-    try:
-        hooked: Any = _converted(huggingface, tokenizer, name)
-    except _REFUSALS as conversion:
+    problems = []
+    for make, what in ((_converted, "convert it"), (_bridged, "wrap it in a TransformerBridge")):
         try:
-            hooked = _bridged(huggingface, tokenizer, name)
-        except (*_REFUSALS, ImportError) as bridge:
-            raise BenchError(
-                f"TransformerLens can't take a {type(huggingface).__name__}: it can't convert it "
-                f"({type(conversion).__name__}: {first_line(conversion)}), and its TransformerBridge "
-                f"can't wrap it ({type(bridge).__name__}: {first_line(bridge)})"
-            ) from bridge
-    hooked.eval().requires_grad_(False)
-    check_activations(hooked, model, hook)
-    return hooked
+            hooked: Any = make(huggingface, tokenizer, name)
+            hooked.eval().requires_grad_(False)
+            check_activations(hooked, model, hook)
+        except t.OutOfMemoryError:
+            raise
+        except _REFUSALS as error:
+            cause = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
+            problems.append(f"can't {what} ({cause}{first_line(error)})")
+        else:
+            return hooked
+    kind = type(huggingface).__name__
+    raise BenchError(f"TransformerLens can't take a {kind}: it {', and '.join(problems)}")
 
 
 def _converted(huggingface: Any, tokenizer: Any, name: str) -> HookedTransformer:
@@ -88,15 +91,17 @@ def _converted(huggingface: Any, tokenizer: Any, name: str) -> HookedTransformer
 
 
 def _bridged(huggingface: Any, tokenizer: Any, name: str) -> Any:
-    """By TransformerLens's TransformerBridge around a copy of the model that shares its weights.
+    """By TransformerLens's TransformerBridge around a second model, which shares the first's weights.
 
-    The original's modules stay as they are, since nnsight reads them.
+    The first one's modules stay as they are, since nnsight reads them. Making the second takes its
+    memory once more for a moment.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
     config = copy.deepcopy(huggingface.config)
     config._attn_implementation = "eager"  # which TransformerLens reads attention patterns from
-    wrapped = type(huggingface)(config)
+    with t.random.fork_rng(devices=[]):  # its random weights are replaced
+        wrapped = type(huggingface)(config)
     wrapped.load_state_dict(huggingface.state_dict(), assign=True)
     with redirect_stdout(io.StringIO()):
         hooked = TransformerBridge.boot_transformers(
@@ -150,7 +155,6 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
     if not difference <= TOLERANCE:
         raise BenchError(
             f"at {hook.name}, TransformerLens's activations differ from those that the SAE was "
-            f"trained on by {difference:.1e} of their rms; expected at most {TOLERANCE:.0e}. "
-            f"Its conversion of {Path(hooked.cfg.model_name).name} is not the same model"
+            f"trained on by {difference:.1e} of their rms; expected at most {TOLERANCE:.0e}"
         )
     return difference

@@ -4,6 +4,7 @@ SAE Bench loads the language model by its name on the hub, unless the activation
 in its cache. So they are written there first, by sae-probes's own function, from a model object.
 """
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,8 @@ def run_sae_probes(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
     activations = settings.cache / "activations"
     with _sae_probes_tokenizer(settings.model):
         _write_activations(config.dataset_names, sae, activations, settings)
-    results = settings.cache / f"seed_{config.random_seed}"
+    names = hashlib.sha256(" ".join(config.dataset_names).encode()).hexdigest()[:8]
+    results = settings.cache / f"seed_{config.random_seed}_sets_{names}"
     shutil.rmtree(results / f"{name}_custom_sae", ignore_errors=True)  # may be another SAE's
     folders = {"results_path": str(results), "model_cache_path": str(activations)}
     output = results / "output"

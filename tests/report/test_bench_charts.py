@@ -46,9 +46,12 @@ def test_floors_and_controls_beside_an_sae_are_not_shown_as_it(tmp_path, caplog)
     path.unlink()
     (chart,) = bench_charts({"a": folder})
     assert chart.values == {"a": [0.5]}
+    (path.with_name("top_k_custom_sae_eval_results.json")).rename(tmp_path / "own.json")
     folder.rename(tmp_path / "renamed")
     assert bench_charts({"a": tmp_path / "renamed"}) == []
-    assert "none of the 3 results is named after the folder" in caplog.text
+    (tmp_path / "renamed/eval_results/scr/identity_custom_sae_eval_results.json").unlink()
+    assert bench_charts({"a": tmp_path / "renamed"}) == [], "a control alone is not the SAE"
+    assert "none of the 2 results is named after the folder" in caplog.text
 
 
 def test_two_kinds_of_probing_are_two_charts(tmp_path):

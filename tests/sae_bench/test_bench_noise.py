@@ -40,3 +40,4 @@ def test_what_can_not_be_compared():
     equal = difference(by_seed([1, 2, 3]), by_seed([1, 2, 3]))
     assert equal is not None
     assert equal.is_noise, "no difference at all"
+    assert difference(by_seed([2, 2, 2]), by_seed([1, 1, 1])) == (1.0, None), "the seeds do nothing"

@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import datasets
 import pytest
 import torch as t
 import transformers
@@ -107,6 +108,8 @@ def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
         ("--evals core,scrr", r"--evals 'scrr': expected one of core, scr"),
         ("--evals ,", r"--evals '': expected"),
         ("--bench-seeds 0", r"--bench-seeds 0: expected at least 1"),
+        ("--evals core --probing-sets all", r"--probing-sets all: expected sae_probes in evals"),
+        ("--floor --data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
         ("--model elsewhere", r"language model 'elsewhere' can't be loaded"),
         ("--hook blocks.1.hook_resid_post", r"trained on hook blocks\.0.*, not on blocks\.1"),
         ("--data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
@@ -196,7 +199,68 @@ def test_what_is_printed_says_what_to_believe(one, trained, capsys):
     flags = [*shlex.split(FLAGS), "--evals", "core,scr", "--bench-seeds", "2", "--compare"]
     assert main(["bench", *folders, *flags]) == 0
     out = capsys.readouterr().out
-    assert "Means and standard deviations over 2 seeds" in out
+    assert "With ±: mean and standard deviation over 2 seeds" in out
+    assert "~: may be the evaluation's noise" in out
     assert "Differences from one / the smallest that is larger than the noise" in out
     assert "arXiv 2605.18229" in out
     assert re.search(r"^FVE \(ours\) .*[+-]\d\.\d{3} / \d\.\d{3}", out, re.MULTILINE)
+
+
+def test_core_with_another_seed_takes_other_documents_of_a_streamed_set(one, tmp_path):
+    """SAE Bench streams it, and by itself would only shuffle its files."""
+    words = [
+        "the",
+        "cat",
+        "and",
+        "dog",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "by",
+        "the",
+        "door",
+        "in",
+        "times",
+        "of",
+        "best",
+        "and",
+        "worst",
+    ]
+    texts = [" ".join(words[i % 15 :] + words) * 8 + f" {i}" for i in range(300)]
+    folder = tmp_path / "sets" / "Skylion007" / "openwebtext"
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_dict({"text": texts}).to_parquet(folder / "train.parquet")
+    small = SMALL | {"data": str(tmp_path / "sets"), "tokens": 512}
+    outcome = bench_runner.bench([one], evals=["core"], bench_seeds=2, **small)
+    assert outcome.failures == {}
+    results = [outcome.results["one"]["core"], outcome.repeats[43]["one"]["core"]]
+    metrics = [result["eval_result_metrics"]["reconstruction_quality"] for result in results]
+    assert metrics[0] != metrics[1]
+
+
+def test_caches_of_repeats_are_deleted_before_the_next_seed(one, monkeypatch):
+    """SCR's hold the activations of whole texts."""
+    there, whole = [], bench_runner.seed_everything
+
+    def noted(seed):
+        there.append((seed, sorted(path.name for path in one.glob(".bench_cache/scr_*"))))
+        whole(seed)
+
+    monkeypatch.setattr(bench_runner, "seed_everything", noted)
+    assert bench_runner.bench([one], evals=["scr"], bench_seeds=3, **SMALL).failures == {}
+    assert [len(caches) for _, caches in there] == [1, 2, 2], "the first seed's, and this one's"
+
+
+def test_compare_without_scr_or_tpp_needs_no_core(one, capsys):
+    flags = [*shlex.split(FLAGS), "--evals", "sparse_probing", "--compare"]
+    assert main(["bench", str(one), *flags]) == 0
+    assert "wrote" not in capsys.readouterr().out
+
+
+def test_a_floors_label_is_not_that_of_a_folder(one):
+    folder = one.rename(one.with_name("identity"))
+    outcome = bench_runner.bench([folder], evals=["core"], floor=True, **SMALL)
+    assert outcome.failures == {}
+    assert {"identity", f"{folder.parent.name}_identity"} <= set(outcome.results)
+    assert len(outcome.results) == 5

@@ -57,6 +57,23 @@ def test_a_single_seed_can_not_tell_noise():
     assert shown is not None
     assert cells_of(shown, "probing, top 1") == ["+0.100 / ?"]
     assert differences(BenchResults(results={"a": probing(0.5)})) is None
+    assert differences(BenchResults()) is None, "all failed"
+    assert "language model" not in shown
+
+
+def test_an_sae_that_failed_with_one_seed_keeps_the_others():
+    repeats = {
+        43: {"a": probing(0.4), "b": probing(0.6)},
+        44: {"a": probing(0.5), "b": probing(0.8)},
+    }
+    outcome = BenchResults(results={"a": probing(0.3)}, repeats=repeats)
+    assert cells_of(table(outcome, "markdown"), "probing, top 1") == [
+        "0.400 ±0.100",
+        "0.700 ±0.141",
+    ]
+    shown = differences(outcome, "markdown")
+    assert shown is not None
+    assert cells_of(shown, "probing, top 1") == ["+0.250 / 0.635 ~"]
 
 
 def test_a_size_matched_control_is_no_reference(benched):

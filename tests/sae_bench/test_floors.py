@@ -1,13 +1,17 @@
 """The SAEs that any should beat, and the one of them that is trained."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch as t
 from bench_saes import D, F, K, place
+from dictionary_learning.dictionary import AutoEncoder
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, load_dictionary
 from dictionary_learning_ext.errors import BenchError
+from dictionary_learning_ext.run_folder.trained_on import run_of
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
@@ -52,39 +56,83 @@ def test_a_random_dictionary_has_the_spectrum_of_the_learned_one(sae):
     learned = moments(sae.W_dec)
     random = moments(floors.random_spectrum_sae(sae).W_dec)
     isotropic = moments(floors.random_sae(sae).W_dec)
-    assert (random[:2] - learned[:2]).abs().max() < 0.15
+    assert (random[:2] - learned[:2]).abs().max() < 0.1
     assert learned[0] > 0.6 > 0.3 > isotropic[0]
     assert t.equal(floors.random_spectrum_sae(sae).b_dec, sae.b_dec)
 
 
-def test_the_frozen_decoder_is_trained_as_the_sae_was_once(one, like, monkeypatch):
-    random = floors.frozen_decoder_sae(one, like)
-    config = json.loads((one / "frozen_decoder" / "config.json").read_text())["run"]["settings"]
-    trained = json.loads((one / "config.json").read_text())["run"]["settings"]
+@pytest.fixture
+def run(one):
+    """As `bench` hands it on."""
+    return run_of(one)
+
+
+def test_the_frozen_decoder_is_trained_on_the_saes_batches_once(one, like, run, monkeypatch):
+    floor = floors.frozen_decoder_sae(one, like, run)
+    settings = settings_of(one / "frozen_decoder")
     for name in ("steps", "batch_size", "data", "model", "hook", "lr", "seed", "k", "dict_size"):
-        assert config[name] == trained[name], name
-    assert config["freeze_decoder"]
+        assert settings[name] == settings_of(one)[name], name
+    assert floor.cfg.architecture == "frozen_decoder"
+    t.manual_seed(settings["seed"])
     start = VariationalTopKAutoEncoder(D, F, K, rectify=True)
-    trained_dictionary = load_dictionary(one / "frozen_decoder")[0]
-    assert random.cfg.architecture == "frozen_decoder"
-    assert not t.allclose(trained_dictionary.encoder.weight, trained_dictionary.decoder.weight.T)
-    assert start.decoder.weight.shape == trained_dictionary.decoder.weight.shape
+    found = load_dictionary(one / "frozen_decoder")[0]
+    assert t.equal(found.decoder.weight, start.decoder.weight), "the seed's random directions"
+    assert not t.allclose(found.encoder.weight, start.encoder.weight)
 
     def again(*_, **__):
         raise AssertionError("trained again")
 
     with monkeypatch.context() as patched:
         patched.setattr(floors, "train", again)
-        assert t.equal(floors.frozen_decoder_sae(one, like).W_enc, random.W_enc)
-    config = json.loads((one / "config.json").read_text())
-    config["run"]["settings"]["seed"] = 7
-    (one / "config.json").write_text(json.dumps(config))
-    assert not t.equal(floors.frozen_decoder_sae(one, like).W_dec, random.W_dec), "of another seed"
+        assert t.equal(floors.frozen_decoder_sae(one, like, run).W_enc, floor.W_enc)
+    changed(one, seed=7)
+    other = floors.frozen_decoder_sae(one, like, run)
+    assert not t.equal(other.W_dec, floor.W_dec), "of another seed"
 
 
-def test_a_folder_that_does_not_say_how_it_was_trained_has_no_frozen_decoder(one, like):
+def test_the_frozen_decoder_is_trained_where_the_bench_runs(one, like, run, tmp_path):
+    """The language model was moved, and the SAE was trained on another device."""
+    moved = tmp_path / "moved"
+    shutil.copytree(run.model, moved)
+    changed(one, device="cuda:3", model="/nowhere/tiny")
+    floors.frozen_decoder_sae(one, like, replace(run, model=str(moved), device="cpu"))
+    assert settings_of(one / "frozen_decoder")["model"] == str(moved)
+
+
+def test_a_floor_that_can_not_be_trained_is_one_line(one, like, run):
+    changed(one, data="nowhere.txt")
+    with pytest.raises(
+        BenchError, match=r"batches of .*one, which fails: .*nowhere.txt.*; leave out"
+    ):
+        floors.frozen_decoder_sae(one, like, run)
     config = json.loads((one / "config.json").read_text())
     del config["run"]
     (one / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BenchError, match=r"does not say how .* leave out --floor"):
-        floors.frozen_decoder_sae(one, like)
+    with pytest.raises(
+        BenchError, match=r"batches of .*one, which fails: .*config.json.*; leave out"
+    ):
+        floors.frozen_decoder_sae(one, like, run)
+
+
+def test_an_sae_without_k_gets_the_floor_of_its_mean_l0(one, run):
+    changed(one, lr=0.5)  # of another loss
+    config = floors.frozen_decoder_config(one, relu_sae(), run)
+    assert (config.sae.k, config.sae.lr) == (F // 32, None)
+    (one / "metrics.json").write_text('{"l0": 6.6}')
+    assert floors.frozen_decoder_config(one, relu_sae(), run).sae.k == 7
+
+
+def relu_sae():
+    dictionary = AutoEncoder(D, F)
+    dictionary.normalize_decoder()
+    return adapter.BenchSAE(dictionary.requires_grad_(False), **place())
+
+
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())["run"]["settings"]
+
+
+def changed(folder, **settings):
+    config = json.loads((folder / "config.json").read_text())
+    config["run"]["settings"] |= settings
+    (folder / "config.json").write_text(json.dumps(config))

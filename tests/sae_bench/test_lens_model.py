@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jaxtyping  # pyright: ignore[reportMissingImports]
 import pytest
 import torch as t
 from bench_saes import FOUR, SMALL, F, K
@@ -56,11 +57,44 @@ def test_what_can_be_neither_converted_nor_wrapped_is_one_line(lm_of, monkeypatc
     model = lm_of("gemma1")
     hook = find_hook(model, "blocks.1.hook_resid_post")
     message = (
-        r"can't take a GemmaForCausalLM: it can't convert it \(\w+: .*\), and its "
-        r"TransformerBridge can't wrap it \(NotImplementedError: GemmaForCausalLM is not supported\)$"
+        r"can't take a GemmaForCausalLM: it can't convert it \(\w+: .*\), and can't wrap it in a "
+        r"TransformerBridge \(NotImplementedError: GemmaForCausalLM is not supported\)$"
     )
     with pytest.raises(BenchError, match=message):
         lens_model.hooked_transformer(model, hook, "x")
+
+
+def test_a_conversion_to_another_model_is_wrapped_instead(lm_of, monkeypatch):
+    def wrong(*arguments):
+        hooked = converted(*arguments)
+        hooked.blocks[0].mlp.b_out.data += 1
+        return hooked
+
+    converted = lens_model._converted
+    monkeypatch.setattr(lens_model, "_converted", wrong)
+    model = lm_of("llama")
+    hook = find_hook(model, "blocks.1.hook_resid_post")
+    assert isinstance(lens_model.hooked_transformer(model, hook, "x"), TransformerBridge)
+    monkeypatch.setattr(lens_model, "_bridged", wrong)
+    with pytest.raises(
+        BenchError, match=r"differ .* expected at most 1e-04.*differ .* at most 1e-04"
+    ):
+        lens_model.hooked_transformer(model, hook, "x")
+
+
+def test_type_checks_are_on_again_after_an_error(lm_of):
+    wrapped = lens_model.hooked_transformer(
+        lm_of("gemma1"), find_hook(lm_of("gemma1"), "blocks.1.hook_resid_post"), "x"
+    )
+
+    def failing():
+        with lens_model.accepted(wrapped):
+            assert jaxtyping.config.jaxtyping_disable
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert not jaxtyping.config.jaxtyping_disable
 
 
 def test_every_evaluation_takes_a_wrapped_model(lm_dir_of, text, tmp_path):
