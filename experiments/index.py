@@ -94,6 +94,14 @@ EXPERIMENTS = (
         page="bench_embedded.md",
     ),
     Experiment(
+        "better_vsae.bench_noise",
+        "Which differences between SAEs can SAE Bench's measures tell from noise?",
+        minutes="75",
+        stages=("train", "bench", "tables"),
+        needs="[saebench], runs/smollm2-135m",
+        page="bench_noise.md",
+    ),
+    Experiment(
         "better_vsae.quickstart_seeds",
         "How much does the quickstart's comparison vary over seeds?",
         minutes="6",
