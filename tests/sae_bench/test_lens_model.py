@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jaxtyping  # pyright: ignore[reportMissingImports]
 import pytest
 import torch as t
 from bench_saes import FOUR, SMALL, F, K
@@ -13,6 +12,7 @@ from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
+import jaxtyping  # pyright: ignore[reportMissingImports]
 from transformer_lens.model_bridge import (  # pyright: ignore[reportMissingImports]
     TransformerBridge,
 )
