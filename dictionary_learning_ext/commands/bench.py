@@ -22,10 +22,11 @@ AUDIT = (
     "the ground truth.\nDon't choose between SAEs by them. It found sae_probes the most reliable."
 )
 MARKS = {
-    "?": "the noise is not known: it was measured with one seed. Use --bench-seeds 5.",
-    "~": "may be the evaluation's noise (95% interval over its seeds).\n   The seeds draw from the same "
-    "texts, so the real noise is larger. The noise of the SAEs' training is not\n   in it: to compare "
-    "two settings, train each with several seeds.",
+    "(?)": "the noise is not known, as it was measured with one seed. Use --bench-seeds 5.",
+    "(=)": "every seed of the evaluation gave the same.",
+    "~": "may be the evaluation's noise (95% interval over its seeds; use 5 or more).\n   The seeds draw from "
+    "the same texts, so the real noise is larger. The noise of the SAEs' training is not\n   in it: to "
+    "compare two settings, train each with several seeds.",
 }
 
 
@@ -68,13 +69,14 @@ class BenchFlags:
     again: bool = False
     """Repeat finished evaluations."""
     tokens: int = RunConfig.eval_tokens
-    """Tokens that core measures on, rounded down to whole batches of 16 contexts. CE and KL are
-    measured on a fifth of the batches."""
+    """Tokens that core measures on, rounded down to whole batches of 16 contexts, at least one. CE
+    and KL are measured on a fifth of the batches, at least one."""
     train_size: int | None = None
-    """Texts in each probe's training set. Default: 4000 as in SAE Bench, or what the books
-    provide."""
+    """Texts in each probe's training set, of SCR, TPP and sparse_probing. Default: 4000 as in SAE
+    Bench, or what the books provide."""
     test_size: int | None = None
-    """Texts in each probe's test set. Default: 1000 as in SAE Bench, or what the books provide."""
+    """Texts in each probe's test set, of the same. Default: 1000 as in SAE Bench, or what the books
+    provide."""
     figures: str | None = None
     """The folder for the figures of --compare. Default: eval_results/figures in the first
     folder."""
@@ -124,11 +126,15 @@ def run(flags: BenchFlags) -> None:
     if flags.compare:
         if shown := differences(outcome):
             first = next(iter(outcome.results))
-            print(f"\nDifferences from {first} / the smallest that is larger than the noise")
+            print(f"\nDifferences from {first} (in brackets: up to here it may be noise)")
             print(f"{shown}\n")
             for mark, meaning in MARKS.items():
                 if mark in shown:
                     print(f"{mark}: {meaning}")
+        for label, control in outcome.matched.items():
+            print(
+                f"{control}: {label} masked to as many of its most used features as the others use"
+            )
         folder = local_folder(flags.folders[0]) / BENCH_RESULTS / BENCH_FIGURES
         for path in write_figures(outcome, flags.figures or folder):
             print(f"wrote {path}")

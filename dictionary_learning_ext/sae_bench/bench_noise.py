@@ -27,13 +27,16 @@ class Gap(NamedTuple):
     mean: float
     smallest: float | None
     """The smallest difference that is larger than the noise: half the 95% confidence interval's width,
-    by Student's t over the seeds' differences. None where the seeds can't tell: for a single one, and
-    where nothing depends on them."""
+    by Student's t over the seeds' differences. None for a single seed."""
+    depends_on_seeds: bool = True
+    """Whether another seed gave another value of either SAE."""
 
     @property
     def is_noise(self) -> bool:
         """Whether the difference may be the evaluation's noise."""
-        return self.smallest is not None and abs(self.mean) <= self.smallest
+        return (
+            self.smallest is not None and self.depends_on_seeds and abs(self.mean) <= self.smallest
+        )
 
 
 def spread(values: list[float]) -> Spread:
@@ -47,7 +50,9 @@ def difference(these: dict[int, float], others: dict[int, float]) -> Gap | None:
     if not both:
         return None
     gaps = [these[seed] - others[seed] for seed in both]
-    if all(len({of_seed[seed] for seed in both}) == 1 for of_seed in (these, others)):
+    if len(both) == 1:
         return Gap(gaps[0], None)
+    if all(len({of_seed[seed] for seed in both}) == 1 for of_seed in (these, others)):
+        return Gap(gaps[0], 0.0, depends_on_seeds=False)
     quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1))
     return Gap(mean(gaps), quantile * stdev(gaps) / len(gaps) ** 0.5)

@@ -34,7 +34,14 @@ from . import feature_usage as usage
 from .adapter import FLOOR_LOOKS
 from .bench_data import in_folder, open_bench_data
 from .bench_results import BenchResults, digest, finished, model_key, weights_key
-from .bench_settings import SEED, BenchSettings, capped_n_values, configure, seed_everything
+from .bench_settings import (
+    LEAST_TEXTS,
+    SEED,
+    BenchSettings,
+    capped_n_values,
+    configure,
+    seed_everything,
+)
 from .evaluations import EVALUATIONS, NOT_REPEATED, validated
 from .floors import frozen_decoder_sae, untrained_saes
 from .lens_model import accepted, hooked_transformer
@@ -108,6 +115,8 @@ def bench(
         require_choice("evals", name, BenchEvaluation)
     require(tokens > 0, "tokens", tokens, "above 0")
     require(bench_seeds >= 1, "bench_seeds", bench_seeds, "at least 1")
+    for name, size in (("train_size", train_size), ("test_size", test_size)):
+        require(size is None or size >= LEAST_TEXTS, name, size, f"at least {LEAST_TEXTS}")
     size_matched = size_matched and bool({"scr", "tpp"} & set(evals))
     if size_matched and "core" not in evals:
         raise BenchError(

@@ -23,6 +23,7 @@ from ..errors import BenchError
 from .bench_data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData, require_sets
 
 SEED = 42  # SAE Bench's
+LEAST_TEXTS = 16  # in the sets of probes: a few of each class and attribute
 _SMALLEST_DICT = 20  # N = 2 is a tenth of it
 
 
@@ -141,15 +142,15 @@ def configure(evaluation: str, settings: BenchSettings) -> Any:
         config.dataset_names = [BOOKS]
     else:
         require_sets(settings.data, config.dataset_names)
-    for which, name, asked in zip(
-        (0, 1), names, (settings.train_size, settings.test_size), strict=True
-    ):
+    asked = {"train_size": settings.train_size, "test_size": settings.test_size}
+    for which, name, (flag, given) in zip((0, 1), names, asked.items(), strict=True):
         most = None if sizes is None else sizes[which]
-        if asked is not None and most is not None and asked > most:
+        if given is not None and most is not None and given > most:
             raise BenchError(
-                f"{name}={asked}: expected at most {most}, all that the embedded books can fill"
+                f"{flag}={given}: expected at most {most} for {evaluation}, all that the embedded books "
+                "can fill"
             )
-        if size := asked or most:
+        if size := given or most:
             setattr(config, name, size)
     return config
 

@@ -106,7 +106,8 @@ def table(outcome: BenchResults, form: str = "text") -> str:
 def differences(outcome: BenchResults, form: str = "text") -> str | None:
     """Each SAE less the first one, and the smallest difference that is not noise; None for one SAE.
 
-    "~" marks a difference that may be the evaluation's noise, "?" stands where seeds can't tell.
+    "~" marks a difference that may be the evaluation's noise. Instead of the noise, "?" stands for a single
+    seed and "=" where every seed gave the same.
     """
     values = values_of(outcome)
     if len(values) < 2:
@@ -121,8 +122,11 @@ def differences(outcome: BenchResults, form: str = "text") -> str | None:
         found = difference(values[label].get(name, {}), values[first].get(name, {}))
         if found is None:
             return "-"
-        smallest = "?" if found.smallest is None else f"{found.smallest:.3f}"
-        return f"{found.mean:+.3f} / {smallest}" + (" ~" if found.is_noise else "")
+        if found.smallest is None:
+            limit = "?"
+        else:
+            limit = f"±{found.smallest:.4f}" if found.depends_on_seeds else "="
+        return f"{found.mean:+.4f} ({limit})" + (" ~" if found.is_noise else "")
 
     return _drawn(values, others, cell, form)
 

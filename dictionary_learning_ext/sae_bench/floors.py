@@ -17,8 +17,8 @@ from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..errors import BenchError, ConfigError, Interrupted, UserError
 from ..features.directions import random_directions
-from ..run_folder.names import BENCH_FLOOR
-from ..run_folder.reading import is_finished, load_config, read_metrics_if_any
+from ..run_folder.names import BENCH_FLOOR, CONFIG
+from ..run_folder.reading import is_finished, load_config, read_config, read_metrics_if_any
 from ..training.loop import train
 from .adapter import BenchSAE, load_bench_sae
 
@@ -84,8 +84,8 @@ def frozen_decoder_sae(folder: Path, like: BenchSAE, run: RunConfig) -> BenchSAE
         raise
     except UserError as error:
         raise BenchError(
-            f"the floor with a frozen decoder is trained on the batches of {folder}, which fails: {error};"
-            " leave out --floor, or name another run folder first"
+            f"the floor with a frozen decoder can't be trained on the batches of {folder}: {error}; leave out"
+            " --floor, or name a run folder of `vsae train` first"
         ) from error
 
 
@@ -112,6 +112,8 @@ def _frozen_decoder_sae(folder: Path, like: BenchSAE, run: RunConfig) -> BenchSA
 
 def frozen_decoder_config(folder: Path, like: BenchSAE, run: RunConfig) -> TrainConfig:
     """The settings that `frozen_decoder_sae` trains with."""
+    if "run" not in read_config(folder):
+        raise ConfigError(f"its {CONFIG} doesn't say how it was trained, as `vsae train` writes it")
     trained = load_config(folder)
     sae = SAEConfig(
         architecture="vsae_top_k",

@@ -36,7 +36,6 @@ def write_figures(outcome: BenchResults, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     written = []
     with plt.rc_context(_STYLE), writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, draw in {
             "figure_3_reconstruction.png": _figure_3,
             "figure_4_scr.png": _figure_4,
@@ -44,6 +43,7 @@ def write_figures(outcome: BenchResults, folder: str | Path) -> list[Path]:
         }.items():
             figure = draw(outcome)
             if figure is not None:
+                folder.mkdir(parents=True, exist_ok=True)
                 figure.savefig(folder / name, dpi=150)
                 plt.close(figure)
                 written.append(folder / name)

@@ -34,10 +34,13 @@ def test_a_difference_is_noise_where_a_paired_t_test_does_not_reject(seed):
 def test_what_can_not_be_compared():
     assert difference({42: 1.0}, {43: 1.0}) is None
     found = difference({42: 1.5}, {42: 1.0, 43: 1.0})
-    assert found == (0.5, None)
+    assert found == (0.5, None, True)
     assert found is not None
     assert not found.is_noise
     equal = difference(by_seed([1, 2, 3]), by_seed([1, 2, 3]))
     assert equal is not None
     assert equal.is_noise, "no difference at all"
-    assert difference(by_seed([2, 2, 2]), by_seed([1, 1, 1])) == (1.0, None), "the seeds do nothing"
+    constant = difference(by_seed([2, 2, 2]), by_seed([1, 1, 1]))
+    assert constant == (1.0, 0.0, False), "the seeds do nothing"
+    assert constant is not None
+    assert not constant.is_noise

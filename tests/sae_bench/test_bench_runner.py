@@ -108,13 +108,16 @@ def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
         ("--evals core,scrr", r"--evals 'scrr': expected one of core, scr"),
         ("--evals ,", r"--evals '': expected"),
         ("--bench-seeds 0", r"--bench-seeds 0: expected at least 1"),
+        ("--evals scr --train-size 0", r"--train-size 0: expected at least 16"),
+        ("--evals scr --test-size 1", r"--test-size 1: expected at least 16"),
+        ("--evals core --data hub", r"data set Skylion007/openwebtext couldn't be fetched"),
         ("--evals core --probing-sets all", r"--probing-sets all: expected sae_probes in evals"),
         ("--floor --data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
         ("--model elsewhere", r"language model 'elsewhere' can't be loaded"),
         ("--hook blocks.1.hook_resid_post", r"trained on hook blocks\.0.*, not on blocks\.1"),
         ("--data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
         ("--evals tpp --compare", r"size-matched control needs core"),
-        ("--evals tpp --train-size 100000", r"train_set_size=100000: .* at most \d+"),
+        ("--evals tpp --train-size 100000", r"--train-size 100000: expected at most \d+ for tpp"),
     ],
 )
 def test_a_mistake_is_one_line(flags, message, one, capsys):
@@ -201,9 +204,9 @@ def test_what_is_printed_says_what_to_believe(one, trained, capsys):
     out = capsys.readouterr().out
     assert "With ±: mean and standard deviation over 2 seeds" in out
     assert "~: may be the evaluation's noise" in out
-    assert "Differences from one / the smallest that is larger than the noise" in out
+    assert "Differences from one (in brackets: up to here it may be noise)" in out
     assert "arXiv 2605.18229" in out
-    assert re.search(r"^FVE \(ours\) .*[+-]\d\.\d{3} / \d\.\d{3}", out, re.MULTILINE)
+    assert re.search(r"^FVE \(ours\) .*[+-]\d\.\d{4} \(±\d\.\d{4}\)", out, re.MULTILINE)
 
 
 def test_core_with_another_seed_takes_other_documents_of_a_streamed_set(one, tmp_path):

@@ -47,7 +47,7 @@ def test_repeats_give_means_spreads_and_the_differences_that_are_not_noise():
     ]
     shown = differences(outcome, "markdown")
     assert shown is not None
-    assert cells_of(shown, "probing, top 1") == ["+0.100 / 0.000", "+0.000 / 0.273 ~"]
+    assert cells_of(shown, "probing, top 1") == ["+0.1001 (±0.0001)", "+0.0000 (±0.2733) ~"]
 
 
 def test_a_single_seed_can_not_tell_noise():
@@ -55,7 +55,7 @@ def test_a_single_seed_can_not_tell_noise():
     assert cells_of(table(outcome, "markdown"), "probing, top 1") == ["0.500", "0.600"]
     shown = differences(outcome, "markdown")
     assert shown is not None
-    assert cells_of(shown, "probing, top 1") == ["+0.100 / ?"]
+    assert cells_of(shown, "probing, top 1") == ["+0.1000 (?)"]
     assert differences(BenchResults(results={"a": probing(0.5)})) is None
     assert differences(BenchResults()) is None, "all failed"
     assert "language model" not in shown
@@ -73,7 +73,7 @@ def test_an_sae_that_failed_with_one_seed_keeps_the_others():
     ]
     shown = differences(outcome, "markdown")
     assert shown is not None
-    assert cells_of(shown, "probing, top 1") == ["+0.250 / 0.635 ~"]
+    assert cells_of(shown, "probing, top 1") == ["+0.2500 (±0.6353) ~"]
 
 
 def test_a_size_matched_control_is_no_reference(benched):

@@ -102,14 +102,14 @@ def test_the_frozen_decoder_is_trained_where_the_bench_runs(one, like, run, tmp_
 def test_a_floor_that_can_not_be_trained_is_one_line(one, like, run):
     changed(one, data="nowhere.txt")
     with pytest.raises(
-        BenchError, match=r"batches of .*one, which fails: .*nowhere.txt.*; leave out"
+        BenchError, match=r"trained on the batches of .*one: .*nowhere.txt.*; leave out"
     ):
         floors.frozen_decoder_sae(one, like, run)
     config = json.loads((one / "config.json").read_text())
     del config["run"]
     (one / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        BenchError, match=r"batches of .*one, which fails: .*config.json.*; leave out"
+        BenchError, match=r"the batches of .*one: its config.json doesn't say how .*; leave out"
     ):
         floors.frozen_decoder_sae(one, like, run)
 
