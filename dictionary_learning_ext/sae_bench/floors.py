@@ -106,7 +106,7 @@ def _frozen_decoder_sae(folder: Path, like: BenchSAE, run: RunConfig) -> BenchSA
         hook_layer=cfg.hook_layer,
         device=str(like.device),
     )
-    sae.cfg.architecture = "frozen_decoder"
+    sae.cfg.architecture = BENCH_FLOOR
     return sae
 
 
