@@ -53,8 +53,8 @@ class BenchFlags:
     compare: bool = False
     """Print how each SAE differs from the first, and the smallest difference that is larger than
     the evaluation's noise (needs --bench-seeds). Also run SCR and TPP size-matched, and draw the
-    paper's figures 3 to 5, of the first seed. Size-matched: each SAE keeps only its N most used features, where N is
-    the number that the SAE with the fewest uses."""
+    paper's figures 3 to 5, of the first seed. Size-matched: each SAE keeps only its N most used
+    features, where N is the number that the SAE with the fewest uses."""
     bench_seeds: int = 1
     """How often to run each evaluation, each time with another seed of its own, which draws its
     texts and trains its probes again. Shows how much of a difference is noise: use 5. absorption

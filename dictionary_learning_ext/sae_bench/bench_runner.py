@@ -102,8 +102,8 @@ def bench(
         probing_sets: those of sae_probes, see `chosen_sets`.
         bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
         again: repeat finished evaluations.
-        floor: also evaluate the SAEs of `floors`. One of them is trained as the first folder's SAE
-            was. Their results go to the first folder.
+        floor: also evaluate the SAEs of `floors`. One of them is trained, on the batches of the first
+            folder's SAE. Their results go to the first folder.
         size_matched: also run SCR and TPP on each SAE masked to its N most used features. N is the
             smallest number of features in use in any of the SAEs. Needs core.
 

@@ -79,7 +79,7 @@ def _sae_probes_tokenizer(model: HookedTransformer) -> Iterator[None]:
     former = {side: getattr(tokenizer, side) for side in ("truncation_side", "padding_side")}
     try:
         tokenizer(["one", "one more"], padding=True, truncation=True, max_length=8)
-    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise BenchError(
             f"sae-probes can't use the tokenizer of {name} ({first_line(error)}): it pads texts to "
             "one length; set the tokenizer's pad_token, e.g. to its eos_token, and save it beside "
