@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.manifold import TSNE
@@ -20,6 +19,7 @@ from sklearn.preprocessing import normalize
 from ..config.checks import require_choice
 from ..config.options import MapSpace
 from ..errors import UserError
+from .reproducibility import matching
 
 LEAST_FEATURES = 12
 _COMPONENTS = 50
@@ -152,9 +152,8 @@ def agreement(directions_nD: np.ndarray, others_nD: np.ndarray) -> float:
     """
     unit_nD: Any = normalize(directions_nD)
     other_unit_nD: Any = normalize(others_nD)
-    cosines_nn = unit_nD @ other_unit_nD.T
-    rows, columns = linear_sum_assignment(cosines_nn, maximize=True)
-    return float(cosines_nn[rows, columns].mean())
+    _, match_n = matching(unit_nD, other_unit_nD, signed=True, exact_up_to=len(directions_nD))
+    return float(match_n.mean())
 
 
 def evenness(uses: np.ndarray) -> float:

@@ -141,7 +141,8 @@ def matching(
 
     Exact for up to `exact_up_to` features (scipy's assignment). For more, it is the best assignment
     among candidates: for each feature, the 64 nearest in the other dictionary, both ways. With 2,048
-    features that is exact to four digits, and it takes seconds where the exact one takes hours.
+    and 4,096 random features, 30% of which return, that gave the exact mean; 16,384 took 12 seconds on
+    two cores.
 
     Arguments:
         unit_FD, others_FD: unit vectors.

@@ -5,6 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch as t
+from scipy.optimize import linear_sum_assignment
 from sklearn.preprocessing import normalize
 
 from dictionary_learning_ext.features.geometry import agreement
@@ -50,10 +51,12 @@ def test_among_candidates_it_is_nearly_the_exact_one(signed):
     assert exact[1].mean() - 1e-4 <= fast[1].mean() <= exact[1].mean() + 1e-9
 
 
-def test_agreement_is_that_of_the_map():
+def test_agreement_is_the_mean_signed_cosine_of_its_own_matching():
     a, b = directions(0, 50), directions(1, 50)
     found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)}).pairs["a", "b"]
-    assert found.agreement == pytest.approx(agreement(a, b))
+    rows, columns = linear_sum_assignment(a @ b.T, maximize=True)
+    assert found.agreement == pytest.approx((a @ b.T)[rows, columns].mean())
+    assert agreement(2 * a, 3 * b) == pytest.approx(found.agreement)
     assert found.pw_mcc >= found.agreement
 
 
