@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .evaluation.measure import measure
     from .run_folder.weights import load_dictionary
     from .trainers.vaease import VAEase, VAEaseTrainer
-    from .trainers.variational_top_k import VariationalTopKAutoEncoder, VariationalTopKTrainer
+    from .trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+    from .trainers.variational_top_k import VariationalTopKTrainer
     from .training.loop import train
 
 _HOMES = {
@@ -29,7 +30,7 @@ _HOMES = {
     "UserError": ".errors",
     "VAEase": ".trainers.vaease",
     "VAEaseTrainer": ".trainers.vaease",
-    "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
+    "VariationalTopKAutoEncoder": ".trainers.variational_auto_encoder",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
     "evaluate_folders": ".evaluation.folders",
     "find_hook": ".activations.hook_points",

@@ -112,7 +112,7 @@ def import_class(path: str) -> Any:
 
 _VARIATIONAL: dict[str, Any] = {
     "trainer": f"{_OURS}.variational_top_k:VariationalTopKTrainer",
-    "dictionary": f"{_OURS}.variational_top_k:VariationalTopKAutoEncoder",
+    "dictionary": f"{_OURS}.variational_auto_encoder:VariationalTopKAutoEncoder",
     "default_lr": _TOP_K_LR,
     "exports": _READERS_OF_TOP_K,
     "exported_as": f"{_UPSTREAMS}.top_k:AutoEncoderTopK",

@@ -18,10 +18,8 @@ from dictionary_learning_ext.config.options import (
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.posterior import kl_scale
 from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
-from dictionary_learning_ext.trainers.variational_top_k import (
-    VariationalTopKAutoEncoder,
-    VariationalTopKTrainer,
-)
+from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
 
 GROUPS = {group for row in ARCHITECTURES.values() for group in row.options}
 D, F, K = 8, 16, 4

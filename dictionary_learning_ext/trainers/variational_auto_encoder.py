@@ -1,0 +1,186 @@
+"""The dictionary of a variational TopK sparse autoencoder (vSAE): its parameters and its encoder.
+
+From "Analysis of Variational Sparse Autoencoders" (Baker & Li), section 2.2, on top of upstream's
+TopK (Gao et al. 2024, arXiv 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k. It is
+trained by `variational_top_k.VariationalTopKTrainer`.
+"""
+
+import math
+from typing import Any
+
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from torch import nn
+
+from ..config.checks import require
+from ..config.option_groups import takes
+from ..config.options import LOG_VAR_LIMITS, NOISE_ON, POSTERIORS, PosteriorOptions
+from ..errors import ConfigError
+from .base import FromState, require_scale
+from .kernels.objective import Weights
+from .kernels.selection import draw_code
+from .posterior import GaussianPosterior
+
+
+class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
+    """A TopK SAE with a Gaussian posterior N(mu, sigma^2) for each feature.
+
+        mu_BF    = W_enc (x - b_dec) + b_enc          # then ReLU if rectify
+        z_BF     = mu + sigma * eps,  eps ~ N(0, I)   # z = mu unless sampled
+        f_BF     = z on the K largest of z, 0 elsewhere
+        x_hat_BD = W_dec f + b_dec                    # decoder columns are unit-norm
+
+    sigma is a constant (posterior "fixed"), 0 ("point"), or exp(log_var / 2) with log_var = W_var
+    (x - b_dec) + b_var, clamped ("learned"). A sample changes which features are kept and their
+    values (noise_on "both", as above), only the values ("values": f is z on the K largest of mu), or
+    only which are kept ("selection": f is mu on the K largest of z).
+
+    Arguments:
+        activation_dim: D, the width of the activations.
+        dict_size: F, the number of features.
+        k: K, the features kept per token. k = dict_size is the purely variational SAE.
+        posterior, sigma, log_var_init, noise_on, rectify, prior_std: see `PosteriorOptions`.
+
+    Raises: ConfigError for a value out of range.
+    """
+
+    in_state = ("encoder.weight", "k", "posterior_code", "noise_on_code", "rectify_code")
+
+    k: t.Tensor
+    sigma: t.Tensor
+    prior_std: t.Tensor
+    log_var_encoder: nn.Linear
+    log_var_limits: t.Tensor
+
+    @takes(PosteriorOptions)
+    def __init__(self, activation_dim: int, dict_size: int, k: int, **options):
+        require(1 <= k <= dict_size, "k", k, f"between 1 and dict_size={dict_size}")
+        chosen = PosteriorOptions.taken(options)
+        super().__init__(activation_dim, dict_size, k)
+        # Stored feature by feature: the step's products read one feature's weights at a time.
+        self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
+        self.encoder.weight.data = self.encoder.weight.data.contiguous()
+
+        self.posterior_kind, self.noise_on = chosen.posterior, chosen.noise_on
+        self.rectify = chosen.rectify
+        sigma = chosen.sigma if chosen.posterior == "fixed" else 0.0
+        self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(chosen.posterior)))
+        self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(chosen.noise_on)))
+        self.register_buffer("rectify_code", t.tensor(chosen.rectify))
+        self.register_buffer("sigma", t.tensor(float(sigma)))
+        self.register_buffer("prior_std", t.tensor(float(chosen.prior_std)))
+        if chosen.posterior == "learned":
+            # Made without random numbers: the other weights are the same for every posterior.
+            log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
+            log_var_encoder.weight.data.zero_()
+            log_var_encoder.bias.data.fill_(chosen.log_var_init)
+            self.log_var_encoder = log_var_encoder
+            self.register_buffer("log_var_limits", t.tensor(LOG_VAR_LIMITS))
+
+    def encode(
+        self,
+        x: t.Tensor,
+        return_topk: bool = False,
+        use_threshold: bool = False,
+        *,
+        sample: bool = False,
+        generator: t.Generator | None = None,
+    ):
+        """The features of `x`, dense: (B, D) -> (B, F), (B, L, D) -> (B, L, F).
+
+        Arguments:
+            x: activations of any float dtype, in the units that the SAE was trained in or scaled to.
+            return_topk: return `(features, values_BK, indices_BK, mu_BF)` instead.
+            use_threshold: keep every mean above the running threshold instead of the K largest.
+            sample: draw from the posterior instead of taking its mean.
+            generator: the source of the sample's noise. Default: torch's own generator.
+
+        Raises: ConfigError for `use_threshold` if the threshold was never set, or with `sample`.
+        """
+        centred = x.to(self.b_dec.dtype) - self.b_dec
+        mu = self._mean(centred)
+        if sample:
+            noise = 0.0 if self.posterior_kind == "point" else 1.0
+            std = (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
+            indices, values = draw_code(mu, std, int(self.k), self.noise_on, noise, generator)
+        else:
+            top = mu.topk(int(self.k), dim=-1, sorted=False)  # nnsight's proxies can't be unpacked
+            indices, values = top.indices, top.values
+        if use_threshold:
+            if sample or self.threshold < 0:
+                raise ConfigError(
+                    "use_threshold=True: expected sample=False and an SAE whose threshold was set "
+                    "(trained past threshold_start_step); encode without use_threshold"
+                )
+            features = mu * (mu > self.threshold)
+        else:
+            features = t.zeros_like(mu).scatter_(dim=-1, index=indices, src=values)
+        return (features, values, indices, mu) if return_topk else features
+
+    def decode(self, x: t.Tensor) -> t.Tensor:
+        """The reconstruction from features: (…, F) -> (…, D)."""
+        return self.decoder(x.to(self.b_dec.dtype)) + self.b_dec
+
+    def log_var(self, x: t.Tensor) -> t.Tensor:
+        """log sigma^2: (…, D) -> (…, F) if it is learned, otherwise 0-dim (-inf for a point)."""
+        if self._is_learned:
+            return self._log_var(x.to(self.b_dec.dtype) - self.b_dec)
+        return 2 * self.sigma.log()
+
+    def posterior(self, x: t.Tensor) -> GaussianPosterior:
+        """The distribution of each feature of activations: (…, D) -> (…, F)."""
+        mu = self._mean(x.to(self.b_dec.dtype) - self.b_dec)
+        log_var = None if self.posterior_kind == "point" else self.log_var(x)
+        return GaussianPosterior(mu, log_var, self.prior_std)
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters, as the training step takes them."""
+        weights = Weights(self.encoder.weight, self.encoder.bias, self.decoder.weight, self.b_dec)
+        if not self._is_learned:
+            return weights
+        log_var = self.log_var_encoder
+        return weights._replace(W_var_FD=log_var.weight, b_var_F=log_var.bias)
+
+    @property
+    def variant(self) -> str:
+        """Its kind among vSAEs, e.g. fixed_both, or point."""
+        kind = self.posterior_kind
+        return kind if kind == "point" else f"{kind}_{self.noise_on}"
+
+    @property
+    def _is_learned(self) -> bool:
+        return self.posterior_kind == "learned"
+
+    def _mean(self, centred: t.Tensor) -> t.Tensor:
+        mu = self.encoder(centred)
+        return mu.relu() if self.rectify else mu
+
+    def _log_var(self, centred: t.Tensor) -> t.Tensor:
+        return self.log_var_encoder(centred).clamp(self.log_var_limits[0], self.log_var_limits[1])
+
+    @t.no_grad()
+    def scale_biases(self, scale: float) -> None:
+        """Change the units of the activations: multiply all that has their unit by `scale`.
+
+        Afterwards encode(scale * x) is scale times what encode(x) was, sampled or not. The KL stays
+        the same. Raises ConfigError unless `scale` is positive.
+        """
+        require_scale(scale)
+        super().scale_biases(scale)
+        self.sigma *= scale
+        self.prior_std *= scale
+        if self._is_learned:
+            shift = 2 * math.log(scale)
+            self.log_var_encoder.weight.div_(scale)
+            self.log_var_encoder.bias.add_(shift)
+            self.log_var_limits += shift
+
+    @classmethod
+    def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
+        return {
+            "k": int(state["k"]),
+            "posterior": POSTERIORS[int(state["posterior_code"])],
+            "noise_on": NOISE_ON[int(state["noise_on_code"])],
+            "rectify": bool(state["rectify_code"]),
+        }
