@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast test-saebench test-gpu mutants lint clean
+.PHONY: quickstart test test-fast test-saebench test-gpu mutants lint docs clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
@@ -52,6 +52,12 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The guide in docs/, as a site in build/site. A dead link fails. While you write, `.venv/bin/mkdocs
+# serve` shows it.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "Open build/site/index.html"
+
 clean:
 	rm -rf .venv .venv-saebench
 
@@ -63,6 +69,10 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
 
 .venv/installed-mutants: .venv/installed-dev

@@ -11,6 +11,12 @@ DEV = [
     "selenium>=4.20",
 ]
 
+DOCS = [
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.6,<10",
+    "mkdocstrings-python>=1.16,<3",
+]
+
 # SAE Bench holds numpy below 2 and datasets below 4. Its sparse probing breaks on newer beartypes,
 # and a pyarrow that wants numpy 2 fails at import where there is none.
 SAEBENCH = [
@@ -61,6 +67,7 @@ setup(
     ],
     extras_require={
         "dev": DEV,
+        "docs": DOCS,
         "mutants": [*DEV, "cosmic-ray>=8.4", "toml>=0.10"],
         "saebench": SAEBENCH,
     },

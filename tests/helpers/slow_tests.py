@@ -29,6 +29,9 @@ SLOW = frozenset(
         "test_mistakes_of_several_processes_are_one_line",
         "test_ranks_equal_one_process_on_the_union_of_their_batches",
         "test_a_killed_command_is_continued_by_the_same_command",
+        # The guide, built.
+        "test_the_site_is_built_and_loads_nothing_from_the_network",
+        "test_the_python_interface_is_documented",
         # What a newcomer types, as it is written.
         "test_quickstart_ends_with_the_table_and_what_to_try_next",
         "test_the_readmes_commands_run",
