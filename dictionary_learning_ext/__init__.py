@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .evaluation.folders import evaluate_folders
     from .evaluation.measure import measure
+    from .interactive.agreeing import agreement
+    from .interactive.steering import steer
     from .run_folder.weights import load_dictionary
     from .trainers.vaease import VAEase, VAEaseTrainer
     from .trainers.variational_auto_encoder import VariationalTopKAutoEncoder
@@ -32,12 +34,14 @@ _HOMES = {
     "VAEaseTrainer": ".trainers.vaease",
     "VariationalTopKAutoEncoder": ".trainers.variational_auto_encoder",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
+    "agreement": ".interactive.agreeing",
     "evaluate_folders": ".evaluation.folders",
     "find_hook": ".activations.hook_points",
     "load_dictionary": ".run_folder.weights",
     "load_language_model": ".activations.language_models",
     "measure": ".evaluation.measure",
     "open_text": ".activations.text",
+    "steer": ".interactive.steering",
     "train": ".training.loop",
 }
 
@@ -50,12 +54,14 @@ __all__ = [
     "VAEaseTrainer",
     "VariationalTopKAutoEncoder",
     "VariationalTopKTrainer",
+    "agreement",
     "evaluate_folders",
     "find_hook",
     "load_dictionary",
     "load_language_model",
     "measure",
     "open_text",
+    "steer",
     "train",
 ]
 

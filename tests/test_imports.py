@@ -13,6 +13,7 @@ LAYERS = (
     {"evaluation", "features"},
     {"training"},
     {"report", "sae_bench", "export", "sweep"},
+    {"interactive"},
     {"commands"},
     {"cli"},
     {"__main__"},

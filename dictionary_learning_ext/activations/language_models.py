@@ -131,6 +131,16 @@ def empty_model(name: str) -> nn.Module:
         return AutoModelForCausalLM.from_config(config)
 
 
+def with_weights(model: LanguageModel) -> LanguageModel:
+    """The same model, its weights loaded: nnsight loads them in the first trace, if not told otherwise.
+
+    Until then its modules are stand-ins, and what is hooked to them is lost.
+    """
+    if not model._dispatched:
+        model.dispatch_model()
+    return model
+
+
 class Place(NamedTuple):
     """One side of a module of a language model."""
 

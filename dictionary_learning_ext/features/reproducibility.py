@@ -46,7 +46,7 @@ class PairOfSAEs:
     """(F,), the number of that match."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reproducibility:
     """How several SAEs agree.
 
@@ -66,6 +66,29 @@ class Reproducibility:
     @property
     def names(self) -> list[str]:
         return list(self.within)
+
+    @property
+    def pair(self) -> PairOfSAEs:
+        """The only pair. Raises ReproducibilityError where there are more than two SAEs."""
+        first, *others = self.pairs.values()
+        if others:
+            raise ReproducibilityError(
+                f"there are {len(self.names)} SAEs: expected two for a single pair; use pairs[a, b]"
+            )
+        return first
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{a} and {b}: PW-MCC {pair.pw_mcc:.4f} (null {pair.null:.4f}), agreement"
+            f" {pair.agreement:.4f}"
+            for (a, b), pair in self.pairs.items()
+        ]
+        for name in self.names:
+            shares = (
+                f"{share:.1%} above {least:g}" for least, share in self.returning(name).items()
+            )
+            lines.append(f"{name}: {' and '.join(shares)} return, within {self.within[name]:.4f}")
+        return "\n".join(lines)
 
     def returning(self, name: str) -> dict[float, float]:
         """Of an SAE: the share of its features that return, by the cosine asked for.

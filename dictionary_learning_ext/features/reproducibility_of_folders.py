@@ -38,7 +38,7 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     """
     require_folders(folders)
     configs = {str(folder): read_config(folder) for folder in folders}
-    _warn_of_differences(configs)
+    warn_of_differences(configs)
     names = short_names(configs)
     directions, fve = {}, {}
     for folder, name in names.items():
@@ -47,7 +47,12 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     return ReproducibilityOfFolders(reproducibility(directions), fve)
 
 
-def _warn_of_differences(configs: dict[str, dict[str, Any]]) -> None:
+def warn_of_differences(configs: dict[str, dict[str, Any]]) -> None:
+    """Warn where run folders differ in more than their seeds, or saw the same batches.
+
+    Arguments:
+        configs: each folder's config.json.
+    """
     trained = training(configs)
     others = [name for name in unequal(list(trained.values())) if name not in SEEDS]
     if others:

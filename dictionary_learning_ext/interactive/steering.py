@@ -1,0 +1,101 @@
+"""Steer a language model with the features of an SAE.
+
+with steer(lm, "blocks.0.hook_resid_post", sae, {17: 4.0}):
+    with lm.generate("Once upon", max_new_tokens=20):
+        output = lm.generator.output.save()
+
+Shapes: B contexts, L tokens, D = activation_dim, F features, S features that are steered.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch as t
+from einops import rearrange
+from nnsight import LanguageModel
+
+from ..activations.interventions import Change, changing
+from ..config.checks import require_choice, require_type
+from ..errors import ConfigError
+from ..features.directions import decoder_directions
+from .opening import SAE, Hook, open_sae, require_feature
+
+SteerMode = Literal["add", "clamp"]
+
+
+@contextmanager
+def steer(
+    lm: LanguageModel,
+    hook: Hook | None,
+    sae: SAE,
+    features: Mapping[int, float],
+    *,
+    mode: SteerMode = "add",
+) -> Iterator[None]:
+    """Change what some features contribute, at every token, while the block runs.
+
+        add     x + sum_i value_i d_i
+        clamp   x + sum_i (value_i - f_i(x)) d_i
+
+    where x is the language model's own activation at the hook point, f(x) = sae.encode(x) and d_i is
+    what one unit of feature i adds to the reconstruction (of unit length in a vSAE). In both modes x
+    changes along the d_i alone. So what the SAE doesn't reconstruct stays as it is. All f_i are of one
+    x: where two features are clamped, each counts as if the other were not.
+
+    **Units.** A value has the unit of a feature's activation, as `encode` returns it and
+    `Features.top` shows it, of an SAE that takes the language model's activations as they are.
+    Whatever they were divided by in training (`--normalize`) is in the weights that
+    `load_dictionary` returns, so there is nothing to convert.
+
+    **Which passes.** All in the block: `lm.generate`, `lm.trace`, and `lm._model.generate` or a plain
+    call of it. A hook of torch on the hook point's module changes the activations, because nnsight
+    and transformers both run that module. An intervention of nnsight would be part of a single
+    trace. Within a trace, nnsight reads and changes this module's activations before they are steered;
+    later modules get the steered ones.
+
+    All tokens are steered: the prompt's, and attention sinks, too. Blocks may be nested: each acts on
+    what those around it leave, so a clamp inside an addition undoes that of its own feature. The
+    steering ends with the block, also where an exception ends it.
+
+    Arguments:
+        lm: nnsight's. Its weights are loaded if they aren't yet.
+        hook: a hook point or its name. None: that of the run folder.
+        sae: a dictionary, as `load_dictionary` returns it, or a run folder.
+        features: the value of each feature, by its number. Empty: nothing changes.
+        mode: "add" or "clamp".
+
+    Raises: ConfigError for a feature or a value that can't be, or an SAE of another width;
+        LanguageModelError for a hook point that isn't there.
+    """
+    require_choice("mode", mode, SteerMode)
+    if not isinstance(lm, LanguageModel):
+        raise ConfigError(
+            f"lm is a {type(lm).__name__}: expected the nnsight LanguageModel that generates, e.g."
+            " lm = load_language_model('embedded')"
+        )
+    opened = open_sae(sae, lm, hook)
+    change = _change(opened.dictionary, features, mode)
+    with changing(opened.hook_point.submodule, opened.hook_point.io, change):
+        yield
+
+
+def _change(dictionary: Any, features: Mapping[int, float], mode: SteerMode) -> Change:
+    """What a hook does to the activations, (B, L, D)."""
+    numbers = [require_feature(feature, dictionary.dict_size) for feature in features]
+    for feature, value in features.items():
+        require_type(f"the value of feature {feature}", value, float)
+    values_S = t.tensor(list(features.values()), dtype=t.float32)
+    directions_SD = decoder_directions(dictionary)[numbers]
+    weights = next(dictionary.parameters())
+
+    def change(x_BLD: t.Tensor) -> t.Tensor:
+        d_SD, v_S = directions_SD.to(x_BLD.device), values_S.to(x_BLD.device)
+        if mode == "add":
+            return x_BLD + (v_S @ d_SD).to(x_BLD)
+        x_ND = rearrange(x_BLD, "b l d -> (b l) d").to(weights)
+        f_NS = dictionary.encode(x_ND)[:, numbers].to(d_SD)
+        added_ND = (v_S - f_NS) @ d_SD
+        return x_BLD + rearrange(added_ND, "(b l) d -> b l d", b=x_BLD.shape[0]).to(x_BLD)
+
+    return change

@@ -1,0 +1,224 @@
+"""Steering, against activations that are read and changed by hand."""
+
+import contextlib
+
+import pytest
+import torch as t
+import transformers
+from dictionary_learning.dictionary import AutoEncoder
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from nnsight import LanguageModel
+
+from dictionary_learning_ext import find_hook, load_dictionary, steer
+from dictionary_learning_ext.activations.hook_points import read_residual
+from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
+from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+
+HOOK = "blocks.0.hook_resid_post"
+WIDTH, FEATURES = 16, 24
+SAES = {
+    "top_k": lambda: AutoEncoderTopK(WIDTH, FEATURES, 4),
+    "vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, 4),
+    "relu": lambda: AutoEncoder(WIDTH, FEATURES),
+}
+IDS_BL = t.tensor([[5, 9, 40, 7, 77], [8, 3, 3, 200, 11]])
+
+
+@pytest.fixture(params=SAES)
+def sae(request):
+    t.manual_seed(0)
+    made = SAES[request.param]().requires_grad_(False)
+    for parameter in made.parameters():
+        parameter += 0.1 * t.randn(parameter.shape)  # biases are not 0 then
+    return made
+
+
+@t.no_grad()
+def logits(lm, ids_BL=IDS_BL):
+    return lm._model(input_ids=ids_BL).logits
+
+
+def activations(lm, hook, ids_BL=IDS_BL):
+    return read_residual(lm, find_hook(lm, hook), ids_BL, t.ones_like(ids_BL))
+
+
+@t.no_grad()
+def logits_from(lm, hook, x_BLD):
+    """The logits of a model that goes on from other activations."""
+    point = find_hook(lm, hook)
+    module = point.submodule._module
+    if point.io == "out":
+        handle = module.register_forward_hook(
+            lambda _m, _a, out: (x_BLD, *out[1:]) if isinstance(out, tuple) else x_BLD
+        )
+    else:
+        handle = module.register_forward_pre_hook(lambda _m, args: (x_BLD, *args[1:]))
+    try:
+        return logits(lm)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("hook", [HOOK, "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"])
+def test_adding_moves_every_token_along_the_decoder_directions(tiny_lm, sae, hook):
+    x_BLD = activations(tiny_lm, hook)
+    one_hot = t.eye(FEATURES)
+    zero = sae.decode(t.zeros(1, FEATURES))
+    direction = {i: sae.decode(one_hot[i : i + 1]) - zero for i in (3, 17)}
+    expected = logits_from(tiny_lm, hook, x_BLD + 4.0 * direction[17] - 2.5 * direction[3])
+    with steer(tiny_lm, hook, sae, {17: 4.0, 3: -2.5}):
+        found = logits(tiny_lm)
+    assert t.allclose(found, expected, atol=1e-5)
+    assert not t.allclose(found, logits(tiny_lm), atol=1e-3)
+
+
+def test_clamping_keeps_the_error_of_the_sae(tiny_lm, sae):
+    """x' is the reconstruction with the features at their values, plus what it had left over."""
+    x_BLD = activations(tiny_lm, HOOK)
+    f_BLF = t.stack([sae.encode(x_LD) for x_LD in x_BLD])
+    error_BLD = x_BLD - t.stack([sae.decode(f_LF) for f_LF in f_BLF])
+    often = int((f_BLF != 0).sum((0, 1)).argmax())
+    rarely = int((f_BLF != 0).sum((0, 1)).argmin())
+    clamped_BLF = f_BLF.clone()
+    clamped_BLF[..., often], clamped_BLF[..., rarely] = 0.0, 3.0
+    expected = t.stack([sae.decode(f_LF) for f_LF in clamped_BLF]) + error_BLD
+    with steer(tiny_lm, HOOK, sae, {often: 0.0, rarely: 3.0}, mode="clamp"):
+        found = logits(tiny_lm)
+    assert t.allclose(found, logits_from(tiny_lm, HOOK, expected), atol=1e-5)
+    assert not t.allclose(found, logits(tiny_lm), atol=1e-3)
+
+
+def generated(lm, n=6):
+    """By nnsight's generate and transformers' own."""
+    options = {"max_new_tokens": n, "do_sample": False, "pad_token_id": 1}
+    with lm.generate(IDS_BL[:1], **options):
+        output = lm.generator.output.save()
+    plain = lm._model.generate(IDS_BL[:1], attention_mask=t.ones_like(IDS_BL[:1]), **options)
+    assert output.value.equal(plain)
+    return plain[0].tolist()
+
+
+def test_nnsight_and_transformers_generate_the_same_steered_text(tiny_lm, sae):
+    """A token at a time, without a cache of keys and values, from logits as above."""
+    direction = sae.decode(t.eye(FEATURES)[17:18]) - sae.decode(t.zeros(1, FEATURES))
+    ids = IDS_BL[:1]
+    for _ in range(6):
+        point = find_hook(tiny_lm, HOOK).submodule._module
+        handle = point.register_forward_hook(
+            lambda _m, _a, out: (
+                (out[0] + 20 * direction, *out[1:])
+                if isinstance(out, tuple)
+                else out + 20 * direction
+            )
+        )
+        following = logits(tiny_lm, ids)[:, -1:].argmax(-1)
+        handle.remove()
+        ids = t.cat([ids, following], 1)
+    before = generated(tiny_lm)
+    with steer(tiny_lm, HOOK, sae, {17: 20.0}):
+        assert generated(tiny_lm) == ids[0].tolist()
+    assert generated(tiny_lm) == before != ids[0].tolist()
+
+
+def test_a_trace_sees_the_steered_activations_from_the_next_module_on(tiny_lm, sae):
+    point, after = (find_hook(tiny_lm, name) for name in (HOOK, "blocks.1.hook_resid_pre"))
+    x_BLD = activations(tiny_lm, HOOK)
+    with steer(tiny_lm, HOOK, sae, {17: 4.0}):
+        expected = logits(tiny_lm)
+        with tiny_lm.trace(IDS_BL):
+            own, later = point.submodule.output.save(), after.submodule.input.save()
+            output = tiny_lm.output.logits.save()
+        steered = activations(tiny_lm, HOOK)
+    assert t.allclose(output.value, expected, atol=1e-5)
+    own = own.value[0] if isinstance(own.value, tuple) else own.value
+    assert t.allclose(own, x_BLD, atol=1e-5)
+    assert t.allclose(later.value, steered, atol=1e-5)
+    assert not t.allclose(steered, x_BLD, atol=1e-3)
+
+
+def test_nested_blocks_act_one_after_the_other(tiny_lm, sae):
+    """An inner clamp sees what the outer block added, and undoes it."""
+    x_BLD = activations(tiny_lm, HOOK)
+    with steer(tiny_lm, HOOK, sae, {17: 4.0}), steer(tiny_lm, HOOK, sae, {3: 1.5}):
+        both = activations(tiny_lm, HOOK)
+    with steer(tiny_lm, HOOK, sae, {17: 4.0, 3: 1.5}):
+        assert t.allclose(activations(tiny_lm, HOOK), both, atol=1e-5)
+    with steer(tiny_lm, HOOK, sae, {17: 4.0}):
+        added = activations(tiny_lm, HOOK)
+        with steer(tiny_lm, HOOK, sae, {17: 0.0}, mode="clamp"):
+            found = activations(tiny_lm, HOOK)
+        assert activations(tiny_lm, HOOK).equal(added)
+    direction = sae.decode(t.eye(FEATURES)[17:18]) - sae.decode(t.zeros(1, FEATURES))
+    f_BL = t.stack([sae.encode(x_LD)[:, 17] for x_LD in added])
+    assert t.allclose(found, added - f_BL[..., None] * direction, atol=1e-5)
+    assert activations(tiny_lm, HOOK).equal(x_BLD)
+
+
+def test_it_ends_with_the_block_whatever_ends_it(tiny_lm, sae):
+    before = logits(tiny_lm)
+    with contextlib.suppress(KeyError), steer(tiny_lm, HOOK, sae, {17: 4.0}):
+        assert not logits(tiny_lm).equal(before)
+        raise KeyError
+    assert logits(tiny_lm).equal(before)
+    with steer(tiny_lm, HOOK, sae, {}):
+        assert logits(tiny_lm).equal(before)
+
+
+def test_a_run_folder_knows_its_hook_point_and_its_units(trained, tiny_lm):
+    """Its weights undo the normalisation of its training, so values are in the model's own units."""
+    sae, config = load_dictionary(trained / "vsae")
+    assert config["trainer"]["norm_factor"] != 1
+    x_BLD = activations(tiny_lm, HOOK)
+    with steer(tiny_lm, None, trained / "vsae", {17: 4.0}):
+        found = activations(tiny_lm, HOOK)
+    direction = sae.decode(t.eye(32)[17:18]) - sae.decode(t.zeros(1, 32))
+    assert float(direction.norm()) == pytest.approx(1, abs=1e-4)
+    assert t.allclose(found, x_BLD + 4.0 * direction, atol=1e-5)
+    with pytest.raises(CheckpointError, match=f"trained on hook {HOOK}, not on blocks.1"):
+        steer(tiny_lm, "blocks.1.hook_resid_post", trained / "vsae", {}).__enter__()
+
+
+def test_weights_that_nnsight_has_not_loaded_yet_are_loaded(tiny_lm_dir, tiny_lm, sae):
+    lazy = LanguageModel(str(tiny_lm_dir))
+    assert lazy._model.device.type == "meta"
+    with steer(tiny_lm, HOOK, sae, {17: 4.0}):
+        expected = logits(tiny_lm)
+    with steer(lazy, HOOK, sae, {17: 4.0}), lazy.trace(IDS_BL):  # pyright: ignore[reportGeneralTypeIssues]
+        output = lazy.output.logits.save()
+    assert t.allclose(output.value, expected, atol=1e-5)
+
+
+def test_bfloat16_stays_bfloat16(tiny_lm_dir, tokenizer, sae):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lm_dir, dtype=t.bfloat16)
+    lm = LanguageModel(model, tokenizer=tokenizer)
+    with steer(lm, HOOK, sae, {17: 4.0}, mode="clamp"):
+        assert activations(lm, HOOK).dtype == t.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": {24: 1.0}}, "feature 24: expected a whole number from 0 to 23"),
+        ({"features": {-1: 1.0}}, "feature -1: expected a whole number from 0 to 23"),
+        ({"features": {1.5: 1.0}}, "feature 1.5: expected a whole number"),
+        ({"features": {17: float("nan")}}, "the value of feature 17=nan: expected a finite number"),
+        ({"features": {17: "4"}}, "the value of feature 17='4': expected a finite number"),
+        ({"mode": "multiply"}, "mode='multiply': expected one of add, clamp"),
+        ({"hook": None}, "give lm and hook, or the run folder"),
+        ({"lm": "embedded"}, "lm is a str: expected the nnsight LanguageModel"),
+        ({"sae": (1, 2)}, "sae is a tuple: .*load_dictionary returns a pair, give its first"),
+        ({"sae": AutoEncoderTopK(8, 24, 2)}, "the SAE takes 8 dimensions, but .* has 16"),
+    ],
+)
+def test_mistakes_are_one_line(tiny_lm, changes, message):
+    given = {"lm": tiny_lm, "hook": HOOK, "sae": SAES["top_k"](), "features": {17: 4.0}} | changes
+    before = logits(tiny_lm)
+    with pytest.raises(ConfigError, match=message) as caught, steer(**given):
+        pass
+    assert "\n" not in str(caught.value)
+    assert logits(tiny_lm).equal(before)
+
+
+def test_an_unknown_hook_point_is_named(tiny_lm):
+    with pytest.raises(LanguageModelError, match=r"no hook point 'blocks.9.hook_resid_post'"):
+        steer(tiny_lm, "blocks.9.hook_resid_post", SAES["top_k"](), {17: 4.0}).__enter__()
