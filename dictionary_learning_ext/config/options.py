@@ -56,14 +56,25 @@ class TopKOptions(Options):
 
     k: int = 32
     """Features kept per token. Paper: 64, 128, 256, 512."""
+    k_anneal_steps: int | None = None
+    """Steps over which k falls linearly, from the width of the activations (or dict_size, if that is
+    less) to k. Only training steps keep more than k; logs and checkpoints keep k. None: k stays."""
 
     @classmethod
     def run_defaults(cls, size: RunSize) -> dict[str, Any]:
         return {"k": min(cls.k, size.dict_size)}
 
+    def require_fit(self, steps: int) -> None:
+        given = self.k_anneal_steps
+        fits = given is None or given <= max(steps, 2)
+        require(fits, "k_anneal_steps", given, f"at most steps={steps}")
+
     def __post_init__(self):
         super().__post_init__()
         require(self.k >= 1, "k", self.k, "at least 1")
+        given = self.k_anneal_steps
+        expected = "above 0; leave it out for a k that stays"
+        require(given is None or given > 0, "k_anneal_steps", given, expected)
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,7 @@ _ADDED_LATER = {
     "init_from": (None,),
     "threshold_twice": (None, True),
     "freeze_decoder": (None, False),
+    "k_anneal_steps": (None,),
     "activations": (None,),
 }
 """Settings that older run folders lack, and the values that mean the same as their absence."""

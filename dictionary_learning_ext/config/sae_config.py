@@ -35,6 +35,7 @@ _SCHEDULES = (
     "kl_warmup_steps",
     "kl_cycle_steps",
     "noise_anneal_steps",
+    "k_anneal_steps",
 )
 """The settings that are counted in steps."""
 _LEAST = {"kl_cycle_steps": 2}
@@ -288,6 +289,7 @@ class SAEConfig(_Fields):
         parts += [str(v) for v in (self.posterior, self.noise_on) if v is not None]
         parts += ["kl-selected"] if self.kl_scope == "selected" else []
         parts += ["annealed"] if self.noise_anneal_steps is not None else []
+        parts += ["k-annealed"] if self.k_anneal_steps is not None else []
         parts += ["rectified"] if self.rectify else []
         parts += [
             f"{label}{getattr(self, name):g}"

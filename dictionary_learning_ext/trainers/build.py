@@ -58,9 +58,11 @@ def build_trainer(
     else:
         # Upstream's TopK trainers have this as an attribute, not as an argument.
         threshold = arguments.pop("dead_feature_threshold", None)
+        # PyPI's release does not know this one.
+        k_anneal_steps = arguments.pop("k_anneal_steps", None)
         inner = trainer_class(**arguments)
         if threshold is not None:
             inner.dead_feature_threshold = threshold
-        trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16")
+        trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16", k_anneal_steps=k_anneal_steps)
     trainer.starts_trained = sae.init_from is not None
     return trainer

@@ -1,5 +1,7 @@
 """Upstream's trainers, with what the training loop asks of a trainer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -7,16 +9,8 @@ import torch as t
 from dictionary_learning.trainers.top_k import geometric_median
 
 from .base import Failure, batch_metrics
+from .k_annealing import KAnnealing
 from .kernels.ranks import ALONE, FlatGradients, Ranks
-
-
-def annealed_k(trainer: Any, step: int) -> int:
-    """k at a step of upstream's TopKTrainer or a subclass. Upstream's main branch can anneal it."""
-    steps = getattr(trainer, "k_anneal_steps", None)
-    if steps is None:
-        return trainer.k
-    trainer.update_annealed_k(step, trainer.ae.activation_dim, steps)
-    return int(trainer.ae.k)
 
 
 class UpstreamTrainer:
@@ -29,10 +23,19 @@ class UpstreamTrainer:
     Arguments:
         trainer: upstream's.
         in_bf16: run its steps under autocast in bfloat16.
+        k_anneal_steps: see `KAnnealing`. Upstream's main branch has its own; this one is used instead,
+            whichever version is installed.
+
+    Raises: ConfigError if k can't fall.
     """
 
-    def __init__(self, trainer: Any, *, in_bf16: bool):
+    def __init__(self, trainer: Any, *, in_bf16: bool, k_anneal_steps: int | None = None):
         self._trainer = trainer
+        self._annealing: KAnnealing | None = None
+        if k_anneal_steps is not None:
+            self._annealing = KAnnealing.of(trainer.ae, k_anneal_steps)
+            start_step = self._annealing.threshold_start(trainer.threshold_start_step)
+            trainer.threshold_start_step = start_step
         self._in_bf16 = in_bf16
         self.starts_trained = False
         self._last_finite: dict[str, t.Tensor] | None = None
@@ -64,17 +67,31 @@ class UpstreamTrainer:
 
     @property
     def config(self) -> dict[str, Any]:
-        return self._trainer.config
+        config = self._trainer.config
+        return config | ({"k_anneal_steps": self._annealing.steps} if self._annealing else {})
 
     def update(self, step: int, x: t.Tensor) -> None:
         """See `base.Trainer`."""
         if self.starts_trained:
             step = max(step, 1)  # at step 0, upstream's trainers set b_dec
-        with t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16):
+        autocast = t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16)
+        with self._annealed_k(step), autocast:
             if self._ranks.count == 1:
                 self._trainer.update(step, x)
             else:
                 self._update_with_others(step, x)
+
+    @contextmanager
+    def _annealed_k(self, step: int) -> Iterator[None]:
+        """The k of a step, in the dictionary, which upstream's trainers read it from."""
+        if self._annealing is None:
+            yield
+            return
+        self.ae.k.fill_(self._annealing.at(step))
+        try:
+            yield
+        finally:
+            self.ae.k.fill_(self._annealing.k)
 
     def _update_with_others(self, step: int, x: t.Tensor) -> None:
         """Upstream's step on this rank's share of the batch, after which all ranks are equal."""

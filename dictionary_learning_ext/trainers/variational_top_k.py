@@ -12,8 +12,9 @@ from dictionary_learning.trainers.top_k import TopKTrainer
 
 from ..config.checks import require_lr_schedule
 from ..config.option_groups import takes
-from ..config.options import ObjectiveOptions, PosteriorOptions
+from ..config.options import ObjectiveOptions, PosteriorOptions, TopKOptions
 from .base import SamplingTrainer
+from .k_annealing import KAnnealing
 from .kernels.loss import loss_and_gradients, variational_loss
 from .kernels.objective import LossTerms, StepObjective
 from .kernels.scratch import keep_freed_memory
@@ -22,7 +23,6 @@ from .kernels.step_form import StepForm
 from .optimizers import UnitNormAdam
 from .option_warnings import warn_of_noise, warn_of_unused
 from .posterior import kl_scale, noise_scale, noise_to_signal
-from .upstream import annealed_k
 from .variational_auto_encoder import VariationalTopKAutoEncoder
 
 
@@ -40,7 +40,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
-    Arguments beyond upstream's: those of `PosteriorOptions` and `ObjectiveOptions`, by name.
+    Arguments beyond upstream's: those of `PosteriorOptions` and `ObjectiveOptions`, by name, and
+    k_anneal_steps (see `TopKOptions`).
     `dict_class` is VariationalTopKAutoEncoder or a subclass; upstream's AutoEncoderTopK is ignored. With
     dtype="bfloat16" the matmuls are in bf16; parameters, optimiser, sums and KL stay in fp32.
 
@@ -63,6 +64,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         dict_class: type | None = None,
         lr: float | None = None,
         *,
+        k_anneal_steps: int | None = TopKOptions.k_anneal_steps,
         warmup_steps: int = 1000,
         decay_start: int | None = None,
         wandb_name: str = "VariationalTopKAutoEncoder",
@@ -70,6 +72,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     ):
         self.posterior_options = PosteriorOptions.taken(options)
         self.options = ObjectiveOptions.taken(options).for_steps(steps)
+        TopKOptions(k_anneal_steps=k_anneal_steps).require_fit(steps)
         warn_of_unused(self.posterior_options, self.options, steps)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
@@ -88,6 +91,9 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             wandb_name=wandb_name,
             **options,  # upstream's
         )
+        self.k_anneal_steps = k_anneal_steps
+        self.k_annealing = KAnnealing.of(self.ae, k_anneal_steps)
+        self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
         self.dead_feature_threshold = self.options.dead_feature_threshold
         self.ae.decoder.weight.requires_grad_(not self.options.freeze_decoder)
         self._start_training(UnitNormAdam(self.ae, self.lr))
@@ -140,7 +146,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         self.noise_scale = noise_scale(step, options.noise_anneal_steps)
         no_dead_yet = self.tokens_trained + len(x) * self.ranks.count < self.dead_feature_threshold
         return StepObjective(
-            k=annealed_k(self, step),
+            k=self.k_annealing.at(step),
             posterior=self.posterior_options,
             options=options,
             kl_weight=options.beta * self.kl_scale,
@@ -174,4 +180,5 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
         ours = asdict(self.posterior_options) | asdict(self.options)
+        ours["k_anneal_steps"] = self.k_anneal_steps
         return super().config | self._class_names() | ours

@@ -13,6 +13,7 @@ from dictionary_learning_ext.config.options import (
     SCALE_LIMITS,
     ObjectiveOptions,
     PosteriorOptions,
+    TopKOptions,
     VAEaseOptions,
 )
 from dictionary_learning_ext.errors import ConfigError
@@ -116,11 +117,12 @@ def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
         ({"kl_cycle_steps": 0}, "use kl_schedule=constant"),
         ({"kl_cycle_steps": 1}, "expected 2 or more"),
         ({"noise_anneal_steps": 0}, "use posterior=point .--posterior point. for none"),
+        ({"k_anneal_steps": 0}, "above 0; leave it out for a k that stays"),
     ],
 )
 def test_steps_without_a_meaning_are_refused_with_what_to_use(given, instead):
     with pytest.raises(ConfigError, match=instead):
-        ObjectiveOptions(**given)
+        (TopKOptions if "k_anneal_steps" in given else ObjectiveOptions)(**given)
 
 
 FLOATS = [

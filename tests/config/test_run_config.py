@@ -131,6 +131,7 @@ def test_names_tell_all_settings_apart_that_change_the_result():
         {"steps": 7},
         {"data_seed": 1},
         {"data_seed": 2},
+        {"k_anneal_steps": 7},
     ]
     names = {TrainConfig().updated(change, "x").name for change in changes}
     assert len(names) == len(changes)
@@ -153,7 +154,8 @@ def test_a_data_seed_is_in_the_name_unless_it_is_0_as_in_folders_that_lack_it():
     assert "_seed0_data-seed3_" in TrainConfig().updated({"data_seed": 3}, "x").name
     assert "data-seed" not in TrainConfig().name
     older = TrainConfig().to_dict()
-    del older["data_seed"]
+    for name in ("data_seed", "k_anneal_steps"):
+        del older[name]
     assert _deciding_the_result(older) == _deciding_the_result(TrainConfig().to_dict())
     require_same(older, TrainConfig().to_dict(), "x")
 

@@ -16,7 +16,7 @@ def test_every_option_an_architecture_uses_is_filled_in_and_no_other(architectur
     k = {} if "k" not in TRAINED[architecture].option_names else {"k": 8}
     resolved = SAEConfig(architecture=architecture, **k).resolve(500, 64)
     specific = {name for row in TRAINED.values() for name in row.option_names}
-    optional = {"noise_anneal_steps", "log_var_init", "noise_to_signal"}
+    optional = {"noise_anneal_steps", "k_anneal_steps", "log_var_init", "noise_to_signal"}
     for name in specific - optional:
         assert (getattr(resolved, name) is not None) == (
             name in TRAINED[architecture].option_names
@@ -129,6 +129,7 @@ def test_an_option_the_schedule_does_not_use_is_an_error(schedule, name):
         ("kl_warmup_steps", "cosine"),
         ("kl_cycle_steps", "cyclical"),
         ("noise_anneal_steps", "linear"),
+        ("k_anneal_steps", "linear"),
     ],
 )
 def test_a_schedule_longer_than_the_run_is_refused(name, schedule):
@@ -189,11 +190,12 @@ def test_sae_settings_out_of_range_are_named(given, named):
 
 
 def test_another_length_derives_defaults_again_and_keeps_the_share_of_other_schedules():
-    sae = SAEConfig(warmup_steps=50, decay_start=750, noise_anneal_steps=500, kl_warmup_steps=0)
+    anneal = {"noise_anneal_steps": 500, "k_anneal_steps": 250}
+    sae = SAEConfig(warmup_steps=50, decay_start=750, **anneal, kl_warmup_steps=0)
     resolved = sae.resolve(1000, 8)
     shorter = resolved.for_steps(1000, 200, 8).resolve(200, 8)
-    schedules = ("warmup_steps", "decay_start", "noise_anneal_steps", "kl_warmup_steps")
-    assert [getattr(shorter, name) for name in schedules] == [10, 150, 100, 0]
+    schedules = ("warmup_steps", "decay_start", *anneal, "kl_warmup_steps")
+    assert [getattr(shorter, name) for name in schedules] == [10, 150, 100, 50, 0]
     assert (shorter.kl_cycle_steps, shorter.dead_feature_threshold) == (50, 160)
     assert resolved.for_steps(1000, 1000, 8).resolve(1000, 8) == resolved
 
@@ -205,7 +207,9 @@ def test_a_default_that_is_capped_stays_the_default_of_a_longer_run():
 
 
 def test_a_run_of_one_step_has_no_room_for_a_decay():
-    SAEConfig(decay_start=750, noise_anneal_steps=500).for_steps(1000, 1, 8).resolve(1, 8)
+    SAEConfig(decay_start=750, noise_anneal_steps=500, k_anneal_steps=9).for_steps(
+        1000, 1, 8
+    ).resolve(1, 8)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])

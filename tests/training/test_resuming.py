@@ -39,6 +39,8 @@ from dictionary_learning_ext.training import resuming
 @pytest.mark.parametrize("architecture", TRAINED)
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(architecture, run, tmp_path, monkeypatch):
     options = {"noise_anneal_steps": 40} if architecture == "vsae_top_k" else {}
+    if "k_anneal_steps" in TRAINED[architecture].option_names:
+        options["k_anneal_steps"] = 45
     saes = {"one": sae_of(architecture, **options)}
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), saes).values()
     for step in (23, 41):
