@@ -18,6 +18,9 @@ class ReportFlags:
     links to their reports."""
     against: Folders = ()
     """Other run folders to compare it with, trained on the same language model and hook point."""
+    seeds: Folders = ()
+    """Run folders of other seeds of the same SAE. The page then shows which of its features come
+    back. Their contexts are not read, so they take seconds."""
     out: str | None = None
     """The page to write. Its data and figures go to a folder beside it. Default:
     FOLDER/report.html, or FOLDER/index.html for an index page."""
@@ -44,6 +47,7 @@ def run(flags: ReportFlags) -> None:
         flags.folder,
         flags.against,
         flags.out,
+        seeds=flags.seeds,
         options=flags.report,
         figures=flags.figures,
         on_step=lambda step: print(f"  {step} …", flush=True),

@@ -13,14 +13,22 @@ import numpy as np
 from ..evaluation.comparison import short_names
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import text_table
-from ..run_folder.matching import SEEDS, settings_of, training, unequal
+from ..run_folder.matching import SEEDS, same_setting, settings_of, training, unequal
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import writing
 from .directions import decoder_directions
-from .reproducibility import RETURNING, Reproducibility, reproducibility
+from .reproducibility import RETURNING, Reproducibility, ReproducibilityError, reproducibility
 
 logger = logging.getLogger(__name__)
+
+_WHERE = ("model", "hook")
+"""Directions at different places of a language model, or of two models, have nothing in common."""
+_SHARED = {
+    "data_seed": "saw the same batches",
+    "seed": "started from the same initial weights",
+}
+"""What SAEs with one value of these share, which is a reason for features to return."""
 
 
 @dataclass(frozen=True)
@@ -29,48 +37,85 @@ class ReproducibilityOfFolders:
 
     measured: Reproducibility
     fve: dict[str, float | None]
+    notes: list[str]
+    """In what the SAEs differ beyond their seeds, and which seeds they share: sentences without a full
+    stop."""
 
 
 def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     """Compare the SAEs of run folders. Warns where they differ in more than their seeds.
 
-    Raises: a UserError for folders that can't be compared.
+    Raises: a UserError for folders that can't be compared: of SAEs of different sizes, hook points or
+    language models, given twice, or not finished.
     """
     require_folders(folders)
+    _require_different(folders)
     configs = {str(folder): read_config(folder) for folder in folders}
-    warn_of_differences(configs)
+    _require_one_place(configs)
+    notes = warn_of_differences(configs)
     names = short_names(configs)
     directions, fve = {}, {}
     for folder, name in names.items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
         fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
-    return ReproducibilityOfFolders(reproducibility(directions), fve)
+    return ReproducibilityOfFolders(reproducibility(directions), fve, notes)
 
 
-def warn_of_differences(configs: dict[str, dict[str, Any]]) -> None:
-    """Warn where run folders differ in more than their seeds, or saw the same batches.
+def _require_different(folders: Sequence[str | Path]) -> None:
+    """Raise a ReproducibilityError if a folder is given twice, however it is spelled."""
+    seen: set[Path] = set()
+    for folder in folders:
+        if (path := Path(folder).resolve()) in seen:
+            raise ReproducibilityError(
+                f"{folder} is given twice, and an SAE always agrees with itself; remove it once"
+            )
+        seen.add(path)
+
+
+def _require_one_place(configs: dict[str, dict[str, Any]]) -> None:
+    """Raise a ReproducibilityError unless all SAEs are of one hook point of one language model."""
+    settings = {folder: settings_of(config) for folder, config in configs.items()}
+    first, *others = settings
+    for name in _WHERE:
+        for folder in others:
+            one, other = settings[first].get(name), settings[folder].get(name)
+            if None not in (one, other) and not same_setting(name, one, other):
+                raise ReproducibilityError(
+                    f"{folder}: its run has {name}={other!r}, but {first} has {one!r}; give SAEs of "
+                    f"one {name}, which differ in their seeds"
+                )
+
+
+def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
+    """Warn where run folders differ in more than their seeds, or have one seed or the same batches.
 
     Arguments:
         configs: each folder's config.json.
+
+    Returns: the warnings.
     """
-    trained = training(configs)
+    trained, notes = training(configs), []
     others = [name for name in unequal(list(trained.values())) if name not in SEEDS]
+    if len({config["trainer"]["dict_class"] for config in configs.values()}) > 1:
+        others.insert(0, "architecture")
     if others:
-        logger.warning(
-            "these SAEs differ in %s, not in their seeds alone: what returns shows how alike the "
-            "settings are, too",
-            ", ".join(others),
+        notes.append(
+            f"these SAEs differ in {', '.join(others)}, not in their seeds alone: what returns shows how "
+            "alike the settings are, too"
         )
     settings = {folder: settings_of(config) for folder, config in configs.items()}
-    for one, other in combinations(settings, 2):
-        if settings[one].get("data_seed") == settings[other].get("data_seed"):
-            logger.warning(
-                "%s and %s saw the same batches: features may return for that reason; train each with "
-                "a --data-seed of its own",
-                one,
-                other,
+    for name, what in _SHARED.items():
+        known = [folder for folder in settings if settings[folder].get(name) is not None]
+        pairs = combinations(known, 2)
+        alike = [pair for pair in pairs if len({settings[one][name] for one in pair}) == 1]
+        if alike:
+            notes.append(
+                f"{' and '.join(alike[0])} {what}: features may return for that reason; train each with "
+                f"a --{name.replace('_', '-')} of its own"
             )
-            return
+    for note in notes:
+        logger.warning("%s", note)
+    return notes
 
 
 def printed(found: ReproducibilityOfFolders) -> str:

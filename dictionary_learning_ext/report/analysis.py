@@ -26,8 +26,10 @@ from ..features.directions import (
     nearest_features,
 )
 from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
+from ..features.reproducibility_of_folders import measured
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.reading import read_history, read_metrics_if_any
+from .returning import FeatureScores, Returning
 from .sinks import SinkFinder, Sinks
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class Analysis:
     ranking: list[int]
     """The live features, the easiest to interpret first."""
     geometry: Geometry | None = None
+    scores: FeatureScores | None = None
+    """Which of its features come back in its other seeds; None if there are none to compare with."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Comparison:
     """Why there is no map; None if there is one."""
     sinks: Sinks | None
     """The tokens that the report leaves out; None if there are none."""
+    returning: Returning | None = None
+    """Which features of the first SAE come back in its other seeds; None if none are given."""
 
     @property
     def tokenizer(self) -> Any:
@@ -84,6 +90,7 @@ def analyse(
     folders: Sequence[str | Path],
     options: ReportOptions,
     *,
+    seeds: Sequence[str | Path] = (),
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Comparison:
@@ -91,6 +98,7 @@ def analyse(
 
     Arguments:
         folders: different run folders, all trained on one language model and hook point.
+        seeds: other seeds of the first folder's SAE. Only their decoder directions are read.
         on_step: called with the name of each step before it starts.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
@@ -98,6 +106,10 @@ def analyse(
     Raises: a UserError that says what to change.
     """
     labels = short_names(folders)
+    returning = None
+    if seeds:
+        on_step(f"matching the features of {1 + len(seeds)} seeds")
+        returning = Returning(measured([folders[0], *seeds]))
     opened = open_folders(folders, **where)
     run, language_model = opened.run, opened.language_model
     if language_model is None:
@@ -157,9 +169,11 @@ def analyse(
                 ranking=ranking,
             )
         )
+    if returning is not None:
+        analyses[0].scores = returning.scores
     no_map = _add_geometry(analyses, options, on_step)
     sinks = finder.sinks([one.statistics for one in analyses])
-    return Comparison(opened, analyses, options, no_map, sinks)
+    return Comparison(opened, analyses, options, no_map, sinks, returning)
 
 
 def short_names(folders: Sequence[str | Path]) -> list[str]:

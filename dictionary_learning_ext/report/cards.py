@@ -26,6 +26,8 @@ class Card:
     contexts: list[tuple[str, str, str]]
     """The text before, at and after a token that the feature fires on."""
     frequency: float
+    returns: str | None
+    """Whether it comes back in other seeds, in words; None if these were not given."""
 
 
 def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[Card]:
@@ -67,6 +69,7 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[Card]:
             n_tokens=len(_different(fires_on[feature])),
             contexts=_excerpts(sampled, feature, vocabulary),
             frequency=float(analysis.statistics.frequency_F[feature]),
+            returns=analysis.scores.words(feature) if analysis.scores is not None else None,
         )
         for feature in shown
     ]

@@ -77,7 +77,7 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
     rank: list[int | None] = [None] * n
     for place, feature in enumerate(analysis.ranking):
         rank[feature] = place
-    return {
+    found: dict[str, list[Any]] = {
         "rank": rank,
         "frequency": [rounded(value) for value in statistics.frequency_F.tolist()],
         "max": [rounded(value) for value in statistics.max_F.tolist()],
@@ -94,6 +94,10 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
         ],
         "promotes": _top_columns(analysis.promoted, vocabulary, n),
     }
+    if analysis.scores is not None:
+        found["returns"] = analysis.scores.returns_F.tolist()
+        found["match"] = [rounded(value) for value in analysis.scores.match_F.tolist()]
+    return found
 
 
 def top_tokens(contexts: FeatureContexts, feature: int, n: int | None = 4) -> list[int]:

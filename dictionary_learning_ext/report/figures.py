@@ -29,7 +29,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     """Write every figure for which there is data; return the files.
 
     training (metrics.jsonl), use (selection frequency and maximum activation, the paper's figures
-    8 and 9), map_<label> (its figures 10 and 11), cosines, and sae_bench (its figures 3 to 5).
+    8 and 9), returning (with --seeds), map_<label> (its figures 10 and 11), cosines, and sae_bench (its figures 3 to 5).
     """
     folder.mkdir(parents=True, exist_ok=True)
     analyses = comparison.analyses
@@ -37,6 +37,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
         figures: dict[str, Figure | None] = {
             "training": _training(analyses),
             "use": _use(analyses),
+            "returning": _returning(comparison),
             "cosines": _cosines(analyses),
             "sae_bench": _bench(analyses),
         }
@@ -114,6 +115,18 @@ def _use(analyses: list[Analysis]) -> Figure | None:
     axes[0].set(xlabel="log10 share of tokens that select a feature", ylabel="features")
     axes[1].set(xlabel="maximum activation", ylabel="features", yscale="log")
     axes[1].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _returning(comparison: Comparison) -> Figure | None:
+    if comparison.returning is None:
+        return None
+    figure, axes = _panels(1, 1, (4.2, 3.0))
+    scores, null = comparison.returning.scores, comparison.returning.null
+    axes[0].hist(scores.match_F, bins=40, range=(0, 1), color=SERIES[0])
+    axes[0].axvline(null, color="black", linestyle="--", label="random directions")
+    axes[0].set(xlabel=f"mean match in {scores.of} other seeds", ylabel="features", xlim=(0, 1))
+    axes[0].legend(frameon=False, fontsize=7)
     return figure
 
 

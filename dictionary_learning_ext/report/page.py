@@ -31,6 +31,7 @@ from .feature_pages import Vocabulary, columns, page, rounded
 from .figures import file_name, write_figures
 from .headline import STAR_MARGIN, sentences, table
 from .rendering import rendered
+from .returning import HEADER
 
 _MATRIX_FEATURES = 150
 
@@ -40,6 +41,7 @@ def write_report(
     against: Sequence[str | Path] = (),
     out: str | Path | None = None,
     *,
+    seeds: Sequence[str | Path] = (),
     options: ReportOptions | None = None,
     figures: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
@@ -53,6 +55,7 @@ def write_report(
     Arguments:
         folder: the run folder that the report is about.
         against: others, trained on the same language model and hook point.
+        seeds: other seeds of `folder`'s SAE. The page then shows which of its features come back.
         out: the page (default: `folder`/report.html).
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
@@ -60,10 +63,12 @@ def write_report(
     Raises: a UserError that says what to change.
     """
     out = Path(folder) / REPORT if out is None else Path(out)
-    comparison = analyse([folder, *against], options or ReportOptions(), on_step=on_step, **where)
+    comparison = analyse(
+        [folder, *against], options or ReportOptions(), seeds=seeds, on_step=on_step, **where
+    )
     on_step("writing the page")
     own = None if out == Path(folder) / REPORT else out
-    page_html = render(comparison, {"out": own, "figures": figures, **where})
+    page_html = render(comparison, {"out": own, "figures": figures, **where}, seeds)
     files = report_files(out)
     for analysis in comparison.analyses:
         _write_data(files, analysis, comparison)
@@ -75,11 +80,12 @@ def write_report(
     return out
 
 
-def render(comparison: Comparison, flags: dict[str, Any]) -> str:
+def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path] = ()) -> str:
     """The page's HTML.
 
     Arguments:
         flags: of `vsae report`, other than the folders and options.
+        seeds: the folders of the first SAE's other seeds.
     """
     tokenizer = comparison.tokenizer
     vocabulary = Vocabulary(tokenizer)
@@ -92,6 +98,9 @@ def render(comparison: Comparison, flags: dict[str, Any]) -> str:
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
     }
+    if comparison.returning is not None:
+        scores = comparison.returning.scores
+        payload["seeds"] = {"of": scores.of, "null": rounded(comparison.returning.null)}
     run = comparison.opened.run
     return rendered(
         REPORT,
@@ -106,7 +115,9 @@ def render(comparison: Comparison, flags: dict[str, Any]) -> str:
         has_bench=bool(payload["bench"]),
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),
-        commands=_commands(comparison, flags),
+        commands=_commands(comparison, flags, seeds),
+        returning=comparison.returning,
+        returning_header=HEADER,
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].statistics.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
@@ -168,7 +179,9 @@ def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     return sorted(rows, key=lambda row: not row[2])
 
 
-def _commands(comparison: Comparison, flags: dict[str, Any]) -> list[str]:
+def _commands(
+    comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path]
+) -> list[str]:
     """The commands that retrain these SAEs and write this report again."""
     folders = [str(one.folder) for one in comparison.analyses]
     defaults = asdict(ReportOptions()) | {"figures": True, "device": "cpu"}
@@ -178,13 +191,14 @@ def _commands(comparison: Comparison, flags: dict[str, Any]) -> list[str]:
         if value != defaults.get(name)
         for part in ("--" + name.replace("_", "-"), str(value))
     ]
-    against = ["--against", *folders[1:]] if len(folders) > 1 else []
+    others = {"--against": folders[1:], "--seeds": list(map(str, seeds))}
+    beside = [word for flag, given_to in others.items() if given_to for word in (flag, *given_to)]
     trained = [
         ["vsae", "train", "--config", folder, "--save-dir", f"{folder}_again"]
         for folder, one in zip(folders, comparison.analyses, strict=True)
         if "run" in one.config
     ]
-    report = ["vsae", "report", folders[0], *against, *given]
+    report = ["vsae", "report", folders[0], *beside, *given]
     return [shlex.join(command) for command in [*trained, report]]
 
 

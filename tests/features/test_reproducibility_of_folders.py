@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
-from dictionary_learning_ext.features.reproducibility_of_folders import measured
+from dictionary_learning_ext.features.reproducibility_of_folders import (
+    measured,
+    warn_of_differences,
+)
+from dictionary_learning_ext.run_folder.reading import read_config
 
 F = 32
 
@@ -79,6 +84,16 @@ def test_what_differs_beyond_the_seeds_is_said(seeds, caplog):
     assert "these SAEs differ in k, not in their seeds alone" in caplog.text
 
 
+def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
+    configs = {folder: read_config(folder) for folder in (seeds[0], seeds[1])}
+    assert warn_of_differences(configs) == []
+    configs[seeds[1]]["trainer"]["dict_class"] = "AutoEncoderTopK"
+    (note,) = warn_of_differences(configs)
+    assert note.startswith("these SAEs differ in architecture, not in their seeds alone")
+    upstreams = {name: {"trainer": {"dict_class": "X", "lr": 1e-3}} for name in ("a", "b")}
+    assert warn_of_differences(upstreams) == [], "they name no seeds"
+
+
 def test_one_order_of_the_data_is_said(seeds, tiny_lm_dir, text, tmp_path, capsys, caplog):
     run = RunConfig(
         model=str(tiny_lm_dir),
@@ -98,9 +113,35 @@ def test_one_order_of_the_data_is_said(seeds, tiny_lm_dir, text, tmp_path, capsy
     assert line.split()[1] == "-", "not evaluated"
 
 
+def test_one_seed_is_said(seeds, tmp_path, caplog):
+    again = tmp_path / "again"
+    shutil.copytree(seeds[0], again)
+    config = json.loads((again / "config.json").read_text())
+    config["run"]["settings"]["data_seed"] = 9
+    (again / "config.json").write_text(json.dumps(config))
+    assert main(["reproduce", seeds[0], str(again)]) == 0
+    assert "started from the same initial weights: features may return for that" in caplog.text
+    assert "saw the same batches" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["hook", "model"])
+def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
+    again = tmp_path / "again"
+    shutil.copytree(seeds[1], again)
+    config = json.loads((again / "config.json").read_text())
+    config["run"]["settings"][name] = "another"
+    (again / "config.json").write_text(json.dumps(config))
+    assert main(["reproduce", seeds[0], str(again)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{again}: its run has {name}='another', but {seeds[0]} has " in error
+    assert f"give SAEs of one {name}" in error
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (["{0}", "{0}"], "is given twice"),
+        (["{0}", "{0}/../seed0"], "is given twice"),
         (["{0}"], "expected two or more SAEs"),
         (["{0}", "nowhere"], "nowhere"),
         ([], "no folder given"),

@@ -52,6 +52,25 @@ def report(runs, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def seeds(tiny_lm_dir, text, tmp_path_factory):
+    """Three seeds of one small SAE, each with a data seed of its own."""
+    folder = tmp_path_factory.mktemp("seeds")
+    return [
+        train(tiny_lm_dir, text, folder / f"seed{n}", "--seed", f"{n}", "--data-seed", f"{n}")
+        for n in range(3)
+    ]
+
+
+@pytest.fixture(scope="session")
+def seeded_report(seeds, runs, tmp_path_factory):
+    """Of the first of the seeds, with scores from the others, against another SAE."""
+    out = tmp_path_factory.mktemp("seeded") / "seeded.html"
+    others = ["--against", str(runs[1]), "--seeds", *map(str, seeds[1:])]
+    assert main(["report", str(seeds[0]), *others, "--out", str(out), *QUICK]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def hostile_report(tiny_lm_dir, tmp_path_factory):
     """Of a model whose tokens, and of a folder whose name, are made to break a page."""
     folder = tmp_path_factory.mktemp("hostile")

@@ -2,10 +2,12 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch as t
 
 from dictionary_learning_ext.report.analysis import LEAST_SELECTIONS, _ranking
 from dictionary_learning_ext.report.cards import cards
+from dictionary_learning_ext.report.returning import FeatureScores
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", ",", " One"]
 MANY = list(range(8))
@@ -34,7 +36,11 @@ def comparison(tokens_F, count_F=None, pages=100):
         alive_F=count_F > 0,
     )
     analysis = SimpleNamespace(
-        label="a", metrics={"fve": 0.5}, statistics=statistics, ranking=_ranking(statistics)
+        label="a",
+        metrics={"fve": 0.5},
+        statistics=statistics,
+        ranking=_ranking(statistics),
+        scores=None,
     )
     return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))
 
@@ -88,3 +94,14 @@ def test_consistent_features_come_first_and_rare_ones_last():
     """A feature that was seen twice is not the most consistent one."""
     found = comparison([[0] * 2, MANY, [1] * 6 + [2] * 2, [3] * 8, [4] * 7 + [5]])
     assert found.analyses[0].ranking == [3, 4, 2, 1, 0]
+
+
+def test_a_card_says_whether_its_feature_comes_back():
+    found = comparison([[0] * 8, [1] * 8])
+    assert [card.returns for card in cards(found, Words())] == [None, None]
+    found.analyses[0].scores = FeatureScores(np.array([0.9, 0.2]), np.array([2, 0]), 2)
+    said = {card.feature: card.returns for card in cards(found, Words())}
+    assert said == {
+        0: "comes back in 2 of 2 seeds, mean match 0.90",
+        1: "comes back in 0 of 2 seeds, mean match 0.20",
+    }

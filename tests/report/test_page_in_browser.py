@@ -155,6 +155,46 @@ def test_the_map_shows_a_features_tokens_and_opens_it(browser, report):
     assert opened == f"Feature {hover.split()[1][: len(opened.split()[1])]} of top_k"
 
 
+def test_features_that_come_back_are_sorted_and_colour_the_map(browser, seeded_report):
+    open_page(browser, seeded_report)
+    ours = browser.find_element(By.CSS_SELECTOR, '.plot[data-map="seed0"]')
+    other = browser.find_element(By.CSS_SELECTOR, '.plot[data-map="top_k"]')
+    browser.execute_script(
+        "const by = document.getElementById('map-colour'); by.value = 'match';"
+        "by.dispatchEvent(new Event('change'));"
+    )
+    browser.execute_script("return Promise.all([...charts.keys()].map((plot) => draw(plot)))")
+    until(browser, "[...charts.values()].every((chart) => chart.drawn)")
+    colours = browser.execute_script("return arguments[0].data[0].marker.color", ours)
+    features = browser.execute_script("return arguments[0].data[0].customdata", ours)
+    path = seeded_report.with_name("seeded_files") / "features_seed0.csv"
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert colours == [float(rows[feature]["match"]) for feature in features]
+    assert isinstance(
+        browser.execute_script("return arguments[0].data[0].marker.color", other), str
+    )
+    counts = browser.execute_script("return document.querySelector('#matches .plot').data[0].y")
+    assert sum(counts) == 32, "dead features too"
+
+    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="returns"]')
+    assert header.text == "returns"
+    header.find_element(By.TAG_NAME, "button").click()
+    column = "#table tbody td:nth-child(10)"
+    cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)]
+    assert cells == sorted((f"{row['returns']}/2" for row in rows), reverse=True)
+    browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
+    until(browser, "document.getElementById('page').open")
+    feature = int(browser.find_element(By.ID, "page-title").text.split()[1])
+    facts = browser.find_element(By.CSS_SELECTOR, "#page .facts").text.replace("\n", " ")
+    assert f"{rows[feature]['returns']} of 2 seeds it comes back in" in facts
+    browser.execute_script("document.getElementById('page').close()")
+    browser.execute_script("document.getElementById('sae').value = 1")
+    browser.execute_script("document.getElementById('sae').dispatchEvent(new Event('change'))")
+    assert {cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)} == {"–"}
+    assert browser.get_log("browser") == []
+
+
 def test_dark_mode_and_print_change_the_charts(browser, report):
     open_page(browser, report)
 
@@ -174,7 +214,9 @@ def test_dark_mode_and_print_change_the_charts(browser, report):
     assert colour() != dark
 
 
-def test_it_fits_a_phone(browser, report):
+@pytest.mark.parametrize("of", ["report", "seeded_report"])
+def test_it_fits_a_phone(browser, of, request):
+    report = request.getfixturevalue(of)
     size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:

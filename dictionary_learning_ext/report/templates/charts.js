@@ -107,21 +107,39 @@ function drawHistograms(data) {
   }));
 }
 
+/** How well the first SAE's features match those of its other seeds. */
+function drawMatches(data) {
+  const [sae] = data.saes, bins = 40;
+  addChart($("matches"), "Mean match of each feature of " + sae.label, "Absolute cosine with its match, mean over the other seeds. The dashed line is what random directions reach.", (t) => ({
+    data: [{
+      ...steps(sae.columns.match, 0, 1, bins), name: sae.label, type: "bar", width: 1 / bins, marker: { color: t.series[0] },
+      hovertemplate: "%{y} features<extra></extra>",
+    }],
+    layout: {
+      bargap: 0, xaxis: { range: [0, 1], title: { text: "mean match", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } },
+      shapes: [{ type: "line", x0: data.seeds.null, x1: data.seeds.null, yref: "paper", y0: 0, y1: 1, line: { color: t.fg, dash: "dash", width: 1.5 } }],
+    },
+  }));
+}
+
 function drawMaps(data) {
   for (const sae of data.saes) {
     const rows = sae.map.features;
     const of = (column) => rows.map((feature) => sae.columns[column][feature]);
     const hover = rows.map((feature) => "feature " + feature + "<br>" + sae.columns.fires_on[feature].map((i) => plainText(data.tokens[i])).join(" "));
     const make = (t) => {
-      const by = $("map-colour").value;
+      const by = $("map-colour").value in sae.columns ? $("map-colour").value : null;
       const marker = { size: 8, line: { width: 0.5, color: t.muted } };
-      if (by.endsWith("cluster")) {
+      if (by === null) {
+        marker.color = t.muted;
+      } else if (by.endsWith("cluster")) {
         marker.color = of(by).map((c) => CLUSTER_COLOURS[c - 1]);
         marker.symbol = of(by).map((c) => CLUSTER_SYMBOLS[c - 1]);
       } else {
         marker.color = of(by).map((value) => (by === "frequency" ? Math.log10(value) : value));
         marker.colorscale = "Cividis";
-        marker.colorbar = { thickness: 8, outlinewidth: 0, title: { text: by === "frequency" ? "log10 share" : "mean", font: { size: 11 } } };
+        marker.colorbar = { thickness: 8, outlinewidth: 0, title: { text: { frequency: "log10 share", mean: "mean", match: "match" }[by], font: { size: 11 } } };
+        if (by === "match") Object.assign(marker, { cmin: 0, cmax: 1 });
       }
       return {
         data: [{ x: sae.map.x, y: sae.map.y, customdata: rows, text: hover, hoverinfo: "text", type: "scatter", mode: "markers", marker }],

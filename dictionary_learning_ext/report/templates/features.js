@@ -9,18 +9,22 @@ const COLUMNS = [
   { key: "alignment", title: "enc·dec", show: number, extra: true },
   { key: "neighbour", title: "nearest", show: number, extra: true },
   { key: "cluster", title: "cluster", show: (value) => (value === null ? "–" : String(value)), extra: true },
+  { key: "returns", title: "returns" },
+  { key: "match", title: "match", show: number, extra: true },
 ];
 
 /** The table: what is searched for, sorted by a column, a few rows at a time. */
 function featureTable(data) {
   const state = { sae: 0, key: "rank", descending: false, rows: ROWS };
   const sae = () => data.saes[state.sae];
+  const columns = COLUMNS.filter(({ key }) => key === "feature" || data.saes.some((one) => key in one.columns))
+    .map((column) => (column.key === "returns" ? { ...column, show: (value) => (value === null ? "–" : value + "/" + data.seeds.of) } : column));
   const texts = data.saes.map((one) => one.columns.fires_on.map((tokens, feature) =>
     tokens.concat(one.columns.promotes[feature]).map((i) => data.tokens[i]).join("\n").toLowerCase()));
 
   const value = (feature, column) => {
     if (column.key === "feature") return feature;
-    const found = sae().columns[column.key][feature];
+    const found = (sae().columns[column.key] || [])[feature] ?? null;
     return column.text ? (found.length ? data.tokens[found[0]].trim().toLowerCase() : null) : found;
   };
 
@@ -29,7 +33,7 @@ function featureTable(data) {
     const exact = query.trim();
     const features = sae().columns.frequency.map((_, feature) => feature)
       .filter((feature) => !query || String(feature) === exact || texts[state.sae][feature].includes(query));
-    const column = COLUMNS.find((one) => one.key === state.key) || { key: state.key };
+    const column = columns.find((one) => one.key === state.key) || { key: state.key };
     const sign = state.descending ? -1 : 1;
     return features.sort((a, b) => {
       const x = value(a, column), y = value(b, column);
@@ -53,13 +57,13 @@ function featureTable(data) {
   }
 
   function row(one, feature) {
-    const cells = COLUMNS.map((column) => {
+    const cells = columns.map((column) => {
       const kind = (column.text ? "text " : "") + (column.extra ? "extra" : "");
       if (column.key === "feature") {
         const name = one.pages[feature] ? el("a", { href: address(one.label, feature) }, String(feature)) : String(feature);
         return el("th", { scope: "row" }, name);
       }
-      const found = one.columns[column.key][feature];
+      const found = (one.columns[column.key] || [])[feature] ?? null;
       return el("td", { class: kind }, ...(column.text ? found.map((i) => token(data.tokens[i])) : [column.show(found)]));
     });
     const element = el("tr", {}, ...cells);
@@ -67,7 +71,7 @@ function featureTable(data) {
     return element;
   }
 
-  for (const column of COLUMNS) {
+  for (const column of columns) {
     const button = el("button", { type: "button" }, column.title);
     button.addEventListener("click", () => {
       state.descending = state.key === column.key ? !state.descending : !column.text && column.key !== "feature";
@@ -131,6 +135,7 @@ function pageBody(data, sae, feature) {
     fact("of tokens select it", percent(of("frequency"))), fact("largest activation", number(largest)),
     fact("mean when selected", number(of("mean"))), fact("encoder·decoder cosine", number(of("alignment"))),
     fact("cluster", of("cluster") === null ? "–" : String(of("cluster"))))];
+  if (sae.columns.match) parts[0].append(fact("it comes back in", of("returns") + " of " + data.seeds.of + (data.seeds.of === 1 ? " seed" : " seeds")), fact("mean match there", number(of("match"))));
   parts.push(el("h3", {}, "Strongest contexts"), el("p", { class: "note" }, "On the left is the activation at the underlined token. Select another shaded token to see its activation."),
     ...page.top.map((one) => context(data, one, largest)));
   parts.push(el("h3", {}, "Random contexts"), el("p", { class: "note" }, "A random sample of the tokens that select it, strongest first."),

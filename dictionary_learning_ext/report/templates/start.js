@@ -4,6 +4,7 @@ async function start() {
 
   if ($("curves")) drawCurves(data);
   drawHistograms(data);
+  if ($("matches")) drawMatches(data);
   if ($("maps")) {
     drawMaps(data);
     drawClusters(data);
