@@ -1,7 +1,9 @@
 """`vsae train`: one SAE, or one for each of several hook points."""
 
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -227,4 +229,22 @@ def starting_point(args: list[str]) -> TrainFlags:
     )
 
 
-COMMAND = Command("train", TrainFlags, run, starting_point, by_several=True)
+def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Put the value of --seed where --data-seed is "seed", so that a sweep file can give each seed a
+    data seed of its own."""
+    spelled, names = [], ("--data-seed", "--data_seed")
+    for before, arg in pairwise(["", *args]):
+        name, _, value = arg.partition("=")
+        is_seed = value == "seed" and name in names
+        if is_seed or (arg == "seed" and before in names):
+            if "seed" not in (given := typed(args)):
+                raise UserError(
+                    "--data-seed seed: takes the value of --seed, which is not given; add --seed N, or "
+                    "give a number (see `vsae train --help`)"
+                )
+            arg = f"{name}={given['seed']}" if is_seed else given["seed"]
+        spelled.append(arg)
+    return spelled, {}
+
+
+COMMAND = Command("train", TrainFlags, run, starting_point, _prepare, by_several=True)

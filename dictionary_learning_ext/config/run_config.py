@@ -53,7 +53,8 @@ class RunConfig:
     """How many times the text may be read."""
     data_seed: int = 0
     """Seeds the order of the training data: of the embedded text's passages, and of the tokens
-    within the buffer. Other texts are read in their own order."""
+    within the buffer. Other texts are read in their own order. --data-seed seed takes the value
+    of --seed."""
     normalize: Normalize = "sqrt_d"
     """Training units. Activations are scaled so that E||x||^2 is their width (sqrt_d) or 1
     (unit, as upstream does), or not scaled (none). sigma and beta are in these units. The saved

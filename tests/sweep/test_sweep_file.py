@@ -113,6 +113,14 @@ BAD = {
         {"command": ["vsae", "train", "--resume", "auto", "${args}"]},
         "command has --resume; expected no --save-dir, and --resume=auto",
     ),
+    "a data seed that is neither a number nor the seed": (
+        {"parameters": {"data_seed": {"value": "sed"}}},
+        r"sweep\.yaml: --data-seed sed",
+    ),
+    "the seed as data seed, without a seed": (
+        {"parameters": {"data_seed": {"value": "seed"}}},
+        r"sweep\.yaml: --data-seed seed: takes the value of --seed, which is not given; add",
+    ),
     "a distribution": (
         {"method": "random", "parameters": {"k": {"distribution": "beta", "min": 1, "max": 2}}},
         "distribution 'beta' needs wandb's server",
@@ -178,6 +186,54 @@ def test_a_typed_config_replaces_the_files_preset(preset, sweep_file, tmp_path):
     sweep = read_sweep(sweep_file(command=command, parameters={"k": {"values": [2, 4]}}))
     found = configurations(sweep, train_config, [f"--config={config}"]).values()
     assert {(one.sae.dict_size, one.run.batch_size) for one in found} == {(96, 48)}
+
+
+def each_seed_with_its_own(where, sweep_file):
+    """A sweep over k and seeds, whose data seeds are the seeds; `where`: in which part it says so."""
+    content = yaml.safe_load(sweep_file().read_text())
+    parameters = {"k": {"values": [2, 4]}, "seed": {"values": [0, 1, 5]}}
+    if where == "parameters":
+        return sweep_file(parameters={**parameters, "data_seed": {"value": "seed"}})
+    command = [*content["command"][:-1], "--data-seed=seed", "${args}"]
+    return sweep_file(parameters=parameters, command=command)
+
+
+@pytest.mark.parametrize("where", ["command", "parameters"])
+def test_each_seed_has_a_data_seed_of_its_own(where, sweep_file):
+    sweep = read_sweep(each_seed_with_its_own(where, sweep_file))
+    configs = configurations(sweep, train_config).values()
+    pairs = [(config.sae.k, config.sae.seed, config.run.data_seed) for config in configs]
+    assert sorted(pairs) == [(2, 0, 0), (2, 1, 1), (2, 5, 5), (4, 0, 0), (4, 1, 1), (4, 5, 5)]
+    named = sum("data-seed5" in name for name in configurations(sweep, train_config))
+    assert named == 2, "run folders are named as with --data-seed 5"
+
+
+@pytest.mark.parametrize("spelled", [["--data_seed", "seed"], ["--data-seed=seed"]])
+def test_a_typed_data_seed_replaces_the_files_and_may_be_the_seed(spelled, sweep_file):
+    file = each_seed_with_its_own("command", sweep_file)
+    found = configurations(read_sweep(file), train_config, ["--data-seed", "7"]).values()
+    assert {config.run.data_seed for config in found} == {7}
+    plain = read_sweep(sweep_file(parameters={"k": {"value": 4}, "seed": {"values": [3, 4]}}))
+    found = configurations(plain, train_config, spelled).values()
+    assert [config.run.data_seed for config in found] == [3, 4]
+
+
+def test_an_agents_run_has_the_data_seed_of_its_seed(sweep_file, tmp_path, own_wandb):
+    file = each_seed_with_its_own("command", sweep_file)
+    content = yaml.safe_load(file.read_text())
+    command = [*content["command"][:-1], "--wandb=online", "${args}"]
+    path = sweep_file(parameters=content["parameters"], command=command)
+    code, error = agent_runs(path, {"k": 4, "seed": 5}, "pair", tmp_path)
+    assert code == 0, error
+    in_wandb = logged_config(wandb_file(tmp_path, "pair"))
+    assert (in_wandb["seed"], in_wandb["data_seed"]) == (5, 5)
+    (folder,) = (tmp_path / "runs").iterdir()
+    (expected,) = (
+        name
+        for name, config in configurations(read_sweep(path), train_config).items()
+        if (config.sae.k, config.sae.seed) == (4, 5)
+    )
+    assert folder.name == expected, "a local sweep and an agent write the same folder"
 
 
 def wandb_file(cwd, run_id):
