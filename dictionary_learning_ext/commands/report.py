@@ -14,8 +14,8 @@ class ReportFlags:
     """Write an HTML page that shows what an SAE learned."""
 
     folder: tyro.conf.Positional[Folder]
-    """A run folder. A folder that holds run folders gets an index page instead: their metrics, and
-    links to their reports."""
+    """A run folder. A folder that holds run folders gets an index page instead: their metrics, links
+    to their reports, and how well the seeds of a setting agree."""
     against: Folders = ()
     """Other run folders to compare it with, trained on the same language model and hook point."""
     seeds: Folders = ()
@@ -37,11 +37,12 @@ def run(flags: ReportFlags) -> None:
     if run_folders_in(flags.folder):
         if flags != ReportFlags(flags.folder, out=flags.out):
             raise ConfigError(
-                f"{flags.folder}: holds run folders and gets an index page, which measures "
-                "nothing; leave out all flags but --out, or give one of "
+                f"{flags.folder}: holds run folders and gets an index page, which reads "
+                "no text; leave out all flags but --out, or give one of "
                 f"{', '.join(path.name for path in run_folders_in(flags.folder))} in it"
             )
-        print(f"wrote {write_index(flags.folder, flags.out)}; open it in a browser")
+        path = write_index(flags.folder, flags.out, on_step=_said)
+        print(f"wrote {path}; open it in a browser")
         return
     path = write_report(
         flags.folder,
@@ -50,10 +51,14 @@ def run(flags: ReportFlags) -> None:
         seeds=flags.seeds,
         options=flags.report,
         figures=flags.figures,
-        on_step=lambda step: print(f"  {step} …", flush=True),
+        on_step=_said,
         **vars(flags.inputs),
     )
     print(f"wrote {path}; open it in a browser")
+
+
+def _said(step: str) -> None:
+    print(f"  {step} …", flush=True)
 
 
 COMMAND = Command("report", ReportFlags, run)

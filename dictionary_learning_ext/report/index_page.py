@@ -1,7 +1,9 @@
 """One page for a folder of run folders: their metrics side by side, and links to their reports."""
 
+import json
 import os
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from urllib.parse import quote
 from ..errors import UserError
 from ..evaluation.comparison import setting_text, short_names
 from ..evaluation.metrics import shown_in
-from ..run_folder.matching import measurements, training, unequal
+from ..features.reproducibility_of_settings import SAME_BATCHES, SEED_METRICS, of_seeds
+from ..run_folder.matching import SEEDS, measurements, training, unequal
 from ..run_folder.names import CONFIG, FAILED, INDEX, REPORT, WEIGHTS
 from ..run_folder.reading import (
     checked_settings,
@@ -33,12 +36,28 @@ class _Row:
     settings: list[str]
 
 
-def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
+@dataclass(frozen=True)
+class _Setting:
+    """The SAEs of one setting, which differ in their seeds alone."""
+
+    name: str
+    n: int
+    cells: list[str]
+    share_batches: bool
+
+
+def write_index(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Path:
     """Write the page about the run folders in a folder; return its path.
 
     Arguments:
         folder: holds run folders.
         out: the page (default: `folder`/index.html).
+        on_step: called with the name of each step that takes long before it starts.
 
     A folder that is damaged or not finished is left out of the table, and named below it.
     """
@@ -84,6 +103,9 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
             )
         )
     together = folder / REPORT
+    ours = [one.name for one in finished if "run" in configs[one.name]]
+    of_one = {one: {**trained[one], "architecture": architectures[one]} for one in ours}
+    seeds = _with_seeds(folder, of_one, settings, on_step)
     page = rendered(
         INDEX,
         title=folder.resolve().name,
@@ -91,6 +113,9 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
         metrics=metrics,
         settings=[*settings, *columns],
         measured_as=measured_as,
+        seeds=seeds,
+        seed_metrics=SEED_METRICS,
+        same_batches=SAME_BATCHES if any(one.share_batches for one in seeds) else None,
         missing=[
             shlex.join(["vsae", "report", str(one)])
             for one in finished
@@ -101,6 +126,37 @@ def write_index(folder: str | Path, out: str | Path | None = None) -> Path:
     )
     write_text(out, page)
     return out
+
+
+def _with_seeds(
+    folder: Path,
+    trained: dict[str, dict[str, Any]],
+    differing: list[str],
+    on_step: Callable[[str], None],
+) -> list[_Setting]:
+    """How well the seeds of each setting agree that has several.
+
+    Arguments:
+        trained: the settings of each run folder in `folder`.
+        differing: the settings in which these differ.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, settings in trained.items():
+        shared = {n: value for n, value in settings.items() if n not in SEEDS}
+        groups.setdefault(json.dumps(shared, sort_keys=True, default=str), []).append(name)
+    found = []
+    for names in groups.values():
+        if len(names) < 2:
+            continue
+        first = trained[names[0]]
+        shown = [f"{n}={setting_text(first.get(n))}" for n in differing if n not in SEEDS]
+        setting = ", ".join(shown) or "all"
+        on_step(f"matching the features of {len(names)} seeds ({setting})")
+        scores = of_seeds([folder / name for name in names])
+        if scores is not None:
+            cells = [metric.text(scores) for metric in SEED_METRICS]
+            found.append(_Setting(setting, scores.n, cells, scores.share_batches))
+    return found
 
 
 def _why_not_finished(folder: Path) -> str:

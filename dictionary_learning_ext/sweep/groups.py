@@ -3,14 +3,16 @@
 import json
 import statistics
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config.run_config import NOT_THE_RESULT
 from ..evaluation.metrics import Metric
+from ..features.reproducibility_of_settings import SEED_METRICS, SeedMetric, SeedScores
 from ..run_folder.matching import SEEDS, unequal
 
 RunResult = dict[str, Any]
-"""One finished run: its name "run", its "settings" and its "metrics"."""
+"""One finished run: its name "run", its "settings", its "metrics" and, if it is here, its "folder"."""
 
 RANKED_BY = "description_length"
 _NEVER_SHOWN = (*NOT_THE_RESULT, "device")
@@ -21,6 +23,13 @@ class Group:
     """The runs of one setting, which differ in their seeds alone."""
 
     runs: list[RunResult]
+    scores: SeedScores | None = None
+    """How well its SAEs agree; None if that was not measured."""
+
+    @property
+    def folders(self) -> list[Path]:
+        """The run folders of those that are here."""
+        return [Path(run["folder"]) for run in self.runs if "folder" in run]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -91,3 +100,13 @@ def best_of_each_k(groups: list[Group]) -> list[Group]:
         if former is None or length < former:
             best[where] = group
     return [best[hook, k] for hook, k in sorted(best, key=lambda w: (str(w[0]), w[1] or 0))]
+
+
+def seed_metrics(groups: list[Group]) -> list[SeedMetric]:
+    """What tables show of how well seeds agree: nothing if it was measured of no group."""
+    return list(SEED_METRICS) if any(group.scores for group in groups) else []
+
+
+def share_batches(groups: list[Group]) -> bool:
+    """Whether seeds of a group that was measured saw the same batches."""
+    return any(group.scores is not None and group.scores.share_batches for group in groups)

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,22 @@ from ..errors import ConfigError, first_line
 from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import text_table
+from ..features.reproducibility_of_settings import SAME_BATCHES, of_seeds
 from ..run_folder.matching import SEEDS, settings_of
 from ..run_folder.names import SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE
 from ..run_folder.reading import read_config, read_metrics_if_any, run_folders_in
 from ..run_folder.writing import write_text
 from . import manifest
-from .groups import RANKED_BY, Group, RunResult, best_of_each_k, grouped, swept
+from .groups import (
+    RANKED_BY,
+    Group,
+    RunResult,
+    best_of_each_k,
+    grouped,
+    seed_metrics,
+    share_batches,
+    swept,
+)
 from .results_page import page
 
 logger = logging.getLogger(__name__)
@@ -35,7 +46,9 @@ def from_folder(folder: Path) -> list[RunResult]:
             unfinished.append(one.name)
             continue
         settings, metrics = settings_of(read_config(one)), read_metrics_if_any(one) or {}
-        results.append({"run": one.name, "settings": settings, "metrics": metrics})
+        results.append(
+            {"run": one.name, "settings": settings, "metrics": metrics, "folder": str(one)}
+        )
     if not results:
         state = manifest.progress(folder)
         raise ConfigError(
@@ -86,23 +99,28 @@ def show(
         missing: what of the sweep is missing, if anything.
         width: of the terminal.
     """
-    names, groups, metrics = swept(results), grouped(results), shown_in("sweep")
+    names, metrics = swept(results), shown_in("sweep")
+    groups = [replace(one, scores=of_seeds(one.folders)) for one in grouped(results)]
     best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
     _write_csv(folder / SWEEP_TABLE, *_runs_table(results, names, metrics))
     _write_csv(folder / SWEEP_SETTINGS, *_settings_table(groups, settings, metrics))
     write_text(folder / SWEEP_PAGE, page(folder.name, results, groups, best, metrics, missing))
     has_seeds = any(group.n > 1 for group in groups)
-    head = [*settings, *(["n"] if has_seeds else []), *(metric.label for metric in metrics)]
+    of_seed = seed_metrics(groups)
+    first = [*settings, *(["n"] if has_seeds else [])]
+    head = [*first, *(metric.label for metric in (*metrics, *of_seed))]
     rows = [
         [
             *(setting_text(group.settings.get(name)) for name in settings),
             *([str(group.n)] if has_seeds else []),
             *map(group.text, metrics),
+            *(metric.text(group.scores) for metric in of_seed),
         ]
         for group in groups
     ]
     lines = [
-        text_table(head, rows, width, max(1, len(head) - len(metrics))),
+        text_table(head, rows, width, max(1, len(first))),
+        *([SAME_BATCHES + "."] if share_batches(groups) else []),
         "",
         *([f"{missing}."] if missing else []),
     ]
@@ -150,17 +168,20 @@ def _runs_table(
 def _settings_table(
     groups: list[Group], names: list[str], metrics: list[Metric]
 ) -> tuple[list[str], list[list[Any]]]:
-    """A row for each setting, with the mean and standard deviation of every metric over the seeds."""
-    keys = [metric.key for metric in metrics]
+    """A row for each setting: the mean and standard deviation of every metric over the seeds, and how
+    well the SAEs agree."""
+    keys, of_seed = [metric.key for metric in metrics], [one.key for one in seed_metrics(groups)]
     rows = [
         [
             *(group.settings.get(name) for name in names),
             group.n,
             *(value for key in keys for value in (group.mean(key), group.spread(key))),
+            *(group.scores.values[key] if group.scores else None for key in of_seed),
         ]
         for group in groups
     ]
-    return [*names, "n", *(f"{key}_{what}" for key in keys for what in ("mean", "sd"))], rows
+    columns = [f"{key}_{what}" for key in keys for what in ("mean", "sd")]
+    return [*names, "n", *columns, *of_seed], rows
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:

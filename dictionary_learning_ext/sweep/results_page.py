@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 
 from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import Metric
+from ..features.reproducibility_of_settings import SAME_BATCHES
 from ..run_folder.matching import SEEDS
-from .groups import RANKED_BY, Group, RunResult, swept
+from .groups import RANKED_BY, Group, RunResult, seed_metrics, share_batches, swept
 
 
 def page(
@@ -44,6 +45,8 @@ def page(
         settings=[name for name in names if name not in SEEDS],
         has_seeds=any(group.n > 1 for group in groups),
         metrics=metrics,
+        seed_metrics=seed_metrics(groups),
+        same_batches=SAME_BATCHES if share_batches(groups) else None,
         missing=missing,
         figures=figures,
         setting_text=setting_text,

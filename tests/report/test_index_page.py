@@ -5,9 +5,13 @@ import re
 import shutil
 from html import unescape
 
+import numpy as np
 import pytest
 
+from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.run_folder.names import PAGE_MARK
 
 
@@ -105,6 +109,65 @@ def test_it_takes_no_flags_of_a_report(folder, capsys):
     for flags in (["--tokens", "5"], ["--against", str(folder / "vsae")], ["--figures", "False"]):
         assert main(["report", str(folder), *flags]) == 2
         assert "leave out all flags but --out" in capsys.readouterr().err
+
+
+def seeds_on(page):
+    """The rows of the section on which features come back, by setting."""
+    section = page[page.index("<h2>Which features come back") :]
+    return rows_of(section[: section.index("</table>")])
+
+
+def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
+    folder = tmp_path / "saes"
+    for run in [*seeds, runs[1]]:
+        shutil.copytree(run, folder / run.name)
+    shutil.copytree(seeds[0], folder / "copy")
+    assert main(["report", str(folder)]) == 0
+    assert "matching the features of 4 seeds" in capsys.readouterr().out
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    found = reproducibility(
+        {one.name: decoder_directions(load_dictionary(one)[0]) for one in seeds}
+    )
+    less_null = np.mean([pair.pw_mcc - pair.null for pair in found.pairs.values()])
+    returning = np.mean([found.returning(one.name)[0.7] for one in seeds])
+    (row,) = seeds_on(page).values()
+    assert row == {
+        "seeds": "3",
+        "PW-MCC less null": f"{less_null:.4f}",
+        "returning > 0.7": f"{returning:.1%}",
+    }, "a copy of an SAE is no seed of it"
+    (setting,) = seeds_on(page)
+    assert "architecture=vsae_top_k" in setting
+    assert "seed=" not in setting
+    assert "saw the same batches" not in page
+
+
+def test_seeds_that_saw_the_same_batches_are_marked(seeds, tmp_path):
+    for run in seeds[:2]:
+        shutil.copytree(run, tmp_path / "saes" / run.name)
+        path = tmp_path / "saes" / run.name / "config.json"
+        change(path, lambda it: it["run"]["settings"].update(data_seed=0))
+    assert main(["report", str(tmp_path / "saes")]) == 0
+    page = (tmp_path / "saes" / "index.html").read_text(encoding="utf-8")
+    row = seeds_on(page)["all"]
+    assert row["seeds"] == "2"
+    assert row["PW-MCC less null"].endswith(" *")
+    assert "* some of these seeds saw the same batches" in page
+
+
+def test_a_single_seed_is_not_compared(folder):
+    assert main(["report", str(folder)]) == 0
+    assert "Which features come back" not in (folder / "index.html").read_text(encoding="utf-8")
+
+
+def test_seeds_that_can_not_be_read_are_named(seeds, tmp_path, caplog):
+    for run in seeds[:2]:
+        shutil.copytree(run, tmp_path / "saes" / run.name)
+    (tmp_path / "saes" / "seed1" / "ae.pt").write_bytes(b"cut")
+    assert main(["report", str(tmp_path / "saes")]) == 0
+    assert re.search(r"features come back was not measured: \S+seed1/ae.pt", caplog.text)
+    page = (tmp_path / "saes" / "index.html").read_text(encoding="utf-8")
+    assert "<h2>Which features come back" not in page
 
 
 def change(path, change):

@@ -2,11 +2,16 @@
 
 import csv
 import json
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
 from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.sweep.results import from_folder, from_wandb, show
 
 
@@ -116,3 +121,64 @@ def test_runs_on_wandb_that_have_not_finished_are_counted(monkeypatch):
     assert missing == "1 of 2 runs are finished"
     api(one)
     assert from_wandb("a/b/c")[1] is None
+
+
+@pytest.fixture(scope="module")
+def of_seeds(tiny_lm_dir, text, tmp_path_factory):
+    """Run folders of two k: three seeds of one, a single one of the other."""
+    folder = tmp_path_factory.mktemp("sweep")
+    for k, seed in ((4, 0), (4, 1), (4, 2), (6, 0)):
+        run = RunConfig(
+            model=str(tiny_lm_dir),
+            data=text,
+            data_seed=seed,
+            save_dir=str(folder / f"k{k}_seed{seed}"),
+            steps=20,
+            batch_size=64,
+            n_ctxs=8,
+            ctx_len=32,
+            eval_tokens=500,
+        )
+        train(run, {"sae": SAEConfig(dict_size=32, k=k, seed=seed)})
+    return folder
+
+
+def test_how_well_seeds_agree_is_in_the_tables(of_seeds, tmp_path):
+    text = show(from_folder(of_seeds), tmp_path)
+    saes = {path.name: load_dictionary(path)[0] for path in sorted(of_seeds.glob("k4*"))}
+    found = reproducibility({name: decoder_directions(sae) for name, sae in saes.items()})
+    less_null = np.mean([pair.pw_mcc - pair.null for pair in found.pairs.values()])
+    returning = np.mean([found.returning(name)[0.7] for name in saes])
+    head, _, several, single = text.splitlines()[:4]
+    assert head.endswith("PW-MCC less null  returning > 0.7")
+    assert several.split()[-2:] == [f"{less_null:.4f}", f"{returning:.1%}"]
+    assert single.split()[-2:] == ["-", "-"]
+    assert "same batches" not in text
+    first, second = csv.DictReader((tmp_path / "results_by_setting.csv").open())
+    assert float(first["pw_mcc_less_null"]) == pytest.approx(less_null)
+    assert float(first["returning"]) == pytest.approx(returning)
+    assert second["returning"] == ""
+    html = (tmp_path / "results.html").read_text()
+    settings = html[html.index("<h2>All settings") : html.index("<h2>Figures")]
+    assert f"<td>{less_null:.4f}</td><td>{returning:.1%}</td>" in settings
+    runs = html[html.index("<h2>All runs") :]
+    assert "PW-MCC" not in runs, "a run has no value of its own"
+
+
+def test_seeds_of_one_data_seed_are_marked(of_seeds, tmp_path):
+    for seed in (0, 1):
+        shutil.copytree(of_seeds / f"k4_seed{seed}", tmp_path / "same" / f"seed{seed}")
+        path = tmp_path / "same" / f"seed{seed}" / "config.json"
+        config = json.loads(path.read_text())
+        config["run"]["settings"]["data_seed"] = 3
+        path.write_text(json.dumps(config))
+    text = show(from_folder(tmp_path / "same"), tmp_path)
+    assert text.splitlines()[2].split()[-3] == "*"
+    assert "* some of these seeds saw the same batches, and features may return" in text
+    assert "saw the same batches" in (tmp_path / "results.html").read_text()
+
+
+def test_runs_on_wandb_have_no_features_to_match(tmp_path):
+    assert "PW-MCC" not in show(SEEDS, tmp_path)
+    header = (tmp_path / "results_by_setting.csv").read_text().splitlines()[0]
+    assert "returning" not in header
