@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from .interactive.agreeing import agreement
     from .interactive.steering import steer
     from .run_folder.weights import load_dictionary
+    from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer
     from .trainers.vaease import VAEase, VAEaseTrainer
     from .trainers.variational_auto_encoder import VariationalTopKAutoEncoder
     from .trainers.variational_top_k import VariationalTopKTrainer
     from .training.loop import train
 
 _HOMES = {
+    "ProbabilisticTopKTrainer": ".trainers.probabilistic_top_k",
     "ResidualBuffer": ".activations.buffer",
     "RunConfig": ".config.run_config",
     "SAEConfig": ".config.sae_config",
@@ -46,6 +48,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ProbabilisticTopKTrainer",
     "ResidualBuffer",
     "RunConfig",
     "SAEConfig",

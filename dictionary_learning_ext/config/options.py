@@ -240,6 +240,24 @@ class VAEaseOptions(Options):
 
 
 @dataclass(frozen=True)
+class GateOptions(Options):
+    """The random gates of Probabilistic TopK."""
+
+    temperature_start: float = 5.0
+    """The gates' temperature at the first step: the higher, the less a gate says."""
+    temperature_end: float = 1e-3
+    """The same at the last step. Between them it falls geometrically. Near 0, gates are open or shut."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        start, end = self.temperature_start, self.temperature_end
+        low, high = 1e-6, 1e6
+        require(low <= end, "temperature_end", end, f"at least {low:g}")
+        limits = f"between temperature_end={end:g} and {high:g}"
+        require(end <= start <= high, "temperature_start", start, limits)
+
+
+@dataclass(frozen=True)
 class SparsityWarmupOptions(Options):
     """How upstream's penalties begin."""
 

@@ -150,6 +150,8 @@ class SamplingTrainer:
     seed: int | None
     submodule_name: str | None
     generator: t.Generator
+    draws_noise_seed: bool = False
+    """Whether the noise's seed is drawn from the trainer's, from which the initial weights came too."""
     ranks: Ranks = ALONE
 
     def _dict_class(self, given: Any, ours: type) -> type:
@@ -159,6 +161,8 @@ class SamplingTrainer:
 
         Raises: ConfigError for any other.
         """
+        if given is ours:
+            return ours
         if given is AutoEncoderTopK:
             logger.warning(
                 "dict_class=AutoEncoderTopK: %s trains a %s instead; leave out dict_class",
@@ -191,6 +195,8 @@ class SamplingTrainer:
         """Make the generator, seeded with the trainer's seed. Default: torch's initial seed."""
         seed = t.initial_seed() if self.seed is None else self.seed
         self.generator = t.Generator(self.device).manual_seed(seed)
+        if self.draws_noise_seed:
+            self.generator.manual_seed(int(self._drawn_seeds(1)))
 
     def join(self, ranks: Ranks) -> None:
         """See `Trainer`. Each rank draws its own noise; rank 0's is that of a single process."""
@@ -198,9 +204,11 @@ class SamplingTrainer:
         self.optimizer.join(ranks)
         ranks.copy_first_(self.ae.state_dict().values())
         if ranks.rank > 0:
-            drawn = {"generator": self.generator, "device": self.device}
-            seeds = t.randint(2**63 - 1, (ranks.rank,), **drawn)
-            self.generator.manual_seed(int(seeds[-1]))
+            self.generator.manual_seed(int(self._drawn_seeds(ranks.rank)[-1]))
+
+    def _drawn_seeds(self, n: int) -> t.Tensor:
+        drawn: Any = {"generator": self.generator, "device": self.device}
+        return t.randint(2**63 - 1, (n,), **drawn)
 
     def _prepared(self, x: t.Tensor) -> t.Tensor:
         """Activations (B, D), in the dtype and on the device of the dictionary's b_dec.

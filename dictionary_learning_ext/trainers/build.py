@@ -53,7 +53,7 @@ def build_trainer(
         arguments["threshold_start_step"] = min(1000, steps // 2)
     t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
     trainer_class = import_class(row.trainer or "")
-    if row.is_ours:
+    if hasattr(trainer_class, "join"):  # a `Trainer` of ours
         trainer = trainer_class(**arguments, dtype=dtype)
     else:
         # Upstream's TopK trainers have this as an attribute, not as an argument.

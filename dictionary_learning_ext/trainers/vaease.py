@@ -23,6 +23,7 @@ from ..config.options import Dtype, VAEaseOptions
 from .base import FromState, SamplingTrainer, require_scale
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
+from .products import product
 
 
 class VAEase(FromState, Dictionary):
@@ -95,7 +96,7 @@ class VAEase(FromState, Dictionary):
         """
         centred = x.to(self.b_dec.dtype) - self.b_dec
         mu, raw = (
-            _product(centred, linear.weight, matmul_dtype) + linear.bias
+            product(centred, linear.weight, matmul_dtype) + linear.bias
             for linear in (self.encoder, self.variance_encoder)
         )
         return GatedPosterior(mu, functional.logsigmoid(raw), self.prior_std)
@@ -192,6 +193,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
     """
 
     ae: VAEase
+    draws_noise_seed = True
 
     @takes(VAEaseOptions)
     def __init__(
@@ -246,7 +248,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         with t.autocast(x.device.type, enabled=False):
             posterior = ae.posterior(x, matmul_dtype)
             f_BF = posterior.gate * posterior.sample(generator)
-            x_hat = _product(f_BF, ae.decoder.weight, matmul_dtype) + ae.b_dec
+            x_hat = product(f_BF, ae.decoder.weight, matmul_dtype) + ae.b_dec
             l2_loss = (x - x_hat).square().sum(-1).mean()
             kl_loss = posterior.kl.sum(-1).mean()
             log_scale = ae.activation_dim * ae.log_gamma
@@ -261,12 +263,6 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             "mean_sigma": self.ae.posterior(x).std.mean(),
         }
 
-    def _start_noise(self) -> None:
-        """Seed the generator by a draw of its own: the weights' numbers came from the same seed."""
-        super()._start_noise()
-        seed = t.randint(2**63 - 1, (), generator=self.generator, device=self.device)
-        self.generator.manual_seed(int(seed))
-
     @property
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
@@ -279,9 +275,3 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             **{name: getattr(self, name) for name in (*names, *ours)},
             **asdict(self.options),
         }
-
-
-def _product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
-    """x W^T in `matmul_dtype`, returned in the weight's dtype: (…, M), (N, M) -> (…, N)."""
-    dtype = matmul_dtype or weight.dtype
-    return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)

@@ -23,6 +23,7 @@ from .kernels.step_form import StepForm
 from .optimizers import UnitNormAdam
 from .option_warnings import warn_of_noise, warn_of_unused
 from .posterior import kl_scale, noise_scale, noise_to_signal
+from .selection_counts import count_selection
 from .variational_auto_encoder import VariationalTopKAutoEncoder
 
 
@@ -121,7 +122,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
                 weight.grad = gradient
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
-        self._count(step, terms, is_finite)
+        count_selection(self, step, terms, is_finite)
         self.tokens_trained += len(x) * self.ranks.count
         return terms.loss
 
@@ -162,19 +163,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             generator=generator,
             form=self.form,
         )
-
-    @t.no_grad()
-    def _count(self, step: int, terms: LossTerms, is_finite: t.Tensor) -> None:
-        """Update the dead-feature counters and the threshold, unless the step was skipped."""
-        self.num_tokens_since_fired = t.where(
-            is_finite, terms.tokens_since_fired_F, self.num_tokens_since_fired
-        )
-        self.dead_features = (self.num_tokens_since_fired >= self.dead_feature_threshold).sum()
-        if step > self.threshold_start_step:
-            old, new = self.ae.threshold, terms.mean_threshold
-            running = self.threshold_beta * old + (1 - self.threshold_beta) * new
-            updated = t.where(old < 0, new, running)
-            self.ae.threshold = t.where(is_finite & ~new.isnan(), updated, old)
 
     @property
     def config(self) -> dict:

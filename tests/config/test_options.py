@@ -11,6 +11,8 @@ import torch as t
 from dictionary_learning_ext.config.architectures import ARCHITECTURES, TRAINED, import_class
 from dictionary_learning_ext.config.options import (
     SCALE_LIMITS,
+    AuxKOptions,
+    GateOptions,
     ObjectiveOptions,
     PosteriorOptions,
     TopKOptions,
@@ -18,6 +20,7 @@ from dictionary_learning_ext.config.options import (
 )
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.posterior import kl_scale
+from dictionary_learning_ext.trainers.probabilistic_top_k import ProbabilisticTopKTrainer
 from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
 from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
@@ -32,7 +35,9 @@ STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in TRAINED.values() if row.is_ours], ids=lambda row: row.name
+    "row",
+    [row for row in TRAINED.values() if row.is_ours or row.name == "probabilistic_top_k"],
+    ids=lambda row: row.name,
 )
 def test_our_trainers_name_every_option_in_their_signature(row):
     named = set(inspect.signature(import_class(row.trainer)).parameters)
@@ -62,8 +67,9 @@ def test_a_model_without_options_has_the_defaults_of_its_group(model, given, def
     [
         (VariationalTopKTrainer, {"k": K}, POSTERIOR | OBJECTIVE),
         (VAEaseTrainer, {}, VAEASE),
+        (ProbabilisticTopKTrainer, {"k": K}, asdict(GateOptions()) | asdict(AuxKOptions())),
     ],
-    ids=["vsae", "vaease"],
+    ids=["vsae", "vaease", "probabilistic_top_k"],
 )
 def test_a_trainer_without_options_has_the_defaults_of_its_groups(trainer, given, defaults):
     bare, told = trainer(**STARTED, **given), trainer(**STARTED, **given, **defaults)
@@ -90,7 +96,7 @@ def test_upstreams_trainers_have_the_defaults_that_our_groups_say():
     """The help texts say them, and upstream's trainers take what is not given from themselves."""
     compared = set()
     for row in TRAINED.values():
-        if row.is_ours:
+        if row.is_ours or row.name == "probabilistic_top_k":  # it reads them from our groups
             continue
         classes = [cls for cls in import_class(row.trainer).__mro__ if "trainers" in cls.__module__]
         parameters = {n: p for cls in classes for n, p in inspect.signature(cls).parameters.items()}

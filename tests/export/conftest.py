@@ -31,6 +31,7 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
         "rectified": SAEConfig("vsae_top_k", k=F, dict_size=F, rectify=True),
         "vaease": SAEConfig("vaease", dict_size=F),
         "top_k": SAEConfig("top_k", k=K, dict_size=F),
+        "probabilistic_top_k": SAEConfig("probabilistic_top_k", k=K, dict_size=F),
         "batch_top_k": SAEConfig("batch_top_k", k=K, dict_size=F),
         "relu": SAEConfig("relu", dict_size=F),
         "jump_relu": SAEConfig("jump_relu", dict_size=F),

@@ -14,7 +14,8 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export
 
-EVERY_CLASS = ("signed", "vsae", "top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
+UPSTREAMS = ("probabilistic_top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
+EVERY_CLASS = ("signed", "vsae", "top_k", *UPSTREAMS)
 
 
 def test_upstream_reads_a_vsae_as_its_own_top_k(folder_of, x):
@@ -31,7 +32,7 @@ def test_upstream_reads_a_vsae_as_its_own_top_k(folder_of, x):
     assert json.loads((out / "metrics.json").read_text())["tokens"] == 64
 
 
-@pytest.mark.parametrize("name", ["batch_top_k", "relu", "jump_relu", "matryoshka"])
+@pytest.mark.parametrize("name", UPSTREAMS)
 def test_upstreams_other_classes_stay_what_they_are(name, folder_of, x):
     folder = folder_of(name)
     out = export(folder, "dictionary-learning", tokens=200).folder
@@ -40,7 +41,7 @@ def test_upstreams_other_classes_stay_what_they_are(name, folder_of, x):
     assert t.equal(theirs(x), original(x))
 
 
-@pytest.mark.parametrize("name", ["signed", "rectified", "top_k"])
+@pytest.mark.parametrize("name", ["signed", "rectified", "top_k", "probabilistic_top_k"])
 def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
     folder = folder_of(name)
     out = export(folder, "safetensors", tokens=200).folder

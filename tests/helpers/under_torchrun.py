@@ -166,6 +166,7 @@ CASES = {
     "vsae_auxk": ("vsae_top_k", {"dead_feature_threshold": 40, "beta": 0.0}),
     "vsae": ("vsae", {"beta": 0.1, "free_bits": 0.1}),
     "vaease": ("vaease", {}),
+    "probabilistic_top_k_auxk": ("probabilistic_top_k", {"dead_feature_threshold": 40}),
     "top_k": ("top_k", {"auxk_alpha": 0.0}),
     "relu": ("relu", {}),
 }

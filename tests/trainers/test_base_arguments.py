@@ -11,21 +11,26 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from small_trainers import D, F, K, batch
 
 from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.trainers.probabilistic_top_k import ProbabilisticTopKTrainer
 from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
 from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
 
-OURS = [(VariationalTopKTrainer, VariationalTopKAutoEncoder), (VAEaseTrainer, VAEase)]
+WITH_OWN_DICTIONARY = [
+    (VariationalTopKTrainer, VariationalTopKAutoEncoder),
+    (VAEaseTrainer, VAEase),
+]
+OURS = [*WITH_OWN_DICTIONARY, (ProbabilisticTopKTrainer, AutoEncoderTopK)]
 
 
 def made(trainer, **options):
     """As upstream's examples make one."""
-    k = {"k": K} if trainer is VariationalTopKTrainer else {}
+    k = {} if trainer is VAEaseTrainer else {"k": K}
     given = {"steps": 50, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
     return trainer(**given | k | {"warmup_steps": 5, "seed": 0, "device": "cpu"} | options)
 
 
-@pytest.mark.parametrize(("trainer", "ours"), OURS)
+@pytest.mark.parametrize(("trainer", "ours"), WITH_OWN_DICTIONARY)
 def test_upstreams_dict_class_is_ignored_with_a_warning(trainer, ours, caplog):
     plain = made(trainer)
     assert not caplog.records
@@ -38,7 +43,7 @@ def test_upstreams_dict_class_is_ignored_with_a_warning(trainer, ours, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("trainer", "ours"), OURS)
+@pytest.mark.parametrize(("trainer", "ours"), WITH_OWN_DICTIONARY)
 def test_a_subclass_of_the_dictionary_is_trained(trainer, ours, tmp_path):
     class Doubled(ours):
         def decode(self, f):
@@ -85,9 +90,10 @@ def test_a_learning_rate_or_schedule_that_does_not_fit_is_named(trainer, _, wron
         made(trainer, **wrong)
 
 
-def test_the_vsaes_trainer_has_upstreams_arguments_in_upstreams_places():
+@pytest.mark.parametrize("trainer", [VariationalTopKTrainer, ProbabilisticTopKTrainer])
+def test_trainers_of_top_k_have_upstreams_arguments_in_upstreams_places(trainer):
     theirs = inspect.signature(TopKTrainer).parameters
-    ours = inspect.signature(VariationalTopKTrainer).parameters
+    ours = inspect.signature(trainer).parameters
     own = {"dict_class", "wandb_name"}
     assert {n: p.default for n, p in ours.items() if n in theirs.keys() - own} == {
         n: p.default for n, p in theirs.items() if n not in own

@@ -14,6 +14,7 @@ OPTIONS = {
     "vsae": {"beta": 0.3, "posterior": "learned", "log_var_init": -1.0},
     "vaease": {"gamma_init": 0.3, "active_gate": 0.1, "prior_std": 0.7},
     "top_k": {"k": 5, "auxk_alpha": 0.25},
+    "probabilistic_top_k": {"k": 5, "temperature_start": 2.0, "auxk_alpha": 0.25},
     "batch_top_k": {"k": 5, "auxk_alpha": 0.25},
     "relu": {"l1_penalty": 0.3, "sparsity_warmup_steps": 7},
     "jump_relu": {"sparsity_penalty": 0.3, "target_l0": 3.0, "sparsity_warmup_steps": 7},
@@ -34,7 +35,8 @@ def test_every_architecture_builds_with_its_options_and_trains(architecture):
     trainer = built(architecture, lr=3e-3, warmup_steps=4, seed=3, **options)
     assert type(trainer.state()) is import_class(row.trainer)
     assert type(trainer.ae) is import_class(row.dictionary)
-    assert isinstance(trainer, UpstreamTrainer) != row.is_ours
+    is_ours = row.trainer.startswith("dictionary_learning_ext") and architecture != "jump_relu"
+    assert isinstance(trainer, UpstreamTrainer) != is_ours
     config = trainer.config
     assert (config["lr"], config["seed"], config["submodule_name"]) == (
         3e-3,
@@ -72,7 +74,9 @@ def test_k_is_dict_size_where_the_architecture_says_so():
     assert built("vsae_top_k", k=5).ae.k == 5
 
 
-@pytest.mark.parametrize("architecture", ["vsae_top_k", "top_k", "batch_top_k", "matryoshka"])
+@pytest.mark.parametrize(
+    "architecture", ["vsae_top_k", "top_k", "probabilistic_top_k", "batch_top_k", "matryoshka"]
+)
 def test_the_threshold_starts_within_a_short_run(architecture):
     assert built(architecture).state().threshold_start_step == STEPS // 2
 
@@ -83,6 +87,6 @@ def test_noise_to_signal_is_no_argument_of_the_trainer():
     assert "noise_to_signal" not in inspect.signature(type(trainer)).parameters
 
 
-@pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease"])
+@pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease", "probabilistic_top_k"])
 def test_ours_take_the_dtype_as_an_option(architecture):
     assert built(architecture, dtype="bfloat16").config["dtype"] == "bfloat16"

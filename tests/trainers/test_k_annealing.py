@@ -11,7 +11,7 @@ from small_trainers import D, F, K, batch, built
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.k_annealing import KAnnealing
 
-ANNEALED = ["vsae_top_k", "top_k", "batch_top_k", "matryoshka"]
+ANNEALED = ["vsae_top_k", "probabilistic_top_k", "top_k", "batch_top_k", "matryoshka"]
 
 
 def dictionary(k, activation_dim, dict_size):

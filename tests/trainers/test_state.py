@@ -45,7 +45,7 @@ def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refuse
         load_trainer_state(other, point.trainer)
 
 
-@pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease"])
+@pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease", "probabilistic_top_k"])
 def test_what_draws_no_compiled_noise_resumes_from_earlier_versions(architecture):
     options = {"posterior": "point"} if architecture == "vsae_top_k" else {}
     state = trainer_state(built(architecture, **options))

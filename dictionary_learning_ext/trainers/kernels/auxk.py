@@ -72,7 +72,7 @@ class AuxKLoss(NamedTuple):
         values_BK = values_BK.masked_fill(~is_dead_BK, 0.0)
         code = top_k_code(indices_BK, len(dead_F), matmul_dtype, form, name="aux_code")
         aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD
-        residual_variance = _variance(error_BD, ranks)
+        residual_variance = row_variance(error_BD, ranks)
         scale = t.where(residual_variance > 0, 1 / residual_variance, 0.0)
         scale = scale * dead_F.any()  # without dead features there is nothing to reconstruct with
         loss = aux_error_BD.square().sum(-1).mean() * scale
@@ -85,7 +85,7 @@ class AuxKLoss(NamedTuple):
         return grad_values_BK, self.code.outer(self.values_BK, grad_BD)
 
 
-def _variance(error_BD: t.Tensor, ranks: Ranks) -> t.Tensor:
+def row_variance(error_BD: t.Tensor, ranks: Ranks) -> t.Tensor:
     """The mean over the rows of all ranks of the squared distance from their mean (0-dim)."""
     mean_D = error_BD.mean(0)
     variance = (error_BD - mean_D).square().sum(-1).mean()

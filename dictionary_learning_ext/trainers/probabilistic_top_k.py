@@ -1,0 +1,254 @@
+"""Probabilistic TopK: in training, random gates have a say in which features a token keeps.
+
+"Probabilistic TopK Sparse Autoencoder for Interpreting the Activations of Large Language Models" (Li,
+Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et al. 2024, arXiv
+2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
+"""
+
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+from torch.nn import functional
+
+from ..config.checks import require, require_choice, require_lr_schedule
+from ..config.option_groups import takes
+from ..config.options import AuxKOptions, Dtype, GateOptions, TopKOptions
+from .base import SamplingTrainer
+from .k_annealing import KAnnealing
+from .kernels.auxk import row_variance
+from .kernels.ranks import ALONE, Ranks
+from .optimizers import UnitNormAdam
+from .products import product
+from .selection_counts import count_selection
+
+MAGNITUDE_WEIGHT = 1e-4
+"""The logit's weight beside the gate in a feature's score. It orders gates that are as open as others."""
+
+
+def gate_logits(pre_BF: t.Tensor) -> t.Tensor:
+    """Each token's pre-activations less their mean, over their standard deviation: (B, F)."""
+    return functional.layer_norm(pre_BF, pre_BF.shape[-1:], eps=1e-12)
+
+
+def gate_temperature(step: int, steps: int, start: float, end: float) -> float:
+    """T(t): from `start` at the first step geometrically to `end` at the last."""
+    return start * (end / start) ** min(step / max(steps - 1, 1), 1.0)
+
+
+def sample_gates(logits_BF: t.Tensor, temperature: float, generator: t.Generator) -> t.Tensor:
+    """Gates in [0, 1], differentiable in the logits: sigmoid((l + n) / T), n ~ Logistic(0, 1).
+
+    This is the Binary Concrete distribution (Maddison et al. 2017, arXiv 1611.00712; as a relaxed
+    Bernoulli it is torch's). At any T a gate exceeds 1/2 with probability sigmoid(l). As T falls to
+    0, it becomes a Bernoulli variable of that probability.
+    """
+    u_BF = t.empty_like(logits_BF, requires_grad=False).uniform_(generator=generator)
+    noise_BF = t.logit(u_BF, eps=t.finfo(u_BF.dtype).eps)
+    return ((logits_BF + noise_BF) / temperature).sigmoid()
+
+
+def gated_code(
+    pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator
+) -> tuple[t.Tensor, t.Tensor]:
+    """The features of pre-activations (B, F) in training, dense, and all gates: both (B, F)."""
+    logits_BF = gate_logits(pre_BF)
+    gate_BF = sample_gates(logits_BF, temperature, generator)
+    score_BF = gate_BF.detach() + MAGNITUDE_WEIGHT * logits_BF.detach()
+    indices_BK = score_BF.topk(k, sorted=False).indices
+    values_BK = (pre_BF.relu() * (1 + gate_BF) / 2).gather(1, indices_BK)
+    return t.zeros_like(pre_BF).scatter(1, indices_BK, values_BK), gate_BF
+
+
+class GatedTerms(NamedTuple):
+    """The loss of a batch and its parts, 0-dim except for the last. Only `loss` has a gradient."""
+
+    loss: t.Tensor
+    l2_loss: t.Tensor
+    """mean over the batch of ||x - x_hat||^2"""
+    auxk_loss: t.Tensor
+    """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
+    mean_gate: t.Tensor
+    """of the features that the code holds"""
+    mean_threshold: t.Tensor
+    """see `SelectionTerms`, like the next"""
+    tokens_since_fired_F: t.Tensor
+
+
+class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
+    """Trains upstream's AutoEncoderTopK as upstream's TopKTrainer does, with a random gate per feature.
+
+        a_BF  = W_enc (x - b_dec) + b_enc
+        l_BF  = (a - mean_F a) / std_F a
+        g_BF  = sigmoid((l + n) / T(t)),  n ~ Logistic(0, 1)     # Binary Concrete gates
+        I_BK  = the K features with the largest g + 1e-4 l
+        f_BF  = ReLU(a) (1 + g) / 2 on I, 0 elsewhere
+        loss  = mean_B ||x - x_hat||^2 + auxk_alpha AuxK
+
+    T(t) falls geometrically from `temperature_start` to `temperature_end`. While it is high, the K
+    largest of l + n are kept, so that noise explores. As it falls to 0, a gate is open with
+    probability sigmoid(l), and the K largest a among those with open gates are kept. So only features
+    that barely exceed a token's average are still left out at random. Without noise that limit is
+    upstream's TopK, if K features exceed the token's average. The dictionary is evaluated as that.
+
+    From the paper's abstract and its authors' public code (raymondzmc/Probabilistic-TopK-SAE): l, g, the
+    score, the schedule 5 to 1e-3, the gate as a factor of the kept values. Ours, for the trained SAE to
+    be upstream's:
+
+    - Theirs has no b_enc, and a learned gain and bias on each l. (In their ablation these hardly
+      matter, say the paper's reviewers.)
+    - Their values are a (1 + g), and may be negative. Half of that is TopK's value at an open gate.
+    - Their score is g + 1e-4 |a|. With l for |a| it does not depend on the units of x.
+    - Theirs has no AuxK. That is auxk_alpha=0. The default is upstream's.
+
+    What the paper leaves open is upstream's: see `VariationalTopKTrainer`. A feature has fired where
+    TopK without gates keeps it. A step that is not finite is skipped.
+
+    Arguments beyond upstream's: those of `GateOptions` and `AuxKOptions`, by name.
+        k_anneal_steps: see `TopKOptions`.
+        dict_class: AutoEncoderTopK or a subclass.
+        dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, gates and sums stay
+            in fp32. An autocast around the call changes nothing.
+
+    Raises: ConfigError for a value out of range, or activations that are not (B, D).
+    """
+
+    ae: AutoEncoderTopK
+    optimizer: UnitNormAdam
+    draws_noise_seed = True
+
+    @takes(GateOptions, AuxKOptions, beside=TopKTrainer)
+    def __init__(
+        self,
+        steps: int,
+        activation_dim: int,
+        dict_size: int,
+        k: int,
+        layer: int,
+        lm_name: str,
+        dict_class: type | None = None,
+        lr: float | None = None,
+        *,
+        k_anneal_steps: int | None = TopKOptions.k_anneal_steps,
+        warmup_steps: int = 1000,
+        decay_start: int | None = None,
+        dtype: Dtype = "float32",
+        wandb_name: str = "ProbabilisticTopK",
+        **options,
+    ):
+        require(1 <= k <= dict_size, "k", k, f"between 1 and dict_size={dict_size}")
+        require_lr_schedule(steps, lr, warmup_steps, decay_start)
+        require_choice("dtype", dtype, Dtype)
+        TopKOptions(k_anneal_steps=k_anneal_steps).require_fit(steps)
+        self.options = GateOptions.taken(options)
+        auxk = AuxKOptions.taken(options)
+        super().__init__(
+            steps=steps,
+            activation_dim=activation_dim,
+            dict_size=dict_size,
+            k=k,
+            layer=layer,
+            lm_name=lm_name,
+            dict_class=self._dict_class(dict_class, AutoEncoderTopK),
+            lr=lr,
+            warmup_steps=warmup_steps,
+            decay_start=decay_start,
+            auxk_alpha=auxk.auxk_alpha,
+            wandb_name=wandb_name,
+            **options,  # upstream's
+        )
+        self.dtype: Dtype = dtype
+        self.k_anneal_steps = k_anneal_steps
+        self.k_annealing = KAnnealing.of(self.ae, k_anneal_steps)
+        self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
+        self.dead_feature_threshold = auxk.dead_feature_threshold
+        self._start_training(UnitNormAdam(self.ae, self.lr))
+        self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
+        self.logging_parameters = ["temperature", "dead_features"]
+        self.temperature = self.options.temperature_start
+
+    def update(self, step: int, x: t.Tensor) -> t.Tensor:
+        """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
+        x = self._prepared(x)
+        if step == 0:
+            self._start_decoder_bias(x)
+        terms = self._terms(x, step, self.generator, self.ranks)
+        self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
+        terms.loss.backward()
+        is_finite = self.optimizer.constrained_step(terms.loss, step)
+        self.scheduler.step()
+        count_selection(self, step, terms, is_finite)
+        return terms.loss.detach()
+
+    def _terms(
+        self, x: t.Tensor, step: int, generator: t.Generator, ranks: Ranks = ALONE
+    ) -> GatedTerms:
+        ae, x = self.ae, self._prepared(x)
+        matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
+        start, end = self.options.temperature_start, self.options.temperature_end
+        self.temperature = gate_temperature(step, self.steps, start, end)
+        k = self.k_annealing.at(step)
+        with t.autocast(x.device.type, enabled=False):
+            pre_BF = product(x - ae.b_dec, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
+            f_BF, gate_BF = gated_code(pre_BF, k, self.temperature, generator)
+            error_BD = x - product(f_BF, ae.decoder.weight, matmul_dtype) - ae.b_dec
+            l2_loss = error_BD.square().sum(-1).mean()
+            since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k, ranks)
+            is_dead_F = since_fired_F >= self.dead_feature_threshold
+            auxk_loss = self._auxk(error_BD.detach(), pre_BF.relu(), is_dead_F, matmul_dtype, ranks)
+        is_held_BF = f_BF.detach() != 0
+        mean_gate = (gate_BF.detach() * is_held_BF).sum() / is_held_BF.sum().clamp(min=1)
+        loss = l2_loss + self.auxk_alpha * auxk_loss
+        return GatedTerms(loss, l2_loss, auxk_loss, mean_gate, mean_threshold, since_fired_F)
+
+    @t.no_grad()
+    def _selected_without_gates(
+        self, pre_BF: t.Tensor, k: int, ranks: Ranks
+    ) -> tuple[t.Tensor, t.Tensor]:
+        """The last two of `GatedTerms`."""
+        top = pre_BF.topk(k, sorted=False)
+        is_on_BK = top.values > 0
+        fired_F = t.zeros_like(pre_BF[0]).index_add_(
+            0, top.indices.flatten(), is_on_BK.flatten().to(pre_BF)
+        )
+        has_one_B = is_on_BK.any(1)
+        smallest_B = top.values.where(is_on_BK, t.inf).amin(1)
+        fired_F, n_with_one, smallest_sum = ranks.sums(
+            fired_F, has_one_B.sum(), smallest_B.where(has_one_B, 0).sum()
+        )
+        tokens = len(pre_BF) * ranks.count
+        since_fired_F = (self.num_tokens_since_fired + tokens).masked_fill_(fired_F > 0, 0)
+        return since_fired_F, smallest_sum / n_with_one
+
+    def _auxk(
+        self,
+        residual_BD: t.Tensor,
+        f_BF: t.Tensor,
+        is_dead_F: t.Tensor,
+        matmul_dtype: t.dtype,
+        ranks: Ranks,
+    ) -> t.Tensor:
+        """Upstream's `get_auxiliary_loss`, whose residual's variance is of the rows of all ranks."""
+        k_aux = min(self.top_k_aux, int(is_dead_F.sum())) if self.auxk_alpha > 0 else 0
+        if k_aux == 0:
+            return residual_BD.new_zeros(())
+        top = f_BF.where(is_dead_F, -t.inf).topk(k_aux, sorted=False)
+        aux_f_BF = t.zeros_like(f_BF).scatter(1, top.indices, top.values)
+        error_BD = residual_BD - product(aux_f_BF, self.ae.decoder.weight, matmul_dtype)
+        variance = row_variance(residual_BD, ranks)
+        return error_BD.square().sum(-1).mean() * t.where(variance > 0, 1 / variance, 0.0)
+
+    def _logged(self, terms: GatedTerms, x: t.Tensor) -> dict[str, t.Tensor]:
+        return {n: getattr(terms, n) for n in ("loss", "l2_loss", "auxk_loss", "mean_gate")}
+
+    @property
+    def config(self) -> dict:
+        """Upstream's, class names included: its readers take the SAE. And our options."""
+        return super().config | {
+            "dict_class": type(self.ae).__name__,
+            "dead_feature_threshold": self.dead_feature_threshold,
+            "dtype": self.dtype,
+            "k_anneal_steps": self.k_anneal_steps,
+            **asdict(self.options),
+        }

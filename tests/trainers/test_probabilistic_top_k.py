@@ -1,0 +1,296 @@
+"""Probabilistic TopK: its gates' distribution, their two limits, its equations, its training."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+from dictionary_learning.training import trainSAE
+from torch.distributions import RelaxedBernoulli
+from variational_trainers import D, F, assert_same_weights, data, make_trainer, weights_of
+
+from dictionary_learning_ext import ProbabilisticTopKTrainer, load_dictionary
+from dictionary_learning_ext.errors import UserError
+from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
+from dictionary_learning_ext.trainers import probabilistic_top_k
+from dictionary_learning_ext.trainers.probabilistic_top_k import (
+    gate_logits,
+    gate_temperature,
+    gated_code,
+    sample_gates,
+)
+from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
+
+K = 4
+
+
+def made(**changes):
+    return make_trainer(ProbabilisticTopKTrainer, **changes)
+
+
+def noise_of(generator, shape):
+    """The logistic noise that is drawn next, by its inverse distribution function, in float64."""
+    copy = t.Generator()
+    copy.set_state(generator.get_state())
+    u = t.empty(shape, dtype=t.float64).uniform_(generator=copy)
+    return -(1 / u - 1).log()
+
+
+def pre_activations(rows=200, seed=0):
+    return 3 * t.randn(rows, F, generator=t.Generator().manual_seed(seed), dtype=t.float64) + 1
+
+
+# --- the gates
+
+
+@pytest.mark.parametrize("temperature", [5.0, 0.5])
+def test_gates_have_the_relaxed_bernoullis_distribution(temperature):
+    """The distribution function at q is the logistic one at T logit(q) - l: compared at its deciles."""
+    logits = t.linspace(-3, 4, 5, dtype=t.float64).expand(40_000, 5)
+    gates = sample_gates(logits, temperature, t.Generator().manual_seed(0))
+    expected = RelaxedBernoulli(t.tensor(temperature).double(), logits=logits[0])
+    n = len(logits)
+    for share in (0.1, 0.5, 0.9):
+        q = ((logits[0] + math.log(share / (1 - share))) / temperature).sigmoid()
+        below = (gates <= q).double().mean(0)
+        assert (below - share).abs().max() < 5 * math.sqrt(share * (1 - share) / n)
+    is_open = (gates > 0.5).double().mean(0)
+    assert (is_open - logits[0].sigmoid()).abs().max() < 5 * 0.5 / math.sqrt(n)
+    # E[log p] under p, of torch's density, is what the samples have.
+    theirs = expected.sample((n,))
+    inner = gates.clamp(1e-12, 1 - 1e-12)
+    likelihoods = [expected.log_prob(g.clamp(1e-12, 1 - 1e-12)).mean(0) for g in (inner, theirs)]
+    t.testing.assert_close(*likelihoods, atol=0.05, rtol=0.05)
+
+
+def test_a_hot_gate_is_the_top_k_of_the_noisy_logits():
+    pre, generator = pre_activations(), t.Generator().manual_seed(3)
+    noisy = gate_logits(pre) + noise_of(generator, pre.shape)
+    code, gates = gated_code(pre, K, 20.0, generator)
+    t.testing.assert_close(gates, (noisy / 20).sigmoid())
+    expected = t.zeros_like(pre).scatter(1, noisy.topk(K).indices, 1.0) * pre.relu()
+    is_same = ((code != 0) == (expected != 0)).all(1)
+    assert is_same.double().mean() > 0.98, (
+        "all but near ties, which the logit's small weight decides"
+    )
+    assert (code != gated_code(pre, K, 20.0, generator)[0]).any()
+
+
+def test_a_cold_gate_is_the_top_k_of_the_features_whose_gate_opens():
+    pre, generator = pre_activations(), t.Generator().manual_seed(3)
+    is_open = gate_logits(pre) + noise_of(generator, pre.shape) > 0
+    code, gates = gated_code(pre, K, 1e-6, generator)
+    assert t.equal(gates.round(), is_open.double())
+    top = pre.masked_fill(~is_open, -math.inf).topk(K)
+    expected = t.zeros_like(pre).scatter(1, top.indices, top.values)
+    assert (top.values > 0).all()
+    t.testing.assert_close(code, expected, rtol=1e-4, atol=0)
+    assert (t.zeros_like(pre).scatter(1, pre.topk(K).indices, 1.0) != (code != 0)).any()
+
+
+def test_cold_gates_without_noise_are_upstreams_top_k(monkeypatch):
+    """Where K features exceed the token's average: what is trained turns into what is evaluated."""
+    monkeypatch.setattr(
+        probabilistic_top_k, "sample_gates", lambda logits, T, _: (logits / T).sigmoid()
+    )
+    trainer = made()
+    trainer.ae.double()
+    x = data(dtype=t.float64)
+    pre = trainer.ae.encoder(x - trainer.ae.b_dec)
+    code, _ = gated_code(pre, K, 1e-3, t.Generator())
+    assert (gate_logits(pre).topk(K).values > 0.05).all()
+    t.testing.assert_close(code, trainer.ae.encode(x), rtol=1e-9, atol=1e-12)
+
+
+def test_the_temperature_falls_geometrically_from_one_end_of_the_run_to_the_other():
+    steps = 11
+    found = [gate_temperature(step, steps, 5.0, 1e-3) for step in range(steps)]
+    assert found[0] == 5.0
+    assert found[-1] == pytest.approx(1e-3)
+    ratios = [b / a for a, b in pairwise(found)]
+    assert ratios == pytest.approx([(1e-3 / 5) ** 0.1] * 10)
+    trainer = made(steps=20, temperature_start=2.0, temperature_end=0.5, warmup_steps=2)
+    logged = [trainer.metrics(step, data())["temperature"] for step in (0, 19)]
+    assert logged == pytest.approx([2.0, 0.5])
+
+
+def test_the_units_of_the_activations_do_not_matter():
+    trainer = made()
+    trainer.ae.double()
+    x = data(dtype=t.float64)
+    before = trainer.loss(x, 50).item()
+    trainer.ae.scale_biases(40.0)
+    trainer.generator = made().generator
+    assert trainer.loss(40 * x, 50).item() == pytest.approx(1600 * before, rel=1e-6)
+
+
+# --- the trainer
+
+
+def test_it_starts_as_upstreams_trainer():
+    arguments = {"steps": 200, "layer": 0, "lm_name": "tiny", "warmup_steps": 10, "seed": 0}
+    theirs = TopKTrainer(activation_dim=D, dict_size=F, k=K, device="cpu", **arguments).ae
+    ours = made().ae
+    assert type(ours) is AutoEncoderTopK
+    assert_same_weights(ours.state_dict(), theirs.state_dict())
+
+
+def written_out(state, x, noise, temperature, dead, alpha):
+    """The loss of one batch by the docstring's equations, token by token."""
+    hats, pres = [], []
+    for x_D, n_F in zip(x, noise, strict=True):
+        a = state["encoder.weight"] @ (x_D - state["b_dec"]) + state["encoder.bias"]
+        logit = (a - a.mean()) / (a - a.mean()).pow(2).mean().sqrt()
+        gate = 1 / (1 + (-(logit + n_F) / temperature).exp())
+        score = (gate + 1e-4 * logit).tolist()
+        kept = sorted(range(F), key=score.__getitem__)[-K:]
+        hats.append(
+            state["b_dec"]
+            + sum(
+                state["decoder.weight"][:, i] * a[i].clamp(min=0) * (1 + gate[i]) / 2 for i in kept
+            )
+        )
+        pres.append(a)
+    x_hat, pre = t.stack(hats), t.stack(pres)
+    l2 = (x - x_hat).pow(2).sum(1).mean()
+    residual = (x - x_hat).detach()
+    top = pre.clamp(min=0)[:, dead].topk(min(D // 2, len(dead)))
+    columns = state["decoder.weight"][:, dead].T[top.indices]  # (B, k_aux, D)
+    aux = residual - (top.values[..., None] * columns).sum(1)
+    variance = (residual - residual.mean(0)).pow(2).sum(1).mean()
+    return l2 + alpha * aux.pow(2).sum(1).mean() / variance
+
+
+def test_the_loss_and_its_gradients_are_the_equations():
+    trainer = made(auxk_alpha=0.5, dead_feature_threshold=1000)
+    trainer.ae.double()
+    generator = t.Generator().manual_seed(1)
+    for parameter in trainer.ae.parameters():
+        parameter.data += 0.1 * t.randn(parameter.shape, generator=generator, dtype=t.float64)
+    x, step = data(12, dtype=t.float64), 60
+    top = trainer.ae.encode(x)
+    dead = [i for i in range(F) if (top[:, i] == 0).all()][:6]
+    trainer.num_tokens_since_fired[dead] = 990
+    temperature = gate_temperature(step, 200, 5.0, 1e-3)
+    noise = noise_of(trainer.generator, (len(x), F))
+    state = {n: p.detach().clone().requires_grad_() for n, p in trainer.ae.named_parameters()}
+    expected = written_out(state, x, noise, temperature, dead, 0.5)
+    expected.backward()
+    terms = trainer._terms(x, step, trainer.generator)
+    assert terms.auxk_loss > 0
+    t.testing.assert_close(terms.loss, expected.detach(), rtol=1e-9, atol=0)
+    terms.loss.backward()
+    for name, parameter in trainer.ae.named_parameters():
+        t.testing.assert_close(parameter.grad, state[name].grad, rtol=1e-6, atol=1e-9)
+
+
+def test_what_has_fired_and_the_threshold_are_of_top_k_without_gates():
+    trainer = made(lr=1e-9)
+    for step in range(7):  # the threshold starts after step 5
+        trainer.update(step, data(seed=step))
+    f = trainer.ae.encode(data(seed=6))
+    smallest = f.masked_fill(f <= 0, math.inf).amin(1)
+    assert trainer.ae.threshold.item() == pytest.approx(smallest.mean().item(), rel=1e-4)
+    assert t.equal(trainer.num_tokens_since_fired == 0, (f > 0).any(0))
+
+
+def test_the_log_draws_the_noise_that_the_step_then_draws_and_changes_nothing():
+    trainer = made()
+    for step in range(1, 4):
+        before, state = weights_of(trainer), trainer.generator.get_state()
+        counters = trainer.num_tokens_since_fired.clone()
+        logged = trainer.loss(data(seed=step), step, logging=True).losses
+        assert_same_weights(weights_of(trainer), before)
+        assert t.equal(trainer.generator.get_state(), state)
+        assert t.equal(trainer.num_tokens_since_fired, counters)
+        assert 0.5 < logged["mean_gate"] < 1
+        assert logged["loss"] == trainer.update(step, data(seed=step)).item()
+
+
+def test_its_noise_is_not_the_initial_weights():
+    trainer = made()
+    same_seed = t.Generator().manual_seed(0).get_state()
+    assert not t.equal(trainer.generator.get_state(), same_seed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trainer_resumes_from_the_disk_bit_for_bit(dtype, tmp_path):
+    options = {"dtype": dtype, "dead_feature_threshold": 33, "k": 2}
+    whole, other = made(**options), made(**options, seed=1)
+    for step in range(7):
+        whole.update(step, data(seed=step))
+    save_point(tmp_path, 7, trainer_state(whole), {})
+    load_trainer_state(other, load_point(tmp_path, 7).trainer)
+    for step in range(7, 12):
+        assert t.equal(*(one.update(step, data(seed=step)) for one in (whole, other)))
+    assert whole.dead_features > 0
+    assert_same_weights(weights_of(whole), weights_of(other))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_moves_nothing(bad):
+    trainer = made()
+    for step in range(7):
+        trainer.update(step, data(seed=step))
+    weights, counters = weights_of(trainer), trainer.num_tokens_since_fired.clone()
+    x = data()
+    x[3, 2] = bad
+    trainer.update(7, x)
+    assert_same_weights(weights_of(trainer), weights)
+    assert t.equal(trainer.num_tokens_since_fired, counters)
+    assert trainer.check(7).step == 7
+    trainer.update(8, data())
+    assert not t.equal(trainer.ae.encoder.weight, weights["encoder.weight"])
+
+
+def test_bf16_is_only_in_the_products():
+    x = data()
+    loss, other = (made(dtype=dtype).loss(x, 0) for dtype in ("float32", "bfloat16"))
+    with t.autocast("cpu", dtype=t.bfloat16):
+        assert t.equal(made().loss(x, 0), loss)
+    assert other.dtype == t.float32
+    assert 0 < abs(other.item() - loss.item()) < 0.1 * loss.item()
+
+
+def test_config_builds_the_same_trainer_again_and_names_upstreams_classes():
+    trainer = made(temperature_start=2.0, auxk_alpha=0.1, dead_feature_threshold=9)
+    config = trainer.config
+    classes = config.pop("trainer_class"), config.pop("dict_class")
+    assert classes == ("TopKTrainer", "AutoEncoderTopK")
+    assert ProbabilisticTopKTrainer(**config).config == trainer.config
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature_end": 0.0}, "^temperature_end=0.0: expected at least 1e-06"),
+        ({"temperature_start": 1e-4}, "^temperature_start=0.0001: .*temperature_end=0.001"),
+        ({"temperature_start": 1e7}, "^temperature_start=10000000.0: .* and 1e\\+06"),
+        ({"k": F + 1}, f"^k={F + 1}: expected between 1 and dict_size={F}"),
+        ({"auxk_alpha": -1.0}, "^auxk_alpha=-1.0"),
+        ({"dtype": "float16"}, "^dtype='float16'"),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_named(wrong, message):
+    with pytest.raises(UserError, match=message):
+        made(**wrong)
+
+
+def test_upstreams_trainsae_takes_it_and_it_learns(tmp_path):
+    common = {"steps": 300, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
+    own = {"trainer": ProbabilisticTopKTrainer, "k": K, "warmup_steps": 5, "seed": 0, "lr": 5e-3}
+    trainSAE(
+        [data(64, step) for step in range(300)],
+        [own | common | {"device": "cpu"}],
+        steps=300,
+        save_dir=str(tmp_path),
+        save_steps=[10],
+        device="cpu",
+    )
+    model, _ = load_dictionary(tmp_path / "trainer_0")
+    early = AutoEncoderTopK.from_pretrained(tmp_path / "trainer_0" / "checkpoints" / "ae_10.pt")
+    x = data(500, 10_000)
+    errors = [(x - one(x)).pow(2).sum().item() for one in (early, model)]
+    assert errors[1] < 0.7 * errors[0]
