@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast test-saebench test-gpu mutants lint docs clean
+.PHONY: quickstart test test-fast test-saebench test-oldest test-gpu mutants lint docs wheel clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
@@ -36,6 +36,12 @@ else
 	@echo "Skipped: upstream's main branch. Set DICTIONARY_LEARNING_MAIN to a checkout of it."
 endif
 
+# The core's tests on the oldest version of each dependency that setup.py allows, on Python 3.10 (newer
+# ones have no wheels of these). uv, since pip can't choose the oldest. On a machine without a GPU,
+# UV_TORCH_BACKEND=cpu spares 3 GB.
+test-oldest: .venv-oldest/installed
+	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest
+
 # On a GPU: agreement with the CPU, no waiting for the device, memory, and a whole run. About two
 # minutes. Without a GPU every test is skipped and says so. The speed there is measured by
 # `python -m experiments.speed.step_on_gpu bench`.
@@ -58,8 +64,13 @@ docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open build/site/index.html"
 
+# An sdist and the wheel that is built from it, in dist/. The sdist leaves the tests out: they need
+# the experiments, the guide and the sweep files, so they are run in a clone.
+wheel: .venv/installed-dev
+	$(BIN)/python -m build --no-isolation
+
 clean:
-	rm -rf .venv .venv-saebench
+	rm -rf .venv .venv-oldest .venv-saebench build dist
 
 # With pip, not uv or poetry: on a CPU these would fetch torch's CUDA build.
 .venv/installed: setup.py
@@ -77,6 +88,12 @@ clean:
 
 .venv/installed-mutants: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
+	touch $@
+
+.venv-oldest/installed: setup.py
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[dev]'
 	touch $@
 
 .venv-saebench/installed: setup.py

@@ -3,12 +3,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DEV = [
+    "build>=1.2",
     "hypothesis>=6.100",
     "pyright>=1.1.380",
     "pytest>=8",
     "pytest-cov>=5",
     "ruff>=0.8",
     "selenium>=4.20",
+    "setuptools>=77",
 ]
 
 DOCS = [
@@ -30,11 +32,26 @@ SAEBENCH = [
 
 setup(
     name="dictionary-learning-ext",
-    version="0.1.0",
+    version="0.2.0",
     description="Variational TopK sparse autoencoders for language models, on top of dictionary_learning",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The dictionary_learning_ext authors",
     license="MIT",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    keywords="sparse autoencoders, variational autoencoders, interpretability, language models",
     python_requires=">=3.10",
     packages=find_packages(include=["dictionary_learning_ext", "dictionary_learning_ext.*"]),
     package_data={
@@ -56,6 +73,7 @@ setup(
         "numpy>=1.26",
         "plotly>=5.24",
         "psutil>=5.9",
+        "pyarrow>=15",
         "pyyaml>=6",
         "safetensors>=0.4",
         "scikit-learn>=1.4",

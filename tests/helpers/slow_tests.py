@@ -29,7 +29,10 @@ SLOW = frozenset(
         "test_mistakes_of_several_processes_are_one_line",
         "test_ranks_equal_one_process_on_the_union_of_their_batches",
         "test_a_killed_command_is_continued_by_the_same_command",
-        # The guide, built.
+        # The guide, and the released package, built.
+        "test_the_wheel_holds_the_package_and_nothing_else",
+        "test_the_sdist_holds_the_package_and_leaves_the_tests_out",
+        "test_an_installed_wheel_runs_outside_the_repository",
         "test_the_site_is_built_and_loads_nothing_from_the_network",
         "test_the_python_interface_is_documented",
         # What a newcomer types, as it is written.
