@@ -48,6 +48,14 @@ class Experiment:
 
 EXPERIMENTS = (
     Experiment(
+        "reproducibility.study",
+        "Do the features of a variational SAE come back when it is trained again?",
+        minutes="1800",
+        stages=("train", "tables", "search", "confirm", "length"),
+        needs="caches of activations, see experiments/reproducibility/PROTOCOL.md",
+        page="reproducibility.md",
+    ),
+    Experiment(
         "paper.reproduce_paper",
         "At equal k, does the paper's vSAE do what the paper says, claim by claim?",
         minutes="179",

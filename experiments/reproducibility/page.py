@@ -1,0 +1,201 @@
+"""The page of the study and its figure, from the raw results alone."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from experiments.metrics import LABELS
+from experiments.pages import save_plot, table
+from experiments.raw_results import about_line
+from experiments.reproducibility import verdicts
+from experiments.reproducibility.settings import CONFIRM, PENALTIES, RIVALS, SAMPLED, TOP_K
+from experiments.reproducibility.verdicts import (
+    CONFIRM_PAIRS,
+    NO_WORSE,
+    PRIMARY,
+    Row,
+    Verdict,
+    means,
+    parts_of,
+)
+
+Content = dict[str, Any]
+BOTH, NOISE = "noise and penalty", "noise alone"
+ARMS = (TOP_K, "penalty alone", NOISE, BOTH, "best rival")
+SHOWN = {
+    "less_null": "PW-MCC less null",
+    "pw_mcc": "PW-MCC",
+    "agreement": "agreement",
+    "within": "within",
+    "returning_0.7": "returning, 0.7",
+    "returning_0.9": "0.9",
+    "fve": "FVE",
+    "frac_recovered": "CE recovered",
+    "near_dead_0.1": "near-dead, 0.1",
+    "near_dead_0.5": "0.5",
+    "stability_rms": "selection stability",
+}
+DIGITS = {"fve": 4, "frac_recovered": 4, "less_null": 4, "pw_mcc": 4}
+COLOURS = {
+    TOP_K: "black",
+    "penalty alone": "dodgerblue",
+    NOISE: "teal",
+    BOTH: "crimson",
+    "best rival": "grey",
+}
+
+
+def lines(content: Content) -> list[str]:
+    """The page below its command."""
+    found = verdicts.chosen(content)
+    rival = verdicts.best_rival(content)
+    return [
+        "What was written down before: experiments/reproducibility/PROTOCOL.md. "
+        f"Chosen in the search: {found or 'not yet'}. Best rival: {rival or 'not yet'}.",
+        "",
+        *_verdict_lines(content),
+        *_setting_lines(content),
+        *_length_lines(content),
+        *_search_lines(content),
+        "## Parts",
+        "",
+        *(f"- {part}: {about_line(own)}" for part, own in sorted(content["parts"].items())),
+    ]
+
+
+def _verdict_lines(content: Content) -> list[str]:
+    lines = ["## Confirmation", ""]
+    for arm in (BOTH, NOISE):
+        found = verdicts.verdicts(content, arm)
+        if all(own is None for own in found.values()):
+            continue
+        p = verdicts.corrected(found)
+        rows = {name: _verdict_row(content, name, own, p[name]) for name, own in found.items()}
+        decides = "" if arm == BOTH else " Reported; it decides nothing."
+        heads = ["pairs", "over TopK", "over the penalty", "p", "corrected", "no worse", "passes"]
+        lines += [f"The arm `{arm}`.{decides}", "", *table("", rows, heads), ""]
+    return [
+        *lines,
+        "Over: the difference in PW-MCC less null, mean (smallest and largest of the pairs). p: of the "
+        "larger of the two tests, that the difference is above 0.01; corrected over all six settings, where "
+        f"one without its {len(CONFIRM_PAIRS)} pairs counts with p = 1. No worse than TopK without ReLU: p, in "
+        f"the order {', '.join(NO_WORSE)}; a dash is what was not measured.",
+        "",
+    ]
+
+
+def _verdict_row(content: Content, name: str, own: Verdict | None, p: float) -> list[str]:
+    if own is None:
+        return ["0", "", "", "", "", "", "not run"]
+    over = [_range(own.over[other]) for other in own.over] + [""] * (2 - len(own.over))
+    is_whole = own.pairs == len(CONFIRM_PAIRS)
+    no_worse = [f"{own.no_worse[m]:.3f}" if m in own.no_worse else "–" for m in NO_WORSE]
+    passed = "yes" if verdicts.passes(own, p) else "no"
+    return [
+        str(own.pairs),
+        *over,
+        f"{own.p:.3f}",
+        f"{p:.3f}",
+        ", ".join(no_worse),
+        passed if is_whole else "not whole",
+    ]
+
+
+def _range(values: list[float]) -> str:
+    return f"{statistics.mean(values):+.4f} ({min(values):+.4f} to {max(values):+.4f})"
+
+
+def _setting_lines(content: Content) -> list[str]:
+    lines = []
+    for name in CONFIRM:
+        if rows := parts_of(content, "confirm", name):
+            lines += [f"### {name}", "", *_arm_table(rows), ""]
+    return lines
+
+
+def _length_lines(content: Content) -> list[str]:
+    rows = parts_of(content, "length", "length")
+    if not rows:
+        return []
+    return ["## Four times as long: embedded, blocks.2, 16,000 steps", "", *_arm_table(rows), ""]
+
+
+def _arm_table(rows: list[Row]) -> list[str]:
+    there = [arm for arm in ARMS if any(row["arm"] == arm for row in rows)]
+    return table("", {arm: _cells(rows, arm) for arm in there}, list(SHOWN.values()))
+
+
+def _cells(rows: list[Row], arm: str) -> list[str]:
+    """Means over pairs, and the standard deviation over them where there are several."""
+    found = []
+    for measure in SHOWN:
+        values, digits = means(rows, arm, measure), DIGITS.get(measure, 3)
+        if not values:
+            found.append("")
+            continue
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        found.append(f"{statistics.mean(values):.{digits}f}{spread}")
+    return found
+
+
+def _search_lines(content: Content) -> list[str]:
+    rows = parts_of(content, "search", "search")
+    if not rows:
+        return []
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    ranked = sorted(arms, key=lambda arm: -means(rows, arm, PRIMARY)[0])
+    cells = {arm: _cells(rows, arm) for arm in ranked}
+    heads = list(SHOWN.values())
+    return [
+        "## Search: one pair of each candidate, embedded, blocks.2, 2,000 steps",
+        "",
+        *table("", cells, heads),
+        "",
+    ]
+
+
+def draw(content: Content, page: Path) -> None:
+    """Left, the frontier of the search; right, every pair of the confirmation."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.25))
+    _draw_search(left, parts_of(content, "search", "search"), verdicts.chosen(content))
+    _draw_pairs(right, content)
+    save_plot(figure, page.with_suffix(".png"), dpi=110)
+
+
+def _draw_search(axis: Any, rows: list[Row], chosen: str | None) -> None:
+    kinds = {
+        "vSAE, noise on the selection": (SAMPLED, "crimson", "o"),
+        "penalty alone": (PENALTIES, "dodgerblue", "h"),
+        "others": (RIVALS, "grey", "s"),
+        TOP_K: ((TOP_K,), "black", "D"),
+    }
+    for label, (names, colour, marker) in kinds.items():
+        there = [name for name in names if means(rows, name, PRIMARY)]
+        points = [(means(rows, n, "fve")[0], means(rows, n, PRIMARY)[0]) for n in there]
+        if points:
+            axis.scatter(*zip(*points, strict=True), c=colour, marker=marker, s=28, label=label)
+    if chosen is not None:
+        at = means(rows, chosen, "fve")[0], means(rows, chosen, PRIMARY)[0]
+        axis.annotate("chosen", at, xytext=(6, 6), textcoords="offset points")
+    axis.set(xlabel=LABELS["fve"], ylabel=SHOWN[PRIMARY], title="Search: one pair each")
+    axis.legend(fontsize=8)
+
+
+def _draw_pairs(axis: Any, content: Content) -> None:
+    names = list(CONFIRM)
+    for row, name in enumerate(names):
+        rows = parts_of(content, "confirm", name)
+        for i, arm in enumerate(ARMS):
+            values = means(rows, arm, PRIMARY)
+            label = arm if row == 0 else None
+            heights = [row + 0.12 * (i - 2)] * len(values)
+            axis.plot(
+                values, heights, "o", color=COLOURS[arm], markersize=4, alpha=0.7, label=label
+            )
+    axis.set(yticks=range(len(names)), xlabel=SHOWN[PRIMARY], title="Confirmation: every pair")
+    axis.set_yticklabels(names, fontsize=8)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="y", alpha=0.2)
+    axis.legend(fontsize=8, loc="lower right")

@@ -1,0 +1,102 @@
+"""One part of the study: a pair of seeds at a setting, trained and measured. Its rows are kept at once.
+
+A part that has its rows is not run again; to run it again, delete its rows.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproducibility import RETURNING, reproducibility
+from experiments import raw_results
+from experiments.raw_results import RESULTS, about
+from experiments.reproducibility.settings import RUNS, Options, Setting
+from experiments.trained_saes import metrics_of, train_missing
+
+RAW = RESULTS / "reproducibility.json"
+METRICS = (
+    "fve",
+    "frac_recovered",
+    "near_dead_0.1",
+    "near_dead_0.5",
+    "alive",
+    "l0",
+    "stability_rms",
+)
+"""Kept of every SAE."""
+BINS = 20
+"""Of the histogram of the features' matches, from 0 to 1."""
+
+
+def read(raw: Path = RAW) -> dict[str, Any]:
+    return raw_results.read_or(raw, {"parts": {}, "saes": [], "pairs": []})
+
+
+def part_name(stage: str, name: str, seeds: tuple[int, int]) -> str:
+    return f"{stage}: {name}: {seeds[0]}, {seeds[1]}"
+
+
+def run_part(
+    stage: str,
+    name: str,
+    setting: Setting,
+    arms: Mapping[str, Options],
+    seeds: tuple[int, int],
+    raw: Path = RAW,
+) -> None:
+    """Train the arms that have no rows yet from both seeds, each on its own data order, and add the rows."""
+    part = part_name(stage, name, seeds)
+    has_rows = {row["arm"] for row in read(raw)["pairs"] if row["part"] == part}
+    missing = {arm: options for arm, options in arms.items() if arm not in has_rows}
+    if not missing:
+        return
+    began, saes, folders = time.monotonic(), [], {}
+    for seed in seeds:
+        folder = (
+            RUNS / stage / name.replace(", ", "_").replace(" ", "").replace("/", "") / str(seed)
+        )
+        configs = {folder_of(arm): setting.sae(options, seed) for arm, options in missing.items()}
+        found = train_missing(setting.run(folder, seed), folder, configs)
+        for arm in missing:
+            folders[arm, seed] = found[folder_of(arm)]
+            row = {"part": part, "arm": arm, "seed": seed}
+            saes.append(row | metrics_of(folders[arm, seed], METRICS))
+    pairs = []
+    for arm in missing:
+        measured = pair_of(folders[arm, seeds[0]], folders[arm, seeds[1]])
+        pairs.append({"part": part, "arm": arm} | measured)
+    content = read(raw)
+    content["saes"] += saes
+    content["pairs"] += pairs
+    content["parts"][part] = about(began, content["parts"].get(part))
+    raw_results.write(raw, content)
+
+
+def folder_of(arm: str) -> str:
+    """An arm's folder."""
+    return arm.replace(", ", "_").replace(" ", "-").replace("%", "")
+
+
+def pair_of(one: Path, other: Path) -> dict[str, Any]:
+    """How the SAEs of two seeds agree."""
+    directions = {
+        str(folder): decoder_directions(load_dictionary(folder)[0]) for folder in (one, other)
+    }
+    found = reproducibility(directions)
+    (pair,) = found.pairs.values()
+    returning = found.returning(str(one))
+    counts, _ = np.histogram(pair.match_F.clip(0, 1), bins=BINS, range=(0, 1))
+    return {
+        "pw_mcc": pair.pw_mcc,
+        "null": pair.null,
+        "less_null": pair.pw_mcc - pair.null,
+        "agreement": pair.agreement,
+        "within": float(np.mean(list(found.within.values()))),
+        **{f"returning_{least:g}": returning[least] for least in RETURNING},
+        "matches": counts.tolist(),
+    }

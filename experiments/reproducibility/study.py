@@ -1,0 +1,84 @@
+"""Do the features of a variational SAE come back when it is trained again? PROTOCOL.md is what was
+written down before the confirmation.
+
+    python -m experiments.reproducibility.study train      # search, confirm, length: about 30 hours
+    python -m experiments.reproducibility.study tables     # write the page again
+
+    ... search                                  # one pair of seeds of every candidate
+    ... confirm --setting "embedded, blocks.0"  # settings whose name begins so; all if left out
+    ... confirm --pairs 2                       # the first two pairs of seeds
+    ... length
+
+It can be stopped at any time: a part (a setting and a pair of seeds) that has its rows in
+results/reproducibility.json is not run again.
+"""
+
+import argparse
+
+import torch as t
+
+from experiments.reproducibility import page, parts, verdicts
+from experiments.reproducibility.settings import CANDIDATES, CONFIRM, LENGTH, SEARCH, arms
+from experiments.stages import Stages
+
+NOT_CHOSEN = (
+    "the search has not run: expected the rows of all candidates in results/reproducibility.json; type: "
+    "python -m experiments.reproducibility.study search"
+)
+
+
+def search(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    parts.run_part("search", "search", SEARCH, CANDIDATES, verdicts.SEARCH_SEEDS)
+
+
+def chosen() -> tuple[str, str | None]:
+    """The one setting that is confirmed, and the best rival if all have been searched."""
+    content = parts.read()
+    if (found := verdicts.chosen(content)) is None:
+        raise SystemExit(NOT_CHOSEN)
+    return found, verdicts.best_rival(content)
+
+
+def confirm(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    both, rival = chosen()
+    names = [name for name in CONFIRM if name.startswith(arguments.setting)]
+    if not names:
+        known = "\n  ".join(CONFIRM)
+        raise SystemExit(
+            f"--setting {arguments.setting!r}: expected the start of one of\n  {known}"
+        )
+    for name in names:
+        for seeds in verdicts.CONFIRM_PAIRS[: arguments.pairs]:
+            parts.run_part("confirm", name, CONFIRM[name], arms(both, rival, CONFIRM[name]), seeds)
+
+
+def length(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    both, _ = chosen()
+    for seeds in verdicts.LENGTH_PAIRS[: arguments.pairs]:
+        parts.run_part("length", "length", LENGTH, arms(both, None, LENGTH), seeds)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    for stage in (search, confirm, length):
+        stage(arguments)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--setting", default="", help="the start of a setting's name")
+    parser.add_argument("--pairs", type=int, default=7, help="how many pairs of seeds")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+
+
+STAGES = Stages(
+    "reproducibility.study",
+    {"train": train, "search": search, "confirm": confirm, "length": length},
+    page.lines,
+    page.draw,
+    options,
+)
+
+if __name__ == "__main__":
+    STAGES.run()
