@@ -65,7 +65,8 @@ def run_part(
         for arm in missing:
             folders[arm, seed] = found[folder_of(arm)]
             row = {"part": part, "arm": arm, "seed": seed}
-            saes.append(row | metrics_of(folders[arm, seed], METRICS))
+            metrics = metrics_of(folders[arm, seed], METRICS)
+            saes.append(row | {n: v for n, v in metrics.items() if v is not None})
     pairs = []
     for arm in missing:
         measured = pair_of(folders[arm, seeds[0]], folders[arm, seeds[1]])
