@@ -7,9 +7,8 @@ from typing import Any
 from experiments.metrics import LABELS
 from experiments.pages import save_plot, table
 from experiments.raw_results import about_line
-from experiments.reproducibility import verdicts
-from experiments.reproducibility.settings import CONFIRM, PENALTIES, RIVALS, SAMPLED, TOP_K
-from experiments.reproducibility.verdicts import (
+from experiments.reproducibility import decisions
+from experiments.reproducibility.decisions import (
     CONFIRM_PAIRS,
     NO_WORSE,
     PRIMARY,
@@ -18,6 +17,7 @@ from experiments.reproducibility.verdicts import (
     means,
     parts_of,
 )
+from experiments.reproducibility.settings import CONFIRM, PENALTIES, RIVALS, SAMPLED, TOP_K
 
 Content = dict[str, Any]
 BOTH, NOISE = "noise and penalty", "noise alone"
@@ -47,8 +47,8 @@ COLOURS = {
 
 def lines(content: Content) -> list[str]:
     """The page below its command."""
-    found = verdicts.chosen(content)
-    rival = verdicts.best_rival(content)
+    found = decisions.chosen(content)
+    rival = decisions.best_rival(content)
     return [
         "What was written down before: experiments/reproducibility/PROTOCOL.md. "
         f"Chosen in the search: {found or 'not yet'}. Best rival: {rival or 'not yet'}.",
@@ -66,10 +66,10 @@ def lines(content: Content) -> list[str]:
 def _verdict_lines(content: Content) -> list[str]:
     lines = ["## Confirmation", ""]
     for arm in (BOTH, NOISE):
-        found = verdicts.verdicts(content, arm)
+        found = decisions.verdicts(content, arm)
         if all(own is None for own in found.values()):
             continue
-        p = verdicts.corrected(found)
+        p = decisions.corrected(found)
         rows = {name: _verdict_row(content, name, own, p[name]) for name, own in found.items()}
         decides = "" if arm == BOTH else " Reported; it decides nothing."
         heads = ["pairs", "over TopK", "over the penalty", "p", "corrected", "no worse", "passes"]
@@ -90,7 +90,10 @@ def _verdict_row(content: Content, name: str, own: Verdict | None, p: float) -> 
     over = [_range(own.over[other]) for other in own.over] + [""] * (2 - len(own.over))
     is_whole = own.pairs == len(CONFIRM_PAIRS)
     no_worse = [f"{own.no_worse[m]:.3f}" if m in own.no_worse else "–" for m in NO_WORSE]
-    passed = "yes" if verdicts.passes(own, p) else "no"
+    missing = [measure for measure in NO_WORSE if measure not in own.no_worse]
+    passed = "yes" if decisions.passes(own, p) else "no"
+    if passed == "yes" and missing:
+        passed += f", but for {', '.join(missing)}, not measured"
     return [
         str(own.pairs),
         *over,
@@ -159,7 +162,7 @@ def draw(content: Content, page: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 1.25))
-    _draw_search(left, parts_of(content, "search", "search"), verdicts.chosen(content))
+    _draw_search(left, parts_of(content, "search", "search"), decisions.chosen(content))
     _draw_pairs(right, content)
     save_plot(figure, page.with_suffix(".png"), dpi=110)
 

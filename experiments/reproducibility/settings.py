@@ -5,11 +5,12 @@ noise_to_signal, annealed to 0 until this share of the run, and a KL of this wei
 features. Without noise it is a point posterior, whose KL is an L2 penalty on the selected features.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dictionary_learning_ext import RunConfig
+from dictionary_learning_ext.activations.stored_activations import open_stored
 from dictionary_learning_ext.config.options import Dtype
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from experiments.trained_saes import sae_config
@@ -41,8 +42,8 @@ class Setting:
 
     def run(self, folder: Path, seed: int) -> RunConfig:
         """The run of all SAEs of a seed: its data order is the seed's too."""
-        return RunConfig(
-            activations=str(RUNS / self.cache),
+        known = open_stored(RUNS / self.cache).settings  # the language model, its text and contexts
+        run = RunConfig(
             hook=self.hook,
             data_seed=seed,
             text_passes=self.passes,
@@ -57,6 +58,7 @@ class Setting:
             save_dir=str(folder),
             overwrite=True,
         )
+        return replace(run, **{n: v for n, v in known.items() if n != "hook"})
 
     def sae(self, options: Options, seed: int) -> SAEConfig:
         """An SAE of these options at this setting."""

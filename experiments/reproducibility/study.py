@@ -17,7 +17,7 @@ import argparse
 
 import torch as t
 
-from experiments.reproducibility import page, parts, verdicts
+from experiments.reproducibility import decisions, page, parts
 from experiments.reproducibility.settings import CANDIDATES, CONFIRM, LENGTH, SEARCH, arms
 from experiments.stages import Stages
 
@@ -29,15 +29,15 @@ NOT_CHOSEN = (
 
 def search(arguments: argparse.Namespace) -> None:
     t.set_num_threads(arguments.threads)
-    parts.run_part("search", "search", SEARCH, CANDIDATES, verdicts.SEARCH_SEEDS)
+    parts.run_part("search", "search", SEARCH, CANDIDATES, decisions.SEARCH_SEEDS)
 
 
 def chosen() -> tuple[str, str | None]:
     """The one setting that is confirmed, and the best rival if all have been searched."""
     content = parts.read()
-    if (found := verdicts.chosen(content)) is None:
+    if (found := decisions.chosen(content)) is None:
         raise SystemExit(NOT_CHOSEN)
-    return found, verdicts.best_rival(content)
+    return found, decisions.best_rival(content)
 
 
 def confirm(arguments: argparse.Namespace) -> None:
@@ -50,14 +50,14 @@ def confirm(arguments: argparse.Namespace) -> None:
             f"--setting {arguments.setting!r}: expected the start of one of\n  {known}"
         )
     for name in names:
-        for seeds in verdicts.CONFIRM_PAIRS[: arguments.pairs]:
+        for seeds in decisions.CONFIRM_PAIRS[: arguments.pairs]:
             parts.run_part("confirm", name, CONFIRM[name], arms(both, rival, CONFIRM[name]), seeds)
 
 
 def length(arguments: argparse.Namespace) -> None:
     t.set_num_threads(arguments.threads)
     both, _ = chosen()
-    for seeds in verdicts.LENGTH_PAIRS[: arguments.pairs]:
+    for seeds in decisions.LENGTH_PAIRS[: arguments.pairs]:
         parts.run_part("length", "length", LENGTH, arms(both, None, LENGTH), seeds)
 
 
