@@ -13,6 +13,7 @@ from experiments.index import EXPERIMENTS
 from experiments.pages import ClaimError
 from experiments.paper import selection_churn
 from experiments.raw_results import RESULTS
+from experiments.reproducibility import page as study_page
 
 WITH_RAW = [e for e in EXPERIMENTS if e.raw and (RESULTS / e.raw).exists()]
 SHOWN = {
@@ -23,6 +24,7 @@ SHOWN = {
     "baselines.json": baselines.METRICS,
     "quickstart_seeds.json": quickstart_seeds.METRICS,
     "bench_noise.json": ("sae-probes, top 1", "FVE (ours)", "SCR, N = 2", "TPP, N = 50"),
+    "reproducibility.json": study_page.SHOWN,
     "better_vsae.json": (*(name for name in MEASURES if name != "excess"), "within"),
 }
 
@@ -86,7 +88,8 @@ def spoiled(content, metric="fve"):
             for seed in of_seeds:
                 of_seeds[seed] += 0.5 + 0.01 * i
         return content
-    for i, row in enumerate(content["rows"]):
+    rows = content["rows"] if "rows" in content else content["pairs"] + content["saes"]
+    for i, row in enumerate(rows):
         for values in (row, *(part for part in row.values() if isinstance(part, dict))):
             if values.get(metric) is not None:
                 values[metric] += 0.5 + 0.01 * i
