@@ -266,6 +266,12 @@ EXPERIMENTS = (
         page="attention_sinks.md",
     ),
     Experiment(
+        "settings_plots",
+        "What do sigma, beta, noise_on and kl_scope do? The guide's plots, from the raw results of others.",
+        minutes="1",
+        page="../../docs/settings.md",
+    ),
+    Experiment(
         "write_results",
         "Writes experiments/RESULTS.md from its template and the raw results of all.",
         minutes="1",
