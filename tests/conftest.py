@@ -19,7 +19,14 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 
 torch.set_num_threads(2)
 
-pytest_plugins = ["caches", "command_runs", "interrupted_runs", "report_runs", "small_commands"]
+pytest_plugins = [
+    "caches",
+    "command_runs",
+    "guide",
+    "interrupted_runs",
+    "report_runs",
+    "small_commands",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

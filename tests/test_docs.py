@@ -1,44 +1,42 @@
-"""The commands on the pages in docs/: every flag and every value is one that the command takes."""
+"""The README and the guide: their commands and Python run, and what they link to is there."""
 
 import re
-import shlex
-from pathlib import Path
+from importlib.util import find_spec
 
 import pytest
+from guide import PAGES, ROOT, blocks, lines, our_words, run_page
 
 from dictionary_learning_ext.cli import COMMANDS
 from dictionary_learning_ext.commands.flag_checks import require_legal
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-STARTS = ("vsae", "-m dictionary_learning_ext")
+NOT_HERE = () if find_spec("sae_bench") else ("bench",)
+"""Subcommands whose extra isn't installed. tests/sae_bench runs their page."""
 
 
-def commands(page):
-    """The words of each command of ours in a page's blocks of bash, from its name on."""
-    text = page.read_text(encoding="utf-8")
-    for block in re.findall(r"```bash\n(.*?)```", text, re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            for start in STARTS:
-                before, found, after = f" {line}".partition(f" {start} ")
-                if found and "#" not in before:
-                    yield shlex.split(after, comments=True)
-
-
-def test_commands_are_found(tmp_path):
+def test_blocks_and_commands_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
         "vsae not in a block\n```bash\nvsae eval a  # vsae b\nN=1 torchrun --n 2 -m "
         "dictionary_learning_ext train \\\n  --k 3\npip install vsae\n# vsae c\n```\n"
+        "```python\nx = 1\n```\n"
     )
-    assert list(commands(page)) == [["eval", "a"], ["train", "--k", "3"]]
+    (_, bash), python = blocks(page)
+    assert python == ("python", "x = 1\n")
+    assert lines(bash) == [
+        "vsae eval a",
+        "N=1 torchrun --n 2 -m dictionary_learning_ext train --k 3",
+        "pip install vsae",
+    ]
+    assert [our_words(line) for line in lines(bash)] == [["eval", "a"], ["train", "--k", "3"], None]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_are_legal(page):
-    found = list(commands(page))
-    assert found
-    for name, *words in found:
+    """As they are written: every flag and every value is one that the command takes."""
+    found = [line for kind, block in blocks(page) if kind == "bash" for line in lines(block)]
+    for name, *words in filter(None, map(our_words, found)):
+        if "--help" in words:
+            continue
         command = COMMANDS[name]
         if command.prepare is not None:
             words, hidden = command.prepare(words)
@@ -47,6 +45,38 @@ def test_the_commands_of_a_page_are_legal(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
+    monkeypatch.chdir(guide_folder)
+    run_page(page, tiny_lm_dir, skips=NOT_HERE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_files_that_a_page_links_to_are_there(page):
-    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_sections_that_pages_link_to_are_there():
+    """A heading's anchor is its text in lower case, with dashes for spaces, as on a Git host."""
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([\w./]*\.md)?#([\w-]+)\)", page.read_text()):
+            text = ((page.parent / target) if target else page).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.*)$", text, re.M)
+            anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in anchors, f"{page.name}: {target}#{anchor}"
+
+
+def test_the_readmes_test_commands_are_in_the_makefile():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"`make ([\w-]+)`", "".join(page.read_text() for page in PAGES)))
+    assert {"test", "lint"} <= named
+    assert not {target for target in named if f"\n{target}:" not in makefile}
+
+
+def test_the_results_are_those_of_the_results_page():
+    """RESULTS.md is made from the raw results; the guide and the README repeat some of its numbers."""
+    results = (ROOT / "experiments/RESULTS.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/science.md").read_text(encoding="utf-8")
+    numbers = set(re.findall(r"-?\d\.\d{3,4}", text))
+    assert len(numbers) > 40
+    assert not {number for number in numbers if number not in results} - {"0.0000"}

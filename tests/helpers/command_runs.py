@@ -1,4 +1,4 @@
-"""Commands of a second, and a short quickstart, for tests of commands and of the README."""
+"""Commands of a second, and a short quickstart, for tests of commands and of the guide."""
 
 import json
 import shlex

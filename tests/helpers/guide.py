@@ -1,0 +1,137 @@
+"""The README and the pages of the guide: their code blocks, and how tests run them small.
+
+The blocks of a page run in order, in a folder of its own that holds the quickstart's SAEs. So whatever a
+block takes from another one is made on the same page.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from glob import glob
+from itertools import dropwhile, takewhile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dictionary_learning_ext.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = ("pip", "python3", "source", "git", "wandb", "hf")
+"""Programs that install, or that need a network."""
+
+SMALL_RUN = shlex.split(
+    "--steps 12 --batch-size 64 --n-ctxs 16 --eval-tokens 500 --eval-documents 4"
+)
+SMALLER = {
+    "train": SMALL_RUN,
+    "quickstart": shlex.split("--steps 12 --eval-tokens 500 --report False"),
+    "eval": ["--tokens", "500"],
+    "report": shlex.split("--tokens 500 --map-tokens 300 --map-features 40 --synthesise 1"),
+    "export": ["--tokens", "500"],
+    "cache": shlex.split("--tokens 5000 --eval-tokens 500 --eval-documents 4"),
+    "bench": shlex.split("--tokens 2048 --evals core"),
+}
+"""What is appended to a command. The last of two equal flags counts."""
+SMALLER_PYTHON = (
+    (r"\bsteps=[\d_]+", "steps=12"),
+    (r"\btokens=[\d_]+", "tokens=500"),
+    (r"\bRunConfig\(", "RunConfig(eval_tokens=500, eval_documents=4, batch_size=64, n_ctxs=16, "),
+)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The language and the text of each code block."""
+    return re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+def lines(block: str) -> list[str]:
+    """The commands of a block of bash, without comments."""
+    every = (line.strip() for line in block.replace("\\\n", " ").splitlines())
+    return [shlex.join(words) for line in every if (words := shlex.split(line, comments=True))]
+
+
+def our_words(line: str) -> list[str] | None:
+    """The words of a command of ours from the subcommand on; None for another program's."""
+    words = list(dropwhile(lambda word: "=" in word, shlex.split(line)))
+    if words[0] == "vsae":
+        return words[1:]
+    module = ["-m", "dictionary_learning_ext"]
+    found = [i for i in range(len(words)) if words[i : i + 2] == module]
+    return words[found[0] + 2 :] if found else None
+
+
+def smaller_sweep(file: str) -> str:
+    """A sweep file of the repository with the first value of each parameter, and all hook points."""
+    content = yaml.safe_load((ROOT / file).read_text())
+    for name, given in content["parameters"].items():
+        if name != "hook":
+            content["parameters"][name] = {"value": given["values"][0]}
+    content["command"][-1:] = [*SMALL_RUN, "${args}"]
+    smaller = Path(f"smaller_{Path(file).name}")
+    smaller.write_text(yaml.safe_dump(content))
+    return str(smaller)
+
+
+def smaller(words: list[str], tiny_lm: Path) -> list[str]:
+    """A command of ours, on little data, on a CPU, and without the hub."""
+    words = [word for given in words for word in sorted(glob(given)) or [given]]
+    words = [re.sub(r"cuda(:\d)?", "cpu", word) for word in words]
+    if words[0] == "sweep":
+        words = [smaller_sweep(w) if w.endswith(".yaml") else w for w in words]
+    if words[0] == "train" and {"paper", "paper-as-run"} & set(words):
+        words += ["--model", str(tiny_lm), "--data", "my.txt", "--dict-size", "128", "--k", "64"]
+    is_fixed = "--resume" in words or "--help" in words
+    if words[0] == "report" and not (Path(words[1]) / "config.json").exists():
+        is_fixed = True  # an index page measures nothing
+    return words if is_fixed else words + SMALLER.get(words[0], [])
+
+
+def run_line(line: str, tiny_lm: Path) -> None:
+    """Run a command of a page, or check that it could be run."""
+    words = shlex.split(line)
+    environment = list(takewhile(lambda word: "=" in word, words))
+    program = words[len(environment)]
+    ours = our_words(line)
+    if program == "make":
+        assert f"\n{words[-1]}:" in (ROOT / "Makefile").read_text(), line
+    elif program == "torchrun":
+        before = words[len(environment) + 1 : -len(ours)]
+        command = [sys.executable, "-m", "torch.distributed.run", *before]
+        done = subprocess.run([*command, *smaller(ours, tiny_lm)], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    elif ours is None:
+        assert program in NOT_RUN, f"{line}: tests don't know how to run {program}"
+    elif "--help" not in ours:
+        assert main(smaller(ours, tiny_lm)) == 0, line
+
+
+def run_page(page: Path, tiny_lm: Path, skips: tuple[str, ...] = ()) -> None:
+    """Run the blocks of a page in order, in the current folder. Its Python shares one namespace.
+
+    Args:
+        skips: subcommands that are left out.
+    """
+    names: dict[str, object] = {"__name__": "__main__"}
+    for language, block in blocks(page):
+        if language == "bash":
+            for line in lines(block):
+                if (our_words(line) or [""])[0] not in skips:
+                    run_line(line, tiny_lm)
+        if language == "python":
+            for pattern, small in SMALLER_PYTHON:
+                block = re.sub(pattern, small, block)
+            exec(compile(block, page.name, "exec"), names)
+        if language == "yaml":
+            assert yaml.safe_load(block), block
+
+
+@pytest.fixture
+def guide_folder(quickstart_run, text, tmp_path):
+    """Where a page runs: with the quickstart's SAEs and a text of a user's."""
+    shutil.copytree(quickstart_run[0], tmp_path, dirs_exist_ok=True)
+    shutil.copy(text, tmp_path / "my.txt")
+    return tmp_path
