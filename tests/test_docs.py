@@ -8,9 +8,10 @@ from guide import PAGES, ROOT, blocks, lines, our_words, run_page
 
 from dictionary_learning_ext.cli import COMMANDS
 from dictionary_learning_ext.commands.flag_checks import require_legal
+from dictionary_learning_ext.config.architectures import TRAINED
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
-"""Subcommands whose extra isn't installed. tests/sae_bench runs their page."""
+"""Subcommands whose extra isn't installed. `make test-saebench` runs their page."""
 
 
 def test_blocks_and_commands_are_found(tmp_path):
@@ -66,9 +67,15 @@ def test_sections_that_pages_link_to_are_there():
             assert anchor in anchors, f"{page.name}: {target}#{anchor}"
 
 
+def test_every_architecture_is_in_the_guide():
+    page = (ROOT / "docs/own_model_and_text.md").read_text(encoding="utf-8")
+    assert not [name for name in TRAINED if f"`{name}`" not in page]
+
+
 def test_the_readmes_test_commands_are_in_the_makefile():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = set(re.findall(r"`make ([\w-]+)`", "".join(page.read_text() for page in PAGES)))
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"(?:`|^)make ([\w-]+)", text, re.M))
     assert {"test", "lint"} <= named
     assert not {target for target in named if f"\n{target}:" not in makefile}
 
