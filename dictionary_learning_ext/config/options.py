@@ -12,6 +12,7 @@ from .option_groups import Options, RunSize
 
 Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
+Prior = Literal["fixed", "learned"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine", "cyclical"]
 Dtype = Literal["float32", "bfloat16"]
@@ -117,7 +118,10 @@ class PosteriorOptions(Options):
     rectify: bool = False
     """Apply a ReLU to the mean, as upstream's TopK does. Paper: no."""
     prior_std: float = 1.0
-    """The standard deviation of the prior, in training units."""
+    """The standard deviation of the prior, in training units. A learned prior starts from it."""
+    prior: Prior = "fixed"
+    """fixed (paper): prior_std is every feature's. learned: each feature has its own, the running root
+    mean square of its activations."""
 
     def __post_init__(self):
         super().__post_init__()

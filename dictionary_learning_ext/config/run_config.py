@@ -184,6 +184,7 @@ _ADDED_LATER = {
     "threshold_twice": (None, True),
     "freeze_decoder": (None, False),
     "k_anneal_steps": (None,),
+    "prior": (None, PosteriorOptions.prior),
     "activations": (None,),
 }
 """Settings that older run folders lack, and the values that mean the same as their absence."""

@@ -291,6 +291,7 @@ class SAEConfig(_Fields):
         parts += ["annealed"] if self.noise_anneal_steps is not None else []
         parts += ["k-annealed"] if self.k_anneal_steps is not None else []
         parts += ["rectified"] if self.rectify else []
+        parts += ["prior-learned"] if self.prior == "learned" else []
         parts += [
             f"{label}{getattr(self, name):g}"
             for name, label in _NAMED_IN_FOLDERS.items()

@@ -22,9 +22,9 @@ def gradients(
     grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
     # The KL's gradient is mu / p^2 at mu, and (sigma^2 / p^2 - 1) / 2 at log_var, times its weight.
     # It is on the selected features, or on all; with free bits, on those whose KL exceeds them.
-    kl_weight = objective.kl_weight / objective.prior_std.square()
     grad_mu_BK = grad_values_BK
     if objective.options.kl_scope == "selected":
+        kl_weight = objective.kl_weight / objective.prior_std_at(e.draw.indices_BK).square()
         grad_mu_BK = grad_mu_BK + e.draw.mu_BK * (kl_weight / batch)
     if objective.posterior.rectify:
         grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
@@ -39,7 +39,7 @@ def gradients(
     grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)
     grad_x_BD = -grad_hat_BD if x_grad else None
     if e.moments is not None and e.moments.cross_FD is not None:
-        factor_F = kl_weight.expand_as(grad_b_enc_F)
+        factor_F = (objective.kl_weight / objective.prior_std.square()).expand_as(grad_b_enc_F)
         if e.mean_kl_F is not None:
             factor_F = factor_F * (e.mean_kl_F > objective.options.free_bits)
         grad_W_enc_FD = e.moments.cross_FD.mul_(factor_F[:, None])
@@ -78,7 +78,8 @@ def _log_var_gradients(
     if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
         selected_BK = grad_values_BK * (e.draw.values_BK - e.draw.mu_BK) / 2
     if e.moments is None:
-        excess_BK = drawn.selected_BK.exp() / objective.prior_std.square() - 1
+        prior_variance = objective.prior_std_at(e.draw.indices_BK).square()
+        excess_BK = drawn.selected_BK.exp() / prior_variance - 1
         selected_BK = selected_BK + excess_BK * (objective.kl_weight / (2 * batch))
     selected_BK = selected_BK * drawn.is_inside_BK
     weight_FD = e.log_var.weight_FD

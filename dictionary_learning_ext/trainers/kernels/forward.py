@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch as t
 
-from ..posterior import free_bits_kl, point_kl, variance_kl
 from .auxk import AuxKLoss
 from .codes import DenseCode, SparseCode, top_k_code
 from .drawn_code import DrawnCode
+from .kl import batch_kl, squares
 from .log_variance import BatchLogVariance
 from .means import BatchMeans, Moments
 from .objective import LossTerms, StepObjective, Weights
@@ -89,7 +89,7 @@ def evaluate(
     moments = None
     if objective.options.kl_scope == "all":
         moments = means.moments(with_cross=objective.kl_weight != 0)
-    kl_loss, mean_kl_F = _kl(moments, draw, objective)
+    kl_loss, mean_kl_F = batch_kl(moments, draw, objective)
     auxk = None
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold
@@ -103,6 +103,9 @@ def evaluate(
             objective.form,
             objective.ranks,
         )
+    square_sum_F = square_tokens_F = l2_loss.new_zeros(0)
+    if objective.prior_std.dim():
+        square_sum_F, square_tokens_F = objective.ranks.sums(*squares(moments, draw, objective))
     auxk_loss = l2_loss.new_zeros(()) if auxk is None else auxk.loss
     terms = LossTerms(
         loss=l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss,
@@ -111,36 +114,7 @@ def evaluate(
         auxk_loss=auxk_loss,
         mean_threshold=smallest_sum / n_with_one,
         tokens_since_fired_F=since_fired_F,
+        square_sum_F=square_sum_F,
+        square_tokens_F=square_tokens_F,
     )
     return terms, ForwardPass(means, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
-
-
-def _kl(
-    moments: Moments | None,
-    draw: DrawnCode,
-    objective: StepObjective,
-) -> tuple[t.Tensor, t.Tensor | None]:
-    """The KL in nats per token, and with free bits each feature's mean KL over the batch.
-
-    Arguments:
-        moments: of all features; None for the KL of the selected ones.
-    """
-    prior_std = objective.prior_std
-    if objective.posterior.posterior == "fixed":
-        fixed_kl = variance_kl(2 * objective.sigma.log(), prior_std)
-    else:
-        fixed_kl = t.zeros_like(objective.sigma)
-
-    if moments is None:
-        kl_BK = point_kl(draw.mu_BK, prior_std) + fixed_kl
-        if draw.log_var is not None:
-            kl_BK = kl_BK + variance_kl(draw.log_var.selected_BK, prior_std)
-        return kl_BK.sum(-1).mean(), None
-
-    mean_kl_F = moments.square_F / (2 * prior_std.square()) + fixed_kl
-    if draw.log_var is not None and draw.log_var.kl_sum_F is not None:
-        mean_kl_F = mean_kl_F + draw.log_var.kl_sum_F / len(draw.smallest_B)
-    free_bits = objective.options.free_bits
-    if free_bits > 0:  # otherwise the mean over ranks of the loss is enough
-        objective.ranks.mean_(mean_kl_F)
-    return free_bits_kl(mean_kl_F, free_bits), mean_kl_F if free_bits > 0 else None
