@@ -59,11 +59,13 @@ setup(
         "dictionary_learning_ext.sweep": ["templates/*"],
         "dictionary_learning_ext.report": ["templates/*"],
     },
+    # The lower bounds are what `make test-oldest` installs. The newest that were tested: torch 2.13,
+    # transformers 5.24, nnsight 0.3.7, datasets 5.2, numpy 2.4, pyarrow 26, tyro 1.0.17, wandb 0.31.
     install_requires=[
         "dictionary-learning==0.1.0",
         "torch>=2.6",
         "transformers>=4.56,<6",
-        "nnsight>=0.3,<0.4",
+        "nnsight>=0.3.5,<0.4",
         "datasets>=3,<6",
         "einops>=0.7",
         "jinja2>=3.1",
@@ -79,7 +81,7 @@ setup(
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "tqdm>=4.66",
-        "tyro>=0.9",
+        "tyro>=1",
         "wandb>=0.18",
         "zstandard>=0.22",
     ],
