@@ -119,7 +119,7 @@ def run(flags: BenchFlags) -> None:
         if "core" in evals:
             print("", *measured_on(outcome), sep="\n")
             print(
-                "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see README)."
+                "\nFVE is ours. SAE Bench 0.6.0's explained variance subtracts a wrong mean (see docs/sae_bench.md)."
             )
         if {"scr", "tpp"} & set(evals):
             print(f"\n{AUDIT}")

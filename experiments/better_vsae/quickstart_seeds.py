@@ -1,4 +1,4 @@
-"""The quickstart's comparison over several seeds: the table in the README.
+"""The quickstart's comparison over several seeds: the table in the guide's first steps.
 
     python -m experiments.better_vsae.quickstart_seeds train     # 2 minutes a seed on 2 cores
     python -m experiments.better_vsae.quickstart_seeds tables    # write the page again

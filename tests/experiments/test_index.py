@@ -67,6 +67,7 @@ def test_stages_are_named_alike_everywhere():
         file
         for pattern in (
             "README.md",
+            "docs/*.md",
             "experiments/**/*.py",
             "experiments/**/*.md",
             "experiments/*.j2",
