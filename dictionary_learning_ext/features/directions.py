@@ -12,6 +12,7 @@ from torch import nn
 
 from ..activations.hook_points import block_list_path
 from ..errors import LanguageModelError
+from ..trainers.decoder_directions import decoder_directions
 
 _FEATURES_AT_ONCE = 256
 
@@ -21,20 +22,6 @@ class Ranked(NamedTuple):
 
     indices_Fn: t.Tensor
     values_Fn: t.Tensor
-
-
-@t.no_grad()
-def decoder_directions(dictionary: Dictionary) -> t.Tensor:
-    """What one unit of each feature adds to the reconstruction, (F, D). Works for every class."""
-    sae: Any = dictionary
-    parameter = next(dictionary.parameters())
-    parts = []
-    for start in range(0, dictionary.dict_size, _FEATURES_AT_ONCE):
-        rows = range(start, min(start + _FEATURES_AT_ONCE, dictionary.dict_size))
-        one_hot = t.zeros(len(rows), dictionary.dict_size).to(parameter)
-        one_hot[range(len(rows)), rows] = 1.0
-        parts.append(sae.decode(one_hot) - sae.decode(t.zeros_like(one_hot[:1])))
-    return t.cat(parts).float().cpu()
 
 
 @t.no_grad()
