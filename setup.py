@@ -90,6 +90,7 @@ setup(
         "docs": DOCS,
         "mutants": [*DEV, "cosmic-ray>=8.4", "toml>=0.10"],
         "saebench": SAEBENCH,
+        "synthetic": ["sae-lens>=6.54,<7"],
     },
     entry_points={"console_scripts": ["vsae=dictionary_learning_ext.cli:main"]},
 )

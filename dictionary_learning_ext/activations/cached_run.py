@@ -8,6 +8,7 @@ from typing import Any
 from nnsight import LanguageModel
 
 from ..config.run_config import RunConfig
+from ..config.synthetic_models import is_synthetic
 from ..errors import LanguageModelError, TextError
 from .cached_source import CachedSource
 from .held_out import HeldOut, held_out_stored, require_held_out
@@ -16,6 +17,7 @@ from .language_models import settings_hash, weights_hash
 from .run_inputs import load_model
 from .sources import RunSources
 from .stored_activations import UNKNOWN, StoredActivations, open_stored
+from .synthetic_run import SyntheticSources
 from .tokens import WHOLE, Share
 
 
@@ -25,13 +27,16 @@ def open_sources(
     before_batch: Callable[[], None] | None = None,
     share: Share = WHOLE,
 ) -> RunSources:
-    """The batches of every hook point of a run, out of a language model or of stored activations.
+    """The batches of every hook point of a run: of a language or synthetic model, or stored ones.
 
     Arguments:
         before_batch: called before each batch of the language model, or each read; it may raise.
         share: what this process reads, and how many share a batch.
     """
-    kind = RunSources if run.activations is None else CachedSources
+    if is_synthetic(run.model):
+        kind = SyntheticSources
+    else:
+        kind = RunSources if run.activations is None else CachedSources
     return kind(run, hooks, before_batch, share)
 
 

@@ -35,6 +35,15 @@ class Rows(Protocol):
         ...
 
 
+class Truth(Protocol):
+    """The true features of synthetic activations. T features, B rows."""
+
+    vectors_TD: t.Tensor
+    """Their directions."""
+    firing_BT: t.Tensor
+    """Their magnitudes in the batch handed out last, 0 where one doesn't fire."""
+
+
 class HeldOut(NamedTuple):
     """What SAEs of one hook point are measured on."""
 
@@ -45,6 +54,8 @@ class HeldOut(NamedTuple):
     """What its loss is measured on."""
     no_loss: str = ""
     """Why not."""
+    truth: Truth | None = None
+    """What is known of the rows; of a synthetic model's only."""
 
     @classmethod
     def of_text(cls, buffer: ResidualBuffer, documents: Sequence[str]) -> "HeldOut":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
+from ..config.synthetic_models import is_synthetic
 from ..errors import LanguageModelError, first_line
 from ..trainers.devices import require_device
 from .hub_access import why_unreachable
@@ -74,6 +75,11 @@ def load_language_model(
 @contextmanager
 def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where a model's files are, and how transformers may get them. Its errors become ours."""
+    if is_synthetic(name):
+        raise LanguageModelError(
+            f"{name} is not a language model: use it with train, eval and compare only, or give a"
+            " language model"
+        )
     folder = EMBEDDED_MODEL if name == "embedded" else Path(name).expanduser()
     is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
     if is_local and not (folder / CONFIG_NAME).is_file():

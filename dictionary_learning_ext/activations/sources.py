@@ -1,7 +1,7 @@
 """Where a run's batches come from: a source for each hook point, all in the same token order.
 
-The training loop asks what `cached_run.open_sources` returns: a language model runs, or a cache is
-read.
+The training loop asks what `cached_run.open_sources` returns: a language model runs, a cache is
+read, or a synthetic model draws.
 """
 
 from collections.abc import Callable, Iterable, Mapping

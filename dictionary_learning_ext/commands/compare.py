@@ -26,12 +26,12 @@ def run(flags: CompareFlags) -> None:
     from ..evaluation.comparison import chosen, printed
     from ..run_folder.reading import read_all, read_config
 
-    metrics = chosen(flags.columns)
+    metrics = None if flags.columns is None else chosen(flags.columns)
     results = read_all(flags.folders)
     if flags.json:
-        keys = {metric.key for metric in metrics} | {"measured_on", "tokens", "loss_tokens"}
-        for folder, values in results.items():
-            if flags.columns is not None:
+        if metrics is not None:
+            keys = {metric.key for metric in metrics} | {"measured_on", "tokens", "loss_tokens"}
+            for folder, values in results.items():
                 results[folder] = {key: value for key, value in values.items() if key in keys}
         print(json.dumps(results, indent=2))
         return

@@ -10,6 +10,7 @@ import tyro
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
+from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ActivationsError, TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
@@ -124,6 +125,8 @@ def _can_be_shown(run: RunConfig) -> bool:
     """Whether a report can show tokens: other folders of activations than ours don't say which."""
     from ..activations.stored_activations import open_stored
 
+    if is_synthetic(run.model):
+        return False
     return run.activations is None or open_stored(run.activations).manifest is not None
 
 
@@ -214,6 +217,9 @@ def starting_point(args: list[str]) -> TrainFlags:
         start = preset(name)
     if given.get("activations", "None") not in ("None", NONE) and starts != ["resume"]:
         start = replace(start, run=_run_on(given, start.run))
+    model = given.get("model", start.run.model)
+    if is_synthetic(model):
+        start = replace(start, run=replace(start.run, **settings_of_run(model)))
     steps = given.get("steps", "")
     if starts != ["resume"] and steps.isdecimal():
         start = start.for_steps(int(steps))

@@ -22,6 +22,7 @@ from .checks import (
 )
 from .options import Dtype, Normalize, Packing, PosteriorOptions, WandbMode
 from .sae_config import SAEConfig
+from .synthetic_models import NO_HOOK
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class RunConfig:
 
     model: str = "embedded"
     """The language model: embedded (shipped with the package), a folder written by
-    save_pretrained, or a name on the hub. Paper: EleutherAI/pythia-70m."""
+    save_pretrained, or a name on the hub. synthetic:small or synthetic:large: activations drawn
+    from known features. Paper: EleutherAI/pythia-70m."""
     hook: str = "blocks.0.hook_resid_post"
     """Where activations are read, in TransformerLens's naming; see vsae hooks. Names separated by
     commas train one SAE for each, on the same text, into --save-dir. Paper:
@@ -224,7 +226,7 @@ class TrainConfig:
         where = []
         if self.run.data_seed != RunConfig.data_seed:
             where.append(f"data-seed{self.run.data_seed}")
-        if self.run.hook != RunConfig.hook:
+        if self.run.hook not in (RunConfig.hook, NO_HOOK):
             where.append(self.run.hook)
         if self.run.data != RunConfig.data:
             where.append(self.run.data.rstrip("/").rpartition("/")[2][-40:])

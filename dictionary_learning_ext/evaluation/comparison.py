@@ -25,13 +25,8 @@ MATCHED = "All were trained on the same batches from the same initial weights."
 _LONG_NAME = 30  # characters
 
 
-def chosen(columns: str | None) -> list[Metric]:
-    """The metrics of `--columns`, keys separated by commas. Default: those that tables show.
-
-    Raises: ConfigError for an unknown key.
-    """
-    if columns is None:
-        return shown_in("compare")
+def chosen(columns: str) -> list[Metric]:
+    """The metrics of `--columns`, keys separated by commas. Raises ConfigError for an unknown key."""
     keys = [key.strip() for key in columns.split(",")]
     for key in keys:
         if key not in METRICS:
@@ -40,6 +35,16 @@ def chosen(columns: str | None) -> list[Metric]:
                 f"{','.join(METRICS)}{meant(key, METRICS)}"
             )
     return [METRICS[key] for key in dict.fromkeys(keys)]
+
+
+def usual_columns(results: dict[str, dict[str, Any]]) -> list[Metric]:
+    """The metrics that a table of these SAEs shows by default."""
+    return [
+        metric
+        for metric in shown_in("compare")
+        if not metric.is_of_truth
+        or any(values.get(metric.key) is not None for values in results.values())
+    ]
 
 
 def table(
@@ -51,7 +56,7 @@ def table(
 
     `width`: see `text_table`.
     """
-    metrics = shown_in("compare") if metrics is None else metrics
+    metrics = usual_columns(results) if metrics is None else metrics
     rows = [
         [name, *(metric.text(values.get(metric.key)) for metric in metrics)]
         for name, values in results.items()
@@ -118,7 +123,7 @@ def printed(
     Arguments:
         results, configs: the content of each folder's metrics.json and config.json.
     """
-    metrics = shown_in("compare") if metrics is None else metrics
+    metrics = usual_columns(results) if metrics is None else metrics
     width = shutil.get_terminal_size().columns
     names, measured = short_names(results), measurements(results)
     differing = unequal(list(measured.values()))

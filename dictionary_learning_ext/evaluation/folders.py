@@ -13,8 +13,11 @@ from ..activations.held_out import HeldOut, held_out_stored, held_out_text, requ
 from ..activations.hook_points import HookPoint, find_hook
 from ..activations.run_inputs import open_model
 from ..activations.stored_activations import StoredActivations, open_stored
+from ..activations.synthetic_run import held_out_synthetic, synthetic_hook_point
+from ..activations.synthetic_source import draw_model
 from ..config.checks import require
 from ..config.run_config import RunConfig
+from ..config.synthetic_models import is_synthetic, require_synthetic_run
 from ..errors import CheckpointError
 from ..run_folder.evaluation_files import MEASURED_ON, evaluation_file, measured_on
 from ..run_folder.matching import require_one_setting
@@ -109,15 +112,19 @@ class OpenedFolders(NamedTuple):
     saes: dict[str, tuple[Dictionary, dict[str, Any]]]
     """Each folder's SAE and config.json."""
     language_model: LanguageModel | None
-    """None if the folder of activations doesn't say which it is."""
+    """None if the folder of activations doesn't say which it is, or the model is synthetic."""
     hook_point: HookPoint
     own_tokens: int
     """On how many tokens their own evaluations measure: the largest number among them."""
     stored: StoredActivations | None
     """Where activations are read from, if not from the language model."""
+    drawn: Any = None
+    """The synthetic model, if they are drawn from one."""
 
     def held_out(self, tokens: int) -> HeldOut:
         """What to measure on, for `tokens` tokens."""
+        if self.drawn is not None:
+            return held_out_synthetic(self.run, self.drawn, tokens)
         if self.stored is None:
             assert self.language_model is not None
             return held_out_text(self.run, self.language_model, self.hook_point, tokens)
@@ -138,12 +145,17 @@ def open_folders(
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
     saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    stored, language_model = None, None
-    if run.activations is not None:
+    stored, language_model, drawn = None, None, None
+    if is_synthetic(run.model):
+        require_synthetic_run(run)
+        drawn = draw_model(run.model)
+    elif run.activations is not None:
         stored = open_stored(run.activations)
         stored.require_fit(run, [run.hook])
         language_model = cached_model(run, stored)
-    if stored is None:
+    if drawn is not None:
+        hook_point = synthetic_hook_point(run)
+    elif stored is None:
         language_model, hook_point = open_model(run)
     elif language_model is not None:
         hook_point = find_hook(language_model, run.hook)
@@ -151,7 +163,7 @@ def open_folders(
         hook_point = stored_hook_point(stored, run.hook)
     for name, (dictionary, _) in saes.items():
         hook_point.require_width(name, dictionary.activation_dim, run.model)
-    return OpenedFolders(run, saes, language_model, hook_point, _own_tokens(runs), stored)
+    return OpenedFolders(run, saes, language_model, hook_point, _own_tokens(runs), stored, drawn)
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:

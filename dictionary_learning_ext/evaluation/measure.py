@@ -11,9 +11,10 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
-from ..activations.held_out import HeldOut
+from ..activations.held_out import HeldOut, Truth
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
+from .ground_truth import TruthMatch
 from .language_model_losses import language_model_losses
 from .metrics import computed
 from .totals import Totals, squared_residual
@@ -30,10 +31,18 @@ class Measurement:
         dictionary: takes raw activations.
         norm_factor: what activations were divided by in training.
         seed: of the noise in the metrics that need some.
+        truth: of the activations, if it is known.
     """
 
-    def __init__(self, dictionary: Dictionary, norm_factor: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        norm_factor: float = 1.0,
+        seed: int = 0,
+        truth: Truth | None = None,
+    ):
         self.dictionary: Any = dictionary
+        self._match = None if truth is None else TruthMatch(dictionary, truth)
         device = next(dictionary.parameters()).device
         self._generator = t.Generator(device).manual_seed(seed)
         self.totals = Totals.empty(
@@ -50,6 +59,8 @@ class Measurement:
         sae: Any = self.dictionary
         x_hat_BD, f_BF = sae(x_BD, output_features=True)
         self.totals.add(x_BD, x_hat_BD, f_BF)
+        if self._match is not None:
+            self._match.add(f_BF)
         theirs = upstream_evaluate(sae, iter([x_BD]), device=str(x_BD.device))
         for name in _UPSTREAMS:
             self.totals.add_mean(name, theirs[name])
@@ -57,6 +68,12 @@ class Measurement:
             self._add_posterior(x_BD)
         if selects_top_k(self.dictionary):
             self._add_stability(x_BD)
+
+    def metrics(self) -> dict[str, Any]:
+        """Every metric of what was added."""
+        if self._match is not None:
+            self.totals.truth = self._match.scores()
+        return computed(self.totals)
 
     def _add_posterior(self, x_BD: t.Tensor) -> None:
         sae, totals = self.dictionary, self.totals
@@ -106,7 +123,7 @@ def measure(
     """
     rows = held_out.rows
     measurements = {
-        name: Measurement(dictionary, factor, seed)
+        name: Measurement(dictionary, factor, seed, held_out.truth)
         for name, (dictionary, factor) in dictionaries.items()
     }
     for batch in range(-(-tokens // rows.out_batch_size)):
@@ -133,4 +150,4 @@ def measure(
         losses = language_model_losses(saes, held_out.reader, held_out.documents)
         for measurement, of_sae in zip(measurements.values(), losses, strict=True):
             measurement.totals.losses = of_sae
-    return {name: computed(measurement.totals) for name, measurement in measurements.items()}
+    return {name: measurement.metrics() for name, measurement in measurements.items()}

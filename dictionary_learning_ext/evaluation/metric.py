@@ -25,6 +25,9 @@ class Metric:
     digits: int = 4
     """Decimals shown of a number below 10."""
     shown_in: tuple[Place, ...] = PLACES
+    is_of_truth: bool = False
+    """Whether it compares with the truth, which is known of synthetic activations only. `vsae compare`
+    has no column of it otherwise."""
     title: str = ""
     """Its name where a newcomer reads it; the label if there is none."""
     in_words: str = ""

@@ -1,91 +1,19 @@
 """The table of metrics: each one's key, definition, label, direction, digits, and its formula.
 
-Every table, page and CSV file reads this table. To add a metric, add a row; if it needs a new total,
-declare that in totals.py and gather it in measure.py. A feature is *selected* at a token if its
-activation by the mean is not zero there.
+Every table, page and CSV file reads this table. To add a metric, add a row; long formulas are in
+formulas.py. If it needs a new total, declare that in totals.py and gather it in measure.py. A feature is
+*selected* at a token if its activation by the mean is not zero there.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from ..trainers.posterior import noise_to_signal
+from . import formulas
 from .metric import Metric, Place
-from .totals import LanguageModelLosses, NotMeasured, Totals
+from .totals import NotMeasured, Totals
 
 NOT_MEASURED = "not_measured"
 """In metrics.json: why metrics are null, by key."""
-
-
-def _fve(totals: Totals) -> float:
-    return 1 - totals.residual / totals.total_variance
-
-
-def _description_length(totals: Totals) -> float | None:
-    l0 = totals.mean("l0")
-    if l0 is None:
-        return None
-    on = min(l0, totals.dict_size)
-    choices = math.lgamma(totals.dict_size + 1) - math.lgamma(on + 1)
-    choices -= math.lgamma(totals.dict_size - on + 1)
-    left = max(totals.residual / totals.total_variance, 1e-12)
-    return choices + totals.activation_dim / 2 * math.log(left)
-
-
-def _near_dead(r: float) -> Callable[[Totals], float]:
-    def share(totals: Totals) -> float:
-        l0 = totals.frequency_F.sum() if totals.k is None else float(totals.k)
-        return (totals.frequency_F < r * (l0 / totals.dict_size)).double().mean().item()
-
-    return share
-
-
-def _noise_to_signal(totals: Totals) -> float | None:
-    variance = totals.mean("noise_variance")
-    if variance is None:
-        return None
-    if totals.squares == 0:
-        raise NotMeasured("the activations are all 0")
-    return noise_to_signal(totals.k or 0, variance, totals.squares / totals.tokens)
-
-
-def _mean_sigma(totals: Totals) -> float | None:
-    std = totals.mean("std")
-    return None if std is None else std / totals.norm_factor
-
-
-def _fve_sampled(totals: Totals) -> float | None:
-    sampled = totals.residual_sampled
-    return None if sampled is None else 1 - sampled / totals.total_variance
-
-
-def _frac_recovered(totals: Totals) -> float | None:
-    if (losses := _losses(totals)) is None:
-        return None
-    if losses.zero == losses.original:
-        raise NotMeasured("zeros in place of the activations do not change the loss")
-    return (losses.zero - losses.reconstructed) / (losses.zero - losses.original)
-
-
-def _losses(totals: Totals) -> LanguageModelLosses | None:
-    losses = totals.losses
-    if losses is None and totals.no_losses:
-        raise NotMeasured(totals.no_losses)
-    if losses is not None and losses.tokens == 0:
-        raise NotMeasured("no held-out document has a second token, which could be predicted")
-    return losses
-
-
-def _loss(which: str) -> Callable[[Totals], float | None]:
-    def loss(totals: Totals) -> float | None:
-        losses = _losses(totals)
-        return None if losses is None else getattr(losses, which)
-
-    return loss
-
-
-def _count(which: str) -> Callable[[Totals], float | None]:
-    return lambda totals: totals.losses and getattr(totals.losses, which)
 
 
 _ROWS = (
@@ -93,7 +21,7 @@ _ROWS = (
         "fve",
         "1 - sum of squared residuals / total variance about the mean",
         "FVE",
-        _fve,
+        formulas.fve,
         better="higher",
         title="Variance explained (FVE)",
         in_words="fraction of the activations' variance that the reconstruction explains",
@@ -103,7 +31,7 @@ _ROWS = (
         "(zero - reconstructed) / (zero - original), of the language model's losses; positions that "
         "training leaves out keep their activations in all three",
         "CE recovered",
-        _frac_recovered,
+        formulas.frac_recovered,
         better="higher",
         shown_in=("compare", "report", "sweep"),
         title="LM loss recovered",
@@ -133,7 +61,7 @@ _ROWS = (
         "share of features selected in fewer than 0.1 k/F of the tokens; of an SAE without k, 0.1 "
         "times its L0 / F",
         "near-dead < 0.1",
-        _near_dead(0.1),
+        formulas.near_dead(0.1),
         better="lower",
         title="Almost never used",
         in_words="share of features selected less than a tenth as often as the average feature "
@@ -143,7 +71,7 @@ _ROWS = (
         "near_dead_0.5",
         "the same at 0.5",
         "near-dead < 0.5",
-        _near_dead(0.5),
+        formulas.near_dead(0.5),
         better="lower",
         title="Rarely used",
         in_words="share of features selected less than half as often as the average feature "
@@ -160,7 +88,7 @@ _ROWS = (
         "noise_to_signal",
         "k sigma^2 / E||x||^2; null for an SAE whose decoder is not unit-norm",
         "noise/signal",
-        _noise_to_signal,
+        formulas.noise_to_signal,
         shown_in=("compare",),
         in_words="energy of the noise that sampling adds to a reconstruction / energy of the "
         "activations: k sigma^2 / E||x||^2",
@@ -169,7 +97,7 @@ _ROWS = (
         "fve_sampled",
         "FVE when the code is drawn from the posterior",
         "FVE sampled",
-        _fve_sampled,
+        formulas.fve_sampled,
         better="higher",
         shown_in=("compare",),
     ),
@@ -186,11 +114,49 @@ _ROWS = (
         "(Jaccard index)",
     ),
     Metric(
+        "true_mcc",
+        "mean |cosine| of decoder directions and a synthetic model's true features, paired one to one "
+        "to maximise it; SAELens's MCC",
+        "true MCC",
+        formulas.truth("mcc"),
+        better="higher",
+        shown_in=("compare",),
+        is_of_truth=True,
+    ),
+    Metric(
+        "firing_f1",
+        "mean over features of the F1 score of their firing, taken as a prediction of when the true "
+        "feature of the largest |cosine| fires; SAELens's",
+        "firing F1",
+        formulas.truth("firing_f1"),
+        better="higher",
+        shown_in=("compare",),
+        is_of_truth=True,
+    ),
+    Metric(
+        "true_coverage",
+        "share of the true features that have the largest |cosine| with some feature",
+        "true coverage",
+        formulas.truth("coverage"),
+        better="higher",
+        shown_in=("compare",),
+        is_of_truth=True,
+    ),
+    Metric(
+        "uniqueness",
+        "the number of these true features / the number of the SAE's features; SAELens's",
+        "uniqueness",
+        formulas.truth("uniqueness"),
+        better="higher",
+        shown_in=("compare",),
+        is_of_truth=True,
+    ),
+    Metric(
         "description_length",
         "log C(F, L0) + D/2 log(1 - FVE), nats per token: what it takes to send which features are "
         "on and, as a Gaussian, the residual; more features cost more",
         "description length",
-        _description_length,
+        formulas.description_length,
         better="lower",
         shown_in=("sweep",),
     ),
@@ -236,7 +202,7 @@ _ROWS = (
         "mean_sigma",
         "the posterior's standard deviation, in training units",
         "mean sigma",
-        _mean_sigma,
+        formulas.mean_sigma,
         shown_in=(),
     ),
     Metric(
@@ -251,14 +217,14 @@ _ROWS = (
         "loss_original",
         "cross-entropy of the language model, nats per token",
         "CE",
-        _loss("original"),
+        formulas.loss("original"),
         shown_in=(),
     ),
     Metric(
         "loss_reconstructed",
         "cross-entropy with the reconstruction in place of the activations",
         "CE, reconstructed",
-        _loss("reconstructed"),
+        formulas.loss("reconstructed"),
         better="lower",
         shown_in=(),
     ),
@@ -266,14 +232,14 @@ _ROWS = (
         "loss_zero",
         "cross-entropy with zeros in place of the activations",
         "CE, zeros",
-        _loss("zero"),
+        formulas.loss("zero"),
         shown_in=(),
     ),
     Metric(
         "loss_tokens",
         "held-out tokens on which the cross-entropies were measured",
         "CE tokens",
-        _count("tokens"),
+        formulas.count("tokens"),
         digits=0,
         shown_in=(),
     ),
@@ -281,7 +247,7 @@ _ROWS = (
         "loss_positions",
         "tokens of the documents on which these losses were measured",
         "CE positions",
-        _count("positions"),
+        formulas.count("positions"),
         digits=0,
         shown_in=(),
     ),
@@ -290,7 +256,7 @@ _ROWS = (
         "at how many of these positions activations were not replaced, since training leaves such "
         "positions out",
         "positions left alone",
-        _count("left_alone"),
+        formulas.count("left_alone"),
         digits=0,
         shown_in=(),
     ),

@@ -28,6 +28,15 @@ class LanguageModelLosses(NamedTuple):
     training leaves such positions out."""
 
 
+class TruthScores(NamedTuple):
+    """How an SAE matches the true features of a synthetic model, see ground_truth.py."""
+
+    mcc: float
+    firing_f1: float
+    uniqueness: float
+    coverage: float
+
+
 @dataclass
 class Totals:
     """What was gathered about one SAE over some batches of raw activations."""
@@ -55,6 +64,8 @@ class Totals:
     losses: LanguageModelLosses | None = None
     no_losses: str = ""
     """Why there are none, if that is not because they don't apply."""
+    truth: TruthScores | None = None
+    """Of synthetic activations only."""
 
     @classmethod
     def empty(

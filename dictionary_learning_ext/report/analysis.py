@@ -15,6 +15,7 @@ import torch as t
 
 from ..activations.contexts import read_contexts
 from ..config.report_options import ReportOptions
+from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..features.collector import FeatureCollector, FeatureStatistics
@@ -112,6 +113,11 @@ def analyse(
         returning = Returning(measured([folders[0], *seeds]))
     opened = open_folders(folders, **where)
     run, language_model = opened.run, opened.language_model
+    if is_synthetic(run.model):
+        raise ActivationsError(
+            f"model={run.model}: a report shows tokens, and synthetic activations have none; use"
+            " `vsae eval` and `vsae compare`"
+        )
     if language_model is None:
         raise ActivationsError(
             f"activations={run.activations}: a report shows tokens, and {run.activations} doesn't say"

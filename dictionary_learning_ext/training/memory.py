@@ -12,6 +12,7 @@ from ..activations.stored_activations import open_stored
 from ..config.byte_sizes import in_words
 from ..config.run_config import RunConfig
 from ..config.sae_config import SAEConfig
+from ..config.synthetic_models import is_synthetic, synthetic_settings
 from ..errors import ConfigError
 
 
@@ -63,7 +64,7 @@ def require_memory(
         ),
         _Part(
             "buffer",
-            copies * hooks * run.n_ctxs * run.ctx_len * width * size,
+            copies * hooks * _buffer_rows(run) * width * size,
             "lower --n-ctxs or --ctx-len",
         ),
         _Part("language model", parameters * size, "use a smaller --model, or --dtype bfloat16"),
@@ -83,9 +84,16 @@ def row_width(run: RunConfig) -> int:
 
     Raises: LanguageModelError or ActivationsError if there is no such model or folder.
     """
+    if is_synthetic(run.model):
+        return synthetic_settings(run.model).width
     if run.activations is None:
         return width_of(run.model)
     return max(hook.width for hook in open_stored(run.activations).hooks.values())
+
+
+def _buffer_rows(run: RunConfig) -> int:
+    """Activations that are kept; a synthetic model's are drawn batch by batch."""
+    return run.batch_size if is_synthetic(run.model) else run.n_ctxs * run.ctx_len
 
 
 def _language_model(run: RunConfig) -> tuple[int, int]:
@@ -93,6 +101,8 @@ def _language_model(run: RunConfig) -> tuple[int, int]:
 
     Raises what `require_memory` does.
     """
+    if is_synthetic(run.model):
+        return 0, row_width(run)
     if run.activations is not None:
         is_needed = run.eval_tokens and open_stored(run.activations).manifest is not None
         if not is_needed:

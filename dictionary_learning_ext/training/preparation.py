@@ -6,6 +6,7 @@ from pathlib import Path
 from ..activations.text import names_a_file, open_text
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
+from ..config.synthetic_models import is_synthetic, require_synthetic_run
 from ..errors import ConfigError
 from ..run_folder.names import RUNS, folder_of, require_free
 from .processes import launched
@@ -29,7 +30,9 @@ def prepared(
                 "e.g. runs/NAME"
             )
     folders = _folders(run, saes)
-    if run.activations is not None:
+    if is_synthetic(run.model):
+        require_synthetic_run(run)
+    elif run.activations is not None:
         from ..activations.stored_activations import open_stored
 
         hooks = [run.hook] if len(saes) == 1 else []  # of several, each has its own
@@ -37,7 +40,8 @@ def prepared(
     if not resume:
         for folder in folders.values():
             require_free(folder, run.overwrite)
-        if run.activations is None and names_a_file(run.data):
+        reads_text = run.activations is None and not is_synthetic(run.model)
+        if reads_text and names_a_file(run.data):
             open_text(run.data, passes=run.text_passes)
     return saes, folders
 

@@ -12,6 +12,7 @@ from dictionary_learning_ext.evaluation.comparison import (
     printed,
     short_names,
     table,
+    usual_columns,
 )
 from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
 
@@ -68,10 +69,23 @@ def test_a_single_sae_is_not_named():
     assert max(map(len, lines)) <= 80
 
 
+def test_the_truth_has_columns_where_it_is_known():
+    of_truth = {metric.key: None for metric in METRICS.values() if metric.is_of_truth}
+    assert len(of_truth) == 4
+    unknown = measured() | of_truth
+    heads = [metric.key for metric in usual_columns({"a": unknown, "b": {"fve": 0.5}})]
+    assert heads == [m.key for m in shown_in("compare") if m.key not in of_truth]
+    assert "true MCC" not in printed({"a": unknown})
+    both = {"a": unknown, "b": unknown | {"true_mcc": 0.25}}
+    extra = [m.key for m in usual_columns(both) if m.key not in heads]
+    assert extra == ["true_mcc"]
+    assert "0.2500" in table(both)
+    assert chosen("true_mcc") == [METRICS["true_mcc"]], "by its name it is always shown"
+
+
 def test_other_columns_by_key():
     metrics = chosen("loss_zero, fve,fve")
     assert [metric.key for metric in metrics] == ["loss_zero", "fve"]
-    assert chosen(None) == shown_in("compare")
     assert printed({"a": {"fve": 0.5}}, metrics).splitlines()[0].split() == ["CE,", "zeros", "FVE"]
     with pytest.raises(ConfigError, match=r"--columns fve,l3: no metric 'l3'; .*fve,frac_recov"):
         chosen("fve,l3")

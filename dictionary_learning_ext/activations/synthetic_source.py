@@ -1,0 +1,175 @@
+"""Batches that a synthetic model draws, and which of its true features fired at each.
+
+The model is SAELens's, and stays on the CPU: a batch is the same on every device. Batch n of a stream is
+drawn from a seed of its own, so the number of batches says where to resume.
+
+Shapes: B rows, D = the width of a row, T true features.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import torch as t
+
+from ..config.synthetic_models import synthetic_settings
+from ..errors import ConfigError
+from .outliers import Outliers
+from .tokens import WHOLE, Share
+
+_ROWS_OF_THE_NORM = 16_384
+
+
+def draw_model(model: str) -> Any:
+    """SAELens's `SyntheticModel` of `synthetic:NAME`: always the same one.
+
+    Raises: ConfigError if there is no such model, or SAELens isn't installed.
+    """
+    settings = synthetic_settings(model)
+    try:
+        from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
+            HierarchyConfig,
+            LowRankCorrelationConfig,
+            SyntheticModel,
+            SyntheticModelConfig,
+            ZipfianFiringProbabilityConfig,
+        )
+    except ImportError as error:
+        raise ConfigError(
+            f"model={model!r}: expected SAELens, which draws these activations ({error}); install it:"
+            " pip install 'dictionary-learning-ext[synthetic]'"
+        ) from error
+    return SyntheticModel(
+        SyntheticModelConfig(
+            num_features=settings.features,
+            hidden_dim=settings.width,
+            firing_probability=ZipfianFiringProbabilityConfig(
+                exponent=settings.zipf_exponent,
+                max_prob=settings.most_often,
+                min_prob=settings.least_often,
+            ),
+            hierarchy=HierarchyConfig(
+                total_root_nodes=settings.trees,
+                branching_factor=settings.children,
+                max_depth=settings.depth,
+                mutually_exclusive_portion=settings.exclusive,
+                compensate_probabilities=True,
+            ),
+            correlation=LowRankCorrelationConfig(
+                rank=settings.correlation_rank, correlation_scale=settings.correlation_scale
+            ),
+            std_firing_magnitudes=settings.magnitude_std,
+            bias=settings.bias,
+            seed=settings.seed,
+        )
+    )
+
+
+def model_hash(model: str) -> str:
+    """A hash of what a synthetic model is made from: its settings, and SAELens's version."""
+    made_from = asdict(synthetic_settings(model)) | {"sae_lens": metadata.version("sae-lens")}
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+class SyntheticSource:
+    """Endless batches of a synthetic model's activations, (out_batch_size, D), in float32.
+
+    Arguments:
+        model: `synthetic:NAME`.
+        drawn: what `draw_model` returns for it.
+        stream: "train" or "heldout". Two streams share no seed.
+        out_batch_size: rows in a batch.
+        seed: of the samples.
+        device: where batches go.
+        share: of several processes each draws its own batches.
+
+    Attributes:
+        d_submodule: D.
+        tokens_seen: rows handed out.
+        vectors_TD: the directions of the true features.
+        firing_BT: the magnitudes of the true features in the last batch, 0 where one doesn't fire.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        drawn: Any,
+        *,
+        stream: str = "train",
+        out_batch_size: int,
+        seed: int = 0,
+        device: str = "cpu",
+        share: Share = WHOLE,
+    ):
+        self._model, self._drawn, self._stream = model, drawn, stream
+        self._noise_std = synthetic_settings(model).noise_std
+        self._seed, self._share = seed, share
+        self.out_batch_size, self.device = out_batch_size, device
+        self.vectors_TD: t.Tensor = drawn.feature_dict.feature_vectors.detach()
+        self.firing_BT = t.zeros(0, len(self.vectors_TD))
+        self.d_submodule = self.vectors_TD.shape[1]
+        self.tokens_seen = 0
+
+    def __iter__(self) -> "SyntheticSource":
+        return self
+
+    def __next__(self) -> t.Tensor:
+        """The next batch, (out_batch_size, D): a fresh tensor."""
+        x_BD, self.firing_BT = self._batch(self.tokens_seen // self.out_batch_size)
+        self.tokens_seen += self.out_batch_size
+        return x_BD.to(self.device)
+
+    def mean_squared_norm(self) -> float:
+        """E||x||^2 of the first rows. Hands out none."""
+        batches = max(1, _ROWS_OF_THE_NORM // self.out_batch_size)
+        squares = [float(self._batch(n)[0].square().sum(1).mean()) for n in range(batches)]
+        return sum(squares) / batches
+
+    def outliers(self) -> Outliers | None:
+        """None: there are no tokens."""
+        return None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings, fit for JSON."""
+        made_from = asdict(synthetic_settings(self._model))
+        return {**self._settings(), "device": str(self.device), "synthetic_model": made_from}
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings that decide what the batches hold."""
+        return {
+            "d_submodule": self.d_submodule,
+            "model": self._model,
+            "stream": self._stream,
+            "out_batch_size": self.out_batch_size,
+            "seed": self._seed,
+            "share": list(self._share),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to continue with the same batches, fit for JSON."""
+        return {"tokens_seen": self.tokens_seen, "config": self._settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken. Raises ConfigError if it is of other settings."""
+        was, now = state["config"], self._settings()
+        if differ := [name for name in now if was.get(name) != now[name]]:
+            given, before = (
+                ", ".join(f"{name}={each.get(name)!r}" for name in differ) for each in (now, was)
+            )
+            raise ConfigError(f"the run can't resume with {given}: expected {before}, as before")
+        self.tokens_seen = state["tokens_seen"]
+
+    def _batch(self, number: int) -> tuple[t.Tensor, t.Tensor]:
+        """A batch of the stream, by its number from 0, and its firings.
+
+        SAELens draws from torch's global generator, which is put back afterwards.
+        """
+        name = f"{self._stream} {self._seed} {self._share.rank} {number}"
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1
+        with t.random.fork_rng(devices=[]):
+            t.default_generator.manual_seed(seed)
+            x_BD, firing_BT = self._drawn.sample_with_features(self.out_batch_size)
+            return x_BD + self._noise_std * t.randn_like(x_BD), firing_BT

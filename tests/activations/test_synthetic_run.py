@@ -1,0 +1,155 @@
+"""Training, evaluating and comparing SAEs on SAELens's synthetic models."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch as t
+from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stopped_at
+from small_commands import refused
+
+from dictionary_learning_ext import train
+from dictionary_learning_ext.activations import run_inputs
+from dictionary_learning_ext.activations.cached_run import open_sources
+from dictionary_learning_ext.activations.synthetic_source import draw_model
+from dictionary_learning_ext.activations.tokens import Share
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config import synthetic_models
+from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.synthetic_models import NO_HOOK, settings_of_run
+from dictionary_learning_ext.errors import ConfigError, Interrupted
+
+pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[synthetic]'")
+
+TINY = "synthetic:tiny"
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A model of 40 features in 16 dimensions; and no language model can be loaded."""
+    small = synthetic_models.SYNTHETIC_MODELS["small"]
+    row = replace(small, features=40, width=16, trees=2, children=3, correlation_rank=4)
+    monkeypatch.setitem(synthetic_models.SYNTHETIC_MODELS, "tiny", row)
+
+    def load(*_, **__):
+        raise AssertionError("a language model is loaded")
+
+    monkeypatch.setattr(run_inputs, "load_language_model", load)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunConfig(
+        **settings_of_run(TINY),
+        steps=STEPS,
+        batch_size=64,
+        eval_tokens=500,
+        log_steps=7,
+        save_every="10",
+        save_dir=str(tmp_path / "run"),
+    )
+
+
+def metrics_of(folder):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def test_a_model_is_the_same_every_time_and_quiet(capsys):
+    t.manual_seed(5)
+    one = draw_model("synthetic:small")
+    t.manual_seed(6)
+    other = draw_model("synthetic:small")
+    assert t.equal(one.feature_dict.feature_vectors, other.feature_dict.feature_vectors)
+    assert one.feature_dict.feature_vectors.shape == (1024, 128)
+    assert t.allclose(one.feature_dict.feature_vectors.norm(dim=1), t.ones(1024))
+    for name in ("firing_probabilities", "mean_firing_magnitudes"):
+        each = [getattr(model.activation_generator, name) for model in (one, other)]
+        assert t.equal(*each)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_features_fire_and_children_only_with_their_parents():
+    _, firing_BT = draw_model("synthetic:small").sample_with_features(20_000)
+    fires_BT = firing_BT > 0
+    assert 5 < fires_BT.sum(1).float().mean() < 12
+    assert fires_BT.any(0).float().mean() > 0.99
+    for root in draw_model("synthetic:small").hierarchy.roots:
+        for child in root.children:
+            alone_B = fires_BT[:, child.feature_index] & ~fires_BT[:, root.feature_index]
+            assert not alone_B.any()
+
+
+def test_a_run_that_is_stopped_ends_as_one_that_is_not(run, tmp_path, monkeypatch):
+    whole = replace(run, save_dir=str(tmp_path / "whole"))
+    train(whole, {"x": sae_of()})
+    stopped_at(35, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    resumed(run.save_dir)
+    assert_equal(results(Path(run.save_dir)), results(tmp_path / "whole"))
+
+
+def test_the_commands_train_evaluate_and_compare(tmp_path, capsys):
+    one, other = (str(tmp_path / name) for name in ("one", "other"))
+    flags = [f"--model={TINY}", "--steps=20", "--batch-size=64", "--dict-size=32", "--k=4"]
+    flags += ["--eval-tokens=500"]
+    assert main(["train", *flags, f"--save-dir={one}"]) == 0
+    out = capsys.readouterr().out
+    assert "report" not in out, "which would be refused"
+    assert "synthetic:tiny is not a language model" in out
+    again = ["train", *flags, "--architecture=top_k", "--data-seed=1", f"--save-dir={other}"]
+    assert main(again) == 0
+    first, second = metrics_of(one), metrics_of(other)
+    for name in ("true_mcc", "firing_f1", "true_coverage", "uniqueness"):
+        assert 0 < first[name] < 1
+    assert first["true_mcc"] != second["true_mcc"]
+    assert first["frac_recovered"] is None
+    assert first["measured_on"]["hook"] == NO_HOOK
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["run"]["settings"]["hook"] == config["trainer"]["submodule_name"] == NO_HOOK
+
+    (tmp_path / "one" / "metrics.json").unlink()
+    assert main(["eval", one]) == 0
+    assert metrics_of(one) == first
+    capsys.readouterr()
+    assert main(["compare", one, other]) == 0
+    out = capsys.readouterr().out
+    assert f"{first['true_mcc']:.4f}" in out
+    assert f"{second['firing_f1']:.4f}" in out
+    assert "Not a matched comparison" not in out
+    line = refused(["report", one], capsys)
+    assert "a report shows tokens, and synthetic activations have none; use `vsae eval`" in line
+
+
+def test_held_out_samples_are_the_same_for_every_seed_and_not_those_of_training(run):
+    sources = [open_sources(replace(run, data_seed=seed), [NO_HOOK]) for seed in (0, 1)]
+    held_out = [each.held_out(NO_HOOK) for each in sources]
+    first, second = (next(each.rows) for each in held_out)
+    assert t.equal(first, second)
+    trained = [each.next()[NO_HOOK] for each in sources]
+    assert not t.equal(*trained)
+    assert not t.equal(trained[0], first[:64])
+    assert held_out[0].truth.firing_BT.shape == (500, 40)
+
+
+def test_processes_draw_different_samples(run):
+    ranks = [open_sources(run, [NO_HOOK], share=Share(rank, 2)) for rank in range(2)]
+    one, other = (each.next()[NO_HOOK] for each in ranks)
+    assert one.shape == other.shape == (32, 16)
+    assert not t.equal(one, other)
+
+
+def test_a_run_whose_model_has_changed_is_refused(run, monkeypatch):
+    stopped_at(15, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    row = synthetic_models.SYNTHETIC_MODELS["tiny"]
+    monkeypatch.setitem(synthetic_models.SYNTHETIC_MODELS, "tiny", replace(row, seed=1))
+    with pytest.raises(ValueError, match="the language model 'synthetic:tiny' has changed since"):
+        resumed(run.save_dir)
+
+
+def test_a_run_with_a_language_models_settings_is_refused(run):
+    with pytest.raises(ConfigError, match=r"hook='blocks\.0\.hook_resid_post': synthetic:tiny has"):
+        train(replace(run, hook=RunConfig.hook), {"x": sae_of()})

@@ -1,0 +1,77 @@
+"""Synthetic models: which there are, and what a run on one has no use for."""
+
+from dataclasses import replace
+
+import pytest
+from small_commands import refused
+
+from dictionary_learning_ext.commands.train import starting_point
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.config.synthetic_models import (
+    NO_HOOK,
+    SYNTHETIC_MODELS,
+    is_synthetic,
+    require_synthetic_run,
+    settings_of_run,
+    synthetic_settings,
+)
+from dictionary_learning_ext.errors import ConfigError
+
+SMALL = "synthetic:small"
+
+
+def test_a_name_is_a_row_of_the_table():
+    assert synthetic_settings(SMALL) is SYNTHETIC_MODELS["small"]
+    assert (SYNTHETIC_MODELS["small"].features, SYNTHETIC_MODELS["small"].width) == (1024, 128)
+    assert is_synthetic(SMALL)
+    assert not is_synthetic("runs/synthetic:small")
+    with pytest.raises(ConfigError, match=r"of synthetic:small, synthetic:large; did you mean"):
+        synthetic_settings("synthetic:smal")
+
+
+def test_a_forest_fits_into_the_features():
+    for settings in SYNTHETIC_MODELS.values():
+        in_a_tree = sum(settings.children**level for level in range(settings.depth + 1))
+        assert settings.trees * in_a_tree < settings.features
+
+
+def test_a_run_says_that_there_is_no_hook_point_and_no_text():
+    run = RunConfig(**settings_of_run(SMALL))
+    require_synthetic_run(run)
+    assert (run.hook, run.data) == (NO_HOOK, SMALL)
+    assert "_synthetic-small_" in TrainConfig(run=run).name
+    assert NO_HOOK not in TrainConfig(run=run).name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hook", "blocks.0.hook_resid_post"),
+        ("data", "book.txt"),
+        ("activations", "cache"),
+        ("max_norm_multiple", 10.0),
+        ("remove_bos", True),
+    ],
+)
+def test_a_setting_of_a_language_model_is_refused(name, value):
+    run = replace(RunConfig(**settings_of_run(SMALL)), **{name: value})
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"^{name}=.*{SMALL} has no text.*; leave out {flag}, or"):
+        require_synthetic_run(run)
+
+
+def test_the_command_takes_its_defaults_from_the_model():
+    run = starting_point(["--model", SMALL, "--steps", "10"]).run
+    assert {name: getattr(run, name) for name in settings_of_run(SMALL)} == settings_of_run(SMALL)
+    assert run.steps == 10
+    assert starting_point([]).run.max_norm_multiple is not None
+
+
+def test_mistakes_on_the_command_line_are_one_line(capsys):
+    assert "did you mean 'synthetic:small'?" in refused(["train", "--model=synthetic:smal"], capsys)
+    line = refused(["train", f"--model={SMALL}", "--hook=blocks.0.hook_mlp_out"], capsys)
+    assert line.startswith("vsae: --hook 'blocks.0.hook_mlp_out': synthetic:small has no")
+    for command in ("hooks", "cache"):
+        folder = ["x"] if command == "cache" else []
+        line = refused([command, f"--model={SMALL}", *folder], capsys)
+        assert line.startswith("vsae: synthetic:small is not a language model: use it with train")
