@@ -117,6 +117,14 @@ EXPERIMENTS = (
         page="quickstart_seeds.md",
     ),
     Experiment(
+        "ground_truth.match_to_truth",
+        "Does a feature that returns from other seeds match a true feature better?",
+        minutes="30",
+        stages=("train", "tables"),
+        needs="[synthetic]",
+        page="match_to_truth.md",
+    ),
+    Experiment(
         "speed.step_time",
         "How long does a training step take: ours, upstream's, SAELens's, sparsify's?",
         minutes="10",

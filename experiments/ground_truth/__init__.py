@@ -1,0 +1,1 @@
+"""SAEs against known features."""
