@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .evaluation.folders import evaluate_folders
     from .evaluation.measure import measure
     from .interactive.agreeing import agreement
+    from .interactive.features_of import features_of
     from .interactive.steering import steer
     from .run_folder.weights import load_dictionary
     from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer
@@ -38,6 +39,7 @@ _HOMES = {
     "VariationalTopKTrainer": ".trainers.variational_top_k",
     "agreement": ".interactive.agreeing",
     "evaluate_folders": ".evaluation.folders",
+    "features_of": ".interactive.features_of",
     "find_hook": ".activations.hook_points",
     "load_dictionary": ".run_folder.weights",
     "load_language_model": ".activations.language_models",
@@ -59,6 +61,7 @@ __all__ = [
     "VariationalTopKTrainer",
     "agreement",
     "evaluate_folders",
+    "features_of",
     "find_hook",
     "load_dictionary",
     "load_language_model",

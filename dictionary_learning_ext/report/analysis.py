@@ -145,7 +145,7 @@ def analyse(
         statistics = collectors[name].statistics()
         if (read := statistics.tokens + finder.tokens) < options.tokens:
             logger.warning("the text ended after %d tokens", read)
-        ranking = _ranking(statistics)
+        ranking = ranking_of(statistics)
         if options.synthesise and ranking:
             on_step(f"{label}: synthesising tokens for {options.synthesise} features")
         syntheses = synthesise(
@@ -217,7 +217,7 @@ def _add_geometry(
     return None
 
 
-def _ranking(statistics: FeatureStatistics) -> list[int]:
+def ranking_of(statistics: FeatureStatistics) -> list[int]:
     """The live features, those that fire most consistently on one and the same token first.
 
     A feature that fires on one token is the easiest to interpret. Those selected too rarely to tell

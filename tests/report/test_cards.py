@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext.report.analysis import LEAST_SELECTIONS, _ranking
+from dictionary_learning_ext.report.analysis import LEAST_SELECTIONS, ranking_of
 from dictionary_learning_ext.report.cards import cards
 from dictionary_learning_ext.report.returning import FeatureScores
 
@@ -39,7 +39,7 @@ def comparison(tokens_F, count_F=None, pages=100):
         label="a",
         metrics={"fve": 0.5},
         statistics=statistics,
-        ranking=_ranking(statistics),
+        ranking=ranking_of(statistics),
         scores=None,
     )
     return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))
