@@ -84,6 +84,15 @@ def test_a_dictionary_is_measured_where_it_is_told_to(tiny_lm):
     assert named.density.equal(found.density)
 
 
+def test_the_embedded_model_is_measured_by_its_name():
+    t.manual_seed(0)
+    sae = AutoEncoderTopK(128, 48, 4)
+    found = features_of(sae, "embedded", DOCUMENTS, hook=HOOK)
+    assert found.sinks is None
+    lm = found.language_model
+    require_equal(found, dense(lm, sae, DOCUMENTS, 128), lm, 3)
+
+
 def test_a_file_is_read_whole(folder, tiny_lm, tmp_path):
     """And so are a folder and a stream of documents, though every 20th document is held out."""
     documents = [f"{i} cats sat on the mat" for i in range(45)]
