@@ -128,6 +128,10 @@ _VARIATIONAL: dict[str, Any] = {
         "point": Look("TopK with an L2 penalty", "dodgerblue", "h"),
     },
 }
+_VARIATIONAL["looks"] |= {
+    f"{variant}_magnitude": Look(f"{label}, by magnitude", colour, "*")
+    for variant, (label, colour, _) in _VARIATIONAL["looks"].items()
+}
 
 _ROWS = (
     Architecture(

@@ -13,6 +13,7 @@ from .option_groups import Options, RunSize
 Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
 Prior = Literal["fixed", "learned"]
+SelectBy = Literal["value", "magnitude"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine", "cyclical"]
 Dtype = Literal["float32", "bfloat16"]
@@ -28,6 +29,7 @@ BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", 
 
 POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
 NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
+SELECT_BY: tuple[SelectBy, ...] = get_args(SelectBy)
 
 LOG_VAR_LIMITS = (-10.0, 4.0)
 """What a learned posterior's log-variance is clamped to, in training units."""
@@ -117,6 +119,9 @@ class PosteriorOptions(Options):
     selects, or only the selection."""
     rectify: bool = False
     """Apply a ReLU to the mean, as upstream's TopK does. Paper: no."""
+    select_by: SelectBy = "value"
+    """Keep the k largest activations (value; paper), or the k of largest magnitude with their signs
+    (magnitude: AbsTopK, arXiv 2510.00404)."""
     prior_std: float = 1.0
     """The standard deviation of the prior, in training units. A learned prior starts from it."""
     prior: Prior = "fixed"

@@ -187,6 +187,7 @@ _ADDED_LATER = {
     "freeze_decoder": (None, False),
     "k_anneal_steps": (None,),
     "prior": (None, PosteriorOptions.prior),
+    "select_by": (None, PosteriorOptions.select_by),
     "activations": (None,),
 }
 """Settings that older run folders lack, and the values that mean the same as their absence."""

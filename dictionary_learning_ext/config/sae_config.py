@@ -292,6 +292,7 @@ class SAEConfig(_Fields):
         parts += ["k-annealed"] if self.k_anneal_steps is not None else []
         parts += ["rectified"] if self.rectify else []
         parts += ["prior-learned"] if self.prior == "learned" else []
+        parts += ["by-magnitude"] if self.select_by == "magnitude" else []
         parts += [
             f"{label}{getattr(self, name):g}"
             for name, label in _NAMED_IN_FOLDERS.items()

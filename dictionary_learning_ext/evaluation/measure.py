@@ -14,6 +14,7 @@ from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from ..activations.held_out import HeldOut, Truth
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
+from ..trainers.kernels.drawn_code import compared
 from .ground_truth import TruthMatch
 from .language_model_losses import language_model_losses
 from .metrics import computed
@@ -94,7 +95,8 @@ class Measurement:
             scales["stability_sigma"] = sae.posterior(x_BD).std
         for name, scale in scales.items():
             noise_BF = t.empty_like(mu_BF).normal_(generator=self._generator)
-            other_BK = (mu_BF + scale * noise_BF).topk(indices_BK.shape[1], sorted=False).indices
+            z_BF = compared(mu_BF + scale * noise_BF, getattr(sae, "select_by", "value"))
+            other_BK = z_BF.topk(indices_BK.shape[1], sorted=False).indices
             in_both_BK = t.zeros_like(mu_BF, dtype=t.bool).scatter_(1, other_BK, True)
             common_B = in_both_BK.gather(1, indices_BK).sum(1)
             self.totals.add_mean(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())

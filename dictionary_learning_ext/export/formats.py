@@ -3,7 +3,7 @@
 sae-bench            a working directory of SAE Bench 0.6.0: its dictionary_learning loader, run
                      there, reads repository `SAE_BENCH_REPO` at the location `name`
 dictionary-learning  upstream's `load_dictionary`
-sae-lens             SAELens's `SAE.load_from_disk`, as a TopKSAE
+sae-lens             SAELens's `SAE.load_from_disk`, as a TopKSAE or an AbsTopKSAE
 sparsify             EleutherAI's `SparseCoder.load_many`, see sparsify_folder.py
 safetensors          any program: `sae.safetensors` and a config.json that states the equation
 """
@@ -48,7 +48,8 @@ SAE_BENCH_TRAINERS = (
 )
 """The trainer classes that SAE Bench's runner has a loader for."""
 _SAFETENSORS = "sae.safetensors"
-EQUATION = "x_hat = f @ W_dec + b_dec; f keeps the k largest of (x - b_dec) @ W_enc + b_enc"
+EQUATION = "x_hat = f @ W_dec + b_dec; f keeps the k {} of (x - b_dec) @ W_enc + b_enc"
+_READERS_BY_MAGNITUDE: tuple[ExportFormat, ...] = ("sae-lens", "safetensors")
 
 
 class ExportedSAE(NamedTuple):
@@ -86,6 +87,11 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
         raise CheckpointError(
             f"{source.name} is an SAE of class {row.dict_class}, which the reader of {form} can't "
             f"take; use --format {' or '.join(row.exports)}"
+        )
+    if _selects_by_magnitude(dictionary) and form not in _READERS_BY_MAGNITUDE:
+        raise CheckpointError(
+            f"{source.name}: select_by=magnitude, and the reader of {form} keeps the k largest values; "
+            f"use --format {' or '.join(_READERS_BY_MAGNITUDE)}"
         )
     if form == "sae-bench" and not row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
         raise CheckpointError(
@@ -147,6 +153,7 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
         config["k"],
         posterior="point",
         rectify=config.get("rectify", True),
+        select_by=config.get("select_by", "value"),
     )
     sae.encoder.weight.data = weights["W_enc"].t().contiguous()
     sae.encoder.bias.data = weights["b_enc"]
@@ -195,7 +202,7 @@ def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
 def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
     sae = source.dictionary
     config = {
-        "architecture": "topk",
+        "architecture": "abstopk" if _selects_by_magnitude(sae) else "topk",
         "d_in": sae.activation_dim,
         "d_sae": sae.dict_size,
         "k": int(sae.k),
@@ -234,12 +241,17 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
 def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
     sae = source.dictionary
     rectify = getattr(sae, "rectify", True)  # upstream's TopK always does
+    by_magnitude = _selects_by_magnitude(sae)
+    equation = EQUATION.format(
+        "of largest magnitude, with their signs," if by_magnitude else "largest"
+    )
     config = {
         "activation_dim": sae.activation_dim,
         "dict_size": sae.dict_size,
         "k": int(sae.k),
         "rectify": rectify,
-        "equation": f"{EQUATION}{', then a ReLU' if rectify else ''}, 0 elsewhere",
+        "select_by": "magnitude" if by_magnitude else "value",
+        "equation": f"{equation}{', then a ReLU' if rectify else ''}, 0 elsewhere",
         "shapes": {
             "W_enc": ["activation_dim", "dict_size"],
             "b_enc": ["dict_size"],
@@ -252,6 +264,11 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
     }
     write_json(folder / CONFIG, config)
     save_file(_weights(sae), folder / _SAFETENSORS)
+
+
+def _selects_by_magnitude(sae: Any) -> bool:
+    """Whether negative features can be among the k that are kept for their magnitude."""
+    return getattr(sae, "select_by", "value") == "magnitude" and not sae.rectify
 
 
 def _weights(sae: Any) -> dict[str, t.Tensor]:

@@ -1,4 +1,5 @@
-"""Reading the folder of a SAELens SAE (version 6), as the class of upstream's that computes the same.
+"""Reading the folder of a SAELens SAE (version 6), as a class of upstream's or ours that computes the
+same.
 
     cfg.json                  architecture, k, and how activations are treated
     sae_weights.safetensors   W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D), threshold (F)
@@ -6,6 +7,7 @@
 SAELens itself is not needed.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from safetensors.torch import load_file
 
 from ..errors import CheckpointError
+from ..trainers.variational_auto_encoder import VariationalTopKAutoEncoder
 
 SAE_LENS_CONFIG = "cfg.json"
 SAE_LENS_WEIGHTS = "sae_weights.safetensors"
@@ -26,8 +29,12 @@ _DEFAULTS = {"normalize_activations": "none", "reshape_activations": "none"}
 _CLASSES: dict[str, Any] = {
     "standard": AutoEncoder,
     "topk": AutoEncoderTopK,
+    "abstopk": functools.partial(
+        VariationalTopKAutoEncoder, posterior="point", select_by="magnitude"
+    ),
     "jumprelu": JumpReluAutoEncoder,
 }
+_OF_TOP_K = ("topk", "abstopk")
 
 
 def is_sae_lens_folder(folder: str | Path) -> bool:
@@ -42,8 +49,7 @@ def load_sae_lens(folder: str | Path, device: str = "cpu") -> Dictionary:
     Its features and reconstructions are SAELens's, up to rounding. For a ReLU or JumpReLU whose
     decoder has other norms, features are in units of the norms (as after SAELens's fold_W_dec_norm).
 
-    Raises: CheckpointError if a file is missing, damaged or not finite, or none of upstream's classes
-    computes the same.
+    Raises: CheckpointError if a file is missing, damaged or not finite, or no class computes the same.
     """
     folder = Path(folder)
     config, weights = _read(folder)
@@ -59,7 +65,7 @@ def load_sae_lens(folder: str | Path, device: str = "cpu") -> Dictionary:
                 f"{folder}: {name} is {config[name]!r} in {SAE_LENS_CONFIG}; expected {only!r}, as "
                 "SAELens saves an SAE for inference"
             )
-    k = (config.get("k"),) if architecture == "topk" else ()
+    k = (config.get("k"),) if architecture in _OF_TOP_K else ()
     try:
         state = _state(folder, architecture, config, weights)
         dictionary: Any = _CLASSES[architecture](*weights["W_enc"].shape, *k)
@@ -83,7 +89,8 @@ def _state(
     W_enc_DF, W_dec_FD, b_dec_D = (weights[name] for name in ("W_enc", "W_dec", "b_dec"))
     b_enc_F, norms_F = weights["b_enc"], W_dec_FD.norm(dim=1)
     is_unit = t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0)
-    if architecture == "topk" and not is_unit and not config.get("rescale_acts_by_decoder_norm"):
+    rescales = config.get("rescale_acts_by_decoder_norm")
+    if architecture in _OF_TOP_K and not is_unit and not rescales:
         raise CheckpointError(
             f"{folder}: its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}, and "
             "unit norms would change which features its TopK keeps; expected norms of 1, or "
@@ -91,7 +98,7 @@ def _state(
         )
     scale_F = t.ones_like(norms_F) if is_unit else norms_F.where(norms_F > 0, 1.0)
     W_enc_DF, b_enc_F, W_dec_FD = W_enc_DF * scale_F, b_enc_F * scale_F, W_dec_FD / scale_F[:, None]
-    # Upstream's JumpReLU encodes x, the other two x - b_dec.
+    # Upstream's JumpReLU encodes x, the others x - b_dec.
     shift_F, is_centred = b_dec_D @ W_enc_DF, bool(config.get("apply_b_dec_to_input", True))
     if architecture == "jumprelu":
         b_enc_F = b_enc_F - shift_F if is_centred else b_enc_F

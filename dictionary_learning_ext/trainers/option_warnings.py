@@ -39,6 +39,11 @@ def warn_of_unused(posterior: PosteriorOptions, objective: ObjectiveOptions, ste
     given = asdict(posterior) | asdict(objective)
     defaults = asdict(PosteriorOptions()) | asdict(ObjectiveOptions().for_steps(steps))
     unused = (*UNUSED_BY[posterior.posterior], *UNUSED_BY_SCHEDULE[objective.kl_schedule])
+    if posterior.rectify and posterior.select_by == "magnitude":
+        logger.warning(
+            "select_by='magnitude' with rectify=True: after the ReLU no mean is negative, so the SAE "
+            "encodes as with select_by='value'; leave out one of them"
+        )
     for name in unused:
         if name in given and given[name] != defaults[name]:
             choice = "posterior" if name in UNUSED_BY[posterior.posterior] else "kl_schedule"

@@ -14,9 +14,16 @@ from torch import nn
 
 from ..config.checks import require
 from ..config.option_groups import takes
-from ..config.options import LOG_VAR_LIMITS, NOISE_ON, POSTERIORS, PosteriorOptions
+from ..config.options import (
+    LOG_VAR_LIMITS,
+    NOISE_ON,
+    POSTERIORS,
+    SELECT_BY,
+    PosteriorOptions,
+)
 from ..errors import ConfigError
 from .base import FromState, require_scale
+from .kernels.drawn_code import compared
 from .kernels.objective import Weights
 from .kernels.selection import draw_code
 from .learned_prior import LEAST_STD
@@ -34,13 +41,15 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     sigma is a constant (posterior "fixed"), 0 ("point"), or exp(log_var / 2) with log_var = W_var
     (x - b_dec) + b_var, clamped ("learned"). A sample changes which features are kept and their
     values (noise_on "both", as above), only the values ("values": f is z on the K largest of mu), or
-    only which are kept ("selection": f is mu on the K largest of z).
+    only which are kept ("selection": f is mu on the K largest of z). With select_by "magnitude" the K
+    largest of |z| or |mu| are kept, with their signs.
 
     Arguments:
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
         k: K, the features kept per token. k = dict_size is the purely variational SAE.
-        posterior, sigma, log_var_init, noise_on, rectify, prior_std, prior: see `PosteriorOptions`.
+        posterior, sigma, log_var_init, noise_on, rectify, select_by, prior_std, prior: see
+            `PosteriorOptions`.
 
     Raises: ConfigError for a value out of range.
     """
@@ -53,6 +62,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     """0-dim; (F,) if it is learned"""
     least_std: t.Tensor | None
     """see `learned_prior`"""
+    select_by_code: t.Tensor
     log_var_encoder: nn.Linear
     log_var_limits: t.Tensor
 
@@ -66,11 +76,12 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.encoder.weight.data = self.encoder.weight.data.contiguous()
 
         self.posterior_kind, self.noise_on = chosen.posterior, chosen.noise_on
-        self.rectify = chosen.rectify
+        self.rectify, self.select_by = chosen.rectify, chosen.select_by
         sigma = chosen.sigma if chosen.posterior == "fixed" else 0.0
         self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(chosen.posterior)))
         self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(chosen.noise_on)))
         self.register_buffer("rectify_code", t.tensor(chosen.rectify))
+        self.register_buffer("select_by_code", t.tensor(SELECT_BY.index(chosen.select_by)))
         self.register_buffer("sigma", t.tensor(float(sigma)))
         shape = (dict_size,) if chosen.prior == "learned" else ()
         self.register_buffer("prior_std", t.full(shape, float(chosen.prior_std)))
@@ -99,7 +110,9 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         Arguments:
             x: activations of any float dtype, in the units that the SAE was trained in or scaled to.
             return_topk: return `(features, values_BK, indices_BK, mu_BF)` instead.
-            use_threshold: keep every mean above the running threshold instead of the K largest.
+            use_threshold: keep every mean above the running threshold instead of the K largest. By
+                magnitude: every mean whose magnitude is above it. The threshold is a running average
+                of what the smallest kept one of a token is, in value or magnitude.
             sample: draw from the posterior instead of taking its mean.
             generator: the source of the sample's noise. Default: torch's own generator.
 
@@ -110,17 +123,18 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         if sample:
             noise = 0.0 if self.posterior_kind == "point" else 1.0
             std = (0.5 * self._log_var(centred)).exp() if self._is_learned else self.sigma
-            indices, values = draw_code(mu, std, int(self.k), self.noise_on, noise, generator)
-        else:
-            top = mu.topk(int(self.k), dim=-1, sorted=False)  # nnsight's proxies can't be unpacked
-            indices, values = top.indices, top.values
+            drawn = (mu, std, int(self.k), self.noise_on, noise, generator)
+            indices, values = draw_code(*drawn, select_by=self.select_by)
+        else:  # nnsight's proxies can't be unpacked
+            indices = compared(mu, self.select_by).topk(int(self.k), dim=-1, sorted=False).indices
+            values = mu.gather(-1, indices)
         if use_threshold:
             if sample or self.threshold < 0:
                 raise ConfigError(
                     "use_threshold=True: expected sample=False and an SAE whose threshold was set "
                     "(trained past threshold_start_step); encode without use_threshold"
                 )
-            features = mu * (mu > self.threshold)
+            features = mu * (compared(mu, self.select_by) > self.threshold)
         else:
             features = t.zeros_like(mu).scatter_(dim=-1, index=indices, src=values)
         return (features, values, indices, mu) if return_topk else features
@@ -153,8 +167,10 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     @property
     def variant(self) -> str:
         """Its kind among vSAEs, e.g. fixed_both, or point."""
-        kind = self.posterior_kind
-        return kind if kind == "point" else f"{kind}_{self.noise_on}"
+        parts = [self.posterior_kind]
+        parts += [self.noise_on] if self.posterior_kind != "point" else []
+        parts += [self.select_by] if self.select_by != PosteriorOptions.select_by else []
+        return "_".join(parts)
 
     @property
     def _is_learned(self) -> bool:
@@ -166,6 +182,13 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     def _log_var(self, centred: t.Tensor) -> t.Tensor:
         return self.log_var_encoder(centred).clamp(self.log_var_limits[0], self.log_var_limits[1])
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, t.Tensor], prefix: str, *rest: Any
+    ) -> None:
+        """As torch does it. States of earlier versions, which all selected by value, lack the code."""
+        own = {f"{prefix}select_by_code": self.select_by_code}
+        super()._load_from_state_dict(own | state_dict, prefix, *rest)
 
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
@@ -194,4 +217,5 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
             "noise_on": NOISE_ON[int(state["noise_on_code"])],
             "rectify": bool(state["rectify_code"]),
             "prior": "learned" if state["prior_std"].dim() else "fixed",
+            "select_by": SELECT_BY[int(state.get("select_by_code", 0))],
         }

@@ -28,6 +28,7 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
     saes = {
         "signed": SAEConfig("vsae", dict_size=F),
         "vsae": SAEConfig("vsae_top_k", k=K, dict_size=F, posterior="learned"),
+        "magnitude": SAEConfig("vsae_top_k", k=K, dict_size=F, select_by="magnitude"),
         "rectified": SAEConfig("vsae_top_k", k=F, dict_size=F, rectify=True),
         "vaease": SAEConfig("vaease", dict_size=F),
         "top_k": SAEConfig("top_k", k=K, dict_size=F),

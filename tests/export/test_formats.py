@@ -7,7 +7,7 @@ import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary as load_upstream
-from export_folders import FORMATS, D, edit_config, without_negatives
+from export_folders import FORMATS, D, edit_config, files_under, without_negatives
 from safetensors.torch import load_file
 
 from dictionary_learning_ext import load_dictionary
@@ -41,7 +41,9 @@ def test_upstreams_other_classes_stay_what_they_are(name, folder_of, x):
     assert t.equal(theirs(x), original(x))
 
 
-@pytest.mark.parametrize("name", ["signed", "rectified", "top_k", "probabilistic_top_k"])
+@pytest.mark.parametrize(
+    "name", ["signed", "rectified", "top_k", "probabilistic_top_k", "magnitude"]
+)
 def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
     folder = folder_of(name)
     out = export(folder, "safetensors", tokens=200).folder
@@ -50,7 +52,9 @@ def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
     for key, shape in config["shapes"].items():
         assert list(weights[key].shape) == [config[side] for side in shape]
     mu = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
-    f = t.where(mu >= mu.sort(dim=1).values[:, -config["k"], None], mu, 0.0)
+    compared = mu.abs() if config["select_by"] == "magnitude" else mu
+    f = t.where(compared >= compared.sort(dim=1).values[:, -config["k"], None], mu, 0.0)
+    assert ("of largest magnitude" in config["equation"]) == (name == "magnitude")
     if config["rectify"]:
         f = f.clamp_min(0)
     ours = load_dictionary(folder)[0]
@@ -144,6 +148,32 @@ def test_sae_lens_loads_a_vsae_and_agrees(folder_of, tiny_lm_dir, x):
     assert (metadata.context_size, metadata.prepend_bos) == (32, False)
     theirs.fold_W_dec_norm()  # what SAEDashboard does first
     t.testing.assert_close(theirs(x), x_hat, rtol=0, atol=1e-5)
+
+
+def test_sae_lens_loads_one_that_selects_by_magnitude_and_agrees(folder_of, x):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    folder = folder_of("magnitude")
+    exported = export(folder, "sae-lens", tokens=200)
+    theirs = sae_lens.SAE.load_from_disk(exported.folder).double()
+    ours, x = load_dictionary(folder)[0].double(), x.double()
+    assert exported.difference.is_exact
+    assert type(theirs).__name__ == "AbsTopKSAE"
+    f = ours.encode(x)
+    assert (f < 0).any()
+    t.testing.assert_close(theirs.encode(x), f, rtol=0, atol=1e-5)
+    t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
+    theirs.fold_W_dec_norm()
+    t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["sae-bench", "dictionary-learning", "sparsify"])
+def test_a_reader_that_selects_by_value_is_refused_by_name(form, folder_of):
+    folder = folder_of("magnitude")
+    before = files_under(folder)
+    expected = f"select_by=magnitude, and the reader of {form} .* --format sae-lens or safetensors"
+    with pytest.raises(UserError, match=expected):
+        export(folder, form, tokens=200, allow_inexact=True)
+    assert files_under(folder) == before
 
 
 @pytest.mark.parametrize("name", EVERY_CLASS)

@@ -19,7 +19,9 @@ def compiled_noise(batch: int, n_features: int, generator: t.Generator) -> t.Ten
         keep=False,
         means_at_once=2**24,
     )
-    drawn = draw_batch(means, t.ones(()), None, n_features, "both", 1.0, generator, 128)
+    drawn = draw_batch(
+        means, t.ones(()), None, n_features, "both", 1.0, generator, 128, select_by="value"
+    )
     return t.zeros(batch, n_features).scatter(1, drawn.indices_BK, drawn.values_BK)
 
 
@@ -44,19 +46,24 @@ def dense_loss(
     else:
         std = t.zeros_like(mu)
 
+    def largest(values, k):
+        """Which K are kept, in the order that noise on the values is drawn in."""
+        by = values.abs() if posterior.select_by == "magnitude" else values
+        return by.topk(k, sorted=False).indices
+
     generator = objective.generator
     scale = 0.0 if posterior.posterior == "point" else objective.noise_scale
     if scale == 0:
-        chosen, source = mu.topk(objective.k).indices, mu
+        chosen, source = largest(mu, objective.k), mu
     elif posterior.noise_on == "values":
-        chosen = mu.topk(objective.k, sorted=False).indices  # in its order
+        chosen = largest(mu, objective.k)
         noise = t.randn(chosen.shape, generator=generator, dtype=mu.dtype)
         eps = t.zeros_like(mu).scatter(1, chosen, noise)
         source = mu + scale * std * eps
     else:
         eps = t.empty_like(mu).normal_(generator=generator) if noise_BF is None else noise_BF
         z = mu + scale * std * eps
-        chosen = z.topk(objective.k).indices
+        chosen = largest(z, objective.k)
         source = z if posterior.noise_on == "both" else mu
     mask = t.zeros_like(mu).scatter(1, chosen, 1.0)
     x_hat = (source * mask) @ W_dec.T + b_dec
@@ -76,15 +83,16 @@ def dense_loss(
         kl_loss = kl.sum(1).mean()
 
     fired = t.zeros(mu.shape[1], dtype=t.bool)
-    fired[mu.topk(objective.k).indices.flatten()] = True
+    fired[largest(mu, objective.k).flatten()] = True
     since_fired = t.where(fired, 0, objective.tokens_since_fired_F + len(x_BD))
     dead = since_fired >= objective.dead_feature_threshold
     auxk_loss = t.zeros((), dtype=mu.dtype)
     if dead.any() and objective.auxk_alpha > 0:
         residual = (x_BD - x_hat).detach()
-        masked = t.where(dead, mu, -t.inf)
-        top = masked.topk(min(objective.top_k_aux, int(dead.sum())))
-        aux_code = t.zeros_like(mu).scatter(1, top.indices, top.values)
+        strength = mu.abs() if posterior.select_by == "magnitude" else mu
+        n_aux = min(objective.top_k_aux, int(dead.sum()))
+        top = t.where(dead, strength, -t.inf).topk(n_aux).indices
+        aux_code = t.zeros_like(mu).scatter(1, top, mu.gather(1, top))
         variance = (residual - residual.mean(0)).pow(2).sum(1).mean()
         auxk_loss = (residual - aux_code @ W_dec.T).pow(2).sum(1).mean() / variance
 

@@ -36,7 +36,7 @@ def written(tmp_path):
             weights["threshold"] = t.rand(F, generator=generator)
         save_file(weights, tmp_path / "sae_weights.safetensors")
         settings = {"architecture": architecture, "d_in": D, "d_sae": F} | config
-        if architecture == "topk":
+        if "topk" in architecture:
             settings = {"k": K} | settings
         (tmp_path / "cfg.json").write_text(json.dumps(settings))
         return tmp_path, weights
@@ -52,6 +52,8 @@ def reconstruction(x, weights, architecture, is_centred, rescales):
     f = pre.relu()
     if architecture == "topk":
         f = f * (pre >= pre.sort(dim=1).values[:, -K, None])
+    elif architecture == "abstopk":
+        f = pre * (pre.abs() >= pre.abs().sort(dim=1).values[:, -K, None])
     elif architecture == "jumprelu":
         f = pre * (pre > weights["threshold"])
     return f / norms @ weights["W_dec"] + weights["b_dec"]
@@ -59,9 +61,9 @@ def reconstruction(x, weights, architecture, is_centred, rescales):
 
 @pytest.mark.parametrize("is_centred", [True, False])
 @pytest.mark.parametrize("norms", [None, (0.5, 2.0)])
-@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu"])
 def test_reconstructions_are_those_of_its_equations(architecture, norms, is_centred, written, x):
-    rescales = architecture == "topk" and norms is not None
+    rescales = "topk" in architecture and norms is not None
     config = {"rescale_acts_by_decoder_norm": True} if rescales else {}
     folder, weights = written(architecture, norms, apply_b_dec_to_input=is_centred, **config)
     assert is_sae_lens_folder(folder)
@@ -72,8 +74,9 @@ def test_reconstructions_are_those_of_its_equations(architecture, norms, is_cent
     t.testing.assert_close(W_dec.norm(dim=1), t.ones(F))
 
 
-def test_a_top_k_whose_norms_decide_the_selection_is_refused(written):
-    folder, _ = written(norms=(0.5, 2.0))
+@pytest.mark.parametrize("architecture", ["topk", "abstopk"])
+def test_a_top_k_whose_norms_decide_the_selection_is_refused(architecture, written):
+    folder, _ = written(architecture, norms=(0.5, 2.0))
     with pytest.raises(CheckpointError, match=r"norms are 0\.5 to 2, .*expected norms of 1, or"):
         load_sae_lens(folder)
 
@@ -81,7 +84,10 @@ def test_a_top_k_whose_norms_decide_the_selection_is_refused(written):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architecture": "gated"}, "architecture 'gated'; expected one of standard, topk, jumpr"),
+        (
+            {"architecture": "gated"},
+            "architecture 'gated'; expected one of standard, topk, abstopk, jumpr",
+        ),
         ({"normalize_activations": "layer_norm"}, "is 'layer_norm' in cfg.json; expected 'none'"),
         ({"reshape_activations": "hook_z"}, "is 'hook_z' in cfg.json; expected 'none'"),
         ({"k": None}, "not the weights of one SAE of architecture 'topk' with k=None"),
@@ -107,16 +113,17 @@ def test_damaged_files_are_named(written):
         load_sae_lens(folder)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu"])
 def test_what_sae_lens_itself_saves_is_read(architecture, tmp_path, x):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
     classes = {
         "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K}),
+        "abstopk": (sae_lens.AbsTopKSAE, sae_lens.AbsTopKSAEConfig, {"k": K}),
         "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig, {}),
         "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig, {}),
     }
     sae_class, config_class, options = classes[architecture]
-    if architecture == "topk":
+    if "topk" in architecture:
         options = options | {"rescale_acts_by_decoder_norm": True}
     theirs = sae_class(config_class(d_in=D, d_sae=F, **options))
     with t.no_grad():

@@ -45,6 +45,7 @@ def dictionaries():
         "vsae_learned_values": VariationalTopKAutoEncoder(
             D, F, K, posterior="learned", noise_on="values"
         ),
+        "vsae_fixed_both_magnitude": VariationalTopKAutoEncoder(D, F, K, select_by="magnitude"),
         "vsae_point": VariationalTopKAutoEncoder(D, F, K, posterior="point"),
         "vaease": VAEase(D, F),
         "topk": AutoEncoderTopK(D, F, K),

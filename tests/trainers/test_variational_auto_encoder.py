@@ -90,12 +90,13 @@ def test_samples_have_the_posteriors_moments(posterior):
     scale=st.floats(0.01, 100.0),
     posterior=st.sampled_from(POSTERIORS),
     noise_on=st.sampled_from(NOISE_ON),
-    rectify=st.booleans(),
+    selection=st.sampled_from([(True, "value"), (False, "value"), (False, "magnitude")]),
     seed=st.integers(0, 1000),
 )
-def test_scaling_is_equivariant(scale, posterior, noise_on, rectify, seed):
+def test_scaling_is_equivariant(scale, posterior, noise_on, selection, seed):
     """encode(c x) = c encode(x), sampled or not, by threshold or not, and the KL is unchanged."""
-    trainer = make_trainer(posterior=posterior, noise_on=noise_on, rectify=rectify, sigma=0.3)
+    options = dict(zip(("rectify", "select_by"), selection, strict=True))
+    trainer = make_trainer(posterior=posterior, noise_on=noise_on, sigma=0.3, **options)
     sae = trainer.ae.double()
     generator = t.Generator().manual_seed(seed)
     for parameter in sae.parameters():
@@ -138,6 +139,49 @@ def test_from_pretrained_needs_no_other_file(posterior, tmp_path):
         loaded.encode(x, sample=True, generator=noise.manual_seed(0)),
         trainer.ae.encode(x, sample=True, generator=noise.manual_seed(0)),
     )
+
+
+def test_a_state_of_an_earlier_version_selects_by_value(tmp_path):
+    sae = VariationalTopKAutoEncoder(D, F, 4)
+    state = sae.state_dict()
+    del state["select_by_code"]
+    t.save(state, tmp_path / "ae.pt")
+    loaded = VariationalTopKAutoEncoder.from_pretrained(tmp_path / "ae.pt")
+    assert loaded.select_by == "value"
+    assert t.equal(loaded.encode(data()), sae.encode(data()))
+    assert_same_weights(loaded.state_dict(), sae.state_dict())
+    del state["rectify_code"]
+    with pytest.raises(RuntimeError, match="rectify_code"):
+        sae.load_state_dict(state)
+
+
+def test_by_magnitude_the_largest_are_kept_with_their_signs(tmp_path):
+    t.save(VariationalTopKAutoEncoder(D, F, 4, select_by="magnitude").state_dict(), tmp_path / "x")
+    sae = VariationalTopKAutoEncoder.from_pretrained(tmp_path / "x")
+    for x in (data(), data().view(4, 8, D)):
+        f, values, indices, mu = sae.encode(x, return_topk=True)
+        kept = t.zeros_like(mu, dtype=t.bool).scatter(-1, mu.abs().topk(4).indices, True)
+        assert t.equal(f, mu * kept)
+        assert t.equal(values, mu.gather(-1, indices))
+        assert (values < 0).any()
+    noise = t.Generator().manual_seed(1)
+    sampled = sae.encode(data(), sample=True, generator=noise)
+    z = mu.view(32, F) + t.empty(32, F).normal_(generator=noise.manual_seed(1))
+    kept = t.zeros_like(z, dtype=t.bool).scatter(-1, z.abs().topk(4).indices, True)
+    assert t.allclose(sampled, z * kept, atol=1e-6)
+
+
+def test_by_magnitude_the_threshold_is_one_of_magnitudes():
+    trainer = make_trainer(posterior="point", select_by="magnitude", threshold_start_step=0)
+    sae = trainer.ae
+    with t.no_grad():  # step 1 sets it, and its learning rate is 0
+        smallest = sae.encode(data(), return_topk=True)[1].abs().amin(1).mean()
+    trainer.update(1, data())
+    assert sae.threshold.item() == pytest.approx(smallest.item(), rel=1e-5)
+    mu = sae.encode(data(), return_topk=True)[3]
+    features = sae.encode(data(), use_threshold=True)
+    assert t.equal(features, mu * (mu.abs() > sae.threshold))
+    assert (features < 0).any()
 
 
 def test_from_pretrained_refuses_another_class_and_another_k(tmp_path):

@@ -116,8 +116,10 @@ def test_logging_changes_nothing(posterior):
     assert t.equal(logged.generator.get_state(), silent.generator.get_state())
 
 
-def test_company_changes_nothing():
-    alone, beside, other = make_trainer(), make_trainer(), make_trainer(seed=5, k=7)
+@pytest.mark.parametrize("select_by", ["value", "magnitude"])
+def test_company_changes_nothing(select_by):
+    alone, beside = (make_trainer(select_by=select_by) for _ in range(2))
+    other = make_trainer(seed=5, k=7)
     for step in range(10):
         other.update(step, data(seed=step))
         beside.update(step, data(seed=step))

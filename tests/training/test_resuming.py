@@ -53,9 +53,13 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(architecture, run, tmp
     assert steps_of(Path(run.save_dir)) == [50, STEPS]
 
 
-@pytest.mark.parametrize("posterior", ["learned", "point"])
-def test_every_posterior_resumes(posterior, run, tmp_path, monkeypatch):
-    saes = {"one": sae_of(posterior=posterior)}
+@pytest.mark.parametrize(
+    "options",
+    [{"posterior": "learned"}, {"posterior": "point"}, {"select_by": "magnitude"}],
+    ids=str,
+)
+def test_every_posterior_and_selection_resumes(options, run, tmp_path, monkeypatch):
+    saes = {"one": sae_of(**options)}
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), saes).values()
     stopped_at(30, monkeypatch)
     with pytest.raises(Interrupted):

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch as t
 
+from ...config.options import SelectBy
 from .codes import DenseCode, SparseCode, top_k_code
 from .means import BatchMeans
 from .ranks import ALONE, Ranks
@@ -36,6 +37,8 @@ class AuxKLoss(NamedTuple):
         matmul_dtype: t.dtype,
         form: StepForm,
         ranks: Ranks = ALONE,
+        *,
+        select_by: SelectBy = "value",
     ) -> "AuxKLoss | None":
         """Reconstruct the residual from each row's `top_k_aux` largest dead features.
 
@@ -47,28 +50,26 @@ class AuxKLoss(NamedTuple):
             dead_F: which features are dead (bool).
             error_BD: x_hat - x; no gradient flows through it.
             ranks: whose errors the residual's variance is of. All have the same dead features.
+            select_by: what "largest" means, see `selection.draw_code`.
         """
         k_aux = min(top_k_aux, len(dead_F))
+        rows_at_once, how = form.rows_at_once, {"rectified": means.rectify, "select_by": select_by}
         if form.reads_dead_count:
             dead = dead_F.nonzero().squeeze(1)
             k_aux = min(k_aux, len(dead))
             if k_aux == 0:
                 return None
             blocks = means.row_blocks(len(dead))
-            parts = [
-                top_k(means.of(rows, dead), k_aux, form.rows_at_once, rectified=means.rectify)
-                for rows in blocks
-            ]
+            parts = [top_k(means.of(rows, dead), k_aux, rows_at_once, **how) for rows in blocks]
             values_BK, places_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
             indices_BK = dead[places_BK]
         else:
             blocks = means.row_blocks(len(dead_F))
-            masked = (means.of(rows).masked_fill(~dead_F, -t.inf) for rows in blocks)
-            parts = [
-                top_k(mu_BF, k_aux, form.rows_at_once, rectified=means.rectify) for mu_BF in masked
-            ]
+            least = 0.0 if select_by == "magnitude" else -t.inf
+            masked = (means.of(rows).masked_fill(~dead_F, least) for rows in blocks)
+            parts = [top_k(mu_BF, k_aux, rows_at_once, **how) for mu_BF in masked]
             values_BK, indices_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
-        is_dead_BK = values_BK > -t.inf
+        is_dead_BK = dead_F[indices_BK]
         values_BK = values_BK.masked_fill(~is_dead_BK, 0.0)
         code = top_k_code(indices_BK, len(dead_F), matmul_dtype, form, name="aux_code")
         aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD

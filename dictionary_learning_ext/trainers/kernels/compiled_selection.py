@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch as t
 
-from ...config.options import NoiseOn
+from ...config.options import NoiseOn, SelectBy
 from .drawn_code import DrawnCode
 from .log_variance import BatchLogVariance, DrawnLogVariance
 from .means import BatchMeans
@@ -40,11 +40,13 @@ def draw_batch(
     noise_scale: float,
     generator: t.Generator,
     rows_at_once: int,
+    *,
+    select_by: SelectBy,
 ) -> DrawnCode:
     """See `selection.draw_batch`. One number of the generator seeds the noise of all rows."""
     key = int(t.randint(2**63 - 1, (1,), generator=generator)) if noise_scale != 0 else 0
     noise = _Noise(noise_on if noise_scale != 0 else None, noise_scale, key)
-    out = _Drawn(len(means.centred_BD), len(means.bias_F), k)
+    out = _Drawn(len(means.centred_BD), len(means.bias_F), k, select_by)
 
     def draw_rows(rows: slice) -> tuple[t.Tensor, DrawnLogVariance | None]:
         rows_log_var = None if log_var is None else log_var.of(rows)
@@ -65,10 +67,12 @@ def draw_batch(
     )
 
 
-def top_k(values_BF: t.Tensor, k: int, rows_at_once: int) -> tuple[t.Tensor, t.Tensor]:
+def top_k(
+    values_BF: t.Tensor, k: int, rows_at_once: int, *, select_by: SelectBy
+) -> tuple[t.Tensor, t.Tensor]:
     """See `selection.top_k`."""
     batch, n_features = values_BF.shape
-    out, bias_F = _Drawn(batch, n_features, k), t.zeros(n_features)
+    out, bias_F = _Drawn(batch, n_features, k, select_by), t.zeros(n_features)
 
     def take(rows: slice) -> None:
         out.draw(rows, values_BF[rows], bias_F, False, t.zeros(()), _Noise(None, 0.0, 0))
@@ -88,8 +92,9 @@ class _Noise(NamedTuple):
 class _Drawn:
     """The tensors that the kernel writes, for a batch; see `DrawnCode`."""
 
-    def __init__(self, batch: int, n_features: int, k: int):
+    def __init__(self, batch: int, n_features: int, k: int, select_by: SelectBy = "value"):
         self.k = k
+        self.by_magnitude = select_by == "magnitude"
         with t.inference_mode(False):  # other threads write to them
             self.indices_BK = t.empty(batch, k, dtype=t.int64)
             self.values_BK, self.mu_BK = t.empty(2, batch, k)
@@ -114,6 +119,7 @@ class _Drawn:
             (products_BF.view(t.uint16) if is_bf16 else products_BF).detach().numpy(),
             bias_F.detach().numpy(),
             rectify,
+            self.by_magnitude,
             std.detach().reshape(-1, std.shape[-1] if std.dim() else 1).numpy(),
             kernels.NOISE_CODES[noise.on],
             np.float32(noise.scale),

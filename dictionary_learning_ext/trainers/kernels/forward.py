@@ -73,6 +73,7 @@ def evaluate(
         0.0 if posterior.posterior == "point" else objective.noise_scale,
         objective.generator,
         objective.form.rows_at_once,
+        select_by=posterior.select_by,
     )
     W_dec_FD = weights.W_dec_DF.t().contiguous()  # no copy when W is stored by feature
     code = top_k_code(draw.indices_BK, len(W_dec_FD), matmul_dtype, objective.form)
@@ -102,6 +103,7 @@ def evaluate(
             matmul_dtype,
             objective.form,
             objective.ranks,
+            select_by=posterior.select_by,
         )
     square_sum_F = square_tokens_F = l2_loss.new_zeros(0)
     if objective.prior_std.dim():

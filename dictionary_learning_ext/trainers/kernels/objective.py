@@ -84,8 +84,8 @@ class LossTerms(NamedTuple):
     auxk_loss: t.Tensor
     """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
     mean_threshold: t.Tensor
-    """each row's smallest positive selected mean, averaged over rows; NaN if no row has one. This and
-    what follows is of the rows of all ranks"""
+    """each row's smallest positive selected mean, or magnitude (see `PosteriorOptions.select_by`),
+    averaged over rows; NaN if no row has one. This and what follows is of the rows of all ranks"""
     tokens_since_fired_F: t.Tensor
     """after this batch; a feature fires when it is selected by the mean"""
     square_sum_F: t.Tensor

@@ -38,6 +38,7 @@ def draw_rows(
     products_BF,
     bias_F,
     rectify,
+    by_magnitude,
     std_BF,
     noise_on,
     noise_scale,
@@ -59,6 +60,7 @@ def draw_rows(
         products_BF: W_enc (x - b_dec); float32, or bfloat16 as uint16.
         bias_F: b_enc.
         rectify: whether a ReLU is applied to the sum of both, the means.
+        by_magnitude: whether numbers are compared by their magnitude; see `PosteriorOptions.select_by`.
         noise_on: one of `NOISE_CODES`.
         std_BF: the noise's standard deviation before `noise_scale`: (B, F), or (1, 1) for one value.
         values_of_normal: 2^16 equally likely values of N(0, 1).
@@ -71,6 +73,7 @@ def draw_rows(
     bits_F = np.empty(n_features, np.uint32)
     mu_F = bits_F.view(np.float32)
     noisy_F, work = np.empty(n_features, np.float32), np.empty(n_features, np.float32)
+    magnitude_F = np.empty(n_features if by_magnitude else 0, np.float32)
     places = np.empty(n_features + 1, np.int32)
     guess, mean_guess = np.float32(0.5), np.float32(0.5)
     for row in range(len(products_BF)):
@@ -90,17 +93,20 @@ def draw_rows(
         row_key = _mixed(key ^ _mixed(np.uint64(first + row + 1) * _GOLDEN))
         if noise_on in (_BOTH, _SELECTION):
             _add_noise(mu_F, std_F, noise_scale, values_of_normal, row_key, noisy_F)
-            guess = _largest(noisy_F, k, guess, places, work)
+            compared_F = _compared(noisy_F, by_magnitude, magnitude_F)
+            guess = _largest(compared_F, k, guess, places, work)
             for i in range(k):
                 mean = mu_F[places[i]]
                 indices_BK[row, i] = places[i]
                 mu_BK[row, i] = mean
                 values_BK[row, i] = mean if noise_on == _SELECTION else noisy_F[places[i]]
-            threshold, n_equal = _threshold(mu_F, k, mean_guess, work)
+            compared_F = _compared(mu_F, by_magnitude, magnitude_F)
+            threshold, n_equal = _threshold(compared_F, k, mean_guess, work)
             mean_guess = max(threshold, _LOWEST)
-            smallest_B[row] = _fire(mu_F, threshold, n_equal > 0, fired_F)
+            smallest_B[row] = _fire(compared_F, threshold, n_equal > 0, fired_F)
         else:
-            guess = _largest(mu_F, k, guess, places, work)
+            compared_F = _compared(mu_F, by_magnitude, magnitude_F)
+            guess = _largest(compared_F, k, guess, places, work)
             smallest = _INF
             for i in range(k):
                 mean = mu_F[places[i]]
@@ -108,8 +114,9 @@ def draw_rows(
                 mu_BK[row, i] = mean
                 values_BK[row, i] = mean
                 fired_F[places[i]] |= noise_on != _VALUES or mean != 0
-                if mean > 0:
-                    smallest = min(smallest, mean)
+                compared = compared_F[places[i]]
+                if compared > 0:
+                    smallest = min(smallest, compared)
             smallest_B[row] = smallest
             if noise_on == _VALUES:
                 for i in range(k):
@@ -117,6 +124,16 @@ def draw_rows(
                     noise = values_of_normal[np.int64(bits >> np.uint64(48))]
                     std = std_F[0] if len(std_F) == 1 else std_F[places[i]]
                     values_BK[row, i] += noise * (noise_scale * std)
+
+
+@njit(inline="always")
+def _compared(row_F, by_magnitude, magnitude_F):
+    """The numbers that are compared: the row itself, or its magnitudes, written into `magnitude_F`."""
+    if not by_magnitude:
+        return row_F
+    for j in range(len(row_F)):
+        magnitude_F[j] = abs(row_F[j])
+    return magnitude_F
 
 
 @njit(inline="always")

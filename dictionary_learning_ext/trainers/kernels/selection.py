@@ -6,9 +6,9 @@ where numba can't compile.
 
 import torch as t
 
-from ...config.options import NoiseOn
+from ...config.options import NoiseOn, SelectBy
 from . import compiled_selection as compiled
-from .drawn_code import DrawnCode, chooses
+from .drawn_code import DrawnCode, chooses, compared
 from .log_variance import BatchLogVariance
 from .means import BatchMeans
 
@@ -23,6 +23,8 @@ def draw_code(
     noise_on: NoiseOn,
     noise_scale: float,
     generator: t.Generator | None,
+    *,
+    select_by: SelectBy = "value",
 ) -> tuple[t.Tensor, t.Tensor]:
     """Draw each row's K selected features and their values from N(mu, (noise_scale std)^2), by torch.
 
@@ -33,11 +35,12 @@ def draw_code(
             are drawn. "selection": I = TopK(z), values mu_I.
         noise_scale: tau. 0 draws nothing and gives the mean's code.
         generator: on the device of `mu_BF`. Default: torch's own.
+        select_by: "value": TopK(z) is the K largest z. "magnitude": the K largest |z|.
 
     Returns: indices (B, K) and values (B, K).
     """
     if not chooses(noise_on, noise_scale):
-        values_BK, indices_BK = mu_BF.topk(k, dim=-1, sorted=False)
+        values_BK, indices_BK = _top_k(mu_BF, k, select_by)
         if noise_scale != 0:
             noise_BK = t.empty_like(values_BK).normal_(generator=generator)
             std_BK = std if std.dim() == 0 else std.gather(-1, indices_BK)
@@ -45,7 +48,7 @@ def draw_code(
         return indices_BK, values_BK
 
     z_BF = t.empty_like(mu_BF).normal_(generator=generator).mul_(std * noise_scale).add_(mu_BF)
-    values_BK, indices_BK = z_BF.topk(k, dim=-1, sorted=False)
+    values_BK, indices_BK = _top_k(z_BF, k, select_by)
     return indices_BK, mu_BF.gather(-1, indices_BK) if noise_on == "selection" else values_BK
 
 
@@ -58,6 +61,8 @@ def draw_batch(
     noise_scale: float,
     generator: t.Generator,
     rows_at_once: int,
+    *,
+    select_by: SelectBy = "value",
 ) -> DrawnCode:
     """Draw a batch's code, as `draw_code` does, and find what the mean alone selects.
 
@@ -67,30 +72,37 @@ def draw_batch(
         rows_at_once: how many rows one thread works through at once, in the compiled form.
     """
     if compiled.serves(means.weight_FD, means.unfinished_dtype):
-        return compiled.draw_batch(
-            means, sigma, log_var, k, noise_on, noise_scale, generator, rows_at_once
-        )
+        drawn = (means, sigma, log_var, k, noise_on, noise_scale, generator, rows_at_once)
+        return compiled.draw_batch(*drawn, select_by=select_by)
     parts: list[DrawnCode] = []
     for rows in means.row_blocks(len(means.bias_F)):
         mu_BF = means.of(rows)
         rows_log_var = None if log_var is None else log_var.of(rows)
         std = sigma if rows_log_var is None else rows_log_var.std_BF
-        indices_BK, values_BK = draw_code(mu_BF, std, k, noise_on, noise_scale, generator)
+        indices_BK, values_BK = draw_code(
+            mu_BF, std, k, noise_on, noise_scale, generator, select_by=select_by
+        )
         mu_BK = mu_BF.gather(1, indices_BK)
         if chooses(noise_on, noise_scale):
-            fired_F, smallest_B = _mean_selection(mu_BF, k)
+            fired_F, smallest_B = _mean_selection(compared(mu_BF, select_by), k)
         else:
             fires_BK = t.ones_like(mu_BK) if noise_scale == 0 else mu_BK.ne(0).to(mu_BK.dtype)
             fired_F = mu_BF.new_zeros(mu_BF.shape[1])
             fired_F = fired_F.index_add_(0, indices_BK.flatten(), fires_BK.flatten()) > 0
-            smallest_B = mu_BK.masked_fill(mu_BK <= 0, t.inf).amin(-1)
+            compared_BK = compared(mu_BK, select_by)
+            smallest_B = compared_BK.masked_fill(compared_BK <= 0, t.inf).amin(-1)
         drawn = None if rows_log_var is None else rows_log_var.drawn(indices_BK)
         parts.append(DrawnCode(indices_BK, values_BK, mu_BK, fired_F, smallest_B, drawn))
     return DrawnCode.joined(parts)
 
 
 def top_k(
-    values_BF: t.Tensor, k: int, rows_at_once: int, *, rectified: bool = False
+    values_BF: t.Tensor,
+    k: int,
+    rows_at_once: int,
+    *,
+    rectified: bool = False,
+    select_by: SelectBy = "value",
 ) -> tuple[t.Tensor, t.Tensor]:
     """Each row's K largest and their indices, in any order. NaN counts as the largest.
 
@@ -98,15 +110,24 @@ def top_k(
         rows_at_once: how many rows one thread works through at once, in the compiled form.
         rectified: they come from a ReLU, so that many are 0. Which of these are taken must be as in
             upstream's topk.
+        select_by: see `draw_code`. The values keep their signs.
     """
     if compiled.serves(values_BF) and not rectified:
-        return compiled.top_k(values_BF, k, rows_at_once)
-    values_BK, indices_BK = values_BF.topk(k, dim=-1, sorted=False)
-    return values_BK, indices_BK
+        return compiled.top_k(values_BF, k, rows_at_once, select_by=select_by)
+    return _top_k(values_BF, k, select_by)
+
+
+def _top_k(values_BF: t.Tensor, k: int, select_by: SelectBy) -> tuple[t.Tensor, t.Tensor]:
+    values_BK, indices_BK = compared(values_BF, select_by).topk(k, dim=-1, sorted=False)
+    return values_BF.gather(-1, indices_BK) if select_by == "magnitude" else values_BK, indices_BK
 
 
 def _mean_selection(mu_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
-    """`DrawnCode.fired_F` and `smallest_B` where noise chooses. Nothing here waits for a GPU."""
+    """`DrawnCode.fired_F` and `smallest_B` where noise chooses. Nothing here waits for a GPU.
+
+    Arguments:
+        mu_BF: the means, or their magnitudes.
+    """
     kth_B = mu_BF.topk(k, sorted=False).values.amin(-1)
     least_B = kth_B.where(kth_B != 0, t.finfo(mu_BF.dtype).tiny)
     # Where the K-th largest is not positive, every positive mean is selected.

@@ -103,8 +103,13 @@ SETTINGS = [
 ]
 
 
+BY_MAGNITUDE = [s | {"select_by": "magnitude"} for s in SETTINGS if s["free_bits"] == 0]
+
+
 @pytest.mark.parametrize("form", ["sparse", "dense"])
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize(
+    "settings", SETTINGS + BY_MAGNITUDE, ids=lambda s: "-".join(map(str, s.values()))
+)
 def test_gradients_equal_dense_autograd(settings, form):
     x, weights, objective = make_case(form=one_form(form), **settings)
     with RecordedOps() as ops:
@@ -143,15 +148,20 @@ def test_gradients_where_the_kl_counts_nothing_or_in_full(kl_weight, posterior):
         assert relative_error(one, other) < 1e-9
 
 
-@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize(
+    ("rectify", "select_by"), [(False, "value"), (True, "value"), (False, "magnitude")]
+)
 @pytest.mark.parametrize("form", ["sparse", "dense"])
-def test_in_a_gpus_form_auxk_reaches_no_living_feature(form, rectify):
+def test_in_a_gpus_form_auxk_reaches_no_living_feature(form, rectify, select_by):
     """There AuxK always takes as many features: with two dead, the others are living."""
     gpus = dataclasses.replace(one_form(form), reads_dead_count=False)
-    x, weights, objective = make_case(form=gpus, rectify=rectify, posterior="point")
+    given = {"rectify": rectify, "select_by": select_by, "posterior": "point"}
+    x, weights, objective = make_case(form=gpus, **given)
     since_fired = objective.tokens_since_fired_F.clone()
     idle = weights.b_enc_F.argsort()[:2]
     weights.b_enc_F[idle] = -3 if not rectify else weights.b_enc_F[idle]
+    if select_by == "magnitude":
+        weights.W_enc_FD[idle], weights.b_enc_F[idle] = weights.W_enc_FD[idle] / 100, -0.01
     since_fired[idle] = 1000
     objective = dataclasses.replace(objective, tokens_since_fired_F=since_fired)
     terms, got = gradients(variational_loss, x, weights, objective)
@@ -166,7 +176,7 @@ def test_in_a_gpus_form_auxk_reaches_no_living_feature(form, rectify):
 
 @pytest.mark.parametrize(
     "settings",
-    [s for s in SETTINGS if s["noise_on"] != "values"],
+    [s for s in SETTINGS + BY_MAGNITUDE if s["noise_on"] != "values"],
     ids=lambda s: "-".join(map(str, s.values())),
 )
 def test_the_compiled_form_gives_the_same_gradients(settings):
