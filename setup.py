@@ -66,7 +66,7 @@ setup(
         "torch>=2.6",
         "transformers>=4.56,<6",
         "nnsight>=0.3.5,<0.4",
-        "datasets>=3,<6",
+        "datasets>=3.6,<6",
         "einops>=0.7",
         "jinja2>=3.1",
         "huggingface_hub>=0.34",
