@@ -18,6 +18,7 @@ from experiments.index import find
 from experiments.pages import claim, table
 from experiments.paper.paper_facts import ChurnFacts, PaperFacts
 from experiments.raw_results import RESULTS, about_line
+from experiments.reproducibility.study_facts import StudyFacts
 
 FOLDER = Path(__file__).parent
 PAGE, TEMPLATE = FOLDER / "RESULTS.md", FOLDER / "RESULTS.md.j2"
@@ -75,6 +76,7 @@ def page() -> str:
         churn=ChurnFacts(read("selection_churn")),
         baselines=BaselineFacts(read("baselines")),
         search=SearchFacts(read("better_vsae")),
+        study=StudyFacts(read("reproducibility")),
     )
 
 

@@ -17,7 +17,14 @@ from experiments.reproducibility.decisions import (
     means,
     parts_of,
 )
-from experiments.reproducibility.settings import CONFIRM, PENALTIES, RIVALS, SAMPLED, TOP_K
+from experiments.reproducibility.settings import (
+    CONFIRM,
+    PENALTIES,
+    RIVALS,
+    SAMPLED,
+    TOP_K,
+    VARIANTS,
+)
 
 Content = dict[str, Any]
 BOTH, NOISE = "noise and penalty", "noise alone"
@@ -172,6 +179,7 @@ def _draw_search(axis: Any, rows: list[Row], chosen: str | None) -> None:
         "vSAE, noise on the selection": (SAMPLED, "crimson", "o"),
         "penalty alone": (PENALTIES, "dodgerblue", "h"),
         "others": (RIVALS, "grey", "s"),
+        "others with that noise": (VARIANTS, "orange", "v"),
         TOP_K: ((TOP_K,), "black", "D"),
     }
     for label, (names, colour, marker) in kinds.items():

@@ -124,9 +124,30 @@ RIVALS: dict[str, Options] = {
     "TopK": {"rectify": True},
     "BatchTopK": {"architecture": "batch_top_k"},
     "Matryoshka": {"architecture": "matryoshka"},
+    "TopK, k annealed until 25%": {"rectify": True, "anneal_k": 0.25},
+    "TopK, k annealed until 50%": {"rectify": True, "anneal_k": 0.5},
+    "AbsTopK": {"select_by": "magnitude"},
+    "AbsTopK, penalty 0.03": {"select_by": "magnitude", "penalty": 0.03},
+    "learned prior, penalty 0.03": {"prior": "learned", "penalty": 0.03},
+    "learned prior, penalty 0.1": {"prior": "learned", "penalty": 0.1},
+    "Probabilistic TopK": {"architecture": "probabilistic_top_k"},
+    "Probabilistic TopK, T from 1": {
+        "architecture": "probabilistic_top_k",
+        "temperature_start": 1.0,
+    },
+    "Probabilistic TopK, T to 0.1": {
+        "architecture": "probabilistic_top_k",
+        "temperature_end": 0.1,
+    },
 }
 """The others of the frontier; the best of them is an arm at F = 4D."""
-CANDIDATES: dict[str, Options] = {TOP_K: {}} | SAMPLED | PENALTIES | RIVALS
+VARIANTS: dict[str, Options] = {
+    "AbsTopK, noise 0.3, penalty 0.03": {"select_by": "magnitude", "noise": 0.3, "penalty": 0.03},
+    "learned prior, noise 0.3, penalty 0.03": {"prior": "learned", "noise": 0.3, "penalty": 0.03},
+    "learned prior, noise 0.3, penalty 0.1": {"prior": "learned", "noise": 0.3, "penalty": 0.1},
+}
+"""The rivals' ideas beside noise on the selection: shown, neither chosen nor a rival."""
+CANDIDATES: dict[str, Options] = {TOP_K: {}} | SAMPLED | PENALTIES | RIVALS | VARIANTS
 
 
 def arms(chosen: str, rival: str | None, setting: Setting) -> dict[str, Options]:

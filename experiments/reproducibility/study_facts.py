@@ -1,0 +1,121 @@
+"""What RESULTS.md says of the study: numbers, and whether a sentence holds."""
+
+import statistics
+from typing import Any
+
+from experiments.pages import table
+from experiments.reproducibility import decisions
+from experiments.reproducibility.decisions import CONFIRM_PAIRS, PRIMARY, Row, means, parts_of
+from experiments.reproducibility.page import BOTH, NOISE
+from experiments.reproducibility.settings import CONFIRM, TOP_K
+
+PENALTY = "penalty alone"
+
+
+class StudyFacts:
+    """The section that the page opens with."""
+
+    def __init__(self, content: dict[str, Any]):
+        self.settings = len(CONFIRM)
+        self.chosen = decisions.chosen(content)
+        self.verdicts = decisions.verdicts(content, BOTH)
+        self.p = decisions.corrected(self.verdicts)
+        self._rows: dict[str, list[Row]] = {n: parts_of(content, "confirm", n) for n in CONFIRM}
+        self._length = parts_of(content, "length", "length")
+
+    @property
+    def whole(self) -> list[str]:
+        """The settings whose pairs are all there."""
+        return [n for n, own in self.verdicts.items() if own and own.pairs == len(CONFIRM_PAIRS)]
+
+    @property
+    def passed(self) -> list[str]:
+        return [n for n in self.whole if decisions.passes(self.verdicts[n], self.p[n])]
+
+    @property
+    def missing(self) -> list[str]:
+        """The settings that lack pairs."""
+        return [n for n in CONFIRM if n not in self.whole]
+
+    @property
+    def table(self) -> str:
+        """One row a setting that is whole."""
+        cells = {name: self._cells(name) for name in self.whole}
+        heads = [
+            "PW-MCC less null: TopK",
+            "penalty",
+            "noise",
+            "both",
+            "returning, TopK / both",
+            "FVE, TopK / both",
+            "corrected p",
+            "passes",
+        ]
+        return "\n".join(table("", cells, heads))
+
+    def _cells(self, name: str) -> list[str]:
+        rows = self._rows[name]
+        return [
+            *(f"{self._mean(rows, arm, PRIMARY):.3f}" for arm in (TOP_K, PENALTY, NOISE, BOTH)),
+            self._both_ways(rows, "returning_0.7", 2),
+            self._both_ways(rows, "fve", 4),
+            f"{self.p[name]:.3f}",
+            "yes" if name in self.passed else "no",
+        ]
+
+    def _both_ways(self, rows: list[Row], measure: str, digits: int) -> str:
+        return " / ".join(f"{self._mean(rows, arm, measure):.{digits}f}" for arm in (TOP_K, BOTH))
+
+    def _mean(self, rows: list[Row], arm: str, measure: str) -> float:
+        return statistics.mean(means(rows, arm, measure))
+
+    @property
+    def every_pair_gains(self) -> bool:
+        """Over TopK and over the penalty alone, at every setting that is whole."""
+        over = [own.over for n, own in self.verdicts.items() if own and n in self.whole]
+        return bool(over) and all(min(ds) > 0 for each in over for ds in each.values())
+
+    @property
+    def noise_gains_most(self) -> bool:
+        """The noise alone has more of it than the penalty alone, at every setting that is whole."""
+        return all(
+            self._mean(self._rows[n], NOISE, PRIMARY) > self._mean(self._rows[n], PENALTY, PRIMARY)
+            for n in self.whole
+        )
+
+    @property
+    def times_as_many_return(self) -> str:
+        """Returning features, both over TopK: the smallest and largest ratio of means."""
+        ratios = [
+            self._mean(self._rows[n], BOTH, "returning_0.7")
+            / self._mean(self._rows[n], TOP_K, "returning_0.7")
+            for n in self.whole
+        ]
+        return f"{min(ratios):.1f} to {max(ratios):.1f}"
+
+    @property
+    def fve_lost(self) -> str:
+        """The largest mean loss of FVE."""
+        lost = [
+            self._mean(self._rows[n], TOP_K, "fve") - self._mean(self._rows[n], BOTH, "fve")
+            for n in self.whole
+        ]
+        return f"{max(lost):.4f}"
+
+    @property
+    def length_sentence(self) -> str:
+        """Whether the gain is there four times as long; empty before that has run."""
+        if not self._length:
+            return ""
+        long, short = self._gain(self._length), self._gain(self._rows[next(iter(CONFIRM))])
+        meaning = (
+            "the gain stays, so it is no faster convergence"
+            if long >= short
+            else "a part of the gain is faster convergence"
+        )
+        return (
+            f"Over TopK it is {long:.3f} after 16,000 steps and {short:.3f} after 4,000: {meaning}."
+        )
+
+    def _gain(self, rows: list[Row]) -> float:
+        return self._mean(rows, BOTH, PRIMARY) - self._mean(rows, TOP_K, PRIMARY)
