@@ -3,11 +3,12 @@
     python -m experiments.ground_truth.match_to_truth train     # train, measure, write the page
     python -m experiments.ground_truth.match_to_truth tables    # write the page again from the raw results
 
-TopK and vSAEs with noise on the selection are trained on `synthetic:small`, each from several seeds, and
-each seed on samples of its own. Of every feature two numbers are taken: its match across seeds, which is
-the mean absolute cosine with its partners in the other SAEs, and its match with the truth, the absolute
-cosine with its partner among the true features. Partners are one to one. The question is how well the
-first, which can be measured on any language model, tells the second.
+The arms of experiments/reproducibility (TopK without ReLU, the chosen penalty alone, its noise alone, both)
+are trained on `synthetic:small`, each from several seeds, and each seed on samples of its own. Of every
+feature two numbers are taken: its match across seeds, which is the mean absolute cosine with its partners
+in the other SAEs, and its match with the truth, the absolute cosine with its partner among the true
+features. Partners are one to one. The question is how well the first, which can be measured on any
+language model, tells the second.
 """
 
 import time
@@ -37,6 +38,8 @@ from experiments.stages import Stages
 from experiments.trained_saes import directions_of, metrics_of, sae_config, train_missing
 
 MODEL, STEPS, SEEDS, K, F = "synthetic:small", 2000, 4, 8, 1024
+NOISE, PENALTY = 0.3, 0.03
+"""What experiments.reproducibility.study chose."""
 METRICS = ("fve", "true_mcc", "firing_f1", "true_coverage")
 BINS = {"below 0.5": (0.0, 0.5), "0.5 to 0.7": (0.5, 0.7), "0.7 to 0.9": (0.7, 0.9)} | {
     "above 0.9": (0.9, 1.1)
@@ -48,17 +51,17 @@ RUNS = Path("runs/match_to_truth")
 def saes_of(steps: int, seed: int) -> dict[str, SAEConfig]:
     """The SAEs of a seed, by the names of the tables."""
     shared: dict[str, Any] = {"k": K, "dict_size": F, "seed": seed}
+    noise = {
+        "noise_on": "selection",
+        "noise_to_signal": NOISE,
+        "noise_anneal_steps": steps // 2,
+    }
+    penalty = {"kl_scope": "selected", "beta": PENALTY}
     return {
-        "TopK": sae_config(steps, architecture="top_k", **shared),
-        "noise on selection": sae_config(
-            steps,
-            noise_on="selection",
-            noise_to_signal=0.1,
-            noise_anneal_steps=steps // 2,
-            kl_scope="selected",
-            beta=0.01,
-            **shared,
-        ),
+        "TopK": sae_config(steps, posterior="point", beta=0.0, **shared),
+        "penalty alone": sae_config(steps, posterior="point", **penalty, **shared),
+        "noise alone": sae_config(steps, beta=0.0, **noise, **shared),
+        "noise and penalty": sae_config(steps, **penalty, **noise, **shared),
     }
 
 
