@@ -49,7 +49,7 @@ class StudyFacts:
             "returning, TopK / both",
             "FVE, TopK / both",
             "corrected p",
-            "passes",
+            "passes what was measured",
         ]
         return "\n".join(table("", cells, heads))
 
@@ -85,13 +85,14 @@ class StudyFacts:
 
     @property
     def times_as_many_return(self) -> str:
-        """Returning features, both over TopK: the smallest and largest ratio of means."""
+        """Returning features, both over TopK: the smallest and the largest ratio of a setting's means."""
         ratios = [
             self._mean(self._rows[n], BOTH, "returning_0.7")
             / self._mean(self._rows[n], TOP_K, "returning_0.7")
             for n in self.whole
         ]
-        return f"{min(ratios):.1f} to {max(ratios):.1f}"
+        ends = dict.fromkeys(f"{ratio:.1f}" for ratio in (min(ratios), max(ratios)))
+        return " to ".join(ends)
 
     @property
     def fve_lost(self) -> str:

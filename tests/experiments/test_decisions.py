@@ -3,39 +3,10 @@
 import copy
 
 import pytest
+from study_rows import BOTH, NAME, confirmed, searched
 
 from experiments.reproducibility import decisions
-from experiments.reproducibility.settings import CONFIRM, RIVALS, SAMPLED, TOP_K
-
-NAME = next(iter(CONFIRM))
-BOTH = "noise and penalty"
-
-
-def rows_of(stage, name, arm, seeds, less_null, **metrics):
-    """A part's rows, of an arm: one of the pair, two of its SAEs."""
-    part = f"{stage}: {name}: {seeds[0]}, {seeds[1]}"
-    usual = {"fve": 0.9, "frac_recovered": 0.99, "near_dead_0.1": 0.1, "near_dead_0.5": 0.4}
-    saes = [{"part": part, "arm": arm, "seed": s} | usual | metrics for s in seeds]
-    return [{"part": part, "arm": arm, "less_null": less_null}], saes
-
-
-def content_of(found):
-    return {
-        "parts": {},
-        "pairs": [row for pairs, _ in found for row in pairs],
-        "saes": [row for _, saes in found for row in saes],
-    }
-
-
-def searched(**special):
-    """Every candidate at one level, except for those named: arm -> (less_null, metrics)."""
-    special = {arm: special.get(arm, (0.2, {})) for arm in [TOP_K, *SAMPLED, *RIVALS]} | special
-    return content_of(
-        [
-            rows_of("search", "search", arm, (900, 901), less_null, **metrics)
-            for arm, (less_null, metrics) in special.items()
-        ]
-    )
+from experiments.reproducibility.settings import CONFIRM, SAMPLED, TOP_K
 
 
 def test_the_choice_keeps_fve_and_near_dead_and_returns_most():
@@ -63,17 +34,6 @@ def test_nothing_is_chosen_before_the_search_is_whole():
 
 def test_no_candidate_that_keeps_fve_is_no_choice():
     assert decisions.chosen(searched(**{TOP_K: (0.2, {"fve": 0.99})})) is None
-
-
-def confirmed(values, pairs=decisions.CONFIRM_PAIRS, name=NAME, **metrics):
-    """By arm, a level; pair i is 0.001 i higher in every arm."""
-    return content_of(
-        [
-            rows_of("confirm", name, arm, seeds, level + 0.001 * i, **metrics.get(arm, {}))
-            for i, seeds in enumerate(pairs)
-            for arm, level in values.items()
-        ]
-    )
 
 
 def verdict(content, arm=BOTH, name=NAME):

@@ -1,0 +1,54 @@
+"""What RESULTS.md says of the study of reproducibility."""
+
+import pytest
+from study_rows import BOTH, NAME, confirmed
+
+from experiments.reproducibility.settings import CONFIRM, TOP_K
+from experiments.reproducibility.study_facts import PENALTY, StudyFacts
+
+LEVELS = {TOP_K: 0.1, PENALTY: 0.15, "noise alone": 0.2, BOTH: 0.25}
+
+
+def facts(levels=None, **options):
+    content = confirmed(levels or LEVELS, **options)
+    for row in content["pairs"]:
+        row["returning_0.7"] = 3 * row["less_null"]
+    return StudyFacts(content)
+
+
+def test_a_setting_that_is_whole_has_a_row_and_the_others_are_named_as_missing():
+    found = facts()
+    assert found.whole == found.passed == [NAME]
+    assert found.missing == [name for name in CONFIRM if name != NAME]
+    (row,) = (line for line in found.table.splitlines() if NAME in line)
+    assert "0.103 | 0.153 | 0.203 | 0.253 | 0.31 / 0.76 | 0.9000 / 0.9000 | 0.047 | yes" in row
+
+
+def test_a_setting_that_lacks_a_pair_has_no_row():
+    found = facts(pairs=[(1, 2)])
+    assert found.whole == []
+    assert NAME not in found.table
+
+
+def test_the_sentences_hold_only_where_every_pair_shows_them():
+    assert facts().every_pair_gains
+    assert facts().noise_gains_most
+    assert not facts(LEVELS | {PENALTY: 0.26}).every_pair_gains
+    assert not facts(LEVELS | {"noise alone": 0.14}).noise_gains_most
+    assert facts().times_as_many_return == f"{0.253 / 0.103:.1f}"
+    assert facts(**{BOTH: {"fve": 0.8966}}).fve_lost == "0.0034"
+
+
+@pytest.mark.parametrize(
+    ("gain", "says"), [(0.3, "no faster convergence"), (0.1, "is faster convergence")]
+)
+def test_the_gain_of_a_long_run_is_compared_with_that_of_a_short_one(gain, says):
+    content = confirmed(LEVELS)
+    for arm, level in ((TOP_K, 0.1), (BOTH, 0.1 + gain)):
+        content["pairs"].append(
+            {"part": "length: length: 2000, 2001", "arm": arm, "less_null": level}
+        )
+    sentence = StudyFacts(content).length_sentence
+    assert says in sentence
+    assert f"{gain:.3f} after 16,000 steps and 0.150 after 4,000" in sentence
+    assert facts().length_sentence == ""
