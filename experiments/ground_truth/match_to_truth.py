@@ -119,7 +119,8 @@ def both_matches(across_F: np.ndarray, true_F: np.ndarray) -> dict[str, Any]:
             "share": float(inside_F.mean()),
             "true_match": float(true_F[inside_F].mean()) if inside_F.any() else None,
         }
-    return {"correlation": float(spearmanr(across_F, true_F).statistic), "bins": of_bins}
+    ranks: Any = spearmanr(across_F, true_F)
+    return {"correlation": float(ranks.statistic), "bins": of_bins}
 
 
 def page(content: dict[str, Any]) -> list[str]:
