@@ -30,7 +30,9 @@ _CLASSES: dict[str, Any] = {
     "standard": AutoEncoder,
     "topk": AutoEncoderTopK,
     "abstopk": functools.partial(
-        VariationalTopKAutoEncoder, posterior="point", select_by="magnitude"
+        VariationalTopKAutoEncoder,
+        posterior="point",  # pyright: ignore[reportCallIssue]
+        select_by="magnitude",  # pyright: ignore[reportCallIssue]
     ),
     "jumprelu": JumpReluAutoEncoder,
 }
