@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast test-saebench test-oldest test-gpu mutants lint docs wheel clean
+.PHONY: quickstart test test-fast test-saebench test-oldest test-gpu mutants lint docs notebooks wheel clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
@@ -65,6 +65,10 @@ lint: .venv/installed-dev
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "Open build/site/index.html"
+
+# Runs docs/notebooks and writes them with their outputs: about three minutes.
+notebooks: .venv/installed-dev
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/helpers/notebooks.py
 
 # An sdist and the wheel that is built from it, in dist/. The sdist leaves the tests out: they need
 # the experiments, the guide and the sweep files, so they are run in a clone.

@@ -5,6 +5,9 @@ from setuptools import find_packages, setup
 DEV = [
     "build>=1.2",
     "hypothesis>=6.100",
+    "ipykernel>=6.29",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "pyright>=1.1.380",
     "pytest>=8",
     "pytest-cov>=5",

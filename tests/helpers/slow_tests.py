@@ -38,6 +38,7 @@ SLOW = frozenset(
         # What a newcomer types, as it is written.
         "test_quickstart_ends_with_the_table_and_what_to_try_next",
         "test_a_page_runs",
+        "test_a_notebook_runs",
         "test_upstreams_end_to_end_test",
         "test_its_folder_is_evaluated_by_our_command",
         "test_the_demos_configuration",
