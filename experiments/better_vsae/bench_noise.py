@@ -8,7 +8,7 @@
 
     ... bench --model embedded    # one of the two; the other in a process of its own
 
-TopK, a point posterior with a penalty on its activations, and the preset `recommended`, each from three
+TopK, a point posterior with a penalty on its activations, and the preset `recommended` as it was then, each from three
 seeds on the same batches. "Noise of the bench" is the standard deviation over the evaluation's own
 seeds, which take other texts and train other probes. "Noise of training" is that over the SAEs' seeds,
 of means over the bench's. The floors are those of `vsae bench --floor`.
@@ -40,6 +40,8 @@ from experiments.trained_saes import TEXTS, sae_config, train_missing
 RAW, RUNS = RESULTS / "bench_noise.json", Path("runs/bench_noise")
 SEEDS = 3
 ARMS = ("TopK", "point", "recommended")
+RECOMMENDED_THEN = {"noise_to_signal": 0.1, "beta": 0.01}
+"""What the preset had when this was measured."""
 FLOORS = ("random", "random_spectrum", "frozen_decoder", "identity")
 LESS_IS_MORE = ("near-dead",)
 NOT_MEASURES = ("L0", "alive", "probing, language model", "sae-probes, language model")
@@ -114,7 +116,7 @@ def config_of(arm: str, place: Place, seed: int) -> SAEConfig:
     if arm == "point":
         return sae_config(steps, posterior="point", kl_scope="selected", beta=0.1, **shared)
     matched = sae_config(steps)
-    found = preset("recommended", steps).sae
+    found = replace(preset("recommended", steps).sae, **RECOMMENDED_THEN)
     return replace(found, lr=matched.lr, decay_start=matched.decay_start, **shared)
 
 

@@ -186,7 +186,7 @@ def tables(content: dict[str, Any]) -> list[str]:
         "has its ReLU too, the others have none; `both` is the vSAE of the paper's equations. beta is "
         "the weight of a KL on all features, KL of one on the selected, annealed linearly over the "
         "first tenth. A number after selection is k sigma² / D of noise on the selection at its start; "
-        "it falls to 0 over the first half. `selection 0.1, KL 0.01` is the preset `recommended` at "
+        "it falls to 0 over the first half. `selection 0.1, KL 0.01` was the preset `recommended` then, at "
         "this size, `point, KL 0.01` the same without noise. Agreement of seeds is the mean cosine of "
         "decoder directions with the next seed's, matched one to one; random directions reach "
         f"{settings['agreement_by_chance']:.3f}.",

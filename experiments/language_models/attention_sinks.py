@@ -5,7 +5,7 @@
     python -m experiments.language_models.attention_sinks train    # train, measure, write the page
     python -m experiments.language_models.attention_sinks tables   # write the page again
 
-TopK and the preset `recommended` are trained on all tokens, and without those whose norm is over 10
+TopK and the preset `recommended` as it was then are trained on all tokens, and without those whose norm is over 10
 times the median. The language model reads the text once: its activations are kept in a file, and all
 four SAEs are trained on them, several times over. Each is measured both ways: on all tokens, with all
 positions replaced in CE, and with the sinks left out and left alone.
@@ -43,6 +43,8 @@ from experiments.stages import Stages
 
 MULTIPLE, BATCH, LR, CTX_LEN, AT_ONCE = 10.0, 1024, 1e-3, 128, 16
 MODELS = ("TopK", "recommended")
+RECOMMENDED_THEN = {"noise_to_signal": 0.1, "beta": 0.01}
+"""What the preset had when this was measured."""
 TRAINED_ON = ("all tokens", "no sinks")
 MEASURED = ("fve", "frac_recovered", "near_dead_0.1", "alive", "positions_left_alone")
 SHOWN_LAYERS = (0, 1, 2, 5, 10, 15, 20, 25, 28)
@@ -133,7 +135,7 @@ def read_once(run: RunConfig, arguments: argparse.Namespace) -> tuple[t.Tensor, 
 def config_of(model: str, width: int, arguments: argparse.Namespace) -> SAEConfig:
     """TopK, or the preset, at one size and learning rate."""
     sizes: dict[str, Any] = {"k": arguments.k, "dict_size": arguments.dict_size, "lr": LR}
-    config = replace(preset("recommended", arguments.steps).sae, **sizes)
+    config = replace(preset("recommended", arguments.steps).sae, **sizes, **RECOMMENDED_THEN)
     if model == "TopK":
         config = SAEConfig(architecture="top_k", decay_start=config.decay_start, **sizes)
     return config.resolve(arguments.steps, BATCH).with_sigma(width, "sqrt_d")

@@ -25,7 +25,7 @@ from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
 from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
 
-GROUPS = {group for row in ARCHITECTURES.values() for group in row.options}
+GROUPS = tuple(dict.fromkeys(group for row in ARCHITECTURES.values() for group in row.options))
 D, F, K = 8, 16, 4
 POSTERIOR, OBJECTIVE = asdict(PosteriorOptions()), asdict(ObjectiveOptions())
 VAEASE = asdict(VAEaseOptions())

@@ -1,11 +1,8 @@
 """Candidates are what their names say; the preset is the one that was confirmed."""
 
-from dataclasses import asdict
-
 import pytest
 
-from dictionary_learning_ext.config.presets import preset
-from experiments.better_vsae import search_and_confirm, success_criteria
+from experiments.better_vsae import search_and_confirm
 from experiments.better_vsae.candidates import (
     CANDIDATES,
     SIZES,
@@ -50,15 +47,3 @@ def test_the_search_measured_the_noise_that_its_names_say():
             ratio = float(rest.split(",")[0])
             # E||x||^2 is D only about: sqrt_d is estimated from the first batches.
             assert row["noise_to_signal"] == pytest.approx(ratio, rel=0.05), row["model"]
-
-
-def test_the_recommended_preset_is_what_was_confirmed():
-    size = next(iter(SIZES))
-    picked = success_criteria.pick(search_and_confirm.read()["rows"], size)
-    confirmed = asdict(sae_of(CANDIDATES[picked], size, seed=0))
-    config = preset("recommended")
-    own = asdict(config.sae.with_sigma(D, config.run.normalize))
-    assert own.pop("noise_to_signal") is not None
-    assert own.pop("sigma") == pytest.approx(confirmed.pop("sigma"))
-    assert own | {"noise_to_signal": None} == confirmed
-    assert config.run.steps == SIZES[size][2]

@@ -9,7 +9,8 @@ from caches import HOOK, D
 from scipy.optimize import linear_sum_assignment
 
 from dictionary_learning_ext import load_dictionary
-from experiments.reproducibility import page, parts, settings
+from dictionary_learning_ext.config.presets import preset
+from experiments.reproducibility import decisions, page, parts, settings
 from experiments.reproducibility.settings import CANDIDATES, CONFIRM, SAMPLED, TOP_K, Setting, arms
 
 SMALL = Setting(
@@ -102,6 +103,27 @@ def test_every_candidate_is_an_sae_of_its_setting():
     assert saes[TOP_K].posterior == "point"
     assert not saes[TOP_K].rectify
     assert saes[TOP_K].beta == 0
+
+
+def test_the_recommended_preset_is_what_was_chosen():
+    chosen = decisions.chosen(parts.read())
+    assert chosen is not None
+    confirmed = next(iter(CONFIRM.values())).sae(SAMPLED[chosen], seed=0)
+    config = preset("recommended")
+    own = config.sae
+    assert own.noise_anneal_steps == config.run.steps * 0.5
+    assert confirmed.noise_anneal_steps == 4000 * 0.5
+    for name in (
+        "k",
+        "dict_size",
+        "posterior",
+        "noise_on",
+        "noise_to_signal",
+        "beta",
+        "kl_scope",
+        "lr",
+    ):
+        assert getattr(own, name) == getattr(confirmed, name), name
 
 
 def test_the_arms_take_the_chosen_setting_apart():
