@@ -75,7 +75,7 @@ def test_the_shared_flags_are_one_declaration(module, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "150")
     with pytest.raises(SystemExit) as stop:
         parse(command, ["--help"])
     assert not stop.value.code
@@ -132,11 +132,11 @@ def test_a_bare_boolean_stands_before_a_folder():
 
 
 def test_the_help_of_train_shows_what_it_starts_from_and_no_none(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "150")
     with pytest.raises(SystemExit):
         parse(train.COMMAND, ["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"--k INT Features [^(]*\(default: 64\)", shown)  # the preset's
+    assert re.search(r"--k INT Features [^(]*\(default: 16\)", shown)  # the preset's
     assert re.search(r"--prior-std FLOAT [^(]*\(default: 1\.0\)", shown)  # the class's
     assert re.search(r"--noise-on \{both,values,selection\} .*?\(default: selection\)", shown)
     assert "{None" not in shown

@@ -181,9 +181,9 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(small, tmp_path,
     )
     assert main(["train", *small, "--resume", "auto", "--preset", "quickstart"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "--noise-to-signal 0.1, not 0.03125" in said
+    assert "--noise-to-signal 0.3, not 0.03125" in said
     assert said.endswith(
-        f" --noise-to-signal 0.1), or `vsae train --resume {tmp_path / 'run'}`, or choose another"
+        f" --noise-to-signal 0.3), or `vsae train --resume {tmp_path / 'run'}`, or choose another"
         " --save-dir for a new run"
     )
 

@@ -31,7 +31,9 @@ def test_ours_have_a_posterior_and_upstreams_have_none(architecture):
 @pytest.mark.parametrize("architecture", TRAINED)
 def test_selects_top_k_is_of_those_that_keep_k_of_each_token(architecture):
     sae = built(architecture).ae
-    assert selects_top_k(sae) == (architecture in ("vsae_top_k", "vsae", "top_k"))
+    assert selects_top_k(sae) == (
+        architecture in ("vsae_top_k", "vsae", "top_k", "probabilistic_top_k")
+    )
     if selects_top_k(sae):
         values_BK = sae.encode(batch(0), return_topk=True)[1]
         assert values_BK.shape == (len(batch(0)), int(sae.k))

@@ -8,8 +8,9 @@ import torch as t
 from small_trainers import batch, built
 
 from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.trainers.upstream import UpstreamTrainer
 
-UPSTREAMS = [name for name, row in TRAINED.items() if not row.is_ours]
+UPSTREAMS = [name for name in TRAINED if isinstance(built(name), UpstreamTrainer)]
 
 
 def trained(architecture, steps=3, **options):

@@ -166,7 +166,8 @@ def test_gradients_of_before_are_not_added(architecture):
 def test_a_float64_step_is_the_float32_step_without_its_rounding(noise, rectify, monkeypatch):
     """With the noise that the compiled form draws in float32."""
 
-    def draw_code(mu_BF, std, k, noise_on, noise_scale, generator):
+    def draw_code(mu_BF, std, k, noise_on, noise_scale, generator, select_by):
+        assert select_by == "value"
         z_BF = mu_BF
         if noise_scale:
             z_BF = mu_BF + noise_scale * std * compiled_noise(*mu_BF.shape, generator).double()

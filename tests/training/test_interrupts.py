@@ -146,7 +146,7 @@ def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own
         check=False,
     )
     assert refused.returncode == 2
-    assert "--beta 0.01, not 3.0; leave out --beta" in refused.stderr.splitlines()[-1]
+    assert "--beta 0.03, not 3.0; leave out --beta" in refused.stderr.splitlines()[-1]
     done = subprocess.run(
         [*command, "--resume", str(folder)], capture_output=True, text=True, check=False
     )

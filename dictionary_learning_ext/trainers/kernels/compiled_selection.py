@@ -7,6 +7,7 @@ kernel once per installation. Where numba can't, torch does the same.
 import atexit
 import functools
 import logging
+import re
 import shutil
 import sys
 import tempfile
@@ -194,11 +195,16 @@ def _compiles(products: t.dtype) -> bool:
         noise = _Noise("both", 1.0, 0)
         _Drawn(1, 4, 1).draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
     except (ImportError, OSError, RuntimeError, *_numba_errors()) as error:
-        _warn_once(f"numba can't compile the selection of features; torch does it: {error}")
+        _warn_once(f"numba can't compile the selection of features; torch does it: {_plain(error)}")
         return False
     finally:
         notice.cancel()
     return True
+
+
+def _plain(error: BaseException) -> str:
+    """Its message, without the colours that numba adds where colorama is installed."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
 
 
 @functools.cache
