@@ -39,6 +39,11 @@ def test_a_bare_boolean_flag_means_true(small, tmp_path):
     assert settings_of(tmp_path / "run")["rectify"] is True
 
 
+def without_box(text):
+    """A help's words, of one column."""
+    return " ".join(text.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("module", [bench, evaluate, export, report], ids=lambda m: m.COMMAND.name)
 def test_the_shared_flags_are_one_declaration(module, capsys):
     """Under the same names on the command line, and nested in the command's own."""
@@ -75,14 +80,14 @@ def test_the_shared_flags_are_one_declaration(module, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:
         parse(command, ["--help"])
     assert not stop.value.code
     text = capsys.readouterr().out
     assert "\\" not in text
     assert "  " not in text.partition("\n\n")[0]
-    shown = " ".join(text.split())
+    shown = without_box(text)
     # After a flag's type, which may be several words in brackets, comes its help.
     type_of = r"(?:\[[^()]*?\]+|\{[^}]*\}\S*|[A-Z|\[\]{}]+)"
     assert re.findall(rf"(--[a-z-]+) (?:{type_of} )*\((?:default|required)", shown) == []
@@ -132,10 +137,10 @@ def test_a_bare_boolean_stands_before_a_folder():
 
 
 def test_the_help_of_train_shows_what_it_starts_from_and_no_none(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
         parse(train.COMMAND, ["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = without_box(capsys.readouterr().out)
     assert re.search(r"--k INT Features [^(]*\(default: 16\)", shown)  # the preset's
     assert re.search(r"--prior-std FLOAT [^(]*\(default: 1\.0\)", shown)  # the class's
     assert re.search(r"--noise-on \{both,values,selection\} .*?\(default: selection\)", shown)
