@@ -7,8 +7,10 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
 
+# A process for each core, each with one thread; a file's tests stay together.
 test: .venv/installed-dev
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --cov --cov-report= --cov-fail-under=97
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile \
+		--cov --cov-report= --cov-fail-under=97
 
 # For the edit loop: without the tests named in tests/helpers/slow_tests.py.
 test-fast: .venv/installed-dev

@@ -11,6 +11,7 @@ DEV = [
     "pyright>=1.1.380",
     "pytest>=8",
     "pytest-cov>=5",
+    "pytest-xdist>=3.6",
     "ruff>=0.8",
     "selenium>=4.20",
     "setuptools>=77",
