@@ -3,6 +3,7 @@
 import statistics
 from typing import Any
 
+from experiments.metrics import LABELS
 from experiments.pages import table
 from experiments.reproducibility import decisions
 from experiments.reproducibility.decisions import CONFIRM_PAIRS, PRIMARY, Row, means, parts_of
@@ -59,8 +60,18 @@ class StudyFacts:
             self._each(rows, "returning_0.7", 2),
             self._each(rows, "fve", 4),
             f"{self.p[name]:.3f}",
-            "yes" if name in self.passed else "no",
+            "yes" if name in self.passed else f"no: {self._why_not(name)}",
         ]
+
+    def _why_not(self, name: str) -> str:
+        """The measures that are worse than TopK's by more than their margin, in TopK and in both."""
+        own, rows = self.verdicts[name], self._rows[name]
+        worse = [m for m, p in own.no_worse.items() if p > decisions.LEVEL] if own else []
+        found = [
+            f"{LABELS[m]} {self._mean(rows, TOP_K, m):.3f} / {self._mean(rows, BOTH, m):.3f}"
+            for m in worse
+        ]
+        return ", ".join(found) or "the gain"
 
     def _each(self, rows: list[Row], measure: str, digits: int) -> str:
         return " / ".join(f"{self._mean(rows, arm, measure):.{digits}f}" for arm in ARMS)

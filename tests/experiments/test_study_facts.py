@@ -25,6 +25,13 @@ def test_a_setting_that_is_whole_has_a_row_and_the_others_are_named_as_missing()
     assert row.endswith("| 0.047 | yes |")
 
 
+def test_a_setting_that_misses_names_what_is_worse():
+    found = facts(**{BOTH: {"near_dead_0.1": 0.2}})
+    assert found.passed == []
+    assert "no: near-dead < 0.1 0.100 / 0.200" in found.table
+    assert "no: the gain" in facts(LEVELS | {BOTH: 0.155}).table
+
+
 def test_a_setting_that_lacks_a_pair_has_no_row():
     found = facts(pairs=[(1, 2)])
     assert found.whole == []
