@@ -14,6 +14,7 @@ import jinja2
 
 from experiments import raw_results
 from experiments.better_vsae.vsae_facts import BaselineFacts, FullSizeFacts, SearchFacts
+from experiments.ground_truth.truth_facts import TruthFacts
 from experiments.index import find
 from experiments.pages import claim, table
 from experiments.paper.paper_facts import ChurnFacts, PaperFacts
@@ -77,6 +78,7 @@ def page() -> str:
         baselines=BaselineFacts(read("baselines")),
         search=SearchFacts(read("better_vsae")),
         study=StudyFacts(read("reproducibility")),
+        truth=TruthFacts(read("match_to_truth")),
     )
 
 

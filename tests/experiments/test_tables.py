@@ -9,6 +9,7 @@ import pytest
 from experiments import metrics, raw_results
 from experiments.better_vsae import baselines, quickstart_seeds, search_and_confirm
 from experiments.better_vsae.success_criteria import MEASURES
+from experiments.ground_truth import match_to_truth
 from experiments.index import EXPERIMENTS
 from experiments.pages import ClaimError
 from experiments.paper import selection_churn
@@ -24,6 +25,7 @@ SHOWN = {
     "baselines.json": baselines.METRICS,
     "quickstart_seeds.json": quickstart_seeds.METRICS,
     "bench_noise.json": ("sae-probes, top 1", "FVE (ours)", "SCR, N = 2", "TPP, N = 50"),
+    "match_to_truth.json": (*match_to_truth.METRICS, "pw_mcc", "correlation"),
     "reproducibility.json": study_page.SHOWN,
     "better_vsae.json": (*(name for name in MEASURES if name != "excess"), "within"),
 }

@@ -69,6 +69,10 @@ def level(value, arm):
 
 LAST = "F = 32D, k/F = 1/256"
 SPOILS = {
+    "on SAELens's synthetic activations the same noise finds less of the truth, and returns less": (
+        "match_to_truth",
+        put("true_mcc", 0.9, model="noise and penalty"),
+    ),
     "every pair, noise and penalty are better than TopK and than the penalty alone": (
         "reproducibility",
         level(0.5, "penalty alone"),
