@@ -41,8 +41,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 1000,
         "decay_start": 750,
     },
-    # The setting whose features come back most often at TopK's reconstruction. Chosen and confirmed on
-    # the embedded model after 4,000 steps (experiments/RESULTS.md says at which hook points and sizes).
+    # Chosen in a study of which features come back with another seed, at TopK's reconstruction.
+    # experiments/RESULTS.md says at which hook points and sizes it passed, and where it did not.
     "recommended": {
         "k": 16,
         "dict_size": 512,

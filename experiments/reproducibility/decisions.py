@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.paired_tests import holm, sign_flip
-from experiments.reproducibility.settings import CONFIRM, RIVALS, SAMPLED, TOP_K
+from experiments.reproducibility.settings import CONFIRM, PENALTY, RIVALS, SAMPLED, TOP_K
 
 Row = dict[str, Any]
 SEARCH_SEEDS = (900, 901)
@@ -55,7 +55,7 @@ def parts_of(content: dict[str, Any], stage: str, name: str) -> list[Row]:
 
 def chosen(content: dict[str, Any]) -> str | None:
     """The sampled candidate with the highest primary measure among those that keep TopK's FVE and
-    near-dead; None before the search is whole."""
+    near-dead; None if none does, or before all of them have been searched."""
     rows = parts_of(content, "search", "search")
     there = {row["arm"] for row in rows}
     if not {TOP_K, *SAMPLED} <= there:
@@ -90,7 +90,7 @@ def verdict(rows: list[Row], arm: str) -> Verdict | None:
     values = means(rows, arm, PRIMARY)
     if not values:
         return None
-    others = [other for other in (TOP_K, "penalty alone") if means(rows, other, PRIMARY)]
+    others = [other for other in (TOP_K, PENALTY) if means(rows, other, PRIMARY)]
     over = {other: _paired(rows, arm, other, PRIMARY) for other in others}
     is_whole = len(values) == len(CONFIRM_PAIRS)
     tests = [sign_flip([d - MARGIN for d in differences]) for differences in over.values()]

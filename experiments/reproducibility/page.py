@@ -18,8 +18,13 @@ from experiments.reproducibility.decisions import (
     parts_of,
 )
 from experiments.reproducibility.settings import (
+    ARMS,
+    BOTH,
     CONFIRM,
+    NOISE,
     PENALTIES,
+    PENALTY,
+    RIVAL,
     RIVALS,
     SAMPLED,
     TOP_K,
@@ -27,8 +32,6 @@ from experiments.reproducibility.settings import (
 )
 
 Content = dict[str, Any]
-BOTH, NOISE = "noise and penalty", "noise alone"
-ARMS = (TOP_K, "penalty alone", NOISE, BOTH, "best rival")
 SHOWN = {
     "less_null": "PW-MCC less null",
     "pw_mcc": "PW-MCC",
@@ -45,10 +48,10 @@ SHOWN = {
 DIGITS = {"fve": 4, "frac_recovered": 4, "less_null": 4, "pw_mcc": 4}
 COLOURS = {
     TOP_K: "black",
-    "penalty alone": "dodgerblue",
+    PENALTY: "dodgerblue",
     NOISE: "teal",
     BOTH: "crimson",
-    "best rival": "grey",
+    RIVAL: "grey",
 }
 
 

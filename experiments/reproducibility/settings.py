@@ -107,6 +107,8 @@ CONFIRM: dict[str, Setting] = {
 
 TOP_K = "TopK without ReLU"
 """Of the same code as the vSAEs; what they are compared with."""
+PENALTY, NOISE, BOTH, RIVAL = "penalty alone", "noise alone", "noise and penalty", "best rival"
+ARMS = (TOP_K, PENALTY, NOISE, BOTH, RIVAL)
 SAMPLED: dict[str, Options] = {
     f"noise {noise:g}, penalty {penalty:g}": {"noise": noise, "penalty": penalty}
     for noise in (0.03, 0.1, 0.2, 0.3)
@@ -157,9 +159,9 @@ def arms(chosen: str, rival: str | None, setting: Setting) -> dict[str, Options]
     both = SAMPLED[chosen]
     found: dict[str, Options] = {TOP_K: {}}
     if penalty := both.get("penalty"):
-        found["penalty alone"] = {"penalty": penalty}
-        found["noise alone"] = {n: value for n, value in both.items() if n != "penalty"}
-    found["noise and penalty"] = both
+        found[PENALTY] = {"penalty": penalty}
+        found[NOISE] = {n: value for n, value in both.items() if n != "penalty"}
+    found[BOTH] = both
     if rival is not None and setting.dict_size <= 4 * setting.activation_dim:
-        found["best rival"] = RIVALS[rival]
+        found[RIVAL] = RIVALS[rival]
     return found

@@ -22,8 +22,8 @@ from experiments.reproducibility.settings import CANDIDATES, CONFIRM, LENGTH, SE
 from experiments.stages import Stages
 
 NOT_CHOSEN = (
-    "the search has not run: expected the rows of all candidates in results/reproducibility.json; type: "
-    "python -m experiments.reproducibility.study search"
+    "no setting is chosen: expected the rows of all candidates in results/reproducibility.json, and one "
+    "that keeps TopK's FVE and near-dead; type: python -m experiments.reproducibility.study search"
 )
 
 
@@ -68,7 +68,9 @@ def train(arguments: argparse.Namespace) -> None:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--setting", default="", help="the start of a setting's name")
-    parser.add_argument("--pairs", type=int, default=7, help="how many pairs of seeds")
+    parser.add_argument(
+        "--pairs", type=int, choices=range(1, 8), default=7, help="how many pairs of seeds"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch")
 
 

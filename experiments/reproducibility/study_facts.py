@@ -7,11 +7,9 @@ from experiments.metrics import LABELS
 from experiments.pages import table
 from experiments.reproducibility import decisions
 from experiments.reproducibility.decisions import CONFIRM_PAIRS, PRIMARY, Row, means, parts_of
-from experiments.reproducibility.page import BOTH, NOISE
-from experiments.reproducibility.settings import CONFIRM, TOP_K
+from experiments.reproducibility.settings import BOTH, CONFIRM, NOISE, PENALTY, TOP_K
 
-PENALTY = "penalty alone"
-ARMS = (TOP_K, PENALTY, NOISE, BOTH)
+COMPARED = (TOP_K, PENALTY, NOISE, BOTH)
 """In the order of the table's numbers."""
 
 
@@ -74,7 +72,7 @@ class StudyFacts:
         return ", ".join(found) or "the gain"
 
     def _each(self, rows: list[Row], measure: str, digits: int) -> str:
-        return " / ".join(f"{self._mean(rows, arm, measure):.{digits}f}" for arm in ARMS)
+        return " / ".join(f"{self._mean(rows, arm, measure):.{digits}f}" for arm in COMPARED)
 
     def _mean(self, rows: list[Row], arm: str, measure: str) -> float:
         return statistics.mean(means(rows, arm, measure))

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from study_rows import BOTH, NAME, confirmed, searched
+from study_rows import NAME, confirmed, searched
 
 from experiments.reproducibility import decisions
 from experiments.reproducibility.settings import CONFIRM, SAMPLED, TOP_K
@@ -41,10 +41,10 @@ def verdict(content, arm=BOTH, name=NAME):
 
 
 def test_p_is_the_larger_of_the_two_tests():
-    found = verdict(confirmed({TOP_K: 0.1, "penalty alone": 0.195, BOTH: 0.2}))
+    found = verdict(confirmed({TOP_K: 0.1, PENALTY: 0.195, BOTH: 0.2}))
     assert found.over[TOP_K] == pytest.approx([0.1] * 7)
     assert found.p == 1, "0.005 over the penalty is within the margin"
-    found = verdict(confirmed({TOP_K: 0.1, "penalty alone": 0.18, BOTH: 0.2}))
+    found = verdict(confirmed({TOP_K: 0.1, PENALTY: 0.18, BOTH: 0.2}))
     assert found.p == 2.0**-7
 
 
@@ -60,7 +60,7 @@ def test_a_setting_without_all_its_pairs_has_p_1_and_its_differences():
     [("fve", 0.894, 0.896), ("near_dead_0.1", 0.111, 0.109), ("frac_recovered", 0.984, 0.986)],
 )
 def test_what_is_worse_than_topk_by_more_than_its_margin_fails(measure, worse, close):
-    levels = {TOP_K: 0.1, "penalty alone": 0.1, BOTH: 0.2}
+    levels = {TOP_K: 0.1, PENALTY: 0.1, BOTH: 0.2}
     for value, passes in ((worse, False), (close, True)):
         found = verdict(confirmed(levels, **{BOTH: {measure: value}}))
         assert decisions.passes(found, 0.04) is passes

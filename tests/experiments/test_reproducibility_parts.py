@@ -1,6 +1,7 @@
 """The study of reproducibility: a part is trained, measured and kept, and is not run again."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.config.presets import preset
 from experiments.reproducibility import decisions, page, parts, settings
 from experiments.reproducibility.settings import CANDIDATES, CONFIRM, SAMPLED, TOP_K, Setting, arms
+from experiments.reproducibility.study import STAGES
 
 SMALL = Setting(
     cache="",
@@ -139,6 +141,29 @@ def test_the_arms_take_the_chosen_setting_apart():
     }
     assert "best rival" not in arms("noise 0.1, penalty 0.03", "BatchTopK", wide)
     assert list(arms("noise 0.1, penalty 0", None, small)) == [TOP_K, "noise and penalty"]
+
+
+def test_a_seed_is_the_saes_seed_and_the_order_of_its_data(at):
+    run, sae = SMALL.run(at.parent, 7), SMALL.sae({"noise": 0.1, "penalty": 0.03}, 7)
+    assert (run.data_seed, sae.seed) == (7, 7)
+    assert run.model.startswith("/"), "the cache's, not the default"
+    (outlier_free,) = {s.max_norm_multiple for name, s in CONFIRM.items() if "SmolLM2" in name}
+    assert outlier_free == 10.0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["confirm", "--setting", "embeded"], "--setting 'embeded': expected the start of one of"),
+        (["length"], "no setting is chosen: expected the rows of all candidates"),
+    ],
+)
+def test_what_cannot_be_run_is_said(words, says, monkeypatch):
+    if words[0] == "length":
+        monkeypatch.setattr(parts, "read", lambda: {"parts": {}, "saes": [], "pairs": []})
+    monkeypatch.setattr(parts, "run_part", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(SystemExit, match=re.escape(says)):
+        STAGES.run(words)
 
 
 def test_settings_differ_by_their_six_names():

@@ -1,12 +1,12 @@
 """What RESULTS.md says of the study of reproducibility."""
 
 import pytest
-from study_rows import BOTH, NAME, confirmed
+from study_rows import NAME, confirmed
 
-from experiments.reproducibility.settings import CONFIRM, TOP_K
-from experiments.reproducibility.study_facts import PENALTY, StudyFacts
+from experiments.reproducibility.settings import BOTH, CONFIRM, NOISE, PENALTY, TOP_K
+from experiments.reproducibility.study_facts import StudyFacts
 
-LEVELS = {TOP_K: 0.1, PENALTY: 0.15, "noise alone": 0.2, BOTH: 0.25}
+LEVELS = {TOP_K: 0.1, PENALTY: 0.15, NOISE: 0.2, BOTH: 0.25}
 
 
 def facts(levels=None, **options):
@@ -42,7 +42,7 @@ def test_the_sentences_hold_only_where_every_pair_shows_them():
     assert facts().every_pair_gains
     assert facts().noise_gains_most
     assert not facts(LEVELS | {PENALTY: 0.26}).every_pair_gains
-    assert not facts(LEVELS | {"noise alone": 0.14}).noise_gains_most
+    assert not facts(LEVELS | {NOISE: 0.14}).noise_gains_most
     assert facts().times_as_many_return == f"{0.253 / 0.103:.1f}"
     assert facts(**{BOTH: {"fve": 0.8966}}).fve_lost == "0.0034"
 

@@ -4,7 +4,6 @@ from experiments.reproducibility import decisions
 from experiments.reproducibility.settings import CONFIRM, RIVALS, SAMPLED, TOP_K
 
 NAME = next(iter(CONFIRM))
-BOTH = "noise and penalty"
 
 
 def rows_of(stage, name, arm, seeds, less_null, **metrics):
