@@ -6,7 +6,7 @@ import pytest
 from study_rows import NAME, confirmed, searched
 
 from experiments.reproducibility import decisions
-from experiments.reproducibility.settings import CONFIRM, SAMPLED, TOP_K
+from experiments.reproducibility.settings import BOTH, CONFIRM, PENALTY, SAMPLED, TOP_K
 
 
 def test_the_choice_keeps_fve_and_near_dead_and_returns_most():
