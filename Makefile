@@ -57,7 +57,8 @@ test-gpu: .venv/installed-dev
 mutants: .venv/installed-mutants
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/mutants/run.py $(MUTANTS)
 
-lint: .venv/installed-dev
+# With mkdocs, since the type check reads what the tests of the guide import.
+lint: .venv/installed-dev .venv/installed-docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
