@@ -51,8 +51,8 @@ EXPERIMENTS = (
         "reproducibility.study",
         "Do the features of a variational SAE come back when it is trained again?",
         minutes="1800",
-        stages=("train", "tables", "search", "confirm", "length"),
-        needs="caches of activations, see experiments/reproducibility/PROTOCOL.md",
+        stages=("train", "tables", "search", "confirm", "probes", "length"),
+        needs="caches of activations, see experiments/reproducibility/PROTOCOL.md; [saebench] for probes",
         page="reproducibility.md",
     ),
     Experiment(

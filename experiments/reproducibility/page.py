@@ -44,8 +44,9 @@ SHOWN = {
     "near_dead_0.1": "near-dead, 0.1",
     "near_dead_0.5": "0.5",
     "stability_rms": "selection stability",
+    "sae_probes": "sae_probes",
 }
-DIGITS = {"fve": 4, "frac_recovered": 4, "less_null": 4, "pw_mcc": 4}
+DIGITS = {"fve": 4, "frac_recovered": 4, "less_null": 4, "pw_mcc": 4, "sae_probes": 4}
 COLOURS = {
     TOP_K: "black",
     PENALTY: "dodgerblue",

@@ -7,6 +7,7 @@ written down before the confirmation.
     ... search                                  # one pair of seeds of every candidate
     ... confirm --setting "embedded, blocks.0"  # settings whose name begins so; all if left out
     ... confirm --pairs 2                       # the first two pairs of seeds
+    ... probes                                  # sae_probes of the settings that have run; needs [saebench]
     ... length
 
 It can be stopped at any time: a part (a setting and a pair of seeds) that has its rows in
@@ -18,6 +19,7 @@ import argparse
 import torch as t
 
 from experiments.reproducibility import decisions, page, parts
+from experiments.reproducibility.probes import probe_setting
 from experiments.reproducibility.settings import CANDIDATES, CONFIRM, LENGTH, SEARCH, arms
 from experiments.stages import Stages
 
@@ -40,18 +42,29 @@ def chosen() -> tuple[str, str | None]:
     return found, decisions.best_rival(content)
 
 
-def confirm(arguments: argparse.Namespace) -> None:
-    t.set_num_threads(arguments.threads)
-    both, rival = chosen()
+def settings_named(arguments: argparse.Namespace) -> list[str]:
+    """The settings of the confirmation that `--setting` asks for."""
     names = [name for name in CONFIRM if name.startswith(arguments.setting)]
     if not names:
         known = "\n  ".join(CONFIRM)
         raise SystemExit(
             f"--setting {arguments.setting!r}: expected the start of one of\n  {known}"
         )
-    for name in names:
+    return names
+
+
+def confirm(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    both, rival = chosen()
+    for name in settings_named(arguments):
         for seeds in decisions.CONFIRM_PAIRS[: arguments.pairs]:
             parts.run_part("confirm", name, CONFIRM[name], arms(both, rival, CONFIRM[name]), seeds)
+
+
+def probes(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    for name in settings_named(arguments):
+        probe_setting(name)
 
 
 def length(arguments: argparse.Namespace) -> None:
@@ -76,7 +89,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 STAGES = Stages(
     "reproducibility.study",
-    {"train": train, "search": search, "confirm": confirm, "length": length},
+    {"train": train, "search": search, "confirm": confirm, "probes": probes, "length": length},
     page.lines,
     page.draw,
     options,

@@ -46,9 +46,7 @@ def test_a_part_has_the_rows_of_its_arms_and_seeds(at):
         (arm, seed) for arm in chosen for seed in SEEDS
     }
     (row,) = (row for row in content["pairs"] if row["arm"] == TOP_K)
-    folders = [
-        at.parent / "runs" / "confirm" / "tiny" / str(s) / parts.folder_of(TOP_K) for s in SEEDS
-    ]
+    folders = [parts.folder_of("confirm", "tiny", s) / parts.named(TOP_K) for s in SEEDS]
     one, other = (
         t.nn.functional.normalize(
             load_dictionary(folder)[0].decoder.weight.detach().T, dim=1
@@ -85,7 +83,7 @@ def test_an_arm_trained_later_saw_the_same_batches(at):
         parts.run_part("confirm", "apart", SMALL, {arm: options}, SEEDS, at)
     for arm in together:
         one, other = (
-            load_dictionary(at.parent / "runs" / "confirm" / name / "3" / parts.folder_of(arm))[0]
+            load_dictionary(parts.folder_of("confirm", name, 3) / parts.named(arm))[0]
             for name in ("together", "apart")
         )
         for name, value in one.state_dict().items():
@@ -96,7 +94,7 @@ def test_every_candidate_is_an_sae_of_its_setting():
     saes = {name: settings.SEARCH.sae(options, 900) for name, options in CANDIDATES.items()}
     assert len(saes) <= 60
     assert len({json.dumps(vars(sae), default=str) for sae in saes.values()}) == len(saes)
-    assert len({parts.folder_of(name) for name in saes}) == len(saes)
+    assert len({parts.named(name) for name in saes}) == len(saes)
     for name in SAMPLED:
         sae = saes[name]
         assert (sae.noise_on, sae.noise_to_signal) == ("selection", SAMPLED[name]["noise"])
