@@ -76,7 +76,7 @@ def lines(content: Content) -> list[str]:
 
 def _verdict_lines(content: Content) -> list[str]:
     lines = ["## Confirmation", ""]
-    for arm in (BOTH, NOISE):
+    for arm in (BOTH, NOISE, RIVAL):
         found = decisions.verdicts(content, arm)
         if all(own is None for own in found.values()):
             continue

@@ -7,10 +7,15 @@ from experiments.metrics import LABELS
 from experiments.pages import table
 from experiments.reproducibility import decisions
 from experiments.reproducibility.decisions import CONFIRM_PAIRS, PRIMARY, Row, means, parts_of
-from experiments.reproducibility.settings import BOTH, CONFIRM, NOISE, PENALTY, TOP_K
-
-COMPARED = (TOP_K, PENALTY, NOISE, BOTH)
-"""In the order of the table's numbers."""
+from experiments.reproducibility.settings import (
+    ARMS,
+    BOTH,
+    CONFIRM,
+    NOISE,
+    PENALTY,
+    RIVAL,
+    TOP_K,
+)
 
 
 class StudyFacts:
@@ -19,6 +24,7 @@ class StudyFacts:
     def __init__(self, content: dict[str, Any]):
         self.settings = len(CONFIRM)
         self.chosen = decisions.chosen(content)
+        self.rival = decisions.best_rival(content)
         self.verdicts = decisions.verdicts(content, BOTH)
         self.p = decisions.corrected(self.verdicts)
         self._rows: dict[str, list[Row]] = {n: parts_of(content, "confirm", n) for n in CONFIRM}
@@ -72,7 +78,11 @@ class StudyFacts:
         return ", ".join(found) or "the gain"
 
     def _each(self, rows: list[Row], measure: str, digits: int) -> str:
-        return " / ".join(f"{self._mean(rows, arm, measure):.{digits}f}" for arm in COMPARED)
+        """An arm's mean after the other's; a dash is an arm that was not run."""
+        return " / ".join(
+            f"{self._mean(rows, arm, measure):.{digits}f}" if means(rows, arm, measure) else "–"
+            for arm in ARMS
+        )
 
     def _mean(self, rows: list[Row], arm: str, measure: str) -> float:
         return statistics.mean(means(rows, arm, measure))
@@ -92,6 +102,36 @@ class StudyFacts:
         )
 
     @property
+    def with_rival(self) -> list[str]:
+        """The settings where the best rival has all its pairs too."""
+        pairs = len(CONFIRM_PAIRS)
+        return [n for n in self.whole if len(means(self._rows[n], RIVAL, PRIMARY)) == pairs]
+
+    @property
+    def rival_gains_more(self) -> bool:
+        """In every pair more than noise and penalty, at every setting where it was run."""
+        return bool(self.with_rival) and all(
+            theirs > own
+            for n in self.with_rival
+            for theirs, own in zip(
+                means(self._rows[n], RIVAL, PRIMARY),
+                means(self._rows[n], BOTH, PRIMARY),
+                strict=True,
+            )
+        )
+
+    @property
+    def rival_fve_lost(self) -> str:
+        """The largest mean loss of FVE against TopK."""
+        lost = [self._lost(n, RIVAL) for n in self.with_rival]
+        return f"{max(lost):.4f}"
+
+    @property
+    def rival_costs_more(self) -> bool:
+        """Its mean FVE is below that of noise and penalty, at every setting where it was run."""
+        return all(self._lost(n, RIVAL) > self._lost(n, BOTH) for n in self.with_rival)
+
+    @property
     def times_as_many_return(self) -> str:
         """Returning features, both over TopK: the smallest and the largest ratio of a setting's means."""
         ratios = [
@@ -105,11 +145,12 @@ class StudyFacts:
     @property
     def fve_lost(self) -> str:
         """The largest mean loss of FVE."""
-        lost = [
-            self._mean(self._rows[n], TOP_K, "fve") - self._mean(self._rows[n], BOTH, "fve")
-            for n in self.whole
-        ]
-        return f"{max(lost):.4f}"
+        return f"{max(self._lost(n, BOTH) for n in self.whole):.4f}"
+
+    def _lost(self, name: str, arm: str) -> float:
+        """FVE that an arm has less than TopK."""
+        rows = self._rows[name]
+        return self._mean(rows, TOP_K, "fve") - self._mean(rows, arm, "fve")
 
     @property
     def length_sentence(self) -> str:

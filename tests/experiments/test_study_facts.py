@@ -3,7 +3,7 @@
 import pytest
 from study_rows import NAME, confirmed
 
-from experiments.reproducibility.settings import BOTH, CONFIRM, NOISE, PENALTY, TOP_K
+from experiments.reproducibility.settings import BOTH, CONFIRM, NOISE, PENALTY, RIVAL, TOP_K
 from experiments.reproducibility.study_facts import StudyFacts
 
 LEVELS = {TOP_K: 0.1, PENALTY: 0.15, NOISE: 0.2, BOTH: 0.25}
@@ -21,7 +21,9 @@ def test_a_setting_that_is_whole_has_a_row_and_the_others_are_named_as_missing()
     assert found.whole == found.passed == [NAME]
     assert found.missing == [name for name in CONFIRM if name != NAME]
     (row,) = (line for line in found.table.splitlines() if NAME in line)
-    assert "0.103 / 0.153 / 0.203 / 0.253 | 0.31 / 0.46 / 0.61 / 0.76 | 0.9000 / 0.9000" in row
+    assert (
+        "0.103 / 0.153 / 0.203 / 0.253 / – | 0.31 / 0.46 / 0.61 / 0.76 / – | 0.9000 / 0.9000" in row
+    )
     assert row.endswith("| 0.047 | yes |")
 
 
@@ -45,6 +47,19 @@ def test_the_sentences_hold_only_where_every_pair_shows_them():
     assert not facts(LEVELS | {NOISE: 0.14}).noise_gains_most
     assert facts().times_as_many_return == f"{0.253 / 0.103:.1f}"
     assert facts(**{BOTH: {"fve": 0.8966}}).fve_lost == "0.0034"
+
+
+def test_the_best_rival_is_compared_where_it_has_run():
+    assert facts().with_rival == []
+    assert not facts().rival_gains_more
+    found = facts(LEVELS | {RIVAL: 0.3}, **{RIVAL: {"fve": 0.896}})
+    assert found.with_rival == [NAME]
+    assert found.rival_gains_more
+    assert found.rival_costs_more
+    assert found.rival_fve_lost == "0.0040"
+    assert "0.253 / 0.303 |" in found.table
+    assert not facts(LEVELS | {RIVAL: 0.25}).rival_gains_more
+    assert not facts(LEVELS | {RIVAL: 0.3}).rival_costs_more
 
 
 @pytest.mark.parametrize(
