@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .activations.text import open_text
     from .config.run_config import RunConfig
     from .config.sae_config import SAEConfig
+    from .config.trainer_options import trainer_options
     from .errors import UserError
     from .evaluation.folders import evaluate_folders
     from .evaluation.measure import measure
@@ -47,6 +48,7 @@ _HOMES = {
     "open_text": ".activations.text",
     "steer": ".interactive.steering",
     "train": ".training.loop",
+    "trainer_options": ".config.trainer_options",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "open_text",
     "steer",
     "train",
+    "trainer_options",
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch as t
 from nnsight import LanguageModel
 
+from ..config.options import training_energy
 from ..config.run_config import RunConfig
 from ..errors import ConfigError, LanguageModelError
 from .buffer import ResidualBuffer
@@ -109,8 +110,7 @@ def norm_factor_of(run: RunConfig, hook: str, width: int, mean_squared_norm: flo
         )
     if run.normalize == "none":
         return 1.0
-    target = width if run.normalize == "sqrt_d" else 1.0
-    return math.sqrt(mean_squared_norm / target)
+    return math.sqrt(mean_squared_norm / training_energy(run.normalize, width))
 
 
 def held_out(

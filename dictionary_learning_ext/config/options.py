@@ -53,6 +53,11 @@ UNUSED_BY_SCHEDULE: dict[KLSchedule, tuple[str, ...]] = {
 """The options that a schedule of the KL's weight does not use."""
 
 
+def training_energy(normalize: Normalize, activation_dim: int) -> int:
+    """E||x||^2 of activations that are normalised, to "sqrt_d" or "unit"."""
+    return activation_dim if normalize == "sqrt_d" else 1
+
+
 @dataclass(frozen=True)
 class TopKOptions(Options):
     """What keeps k features per token."""

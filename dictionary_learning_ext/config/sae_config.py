@@ -25,6 +25,7 @@ from .options import (
     ObjectiveOptions,
     Posterior,
     PosteriorOptions,
+    training_energy,
 )
 
 ArchitectureName: Any = Literal[tuple(TRAINED)]  # pyright: ignore[reportInvalidTypeForm]
@@ -275,7 +276,7 @@ class SAEConfig(_Fields):
         if self.noise_to_signal is None:
             return self
         self.require_units(normalize)
-        energy = activation_dim if normalize == "sqrt_d" else 1
+        energy = training_energy(normalize, activation_dim)
         sigma = math.sqrt(self.noise_to_signal * energy / (self.k or self.dict_size))
         return replace(self, sigma=sigma)
 

@@ -1,11 +1,10 @@
 """Builds the trainer that a configuration describes: ours, or one of upstream's."""
 
-from typing import Any
-
 import torch as t
 
 from ..config.architectures import TRAINED, import_class
 from ..config.sae_config import SAEConfig
+from ..config.trainer_options import arguments_of
 from .base import Trainer
 from .upstream import UpstreamTrainer
 
@@ -26,33 +25,17 @@ def build_trainer(
 
     Those of a trained SAE (`sae.init_from`) are put in their place by `training.initial_weights`.
     """
-    row = TRAINED[sae.architecture]
-    arguments: dict[str, Any] = {
+    arguments = arguments_of(sae, steps) | {
         "steps": steps,
         "activation_dim": activation_dim,
-        "dict_size": sae.dict_size,
         "layer": layer,
         "lm_name": lm_name,
         "submodule_name": hook,
-        "warmup_steps": sae.warmup_steps,
-        "decay_start": sae.decay_start,
-        "seed": sae.seed,
         "device": device,
         "wandb_name": name,
     }
-    if sae.lr is not None:
-        arguments["lr"] = sae.lr
-    for option in row.option_names:
-        value = getattr(sae, option)
-        if value is not None:
-            arguments[option] = list(value) if isinstance(value, tuple) else value
-    arguments.pop("noise_to_signal", None)  # already resolved to sigma
-    if row.is_whole_dictionary:
-        arguments["k"] = sae.dict_size
-    if "k" in arguments:  # upstream's 1000 is past the end of a short run
-        arguments["threshold_start_step"] = min(1000, steps // 2)
     t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
-    trainer_class = import_class(row.trainer or "")
+    trainer_class = import_class(TRAINED[sae.architecture].trainer or "")
     if hasattr(trainer_class, "join"):  # a `Trainer` of ours
         trainer = trainer_class(**arguments, dtype=dtype)
     else:

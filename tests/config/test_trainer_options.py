@@ -1,0 +1,115 @@
+"""Presets as a trainer's arguments: the same vSAE in all units, and in upstream's trainSAE."""
+
+import math
+import subprocess
+import sys
+from itertools import repeat
+
+import pytest
+import torch as t
+from dictionary_learning.training import trainSAE
+from variational_trainers import D, F, data, to_float64
+
+from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
+from dictionary_learning_ext.config.presets import PRESETS, preset
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.trainers.build import build_trainer
+
+K, STEPS = 4, 40
+SIZES = {"activation_dim": D, "dict_size": F, "k": K, "steps": STEPS}
+REST = {"layer": 0, "lm_name": "tiny", "device": "cpu", "seed": 3}
+
+
+def as_trained(name):
+    """The trainer that `vsae train --preset` makes, and E||x||^2 of its training units."""
+    config = preset(name, STEPS).updated({"k": K, "dict_size": F, "seed": 3}, "test")
+    sae = config.sae.resolve(STEPS, 32).with_sigma(D, config.run.normalize)
+    energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
+    rest = {"layer": 0, "lm_name": "tiny", "device": "cpu", "hook": "", "name": ""}
+    trainer = build_trainer(sae, steps=STEPS, activation_dim=D, dtype="float32", **rest)
+    return to_float64(trainer), energy
+
+
+@pytest.mark.parametrize("mean_squared_norm", [1.0, 37, D])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
+    one, energy = as_trained(name)
+    given = trainer_options(name, **SIZES, mean_squared_norm=mean_squared_norm)
+    other = to_float64(VariationalTopKTrainer(**given, **REST))
+    x = data(dtype=t.float64)
+    x = x * (energy / x.square().sum(-1).mean()).sqrt()
+    ratio = mean_squared_norm / energy
+    same = x * math.sqrt(ratio)
+    for step in (STEPS // 8, STEPS // 2):  # noise and KL change until there
+        loss, other_loss = one.loss(x, step), other.loss(same, step)
+        assert other_loss.item() == pytest.approx(ratio * loss.item(), rel=1e-6)
+        loss.backward()
+        other_loss.backward()
+        gradients = [trainer.ae.encoder.weight.grad for trainer in (one, other)]
+        assert t.allclose(gradients[1], ratio * gradients[0], rtol=1e-5, atol=1e-7 * ratio)
+    logged = [trainer.loss(y, 0, logging=True).losses for trainer, y in ((one, x), (other, same))]
+    for key in ("noise_to_signal", "kl_loss"):
+        assert logged[1][key] == pytest.approx(logged[0][key], rel=1e-6)
+    one.ae.scale_biases(math.sqrt(ratio))
+    assert t.allclose(
+        one.ae.encode(same, sample=True, generator=t.Generator().manual_seed(0)),
+        other.ae.encode(same, sample=True, generator=t.Generator().manual_seed(0)),
+    )
+    assert [one.lr, one.warmup_steps, one.decay_start] == [
+        other.lr,
+        other.warmup_steps,
+        other.decay_start,
+    ]
+
+
+def test_recommended_as_a_person_would_work_it_out():
+    given = trainer_options(activation_dim=256, dict_size=1024, k=30, steps=4000)
+    assert given["sigma"] == pytest.approx(0.1)  # 0.3 = k sigma^2
+    assert given["prior_std"] == pytest.approx(1 / 16)
+    assert given["beta"] == pytest.approx(0.03 / 256)
+    assert (given["noise_on"], given["kl_scope"]) == ("selection", "selected")
+    assert (given["noise_anneal_steps"], given["decay_start"]) == (2000, 3000)
+    assert (given["activation_dim"], given["dict_size"], given["k"]) == (256, 1024, 30)
+    of_top_k_too = {"auxk_alpha", "dead_feature_threshold", "seed"}
+    assert not given.keys() & of_top_k_too, "as in the TopKTrainer beside it"
+
+
+def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplog):
+    config = {"trainer": VariationalTopKTrainer, **REST} | trainer_options(**SIZES)
+    raw = 50 * data(batch=64)
+    trainSAE(
+        map(t.clone, repeat(raw)),
+        [config],
+        steps=STEPS,
+        save_dir=str(tmp_path),
+        normalize_activations=True,
+        device="cpu",
+    )
+    assert "noise_to_signal" not in caplog.text
+    sae, _ = load_dictionary(tmp_path / "trainer_0")
+    ratio = K * sae.sigma**2 / raw.square().sum(-1).mean()
+    assert float(ratio) == pytest.approx(0.3, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "recomended"}, "preset='recomended': expected one of quickstart"),
+        ({"k": F + 1}, f"k={F + 1}: expected 1 to dict_size={F}"),
+        ({"k": "4"}, "k='4': expected a whole number"),
+        ({"activation_dim": 0}, "activation_dim=0: expected at least 1"),
+        ({"dict_size": 48.0}, "dict_size=48.0: expected a whole number"),
+        ({"mean_squared_norm": 0}, "mean_squared_norm=0: expected above 0"),
+        ({"mean_squared_norm": math.nan}, "mean_squared_norm=nan: expected a finite number"),
+    ],
+    ids=str,
+)
+def test_what_is_not_possible_is_named(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        trainer_options(**SIZES | wrong)
+
+
+def test_it_needs_no_torch():
+    code = "import sys; from dictionary_learning_ext import trainer_options as f; f.__doc__; "
+    code += f"f(**{SIZES}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
