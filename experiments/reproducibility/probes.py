@@ -4,11 +4,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dictionary_learning_ext.sae_bench.probing_sets import SMALLEST
 from experiments import raw_results
 from experiments.raw_results import about
-from experiments.reproducibility.decisions import parts_of
+from experiments.reproducibility.decisions import Row, parts_of
 from experiments.reproducibility.parts import RAW, folder_of, named, read
 from experiments.reproducibility.settings import BOTH, TOP_K
 
@@ -22,12 +23,8 @@ def probe_setting(name: str, raw: Path = RAW) -> None:
 
     Raises: SystemExit if the SAEs of these rows aren't on this machine.
     """
-    content, began = read(raw), time.monotonic()
-    rows = [
-        row
-        for row in parts_of(content, "confirm", name)
-        if "seed" in row and row["arm"] in COMPARED and MEASURE not in row
-    ]
+    began = time.monotonic()
+    rows = rows_without(read(raw), name)
     if not rows:
         return
     folders = [folder_of("confirm", name, row["seed"]) / named(row["arm"]) for row in rows]
@@ -37,11 +34,22 @@ def probe_setting(name: str, raw: Path = RAW) -> None:
                 f"{folder} isn't there: expected the SAEs whose rows are in {raw.name}; to train them "
                 "again, delete these rows and run the stage confirm"
             )
-    for row, accuracy in zip(rows, accuracies(folders), strict=True):
+    found = accuracies(folders)
+    content = read(raw)  # again: another stage may have added rows
+    for row, accuracy in zip(rows_without(content, name)[: len(rows)], found, strict=True):
         row[MEASURE] = accuracy
     part = f"probes: {name}"
     content["parts"][part] = about(began, content["parts"].get(part))
     raw_results.write(raw, content)
+
+
+def rows_without(content: dict[str, Any], name: str) -> list[Row]:
+    """The rows of the setting's SAEs that lack the measure."""
+    return [
+        row
+        for row in parts_of(content, "confirm", name)
+        if "seed" in row and row["arm"] in COMPARED and MEASURE not in row
+    ]
 
 
 def accuracies(folders: Sequence[Path], sets: str = SMALLEST) -> list[float]:
