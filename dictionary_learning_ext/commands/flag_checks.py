@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -11,6 +12,9 @@ import tyro
 from ..config.checks import described, meant
 from ..errors import UserError
 
+_NONE = "none"
+_WITH_ITS_OWN_NONE = ("activations", "save-every", "save-steps")
+"""Flags of text for which none is a value, and says something else than leaving them out."""
 _POSITIONAL = get_args(tyro.conf.Positional[int])[1]
 _HIDDEN = get_args(tyro.conf.Suppress[int])[1]
 
@@ -30,6 +34,29 @@ class _Typed(NamedTuple):
 def flag_types(flags: type) -> dict[str, Any]:
     """The type of each flag, by its name as it is typed after the dashes."""
     return {each.name: each.hint for each in _typed_fields(flags) if not each.is_word}
+
+
+def with_nones(flags: type, args: list[str]) -> list[str]:
+    """What was typed with the word none, in any case, as each flag takes it."""
+    types, spelled = flag_types(flags), []
+    for before, arg in pairwise(["", *args]):
+        if arg.startswith("--"):
+            flag, is_one_word, value = arg.partition("=")
+            name, begin = flag, flag + is_one_word
+        else:
+            name, begin, value = before, "", arg
+        if name.startswith("--") and value.lower() == _NONE:
+            name = name[2:].replace("_", "-")
+            arg = begin + _none_of(name, types.get(name), value)
+        spelled.append(arg)
+    return spelled
+
+
+def _none_of(name: str, hint: Any, typed: str) -> str:
+    """How a flag takes none; as it was typed if it doesn't."""
+    if name in _WITH_ITS_OWN_NONE or _NONE in _choices(hint):
+        return _NONE
+    return "None" if _takes_none(hint) else typed
 
 
 def require_legal(
@@ -139,6 +166,10 @@ def _members(hint: Any) -> list[Any]:
     return [each for each in (get_args(hint) if is_union else (hint,)) if each is not NoneType]
 
 
+def _takes_none(hint: Any) -> bool:
+    return NoneType in get_args(hint)
+
+
 def _choices(hint: Any) -> list[str]:
     """The words that a type allows; none for one that allows others too."""
     return [
@@ -154,8 +185,8 @@ def _takes_many(hint: Any) -> bool:
 
 
 def _is_legal(text: str, hint: Any) -> bool:
-    """Whether a word can be read as a type; None can be, as one that is optional."""
-    if text == "None" and hint not in (bool, int, float):
+    """Whether a word can be read as a type."""
+    if text == "None" and _takes_none(hint):
         return True
     for each in _members(hint):
         if get_origin(each) is tuple:
@@ -187,4 +218,6 @@ def _expected(hint: Any) -> str:
         return "numbers separated by spaces, e.g. 0.25 0.75"
     if only is bool:
         return "True or False"
-    return described(only) if only in (int, float) or get_origin(only) is Literal else "a value"
+    if only in (int, float):
+        return described(only) + (", or none" if _takes_none(hint) else "")
+    return described(only) if get_origin(only) is Literal else "a value"

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from ..errors import UserError
-from .flag_checks import flag_types, require_legal
+from .flag_checks import flag_types, require_legal, with_nones
 
 F = TypeVar("F")
 Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
@@ -79,6 +79,7 @@ def parse(command: Command[F], args: list[str]) -> F:
     hidden: dict[str, Any] = {}
     if command.prepare is not None:
         args, hidden = command.prepare(args)
+    args = with_nones(command.flags, args)
     require_legal(command.flags, args, program, command.suggested)
     start = command.starting_point
     default = tyro.MISSING_NONPROP if start is None else start(args)

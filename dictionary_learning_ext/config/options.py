@@ -66,7 +66,7 @@ class TopKOptions(Options):
     """Features kept per token. Paper: 64, 128, 256, 512."""
     k_anneal_steps: int | None = None
     """Steps over which k falls linearly, from the width of the activations (or dict_size, if that is
-    less) to k. Only training steps keep more than k; logs and checkpoints keep k. None: k stays."""
+    less) to k. Only training steps keep more than k; logs and checkpoints keep k. none: k stays."""
 
     @classmethod
     def run_defaults(cls, size: RunSize) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class TopKOptions(Options):
         super().__post_init__()
         require(self.k >= 1, "k", self.k, "at least 1")
         given = self.k_anneal_steps
-        expected = "above 0; leave it out for a k that stays"
+        expected = "above 0, or none for a k that stays"
         require(given is None or given > 0, "k_anneal_steps", given, expected)
 
 
@@ -175,7 +175,7 @@ class ObjectiveOptions(AuxKOptions):
     free_bits: float = 0.0
     """Nats per feature below which the KL does not pull. 0 (paper) turns it off."""
     noise_anneal_steps: int | None = None
-    """Steps over which the noise falls linearly to 0. None: the noise stays."""
+    """Steps over which the noise falls linearly to 0. none: the noise stays."""
     freeze_decoder: bool = False
     """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
     scores as well does not need learned directions."""
@@ -214,10 +214,8 @@ class ObjectiveOptions(AuxKOptions):
         require(warmup is None or warmup >= 0, "kl_warmup_steps", warmup, "0 (no warm-up) or more")
         instead = "use kl_schedule=constant (--kl-schedule constant) for no annealing"
         require(cycle is None or cycle > 1, "kl_cycle_steps", cycle, f"2 or more; {instead}")
-        instead = (
-            "leave it out for noise that stays, use posterior=point (--posterior point) for none"
-        )
-        require(anneal is None or anneal > 0, "noise_anneal_steps", anneal, f"above 0; {instead}")
+        expected = "above 0, or none for noise that stays; for no noise use posterior=point (--posterior point)"
+        require(anneal is None or anneal > 0, "noise_anneal_steps", anneal, expected)
         if self.free_bits > 0:
             require(
                 self.kl_scope == "all",

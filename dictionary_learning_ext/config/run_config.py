@@ -63,7 +63,7 @@ class RunConfig:
     SAE takes raw activations."""
     max_norm_multiple: float | None = None
     """Leave out tokens whose norm is over this many times the median. 10 removes the attention
-    sinks of Llama and Qwen. Default: keep all tokens."""
+    sinks of Llama and Qwen. none: keep all tokens."""
     remove_bos: bool = False
     """Leave out beginning-of-text tokens."""
     steps: int = 1200

@@ -61,7 +61,7 @@ def _lr_help() -> str:
     for name, row in TRAINED.items():
         by_lr.setdefault(row.default_lr, []).append(name)
     defaults = "; ".join(f"{lr} for {', '.join(names)}" for lr, names in by_lr.items())
-    return f"Adam's learning rate. Paper: not stated. With --lr None: {defaults}."
+    return f"Adam's learning rate. Paper: not stated. With --lr none: {defaults}."
 
 
 def _option_fields() -> list[tuple[str, Any, Any]]:
@@ -126,7 +126,7 @@ class _OfEveryArchitecture:
     warmup_steps: int | None = None
     """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
     decay_start: int | None = None
-    """The step from which lr falls linearly, to 0 at the end. None: it does not fall."""
+    """The step from which lr falls linearly, to 0 at the end. none: it does not fall."""
     seed: int = 0
     """Seeds the initial weights and the noise."""
     init_from: str | None = None

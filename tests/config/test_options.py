@@ -122,8 +122,8 @@ def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
         ({"kl_warmup_steps": -1}, "0 .no warm-up. or more"),
         ({"kl_cycle_steps": 0}, "use kl_schedule=constant"),
         ({"kl_cycle_steps": 1}, "expected 2 or more"),
-        ({"noise_anneal_steps": 0}, "use posterior=point .--posterior point. for none"),
-        ({"k_anneal_steps": 0}, "above 0; leave it out for a k that stays"),
+        ({"noise_anneal_steps": 0}, "for no noise use posterior=point .--posterior point."),
+        ({"k_anneal_steps": 0}, "above 0, or none for a k that stays"),
     ],
 )
 def test_steps_without_a_meaning_are_refused_with_what_to_use(given, instead):
