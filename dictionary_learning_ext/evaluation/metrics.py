@@ -86,20 +86,24 @@ _ROWS = (
     ),
     Metric(
         "noise_to_signal",
-        "k sigma^2 / E||x||^2; null for an SAE whose decoder is not unit-norm",
+        "k sigma^2 / E||x||^2, at the full sigma, also where training annealed the noise to 0; null for "
+        "an SAE whose decoder is not unit-norm",
         "noise/signal",
         formulas.noise_to_signal,
         shown_in=("compare",),
         in_words="energy of the noise that sampling adds to a reconstruction / energy of the "
-        "activations: k sigma^2 / E||x||^2",
+        "activations: k sigma^2 / E||x||^2, at the full sigma, also where the noise was annealed to 0",
     ),
     Metric(
         "fve_sampled",
-        "FVE when the code is drawn from the posterior",
+        "FVE when the code is drawn from the posterior, at the full sigma, also where training annealed "
+        "the noise to 0",
         "FVE sampled",
         formulas.fve_sampled,
         better="higher",
         shown_in=("compare",),
+        in_words="FVE when noise is added as in training, at the full sigma, also where the noise was "
+        "annealed to 0; the SAE itself is used without noise",
     ),
     Metric(
         "stability_rms",
