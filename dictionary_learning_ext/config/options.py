@@ -33,8 +33,9 @@ SELECT_BY: tuple[SelectBy, ...] = get_args(SelectBy)
 
 LOG_VAR_LIMITS = (-10.0, 4.0)
 """What a learned posterior's log-variance is clamped to, in training units."""
-MUCH_NOISE = 0.3
-"""The noise_to_signal above which noise drowns the activations."""
+MUCH_NOISE = 0.2
+"""The noise_to_signal above which noise that stays to the end drowns the activations. Noise that falls
+to 0 does not: the preset recommended starts from more."""
 SCALE_LIMITS = (1e-18, 1e18)
 """Between them the square of a number, and the square's inverse, are numbers in float32."""
 

@@ -3,25 +3,23 @@
 To add a symptom, add a row. Advice names only flags that the SAE's architecture has.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..config.architectures import TRAINED
-from ..config.options import MUCH_NOISE
+from ..config.options import LOG_VAR_LIMITS, MUCH_NOISE, AuxKOptions
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run_config import TrainConfig
 from ..config.sae_config import SAEConfig
 
 _FEWEST_SELECTIONS = 10
 """How often the average feature must have been selected for `alive` to say anything."""
-_SPARSITY = {
-    "k": "raise --k",
-    "l1_penalty": "lower --l1-penalty",
-    "target_l0": "raise --target-l0",
-    "beta": "lower --beta",
-}
-"""By the option that holds activations down: how to let more through."""
+_LITTLE_NOISE = 0.1
+"""The noise_to_signal to go down to."""
+_FACTORS = {"k": 2, "l1_penalty": 0.5, "target_l0": 2, "beta": 0.1}
+"""By the option that holds activations down: what to multiply it by to let more through."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Symptom:
     """Looks at metrics.json, where the metric is not null."""
     meaning: str
     """What is wrong. {value} stands for the metric's value."""
-    advice: Callable[[TrainConfig], list[str]]
-    """What to change, one thing or another."""
+    advice: Callable[[TrainConfig, float], list[str]]
+    """What to change, one thing or another, given the run and the metric's value."""
 
 
 def _is_much_noise(metrics: Mapping[str, Any], sae: SAEConfig) -> bool:
@@ -51,46 +49,94 @@ def _are_few_alive(metrics: Mapping[str, Any], sae: SAEConfig) -> bool:
     return metrics["alive"] <= 0.75 and metrics.get("tokens", enough) >= enough
 
 
-def _less_noise(config: TrainConfig) -> list[str]:
+def _less_noise(config: TrainConfig, ratio: float) -> list[str]:
+    sae, lower = _resolved(config), f"--noise-to-signal {_LITTLE_NOISE}"
     if config.run.normalize == "none":  # --noise-to-signal needs it
-        lower = "lower --log-var-init" if config.sae.posterior == "learned" else "lower --sigma"
-    else:
-        lower = "use --posterior fixed with --noise-to-signal 0.1"
-    return [lower, "anneal it by --noise-anneal-steps"]
+        if sae.posterior == "learned" and sae.log_var_init is not None:
+            at = max(LOG_VAR_LIMITS[0], sae.log_var_init + math.log(_LITTLE_NOISE / ratio))
+            lower = f"--log-var-init {at:.3g}"
+        elif sae.sigma is not None:
+            lower = f"--sigma {sae.sigma * math.sqrt(_LITTLE_NOISE / ratio):.3g}"
+    elif sae.posterior != "fixed":
+        lower = f"--posterior fixed {lower}"
+    fading = _preset_for(config).sae.noise_anneal_steps
+    return [f"use {lower}", f"let the noise fade away by --noise-anneal-steps {fading}"]
 
 
-def _better_fit(config: TrainConfig) -> list[str]:
-    sae, found = config.sae, ["raise --steps"]
-    for name in TRAINED[sae.architecture].option_names:
-        is_at_its_end = getattr(sae, name) == {"k": sae.dict_size}.get(name, 0)
-        if name in _SPARSITY and not is_at_its_end:
-            found.append(_SPARSITY[name])
-    recommended = preset(DEFAULT_PRESET).sae
-    names = ("posterior", "noise_on", "noise_to_signal", "kl_scope", "beta")
-    was = {n: getattr(sae.resolve(config.run.steps, config.run.batch_size), n) for n in names}
-    now = {n: getattr(recommended.resolve(1000, 1024), n) for n in names}
-    if sae.architecture == recommended.architecture and was != now:
-        found.append(f"start from --preset {DEFAULT_PRESET}")
+def _better_fit(config: TrainConfig, value: float) -> list[str]:
+    found, changes = _more_steps(config), _as_in_the_preset(config)
+    if changes:
+        found.append(f"use {' '.join(changes)} (as --preset {DEFAULT_PRESET})")
+    for name, factor in _FACTORS.items():
+        given = getattr(_resolved(config), name)
+        if given and name in TRAINED[config.sae.architecture].option_names:
+            changed = min(given * factor, config.sae.dict_size) if name == "k" else given * factor
+            is_said = any(change.startswith(f"--{name} ") for change in changes)
+            if changed != given and not is_said:
+                way = "raise" if factor > 1 else "lower"
+                found.append(f"{way} --{name.replace('_', '-')} to {changed:.4g}")
     return found
 
 
-def _better_fit_of_the_model(config: TrainConfig) -> list[str]:
+def _as_in_the_preset(config: TrainConfig) -> list[str]:
+    """The flags by which a poor fit of a run becomes the default preset's, as far as they differ."""
+    was, now = _resolved(config), _preset_for(config).sae
+    if was.architecture != now.architecture:
+        return []
+    changes = {
+        name: getattr(now, name)
+        for name in ("noise_on", "kl_scope")
+        if getattr(was, name) != getattr(now, name)
+    }
+    if was.posterior != "fixed":
+        changes["posterior"] = "fixed"
+    if config.run.normalize == "none":
+        changes["normalize"] = "sqrt_d"
+    if was.noise_to_signal is None or was.noise_to_signal > (now.noise_to_signal or 0):
+        changes["noise_to_signal"] = now.noise_to_signal
+    if was.noise_anneal_steps is None:
+        changes["noise_anneal_steps"] = now.noise_anneal_steps
+    if (was.beta or 0) > (now.beta or 0):
+        changes["beta"] = now.beta
+    return [f"--{name.replace('_', '-')} {value}" for name, value in changes.items()]
+
+
+def _better_fit_of_the_model(config: TrainConfig, value: float) -> list[str]:
     leave_out = "leave out attention sinks by --max-norm-multiple 10"
-    return _better_fit(config) + ([leave_out] if config.run.max_norm_multiple is None else [])
+    return _better_fit(config, value) + (
+        [leave_out] if config.run.max_norm_multiple is None else []
+    )
 
 
-def _more_alive(config: TrainConfig) -> list[str]:
-    found = ["lower --dict-size", "lower --lr", "raise --steps"]
-    if "auxk_alpha" in TRAINED[config.sae.architecture].option_names:
-        found.append("raise --auxk-alpha")
+def _more_alive(config: TrainConfig, value: float) -> list[str]:
+    sae, found = _resolved(config), []
+    if (fewer := config.sae.dict_size // 2) >= max(1, sae.k or 1):
+        found.append(f"lower --dict-size to {fewer}")
+    found.append(f"lower --lr to {sae.lr / 2:.4g}" if sae.lr else "lower --lr")
+    found += _more_steps(config)
+    if sae.auxk_alpha is not None:
+        found.append(f"raise --auxk-alpha to {2 * sae.auxk_alpha or AuxKOptions.auxk_alpha:.4g}")
     return found
+
+
+def _more_steps(config: TrainConfig) -> list[str]:
+    steps = max(2 * config.run.steps, preset(DEFAULT_PRESET).run.steps)
+    return [f"raise --steps to {steps}"]
+
+
+def _resolved(config: TrainConfig) -> SAEConfig:
+    return config.sae.resolve(config.run.steps, config.run.batch_size)
+
+
+def _preset_for(config: TrainConfig) -> TrainConfig:
+    return preset(DEFAULT_PRESET, config.run.steps)
 
 
 _ROWS = (
     Symptom(
         "noise_to_signal",
         _is_much_noise,
-        "sampling adds noise with {value:.2f} of the activations' energy, and it is never annealed",
+        "the noise has {value:.2f} of the activations' energy, and stays to the end",
         _less_noise,
     ),
     Symptom(
@@ -121,7 +167,7 @@ def symptoms(metrics: Mapping[str, Any], config: TrainConfig) -> list[str]:
     for row in _ROWS:
         value = metrics.get(row.metric)
         if value is not None and row.is_there(metrics, config.sae):
-            *others, last = row.advice(config)
+            *others, last = row.advice(config, value)
             advice = f"{', '.join(others)} or {last}" if others else last
             meaning = row.meaning.format(value=value)
             found.append(f"{_sentence(meaning)} {_sentence(advice)}")

@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_noise(
-    ratio: t.Tensor, posterior: PosteriorOptions, objective: ObjectiveOptions
+    ratio: t.Tensor, posterior: PosteriorOptions, objective: ObjectiveOptions, steps: int
 ) -> None:
-    """Warn if a `noise_to_signal` is large and stays. Waits for the device, so call it once."""
+    """Warn if a `noise_to_signal` is large and stays in a run of `steps`. Waits for the device, so call it once."""
     drowned, goal = float(ratio), 0.1
     if not MUCH_NOISE < drowned < math.inf or objective.noise_anneal_steps is not None:
         return
@@ -29,8 +29,9 @@ def warn_of_noise(
     else:
         instead = f"sigma={posterior.sigma * math.sqrt(goal / drowned):.3g}"
     logger.warning(
-        f"noise_to_signal={drowned:.3g}: above {MUCH_NOISE} the noise drowns the activations; set "
-        f"{instead} (noise_to_signal={goal}), or set noise_anneal_steps so the noise fades out"
+        f"noise_to_signal={drowned:.3g}: noise that stays to the end drowns the activations above "
+        f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by "
+        f"noise_anneal_steps={max(1, steps // 2)}"
     )
 
 

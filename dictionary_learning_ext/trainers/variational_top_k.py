@@ -116,7 +116,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
-            warn_of_noise(self._noise_to_signal(x), self.posterior_options, self.options)
+            ratio = self._noise_to_signal(x)
+            warn_of_noise(ratio, self.posterior_options, self.options, self.steps)
         weights = self.ae.weights
         objective = replace(self._objective(x, step, self.generator), ranks=self.ranks)
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone

@@ -1,6 +1,7 @@
 """A bad run is called one, with flags to change that it has, and a good one is not."""
 
 import dataclasses
+import math
 import re
 
 import pytest
@@ -38,7 +39,11 @@ def test_a_good_run_has_no_symptom():
         ("fve", 0.5, "FVE is 0.20: "),
         ("frac_recovered", 0.5, "CE recovered is 0.30: "),
         ("alive", 0.76, "Only 75% of the features were"),
-        ("noise_to_signal", 0.3, "Sampling adds noise with 0.50 of the activations' energy, and"),
+        (
+            "noise_to_signal",
+            0.2,
+            "The noise has 0.50 of the activations' energy, and stays to the end",
+        ),
     ],
 )
 def test_each_symptom_is_said_beyond_its_limit(metric, limit, said):
@@ -64,6 +69,38 @@ def test_advice_that_the_run_follows_already_is_not_given():
     assert {"preset", "max_norm_multiple", "k", "beta"} <= named(said)
     at_their_ends = config(k=64, dict_size=64, beta=0.0)
     assert not {"k", "beta"} & named(" ".join(symptoms(BAD, at_their_ends)))
+
+
+def test_advice_names_what_differs_from_the_preset_with_numbers_to_type():
+    start = preset("recommended", steps=100)
+    changes = {"beta": 3.0, "noise_on": "both", "noise_to_signal": 1.0, "noise_anneal_steps": None}
+    bad = dataclasses.replace(start, sae=dataclasses.replace(start.sae, **changes))
+    noise, fve, *_ = symptoms(BAD | {"noise_to_signal": 1.0}, bad)
+    assert noise.endswith(
+        " Use --noise-to-signal 0.1 or let the noise fade away by --noise-anneal-steps 50."
+    )
+    assert fve.endswith(
+        " Raise --steps to 1000, use --noise-on selection --noise-to-signal 0.3 --noise-anneal-steps 50"
+        " --beta 0.03 (as --preset recommended) or raise --k to 32."
+    )
+
+
+def test_a_learned_posterior_becomes_a_fixed_one_to_lower_its_noise():
+    line = symptoms(GOOD | {"noise_to_signal": 0.5}, config(posterior="learned"))[0]
+    assert "Use --posterior fixed --noise-to-signal 0.1 or" in line
+
+
+@pytest.mark.parametrize(("posterior", "given"), [("fixed", "sigma"), ("learned", "log_var_init")])
+def test_the_sigma_to_type_gives_the_noise_aimed_at(posterior, given):
+    """The ratio goes with sigma squared, which is exp(log_var)."""
+    own = config(posterior=posterior)
+    (line,) = symptoms(
+        GOOD | {"noise_to_signal": 0.4}, TrainConfig(own.sae, RunConfig(normalize="none"))
+    )
+    value = float(re.findall(r"--(?:sigma|log-var-init) (\S+)", line)[0])
+    was = getattr(own.sae, given)
+    factor = (value / was) ** 2 if given == "sigma" else math.exp(value - was)
+    assert 0.4 * factor == pytest.approx(0.1, rel=0.02)
 
 
 def test_without_normalisation_less_noise_is_a_smaller_sigma():

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+import re
 
 import pytest
 import torch as t
@@ -133,7 +134,7 @@ def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
     trainer = made(VariationalTopKTrainer, **options)
     x = batch(0) / 2
     ratio = trainer.loss(x, 0, logging=True).losses["noise_to_signal"]
-    assert ratio > 0.3
+    assert ratio > 0.2
     trainer.update(0, x)
     trainer.update(1, x)
     (record,) = caplog.records
@@ -144,6 +145,12 @@ def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
     advised = made(VariationalTopKTrainer, **options | {name: float(value)})
     logged = advised.loss(x, 0, logging=True).losses["noise_to_signal"]
     assert logged == pytest.approx(0.1, rel=0.02)
+    fading = re.search(r"noise_anneal_steps=(\d+)$", record.message)
+    assert fading is not None
+    assert int(fading[1]) == 25
+    caplog.clear()
+    made(VariationalTopKTrainer, **options | {"noise_anneal_steps": 25}).update(0, x)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
