@@ -8,12 +8,19 @@ from typing import Any
 import tyro
 
 from ..config.presets import DEFAULT_PRESET, preset
-from ..config.run_config import RunConfig, TrainConfig, require_same
+from ..config.run_config import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ActivationsError, TrainingError, UserError
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
-from ..run_folder.reading import failed_in, load_config, read_metrics, read_run, run_folders
+from ..run_folder.reading import (
+    failed_in,
+    is_finished,
+    load_config,
+    read_metrics,
+    read_run,
+    run_folders,
+)
 from ..run_folder.trained_on import NONE
 from ..training.preparation import prepared
 from ..training.processes import joined
@@ -84,13 +91,30 @@ def _settings(
         start = starting_point(["--resume", str(flags.resume)])
         for name in ("sae", "run"):
             was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
-            require_same(was, now, f"--resume {flags.resume}", typed=flags.typed)
+            require_same(
+                was, now, f"--resume {flags.resume}", typed=flags.typed, advice=_advice(flags)
+            )
     if len(run.hooks) > 1 and run.save_dir is None:
         raise UserError(
             f"--hook {run.hook}: several hook points need a folder for their run folders; add"
             " --save-dir DIR, and each is written to DIR/HOOK"
         )
     return run, saes, hooks, resume
+
+
+def _advice(flags: TrainFlags) -> str:
+    """What to do where --resume and the other flags differ."""
+    assert flags.resume is not None
+    folder, *_ = run_folders(flags.resume)
+    former = load_config(folder).run
+    more = flags.run.steps - former.steps
+    if "steps" not in flags.typed or more <= 0 or not is_finished(folder, former):
+        return CONTINUE_OR_START
+    return (
+        f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} "
+        f"train --config {folder} --init-from {folder} --data-seed {former.data_seed + 1} --steps "
+        f"{more} --save-dir FOLDER`. Its schedules start again, those of the noise and the KL too"
+    )
 
 
 def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:

@@ -188,6 +188,27 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(small, tmp_path,
     )
 
 
+def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
+    small, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    assert main(["train", *small]) == 0
+    assert main(["train", "--resume", str(folder), "--steps", "9"]) == 2
+    assert "start a new run with --config" in capsys.readouterr().err
+    assert main(["train", "--resume", str(folder), "--steps", "20"]) == 2
+    said = capsys.readouterr().err
+    assert "the run has --steps 12, not 20; it is finished; to train 8 steps more" in said
+    command = said.split("`")[1].replace("FOLDER", str(tmp_path / "longer"))
+    assert main(shlex.split(command.removeprefix(vsae()))) == 0
+    settings = settings_of(tmp_path / "longer")
+    assert (settings["steps"], settings["init_from"]) == (8, str(folder))
+    assert (settings["data_seed"], settings["noise_anneal_steps"]) == (1, 4)
+    (folder / "ae.pt").unlink()
+    (folder / "metrics.json").unlink()
+    assert main(["train", "--resume", str(folder), "--steps", "20"]) == 2
+    assert "leave out --steps to continue it" in capsys.readouterr().err
+
+
 def test_auto_names_what_was_typed_at_the_start_and_not_what_follows_from_it(
     small, tmp_path, capsys
 ):
