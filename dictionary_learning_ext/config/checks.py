@@ -35,9 +35,21 @@ def require_choice(name: str, given: Any, choices: Any) -> None:
 
 def meant(given: Any, names: Collection[str]) -> str:
     """What a message asks at its end about a misspelt name; nothing if no name looks like it."""
-    begun = [name for name in names if given and name.startswith(str(given))]
-    close = begun or difflib.get_close_matches(str(given), names, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = likely(str(given), names)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def likely(given: str, names: Collection[str]) -> list[str]:
+    """The names that a misspelt one may stand for: that which it begins, or those that look like it
+    most, all equally."""
+    if begun := [name for name in names if given and name.startswith(given)]:
+        return begun[:1]
+
+    def likeness(name: str) -> float:
+        return difflib.SequenceMatcher(None, name, given).ratio()
+
+    close = difflib.get_close_matches(given, names, 3)
+    return [name for name in sorted(close) if likeness(name) == likeness(close[0])]
 
 
 def require_type(name: str, given: Any, hint: Any) -> None:

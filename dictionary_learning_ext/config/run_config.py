@@ -4,7 +4,6 @@ Frozen dataclasses, checked when made; the docstring under a field is its help t
 line.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -14,6 +13,7 @@ from typing import Any, get_type_hints
 
 from ..errors import ConfigError
 from .checks import (
+    meant,
     require,
     require_at_least_one,
     require_choice,
@@ -261,9 +261,9 @@ class TrainConfig:
         names = {cls: {f.name for f in fields(cls)} for cls in (SAEConfig, RunConfig)}
         for name in values:
             if not any(name in known for known in names.values()):
-                close = difflib.get_close_matches(name, names[SAEConfig] | names[RunConfig], 1)
-                hint = f"did you mean {close[0]!r}?" if close else "see `vsae train --help`"
-                raise ConfigError(f"{source}: unknown setting {name!r}; {hint}")
+                hint = meant(name, sorted(names[SAEConfig] | names[RunConfig]))
+                hint = hint or "; see `vsae train --help`"
+                raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
         values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
 
         def changed(config: Any) -> Any:

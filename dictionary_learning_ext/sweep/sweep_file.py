@@ -1,6 +1,5 @@
 """wandb's sweep files: which runs a file describes, and the configuration of each."""
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from ..config.checks import meant
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
 from ..errors import ConfigError, UserError
@@ -16,6 +16,7 @@ from ..errors import ConfigError, UserError
 _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
 _KEYS |= {"command", "run_cap"}
+_PARAMETER_KEYS = {"value", "values", "min", "max", "distribution"}
 _SETTINGS = get_type_hints(SAEConfig) | get_type_hints(RunConfig) | {"preset": str, "config": str}
 _STARTS = {"preset", "config"}
 """What a run starts from: one of them, so that a typed one replaces the file's."""
@@ -60,13 +61,11 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         raise ConfigError(
             f"{path}: not valid YAML ({cause}); for an example, see {_EXAMPLE}"
         ) from error
+    if isinstance(content, dict):
+        _require_known(str(path), content, _KEYS)
     if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
         raise ConfigError(
             f"{path}: expected wandb's keys method and parameters; for an example, see {_EXAMPLE}"
-        )
-    if unknown := sorted(map(str, content.keys() - _KEYS)):
-        raise ConfigError(
-            f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted(_KEYS))}"
         )
     parameters = {str(name): _choices(path, name, p) for name, p in content["parameters"].items()}
     method = content.get("method")
@@ -184,14 +183,20 @@ def _flags(path: Path, content: dict[str, Any]) -> list[str]:
     return [flag for flag in flags if flag not in own]
 
 
+def _require_known(where: str, content: dict[Any, Any], known: set[str]) -> None:
+    for key in content:
+        if key not in known:
+            expected = ", ".join(sorted(known)) + meant(key, sorted(known))
+            raise ConfigError(f"{where}: unknown key {key!r}; expected {expected}")
+
+
 def _choices(path: Path, name: Any, parameter: Any) -> Any:
     """A list of values, or a scipy distribution to draw them from."""
     where = f"{path}: parameter {name!r}"
     setting = str(name).replace("-", "_")
     if setting not in _SETTINGS:
-        close = difflib.get_close_matches(setting, _SETTINGS, 1)
-        hint = f"did you mean {close[0]!r}?" if close else "see `vsae train --help`"
-        raise ConfigError(f"{where}: no such setting; {hint}")
+        hint = meant(setting, _SETTINGS) or "; see `vsae train --help`"
+        raise ConfigError(f"{where}: no such setting{hint}")
     takes_text = str in (_SETTINGS[setting], *get_args(_SETTINGS[setting]))
     if not isinstance(parameter, dict):
         raise ConfigError(f"{where} is {parameter!r}; expected value, values, or min and max")
@@ -201,6 +206,7 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
             f"{where}: distribution {kind!r} needs wandb's server; to run it here, use one of "
             f"{', '.join(_DISTRIBUTIONS)}"
         )
+    _require_known(where, parameter, _PARAMETER_KEYS)
     if "value" in parameter or "values" in parameter:
         values = [parameter["value"]] if "value" in parameter else parameter["values"]
         if not isinstance(values, list):

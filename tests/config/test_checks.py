@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 
 from dictionary_learning_ext.config.checks import (
+    meant,
     require,
     require_at_least_one,
     require_choice,
@@ -49,6 +50,15 @@ def test_a_choice_is_one_of_a_literals():
     assert message(require_choice, "colour", "bleu", Colour).endswith("; did you mean 'blue'?")
     expected = "colour='green': expected one of red, blue"
     assert message(require_choice, "colour", "green", Colour) == expected
+
+
+def test_a_misspelt_name_may_stand_for_several():
+    """bata shares three of its four letters, in their order, with both."""
+    names = ["data", "beta", "sigma"]
+    assert meant("bata", names) == "; did you mean 'beta' or 'data'?"
+    assert meant("sig", names) == "; did you mean 'sigma'?"
+    assert meant("bet", names) == meant("betta", names) == "; did you mean 'beta'?"
+    assert meant("xyz", names) == ""
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,19 @@ def test_a_random_search_draws_what_it_is_asked_for(sweep_file):
 BAD = {
     "not YAML": ("a: [", "not valid YAML"),
     "a list": ("[1, 2]", "expected wandb's keys"),
-    "an unknown key": ({"methode": "grid"}, "unknown key 'methode'"),
+    "an unknown key": ({"methode": "grid"}, r"'methode'; expected c.*did you mean 'method'\?"),
+    "a misspelt key that is needed": (
+        '{"method": "grid", "paramters": {"k": {"value": 4}}}',
+        r"unknown key 'paramters'; .*did you mean 'parameters'\?",
+    ),
+    "an unknown key of a parameter": (
+        {"parameters": {"k": {"vlaues": [8, 16]}}},
+        r"'k': unknown key 'vlaues'; expected .*value, values; did you mean 'values'\?",
+    ),
+    "a parameter that is as near to two": (
+        {"parameters": {"bata": {"value": 1}}},
+        r"'bata': no such setting; did you mean 'beta' or 'data'\?$",
+    ),
     "bayes": ({"method": "bayes"}, "needs wandb's server"),
     "no method": ({"method": None}, "method is None"),
     "an unknown parameter": (
