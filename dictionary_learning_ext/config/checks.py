@@ -21,6 +21,15 @@ def require_at_least_one(of: Any, *names: str) -> None:
         require(getattr(of, name) >= 1, name, getattr(of, name), "at least 1")
 
 
+def require_sizes(**sizes: Any) -> None:
+    """Raise a ConfigError unless each is a whole number of 1 or more, and k at most dict_size."""
+    for name, given in sizes.items():
+        require_type(name, given, int)
+        most = sizes["dict_size"] if name == "k" else given
+        expected = f"between 1 and dict_size={most}" if name == "k" else "at least 1"
+        require(1 <= given <= most, name, given, expected)
+
+
 def require_max_norm_multiple(given: float | None) -> None:
     """Raise a ConfigError unless this is above 1, or None: no token is left out for its norm."""
     expected = "above 1 (10 leaves out attention sinks)"

@@ -13,6 +13,17 @@ from typing import Any, NamedTuple, get_type_hints
 from ..errors import ConfigError
 from .checks import require_type
 
+_OTHER_NAMES = {
+    "noise_to_signal": (
+        "sigma",
+        "`vsae train` makes sigma of it; here give sigma = sqrt(noise_to_signal E||x||^2 / k), or "
+        "take the arguments from trainer_options(...)",
+    ),
+    "kl_coeff": ("beta", "it is called 'beta'"),
+    "kl_anneal_steps": ("kl_warmup_steps", "it is called 'kl_warmup_steps'"),
+}
+"""By what an option of ours is called elsewhere: its name, and what to type."""
+
 
 class RunSize(NamedTuple):
     """What a default may depend on."""
@@ -97,12 +108,7 @@ def takes(*groups: type[Options], beside: Callable | None = None) -> Callable[[A
             known = [name for name in whole.parameters if name not in ("self", rest.name)]
             for name in kwargs:
                 if name not in known:
-                    close = difflib.get_close_matches(name, known, 1)
-                    instead = (
-                        f"did you mean {close[0]!r}?"
-                        if close
-                        else f"expected one of {', '.join(known)}"
-                    )
+                    instead = _instead_of(name, known)
                     raise ConfigError(f"{type(self).__name__} has no option {name!r}; {instead}")
             return function(self, *args, **kwargs)
 
@@ -110,6 +116,15 @@ def takes(*groups: type[Options], beside: Callable | None = None) -> Callable[[A
         return checked
 
     return named
+
+
+def _instead_of(name: str, known: list[str]) -> str:
+    """What to type for an option that there is not."""
+    ours, advice = _OTHER_NAMES.get(name, ("", ""))
+    if ours in known:
+        return advice
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
 
 
 def names_of(options: type[Options]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from .architectures import TRAINED
-from .checks import require, require_type
+from .checks import require, require_sizes, require_type
 from .option_groups import names_of
 from .options import AuxKOptions, training_energy
 from .presets import DEFAULT_PRESET, preset
@@ -48,9 +48,7 @@ def trainer_options(
     Raises: ConfigError for an unknown preset, or a number that is not possible.
     """
     sizes = {"activation_dim": activation_dim, "dict_size": dict_size, "k": k, "steps": steps}
-    for size, value in sizes.items():
-        require_type(size, value, int)
-        require(value >= 1, size, value, "at least 1")
+    require_sizes(**sizes)
     require_type("mean_squared_norm", mean_squared_norm, float)
     require(mean_squared_norm > 0, "mean_squared_norm", mean_squared_norm, "above 0")
     config = preset(name, steps)

@@ -5,8 +5,11 @@ import torch
 from ..errors import ConfigError, first_line
 
 
-def require_device(device: str, flag: str = "device") -> None:
-    """Raise a ConfigError unless tensors can be put on `device`, which was given with `flag`."""
+def require_device(device: str | None, flag: str = "device") -> None:
+    """Raise a ConfigError unless tensors can be put on `device`, which was given with `flag`.
+
+    None is torch's own choice.
+    """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

@@ -12,10 +12,11 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from torch.nn import functional
 
-from ..config.checks import require, require_choice, require_lr_schedule
+from ..config.checks import require_choice, require_lr_schedule, require_sizes
 from ..config.option_groups import takes
 from ..config.options import AuxKOptions, Dtype, GateOptions, TopKOptions
 from .base import SamplingTrainer
+from .devices import require_device
 from .k_annealing import KAnnealing
 from .kernels.auxk import row_variance
 from .kernels.ranks import ALONE, Ranks
@@ -137,7 +138,8 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         wandb_name: str = "ProbabilisticTopK",
         **options,
     ):
-        require(1 <= k <= dict_size, "k", k, f"between 1 and dict_size={dict_size}")
+        require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
+        require_device(options.get("device"))
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
         TopKOptions(k_anneal_steps=k_anneal_steps).require_fit(steps)

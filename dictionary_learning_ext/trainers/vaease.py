@@ -17,10 +17,11 @@ from dictionary_learning.trainers.trainer import (
 from torch import nn
 from torch.nn import functional
 
-from ..config.checks import require, require_choice, require_lr_schedule
+from ..config.checks import require_choice, require_lr_schedule, require_sizes
 from ..config.option_groups import takes
 from ..config.options import Dtype, VAEaseOptions
 from .base import FromState, SamplingTrainer, require_scale
+from .devices import require_device
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
 from .products import product
@@ -67,8 +68,7 @@ class VAEase(FromState, Dictionary):
     @takes(VAEaseOptions)
     def __init__(self, activation_dim: int, dict_size: int, **options):
         super().__init__()
-        require(activation_dim >= 1, "activation_dim", activation_dim, "at least 1")
-        require(dict_size >= 1, "dict_size", dict_size, "at least 1")
+        require_sizes(activation_dim=activation_dim, dict_size=dict_size)
         chosen = VAEaseOptions.taken(options)
         self.activation_dim, self.dict_size = activation_dim, dict_size
         # Weights start as upstream's TopK: random unit columns, and the encoder their transpose.
@@ -216,6 +216,8 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         **options,
     ):
         super().__init__(seed)
+        require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
+        require_device(device)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
         self.options = VAEaseOptions.taken(options)

@@ -12,7 +12,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from ..config.checks import require
+from ..config.checks import require_sizes
 from ..config.option_groups import takes
 from ..config.options import (
     LOG_VAR_LIMITS,
@@ -68,7 +68,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     @takes(PosteriorOptions)
     def __init__(self, activation_dim: int, dict_size: int, k: int, **options):
-        require(1 <= k <= dict_size, "k", k, f"between 1 and dict_size={dict_size}")
+        require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
         chosen = PosteriorOptions.taken(options)
         super().__init__(activation_dim, dict_size, k)
         # Stored feature by feature: the step's products read one feature's weights at a time.

@@ -10,10 +10,11 @@ from dataclasses import asdict, replace
 import torch as t
 from dictionary_learning.trainers.top_k import TopKTrainer
 
-from ..config.checks import require_lr_schedule
+from ..config.checks import require_lr_schedule, require_sizes
 from ..config.option_groups import takes
 from ..config.options import ObjectiveOptions, PosteriorOptions, TopKOptions
 from .base import SamplingTrainer
+from .devices import require_device
 from .k_annealing import KAnnealing
 from .kernels.loss import loss_and_gradients, variational_loss
 from .kernels.objective import LossTerms, StepObjective
@@ -72,6 +73,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         wandb_name: str = "VariationalTopKAutoEncoder",
         **options,
     ):
+        require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
+        require_device(options.get("device"))
         self.posterior_options = PosteriorOptions.taken(options)
         self.options = ObjectiveOptions.taken(options).for_steps(steps)
         TopKOptions(k_anneal_steps=k_anneal_steps).require_fit(steps)

@@ -95,7 +95,7 @@ def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplo
     ("wrong", "message"),
     [
         ({"name": "recomended"}, "preset='recomended': expected one of quickstart"),
-        ({"k": F + 1}, f"k={F + 1}: expected 1 to dict_size={F}"),
+        ({"k": F + 1}, f"k={F + 1}: expected between 1 and dict_size={F}"),
         ({"k": "4"}, "k='4': expected a whole number"),
         ({"activation_dim": 0}, "activation_dim=0: expected at least 1"),
         ({"dict_size": 48.0}, "dict_size=48.0: expected a whole number"),

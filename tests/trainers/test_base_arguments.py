@@ -75,6 +75,49 @@ def test_a_misspelt_option_names_our_trainer_and_the_closest(trainer, _):
         made(trainer, warmup_step=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        (
+            "noise_to_signal",
+            r"sigma = sqrt\(noise_to_signal E\|\|x\|\|\^2 / k\), or .*trainer_options",
+        ),
+        ("kl_coeff", "it is called 'beta'$"),
+        ("kl_anneal_steps", "it is called 'kl_warmup_steps'$"),
+    ],
+)
+def test_what_an_option_is_called_elsewhere_is_known(name, instead):
+    with pytest.raises(
+        ConfigError, match=f"VariationalTopKTrainer has no option '{name}'; .*{instead}"
+    ):
+        made(VariationalTopKTrainer, **{name: 1})
+    with pytest.raises(ConfigError) as raised:
+        made(VAEaseTrainer, **{name: 1})
+    assert "sigma" not in str(raised.value)
+    assert "it is called" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"k": "16"}, "^k='16': expected a whole number"),
+        ({"k": 16.0}, "^k=16.0: expected a whole number"),
+        ({"k": 0}, f"^k=0: expected between 1 and dict_size={F}"),
+        ({"dict_size": float(F)}, f"^dict_size={F}.0: expected a whole number"),
+        ({"activation_dim": 0}, "^activation_dim=0: expected at least 1"),
+        ({"steps": 50.0}, "^steps=50.0: expected a whole number"),
+        ({"device": "gpu"}, "^device='gpu': expected cpu, cuda or cuda:N"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("trainer", "_"), OURS)
+def test_a_size_or_a_device_that_is_not_possible_is_named(trainer, _, wrong, message):
+    if "k" in wrong and trainer is VAEaseTrainer:
+        message = "VAEaseTrainer has no option 'k'"
+    with pytest.raises(ConfigError, match=message):
+        made(trainer, **wrong)
+
+
 @pytest.mark.parametrize(("trainer", "_"), OURS)
 @pytest.mark.parametrize(
     ("wrong", "message"),
