@@ -51,8 +51,8 @@ def evaluate_folders(
         folders: all trained on one language model. Those of one hook point are measured together.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
-        model, hook, data: as in the run's config.json by default. Needed for folders that upstream's
-            `trainSAE` wrote.
+        model, hook, data: as in the run's config.json by default. Folders that upstream's `trainSAE`
+            wrote need them, unless their submodule_name is a hook point's.
         activations: a folder of stored activations to measure on, as in the run's config.json by
             default. "none": the language model's.
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
@@ -79,7 +79,8 @@ def evaluate_folders(
         of_hook.setdefault(run.hook, []).append(name)
     results = {}
     for names in of_hook.values():
-        results |= _evaluated(open_folders(names, step=step, **where), tokens, step, on_written)
+        opened = _opened({name: runs[name] for name in names}, step)
+        results |= _evaluated(opened, tokens, step, on_written)
     return {name: results[name] for name in runs}
 
 
@@ -141,7 +142,13 @@ def open_folders(
         where: model, hook, data, activations, device, max_norm_multiple and remove_bos.
     """
     require_folders(folders)
-    runs = {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}
+    return _opened(
+        {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}, step
+    )
+
+
+def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
+    """Load the folders of these runs, and their language model."""
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
     saes = {name: load_dictionary(name, run.device, step=step) for name in runs}

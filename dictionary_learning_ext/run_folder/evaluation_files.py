@@ -26,6 +26,15 @@ def measured_on(run: RunConfig) -> dict[str, Any]:
     return {name: getattr(run, name) for name in MEASURED_ON}
 
 
+def former_evaluation(folder: Path) -> dict[str, Any]:
+    """A folder's metrics.json. Empty if there is none, or a damaged one, which is written again."""
+    try:
+        former = read_metrics_if_any(folder)
+    except CheckpointError:
+        return {}
+    return former if isinstance(former, dict) else {}
+
+
 def evaluation_file(
     folder: Path, config: dict[str, Any], run: RunConfig, tokens: int, metrics: dict[str, Any]
 ) -> Path:
@@ -49,11 +58,7 @@ def _other_settings(
     Its own is the one in metrics.json, or else the one that its training would have ended with.
     """
     now = measured_on(run) | {"tokens": tokens}
-    try:
-        former = read_metrics_if_any(folder)
-    except CheckpointError:  # damaged: written again
-        former = None
-    if isinstance(former, dict):
+    if former := former_evaluation(folder):
         own = _with_defaults(former.get("measured_on", {})) | {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config.run_config import RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
+from .evaluation_files import former_evaluation
 from .matching import same_model
 from .names import CONFIG
 from .reading import read_config, settings_in
@@ -43,8 +44,9 @@ def run_of(
 ) -> RunConfig:
     """A folder's run with what was asked for in its place, once it is certain that both agree.
 
-    A folder that upstream's `trainSAE` wrote has no run: the language model and the hook point must
-    be given, and the rest comes from its buffer.
+    A folder that upstream's `trainSAE` wrote has no run. If its submodule_name is a hook point's, that
+    is the hook and lm_name the model, or the model and text of its metrics.json. Otherwise both must
+    be given. The rest comes from its buffer.
 
     Arguments:
         activations: a folder of stored activations, or NONE for those of the language model.
@@ -53,12 +55,15 @@ def run_of(
     """
     config = read_config(folder, step)
     path = folder / CONFIG
+    if "run" not in config:
+        model, hook, data = _named_by(folder, config, model, hook, data)
     if "run" in config:
         run = TrainConfig().updated(settings_in(config, path), str(path)).run
     elif model is None or hook is None:
         raise ConfigError(
-            f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none); "
-            "give --model and --hook"
+            f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
+            f"no hook point (submodule_name={config['trainer'].get('submodule_name')!r}); give "
+            "--model and --hook"
         )
     else:
         run = _run_of_buffer(folder, config, model, hook, data)
@@ -71,6 +76,15 @@ def run_of(
     was = trained_on["hook"]
     if hook is not None and not str(was).startswith("blocks."):
         _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
+        if "run" not in config:
+            logger.warning(
+                "%s: %s doesn't say which module it was trained on (submodule_name=%r); trusting "
+                "--hook %s",
+                folder,
+                CONFIG,
+                was,
+                hook,
+            )
     elif hook not in (None, was):
         raise CheckpointError(
             f"{folder}: trained on hook {was}, not on {hook}; leave out --hook or give another folder"
@@ -86,6 +100,29 @@ def run_of(
     }
     run = replace(run, **{name: value for name, value in changes.items() if value is not None})
     return replace(run, activations=None) if run.activations == NONE else run
+
+
+def _named_by(
+    folder: Path,
+    config: dict[str, Any],
+    model: str | None,
+    hook: str | None,
+    data: str | None,
+) -> tuple[str | None, str | None, str | None]:
+    """Model, hook and text of a folder of upstream's: what is given, or else what it names itself."""
+    trainer, given = config["trainer"], {"model": model, "hook": hook, "data": data}
+    named = trainer.get("submodule_name")
+    if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(named)):
+        return model, hook, data
+    own = {"model": trainer.get("lm_name"), "hook": named}
+    measured = former_evaluation(folder).get("measured_on", {})
+    own |= {name: measured[name] for name in ("model", "data") if name in measured}
+    taken = {n: v for n, v in own.items() if given[n] is None and v is not None}
+    if "model" in taken or "hook" in taken:
+        flags = " ".join(f"--{name} {value}" for name, value in taken.items())
+        logger.info("%s: using %s, which it names itself", folder, flags)
+    chosen = given | taken
+    return chosen["model"], chosen["hook"], chosen["data"]
 
 
 def _run_of_buffer(

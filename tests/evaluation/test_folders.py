@@ -221,3 +221,16 @@ def test_without_tokens_the_largest_of_the_runs_own_numbers_is_taken(trained, fo
     assert open_folders([trained / "top_k"]).own_tokens == 100_000, "of eval_tokens=0"
     assert open_folders([folder]).own_tokens == 70
     assert open_folders([folder, trained / "top_k"]).own_tokens == 70
+
+
+def test_what_is_said_of_a_folder_of_upstreams_is_said_once(folder, tiny_lm_dir, caplog):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["run"]
+    config["buffer"].pop("text", None)
+    config["trainer"]["submodule_name"] = "resid"
+    path.write_text(json.dumps(config))
+    hook = f"blocks.{config['trainer']['layer']}.hook_resid_post"
+    evaluate_folders([folder], tokens=64, model=str(tiny_lm_dir), hook=hook, data=None)
+    said = [line for line in caplog.messages if "config.json doesn't say which" in line]
+    assert len(said) == len(set(said)) == 2, said

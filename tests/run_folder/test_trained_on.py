@@ -44,7 +44,11 @@ def test_what_was_asked_for_takes_the_place_of_the_runs_own(made):
         run_of(made(OURS), None, "blocks.0.hook_resid_post", None, "cpu")
 
 
-@pytest.mark.parametrize("config", [OURS, upstreams(1, io="out")], ids=["ours", "upstream's"])
+@pytest.mark.parametrize(
+    "config",
+    [OURS, upstreams(1, "blocks.1.hook_resid_post", io="out")],
+    ids=["ours", "upstream's"],
+)
 def test_a_model_of_another_name_is_warned_of_and_used(config, made, caplog):
     """A snapshot's folder is named by a hash, and lm_name of a trainSAE is free."""
     hook = "blocks.1.hook_resid_post"
@@ -61,6 +65,43 @@ def test_a_folder_of_upstreams_needs_the_model_and_hook(made):
         run_of(folder, "gpt2", None, None, "cpu")
     run = run_of(folder, "gpt2", "blocks.3.hook_resid_post", None, "cpu")
     assert (run.model, run.hook, run.ctx_len) == ("gpt2", "blocks.3.hook_resid_post", 128)
+
+
+def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplog):
+    """What metrics.json was measured on is known to work: it comes before lm_name, which is free."""
+    caplog.set_level("INFO")
+    folder = made(upstreams(2, "blocks.2.hook_mlp_out", io="out"))
+    run = run_of(folder, None, None, "mine.txt")
+    assert (run.model, run.hook, run.data) == (
+        "here/pythia-70m",
+        "blocks.2.hook_mlp_out",
+        "mine.txt",
+    )
+    (line,) = caplog.messages
+    assert line == (
+        f"{folder}: using --model here/pythia-70m --hook blocks.2.hook_mlp_out, which it names itself"
+    )
+    measured_on = {"model": "moved/pythia-70m", "hook": "blocks.2.hook_mlp_out", "data": "book.txt"}
+    (folder / "metrics.json").write_text(json.dumps({"measured_on": measured_on}))
+    caplog.clear()
+    run = run_of(folder)
+    assert (run.model, run.data) == ("moved/pythia-70m", "book.txt")
+    (line,) = caplog.messages
+    assert "--model moved/pythia-70m --hook blocks.2.hook_mlp_out --data book.txt" in line
+    assert run_of(folder, "given/pythia-70m").model == "given/pythia-70m"
+    (folder / "metrics.json").write_text("{")
+    assert run_of(folder).model == "here/pythia-70m"
+
+
+@pytest.mark.parametrize("name", ["resid_post_layer_3", None])
+def test_a_hook_that_upstreams_config_cannot_confirm_is_trusted_in_one_line(name, made, caplog):
+    folder = made(upstreams(3, name, io="out", text="book.txt"))
+    run_of(folder, "pythia-70m", "blocks.3.hook_mlp_out")
+    (line,) = caplog.messages
+    assert line == (
+        f"{folder}: config.json doesn't say which module it was trained on (submodule_name={name!r});"
+        " trusting --hook blocks.3.hook_mlp_out"
+    )
 
 
 FITS = {
@@ -120,6 +161,7 @@ def test_a_hook_that_upstreams_config_names_counts_more_than_its_layer(made):
 def test_the_rest_is_that_of_upstreams_buffer(made, caplog):
     folder = made(
         upstreams(
+            submodule_name="blocks.3.hook_resid_post",
             io="out",
             ctx_len=64,
             text="book.txt",
@@ -144,7 +186,7 @@ def test_upstreams_own_buffers_read_a_truncated_document_per_context(made):
 
 
 def test_a_text_that_nothing_names_is_said(made, caplog):
-    folder = made(upstreams(io="out", ctx_len=64))
+    folder = made(upstreams(submodule_name="blocks.3.hook_resid_post", io="out", ctx_len=64))
     assert run_of(folder, "pythia-70m", "blocks.3.hook_resid_post", None, "cpu").data == "embedded"
     (message,) = caplog.messages
     assert message == (
