@@ -130,6 +130,9 @@ def printed(
     for folder in measured:
         if unequal([measured[folder], next(iter(measured.values()))]):
             names[folder] += " *"
+    for folder, config in (configs or {}).items():
+        if "run" not in config:  # trainSAE calls all of them trainer_0, trainer_1, …
+            names[folder] += f" ({config['trainer']['dict_class']})"
     parts = [table({names[folder]: values for folder, values in results.items()}, metrics, width)]
     if lines := notes(results, metrics):
         parts.append("\n".join(lines))

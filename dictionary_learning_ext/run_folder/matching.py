@@ -74,13 +74,14 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a config.json that its SAE uses, with what was left to the trainer filled in.
 
-    Folders of upstream's `trainSAE` hold what their trainer says of itself.
+    Folders of upstream's `trainSAE` hold what their trainer says of itself, its class included.
     """
     names = [each.name for cls in (SAEConfig, RunConfig) for each in fields(cls)]
     trainer = {name: value for name, value in config["trainer"].items() if name in names}
     settings = config.get("run", {}).get("settings")
     if settings is None:
-        return trainer
+        named = {n: v for n, v in config["trainer"].items() if n == "trainer_class"}
+        return named | trainer
     settings = {"data_seed": RunConfig.data_seed, **settings}  # older folders lack it
     which = {name: settings.get(name) for name in ("architecture", "posterior")}
     unused = SAEConfig().changed_to(**which).unused()

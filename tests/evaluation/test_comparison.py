@@ -33,6 +33,20 @@ def config(architecture="vsae_top_k", lr=None, trainer_lr=2e-4, **settings):
     return {"trainer": trainer, "run": {"settings": settings}}
 
 
+def test_folders_of_upstreams_are_shown_with_their_class():
+    results = {f"runs/trainer_{i}": {"fve": 0.5} for i in range(2)}
+    trainers = {"TopKTrainer": "AutoEncoderTopK", "VariationalTopKTrainer": "Variational"}
+    configs = {
+        folder: {"trainer": {"trainer_class": trainer, "dict_class": dictionary}}
+        for folder, (trainer, dictionary) in zip(results, trainers.items(), strict=True)
+    }
+    text = printed(results, chosen("fve"), configs)
+    assert "trainer_0 (AutoEncoderTopK)  0.5" in text
+    (row,) = [line for line in text.splitlines() if line.endswith(" VariationalTopKTrainer")]
+    assert row.split()[:2] == ["trainer_1", "(Variational)"]
+    assert "(" not in printed(results, chosen("fve")).split("FVE (")[0]
+
+
 def test_the_table_has_a_row_each_and_a_dash_where_nothing_was_measured():
     head, _, first, second = table({"a": {"fve": 0.5}, "b": {"fve": None}}).splitlines()
     assert head.split()[0] == "FVE"

@@ -37,6 +37,16 @@ def test_upstreams_folders_have_what_their_trainer_says():
     assert settings_of(config({"lr": 2e-4, "k": 8, "lm_name": "x"})) == {"lr": 2e-4, "k": 8}
 
 
+def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
+    """Their options have different names, so nothing else may tell them apart."""
+    top_k = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 0})
+    ours = config({"trainer_class": "VariationalTopKTrainer", "lr": 2e-4, "seed": 0, "beta": 1.0})
+    other_seed = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 1})
+    assert unequal([*training({"a": top_k, "b": ours}).values()]) == ["trainer_class"]
+    assert unequal([*training({"a": top_k, "b": other_seed}).values()]) == ["seed"]
+    assert unequal([*training({"a": top_k, "b": top_k}).values()]) == []
+
+
 def test_an_option_that_an_sae_does_not_use_is_none_of_its_settings():
     vsae = config(architecture="vsae_top_k", posterior="fixed", sigma=1.0, noise_anneal_steps=None)
     point = config(architecture="vsae_top_k", posterior="point", sigma=None)
