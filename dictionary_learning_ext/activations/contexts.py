@@ -59,7 +59,7 @@ def read_contexts(
     if n_read == 0:
         raise TextError(
             f"the {split} text of {run.data!r} has no whole context of {run.ctx_len} tokens:"
-            f" expected at least one; use a longer text (--data) or a smaller --ctx-len"
+            f" expected at least one; use a longer text or a smaller ctx_len"
         )
 
 

@@ -84,7 +84,7 @@ class HookPoint:
         if activation_dim != self.activation_dim:
             raise CheckpointError(
                 f"{folder}: activation_dim={activation_dim}, but {self.name} of {model} is "
-                f"{self.activation_dim} wide; give the --model that it was trained on"
+                f"{self.activation_dim} wide; give the language model that it was trained on"
             )
 
 
@@ -123,7 +123,7 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
         raise LanguageModelError(
             f"there is no hook point {name!r} in this model: expected"
             f" blocks.{{0..{len(blocks) - 1}}}.KIND, where KIND is {', '.join(there[:-1])} or"
-            f" {there[-1]}; use e.g. --hook blocks.0.{there[0]}"
+            f" {there[-1]}; use e.g. blocks.0.{there[0]}"
         )
     envoy: Any = model._envoy
     for part in path.split("."):
@@ -166,7 +166,7 @@ def _require_added(model: LanguageModel, name: str, block: Any, parts: dict[str,
         paths = " and ".join(part.path.removeprefix(".") for part in parts.values())
         raise LanguageModelError(
             f"{name} can't be read in a {type(model._model).__name__}: the outputs of {paths} are not"
-            " what the block adds to the residual stream; use e.g. --hook blocks.0.hook_resid_post"
+            " what the block adds to the residual stream; use e.g. blocks.0.hook_resid_post"
         )
 
 

@@ -26,7 +26,7 @@ from .hub_access import why_unreachable
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 _EXPECTED = (
     "expected 'embedded', a folder written by save_pretrained, or a model's name on the hub, e.g."
-    " --model EleutherAI/pythia-70m"
+    " EleutherAI/pythia-70m"
 )
 
 
@@ -95,7 +95,7 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             if offline:
                 raise LanguageModelError(
                     f"language model {name!r} can't be loaded: it isn't in the cache, and {offline}:"
-                    " expected 'embedded' or a folder written by save_pretrained, e.g. --model"
+                    " expected 'embedded' or a folder written by save_pretrained, e.g."
                     " path/to/folder"
                 ) from error
             raise LanguageModelError(

@@ -30,7 +30,9 @@ def load_model(run: RunConfig) -> LanguageModel:
     dtype = t.bfloat16 if run.dtype == "bfloat16" else t.float32
     model = load_language_model(run.model, device=run.device, dtype=dtype)
     config: Any = model.config
-    require_positions(run, config.get_text_config(), "give the --model that the SAE was trained on")
+    require_positions(
+        run, config.get_text_config(), "give the language model that the SAE was trained on"
+    )
     return model
 
 
@@ -106,7 +108,7 @@ def norm_factor_of(run: RunConfig, hook: str, width: int, mean_squared_norm: flo
     if mean_squared_norm == 0:
         raise LanguageModelError(
             f"all activations of {run.model} at {hook} are 0: expected a language model with "
-            "trained weights; give another --model or --hook"
+            "trained weights; give another language model or hook point"
         )
     if run.normalize == "none":
         return 1.0

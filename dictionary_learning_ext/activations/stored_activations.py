@@ -66,7 +66,7 @@ class StoredActivations:
         if UNKNOWN in self.hooks:
             return self.hooks[UNKNOWN]
         if name not in self.hooks:
-            advice = "leave out --hook" if len(self.hooks) == 1 else "use --hook with one of these"
+            advice = "leave out the hook point" if len(self.hooks) == 1 else "give one of these"
             raise ActivationsError(
                 f"the cache {self.folder} has hook={','.join(self.hooks)}, not {name}; {advice}, or"
                 " cache it (vsae cache)"

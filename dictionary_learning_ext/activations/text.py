@@ -49,12 +49,12 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
         source = Files(files)
     elif name.endswith(SUFFIXES):
         raise TextError(
-            f"no file {name!r}: expected an existing file, or 'embedded'; correct the path (--data)"
+            f"no file {name!r}: expected an existing file, or 'embedded'; correct the path"
         )
     elif names_a_file(name):
         raise TextError(
             f"no file or folder {name!r}: expected 'embedded', an existing file or folder, or the"
-            " name of a data set on the hub, e.g. --data roneneldan/TinyStories"
+            " name of a data set on the hub, e.g. roneneldan/TinyStories"
         )
     else:
         source, has_split = open_hub_set(name, split)

@@ -51,7 +51,7 @@ class Passages:
         if not EMBEDDED_TEXT.is_file():
             raise TextError(
                 f"the embedded text is missing: expected a file {EMBEDDED_TEXT}; reinstall the"
-                " package, or use another text (--data)"
+                " package, or use another text"
             )
         table = pyarrow.parquet.read_table(
             EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
@@ -204,12 +204,12 @@ def open_hub_set(name: str, split: Split) -> tuple[DocumentSource, bool]:
             raise TextError(
                 f"no file or folder {name!r}, and no data set of this name in the cache; {offline}:"
                 f" expected 'embedded', or a file ({', '.join(SUFFIXES)}) or a folder of such"
-                " files, e.g. --data books.txt"
+                " files, e.g. books.txt"
             ) from error
         raise TextError(
             f"no file or folder {name!r}, and couldn't fetch a data set of this name from the hub"
             f" ({first_line(error)}): expected 'embedded', an existing file or folder, or the name"
-            " of a data set on the hub, e.g. --data roneneldan/TinyStories"
+            " of a data set on the hub, e.g. roneneldan/TinyStories"
         ) from error
     finally:
         if bars:

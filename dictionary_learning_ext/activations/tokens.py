@@ -79,7 +79,7 @@ class ContextStream:
         if packing == "pack" and tokenizer.eos_token_id is None:
             raise ConfigError(
                 "packing='pack': expected a tokenizer with an end-of-text token, to put between"
-                " documents; use 'truncate' (--text-packing truncate) or another language model"
+                " documents; use text_packing='truncate' or another language model"
             )
         self.text: Any = iter(text)
         self.tokenizer = tokenizer

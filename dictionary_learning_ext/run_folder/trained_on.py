@@ -87,7 +87,7 @@ def run_of(
             )
     elif hook not in (None, was):
         raise CheckpointError(
-            f"{folder}: trained on hook {was}, not on {hook}; leave out --hook or give another folder"
+            f"{folder}: trained on hook {was}, not on {hook}; leave out the hook point or give another folder"
         )
     changes = {
         "model": model,

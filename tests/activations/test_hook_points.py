@@ -94,7 +94,7 @@ def test_hook_point_says_where_it_is(tiny_lm: Any):
 def test_unknown_hook_point_lists_those_there_are(tiny_lm: LanguageModel, name: str):
     message = one_line_error(lambda: find_hook(tiny_lm, name))
     kinds = "hook_resid_post, hook_resid_pre, hook_attn_out or hook_mlp_out"
-    assert f"expected blocks.{{0..2}}.KIND, where KIND is {kinds}; use e.g. --hook " in message
+    assert f"expected blocks.{{0..2}}.KIND, where KIND is {kinds}; use e.g. blocks.0." in message
     assert repr(name) in message
 
 
@@ -151,7 +151,7 @@ def test_a_module_whose_output_is_not_what_is_added_is_refused(
     lm = lm_of(family)
     message = one_line_error(lambda: find_hook(lm, name.format(1)))
     assert message.startswith(f"{name.format(1)} can't be read in a ")
-    assert "not what the block adds to the residual stream; use e.g. --hook blocks.0." in message
+    assert "not what the block adds to the residual stream; use e.g. blocks.0." in message
     assert find_hook(lm, POST.format(1))
 
 

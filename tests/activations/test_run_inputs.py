@@ -84,5 +84,7 @@ def test_contexts_beyond_the_models_positions_are_refused_wherever_it_is_opened(
     """gpt2 would end in an IndexError; rotary positions would give other activations in silence."""
     model = str(lm_dir_of(family))
     open_model(RunConfig(model=model, ctx_len=128))
-    with pytest.raises(ConfigError, match=r"ctx_len=129: expected at most 128.*; give the --model"):
+    with pytest.raises(
+        ConfigError, match=r"ctx_len=129: expected at most 128.*; give the language model"
+    ):
         open_model(RunConfig(model=model, ctx_len=129))

@@ -42,7 +42,7 @@ def test_of_one_hook_point_the_name_follows_too(cached_run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"hook": "blocks.2.hook_resid_post"}, f"hook={HOOK},{OTHER}, not blocks.2.hook_resid_post; use --hook"),
+        ({"hook": "blocks.2.hook_resid_post"}, f"hook={HOOK},{OTHER}, not blocks.2.hook_resid_post; give one of these"),
         ({"hook": f"{HOOK},blocks.2.hook_resid_post"}, "not blocks.2.hook_resid_post"),
         ({"model": "embedded"}, ", not embedded; leave out --model, or cache the activations again"),
         ({"data": "embedded"}, ", not embedded; leave out --data"),

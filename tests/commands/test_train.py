@@ -318,7 +318,7 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     for given, said in {
         "--ctx-len=64": "has --ctx-len 32, not 64; leave out --ctx-len",
         "--data=embedded": "not embedded; leave out --data",
-        "--hook=blocks.2.hook_resid_post": "not blocks.2.hook_resid_post; use --hook with one",
+        "--hook=blocks.2.hook_resid_post": "not blocks.2.hook_resid_post; give one of these",
     }.items():
         assert said in refused([*flags, given], capsys)
     assert not folder.exists()
