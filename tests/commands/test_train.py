@@ -31,7 +31,7 @@ def test_a_bad_run_is_said_to_be_one(small, tmp_path, capsys):
     """k = 4 of D = 16 with sigma = 3: noise of 2.25 times the activations' energy."""
     assert main(["train", *small, "--sigma", "3", "--noise-anneal-steps", "None"]) == 0
     out = capsys.readouterr().out
-    assert f"{tmp_path / 'run'} looks bad: Sampling adds noise with 2." in out
+    assert f"{tmp_path / 'run'} looks bad: The noise has 2." in out
 
 
 def test_a_runs_config_starts_another_and_flags_win(small, tmp_path):
@@ -270,10 +270,13 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
             r"--group-fractions 0\.5,0\.5: expected numbers separated by spaces, e\.g\. 0\.25",
         ),
         (["--normalize", "max"], r"--normalize max: expected one of sqrt_d, unit, none"),
-        (["--lr"], r"--lr: expected a finite number after it"),
+        (["--lr"], r"--lr: expected a finite number, or none after it"),
         (["extra"], r"'extra': expected a flag, which starts with --"),
         (["--steps", "12", "13"], r"'13': expected a flag"),
-        (["--k", "many"], r"^vsae: --k many: expected a whole number \(see `vsae train --help`\)$"),
+        (
+            ["--k", "many"],
+            r"^vsae: --k many: expected a whole number, or none \(see `vsae train --help`\)$",
+        ),
         (["--dict_size", "1.5"], r"--dict-size 1\.5: expected a whole number"),
         (["--config", "nowhere.json"], r"nowhere\.json: no such file"),
         (["--config", "x", "--preset", "paper"], r"give only one of them"),
