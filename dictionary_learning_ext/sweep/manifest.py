@@ -4,11 +4,17 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from ..config.run_config import NOT_THE_RESULT, TrainConfig
+from ..config.sae_config import DERIVED
 from ..errors import ConfigError
 from ..run_folder.names import CONFIG, FAILED, SWEEP
 from ..run_folder.reading import is_finished, load_config
 from ..run_folder.writing import write_json
+
+_MOST_SHOWN = 5
+"""Values of a setting in a message."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Manifest:
     """The sweep's name; None in older folders."""
     command: str | None = None
     """What was typed; None in older folders."""
+    settings: dict[str, list[Any]] | None = None
+    """The values of each setting in any of the runs; None in older folders."""
 
     @property
     def how_to_continue(self) -> str:
@@ -48,7 +56,7 @@ def read(save_dir: Path) -> Manifest | None:
 
 
 def begin(
-    names: list[str],
+    configs: dict[str, TrainConfig],
     save_dir: Path,
     *,
     at_once: int | None,
@@ -60,20 +68,23 @@ def begin(
 
     Another sweep that has written no run yet gives way.
 
+    Arguments:
+        configs: of the runs, by name.
+
     Raises: ConfigError if the folder holds another sweep, or the same one with another at_once.
     """
-    names = sorted(names)
+    names, settings = sorted(configs), _values(configs)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     former = read(save_dir)
     if former is None or (former.digest != digest and not _has_begun(former, save_dir)):
         at_once = memory_allows if at_once is None else at_once
-        manifest = Manifest(digest, at_once, names, name, command)
+        manifest = Manifest(digest, at_once, names, name, command, settings)
         write_json(save_dir / SWEEP, asdict(manifest))
         return manifest
     if former.digest != digest:
         raise ConfigError(
-            f"{save_dir}: holds another sweep of {len(former.runs)} runs, e.g. {former.runs[0]}; "
-            "choose another --save-dir"
+            f"{save_dir}: holds another sweep of {len(former.runs)} runs"
+            f"{_difference(former, settings)}; choose another --save-dir"
         )
     if at_once not in (None, former.at_once):
         raise ConfigError(
@@ -81,6 +92,36 @@ def begin(
             "--at-once to continue it"
         )
     return former
+
+
+def _values(configs: dict[str, TrainConfig]) -> dict[str, list[Any]]:
+    """The values of each setting in any of the runs, as JSON gives them back."""
+    values: dict[str, list[Any]] = {}
+    for config in configs.values():
+        for name, value in json.loads(json.dumps(config.to_dict())).items():
+            if name not in NOT_THE_RESULT and value not in values.setdefault(name, []):
+                values[name].append(value)
+    return values
+
+
+def _difference(former: Manifest, settings: dict[str, list[Any]]) -> str:
+    """In which settings the runs of two sweeps differ, but for those that follow from others."""
+    was = former.settings or {}
+    differing = [n for n in settings if n in was and _sorted(was[n]) != _sorted(settings[n])]
+    differing = [name for name in differing if name not in DERIVED] or differing
+    if not differing:
+        return f", e.g. {former.runs[0]}"
+    changes = [f"{name}={_shown(was[name])}, not {_shown(settings[name])}" for name in differing]
+    return f" with {' and '.join(changes)}"
+
+
+def _sorted(values: list[Any]) -> list[Any]:
+    return sorted(values, key=repr)
+
+
+def _shown(values: list[Any]) -> str:
+    texts = [str(value) for value in values[:_MOST_SHOWN]]
+    return ",".join(texts + ["…"] * (len(values) > _MOST_SHOWN))
 
 
 def _has_begun(manifest: Manifest, save_dir: Path) -> bool:

@@ -50,7 +50,7 @@ def run_sweep(
         for device in devices:
             require_device(device, flag="devices")
     manifest = begin(
-        list(configs),
+        configs,
         save_dir,
         at_once=at_once,
         memory_allows=memory_allows(configs, devices),

@@ -4,8 +4,12 @@ import json
 
 import pytest
 
+from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.sweep.manifest import begin, progress, read
+
+CONFIG = TrainConfig()
 
 
 def finished(folder, eval_tokens=100):
@@ -15,9 +19,11 @@ def finished(folder, eval_tokens=100):
     (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
 
 
-def start(folder, names="abc", **changes):
+def start(folder, names="abc", config=CONFIG, **changes):
     return begin(
-        list(names), folder, **{"at_once": None, "memory_allows": 2, "command": "vsae x", **changes}
+        dict.fromkeys(names, config),
+        folder,
+        **{"at_once": None, "memory_allows": 2, "command": "vsae x", **changes},
     )
 
 
@@ -38,6 +44,33 @@ def test_another_sweep_gives_way_unless_it_has_written_a_run(tmp_path):
     with pytest.raises(ConfigError, match=r"holds another sweep of 2 runs, e\.g\. x; choose"):
         start(tmp_path)
     assert read(tmp_path) == other
+
+
+def test_what_differs_from_another_sweep_is_named(tmp_path):
+    def configs(ks, **of_run):
+        return {
+            str(k): TrainConfig(SAEConfig(k=k).resolve(steps, 512), RunConfig(**of_run))
+            for k in ks
+            for steps in [of_run.get("steps", RunConfig.steps)]
+        }
+
+    def said(**changes):
+        with pytest.raises(ConfigError) as error:
+            begin(configs(**changes), tmp_path, at_once=None, memory_allows=2)
+        return str(error.value)
+
+    begin(configs([4, 2]), tmp_path, at_once=None, memory_allows=2)
+    (tmp_path / "2").mkdir()
+    begin(configs([2, 4]), tmp_path, at_once=None, memory_allows=2)
+    assert said(ks=[2, 8]).endswith(
+        "another sweep of 2 runs with k=4,2, not 2,8; choose another --save-dir"
+    )
+    assert " with k=4,2, not 2,3,4,5,6,…; choose" in said(ks=range(2, 10))
+    assert " with k=4,2, not 2 and steps=1200, not 9; choose" in said(ks=[2], steps=9)
+    older = json.loads((tmp_path / "sweep.json").read_text())
+    del older["settings"]
+    (tmp_path / "sweep.json").write_text(json.dumps(older))
+    assert "another sweep of 2 runs, e.g. 2; choose" in said(ks=[2, 8])
 
 
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
