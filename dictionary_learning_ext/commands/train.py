@@ -56,7 +56,7 @@ def run(flags: TrainFlags) -> None:
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
-            prepared(run, saes, resume)  # torch and what needs it are imported below, in seconds
+            prepared(run, saes, resume, hooks.values())  # torch is imported below, in seconds
         if flags.resume in (None, AUTO) and processes.is_first:
             print(_started_from(flags), flush=True)
         from ..training.loop import train

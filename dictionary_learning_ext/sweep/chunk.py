@@ -4,8 +4,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.run_config import TrainConfig
+from ..config.run_config import RunConfig, TrainConfig
+from ..config.sae_config import SAEConfig
 from ..run_folder.names import CONFIG
+from ..training.preparation import prepared
 from .manifest import is_done
 
 
@@ -37,20 +39,39 @@ class Chunk:
         }
         return replace(self, configs=moved)
 
+    def prepare(self) -> None:
+        """Raise what can be said of the runs before anything is loaded or written."""
+        prepared(self._run, self._saes, self._has_started, self._hooks.values())
+
     def train(self) -> None:
         """Train the runs, or continue them. Raises what `loop.train` does."""
         from ..training.loop import train
 
-        name, *others = self.configs
-        target = self.save_dir if others else self.save_dir / name
-        has_started = any((self.save_dir / name / CONFIG).is_file() for name in self.configs)
         train(
-            replace(self.configs[name].run, save_dir=str(target)),
-            {name: config.sae for name, config in self.configs.items()},
-            hooks={name: config.run.hook for name, config in self.configs.items()},
-            resume=has_started,
+            self._run,
+            self._saes,
+            hooks=self._hooks,
+            resume=self._has_started,
             group=self.sweep,
         )
+
+    @property
+    def _run(self) -> RunConfig:
+        name, *others = self.configs
+        target = self.save_dir if others else self.save_dir / name
+        return replace(self.configs[name].run, save_dir=str(target))
+
+    @property
+    def _saes(self) -> dict[str, SAEConfig]:
+        return {name: config.sae for name, config in self.configs.items()}
+
+    @property
+    def _hooks(self) -> dict[str, str]:
+        return {name: config.run.hook for name, config in self.configs.items()}
+
+    @property
+    def _has_started(self) -> bool:
+        return any((self.save_dir / name / CONFIG).is_file() for name in self.configs)
 
 
 def chunks_of(

@@ -11,7 +11,7 @@ from ..config.sae_config import DERIVED
 from ..errors import ConfigError
 from ..run_folder.names import CONFIG, FAILED, SWEEP
 from ..run_folder.reading import is_finished, load_config
-from ..run_folder.writing import write_json
+from ..run_folder.writing import remove, write_json
 
 _MOST_SHOWN = 5
 """Values of a setting in a message."""
@@ -122,6 +122,14 @@ def _sorted(values: list[Any]) -> list[Any]:
 def _shown(values: list[Any]) -> str:
     texts = [str(value) for value in values[:_MOST_SHOWN]]
     return ",".join(texts + ["…"] * (len(values) > _MOST_SHOWN))
+
+
+def withdraw(manifest: Manifest, save_dir: Path) -> None:
+    """Delete what `begin` wrote of a sweep that no run of has begun."""
+    if not _has_begun(manifest, save_dir):
+        remove(save_dir / SWEEP)
+        if save_dir.is_dir() and not any(save_dir.iterdir()):
+            remove(save_dir)
 
 
 def _has_begun(manifest: Manifest, save_dir: Path) -> bool:

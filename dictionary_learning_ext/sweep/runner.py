@@ -12,10 +12,10 @@ from pathlib import Path
 from signal import SIGINT
 
 from ..config.run_config import TrainConfig
-from ..errors import Interrupted, TrainingError
+from ..errors import Interrupted, TrainingError, UserError
 from ..run_folder.names import FAILED
 from .chunk import chunks_of
-from .manifest import Manifest, begin, is_done
+from .manifest import Manifest, begin, is_done, withdraw
 
 
 def run_sweep(
@@ -41,14 +41,19 @@ def run_sweep(
 
     Returns: the run folders, by name.
 
-    Raises: ConfigError if save_dir holds another sweep, or there is no such device; TrainingError,
-    after all others have run, if any failed; Interrupted after a signal.
+    Raises: ConfigError if save_dir holds another sweep, or there is no such device; other UserErrors
+    for what no run can be trained with; TrainingError, after all others have run, if any failed;
+    Interrupted after a signal. A sweep that could begin no run leaves no folder.
     """
     if devices:
         from ..trainers.devices import require_device
 
         for device in devices:
             require_device(device, flag="devices")
+    for chunk in chunks_of(
+        configs, save_dir, name, len(configs), without=_failed(configs, save_dir)
+    ):
+        chunk.prepare()
     manifest = begin(
         configs,
         save_dir,
@@ -68,12 +73,15 @@ def run_sweep(
             f"stopped by {signal.name}; {done} of {len(configs)} runs are finished; "
             f"{manifest.how_to_continue}",
         ) from stop
+    except UserError:
+        withdraw(manifest, save_dir)
+        raise
 
 
 def _run(
     configs: dict[str, TrainConfig], save_dir: Path, manifest: Manifest, devices: Sequence[str]
 ) -> dict[str, Path]:
-    failed = [name for name in configs if (save_dir / name / FAILED).is_file()]
+    failed = _failed(configs, save_dir)
     failures = [f"{name} failed earlier (see {save_dir / name / FAILED})" for name in failed]
     chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, without=failed))
     if devices:
@@ -89,6 +97,10 @@ def _run(
     if failures:
         raise TrainingError("; ".join(failures))
     return {name: save_dir / name for name in configs}
+
+
+def _failed(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:
+    return [name for name in configs if (save_dir / name / FAILED).is_file()]
 
 
 def memory_allows(configs: dict[str, TrainConfig], devices: Sequence[str] = ()) -> int:

@@ -89,7 +89,7 @@ def train(
             hook_of = hook_points_of(run, saes, hooks)
             if len(saes) == 1:
                 run = replace(run, hook=next(iter(hook_of.values())))
-            saes, folders = prepared(run, saes, resume)
+            saes, folders = prepared(run, saes, resume, hook_of.values())
             device = processes.device(run.device)
         if resume and all(is_finished(folder, run) for folder in folders.values()):
             logger.info("%s: already finished; nothing to do", run.save_dir)

@@ -1,6 +1,6 @@
 """What can be checked of a run before a language model is loaded, or torch. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..activations.text import names_a_file, open_text
@@ -13,9 +13,12 @@ from .processes import launched
 
 
 def prepared(
-    run: RunConfig, saes: dict[str, SAEConfig], resume: bool
+    run: RunConfig, saes: dict[str, SAEConfig], resume: bool, hooks: Iterable[str] = ()
 ) -> tuple[dict[str, SAEConfig], dict[str, Path]]:
     """Every SAE's settings, resolved, and its folder; see `loop.train`.
+
+    Arguments:
+        hooks: the hook points of all SAEs (default: `run.hook`).
 
     Raises: ConfigError for settings that don't go together, a batch that the processes don't divide, or
     a folder that is taken or missing; TextError or ActivationsError if there is no such file.
@@ -35,8 +38,7 @@ def prepared(
     elif run.activations is not None:
         from ..activations.stored_activations import open_stored
 
-        hooks = [run.hook] if len(saes) == 1 else []  # of several, each has its own
-        open_stored(run.activations).require_fit(run, hooks)
+        open_stored(run.activations).require_fit(run, dict.fromkeys(hooks) or [run.hook])
     if not resume:
         for folder in folders.values():
             require_free(folder, run.overwrite)
