@@ -29,6 +29,7 @@ from ..run_folder.names import EXPORTS, METRICS
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
+from ..run_folder.writing import is_of_a_full_disk
 from .formats import ExportedSAE, read, record, require_supported, write
 from .local_paths import without_local_paths
 from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia
@@ -255,7 +256,8 @@ def _writing(target: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
         cause = error.__cause__ if isinstance(error, CheckpointError) else error
         reason = str(getattr(cause, "strerror", None) or cause).strip().splitlines()[0]
+        may_be_full = not isinstance(cause, OSError) or is_of_a_full_disk(cause)
+        remedy = "free some space or choose" if may_be_full else "choose"
         raise CheckpointError(
-            f"{target} can't be written ({reason}): make room or choose another --out; nothing was "
-            "written"
+            f"{target} can't be written ({reason}): {remedy} another --out; nothing was written"
         ) from error

@@ -1,6 +1,7 @@
 """Writing so that nothing is lost: a whole file or none, and one writer per folder."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -33,10 +34,29 @@ def writing(path: Path, elsewhere: str = "--save-dir") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        is_full = is_of_a_full_disk(error)
+        remedy = "free some space or choose" if is_full else "choose"
+        is_new_file = is_full and not os.path.exists(path)  # noqa: PTH110 (raises nothing)
+        is_kept = _holds_something(path.parent if is_new_file else path)
+        kept = "; what it held before is still there" if is_kept else ""
         raise CheckpointError(
-            f"{path} can't be written ({error.strerror or error}): free some space or choose another "
-            f"{elsewhere}; what it held before is still there"
+            f"{path} can't be written ({error.strerror or error}): {remedy} another {elsewhere}{kept}"
         ) from error
+
+
+def is_of_a_full_disk(error: OSError) -> bool:
+    """Whether more space would help."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether it is a file, or a folder that holds more than our locks and temporary files."""
+    try:
+        if path.is_dir():
+            return any(not each.name.startswith(".") for each in path.iterdir())
+        return path.exists()
+    except OSError:  # it can't be read
+        return False
 
 
 def sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """One writer per folder, whole files or none."""
 
+import errno
 import os
 import re
 import resource
@@ -16,7 +17,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.weights import load_dictionary, save_weights
-from dictionary_learning_ext.run_folder.writing import locked
+from dictionary_learning_ext.run_folder.writing import locked, writing
 
 
 def test_a_second_writer_is_refused(stopped):
@@ -61,7 +62,7 @@ def test_a_limit_hit_in_the_middle_of_a_resume_point(flags, folder, capsys, file
     assert main(["train", *flags, f"--save-dir={other}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     file_size_limit(resource.RLIM_INFINITY)
-    assert re.search(r"can't be written \(.*\): free some space", error), error
+    assert re.search(r"can't be written \(.*\): choose another --save-dir", error), error
     assert content(folder) == before
     assert not (other / "ae.pt").exists()
     assert not list(other.glob("resume/step_*"))
@@ -80,9 +81,31 @@ def test_a_limit_hit_while_ae_pt_is_replaced(folder, file_size_limit):
     assert content(folder) == before
 
 
-def test_a_folder_where_nothing_can_be_written(flags, capsys):
-    line = refused(["train", *flags, "--save-dir=/proc/vsae"], capsys)
-    assert "/proc/vsae can't be written" in line
+@pytest.mark.parametrize("where", ["/proc/vsae", "FILE/vsae"])
+def test_a_folder_where_nothing_can_be_written(where, flags, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    where = where.replace("FILE", str(tmp_path / "file"))
+    line = refused(["train", *flags, f"--save-dir={where}"], capsys)
+    assert re.search(rf"{where} can't be written \(.*\): choose another --save-dir$", line), line
+
+
+@pytest.mark.parametrize("name", ["", "new"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_space_is_asked_for_and_what_was_there_is_named_only_where_it_is_true(
+    number, name, tmp_path
+):
+    def said():
+        with pytest.raises(CheckpointError) as raised, writing(tmp_path / name, "--out"):
+            raise OSError(number, "refused")
+        return str(raised.value)
+
+    is_full = number == errno.ENOSPC
+    remedy = "free some space or choose another --out" if is_full else "choose another --out"
+    (tmp_path / ".lock").touch()
+    assert said() == f"{tmp_path / name} can't be written (refused): {remedy}"
+    (tmp_path / "ae.pt").touch()
+    kept = "; what it held before is still there"
+    assert said().endswith(remedy + (kept if is_full or not name else ""))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
