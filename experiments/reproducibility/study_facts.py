@@ -27,6 +27,10 @@ class StudyFacts:
         self.rival = decisions.best_rival(content)
         self.verdicts = decisions.verdicts(content, BOTH)
         self.p = decisions.corrected(self.verdicts)
+        rivals = decisions.verdicts(content, RIVAL)
+        p = decisions.corrected(rivals)
+        self.rival_passes = [n for n in CONFIRM if decisions.passes(rivals[n], p[n])]
+        """Where the best rival passes by the tests of the arm that they were written for."""
         self._rows: dict[str, list[Row]] = {n: parts_of(content, "confirm", n) for n in CONFIRM}
         self._length = parts_of(content, "length", "length")
 
@@ -130,6 +134,16 @@ class StudyFacts:
     def rival_costs_more(self) -> bool:
         """Its mean FVE is below that of noise and penalty, at every setting where it was run."""
         return all(self._lost(n, RIVAL) > self._lost(n, BOTH) for n in self.with_rival)
+
+    @property
+    def probes(self) -> str:
+        """sae_probes of TopK and of both, where it was measured."""
+        found = [
+            f"{self._mean(rows, TOP_K, 'sae_probes'):.3f} / {self._mean(rows, BOTH, 'sae_probes'):.3f} at {name}"
+            for name, rows in self._rows.items()
+            if means(rows, BOTH, "sae_probes")
+        ]
+        return "; ".join(found)
 
     @property
     def times_as_many_return(self) -> str:

@@ -58,8 +58,16 @@ def test_the_best_rival_is_compared_where_it_has_run():
     assert found.rival_costs_more
     assert found.rival_fve_lost == "0.0040"
     assert "0.253 / 0.303 |" in found.table
+    assert found.rival_passes == [NAME]
+    assert facts(LEVELS | {RIVAL: 0.3}, **{RIVAL: {"fve": 0.894}}).rival_passes == []
     assert not facts(LEVELS | {RIVAL: 0.25}).rival_gains_more
     assert not facts(LEVELS | {RIVAL: 0.3}).rival_costs_more
+
+
+def test_the_probes_stand_where_they_were_measured():
+    assert facts().probes == ""
+    found = facts(**{TOP_K: {"sae_probes": 0.61}, BOTH: {"sae_probes": 0.6}})
+    assert found.probes == f"0.610 / 0.600 at {NAME}"
 
 
 @pytest.mark.parametrize(
