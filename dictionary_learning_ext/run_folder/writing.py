@@ -36,7 +36,7 @@ def writing(path: Path, elsewhere: str = "--save-dir") -> Iterator[None]:
     except OSError as error:
         is_full = is_of_a_full_disk(error)
         remedy = "free some space or choose" if is_full else "choose"
-        is_new_file = is_full and not os.path.exists(path)  # noqa: PTH110 (raises nothing)
+        is_new_file = is_full and not os.path.exists(path)
         is_kept = _holds_something(path.parent if is_new_file else path)
         kept = "; what it held before is still there" if is_kept else ""
         raise CheckpointError(
