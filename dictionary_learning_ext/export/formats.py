@@ -47,7 +47,7 @@ SAE_BENCH_TRAINERS = (
     "GatedSAETrainer",
 )
 """The trainer classes that SAE Bench's runner has a loader for."""
-_SAFETENSORS = "sae.safetensors"
+SAFETENSORS = "sae.safetensors"
 EQUATION = "x_hat = f @ W_dec + b_dec; f keeps the k {} of (x - b_dec) @ W_enc + b_enc"
 _READERS_BY_MAGNITUDE: tuple[ExportFormat, ...] = ("sae-lens", "safetensors")
 
@@ -145,7 +145,7 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
     if form == "sparsify":
         return read_sparsify(folder, source.module or "", device)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    weights = load_file(folder / _SAFETENSORS)
+    weights = load_file(folder / SAFETENSORS)
     activation_dim, dict_size = weights["W_enc"].shape
     sae = VariationalTopKAutoEncoder(
         activation_dim,
@@ -263,7 +263,7 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
         "context_size": source.ctx_len,
     }
     write_json(folder / CONFIG, config)
-    save_file(_weights(sae), folder / _SAFETENSORS)
+    save_file(_weights(sae), folder / SAFETENSORS)
 
 
 def _selects_by_magnitude(sae: Any) -> bool:

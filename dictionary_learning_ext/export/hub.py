@@ -18,21 +18,30 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
 from ..errors import HubError, first_line
 from ..evaluation.comparison import table
 from ..run_folder.matching import measured_differently
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
 from ..run_folder.reading import read_metrics_if_any
+from ..run_folder.sae_lens_folder import SAE_LENS_WEIGHTS
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
-from .formats import SAE_BENCH_TRAINERS
+from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
 from .hub_metadata import card_data
 from .local_paths import without_local_paths
 
 # HfHubHTTPError's bases are the errors of the HTTP library under huggingface_hub, which has been
 # requests, httpx and httpx2.
 _UNREACHABLE: Any = (OSError, *HfHubHTTPError.__bases__)
+_OTHER_FOLDERS = {
+    MANIFEST: "a cache",
+    UNFINISHED: "a cache",
+    SAE_LENS_WEIGHTS: "an export for sae-lens",
+    SAFETENSORS: "an export for sparsify or safetensors",
+}
+"""What else a folder may be, by a file that it then holds."""
 _UNINTERESTING = ("device", "wandb_name", "trainer_class", "lm_name", "submodule_name", "layer")
 
 
@@ -64,7 +73,7 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
         public: create a public repository, or allow pushing to one.
         dry_run: return what would be uploaded; needs neither token nor network.
 
-    Raises: HubError for a bad name, a missing token, no network, a refusal by the hub, or a public
+    Raises: HubError for a bad name, a folder of another kind, a missing token, no network, a refusal by the hub, or a public
     repository without `public`; CheckpointError if a folder is damaged.
     """
     _require_name(repo)
@@ -97,7 +106,7 @@ def _require_name(repo: str) -> None:
     except HFValidationError as error:
         problem = problem or first_line(error)
     if problem:
-        raise HubError(f"repo={repo!r}: expected OWNER/NAME, e.g. jane/my-saes ({problem})")
+        raise HubError(f"{repo!r}: expected OWNER/NAME, e.g. jane/my-saes ({problem})")
 
 
 def _require_token(repo: str) -> None:
@@ -135,6 +144,12 @@ def _run_folders(folder: Path) -> list[Path]:
         inside = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
         if inside:
             return inside
+        for name, what in _OTHER_FOLDERS.items():
+            if (folder / name).is_file():
+                raise HubError(
+                    f"{folder} is {what}; push takes a run folder, an export for dictionary-learning or "
+                    "SAE Bench, or a folder of such folders"
+                )
     return [folder]
 
 

@@ -279,7 +279,7 @@ def test_what_the_hub_or_the_network_refuse(where, error, message, runs, hub, mo
 def test_a_bad_name(repo, runs, capsys):
     assert main(["push", str(runs), repo, "--dry-run"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"repo={repo!r}: expected OWNER/NAME, e.g. jane/my-saes" in line
+    assert f"vsae: {repo!r}: expected OWNER/NAME, e.g. jane/my-saes" in line
 
 
 def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path, capsys):
@@ -290,3 +290,19 @@ def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path, capsys):
     (tmp_path / "one" / "config.json").write_bytes((runs / "top_k" / "config.json").read_bytes())
     assert main(["push", str(tmp_path), "jane/saes", "--dry-run"]) == 2
     assert "incomplete or damaged AutoEncoderTopK" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "what"),
+    [
+        ("manifest.json", "a cache"),
+        ("sae_weights.safetensors", "an export for sae-lens"),
+        ("sae.safetensors", "an export for sparsify or safetensors"),
+    ],
+)
+def test_a_folder_of_another_kind_is_called_what_it_is(file, what, tmp_path, capsys):
+    (tmp_path / file).touch()
+    (tmp_path / "config.json").touch()
+    assert main(["push", str(tmp_path), "jane/saes", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path} is {what}; push takes a run folder, an export for dictionary-l" in said
