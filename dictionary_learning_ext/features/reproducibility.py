@@ -110,16 +110,8 @@ class Reproducibility:
         return match_F
 
 
-def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reproducibility:
-    """Compare SAEs that were trained from different seeds.
-
-    Arguments:
-        directions: the decoder directions of two or more SAEs, (F, D) each, by their names, see
-            `decoder_directions`. Their lengths do not matter.
-        seed: of the null's random directions.
-
-    Raises: ReproducibilityError if there is only one SAE, or F or D differ.
-    """
+def require_comparable(directions: Mapping[str, t.Tensor]) -> None:
+    """Raise a ReproducibilityError if there is only one SAE, or F or D differ."""
     first, *others = directions
     if not others:
         raise ReproducibilityError(
@@ -132,6 +124,19 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
                 f"{name} has {shapes[1][0]} features of {shapes[1][1]} dimensions, and {first} has "
                 f"{shapes[0][0]} of {shapes[0][1]}: expected the same of both"
             )
+
+
+def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reproducibility:
+    """Compare SAEs that were trained from different seeds.
+
+    Arguments:
+        directions: the decoder directions of two or more SAEs, (F, D) each, by their names, see
+            `decoder_directions`. Their lengths do not matter.
+        seed: of the null's random directions.
+
+    Raises: ReproducibilityError if there is only one SAE, or F or D differ.
+    """
+    require_comparable(directions)
     unit: dict[str, Any] = {
         name: normalize(each.detach().float().cpu().numpy()) for name, each in directions.items()
     }

@@ -18,7 +18,13 @@ from ..run_folder.reading import read_config, read_metrics_if_any, require_folde
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import writing
 from .directions import decoder_directions
-from .reproducibility import RETURNING, Reproducibility, ReproducibilityError, reproducibility
+from .reproducibility import (
+    RETURNING,
+    Reproducibility,
+    ReproducibilityError,
+    reproducibility,
+    require_comparable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +58,13 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     _require_different(folders)
     configs = {str(folder): read_config(folder) for folder in folders}
     _require_one_place(configs)
-    notes = warn_of_differences(configs)
     names = short_names(configs)
     directions, fve = {}, {}
     for folder, name in names.items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
         fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
+    require_comparable(directions)
+    notes = warn_of_differences(configs)
     return ReproducibilityOfFolders(reproducibility(directions), fve, notes)
 
 

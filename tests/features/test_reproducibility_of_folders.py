@@ -94,6 +94,26 @@ def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
     assert warn_of_differences(upstreams) == [], "they name no seeds"
 
 
+def test_saes_of_two_sizes_are_refused_and_nothing_else_is_said(
+    seeds, tiny_lm_dir, text, tmp_path, capsys, caplog
+):
+    run = RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        save_dir=str(tmp_path / "wide"),
+        steps=4,
+        batch_size=64,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=0,
+    )
+    wide = str(train(run, {"sae": SAEConfig(dict_size=2 * F, k=4)})["sae"])
+    caplog.clear()
+    assert main(["reproduce", seeds[1], wide]) == 2
+    assert f"wide has {2 * F} features of" in capsys.readouterr().err
+    assert not caplog.records
+
+
 def test_one_order_of_the_data_is_said(seeds, tiny_lm_dir, text, tmp_path, capsys, caplog):
     run = RunConfig(
         model=str(tiny_lm_dir),
