@@ -99,7 +99,11 @@ def run(flags: CacheFlags) -> None:
     print(
         f"cached {manifest.tokens:,} tokens in {folder}; train from it with\n"
         f"  {vsae()} train --activations {folder}"
-        + ("" if len(hooks) == 1 else f" --hook {hooks[0]}")
+        + (
+            ""
+            if len(hooks) == 1
+            else f" --hook {hooks[0]}\nor with --hook {' or '.join(hooks[1:])}"
+        )
     )
 
 

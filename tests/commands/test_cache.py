@@ -41,7 +41,8 @@ def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
     folder = tmp_path / "cache"
     assert main(["cache", str(folder), *flags, f"--hook={HOOK},{OTHER}", "--tokens=1000"]) == 0
     assert list(read_manifest(folder).settings.hooks) == [HOOK, OTHER]
-    assert f"--hook {HOOK}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.endswith(f" --activations {folder} --hook {HOOK}\nor with --hook {OTHER}\n")
 
 
 @pytest.mark.parametrize(
