@@ -9,6 +9,8 @@ from typing import Any
 
 from ..activations.position_rule import left_out
 from ..config.checks import meant
+from ..config.run_config import TrainConfig
+from ..config.sae_config import DERIVED
 from ..errors import ConfigError
 from ..run_folder.matching import (
     LEAVING_OUT,
@@ -192,6 +194,25 @@ def short_names(folders: Iterable[str]) -> dict[str, str]:
                     shortened |= _differing_parts(alike)
             return shortened if len(set(shortened.values())) == len(names) else names
     return {folder: folder for folder in parts}
+
+
+def by_settings(configs: dict[str, TrainConfig]) -> dict[str, str]:
+    """What to call SAEs whose names are long, e.g. those of a sweep: the settings that differ, as
+    k=8 beta=0. Short names are kept."""
+    given = {
+        name: {n: v for n, v in config.to_dict().items() if v is not None}
+        for name, config in configs.items()
+    }
+    names = [name for name in unequal(list(given.values())) if name not in DERIVED]
+    if any("noise_to_signal" in each for each in given.values()):
+        names = [name for name in names if name != "sigma"]  # follows from it
+    called = {
+        name: " ".join(f"{n}={setting_text(each[n])}" for n in names if n in each)
+        for name, each in given.items()
+    }
+    are_long = max(map(len, configs), default=0) > _LONG_NAME
+    is_clear = len(set(called.values())) == len(called) > 1
+    return called if are_long and is_clear else {name: name for name in configs}
 
 
 def _differing_parts(names: dict[str, str]) -> dict[str, str]:

@@ -137,7 +137,8 @@ def _winners(best: list[Group], settings: list[str], n_runs: int, has_seeds: boo
     which = "for each " + " and ".join(each)
     if not has_seeds:
         lines = [f"Lowest {label} {which}, out of {n_runs} runs, one seed each (n = 1):"]
-        return lines + [f"  {_shown(one, each)}: {one.runs[0]['run']}" for one in best]
+        names = [*each, *(name for name in settings if name not in each)]
+        return lines + [f"  {_shown(one, names)}\n    {one.runs[0]['run']}" for one in best]
     lines = [
         f"Lowest mean {label} {which}, out of {n_runs} runs "
         "(mean ± standard deviation over n seeds):"

@@ -24,6 +24,7 @@ from ..errors import (
     ProcessError,
     TrainingError,
 )
+from ..evaluation.comparison import by_settings
 from ..evaluation.measure import measure
 from ..run_folder.evaluation_files import measured_on
 from ..run_folder.names import require_free
@@ -287,13 +288,13 @@ def _check_and_log(
     active: list[SAERun], step: int, batches: dict[str, t.Tensor], bar: tqdm
 ) -> None:
     """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
-    shown = {}
+    shown, called = {}, by_settings({one.name: one.config for one in active})
     for one in active:
         metrics = one.check_and_log(step, batches[one.run.hook])
         if metrics is None:
             continue
         loss = metrics.get("loss", metrics["l2_loss"])
-        shown[one.name] = (
+        shown[called[one.name]] = (
             f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
             f"alive {metrics['alive_in_batch']:.2f}"
         )

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.comparison import (
+    by_settings,
     chosen,
     legend,
     notes,
@@ -221,3 +224,20 @@ def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_onc
     results["runs/c"] = results.pop("c") | {"not_measured": {}}
     assert "a, b: FVE: not measured: no variance" in notes(results, [METRICS["fve"]])
     assert notes({"a": {"fve": 0.5}}, [METRICS["fve"]]) == []
+
+
+def test_long_names_give_way_to_the_settings_that_differ():
+    def called(*saes):
+        configs = [TrainConfig(SAEConfig("vsae_top_k", **sae)) for sae in saes]
+        return list(by_settings({f"{i}" * 40: each for i, each in enumerate(configs)}).values())
+
+    assert called({"k": 8, "beta": 0.0}, {"k": 16, "beta": 0.03}) == [
+        "k=8 beta=0",
+        "k=16 beta=0.03",
+    ]
+    noisy = [{"k": k, "sigma": 1.0 / k, "noise_to_signal": 0.3} for k in (2, 4)]
+    assert called(*noisy) == ["k=2", "k=4"], "sigma follows"
+    assert called({"k": 8}, {"k": 8}) == ["0" * 40, "1" * 40], "nothing tells them apart"
+    assert called({"k": 8}) == ["0" * 40]
+    short = {"a": TrainConfig(SAEConfig(k=2)), "b": TrainConfig(SAEConfig(k=4))}
+    assert by_settings(short) == {"a": "a", "b": "b"}

@@ -39,7 +39,10 @@ def run_folder(folder, metrics=None, has_weights=True, **settings):
 def test_a_single_seed_is_called_one(tmp_path):
     text = show([row(8, 3.0), row(16, 2.0)], tmp_path)
     assert "out of 2 runs, one seed each (n = 1):" in text
-    assert text.splitlines()[-4:-2] == ["  k=8: k8_3.0", "  k=16: k16_2.0"]
+    winners = ["  k=8", "    k8_3.0", "  k=16", "    k16_2.0"]
+    assert text.splitlines()[-6:-2] == winners
+    by_lr = show([row(8, 3.0), row(8, 2.0, lr=0.002)], tmp_path)
+    assert by_lr.splitlines()[-4:-2] == ["  k=8, lr=0.002", "    k8_2.0"]
     assert "±" not in text
     assert text.splitlines()[0].split()[:2] == ["k", "FVE"]
 
