@@ -20,12 +20,18 @@ class PushFlags:
     """Create the repo as public. Default: private."""
     dry_run: bool = False
     """Only list the files that would be uploaded."""
+    show_card: bool = False
+    """Only print the model card that would be uploaded."""
 
 
 def run(flags: PushFlags) -> None:
     from ..export.hub import push
 
-    pushed = push(flags.folder, flags.repo, public=flags.public, dry_run=flags.dry_run)
+    is_dry = flags.dry_run or flags.show_card
+    pushed = push(flags.folder, flags.repo, public=flags.public, dry_run=is_dry)
+    if flags.show_card:
+        print(pushed.card)
+        return
     for name, size in pushed.files.items():
         print(f"{size:>12,} {name}")
     if pushed.cut_paths:
@@ -34,7 +40,7 @@ def run(flags: PushFlags) -> None:
         visibility = "public" if flags.public else "private"
         print(
             "Nothing was uploaded. Without --dry-run, the files go to a "
-            f"{visibility} repository: {pushed.repo}"
+            f"{visibility} repository: {pushed.repo}. To read the model card, use --show-card"
         )
     else:
         print(f"uploaded to {pushed.url} ({'private' if pushed.is_private else 'public'})")

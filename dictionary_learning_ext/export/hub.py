@@ -35,6 +35,8 @@ from .local_paths import without_local_paths
 # HfHubHTTPError's bases are the errors of the HTTP library under huggingface_hub, which has been
 # requests, httpx and httpx2.
 _UNREACHABLE: Any = (OSError, *HfHubHTTPError.__bases__)
+CARD = "README.md"
+"""The model card's name, which the hub knows."""
 _OTHER_FOLDERS = {
     MANIFEST: "a cache",
     UNFINISHED: "a cache",
@@ -52,6 +54,7 @@ class Pushed:
     Attributes:
         repo: OWNER/NAME.
         files: sizes in bytes, by name in the repository.
+        card: the model card, README.md in the repository.
         cut_paths: the settings whose local paths were cut to their last names.
         url: the commit's; None for a dry run.
         is_private: whether the repository is private; None for a dry run.
@@ -59,6 +62,7 @@ class Pushed:
 
     repo: str
     files: dict[str, int]
+    card: str
     cut_paths: list[str]
     url: str | None = None
     is_private: bool | None = None
@@ -82,8 +86,9 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
         cut_paths = _stage(_run_folders(Path(folder)), repo, staged)
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
+        text = (staged / CARD).read_text(encoding="utf-8")
         if dry_run:
-            return Pushed(repo, files, cut_paths)
+            return Pushed(repo, files, text, cut_paths)
         _require_token(repo)
         with _reaching_the_hub(repo):
             huggingface_hub.create_repo(repo, private=not public, exist_ok=True)
@@ -96,7 +101,7 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
             commit = huggingface_hub.upload_folder(
                 repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(_names(files))}"
             )
-    return Pushed(repo, files, cut_paths, str(commit.commit_url), is_private)
+    return Pushed(repo, files, text, cut_paths, str(commit.commit_url), is_private)
 
 
 def _require_name(repo: str) -> None:
@@ -179,7 +184,7 @@ def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
             metrics[name] = measured
             write_json(staged / name / METRICS, measured)
     text = card(repo, configs, metrics, sorted(base_models))
-    (staged / "README.md").write_text(text, encoding="utf-8")
+    (staged / CARD).write_text(text, encoding="utf-8")
     return sorted(all_cut)
 
 

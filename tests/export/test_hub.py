@@ -211,6 +211,15 @@ def test_a_dry_run_lists_names_and_sizes_without_token_or_network(runs, capsys):
     )
 
 
+def test_the_card_can_be_read_before_it_goes(runs, hub, capsys):
+    one = hub(Hub())
+    assert main(["push", str(runs), "jane/saes", "--show-card"]) == 0
+    shown = capsys.readouterr().out
+    assert one.contents == {}, "nothing was uploaded"
+    push(runs, "jane/saes")
+    assert shown == one.contents["README.md"].decode() + "\n"
+
+
 # --- refusals
 
 
