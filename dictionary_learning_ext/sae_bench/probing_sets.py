@@ -47,6 +47,8 @@ SMALLEST_SETS = (
 """The 30 of its 113 sets whose texts have at most 100,000 characters together, smallest first: 64,000
 of its 334,000 texts."""
 
+_LISTING = "python -c 'from sae_probes import DATASETS; print(*DATASETS)'"
+
 
 def chosen_sets(asked: str) -> list[str]:
     """The names of the sets that `--probing-sets` asks for.
@@ -68,6 +70,7 @@ def chosen_sets(asked: str) -> list[str]:
             close = difflib.get_close_matches(name, DATASETS, 3) or DATASETS[:3]
             raise BenchError(
                 f"--probing-sets {asked}: sae-probes has no data set {name!r}; expected {SMALLEST}, "
-                f"{ALL}, or names separated by commas, e.g. {', '.join(close)}"
+                f"{ALL}, or names separated by commas, e.g. {', '.join(close)}. `{_LISTING}` lists all; "
+                f"the smallest are {', '.join(SMALLEST_SETS[:3])}"
             )
     return names
