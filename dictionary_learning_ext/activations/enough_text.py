@@ -20,6 +20,8 @@ _CONTEXTS_AT_ONCE = 256
 _BYTES_PER_TOKEN = 16
 """Files of this many bytes for each token that a run needs aren't counted. Tokens have about 4 bytes
 of text, so up to three quarters of a file may be something else."""
+_MOST_PASSES = 100
+"""More passes over a text than this are not proposed."""
 _MANY = 2_000_000
 """Counting more tokens than this takes seconds, which are explained."""
 
@@ -61,13 +63,16 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
             f"the text {run.data!r} has no documents to train on: expected at least one; use"
             " another text (--data)"
         )
+    faults = []
+    if train is not None and train.is_whole:
+        faults += _too_short(run, train, need)
     if run.eval_tokens:
         held_out = _count(run, tokenizer, "heldout", evaluation_batch(run.eval_tokens))
         if held_out.rows < evaluation_batch(run.eval_tokens):
             whole = _count(run, tokenizer, "train", _MANY)
-            raise _no_held_out(run, whole, held_out, text)
-    if train is not None and train.is_whole:
-        _require_passes(run, train, need)
+            faults.append(_no_held_out(run, whole, held_out, text))
+    if faults:
+        raise TextError(". And ".join(faults))
 
 
 def tokens_to_cache(run: RunConfig, tokenizer: Any, need: int) -> int | None:
@@ -134,17 +139,17 @@ def _count_again(run: RunConfig, tokenizer: Any, text: TextStream, at_most: int)
     return _Counted(contexts.documents_read, contexts.tokens_read, rows, False)
 
 
-def _require_passes(run: RunConfig, train: _Counted, need: int) -> None:
-    """Refuse a text that ends before the run does."""
+def _too_short(run: RunConfig, train: _Counted, need: int) -> list[str]:
+    """What to say of a text that ends before the run does."""
     is_packed = run.text_packing == "pack"
     if (found := _rows(run, train, run.text_passes)) >= need:
-        return
+        return []
     one_pass = train.tokens * _share(run, train) if is_packed else train.rows
     if not one_pass:
-        raise TextError(
+        return [
             f"the text {run.data!r} has no tokens to train on: expected {need:,}; use another text"
             " (--data)"
-        )
+        ]
     passes = math.ceil(need / one_pass)
     while _rows(run, train, passes) < need:
         passes += 1
@@ -155,24 +160,25 @@ def _require_passes(run: RunConfig, train: _Counted, need: int) -> None:
         has = f"{in_all}, {found:,} of them in whole contexts of {run.ctx_len}"
     if run.text_passes > 1:
         has = f"in {run.text_passes} passes {has}"
-    ways = ["a longer text", f"--text-passes {passes}"]
+    ways = ["a longer text"]
+    ways += [f"--text-passes {passes}"] if passes <= _MOST_PASSES else []
     ways += [f"--steps {steps}"] if steps else []
-    note = " (a context may run on into the next pass)" if is_packed else ""
-    raise TextError(
+    use = " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+    is_cut = is_packed and passes <= _MOST_PASSES
+    note = " (a context may run on into the next pass)" if is_cut else ""
+    return [
         f"the text {run.data!r} has {has}: expected {need:,} for {run.steps:,} steps of"
-        f" {run.batch_size:,}; use {', '.join(ways[:-1])} or {ways[-1]}{note}"
-    )
+        f" {run.batch_size:,}; use {use}{note}"
+    ]
 
 
-def _no_held_out(
-    run: RunConfig, train: _Counted, held_out: _Counted, text: TextStream
-) -> TextError:
+def _no_held_out(run: RunConfig, train: _Counted, held_out: _Counted, text: TextStream) -> str:
     """Too little held-out text: how many documents would do."""
     need = evaluation_batch(run.eval_tokens)
     found = f"the held-out part of {run.data!r} has {held_out.rows:,} tokens"
     expected = f"expected at least {need:,} to evaluate on"
     if not text.every_20th:
-        return TextError(f"{found}: {expected}; add to it, or use --eval-tokens 0")
+        return f"{found}: {expected}; add to it, or use --eval-tokens 0"
     documents, tokens = train.documents + held_out.documents, train.tokens + held_out.tokens
     each, cut = max(1, tokens) / max(1, documents), ""
     if run.data.endswith(".txt"):
@@ -181,7 +187,7 @@ def _no_held_out(
             each = max(each, tokens * PARAGRAPHS / 2 / max(1, text.file_bytes or 0))
     # One document more, as they differ in length.
     enough = HELD_OUT_EVERY * (math.ceil((need + run.ctx_len) / each) + 1)
-    return TextError(
+    return (
         f"{found} (every {HELD_OUT_EVERY}th document): {expected}; the text has"
         f" {documents:,} document{'' if documents == 1 else 's'} ({tokens:,} tokens{cut}); use one"
         f" of at least {enough:,} documents, a folder with a train and a validation file, or"

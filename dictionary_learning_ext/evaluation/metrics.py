@@ -34,7 +34,7 @@ _ROWS = (
         formulas.frac_recovered,
         better="higher",
         shown_in=("compare", "report", "sweep"),
-        title="LM loss recovered",
+        title="Language model's loss (CE recovered)",
         in_words="how much of the language model's performance is kept when the reconstruction "
         "replaces the activations; 1 is all of it, 0 is as bad as replacing them with zeros",
     ),
@@ -63,9 +63,8 @@ _ROWS = (
         "near-dead < 0.1",
         formulas.near_dead(0.1),
         better="lower",
-        title="Almost never used",
-        in_words="share of features selected less than a tenth as often as the average feature "
-        "(near-dead at 0.1)",
+        title="Almost never used (near-dead < 0.1)",
+        in_words="share of features selected less than a tenth as often as the average feature",
     ),
     Metric(
         "near_dead_0.5",
@@ -73,9 +72,8 @@ _ROWS = (
         "near-dead < 0.5",
         formulas.near_dead(0.5),
         better="lower",
-        title="Rarely used",
-        in_words="share of features selected less than half as often as the average feature "
-        "(near-dead at 0.5)",
+        title="Rarely used (near-dead < 0.5)",
+        in_words="share of features selected less than half as often as the average feature",
     ),
     Metric(
         "kl_per_token",

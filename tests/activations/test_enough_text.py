@@ -63,7 +63,7 @@ def rows_of(run, tiny_lm):
     [
         {},
         {"ctx_len": 7},
-        {"ctx_len": 128, "n": 3},
+        {"ctx_len": 128, "n": 3, "steps": 20},
         {"text_packing": "truncate"},
         {"remove_bos": True},
         {"remove_bos": True, "text_packing": "truncate"},
@@ -248,3 +248,17 @@ def test_a_run_that_is_refused_leaves_no_folder(changes, settings, tiny_lm_dir, 
         train(run, {"x": SAEConfig(dict_size=32, k=4)})
     assert not folder.exists()
     assert Path(run.data).is_file()
+
+
+def test_a_text_far_too_short_is_refused_once_and_no_hundreds_of_passes_are_offered(
+    tmp_path, require
+):
+    path = tmp_path / "short.txt"
+    path.write_text("one two three four five six seven eight nine ten")
+    run = RunConfig(data=str(path), steps=1000, batch_size=1024, ctx_len=4, eval_tokens=5000)
+    with pytest.raises(TextError) as caught:
+        require(run)
+    message = str(caught.value)
+    assert "expected 1,024,000 for 1,000 steps of 1,024; use a longer text" in message
+    assert "--text-passes" not in message
+    assert ". And the held-out part of" in message

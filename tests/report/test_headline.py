@@ -98,7 +98,7 @@ def test_the_best_value_is_starred_where_there_is_a_better_direction():
     other = analysis("b", {"fve": 0.85, "near_dead_0.1": 0.1})
     found = stars(one, other)
     assert found["Variance explained (FVE)"] == ["a"]
-    assert found["Almost never used"] == ["b"]
+    assert found["Almost never used (near-dead < 0.1)"] == ["b"]
     assert found["Features per token (L0)"] == []
     assert found["Alive"] == []
     assert not any(stars(one).values())
@@ -110,12 +110,12 @@ def test_an_sae_that_explains_little_gets_no_star(fve, starred):
     good = analysis("good", {"fve": 0.9, "near_dead_0.1": 0.1, "stability_rms": 0.6})
     found = stars(good, broken)
     assert found["Variance explained (FVE)"] == ["good"]
-    assert found["Almost never used"] == found["Selection stability"] == starred
+    assert found["Almost never used (near-dead < 0.1)"] == found["Selection stability"] == starred
 
 
 def test_equal_and_missing_values_get_no_star():
     one, other = analysis("a", {"near_dead_0.1": 0.5}), analysis("b", {"near_dead_0.1": None})
-    assert stars(one, other)["Almost never used"] == []
+    assert stars(one, other)["Almost never used (near-dead < 0.1)"] == []
     assert stars(one, one)["Variance explained (FVE)"] == []
     unmeasured = analysis("c")
     unmeasured.metrics = {}
