@@ -178,7 +178,9 @@ class StudyFacts:
             else "a part of the gain is faster convergence"
         )
         return (
-            f"Over TopK it is {long:.3f} after 16,000 steps and {short:.3f} after 4,000: {meaning}."
+            f"Over TopK it is {long:.3f} after 16,000 steps (two pairs) and {short:.3f} after 4,000: {meaning}. "
+            f"After 16,000 steps returning is {self._each(self._length, 'returning_0.7', 2)}, and FVE "
+            f"{self._each(self._length, 'fve', 4)}."
         )
 
     def _gain(self, rows: list[Row]) -> float:
