@@ -48,7 +48,7 @@ def test_the_results_show_the_hook_point_and_the_best_at_each(path, tmp_path, ca
     shown = capsys.readouterr().out
     assert "Lowest description length for each hook and k, out of 4 runs" in shown
     for hook in HOOKS:
-        assert f"  hook={hook}, k=2: vsae_top_k_k2_" in shown
+        assert f"  hook={hook}, k=2\n    vsae_top_k_k2_" in shown
     rows = list(csv.DictReader((tmp_path / "s" / "results.csv").open()))
     assert sorted(row["hook"] for row in rows) == sorted(HOOKS * 2)
     page = (tmp_path / "s" / "results.html").read_text()
