@@ -1,6 +1,7 @@
 """A sweep over hook points: one pass of the language model, and the weights of single runs."""
 
 import csv
+import re
 
 import pytest
 import torch as t
@@ -48,7 +49,7 @@ def test_the_results_show_the_hook_point_and_the_best_at_each(path, tmp_path, ca
     shown = capsys.readouterr().out
     assert "Lowest description length for each hook and k, out of 4 runs" in shown
     for hook in HOOKS:
-        assert f"  hook={hook}, k=2\n    vsae_top_k_k2_" in shown
+        assert re.search(rf"\n  hook={hook}, k=2[^\n]*\n    vsae_top_k_k2_", shown), shown
     rows = list(csv.DictReader((tmp_path / "s" / "results.csv").open()))
     assert sorted(row["hook"] for row in rows) == sorted(HOOKS * 2)
     page = (tmp_path / "s" / "results.html").read_text()
