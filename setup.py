@@ -81,7 +81,7 @@ setup(
         "psutil>=5.9",
         "pyarrow>=15",
         "pyyaml>=6",
-        "safetensors>=0.4",
+        "safetensors>=0.4.3",
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "tqdm>=4.66",
