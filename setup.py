@@ -86,7 +86,7 @@ setup(
         "scipy>=1.11",
         "tqdm>=4.66",
         "tyro>=1",
-        "wandb>=0.18",
+        "wandb>=0.19.10",
         "zstandard>=0.22",
     ],
     extras_require={
