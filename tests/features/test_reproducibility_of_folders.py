@@ -94,38 +94,36 @@ def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
     assert warn_of_differences(upstreams) == [], "they name no seeds"
 
 
-def test_saes_of_two_sizes_are_refused_and_nothing_else_is_said(
-    seeds, tiny_lm_dir, text, tmp_path, capsys, caplog
-):
-    run = RunConfig(
-        model=str(tiny_lm_dir),
-        data=text,
-        save_dir=str(tmp_path / "wide"),
-        steps=4,
-        batch_size=64,
-        n_ctxs=8,
-        ctx_len=32,
-        eval_tokens=0,
-    )
-    wide = str(train(run, {"sae": SAEConfig(dict_size=2 * F, k=4)})["sae"])
+@pytest.fixture
+def one_more(tiny_lm_dir, text, tmp_path):
+    """Trains one more SAE, on the batches of the default data seed."""
+
+    def make(name, **sae):
+        run = RunConfig(
+            model=str(tiny_lm_dir),
+            data=text,
+            save_dir=str(tmp_path / name),
+            steps=20,
+            batch_size=64,
+            n_ctxs=8,
+            ctx_len=32,
+            eval_tokens=0,
+        )
+        return str(train(run, {"sae": SAEConfig(k=4, **sae)})["sae"])
+
+    return make
+
+
+def test_saes_of_two_sizes_are_refused_and_nothing_else_is_said(seeds, one_more, capsys, caplog):
+    wide = one_more("wide", dict_size=2 * F)
     caplog.clear()
     assert main(["reproduce", seeds[1], wide]) == 2
     assert f"wide has {2 * F} features of" in capsys.readouterr().err
     assert not caplog.records
 
 
-def test_one_order_of_the_data_is_said(seeds, tiny_lm_dir, text, tmp_path, capsys, caplog):
-    run = RunConfig(
-        model=str(tiny_lm_dir),
-        data=text,
-        save_dir=str(tmp_path / "again"),
-        steps=20,
-        batch_size=64,
-        n_ctxs=8,
-        ctx_len=32,
-        eval_tokens=0,
-    )
-    again = str(train(run, {"sae": SAEConfig(dict_size=F, k=4, seed=5)})["sae"])
+def test_one_order_of_the_data_is_said(seeds, one_more, capsys, caplog):
+    again = one_more("again", dict_size=F, seed=5)
     assert main(["reproduce", seeds[0], again]) == 0
     assert "saw the same batches: features may return for that reason" in caplog.text
     out = capsys.readouterr().out
