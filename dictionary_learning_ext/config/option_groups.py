@@ -1,7 +1,6 @@
 """A group of options: defaults, help texts and checks in one dataclass. Imports no torch."""
 
 import ast
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, get_type_hints
 
 from ..errors import ConfigError
-from .checks import require_type
+from .checks import likely, require_type
 
 _OTHER_NAMES = {
     "noise_to_signal": (
@@ -123,8 +122,9 @@ def _instead_of(name: str, known: list[str]) -> str:
     ours, advice = _OTHER_NAMES.get(name, ("", ""))
     if ours in known:
         return advice
-    close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    if close := likely(name, known):
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"expected one of {', '.join(known)}"
 
 
 def names_of(options: type[Options]) -> tuple[str, ...]:
