@@ -172,13 +172,14 @@ class StudyFacts:
         if not self._length:
             return ""
         long, short = self._gain(self._length), self._gain(self._rows[next(iter(CONFIRM))])
+        pairs = len(means(self._length, BOTH, PRIMARY))
         meaning = (
             "the gain stays, so it is no faster convergence"
             if long >= short
             else "a part of the gain is faster convergence"
         )
         return (
-            f"Over TopK it is {long:.3f} after 16,000 steps (two pairs) and {short:.3f} after 4,000: {meaning}. "
+            f"Over TopK it is {long:.3f} after 16,000 steps ({pairs} pairs) and {short:.3f} after 4,000: {meaning}. "
             f"After 16,000 steps returning is {self._each(self._length, 'returning_0.7', 2)}, and FVE "
             f"{self._each(self._length, 'fve', 4)}."
         )
