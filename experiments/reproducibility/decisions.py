@@ -91,19 +91,22 @@ def verdict(rows: list[Row], arm: str) -> Verdict | None:
     if not values:
         return None
     others = [other for other in (TOP_K, PENALTY) if means(rows, other, PRIMARY)]
-    over = {other: _paired(rows, arm, other, PRIMARY) for other in others}
+    over = {other: paired(rows, arm, other, PRIMARY) for other in others}
     is_whole = len(values) == len(CONFIRM_PAIRS)
     tests = [sign_flip([d - MARGIN for d in differences]) for differences in over.values()]
     no_worse = {}
     for measure, (sign, margin) in NO_WORSE.items():
         if len(means(rows, arm, measure)) == len(values):
-            differences = _paired(rows, arm, TOP_K, measure)
+            differences = paired(rows, arm, TOP_K, measure)
             no_worse[measure] = sign_flip([sign * d + margin for d in differences])
     return Verdict(len(values), over, max(tests) if is_whole else 1.0, no_worse)
 
 
-def _paired(rows: list[Row], arm: str, other: str, measure: str) -> list[float]:
-    own, theirs = means(rows, arm, measure), means(rows, other, measure)
+def paired(rows: list[Row], arm: str, other: str, measure: str) -> list[float]:
+    """What an arm has more than another, in each part that both have."""
+    both = [{row["part"] for row in rows if row["arm"] == name} for name in (arm, other)]
+    there = [row for row in rows if row["part"] in both[0] & both[1]]
+    own, theirs = means(there, arm, measure), means(there, other, measure)
     return [a - b for a, b in zip(own, theirs, strict=True)]
 
 

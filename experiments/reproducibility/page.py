@@ -7,7 +7,7 @@ from typing import Any
 from experiments.metrics import LABELS
 from experiments.pages import save_plot, table
 from experiments.raw_results import about_line
-from experiments.reproducibility import decisions
+from experiments.reproducibility import decisions, stronger_noise
 from experiments.reproducibility.decisions import (
     CONFIRM_PAIRS,
     NO_WORSE,
@@ -30,6 +30,7 @@ from experiments.reproducibility.settings import (
     TOP_K,
     VARIANTS,
 )
+from experiments.reproducibility.stronger_noise import MEASURES, STRONGER, AgainstRival
 
 Content = dict[str, Any]
 SHOWN = {
@@ -67,6 +68,7 @@ def lines(content: Content) -> list[str]:
         *_verdict_lines(content),
         *_setting_lines(content),
         *_length_lines(content),
+        *_stronger_lines(content),
         *_search_lines(content),
         "## Parts",
         "",
@@ -76,7 +78,7 @@ def lines(content: Content) -> list[str]:
 
 def _verdict_lines(content: Content) -> list[str]:
     lines = ["## Confirmation", ""]
-    for arm in (BOTH, NOISE, RIVAL):
+    for arm in (BOTH, NOISE, RIVAL, STRONGER):
         found = decisions.verdicts(content, arm)
         if all(own is None for own in found.values()):
             continue
@@ -135,7 +137,7 @@ def _length_lines(content: Content) -> list[str]:
 
 
 def _arm_table(rows: list[Row]) -> list[str]:
-    there = [arm for arm in ARMS if any(row["arm"] == arm for row in rows)]
+    there = [arm for arm in (*ARMS, STRONGER) if any(row["arm"] == arm for row in rows)]
     return table("", {arm: _cells(rows, arm) for arm in there}, list(SHOWN.values()))
 
 
@@ -152,20 +154,58 @@ def _cells(rows: list[Row], arm: str) -> list[str]:
     return found
 
 
+def _stronger_lines(content: Content) -> list[str]:
+    """The follow-up: its confirmation, and its search."""
+    rows = stronger_noise.searched(content)
+    if not rows:
+        return []
+    found = stronger_noise.against_rival(content)
+    cells = {
+        name: [
+            str(len(own.over[PRIMARY])),
+            *(cell for m in MEASURES for cell in _against_cells(own, m)),
+        ]
+        for name, own in found.items()
+    }
+    heads = ["pairs", *(head for m in MEASURES for head in (SHOWN[m], "p ahead, p behind"))]
+    return [
+        "## Follow-up: stronger noise",
+        "",
+        f"Chosen in its search: {stronger_noise.chosen(content) or 'none'}. Against the best rival:",
+        "",
+        *table("", cells, heads),
+        "",
+        "Differences: mean (smallest and largest of the pairs). p: of a difference above and below 0, corrected "
+        "over the three settings. Against TopK without ReLU it is the arm `stronger noise` in the tables above.",
+        "",
+        "### Its search: one pair, embedded, blocks.2, 4,000 steps",
+        "",
+        *_ranked(rows),
+        "",
+    ]
+
+
+def _against_cells(own: AgainstRival, measure: str) -> list[str]:
+    return [_range(own.over[measure]), f"{own.ahead[measure]:.3f}, {own.behind[measure]:.3f}"]
+
+
 def _search_lines(content: Content) -> list[str]:
     rows = parts_of(content, "search", "search")
     if not rows:
         return []
-    arms = dict.fromkeys(row["arm"] for row in rows)
-    ranked = sorted(arms, key=lambda arm: -means(rows, arm, PRIMARY)[0])
-    cells = {arm: _cells(rows, arm) for arm in ranked}
-    heads = list(SHOWN.values())
     return [
         "## Search: one pair of each candidate, embedded, blocks.2, 2,000 steps",
         "",
-        *table("", cells, heads),
+        *_ranked(rows),
         "",
     ]
+
+
+def _ranked(rows: list[Row]) -> list[str]:
+    """A search's candidates, those first that return most."""
+    arms = dict.fromkeys(row["arm"] for row in rows)
+    ranked = sorted(arms, key=lambda arm: -means(rows, arm, PRIMARY)[0])
+    return table("", {arm: _cells(rows, arm) for arm in ranked}, list(SHOWN.values()))
 
 
 def draw(content: Content, page: Path) -> None:

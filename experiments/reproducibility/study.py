@@ -9,6 +9,7 @@ written down before the confirmation.
     ... confirm --pairs 2                       # the first two pairs of seeds
     ... probes                                  # sae_probes of the settings that have run; needs [saebench]
     ... length
+    ... stronger                                # the follow-up
 
 It can be stopped at any time: a part (a setting and a pair of seeds) that has its rows in
 results/reproducibility.json is not run again.
@@ -18,7 +19,7 @@ import argparse
 
 import torch as t
 
-from experiments.reproducibility import decisions, page, parts
+from experiments.reproducibility import decisions, page, parts, stronger_noise
 from experiments.reproducibility.probes import probe_setting
 from experiments.reproducibility.settings import CANDIDATES, CONFIRM, LENGTH, SEARCH, arms
 from experiments.stages import Stages
@@ -26,6 +27,10 @@ from experiments.stages import Stages
 NOT_CHOSEN = (
     "no setting is chosen: expected the rows of all candidates in results/reproducibility.json, and one "
     "that keeps TopK's FVE and near-dead; type: python -m experiments.reproducibility.study search"
+)
+NO_RIVAL = (
+    "no best rival is known: expected the rows of all rivals in results/reproducibility.json; type: "
+    "python -m experiments.reproducibility.study search"
 )
 
 
@@ -74,6 +79,17 @@ def length(arguments: argparse.Namespace) -> None:
         parts.run_part("length", "length", LENGTH, arms(both, None, LENGTH), seeds)
 
 
+def stronger(arguments: argparse.Namespace) -> None:
+    """The follow-up. It ends after its search if no candidate has the rival's FVE."""
+    t.set_num_threads(arguments.threads)
+    _, rival = chosen()
+    if rival is None:
+        raise SystemExit(NO_RIVAL)
+    stronger_noise.search(rival)
+    if (found := stronger_noise.chosen(parts.read())) is not None:
+        stronger_noise.confirm(found, arguments.pairs)
+
+
 def train(arguments: argparse.Namespace) -> None:
     for stage in (search, confirm, length):
         stage(arguments)
@@ -89,7 +105,14 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 STAGES = Stages(
     "reproducibility.study",
-    {"train": train, "search": search, "confirm": confirm, "probes": probes, "length": length},
+    {
+        "train": train,
+        "search": search,
+        "confirm": confirm,
+        "probes": probes,
+        "length": length,
+        "stronger": stronger,
+    },
     page.lines,
     page.draw,
     options,
