@@ -18,6 +18,10 @@ _FEWEST_SELECTIONS = 10
 """How often the average feature must have been selected for `alive` to say anything."""
 _LITTLE_NOISE = 0.1
 """The noise_to_signal to go down to."""
+_FREE_NOISE = 0.02
+"""A noise_to_signal that costs no reconstruction, even if it stays."""
+_IN_UNITS = {"beta", "noise_to_signal"}
+"""Options whose value in the preset is for its own --normalize."""
 _FACTORS = {"k": 2, "l1_penalty": 0.5, "target_l0": 2, "beta": 0.1}
 """By the option that holds activations down: what to multiply it by to let more through."""
 
@@ -32,8 +36,8 @@ class Symptom:
     """Looks at metrics.json, where the metric is not null."""
     meaning: str
     """What is wrong. {value} stands for the metric's value."""
-    advice: Callable[[TrainConfig, float], list[str]]
-    """What to change, one thing or another, given the run and the metric's value."""
+    advice: Callable[[TrainConfig, Mapping[str, Any]], list[str]]
+    """What to change, one thing or another, given the run and metrics.json."""
 
 
 def _is_much_noise(metrics: Mapping[str, Any], sae: SAEConfig) -> bool:
@@ -49,8 +53,9 @@ def _are_few_alive(metrics: Mapping[str, Any], sae: SAEConfig) -> bool:
     return metrics["alive"] <= 0.75 and metrics.get("tokens", enough) >= enough
 
 
-def _less_noise(config: TrainConfig, ratio: float) -> list[str]:
+def _less_noise(config: TrainConfig, metrics: Mapping[str, Any]) -> list[str]:
     sae, lower = _resolved(config), f"--noise-to-signal {_LITTLE_NOISE}"
+    ratio = metrics["noise_to_signal"]
     if config.run.normalize == "none":  # --noise-to-signal needs it
         if sae.posterior == "learned" and sae.log_var_init is not None:
             at = max(LOG_VAR_LIMITS[0], sae.log_var_init + math.log(_LITTLE_NOISE / ratio))
@@ -63,52 +68,60 @@ def _less_noise(config: TrainConfig, ratio: float) -> list[str]:
     return [f"use {lower}", f"let the noise fade away by --noise-anneal-steps {fading}"]
 
 
-def _better_fit(config: TrainConfig, value: float) -> list[str]:
-    found, changes = _more_steps(config), _as_in_the_preset(config)
+def _better_fit(config: TrainConfig, metrics: Mapping[str, Any]) -> list[str]:
+    found, changes = _more_steps(config), _as_in_the_preset(config, metrics)
     if changes:
-        found.append(f"use {' '.join(changes)} (as --preset {DEFAULT_PRESET})")
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changes.items())
+        found.append(f"use {flags} (as --preset {DEFAULT_PRESET})")
     for name, factor in _FACTORS.items():
         given = getattr(_resolved(config), name)
-        if given and name in TRAINED[config.sae.architecture].option_names:
+        if given and name in TRAINED[config.sae.architecture].option_names and name not in changes:
             changed = min(given * factor, config.sae.dict_size) if name == "k" else given * factor
-            is_said = any(change.startswith(f"--{name} ") for change in changes)
-            if changed != given and not is_said:
+            if changed != given:
+                shown = changed if isinstance(changed, int) else f"{changed:.4g}"
                 way = "raise" if factor > 1 else "lower"
-                found.append(f"{way} --{name.replace('_', '-')} to {changed:.4g}")
+                found.append(f"{way} --{name.replace('_', '-')} to {shown}")
     return found
 
 
-def _as_in_the_preset(config: TrainConfig) -> list[str]:
-    """The flags by which a poor fit of a run becomes the default preset's, as far as they differ."""
-    was, now = _resolved(config), _preset_for(config).sae
+def _as_in_the_preset(config: TrainConfig, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The options by which a poor fit becomes the default preset's, as far as they differ. A posterior
+    without noise gets none.
+    """
+    was, start = _resolved(config), _preset_for(config)
+    now = start.sae
     if was.architecture != now.architecture:
-        return []
-    changes = {
-        name: getattr(now, name)
-        for name in ("noise_on", "kl_scope")
-        if getattr(was, name) != getattr(now, name)
-    }
-    if was.posterior != "fixed":
-        changes["posterior"] = "fixed"
-    if config.run.normalize == "none":
-        changes["normalize"] = "sqrt_d"
-    if was.noise_to_signal is None or was.noise_to_signal > (now.noise_to_signal or 0):
+        return {}
+    noise = was.noise_to_signal or metrics.get("noise_to_signal") or 0.0
+    if was.posterior == "point":
+        noise = 0.0
+    is_other_unit = config.run.normalize != start.run.normalize
+    changes: dict[str, Any] = {}
+    if was.noise_on != now.noise_on and noise > _FREE_NOISE:
+        changes["noise_on"] = now.noise_on
+    if was.kl_scope != now.kl_scope and was.beta and not was.free_bits:
+        changes["kl_scope"] = now.kl_scope
+    if noise > (now.noise_to_signal or 0):
+        if was.posterior == "learned":
+            changes["posterior"] = "fixed"
         changes["noise_to_signal"] = now.noise_to_signal
-    if was.noise_anneal_steps is None:
+    if was.noise_anneal_steps is None and noise > _FREE_NOISE:
         changes["noise_anneal_steps"] = now.noise_anneal_steps
-    if (was.beta or 0) > (now.beta or 0):
+    if was.beta and (is_other_unit or was.beta > (now.beta or 0)):
         changes["beta"] = now.beta
-    return [f"--{name.replace('_', '-')} {value}" for name, value in changes.items()]
+    if config.run.normalize == "none" or (is_other_unit and _IN_UNITS & changes.keys()):
+        changes["normalize"] = start.run.normalize
+    return changes
 
 
-def _better_fit_of_the_model(config: TrainConfig, value: float) -> list[str]:
+def _better_fit_of_the_model(config: TrainConfig, metrics: Mapping[str, Any]) -> list[str]:
     leave_out = "leave out attention sinks by --max-norm-multiple 10"
-    return _better_fit(config, value) + (
+    return _better_fit(config, metrics) + (
         [leave_out] if config.run.max_norm_multiple is None else []
     )
 
 
-def _more_alive(config: TrainConfig, value: float) -> list[str]:
+def _more_alive(config: TrainConfig, metrics: Mapping[str, Any]) -> list[str]:
     sae, found = _resolved(config), []
     if (fewer := config.sae.dict_size // 2) >= max(1, sae.k or 1):
         found.append(f"lower --dict-size to {fewer}")
@@ -167,7 +180,7 @@ def symptoms(metrics: Mapping[str, Any], config: TrainConfig) -> list[str]:
     for row in _ROWS:
         value = metrics.get(row.metric)
         if value is not None and row.is_there(metrics, config.sae):
-            *others, last = row.advice(config, value)
+            *others, last = row.advice(config, metrics)
             advice = f"{', '.join(others)} or {last}" if others else last
             meaning = row.meaning.format(value=value)
             found.append(f"{_sentence(meaning)} {_sentence(advice)}")

@@ -85,6 +85,67 @@ def test_advice_names_what_differs_from_the_preset_with_numbers_to_type():
     )
 
 
+def better_fit(metrics=(), run=None, **options):
+    """The advice to a poor fit."""
+    own = TrainConfig(SAEConfig(**options), run or RunConfig(steps=1200, batch_size=1024))
+    return symptoms(GOOD | {"fve": 0.2} | dict(metrics), own)[-1]
+
+
+def test_noise_that_costs_nothing_is_left_as_it_is():
+    for given in ({"sigma": 0.01}, {"posterior": "learned"}):
+        said = named(better_fit({"noise_to_signal": 0.001}, noise_on="both", **given))
+        assert not {"noise_to_signal", "noise_on", "posterior", "noise_anneal_steps"} & said
+    stays = named(better_fit({"noise_to_signal": 0.05}, noise_on="both", sigma=0.1))
+    assert {"noise_on", "noise_anneal_steps"} <= stays
+    assert "noise_to_signal" not in stays
+
+
+def test_a_posterior_without_noise_gets_none():
+    said = better_fit({"noise_to_signal": 0.0}, posterior="point", beta=1.0)
+    assert "use --kl-scope selected --beta 0.03 (as --preset recommended)" in said
+    assert "preset" not in better_fit({"noise_to_signal": 0.0}, posterior="point", beta=0.0)
+
+
+def test_a_learned_posterior_with_much_noise_becomes_a_fixed_one():
+    said = better_fit({"noise_to_signal": 0.5}, posterior="learned")
+    assert "--posterior fixed --noise-to-signal 0.3" in said
+
+
+def test_numbers_of_the_preset_come_with_its_unit():
+    """beta 0.03 under `unit` is as much as 0.03 D under `sqrt_d`."""
+    unit = RunConfig(normalize="unit", steps=1200, batch_size=1024)
+    options = {"posterior": "point", "kl_scope": "selected"}
+    assert "--beta 0.03 --normalize sqrt_d" in better_fit(run=unit, beta=1e-3, **options)
+    assert "normalize" not in better_fit(run=unit, beta=0.0, **options)
+    raw = RunConfig(normalize="none", steps=1200, batch_size=1024)
+    assert "--normalize sqrt_d" in better_fit(run=raw, beta=0.0, **options)
+
+
+def test_free_bits_keep_their_scope():
+    assert "kl_scope" not in named(better_fit(free_bits=0.5, beta=1.0))
+
+
+def test_a_larger_k_is_a_whole_number():
+    assert "raise --k to 16384" in better_fit(k=8192, dict_size=65536)
+    assert "raise --k to 12000" in better_fit(k=8192, dict_size=12000)
+
+
+def test_a_run_of_many_steps_is_told_twice_as_many():
+    assert (
+        better_fit(run=RunConfig(steps=3000, batch_size=1024)).count("Raise --steps to 6000") == 1
+    )
+
+
+def test_dying_features_get_fewer_of_them_a_lower_lr_and_more_auxk():
+    few = GOOD | {"alive": 0.5}
+    (line,) = symptoms(few, config(k=4, dict_size=64, lr=2e-3, auxk_alpha=0.25))
+    assert "Lower --dict-size to 32, lower --lr to 0.001, " in line
+    assert line.endswith("or raise --auxk-alpha to 0.5.")
+    (line,) = symptoms(few, config(k=40, dict_size=64, auxk_alpha=0.0))
+    assert "dict-size" not in line, "k must fit"
+    assert line.endswith("or raise --auxk-alpha to 0.03125.")
+
+
 def test_a_learned_posterior_becomes_a_fixed_one_to_lower_its_noise():
     line = symptoms(GOOD | {"noise_to_signal": 0.5}, config(posterior="learned"))[0]
     assert "Use --posterior fixed --noise-to-signal 0.1 or" in line
