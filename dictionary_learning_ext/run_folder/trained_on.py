@@ -13,7 +13,7 @@ from ..config.run_config import RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError
 from .evaluation_files import former_evaluation
 from .matching import same_model
-from .names import CONFIG
+from .names import CONFIG, METRICS
 from .reading import read_config, settings_in
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def run_of(
     """A folder's run with what was asked for in its place, once it is certain that both agree.
 
     A folder that upstream's `trainSAE` wrote has no run. If its submodule_name is a hook point's, that
-    is the hook and lm_name the model, or the model and text of its metrics.json. Otherwise both must
-    be given. The rest comes from its buffer.
+    is the hook, and the model is that of its metrics.json, or lm_name. Otherwise both must be given. The
+    text is its buffer's, or that of its metrics.json.
 
     Arguments:
         activations: a folder of stored activations, or NONE for those of the language model.
@@ -60,10 +60,15 @@ def run_of(
     if "run" in config:
         run = TrainConfig().updated(settings_in(config, path), str(path)).run
     elif model is None or hook is None:
+        trainer, missing = config["trainer"], []
+        if model is None:
+            missing.append(f"no language model (lm_name={trainer.get('lm_name')!r})")
+        if hook is None:
+            missing.append(f"no hook point (submodule_name={trainer.get('submodule_name')!r})")
+        flags = [f"--{n}" for n, v in (("model", model), ("hook", hook)) if v is None]
         raise ConfigError(
             f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
-            f"no hook point (submodule_name={config['trainer'].get('submodule_name')!r}); give "
-            "--model and --hook"
+            f"{' and '.join(missing)}; give {' and '.join(flags)}"
         )
     else:
         run = _run_of_buffer(folder, config, model, hook, data)
@@ -109,19 +114,24 @@ def _named_by(
     hook: str | None,
     data: str | None,
 ) -> tuple[str | None, str | None, str | None]:
-    """Model, hook and text of a folder of upstream's: what is given, or else what it names itself."""
+    """Model, hook and text of a folder of upstream's: what is given, or else what its files name."""
     trainer, given = config["trainer"], {"model": model, "hook": hook, "data": data}
     named = trainer.get("submodule_name")
     if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(named)):
         return model, hook, data
-    own = {"model": trainer.get("lm_name"), "hook": named}
     measured = former_evaluation(folder).get("measured_on", {})
-    own |= {name: measured[name] for name in ("model", "data") if name in measured}
-    taken = {n: v for n, v in own.items() if given[n] is None and v is not None}
-    if "model" in taken or "hook" in taken:
-        flags = " ".join(f"--{name} {value}" for name, value in taken.items())
-        logger.info("%s: using %s, which it names itself", folder, flags)
-    chosen = given | taken
+    is_known = config.get("buffer", {}).get("text") is not None  # that is what it was trained on
+    measured = {n: measured.get(n) for n in ("model", *(() if is_known else ("data",)))}
+    chosen = dict(given)
+    for source, own in (
+        (METRICS, measured),
+        (CONFIG, {"model": trainer.get("lm_name"), "hook": named}),
+    ):
+        taken = {n: v for n, v in own.items() if chosen[n] is None and v is not None}
+        if taken:
+            flags = " ".join(f"--{name} {value}" for name, value in taken.items())
+            logger.info("%s: using %s, from its %s", folder, flags, source)
+        chosen |= taken
     return chosen["model"], chosen["hook"], chosen["data"]
 
 

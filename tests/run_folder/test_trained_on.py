@@ -61,8 +61,11 @@ def test_a_model_of_another_name_is_warned_of_and_used(config, made, caplog):
 
 def test_a_folder_of_upstreams_needs_the_model_and_hook(made):
     folder = made(upstreams())
-    with pytest.raises(ConfigError, match="give --model and --hook"):
+    missing = r"no hook point \(submodule_name='resid_post_layer_3'\); give --hook$"
+    with pytest.raises(ConfigError, match=missing):
         run_of(folder, "gpt2", None, None, "cpu")
+    with pytest.raises(ConfigError, match=r"no language model .*no hook.*; give --model and --hook"):
+        run_of(folder)
     run = run_of(folder, "gpt2", "blocks.3.hook_resid_post", None, "cpu")
     assert (run.model, run.hook, run.ctx_len) == ("gpt2", "blocks.3.hook_resid_post", 128)
 
@@ -79,18 +82,41 @@ def test_a_folder_of_upstreams_that_names_a_hook_point_needs_neither(made, caplo
     )
     (line,) = caplog.messages
     assert line == (
-        f"{folder}: using --model here/pythia-70m --hook blocks.2.hook_mlp_out, which it names itself"
+        f"{folder}: using --model here/pythia-70m --hook blocks.2.hook_mlp_out, from its config.json"
     )
     measured_on = {"model": "moved/pythia-70m", "hook": "blocks.2.hook_mlp_out", "data": "book.txt"}
     (folder / "metrics.json").write_text(json.dumps({"measured_on": measured_on}))
     caplog.clear()
     run = run_of(folder)
     assert (run.model, run.data) == ("moved/pythia-70m", "book.txt")
-    (line,) = caplog.messages
-    assert "--model moved/pythia-70m --hook blocks.2.hook_mlp_out --data book.txt" in line
+    assert caplog.messages == [
+        f"{folder}: using --model moved/pythia-70m --data book.txt, from its metrics.json",
+        f"{folder}: using --hook blocks.2.hook_mlp_out, from its config.json",
+    ]
     assert run_of(folder, "given/pythia-70m").model == "given/pythia-70m"
+    caplog.clear()
+    run_of(folder, "given/pythia-70m", "blocks.2.hook_mlp_out")
+    assert caplog.messages[0].endswith("using --data book.txt, from its metrics.json")
     (folder / "metrics.json").write_text("{")
     assert run_of(folder).model == "here/pythia-70m"
+
+
+def test_the_text_of_an_evaluation_is_not_the_buffers(made):
+    """`vsae eval FOLDER --data other.txt` doesn't change what the SAE was trained on."""
+    folder = made(upstreams(2, "blocks.2.hook_mlp_out", io="out", text="trained.txt"))
+    measured_on = {"model": "moved/pythia-70m", "data": "other.txt"}
+    (folder / "metrics.json").write_text(json.dumps({"measured_on": measured_on}))
+    run = run_of(folder)
+    assert (run.model, run.data) == ("moved/pythia-70m", "trained.txt")
+
+
+def test_a_hook_point_without_a_model_needs_the_model_alone(made):
+    config = upstreams(2, "blocks.2.hook_mlp_out", io="out")
+    del config["trainer"]["lm_name"]
+    with pytest.raises(
+        ConfigError, match=r"\), and no language model \(lm_name=None\); give --model$"
+    ):
+        run_of(made(config))
 
 
 @pytest.mark.parametrize("name", ["resid_post_layer_3", None])
