@@ -10,7 +10,8 @@ LABELS = {key: metric.label for key, metric in METRICS.items()} | {
     "agreement": "agreement of seeds",
     "within": "within",
     "excess": "agreement - within",
-    # SAE Bench's, as experiments average them over N
+    # SAE Bench's, as experiments average them over N, or over the number of features
+    "sae_probes": "sae_probes",
     "scr": "SCR, N = 2 and 5",
     "scr_matched": "SCR, size-matched",
     "tpp": "TPP, all N",

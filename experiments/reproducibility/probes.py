@@ -35,9 +35,11 @@ def probe_setting(name: str, raw: Path = RAW) -> None:
                 "again, delete these rows and run the stage confirm"
             )
     found = accuracies(folders)
+    of_sae = {_sae(row): accuracy for row, accuracy in zip(rows, found, strict=True)}
     content = read(raw)  # again: another stage may have added rows
-    for row, accuracy in zip(rows_without(content, name)[: len(rows)], found, strict=True):
-        row[MEASURE] = accuracy
+    for row in rows_without(content, name):
+        if _sae(row) in of_sae:
+            row[MEASURE] = of_sae[_sae(row)]
     part = f"probes: {name}"
     content["parts"][part] = about(began, content["parts"].get(part))
     raw_results.write(raw, content)
@@ -50,6 +52,11 @@ def rows_without(content: dict[str, Any], name: str) -> list[Row]:
         for row in parts_of(content, "confirm", name)
         if "seed" in row and row["arm"] in COMPARED and MEASURE not in row
     ]
+
+
+def _sae(row: Row) -> tuple[str, str, int]:
+    """Which SAE a row is of."""
+    return row["part"], row["arm"], row["seed"]
 
 
 def accuracies(folders: Sequence[Path], sets: str = SMALLEST) -> list[float]:

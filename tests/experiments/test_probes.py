@@ -53,6 +53,21 @@ def test_each_accuracy_gets_to_its_own_row(raw, monkeypatch):
     assert content["parts"]["probes: small"]["minutes"] >= 0
 
 
+def test_rows_that_another_stage_adds_meanwhile_stay(raw, monkeypatch):
+    def with_another_row(folders):
+        content = json.loads(raw.read_text())
+        first = dict(content["saes"][0], part=parts.part_name("confirm", "small", (1, 2)), seed=1)
+        content["saes"].insert(0, first)
+        raw.write_text(json.dumps(content))
+        return by_its_folder(folders)
+
+    monkeypatch.setattr(probes, "accuracies", with_another_row)
+    probes.probe_setting("small", raw)
+    new, *rows = json.loads(raw.read_text())["saes"]
+    assert MEASURE not in new
+    assert [row[MEASURE] for row in rows if MEASURE in row] == [5, 5.1, 6, 6.1]
+
+
 def test_what_is_measured_is_not_measured_again(raw, monkeypatch):
     monkeypatch.setattr(probes, "accuracies", by_its_folder)
     probes.probe_setting("small", raw)
