@@ -1,6 +1,5 @@
 """The command line: finds a command and runs it. The commands are in `commands/`."""
 
-import difflib
 import logging
 import re
 import sys
@@ -23,6 +22,7 @@ from .commands import (
 )
 from .commands.flag_checks import flag_types
 from .commands.flags import Command, parse
+from .config.checks import meant
 from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
 
@@ -86,9 +86,9 @@ def _spelled_as_flags(message: str, command: Command[Any]) -> str:
 def _command(name: str, processes: Processes) -> Command[Any]:
     """The command of that name. Raises UserError if these processes can't run it."""
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, 1)
-        meant = f" (did you mean {close[0]}?)" if close else ""
-        raise UserError(f"{name!r}: no such command{meant}; expected {', '.join(COMMANDS)}")
+        raise UserError(
+            f"{name!r}: no such command; expected {', '.join(COMMANDS)}{meant(name, COMMANDS)}"
+        )
     if processes.are_several and not COMMANDS[name].by_several:
         able = " or ".join(f"`vsae {each.name}`" for each in COMMANDS.values() if each.by_several)
         raise UserError(

@@ -1,6 +1,5 @@
 """Mistakes in the flags that were typed, each in one line, before anything is parsed."""
 
-import difflib
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import tyro
 
-from ..config.checks import described, meant
+from ..config.checks import described, likely, meant
 from ..errors import UserError
 
 _NONE = "none"
@@ -78,8 +77,8 @@ def require_legal(
         if not flag:
             given_words += 1
         elif name not in types:
-            close = difflib.get_close_matches(name, [*types, *suggested], 1)
-            unknown.append(f"--{flag}" + (f" (did you mean --{close[0]}?)" if close else ""))
+            close = " or ".join(f"--{each}" for each in likely(name, [*types, *suggested]))
+            unknown.append(f"--{flag}" + (f" (did you mean {close}?)" if close else ""))
         elif not values and types[name] not in (bool, bool | None):
             raise UserError(f"--{name}: expected {_expected(types[name])} after it {see}")
         elif not all(_is_legal(value, types[name]) for value in values):

@@ -49,10 +49,10 @@ def meant(given: Any, names: Collection[str]) -> str:
 
 
 def likely(given: str, names: Collection[str]) -> list[str]:
-    """The names that a misspelt one may stand for: that which it begins, or those that look like it
-    most, all equally."""
+    """The names that a misspelt one may stand for, at most three: those that it begins, or those that
+    look like it most, all equally."""
     if begun := [name for name in names if given and name.startswith(given)]:
-        return begun[:1]
+        return begun[:3]
 
     def likeness(name: str) -> float:
         return difflib.SequenceMatcher(None, name, given).ratio()

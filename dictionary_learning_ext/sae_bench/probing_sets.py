@@ -4,8 +4,7 @@ They come inside its wheel. Importing sae-probes reads them all, which takes sec
 imports of it stand in functions.
 """
 
-import difflib
-
+from ..config.checks import likely
 from ..errors import BenchError
 
 ALL = "all"
@@ -67,7 +66,7 @@ def chosen_sets(asked: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
     for name in names or [asked]:
         if name not in DATASETS:
-            close = difflib.get_close_matches(name, DATASETS, 3) or DATASETS[:3]
+            close = likely(name, DATASETS) or DATASETS[:3]
             raise BenchError(
                 f"--probing-sets {asked}: sae-probes has no data set {name!r}; expected {SMALLEST}, "
                 f"{ALL}, or names separated by commas, e.g. {', '.join(close)}. `{_LISTING}` lists all; "

@@ -100,6 +100,7 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     [
         (evaluate, ["run", "--tokens", "many"], "--tokens many: expected a whole number"),
         (evaluate, ["run", "--tokns", "5"], "no such flag: --tokns (did you mean --tokens?)"),
+        (train, ["--bata", "5"], "no such flag: --bata (did you mean --beta or --data?)"),
         (report, [], "expected FOLDER"),
         (push, ["run"], "expected FOLDER OWNER/NAME"),
         (export, ["run"], "expected --format, one of sae-bench"),

@@ -57,6 +57,8 @@ def test_a_misspelt_name_may_stand_for_several():
     names = ["data", "beta", "sigma"]
     assert meant("bata", names) == "; did you mean 'beta' or 'data'?"
     assert meant("sig", names) == "; did you mean 'sigma'?"
+    begun = [f"noise_{which}" for which in ("on", "to_signal", "anneal_steps", "seed")]
+    assert meant("noise", begun).count(" or ") == 2, "three at most"
     assert meant("bet", names) == meant("betta", names) == "; did you mean 'beta'?"
     assert meant("xyz", names) == ""
 
