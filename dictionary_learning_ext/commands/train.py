@@ -1,5 +1,6 @@
 """`vsae train`: one SAE, or one for each of several hook points."""
 
+import shlex
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -105,15 +106,18 @@ def _settings(
 def _advice(flags: TrainFlags) -> str:
     """What to do where --resume and the other flags differ."""
     assert flags.resume is not None
-    folder, *_ = run_folders(flags.resume)
-    former = load_config(folder).run
+    folders = run_folders(flags.resume)
+    former = load_config(folders[0]).run
     more = flags.run.steps - former.steps
-    if "steps" not in flags.typed or more <= 0 or not is_finished(folder, former):
+    is_done = all(is_finished(folder, former) for folder in folders)
+    if "steps" not in flags.typed or more <= 0 or not is_done:
         return CONTINUE_OR_START
+    start = shlex.quote(str(folders[0]))
     return (
         f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} "
-        f"train --config {folder} --init-from {folder} --data-seed {former.data_seed + 1} --steps "
+        f"train --config {start} --init-from {start} --data-seed {former.data_seed + 1} --steps "
         f"{more} --save-dir FOLDER`. Its schedules start again, those of the noise and the KL too"
+        + (f". So for each of its {len(folders)} SAEs" if len(folders) > 1 else "")
     )
 
 
