@@ -103,7 +103,8 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
     """
     trained, notes = training(configs), []
     others = [name for name in unequal(list(trained.values())) if name not in SEEDS]
-    if len({config["trainer"]["dict_class"] for config in configs.values()}) > 1:
+    classes = {config["trainer"]["dict_class"] for config in configs.values()}
+    if len(classes) > 1 and "trainer_class" not in others:
         others.insert(0, "architecture")
     if others:
         notes.append(

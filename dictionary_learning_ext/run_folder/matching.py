@@ -109,7 +109,8 @@ def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each config.json, the settings other than the architecture that decide what was trained.
+    """Of each config.json, the settings that decide what was trained, without the architecture; of
+    upstream's, the trainer's class is one of them.
 
     Settings that follow from others are left out.
     """
