@@ -117,7 +117,7 @@ class _Captured(StringIO):
 
 
 def _without_none(help_text: str) -> str:
-    """tyro's help without saying that a flag may be None, which is what leaving it out means."""
+    """tyro's help without saying that a flag may be None: the flag's own help says what none means."""
     shapes = {
         r"\{None\}\|\{(\[.*?\]+)\}": "{}",
         r"\{None\}\|(\S+)": "{}",

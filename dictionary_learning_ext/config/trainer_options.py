@@ -42,7 +42,7 @@ def trainer_options(
         k: features kept per token. The preset's own k and dict_size are not used.
         steps: of the whole training.
         mean_squared_norm: E||x||^2 of the activations (B, D) that the trainer sees, e.g.
-            `x.square().sum(-1).mean()` of a batch. Default: 1, which `normalize_activations=True`
+            `float(x.square().sum(-1).mean())` of a batch. Default: 1, which `normalize_activations=True`
             makes. Without it, give that of the raw activations.
 
     Raises: ConfigError for an unknown preset, or a number that is not possible.

@@ -34,7 +34,7 @@ _ROWS = (
         formulas.frac_recovered,
         better="higher",
         shown_in=("compare", "report", "sweep"),
-        title="Language model's loss (CE recovered)",
+        title="Language model's performance kept (CE recovered)",
         in_words="how much of the language model's performance is kept when the reconstruction "
         "replaces the activations; 1 is all of it, 0 is as bad as replacing them with zeros",
     ),

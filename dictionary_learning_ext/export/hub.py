@@ -77,8 +77,8 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
         public: create a public repository, or allow pushing to one.
         dry_run: return what would be uploaded; needs neither token nor network.
 
-    Raises: HubError for a bad name, a folder of another kind, a missing token, no network, a refusal by the hub, or a public
-    repository without `public`; CheckpointError if a folder is damaged.
+    Raises: HubError for a bad name, a folder of another kind, a missing token, no network, a refusal by
+    the hub, or a public repository without `public`; CheckpointError if a folder is damaged.
     """
     _require_name(repo)
     with tempfile.TemporaryDirectory(prefix="push.") as name:

@@ -40,7 +40,7 @@ class Chunk:
         return replace(self, configs=moved)
 
     def prepare(self) -> None:
-        """Raise what can be said of the runs before anything is loaded or written."""
+        """Check the runs before anything is loaded or written. Raises what `prepared` does."""
         prepared(self._run, self._saes, self._has_started, self._hooks.values())
 
     def train(self) -> None:

@@ -125,7 +125,7 @@ def _shown(values: list[Any]) -> str:
 
 
 def withdraw(manifest: Manifest, save_dir: Path) -> None:
-    """Delete what `begin` wrote of a sweep that no run of has begun."""
+    """Undo `begin` if no run has started."""
     if not _has_begun(manifest, save_dir):
         remove(save_dir / SWEEP)
         if save_dir.is_dir() and not any(save_dir.iterdir()):

@@ -20,7 +20,10 @@ logger = logging.getLogger(__name__)
 def warn_of_noise(
     ratio: t.Tensor, posterior: PosteriorOptions, objective: ObjectiveOptions, steps: int
 ) -> None:
-    """Warn if a `noise_to_signal` is large and stays in a run of `steps`. Waits for the device, so call it once."""
+    """Warn if a `noise_to_signal` is large and stays in a run of `steps`.
+
+    Waits for the device, so call it once.
+    """
     drowned, goal = float(ratio), 0.1
     if not MUCH_NOISE < drowned < math.inf or objective.noise_anneal_steps is not None:
         return

@@ -82,7 +82,7 @@ class StudyFacts:
         return ", ".join(found) or "the gain"
 
     def _each(self, rows: list[Row], measure: str, digits: int) -> str:
-        """An arm's mean after the other's; a dash is an arm that was not run."""
+        """The arms' means, separated by slashes; a dash is an arm that was not run."""
         return " / ".join(
             f"{self._mean(rows, arm, measure):.{digits}f}" if means(rows, arm, measure) else "–"
             for arm in ARMS

@@ -85,7 +85,7 @@ def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplo
         normalize_activations=True,
         device="cpu",
     )
-    assert "noise_to_signal" not in caplog.text
+    assert not caplog.records
     sae, _ = load_dictionary(tmp_path / "trainer_0")
     ratio = K * sae.sigma**2 / raw.square().sum(-1).mean()
     assert float(ratio) == pytest.approx(0.3, rel=0.02)
