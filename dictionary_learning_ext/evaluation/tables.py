@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 _GAP = "  "
 
@@ -103,3 +104,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in [header, *rows]
     ]
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def setting_text(value: Any) -> str:
+    """A setting, as tables show it."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

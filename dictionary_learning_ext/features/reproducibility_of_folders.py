@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.comparison import short_names
 from ..evaluation.metrics import METRICS
+from ..evaluation.sae_names import short_names
 from ..evaluation.tables import text_table
 from ..run_folder.matching import SEEDS, same_setting, settings_of, training, unequal
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders

@@ -106,7 +106,7 @@ def analyse(
 
     Raises: a UserError that says what to change.
     """
-    labels = short_names(folders)
+    labels = labels_of(folders)
     returning = None
     if seeds:
         on_step(f"matching the features of {1 + len(seeds)} seeds")
@@ -182,7 +182,7 @@ def analyse(
     return Comparison(opened, analyses, options, no_map, sinks, returning)
 
 
-def short_names(folders: Sequence[str | Path]) -> list[str]:
+def labels_of(folders: Sequence[str | Path]) -> list[str]:
     """The folders' names, or their whole paths where two have the same name.
 
     Raises: ConfigError if a folder is given twice.

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluation.comparison import MATCHED, setting_text
+from ..evaluation.comparison import MATCHED
 from ..evaluation.metrics import NOT_MEASURED, shown_in
+from ..evaluation.tables import setting_text
 from ..run_folder.matching import SEEDS, measurements, only_posteriors_differ, training, unequal
 from .analysis import LEAST_SELECTIONS, Analysis, Comparison
 

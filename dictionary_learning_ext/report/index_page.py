@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import UserError
-from ..evaluation.comparison import setting_text, short_names
 from ..evaluation.metrics import shown_in
+from ..evaluation.sae_names import short_names
+from ..evaluation.tables import setting_text
 from ..features.reproducibility_of_settings import SAME_BATCHES, SEED_METRICS, of_seeds
 from ..run_folder.matching import SEEDS, measurements, training, unequal
 from ..run_folder.names import CONFIG, FAILED, INDEX, REPORT, WEIGHTS

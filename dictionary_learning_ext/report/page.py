@@ -19,7 +19,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from ..config.report_options import ReportOptions
-from ..evaluation.comparison import setting_text
+from ..evaluation.tables import setting_text
 from ..features.geometry import cosine_matrix
 from ..run_folder.matching import settings_of
 from ..run_folder.names import REPORT, report_files

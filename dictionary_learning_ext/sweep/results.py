@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, first_line
-from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import METRICS, Metric, shown_in
-from ..evaluation.tables import text_table
+from ..evaluation.tables import setting_text, text_table
 from ..features.reproducibility_of_settings import SAME_BATCHES, of_seeds
 from ..run_folder.matching import SEEDS, settings_of
 from ..run_folder.names import SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE

@@ -5,8 +5,8 @@ from typing import Any
 import jinja2
 import plotly.graph_objects as go
 
-from ..evaluation.comparison import setting_text
 from ..evaluation.metrics import Metric
+from ..evaluation.tables import setting_text
 from ..features.reproducibility_of_settings import SAME_BATCHES
 from ..run_folder.matching import SEEDS
 from .groups import RANKED_BY, Group, RunResult, seed_metrics, share_batches, swept

@@ -24,8 +24,8 @@ from ..errors import (
     ProcessError,
     TrainingError,
 )
-from ..evaluation.comparison import by_settings
 from ..evaluation.measure import measure
+from ..evaluation.sae_names import by_settings
 from ..run_folder.evaluation_files import measured_on
 from ..run_folder.names import require_free
 from ..run_folder.reading import is_finished

@@ -3,11 +3,11 @@
 import pytest
 
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.report.analysis import short_names
+from dictionary_learning_ext.report.analysis import labels_of
 
 
 def test_alike_names_are_told_apart():
-    assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
-    assert short_names(["one/a", "two/a"]) == ["one/a", "two/a"]
+    assert labels_of(["runs/a", "runs/b"]) == ["a", "b"]
+    assert labels_of(["one/a", "two/a"]) == ["one/a", "two/a"]
     with pytest.raises(ConfigError, match="runs/a is given twice"):
-        short_names(["runs/a", "runs/../runs/a"])
+        labels_of(["runs/a", "runs/../runs/a"])

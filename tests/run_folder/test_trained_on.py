@@ -64,7 +64,9 @@ def test_a_folder_of_upstreams_needs_the_model_and_hook(made):
     missing = r"no hook point \(submodule_name='resid_post_layer_3'\); give --hook$"
     with pytest.raises(ConfigError, match=missing):
         run_of(folder, "gpt2", None, None, "cpu")
-    with pytest.raises(ConfigError, match=r"no language model .*no hook.*; give --model and --hook"):
+    with pytest.raises(
+        ConfigError, match=r"no language model .*no hook.*; give --model and --hook"
+    ):
         run_of(folder)
     run = run_of(folder, "gpt2", "blocks.3.hook_resid_post", None, "cpu")
     assert (run.model, run.hook, run.ctx_len) == ("gpt2", "blocks.3.hook_resid_post", 128)
