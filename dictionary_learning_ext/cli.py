@@ -20,7 +20,7 @@ from .commands import (
     sweep,
     train,
 )
-from .commands.flag_checks import flag_types
+from .commands.flag_types import flag_types
 from .commands.flags import Command, parse
 from .config.checks import meant
 from .errors import Interrupted, ProcessError, UserError

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Generic, TypeVar
 import tyro
 
 from ..errors import UserError
-from .flag_checks import flag_types, require_legal, with_nones
+from .flag_checks import require_legal
+from .flag_spelling import with_booleans, with_nones
 
 F = TypeVar("F")
 Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
@@ -83,18 +84,12 @@ def parse(command: Command[F], args: list[str]) -> F:
     require_legal(command.flags, args, program, command.suggested)
     start = command.starting_point
     default = tyro.MISSING_NONPROP if start is None else start(args)
-    types, spelled = flag_types(command.flags), []
-    for arg, following in pairwise([*args, ""]):
-        spelled.append(arg)
-        is_boolean = types.get(arg[2:].replace("_", "-")) in (bool, bool | None)
-        if arg.startswith("--") and is_boolean and following not in ("True", "False", "None"):
-            spelled.append("True")
     help_text, message = _Captured(), _Captured()
     try:
         with redirect_stdout(help_text), redirect_stderr(message):
             flags = tyro.cli(
                 command.flags,
-                args=spelled,
+                args=with_booleans(command.flags, args),
                 prog=program,
                 default=default,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),

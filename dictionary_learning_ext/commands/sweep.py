@@ -12,7 +12,8 @@ import tyro
 from ..config.run_config import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
-from .flag_checks import flag_types, number_of_values
+from .flag_checks import number_of_values
+from .flag_types import flag_types
 from .flags import Command, parse, vsae
 from .train import COMMAND as TRAIN
 
