@@ -57,11 +57,13 @@ def run_part(
         return
     began, saes, folders = time.monotonic(), [], {}
     for seed in seeds:
-        place = folder_of(stage, name, seed)
-        configs = {named(arm): setting.sae(options, seed) for arm, options in missing.items()}
+        place = seed_folder(stage, name, seed)
+        configs = {
+            arm_folder_name(arm): setting.sae(options, seed) for arm, options in missing.items()
+        }
         found = train_missing(setting.run(place, seed), place, configs)
         for arm in missing:
-            folders[arm, seed] = found[named(arm)]
+            folders[arm, seed] = found[arm_folder_name(arm)]
             row = {"part": part, "arm": arm, "seed": seed}
             metrics = metrics_of(folders[arm, seed], METRICS)
             saes.append(row | {n: v for n, v in metrics.items() if v is not None})
@@ -76,12 +78,12 @@ def run_part(
     raw_results.write(raw, content)
 
 
-def folder_of(stage: str, name: str, seed: int) -> Path:
+def seed_folder(stage: str, name: str, seed: int) -> Path:
     """Where the run folders of a seed's SAEs are."""
     return RUNS / stage / name.replace(", ", "_").replace(" ", "").replace("/", "") / str(seed)
 
 
-def named(arm: str) -> str:
+def arm_folder_name(arm: str) -> str:
     """An arm as its run folder's name."""
     return arm.replace(", ", "_").replace(" ", "-").replace("%", "")
 

@@ -10,7 +10,7 @@ from dictionary_learning_ext.sae_bench.probing_sets import SMALLEST
 from experiments import raw_results
 from experiments.raw_results import about
 from experiments.reproducibility.decisions import Row, parts_of
-from experiments.reproducibility.parts import RAW, folder_of, named, read
+from experiments.reproducibility.parts import RAW, arm_folder_name, read, seed_folder
 from experiments.reproducibility.settings import BOTH, TOP_K
 
 MEASURE = "sae_probes"
@@ -27,7 +27,9 @@ def probe_setting(name: str, raw: Path = RAW) -> None:
     rows = rows_without(read(raw), name)
     if not rows:
         return
-    folders = [folder_of("confirm", name, row["seed"]) / named(row["arm"]) for row in rows]
+    folders = [
+        seed_folder("confirm", name, row["seed"]) / arm_folder_name(row["arm"]) for row in rows
+    ]
     for folder in folders:
         if not folder.exists():
             raise SystemExit(

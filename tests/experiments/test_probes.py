@@ -23,7 +23,9 @@ def raw(tmp_path, monkeypatch):
     for name, of_setting in arms.items():
         for seed in SEEDS:
             for arm in of_setting:
-                (parts.folder_of("confirm", name, seed) / parts.named(arm)).mkdir(parents=True)
+                (parts.seed_folder("confirm", name, seed) / parts.arm_folder_name(arm)).mkdir(
+                    parents=True
+                )
                 part = parts.part_name("confirm", name, SEEDS)
                 saes.append({"part": part, "arm": arm, "seed": seed, "fve": 0.9})
     pairs = [{**saes[0], "less_null": 0.1}]
@@ -36,7 +38,8 @@ def raw(tmp_path, monkeypatch):
 def by_its_folder(folders):
     """A number that only this folder has."""
     return [
-        int(folder.parent.name) + 0.1 * (folder.name == parts.named(BOTH)) for folder in folders
+        int(folder.parent.name) + 0.1 * (folder.name == parts.arm_folder_name(BOTH))
+        for folder in folders
     ]
 
 
@@ -79,7 +82,7 @@ def test_what_is_measured_is_not_measured_again(raw, monkeypatch):
 
 def test_saes_that_are_gone_are_said(raw, monkeypatch):
     monkeypatch.setattr(probes, "accuracies", lambda _: pytest.fail("measured"))
-    gone = parts.folder_of("confirm", "small", SEEDS[1]) / parts.named(BOTH)
+    gone = parts.seed_folder("confirm", "small", SEEDS[1]) / parts.arm_folder_name(BOTH)
     gone.rmdir()
     before = raw.read_text()
     with pytest.raises(SystemExit, match=re.escape(f"{gone} isn't there: expected the SAEs")):

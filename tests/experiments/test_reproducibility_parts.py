@@ -46,7 +46,9 @@ def test_a_part_has_the_rows_of_its_arms_and_seeds(at):
         (arm, seed) for arm in chosen for seed in SEEDS
     }
     (row,) = (row for row in content["pairs"] if row["arm"] == TOP_K)
-    folders = [parts.folder_of("confirm", "tiny", s) / parts.named(TOP_K) for s in SEEDS]
+    folders = [
+        parts.seed_folder("confirm", "tiny", s) / parts.arm_folder_name(TOP_K) for s in SEEDS
+    ]
     one, other = (
         t.nn.functional.normalize(
             load_dictionary(folder)[0].decoder.weight.detach().T, dim=1
@@ -83,7 +85,7 @@ def test_an_arm_trained_later_saw_the_same_batches(at):
         parts.run_part("confirm", "apart", SMALL, {arm: options}, SEEDS, at)
     for arm in together:
         one, other = (
-            load_dictionary(parts.folder_of("confirm", name, 3) / parts.named(arm))[0]
+            load_dictionary(parts.seed_folder("confirm", name, 3) / parts.arm_folder_name(arm))[0]
             for name in ("together", "apart")
         )
         for name, value in one.state_dict().items():
@@ -94,7 +96,7 @@ def test_every_candidate_is_an_sae_of_its_setting():
     saes = {name: settings.SEARCH.sae(options, 900) for name, options in CANDIDATES.items()}
     assert len(saes) <= 60
     assert len({json.dumps(vars(sae), default=str) for sae in saes.values()}) == len(saes)
-    assert len({parts.named(name) for name in saes}) == len(saes)
+    assert len({parts.arm_folder_name(name) for name in saes}) == len(saes)
     for name in SAMPLED:
         sae = saes[name]
         assert (sae.noise_on, sae.noise_to_signal) == ("selection", SAMPLED[name]["noise"])
