@@ -146,7 +146,11 @@ def test_the_tokens_outside_of_whole_contexts_are_counted_in_the_message(setting
     two = error_of(lambda: require(settings(1, ctx_len=4, batch_size=4, steps=10, text_passes=2)))
     assert f"in 2 passes {2 * tokens} tokens" in two
     none = error_of(lambda: require(settings(1, ctx_len=4, steps=10)))
-    assert re.search(r"a longer text or --text-passes \d+ \(", none)
+    assert re.search(r"a longer text or --text-passes \d+ \(a context may run on", none)
+    far = error_of(lambda: require(settings(1, ctx_len=4, steps=1000)))
+    assert far.endswith("use a longer text"), "no number of passes is proposed, so nothing runs on"
+    cut = error_of(lambda: require(settings(20, steps=10, text_packing="truncate")))
+    assert re.search(r"--text-passes \d+ or --steps \d+$", cut)
 
 
 def test_a_held_out_file_that_is_too_short_is_refused(settings, require, tmp_path):

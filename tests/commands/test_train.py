@@ -209,6 +209,23 @@ def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
     assert "leave out --steps to continue it" in capsys.readouterr().err
 
 
+def test_several_finished_saes_are_each_trained_longer(small, tmp_path, capsys):
+    """A folder of hook points; its name is quoted for the shell."""
+    at = small.index("--save-dir")
+    where, folder = [*small[:at], *small[at + 2 :]], tmp_path / "two hooks"
+    hooks = "blocks.0.hook_resid_post,blocks.1.hook_resid_post"
+    train = ["train", *where, "--hook", hooks, "--save-dir", str(folder)]
+    assert main(train) == 0
+    longer = ["train", "--resume", str(folder), "--steps", "20"]
+    assert main(longer) == 2
+    said = capsys.readouterr().err
+    assert f"--init-from '{folder}/blocks.0.hook_resid_post' " in said
+    assert "So for each of its 2 SAEs" in said
+    (folder / "blocks.1.hook_resid_post" / "metrics.json").unlink()
+    assert main(longer) == 2
+    assert "it is finished" not in capsys.readouterr().err
+
+
 def test_auto_names_what_was_typed_at_the_start_and_not_what_follows_from_it(
     small, tmp_path, capsys
 ):

@@ -1,9 +1,11 @@
 """An export against the SAE that it is of: how exact it is, what it leaves behind, mistakes."""
 
+import errno
 import json
 import re
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch as t
@@ -186,6 +188,23 @@ def test_a_mistake_is_one_line(name, spoil, flags, message, folder_of, monkeypat
     assert re.search(message, line), line
     assert not (folder / "exports").exists()
     assert not list(folder.parent.glob(".export.*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "full"), "free some space or choose another --out"),
+        (OSError(errno.EACCES, "not allowed"), "choose another --out"),
+        (RuntimeError("torch says little of a disk"), "free some space or choose another --out"),
+    ],
+)
+def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UserError, match=rf"\): {remedy}; nothing was written$"):
+        export(folder_of("vsae"), "safetensors", tokens=200)
 
 
 @pytest.mark.parametrize("form", FORMATS)

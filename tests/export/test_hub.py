@@ -305,6 +305,7 @@ def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path, capsys):
     ("file", "what"),
     [
         ("manifest.json", "a cache"),
+        ("manifest.unfinished.json", "a cache"),
         ("sae_weights.safetensors", "an export for sae-lens"),
         ("sae.safetensors", "an export for sparsify or safetensors"),
     ],

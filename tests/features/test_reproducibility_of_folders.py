@@ -92,6 +92,10 @@ def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
     assert note.startswith("these SAEs differ in architecture, not in their seeds alone")
     upstreams = {name: {"trainer": {"dict_class": "X", "lr": 1e-3}} for name in ("a", "b")}
     assert warn_of_differences(upstreams) == [], "they name no seeds"
+    upstreams["b"]["trainer"] |= {"dict_class": "Y", "trainer_class": "YTrainer"}
+    upstreams["a"]["trainer"]["trainer_class"] = "XTrainer"
+    (note,) = warn_of_differences(upstreams)
+    assert note.startswith("these SAEs differ in trainer_class, not"), "which says it all"
 
 
 @pytest.fixture

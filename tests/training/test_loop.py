@@ -9,6 +9,7 @@ from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.training import trainSAE
 from interrupted_runs import sae_of
+from tqdm import tqdm
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.activations import sources
@@ -353,3 +354,15 @@ def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm,
         metrics = upstream_evaluate(dictionary, buffer("train"), max_len=32, batch_size=8)
         assert metrics["frac_variance_explained"] > 0
         assert {"loss_original", "loss_reconstructed", "frac_recovered"} <= metrics.keys()
+
+
+def test_the_progress_bar_names_a_few_saes_by_what_they_differ_in(run_of, monkeypatch):
+    shown = []
+    monkeypatch.setattr(tqdm, "set_postfix_str", lambda bar, text, **_: shown.append(text))
+    train(run_of(), {f"{'long' * 10}{k}": sae_of("top_k", k=k) for k in (2, 3, 4, 5)})
+    assert [part.partition(":")[0] for part in shown[-1].split(" | ")] == [
+        "k=2",
+        "k=3",
+        "k=4",
+        "and 1 more",
+    ]
