@@ -37,16 +37,19 @@ def commit() -> str:
 
 
 def about(began: float, before: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Date, commit, torch and the minutes since `began`, added to those of an earlier part.
+    """Date, commit, torch and the minutes since `began`, added to those of an earlier part; of several
+    commits all, in their order.
 
     Args:
         began: `time.monotonic()` at the start.
         before: what this returned for the earlier part.
     """
-    minutes = (time.monotonic() - began) / 60 + (before or {}).get("minutes", 0.0)
+    before = before or {}
+    minutes = (time.monotonic() - began) / 60 + before.get("minutes", 0.0)
+    commits = [*before.get("commit", "").split(", "), commit()]
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
+        "commit": ", ".join(filter(None, dict.fromkeys(commits))),
         "torch": t.__version__,
         "minutes": round(minutes, 1),
     }

@@ -7,7 +7,7 @@ from typing import Any
 from experiments.metrics import LABELS
 from experiments.pages import save_plot, table
 from experiments.raw_results import about_line
-from experiments.reproducibility import decisions, stronger_noise
+from experiments.reproducibility import decisions, stronger_noise, thresholds
 from experiments.reproducibility.decisions import (
     CONFIRM_PAIRS,
     NO_WORSE,
@@ -68,6 +68,7 @@ def lines(content: Content) -> list[str]:
         *_verdict_lines(content),
         *_setting_lines(content),
         *_length_lines(content),
+        *thresholds.lines(content),
         *_stronger_lines(content),
         *_search_lines(content),
         "## Parts",
@@ -126,7 +127,7 @@ def _setting_lines(content: Content) -> list[str]:
     for name in CONFIRM:
         if rows := parts_of(content, "confirm", name):
             lines += [f"### {name}", "", *_arm_table(rows), ""]
-    return lines
+    return [*lines, "±: the standard deviation over pairs.", ""] if lines else []
 
 
 def _length_lines(content: Content) -> list[str]:
@@ -233,9 +234,9 @@ def _draw_search(axis: Any, rows: list[Row], chosen: str | None) -> None:
             axis.scatter(*zip(*points, strict=True), c=colour, marker=marker, s=28, label=label)
     if chosen is not None:
         at = means(rows, chosen, "fve")[0], means(rows, chosen, PRIMARY)[0]
-        axis.annotate("chosen", at, xytext=(6, 6), textcoords="offset points")
+        axis.plot(*at, "o", markersize=11, fillstyle="none", color="black", label="chosen")
     axis.set(xlabel=LABELS["fve"], ylabel=SHOWN[PRIMARY], title="Search: one pair each")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2)
 
 
 def _draw_pairs(axis: Any, content: Content) -> None:
@@ -253,4 +254,4 @@ def _draw_pairs(axis: Any, content: Content) -> None:
     axis.set_yticklabels(names, fontsize=8)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="y", alpha=0.2)
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=3)

@@ -74,9 +74,9 @@ def probes(arguments: argparse.Namespace) -> None:
 
 def length(arguments: argparse.Namespace) -> None:
     t.set_num_threads(arguments.threads)
-    both, _ = chosen()
+    both, rival = chosen()
     for seeds in decisions.LENGTH_PAIRS[: arguments.pairs]:
-        parts.run_part("length", "length", LENGTH, arms(both, None, LENGTH), seeds)
+        parts.run_part("length", "length", LENGTH, arms(both, rival, LENGTH), seeds)
 
 
 def stronger(arguments: argparse.Namespace) -> None:

@@ -41,7 +41,13 @@ class StudyFacts:
 
     @property
     def passed(self) -> list[str]:
-        return [n for n in self.whole if decisions.passes(self.verdicts[n], self.p[n])]
+        return [n for n in self.whole if not self._why_not(n)]
+
+    @property
+    def missed(self) -> list[str]:
+        """The settings where a test failed, whatever is still to be measured."""
+        own = self.verdicts
+        return [n for n in self.whole if not decisions.passes(own[n], self.p[n])]
 
     @property
     def missing(self) -> list[str]:
@@ -57,7 +63,7 @@ class StudyFacts:
             "returning",
             "FVE",
             "corrected p",
-            "passes what was measured",
+            "passes",
         ]
         return "\n".join(table("", cells, heads))
 
@@ -68,18 +74,22 @@ class StudyFacts:
             self._each(rows, "returning_0.7", 2),
             self._each(rows, "fve", 4),
             f"{self.p[name]:.3f}",
-            "yes" if name in self.passed else f"no: {self._why_not(name)}",
+            f"no: {why}" if (why := self._why_not(name)) else "yes",
         ]
 
     def _why_not(self, name: str) -> str:
-        """The measures that are worse than TopK's by more than their margin, in TopK and in both."""
+        """What fails, in TopK and in both, and what was not measured; empty if it passes."""
         own, rows = self.verdicts[name], self._rows[name]
-        worse = [m for m, p in own.no_worse.items() if p > decisions.LEVEL] if own else []
-        found = [
-            f"{LABELS[m]} {self._mean(rows, TOP_K, m):.3f} / {self._mean(rows, BOTH, m):.3f}"
-            for m in worse
-        ]
-        return ", ".join(found) or "the gain"
+        if own is None:
+            return "not run"
+        found = [] if self.p[name] <= decisions.LEVEL else ["the gain"]
+        for m in decisions.NO_WORSE:
+            if m not in own.no_worse:
+                found.append(f"{LABELS[m]} not measured")
+            elif own.no_worse[m] > decisions.LEVEL:
+                both = " / ".join(f"{self._mean(rows, arm, m):.3f}" for arm in (TOP_K, BOTH))
+                found.append(f"{LABELS[m]} {both}")
+        return ", ".join(found)
 
     def _each(self, rows: list[Row], measure: str, digits: int) -> str:
         """The arms' means, separated by slashes; a dash is an arm that was not run."""
@@ -174,12 +184,13 @@ class StudyFacts:
         long, short = self._gain(self._length), self._gain(self._rows[next(iter(CONFIRM))])
         pairs = len(means(self._length, BOTH, PRIMARY))
         meaning = (
-            "the gain stays, so it is no faster convergence"
+            "the gain stays, so faster convergence alone doesn't explain it"
             if long >= short
             else "a part of the gain is faster convergence"
         )
         return (
-            f"Over TopK it is {long:.3f} after 16,000 steps ({pairs} pairs) and {short:.3f} after 4,000: {meaning}. "
+            f"Over TopK it is {long:.3f} after 16,000 steps ({pairs} pairs) and {short:.3f} after 4,000, in PW-MCC "
+            f"less null: {meaning}. "
             f"After 16,000 steps returning is {self._each(self._length, 'returning_0.7', 2)}, and FVE "
             f"{self._each(self._length, 'fve', 4)}."
         )

@@ -9,10 +9,13 @@ from experiments.reproducibility.study_facts import StudyFacts
 LEVELS = {TOP_K: 0.1, PENALTY: 0.15, NOISE: 0.2, BOTH: 0.25}
 
 
-def facts(levels=None, **options):
+def facts(levels=None, probes=0.6, **options):
     content = confirmed(levels or LEVELS, **options)
     for row in content["pairs"]:
         row["returning_0.7"] = 3 * row["less_null"]
+    if probes:
+        for row in content["saes"]:
+            row.setdefault("sae_probes", probes)
     return StudyFacts(content)
 
 
@@ -30,8 +33,17 @@ def test_a_setting_that_is_whole_has_a_row_and_the_others_are_named_as_missing()
 def test_a_setting_that_misses_names_what_is_worse():
     found = facts(**{BOTH: {"near_dead_0.1": 0.2}})
     assert found.passed == []
-    assert "no: near-dead < 0.1 0.100 / 0.200" in found.table
-    assert "no: the gain" in facts(LEVELS | {BOTH: 0.155}).table
+    assert found.missed == [NAME]
+    assert "no: near-dead < 0.1 0.100 / 0.200 |" in found.table
+    assert "no: the gain |" in facts(LEVELS | {BOTH: 0.155}).table
+    probed = facts(**{BOTH: {"sae_probes": 0.5}})
+    assert "no: sae_probes 0.600 / 0.500 |" in probed.table
+
+
+def test_a_setting_whose_probes_were_not_measured_has_neither_passed_nor_missed():
+    found = facts(probes=None)
+    assert found.passed == found.missed == []
+    assert "no: sae_probes not measured |" in found.table
 
 
 def test_a_setting_that_lacks_a_pair_has_no_row():
@@ -65,13 +77,14 @@ def test_the_best_rival_is_compared_where_it_has_run():
 
 
 def test_the_probes_stand_where_they_were_measured():
-    assert facts().probes == ""
+    assert facts(probes=None).probes == ""
     found = facts(**{TOP_K: {"sae_probes": 0.61}, BOTH: {"sae_probes": 0.6}})
     assert found.probes == f"0.610 / 0.600 at {NAME}"
 
 
 @pytest.mark.parametrize(
-    ("gain", "says"), [(0.3, "no faster convergence"), (0.1, "is faster convergence")]
+    ("gain", "says"),
+    [(0.3, "faster convergence alone doesn't explain it"), (0.1, "is faster convergence")],
 )
 def test_the_gain_of_a_long_run_is_compared_with_that_of_a_short_one(gain, says):
     content = confirmed(LEVELS)

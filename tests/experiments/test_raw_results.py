@@ -1,0 +1,16 @@
+"""What made raw results is noted, of every part of a run."""
+
+import time
+
+from experiments import raw_results
+
+
+def test_the_commits_and_minutes_of_earlier_parts_are_kept(monkeypatch):
+    began = time.monotonic() - 120
+    before = None
+    for commit, expected in (("a1", "a1"), ("a1", "a1"), ("b2", "a1, b2"), ("a1", "a1, b2")):
+        monkeypatch.setattr(raw_results, "commit", lambda commit=commit: commit)
+        before = raw_results.about(began, before)
+        assert before["commit"] == expected
+    assert before is not None
+    assert before["minutes"] == 8.0
