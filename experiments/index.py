@@ -51,7 +51,7 @@ EXPERIMENTS = (
         "reproducibility.study",
         "Do the features of a variational SAE come back when it is trained again?",
         minutes="1800",
-        stages=("train", "tables", "search", "confirm", "probes", "length"),
+        stages=("train", "tables", "search", "confirm", "probes", "length", "stronger"),
         needs="caches of activations, see experiments/reproducibility/PROTOCOL.md; [saebench] for probes",
         page="reproducibility.md",
     ),

@@ -1,4 +1,4 @@
-"""Which features come back when an SAE is trained again, from another seed on other data.
+"""Which features come back when an SAE is trained again, from another seed, in another order of the data.
 
 Shapes: F features, D = activation_dim, S SAEs. All F features count, dead ones included.
 """
