@@ -77,9 +77,22 @@ class UpstreamTrainer:
         autocast = t.autocast(x.device.type, dtype=t.bfloat16, enabled=self._in_bf16)
         with self._annealed_k(step), autocast:
             if self._ranks.count == 1:
-                self._trainer.update(step, x)
+                self._update_alone(step, x)
             else:
                 self._update_with_others(step, x)
+
+    def _update_alone(self, step: int, x: t.Tensor) -> None:
+        """Upstream's step. A threshold that it makes infinite stays what it was.
+
+        TopK's is the mean over rows of the smallest selected value, and infinite if a row has none
+        above 0; its running mean would stay so.
+        """
+        former = dict(self.ae.named_buffers()).get("threshold")
+        former = None if former is None else former.clone()
+        self._trainer.update(step, x)
+        if former is not None:
+            new = self.ae.threshold
+            self.ae.threshold = t.where(new.isfinite(), new, former)
 
     @contextmanager
     def _annealed_k(self, step: int) -> Iterator[None]:
@@ -100,7 +113,7 @@ class UpstreamTrainer:
         if step == 0:
             trainer.loss = self._with_shared_median(x)
         try:
-            trainer.update(step, x)
+            self._update_alone(step, x)
         finally:
             vars(trainer).pop("loss", None)
         assert self._without_gradient == 0, "a parameter without a gradient: nothing was averaged"

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch as t
-from small_trainers import batch, built
+from small_trainers import STEPS, batch, built
 
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.trainers.upstream import UpstreamTrainer
@@ -53,6 +53,20 @@ def assert_same(one, other):
 
 def weights_of(trainer):
     return {name: value.clone() for name, value in trainer.ae.state_dict().items()}
+
+
+def test_a_token_without_a_positive_pre_activation_leaves_the_threshold_as_it_was():
+    """Upstream's mean of each row's smallest value is infinite then, and would stay so."""
+    trainer = trained("top_k", steps=STEPS // 2 + 3)
+    threshold = float(trainer.ae.threshold)
+    assert 0 < threshold < math.inf
+    trainer.ae.encoder.bias.data -= 1e3
+    trainer.update(STEPS // 2 + 3, batch(0))
+    assert float(trainer.ae.threshold) == threshold
+    assert trainer.check(STEPS // 2 + 3) is None
+    trainer.ae.encoder.bias.data += 1e3
+    trainer.update(STEPS // 2 + 4, batch(0))
+    assert float(trainer.ae.threshold) != threshold, "it goes on"
 
 
 def spoil(trainer):
