@@ -256,12 +256,13 @@ class SamplingTrainer:
         With `logging`, a `LossLog` instead: x, its reconstruction and its features by the mean,
         and the loss's terms. Noise comes from a copy of the generator, so nothing changes.
         """
+        x = self._prepared(x)
         if not logging:
             return self._terms(x, step, self.generator).loss
         generator = t.Generator(self.device)
         generator.set_state(self.generator.get_state())
         with t.no_grad():
-            losses = self._logged(self._terms(x, step, generator), x.to(self.ae.b_dec))
+            losses = self._logged(self._terms(x, step, generator), x)
             x_hat, f = self.ae(x, output_features=True)
         return LossLog(x, x_hat, f, {name: value.item() for name, value in losses.items()})
 

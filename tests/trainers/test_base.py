@@ -82,6 +82,16 @@ def test_the_default_device_is_one_that_is_there(architecture):
     assert trainer.generator.device.type == expected
 
 
+@pytest.mark.parametrize("dtype", [t.float64, t.bfloat16])
+@pytest.mark.parametrize("architecture", OURS)
+def test_the_log_takes_what_a_step_takes(architecture, dtype):
+    """As if the batch had been in float32, so that no sum is rounded to bf16."""
+    trainer, x = built(architecture), batch(0).to(dtype)
+    log = trainer.loss(x, 0, logging=True)
+    assert (log.x.dtype, log.x_hat.dtype) == (t.float32, t.float32)
+    assert trainer.metrics(0, x) == trainer.metrics(0, x.float())
+
+
 @pytest.mark.parametrize("width", [D - 1, D + 1])
 @pytest.mark.parametrize("architecture", OURS)
 def test_activations_of_another_width_name_both_widths_and_the_hook(architecture, width):
