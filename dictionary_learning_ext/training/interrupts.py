@@ -104,5 +104,5 @@ def interrupts(*, are_several: bool = False) -> Iterator[Interrupts]:
             former = dict.fromkeys(SIGNALS, signal.SIG_IGN)  # this process is about to end
         raise
     finally:
-        for each, handler in former.items():
-            signal.signal(each, handler)
+        for each, handler in former.items():  # None: set by C code, and Python can't set it again
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
