@@ -93,12 +93,13 @@ def of_seeds(folders: Sequence[Path]) -> SeedScores | None:
         logger.warning("which features come back was not measured: %s", error)
         return None
     returning = [measured.returning(name)[RETURNING[0]] for name in measured.names]
-    data_seeds = {seeds[SEEDS.index("data_seed")] for seeds in different}
+    data_seeds = [seeds[SEEDS.index("data_seed")] for seeds in different]
+    known = [seed for seed in data_seeds if seed is not None]  # upstream's folders name none
     return SeedScores(
         values={
             "pw_mcc_less_null": means_over_pairs(measured)["PW-MCC less null"],
             "returning": float(np.mean(returning)),
         },
         n=len(different),
-        share_batches=len(data_seeds) < len(different),
+        share_batches=len(set(known)) < len(known),
     )

@@ -56,6 +56,18 @@ def test_seeds_of_one_data_seed_share_batches(seeds, tmp_path):
     assert scores.share_batches
 
 
+def test_upstreams_folders_name_no_data_seed_so_nothing_is_said_of_their_batches(seeds, tmp_path):
+    folders = [tmp_path / "trainer_0", tmp_path / "trainer_1"]
+    for former, folder in zip(seeds[:2], folders, strict=True):
+        shutil.copytree(former, folder)
+        config = json.loads((folder / "config.json").read_text())
+        del config["run"]
+        (folder / "config.json").write_text(json.dumps(config))
+    scores = of_seeds(folders)
+    assert scores is not None
+    assert not scores.share_batches
+
+
 def test_a_folder_that_can_not_be_read_is_named(seeds, tmp_path, caplog):
     assert of_seeds([seeds[0], tmp_path / "nowhere"]) is None
     assert "which features come back was not measured: " in caplog.text
