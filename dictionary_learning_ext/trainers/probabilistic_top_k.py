@@ -20,6 +20,8 @@ from .devices import require_device
 from .k_annealing import KAnnealing
 from .kernels.auxk import row_variance
 from .kernels.ranks import ALONE, Ranks
+from .kernels.selection import top_k
+from .kernels.step_form import StepForm
 from .optimizers import UnitNormAdam
 from .products import product
 from .selection_counts import count_selection
@@ -50,16 +52,26 @@ def sample_gates(logits_BF: t.Tensor, temperature: float, generator: t.Generator
     return ((logits_BF + noise_BF) / temperature).sigmoid()
 
 
-def gated_code(
-    pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator
-) -> tuple[t.Tensor, t.Tensor]:
-    """The features of pre-activations (B, F) in training, dense, and all gates: both (B, F)."""
+class GatedCode(NamedTuple):
+    """What is kept of pre-activations in training."""
+
+    features_BF: t.Tensor
+    """dense"""
+    values_BK: t.Tensor
+    gate_BK: t.Tensor
+    """of the features kept"""
+
+
+def gated_code(pre_BF: t.Tensor, k: int, temperature: float, generator: t.Generator) -> GatedCode:
+    """The features of pre-activations (B, F) in training."""
     logits_BF = gate_logits(pre_BF)
     gate_BF = sample_gates(logits_BF, temperature, generator)
     score_BF = gate_BF.detach() + MAGNITUDE_WEIGHT * logits_BF.detach()
     indices_BK = score_BF.topk(k, sorted=False).indices
-    values_BK = (pre_BF.relu() * (1 + gate_BF) / 2).gather(1, indices_BK)
-    return t.zeros_like(pre_BF).scatter(1, indices_BK, values_BK), gate_BF
+    gate_BK = gate_BF.gather(1, indices_BK)
+    values_BK = pre_BF.gather(1, indices_BK).relu() * (1 + gate_BK) / 2
+    features_BF = t.zeros_like(pre_BF).scatter(1, indices_BK, values_BK)
+    return GatedCode(features_BF, values_BK, gate_BK)
 
 
 class GatedTerms(NamedTuple):
@@ -193,14 +205,14 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         k = self.k_annealing.at(step)
         with t.autocast(x.device.type, enabled=False):
             pre_BF = product(x - ae.b_dec, ae.encoder.weight, matmul_dtype) + ae.encoder.bias
-            f_BF, gate_BF = gated_code(pre_BF, k, self.temperature, generator)
-            error_BD = x - product(f_BF, ae.decoder.weight, matmul_dtype) - ae.b_dec
+            code = gated_code(pre_BF, k, self.temperature, generator)
+            error_BD = x - product(code.features_BF, ae.decoder.weight, matmul_dtype) - ae.b_dec
             l2_loss = error_BD.square().sum(-1).mean()
             since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k, ranks)
             is_dead_F = since_fired_F >= self.dead_feature_threshold
-            auxk_loss = self._auxk(error_BD.detach(), pre_BF.relu(), is_dead_F, matmul_dtype, ranks)
-        is_held_BF = f_BF.detach() != 0
-        mean_gate = (gate_BF.detach() * is_held_BF).sum() / is_held_BF.sum().clamp(min=1)
+            auxk_loss = self._auxk(error_BD.detach(), pre_BF, is_dead_F, matmul_dtype, ranks)
+        is_held_BK = code.values_BK.detach() != 0
+        mean_gate = (code.gate_BK.detach() * is_held_BK).sum() / is_held_BK.sum().clamp(min=1)
         loss = l2_loss + self.auxk_alpha * auxk_loss
         return GatedTerms(loss, l2_loss, auxk_loss, mean_gate, mean_threshold, since_fired_F)
 
@@ -209,13 +221,13 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         self, pre_BF: t.Tensor, k: int, ranks: Ranks
     ) -> tuple[t.Tensor, t.Tensor]:
         """The last two of `GatedTerms`."""
-        top = pre_BF.topk(k, sorted=False)
-        is_on_BK = top.values > 0
+        values_BK, indices_BK = top_k(pre_BF, k, StepForm.rows_at_once, select_by="value")
+        is_on_BK = values_BK > 0
         fired_F = t.zeros_like(pre_BF[0]).index_add_(
-            0, top.indices.flatten(), is_on_BK.flatten().to(pre_BF)
+            0, indices_BK.flatten(), is_on_BK.flatten().to(pre_BF)
         )
         has_one_B = is_on_BK.any(1)
-        smallest_B = top.values.where(is_on_BK, t.inf).amin(1)
+        smallest_B = values_BK.where(is_on_BK, t.inf).amin(1)
         fired_F, n_with_one, smallest_sum = ranks.sums(
             fired_F, has_one_B.sum(), smallest_B.where(has_one_B, 0).sum()
         )
@@ -226,7 +238,7 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
     def _auxk(
         self,
         residual_BD: t.Tensor,
-        f_BF: t.Tensor,
+        pre_BF: t.Tensor,
         is_dead_F: t.Tensor,
         matmul_dtype: t.dtype,
         ranks: Ranks,
@@ -235,8 +247,8 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         k_aux = min(self.top_k_aux, int(is_dead_F.sum())) if self.auxk_alpha > 0 else 0
         if k_aux == 0:
             return residual_BD.new_zeros(())
-        top = f_BF.where(is_dead_F, -t.inf).topk(k_aux, sorted=False)
-        aux_f_BF = t.zeros_like(f_BF).scatter(1, top.indices, top.values)
+        top = pre_BF.relu().where(is_dead_F, -t.inf).topk(k_aux, sorted=False)
+        aux_f_BF = t.zeros_like(pre_BF).scatter(1, top.indices, top.values)
         error_BD = residual_BD - product(aux_f_BF, self.ae.decoder.weight, matmul_dtype)
         variance = row_variance(residual_BD, ranks)
         return error_BD.square().sum(-1).mean() * t.where(variance > 0, 1 / variance, 0.0)

@@ -64,24 +64,33 @@ def test_gates_have_the_relaxed_bernoullis_distribution(temperature):
     t.testing.assert_close(*likelihoods, atol=0.05, rtol=0.05)
 
 
+def score_order(scaled_logits, pre):
+    """The K features whose gate, and a little of its logit, is largest."""
+    return (scaled_logits.sigmoid() + 1e-4 * gate_logits(pre)).topk(K).indices
+
+
 def test_a_hot_gate_is_the_top_k_of_the_noisy_logits():
     pre, generator = pre_activations(), t.Generator().manual_seed(3)
     noisy = gate_logits(pre) + noise_of(generator, pre.shape)
-    code, gates = gated_code(pre, K, 20.0, generator)
-    t.testing.assert_close(gates, (noisy / 20).sigmoid())
+    code, _, gate_BK = gated_code(pre, K, 20.0, generator)
     expected = t.zeros_like(pre).scatter(1, noisy.topk(K).indices, 1.0) * pre.relu()
     is_same = ((code != 0) == (expected != 0)).all(1)
     assert is_same.double().mean() > 0.98, (
         "all but near ties, which the logit's small weight decides"
     )
-    assert (code != gated_code(pre, K, 20.0, generator)[0]).any()
+    kept = score_order(noisy / 20, pre)
+    t.testing.assert_close(
+        gate_BK.sort().values, (noisy / 20).sigmoid().gather(1, kept).sort().values
+    )
+    assert (code != gated_code(pre, K, 20.0, generator).features_BF).any()
 
 
 def test_a_cold_gate_is_the_top_k_of_the_features_whose_gate_opens():
     pre, generator = pre_activations(), t.Generator().manual_seed(3)
     is_open = gate_logits(pre) + noise_of(generator, pre.shape) > 0
-    code, gates = gated_code(pre, K, 1e-6, generator)
-    assert t.equal(gates.round(), is_open.double())
+    code, _, gate_BK = gated_code(pre, K, 1e-6, generator)
+    assert (is_open.sum(1) >= K).all()
+    assert t.equal(gate_BK.round(), t.ones_like(gate_BK))
     top = pre.masked_fill(~is_open, -math.inf).topk(K)
     expected = t.zeros_like(pre).scatter(1, top.indices, top.values)
     assert (top.values > 0).all()
@@ -98,7 +107,7 @@ def test_cold_gates_without_noise_are_upstreams_top_k(monkeypatch):
     trainer.ae.double()
     x = data(dtype=t.float64)
     pre = trainer.ae.encoder(x - trainer.ae.b_dec)
-    code, _ = gated_code(pre, K, 1e-3, t.Generator())
+    code = gated_code(pre, K, 1e-3, t.Generator()).features_BF
     assert (gate_logits(pre).topk(K).values > 0.05).all()
     t.testing.assert_close(code, trainer.ae.encode(x), rtol=1e-9, atol=1e-12)
 
