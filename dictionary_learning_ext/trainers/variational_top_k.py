@@ -122,7 +122,12 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             ratio = self._noise_to_signal(x)
             warn_of_noise(ratio, self.posterior_options, self.options, self.steps)
         weights = self.ae.weights
-        objective = replace(self._objective(x, step, self.generator), ranks=self.ranks)
+        objective = self._objective(x, step, self.generator)
+        objective = replace(
+            objective,
+            ranks=self.ranks,
+            measures_kl=objective.kl_weight != 0 or self.learns_prior,
+        )
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
         for weight, gradient in zip(weights, gradients, strict=True):

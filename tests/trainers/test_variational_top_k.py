@@ -279,8 +279,26 @@ def test_decoder_columns_stay_unit_norm():
     assert t.allclose(norms, t.ones(F), atol=1e-5)
 
 
-def test_posterior_options_are_the_models_arguments():
-    """The trainer hands them on by name; a default that differs would be silent."""
+def test_the_defaults_are_those_of_the_options():
     trainer = make_trainer()
     assert trainer.posterior_options == PosteriorOptions()
     assert dataclasses.asdict(trainer.options)["beta"] == 1.0
+
+
+def test_the_model_gets_every_option_of_the_posterior():
+    given = {"noise_on": "values", "sigma": 0.3, "prior_std": 0.7, "select_by": "magnitude"}
+    ae = make_trainer(**given, rectify=True).ae
+    assert (ae.noise_on, ae.select_by, ae.rectify, ae.posterior_kind) == (
+        "values",
+        "magnitude",
+        True,
+        "fixed",
+    )
+    assert (float(ae.sigma), float(ae.prior_std)) == (pytest.approx(0.3), pytest.approx(0.7))
+    learned = make_trainer(posterior="learned", log_var_init=-3.0).ae
+    assert learned.posterior_kind == "learned"
+    assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
+    own_prior = make_trainer(prior="learned", prior_std=0.7).ae
+    assert own_prior.prior_std.shape == (F,)
+    covered = {*given, "rectify", "posterior", "log_var_init", "prior"}
+    assert covered == {field.name for field in dataclasses.fields(PosteriorOptions)}

@@ -41,7 +41,7 @@ def test_the_command_refuses_it_in_one_line(
     flag, needed, advice, flags, machine, monkeypatch, tmp_path, capsys
 ):
     machine(24 * GB)
-    monkeypatch.setattr(loop, "RunSources", None)  # nothing is loaded
+    monkeypatch.setattr(loop, "open_sources", lambda *_, **__: pytest.fail("it was loaded"))
     save_dir = tmp_path / "run"
     line = refused(["train", *flags, flag, f"--save-dir={save_dir}"], capsys)
     assert needed in line

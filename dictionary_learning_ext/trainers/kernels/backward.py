@@ -77,7 +77,7 @@ def _log_var_gradients(
     selected_BK = t.zeros_like(grad_values_BK)
     if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
         selected_BK = grad_values_BK * (e.draw.values_BK - e.draw.mu_BK) / 2
-    if e.moments is None:
+    if objective.options.kl_scope == "selected":
         prior_variance = objective.prior_std_at(e.draw.indices_BK).square()
         excess_BK = drawn.selected_BK.exp() / prior_variance - 1
         selected_BK = selected_BK + excess_BK * (objective.kl_weight / (2 * batch))

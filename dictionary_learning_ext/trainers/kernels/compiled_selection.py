@@ -52,11 +52,10 @@ def draw_batch(
     def draw_rows(rows: slice) -> tuple[t.Tensor, DrawnLogVariance | None]:
         rows_log_var = None if log_var is None else log_var.of(rows)
         std = sigma if rows_log_var is None else rows_log_var.std_BF
-        if means.rectify and noise_scale == 0 and _has_too_few_positive(means.of(rows), k):
+        products_BF, bias_F, rectify = means.unfinished(rows)
+        fired_F = out.draw(rows, products_BF, bias_F, rectify, std, noise)
+        if means.rectify and noise_scale == 0 and not (out.values_BK[rows] > 0).all():
             fired_F = out.draw_as_upstream(rows, means.of(rows))
-        else:
-            products_BF, bias_F, rectify = means.unfinished(rows)
-            fired_F = out.draw(rows, products_BF, bias_F, rectify, std, noise)
         return fired_F, None if rows_log_var is None else rows_log_var.drawn(out.indices_BK[rows])
 
     parts = map_row_blocks(draw_rows, len(means.centred_BD), rows_at_once)
@@ -144,11 +143,6 @@ class _Drawn:
         fired_F = t.zeros(mu_BF.shape[1], dtype=t.bool)
         fired_F[indices_BK.flatten()] = True
         return fired_F
-
-
-def _has_too_few_positive(mu_BF: t.Tensor, k: int) -> bool:
-    """Whether a row has fewer than K positive means."""
-    return bool(((mu_BF > 0).sum(-1) < k).any())
 
 
 @functools.cache

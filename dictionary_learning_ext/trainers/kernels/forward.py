@@ -41,6 +41,7 @@ def evaluate(
 ) -> tuple[LossTerms, ForwardPass]:
     """The loss of one batch, and what its gradients need."""
     matmul_dtype, posterior = objective.matmul_dtype, objective.posterior
+    needs_all_kl = objective.options.kl_scope == "all" and objective.measures_kl
     centred_BD = x_BD - weights.b_dec_D
     means = BatchMeans(
         centred_BD,
@@ -61,7 +62,7 @@ def evaluate(
             objective.log_var_limits,
             objective.prior_std,
             matmul_dtype=matmul_dtype,
-            with_kl=objective.options.kl_scope == "all",
+            with_kl=needs_all_kl,
             with_gradient=objective.kl_weight != 0,
         )
     draw = draw_batch(
@@ -87,10 +88,10 @@ def evaluate(
     tokens = len(x_BD) * objective.ranks.count
     since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F.bool(), 0)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
-    moments = None
-    if objective.options.kl_scope == "all":
-        moments = means.moments(with_cross=objective.kl_weight != 0)
-    kl_loss, mean_kl_F = batch_kl(moments, draw, objective)
+    moments = means.moments(with_cross=objective.kl_weight != 0) if needs_all_kl else None
+    kl_loss, mean_kl_F = l2_loss.new_zeros(()), None
+    if objective.measures_kl:
+        kl_loss, mean_kl_F = batch_kl(moments, draw, objective)
     auxk = None
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold

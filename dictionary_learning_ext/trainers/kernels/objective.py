@@ -60,6 +60,8 @@ class StepObjective:
     """how the step is computed; the numbers do not depend on it, up to rounding"""
     ranks: Ranks = ALONE
     """the processes that share the batch: its statistics are of all rows, the loss of this rank's"""
+    measures_kl: bool = True
+    """whether the KL is asked for, for the log or the gradient; without it `kl_loss` is 0"""
     least_std: t.Tensor | None = None
     """what stands for a point's sigma in the KL from a learned prior, 0-dim"""
 
@@ -74,13 +76,13 @@ class StepObjective:
 
 
 class LossTerms(NamedTuple):
-    """The loss and its parts, 0-dim except for the last. Only `loss` has a gradient."""
+    """The loss and its parts: 0-dim, but those that end in _F are (F,). Only `loss` has a gradient."""
 
     loss: t.Tensor
     l2_loss: t.Tensor
     """mean over the batch of ||x - x_hat||^2"""
     kl_loss: t.Tensor
-    """nats per token, before beta and s(t)"""
+    """nats per token, before beta and s(t); see `StepObjective.measures_kl`"""
     auxk_loss: t.Tensor
     """AuxK's loss, relative to the residual's variance, before auxk_alpha"""
     mean_threshold: t.Tensor

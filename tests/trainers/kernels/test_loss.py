@@ -389,3 +389,21 @@ def test_no_gradient_is_computed_when_none_is_wanted(monkeypatch):
         assert variational_loss(x, trained, objective).loss > 0
     with pytest.raises(AssertionError, match="computed"):
         variational_loss(x, trained, objective)
+
+
+@pytest.mark.parametrize("scope", ["all", "selected"])
+@pytest.mark.parametrize("posterior", ["fixed", "point", "learned"])
+def test_a_kl_without_weight_that_is_not_asked_for_changes_nothing_but_itself(posterior, scope):
+    case = {"posterior": posterior, "kl_scope": scope, "noise_on": "both", "beta": 0.0, "aux": True}
+    x, weights, objective = make_case(**case)
+    asked, gradients_asked = gradients(variational_loss, x, weights, objective)
+    without = dataclasses.replace(objective, measures_kl=False)
+    with RecordedOps() as ops:
+        terms, found = gradients(variational_loss, x, weights, without)
+    assert asked.kl_loss > 0
+    assert terms.kl_loss == 0
+    assert t.equal(terms.loss, asked.loss)
+    assert all(t.equal(*pair) for pair in zip(found, gradients_asked, strict=True))
+    with RecordedOps() as all_ops:
+        gradients(variational_loss, x, weights, objective)
+    assert ops.counts.total() < all_ops.counts.total(), "it is not computed"

@@ -2,6 +2,7 @@
 
 import torch as t
 
+from dictionary_learning_ext.trainers.kernels import step_form
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 
@@ -12,9 +13,12 @@ def test_on_a_gpu_products_are_dense_and_the_host_waits_for_nothing():
     assert not form.keeps_rectified, "memory"
 
 
-def test_on_a_cpu_amx_decides():
-    form, has_amx = StepForm.of(t.device("cpu")), t.cpu._is_amx_tile_supported()
-    densities = (form.sparse_density, form.sparse_projection_density)
-    assert densities == ((1 / 16, 1 / 128) if has_amx else (1 / 8, 1 / 16))
-    assert form.reads_dead_count
-    assert form.keeps_rectified
+def test_on_a_cpu_amx_makes_dense_products_worth_it_sooner(monkeypatch):
+    forms = []
+    for has_amx in (False, True):
+        monkeypatch.setattr(step_form, "_has_amx", lambda has_amx=has_amx: has_amx)
+        forms.append(StepForm.of(t.device("cpu")))
+        assert forms[-1].reads_dead_count
+        assert forms[-1].keeps_rectified
+    assert 0 < forms[1].sparse_density < forms[0].sparse_density
+    assert 0 < forms[1].sparse_projection_density < forms[0].sparse_projection_density
