@@ -86,7 +86,7 @@ def _change(dictionary: Any, features: Mapping[int, float], mode: SteerMode) -> 
     for feature, value in features.items():
         require_type(f"the value of feature {feature}", value, float)
     values_S = t.tensor(list(features.values()), dtype=t.float32)
-    directions_SD = decoder_directions(dictionary)[numbers]
+    directions_SD = decoder_directions(dictionary, numbers)
     weights = next(dictionary.parameters())
 
     def change(x_BLD: t.Tensor) -> t.Tensor:
