@@ -98,6 +98,39 @@ class StudyFacts:
             for arm in ARMS
         )
 
+    def mean(self, name: str, arm: str, measure: str) -> str:
+        """An arm's mean at a setting, by the start of its name."""
+        (rows,) = (rows for n, rows in self._rows.items() if n.startswith(name))
+        return f"{self._mean(rows, arm, measure):.3f}"
+
+    @property
+    def within_risen(self) -> str:
+        """By how much more at most the nearest directions of one SAE agree with noise and penalty than in TopK,
+        at a setting that is whole."""
+        return f"{max(self._risen(n, 'within') for n in self.whole):.3f}"
+
+    @property
+    def clusters_less(self) -> bool:
+        """That rise is less than a third of the primary measure's, at every setting that is whole."""
+        return all(self._risen(n, "within") < self._risen(n, PRIMARY) / 3 for n in self.whole)
+
+    @property
+    def gains(self) -> str:
+        """Of the primary measure, both over TopK: the smallest and the largest of a setting's means."""
+        gains = [self._risen(n, PRIMARY) for n in self.whole]
+        return f"{min(gains):.3f} to {max(gains):.3f}"
+
+    def _risen(self, name: str, measure: str) -> float:
+        """What both have more than TopK."""
+        rows = self._rows[name]
+        return self._mean(rows, BOTH, measure) - self._mean(rows, TOP_K, measure)
+
+    @property
+    def models(self) -> str:
+        """The language models whose settings are whole."""
+        names = {"embedded": "the embedded one, of 4 layers", "SmolLM2-135M": "SmolLM2-135M"}
+        return " and ".join(names[m] for m in dict.fromkeys(n.split(",")[0] for n in self.whole))
+
     def _mean(self, rows: list[Row], arm: str, measure: str) -> float:
         return statistics.mean(means(rows, arm, measure))
 
@@ -147,13 +180,13 @@ class StudyFacts:
 
     @property
     def probes(self) -> str:
-        """sae_probes of TopK and of both, where it was measured."""
+        """sae_probes, both less TopK: the smallest and the largest of a setting's means; empty if unmeasured."""
         found = [
-            f"{self._mean(rows, TOP_K, 'sae_probes'):.3f} / {self._mean(rows, BOTH, 'sae_probes'):.3f} at {name}"
+            self._risen(name, "sae_probes")
             for name, rows in self._rows.items()
             if means(rows, BOTH, "sae_probes")
         ]
-        return "; ".join(found)
+        return f"{min(found):+.4f} to {max(found):+.4f}" if found else ""
 
     @property
     def times_as_many_return(self) -> str:

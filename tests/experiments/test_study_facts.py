@@ -79,7 +79,25 @@ def test_the_best_rival_is_compared_where_it_has_run():
 def test_the_probes_stand_where_they_were_measured():
     assert facts(probes=None).probes == ""
     found = facts(**{TOP_K: {"sae_probes": 0.61}, BOTH: {"sae_probes": 0.6}})
-    assert found.probes == f"0.610 / 0.600 at {NAME}"
+    assert found.probes == "-0.0100 to -0.0100"
+
+
+def test_clusters_are_compared_with_the_gain():
+    def clustered(within):
+        content = confirmed(LEVELS)
+        for row in content["pairs"]:
+            row |= {"within": within if row["arm"] == BOTH else 0.3, "returning_0.7": 0.5}
+        return StudyFacts(content)
+
+    assert clustered(0.34).clusters_less, "0.04 of 0.15"
+    assert not clustered(0.36).clusters_less
+    assert (clustered(0.34).within_risen, clustered(0.34).gains) == ("0.040", "0.150 to 0.150")
+
+
+def test_numbers_and_models_by_name():
+    found = facts(**{TOP_K: {"near_dead_0.1": 0.25}})
+    assert found.mean(NAME, TOP_K, "near_dead_0.1") == "0.250"
+    assert found.models == "the embedded one, of 4 layers"
 
 
 @pytest.mark.parametrize(
