@@ -38,8 +38,8 @@ def writing(path: Path, elsewhere: str = "--save-dir") -> Iterator[None]:
         remedy = "free some space or choose" if is_full else "choose"
         is_new_file = is_full and not os.path.exists(path)
         is_kept = _holds_something(path.parent if is_new_file else path)
-        held = f"{path.parent} already held" if is_new_file else "it held before"
-        kept = f"; what {held} is still there" if is_kept else ""
+        whose = "its folder" if is_new_file else "it"
+        kept = f"; what {whose} held before is still there" if is_kept else ""
         raise CheckpointError(
             f"{path} can't be written ({error.strerror or error}): {remedy} another {elsewhere}{kept}"
         ) from error

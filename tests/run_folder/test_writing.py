@@ -104,8 +104,8 @@ def test_space_is_asked_for_and_what_was_there_is_named_only_where_it_is_true(
     (tmp_path / ".lock").touch()
     assert said() == f"{tmp_path / name} can't be written (refused): {remedy}"
     (tmp_path / "ae.pt").touch()
-    held = {"": "it held before", "new": f"{tmp_path} already held" if is_full else ""}[name]
-    assert said().endswith(remedy + (f"; what {held} is still there" if held else ""))
+    whose = {"": "it", "new": "its folder" if is_full else ""}[name]
+    assert said().endswith(remedy + (f"; what {whose} held before is still there" if whose else ""))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
