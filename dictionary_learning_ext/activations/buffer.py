@@ -26,6 +26,7 @@ from ..config.options import Packing
 from ..errors import ConfigError, NonFiniteError, TextError
 from .activation_reader import ActivationReader
 from .outliers import NormRecord, Outliers
+from .resumed_settings import require_same_settings
 from .rows import ActivationRows
 from .shared_pass import SharedPass, in_step
 from .tokens import WHOLE, ContextStream, Share
@@ -265,11 +266,7 @@ class ResidualBuffer(ActivationBuffer):
             ConfigError: `state` is of a buffer with other settings.
             TextError: `state` is of another text, or the text has changed.
         """
-        now = self._settings()
-        if differ := [key for key in now if state["config"].get(key) != now[key]]:
-            was = ", ".join(f"{key}={state['config'].get(key)!r}" for key in differ)
-            given = ", ".join(f"{key}={now[key]!r}" for key in differ)
-            raise ConfigError(f"the run can't resume with {given}: expected {was}, as before")
+        require_same_settings(state["config"], self._settings())
         start = state["fill"]
         self._rows.load_state_dict(start["rows"])
         generator = torch.frombuffer(bytearray.fromhex(start["generator"]), dtype=torch.uint8)

@@ -1,14 +1,13 @@
-"""A run's batches, out of stored activations: what `RunSources` is for a language model."""
+"""A run's batches, out of stored activations."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from nnsight import LanguageModel
 
 from ..config.run_config import RunConfig
-from ..config.synthetic_models import is_synthetic
 from ..errors import LanguageModelError, TextError
 from .cached_source import CachedSource
 from .held_out import HeldOut, held_out_stored, require_held_out
@@ -17,34 +16,14 @@ from .language_models import settings_hash, weights_hash
 from .run_inputs import load_model
 from .sources import RunSources
 from .stored_activations import UNKNOWN, StoredActivations, open_stored
-from .synthetic_run import SyntheticSources
 from .tokens import WHOLE, Share
-
-
-def open_sources(
-    run: RunConfig,
-    hooks: Iterable[str],
-    before_batch: Callable[[], None] | None = None,
-    share: Share = WHOLE,
-) -> RunSources:
-    """The batches of every hook point of a run: of a language or synthetic model, or stored ones.
-
-    Arguments:
-        before_batch: called before each batch of the language model, or each read; it may raise.
-        share: what this process reads, and how many share a batch.
-    """
-    if is_synthetic(run.model):
-        kind = SyntheticSources
-    else:
-        kind = RunSources if run.activations is None else CachedSources
-    return kind(run, hooks, before_batch, share)
 
 
 class CachedSources(RunSources):
     """The batches of every hook point of a run, out of stored activations.
 
-    The language model is loaded only if its loss will be measured, by rank 0. Arguments and attributes are
-    `RunSources`'s.
+    The language model is loaded only if its loss will be measured, by rank 0. Arguments are
+    `open_sources`'s.
 
     Raises: a UserError if the activations are not of the run's model, text and hook points.
     """
@@ -57,7 +36,7 @@ class CachedSources(RunSources):
         share: Share = WHOLE,
     ):
         assert run.activations is not None
-        self._run, self._share = run, share
+        super().__init__(run, share)
         self._stored = stored = open_stored(run.activations)
         hooks = list(hooks)
         stored.require_fit(run, hooks)
@@ -108,21 +87,13 @@ class CachedSources(RunSources):
             f" {run.steps:,} steps of {run.batch_size:,}; use {' or '.join(ways)}"
         )
 
-    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Continue where each hook point's `state_dict` was taken."""
-        for name, state in states.items():
-            self.sources[name].load_state_dict(state)
-
     def held_out(self, hook: str) -> HeldOut:
         """What the SAEs of a hook point are measured on."""
         tokens = self._run.eval_tokens
         return held_out_stored(self._run, self._stored, hook, tokens, self._loss_model)
 
     def _refill(self) -> None:
-        """Fill the sources that are used up.
-
-        None has handed out its next batch yet. So if a read is interrupted, all continue at one place.
-        """
+        """See `RunSources`."""
         for source in self._cached.values():
             if source.is_used_up:
                 source.refresh()

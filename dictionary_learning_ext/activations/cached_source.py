@@ -22,6 +22,7 @@ from ..config.options import Split
 from ..errors import ConfigError, TextError
 from .cached_files import FileReader, Part, Piece, cut
 from .outliers import NormRecord, Outliers
+from .resumed_settings import require_same_settings
 from .stored_activations import StoredActivations
 from .tokens import WHOLE, Share
 from .wanted_rows import ROWS_AT_ONCE, judged, rule_of
@@ -191,16 +192,12 @@ class CachedSource:
 
         Raises: ConfigError if it is of other settings, or the folder has changed.
         """
-        now = self._settings()
-        if differ := [key for key in now if state["config"].get(key) != now[key]]:
-            if "cache" in differ:
-                raise ConfigError(
-                    f"the run can't resume: the activations in {self.stored.folder} have changed;"
-                    " restore them, or start another run with --config"
-                )
-            was = ", ".join(f"{key}={state['config'].get(key)!r}" for key in differ)
-            given = ", ".join(f"{key}={now[key]!r}" for key in differ)
-            raise ConfigError(f"the run can't resume with {given}: expected {was}, as before")
+        if state["config"].get("cache") != self.stored.digest:
+            raise ConfigError(
+                f"the run can't resume: the activations in {self.stored.folder} have changed;"
+                " restore them, or start another run with --config"
+            )
+        require_same_settings(state["config"], self._settings())
         start = state["fill"]
         self._place = _Place(**start["place"])
         self._fills, self.dropped_tokens = start["fills"], start["dropped"]

@@ -1,25 +1,18 @@
-"""Where a run's batches come from: a source for each hook point, all in the same token order.
+"""What a run's batches come from: a source for each hook point, all in the same token order.
 
-The training loop asks what `cached_run.open_sources` returns: a language model runs, a cache is
-read, or a synthetic model draws.
+`run_sources.open_sources` makes them: a language model runs, a cache is read, or a synthetic model draws.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch as t
-from nnsight import LanguageModel
 
 from ..config.run_config import RunConfig
-from .buffer import ResidualBuffer
-from .enough_text import require_enough_text
-from .held_out import HeldOut, held_out_text
-from .hook_points import HookPoint, find_hook
-from .language_models import settings_hash, weights_hash
+from .held_out import HeldOut
+from .hook_points import HookPoint
 from .outliers import Outliers
-from .run_inputs import load_model, make_buffer, norm_factor_of
-from .shared_pass import SharedPass, in_step
-from .text import open_text
+from .run_inputs import norm_factor_of
 from .tokens import WHOLE, Share
 
 
@@ -58,16 +51,9 @@ class BatchSource(Protocol):
 
 
 class RunSources:
-    """The batches of every hook point of a run, out of one language model.
+    """The batches of every hook point of a run: what the training loop asks for.
 
-    The hook points share its forward passes. Each has its own buffer, so its batches are those of a
-    run of its own.
-
-    Arguments:
-        run: its text, model and batch size.
-        hooks: the names of the hook points.
-        before_batch: called before each batch of the language model; it may raise.
-        share: what this process reads, and how many share a batch.
+    A subclass sets the attributes, and defines `require_enough`, `held_out` and `_refill`.
 
     Attributes:
         hooks: the hook points, by name.
@@ -75,46 +61,27 @@ class RunSources:
         inputs: hashes of what the batches depend on, which must not change before a resume.
     """
 
-    def __init__(
-        self,
-        run: RunConfig,
-        hooks: Iterable[str],
-        before_batch: Callable[[], None] | None = None,
-        share: Share = WHOLE,
-    ):
-        self._run, self._share = run, share
-        self._model: LanguageModel = load_model(run)
-        self.hooks: dict[str, HookPoint] = {name: find_hook(self._model, name) for name in hooks}
-        shared = SharedPass(self._model, [hook.place for hook in self.hooks.values()])
-        self._buffers = {
-            name: self._buffer(hook, before_batch, shared) for name, hook in self.hooks.items()
-        }
-        self.sources: dict[str, BatchSource] = dict(self._buffers)
-        self.inputs = {
-            "language_model": weights_hash(self._model),
-            "tokenizer": settings_hash(self._model),
-        }
+    hooks: dict[str, HookPoint]
+    sources: Mapping[str, BatchSource]
+    inputs: dict[str, str]
 
-    def _buffer(
-        self, hook: HookPoint, before_batch: Callable[[], None] | None, shared: SharedPass
-    ) -> ResidualBuffer:
-        run = self._run
-        text = open_text(run.data, seed=run.data_seed, passes=run.text_passes)
-        return make_buffer(
-            run,
-            self._model,
-            hook,
-            text,
-            run.batch_size // self._share.count,
-            before_batch,
-            seed=run.data_seed,
-            share=self._share,
-            shared=shared,
-        )
+    def __init__(self, run: RunConfig, share: Share = WHOLE):
+        self._run, self._share = run, share
 
     def require_enough(self) -> None:
-        """Raise a TextError if there is too little text for the run."""
-        require_enough_text(self._run, self._model.tokenizer, self._share.count)
+        """Raise a TextError if there is too little to train on."""
+        raise NotImplementedError
+
+    def held_out(self, hook: str) -> HeldOut:
+        """What the SAEs of a hook point are measured on."""
+        raise NotImplementedError
+
+    def _refill(self) -> None:
+        """Fill the sources that are used up.
+
+        None has handed out its next batch yet. So if this is interrupted, all continue at one place.
+        """
+        raise NotImplementedError
 
     def mean_squared_norms(self) -> dict[str, float]:
         """E||x||^2 of each hook point's first rows, of this process's share."""
@@ -145,16 +112,9 @@ class RunSources:
 
     def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Continue where each hook point's `state_dict` was taken."""
-        in_step(self._buffers[name].loading(state) for name, state in states.items())
-
-    def _refill(self) -> None:
-        """Fill the buffers that are used up, in step."""
-        in_step(one.refreshing() for one in self._buffers.values() if one.is_used_up)
+        for name, state in states.items():
+            self.sources[name].load_state_dict(state)
 
     def tokens_seen(self) -> set[int]:
         """How many rows the sources have handed out: one number, except in the middle of `next`."""
         return {source.tokens_seen for source in self.sources.values()}
-
-    def held_out(self, hook: str) -> HeldOut:
-        """What the SAEs of a hook point are measured on."""
-        return held_out_text(self._run, self._model, self.hooks[hook], self._run.eval_tokens)

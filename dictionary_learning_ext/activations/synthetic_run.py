@@ -1,6 +1,6 @@
-"""A run's batches, out of a synthetic model: what `RunSources` is for a language model."""
+"""A run's batches, out of a synthetic model."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..config.run_config import RunConfig
@@ -17,7 +17,7 @@ from .tokens import WHOLE, Share
 class SyntheticSources(RunSources):
     """The batches of a run on a synthetic model. No language model is loaded.
 
-    Arguments and attributes are `RunSources`'s. The only hook point is NO_HOOK.
+    Arguments are `open_sources`'s. The only hook point is NO_HOOK.
 
     Raises: ConfigError if the run has settings that a synthetic model has no use for.
     """
@@ -30,7 +30,8 @@ class SyntheticSources(RunSources):
         share: Share = WHOLE,
     ):
         require_synthetic_run(run)
-        self._run, self._share, self._before_batch = run, share, before_batch
+        super().__init__(run, share)
+        self._before_batch = before_batch
         self._drawn = draw_model(run.model)
         self.hooks = {name: synthetic_hook_point(run) for name in hooks}
         self.sources = {
@@ -48,11 +49,6 @@ class SyntheticSources(RunSources):
 
     def require_enough(self) -> None:
         """There always is."""
-
-    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
-        """Continue where each hook point's `state_dict` was taken."""
-        for name, state in states.items():
-            self.sources[name].load_state_dict(state)
 
     def held_out(self, hook: str) -> HeldOut:
         """What the SAEs are measured on."""

@@ -17,6 +17,7 @@ import torch as t
 from ..config.synthetic_models import synthetic_settings
 from ..errors import ConfigError
 from .outliers import Outliers
+from .resumed_settings import require_same_settings
 from .tokens import WHOLE, Share
 
 _ROWS_OF_THE_NORM = 16_384
@@ -154,12 +155,7 @@ class SyntheticSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken. Raises ConfigError if it is of other settings."""
-        was, now = state["config"], self._settings()
-        if differ := [name for name in now if was.get(name) != now[name]]:
-            given, before = (
-                ", ".join(f"{name}={each.get(name)!r}" for name in differ) for each in (now, was)
-            )
-            raise ConfigError(f"the run can't resume with {given}: expected {before}, as before")
+        require_same_settings(state["config"], self._settings())
         self.tokens_seen = state["tokens_seen"]
 
     def _batch(self, number: int) -> tuple[t.Tensor, t.Tensor]:

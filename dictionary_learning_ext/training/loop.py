@@ -12,7 +12,7 @@ from typing import Any
 import torch as t
 from tqdm import tqdm
 
-from ..activations.cached_run import open_sources
+from ..activations.run_sources import open_sources
 from ..activations.sources import RunSources
 from ..activations.tokens import Share
 from ..config.run_config import RunConfig, TrainConfig

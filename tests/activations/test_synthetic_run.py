@@ -11,7 +11,7 @@ from small_commands import refused
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import run_inputs
-from dictionary_learning_ext.activations.cached_run import open_sources
+from dictionary_learning_ext.activations.run_sources import open_sources
 from dictionary_learning_ext.activations.synthetic_source import draw_model
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main

@@ -12,7 +12,7 @@ from interrupted_runs import sae_of
 from tqdm import tqdm
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
-from dictionary_learning_ext.activations import sources
+from dictionary_learning_ext.activations import language_model_run
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.run_inputs import make_buffer
@@ -174,7 +174,7 @@ def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
 def test_a_try_that_fails_before_its_first_step_leaves_no_folder(
     normalize, run_of, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sources, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(language_model_run, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text("the cat")
     with pytest.raises(TextError):
@@ -209,7 +209,7 @@ def test_pages_on_several_saes_go_with_the_one_that_is_overwritten(is_ours, run_
 def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(sources, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(language_model_run, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text("the cat sat on the mat. " * 400)
     with pytest.raises(TextError, match=r"\d+ tokens.*expected 64 for the next batch, found \d+"):

@@ -20,7 +20,7 @@ from interrupted_runs import (
 )
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations import sources
+from dictionary_learning_ext.activations import language_model_run
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run_config import RunConfig
@@ -170,7 +170,7 @@ def test_lines_logged_after_the_point_are_cut_off(stopped):
 
 def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkeypatch):
     """As where outliers are left out, whose number isn't known before."""
-    monkeypatch.setattr(sources, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(language_model_run, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text(Path(text).read_text()[:6_000])
     one = replace(run, data=str(short), save_every="none", eval_tokens=0)
@@ -187,7 +187,9 @@ def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkey
 
 
 def test_the_text_is_not_counted_again(stopped, monkeypatch):
-    monkeypatch.setattr(sources, "require_enough_text", lambda *args: pytest.fail("counted again"))
+    monkeypatch.setattr(
+        language_model_run, "require_enough_text", lambda *args: pytest.fail("counted again")
+    )
     resumed(stopped)
 
 
