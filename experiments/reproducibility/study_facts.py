@@ -110,11 +110,6 @@ class StudyFacts:
         return f"{max(self._risen(n, 'within') for n in self.whole):.3f}"
 
     @property
-    def clusters_less(self) -> bool:
-        """That rise is less than a third of the primary measure's, at every setting that is whole."""
-        return all(self._risen(n, "within") < self._risen(n, PRIMARY) / 3 for n in self.whole)
-
-    @property
     def gains(self) -> str:
         """Of the primary measure, both over TopK: the smallest and the largest of a setting's means."""
         gains = [self._risen(n, PRIMARY) for n in self.whole]

@@ -89,8 +89,6 @@ def test_clusters_are_compared_with_the_gain():
             row |= {"within": within if row["arm"] == BOTH else 0.3, "returning_0.7": 0.5}
         return StudyFacts(content)
 
-    assert clustered(0.34).clusters_less, "0.04 of 0.15"
-    assert not clustered(0.36).clusters_less
     assert (clustered(0.34).within_risen, clustered(0.34).gains) == ("0.040", "0.150 to 0.150")
 
 

@@ -67,12 +67,6 @@ def level(value, arm):
     return spoil
 
 
-def clustered_as_much(content):
-    for row in content["pairs"]:
-        if row["arm"] == "noise and penalty":
-            row["within"] += 0.2
-
-
 LAST = "F = 32D, k/F = 1/256"
 SPOILS = {
     "on SAELens's synthetic activations the same noise finds less of the truth, and returns less": (
@@ -86,10 +80,6 @@ SPOILS = {
     "Most of it is the noise's: alone it gains more than the penalty alone": (
         "reproducibility",
         level(0.2, "noise alone"),
-    ),
-    "Directions cluster more, too, but far less than they match": (
-        "reproducibility",
-        clustered_as_much,
     ),
     "**The best rival is ahead in this measure.** In every pair its features match better than those of noise "
     "and penalty, and it costs more FVE": ("reproducibility", level(0.9, "noise and penalty")),
