@@ -79,7 +79,7 @@ class StudyFacts:
 
     def _why_not(self, name: str) -> str:
         """What fails, in TopK and in both, and what was not measured; empty if it passes."""
-        own, rows = self.verdicts[name], self._rows[name]
+        own = self.verdicts[name]
         if own is None:
             return "not run"
         found = [] if self.p[name] <= decisions.LEVEL else ["the gain"]
@@ -87,8 +87,7 @@ class StudyFacts:
             if m not in own.no_worse:
                 found.append(f"{LABELS[m]} not measured")
             elif own.no_worse[m] > decisions.LEVEL:
-                both = " / ".join(f"{self._mean(rows, arm, m):.3f}" for arm in (TOP_K, BOTH))
-                found.append(f"{LABELS[m]} {both}")
+                found.append(f"{LABELS[m]} {self._two(name, m)}")
         return ", ".join(found)
 
     def _each(self, rows: list[Row], measure: str, digits: int) -> str:
@@ -98,10 +97,19 @@ class StudyFacts:
             for arm in ARMS
         )
 
-    def mean(self, name: str, arm: str, measure: str) -> str:
-        """An arm's mean at a setting, by the start of its name."""
-        (rows,) = (rows for n, rows in self._rows.items() if n.startswith(name))
-        return f"{self._mean(rows, arm, measure):.3f}"
+    @property
+    def revived(self) -> list[str]:
+        """The whole settings where noise and penalty leave clearly fewer features near-dead, with the shares."""
+        return [
+            f"{name} ({self._two(name, 'near_dead_0.1')})"
+            for name in self.whole
+            if self._risen(name, "near_dead_0.1") < -0.02
+        ]
+
+    def _two(self, name: str, measure: str) -> str:
+        """The means of TopK and of both."""
+        rows = self._rows[name]
+        return " / ".join(f"{self._mean(rows, arm, measure):.3f}" for arm in (TOP_K, BOTH))
 
     @property
     def within_risen(self) -> str:
