@@ -131,7 +131,7 @@ class StudyFacts:
     @property
     def models(self) -> str:
         """The language models whose settings are whole."""
-        names = {"embedded": "the embedded one, of 4 layers", "SmolLM2-135M": "SmolLM2-135M"}
+        names = {"embedded": "the embedded one (4 layers)", "SmolLM2-135M": "SmolLM2-135M"}
         return " and ".join(names[m] for m in dict.fromkeys(n.split(",")[0] for n in self.whole))
 
     def _mean(self, rows: list[Row], arm: str, measure: str) -> float:

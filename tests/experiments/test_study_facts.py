@@ -93,7 +93,7 @@ def test_clusters_are_compared_with_the_gain():
 
 
 def test_numbers_and_models_by_name():
-    assert facts().models == "the embedded one, of 4 layers"
+    assert facts().models == "the embedded one (4 layers)"
     found = facts(**{TOP_K: {"near_dead_0.1": 0.25}})
     assert found.revived == [f"{NAME} (0.250 / 0.100)"]
     assert facts(**{TOP_K: {"near_dead_0.1": 0.11}}).revived == []

@@ -81,7 +81,7 @@ SPOILS = {
         "reproducibility",
         level(0.2, "noise alone"),
     ),
-    "**The best rival is ahead in this measure.** In every pair its features match better than those of noise "
+    "**The best rival is ahead in this measure, where it has run.** In every pair its features match better than those of noise "
     "and penalty, and it costs more FVE": ("reproducibility", level(0.9, "noise and penalty")),
     "loses reconstruction whichever way it is read": (
         "reproduce_paper",
