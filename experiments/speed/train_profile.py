@@ -28,7 +28,7 @@ TIMED = {
     "language model": ("activations.shared_pass", "SharedPass.read"),
     "language model's losses": ("evaluation.measure", "language_model_losses"),
     "loading the language model": ("activations.run_inputs", "load_language_model"),
-    "looking whether the text suffices": ("activations.sources", "require_enough_text"),
+    "looking whether the text suffices": ("activations.language_model_run", "require_enough_text"),
     "text and tokens": ("activations.tokens", "ContextStream.next_batch"),
     "shuffling and the rest of filling": ("activations.buffer", "ResidualBuffer.refresh"),
     "handing out batches": ("activations.buffer", "ResidualBuffer.__next__"),
