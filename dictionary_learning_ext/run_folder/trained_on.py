@@ -62,7 +62,7 @@ def run_of(
     elif model is None or hook is None:
         trainer, missing = config["trainer"], []
         if model is None:
-            missing.append(f"no language model (lm_name={trainer.get('lm_name')!r})")
+            missing.append(f"no certain language model (lm_name={trainer.get('lm_name')!r})")
         if hook is None:
             missing.append(f"no hook point (submodule_name={trainer.get('submodule_name')!r})")
         flags = [f"--{n}" for n, v in (("model", model), ("hook", hook)) if v is None]

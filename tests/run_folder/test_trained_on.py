@@ -65,7 +65,7 @@ def test_a_folder_of_upstreams_needs_the_model_and_hook(made):
     with pytest.raises(ConfigError, match=missing):
         run_of(folder, "gpt2", None, None, "cpu")
     with pytest.raises(
-        ConfigError, match=r"no language model .*no hook.*; give --model and --hook"
+        ConfigError, match=r"no certain language model .*no hook.*; give --model and --hook"
     ):
         run_of(folder)
     run = run_of(folder, "gpt2", "blocks.3.hook_resid_post", None, "cpu")
@@ -116,7 +116,7 @@ def test_a_hook_point_without_a_model_needs_the_model_alone(made):
     config = upstreams(2, "blocks.2.hook_mlp_out", io="out")
     del config["trainer"]["lm_name"]
     with pytest.raises(
-        ConfigError, match=r"\), and no language model \(lm_name=None\); give --model$"
+        ConfigError, match=r"\), and no certain language model \(lm_name=None\); give --model$"
     ):
         run_of(made(config))
 
