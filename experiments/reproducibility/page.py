@@ -161,6 +161,9 @@ def _stronger_lines(content: Content) -> list[str]:
     if not rows:
         return []
     found = stronger_noise.against_rival(content)
+    again = (
+        " That is the study's own choice again, whose rows are there." if _is_again(content) else ""
+    )
     cells = {
         name: [
             str(len(own.over[PRIMARY])),
@@ -172,18 +175,26 @@ def _stronger_lines(content: Content) -> list[str]:
     return [
         "## Follow-up: stronger noise",
         "",
-        f"Chosen in its search: {stronger_noise.chosen(content) or 'none'}. Against the best rival:",
+        f"Chosen in its search: {stronger_noise.chosen(content) or 'none'}.{again} Against the best rival:",
         "",
         *table("", cells, heads),
         "",
         "Differences: mean (smallest and largest of the pairs). p: of a difference above and below 0, corrected "
-        "over the three settings. Against TopK without ReLU it is the arm `stronger noise` in the tables above.",
+        "over the three settings. An arm of its own is `stronger noise` in the tables above.",
         "",
         "### Its search: one pair, embedded, blocks.2, 4,000 steps",
         "",
         *_ranked(rows),
         "",
     ]
+
+
+def _is_again(content: Content) -> bool:
+    """Whether the follow-up chose what the study had chosen."""
+    found, confirmed = stronger_noise.chosen(content), decisions.chosen(content)
+    if found is None or confirmed is None:
+        return False
+    return stronger_noise.arm_of(found, confirmed) == BOTH
 
 
 def _against_cells(own: AgainstRival, measure: str) -> list[str]:

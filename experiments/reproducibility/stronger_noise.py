@@ -16,7 +16,15 @@ from experiments.reproducibility.decisions import (
     paired,
     parts_of,
 )
-from experiments.reproducibility.settings import CONFIRM, RIVAL, RIVALS, TOP_K, Options
+from experiments.reproducibility.settings import (
+    BOTH,
+    CONFIRM,
+    RIVAL,
+    RIVALS,
+    SAMPLED,
+    TOP_K,
+    Options,
+)
 
 STRONGER = "stronger noise"
 """The follow-up's arm, beside those of the confirmation."""
@@ -54,8 +62,21 @@ def search(rival: str) -> None:
     parts.run_part("stronger", "search", CONFIRM[SETTINGS[0]], arms, SEARCH_SEEDS)
 
 
-def confirm(chosen: str, pairs: int) -> None:
+def arm_of(candidate: str, confirmed: str) -> str:
+    """The arm whose rows are a candidate's: its own, or the confirmation's if that has the same setting.
+
+    Arguments:
+        confirmed: the study's own choice.
+    """
+    setting = CONFIRM[SETTINGS[0]]
+    same = setting.sae(CANDIDATES[candidate], 0) == setting.sae(SAMPLED[confirmed], 0)
+    return BOTH if same else STRONGER
+
+
+def confirm(chosen: str, confirmed: str, pairs: int) -> None:
     """The candidate on the confirmation's seeds, beside the arms that have their rows there."""
+    if arm_of(chosen, confirmed) == BOTH:
+        return
     for name in SETTINGS:
         for seeds in CONFIRM_PAIRS[:pairs]:
             parts.run_part("confirm", name, CONFIRM[name], {STRONGER: CANDIDATES[chosen]}, seeds)
@@ -86,9 +107,13 @@ def chosen(content: dict[str, Any]) -> str | None:
 
 
 def against_rival(content: dict[str, Any]) -> dict[str, AgainstRival]:
-    """By setting, those where the follow-up has begun."""
+    """The chosen candidate by setting, those where it has rows. Empty before one is chosen."""
+    found, confirmed = chosen(content), decisions.chosen(content)
+    if found is None or confirmed is None:
+        return {}
+    arm = arm_of(found, confirmed)
     rows = {name: parts_of(content, "confirm", name) for name in SETTINGS}
-    over = {n: {m: paired(rows[n], STRONGER, RIVAL, m) for m in MEASURES} for n in SETTINGS}
+    over = {n: {m: paired(rows[n], arm, RIVAL, m) for m in MEASURES} for n in SETTINGS}
     ahead, behind = (
         {measure: holm({n: _p(over[n][measure], sign) for n in SETTINGS}) for measure in MEASURES}
         for sign in (1, -1)

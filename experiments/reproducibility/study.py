@@ -80,14 +80,15 @@ def length(arguments: argparse.Namespace) -> None:
 
 
 def stronger(arguments: argparse.Namespace) -> None:
-    """The follow-up. It ends after its search if no candidate has the rival's FVE."""
+    """The follow-up. It ends after its search if no candidate has the rival's FVE, or if the choice has
+    been confirmed already."""
     t.set_num_threads(arguments.threads)
-    _, rival = chosen()
+    both, rival = chosen()
     if rival is None:
         raise SystemExit(NO_RIVAL)
     stronger_noise.search(rival)
     if (found := stronger_noise.chosen(parts.read())) is not None:
-        stronger_noise.confirm(found, arguments.pairs)
+        stronger_noise.confirm(found, both, arguments.pairs)
 
 
 def train(arguments: argparse.Namespace) -> None:

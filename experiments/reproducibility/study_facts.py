@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.metrics import LABELS
 from experiments.pages import table
-from experiments.reproducibility import decisions
+from experiments.reproducibility import decisions, stronger_noise
 from experiments.reproducibility.decisions import CONFIRM_PAIRS, PRIMARY, Row, means, parts_of
 from experiments.reproducibility.settings import (
     ARMS,
@@ -33,6 +33,8 @@ class StudyFacts:
         """Where the best rival passes by the tests of the arm that they were written for."""
         self._rows: dict[str, list[Row]] = {n: parts_of(content, "confirm", n) for n in CONFIRM}
         self._length = parts_of(content, "length", "length")
+        self._content = content
+        self._follow_up = stronger_noise.searched(content)
 
     @property
     def whole(self) -> list[str]:
@@ -180,6 +182,40 @@ class StudyFacts:
     def rival_costs_more(self) -> bool:
         """Its mean FVE is below that of noise and penalty, at every setting where it was run."""
         return all(self._lost(n, RIVAL) > self._lost(n, BOTH) for n in self.with_rival)
+
+    @property
+    def follow_up_choice(self) -> str:
+        """What the follow-up's rule chooses."""
+        return stronger_noise.chosen(self._content) or "none"
+
+    @property
+    def follow_up_is_again(self) -> bool:
+        """Whether that is the setting that the study had chosen."""
+        found = stronger_noise.chosen(self._content)
+        if found is None or self.chosen is None:
+            return False
+        return stronger_noise.arm_of(found, self.chosen) == BOTH
+
+    @property
+    def longest(self) -> str:
+        """The follow-up's candidate with the highest primary measure, of those whose noise lasts longest."""
+        last = max(options["until"] for options in stronger_noise.CANDIDATES.values())
+        names = [n for n, o in stronger_noise.CANDIDATES.items() if o["until"] == last]
+        return max(names, key=lambda name: self._mean(self._follow_up, name, PRIMARY))
+
+    @property
+    def longest_is_ahead(self) -> bool:
+        """Of the rival in the primary measure, and behind it in FVE."""
+        own, rival = (
+            [self._mean(self._follow_up, arm, measure) for measure in (PRIMARY, "fve")]
+            for arm in (self.longest, RIVAL)
+        )
+        return own[0] > rival[0] and own[1] < rival[1]
+
+    def follow_up(self, arm: str) -> str:
+        """An arm's primary measure and FVE there."""
+        primary, fve = (self._mean(self._follow_up, arm, m) for m in (PRIMARY, "fve"))
+        return f"{primary:.3f} / {fve:.4f}"
 
     @property
     def probes(self) -> str:

@@ -1,8 +1,9 @@
 """What RESULTS.md says of the study of reproducibility."""
 
 import pytest
-from study_rows import NAME, confirmed
+from study_rows import NAME, confirmed, follow_up_searched
 
+from experiments.reproducibility import stronger_noise
 from experiments.reproducibility.settings import BOTH, CONFIRM, NOISE, PENALTY, RIVAL, TOP_K
 from experiments.reproducibility.study_facts import StudyFacts
 
@@ -80,6 +81,22 @@ def test_the_probes_stand_where_they_were_measured():
     assert facts(probes=None).probes == ""
     found = facts(**{TOP_K: {"sae_probes": 0.61}, BOTH: {"sae_probes": 0.6}})
     assert found.probes == "-0.0100 to -0.0100"
+
+
+def test_the_follow_up_is_its_choice_and_the_best_of_the_longest_noise():
+    def found(longest, rival, fve=0.87):
+        best = {"noise 1 until 80%, penalty 0.1": (longest, {"fve": fve})}
+        rows = follow_up_searched(**best, **{RIVAL: (rival, {"fve": 0.88})})
+        return StudyFacts(rows)
+
+    facts_of = found(0.4, 0.35)
+    assert facts_of.longest == "noise 1 until 80%, penalty 0.1"
+    assert facts_of.follow_up(facts_of.longest) == "0.400 / 0.8700"
+    assert facts_of.longest_is_ahead
+    assert not found(0.4, 0.41).longest_is_ahead
+    assert not found(0.4, 0.35, fve=0.89).longest_is_ahead
+    assert not facts_of.follow_up_is_again, "the study has chosen nothing here"
+    assert facts_of.follow_up_choice in stronger_noise.CANDIDATES
 
 
 def test_clusters_are_compared_with_the_gain():

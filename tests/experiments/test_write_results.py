@@ -67,8 +67,18 @@ def level(value, arm):
     return spoil
 
 
+def rival_of_the_follow_up_returns_most(content):
+    for row in content["pairs"]:
+        if row["part"].startswith("stronger") and row["arm"] == "best rival":
+            row["less_null"] = 0.9
+
+
 LAST = "F = 32D, k/F = 1/256"
 SPOILS = {
+    "Noise that lasts longer returns more than the rival, but at a lower FVE": (
+        "reproducibility",
+        rival_of_the_follow_up_returns_most,
+    ),
     "on SAELens's synthetic activations the same noise finds less of the truth, and returns less": (
         "match_to_truth",
         put("true_mcc", 0.9, model="noise and penalty"),

@@ -1,7 +1,7 @@
 """Rows of the study of reproducibility, made up."""
 
-from experiments.reproducibility import decisions
-from experiments.reproducibility.settings import CONFIRM, RIVALS, SAMPLED, TOP_K
+from experiments.reproducibility import decisions, stronger_noise
+from experiments.reproducibility.settings import CONFIRM, RIVAL, RIVALS, SAMPLED, TOP_K
 
 NAME = next(iter(CONFIRM))
 
@@ -40,5 +40,17 @@ def confirmed(values, pairs=decisions.CONFIRM_PAIRS, name=NAME, **metrics):
             rows_of("confirm", name, arm, seeds, level + 0.001 * i, **metrics.get(arm, {}))
             for i, seeds in enumerate(pairs)
             for arm, level in values.items()
+        ]
+    )
+
+
+def follow_up_searched(**special):
+    """Every candidate of the follow-up at one level, except for those named: arm -> (less_null, metrics)."""
+    usual = dict.fromkeys((TOP_K, *stronger_noise.CANDIDATES), (0.3, {}))
+    usual[RIVAL] = (0.35, {"fve": 0.88, "near_dead_0.1": 0.0})
+    return content_of(
+        [
+            rows_of("stronger", "search", arm, stronger_noise.SEARCH_SEEDS, less_null, **metrics)
+            for arm, (less_null, metrics) in (usual | special).items()
         ]
     )
