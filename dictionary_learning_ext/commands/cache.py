@@ -76,8 +76,10 @@ def run(flags: CacheFlags) -> None:
         eval_documents=flags.eval_documents,
     )
     from ..activations.cache_writer import write_cache
+    from ..trainers.kernels.scratch import keep_freed_memory
     from ..training.interrupts import interrupts
 
+    keep_freed_memory()
     try:
         with interrupts() as signals, signals.deferred():
             manifest = write_cache(
