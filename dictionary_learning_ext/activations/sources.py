@@ -3,6 +3,7 @@
 `run_sources.open_sources` makes them: a language model runs, a cache is read, or a synthetic model draws.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class BatchSource(Protocol):
         ...
 
 
-class RunSources:
+class RunSources(ABC):
     """The batches of every hook point of a run: what the training loop asks for.
 
     A subclass sets the attributes, and defines `require_enough`, `held_out` and `_refill`.
@@ -68,20 +69,20 @@ class RunSources:
     def __init__(self, run: RunConfig, share: Share = WHOLE):
         self._run, self._share = run, share
 
+    @abstractmethod
     def require_enough(self) -> None:
         """Raise a TextError if there is too little to train on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held_out(self, hook: str) -> HeldOut:
         """What the SAEs of a hook point are measured on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _refill(self) -> None:
         """Fill the sources that are used up.
 
         None has handed out its next batch yet. So if this is interrupted, all continue at one place.
         """
-        raise NotImplementedError
 
     def mean_squared_norms(self) -> dict[str, float]:
         """E||x||^2 of each hook point's first rows, of this process's share."""
