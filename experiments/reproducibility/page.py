@@ -162,7 +162,9 @@ def _stronger_lines(content: Content) -> list[str]:
         return []
     found = stronger_noise.against_rival(content)
     again = (
-        " That is the study's own choice again, whose rows are there." if _is_again(content) else ""
+        " That is the study's own choice again, whose rows are there."
+        if stronger_noise.is_again(content)
+        else ""
     )
     cells = {
         name: [
@@ -187,14 +189,6 @@ def _stronger_lines(content: Content) -> list[str]:
         *_ranked(rows),
         "",
     ]
-
-
-def _is_again(content: Content) -> bool:
-    """Whether the follow-up chose what the study had chosen."""
-    found, confirmed = stronger_noise.chosen(content), decisions.chosen(content)
-    if found is None or confirmed is None:
-        return False
-    return stronger_noise.arm_of(found, confirmed) == BOTH
 
 
 def _against_cells(own: AgainstRival, measure: str) -> list[str]:

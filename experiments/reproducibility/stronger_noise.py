@@ -39,7 +39,11 @@ CANDIDATES: dict[str, Options] = {
     for until in (0.5, 0.8)
     for penalty in (0.03, 0.1)
 }
-SETTINGS = [name for name, s in CONFIRM.items() if s.cache == "embedded" and s.dict_size == 512]
+SETTINGS = [
+    name
+    for name, s in CONFIRM.items()
+    if s.cache == "embedded" and s.dict_size == 4 * s.activation_dim
+]
 MEASURES = (PRIMARY, "fve")
 """Tested against the rival."""
 
@@ -71,6 +75,14 @@ def arm_of(candidate: str, confirmed: str) -> str:
     setting = CONFIRM[SETTINGS[0]]
     same = setting.sae(CANDIDATES[candidate], 0) == setting.sae(SAMPLED[confirmed], 0)
     return BOTH if same else STRONGER
+
+
+def is_again(content: dict[str, Any]) -> bool:
+    """Whether the follow-up chose what the study had chosen."""
+    found, confirmed = chosen(content), decisions.chosen(content)
+    if found is None or confirmed is None:
+        return False
+    return arm_of(found, confirmed) == BOTH
 
 
 def confirm(chosen: str, confirmed: str, pairs: int) -> None:

@@ -191,10 +191,7 @@ class StudyFacts:
     @property
     def follow_up_is_again(self) -> bool:
         """Whether that is the setting that the study had chosen."""
-        found = stronger_noise.chosen(self._content)
-        if found is None or self.chosen is None:
-            return False
-        return stronger_noise.arm_of(found, self.chosen) == BOTH
+        return stronger_noise.is_again(self._content)
 
     @property
     def longest(self) -> str:
