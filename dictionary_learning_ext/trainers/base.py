@@ -12,6 +12,7 @@ Callers ask what an object can do, never which class it is.
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -132,7 +133,7 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     }
 
 
-class SamplingTrainer:
+class SamplingTrainer(ABC):
     """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
 
     Each trainer has a noise generator of its own. So a run depends neither on what else runs in the
@@ -242,13 +243,13 @@ class SamplingTrainer:
         median, b_dec = geometric_median(self.ranks.gather(x).flatten(0, 1)), self.ae.b_dec.data
         b_dec.copy_(t.where(median.isfinite().all(), median, b_dec))
 
+    @abstractmethod
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Any:
         """The loss of activations (B, D) and its parts; `.loss` is differentiable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _logged(self, terms: Any, x: t.Tensor) -> dict[str, t.Tensor]:
         """What is logged about a batch's terms."""
-        raise NotImplementedError
 
     def loss(self, x: t.Tensor, step: int, logging: bool = False) -> Any:
         """The loss of activations (B, D) at `step`: a 0-dim tensor, differentiable.
@@ -281,7 +282,7 @@ class SamplingTrainer:
             return Failure(int(self.optimizer.first_skipped_step), what)
         return None
 
-    def restore_last_finite(self) -> None:
+    def restore_last_finite(self) -> None:  # noqa: B027 - it has nothing to do
         """See `Trainer`. Nothing to do: the weights are always finite."""
 
     def state(self) -> Any:
