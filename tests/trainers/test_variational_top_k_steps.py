@@ -9,7 +9,7 @@ from dense_reference import compiled_noise
 from small_trainers import F, K, batch, built
 
 from dictionary_learning_ext.config.options import KLSchedule
-from dictionary_learning_ext.trainers.kernels import selection
+from dictionary_learning_ext.trainers.kernels import forward, selection
 from dictionary_learning_ext.trainers.posterior import kl_scale
 
 OURS = ["vsae_top_k", "vaease"]
@@ -204,3 +204,24 @@ def test_what_is_logged_and_kept_in_float64_is_not_rounded_to_float32():
     top_BK = fresh.ae.encode(x, return_topk=True)[1]
     smallest = top_BK.masked_fill(top_BK <= 0, t.inf).amin(1).mean().item()
     assert trainer.ae.threshold.item() == pytest.approx(smallest, rel=1e-13)
+
+
+@pytest.mark.parametrize("scope", ["all", "selected"])
+def test_a_kl_without_weight_is_computed_for_the_log_alone(scope, monkeypatch):
+    trainer = built("vsae_top_k", posterior="point", beta=0.0, kl_scope=scope)
+    real, calls = forward.batch_kl, []
+    monkeypatch.setattr(forward, "batch_kl", lambda *given: calls.append(1) or real(*given))
+    trainer.update(0, batch(0))
+    assert not calls
+    assert trainer.loss(batch(0), 0, logging=True).losses["kl_loss"] > 0
+    weighed = built("vsae_top_k", posterior="point", beta=1.0, kl_scope=scope, kl_warmup_steps=1)
+    calls.clear()
+    weighed.update(5, batch(0))
+    assert calls
+
+
+def test_a_learned_prior_follows_all_features_without_a_kl_weight():
+    trainer = built("vsae_top_k", prior="learned", beta=0.0, kl_scope="all")
+    before = trainer.ae.prior_std.clone()
+    trainer.update(0, batch(0, rows=F // K - 1))  # too few to select every feature
+    assert (trainer.ae.prior_std != before).all()
