@@ -8,6 +8,7 @@
    `sparse_density` and `sparse_projection_density`.
 2. Noise, the K largest, and what the mean alone selects: compiled, and by torch.
 3. The encoder and all of these, by how many rows a thread works through at a time: `rows_at_once`.
+4. The products of AuxK's code: over the whole dictionary, and over the dead features alone.
 """
 
 import argparse
@@ -17,7 +18,13 @@ from typing import Any
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels.codes import DenseCode, SparseCode
+from dictionary_learning_ext.trainers.kernels.codes import (
+    Code,
+    DenseCode,
+    SparseCode,
+    SubsetCode,
+    top_k_code,
+)
 from dictionary_learning_ext.trainers.kernels.means import BatchMeans
 from dictionary_learning_ext.trainers.kernels.scratch import keep_freed_memory
 from dictionary_learning_ext.trainers.kernels.selection import draw_batch, draw_code, top_k
@@ -36,7 +43,7 @@ from experiments.stages import Stages
 BATCH, D, F = 2048, 512, 2048
 FORM = StepForm.of(t.device("cpu"))
 PRODUCT_KS, SELECTION_KS = (16, 32, 64, 128, 256, 512), (64, 512)
-Code = SparseCode | DenseCode
+DEAD_COUNTS, TOP_K_AUX = (16, 64, 256, 512, 1024), D // 2
 
 
 def randn(*shape: int) -> t.Tensor:
@@ -53,8 +60,31 @@ def products(k: int, dtype: t.dtype) -> dict[str, float]:
         "dense": lambda: DenseCode(indices_BK, F, dtype, "code"),
     }
 
+    return four_products(forms, values_BK, weight_FD, rows_BD)
+
+
+def auxk_products(n_dead: int, dtype: t.dtype) -> dict[str, float]:
+    """The products of each row's TOP_K_AUX largest features of those that are dead, or of all of these."""
+    weight_FD, rows_BD = randn(F, D), randn(BATCH, D)
+    dead = t.randperm(F, generator=t.Generator().manual_seed(SEED))[:n_dead]
+    values_BK, places_BK = randn(BATCH, n_dead).topk(min(TOP_K_AUX, n_dead))
+    forms: dict[str, Callable[[], Code]] = {
+        "whole dictionary": lambda: top_k_code(dead[places_BK], F, dtype, FORM, "aux_code"),
+        "dead alone": lambda: SubsetCode(places_BK, dead, F, dtype, FORM, "aux_code"),
+    }
+    return four_products(forms, values_BK, weight_FD, rows_BD)
+
+
+def four_products(
+    forms: dict[str, Callable[[], Code]],
+    values_BK: t.Tensor,
+    weight_FD: t.Tensor,
+    rows_BD: t.Tensor,
+) -> dict[str, float]:
+    """As in a step: the reconstruction, its gradients, the encoder's."""
+
     def step(make: Callable[[], Code]) -> None:
-        code = make()  # as in a step: the reconstruction, its gradients, the encoder's
+        code = make()
         code.combine(values_BK, weight_FD)
         code.project(rows_BD)
         code.outer(values_BK, rows_BD)
@@ -123,6 +153,12 @@ def measure(_: argparse.Namespace) -> None:
         },
         "selection": {str(k): selection(k) for k in SELECTION_KS},
         "rows": {str(k): rows_at_once(k) for k in SELECTION_KS},
+        "auxk": {
+            str(dtype).removeprefix("torch."): {
+                str(n): auxk_products(n, dtype) for n in DEAD_COUNTS
+            }
+            for dtype in (t.float32, t.bfloat16)
+        },
     }
     write_for_this_cpu(RESULTS / "benchmark_parts.json", content)
 
@@ -141,6 +177,13 @@ def tables_of_cpu(content: dict[str, Any]) -> list[str]:
         }
         forms = list(next(iter(by_k.values())))
         lines += ["", *table(f"four products, {dtype}", rows, forms)]
+    for dtype, by_count in content.get("auxk", {}).items():
+        rows = {
+            f"{n} dead": [f"{value:.1f}" for value in times.values()]
+            for n, times in by_count.items()
+        }
+        forms = list(next(iter(by_count.values())))
+        lines += ["", *table(f"AuxK's four products, {dtype}", rows, forms)]
     for title, name in (("noise and selection", "selection"), ("rows at once", "rows")):
         if name not in content:  # another kind of CPU measured the products alone
             continue

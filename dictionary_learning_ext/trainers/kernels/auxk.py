@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch as t
 
 from ...config.options import SelectBy
-from .codes import DenseCode, SparseCode, top_k_code
+from .codes import Code, SubsetCode, top_k_code
 from .means import BatchMeans
 from .ranks import ALONE, Ranks
 from .selection import top_k
@@ -20,7 +20,7 @@ class AuxKLoss(NamedTuple):
     values_BK: t.Tensor
     is_dead_BK: t.Tensor
     """false for a living feature, taken because there were too few dead ones"""
-    code: SparseCode | DenseCode
+    code: Code
     """each row's largest dead features"""
     aux_error_BD: t.Tensor
     scale: t.Tensor
@@ -62,16 +62,16 @@ class AuxKLoss(NamedTuple):
             blocks = means.row_blocks(len(dead))
             parts = [top_k(means.of(rows, dead), k_aux, rows_at_once, **how) for rows in blocks]
             values_BK, places_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
-            indices_BK = dead[places_BK]
+            code = SubsetCode(places_BK, dead, len(dead_F), matmul_dtype, form, name="aux_code")
         else:
             blocks = means.row_blocks(len(dead_F))
             least = 0.0 if select_by == "magnitude" else -t.inf
             masked = (means.of(rows).masked_fill(~dead_F, least) for rows in blocks)
             parts = [top_k(mu_BF, k_aux, rows_at_once, **how) for mu_BF in masked]
             values_BK, indices_BK = (t.cat(tensors) for tensors in zip(*parts, strict=True))
-        is_dead_BK = dead_F[indices_BK]
+            code = top_k_code(indices_BK, len(dead_F), matmul_dtype, form, name="aux_code")
+        is_dead_BK = dead_F[code.indices_BK]
         values_BK = values_BK.masked_fill(~is_dead_BK, 0.0)
-        code = top_k_code(indices_BK, len(dead_F), matmul_dtype, form, name="aux_code")
         aux_error_BD = code.combine(values_BK, W_dec_FD) + error_BD
         residual_variance = row_variance(error_BD, ranks)
         scale = t.where(residual_variance > 0, 1 / residual_variance, 0.0)

@@ -125,6 +125,46 @@ class DenseCode:
         return tensor.detach().to(self._matmul_dtype)
 
 
+class SubsetCode:
+    """A code that holds only some of the features: its products read the weights of these alone.
+
+    Arguments:
+        places_BK: each row's K features, by their places in `features`.
+        features: the indices of those that the code may hold.
+        dict_size: how many features there are in all.
+    """
+
+    def __init__(
+        self,
+        places_BK: t.Tensor,
+        features: t.Tensor,
+        dict_size: int,
+        matmul_dtype: t.dtype,
+        form: StepForm,
+        name: str,
+    ):
+        self.indices_BK = features[places_BK]
+        self._features, self._dict_size = features, dict_size
+        self._code = top_k_code(places_BK, len(features), matmul_dtype, form, name)
+
+    def combine(self, values_BK: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
+        """See `SparseCode.combine`."""
+        return self._code.combine(values_BK, weight_FD[self._features])
+
+    def project(self, rows_BD: t.Tensor) -> t.Tensor:
+        """See `SparseCode.project`."""
+        return self._code.project(rows_BD)
+
+    def outer(self, values_BK: t.Tensor, rows_BD: t.Tensor) -> t.Tensor:
+        """See `SparseCode.outer`."""
+        sums_FD = rows_BD.new_zeros(self._dict_size, rows_BD.shape[1])
+        sums_FD[self._features] = self._code.outer(values_BK, rows_BD)
+        return sums_FD
+
+
+Code = SparseCode | DenseCode | SubsetCode
+
+
 def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
     """rows W^T, (B, F). The next call with the same name overwrites it."""
     shape = (len(rows_BD), len(weight_FD))

@@ -4,7 +4,12 @@ import pytest
 import torch as t
 from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.trainers.kernels.codes import DenseCode, SparseCode, top_k_code
+from dictionary_learning_ext.trainers.kernels.codes import (
+    DenseCode,
+    SparseCode,
+    SubsetCode,
+    top_k_code,
+)
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 BATCH, D, F, K = 24, 6, 40, 5
@@ -39,6 +44,31 @@ def test_products(form, dtype, error):
     for got, expected in pairs:
         assert got.dtype == wide
         assert (got - expected).abs().max() <= error * expected.abs().max()
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0], ids=["dense", "sparse"])
+@pytest.mark.parametrize("k", [2, 4], ids=["some", "all"])
+def test_a_subset_reads_the_weights_of_its_features_alone(k, density):
+    """Those of the others are NaN."""
+    features, dtype = t.tensor([3, 7, 8, 39]), t.float64
+    generator = t.Generator().manual_seed(0)
+    places_BK = t.randn(BATCH, len(features), generator=generator).topk(k).indices
+    values_BK = t.randn(BATCH, k, generator=generator, dtype=dtype)
+    rows_BD = t.randn(BATCH, D, generator=generator, dtype=dtype)
+    weight_FD = t.full((F, D), t.nan, dtype=dtype)
+    weight_FD[features] = t.randn(len(features), D, generator=generator, dtype=dtype)
+
+    form = StepForm(sparse_density=density)
+    code = SubsetCode(places_BK, features, F, dtype, form, "aux_code")
+    assert t.equal(code.indices_BK, features[places_BK])
+    whole_BF = t.zeros(BATCH, F, dtype=dtype).scatter(1, code.indices_BK, values_BK)
+    pairs = [
+        (code.combine(values_BK, weight_FD), whole_BF @ weight_FD.nan_to_num()),
+        (code.project(rows_BD), (rows_BD @ weight_FD.T).gather(1, code.indices_BK)),
+        (code.outer(values_BK, rows_BD), whole_BF.T @ rows_BD),
+    ]
+    for got, expected in pairs:
+        t.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("dict_size", [2**15 - 1, 2**15, 2**15 + 9])
