@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.paired_tests import holm, sign_flip
-from experiments.reproducibility.settings import CONFIRM, PENALTY, RIVALS, SAMPLED, TOP_K
+from experiments.reproducibility.settings import BOTH, CONFIRM, PENALTY, RIVALS, SAMPLED, TOP_K
 
 Row = dict[str, Any]
 SEARCH_SEEDS = (900, 901)
@@ -33,7 +33,8 @@ class Verdict:
     over: dict[str, list[float]]
     """By the arm compared with: the differences of the primary measure, pair by pair."""
     p: float
-    """The larger of the two tests' p; 1 before all pairs are there."""
+    """Of noise and penalty the larger of the two tests' p, of other arms that of the test against TopK;
+    1 before all pairs are there."""
     no_worse: dict[str, float]
     """p of "no worse than TopK" by measure; a measure that was not taken is missing."""
 
@@ -93,7 +94,8 @@ def verdict(rows: list[Row], arm: str) -> Verdict | None:
     others = [other for other in (TOP_K, PENALTY) if means(rows, other, PRIMARY)]
     over = {other: paired(rows, arm, other, PRIMARY) for other in others}
     is_whole = len(values) == len(CONFIRM_PAIRS)
-    tests = [sign_flip([d - MARGIN for d in differences]) for differences in over.values()]
+    tested = over if arm == BOTH else {other: over[other] for other in over if other == TOP_K}
+    tests = [sign_flip([d - MARGIN for d in differences]) for differences in tested.values()]
     no_worse = {}
     for measure, (sign, margin) in NO_WORSE.items():
         if len(means(rows, arm, measure)) == len(values):

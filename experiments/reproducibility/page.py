@@ -90,9 +90,9 @@ def _verdict_lines(content: Content) -> list[str]:
         lines += [f"The arm `{arm}`.{decides}", "", *table("", rows, heads), ""]
     return [
         *lines,
-        "Over: the difference in PW-MCC less null, mean (smallest and largest of the pairs). p: of the "
-        "larger of the two tests, that the difference is above 0.01; corrected over all six settings, where "
-        f"one without its {len(CONFIRM_PAIRS)} pairs counts with p = 1. No worse than TopK without ReLU: p, in "
+        "Over: the difference in PW-MCC less null, mean (smallest and largest of the pairs). p: of the test "
+        f"that the difference is above 0.01. For `{BOTH}` it is the larger of the two, for the other arms that "
+        f"of the difference to TopK. Corrected over all six settings, where one without its {len(CONFIRM_PAIRS)} pairs counts with p = 1. No worse than TopK without ReLU: p, in "
         f"the order {', '.join(NO_WORSE)}; a dash is what was not measured.",
         "",
     ]

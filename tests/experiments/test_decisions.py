@@ -6,7 +6,7 @@ import pytest
 from study_rows import NAME, confirmed, searched
 
 from experiments.reproducibility import decisions
-from experiments.reproducibility.settings import BOTH, CONFIRM, PENALTY, SAMPLED, TOP_K
+from experiments.reproducibility.settings import BOTH, CONFIRM, NOISE, PENALTY, SAMPLED, TOP_K
 
 
 def test_the_choice_keeps_fve_and_near_dead_and_returns_most():
@@ -46,6 +46,14 @@ def test_p_is_the_larger_of_the_two_tests():
     assert found.p == 1, "0.005 over the penalty is within the margin"
     found = verdict(confirmed({TOP_K: 0.1, PENALTY: 0.18, BOTH: 0.2}))
     assert found.p == 2.0**-7
+
+
+def test_other_arms_are_tested_against_topk_alone():
+    """As the protocol says of the noise alone."""
+    content = confirmed({TOP_K: 0.1, PENALTY: 0.195, NOISE: 0.2, BOTH: 0.2})
+    assert verdict(content, NOISE).p == 2.0**-7
+    assert verdict(content, BOTH).p == 1
+    assert verdict(content, NOISE).over[PENALTY] == pytest.approx([0.005] * 7), "shown all the same"
 
 
 def test_a_setting_without_all_its_pairs_has_p_1_and_its_differences():

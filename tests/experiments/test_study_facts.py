@@ -24,27 +24,27 @@ def test_a_setting_that_is_whole_has_a_row_and_the_others_are_named_as_missing()
     found = facts()
     assert found.whole == found.passed == [NAME]
     assert found.missing == [name for name in CONFIRM if name != NAME]
-    (row,) = (line for line in found.table.splitlines() if NAME in line)
-    assert (
-        "0.103 / 0.153 / 0.203 / 0.253 / – | 0.31 / 0.46 / 0.61 / 0.76 / – | 0.9000 / 0.9000" in row
-    )
-    assert row.endswith("| 0.047 | yes |")
+    assert found.table.splitlines()[2:] == [
+        f"| {NAME} | PW-MCC less null | 0.103 | 0.153 | 0.203 | 0.253 | – |",
+        "| **passes**, p 0.047 | returning | 0.31 | 0.46 | 0.61 | 0.76 | – |",
+        "|  | FVE | 0.9000 | 0.9000 | 0.9000 | 0.9000 | – |",
+    ]
 
 
 def test_a_setting_that_misses_names_what_is_worse():
     found = facts(**{BOTH: {"near_dead_0.1": 0.2}})
     assert found.passed == []
     assert found.missed == [NAME]
-    assert "no: near-dead < 0.1 0.100 / 0.200 |" in found.table
-    assert "no: the gain |" in facts(LEVELS | {BOTH: 0.155}).table
+    assert "misses: near-dead < 0.1 0.100 / 0.200, p 0.047 |" in found.table
+    assert "misses: the gain, p 1.000 |" in facts(LEVELS | {BOTH: 0.155}).table
     probed = facts(**{BOTH: {"sae_probes": 0.5}})
-    assert "no: sae_probes 0.600 / 0.500 |" in probed.table
+    assert "misses: sae_probes 0.600 / 0.500, p 0.047 |" in probed.table
 
 
 def test_a_setting_whose_probes_were_not_measured_has_neither_passed_nor_missed():
     found = facts(probes=None)
     assert found.passed == found.missed == []
-    assert "no: sae_probes not measured |" in found.table
+    assert "misses: sae_probes not measured, p 0.047 |" in found.table
 
 
 def test_a_setting_that_lacks_a_pair_has_no_row():
@@ -70,7 +70,7 @@ def test_the_best_rival_is_compared_where_it_has_run():
     assert found.rival_gains_more
     assert found.rival_costs_more
     assert found.rival_fve_lost == "0.0040"
-    assert "0.253 / 0.303 |" in found.table
+    assert "| 0.253 | 0.303 |" in found.table
     assert found.rival_passes == [NAME]
     assert facts(LEVELS | {RIVAL: 0.3}, **{RIVAL: {"fve": 0.894}}).rival_passes == []
     assert not facts(LEVELS | {RIVAL: 0.25}).rival_gains_more
@@ -127,8 +127,10 @@ def test_the_gain_of_a_long_run_is_compared_with_that_of_a_short_one(gain, says)
             part = f"length: length: {seeds}"
             row = {"part": part, "arm": arm, "less_null": level, "returning_0.7": 2 * level}
             content["pairs"].append(row)
-    sentence = StudyFacts(content).length_sentence
+    found = StudyFacts(content)
+    sentence = found.length_sentence
     assert says in sentence
     assert f"{gain:.3f} after 16,000 steps (2 pairs) and 0.150 after 4,000" in sentence
-    assert f"returning is 0.20 / – / – / {2 * (0.1 + gain):.2f} / –" in sentence
+    assert "| 16,000 steps, two pairs; no test | returning | 0.20 | – | – | " in found.table
+    assert f" | {2 * (0.1 + gain):.2f} | – |" in found.table
     assert facts().length_sentence == ""
