@@ -8,6 +8,8 @@ from typing import Any
 
 import torch as t
 
+from dictionary_learning_ext.run_folder.writing import write_text
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -21,8 +23,9 @@ def read_or(path: Path, otherwise: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
+    """The whole file or nothing: a stage that is killed leaves the former results."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=0) + "\n")
 
 
 def commit() -> str:

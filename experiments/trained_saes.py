@@ -10,8 +10,9 @@ import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.config.options import BenchEvaluation
+from dictionary_learning_ext.config.run_config import TrainConfig, require_same
 from dictionary_learning_ext.config.sae_config import SAEConfig
-from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.reading import load_config, read_metrics
 
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
 
@@ -36,9 +37,16 @@ def train_missing(
 
     Returns:
         Every SAE's run folder, by its name.
+
+    Raises:
+        ConfigError: a finished SAE was trained with other settings.
     """
     folders = {name: folder / name for name in saes}
     missing = {name: sae for name, sae in saes.items() if not (folders[name] / finished).exists()}
+    for name in saes.keys() - missing.keys():
+        asked = TrainConfig(saes[name].resolve(run.steps, run.batch_size), run)
+        was, remedy = load_config(folders[name]), f"to train it again, delete {folders[name]}"
+        require_same(was.to_dict(), asked.to_dict(), str(folders[name]), advice=remedy)
     if missing:
         place = folder if len(missing) > 1 else folder / next(iter(missing))
         train(replace(run, save_dir=str(place), overwrite=True), missing)

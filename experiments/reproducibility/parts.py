@@ -1,6 +1,7 @@
 """One part of the study: a pair of seeds at a setting, trained and measured. Its rows are kept at once.
 
-A part that has its rows is not run again; to run it again, delete its rows.
+A part that has its rows is not run again. To run it again, delete its rows and its SAEs' folders: an SAE
+whose folder is finished is only measured again.
 """
 
 import time

@@ -17,7 +17,6 @@ from experiments.reproducibility.settings import (
     TOP_K,
 )
 
-
 SMOLLM2 = "SmolLM2-135M-Instruct (from 4-bit weights, reading the embedded model's novels)"
 
 
