@@ -43,7 +43,7 @@ SAES = {
 
 def child(settings: dict[str, Any], phase: "Synchronized[int]") -> None:
     """The run, telling what it does."""
-    from dictionary_learning_ext.activations.buffer import ResidualBuffer
+    from dictionary_learning_ext.activations.language_model_run import LanguageModelSources
     from dictionary_learning_ext.run_folder import resume_points as resume
     from dictionary_learning_ext.training.loop import train
     from dictionary_learning_ext.training.sae_run import SAERun
@@ -60,7 +60,7 @@ def child(settings: dict[str, Any], phase: "Synchronized[int]") -> None:
         setattr(owner, name, told)
 
     telling(SAERun, "update", STEP)
-    telling(ResidualBuffer, "refresh", FILL)
+    telling(LanguageModelSources, "_refill", FILL)
     telling(resume, "save_point", SAVE)
     t.set_num_threads(2)
     run = RunConfig(**settings)
@@ -185,6 +185,10 @@ def measure(flags: argparse.Namespace) -> None:
         "lines": lines,
     }
     raw_results.write(RAW, content)
+    if never := {PHASES[number] for number in (STEP, FILL, SAVE)} - killed.keys():
+        raise SystemExit(
+            f"no kill in a {' or a '.join(sorted(never))}: is it still timed where it happens?"
+        )
     if gaps or equal["DIFFERENT"]:
         STAGES.write_page(RAW)
         raise SystemExit(f"{equal['DIFFERENT']} values are not bit-identical; {gaps} gaps")

@@ -30,7 +30,10 @@ TIMED = {
     "loading the language model": ("activations.run_inputs", "load_language_model"),
     "looking whether the text suffices": ("activations.language_model_run", "require_enough_text"),
     "text and tokens": ("activations.tokens", "ContextStream.next_batch"),
-    "shuffling and the rest of filling": ("activations.buffer", "ResidualBuffer.refresh"),
+    "shuffling and the rest of filling": (
+        "activations.language_model_run",
+        "LanguageModelSources._refill",
+    ),
     "handing out batches": ("activations.buffer", "ResidualBuffer.__next__"),
     "SAE steps": ("training.sae_run", "SAERun.update"),
     "logging": ("training.sae_run", "SAERun.check_and_log"),
