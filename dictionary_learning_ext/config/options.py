@@ -117,7 +117,8 @@ class PosteriorOptions(Options):
     """fixed (paper): sigma is a constant. learned: sigma depends on the token. point: sigma = 0, a
     TopK SAE with an L2 penalty on its activations."""
     sigma: float = 1.0
-    """The fixed posterior's standard deviation, in training units. Paper: 1."""
+    """The fixed posterior's standard deviation, in training units. Paper: 1. Where noise_to_signal has a
+    value, sigma follows from that."""
     log_var_init: float = -2.0
     """The learned posterior's initial log-variance."""
     noise_on: NoiseOn = "both"
