@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import shlex
+import shutil
 
 import pytest
 import torch as t
@@ -47,6 +48,17 @@ def runs(tiny_lm_dir, text, tmp_path_factory):
 def report(runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "both.html"
     command = ["report", str(runs[0]), "--against", str(runs[1]), "--out", str(out), *QUICK]
+    assert main(command) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def alike_report(runs, tmp_path_factory):
+    """Of two folders of one name, whose labels are therefore their paths."""
+    folder = tmp_path_factory.mktemp("alike")
+    alike = [shutil.copytree(run, folder / run.name / "run") for run in runs]
+    out = folder / "alike.html"
+    command = ["report", str(alike[0]), "--against", str(alike[1]), "--out", str(out), *BARE]
     assert main(command) == 0
     return out
 

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from urllib.parse import unquote
 
 import pytest
 import torch as t
@@ -39,6 +40,17 @@ def test_the_page_holds_everything_and_loads_nothing(report):
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert "How they compare" in page
     assert page.count("<h2") >= 7
+
+
+def test_cards_link_to_the_pages_of_saes_that_are_called_by_their_paths(alike_report):
+    page = alike_report.read_text(encoding="utf-8")
+    labels = {sae["label"] for sae in data_of(page)["saes"]}
+    assert all("/" in label for label in labels)
+    links = re.findall(r'href="#feature/([^"]+)"', page)
+    assert links
+    for link in links:
+        label, _ = re.fullmatch(r"([^/]+)/(\d+)", link).groups()  # as features.js takes it apart
+        assert unquote(label) in labels
 
 
 def test_the_page_says_what_was_measured(report, runs):

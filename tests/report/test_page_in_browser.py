@@ -155,6 +155,14 @@ def test_the_map_shows_a_features_tokens_and_opens_it(browser, report):
     assert opened == f"Feature {hover.split()[1][: len(opened.split()[1])]} of top_k"
 
 
+def test_a_card_opens_its_feature_where_the_sae_is_called_by_its_path(browser, alike_report):
+    open_page(browser, alike_report)
+    card = browser.find_element(By.CSS_SELECTOR, ".card")
+    browser.execute_script("arguments[0].click()", card)
+    until(browser, "document.getElementById('page').open")
+    assert "/run" in browser.find_element(By.ID, "page-title").text
+
+
 def test_features_that_come_back_are_sorted_and_colour_the_map(browser, seeded_report):
     open_page(browser, seeded_report)
     ours = browser.find_element(By.CSS_SELECTOR, '.plot[data-map="seed0"]')
