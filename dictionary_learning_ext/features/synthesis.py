@@ -74,6 +74,8 @@ def synthesise(
         require(0 <= feature < n, "feature", feature, f"0 to {n - 1}, as dict_size={n}")
     for name, value in (("length", length), ("restarts", restarts), ("steps", steps)):
         require(value >= 1, name, value, "at least 1")
+    if not features:
+        return []
     reader = _Reader(model, hook)
     scored = restarts * -(-steps // _RESCORE_EVERY)
     random_F = _random_best(reader, dictionary, list(features), length, scored, seed)

@@ -120,3 +120,4 @@ def test_a_model_without_inputs_embeds_is_one_line(tiny_lm, sae, monkeypatch):
     monkeypatch.setattr(model._model, "forward", forward)
     with pytest.raises(ConfigError, match="--synthesise 0"):
         synthesise(sae, model, find_hook(model, HOOKS[0]), [0], steps=1)
+    assert synthesise(sae, model, find_hook(model, HOOKS[0]), []) == [], "what the error advises"
