@@ -195,13 +195,13 @@ def _logits(logits_V: t.Tensor, text: Any) -> dict[str, Any]:
 
 
 def _used_bins(statistics: FeatureStatistics, feature: int) -> tuple[np.ndarray, float]:
-    """The counts of a feature's positive activations up to its largest, and the bins' width."""
+    """The counts of a feature's activations by magnitude up to its largest, and the bins' width."""
     counts = statistics.histogram_FH[feature].numpy()
     return np.trim_zeros(counts, "b"), float(statistics.bin_width_F[feature])
 
 
 def _histogram(statistics: FeatureStatistics, feature: int) -> dict[str, Any]:
-    """The histogram of a feature's positive activations: bars at the middle of their bins."""
+    """The histogram of the magnitudes of a feature's activations: bars at the middle of their bins."""
     counts, width = _used_bins(statistics, feature)
     return {
         "freq_hist_data_bar_heights": counts.tolist(),
@@ -212,8 +212,8 @@ def _histogram(statistics: FeatureStatistics, feature: int) -> dict[str, Any]:
 def _activations(statistics: FeatureStatistics, feature: int, text: Any) -> list[dict[str, Any]]:
     """A feature's contexts: those with its largest activations, then drawn ones, by interval.
 
-    The intervals divide the range of the positive activations; `bin_contains` is the share of these
-    that an interval holds.
+    The intervals divide the range of the activations' magnitudes; `bin_contains` is the share of the
+    activations that an interval holds.
     """
     shown = [_TOP_CONTEXTS | context for _, context in _contexts(statistics.top, feature, text)]
     counts, width = _used_bins(statistics, feature)
@@ -227,7 +227,7 @@ def _activations(statistics: FeatureStatistics, feature: int, text: Any) -> list
             "bin_max": _rounded(high),
             "bin_contains": _rounded(counts[bins].sum() / counts.sum()),
         }
-        shown += [interval | context for value, context in drawn if low <= value < high]
+        shown += [interval | context for value, context in drawn if low <= abs(value) < high]
     return shown
 
 

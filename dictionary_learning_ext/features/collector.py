@@ -5,7 +5,9 @@ for batch in read_contexts(run, model, hook, "heldout", 100_000):
     collector.add(batch)
 statistics = collector.statistics()
 
-A feature is *selected* at a token if its activation there (a vSAE's mean's) is not zero.
+A feature is *selected* at a token if its activation there (a vSAE's mean's) is not zero. Its
+*strongest* or *largest* activations are those of the largest magnitude. They keep their signs: some
+SAEs have negative ones, e.g. a vSAE without ReLU or with select_by="magnitude".
 
 Shapes: B contexts of L tokens, F features, M selections of a batch, T contexts kept per feature,
 W tokens of a context shown, H bins, N tokens of the profiles.
@@ -38,15 +40,16 @@ class FeatureStatistics:
     count_F: t.Tensor
     """Tokens at which each feature was selected, int64."""
     max_F: t.Tensor
-    """Largest activation; NaN for a feature that was never selected."""
+    """The activation of the largest magnitude, with its sign; NaN for a feature that was never
+    selected."""
     mean_F: t.Tensor
     """Mean activation where selected; NaN for a feature that was never selected."""
     histogram_FH: t.Tensor
-    """Selections with an activation in [h, h + 1) times `bin_width_F`, int64."""
+    """Selections with an activation of magnitude in [h, h + 1) times `bin_width_F`, int64."""
     bin_width_F: t.Tensor
-    """The smallest power of two for which H bins reach beyond the maximum."""
+    """The smallest power of two for which H bins reach beyond the largest magnitude."""
     negative_F: t.Tensor
-    """Selections with an activation below 0, int64 (a vSAE without ReLU can have some)."""
+    """Selections with an activation below 0, int64."""
     top: FeatureContexts
     """The contexts with the largest activations, each context once."""
     sampled: FeatureContexts
@@ -111,7 +114,8 @@ class FeatureCollector:
         self._count_F = t.zeros(n, dtype=t.long)
         self._negative_F = t.zeros(n, dtype=t.long)
         self._sum_F = t.zeros(n, dtype=t.double)
-        self._max_F = t.full((n,), -t.inf)
+        self._highest_F = t.full((n,), -t.inf)
+        self._lowest_F = t.full((n,), t.inf)
         self._histogram = GrowingHistograms(n, _BINS)
         self._top = ContextKeeper(n, top, before, after)
         self._sampled = ContextKeeper(n, sampled, before, after)
@@ -147,13 +151,15 @@ class FeatureCollector:
         self._count_F += feature_M.bincount(minlength=n_features)
         self._negative_F += feature_M[value_M < 0].bincount(minlength=n_features)
         self._sum_F.index_add_(0, feature_M, value_M.double())
-        self._max_F.scatter_reduce_(0, feature_M, value_M, "amax")
-        self._histogram.add(feature_M, value_M, self._max_F)
+        self._highest_F.scatter_reduce_(0, feature_M, value_M, "amax")
+        self._lowest_F.scatter_reduce_(0, feature_M, value_M, "amin")
+        size_M = value_M.abs()
+        self._histogram.add(feature_M, size_M, t.maximum(self._highest_F, -self._lowest_F))
 
         context_M = token_M // ctx_len
-        is_peak_M = _first_largest(context_M * n_features + feature_M, value_M, token_M)
+        is_peak_M = _first_largest(context_M * n_features + feature_M, size_M, token_M)
         source = EncodedContexts(ids_BL, f_BLF, self._contexts)
-        self._top.offer(value_M[is_peak_M], feature_M[is_peak_M], token_M[is_peak_M], source)
+        self._top.offer(size_M[is_peak_M], feature_M[is_peak_M], token_M[is_peak_M], source)
         key_M = t.rand(len(value_M), generator=self._generator)
         self._sampled.offer(key_M, feature_M, token_M, source)
 
@@ -178,7 +184,9 @@ class FeatureCollector:
     def statistics(self) -> FeatureStatistics:
         """The statistics of the batches added until now."""
         is_alive_F = self._count_F > 0
-        nan_F = t.full_like(self._max_F, t.nan)
+        nan_F = t.full_like(self._highest_F, t.nan)
+        is_positive_F = self._highest_F >= -self._lowest_F
+        largest_F = t.where(is_positive_F, self._highest_F, self._lowest_F)
         rows, columns, values = (
             np.concatenate(parts) for parts in zip(*self._profile, strict=True)
         )
@@ -186,7 +194,7 @@ class FeatureCollector:
         return FeatureStatistics(
             tokens=self._tokens,
             count_F=self._count_F.clone(),
-            max_F=t.where(is_alive_F, self._max_F, nan_F),
+            max_F=t.where(is_alive_F, largest_F, nan_F),
             mean_F=t.where(is_alive_F, (self._sum_F / self._count_F).float(), nan_F),
             histogram_FH=self._histogram.counts_FH.clone(),
             bin_width_F=self._histogram.width_F,

@@ -122,11 +122,12 @@ class ContextKeeper:
         }
 
     def contexts(self, by_value: bool = False) -> FeatureContexts:
-        """The contexts kept until now, in descending order of their keys or of their values."""
+        """The contexts kept until now, in descending order of their keys, or of the magnitude of
+        their values."""
         names = ("_value", "_ids", "_activations", "_context", "_position")
         parts = [getattr(self, name).clone() for name in names]
         if by_value:
-            sort_key = parts[0].nan_to_num(nan=-t.inf)
+            sort_key = parts[0].abs().nan_to_num(nan=-t.inf)
             order_FT = sort_key.argsort(dim=1, descending=True, stable=True)
             row_F1 = rearrange(t.arange(len(order_FT)), "f -> f 1")
             parts = [part[row_F1, order_FT] for part in parts]

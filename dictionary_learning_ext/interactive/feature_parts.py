@@ -15,7 +15,7 @@ class TopContext:
     """A token at which a feature is active, and the tokens around it: W of them."""
 
     activation: float
-    """The feature's activation at the token. It is the largest in its context."""
+    """The feature's activation at the token. It has the largest magnitude in its context."""
     token: str
     """The token as text, with its leading space."""
     tokens: list[str]

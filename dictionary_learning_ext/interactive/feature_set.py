@@ -54,7 +54,8 @@ class Features:
 
     @property
     def largest(self) -> t.Tensor:
-        """Each feature's largest activation, (F,); NaN for one that was never selected."""
+        """Each feature's activation of the largest magnitude, with its sign, (F,); NaN for one that was
+        never selected."""
         return self.statistics.max_F
 
     @cached_property
@@ -70,7 +71,7 @@ class Features:
     def top(self, feature: int, n: int = 5) -> TopContexts:
         """The n contexts in which a feature is strongest, each with the token at which it is.
 
-        A context counts once. There are fewer if the feature was selected in fewer.
+        Strength is an activation's magnitude: it may be negative. A context counts once. There are fewer if the feature was selected in fewer.
 
         Raises: ConfigError if there is no such feature, or n contexts were not kept.
         """
@@ -100,7 +101,7 @@ class Features:
             token: its text. Case and spaces around it don't matter.
 
         Returns: the features with such a context. Those with the largest share of them come first,
-            of these the one with the largest activation.
+            of these the one with the largest activation, by magnitude.
 
         Raises: ConfigError if the language model's tokenizer splits the text into several tokens.
         """
@@ -116,7 +117,7 @@ class Features:
         found = share_F.nonzero().flatten().tolist()
         if not found:
             self._require_one_token(token)
-        return sorted(found, key=lambda i: (-float(share_F[i]), -float(self.largest[i]), i))
+        return sorted(found, key=lambda i: (-float(share_F[i]), -abs(float(self.largest[i])), i))
 
     def _require_one_token(self, text: str) -> None:
         word = text.strip()
@@ -174,7 +175,7 @@ class Feature:
 
     @property
     def largest(self) -> float:
-        """Its largest activation; NaN if it was never selected."""
+        """Its activation of the largest magnitude, with its sign; NaN if it was never selected."""
         return float(self.features.largest[self.number])
 
     @property

@@ -108,12 +108,12 @@ def _use(analyses: list[Analysis]) -> Figure | None:
         alive_F = one.statistics.alive_F
         share = float(alive_F.double().mean())
         frequency = one.statistics.frequency_F[alive_F].log10().numpy()
-        largest = one.statistics.max_F[alive_F].numpy()
+        largest = one.statistics.max_F[alive_F].abs().numpy()
         label = f"{one.label} ({share:.1%} live)"
         axes[0].hist(frequency, bins=40, histtype="step", label=one.label, **_line(index))
         axes[1].hist(largest, bins=40, histtype="step", label=label, **_line(index))
     axes[0].set(xlabel="log10 share of tokens that select a feature", ylabel="features")
-    axes[1].set(xlabel="maximum activation", ylabel="features", yscale="log")
+    axes[1].set(xlabel="largest activation (magnitude)", ylabel="features", yscale="log")
     axes[1].legend(frameon=False, fontsize=7)
     return figure
 

@@ -31,7 +31,8 @@ class Sinks:
     norm_ratio: float
     """The largest norm over the median."""
     strongest: list[float]
-    """For each SAE, the share of its features that have their largest activation at a sink."""
+    """For each SAE, the share of its features that have their activation of the largest magnitude at
+    a sink."""
 
 
 class SinkFinder:
@@ -52,7 +53,7 @@ class SinkFinder:
         self._norm_ratio = 0.0
         self._at_position: Counter[int] = Counter()
         self._sinks: list[tuple[int, int]] = []
-        self._largest_F = [t.full((one.dict_size,), -t.inf) for one in dictionaries]
+        self._largest_F = [t.zeros(one.dict_size) for one in dictionaries]  # magnitudes
 
     @t.no_grad()
     def without_sinks(self, batch: ContextBatch) -> ContextBatch:
@@ -75,7 +76,7 @@ class SinkFinder:
             for dictionary, largest_F in zip(self._dictionaries, self._largest_F, strict=True):
                 device = next(dictionary.parameters()).device
                 f_NF = dictionary.encode(x_ND.to(device)).float().cpu()
-                t.maximum(largest_F, f_NF.amax(0), out=largest_F)
+                t.maximum(largest_F, f_NF.abs().amax(0), out=largest_F)
         return batch._replace(wanted_BL=kept_BL)
 
     def sinks(self, statistics: list[FeatureStatistics]) -> Sinks | None:
@@ -87,7 +88,7 @@ class SinkFinder:
         if not self.tokens:
             return None
         strongest = [
-            float((largest_F > one.max_F.nan_to_num(nan=0.0)).double().mean())
+            float((largest_F > one.max_F.abs().nan_to_num(nan=0.0)).double().mean())
             for largest_F, one in zip(self._largest_F, statistics, strict=True)
         ]
         words = where(self._sinks, self._at_position, self._tokenizer)

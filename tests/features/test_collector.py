@@ -14,6 +14,9 @@ CONTEXTS, LENGTH, WIDTH, FEATURES = 37, 11, 8, 24
 SAES = {
     "top_k": lambda: AutoEncoderTopK(WIDTH, FEATURES, 4),
     "signed vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, 18),
+    "vsae by magnitude": lambda: VariationalTopKAutoEncoder(
+        WIDTH, FEATURES, 4, select_by="magnitude"
+    ),
     "dense vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, FEATURES),
     "relu": lambda: AutoEncoder(WIDTH, FEATURES),
 }
@@ -65,15 +68,14 @@ def test_the_numbers_equal_brute_force(sae, batch, step):
             assert found.max_F[i].isnan()
             assert found.mean_F[i].isnan()
             continue
-        assert found.max_F[i] == on.max()
+        assert found.max_F[i] == on[on.abs().argmax()], "with its sign"
         assert found.mean_F[i].item() == pytest.approx(on.double().mean().item(), rel=1e-5)
-        if on.max() > 0:
-            width = float(found.bin_width_F[i])
-            bins = found.histogram_FH.shape[1]
-            assert bins * width > on.max() >= bins * width / 2
-            edges = t.arange(bins + 1, dtype=t.float64) * width
-            expected = t.histogram(on[on > 0].double(), edges).hist.long()
-            assert found.histogram_FH[i].equal(expected)
+        width = float(found.bin_width_F[i])
+        bins = found.histogram_FH.shape[1]
+        assert bins * width > on.abs().max() >= bins * width / 2
+        edges = t.arange(bins + 1, dtype=t.float64) * width
+        expected = t.histogram(on.abs().double(), edges).hist.long()
+        assert found.histogram_FH[i].equal(expected)
 
 
 @pytest.mark.parametrize("step", [CONTEXTS, 5, 1])
@@ -83,15 +85,16 @@ def test_the_top_contexts_equal_brute_force(sae, batch, step):
     for i in range(FEATURES):
         peaks = []
         for context in range(CONTEXTS):
-            on = [(float(f), -place) for place, f in enumerate(f_BLF[context, :, i]) if f != 0]
+            on = [(abs(float(f)), -place) for place, f in enumerate(f_BLF[context, :, i]) if f]
             if on:
                 peaks.append((max(on)[0], -context, max(on)[1]))
         peaks = sorted(peaks, reverse=True)[:3]
-        values = top.value_FT[i][~top.value_FT[i].isnan()].tolist()
-        assert values == [value for value, _, _ in peaks]
+        values_T = top.value_FT[i][~top.value_FT[i].isnan()]
+        assert values_T.abs().tolist() == [size for size, _, _ in peaks]
         for row, (_, context, place) in enumerate(peaks):
             context, place = -context, -place
             assert (top.context_FT[i, row], top.position_FT[i, row]) == (context, place)
+            assert top.value_FT[i, row] == f_BLF[context, place, i], "with its sign"
             for w, at in enumerate(range(place - 2, place + 2)):
                 inside = 0 <= at < LENGTH
                 expected = int(batch.input_ids_BL[context, at]) if inside else -1
@@ -114,6 +117,15 @@ def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_r
             assert len({(int(context), int(place)) for context, place in places}) == len(places)
             values = [float(f_BLF[context, place, i]) for context, place in places]
             assert values == sampled.value_FT[i][there].tolist() == sorted(values, reverse=True)
+
+
+def test_a_sample_of_negative_activations_starts_with_the_largest_magnitude(batch):
+    t.manual_seed(0)
+    sae = VariationalTopKAutoEncoder(WIDTH, FEATURES, 4, select_by="magnitude")
+    found = collected(sae, batch)
+    sizes_FT = found.sampled.value_FT.abs().nan_to_num(-1.0)
+    assert (found.sampled.value_FT < 0).any()
+    assert sizes_FT.equal(sizes_FT.sort(dim=1, descending=True).values)
 
 
 def test_the_sample_is_uniform(batch):

@@ -262,6 +262,15 @@ def test_a_tokens_activation_is_shown_without_a_mouse(browser, report):
     assert len(context.find_elements(By.CLASS_NAME, "at")) == 1
 
 
+def test_a_negative_feature_is_shaded(browser, report):
+    open_page(browser, report)
+    made = "context({ tokens: ['a', 'b'] }, [-2, 0, 0, [0, 1], [0, -2, 1, -1]], -2)"
+    words = browser.execute_script(
+        f"return [...{made}.querySelectorAll('.words span')].map((word) => word.style.background)"
+    )
+    assert [word.rpartition(",")[2].strip(" )") for word in words] == ["0.80", "0.46"]
+
+
 def test_hostile_text_does_nothing(browser, hostile_report):
     open_page(browser, hostile_report)
     browser.execute_script("charts.forEach((_, plot) => draw(plot))")

@@ -67,6 +67,22 @@ def test_a_feature_that_only_fires_at_sinks_counts_and_one_that_never_fires_does
     assert sinks.strongest == [1 / FEATURES]
 
 
+def test_a_negative_feature_that_is_not_selected_at_a_sink_is_not_strongest_there(sae, tiny_lm):
+    """It is 0 at the sink, which is above its activations elsewhere."""
+
+    class Negated(AutoEncoderTopK):
+        def encode(self, x):
+            return -super().encode(x)
+
+    negated = Negated(WIDTH, FEATURES, FEATURES).requires_grad_(False)
+    negated.load_state_dict(sae.state_dict())
+    batch = batch_of(5)
+    batch.x_BLD[:, 0] = 400 * t.eye(WIDTH)[0]
+    sinks, statistics = found(negated, [batch], tiny_lm.tokenizer)
+    assert statistics.max_F.max() < 0
+    assert sinks.strongest == found(sae, [batch], tiny_lm.tokenizer)[0].strongest == [1 / FEATURES]
+
+
 def test_tokens_somewhat_above_the_others_stay(sae, tiny_lm):
     batch = batch_of(5)
     batch.x_BLD[:, 0] *= 4

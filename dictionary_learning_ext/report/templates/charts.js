@@ -97,9 +97,9 @@ function drawHistograms(data) {
     const alive = sae.columns.frequency.filter((value) => value > 0).length;
     return sae.label + " " + percent(alive / sae.columns.frequency.length);
   });
-  addChart($("histograms"), "Largest activation of each feature", "Live features only (of all features: " + share.join(", ") + "). Features on the left never fire strongly.", (t) => ({
-    data: stepLines(data.saes, (sae) => log(live(sae, "max").filter((value) => value > 0)), 40, t),
-    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "maximum activation", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+  addChart($("histograms"), "Largest activation of each feature", "Its magnitude. Live features only (of all features: " + share.join(", ") + "). Features on the left never fire strongly.", (t) => ({
+    data: stepLines(data.saes, (sae) => log(live(sae, "max").map(Math.abs)), 40, t),
+    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "largest activation", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
   }));
   addChart($("histograms"), "Encoder and decoder", "Cosine between a feature's encoder and decoder directions.", (t) => ({
     data: stepLines(data.saes, (sae) => live(sae, "alignment"), 40, t),

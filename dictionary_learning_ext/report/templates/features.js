@@ -88,13 +88,13 @@ function featureTable(data) {
   return { order: matching, choose(i) { if (state.sae !== i) { state.sae = i; $("sae").value = i; show(); } } };
 }
 
-/** A context, its tokens shaded by the feature's activation. */
+/** A context, its tokens shaded by the magnitude of the feature's activation. */
 function context(data, [value, , at, tokens, active], largest) {
   const activations = new Map();
   for (let i = 0; i < active.length; i += 2) activations.set(active[i], active[i + 1]);
   const words = tokens.map((i, place) => {
     const activation = activations.get(place) || 0;
-    const strength = largest ? Math.min(1, Math.abs(activation) / largest) : 0;
+    const strength = largest ? Math.min(1, Math.abs(activation / largest)) : 0;
     const style = activation ? "background: rgba(var(" + (activation > 0 ? "--on" : "--off") + ")," + (0.12 + 0.68 * strength).toFixed(2) + ")" : null;
     return el("span", { style, class: place === at ? "at" : null, title: activation ? number(activation) : null }, place ? data.tokens[i] : data.tokens[i].trimStart());
   });
@@ -147,7 +147,7 @@ function pageBody(data, sae, feature) {
       el("p", { class: "note" }, "Found by gradient ascent. Activation at the last token: " + number(made.activation) + ". Largest in the text: " + number(largest) + ". Largest over random tokens: " + number(made.random) + "."),
       context(data, [made.activation, 0, made.tokens.length - 1, made.tokens, active], largest));
   }
-  parts.push(el("h3", {}, "Activations when selected"), el("p", { class: "note" }, "Counts on a log scale." + (page.negative ? " " + page.negative + " negative activations are not shown." : "")),
+  parts.push(el("h3", {}, "Activations when selected"), el("p", { class: "note" }, "Counts on a log scale." + (page.negative ? " By magnitude; " + page.negative + " of the activations are negative." : "")),
     histogram(page.histogram, page.width));
   const side = [];
   if (page.promoted) side.push(logits(data, "Promotes", page.promoted), logits(data, "Suppresses", page.suppressed));
