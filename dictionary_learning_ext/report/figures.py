@@ -80,7 +80,7 @@ def _line(index: int) -> dict[str, Any]:
 def _training(analyses: list[Analysis]) -> Figure | None:
     titles = {
         "fve": "variance explained",
-        "l2_loss": "squared error per token",
+        "l2_loss": "squared error per token (a vSAE's: with noise)",
         "alive_in_batch": "features used in a batch",
         "kl_loss": "KL (nats per token)",
     }

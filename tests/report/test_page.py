@@ -63,6 +63,13 @@ def test_the_page_says_what_was_measured(report, runs):
     assert f"--out {report}\n" in page
 
 
+def test_the_page_says_which_training_curve_is_of_the_noisy_code(report):
+    words = " ".join(report.read_text(encoding="utf-8").split())
+    assert (
+        "Only the squared error is that of the training step: a vSAE's includes the noise." in words
+    )
+
+
 def test_stars_and_live_features_are_explained(report):
     words = " ".join(report.read_text(encoding="utf-8").split())
     assert (

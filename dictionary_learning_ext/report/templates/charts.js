@@ -70,7 +70,7 @@ const live = (sae, column) => sae.columns[column].filter((value, i) => value !==
 function drawCurves(data) {
   const wanted = [
     ["fve", "Variance explained (FVE)", "Of one batch. 1 is a perfect reconstruction."],
-    ["l2_loss", "Squared error", "Per token, in training units."],
+    ["l2_loss", "Squared error", "Of the training step, a vSAE's with its noise. Per token, in training units."],
     ["alive_in_batch", "Features used", "Share of features selected at least once in the batch."],
     ["kl_loss", "KL", "To the prior, in nats per token. Variational SAEs only."],
   ];
