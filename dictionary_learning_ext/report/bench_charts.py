@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def _metrics(folder: Path, evaluation: BenchEvaluation) -> dict[str, float]:
         try:
             groups: Any = json.loads(path.read_text(encoding="utf-8"))["eval_result_metrics"]
             numbers = [pair for group in groups.values() for pair in group.items()]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path}: not an SAE Bench result ({type(error).__name__}: {error}); delete it or "
                 "run the evaluation again"
@@ -132,7 +133,8 @@ def _metrics(folder: Path, evaluation: BenchEvaluation) -> dict[str, float]:
         found |= {
             name: value
             for name, value in numbers
-            if isinstance(value, int | float) and not isinstance(value, bool) and value != -1
+            if isinstance(value, int | float) and not isinstance(value, bool)
+            if value != -1 and math.isfinite(value)
         }
     return found
 

@@ -1,6 +1,7 @@
 """SAE Bench's results as charts, and damaged ones."""
 
 import json
+import math
 
 import pytest
 from report_runs import write_bench_result
@@ -28,10 +29,18 @@ def test_sae_bench_results_are_charted(tmp_path):
     assert bench_charts({"c": tmp_path / "c"}) == []
 
 
-def test_a_damaged_sae_bench_result_is_one_line(tmp_path):
-    write_bench_result(tmp_path, "core", {}).write_text("{")
+@pytest.mark.parametrize("content", ["{", "[]", '{"eval_result_metrics": []}', "\x00"])
+def test_a_damaged_sae_bench_result_is_one_line(content, tmp_path):
+    write_bench_result(tmp_path, "core", {}).write_text(content)
     with pytest.raises(CheckpointError, match="not an SAE Bench result"):
         bench_charts({"a": tmp_path})
+
+
+def test_a_metric_that_is_not_finite_is_left_out(tmp_path):
+    scr = {f"scr_metric_threshold_{n}": value for n, value in ((2, 0.1), (5, math.nan))}
+    write_bench_result(tmp_path, "scr", {"scr_metrics": scr})
+    (chart,) = bench_charts({"a": tmp_path})
+    assert (chart.x, chart.values) == (["2"], {"a": [0.1]})
 
 
 def test_floors_and_controls_beside_an_sae_are_not_shown_as_it(tmp_path, caplog):
