@@ -28,6 +28,8 @@ class BenchChart:
     x: list[str]
     values: dict[str, list[float | None]]
     """For each SAE's label, one value per x."""
+    is_curve: bool
+    """Whether the places are numbers, so that a line may join the values."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,9 @@ def bench_charts(folders: dict[str, Path]) -> list[BenchChart]:
             if any(name in found for name in names)
         }
         if values:
-            charts.append(
-                BenchChart(wanted.title, wanted.explanation, list(names.values()), values)
-            )
+            x = list(names.values())
+            is_curve = isinstance(wanted.metrics, str) and len(x) > 1
+            charts.append(BenchChart(wanted.title, wanted.explanation, x, values, is_curve))
     return charts
 
 

@@ -104,14 +104,16 @@ def _use(analyses: list[Analysis]) -> Figure | None:
     if not any(bool(one.statistics.alive_F.any()) for one in analyses):
         return None
     figure, axes = _panels(2, 2)
-    for index, one in enumerate(analyses):
-        alive_F = one.statistics.alive_F
-        share = float(alive_F.double().mean())
-        frequency = one.statistics.frequency_F[alive_F].log10().numpy()
-        largest = one.statistics.max_F[alive_F].abs().numpy()
-        label = f"{one.label} ({share:.1%} live)"
-        axes[0].hist(frequency, bins=40, histtype="step", label=one.label, **_line(index))
-        axes[1].hist(largest, bins=40, histtype="step", label=label, **_line(index))
+    statistics = [one.statistics for one in analyses]
+    shown = (
+        [one.frequency_F[one.alive_F].log10().numpy() for one in statistics],
+        [one.max_F[one.alive_F].abs().numpy() for one in statistics],
+    )
+    for ax, values in zip(axes, shown, strict=True):
+        edges = np.histogram_bin_edges(np.concatenate(values), 40)  # counts can be compared
+        for index, (one, of_sae) in enumerate(zip(analyses, values, strict=True)):
+            label = f"{one.label} ({float(one.statistics.alive_F.double().mean()):.1%} live)"
+            ax.hist(of_sae, bins=edges, histtype="step", label=label, **_line(index))
     axes[0].set(xlabel="log10 share of tokens that select a feature", ylabel="features")
     axes[1].set(xlabel="largest activation (magnitude)", ylabel="features", yscale="log")
     axes[1].legend(frameon=False, fontsize=7)
@@ -193,12 +195,22 @@ def _bench(analyses: list[Analysis]) -> Figure | None:
     if not charts:
         return None
     figure, axes = _panels(len(charts), 3)
+    handles: dict[str, Any] = {}
     for chart, ax in zip(charts, axes, strict=False):
-        for index, one in enumerate(analyses):
-            if one.label in chart.values:
-                values = [np.nan if v is None else v for v in chart.values[one.label]]
-                ax.plot(chart.x, values, marker="o", label=one.label, **_line(index))
+        saes = [(index, one.label) for index, one in enumerate(analyses)]
+        saes = [(index, label) for index, label in saes if label in chart.values]
+        at, width = np.arange(len(chart.x)), 0.8 / len(saes)
+        for place, (index, label) in enumerate(saes):
+            values = [np.nan if v is None else v for v in chart.values[label]]
+            if chart.is_curve:
+                (drawn,) = ax.plot(at, values, marker="o", label=label, **_line(index))
+            else:
+                left = at + width * (place - (len(saes) - 1) / 2)
+                drawn = ax.bar(left, values, width, label=label, color=SERIES[index % 6])
+            handles.setdefault(label, drawn)
         ax.set_title(chart.title)
+        ax.set_xticks(at, chart.x)
         ax.tick_params(axis="x", labelsize=7)
-    axes[0].legend(frameon=False, fontsize=7)
+    # No chart need have all SAEs.
+    figure.legend(handles.values(), handles, frameon=False, fontsize=7, loc="outside lower center")
     return figure

@@ -198,10 +198,9 @@ function drawCosines(data) {
 
 function drawBench(data) {
   for (const chart of data.bench) {
-    const isCurve = chart.x.length > 1 && chart.x.every((x) => /^\d+$/.test(x));
     addChart($("bench-charts"), chart.title, chart.explanation, (t) => ({
       data: data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.label in chart.values).map(({ sae, i }) => ({
-        x: chart.x, y: chart.values[sae.label], name: sae.label, type: isCurve ? "scatter" : "bar", mode: "lines+markers",
+        x: chart.x, y: chart.values[sae.label], name: sae.label, type: chart.is_curve ? "scatter" : "bar", mode: "lines+markers",
         line: { color: t.series[i % 6], dash: DASHES[i % 6] }, marker: { color: t.series[i % 6] }, hovertemplate: "%{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
       })),
       layout: { xaxis: { type: "category" }, barmode: "group" },

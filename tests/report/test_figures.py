@@ -1,0 +1,43 @@
+"""The report's figures."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch as t
+from report_runs import write_bench_result
+
+from dictionary_learning_ext.report import figures
+
+
+def analysis_of(label, frequency, largest, folder=None):
+    frequency_F, max_F = t.tensor(frequency), t.tensor(largest)
+    statistics = SimpleNamespace(
+        frequency_F=frequency_F, max_F=max_F, alive_F=t.ones(len(max_F), dtype=t.bool)
+    )
+    return SimpleNamespace(label=label, statistics=statistics, folder=folder)
+
+
+def test_histograms_of_all_saes_have_the_same_bins():
+    narrow = analysis_of("narrow", [0.01, 0.02, 0.03], [1.0, 1.1, 1.2])
+    wide = analysis_of("wide", [0.001, 0.1, 0.9], [-9.0, 3.0, 20.0])
+    for ax in figures._use([narrow, wide]).axes:
+        widths = [sorted(set(patch.get_path().vertices[:, 0].round(5))) for patch in ax.patches]
+        assert len(widths) == 2
+        assert widths[0] == widths[1]
+
+
+def test_metrics_without_an_order_are_bars_and_every_sae_is_in_the_legend(tmp_path):
+    core = {"misc_metrics": {"frac_alive": 1.0}, "reconstruction_quality": {"cossim": 0.8}}
+    scr = {"scr_metrics": {f"scr_metric_threshold_{n}": 0.1 for n in (2, 5)}}
+    write_bench_result(tmp_path / "a", "core", core)
+    for name in "ab":
+        write_bench_result(tmp_path / name, "scr", scr)
+    both = [analysis_of(name, [0.1], [1.0], tmp_path / name) for name in "ab"]
+    figure = figures._bench(both)
+    bars, curves = figure.axes[:2]
+    assert [patch.get_height() for patch in bars.patches] == pytest.approx([0.8, 1.0])
+    assert not bars.lines
+    assert len(curves.lines) == 2
+    assert not curves.patches
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
