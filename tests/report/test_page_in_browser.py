@@ -64,6 +64,12 @@ def test_it_opens_offline_without_an_error_and_draws_every_chart(browser, report
     assert browser.get_log("browser") == []
 
 
+def test_wide_dictionaries_have_histograms(browser, report):
+    open_page(browser, report)
+    made = "stepLines([{ label: 'a' }], () => new Array(300000).fill(1), 40, LIGHT)[0].y"
+    assert sum(browser.execute_script(f"return {made}")) == 300_000
+
+
 def test_search_and_sort(browser, report):
     open_page(browser, report)
     everything = shown(browser)

@@ -56,8 +56,12 @@ function steps(values, low, high, bins) {
 
 function stepLines(saes, valuesOf, bins, t) {
   const all = saes.map(valuesOf);
-  const flat = all.flat();
-  const [low, high] = flat.length ? [Math.min(...flat), Math.max(...flat)] : [0, 1];
+  let low = Infinity, high = -Infinity;
+  for (const values of all) for (const value of values) { // Math.min(...values) has a limit
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  }
+  if (low > high) [low, high] = [0, 1];
   return all.map((values, i) => ({
     ...steps(values, low, high > low ? high : low + 1, bins), name: saes[i].label, type: "scatter", mode: "lines",
     line: { shape: "hvh", color: t.series[i % 6], dash: DASHES[i % 6], width: 2 },
