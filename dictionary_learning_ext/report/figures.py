@@ -74,7 +74,8 @@ def _panels(
 
 
 def _line(index: int) -> dict[str, Any]:
-    return {"color": SERIES[index % 6], "linestyle": _LINES[index % 6]}
+    """Of an SAE: no two of the first 36 have one colour and one dash."""
+    return {"color": SERIES[index % 6], "linestyle": _LINES[(index + index // 6) % 6]}
 
 
 def _training(analyses: list[Analysis]) -> Figure | None:

@@ -17,6 +17,10 @@ def analysis_of(label, frequency, largest, folder=None):
     return SimpleNamespace(label=label, statistics=statistics, folder=folder)
 
 
+def test_lines_of_many_saes_differ():
+    assert len({str(figures._line(index)) for index in range(36)}) == 36
+
+
 def test_histograms_of_all_saes_have_the_same_bins():
     narrow = analysis_of("narrow", [0.01, 0.02, 0.03], [1.0, 1.1, 1.2])
     wide = analysis_of("wide", [0.001, 0.1, 0.9], [-9.0, 3.0, 20.0])

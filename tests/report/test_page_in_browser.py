@@ -64,6 +64,14 @@ def test_it_opens_offline_without_an_error_and_draws_every_chart(browser, report
     assert browser.get_log("browser") == []
 
 
+def test_lines_of_many_saes_differ(browser, report):
+    open_page(browser, report)
+    lines = browser.execute_script(
+        "return [...Array(36).keys()].map((i) => JSON.stringify(series(LIGHT, i)))"
+    )
+    assert len(set(lines)) == 36
+
+
 def test_wide_dictionaries_have_histograms(browser, report):
     open_page(browser, report)
     made = "stepLines([{ label: 'a' }], () => new Array(300000).fill(1), 40, LIGHT)[0].y"

@@ -5,6 +5,8 @@ const DARK = {
   fg: "#e8eaed", muted: "#a3acb6", grid: "#363d45", series: ["#56B4E9", "#F0803C", "#2FC49A", "#E09CC6", "#E69F00", "#9AD1F2"],
 };
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
+/** The line of the i-th SAE: no two of the first 36 have one colour and one dash. */
+const series = (t, i) => ({ color: t.series[i % 6], dash: DASHES[(i + Math.floor(i / 6)) % 6] });
 // Ten clusters: Okabe and Ito's colours, and a symbol each, so that none is told by colour alone.
 const CLUSTER_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999", "#F0E442", "#0072B2", "#D55E00"];
 const CLUSTER_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "pentagon", "x", "hexagon"];
@@ -64,7 +66,7 @@ function stepLines(saes, valuesOf, bins, t) {
   if (low > high) [low, high] = [0, 1];
   return all.map((values, i) => ({
     ...steps(values, low, high > low ? high : low + 1, bins), name: saes[i].label, type: "scatter", mode: "lines",
-    line: { shape: "hvh", color: t.series[i % 6], dash: DASHES[i % 6], width: 2 },
+    line: { shape: "hvh", ...series(t, i), width: 2 },
     fill: saes.length === 1 ? "tozeroy" : "none", hovertemplate: "%{y} features<extra>%{fullData.name}</extra>",
   }));
 }
@@ -84,7 +86,7 @@ function drawCurves(data) {
     addChart($("curves"), title, explanation, (t) => ({
       data: saes.map(({ sae, i }) => ({
         x: sae.history.map((line) => line.step), y: sae.history.map((line) => line[name]), name: sae.label, mode: "lines+markers",
-        line: { color: t.series[i % 6], dash: DASHES[i % 6] }, marker: { size: 4 }, hovertemplate: "step %{x}: %{y}<extra>%{fullData.name}</extra>",
+        line: series(t, i), marker: { size: 4 }, hovertemplate: "step %{x}: %{y}<extra>%{fullData.name}</extra>",
       })),
       layout: { xaxis: { title: { text: "step", font: { size: 12 } } }, yaxis: { type: name.endsWith("loss") ? "log" : "linear" } },
     }));
@@ -185,7 +187,7 @@ function drawCosines(data) {
   addChart($("cosines"), "All pairs of features", "Cosine between their decoder directions. Log scale.", (t) => ({
     data: data.saes.map((sae, i) => ({
       x: sae.cosines.counts.map((_, b) => (sae.cosines.edges[b] + sae.cosines.edges[b + 1]) / 2), y: sae.cosines.counts, name: sae.label,
-      mode: "lines", line: { shape: "hvh", color: t.series[i % 6], dash: DASHES[i % 6], width: 2 }, hovertemplate: "%{y} pairs at %{x:.2f}<extra>%{fullData.name}</extra>",
+      mode: "lines", line: { shape: "hvh", ...series(t, i), width: 2 }, hovertemplate: "%{y} pairs at %{x:.2f}<extra>%{fullData.name}</extra>",
     })),
     layout: { yaxis: { type: "log", title: { text: "pairs", font: { size: 12 } } }, xaxis: { range: [-1, 1] } },
   }));
@@ -205,7 +207,7 @@ function drawBench(data) {
     addChart($("bench-charts"), chart.title, chart.explanation, (t) => ({
       data: data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.label in chart.values).map(({ sae, i }) => ({
         x: chart.x, y: chart.values[sae.label], name: sae.label, type: chart.is_curve ? "scatter" : "bar", mode: "lines+markers",
-        line: { color: t.series[i % 6], dash: DASHES[i % 6] }, marker: { color: t.series[i % 6] }, hovertemplate: "%{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
+        line: series(t, i), marker: { color: t.series[i % 6] }, hovertemplate: "%{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
       })),
       layout: { xaxis: { type: "category" }, barmode: "group" },
     }));
