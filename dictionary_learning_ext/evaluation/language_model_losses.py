@@ -12,6 +12,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..activations.activation_reader import ActivationReader
 from ..activations.tokens import TokenContexts
+from ..trainers.dictionary_inputs import as_input
 from .totals import LanguageModelLosses
 
 _DOCUMENTS_AT_ONCE = 16
@@ -83,8 +84,7 @@ def _batches(documents: TokenContexts) -> Iterator[tuple[t.Tensor, t.Tensor]]:
 
 def _reconstruction(dictionary: Any) -> Replacement:
     """By an SAE, in its own dtype: the language model's may be another."""
-    dtype = next(dictionary.parameters()).dtype
-    return lambda x_BLD: dictionary(x_BLD.to(dtype))
+    return lambda x_BLD: dictionary(as_input(dictionary, x_BLD))
 
 
 def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Replacement:

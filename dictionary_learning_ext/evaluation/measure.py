@@ -14,6 +14,7 @@ from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from ..activations.held_out import HeldOut, Truth
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
+from ..trainers.dictionary_inputs import as_input
 from ..trainers.kernels.drawn_code import compared
 from .ground_truth import TruthMatch
 from .language_model_losses import language_model_losses
@@ -58,11 +59,11 @@ class Measurement:
     def add(self, x_BD: t.Tensor) -> None:
         """Measure on a batch of raw activations, fp32."""
         sae: Any = self.dictionary
-        x_hat_BD, f_BF = sae(x_BD, output_features=True)
+        x_hat_BD, f_BF = sae(as_input(sae, x_BD), output_features=True)
         self.totals.add(x_BD, x_hat_BD, f_BF)
         if self._match is not None:
             self._match.add(f_BF)
-        theirs = upstream_evaluate(sae, iter([x_BD]), device=str(x_BD.device))
+        theirs = upstream_evaluate(_Casting(sae), iter([x_BD]), device=str(x_BD.device))
         for name in _UPSTREAMS:
             self.totals.add_mean(name, theirs[name])
         if isinstance(sae, HasPosterior):
@@ -89,6 +90,7 @@ class Measurement:
 
     def _add_stability(self, x_BD: t.Tensor) -> None:
         sae = self.dictionary
+        x_BD = as_input(sae, x_BD)
         _, values_BK, indices_BK, mu_BF = sae.encode(x_BD, return_topk=True)
         scales = {"stability_rms": 0.1 * values_BK[values_BK != 0].square().mean().sqrt()}
         if isinstance(sae, HasPosterior):
@@ -100,6 +102,17 @@ class Measurement:
             in_both_BK = t.zeros_like(mu_BF, dtype=t.bool).scatter_(1, other_BK, True)
             common_B = in_both_BK.gather(1, indices_BK).sum(1)
             self.totals.add_mean(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())
+
+
+class _Casting:
+    """A dictionary as upstream's `evaluate` calls it, which then measures in the dtype of x."""
+
+    def __init__(self, dictionary: Any):
+        self.dict_size = dictionary.dict_size
+        self._dictionary = dictionary
+
+    def __call__(self, x: t.Tensor, output_features: bool) -> tuple[t.Tensor, t.Tensor]:
+        return self._dictionary(as_input(self._dictionary, x), output_features=output_features)
 
 
 def measure(

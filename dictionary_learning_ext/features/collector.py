@@ -25,6 +25,7 @@ from scipy.sparse import csr_matrix
 from ..activations.contexts import ContextBatch
 from ..config.checks import require
 from ..errors import NonFiniteError
+from ..trainers.dictionary_inputs import as_input
 from .histograms import GrowingHistograms
 from .kept_contexts import ContextKeeper, EncodedContexts, FeatureContexts
 
@@ -129,11 +130,10 @@ class FeatureCollector:
         """Add a batch. Raises NonFiniteError if the SAE's features are NaN or infinite."""
         n_contexts, ctx_len = batch.input_ids_BL.shape
         step = max(1, self._batch_elements // (ctx_len * self.dictionary.dict_size))
-        device = next(self.dictionary.parameters()).device
         for start in range(0, n_contexts, step):
             part = slice(start, start + step)
-            x_ND = rearrange(batch.x_BLD[part], "b l d -> (b l) d").to(device)
-            f_NF = self.dictionary.encode(x_ND).float().cpu()
+            x_ND = rearrange(batch.x_BLD[part], "b l d -> (b l) d")
+            f_NF = self.dictionary.encode(as_input(self.dictionary, x_ND)).float().cpu()
             f_BLF = rearrange(f_NF, "(b l) f -> b l f", l=ctx_len)
             f_BLF[~batch.wanted_BL[part]] = 0.0
             self._add(batch.input_ids_BL[part].cpu(), batch.wanted_BL[part], f_BLF)

@@ -21,6 +21,7 @@ from nnsight import LanguageModel
 from ..activations.hook_points import HookPoint
 from ..config.checks import require
 from ..errors import ConfigError
+from ..trainers.dictionary_inputs import as_input
 from .directions import encoder_directions
 
 _THETA_ELEMENTS = 1 << 23  # S x L x V optimised at a time
@@ -202,7 +203,8 @@ class _Reader:
     def encode(self, ids_SL: t.Tensor, dictionary: Dictionary) -> t.Tensor:
         """The SAE's features at the last of the hard tokens, (S, F)."""
         sae: Any = dictionary
-        return sae.encode(self.read(self.embedding_VD[ids_SL]))
+        x_SD = self.read(self.embedding_VD[ids_SL])
+        return sae.encode(as_input(sae, x_SD)).to(x_SD)
 
     @contextmanager
     def _caught(self) -> Iterator[list[t.Tensor]]:

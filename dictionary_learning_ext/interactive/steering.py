@@ -19,6 +19,7 @@ from ..activations.interventions import Change, changing
 from ..config.checks import require_choice, require_type
 from ..errors import ConfigError
 from ..features.directions import decoder_directions
+from ..trainers.dictionary_inputs import as_input
 from .opening import SAE, Hook, open_sae, require_feature
 
 SteerMode = Literal["add", "clamp"]
@@ -87,14 +88,13 @@ def _change(dictionary: Any, features: Mapping[int, float], mode: SteerMode) -> 
         require_type(f"the value of feature {feature}", value, float)
     values_S = t.tensor(list(features.values()), dtype=t.float32)
     directions_SD = decoder_directions(dictionary, numbers)
-    weights = next(dictionary.parameters())
 
     def change(x_BLD: t.Tensor) -> t.Tensor:
         d_SD, v_S = directions_SD.to(x_BLD.device), values_S.to(x_BLD.device)
         if mode == "add":
             return x_BLD + (v_S @ d_SD).to(x_BLD)
-        x_ND = rearrange(x_BLD, "b l d -> (b l) d").to(weights)
-        f_NS = dictionary.encode(x_ND)[:, numbers].to(d_SD)
+        x_ND = rearrange(x_BLD, "b l d -> (b l) d")
+        f_NS = dictionary.encode(as_input(dictionary, x_ND))[:, numbers].to(d_SD)
         added_ND = (v_S - f_NS) @ d_SD
         return x_BLD + rearrange(added_ND, "(b l) d -> b l d", b=x_BLD.shape[0]).to(x_BLD)
 

@@ -19,6 +19,7 @@ from ..activations.contexts import ContextBatch
 from ..activations.outliers import FAR, where
 from ..activations.position_rule import PositionRule, at, norms
 from ..features.collector import FeatureStatistics
+from ..trainers.dictionary_inputs import as_input
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ class SinkFinder:
             self._norm_ratio = max(self._norm_ratio, float(norms_BL[is_sink_BL].max() / median))
             x_ND = batch.x_BLD[is_sink_BL.to(batch.x_BLD.device)]
             for dictionary, largest_F in zip(self._dictionaries, self._largest_F, strict=True):
-                device = next(dictionary.parameters()).device
-                f_NF = dictionary.encode(x_ND.to(device)).float().cpu()
+                f_NF = dictionary.encode(as_input(dictionary, x_ND)).float().cpu()
                 t.maximum(largest_F, f_NF.abs().amax(0), out=largest_F)
         return batch._replace(wanted_BL=kept_BL)
 

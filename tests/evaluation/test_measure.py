@@ -45,6 +45,15 @@ def test_fve_is_one_minus_residual_over_variance_about_the_mean(x):
     assert metrics_of(sae, x)["fve"] == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_an_upstream_class_in_bf16_is_measured(x):
+    t.manual_seed(1)
+    sae = AutoEncoderTopK(D, F, K)
+    whole = metrics_of(sae, x)
+    half = metrics_of(sae.bfloat16(), x)
+    for name in ("fve", "frac_variance_explained", "l2_loss", "stability_rms"):
+        assert half[name] == pytest.approx(whole[name], rel=0.05), name
+
+
 def test_totals_are_sums_over_all_tokens_whatever_the_batches(x):
     """To the last digits, so that a total that starts at another number than 0 is noticed."""
     sae = make(sigma=0.5)

@@ -176,6 +176,13 @@ def test_the_profiles_stop_at_their_limit(batch):
     assert 20 <= profiles.shape[0] <= 40  # k = 4, some of it zeros
 
 
+@pytest.mark.parametrize("kind", ["top_k", "relu"])
+def test_an_sae_in_bf16_takes_activations_in_fp32(kind, batch):
+    sae = SAES[kind]().bfloat16()
+    rounded = batch._replace(x_BLD=batch.x_BLD.bfloat16())
+    assert collected(sae, batch).max_F.equal(collected(sae, rounded).max_F)
+
+
 def test_a_damaged_sae_is_one_line(batch):
     sae = AutoEncoderTopK(WIDTH, FEATURES, 4)
     sae.encoder.bias.data[3] = t.nan

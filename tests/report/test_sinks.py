@@ -67,6 +67,13 @@ def test_a_feature_that_only_fires_at_sinks_counts_and_one_that_never_fires_does
     assert sinks.strongest == [1 / FEATURES]
 
 
+def test_an_sae_in_bf16_takes_activations_in_fp32(sae, tiny_lm):
+    batch = batch_of(5)
+    batch.x_BLD[:, 0] = 400 * t.eye(WIDTH)[0]
+    sinks, _ = found(sae.bfloat16(), [batch], tiny_lm.tokenizer)
+    assert sinks.strongest == [1 / FEATURES]
+
+
 def test_a_negative_feature_that_is_not_selected_at_a_sink_is_not_strongest_there(sae, tiny_lm):
     """It is 0 at the sink, which is above its activations elsewhere."""
 
