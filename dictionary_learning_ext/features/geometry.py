@@ -61,8 +61,12 @@ def comparable_features(profiles: Sequence[Any], limit: int, seed: int = 0) -> l
             not live.
         limit: the largest number of features per SAE.
 
-    Raises: GeometryError if an SAE has fewer than `LEAST_FEATURES` of them.
+    Raises: GeometryError if an SAE has fewer than `LEAST_FEATURES` of them, or the limit is lower.
     """
+    if limit < LEAST_FEATURES:
+        raise GeometryError(
+            f"--map-features is {limit}, expected at least {LEAST_FEATURES} for a map; raise it"
+        )
     live = [np.flatnonzero(profile.getnnz(axis=0)) for profile in profiles]
     n = min(limit, *(len(one) for one in live))
     if n < LEAST_FEATURES:
