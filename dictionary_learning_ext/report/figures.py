@@ -1,6 +1,7 @@
 """The report's figures as PNG and SVG for a paper, in Okabe and Ito's colours."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
             "cosines": _cosines(analyses),
             "sae_bench": _bench(analyses),
         }
+        names = file_names(analysis.label for analysis in analyses)
         for analysis in analyses:
             if analysis.geometry is not None:
-                figures[f"map_{file_name(analysis.label)}"] = _map(analysis, analysis.geometry)
+                figures[f"map_{names[analysis.label]}"] = _map(analysis, analysis.geometry)
         written = []
         for name, figure in figures.items():
             if figure is None:
@@ -56,9 +58,17 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     return written
 
 
-def file_name(label: str) -> str:
-    """A label as part of a file's name."""
-    return re.sub(r"[^\w.-]", "_", label)
+def file_names(labels: Iterable[str]) -> dict[str, str]:
+    """Each label as part of a file's name, no two alike: x/y and x_y are x_y and x_y_2."""
+    names: dict[str, str] = {}
+    for label in labels:
+        name = plain = re.sub(r"[^\w.-]", "_", label)
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{plain}_{number}"
+        names[label] = name
+    return names
 
 
 def _panels(

@@ -28,7 +28,7 @@ from .analysis import LEAST_SELECTIONS, Analysis, Comparison, analyse
 from .bench_charts import bench_charts
 from .cards import cards
 from .feature_pages import Vocabulary, columns, page, rounded
-from .figures import file_name, write_figures
+from .figures import file_names, write_figures
 from .headline import STAR_MARGIN, sentences, table
 from .rendering import rendered
 from .returning import HEADER
@@ -213,7 +213,7 @@ def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None
     }
     count = analysis.statistics.count_F.tolist()
     table_columns = {"feature": list(range(len(count))), "count": count, **found, **words}
-    name = file_name(analysis.label)
+    name = file_names(one.label for one in comparison.analyses)[analysis.label]
     path = files / f"features_{name}.csv"
     with writing(path):
         files.mkdir(parents=True, exist_ok=True)

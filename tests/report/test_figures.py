@@ -17,6 +17,11 @@ def analysis_of(label, frequency, largest, folder=None):
     return SimpleNamespace(label=label, statistics=statistics, folder=folder)
 
 
+def test_no_two_labels_have_one_file_name():
+    names = figures.file_names(["x/y", "x_y", "x_y_2", "x y", "z"])
+    assert list(names.values()) == ["x_y", "x_y_2", "x_y_2_2", "x_y_3", "z"]
+
+
 def test_lines_of_many_saes_differ():
     assert len({str(figures._line(index)) for index in range(36)}) == 36
 
