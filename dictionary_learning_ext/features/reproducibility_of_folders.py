@@ -55,9 +55,9 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     language models, given twice, or not finished.
     """
     require_folders(folders)
-    _require_different(folders)
+    require_different(folders)
     configs = {str(folder): read_config(folder) for folder in folders}
-    _require_one_place(configs)
+    require_one_place(configs)
     names = short_names(configs)
     directions, fve = {}, {}
     for folder, name in names.items():
@@ -68,7 +68,7 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     return ReproducibilityOfFolders(reproducibility(directions), fve, notes)
 
 
-def _require_different(folders: Sequence[str | Path]) -> None:
+def require_different(folders: Sequence[str | Path]) -> None:
     """Raise a ReproducibilityError if a folder is given twice, however it is spelled."""
     seen: set[Path] = set()
     for folder in folders:
@@ -79,7 +79,7 @@ def _require_different(folders: Sequence[str | Path]) -> None:
         seen.add(path)
 
 
-def _require_one_place(configs: dict[str, dict[str, Any]]) -> None:
+def require_one_place(configs: dict[str, dict[str, Any]]) -> None:
     """Raise a ReproducibilityError unless all SAEs are of one hook point of one language model."""
     settings = {folder: settings_of(config) for folder, config in configs.items()}
     first, *others = settings

@@ -6,7 +6,11 @@ import torch as t
 
 from ..features.directions import decoder_directions
 from ..features.reproducibility import Reproducibility, reproducibility
-from ..features.reproducibility_of_folders import warn_of_differences
+from ..features.reproducibility_of_folders import (
+    require_different,
+    require_one_place,
+    warn_of_differences,
+)
 from ..run_folder.reading import read_config
 from .opening import SAE, dictionary_of
 
@@ -31,12 +35,15 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
         found.returning("a")       the share of a's features with a match above 0.7 and 0.9
         found.within["a"]          mean cosine of a's features to their nearest in a itself
 
-    Raises: ReproducibilityError if their shapes differ, CheckpointError for a folder that can't be
-        read.
+    Raises: ReproducibilityError if their shapes differ, or for one run folder given twice or two of
+        different hook points or language models; CheckpointError for a folder that can't be read.
     """
     folders = [one for one in (a, b) if isinstance(one, str | Path)]
     if len(folders) == 2:
-        warn_of_differences({str(folder): read_config(folder) for folder in folders})
+        require_different(folders)
+        configs = {str(folder): read_config(folder) for folder in folders}
+        require_one_place(configs)
+        warn_of_differences(configs)
     return reproducibility({"a": _directions(a), "b": _directions(b)})
 
 

@@ -1,6 +1,8 @@
 """Two SAEs compared in Python."""
 
+import json
 import logging
+import shutil
 
 import pytest
 import torch as t
@@ -45,6 +47,18 @@ def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplo
     assert "saw the same batches" in caplog.text
     mixed = agreement(load_dictionary(trained / "vsae")[0], trained / "top_k")
     assert mixed.pair.pw_mcc == found.pair.pw_mcc
+
+
+def test_what_the_command_refuses_is_refused(trained, tmp_path):
+    ours = trained / "vsae"
+    with pytest.raises(ReproducibilityError, match="is given twice"):
+        agreement(ours, f"{ours}/../vsae")
+    elsewhere = shutil.copytree(ours, tmp_path / "elsewhere")
+    config = json.loads((elsewhere / "config.json").read_text())
+    config["run"]["settings"]["hook"] = "blocks.1.hook_resid_post"
+    (elsewhere / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ReproducibilityError, match=r"hook='blocks\.1\.hook_resid_post'"):
+        agreement(ours, elsewhere)
 
 
 def test_other_shapes_can_not_be_compared(saes):
