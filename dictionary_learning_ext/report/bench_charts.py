@@ -144,7 +144,8 @@ def _metrics(folder: Path, evaluation: BenchEvaluation) -> dict[str, float]:
 def _own_results(folder: Path, evaluation: BenchEvaluation) -> list[Path]:
     """The result of a folder's own SAE: beside it may be those of floors and size-matched controls."""
     there = sorted((folder / BENCH_RESULTS / evaluation).glob("*_eval_results.json"))
-    labels = (folder.name, "_".join(folder.parts[-2:]))
+    parts = folder.resolve().parts  # a folder may be "."
+    labels = (parts[-1], "_".join(parts[-2:]))
     names = {f"{label}_custom_sae_eval_results.json" for label in labels}
     own = [path for path in there if path.name in names]
     if own or not there:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from report_runs import write_bench_result
@@ -61,6 +62,15 @@ def test_floors_and_controls_beside_an_sae_are_not_shown_as_it(tmp_path, caplog)
     (tmp_path / "renamed/eval_results/scr/identity_custom_sae_eval_results.json").unlink()
     assert bench_charts({"a": tmp_path / "renamed"}) == [], "a control alone is not the SAE"
     assert "none of the 2 results is named after the folder" in caplog.text
+
+
+def test_the_folder_one_is_in_has_results(tmp_path, monkeypatch):
+    path = write_bench_result(tmp_path / "a", "scr", {"scr_metrics": {"scr_metric_threshold_5": 1}})
+    path.with_name("identity_custom_sae_eval_results.json").write_text("{}")
+    path.rename(path.with_name("a_custom_sae_eval_results.json"))
+    monkeypatch.chdir(tmp_path / "a")
+    (chart,) = bench_charts({"a": Path(".")})
+    assert chart.values == {"a": [1]}
 
 
 def test_two_kinds_of_probing_are_two_charts(tmp_path):
