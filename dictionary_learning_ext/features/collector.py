@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix
 
 from ..activations.contexts import ContextBatch
 from ..config.checks import require
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, TextError
 from ..trainers.dictionary_inputs import as_input
 from .histograms import GrowingHistograms
 from .kept_contexts import ContextKeeper, EncodedContexts, FeatureContexts
@@ -182,7 +182,9 @@ class FeatureCollector:
         self._profile_entries += len(kept[0])
 
     def statistics(self) -> FeatureStatistics:
-        """The statistics of the batches added until now."""
+        """The statistics of the batches added until now. Raises TextError if there are none."""
+        if not self._profile:
+            raise TextError("no batch of contexts was added: expected at least one to measure on")
         is_alive_F = self._count_F > 0
         nan_F = t.full_like(self._highest_F, t.nan)
         is_positive_F = self._highest_F >= -self._lowest_F

@@ -6,7 +6,7 @@ from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
 from dictionary_learning_ext.activations.contexts import ContextBatch
-from dictionary_learning_ext.errors import ConfigError, NonFiniteError
+from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 from dictionary_learning_ext.features.collector import FeatureCollector
 from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
 
@@ -188,6 +188,11 @@ def test_a_damaged_sae_is_one_line(batch):
     sae.encoder.bias.data[3] = t.nan
     with pytest.raises(NonFiniteError, match=r"ae\.pt is damaged"):
         collected(sae, batch)
+
+
+def test_statistics_of_nothing_are_one_line():
+    with pytest.raises(TextError, match="no batch of contexts was added"):
+        FeatureCollector(AutoEncoderTopK(WIDTH, FEATURES, 4), 10).statistics()
 
 
 def test_numbers_out_of_range_are_refused():
