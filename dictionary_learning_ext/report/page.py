@@ -139,7 +139,8 @@ def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> 
         "columns": columns(analysis, vocabulary),
         "pages": {feature: page(analysis, feature, vocabulary) for feature in shown},
         "history": [
-            {name: rounded(value) for name, value in line.items()} for line in analysis.history
+            {name: value if name == "step" else rounded(value) for name, value in line.items()}
+            for line in analysis.history
         ],
     }
     if analysis.geometry is not None:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -16,6 +17,8 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.report_options import ReportOptions
+from dictionary_learning_ext.report import page as page_module
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 
 
@@ -68,6 +71,14 @@ def test_the_page_says_which_training_curve_is_of_the_noisy_code(report):
     assert (
         "Only the squared error is that of the training step: a vSAE's includes the noise." in words
     )
+
+
+def test_steps_of_long_runs_are_not_rounded(monkeypatch):
+    monkeypatch.setattr(page_module, "columns", lambda analysis, vocabulary: {})
+    history = [{"step": 123_456, "fve": 0.123456}]
+    one = SimpleNamespace(label="a", history=history, ranking=[], geometry=None)
+    comparison = SimpleNamespace(options=ReportOptions())
+    assert page_module._sae(one, comparison, None)["history"] == [{"step": 123_456, "fve": 0.1235}]
 
 
 def test_stars_and_live_features_are_explained(report):
