@@ -30,6 +30,7 @@ from ..features.geometry import Geometry, GeometryError, comparable_features, ge
 from ..features.reproducibility_of_folders import measured
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.reading import read_history, read_metrics_if_any
+from .bench_charts import BenchChart, bench_charts
 from .returning import FeatureScores, Returning
 from .sinks import SinkFinder, Sinks
 
@@ -77,6 +78,8 @@ class Comparison:
     """Why there is no map; None if there is one."""
     sinks: Sinks | None
     """The tokens that the report leaves out; None if there are none."""
+    bench: list[BenchChart]
+    """SAE Bench's results of the SAEs, as far as there are any."""
     returning: Returning | None = None
     """Which features of the first SAE come back in its other seeds; None if none are given."""
 
@@ -107,10 +110,6 @@ def analyse(
     Raises: a UserError that says what to change.
     """
     labels = labels_of(folders)
-    returning = None
-    if seeds:
-        on_step(f"matching the features of {1 + len(seeds)} seeds")
-        returning = Returning(measured([folders[0], *seeds]))
     opened = open_folders(folders, **where)
     run, language_model = opened.run, opened.language_model
     if is_synthetic(run.model):
@@ -123,6 +122,13 @@ def analyse(
             f"activations={run.activations}: a report shows tokens, and {run.activations} doesn't say"
             " which language model's; use `vsae eval` and `vsae compare`"
         )
+    # What can fail comes before the text, which takes minutes.
+    bench = bench_charts(dict(zip(labels, map(Path, opened.saes), strict=True)))
+    lens = LogitLens(language_model) if options.logits else None
+    returning = None
+    if seeds:
+        on_step(f"matching the features of {1 + len(seeds)} seeds")
+        returning = Returning(measured([folders[0], *seeds]))
     collectors = {
         name: FeatureCollector(
             dictionary, options.tokens, profile_tokens=options.map_tokens, seed=options.seed
@@ -139,7 +145,6 @@ def analyse(
         batch = finder.without_sinks(batch)
         for collector in collectors.values():
             collector.add(batch)
-    lens = LogitLens(language_model) if options.logits else None
     analyses = []
     for (name, (dictionary, config)), label in zip(opened.saes.items(), labels, strict=True):
         statistics = collectors[name].statistics()
@@ -179,7 +184,7 @@ def analyse(
         analyses[0].scores = returning.scores
     no_map = _add_geometry(analyses, options, on_step)
     sinks = finder.sinks([one.statistics for one in analyses])
-    return Comparison(opened, analyses, options, no_map, sinks, returning)
+    return Comparison(opened, analyses, options, no_map, sinks, bench, returning)
 
 
 def labels_of(folders: Sequence[str | Path]) -> list[str]:

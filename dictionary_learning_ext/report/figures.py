@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..features.geometry import Geometry
 from .analysis import Analysis, Comparison
-from .bench_charts import bench_charts
+from .bench_charts import BenchChart
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CLUSTERS = (*SERIES, "#999999", "#F0E442", "#0072B2", "#D55E00")
@@ -40,7 +40,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
             "use": _use(analyses),
             "returning": _returning(comparison),
             "cosines": _cosines(analyses),
-            "sae_bench": _bench(analyses),
+            "sae_bench": _bench(analyses, comparison.bench),
         }
         names = file_names(analysis.label for analysis in analyses)
         for analysis in analyses:
@@ -201,8 +201,7 @@ def _cosines(analyses: list[Analysis]) -> Figure | None:
     return figure
 
 
-def _bench(analyses: list[Analysis]) -> Figure | None:
-    charts = bench_charts({one.label: one.folder for one in analyses})
+def _bench(analyses: list[Analysis], charts: list[BenchChart]) -> Figure | None:
     if not charts:
         return None
     figure, axes = _panels(len(charts), 3)

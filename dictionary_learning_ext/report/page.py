@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -25,7 +26,6 @@ from ..run_folder.matching import settings_of
 from ..run_folder.names import REPORT, report_files
 from ..run_folder.writing import write_json, write_text, writing
 from .analysis import LEAST_SELECTIONS, Analysis, Comparison, analyse
-from .bench_charts import bench_charts
 from .cards import cards
 from .feature_pages import Vocabulary, columns, page, rounded
 from .figures import file_names, write_figures
@@ -63,13 +63,14 @@ def write_report(
     Raises: a UserError that says what to change.
     """
     out = Path(folder) / REPORT if out is None else Path(out)
+    files = report_files(out)
+    _require_room(files)
     comparison = analyse(
         [folder, *against], options or ReportOptions(), seeds=seeds, on_step=on_step, **where
     )
     on_step("writing the page")
     own = None if out == Path(folder) / REPORT else out
     page_html = render(comparison, {"out": own, "figures": figures, **where}, seeds)
-    files = report_files(out)
     for analysis in comparison.analyses:
         _write_data(files, analysis, comparison)
     if figures:
@@ -78,6 +79,13 @@ def write_report(
             write_figures(comparison, files)
     write_text(out, page_html)  # last: where there is a page, the rest is there too
     return out
+
+
+def _require_room(folder: Path) -> None:
+    """Raise a CheckpointError unless a folder can be made or written to. Measuring takes minutes."""
+    with writing(folder):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        tempfile.TemporaryDirectory(dir=there, prefix=".").cleanup()
 
 
 def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path] = ()) -> str:
@@ -91,10 +99,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
     vocabulary = Vocabulary(tokenizer)
     payload = {
         "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
-        "bench": [
-            asdict(chart)
-            for chart in bench_charts({one.label: one.folder for one in comparison.analyses})
-        ],
+        "bench": [asdict(chart) for chart in comparison.bench],
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
     }
