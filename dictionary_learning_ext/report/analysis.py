@@ -145,11 +145,13 @@ def analyse(
         batch = finder.without_sinks(batch)
         for collector in collectors.values():
             collector.add(batch)
+    statistics_of = {name: collector.statistics() for name, collector in collectors.items()}
+    read = finder.tokens + next(iter(statistics_of.values())).tokens
+    if read < options.tokens:
+        logger.warning("the text ended after %d tokens", read)
     analyses = []
     for (name, (dictionary, config)), label in zip(opened.saes.items(), labels, strict=True):
-        statistics = collectors[name].statistics()
-        if (read := statistics.tokens + finder.tokens) < options.tokens:
-            logger.warning("the text ended after %d tokens", read)
+        statistics = statistics_of[name]
         ranking = ranking_of(statistics)
         if options.synthesise and ranking:
             on_step(f"{label}: synthesising tokens for {options.synthesise} features")

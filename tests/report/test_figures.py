@@ -7,14 +7,15 @@ import torch as t
 from report_runs import write_bench_result
 
 from dictionary_learning_ext.report import figures
+from dictionary_learning_ext.report.bench_charts import bench_charts
 
 
-def analysis_of(label, frequency, largest, folder=None):
+def analysis_of(label, frequency, largest):
     frequency_F, max_F = t.tensor(frequency), t.tensor(largest)
     statistics = SimpleNamespace(
         frequency_F=frequency_F, max_F=max_F, alive_F=t.ones(len(max_F), dtype=t.bool)
     )
-    return SimpleNamespace(label=label, statistics=statistics, folder=folder)
+    return SimpleNamespace(label=label, statistics=statistics)
 
 
 def test_no_two_labels_have_one_file_name():
@@ -41,8 +42,8 @@ def test_metrics_without_an_order_are_bars_and_every_sae_is_in_the_legend(tmp_pa
     write_bench_result(tmp_path / "a", "core", core)
     for name in "ab":
         write_bench_result(tmp_path / name, "scr", scr)
-    both = [analysis_of(name, [0.1], [1.0], tmp_path / name) for name in "ab"]
-    figure = figures._bench(both)
+    both = [analysis_of(name, [0.1], [1.0]) for name in "ab"]
+    figure = figures._bench(both, bench_charts({name: tmp_path / name for name in "ab"}))
     bars, curves = figure.axes[:2]
     assert [patch.get_height() for patch in bars.patches] == pytest.approx([0.8, 1.0])
     assert not bars.lines

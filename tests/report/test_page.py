@@ -18,6 +18,7 @@ from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.report_options import ReportOptions
+from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.report import page as page_module
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 
@@ -101,6 +102,16 @@ def test_a_page_is_written_after_its_data_and_figures(runs, tmp_path, monkeypatc
     flags = [flag for flag in BARE if flag not in ("--figures", "False")]
     assert main(["report", str(runs[0]), *flags, "--figures", "True", "--out", str(out)]) == 2
     assert not out.exists()
+
+
+def test_a_page_that_can_not_be_written_is_refused_before_anything_is_measured(
+    runs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(page_module, "analyse", lambda *given, **named: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="can't be written"):
+        page_module.write_report(runs[0], out=tmp_path / "file" / "x.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_command_on_the_page_writes_it_again(runs, tmp_path):
