@@ -142,22 +142,27 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
 def _contexts(contexts: FeatureContexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
     """For each context: [activation, number, place of the token, tokens, [place, activation, …]]."""
     found = []
-    for row in range(contexts.value_FT.shape[1]):
-        value = float(contexts.value_FT[feature, row])
+    of_feature = (  # lists: to index a tensor for each token is slow
+        part[feature].tolist()
+        for part in (
+            contexts.value_FT,
+            contexts.ids_FTW,
+            contexts.activations_FTW,
+            contexts.context_FT,
+        )
+    )
+    for value, ids, activations, number in zip(*of_feature, strict=True):
         if math.isnan(value):
             continue
-        ids_W = contexts.ids_FTW[feature, row]
-        inside = (ids_W >= 0).nonzero().flatten().tolist()
+        inside = [place for place, i in enumerate(ids) if i >= 0]
         start = inside[0]
-        activations = contexts.activations_FTW[feature, row]
         active = [
             part
             for place in inside
             if activations[place] != 0
-            for part in (place - start, rounded(float(activations[place]), 3))
+            for part in (place - start, rounded(activations[place], 3))
         ]
-        tokens = [vocabulary.number(int(ids_W[place])) for place in inside]
-        number = int(contexts.context_FT[feature, row])
+        tokens = [vocabulary.number(ids[place]) for place in inside]
         found.append([rounded(value), number, contexts.at - start, tokens, active])
     return found
 
