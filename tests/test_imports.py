@@ -187,6 +187,15 @@ def test_the_core_never_imports_sae_bench():
     assert done.stdout.strip().endswith("[]")
 
 
+def test_features_in_python_import_no_drawing():
+    code = (
+        "import sys, dictionary_learning_ext.interactive.features_of\n"
+        "print([m for m in ('plotly', 'matplotlib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
 def test_help_imports_nothing_heavy():
     """What makes `vsae train --help` answer in well under a second."""
     code = (
