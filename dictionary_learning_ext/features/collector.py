@@ -1,4 +1,4 @@
-"""What each feature of an SAE does on a text: one pass, in memory that does not grow with it.
+"""What each feature of an SAE does on a text, in one pass that keeps little of it.
 
 collector = FeatureCollector(sae, tokens=100_000)
 for batch in read_contexts(run, model, hook, "heldout", 100_000):
@@ -73,7 +73,7 @@ class FeatureCollector:
     """Collects `FeatureStatistics`, batch by batch.
 
     Memory holds at most `batch_elements` activations (or those of one context), F x (T x W + H)
-    numbers and the sparse profiles.
+    numbers, the sparse profiles, and a byte for each of `tokens` (nine at the start).
 
     Arguments:
         dictionary: any class that `load_dictionary` returns. It takes raw activations.
