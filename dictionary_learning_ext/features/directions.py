@@ -3,6 +3,7 @@
 Shapes: F features, D = activation_dim, V = vocabulary.
 """
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch as t
@@ -138,24 +139,25 @@ class LogitLens:
         """The direct effects of N directions on the logits, (N, V), float32."""
         weight = self._unembedding.weight
         d_ND = directions_ND.to(weight.device, t.float32)
-        gain_D = self._gain(d_ND.shape[1], weight)
-        if self._centres(d_ND.shape[1], weight):
+        if self._centres:
             d_ND = d_ND - d_ND.mean(1, keepdim=True)
-        logits_NV = (d_ND * gain_D) @ weight.float().T
+        logits_NV = (d_ND * self._gain_D) @ weight.float().T
         return logits_NV - logits_NV.mean(1, keepdim=True)
 
-    def _gain(self, width: int, like: t.Tensor) -> t.Tensor:
+    @cached_property
+    def _gain_D(self) -> t.Tensor:
         """The norm's gain, measured on its outputs: some norms multiply by 1 + their weight."""
-        probe_D = t.ones(width, dtype=like.dtype, device=like.device)
+        probe_D = t.ones_like(self._unembedding.weight[0])
         probe_D[1::2] = -1.0  # mean about 0 and mean square about 1: the norm hardly rescales it
         probe_D *= 64.0  # large compared to the norm's epsilon
         scale = (probe_D.float() - probe_D.float().mean()).square().mean().sqrt()
         out_D = self._norm(probe_D).float() - self._norm(t.zeros_like(probe_D)).float()
         return out_D * scale / probe_D.float()
 
-    def _centres(self, width: int, like: t.Tensor) -> bool:
+    @cached_property
+    def _centres(self) -> bool:
         """Whether the norm subtracts the mean. LayerNorm does, RMSNorm doesn't."""
-        zeros_D = t.zeros(width, dtype=like.dtype, device=like.device)
+        zeros_D = t.zeros_like(self._unembedding.weight[0])
         moved = self._norm(t.ones_like(zeros_D)) - self._norm(zeros_D)
         return float(moved.abs().max()) < 1e-3
 
@@ -163,11 +165,12 @@ class LogitLens:
         """The n tokens that each direction promotes most, and the n it suppresses most."""
         tops, bottoms = [], []
         for part_ND in directions_FD.split(_FEATURES_AT_ONCE):
-            logits_NV = self.logits(part_ND).cpu()
+            logits_NV = self.logits(part_ND)
             tops.append(logits_NV.topk(n, dim=1))
             bottoms.append(logits_NV.topk(n, dim=1, largest=False))
         return _joined(tops), _joined(bottoms)
 
 
 def _joined(parts: list[Any]) -> Ranked:
-    return Ranked(t.cat([part.indices for part in parts]), t.cat([part.values for part in parts]))
+    values, indices = (t.cat(part).cpu() for part in zip(*parts, strict=True))
+    return Ranked(indices, values)
