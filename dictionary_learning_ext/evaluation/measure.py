@@ -5,7 +5,7 @@ SAEs of a call.
 """
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
@@ -63,13 +63,13 @@ class Measurement:
         self.totals.add(x_BD, x_hat_BD, f_BF)
         if self._match is not None:
             self._match.add(f_BF)
-        theirs = upstream_evaluate(_Casting(sae), iter([x_BD]), device=str(x_BD.device))
+        done = _Done(sae.dict_size, (x_hat_BD.to(x_BD), f_BF.to(x_BD)))
+        theirs = upstream_evaluate(done, iter([x_BD]), device=str(x_BD.device))
         for name in _UPSTREAMS:
             self.totals.add_mean(name, theirs[name])
-        if isinstance(sae, HasPosterior):
-            self._add_posterior(x_BD)
+        std = self._add_posterior(x_BD) if isinstance(sae, HasPosterior) else None
         if selects_top_k(self.dictionary):
-            self._add_stability(x_BD)
+            self._add_stability(x_BD, std)
 
     def metrics(self) -> dict[str, Any]:
         """Every metric of what was added."""
@@ -77,7 +77,8 @@ class Measurement:
             self.totals.truth = self._match.scores()
         return computed(self.totals)
 
-    def _add_posterior(self, x_BD: t.Tensor) -> None:
+    def _add_posterior(self, x_BD: t.Tensor) -> t.Tensor:
+        """Returns its standard deviation, 0-dim or (B, F)."""
         sae, totals = self.dictionary, self.totals
         posterior = sae.posterior(x_BD)
         totals.kl = (totals.kl or 0.0) + float(posterior.kl.sum())
@@ -87,14 +88,16 @@ class Measurement:
         sampled_BF = sae.encode(x_BD, sample=True, generator=self._generator)
         residual = squared_residual(x_BD, sae.decode(sampled_BF))
         totals.residual_sampled = (totals.residual_sampled or 0.0) + residual
+        return posterior.std
 
-    def _add_stability(self, x_BD: t.Tensor) -> None:
+    def _add_stability(self, x_BD: t.Tensor, std: t.Tensor | None) -> None:
+        """With `std`, also under the posterior's own noise."""
         sae = self.dictionary
         x_BD = as_input(sae, x_BD)
         _, values_BK, indices_BK, mu_BF = sae.encode(x_BD, return_topk=True)
         scales = {"stability_rms": 0.1 * values_BK[values_BK != 0].square().mean().sqrt()}
-        if isinstance(sae, HasPosterior):
-            scales["stability_sigma"] = sae.posterior(x_BD).std
+        if std is not None:
+            scales["stability_sigma"] = std
         for name, scale in scales.items():
             noise_BF = t.empty_like(mu_BF).normal_(generator=self._generator)
             z_BF = compared(mu_BF + scale * noise_BF, getattr(sae, "select_by", "value"))
@@ -104,15 +107,14 @@ class Measurement:
             self.totals.add_mean(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())
 
 
-class _Casting:
-    """A dictionary as upstream's `evaluate` calls it, which then measures in the dtype of x."""
+class _Done(NamedTuple):
+    """Stands for a dictionary in upstream's `evaluate`: what it has returned for these activations."""
 
-    def __init__(self, dictionary: Any):
-        self.dict_size = dictionary.dict_size
-        self._dictionary = dictionary
+    dict_size: int
+    outputs: tuple[t.Tensor, t.Tensor]
 
     def __call__(self, x: t.Tensor, output_features: bool) -> tuple[t.Tensor, t.Tensor]:
-        return self._dictionary(as_input(self._dictionary, x), output_features=output_features)
+        return self.outputs
 
 
 def measure(

@@ -71,7 +71,8 @@ class Features:
     def top(self, feature: int, n: int = 5) -> TopContexts:
         """The n contexts in which a feature is strongest, each with the token at which it is.
 
-        Strength is an activation's magnitude: it may be negative. A context counts once. There are fewer if the feature was selected in fewer.
+        Strength is the magnitude of an activation, which may be negative. A context counts once. There
+        are fewer if the feature was selected in fewer.
 
         Raises: ConfigError if there is no such feature, or n contexts were not kept.
         """
