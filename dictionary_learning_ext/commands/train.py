@@ -248,9 +248,8 @@ def starting_point(args: list[str]) -> TrainFlags:
     model = given.get("model", start.run.model)
     if is_synthetic(model):
         start = replace(start, run=replace(start.run, **settings_of_run(model)))
-    steps = given.get("steps", "")
-    if starts != ["resume"] and steps.isdecimal():
-        start = start.for_steps(int(steps))
+    if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
+        start = start.for_steps(steps)
     changes = (given.get(name) for name in ("architecture", "posterior", "kl_schedule"))
     sae = start.sae.changed_to(*changes)
     left_out = {n for n, was in asdict(start.sae).items() if was is not None} - given.keys()
@@ -261,6 +260,14 @@ def starting_point(args: list[str]) -> TrainFlags:
     return TrainFlags(
         sae, start.run, preset=name, typed=tuple(given), left_out=tuple(sorted(left_out))
     )
+
+
+def _whole_number(text: str) -> int | None:
+    """What a flag's text means, read as the parser reads it: 20_000 and +20 too. None: no number."""
+    try:
+        return int(text)
+    except ValueError:
+        return None
 
 
 def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:

@@ -12,6 +12,7 @@ from small_commands import refused
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import vsae
+from dictionary_learning_ext.commands.train import starting_point
 from dictionary_learning_ext.config.presets import preset
 
 
@@ -93,6 +94,12 @@ def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
         9,
         6,
     )
+
+
+@pytest.mark.parametrize("typed", ["20_000", "+20000", "20000"])
+def test_steps_may_be_typed_in_any_way_that_python_reads(typed):
+    start = starting_point(["--steps", typed])
+    assert (start.run.steps, start.sae.noise_anneal_steps) == (20_000, 10_000)
 
 
 def test_no_warm_up_and_another_prior_reach_the_trainer_and_the_weights(small, tmp_path):
