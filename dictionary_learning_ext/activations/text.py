@@ -29,8 +29,9 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
               ":configuration" after the name if it has several. A file or folder of the same name
               takes precedence.
         split: "heldout" is the embedded text's own held-out part, the split `validation` or else
-            `test` of a data set on the hub, and the files named validation* or else test* of a
-            folder. A text with none of these holds out every 20th document. "train" is the rest.
+            `test` of a data set on the hub. Of a folder it is the files whose name, or whose folder's
+            name, starts with the word validation (also valid, val, dev) or else test. A text with
+            none of these holds out every 20th document. "train" is the rest, without test.
         seed: seeds the order of the embedded text, which differs from pass to pass. Other texts
             keep their order.
         passes: how often the text is read before it ends.

@@ -5,6 +5,7 @@ A source is read in passes. The embedded text has another order in each, other s
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +18,8 @@ from .text_files import SUFFIXES, read_documents, text_of_row
 
 _HASHED_WHOLE = 1 << 26  # bytes
 _PART = 1 << 16
+_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.0-9]|$)")
+"""test.txt, test-0.txt and the folder test, but not testament.txt."""
 EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
 
 
@@ -146,14 +149,21 @@ def files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
             f"{path} {'holds no text files' if path.is_dir() else 'is not a text file'}: expected"
             f" {', '.join(SUFFIXES)}; convert it to one of these"
         )
-    named = {
-        word: [file for file in files if file.name.startswith(word)]
-        for word in ("train", "validation", "test")
-    }
-    if not path.is_dir() or not (heldout := named["validation"] or named["test"]):
-        return files, False
-    rest = [file for file in files if file not in named["validation"] + named["test"]]
-    return (named["train"] or rest if split == "train" else heldout), True
+    parts = [_split_of(file.relative_to(path)) for file in files] if path.is_dir() else []
+    for held_out in ("validation", "test"):
+        if held_out in parts:
+            wanted = "train" if split == "train" else held_out
+            return [file for file, part in zip(files, parts, strict=True) if part == wanted], True
+    return files, False
+
+
+def _split_of(file: Path) -> str:
+    """Of a file in a folder: train, validation or test, by its name or else by the folder around it."""
+    for name in reversed(file.parts):
+        if match := _SPLIT_NAME.match(name):
+            word = match[1]
+            return word if word in ("train", "test") else "validation"
+    return "train"
 
 
 class HubSet:

@@ -65,6 +65,10 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path: Path):
         (["train-0", "train-1", "validation", "test"], ["train-0", "train-1"], ["validation"]),
         (["train", "test"], ["train"], ["test"]),
         (["stories", "test-0", "test-1"], ["stories"], ["test-0", "test-1"]),
+        (["train/0", "test/0"], ["train/0"], ["test/0"]),
+        (["a/train/0", "a/dev/0", "a/test/0"], ["a/train/0"], ["a/dev/0"]),
+        (["more", "train0", "val", "valid_1"], ["more", "train0"], ["val", "valid_1"]),
+        (["alice", "testament", "test2"], ["alice", "testament"], ["test2"]),
     ],
 )
 def test_a_folder_whose_files_are_named_by_split_is_read_by_split(
@@ -74,6 +78,12 @@ def test_a_folder_whose_files_are_named_by_split_is_read_by_split(
         write_parquet(tmp_path / f"{name}.parquet", [name])
     assert read(tmp_path) == train
     assert read(tmp_path, split="heldout") == heldout
+
+
+def test_a_file_that_only_begins_like_a_split_is_text_to_train_on(tmp_path: Path):
+    for name in ("alice", "testament"):
+        write_parquet(tmp_path / f"{name}.parquet", [name])
+    assert read(tmp_path) == ["alice", "testament"]
 
 
 def test_a_file_or_folder_that_holds_no_text_lists_what_can_be_read(tmp_path: Path):
