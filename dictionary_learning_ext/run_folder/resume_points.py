@@ -124,7 +124,7 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
 
     Folders of one run are written one after the other. A run that was killed in between resumes
     from the previous point. One that was killed before every folder had its first point has none,
-    and starts from scratch.
+    and starts from scratch, whatever checkpoints it has. Finished weights are never given up.
 
     Raises: CheckpointError if there are points and none can be used.
     """
@@ -137,20 +137,23 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
         except CheckpointError as error:
             problems.append(str(error))
     had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1
-    trained = [
-        folder / name
-        for folder in there
-        for name in (WEIGHTS, CHECKPOINTS)
-        if (folder / name).exists()
-    ]
+    trained = [folder / WEIGHTS for folder in there if (folder / WEIGHTS).exists()]
     if had_at_most_one and not problems and not trained:
+        for checkpoints in (folder / CHECKPOINTS for folder in there):
+            if checkpoints.exists():
+                logger.warning(
+                    "%s: starts from scratch too, as there is no resume point", checkpoints
+                )
         return {}, []
     found = "; ".join(problems) or ", ".join(f"{f} has {steps}" for f, steps in there.items())
     kept = f"; {trained[0]} is kept" if trained else ""
+    expected, each = "a resume point", ""
+    if len(there) > 1:
+        expected += " of one step in all folders"
+        each = "resume the folders one by one, "
     raise CheckpointError(
-        f"no step to resume from: expected one resume point that all folders share ({found}{kept}); "
-        "resume the folders one by one, measure what is trained with `vsae eval FOLDER`, or start "
-        "another run with --config FOLDER"
+        f"no step to resume from: expected {expected} ({found}{kept}); {each}measure what is "
+        "trained with `vsae eval FOLDER`, or start another run with --config FOLDER"
     )
 
 
