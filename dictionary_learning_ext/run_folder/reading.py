@@ -241,7 +241,9 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     for one in run_folders(folder):
         if one not in failed:
             config = load_config(one)
-            (done if is_finished(one, config.run) else runs)[one.resolve().name] = config
+            # The name of a link, not of what it links to: the folder is found again by it.
+            name = one.name if one.name not in ("", "..") else one.resolve().name
+            (done if is_finished(one, config.run) else runs)[name] = config
     runs = runs or done
     if not runs:
         raise ConfigError(

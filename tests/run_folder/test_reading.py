@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -207,6 +208,14 @@ def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
         ConfigError, match=r"--resume .*none: no such folder; expected a run folder"
     ):
         read_run(tmp_path / "none")
+
+
+def test_a_linked_run_folder_is_resumed_where_the_link_is(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "one").symlink_to(made(tmp_path / "elsewhere"))
+    assert read_run(tmp_path / "base")[0].save_dir == str(tmp_path / "base" / "one")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert list(read_run(Path())[1]) == ["elsewhere"]
 
 
 def test_saes_of_different_hook_points_are_resumed_together(tmp_path):
