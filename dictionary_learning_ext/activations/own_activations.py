@@ -24,25 +24,40 @@ class OwnFile(NamedTuple):
     path: Path
     rows: int
     width: int
+    dtype: str
 
 
 def own_files(folder: Path) -> list[OwnFile]:
     """The files of a folder, in the order of their names; empty if it has none.
 
-    Raises: ActivationsError if one is damaged or holds something else than rows of one width.
+    Raises: ActivationsError if one is damaged or holds something else than rows of one width and
+    dtype.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     files = []
     for path in paths:
-        shapes = [array.shape for array in arrays_in(path)]
+        arrays = list(arrays_in(path))
+        shapes = [array.shape for array in arrays]
         widths = {shape[1] for shape in shapes} | {file.width for file in files[:1]}
         if len(widths) > 1:
             raise ActivationsError(
                 f"{path}: rows of width {shapes[0][1]}, expected {min(widths - {shapes[0][1]})} as in"
                 f" {paths[0].name}; put each width into a folder of its own"
             )
-        files += [OwnFile(path, sum(shape[0] for shape in shapes), widths.pop())]
+        dtypes = [_dtype_of(array) for array in arrays]
+        expected = files[0].dtype if files else dtypes[0]
+        if others := set(dtypes) - {expected}:
+            raise ActivationsError(
+                f"{path}: rows in {min(others)}, expected {expected} as in {paths[0].name}; put each"
+                " dtype into a folder of its own, or convert them to one"
+            )
+        files += [OwnFile(path, sum(shape[0] for shape in shapes), widths.pop(), expected)]
     return files
+
+
+def _dtype_of(array: np.ndarray) -> str:
+    """As a user calls it."""
+    return "bfloat16" if array.dtype == np.uint16 else str(array.dtype)
 
 
 def arrays_in(path: Path) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ def rows(n, width=6, dtype=np.float32):
 
 def test_files_are_read_in_the_order_of_their_names(tmp_path):
     np.save(tmp_path / "b.npy", rows(3))
-    np.save(tmp_path / "a.npy", rows(5, dtype=np.float16))
+    np.save(tmp_path / "a.npy", rows(5))
     save_file({"x": t.ones(4, 6), "y": t.zeros(2, 6)}, tmp_path / "c.safetensors")
     (tmp_path / "notes.txt").write_text("")
     found = own_files(tmp_path)
@@ -83,4 +83,18 @@ def test_unequal_widths_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", rows(4))
     np.save(tmp_path / "b.npy", rows(4, width=8))
     with pytest.raises(ActivationsError, match=r"b.npy: rows of width 8, expected 6 as in a.npy"):
+        own_files(tmp_path)
+
+
+def test_unequal_dtypes_are_refused(tmp_path):
+    """The buffer has one: 1e5 in float16 is infinite."""
+    np.save(tmp_path / "a.npy", rows(4, dtype=np.float16))
+    np.save(tmp_path / "b.npy", rows(4))
+    with pytest.raises(ActivationsError, match=r"b.npy: rows in float32, expected float16 as in a"):
+        own_files(tmp_path)
+    (tmp_path / "a.npy").unlink()
+    save_file({"x": t.ones(2, 6), "y": t.ones(2, 6).bfloat16()}, tmp_path / "c.safetensors")
+    with pytest.raises(
+        ActivationsError, match=r"c.safetensors: rows in bfloat16, expected float32"
+    ):
         own_files(tmp_path)
