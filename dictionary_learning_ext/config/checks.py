@@ -8,6 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from ..errors import ConfigError
 
+_LARGEST_SEED = 2**32 - 1
+
 
 def require(condition: bool, name: str, given: Any, expected: str) -> None:
     """Raise a ConfigError that says what `name` was and what it should have been."""
@@ -19,6 +21,11 @@ def require_at_least_one(of: Any, *names: str) -> None:
     """Raise a ConfigError unless each of these attributes is 1 or more."""
     for name in names:
         require(getattr(of, name) >= 1, name, getattr(of, name), "at least 1")
+
+
+def require_seed(name: str, given: int) -> None:
+    """Raise a ConfigError unless every random generator takes this as its seed."""
+    require(0 <= given <= _LARGEST_SEED, name, given, f"0 to {_LARGEST_SEED}")
 
 
 def require_sizes(**sizes: Any) -> None:

@@ -18,6 +18,7 @@ from .checks import (
     require_at_least_one,
     require_choice,
     require_max_norm_multiple,
+    require_seed,
     require_type,
 )
 from .options import Dtype, Normalize, Packing, PosteriorOptions, WandbMode
@@ -110,8 +111,7 @@ class RunConfig:
         if self.log_steps is not None:
             require_at_least_one(self, "log_steps")
         require_at_least_one(self, "text_passes", "eval_documents")
-        is_seed = 0 <= self.data_seed <= _LARGEST_SEED
-        require(is_seed, "data_seed", self.data_seed, f"0 to {_LARGEST_SEED}")
+        require_seed("data_seed", self.data_seed)
         require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
         require_choice("normalize", self.normalize, Normalize)
         require_choice("text_packing", self.text_packing, Packing)
@@ -139,11 +139,10 @@ class RunConfig:
         try:
             if kind == "none" and not number:
                 return []
-            if kind == "linear":
-                n = min(int(number), self.steps)
+            n = min(int(number), self.steps) if kind in ("linear", "log") else 0
+            if kind == "linear" and n >= 1:
                 return sorted({self.steps * i // (n + 1) for i in range(1, n + 1)})
-            if kind == "log":
-                n = min(int(number), self.steps)
+            if kind == "log" and n >= 1:
                 return sorted({round(self.steps ** (i / (n + 1))) for i in range(1, n + 1)})
             points = sorted({int(step) for step in self.save_steps.split(",")})
         except ValueError:
@@ -167,7 +166,6 @@ class RunConfig:
 
 _HOOKS = "different hook points separated by commas"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_LARGEST_SEED = 2**32 - 1
 NOT_THE_RESULT = (
     "save_dir",
     "overwrite",

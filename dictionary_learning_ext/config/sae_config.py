@@ -15,7 +15,7 @@ import tyro
 
 from ..errors import ConfigError
 from .architectures import TRAINED
-from .checks import require, require_choice, require_lr_schedule
+from .checks import require, require_choice, require_lr_schedule, require_seed
 from .option_groups import Options, RunSize
 from .options import (
     UNUSED_BY,
@@ -221,6 +221,7 @@ class SAEConfig(_Fields):
                     who = f"posterior {self.posterior or PosteriorOptions.posterior}"
                 raise self._refusal(name, who, hint)
         require(self.dict_size >= 1, "dict_size", self.dict_size, "at least 1")
+        require_seed("seed", self.seed)
         if self.noise_to_signal is not None and self.sigma is not None:
             raise ConfigError(
                 f"sigma={self.sigma!r} and noise_to_signal={self.noise_to_signal!r}: expected one "

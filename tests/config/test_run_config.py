@@ -34,6 +34,8 @@ from dictionary_learning_ext.run_folder.reading import load_config
         {"save_steps": "often"},
         {"save_steps": "100,9999999"},
         {"save_steps": "linear:x"},
+        {"save_steps": "linear:-3"},
+        {"save_steps": "log:0"},
     ],
     ids=str,
 )

@@ -55,6 +55,12 @@ def test_noise_to_signal_beside_what_it_does_not_go_with(given, named):
         SAEConfig(**given).resolve(100, 8)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_not_every_generator_takes_is_refused(seed):
+    with pytest.raises(ConfigError, match=f"seed={seed}: expected 0 to 4294967295"):
+        SAEConfig(seed=seed).resolve(100, 8)
+
+
 def test_noise_to_signal_needs_activations_of_a_known_scale():
     resolved = SAEConfig(noise_to_signal=0.1).resolve(100, 8)
     with pytest.raises(ConfigError, match=r"normalize='none'.*--normalize sqrt_d or unit"):
