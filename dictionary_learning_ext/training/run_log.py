@@ -9,10 +9,10 @@ from typing import Any
 
 from ..config.run_config import TrainConfig
 from ..errors import CheckpointError, ConfigError
-from ..run_folder.names import CONFIG, HISTORY, METRICS, WEIGHTS
+from ..run_folder.names import CONFIG, HISTORY, METRICS, WANDB, WEIGHTS
 from ..run_folder.reading import read_history, read_metrics_if_any
 from ..run_folder.resume_points import ResumePoint, note_logged
-from ..run_folder.writing import sync, writing
+from ..run_folder.writing import remove, sync, writing
 from .wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,13 @@ class RunLog:
         if self.config.run.wandb != "disabled":
             settings = self.config.to_dict() | {"norm_factor": self.norm_factor}
             self._wandb = _opened(self.folder, self.config, settings, group, id, logged)
+
+    def clear_former(self) -> None:
+        """Delete wandb's files of a run that is overwritten, so that `wandb sync` finds this one alone."""
+        own = self._wandb and self._wandb.id
+        for former in (self.folder / WANDB).glob("*run-*"):
+            if not former.name.endswith(f"-{own}"):
+                remove(former)
 
     def require_up_to(self, point: ResumePoint) -> None:
         """Raise a CheckpointError if metrics.jsonl has less than when `point` was written."""

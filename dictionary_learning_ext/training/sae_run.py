@@ -69,17 +69,22 @@ class SAERun:
         self.log.open_wandb(group)
 
     def start(self, config: dict[str, Any]) -> None:
-        """Write config.json and delete a former run's other files, and the pages beside its folder."""
+        """Write config.json and delete a former run's other files, and the pages beside its folder.
+
+        Its results go first and config.json is replaced last, so that no settings ever stand beside
+        the results of others.
+        """
         with writing(self.folder.parent):
             if (self.folder / CONFIG).is_file():
                 for name in (REPORT, INDEX):
                     self._clear_page(self.folder.parent / name)
-        write_json(self.folder / CONFIG, config)
         with writing(self.folder):
-            for name in RUN_FILES:
+            for name in (METRICS, WEIGHTS, *RUN_FILES):
                 if name != CONFIG:
                     remove(self.folder / name)
             self._clear_temporaries()
+            self.log.clear_former()
+        write_json(self.folder / CONFIG, config)
 
     def restore(self, point: resume_points.ResumePoint) -> None:
         """Put the trainer where a point of this folder has it. Nothing on the disk is changed."""

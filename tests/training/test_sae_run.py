@@ -3,13 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from interrupted_runs import sae_of
+from interrupted_runs import Killed, sae_of
 
 from dictionary_learning_ext import VariationalTopKTrainer, train
+from dictionary_learning_ext.config.run_config import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.training.sae_run import SAERun
 
 
 def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, monkeypatch):
@@ -19,6 +23,36 @@ def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, mon
     with pytest.raises(ConfigError, match="wandb can't start"):
         train(replace(run, overwrite=True, wandb="online"), {"x": sae_of()})
     assert (folder / "ae.pt").read_bytes() == before
+
+
+def small_run(folder) -> Any:
+    """An SAERun that is started and not trained."""
+    return SAERun("x", TrainConfig(), None, folder, 1.0)  # pyright: ignore
+
+
+def test_no_results_stand_beside_the_settings_of_another_run(tmp_path, monkeypatch):
+    """Killed when config.json is replaced, a run would look finished with the new settings."""
+    for name in ("config.json", "metrics.json", "ae.pt", "failed.json"):
+        (tmp_path / name).write_text("{}")
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr("dictionary_learning_ext.training.sae_run.write_json", killed)
+    with pytest.raises(Killed):
+        small_run(tmp_path).start({"new": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("own", [None, "new"])
+def test_wandbs_files_of_an_overwritten_run_are_deleted(own, tmp_path):
+    for name in ("offline-run-2026-old", "run-2026-older", "offline-run-2026-new"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    run = small_run(tmp_path)
+    run.log._wandb = own and SimpleNamespace(id=own)
+    run.start({})
+    left = [path.name for path in (tmp_path / "wandb").iterdir()]
+    assert left == (["offline-run-2026-new"] if own else [])
 
 
 @pytest.mark.parametrize("method", ["metrics", "update"])
