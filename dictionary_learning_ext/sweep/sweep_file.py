@@ -22,6 +22,9 @@ _STARTS = {"preset", "config"}
 """What a run starts from: one of them, so that a typed one replaces the file's."""
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
 
+_MOST_DRAWS = 100
+"""For each run of a random search, as some draws repeat others."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -62,22 +65,27 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
             f"{path}: not valid YAML ({cause}); for an example, see {_EXAMPLE}"
         ) from error
     if isinstance(content, dict):
+        if "early_terminate" in content:
+            raise ConfigError(
+                f"{path}: early_terminate {_needs_the_server(path)}; to run it here, remove it"
+            )
         _require_known(str(path), content, _KEYS)
     if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
         raise ConfigError(
             f"{path}: expected wandb's keys method and parameters; for an example, see {_EXAMPLE}"
         )
     parameters = {str(name): _choices(path, name, p) for name, p in content["parameters"].items()}
-    method = content.get("method")
+    method, cap = content.get("method"), content.get("run_cap")
     if method == "bayes":
         raise ConfigError(
-            f"{path}: method bayes needs wandb's server: run `wandb sweep {path}`, then `wandb agent "
-            "ID`; to run it here, use grid or random"
+            f"{path}: method bayes {_needs_the_server(path)}; to run it here, use grid or random"
         )
+    if cap is not None and (type(cap) is not int or cap < 1):
+        raise ConfigError(f"{path}: run_cap is {cap!r}; expected a number of runs, e.g. 20")
     if method == "grid":
-        assignments = _grid(path, parameters)
+        assignments = _grid(path, parameters)[:cap]
     elif method == "random":
-        assignments = _random(path, parameters, content.get("run_cap"), seed)
+        assignments = _random(path, parameters, cap, seed)
     else:
         raise ConfigError(f"{path}: method is {method!r}; expected grid or random")
     if not assignments:
@@ -247,15 +255,32 @@ def _grid(path: Path, parameters: dict[str, Any]) -> list[dict[str, Any]]:
     return list(ParameterGrid(parameters))
 
 
-def _random(path: Path, parameters: dict[str, Any], cap: Any, seed: int) -> list[dict[str, Any]]:
+def _random(
+    path: Path, parameters: dict[str, Any], cap: int | None, seed: int
+) -> list[dict[str, Any]]:
+    """`cap` different draws. Raises ConfigError if there are not so many."""
     from sklearn.model_selection import ParameterSampler
 
-    if type(cap) is not int or cap < 1:
+    if cap is None:
         raise ConfigError(
-            f"{path}: run_cap is {cap!r}; a random search needs a number of runs, e.g. 20"
+            f"{path}: run_cap is None; a random search needs a number of runs, e.g. 20"
         )
-    sampled = ParameterSampler(parameters, cap, random_state=seed)
-    return [{n: v.item() if hasattr(v, "item") else v for n, v in one.items()} for one in sampled]
+    if all(isinstance(choices, list) for choices in parameters.values()):
+        return list(ParameterSampler(parameters, cap, random_state=seed))  # without replacement
+    found: dict[str, dict[str, Any]] = {}
+    for one in ParameterSampler(parameters, _MOST_DRAWS * cap, random_state=seed):
+        values = {n: v.item() if hasattr(v, "item") else v for n, v in one.items()}
+        found.setdefault(repr(values), values)
+        if len(found) == cap:
+            return list(found.values())
+    raise ConfigError(
+        f"{path}: run_cap is {cap}, but only {len(found)} different settings can be drawn; lower it,"
+        " or widen the parameters"
+    )
+
+
+def _needs_the_server(path: Path) -> str:
+    return f"needs wandb's server: run `wandb sweep {path}`, then `wandb agent ID`"
 
 
 def _is_number(text: str) -> bool:

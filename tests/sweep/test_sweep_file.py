@@ -62,6 +62,19 @@ def test_a_random_search_draws_what_it_is_asked_for(sweep_file):
     assert len(configurations(read_sweep(path), train_config)) == 40
 
 
+def test_a_draw_that_repeats_another_is_drawn_again(sweep_file):
+    path = sweep_file(method="random", run_cap=5, parameters={"k": {"min": 8, "max": 12}})
+    drawn = [one["k"] for one in read_sweep(path).assignments]
+    assert sorted(drawn) == [8, 9, 10, 11, 12]
+    fewer = sweep_file(method="random", run_cap=3, parameters={"k": {"min": 8, "max": 12}})
+    assert [one["k"] for one in read_sweep(fewer).assignments] == drawn[:3]
+
+
+def test_a_grid_ends_at_run_cap_as_an_agent_does(sweep_file):
+    whole = read_sweep(sweep_file()).assignments
+    assert read_sweep(sweep_file(run_cap=3)).assignments == whole[:3]
+
+
 BAD = {
     "not YAML": ("a: [", "not valid YAML"),
     "a list": ("[1, 2]", "expected wandb's keys"),
@@ -116,6 +129,15 @@ BAD = {
         "two runs have the settings",
     ),
     "random without a number": ({"method": "random"}, "run_cap is None"),
+    "a grid cut to nothing": ({"run_cap": 0}, "run_cap is 0; expected a number of runs"),
+    "more draws than there are": (
+        {"method": "random", "run_cap": 6, "parameters": {"k": {"min": 8, "max": 12}}},
+        "run_cap is 6, but only 5 different settings can be drawn",
+    ),
+    "early stopping": (
+        {"early_terminate": {"type": "hyperband"}},
+        "early_terminate needs wandb's server: run `wandb sweep .*, then .*remove it$",
+    ),
     "another program": ({"command": ["python", "x.py", "${args}"]}, "expected a list: vsae, train"),
     "a folder for all": (
         {"command": ["vsae", "train", "--save-dir=x", "${args}"]},
