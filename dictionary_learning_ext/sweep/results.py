@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, first_line
+from ..errors import CheckpointError, ConfigError, first_line
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import setting_text, text_table
 from ..features.reproducibility_of_settings import SAME_BATCHES, of_seeds
@@ -94,6 +94,8 @@ def show(
 ) -> str:
     """Write the results into `folder` as CSV files and a page; return the table and the best as text.
 
+    If they can't be written, as in a read-only folder, a warning says so.
+
     Arguments:
         missing: what of the sweep is missing, if anything.
         width: of the terminal.
@@ -101,9 +103,11 @@ def show(
     names, metrics = swept(results), shown_in("sweep")
     groups = [replace(one, scores=of_seeds(one.folders)) for one in grouped(results)]
     best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
-    _write_csv(folder / SWEEP_TABLE, *_runs_table(results, names, metrics))
-    _write_csv(folder / SWEEP_SETTINGS, *_settings_table(groups, settings, metrics))
-    write_text(folder / SWEEP_PAGE, page(folder.name, results, groups, best, metrics, missing))
+    files = {
+        folder / SWEEP_TABLE: _csv(*_runs_table(results, names, metrics)),
+        folder / SWEEP_SETTINGS: _csv(*_settings_table(groups, settings, metrics)),
+        folder / SWEEP_PAGE: page(folder.name, results, groups, best, metrics, missing),
+    }
     has_seeds = any(group.n > 1 for group in groups)
     of_seed = seed_metrics(groups)
     first = [*settings, *(["n"] if has_seeds else [])]
@@ -124,8 +128,13 @@ def show(
         *([f"{missing}."] if missing else []),
     ]
     lines += _winners(best, settings, len(results), has_seeds)
-    files = ", ".join(str(folder / name) for name in (SWEEP_TABLE, SWEEP_SETTINGS, SWEEP_PAGE))
-    return "\n".join([*lines, "", f"Wrote {files}."])
+    try:
+        for path, text in files.items():
+            write_text(path, text)
+    except CheckpointError as error:
+        logger.warning("the results are shown and not written: %s", error)
+        return "\n".join(lines)
+    return "\n".join([*lines, "", f"Wrote {', '.join(map(str, files))}."])
 
 
 def _winners(best: list[Group], settings: list[str], n_runs: int, has_seeds: bool) -> list[str]:
@@ -184,7 +193,7 @@ def _settings_table(
     return [*names, "n", *columns, *of_seed], rows
 
 
-def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+def _csv(header: list[str], rows: list[list[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows([header, *rows])
-    write_text(path, text.getvalue())
+    return text.getvalue()

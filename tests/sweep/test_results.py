@@ -68,6 +68,14 @@ def test_seeds_are_averaged_before_the_best_is_chosen(tmp_path):
     assert "over n seeds" in html
 
 
+def test_results_are_shown_where_they_cannot_be_written(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    text = show(SEEDS, tmp_path / "file" / "sweep")
+    assert "k=8: lr=0.001: 3.5000 ± 0.7071 (n = 2)" in text
+    assert "Wrote" not in text
+    assert "shown and not written" in caplog.text
+
+
 def test_what_is_missing_is_said_before_the_winners(tmp_path):
     text = show(SEEDS[:1], tmp_path, "1 of 8 runs are finished; run `x` again to continue")
     before = text[: text.index("Lowest")]
