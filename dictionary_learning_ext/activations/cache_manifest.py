@@ -128,9 +128,9 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
     Raises: ActivationsError if it is damaged, or of a later version.
     """
     path = folder / name
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != _FORMAT:
             raise ActivationsError(
@@ -147,6 +147,10 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
             None if documents is None else CacheFile(**documents),
             content["position"],
         )
+    except OSError as error:  # e.g. another user's folder
+        raise ActivationsError(
+            f"{path}: can't be read ({error.strerror}); check the path and who may read it"
+        ) from error
     # ValueError: not UTF-8 or not JSON.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, ActivationsError):

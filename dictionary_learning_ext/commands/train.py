@@ -107,7 +107,7 @@ def _advice(flags: TrainFlags) -> str:
     """What to do where --resume and the other flags differ."""
     assert flags.resume is not None
     folders = run_folders(flags.resume)
-    former = load_config(folders[0]).run
+    former = load_config(folders[0], "--resume").run
     more = flags.run.steps - former.steps
     is_done = all(is_finished(folder, former) for folder in folders)
     if "steps" not in flags.typed or more <= 0 or not is_done:
@@ -180,7 +180,7 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     """Whether a folder holds this run. Raises ConfigError if it holds another."""
     if not (folder / CONFIG).is_file():
         return False
-    was = load_config(folder)
+    was = load_config(folder, "--resume auto:")
     now = TrainConfig(sae.resolve(run.steps, run.batch_size), run)
     if was.run.steps != run.steps:  # what only follows from these is not named
         now = TrainConfig(sae, run).for_steps(was.run.steps)
@@ -237,9 +237,9 @@ def starting_point(args: list[str]) -> TrainFlags:
         )
     name = None
     if starts == ["config"]:
-        start = load_config(given["config"])
+        start = load_config(given["config"], "--config")
     elif starts == ["resume"]:
-        start = load_config(run_folders(Path(given["resume"]))[0])
+        start = load_config(run_folders(Path(given["resume"]))[0], "--resume")
     else:
         name = given.get("preset", DEFAULT_PRESET)
         start = preset(name)

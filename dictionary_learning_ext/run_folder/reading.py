@@ -6,7 +6,8 @@ resume_points.py.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,20 @@ def require_folders(folders: Sequence[str | Path]) -> None:
         raise ConfigError(f"no folder given: {EXPECTED}, or several")
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn an error of the disk into a CheckpointError. Only that there is no such file is left."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # e.g. another user's folder, or a name that is too long
+        raise CheckpointError(
+            f"{error.filename}: can't be read ({error.strerror}); check the path and who may read it"
+        ) from error
+
+
+@_readable()
 def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     """The config.json of a folder that holds an SAE.
 
@@ -119,25 +134,27 @@ def steps_of(folder: Path) -> list[int]:
     return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
 
 
-def load_config(path: str | Path) -> TrainConfig:
+def load_config(path: str | Path, flag: str = "") -> TrainConfig:
     """The settings in a run's config.json, but for where it was written. No weights are needed.
 
     Arguments:
         path: the file, or its folder.
+        flag: how the path was given, for messages, e.g. "--config".
 
     Raises: ConfigError.
     """
-    path = Path(path)
-    path = path / CONFIG if path.is_dir() else path
+    path, given = Path(path), f"{flag} " if flag else ""
     try:
-        config = _parsed(path, path.read_bytes(), "copy it again")
+        with _readable():
+            path = path / CONFIG if path.is_dir() else path
+            config = _parsed(path, path.read_bytes(), "copy it again")
         return checked_settings(config, path)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"--config {path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
+            f"{given}{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
         ) from error
     except CheckpointError as error:
-        raise ConfigError(f"--config {error}") from error
+        raise ConfigError(f"{given}{error}") from error
 
 
 def checked_settings(config: Any, path: Path) -> TrainConfig:
@@ -159,6 +176,7 @@ def checked_settings(config: Any, path: Path) -> TrainConfig:
     )
 
 
+@_readable()
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """A run folder's final evaluation. Raises CheckpointError if there is none."""
     read_config(folder)
@@ -169,6 +187,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not measured yet; run `vsae eval {folder}`") from error
 
 
+@_readable()
 def read_metrics_if_any(folder: Path) -> dict[str, Any] | None:
     """`read_metrics`, or None if the folder was not evaluated."""
     return read_metrics(folder) if (folder / METRICS).exists() else None
@@ -180,6 +199,7 @@ def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {folder: read_metrics(folder) for folder in folders}
 
 
+@_readable()
 def read_history(folder: Path) -> list[dict[str, float | None]]:
     """What was logged during training, a step each; empty if nothing was.
 
@@ -199,11 +219,13 @@ def is_finished(folder: Path, run: RunConfig) -> bool:
     return (folder / (METRICS if run.eval_tokens else WEIGHTS)).is_file()
 
 
+@_readable()
 def failed_in(folder: Path) -> list[Path]:
     """The run folders of SAEs that failed: `folder` itself, or those in it."""
     return [one for one in [folder, *run_folders_in(folder)] if (one / FAILED).is_file()]
 
 
+@_readable()
 def run_folders_in(folder: str | Path) -> list[Path]:
     """The run folders in a folder that is none itself, finished or not; sorted by name."""
     folder = Path(folder)
@@ -212,6 +234,7 @@ def run_folders_in(folder: str | Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
 
 
+@_readable()
 def run_folders(folder: Path) -> list[Path]:
     """`folder` itself if it holds a run, or else the folders in it that do.
 
@@ -240,7 +263,7 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     failed = failed_in(folder)
     for one in run_folders(folder):
         if one not in failed:
-            config = load_config(one)
+            config = load_config(one, "--resume")
             # The name of a link, not of what it links to: the folder is found again by it.
             name = one.name if one.name not in ("", "..") else one.resolve().name
             (done if is_finished(one, config.run) else runs)[name] = config

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from caches import HOOK
@@ -38,6 +39,15 @@ def test_it_says_what_the_cache_holds(folder, cached_run):
 
 def test_what_is_no_cache_has_none(tmp_path):
     assert finished_manifest(tmp_path) is None
+
+
+def test_a_manifest_that_may_not_be_read_is_one_error(folder, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ActivationsError, match=r"can't be read \(Permission denied\); check"):
+        finished_manifest(folder)
 
 
 def test_an_unfinished_one_is_continued_first(folder):
