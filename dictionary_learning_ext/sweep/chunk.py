@@ -7,6 +7,7 @@ from pathlib import Path
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
 from ..run_folder.names import CONFIG
+from ..run_folder.reading import steps_of
 from ..training.preparation import prepared
 from .manifest import is_done
 
@@ -83,9 +84,11 @@ def chunks_of(
 ) -> Iterator[Chunk]:
     """Runs in chunks of at most `at_once` that can share one language model and training loop.
 
+    Runs that can't resume from one step are in chunks of their own, and so are those that start.
+
     Arguments:
-        without: runs that are left out. Which others are trained together does not depend on them:
-            that is what their resume points hold.
+        without: runs that are left out, as they are finished or failed. The others are divided as if
+            these were there.
     """
     groups: dict[str, list[str]] = {}
     for name, config in configs.items():
@@ -93,5 +96,24 @@ def chunks_of(
     for names in groups.values():
         for start in range(0, len(names), at_once):
             chosen = [name for name in names[start : start + at_once] if name not in without]
-            if chosen:
-                yield Chunk({name: configs[name] for name in chosen}, save_dir, sweep)
+            for together in _of_one_step(chosen, save_dir):
+                yield Chunk({name: configs[name] for name in together}, save_dir, sweep)
+
+
+def _of_one_step(names: list[str], save_dir: Path) -> list[list[str]]:
+    """Runs grouped by where they resume: a common resume point, or the start.
+
+    They differ where one was deleted to be trained again, or trained on another device.
+    """
+    groups: list[tuple[set[int], list[str]]] = []
+    for name in names:
+        has_started = (save_dir / name / CONFIG).is_file()
+        steps = set(steps_of(save_dir / name)) or {0 if has_started else -1}
+        for common, group in groups:
+            if common & steps:
+                common &= steps
+                group.append(name)
+                break
+        else:
+            groups.append((steps, [name]))
+    return [group for _, group in groups]

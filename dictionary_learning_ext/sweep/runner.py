@@ -50,9 +50,7 @@ def run_sweep(
 
         for device in devices:
             require_device(device, flag="devices")
-    for chunk in chunks_of(
-        configs, save_dir, name, len(configs), without=_failed(configs, save_dir)
-    ):
+    for chunk in chunks_of(configs, save_dir, name, len(configs), _ended(configs, save_dir)):
         chunk.prepare()
     manifest = begin(
         configs,
@@ -82,9 +80,13 @@ def _run(
     configs: dict[str, TrainConfig], save_dir: Path, manifest: Manifest, devices: Sequence[str]
 ) -> dict[str, Path]:
     failed = _failed(configs, save_dir)
-    failures = [f"{name} failed earlier (see {save_dir / name / FAILED})" for name in failed]
-    chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, without=failed))
-    if devices:
+    failures = [
+        f"{name} failed earlier (see {save_dir / name / FAILED}; to train it again, delete its folder)"
+        for name in failed
+    ]
+    ended = _ended(configs, save_dir)
+    chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, ended))
+    if devices and chunks:
         from .device_pool import train_on
 
         failures += train_on(devices, chunks)
@@ -101,6 +103,12 @@ def _run(
 
 def _failed(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:
     return [name for name in configs if (save_dir / name / FAILED).is_file()]
+
+
+def _ended(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:
+    """The runs that are finished or failed. Another is trained again once its folder is deleted."""
+    done = [name for name in configs if is_done(save_dir / name)]
+    return [*done, *_failed(configs, save_dir)]
 
 
 def memory_allows(configs: dict[str, TrainConfig], devices: Sequence[str] = ()) -> int:

@@ -195,9 +195,27 @@ def test_a_failed_run_is_reported_after_the_others_have_finished(sweep_file, tmp
     run_folder = tmp_path / "s" / first
     run_folder.mkdir(parents=True)
     (run_folder / "failed.json").write_text("{}")
-    with pytest.raises(TrainingError, match=f"{first} failed earlier"):
+    with pytest.raises(
+        TrainingError, match=rf"{first} failed earlier .*again, delete its folder\)"
+    ):
         run_sweep(configs, tmp_path / "s", at_once=4)
     assert all((tmp_path / "s" / name / "metrics.json").exists() for name in others)
+
+
+def test_a_run_whose_folder_was_deleted_is_trained_again_alone(sweep_file, tmp_path, monkeypatch):
+    configs = configurations(read_sweep(sweep_file()), train_config)
+    first, *others = configs
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"run": {"settings": {"eval_tokens": 0}}}')
+        (tmp_path / name / "ae.pt").touch()
+    calls = []
+    monkeypatch.setattr(
+        "dictionary_learning_ext.training.loop.train",
+        lambda run, saes, *, resume, **_: calls.append((list(saes), resume)),
+    )
+    assert run_sweep(configs, tmp_path, at_once=4).keys() == configs.keys()
+    assert calls == [([first], False)]
 
 
 def test_a_very_large_sweep_needs_a_yes(sweep_file, tmp_path, capsys):
