@@ -6,6 +6,7 @@ allows: on this process's device, or on several with a process each. Each gets t
 for bit, as it would in a run of its own. Rerunning an interrupted sweep continues it.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,8 +15,11 @@ from signal import SIGINT
 from ..config.run_config import TrainConfig
 from ..errors import Interrupted, TrainingError, UserError
 from ..run_folder.names import FAILED
+from ..run_folder.writing import is_of_a_full_disk
 from .chunk import chunks_of
 from .manifest import Manifest, begin, is_done, withdraw
+
+logger = logging.getLogger(__name__)
 
 
 def run_sweep(
@@ -42,8 +46,8 @@ def run_sweep(
     Returns: the run folders, by name.
 
     Raises: ConfigError if save_dir holds another sweep, or there is no such device; other UserErrors
-    for what no run can be trained with; TrainingError, after all others have run, if any failed;
-    Interrupted after a signal. A sweep that could begin no run leaves no folder.
+    for what no run can be trained with, e.g. a full disk; TrainingError, after all others have run, if
+    any failed; Interrupted after a signal. A sweep that could begin no run leaves no folder.
     """
     if devices:
         from ..trainers.devices import require_device
@@ -94,11 +98,23 @@ def _run(
         for chunk in chunks:
             try:
                 chunk.train()
-            except TrainingError as error:
+            except TrainingError as error:  # names its SAEs
                 failures.append(str(error))
+            except UserError as error:
+                if len(chunks) == 1 or _hits_all(error):
+                    raise
+                failures.append(f"{chunk}: {error}")
+                logger.error("%s", failures[-1])
     if failures:
         raise TrainingError("; ".join(failures))
     return {name: save_dir / name for name in configs}
+
+
+def _hits_all(error: UserError) -> bool:
+    """Whether the other runs would end alike: the disk is full, or another process writes there."""
+    cause = error.__cause__
+    is_full = isinstance(cause, OSError) and is_of_a_full_disk(cause)
+    return is_full or isinstance(cause, BlockingIOError)
 
 
 def _failed(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:

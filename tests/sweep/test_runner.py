@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from sweep_flags import train_config
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
+from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
 from dictionary_learning_ext.sweep.chunk import chunks_of
 from dictionary_learning_ext.sweep.runner import memory_allows, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
@@ -216,6 +217,37 @@ def test_a_run_whose_folder_was_deleted_is_trained_again_alone(sweep_file, tmp_p
     )
     assert run_sweep(configs, tmp_path, at_once=4).keys() == configs.keys()
     assert calls == [([first], False)]
+
+
+def refused_by(cause=None):
+    """Stands for `train`: the first run is refused because of `cause`."""
+    calls = []
+
+    def train(run, saes, **_):
+        calls.append(list(saes))
+        if len(calls) == 1:
+            raise TextError("the text is too short") from cause
+
+    return train, calls
+
+
+def test_what_one_run_is_refused_for_does_not_stop_the_others(sweep_file, tmp_path, monkeypatch):
+    configs = configurations(read_sweep(sweep_file()), train_config)
+    train, calls = refused_by()
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", train)
+    with pytest.raises(TrainingError, match=f"^{next(iter(configs))}: the text is too short$"):
+        run_sweep(configs, tmp_path / "s", at_once=1)
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "full"), BlockingIOError()])
+def test_what_would_hit_every_run_stops_the_sweep(cause, sweep_file, tmp_path, monkeypatch):
+    configs = configurations(read_sweep(sweep_file()), train_config)
+    train, calls = refused_by(cause)
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", train)
+    with pytest.raises(TextError):
+        run_sweep(configs, tmp_path / "s", at_once=1)
+    assert len(calls) == 1
 
 
 def test_a_very_large_sweep_needs_a_yes(sweep_file, tmp_path, capsys):
