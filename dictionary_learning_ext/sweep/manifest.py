@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Manifest:
     digest: str
     """Of the runs' names, which say all settings."""
     at_once: int
-    """How many are trained together: what a resume point holds."""
+    """How many are trained together."""
     runs: list[str]
     """The names of the run folders."""
     name: str | None = None
@@ -71,7 +71,7 @@ def begin(
     Arguments:
         configs: of the runs, by name.
 
-    Raises: ConfigError if the folder holds another sweep, or the same one with another at_once.
+    Raises: ConfigError if the folder holds another sweep, or the same one with a lower at_once.
     """
     names, settings = sorted(configs), _values(configs)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
@@ -86,12 +86,16 @@ def begin(
             f"{save_dir}: holds another sweep of {len(former.runs)} runs"
             f"{_difference(former, settings)}; choose another --save-dir"
         )
-    if at_once not in (None, former.at_once):
+    if at_once in (None, former.at_once):
+        return former
+    if at_once > former.at_once:
         raise ConfigError(
             f"--at-once {at_once}: this sweep was started with {former.at_once}; leave out "
-            "--at-once to continue it"
+            "--at-once to continue it, or lower it"
         )
-    return former
+    manifest = replace(former, at_once=at_once)  # e.g. after memory ran out
+    write_json(save_dir / SWEEP, asdict(manifest))
+    return manifest
 
 
 def _values(configs: dict[str, TrainConfig]) -> dict[str, list[Any]]:

@@ -35,6 +35,12 @@ def test_the_first_start_counts(tmp_path):
         start(tmp_path, at_once=3)
 
 
+def test_fewer_are_trained_at_once_after_memory_ran_out(tmp_path):
+    start(tmp_path, at_once=3)
+    (tmp_path / "a").mkdir()
+    assert start(tmp_path, at_once=1).at_once == start(tmp_path).at_once == 1
+
+
 def test_another_sweep_gives_way_unless_it_has_written_a_run(tmp_path):
     start(tmp_path)
     other = start(tmp_path, names="xy", command="vsae y")
