@@ -212,7 +212,8 @@ class _Writer:
 
     def _stream(self, split: Split) -> ContextStream:
         run, passes = self._run, self._run.text_passes if split == "train" else 1
-        text = open_text(run.data, split=split, seed=self._settings.data_seed, passes=passes)
+        seed = self._settings.data_seed if split == "train" else 0  # the same for every data seed
+        text = open_text(run.data, split=split, seed=seed, passes=passes)
         return ContextStream(text, self._model.tokenizer, run.ctx_len, packing=run.text_packing)
 
     def _read(

@@ -73,6 +73,20 @@ def test_there_are_as_many_tokens_as_asked_for_in_files_of_whole_batches(small_c
     assert not (small_cache / UNFINISHED).exists()
 
 
+def test_held_out_text_is_the_same_for_every_data_seed(cached_run, tmp_path, monkeypatch):
+    """As without a cache: SAEs of different data seeds are measured on the same tokens."""
+    seeds = {}
+
+    def opened(name, *, split="train", seed=0, passes=1):
+        seeds[split] = seed
+        return open_text(name, split=split, seed=seed, passes=passes)
+
+    monkeypatch.setattr(cache_writer, "open_text", opened)
+    monkeypatch.setattr(cache_writer._Writer, "_documents", lambda self: None)
+    write_small(tmp_path, cached_run, 100, data_seed=3)
+    assert seeds == {"heldout": 0, "train": 3}
+
+
 def test_the_held_out_documents_are_cached_as_tokens(small_cache, cached_run, tiny_lm):
     ids = np.load(small_cache / HELD_OUT / DOCUMENTS)
     documents = islice(open_text(cached_run.data, split="heldout"), 3)
