@@ -52,6 +52,7 @@ from .tokens import ContextStream
 logger = logging.getLogger(__name__)
 
 _CONTEXTS_AT_ONCE = 32
+"""In a batch of the language model, or fewer where so many don't fit into a file."""
 
 
 class _Contexts(NamedTuple):
@@ -89,7 +90,7 @@ def write_cache(
         tokens: for training, rounded up to whole contexts. Padding doesn't count.
         dtype: of the activations on the disk.
         data_seed: seeds the text's order, where it has one.
-        file_bytes: the size of a file, about.
+        file_bytes: the largest size of a file, about. It holds at least one context.
         on_plan: called with what will be written, before anything is.
         before_batch: called before each batch of the language model. It may raise.
 
@@ -163,7 +164,8 @@ class _Writer:
         widths = [hook.width for hook in settings.hooks.values()]
         of_context = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
         most = min(file_bytes // of_context, (2**31 - 1) // (settings.ctx_len * max(widths)))
-        self._contexts_per_file = max(1, most // _CONTEXTS_AT_ONCE) * _CONTEXTS_AT_ONCE
+        self._at_once = max(1, min(_CONTEXTS_AT_ONCE, most))
+        self._contexts_per_file = max(1, most // self._at_once) * self._at_once
 
     def held_out_part(self) -> CacheManifest:
         """Write the held-out part, and the first manifest."""
@@ -230,7 +232,7 @@ class _Writer:
             parts: list[_Contexts] = []
             while found < tokens:
                 self._before_batch()
-                n = min(_CONTEXTS_AT_ONCE, math.ceil((tokens - found) / stream.ctx_len))
+                n = min(self._at_once, math.ceil((tokens - found) / stream.ctx_len))
                 try:
                     parts.append(self._activations(*stream.next_batch(n)))
                 except StopIteration:

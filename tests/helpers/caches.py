@@ -14,7 +14,9 @@ D, CTX_LEN, TOKENS = 16, 32, 4000
 
 def write_small(folder, run, tokens=TOKENS, hooks=(HOOK,), **options):
     """Files of 32 contexts: 1,024 tokens."""
-    return write_cache(Path(folder), run, hooks, tokens, **{"file_bytes": 1} | options)
+    of_number = 2 if options.get("dtype") == "float16" else 4
+    file_bytes = 32 * run.ctx_len * D * len(hooks) * of_number
+    return write_cache(Path(folder), run, hooks, tokens, **{"file_bytes": file_bytes} | options)
 
 
 @pytest.fixture
