@@ -5,7 +5,7 @@ from typing import Any
 
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
-from .matching import LEAVING_OUT, same_setting
+from .matching import LEAVING_OUT, STORED, same_setting
 from .names import evaluation
 from .reading import read_metrics_if_any
 
@@ -19,11 +19,15 @@ MEASURED_ON = (
     "remove_bos",
     "max_norm_multiple",
 )
+"""The settings that SAEs must share to be measured together."""
 
 
 def measured_on(run: RunConfig) -> dict[str, Any]:
-    """The settings that determine the held-out activations that an SAE is measured on."""
-    return {name: getattr(run, name) for name in MEASURED_ON}
+    """The settings that determine the held-out activations that an SAE is measured on.
+
+    A cache holds other tokens than the language model is given, so where they are read from is one.
+    """
+    return {name: getattr(run, name) for name in (*MEASURED_ON, STORED)}
 
 
 def former_evaluation(folder: Path) -> dict[str, Any]:
@@ -57,23 +61,31 @@ def _other_settings(
 
     Its own is the one in metrics.json, or else the one that its training would have ended with.
     """
-    now = measured_on(run) | {"tokens": tokens}
+    now = measured_on(run)
+    settings = config.get("run", {}).get("settings", {})
     if former := former_evaluation(folder):
-        own = _with_defaults(former.get("measured_on", {})) | {"tokens": former.get("tokens")}
+        own = _with_defaults(former.get("measured_on", {}), settings)
+        own |= {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
     else:
-        own = config.get("run", {}).get("settings", {})
-        own = _with_defaults(own) | {"tokens": own.get("eval_tokens")}
+        own = _with_defaults(settings, settings) | {"tokens": settings.get("eval_tokens")}
         same_tokens = own["tokens"] in (None, 0, tokens)
     differing = {
-        name: now[name]
-        for name in MEASURED_ON
-        if name in own and not same_setting(name, own[name], now[name])
+        name: "none" if name == STORED and value is None else value
+        for name, value in now.items()
+        if name in own and not same_setting(name, own[name], value)
     }
     return differing | ({} if same_tokens else {"tokens": metrics["tokens"]})
 
 
-def _with_defaults(own: dict[str, Any]) -> dict[str, Any]:
-    """Settings, with those that runs of earlier versions lack. Upstream's folders have none."""
-    return own and {name: getattr(RunConfig, name) for name in LEAVING_OUT} | own
+def _with_defaults(own: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What an evaluation was measured on, with what those of earlier versions don't say.
+
+    Arguments:
+        settings: of the run. Upstream's folders have none.
+    """
+    defaults = {name: getattr(RunConfig, name) for name in LEAVING_OUT}
+    if settings:
+        defaults[STORED] = settings.get(STORED)
+    return own and defaults | own

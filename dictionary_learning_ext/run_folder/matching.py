@@ -1,5 +1,6 @@
 """What SAEs were trained with and measured on, and in which of it they differ. Imports no torch."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +16,8 @@ SEEDS = ("seed", "data_seed")
 """The settings in which runs of one setting differ."""
 LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can give them to all folders."""
+STORED = "activations"
+"""The setting that names a folder of stored activations. Evaluations of earlier versions lack it."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -37,6 +40,8 @@ def same_model(one: Any, other: Any) -> bool:
 
 def same_setting(name: str, one: Any, other: Any) -> bool:
     """Whether two values of a setting mean the same."""
+    if name == STORED and None not in (one, other):
+        one, other = (os.path.abspath(Path(str(value)).expanduser()) for value in (one, other))
     return one == other or (name == "model" and same_model(one, other))
 
 
@@ -65,7 +70,11 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     settings = {name: metrics.get("measured_on", {}) for name, metrics in results.items()}
     names = sorted({name for each in settings.values() for name in each})
     return {
-        folder: {name: settings[folder].get(name) for name in names}
+        folder: {
+            name: settings[folder].get(name)
+            for name in names
+            if name != STORED or name in settings[folder]
+        }
         | {name: metrics[name] for name in _COUNTS if metrics.get(name) is not None}
         for folder, metrics in results.items()
     }

@@ -146,7 +146,8 @@ def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path)
     train(run, {"x": sae_of()})
     cached = metrics_of(folder)
     assert main(["eval", str(folder), "--activations", "none"]) == 0
-    live = metrics_of(folder)
+    assert metrics_of(folder) == cached, "the other is written beside it"
+    live = json.loads((folder / "evaluations" / "activations_none.json").read_text())
     assert cached["tokens"] == live["tokens"] == 2048
     assert cached["loss_tokens"] == live["loss_tokens"]
     for name in ("fve", "frac_recovered", "loss_original", "l0"):

@@ -44,3 +44,16 @@ def test_what_differs_is_in_the_name(folder):
 
 def test_a_folder_of_upstreams_has_no_settings_to_differ_from(tmp_path):
     assert name_of(tmp_path, replace(RUN, ctx_len=7), 64, config={}) == "metrics.json"
+
+
+def test_stored_activations_are_told_from_the_language_models(folder, tmp_path):
+    cached = replace(RUN, activations="runs/cache")
+    assert name_of(folder, cached).startswith("evaluations/activations_cache_")
+    own, path = {"run": {"settings": vars(cached)}}, folder / "metrics.json"
+    for lacks_it in (False, True):  # as evaluations of earlier versions
+        measured = measured_on(cached)
+        if lacks_it:
+            del measured["activations"]
+        path.write_text(json.dumps({"tokens": 256, "measured_on": measured}))
+        assert name_of(folder, replace(RUN, activations="./runs/cache/"), config=own) == path.name
+        assert name_of(folder, config=own) == "evaluations/activations_none.json"
