@@ -1,5 +1,6 @@
 """A run's batches, out of stored activations."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from nnsight import LanguageModel
 
 from ..config.run_config import RunConfig
 from ..errors import LanguageModelError, TextError
+from .cache_folder import SPARE
 from .cached_source import CachedSource
 from .held_out import HeldOut, held_out_stored, require_held_out
 from .hook_points import HookPoint
@@ -17,6 +19,8 @@ from .run_inputs import load_model
 from .sources import RunSources
 from .stored_activations import UNKNOWN, StoredActivations, open_stored
 from .tokens import WHOLE, Share
+
+logger = logging.getLogger(__name__)
 
 
 class CachedSources(RunSources):
@@ -67,20 +71,35 @@ class CachedSources(RunSources):
         }
 
     def require_enough(self) -> None:
-        """Raise a TextError if there are too few tokens for the run."""
+        """Raise a TextError if there are too few tokens for the run, or warn that there may be.
+
+        How many are left out isn't known before they are read.
+        """
         run, stored, count = self._run, self._stored, self._share.count
         require_held_out(run, stored)
         contexts = sum(part.stop - part.start for part in stored.parts("train"))
         # No process may be one context short.
         there = int(stored.tokens["train"] * (contexts - contexts % count) / contexts)
         need = run.steps * run.batch_size
+        leaves_out = run.remove_bos or run.max_norm_multiple is not None
+        spare = SPARE if leaves_out else 1
+        safe = math.ceil(spare * need)
         if (found := run.text_passes * there) >= need:
+            if found < safe:
+                logger.warning(
+                    "the activations in %s have %s tokens, %s of which are trained on, and some are"
+                    " left out: the run may end before its last step; use --text-passes %d",
+                    stored.folder,
+                    f"{found:,}",
+                    f"{need:,}",
+                    run.text_passes + 1,
+                )
             return
-        steps = found // run.batch_size
-        ways = [f"--text-passes {math.ceil(need / there)}"] if there else []
+        steps = int(found / spare) // run.batch_size
+        ways = [f"--text-passes {math.ceil(safe / there)}"] if there else []
         ways += [f"--steps {steps}"] if steps else []
         if stored.manifest is not None:
-            ways += [f"cache more (vsae cache --tokens {need})"]
+            ways += [f"cache more (vsae cache --tokens {safe})"]
         times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
         raise TextError(
             f"the activations in {stored.folder} have {found:,} tokens{times}: expected {need:,} for"

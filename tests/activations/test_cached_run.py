@@ -212,6 +212,17 @@ def test_too_few_tokens_are_refused_with_what_to_do(run, small_cache, tmp_path):
     )
 
 
+def test_where_tokens_are_left_out_a_margin_is_asked_for(run, caplog):
+    """4,000 tokens a pass, of which some are left out."""
+    fits = replace(run, steps=125, text_passes=2)
+    open_sources(fits, [HOOK]).require_enough()
+    assert not caplog.text
+    open_sources(replace(fits, max_norm_multiple=10.0), [HOOK]).require_enough()
+    assert "may end before its last step; use --text-passes 3" in caplog.text
+    with pytest.raises(TextError, match=r"passes 9 or --steps 119 or .*--tokens 33600"):
+        open_sources(replace(fits, max_norm_multiple=10.0, steps=500), [HOOK]).require_enough()
+
+
 def test_no_process_is_short_of_the_tokens_that_are_enough(run):
     """125 contexts, so 41 for each of 3 processes, twice."""
     run = replace(run, batch_size=48, steps=2 * 41 * 32 // 16)
