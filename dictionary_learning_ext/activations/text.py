@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config.checks import require, require_choice
 from ..config.options import Split
+from ..config.run_config import without_slash
 from ..errors import TextError
 from .text_files import SUFFIXES
 from .text_sources import DocumentSource, Files, Passages, files_holding, open_hub_set
@@ -93,7 +94,7 @@ class TextStream(Iterator[str]):
         self.every_20th = every_20th
         self.file_bytes = source.file_bytes
         self._source = source
-        self._identity = {"text": name, "split": split, "seed": seed}
+        self._identity = {"text": without_slash(name), "split": split, "seed": seed}
         self._passes = passes
         self._keep = split if every_20th else None
         self._pass = 0
@@ -138,7 +139,7 @@ class TextStream(Iterator[str]):
         Raises:
             TextError: it was taken from another text, split or seed, or the text has changed.
         """
-        was = {key: state[key] for key in self._identity}
+        was = {key: state[key] for key in self._identity} | {"text": without_slash(state["text"])}
         if was != self._identity:
             raise TextError(
                 f"the run read {was} and can't resume with {self._identity}: expected the same"

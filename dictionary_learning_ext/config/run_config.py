@@ -191,13 +191,31 @@ _ADDED_LATER = {
 """Settings that older run folders lack, and the values that mean the same as their absence."""
 
 
+_PATHS = ("model", "data", "activations", "init_from")
+"""Settings that may be a folder."""
+
+
 def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that change a result; run folders of any age compare, and keep their names."""
-    return {
+    """The settings that change a result; run folders of any age compare, and keep their names.
+
+    cuda:1 is as good as cuda:0, and texts/ is texts.
+    """
+    chosen = {
         name: value
         for name, value in settings.items()
         if name not in NOT_THE_RESULT and value not in _ADDED_LATER.get(name, ())
     }
+    if "device" in chosen:
+        chosen["device"] = str(chosen["device"]).partition(":")[0]
+    for name in _PATHS:
+        if isinstance(path := chosen.get(name), str):
+            chosen[name] = without_slash(path)
+    return chosen
+
+
+def without_slash(path: str) -> str:
+    """A folder's name as it is typed without a slash at its end."""
+    return path.rstrip("/") or path
 
 
 @dataclass(frozen=True)
@@ -299,9 +317,6 @@ def require_same(
     def decisive(settings: dict[str, Any]) -> dict[str, Any]:
         chosen = _deciding_the_result(settings)
         chosen.pop("text_passes", None)
-        chosen["device"] = str(settings.get("device")).partition(":")[
-            0
-        ]  # cuda:1 for cuda:0 is fine
         return json.loads(json.dumps(chosen))
 
     old, new = decisive(was), decisive(now)

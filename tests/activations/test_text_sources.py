@@ -100,6 +100,16 @@ def test_a_folder_resumes_at_every_document(tmp_path: Path, name: str, split: An
     assert_resumes_anywhere(lambda: open_text(str(tmp_path), split=split, passes=2))
 
 
+def test_a_folder_resumes_with_and_without_a_slash_at_its_end(tmp_path: Path):
+    write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
+    for before, after in (("", "/"), ("/", "")):
+        stream = open_text(f"{tmp_path}{before}")
+        next(stream)
+        other = open_text(f"{tmp_path}{after}")
+        other.load_state_dict(stream.state_dict())
+        assert list(other) == list(stream)
+
+
 @pytest.mark.parametrize("whole_up_to", [1000, 2000])
 def test_a_changed_byte_shows_in_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_up_to: int

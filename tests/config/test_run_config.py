@@ -141,6 +141,16 @@ def test_names_tell_all_settings_apart_that_change_the_result():
     assert all("/" not in name for name in names)
 
 
+@pytest.mark.parametrize(
+    "change", [{"device": "cuda:1"}, {"data": "texts/"}, {"model": "lm//"}, {"activations": "c/"}]
+)
+def test_a_name_does_not_tell_apart_what_may_change_when_a_run_is_resumed(change):
+    start = {"device": "cuda", "data": "texts", "model": "lm", "activations": "c"}
+    one, other = (TrainConfig().updated(start | more, "x") for more in ({}, change))
+    assert one.name == other.name
+    require_same(one.to_dict(), other.to_dict(), "x")
+
+
 def test_a_name_has_the_hook_point_and_the_text_where_they_are_not_the_default():
     config = TrainConfig().updated(
         {"hook": "blocks.1.hook_mlp_out", "data": "/home/me/my text.txt"}, "x"
