@@ -9,6 +9,7 @@ Imports no torch.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,7 +195,8 @@ def _divided(
         train += [Part(path, 0, cut)] if cut else []
         heldout += [Part(path, cut, n)] if cut < n else []
         at += n
-    identity = fingerprint_of([path for path, _ in files])
+    states = [(path.absolute(), path.stat()) for path, _ in files]
+    digest = _digest_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
     return StoredActivations(
         folder,
         kind,
@@ -204,8 +206,15 @@ def _divided(
         tuple(train),
         tuple(heldout),
         {"train": end * ctx_len, "heldout": (total - end) * ctx_len},
-        hashlib.sha256(repr(identity).encode()).hexdigest(),
+        digest,
     )
+
+
+@lru_cache(maxsize=16)
+def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files, each with its size and when it was changed: a sweep opens one folder many times."""
+    identity = fingerprint_of([path for path, _, _ in files])
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
 def _layer(hook: str) -> int:

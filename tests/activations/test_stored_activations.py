@@ -1,5 +1,6 @@
 """What a folder of activations is, and whether it is what a run asks for."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from caches import HOOK, OTHER, write_small
 
+from dictionary_learning_ext.activations import stored_activations
 from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
+from dictionary_learning_ext.activations.text_sources import fingerprint_of
 from dictionary_learning_ext.config.run_config import RunConfig
 from dictionary_learning_ext.errors import ActivationsError
 
@@ -111,7 +114,20 @@ def test_the_digest_of_own_activations_follows_their_values(own):
     before = open_stored(own).digest
     assert open_stored(own).digest == before
     np.save(own / "b.npy", np.full((10, 6), 2, np.float32))
+    os.utime(own / "b.npy", (0, 0))  # a file system's clock may be slower than this test
     assert open_stored(own).digest != before
+
+
+def test_files_that_have_not_changed_are_hashed_once(own, monkeypatch):
+    hashed = []
+
+    def counted(files):
+        hashed.extend(file.name for file in files)
+        return fingerprint_of(files)
+
+    monkeypatch.setattr(stored_activations, "fingerprint_of", counted)
+    assert open_stored(own).digest == open_stored(own).digest
+    assert hashed == ["a.npy", "b.npy"]
 
 
 def test_what_holds_no_activations_is_refused(tmp_path):
