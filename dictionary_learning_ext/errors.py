@@ -4,12 +4,18 @@ Every message is one line that says what was given, what was expected and what t
 instead. The command line prints it without a traceback and exits with status 2.
 """
 
+import shlex
 from signal import Signals
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without a full stop, or its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
+def in_shell(*words: object) -> str:
+    """Paths or other words of a command that a message suggests, quoted where a shell needs it."""
+    return shlex.join(map(str, words))
 
 
 class UserError(ValueError):

@@ -8,7 +8,7 @@ import tyro
 from ..activations.cache_manifest import CacheDtype, finished_manifest, require_checksums
 from ..config.options import Dtype, Packing
 from ..config.run_config import RunConfig
-from ..errors import ActivationsError, ConfigError, Interrupted
+from ..errors import ActivationsError, ConfigError, Interrupted, in_shell
 from .flags import Command, Folder, vsae
 
 
@@ -100,7 +100,7 @@ def run(flags: CacheFlags) -> None:
         ) from stop
     print(
         f"cached {manifest.tokens:,} tokens in {folder}; train from it with\n"
-        f"  {vsae()} train --activations {folder}"
+        f"  {vsae()} train --activations {in_shell(folder)}"
         + (
             ""
             if len(hooks) == 1

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import tyro
 
 from ..config.options import ExportFormat
+from ..errors import in_shell
 from .flags import Command, Folder, InputFlags
 
 
@@ -53,7 +54,7 @@ def run(flags: ExportFlags) -> None:
         print(
             f"In {out}, SAE Bench's run_all_evals_dictionary_learning_saes reads it as\n"
             f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"
-            f"To upload it to the hub: vsae push {place} OWNER/NAME"
+            f"To upload it to the hub: vsae push {in_shell(place)} OWNER/NAME"
         )
     elif flags.format == "sae-lens":
         print(f"  SAE.load_from_disk({str(out)!r})")

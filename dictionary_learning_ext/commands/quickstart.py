@@ -6,7 +6,7 @@ from pathlib import Path
 from ..config.presets import preset, quickstart
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
-from ..errors import Interrupted
+from ..errors import Interrupted, in_shell
 from ..run_folder.names import CONFIG, INDEX, REPORT, report_files
 from ..run_folder.reading import is_finished, load_config, read_metrics
 from ..run_folder.writing import remove
@@ -69,8 +69,8 @@ def run(flags: QuickstartFlags) -> None:
     print(
         f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl and metrics.json.\n"
         "\nNext:\n"
-        f"  {vsae()} train --config {one} --noise-on values --save-dir runs/values\n"
-        f"  {vsae()} compare {one} runs/values\n"
+        f"  {vsae()} train --config {in_shell(one)} --noise-on values --save-dir runs/values\n"
+        f"  {vsae()} compare {in_shell(one)} runs/values\n"
         f"  {vsae()} train --help"
     )
 

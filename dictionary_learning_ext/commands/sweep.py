@@ -62,7 +62,7 @@ def run(flags: SweepFlags) -> None:
     if flags.file is not None:
         _run_file(flags.file, flags)
     elif flags.results is not None:
-        _show(flags.results)
+        _show(flags.results.expanduser())
     else:
         assert flags.of_wandb is not None
         from ..sweep.results import from_wandb, show
@@ -103,7 +103,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
         )
     if flags.at_once is not None and flags.at_once < 1:
         raise ConfigError(f"--at-once {flags.at_once}: expected 1 or more")
-    save_dir = flags.save_dir or RUNS / sweep.name
+    save_dir = (flags.save_dir or RUNS / sweep.name).expanduser()
 
     def said(manifest: Manifest) -> None:
         together = "all" if manifest.at_once >= len(configs) else f"{manifest.at_once}"

@@ -1,6 +1,6 @@
 """`vsae train`: one SAE, or one for each of several hook points."""
 
-import shlex
+import os
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run_config import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
 from ..config.synthetic_models import is_synthetic, settings_of_run
-from ..errors import ActivationsError, TrainingError, UserError
+from ..errors import ActivationsError, TrainingError, UserError, in_shell
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import (
     failed_in,
@@ -54,6 +54,7 @@ class TrainFlags:
 
 
 def run(flags: TrainFlags) -> None:
+    flags = _at_home(flags)
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
@@ -66,6 +67,13 @@ def run(flags: TrainFlags) -> None:
         with processes.together():
             if processes.is_first:
                 _show(flags, run, list(folders.values()))
+
+
+def _at_home(flags: TrainFlags) -> TrainFlags:
+    """With the home folder for ~ where shells leave it: in --save-dir=~/x."""
+    save_dir, resume = flags.run.save_dir, flags.resume
+    run = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
+    return replace(flags, run=run, resume=resume and resume.expanduser())
 
 
 def _settings(
@@ -112,7 +120,7 @@ def _advice(flags: TrainFlags) -> str:
     is_done = all(is_finished(folder, former) for folder in folders)
     if "steps" not in flags.typed or more <= 0 or not is_done:
         return CONTINUE_OR_START
-    start = shlex.quote(str(folders[0]))
+    start = in_shell(folders[0])
     return (
         f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} "
         f"train --config {start} --init-from {start} --data-seed {former.data_seed + 1} --steps "
@@ -140,8 +148,8 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         "  from dictionary_learning_ext import load_dictionary\n"
         f"  sae, config = load_dictionary({str(one)!r})\n"
         "or on the command line:\n"
-        + (f"  {vsae()} report {one}\n" if _can_be_shown(run) else "")
-        + f"  {vsae()} compare {one} ANOTHER_RUN"
+        + (f"  {vsae()} report {in_shell(one)}\n" if _can_be_shown(run) else "")
+        + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
         raise TrainingError(
@@ -187,7 +195,7 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
         now = replace(now, sae=now.sae.resolve(was.run.steps, run.batch_size))
     advice = (
         "use the flags it was started with ({former}), or `vsae train --resume "
-        f"{folder}`, or choose another --save-dir for a new run"
+        f"{in_shell(folder)}`, or choose another --save-dir for a new run"
     )
     require_same(
         was.to_dict(),
@@ -239,7 +247,7 @@ def starting_point(args: list[str]) -> TrainFlags:
     if starts == ["config"]:
         start = load_config(given["config"], "--config")
     elif starts == ["resume"]:
-        start = load_config(run_folders(Path(given["resume"]))[0], "--resume")
+        start = load_config(run_folders(Path(given["resume"]).expanduser())[0], "--resume")
     else:
         name = given.get("preset", DEFAULT_PRESET)
         start = preset(name)

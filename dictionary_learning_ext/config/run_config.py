@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
-from ..errors import ConfigError
+from ..errors import ConfigError, in_shell
 from .checks import (
     meant,
     require,
@@ -332,6 +332,6 @@ def require_same(
     flags = ["--" + name.replace("_", "-") for name in names]
     advice = advice.replace("{flags}", " ".join(flags))
     values = (old.get(name) for name in names)
-    texts = (" ".join(map(str, value)) if isinstance(value, list) else value for value in values)
+    texts = (in_shell(*value) if isinstance(value, list) else in_shell(value) for value in values)
     former = " ".join(f"{flag} {text}" for flag, text in zip(flags, texts, strict=True))
     raise ConfigError(f"{source}: the run has {changes}; {advice.replace('{former}', former)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..activations.position_rule import left_out
 from ..config.checks import meant
-from ..errors import ConfigError
+from ..errors import ConfigError, in_shell
 from ..run_folder.matching import (
     LEAVING_OUT,
     measurements,
@@ -93,7 +93,7 @@ def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list
     if earlier:
         lines.append(
             f"{', '.join(earlier)}: measured by an earlier version, whose CE replaces all positions;"
-            f" run `vsae eval {' '.join(earlier)}` again"
+            f" run `vsae eval {in_shell(*earlier)}` again"
         )
     return lines
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import in_shell
 from ..evaluation.comparison import MATCHED
 from ..evaluation.metrics import NOT_MEASURED, shown_in
 from ..evaluation.tables import setting_text
@@ -113,7 +114,7 @@ def _on_reconstruction(analyses: list[Analysis]) -> list[str]:
         if reason := first.metrics.get(NOT_MEASURED, {}).get("fve"):
             return [f"How well {first.label} reconstructs was not measured: {reason}."]
         return [
-            f"{first.label} has not been evaluated. Run “vsae eval {first.folder}” to measure how "
+            f"{first.label} has not been evaluated. Run “vsae eval {in_shell(first.folder)}” to measure how "
             "well it reconstructs."
         ]
     best = max(measured, key=lambda one: one.metrics["fve"])

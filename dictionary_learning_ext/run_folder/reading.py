@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
-from ..errors import CheckpointError, ConfigError, first_line
+from ..errors import CheckpointError, ConfigError, first_line, in_shell
 from .names import (
     CHECKPOINTS,
     CONFIG,
@@ -109,7 +109,7 @@ def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
     steps = settings_in(config, folder / CONFIG).get("steps")
     return CheckpointError(
         f"{folder}: not finished (step {reached} of {steps}); continue it with "
-        f"`vsae train --resume {folder}`"
+        f"`vsae train --resume {in_shell(folder)}`"
     )
 
 
@@ -143,7 +143,7 @@ def load_config(path: str | Path, flag: str = "") -> TrainConfig:
 
     Raises: ConfigError.
     """
-    path, given = Path(path), f"{flag} " if flag else ""
+    path, given = Path(path).expanduser(), f"{flag} " if flag else ""
     try:
         with _readable():
             path = path / CONFIG if path.is_dir() else path
@@ -182,9 +182,11 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     read_config(folder)
     path = Path(folder) / METRICS
     try:
-        return _parsed(path, path.read_bytes(), f"run `vsae eval {folder}`")
+        return _parsed(path, path.read_bytes(), f"run `vsae eval {in_shell(folder)}`")
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: not measured yet; run `vsae eval {folder}`") from error
+        raise CheckpointError(
+            f"{path}: not measured yet; run `vsae eval {in_shell(folder)}`"
+        ) from error
 
 
 @_readable()
@@ -278,7 +280,7 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
             asdict(first.run),
             asdict(other.run) | {"hook": first.run.hook},
             f"--resume {folder}: holds different runs ({first_name} and {name} differ)",
-            advice=f"resume each by itself, e.g. --resume {folder / first_name}",
+            advice=f"resume each by itself, e.g. --resume {in_shell(folder / first_name)}",
         )
     is_one = (folder / CONFIG).is_file()
     only = folder if is_one or others else folder / first_name

@@ -11,7 +11,7 @@ import yaml
 from ..config.checks import meant
 from ..config.run_config import RunConfig, TrainConfig
 from ..config.sae_config import SAEConfig
-from ..errors import ConfigError, UserError
+from ..errors import ConfigError, UserError, in_shell
 
 _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
@@ -55,7 +55,7 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
     except IsADirectoryError as error:
         raise ConfigError(
             f"{path}: a folder; expected a sweep file, e.g. {_EXAMPLE}; to show the results in a "
-            f"sweep's folder, use --results {path}"
+            f"sweep's folder, use --results {in_shell(path)}"
         ) from error
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); check the file") from error
@@ -280,7 +280,7 @@ def _random(
 
 
 def _needs_the_server(path: Path) -> str:
-    return f"needs wandb's server: run `wandb sweep {path}`, then `wandb agent ID`"
+    return f"needs wandb's server: run `wandb sweep {in_shell(path)}`, then `wandb agent ID`"
 
 
 def _is_number(text: str) -> bool:

@@ -23,6 +23,7 @@ from ..errors import (
     NonFiniteError,
     ProcessError,
     TrainingError,
+    in_shell,
 )
 from ..evaluation.measure import measure
 from ..evaluation.sae_names import by_settings
@@ -256,13 +257,13 @@ def _loop(
         raise Interrupted(
             stop.signal,
             f"stopped by {stop.signal.name} at step {step}; continue with "
-            f"`{processes.command} train --resume {where}`",
+            f"`{processes.command} train --resume {in_shell(where)}`",
         ) from stop
     except ProcessError as error:  # this rank may be in the middle of a step: nothing is saved
         where = os.path.commonpath([one.folder for one in sae_runs])
         raise ProcessError(
             f"step {step}: {error}; continue from the last resume point with "
-            f"`{processes.command} train --resume {where}`"
+            f"`{processes.command} train --resume {in_shell(where)}`"
         ) from error
     except Exception as error:
         # Not in the middle of a step, whose batch would be missing after a resume.
@@ -321,7 +322,7 @@ def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -
                     tokens = trained[0].run.eval_tokens
                     metrics |= measure(saes, sources.held_out(hook), tokens)
     except Interrupted as stop:
-        where = " ".join(str(one.folder) for one in trained)
+        where = in_shell(*(one.folder for one in trained))
         raise Interrupted(
             stop.signal,
             f"stopped by {stop.signal.name} in the evaluation; the training is done and saved; "

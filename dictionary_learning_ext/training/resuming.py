@@ -7,7 +7,7 @@ from typing import Any
 import torch as t
 
 from ..config.run_config import TrainConfig, require_same
-from ..errors import ConfigError, LanguageModelError
+from ..errors import ConfigError, LanguageModelError, in_shell
 from ..run_folder.resume_points import ResumePoint, newest_points
 from ..trainers.base import Trainer
 from .processes import Processes
@@ -64,7 +64,7 @@ def _require_as_many(point: ResumePoint, processes: Processes, folder: Path) -> 
         command = Processes(count=was, local_count=was // point.run.get("machines", 1)).command
         raise ConfigError(
             f"{folder}: the run was started with {was} process{'es' if was > 1 else ''}, not "
-            f"{processes.count}; continue with `{command} train --resume {folder}`"
+            f"{processes.count}; continue with `{command} train --resume {in_shell(folder)}`"
         )
 
 

@@ -44,6 +44,18 @@ def test_a_runs_config_starts_another_and_flags_win(small, tmp_path):
     assert {n for n in first if first[n] != second[n]} == {"save_dir", "seed"}
 
 
+def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
+    small, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["train", *small, "--eval-tokens=0", "--save-dir=~/my run"]) == 0
+    folder = tmp_path / "my run"
+    assert (folder / "ae.pt").is_file()
+    assert f"compare '{folder}' ANOTHER_RUN" in capsys.readouterr().out
+    assert starting_point(["--config=~/my run"]).run.steps == 12
+    assert main(["train", "--resume=~/my run"]) == 0
+
+
 def test_a_config_with_another_posterior_drops_what_that_does_not_use(small, tmp_path):
     assert main(["train", *small, "--sigma", "0.3"]) == 0
     flags = ["--config", str(tmp_path / "run"), "--posterior", "point"]

@@ -160,6 +160,17 @@ def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
         read_config(folder)
 
 
+def test_a_folder_with_a_space_is_quoted_in_what_to_type(tmp_path):
+    folder = made(tmp_path / "my run")
+    with pytest.raises(CheckpointError, match=f"run `vsae eval '{folder}'`$"):
+        read_metrics(folder)
+    (folder / "ae.pt").unlink()
+    with pytest.raises(
+        CheckpointError, match=f"continue it with `vsae train --resume '{folder}'`$"
+    ):
+        read_config(folder)
+
+
 def test_a_checkpoint_is_there_or_those_that_are_are_listed(tmp_path):
     made(tmp_path)
     (tmp_path / "ae.pt").unlink()
