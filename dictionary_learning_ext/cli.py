@@ -27,20 +27,18 @@ from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
 
 _MODULES = (
-    *(
-        train,
-        evaluate,
-        compare,
-        reproduce,
-        report,
-        quickstart,
-        sweep,
-        hooks,
-        cache,
-        export,
-        push,
-        bench,
-    ),
+    train,
+    evaluate,
+    compare,
+    reproduce,
+    report,
+    quickstart,
+    sweep,
+    hooks,
+    cache,
+    export,
+    push,
+    bench,
 )
 COMMANDS: dict[str, Command[Any]] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
 

@@ -56,11 +56,6 @@ def run(flags: CacheFlags) -> None:
     if flags.verify:
         _verify(folder)
         return
-    hooks = [name.strip() for name in flags.hook.split(",")]
-    if twice := {name for name in hooks if hooks.count(name) > 1}:
-        raise ConfigError(
-            f"hook={flags.hook}: {min(twice)} is named twice; name each hook point once"
-        )
     if flags.file_mb < 1:
         raise ConfigError(f"file_mb={flags.file_mb}: expected at least 1")
     settings = RunConfig(
@@ -75,6 +70,7 @@ def run(flags: CacheFlags) -> None:
         eval_tokens=flags.eval_tokens,
         eval_documents=flags.eval_documents,
     )
+    hooks = settings.hooks
     from ..activations.cache_writer import write_cache
     from ..trainers.kernels.scratch import keep_freed_memory
     from ..training.interrupts import interrupts

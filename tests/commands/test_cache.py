@@ -50,7 +50,7 @@ def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
     [
         (["--tokens=0"], "--tokens 0: expected at least 1"),
         (["--dtype=bfloat16"], "--dtype bfloat16: expected one of float32, float16"),
-        ([f"--hook={HOOK},{HOOK}"], f"{HOOK} is named twice; name each hook point once"),
+        ([f"--hook={HOOK},{HOOK}"], "expected different hook points separated by commas"),
         (["--hook=blocks.9.hook_resid_post"], "there is no hook point 'blocks.9.hook_resid_post'"),
         (["--ctx-len=4096"], "--ctx-len 4096: expected at most 128"),
         (["--file-mb=0"], "--file-mb 0: expected at least 1"),
