@@ -14,7 +14,7 @@ Imports no torch.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,6 +116,18 @@ class CacheManifest:
         """A hash of everything that the cache holds."""
         hashes = " ".join(file.sha256 for file in self.all_files)
         return hashlib.sha256(hashes.encode()).hexdigest()
+
+    def as_of(self, digest: str) -> "CacheManifest | None":
+        """What the cache held when this was its digest, before it grew; None if it never was."""
+        others = "".join(f" {file.sha256}" for file in list(self.all_files)[len(self.files) :])
+        hashed = hashlib.sha256()
+        for n, file in enumerate(self.files, start=1):
+            hashed.update(f"{' ' if n > 1 else ''}{file.sha256}".encode())
+            whole = hashed.copy()
+            whole.update(others.encode())
+            if whole.hexdigest() == digest:
+                return replace(self, files=self.files[:n])
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""

@@ -190,13 +190,17 @@ class CachedSource:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken: fill again and skip the batches handed out since.
 
+        Of a cache that has grown, only what it held then is read.
+
         Raises: ConfigError if it is of other settings, or the folder has changed.
         """
-        if state["config"].get("cache") != self.stored.digest:
+        former = self.stored.as_of(state["config"].get("cache"))
+        if former is None:
             raise ConfigError(
                 f"the run can't resume: the activations in {self.stored.folder} have changed;"
                 " restore them, or start another run with --config"
             )
+        self.stored, self._pieces = former, None  # without what a cache has grown by
         require_same_settings(state["config"], self._settings())
         start = state["fill"]
         self._place = _Place(**start["place"])

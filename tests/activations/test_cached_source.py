@@ -144,6 +144,19 @@ def test_it_does_not_resume_with_other_settings(changes, said, small_cache):
         source_of(stored, HOOK, **changes).load_state_dict(state)
 
 
+def test_it_resumes_on_what_a_cache_held_before_it_grew(cached_run, tmp_path):
+    write_small(tmp_path, cached_run, 2000)  # the last file is not full
+    whole = source_of(open_stored(tmp_path), HOOK, passes=2)
+    next(whole)
+    state = whole.state_dict()
+    write_small(tmp_path, cached_run, 4000)
+    grown = source_of(open_stored(tmp_path), HOOK, passes=2)
+    next(grown)
+    grown.load_state_dict(state)
+    for one, other in zip(batches_of(whole), batches_of(grown), strict=True):
+        assert t.equal(one, other)
+
+
 def test_it_does_not_resume_on_other_values_of_the_same_size(numbered):
     state = source_of(numbered).state_dict()
     path = sorted(numbered.folder.glob("*.npy"))[-1]
