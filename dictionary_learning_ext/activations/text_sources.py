@@ -18,7 +18,9 @@ from .text_files import SUFFIXES, read_documents, text_of_row
 
 _HASHED_WHOLE = 1 << 26  # bytes
 _PART = 1 << 16
-_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(?:[-_.0-9]|$)")
+_SPLIT_NAME = re.compile(
+    r"(train|validation|valid|val|dev|test)(?:ing)?(?:[-_.0-9]|$)", re.IGNORECASE
+)
 """test.txt, test-0.txt and the folder test, but not testament.txt."""
 EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
 
@@ -161,7 +163,7 @@ def _split_of(file: Path) -> str:
     """Of a file in a folder: train, validation or test, by its name or else by the folder around it."""
     for name in reversed(file.parts):
         if match := _SPLIT_NAME.match(name):
-            word = match[1]
+            word = match[1].lower()
             return word if word in ("train", "test") else "validation"
     return "train"
 

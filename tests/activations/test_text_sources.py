@@ -68,6 +68,7 @@ def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path: Path):
         (["train/0", "test/0"], ["train/0"], ["test/0"]),
         (["a/train/0", "a/dev/0", "a/test/0"], ["a/train/0"], ["a/dev/0"]),
         (["more", "train0", "val", "valid_1"], ["more", "train0"], ["val", "valid_1"]),
+        (["Test", "training"], ["training"], ["Test"]),
         (["alice", "testament", "test2"], ["alice", "testament"], ["test2"]),
     ],
 )
