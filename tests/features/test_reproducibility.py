@@ -8,6 +8,7 @@ import torch as t
 from scipy.optimize import linear_sum_assignment
 from sklearn.preprocessing import normalize
 
+from dictionary_learning_ext.features import reproducibility as module
 from dictionary_learning_ext.features.geometry import agreement
 from dictionary_learning_ext.features.reproducibility import (
     ReproducibilityError,
@@ -66,6 +67,27 @@ def test_within_is_the_nearest_other_direction():
     assert within(a) == pytest.approx(cosines.max(axis=1).mean())
 
 
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    a, b = directions(0, 40), directions(1, 40)
+    nearest, exact = within(a), matching(a, b, signed=False)[1].mean()
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 7)
+    assert within(a) == pytest.approx(nearest)
+    assert matching(a, b, signed=False, exact_up_to=0)[1].mean() == pytest.approx(exact)
+
+
+def test_the_null_has_the_covariance_of_each_dictionary():
+    rng = np.random.default_rng(0)
+    scales = np.array([4.0, 2.0] + [0.3] * 6), np.array([0.3] * 6 + [2.0, 4.0])
+
+    def drawn():
+        return [normalize(rng.normal(size=(300, D)) * scale) for scale in scales]
+
+    a, b = drawn()
+    found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)}).pairs["a", "b"]
+    nulls = [matching(*drawn(), signed=False)[1].mean() for _ in range(10)]
+    assert found.null == pytest.approx(np.mean(nulls), abs=0.05)
+
+
 def test_the_null_is_that_of_random_directions_of_their_covariance():
     """Two dictionaries of no relation, in a space that is long in two dimensions."""
     rng, scale = np.random.default_rng(0), np.array([4.0, 2.0] + [0.5] * 6)
@@ -97,6 +119,23 @@ def test_planted_features_return_and_others_do_not():
     assert found.returning("c") == pytest.approx({0.7: 40 / 120, 0.9: 40 / 120})
     assert found.matches("b", "a")[order[:30]] == pytest.approx(1)
     assert list(found.pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def turned(unit_FD, cosine, seed):
+    """Directions with this cosine to the given ones."""
+    other = np.random.default_rng(seed).normal(size=unit_FD.shape)
+    other = normalize(other - (other * unit_FD).sum(1, keepdims=True) * unit_FD)
+    return cosine * unit_FD + np.sqrt(1 - cosine**2) * other
+
+
+def test_a_match_between_the_limits_returns_at_one_of_them():
+    a, b, c = (directions(seed, 30, 256) for seed in range(3))
+    b[:10], b[10:20] = turned(a[:10], 0.95, 5), turned(a[10:20], 0.8, 6)
+    c[:10] = turned(a[:10], 0.75, 7)
+    found = reproducibility({n: t.tensor(x) for n, x in (("a", a), ("b", b), ("c", c))})
+    assert found.returns_SF["a"][:20].tolist() == [2] * 10 + [1] * 10
+    assert found.match_SF["a"][:10] == pytest.approx((0.95 + 0.75) / 2, abs=1e-6)
+    assert found.returning("a") == pytest.approx({0.7: (20 + 10) / 60, 0.9: 10 / 60})
 
 
 def test_saes_that_can_not_be_compared_are_named():

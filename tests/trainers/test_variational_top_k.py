@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch as t
+from dense_reference import dense_loss
 from dictionary_learning.trainers.top_k import TopKTrainer
 from recorded_ops import RecordedOps
 from torch.distributions import Normal, kl_divergence
@@ -23,10 +24,11 @@ from variational_trainers import (
 )
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.config.options import PosteriorOptions
+from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
+from dictionary_learning_ext.trainers.kernels.objective import StepObjective
 from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 
@@ -85,6 +87,46 @@ def test_one_float32_step_from_a_shared_state_is_upstreams_within_rounding():
     theirs.update(20, data(seed=20))
     for name, value in theirs.ae.state_dict().items():
         assert t.allclose(ours.ae.state_dict()[name], value, atol=2e-6), name
+
+
+@pytest.mark.parametrize("step", [0, 15, 30, 60])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"noise_on": "selection", "noise_anneal_steps": 60, "kl_scope": "selected"},
+        {"noise_on": "both", "noise_anneal_steps": 60},
+        {"noise_on": "values", "rectify": True},
+        {"posterior": "learned", "free_bits": 1.5},
+        {"select_by": "magnitude", "noise_on": "selection", "prior_std": 1.7},
+    ],
+    ids=str,
+)
+def test_the_loss_is_the_equations_with_the_trainers_own_options(options, step):
+    """At every step: tau(t) and s(t) are written out here."""
+    trainer = to_float64(make_trainer(beta=0.3, kl_warmup_steps=20, **options))
+    x = data(seed=step, dtype=t.float64)
+    generator = t.Generator()
+    generator.set_state(trainer.generator.get_state())
+    posterior, anneal = PosteriorOptions.taken(dict(options)), options.get("noise_anneal_steps")
+    objective = StepObjective(
+        k=4,
+        posterior=posterior,
+        options=ObjectiveOptions.taken(options | {"beta": 0.3}),
+        kl_weight=0.3 * min(step / 20, 1),
+        noise_scale=1.0 if anneal is None else max(0.0, 1 - step / anneal),
+        auxk_alpha=0.0,
+        top_k_aux=4,
+        dead_feature_threshold=10**9,
+        matmul_dtype=t.float64,
+        sigma=t.tensor(posterior.sigma, dtype=t.float64),
+        prior_std=t.tensor(posterior.prior_std, dtype=t.float64),
+        log_var_limits=(t.tensor(-10.0).double(), t.tensor(4.0).double()),
+        tokens_since_fired_F=t.zeros(F, dtype=t.long),
+        generator=generator,
+        form=StepForm(),
+    )
+    expected = dense_loss(x, trainer.ae.weights, objective)["loss"]
+    assert trainer.loss(x, step).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [t.float32, t.bfloat16])
@@ -260,6 +302,14 @@ def test_bf16_matmuls_keep_fp32_parameters():
         trainer.update(step, data(seed=step))
     assert all(p.dtype == t.float32 for p in trainer.ae.parameters())
     assert trainer.optimizer.state[trainer.ae.b_dec]["exp_avg"].dtype == t.float32
+
+
+def test_bf16_rounds_the_products():
+    fp32, bf16 = (
+        make_trainer(dtype=dtype, posterior="point", beta=0.0).loss(data(), 0).item()
+        for dtype in ("float32", "bfloat16")
+    )
+    assert 0 < abs(bf16 - fp32) < 0.1 * fp32
 
 
 def test_auxk_without_dead_features_is_zero_on_a_gpu_too():
