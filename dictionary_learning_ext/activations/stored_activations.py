@@ -8,7 +8,7 @@ Imports no torch.
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ class StoredActivations:
     def hook(self, name: str) -> CachedHook:
         """What is known about a hook point. Raises ActivationsError if it isn't there."""
         if UNKNOWN in self.hooks:
-            return self.hooks[UNKNOWN]
+            return replace(self.hooks[UNKNOWN], layer=_layer(name))
         if name not in self.hooks:
             advice = "leave out the hook point" if len(self.hooks) == 1 else "give one of these"
             raise ActivationsError(
@@ -178,7 +178,7 @@ def _of_own(folder: Path) -> StoredActivations | None:
     files = own_files(folder)
     if not files:
         return None
-    hooks = {UNKNOWN: CachedHook(0, files[0].width)}
+    hooks = {UNKNOWN: CachedHook(_layer(UNKNOWN), files[0].width)}
     counted = [(file.path, file.rows) for file in files]
     return _divided(folder, "own activations", hooks, 1, {}, counted)
 

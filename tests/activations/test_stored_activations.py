@@ -104,6 +104,12 @@ def test_own_activations_are_rows_and_the_last_5_percent_are_held_out(own):
     assert stored.hook("blocks.3.hook_mlp_out").width == 6, "whatever it is called"
 
 
+def test_the_name_of_own_activations_gives_their_layer(own):
+    stored = open_stored(own)
+    layers = {name: stored.hook(name).layer for name in ("blocks.12.hook_resid_post", UNKNOWN)}
+    assert layers == {"blocks.12.hook_resid_post": 12, UNKNOWN: 0}
+
+
 def test_the_digest_of_own_activations_follows_their_sizes(own):
     before = open_stored(own).digest
     np.save(own / "b.npy", np.ones((11, 6), np.float32))
