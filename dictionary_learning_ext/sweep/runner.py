@@ -134,7 +134,7 @@ def memory_allows(configs: dict[str, TrainConfig], devices: Sequence[str] = ()) 
     """
     from ..training.memory import free_bytes, row_width, sae_bytes
 
-    each = max(sae_bytes(c.sae.dict_size, row_width(c.run)) for c in configs.values())
+    each = max(sae_bytes(c.sae, row_width(c.run)) for c in configs.values())
     devices = devices or [next(iter(configs.values())).run.device]
     free = min(free_bytes(device) / devices.count(device) for device in devices)
     return min(math.ceil(len(configs) / len(devices)), max(1, int(free / 2 / each)))

@@ -25,9 +25,11 @@ class _Part(NamedTuple):
     """What to do if this is the largest part."""
 
 
-def sae_bytes(dict_size: int, activation_dim: int) -> int:
+def sae_bytes(sae: SAEConfig, activation_dim: int) -> int:
     """What an SAE in training takes at least: weights, gradients and Adam's averages, float32."""
-    return 4 * 4 * 2 * dict_size * activation_dim
+    copies_of_encoder = 4  # weights, gradients, and two averages
+    copies_of_decoder = 1 if sae.freeze_decoder else 4
+    return 4 * (copies_of_encoder + copies_of_decoder) * sae.dict_size * activation_dim
 
 
 def free_bytes(device: str) -> int:
@@ -59,7 +61,7 @@ def require_memory(
     parts = [
         _Part(
             "SAE weights, gradients and optimizer",
-            copies * sum(sae_bytes(each.dict_size, width) for each in saes),
+            copies * sum(sae_bytes(each, width) for each in saes),
             "lower --dict-size",
         ),
         _Part(

@@ -73,8 +73,14 @@ def test_every_part_counts(run, machine, tiny_lm):
         require_memory(run, saes)
 
 
+def test_a_frozen_decoder_has_no_gradient_and_no_averages():
+    encoder = decoder = 4 * 32 * 16  # bytes
+    frozen = SAEConfig(dict_size=32, freeze_decoder=True)
+    assert sae_bytes(frozen, 16) == 4 * encoder + decoder
+
+
 def test_each_process_on_a_cpu_has_saes_and_a_buffer_of_its_own(run, machine, tiny_lm):
-    of_each = sae_bytes(32, 16) + 8 * 32 * 16 * 4
+    of_each = sae_bytes(SAEConfig(dict_size=32), 16) + 8 * 32 * 16 * 4
     # They may share the language model's file in memory.
     model = sum(parameter.numel() for parameter in tiny_lm._model.parameters()) * 4
     machine(3 * of_each + model)
@@ -88,7 +94,7 @@ def test_each_process_on_a_cpu_has_saes_and_a_buffer_of_its_own(run, machine, ti
 def test_bfloat16_halves_the_language_model_and_the_buffer(tiny_lm_dir, machine, tiny_lm):
     run = RunConfig(model=str(tiny_lm_dir), ctx_len=32, n_ctxs=8, batch_size=32, dtype="bfloat16")
     parameters = sum(parameter.numel() for parameter in tiny_lm._model.parameters())
-    needed = sae_bytes(32, 16) + 2 * (8 * 32 * 16 + parameters)
+    needed = sae_bytes(SAEConfig(dict_size=32), 16) + 2 * (8 * 32 * 16 + parameters)
     machine(needed)
     require_memory(run, [SAEConfig(dict_size=32, k=4)])
     machine(needed - 1)
