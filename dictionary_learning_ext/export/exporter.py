@@ -253,7 +253,7 @@ def _writing(target: Path) -> Iterator[None]:
     """Turn what the disk refuses into a CheckpointError that names what was asked for."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         cause = error.__cause__ if isinstance(error, CheckpointError) else error
         reason = str(getattr(cause, "strerror", None) or cause).strip().splitlines()[0]
         may_be_full = not isinstance(cause, OSError) or is_of_a_full_disk(cause)

@@ -20,6 +20,7 @@ from export_folders import (
     files_under,
     without_negatives,
 )
+from safetensors import SafetensorError
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.run_inputs import held_out, open_model
@@ -195,7 +196,7 @@ def test_a_mistake_is_one_line(name, spoil, flags, message, folder_of, monkeypat
     [
         (OSError(errno.ENOSPC, "full"), "free some space or choose another --out"),
         (OSError(errno.EACCES, "not allowed"), "choose another --out"),
-        (RuntimeError("torch says little of a disk"), "free some space or choose another --out"),
+        (SafetensorError("I/O error"), "free some space or choose another --out"),
     ],
 )
 def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypatch):
@@ -205,6 +206,15 @@ def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypa
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(UserError, match=rf"\): {remedy}; nothing was written$"):
         export(folder_of("vsae"), "safetensors", tokens=200)
+
+
+def test_what_is_no_fault_of_the_disk_is_not_put_down_to_it(folder_of, monkeypatch):
+    def fail(*_):
+        raise t.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("dictionary_learning_ext.export.exporter.write_neuronpedia", fail)
+    with pytest.raises(t.OutOfMemoryError):
+        export(folder_of("vsae"), "neuronpedia", tokens=200)
 
 
 @pytest.mark.parametrize("form", FORMATS)
