@@ -1,5 +1,6 @@
 """What can be checked of a run before a language model is loaded, or torch. Imports no torch."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,10 +21,15 @@ def prepared(
     Arguments:
         hooks: the hook points of all SAEs (default: `run.hook`).
 
-    Raises: ConfigError for settings that don't go together, a batch that the processes don't divide, or
-    a folder that is taken or missing; TextError or ActivationsError if there is no such file.
+    Raises: ConfigError for settings that don't go together, a batch that the processes don't divide,
+    several SAEs in one run of a wandb sweep, or a folder that is taken or missing; TextError or ActivationsError if there is no such file.
     """
     launched().require_shares(run.batch_size, resume)
+    if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
+        raise ConfigError(
+            f"wandb={run.wandb}: expected one SAE, as a sweep's agent gives one run of wandb, and got "
+            f"{len(saes)} ({', '.join(saes)}); give a single --hook, e.g. as a parameter `hook` of the sweep"
+        )
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     for sae in saes.values():
         sae.require_units(run.normalize)

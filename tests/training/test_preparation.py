@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -54,6 +55,18 @@ def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     assert folders == {"x": tmp_path}
     with pytest.raises(ConfigError, match="already holds a run"):
         prepared(run, {"x": SAEConfig()}, resume=False)
+
+
+@pytest.mark.parametrize("wandb", ["online", "offline"])
+def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
+    """It gives one run of wandb, which two SAEs would share."""
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    run = RunConfig(save_dir=str(tmp_path / "runs"), wandb=wandb)
+    prepared(run, {"a": SAEConfig()}, resume=False)
+    two = {"a": SAEConfig(), "b": SAEConfig()}
+    prepared(replace(run, wandb="disabled"), two, resume=False)
+    with pytest.raises(ConfigError, match=r"one SAE, .* got 2 \(a, b\); .* parameter `hook` of"):
+        prepared(run, two, resume=False)
 
 
 def test_each_sae_has_its_hook_point_or_the_runs():
