@@ -31,6 +31,7 @@ class RunLog:
         self.folder, self.config, self.norm_factor = folder, config, norm_factor
         self._history = folder / HISTORY
         self._wandb: WandbLog | None = None
+        self._former_id: str | None = None  # the resume point's, for when wandb starts again
 
     def open_wandb(self, group: str, id: str | None = None, logged: int = -1) -> None:
         """Start a run in wandb, or resume `id`, if it is asked for; see `WandbLog`.
@@ -66,11 +67,12 @@ class RunLog:
             logged = note_logged(self.folder, max(map(_step_of, lines), default=-1))
             with self._history.open("ab") as file:
                 file.truncate(point.run["metrics_bytes"])
+        self._former_id = point.run["wandb_id"]
         try:
-            self.open_wandb(group, point.run["wandb_id"], logged)
+            self.open_wandb(group, self._former_id, logged)
         except ConfigError as error:  # e.g. without a network
             logger.warning("%s: continues without wandb: %s", self.folder, error)
-        if self._wandb is not None and self._wandb.is_new:
+        if self._wandb is not None:  # it may miss what an earlier process could not log
             _replay(self._wandb, self.folder)
 
     def state(self) -> dict[str, Any]:
@@ -79,7 +81,8 @@ class RunLog:
             self._history.touch()
             sync(self._history)
             length = self._history.stat().st_size
-        return {"metrics_bytes": length, "wandb_id": self._wandb and self._wandb.id}
+        wandb_id = self._former_id if self._wandb is None else self._wandb.id
+        return {"metrics_bytes": length, "wandb_id": wandb_id}
 
     def log(self, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and log the same in wandb.

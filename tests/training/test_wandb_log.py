@@ -72,8 +72,11 @@ def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
 class FakeRun:
     """Remembers what a run of wandb is told."""
 
+    last_step = -1  # that the server has
+
     def __init__(self, options):
-        self.options, self.id, self.starting_step = options, options["id"] or "new", 0
+        self.options, self.id = options, options["id"] or "new"
+        self.starting_step = self.last_step + 1
         self.steps, self.summary, self.ended, self.preempted = [], {}, [], False
         self.told = []
 
@@ -144,6 +147,24 @@ def test_a_run_that_was_stopped_before_its_first_line_logs_step_0(tmp_path, fake
     log.resume(ResumePoint(0, {}, {"metrics_bytes": 0, "wandb_id": "before"}), "group")
     log.log({"step": 0.0})
     assert fake_runs[0].steps == [0]
+
+
+def test_a_resume_without_a_network_keeps_the_runs_id_for_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
+    log = RunLog(tmp_path, TrainConfig(sae_of(), RunConfig(wandb="online")), 1.0)
+    log.resume(ResumePoint(0, {}, {"metrics_bytes": 0, "wandb_id": "before"}), "group")
+    assert log.state()["wandb_id"] == "before"
+
+
+def test_what_was_trained_without_a_network_is_logged_once_there_is_one(
+    tmp_path, fake_runs, monkeypatch
+):
+    monkeypatch.setattr(FakeRun, "last_step", 0)
+    log = RunLog(tmp_path, TrainConfig(sae_of(), RunConfig(wandb="online")), 1.0)
+    for step in (0.0, 10.0):
+        log.log({"step": step})
+    log.resume(ResumePoint(11, {}, log.state() | {"wandb_id": "before"}), "group")
+    assert fake_runs[0].steps == [10]
 
 
 def test_what_is_not_finite_is_left_out_and_so_it_is_when_a_run_is_told_again(tmp_path, fake_runs):
