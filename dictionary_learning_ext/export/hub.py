@@ -3,7 +3,7 @@
     README.md                               the model card
     NAME/ae.pt, config.json, metrics.json   one folder per SAE
 
-A repository is private by default. No local path is uploaded: each is cut to its last name.
+A repository is private by default. Local paths are cut to their last names, see `local_paths`.
 """
 
 import re
@@ -175,7 +175,7 @@ def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
         (configs[name], measured), cut = without_local_paths((config, measured))
         all_cut |= set(cut)
         lm_name = str(configs[name]["trainer"].get("lm_name") or "")
-        if "/" in lm_name and not Path(lm_name).exists():
+        if "/" in lm_name:
             base_models.add(lm_name)
         (staged / name).mkdir()
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())

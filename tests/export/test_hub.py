@@ -201,6 +201,22 @@ def test_no_local_path_and_no_token_goes_or_is_said(runs, hub, tiny_lm_dir, text
     assert TOKEN not in out + caplog.text
 
 
+def test_a_local_text_and_model_of_two_parts_are_not_declared_as_the_hubs(runs, hub, tmp_path):
+    folder = shutil.copytree(runs / "top_k", tmp_path / "sae")
+    config = json.loads((folder / "config.json").read_text())
+    config["trainer"]["lm_name"] = "runs/my-model"
+    config["run"]["settings"]["data"] = "texts/private.txt"
+    (folder / "config.json").write_text(json.dumps(config))
+    one = hub(Hub())
+    push(folder, "jane/saes")
+    card = one.contents["README.md"].decode()
+    assert "base_model" not in card
+    assert "datasets:" not in card
+    written = card + one.contents["sae/config.json"].decode()
+    assert "runs/my-model" not in written
+    assert "texts/private" not in written
+
+
 def test_a_dry_run_lists_names_and_sizes_without_token_or_network(runs, capsys):
     assert main(["push", str(runs), "jane/saes", "--dry-run"]) == 0
     out = capsys.readouterr().out

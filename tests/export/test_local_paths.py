@@ -15,6 +15,8 @@ from dictionary_learning_ext.export.local_paths import without_local_paths
         ("C:\\Users\\jane\\tiny", "tiny"),
         ("work/models/tiny", "tiny"),
         ("/", "local"),
+        ("runs/smollm2-135m", "smollm2-135m"),
+        ("texts/private_corpus.txt", "private_corpus.txt"),
         ("EleutherAI/pythia-70m", "EleutherAI/pythia-70m"),
         ("embedded", "embedded"),
         ("blocks.0.hook_resid_post", "blocks.0.hook_resid_post"),
@@ -26,3 +28,10 @@ def test_local_paths_are_cut_to_their_names_and_hub_names_stay(given, expected):
     cleaned, keys = without_local_paths(content)
     assert cleaned == {"run": {"model": expected, "n": 3}, "more": [expected, None]}
     assert keys == ([] if given == expected else ["model", "more"])
+
+
+def test_a_name_of_two_parts_that_is_here_is_local(tmp_path, monkeypatch):
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    assert without_local_paths("models/tiny") == ("models/tiny", [])
+    monkeypatch.chdir(tmp_path)
+    assert without_local_paths("models/tiny") == ("tiny", [""])
