@@ -32,6 +32,7 @@ from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.sae_bench.probing_sets import SMALLEST, SMALLEST_SETS
 from experiments import raw_results
+from experiments.better_vsae.bench_embedded import is_measure
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Stages
@@ -44,7 +45,6 @@ RECOMMENDED_THEN = {"noise_to_signal": 0.1, "beta": 0.01}
 """What the preset had when this was measured."""
 FLOORS = ("random", "random_spectrum", "frozen_decoder", "identity")
 LESS_IS_MORE = ("near-dead",)
-NOT_MEASURES = ("L0", "alive", "probing, language model", "sae-probes, language model")
 CLEAR = 2.0  # standard deviations
 
 Values = dict[str, dict[str, dict[str, float]]]
@@ -235,7 +235,7 @@ def training_noise(values: Values, metric: str) -> float:
 
 def metrics_of(values: Values) -> list[str]:
     first = values[run_name(ARMS[0], 0)]
-    return [name for name in first if not name.startswith(NOT_MEASURES)]
+    return [name for name in first if is_measure(name)]
 
 
 def row_of(values: Values, metric: str) -> list[str]:
