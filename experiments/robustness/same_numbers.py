@@ -23,19 +23,24 @@ from typing import Any
 
 import torch as t
 
+from dictionary_learning_ext.config.architectures import TRAINED
 from experiments.pages import table, write
 
 ROOT = Path(__file__).parents[2]
 STEPS, HALF = 100, 50
 SHARED: dict[str, Any] = {"dict_size": 256, "lr": 1e-3, "dead_feature_threshold": 4096}
-UPSTREAM: dict[str, dict[str, Any]] = {
+OF_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "vsae_top_k": {"k": 16},
+    "vsae": {"sigma": 0.2},
     "top_k": {"k": 16, "dead_feature_threshold": 4096},
     "batch_top_k": {"k": 16},
     "matryoshka": {"k": 16},
     "relu": {},
     "jump_relu": {},
     "vaease": {},
+    "probabilistic_top_k": {"k": 16},
 }
+"""Settings of an SAE of each architecture."""
 KINDS: dict[str, dict[str, Any]] = {
     "fixed, noise on both": {"k": 16},
     "fixed, noise on values": {"k": 16, "noise_on": "values", "sigma": 0.3},
@@ -49,6 +54,10 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "fixed, rectified": {"k": 64, "rectify": True, "sigma": 0.2, "kl_schedule": "cosine"},
     "fixed, free bits": {"k": 16, "free_bits": 0.05, "kl_schedule": "cyclical"},
+    "fixed, learned prior": {"k": 16, "prior": "learned"},
+    "fixed, by magnitude": {"k": 16, "select_by": "magnitude", "sigma": 0.3},
+    "fixed, k annealed": {"k": 16, "k_anneal_steps": 60},
+    "fixed, frozen decoder": {"k": 16, "freeze_decoder": True},
     "learned": {"k": 16, "posterior": "learned", "log_var_init": -3.0, "beta": 0.3},
     "learned, noise on values": {
         "k": 16,
@@ -59,13 +68,22 @@ KINDS: dict[str, dict[str, Any]] = {
     "point": {"k": 16, "posterior": "point", "beta": 0.1},
     "point, upstream's TopK": {"k": 16, "posterior": "point", "rectify": True, "beta": 0.0},
 }
+"""Settings of vSAEs beyond those that they share."""
 
 
 def settings() -> dict[str, dict[str, Any]]:
-    """Each SAE's settings, by its folder's name."""
-    found = {name: {"architecture": name, "dict_size": 256} | own for name, own in UPSTREAM.items()}
-    found |= {f"vsae_{i}": SHARED | own for i, own in enumerate(KINDS.values())}
-    return found | {"vsae_all": {"architecture": "vsae", "dict_size": 256, "sigma": 0.2}}
+    """Each SAE's settings, by its folder's name.
+
+    Raises: RuntimeError if an architecture has no entry in `OF_ARCHITECTURES`.
+    """
+    if missing := [name for name in TRAINED if name not in OF_ARCHITECTURES]:
+        raise RuntimeError(
+            f"no settings in OF_ARCHITECTURES for {', '.join(missing)}; add an entry"
+        )
+    found = {
+        name: {"architecture": name, "dict_size": 256} | OF_ARCHITECTURES[name] for name in TRAINED
+    }
+    return found | {f"vsae_{i}": SHARED | own for i, own in enumerate(KINDS.values())}
 
 
 def train_all(out: Path, resume: bool) -> None:
