@@ -80,8 +80,8 @@ def benched(
         size_matched=True,
     )
     outcome.check()
-    results = outcome.results
+    results = outcome.results  # in the order of the folders, controls last
     return {
-        model: (results[path.name], results[outcome.matched.get(path.name, path.name)])
-        for model, path in folders.items()
+        model: (results[label], results[outcome.matched.get(label, label)])
+        for model, label in zip(folders, results, strict=False)
     }

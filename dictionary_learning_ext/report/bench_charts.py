@@ -145,9 +145,8 @@ def _own_results(folder: Path, evaluation: BenchEvaluation) -> list[Path]:
     """The result of a folder's own SAE: beside it may be those of floors and size-matched controls."""
     there = sorted((folder / BENCH_RESULTS / evaluation).glob("*_eval_results.json"))
     parts = folder.resolve().parts  # a folder may be "."
-    labels = (parts[-1], "_".join(parts[-2:]))
-    names = {f"{label}_custom_sae_eval_results.json" for label in labels}
-    own = [path for path in there if path.name in names]
+    names = [f"{label}_custom_sae_eval_results.json" for label in (parts[-1], "_".join(parts[-2:]))]
+    own = [path for name in names for path in there if path.name == name]
     if own or not there:
         return own[:1]
     if len(there) == 1 and not _OTHERS.match(there[0].name):  # of a folder that was renamed

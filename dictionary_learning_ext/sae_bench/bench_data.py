@@ -7,11 +7,12 @@ bias_in_bios, their name is entered into SAE Bench's tables, and SAE Bench's own
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import chdir
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pandas as pd
@@ -105,7 +106,7 @@ def require_sets(data: BenchData, names: list[str]) -> None:
     """Raise a BenchError if one of SAE Bench's data sets is neither in the folder nor on the hub."""
     from huggingface_hub import HfApi
 
-    for name in sorted({name.split("_class_set")[0].split("_sentiment")[0] for name in names}):
+    for name in _hub_names(names):
         if (data.folder / name).is_dir():
             continue
         try:
@@ -116,6 +117,33 @@ def require_sets(data: BenchData, names: list[str]) -> None:
                 f"into {data.folder / name} (train and test .parquet with columns "
                 f"{_COLUMNS[name]}), give another --data folder, or use --data embedded"
             ) from error
+
+
+def local_files(data: BenchData, config: Any) -> list[Any]:
+    """What identifies the sets of an evaluation that are in the data's folder, fit for JSON.
+
+    For each set, its path, and the names, sizes and times of its files. None for the embedded books,
+    and for sets that come from the hub.
+
+    Arguments:
+        config: SAE Bench's configuration, which names the sets.
+    """
+    if data.is_embedded:
+        return []
+    names = [*getattr(config, "dataset_names", ()), getattr(config, "dataset", "")]
+    found = []
+    for name in filter(None, _hub_names(names)):
+        folder = data.folder / name
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        about = [(path, path.stat()) for path in files]
+        if files:
+            found.append([folder, [(path, of.st_size, of.st_mtime_ns) for path, of in about]])
+    return found
+
+
+def _hub_names(names: Iterable[str]) -> list[str]:
+    """The sets that SAE Bench's names are parts of, by their names on the hub."""
+    return sorted({name.split("_class_set")[0].split("_sentiment")[0] for name in names})
 
 
 @contextmanager

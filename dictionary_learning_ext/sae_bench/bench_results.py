@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,19 @@ from ..activations.hook_points import HookPoint
 from ..activations.language_models import weights_hash
 from ..config.options import BenchEvaluation
 from ..errors import BenchError
-from .bench_settings import SEED
+from ..evaluation.metrics import shown_in
+from .bench_data import local_files
+from .bench_settings import SEED, BenchSettings
 from .evaluations import validated
 
 logger = logging.getLogger(__name__)
+
+NOT_IN_CACHE: dict[BenchEvaluation, tuple[str, ...]] = {
+    "scr": ("n_values",),
+    "tpp": ("n_values",),
+    "sae_probes": ("random_seed", "include_llm_baseline", "dataset_names"),
+}
+"""The settings of an evaluation that its cache does not depend on."""
 
 
 @dataclass
@@ -78,6 +87,37 @@ def finished(
         logger.warning("%s belongs to another SAE, model or settings and will be replaced", path)
         return None
     return found
+
+
+def result_key(
+    evaluation: BenchEvaluation, config: Any, settings: BenchSettings, model: str, sae: BaseSAE
+) -> str:
+    """Identifies what a result depends on.
+
+    Arguments:
+        config: SAE Bench's, of the evaluation.
+        model: the model's key.
+    """
+    parts = [model, asdict(config), weights_key(sae)]
+    if evaluation == "core":  # it holds our metrics: made again where one was redefined
+        parts.append([metric.definition for metric in shown_in("bench")])
+        if settings.remove_bos or settings.max_norm_multiple is not None:
+            parts.append([settings.remove_bos, settings.max_norm_multiple])
+        if settings.seed != SEED:
+            parts.append(settings.seed)
+    return digest(*parts, *local_files(settings.data, config))
+
+
+def cache_name(
+    evaluation: BenchEvaluation, config: Any, settings: BenchSettings, model: str
+) -> str:
+    """The folder for what SAEs share: the language model's activations, and probes on them.
+
+    Arguments are `result_key`'s.
+    """
+    left_out = NOT_IN_CACHE.get(evaluation, ())
+    sizes = {name: v for name, v in asdict(config).items() if name not in left_out}
+    return f"{evaluation}_{digest(model, sizes, *local_files(settings.data, config))}"
 
 
 def model_key(model: LanguageModel, hook: HookPoint) -> str:

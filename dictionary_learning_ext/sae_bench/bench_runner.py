@@ -23,7 +23,7 @@ from ..config.checks import require, require_choice
 from ..config.options import BenchEvaluation
 from ..config.run_config import RunConfig
 from ..errors import BenchError, UserError
-from ..evaluation.metrics import shown_in
+from ..evaluation.sae_names import short_names
 from ..run_folder.matching import LEAVING_OUT, require_one_setting
 from ..run_folder.names import BENCH_CACHE, BENCH_FLOOR, BENCH_REPEATS, BENCH_RESULTS
 from ..run_folder.reading import require_folders
@@ -33,7 +33,14 @@ from . import adapter
 from . import feature_usage as usage
 from .adapter import FLOOR_LOOKS
 from .bench_data import in_folder, open_bench_data
-from .bench_results import BenchResults, digest, finished, model_key, weights_key
+from .bench_results import (
+    NOT_IN_CACHE,
+    BenchResults,
+    cache_name,
+    finished,
+    model_key,
+    result_key,
+)
 from .bench_settings import (
     LEAST_TEXTS,
     SEED,
@@ -47,19 +54,18 @@ from .floors import frozen_decoder_sae, untrained_saes
 from .lens_model import accepted, hooked_transformer
 from .probing_sets import SMALLEST, chosen_sets
 
-_NOT_IN_CACHE: dict[BenchEvaluation, tuple[str, ...]] = {
-    "scr": ("n_values",),
-    "tpp": ("n_values",),
-    "sae_probes": ("random_seed", "include_llm_baseline", "dataset_names"),
-}
-"""The settings of an evaluation that its cache does not depend on."""
-
 
 @dataclass(frozen=True)
 class BenchJob:
-    """One SAE to evaluate, its label in tables and files, and the folder for its results."""
+    """One SAE to evaluate.
+
+    Attributes:
+        label: what tables and figures call it, beside the others.
+        name: of its files in `folder`, which depends on no other SAE.
+    """
 
     label: str
+    name: str
     folder: Path
     sae: BaseSAE
 
@@ -160,7 +166,7 @@ def bench(
         first = jobs[0].folder
         found = untrained_saes(trained[0])
         found |= {BENCH_FLOOR: frozen_decoder_sae(first, trained[0], run)}
-        jobs += [BenchJob(label, first, sae) for label, sae in found.items()]
+        jobs += [BenchJob(label, label, first, sae) for label, sae in found.items()]
     runner = _BenchRun(
         settings, model_key(language_model, hook_point), range(SEED, SEED + bench_seeds), again
     )
@@ -213,20 +219,13 @@ class _BenchRun:
         folder = job.folder / BENCH_RESULTS / evaluation
         if settings.seed != SEED:  # SAE Bench's own tools read all that is in eval_results
             folder = job.folder / BENCH_REPEATS / str(settings.seed) / evaluation
-        path = Path(get_results_filepath(str(folder), job.label, "custom_sae"))
-        log = folder / f"{job.label}.log"
+        path = Path(get_results_filepath(str(folder), job.name, "custom_sae"))
+        log = folder / f"{job.name}.log"
         try:
             config = configure(evaluation, settings)
             if "n_values" in asdict(config):  # the identity SAE has D features
                 config.n_values = [n for n in config.n_values if n <= job.sae.cfg.d_sae]
-            parts = [self.model_key, asdict(config), weights_key(job.sae)]
-            if evaluation == "core":  # it holds our metrics: made again where one was redefined
-                parts.append([metric.definition for metric in shown_in("bench")])
-                if settings.remove_bos or settings.max_norm_multiple is not None:
-                    parts.append([settings.remove_bos, settings.max_norm_multiple])
-                if settings.seed != SEED:
-                    parts.append(settings.seed)
-            key = digest(*parts)
+            key = result_key(evaluation, config, settings, self.model_key, job.sae)
             found = None if self.again else finished(path, evaluation, key)
             if found is None:
                 started = time.perf_counter()
@@ -259,17 +258,15 @@ class _BenchRun:
         log: Path,
     ) -> dict[str, Any]:
         """Evaluate; return the validated JSON. What SAE Bench prints goes to the log."""
-        not_in_cache = _NOT_IN_CACHE.get(evaluation, ())
-        sizes = {name: v for name, v in asdict(config).items() if name not in not_in_cache}
         all_caches = settings.cache
-        cache = all_caches / f"{evaluation}_{digest(self.model_key, sizes)}"
-        if settings.seed != SEED and "random_seed" not in not_in_cache:
+        cache = all_caches / cache_name(evaluation, config, settings, self.model_key)
+        if settings.seed != SEED and "random_seed" not in NOT_IN_CACHE.get(evaluation, ()):
             self._caches_of_one_seed.add(cache)
         settings = replace(settings, cache=cache)
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             try:
                 cache.mkdir(parents=True, exist_ok=True)
-                load_and_format_sae(job.label, job.sae, settings.device)  # pyright: ignore
+                load_and_format_sae(job.name, job.sae, settings.device)  # pyright: ignore
                 with (
                     in_folder(settings.data, all_caches),
                     accepted(settings.model),
@@ -278,7 +275,7 @@ class _BenchRun:
                     t.enable_grad(),
                 ):
                     seed_everything(settings.seed)
-                    output = EVALUATIONS[evaluation](job.sae, job.label, config, settings)
+                    output = EVALUATIONS[evaluation](job.sae, job.name, config, settings)
             except UserError:
                 raise
             except BaseException:
@@ -302,16 +299,16 @@ def _shared_run(
 def _load(
     paths: dict[str, Path], run: RunConfig, hook: HookPoint, taken: Collection[str]
 ) -> list[BenchJob]:
-    """Every SAE, labelled by its folder's name, or by the last two parts where names collide.
+    """Every SAE, labelled as shortly as tells it from the others.
 
     Arguments:
         taken: labels of other SAEs.
     """
-    names = [path.name for path in paths.values()] + list(taken)
+    labels = short_names([*map(str, paths.values()), *taken])
     jobs = []
     for given, path in paths.items():
-        is_alone = names.count(path.name) == 1
-        label = path.name if is_alone else "_".join(path.parts[-2:])
+        # The first folder holds the results of the floors too.
+        name = "_".join(path.parts[-2:]) if path.name in FLOOR_LOOKS else path.name
         sae = adapter.load_bench_sae(
             path,
             model_name=Path(run.model).name,
@@ -320,7 +317,7 @@ def _load(
             device=run.device,
         )
         hook.require_width(given, sae.cfg.d_in, run.model)
-        jobs.append(BenchJob(label, path, sae))
+        jobs.append(BenchJob(labels[str(path)], name, path, sae))
     return jobs
 
 
@@ -338,8 +335,8 @@ def _controls(jobs: list[BenchJob], outcome: BenchResults) -> dict[str, BenchJob
         if job.label in cores and usage.in_use(cores[job.label]) > n:
             sae: Any = job.sae
             kept_F = usage.most_used(cores[job.label]["eval_result_unstructured"]["selected"], n)
-            label = f"{job.label}_top{n}"
-            controls[job.label] = BenchJob(label, job.folder, adapter.masked(sae, kept_F))
+            label, name = f"{job.label}_top{n}", f"{job.name}_top{n}"
+            controls[job.label] = BenchJob(label, name, job.folder, adapter.masked(sae, kept_F))
     return controls
 
 

@@ -1,6 +1,7 @@
 """The data that SAE Bench evaluates on: folders of sets, and the embedded books."""
 
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 import pandas as pd
 
 from dictionary_learning_ext.sae_bench import bench_data
+from dictionary_learning_ext.sae_bench.bench_results import digest
 
 
 def test_a_missing_set_is_named_with_the_folder_to_put_it_into(one, tmp_path, capsys):
@@ -23,6 +25,28 @@ def test_a_missing_set_is_named_with_the_folder_to_put_it_into(one, tmp_path, ca
     bench_data.require_sets(
         bench_data.open_bench_data(str(tmp_path), tmp_path), ["LabHC/bias_in_bios_class_set1"]
     )
+
+
+def test_sets_in_a_folder_are_told_apart_by_place_and_content(tmp_path):
+    config = SimpleNamespace(dataset_names=["LabHC/bias_in_bios_class_set1"])
+    found = []
+    for name, content in (("a", "one"), ("b", "one"), ("b", "another")):
+        path = tmp_path / name / "LabHC" / "bias_in_bios" / "train.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        data = bench_data.open_bench_data(str(tmp_path / name), tmp_path)
+        found.append(digest(*bench_data.local_files(data, config)))
+        assert found[-1] == digest(*bench_data.local_files(data, config))
+    assert len(set(found)) == 3
+
+
+def test_results_on_the_books_and_on_the_hubs_sets_have_no_files_in_their_key(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, of in (("embedded", bench_data.BOOKS), ("hub", "LabHC/bias_in_bios")):
+        data = bench_data.open_bench_data(name, tmp_path)
+        assert bench_data.local_files(data, SimpleNamespace(dataset_names=[of])) == []
 
 
 @pytest.mark.parametrize(

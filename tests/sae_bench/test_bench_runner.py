@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import datasets
@@ -71,6 +72,20 @@ def test_what_is_finished_is_not_repeated_unless_it_changed(one, caplog):
     assert "another SAE, model or settings" in caplog.text
     outcome = bench_runner.bench([one], evals=["core"], again=True, **SMALL)
     assert outcome.results["one"]["core"]["eval_id"] not in (first, second)
+
+
+def test_folders_of_one_name_are_told_apart_and_results_are_found_in_any_company(one, tmp_path):
+    twins = [tmp_path / seed / "blocks.0" / "top_k" for seed in ("s0", "s1")]
+    for folder in twins:
+        shutil.copytree(one, folder)
+    alone = bench_runner.bench(twins[:1], evals=["core"], **SMALL)
+    together = bench_runner.bench(twins, evals=["core"], **SMALL)
+    labels = [str(folder.relative_to(tmp_path)) for folder in twins]
+    assert list(together.results) == labels
+    assert together.results[labels[0]] == alone.results["top_k"], "not repeated"
+    for folder in twins:
+        (path,) = folder.glob("eval_results/core/*")
+        assert path.name == "top_k_custom_sae_eval_results.json"
 
 
 def test_a_failure_says_why_and_does_not_stop_the_others(one, capsys, monkeypatch):
@@ -242,6 +257,20 @@ def test_core_with_another_seed_takes_other_documents_of_a_streamed_set(one, tmp
     assert metrics[0] != metrics[1]
 
 
+def test_results_on_another_folder_of_data_are_not_taken_for_those_of_this_one(one, tmp_path):
+    scores = []
+    for sentence in ("the cat sat on a mat", "a dog by the door"):
+        folder = tmp_path / sentence[-4:] / "Skylion007" / "openwebtext"
+        folder.mkdir(parents=True)
+        texts = [f"{sentence} " * 20 + str(i) for i in range(300)]
+        datasets.Dataset.from_dict({"text": texts}).to_parquet(folder / "train.parquet")
+        small = SMALL | {"data": str(folder.parents[1]), "tokens": 512}
+        outcome = bench_runner.bench([one], evals=["core"], **small)
+        assert outcome.failures == {}
+        scores.append(outcome.results["one"]["core"]["eval_result_metrics"])
+    assert scores[0] != scores[1]
+
+
 def test_caches_of_repeats_are_deleted_before_the_next_seed(one, monkeypatch):
     """SCR's hold the activations of whole texts."""
     there, whole = [], bench_runner.seed_everything
@@ -265,5 +294,5 @@ def test_a_floors_label_is_not_that_of_a_folder(one):
     folder = one.rename(one.with_name("identity"))
     outcome = bench_runner.bench([folder], evals=["core"], floor=True, **SMALL)
     assert outcome.failures == {}
-    assert {"identity", f"{folder.parent.name}_identity"} <= set(outcome.results)
+    assert {"identity", f"{folder.parent.name}/identity"} <= set(outcome.results)
     assert len(outcome.results) == 5
