@@ -45,8 +45,8 @@ class BenchFlags:
     """Evaluate run folders with SAE Bench."""
 
     folders: tyro.conf.Positional[Folders]
-    """Run folders or hub repos (OWNER/NAME), all trained on one language model and hook point.
-    Results go to FOLDER/eval_results."""
+    """Run folders, or SAEs on the hub (OWNER/NAME/FOLDER, or OWNER/NAME of a repo with one SAE), all
+    trained on one language model and hook point. Results go to FOLDER/eval_results."""
     evals: Annotated[str, tyro.conf.arg(help=_EVALS_HELP)] = ",".join(
         name for name in EVALUATIONS if name != "absorption"
     )

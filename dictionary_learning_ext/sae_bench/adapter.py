@@ -117,28 +117,42 @@ def hook_name_of(trainer: dict[str, Any]) -> str:
 
 
 def local_folder(source: str | Path) -> Path:
-    """A run folder, or that of a hub repo's SAE, OWNER/NAME or OWNER/NAME/FOLDER, once fetched.
+    """A run folder, or that of a hub repo's SAE, once fetched.
 
-    Raises: CheckpointError if there is neither.
+    Arguments:
+        source: a folder, or OWNER/NAME/FOLDER as `vsae push` uploads it. OWNER/NAME is enough for a
+            repo that holds one SAE.
+
+    Raises: CheckpointError if there is neither, or the repo holds several SAEs.
     """
     folder = Path(source).expanduser()
     if folder.is_dir() or not _REPO.fullmatch(str(source)):
         return folder.resolve()
     owner, name, *inside = str(source).split("/")
-    target = RUNS / f"{owner}_{name}"
+    repo, target = f"{owner}/{name}", RUNS / f"{owner}_{name}"
     within = "".join(f"{part}/" for part in inside)
+    _fetch(source, repo, [f"{within}{WEIGHTS}", f"{within}{CONFIG}"], target)
+    if not inside and not (target / WEIGHTS).is_file():
+        _fetch(source, repo, [f"*/{CONFIG}"], target)
+        there = sorted(path.parent.name for path in target.glob(f"*/{CONFIG}"))
+        if len(there) > 1:
+            raise CheckpointError(
+                f"{source}: holds {len(there)} SAEs; expected one or more of "
+                f"{', '.join(f'{repo}/{each}' for each in there)}"
+            )
+        if there:
+            return local_folder(f"{repo}/{there[0]}")
+    return (target / within).resolve()
+
+
+def _fetch(source: str | Path, repo: str, patterns: list[str], target: Path) -> None:
     try:
-        snapshot_download(
-            f"{owner}/{name}",
-            allow_patterns=[f"{within}{WEIGHTS}", f"{within}{CONFIG}"],
-            local_dir=target,
-        )
+        snapshot_download(repo, allow_patterns=patterns, local_dir=target)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); "
             f"{EXPECTED}"
         ) from error
-    return (target / within).resolve()
 
 
 def load_bench_sae(

@@ -97,7 +97,7 @@ def bench(
     run.
 
     Arguments:
-        folders: run folders, or names of hub repos (their results go to runs/OWNER_NAME).
+        folders: run folders, or OWNER/NAME/FOLDER on the hub (results go to runs/OWNER_NAME/FOLDER).
         evals: which of them.
         model, hook: default to those in the run's config.json.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
