@@ -40,7 +40,10 @@ SHUFFLED = 10_000
 
 
 def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """Core, with our own metrics of the same tokens in `eval_result_unstructured`.
+    """Core, with our own metrics in `eval_result_unstructured`.
+
+    Ours are of as many tokens of the same text, from its start. SAE Bench measures sparsity and variance on
+    those that follow its batches for CE and KL, as SAELens's store does not go back to the start.
 
     Another seed than SAE Bench's shuffles the documents, so it measures on other ones where there are
     more than are measured.
