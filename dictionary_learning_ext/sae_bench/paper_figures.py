@@ -51,15 +51,15 @@ def write_figures(outcome: BenchResults, folder: str | Path) -> list[Path]:
 
 
 def _figure_3(outcome: BenchResults) -> Any:
-    """Reconstruction and dead features: a line per architecture over k, or bars if all share k."""
+    """Reconstruction and dead features: a line per architecture over L0, or bars if all share it."""
     rows = {label: rows_of(found) for label, found in outcome.results.items() if "core" in found}
     rows = {label: metrics for label, metrics in rows.items() if "identity" not in label}
     if not rows:
         return None
     figure, axes = plt.subplots(1, len(_PANELS), figsize=(13, 3.6), layout="constrained")
-    ks = sorted({round(metrics["L0"]) for metrics in rows.values()})
+    l0s = sorted({round(metrics["L0"]) for metrics in rows.values()})
     for ax, (name, title) in zip(axes, _PANELS.items(), strict=True):
-        if len(ks) == 1:
+        if len(l0s) == 1:
             labels = list(rows)
             colours = [_look(outcome, label)["color"] for label in labels]
             ax.bar(labels, [rows[label][name] for label in labels], color=colours)
@@ -69,17 +69,17 @@ def _figure_3(outcome: BenchResults) -> Any:
             for look, points in _lines(outcome, rows, name).items():
                 ax.plot(*zip(*points, strict=True), **dict(look))
             ax.set_xscale("log", base=2)
-            ax.set_xticks(ks, [str(k) for k in ks])
-            ax.set_xlabel("k")
+            ax.set_xticks(l0s, [str(l0) for l0 in l0s])
+            ax.set_xlabel("L0")
         ax.set_title(title)
-    if len(ks) > 1:
+    if len(l0s) > 1:
         axes[0].legend(fontsize=7)
-    figure.suptitle(f"k = {ks[0]}" if len(ks) == 1 else "by k")
+    figure.suptitle(f"L0 = {l0s[0]}" if len(l0s) == 1 else "by L0")
     return figure
 
 
 def _lines(outcome: BenchResults, rows: dict[str, dict[str, float]], name: str) -> dict[Any, list]:
-    """The points (k, metric) of each architecture."""
+    """The points (L0, metric) of each architecture."""
     lines: dict[Any, list] = {}
     for label, metrics in rows.items():
         look = _look(outcome, label)
