@@ -22,7 +22,8 @@ def prepared(
         hooks: the hook points of all SAEs (default: `run.hook`).
 
     Raises: ConfigError for settings that don't go together, a batch that the processes don't divide,
-    several SAEs in one run of a wandb sweep, or a folder that is taken or missing; TextError or ActivationsError if there is no such file.
+    several SAEs in one run of a wandb sweep, or a folder that is taken or missing; TextError or
+    ActivationsError if there is no such file.
     """
     launched().require_shares(run.batch_size, resume)
     if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
