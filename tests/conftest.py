@@ -16,6 +16,7 @@ from slow_tests import SLOW
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.trainers.kernels import compiled_selection
 
 torch.set_num_threads(2)
 
@@ -27,6 +28,13 @@ pytest_plugins = [
     "report_runs",
     "small_commands",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels() -> None:
+    """Compiled before any test looks at what is logged: compiling for over a second is."""
+    for dtype in (torch.float32, torch.bfloat16):
+        compiled_selection.serves(torch.zeros(1, 1), dtype)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

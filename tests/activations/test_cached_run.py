@@ -223,6 +223,14 @@ def test_where_tokens_are_left_out_a_margin_is_asked_for(run, caplog):
         open_sources(replace(fits, max_norm_multiple=10.0, steps=500), [HOOK]).require_enough()
 
 
+def test_processes_read_rows_of_their_own(run):
+    first, second = (
+        open_sources(run, [HOOK], share=Share(rank, 2)).next()[HOOK] for rank in range(2)
+    )
+    assert first.shape == second.shape == (run.batch_size // 2, 16)
+    assert not t.equal(first, second)
+
+
 def test_no_process_is_short_of_the_tokens_that_are_enough(run):
     """125 contexts, so 41 for each of 3 processes, twice."""
     run = replace(run, batch_size=48, steps=2 * 41 * 32 // 16)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch as t
 from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
+from planted_sinks import saved_with_sinks
 
 from dictionary_learning_ext.activations.cache_manifest import CachedHook
 from dictionary_learning_ext.activations.cached_files import Part, write_contexts
@@ -230,7 +232,12 @@ def test_what_is_left_out(small_cache, tiny_lm):
     assert source.dropped_tokens == len(x) - len(found) > 0
 
 
-def test_outliers_of_the_first_fill_are_named(tmp_path, cached_run, small_cache):
+def test_outliers_of_the_first_fill_are_named(tmp_path, cached_run, small_cache, lm_dir_of):
+    model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
+    write_small(tmp_path / "sinks", replace(cached_run, model=model))
+    outliers = source_of(open_stored(tmp_path / "sinks"), HOOK).outliers()
+    assert outliers is not None
+    assert outliers.where == "position 0 of each context"
     assert source_of(open_stored(small_cache), HOOK).outliers() is None
     rows = np.ones((200, 3), np.float32)
     np.save(tmp_path / "x.npy", rows)

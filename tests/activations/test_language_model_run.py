@@ -7,6 +7,7 @@ import torch
 from language_model_reads import counted_passes
 
 from dictionary_learning_ext.activations.language_model_run import LanguageModelSources
+from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.config.run_config import RunConfig
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.2.hook_attn_out", "blocks.1.hook_mlp_out"]
@@ -39,6 +40,15 @@ def test_each_hook_point_has_its_own_batches_and_all_share_the_passes(run):
         assert together == passes, "as many contexts, as often"
     assert passes == [32, 7] * 3, "a fill is of 22 batches: 38.5 contexts"
     assert len({round(factor, 6) for factor in factors.values()}) == len(HOOKS)
+
+
+def test_processes_read_contexts_of_their_own(run):
+    first, second = (
+        batches_of(LanguageModelSources(run, HOOKS[:1], share=Share(rank, 2)), 2)[HOOKS[0]]
+        for rank in range(2)
+    )
+    assert first.shape == second.shape == (2, 28, 16)
+    assert not torch.equal(first, second)
 
 
 def test_a_resume_shares_the_passes_too(run):

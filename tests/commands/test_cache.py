@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -35,6 +34,17 @@ def test_it_says_what_it_needs_and_how_to_train(flags, tmp_path, capsys):
     assert manifest.settings.dtype == "float16"
     assert main(["cache", str(folder), "--verify"]) == 0
     assert "all 3 files are as they were written" in capsys.readouterr().out
+
+
+def test_verify_finds_a_file_that_was_changed(flags, tmp_path, capsys):
+    folder = tmp_path / "cache"
+    assert main(["cache", str(folder), *flags, "--tokens=1000"]) == 0
+    changed = folder / read_manifest(folder).files[0].name
+    content = bytearray(changed.read_bytes())
+    content[len(content) // 2] ^= 1
+    changed.write_bytes(content)
+    line = refused(["cache", str(folder), "--verify"], capsys)
+    assert f"{changed}: its SHA-256 is" in line
 
 
 def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
@@ -89,4 +99,4 @@ def test_a_killed_command_is_continued_by_the_same_command(
     manifests = [read_manifest(tmp_path / name) for name in ("cache", "whole")]
     assert manifests[0] == manifests[1]
     assert len(manifests[0].files) > 2
-    assert not os.listdir(tmp_path / "cache")[0].startswith(".data")
+    assert not list((tmp_path / "cache").glob(".data*"))

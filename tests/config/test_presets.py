@@ -12,11 +12,30 @@ def test_presets_are_whole_and_keep_to_the_paper():
     for name in PRESETS:
         config = preset(name)
         config.sae.resolve(config.run.steps, config.run.batch_size)
-    paper = preset("paper")
-    assert (paper.run.steps, paper.run.dtype, paper.sae.dict_size) == (20_000, "bfloat16", 2048)
     as_run = preset("paper-as-run")
     assert (as_run.sae.posterior, as_run.sae.rectify, as_run.sae.lr) == ("point", True, 8e-4)
     assert (as_run.run.normalize, as_run.run.batch_size) == ("unit", 192)
+
+
+def test_the_paper_is_what_the_paper_states():
+    stated = {
+        "model": "EleutherAI/pythia-70m",
+        "data": "roneneldan/TinyStories",
+        "hook": "blocks.0.hook_resid_post",
+        "dict_size": 2048,
+        "k": 64,
+        "steps": 20_000,
+        "dtype": "bfloat16",
+        "n_ctxs": 2500,
+        "ctx_len": 128,
+        "posterior": "fixed",
+        "sigma": 1.0,
+        "noise_on": "both",
+        "kl_scope": "all",
+    }
+    settings = preset("paper").to_dict()
+    assert {name: settings[name] for name in stated} == stated
+    assert settings["kl_schedule"] != "constant", "the KL is annealed"
 
 
 def test_quickstart_and_recommended_are_measured_the_same_way():

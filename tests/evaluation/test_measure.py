@@ -170,20 +170,36 @@ def test_a_points_samples_are_its_mean(x):
     assert metrics["stability_sigma"] == 1
 
 
-def test_stability_is_the_jaccard_overlap_of_the_two_selections(x):
-    sae = make(sigma=0.3)
+@pytest.mark.parametrize("select_by", ["value", "magnitude"])
+def test_stability_is_the_jaccard_overlap_of_the_two_selections(x, select_by):
+    sae = make(sigma=0.3, select_by=select_by)
     metrics = metrics_of(sae, x, batch=len(x))
     generator = t.Generator().manual_seed(5)
     _, values, indices, mu = sae.encode(x, return_topk=True)
 
     def overlap(scale):
-        other = (mu + scale * t.randn(mu.shape, generator=generator)).topk(K).indices
+        other = mu + scale * t.randn(mu.shape, generator=generator)
+        other = (other if select_by == "value" else other.abs()).topk(K).indices
         pairs = zip(indices.tolist(), other.tolist(), strict=True)
         return sum(len({*a} & {*b}) / len({*a} | {*b}) for a, b in pairs) / len(x)
 
     assert metrics["stability_sigma"] == pytest.approx(overlap(0.3), abs=0.02)
     rms = values.pow(2).mean().sqrt().item()
     assert metrics["stability_rms"] == pytest.approx(overlap(rms / 10), abs=0.02)
+
+
+def test_the_zeros_that_upstream_pads_with_are_not_selected(x):
+    """They don't count in the size of the activations, which the noise is relative to."""
+    t.manual_seed(0)
+    sae = AutoEncoderTopK(D, F, 3 * F // 4)
+    _, values, indices, mu = sae.encode(x, return_topk=True)
+    assert (values == 0).float().mean() > 0.2, "the case must have some"
+    scale = 0.1 * values[values != 0].square().mean().sqrt()
+    noise = scale * t.randn(mu.shape, generator=t.Generator().manual_seed(5))
+    other = (mu + noise).topk(sae.k).indices
+    pairs = zip(indices.tolist(), other.tolist(), strict=True)
+    expected = sum(len({*a} & {*b}) / len({*a} | {*b}) for a, b in pairs) / len(x)
+    assert metrics_of(sae, x)["stability_rms"] == pytest.approx(expected, abs=0.005)
 
 
 def test_a_plain_top_k_has_stability_and_no_posterior(x):

@@ -39,6 +39,8 @@ def test_an_export_without_negative_activations_is_exact(form, name, folder_of):
 
 
 def test_a_difference_of_nothing_is_called_so():
+    assert Difference(1e-5, 0.0, 1).is_exact
+    assert not Difference(1.1e-5, 0.0, 1).is_exact
     assert str(Difference(0.0, 0.0, 10240)) == "identical on 10,240 held-out tokens"
     for reconstruction, codes in ((1e-7, 0.0), (0.0, 0.01)):
         assert "of 10,240 held-out tokens have another code" in str(

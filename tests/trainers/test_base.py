@@ -1,6 +1,8 @@
 """What trainers and dictionaries offer, for every architecture that is trained."""
 
 import math
+from collections.abc import Iterable
+from itertools import combinations
 
 import pytest
 import torch as t
@@ -10,6 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.base import HasPosterior, batch_metrics, selects_top_k
+from dictionary_learning_ext.trainers.kernels.ranks import Ranks
 
 OURS = [name for name, row in TRAINED.items() if row.is_ours]
 
@@ -90,6 +93,21 @@ def test_the_log_takes_what_a_step_takes(architecture, dtype):
     log = trainer.loss(x, 0, logging=True)
     assert (log.x.dtype, log.x_hat.dtype) == (t.float32, t.float32)
     assert trainer.metrics(0, x) == trainer.metrics(0, x.float())
+
+
+class Unconnected(Ranks):
+    def copy_first_(self, tensors: Iterable[t.Tensor]) -> None:
+        """The weights are alike already."""
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_each_rank_draws_noise_of_its_own_and_the_first_that_of_a_single_process(architecture):
+    ranks = [built(architecture) for _ in range(3)]
+    for rank, trainer in enumerate(ranks):
+        trainer.join(Unconnected(rank, 3))
+    states = [trainer.generator.get_state() for trainer in ranks]
+    assert t.equal(states[0], built(architecture).generator.get_state())
+    assert not any(t.equal(one, other) for one, other in combinations(states, 2))
 
 
 @pytest.mark.parametrize("width", [D - 1, D + 1])

@@ -11,7 +11,6 @@ from variational_trainers import POSTERIORS, F, assert_same_weights, data, make_
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
-from dictionary_learning_ext.trainers.learned_prior import LEAST_STD, PRIOR_DECAY
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 SCOPES = ["all", "selected"]
@@ -73,7 +72,7 @@ def test_each_step_moves_the_running_mean_by_its_definition(posterior, kl_scope,
         x = data(8, seed=step, dtype=t.float64)
         new_squares, new_tokens = counted_squares(trainer.ae, x, kl_scope)
         trainer.update(step, x)
-        squares, tokens = PRIOR_DECAY * squares + new_squares, PRIOR_DECAY * tokens + new_tokens
+        squares, tokens = 0.99 * squares + new_squares, 0.99 * tokens + new_tokens
         expected = t.where(new_tokens > 0, (squares / tokens).sqrt(), expected)
         t.testing.assert_close(trainer.ae.prior_std, expected, rtol=1e-9, atol=0)
     assert (new_tokens == 0).any() == (kl_scope == "selected"), "a feature that none keeps stays"
@@ -120,7 +119,7 @@ def test_a_points_prior_has_a_lower_limit_where_its_kl_is_0(kl_scope):
         trainer.update(step, data(seed=step, dtype=t.float64))
     kept = trainer.prior_tokens_F > 0
     assert kept.all() if kl_scope == "all" else 0 < kept.sum() < F
-    expected = t.where(kept, LEAST_STD * 0.5, 0.5).double()
+    expected = t.where(kept, 0.01 * 0.5, 0.5).double()
     t.testing.assert_close(trainer.ae.prior_std, expected, rtol=1e-6, atol=0)
     kl = trainer.ae.posterior(data(dtype=t.float64)).kl[:, kept]
     assert kl.abs().max() < 1e-9

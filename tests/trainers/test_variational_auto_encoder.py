@@ -41,6 +41,21 @@ def test_encode_equals_upstreams_when_rectified():
         assert t.allclose(x_hat, ours.decode(f))
 
 
+@pytest.mark.parametrize("select_by", ["value", "magnitude"])
+@pytest.mark.parametrize("noise_on", NOISE_ON)
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_a_sample_of_contexts_is_that_of_their_tokens(posterior, noise_on, select_by):
+    sae = VariationalTopKAutoEncoder(
+        D, F, 4, posterior=posterior, noise_on=noise_on, select_by=select_by
+    )
+    x = data()
+    flat, contexts = (
+        sae.encode(each, sample=True, generator=t.Generator().manual_seed(1))
+        for each in (x, x.view(4, 8, D))
+    )
+    assert t.equal(contexts, flat.view(4, 8, F))
+
+
 @pytest.mark.parametrize("noise_on", NOISE_ON)
 @pytest.mark.parametrize("posterior", POSTERIORS)
 def test_encode_is_deterministic_unless_a_sample_is_asked_for(posterior, noise_on):
