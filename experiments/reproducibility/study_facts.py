@@ -159,17 +159,25 @@ class StudyFacts:
         return [n for n in self.whole if len(means(self._rows[n], RIVAL, PRIMARY)) == pairs]
 
     @property
-    def rival_gains_more(self) -> bool:
-        """In every pair more than noise and penalty, at every setting where it was run."""
-        return bool(self.with_rival) and all(
-            theirs > own
-            for n in self.with_rival
-            for theirs, own in zip(
-                means(self._rows[n], RIVAL, PRIMARY),
-                means(self._rows[n], BOTH, PRIMARY),
-                strict=True,
-            )
-        )
+    def rival_ahead(self) -> list[str]:
+        """Where it has more of the primary measure than noise and penalty, in every pair."""
+        return [n for n in self.with_rival if all(d > 0 for d in self._rival_over(n))]
+
+    @property
+    def rival_behind(self) -> list[str]:
+        """Where it has less of it, in every pair."""
+        return [n for n in self.with_rival if all(d < 0 for d in self._rival_over(n))]
+
+    def _rival_over(self, name: str) -> list[float]:
+        return decisions.paired(self._rows[name], RIVAL, BOTH, PRIMARY)
+
+    @property
+    def rival_leads_on_embedded_alone(self) -> bool:
+        """It is ahead wherever it was run on the embedded model, and behind wherever on another."""
+        embedded = [n for n in self.with_rival if n.startswith("embedded")]
+        others = [n for n in self.with_rival if n not in embedded]
+        has_both = bool(embedded) and bool(others)
+        return has_both and self.rival_ahead == embedded and self.rival_behind == others
 
     @property
     def rival_fve_lost(self) -> str:

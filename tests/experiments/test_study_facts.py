@@ -64,16 +64,17 @@ def test_the_sentences_hold_only_where_every_pair_shows_them():
 
 def test_the_best_rival_is_compared_where_it_has_run():
     assert facts().with_rival == []
-    assert not facts().rival_gains_more
     found = facts(LEVELS | {RIVAL: 0.3}, **{RIVAL: {"fve": 0.896}})
     assert found.with_rival == [NAME]
-    assert found.rival_gains_more
+    assert (found.rival_ahead, found.rival_behind) == ([NAME], [])
     assert found.rival_costs_more
     assert found.rival_fve_lost == "0.0040"
     assert "| 0.253 | 0.303 |" in found.table
     assert found.rival_passes == [NAME]
     assert facts(LEVELS | {RIVAL: 0.3}, **{RIVAL: {"fve": 0.894}}).rival_passes == []
-    assert not facts(LEVELS | {RIVAL: 0.25}).rival_gains_more
+    even = facts(LEVELS | {RIVAL: 0.25})
+    assert even.rival_ahead == even.rival_behind == []
+    assert facts(LEVELS | {RIVAL: 0.2}).rival_behind == [NAME]
     assert not facts(LEVELS | {RIVAL: 0.3}).rival_costs_more
 
 
@@ -134,3 +135,19 @@ def test_the_gain_of_a_long_run_is_compared_with_that_of_a_short_one(gain, says)
     assert "| 16,000 steps, two pairs; no test | returning | 0.20 | – | – | " in found.table
     assert f" | {2 * (0.1 + gain):.2f} | – |" in found.table
     assert facts().length_sentence == ""
+
+
+def test_the_rival_leads_on_the_embedded_model_alone_where_it_is_behind_on_the_others():
+    def found(**rival_at):
+        content = confirmed(LEVELS | {RIVAL: 0.3})
+        for name, level in rival_at.items():
+            other = confirmed(LEVELS | {RIVAL: level}, name=others[name])
+            content |= {kind: content[kind] + other[kind] for kind in ("pairs", "saes")}
+        return StudyFacts(content)
+
+    others = {"smollm": list(CONFIRM)[-1], "embedded": list(CONFIRM)[1]}
+
+    assert found(smollm=0.2).rival_leads_on_embedded_alone
+    assert not found(smollm=0.3).rival_leads_on_embedded_alone
+    assert not found(smollm=0.2, embedded=0.2).rival_leads_on_embedded_alone
+    assert not found().rival_leads_on_embedded_alone
