@@ -81,7 +81,7 @@ wheel: .venv/installed-dev
 clean:
 	rm -rf .venv .venv-oldest .venv-saebench build dist
 
-# With pip, not uv or poetry: on a CPU these would fetch torch's CUDA build.
+# With pip, which every Python has.
 .venv/installed: setup.py
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
