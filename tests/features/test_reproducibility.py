@@ -129,7 +129,7 @@ def turned(unit_FD, cosine, seed):
 
 
 def test_a_match_between_the_limits_returns_at_one_of_them():
-    a, b, c = (directions(seed, 30, 256) for seed in range(3))
+    a, b, c = (np.array(directions(seed, 30, 256)) for seed in range(3))
     b[:10], b[10:20] = turned(a[:10], 0.95, 5), turned(a[10:20], 0.8, 6)
     c[:10] = turned(a[:10], 0.75, 7)
     found = reproducibility({n: t.tensor(x) for n, x in (("a", a), ("b", b), ("c", c))})

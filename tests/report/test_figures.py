@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch as t
 from report_runs import write_bench_result
@@ -31,7 +32,8 @@ def test_histograms_of_all_saes_have_the_same_bins():
     narrow = analysis_of("narrow", [0.01, 0.02, 0.03], [1.0, 1.1, 1.2])
     wide = analysis_of("wide", [0.001, 0.1, 0.9], [-9.0, 3.0, 20.0])
     for ax in figures._use([narrow, wide]).axes:
-        widths = [sorted(set(patch.get_path().vertices[:, 0].round(5))) for patch in ax.patches]
+        corners = [np.asarray(patch.get_path().vertices) for patch in ax.patches]
+        widths = [sorted(set(each[:, 0].round(5))) for each in corners]
         assert len(widths) == 2
         assert widths[0] == widths[1]
 

@@ -7,6 +7,7 @@ B x F gradient.
 
 import torch as t
 
+from .codes import Code
 from .forward import ForwardPass
 from .objective import StepObjective, Weights
 
@@ -28,7 +29,7 @@ def gradients(
         grad_mu_BK = grad_mu_BK + e.draw.mu_BK * (kl_weight / batch)
     if objective.posterior.rectify:
         grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
-    on_mu = [(e.code, grad_mu_BK)]
+    on_mu: list[tuple[Code, t.Tensor]] = [(e.code, grad_mu_BK)]
     if e.auxk is not None:
         aux_grad_mu_BK, aux_grad_W_dec_FD = e.auxk.backward(objective.auxk_alpha)
         if objective.posterior.rectify:
