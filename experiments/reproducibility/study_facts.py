@@ -172,12 +172,15 @@ class StudyFacts:
         return decisions.paired(self._rows[name], RIVAL, BOTH, PRIMARY)
 
     @property
-    def rival_leads_on_embedded_alone(self) -> bool:
-        """It is ahead wherever it was run on the embedded model, and behind wherever on another."""
-        embedded = [n for n in self.with_rival if n.startswith("embedded")]
-        others = [n for n in self.with_rival if n not in embedded]
-        has_both = bool(embedded) and bool(others)
-        return has_both and self.rival_ahead == embedded and self.rival_behind == others
+    def rival_sentence(self) -> str:
+        """Where the rival is ahead and where behind; empty before it has run."""
+        mixed = [n for n in self.with_rival if n not in (*self.rival_ahead, *self.rival_behind)]
+        where = {
+            "Ahead in every pair": self.rival_ahead,
+            "Behind in every pair": self.rival_behind,
+            "It depends on the pair": mixed,
+        }
+        return " ".join(f"{how}: {'; '.join(names)}." for how, names in where.items() if names)
 
     @property
     def rival_fve_lost(self) -> str:
@@ -186,9 +189,9 @@ class StudyFacts:
         return f"{max(lost):.4f}"
 
     @property
-    def rival_costs_more(self) -> bool:
-        """Its mean FVE is below that of noise and penalty, at every setting where it was run."""
-        return all(self._lost(n, RIVAL) > self._lost(n, BOTH) for n in self.with_rival)
+    def rival_costs_more(self) -> list[str]:
+        """Where its mean FVE is below that of noise and penalty."""
+        return [n for n in self.with_rival if self._lost(n, RIVAL) > self._lost(n, BOTH)]
 
     @property
     def follow_up_choice(self) -> str:

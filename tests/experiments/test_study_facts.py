@@ -67,7 +67,7 @@ def test_the_best_rival_is_compared_where_it_has_run():
     found = facts(LEVELS | {RIVAL: 0.3}, **{RIVAL: {"fve": 0.896}})
     assert found.with_rival == [NAME]
     assert (found.rival_ahead, found.rival_behind) == ([NAME], [])
-    assert found.rival_costs_more
+    assert found.rival_costs_more == [NAME]
     assert found.rival_fve_lost == "0.0040"
     assert "| 0.253 | 0.303 |" in found.table
     assert found.rival_passes == [NAME]
@@ -75,7 +75,7 @@ def test_the_best_rival_is_compared_where_it_has_run():
     even = facts(LEVELS | {RIVAL: 0.25})
     assert even.rival_ahead == even.rival_behind == []
     assert facts(LEVELS | {RIVAL: 0.2}).rival_behind == [NAME]
-    assert not facts(LEVELS | {RIVAL: 0.3}).rival_costs_more
+    assert facts(LEVELS | {RIVAL: 0.3}).rival_costs_more == []
 
 
 def test_the_probes_stand_where_they_were_measured():
@@ -137,17 +137,16 @@ def test_the_gain_of_a_long_run_is_compared_with_that_of_a_short_one(gain, says)
     assert facts().length_sentence == ""
 
 
-def test_the_rival_leads_on_the_embedded_model_alone_where_it_is_behind_on_the_others():
-    def found(**rival_at):
-        content = confirmed(LEVELS | {RIVAL: 0.3})
-        for name, level in rival_at.items():
-            other = confirmed(LEVELS | {RIVAL: level}, name=others[name])
-            content |= {kind: content[kind] + other[kind] for kind in ("pairs", "saes")}
-        return StudyFacts(content)
-
-    others = {"smollm": list(CONFIRM)[-1], "embedded": list(CONFIRM)[1]}
-
-    assert found(smollm=0.2).rival_leads_on_embedded_alone
-    assert not found(smollm=0.3).rival_leads_on_embedded_alone
-    assert not found(smollm=0.2, embedded=0.2).rival_leads_on_embedded_alone
-    assert not found().rival_leads_on_embedded_alone
+def test_where_the_rival_is_ahead_and_where_behind():
+    first, *_, last = CONFIRM
+    content = confirmed(LEVELS | {RIVAL: 0.3})
+    assert StudyFacts(content).rival_sentence == f"Ahead in every pair: {first}."
+    other = confirmed(LEVELS | {RIVAL: 0.2}, name=last)
+    content |= {kind: content[kind] + other[kind] for kind in ("pairs", "saes")}
+    assert StudyFacts(content).rival_sentence == (
+        f"Ahead in every pair: {first}. Behind in every pair: {last}."
+    )
+    row = next(row for row in content["pairs"] if last in row["part"] and row["arm"] == RIVAL)
+    row["less_null"] = 0.9
+    assert StudyFacts(content).rival_sentence.endswith(f" It depends on the pair: {last}.")
+    assert facts().rival_sentence == ""
