@@ -137,7 +137,10 @@ def fingerprint_of(files: list[Path]) -> list[Any]:
 
 
 def files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
-    """The files of a path that hold a split, and whether the files are named by split."""
+    """The files of a path that hold a split, and whether the files are named by split.
+
+    Raises: TextError if it holds no text, or by their names none to train on.
+    """
     inside = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [
         file
@@ -155,7 +158,13 @@ def files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
     for held_out in ("validation", "test"):
         if held_out in parts:
             wanted = "train" if split == "train" else held_out
-            return [file for file, part in zip(files, parts, strict=True) if part == wanted], True
+            found = [file for file, part in zip(files, parts, strict=True) if part == wanted]
+            if not found:
+                raise TextError(
+                    f"{path}: {files[0].relative_to(path)} is held out by its name, and no file is left"
+                    " to train on; add one, or rename it"
+                )
+            return found, True
     return files, False
 
 

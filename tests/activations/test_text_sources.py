@@ -87,6 +87,13 @@ def test_a_file_that_only_begins_like_a_split_is_text_to_train_on(tmp_path: Path
     assert read(tmp_path) == ["alice", "testament"]
 
 
+def test_a_folder_that_holds_only_held_out_files_can_not_be_trained_on(tmp_path: Path):
+    write_parquet(tmp_path / "test.parquet", ["1", "2"])
+    assert read(tmp_path, split="heldout") == ["1", "2"]
+    said = "test.parquet is held out by its name, and no file is left to train on; add one"
+    assert said in error_of(lambda: read(tmp_path))
+
+
 def test_a_file_or_folder_that_holds_no_text_lists_what_can_be_read(tmp_path: Path):
     (tmp_path / "a.csv").write_text("a,b")
     assert ".jsonl.zst" in error_of(lambda: open_text(str(tmp_path)))
