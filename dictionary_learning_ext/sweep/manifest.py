@@ -71,7 +71,8 @@ def begin(
     Arguments:
         configs: of the runs, by name.
 
-    Raises: ConfigError if the folder holds another sweep, or the same one with a lower at_once.
+    Raises: ConfigError if the folder holds another sweep, or the same one and `at_once` is higher than
+    its own.
     """
     names, settings = sorted(configs), _values(configs)
     digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()

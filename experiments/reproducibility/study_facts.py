@@ -189,7 +189,7 @@ class StudyFacts:
         return f"{max(lost):.4f}"
 
     @property
-    def rival_costs_more(self) -> list[str]:
+    def rival_has_less_fve(self) -> list[str]:
         """Where its mean FVE is below that of noise and penalty."""
         return [n for n in self.with_rival if self._lost(n, RIVAL) > self._lost(n, BOTH)]
 

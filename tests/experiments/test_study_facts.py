@@ -67,7 +67,7 @@ def test_the_best_rival_is_compared_where_it_has_run():
     found = facts(LEVELS | {RIVAL: 0.3}, **{RIVAL: {"fve": 0.896}})
     assert found.with_rival == [NAME]
     assert (found.rival_ahead, found.rival_behind) == ([NAME], [])
-    assert found.rival_costs_more == [NAME]
+    assert found.rival_has_less_fve == [NAME]
     assert found.rival_fve_lost == "0.0040"
     assert "| 0.253 | 0.303 |" in found.table
     assert found.rival_passes == [NAME]
@@ -75,7 +75,7 @@ def test_the_best_rival_is_compared_where_it_has_run():
     even = facts(LEVELS | {RIVAL: 0.25})
     assert even.rival_ahead == even.rival_behind == []
     assert facts(LEVELS | {RIVAL: 0.2}).rival_behind == [NAME]
-    assert facts(LEVELS | {RIVAL: 0.3}).rival_costs_more == []
+    assert facts(LEVELS | {RIVAL: 0.3}).rival_has_less_fve == []
 
 
 def test_the_probes_stand_where_they_were_measured():
