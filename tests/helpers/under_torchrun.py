@@ -58,12 +58,13 @@ def digest(values):
 
 
 def state_of(one):
-    """All of a trainer that must be equal on all ranks: weights, buffers, optimiser, counters."""
+    """All that must be equal on all ranks: norm factor, weights, buffers, optimiser, counters."""
     trainer = one.trainer.state()
     moments = [v for s in trainer.optimizer.state.values() for v in s.values()]
     counters = [getattr(trainer, "num_tokens_since_fired", 0)]
     skipped = [getattr(trainer.optimizer, "skipped_steps", 0)]
-    return digest([*trainer.ae.state_dict().values(), *moments, *counters, *skipped])
+    weights = trainer.ae.state_dict().values()
+    return digest([one.norm_factor, *weights, *moments, *counters, *skipped])
 
 
 def architectures(run, _):
