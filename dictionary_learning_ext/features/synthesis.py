@@ -126,7 +126,8 @@ class _Ascent:
         for step in range(steps):
             temperature = first * (last / first) ** (step / max(1, steps - 1))
             soft_SLV = (self._theta_SLV / temperature).softmax(-1)
-            x_SD = self._reader.read(soft_SLV @ self._reader.embedding_VD)
+            embedding_VD = self._reader.embedding_VD
+            x_SD = self._reader.read(soft_SLV.to(embedding_VD) @ embedding_VD)
             objective = (x_SD * self._direction_SD).sum()
             optimizer.zero_grad()
             (-objective).backward()
