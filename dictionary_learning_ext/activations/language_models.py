@@ -35,6 +35,8 @@ def load_language_model(
 ) -> LanguageModel:
     """Load a causal language model and its tokenizer, to read activations.
 
+    Code that comes with a model or a tokenizer is never run.
+
     Arguments:
         name: "embedded" (the model shipped with the package), a folder written by
             `save_pretrained`, or a model's name on the Hugging Face hub.
@@ -46,7 +48,7 @@ def load_language_model(
 
     Raises:
         LanguageModelError: there is no such model, the hub can't be reached, files are missing or
-            damaged, or the tokenizer has neither a pad nor an end-of-text token.
+            damaged, the model needs code of its own, or the tokenizer has neither a pad nor an end-of-text token.
         ConfigError: the machine has no such device.
     """
     require_device(device)
@@ -90,7 +92,10 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     offline = None if is_local else why_unreachable()
     with _quiet():
         try:
-            yield str(folder) if is_local else name, {"local_files_only": offline is not None}
+            yield (
+                str(folder) if is_local else name,
+                {"local_files_only": offline is not None, "trust_remote_code": False},
+            )
         except OSError as error:  # what transformers raises for a missing model, file or network
             if offline:
                 raise LanguageModelError(
@@ -103,6 +108,12 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 f" ({first_line(error)}): {_EXPECTED}"
             ) from error
         except Exception as error:  # damaged files can raise anything
+            if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+                raise LanguageModelError(
+                    f"language model {name!r} can't be loaded: it needs Python code of its own (auto_map"
+                    " in its configuration), which could do anything and is never run; expected a model"
+                    " whose class is in transformers, e.g. EleutherAI/pythia-70m"
+                ) from error
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded ({type(error).__name__}:"
                 f" {first_line(error)}): expected a causal language model of transformers; if its"
@@ -134,7 +145,7 @@ def empty_model(name: str) -> nn.Module:
     """
     with _loading(name) as (source, options), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, **options)
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def with_weights(model: LanguageModel) -> LanguageModel:

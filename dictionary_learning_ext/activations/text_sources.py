@@ -215,12 +215,18 @@ def open_hub_set(name: str, split: Split) -> tuple[DocumentSource, bool]:
     path, _, configuration = name.partition(":")
     offline = why_unreachable()
     bars = not datasets.are_progress_bars_disabled()
+    # datasets 3 can run a data set's own script. Later versions can't, and warn about the argument.
+    runs_scripts = hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE")
+    never: dict[str, Any] = {"trust_remote_code": False} if runs_scripts else {}
     datasets.disable_progress_bars()
     try:
         with data_sets_from_the_cache() if offline else nullcontext():
-            splits: Any = datasets.load_dataset(path, configuration or None, streaming=True)
-    # OSError: no such data set, or no network. ValueError: no such configuration.
-    except (OSError, ValueError) as error:
+            splits: Any = datasets.load_dataset(
+                path, configuration or None, streaming=True, **never
+            )
+    # OSError: no such data set, or no network. ValueError: no such configuration, or datasets 3 would
+    # have to run a script. RuntimeError: later versions would.
+    except (OSError, ValueError, RuntimeError) as error:
         if offline and isinstance(error, OSError):
             raise TextError(
                 f"no file or folder {name!r}, and no data set of this name in the cache; {offline}:"

@@ -58,7 +58,7 @@ def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> A
             settings.model,
             sae,  # pyright: ignore[reportArgumentType]
             dataset,
-            dataset_trust_remote_code=True,
+            dataset_trust_remote_code=False,
             context_size=config.context_size,
             device=settings.device,
         )

@@ -57,6 +57,25 @@ def test_its_own_padding_token_is_kept(tiny_lm: Any):
     assert tiny_lm.tokenizer.pad_token == "<|pad|>"
 
 
+@pytest.mark.parametrize(
+    "read", [load_language_model, language_models.read_config, language_models.empty_model]
+)
+def test_code_that_comes_with_a_model_is_never_run(
+    read: Any, tiny_lm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = shutil.copytree(tiny_lm_dir, tmp_path / "lm")
+    written = tmp_path / "written"
+    (folder / "own.py").write_text(f"open({str(written)!r}, 'w').close()")
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": own}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "yes")  # to transformers' question
+    with pytest.raises(LanguageModelError, match=r"Python code of its own .* never run"):
+        read(str(folder))
+    assert not written.exists()
+
+
 @pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model"])
 def test_unknown_name_is_one_line_that_says_what_to_give(name: str):
     message = one_line_error(lambda: load_language_model(name))

@@ -13,6 +13,7 @@ from texts import DOCUMENTS, WRITERS, error_of, read, write_jsonl, write_parquet
 from dictionary_learning_ext.activations import text, text_sources
 from dictionary_learning_ext.activations.text import TextStream, open_text
 from dictionary_learning_ext.activations.text_sources import fingerprint_of
+from dictionary_learning_ext.errors import TextError
 
 
 @pytest.fixture
@@ -216,3 +217,16 @@ def test_a_local_folder_named_like_a_hub_set_reads_the_same(
 def test_a_hub_set_resumes_at_every_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     name = hub_set(tmp_path, monkeypatch, train=DOCUMENTS[:23])
     assert_resumes_anywhere(lambda: open_text(name, passes=2))
+
+
+def test_a_data_sets_own_script_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "nobody" / "stories"
+    folder.mkdir(parents=True)
+    (folder / "stories.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
+    monkeypatch.setattr("builtins.input", lambda *_: "yes")
+    monkeypatch.setenv("HF_DATASETS_TRUST_REMOTE_CODE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_TRUST_REMOTE_CODE", True, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TextError, match=r"couldn't fetch a data set|no data set of this name"):
+        text_sources.open_hub_set("nobody/stories", "train")
+    assert not (tmp_path / "written").exists()
