@@ -12,7 +12,6 @@ from .option_groups import Options, RunSize
 
 Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
-Prior = Literal["fixed", "learned"]
 SelectBy = Literal["value", "magnitude"]
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine", "cyclical"]
@@ -130,10 +129,7 @@ class PosteriorOptions(Options):
     """Keep the k largest activations (value; paper), or the k of largest magnitude with their signs
     (magnitude: AbsTopK, arXiv 2510.00404)."""
     prior_std: float = 1.0
-    """The standard deviation of the prior, in training units. A learned prior starts from it."""
-    prior: Prior = "fixed"
-    """fixed (paper): prior_std is every feature's. learned: each feature has its own, the running root
-    mean square of its activations."""
+    """The standard deviation of the prior, in training units."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -184,7 +184,6 @@ _ADDED_LATER = {
     "threshold_twice": (None, True),
     "freeze_decoder": (None, False),
     "k_anneal_steps": (None,),
-    "prior": (None, PosteriorOptions.prior),
     "select_by": (None, PosteriorOptions.select_by),
     "activations": (None,),
 }

@@ -293,7 +293,6 @@ class SAEConfig(_Fields):
         parts += ["annealed"] if self.noise_anneal_steps is not None else []
         parts += ["k-annealed"] if self.k_anneal_steps is not None else []
         parts += ["rectified"] if self.rectify else []
-        parts += ["prior-learned"] if self.prior == "learned" else []
         parts += ["by-magnitude"] if self.select_by == "magnitude" else []
         parts += [
             f"{label}{getattr(self, name):g}"

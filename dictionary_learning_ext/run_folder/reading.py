@@ -29,6 +29,8 @@ from .names import (
 )
 
 EXPECTED = "expected a run folder, e.g. runs/NAME"
+_DELETED = {"prior": (None, "fixed")}
+"""Options that there were once, with the values that changed nothing."""
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
@@ -78,6 +80,9 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: {section} is {config[section]!r}, expected an object; copy it again"
             )
+    config["trainer"] = without_deleted(config["trainer"])
+    if isinstance(settings := config.get("run", {}).get("settings"), dict):
+        config["run"]["settings"] = without_deleted(settings)
     if step is not None:
         if not checkpoint(folder, step).is_file():
             raise _no_checkpoint(folder, step)
@@ -300,7 +305,10 @@ def _parsed(path: Path, content: bytes, repair: str) -> Any:
 
 
 def settings_in(config: Any, path: Path) -> dict[str, Any]:
-    """A run's settings in its config.json. Raises CheckpointError if there are none."""
+    """A run's settings in its config.json.
+
+    Raises: CheckpointError if there are none, ConfigError if they have an option that was removed.
+    """
     try:
         settings = config["run"]["settings"]
     except (KeyError, TypeError):
@@ -309,4 +317,14 @@ def settings_in(config: Any, path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: expected an object with run.settings, as `vsae train` writes it; copy it again"
         )
+    settings = without_deleted(settings)
+    for name in settings.keys() & _DELETED.keys():
+        raise ConfigError(
+            f"{path}: {name}={settings[name]!r}: this option was removed; train again without it"
+        )
     return settings
+
+
+def without_deleted(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of any version, without the removed options that changed nothing."""
+    return {n: v for n, v in settings.items() if v not in _DELETED.get(n, ())}

@@ -322,7 +322,10 @@ class FromState:
                 f"{path}: expected a {cls.__name__}, but {', '.join(missing)} is missing; "
                 "load_dictionary(FOLDER) loads any class"
             )
-        arguments: dict[str, Any] = cls._built_as(state)
+        try:
+            arguments: dict[str, Any] = cls._built_as(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         saved_k = arguments.get("k")
         require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}, or leave it out")
         dict_size, activation_dim = state["encoder.weight"].shape

@@ -34,7 +34,7 @@ def point_kl(mu: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
     """1/2 mu^2/p^2 in nats, elementwise: the part of `gaussian_kl` that depends on mu.
 
     For a point posterior it stands in for the KL, which would be infinite. It is an L2 penalty on
-    the activations. With a learned prior, see `learned_prior`.
+    the activations.
     """
     return 0.5 * (mu / prior_std) ** 2
 
@@ -96,18 +96,13 @@ class GaussianPosterior(NamedTuple):
     log_var: t.Tensor | None
     """log sigma^2, (…, F) or 0-dim. None for a point, whose sigma is 0."""
     prior_std: t.Tensor
-    """p, 0-dim; (F,) if it is learned"""
-    least_std: t.Tensor | None = None
-    """what stands for a point's sigma in the KL from a learned prior, 0-dim"""
+    """p, 0-dim"""
 
     @property
     def kl(self) -> t.Tensor:
         """KL( N(mu, sigma^2) || N(0, p^2) ) in nats, (…, F). For a point without it: `point_kl`."""
         if self.log_var is None:
-            kl = point_kl(self.mu, self.prior_std)
-            if self.least_std is None:
-                return kl
-            return kl + variance_kl(2 * self.least_std.log(), self.prior_std)
+            return point_kl(self.mu, self.prior_std)
         return gaussian_kl(self.mu, self.log_var, self.prior_std)
 
     @property

@@ -6,6 +6,9 @@ import torch as t
 
 from ..errors import CheckpointError
 
+_DELETED = {"learns_prior": False}
+"""Attributes that a trainer had until an option was removed, with their value where it was not used."""
+
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
     """Everything that changes in a trainer, ours or upstream's: tensors and JSON values."""
@@ -36,8 +39,13 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
             f"the resume point is from an earlier version, which drew other noise (noise_stream={saved}, "
             f"not {stream}); finish the run with that version, or start another run with --config FOLDER"
         )
+    attributes = {
+        name: value
+        for name, value in state["attributes"].items()
+        if name not in _DELETED or value != _DELETED[name]
+    }
     try:
-        if unknown := state["attributes"].keys() - vars(trainer).keys():
+        if unknown := attributes.keys() - vars(trainer).keys():
             raise KeyError(f"it has {', '.join(sorted(unknown))}")
         trainer.ae.load_state_dict(state["ae"])
         optimizer = state["optimizer"]
@@ -56,5 +64,5 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
             f"the resume point belongs to another trainer than {type(trainer).__name__} ({cause}); "
             "start another run with --config FOLDER"
         ) from error
-    for name, value in state["attributes"].items():
+    for name, value in attributes.items():
         setattr(trainer, name, value.to(trainer.device) if isinstance(value, t.Tensor) else value)

@@ -21,12 +21,11 @@ from ..config.options import (
     SELECT_BY,
     PosteriorOptions,
 )
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from .base import FromState, require_scale
 from .kernels.drawn_code import compared
 from .kernels.objective import Weights
 from .kernels.selection import draw_code
-from .learned_prior import LEAST_STD
 from .posterior import GaussianPosterior
 
 
@@ -48,7 +47,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         activation_dim: D, the width of the activations.
         dict_size: F, the number of features.
         k: K, the features kept per token. k = dict_size is the purely variational SAE.
-        posterior, sigma, log_var_init, noise_on, rectify, select_by, prior_std, prior: see
+        posterior, sigma, log_var_init, noise_on, rectify, select_by, prior_std: see
             `PosteriorOptions`.
 
     Raises: ConfigError for a value out of range.
@@ -59,9 +58,6 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     k: t.Tensor
     sigma: t.Tensor
     prior_std: t.Tensor
-    """0-dim; (F,) if it is learned"""
-    least_std: t.Tensor | None
-    """see `learned_prior`"""
     select_by_code: t.Tensor
     log_var_encoder: nn.Linear
     log_var_limits: t.Tensor
@@ -83,11 +79,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         self.register_buffer("rectify_code", t.tensor(chosen.rectify))
         self.register_buffer("select_by_code", t.tensor(SELECT_BY.index(chosen.select_by)))
         self.register_buffer("sigma", t.tensor(float(sigma)))
-        shape = (dict_size,) if chosen.prior == "learned" else ()
-        self.register_buffer("prior_std", t.full(shape, float(chosen.prior_std)))
-        is_least = chosen.prior == "learned" and chosen.posterior == "point"
-        least_std = t.tensor(LEAST_STD * chosen.prior_std) if is_least else None
-        self.register_buffer("least_std", least_std)
+        self.register_buffer("prior_std", t.tensor(float(chosen.prior_std)))
         if chosen.posterior == "learned":
             # Made without random numbers: the other weights are the same for every posterior.
             log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
@@ -153,7 +145,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         """The distribution of each feature of activations: (…, D) -> (…, F)."""
         mu = self._mean(x.to(self.b_dec.dtype) - self.b_dec)
         log_var = None if self.posterior_kind == "point" else self.log_var(x)
-        return GaussianPosterior(mu, log_var, self.prior_std, self.least_std)
+        return GaussianPosterior(mu, log_var, self.prior_std)
 
     @property
     def weights(self) -> Weights:
@@ -201,8 +193,6 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         super().scale_biases(scale)
         self.sigma *= scale
         self.prior_std *= scale
-        if self.least_std is not None:
-            self.least_std *= scale
         if self._is_learned:
             shift = 2 * math.log(scale)
             self.log_var_encoder.weight.div_(scale)
@@ -211,11 +201,15 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     @classmethod
     def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
+        if state["prior_std"].dim():
+            raise CheckpointError(
+                f"prior_std has shape {tuple(state['prior_std'].shape)}, expected a single number: the SAE "
+                "was trained with a learned prior, which is no longer supported"
+            )
         return {
             "k": int(state["k"]),
             "posterior": POSTERIORS[int(state["posterior_code"])],
             "noise_on": NOISE_ON[int(state["noise_on_code"])],
             "rectify": bool(state["rectify_code"]),
-            "prior": "learned" if state["prior_std"].dim() else "fixed",
             "select_by": SELECT_BY[int(state.get("select_by_code", 0))],
         }

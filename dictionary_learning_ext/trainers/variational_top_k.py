@@ -21,7 +21,6 @@ from .kernels.objective import LossTerms, StepObjective
 from .kernels.scratch import keep_freed_memory
 from .kernels.selection import NOISE_STREAM
 from .kernels.step_form import StepForm
-from .learned_prior import follow_prior, start_prior
 from .optimizers import UnitNormAdam
 from .option_warnings import warn_of_noise, warn_of_unused
 from .posterior import kl_scale, noise_scale, noise_to_signal
@@ -35,7 +34,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         loss = mean_B ||x - x_hat||^2 + beta s(t) mean_B sum_{i in S} KL_i + auxk_alpha AuxK
 
     x_hat comes from one sample of z, with tau(t) sigma for sigma. KL_i is feature i's KL from the
-    prior N(0, prior_std^2), in nats; with prior="learned" from its own, see `learned_prior`. S is all features, or the K selected (`kl_scope`). s(t) is
+    prior N(0, prior_std^2), in nats. S is all features, or the K selected (`kl_scope`). s(t) is
     `posterior.kl_scale`, tau(t) is `posterior.noise_scale`.
 
     Everything else is upstream's: initial weights, decoder bias, gradient projection, unit-norm
@@ -107,9 +106,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         if self.posterior_options.posterior != "point":
             self.noise_stream = NOISE_STREAM
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
-        self.learns_prior = self.posterior_options.prior == "learned"
-        if self.learns_prior:
-            start_prior(self)
         self.tokens_trained = 0
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
@@ -123,11 +119,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             warn_of_noise(ratio, self.posterior_options, self.options, self.steps)
         weights = self.ae.weights
         objective = self._objective(x, step, self.generator)
-        objective = replace(
-            objective,
-            ranks=self.ranks,
-            measures_kl=objective.kl_weight != 0 or self.learns_prior,
-        )
+        objective = replace(objective, ranks=self.ranks, measures_kl=objective.kl_weight != 0)
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -136,8 +128,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
         count_selection(self, step, terms, is_finite)
-        if self.learns_prior:
-            follow_prior(self, terms, is_finite)
         self.tokens_trained += len(x) * self.ranks.count
         return terms.loss
 
@@ -149,9 +139,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     def _logged(self, terms: LossTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         losses = {n: getattr(terms, n) for n in ("loss", "l2_loss", "kl_loss", "auxk_loss")}
         mean_sigma = (0.5 * self.ae.log_var(x)).exp().mean()
-        prior = {"mean_prior_std": self.ae.prior_std.mean()} if self.learns_prior else {}
         noise = {"noise_to_signal": self._noise_to_signal(x), "mean_sigma": mean_sigma}
-        return losses | noise | prior
+        return losses | noise
 
     def _noise_to_signal(self, x: t.Tensor) -> t.Tensor:
         variance, energy = self.ae.log_var(x).detach().exp().mean(), x.square().sum(-1).mean()
@@ -175,7 +164,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             matmul_dtype=t.bfloat16 if options.dtype == "bfloat16" else x.dtype,
             sigma=ae.sigma,
             prior_std=ae.prior_std,
-            least_std=ae.least_std,
             log_var_limits=ae.log_var_limits if ae.posterior_kind == "learned" else None,
             tokens_since_fired_F=self.num_tokens_since_fired,
             generator=generator,

@@ -8,6 +8,7 @@ import torch as t
 
 from ..config.run_config import TrainConfig, require_same
 from ..errors import ConfigError, LanguageModelError, in_shell
+from ..run_folder.reading import without_deleted
 from ..run_folder.resume_points import ResumePoint, newest_points
 from ..trainers.base import Trainer
 from .processes import Processes
@@ -35,7 +36,7 @@ def checked_points(
     for name, config in configs.items():
         folder = folders[name]
         point = points[folder]
-        require_same(point.run["settings"], config.to_dict(), str(folder))
+        require_same(without_deleted(point.run["settings"]), config.to_dict(), str(folder))
         _require_as_many(point, processes, folder)
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
             if point.run[part] != inputs[part]:

@@ -68,10 +68,7 @@ def dense_loss(
     mask = t.zeros_like(mu).scatter(1, chosen, 1.0)
     x_hat = (source * mask) @ W_dec.T + b_dec
 
-    if objective.least_std is not None:  # a point whose prior is learned
-        point = Normal(mu, objective.least_std)
-        kl = kl_divergence(point, Normal(t.zeros_like(mu), objective.prior_std))
-    elif posterior.posterior == "point":
+    if posterior.posterior == "point":
         kl = mu**2 / (2 * objective.prior_std**2)
     else:
         kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), objective.prior_std))

@@ -164,11 +164,6 @@ CASES = {
         "vsae_top_k",
         {"posterior": "learned", "free_bits": 0.05, "beta": 0.5},
     ),
-    "vsae_prior": ("vsae_top_k", {"prior": "learned", "free_bits": 0.2, "posterior": "learned"}),
-    "vsae_prior_selected": (
-        "vsae_top_k",
-        {"prior": "learned", "kl_scope": "selected", "posterior": "point", "beta": 0.1},
-    ),
     "vsae_auxk": ("vsae_top_k", {"dead_feature_threshold": 40, "beta": 0.0}),
     "vsae": ("vsae", {"beta": 0.1, "free_bits": 0.1}),
     "vaease": ("vaease", {}),

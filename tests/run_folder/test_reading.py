@@ -309,3 +309,26 @@ def test_a_jump_relu_of_an_earlier_version_keeps_its_loss(tmp_path):
     settings |= {"threshold_twice": False}
     made(tmp_path, **{"config.json": {"trainer": TRAINER, "run": {"settings": settings}}})
     assert load_config(tmp_path).sae.threshold_twice is False
+
+
+def with_settings(folder, **changes):
+    run = {"settings": SETTINGS.to_dict() | changes}
+    return made(folder, **{"config.json": {"trainer": TRAINER | changes, "run": run}})
+
+
+@pytest.mark.parametrize("neutral", [{"prior": "fixed"}, {"prior": None}], ids=str)
+def test_a_removed_option_that_changed_nothing_is_left_out(neutral, tmp_path):
+    folder = with_settings(tmp_path, **neutral)
+    assert load_config(folder) == SETTINGS
+    config = read_config(folder)
+    assert not neutral.keys() & (config["trainer"].keys() | config["run"]["settings"].keys())
+
+
+@pytest.mark.parametrize("given", [{"prior": "learned"}], ids=str)
+def test_a_removed_option_that_changed_something_is_refused(given, tmp_path):
+    folder = with_settings(tmp_path, **given)
+    ((name, value),) = given.items()
+    with pytest.raises(
+        ConfigError, match=f"config.json: {name}={value!r}: this option was removed"
+    ):
+        load_config(folder)

@@ -33,6 +33,7 @@ def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refuse
     save_point(tmp_path, 5, trainer_state(one), {"anything": [1, None, "x"]})
     point = load_point(tmp_path, 5)
     assert point.run == {"anything": [1, None, "x"]}
+    point.trainer["attributes"]["learns_prior"] = False  # as in points with the option `prior`
     load_trainer_state(other, point.trainer)
     for step, x_BD in enumerate(batches[5:], start=5):
         one.update(step, x_BD)

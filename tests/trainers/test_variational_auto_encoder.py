@@ -170,6 +170,13 @@ def test_a_state_of_an_earlier_version_selects_by_value(tmp_path):
         sae.load_state_dict(state)
 
 
+def test_an_sae_with_a_learned_prior_is_refused(tmp_path):
+    state = VariationalTopKAutoEncoder(D, F, 4).state_dict()
+    t.save(state | {"prior_std": t.ones(F)}, tmp_path / "ae.pt")
+    with pytest.raises(CheckpointError, match=r"ae.pt: prior_std has shape.*no longer supported"):
+        VariationalTopKAutoEncoder.from_pretrained(tmp_path / "ae.pt")
+
+
 def test_by_magnitude_the_largest_are_kept_with_their_signs(tmp_path):
     t.save(VariationalTopKAutoEncoder(D, F, 4, select_by="magnitude").state_dict(), tmp_path / "x")
     sae = VariationalTopKAutoEncoder.from_pretrained(tmp_path / "x")

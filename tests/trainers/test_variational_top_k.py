@@ -348,7 +348,5 @@ def test_the_model_gets_every_option_of_the_posterior():
     learned = make_trainer(posterior="learned", log_var_init=-3.0).ae
     assert learned.posterior_kind == "learned"
     assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
-    own_prior = make_trainer(prior="learned", prior_std=0.7).ae
-    assert own_prior.prior_std.shape == (F,)
-    covered = {*given, "rectify", "posterior", "log_var_init", "prior"}
+    covered = {*given, "rectify", "posterior", "log_var_init"}
     assert covered == {field.name for field in dataclasses.fields(PosteriorOptions)}

@@ -25,7 +25,7 @@ def gradients(
     # It is on the selected features, or on all; with free bits, on those whose KL exceeds them.
     grad_mu_BK = grad_values_BK
     if objective.options.kl_scope == "selected":
-        kl_weight = objective.kl_weight / objective.prior_std_at(e.draw.indices_BK).square()
+        kl_weight = objective.kl_weight / objective.prior_std.square()
         grad_mu_BK = grad_mu_BK + e.draw.mu_BK * (kl_weight / batch)
     if objective.posterior.rectify:
         grad_mu_BK = grad_mu_BK * (e.draw.mu_BK > 0)
@@ -79,8 +79,7 @@ def _log_var_gradients(
     if objective.posterior.noise_on != "selection":  # dz / dlog_var = sigma eps tau / 2
         selected_BK = grad_values_BK * (e.draw.values_BK - e.draw.mu_BK) / 2
     if objective.options.kl_scope == "selected":
-        prior_variance = objective.prior_std_at(e.draw.indices_BK).square()
-        excess_BK = drawn.selected_BK.exp() / prior_variance - 1
+        excess_BK = drawn.selected_BK.exp() / objective.prior_std.square() - 1
         selected_BK = selected_BK + excess_BK * (objective.kl_weight / (2 * batch))
     selected_BK = selected_BK * drawn.is_inside_BK
     weight_FD = e.log_var.weight_FD

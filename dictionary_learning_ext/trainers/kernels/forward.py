@@ -13,7 +13,7 @@ import torch as t
 from .auxk import AuxKLoss
 from .codes import DenseCode, SparseCode, top_k_code
 from .drawn_code import DrawnCode
-from .kl import batch_kl, squares
+from .kl import batch_kl
 from .log_variance import BatchLogVariance
 from .means import BatchMeans, Moments
 from .objective import LossTerms, StepObjective, Weights
@@ -106,9 +106,6 @@ def evaluate(
             objective.ranks,
             select_by=posterior.select_by,
         )
-    square_sum_F = square_tokens_F = l2_loss.new_zeros(0)
-    if objective.prior_std.dim():
-        square_sum_F, square_tokens_F = objective.ranks.sums(*squares(moments, draw, objective))
     auxk_loss = l2_loss.new_zeros(()) if auxk is None else auxk.loss
     terms = LossTerms(
         loss=l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss,
@@ -117,7 +114,5 @@ def evaluate(
         auxk_loss=auxk_loss,
         mean_threshold=smallest_sum / n_with_one,
         tokens_since_fired_F=since_fired_F,
-        square_sum_F=square_sum_F,
-        square_tokens_F=square_tokens_F,
     )
     return terms, ForwardPass(means, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)

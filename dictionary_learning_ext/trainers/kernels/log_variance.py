@@ -24,8 +24,6 @@ class DrawnLogVariance(NamedTuple):
     """the sum over rows of `variance_kl`; None if it was not asked for"""
     kl_gradient_sum_F: t.Tensor | None
     """the same of the KL's derivatives at the log-variances"""
-    variance_sum_F: t.Tensor | None
-    """the same of the variances, if the prior is learned"""
 
     @classmethod
     def joined(cls, parts: Sequence["DrawnLogVariance"]) -> "DrawnLogVariance":
@@ -52,11 +50,9 @@ class RowsLogVariance(NamedTuple):
         Arguments:
             indices_BK: the selected features.
         """
-        kl_sum_F = gradient_sum_F = variance_sum_F = None
+        kl_sum_F = gradient_sum_F = None
         if self.with_kl:  # `variance_kl`, with the exponential that is already there
             excess_BF = self.std_BF.square().div_(self.prior_std.square()).sub_(1)
-            if self.prior_std.dim():
-                variance_sum_F = self.prior_std.square() * (excess_BF.sum(0) + len(excess_BF))
             log_ratio_BF = self.clamped_BF - 2 * self.prior_std.log()
             kl_sum_F = (excess_BF - log_ratio_BF).sum(0) / 2
             if self.kl_gradient_BF is not None:
@@ -68,7 +64,6 @@ class RowsLogVariance(NamedTuple):
             self.is_inside_BF.gather(1, indices_BK),
             kl_sum_F,
             gradient_sum_F,
-            variance_sum_F,
         )
 
 
@@ -79,7 +74,7 @@ class BatchLogVariance:
         centred_BD: x - b_dec.
         weight_FD, bias_F: W_var and b_var.
         limits: the lower and the upper limit of the log-variance.
-        prior_std: of the KL's prior, 0-dim; (F,) if it is learned.
+        prior_std: of the KL's prior, 0-dim.
         matmul_dtype: of the products. Results have the weights' dtype.
         with_kl: whether the KL of all features will be asked for.
         with_gradient: whether its gradient will be, too.

@@ -50,7 +50,7 @@ class StepObjective:
     sigma: t.Tensor
     """of the fixed posterior, 0-dim; in the activations' units, like prior_std"""
     prior_std: t.Tensor
-    """0-dim; (F,) if it is learned"""
+    """0-dim"""
     log_var_limits: t.Tensor | None
     """the lower and the upper limit of a learned posterior's log-variance"""
     tokens_since_fired_F: t.Tensor
@@ -62,17 +62,11 @@ class StepObjective:
     """the processes that share the batch: its statistics are of all rows, the loss of this rank's"""
     measures_kl: bool = True
     """whether the KL is asked for, for the log or the gradient; without it `kl_loss` is 0"""
-    least_std: t.Tensor | None = None
-    """what stands for a point's sigma in the KL from a learned prior, 0-dim"""
 
     @property
     def kl_std(self) -> t.Tensor | None:
         """sigma in the KL, where it is the same for all, 0-dim; else None."""
-        return self.sigma if self.posterior.posterior == "fixed" else self.least_std
-
-    def prior_std_at(self, indices_BK: t.Tensor) -> t.Tensor:
-        """prior_std of some features: 0-dim; (B, K) if it is learned."""
-        return self.prior_std[indices_BK] if self.prior_std.dim() else self.prior_std
+        return self.sigma if self.posterior.posterior == "fixed" else None
 
 
 class LossTerms(NamedTuple):
@@ -90,7 +84,3 @@ class LossTerms(NamedTuple):
     averaged over rows; NaN if no row has one. This and what follows is of the rows of all ranks"""
     tokens_since_fired_F: t.Tensor
     """after this batch; a feature fires when it is selected by the mean"""
-    square_sum_F: t.Tensor
-    """the sum of mu^2 + sigma^2 over the tokens whose KL counts; empty unless the prior is learned"""
-    square_tokens_F: t.Tensor
-    """how many they are"""
