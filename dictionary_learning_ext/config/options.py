@@ -14,7 +14,7 @@ Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
 SelectBy = Literal["value", "magnitude"]
 KLScope = Literal["all", "selected"]
-KLSchedule = Literal["constant", "linear", "cosine", "cyclical"]
+KLSchedule = Literal["constant", "linear", "cosine"]
 Dtype = Literal["float32", "bfloat16"]
 Normalize = Literal["sqrt_d", "unit", "none"]
 Packing = Literal["pack", "truncate"]
@@ -45,10 +45,9 @@ UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
 }
 """The options of a variational SAE that a posterior does not use."""
 UNUSED_BY_SCHEDULE: dict[KLSchedule, tuple[str, ...]] = {
-    "constant": ("kl_warmup_steps", "kl_cycle_steps"),
-    "linear": ("kl_cycle_steps",),
-    "cosine": ("kl_cycle_steps",),
-    "cyclical": ("kl_warmup_steps",),
+    "constant": ("kl_warmup_steps",),
+    "linear": (),
+    "cosine": (),
 }
 """The options that a schedule of the KL's weight does not use."""
 
@@ -168,10 +167,6 @@ class ObjectiveOptions(AuxKOptions):
     """How beta is annealed. Paper: annealed, form not stated."""
     kl_warmup_steps: int | None = None
     """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
-    kl_cycle_steps: int | None = None
-    """Period of the cyclical schedule, in steps. Default: a quarter of the run."""
-    free_bits: float = 0.0
-    """Nats per feature below which the KL does not pull. 0 (paper) turns it off."""
     noise_anneal_steps: int | None = None
     """Steps over which the noise falls linearly to 0. none: the noise stays."""
     freeze_decoder: bool = False
@@ -186,17 +181,17 @@ class ObjectiveOptions(AuxKOptions):
 
     @classmethod
     def _schedule_defaults(cls, steps: int) -> dict[str, int]:
-        return {"kl_warmup_steps": max(1, steps // 10), "kl_cycle_steps": max(2, steps // 4)}
+        return {"kl_warmup_steps": max(1, steps // 10)}
 
     def require_fit(self, steps: int) -> None:
-        for name in ("kl_warmup_steps", "kl_cycle_steps", "noise_anneal_steps"):
+        for name in ("kl_warmup_steps", "noise_anneal_steps"):
             given = getattr(self, name)
             is_used = name not in UNUSED_BY_SCHEDULE[self.kl_schedule]
             fits = given is None or not is_used or given <= max(steps, 2)
             require(fits, name, given, f"at most steps={steps}")
 
     def for_steps(self, steps: int) -> "ObjectiveOptions":
-        """With the warm-up and the cycle of a run of `steps`, where they are not given.
+        """With the warm-up of a run of `steps`, where it is not given.
 
         Raises: ConfigError for a schedule that is longer than the run.
         """
@@ -206,21 +201,11 @@ class ObjectiveOptions(AuxKOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("beta", "free_bits"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        warmup, cycle, anneal = self.kl_warmup_steps, self.kl_cycle_steps, self.noise_anneal_steps
+        require(self.beta >= 0, "beta", self.beta, "at least 0")
+        warmup, anneal = self.kl_warmup_steps, self.noise_anneal_steps
         require(warmup is None or warmup >= 0, "kl_warmup_steps", warmup, "0 (no warm-up) or more")
-        instead = "use kl_schedule=constant (--kl-schedule constant) for no annealing"
-        require(cycle is None or cycle > 1, "kl_cycle_steps", cycle, f"2 or more; {instead}")
         expected = "above 0, or none for noise that stays; for no noise use posterior=point (--posterior point)"
         require(anneal is None or anneal > 0, "noise_anneal_steps", anneal, expected)
-        if self.free_bits > 0:
-            require(
-                self.kl_scope == "all",
-                "kl_scope",
-                self.kl_scope,
-                "all: free_bits > 0 requires kl_scope=all",
-            )
 
 
 @dataclass(frozen=True)

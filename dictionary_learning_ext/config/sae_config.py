@@ -34,13 +34,10 @@ _SCHEDULES = (
     "decay_start",
     "sparsity_warmup_steps",
     "kl_warmup_steps",
-    "kl_cycle_steps",
     "noise_anneal_steps",
     "k_anneal_steps",
 )
 """The settings that are counted in steps."""
-_LEAST = {"kl_cycle_steps": 2}
-"""The fewest steps of those that need more than one."""
 DERIVED = (*_SCHEDULES, "dead_feature_threshold")
 """The settings whose defaults follow from the run's length."""
 _NAMED_IN_FOLDERS = {
@@ -48,7 +45,6 @@ _NAMED_IN_FOLDERS = {
     "sigma": "sigma",
     "noise_to_signal": "noise",
     "lr": "lr",
-    "free_bits": "bits",
 }
 
 
@@ -184,7 +180,7 @@ class SAEConfig(_Fields):
             if given is not None and given == getattr(defaults, name):
                 changed[name] = None
             elif name in _SCHEDULES and given:
-                changed[name] = max(_LEAST.get(name, 1), given * steps // former)
+                changed[name] = max(1, given * steps // former)
         for name in ("warmup_steps", "sparsity_warmup_steps"):
             if warmup := changed.get(name):
                 changed[name] = min(warmup, steps - 1)

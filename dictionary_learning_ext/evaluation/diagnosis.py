@@ -99,7 +99,7 @@ def _as_in_the_preset(config: TrainConfig, metrics: Mapping[str, Any]) -> dict[s
     changes: dict[str, Any] = {}
     if was.noise_on != now.noise_on and noise > _FREE_NOISE:
         changes["noise_on"] = now.noise_on
-    if was.kl_scope != now.kl_scope and was.beta and not was.free_bits:
+    if was.kl_scope != now.kl_scope and was.beta:
         changes["kl_scope"] = now.kl_scope
     if noise > (now.noise_to_signal or 0):
         if was.posterior == "learned":

@@ -29,8 +29,8 @@ from .names import (
 )
 
 EXPECTED = "expected a run folder, e.g. runs/NAME"
-_DELETED = {"prior": (None, "fixed")}
-"""Options that there were once, with the values that changed nothing."""
+_DELETED = {"prior": (None, "fixed"), "free_bits": (None, 0.0)}
+"""Removed options, with the values that changed nothing. See also `without_deleted`."""
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
@@ -318,13 +318,23 @@ def settings_in(config: Any, path: Path) -> dict[str, Any]:
             f"{path}: expected an object with run.settings, as `vsae train` writes it; copy it again"
         )
     settings = without_deleted(settings)
-    for name in settings.keys() & _DELETED.keys():
+    deleted = [name for name in _DELETED if name in settings]
+    deleted += ["kl_schedule"] if settings.get("kl_schedule") == "cyclical" else []
+    if deleted:
+        name = deleted[0]
         raise ConfigError(
-            f"{path}: {name}={settings[name]!r}: this option was removed; train again without it"
+            f"{path}: {name}={settings[name]!r} was removed from the options; train again without it"
         )
     return settings
 
 
 def without_deleted(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of any version, without the removed options that changed nothing."""
-    return {n: v for n, v in settings.items() if v not in _DELETED.get(n, ())}
+    """Settings of any version, without the removed options that changed nothing.
+
+    kl_cycle_steps always had a value; only kl_schedule=cyclical used it.
+    """
+    return {
+        name: value
+        for name, value in settings.items()
+        if name != "kl_cycle_steps" and value not in _DELETED.get(name, ())
+    }

@@ -39,21 +39,7 @@ def point_kl(mu: t.Tensor, prior_std: t.Tensor | float = 1.0) -> t.Tensor:
     return 0.5 * (mu / prior_std) ** 2
 
 
-def free_bits_kl(mean_kl_F: t.Tensor, free_bits: float) -> t.Tensor:
-    """sum_i max(free_bits, mean_B KL_i): a feature below `free_bits` nats gets no gradient.
-
-    From Kingma et al. 2016 (arXiv 1606.04934), section 2.4.
-
-    Arguments:
-        mean_kl_F: each feature's KL, averaged over the batch, in nats.
-        free_bits: nats per feature, >= 0. 0 turns it off.
-
-    Returns: a scalar, in nats per token.
-    """
-    return mean_kl_F.clamp(min=free_bits).sum() if free_bits > 0 else mean_kl_F.sum()
-
-
-def kl_scale(step: int, schedule: KLSchedule, warmup_steps: int, cycle_steps: int) -> float:
+def kl_scale(step: int, schedule: KLSchedule, warmup_steps: int) -> float:
     """s(t), the factor on beta at `step`, in [0, 1].
 
     With W = `warmup_steps` and t = `step`:
@@ -61,15 +47,11 @@ def kl_scale(step: int, schedule: KLSchedule, warmup_steps: int, cycle_steps: in
         constant   1
         linear     t/W up to W, then 1
         cosine     (1 - cos(pi t/W))/2 up to W, then 1
-        cyclical   in each period of `cycle_steps`: linear over the first half, 1 in the second
 
     W = 0 means no warm-up: linear and cosine are 1 from the first step.
     """
     if schedule == "constant":
         return 1.0
-    if schedule == "cyclical":
-        half = cycle_steps / 2
-        return min((step % cycle_steps) / half, 1.0) if cycle_steps > 0 else 1.0
     progress = min(step / warmup_steps, 1.0) if warmup_steps > 0 else 1.0
     return progress if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
 

@@ -148,8 +148,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
 
     def _objective(self, x: t.Tensor, step: int, generator: t.Generator) -> StepObjective:
         ae, options = self.ae, self.options
-        warmup, cycle = options.kl_warmup_steps or 0, options.kl_cycle_steps or 0
-        self.kl_scale = kl_scale(step, options.kl_schedule, warmup, cycle)
+        self.kl_scale = kl_scale(step, options.kl_schedule, options.kl_warmup_steps or 0)
         self.noise_scale = noise_scale(step, options.noise_anneal_steps)
         no_dead_yet = self.tokens_trained + len(x) * self.ranks.count < self.dead_feature_threshold
         return StepObjective(

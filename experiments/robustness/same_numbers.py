@@ -53,7 +53,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "beta": 0.1,
     },
     "fixed, rectified": {"k": 64, "rectify": True, "sigma": 0.2, "kl_schedule": "cosine"},
-    "fixed, free bits": {"k": 16, "free_bits": 0.05, "kl_schedule": "cyclical"},
     "fixed, by magnitude": {"k": 16, "select_by": "magnitude", "sigma": 0.3},
     "fixed, k annealed": {"k": 16, "k_anneal_steps": 60},
     "fixed, frozen decoder": {"k": 16, "freeze_decoder": True},

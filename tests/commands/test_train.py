@@ -178,12 +178,11 @@ def test_a_configs_schedules_are_those_of_the_runs_steps(small, tmp_path):
     again = ["train", "--config", str(tmp_path / "run"), "--steps", "8"]
     assert main([*again, "--save-dir", str(tmp_path / "again")]) == 0
     settings = settings_of(tmp_path / "again")
-    schedules = ("decay_start", "noise_anneal_steps", "kl_warmup_steps", "kl_cycle_steps")
+    schedules = ("decay_start", "noise_anneal_steps", "kl_warmup_steps")
     assert {name: settings[name] for name in schedules} == {
         "decay_start": 6,
         "noise_anneal_steps": 4,
         "kl_warmup_steps": 2,
-        "kl_cycle_steps": 2,
     }
     own = ["--decay-start", "7", "--save-dir", str(tmp_path / "own")]
     assert main([*again, *own]) == 0

@@ -19,7 +19,6 @@ from dictionary_learning_ext.config.options import (
     VAEaseOptions,
 )
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.trainers.posterior import kl_scale
 from dictionary_learning_ext.trainers.probabilistic_top_k import ProbabilisticTopKTrainer
 from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
 from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
@@ -111,8 +110,9 @@ def test_upstreams_trainers_have_the_defaults_that_our_groups_say():
 
 
 def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
-    options = ObjectiveOptions(kl_cycle_steps=7).for_steps(100)
-    assert (options.kl_warmup_steps, options.kl_cycle_steps) == (10, 7)
+    options = ObjectiveOptions().for_steps(100)
+    assert options.kl_warmup_steps == 10
+    assert options.for_steps(100) == options, "a config builds the same again"
     assert ObjectiveOptions(kl_warmup_steps=0).for_steps(100).kl_warmup_steps == 0
 
 
@@ -120,8 +120,6 @@ def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
     ("given", "instead"),
     [
         ({"kl_warmup_steps": -1}, "0 .no warm-up. or more"),
-        ({"kl_cycle_steps": 0}, "use kl_schedule=constant"),
-        ({"kl_cycle_steps": 1}, "expected 2 or more"),
         ({"noise_anneal_steps": 0}, "for no noise use posterior=point .--posterior point."),
         ({"k_anneal_steps": 0}, "above 0, or none for a k that stays"),
     ],
@@ -170,22 +168,13 @@ def test_a_scale_whose_square_is_no_number_in_float32_is_refused(group, name):
         assert square.reciprocal().isfinite()
 
 
-@pytest.mark.parametrize("name", ["kl_warmup_steps", "kl_cycle_steps", "noise_anneal_steps"])
+@pytest.mark.parametrize("name", ["kl_warmup_steps", "noise_anneal_steps"])
 def test_a_schedule_longer_than_the_run_is_refused_with_both_numbers(name):
-    schedule = "cyclical" if name == "kl_cycle_steps" else "linear"
-    ObjectiveOptions(kl_schedule=schedule, **{name: 40}).require_fit(40)
-    longer = ObjectiveOptions(kl_schedule=schedule, **{name: 41})
+    ObjectiveOptions(**{name: 40}).require_fit(40)
+    longer = ObjectiveOptions(**{name: 41})
     for check in (longer.require_fit, longer.for_steps):
         with pytest.raises(ConfigError, match=f"^{name}=41: expected at most steps=40$"):
             check(40)
-
-
-@pytest.mark.parametrize("steps", range(1, 12))
-def test_the_default_cycle_reaches_full_weight(steps):
-    options = ObjectiveOptions(kl_schedule="cyclical").for_steps(steps)
-    cycle = options.kl_cycle_steps
-    assert max(kl_scale(step, "cyclical", 0, cycle) for step in range(cycle)) == 1
-    assert options.for_steps(steps) == options, "a config builds the same again"
 
 
 def test_the_help_text_of_an_inherited_option_is_found():

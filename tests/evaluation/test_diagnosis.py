@@ -121,10 +121,6 @@ def test_numbers_of_the_preset_come_with_its_unit():
     assert "--normalize sqrt_d" in better_fit(run=raw, beta=0.0, **options)
 
 
-def test_free_bits_keep_their_scope():
-    assert "kl_scope" not in named(better_fit(free_bits=0.5, beta=1.0))
-
-
 def test_a_larger_k_is_a_whole_number():
     assert "raise --k to 16384" in better_fit(k=8192, dict_size=65536)
     assert "raise --k to 12000" in better_fit(k=8192, dict_size=12000)

@@ -72,12 +72,8 @@ def dense_loss(
         kl = mu**2 / (2 * objective.prior_std**2)
     else:
         kl = kl_divergence(Normal(mu, std), Normal(t.zeros_like(mu), objective.prior_std))
-    if options.kl_scope == "selected":
-        kl_loss = (kl * mask).sum(1).mean()
-    elif options.free_bits > 0:
-        kl_loss = t.maximum(kl.mean(0), t.tensor(options.free_bits, dtype=mu.dtype)).sum()
-    else:
-        kl_loss = kl.sum(1).mean()
+    counted = kl * mask if options.kl_scope == "selected" else kl
+    kl_loss = counted.sum(1).mean()
 
     fired = t.zeros(mu.shape[1], dtype=t.bool)
     fired[largest(mu, objective.k).flatten()] = True

@@ -27,7 +27,7 @@ from dictionary_learning_ext.training.processes import joined
 from dictionary_learning_ext.training.sae_run import SAERun
 
 VARIANTS = {
-    "learned": {"posterior": "learned", "free_bits": 0.01, "beta": 0.1},
+    "learned": {"posterior": "learned", "beta": 0.1},
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
     "values": {"noise_on": "values", "kl_scope": "selected"},
 }
@@ -160,12 +160,9 @@ CASES = {
     "vsae_both": ("vsae_top_k", {"beta": 0.1}),
     "vsae_values": ("vsae_top_k", {"beta": 0.1, "noise_on": "values", "rectify": True}),
     "vsae_selected": ("vsae_top_k", {"beta": 0.1, "kl_scope": "selected"}),
-    "vsae_learned_free_bits": (
-        "vsae_top_k",
-        {"posterior": "learned", "free_bits": 0.05, "beta": 0.5},
-    ),
+    "vsae_learned": ("vsae_top_k", {"posterior": "learned", "beta": 0.5}),
     "vsae_auxk": ("vsae_top_k", {"dead_feature_threshold": 40, "beta": 0.0}),
-    "vsae": ("vsae", {"beta": 0.1, "free_bits": 0.1}),
+    "vsae": ("vsae", {"beta": 0.1}),
     "vaease": ("vaease", {}),
     "probabilistic_top_k_auxk": ("probabilistic_top_k", {"dead_feature_threshold": 40}),
     "top_k": ("top_k", {"auxk_alpha": 0.0}),

@@ -219,7 +219,6 @@ def test_a_first_batch_that_is_not_finite_or_is_zero_is_not_called_noisy(caplog)
         ({"posterior": "fixed"}, {"log_var_init": -1.0}),
         ({"posterior": "point"}, {"noise_anneal_steps": 9}),
         ({"kl_schedule": "constant"}, {"kl_warmup_steps": 9}),
-        ({"kl_schedule": "linear"}, {"kl_cycle_steps": 9}),
     ],
     ids=str,
 )

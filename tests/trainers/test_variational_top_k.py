@@ -96,7 +96,7 @@ def test_one_float32_step_from_a_shared_state_is_upstreams_within_rounding():
         {"noise_on": "selection", "noise_anneal_steps": 60, "kl_scope": "selected"},
         {"noise_on": "both", "noise_anneal_steps": 60},
         {"noise_on": "values", "rectify": True},
-        {"posterior": "learned", "free_bits": 1.5},
+        {"posterior": "learned"},
         {"select_by": "magnitude", "noise_on": "selection", "prior_std": 1.7},
     ],
     ids=str,

@@ -22,7 +22,7 @@ def gradients(
     grad_values_BK = e.code.project(grad_hat_BD)
     grad_W_dec_FD = e.code.outer(e.draw.values_BK, grad_hat_BD)
     # The KL's gradient is mu / p^2 at mu, and (sigma^2 / p^2 - 1) / 2 at log_var, times its weight.
-    # It is on the selected features, or on all; with free bits, on those whose KL exceeds them.
+    # It is on the selected features, or on all.
     grad_mu_BK = grad_values_BK
     if objective.options.kl_scope == "selected":
         kl_weight = objective.kl_weight / objective.prior_std.square()
@@ -41,8 +41,6 @@ def gradients(
     grad_x_BD = -grad_hat_BD if x_grad else None
     if e.moments is not None and e.moments.cross_FD is not None:
         factor_F = (objective.kl_weight / objective.prior_std.square()).expand_as(grad_b_enc_F)
-        if e.mean_kl_F is not None:
-            factor_F = factor_F * (e.mean_kl_F > objective.options.free_bits)
         grad_W_enc_FD = e.moments.cross_FD.mul_(factor_F[:, None])
         grad_b_enc_F = e.moments.mean_F * factor_F
         if grad_x_BD is not None:
@@ -90,8 +88,6 @@ def _log_var_gradients(
 
     if drawn.kl_gradient_sum_F is not None:
         factor_F = t.full_like(grad_b_F, objective.kl_weight / batch)
-        if e.mean_kl_F is not None:
-            factor_F = factor_F * (e.mean_kl_F > objective.options.free_bits)
         grad_W_FD.addcmul_(e.log_var.kl_outer(), factor_F[:, None])
         grad_b_F.addcmul_(drawn.kl_gradient_sum_F, factor_F)
         if grad_x_BD is not None:

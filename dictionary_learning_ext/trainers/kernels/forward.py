@@ -31,8 +31,6 @@ class ForwardPass(NamedTuple):
     """x_hat - x"""
     moments: Moments | None
     """for the KL over all features; else None"""
-    mean_kl_F: t.Tensor | None
-    """each feature's KL, for free bits; else None"""
     auxk: AuxKLoss | None
 
 
@@ -89,9 +87,9 @@ def evaluate(
     since_fired_F = (objective.tokens_since_fired_F + tokens).masked_fill_(fired_F.bool(), 0)
     l2_loss = t.linalg.vector_norm(error_BD).square() / len(x_BD)
     moments = means.moments(with_cross=objective.kl_weight != 0) if needs_all_kl else None
-    kl_loss, mean_kl_F = l2_loss.new_zeros(()), None
+    kl_loss = l2_loss.new_zeros(())
     if objective.measures_kl:
-        kl_loss, mean_kl_F = batch_kl(moments, draw, objective)
+        kl_loss = batch_kl(moments, draw, objective)
     auxk = None
     if objective.auxk_alpha > 0:
         dead_F = since_fired_F >= objective.dead_feature_threshold
@@ -115,4 +113,4 @@ def evaluate(
         mean_threshold=smallest_sum / n_with_one,
         tokens_since_fired_F=since_fired_F,
     )
-    return terms, ForwardPass(means, log_var, draw, code, error_BD, moments, mean_kl_F, auxk)
+    return terms, ForwardPass(means, log_var, draw, code, error_BD, moments, auxk)

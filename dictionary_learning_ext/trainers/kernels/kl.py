@@ -2,7 +2,7 @@
 
 import torch as t
 
-from ..posterior import free_bits_kl, point_kl, variance_kl
+from ..posterior import point_kl, variance_kl
 from .drawn_code import DrawnCode
 from .means import Moments
 from .objective import StepObjective
@@ -12,8 +12,8 @@ def batch_kl(
     moments: Moments | None,
     draw: DrawnCode,
     objective: StepObjective,
-) -> tuple[t.Tensor, t.Tensor | None]:
-    """The KL in nats per token, and with free bits each feature's mean KL over the batch.
+) -> t.Tensor:
+    """The KL in nats per token, averaged over the batch: 0-dim.
 
     Arguments:
         moments: of all features; None for the KL of the selected ones.
@@ -25,14 +25,11 @@ def batch_kl(
             kl_BK = kl_BK + variance_kl(2 * std.log(), prior_std)
         if draw.log_var is not None:
             kl_BK = kl_BK + variance_kl(draw.log_var.selected_BK, prior_std)
-        return kl_BK.sum(-1).mean(), None
+        return kl_BK.sum(-1).mean()
 
     mean_kl_F = moments.square_F / (2 * prior_std.square())
     if std is not None:
         mean_kl_F = mean_kl_F + variance_kl(2 * std.log(), prior_std)
     if draw.log_var is not None and draw.log_var.kl_sum_F is not None:
         mean_kl_F = mean_kl_F + draw.log_var.kl_sum_F / len(draw.smallest_B)
-    free_bits = objective.options.free_bits
-    if free_bits > 0:  # otherwise the mean over ranks of the loss is enough
-        objective.ranks.mean_(mean_kl_F)
-    return free_bits_kl(mean_kl_F, free_bits), mean_kl_F if free_bits > 0 else None
+    return mean_kl_F.sum()
