@@ -177,9 +177,6 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
         return any(there), flags.run
     config = TrainConfig(flags.sae.resolve(flags.run.steps, flags.run.batch_size), flags.run)
     folder = folder_of(config)
-    former = RUNS / config.former_name
-    if flags.run.save_dir is None and (former / CONFIG).is_file():
-        folder = former
     run = replace(flags.run, save_dir=str(folder))
     return _is_same_run(flags.sae, run, folder, flags.typed), run
 

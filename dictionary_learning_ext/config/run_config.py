@@ -246,15 +246,10 @@ class TrainConfig:
             where.append(self.run.hook)
         if self.run.data != RunConfig.data:
             where.append(self.run.data.rstrip("/").rpartition("/")[2][-40:])
-        start, _, digest = self.former_name.rpartition("_")
-        return "_".join([start, *(re.sub(r"[^\w.-]", "-", text) for text in where), digest])
-
-    @property
-    def former_name(self) -> str:
-        """The name of earlier versions, without the data seed, the hook point and the text."""
         settings = _deciding_the_result(self.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        return f"{self.sae.name}_{digest[:6]}"
+        where = [re.sub(r"[^\w.-]", "-", text) for text in where]
+        return "_".join([self.sae.name, *where, digest[:6]])
 
     def for_steps(self, steps: int) -> "TrainConfig":
         """These settings for a run of `steps`, with schedules of the same share of the run."""

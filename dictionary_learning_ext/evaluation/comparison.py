@@ -7,7 +7,7 @@ from typing import Any
 
 from ..activations.position_rule import left_out
 from ..config.checks import meant
-from ..errors import ConfigError, in_shell
+from ..errors import ConfigError
 from ..run_folder.matching import (
     LEAVING_OUT,
     measurements,
@@ -69,13 +69,9 @@ def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list
     """What the table can't show: positions that CE left alone, and why metrics are missing."""
     said_of: dict[str, list[str]] = {}
     names = short_names(results)
-    earlier = []
     for folder, values in results.items():
         settings = values.get("measured_on", {})
         what = left_out(**{name: settings[name] for name in LEAVING_OUT if name in settings})
-        has_ce = values.get("loss_reconstructed") is not None
-        if what and has_ce and "positions_left_alone" not in values:
-            earlier.append(folder)
         if values.get("positions_left_alone"):
             line = (
                 f"CE: {values['positions_left_alone']:,} of {values['loss_positions']:,} positions "
@@ -86,16 +82,10 @@ def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list
             if reason := values.get(NOT_MEASURED, {}).get(metric.key):
                 line = f"{metric.label}: not measured: {reason}"
                 said_of.setdefault(line, []).append(names[folder])
-    lines = [
+    return [
         line if len(some) == len(results) else f"{', '.join(some)}: {line}"
         for line, some in said_of.items()
     ]
-    if earlier:
-        lines.append(
-            f"{', '.join(earlier)}: measured by an earlier version, whose CE replaces all positions;"
-            f" run `vsae eval {in_shell(*earlier)}` again"
-        )
-    return lines
 
 
 def legend(metrics: Sequence[Metric], width: int) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..config.run_config import RunConfig
 from ..errors import CheckpointError
-from .matching import LEAVING_OUT, STORED, same_setting
+from .matching import STORED, same_setting
 from .names import evaluation
 from .reading import read_metrics_if_any
 
@@ -64,12 +64,11 @@ def _other_settings(
     now = measured_on(run)
     settings = config.get("run", {}).get("settings", {})
     if former := former_evaluation(folder):
-        own = _with_defaults(former.get("measured_on", {}), settings)
-        own |= {"tokens": former.get("tokens")}
+        own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
     else:
-        own = _with_defaults(settings, settings) | {"tokens": settings.get("eval_tokens")}
+        own = settings | {"tokens": settings.get("eval_tokens")}
         same_tokens = own["tokens"] in (None, 0, tokens)
     differing = {
         name: "none" if name == STORED and value is None else value
@@ -77,15 +76,3 @@ def _other_settings(
         if name in own and not same_setting(name, own[name], value)
     }
     return differing | ({} if same_tokens else {"tokens": metrics["tokens"]})
-
-
-def _with_defaults(own: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What an evaluation was measured on, with what those of earlier versions don't say.
-
-    Arguments:
-        settings: of the run. Upstream's folders have none.
-    """
-    defaults = {name: getattr(RunConfig, name) for name in LEAVING_OUT}
-    if settings:
-        defaults[STORED] = settings.get(STORED)
-    return own and defaults | own

@@ -17,7 +17,7 @@ SEEDS = ("seed", "data_seed")
 LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can give them to all folders."""
 STORED = "activations"
-"""The setting that names a folder of stored activations. Evaluations of earlier versions lack it."""
+"""The setting that names a folder of stored activations."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -70,11 +70,7 @@ def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]
     settings = {name: metrics.get("measured_on", {}) for name, metrics in results.items()}
     names = sorted({name for each in settings.values() for name in each})
     return {
-        folder: {
-            name: settings[folder].get(name)
-            for name in names
-            if name != STORED or name in settings[folder]
-        }
+        folder: {name: settings[folder].get(name) for name in names}
         | {name: metrics[name] for name in _COUNTS if metrics.get(name) is not None}
         for folder, metrics in results.items()
     }
@@ -91,7 +87,6 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     if settings is None:
         named = {n: v for n, v in config["trainer"].items() if n == "trainer_class"}
         return named | trainer
-    settings = {"data_seed": RunConfig.data_seed, **settings}  # older folders lack it
     which = {name: settings.get(name) for name in ("architecture", "posterior")}
     unused = SAEConfig().changed_to(**which).unused()
     filled = {n: trainer.get(n) if value is None else value for n, value in settings.items()}

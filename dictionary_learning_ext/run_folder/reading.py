@@ -171,8 +171,6 @@ def checked_settings(config: Any, path: Path) -> TrainConfig:
     Raises: CheckpointError if there are none, ConfigError for one that has no legal value.
     """
     settings = settings_in(config, path)
-    if settings.get("architecture") == "jump_relu":  # earlier versions had upstream's loss alone
-        settings = {"threshold_twice": True} | settings
     where = ["save_dir", "overwrite"]  # a new run goes elsewhere and overwrites nothing
     if settings.get("noise_to_signal") is not None:
         where.append("sigma")  # follows from it, for this run's own k and D

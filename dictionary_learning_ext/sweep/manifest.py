@@ -27,12 +27,12 @@ class Manifest:
     """How many are trained together."""
     runs: list[str]
     """The names of the run folders."""
-    name: str | None = None
-    """The sweep's name; None in older folders."""
-    command: str | None = None
-    """What was typed; None in older folders."""
-    settings: dict[str, list[Any]] | None = None
-    """The values of each setting in any of the runs; None in older folders."""
+    name: str | None
+    """The sweep's name, if it has one."""
+    command: str | None
+    """What was typed, if it was started by a command."""
+    settings: dict[str, list[Any]]
+    """The values of each setting in any of the runs."""
 
     @property
     def how_to_continue(self) -> str:
@@ -111,7 +111,7 @@ def _values(configs: dict[str, TrainConfig]) -> dict[str, list[Any]]:
 
 def _difference(former: Manifest, settings: dict[str, list[Any]]) -> str:
     """In which settings the runs of two sweeps differ, but for those that follow from others."""
-    was = former.settings or {}
+    was = former.settings
     differing = [n for n in settings if n in was and _sorted(was[n]) != _sorted(settings[n])]
     differing = [name for name in differing if name not in DERIVED] or differing
     if not differing:

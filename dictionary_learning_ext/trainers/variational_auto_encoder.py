@@ -53,7 +53,14 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     Raises: ConfigError for a value out of range.
     """
 
-    in_state = ("encoder.weight", "k", "posterior_code", "noise_on_code", "rectify_code")
+    in_state = (
+        "encoder.weight",
+        "k",
+        "posterior_code",
+        "noise_on_code",
+        "rectify_code",
+        "select_by_code",
+    )
 
     k: t.Tensor
     sigma: t.Tensor
@@ -175,13 +182,6 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     def _log_var(self, centred: t.Tensor) -> t.Tensor:
         return self.log_var_encoder(centred).clamp(self.log_var_limits[0], self.log_var_limits[1])
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, t.Tensor], prefix: str, *rest: Any
-    ) -> None:
-        """As torch does it. States of earlier versions, which all selected by value, lack the code."""
-        own = {f"{prefix}select_by_code": self.select_by_code}
-        super()._load_from_state_dict(own | state_dict, prefix, *rest)
-
     @t.no_grad()
     def scale_biases(self, scale: float) -> None:
         """Change the units of the activations: multiply all that has their unit by `scale`.
@@ -211,5 +211,5 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
             "posterior": POSTERIORS[int(state["posterior_code"])],
             "noise_on": NOISE_ON[int(state["noise_on_code"])],
             "rectify": bool(state["rectify_code"]),
-            "select_by": SELECT_BY[int(state.get("select_by_code", 0))],
+            "select_by": SELECT_BY[int(state["select_by_code"])],
         }

@@ -86,17 +86,6 @@ def test_what_an_architecture_does_not_take_from_a_config_is_named(small, tmp_pa
     assert "--auxk-alpha" not in first
 
 
-def test_a_run_that_was_named_the_old_way_is_resumed(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    flags = [*small[:-2], "--resume", "auto"]  # without --save-dir
-    assert main(["train", *flags]) == 0
-    (folder,) = Path("runs").iterdir()
-    assert "_text.txt_" in folder.name
-    folder.rename(folder.with_name(folder.name.replace("_text.txt", "")))
-    assert main(["train", *flags]) == 0
-    assert len(list(Path("runs").iterdir())) == 1
-
-
 def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
     flags = ["--preset", "recommended", "--dict-size", "32", "--k", "4", *small]
     assert main(["train", *flags]) == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
@@ -155,11 +156,12 @@ def test_a_name_has_the_hook_point_and_the_text_where_they_are_not_the_default()
     config = TrainConfig().updated(
         {"hook": "blocks.1.hook_mlp_out", "data": "/home/me/my text.txt"}, "x"
     )
-    start, _, digest = config.former_name.rpartition("_")
-    assert config.name == f"{start}_blocks.1.hook_mlp_out_my-text.txt_{digest}"
+    start, _, digest = config.name.rpartition("_")
+    assert start == f"{config.sae.name}_blocks.1.hook_mlp_out_my-text.txt"
+    assert len(digest) == 6
     hub = TrainConfig().updated({"data": "roneneldan/TinyStories"}, "x")
     assert "_TinyStories_" in hub.name
-    assert TrainConfig().name == TrainConfig().former_name
+    assert re.fullmatch(f"{TrainConfig().sae.name}_[0-9a-f]{{6}}", TrainConfig().name)
 
 
 def test_a_data_seed_is_in_the_name_unless_it_is_0_as_in_folders_that_lack_it():

@@ -159,17 +159,6 @@ def test_posteriors_that_differ_are_no_other_training():
     assert "also differ" not in text
 
 
-@pytest.mark.parametrize("rule", [{"max_norm_multiple": 10.0}, {"remove_bos": True}], ids=str)
-def test_metrics_of_an_earlier_version_are_named(rule):
-    old = {"loss_reconstructed": 4.0, "measured_on": {"data": "a.txt", **rule}}
-    new = old | {"positions_left_alone": 0, "loss_positions": 8192}
-    (line,) = notes({"runs/a": old, "runs/b": new}, [METRICS["fve"]])
-    assert "runs/a: measured by an earlier version" in line
-    assert "run `vsae eval runs/a` again" in line
-    others = {"without CE": {"measured_on": rule}, "all positions": old | {"measured_on": {}}}
-    assert notes(others, [METRICS["fve"]]) == []
-
-
 def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_once():
     rules = {"remove_bos": True, "max_norm_multiple": 10.0}
     alone = {"fve": None, "positions_left_alone": 64, "loss_positions": 8192}

@@ -50,10 +50,6 @@ def test_stored_activations_are_told_from_the_language_models(folder, tmp_path):
     cached = replace(RUN, activations="runs/cache")
     assert name_of(folder, cached).startswith("evaluations/activations_cache_")
     own, path = {"run": {"settings": vars(cached)}}, folder / "metrics.json"
-    for lacks_it in (False, True):  # as evaluations of earlier versions
-        measured = measured_on(cached)
-        if lacks_it:
-            del measured["activations"]
-        path.write_text(json.dumps({"tokens": 256, "measured_on": measured}))
-        assert name_of(folder, replace(RUN, activations="./runs/cache/"), config=own) == path.name
-        assert name_of(folder, config=own) == "evaluations/activations_none.json"
+    path.write_text(json.dumps({"tokens": 256, "measured_on": measured_on(cached)}))
+    assert name_of(folder, replace(RUN, activations="./runs/cache/"), config=own) == path.name
+    assert name_of(folder, config=own) == "evaluations/activations_none.json"

@@ -300,17 +300,6 @@ def test_a_damaged_config_file_is_a_config_error(content, tmp_path):
         load_config(tmp_path / "missing.json")
 
 
-def test_a_jump_relu_of_an_earlier_version_keeps_its_loss(tmp_path):
-    """Those had upstream's alone; today's default is another."""
-    settings = SETTINGS.to_dict() | {"architecture": "jump_relu", "beta": None}
-    del settings["threshold_twice"]
-    made(tmp_path, **{"config.json": {"trainer": TRAINER, "run": {"settings": settings}}})
-    assert load_config(tmp_path).sae.threshold_twice is True
-    settings |= {"threshold_twice": False}
-    made(tmp_path, **{"config.json": {"trainer": TRAINER, "run": {"settings": settings}}})
-    assert load_config(tmp_path).sae.threshold_twice is False
-
-
 def with_settings(folder, **changes):
     run = {"settings": SETTINGS.to_dict() | changes}
     return made(folder, **{"config.json": {"trainer": TRAINER | changes, "run": run}})

@@ -73,10 +73,6 @@ def test_what_differs_from_another_sweep_is_named(tmp_path):
     )
     assert " with k=4,2, not 2,3,4,5,6,…; choose" in said(ks=range(2, 10))
     assert " with k=4,2, not 2 and steps=1200, not 9; choose" in said(ks=[2], steps=9)
-    older = json.loads((tmp_path / "sweep.json").read_text())
-    del older["settings"]
-    (tmp_path / "sweep.json").write_text(json.dumps(older))
-    assert "another sweep of 2 runs, e.g. 2; choose" in said(ks=[2, 8])
 
 
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
@@ -97,9 +93,8 @@ def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
     assert progress(tmp_path) is None
 
 
-def test_older_folders_have_no_command_and_a_damaged_file_is_named(tmp_path):
-    old = {"digest": "x", "at_once": 1, "runs": ["a"]}
-    (tmp_path / "sweep.json").write_text(json.dumps(old))
+def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tmp_path):
+    start(tmp_path, names="a", command=None)
     assert progress(tmp_path) == (
         "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
     )

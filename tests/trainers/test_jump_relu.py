@@ -90,7 +90,7 @@ def test_config_json_says_which_and_upstreams_readers_still_know_the_class():
 
 def test_run_folders_of_upstreams_loss_keep_their_names():
     names = [
-        TrainConfig(SAEConfig("jump_relu", threshold_twice=twice)).former_name
+        TrainConfig(SAEConfig("jump_relu", threshold_twice=twice)).name
         for twice in (None, True, False)
     ]
     assert names[0] == names[1] != names[2]

@@ -156,20 +156,6 @@ def test_from_pretrained_needs_no_other_file(posterior, tmp_path):
     )
 
 
-def test_a_state_of_an_earlier_version_selects_by_value(tmp_path):
-    sae = VariationalTopKAutoEncoder(D, F, 4)
-    state = sae.state_dict()
-    del state["select_by_code"]
-    t.save(state, tmp_path / "ae.pt")
-    loaded = VariationalTopKAutoEncoder.from_pretrained(tmp_path / "ae.pt")
-    assert loaded.select_by == "value"
-    assert t.equal(loaded.encode(data()), sae.encode(data()))
-    assert_same_weights(loaded.state_dict(), sae.state_dict())
-    del state["rectify_code"]
-    with pytest.raises(RuntimeError, match="rectify_code"):
-        sae.load_state_dict(state)
-
-
 def test_an_sae_with_a_learned_prior_is_refused(tmp_path):
     state = VariationalTopKAutoEncoder(D, F, 4).state_dict()
     t.save(state | {"prior_std": t.ones(F)}, tmp_path / "ae.pt")
