@@ -131,8 +131,7 @@ def _advice(flags: TrainFlags) -> str:
 
 def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
     """The results, and what to do next."""
-    from ..evaluation.comparison import printed
-    from ..evaluation.diagnosis import symptoms
+    from ..evaluation.comparison import printed, symptoms
 
     results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
     if results:
@@ -140,7 +139,7 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
     for folder in folders:
         print(f"saved in {folder}")
     for folder, metrics in results.items():
-        for symptom in symptoms(metrics, load_config(folder)):
+        for symptom in symptoms(metrics, load_config(folder).sae):
             print(f"{folder} looks bad: {symptom}")
     one = folders[0]
     print(

@@ -2,11 +2,13 @@
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..activations.position_rule import left_out
 from ..config.checks import meant
+from ..config.options import MUCH_NOISE
+from ..config.sae_config import SAEConfig
 from ..errors import ConfigError
 from ..run_folder.matching import (
     LEAVING_OUT,
@@ -21,6 +23,36 @@ from .sae_names import short_names
 from .tables import setting_text, text_table
 
 MATCHED = "All were trained on the same batches from the same initial weights."
+_REMEDIES = "See `When it goes wrong` in docs/settings.md."
+_FEWEST_SELECTIONS = 10
+"""How often the average feature must have been selected for `alive` to say anything."""
+
+
+def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
+    """What is wrong with a trained SAE, a sentence each; empty for a good one.
+
+    Arguments:
+        metrics: its metrics.json. What was not measured is no symptom.
+    """
+    noise = metrics.get("noise_to_signal") if sae.noise_anneal_steps is None else None
+    fve, kl, alive = (metrics.get(name) for name in ("fve", "kl_per_token", "alive"))
+    selections = (metrics.get("tokens") or 0) * (metrics.get("l0") or 0)
+    if selections < _FEWEST_SELECTIONS * sae.dict_size:
+        alive = None
+    is_poor = fve is not None and fve < 0.5
+    found = {
+        f"The noise stays to the end and drowns the activations: noise_to_signal is above {MUCH_NOISE}.": (
+            noise is not None and noise > MUCH_NOISE
+        ),
+        "The reconstruction explains less than half of the variance: FVE is below 0.5.": is_poor,
+        "The KL has collapsed: the features say next to nothing about a token.": (
+            is_poor and kl is not None and kl < 0.01
+        ),
+        "More than a quarter of the features were never selected in the held-out tokens.": (
+            alive is not None and alive < 0.75
+        ),
+    }
+    return [f"{sentence} {_REMEDIES}" for sentence, is_there in found.items() if is_there]
 
 
 def chosen(columns: str) -> list[Metric]:

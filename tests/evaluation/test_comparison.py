@@ -2,12 +2,14 @@
 
 import pytest
 
+from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.comparison import (
     chosen,
     legend,
     notes,
     printed,
+    symptoms,
     table,
     usual_columns,
 )
@@ -173,3 +175,39 @@ def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_onc
     results["runs/c"] = results.pop("c") | {"not_measured": {}}
     assert "a, b: FVE: not measured: no variance" in notes(results, [METRICS["fve"]])
     assert notes({"a": {"fve": 0.5}}, [METRICS["fve"]]) == []
+
+
+GOOD = {
+    "fve": 0.95, "alive": 0.97, "noise_to_signal": 0.1, "kl_per_token": 2.0, "tokens": 4096, "l0": 8.0
+}  # fmt: skip
+SMALL = SAEConfig(dict_size=64)
+
+
+@pytest.mark.parametrize(
+    ("bad", "at_limit", "said"),
+    [
+        ({"noise_to_signal": 0.21}, {"noise_to_signal": 0.2}, ["The noise"]),
+        ({"fve": 0.49}, {"fve": 0.5}, ["The reconstruction"]),
+        ({"fve": 0.4, "kl_per_token": 0.001}, {"kl_per_token": 0.001}, ["The reconstr", "The KL"]),
+        ({"alive": 0.74}, {"alive": 0.75}, ["More than a quarter"]),
+    ],
+    ids=str,
+)
+def test_each_symptom_is_said_beyond_its_limit(bad, at_limit, said):
+    lines = symptoms(GOOD | bad, SMALL)
+    assert len(lines) == len(said)
+    for line, start in zip(lines, said, strict=True):
+        assert line.startswith(start)
+        assert line.endswith("in docs/settings.md.")
+    assert symptoms(GOOD | at_limit, SMALL) == symptoms(GOOD, SMALL) == []
+
+
+def test_what_says_nothing_is_no_symptom():
+    assert symptoms(dict.fromkeys(GOOD), SAEConfig("relu", dict_size=64)) == []
+    assert symptoms(GOOD | {"noise_to_signal": 0.5}, SAEConfig(noise_anneal_steps=5)) == []
+    few = GOOD | {
+        "alive": 0.5,
+        "tokens": 79,
+    }  # at l0 = 8 of 64, 80 tokens select the average 10 times
+    assert symptoms(few, SMALL) == []
+    assert len(symptoms(few | {"tokens": 80}, SMALL)) == 1
