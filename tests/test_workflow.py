@@ -1,11 +1,13 @@
 """What runs on every change: the workflow and the hook before a commit call the Makefile."""
 
+import ast
 import os
 import re
 import runpy
 from unittest.mock import patch
 
 import yaml
+from slow_tests import SLOW
 from source_tree import ROOT
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
@@ -52,3 +54,13 @@ def test_the_hook_before_a_commit_lints():
     assert [hook["entry"] for hook in found] == ["make lint"]
     assert is_ours("make lint")
     assert not is_ours("make nothing")
+
+
+def test_every_test_that_test_fast_leaves_out_is_there():
+    written = {
+        node.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert written >= SLOW, f"tests/helpers/slow_tests.py names no test: {sorted(SLOW - written)}"
