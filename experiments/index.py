@@ -205,8 +205,8 @@ EXPERIMENTS = (
     ),
     Experiment(
         "robustness.same_numbers",
-        "Do two commits train the same SAEs, bit for bit?",
-        minutes="6",
+        "Do two commits give the same numbers, bit for bit?",
+        minutes="8",
         arguments="BEFORE [AFTER]",
         page="same_numbers.md",
     ),

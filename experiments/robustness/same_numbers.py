@@ -1,14 +1,18 @@
-"""Do two commits train the same SAEs? Weights and metrics must be equal, bit for bit.
+"""Do two commits give the same numbers? Weights, metrics, settings and exports must be equal, bit for bit.
 
-    python -m experiments.robustness.same_numbers BEFORE [AFTER]     # 6 minutes on 2 cores
+    python -m experiments.robustness.same_numbers BEFORE [AFTER] [--only CASE,...]
 
-Each commit is checked out in a worktree and trains every architecture, and a vSAE of every kind,
-for 100 steps on the embedded model: two seeds in float32, one in bfloat16. Then AFTER resumes a run
-that BEFORE left at step 50. Compared are all tensors of ae.pt, all lines of metrics.jsonl, and all
-numbers of metrics.json. AFTER is the working tree if it isn't given. The page goes to
-results/same_numbers.md.
+Each commit is checked out in a worktree and runs the cases of `same_numbers_cases`. Then AFTER resumes
+the runs that BEFORE left half way. AFTER is the working tree if it isn't given. Compared are all
+tensors, and all values of .json, .jsonl and .csv files, but for dates and versions. A case that fails
+counts as a difference. The page goes to results/same_numbers.md, unless cases were chosen with --only.
 """
 
+import argparse
+import csv
+import gzip
+import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -16,100 +20,106 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch as t
+from safetensors.torch import load_file
 
-from dictionary_learning_ext.config.architectures import TRAINED
-from experiments.pages import table, write
+from . import same_numbers_cases as cases
 
 ROOT = Path(__file__).parents[2]
-STEPS, HALF = 100, 50
-SHARED: dict[str, Any] = {"dict_size": 256, "lr": 1e-3, "dead_feature_threshold": 4096}
-OF_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "vsae_top_k": {"k": 16},
-    "vsae": {"sigma": 0.2},
-    "top_k": {"k": 16, "dead_feature_threshold": 4096},
-    "batch_top_k": {"k": 16},
-    "matryoshka": {"k": 16},
-    "relu": {},
-    "jump_relu": {},
-    "vaease": {},
-    "probabilistic_top_k": {"k": 16},
+IGNORED = {*cases.DELETED, "date", "versions"}
+"""Keys of files whose values may differ."""
+HAS_SAE_LENS = importlib.util.find_spec("sae_lens") is not None
+SHOWN = 20
+"""Differences on the page, of each case."""
+
+
+def _jsonl(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".pt": lambda path: t.load(path, map_location="cpu", weights_only=True),
+    ".safetensors": load_file,
+    ".npy": lambda path: t.from_numpy(np.load(path)),
+    ".arrow": lambda path: hashlib.sha256(path.read_bytes()).hexdigest(),
+    ".json": lambda path: json.loads(path.read_text(encoding="utf-8")),
+    ".jsonl": lambda path: _jsonl(path.read_text(encoding="utf-8")),
+    ".gz": lambda path: _jsonl(gzip.decompress(path.read_bytes()).decode("utf-8")),
+    ".csv": lambda path: list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())),
 }
-"""Settings of an SAE of each architecture."""
-KINDS: dict[str, dict[str, Any]] = {
-    "fixed, noise on both": {"k": 16},
-    "fixed, noise on values": {"k": 16, "noise_on": "values", "sigma": 0.3},
-    "fixed, noise on selection": {
-        "k": 16,
-        "noise_on": "selection",
-        "sigma": 0.3,
-        "noise_anneal_steps": 60,
-        "kl_scope": "selected",
-        "beta": 0.1,
-    },
-    "fixed, rectified": {"k": 64, "rectify": True, "sigma": 0.2, "kl_schedule": "cosine"},
-    "fixed, by magnitude": {"k": 16, "select_by": "magnitude", "sigma": 0.3},
-    "fixed, k annealed": {"k": 16, "k_anneal_steps": 60},
-    "fixed, frozen decoder": {"k": 16, "freeze_decoder": True},
-    "learned": {"k": 16, "posterior": "learned", "log_var_init": -3.0, "beta": 0.3},
-    "learned, noise on values": {
-        "k": 16,
-        "posterior": "learned",
-        "noise_on": "values",
-        "kl_scope": "selected",
-    },
-    "point": {"k": 16, "posterior": "point", "beta": 0.1},
-    "point, upstream's TopK": {"k": 16, "posterior": "point", "rectify": True, "beta": 0.0},
-}
-"""Settings of vSAEs beyond those that they share."""
+"""By a file's suffix: what it holds. Other files are not compared."""
+NOT_COMPARED = ("complete.json", "logged.json")
+"""Of resume points: the hashes of files that are compared themselves, and how far it was logged."""
 
 
-def settings() -> dict[str, dict[str, Any]]:
-    """Each SAE's settings, by its folder's name.
-
-    Raises: RuntimeError if an architecture has no entry in `OF_ARCHITECTURES`.
-    """
-    if missing := [name for name in TRAINED if name not in OF_ARCHITECTURES]:
-        raise RuntimeError(
-            f"no settings in OF_ARCHITECTURES for {', '.join(missing)}; add an entry"
-        )
-    found = {
-        name: {"architecture": name, "dict_size": 256} | OF_ARCHITECTURES[name] for name in TRAINED
+def compared_files(folder: Path) -> set[Path]:
+    """The files of a folder that are compared, relative to it."""
+    files = (path.relative_to(folder) for path in folder.rglob("*"))
+    return {
+        path
+        for path in files
+        if path.suffix in READERS and path.name not in NOT_COMPARED and "scratch" not in path.parts
     }
-    return found | {f"vsae_{i}": SHARED | own for i, own in enumerate(KINDS.values())}
 
 
-def train_all(out: Path, resume: bool) -> None:
-    """What a commit does: in its own worktree, by the package's public names."""
-    from dictionary_learning_ext import RunConfig, SAEConfig, train
+def differences(one: Any, other: Any, name: str = "") -> Iterator[str]:
+    """Where two values of the readers differ, and how."""
+    if isinstance(one, t.Tensor) and isinstance(other, t.Tensor):
+        if one.dtype != other.dtype or one.shape != other.shape:
+            yield f"{name}: {one.dtype} {tuple(one.shape)}, {other.dtype} {tuple(other.shape)}"
+        elif one.numel() and not t.equal(_bits(one), _bits(other)):
+            largest = float((one.double() - other.double()).abs().max())
+            yield f"{name}: tensors differ by up to {largest:.2g}"
+    elif isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            if key in IGNORED:
+                continue
+            if key not in one or key not in other:
+                yield f"{name}.{key}: only {'before' if key in one else 'after'}"
+            else:
+                yield from differences(one[key], other[key], f"{name}.{key}")
+    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        if len(one) != len(other):
+            yield f"{name}: length {len(one)}, {len(other)}"
+        else:
+            for i, pair in enumerate(zip(one, other, strict=True)):
+                yield from differences(*pair, f"{name}[{i}]")
+    elif repr(one) != repr(other):  # NaN equals NaN, and 0.0 is not -0.0
+        yield f"{name}: {repr(one)[:80]}, {repr(other)[:80]}"
 
-    package = sys.modules["dictionary_learning_ext"].__file__
-    if not str(package).startswith(os.environ["PYTHONPATH"]):
-        raise RuntimeError(f"imported {package}, not the worktree {os.environ['PYTHONPATH']}")
-    run_name: str
-    dtype: Any
-    for run_name, seed, dtype in RUNS:
-        run = RunConfig(
-            steps=STEPS,
-            batch_size=512,
-            n_ctxs=64,
-            dtype=dtype,
-            eval_tokens=8192,
-            eval_documents=8,
-            log_steps=20,
-            save_every=str(HALF),
-            save_dir=str(out / run_name),
-        )
-        saes = {sae: SAEConfig(seed=seed, **own) for sae, own in settings().items()}
-        train(run, saes, resume=resume)
+
+def _bits(x: t.Tensor) -> t.Tensor:
+    return x.detach().contiguous().flatten().view(t.uint8)
 
 
-RUNS = [("seed0", 0, "float32"), ("seed1", 1, "float32"), ("bf16", 0, "bfloat16")]
+def differences_of_case(one: Path, other: Path) -> list[str]:
+    """How a case's folder differs between two commits."""
+    found = [
+        f"error in {which}: {(folder / 'error.txt').read_text().strip().splitlines()[-1]}"
+        for which, folder in (("BEFORE", one), ("AFTER", other))
+        if (folder / "error.txt").exists()
+    ]
+    mine, theirs = compared_files(one), compared_files(other)
+    if not mine:
+        found.append("BEFORE wrote no file")
+    found += [f"{path}: only before" for path in sorted(mine - theirs)]
+    found += [f"{path}: only after" for path in sorted(theirs - mine)]
+    for path in sorted(mine & theirs):
+        if (one / path).read_bytes() == (other / path).read_bytes():
+            continue
+        try:
+            values = [READERS[path.suffix](folder / path) for folder in (one, other)]
+        except Exception as error:
+            found.append(f"{path}: can't be read ({error!r})")
+        else:
+            found += [f"{path}{each}" for each in differences(*values)]
+    return found
 
 
 @contextmanager
@@ -128,95 +138,122 @@ def tree_of(revision: str | None) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
-def run_in(tree: Path, out: Path, *, resume: bool = False) -> None:
-    """Train everything with the package of a tree."""
-    script = out.parent / "train_all.py"
-    code = Path(__file__).read_text(encoding="utf-8")
-    # The file itself, without what it needs of the rest of experiments/.
-    script.write_text(code.replace("from experiments.pages import table, write\n", ""))
-    words = [sys.executable, str(script), str(out), str(resume)]
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run(words, check=True, cwd=tree, env=environment)
+def run_in(tree: Path, out: Path, names: list[str], *, resume: bool = False) -> None:
+    """Run cases with the package of a tree, in the folder `out`."""
+    out.mkdir(exist_ok=True)
+    module = Path(cases.__file__)
+    shutil.copy(module, out.parent)
+    code = f"from {module.stem} import run; run({names}, {resume})"
+    environment = os.environ | {
+        "PYTHONPATH": f"{tree}{os.pathsep}{out.parent}",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    print(f"{out.name}:", file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=out, env=environment)
+    if done.returncode:  # each case catches its own errors
+        print(f"the cases of {out.name} ended with {done.returncode}", file=sys.stderr)
 
 
-def rewind(out: Path) -> None:
-    """Leave the runs as they were when stopped after the point at half."""
-    for folder in (path.parent for path in out.glob("*/*/config.json")):
-        for name in ("ae.pt", "metrics.json"):
-            (folder / name).unlink()
-        shutil.rmtree(folder / "resume" / f"step_{STEPS:08d}")
+def rewind(folder: Path) -> None:
+    """Leave the runs in a folder as they were when stopped after their point at half."""
+    for resume in list(folder.rglob("resume")):
+        points = sorted(resume.glob("step_*"))
+        if len(points) > 1:
+            shutil.rmtree(points[-1])
+            for name in ("ae.pt", "metrics.json"):
+                (resume.parent / name).unlink()
 
 
-def differences(one: Path, other: Path) -> dict[str, list[str]]:
-    """By SAE: what differs between two folders of runs."""
-    found: dict[str, list[str]] = {}
-    folders = [path.parent for path in sorted(one.glob("*/*/config.json"))]
-    for folder in folders:
-        twin = other / folder.relative_to(one)
-        own = found.setdefault(str(folder.relative_to(one)), [])
-        here, there = (t.load(f / "ae.pt", weights_only=True) for f in (folder, twin))
-        names = here.keys() | there.keys()
-        own += [
-            f"ae.pt: {name}"
-            for name in sorted(names)
-            if name not in here or name not in there or not t.equal(here[name], there[name])
-        ]
-        lines, others = ((f / "metrics.jsonl").read_text() for f in (folder, twin))
-        own += ["metrics.jsonl"] if lines != others else []
-        first, second = (json.loads((f / "metrics.json").read_text()) for f in (folder, twin))
-        own += [f"metrics.json: {n}" for n in sorted(first) if first[n] != second.get(n)]
-    if len(folders) != len(RUNS) * len(settings()):
-        raise RuntimeError(f"{len(folders)} SAEs in {one}: expected {len(RUNS) * len(settings())}")
+def results(before: str, after: str | None, names: list[str]) -> dict[str, dict[str, list[str]]]:
+    """The differences of each case, under "fresh", and "resumed" if its runs are resumed."""
+    resumed = [case.__name__ for case in cases.RESUMED if case.__name__ in names]
+    found: dict[str, dict[str, list[str]]] = {name: {} for name in names}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cases.write_inputs(folder / "inputs")
+        with tree_of(before) as tree:
+            run_in(tree, folder / "before", names)
+        with tree_of(after) as tree:
+            run_in(tree, folder / "after", names)
+            for name in resumed:
+                shutil.copytree(folder / "before" / name, folder / "resumed" / name)
+                rewind(folder / "resumed" / name)
+            run_in(tree, folder / "resumed", resumed, resume=True)
+        for name in names:
+            for kind, other in (("fresh", "after"), ("resumed", "resumed")):
+                if kind == "fresh" or name in resumed:
+                    pair = (folder / "before" / name, folder / other / name)
+                    found[name][kind] = differences_of_case(*pair)
     return found
 
 
-def main(before: str, after: str | None) -> int:
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with tree_of(before) as tree:
-            run_in(tree, folder / "before")
-        with tree_of(after) as tree:
-            run_in(tree, folder / "after")
-            found = {"": differences(folder / "before", folder / "after")}
-            shutil.copytree(folder / "before", folder / "resumed")
-            rewind(folder / "resumed")
-            run_in(tree, folder / "resumed", resume=True)
-            found["resumed"] = differences(folder / "before", folder / "resumed")
+def page(found: dict[str, dict[str, list[str]]], heading: str) -> list[str]:
+    """The page's lines."""
+    from experiments.pages import table
+
+    def verdict(of_case: dict[str, list[str]], kind: str) -> str:
+        if kind not in of_case:
+            return ""
+        return f"differs ({len(of_case[kind])})" if of_case[kind] else "equal"
+
+    kinds = ("fresh", "resumed")
     rows = {
-        f"{sae}": ["; ".join(found[kind][sae]) or "equal" for kind in found] for sae in found[""]
+        name: [
+            (cases.CASES[name].__doc__ or "").strip().rstrip("."),
+            *(verdict(found[name], kind) for kind in kinds),
+        ]
+        for name in found
     }
-    differ = sum(bool(what) for of_kind in found.values() for what in of_kind.values())
-    names = [
-        subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "--short", revision or "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for revision in (before, after)
-    ]
-    write(
-        "same_numbers.md",
-        [
-            "# The same numbers before and after",
-            "",
-            f"{time.strftime('%Y-%m-%d')}, commits {' and '.join(names)}, torch {t.__version__}, "
-            f"{(time.monotonic() - began) / 60:.0f} minutes. `vsae_N` is the N-th of "
-            f"{', '.join(f'{i}: {kind}' for i, kind in enumerate(KINDS))}.",
-            "",
-            *table("run/SAE", rows, ["trained from scratch", "resumed at step 50"]),
-            "",
-            f"{differ} of {2 * len(rows)} differ.",
-        ],
+    every = {f"{name}, {kind}": found[name][kind] for name in found for kind in found[name]}
+    lines = ["# The same numbers before and after", "", heading, ""]
+    lines += table("case", rows, ["what runs", "from scratch", "resumed half way"])
+    lines += ["", f"{sum(map(bool, every.values()))} of {len(every)} differ."]
+    for name, differing in every.items():
+        if differing:
+            more = [f"- and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else []
+            lines += ["", f"{name}:", "", *(f"- `{each}`" for each in differing[:SHOWN]), *more]
+    if not HAS_SAE_LENS:
+        lines += ["", "The synthetic model was left out: sae_lens is not installed."]
+    return lines
+
+
+def _commit(revision: str | None) -> str:
+    git = ["git", "-C", str(ROOT)]
+    short = [*git, "rev-parse", "--short", revision or "HEAD"]
+    name = subprocess.run(short, capture_output=True, text=True, check=True).stdout.strip()
+    changed = [*git, "diff", "--quiet", "HEAD", "--", "dictionary_learning_ext"]
+    is_changed = revision is None and subprocess.run(changed).returncode
+    return f"{name} with changes" if is_changed else name
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("before")
+    parser.add_argument("after", nargs="?")
+    parser.add_argument("--only", help=f"some of {', '.join(cases.CASES)}")
+    flags = parser.parse_args(words)
+    names = list(cases.CASES) if flags.only is None else flags.only.split(",")
+    if unknown := [name for name in names if name not in cases.CASES]:
+        parser.error(f"no case {unknown[0]!r}; expected some of {','.join(cases.CASES)}")
+    if not HAS_SAE_LENS:
+        names = [name for name in names if name != "synthetic"]
+    began = time.monotonic()
+    commits = " and ".join(_commit(revision) for revision in (flags.before, flags.after))
+    found = results(flags.before, flags.after, names)
+    minutes = (time.monotonic() - began) / 60
+    heading = (
+        f"{time.strftime('%Y-%m-%d')}, commits {commits}, torch {t.__version__}, "
+        f"{minutes:.0f} minutes."
     )
-    return 1 if differ else 0
+    lines = page(found, heading)
+    if flags.only is None:
+        from experiments.pages import write
+
+        write("same_numbers.md", lines)
+    else:
+        print("\n".join(lines))
+    return int(any(found[name][kind] for name in found for kind in found[name]))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[2] in ("True", "False"):
-        train_all(Path(sys.argv[1]), sys.argv[2] == "True")
-    elif len(sys.argv) in (2, 3):
-        sys.exit(main(sys.argv[1], sys.argv[2] if len(sys.argv) == 3 else None))
-    else:
-        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1:]))
