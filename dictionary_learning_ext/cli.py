@@ -20,8 +20,7 @@ from .commands import (
     sweep,
     train,
 )
-from .commands.flag_types import flag_types
-from .commands.flags import Command, parse
+from .commands.flags import Command, flag_names, parse
 from .config.checks import meant
 from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
@@ -72,7 +71,7 @@ def _spelled_as_flags(message: str, command: Command[Any]) -> str:
 
     Calls in Python, such as load_dictionary('runs/a', device='cuda'), stay as they are.
     """
-    names = "|".join(name.replace("-", "_") for name in flag_types(command.flags))
+    names = "|".join(flag_names(command))
 
     def spelled(match: re.Match[str]) -> str:
         before, name = match.groups()

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Annotated, Any, get_args
-
-import tyro
+from typing import Any, get_args
 
 from ..config.options import BenchEvaluation
 from ..config.run_config import RunConfig
 from ..errors import BenchError
-from .flags import Command, Folders, InputFlags
+from .flags import FOLDERS, Command, InputFlags, positional
 
 EVALUATIONS: tuple[BenchEvaluation, ...] = get_args(BenchEvaluation)
 _EVALS_HELP = (
@@ -44,11 +42,12 @@ class BenchInputFlags(InputFlags):
 class BenchFlags:
     """Evaluate run folders with SAE Bench."""
 
-    folders: tyro.conf.Positional[Folders]
+    folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Run folders, or SAEs on the hub (OWNER/NAME/FOLDER, or OWNER/NAME of a repo with one SAE), all
     trained on one language model and hook point. Results go to FOLDER/eval_results."""
-    evals: Annotated[str, tyro.conf.arg(help=_EVALS_HELP)] = ",".join(
-        name for name in EVALUATIONS if name != "absorption"
+    evals: str = field(
+        default=",".join(name for name in EVALUATIONS if name != "absorption"),
+        metadata={"help": _EVALS_HELP},
     )
     compare: bool = False
     """Print how each SAE differs from the first, and the smallest difference that is larger than

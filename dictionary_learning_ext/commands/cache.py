@@ -1,22 +1,20 @@
 """`vsae cache`: a language model's activations on the disk, for many trainings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import tyro
 
 from ..activations.cache_manifest import CacheDtype, finished_manifest, require_checksums
 from ..config.options import Dtype, Packing
 from ..config.run_config import RunConfig
 from ..errors import ActivationsError, ConfigError, Interrupted, in_shell
-from .flags import Command, Folder, vsae
+from .flags import FOLDER, Command, positional, vsae
 
 
 @dataclass(frozen=True)
 class CacheFlags:
     """Write a language model's activations to disk, for many trainings."""
 
-    folder: tyro.conf.Positional[Folder]
+    folder: str = field(metadata=positional(FOLDER))
     """The cache. Rerun the same command to continue an interrupted one."""
     model: str = RunConfig.model
     """The language model: embedded, a folder written by save_pretrained, or a name on the hub."""

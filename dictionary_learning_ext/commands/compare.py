@@ -1,18 +1,16 @@
 """`vsae compare`: metrics side by side."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import tyro
-
-from .flags import Command, Folders
+from .flags import FOLDERS, Command, positional
 
 
 @dataclass(frozen=True)
 class CompareFlags:
     """Print the metrics of run folders side by side."""
 
-    folders: tyro.conf.Positional[Folders]
+    folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Run folders: two or more, or one to see its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:

@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass, field
 
-import tyro
-
-from .flags import Command, Folders, MeasuredFlags
+from .flags import FOLDERS, Command, MeasuredFlags, positional
 
 
 @dataclass(frozen=True)
 class EvalFlags:
     """Evaluate run folders on held-out text and write metrics.json."""
 
-    folders: tyro.conf.Positional[Folders]
+    folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Run folders, all trained on one language model."""
     tokens: int | None = None
     """Held-out tokens to evaluate on, rounded up to whole batches of 2,048. Default: as in the

@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass, field
 
-import tyro
-
 from ..config.options import ExportFormat
 from ..errors import in_shell
-from .flags import Command, Folder, InputFlags
+from .flags import FOLDER, Command, InputFlags, positional
 
 
 @dataclass(frozen=True)
 class ExportFlags:
     """Write an SAE in a format that another library reads."""
 
-    folder: tyro.conf.Positional[Folder]
+    folder: str = field(metadata=positional(FOLDER))
     """A run folder."""
     format: ExportFormat
     """sae-bench: a working directory for SAE Bench's own dictionary_learning runner.

@@ -1,26 +1,54 @@
-"""What a command is, and how its flags are parsed."""
+"""What a command is, and the parser of its flags: they are the fields of a dataclass.
 
-import re
+What was typed is split into flags and their values in one pass, by the type of each field, then
+converted and put into the dataclass that the command starts from. `argparse` and its relatives
+can't do this alone: they take the folder after a lone boolean for its value, -1e-3 for a flag, and
+don't tell what was typed from the defaults.
+"""
+
+import math
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
-from io import StringIO
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-import tyro
-
+from ..config.checks import described, likely, meant
+from ..config.help_texts import help_texts
 from ..errors import UserError
-from .flag_checks import require_legal
-from .flag_spelling import with_booleans, with_nones
 
 F = TypeVar("F")
-Folder = Annotated[str, tyro.conf.arg(metavar="FOLDER")]
-Folders = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
+
+
+def positional(metavar: str) -> dict[str, Any]:
+    """The metadata of a field that is typed without a flag."""
+    return {"positional": True, "metavar": metavar}
+
+
+FOLDER = "FOLDER"
+FOLDERS = "FOLDER [FOLDER ...]"
+HIDDEN = {"hidden": True}
+"""The metadata of a field that can't be typed."""
+_NONE = "none"
+_WITH_ITS_OWN_NONE = ("activations", "save_every", "save_steps")
+"""Flags of text for which none is a value, and says something else than leaving them out."""
+_BOOLEANS = {"true": True, "false": False}
+_HELP = {"-h", "--help", "--help-all"}
 
 
 @dataclass(frozen=True)
@@ -30,20 +58,34 @@ class Command(Generic[F]):
     Attributes:
         name: what users type.
         flags: a dataclass. Its docstring says what the command does, those of its fields are the
-            help.
+            help. The fields of a field that is a dataclass are flags too. Metadata of a field:
+            "help" in place of the docstring, "metavar", and see `positional` and `HIDDEN`.
+            Hidden fields of these names are filled in: `typed` (the names of the flags that were
+            typed), `words` (all that was typed) and `passed_on` (see there).
         run: what the command does with its flags.
-        starting_point: the flags' defaults, where these depend on what was typed.
-        prepare: divides what was typed into the arguments to parse, and values of hidden fields.
-        suggested: flags that `prepare` takes out, which may be meant by a misspelt one.
+        starting_point: the flags' defaults, where these depend on what was typed: the text of each
+            flag by its name. The flags are those of this instance: where it has another dataclass
+            in a field, that one's.
+        prepare: changes what was typed before it is parsed.
+        others: dataclasses with flags that another starting point has.
+        unknown: what to say of a flag of `others` that a starting point doesn't have. Such a flag
+            may be none, which changes nothing.
+        passed_on: another command, whose flags are taken too, as they were typed.
+        common: flags that the help shows first.
+        rare: flags that only --help-all shows.
         by_several: whether torchrun may start several processes of it.
     """
 
     name: str
     flags: type[F]
     run: Callable[[F], None]
-    starting_point: Callable[[list[str]], F] | None = None
-    prepare: Callable[[list[str]], tuple[list[str], dict[str, Any]]] | None = None
-    suggested: tuple[str, ...] = ()
+    starting_point: Callable[[dict[str, str]], F] | None = None
+    prepare: Callable[[list[str]], list[str]] | None = None
+    others: tuple[type, ...] = ()
+    unknown: Callable[[str, F], str] | None = None
+    passed_on: "Command[Any] | None" = None
+    common: tuple[str, ...] = ()
+    rare: tuple[str, ...] = ()
     by_several: bool = False
 
 
@@ -74,61 +116,6 @@ class MeasuredFlags(InputFlags):
     from the language model."""
 
 
-def parse(command: Command[F], args: list[str]) -> F:
-    """A command's flags; a mistake becomes a UserError of one line."""
-    program = f"vsae {command.name}"
-    hidden: dict[str, Any] = {}
-    if command.prepare is not None:
-        args, hidden = command.prepare(args)
-    args = with_nones(command.flags, args)
-    require_legal(command.flags, args, program, command.suggested)
-    start = command.starting_point
-    default = tyro.MISSING_NONPROP if start is None else start(args)
-    help_text, message = _Captured(), _Captured()
-    try:
-        with redirect_stdout(help_text), redirect_stderr(message):
-            flags = tyro.cli(
-                command.flags,
-                args=with_booleans(command.flags, args),
-                prog=program,
-                default=default,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            print(_without_none(help_text.getvalue()), end="")
-            raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", message.getvalue())  # tyro draws a box
-        text = re.sub(r"For full helptext.*", "", " ".join(text.split()))
-        text = re.sub(r"^Value error Error parsing \w+: ", "", text)  # our own checks say enough
-        raise UserError(f"{text.strip()} (see `{program} --help`)") from stop
-    return replace(flags, **hidden)  # pyright: ignore[reportArgumentType, reportReturnType]
-
-
-class _Captured(StringIO):
-    """Takes what tyro prints, with the characters that the terminal can show."""
-
-    encoding = sys.__stdout__.encoding if sys.__stdout__ else "utf-8"
-
-
-def _without_none(help_text: str) -> str:
-    """tyro's help without saying that a flag may be None: the flag's own help says what none means."""
-    shapes = {
-        r"\{None\}\|\{(\[.*?\]+)\}": "{}",
-        r"\{None\}\|(\S+)": "{}",
-        r"\{None,(\S+)": "{{{}",
-        r"\(default:(\s+(?:│\s*│\s+)?)(?:None)?\)": "         {}",
-    }
-    for shape, instead in shapes.items():
-
-        def padded(match: re.Match[str], instead: str = instead) -> str:
-            return instead.format(match[1]).ljust(len(match[0]))
-
-        help_text = re.sub(shape, padded, help_text)
-    usage, blank, rest = help_text.partition("\n\n")  # has no columns to keep
-    return re.sub(r"(?<=\S) {2,}", " ", usage) + blank + rest
-
-
 def vsae() -> str:
     """`vsae` as it can be typed here: with its path, if the shell would not find it."""
     beside, found = Path(sys.executable).with_name("vsae"), shutil.which("vsae")
@@ -140,13 +127,331 @@ def vsae() -> str:
     return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
-def typed(args: list[str]) -> dict[str, str]:
-    """The flags in `args` and the text of their values, by the names of their fields."""
+def texts_of(args: list[str]) -> dict[str, str]:
+    """The flags in `args` by the names of their fields, each with the word after it ("none" for None).
+
+    Knows no types: what follows a lone boolean flag counts as its text.
+    """
     given: dict[str, str] = {}
     for arg, following in pairwise([*args, "--"]):
         if arg.startswith("--"):
-            name, is_one_word, value = arg[2:].partition("=")
-            if not is_one_word:
+            name, has_value, value = arg[2:].partition("=")
+            if not has_value:
                 value = "True" if following.startswith("--") else following
-            given[name.replace("-", "_")] = value
+            given[_field_name(name)] = _NONE if value.lower() == _NONE else value
     return given
+
+
+def flag_names(command: Command[Any]) -> list[str]:
+    """The names of all fields that may be typed after --, whatever the command starts from."""
+    return list(_known(command))
+
+
+def parse(command: Command[F], args: list[str]) -> F:
+    """A command's flags. Prints the help and raises SystemExit if that is asked for.
+
+    Raises: UserError for a mistake, in one line that says what to type.
+    """
+    args = args if command.prepare is None else command.prepare(args)
+    start = _start_of(command, texts_of(args))
+    options = _options_of(start)
+    if asked := _HELP & set(args):
+        print(_help(command, options, everything="--help-all" in asked))
+        raise SystemExit(0)
+    see = f"(see `vsae {command.name} --help`)"
+    typed, words, passed_on = _sorted(command, args, start, options, see)
+    changes = {name: _converted(options[name], values, see) for name, values in typed.items()}
+    changes |= _positional_values(options, words, see)
+    for name, option in options.items():
+        if option.default is MISSING and name not in changes:
+            raise UserError(f"expected {_flag(name)}, {_expected(option.hint)} {see}")
+    parts: dict[str, dict[str, Any]] = {option.part: {} for option in options.values()}
+    for name, value in changes.items():
+        parts[options[name].part][name] = value
+    whole = parts.pop("", {}) | {
+        part: replace(getattr(start, part), **changed) for part, changed in parts.items()
+    }
+    filled_in = {"typed": tuple(typed), "words": tuple(args), "passed_on": tuple(passed_on)}
+    whole |= {each.name: filled_in[each.name] for each in _hidden(start) if each.name in filled_in}
+    return replace(start, **whole)
+
+
+class _Option(NamedTuple):
+    """A field that can be typed."""
+
+    name: str
+    hint: Any
+    default: Any
+    """MISSING for one that is needed."""
+    part: str
+    """The field of the flags that holds it. "": it is the flags' own."""
+    help: str
+    metadata: Mapping[str, Any]
+    is_used: bool
+    """False for one that its dataclass's `unused()` names, if it has this. The help leaves it out."""
+
+    @property
+    def is_positional(self) -> bool:
+        return "positional" in self.metadata
+
+    @property
+    def metavar(self) -> str:
+        return self.metadata.get("metavar") or _metavar(self.hint, self.default)
+
+
+def _start_of(command: Command[F], given: dict[str, str]) -> Any:
+    """What the command starts from, with MISSING where a value is needed."""
+    if command.starting_point is not None:
+        return command.starting_point(given)
+    flags: Any = command.flags
+    needed = [f for f in fields(flags) if f.default is MISSING and f.default_factory is MISSING]
+    return flags(**{each.name: MISSING for each in needed})
+
+
+def _options_of(start: Any, part: str = "") -> dict[str, _Option]:
+    """The fields of an instance that can be typed, and of its fields that are dataclasses."""
+    hints, texts = get_type_hints(type(start)), help_texts(type(start))
+    unused = start.unused() if hasattr(start, "unused") else ()
+    found: dict[str, _Option] = {}
+    for each in fields(start):
+        name, value = each.name, getattr(start, each.name)
+        if is_dataclass(value):
+            more = _options_of(value, name)
+            assert not found.keys() & more.keys(), "a flag is one field"
+            found |= more
+        elif not each.metadata.get("hidden"):
+            value = each.metadata.get("default") if value is None else value
+            text = each.metadata.get("help") or texts.get(name, "")
+            is_used = name not in unused
+            found[name] = _Option(name, hints[name], value, part, text, each.metadata, is_used)
+    return found
+
+
+def _hidden(start: Any) -> list[Field[Any]]:
+    return [each for each in fields(start) if each.metadata.get("hidden")]
+
+
+def _others_of(command: Command[Any]) -> dict[str, _Option]:
+    return {name: each for cls in command.others for name, each in _options_of(cls()).items()}
+
+
+def _known(command: Command[Any]) -> dict[str, _Option]:
+    """The flags of every starting point."""
+    return _others_of(command) | _with_dashes(_options_of(_start_of(command, {})))
+
+
+def _with_dashes(options: dict[str, _Option]) -> dict[str, _Option]:
+    return {name: each for name, each in options.items() if not each.is_positional}
+
+
+def _sorted(
+    command: Command[F], args: list[str], start: F, options: dict[str, _Option], see: str
+) -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """The values of each flag, the words that are no flag's value, and what is passed on.
+
+    Raises: UserError for a flag that there is not.
+    """
+    flags, others = _with_dashes(options), _others_of(command)
+    passed = {} if command.passed_on is None else _known(command.passed_on)
+    typed: dict[str, list[str]] = {}
+    arguments: list[str] = []
+    passed_on: list[str] = []
+    unknown: list[str] = []
+    for name, words, values in _split(args, others | passed | flags, len(flags) < len(options)):
+        if name is None:
+            arguments += words
+        elif name in flags:
+            typed[name] = values
+        elif name in passed:
+            passed_on += words
+        elif name in others and command.unknown is not None:
+            if [word.lower() for word in values] != [_NONE]:
+                text = " ".join([_flag(name), *values])
+                raise UserError(f"{text}: {command.unknown(name, start)}")
+        else:
+            close = " or ".join(map(_flag, likely(name, [*flags, *passed, *others])))
+            text = words[0].partition("=")[0]
+            unknown.append(text + (f" (did you mean {close}?)" if close else ""))
+    if unknown:
+        raise UserError(f"no such flag: {', '.join(unknown)} {see}")
+    return typed, arguments, passed_on
+
+
+def _split(
+    args: list[str], options: dict[str, _Option], takes_positional: bool
+) -> Iterator[tuple[str | None, list[str], list[str]]]:
+    """What was typed, flag by flag: its name, all its words, and its values among them.
+
+    The name is None for a word that is no flag's value. Raises: UserError for such a word, if the
+    command takes none.
+    """
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--"):
+            name, has_value, value = word[2:].partition("=")
+            name = _field_name(name)
+            n = 0 if has_value else _number_of_values(options.get(name), rest, takes_positional)
+            values, rest = rest[:n], rest[n:]
+            yield name, [word, *values], [value] if has_value else values
+        elif _is_flag(word):
+            raise UserError(f"{word}: flags start with two dashes; did you mean -{word}?")
+        elif not takes_positional:
+            raise UserError(f"{word!r}: expected a flag, which starts with --, e.g. --{word}")
+        else:
+            yield None, [word], []
+
+
+def _number_of_values(option: _Option | None, rest: list[str], takes_positional: bool) -> int:
+    """How many of the words after a flag (None: not known) are its values."""
+    n = next((i for i, word in enumerate(rest) if _is_flag(word)), len(rest))
+    if option is None or _takes_many(option.hint):
+        return n
+    if n and takes_positional and bool in _members(option.hint):  # may stand alone before a folder
+        return int(rest[0].lower() in (*_BOOLEANS, _NONE))
+    return min(n, 1)
+
+
+def _is_flag(word: str) -> bool:
+    """Also -k, which is meant as one; -3 and -inf are numbers."""
+    if word.startswith("--"):
+        return True
+    try:
+        float(word)
+    except ValueError:
+        return word.startswith("-") and word != "-"
+    return False
+
+
+def _converted(option: _Option, words: list[str], see: str) -> Any:
+    """The value of a flag. Raises UserError if the words are none."""
+    name, (kind,) = option.name, _members(option.hint)
+    if not words and kind is not bool:
+        raise UserError(f"{_flag(name)}: expected {_expected(option.hint)} after it {see}")
+    if [word.lower() for word in words] == [_NONE]:
+        if name in _WITH_ITS_OWN_NONE or _NONE in get_args(kind):
+            return _NONE
+        if NoneType in get_args(option.hint):
+            return None
+    try:
+        if get_origin(kind) is tuple:
+            return tuple(_read(word, get_args(kind)[0]) for word in words)
+        return _read(words[0] if words else "True", kind)
+    except ValueError as error:
+        text, choices = " ".join(words), get_args(kind) if get_origin(kind) is Literal else ()
+        expected = _expected(option.hint) + meant(text, choices)
+        raise UserError(f"{_flag(name)} {text}: expected {expected} {see}") from error
+
+
+def _read(word: str, kind: Any) -> Any:
+    """A word as a value of a type. Raises ValueError if it is none."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)[get_args(kind).index(word)]
+    if kind is bool:
+        if word.lower() not in _BOOLEANS:
+            raise ValueError(word)
+        return _BOOLEANS[word.lower()]
+    value = kind(word)
+    if kind is float and not math.isfinite(value):
+        raise ValueError(word)
+    return value
+
+
+def _positional_values(options: dict[str, _Option], words: list[str], see: str) -> dict[str, Any]:
+    """The words that are no flag's values, by the names of their fields."""
+    places, found, rest = [each for each in options.values() if each.is_positional], {}, words
+    for option in places:
+        n = len(rest) if _takes_many(option.hint) else 1
+        if rest:
+            found[option.name] = _converted(option, rest[:n], see)
+        rest = rest[n:]
+    expected = " ".join(option.metavar for option in places)
+    if rest:
+        raise UserError(f"{rest[0]!r}: expected only {expected} {see}")
+    if any(option.default is MISSING and option.name not in found for option in places):
+        raise UserError(f"expected {expected} {see}")
+    return found
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _field_name(flag: str) -> str:
+    return flag.replace("-", "_")
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types of a union, without None."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    return [each for each in (get_args(hint) if is_union else (hint,)) if each is not NoneType]
+
+
+def _takes_many(hint: Any) -> bool:
+    return any(get_origin(each) is tuple for each in _members(hint))
+
+
+def _expected(hint: Any) -> str:
+    (kind,) = _members(hint)
+    if get_origin(kind) is tuple and get_args(kind)[0] is float:
+        return "numbers separated by spaces, e.g. 0.25 0.75"
+    if kind is bool:
+        return "True or False"
+    if kind in (int, float):
+        return described(kind) + (", or none" if NoneType in get_args(hint) else "")
+    return described(kind) if get_origin(kind) is Literal else "a value"
+
+
+_COLUMN = 26
+_LONGEST_METAVAR = 36
+
+
+def _metavar(hint: Any, default: Any) -> str:
+    """What the help shows after a flag."""
+    (kind,) = _members(hint)
+    if kind is bool:
+        return "" if default is False else "True|False"
+    if get_origin(kind) is Literal:
+        choices = "|".join(map(str, get_args(kind)))
+        return choices if len(choices) <= _LONGEST_METAVAR else "NAME"
+    if get_origin(kind) is tuple:
+        one = _metavar(get_args(kind)[0], None)
+        return f"{one} [{one} ...]"
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _help(command: Command[Any], options: dict[str, _Option], everything: bool) -> str:
+    """The help of a command, whose flags have the defaults that it starts from."""
+    width = min(100, shutil.get_terminal_size().columns)
+    arguments = [each for each in options.values() if each.is_positional]
+    flags = {name: each for name, each in _with_dashes(options).items() if each.is_used}
+    needed = [f"{_flag(n)} {each.metavar}" for n, each in flags.items() if each.default is MISSING]
+    usage = [f"usage: vsae {command.name}", *(each.metavar for each in arguments), *needed]
+    common = {name: flags[name] for name in command.common if name in flags}
+    left_out = set() if everything else flags.keys() & set(command.rare)
+    more = {n: each for n, each in flags.items() if n not in common and n not in left_out}
+    lines = [" ".join([*usage, "[FLAGS]"]), "", *textwrap.wrap(str(command.flags.__doc__), width)]
+    lines.append("")
+    for option in arguments:
+        lines += _entry(option.metavar, option, width)
+    for group in (common, more):
+        lines += [""] if group and lines[-1] else []
+        for name, option in group.items():
+            lines += _entry(f"{_flag(name)} {option.metavar}".rstrip(), option, width)
+    if left_out:
+        lines += ["", f"`vsae {command.name} --help-all` shows {len(left_out)} more."]
+    return "\n".join(lines)
+
+
+def _entry(typed: str, option: _Option, width: int) -> list[str]:
+    """A flag and what it does, in two columns."""
+    shown = option.default
+    if isinstance(shown, tuple):
+        shown = " ".join(map(str, shown))
+    has_default = shown not in (MISSING, None, "") and shown is not False
+    text = option.help + (f" (default: {shown})" if has_default else "")
+    lines = textwrap.wrap(text, max(20, width - _COLUMN)) or [""]
+    if len(typed) > _COLUMN - 4:
+        lines.insert(0, "")
+    left = [f"  {typed}", *[""] * (len(lines) - 1)]
+    return [f"{a:<{_COLUMN}}{b}".rstrip() for a, b in zip(left, lines, strict=True)]

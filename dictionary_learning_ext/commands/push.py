@@ -1,20 +1,17 @@
 """`vsae push`: SAEs on the Hugging Face hub."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
 
-import tyro
-
-from .flags import Command, Folder
+from .flags import FOLDER, Command, positional
 
 
 @dataclass(frozen=True)
 class PushFlags:
     """Upload SAEs to the Hugging Face hub, with a model card."""
 
-    folder: tyro.conf.Positional[Folder]
+    folder: str = field(metadata=positional(FOLDER))
     """A run folder, an export for dictionary-learning or SAE Bench, or a folder of such folders."""
-    repo: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="OWNER/NAME")]]
+    repo: str = field(metadata=positional("OWNER/NAME"))
     """A repo on the hub. It is created if it does not exist."""
     public: bool = False
     """Create the repo as public. Default: private."""

@@ -2,23 +2,21 @@
 
 from dataclasses import dataclass, field
 
-import tyro
-
 from ..config.report_options import ReportOptions
 from ..errors import ConfigError
-from .flags import Command, Folder, Folders, MeasuredFlags
+from .flags import FOLDER, FOLDERS, Command, MeasuredFlags, positional
 
 
 @dataclass(frozen=True)
 class ReportFlags:
     """Write an HTML page that shows what an SAE learned."""
 
-    folder: tyro.conf.Positional[Folder]
+    folder: str = field(metadata=positional(FOLDER))
     """A run folder. A folder that holds run folders gets an index page instead: their metrics, links
     to their reports, and how well the seeds of a setting agree."""
-    against: Folders = ()
+    against: tuple[str, ...] = field(default=(), metadata={"metavar": FOLDERS})
     """Other run folders to compare it with, trained on the same language model and hook point."""
-    seeds: Folders = ()
+    seeds: tuple[str, ...] = field(default=(), metadata={"metavar": FOLDERS})
     """Run folders of other seeds of the same SAE. The page then shows which of its features come
     back. Their contexts are not read, so they take seconds."""
     out: str | None = None

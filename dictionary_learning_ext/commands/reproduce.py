@@ -1,17 +1,15 @@
 """`vsae reproduce`: which features come back in SAEs of other seeds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import tyro
-
-from .flags import Command, Folders
+from .flags import FOLDERS, Command, positional
 
 
 @dataclass(frozen=True)
 class ReproduceFlags:
     """Measure which features come back with another seed."""
 
-    folders: tyro.conf.Positional[Folders]
+    folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Two or more run folders of one setting, trained with different --seed and --data-seed."""
     csv: str | None = None
     """A file to write with a row for each feature of each SAE: its mean match in the others, and

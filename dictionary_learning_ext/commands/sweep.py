@@ -3,18 +3,13 @@
 import contextlib
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
 
 from ..config.run_config import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
-from .flag_checks import number_of_values
-from .flag_types import flag_types
-from .flags import Command, parse, vsae
+from .flags import HIDDEN, Command, parse, positional, vsae
 from .train import COMMAND as TRAIN
 
 
@@ -22,7 +17,7 @@ from .train import COMMAND as TRAIN
 class SweepFlags:
     """Run a wandb sweep file on this machine, or show a sweep's results."""
 
-    file: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="[FILE]")]] = None
+    file: Path | None = field(default=None, metadata=positional("[FILE]"))
     """The wandb sweep file, e.g. sweeps/embedded.yaml. Any flag of `vsae train` that the file does
     not sweep may be given too, e.g. --steps 100 or --device cuda. It applies to all runs and
     overrides the file's."""
@@ -44,10 +39,10 @@ class SweepFlags:
     and results.html there."""
     of_wandb: str | None = None
     """Show the results of a sweep on wandb's server: ENTITY/PROJECT/SWEEP."""
-    fixed: tyro.conf.Suppress[tuple[str, ...]] = ()
+    passed_on: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """The flags of `vsae train`."""
-    typed: tyro.conf.Suppress[str] = ""
-    """The command."""
+    words: tuple[str, ...] = field(default=(), metadata=HIDDEN)
+    """All that was typed."""
 
 
 def run(flags: SweepFlags) -> None:
@@ -56,7 +51,7 @@ def run(flags: SweepFlags) -> None:
         raise UserError(
             "vsae sweep: give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP"
         )
-    with_a_file = [*flags.fixed, *(["--devices"] if flags.devices is not None else [])]
+    with_a_file = [*flags.passed_on, *(["--devices"] if flags.devices is not None else [])]
     if flags.file is None and with_a_file:
         raise UserError(f"{with_a_file[0]}: only works with a sweep file")
     if flags.file is not None:
@@ -117,7 +112,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             flags.at_once,
             devices=devices,
             name=sweep.name,
-            command=flags.typed,
+            command=f"{vsae()} sweep {shlex.join(flags.words)}",
             on_begin=said,
         )
     except TrainingError:
@@ -130,35 +125,13 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
 def _devices(flags: SweepFlags) -> tuple[list[str], tuple[str, ...]]:
     """The devices to train on, and the flags of `vsae train`. The runs' names say only their kind."""
     if flags.devices is None:
-        return [], flags.fixed
-    if any(word.partition("=")[0] == "--device" for word in flags.fixed):
+        return [], flags.passed_on
+    if any(word.partition("=")[0] == "--device" for word in flags.passed_on):
         raise UserError("--device and --devices: give only one of them")
     from ..sweep.device_pool import devices_of
 
     devices = devices_of(flags.devices)
-    return devices, (*flags.fixed, "--device", devices[0].partition(":")[0])
+    return devices, (*flags.passed_on, "--device", devices[0].partition(":")[0])
 
 
-def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take out the flags that are `vsae train`'s and not our own."""
-    own = flag_types(SweepFlags)
-    types = {name: hint for name, hint in flag_types(TRAIN.flags).items() if name not in own}
-    ours, fixed, rest = [], [], list(args)
-    while rest:
-        arg = rest.pop(0)
-        name, has_value, _ = arg.removeprefix("--").partition("=")
-        name = name.replace("_", "-")
-        if not arg.startswith("--") or name not in types:
-            ours.append(arg)
-            continue
-        fixed.append(arg)
-        if not has_value:
-            n = number_of_values(types[name], rest, has_words=True)
-            fixed += rest[:n]
-            rest = rest[n:]
-    return ours, {"fixed": tuple(fixed), "typed": f"{vsae()} sweep {shlex.join(args)}"}
-
-
-COMMAND = Command(
-    "sweep", SweepFlags, run, prepare=_prepare, suggested=tuple(flag_types(TRAIN.flags))
-)
+COMMAND = Command("sweep", SweepFlags, run, passed_on=TRAIN)

@@ -4,9 +4,6 @@ import os
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import tyro
 
 from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run_config import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
@@ -25,7 +22,7 @@ from ..run_folder.reading import (
 from ..run_folder.trained_on import NONE
 from ..training.preparation import prepared
 from ..training.processes import joined
-from .flags import Command, typed, vsae
+from .flags import HIDDEN, Command, texts_of, vsae
 
 AUTO = Path("auto")
 
@@ -47,9 +44,9 @@ class TrainFlags:
     run. The result is bit-identical to that of an uninterrupted run. auto: continue the run in
     save_dir, or start it if there is none. Use auto for jobs that are restarted with the same
     command."""
-    typed: tyro.conf.Suppress[tuple[str, ...]] = ()
+    typed: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """The names of the flags that were typed."""
-    left_out: tyro.conf.Suppress[tuple[str, ...]] = ()
+    left_out: tuple[str, ...] = field(default=(), metadata=HIDDEN)
     """Settings of --config that the given architecture and posterior don't use."""
 
 
@@ -97,7 +94,7 @@ def _settings(
             )
         former, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
-        start = starting_point(["--resume", str(flags.resume)])
+        start = starting_point({"resume": str(flags.resume)})
         for name in ("sae", "run"):
             was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
             require_same(
@@ -229,9 +226,12 @@ def _started_from(flags: TrainFlags) -> str:
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
 
 
-def starting_point(args: list[str]) -> TrainFlags:
-    """The defaults of --preset, --config or --resume, without what the other flags rule out."""
-    given = typed(args)
+def starting_point(given: dict[str, str]) -> TrainFlags:
+    """The defaults of --preset, --config or --resume, without what the other flags rule out.
+
+    Arguments:
+        given: the text of each flag that was typed.
+    """
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if given.get("resume") == str(AUTO):
         starts.remove("resume")
@@ -247,23 +247,21 @@ def starting_point(args: list[str]) -> TrainFlags:
     else:
         name = given.get("preset", DEFAULT_PRESET)
         start = preset(name)
-    if given.get("activations", "None") not in ("None", NONE) and starts != ["resume"]:
+    if given.get("activations", NONE) != NONE and starts != ["resume"]:
         start = replace(start, run=_run_on(given, start.run))
     model = given.get("model", start.run.model)
     if is_synthetic(model):
         start = replace(start, run=replace(start.run, **settings_of_run(model)))
     if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
         start = start.for_steps(steps)
-    changes = (given.get(name) for name in ("architecture", "posterior", "kl_schedule"))
-    sae = start.sae.changed_to(*changes)
+    changes = [given.get(name) for name in ("architecture", "posterior", "kl_schedule")]
+    sae = start.sae.changed_to(*(None if text == NONE else text for text in changes))
     left_out = {n for n, was in asdict(start.sae).items() if was is not None} - given.keys()
     left_out = [n for n in left_out if getattr(sae, n) is None]
     for one, other in (("sigma", "noise_to_signal"), ("noise_to_signal", "sigma")):
         if one in given:  # two ways to say one thing: the flag overrides
             sae = replace(sae, **{other: None})
-    return TrainFlags(
-        sae, start.run, preset=name, typed=tuple(given), left_out=tuple(sorted(left_out))
-    )
+    return TrainFlags(sae, start.run, preset=name, left_out=tuple(sorted(left_out)))
 
 
 def _whole_number(text: str) -> int | None:
@@ -274,7 +272,7 @@ def _whole_number(text: str) -> int | None:
         return None
 
 
-def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:
+def _prepare(args: list[str]) -> list[str]:
     """Put the value of --seed where --data-seed is "seed", so that a sweep file can give each seed a
     data seed of its own."""
     spelled, names = [], ("--data-seed", "--data_seed")
@@ -282,14 +280,31 @@ def _prepare(args: list[str]) -> tuple[list[str], dict[str, Any]]:
         name, _, value = arg.partition("=")
         is_seed = value == "seed" and name in names
         if is_seed or (arg == "seed" and before in names):
-            if "seed" not in (given := typed(args)):
+            if "seed" not in (given := texts_of(args)):
                 raise UserError(
                     "--data-seed seed: takes the value of --seed, which is not given; add --seed N, or "
                     "give a number (see `vsae train --help`)"
                 )
             arg = f"{name}={given['seed']}" if is_seed else given["seed"]
         spelled.append(arg)
-    return spelled, {}
+    return spelled
 
 
-COMMAND = Command("train", TrainFlags, run, starting_point, _prepare, by_several=True)
+COMMAND = Command(
+    "train",
+    TrainFlags,
+    run,
+    starting_point,
+    _prepare,
+    common=(
+        *("preset", "architecture", "model", "hook", "data", "steps", "dict_size", "k", "lr"),
+        *("seed", "device", "save_dir", "overwrite", "resume", "config"),
+    ),
+    rare=(
+        *("activations", "text_packing", "text_passes", "data_seed", "remove_bos", "n_ctxs"),
+        *("ctx_len", "eval_documents", "log_steps", "save_steps", "save_every", "wandb_project"),
+        *("wandb_artifacts", "init_from", "k_anneal_steps", "select_by", "freeze_decoder"),
+        *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype"),
+    ),
+    by_several=True,
+)

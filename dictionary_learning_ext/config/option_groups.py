@@ -1,12 +1,9 @@
 """A group of options: defaults, help texts and checks in one dataclass. Imports no torch."""
 
-import ast
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from inspect import Parameter, signature
-from itertools import pairwise
 from typing import Any, NamedTuple, get_type_hints
 
 from ..errors import ConfigError
@@ -58,22 +55,6 @@ class Options:
         """
         names = [option.name for option in fields(cls)]  # pyright: ignore[reportArgumentType]
         return cls(**{name: arguments.pop(name) for name in names if name in arguments})
-
-    @classmethod
-    def help_texts(cls) -> dict[str, str]:
-        """The docstring under each field of the class and its bases."""
-        texts: dict[str, str] = {}
-        for owner in reversed(cls.__mro__[:-1]):
-            (tree,) = ast.parse(inspect.getsource(owner)).body
-            assert isinstance(tree, ast.ClassDef)
-            for statement, below in pairwise(tree.body):
-                match statement, below:
-                    case (
-                        ast.AnnAssign(target=ast.Name(id=name)),
-                        ast.Expr(value=ast.Constant(value=str(text))),
-                    ):
-                        texts[name] = " ".join(text.split())
-        return texts
 
 
 def takes(*groups: type[Options], beside: Callable | None = None) -> Callable[[Any], Any]:

@@ -7,15 +7,13 @@ that an architecture or a posterior does not use stays None.
 
 import math
 from dataclasses import dataclass, field, fields, make_dataclass, replace
-from functools import partial
 from inspect import get_annotations
-from typing import Annotated, Any, Literal, get_type_hints
-
-import tyro
+from typing import Any, Literal, get_type_hints
 
 from ..errors import ConfigError
 from .architectures import TRAINED
 from .checks import require, require_choice, require_lr_schedule, require_seed
+from .help_texts import help_texts
 from .option_groups import Options, RunSize
 from .options import (
     UNUSED_BY,
@@ -75,7 +73,7 @@ def _option_fields() -> list[tuple[str, Any, Any]]:
         by_text: dict[str, list[str]] = {}
         defaults = {getattr(group, name) for group in owners}
         for group, architectures in owners.items():
-            text = group.help_texts()[name]
+            text = help_texts(group)[name]
             text += f" Default: {_shown(getattr(group, name))}." if len(defaults) > 1 else ""
             by_text.setdefault(text, []).extend(architectures)
         is_the_defaults = len(by_text) == 1 and next(iter(TRAINED)) in next(iter(by_text.values()))
@@ -84,22 +82,16 @@ def _option_fields() -> list[tuple[str, Any, Any]]:
             for text, architectures in by_text.items()
         ]
         hint = next(get_type_hints(group)[name] for group in owners)
-        hint_of = partial(_default_hint, defaults.pop() if len(defaults) == 1 else None)
-        described = tyro.conf.arg(help=" ".join(texts), help_behavior_hint=hint_of)
-        found.append((name, Annotated[hint | None, described], field(default=None)))
+        described: dict[str, Any] = {"help": " ".join(texts)}
+        if len(defaults) == 1:
+            described["default"] = defaults.pop()
+        found.append((name, hint | None, field(default=None, metadata=described)))
     return found
 
 
 def _owner(group: type, name: str) -> type[Options]:
     """The class that declares an option."""
     return next(cls for cls in group.__mro__ if name in get_annotations(cls))
-
-
-def _default_hint(default: Any, shown: str) -> str:
-    """What the help says of a default: the preset's, which tyro shows, or else the class's own."""
-    if shown == "None" and default is None:
-        return ""
-    return f"(default: {_shown(default) if shown == 'None' else shown})"
 
 
 def _shown(default: Any) -> str:
@@ -112,13 +104,12 @@ def _shown(default: Any) -> str:
 class _OfEveryArchitecture:
     """What every architecture uses."""
 
-    architecture: Annotated[
-        ArchitectureName,  # pyright: ignore[reportInvalidTypeForm]
-        tyro.conf.arg(help=_architecture_help()),
-    ] = "vsae_top_k"
+    architecture: ArchitectureName = field(  # pyright: ignore[reportInvalidTypeForm]
+        default="vsae_top_k", metadata={"help": _architecture_help()}
+    )
     dict_size: int = 1024
     """Features in the dictionary. Paper: 2048."""
-    lr: Annotated[float | None, tyro.conf.arg(help=_lr_help())] = None
+    lr: float | None = field(default=None, metadata={"help": _lr_help()})
     warmup_steps: int | None = None
     """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
     decay_start: int | None = None
@@ -150,10 +141,10 @@ class SAEConfig(_Fields):
             changed = replace(changed, architecture=architecture)
             if TRAINED[architecture].is_whole_dictionary and self.noise_on == "selection":
                 changed = replace(changed, noise_on=None)  # it selects all features anyway
-        if posterior is not None and posterior != "None":
+        if posterior is not None:
             require_choice("posterior", posterior, Posterior)
             changed = replace(changed, posterior=posterior)
-        if kl_schedule is not None and kl_schedule != "None":
+        if kl_schedule is not None:
             require_choice("kl_schedule", kl_schedule, KLSchedule)
             changed = replace(changed, kl_schedule=kl_schedule)
         return replace(changed, **dict.fromkeys([*changed.unused(), *changed._unscheduled()]))

@@ -39,9 +39,9 @@ TYPED = {
 @pytest.mark.parametrize("typed", TYPED)
 def test_the_flags_of_train_are_told_from_its_own(typed):
     flags = parse(COMMAND, typed.split())
-    assert " ".join(flags.fixed) == TYPED[typed]
+    assert " ".join(flags.passed_on) == TYPED[typed]
     assert str(flags.file) == "f.yaml"
-    assert flags.typed == f"{vsae()} sweep {typed}"
+    assert " ".join(flags.words) == typed
 
 
 def test_a_flag_that_nobody_knows_and_one_without_a_file(sweep_file, tmp_path, capsys):

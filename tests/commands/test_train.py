@@ -52,7 +52,7 @@ def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
     folder = tmp_path / "my run"
     assert (folder / "ae.pt").is_file()
     assert f"compare '{folder}' ANOTHER_RUN" in capsys.readouterr().out
-    assert starting_point(["--config=~/my run"]).run.steps == 12
+    assert starting_point({"config": "~/my run"}).run.steps == 12
     assert main(["train", "--resume=~/my run"]) == 0
 
 
@@ -99,7 +99,7 @@ def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
 
 @pytest.mark.parametrize("typed", ["20_000", "+20000", "20000"])
 def test_steps_may_be_typed_in_any_way_that_python_reads(typed):
-    start = starting_point(["--steps", typed])
+    start = starting_point({"steps": typed})
     assert (start.run.steps, start.sae.noise_anneal_steps) == (20_000, 10_000)
 
 
@@ -262,7 +262,7 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
     [
         (
             ["--architecture", "topk"],
-            r"--architecture topk: expected one of .*; did you mean 'top_k'\?",
+            r"--architecture 'topk': expected one of .*; did you mean 'top_k'\?",
         ),
         (["--preset", "papper"], r"--preset 'papper': expected one of quickstart, recommended"),
         (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),

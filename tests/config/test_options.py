@@ -9,6 +9,7 @@ import pytest
 import torch as t
 
 from dictionary_learning_ext.config.architectures import ARCHITECTURES, TRAINED, import_class
+from dictionary_learning_ext.config.help_texts import help_texts
 from dictionary_learning_ext.config.options import (
     SCALE_LIMITS,
     AuxKOptions,
@@ -80,7 +81,7 @@ def test_a_trainer_without_options_has_the_defaults_of_its_groups(trainer, given
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
 def test_every_option_has_a_help_text(group):
-    texts = group.help_texts()
+    texts = help_texts(group)
     for option in fields(group):
         assert len(texts[option.name]) > 10, option.name
 
@@ -178,4 +179,4 @@ def test_a_schedule_longer_than_the_run_is_refused_with_both_numbers(name):
 
 
 def test_the_help_text_of_an_inherited_option_is_found():
-    assert ObjectiveOptions.help_texts()["auxk_alpha"].startswith("Weight of the auxiliary loss")
+    assert help_texts(ObjectiveOptions)["auxk_alpha"].startswith("Weight of the auxiliary loss")
