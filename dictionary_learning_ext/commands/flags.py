@@ -112,7 +112,7 @@ class MeasuredFlags(InputFlags):
     """The activations to measure on, which may be stored."""
 
     activations: str | None = None
-    """Read activations from this folder, see `vsae train --help`. Default: as in config.json. none:
+    """Read activations from this folder, see `vsae train --help-all`. Default: as in config.json. none:
     from the language model."""
 
 
