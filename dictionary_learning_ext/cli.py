@@ -20,7 +20,7 @@ from .commands import (
     sweep,
     train,
 )
-from .commands.flags import Command, flag_names, parse
+from .commands.flags import Command, flags_of, parse
 from .config.checks import meant
 from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
@@ -71,7 +71,7 @@ def _spelled_as_flags(message: str, command: Command[Any]) -> str:
 
     Calls in Python, such as load_dictionary('runs/a', device='cuda'), stay as they are.
     """
-    names = "|".join(flag_names(command))
+    names = "|".join(flags_of(command))
 
     def spelled(match: re.Match[str]) -> str:
         before, name = match.groups()

@@ -1,9 +1,8 @@
 """What a command is, and the parser of its flags: they are the fields of a dataclass.
 
 What was typed is split into flags and their values in one pass, by the type of each field, then
-converted and put into the dataclass that the command starts from. `argparse` and its relatives
-can't do this alone: they take the folder after a lone boolean for its value, -1e-3 for a flag, and
-don't tell what was typed from the defaults.
+converted and put into the dataclass that the command starts from. `argparse` can't do this alone: it
+takes the folder after a lone boolean for its value, and -1e-3 for a flag.
 """
 
 import math
@@ -142,11 +141,6 @@ def texts_of(args: list[str]) -> dict[str, str]:
     return given
 
 
-def flag_names(command: Command[Any]) -> list[str]:
-    """The names of all fields that may be typed after --, whatever the command starts from."""
-    return list(_known(command))
-
-
 def parse(command: Command[F], args: list[str]) -> F:
     """A command's flags. Prints the help and raises SystemExit if that is asked for.
 
@@ -235,8 +229,8 @@ def _others_of(command: Command[Any]) -> dict[str, _Option]:
     return {name: each for cls in command.others for name, each in _options_of(cls()).items()}
 
 
-def _known(command: Command[Any]) -> dict[str, _Option]:
-    """The flags of every starting point."""
+def flags_of(command: Command[Any]) -> dict[str, _Option]:
+    """All that may be typed after --, by name, whatever the command starts from."""
     return _others_of(command) | _with_dashes(_options_of(_start_of(command, {})))
 
 
@@ -252,7 +246,7 @@ def _sorted(
     Raises: UserError for a flag that there is not.
     """
     flags, others = _with_dashes(options), _others_of(command)
-    passed = {} if command.passed_on is None else _known(command.passed_on)
+    passed = {} if command.passed_on is None else flags_of(command.passed_on)
     typed: dict[str, list[str]] = {}
     arguments: list[str] = []
     passed_on: list[str] = []

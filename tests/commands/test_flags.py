@@ -23,7 +23,7 @@ from dictionary_learning_ext.commands.flags import (
     HIDDEN,
     Command,
     InputFlags,
-    flag_names,
+    flags_of,
     parse,
     positional,
     vsae,
@@ -101,7 +101,7 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     assert text.isascii(), "any terminal shows it"
     assert "None" not in text
     explained = re.findall(r"^  --([a-z0-9-]+)(?: \S+)*?(?:\s{2,}|\n\s{26})[A-Za-z]", text, re.M)
-    assert {name.replace("-", "_") for name in explained} >= set(flag_names(command)) - unused(
+    assert {name.replace("-", "_") for name in explained} >= set(flags_of(command)) - unused(
         command
     )
     if "device" in explained:
@@ -120,7 +120,7 @@ def test_the_help_of_train_fits_two_screens_and_names_flags_that_there_are(capsy
     assert "--save-every" not in text
     assert "`vsae train --help-all` shows" in text
     named = {*train.COMMAND.common, *train.COMMAND.rare}
-    assert named <= set(flag_names(train.COMMAND))
+    assert named <= set(flags_of(train.COMMAND))
 
 
 def test_the_help_of_train_shows_what_it_starts_from(capsys, monkeypatch):
@@ -310,7 +310,7 @@ def test_help_shows_the_chosen_start_common_flags_first_and_the_rare_ones_if_ask
         "`vsae draw --help-all` shows 1 more.",
     ]
     assert "--margin X" in help_of(DRAW, capsys, "p", "--help-all")
-    assert set(flag_names(DRAW)) == {"radius", "side", "is_filled"} | {
+    assert set(flags_of(DRAW)) == {"radius", "side", "is_filled"} | {
         each.name for each in fields(DrawFlags)
     } - {"page", "labels", "shape", "typed", "words"}
 
