@@ -1,11 +1,22 @@
 """What can go wrong because of what was given.
 
-Every message is one line that says what was given, what was expected and what to type
-instead. The command line prints it without a traceback and exits with status 2.
+Every message is one line that says what was given, what was expected and what to type instead. An error
+holds these as fields, with the settings in them, and each front end spells the settings in its own way:
+`str(error)` as in Python (k=0), the command line as flags (--k 0), a sweep as the keys of its file. The
+command line prints the line without a traceback and exits with status 2.
 """
 
 import shlex
+from collections.abc import Callable
+from enum import Enum
 from signal import Signals
+from typing import Any, NamedTuple
+
+
+class _No(Enum):
+    """An enum, so that it is itself in another process."""
+
+    VALUE = 0
 
 
 def first_line(error: BaseException) -> str:
@@ -18,8 +29,89 @@ def in_shell(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
+class Setting(NamedTuple):
+    """A setting in a message: its name as in Python, and its value if that matters."""
+
+    name: str
+    value: Any = _No.VALUE
+
+    @property
+    def has_value(self) -> bool:
+        return self.value is not _No.VALUE
+
+    @property
+    def in_python(self) -> str:
+        return f"{self.name}={self.value!r}" if self.has_value else self.name
+
+    @property
+    def as_flag(self) -> str:
+        """As it is typed on the command line."""
+        flag = f"--{self.name.replace('_', '-')}"
+        if not self.has_value:
+            return flag
+        values = self.value if isinstance(self.value, tuple | list) else [self.value]
+        return " ".join([flag, *map(str, values)])
+
+
+Text = str | tuple[str | Setting, ...]
+"""A part of a message, with the settings in it."""
+
+
 class UserError(ValueError):
-    """Something given to the package is wrong. Base of all the errors below."""
+    """Something given to the package is wrong. Base of all the errors below.
+
+    Arguments:
+        problem: what is wrong, beyond what `expected` says of the setting.
+        name: the setting that is wrong, as in Python; None if it is none.
+        value: what was given for it.
+        expected: what should have been given.
+        instead: what to do.
+        where: the file or the like that it stands in.
+    """
+
+    def __init__(
+        self,
+        problem: Text = "",
+        *,
+        name: str | None = None,
+        value: Any = _No.VALUE,
+        expected: Text = "",
+        instead: Text = "",
+        where: str = "",
+    ):
+        super().__init__(problem)
+        self.problem, self.name, self.value = problem, name, value
+        self.expected, self.instead, self.where = expected, instead, where
+
+    def __str__(self) -> str:
+        return self.spelled(lambda setting: setting.in_python)
+
+    def spelled(self, spell: Callable[[Setting], str]) -> str:
+        """The message, with its settings as a front end spells them."""
+
+        def text(part: Text) -> str:
+            pieces = (part,) if isinstance(part, str) else part
+            return "".join(spell(p) if isinstance(p, Setting) else p for p in pieces)
+
+        is_in_problem = any(isinstance(each, Setting) for each in self.problem)
+        has_name = self.name is not None and not is_in_problem
+        given = spell(Setting(self.name or "", self.value)) if has_name else ""
+        said = ": ".join(part for part in (self.where, given, text(self.problem)) if part)
+        if self.expected:
+            said += f"{'; ' if self.problem else ': '}expected {text(self.expected)}"
+        return f"{said}; {text(self.instead)}" if self.instead else said
+
+    def within(self, where: str, instead: Text = "") -> "UserError":
+        """The same error, and the file or the like that the mistake stands in."""
+        where = f"{where}: {self.where}" if self.where else where
+        return type(self)(
+            self.problem,
+            name=self.name,
+            value=self.value,
+            expected=self.expected,
+            instead=instead or self.instead,
+            where=where,
+        )
 
 
 class ConfigError(UserError):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config.byte_sizes import in_words
+from ..config.checks import in_words
 from ..errors import ActivationsError, ConfigError
 from ..run_folder.names import LOCK
 from ..run_folder.writing import remove

@@ -1,4 +1,4 @@
-"""Checks of values that a user gave, with one form of message: NAME=VALUE: expected WHAT."""
+"""Checks of values that a user gave, with one form of message, and words for them. Imports no torch."""
 
 import difflib
 import sys
@@ -6,15 +6,16 @@ from collections.abc import Collection
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting, Text
 
 _LARGEST_SEED = 2**32 - 1
+_SCALE_LIMITS = (1e-18, 1e18)
 
 
-def require(condition: bool, name: str, given: Any, expected: str) -> None:
+def require(condition: bool, name: str, given: Any, expected: Text, *, instead: Text = "") -> None:
     """Raise a ConfigError that says what `name` was and what it should have been."""
     if not condition:
-        raise ConfigError(f"{name}={given!r}: expected {expected}")
+        raise ConfigError(name=name, value=given, expected=expected, instead=instead)
 
 
 def require_at_least_one(of: Any, *names: str) -> None:
@@ -33,8 +34,14 @@ def require_sizes(**sizes: Any) -> None:
     for name, given in sizes.items():
         require_type(name, given, int)
         most = sizes["dict_size"] if name == "k" else given
-        expected = f"between 1 and dict_size={most}" if name == "k" else "at least 1"
-        require(1 <= given <= most, name, given, expected)
+        upper = ("between 1 and ", Setting("dict_size", most))
+        require(1 <= given <= most, name, given, upper if name == "k" else "at least 1")
+
+
+def require_scale(name: str, given: float, *, instead: Text = "") -> None:
+    """Raise a ConfigError unless a number's square, and the square's inverse, are numbers in float32."""
+    low, high = _SCALE_LIMITS
+    require(low <= given <= high, name, given, f"above 0 ({low:g} to {high:g})", instead=instead)
 
 
 def require_max_norm_multiple(given: float | None) -> None:
@@ -44,8 +51,8 @@ def require_max_norm_multiple(given: float | None) -> None:
 
 
 def require_choice(name: str, given: Any, choices: Any) -> None:
-    """Raise a ConfigError unless `given` is a member of the Literal `choices`."""
-    legal = get_args(choices)
+    """Raise a ConfigError unless `given` is one of `choices`, a Literal or some names."""
+    legal = get_args(choices) or tuple(choices)
     require(given in legal, name, given, f"one of {', '.join(legal)}{meant(given, legal)}")
 
 
@@ -70,7 +77,8 @@ def likely(given: str, names: Collection[str]) -> list[str]:
 
 def require_type(name: str, given: Any, hint: Any) -> None:
     """Raise a ConfigError unless a value has a field's type. Numbers must be finite."""
-    require(_is_of_type(given, hint), name, given, described(hint))
+    words = get_args(hint) if get_origin(hint) is Literal else ()
+    require(_is_of_type(given, hint), name, given, described(hint) + meant(given, words))
 
 
 def require_lr_schedule(
@@ -87,12 +95,14 @@ def require_lr_schedule(
     for name, value in given.items():
         require_type(name, value, int | None)
         is_legal = value is None or 0 <= value < steps
-        require(is_legal, name, value, f"0 or more, and less than steps={steps}")
+        expected = ("0 or more, and less than ", Setting("steps", steps))
+        require(is_legal, name, value, expected)
     if decay_start is not None:
         require_type("decay_start", decay_start, int)
         after = max(value or 0 for value in given.values())
         is_legal = after < decay_start < steps
-        require(is_legal, "decay_start", decay_start, f"between {after} and steps={steps}")
+        expected = (f"between {after} and ", Setting("steps", steps))
+        require(is_legal, "decay_start", decay_start, expected)
 
 
 def _is_of_type(value: Any, hint: Any) -> bool:
@@ -124,3 +134,15 @@ def described(hint: Any) -> str:
         return "a list of numbers"
     words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
     return words.get(hint, "None")
+
+
+_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")
+
+
+def in_words(number: float) -> str:
+    """Bytes, as 41 TB."""
+    power = 0
+    while number >= 1000 and power < len(_UNITS) - 1:
+        number /= 1000
+        power += 1
+    return f"{number:.{0 if number >= 10 or power == 0 else 1}f} {_UNITS[power]}"

@@ -17,7 +17,7 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath
 from transformer_lens import HookedTransformer
 
-from ..config.byte_sizes import in_words
+from ..config.checks import in_words
 from ..errors import BenchError, first_line
 from .bench_settings import BenchSettings
 

@@ -9,7 +9,7 @@ import torch as t
 from ..activations.language_models import empty_model, width_of
 from ..activations.run_inputs import require_positions
 from ..activations.stored_activations import open_stored
-from ..config.byte_sizes import in_words
+from ..config.checks import in_words
 from ..config.run_config import RunConfig
 from ..config.sae_config import SAEConfig
 from ..config.synthetic_models import is_synthetic, synthetic_settings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dictionary_learning_ext.config.byte_sizes import in_words
+from dictionary_learning_ext.config.checks import in_words
 
 
 @pytest.mark.parametrize(
