@@ -57,11 +57,13 @@ test-gpu: .venv/installed-dev
 mutants: .venv/installed-mutants
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/mutants/run.py $(MUTANTS)
 
-# With mkdocs, since the type check reads what the tests of the guide import.
+# With mkdocs, since the type check reads what the tests of the guide import. Last, whether wrong calls of
+# the public names are flagged.
 lint: .venv/installed-dev .venv/installed-docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python tests/typing/check.py
 
 # The guide in docs/, as a site in build/site. A dead link fails. While you write, `.venv/bin/mkdocs
 # serve` shows it.

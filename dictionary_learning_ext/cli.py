@@ -122,7 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
                 flags = parse(command, args[1:])
             command.run(flags)
     except UserError as error:
-        message = _spelled_as_flags(str(error), command) if command else str(error)
+        message = error.spelled(lambda setting: setting.as_flag)
+        message = _spelled_as_flags(message, command) if command else message
         if processes.is_first or isinstance(error, ProcessError):
             print(f"vsae: {message}", file=sys.stderr, flush=True)
         return 2

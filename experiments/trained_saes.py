@@ -9,9 +9,9 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
-from dictionary_learning_ext.config.options import BenchEvaluation
-from dictionary_learning_ext.config.run_config import TrainConfig, require_same
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.architectures import BenchEvaluation
+from dictionary_learning_ext.config.run import TrainConfig, require_same
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.run_folder.reading import load_config, read_metrics
 
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class

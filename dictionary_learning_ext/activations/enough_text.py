@@ -5,8 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ..config.options import Split
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig, Split
 from ..errors import TextError
 from .position_rule import PositionRule
 from .run_inputs import evaluation_batch

@@ -9,8 +9,8 @@ from typing import Any
 import torch as t
 from nnsight import LanguageModel
 
-from ..config.options import training_energy
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
+from ..config.sae import training_energy
 from ..errors import ConfigError, LanguageModelError
 from .buffer import ResidualBuffer
 from .hook_points import HookPoint, find_hook

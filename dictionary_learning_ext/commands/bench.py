@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, get_args
 
-from ..config.options import BenchEvaluation
-from ..config.run_config import RunConfig
+from ..config.architectures import BenchEvaluation
+from ..config.run import RunConfig
 from ..errors import BenchError
 from .flags import FOLDERS, Command, InputFlags, positional
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..activations.cache_manifest import CacheDtype, finished_manifest, require_checksums
-from ..config.options import Dtype, Packing
-from ..config.run_config import RunConfig
+from ..config.run import Dtype, Packing, RunConfig
 from ..errors import ActivationsError, ConfigError, Interrupted, in_shell
 from .flags import FOLDER, Command, positional, vsae
 

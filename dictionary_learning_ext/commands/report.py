@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..config.report_options import ReportOptions
+from ..config.run import ReportOptions
 from ..errors import ConfigError
 from .flags import FOLDER, FOLDERS, Command, MeasuredFlags, positional
 

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config.run_config import TrainConfig
+from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
 from .flags import HIDDEN, Command, parse, positional, vsae

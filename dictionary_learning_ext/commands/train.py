@@ -1,13 +1,13 @@
 """`vsae train`: one SAE, or one for each of several hook points."""
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 from ..config.presets import DEFAULT_PRESET, preset
-from ..config.run_config import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
-from ..config.sae_config import SAEConfig
+from ..config.run import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
+from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ActivationsError, TrainingError, UserError, in_shell
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
@@ -79,6 +79,8 @@ def _settings(
     """The run, its SAEs, their hook points, and whether they are resumed."""
     if flags.run.activations == NONE:
         flags = replace(flags, run=replace(flags.run, activations=None))
+    if typed_in_vain := [name for name in flags.sae.unused() if name in flags.typed]:
+        raise flags.sae.refusal(typed_in_vain[0])
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
         hooks = {hook: hook for hook in run.hooks}
@@ -95,11 +97,13 @@ def _settings(
         former, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
         start = starting_point({"resume": str(flags.resume)})
-        for name in ("sae", "run"):
-            was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
-            require_same(
-                was, now, f"--resume {flags.resume}", typed=flags.typed, advice=_advice(flags)
-            )
+        require_same(
+            TrainConfig(start.sae, start.run).to_dict(),
+            TrainConfig(flags.sae, flags.run).to_dict(),
+            f"--resume {flags.resume}",
+            typed=flags.typed,
+            advice=_advice(flags),
+        )
     if len(run.hooks) > 1 and run.save_dir is None:
         raise UserError(
             f"--hook {run.hook}: several hook points need a folder for their run folders; add"
@@ -219,8 +223,8 @@ def _started_from(flags: TrainFlags) -> str:
         line = f"Settings of {flags.config}, except for the flags given."
         left_out = ", ".join(f"--{name.replace('_', '-')}" for name in flags.left_out)
         return f"{line} Left out, as not used here: {left_out}." if left_out else line
-    shown = {name: getattr(flags.sae, name) for name in ("k", "dict_size", "lr")}
-    shown["steps"] = flags.run.steps
+    settings = TrainConfig(flags.sae, flags.run).to_dict()
+    shown = {name: settings[name] for name in ("k", "dict_size", "lr", "steps")}
     values = ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
     line = f"Preset {flags.preset} ({values})"
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
@@ -254,13 +258,15 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
         start = replace(start, run=replace(start.run, **settings_of_run(model)))
     if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
         start = start.for_steps(steps)
-    changes = [given.get(name) for name in ("architecture", "posterior", "kl_schedule")]
-    sae = start.sae.changed_to(*(None if text == NONE else text for text in changes))
-    left_out = {n for n, was in asdict(start.sae).items() if was is not None} - given.keys()
-    left_out = [n for n in left_out if getattr(sae, n) is None]
-    for one, other in (("sigma", "noise_to_signal"), ("noise_to_signal", "sigma")):
-        if one in given:  # two ways to say one thing: the flag overrides
-            sae = replace(sae, **{other: None})
+    changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
+    sae = start.sae.changed_to(**{n: None if v == NONE else v for n, v in changes.items()})
+    flat, was = sae.to_flat(), start.sae.to_flat()
+    left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
+    if isinstance(sae, Variational):
+        if "sigma" in given:  # two ways to say one thing: the flag overrides
+            sae = replace(sae, noise_to_signal=None)
+        if "noise_to_signal" in given:
+            sae = replace(sae, sigma=None)
     return TrainFlags(sae, start.run, preset=name, left_out=tuple(sorted(left_out)))
 
 
@@ -290,6 +296,15 @@ def _prepare(args: list[str]) -> list[str]:
     return spelled
 
 
+def _of_another_architecture(name: str, start: TrainFlags) -> str:
+    """What to say of a flag that only other architectures have."""
+    users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
+    return (
+        f"architecture {start.sae.architecture} does not use it; leave it out, or give --architecture "
+        f"{users}"
+    )
+
+
 COMMAND = Command(
     "train",
     TrainFlags,
@@ -306,5 +321,7 @@ COMMAND = Command(
         *("wandb_artifacts", "init_from", "k_anneal_steps", "select_by", "freeze_decoder"),
         *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype"),
     ),
+    others=tuple(CONFIGS.values()),
+    unknown=_of_another_architecture,
     by_several=True,
 )

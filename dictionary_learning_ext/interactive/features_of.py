@@ -14,7 +14,7 @@ from nnsight import LanguageModel
 from ..activations.contexts import ContextBatch, first_tokens, read_contexts, with_activations
 from ..activations.whole_documents import WholeDocuments
 from ..config.checks import require
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import TextError
 from ..features.collector import FeatureCollector
 from ..report.sinks import SinkFinder

@@ -13,7 +13,7 @@ from ..activations.hook_points import HookPoint, find_hook
 from ..activations.language_models import with_weights
 from ..activations.run_inputs import load_model, require_positions
 from ..activations.stored_activations import open_stored
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import ActivationsError, ConfigError
 from ..run_folder.reading import read_config
 from ..run_folder.trained_on import run_of

@@ -14,7 +14,7 @@ from typing import Any
 import torch as t
 
 from ..activations.contexts import read_contexts
-from ..config.report_options import ReportOptions
+from ..config.run import ReportOptions
 from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, ConfigError
 from ..evaluation.folders import OpenedFolders, open_folders

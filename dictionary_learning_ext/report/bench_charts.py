@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.options import BenchEvaluation
+from ..config.architectures import BenchEvaluation
 from ..errors import CheckpointError
 from ..run_folder.names import BENCH_RESULTS
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from ..config.report_options import ReportOptions
+from ..config.run import ReportOptions
 from ..evaluation.tables import setting_text
 from ..features.geometry import cosine_matrix
 from ..run_folder.matching import settings_of

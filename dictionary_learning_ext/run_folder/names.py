@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import TrainConfig
+from ..config.run import TrainConfig
 from ..errors import ConfigError
 
 RUNS = Path("runs")

@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import RunConfig, TrainConfig, require_same
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig, require_same
+from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, first_line, in_shell
 from .names import (
     CHECKPOINTS,

@@ -13,7 +13,7 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 
 from ..activations.hook_points import HookPoint
 from ..activations.language_models import weights_hash
-from ..config.options import BenchEvaluation
+from ..config.architectures import BenchEvaluation
 from ..errors import BenchError
 from ..evaluation.metrics import shown_in
 from .bench_data import local_files

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from ..activations.hook_points import HookPoint
 from ..activations.run_inputs import open_model
+from ..config.architectures import BenchEvaluation
 from ..config.checks import require, require_choice
-from ..config.options import BenchEvaluation
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.sae_names import short_names
 from ..run_folder.matching import LEAVING_OUT, require_one_setting

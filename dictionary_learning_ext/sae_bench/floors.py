@@ -13,8 +13,8 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.custom_saes.identity_sae import IdentitySAE
 
-from ..config.run_config import RunConfig, TrainConfig, require_same
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig, require_same
+from ..config.sae import SAEConfig
 from ..errors import BenchError, ConfigError, Interrupted, UserError
 from ..features.directions import random_directions
 from ..run_folder.names import BENCH_FLOOR, CONFIG

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import NOT_THE_RESULT
+from ..config.run import NOT_THE_RESULT
 from ..evaluation.metrics import Metric
 from ..features.reproducibility_of_settings import SEED_METRICS, SeedMetric, SeedScores
 from ..run_folder.matching import SEEDS, unequal

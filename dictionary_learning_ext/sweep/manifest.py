@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import NOT_THE_RESULT, TrainConfig
-from ..config.sae_config import DERIVED
+from ..config.run import NOT_THE_RESULT, TrainConfig
+from ..config.sae import DERIVED
 from ..errors import ConfigError
 from ..run_folder.names import CONFIG, FAILED, SWEEP
 from ..run_folder.reading import is_finished, load_config

@@ -10,7 +10,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
-from ..config.sae_config import SAEConfig
+from ..config.sae import SAEConfig
 from ..errors import ConfigError
 from ..run_folder.sae_lens_folder import is_sae_lens_folder, load_sae_lens
 from ..run_folder.weights import in_training_units, load_dictionary
@@ -66,10 +66,9 @@ def _require_fit(sae: SAEConfig, source: Any) -> None:
             f"init_from={sae.init_from}: its dict_size is {source.dict_size}, not {sae.dict_size}; "
             f"give --dict-size {source.dict_size}"
         )
-    k = sae.dict_size if TRAINED[sae.architecture].is_whole_dictionary else sae.k
+    k = sae.kept_per_token
     if k is not None and int(source.k) != k:
-        uses_all = TRAINED[sae.architecture].is_whole_dictionary
-        instead = "--architecture vsae_top_k" if uses_all else f"--k {int(source.k)}"
+        instead = f"--k {int(source.k)}" if "k" in sae.options else "--architecture vsae_top_k"
         raise ConfigError(
             f"init_from={sae.init_from}: its k is {int(source.k)}, not {k}; give {instead}"
         )

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from ..activations.run_sources import open_sources
 from ..activations.sources import RunSources
 from ..activations.tokens import Share
-from ..config.run_config import RunConfig, TrainConfig
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig
+from ..config.sae import SAEConfig
 from ..errors import (
     CheckpointError,
     Interrupted,

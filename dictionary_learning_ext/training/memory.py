@@ -10,8 +10,8 @@ from ..activations.language_models import empty_model, width_of
 from ..activations.run_inputs import require_positions
 from ..activations.stored_activations import open_stored
 from ..config.checks import in_words
-from ..config.run_config import RunConfig
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig
+from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, synthetic_settings
 from ..errors import ConfigError
 
@@ -28,7 +28,7 @@ class _Part(NamedTuple):
 def sae_bytes(sae: SAEConfig, activation_dim: int) -> int:
     """What an SAE in training takes at least: weights, gradients and Adam's averages, float32."""
     copies_of_encoder = 4  # weights, gradients, and two averages
-    copies_of_decoder = 1 if sae.freeze_decoder else 4
+    copies_of_decoder = 1 if sae.to_flat()["freeze_decoder"] else 4
     return 4 * (copies_of_encoder + copies_of_decoder) * sae.dict_size * activation_dim
 
 

@@ -27,9 +27,9 @@ from typing import Any
 from scipy.stats import studentized_range
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.config.options import BenchEvaluation
+from dictionary_learning_ext.config.architectures import BenchEvaluation
 from dictionary_learning_ext.config.presets import preset
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.sae_bench.probing_sets import SMALLEST, SMALLEST_SETS
 from experiments import raw_results
 from experiments.better_vsae.bench_embedded import is_measure

@@ -14,9 +14,8 @@ from dictionary_learning_ext.activations.enough_text import require_enough_text
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.run_inputs import make_buffer
 from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.config.options import Split
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig, Split
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import TextError
 from dictionary_learning_ext.training.loop import train
 

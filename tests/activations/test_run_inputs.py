@@ -13,7 +13,7 @@ from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.run_inputs import held_out, make_buffer, open_model
 from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError
 
 OPTIONS: list[dict[str, Any]] = [

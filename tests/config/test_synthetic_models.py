@@ -6,7 +6,7 @@ import pytest
 from small_commands import refused
 
 from dictionary_learning_ext.commands.train import starting_point
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.synthetic_models import (
     NO_HOOK,
     SYNTHETIC_MODELS,
@@ -61,10 +61,10 @@ def test_a_setting_of_a_language_model_is_refused(name, value):
 
 
 def test_the_command_takes_its_defaults_from_the_model():
-    run = starting_point(["--model", SMALL, "--steps", "10"]).run
+    run = starting_point({"model": SMALL, "steps": "10"}).run
     assert {name: getattr(run, name) for name in settings_of_run(SMALL)} == settings_of_run(SMALL)
     assert run.steps == 10
-    assert starting_point([]).run.max_norm_multiple is not None
+    assert starting_point({}).run.max_norm_multiple is not None
 
 
 def test_mistakes_on_the_command_line_are_one_line(capsys):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from report_runs import write_bench_result
 
-from dictionary_learning_ext.config.report_options import ReportOptions
+from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
 from dictionary_learning_ext.report import analysis
 from dictionary_learning_ext.report.analysis import analyse, labels_of

@@ -17,7 +17,7 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.report_options import ReportOptions
+from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.report import page as page_module
 from dictionary_learning_ext.run_folder.weights import load_dictionary
@@ -264,11 +264,11 @@ def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
         ([ours, "--model", "embedded"], "of embedded is 128 wide"),
         (
             [ours, "--tokens", "0"],
-            "vsae: --tokens 0: expected at least 1 (see `vsae report --help`)",
+            "vsae: --tokens 0: expected at least 1",
         ),
         (
             [ours, "--synthesise", "-1"],
-            "vsae: --synthesise -1: expected 0 or more (see `vsae report --help`)",
+            "vsae: --synthesise -1: expected 0 or more",
         ),
         ([ours, "--data", "./none.txt"], "none.txt"),
         ([str(damaged), *QUICK], "metrics.jsonl: not valid JSON"),

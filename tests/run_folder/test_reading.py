@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.reading import (
     checkpoint_steps,
@@ -50,8 +50,8 @@ def test_reading_imports_no_torch(tmp_path):
         "import sys\n"
         "from dictionary_learning_ext.commands.train import starting_point\n"
         "from dictionary_learning_ext.run_folder import names, reading\n"
-        f"assert starting_point(['--resume', {str(tmp_path)!r}]).run.steps == 77\n"
-        f"assert starting_point(['--config', {str(tmp_path)!r}]).run.steps == 77\n"
+        f"assert starting_point({{'resume': {str(tmp_path)!r}}}).run.steps == 77\n"
+        f"assert starting_point({{'config': {str(tmp_path)!r}}}).run.steps == 77\n"
         "from dictionary_learning_ext.run_folder.trained_on import run_of\n"
         f"run_of(__import__('pathlib').Path({str(tmp_path)!r}), None, None, None, 'cpu')\n"
         "print([m for m in ('torch', 'nnsight', 'datasets', 'wandb') if m in sys.modules])"

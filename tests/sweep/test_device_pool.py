@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted
 from dictionary_learning_ext.sweep import device_pool
 from dictionary_learning_ext.sweep.chunk import Chunk

@@ -4,8 +4,8 @@ import psutil
 import pytest
 from small_commands import refused
 
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.memory import free_bytes, require_memory, sae_bytes

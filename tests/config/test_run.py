@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dictionary_learning_ext.config.run_config import (
+from dictionary_learning_ext.config.run import (
     RunConfig,
     TrainConfig,
     _deciding_the_result,
     require_same,
 )
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.run_folder.reading import load_config
 
