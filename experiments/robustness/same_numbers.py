@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 IGNORED = {*cases.DELETED, "date", "versions"}
 """Keys of files whose values may differ."""
 HAS_SAE_LENS = importlib.util.find_spec("sae_lens") is not None
-SHOWN = 20
+SHOWN = 8
 """Differences on the page, of each case."""
 
 

@@ -464,7 +464,7 @@ def sweep(out: Path, resume: bool) -> None:
         (out / path.name).write_text(re.sub(r"_[0-9a-f]{6},", ",", path.read_text()))
 
 
-RUN, STORED = Path("argv/run"), Path("argv/stored")
+RUN, STORED = Path("argv/scratch/run"), Path("argv/scratch/stored")
 LINES = f"""
 --preset recommended
 --preset quickstart
