@@ -543,7 +543,8 @@ def argv(out: Path, resume: bool) -> None:
     vsae_train(RUN, False, "--lr", "1e-3")
     vsae_train(STORED, False, "--activations", INPUTS / "own")
     loop: Any = importlib.import_module("dictionary_learning_ext.training.loop")
-    original, found, seen = loop.train, {}, {}
+    original, found = loop.train, {}
+    seen: dict[str, Any] = {}
 
     def record(run: Any, saes: Any, hooks: Any = None, *, resume: bool = False, **_: Any):
         where = [(hooks or {}).get(name, run.hook) for name in saes]
