@@ -59,9 +59,8 @@ class BenchFlags:
     texts and trains its probes again. Shows how much of a difference is noise: use 5. absorption
     runs once."""
     floor: bool = False
-    """Also evaluate three SAEs that learned little: a random one, one with random directions of
-    the first SAE's spectrum, and one whose decoder stays random (trained on the first SAE's
-    batches, which takes as long). And a ceiling, the identity."""
+    """Also evaluate two SAEs that learned nothing, a random one and one with random directions of
+    the first SAE's spectrum, and a ceiling, the identity."""
     probing_sets: str = "smallest"
     """The data sets of sae_probes: smallest (30 of 113, a fifth of the texts), all, or names
     separated by commas."""

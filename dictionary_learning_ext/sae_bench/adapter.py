@@ -14,14 +14,13 @@ from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
-from ..run_folder.names import BENCH_FLOOR, CONFIG, RUNS, WEIGHTS
+from ..run_folder.names import CONFIG, RUNS, WEIGHTS
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 
 FLOOR_LOOKS = {
     "random": Look("Random SAE", "grey", "x"),
     "random_spectrum": Look("Random SAE, same spectrum", "dimgrey", "+"),
-    BENCH_FLOOR: Look("Trained encoder, random decoder", "rosybrown", "s"),
     "identity": Look("Identity", "black", "+"),
 }
 """Of `floors.py`, by SAE Bench's name of the class."""

@@ -25,7 +25,7 @@ from ..config.run import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.sae_names import short_names
 from ..run_folder.matching import LEAVING_OUT, require_one_setting
-from ..run_folder.names import BENCH_CACHE, BENCH_FLOOR, BENCH_REPEATS, BENCH_RESULTS
+from ..run_folder.names import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS
 from ..run_folder.reading import require_folders
 from ..run_folder.trained_on import run_of
 from ..run_folder.writing import write_json, writing
@@ -50,7 +50,7 @@ from .bench_settings import (
     seed_everything,
 )
 from .evaluations import EVALUATIONS, NOT_REPEATED, validated
-from .floors import frozen_decoder_sae, untrained_saes
+from .floors import reference_saes
 from .lens_model import accepted, hooked_transformer
 from .probing_sets import SMALLEST, chosen_sets
 
@@ -108,8 +108,7 @@ def bench(
         probing_sets: those of sae_probes, see `chosen_sets`.
         bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
         again: repeat finished evaluations.
-        floor: also evaluate the SAEs of `floors`. One of them is trained, on the batches of the first
-            folder's SAE. Their results go to the first folder.
+        floor: also evaluate the SAEs of `floors`. Their results go to the first folder.
         size_matched: also run SCR and TPP on each SAE masked to its N most used features. N is the
             smallest number of features in use in any of the SAEs. Needs core.
 
@@ -143,6 +142,9 @@ def bench(
     trained: Any = [job.sae for job in jobs]
     smallest = min(sae.cfg.d_sae for sae in trained)
     n_values = capped_n_values(smallest) if {"scr", "tpp"} & set(evals) else ()
+    if floor:
+        found = reference_saes(trained[0])
+        jobs += [BenchJob(label, label, jobs[0].folder, sae) for label, sae in found.items()]
     cache = jobs[0].folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
@@ -162,11 +164,6 @@ def bench(
     )
     for evaluation in evals:  # whose data sets may be missing
         configure(evaluation, settings)
-    if floor:
-        first = jobs[0].folder
-        found = untrained_saes(trained[0])
-        found |= {BENCH_FLOOR: frozen_decoder_sae(first, trained[0], run)}
-        jobs += [BenchJob(label, label, first, sae) for label, sae in found.items()]
     runner = _BenchRun(
         settings, model_key(language_model, hook_point), range(SEED, SEED + bench_seeds), again
     )

@@ -295,4 +295,4 @@ def test_a_floors_label_is_not_that_of_a_folder(one):
     outcome = bench_runner.bench([folder], evals=["core"], floor=True, **SMALL)
     assert outcome.failures == {}
     assert {"identity", f"{folder.parent.name}/identity"} <= set(outcome.results)
-    assert len(outcome.results) == 5
+    assert len(outcome.results) == 4
