@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -88,6 +88,7 @@ def bench(
     again: bool = False,
     floor: bool = False,
     size_matched: bool = False,
+    extra: Mapping[str, BaseSAE] | None = None,
 ) -> BenchResults:
     """Evaluate run folders in SAE Bench, on the language model that their SAEs were trained on.
 
@@ -111,6 +112,9 @@ def bench(
         floor: also evaluate the SAEs of `floors`. Their results go to the first folder.
         size_matched: also run SCR and TPP on each SAE masked to its N most used features. N is the
             smallest number of features in use in any of the SAEs. Needs core.
+        extra: further SAEs by label, e.g. changed copies of what `load_bench_sae` returns. They are
+            evaluated with the same settings. Their results go to the first folder, so a label must be
+            a valid file name that no other SAE has.
 
     Raises: a UserError for a mistake, before anything runs. An evaluation that fails is listed in
     `failures` instead.
@@ -145,6 +149,7 @@ def bench(
     if floor:
         found = reference_saes(trained[0])
         jobs += [BenchJob(label, label, jobs[0].folder, sae) for label, sae in found.items()]
+    jobs += _further(extra or {}, jobs, run, hook_point)
     cache = jobs[0].folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
@@ -316,6 +321,31 @@ def _load(
         hook.require_width(given, sae.cfg.d_in, run.model)
         jobs.append(BenchJob(labels[str(path)], name, path, sae))
     return jobs
+
+
+def _further(
+    extra: Mapping[str, BaseSAE], jobs: Sequence[BenchJob], run: RunConfig, hook: HookPoint
+) -> list[BenchJob]:
+    """The SAEs of `extra`, to evaluate beside `jobs`. Raises a UserError for one that doesn't fit."""
+    first = jobs[0].folder
+    taken = {job.label for job in jobs} | {job.name for job in jobs if job.folder == first}
+    further = []
+    for label, sae in extra.items():
+        if label in taken:
+            raise BenchError(
+                f"extra={label!r}: expected a label that no other SAE has, unlike "
+                f"{', '.join(sorted(taken))}"
+            )
+        if Path(label).name != label:
+            raise BenchError(f"extra={label!r}: expected a label that can be a file's name")
+        if sae.cfg.hook_name != hook.name:
+            raise BenchError(
+                f"extra={label!r}: an SAE of {sae.cfg.hook_name}; expected one of {hook.name}, as the "
+                "run folders' are"
+            )
+        hook.require_width(label, sae.cfg.d_in, run.model)
+        further.append(BenchJob(label, label, first, sae))
+    return further
 
 
 def _controls(jobs: list[BenchJob], outcome: BenchResults) -> dict[str, BenchJob]:

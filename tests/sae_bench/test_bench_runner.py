@@ -10,17 +10,18 @@ import datasets
 import pytest
 import torch as t
 import transformers
-from bench_saes import FLAGS, FOUR, SMALL
+from bench_saes import FLAGS, FOUR, SMALL, D, place
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import BenchError
+from dictionary_learning_ext.errors import BenchError, CheckpointError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
+from sae_bench.custom_saes.identity_sae import IdentitySAE  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import bench_runner, evaluations
+from dictionary_learning_ext.sae_bench import adapter, bench_runner, evaluations
 from dictionary_learning_ext.sae_bench.bench_results import finished
 from dictionary_learning_ext.sae_bench.feature_usage import in_use
 
@@ -296,3 +297,54 @@ def test_a_floors_label_is_not_that_of_a_folder(one):
     assert outcome.failures == {}
     assert {"identity", f"{folder.parent.name}/identity"} <= set(outcome.results)
     assert len(outcome.results) == 4
+
+
+PLACE = {name: value for name, value in place().items() if name != "architecture"}
+
+
+def identity(width=D, hook_name=PLACE["hook_name"]):
+    return IdentitySAE(width, "tiny", 0, "cpu", t.float32, hook_name)
+
+
+def test_further_saes_are_evaluated_as_those_of_the_folders(one, trained):
+    """Results are kept in the first folder, beside its own."""
+    same = adapter.load_bench_sae(trained["vsae"], **PLACE)
+    folders = [one, trained["top_k"]]
+    outcome = bench_runner.bench(
+        folders, evals=["core"], extra={"same": same, "id": identity()}, **SMALL
+    )
+    assert outcome.failures == {}
+    assert list(outcome.results) == ["one", "top_k", "same", "id"]
+    metrics = {
+        label: found["core"]["eval_result_metrics"] for label, found in outcome.results.items()
+    }
+    assert metrics["same"] == metrics["one"] != metrics["top_k"]
+    assert metrics["id"]["reconstruction_quality"]["mse"] == pytest.approx(0)
+    path = one / "eval_results" / "core" / "same_custom_sae_eval_results.json"
+    assert finished(path, "core") == outcome.results["same"]["core"]
+
+
+@pytest.mark.parametrize(
+    ("label", "sae", "message"),
+    [
+        ("one", {}, "extra='one': expected a label that no other SAE has, unlike identity, one"),
+        ("identity", {}, "extra='identity': expected a label that no other SAE has"),
+        ("a/b", {}, "extra='a/b': expected a label that can be a file's name"),
+        ("x", {"hook_name": "blocks.1.hook_resid_pre"}, r"an SAE of blocks\.1.*; expected one of"),
+        ("x", {"width": 8}, "x: activation_dim=8, but"),
+    ],
+)
+def test_a_further_sae_that_does_not_fit_is_refused(one, label, sae, message):
+    with pytest.raises((BenchError, CheckpointError), match=message):
+        bench_runner.bench(
+            [one], evals=["core"], floor=True, extra={label: identity(**sae)}, **SMALL
+        )
+    assert not (one / "eval_results").exists()
+
+
+def test_a_further_sae_does_not_replace_the_first_folders_result(one, tmp_path):
+    """The label of the first folder is then longer than its files' name."""
+    twin = tmp_path / "other" / "one"
+    shutil.copytree(one, twin)
+    with pytest.raises(BenchError, match="extra='one': expected a label that no other SAE has"):
+        bench_runner.bench([one, twin], evals=["core"], extra={"one": identity()}, **SMALL)
