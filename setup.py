@@ -28,7 +28,6 @@ DOCS = [
 SAEBENCH = [
     "sae-bench>=0.6,<0.7",
     "beartype>=0.14.1,<0.18",
-    "matplotlib>=3.8",
     "pyarrow<26",
     "threadpoolctl>=3",
     "scikit-learn<1.10",  # sae-probes asks for penalty="l1", which goes in 1.10

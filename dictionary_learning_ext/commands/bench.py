@@ -51,9 +51,8 @@ class BenchFlags:
     )
     compare: bool = False
     """Print how each SAE differs from the first, and the smallest difference that is larger than
-    the evaluation's noise (needs --bench-seeds). Also run SCR and TPP size-matched, and draw the
-    paper's figures 3 to 5, of the first seed. Size-matched: each SAE keeps only its N most used
-    features, where N is the number that the SAE with the fewest uses."""
+    the evaluation's noise (needs --bench-seeds). Also run SCR and TPP size-matched: each SAE keeps
+    only its N most used features, where N is the number that the SAE with the fewest uses."""
     bench_seeds: int = 1
     """How often to run each evaluation, each time with another seed of its own, which draws its
     texts and trains its probes again. Shows how much of a difference is noise: use 5. absorption
@@ -75,9 +74,6 @@ class BenchFlags:
     test_size: int | None = None
     """Texts in each probe's test set, of the same. Default: 1000 as in SAE Bench, or what the books
     provide."""
-    figures: str | None = None
-    """The folder for the figures of --compare. Default: eval_results/figures in the first
-    folder."""
     inputs: BenchInputFlags = field(default_factory=BenchInputFlags)
 
 
@@ -88,11 +84,8 @@ def run(flags: BenchFlags) -> None:
             "datasets: in a clone of the repository, `python3 -m venv .venv-saebench && "
             ".venv-saebench/bin/pip install -e '.[saebench]'`, then `.venv-saebench/bin/vsae bench …`"
         )
-    from ..run_folder.names import BENCH_FIGURES, BENCH_RESULTS
-    from ..sae_bench.adapter import local_folder
     from ..sae_bench.bench_runner import bench
     from ..sae_bench.comparison_table import differences, measured_on, table
-    from ..sae_bench.paper_figures import write_figures
 
     evals: Any = [name.strip() for name in flags.evals.split(",") if name.strip()]
     outcome = bench(
@@ -133,9 +126,6 @@ def run(flags: BenchFlags) -> None:
             print(
                 f"{control}: {label} masked to as many of its most used features as the others use"
             )
-        folder = local_folder(flags.folders[0]) / BENCH_RESULTS / BENCH_FIGURES
-        for path in write_figures(outcome, flags.figures or folder):
-            print(f"wrote {path}")
     outcome.check()
 
 

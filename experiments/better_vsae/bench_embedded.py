@@ -36,7 +36,7 @@ def measure(_: argparse.Namespace) -> None:
     """Bench what was trained, and draw the paper's figures: they need all of SAE Bench's results."""
     from dictionary_learning_ext.sae_bench.bench_runner import bench
     from dictionary_learning_ext.sae_bench.comparison_table import columns_of
-    from dictionary_learning_ext.sae_bench.paper_figures import write_figures
+    from experiments.better_vsae.bench_figures import write_figures
 
     folders = [RUNS / name for name in quickstart(STEPS, SEED)]
     outcome = bench(folders, floor=True, size_matched=True)
