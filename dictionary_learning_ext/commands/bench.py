@@ -51,8 +51,7 @@ class BenchFlags:
     )
     compare: bool = False
     """Print how each SAE differs from the first, and the smallest difference that is larger than
-    the evaluation's noise (needs --bench-seeds). Also run SCR and TPP size-matched: each SAE keeps
-    only its N most used features, where N is the number that the SAE with the fewest uses."""
+    the evaluation's noise (needs --bench-seeds)."""
     bench_seeds: int = 1
     """How often to run each evaluation, each time with another seed of its own, which draws its
     texts and trains its probes again. Shows how much of a difference is noise: use 5. absorption
@@ -99,7 +98,6 @@ def run(flags: BenchFlags) -> None:
         bench_seeds=flags.bench_seeds,
         again=flags.again,
         floor=flags.floor,
-        size_matched=flags.compare,
     )
     if outcome.results:
         print(table(outcome))
@@ -114,18 +112,13 @@ def run(flags: BenchFlags) -> None:
             )
         if {"scr", "tpp"} & set(evals):
             print(f"\n{AUDIT}")
-    if flags.compare:
-        if shown := differences(outcome):
-            first = next(iter(outcome.results))
-            print(f"\nDifferences from {first} (in brackets: up to here it may be noise)")
-            print(f"{shown}\n")
-            for mark, meaning in MARKS.items():
-                if mark in shown:
-                    print(f"{mark}: {meaning}")
-        for label, control in outcome.matched.items():
-            print(
-                f"{control}: {label} masked to as many of its most used features as the others use"
-            )
+    if flags.compare and (shown := differences(outcome)):
+        first = next(iter(outcome.results))
+        print(f"\nDifferences from {first} (in brackets: up to here it may be noise)")
+        print(f"{shown}\n")
+        for mark, meaning in MARKS.items():
+            if mark in shown:
+                print(f"{mark}: {meaning}")
     outcome.check()
 
 

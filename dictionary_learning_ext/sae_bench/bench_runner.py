@@ -30,7 +30,6 @@ from ..run_folder.reading import require_folders
 from ..run_folder.trained_on import run_of
 from ..run_folder.writing import write_json, writing
 from . import adapter
-from . import feature_usage as usage
 from .adapter import FLOOR_LOOKS
 from .bench_data import in_folder, open_bench_data
 from .bench_results import (
@@ -87,7 +86,6 @@ def bench(
     bench_seeds: int = 1,
     again: bool = False,
     floor: bool = False,
-    size_matched: bool = False,
     extra: Mapping[str, BaseSAE] | None = None,
 ) -> BenchResults:
     """Evaluate run folders in SAE Bench, on the language model that their SAEs were trained on.
@@ -110,8 +108,6 @@ def bench(
         bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
         again: repeat finished evaluations.
         floor: also evaluate the SAEs of `floors`. Their results go to the first folder.
-        size_matched: also run SCR and TPP on each SAE masked to its N most used features. N is the
-            smallest number of features in use in any of the SAEs. Needs core.
         extra: further SAEs by label, e.g. changed copies of what `load_bench_sae` returns. They are
             evaluated with the same settings. Their results go to the first folder, so a label must be
             a valid file name that no other SAE has.
@@ -126,11 +122,6 @@ def bench(
     require(bench_seeds >= 1, "bench_seeds", bench_seeds, "at least 1")
     for name, size in (("train_size", train_size), ("test_size", test_size)):
         require(size is None or size >= LEAST_TEXTS, name, size, f"at least {LEAST_TEXTS}")
-    size_matched = size_matched and bool({"scr", "tpp"} & set(evals))
-    if size_matched and "core" not in evals:
-        raise BenchError(
-            "the size-matched control needs core in evals, to count how often features are used"
-        )
     if probing_sets != SMALLEST and "sae_probes" not in evals:
         raise BenchError(
             f"probing_sets={probing_sets}: expected sae_probes in evals, which reads them"
@@ -173,10 +164,6 @@ def bench(
         settings, model_key(language_model, hook_point), range(SEED, SEED + bench_seeds), again
     )
     runner.all(jobs, evals)
-    if size_matched:
-        controls = _controls(jobs[: len(paths)], runner.outcome)
-        runner.all(list(controls.values()), [name for name in evals if name in ("scr", "tpp")])
-        runner.outcome.matched = {label: job.label for label, job in controls.items()}
     if not runner.outcome.failures:
         shutil.rmtree(cache, ignore_errors=True)
     return runner.outcome
@@ -346,25 +333,6 @@ def _further(
         hook.require_width(label, sae.cfg.d_in, run.model)
         further.append(BenchJob(label, label, first, sae))
     return further
-
-
-def _controls(jobs: list[BenchJob], outcome: BenchResults) -> dict[str, BenchJob]:
-    """SAEs masked to their N most used features, where N is the fewest that any SAE uses."""
-    cores: dict[str, dict[str, Any]] = {}
-    for job in jobs:
-        if core := outcome.results.get(job.label, {}).get("core"):
-            cores[job.label] = core
-    if not cores:
-        return {}
-    n = min(map(usage.in_use, cores.values()))
-    controls = {}
-    for job in jobs:
-        if job.label in cores and usage.in_use(cores[job.label]) > n:
-            sae: Any = job.sae
-            kept_F = usage.most_used(cores[job.label]["eval_result_unstructured"]["selected"], n)
-            label, name = f"{job.label}_top{n}", f"{job.name}_top{n}"
-            controls[job.label] = BenchJob(label, name, job.folder, adapter.masked(sae, kept_F))
-    return controls
 
 
 def _cause(error: Exception) -> str:

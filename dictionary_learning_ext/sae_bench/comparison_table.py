@@ -67,7 +67,7 @@ Values = dict[str, dict[str, dict[int, float]]]
 
 
 def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
-    """The metrics of every SAE, size-matched controls last: means, where an evaluation was repeated."""
+    """The metrics of every SAE: means, where an evaluation was repeated."""
     return {
         label: {name: spread(list(of_seed.values())).mean for name, of_seed in rows.items()}
         for label, rows in values_of(outcome).items()
@@ -77,12 +77,11 @@ def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
 def values_of(outcome: BenchResults) -> Values:
     """Every metric of every SAE with every seed."""
     of_seeds = {SEED: outcome.results, **outcome.repeats}
-    there = dict.fromkeys(label for results in of_seeds.values() for label in results)
-    labels = sorted(there, key=lambda label: label in outcome.matched.values())
+    labels = dict.fromkeys(label for results in of_seeds.values() for label in results)
     values: Values = {label: {} for label in labels}
     for seed, results in of_seeds.items():
-        for label in labels:
-            for name, value in rows_of(results.get(label, {})).items():
+        for label, found in results.items():
+            for name, value in rows_of(found).items():
                 values[label].setdefault(name, {})[seed] = value
     return values
 

@@ -1,5 +1,6 @@
 """The paper's figures 3, 4 and 5 for SAEs of one L0, from SAE Bench's results. Needs [saebench]."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,19 @@ _TPP = {
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def write_figures(outcome: BenchResults, folder: Path) -> list[Path]:
-    """Draw the figures from core, SCR and TPP; return the files. Size-matched SAEs are dashed."""
+def write_figures(outcome: BenchResults, dashed: Collection[str], folder: Path) -> list[Path]:
+    """Draw the figures from core, SCR and TPP; return the files.
+
+    Arguments:
+        dashed: labels of SAEs whose curves are dashed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with plt.rc_context(_STYLE):
         for name, figure in {
             "figure_3_reconstruction.png": _reconstruction(outcome),
-            "figure_4_scr.png": _curves(outcome, "scr", _SCR),
-            "figure_5_tpp.png": _curves(outcome, "tpp", _TPP),
+            "figure_4_scr.png": _curves(outcome, "scr", _SCR, dashed),
+            "figure_5_tpp.png": _curves(outcome, "tpp", _TPP, dashed),
         }.items():
             figure.savefig(folder / name, dpi=150)
             plt.close(figure)
@@ -61,7 +66,9 @@ def _reconstruction(outcome: BenchResults) -> Any:
     return figure
 
 
-def _curves(outcome: BenchResults, evaluation: str, panels: dict[str, str]) -> Any:
+def _curves(
+    outcome: BenchResults, evaluation: str, panels: dict[str, str], dashed: Collection[str]
+) -> Any:
     """SCR or TPP by number of ablated features."""
     found = {label: own[evaluation] for label, own in outcome.results.items() if evaluation in own}
     width = 7 if len(panels) == 1 else 15
@@ -72,7 +79,8 @@ def _curves(outcome: BenchResults, evaluation: str, panels: dict[str, str]) -> A
     for ax, (which, title) in zip(axes[0], panels.items(), strict=True):
         for label, result in found.items():
             points = curve(result, which)
-            ax.plot(list(points), list(points.values()), label=label, **_look(outcome, label))
+            look = _look(outcome, label) | ({"linestyle": "--"} if label in dashed else {})
+            ax.plot(list(points), list(points.values()), label=label, **look)
         ax.axhline(0, color="lightgrey", linewidth=0.8, zorder=0)
         ax.set_xscale("log")
         ax.set_xticks(ns, [str(n) for n in ns])
@@ -89,10 +97,9 @@ def _look(outcome: BenchResults, label: str) -> dict[str, Any]:
     result = next(iter(outcome.results[label].values()))
     architecture = result["sae_cfg_dict"]["architecture"]
     known = looks().get(architecture)
-    is_control = label in outcome.matched.values()
     is_bound = architecture in ("random", "identity")
     return {
         "color": known.colour if known else TRAINER_COLORS.get(architecture, "green"),
         "marker": known.marker if known else TRAINER_MARKERS.get(architecture, "^"),
-        "linestyle": "--" if is_control else ":" if is_bound else "-",
+        "linestyle": ":" if is_bound else "-",
     }

@@ -23,7 +23,6 @@ from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMi
 
 from dictionary_learning_ext.sae_bench import adapter, bench_runner, evaluations
 from dictionary_learning_ext.sae_bench.bench_results import finished
-from dictionary_learning_ext.sae_bench.feature_usage import in_use
 
 
 def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, trained):
@@ -42,15 +41,6 @@ def test_caches_are_gone_and_nothing_is_in_the_installed_package(benched, traine
     assert not (trained["top_k"] / ".bench_cache").exists()
     installed = Path(core.__file__).parents[2]
     assert not list(installed.glob("artifacts/**/*tiny*"))
-
-
-def test_the_size_matched_control_has_as_many_features_as_the_other(benched):
-    used = {label: in_use(benched.results[label]["core"]) for label in ("top_k", "vsae")}
-    if len(set(used.values())) == 1:
-        pytest.skip("both use as many")
-    denser = max(used, key=lambda label: used[label])
-    assert benched.matched == {denser: f"{denser}_top{min(used.values())}"}
-    assert set(benched.results[benched.matched[denser]]) == {"scr", "tpp"}
 
 
 def test_what_is_finished_is_not_repeated_unless_it_changed(one, caplog):
@@ -132,7 +122,6 @@ def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
         ("--model elsewhere", r"language model 'elsewhere' can't be loaded"),
         ("--hook blocks.1.hook_resid_post", r"trained on hook blocks\.0.*, not on blocks\.1"),
         ("--data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
-        ("--evals tpp --compare", r"size-matched control needs core"),
         ("--evals tpp --train-size 100000", r"--train-size 100000: expected at most \d+ for tpp"),
     ],
 )
@@ -283,11 +272,6 @@ def test_caches_of_repeats_are_deleted_before_the_next_seed(one, monkeypatch):
     monkeypatch.setattr(bench_runner, "seed_everything", noted)
     assert bench_runner.bench([one], evals=["scr"], bench_seeds=3, **SMALL).failures == {}
     assert [len(caches) for _, caches in there] == [1, 2, 2], "the first seed's, and this one's"
-
-
-def test_compare_without_scr_or_tpp_needs_no_core(one):
-    flags = [*shlex.split(FLAGS), "--evals", "sparse_probing", "--compare"]
-    assert main(["bench", str(one), *flags]) == 0
 
 
 def test_a_floors_label_is_not_that_of_a_folder(one):

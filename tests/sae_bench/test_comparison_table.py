@@ -74,12 +74,3 @@ def test_an_sae_that_failed_with_one_seed_keeps_the_others():
     shown = differences(outcome, "markdown")
     assert shown is not None
     assert cells_of(shown, "probing, top 1") == ["+0.2500 (±0.6353) ~"]
-
-
-def test_a_size_matched_control_is_no_reference(benched):
-    """The first SAE is one that was given, whatever the order of the results."""
-    shown = differences(benched, "markdown")
-    assert shown is not None
-    header = [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")]
-    assert header[1] == "vsae"
-    assert not {"top_k"} & set(header)
