@@ -19,13 +19,6 @@ AUDIT = (
     "settings TPP\nscores SAEs lower the longer they train, and SCR at large N orders SAEs against "
     "the ground truth.\nDon't choose between SAEs by them. It found sae_probes the most reliable."
 )
-MARKS = {
-    "(?)": "the noise is not known, as it was measured with one seed. Use --bench-seeds 5.",
-    "(=)": "every seed of the evaluation gave the same.",
-    "~": "may be the evaluation's noise (95% interval over its seeds; use 5 or more).\n   The seeds draw from "
-    "the same texts, so the real noise is larger. The noise of the SAEs' training is not\n   in it: to "
-    "compare two settings, train each with several seeds.",
-}
 
 
 @dataclass(frozen=True)
@@ -50,8 +43,7 @@ class BenchFlags:
         metadata={"help": _EVALS_HELP},
     )
     compare: bool = False
-    """Print how each SAE differs from the first, and the smallest difference that is larger than
-    the evaluation's noise (needs --bench-seeds)."""
+    """Also print how each SAE differs from the first."""
     bench_seeds: int = 1
     """How often to run each evaluation, each time with another seed of its own, which draws its
     texts and trains its probes again. Shows how much of a difference is noise: use 5. absorption
@@ -103,7 +95,9 @@ def run(flags: BenchFlags) -> None:
         print(table(outcome))
         if flags.bench_seeds > 1:
             print(
-                f"\nWith ±: mean and standard deviation over {flags.bench_seeds} seeds of the evaluation."
+                f"\nWith ±: mean and standard deviation over {flags.bench_seeds} seeds of the evaluation.\n"
+                "The seeds draw from the same texts, so the real noise is larger. The noise of training is not "
+                "in it."
             )
         if "core" in evals:
             print("", *measured_on(outcome), sep="\n")
@@ -113,12 +107,7 @@ def run(flags: BenchFlags) -> None:
         if {"scr", "tpp"} & set(evals):
             print(f"\n{AUDIT}")
     if flags.compare and (shown := differences(outcome)):
-        first = next(iter(outcome.results))
-        print(f"\nDifferences from {first} (in brackets: up to here it may be noise)")
-        print(f"{shown}\n")
-        for mark, meaning in MARKS.items():
-            if mark in shown:
-                print(f"{mark}: {meaning}")
+        print(f"\n{shown}")
     outcome.check()
 
 

@@ -8,8 +8,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from sae_bench.sae_bench_utils.graphing_utils import TRAINER_COLORS, TRAINER_MARKERS
 
+from dictionary_learning_ext.config.architectures import Look
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.sae_bench.adapter import looks
 from dictionary_learning_ext.sae_bench.bench_results import BenchResults
@@ -27,6 +27,7 @@ _TPP = {
     "intended_diff_only": "accuracy lost on the intended class",
     "unintended_diff_only": "accuracy lost on the others",
 }
+_TOP_K = Look("TopK", "green", "^")  # as in SAE Bench's plots
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -96,10 +97,6 @@ def _look(outcome: BenchResults, label: str) -> dict[str, Any]:
     """How an SAE is drawn: colour and marker by variant."""
     result = next(iter(outcome.results[label].values()))
     architecture = result["sae_cfg_dict"]["architecture"]
-    known = looks().get(architecture)
+    look = looks().get(architecture, _TOP_K)
     is_bound = architecture in ("random", "identity")
-    return {
-        "color": known.colour if known else TRAINER_COLORS.get(architecture, "green"),
-        "marker": known.marker if known else TRAINER_MARKERS.get(architecture, "^"),
-        "linestyle": ":" if is_bound else "-",
-    }
+    return {"color": look.colour, "marker": look.marker, "linestyle": ":" if is_bound else "-"}
