@@ -64,7 +64,7 @@ def features_of(
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     dictionary = opened.dictionary
     collector = FeatureCollector(dictionary, tokens, top=contexts, profile_tokens=1, seed=seed)
-    finder = SinkFinder([dictionary], opened.language_model.tokenizer)
+    finder = SinkFinder(opened.language_model.tokenizer)
     measured = 0
     for batch in _batches(opened, text, tokens):
         batch = finder.without_sinks(batch)
@@ -75,7 +75,7 @@ def features_of(
             "the text has no token to measure on: expected at least one; give a longer text"
         )
     statistics = collector.statistics()
-    return Features(opened, statistics, finder.sinks([statistics]))
+    return Features(opened, statistics, finder.sinks())
 
 
 def _batches(opened: OpenedSAE, text: Text | None, tokens: int) -> Iterator[ContextBatch]:
