@@ -196,13 +196,15 @@ def _loop(
     every_steps, every_seconds = run.save_interval()
     saved_at = time.monotonic()
     norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
+    # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
+    quiet: dict[str, Any] = {} if processes.is_first else {"disable": True}
     bar = tqdm(
         total=run.steps * run.batch_size,
         initial=start * run.batch_size,
         unit="tok",
         unit_scale=True,
         mininterval=1,
-        disable=not processes.is_first,
+        **quiet,
     )
     active, step, batches = sae_runs, start, {}
     before: States | None = None  # where the sources were before this step's batch
