@@ -30,9 +30,7 @@ def load_model(run: RunConfig) -> LanguageModel:
     dtype = t.bfloat16 if run.dtype == "bfloat16" else t.float32
     model = load_language_model(run.model, device=run.device, dtype=dtype)
     config: Any = model.config
-    require_positions(
-        run, config.get_text_config(), "give the language model that the SAE was trained on"
-    )
+    require_positions(run, config.get_text_config())
     return model
 
 
@@ -42,8 +40,8 @@ def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
     return model, find_hook(model, run.hook)
 
 
-def require_positions(run: RunConfig, config: Any, advice: str) -> None:
-    """Raise a ConfigError, which ends in `advice`, for contexts beyond the model's positions.
+def require_positions(run: RunConfig, config: Any) -> None:
+    """Raise a ConfigError for contexts beyond the model's positions.
 
     Arguments:
         config: the language model's.
@@ -52,7 +50,7 @@ def require_positions(run: RunConfig, config: Any, advice: str) -> None:
     if positions is not None and run.ctx_len > positions:
         raise ConfigError(
             f"ctx_len={run.ctx_len}: expected at most {positions}, the positions that {run.model!r} "
-            f"was trained on; {advice}"
+            "was trained on; use a shorter ctx_len, or the language model that the SAE was trained on"
         )
 
 

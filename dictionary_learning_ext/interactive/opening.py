@@ -146,7 +146,7 @@ def _language_model(run: RunConfig, lm: Any) -> LanguageModel:
         activations.require_fit(run, [run.hook])
     if isinstance(lm, LanguageModel):
         config: Any = lm.config
-        require_positions(run, config.get_text_config(), "give a smaller ctx_len")
+        require_positions(run, config.get_text_config())
         return lm
     if activations is None:
         return load_model(run)

@@ -132,8 +132,7 @@ def _train(
                             require_free(folder, run.overwrite)
             with processes.together():
                 require_device(run.device)
-                hooks = len(set(hook_of.values()))
-                require_memory(run, saes.values(), hooks, processes.local_count)
+                require_memory(run, saes.values(), processes.local_count)
                 initial = {} if resume else trained_sources(saes)
                 share = Share(processes.rank, processes.count)
                 sources = open_sources(run, dict.fromkeys(hook_of.values()), signals.check, share)
