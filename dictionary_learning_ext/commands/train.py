@@ -79,8 +79,9 @@ def _settings(
     """The run, its SAEs, their hook points, and whether they are resumed."""
     if flags.run.activations == NONE:
         flags = replace(flags, run=replace(flags.run, activations=None))
-    if typed_in_vain := [name for name in flags.sae.unused() if name in flags.typed]:
-        raise flags.sae.refusal(typed_in_vain[0])
+    for name in flags.sae.unused():
+        if name in flags.typed and getattr(flags.sae, name) is not None:
+            raise flags.sae.refusal(name)
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
         hooks = {hook: hook for hook in run.hooks}
@@ -259,7 +260,8 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
         start = start.for_steps(steps)
     changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
-    sae = start.sae.changed_to(**{n: None if v == NONE else v for n, v in changes.items()})
+    changes |= {n: None for n, v in changes.items() if v == NONE and n != "architecture"}
+    sae = start.sae.changed_to(**changes)
     flat, was = sae.to_flat(), start.sae.to_flat()
     left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
     if isinstance(sae, Variational):

@@ -1,4 +1,4 @@
-"""Checks of values that a user gave, with one form of message, and words for them. Imports no torch."""
+"""Checks of values that a user gave, and words for their messages. Imports no torch."""
 
 import difflib
 import sys
@@ -22,7 +22,12 @@ class Checked:
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
-            require_type(name, getattr(self, name), hint)
+            given = getattr(self, name)
+            require_type(name, given, hint)
+            if isinstance(given, list):  # as JSON has it
+                object.__setattr__(self, name, tuple(given))
+            elif type(given) is int and float in (hint, *get_args(hint)):
+                object.__setattr__(self, name, float(given))
 
 
 def require(condition: bool, name: str, given: Any, expected: Text, *, instead: Text = "") -> None:

@@ -1,6 +1,6 @@
 """Named settings for `vsae train --preset`, and for trainers; the SAEs that `vsae quickstart` compares.
 
-A preset holds what differs from the classes' defaults, which are the paper's. Flags override it.
+A preset holds what differs from the defaults of the classes. Flags override it.
 Its schedules (`decay_start`, `noise_anneal_steps`) are for its own `steps` and scale with --steps.
 """
 

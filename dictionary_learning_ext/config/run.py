@@ -20,7 +20,7 @@ from .checks import (
     require_max_norm_multiple,
     require_seed,
 )
-from .sae import OPTION_NAMES, Normalize, PosteriorOptions, SAEConfig, from_flat
+from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_flat
 from .synthetic_models import NO_HOOK
 
 Dtype = Literal["float32", "bfloat16"]
@@ -177,33 +177,21 @@ NOT_THE_RESULT = (
     "log_steps",
 )
 """Settings that change no number of a result: where it goes, and how often it is saved and logged."""
-_ADDED_LATER = {
-    "prior_std": (None, PosteriorOptions.prior_std),
-    "noise_to_signal": (None,),
-    "data_seed": (RunConfig.data_seed,),
-    "init_from": (None,),
-    "threshold_twice": (None, True),
-    "freeze_decoder": (None, False),
-    "k_anneal_steps": (None,),
-    "select_by": (None, PosteriorOptions.select_by),
-    "activations": (None,),
-}
-"""Settings that older run folders lack, and the values that mean the same as their absence."""
-
-
 _PATHS = ("model", "data", "activations", "init_from")
 """Settings that may be a folder."""
 
 
 def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that change a result; run folders of any age compare, and keep their names.
+    """The settings that change a result, where they are not at their defaults.
 
-    cuda:1 is as good as cuda:0, and texts/ is texts.
+    So an option that is added later changes no folder's name, and a run that lacks it can be resumed.
+    Devices of one kind count as one, and a slash at a path's end does not count.
     """
+    defaults = _defaults_of(settings)
     chosen = {
         name: value
         for name, value in settings.items()
-        if name not in NOT_THE_RESULT and value not in _ADDED_LATER.get(name, ())
+        if name not in NOT_THE_RESULT and value not in (None, defaults.get(name))
     }
     if "device" in chosen:
         chosen["device"] = str(chosen["device"]).partition(":")[0]
@@ -211,6 +199,15 @@ def _deciding_the_result(settings: dict[str, Any]) -> dict[str, Any]:
         if isinstance(path := chosen.get(name), str):
             chosen[name] = without_slash(path)
     return chosen
+
+
+def _defaults_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The defaults of a run and of its architecture, as JSON has them."""
+    cls = CONFIGS.get(settings.get("architecture", ""), SAEConfig)
+    return {
+        each.name: list(each.default) if isinstance(each.default, tuple) else each.default
+        for each in (*fields(cls), *fields(RunConfig))
+    } | {"architecture": SAEConfig.architecture}
 
 
 def without_slash(path: str) -> str:
@@ -248,7 +245,7 @@ class TrainConfig:
             where.append(self.run.hook)
         if self.run.data != RunConfig.data:
             where.append(self.run.data.rstrip("/").rpartition("/")[2][-40:])
-        settings = _deciding_the_result(self.to_dict())
+        settings = _deciding_the_result(json.loads(json.dumps(self.to_dict())))
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
         where = [re.sub(r"[^\w.-]", "-", text) for text in where]
         return "_".join([self.sae.name, *where, digest[:6]])
@@ -281,7 +278,7 @@ class TrainConfig:
             run = {name: value for name, value in values.items() if name in of_run}
             return TrainConfig(from_flat(vars(start) | own), replace(self.run, **run))
         except ConfigError as error:
-            raise error.within(source, "correct it there") from error
+            raise error.within(source, error.instead or "correct it there") from error
 
 
 CONTINUE_OR_START = "leave out {flags} to continue it, or start a new run with --config"
@@ -303,24 +300,21 @@ def require_same(
             their former values.
     """
 
-    def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-        chosen = _deciding_the_result(settings)
-        chosen.pop("text_passes", None)
-        return json.loads(json.dumps(chosen))
-
-    old, new = decisive(was), decisive(now)
+    was, now = (json.loads(json.dumps(settings)) for settings in (was, now))
+    old, new = _deciding_the_result(was), _deciding_the_result(now)
+    for settings in (old, new):
+        settings.pop("text_passes", None)
     names = sorted(name for name in old | new if old.get(name) != new.get(name))
     if not names:
         return
     if typed is not None:
         names = [name for name in names if name in typed] or names
-    for name in names:  # one value of these was left out above
-        for settings in (old, new):
-            settings.setdefault(name, _ADDED_LATER.get(name, (None,))[0])
-    changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
+    old = {name: was.get(name, _defaults_of(was).get(name)) for name in names}
+    new = {name: now.get(name, _defaults_of(now).get(name)) for name in names}
+    changes = ", ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in names)
     flags = ["--" + name.replace("_", "-") for name in names]
     advice = advice.replace("{flags}", " ".join(flags))
-    values = (old.get(name) for name in names)
+    values = old.values()
     texts = (in_shell(*value) if isinstance(value, list) else in_shell(value) for value in values)
     former = " ".join(f"{flag} {text}" for flag, text in zip(flags, texts, strict=True))
     raise ConfigError(f"{source}: the run has {changes}; {advice.replace('{former}', former)}")

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+# Weights hold these choices by their position: add at the end, and don't reorder.
 Posterior = Literal["fixed", "learned", "point"]
 NoiseOn = Literal["both", "values", "selection"]
 SelectBy = Literal["value", "magnitude"]
+
 KLScope = Literal["all", "selected"]
 KLSchedule = Literal["constant", "linear", "cosine"]
 Normalize = Literal["sqrt_d", "unit", "none"]
@@ -187,7 +189,7 @@ class ObjectiveOptions(AuxKOptions):
     scores as well does not need learned directions."""
 
     def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
-        return super().run_defaults(steps, tokens) | {"kl_warmup_steps": max(1, steps // 10)}
+        return super().run_defaults(steps, tokens) | {"kl_warmup_steps": _kl_warmup(steps)}
 
     def with_warmup(self, steps: int) -> "Self":
         """With the warm-up of a run of `steps`, where none is given.
@@ -197,7 +199,7 @@ class ObjectiveOptions(AuxKOptions):
         self.require_fit(steps)
         if self.kl_warmup_steps is not None:
             return self
-        return replace(self, kl_warmup_steps=max(1, steps // 10))
+        return replace(self, kl_warmup_steps=_kl_warmup(steps))
 
     def require_fit(self, steps: int) -> None:
         super().require_fit(steps)
@@ -366,6 +368,10 @@ class SAEConfig(Options):
         super().__post_init__()
         require(self.dict_size >= 1, "dict_size", self.dict_size, "at least 1")
         require_seed("seed", self.seed)
+        require(self.lr is None or self.lr > 0, "lr", self.lr, "above 0")
+        if (k := self.kept_per_token) is not None:
+            largest = Setting("dict_size", self.dict_size)
+            require(k <= self.dict_size, "k", k, ("1 to ", largest))
 
     @property
     def kept_per_token(self) -> int | None:
@@ -388,22 +394,25 @@ class SAEConfig(Options):
         used = {name: value for name, value in vars(self).items() if name not in unused}
         return {name: used.get(name) for name in OPTION_NAMES}
 
-    def changed_to(self, **choices: str | None) -> "SAEConfig":
-        """With another architecture, posterior or kl_schedule, and without the options that it has no
-        use for. What was left at a default gets the default of the new architecture.
-
-        Arguments:
-            choices: None for one that stays.
+    def changed_to(
+        self,
+        architecture: str | None = None,
+        posterior: str | None = None,
+        kl_schedule: str | None = None,
+    ) -> "SAEConfig":
+        """With another architecture, posterior or schedule (None: the same), and without the options
+        that it has no use for. What was left at a default gets the default of the new architecture.
 
         Raises: ConfigError for a choice that there is not.
         """
-        chosen = {name: value for name, value in choices.items() if value is not None}
-        name = chosen.pop("architecture", self.architecture)
+        chosen = {"posterior": posterior, "kl_schedule": kl_schedule}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        name = self.architecture if architecture is None else architecture
         require_choice("architecture", name, TRAINED)
         names = {each.name for each in fields(CONFIGS[name])} - {"architecture"}
-        given = {n: v for n, v in vars(self).items() if v != _defaults(type(self))[n]}
+        defaults, unused = _defaults(type(self)), self.unused()
+        given = {n: v for n, v in vars(self).items() if v != defaults[n] and n not in unused}
         kept: dict[str, Any] = {n: v for n, v in (given | chosen).items() if n in names}
-        # Those without a use would be refused as wrong values if they were checked first.
         return CONFIGS[name](**kept)._without_unused()
 
     def _without_unused(self) -> "Self":
@@ -460,9 +469,6 @@ class SAEConfig(Options):
         missing: dict[str, Any] = {n: v for n, v in follows.items() if getattr(self, n) is None}
         resolved = replace(self, **missing)
         resolved.require_fit(steps)
-        if (k := resolved.kept_per_token) is not None:
-            largest = Setting("dict_size", self.dict_size)
-            require(k <= self.dict_size, "k", k, ("1 to ", largest))
         require_lr_schedule(
             steps,
             resolved.lr,
@@ -740,8 +746,9 @@ OPTION_NAMES = tuple(dict.fromkeys(f.name for cls in _GROUPS for f in fields(cls
 
 
 def option_hints() -> dict[str, Any]:
-    """The type of each option of any architecture; of those that share a name, it is the same."""
-    return {n: hint for cls in CONFIGS.values() for n, hint in get_type_hints(cls).items()}
+    """The type of each option of any architecture. Options that share a name have one type."""
+    hints = {n: hint for cls in CONFIGS.values() for n, hint in get_type_hints(cls).items()}
+    return hints | {"architecture": str}
 
 
 def from_flat(flat: dict[str, Any]) -> SAEConfig:
@@ -791,6 +798,10 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
     )
 
 
+def _kl_warmup(steps: int) -> int:
+    return max(1, steps // 10)
+
+
 def _require_in_run(name: str, given: int | None, steps: int) -> None:
-    fits = given is None or given <= max(steps, 2)
+    fits = given is None or given <= max(steps, 2)  # 2: what a schedule is at least scaled to
     require(fits, name, given, ("at most ", Setting("steps", steps)))

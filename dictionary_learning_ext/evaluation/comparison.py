@@ -34,7 +34,8 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
         metrics: its metrics.json. What was not measured is no symptom.
     """
     noise = metrics.get("noise_to_signal") if sae.to_flat()["noise_anneal_steps"] is None else None
-    fve, kl, alive = (metrics.get(name) for name in ("fve", "kl_per_token", "alive"))
+    names = ("fve", "kl_per_token", "alive", "frac_recovered")
+    fve, kl, alive, recovered = (metrics.get(name) for name in names)
     selections = (metrics.get("tokens") or 0) * (metrics.get("l0") or 0)
     if selections < _FEWEST_SELECTIONS * sae.dict_size:
         alive = None
@@ -46,6 +47,9 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
         "The reconstruction explains less than half of the variance: FVE is below 0.5.": is_poor,
         "The KL has collapsed: the features say next to nothing about a token.": (
             is_poor and kl is not None and kl < 0.01
+        ),
+        "The language model loses more than half of what its activations give: CE recovered is below 0.5.": (
+            recovered is not None and recovered < 0.5
         ),
         "More than a quarter of the features were never selected in the held-out tokens.": (
             alive is not None and alive < 0.75

@@ -11,7 +11,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from torch.nn import functional
 
-from ..config.checks import require_choice, require_lr_schedule, require_sizes
+from ..config.checks import require_choice, require_lr_schedule, require_sizes, require_type
 from ..config.run import Dtype
 from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
 from .base import SamplingTrainer
@@ -159,6 +159,7 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         require_device(device)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
+        require_type("dead_feature_threshold", dead_feature_threshold, int)
         self.options = ProbabilisticTopKConfig(
             dict_size=dict_size,
             k=k,

@@ -12,7 +12,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from ..config.checks import require_sizes
+from ..config.checks import require_sizes, require_type
 from ..config.sae import (
     LOG_VAR_LIMITS,
     NOISE_ON,
@@ -86,6 +86,7 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
         prior_std: float = 1.0,
     ):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
+        require_type("sigma", sigma, float)
         PosteriorOptions(
             posterior=posterior,
             sigma=sigma,

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import torch as t
 from dictionary_learning.trainers.top_k import TopKTrainer
 
-from ..config.checks import require_choice, require_lr_schedule, require_sizes
+from ..config.checks import require_choice, require_lr_schedule, require_sizes, require_type
 from ..config.run import Dtype
 from ..config.sae import (
     DEAD_FEATURE_THRESHOLD,
@@ -103,6 +103,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
         require_device(device)
         require_choice("dtype", dtype, Dtype)
+        require_type("sigma", sigma, float)
+        require_type("dead_feature_threshold", dead_feature_threshold, int)
         self.posterior_options = PosteriorOptions(
             posterior=posterior,
             sigma=sigma,

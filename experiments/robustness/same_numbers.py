@@ -157,7 +157,7 @@ def rewind(folder: Path) -> None:
         if len(points) > 1:
             shutil.rmtree(points[-1])
             for name in ("ae.pt", "metrics.json"):
-                (resume.parent / name).unlink()
+                (resume.parent / name).unlink(missing_ok=True)
 
 
 def results(before: str, after: str | None, names: list[str]) -> dict[str, dict[str, list[str]]]:

@@ -46,11 +46,30 @@ STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
 def test_every_option_an_architecture_uses_is_filled_in_and_no_other(architecture):
     resolved = SAEConfig(architecture=architecture).resolve(500, 64)
     optional = {"noise_anneal_steps", "k_anneal_steps", "log_var_init", "noise_to_signal"}
-    of_all = set(SAEConfig.__dataclass_fields__)
-    for name, value in resolved.to_flat().items():
-        if name not in optional | of_all:
-            assert (value is not None) == (name in resolved.options), name
+    assert all(value is not None for n, value in resolved.options.items() if n not in optional)
     assert resolved.warmup_steps == 50
+
+
+def test_an_architecture_has_its_own_options_and_no_others():
+    relu, top_k = SAEConfig(architecture="relu"), SAEConfig(architecture="top_k")
+    assert relu.options.keys() == {"l1_penalty", "sparsity_warmup_steps"}
+    of_top_k = {"k", "k_anneal_steps", "auxk_alpha", "dead_feature_threshold"}
+    assert top_k.options.keys() == of_top_k
+    flat = relu.to_flat()
+    assert flat.keys() >= of_top_k
+    assert all(flat[name] is None for name in of_top_k)
+
+
+def test_numbers_and_lists_are_kept_in_one_form():
+    assert repr(SAEConfig(beta=1)) == repr(SAEConfig(beta=1.0))
+    listed = SAEConfig(architecture="matryoshka", group_fractions=[0.5, 0.5])
+    assert listed.group_fractions == (0.5, 0.5)
+    hash(listed)
+
+
+def test_what_a_change_has_no_use_for_is_not_checked():
+    changed = SAEConfig(log_var_init=1.0).changed_to(architecture="vaease")
+    assert changed.to_flat()["log_var_init"] == -0.5
 
 
 @pytest.mark.parametrize("architecture", TRAINED)

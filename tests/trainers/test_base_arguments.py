@@ -135,6 +135,19 @@ def test_a_learning_rate_or_schedule_that_does_not_fit_is_named(trainer, _, wron
 
 
 @pytest.mark.parametrize("trainer", [VariationalTopKTrainer, ProbabilisticTopKTrainer])
+def test_none_is_no_threshold_and_no_sigma(trainer):
+    with pytest.raises(ConfigError, match="dead_feature_threshold=None: expected a whole number"):
+        made(trainer, dead_feature_threshold=None)
+    if trainer is VariationalTopKTrainer:
+        for made_by in (
+            lambda: made(trainer, sigma=None),
+            lambda: VariationalTopKAutoEncoder(D, F, 2, sigma=None),
+        ):
+            with pytest.raises(ConfigError, match="sigma=None: expected a finite number"):
+                made_by()
+
+
+@pytest.mark.parametrize("trainer", [VariationalTopKTrainer, ProbabilisticTopKTrainer])
 def test_trainers_of_top_k_have_upstreams_arguments_in_upstreams_places(trainer):
     theirs = inspect.signature(TopKTrainer).parameters
     ours = inspect.signature(trainer).parameters
