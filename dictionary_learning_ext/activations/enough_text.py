@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ..config.options import Split
 from ..config.run_config import RunConfig
-from ..errors import TextError
+from ..errors import Setting, TextError, listed
 from .position_rule import PositionRule
 from .run_inputs import evaluation_batch
 from .text import HELD_OUT_EVERY, TextStream, open_text
@@ -60,10 +60,13 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
     train = _count_train(run, tokenizer, text.file_bytes, need)
     if train is not None and train.documents == 0 and train.is_whole:
         raise TextError(
-            f"the text {run.data!r} has no documents to train on: expected at least one; use"
-            " another text (--data)"
+            "no documents to train on",
+            name="data",
+            value=run.data,
+            expected="at least one",
+            instead="use another text",
         )
-    faults = []
+    faults: list[tuple[str | Setting, ...]] = []
     if train is not None and train.is_whole:
         faults += _too_short(run, train, need)
     if run.eval_tokens:
@@ -72,7 +75,8 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
             whole = _count(run, tokenizer, "train", _MANY)
             faults.append(_no_held_out(run, whole, held_out, text))
     if faults:
-        raise TextError(". And ".join(faults))
+        first, *others = faults
+        raise TextError((*first, *(part for each in others for part in (". And ", *each))))
 
 
 def tokens_to_cache(run: RunConfig, tokenizer: Any, need: int) -> int | None:
@@ -139,7 +143,7 @@ def _count_again(run: RunConfig, tokenizer: Any, text: TextStream, at_most: int)
     return _Counted(contexts.documents_read, contexts.tokens_read, rows, False)
 
 
-def _too_short(run: RunConfig, train: _Counted, need: int) -> list[str]:
+def _too_short(run: RunConfig, train: _Counted, need: int) -> list[tuple[str | Setting, ...]]:
     """What to say of a text that ends before the run does."""
     is_packed = run.text_packing == "pack"
     if (found := _rows(run, train, run.text_passes)) >= need:
@@ -147,8 +151,7 @@ def _too_short(run: RunConfig, train: _Counted, need: int) -> list[str]:
     one_pass = train.tokens * _share(run, train) if is_packed else train.rows
     if not one_pass:
         return [
-            f"the text {run.data!r} has no tokens to train on: expected {need:,}; use another text"
-            " (--data)"
+            (f"the text {run.data!r} has no tokens to train on: expected {need:,}; use another",)
         ]
     passes = math.ceil(need / one_pass)
     while _rows(run, train, passes) < need:
@@ -160,25 +163,31 @@ def _too_short(run: RunConfig, train: _Counted, need: int) -> list[str]:
         has = f"{in_all}, {found:,} of them in whole contexts of {run.ctx_len}"
     if run.text_passes > 1:
         has = f"in {run.text_passes} passes {has}"
-    ways = ["a longer text"]
-    ways += [f"--text-passes {passes}"] if passes <= _MOST_PASSES else []
-    ways += [f"--steps {steps}"] if steps else []
-    use = " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+    ways = [Setting("text_passes", passes)] if passes <= _MOST_PASSES else []
+    ways += [Setting("steps", steps)] if steps else []
+    use = listed(ways) if ways else ("a longer text",)
     is_cut = is_packed and passes <= _MOST_PASSES
     note = " (a context may run on into the next pass)" if is_cut else ""
     return [
-        f"the text {run.data!r} has {has}: expected {need:,} for {run.steps:,} steps of"
-        f" {run.batch_size:,}; use {use}{note}"
+        (
+            f"the text {run.data!r} has {has}: expected {need:,} for {run.steps:,} steps of"
+            f" {run.batch_size:,}; use ",
+            *use,
+            note,
+        )
     ]
 
 
-def _no_held_out(run: RunConfig, train: _Counted, held_out: _Counted, text: TextStream) -> str:
+def _no_held_out(
+    run: RunConfig, train: _Counted, held_out: _Counted, text: TextStream
+) -> tuple[str | Setting, ...]:
     """Too little held-out text: how many documents would do."""
     need = evaluation_batch(run.eval_tokens)
     found = f"the held-out part of {run.data!r} has {held_out.rows:,} tokens"
     expected = f"expected at least {need:,} to evaluate on"
+    nothing = Setting("eval_tokens", 0)
     if not text.every_20th:
-        return f"{found}: {expected}; add to it, or use --eval-tokens 0"
+        return f"{found}: {expected}; add to it, or use ", nothing
     documents, tokens = train.documents + held_out.documents, train.tokens + held_out.tokens
     each, cut = max(1, tokens) / max(1, documents), ""
     if run.data.endswith(".txt"):
@@ -190,6 +199,6 @@ def _no_held_out(run: RunConfig, train: _Counted, held_out: _Counted, text: Text
     return (
         f"{found} (every {HELD_OUT_EVERY}th document): {expected}; the text has"
         f" {documents:,} document{'' if documents == 1 else 's'} ({tokens:,} tokens{cut}); use one"
-        f" of at least {enough:,} documents, a folder with a train and a validation file, or"
-        " --eval-tokens 0"
+        f" of at least {enough:,} documents, or ",
+        nothing,
     )

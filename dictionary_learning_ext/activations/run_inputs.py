@@ -9,9 +9,10 @@ from typing import Any
 import torch as t
 from nnsight import LanguageModel
 
+from ..config.checks import require
 from ..config.options import training_energy
 from ..config.run_config import RunConfig
-from ..errors import ConfigError, LanguageModelError
+from ..errors import LanguageModelError, Text
 from .buffer import ResidualBuffer
 from .hook_points import HookPoint, find_hook
 from .language_models import load_language_model
@@ -42,18 +43,17 @@ def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
     return model, find_hook(model, run.hook)
 
 
-def require_positions(run: RunConfig, config: Any, advice: str) -> None:
+def require_positions(run: RunConfig, config: Any, advice: Text) -> None:
     """Raise a ConfigError, which ends in `advice`, for contexts beyond the model's positions.
 
     Arguments:
         config: the language model's.
     """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and run.ctx_len > positions:
-        raise ConfigError(
-            f"ctx_len={run.ctx_len}: expected at most {positions}, the positions that {run.model!r} "
-            f"was trained on; {advice}"
-        )
+    if positions is not None:
+        expected = f"at most {positions}, the positions that {run.model!r} was trained on"
+        fits = run.ctx_len <= positions
+        require(fits, "ctx_len", run.ctx_len, expected, instead=advice)
 
 
 def make_buffer(
