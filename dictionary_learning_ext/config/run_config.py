@@ -286,7 +286,7 @@ class TrainConfig:
                         require_type(name, values[name], hint)
             return TrainConfig(changed(self.sae), changed(self.run))
         except ConfigError as error:
-            raise ConfigError(f"{source}: {error}; correct it there") from error
+            raise error.within(source, "correct it there") from error
 
 
 CONTINUE_OR_START = "leave out {flags} to continue it, or start a new run with --config"

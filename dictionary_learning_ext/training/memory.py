@@ -13,7 +13,7 @@ from ..config.checks import in_words
 from ..config.run_config import RunConfig
 from ..config.sae_config import SAEConfig
 from ..config.synthetic_models import is_synthetic, synthetic_settings
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting, Text
 
 
 class _Part(NamedTuple):
@@ -21,7 +21,7 @@ class _Part(NamedTuple):
 
     label: str
     bytes: int
-    remedy: str
+    remedy: Text
     """What to do if this is the largest part."""
 
 
@@ -62,14 +62,14 @@ def require_memory(
         _Part(
             "SAE weights, gradients and optimizer",
             copies * sum(sae_bytes(each, width) for each in saes),
-            "lower --dict-size",
+            ("lower ", Setting("dict_size")),
         ),
         _Part(
             "buffer",
             copies * hooks * _buffer_rows(run) * width * size,
-            "lower --n-ctxs or --ctx-len",
+            ("lower ", Setting("n_ctxs"), " or ", Setting("ctx_len")),
         ),
-        _Part("language model", parameters * size, "use a smaller --model, or --dtype bfloat16"),
+        _Part("language model", parameters * size, ("use a smaller ", Setting("model"))),
     ]
     if (needed := sum(part.bytes for part in parts)) > available:
         who = f"these {copies} processes need" if copies > 1 else "this run needs"
@@ -77,7 +77,8 @@ def require_memory(
         listed = ", ".join(f"{part.label} {in_words(part.bytes)}" for part in parts)
         raise ConfigError(
             f"{who} at least {in_words(needed)} of memory ({listed}), and {where} has"
-            f" {in_words(available)}; {max(parts, key=lambda part: part.bytes).remedy}"
+            f" {in_words(available)}",
+            instead=max(parts, key=lambda part: part.bytes).remedy,
         )
 
 
@@ -111,7 +112,7 @@ def _language_model(run: RunConfig) -> tuple[int, int]:
             return 0, row_width(run)
     model: Any = empty_model(run.model)
     config = model.config.get_text_config()
-    require_positions(run, config, "use a shorter --ctx-len")
+    require_positions(run, config, ("use a shorter ", Setting("ctx_len")))
     is_quantized = getattr(config, "quantization_config", None) is not None
     parameters = 0 if is_quantized else sum(each.numel() for each in model.parameters())
     return parameters, config.hidden_size
