@@ -130,7 +130,9 @@ def bench(
         )
     if probing_sets != SMALLEST and "sae_probes" not in evals:
         raise BenchError(
-            f"probing_sets={probing_sets}: expected sae_probes in evals, which reads them"
+            name="probing_sets",
+            value=probing_sets,
+            expected="sae_probes in evals, which reads them",
         )
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
@@ -242,7 +244,7 @@ class _BenchRun:
             results.setdefault(job.label, {})[evaluation] = found
         except Exception as error:  # SAE Bench's code can raise anything; the others still run
             if isinstance(error, UserError):
-                cause = str(error)
+                cause = error.as_typed
                 log.unlink(missing_ok=True)
             else:
                 cause = _cause(error) + (f" (see {log})" if log.exists() else "")

@@ -15,7 +15,7 @@ from sae_bench.custom_saes.identity_sae import IdentitySAE
 
 from ..config.run_config import RunConfig, TrainConfig, require_same
 from ..config.sae_config import SAEConfig
-from ..errors import BenchError, ConfigError, Interrupted, UserError
+from ..errors import ConfigError, Interrupted, Setting, UserError
 from ..features.directions import random_directions
 from ..run_folder.names import BENCH_FLOOR, CONFIG
 from ..run_folder.reading import is_finished, load_config, read_config, read_metrics_if_any
@@ -76,17 +76,15 @@ def frozen_decoder_sae(folder: Path, like: BenchSAE, run: RunConfig) -> BenchSAE
     Arguments:
         run: with the language model and the device to train on.
 
-    Raises: BenchError if that can't be done, e.g. as the folder doesn't say how its SAE was trained.
+    Raises: a UserError if that can't be done, e.g. as the folder doesn't say how its SAE was trained.
     """
     try:
         return _frozen_decoder_sae(folder, like, run)
     except Interrupted:
         raise
     except UserError as error:
-        raise BenchError(
-            f"the floor with a frozen decoder can't be trained on the batches of {folder}: {error}; leave out"
-            " --floor, or name a run folder of `vsae train` first"
-        ) from error
+        where = f"the floor with a frozen decoder can't be trained on the batches of {folder}"
+        raise error.within(where, ("leave out ", Setting("floor"))) from error
 
 
 def _frozen_decoder_sae(folder: Path, like: BenchSAE, run: RunConfig) -> BenchSAE:
