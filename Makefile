@@ -31,7 +31,8 @@ test-saebench: .venv-saebench/installed
 		$(addprefix tests/,sae_bench export run_folder/test_sae_lens_folder.py activations/test_text_files.py \
 			activations/test_text_sources.py activations/test_cached_files.py \
 			activations/test_cached_files_sae_lens.py 'test_docs.py::test_a_page_runs[sae_bench.md]' \
-			experiments/test_probes.py activations/test_synthetic_run.py evaluation/test_ground_truth.py \
+			experiments/test_probes.py experiments/test_size_matched.py activations/test_synthetic_run.py \
+			evaluation/test_ground_truth.py \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN
 	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
@@ -57,11 +58,13 @@ test-gpu: .venv/installed-dev
 mutants: .venv/installed-mutants
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/mutants/run.py $(MUTANTS)
 
-# With mkdocs, since the type check reads what the tests of the guide import.
+# With mkdocs, since the type check reads what the tests of the guide import. Last, whether wrong calls of
+# the public names are flagged.
 lint: .venv/installed-dev .venv/installed-docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python tests/typing/check.py
 
 # The guide in docs/, as a site in build/site. A dead link fails. While you write, `.venv/bin/mkdocs
 # serve` shows it.

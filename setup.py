@@ -28,7 +28,6 @@ DOCS = [
 SAEBENCH = [
     "sae-bench>=0.6,<0.7",
     "beartype>=0.14.1,<0.18",
-    "matplotlib>=3.8",
     "pyarrow<26",
     "threadpoolctl>=3",
     "scikit-learn<1.10",  # sae-probes asks for penalty="l1", which goes in 1.10
@@ -60,7 +59,6 @@ setup(
     packages=find_packages(include=["dictionary_learning_ext", "dictionary_learning_ext.*"]),
     package_data={
         "dictionary_learning_ext": ["embedded/**/*", "py.typed"],
-        "dictionary_learning_ext.sweep": ["templates/*"],
         "dictionary_learning_ext.report": ["templates/*"],
     },
     # The lower bounds are what `make test-oldest` installs. The newest that were tested: torch 2.13,

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from .activations.hook_points import find_hook
     from .activations.language_models import load_language_model
     from .activations.text import open_text
-    from .config.run_config import RunConfig
-    from .config.sae_config import SAEConfig
-    from .config.trainer_options import trainer_options
+    from .config.presets import trainer_options
+    from .config.run import RunConfig
+    from .config.sae import SAEConfig
     from .errors import UserError
     from .evaluation.folders import evaluate_folders
     from .evaluation.measure import measure
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "ProbabilisticTopKTrainer": ".trainers.probabilistic_top_k",
     "ResidualBuffer": ".activations.buffer",
-    "RunConfig": ".config.run_config",
-    "SAEConfig": ".config.sae_config",
+    "RunConfig": ".config.run",
+    "SAEConfig": ".config.sae",
     "UserError": ".errors",
     "VAEase": ".trainers.vaease",
     "VAEaseTrainer": ".trainers.vaease",
@@ -48,7 +48,7 @@ _HOMES = {
     "open_text": ".activations.text",
     "steer": ".interactive.steering",
     "train": ".training.loop",
-    "trainer_options": ".config.trainer_options",
+    "trainer_options": ".config.presets",
 }
 
 __all__ = [

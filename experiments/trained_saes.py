@@ -1,6 +1,6 @@
 """Training the SAEs of an experiment, and what is read from them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,8 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
-from dictionary_learning_ext.config.options import BenchEvaluation
-from dictionary_learning_ext.config.run_config import TrainConfig, require_same
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import TrainConfig, require_same
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.run_folder.reading import load_config, read_metrics
 
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
@@ -63,25 +62,3 @@ def directions_of(folder: Path) -> np.ndarray:
     """Unit decoder directions of all features, dead ones too: (F, D)."""
     sae: Any = load_dictionary(folder)[0]
     return t.nn.functional.normalize(sae.decoder.weight.detach().t().float(), dim=1).numpy()
-
-
-def benched(
-    folders: dict[str, Path], evals: Sequence[BenchEvaluation], tokens: int
-) -> dict[str, tuple[Any, Any]]:
-    """SAE Bench's results of each model of a seed, plain and size-matched; needs [saebench]."""
-    from dictionary_learning_ext.sae_bench.bench_runner import bench
-
-    outcome = bench(
-        list(folders.values()),
-        evals=("core", *evals),
-        tokens=tokens,
-        train_size=TEXTS[0],
-        test_size=TEXTS[1],
-        size_matched=True,
-    )
-    outcome.check()
-    results = outcome.results  # in the order of the folders, controls last
-    return {
-        model: (results[label], results[outcome.matched.get(label, label)])
-        for model, label in zip(folders, results, strict=False)
-    }

@@ -17,24 +17,25 @@ from dictionary_learning_ext.config.architectures import ARCHITECTURES
 PACKAGE = Path(dictionary_learning_ext.__file__).parent
 TRAINER = Path(__file__).parent / "helpers" / "imaginary.py"
 
-OPTIONS = '''
+SETTINGS = '''@dataclass(frozen=True, kw_only=True)
+class ImaginaryConfig(SAEConfig):
+    """An SAE that is not there."""
 
-@dataclass(frozen=True)
-class ImaginaryOptions(Options):
-    """What `ImaginarySAE` takes."""
-
+    architecture: Literal["imaginary"] = field(default="imaginary", metadata=_ARCHITECTURE)
     shrink: float = 1.0
     """What its activations are multiplied by."""
 
     def __post_init__(self):
+        super().__post_init__()
         require(0 < self.shrink <= 1, "shrink", self.shrink, "above 0, and at most 1")
+
+
 '''
 ROW = """    Architecture(
         name="imaginary",
         description="an SAE that is not there",
         trainer=f"{_OURS}.imaginary:ImaginaryTrainer",
         dictionary=f"{_OURS}.imaginary:ImaginarySAE",
-        options=(ImaginaryOptions,),
         looks={"": Look("Imaginary", "pink", "*")},
     ),
 """
@@ -59,18 +60,22 @@ def insert(path: Path, before: str, text: str) -> None:
 
 def add_an_architecture(package: Path) -> None:
     shutil.copy(TRAINER, package / "trainers" / "imaginary.py")
-    options, table = package / "config" / "options.py", package / "config" / "architectures.py"
-    options.write_text(options.read_text() + OPTIONS)
-    insert(table, "    JumpReLUOptions,\n", "    ImaginaryOptions,\n")
+    settings, table = package / "config" / "sae.py", package / "config" / "architectures.py"
+    insert(settings, "CONFIGS: dict", SETTINGS)
+    insert(settings, "        MatryoshkaConfig,\n", "        ImaginaryConfig,\n")
     first = next(iter(ARCHITECTURES))
     insert(table, f'    Architecture(\n        name="{first}"', ROW)
 
 
 def add_an_option(package: Path) -> None:
-    options = package / "config" / "options.py"
-    insert(options, "    noise_anneal_steps: int | None = None\n", OPTION)
+    insert(package / "config" / "sae.py", "    noise_anneal_steps: int | None = None\n", OPTION)
     kernel = package / "trainers" / "kernels" / "forward.py"
     insert(kernel, "l2_loss + objective.kl_weight", "objective.options.tax + ")
+    trainer = package / "trainers" / "variational_top_k.py"
+    insert(trainer, '        dtype: Dtype = "float32",\n', "        tax: float = 0.0,\n")
+    insert(
+        trainer, "            auxk_alpha=auxk_alpha,\n            dead", "            tax=tax,\n"
+    )
 
 
 def add_a_metric(package: Path) -> None:
@@ -206,7 +211,7 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
     config = json.loads((folder / "sweep" / "new" / "config.json").read_text())
     assert (config["trainer"]["dict_class"], config["trainer"]["shrink"]) == ("ImaginarySAE", 0.5)
     assert refused_status == 2
-    assert "architecture imaginary does not use it; leave out --k (it uses shrink)" in refused
+    assert "architecture imaginary does not use it; leave it out, or give" in refused
     assert "--shrink 2.0: expected above 0, and at most 1" in bad_value
     page = (folder / "sweep" / "taxed" / "report.html").read_text()
     assert settings_row("architecture", "vsae_top_k", "imaginary") in page

@@ -13,7 +13,7 @@ import pytest
 import dictionary_learning_ext
 from dictionary_learning_ext.cli import COMMANDS, main
 from dictionary_learning_ext.config.presets import DEFAULT_PRESET, preset
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import Interrupted, Setting, UserError
 
 

@@ -22,7 +22,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from ..config.checks import require_at_least_one
-from ..config.options import Packing
+from ..config.run import Packing
 from ..errors import ConfigError, NonFiniteError, Setting, TextError
 from .activation_reader import ActivationReader
 from .outliers import NormRecord, Outliers

@@ -21,8 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config.checks import require
-from ..config.options import Split
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig, Split
 from ..errors import ConfigError, Setting, TextError
 from ..run_folder.writing import locked, remove, replacing, write_json
 from .activation_reader import ActivationReader

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnsight import LanguageModel
 
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import LanguageModelError, Setting, TextError, listed
 from .cache_folder import SPARE
 from .cached_source import CachedSource

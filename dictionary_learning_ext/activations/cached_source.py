@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config.options import Split
+from ..config.run import Split
 from ..errors import ConfigError, Setting, TextError
 from .cached_files import FileReader, Part, Piece, cut
 from .outliers import NormRecord, Outliers

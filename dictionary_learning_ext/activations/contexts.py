@@ -10,8 +10,7 @@ import torch as t
 from einops import rearrange
 from nnsight import LanguageModel
 
-from ..config.options import Split
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig, Split
 from ..errors import TextError
 from .activation_reader import ActivationReader
 from .cached_files import FileReader, cut

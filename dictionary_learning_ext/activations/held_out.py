@@ -11,7 +11,7 @@ import numpy as np
 import torch as t
 from nnsight import LanguageModel
 
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import ActivationsError, Setting
 from .activation_reader import ActivationReader
 from .buffer import ResidualBuffer

@@ -5,7 +5,7 @@ from typing import Any
 
 from nnsight import LanguageModel
 
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from .buffer import ResidualBuffer
 from .enough_text import require_enough_text
 from .held_out import HeldOut, held_out_text

@@ -10,9 +10,9 @@ import torch as t
 from nnsight import LanguageModel
 
 from ..config.checks import require
-from ..config.options import training_energy
-from ..config.run_config import RunConfig
-from ..errors import LanguageModelError, Text
+from ..config.run import RunConfig
+from ..config.sae import training_energy
+from ..errors import LanguageModelError, Setting
 from .buffer import ResidualBuffer
 from .hook_points import HookPoint, find_hook
 from .language_models import load_language_model
@@ -31,9 +31,7 @@ def load_model(run: RunConfig) -> LanguageModel:
     dtype = t.bfloat16 if run.dtype == "bfloat16" else t.float32
     model = load_language_model(run.model, device=run.device, dtype=dtype)
     config: Any = model.config
-    require_positions(
-        run, config.get_text_config(), "give the language model that the SAE was trained on"
-    )
+    require_positions(run, config.get_text_config())
     return model
 
 
@@ -43,8 +41,8 @@ def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
     return model, find_hook(model, run.hook)
 
 
-def require_positions(run: RunConfig, config: Any, advice: Text) -> None:
-    """Raise a ConfigError, which ends in `advice`, for contexts beyond the model's positions.
+def require_positions(run: RunConfig, config: Any) -> None:
+    """Raise a ConfigError for contexts beyond the model's positions.
 
     Arguments:
         config: the language model's.
@@ -52,8 +50,8 @@ def require_positions(run: RunConfig, config: Any, advice: Text) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
         expected = f"at most {positions}, the positions that {run.model!r} was trained on"
-        fits = run.ctx_len <= positions
-        require(fits, "ctx_len", run.ctx_len, expected, instead=advice)
+        instead = ("use a shorter ", Setting("ctx_len"))
+        require(run.ctx_len <= positions, "ctx_len", run.ctx_len, expected, instead=instead)
 
 
 def make_buffer(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..config.synthetic_models import is_synthetic
 from .cached_run import CachedSources
 from .language_model_run import LanguageModelSources

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch as t
 
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from .held_out import HeldOut
 from .hook_points import HookPoint
 from .outliers import Outliers

@@ -13,8 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config.options import Split
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig, Split
 from ..errors import ActivationsError, TextError
 from ..run_folder.matching import same_setting
 from .cache_manifest import CachedHook, CacheManifest, finished_manifest

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..config.synthetic_models import require_synthetic_run, synthetic_settings
 from .held_out import HeldOut
 from .hook_points import HookPoint

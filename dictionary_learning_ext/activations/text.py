@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.checks import require, require_choice
-from ..config.options import Split
-from ..config.run_config import without_slash
+from ..config.run import Split, without_slash
 from ..errors import TextError
 from .text_files import SUFFIXES
 from .text_sources import DocumentSource, Files, Passages, files_holding, open_hub_set

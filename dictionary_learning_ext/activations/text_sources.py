@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..config.options import Split
+from ..config.run import Split
 from ..errors import TextError, first_line
 from .hub_access import data_sets_from_the_cache, why_unreachable
 from .text_files import SUFFIXES, read_documents, text_of_row
@@ -210,7 +210,7 @@ class HubSet:
 
 def open_hub_set(name: str, split: Split) -> tuple[DocumentSource, bool]:
     """A data set on the hub, and whether it has a held-out split of its own."""
-    import datasets
+    import datasets.config
 
     path, _, configuration = name.partition(":")
     offline = why_unreachable()

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.checks import require, require_choice
-from ..config.options import Packing
+from ..config.run import Packing
 from ..errors import ConfigError, Setting, TextError
 from .text_files import cut, require_no_surrogate
 

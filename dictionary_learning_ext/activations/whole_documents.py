@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config.checks import require
-from ..config.options import Packing
+from ..config.run import Packing
 from .text_files import require_no_surrogate
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, get_args
 
-from ..config.options import BenchEvaluation
-from ..config.run_config import RunConfig
+from ..config.architectures import BenchEvaluation
+from ..config.run import RunConfig
 from ..errors import BenchError
 from .flags import FOLDERS, Command, InputFlags, positional
 
@@ -19,13 +19,6 @@ AUDIT = (
     "settings TPP\nscores SAEs lower the longer they train, and SCR at large N orders SAEs against "
     "the ground truth.\nDon't choose between SAEs by them. It found sae_probes the most reliable."
 )
-MARKS = {
-    "(?)": "the noise is not known, as it was measured with one seed. Use --bench-seeds 5.",
-    "(=)": "every seed of the evaluation gave the same.",
-    "~": "may be the evaluation's noise (95% interval over its seeds; use 5 or more).\n   The seeds draw from "
-    "the same texts, so the real noise is larger. The noise of the SAEs' training is not\n   in it: to "
-    "compare two settings, train each with several seeds.",
-}
 
 
 @dataclass(frozen=True)
@@ -50,18 +43,14 @@ class BenchFlags:
         metadata={"help": _EVALS_HELP},
     )
     compare: bool = False
-    """Print how each SAE differs from the first, and the smallest difference that is larger than
-    the evaluation's noise (needs --bench-seeds). Also run SCR and TPP size-matched, and draw the
-    paper's figures 3 to 5, of the first seed. Size-matched: each SAE keeps only its N most used
-    features, where N is the number that the SAE with the fewest uses."""
+    """Also print how each SAE differs from the first."""
     bench_seeds: int = 1
     """How often to run each evaluation, each time with another seed of its own, which draws its
     texts and trains its probes again. Shows how much of a difference is noise: use 5. absorption
     runs once."""
     floor: bool = False
-    """Also evaluate three SAEs that learned little: a random one, one with random directions of
-    the first SAE's spectrum, and one whose decoder stays random (trained on the first SAE's
-    batches, which takes as long). And a ceiling, the identity."""
+    """Also evaluate two SAEs that learned nothing, a random one and one with random directions of
+    the first SAE's spectrum, and a ceiling, the identity."""
     probing_sets: str = "smallest"
     """The data sets of sae_probes: smallest (30 of 113, a fifth of the texts), all, or names
     separated by commas."""
@@ -76,9 +65,6 @@ class BenchFlags:
     test_size: int | None = None
     """Texts in each probe's test set, of the same. Default: 1000 as in SAE Bench, or what the books
     provide."""
-    figures: str | None = None
-    """The folder for the figures of --compare. Default: eval_results/figures in the first
-    folder."""
     inputs: BenchInputFlags = field(default_factory=BenchInputFlags)
 
 
@@ -89,11 +75,8 @@ def run(flags: BenchFlags) -> None:
             "datasets: in a clone of the repository, `python3 -m venv .venv-saebench && "
             ".venv-saebench/bin/pip install -e '.[saebench]'`, then `.venv-saebench/bin/vsae bench …`"
         )
-    from ..run_folder.names import BENCH_FIGURES, BENCH_RESULTS
-    from ..sae_bench.adapter import local_folder
     from ..sae_bench.bench_runner import bench
     from ..sae_bench.comparison_table import differences, measured_on, table
-    from ..sae_bench.paper_figures import write_figures
 
     evals: Any = [name.strip() for name in flags.evals.split(",") if name.strip()]
     outcome = bench(
@@ -107,13 +90,14 @@ def run(flags: BenchFlags) -> None:
         bench_seeds=flags.bench_seeds,
         again=flags.again,
         floor=flags.floor,
-        size_matched=flags.compare,
     )
     if outcome.results:
         print(table(outcome))
         if flags.bench_seeds > 1:
             print(
-                f"\nWith ±: mean and standard deviation over {flags.bench_seeds} seeds of the evaluation."
+                f"\nWith ±: mean and standard deviation over {flags.bench_seeds} seeds of the evaluation.\n"
+                "The seeds draw from the same texts, so the real noise is larger. The noise of training is not "
+                "in it."
             )
         if "core" in evals:
             print("", *measured_on(outcome), sep="\n")
@@ -122,21 +106,8 @@ def run(flags: BenchFlags) -> None:
             )
         if {"scr", "tpp"} & set(evals):
             print(f"\n{AUDIT}")
-    if flags.compare:
-        if shown := differences(outcome):
-            first = next(iter(outcome.results))
-            print(f"\nDifferences from {first} (in brackets: up to here it may be noise)")
-            print(f"{shown}\n")
-            for mark, meaning in MARKS.items():
-                if mark in shown:
-                    print(f"{mark}: {meaning}")
-        for label, control in outcome.matched.items():
-            print(
-                f"{control}: {label} masked to as many of its most used features as the others use"
-            )
-        folder = local_folder(flags.folders[0]) / BENCH_RESULTS / BENCH_FIGURES
-        for path in write_figures(outcome, flags.figures or folder):
-            print(f"wrote {path}")
+    if flags.compare and (shown := differences(outcome)):
+        print(f"\n{shown}")
     outcome.check()
 
 

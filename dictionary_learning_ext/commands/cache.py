@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..activations.cache_manifest import CacheDtype, finished_manifest, require_checksums
 from ..config.checks import require
-from ..config.options import Dtype, Packing
-from ..config.run_config import RunConfig
+from ..config.run import Dtype, Packing, RunConfig
 from ..errors import ActivationsError, Interrupted, in_shell
 from .flags import FOLDER, Command, positional, vsae
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..config.options import ExportFormat
+from ..config.architectures import ExportFormat
 from ..errors import in_shell
 from .flags import FOLDER, Command, InputFlags, positional
 

@@ -215,7 +215,6 @@ def _options_of(start: Any, part: str = "") -> dict[str, _Option]:
             assert not found.keys() & more.keys(), "a flag is one field"
             found |= more
         elif not each.metadata.get("hidden"):
-            value = each.metadata.get("default") if value is None else value
             text = each.metadata.get("help") or texts.get(name, "")
             is_used = name not in unused
             found[name] = _Option(name, hints[name], value, part, text, each.metadata, is_used)

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config.presets import preset, quickstart
-from ..config.run_config import RunConfig, TrainConfig, require_same
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig, require_same
+from ..config.sae import SAEConfig
 from ..errors import Interrupted, in_shell
 from ..run_folder.names import CONFIG, INDEX, REPORT, report_files
 from ..run_folder.reading import is_finished, load_config, read_metrics
@@ -99,7 +99,7 @@ def _has_started(config: RunConfig, saes: dict[str, SAEConfig], folders: dict[st
 
 
 def _report(flags: QuickstartFlags, page: Path, folder: Path, against: list[Path]) -> None:
-    from ..config.report_options import ReportOptions
+    from ..config.run import ReportOptions
     from ..report import write_report
 
     # A short run gets a short report.

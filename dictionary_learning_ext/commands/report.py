@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..config.report_options import ReportOptions
+from ..config.run import ReportOptions
 from ..errors import ConfigError
 from .flags import FOLDER, FOLDERS, Command, MeasuredFlags, positional
 
@@ -23,7 +23,7 @@ class ReportFlags:
     """The page to write. Its data and figures go to a folder beside it. Default:
     FOLDER/report.html, or FOLDER/index.html for an index page."""
     figures: bool = True
-    """Also write the figures as PNG and SVG files."""
+    """Also write the figures as PNG files."""
     report: ReportOptions = field(default_factory=ReportOptions)
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.checks import require
-from ..config.run_config import TrainConfig
+from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
 from .flags import HIDDEN, Command, parse, positional, vsae
@@ -61,19 +61,21 @@ def run(flags: SweepFlags) -> None:
         _show(flags.results.expanduser())
     else:
         assert flags.of_wandb is not None
-        from ..sweep.results import from_wandb, show
+        from ..report.many_runs import from_wandb
+        from ..report.runs_page import show_sweep
 
         results, missing = from_wandb(flags.of_wandb)
         folder = RUNS / flags.of_wandb.rpartition("/")[2]
-        print(show(results, folder, missing, shutil.get_terminal_size().columns))
+        print(show_sweep(results, folder, missing, shutil.get_terminal_size().columns))
 
 
 def _show(folder: Path) -> None:
+    from ..report.many_runs import from_folder
+    from ..report.runs_page import show_sweep
     from ..sweep.manifest import progress
-    from ..sweep.results import from_folder, show
 
-    width = shutil.get_terminal_size().columns
-    print(show(from_folder(folder), folder, progress(folder), width))
+    missing, width = progress(folder), shutil.get_terminal_size().columns
+    print(show_sweep(from_folder(folder, missing), folder, missing, width))
 
 
 def _run_file(file: Path, flags: SweepFlags) -> None:

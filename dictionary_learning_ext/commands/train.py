@@ -1,15 +1,15 @@
 """`vsae train`: one SAE, or one for each of several hook points."""
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 from ..config.presets import DEFAULT_PRESET, preset
-from ..config.run_config import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
-from ..config.sae_config import SAEConfig
+from ..config.run import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
+from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
-from ..errors import ActivationsError, TrainingError, UserError, in_shell
+from ..errors import ActivationsError, Setting, TrainingError, UserError, in_shell, listed
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import (
     failed_in,
@@ -79,6 +79,8 @@ def _settings(
     """The run, its SAEs, their hook points, and whether they are resumed."""
     if flags.run.activations == NONE:
         flags = replace(flags, run=replace(flags.run, activations=None))
+    if typed_in_vain := [name for name in flags.sae.unused() if name in flags.typed]:
+        raise flags.sae.refusal(typed_in_vain[0])
     run, saes, hooks = flags.run, {"sae": flags.sae}, {}
     if len(run.hooks) > 1:
         hooks = {hook: hook for hook in run.hooks}
@@ -89,21 +91,27 @@ def _settings(
     elif flags.resume is not None:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
-                f"--resume {flags.resume} continues in that folder; leave out --save-dir and "
-                "--overwrite"
+                "continues in that folder",
+                name="resume",
+                value=str(flags.resume),
+                instead=("leave out ", Setting("save_dir"), " and ", Setting("overwrite")),
             )
         former, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
         start = starting_point({"resume": str(flags.resume)})
-        for name in ("sae", "run"):
-            was, now = asdict(getattr(start, name)), asdict(getattr(flags, name))
-            require_same(
-                was, now, f"--resume {flags.resume}", typed=flags.typed, advice=_advice(flags)
-            )
+        require_same(
+            TrainConfig(start.sae, start.run).to_dict(),
+            TrainConfig(flags.sae, flags.run).to_dict(),
+            f"--resume {flags.resume}",
+            typed=flags.typed,
+            advice=_advice(flags),
+        )
     if len(run.hooks) > 1 and run.save_dir is None:
         raise UserError(
-            f"--hook {run.hook}: several hook points need a folder for their run folders; add"
-            " --save-dir DIR, and each is written to DIR/HOOK"
+            "several hook points need a folder for their run folders",
+            name="hook",
+            value=run.hook,
+            instead="add --save-dir DIR, and each is written to DIR/HOOK",
         )
     return run, saes, hooks, resume
 
@@ -112,7 +120,7 @@ def _advice(flags: TrainFlags) -> str:
     """What to do where --resume and the other flags differ."""
     assert flags.resume is not None
     folders = run_folders(flags.resume)
-    former = load_config(folders[0], "--resume").run
+    former = load_config(folders[0], "resume").run
     more = flags.run.steps - former.steps
     is_done = all(is_finished(folder, former) for folder in folders)
     if "steps" not in flags.typed or more <= 0 or not is_done:
@@ -181,7 +189,7 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     """Whether a folder holds this run. Raises ConfigError if it holds another."""
     if not (folder / CONFIG).is_file():
         return False
-    was = load_config(folder, "--resume auto:")
+    was = load_config(folder, "resume")
     now = TrainConfig(sae.resolve(run.steps, run.batch_size), run)
     if was.run.steps != run.steps:  # what only follows from these is not named
         now = TrainConfig(sae, run).for_steps(was.run.steps)
@@ -207,8 +215,10 @@ def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
     stored = open_stored(given["activations"])
     if "hook" not in given and len(stored.hooks) > 1:
         raise ActivationsError(
-            f"--activations {given['activations']}: has the hook points {', '.join(stored.hooks)};"
-            " choose with --hook"
+            f"has the hook points {', '.join(stored.hooks)}",
+            name="activations",
+            value=given["activations"],
+            instead=("choose with ", Setting("hook")),
         )
     return replace(run, **stored.settings)
 
@@ -219,8 +229,8 @@ def _started_from(flags: TrainFlags) -> str:
         line = f"Settings of {flags.config}, except for the flags given."
         left_out = ", ".join(f"--{name.replace('_', '-')}" for name in flags.left_out)
         return f"{line} Left out, as not used here: {left_out}." if left_out else line
-    shown = {name: getattr(flags.sae, name) for name in ("k", "dict_size", "lr")}
-    shown["steps"] = flags.run.steps
+    settings = TrainConfig(flags.sae, flags.run).to_dict()
+    shown = {name: settings[name] for name in ("k", "dict_size", "lr", "steps")}
     values = ", ".join(f"{name}={value}" for name, value in shown.items() if value is not None)
     line = f"Preset {flags.preset} ({values})"
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
@@ -236,14 +246,13 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if given.get("resume") == str(AUTO):
         starts.remove("resume")
     if len(starts) > 1:
-        raise UserError(
-            f"--{' and --'.join(starts)}: give only one of them; other flags override it"
-        )
+        what = ": give only one of them; other flags override it"
+        raise UserError((*listed(map(Setting, starts), " and "), what), name=starts[-1])
     name = None
     if starts == ["config"]:
-        start = load_config(given["config"], "--config")
+        start = load_config(given["config"], "config")
     elif starts == ["resume"]:
-        start = load_config(run_folders(Path(given["resume"]).expanduser())[0], "--resume")
+        start = load_config(run_folders(Path(given["resume"]).expanduser())[0], "resume")
     else:
         name = given.get("preset", DEFAULT_PRESET)
         start = preset(name)
@@ -254,13 +263,15 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
         start = replace(start, run=replace(start.run, **settings_of_run(model)))
     if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
         start = start.for_steps(steps)
-    changes = [given.get(name) for name in ("architecture", "posterior", "kl_schedule")]
-    sae = start.sae.changed_to(*(None if text == NONE else text for text in changes))
-    left_out = {n for n, was in asdict(start.sae).items() if was is not None} - given.keys()
-    left_out = [n for n in left_out if getattr(sae, n) is None]
-    for one, other in (("sigma", "noise_to_signal"), ("noise_to_signal", "sigma")):
-        if one in given:  # two ways to say one thing: the flag overrides
-            sae = replace(sae, **{other: None})
+    changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
+    sae = start.sae.changed_to(**{n: None if v == NONE else v for n, v in changes.items()})
+    flat, was = sae.to_flat(), start.sae.to_flat()
+    left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
+    if isinstance(sae, Variational):
+        if "sigma" in given:  # two ways to say one thing: the flag overrides
+            sae = replace(sae, noise_to_signal=None)
+        if "noise_to_signal" in given:
+            sae = replace(sae, sigma=None)
     return TrainFlags(sae, start.run, preset=name, left_out=tuple(sorted(left_out)))
 
 
@@ -282,12 +293,23 @@ def _prepare(args: list[str]) -> list[str]:
         if is_seed or (arg == "seed" and before in names):
             if "seed" not in (given := texts_of(args)):
                 raise UserError(
-                    "--data-seed seed: takes the value of --seed, which is not given; add --seed N, or "
-                    "give a number (see `vsae train --help`)"
+                    "takes the value of --seed, which is not given",
+                    name="data_seed",
+                    value="seed",
+                    instead="add --seed N, or give a number (see `vsae train --help`)",
                 )
             arg = f"{name}={given['seed']}" if is_seed else given["seed"]
         spelled.append(arg)
     return spelled
+
+
+def _of_another_architecture(name: str, start: TrainFlags) -> str:
+    """What to say of a flag that only other architectures have."""
+    users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
+    return (
+        f"architecture {start.sae.architecture} does not use it; leave it out, or give --architecture "
+        f"{users}"
+    )
 
 
 COMMAND = Command(
@@ -306,5 +328,7 @@ COMMAND = Command(
         *("wandb_artifacts", "init_from", "k_anneal_steps", "select_by", "freeze_decoder"),
         *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype"),
     ),
+    others=tuple(CONFIGS.values()),
+    unknown=_of_another_architecture,
     by_several=True,
 )

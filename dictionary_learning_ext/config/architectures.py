@@ -3,27 +3,17 @@
 Training, loading, evaluation, export, the SAE Bench adapter and sweeps read this table. Classes are
 named by their paths and imported when asked for, so that this module imports no torch.
 
-To add an architecture: its trainer file in trainers/, its options in options.py, and a row here.
+To add an architecture: its trainer file in trainers/, its settings in sae.py, and a row here.
 """
 
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from .option_groups import Options, names_of
-from .options import (
-    AuxKOptions,
-    ExportFormat,
-    GateOptions,
-    JumpReLUOptions,
-    L1Options,
-    MatryoshkaOptions,
-    NoiseLevelOptions,
-    ObjectiveOptions,
-    PosteriorOptions,
-    TopKOptions,
-    VAEaseOptions,
-)
+ExportFormat = Literal[
+    "sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors", "neuronpedia"
+]
+BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", "absorption"]
 
 _OURS = "dictionary_learning_ext.trainers"
 _UPSTREAMS = "dictionary_learning.trainers"
@@ -57,12 +47,8 @@ class Architecture:
     """Path of the trainer's class, MODULE:CLASS; None for one that is loaded but not trained here."""
     dictionary: str
     """Path of the dictionary's class."""
-    options: tuple[type[Options], ...] = ()
-    """What it takes beyond what all architectures take."""
     default_lr: str = "1e-3"
     """In words, for --help: trainers choose it themselves."""
-    is_whole_dictionary: bool = False
-    """Whether k is dict_size, instead of an option."""
     exports: tuple[ExportFormat, ...] = ()
     """The formats whose readers can take it."""
     exported_as: str | None = None
@@ -79,11 +65,6 @@ class Architecture:
     unit_norm_by: str | None = None
     """The dictionary's method that makes its decoder unit-norm without changing a reconstruction,
     as SAE Bench expects; None if it is so already."""
-
-    @property
-    def option_names(self) -> tuple[str, ...]:
-        """Every option it uses, in order."""
-        return tuple(dict.fromkeys(name for group in self.options for name in names_of(group)))
 
     @property
     def is_ours(self) -> bool:
@@ -137,14 +118,11 @@ _ROWS = (
     Architecture(
         name="vsae_top_k",
         description="variational TopK",
-        options=(TopKOptions, PosteriorOptions, NoiseLevelOptions, ObjectiveOptions),
         **_VARIATIONAL,
     ),
     Architecture(
         name="vsae",
         description="purely variational (k = dict_size)",
-        options=(PosteriorOptions, NoiseLevelOptions, ObjectiveOptions),
-        is_whole_dictionary=True,
         **_VARIATIONAL,
     ),
     Architecture(
@@ -153,7 +131,6 @@ _ROWS = (
         "weight",
         trainer=f"{_OURS}.vaease:VAEaseTrainer",
         dictionary=f"{_OURS}.vaease:VAEase",
-        options=(VAEaseOptions,),
         why_not_exported="its features are mu times a gate that has weights of its own",
         looks={"": Look("VAEase", "saddlebrown", "P")},
         unit_norm_by="normalize_decoder",
@@ -163,7 +140,6 @@ _ROWS = (
         description="upstream's TopK",
         trainer=f"{_UPSTREAMS}.top_k:TopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
-        options=(TopKOptions, AuxKOptions),
         default_lr=_TOP_K_LR,
         exports=_READERS_OF_TOP_K,
         bench_name="topk",
@@ -173,7 +149,6 @@ _ROWS = (
         description="upstream's TopK, trained with random gates that harden (Li et al. 2026)",
         trainer=f"{_OURS}.probabilistic_top_k:ProbabilisticTopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
-        options=(TopKOptions, GateOptions, AuxKOptions),
         default_lr=_TOP_K_LR,
         exports=_READERS_OF_TOP_K,
         bench_name="topk",
@@ -183,7 +158,6 @@ _ROWS = (
         description="upstream's BatchTopK",
         trainer=f"{_UPSTREAMS}.batch_top_k:BatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.batch_top_k:BatchTopKSAE",
-        options=(TopKOptions, AuxKOptions),
         default_lr=_TOP_K_LR,
         exports=_READERS_OF_ANY,
         bench_name="batch_topk",
@@ -193,7 +167,6 @@ _ROWS = (
         description="upstream's ReLU with an L1 penalty",
         trainer=f"{_UPSTREAMS}.standard:StandardTrainer",
         dictionary="dictionary_learning.dictionary:AutoEncoder",
-        options=(L1Options,),
         exports=_READERS_OF_ANY,
         bench_name="standard",
         bench_normalizes=True,
@@ -203,7 +176,6 @@ _ROWS = (
         description="upstream's JumpReLU, with the paper's sparsity loss",
         trainer=f"{_OURS}.jump_relu:CorrectedJumpReluTrainer",
         dictionary="dictionary_learning.dictionary:JumpReluAutoEncoder",
-        options=(JumpReLUOptions,),
         default_lr="7e-5",
         exports=_READERS_OF_ANY,
         bench_name="jumprelu",
@@ -213,7 +185,6 @@ _ROWS = (
         description="upstream's Matryoshka BatchTopK",
         trainer=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKSAE",
-        options=(TopKOptions, AuxKOptions, MatryoshkaOptions),
         default_lr=_TOP_K_LR,
         exports=_READERS_OF_ANY,
         bench_name="matryoshka_batch_topk",

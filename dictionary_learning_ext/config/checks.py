@@ -3,13 +3,26 @@
 import difflib
 import sys
 from collections.abc import Collection
+from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError, Setting, Text
 
 _LARGEST_SEED = 2**32 - 1
 _SCALE_LIMITS = (1e-18, 1e18)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Base of settings: frozen dataclasses whose values are checked when they are made.
+
+    Raises: ConfigError for a value of another type, or a number that is not finite.
+    """
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            require_type(name, getattr(self, name), hint)
 
 
 def require(condition: bool, name: str, given: Any, expected: Text, *, instead: Text = "") -> None:
@@ -65,6 +78,7 @@ def meant(given: Any, names: Collection[str]) -> str:
 def likely(given: str, names: Collection[str]) -> list[str]:
     """The names that a misspelt one may stand for, at most three: those that it begins, or those that
     look like it most, all equally."""
+    names = list(dict.fromkeys(names))
     if begun := [name for name in names if given and name.startswith(given)]:
         return begun[:3]
 

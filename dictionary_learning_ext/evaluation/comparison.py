@@ -7,8 +7,7 @@ from typing import Any
 
 from ..activations.position_rule import left_out
 from ..config.checks import meant
-from ..config.options import MUCH_NOISE
-from ..config.sae_config import SAEConfig
+from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError
 from ..run_folder.matching import (
     LEAVING_OUT,
@@ -34,7 +33,7 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
     Arguments:
         metrics: its metrics.json. What was not measured is no symptom.
     """
-    noise = metrics.get("noise_to_signal") if sae.noise_anneal_steps is None else None
+    noise = metrics.get("noise_to_signal") if sae.to_flat()["noise_anneal_steps"] is None else None
     fve, kl, alive = (metrics.get(name) for name in ("fve", "kl_per_token", "alive"))
     selections = (metrics.get("tokens") or 0) * (metrics.get("l0") or 0)
     if selections < _FEWEST_SELECTIONS * sae.dict_size:

@@ -16,7 +16,7 @@ from ..activations.stored_activations import StoredActivations, open_stored
 from ..activations.synthetic_run import held_out_synthetic, synthetic_hook_point
 from ..activations.synthetic_source import draw_model
 from ..config.checks import require
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run
 from ..errors import CheckpointError
 from ..run_folder.evaluation_files import MEASURED_ON, evaluation_file, measured_on

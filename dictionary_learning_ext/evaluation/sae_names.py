@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..config.run_config import TrainConfig
-from ..config.sae_config import DERIVED
+from ..config.run import TrainConfig
+from ..config.sae import DERIVED
 from ..run_folder.matching import unequal
 from .tables import setting_text
 

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 
 from ..activations.buffer import ResidualBuffer
 from ..activations.run_inputs import held_out, open_model
+from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
-from ..config.options import ExportFormat
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
 from ..run_folder.names import EXPORTS, METRICS
 from ..run_folder.reading import read_metrics_if_any

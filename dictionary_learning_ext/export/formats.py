@@ -19,8 +19,7 @@ from dictionary_learning.utils import load_dictionary as load_upstream_dictionar
 from safetensors.torch import load_file, save_file
 
 from ..activations.hook_points import block_of_output
-from ..config.architectures import BY_DICT_CLASS, import_class
-from ..config.options import ExportFormat
+from ..config.architectures import BY_DICT_CLASS, ExportFormat, import_class
 from ..errors import CheckpointError, Setting, listed
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
 from ..run_folder.sae_lens_folder import (

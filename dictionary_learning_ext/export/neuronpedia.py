@@ -22,7 +22,7 @@ from nnsight import LanguageModel
 
 from ..activations.contexts import read_contexts
 from ..activations.hook_points import HookPoint
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.directions import LogitLens, decoder_directions
 from ..features.kept_contexts import FeatureContexts

@@ -17,7 +17,7 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
 from ..config.checks import require_choice
-from ..config.options import MapSpace
+from ..config.run import MapSpace
 from ..errors import Setting, UserError
 from .reproducibility import matching
 

@@ -14,7 +14,7 @@ from nnsight import LanguageModel
 from ..activations.contexts import ContextBatch, first_tokens, read_contexts, with_activations
 from ..activations.whole_documents import WholeDocuments
 from ..config.checks import require
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import Setting, TextError
 from ..features.collector import FeatureCollector
 from ..report.sinks import SinkFinder
@@ -64,7 +64,7 @@ def features_of(
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     dictionary = opened.dictionary
     collector = FeatureCollector(dictionary, tokens, top=contexts, profile_tokens=1, seed=seed)
-    finder = SinkFinder([dictionary], opened.language_model.tokenizer)
+    finder = SinkFinder(opened.language_model.tokenizer)
     measured = 0
     for batch in _batches(opened, text, tokens):
         batch = finder.without_sinks(batch)
@@ -75,7 +75,7 @@ def features_of(
             "the text has no token to measure on: expected at least one; give a longer text"
         )
     statistics = collector.statistics()
-    return Features(opened, statistics, finder.sinks([statistics]))
+    return Features(opened, statistics, finder.sinks())
 
 
 def _batches(opened: OpenedSAE, text: Text | None, tokens: int) -> Iterator[ContextBatch]:

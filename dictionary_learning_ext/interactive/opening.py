@@ -13,7 +13,7 @@ from ..activations.hook_points import HookPoint, find_hook
 from ..activations.language_models import with_weights
 from ..activations.run_inputs import load_model, require_positions
 from ..activations.stored_activations import open_stored
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import ActivationsError, ConfigError, Setting
 from ..run_folder.reading import read_config
 from ..run_folder.trained_on import run_of
@@ -148,7 +148,7 @@ def _language_model(run: RunConfig, lm: Any) -> LanguageModel:
         activations.require_fit(run, [run.hook])
     if isinstance(lm, LanguageModel):
         config: Any = lm.config
-        require_positions(run, config.get_text_config(), ("give a smaller ", Setting("ctx_len")))
+        require_positions(run, config.get_text_config())
         return lm
     if activations is None:
         return load_model(run)

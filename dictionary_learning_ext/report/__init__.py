@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .index_page import write_index
     from .page import write_report
+    from .runs_page import write_index
 
 __all__ = ["write_index", "write_report"]
 
-_HOMES = {"write_index": ".index_page", "write_report": ".page"}
+_HOMES = {"write_index": ".runs_page", "write_report": ".page"}
 
 
 def __getattr__(name: str) -> Any:

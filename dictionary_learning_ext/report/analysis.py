@@ -14,7 +14,7 @@ from typing import Any
 import torch as t
 
 from ..activations.contexts import read_contexts
-from ..config.report_options import ReportOptions
+from ..config.run import ReportOptions
 from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, ConfigError, Setting
 from ..evaluation.folders import OpenedFolders, open_folders
@@ -30,7 +30,6 @@ from ..features.geometry import Geometry, GeometryError, comparable_features, ge
 from ..features.reproducibility_of_folders import measured
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.reading import read_history, read_metrics_if_any
-from .bench_charts import BenchChart, bench_charts
 from .returning import FeatureScores, Returning
 from .sinks import SinkFinder, Sinks
 
@@ -78,8 +77,6 @@ class Comparison:
     """Why there is no map; None if there is one."""
     sinks: Sinks | None
     """The tokens that the report leaves out; None if there are none."""
-    bench: list[BenchChart]
-    """SAE Bench's results of the SAEs, as far as there are any."""
     returning: Returning | None = None
     """Which features of the first SAE come back in its other seeds; None if none are given."""
 
@@ -127,7 +124,6 @@ def analyse(
             instead="use `vsae eval` and `vsae compare`",
         )
     # What can fail comes before the text, which takes minutes.
-    bench = bench_charts(dict(zip(labels, map(Path, opened.saes), strict=True)))
     lens = LogitLens(language_model) if options.logits else None
     returning = None
     if seeds:
@@ -139,8 +135,7 @@ def analyse(
         )
         for name, (dictionary, _) in opened.saes.items()
     }
-    dictionaries = [dictionary for dictionary, _ in opened.saes.values()]
-    finder = SinkFinder(dictionaries, language_model.tokenizer)
+    finder = SinkFinder(language_model.tokenizer)
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text")
     for batch in read_contexts(
@@ -189,8 +184,7 @@ def analyse(
     if returning is not None:
         analyses[0].scores = returning.scores
     no_map = _add_geometry(analyses, options, on_step)
-    sinks = finder.sinks([one.statistics for one in analyses])
-    return Comparison(opened, analyses, options, no_map, sinks, bench, returning)
+    return Comparison(opened, analyses, options, no_map, finder.sinks(), returning)
 
 
 def labels_of(folders: Sequence[str | Path]) -> list[str]:

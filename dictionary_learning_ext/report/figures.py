@@ -1,4 +1,4 @@
-"""The report's figures as PNG and SVG for a paper, in Okabe and Ito's colours."""
+"""The report's figures as PNG, in Okabe and Ito's colours."""
 
 import re
 from collections.abc import Iterable
@@ -11,15 +11,12 @@ from matplotlib.figure import Figure
 
 from ..features.geometry import Geometry
 from .analysis import Analysis, Comparison
-from .bench_charts import BenchChart
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CLUSTERS = (*SERIES, "#999999", "#F0E442", "#0072B2", "#D55E00")
 _SYMBOLS = "osD^PvX*hp"
 _LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 _STYLE: Any = {
-    "svg.hashsalt": "vsae",  # the same names of parts each time
-    "svg.fonttype": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 9,
@@ -30,7 +27,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     """Write every figure for which there is data; return the files.
 
     training (metrics.jsonl), use (selection frequency and maximum activation, the paper's figures
-    8 and 9), returning (with --seeds), map_<label> (its figures 10 and 11), cosines, and sae_bench (its figures 3 to 5).
+    8 and 9), returning (with --seeds), map_<label> (its figures 10 and 11), and cosines.
     """
     folder.mkdir(parents=True, exist_ok=True)
     analyses = comparison.analyses
@@ -40,7 +37,6 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
             "use": _use(analyses),
             "returning": _returning(comparison),
             "cosines": _cosines(analyses),
-            "sae_bench": _bench(analyses, comparison.bench),
         }
         names = file_names(analysis.label for analysis in analyses)
         for analysis in analyses:
@@ -50,11 +46,8 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
         for name, figure in figures.items():
             if figure is None:
                 continue
-            for suffix in ("png", "svg"):
-                path = folder / f"{name}.{suffix}"
-                metadata = {"Date": None} if suffix == "svg" else {"Software": None}
-                figure.savefig(path, dpi=200, metadata=metadata)  # pyright: ignore
-                written.append(path)
+            written.append(folder / f"{name}.png")
+            figure.savefig(written[-1], dpi=200, metadata={"Software": None})  # pyright: ignore
     return written
 
 
@@ -198,29 +191,4 @@ def _cosines(analyses: list[Analysis]) -> Figure | None:
             axes[0].stairs(counts, edges, label=label, **_line(index))
     axes[0].set(xlabel="cosine of two decoder directions", ylabel="pairs", yscale="log")
     axes[0].legend(frameon=False, fontsize=6, loc="lower center")
-    return figure
-
-
-def _bench(analyses: list[Analysis], charts: list[BenchChart]) -> Figure | None:
-    if not charts:
-        return None
-    figure, axes = _panels(len(charts), 3)
-    handles: dict[str, Any] = {}
-    for chart, ax in zip(charts, axes, strict=False):
-        saes = [(index, one.label) for index, one in enumerate(analyses)]
-        saes = [(index, label) for index, label in saes if label in chart.values]
-        at, width = np.arange(len(chart.x)), 0.8 / len(saes)
-        for place, (index, label) in enumerate(saes):
-            values = [np.nan if v is None else v for v in chart.values[label]]
-            if chart.is_curve:
-                (drawn,) = ax.plot(at, values, marker="o", label=label, **_line(index))
-            else:
-                left = at + width * (place - (len(saes) - 1) / 2)
-                drawn = ax.bar(left, values, width, label=label, color=SERIES[index % 6])
-            handles.setdefault(label, drawn)
-        ax.set_title(chart.title)
-        ax.set_xticks(at, chart.x)
-        ax.tick_params(axis="x", labelsize=7)
-    # No chart need have all SAEs.
-    figure.legend(handles.values(), handles, frameon=False, fontsize=7, loc="outside lower center")
     return figure

@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from ..config.report_options import ReportOptions
+from ..config.run import ReportOptions
 from ..evaluation.tables import setting_text
 from ..features.geometry import cosine_matrix
-from ..run_folder.matching import settings_of
+from ..run_folder.matching import measured_differently, settings_of, training, unequal
 from ..run_folder.names import REPORT, report_files
 from ..run_folder.writing import write_json, write_text, writing
 from .analysis import LEAST_SELECTIONS, Analysis, Comparison, analyse
 from .cards import cards
 from .feature_pages import Vocabulary, columns, page, rounded
 from .figures import file_names, write_figures
-from .headline import STAR_MARGIN, sentences, table
+from .headline import STAR_MARGIN, table
 from .rendering import rendered
 from .returning import HEADER
 
@@ -50,7 +50,7 @@ def write_report(
     """Write the report of a run folder, compared with others if given; return the page's path.
 
     A folder beside the page, named after it with `_files` appended, holds its data (CSV, JSON) and,
-    if `figures`, its figures (PNG, SVG).
+    if `figures`, its figures (PNG).
 
     Arguments:
         folder: the run folder that the report is about.
@@ -99,7 +99,6 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
     vocabulary = Vocabulary(tokenizer)
     payload = {
         "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
-        "bench": [asdict(chart) for chart in comparison.bench],
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
     }
@@ -115,9 +114,11 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         hook=comparison.opened.hook_point,
         rows=table(comparison),
         star_margin=STAR_MARGIN,
-        sentences=sentences(comparison),
+        differing=_differing(comparison),
+        measured_as=measured_differently(
+            {one.label: one.metrics for one in comparison.analyses if one.metrics}
+        ),
         cards=cards(comparison, vocabulary),
-        has_bench=bool(payload["bench"]),
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
@@ -183,6 +184,12 @@ def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
         if any(settings.get(name) is not None for settings in per_sae):
             rows.append((name, values, len(set(values)) > 1))
     return sorted(rows, key=lambda row: not row[2])
+
+
+def _differing(comparison: Comparison) -> list[str]:
+    """The settings in which the SAEs were trained differently, without the architecture."""
+    configs = {one.label: one.config for one in comparison.analyses}
+    return unequal(list(training(configs).values()))
 
 
 def _commands(

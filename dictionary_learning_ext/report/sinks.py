@@ -5,7 +5,7 @@ them once and leaves them out of everything else. They are told by the norms of 
 not by how many features they activate most strongly: in a small dictionary, an ordinary token
 easily does so for over 1% of the features.
 
-Shapes: B contexts of L tokens, N sinks, D = activation_dim, F features.
+Shapes: B contexts of L tokens, D = activation_dim.
 """
 
 from collections import Counter
@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 
 from ..activations.contexts import ContextBatch
 from ..activations.outliers import FAR, where
 from ..activations.position_rule import PositionRule, at, norms
-from ..features.collector import FeatureStatistics
-from ..trainers.dictionary_inputs import as_input
 
 
 @dataclass(frozen=True)
@@ -31,32 +28,25 @@ class Sinks:
     """Which they are, in words."""
     norm_ratio: float
     """The largest norm over the median."""
-    strongest: list[float]
-    """For each SAE, the share of its features that have their activation of the largest magnitude at
-    a sink."""
 
 
 class SinkFinder:
-    """Takes the sinks out of batches, and notes how strongly they activate each feature.
+    """Takes the sinks out of batches, and notes which they are.
 
     A sink is a token whose activation has a norm above FAR times the batch's median.
 
     Arguments:
-        dictionaries: the SAEs.
         tokenizer: the language model's.
     """
 
-    def __init__(self, dictionaries: list[Dictionary], tokenizer: Any):
+    def __init__(self, tokenizer: Any):
         self.tokens = 0
-        self._dictionaries: list[Any] = dictionaries
         self._tokenizer = tokenizer
         self._rule = PositionRule(tokenizer, max_norm_multiple=FAR)
         self._norm_ratio = 0.0
         self._at_position: Counter[int] = Counter()
         self._sinks: list[tuple[int, int]] = []
-        self._largest_F = [t.zeros(one.dict_size) for one in dictionaries]  # magnitudes
 
-    @t.no_grad()
     def without_sinks(self, batch: ContextBatch) -> ContextBatch:
         """The batch with its sinks marked as not wanted."""
         norms_BL = norms(batch.x_BLD).cpu()
@@ -73,23 +63,11 @@ class SinkFinder:
             pairs = position_BL[is_sink_BL].tolist(), ids_BL[is_sink_BL].tolist()
             self._sinks += zip(*pairs, strict=True)
             self._norm_ratio = max(self._norm_ratio, float(norms_BL[is_sink_BL].max() / median))
-            x_ND = batch.x_BLD[is_sink_BL.to(batch.x_BLD.device)]
-            for dictionary, largest_F in zip(self._dictionaries, self._largest_F, strict=True):
-                f_NF = dictionary.encode(as_input(dictionary, x_ND)).float().cpu()
-                t.maximum(largest_F, f_NF.abs().amax(0), out=largest_F)
         return batch._replace(wanted_BL=kept_BL)
 
-    def sinks(self, statistics: list[FeatureStatistics]) -> Sinks | None:
-        """The sinks found; None if there are none.
-
-        Arguments:
-            statistics: each SAE's, without the sinks.
-        """
+    def sinks(self) -> Sinks | None:
+        """The sinks found; None if there are none."""
         if not self.tokens:
             return None
-        strongest = [
-            float((largest_F > one.max_F.abs().nan_to_num(nan=0.0)).double().mean())
-            for largest_F, one in zip(self._largest_F, statistics, strict=True)
-        ]
         words = where(self._sinks, self._at_position, self._tokenizer)
-        return Sinks(self.tokens, words, self._norm_ratio, strongest)
+        return Sinks(self.tokens, words, self._norm_ratio)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import CheckpointError
 from .matching import STORED, same_setting
 from .names import evaluation

@@ -6,10 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..config.option_groups import names_of
-from ..config.options import AuxKOptions, NoiseLevelOptions, ObjectiveOptions, PosteriorOptions
-from ..config.run_config import NOT_THE_RESULT, RunConfig
-from ..config.sae_config import DERIVED, SAEConfig
+from ..config.run import NOT_THE_RESULT, RunConfig
+from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
 from ..errors import Setting, Text, UserError
 
 SEEDS = ("seed", "data_seed")
@@ -23,11 +21,9 @@ _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
     *("architecture", "device", "text_passes", "save_steps", "eval_tokens", "eval_documents"),
 }
-_OF_THE_POSTERIOR = {
-    name
-    for group in (PosteriorOptions, NoiseLevelOptions, ObjectiveOptions)
-    for name in names_of(group)
-} - set(names_of(AuxKOptions))
+_OF_THE_POSTERIOR = {each.name for each in fields(Variational)} - {
+    each.name for cls in (SAEConfig, AuxKOptions) for each in fields(cls)
+}
 """The settings that variational SAEs add: how they are compared, unless the rest differs too."""
 _OF_THE_START = ("data", "steps", "batch_size", "dict_size", "k", "seed")
 """Without one of these no folder says that it had the batches and initial weights of another."""
@@ -85,14 +81,15 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 
     Folders of upstream's `trainSAE` hold what their trainer says of itself, its class included.
     """
-    names = [each.name for cls in (SAEConfig, RunConfig) for each in fields(cls)]
+    names = [*OPTION_NAMES, *(each.name for each in fields(RunConfig))]
     trainer = {name: value for name, value in config["trainer"].items() if name in names}
     settings = config.get("run", {}).get("settings")
     if settings is None:
         named = {n: v for n, v in config["trainer"].items() if n == "trainer_class"}
         return named | trainer
     which = {name: settings.get(name) for name in ("architecture", "posterior")}
-    unused = SAEConfig().changed_to(**which).unused()
+    sae = SAEConfig().changed_to(**which)
+    unused = {*OPTION_NAMES} - vars(sae).keys() | {*sae.unused()}
     filled = {n: trainer.get(n) if value is None else value for n, value in settings.items()}
     return {name: value for name, value in filled.items() if name not in unused}
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import TrainConfig
+from ..config.run import TrainConfig
 from ..errors import ConfigError, Setting
 
 RUNS = Path("runs")
@@ -35,10 +35,6 @@ BENCH_RESULTS = "eval_results"
 """SAE Bench's JSON, a folder for each evaluation."""
 BENCH_REPEATS = "eval_results_of_seeds"
 """As eval_results, in a folder for each further seed of the evaluations."""
-BENCH_FLOOR = "frozen_decoder"
-"""The run folder of the SAE with a frozen random decoder that `vsae bench --floor` trains."""
-BENCH_FIGURES = "figures"
-"""In SAE Bench's results: the figures of `vsae bench --compare`."""
 BENCH_CACHE = ".bench_cache"
 """What SAE Bench can use again. Deleted once all its evaluations have succeeded."""
 REPORT = "report.html"
@@ -116,7 +112,6 @@ RUN_FILES = (
     EXPORTS,
     BENCH_RESULTS,
     BENCH_REPEATS,
-    BENCH_FLOOR,
     BENCH_CACHE,
     REPORT,
     report_files(Path(REPORT)).name,

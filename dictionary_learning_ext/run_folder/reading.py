@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import RunConfig, TrainConfig, require_same
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig, require_same
+from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, Setting, first_line, in_shell
 from .names import (
     CHECKPOINTS,
@@ -143,17 +143,16 @@ def steps_of(folder: Path) -> list[int]:
     return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
 
 
-def load_config(path: str | Path, flag: str = "") -> TrainConfig:
+def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     """The settings in a run's config.json, but for where it was written. No weights are needed.
 
     Arguments:
         path: the file, or its folder.
-        flag: how the path was given, for messages, e.g. "--config".
+        name: the setting that gave the path, for messages, e.g. "config".
 
     Raises: ConfigError.
     """
-    path, name = Path(path).expanduser(), flag.removeprefix("--")
-    given = (Setting(name), " ") if flag else ()
+    path, given = Path(path).expanduser(), (Setting(name), " ") if name else ()
     try:
         with _readable():
             path = path / CONFIG if path.is_dir() else path
@@ -161,9 +160,9 @@ def load_config(path: str | Path, flag: str = "") -> TrainConfig:
         return checked_settings(config, path)
     except FileNotFoundError as error:
         what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
-        raise ConfigError((*given, what), name=name or None) from error
+        raise ConfigError((*given, what), name=name) from error
     except CheckpointError as error:
-        raise ConfigError((*given, str(error)), name=name or None) from error
+        raise ConfigError((*given, str(error)), name=name) from error
 
 
 def checked_settings(config: Any, path: Path) -> TrainConfig:
@@ -272,7 +271,7 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     failed = failed_in(folder)
     for one in run_folders(folder):
         if one not in failed:
-            config = load_config(one, "--resume")
+            config = load_config(one, "resume")
             # The name of a link, not of what it links to: the folder is found again by it.
             name = one.name if one.name not in ("", "..") else one.resolve().name
             (done if is_finished(one, config.run) else runs)[name] = config

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import RunConfig, TrainConfig
+from ..config.run import RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting, listed
 from .evaluation_files import former_evaluation
 from .matching import same_model

@@ -2,6 +2,6 @@
 
 `adapter` gives a checkpoint SAE Bench's interface, `lens_model` its language model, `bench_data` its
 texts. `evaluations` calls SAE Bench's functions and `bench_runner` runs them on run folders.
-`comparison_table` and `paper_figures` show the results. Nothing in the package but `vsae bench`
-imports these, or `sae_bench`.
+`comparison_table` shows the results. Nothing in the package but `vsae bench` imports these, or
+`sae_bench`.
 """

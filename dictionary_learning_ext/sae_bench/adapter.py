@@ -14,14 +14,13 @@ from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
-from ..run_folder.names import BENCH_FLOOR, CONFIG, RUNS, WEIGHTS
+from ..run_folder.names import CONFIG, RUNS, WEIGHTS
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 
 FLOOR_LOOKS = {
     "random": Look("Random SAE", "grey", "x"),
     "random_spectrum": Look("Random SAE, same spectrum", "dimgrey", "+"),
-    BENCH_FLOOR: Look("Trained encoder, random decoder", "rosybrown", "s"),
     "identity": Look("Identity", "black", "+"),
 }
 """Of `floors.py`, by SAE Bench's name of the class."""
@@ -33,7 +32,7 @@ class BenchSAE(BaseSAE):
     """A dictionary of our class or upstream's in SAE Bench's interface.
 
     It encodes as the dictionary does at evaluation: the posterior's mean, deterministic, a fresh
-    dense tensor for (B, D) and (B, L, D). `kept_F` zeroes all other features, after encoding.
+    dense tensor for (B, D) and (B, L, D).
 
     Arguments:
         dictionary: takes raw activations.
@@ -43,8 +42,6 @@ class BenchSAE(BaseSAE):
     Raises: BenchError if the decoder's columns are not of unit norm within 1e-5.
     """
 
-    kept_F: t.Tensor | None
-
     def __init__(
         self,
         dictionary: Dictionary,
@@ -53,7 +50,6 @@ class BenchSAE(BaseSAE):
         hook_name: str,
         hook_layer: int,
         architecture: str,
-        kept_F: t.Tensor | None = None,
     ):
         W_enc, W_dec, b_enc, b_dec = _weights(dictionary)
         super().__init__(
@@ -72,7 +68,6 @@ class BenchSAE(BaseSAE):
         ):
             parameter.data = value.detach()
         self.dictionary: Any = dictionary
-        self.register_buffer("kept_F", kept_F)
         self.requires_grad_(False)
         self.cfg.architecture = architecture
         off = float((self.W_dec.norm(dim=1) - 1).abs().max())
@@ -84,8 +79,7 @@ class BenchSAE(BaseSAE):
             )
 
     def encode(self, x: t.Tensor) -> t.Tensor:
-        f = self.dictionary.encode(x.to(self.W_enc.dtype))
-        return f if self.kept_F is None else f * self.kept_F
+        return self.dictionary.encode(x.to(self.W_enc.dtype))
 
     def decode(self, feature_acts: t.Tensor) -> t.Tensor:
         return self.dictionary.decode(feature_acts.to(self.W_enc.dtype))
@@ -183,19 +177,6 @@ def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
     if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
         getattr(dictionary, method)()
     return dictionary, config
-
-
-def masked(sae: BenchSAE, kept_F: t.Tensor) -> BenchSAE:
-    """The SAE with only the features in `kept_F`, a mask of (F,), left."""
-    cfg = sae.cfg
-    return BenchSAE(
-        sae.dictionary,
-        model_name=cfg.model_name,
-        hook_name=cfg.hook_name,
-        hook_layer=cfg.hook_layer,
-        architecture=cfg.architecture,
-        kept_F=kept_F.to(sae.W_enc),
-    )
 
 
 def register() -> None:

@@ -13,7 +13,7 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 
 from ..activations.hook_points import HookPoint
 from ..activations.language_models import weights_hash
-from ..config.options import BenchEvaluation
+from ..config.architectures import BenchEvaluation
 from ..errors import BenchError
 from ..evaluation.metrics import shown_in
 from .bench_data import local_files
@@ -38,13 +38,11 @@ class BenchResults:
         results: SAE Bench's JSON of what succeeded, by the SAE's label and the evaluation, with SAE
             Bench's own seed.
         repeats: the same with other seeds, by the seed.
-        matched: the labels of the size-matched controls, by the label of the SAE that was masked.
         failures: the labels of the SAEs that failed, by evaluation and cause.
     """
 
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     repeats: dict[int, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
-    matched: dict[str, str] = field(default_factory=dict)
     failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def of_seed(self, seed: int) -> dict[str, dict[str, dict[str, Any]]]:

@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,18 +19,17 @@ from tqdm import tqdm
 
 from ..activations.hook_points import HookPoint
 from ..activations.run_inputs import open_model
+from ..config.architectures import BenchEvaluation
 from ..config.checks import require, require_choice
-from ..config.options import BenchEvaluation
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.sae_names import short_names
 from ..run_folder.matching import LEAVING_OUT, require_one_setting
-from ..run_folder.names import BENCH_CACHE, BENCH_FLOOR, BENCH_REPEATS, BENCH_RESULTS
+from ..run_folder.names import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS
 from ..run_folder.reading import require_folders
 from ..run_folder.trained_on import run_of
 from ..run_folder.writing import write_json, writing
 from . import adapter
-from . import feature_usage as usage
 from .adapter import FLOOR_LOOKS
 from .bench_data import in_folder, open_bench_data
 from .bench_results import (
@@ -50,7 +49,7 @@ from .bench_settings import (
     seed_everything,
 )
 from .evaluations import EVALUATIONS, NOT_REPEATED, validated
-from .floors import frozen_decoder_sae, untrained_saes
+from .floors import reference_saes
 from .lens_model import accepted, hooked_transformer
 from .probing_sets import SMALLEST, chosen_sets
 
@@ -87,7 +86,7 @@ def bench(
     bench_seeds: int = 1,
     again: bool = False,
     floor: bool = False,
-    size_matched: bool = False,
+    extra: Mapping[str, BaseSAE] | None = None,
 ) -> BenchResults:
     """Evaluate run folders in SAE Bench, on the language model that their SAEs were trained on.
 
@@ -108,10 +107,10 @@ def bench(
         probing_sets: those of sae_probes, see `chosen_sets`.
         bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
         again: repeat finished evaluations.
-        floor: also evaluate the SAEs of `floors`. One of them is trained, on the batches of the first
-            folder's SAE. Their results go to the first folder.
-        size_matched: also run SCR and TPP on each SAE masked to its N most used features. N is the
-            smallest number of features in use in any of the SAEs. Needs core.
+        floor: also evaluate the SAEs of `floors`. Their results go to the first folder.
+        extra: further SAEs by label, e.g. changed copies of what `load_bench_sae` returns. They are
+            evaluated with the same settings. Their results go to the first folder, so a label must be
+            a valid file name that no other SAE has.
 
     Raises: a UserError for a mistake, before anything runs. An evaluation that fails is listed in
     `failures` instead.
@@ -123,11 +122,6 @@ def bench(
     require(bench_seeds >= 1, "bench_seeds", bench_seeds, "at least 1")
     for name, size in (("train_size", train_size), ("test_size", test_size)):
         require(size is None or size >= LEAST_TEXTS, name, size, f"at least {LEAST_TEXTS}")
-    size_matched = size_matched and bool({"scr", "tpp"} & set(evals))
-    if size_matched and "core" not in evals:
-        raise BenchError(
-            "the size-matched control needs core in evals, to count how often features are used"
-        )
     if probing_sets != SMALLEST and "sae_probes" not in evals:
         raise BenchError(
             name="probing_sets",
@@ -145,6 +139,10 @@ def bench(
     trained: Any = [job.sae for job in jobs]
     smallest = min(sae.cfg.d_sae for sae in trained)
     n_values = capped_n_values(smallest) if {"scr", "tpp"} & set(evals) else ()
+    if floor:
+        found = reference_saes(trained[0])
+        jobs += [BenchJob(label, label, jobs[0].folder, sae) for label, sae in found.items()]
+    jobs += _further(extra or {}, jobs, run, hook_point)
     cache = jobs[0].folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
@@ -164,19 +162,10 @@ def bench(
     )
     for evaluation in evals:  # whose data sets may be missing
         configure(evaluation, settings)
-    if floor:
-        first = jobs[0].folder
-        found = untrained_saes(trained[0])
-        found |= {BENCH_FLOOR: frozen_decoder_sae(first, trained[0], run)}
-        jobs += [BenchJob(label, label, first, sae) for label, sae in found.items()]
     runner = _BenchRun(
         settings, model_key(language_model, hook_point), range(SEED, SEED + bench_seeds), again
     )
     runner.all(jobs, evals)
-    if size_matched:
-        controls = _controls(jobs[: len(paths)], runner.outcome)
-        runner.all(list(controls.values()), [name for name in evals if name in ("scr", "tpp")])
-        runner.outcome.matched = {label: job.label for label, job in controls.items()}
     if not runner.outcome.failures:
         shutil.rmtree(cache, ignore_errors=True)
     return runner.outcome
@@ -323,23 +312,33 @@ def _load(
     return jobs
 
 
-def _controls(jobs: list[BenchJob], outcome: BenchResults) -> dict[str, BenchJob]:
-    """SAEs masked to their N most used features, where N is the fewest that any SAE uses."""
-    cores: dict[str, dict[str, Any]] = {}
-    for job in jobs:
-        if core := outcome.results.get(job.label, {}).get("core"):
-            cores[job.label] = core
-    if not cores:
-        return {}
-    n = min(map(usage.in_use, cores.values()))
-    controls = {}
-    for job in jobs:
-        if job.label in cores and usage.in_use(cores[job.label]) > n:
-            sae: Any = job.sae
-            kept_F = usage.most_used(cores[job.label]["eval_result_unstructured"]["selected"], n)
-            label, name = f"{job.label}_top{n}", f"{job.name}_top{n}"
-            controls[job.label] = BenchJob(label, name, job.folder, adapter.masked(sae, kept_F))
-    return controls
+def _further(
+    extra: Mapping[str, BaseSAE], jobs: Sequence[BenchJob], run: RunConfig, hook: HookPoint
+) -> list[BenchJob]:
+    """The SAEs of `extra`, to evaluate beside `jobs`. Raises a UserError for one that doesn't fit."""
+    first = jobs[0].folder
+    taken = {job.label for job in jobs} | {job.name for job in jobs if job.folder == first}
+    further = []
+    for label, sae in extra.items():
+        if label in taken:
+            raise BenchError(
+                name="extra",
+                value=label,
+                expected=f"a label that no other SAE has, unlike {', '.join(sorted(taken))}",
+            )
+        if Path(label).name != label:
+            expected = "a label that can be a file's name"
+            raise BenchError(name="extra", value=label, expected=expected)
+        if sae.cfg.hook_name != hook.name:
+            raise BenchError(
+                f"an SAE of {sae.cfg.hook_name}",
+                name="extra",
+                value=label,
+                expected=f"one of {hook.name}, as the run folders' are",
+            )
+        hook.require_width(label, sae.cfg.d_in, run.model)
+        further.append(BenchJob(label, label, first, sae))
+    return further
 
 
 def _cause(error: Exception) -> str:

@@ -18,7 +18,7 @@ import torch as t
 from transformer_lens import HookedTransformer
 
 from ..activations.position_rule import PositionRule
-from ..config.run_config import RunConfig
+from ..config.run import RunConfig
 from ..errors import BenchError
 from .bench_data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData, require_sets
 

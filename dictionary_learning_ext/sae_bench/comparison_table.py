@@ -1,11 +1,10 @@
 """What `vsae bench` prints: SAE Bench's metrics of several SAEs, and ours beside them."""
 
-from collections.abc import Callable
+from statistics import mean, stdev
 from typing import Any
 
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import markdown_table, text_table
-from .bench_noise import difference, spread
 from .bench_results import BenchResults
 from .bench_settings import SEED
 
@@ -57,8 +56,8 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
             rows[f"sae-probes, top {k}"] = metrics(probes, "sae")[f"sae_top_{k}_test_accuracy"]
         rows[f"sae-probes{_LANGUAGE_MODEL}"] = metrics(probes, "llm")["llm_test_accuracy"]
     if absorption := results.get("absorption"):
-        mean = metrics(absorption, "mean")
-        rows["absorption (mean fraction)"] = mean["mean_absorption_fraction_score"]
+        means = metrics(absorption, "mean")
+        rows["absorption (mean fraction)"] = means["mean_absorption_fraction_score"]
     return {name: value for name, value in rows.items() if value is not None}
 
 
@@ -67,9 +66,9 @@ Values = dict[str, dict[str, dict[int, float]]]
 
 
 def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
-    """The metrics of every SAE, size-matched controls last: means, where an evaluation was repeated."""
+    """The metrics of every SAE: means, where an evaluation was repeated."""
     return {
-        label: {name: spread(list(of_seed.values())).mean for name, of_seed in rows.items()}
+        label: {name: mean(of_seed.values()) for name, of_seed in rows.items()}
         for label, rows in values_of(outcome).items()
     }
 
@@ -77,12 +76,11 @@ def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
 def values_of(outcome: BenchResults) -> Values:
     """Every metric of every SAE with every seed."""
     of_seeds = {SEED: outcome.results, **outcome.repeats}
-    there = dict.fromkeys(label for results in of_seeds.values() for label in results)
-    labels = sorted(there, key=lambda label: label in outcome.matched.values())
+    labels = dict.fromkeys(label for results in of_seeds.values() for label in results)
     values: Values = {label: {} for label in labels}
     for seed, results in of_seeds.items():
-        for label in labels:
-            for name, value in rows_of(results.get(label, {})).items():
+        for label, found in results.items():
+            for name, value in rows_of(found).items():
                 values[label].setdefault(name, {})[seed] = value
     return values
 
@@ -92,50 +90,49 @@ def table(outcome: BenchResults, form: str = "text") -> str:
 
     Where evaluations were repeated: the mean, and the standard deviation over their seeds.
     """
-    values = values_of(outcome)
-
-    def cell(label: str, name: str) -> str:
-        if name not in values[label]:
-            return "-"
-        found = spread(list(values[label][name].values()))
-        return f"{found.mean:.3f}" + ("" if found.deviation is None else f" ±{found.deviation:.3f}")
-
-    return _drawn(values, list(values), cell, form)
+    return _drawn("", values_of(outcome), ".3f", form)
 
 
 def differences(outcome: BenchResults, form: str = "text") -> str | None:
-    """Each SAE less the first one, and the smallest difference that is not noise; None for one SAE.
+    """Each SAE's metrics less those of the first, as `table` shows them; None for fewer than two SAEs.
 
-    "~" marks a difference that may be the evaluation's noise. Instead of the noise, "?" stands for a single
-    seed and "=" where every seed gave the same.
+    Where evaluations were repeated: mean and standard deviation of the differences seed by seed.
     """
     values = values_of(outcome)
     if len(values) < 2:
         return None
     first, *others = values
-    values = {
-        label: {name: of for name, of in rows.items() if not name.endswith(_LANGUAGE_MODEL)}
-        for label, rows in values.items()
+    less_first = {
+        label: {
+            name: gaps
+            for name, reference in values[first].items()
+            if not name.endswith(_LANGUAGE_MODEL)
+            and (gaps := _gaps(values[label].get(name, {}), reference))
+        }
+        for label in others
     }
+    return _drawn(f"minus {first}", less_first, "+.4f", form)
 
-    def cell(label: str, name: str) -> str:
-        found = difference(values[label].get(name, {}), values[first].get(name, {}))
-        if found is None:
+
+def _gaps(these: dict[int, float], others: dict[int, float]) -> dict[int, float]:
+    """What one SAE has more than another of a metric, with each seed that both have."""
+    return {seed: these[seed] - others[seed] for seed in sorted(these.keys() & others.keys())}
+
+
+def _drawn(corner: str, values: Values, digits: str, form: str) -> str:
+    """Mean and standard deviation over seeds; `digits` is the mean's format, as ".3f" or "+.4f"."""
+
+    def cell(of_seed: dict[int, float]) -> str:
+        found = list(of_seed.values())
+        if not found:
             return "-"
-        if found.smallest is None:
-            limit = "?"
-        else:
-            limit = f"±{found.smallest:.4f}" if found.depends_on_seeds else "="
-        return f"{found.mean:+.4f} ({limit})" + (" ~" if found.is_noise else "")
+        deviation = f" ±{stdev(found):{digits.lstrip('+')}}" if len(found) > 1 else ""
+        return f"{mean(found):{digits}}{deviation}"
 
-    return _drawn(values, others, cell, form)
-
-
-def _drawn(values: Values, labels: list[str], cell: Callable[[str, str], str], form: str) -> str:
     names = dict.fromkeys(name for rows in values.values() for name in rows)
-    lines = [[name, *(cell(label, name) for label in labels)] for name in names]
+    lines = [[name, *(cell(rows.get(name, {})) for rows in values.values())] for name in names]
     draw = markdown_table if form == "markdown" else text_table
-    return draw(["", *labels], lines)
+    return draw([corner, *values], lines)
 
 
 def measured_on(outcome: BenchResults) -> list[str]:

@@ -25,7 +25,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from sklearn.metrics import f1_score
 
 from ..activations.hook_points import block_of_output
-from ..config.options import BenchEvaluation
+from ..config.architectures import BenchEvaluation
 from ..errors import BenchError, Setting
 from . import feature_usage as usage
 from .ablation import encoding_once

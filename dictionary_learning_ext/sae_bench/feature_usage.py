@@ -63,20 +63,3 @@ def measure(
         "left_out": left_out,
         "note": NOTE,
     }
-
-
-def most_used(selected_F: list[int], n: int) -> t.Tensor:
-    """A mask, (F,), of the n features that were selected most often."""
-    counts = t.tensor(selected_F)
-    mask_F = t.zeros(len(counts), dtype=t.bool)
-    mask_F[counts.argsort(descending=True, stable=True)[:n]] = True
-    return mask_F
-
-
-def in_use(core: dict[str, Any]) -> int:
-    """How many features are not near-dead at 0.1, by a result of core.
-
-    "Selected once" saturates in small dictionaries.
-    """
-    ours = core["eval_result_unstructured"]
-    return round(len(ours["selected"]) * (1 - ours["near_dead_0.1"]))

@@ -1,1 +1,1 @@
-"""wandb sweep files run on this machine, and their results."""
+"""wandb sweep files run on this machine."""

@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..config.run_config import RunConfig, TrainConfig
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig
+from ..config.sae import SAEConfig
 from ..run_folder.names import CONFIG
 from ..run_folder.reading import steps_of
 from ..training.preparation import prepared

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import NOT_THE_RESULT, TrainConfig
-from ..config.sae_config import DERIVED
+from ..config.run import NOT_THE_RESULT, TrainConfig
+from ..config.sae import DERIVED
 from ..errors import ConfigError, Setting
 from ..run_folder.names import CONFIG, FAILED, SWEEP
 from ..run_folder.reading import is_finished, load_config
@@ -122,10 +122,11 @@ def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str |
     if not differing:
         return (f", e.g. {former.runs[0]}",)
     changes = [
-        (between, Setting(name, _shown(was[name])), f", not {_shown(settings[name])}")
-        for between, name in zip([" with ", *[" and "] * len(differing)], differing, strict=False)
+        part
+        for name in differing
+        for part in (" and ", Setting(name, _shown(was[name])), f", not {_shown(settings[name])}")
     ]
-    return tuple(part for change in changes for part in change)
+    return (" with ", *changes[1:])
 
 
 def _sorted(values: list[Any]) -> list[Any]:

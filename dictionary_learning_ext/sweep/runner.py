@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGINT
 
-from ..config.run_config import TrainConfig
+from ..config.run import TrainConfig
 from ..errors import Interrupted, TrainingError, UserError
 from ..run_folder.names import FAILED
 from ..run_folder.writing import is_of_a_full_disk

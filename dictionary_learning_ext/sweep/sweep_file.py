@@ -9,15 +9,15 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from ..config.checks import meant
-from ..config.run_config import RunConfig, TrainConfig
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig
+from ..config.sae import option_hints
 from ..errors import ConfigError, Setting, UserError, in_shell
 
 _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
 _KEYS |= {"command", "run_cap"}
 _PARAMETER_KEYS = {"value", "values", "min", "max", "distribution"}
-_SETTINGS = get_type_hints(SAEConfig) | get_type_hints(RunConfig) | {"preset": str, "config": str}
+_SETTINGS = option_hints() | get_type_hints(RunConfig) | {"preset": str, "config": str}
 _STARTS = {"preset", "config"}
 """What a run starts from: one of them, so that a typed one replaces the file's."""
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")

@@ -15,14 +15,14 @@ import math
 from abc import ABC, abstractmethod
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
 
-from ..config.checks import require
+from ..config.checks import likely, require
 from ..errors import CheckpointError, ConfigError, Setting
 from .kernels.ranks import ALONE, Ranks
 from .optimizers import GuardedAdam
@@ -133,7 +133,43 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     }
 
 
-class SamplingTrainer(ABC):
+_OTHER_NAMES = {
+    "noise_to_signal": (
+        "sigma",
+        "`vsae train` makes sigma of it; here give sigma = sqrt(noise_to_signal E||x||^2 / k), or "
+        "take the arguments from trainer_options(...)",
+    ),
+    "kl_coeff": ("beta", "it is called 'beta'"),
+    "kl_anneal_steps": ("kl_warmup_steps", "it is called 'kl_warmup_steps'"),
+}
+"""By what an argument of ours is called elsewhere: its name, and what to type."""
+
+
+class Named:
+    """A class that says which of its arguments a misspelt one may stand for."""
+
+    if not TYPE_CHECKING:  # checkers read the signature of __init__
+
+        def __new__(cls, *args, **kwargs):
+            known = [name for name in signature(cls.__init__).parameters if name != "self"]
+            for name in kwargs:
+                if name not in known:
+                    instead = _instead_of(name, known)
+                    raise ConfigError(f"{cls.__name__} has no option {name!r}", instead=instead)
+            return super().__new__(cls)
+
+
+def _instead_of(name: str, known: list[str]) -> str:
+    """What to type for an argument that there is not."""
+    ours, advice = _OTHER_NAMES.get(name, ("", ""))
+    if ours in known:
+        return advice
+    if close := likely(name, known):
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return f"expected one of {', '.join(known)}"
+
+
+class SamplingTrainer(Named, ABC):
     """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
 
     Each trainer has a noise generator of its own. So a run depends neither on what else runs in the
@@ -285,7 +321,7 @@ class SamplingTrainer(ABC):
             return Failure(int(self.optimizer.first_skipped_step), what)
         return None
 
-    def restore_last_finite(self) -> None:  # noqa: B027 - it has nothing to do
+    def restore_last_finite(self) -> None:
         """See `Trainer`. Nothing to do: the weights are always finite."""
 
     def state(self) -> Any:
@@ -299,7 +335,7 @@ def require_scale(scale: float) -> None:
     require(0 < scale < math.inf, "scale", scale, f"above 0 and finite{hint}")
 
 
-class FromState:
+class FromState(Named):
     """A dictionary that can be rebuilt from its state dict alone."""
 
     in_state: tuple[str, ...]

@@ -3,8 +3,8 @@
 import torch as t
 
 from ..config.architectures import TRAINED, import_class
-from ..config.sae_config import SAEConfig
-from ..config.trainer_options import arguments_of
+from ..config.presets import arguments_of
+from ..config.sae import SAEConfig
 from .base import Trainer
 from .upstream import UpstreamTrainer
 

@@ -6,10 +6,9 @@ from dataclasses import asdict
 
 import torch as t
 
-from ..config.options import (
+from ..config.sae import (
     MUCH_NOISE,
     UNUSED_BY,
-    UNUSED_BY_SCHEDULE,
     ObjectiveOptions,
     PosteriorOptions,
 )
@@ -30,7 +29,7 @@ def warn_of_noise(
     if posterior.posterior == "learned":
         instead = f"log_var_init={posterior.log_var_init + math.log(goal / drowned):.3g}"
     else:
-        instead = f"sigma={posterior.sigma * math.sqrt(goal / drowned):.3g}"
+        instead = f"sigma={(posterior.sigma or 1.0) * math.sqrt(goal / drowned):.3g}"
     logger.warning(
         f"noise_to_signal={drowned:.3g}: noise that stays to the end drowns the activations above "
         f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by "
@@ -41,8 +40,9 @@ def warn_of_noise(
 def warn_of_unused(posterior: PosteriorOptions, objective: ObjectiveOptions, steps: int) -> None:
     """Warn of options that have a value of their own and no effect."""
     given = asdict(posterior) | asdict(objective)
-    defaults = asdict(PosteriorOptions()) | asdict(ObjectiveOptions().for_steps(steps))
-    unused = (*UNUSED_BY[posterior.posterior], *UNUSED_BY_SCHEDULE[objective.kl_schedule])
+    defaults = asdict(PosteriorOptions(sigma=1.0)) | asdict(ObjectiveOptions().with_warmup(steps))
+    of_schedule = ("kl_warmup_steps",) if objective.kl_schedule == "constant" else ()
+    unused = (*UNUSED_BY[posterior.posterior], *of_schedule)
     if posterior.rectify and posterior.select_by == "magnitude":
         logger.warning(
             "select_by='magnitude' with rectify=True: after the ReLU no mean is negative, so the SAE "

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 import torch as t
 
-from ..config.options import KLSchedule
+from ..config.sae import KLSchedule
 
 Number = TypeVar("Number", float, t.Tensor)
 

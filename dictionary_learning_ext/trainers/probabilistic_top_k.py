@@ -5,7 +5,6 @@ Li, Murray & Carenini 2026, PMLR 318:888-894), on top of upstream's TopK (Gao et
 2406.04093). Shapes: B batch, D activation_dim, F dict_size, K = k.
 """
 
-from dataclasses import asdict
 from typing import NamedTuple
 
 import torch as t
@@ -13,8 +12,8 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from torch.nn import functional
 
 from ..config.checks import require_choice, require_lr_schedule, require_sizes
-from ..config.option_groups import takes
-from ..config.options import AuxKOptions, Dtype, GateOptions, TopKOptions
+from ..config.run import Dtype
+from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
 from .base import SamplingTrainer
 from .devices import require_device
 from .k_annealing import KAnnealing
@@ -118,8 +117,7 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
     What the paper leaves open is upstream's: see `VariationalTopKTrainer`. A feature has fired where
     TopK without gates keeps it. A step that is not finite is skipped.
 
-    Arguments beyond upstream's: those of `GateOptions` and `AuxKOptions`, by name.
-        k_anneal_steps: see `TopKOptions`.
+    Arguments beyond upstream's: see `ProbabilisticTopKConfig`.
         dict_class: AutoEncoderTopK or a subclass.
         dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, gates and sums stay
             in fp32. An autocast around the call changes nothing.
@@ -131,7 +129,6 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
     optimizer: UnitNormAdam
     draws_noise_seed = True
 
-    @takes(GateOptions, AuxKOptions, beside=TopKTrainer)
     def __init__(
         self,
         steps: int,
@@ -143,20 +140,35 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         dict_class: type | None = None,
         lr: float | None = None,
         *,
-        k_anneal_steps: int | None = TopKOptions.k_anneal_steps,
+        temperature_start: float = 5.0,
+        temperature_end: float = 1e-3,
+        k_anneal_steps: int | None = None,
+        auxk_alpha: float = 1 / 32,
+        dead_feature_threshold: int = DEAD_FEATURE_THRESHOLD,
+        dtype: Dtype = "float32",
         warmup_steps: int = 1000,
         decay_start: int | None = None,
-        dtype: Dtype = "float32",
+        threshold_beta: float = 0.999,
+        threshold_start_step: int = 1000,
+        seed: int | None = None,
+        device: str | None = None,
         wandb_name: str = "ProbabilisticTopK",
-        **options,
+        submodule_name: str | None = None,
     ):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        require_device(options.get("device"))
+        require_device(device)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
-        TopKOptions(k_anneal_steps=k_anneal_steps).require_fit(steps)
-        self.options = GateOptions.taken(options)
-        auxk = AuxKOptions.taken(options)
+        self.options = ProbabilisticTopKConfig(
+            dict_size=dict_size,
+            k=k,
+            temperature_start=temperature_start,
+            temperature_end=temperature_end,
+            k_anneal_steps=k_anneal_steps,
+            auxk_alpha=auxk_alpha,
+            dead_feature_threshold=dead_feature_threshold,
+        )
+        self.options.require_fit(steps)
         super().__init__(
             steps=steps,
             activation_dim=activation_dim,
@@ -166,21 +178,25 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
             lm_name=lm_name,
             dict_class=self._dict_class(dict_class, AutoEncoderTopK),
             lr=lr,
+            auxk_alpha=auxk_alpha,
             warmup_steps=warmup_steps,
             decay_start=decay_start,
-            auxk_alpha=auxk.auxk_alpha,
+            threshold_beta=threshold_beta,
+            threshold_start_step=threshold_start_step,
+            seed=seed,
+            device=device,
             wandb_name=wandb_name,
-            **options,  # upstream's
+            submodule_name=submodule_name,
         )
         self.dtype: Dtype = dtype
         self.k_anneal_steps = k_anneal_steps
         self.k_annealing = KAnnealing.of(self.ae, k_anneal_steps)
         self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
-        self.dead_feature_threshold = auxk.dead_feature_threshold
+        self.dead_feature_threshold = dead_feature_threshold
         self._start_training(UnitNormAdam(self.ae, self.lr))
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
         self.logging_parameters = ["temperature", "dead_features"]
-        self.temperature = self.options.temperature_start
+        self.temperature = temperature_start
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
         """Take one training step on activations (B, D). Returns the loss, without waiting for it."""
@@ -264,5 +280,6 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
             "dead_feature_threshold": self.dead_feature_threshold,
             "dtype": self.dtype,
             "k_anneal_steps": self.k_anneal_steps,
-            **asdict(self.options),
+            "temperature_start": self.options.temperature_start,
+            "temperature_end": self.options.temperature_end,
         }

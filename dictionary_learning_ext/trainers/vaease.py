@@ -5,7 +5,6 @@ decoder.
 """
 
 import math
-from dataclasses import asdict
 from typing import NamedTuple
 
 import torch as t
@@ -18,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from ..config.checks import require_choice, require_lr_schedule, require_sizes
-from ..config.option_groups import takes
-from ..config.options import Dtype, VAEaseOptions
+from ..config.run import Dtype
+from ..config.sae import VAEaseConfig
 from .base import FromState, SamplingTrainer, require_scale
 from .devices import require_device
 from .optimizers import GuardedAdam
@@ -65,11 +64,25 @@ class VAEase(FromState, Dictionary):
     prior_std: t.Tensor
     active_gate: t.Tensor
 
-    @takes(VAEaseOptions)
-    def __init__(self, activation_dim: int, dict_size: int, **options):
+    def __init__(
+        self,
+        activation_dim: int,
+        dict_size: int,
+        *,
+        log_var_init: float = -0.5,
+        gamma_init: float = 0.1,
+        prior_std: float = 1.0,
+        active_gate: float = 0.05,
+    ):
         super().__init__()
         require_sizes(activation_dim=activation_dim, dict_size=dict_size)
-        chosen = VAEaseOptions.taken(options)
+        VAEaseConfig(
+            dict_size=dict_size,
+            log_var_init=log_var_init,
+            gamma_init=gamma_init,
+            prior_std=prior_std,
+            active_gate=active_gate,
+        )  # checks them
         self.activation_dim, self.dict_size = activation_dim, dict_size
         # Weights start as upstream's TopK: random unit columns, and the encoder their transpose.
         self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
@@ -80,11 +93,11 @@ class VAEase(FromState, Dictionary):
         self.b_dec = nn.Parameter(t.zeros(activation_dim))
         self.variance_encoder = nn.Linear(activation_dim, dict_size)
         self.variance_encoder.weight.data.zero_()
-        logit = chosen.log_var_init - math.log(-math.expm1(chosen.log_var_init))
+        logit = log_var_init - math.log(-math.expm1(log_var_init))
         self.variance_encoder.bias.data.fill_(logit)
-        self.log_gamma = nn.Parameter(t.tensor(math.log(chosen.gamma_init)))
-        self.register_buffer("prior_std", t.full((dict_size,), float(chosen.prior_std)))
-        self.register_buffer("active_gate", t.tensor(float(chosen.active_gate)))
+        self.log_gamma = nn.Parameter(t.tensor(math.log(gamma_init)))
+        self.register_buffer("prior_std", t.full((dict_size,), float(prior_std)))
+        self.register_buffer("active_gate", t.tensor(float(active_gate)))
 
     def posterior(self, x: t.Tensor, matmul_dtype: t.dtype | None = None) -> GatedPosterior:
         """The posterior of each feature: (…, D) -> (…, F).
@@ -195,7 +208,6 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
     ae: VAEase
     draws_noise_seed = True
 
-    @takes(VAEaseOptions)
     def __init__(
         self,
         steps: int,
@@ -213,14 +225,22 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         device: str | None = None,
         wandb_name: str = "VAEase",
         submodule_name: str | None = None,
-        **options,
+        log_var_init: float = -0.5,
+        gamma_init: float = 0.1,
+        prior_std: float = 1.0,
+        active_gate: float = 0.05,
     ):
         super().__init__(seed)
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size)
         require_device(device)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         require_choice("dtype", dtype, Dtype)
-        self.options = VAEaseOptions.taken(options)
+        self.options = {
+            "log_var_init": log_var_init,
+            "gamma_init": gamma_init,
+            "prior_std": prior_std,
+            "active_gate": active_gate,
+        }
         self.steps, self.layer, self.lm_name = steps, layer, lm_name
         self.lr, self.warmup_steps, self.decay_start = lr, warmup_steps, decay_start
         self.dtype: Dtype = dtype
@@ -229,7 +249,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         if seed is not None:
             t.manual_seed(seed)
         dict_class = self._dict_class(dict_class, VAEase)
-        self.ae = dict_class(activation_dim, dict_size, **asdict(self.options)).to(self.device)
+        self.ae = dict_class(activation_dim, dict_size, **self.options).to(self.device)
         self._start_training(GuardedAdam(self.ae.parameters(), lr))
 
     def update(self, step: int, x: t.Tensor) -> t.Tensor:
@@ -275,5 +295,5 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
             "activation_dim": self.ae.activation_dim,
             "dict_size": self.ae.dict_size,
             **{name: getattr(self, name) for name in (*names, *ours)},
-            **asdict(self.options),
+            **self.options,
         }

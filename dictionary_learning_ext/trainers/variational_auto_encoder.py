@@ -13,13 +13,15 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
 from ..config.checks import require_sizes
-from ..config.option_groups import takes
-from ..config.options import (
+from ..config.sae import (
     LOG_VAR_LIMITS,
     NOISE_ON,
     POSTERIORS,
     SELECT_BY,
+    NoiseOn,
+    Posterior,
     PosteriorOptions,
+    SelectBy,
 )
 from ..errors import CheckpointError, ConfigError
 from .base import FromState, require_scale
@@ -69,29 +71,51 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
     log_var_encoder: nn.Linear
     log_var_limits: t.Tensor
 
-    @takes(PosteriorOptions)
-    def __init__(self, activation_dim: int, dict_size: int, k: int, **options):
+    def __init__(
+        self,
+        activation_dim: int,
+        dict_size: int,
+        k: int,
+        *,
+        posterior: Posterior = "fixed",
+        sigma: float = 1.0,
+        log_var_init: float = -2.0,
+        noise_on: NoiseOn = "both",
+        rectify: bool = False,
+        select_by: SelectBy = "value",
+        prior_std: float = 1.0,
+    ):
         require_sizes(activation_dim=activation_dim, dict_size=dict_size, k=k)
-        chosen = PosteriorOptions.taken(options)
+        PosteriorOptions(
+            posterior=posterior,
+            sigma=sigma,
+            log_var_init=log_var_init,
+            noise_on=noise_on,
+            rectify=rectify,
+            select_by=select_by,
+            prior_std=prior_std,
+        )  # checks them
         super().__init__(activation_dim, dict_size, k)
         # Stored feature by feature: the step's products read one feature's weights at a time.
         self.decoder.weight.data = self.decoder.weight.data.t().contiguous().t()
         self.encoder.weight.data = self.encoder.weight.data.contiguous()
 
-        self.posterior_kind, self.noise_on = chosen.posterior, chosen.noise_on
-        self.rectify, self.select_by = chosen.rectify, chosen.select_by
-        sigma = chosen.sigma if chosen.posterior == "fixed" else 0.0
-        self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(chosen.posterior)))
-        self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(chosen.noise_on)))
-        self.register_buffer("rectify_code", t.tensor(chosen.rectify))
-        self.register_buffer("select_by_code", t.tensor(SELECT_BY.index(chosen.select_by)))
+        self.posterior_kind: Posterior = posterior
+        self.noise_on: NoiseOn = noise_on
+        self.rectify = rectify
+        self.select_by: SelectBy = select_by
+        sigma = sigma if posterior == "fixed" else 0.0
+        self.register_buffer("posterior_code", t.tensor(POSTERIORS.index(posterior)))
+        self.register_buffer("noise_on_code", t.tensor(NOISE_ON.index(noise_on)))
+        self.register_buffer("rectify_code", t.tensor(rectify))
+        self.register_buffer("select_by_code", t.tensor(SELECT_BY.index(select_by)))
         self.register_buffer("sigma", t.tensor(float(sigma)))
-        self.register_buffer("prior_std", t.tensor(float(chosen.prior_std)))
-        if chosen.posterior == "learned":
+        self.register_buffer("prior_std", t.tensor(float(prior_std)))
+        if posterior == "learned":
             # Made without random numbers: the other weights are the same for every posterior.
             log_var_encoder: Any = nn.utils.skip_init(nn.Linear, activation_dim, dict_size)
             log_var_encoder.weight.data.zero_()
-            log_var_encoder.bias.data.fill_(chosen.log_var_init)
+            log_var_encoder.bias.data.fill_(log_var_init)
             self.log_var_encoder = log_var_encoder
             self.register_buffer("log_var_limits", t.tensor(LOG_VAR_LIMITS))
 

@@ -10,9 +10,19 @@ from dataclasses import asdict, replace
 import torch as t
 from dictionary_learning.trainers.top_k import TopKTrainer
 
-from ..config.checks import require_lr_schedule, require_sizes
-from ..config.option_groups import takes
-from ..config.options import ObjectiveOptions, PosteriorOptions, TopKOptions
+from ..config.checks import require_choice, require_lr_schedule, require_sizes
+from ..config.run import Dtype
+from ..config.sae import (
+    DEAD_FEATURE_THRESHOLD,
+    KLSchedule,
+    KLScope,
+    NoiseOn,
+    ObjectiveOptions,
+    Posterior,
+    PosteriorOptions,
+    SelectBy,
+    TopKOptions,
+)
 from .base import SamplingTrainer
 from .devices import require_device
 from .k_annealing import KAnnealing
@@ -42,9 +52,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     beta=0 it is upstream's trainer, up to rounding. In addition, a step whose loss or gradient is not
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
-    Arguments beyond upstream's: those of `PosteriorOptions` and `ObjectiveOptions`, by name, and
-    k_anneal_steps (see `TopKOptions`).
-    `dict_class` is VariationalTopKAutoEncoder or a subclass; upstream's AutoEncoderTopK is ignored. With
+    Arguments beyond upstream's: see `PosteriorOptions`, `ObjectiveOptions` and, for k_anneal_steps,
+    `TopKOptions`. `dict_class` is VariationalTopKAutoEncoder or a subclass; upstream's AutoEncoderTopK is ignored. With
     dtype="bfloat16" the matmuls are in bf16; parameters, optimiser, sums and KL stay in fp32.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
@@ -54,7 +63,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     optimizer: UnitNormAdam
     form: StepForm
 
-    @takes(PosteriorOptions, ObjectiveOptions, beside=TopKTrainer)
     def __init__(
         self,
         steps: int,
@@ -66,17 +74,55 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         dict_class: type | None = None,
         lr: float | None = None,
         *,
-        k_anneal_steps: int | None = TopKOptions.k_anneal_steps,
+        posterior: Posterior = "fixed",
+        sigma: float = 1.0,
+        log_var_init: float = -2.0,
+        noise_on: NoiseOn = "both",
+        rectify: bool = False,
+        select_by: SelectBy = "value",
+        prior_std: float = 1.0,
+        beta: float = 1.0,
+        kl_scope: KLScope = "all",
+        kl_schedule: KLSchedule = "linear",
+        kl_warmup_steps: int | None = None,
+        noise_anneal_steps: int | None = None,
+        k_anneal_steps: int | None = None,
+        freeze_decoder: bool = False,
+        auxk_alpha: float = 1 / 32,
+        dead_feature_threshold: int = DEAD_FEATURE_THRESHOLD,
+        dtype: Dtype = "float32",
         warmup_steps: int = 1000,
         decay_start: int | None = None,
+        threshold_beta: float = 0.999,
+        threshold_start_step: int = 1000,
+        seed: int | None = None,
+        device: str | None = None,
         wandb_name: str = "VariationalTopKAutoEncoder",
-        **options,
+        submodule_name: str | None = None,
     ):
         require_sizes(steps=steps, activation_dim=activation_dim, dict_size=dict_size, k=k)
-        require_device(options.get("device"))
-        self.posterior_options = PosteriorOptions.taken(options)
-        self.options = ObjectiveOptions.taken(options).for_steps(steps)
-        TopKOptions(k_anneal_steps=k_anneal_steps).require_fit(steps)
+        require_device(device)
+        require_choice("dtype", dtype, Dtype)
+        self.posterior_options = PosteriorOptions(
+            posterior=posterior,
+            sigma=sigma,
+            log_var_init=log_var_init,
+            noise_on=noise_on,
+            rectify=rectify,
+            select_by=select_by,
+            prior_std=prior_std,
+        )
+        self.options = ObjectiveOptions(
+            beta=beta,
+            kl_scope=kl_scope,
+            kl_schedule=kl_schedule,
+            kl_warmup_steps=kl_warmup_steps,
+            noise_anneal_steps=noise_anneal_steps,
+            freeze_decoder=freeze_decoder,
+            auxk_alpha=auxk_alpha,
+            dead_feature_threshold=dead_feature_threshold,
+        ).with_warmup(steps)
+        TopKOptions(k=k, k_anneal_steps=k_anneal_steps).require_fit(steps)
         warn_of_unused(self.posterior_options, self.options, steps)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
@@ -89,17 +135,22 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             lm_name=lm_name,
             dict_class=functools.partial(dict_class, **asdict(self.posterior_options)),  # pyright: ignore
             lr=lr,
+            auxk_alpha=auxk_alpha,
             warmup_steps=warmup_steps,
             decay_start=decay_start,
-            auxk_alpha=self.options.auxk_alpha,
+            threshold_beta=threshold_beta,
+            threshold_start_step=threshold_start_step,
+            seed=seed,
+            device=device,
             wandb_name=wandb_name,
-            **options,  # upstream's
+            submodule_name=submodule_name,
         )
+        self.dtype: Dtype = dtype
         self.k_anneal_steps = k_anneal_steps
         self.k_annealing = KAnnealing.of(self.ae, k_anneal_steps)
         self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
-        self.dead_feature_threshold = self.options.dead_feature_threshold
-        self.ae.decoder.weight.requires_grad_(not self.options.freeze_decoder)
+        self.dead_feature_threshold = dead_feature_threshold
+        self.ae.decoder.weight.requires_grad_(not freeze_decoder)
         self._start_training(UnitNormAdam(self.ae, self.lr))
         keep_freed_memory()
         self.form = StepForm.of(t.device(self.device))
@@ -160,7 +211,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             auxk_alpha=0.0 if no_dead_yet and x.is_cuda else self.auxk_alpha,
             top_k_aux=self.top_k_aux,
             dead_feature_threshold=self.dead_feature_threshold,
-            matmul_dtype=t.bfloat16 if options.dtype == "bfloat16" else x.dtype,
+            matmul_dtype=t.bfloat16 if self.dtype == "bfloat16" else x.dtype,
             sigma=ae.sigma,
             prior_std=ae.prior_std,
             log_var_limits=ae.log_var_limits if ae.posterior_kind == "learned" else None,
@@ -173,5 +224,5 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     def config(self) -> dict:
         """Upstream's keys and ours: enough to rebuild the trainer."""
         ours = asdict(self.posterior_options) | asdict(self.options)
-        ours["k_anneal_steps"] = self.k_anneal_steps
+        ours |= {"k_anneal_steps": self.k_anneal_steps, "dtype": self.dtype}
         return super().config | self._class_names() | ours

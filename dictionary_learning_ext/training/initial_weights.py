@@ -10,7 +10,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
-from ..config.sae_config import SAEConfig
+from ..config.sae import SAEConfig
 from ..errors import ConfigError, Setting
 from ..run_folder.sae_lens_folder import is_sae_lens_folder, load_sae_lens
 from ..run_folder.weights import in_training_units, load_dictionary
@@ -70,15 +70,14 @@ def _require_fit(sae: SAEConfig, source: Any) -> None:
             value=sae.init_from,
             instead=("give ", Setting("dict_size", source.dict_size)),
         )
-    k = sae.dict_size if TRAINED[sae.architecture].is_whole_dictionary else sae.k
+    k = sae.kept_per_token
     if k is not None and int(source.k) != k:
-        uses_all = TRAINED[sae.architecture].is_whole_dictionary
         own = Setting("k", int(source.k))
         raise ConfigError(
             f"its k is {int(source.k)}, not {k}",
             name="init_from",
             value=sae.init_from,
-            instead=("give ", Setting("architecture", "vsae_top_k") if uses_all else own),
+            instead=("give ", own if "k" in sae.options else Setting("architecture", "vsae_top_k")),
         )
 
 

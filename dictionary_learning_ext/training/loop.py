@@ -15,8 +15,8 @@ from tqdm import tqdm
 from ..activations.run_sources import open_sources
 from ..activations.sources import RunSources
 from ..activations.tokens import Share
-from ..config.run_config import RunConfig, TrainConfig
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig
+from ..config.sae import SAEConfig
 from ..errors import (
     CheckpointError,
     Interrupted,
@@ -133,8 +133,7 @@ def _train(
                             require_free(folder, run.overwrite)
             with processes.together():
                 require_device(run.device)
-                hooks = len(set(hook_of.values()))
-                require_memory(run, saes.values(), hooks, processes.local_count)
+                require_memory(run, saes.values(), processes.local_count)
                 initial = {} if resume else trained_sources(saes)
                 share = Share(processes.rank, processes.count)
                 sources = open_sources(run, dict.fromkeys(hook_of.values()), signals.check, share)
@@ -195,13 +194,15 @@ def _loop(
     every_steps, every_seconds = run.save_interval()
     saved_at = time.monotonic()
     norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
+    # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
+    quiet: dict[str, Any] = {} if processes.is_first else {"disable": True}
     bar = tqdm(
         total=run.steps * run.batch_size,
         initial=start * run.batch_size,
         unit="tok",
         unit_scale=True,
         mininterval=1,
-        disable=not processes.is_first,
+        **quiet,
     )
     active, step, batches = sae_runs, start, {}
     before: States | None = None  # where the sources were before this step's batch

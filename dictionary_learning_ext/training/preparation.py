@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..activations.text import names_a_file, open_text
-from ..config.run_config import RunConfig, TrainConfig
-from ..config.sae_config import SAEConfig
+from ..config.run import RunConfig, TrainConfig
+from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run
 from ..errors import ConfigError, Setting
 from ..run_folder.names import RUNS, folder_of, require_free

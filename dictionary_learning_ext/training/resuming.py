@@ -6,7 +6,7 @@ from typing import Any
 
 import torch as t
 
-from ..config.run_config import TrainConfig, require_same
+from ..config.run import TrainConfig, require_same
 from ..errors import ConfigError, LanguageModelError, in_shell
 from ..run_folder.reading import without_deleted
 from ..run_folder.resume_points import ResumePoint, newest_points

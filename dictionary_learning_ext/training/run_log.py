@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..config.run_config import TrainConfig
+from ..config.run import TrainConfig
 from ..errors import CheckpointError, ConfigError
 from ..run_folder.names import CONFIG, HISTORY, METRICS, WANDB, WEIGHTS
 from ..run_folder.reading import read_history, read_metrics_if_any

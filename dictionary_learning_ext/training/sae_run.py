@@ -8,7 +8,7 @@ from typing import Any
 
 import torch as t
 
-from ..config.run_config import TrainConfig
+from ..config.run import TrainConfig
 from ..errors import CheckpointError, ProcessError, first_line
 from ..run_folder import resume_points
 from ..run_folder.names import (

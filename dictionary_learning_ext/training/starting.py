@@ -7,7 +7,7 @@ from pathlib import Path
 from dictionary_learning.dictionary import Dictionary
 
 from ..activations.sources import RunSources
-from ..config.run_config import TrainConfig
+from ..config.run import TrainConfig
 from ..run_folder.resume_points import ResumePoint
 from ..trainers.build import build_trainer
 from .config_json import config_json

@@ -34,12 +34,13 @@ def train_quickstart(_: argparse.Namespace) -> None:
 
 def measure(_: argparse.Namespace) -> None:
     """Bench what was trained, and draw the paper's figures: they need all of SAE Bench's results."""
-    from dictionary_learning_ext.sae_bench.bench_runner import bench
     from dictionary_learning_ext.sae_bench.comparison_table import columns_of
-    from dictionary_learning_ext.sae_bench.paper_figures import write_figures
+    from dictionary_learning_ext.sae_bench.evaluations import EVALUATIONS
+    from experiments.better_vsae.bench_figures import write_figures
+    from experiments.size_matched import bench_size_matched
 
     folders = [RUNS / name for name in quickstart(STEPS, SEED)]
-    outcome = bench(folders, floor=True, size_matched=True)
+    outcome, controls = bench_size_matched(folders, tuple(EVALUATIONS), floor=True)
     seconds: dict[str, float] = {}
     for results in outcome.results.values():
         for name, result in results.items():
@@ -48,9 +49,11 @@ def measure(_: argparse.Namespace) -> None:
     content = {
         "settings": {"date": time.strftime("%Y-%m-%d"), "wall_seconds": seconds},
         "columns": columns_of(outcome),
-        "controls": outcome.matched,
+        "controls": controls,
         "failures": outcome.failure_lines(),
-        "figures": [path.name for path in write_figures(outcome, RAW.with_suffix(""))],
+        "figures": [
+            path.name for path in write_figures(outcome, controls.values(), RAW.with_suffix(""))
+        ],
     }
     raw_results.write(RAW, content)
 

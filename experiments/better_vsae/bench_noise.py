@@ -2,7 +2,7 @@
 
     pip install -e '.[saebench]' gguf accelerate
     python -m experiments.language_models.smollm2 runs/smollm2-135m   # the larger model, once
-    python -m experiments.better_vsae.bench_noise train     # 9 SAEs for each language model
+    python -m experiments.better_vsae.bench_noise train     # 10 SAEs for each language model
     python -m experiments.better_vsae.bench_noise bench     # and the floors, with several bench seeds
     python -m experiments.better_vsae.bench_noise tables    # write the page again
 
@@ -11,7 +11,8 @@
 TopK, a point posterior with a penalty on its activations, and the preset `recommended` as it was then, each from three
 seeds on the same batches. "Noise of the bench" is the standard deviation over the evaluation's own
 seeds, which take other texts and train other probes. "Noise of training" is that over the SAEs' seeds,
-of means over the bench's. The floors are those of `vsae bench --floor`.
+of means over the bench's. The floors are those of `vsae bench --floor`, and an SAE whose decoder stays
+random, trained as TopK's first seed.
 
 What is trained or measured is not done again: to continue, run the stage again.
 """
@@ -27,9 +28,9 @@ from typing import Any
 from scipy.stats import studentized_range
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.config.options import BenchEvaluation
+from dictionary_learning_ext.config.architectures import BenchEvaluation
 from dictionary_learning_ext.config.presets import preset
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.sae_bench.probing_sets import SMALLEST, SMALLEST_SETS
 from experiments import raw_results
 from experiments.better_vsae.bench_embedded import is_measure
@@ -43,7 +44,8 @@ SEEDS = 3
 ARMS = ("TopK", "point", "recommended")
 RECOMMENDED_THEN = {"noise_to_signal": 0.1, "beta": 0.01}
 """What the preset had when this was measured."""
-FLOORS = ("random", "random_spectrum", "frozen_decoder", "identity")
+FROZEN = "frozen_decoder"
+FLOORS = ("random", "random_spectrum", FROZEN, "identity")
 LESS_IS_MORE = ("near-dead",)
 CLEAR = 2.0  # standard deviations
 
@@ -120,6 +122,20 @@ def config_of(arm: str, place: Place, seed: int) -> SAEConfig:
     return replace(found, lr=matched.lr, decay_start=matched.decay_start, **shared)
 
 
+def frozen_decoder_config(place: Place) -> SAEConfig:
+    """TopK's, with a decoder that stays random: from the code that can freeze it."""
+    return sae_config(
+        place.run.steps,
+        posterior="point",
+        rectify=True,
+        beta=0.0,
+        freeze_decoder=True,
+        k=place.k,
+        dict_size=place.dict_size,
+        seed=0,
+    )
+
+
 def run_name(arm: str, seed: int) -> str:
     return f"{arm}_seed{seed}"
 
@@ -143,7 +159,7 @@ def train_saes(arguments: argparse.Namespace) -> None:
             for arm in ARMS
             for seed in range(SEEDS)
         }
-        train_missing(run, folder, saes)
+        train_missing(run, folder, saes | {FROZEN: frozen_decoder_config(place)})
 
 
 def bench_saes(arguments: argparse.Namespace) -> None:
@@ -155,18 +171,19 @@ def bench_saes(arguments: argparse.Namespace) -> None:
         began = time.monotonic()
         found: dict[str, dict[str, dict[int, float]]] = {}
         for each in PLACES[name].measured:
-            for arms, bench_seeds, floor in (
-                (ARMS, 1, True),
-                (each.repeated, each.bench_seeds, False),
+            for arms, floors, bench_seeds in (
+                (ARMS, [FROZEN], 1),
+                (each.repeated, [], each.bench_seeds),
             ):
+                trained = [run_name(arm, seed) for arm in arms for seed in range(SEEDS)]
                 outcome = bench(
-                    [RUNS / name / run_name(arm, seed) for arm in arms for seed in range(SEEDS)],
+                    [RUNS / name / own for own in [*trained, *floors]],
                     evals=each.evals,
                     train_size=each.texts[0],
                     test_size=each.texts[1],
                     probing_sets=each.sets,
                     bench_seeds=bench_seeds,
-                    floor=floor,
+                    floor=bool(floors),
                 )
                 outcome.check()
                 for label, rows in values_of(outcome).items():

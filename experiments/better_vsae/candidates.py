@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from experiments.trained_saes import sae_config
 
 D = 128

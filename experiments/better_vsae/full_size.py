@@ -31,7 +31,7 @@ from dictionary_learning_ext.activations.held_out import held_out_text
 from dictionary_learning_ext.activations.run_inputs import open_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.measure import measure as measure_saes
 from dictionary_learning_ext.features.geometry import agreement, dispersion
 from dictionary_learning_ext.run_folder.writing import write_json

@@ -44,7 +44,6 @@ from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Stages
 from experiments.trained_saes import (
     TEXTS,
-    benched,
     directions_of,
     folder_name,
     metrics_of,
@@ -133,6 +132,7 @@ def search_and_confirm(arguments: argparse.Namespace) -> None:
 def bench_confirmed(_: argparse.Namespace) -> None:
     """SCR and TPP, raw and masked to equal numbers of features in use."""
     from dictionary_learning_ext.sae_bench.comparison_table import curve
+    from experiments.size_matched import benched
 
     done = {(row["size"], row["seed"]) for row in read()["rows"] if row["stage"] == "bench"}
     for size, seed in itertools.product(SIZES, CONFIRM_SEEDS):

@@ -30,7 +30,7 @@ from dictionary_learning_ext.activations.run_inputs import open_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.presets import preset
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.measure import measure
 from dictionary_learning_ext.run_folder.names import CONFIG, WEIGHTS
 from dictionary_learning_ext.run_folder.weights import save_weights

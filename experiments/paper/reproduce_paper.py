@@ -35,7 +35,6 @@ from experiments.paper.paper_results import AS_STATED, BENCHED, PaperResults
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Stages
 from experiments.trained_saes import (
-    benched,
     directions_of,
     folder_name,
     metrics_of,
@@ -173,6 +172,7 @@ def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
 def bench_as_stated(arguments: argparse.Namespace) -> None:
     """SAE Bench of the paper's two models at the k/F of figures 4 and 5, with the size-matched control."""
     from dictionary_learning_ext.sae_bench.comparison_table import curve, metrics
+    from experiments.size_matched import benched
 
     lm = arguments.lm
     runs, raw = place_of(lm)

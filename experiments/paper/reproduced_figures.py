@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import silhouette_score
 
-from dictionary_learning_ext.config.report_options import ReportOptions
+from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.report.analysis import analyse
 from experiments.metrics import LABELS
 from experiments.pages import save_plot

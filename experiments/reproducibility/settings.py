@@ -11,8 +11,8 @@ from typing import Any
 
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.stored_activations import open_stored
-from dictionary_learning_ext.config.options import Dtype
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import Dtype
+from dictionary_learning_ext.config.sae import SAEConfig
 from experiments.trained_saes import sae_config
 
 Options = dict[str, Any]

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch as t
 
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from experiments import raw_results
 from experiments.raw_results import RESULTS, about_line
 from experiments.stages import Stages

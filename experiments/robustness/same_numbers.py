@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 IGNORED = {*cases.DELETED, "date", "versions"}
 """Keys of files whose values may differ."""
 HAS_SAE_LENS = importlib.util.find_spec("sae_lens") is not None
-SHOWN = 20
+SHOWN = 8
 """Differences on the page, of each case."""
 
 
@@ -139,17 +139,13 @@ def tree_of(revision: str | None) -> Iterator[Path]:
 
 
 def run_in(tree: Path, out: Path, names: list[str], *, resume: bool = False) -> None:
-    """Run cases with the package of a tree, in the folder `out`."""
+    """Run cases with the package of a tree, in the folder `out`. Their module is beside it."""
     out.mkdir(exist_ok=True)
-    module = Path(cases.__file__)
-    shutil.copy(module, out.parent)
-    code = f"from {module.stem} import run; run({names}, {resume})"
-    environment = os.environ | {
-        "PYTHONPATH": f"{tree}{os.pathsep}{out.parent}",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
+    code = f"from {Path(cases.__file__).stem} import run; run({names}, {resume})"
+    paths = [str(tree), str(out.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_WAIT_POLICY": "PASSIVE"}
     print(f"{out.name}:", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-c", code], cwd=out, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], cwd=out, env=os.environ | environment)
     if done.returncode:  # each case catches its own errors
         print(f"the cases of {out.name} ended with {done.returncode}", file=sys.stderr)
 
@@ -170,6 +166,7 @@ def results(before: str, after: str | None, names: list[str]) -> dict[str, dict[
     found: dict[str, dict[str, list[str]]] = {name: {} for name in names}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        shutil.copy(cases.__file__, folder)
         cases.write_inputs(folder / "inputs")
         with tree_of(before) as tree:
             run_in(tree, folder / "before", names)
@@ -227,7 +224,8 @@ def _commit(revision: str | None) -> str:
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(usage=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("before")
     parser.add_argument("after", nargs="?")
     parser.add_argument("--only", help=f"some of {', '.join(cases.CASES)}")

@@ -464,7 +464,7 @@ def sweep(out: Path, resume: bool) -> None:
         (out / path.name).write_text(re.sub(r"_[0-9a-f]{6},", ",", path.read_text()))
 
 
-RUN, STORED = Path("argv/run"), Path("argv/stored")
+RUN, STORED = Path("argv/scratch/run"), Path("argv/scratch/stored")
 LINES = f"""
 --preset recommended
 --preset quickstart
@@ -543,7 +543,8 @@ def argv(out: Path, resume: bool) -> None:
     vsae_train(RUN, False, "--lr", "1e-3")
     vsae_train(STORED, False, "--activations", INPUTS / "own")
     loop: Any = importlib.import_module("dictionary_learning_ext.training.loop")
-    original, found, seen = loop.train, {}, {}
+    original, found = loop.train, {}
+    seen: dict[str, Any] = {}
 
     def record(run: Any, saes: Any, hooks: Any = None, *, resume: bool = False, **_: Any):
         where = [(hooks or {}).get(name, run.hook) for name in saes]

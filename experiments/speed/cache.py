@@ -25,8 +25,8 @@ from dictionary_learning_ext.activations.cache_manifest import CacheDtype
 from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.cached_source import CachedSource
 from dictionary_learning_ext.activations.stored_activations import open_stored
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.training.loop import train
 from experiments.pages import table
 from experiments.raw_results import RESULTS

@@ -23,8 +23,8 @@ from typing import Any
 import torch as t
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.training.loop import train
 from dictionary_learning_ext.training.processes import Processes, joined
 from dictionary_learning_ext.training.sae_run import SAERun

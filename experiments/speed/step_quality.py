@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from experiments import raw_results
 from experiments.pages import each, table
 from experiments.raw_results import RESULTS

@@ -27,8 +27,8 @@ from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from dictionary_learning_ext import open_text
 from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.training.loop import train
 from experiments.pages import table
 from experiments.raw_results import RESULTS

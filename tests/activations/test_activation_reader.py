@@ -15,7 +15,7 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.activations.rows import ActivationRows
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError
 
 HOOK = "blocks.1.hook_resid_post"

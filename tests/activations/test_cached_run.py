@@ -21,7 +21,7 @@ from dictionary_learning_ext.activations.run_sources import open_sources
 from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import Interrupted, LanguageModelError, TextError
 
 STEPS = 60

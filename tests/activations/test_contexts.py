@@ -8,7 +8,7 @@ from caches import HOOK
 
 from dictionary_learning_ext.activations.contexts import read_contexts
 from dictionary_learning_ext.activations.hook_points import find_hook
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import TextError
 
 

@@ -8,7 +8,7 @@ from language_model_reads import counted_passes
 
 from dictionary_learning_ext.activations.language_model_run import LanguageModelSources
 from dictionary_learning_ext.activations.tokens import Share
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.2.hook_attn_out", "blocks.1.hook_mlp_out"]
 BATCHES = 50  # in three fills

@@ -9,7 +9,7 @@ from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.language_model_run import LanguageModelSources
 from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 
 HOOK = "blocks.1.hook_resid_post"
 SIZES = {"n_ctxs": 8, "ctx_len": 16}

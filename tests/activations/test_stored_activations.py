@@ -11,7 +11,7 @@ from caches import HOOK, OTHER, write_small
 from dictionary_learning_ext.activations import stored_activations
 from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.text_sources import fingerprint_of
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ActivationsError
 
 

@@ -16,7 +16,7 @@ from dictionary_learning_ext.activations.synthetic_source import draw_model
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config import synthetic_models
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.synthetic_models import NO_HOOK, settings_of_run
 from dictionary_learning_ext.errors import ConfigError, Interrupted
 

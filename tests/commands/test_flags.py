@@ -28,7 +28,6 @@ from dictionary_learning_ext.commands.flags import (
     positional,
     vsae,
 )
-from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.errors import UserError
 
 
@@ -101,16 +100,11 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     assert text.isascii(), "any terminal shows it"
     assert "None" not in text
     explained = re.findall(r"^  --([a-z0-9-]+)(?: \S+)*?(?:\s{2,}|\n\s{26})[A-Za-z]", text, re.M)
-    assert {name.replace("-", "_") for name in explained} >= set(flags_of(command)) - unused(
-        command
-    )
+    start = parse(command, []) if command is train.COMMAND else None
+    flags = vars(start.sae).keys() - {*start.sae.unused()} if start else flags_of(command)
+    assert {name.replace("-", "_") for name in explained} >= set(flags)
     if "device" in explained:
         assert re.search(r"--device TEXT +Where to compute: cpu, cuda or cuda:N\. \(", text)
-
-
-def unused(command):
-    """The flags of other architectures."""
-    return set(SAEConfig().unused()) if command is train.COMMAND else set()
 
 
 def test_the_help_of_train_fits_two_screens_and_names_flags_that_there_are(capsys, monkeypatch):
@@ -159,7 +153,11 @@ REFUSED = [
     (train, "--steps 1e3", "--steps 1e3: expected a whole number (see"),
     (train, "--text-packing None", "--text-packing None: expected one of pack, truncate (see"),
     (train, "--rectify yes", "--rectify yes: expected True or False (see"),
-    (train, "--group-fractions 0.5,0.5", "expected numbers separated by spaces, e.g. 0.25 0.75"),
+    (
+        train,
+        "--architecture matryoshka --group-fractions 0.5,0.5",
+        "expected numbers separated by spaces, e.g. 0.25 0.75",
+    ),
     (train, "extra", "'extra': expected a flag, which starts with --, e.g. --extra"),
     (train, "--steps 12 13", "'13': expected a flag, which starts with --, e.g. --13"),
     (train, "--typed k", "no such flag: --typed ("),
@@ -192,9 +190,10 @@ class TestNone:
         assert parse(evaluate.COMMAND, ["run", "--tokens", none]).tokens is None
         assert parse(sweep.COMMAND, [f"--at-once={none}"]).at_once is None
 
-    def test_it_rules_out_nothing_before_the_settings_are_checked(self, none):
-        """A posterior that is none is the architecture's, not a fourth one."""
-        assert parse(train.COMMAND, ["--posterior", none]).sae.noise_on == "selection"
+    def test_it_is_refused_by_its_flag_where_it_has_no_meaning(self, none):
+        for name, expected in (("posterior", "one of fixed, learned"), ("k", "a whole number")):
+            with pytest.raises(UserError, match=f"^{name}='{none}': expected {expected}"):
+                parse(train.COMMAND, [f"--{name}", none])
 
     def test_it_is_a_value_of_its_own_where_a_flag_says_so(self, none):
         run = parse(train.COMMAND, ["--normalize", none, "--save-every", none, "--sigma", "1"]).run

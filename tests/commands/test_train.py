@@ -183,7 +183,7 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(small, tmp_path,
     assert main(["train", "--resume", str(tmp_path / "run"), "--architecture", "top_k"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(
-        "the run has --architecture 'vsae_top_k', not 'top_k'; leave out --architecture to continue "
+        "the run has --architecture vsae_top_k, not 'top_k'; leave out --architecture to continue "
         "it, or start a new run with --config"
     )
     assert main(["train", *small, "--resume", "auto", "--preset", "quickstart"]) == 2
@@ -278,10 +278,13 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
         (["--k", "33"], r"--k 33.*--dict-size 32"),
         (["--beta", "-1"], r"--beta -1\.0: expected at least 0"),
         (["--sigma", "-0.5"], r"--sigma -0\.5: expected above 0.*use --posterior point"),
-        (["--architecture", "top_k", "--beta", "0"], r"top_k does not use it; leave out --beta"),
+        (
+            ["--architecture", "top_k", "--beta", "0"],
+            r"--beta 0: architecture top_k does not use it; leave it out",
+        ),
         (
             ["--architecture", "vsae", "--k", "16"],
-            r"--k 16: architecture vsae does not use it; leave out --k: its k is --dict-size 32",
+            r"architecture vsae does not use it; leave it out, or give --architecture vsae_top_k or",
         ),
         (["--betta", "1"], r"no such flag: --betta \(did you mean --beta\?\)"),
         (
@@ -290,7 +293,7 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
         ),
         (["--rectify", "yes"], r"--rectify yes: expected True or False"),
         (
-            ["--group-fractions", "0.5,0.5"],
+            ["--architecture", "matryoshka", "--group-fractions", "0.5,0.5"],
             r"--group-fractions 0\.5,0\.5: expected numbers separated by spaces, e\.g\. 0\.25",
         ),
         (["--normalize", "max"], r"--normalize max: expected one of sqrt_d, unit, none"),
@@ -299,7 +302,7 @@ def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
         (["--steps", "12", "13"], r"'13': expected a flag"),
         (
             ["--k", "many"],
-            r"^vsae: --k many: expected a whole number, or none \(see `vsae train --help`\)$",
+            r"^vsae: --k many: expected a whole number \(see `vsae train --help`\)$",
         ),
         (["--dict_size", "1.5"], r"--dict-size 1\.5: expected a whole number"),
         (["--config", "nowhere.json"], r"nowhere\.json: no such file"),

@@ -72,7 +72,7 @@ def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
 def test_a_folder_is_needed_and_none_is_written_over(trained_at_both, flags, capsys):
     line = refused(["train", *flags, *BOTH], capsys)
     assert line == (
-        f"vsae: --hook {', '.join(HOOKS)}: several hook points need a folder for their run folders;"
+        f"vsae: --hook '{', '.join(HOOKS)}': several hook points need a folder for their run folders;"
         " add --save-dir DIR, and each is written to DIR/HOOK"
     )
     before = content(trained_at_both)

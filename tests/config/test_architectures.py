@@ -68,9 +68,3 @@ def test_a_class_that_rows_share_is_the_first_ones(row):
 
 def test_a_vsae_is_looked_up_as_the_one_with_k():
     assert BY_DICT_CLASS["VariationalTopKAutoEncoder"].name == "vsae_top_k"
-
-
-@ROWS
-def test_an_option_is_named_once(row):
-    assert len(set(row.option_names)) == len(row.option_names)
-    assert "dtype" not in row.option_names, "it is the run's"

@@ -1,10 +1,7 @@
 """Presets: whole, the paper's, scaled, and the quickstart's SAEs."""
 
-import dataclasses
-
-from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import OPTION_NAMES, TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.run_folder.evaluation_files import measured_on
 
 
@@ -57,10 +54,7 @@ def test_a_presets_schedules_scale_with_its_steps():
 
 def test_the_quickstarts_saes_differ_only_in_the_posterior():
     saes = [sae.resolve(100, 8) for sae in quickstart(steps=100, seed=3).values()]
-    differ = {f.name for f in dataclasses.fields(SAEConfig)} - {
-        f.name
-        for f in dataclasses.fields(SAEConfig)
-        if len({getattr(sae, f.name) for sae in saes}) == 1
-    }
-    variational = set(TRAINED["vsae_top_k"].option_names) - set(TRAINED["top_k"].option_names)
+    flat = [sae.to_flat() for sae in saes]
+    differ = {name for name in OPTION_NAMES if len({each[name] for each in flat}) > 1}
+    variational = vars(VSAETopKConfig()).keys() - vars(TopKConfig()).keys()
     assert differ <= {"architecture"} | variational

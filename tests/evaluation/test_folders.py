@@ -172,20 +172,6 @@ def test_metrics_json_keeps_the_evaluation_at_the_runs_settings(folder, evaluate
         assert evaluated(tokens=300)[0] == [own]
 
 
-def test_an_evaluation_by_another_rule_goes_beside_that_of_a_run_which_knew_none(folder, evaluated):
-    own, config = folder / "metrics.json", json.loads((folder / "config.json").read_text())
-    for name in ("max_norm_multiple", "remove_bos"):
-        del config["run"]["settings"][name]
-    (folder / "config.json").write_text(json.dumps(config))
-    of_rule = folder / "evaluations" / "max_norm_multiple_10.0.json"
-    assert evaluated(tokens=300)[0] == [own]
-    written = json.loads(own.read_text())
-    del written["measured_on"]["max_norm_multiple"]
-    own.write_text(json.dumps(written))
-    assert evaluated(tokens=300, max_norm_multiple=10.0)[0] == [of_rule]
-    assert evaluated(tokens=300)[0] == [own]
-
-
 def test_before_its_first_evaluation_the_runs_settings_are_those_of_its_config(folder, evaluated):
     setting(eval_tokens=96)(folder / "config.json")
     assert evaluated(tokens=64)[0] == [folder / "evaluations" / "tokens_64.json"]

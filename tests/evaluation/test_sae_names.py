@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from dictionary_learning_ext.config.run_config import TrainConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import TrainConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.sae_names import by_settings, short_names
 
 
@@ -43,7 +43,7 @@ def test_of_long_names_only_what_differs_is_shown():
 
 def test_long_names_give_way_to_the_settings_that_differ():
     def called(*saes):
-        configs = [TrainConfig(SAEConfig("vsae_top_k", **sae)) for sae in saes]
+        configs = [TrainConfig(SAEConfig(architecture="vsae_top_k", **sae)) for sae in saes]
         return list(by_settings({f"{i}" * 40: each for i, each in enumerate(configs)}).values())
 
     assert called({"k": 8, "beta": 0.0}, {"k": 16, "beta": 0.03}) == [

@@ -46,3 +46,14 @@ def test_of_near_dead_features_fewer_are_better(monkeypatch):
     monkeypatch.setattr(bench_noise, "LESS_IS_MORE", ("m",))
     assert bench_noise.verdicts_of(planted((0.1, 0.1, 0.1), (0.5, 0.6, 0.7)), "m")[0]
     assert not bench_noise.verdicts_of(planted((0.5, 0.5, 0.5), (0.1, 0.2, 0.3)), "m")[0]
+
+
+@pytest.mark.parametrize("place", bench_noise.PLACES.values(), ids=bench_noise.PLACES)
+def test_the_frozen_decoder_is_trained_as_topks_first_seed(place):
+    size = place.run.steps, place.run.batch_size
+    frozen = bench_noise.frozen_decoder_config(place).resolve(*size)
+    top_k = bench_noise.config_of("TopK", place, 0).resolve(*size)
+    assert frozen.freeze_decoder
+    matched = ("lr", "warmup_steps", "decay_start", "auxk_alpha", "dead_feature_threshold")
+    for name in (*matched, "k", "dict_size", "seed"):
+        assert getattr(frozen, name) == getattr(top_k, name)

@@ -3,7 +3,7 @@
 from dictionary_learning_ext.commands.flags import parse
 from dictionary_learning_ext.commands.train import COMMAND
 from dictionary_learning_ext.config.presets import DEFAULT_PRESET, PRESETS
-from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.config.run import TrainConfig
 from experiments.robustness.memory_of_long_runs import FLAGS
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
 from experiments import trained_saes
 

@@ -26,17 +26,19 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
     )
     # A threshold is set by half of the run, without which BatchTopK encodes nothing.
     saes = {
-        "signed": SAEConfig("vsae", dict_size=F),
-        "vsae": SAEConfig("vsae_top_k", k=K, dict_size=F, posterior="learned"),
-        "magnitude": SAEConfig("vsae_top_k", k=K, dict_size=F, select_by="magnitude"),
-        "rectified": SAEConfig("vsae_top_k", k=F, dict_size=F, rectify=True),
-        "vaease": SAEConfig("vaease", dict_size=F),
-        "top_k": SAEConfig("top_k", k=K, dict_size=F),
-        "probabilistic_top_k": SAEConfig("probabilistic_top_k", k=K, dict_size=F),
-        "batch_top_k": SAEConfig("batch_top_k", k=K, dict_size=F),
-        "relu": SAEConfig("relu", dict_size=F),
-        "jump_relu": SAEConfig("jump_relu", dict_size=F),
-        "matryoshka": SAEConfig("matryoshka", k=K, dict_size=F, group_fractions=(0.5, 0.5)),
+        "signed": SAEConfig(architecture="vsae", dict_size=F),
+        "vsae": SAEConfig(architecture="vsae_top_k", k=K, dict_size=F, posterior="learned"),
+        "magnitude": SAEConfig(architecture="vsae_top_k", k=K, dict_size=F, select_by="magnitude"),
+        "rectified": SAEConfig(architecture="vsae_top_k", k=F, dict_size=F, rectify=True),
+        "vaease": SAEConfig(architecture="vaease", dict_size=F),
+        "top_k": SAEConfig(architecture="top_k", k=K, dict_size=F),
+        "probabilistic_top_k": SAEConfig(architecture="probabilistic_top_k", k=K, dict_size=F),
+        "batch_top_k": SAEConfig(architecture="batch_top_k", k=K, dict_size=F),
+        "relu": SAEConfig(architecture="relu", dict_size=F),
+        "jump_relu": SAEConfig(architecture="jump_relu", dict_size=F),
+        "matryoshka": SAEConfig(
+            architecture="matryoshka", k=K, dict_size=F, group_fractions=(0.5, 0.5)
+        ),
     }
     return train(run, saes), run
 

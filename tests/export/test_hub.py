@@ -33,8 +33,8 @@ def runs(tiny_lm_dir, text, tmp_path_factory):
         save_dir=str(folder),
     )
     saes = {
-        "vsae": SAEConfig("vsae_top_k", k=4, dict_size=32, beta=0.25),
-        "top_k": SAEConfig("top_k", k=4, dict_size=32),
+        "vsae": SAEConfig(architecture="vsae_top_k", k=4, dict_size=32, beta=0.25),
+        "top_k": SAEConfig(architecture="top_k", k=4, dict_size=32),
     }
     train(run, saes)
     (folder / "top_k" / "metrics.json").unlink()

@@ -166,7 +166,7 @@ def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
         (["{0}", "{0}/../seed0"], "is given twice"),
         (["{0}"], "expected two or more SAEs"),
         (["{0}", "nowhere"], "nowhere"),
-        ([], "no folder given"),
+        ([], "expected FOLDER"),
     ],
 )
 def test_a_mistake_is_one_line(given, message, seeds, capsys):

@@ -9,7 +9,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning_ext.activations.contexts import read_contexts
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.language_models import load_language_model
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.features.collector import FeatureCollector
 from dictionary_learning_ext.features.directions import LogitLens, decoder_directions

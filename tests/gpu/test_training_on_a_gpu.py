@@ -7,7 +7,7 @@ import torch as t
 from step_settings import every_setting
 
 from dictionary_learning_ext import RunConfig, VariationalTopKTrainer
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.run_folder.reading import read_metrics
 from dictionary_learning_ext.training.loop import train
 

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from dictionary_learning_ext.activations.cache_writer import write_cache
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 
 HOOK, OTHER = "blocks.1.hook_resid_post", "blocks.0.hook_resid_post"
 D, CTX_LEN, TOKENS = 16, 32, 4000

@@ -1,6 +1,5 @@
 """A trainer file as a contributor would write it: copied into a package by tests/test_adding.py."""
 
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch as t
@@ -8,8 +7,6 @@ from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
 from torch import nn
 
-from ..config.option_groups import takes  # pyright: ignore
-from ..config.options import ImaginaryOptions  # pyright: ignore
 from .base import FromState, SamplingTrainer  # pyright: ignore
 from .optimizers import GuardedAdam  # pyright: ignore
 
@@ -20,15 +17,13 @@ class ImaginarySAE(FromState, Dictionary):
     in_state = ("encoder.weight", "shrink")
     shrink: t.Tensor
 
-    @takes(ImaginaryOptions)
-    def __init__(self, activation_dim: int, dict_size: int, **options):
-        chosen = ImaginaryOptions.taken(options)
+    def __init__(self, activation_dim: int, dict_size: int, *, shrink: float = 1.0):
         super().__init__()
         self.activation_dim, self.dict_size = activation_dim, dict_size
         self.encoder = nn.Linear(activation_dim, dict_size)
         self.decoder = nn.Linear(dict_size, activation_dim, bias=False)
         self.b_dec = nn.Parameter(t.zeros(activation_dim))
-        self.register_buffer("shrink", t.tensor(chosen.shrink))
+        self.register_buffer("shrink", t.tensor(shrink))
 
     def encode(self, x: t.Tensor) -> t.Tensor:
         return self.encoder(x - self.b_dec).relu() * self.shrink
@@ -52,7 +47,6 @@ class ImaginaryTerms(NamedTuple):
 
 
 class ImaginaryTrainer(SamplingTrainer, SAETrainer):
-    @takes(ImaginaryOptions)
     def __init__(
         self,
         steps: int,
@@ -69,13 +63,13 @@ class ImaginaryTrainer(SamplingTrainer, SAETrainer):
         device: str = "cpu",
         dtype: str = "float32",
         wandb_name: str = "ImaginarySAE",
-        **options,
+        shrink: float = 1.0,
     ):
         super().__init__(seed)
-        self.options = ImaginaryOptions.taken(options)
+        self.shrink = shrink
         self.layer, self.lm_name, self.submodule_name = layer, lm_name, submodule_name
         self.device, self.wandb_name = device, wandb_name
-        self.ae: Any = ImaginarySAE(activation_dim, dict_size, **asdict(self.options))  # pyright: ignore
+        self.ae: Any = ImaginarySAE(activation_dim, dict_size, shrink=shrink)  # pyright: ignore
         self.optimizer = GuardedAdam(self.ae.parameters(), lr)
         schedule = get_lr_schedule(steps, warmup_steps, decay_start=decay_start)
         self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
@@ -105,5 +99,5 @@ class ImaginaryTrainer(SamplingTrainer, SAETrainer):
             "layer": self.layer,
             "lm_name": self.lm_name,
             "submodule_name": self.submodule_name,
-            **asdict(self.options),
+            "shrink": self.shrink,
         }

@@ -9,9 +9,8 @@ import pytest
 import torch as t
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import CONFIGS, SAEConfig
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point
@@ -42,7 +41,7 @@ def run(tiny_lm_dir, text, tmp_path):
 
 
 def sae_of(architecture="vsae_top_k", **changes):
-    k = {"k": 4} if "k" in TRAINED[architecture].option_names else {}
+    k = {"k": 4} if "k" in CONFIGS[architecture]().options else {}
     return SAEConfig(**{"architecture": architecture, "dict_size": 32, "lr": 1e-3} | k | changes)
 
 

@@ -107,14 +107,6 @@ def hostile_report(tiny_lm_dir, tmp_path_factory):
     return out
 
 
-def write_bench_result(folder, name, metrics):
-    """Write a result of SAE Bench into a run folder, as its evaluation `name` would."""
-    path = folder / "eval_results" / name / f"x_{name}_eval_results.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"eval_result_metrics": metrics}))
-    return path
-
-
 def data_of(page):
     """The data in a page's HTML."""
     packed = re.search(r'id="data">([^<]*)<', page)[1]

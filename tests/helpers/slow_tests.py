@@ -83,9 +83,7 @@ SLOW = frozenset(
         "test_a_random_search_draws_what_it_is_asked_for",
         "test_samples_have_the_posteriors_moments",
         # Reports beyond the first, and the report in a browser.
-        "test_the_page_says_that_unequally_sparse_saes_can_not_be_compared",
         "test_mistakes_are_one_line",
-        "test_sae_bench_results_are_on_the_page",
         "test_a_page_is_written_after_its_data_and_figures",
         "test_two_reports_of_a_run_differ_only_in_their_time",
         "test_the_command_on_the_page_writes_it_again",

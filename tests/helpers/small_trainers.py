@@ -4,8 +4,7 @@ from typing import Any
 
 import torch as t
 
-from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.sae import CONFIGS, SAEConfig
 from dictionary_learning_ext.trainers.build import build_trainer
 
 D, F, K, BATCH, STEPS = 16, 32, 4, 24, 100
@@ -17,7 +16,7 @@ def batch(seed: int, rows: int = BATCH) -> t.Tensor:
 
 def built(architecture: str, dtype: str = "float32", **options: Any) -> Any:
     """The trainer of an architecture for a run of STEPS, with these options. Default: k = K."""
-    if "k" in TRAINED[architecture].option_names:
+    if "k" in CONFIGS[architecture]().options:
         options = {"k": K} | options
     sae = SAEConfig(architecture=architecture, dict_size=F, **options).resolve(STEPS, BATCH)
     return build_trainer(

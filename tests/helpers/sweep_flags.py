@@ -2,7 +2,7 @@
 
 from dictionary_learning_ext.commands.flags import parse
 from dictionary_learning_ext.commands.train import COMMAND as TRAIN
-from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.config.run import TrainConfig
 
 
 def train_config(arguments):

@@ -19,8 +19,8 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.sources import RunSources
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import CONFIGS, SAEConfig
 from dictionary_learning_ext.errors import CheckpointError, NonFiniteError, UserError
 from dictionary_learning_ext.training import sae_run
 from dictionary_learning_ext.training.processes import joined
@@ -38,15 +38,14 @@ def saes():
     """An SAE of every architecture, and more of ours."""
 
     def of(architecture, **options):
-        names = TRAINED[architecture].option_names
-        k = {"k": 4} if "k" in names else {}
+        k = {"k": 4} if "k" in CONFIGS[architecture]().options else {}
         return SAEConfig(architecture=architecture, dict_size=32, lr=1e-3, **k, **options)
 
     every = {name: of(name) for name in TRAINED}
     dying = {
         f"{name}_aux": of(name, dead_feature_threshold=100)
         for name in TRAINED
-        if "dead_feature_threshold" in TRAINED[name].option_names and not TRAINED[name].is_ours
+        if "dead_feature_threshold" in CONFIGS[name]().options and not TRAINED[name].is_ours
     }
     return every | dying | {name: of("vsae_top_k", **given) for name, given in VARIANTS.items()}
 

@@ -11,13 +11,13 @@ from urllib.parse import unquote
 
 import pytest
 import torch as t
-from report_runs import BARE, QUICK, data_of, train, write_bench_result
+from report_runs import BARE, QUICK, data_of, train
 
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.report_options import ReportOptions
+from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.report import page as page_module
 from dictionary_learning_ext.run_folder.weights import load_dictionary
@@ -62,7 +62,6 @@ def test_the_page_says_what_was_measured(report, runs):
     for folder in runs:
         metrics = json.loads((folder / "metrics.json").read_text())
         assert f"{metrics['fve']:.4f}" in page
-        assert re.search(rf"(explains|with) {100 * metrics['fve']:.1f}%", page)
     assert f"vsae report {runs[0]} --against {runs[1]} --tokens 600 --split train" in page
     assert f"--out {report}\n" in page
 
@@ -157,7 +156,6 @@ def test_numbers_and_figures_lie_beside_the_page(report):
     assert all(int(row["count"]) == round(600 * float(row["frequency"])) for row in rows)
     for name in ("training", "use", "cosines", "map_vsae", "map_top_k"):
         assert (files / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (files / f"{name}.svg").read_text(encoding="utf-8")
     geometry = json.loads((files / "geometry_vsae.json").read_text())
     assert len(geometry["map_xy"]) == len(geometry["features"])
     clusters = [rows[feature]["cluster"] for feature in geometry["features"]]
@@ -183,7 +181,7 @@ def test_two_reports_of_a_run_differ_only_in_their_time(report, runs, tmp_path, 
     assert lines(out) == lines(report)
     assert out.read_text(encoding="utf-8") != report.read_text(encoding="utf-8")
     files = sorted(path.name for path in out.with_name("both_files").iterdir())
-    assert len(files) >= 14
+    assert len(files) >= 9
     for name in files:
         ours, theirs = (one.with_name("both_files") / name for one in (out, report))
         assert ours.read_bytes() == theirs.read_bytes(), name
@@ -218,36 +216,31 @@ def test_a_run_without_live_features_has_a_report(runs, tmp_path):
     assert main(["report", str(dead), "--out", str(dead / "page.html"), *BARE]) == 0
     page = (dead / "page.html").read_text(encoding="utf-8")
     assert "There is no map: 0 features were selected" in page
-    assert "has not been evaluated" in page
-    assert "100.0% of dead" in page
+    assert "A dash is a metric that was not measured." in page
+    assert '<td role="cell">0 of 32</td>' in page
 
 
-def test_the_page_says_that_unequally_sparse_saes_can_not_be_compared(
-    tiny_lm_dir, text, runs, report, tmp_path
-):
-    dense = train(tiny_lm_dir, text, tmp_path / "dense", "--k", "20")
+def test_what_is_not_matched_is_named_with_its_settings(runs, report, tmp_path):
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["run"]["settings"]["lr"] = config["trainer"]["lr"] = 0.5
+    (other / "config.json").write_text(json.dumps(config))
+    metrics = json.loads((other / "metrics.json").read_text())
+    (other / "metrics.json").write_text(json.dumps(metrics | {"tokens": 7}))
     out = tmp_path / "page.html"
-    assert main(["report", str(dense), "--against", str(runs[1]), "--out", str(out), *BARE]) == 0
-    assert "dense uses 20 and top_k uses 4 features per token" in out.read_text(encoding="utf-8")
-    assert "not equally sparse" not in report.read_text(encoding="utf-8")
+    assert main(["report", str(runs[0]), "--against", str(other), "--out", str(out), *BARE]) == 0
+    page = " ".join(out.read_text(encoding="utf-8").split())
+    assert "trained with different settings: lr." in page
+    assert "different conditions</strong> (tokens), so they can't be compared" in page
+    matched = report.read_text(encoding="utf-8")
+    assert "with different settings" not in matched
+    assert "different conditions" not in matched
 
 
 def test_fewer_tokens_than_a_map_needs(runs, tmp_path):
     out = tmp_path / "page.html"
     assert main(["report", str(runs[0]), "--out", str(out), *BARE, "--map-tokens", "5"]) == 0
     assert "There is no map: " in out.read_text(encoding="utf-8")
-
-
-def test_sae_bench_results_are_on_the_page(runs, tmp_path):
-    shutil.copytree(runs[0], tmp_path / "run")
-    write_bench_result(
-        tmp_path / "run", "tpp", {"tpp_metrics": {"tpp_threshold_2_total_metric": 0.25}}
-    )
-    assert main(["report", str(tmp_path / "run"), *QUICK, "--synthesise", "0"]) == 0
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert data_of(page)["bench"][0]["values"] == {"run": [0.25]}
-    assert 'href="#bench"' in page
-    assert (tmp_path / "run" / "report_files" / "sae_bench.png").exists()
 
 
 def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
@@ -264,11 +257,11 @@ def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
         ([ours, "--model", "embedded"], "of embedded is 128 wide"),
         (
             [ours, "--tokens", "0"],
-            "vsae: --tokens 0: expected at least 1 (see `vsae report --help`)",
+            "vsae: --tokens 0: expected at least 1",
         ),
         (
             [ours, "--synthesise", "-1"],
-            "vsae: --synthesise -1: expected 0 or more (see `vsae report --help`)",
+            "vsae: --synthesise -1: expected 0 or more",
         ),
         ([ours, "--data", "./none.txt"], "none.txt"),
         ([str(damaged), *QUICK], "metrics.jsonl: not valid JSON"),

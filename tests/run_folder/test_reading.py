@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.reading import (
     checkpoint_steps,
@@ -92,7 +92,7 @@ def test_what_is_not_json_gets_one_error(damage, name, tmp_path):
     assert len(message.splitlines()) == 1
     if name == "config.json":
         with pytest.raises(ConfigError, match=r"config .*not valid JSON \("):
-            load_config(folder, "--config")
+            load_config(folder, "config")
 
 
 def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
@@ -108,7 +108,7 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
     with pytest.raises(
         ConfigError, match=r"config .*no such file or folder; expected a run folder"
     ):
-        load_config(tmp_path / "none", "--config")
+        load_config(tmp_path / "none", "config")
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -123,7 +123,7 @@ def test_a_file_that_may_not_be_read_is_one_error(name, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"\.json.?: can't be read \(Permission denied\); ch"):
         READERS[name][0](tmp_path)
     with pytest.raises(ConfigError, match=f"^config {tmp_path}/config.json: can't be read"):
-        load_config(tmp_path, "--config")
+        load_config(tmp_path, "config")
 
 
 def test_an_error_of_a_config_names_the_flag_that_gave_it(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.run_folder.trained_on import run_of
 

@@ -39,13 +39,11 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def benched(trained):
-    """Results of the two, with floor, ceiling and size-matched control."""
+    """Results of the two, with floors and ceiling."""
     from dictionary_learning_ext.sae_bench.bench_runner import bench
 
     with t.enable_grad():
-        return bench(
-            list(trained.values()), evals=FOUR, floor=True, size_matched=True, again=True, **SMALL
-        )
+        return bench(list(trained.values()), evals=FOUR, floor=True, again=True, **SMALL)
 
 
 @pytest.fixture

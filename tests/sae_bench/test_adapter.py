@@ -114,17 +114,6 @@ def test_a_vaease_is_loaded_with_a_unit_norm_decoder(tmp_path):
     assert t.equal((sae.encode(x) != 0).any(0), t.arange(F) % 2 == 1)
 
 
-def test_a_mask_leaves_the_features_that_it_names():
-    sae = adapter.BenchSAE(VariationalTopKAutoEncoder(D, F, K), **place())
-    mask = t.zeros(F, dtype=t.bool)
-    mask[: F // 2] = True
-    x = t.randn(50, D)
-    f, whole = adapter.masked(sae, mask).encode(x), sae.encode(x)
-    assert t.equal(f[:, : F // 2], whole[:, : F // 2])
-    assert not f[:, F // 2 :].any()
-    assert whole[:, F // 2 :].any()
-
-
 def words(n):
     generator = t.Generator().manual_seed(0)
     some = [

@@ -10,19 +10,19 @@ import datasets
 import pytest
 import torch as t
 import transformers
-from bench_saes import FLAGS, FOUR, SMALL
+from bench_saes import FLAGS, FOUR, SMALL, D, place
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import BenchError
+from dictionary_learning_ext.errors import BenchError, CheckpointError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
+from sae_bench.custom_saes.identity_sae import IdentitySAE  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import bench_runner, evaluations
+from dictionary_learning_ext.sae_bench import adapter, bench_runner, evaluations
 from dictionary_learning_ext.sae_bench.bench_results import finished
-from dictionary_learning_ext.sae_bench.feature_usage import in_use
 
 
 def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, trained):
@@ -41,15 +41,6 @@ def test_caches_are_gone_and_nothing_is_in_the_installed_package(benched, traine
     assert not (trained["top_k"] / ".bench_cache").exists()
     installed = Path(core.__file__).parents[2]
     assert not list(installed.glob("artifacts/**/*tiny*"))
-
-
-def test_the_size_matched_control_has_as_many_features_as_the_other(benched):
-    used = {label: in_use(benched.results[label]["core"]) for label in ("top_k", "vsae")}
-    if len(set(used.values())) == 1:
-        pytest.skip("both use as many")
-    denser = max(used, key=lambda label: used[label])
-    assert benched.matched == {denser: f"{denser}_top{min(used.values())}"}
-    assert set(benched.results[benched.matched[denser]]) == {"scr", "tpp"}
 
 
 def test_what_is_finished_is_not_repeated_unless_it_changed(one, caplog):
@@ -131,7 +122,6 @@ def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
         ("--model elsewhere", r"language model 'elsewhere' can't be loaded"),
         ("--hook blocks.1.hook_resid_post", r"trained on hook blocks\.0.*, not on blocks\.1"),
         ("--data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
-        ("--evals tpp --compare", r"size-matched control needs core"),
         ("--evals tpp --train-size 100000", r"--train-size 100000: expected at most \d+ for tpp"),
     ],
 )
@@ -218,10 +208,9 @@ def test_what_is_printed_says_what_to_believe(one, trained, capsys):
     assert main(["bench", *folders, *flags]) == 0
     out = capsys.readouterr().out
     assert "With ±: mean and standard deviation over 2 seeds" in out
-    assert "~: may be the evaluation's noise" in out
-    assert "Differences from one (in brackets: up to here it may be noise)" in out
+    assert re.search(r"^minus one +top_k$", out, re.MULTILINE)
     assert "arXiv 2605.18229" in out
-    assert re.search(r"^FVE \(ours\) .*[+-]\d\.\d{4} \(±\d\.\d{4}\)", out, re.MULTILINE)
+    assert re.search(r"^FVE \(ours\) .*[+-]\d\.\d{4} ±\d\.\d{4}", out, re.MULTILINE)
 
 
 def test_core_with_another_seed_takes_other_documents_of_a_streamed_set(one, tmp_path):
@@ -284,15 +273,60 @@ def test_caches_of_repeats_are_deleted_before_the_next_seed(one, monkeypatch):
     assert [len(caches) for _, caches in there] == [1, 2, 2], "the first seed's, and this one's"
 
 
-def test_compare_without_scr_or_tpp_needs_no_core(one, capsys):
-    flags = [*shlex.split(FLAGS), "--evals", "sparse_probing", "--compare"]
-    assert main(["bench", str(one), *flags]) == 0
-    assert "wrote" not in capsys.readouterr().out
-
-
 def test_a_floors_label_is_not_that_of_a_folder(one):
     folder = one.rename(one.with_name("identity"))
     outcome = bench_runner.bench([folder], evals=["core"], floor=True, **SMALL)
     assert outcome.failures == {}
     assert {"identity", f"{folder.parent.name}/identity"} <= set(outcome.results)
-    assert len(outcome.results) == 5
+    assert len(outcome.results) == 4
+
+
+PLACE = {name: value for name, value in place().items() if name != "architecture"}
+
+
+def identity(width=D, hook_name=PLACE["hook_name"]):
+    return IdentitySAE(width, "tiny", 0, "cpu", t.float32, hook_name)
+
+
+def test_further_saes_are_evaluated_as_those_of_the_folders(one, trained):
+    """Results are kept in the first folder, beside its own."""
+    same = adapter.load_bench_sae(trained["vsae"], **PLACE)
+    folders = [one, trained["top_k"]]
+    outcome = bench_runner.bench(
+        folders, evals=["core"], extra={"same": same, "id": identity()}, **SMALL
+    )
+    assert outcome.failures == {}
+    assert list(outcome.results) == ["one", "top_k", "same", "id"]
+    metrics = {
+        label: found["core"]["eval_result_metrics"] for label, found in outcome.results.items()
+    }
+    assert metrics["same"] == metrics["one"] != metrics["top_k"]
+    assert metrics["id"]["reconstruction_quality"]["mse"] == pytest.approx(0)
+    path = one / "eval_results" / "core" / "same_custom_sae_eval_results.json"
+    assert finished(path, "core") == outcome.results["same"]["core"]
+
+
+@pytest.mark.parametrize(
+    ("label", "sae", "message"),
+    [
+        ("one", {}, "extra='one': expected a label that no other SAE has, unlike identity, one"),
+        ("identity", {}, "extra='identity': expected a label that no other SAE has"),
+        ("a/b", {}, "extra='a/b': expected a label that can be a file's name"),
+        ("x", {"hook_name": "blocks.1.hook_resid_pre"}, r"an SAE of blocks\.1.*; expected one of"),
+        ("x", {"width": 8}, "x: activation_dim=8, but"),
+    ],
+)
+def test_a_further_sae_that_does_not_fit_is_refused(one, label, sae, message):
+    with pytest.raises((BenchError, CheckpointError), match=message):
+        bench_runner.bench(
+            [one], evals=["core"], floor=True, extra={label: identity(**sae)}, **SMALL
+        )
+    assert not (one / "eval_results").exists()
+
+
+def test_a_further_sae_does_not_replace_the_first_folders_result(one, tmp_path):
+    """The label of the first folder is then longer than its files' name."""
+    twin = tmp_path / "other" / "one"
+    shutil.copytree(one, twin)
+    with pytest.raises(BenchError, match="extra='one': expected a label that no other SAE has"):
+        bench_runner.bench([one, twin], evals=["core"], extra={"one": identity()}, **SMALL)

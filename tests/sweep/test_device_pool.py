@@ -1,12 +1,16 @@
 """Processes for the chunks of a sweep: one per device at a time, and what becomes of each."""
 
+import os
+import pickle
 import signal
+import subprocess
 import sys
 
 import pytest
 import torch
+from stand_in_chunks import StandInChunk
 
-from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted
 from dictionary_learning_ext.sweep import device_pool
 from dictionary_learning_ext.sweep.chunk import Chunk
@@ -39,7 +43,6 @@ if name.endswith("stops"):
         os.kill(os.getppid(), signal.SIGTERM)
     while True:
         os.sched_yield()
-print(f"trained {name}", file=sys.stderr)
 busy.unlink()
 if name == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -61,20 +64,21 @@ def chunks(tmp_path, monkeypatch):
 
 
 def test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads(
-    chunks, tmp_path, capsys, monkeypatch
+    chunks, tmp_path, caplog, monkeypatch
 ):
+    caplog.set_level("INFO", logger=device_pool.__name__)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     names = ["both_a", "both_b", "c", "d", "e"]
     assert train_on(["one", "other"], chunks(*names)) == []
     told = [(tmp_path / name).read_text().split() for name in names]
     assert {device for device, _ in told[:2]} == {"one", "other"}
     assert {threads for _, threads in told} == {"3"}
-    assert sorted(
-        line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()
-    ) == sorted(f"trained {name}" for name in names)
+    lines = [line.partition(": ")[2] for line in caplog.messages]
+    assert sorted(line.partition(" (")[0] for line in lines) == [f"trained {n}" for n in names]
+    assert [line.partition(" (")[2] for line in lines] == [f"{n} of 5)" for n in range(1, 6)]
 
 
-def test_what_fails_is_said_and_the_rest_are_trained(chunks, tmp_path, capsys):
+def test_what_fails_is_said_and_the_rest_are_trained(chunks, tmp_path, caplog, capfd):
     names = ["killed", "a", "refused", "stopped", "crashed", "b"]
     assert sorted(train_on(["cpu", "cpu1"], chunks(*names))) == [
         "crashed: its process ended with status 1, see its message above",
@@ -83,9 +87,8 @@ def test_what_fails_is_said_and_the_rest_are_trained(chunks, tmp_path, capsys):
         "stopped: its process was ended by SIGTERM",
     ]
     assert all((tmp_path / name).is_file() for name in names)
-    shown = capsys.readouterr().err
-    assert "killed: its process was ended by SIGKILL; the others continue" in shown
-    assert "RuntimeError: a bug" in shown
+    assert "killed: its process was ended by SIGKILL (" in caplog.text
+    assert "RuntimeError: a bug" in capfd.readouterr().err
 
 
 def test_a_signal_ends_all_processes_at_their_resume_points(chunks, tmp_path):
@@ -125,6 +128,43 @@ def test_devices_of_one_kind_are_separated_by_commas():
             devices_of(text)
 
 
-def test_lines_of_one_device_are_numbered():
-    lines = device_pool._lines(["cpu", "cpu", "cuda:0"])
-    assert [line._label for line in lines] == ["cpu #1", "cpu #2", "cuda:0"]
+@pytest.fixture
+def worker():
+    process = subprocess.Popen(
+        [*device_pool.WORKER, "cpu"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with process:
+        yield process
+        process.kill()
+
+
+def start(process, what):
+    process.stdin.write(pickle.dumps(StandInChunk(what)))
+    process.stdin.flush()
+
+
+@pytest.mark.parametrize(
+    ("what", "said", "status"),
+    [
+        ("succeeds", b"", 0),
+        ("fails", b"a: failed at or before step 3", 2),
+        ("is refused", b"a and 2 more: the text is too short", 2),
+    ],
+)
+def test_only_what_the_user_must_know_is_in_its_output(worker, what, said, status):
+    start(worker, what)
+    assert worker.stdout.read() == said
+    assert worker.wait() == status
+    assert worker.stderr.read() == b"from a library\n"
+
+
+def test_it_stops_where_it_can_continue_once_the_pool_is_gone(worker):
+    start(worker, "waits")
+    assert worker.stderr.readline() == b"from a library\n"
+    assert worker.stderr.readline() == b"waiting\n"
+    worker.stdin.close()
+    assert worker.wait() == 143

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.sweep.manifest import begin, progress, read
 

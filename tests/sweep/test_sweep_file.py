@@ -13,7 +13,7 @@ from sweep_flags import train_config
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, UserError
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 from experiments.robustness.wandb_files import history, logged_config, records

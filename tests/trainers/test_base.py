@@ -10,6 +10,7 @@ from small_trainers import STEPS, D, F, K, batch, built
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
+from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.base import HasPosterior, batch_metrics, selects_top_k
 from dictionary_learning_ext.trainers.kernels.ranks import Ranks
@@ -59,8 +60,8 @@ def plain(architecture, **changes):
     """A trainer of ours as a user of Python builds it."""
     row = TRAINED[architecture]
     arguments = {"steps": STEPS, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
-    if row.is_whole_dictionary or "k" in row.option_names:
-        arguments["k"] = F if row.is_whole_dictionary else K
+    if CONFIGS[architecture]().kept_per_token is not None:
+        arguments["k"] = K if "k" in CONFIGS[architecture]().options else F
     return import_class(row.trainer)(**arguments | {"warmup_steps": 5} | changes)
 
 

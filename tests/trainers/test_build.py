@@ -7,6 +7,7 @@ import torch as t
 from small_trainers import STEPS, F, batch, built
 
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
+from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.trainers.upstream import UpstreamTrainer
 
 OPTIONS = {
@@ -61,7 +62,7 @@ def test_the_seed_decides_the_initial_weights(architecture):
 
 @pytest.mark.parametrize(
     "architecture",
-    [n for n, row in TRAINED.items() if "dead_feature_threshold" in row.option_names],
+    [n for n, cls in CONFIGS.items() if "dead_feature_threshold" in cls().options],
 )
 def test_dead_feature_threshold_reaches_the_attribute(architecture):
     """Upstream's TopK trainers take no such argument."""

@@ -5,8 +5,6 @@ import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 from small_trainers import BATCH, D, F, batch, built
 
-from dictionary_learning_ext.config.run_config import TrainConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
 from dictionary_learning_ext.trainers.jump_relu import CorrectedJumpReluTrainer
 
 SETTINGS = {
@@ -86,11 +84,3 @@ def test_config_json_says_which_and_upstreams_readers_still_know_the_class():
         assert config["threshold_twice"] is twice
         assert config["trainer_class"] == "JumpReluTrainer"
     assert built("jump_relu").config["threshold_twice"] is False
-
-
-def test_run_folders_of_upstreams_loss_keep_their_names():
-    names = [
-        TrainConfig(SAEConfig("jump_relu", threshold_twice=twice)).name
-        for twice in (None, True, False)
-    ]
-    assert names[0] == names[1] != names[2]

@@ -18,7 +18,7 @@ from variational_trainers import (
 )
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
-from dictionary_learning_ext.config.options import LOG_VAR_LIMITS
+from dictionary_learning_ext.config.sae import LOG_VAR_LIMITS
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
 
 

@@ -24,7 +24,7 @@ from variational_trainers import (
 )
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
+from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
@@ -107,11 +107,15 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, step):
     x = data(seed=step, dtype=t.float64)
     generator = t.Generator()
     generator.set_state(trainer.generator.get_state())
-    posterior, anneal = PosteriorOptions.taken(dict(options)), options.get("noise_anneal_steps")
+    names = [field.name for field in dataclasses.fields(PosteriorOptions)]
+    posterior = PosteriorOptions(
+        **{"sigma": 1.0} | {n: v for n, v in options.items() if n in names}
+    )
+    anneal = options.get("noise_anneal_steps")
     objective = StepObjective(
         k=4,
         posterior=posterior,
-        options=ObjectiveOptions.taken(options | {"beta": 0.3}),
+        options=ObjectiveOptions(beta=0.3, **{n: v for n, v in options.items() if n not in names}),
         kl_weight=0.3 * min(step / 20, 1),
         noise_scale=1.0 if anneal is None else max(0.0, 1 - step / anneal),
         auxk_alpha=0.0,
@@ -331,7 +335,7 @@ def test_decoder_columns_stay_unit_norm():
 
 def test_the_defaults_are_those_of_the_options():
     trainer = make_trainer()
-    assert trainer.posterior_options == PosteriorOptions()
+    assert trainer.posterior_options == PosteriorOptions(sigma=1.0)
     assert dataclasses.asdict(trainer.options)["beta"] == 1.0
 
 

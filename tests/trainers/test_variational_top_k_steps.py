@@ -8,7 +8,7 @@ import torch as t
 from dense_reference import compiled_noise
 from small_trainers import F, K, batch, built
 
-from dictionary_learning_ext.config.options import KLSchedule
+from dictionary_learning_ext.config.sae import KLSchedule
 from dictionary_learning_ext.trainers.kernels import forward, selection
 from dictionary_learning_ext.trainers.posterior import kl_scale
 

@@ -18,7 +18,7 @@ from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.run_inputs import make_buffer
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import (
     ConfigError,
     LanguageModelError,

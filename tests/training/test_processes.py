@@ -18,8 +18,8 @@ from interrupted_runs import STEPS, assert_equal, results, written
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run_config import RunConfig
-from dictionary_learning_ext.config.sae_config import SAEConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of

@@ -23,7 +23,8 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import language_model_run
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.config.run_config import RunConfig
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import (
     CheckpointError,
     ConfigError,
@@ -39,7 +40,7 @@ from dictionary_learning_ext.training import resuming
 @pytest.mark.parametrize("architecture", TRAINED)
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(architecture, run, tmp_path, monkeypatch):
     options = {"noise_anneal_steps": 40} if architecture == "vsae_top_k" else {}
-    if "k_anneal_steps" in TRAINED[architecture].option_names:
+    if "k_anneal_steps" in CONFIGS[architecture]().options:
         options["k_anneal_steps"] = 45
     saes = {"one": sae_of(architecture, **options)}
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), saes).values()

@@ -10,7 +10,7 @@ import pytest
 from interrupted_runs import Killed, sae_of
 
 from dictionary_learning_ext import VariationalTopKTrainer, train
-from dictionary_learning_ext.config.run_config import TrainConfig
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.training.sae_run import SAERun

@@ -14,7 +14,7 @@ import torch as t
 from interrupted_runs import resumed, sae_of, stopped_at
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.config.run_config import RunConfig, TrainConfig
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.run_folder.resume_points import ResumePoint
 from dictionary_learning_ext.training.run_log import RunLog

@@ -201,15 +201,3 @@ function drawCosines(data) {
     }));
   }
 }
-
-function drawBench(data) {
-  for (const chart of data.bench) {
-    addChart($("bench-charts"), chart.title, chart.explanation, (t) => ({
-      data: data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.label in chart.values).map(({ sae, i }) => ({
-        x: chart.x, y: chart.values[sae.label], name: sae.label, type: chart.is_curve ? "scatter" : "bar", mode: "lines+markers",
-        line: series(t, i), marker: { color: t.series[i % 6] }, hovertemplate: "%{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
-      })),
-      layout: { xaxis: { type: "category" }, barmode: "group" },
-    }));
-  }
-}

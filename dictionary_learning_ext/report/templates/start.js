@@ -10,7 +10,6 @@ async function start() {
     drawClusters(data);
     drawCosines(data);
   }
-  if ($("bench-charts")) drawBench(data);
 
   const code = el("script");
   code.textContent = await unpack("plotly");

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch as t
 
-from ...config.options import SelectBy
+from ...config.sae import SelectBy
 from .codes import Code, SubsetCode, top_k_code
 from .means import BatchMeans
 from .ranks import ALONE, Ranks

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch as t
 
-from ...config.options import NoiseOn, SelectBy
+from ...config.sae import NoiseOn, SelectBy
 from .drawn_code import DrawnCode
 from .log_variance import BatchLogVariance, DrawnLogVariance
 from .means import BatchMeans

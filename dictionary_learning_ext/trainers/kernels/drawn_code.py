@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch as t
 
-from ...config.options import NoiseOn, SelectBy
+from ...config.sae import NoiseOn, SelectBy
 from .log_variance import DrawnLogVariance
 
 

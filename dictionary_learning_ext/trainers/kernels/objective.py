@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch as t
 
-from ...config.options import ObjectiveOptions, PosteriorOptions
+from ...config.sae import ObjectiveOptions, PosteriorOptions
 from .ranks import ALONE, Ranks
 from .step_form import StepForm
 

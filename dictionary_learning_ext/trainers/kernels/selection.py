@@ -6,7 +6,7 @@ where numba can't compile.
 
 import torch as t
 
-from ...config.options import NoiseOn, SelectBy
+from ...config.sae import NoiseOn, SelectBy
 from . import compiled_selection as compiled
 from .drawn_code import DrawnCode, chooses, compared
 from .log_variance import BatchLogVariance

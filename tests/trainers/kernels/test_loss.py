@@ -9,7 +9,7 @@ import torch as t
 from dense_reference import compiled_noise, dense_loss
 from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.config.options import ObjectiveOptions, PosteriorOptions
+from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
 from dictionary_learning_ext.trainers.kernels import loss as loss_module
 from dictionary_learning_ext.trainers.kernels.loss import variational_loss
 from dictionary_learning_ext.trainers.kernels.objective import StepObjective, Weights

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numba.core.errors import NumbaError
 from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.config.options import NoiseOn
+from dictionary_learning_ext.config.sae import NoiseOn
 from dictionary_learning_ext.trainers.kernels import compiled_selection, selection
 from dictionary_learning_ext.trainers.kernels.log_variance import BatchLogVariance
 from dictionary_learning_ext.trainers.kernels.means import BatchMeans

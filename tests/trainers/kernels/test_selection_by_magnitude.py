@@ -8,7 +8,7 @@ from dense_reference import compiled_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dictionary_learning_ext.config.options import NoiseOn
+from dictionary_learning_ext.config.sae import NoiseOn
 from dictionary_learning_ext.trainers.kernels.means import BatchMeans
 from dictionary_learning_ext.trainers.kernels.selection import draw_batch, top_k
 

@@ -5,15 +5,18 @@ import statistics
 import pytest
 
 from dictionary_learning_ext.evaluation.metrics import METRICS
-from dictionary_learning_ext.sweep.groups import Group, best_of_each_k, grouped, swept
+from dictionary_learning_ext.report.many_runs import (
+    Group,
+    RunResult,
+    best_of_each_k,
+    differing,
+    grouped,
+)
 
 
 def row(k, length, **settings):
-    return {
-        "run": f"k{k}_{length}",
-        "settings": {"k": k, **settings},
-        "metrics": {"description_length": length, "fve": 0.5},
-    }
+    metrics = {"description_length": length, "fve": 0.5}
+    return RunResult(f"k{k}_{length}", {"k": k, **settings}, metrics)
 
 
 def test_the_lowest_is_the_best_for_each_k():
@@ -21,14 +24,14 @@ def test_the_lowest_is_the_best_for_each_k():
         [row(16, None), row(16, 5.0, lr=1), row(8, 3.0, lr=1), row(8, 2.0, lr=2), row(8, 4.0, lr=3)]
     )
     best = best_of_each_k(groups)
-    assert [[one["run"] for one in group.runs] for group in best] == [["k8_2.0"], ["k16_5.0"]]
+    assert [[one.name for one in group.runs] for group in best] == [["k8_2.0"], ["k16_5.0"]]
 
 
 def test_each_hook_point_has_its_own_best():
     early, late = {"hook": "blocks.0.hook_mlp_out"}, {"hook": "blocks.1.hook_mlp_out"}
     runs = [row(8, 3.0, **late), row(8, 1.0, lr=1, **early), row(8, 2.0, lr=2, **early)]
     best = best_of_each_k(grouped([*runs, row(4, 9.0, **late)]))
-    assert [group.runs[0]["run"] for group in best] == ["k8_1.0", "k4_9.0", "k8_3.0"]
+    assert [group.runs[0].name for group in best] == ["k8_1.0", "k4_9.0", "k8_3.0"]
 
 
 def test_the_mean_counts_and_not_the_luckiest_run():
@@ -78,9 +81,9 @@ def test_one_run_has_no_spread_and_what_one_seed_lacks_has_no_mean(runs):
 
 
 def test_settings_in_which_runs_differ():
-    assert swept([row(8, 1.0, lr=1, save_dir="a"), row(8, 1.0, lr=2, save_dir="b")]) == ["lr"]
+    assert differing([row(8, 1.0, lr=1, save_dir="a"), row(8, 1.0, lr=2, save_dir="b")]) == ["lr"]
 
 
 def test_an_option_that_one_architecture_lacks_is_not_swept():
-    assert swept([row(8, 1.0, beta=0.1), row(8, 1.0)]) == []
-    assert swept([row(8, 1.0, beta=0.1), row(8, 1.0), row(8, 1.0, beta=0.2)]) == ["beta"]
+    assert differing([row(8, 1.0, beta=0.1), row(8, 1.0)]) == []
+    assert differing([row(8, 1.0, beta=0.1), row(8, 1.0), row(8, 1.0, beta=0.2)]) == ["beta"]

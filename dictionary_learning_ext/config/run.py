@@ -9,25 +9,29 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, Literal
 
-from ..errors import ConfigError, in_shell
+from ..errors import ConfigError, Setting, listed
 from .checks import (
+    Checked,
     meant,
     require,
     require_at_least_one,
-    require_choice,
     require_max_norm_multiple,
     require_seed,
-    require_type,
 )
-from .options import Dtype, Normalize, Packing, PosteriorOptions, WandbMode
-from .sae_config import SAEConfig
+from .sae import OPTION_NAMES, Normalize, PosteriorOptions, SAEConfig, from_flat
 from .synthetic_models import NO_HOOK
 
+Dtype = Literal["float32", "bfloat16"]
+Packing = Literal["pack", "truncate"]
+Split = Literal["train", "heldout"]
+MapSpace = Literal["profiles", "directions"]
+WandbMode = Literal["online", "offline", "disabled"]
 
-@dataclass(frozen=True)
-class RunConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Checked):
     """What the SAEs of one run share: language model, text, buffer, loop and logs."""
 
     model: str = "embedded"
@@ -107,16 +111,13 @@ class RunConfig:
     """Save ae.pt, config.json and metrics.json as a wandb artifact."""
 
     def __post_init__(self):
+        super().__post_init__()
         require_at_least_one(self, "steps", "batch_size", "n_ctxs", "ctx_len")
         if self.log_steps is not None:
             require_at_least_one(self, "log_steps")
         require_at_least_one(self, "text_passes", "eval_documents")
         require_seed("data_seed", self.data_seed)
         require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
-        require_choice("normalize", self.normalize, Normalize)
-        require_choice("text_packing", self.text_packing, Packing)
-        require_choice("dtype", self.dtype, Dtype)
-        require_choice("wandb", self.wandb, WandbMode)
         require_max_norm_multiple(self.max_norm_multiple)
         are_different = "" not in self.hooks and len(set(self.hooks)) == len(self.hooks)
         require("," not in self.hook or are_different, "hook", self.hook, _HOOKS)
@@ -226,13 +227,14 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, flat."""
-        return asdict(self.sae) | asdict(self.run)
+        return self.sae.to_flat() | asdict(self.run)
 
     @property
     def tags(self) -> list[str]:
         """For filtering runs in wandb."""
         names = ("k", "lr", "beta", "posterior", "seed")
-        values = {name: getattr(self.sae, name) for name in names}
+        flat = self.sae.to_flat()
+        values = {name: flat[name] for name in names}
         chosen = [f"{name}={value}" for name, value in values.items() if value is not None]
         return [self.sae.architecture, *chosen]
 
@@ -267,24 +269,17 @@ class TrainConfig:
         )
 
     def updated(self, values: dict[str, Any], source: str) -> "TrainConfig":
-        """With some settings changed. Raises ConfigError for an unknown name or a wrong type."""
-        names = {cls: {f.name for f in fields(cls)} for cls in (SAEConfig, RunConfig)}
+        """With some settings changed. Raises ConfigError for an unknown name or a wrong value."""
+        of_run = {each.name for each in fields(RunConfig)}
         for name in values:
-            if not any(name in known for known in names.values()):
-                hint = meant(name, sorted(names[SAEConfig] | names[RunConfig]))
-                hint = hint or "; see `vsae train --help`"
+            if name not in of_run and name not in OPTION_NAMES:
+                hint = meant(name, [*OPTION_NAMES, *of_run]) or "; see `vsae train --help-all`"
                 raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
-        values = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-
-        def changed(config: Any) -> Any:
-            return replace(config, **{n: v for n, v in values.items() if n in names[type(config)]})
-
+        own = {name: value for name, value in values.items() if name not in of_run}
         try:
-            for cls, known in names.items():
-                for name, hint in get_type_hints(cls).items():
-                    if name in known & values.keys():
-                        require_type(name, values[name], hint)
-            return TrainConfig(changed(self.sae), changed(self.run))
+            start = self.sae.changed_to(architecture=own.get("architecture"))
+            run = {name: value for name, value in values.items() if name in of_run}
+            return TrainConfig(from_flat(vars(start) | own), replace(self.run, **run))
         except ConfigError as error:
             raise error.within(source, "correct it there") from error
 
@@ -322,10 +317,50 @@ def require_same(
     for name in names:  # one value of these was left out above
         for settings in (old, new):
             settings.setdefault(name, _ADDED_LATER.get(name, (None,))[0])
-    changes = ", ".join(f"{name}={old.get(name)!r}, not {new.get(name)!r}" for name in names)
-    flags = ["--" + name.replace("_", "-") for name in names]
-    advice = advice.replace("{flags}", " ".join(flags))
-    values = (old.get(name) for name in names)
-    texts = (in_shell(*value) if isinstance(value, list) else in_shell(value) for value in values)
-    former = " ".join(f"{flag} {text}" for flag, text in zip(flags, texts, strict=True))
-    raise ConfigError(f"{source}: the run has {changes}; {advice.replace('{former}', former)}")
+    former = {name: Setting(name, old.get(name)) for name in names}
+    changes = [part for n in names for part in (", ", former[n], f", not {new.get(n)!r}")]
+    named = {
+        "{flags}": listed(map(Setting, names), " "),
+        "{former}": listed(former.values(), " "),
+    }
+    raise ConfigError(
+        (f"{source}: the run has ", *changes[1:]),
+        name=names[0],
+        instead=tuple(
+            part
+            for each in re.split(r"(\{flags\}|\{former\})", advice)
+            for part in named.get(each, (each,))
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Checked):
+    """What a report measures and shows."""
+
+    tokens: int = RunConfig.eval_tokens
+    """Tokens to collect the features' contexts from."""
+    split: Split = "heldout"
+    """Which part of the text to read: heldout or train."""
+    synthesise: int = 12
+    """Number of features of each SAE for which tokens are synthesised by gradient ascent, the
+    most readable first. 0 is off. This takes most of the time on a large model."""
+    map_tokens: int = 20_000
+    """Tokens whose activations make the map. Paper: 20,000."""
+    map_features: int = 2048
+    """Maximum number of features on the map. t-SNE's time grows with it."""
+    map_space: MapSpace = "profiles"
+    """What places a feature on the map. profiles: its activations over the tokens (paper).
+    directions: its decoder direction."""
+    pages: int = 2048
+    """Maximum number of feature pages for each SAE. The other features are only in the CSV
+    file."""
+    logits: bool = True
+    """Show which tokens each feature promotes and suppresses."""
+    seed: int = 0
+    """Seeds all random numbers."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least_one(self, "tokens", "map_tokens", "map_features", "pages")
+        require(self.synthesise >= 0, "synthesise", self.synthesise, "0 or more")

@@ -1,0 +1,796 @@
+"""One SAE's settings: a frozen dataclass for each architecture. Imports no torch.
+
+The docstring under a field is its help text on the command line, `__post_init__` its check. An option
+that is None follows from the run, the posterior or another option: see `SAEConfig.resolve`.
+
+Trainers take options of the same names. Those of the vSAE hold them as `PosteriorOptions` and
+`ObjectiveOptions`.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+
+from ..errors import ConfigError, Setting
+from .architectures import TRAINED
+from .checks import (
+    Checked,
+    likely,
+    require,
+    require_choice,
+    require_lr_schedule,
+    require_scale,
+    require_seed,
+)
+
+if TYPE_CHECKING:
+    from typing import TypedDict, overload
+
+    from typing_extensions import Self, Unpack
+
+Posterior = Literal["fixed", "learned", "point"]
+NoiseOn = Literal["both", "values", "selection"]
+SelectBy = Literal["value", "magnitude"]
+KLScope = Literal["all", "selected"]
+KLSchedule = Literal["constant", "linear", "cosine"]
+Normalize = Literal["sqrt_d", "unit", "none"]
+
+POSTERIORS: tuple[Posterior, ...] = get_args(Posterior)
+NOISE_ON: tuple[NoiseOn, ...] = get_args(NoiseOn)
+SELECT_BY: tuple[SelectBy, ...] = get_args(SelectBy)
+
+LOG_VAR_LIMITS = (-10.0, 4.0)
+"""What a learned posterior's log-variance is clamped to, in training units."""
+MUCH_NOISE = 0.2
+"""The noise_to_signal above which noise that stays to the end drowns the activations. Noise that falls
+to 0 does not: the preset recommended starts from more."""
+DEAD_FEATURE_THRESHOLD = 10_000_000
+"""Upstream's, in tokens."""
+
+UNUSED_BY: dict[Posterior, tuple[str, ...]] = {
+    "fixed": ("log_var_init",),
+    "learned": ("sigma", "noise_to_signal"),
+    "point": ("sigma", "noise_to_signal", "log_var_init", "noise_on", "noise_anneal_steps"),
+}
+"""The options of a variational SAE that a posterior does not use."""
+SCHEDULES = (
+    "warmup_steps",
+    "decay_start",
+    "sparsity_warmup_steps",
+    "kl_warmup_steps",
+    "noise_anneal_steps",
+    "k_anneal_steps",
+)
+"""The settings that are counted in steps."""
+DERIVED = (*SCHEDULES, "dead_feature_threshold")
+"""The settings whose defaults follow from the run's length."""
+_NAMED_IN_FOLDERS = {
+    "beta": "beta",
+    "sigma": "sigma",
+    "noise_to_signal": "noise",
+    "lr": "lr",
+}
+
+
+def training_energy(normalize: Normalize, activation_dim: int) -> int:
+    """E||x||^2 of activations that are normalised, to "sqrt_d" or "unit"."""
+    return activation_dim if normalize == "sqrt_d" else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Checked):
+    """Base of an SAE's settings."""
+
+    def require_fit(self, steps: int) -> None:
+        """Raise a ConfigError if a schedule is longer than a run of `steps`."""
+
+    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
+        """The options that follow from a run's length, for those that are None."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKOptions(Options):
+    """What keeps k features per token."""
+
+    k: int = 32
+    """Features kept per token. Paper: 64, 128, 256, 512."""
+    k_anneal_steps: int | None = None
+    """Steps over which k falls linearly, from the width of the activations (or dict_size, if that is
+    less) to k. Only training steps keep more than k; logs and checkpoints keep k. none: k stays."""
+
+    def require_fit(self, steps: int) -> None:
+        super().require_fit(steps)
+        _require_in_run("k_anneal_steps", self.k_anneal_steps, steps)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.k >= 1, "k", self.k, "at least 1")
+        given = self.k_anneal_steps
+        expected = "above 0, or none for a k that stays"
+        require(given is None or given > 0, "k_anneal_steps", given, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxKOptions(Options):
+    """Upstream's auxiliary loss, AuxK (Gao et al. 2024, A.2)."""
+
+    auxk_alpha: float = 1 / 32
+    """Weight of the auxiliary loss that revives dead features. 0 turns it off."""
+    dead_feature_threshold: int | None = None
+    """Tokens without firing after which a feature counts as dead. Default: 10,000,000 or a tenth of
+    the run's tokens, whichever is less."""
+
+    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
+        threshold = max(1, min(DEAD_FEATURE_THRESHOLD, tokens // 10))
+        return super().run_defaults(steps, tokens) | {"dead_feature_threshold": threshold}
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.auxk_alpha >= 0, "auxk_alpha", self.auxk_alpha, "at least 0")
+        threshold = self.dead_feature_threshold
+        is_legal = threshold is None or threshold > 0
+        require(is_legal, "dead_feature_threshold", threshold, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorOptions(Options):
+    """The distribution of a vSAE's features, and which of them are kept."""
+
+    posterior: Posterior = "fixed"
+    """fixed (paper): sigma is a constant. learned: sigma depends on the token. point: sigma = 0, a
+    TopK SAE with an L2 penalty on its activations."""
+    sigma: float | None = None
+    """The fixed posterior's standard deviation, in training units. Default: 1 (paper), unless
+    noise_to_signal is given."""
+    log_var_init: float = -2.0
+    """The learned posterior's initial log-variance."""
+    noise_on: NoiseOn = "both"
+    """What the sample changes in training: both (paper), the values of the features that the mean
+    selects, or only the selection."""
+    rectify: bool = False
+    """Apply a ReLU to the mean, as upstream's TopK does. Paper: no."""
+    select_by: SelectBy = "value"
+    """Keep the k largest activations (value; paper), or the k of largest magnitude with their signs
+    (magnitude: AbsTopK, arXiv 2510.00404)."""
+    prior_std: float = 1.0
+    """The standard deviation of the prior, in training units."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sigma is not None:
+            no_noise = Setting("posterior", "point")
+            require_scale("sigma", self.sigma, instead=("for no noise use ", no_noise))
+        require_scale("prior_std", self.prior_std)
+        low, high = LOG_VAR_LIMITS
+        is_inside = low <= self.log_var_init <= high
+        require(is_inside, "log_var_init", self.log_var_init, f"between {low} and {high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions(AuxKOptions):
+    """What a vSAE's loss adds to the squared error."""
+
+    beta: float = 1.0
+    """Weight of the KL (nats per token) beside the squared error, in training units. Paper: not
+    stated."""
+    kl_scope: KLScope = "all"
+    """The KL is summed over all features (paper) or the k selected."""
+    kl_schedule: KLSchedule = "linear"
+    """How beta is annealed. Paper: annealed, form not stated."""
+    kl_warmup_steps: int | None = None
+    """Steps over which beta rises (linear, cosine). 0: no warm-up. Default: a tenth of the run."""
+    noise_anneal_steps: int | None = None
+    """Steps over which the noise falls linearly to 0. none: the noise stays."""
+    freeze_decoder: bool = False
+    """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
+    scores as well does not need learned directions."""
+
+    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
+        return super().run_defaults(steps, tokens) | {"kl_warmup_steps": max(1, steps // 10)}
+
+    def with_warmup(self, steps: int) -> "Self":
+        """With the warm-up of a run of `steps`, where none is given.
+
+        Raises: ConfigError for a schedule that is longer than the run.
+        """
+        self.require_fit(steps)
+        if self.kl_warmup_steps is not None:
+            return self
+        return replace(self, kl_warmup_steps=max(1, steps // 10))
+
+    def require_fit(self, steps: int) -> None:
+        super().require_fit(steps)
+        if self.kl_schedule != "constant":
+            _require_in_run("kl_warmup_steps", self.kl_warmup_steps, steps)
+        _require_in_run("noise_anneal_steps", self.noise_anneal_steps, steps)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.beta >= 0, "beta", self.beta, "at least 0")
+        warmup, anneal = self.kl_warmup_steps, self.noise_anneal_steps
+        require(warmup is None or warmup >= 0, "kl_warmup_steps", warmup, "0 (no warm-up) or more")
+        expected = "above 0, or none for noise that stays"
+        no_noise = ("for no noise use ", Setting("posterior", "point"))
+        is_legal = anneal is None or anneal > 0
+        require(is_legal, "noise_anneal_steps", anneal, expected, instead=no_noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsityWarmupOptions(Options):
+    """How upstream's penalties begin."""
+
+    sparsity_warmup_steps: int | None = None
+    """Steps over which the sparsity loss rises. Default: 2000 or a fifth of the run, whichever is
+    less."""
+
+    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
+        warmup = {"sparsity_warmup_steps": min(2000, steps // 5)}
+        return super().run_defaults(steps, tokens) | warmup
+
+
+_ARCHITECTURE = {
+    "help": ". ".join(f"{name}: {row.description}" for name, row in TRAINED.items()) + ".",
+    "metavar": "NAME",
+}
+
+
+def _lr_help() -> str:
+    by_lr: dict[str, list[str]] = {}
+    for name, row in TRAINED.items():
+        by_lr.setdefault(row.default_lr, []).append(name)
+    defaults = "; ".join(f"{lr} for {', '.join(names)}" for lr, names in by_lr.items())
+    return f"Adam's learning rate. Paper: not stated. With --lr none: {defaults}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEConfig(Options):
+    """One SAE and how it is trained: what every architecture uses.
+
+    `SAEConfig(architecture="top_k", k=8)` is `TopKConfig(k=8)`, without an architecture a
+    `VSAETopKConfig`.
+    """
+
+    architecture: str = field(default="vsae_top_k", metadata=_ARCHITECTURE)
+    dict_size: int = 1024
+    """Features in the dictionary. Paper: 2048."""
+    lr: float | None = field(default=None, metadata={"help": _lr_help()})
+    warmup_steps: int | None = None
+    """Steps over which lr rises from 0. Default: 1000 or a tenth of the run, whichever is less."""
+    decay_start: int | None = None
+    """The step from which lr falls linearly, to 0 at the end. none: it does not fall."""
+    seed: int = 0
+    """Seeds the initial weights and the noise."""
+    init_from: str | None = None
+    """Start from the weights of a trained SAE instead of random ones: a run folder, or a folder of
+    dictionary_learning's or SAELens's. Architecture, dict_size and k must be its own; --config
+    takes them from a run folder. Default: random weights."""
+
+    if TYPE_CHECKING:
+        # The names and types of the options, for `SAEConfig(architecture=…, …)`.
+
+        class _Common(TypedDict, total=False):
+            dict_size: int
+            lr: float | None
+            warmup_steps: int | None
+            decay_start: int | None
+            seed: int
+            init_from: str | None
+
+        class _ReLU(_Common, total=False):
+            sparsity_warmup_steps: int | None
+            l1_penalty: float
+
+        class _JumpReLU(_Common, total=False):
+            sparsity_warmup_steps: int | None
+            sparsity_penalty: float
+            target_l0: float
+            threshold_twice: bool
+
+        class _VAEase(_Common, total=False):
+            log_var_init: float
+            gamma_init: float
+            prior_std: float
+            active_gate: float
+
+        class _WithAuxK(_Common, total=False):
+            auxk_alpha: float
+            dead_feature_threshold: int | None
+
+        class _TopK(_WithAuxK, total=False):
+            k: int
+            k_anneal_steps: int | None
+
+        class _ProbabilisticTopK(_TopK, total=False):
+            temperature_start: float
+            temperature_end: float
+
+        class _Matryoshka(_TopK, total=False):
+            group_fractions: tuple[float, ...]
+
+        class _VSAE(_WithAuxK, total=False):
+            posterior: Posterior
+            sigma: float | None
+            log_var_init: float
+            noise_on: NoiseOn
+            rectify: bool
+            select_by: SelectBy
+            prior_std: float
+            noise_to_signal: float | None
+            beta: float
+            kl_scope: KLScope
+            kl_schedule: KLSchedule
+            kl_warmup_steps: int | None
+            noise_anneal_steps: int | None
+            freeze_decoder: bool
+
+        class _VSAETopK(_VSAE, total=False):
+            k: int
+            k_anneal_steps: int | None
+
+        # fmt: off
+        @overload
+        def __new__(cls, *, architecture: Literal["vsae_top_k"] = ..., **options: Unpack[_VSAETopK]) -> "VSAETopKConfig": ...
+        @overload
+        def __new__(cls, *, architecture: Literal["vsae"], **options: Unpack[_VSAE]) -> "VSAEConfig": ...
+        @overload
+        def __new__(cls, *, architecture: Literal["vaease"], **options: Unpack[_VAEase]) -> "VAEaseConfig": ...
+        @overload
+        def __new__(cls, *, architecture: Literal["top_k"], **options: Unpack[_TopK]) -> "TopKConfig": ...
+        @overload
+        def __new__(cls, *, architecture: Literal["probabilistic_top_k"], **options: Unpack[_ProbabilisticTopK]) -> "ProbabilisticTopKConfig": ...
+        @overload
+        def __new__(cls, *, architecture: Literal["batch_top_k"], **options: Unpack[_TopK]) -> "BatchTopKConfig": ...
+        @overload
+        def __new__(cls, *, architecture: Literal["relu"], **options: Unpack[_ReLU]) -> "ReLUConfig": ...
+        @overload
+        def __new__(cls, *, architecture: Literal["jump_relu"], **options: Unpack[_JumpReLU]) -> "JumpReLUConfig": ...
+        @overload
+        def __new__(cls, *, architecture: Literal["matryoshka"], **options: Unpack[_Matryoshka]) -> "MatryoshkaConfig": ...
+        def __new__(cls, **options: Any) -> Any: ...
+        def __init__(self, **options: Any) -> None: ...
+        # fmt: on
+
+    else:
+
+        def __new__(cls, **options):
+            name = options.get("architecture", cls.architecture)
+            if cls is SAEConfig:
+                require_choice("architecture", name, TRAINED)
+                cls = CONFIGS[name]
+            for option in options:
+                _require_option(option, cls)
+            return object.__new__(cls)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.dict_size >= 1, "dict_size", self.dict_size, "at least 1")
+        require_seed("seed", self.seed)
+
+    @property
+    def kept_per_token(self) -> int | None:
+        """How many features a token keeps; None if that differs from token to token."""
+        return None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What this architecture uses beyond what every architecture uses."""
+        common = {each.name for each in fields(SAEConfig)}
+        return {n: v for n, v in vars(self).items() if n not in common}
+
+    def unused(self) -> tuple[str, ...]:
+        """The options that the choice of others leaves without a use."""
+        return ()
+
+    def to_flat(self) -> dict[str, Any]:
+        """Every option of every architecture: None for one that has no use here."""
+        unused = self.unused()
+        used = {name: value for name, value in vars(self).items() if name not in unused}
+        return {name: used.get(name) for name in OPTION_NAMES}
+
+    def changed_to(self, **choices: str | None) -> "SAEConfig":
+        """With another architecture, posterior or kl_schedule, and without the options that it has no
+        use for. What was left at a default gets the default of the new architecture.
+
+        Arguments:
+            choices: None for one that stays.
+
+        Raises: ConfigError for a choice that there is not.
+        """
+        chosen = {name: value for name, value in choices.items() if value is not None}
+        name = chosen.pop("architecture", self.architecture)
+        require_choice("architecture", name, TRAINED)
+        names = {each.name for each in fields(CONFIGS[name])} - {"architecture"}
+        given = {n: v for n, v in vars(self).items() if v != _defaults(type(self))[n]}
+        kept: dict[str, Any] = {n: v for n, v in (given | chosen).items() if n in names}
+        # Those without a use would be refused as wrong values if they were checked first.
+        return CONFIGS[name](**kept)._without_unused()
+
+    def _without_unused(self) -> "Self":
+        defaults = _defaults(type(self))
+        left_out: dict[str, Any] = {name: defaults[name] for name in self.unused()}
+        return replace(self, **left_out)
+
+    def for_steps(self, former: int, steps: int, batch_size: int) -> "Self":
+        """These settings of a run of `former` steps, for a run of `steps`.
+
+        What is the default of the former run becomes the default again. Other schedules keep their
+        share of the run.
+        """
+        derived = [name for name in DERIVED if name in vars(self)]
+        none: dict[str, Any] = dict.fromkeys(derived)
+        unset = replace(self, **none)
+        defaults = unset.resolve(former, batch_size)
+        changed: dict[str, Any] = {}
+        for name in derived:
+            given = getattr(self, name)
+            if given is not None and given == getattr(defaults, name):
+                changed[name] = None
+            elif name in SCHEDULES and given:
+                changed[name] = max(1, given * steps // former)
+        for name in ("warmup_steps", "sparsity_warmup_steps"):
+            if warmup := changed.get(name):
+                changed[name] = min(warmup, steps - 1)
+        scaled = replace(self, **changed)
+        if scaled.decay_start is None:
+            return scaled
+        without = replace(scaled, decay_start=None)
+        warm = without.resolve(steps, batch_size)._warm
+        return scaled if warm < scaled.decay_start < steps else without  # a very short run
+
+    @property
+    def _warm(self) -> int:
+        """The step from which the learning rate may fall."""
+        warmups = (vars(self).get(name) for name in ("warmup_steps", "sparsity_warmup_steps"))
+        return max(warmup or 0 for warmup in warmups)
+
+    def resolve(self, steps: int, batch_size: int) -> "Self":
+        """Every default filled in for a run of `steps`, and checked.
+
+        A sigma that is given as a noise_to_signal stays None: see `with_sigma`.
+
+        Raises: ConfigError for an option that has no use, or one that does not fit the run.
+        """
+        defaults = _defaults(type(self))
+        for name in self.unused():
+            if getattr(self, name) != defaults[name]:
+                raise self.refusal(name)
+        follows = {"warmup_steps": min(1000, steps // 10)}
+        follows |= self.run_defaults(steps, steps * batch_size)
+        missing: dict[str, Any] = {n: v for n, v in follows.items() if getattr(self, n) is None}
+        resolved = replace(self, **missing)
+        resolved.require_fit(steps)
+        if (k := resolved.kept_per_token) is not None:
+            largest = Setting("dict_size", self.dict_size)
+            require(k <= self.dict_size, "k", k, ("1 to ", largest))
+        require_lr_schedule(
+            steps,
+            resolved.lr,
+            resolved.warmup_steps,
+            resolved.decay_start,
+            vars(resolved).get("sparsity_warmup_steps"),
+        )
+        return resolved
+
+    def refusal(self, name: str) -> ConfigError:
+        """The error for an option that has no use here."""
+        return not_used(name, getattr(self, name), f"architecture {self.architecture}")
+
+    def require_units(self, normalize: Normalize) -> None:
+        """Raise a ConfigError if an option needs activations that are normalised, and these aren't."""
+
+    def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
+        """With the sigma that a resolved noise_to_signal means; others stay as they are."""
+        return self
+
+    @property
+    def name(self) -> str:
+        """What distinguishes this SAE from others of a run, fit for a folder's name."""
+        flat = self.to_flat()
+        parts = [self.architecture]
+        if flat["k"] is not None:
+            parts.append(f"k{flat['k']}")
+        parts.append(f"F{self.dict_size}")
+        parts += [flat[n] for n in ("posterior", "noise_on") if flat[n] is not None]
+        parts += ["kl-selected"] if flat["kl_scope"] == "selected" else []
+        parts += ["annealed"] if flat["noise_anneal_steps"] is not None else []
+        parts += ["k-annealed"] if flat["k_anneal_steps"] is not None else []
+        parts += ["rectified"] if flat["rectify"] else []
+        parts += ["by-magnitude"] if flat["select_by"] == "magnitude" else []
+        parts += [
+            f"{label}{flat[name]:g}"
+            for name, label in _NAMED_IN_FOLDERS.items()
+            if flat[name] is not None
+        ]
+        return "_".join([*parts, f"seed{self.seed}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
+    """What `vsae_top_k` and `vsae` share."""
+
+    noise_to_signal: float | None = None
+    """Gives sigma as r = k sigma^2 / E||x||^2, the noise energy that sampling adds to a
+    reconstruction, relative to the activations' energy. Instead of sigma; needs --normalize sqrt_d
+    or unit."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        given = self.noise_to_signal
+        require(given is None or given > 0, "noise_to_signal", given, "a number above 0")
+
+    def unused(self) -> tuple[str, ...]:
+        return UNUSED_BY[self.posterior]
+
+    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        if self.posterior == "fixed" and self.noise_to_signal is None:
+            own["sigma"] = 1.0
+        return super().run_defaults(steps, tokens) | own
+
+    def resolve(self, steps: int, batch_size: int) -> "Self":
+        if None not in (self.noise_to_signal, self.sigma):
+            one, other = (
+                Setting("sigma", self.sigma),
+                Setting("noise_to_signal", self.noise_to_signal),
+            )
+            raise ConfigError(
+                (one, " and ", other, ": expected one of them"),
+                name="sigma",
+                instead=("leave out ", Setting("sigma"), " or ", Setting("noise_to_signal")),
+            )
+        resolved = super().resolve(steps, batch_size)
+        default = self.run_defaults(steps, steps * batch_size)["kl_warmup_steps"]
+        if self.kl_schedule == "constant" and resolved.kl_warmup_steps != default:
+            raise not_used("kl_warmup_steps", self.kl_warmup_steps, "kl_schedule constant")
+        return resolved
+
+    def refusal(self, name: str) -> ConfigError:
+        return not_used(name, getattr(self, name), f"posterior {self.posterior}")
+
+    def _without_unused(self) -> "Self":
+        kept = super()._without_unused()
+        return replace(kept, kl_warmup_steps=None) if self.kl_schedule == "constant" else kept
+
+    def require_units(self, normalize: Normalize) -> None:
+        if self.noise_to_signal is not None and normalize == "none":
+            raise ConfigError(
+                (
+                    Setting("noise_to_signal", self.noise_to_signal),
+                    " with ",
+                    Setting("normalize", "none"),
+                ),
+                name="noise_to_signal",
+                expected=(Setting("normalize", "sqrt_d"), " or unit"),
+                instead=("give ", Setting("sigma"), " in the activations' own units"),
+            )
+
+    def with_sigma(self, activation_dim: int, normalize: Normalize) -> "Self":
+        """With the sigma that a resolved noise_to_signal means: sqrt(r E||x||^2 / k)."""
+        if self.noise_to_signal is None:
+            return self
+        self.require_units(normalize)
+        energy = training_energy(normalize, activation_dim)
+        k = self.kept_per_token or self.dict_size
+        return replace(self, sigma=math.sqrt(self.noise_to_signal * energy / k))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VSAETopKConfig(TopKOptions, Variational):
+    """The variational TopK SAE."""
+
+    architecture: Literal["vsae_top_k"] = field(default="vsae_top_k", metadata=_ARCHITECTURE)
+
+    @property
+    def kept_per_token(self) -> int:
+        return self.k
+
+
+@dataclass(frozen=True, kw_only=True)
+class VSAEConfig(Variational):
+    """The purely variational SAE: its k is dict_size."""
+
+    architecture: Literal["vsae"] = field(default="vsae", metadata=_ARCHITECTURE)
+
+    @property
+    def kept_per_token(self) -> int:
+        return self.dict_size
+
+    def _without_unused(self) -> "Self":
+        kept = super()._without_unused()  # it selects all features anyway
+        return replace(kept, noise_on="both") if kept.noise_on == "selection" else kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEaseConfig(SAEConfig):
+    """VAEase (Lu et al. 2025)."""
+
+    architecture: Literal["vaease"] = field(default="vaease", metadata=_ARCHITECTURE)
+    log_var_init: float = -0.5
+    """The initial log-variance, relative to the prior's."""
+    gamma_init: float = 0.1
+    """Initial variance of the reconstruction's error, per dimension, in training units. It is
+    learned; its logarithm moves by up to lr a step."""
+    prior_std: float = 1.0
+    """The standard deviation of the prior, in training units."""
+    active_gate: float = 0.05
+    """The gate, 1 - sigma/p, at or below which a feature counts as off in encoding. Training does
+    not use it."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        low = LOG_VAR_LIMITS[0]
+        is_inside = low <= self.log_var_init < 0
+        require(is_inside, "log_var_init", self.log_var_init, f"{low} or more, and below 0")
+        for name in ("gamma_init", "prior_std"):
+            require_scale(name, getattr(self, name))
+        is_inside = 0 <= self.active_gate < 1
+        require(is_inside, "active_gate", self.active_gate, "0 or more, and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _UpstreamTopK(TopKOptions, AuxKOptions, SAEConfig):
+    """What upstream's SAEs with a k share."""
+
+    @property
+    def kept_per_token(self) -> int:
+        return self.k
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKConfig(_UpstreamTopK):
+    """Upstream's TopK SAE."""
+
+    architecture: Literal["top_k"] = field(default="top_k", metadata=_ARCHITECTURE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilisticTopKConfig(_UpstreamTopK):
+    """Probabilistic TopK (Li et al. 2026): random gates that harden."""
+
+    architecture: Literal["probabilistic_top_k"] = field(
+        default="probabilistic_top_k", metadata=_ARCHITECTURE
+    )
+    temperature_start: float = 5.0
+    """The gates' temperature at the first step: the higher, the less a gate says."""
+    temperature_end: float = 1e-3
+    """The same at the last step. Between them it falls geometrically. Near 0, gates are open or shut."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        start, end = self.temperature_start, self.temperature_end
+        low, high = 1e-6, 1e6
+        require(low <= end, "temperature_end", end, f"at least {low:g}")
+        limits = ("between ", Setting("temperature_end", end), f" and {high:g}")
+        require(end <= start <= high, "temperature_start", start, limits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(_UpstreamTopK):
+    """Upstream's BatchTopK SAE."""
+
+    architecture: Literal["batch_top_k"] = field(default="batch_top_k", metadata=_ARCHITECTURE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLUConfig(SparsityWarmupOptions, SAEConfig):
+    """Upstream's ReLU SAE."""
+
+    architecture: Literal["relu"] = field(default="relu", metadata=_ARCHITECTURE)
+    l1_penalty: float = 0.1
+    """Weight of the L1 norm."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.l1_penalty >= 0, "l1_penalty", self.l1_penalty, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
+    """Upstream's JumpReLU SAE."""
+
+    architecture: Literal["jump_relu"] = field(default="jump_relu", metadata=_ARCHITECTURE)
+    sparsity_penalty: float = 1.0
+    """Weight of the sparsity loss."""
+    target_l0: float = 20.0
+    """The number of active features aimed at."""
+    threshold_twice: bool = False
+    """Let thresholds learn from upstream's sparsity loss, which applies them twice, instead of the
+    JumpReLU paper's (dictionary_learning's issue 55)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("sparsity_penalty", "target_l0"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatryoshkaConfig(_UpstreamTopK):
+    """Upstream's Matryoshka BatchTopK SAE."""
+
+    architecture: Literal["matryoshka"] = field(default="matryoshka", metadata=_ARCHITECTURE)
+    group_fractions: tuple[float, ...] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """Each nested group's share of the dictionary. They sum to 1."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        shares = self.group_fractions
+        is_whole = abs(sum(shares) - 1) < 1e-6 and min(shares, default=0) > 0
+        require(is_whole, "group_fractions", shares, "positive shares that sum to 1")
+
+
+CONFIGS: dict[str, type[SAEConfig]] = {
+    cls.architecture: cls
+    for cls in (
+        VSAETopKConfig,
+        VSAEConfig,
+        VAEaseConfig,
+        TopKConfig,
+        ProbabilisticTopKConfig,
+        BatchTopKConfig,
+        ReLUConfig,
+        JumpReLUConfig,
+        MatryoshkaConfig,
+    )
+}
+"""The settings' class of each architecture, by the name that users type after --architecture."""
+_GROUPS = (SAEConfig, TopKOptions, PosteriorOptions, Variational, *CONFIGS.values())
+OPTION_NAMES = tuple(dict.fromkeys(f.name for cls in _GROUPS for f in fields(cls)))
+"""The options of all architectures."""
+
+
+def option_hints() -> dict[str, Any]:
+    """The type of each option of any architecture; of those that share a name, it is the same."""
+    return {n: hint for cls in CONFIGS.values() for n, hint in get_type_hints(cls).items()}
+
+
+def from_flat(flat: dict[str, Any]) -> SAEConfig:
+    """The settings in a run's config.json, where an option that has no use is null.
+
+    Raises: ConfigError for an unknown architecture, an option that it does not use, or a wrong value.
+    """
+    name = flat.get("architecture", SAEConfig.architecture)
+    require_choice("architecture", name, TRAINED)
+    cls, without_use = CONFIGS[name], {each for names in UNUSED_BY.values() for each in names}
+    may_be_left_out = without_use | {*OPTION_NAMES} - _defaults(cls).keys()
+    given: dict[str, Any] = {
+        n: tuple(v) if isinstance(v, list) else v
+        for n, v in flat.items()
+        if v is not None or n not in may_be_left_out
+    }
+    return cls(**given)
+
+
+def not_used(name: str, value: Any, who: str) -> ConfigError:
+    """The error for an option that something else leaves without a use."""
+    return ConfigError(
+        f"{who} does not use it", name=name, value=value, instead=("leave out ", Setting(name))
+    )
+
+
+def _defaults(cls: type[SAEConfig]) -> dict[str, Any]:
+    return {each.name: each.default for each in fields(cls)}
+
+
+def _require_option(name: str, cls: type[SAEConfig]) -> None:
+    """Raise a ConfigError unless an architecture has an option of this name."""
+    names = [each.name for each in fields(cls)]
+    if name in names:
+        return
+    if name in OPTION_NAMES:
+        raise ConfigError(
+            f"{cls.architecture} does not use it",
+            name=name,
+            instead=f"it uses {', '.join(n for n in names if n not in _defaults(SAEConfig))}",
+        )
+    close = " or ".join(map(repr, likely(name, names)))
+    raise ConfigError(
+        f"no such option of {cls.architecture}",
+        name=name,
+        instead=f"did you mean {close}?" if close else f"expected one of {', '.join(names)}",
+    )
+
+
+def _require_in_run(name: str, given: int | None, steps: int) -> None:
+    fits = given is None or given <= max(steps, 2)
+    require(fits, name, given, ("at most ", Setting("steps", steps)))

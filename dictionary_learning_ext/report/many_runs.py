@@ -1,0 +1,195 @@
+"""Many runs: their results, grouped by everything except the seeds, and the best for each k."""
+
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config.run import NOT_THE_RESULT
+from ..errors import ConfigError, UserError, first_line
+from ..evaluation.metrics import Metric
+from ..features.reproducibility_of_settings import SeedScores
+from ..run_folder.matching import SEEDS, settings_of, unequal
+from ..run_folder.names import CONFIG, FAILED, WEIGHTS
+from ..run_folder.reading import (
+    checked_settings,
+    is_finished,
+    load_config,
+    read_config,
+    read_metrics_if_any,
+    run_folders_in,
+)
+
+logger = logging.getLogger(__name__)
+
+RANKED_BY = "description_length"
+_NEVER_SHOWN = (*NOT_THE_RESULT, "device")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    name: str
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+    """The content of metrics.json; empty if it was not evaluated."""
+    folder: Path | None = None
+    """None if it is only on wandb's server."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one setting, which differ in their seeds alone."""
+
+    runs: list[RunResult]
+    scores: SeedScores | None = None
+    """How well its SAEs agree; None if that was not measured."""
+
+    @property
+    def folders(self) -> list[Path]:
+        """The run folders of those that are here."""
+        return [run.folder for run in self.runs if run.folder is not None]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What they share."""
+        return {n: value for n, value in self.runs[0].settings.items() if n not in SEEDS}
+
+    @property
+    def n(self) -> int:
+        """How many runs there are."""
+        return len(self.runs)
+
+    def mean(self, key: str) -> float | None:
+        """A metric's mean; None if it was not measured in all runs."""
+        values: list[Any] = [run.metrics.get(key) for run in self.runs]
+        return None if None in values else statistics.fmean(values)
+
+    def spread(self, key: str) -> float | None:
+        """A metric's standard deviation over the seeds; None of a single run."""
+        if self.n == 1 or self.mean(key) is None:
+            return None
+        return statistics.stdev(run.metrics[key] for run in self.runs)
+
+    def text(self, metric: Metric) -> str:
+        """A metric as tables show it: its mean and, of several runs, its standard deviation."""
+        mean, spread = metric.text(self.mean(metric.key)), self.spread(metric.key)
+        digits = len(mean.partition(".")[2])
+        return mean if spread is None else f"{mean} ± {spread:.{digits}f}"
+
+
+def grouped(results: Sequence[RunResult]) -> list[Group]:
+    """The runs by their settings but for the seeds, sorted by the settings that differ."""
+    groups: dict[str, list[RunResult]] = {}
+    for one in results:
+        settings = {n: v for n, v in one.settings.items() if n not in (*_NEVER_SHOWN, *SEEDS)}
+        groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(one)
+    names = differing(results)
+    return sorted(
+        map(Group, groups.values()),
+        key=lambda group: [_place(group.settings.get(name)) for name in names],
+    )
+
+
+def _place(value: Any) -> tuple[int, float, str]:
+    """Numbers first, in their order."""
+    is_number = isinstance(value, int | float)
+    return (0, value, "") if is_number else (1, 0.0, str(value))
+
+
+def differing(results: Sequence[RunResult]) -> list[str]:
+    """The settings in which runs differ. An option of only one architecture is none of them."""
+    return sorted(n for n in unequal([one.settings for one in results]) if n not in _NEVER_SHOWN)
+
+
+def best_of_each_k(groups: list[Group]) -> list[Group]:
+    """The setting with the lowest mean description length for each k, at each hook point."""
+    best: dict[tuple[Any, Any], tuple[float, Group]] = {}
+    for group in groups:
+        where, length = (group.settings.get("hook"), group.settings.get("k")), group.mean(RANKED_BY)
+        if length is not None and (where not in best or length < best[where][0]):
+            best[where] = length, group
+    return [best[where][1] for where in sorted(best, key=lambda w: (str(w[0]), w[1] or 0))]
+
+
+def read_all_in(
+    folder: Path,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
+    """Each config.json and metrics.json of the trained SAEs in a folder, by the run folder's name.
+
+    The third of what is returned names the folders that are left out, as they are damaged or not
+    finished, and says why.
+    """
+    configs, metrics, left_out = {}, {}, []
+    for one in run_folders_in(folder):
+        if not (one / WEIGHTS).is_file():
+            why = "failed" if (one / FAILED).is_file() else "not finished"
+            left_out.append(f"{one.name} ({why})")
+            continue
+        try:
+            config, found = read_config(one), read_metrics_if_any(one) or {}
+            if "run" in config:
+                checked_settings(config, one / CONFIG)
+        except UserError as error:
+            left_out.append(f"{one.name} ({error})")
+        else:
+            configs[one.name], metrics[one.name] = config, found
+    return configs, metrics, left_out
+
+
+def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
+    """The settings and metrics of every finished run in a folder.
+
+    Settings that were left to the trainer are those that it chose. A run that was not evaluated, as
+    its settings say, has no metrics.
+
+    Arguments:
+        state: what is missing, in words, if that is known. A warning names it otherwise.
+
+    Raises: ConfigError if no run is finished.
+    """
+    results, unfinished = [], []
+    for one in run_folders_in(folder):
+        if is_finished(one, load_config(one).run):
+            settings, metrics = settings_of(read_config(one)), read_metrics_if_any(one) or {}
+            results.append(RunResult(one.name, settings, metrics, one))
+        else:
+            unfinished.append(one.name)
+    if not results:
+        raise ConfigError(
+            f"{folder}: holds no finished run; "
+            + (state or "expected a folder written by vsae sweep, e.g. runs/NAME")
+        )
+    if unfinished and state is None:
+        logger.warning("left out, as they have no results yet: %s", ", ".join(unfinished))
+    return results
+
+
+def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
+    """The same from wandb's server, and what is missing. Raises ConfigError if it can't be read."""
+    import wandb
+
+    def evaluation(summary: dict[str, Any]) -> dict[str, Any]:
+        prefix = "eval/"
+        return {n.removeprefix(prefix): v for n, v in summary.items() if n.startswith(prefix)}
+
+    try:
+        runs = list(wandb.Api().sweep(sweep).runs)
+        results = [
+            RunResult(run.name, dict(run.config), evaluation(dict(run.summary)))
+            for run in runs
+            if run.state == "finished"
+        ]
+    except Exception as error:  # of many kinds: login, network, no such sweep
+        raise ConfigError(
+            f"--of-wandb {sweep}: can't be read ({first_line(error)}); expected "
+            "ENTITY/PROJECT/SWEEP; if you are not logged in, run `wandb login`"
+        ) from error
+    if not results:
+        raise ConfigError(f"--of-wandb {sweep}: none of its {len(runs)} runs has finished")
+    missing = f"{len(results)} of {len(runs)} runs are finished"
+    return results, missing if len(results) < len(runs) else None

@@ -1,0 +1,348 @@
+"""Tables of many runs: the index page of a folder, and a sweep's results as text, CSV and a page."""
+
+import csv
+import io
+import logging
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import plotly.graph_objects as go
+
+from ..errors import CheckpointError
+from ..evaluation.metrics import METRICS, Metric, shown_in
+from ..evaluation.sae_names import short_names
+from ..evaluation.tables import setting_text, text_table
+from ..features.reproducibility_of_settings import SAME_BATCHES, SEED_METRICS, SeedMetric, of_seeds
+from ..run_folder.matching import SEEDS, measurements, training, unequal
+from ..run_folder.names import INDEX, REPORT, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE
+from ..run_folder.writing import write_text
+from .many_runs import RANKED_BY, Group, RunResult, best_of_each_k, differing, grouped, read_all_in
+from .rendering import rendered
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunsTable:
+    """A table of a page. Its first column names the row."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    links: list[str | None] | None = None
+    """The report of each row, if it has one."""
+
+
+def write_index(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Path:
+    """Write the page about the run folders in a folder; return its path.
+
+    Arguments:
+        folder: holds run folders.
+        out: the page (default: `folder`/index.html).
+        on_step: called with the name of each step that takes long before it starts.
+
+    A folder that is damaged or not finished is left out of the table, and named below it.
+    """
+    folder = Path(folder)
+    out = folder / INDEX if out is None else Path(out)
+    configs, metrics_of, left_out = read_all_in(folder)
+    results = [
+        RunResult(
+            name,
+            {"architecture": _architecture(configs[name]), **settings},
+            metrics_of[name],
+            folder / name,
+        )
+        for name, settings in training(configs).items()
+    ]
+    settings = unequal([one.settings for one in results])
+    measured = measurements({name: found for name, found in metrics_of.items() if found})
+    measured_as = unequal(list(measured.values()))
+    more = [name for name in measured_as if name not in settings]
+    shown = [
+        replace(one, settings=one.settings | {n: measured.get(one.name, {}).get(n) for n in more})
+        for one in results
+    ]
+    metrics, tables, seeds = shown_in("report"), [], []
+    tables.append(_runs_table("", shown, [*settings, *more], metrics, out))
+    # A copy of a run is no other seed.
+    ours = {repr(one.settings): one for one in results if "run" in configs[one.name]}
+    for group in grouped(list(ours.values())):
+        if group.n > 1:
+            on_step(f"matching the features of {group.n} seeds")
+            seeds.append(replace(group, scores=of_seeds(group.folders)))
+    if seeds:
+        names = [name for name in settings if name not in SEEDS]
+        tables.append(_settings_table("Settings with several seeds", seeds, names, metrics))
+    n = "1 sparse autoencoder" if len(results) == 1 else f"{len(results)} sparse autoencoders"
+    page = _page(
+        folder.resolve().name,
+        f"{n}, with the settings that differ and the metrics. Click a name to open its report.",
+        tables,
+        metrics,
+        seeds,
+        warnings=[
+            f"These metrics were measured under different conditions ({', '.join(measured_as)}), so "
+            "they can't be compared."
+        ]
+        if measured_as
+        else [],
+        notes=[f"Not in the table: {', '.join(left_out)}."] if left_out else [],
+        missing=[
+            shlex.join(["vsae", "report", str(one.folder)])
+            for one, link in zip(results, tables[0].links or [], strict=True)
+            if link is None
+        ],
+        together=_link(folder / REPORT, out) if (folder / REPORT).is_file() else None,
+    )
+    write_text(out, page)
+    return out
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """Its name, or that of its class in upstream's folders."""
+    settings = config.get("run", {}).get("settings", {})
+    return settings.get("architecture", config["trainer"]["dict_class"])
+
+
+def show_sweep(
+    results: list[RunResult], folder: Path, missing: str | None = None, width: int | None = None
+) -> str:
+    """Write a sweep's results into `folder` as CSV files and a page; return the tables as text.
+
+    If they can't be written, as in a read-only folder, a warning says so.
+
+    Arguments:
+        missing: what of the sweep is missing, if anything.
+        width: of the terminal.
+    """
+    names, metrics = differing(results), shown_in("sweep")
+    groups = [replace(one, scores=of_seeds(one.folders)) for one in grouped(results)]
+    best, settings = best_of_each_k(groups), [name for name in names if name not in SEEDS]
+    has_seeds = _have_seeds(groups)
+    each = ["hook", "k"] if "hook" in settings else ["k"]
+    of_settings = _settings_table("All settings", groups, settings, metrics)
+    of_best = _settings_table("Best for each " + " and ".join(each), best, settings, metrics)
+    page = folder / SWEEP_PAGE
+    tables = [of_best] if best else []
+    tables += [of_settings] if has_seeds else []
+    tables.append(_runs_table("All runs", results, names, metrics, page))
+    how_many = "1 run" if len(results) == 1 else f"{len(results)} runs"
+    lede = (
+        f"{how_many}. The best setting has the lowest description length. It is comparable between "
+        "different k: a larger k explains more variance but pays for every feature that it selects. "
+    ) + (
+        "Metrics are the mean ± the standard deviation over n seeds."
+        if has_seeds
+        else "Each setting was run with one seed (n = 1), so a small difference may be chance."
+    )
+    html = _page(
+        folder.name,
+        lede,
+        tables,
+        metrics,
+        groups,
+        warnings=[f"{missing}."] if missing else [],
+        figures=_figures(results, names, metrics),
+    )
+    files = {
+        folder / SWEEP_TABLE: _runs_csv(results, names, metrics),
+        folder / SWEEP_SETTINGS: _settings_csv(groups, settings, metrics),
+        page: html,
+    }
+    first = len(settings) + has_seeds
+    lines = [
+        text_table(of_settings.head, of_settings.rows, width, max(1, first)),
+        *_on_same_batches(groups),
+        "",
+        *([f"{missing}."] if missing else []),
+        *_winners(best, settings, each, len(results), has_seeds),
+    ]
+    try:
+        for path, text in files.items():
+            write_text(path, text)
+    except CheckpointError as error:
+        logger.warning("the results are shown and not written: %s", error)
+        return "\n".join(lines)
+    return "\n".join([*lines, "", f"Wrote {', '.join(map(str, files))}."])
+
+
+def _winners(
+    best: list[Group], settings: list[str], each: list[str], n_runs: int, has_seeds: bool
+) -> list[str]:
+    """The best setting for each k, a line or two each."""
+
+    def shown(group: Group, names: list[str]) -> str:
+        return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)
+
+    ranked_by = METRICS[RANKED_BY]
+    if not best:
+        return [f"{ranked_by.label} was not measured, so the runs are not ranked."]
+    which, rest = "for each " + " and ".join(each), [n for n in settings if n not in each]
+    if not has_seeds:
+        lines = [f"Lowest {ranked_by.label} {which}, out of {n_runs} runs, one seed each (n = 1):"]
+        return lines + [f"  {shown(one, [*each, *rest])}\n    {one.runs[0].name}" for one in best]
+    return [
+        f"Lowest mean {ranked_by.label} {which}, out of {n_runs} runs "
+        "(mean ± standard deviation over n seeds):",
+        *(
+            f"  {shown(one, each)}: {shown(one, rest) or 'all seeds'}: {one.text(ranked_by)} "
+            f"(n = {one.n})"
+            for one in best
+        ),
+    ]
+
+
+def _runs_table(
+    title: str, results: list[RunResult], settings: list[str], metrics: list[Metric], page: Path
+) -> RunsTable:
+    """A row for each run, linked to its report as seen from `page`."""
+    names = short_names(one.name for one in results)
+    rows = [
+        [
+            names[one.name],
+            *(setting_text(one.settings.get(name)) for name in settings),
+            *(metric.text(one.metrics.get(metric.key)) for metric in metrics),
+        ]
+        for one in results
+    ]
+    reports = [None if one.folder is None else one.folder / REPORT for one in results]
+    links = [_link(report, page) if report and report.is_file() else None for report in reports]
+    return RunsTable(title, ["run", *settings, *(one.label for one in metrics)], rows, links)
+
+
+def _settings_table(
+    title: str, groups: list[Group], settings: list[str], metrics: list[Metric]
+) -> RunsTable:
+    """A row for each setting; with several seeds, also how many there are and how well they agree."""
+    agreement = _seed_metrics(groups)
+    n = ["n"] if _have_seeds(groups) else []
+    rows = [
+        [
+            *(setting_text(group.settings.get(name)) for name in settings),
+            *(str(group.n) for _ in n),
+            *map(group.text, metrics),
+            *(metric.text(group.scores) for metric in agreement),
+        ]
+        for group in groups
+    ]
+    return RunsTable(title, [*settings, *n, *(one.label for one in (*metrics, *agreement))], rows)
+
+
+def _have_seeds(groups: list[Group]) -> bool:
+    """Whether any setting was run with several seeds."""
+    return any(group.n > 1 for group in groups)
+
+
+def _seed_metrics(groups: list[Group]) -> list[SeedMetric]:
+    """What tables show of how well seeds agree: nothing if it was measured of no group."""
+    return list(SEED_METRICS) if any(group.scores for group in groups) else []
+
+
+def _on_same_batches(groups: list[Group]) -> list[str]:
+    """What to say if seeds that were compared saw the same batches."""
+    scores = [group.scores for group in groups if group.scores is not None]
+    return [SAME_BATCHES + "."] if any(one.share_batches for one in scores) else []
+
+
+def _runs_csv(results: list[RunResult], names: list[str], metrics: list[Metric]) -> str:
+    """A row for each run, with the unrounded metrics."""
+    keys = [metric.key for metric in metrics]
+    rows = [[r.name, *map(r.settings.get, names), *map(r.metrics.get, keys)] for r in results]
+    return _csv(["run", *names, *keys], rows)
+
+
+def _settings_csv(groups: list[Group], names: list[str], metrics: list[Metric]) -> str:
+    """A row for each setting: the mean and standard deviation of every metric over the seeds, and how
+    well the SAEs agree."""
+    keys, agreement = [one.key for one in metrics], [one.key for one in _seed_metrics(groups)]
+    rows = [
+        [
+            *map(group.settings.get, names),
+            group.n,
+            *(value for key in keys for value in (group.mean(key), group.spread(key))),
+            *(group.scores.values[key] if group.scores else None for key in agreement),
+        ]
+        for group in groups
+    ]
+    columns = [f"{key}_{what}" for key in keys for what in ("mean", "sd")]
+    return _csv([*names, "n", *columns, *agreement], rows)
+
+
+def _csv(header: list[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    return text.getvalue()
+
+
+def _page(
+    title: str,
+    lede: str,
+    tables: list[RunsTable],
+    metrics: list[Metric],
+    groups: list[Group],
+    **more: Any,
+) -> str:
+    """The HTML of a page of tables, with what their columns mean below them."""
+    content = {"warnings": [], "notes": [], "figures": [], "missing": [], "together": None} | more
+    content["notes"] = [*content["notes"], *_on_same_batches(groups)]
+    terms = [
+        (f"{m.label} ({m.better} is better)" if m.better else m.label, m.in_words or m.definition)
+        for m in metrics
+    ]
+    terms += [(f"{m.label} (higher is better)", m.definition) for m in _seed_metrics(groups)]
+    return rendered("runs.html", title=title, lede=lede, tables=tables, terms=terms, **content)
+
+
+def _link(page: Path, out: Path) -> str:
+    """The address of a page as seen from another."""
+    return quote(Path(os.path.relpath(page, out.parent)).as_posix())
+
+
+def _figures(results: list[RunResult], names: list[str], metrics: list[Metric]) -> list[str]:
+    """FVE and CE recovered against k, and every run as a line through its numbers, as HTML."""
+    labels = {metric.key: metric.label for metric in metrics}
+    figures = []
+    for key in ("fve", "frac_recovered") if "k" in names else ():
+        ks = [one.settings.get("k") for one in results]
+        points = go.Scatter(
+            x=ks,
+            y=[one.metrics.get(key) for one in results],
+            text=[one.name for one in results],
+            mode="markers",
+            marker={"size": 9, "opacity": 0.7, "color": "#0072B2"},
+        )
+        figure = go.Figure(points)
+        figure.update_layout(title=f"{labels[key]} against k", yaxis_title=labels[key])
+        ticks = sorted({k for k in ks if isinstance(k, int)})
+        figure.update_xaxes(title="k", type="log", tickvals=ticks, ticktext=list(map(str, ticks)))
+        figures.append(figure)
+    columns = {name: [one.settings.get(name) for one in results] for name in names}
+    columns |= {labels[key]: [one.metrics.get(key) for one in results] for key in labels}
+    axes = [
+        {"label": label, "values": values}
+        for label, values in columns.items()
+        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    ]
+    if len(axes) > 1:
+        line = {"color": axes[0]["values"], "colorscale": "Cividis"}
+        figure = go.Figure(go.Parcoords(dimensions=axes, line=line))
+        figure.update_layout(title="All runs (drag along an axis to select a range)")
+        figure.update_layout(margin={"t": 110, "r": 80})
+        figures.append(figure)
+    for figure in figures:
+        figure.update_layout(template="plotly_white")
+    return [
+        figure.to_html(full_html=False, include_plotlyjs=i == 0, default_height="26rem")
+        for i, figure in enumerate(figures)
+    ]

@@ -1,0 +1,415 @@
+"""An SAE's settings: defaults, checks, help texts, and what trainers make of them."""
+
+import ast
+import copy
+import inspect
+import math
+import pickle
+from dataclasses import asdict, fields
+from typing import get_type_hints
+
+import pytest
+import torch as t
+
+from dictionary_learning_ext.config import sae
+from dictionary_learning_ext.config.architectures import TRAINED, import_class
+from dictionary_learning_ext.config.checks import _SCALE_LIMITS
+from dictionary_learning_ext.config.help_texts import help_texts
+from dictionary_learning_ext.config.sae import (
+    CONFIGS,
+    ObjectiveOptions,
+    PosteriorOptions,
+    ProbabilisticTopKConfig,
+    SAEConfig,
+    VAEaseConfig,
+    VSAETopKConfig,
+    from_flat,
+)
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.trainers.probabilistic_top_k import ProbabilisticTopKTrainer
+from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
+from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
+
+D, F, K = 8, 16, 4
+POSTERIOR = asdict(PosteriorOptions(sigma=1.0))
+OBJECTIVE = asdict(ObjectiveOptions(dead_feature_threshold=10_000_000))
+VAEASE = VAEaseConfig().options
+GATES = ProbabilisticTopKConfig(dead_feature_threshold=10_000_000).options
+del GATES["k"]
+STARTED = {"steps": 40, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
+STARTED |= {"warmup_steps": 4, "seed": 0, "device": "cpu"}
+"""What a trainer is given beside its options."""
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_every_option_an_architecture_uses_is_filled_in_and_no_other(architecture):
+    resolved = SAEConfig(architecture=architecture).resolve(500, 64)
+    optional = {"noise_anneal_steps", "k_anneal_steps", "log_var_init", "noise_to_signal"}
+    of_all = set(SAEConfig.__dataclass_fields__)
+    for name, value in resolved.to_flat().items():
+        if name not in optional | of_all:
+            assert (value is not None) == (name in resolved.options), name
+    assert resolved.warmup_steps == 50
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_every_architecture_that_is_trained_has_settings_of_its_own(architecture):
+    made = SAEConfig(architecture=architecture, dict_size=64)
+    assert type(made) is CONFIGS[architecture]
+    assert made == CONFIGS[architecture](dict_size=64)
+    assert from_flat(made.to_flat()) == made
+    assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made
+    assert CONFIGS.keys() == TRAINED.keys()
+
+
+def test_the_types_of_a_call_by_name_are_those_of_the_classes():
+    """`SAEConfig(architecture=…)` lists the options once more, for type checkers."""
+    tree = ast.parse(inspect.getsource(sae))
+    (body,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "SAEConfig")
+    (checked,) = (node for node in body.body if isinstance(node, ast.If))
+    types: dict[str, dict[str, str]] = {}
+    options: dict[str, str] = {}
+    for node in checked.body:
+        if isinstance(node, ast.ClassDef):
+            inherited = [types[base.id] for base in node.bases if base.id in types]
+            own = {each.target.id: ast.unparse(each.annotation) for each in node.body}
+            types[node.name] = {n: t for one in inherited for n, t in one.items()} | own
+        elif isinstance(node, ast.FunctionDef) and node.args.kwonlyargs:
+            options[ast.unparse(node.returns).strip("\"'")] = node.args.kwarg.annotation.slice.id
+    assert options.keys() == {cls.__name__ for cls in CONFIGS.values()}
+    for cls in CONFIGS.values():
+        said = types[options[cls.__name__]]
+        hints = {n: hint for n, hint in get_type_hints(cls).items() if n != "architecture"}
+        assert {n: eval(text, vars(sae)) for n, text in said.items()} == hints, cls
+
+
+def test_a_name_that_no_option_has_is_refused_with_what_may_be_meant():
+    with pytest.raises(ConfigError, match=r"^betta: no such option of vsae_top_k; did you mean"):
+        SAEConfig(betta=1.0)
+    with pytest.raises(ConfigError, match=r"^k: relu does not use it; it uses sparsity_warmup"):
+        SAEConfig(architecture="relu", k=8)
+
+
+@pytest.mark.parametrize(
+    ("normalize", "architecture", "energy", "k"),
+    [("sqrt_d", "vsae_top_k", 128, 16), ("unit", "vsae_top_k", 1, 16), ("sqrt_d", "vsae", 128, 64)],
+)
+def test_noise_to_signal_becomes_sigma_where_the_width_is_known(normalize, architecture, energy, k):
+    """r = k sigma^2 / E||x||^2, which is D under sqrt_d and 1 under unit."""
+    given = {"k": 16} if architecture == "vsae_top_k" else {}
+    config = SAEConfig(architecture=architecture, dict_size=64, noise_to_signal=0.3, **given)
+    resolved = config.resolve(100, 8)
+    assert resolved.sigma is None
+    sigma = resolved.with_sigma(128, normalize).sigma
+    assert k * sigma**2 / energy == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"noise_to_signal": 0.1, "sigma": 0.3}, "leave out sigma or noise_to_signal"),
+        ({"noise_to_signal": 0.1, "posterior": "point"}, "posterior point does not use it"),
+        ({"noise_to_signal": 0.1, "posterior": "learned"}, "posterior learned does not use it"),
+        ({"noise_to_signal": 0.1, "architecture": "top_k"}, "top_k does not use it"),
+        ({"noise_to_signal": 0.0}, "noise_to_signal=0.0: expected a number above 0"),
+        ({"noise_to_signal": float("inf")}, "noise_to_signal=inf: expected a finite number"),
+    ],
+    ids=str,
+)
+def test_noise_to_signal_beside_what_it_does_not_go_with(given, named):
+    with pytest.raises(ConfigError, match=named):
+        SAEConfig(**given).resolve(100, 8)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_not_every_generator_takes_is_refused(seed):
+    with pytest.raises(ConfigError, match=f"seed={seed}: expected 0 to 4294967295"):
+        SAEConfig(seed=seed).resolve(100, 8)
+
+
+def test_noise_to_signal_needs_activations_of_a_known_scale():
+    resolved = SAEConfig(noise_to_signal=0.1).resolve(100, 8)
+    with pytest.raises(ConfigError, match=r"normalize='none'.*normalize='sqrt_d' or unit"):
+        resolved.with_sigma(128, "none")
+
+
+@pytest.mark.parametrize(
+    ("posterior", "given"),
+    [
+        ("learned", {"sigma": 1.0}),
+        ("fixed", {"log_var_init": -1.0}),
+        ("point", {"sigma": 0.5}),
+        ("point", {"noise_on": "values"}),
+        ("point", {"noise_anneal_steps": 5}),
+    ],
+)
+def test_an_option_the_posterior_does_not_use_is_an_error(posterior, given):
+    config = SAEConfig(posterior=posterior, **given)
+    with pytest.raises(ConfigError, match=f"posterior {posterior} does not use it"):
+        config.resolve(500, 64)
+    assert config.changed_to(posterior=posterior).resolve(500, 64).posterior == posterior
+
+
+def test_an_option_the_schedule_does_not_use_is_an_error():
+    config = SAEConfig(kl_schedule="constant", kl_warmup_steps=7)
+    message = "kl_warmup_steps=7: kl_schedule constant does not use it; leave out kl_warmup_steps"
+    with pytest.raises(ConfigError, match=message):
+        config.resolve(500, 64)
+    changed = SAEConfig(kl_warmup_steps=7).changed_to(kl_schedule="constant")
+    resolved = changed.resolve(500, 64)
+    assert resolved.kl_schedule == "constant"
+    assert resolved.resolve(500, 64) == resolved, "what is resolved is accepted again"
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("kl_warmup_steps", "cosine"),
+        ("noise_anneal_steps", "linear"),
+        ("k_anneal_steps", "linear"),
+    ],
+)
+def test_a_schedule_longer_than_the_run_is_refused(name, schedule):
+    config = SAEConfig(kl_schedule=schedule, **{name: 101})
+    assert getattr(config.resolve(101, 8), name) == 101
+    with pytest.raises(ConfigError, match=f"{name}=101: expected at most steps=100"):
+        config.resolve(100, 8)
+
+
+def test_a_default_is_the_architectures_own():
+    learned = SAEConfig(posterior="learned").resolve(100, 8)
+    vaease = learned.changed_to(architecture="vaease").resolve(100, 8)
+    assert learned.log_var_init == -2.0
+    assert (vaease.log_var_init, vaease.gamma_init, vaease.active_gate) == (-0.5, 0.1, 0.05)
+
+
+def test_a_given_zero_is_kept():
+    resolved = SAEConfig(beta=0.0, auxk_alpha=0.0, warmup_steps=0).resolve(100, 8)
+    assert (resolved.beta, resolved.auxk_alpha, resolved.warmup_steps) == (0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"k": 2000}, "k=2000"),
+        ({"k": 0}, "k=0"),
+        ({"beta": -1.0}, "beta=-1.0"),
+        ({"sigma": -1.0}, "sigma=-1.0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"sigma": "x"}, "sigma='x'"),
+        ({"rectify": "yes"}, "rectify='yes': expected true or false"),
+        ({"kl_schedule": "sine"}, "kl_schedule='sine'"),
+        ({"warmup_steps": 100}, "warmup_steps=100"),
+        ({"decay_start": 5}, "decay_start=5"),
+        ({"decay_start": 100}, "decay_start=100"),
+        ({"architecture": "topk"}, "architecture='topk'"),
+        ({"posterior": "gauss"}, "posterior='gauss'"),
+        ({"architecture": "matryoshka", "group_fractions": (0.5, 0.4)}, "group_fractions"),
+        ({"architecture": "vaease", "log_var_init": 0.5}, "log_var_init=0.5"),
+        ({"architecture": "vaease", "gamma_init": 0.0}, "gamma_init=0.0"),
+        ({"architecture": "vaease", "active_gate": 1.0}, "active_gate=1.0"),
+        ({"architecture": "jump_relu", "target_l0": -1.0}, "target_l0=-1.0"),
+        ({"architecture": "relu", "sparsity_warmup_steps": 100}, "sparsity_warmup_steps=100"),
+    ],
+    ids=str,
+)
+def test_sae_settings_out_of_range_are_named(given, named):
+    with pytest.raises(ConfigError, match=named.replace("(", r"\(")):
+        SAEConfig(**given).resolve(100, 8)
+
+
+def test_another_length_derives_defaults_again_and_keeps_the_share_of_other_schedules():
+    anneal = {"noise_anneal_steps": 500, "k_anneal_steps": 250}
+    sae = SAEConfig(warmup_steps=50, decay_start=750, **anneal, kl_warmup_steps=0)
+    resolved = sae.resolve(1000, 8)
+    shorter = resolved.for_steps(1000, 200, 8).resolve(200, 8)
+    schedules = ("warmup_steps", "decay_start", *anneal, "kl_warmup_steps")
+    assert [getattr(shorter, name) for name in schedules] == [10, 150, 100, 50, 0]
+    assert shorter.dead_feature_threshold == 160
+    assert resolved.for_steps(1000, 1000, 8).resolve(1000, 8) == resolved
+
+
+def test_a_default_that_is_capped_stays_the_default_of_a_longer_run():
+    resolved = SAEConfig().resolve(20_000, 8)
+    assert resolved.warmup_steps == 1000
+    assert resolved.for_steps(20_000, 200_000, 8).resolve(200_000, 8).warmup_steps == 1000
+
+
+def test_a_run_of_one_step_has_no_room_for_a_decay():
+    SAEConfig(decay_start=750, noise_anneal_steps=500, k_anneal_steps=9).for_steps(
+        1000, 1, 8
+    ).resolve(1, 8)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"warmup_steps": 60, "decay_start": 100},
+        {"warmup_steps": 900},
+        {"architecture": "relu", "sparsity_warmup_steps": 90, "decay_start": 150},
+        {"architecture": "relu", "decay_start": 250},
+    ],
+    ids=str,
+)
+def test_schedules_of_a_very_short_run_are_possible(steps, given):
+    """A mistake that nobody typed would be said otherwise."""
+    SAEConfig(**given).for_steps(1000, steps, 8).resolve(steps, 8)
+
+
+def test_a_decay_after_the_warm_up_stays():
+    given = SAEConfig(warmup_steps=60, decay_start=100)
+    assert given.for_steps(1000, 20, 8).decay_start == 2
+    assert given.for_steps(1000, 10, 8).decay_start is None
+
+
+def test_an_sae_that_selects_all_features_takes_no_noise_on_the_selection():
+    start = SAEConfig(noise_on="selection")
+    assert start.changed_to(architecture="vsae").resolve(100, 8).noise_on == "both"
+    assert start.changed_to(architecture="vsae_top_k").noise_on == "selection"
+    values = SAEConfig(noise_on="values")
+    assert values.changed_to(architecture="vsae").noise_on == "values"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in TRAINED.values() if row.is_ours or row.name == "probabilistic_top_k"],
+    ids=lambda row: row.name,
+)
+def test_our_trainers_name_every_option_in_their_signature(row):
+    named = set(inspect.signature(import_class(row.trainer)).parameters)
+    options = CONFIGS[row.name]().options.keys() - {"noise_to_signal"}  # resolved to sigma
+    assert options <= named
+
+
+def assert_same_weights(one, other):
+    left, right = one.state_dict(), other.state_dict()
+    assert left.keys() == right.keys()
+    assert all(t.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "defaults"),
+    [(VariationalTopKAutoEncoder, (D, F, K), POSTERIOR), (VAEase, (D, F), VAEASE)],
+    ids=["vsae", "vaease"],
+)
+def test_a_model_without_options_has_the_defaults_of_its_group(model, given, defaults):
+    t.manual_seed(0)
+    bare = model(*given)
+    t.manual_seed(0)
+    assert_same_weights(bare, model(*given, **defaults))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "given", "defaults"),
+    [
+        (VariationalTopKTrainer, {"k": K}, POSTERIOR | OBJECTIVE),
+        (VAEaseTrainer, {}, VAEASE),
+        (ProbabilisticTopKTrainer, {"k": K}, GATES),
+    ],
+    ids=["vsae", "vaease", "probabilistic_top_k"],
+)
+def test_a_trainer_without_options_has_the_defaults_of_its_groups(trainer, given, defaults):
+    bare, told = trainer(**STARTED, **given), trainer(**STARTED, **given, **defaults)
+    assert bare.config == told.config
+    chosen = {name: value for name, value in defaults.items() if value is not None}
+    assert bare.config.items() >= chosen.items()
+    assert_same_weights(bare.ae, told.ae)
+
+
+@pytest.mark.parametrize("cls", CONFIGS.values(), ids=lambda cls: cls.__name__)
+def test_every_option_has_a_help_text(cls):
+    texts = help_texts(cls)
+    for option in fields(cls):
+        assert len(option.metadata.get("help", "") or texts[option.name]) > 10, option.name
+
+
+def test_upstreams_trainers_have_the_defaults_that_our_groups_say():
+    """The help texts say them, and upstream's trainers take what is not given from themselves."""
+    compared = set()
+    for row in TRAINED.values():
+        if row.is_ours or row.name == "probabilistic_top_k":  # it reads them from our groups
+            continue
+        classes = [cls for cls in import_class(row.trainer).__mro__ if "trainers" in cls.__module__]
+        parameters = {n: p for cls in classes for n, p in inspect.signature(cls).parameters.items()}
+        for name, default in CONFIGS[row.name]().options.items():
+            theirs = getattr(parameters.get(name), "default", inspect.Parameter.empty)
+            if default is not None and theirs is not inspect.Parameter.empty:
+                assert theirs == default, (row.name, name)
+                compared.add(name)
+    ours = {"threshold_twice"}
+    assert compared == {"auxk_alpha", "l1_penalty", "sparsity_penalty", "target_l0"} | ours
+
+
+def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
+    options = ObjectiveOptions().with_warmup(100)
+    assert options.kl_warmup_steps == 10
+    assert options.with_warmup(100) == options, "a config builds the same again"
+    assert ObjectiveOptions(kl_warmup_steps=0).with_warmup(100).kl_warmup_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ({"kl_warmup_steps": -1}, "0 .no warm-up. or more"),
+        ({"noise_anneal_steps": 0}, "for no noise use posterior='point'"),
+        ({"k_anneal_steps": 0}, "above 0, or none for a k that stays"),
+    ],
+)
+def test_steps_without_a_meaning_are_refused_with_what_to_use(given, instead):
+    with pytest.raises(ConfigError, match=instead):
+        VSAETopKConfig(**given)
+
+
+FLOATS = [
+    (cls, option.name)
+    for cls in CONFIGS.values()
+    for option in fields(cls)
+    if get_type_hints(cls)[option.name] in (float, float | None)
+]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "x", True])
+@pytest.mark.parametrize(("group", "name"), FLOATS, ids=str)
+def test_an_option_that_is_not_a_finite_number_is_named(group, name, value):
+    with pytest.raises(ConfigError, match=f"^{name}={value!r}: expected a finite number"):
+        group(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (PosteriorOptions, "sigma"),
+        (PosteriorOptions, "prior_std"),
+        (VAEaseConfig, "prior_std"),
+        (VAEaseConfig, "gamma_init"),
+    ],
+    ids=str,
+)
+def test_a_scale_whose_square_is_no_number_in_float32_is_refused(group, name):
+    for value in (1e-46, 1e-20, 1e20, 0.0, -1.0):
+        with pytest.raises(
+            ConfigError, match=f"^{name}={value}: expected above 0".replace("+", r"\+")
+        ):
+            group(**{name: value})
+    for value in _SCALE_LIMITS:
+        group(**{name: value})
+        square = t.tensor(value).square()
+        assert square > 0
+        assert square.isfinite()
+        assert square.reciprocal().isfinite()
+
+
+@pytest.mark.parametrize("name", ["kl_warmup_steps", "noise_anneal_steps"])
+def test_a_schedule_longer_than_the_run_is_refused_with_both_numbers(name):
+    ObjectiveOptions(**{name: 40}).require_fit(40)
+    longer = ObjectiveOptions(**{name: 41})
+    for check in (longer.require_fit, longer.with_warmup):
+        with pytest.raises(ConfigError, match=f"^{name}=41: expected at most steps=40$"):
+            check(40)
+
+
+def test_the_help_text_of_an_inherited_option_is_found():
+    assert help_texts(ObjectiveOptions)["auxk_alpha"].startswith("Weight of the auxiliary loss")
