@@ -1,7 +1,7 @@
 """The command line: finds a command and runs it. The commands are in `commands/`."""
 
+import copy
 import logging
-import re
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +20,7 @@ from .commands import (
     sweep,
     train,
 )
-from .commands.flags import Command, flags_of, parse
+from .commands.flags import Command, parse
 from .config.checks import meant
 from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
@@ -56,28 +56,13 @@ def _usage() -> str:
 
 
 class _Messages(logging.Formatter):
-    """Names the level of what is worse than information."""
+    """Names the level of what is worse than information, and spells errors as the command line does."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(args := record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(getattr(each, "as_typed", each) for each in args)
         return record.getMessage() if record.levelno == logging.INFO else super().format(record)
-
-
-_BEFORE = r"^|[:,;] |\b(?:and|as|has|is|most|requires|says|than|to|use|with) "
-"""What stands before a setting in our messages. Anything else with a = is a file's name or the like."""
-
-
-def _spelled_as_flags(message: str, command: Command[Any]) -> str:
-    """A message with a command's settings as they are typed: --dict-size 32, not dict_size=32.
-
-    Calls in Python, such as load_dictionary('runs/a', device='cuda'), stay as they are.
-    """
-    names = "|".join(flags_of(command))
-
-    def spelled(match: re.Match[str]) -> str:
-        before, name = match.groups()
-        return match[0] if name is None else f"{before}--{name.replace('_', '-')} "
-
-    return re.sub(rf"\w\([^()]*\)|({_BEFORE})({names})=(?=\S)", spelled, message)
 
 
 def _command(name: str, processes: Processes) -> Command[Any]:
@@ -106,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     handler.setFormatter(_Messages("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger(__package__).setLevel(logging.INFO)
-    command, processes = None, launched()
+    processes = launched()
     try:
         if args and args[0] == "help":
             args = [*args[1:], "--help"]
@@ -122,10 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
                 flags = parse(command, args[1:])
             command.run(flags)
     except UserError as error:
-        message = error.spelled(lambda setting: setting.as_flag)
-        message = _spelled_as_flags(message, command) if command else message
         if processes.is_first or isinstance(error, ProcessError):
-            print(f"vsae: {message}", file=sys.stderr, flush=True)
+            print(f"vsae: {error.as_typed}", file=sys.stderr, flush=True)
         return 2
     except Interrupted as stop:
         if processes.is_first:

@@ -7,7 +7,7 @@ command line prints the line without a traceback and exits with status 2.
 """
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from signal import Signals
 from typing import Any, NamedTuple
@@ -50,11 +50,18 @@ class Setting(NamedTuple):
         if not self.has_value:
             return flag
         values = self.value if isinstance(self.value, tuple | list) else [self.value]
-        return " ".join([flag, *map(str, values)])
+        typed = in_shell(flag, *values)
+        return typed if typed.isprintable() else f"{flag} {' '.join(map(repr, values))}"
 
 
 Text = str | tuple[str | Setting, ...]
 """A part of a message, with the settings in it."""
+
+
+def listed(settings: Iterable[Setting], between: str = " or ") -> tuple[str | Setting, ...]:
+    """Settings in a message, one after the other."""
+    first, *others = settings
+    return (first, *(part for each in others for part in (between, each)))
 
 
 class UserError(ValueError):
@@ -85,6 +92,11 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return self.spelled(lambda setting: setting.in_python)
+
+    @property
+    def as_typed(self) -> str:
+        """The message as the command line says it."""
+        return self.spelled(lambda setting: setting.as_flag)
 
     def spelled(self, spell: Callable[[Setting], str]) -> str:
         """The message, with its settings as a front end spells them."""

@@ -14,7 +14,7 @@ import dictionary_learning_ext
 from dictionary_learning_ext.cli import COMMANDS, main
 from dictionary_learning_ext.config.presets import DEFAULT_PRESET, preset
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.errors import Interrupted, UserError
+from dictionary_learning_ext.errors import Interrupted, Setting, UserError
 
 
 def test_an_unknown_command_lists_those_there_are(capsys):
@@ -67,14 +67,12 @@ def test_help_explains_every_flag_with_the_papers_values():
     [
         (None, 0, ""),
         (UserError("k=0: expected 1 or more"), 2, "vsae: k=0: expected 1 or more\n"),
-        (UserError("a: columns=x; json=3"), 2, "vsae: a: --columns x; --json 3\n"),
-        (UserError("a: the run has json=3"), 2, "vsae: a: the run has --json 3\n"),
-        (UserError("a b/json=3 json=3: no file"), 2, "vsae: a b/json=3 json=3: no file\n"),
-        (UserError("a: load(x, json=3)"), 2, "vsae: a: load(x, json=3)\n"),
+        (UserError(name="k_max", value=0, expected="x"), 2, "vsae: --k-max 0: expected x\n"),
+        (UserError("a", instead=("use ", Setting("k", "x y"))), 2, "vsae: a; use --k 'x y'\n"),
         (Interrupted(SIGTERM, "continue with --resume"), 143, "vsae: continue with --resume\n"),
         (KeyboardInterrupt(), 130, "vsae: stopped by SIGINT; run the same command again\n"),
     ],
-    ids=["done", "mistake", "settings", "has", "a file", "Python", "SIGTERM", "Ctrl-C"],
+    ids=["done", "mistake", "a setting", "what to do", "SIGTERM", "Ctrl-C"],
 )
 def test_the_exit_status_says_how_a_command_ended(raised, status, said, monkeypatch, capsys):
     def run(flags):

@@ -96,6 +96,7 @@ class ActivationReader:
             path = self._place.submodule.path.removeprefix(".")
             raise NonFiniteError(
                 f"{number} activations of the language model at the {self._place.io}put of {path} are NaN"
-                " or infinite: expected finite numbers; load the model in float32 (vsae train"
-                " --dtype float32) or check its weights"
+                " or infinite",
+                expected="finite numbers",
+                instead="load the model in float32, or check its weights",
             )

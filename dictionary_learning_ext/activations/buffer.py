@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..config.checks import require_at_least_one
 from ..config.run import Packing
-from ..errors import ConfigError, NonFiniteError, TextError
+from ..errors import ConfigError, NonFiniteError, Setting, TextError
 from .activation_reader import ActivationReader
 from .outliers import NormRecord, Outliers
 from .resumed_settings import require_same_settings
@@ -192,7 +192,7 @@ class ResidualBuffer(ActivationBuffer):
                 filled = n
                 yield
         except NonFiniteError as error:
-            raise NonFiniteError(f"fill {self.fills} of the buffer failed: {error}") from error
+            raise error.within(f"fill {self.fills} of the buffer failed") from error
         if self._rows.record is not None:
             self._outliers = self._rows.record.outliers(self.model.tokenizer)
             self._rows.record = None
@@ -290,7 +290,7 @@ class ResidualBuffer(ActivationBuffer):
         if len(texts) < n:
             raise TextError(
                 f"{self._text_name()} ended: expected {n} more documents, found {len(texts)}; use a"
-                " longer text, a smaller batch, or read it more often (--text-passes)"
+                " longer text"
             )
         return texts
 
@@ -320,10 +320,11 @@ class ResidualBuffer(ActivationBuffer):
     def _check(self) -> None:
         require_at_least_one(self, "n_ctxs", "refresh_batch_size", "out_batch_size")
         if self.n_ctxs * self.ctx_len < self.out_batch_size:
+            least = math.ceil(self.out_batch_size / self.ctx_len)
             raise ConfigError(
-                f"a buffer of {self.n_ctxs} contexts of {self.ctx_len} tokens is smaller than a"
-                f" batch: expected at least {self.out_batch_size} tokens; use n_ctxs"
-                f" {math.ceil(self.out_batch_size / self.ctx_len)} or more, or a smaller batch size"
+                f"a buffer of {self.n_ctxs} contexts of {self.ctx_len} tokens is smaller than a batch",
+                expected=f"at least {self.out_batch_size} tokens",
+                instead=("use ", Setting("n_ctxs", least), " or more"),
             )
 
     def _text_name(self) -> str:
@@ -333,10 +334,10 @@ class ResidualBuffer(ActivationBuffer):
         if not self.contexts.tokens_read:
             return TextError(
                 f"{self._text_name()} has no documents: expected at least one (a text without a"
-                " held-out part holds out every 20th document); use another text (--data)"
+                " held-out part holds out every 20th document); use another text"
             )
         return TextError(
             f"{self._text_name()} ended after {self.tokens_seen} tokens: expected"
-            f" {self.out_batch_size} for the next batch, found {found}; use a longer text, fewer"
-            " steps, or read it more often (--text-passes)"
+            f" {self.out_batch_size} for the next batch, found {found}",
+            instead=("use a longer text, or more ", Setting("text_passes")),
         )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..config.checks import in_words
-from ..errors import ActivationsError, ConfigError
+from ..errors import ActivationsError, ConfigError, Setting
 from ..run_folder.names import LOCK
 from ..run_folder.writing import remove
 from .cache_manifest import (
@@ -115,9 +115,10 @@ def plan(
     needed = per_position * length * (contexts + held_out)
     free = shutil.disk_usage(folder).free
     if (missing := needed - written) > free:
+        smaller = (" or ", Setting("dtype", "float16")) if item == 4 else ()
         raise ConfigError(
-            f"{folder}: this cache needs {in_words(missing)}, and its disk has {in_words(free)} free;"
-            f" use fewer --tokens{', --dtype float16' if item == 4 else ''} or another disk"
+            f"{folder}: this cache needs {in_words(missing)}, and its disk has {in_words(free)} free",
+            instead=("use fewer ", Setting("tokens"), *smaller),
         )
     there = f", of which {in_words(min(written, needed))} are there" if written else ""
     each = f"{per_position:,} bytes per token"

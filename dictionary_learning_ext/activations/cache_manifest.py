@@ -183,8 +183,7 @@ def finished_manifest(folder: Path) -> CacheManifest | None:
         if (so_far := read_manifest(folder, UNFINISHED)) is not None:
             raise ActivationsError(
                 f"{folder}: this cache is not finished ({so_far.tokens:,} tokens are written); run"
-                f" its `vsae cache` command again to continue it, with --tokens"
-                f" {max(1, so_far.tokens)} to end it there"
+                " its `vsae cache` command again to continue it"
             )
         return None
     require_sizes(folder, manifest)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..config.checks import require
 from ..config.run import RunConfig, Split
-from ..errors import ConfigError, TextError
+from ..errors import ConfigError, Setting, TextError
 from ..run_folder.writing import locked, remove, replacing, write_json
 from .activation_reader import ActivationReader
 from .cache_folder import SPARE, filled_share, plan, so_far
@@ -293,13 +293,19 @@ def _require_range(x_BLD: Tensor, hook: str) -> None:
     size_BLD = x_BLD.abs()
     if (largest := float(size_BLD.max())) > limit:
         raise ConfigError(
-            f"dtype='float16': {int((size_BLD > limit).sum()):,} activations at {hook} are beyond its"
-            f" range, which ends at {limit:,.0f} (the largest is {largest:,.0f}); use --dtype float32"
+            f"{int((size_BLD > limit).sum()):,} activations at {hook} are beyond its range, which ends"
+            f" at {limit:,.0f} (the largest is {largest:,.0f})",
+            name="dtype",
+            value="float16",
+            instead=("use ", Setting("dtype", "float32")),
         )
 
 
 def _no_context(run: RunConfig, part: str) -> TextError:
     return TextError(
-        f"the {part} text of {run.data!r} has no whole context of {run.ctx_len} tokens: expected at"
-        " least one; use a longer text (--data) or a smaller --ctx-len"
+        f"its {part} text has no whole context of {run.ctx_len} tokens",
+        name="data",
+        value=run.data,
+        expected="at least one",
+        instead=("use a longer text or a smaller ", Setting("ctx_len")),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from nnsight import LanguageModel
 
 from ..config.run import RunConfig
-from ..errors import LanguageModelError, TextError
+from ..errors import LanguageModelError, Setting, TextError, listed
 from .cache_folder import SPARE
 from .cached_source import CachedSource
 from .held_out import HeldOut, held_out_stored, require_held_out
@@ -96,14 +96,13 @@ class CachedSources(RunSources):
                 )
             return
         steps = int(found / spare) // run.batch_size
-        ways = [f"--text-passes {math.ceil(safe / there)}"] if there else []
-        ways += [f"--steps {steps}"] if steps else []
-        if stored.manifest is not None:
-            ways += [f"cache more (vsae cache --tokens {safe})"]
+        ways = [Setting("text_passes", math.ceil(safe / there))] if there else []
+        ways += [Setting("steps", steps)] if steps else []
         times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
         raise TextError(
             f"the activations in {stored.folder} have {found:,} tokens{times}: expected {need:,} for"
-            f" {run.steps:,} steps of {run.batch_size:,}; use {' or '.join(ways)}"
+            f" {run.steps:,} steps of {run.batch_size:,}",
+            instead=("use ", *listed(ways)) if ways else f"cache at least {safe:,} tokens",
         )
 
     def held_out(self, hook: str) -> HeldOut:
@@ -135,8 +134,8 @@ def cached_model(run: RunConfig, stored: StoredActivations) -> LanguageModel | N
         if was != now:
             raise LanguageModelError(
                 f"the cache {stored.folder} is of another language model than {run.model!r}: the"
-                f" SHA-256 of its {what} is {was[:12]}, not {now[:12]}; give the --model that was"
-                " cached, or cache this one"
+                f" SHA-256 of its {what} is {was[:12]}, not {now[:12]}",
+                instead=("give the ", Setting("model"), " that was cached"),
             )
     return model
 

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.run import Split
-from ..errors import ConfigError, TextError
+from ..errors import ConfigError, Setting, TextError
 from .cached_files import FileReader, Part, Piece, cut
 from .outliers import NormRecord, Outliers
 from .resumed_settings import require_same_settings
@@ -87,8 +87,9 @@ class CachedSource:
     ):
         if rows < out_batch_size:
             raise ConfigError(
-                f"a buffer of {rows} rows is smaller than a batch: expected at least"
-                f" {out_batch_size}; use more --n-ctxs, or a smaller --batch-size"
+                f"a buffer of {rows} rows is smaller than a batch",
+                expected=f"at least {out_batch_size}",
+                instead=("use more ", Setting("n_ctxs")),
             )
         self.stored, self.hook_name = stored, hook
         self.split: Split = split
@@ -198,7 +199,7 @@ class CachedSource:
         if former is None:
             raise ConfigError(
                 f"the run can't resume: the activations in {self.stored.folder} have changed;"
-                " restore them, or start another run with --config"
+                " restore them"
             )
         self.stored, self._pieces = former, None  # without what a cache has grown by
         require_same_settings(state["config"], self._settings())
@@ -310,17 +311,13 @@ class CachedSource:
         return self.stored.kind != "own activations"
 
     def _too_short(self, found: int) -> TextError:
-        part = ""
-        advice = (
-            "cache more (vsae cache --tokens), use fewer --steps, or read them more often"
-            " (--text-passes)"
-        )
+        part, advice = "", ("use fewer ", Setting("steps"), " or more ", Setting("text_passes"))
         if self.split == "heldout":
-            part = " held-out"
-            advice = "use fewer --eval-tokens, or cache more (vsae cache --eval-tokens)"
+            part, advice = " held-out", ("use fewer ", Setting("eval_tokens"))
         return TextError(
             f"the{part} activations in {self.stored.folder} ended after {self.tokens_seen} tokens:"
-            f" expected {self.out_batch_size} for the next batch, found {found}; {advice}"
+            f" expected {self.out_batch_size} for the next batch, found {found}",
+            instead=advice,
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..config.run import RunConfig, Split
-from ..errors import TextError
+from ..errors import Setting, TextError, listed
 from .position_rule import PositionRule
 from .run_inputs import evaluation_batch
 from .text import HELD_OUT_EVERY, open_text
@@ -49,9 +49,9 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
         if (held_out := _count(run, tokenizer, "heldout", need)).rows < need:
             which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
             raise TextError(
-                f"the held-out part of {run.data!r}{which} has {held_out.rows:,} tokens: expected at"
-                f" least {need:,} to evaluate on; use a longer text, a folder with a train and a"
-                " validation file, or --eval-tokens 0"
+                f"the held-out part of {run.data!r}{which} has {held_out.rows:,} tokens",
+                expected=f"at least {need:,} to evaluate on",
+                instead=("use a longer text, or ", Setting("eval_tokens", 0)),
             )
 
 
@@ -111,21 +111,25 @@ def _require_rows(run: RunConfig, train: _Counted, need: int) -> None:
     """Raise a TextError if a text of which one pass was counted ends before the run does."""
     if train.documents == 0:
         raise TextError(
-            f"the text {run.data!r} has no documents to train on: expected at least one; use"
-            " another text (--data)"
+            "no documents to train on",
+            name="data",
+            value=run.data,
+            expected="at least one",
+            instead="use another text",
         )
     if (found := _rows(run, train, run.text_passes)) >= need:
         return
-    ways = ["a longer text"]
+    ways: list[Setting] = []
     one_pass = train.tokens * _share(run, train) if run.text_packing == "pack" else train.rows
     if one_pass:
         passes = math.ceil(need / one_pass)
         while _rows(run, train, passes) < need:
             passes += 1
-        ways.append(f"--text-passes {passes}")
+        ways.append(Setting("text_passes", passes))
     if steps := found // run.batch_size:
-        ways.append(f"--steps {steps}")
+        ways.append(Setting("steps", steps))
     raise TextError(
         f"the text {run.data!r} has {found:,} tokens in whole contexts of {run.ctx_len}: expected"
-        f" {need:,} for {run.steps:,} steps of {run.batch_size:,}; use {' or '.join(ways)}"
+        f" {need:,} for {run.steps:,} steps of {run.batch_size:,}",
+        instead=("use ", *listed(ways)) if ways else "use a longer text",
     )

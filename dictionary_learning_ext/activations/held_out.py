@@ -12,7 +12,7 @@ import torch as t
 from nnsight import LanguageModel
 
 from ..config.run import RunConfig
-from ..errors import ActivationsError
+from ..errors import ActivationsError, Setting
 from .activation_reader import ActivationReader
 from .buffer import ResidualBuffer
 from .cache_manifest import CacheManifest
@@ -112,10 +112,10 @@ def require_held_out(run: RunConfig, stored: StoredActivations) -> None:
     """Raise an ActivationsError if a run can't be evaluated on stored activations."""
     batch, there = evaluation_batch(run.eval_tokens), stored.tokens["heldout"]
     if run.eval_tokens and there < batch:
-        advice = " or cache them again with --eval-tokens" if stored.manifest is not None else ""
         raise ActivationsError(
-            f"{stored.folder} has {there:,} held-out tokens: expected at least {batch:,} to evaluate"
-            f" on; use --eval-tokens 0{advice}"
+            f"{stored.folder} has {there:,} held-out tokens",
+            expected=f"at least {batch:,} to evaluate on",
+            instead=("use ", Setting("eval_tokens", 0)),
         )
 
 

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.checks import require_max_norm_multiple
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting
 
 
 class PositionRule:
@@ -34,8 +34,10 @@ class PositionRule:
         require_max_norm_multiple(max_norm_multiple)
         if remove_bos and tokenizer.bos_token_id is None:
             raise ConfigError(
-                "remove_bos=True: the tokenizer has no beginning-of-text token; use"
-                " remove_bos=False (to leave out attention sinks: max_norm_multiple=10)"
+                "the tokenizer has no beginning-of-text token",
+                name="remove_bos",
+                value=True,
+                instead=("use ", Setting("remove_bos", False)),
             )
         self.skip_token_id: int | None = tokenizer.bos_token_id if remove_bos else None
         self.max_norm_multiple = max_norm_multiple

@@ -9,9 +9,10 @@ from typing import Any
 import torch as t
 from nnsight import LanguageModel
 
+from ..config.checks import require
 from ..config.run import RunConfig
 from ..config.sae import training_energy
-from ..errors import ConfigError, LanguageModelError
+from ..errors import LanguageModelError, Setting
 from .buffer import ResidualBuffer
 from .hook_points import HookPoint, find_hook
 from .language_models import load_language_model
@@ -47,11 +48,10 @@ def require_positions(run: RunConfig, config: Any) -> None:
         config: the language model's.
     """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and run.ctx_len > positions:
-        raise ConfigError(
-            f"ctx_len={run.ctx_len}: expected at most {positions}, the positions that {run.model!r} "
-            "was trained on; use a shorter ctx_len, or the language model that the SAE was trained on"
-        )
+    if positions is not None:
+        expected = f"at most {positions}, the positions that {run.model!r} was trained on"
+        instead = ("use a shorter ", Setting("ctx_len"))
+        require(run.ctx_len <= positions, "ctx_len", run.ctx_len, expected, instead=instead)
 
 
 def make_buffer(

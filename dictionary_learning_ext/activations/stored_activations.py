@@ -66,10 +66,11 @@ class StoredActivations:
         if UNKNOWN in self.hooks:
             return replace(self.hooks[UNKNOWN], layer=_layer(name))
         if name not in self.hooks:
-            advice = "leave out the hook point" if len(self.hooks) == 1 else "give one of these"
             raise ActivationsError(
-                f"the cache {self.folder} has hook={','.join(self.hooks)}, not {name}; {advice}, or"
-                " cache it (vsae cache)"
+                f"the cache {self.folder} has {', '.join(self.hooks)}",
+                name="hook",
+                value=name,
+                instead="leave it out" if len(self.hooks) == 1 else "give one of these",
             )
         return self.hooks[name]
 
@@ -90,10 +91,11 @@ class StoredActivations:
                 continue
             if name == "data" and self._is_its_text(run):
                 continue
-            flag = "--" + name.replace("_", "-")
             raise ActivationsError(
-                f"the cache {self.folder} has {name}={known}, not {given}; leave out {flag}, or cache"
-                " the activations again"
+                f"the cache {self.folder} has {known}",
+                name=name,
+                value=given,
+                instead="leave it out",
             )
         if self.known.get("data") == run.data and self._is_its_text(run) is False:
             raise ActivationsError(
@@ -120,20 +122,23 @@ def open_stored(folder: str | Path) -> StoredActivations:
     path = Path(folder).expanduser()
     if not path.is_dir():
         is_what = "is a file" if path.exists() else "no such folder"
-        raise ActivationsError(f"activations={folder}: {is_what}; {_expected()}")
+        raise _no_activations(folder, is_what)
     if (manifest := finished_manifest(path)) is not None:
         return _of_cache(path, manifest)
     if (found := _of_sae_lens(path) or _of_own(path)) is None:
         names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
         there = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") or "nothing"
-        raise ActivationsError(f"activations={folder}: holds {there}; {_expected()}")
+        raise _no_activations(folder, f"holds {there}")
     return found
 
 
-def _expected() -> str:
-    return (
-        "expected a cache (`vsae cache`, or SAELens's CacheActivationsRunner) or a folder of"
-        f" {' or '.join(SUFFIXES)} files with a row per token"
+def _no_activations(folder: str | Path, problem: str) -> ActivationsError:
+    return ActivationsError(
+        problem,
+        name="activations",
+        value=str(folder),
+        expected="a cache (`vsae cache`, or SAELens's CacheActivationsRunner) or a folder of"
+        f" {' or '.join(SUFFIXES)} files with a row per token",
     )
 
 

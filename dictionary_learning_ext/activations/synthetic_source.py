@@ -39,8 +39,10 @@ def draw_model(model: str) -> Any:
         )
     except ImportError as error:
         raise ConfigError(
-            f"model={model!r}: expected SAELens, which draws these activations ({error}); install it:"
-            " pip install 'dictionary-learning-ext[synthetic]'"
+            name="model",
+            value=model,
+            expected=f"SAELens, which draws these activations ({error})",
+            instead="install it: pip install 'dictionary-learning-ext[synthetic]'",
         ) from error
     return SyntheticModel(
         SyntheticModelConfig(

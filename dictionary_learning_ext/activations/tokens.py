@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config.checks import require, require_choice
 from ..config.run import Packing
-from ..errors import ConfigError, TextError
+from ..errors import ConfigError, Setting, TextError
 from .text_files import cut, require_no_surrogate
 
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
@@ -78,8 +78,8 @@ class ContextStream:
         require_choice("packing", packing, Packing)
         if packing == "pack" and tokenizer.eos_token_id is None:
             raise ConfigError(
-                "packing='pack': expected a tokenizer with an end-of-text token, to put between"
-                " documents; use text_packing='truncate' or another language model"
+                "the tokenizer has no end-of-text token to put between documents",
+                instead=("use ", Setting("text_packing", "truncate")),
             )
         self.text: Any = iter(text)
         self.tokenizer = tokenizer

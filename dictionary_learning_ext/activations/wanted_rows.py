@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, NonFiniteError
+from ..errors import ConfigError, NonFiniteError, Setting
 from .cached_files import Part, Piece
 from .position_rule import PositionRule, at, norms
 from .stored_activations import StoredActivations
@@ -45,8 +45,9 @@ def judged(
                 " finite ones; remove these rows"
             )
         raise NonFiniteError(
-            f"{number} activations in {part.path} at {hook} are NaN or infinite: expected finite"
-            " numbers; cache them again with --lm-dtype float32, or check the language model"
+            f"{number} activations in {part.path} at {hook} are NaN or infinite",
+            expected="finite numbers",
+            instead=("cache them again with ", Setting("lm_dtype", "float32")),
         )
     return x_NLD, ids_NL, rule.by_norm(norms_NL, wanted_NL)
 
@@ -57,8 +58,10 @@ def rule_of(
     """Which of the stored tokens are left out. Raises ConfigError if that can't be known."""
     if remove_bos and stored.manifest is None:
         raise ConfigError(
-            f"remove_bos=True: {stored.folder} doesn't say which token that is; use remove_bos=False"
-            " (to leave out attention sinks: max_norm_multiple=10)"
+            f"{stored.folder} doesn't say which token that is",
+            name="remove_bos",
+            value=True,
+            instead=("use ", Setting("remove_bos", False)),
         )
     bos = None if stored.manifest is None else stored.manifest.settings.bos_token_id
     return PositionRule(

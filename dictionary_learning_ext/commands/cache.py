@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..activations.cache_manifest import CacheDtype, finished_manifest, require_checksums
+from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
-from ..errors import ActivationsError, ConfigError, Interrupted, in_shell
+from ..errors import ActivationsError, Interrupted, in_shell
 from .flags import FOLDER, Command, positional, vsae
 
 
@@ -53,8 +54,7 @@ def run(flags: CacheFlags) -> None:
     if flags.verify:
         _verify(folder)
         return
-    if flags.file_mb < 1:
-        raise ConfigError(f"file_mb={flags.file_mb}: expected at least 1")
+    require(flags.file_mb >= 1, "file_mb", flags.file_mb, "at least 1")
     settings = RunConfig(
         model=flags.model,
         hook=flags.hook,

@@ -29,7 +29,7 @@ from typing import (
 
 from ..config.checks import described, likely, meant
 from ..config.help_texts import help_texts
-from ..errors import UserError
+from ..errors import Setting, UserError, listed
 
 F = TypeVar("F")
 
@@ -158,7 +158,8 @@ def parse(command: Command[F], args: list[str]) -> F:
     changes |= _positional_values(options, words, see)
     for name, option in options.items():
         if option.default is MISSING and name not in changes:
-            raise UserError(f"expected {_flag(name)}, {_expected(option.hint)} {see}")
+            what = f", {_expected(option.hint)} {see}"
+            raise UserError(("expected ", Setting(name), what), name=name)
     parts: dict[str, dict[str, Any]] = {option.part: {} for option in options.values()}
     for name, value in changes.items():
         parts[options[name].part][name] = value
@@ -249,7 +250,7 @@ def _sorted(
     typed: dict[str, list[str]] = {}
     arguments: list[str] = []
     passed_on: list[str] = []
-    unknown: list[str] = []
+    unknown: dict[str, list[str]] = {}
     for name, words, values in _split(args, others | passed | flags, len(flags) < len(options)):
         if name is None:
             arguments += words
@@ -259,15 +260,27 @@ def _sorted(
             passed_on += words
         elif name in others and command.unknown is not None:
             if [word.lower() for word in values] != [_NONE]:
-                text = " ".join([_flag(name), *values])
-                raise UserError(f"{text}: {command.unknown(name, start)}")
+                given = Setting(name, values) if values else Setting(name)
+                raise UserError((given, f": {command.unknown(name, start)}"), name=name)
         else:
-            close = " or ".join(map(_flag, likely(name, [*flags, *passed, *others])))
-            text = words[0].partition("=")[0]
-            unknown.append(text + (f" (did you mean {close}?)" if close else ""))
+            unknown[name] = likely(name, [*flags, *passed, *others])
     if unknown:
-        raise UserError(f"no such flag: {', '.join(unknown)} {see}")
+        raise _no_such_flag(unknown, see)
     return typed, arguments, passed_on
+
+
+def _no_such_flag(unknown: dict[str, list[str]], see: str) -> UserError:
+    """An error for flags that there are not.
+
+    Arguments:
+        unknown: the names that may have been meant, by what was typed.
+    """
+    said: list[str | Setting] = []
+    for name, close in unknown.items():
+        said += [", " if said else "no such flag: ", Setting(name)]
+        if close:
+            said += [" (did you mean ", *listed(map(Setting, close)), "?)"]
+    return UserError((*said, f" {see}"), name=next(iter(unknown)))
 
 
 def _split(
@@ -320,7 +333,7 @@ def _converted(option: _Option, words: list[str], see: str) -> Any:
     """The value of a flag. Raises UserError if the words are none."""
     name, (kind,) = option.name, _members(option.hint)
     if not words and kind is not bool:
-        raise UserError(f"{_flag(name)}: expected {_expected(option.hint)} after it {see}")
+        raise UserError(name=name, expected=f"{_expected(option.hint)} after it {see}")
     if [word.lower() for word in words] == [_NONE]:
         if name in _WITH_ITS_OWN_NONE or _NONE in get_args(kind):
             return _NONE
@@ -333,7 +346,7 @@ def _converted(option: _Option, words: list[str], see: str) -> Any:
     except ValueError as error:
         text, choices = " ".join(words), get_args(kind) if get_origin(kind) is Literal else ()
         expected = _expected(option.hint) + meant(text, choices)
-        raise UserError(f"{_flag(name)} {text}: expected {expected} {see}") from error
+        raise UserError(name=name, value=text, expected=f"{expected} {see}") from error
 
 
 def _read(word: str, kind: Any) -> Any:

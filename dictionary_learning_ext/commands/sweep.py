@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config.checks import require
 from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
@@ -98,8 +99,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
         raise ConfigError(
             f"{file}: {len(configs)} runs; --max-runs is {flags.max_runs}; add --yes to run all"
         )
-    if flags.at_once is not None and flags.at_once < 1:
-        raise ConfigError(f"--at-once {flags.at_once}: expected 1 or more")
+    require(flags.at_once is None or flags.at_once >= 1, "at_once", flags.at_once, "at least 1")
     save_dir = (flags.save_dir or RUNS / sweep.name).expanduser()
 
     def said(manifest: Manifest) -> None:

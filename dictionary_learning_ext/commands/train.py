@@ -9,7 +9,7 @@ from ..config.presets import DEFAULT_PRESET, preset
 from ..config.run import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
 from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
-from ..errors import ActivationsError, TrainingError, UserError, in_shell
+from ..errors import ActivationsError, Setting, TrainingError, UserError, in_shell, listed
 from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import (
     failed_in,
@@ -92,8 +92,10 @@ def _settings(
     elif flags.resume is not None:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
-                f"--resume {flags.resume} continues in that folder; leave out --save-dir and "
-                "--overwrite"
+                "continues in that folder",
+                name="resume",
+                value=str(flags.resume),
+                instead=("leave out ", Setting("save_dir"), " and ", Setting("overwrite")),
             )
         former, saes, hooks = read_run(flags.resume)
         run = replace(flags.run, save_dir=former.save_dir)
@@ -107,8 +109,10 @@ def _settings(
         )
     if len(run.hooks) > 1 and run.save_dir is None:
         raise UserError(
-            f"--hook {run.hook}: several hook points need a folder for their run folders; add"
-            " --save-dir DIR, and each is written to DIR/HOOK"
+            "several hook points need a folder for their run folders",
+            name="hook",
+            value=run.hook,
+            instead="add --save-dir DIR, and each is written to DIR/HOOK",
         )
     return run, saes, hooks, resume
 
@@ -117,7 +121,7 @@ def _advice(flags: TrainFlags) -> str:
     """What to do where --resume and the other flags differ."""
     assert flags.resume is not None
     folders = run_folders(flags.resume)
-    former = load_config(folders[0], "--resume").run
+    former = load_config(folders[0], "resume").run
     more = flags.run.steps - former.steps
     is_done = all(is_finished(folder, former) for folder in folders)
     if "steps" not in flags.typed or more <= 0 or not is_done:
@@ -186,7 +190,7 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     """Whether a folder holds this run. Raises ConfigError if it holds another."""
     if not (folder / CONFIG).is_file():
         return False
-    was = load_config(folder, "--resume auto:")
+    was = load_config(folder, "resume")
     now = TrainConfig(sae.resolve(run.steps, run.batch_size), run)
     if was.run.steps != run.steps:  # what only follows from these is not named
         now = TrainConfig(sae, run).for_steps(was.run.steps)
@@ -212,8 +216,10 @@ def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
     stored = open_stored(given["activations"])
     if "hook" not in given and len(stored.hooks) > 1:
         raise ActivationsError(
-            f"--activations {given['activations']}: has the hook points {', '.join(stored.hooks)};"
-            " choose with --hook"
+            f"has the hook points {', '.join(stored.hooks)}",
+            name="activations",
+            value=given["activations"],
+            instead=("choose with ", Setting("hook")),
         )
     return replace(run, **stored.settings)
 
@@ -241,14 +247,13 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if given.get("resume") == str(AUTO):
         starts.remove("resume")
     if len(starts) > 1:
-        raise UserError(
-            f"--{' and --'.join(starts)}: give only one of them; other flags override it"
-        )
+        what = ": give only one of them; other flags override it"
+        raise UserError((*listed(map(Setting, starts), " and "), what), name=starts[-1])
     name = None
     if starts == ["config"]:
-        start = load_config(given["config"], "--config")
+        start = load_config(given["config"], "config")
     elif starts == ["resume"]:
-        start = load_config(run_folders(Path(given["resume"]).expanduser())[0], "--resume")
+        start = load_config(run_folders(Path(given["resume"]).expanduser())[0], "resume")
     else:
         name = given.get("preset", DEFAULT_PRESET)
         start = preset(name)
@@ -290,8 +295,10 @@ def _prepare(args: list[str]) -> list[str]:
         if is_seed or (arg == "seed" and before in names):
             if "seed" not in (given := texts_of(args)):
                 raise UserError(
-                    "--data-seed seed: takes the value of --seed, which is not given; add --seed N, or "
-                    "give a number (see `vsae train --help`)"
+                    "takes the value of --seed, which is not given",
+                    name="data_seed",
+                    value="seed",
+                    instead="add --seed N, or give a number (see `vsae train --help`)",
                 )
             arg = f"{name}={given['seed']}" if is_seed else given["seed"]
         spelled.append(arg)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from ..errors import ConfigError, in_shell
+from ..errors import ConfigError, Setting, listed
 from .checks import (
     Checked,
     meant,
@@ -309,15 +309,22 @@ def require_same(
         return
     if typed is not None:
         names = [name for name in names if name in typed] or names
-    old = {name: was.get(name, _defaults_of(was).get(name)) for name in names}
-    new = {name: now.get(name, _defaults_of(now).get(name)) for name in names}
-    changes = ", ".join(f"{name}={old[name]!r}, not {new[name]!r}" for name in names)
-    flags = ["--" + name.replace("_", "-") for name in names]
-    advice = advice.replace("{flags}", " ".join(flags))
-    values = old.values()
-    texts = (in_shell(*value) if isinstance(value, list) else in_shell(value) for value in values)
-    former = " ".join(f"{flag} {text}" for flag, text in zip(flags, texts, strict=True))
-    raise ConfigError(f"{source}: the run has {changes}; {advice.replace('{former}', former)}")
+    former = {name: Setting(name, was.get(name, _defaults_of(was).get(name))) for name in names}
+    given = {name: now.get(name, _defaults_of(now).get(name)) for name in names}
+    changes = [part for n in names for part in (", ", former[n], f", not {given[n]!r}")]
+    named = {
+        "{flags}": listed(map(Setting, names), " "),
+        "{former}": listed(former.values(), " "),
+    }
+    raise ConfigError(
+        (f"{source}: the run has ", *changes[1:]),
+        name=names[0],
+        instead=tuple(
+            part
+            for each in re.split(r"(\{flags\}|\{former\})", advice)
+            for part in named.get(each, (each,))
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from .checks import meant
+from .checks import require_choice
 
 _PREFIX = "synthetic:"
 NO_HOOK = "none"
@@ -103,9 +103,7 @@ def synthetic_settings(model: str) -> SyntheticSettings:
     name = model.removeprefix(_PREFIX)
     if name not in SYNTHETIC_MODELS:
         known = [_PREFIX + each for each in SYNTHETIC_MODELS]
-        raise ConfigError(
-            f"model={model!r}: expected one of {', '.join(known)}{meant(model, known)}"
-        )
+        require_choice("model", model, known)
     return SYNTHETIC_MODELS[name]
 
 
@@ -133,8 +131,9 @@ def require_synthetic_run(run: Any) -> None:
     """
     for name, expected in settings_of_run(run.model).items():
         if (given := getattr(run, name)) != expected:
-            flag = "--" + name.replace("_", "-")
             raise ConfigError(
-                f"{name}={given!r}: {run.model} has no text, tokens or hook points; leave out {flag}, or"
-                f" in Python start from settings_of_run({run.model!r})"
+                f"{run.model} has no text, tokens or hook points",
+                name=name,
+                value=given,
+                instead=f"leave it out, or in Python start from settings_of_run({run.model!r})",
             )

@@ -64,8 +64,10 @@ def chosen(columns: str) -> list[Metric]:
     for key in keys:
         if key not in METRICS:
             raise ConfigError(
-                f"--columns {columns}: no metric {key!r}; expected one or more of "
-                f"{','.join(METRICS)}{meant(key, METRICS)}"
+                f"no metric {key!r}",
+                name="columns",
+                value=columns,
+                expected=f"one or more of {','.join(METRICS)}{meant(key, METRICS)}",
             )
     return [METRICS[key] for key in dict.fromkeys(keys)]
 

@@ -149,10 +149,8 @@ def measure(
         except TextError as error:
             measured = batch * rows.out_batch_size
             if measured == 0:
-                raise TextError(
-                    f"the held-out text is too short to measure on ({error}); give more text or "
-                    "ask for fewer tokens (--eval-tokens of train, --tokens of eval)"
-                ) from error
+                where = "the held-out text is too short to measure on"
+                raise error.within(where, "give more text, or measure on fewer tokens") from error
             logger.warning(
                 "the held-out text ended: measured on %d tokens, not %d", measured, tokens
             )

@@ -24,7 +24,7 @@ from ..activations.buffer import ResidualBuffer
 from ..activations.run_inputs import held_out, open_model
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
-from ..errors import CheckpointError, ConfigError, LanguageModelError, TextError
+from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
 from ..run_folder.names import EXPORTS, METRICS
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.trained_on import run_of
@@ -155,10 +155,8 @@ def export(
     try:
         language_model, hook_point = open_model(run)
     except LanguageModelError as error:
-        raise LanguageModelError(
-            f"{folder}: an export is compared with the SAE on its language model, and {error} "
-            "(with --model, if it has moved)"
-        ) from error
+        where = f"{folder}: an export is compared with the SAE on its language model"
+        raise error.within(where, ("give its place as ", Setting("model"))) from error
     hook_point.require_width(folder, dictionary.activation_dim, run.model)
     source = ExportedSAE(
         name=folder.resolve().name,
@@ -188,8 +186,8 @@ def export(
             is_signed = not getattr(dictionary, "rectify", True)
             reason = "; its reader has a ReLU, this SAE none (rectify=False)" if is_signed else ""
             raise CheckpointError(
-                f"{folder} as {form} is not exact: {difference}{reason}; give --allow-inexact to "
-                "export it anyway, or --format safetensors"
+                f"{folder} as {form} is not exact: {difference}{reason}",
+                instead=("give ", Setting("allow_inexact", True), " to export it anyway"),
             )
         with _writing(target):
             if not difference.is_exact:  # the figures are another SAE's
@@ -215,10 +213,8 @@ def _batches(buffer: ResidualBuffer, tokens: int) -> Iterator[t.Tensor]:
             x_BD = next(buffer).float()
         except TextError as error:
             if given == 0:
-                raise TextError(
-                    f"the held-out text is too short to compare on ({error}); give more with "
-                    "--data or ask for fewer --tokens"
-                ) from error
+                where = "the held-out text is too short to compare on"
+                raise error.within(where, ("ask for fewer ", Setting("tokens"))) from error
             logger.warning("the held-out text ended: compared on %d tokens, not %d", given, tokens)
             return
         given += len(x_BD)
@@ -228,7 +224,10 @@ def _batches(buffer: ResidualBuffer, tokens: int) -> Iterator[t.Tensor]:
 def _require_free(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(
-            f"out={target}: already there and not empty; give another --out, or delete it first"
+            "already there and not empty",
+            name="out",
+            value=str(target),
+            instead="give another, or delete it first",
         )
 
 
@@ -259,5 +258,6 @@ def _writing(target: Path) -> Iterator[None]:
         may_be_full = not isinstance(cause, OSError) or is_of_a_full_disk(cause)
         remedy = "free some space or choose" if may_be_full else "choose"
         raise CheckpointError(
-            f"{target} can't be written ({reason}): {remedy} another --out; nothing was written"
+            f"{target} can't be written ({reason})",
+            instead=(f"{remedy} another ", Setting("out"), "; nothing was written"),
         ) from error

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ..activations.hook_points import block_of_output
 from ..config.architectures import BY_DICT_CLASS, ExportFormat, import_class
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Setting, listed
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
 from ..run_folder.sae_lens_folder import (
     SAE_LENS_CONFIG,
@@ -84,34 +84,38 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
         )
     if form not in row.exports:
         raise CheckpointError(
-            f"{source.name} is an SAE of class {row.dict_class}, which the reader of {form} can't "
-            f"take; use --format {' or '.join(row.exports)}"
+            f"{source.name} is an SAE of class {row.dict_class}, which the reader of {form} can't take",
+            instead=_use(*row.exports),
         )
     if _selects_by_magnitude(dictionary) and form not in _READERS_BY_MAGNITUDE:
         raise CheckpointError(
-            f"{source.name}: select_by=magnitude, and the reader of {form} keeps the k largest values; "
-            f"use --format {' or '.join(_READERS_BY_MAGNITUDE)}"
+            f"{source.name} selects by magnitude, and the reader of {form} keeps the k largest values",
+            instead=_use(*_READERS_BY_MAGNITUDE),
         )
     if form == "sae-bench" and not row.exported_as and trainer_class not in SAE_BENCH_TRAINERS:
         raise CheckpointError(
             f"{source.name}: SAE Bench has no loader for trainer_class {trainer_class!r}, only for "
-            f"{', '.join(SAE_BENCH_TRAINERS)}; use --format dictionary-learning"
+            f"{', '.join(SAE_BENCH_TRAINERS)}",
+            instead=_use("dictionary-learning"),
         )
     if form == "sae-bench" and dictionary.dict_size < dictionary.activation_dim:
         raise CheckpointError(
-            f"{source.name}: dict_size={dictionary.dict_size}; SAE Bench expects at least "
-            f"activation_dim={dictionary.activation_dim}; use --format dictionary-learning"
+            f"{source.name}: its dict_size is {dictionary.dict_size}; SAE Bench expects at least the "
+            f"activations' width, {dictionary.activation_dim}",
+            instead=_use("dictionary-learning"),
         )
     block = block_of_output(source.hook)
     if form == "sae-bench" and (block is None or block < 0):
         raise CheckpointError(
             f"{source.name}: trained on {source.hook}; SAE Bench's loader knows only the output of "
-            "a block (blocks.N.hook_resid_post); use --format dictionary-learning"
+            "a block (blocks.N.hook_resid_post)",
+            instead=_use("dictionary-learning"),
         )
     if form == "sparsify" and source.module is None:
         raise CheckpointError(
             f"{source.name}: trained on {source.hook}, the first block's input; sparsify knows only "
-            "the outputs of modules (e.g. blocks.N.hook_resid_post); use --format safetensors"
+            "the outputs of modules (e.g. blocks.N.hook_resid_post)",
+            instead=_use("safetensors"),
         )
     if form == "sae-lens" or (form == "sae-bench" and not row.bench_normalizes):
         W_dec_DF = getattr(dictionary, "decoder", None)
@@ -120,9 +124,13 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
         if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
             raise CheckpointError(
                 f"{source.name}: its decoder's norms are {norms_F.min():.6g} to "
-                f"{norms_F.max():.6g}; {form} expects 1 within {UNIT_NORM_TOLERANCE:g}; use "
-                "--format dictionary-learning or safetensors"
+                f"{norms_F.max():.6g}; {form} expects 1 within {UNIT_NORM_TOLERANCE:g}",
+                instead=_use("dictionary-learning", "safetensors"),
             )
+
+
+def _use(*formats: str) -> tuple[str | Setting, ...]:
+    return ("use ", *listed(Setting("format", each) for each in formats))
 
 
 def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:

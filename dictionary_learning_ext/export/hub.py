@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
-from ..errors import HubError, first_line
+from ..errors import HubError, Setting, first_line
 from ..evaluation.comparison import table
 from ..run_folder.matching import measured_differently
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
@@ -95,8 +95,8 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
             is_private = bool(huggingface_hub.repo_info(repo).private)
             if not (public or is_private):
                 raise HubError(
-                    f"{repo} already exists and is public; nothing was uploaded. To push to a public "
-                    "repository, give --public; otherwise, choose another name"
+                    f"{repo} already exists and is public; nothing was uploaded",
+                    instead=("to push to a public repository, give ", Setting("public", True)),
                 )
             commit = huggingface_hub.upload_folder(
                 repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(_names(files))}"
@@ -121,7 +121,7 @@ def _require_token(repo: str) -> None:
         what = "no token for the hub" if token is None else "the hub's token is malformed"
         raise HubError(
             f"push to {repo}: {what}; log in with `hf auth login`, or set HF_TOKEN to a token with "
-            "write access. To see what would be uploaded, use --dry-run"
+            "write access"
         )
 
 

@@ -12,7 +12,7 @@ from nnsight import LanguageModel
 from torch import nn
 
 from ..activations.hook_points import block_list_path
-from ..errors import LanguageModelError
+from ..errors import LanguageModelError, Setting
 from ..trainers.decoder_directions import decoder_directions
 
 _FEATURES_AT_ONCE = 256
@@ -125,7 +125,8 @@ class LogitLens:
             missing = "unembedding" if norms else "final norm"
             raise LanguageModelError(
                 f"a {type(hf_model).__name__} has no {missing} beside its blocks: expected one, to"
-                " measure effects on logits; use --logits False or another language model"
+                " measure effects on logits",
+                instead=("use ", Setting("logits", False), " or another language model"),
             )
         self._norm, self._unembedding = norms[-1], unembedding
 

@@ -18,7 +18,7 @@ from sklearn.preprocessing import normalize
 
 from ..config.checks import require_choice
 from ..config.run import MapSpace
-from ..errors import UserError
+from ..errors import Setting, UserError
 from .reproducibility import matching
 
 LEAST_FEATURES = 12
@@ -64,15 +64,15 @@ def comparable_features(profiles: Sequence[Any], limit: int, seed: int = 0) -> l
     Raises: GeometryError if an SAE has fewer than `LEAST_FEATURES` of them, or the limit is lower.
     """
     if limit < LEAST_FEATURES:
-        raise GeometryError(
-            f"--map-features is {limit}, expected at least {LEAST_FEATURES} for a map; raise it"
-        )
+        expected = f"at least {LEAST_FEATURES} for a map"
+        raise GeometryError(name="map_features", value=limit, expected=expected)
     live = [np.flatnonzero(profile.getnnz(axis=0)) for profile in profiles]
     n = min(limit, *(len(one) for one in live))
     if n < LEAST_FEATURES:
         raise GeometryError(
             f"{n} features were selected in the {profiles[0].shape[0]} sampled tokens: expected at "
-            f"least {LEAST_FEATURES} for a map; raise --map-tokens or train the SAE longer"
+            f"least {LEAST_FEATURES} for a map",
+            instead=("raise ", Setting("map_tokens")),
         )
     generator = np.random.default_rng(seed)
     return [np.sort(generator.choice(one, n, replace=False)) for one in live]
@@ -105,7 +105,8 @@ def geometry(
     if n < LEAST_FEATURES or n_tokens < LEAST_FEATURES:
         raise GeometryError(
             f"{n} features and {n_tokens} sampled tokens: expected at least {LEAST_FEATURES} of "
-            "each for a map; raise --map-features and --map-tokens"
+            "each for a map",
+            instead=("raise ", Setting("map_features"), " and ", Setting("map_tokens")),
         )
     directions_nD: Any = normalize(directions_FD[features])
     if space == "profiles":

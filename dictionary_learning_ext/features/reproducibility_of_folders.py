@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import Setting
 from ..evaluation.metrics import METRICS
 from ..evaluation.sae_names import short_names
 from ..evaluation.tables import text_table
@@ -88,8 +89,8 @@ def require_one_place(configs: dict[str, dict[str, Any]]) -> None:
             one, other = settings[first].get(name), settings[folder].get(name)
             if None not in (one, other) and not same_setting(name, one, other):
                 raise ReproducibilityError(
-                    f"{folder}: its run has {name}={other!r}, but {first} has {one!r}; give SAEs of "
-                    f"one {name}, which differ in their seeds"
+                    (f"{folder}: its run has ", Setting(name, other), f", but {first} has {one!r}"),
+                    instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
 
 
@@ -198,7 +199,7 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
 def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
     """A CSV file with a row for each feature. Raises CheckpointError if it can't be written."""
     path = Path(path)
-    with writing(path, "--csv"):
+    with writing(path, Setting("csv")):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

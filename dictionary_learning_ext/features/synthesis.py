@@ -20,7 +20,7 @@ from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint
 from ..config.checks import require
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting
 from ..trainers.dictionary_inputs import as_input
 from .directions import encoder_directions
 
@@ -72,7 +72,7 @@ def synthesise(
     """
     n = dictionary.dict_size
     for feature in features:
-        require(0 <= feature < n, "feature", feature, f"0 to {n - 1}, as dict_size={n}")
+        require(0 <= feature < n, "feature", feature, f"0 to {n - 1}, as the SAE has {n}")
     for name, value in (("length", length), ("restarts", restarts), ("steps", steps)):
         require(value >= 1, name, value, "at least 1")
     if not features:
@@ -196,7 +196,8 @@ class _Reader:
                 kind = type(self._model).__name__
                 raise ConfigError(
                     f"a {kind} does not take inputs_embeds ({error}): expected a language model "
-                    "that does, to synthesise tokens; use --synthesise 0 or another language model"
+                    "that does, to synthesise tokens",
+                    instead=("use ", Setting("synthesise", 0), " or another language model"),
                 ) from error
         return caught[0][:, -1].float()
 

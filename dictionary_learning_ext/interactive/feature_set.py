@@ -10,7 +10,7 @@ from typing import Any
 import torch as t
 
 from ..config.checks import require
-from ..errors import ConfigError, LanguageModelError
+from ..errors import ConfigError, LanguageModelError, Setting
 from ..features.collector import FeatureStatistics
 from ..features.directions import LogitLens, decoder_directions
 from ..features.token_text import token_text
@@ -78,8 +78,8 @@ class Features:
         """
         feature = require_feature(feature, len(self))
         kept = self.statistics.top.value_FT.shape[1]
-        expected = f"1 to {kept}, the contexts kept; for more, use features_of(..., contexts={n})"
-        require(1 <= n <= kept, "n", n, expected)
+        more = ("for more, give features_of ", Setting("contexts", n))
+        require(1 <= n <= kept, "n", n, f"1 to {kept}, the contexts kept", instead=more)
         return top_contexts(self.statistics.top, feature, n, self._tokenizer)
 
     def logits(self, feature: int, n: int = 8) -> LogitEffects:

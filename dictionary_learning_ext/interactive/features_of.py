@@ -15,7 +15,7 @@ from ..activations.contexts import ContextBatch, first_tokens, read_contexts, wi
 from ..activations.whole_documents import WholeDocuments
 from ..config.checks import require
 from ..config.run import RunConfig
-from ..errors import TextError
+from ..errors import Setting, TextError
 from ..features.collector import FeatureCollector
 from ..report.sinks import SinkFinder
 from .feature_set import Features
@@ -58,8 +58,8 @@ def features_of(
     require(contexts >= 1, "contexts", contexts, "at least 1")
     if text is None and not isinstance(sae, str | Path):
         raise TextError(
-            "no text: a dictionary doesn't say which it was trained on; give a text, e.g."
-            " text='embedded', or the run folder in the place of the dictionary"
+            "no text: a dictionary doesn't say which it was trained on",
+            instead=("give a text, e.g. ", Setting("text", "embedded")),
         )
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     dictionary = opened.dictionary

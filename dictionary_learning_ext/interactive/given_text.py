@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
-from ..errors import TextError
+from ..errors import Setting, TextError
 
 Text = str | Path | Iterable[str]
 """A text itself, several, or where to read them, see `documents_of`."""
@@ -44,8 +44,13 @@ def _is_a_path(text: str) -> bool:
     is_one_word = len(text.split()) == 1
     if is_one_word and "/" in text and not text.endswith(SUFFIXES):
         raise TextError(
-            f"text={text!r}: there is no such file or folder; for a data set on the hub use"
-            f" text=open_text({text!r}), for this word itself text=[{text!r}]"
+            "there is no such file or folder",
+            name="text",
+            value=text,
+            instead=(
+                f"for a data set on the hub, use open_text({text!r}); for this word itself, ",
+                Setting("text", [text]),
+            ),
         )
     return is_one_word and text.endswith(SUFFIXES)  # `open_text` says that it isn't there
 

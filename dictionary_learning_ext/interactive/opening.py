@@ -14,7 +14,7 @@ from ..activations.language_models import with_weights
 from ..activations.run_inputs import load_model, require_positions
 from ..activations.stored_activations import open_stored
 from ..config.run import RunConfig
-from ..errors import ActivationsError, ConfigError
+from ..errors import ActivationsError, ConfigError, Setting
 from ..run_folder.reading import read_config
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
@@ -77,8 +77,8 @@ def open_sae(
         device = str(with_weights(lm)._model.device)
     elif not isinstance(lm, str | Path | None):
         raise ConfigError(
-            f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder; use"
-            " e.g. lm='embedded'"
+            f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",
+            instead=("use e.g. ", Setting("lm", "embedded")),
         )
     dictionary = dictionary_of(sae, device)
     hook = hook.name if isinstance(hook, HookPoint) else hook
@@ -140,8 +140,10 @@ def _language_model(run: RunConfig, lm: Any) -> LanguageModel:
     if activations is not None:
         if activations.manifest is None:
             raise ActivationsError(
-                f"activations={run.activations}: expected a cache that knows its tokens, but it holds"
-                " activations alone; give a text to read in their place, e.g. text='embedded'"
+                name="activations",
+                value=run.activations,
+                expected="a cache that knows its tokens, but it holds activations alone",
+                instead=("give a text to read in their place, e.g. ", Setting("text", "embedded")),
             )
         activations.require_fit(run, [run.hook])
     if isinstance(lm, LanguageModel):

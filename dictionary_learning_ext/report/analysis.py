@@ -16,7 +16,7 @@ import torch as t
 from ..activations.contexts import read_contexts
 from ..config.run import ReportOptions
 from ..config.synthetic_models import is_synthetic
-from ..errors import ActivationsError, ConfigError
+from ..errors import ActivationsError, ConfigError, Setting
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.directions import (
@@ -111,13 +111,17 @@ def analyse(
     run, language_model = opened.run, opened.language_model
     if is_synthetic(run.model):
         raise ActivationsError(
-            f"model={run.model}: a report shows tokens, and synthetic activations have none; use"
-            " `vsae eval` and `vsae compare`"
+            "a report shows tokens, and synthetic activations have none",
+            name="model",
+            value=run.model,
+            instead="use `vsae eval` and `vsae compare`",
         )
     if language_model is None:
         raise ActivationsError(
-            f"activations={run.activations}: a report shows tokens, and {run.activations} doesn't say"
-            " which language model's; use `vsae eval` and `vsae compare`"
+            "a report shows tokens, and this folder doesn't say which language model's",
+            name="activations",
+            value=run.activations,
+            instead="use `vsae eval` and `vsae compare`",
         )
     # What can fail comes before the text, which takes minutes.
     lens = LogitLens(language_model) if options.logits else None
@@ -191,7 +195,8 @@ def labels_of(folders: Sequence[str | Path]) -> list[str]:
     paths = [Path(folder) for folder in folders]
     resolved = Counter(path.resolve() for path in paths)
     if twice := [path for path in paths if resolved[path.resolve()] > 1]:
-        raise ConfigError(f"{twice[0]} is given twice; remove it from --against")
+        remedy = ("remove it from ", Setting("against"))
+        raise ConfigError(f"{twice[0]} is given twice", instead=remedy)
     names = Counter(path.resolve().name for path in paths)
     return [path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths]
 
@@ -214,7 +219,7 @@ def _add_geometry(
                 seed=options.seed,
             )
     except GeometryError as error:
-        return str(error)
+        return error.as_typed
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.run import NOT_THE_RESULT, RunConfig
 from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
-from ..errors import UserError
+from ..errors import Setting, Text, UserError
 
 SEEDS = ("seed", "data_seed")
 """The settings in which runs of one setting differ."""
@@ -51,13 +51,17 @@ def require_one_setting(
             one, other = getattr(first, name), getattr(run, name)
             if same_setting(name, one, other):
                 continue
-            advice = "evaluate folders with different settings separately"
+            advice: Text = "evaluate folders with different settings separately"
             if name in LEAVING_OUT:
-                flag = "--" + name.replace("_", "-")
-                value = "" if isinstance(one, bool) else f" {one or other:g}"
-                advice = f"give {flag}{value} to measure both the same way"
+                given = Setting(name, True if isinstance(one, bool) else one or other)
+                advice = ("give ", given, " to measure both the same way")
             raise error(
-                f"{folder}: its run has {name}={other!r}, but {first_name} has {one!r}; {advice}"
+                (
+                    f"{folder}: its run has ",
+                    Setting(name, other),
+                    f", but {first_name} has {one!r}",
+                ),
+                instead=advice,
             )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import TrainConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting
 
 RUNS = Path("runs")
 """Where run folders go."""
@@ -126,8 +126,10 @@ def require_free(folder: Path, overwrite: bool) -> None:
     there = [name for name in RUN_FILES if (folder / name).exists()]
     if there and not overwrite:
         raise ConfigError(
-            f"save_dir={folder}: already holds a run ({', '.join(there)}); choose another "
-            "--save-dir, or overwrite it with --overwrite"
+            f"already holds a run ({', '.join(there)})",
+            name="save_dir",
+            value=str(folder),
+            instead=("choose another, or overwrite it with ", Setting("overwrite", True)),
         )
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"save_dir={folder}: expected a folder, but it is a file")
+        raise ConfigError(name="save_dir", value=str(folder), expected="a folder, but it is a file")

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, first_line, in_shell
+from ..errors import CheckpointError, ConfigError, Setting, first_line, in_shell
 from .names import (
     CHECKPOINTS,
     CONFIG,
@@ -107,8 +107,8 @@ def _missing(folder: Path, name: str) -> CheckpointError:
 def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
     if (folder / FAILED).is_file():
         return CheckpointError(
-            f"{folder}: its training failed, see {FAILED} there; train again, or load one of its "
-            f"{CHECKPOINTS} (--step)"
+            f"{folder}: its training failed, see {FAILED} there",
+            instead=("train again, or load a checkpoint with ", Setting("step")),
         )
     reached = max(steps_of(folder), default=0)
     steps = settings_in(config, folder / CONFIG).get("steps")
@@ -120,8 +120,12 @@ def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
 
 def _no_checkpoint(folder: Path, step: int) -> CheckpointError:
     there = ", ".join(map(str, checkpoint_steps(folder)))
-    expected = f"expected one of {there}" if there else "there are none; train with --save-steps"
-    return CheckpointError(f"{folder}: no checkpoint of step {step}; {expected}")
+    what = f"{folder}: no checkpoint of step {step}"
+    if there:
+        return CheckpointError(what, expected=f"one of {there}")
+    return CheckpointError(
+        f"{what}; there are none", instead=("train with ", Setting("save_steps"))
+    )
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -139,27 +143,26 @@ def steps_of(folder: Path) -> list[int]:
     return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
 
 
-def load_config(path: str | Path, flag: str = "") -> TrainConfig:
+def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     """The settings in a run's config.json, but for where it was written. No weights are needed.
 
     Arguments:
         path: the file, or its folder.
-        flag: how the path was given, for messages, e.g. "--config".
+        name: the setting that gave the path, for messages, e.g. "config".
 
     Raises: ConfigError.
     """
-    path, given = Path(path).expanduser(), f"{flag} " if flag else ""
+    path, given = Path(path).expanduser(), (Setting(name), " ") if name else ()
     try:
         with _readable():
             path = path / CONFIG if path.is_dir() else path
             config = _parsed(path, path.read_bytes(), "copy it again")
         return checked_settings(config, path)
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{given}{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
-        ) from error
+        what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
+        raise ConfigError((*given, what), name=name) from error
     except CheckpointError as error:
-        raise ConfigError(f"{given}{error}") from error
+        raise ConfigError((*given, str(error)), name=name) from error
 
 
 def checked_settings(config: Any, path: Path) -> TrainConfig:
@@ -268,7 +271,7 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     failed = failed_in(folder)
     for one in run_folders(folder):
         if one not in failed:
-            config = load_config(one, "--resume")
+            config = load_config(one, "resume")
             # The name of a link, not of what it links to: the folder is found again by it.
             name = one.name if one.name not in ("", "..") else one.resolve().name
             (done if is_finished(one, config.run) else runs)[name] = config

@@ -153,7 +153,7 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
         each = "resume the folders one by one, "
     raise CheckpointError(
         f"no step to resume from: expected {expected} ({found}{kept}); {each}measure what is "
-        "trained with `vsae eval FOLDER`, or start another run with --config FOLDER"
+        "trained with `vsae eval FOLDER`"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.run import RunConfig, TrainConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, Setting, listed
 from .evaluation_files import former_evaluation
 from .matching import same_model
 from .names import CONFIG, METRICS
@@ -65,10 +65,11 @@ def run_of(
             missing.append(f"no certain language model (lm_name={trainer.get('lm_name')!r})")
         if hook is None:
             missing.append(f"no hook point (submodule_name={trainer.get('submodule_name')!r})")
-        flags = [f"--{n}" for n, v in (("model", model), ("hook", hook)) if v is None]
+        needed = [Setting(n) for n, v in (("model", model), ("hook", hook)) if v is None]
         raise ConfigError(
             f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
-            f"{' and '.join(missing)}; give {' and '.join(flags)}"
+            f"{' and '.join(missing)}",
+            instead=("give ", *listed(needed, " and ")),
         )
     else:
         run = _run_of_buffer(folder, config, model, hook, data)
@@ -175,6 +176,6 @@ def _require_layer(folder: Path, config: dict[str, Any], hook: str) -> None:
         side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
         kind = "hook_resid_pre" if io == "in" else "hook_resid_post"
         raise CheckpointError(
-            f"{folder}: trained on {side}layer {layer}, not on {hook}; use --hook "
-            f"blocks.{layer}.{kind} or give another folder"
+            f"{folder}: trained on {side}layer {layer}, not on {hook}",
+            instead=("use ", Setting("hook", f"blocks.{layer}.{kind}")),
         )

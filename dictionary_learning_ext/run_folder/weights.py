@@ -161,7 +161,7 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} has NaN or infinite values; load an earlier checkpoint from "
-                f"{path.parent / CHECKPOINTS}, or train again with a lower --lr"
+                f"{path.parent / CHECKPOINTS}"
             )
     return state, norm_factor
 

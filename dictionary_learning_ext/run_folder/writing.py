@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, Setting
 from .names import LOCK
 
 try:
@@ -23,13 +23,15 @@ except ImportError:  # on Windows
 
 logger = logging.getLogger(__name__)
 
+SAVE_DIR = Setting("save_dir")
+
 
 @contextmanager
-def writing(path: Path, elsewhere: str = "--save-dir") -> Iterator[None]:
+def writing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
     """Turn an error of the disk into a CheckpointError that says what to do.
 
     Arguments:
-        elsewhere: what the command calls the folder that it writes to.
+        elsewhere: the setting that says where it is written, or a word for it.
     """
     try:
         yield
@@ -41,7 +43,8 @@ def writing(path: Path, elsewhere: str = "--save-dir") -> Iterator[None]:
         whose = "its folder" if is_new_file else "it"
         kept = f"; what {whose} held before is still there" if is_kept else ""
         raise CheckpointError(
-            f"{path} can't be written ({error.strerror or error}): {remedy} another {elsewhere}{kept}"
+            f"{path} can't be written ({error.strerror or error})",
+            instead=(f"{remedy} another ", elsewhere, kept),
         ) from error
 
 
@@ -72,7 +75,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, elsewhere: str = "--save-dir") -> Iterator[Path]:
+def replacing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[Path]:
     """A temporary path next to `path`, which it replaces if all goes well.
 
     Raises: CheckpointError if the disk refuses; `path` is then unchanged.
@@ -91,12 +94,12 @@ def replacing(path: Path, elsewhere: str = "--save-dir") -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, content: Any, elsewhere: str = "--save-dir") -> None:
+def write_json(path: Path, content: Any, elsewhere: Setting | str = SAVE_DIR) -> None:
     """Write `content`, atomically. Raises CheckpointError if the disk refuses."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n", elsewhere)
 
 
-def write_text(path: Path, text: str, elsewhere: str = "--save-dir") -> None:
+def write_text(path: Path, text: str, elsewhere: Setting | str = SAVE_DIR) -> None:
     """Write a text file, atomically. Raises CheckpointError if the disk refuses."""
     with replacing(path, elsewhere) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -111,14 +114,14 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folders: Iterable[Path], elsewhere: str = "--save-dir") -> Iterator[None]:
+def locked(folders: Iterable[Path], elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
     """Be the only process that writes to these folders. They are created if missing.
 
     The operating system releases the locks however the process ends. A folder that is still empty
     at the end is deleted. On Windows, nothing keeps a second process away.
 
     Arguments:
-        elsewhere: what the command calls the folder that it writes to.
+        elsewhere: see `writing`.
 
     Raises: ConfigError if another process holds one; CheckpointError if the disk refuses.
     """
@@ -129,7 +132,7 @@ def locked(folders: Iterable[Path], elsewhere: str = "--save-dir") -> Iterator[N
 
 
 @contextmanager
-def _locked(folder: Path, elsewhere: str) -> Iterator[None]:
+def _locked(folder: Path, elsewhere: Setting | str) -> Iterator[None]:
     with writing(folder, elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -147,8 +150,8 @@ def _locked(folder: Path, elsewhere: str) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise ConfigError(
-                f"{folder}: {file.read().strip() or 'another process'} is writing there; "
-                f"wait until it ends or choose another {elsewhere}"
+                f"{folder}: {file.read().strip() or 'another process'} is writing there",
+                instead=("wait until it ends or choose another ", elsewhere),
             ) from error
         except OSError as error:
             logger.warning(

@@ -166,7 +166,7 @@ def load_bench_sae(
             architecture=architecture_of(dictionary),
         )
     except BenchError as error:
-        raise BenchError(f"{folder}: {error}") from error
+        raise error.within(str(folder)) from error
     sae.cfg.activation_fn_str = config["trainer"]["dict_class"]
     return sae
 

@@ -23,7 +23,7 @@ from sae_bench.sae_bench_utils import dataset_info
 
 from ..activations.text import open_text
 from ..activations.text_sources import EMBEDDED_TEXT
-from ..errors import BenchError, TextError
+from ..errors import BenchError, Setting, TextError
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
 """The set's name. SAE Bench recognises the schema by the "bias_in_bios" in it."""
@@ -96,8 +96,11 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
     folder = Path.cwd() if name == "hub" else Path(name).expanduser().resolve()
     if not folder.is_dir():
         raise BenchError(
-            f"--data {name}: no such folder; expected embedded, hub, or a folder that contains one "
-            "folder per data set, e.g. LabHC/bias_in_bios"
+            "no such folder",
+            name="data",
+            value=name,
+            expected="embedded, hub, or a folder that contains one folder per data set, e.g. "
+            "LabHC/bias_in_bios",
         )
     return BenchData(name, folder)
 
@@ -115,7 +118,8 @@ def require_sets(data: BenchData, names: list[str]) -> None:
             raise BenchError(
                 f"data set {name} couldn't be fetched from the hub ({type(error).__name__}); put it "
                 f"into {data.folder / name} (train and test .parquet with columns "
-                f"{_COLUMNS[name]}), give another --data folder, or use --data embedded"
+                f"{_COLUMNS[name]})",
+                instead=("or use ", Setting("data", "embedded")),
             ) from error
 
 

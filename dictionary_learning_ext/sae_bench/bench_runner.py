@@ -124,7 +124,9 @@ def bench(
         require(size is None or size >= LEAST_TEXTS, name, size, f"at least {LEAST_TEXTS}")
     if probing_sets != SMALLEST and "sae_probes" not in evals:
         raise BenchError(
-            f"probing_sets={probing_sets}: expected sae_probes in evals, which reads them"
+            name="probing_sets",
+            value=probing_sets,
+            expected="sae_probes in evals, which reads them",
         )
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
@@ -231,7 +233,7 @@ class _BenchRun:
             results.setdefault(job.label, {})[evaluation] = found
         except Exception as error:  # SAE Bench's code can raise anything; the others still run
             if isinstance(error, UserError):
-                cause = str(error)
+                cause = error.as_typed
                 log.unlink(missing_ok=True)
             else:
                 cause = _cause(error) + (f" (see {log})" if log.exists() else "")
@@ -320,15 +322,19 @@ def _further(
     for label, sae in extra.items():
         if label in taken:
             raise BenchError(
-                f"extra={label!r}: expected a label that no other SAE has, unlike "
-                f"{', '.join(sorted(taken))}"
+                name="extra",
+                value=label,
+                expected=f"a label that no other SAE has, unlike {', '.join(sorted(taken))}",
             )
         if Path(label).name != label:
-            raise BenchError(f"extra={label!r}: expected a label that can be a file's name")
+            expected = "a label that can be a file's name"
+            raise BenchError(name="extra", value=label, expected=expected)
         if sae.cfg.hook_name != hook.name:
             raise BenchError(
-                f"extra={label!r}: an SAE of {sae.cfg.hook_name}; expected one of {hook.name}, as the "
-                "run folders' are"
+                f"an SAE of {sae.cfg.hook_name}",
+                name="extra",
+                value=label,
+                expected=f"one of {hook.name}, as the run folders' are",
             )
         hook.require_width(label, sae.cfg.d_in, run.model)
         further.append(BenchJob(label, label, first, sae))

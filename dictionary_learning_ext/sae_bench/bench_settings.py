@@ -84,8 +84,8 @@ def capped_n_values(dict_size: int) -> tuple[int, ...]:
     """
     if dict_size < _SMALLEST_DICT:
         raise BenchError(
-            f"dict_size={dict_size}: expected {_SMALLEST_DICT} or more for SCR and TPP, which ablate "
-            "at least 2 features and at most a tenth of them"
+            f"an SAE has {dict_size} features: expected {_SMALLEST_DICT} or more for SCR and TPP, "
+            "which ablate at least 2 features and at most a tenth of them"
         )
     defaults = scr_and_tpp.ScrAndTppEvalConfig().n_values
     return tuple(n for n in defaults if n <= dict_size // 10)
@@ -143,12 +143,13 @@ def configure(evaluation: str, settings: BenchSettings) -> Any:
     else:
         require_sets(settings.data, config.dataset_names)
     asked = {"train_size": settings.train_size, "test_size": settings.test_size}
-    for which, name, (flag, given) in zip((0, 1), names, asked.items(), strict=True):
+    for which, name, (setting, given) in zip((0, 1), names, asked.items(), strict=True):
         most = None if sizes is None else sizes[which]
         if given is not None and most is not None and given > most:
             raise BenchError(
-                f"{flag}={given}: expected at most {most} for {evaluation}, all that the embedded books "
-                "can fill"
+                name=setting,
+                value=given,
+                expected=f"at most {most} for {evaluation}, all that the embedded books can fill",
             )
         if size := given or most:
             setattr(config, name, size)

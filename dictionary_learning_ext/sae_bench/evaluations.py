@@ -26,7 +26,7 @@ from sklearn.metrics import f1_score
 
 from ..activations.hook_points import block_of_output
 from ..config.architectures import BenchEvaluation
-from ..errors import BenchError
+from ..errors import BenchError, Setting
 from . import feature_usage as usage
 from .ablation import encoding_once
 from .bench_data import heldout_text
@@ -180,15 +180,16 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
     if layer is None or layer < 0:
         raise BenchError(
             f"it was trained on {sae.cfg.hook_name}; SAE Bench measures absorption only at the output"
-            " of a block (blocks.N.hook_resid_post); leave absorption out of --evals"
+            " of a block (blocks.N.hook_resid_post)",
+            instead=("leave absorption out of ", Setting("evals")),
         )
     known = _known_letters(config, layer, settings)
     if len(known) < config.min_feats_for_eval:
         raise BenchError(
             f"{settings.name} at {sae.cfg.hook_name} does not encode enough first letters: linear "
             f"probes find {len(known)} with F1 > {config.min_GT_probe_f1}, and SAE Bench needs "
-            f"{config.min_feats_for_eval}; leave absorption out of --evals, or use a larger language "
-            "model"
+            f"{config.min_feats_for_eval}",
+            instead=("leave absorption out of ", Setting("evals")),
         )
     shared: dict[str, Any] = {
         "model": settings.model,

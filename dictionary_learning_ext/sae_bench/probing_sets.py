@@ -68,8 +68,10 @@ def chosen_sets(asked: str) -> list[str]:
         if name not in DATASETS:
             close = likely(name, DATASETS) or DATASETS[:3]
             raise BenchError(
-                f"--probing-sets {asked}: sae-probes has no data set {name!r}; expected {SMALLEST}, "
-                f"{ALL}, or names separated by commas, e.g. {', '.join(close)}. `{_LISTING}` lists all; "
-                f"the smallest are {', '.join(SMALLEST_SETS[:3])}"
+                f"sae-probes has no data set {name!r}",
+                name="probing_sets",
+                value=asked,
+                expected=f"{SMALLEST}, {ALL}, or names separated by commas, e.g. {', '.join(close)}",
+                instead=f"`{_LISTING}` lists all",
             )
     return names

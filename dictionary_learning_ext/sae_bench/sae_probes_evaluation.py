@@ -18,7 +18,7 @@ from sae_bench.sae_bench_utils.general_utils import get_results_filepath
 from transformer_lens import HookedTransformer
 
 from ..config.checks import in_words
-from ..errors import BenchError, first_line
+from ..errors import BenchError, Setting, first_line
 from .bench_settings import BenchSettings
 
 MAX_TOKENS = 1024  # of a text, from its end; sae-probes's
@@ -111,8 +111,8 @@ def _write_activations(
     if needed > free:
         raise BenchError(
             f"sae_probes needs {in_words(needed)} for the language model's activations of "
-            f"{len(missing)} data sets, and the disk of {settings.cache} has {in_words(free)} free; "
-            "free some space or name fewer sets with --probing-sets"
+            f"{len(missing)} data sets, and the disk of {settings.cache} has {in_words(free)} free",
+            instead=("name fewer sets with ", Setting("probing_sets")),
         )
     partial = folder / "partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed

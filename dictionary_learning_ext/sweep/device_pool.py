@@ -142,10 +142,10 @@ def main(device: str) -> int:
         except Interrupted as stop:
             return stop.exit_code
         except TrainingError as error:  # names its SAEs
-            result.write(str(error))
+            result.write(error.as_typed)
             return 2
         except UserError as error:
-            result.write(f"{chunk}: {error}")
+            result.write(f"{chunk}: {error.as_typed}")
             return 2
     return 0
 

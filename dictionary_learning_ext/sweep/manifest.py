@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.run import NOT_THE_RESULT, TrainConfig
 from ..config.sae import DERIVED
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting
 from ..run_folder.names import CONFIG, FAILED, SWEEP
 from ..run_folder.reading import is_finished, load_config
 from ..run_folder.writing import remove, write_json
@@ -84,15 +84,20 @@ def begin(
         return manifest
     if former.digest != digest:
         raise ConfigError(
-            f"{save_dir}: holds another sweep of {len(former.runs)} runs"
-            f"{_difference(former, settings)}; choose another --save-dir"
+            (
+                f"{save_dir}: holds another sweep of {len(former.runs)} runs",
+                *_difference(former, settings),
+            ),
+            instead=("choose another ", Setting("save_dir")),
         )
     if at_once in (None, former.at_once):
         return former
     if at_once > former.at_once:
         raise ConfigError(
-            f"--at-once {at_once}: this sweep was started with {former.at_once}; leave out "
-            "--at-once to continue it, or lower it"
+            f"this sweep was started with {former.at_once}",
+            name="at_once",
+            value=at_once,
+            instead="leave it out to continue the sweep, or lower it",
         )
     manifest = replace(former, at_once=at_once)  # e.g. after memory ran out
     write_json(save_dir / SWEEP, asdict(manifest))
@@ -109,15 +114,19 @@ def _values(configs: dict[str, TrainConfig]) -> dict[str, list[Any]]:
     return values
 
 
-def _difference(former: Manifest, settings: dict[str, list[Any]]) -> str:
+def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str | Setting, ...]:
     """In which settings the runs of two sweeps differ, but for those that follow from others."""
     was = former.settings
     differing = [n for n in settings if n in was and _sorted(was[n]) != _sorted(settings[n])]
     differing = [name for name in differing if name not in DERIVED] or differing
     if not differing:
-        return f", e.g. {former.runs[0]}"
-    changes = [f"{name}={_shown(was[name])}, not {_shown(settings[name])}" for name in differing]
-    return f" with {' and '.join(changes)}"
+        return (f", e.g. {former.runs[0]}",)
+    changes = [
+        part
+        for name in differing
+        for part in (" and ", Setting(name, _shown(was[name])), f", not {_shown(settings[name])}")
+    ]
+    return (" with ", *changes[1:])
 
 
 def _sorted(values: list[Any]) -> list[Any]:

@@ -53,7 +53,7 @@ def run_sweep(
         from ..trainers.devices import require_device
 
         for device in devices:
-            require_device(device, flag="devices")
+            require_device(device, "devices")
     for chunk in chunks_of(configs, save_dir, name, len(configs), _ended(configs, save_dir)):
         chunk.prepare()
     manifest = begin(
@@ -99,11 +99,11 @@ def _run(
             try:
                 chunk.train()
             except TrainingError as error:  # names its SAEs
-                failures.append(str(error))
+                failures.append(error.as_typed)
             except UserError as error:
                 if len(chunks) == 1 or _hits_all(error):
                     raise
-                failures.append(f"{chunk}: {error}")
+                failures.append(f"{chunk}: {error.as_typed}")
                 logger.error("%s", failures[-1])
     if failures:
         raise TrainingError("; ".join(failures))

@@ -11,7 +11,7 @@ import yaml
 from ..config.checks import meant
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import option_hints
-from ..errors import ConfigError, UserError, in_shell
+from ..errors import ConfigError, Setting, UserError, in_shell
 
 _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
@@ -105,18 +105,20 @@ def configurations(
     Raises: UserError for an invalid value, or a fixed flag that the file sweeps, before anything
     runs. It names the file unless the mistake is in the fixed flags.
     """
-    for flag in (word for word in fixed if word.startswith("--")):
-        name = flag.removeprefix("--").partition("=")[0].replace("-", "_")
+    typed = _names(fixed)
+    for name in sorted(typed):
         if name in sweep.assignments[0]:
             raise ConfigError(
-                f"--{name.replace('_', '-')}: {sweep.file} sweeps it; leave it out, or change its "
-                "values there"
+                f"{sweep.file} sweeps it",
+                name=name,
+                instead="leave it out, or change its values there",
             )
         if name == "resume":
-            raise ConfigError(f"{flag}: a sweep continues by itself; leave it out")
+            raise ConfigError("a sweep continues by itself", name=name, instead="leave it out")
         if name == "overwrite":
-            raise ConfigError(f"{flag}: a sweep continues its folder; choose another --save-dir")
-    shared = _without_start(sweep.flags) if _names(fixed) & _STARTS else sweep.flags
+            another = ("choose another ", Setting("save_dir"))
+            raise ConfigError("a sweep continues its folder", name=name, instead=another)
+    shared = _without_start(sweep.flags) if typed & _STARTS else sweep.flags
     found: dict[str, TrainConfig] = {}
     for assignment in sweep.assignments:
         swept = [f"--{name}={value}" for name, value in assignment.items()]
@@ -124,13 +126,16 @@ def configurations(
             config = parse([*shared, *fixed, *swept])
             resolved = config.sae.resolve(config.run.steps, config.run.batch_size)
         except UserError as error:
-            if fixed and _is_legal([*shared, *swept], parse):  # the mistake was typed
+            if error.name in typed:
                 raise
-            raise ConfigError(f"{sweep.file}: {error}") from error
+            raise error.within(str(sweep.file)) from error
         if len(config.run.hooks) > 1:
             raise ConfigError(
-                f"hook={config.run.hook!r}: a run of a sweep has one hook point; to train on several,"
-                f" give {sweep.file} the parameter hook with values {config.run.hooks}"
+                "a run of a sweep has one hook point",
+                name="hook",
+                value=config.run.hook,
+                instead=f"to train on several, give {sweep.file} the parameter hook with values "
+                f"{config.run.hooks}",
             )
         config = replace(config, sae=resolved)
         if config.name in found:
@@ -160,15 +165,6 @@ def _without_start(flags: Sequence[str]) -> list[str]:
         elif "=" not in flag and rest:
             rest.pop(0)
     return kept
-
-
-def _is_legal(flags: list[str], parse: Callable[[list[str]], TrainConfig]) -> bool:
-    try:
-        config = parse(flags)
-        config.sae.resolve(config.run.steps, config.run.batch_size)
-    except UserError:
-        return False
-    return True
 
 
 def _flags(path: Path, content: dict[str, Any]) -> list[str]:

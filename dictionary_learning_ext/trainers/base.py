@@ -23,7 +23,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import likely, require
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, Setting
 from .kernels.ranks import ALONE, Ranks
 from .optimizers import GuardedAdam
 
@@ -211,8 +211,11 @@ class SamplingTrainer(Named, ABC):
             name = getattr(given, "__name__", repr(given))
             if not is_ours:
                 raise ConfigError(
-                    f"dict_class={name}: {type(self).__name__} expected {ours.__name__} or a "
-                    "subclass of it; leave out dict_class"
+                    (Setting("dict_class"), f" of a {type(self).__name__} is {name}"),
+                    name="dict_class",
+                    value=given,
+                    expected=f"{ours.__name__} or a subclass of it",
+                    instead="leave it out",
                 )
             return given
         return ours
@@ -260,9 +263,9 @@ class SamplingTrainer(Named, ABC):
             )
         if x.shape[-1] != len(b_dec):
             raise ConfigError(
-                f"activations of width {x.shape[-1]} from {source}: expected "
-                f"activation_dim={len(b_dec)}; build the trainer with "
-                f"activation_dim={x.shape[-1]}, or choose another hook"
+                f"activations of width {x.shape[-1]} from {source}",
+                expected=(Setting("activation_dim", len(b_dec)),),
+                instead=("build the trainer with ", Setting("activation_dim", x.shape[-1])),
             )
         if len(x) == 0:
             raise ConfigError(f"empty batch from {source}: expected at least one row")
@@ -361,9 +364,9 @@ class FromState(Named):
         try:
             arguments: dict[str, Any] = cls._built_as(state)
         except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise error.within(str(path)) from error
         saved_k = arguments.get("k")
-        require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}, or leave it out")
+        require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}", instead="leave it out")
         dict_size, activation_dim = state["encoder.weight"].shape
         sae: Any = cls(activation_dim, dict_size, **arguments)  # pyright: ignore[reportCallIssue]
         sae = sae.to(state["encoder.weight"])  # its device and dtype

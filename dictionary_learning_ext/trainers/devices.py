@@ -2,11 +2,11 @@
 
 import torch
 
-from ..errors import ConfigError, first_line
+from ..errors import ConfigError, Setting, first_line
 
 
-def require_device(device: str | None, flag: str = "device") -> None:
-    """Raise a ConfigError unless tensors can be put on `device`, which was given with `flag`.
+def require_device(device: str | None, name: str = "device") -> None:
+    """Raise a ConfigError unless tensors can be put on `device`, the value of the setting `name`.
 
     None is torch's own choice.
     """
@@ -17,9 +17,15 @@ def require_device(device: str | None, flag: str = "device") -> None:
         there = ["cpu", *(f"cuda:{i}" for i in range(n))]
         if device in there or (device == "cuda" and n):  # e.g. all of its memory is taken
             raise ConfigError(
-                f"device {device!r} can't be used ({first_line(error)}); use --{flag} cpu"
+                f"can't be used ({first_line(error)})",
+                name=name,
+                value=device,
+                instead=("use ", Setting(name, "cpu")),
             ) from error
         raise ConfigError(
-            f"{flag}={device!r}: expected cpu, cuda or cuda:N, and this machine has "
-            f"{', '.join(there) if n else 'cpu and no CUDA device'}; use e.g. --{flag} {there[-1]}"
+            name=name,
+            value=device,
+            expected="cpu, cuda or cuda:N, and this machine has "
+            f"{', '.join(there) if n else 'cpu and no CUDA device'}",
+            instead=("use e.g. ", Setting(name, there[-1])),
         ) from error

@@ -30,9 +30,11 @@ class KAnnealing(NamedTuple):
             return cls(k, k, 0)
         if k >= start:
             raise ConfigError(
-                f"k_anneal_steps={steps}: k falls from the smaller of activation_dim="
-                f"{ae.activation_dim} and dict_size={ae.dict_size}, and k={k} is not below it; "
-                "leave out k_anneal_steps (--k-anneal-steps)"
+                f"k falls from the smaller of activation_dim ({ae.activation_dim}) and dict_size "
+                f"({ae.dict_size}), and k ({k}) is not below it",
+                name="k_anneal_steps",
+                value=steps,
+                instead="leave it out",
             )
         return cls(k, start, steps)
 

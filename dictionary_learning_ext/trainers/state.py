@@ -37,7 +37,7 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
     if stream not in (None, saved := state["attributes"].get("noise_stream")):
         raise CheckpointError(
             f"the resume point is from an earlier version, which drew other noise (noise_stream={saved}, "
-            f"not {stream}); finish the run with that version, or start another run with --config FOLDER"
+            f"not {stream}); finish the run with that version"
         )
     attributes = {
         name: value
@@ -62,7 +62,7 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
         cause = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the resume point belongs to another trainer than {type(trainer).__name__} ({cause}); "
-            "start another run with --config FOLDER"
+            "start another run"
         ) from error
     for name, value in attributes.items():
         setattr(trainer, name, value.to(trainer.device) if isinstance(value, t.Tensor) else value)

@@ -11,7 +11,7 @@ from dictionary_learning.dictionary import Dictionary
 from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.sae import SAEConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting
 from ..run_folder.sae_lens_folder import is_sae_lens_folder, load_sae_lens
 from ..run_folder.weights import in_training_units, load_dictionary
 from ..trainers.base import Trainer
@@ -52,25 +52,32 @@ def _require_fit(sae: SAEConfig, source: Any) -> None:
     given = type(source).__name__
     if given not in _fitting_classes(sae.architecture):
         names = [name for name in TRAINED if given in _fitting_classes(name)]
-        instead = (
-            f"give --architecture {' or '.join(names)}"
-            if names
-            else f"no architecture starts from {'an' if given[0] in 'AEIO' else 'a'} {given}"
+        no_architecture = (
+            f"no architecture starts from {'an' if given[0] in 'AEIO' else 'a'} {given}"
         )
+        fitting = [Setting("architecture", name) for name in names]
         raise ConfigError(
-            f"init_from={sae.init_from}: its class is {given}, not "
-            f"{TRAINED[sae.architecture].dict_class} (architecture {sae.architecture}); {instead}"
+            f"its class is {given}, not {TRAINED[sae.architecture].dict_class} (architecture "
+            f"{sae.architecture})",
+            name="init_from",
+            value=sae.init_from,
+            instead=("give ", fitting[0]) if fitting else no_architecture,
         )
     if source.dict_size != sae.dict_size:
         raise ConfigError(
-            f"init_from={sae.init_from}: its dict_size is {source.dict_size}, not {sae.dict_size}; "
-            f"give --dict-size {source.dict_size}"
+            f"its dict_size is {source.dict_size}, not {sae.dict_size}",
+            name="init_from",
+            value=sae.init_from,
+            instead=("give ", Setting("dict_size", source.dict_size)),
         )
     k = sae.kept_per_token
     if k is not None and int(source.k) != k:
-        instead = f"--k {int(source.k)}" if "k" in sae.options else "--architecture vsae_top_k"
+        own = Setting("k", int(source.k))
         raise ConfigError(
-            f"init_from={sae.init_from}: its k is {int(source.k)}, not {k}; give {instead}"
+            f"its k is {int(source.k)}, not {k}",
+            name="init_from",
+            value=sae.init_from,
+            instead=("give ", own if "k" in sae.options else Setting("architecture", "vsae_top_k")),
         )
 
 
@@ -102,8 +109,11 @@ def start_from(
     """
     if source.activation_dim != hook.activation_dim:
         raise ConfigError(
-            f"init_from={sae.init_from}: its activation_dim is {source.activation_dim}, but "
-            f"{hook.name} is {hook.activation_dim} wide; give another --model or --hook"
+            f"its activation_dim is {source.activation_dim}, but {hook.name} is "
+            f"{hook.activation_dim} wide",
+            name="init_from",
+            value=sae.init_from,
+            instead=("give another ", Setting("model"), " or ", Setting("hook")),
         )
     given = in_training_units(source, norm_factor).state_dict()
     own = trainer.ae.state_dict()  # shares the weights' memory

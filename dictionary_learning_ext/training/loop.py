@@ -22,6 +22,7 @@ from ..errors import (
     Interrupted,
     NonFiniteError,
     ProcessError,
+    Setting,
     TrainingError,
     in_shell,
 )
@@ -175,10 +176,8 @@ def _train(
                 one.close(code)
     if failures := [one.failure for one in sae_runs if one.failure]:
         others = [str(one.folder) for one in sae_runs if one.failure is None]
-        raise TrainingError(
-            f"{'; '.join(failures)}; lower --lr or --beta, or check the activations"
-            + (f"; trained and saved: {', '.join(others)}" if others else "")
-        )
+        saved = f"; trained and saved: {', '.join(others)}" if others else ""
+        raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
 
 
 def _loop(
@@ -262,10 +261,9 @@ def _loop(
         ) from stop
     except ProcessError as error:  # this rank may be in the middle of a step: nothing is saved
         where = os.path.commonpath([one.folder for one in sae_runs])
-        raise ProcessError(
-            f"step {step}: {error}; continue from the last resume point with "
-            f"`{processes.command} train --resume {in_shell(where)}`"
-        ) from error
+        again = f"`{processes.command} train --resume {in_shell(where)}`"
+        continued = f"continue from the last resume point with {again}"
+        raise error.within(f"step {step}", continued) from error
     except Exception as error:
         # Not in the middle of a step, whose batch would be missing after a resume.
         if before is None and sources.tokens_seen() == {step * run.batch_size // processes.count}:
@@ -280,7 +278,7 @@ def _loop(
                 logger.error("%s", full)
         logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
         if isinstance(error, NonFiniteError):
-            raise NonFiniteError(f"step {step}: {error}") from error
+            raise error.within(f"step {step}") from error
         raise
     finally:
         bar.close()

@@ -11,7 +11,7 @@ from ..config.checks import in_words
 from ..config.run import RunConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, synthetic_settings
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting
 
 
 def sae_bytes(sae: SAEConfig, activation_dim: int) -> int:
@@ -45,7 +45,8 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig], processes: int = 1
     if needed > there:
         raise ConfigError(
             f"the weights, gradients and optimizer of the SAEs need {in_words(needed)} of memory, and"
-            f" {'this machine' if on_cpu else run.device} has {in_words(there)}; lower --dict-size"
+            f" {'this machine' if on_cpu else run.device} has {in_words(there)}",
+            instead=("lower ", Setting("dict_size")),
         )
 
 

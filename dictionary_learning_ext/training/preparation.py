@@ -8,7 +8,7 @@ from ..activations.text import names_a_file, open_text
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run
-from ..errors import ConfigError
+from ..errors import ConfigError, Setting
 from ..run_folder.names import RUNS, folder_of, require_free
 from .processes import launched
 
@@ -28,16 +28,21 @@ def prepared(
     launched().require_shares(run.batch_size, resume)
     if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
         raise ConfigError(
-            f"wandb={run.wandb}: expected one SAE, as a sweep's agent gives one run of wandb, and got "
-            f"{len(saes)} ({', '.join(saes)}); give a single --hook, e.g. as a parameter `hook` of the sweep"
+            name="wandb",
+            value=run.wandb,
+            expected="one SAE, as a sweep's agent gives one run of wandb, and got "
+            f"{len(saes)} ({', '.join(saes)})",
+            instead=("give a single ", Setting("hook"), ", e.g. as a parameter of the sweep"),
         )
     saes = {name: sae.resolve(run.steps, run.batch_size) for name, sae in saes.items()}
     for sae in saes.values():
         sae.require_units(run.normalize)
         if not resume and sae.init_from is not None and not Path(sae.init_from).is_dir():
             raise ConfigError(
-                f"init_from={sae.init_from}: no such folder; expected one that holds a trained SAE, "
-                "e.g. runs/NAME"
+                "no such folder",
+                name="init_from",
+                value=sae.init_from,
+                expected="one that holds a trained SAE, e.g. runs/NAME",
             )
     folders = _folders(run, saes)
     if is_synthetic(run.model):

@@ -21,9 +21,11 @@ from ..errors import (
     Interrupted,
     LanguageModelError,
     ProcessError,
+    Setting,
     TrainingError,
     UserError,
     first_line,
+    listed,
 )
 from .interrupts import ignore_signals
 
@@ -84,13 +86,14 @@ class Processes:
         """Raise a ConfigError unless a batch can be divided among the processes."""
         if batch_size % self.count:
             below = batch_size - batch_size % self.count
-            fits = " or ".join(str(n) for n in (below, below + self.count) if n)
-            advice = f"use --batch-size {fits}, or another --nproc-per-node"
-            if resume:
-                advice = "continue with as many processes as the run was started with"
+            fits = [Setting("batch_size", n) for n in (below, below + self.count) if n]
+            as_before = "continue with as many processes as the run was started with"
             raise ConfigError(
-                f"batch_size={batch_size}: expected a multiple of {self.count}, the number of "
-                f"processes, since each takes an equal share of the batch; {advice}"
+                name="batch_size",
+                value=batch_size,
+                expected=f"a multiple of {self.count}, the number of processes, since each takes an "
+                "equal share of the batch",
+                instead=as_before if resume else ("use ", *listed(fits)),
             )
 
     def device(self, device: str) -> str:
@@ -100,18 +103,23 @@ class Processes:
             return device
         if number and self.local_count > 1:
             raise ConfigError(
-                f"device={device}: {self.local_count} processes can't share one device; use --device "
-                "cuda, and each process takes one of its own"
+                f"{self.local_count} processes can't share one device",
+                name="device",
+                value=device,
+                instead=("use ", Setting("device", "cuda"), ", and each takes one of its own"),
             )
         import torch
 
         devices = torch.cuda.device_count()
         mine = int(number) if number else self.local_rank
         if mine >= devices:
-            instead = f"--nproc-per-node {devices}" if devices else "--device cpu"
+            instead = f"--nproc-per-node {devices}" if devices else Setting("device", "cpu")
             raise ConfigError(
-                f"device=cuda: torchrun started {self.local_count} processes on a machine that has "
-                f"{devices} CUDA devices, and each needs one of its own; use {instead}"
+                f"torchrun started {self.local_count} processes on a machine that has {devices} CUDA "
+                "devices, and each needs one of its own",
+                name="device",
+                value=device,
+                instead=("use ", instead),
             )
         torch.cuda.set_device(mine)
         return f"cuda:{mine}"
@@ -137,7 +145,7 @@ class Processes:
         reports = self.gather(None if raised is None else _Report.of(raised))
         rank, report = next((r, report) for r, report in enumerate(reports) if report is not None)
         is_of_all = all(other == report for other in reports)
-        raise report.error("" if rank == 0 or is_of_all else f"rank {rank}: ") from raised
+        raise report.error("" if rank == 0 or is_of_all else f"rank {rank}") from raised
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank."""
@@ -191,23 +199,26 @@ class _Report:
     """An error, as other processes hear of it."""
 
     kind: str
-    message: str
+    fields: dict[str, Any]
+    """What it is made of."""
     signal: int = 0
 
     @classmethod
     def of(cls, error: BaseException) -> "_Report":
         if isinstance(error, Interrupted):
-            return cls("Interrupted", str(error), int(error.signal))
+            return cls("Interrupted", {"message": str(error)}, int(error.signal))
         if isinstance(error, UserError):
-            return cls(type(error).__name__, str(error))
+            return cls(type(error).__name__, vars(error))
         logger.critical("an error that was not expected", exc_info=error)
-        return cls(TrainingError.__name__, f"{type(error).__name__}: {first_line(error)}")
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return cls(TrainingError.__name__, {"problem": what})
 
-    def error(self, prefix: str) -> BaseException:
+    def error(self, where: str) -> BaseException:
         """The error, to be raised. A signal to any rank is one to the run."""
         if self.signal:
-            return Interrupted(signal.Signals(self.signal), self.message)
-        return getattr(errors, self.kind, UserError)(prefix + self.message)
+            return Interrupted(signal.Signals(self.signal), **self.fields)
+        error: UserError = getattr(errors, self.kind, UserError)(**self.fields)
+        return error.within(where) if where else error
 
 
 def launched() -> Processes:

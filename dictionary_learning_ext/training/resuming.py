@@ -43,8 +43,7 @@ def checked_points(
                 raise LanguageModelError(
                     f"{folder}: the language model {config.run.model!r} has changed since the run was "
                     f"interrupted: the SHA-256 of its {what} was {point.run[part][:12]}, not "
-                    f"{inputs[part][:12]}; put the original back, or start "
-                    "another run with --config"
+                    f"{inputs[part][:12]}; put the original back"
                 )
         if point.run["versions"] != inputs["versions"]:
             logger.warning(

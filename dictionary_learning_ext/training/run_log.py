@@ -55,8 +55,7 @@ class RunLog:
         if (self._history.stat().st_size if self._history.exists() else 0) < length:
             raise CheckpointError(
                 f"{self._history}: shorter than when the resume point of step {point.step} was "
-                f"written ({length} bytes); put the original back, or start another run with "
-                "--config"
+                f"written ({length} bytes); put the original back"
             )
 
     def resume(self, point: ResumePoint, group: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ConfigError, first_line
+from ..errors import ConfigError, Setting, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,10 @@ class WandbLog:
             )
         except Exception as error:  # of many kinds: usage, login, network, its own process
             raise ConfigError(
-                f"wandb={mode}: wandb can't start ({first_line(error)}); log in with `wandb login`, "
-                "or use --wandb offline and `wandb sync` later"
+                f"wandb can't start ({first_line(error)})",
+                name="wandb",
+                value=mode,
+                instead=("log in with `wandb login`, or use ", Setting("wandb", "offline")),
             ) from error
         self.id: str = self._run.id
         if mode == "online":  # the server knows what it has

@@ -209,7 +209,7 @@ def test_a_text_too_short_for_a_batch_names_both_counts(tiny_lm: LanguageModel):
     found = len(tiny_lm.tokenizer.encode(DOCUMENTS[0])) // 16 * 16
     assert 0 < found < 90
     assert f"expected 90 for the next batch, found {found};" in message
-    assert "--text-passes" in message
+    assert "text_passes" in message
 
 
 def test_a_text_that_ends_names_the_tokens_handed_out(tiny_lm: LanguageModel, path: Path):
@@ -257,7 +257,7 @@ def tiny_lm_token(lm: Any) -> int:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"out_batch_size": 97}, "use n_ctxs 7"),
+        ({"out_batch_size": 97}, "use n_ctxs=7"),
         ({"out_batch_size": 0}, "out_batch_size=0: expected at least 1"),
         ({"n_ctxs": 0}, "n_ctxs=0: expected at least 1"),
         ({"max_norm_multiple": 1.0}, "max_norm_multiple"),

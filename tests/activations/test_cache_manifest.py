@@ -56,7 +56,7 @@ def test_an_unfinished_one_is_continued_first(folder):
         finished_manifest(folder)
     assert str(raised.value) == (
         f"{folder}: this cache is not finished (4,000 tokens are written); run its `vsae cache`"
-        " command again to continue it, with --tokens 4000 to end it there"
+        " command again to continue it"
     )
 
 

@@ -195,7 +195,7 @@ def test_on_a_full_disk_what_was_written_stays_and_is_continued(
     with pytest.raises(CheckpointError) as raised:
         write_small(folder, cached_run, **options)
     assert str(raised.value) == (
-        f"{folder / 'data-00002.arrow'} can't be written (No space left on device): free some space"
+        f"{folder / 'data-00002.arrow'} can't be written (No space left on device); free some space"
         " or choose another folder; what its folder held before is still there"
     )
     assert sorted(path.name for path in folder.glob("*data*")) == [
@@ -328,8 +328,8 @@ def test_the_space_is_said_and_checked_before_anything_is_written(
     with pytest.raises(ConfigError) as raised:
         write_small(tmp_path / "b", cached_run)
     assert str(raised.value) == (
-        f"{tmp_path / 'b'}: this cache needs 311 kB, and its disk has 300 kB free; use fewer --tokens,"
-        " --dtype float16 or another disk"
+        f"{tmp_path / 'b'}: this cache needs 311 kB, and its disk has 300 kB free; use fewer tokens"
+        " or dtype='float16'"
     )
     assert not (tmp_path / "b").exists()
     write_small(tmp_path / "a", cached_run, 5000)  # what is there counts
@@ -350,7 +350,7 @@ def test_an_activation_beyond_float16_is_an_error(cached_run, tmp_path, monkeypa
     with pytest.raises(ConfigError) as raised:
         write_small(tmp_path / "a", cached_run, dtype="float16")
     assert f"activations at {HOOK} are beyond its range, which ends at 65,504" in str(raised.value)
-    assert str(raised.value).endswith("use --dtype float32")
+    assert str(raised.value).endswith("use dtype='float32'")
     write_small(tmp_path / "b", cached_run)
 
 

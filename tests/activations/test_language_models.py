@@ -113,7 +113,9 @@ def test_damaged_weights_are_not_called_a_missing_model(tiny_lm_dir: Path, tmp_p
 
 
 def test_missing_device_is_one_line(tiny_lm_dir: Path):
-    with pytest.raises(ConfigError, match=r"device='cuda:99': expected cpu.*; use e\.g\. --device"):
+    with pytest.raises(
+        ConfigError, match=r"device='cuda:99': expected cpu.*; use e\.g\. device='cpu'"
+    ):
         load_language_model(str(tiny_lm_dir), device="cuda:99")
 
 

@@ -85,6 +85,6 @@ def test_contexts_beyond_the_models_positions_are_refused_wherever_it_is_opened(
     model = str(lm_dir_of(family))
     open_model(RunConfig(model=model, ctx_len=128))
     with pytest.raises(
-        ConfigError, match=r"ctx_len=129: expected at most 128.*; give the language model"
+        ConfigError, match=r"ctx_len=129: expected at most 128.*; use a shorter ctx_len"
     ):
         open_model(RunConfig(model=model, ctx_len=129))

@@ -72,7 +72,7 @@ def test_devices_are_given_once_with_a_sweep_file(sweep_file, tmp_path, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there_is_named_with_those_that_are(sweep_file, capsys):
     assert refused(["sweep", sweep_file, "--devices=cuda:0,cuda:1"], capsys) == (
-        "vsae: --devices 'cuda:0': expected cpu, cuda or cuda:N, and this machine has cpu and no "
+        "vsae: --devices cuda:0: expected cpu, cuda or cuda:N, and this machine has cpu and no "
         "CUDA device; use e.g. --devices cpu"
     )
 

@@ -54,7 +54,7 @@ def test_other_commands_take_the_folders(trained_at_both, tmp_path, capsys):
     assert main(["report", str(trained_at_both), "--out", str(page)]) == 0
     assert all(hook in page.read_text() for hook in HOOKS)
     line = refused(["report", folders[0], "--against", folders[1]], capsys)
-    assert f"its run has --hook '{HOOKS[1]}', but {folders[0]} has '{HOOKS[0]}'" in line
+    assert f"its run has --hook {HOOKS[1]}, but {folders[0]} has '{HOOKS[0]}'" in line
 
 
 def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
@@ -72,7 +72,7 @@ def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
 def test_a_folder_is_needed_and_none_is_written_over(trained_at_both, flags, capsys):
     line = refused(["train", *flags, *BOTH], capsys)
     assert line == (
-        f"vsae: --hook {', '.join(HOOKS)}: several hook points need a folder for their run folders;"
+        f"vsae: --hook '{', '.join(HOOKS)}': several hook points need a folder for their run folders;"
         " add --save-dir DIR, and each is written to DIR/HOOK"
     )
     before = content(trained_at_both)

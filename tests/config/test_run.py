@@ -180,5 +180,5 @@ def test_another_data_seed_is_named_with_the_former_one(lacks_it):
     if lacks_it:
         del was["data_seed"]
     now = TrainConfig().updated({"data_seed": 1}, "x").to_dict()
-    with pytest.raises(ConfigError, match=r"the run has data_seed=0, not 1; give --data-seed 0$"):
+    with pytest.raises(ConfigError, match=r"the run has data_seed=0, not 1; give data_seed=0$"):
         require_same(was, now, "x", advice="give {former}")

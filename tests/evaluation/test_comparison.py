@@ -100,7 +100,7 @@ def test_other_columns_by_key():
     metrics = chosen("loss_zero, fve,fve")
     assert [metric.key for metric in metrics] == ["loss_zero", "fve"]
     assert printed({"a": {"fve": 0.5}}, metrics).splitlines()[0].split() == ["CE,", "zeros", "FVE"]
-    with pytest.raises(ConfigError, match=r"--columns fve,l3: no metric 'l3'; .*fve,frac_recov"):
+    with pytest.raises(ConfigError, match=r"columns='fve,l3': no metric 'l3'; .*fve,frac_recov"):
         chosen("fve,l3")
     with pytest.raises(ConfigError, match=r"; did you mean 'loss_reconstructed'\?$"):
         chosen("fve,loss_recon")

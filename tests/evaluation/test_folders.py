@@ -70,8 +70,8 @@ def test_what_is_asked_for_may_take_the_place_of_what_differs(trained, folder, t
 @pytest.mark.parametrize(
     ("rule", "flag"),
     [
-        ({"max_norm_multiple": 10.0}, "--max-norm-multiple 10"),
-        ({"remove_bos": True}, "--remove-bos"),
+        ({"max_norm_multiple": 10.0}, "--max-norm-multiple 10.0"),
+        ({"remove_bos": True}, "--remove-bos True"),
     ],
     ids=["max_norm_multiple", "remove_bos"],
 )

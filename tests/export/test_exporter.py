@@ -52,7 +52,7 @@ def test_a_difference_of_nothing_is_called_so():
 def test_one_with_negative_activations_is_refused_and_leaves_nothing(form, folder_of):
     folder = folder_of("signed")
     before = files_under(folder)
-    with pytest.raises(UserError, match=r"not exact.*rectify=False.*--allow-inexact"):
+    with pytest.raises(UserError, match=r"not exact.*rectify=False.*allow_inexact=True"):
         export(folder, form, tokens=500)
     assert files_under(folder) == before
     assert not (folder / "exports").exists()
@@ -99,7 +99,9 @@ def test_a_language_model_that_has_moved_can_be_given(folder_of, tiny_lm_dir, tm
     gone = "/gone/" + tiny_lm_dir.name
     path = folder / "config.json"
     path.write_text(path.read_text().replace(str(tiny_lm_dir), gone))
-    with pytest.raises(UserError, match=r"top_k: an export is compared.*/gone/.*--model"):
+    with pytest.raises(
+        UserError, match=r"top_k: an export is compared.*/gone/.*; give its place as model"
+    ):
         export(folder, "sae-lens")
     assert export(folder, "sae-lens", tokens=200, model=str(tiny_lm_dir)).difference.is_exact
 
@@ -161,7 +163,12 @@ def rename_trainer(folder):
         ("vsae", no_spoiling, "--format sae-lens --tokens 0", r"--tokens 0: expected above 0"),
         ("vsae", no_spoiling, "--format sae-lens --model embedded", r"of embedded is \d+ wide"),
         ("vsae", no_spoiling, "--format sae-lens --data ./none.txt", r"none\.txt"),
-        ("vsae", no_spoiling, "--format sae-lens --out .", r"not empty.*--out"),
+        (
+            "vsae",
+            no_spoiling,
+            "--format sae-lens --out .",
+            r"--out \.: already there and not empty",
+        ),
         ("vsae", no_spoiling, "--format sae-lens --out vsae/ae.pt/x", r"can't be written.*--out"),
         ("vsae", cut_short, "--format sae-lens", r"ae\.pt: incomplete or damaged"),
         ("vsae", shutil.rmtree, "--format sae-lens", r"no such folder"),
@@ -170,7 +177,7 @@ def rename_trainer(folder):
         ("jump_relu", stretch, "--format sae-bench", r"norms are 1\.5 to 1\.5"),
         ("vsae", not_finite, "--format safetensors", r"NaN or infinite"),
         ("vsae", overflowing, "--format safetensors", r"reconstructions are not finite"),
-        ("top_k", narrow, "--format sae-bench", r"dict_size=8.*activation_dim=16"),
+        ("top_k", narrow, "--format sae-bench", "its dict_size is 8.*width, 16"),
         (
             "relu",
             no_spoiling,
@@ -196,9 +203,9 @@ def test_a_mistake_is_one_line(name, spoil, flags, message, folder_of, monkeypat
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (OSError(errno.ENOSPC, "full"), "free some space or choose another --out"),
-        (OSError(errno.EACCES, "not allowed"), "choose another --out"),
-        (SafetensorError("I/O error"), "free some space or choose another --out"),
+        (OSError(errno.ENOSPC, "full"), "free some space or choose another out"),
+        (OSError(errno.EACCES, "not allowed"), "choose another out"),
+        (SafetensorError("I/O error"), "free some space or choose another out"),
     ],
 )
 def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypatch):
@@ -206,7 +213,7 @@ def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypa
         raise error
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(UserError, match=rf"\): {remedy}; nothing was written$"):
+    with pytest.raises(UserError, match=rf"\); {remedy}; nothing was written$"):
         export(folder_of("vsae"), "safetensors", tokens=200)
 
 

@@ -114,7 +114,7 @@ def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
     config = json.loads(path.read_text())
     del config["run"], config["trainer"]["submodule_name"]
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="give --model and --hook"):
+    with pytest.raises(UserError, match="give model and hook"):
         export(folder, "sae-lens")
     place = {"model": str(tiny_lm_dir), "hook": "blocks.1.hook_resid_post", "data": text}
     out = export(folder, "sae-lens", tokens=200, **place).folder
@@ -170,7 +170,9 @@ def test_sae_lens_loads_one_that_selects_by_magnitude_and_agrees(folder_of, x):
 def test_a_reader_that_selects_by_value_is_refused_by_name(form, folder_of):
     folder = folder_of("magnitude")
     before = files_under(folder)
-    expected = f"select_by=magnitude, and the reader of {form} .* --format sae-lens or safetensors"
+    expected = (
+        f"by magnitude, and the reader of {form} .* format='sae-lens' or format='safetensors'"
+    )
     with pytest.raises(UserError, match=expected):
         export(folder, form, tokens=200, allow_inexact=True)
     assert files_under(folder) == before

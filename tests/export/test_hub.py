@@ -243,7 +243,7 @@ def test_a_public_repository_needs_the_flag_public(runs, hub, capsys):
     one = hub(Hub(private=False))
     assert main(["push", str(runs), "jane/saes"]) == 2
     assert (
-        "already exists and is public; nothing was uploaded. To push to a public"
+        "already exists and is public; nothing was uploaded; to push to a public"
         in capsys.readouterr().err
     )
     assert one.contents == {}

@@ -126,7 +126,7 @@ def test_too_few_features_or_tokens_are_one_line(planted):
     _, profiles, directions = planted
     with pytest.raises(GeometryError, match="0 features were selected in the 400 sampled"):
         comparable_features([profiles, csr_matrix(profiles.shape)], 100)
-    with pytest.raises(GeometryError, match="--map-features is 5, expected at least 12"):
+    with pytest.raises(GeometryError, match="map_features=5: expected at least 12"):
         comparable_features([profiles], 5)
     with pytest.raises(GeometryError, match="3 sampled tokens: expected at least 12"):
         geometry(profiles[:3], directions, np.arange(60))

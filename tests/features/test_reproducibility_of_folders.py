@@ -155,7 +155,7 @@ def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
     (again / "config.json").write_text(json.dumps(config))
     assert main(["reproduce", seeds[0], str(again)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"{again}: its run has {name}='another', but {seeds[0]} has " in error
+    assert f"{again}: its run has --{name} another, but {seeds[0]} has " in error
     assert f"give SAEs of one {name}" in error
 
 

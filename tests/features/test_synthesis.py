@@ -82,7 +82,7 @@ def test_it_repeats_for_one_seed_whatever_is_made_beside_it(tiny_lm, sae):
 @pytest.mark.parametrize(
     ("features", "options", "message"),
     [
-        ([24], {}, "feature=24: expected 0 to 23, as dict_size=24"),
+        ([24], {}, "feature=24: expected 0 to 23, as the SAE has 24"),
         ([-1], {}, "feature=-1"),
         ([0], {"length": 0}, "length=0: expected at least 1"),
         ([0], {"restarts": 0}, "restarts=0"),
@@ -133,6 +133,6 @@ def test_a_model_without_inputs_embeds_is_one_line(tiny_lm, sae, monkeypatch):
         raise AssertionError("not reached")
 
     monkeypatch.setattr(model._model, "forward", forward)
-    with pytest.raises(ConfigError, match="--synthesise 0"):
+    with pytest.raises(ConfigError, match="synthesise=0"):
         synthesise(sae, model, find_hook(model, HOOKS[0]), [0], steps=1)
     assert synthesise(sae, model, find_hook(model, HOOKS[0]), []) == [], "what the error advises"

@@ -119,7 +119,7 @@ def test_a_card_without_logits_says_why(features, strong, monkeypatch):
         (lambda features: features[24], "feature 24: expected a whole number from 0 to 23"),
         (lambda features: features.top(-1), "feature -1: expected a whole number from 0 to 23"),
         (lambda features: features.logits("a"), "feature 'a': expected a whole number"),
-        (lambda features: features.top(3, 9), r"n=9: expected 1 to 8, .*contexts=9\)"),
+        (lambda features: features.top(3, 9), r"n=9: expected 1 to 8, .*contexts=9$"),
         (lambda features: features.logits(3, 305), "n=305: expected 1 to 304"),
         (lambda features: features.search("catdog"), "'catdog' is not one token .* search for one"),
     ],

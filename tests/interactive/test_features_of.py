@@ -134,7 +134,7 @@ def test_the_limit_of_tokens_holds(folder, tiny_lm):
         ({"text": ["a", 3]}, TextError, "document 2 of the text is a int: expected a str"),
         ({"text": 3}, TextError, "text is a int: expected a text"),
         ({"text": "missing.txt"}, TextError, r"no file 'missing.txt'"),
-        ({"text": "jane/books"}, TextError, r"use text=open_text\('jane/books'\)"),
+        ({"text": "jane/books"}, TextError, r"use open_text\('jane/books'\)"),
         ({"lm": None}, ConfigError, "give lm and hook, or the run folder"),
         ({"lm": 3}, ConfigError, "lm is a int: expected an nnsight LanguageModel"),
         ({"hook": None}, ConfigError, "give lm and hook, or the run folder"),

@@ -91,8 +91,8 @@ def test_what_is_not_json_gets_one_error(damage, name, tmp_path):
     assert repair in message
     assert len(message.splitlines()) == 1
     if name == "config.json":
-        with pytest.raises(ConfigError, match=r"--config .*not valid JSON \("):
-            load_config(folder, "--config")
+        with pytest.raises(ConfigError, match=r"config .*not valid JSON \("):
+            load_config(folder, "config")
 
 
 def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
@@ -106,9 +106,9 @@ def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
     with pytest.raises(CheckpointError, match=r"expected a file ae\.pt, but it holds config\.json"):
         read_config(upstreams)
     with pytest.raises(
-        ConfigError, match=r"--config .*no such file or folder; expected a run folder"
+        ConfigError, match=r"config .*no such file or folder; expected a run folder"
     ):
-        load_config(tmp_path / "none", "--config")
+        load_config(tmp_path / "none", "config")
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -122,13 +122,13 @@ def test_a_file_that_may_not_be_read_is_one_error(name, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(CheckpointError, match=r"\.json.?: can't be read \(Permission denied\); ch"):
         READERS[name][0](tmp_path)
-    with pytest.raises(ConfigError, match=f"^--config {tmp_path}/config.json: can't be read"):
-        load_config(tmp_path, "--config")
+    with pytest.raises(ConfigError, match=f"^config {tmp_path}/config.json: can't be read"):
+        load_config(tmp_path, "config")
 
 
 def test_an_error_of_a_config_names_the_flag_that_gave_it(tmp_path):
     made(tmp_path, **{"config.json": b"{"})
-    with pytest.raises(ConfigError, match=f"^--resume {tmp_path}/config.json: not valid JSON"):
+    with pytest.raises(ConfigError, match=f"^resume {tmp_path}/config.json: not valid JSON"):
         read_run(tmp_path)
     with pytest.raises(ConfigError, match=f"^{tmp_path}/config.json: not valid JSON"):
         load_config(tmp_path)

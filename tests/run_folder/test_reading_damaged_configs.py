@@ -32,7 +32,7 @@ DAMAGED_CONFIGS = {
     "a size beyond reason": (trainer(activation_dim=10**30), "trainer.activation_dim is 1000"),
     "another width": (trainer(activation_dim=8), "so activation_dim=16, but config.json says 8"),
     "an unknown setting": (setting(betta=1), "unknown setting 'betta'; did you mean 'beta'"),
-    "a command for a number": (setting(k="$(touch executed)"), r"k '?\$\(touch executed\)'?:"),
+    "a command for a number": (setting(k="$(touch executed)"), r"--k '\$\(touch executed\)'"),
     "a model that is nowhere": (setting(model="../../nowhere"), r"'\.\./\.\./nowhere'"),
     "a hook that is none": (setting(hook="blocks.0.__class__"), r"blocks\.0\.__class__"),
     "a text with an escape": (setting(data="./\x1b[31m.txt"), r"\\x1b\[31m"),
@@ -57,7 +57,7 @@ HOSTILE_SETTINGS = {
     "a path for a posterior": ({"posterior": "../x"}, "expected one of"),
     "a path for a schedule": (
         {"kl_schedule": "/etc/passwd"},
-        "--kl-schedule '?/etc/passwd'?: expected one of",
+        "--kl-schedule /etc/passwd: expected one of",
     ),
     "NaN": ({"lr": float("nan")}, "--lr nan: expected"),
     "minus infinity": ({"beta": float("-inf")}, "--beta -inf: expected"),

@@ -61,11 +61,11 @@ def test_a_model_of_another_name_is_warned_of_and_used(config, made, caplog):
 
 def test_a_folder_of_upstreams_needs_the_model_and_hook(made):
     folder = made(upstreams())
-    missing = r"no hook point \(submodule_name='resid_post_layer_3'\); give --hook$"
+    missing = r"no hook point \(submodule_name='resid_post_layer_3'\); give hook$"
     with pytest.raises(ConfigError, match=missing):
         run_of(folder, "gpt2", None, None, "cpu")
     with pytest.raises(
-        ConfigError, match=r"no certain language model .*no hook.*; give --model and --hook"
+        ConfigError, match=r"no certain language model .*no hook.*; give model and hook"
     ):
         run_of(folder)
     run = run_of(folder, "gpt2", "blocks.3.hook_resid_post", None, "cpu")
@@ -116,7 +116,7 @@ def test_a_hook_point_without_a_model_needs_the_model_alone(made):
     config = upstreams(2, "blocks.2.hook_mlp_out", io="out")
     del config["trainer"]["lm_name"]
     with pytest.raises(
-        ConfigError, match=r"\), and no certain language model \(lm_name=None\); give --model$"
+        ConfigError, match=r"\), and no certain language model \(lm_name=None\); give model$"
     ):
         run_of(made(config))
 
@@ -176,7 +176,7 @@ def test_another_layer_than_upstreams_is_refused(case, made):
         run_of(made(upstreams(io=io)), "pythia-70m", hook, None, "cpu")
     message = str(raised.value)
     assert f"trained on {was}" in message
-    assert f"not on {hook}; use --hook blocks.{instead}" in message
+    assert f"not on {hook}; use hook='blocks.{instead}" in message
 
 
 def test_a_hook_that_upstreams_config_names_counts_more_than_its_layer(made):

@@ -14,7 +14,7 @@ from small_commands import content, refused
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.errors import CheckpointError, ConfigError, Setting
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.weights import load_dictionary, save_weights
 from dictionary_learning_ext.run_folder.writing import locked, writing
@@ -62,7 +62,7 @@ def test_a_limit_hit_in_the_middle_of_a_resume_point(flags, folder, capsys, file
     assert main(["train", *flags, f"--save-dir={other}"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     file_size_limit(resource.RLIM_INFINITY)
-    assert re.search(r"can't be written \(.*\): choose another --save-dir", error), error
+    assert re.search(r"can't be written \(.*\); choose another --save-dir", error), error
     assert content(folder) == before
     assert not (other / "ae.pt").exists()
     assert not list(other.glob("resume/step_*"))
@@ -86,7 +86,7 @@ def test_a_folder_where_nothing_can_be_written(where, flags, tmp_path, capsys):
     (tmp_path / "file").touch()
     where = where.replace("FILE", str(tmp_path / "file"))
     line = refused(["train", *flags, f"--save-dir={where}"], capsys)
-    assert re.search(rf"{where} can't be written \(.*\): choose another --save-dir$", line), line
+    assert re.search(rf"{where} can't be written \(.*\); choose another --save-dir$", line), line
 
 
 @pytest.mark.parametrize("name", ["", "new"])
@@ -95,14 +95,14 @@ def test_space_is_asked_for_and_what_was_there_is_named_only_where_it_is_true(
     number, name, tmp_path
 ):
     def said():
-        with pytest.raises(CheckpointError) as raised, writing(tmp_path / name, "--out"):
+        with pytest.raises(CheckpointError) as raised, writing(tmp_path / name, Setting("out")):
             raise OSError(number, "refused")
         return str(raised.value)
 
     is_full = number == errno.ENOSPC
-    remedy = "free some space or choose another --out" if is_full else "choose another --out"
+    remedy = "free some space or choose another out" if is_full else "choose another out"
     (tmp_path / ".lock").touch()
-    assert said() == f"{tmp_path / name} can't be written (refused): {remedy}"
+    assert said() == f"{tmp_path / name} can't be written (refused); {remedy}"
     (tmp_path / "ae.pt").touch()
     whose = {"": "it", "new": "its folder" if is_full else ""}[name]
     assert said().endswith(remedy + (f"; what {whose} held before is still there" if whose else ""))

@@ -31,7 +31,7 @@ def test_the_first_start_counts(tmp_path):
     first = start(tmp_path, name="n")
     assert (first.at_once, first.runs, first.name) == (2, ["a", "b", "c"], "n")
     assert start(tmp_path, names="cba", memory_allows=9, command="y") == first == read(tmp_path)
-    with pytest.raises(ConfigError, match="--at-once 3: this sweep was started with 2"):
+    with pytest.raises(ConfigError, match="at_once=3: this sweep was started with 2"):
         start(tmp_path, at_once=3)
 
 
@@ -69,10 +69,10 @@ def test_what_differs_from_another_sweep_is_named(tmp_path):
     (tmp_path / "2").mkdir()
     begin(configs([2, 4]), tmp_path, at_once=None, memory_allows=2)
     assert said(ks=[2, 8]).endswith(
-        "another sweep of 2 runs with k=4,2, not 2,8; choose another --save-dir"
+        "another sweep of 2 runs with k='4,2', not 2,8; choose another save_dir"
     )
-    assert " with k=4,2, not 2,3,4,5,6,…; choose" in said(ks=range(2, 10))
-    assert " with k=4,2, not 2 and steps=1200, not 9; choose" in said(ks=[2], steps=9)
+    assert " with k='4,2', not 2,3,4,5,6,…; choose" in said(ks=range(2, 10))
+    assert " with k='4,2', not 2 and steps='1200', not 9; choose" in said(ks=[2], steps=9)
 
 
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):

@@ -186,7 +186,7 @@ def test_two_sweeps_do_not_share_a_folder(sweep_file, tmp_path):
     assert run_sweep(one, tmp_path / "s", at_once=1) == {name: tmp_path / "s" / name}
     with pytest.raises(ConfigError, match="holds another sweep"):
         run_sweep(configs, tmp_path / "s")
-    with pytest.raises(ConfigError, match="started with 1; leave out --at-once"):
+    with pytest.raises(ConfigError, match="started with 1; leave it out"):
         run_sweep(one, tmp_path / "s", at_once=2)
 
 
@@ -289,6 +289,6 @@ def test_several_devices_get_a_share_each_and_share_their_memory(sweep_file, mon
 @pytest.mark.skipif(t.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(sweep_file, tmp_path):
     configs = configurations(read_sweep(sweep_file()), train_config)
-    with pytest.raises(ConfigError, match=r"^devices='cuda:1': .*use e\.g\. --devices cpu$"):
+    with pytest.raises(ConfigError, match=r"^devices='cuda:1': .*use e\.g\. devices='cpu'$"):
         run_sweep(configs, tmp_path / "s", devices=["cuda:1"])
     assert not (tmp_path / "s").exists()

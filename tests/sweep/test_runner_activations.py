@@ -34,7 +34,10 @@ def test_a_hook_point_that_the_cache_lacks_is_refused_before_anything_is_written
     flags = [f"--activations={small_cache}", "--hook=blocks.9.hook_mlp_out"]
     assert main(["sweep", str(path), *flags, f"--save-dir={tmp_path / 's'}"]) == 2
     printed = capsys.readouterr()
-    assert f"has hook={HOOK},{OTHER}, not blocks.9.hook_mlp_out; give one of these" in printed.err
+    assert (
+        f"--hook blocks.9.hook_mlp_out: the cache {small_cache} has {HOOK}, {OTHER}; give one of these"
+        in printed.err
+    )
     assert printed.out == ""
     assert not (tmp_path / "s").exists()
 

@@ -64,7 +64,9 @@ def test_a_subclass_of_the_dictionary_is_trained(trainer, ours, tmp_path):
 @pytest.mark.parametrize(("trainer", "ours"), OURS)
 def test_another_dict_class_is_refused_by_name(trainer, ours, wrong):
     name = getattr(wrong, "__name__", repr(wrong))
-    expected = f"dict_class={name}: {trainer.__name__} expected {ours.__name__} or a subclass"
+    expected = (
+        f"^dict_class of a {trainer.__name__} is {name}; expected {ours.__name__} or a subclass"
+    )
     with pytest.raises(ConfigError, match=expected):
         made(trainer, dict_class=wrong)
 

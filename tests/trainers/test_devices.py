@@ -20,14 +20,14 @@ def test_a_device_that_is_not_there_is_refused_with_what_is(device):
         require_device(device)
     assert str(raised.value) == (
         f"device={device!r}: expected cpu, cuda or cuda:N, and this machine has cpu and no CUDA "
-        "device; use e.g. --device cpu"
+        "device; use e.g. device='cpu'"
     )
 
 
 def test_the_devices_that_are_there_are_listed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(
-        ConfigError, match=r"this machine has cpu, cuda:0, cuda:1; use e\.g\. --device cuda:1"
+        ConfigError, match=r"this machine has cpu, cuda:0, cuda:1; use e\.g\. device='cuda:1'"
     ):
         require_device("gpu")
 
@@ -42,7 +42,7 @@ def test_a_device_that_is_there_and_refuses_says_why(device, monkeypatch):
     with pytest.raises(ConfigError) as raised:
         require_device(device)
     assert str(raised.value) == (
-        f"device {device!r} can't be used (CUDA out of memory. Tried); use --device cpu"
+        f"device={device!r}: can't be used (CUDA out of memory. Tried); use device='cpu'"
     )
 
 
@@ -54,4 +54,4 @@ def test_every_command_says_the_same_and_blames_no_file(folder, flags, tmp_path,
     export = ["export", folder, "--format=safetensors"]
     for command in (train, export, ["eval", folder], ["report", folder]):
         line = refused([*command, "--device=cuda:3"], capsys)
-        assert line.startswith("vsae: --device 'cuda:3': expected cpu, cuda or cuda:N"), command
+        assert line.startswith("vsae: --device cuda:3: expected cpu, cuda or cuda:N"), command

@@ -148,14 +148,14 @@ def test_stopped_before_its_first_step_it_still_leaves_b_dec_alone(
 @pytest.mark.parametrize(
     ("source", "given", "message"),
     [
-        ({}, {"dict_size": 64}, "its dict_size is 32, not 64; give --dict-size 32"),
-        ({}, {"k": 8}, "its k is 4, not 8; give --k 4"),
-        ({}, {"architecture": "vsae"}, "its k is 4, not 32; give --architecture vsae_top_k"),
+        ({}, {"dict_size": 64}, "its dict_size is 32, not 64; give dict_size=32"),
+        ({}, {"k": 8}, "its k is 4, not 8; give k=4"),
+        ({}, {"architecture": "vsae"}, "its k is 4, not 32; give architecture='vsae_top_k'"),
         (
             {},
             {"architecture": "relu"},
             "its class is VariationalTopKAutoEncoder, not AutoEncoder (architecture relu); give "
-            "--architecture vsae_top_k or vsae or top_k",
+            "architecture='vsae_top_k'",
         ),
         ({"architecture": "relu"}, {}, "its class is AutoEncoder, not VariationalTopKAutoEncoder"),
     ],
@@ -167,7 +167,7 @@ def test_what_may_not_differ_is_named_with_both_values(
     sae = sae_of(**{"init_from": str(folder)} | given)
     with pytest.raises(ConfigError) as raised:
         train(replace(short, save_dir=str(tmp_path / "run")), {"x": sae})
-    assert f"init_from={folder}: {message}" in str(raised.value)
+    assert f"init_from={str(folder)!r}: {message}" in str(raised.value)
     assert not (tmp_path / "run").exists()
 
 

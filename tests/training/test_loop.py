@@ -166,7 +166,7 @@ def test_checkpoints_on_the_way_do_not_disturb_training(run_of, tmp_path):
 def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
     (folder,) = train(run_of(), {"x": sae_of()}).values()
     before = weights(folder)
-    with pytest.raises(ConfigError, match=r"already holds a run.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*overwrite=True"):
         train(run_of(), {"x": sae_of(seed=1)})
     assert_equal(weights(folder), before)
     train(run_of(overwrite=True), {"x": sae_of(seed=1)})
@@ -224,7 +224,7 @@ def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
 
 def test_empty_text_is_an_error_before_anything_is_written(run_of, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(TextError, match="has no documents"):
+    with pytest.raises(TextError, match="no documents to train on"):
         train(run_of(data=str(tmp_path / "empty.txt")), {"x": sae_of()})
     assert not (tmp_path / "run").exists()
 

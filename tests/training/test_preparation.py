@@ -65,7 +65,7 @@ def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
     prepared(run, {"a": SAEConfig()}, resume=False)
     two = {"a": SAEConfig(), "b": SAEConfig()}
     prepared(replace(run, wandb="disabled"), two, resume=False)
-    with pytest.raises(ConfigError, match=r"one SAE, .* got 2 \(a, b\); .* parameter `hook` of"):
+    with pytest.raises(ConfigError, match=r"one SAE, .* got 2 \(a, b\); give a single hook, e"):
         prepared(run, two, resume=False)
 
 

@@ -134,7 +134,7 @@ def test_mistakes_of_several_processes_are_one_line(run, tmp_path):
     assert {code for code, _ in first.values()} == {2}
     assert lines["batch"] == (
         "vsae: --batch-size 100: expected a multiple of 3, the number of processes, since each takes "
-        "an equal share of the batch; use --batch-size 99 or 102, or another --nproc-per-node"
+        "an equal share of the batch; use --batch-size 99 or --batch-size 102"
     )
     if not t.cuda.is_available():
         assert lines["device"].endswith(
@@ -269,7 +269,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert Processes(1, 2, 0, 1).device("cuda:1") == "cuda:1", "one process on each machine"
     assert used == [0, 1, 1, 1]
     assert Processes(0, 2, 0, 2).device("cpu") == "cpu"
-    with pytest.raises(ConfigError, match="2 processes can't share one device; use --device cuda,"):
+    with pytest.raises(ConfigError, match="2 processes can't share one device; use device='cuda',"):
         Processes(0, 2, 0, 2).device("cuda:0")
     with pytest.raises(ConfigError, match=r"on a machine that has 2 CUDA devices, .*-per-node 2$"):
         Processes(2, 3, 2, 3).device("cuda")
@@ -301,7 +301,7 @@ def test_what_starts_as_many_again():
 
 
 def test_a_batch_smaller_than_the_processes():
-    with pytest.raises(ConfigError, match="use --batch-size 4, or another"):
+    with pytest.raises(ConfigError, match=r"use batch_size=4$"):
         Processes(0, 4).require_shares(3)
     with pytest.raises(
         ConfigError, match="; continue with as many processes as the run was started"

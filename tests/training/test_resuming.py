@@ -175,7 +175,7 @@ def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkey
     short = tmp_path / "short.txt"
     short.write_text(Path(text).read_text()[:6_000])
     one = replace(run, data=str(short), save_every="none", eval_tokens=0)
-    with pytest.raises(TextError, match=r"ended.*--text-passes"):
+    with pytest.raises(TextError, match=r"ended.*text_passes"):
         train(one, {"x": sae_of()})
     (step,) = steps_of(Path(run.save_dir))
     former, saes, hooks = read_run(Path(run.save_dir))

@@ -212,5 +212,5 @@ def test_online_without_a_login_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"wandb=online: wandb can't start.*--wandb offline"):
+    with pytest.raises(ConfigError, match=r"wandb='online': wandb can't start.*wandb='offline'"):
         opened(tmp_path / "run", mode="online")
