@@ -50,6 +50,7 @@ class Setting(NamedTuple):
         if not self.has_value:
             return flag
         values = self.value if isinstance(self.value, tuple | list) else [self.value]
+        values = ["none" if value is None else value for value in values]
         typed = in_shell(flag, *values)
         return typed if typed.isprintable() else f"{flag} {' '.join(map(repr, values))}"
 
@@ -92,6 +93,9 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return self.spelled(lambda setting: setting.in_python)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     @property
     def as_typed(self) -> str:

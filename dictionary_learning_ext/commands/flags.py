@@ -129,14 +129,14 @@ def vsae() -> str:
 def texts_of(args: list[str]) -> dict[str, str]:
     """The flags in `args` by the names of their fields, each with the word after it ("none" for None).
 
-    Knows no types: what follows a lone boolean flag counts as its text.
+    Knows no types: what follows a lone boolean flag counts as its text. A flag that no word follows is
+    left out.
     """
     given: dict[str, str] = {}
     for arg, following in pairwise([*args, "--"]):
-        if arg.startswith("--"):
-            name, has_value, value = arg[2:].partition("=")
-            if not has_value:
-                value = "True" if following.startswith("--") else following
+        name, has_value, value = arg[2:].partition("=")
+        value = value if has_value else following
+        if arg.startswith("--") and (has_value or not following.startswith("--")):
             given[_field_name(name)] = _NONE if value.lower() == _NONE else value
     return given
 
