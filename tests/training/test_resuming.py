@@ -76,7 +76,7 @@ def test_a_run_with_a_data_seed_resumes_and_no_other_data_seed_does(run, tmp_pat
     stopped_at(15, monkeypatch)
     with pytest.raises(Interrupted):
         train(run, {"x": sae_of()})
-    with pytest.raises(ConfigError, match="data_seed=3, not 0; leave out --data-seed"):
+    with pytest.raises(ConfigError, match="data_seed=3, not 0; leave out data_seed"):
         train(replace(run, data_seed=0), {"x": sae_of()}, resume=True)
     (folder,) = resumed(run.save_dir).values()
     assert_equal(results(whole), results(folder))
@@ -109,7 +109,7 @@ def test_other_settings_are_named(stopped):
     config = json.loads((stopped / "config.json").read_text())
     config["run"]["settings"] |= {"beta": 0.5, "log_steps": 3}
     (stopped / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"beta=1\.0, not 0\.5; leave out --beta"):
+    with pytest.raises(ConfigError, match=r"beta=1\.0, not 0\.5; leave out beta"):
         resumed(stopped)
 
 
