@@ -121,8 +121,8 @@ def read_all_in(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
     """Each config.json and metrics.json of the trained SAEs in a folder, by the run folder's name.
 
-    The third of what is returned names the folders that are left out, as they are damaged or not
-    finished, and says why.
+    Also returns a line for each folder that is left out: its name, and whether it is damaged or not
+    finished.
     """
     configs, metrics, left_out = {}, {}, []
     for one in run_folders_in(folder):

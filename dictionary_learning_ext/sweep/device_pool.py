@@ -74,12 +74,11 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
                         if place in running and running[place][0].poll() is not None:
                             process, chunk = running.pop(place)
                             n_ended += 1
-                            so_far = f"{device}: %s ({n_ended} of {n_chunks})"
-                            if (failure := _failure(process, chunk)) is None:
-                                logger.info(so_far, f"trained {chunk}")
-                            else:
-                                failures.append(failure)
-                                logger.error(so_far, failure)
+                            failure = _failure(process, chunk)
+                            failures += [] if failure is None else [failure]
+                            level = logging.INFO if failure is None else logging.ERROR
+                            ended = failure or f"trained {chunk}"
+                            logger.log(level, "%s: %s (%d of %d)", device, ended, n_ended, n_chunks)
                         if place not in running and waiting:
                             chunk = waiting.popleft().on(device)
                             running[place] = _started(chunk, device, environment), chunk
@@ -151,7 +150,7 @@ def main(device: str) -> int:
 
 
 def _end_with_the_pool() -> None:
-    """Stop as on SIGTERM once the pool is gone, even if it was killed: it never closes the pipe."""
+    """Stop as on SIGTERM once the pool is gone, even if it was killed: the pipe to it is closed then."""
     os.read(0, 1)
     main_thread = threading.main_thread().ident
     assert main_thread is not None

@@ -53,8 +53,11 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
     finite is skipped, and counted in `optimizer.skipped_steps`.
 
     Arguments beyond upstream's: see `PosteriorOptions`, `ObjectiveOptions` and, for k_anneal_steps,
-    `TopKOptions`. `dict_class` is VariationalTopKAutoEncoder or a subclass; upstream's AutoEncoderTopK is ignored. With
-    dtype="bfloat16" the matmuls are in bf16; parameters, optimiser, sums and KL stay in fp32.
+    `TopKOptions`.
+        dict_class: VariationalTopKAutoEncoder or a subclass. Upstream's AutoEncoderTopK is replaced by
+            it, with a warning.
+        dtype: "float32", or "bfloat16" for matmuls in bf16. Parameters, optimiser, sums and KL stay in
+            fp32.
 
     Raises: ConfigError for a value out of range, or activations that are not (B, D).
     """

@@ -53,7 +53,7 @@ def test_the_results_show_the_hook_point_and_the_best_at_each(path, tmp_path, ca
     rows = list(csv.DictReader((tmp_path / "s" / "results.csv").open()))
     assert sorted(row["hook"] for row in rows) == sorted(HOOKS * 2)
     page = (tmp_path / "s" / "results.html").read_text()
-    assert "Best run for each k at each hook point" in page
+    assert "Best for each hook and k" in page
 
 
 def test_several_hook_points_in_one_run_are_refused(sweep_file):

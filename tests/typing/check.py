@@ -22,8 +22,8 @@ Place = tuple[Path, int]
 
 
 def flagged_lines(report: dict[str, Any]) -> tuple[dict[Place, str], set[Place]]:
-    """What pyright says of each line, from its --outputjson; and the lines where more than a type's being
-    unknown is wrong."""
+    """What pyright says of each line, from its --outputjson; and the lines where it says more than that
+    a type is unknown."""
     said: dict[Place, str] = {}
     wrong: set[Place] = set()
     for each in report["generalDiagnostics"]:
