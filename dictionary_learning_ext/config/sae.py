@@ -232,7 +232,9 @@ class SparsityWarmupOptions(Options):
 
 
 _ARCHITECTURE = {
-    "help": ". ".join(f"{name}: {row.description}" for name, row in TRAINED.items()) + ".",
+    "help": "Each has flags of its own: --architecture NAME --help shows them. "
+    + ". ".join(f"{name}: {row.description}" for name, row in TRAINED.items())
+    + ".",
     "metavar": "NAME",
 }
 
@@ -355,7 +357,17 @@ class SAEConfig(Options):
 
     else:
 
-        def __new__(cls, **options):
+        def __new__(cls, *unnamed, **options):
+            if unnamed:
+                raise ConfigError(
+                    f"settings are given by name, not {unnamed[0]!r}",
+                    instead=(
+                        "write e.g. ",
+                        Setting("architecture", "top_k"),
+                        ", ",
+                        Setting("k", 8),
+                    ),
+                )
             name = options.get("architecture", cls.architecture)
             if cls is SAEConfig:
                 require_choice("architecture", name, TRAINED)

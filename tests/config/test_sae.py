@@ -106,6 +106,8 @@ def test_the_types_of_a_call_by_name_are_those_of_the_classes():
 def test_a_name_that_no_option_has_is_refused_with_what_may_be_meant():
     with pytest.raises(ConfigError, match=r"^betta: no such option of vsae_top_k; did you mean"):
         SAEConfig(betta=1.0)
+    with pytest.raises(ConfigError, match=r"given by name, not 'top_k'; write e.g. architecture="):
+        SAEConfig("top_k")
     with pytest.raises(ConfigError, match=r"^k: relu does not use it; it uses sparsity_warmup"):
         SAEConfig(architecture="relu", k=8)
 
