@@ -44,6 +44,4 @@ def test_an_unknown_name_is_refused_with_those_like_it(asked):
     with pytest.raises(BenchError, match=message) as refused:
         chosen_sets(asked)
     assert not asked or "87_glue_cola" in str(refused.value)
-    assert str(refused.value).endswith(
-        "lists all; the smallest are 119_us_state_TX, 118_us_state_CA, 117_us_state_FL"
-    )
+    assert str(refused.value).endswith("` lists all")

@@ -88,7 +88,7 @@ def test_too_small_a_disk_is_said_before_anything_is_computed(one, forward_passe
     outcome = bench_runner.bench([one], **PROBES)
     message = (
         r"sae_probes of one: sae_probes needs 128 kB for the language model's activations of 2 data "
-        r"sets, and the disk of .* has 1\.0 kB free; free some space or name fewer sets"
+        r"sets, and the disk of .* has 1\.0 kB free; name fewer sets with --probing-sets"
     )
     with pytest.raises(BenchError, match=message):
         outcome.check()
