@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     def as_flag(self) -> str:
         """As it is typed on the command line."""
         flag = f"--{self.name.replace('_', '-')}"
-        if not self.has_value or self.value is True:
+        if not self.has_value:
             return flag
         values = self.value if isinstance(self.value, tuple | list) else [self.value]
         values = ["none" if value is None else value for value in values]

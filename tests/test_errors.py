@@ -41,7 +41,7 @@ from dictionary_learning_ext.errors import ConfigError, Setting, TextError, list
                 name="decay_start", value=None, instead=("add ", Setting("overwrite", True))
             ),
             "decay_start=None; add overwrite=True",
-            "--decay-start none; add --overwrite",
+            "--decay-start none; add --overwrite True",
         ),
         (
             ConfigError(name="group_fractions", value=(0.5, 0.4), expected="shares"),
