@@ -16,7 +16,7 @@ from slow_tests import SLOW
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.activations.language_models import load_language_model
-from dictionary_learning_ext.trainers.kernels import compiled_selection
+from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
 
 torch.set_num_threads(2)
 

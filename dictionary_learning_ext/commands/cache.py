@@ -69,7 +69,7 @@ def run(flags: CacheFlags) -> None:
     )
     hooks = settings.hooks
     from ..activations.cache_writer import write_cache
-    from ..trainers.kernels.scratch import keep_freed_memory
+    from ..trainers.kernels.products import keep_freed_memory
     from ..training.interrupts import interrupts
 
     keep_freed_memory()

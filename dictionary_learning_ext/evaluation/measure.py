@@ -15,7 +15,7 @@ from ..activations.held_out import HeldOut, Truth
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
 from ..trainers.dictionary_inputs import as_input
-from ..trainers.kernels.drawn_code import compared
+from ..trainers.kernels.select import compared
 from .ground_truth import TruthMatch
 from .language_model_losses import language_model_losses
 from .metrics import computed

@@ -24,8 +24,8 @@ from dictionary_learning.trainers.trainer import get_lr_schedule
 
 from ..config.checks import likely, require
 from ..errors import CheckpointError, ConfigError, Setting
-from .kernels.ranks import ALONE, Ranks
 from .optimizers import GuardedAdam
+from .ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 

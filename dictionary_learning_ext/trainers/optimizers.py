@@ -6,7 +6,7 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from torch import nn
 
-from .kernels.ranks import FlatGradients, Ranks
+from .ranks import FlatGradients, Ranks
 
 _COUNTS = {"skipped_steps", "first_skipped_step"}
 

@@ -17,12 +17,12 @@ from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
 from .base import SamplingTrainer
 from .devices import require_device
 from .k_annealing import KAnnealing
-from .kernels.auxk import row_variance
-from .kernels.ranks import ALONE, Ranks
-from .kernels.selection import top_k
-from .kernels.step_form import StepForm
+from .kernels.products import StepForm
+from .kernels.select import top_k
+from .kernels.step import row_variance
 from .optimizers import UnitNormAdam
 from .products import product
+from .ranks import ALONE, Ranks
 from .selection_counts import count_selection
 
 MAGNITUDE_WEIGHT = 1e-4

@@ -10,7 +10,7 @@ from dictionary_learning.trainers.top_k import geometric_median
 
 from .base import Failure, batch_metrics
 from .k_annealing import KAnnealing
-from .kernels.ranks import ALONE, FlatGradients, Ranks
+from .ranks import ALONE, FlatGradients, Ranks
 
 
 class UpstreamTrainer:

@@ -25,9 +25,8 @@ from ..config.sae import (
 )
 from ..errors import CheckpointError, ConfigError
 from .base import FromState, require_scale
-from .kernels.drawn_code import compared
-from .kernels.objective import Weights
-from .kernels.selection import draw_code
+from .kernels.select import compared, draw_code
+from .kernels.step import Weights
 from .posterior import GaussianPosterior
 
 

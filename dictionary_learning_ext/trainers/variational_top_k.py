@@ -26,11 +26,9 @@ from ..config.sae import (
 from .base import SamplingTrainer
 from .devices import require_device
 from .k_annealing import KAnnealing
-from .kernels.loss import loss_and_gradients, variational_loss
-from .kernels.objective import LossTerms, StepObjective
-from .kernels.scratch import keep_freed_memory
-from .kernels.selection import NOISE_STREAM
-from .kernels.step_form import StepForm
+from .kernels.products import StepForm, keep_freed_memory
+from .kernels.select import NOISE_STREAM
+from .kernels.step import LossTerms, StepObjective, loss_and_gradients, variational_loss
 from .optimizers import UnitNormAdam
 from .option_warnings import warn_of_noise, warn_of_unused
 from .posterior import kl_scale, noise_scale, noise_to_signal

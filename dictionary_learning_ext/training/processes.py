@@ -30,7 +30,7 @@ from ..errors import (
 from .interrupts import ignore_signals
 
 if TYPE_CHECKING:
-    from ..trainers.kernels.ranks import Ranks
+    from ..trainers.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Processes:
     @property
     def ranks(self) -> "Ranks":
         """For trainers."""
-        from ..trainers.kernels.ranks import Ranks
+        from ..trainers.ranks import Ranks
 
         return Ranks(self.rank, self.count)
 
@@ -161,7 +161,7 @@ class Processes:
             return [what]
         import torch.distributed as dist
 
-        from ..trainers.kernels.ranks import reaching_all
+        from ..trainers.ranks import reaching_all
 
         gathered: list[Any] = [None] * self.count
         with reaching_all():

@@ -5,7 +5,7 @@
 
 Start it on a quiet machine. Everything runs in one process, which imports torch and sets two threads
 first. Upstream's trainer is measured once before a trainer of ours exists, and again beside ours,
-because ours makes torch's threads sleep while they wait (`trainers/kernels/row_blocks.py`).
+because ours makes torch's threads sleep while they wait (`trainers/kernels/compiled.py`).
 """
 
 import argparse

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels.codes import (
+from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
+from dictionary_learning_ext.trainers.kernels.products import (
     Code,
     DenseCode,
     SparseCode,
+    StepForm,
     SubsetCode,
+    keep_freed_memory,
     top_k_code,
 )
-from dictionary_learning_ext.trainers.kernels.means import BatchMeans
-from dictionary_learning_ext.trainers.kernels.scratch import keep_freed_memory
-from dictionary_learning_ext.trainers.kernels.selection import draw_batch, draw_code, top_k
-from dictionary_learning_ext.trainers.kernels.step_form import StepForm
+from dictionary_learning_ext.trainers.kernels.select import draw_batch, draw_code, top_k
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (

@@ -167,8 +167,8 @@ def tables(content: dict[str, Any]) -> list[str]:
     return [
         *page_by_cpu(content, tables_of_cpu),
         "",
-        "A trainer of ours has glibc keep freed memory (`trainers/kernels/scratch.py`) and torch's threads "
-        "sleep while they wait (`trainers/kernels/row_blocks.py`), which changes what else runs in the "
+        "A trainer of ours has glibc keep freed memory (`trainers/kernels/products.py`) and torch's threads "
+        "sleep while they wait (`trainers/kernels/compiled.py`), which changes what else runs in the "
         "process too: hence the first rows.",
     ]
 

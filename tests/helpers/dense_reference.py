@@ -3,9 +3,9 @@
 import torch as t
 from torch.distributions import Normal, kl_divergence
 
-from dictionary_learning_ext.trainers.kernels.compiled_selection import draw_batch
-from dictionary_learning_ext.trainers.kernels.means import BatchMeans
-from dictionary_learning_ext.trainers.kernels.objective import StepObjective, Weights
+from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
+from dictionary_learning_ext.trainers.kernels.select import draw_batch
+from dictionary_learning_ext.trainers.kernels.step import StepObjective, Weights
 
 
 def compiled_noise(batch: int, n_features: int, generator: t.Generator) -> t.Tensor:

@@ -13,7 +13,7 @@ from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.base import HasPosterior, batch_metrics, selects_top_k
-from dictionary_learning_ext.trainers.kernels.ranks import Ranks
+from dictionary_learning_ext.trainers.ranks import Ranks
 
 OURS = [name for name, row in TRAINED.items() if row.is_ours]
 

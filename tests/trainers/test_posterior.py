@@ -11,7 +11,7 @@ from small_trainers import batch, built
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.config.sae import KLSchedule
-from dictionary_learning_ext.trainers.kernels.selection import draw_code
+from dictionary_learning_ext.trainers.kernels.select import draw_code
 from dictionary_learning_ext.trainers.posterior import (
     GaussianPosterior,
     gaussian_kl,

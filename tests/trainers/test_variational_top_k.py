@@ -28,8 +28,8 @@ from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOption
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
-from dictionary_learning_ext.trainers.kernels.objective import StepObjective
-from dictionary_learning_ext.trainers.kernels.step_form import StepForm
+from dictionary_learning_ext.trainers.kernels.products import StepForm
+from dictionary_learning_ext.trainers.kernels.step import StepObjective
 
 
 @pytest.mark.parametrize("k", [4, F // 2], ids=["narrow", "padded"])

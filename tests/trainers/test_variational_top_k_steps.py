@@ -9,7 +9,8 @@ from dense_reference import compiled_noise
 from small_trainers import F, K, batch, built
 
 from dictionary_learning_ext.config.sae import KLSchedule
-from dictionary_learning_ext.trainers.kernels import forward, selection
+from dictionary_learning_ext.trainers.kernels import select as selection
+from dictionary_learning_ext.trainers.kernels import step as forward
 from dictionary_learning_ext.trainers.posterior import kl_scale
 
 OURS = ["vsae_top_k", "vaease"]
@@ -205,8 +206,8 @@ def test_what_is_logged_and_kept_in_float64_is_not_rounded_to_float32():
 @pytest.mark.parametrize("scope", ["all", "selected"])
 def test_a_kl_without_weight_is_computed_for_the_log_alone(scope, monkeypatch):
     trainer = built("vsae_top_k", posterior="point", beta=0.0, kl_scope=scope)
-    real, calls = forward.batch_kl, []
-    monkeypatch.setattr(forward, "batch_kl", lambda *given: calls.append(1) or real(*given))
+    real, calls = forward._batch_kl, []
+    monkeypatch.setattr(forward, "_batch_kl", lambda *given: calls.append(1) or real(*given))
     trainer.update(0, batch(0))
     assert not calls
     assert trainer.loss(batch(0), 0, logging=True).losses["kl_loss"] > 0

@@ -1,1 +1,1 @@
-"""One fast training step, taken apart: everything that exists for speed alone."""
+"""One fast training step, in reading order: step, encode, select, products; compiled, row_kernels."""

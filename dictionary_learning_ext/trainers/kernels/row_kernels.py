@@ -1,4 +1,4 @@
-"""What `selection.py` does to one row after another, compiled for CPUs by numba.
+"""What `compiled.py` does to one row after another, compiled for CPUs by numba.
 
 A row is read once, and everything is done while it is in cache.
 
@@ -22,7 +22,7 @@ from numba import njit
 
 _BOTH, _VALUES, _SELECTION = 1, 2, 3
 NOISE_CODES = {None: 0, "both": _BOTH, "values": _VALUES, "selection": _SELECTION}
-"""Where noise acts, as a number; see `selection.draw_code`."""
+"""Where noise acts, as a number; see `select.draw_code`."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -66,7 +66,7 @@ def draw_rows(
         values_of_normal: 2^16 equally likely values of N(0, 1).
         key: 64 bits that seed the noise.
         first: the number of the first row in the batch.
-        smallest_B, fired_F: see `drawn_code.DrawnCode`.
+        smallest_B, fired_F: see `select.DrawnCode`.
     """
     n_features = len(bias_F)
     is_bf16 = products_BF.itemsize == 2

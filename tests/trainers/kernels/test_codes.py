@@ -4,13 +4,13 @@ import pytest
 import torch as t
 from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.trainers.kernels.codes import (
+from dictionary_learning_ext.trainers.kernels.products import (
     DenseCode,
     SparseCode,
+    StepForm,
     SubsetCode,
     top_k_code,
 )
-from dictionary_learning_ext.trainers.kernels.step_form import StepForm
 
 BATCH, D, F, K = 24, 6, 40, 5
 

@@ -10,10 +10,9 @@ from dense_reference import compiled_noise, dense_loss
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
-from dictionary_learning_ext.trainers.kernels import loss as loss_module
-from dictionary_learning_ext.trainers.kernels.loss import variational_loss
-from dictionary_learning_ext.trainers.kernels.objective import StepObjective, Weights
-from dictionary_learning_ext.trainers.kernels.step_form import StepForm
+from dictionary_learning_ext.trainers.kernels import step as loss_module
+from dictionary_learning_ext.trainers.kernels.products import StepForm
+from dictionary_learning_ext.trainers.kernels.step import StepObjective, Weights, variational_loss
 
 BATCH, D, F = 24, 6, 40
 FORM = StepForm()
@@ -363,7 +362,7 @@ def test_no_gradient_is_computed_when_none_is_wanted(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("computed")
 
-    monkeypatch.setattr(loss_module, "gradients", refuse)
+    monkeypatch.setattr(loss_module, "_gradients", refuse)
     x, weights, objective = make_case()
     assert not variational_loss(x, weights, objective).loss.requires_grad
     trained = Weights(*(w if w is None else w.clone().requires_grad_() for w in weights))

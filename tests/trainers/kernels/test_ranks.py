@@ -2,7 +2,7 @@
 
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels.ranks import ALONE, FlatGradients
+from dictionary_learning_ext.trainers.ranks import ALONE, FlatGradients
 
 
 def test_one_rank_gets_back_what_it_gave():

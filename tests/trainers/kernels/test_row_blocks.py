@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
+from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
@@ -54,7 +54,7 @@ def test_torch_has_more_threads_than_it_uses_so_that_they_sleep():
     """In a fresh process: torch's two, ours, and two that make OpenMP count more than cores."""
     program = """
 import os, torch as t
-from dictionary_learning_ext.trainers.kernels.row_blocks import map_row_blocks
+from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
 t.set_num_threads(2)
 t.zeros(2**17).add_(1)
 before = len(os.listdir("/proc/self/task"))

@@ -4,7 +4,7 @@ import threading
 
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels.scratch import scratch
+from dictionary_learning_ext.trainers.kernels.products import scratch
 
 CPU = t.device("cpu")
 

@@ -16,10 +16,10 @@ from numba.core.errors import NumbaError
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.sae import NoiseOn
-from dictionary_learning_ext.trainers.kernels import compiled_selection, selection
-from dictionary_learning_ext.trainers.kernels.log_variance import BatchLogVariance
-from dictionary_learning_ext.trainers.kernels.means import BatchMeans
-from dictionary_learning_ext.trainers.kernels.selection import draw_batch, top_k
+from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
+from dictionary_learning_ext.trainers.kernels import select as selection
+from dictionary_learning_ext.trainers.kernels.encode import BatchLogVariance, BatchMeans
+from dictionary_learning_ext.trainers.kernels.select import draw_batch, top_k
 
 ROWS = 128
 dtypes = pytest.mark.parametrize("dtype", [t.float32, t.float64], ids=["compiled", "torch"])
@@ -283,7 +283,7 @@ for locator in caching.CacheImpl._locator_classes:
     if "UserProvided" not in locator.__name__:
         locator.from_function = classmethod(lambda *_: None)
 import torch as t
-from dictionary_learning_ext.trainers.kernels import compiled_selection
+from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
 print(compiled_selection.serves(t.zeros(2, 4)))
 """
     environment = {n: v for n, v in os.environ.items() if n != "NUMBA_CACHE_DIR"}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dictionary_learning_ext.config.sae import NoiseOn
-from dictionary_learning_ext.trainers.kernels.means import BatchMeans
-from dictionary_learning_ext.trainers.kernels.selection import draw_batch, top_k
+from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
+from dictionary_learning_ext.trainers.kernels.select import draw_batch, top_k
 
 ROWS = 128
 dtypes = pytest.mark.parametrize("dtype", [t.float32, t.float64], ids=["compiled", "torch"])

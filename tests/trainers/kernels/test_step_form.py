@@ -2,8 +2,8 @@
 
 import torch as t
 
-from dictionary_learning_ext.trainers.kernels import step_form
-from dictionary_learning_ext.trainers.kernels.step_form import StepForm
+from dictionary_learning_ext.trainers.kernels import products as step_form
+from dictionary_learning_ext.trainers.kernels.products import StepForm
 
 
 def test_on_a_gpu_products_are_dense_and_the_host_waits_for_nothing():

@@ -1,4 +1,4 @@
-"""Products of a TopK code with weights, k-sparse or dense, whichever is faster.
+"""Products of a TopK code with weights, and which form of them is fastest on this machine.
 
 A code is K of F features per row: their indices I, `indices_BK`, and their values, (B, K). Training
 needs three products of a code. Weights are (F, D), with a feature's row contiguous:
@@ -12,12 +12,72 @@ All forms give the same numbers up to rounding.
 """
 
 import functools
+import threading
+from dataclasses import dataclass
 
 import torch as t
 from torch.nn import functional
 
-from .scratch import scratch
-from .step_form import StepForm
+
+@dataclass(frozen=True)
+class StepForm:
+    """Which form each part of a step takes. The defaults are for a CPU without AMX.
+
+    They were measured on 2 cores with AVX-512, at B=2048, D=512, F=2048
+    (experiments/results/benchmark_parts.md).
+    """
+
+    sparse_density: float = 1 / 8
+    """The largest k/F at which products with a code are k-sparse. Above it they are matmuls. With AMX
+    it is 1/16."""
+    sparse_projection_density: float = 1 / 16
+    """The same for `project` alone, where matmuls are in bf16. With AMX it is 1/128: there is no fast
+    sparse form in bf16, and AMX multiplies bf16 matrices in a seventh of fp32's time."""
+    means_at_once: int = 2**24
+    """How many means are held at a time where not all are needed: 64 MB in fp32. With fewer, the
+    weights are read more often."""
+    rows_at_once: int = 128
+    """How many rows one thread encodes and draws at a time, on a CPU. The number is fixed, so that
+    results don't depend on the number of threads. More rows are at most a tenth faster on two threads,
+    and leave less to share among many."""
+    keeps_rectified: bool = True
+    """Whether a ReLU's means are kept for their moments. On a GPU memory is scarcer than time."""
+    reads_dead_count: bool = True
+    """Whether AuxK reads the number of dead features. On a GPU the host would have to wait for it."""
+
+    @classmethod
+    def of(cls, device: t.device) -> "StepForm":
+        """The fastest form on a device. On a GPU sparse products were not measured: all are dense."""
+        if device.type != "cpu":
+            return cls(sparse_density=0.0, keeps_rectified=False, reads_dead_count=False)
+        if _has_amx():
+            return cls(sparse_density=1 / 16, sparse_projection_density=1 / 128)
+        return cls()
+
+
+@functools.cache
+def _has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices by AMX."""
+    return t.cpu._is_amx_tile_supported()  # torch 2.6 has no public name for it
+
+
+def top_k_code(
+    indices_BK: t.Tensor,
+    dict_size: int,
+    matmul_dtype: t.dtype,
+    form: StepForm,
+    name: str = "code",
+) -> "SparseCode | DenseCode":
+    """The code in the form that `form` gives for this k, F and dtype.
+
+    Codes that are in use at the same time need different names.
+    """
+    density = indices_BK.shape[1] / dict_size
+    if density > form.sparse_density:
+        return DenseCode(indices_BK, dict_size, matmul_dtype, name)
+    is_bf16 = matmul_dtype == t.bfloat16
+    projects_densely = is_bf16 and density > form.sparse_projection_density
+    return SparseCode(indices_BK, dict_size, matmul_dtype, projects_densely=projects_densely)
 
 
 class SparseCode:
@@ -172,20 +232,31 @@ def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
     return t.mm(rows_BD, weight_FD.t(), out=products_BF)
 
 
-def top_k_code(
-    indices_BK: t.Tensor,
-    dict_size: int,
-    matmul_dtype: t.dtype,
-    form: StepForm,
-    name: str = "code",
-) -> SparseCode | DenseCode:
-    """The code in the form that `form` gives for this k, F and dtype.
+_buffers = threading.local()
 
-    Codes that are in use at the same time need different names.
+
+def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype, device: t.device) -> t.Tensor:
+    """An uninitialised tensor in memory that steps reuse. The next call with `name` overwrites it.
+
+    A CPU's allocator returns large blocks to the system each time they are freed. Getting new pages
+    from the system, and clearing them, costs a step more than its matmuls in bf16. Each thread has
+    its own memory. On a GPU the tensor is new: the allocator there keeps memory itself.
     """
-    density = indices_BK.shape[1] / dict_size
-    if density > form.sparse_density:
-        return DenseCode(indices_BK, dict_size, matmul_dtype, name)
-    is_bf16 = matmul_dtype == t.bfloat16
-    projects_densely = is_bf16 and density > form.sparse_projection_density
-    return SparseCode(indices_BK, dict_size, matmul_dtype, projects_densely=projects_densely)
+    if device.type != "cpu":
+        return t.empty(shape, dtype=dtype, device=device)
+    n_bytes = t.Size(shape).numel() * dtype.itemsize
+    with t.inference_mode(False):  # so it can be written to outside of inference mode too
+        buffer = getattr(_buffers, name, None)
+        if buffer is None or len(buffer) < n_bytes:
+            buffer = t.empty(n_bytes, dtype=t.uint8)
+            setattr(_buffers, name, buffer)
+        return buffer[:n_bytes].view(dtype).view(shape)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep up to 64 MB of freed memory, its maximum, without changing its settings.
+
+    glibc keeps twice the size of the largest block freed so far, which counts up to 32 MB
+    (mallopt(3), "dynamic mmap threshold"). With other allocators this does nothing.
+    """
+    t.empty(2**25 - 2**16, dtype=t.uint8)

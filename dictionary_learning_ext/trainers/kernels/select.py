@@ -1,19 +1,50 @@
-"""Which features a token keeps: drawing noise, the K largest, and what the mean alone selects.
+"""Which features a token keeps: the noise, the K largest, and what the mean alone selects.
 
-In float32 on a CPU this is compiled (`compiled_selection.py`). torch does it on GPUs, in float64, and
-where numba can't compile.
+`draw_code` is the definition, computed by torch: on GPUs, in float64, and where numba can't compile.
+In float32 on a CPU a compiled form gives the same distribution, of other numbers (`compiled.py`).
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch as t
 
 from ...config.sae import NoiseOn, SelectBy
-from . import compiled_selection as compiled
-from .drawn_code import DrawnCode, chooses, compared
-from .log_variance import BatchLogVariance
-from .means import BatchMeans
+from . import compiled
+from .encode import BatchLogVariance, BatchMeans, DrawnLogVariance
 
 NOISE_STREAM = 2
 """Counts the ways in which a generator's numbers have become noise. A run resumes in its own only."""
+
+
+class DrawnCode(NamedTuple):
+    """The code of some rows, and what the mean alone selects there."""
+
+    indices_BK: t.Tensor
+    """each row's selected features"""
+    values_BK: t.Tensor
+    """their values in the code"""
+    mu_BK: t.Tensor
+    """their means"""
+    fired_F: t.Tensor
+    """whether the mean's selection of some row holds the feature (bool). Where noise chooses, a mean
+    equal to the K-th largest (in magnitude, if it selects by magnitude) counts as selected. A mean of
+    0 fires only where nothing is drawn, as upstream counts a ReLU's zeros"""
+    smallest_B: t.Tensor
+    """each row's smallest positive selected mean, or the smallest magnitude above 0 if it selects by
+    magnitude; inf if it has none"""
+    log_var: DrawnLogVariance | None
+    """of a learned posterior"""
+
+    @classmethod
+    def joined(cls, parts: Sequence["DrawnCode"]) -> "DrawnCode":
+        """The parts' rows, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        indices, values, mus, fired, smallest, log_vars = zip(*parts, strict=True)
+        log_var = None if log_vars[0] is None else DrawnLogVariance.joined(log_vars)
+        fired_F = t.stack(fired).any(0)
+        return cls(t.cat(indices), t.cat(values), t.cat(mus), fired_F, t.cat(smallest), log_var)
 
 
 def draw_code(
@@ -73,7 +104,7 @@ def draw_batch(
     """
     if compiled.serves(means.weight_FD, means.unfinished_dtype):
         drawn = (means, sigma, log_var, k, noise_on, noise_scale, generator, rows_at_once)
-        return compiled.draw_batch(*drawn, select_by=select_by)
+        return _draw_compiled(*drawn, select_by=select_by)
     parts: list[DrawnCode] = []
     for rows in means.row_blocks(len(means.bias_F)):
         mu_BF = means.of(rows)
@@ -107,14 +138,25 @@ def top_k(
     """Each row's K largest and their indices, in any order. NaN counts as the largest.
 
     Arguments:
-        rows_at_once: how many rows one thread works through at once, in the compiled form.
+        rows_at_once: see `draw_batch`.
         rectified: they come from a ReLU, so that many are 0. Which of these are taken must be as in
             upstream's topk.
         select_by: see `draw_code`. The values keep their signs.
     """
     if compiled.serves(values_BF) and not rectified:
-        return compiled.top_k(values_BF, k, rows_at_once, select_by=select_by)
+        by_magnitude = select_by == "magnitude"
+        return compiled.top_k(values_BF, k, rows_at_once, by_magnitude=by_magnitude)
     return _top_k(values_BF, k, select_by)
+
+
+def compared(values: t.Tensor, select_by: SelectBy) -> t.Tensor:
+    """The numbers whose largest are kept: the values themselves, or their magnitudes."""
+    return values.abs() if select_by == "magnitude" else values
+
+
+def chooses(noise_on: NoiseOn, noise_scale: float) -> bool:
+    """Whether noise decides which features are kept."""
+    return noise_scale != 0 and noise_on != "values"
 
 
 def _top_k(values_BF: t.Tensor, k: int, select_by: SelectBy) -> tuple[t.Tensor, t.Tensor]:
@@ -133,3 +175,39 @@ def _mean_selection(mu_BF: t.Tensor, k: int) -> tuple[t.Tensor, t.Tensor]:
     # Where the K-th largest is not positive, every positive mean is selected.
     smallest_B = mu_BF.masked_fill(mu_BF <= 0, t.inf).amin(-1).where(kth_B <= 0, kth_B)
     return (mu_BF >= least_B[:, None]).any(0), smallest_B
+
+
+def _draw_compiled(
+    means: BatchMeans,
+    sigma: t.Tensor,
+    log_var: BatchLogVariance | None,
+    k: int,
+    noise_on: NoiseOn,
+    noise_scale: float,
+    generator: t.Generator,
+    rows_at_once: int,
+    *,
+    select_by: SelectBy,
+) -> DrawnCode:
+    """`draw_batch` by the compiled kernel. One number of the generator seeds the noise of all rows."""
+    key = int(t.randint(2**63 - 1, (1,), generator=generator)) if noise_scale != 0 else 0
+    noise = compiled.Noise(noise_on if noise_scale != 0 else None, noise_scale, key)
+    batch, n_features = len(means.centred_BD), len(means.bias_F)
+    out = compiled.DrawnRows(batch, n_features, k, by_magnitude=select_by == "magnitude")
+
+    def draw_rows(rows: slice) -> tuple[t.Tensor, DrawnLogVariance | None]:
+        rows_log_var = None if log_var is None else log_var.of(rows)
+        std = sigma if rows_log_var is None else rows_log_var.std_BF
+        products_BF, bias_F, rectify = means.unfinished(rows)
+        fired_F = out.draw(rows, products_BF, bias_F, rectify, std, noise)
+        if means.rectify and noise_scale == 0 and not (out.values_BK[rows] > 0).all():
+            fired_F = out.draw_as_upstream(rows, means.of(rows))
+        return fired_F, None if rows_log_var is None else rows_log_var.drawn(out.indices_BK[rows])
+
+    parts = compiled.map_row_blocks(draw_rows, batch, rows_at_once)
+    fired_F = t.stack([fired_F for fired_F, _ in parts]).any(0)
+    log_vars = [part for _, part in parts if part is not None]
+    drawn_log_var = DrawnLogVariance.joined(log_vars) if log_vars else None
+    return DrawnCode(
+        out.indices_BK, out.values_BK, out.mu_BK, fired_F, out.smallest_B, drawn_log_var
+    )

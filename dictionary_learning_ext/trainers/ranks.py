@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch as t
 
-from ...errors import ProcessError, first_line
+from ..errors import ProcessError, first_line
 
 
 @dataclass(frozen=True)
