@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from .run_folder.weights import load_dictionary
     from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer
     from .trainers.vaease import VAEase, VAEaseTrainer
-    from .trainers.variational_auto_encoder import VariationalTopKAutoEncoder
-    from .trainers.variational_top_k import VariationalTopKTrainer
+    from .trainers.variational_top_k import VariationalTopKAutoEncoder, VariationalTopKTrainer
     from .training.loop import train
 
 _HOMES = {
@@ -36,7 +35,7 @@ _HOMES = {
     "UserError": ".errors",
     "VAEase": ".trainers.vaease",
     "VAEaseTrainer": ".trainers.vaease",
-    "VariationalTopKAutoEncoder": ".trainers.variational_auto_encoder",
+    "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
     "agreement": ".interactive.agreeing",
     "evaluate_folders": ".evaluation.folders",

@@ -94,7 +94,7 @@ def import_class(path: str) -> Any:
 
 _VARIATIONAL: dict[str, Any] = {
     "trainer": f"{_OURS}.variational_top_k:VariationalTopKTrainer",
-    "dictionary": f"{_OURS}.variational_auto_encoder:VariationalTopKAutoEncoder",
+    "dictionary": f"{_OURS}.variational_top_k:VariationalTopKAutoEncoder",
     "default_lr": _TOP_K_LR,
     "exports": _READERS_OF_TOP_K,
     "exported_as": f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
@@ -174,7 +174,7 @@ _ROWS = (
     Architecture(
         name="jump_relu",
         description="upstream's JumpReLU, with the paper's sparsity loss",
-        trainer=f"{_OURS}.jump_relu:CorrectedJumpReluTrainer",
+        trainer=f"{_OURS}.upstream:CorrectedJumpReluTrainer",
         dictionary="dictionary_learning.dictionary:JumpReluAutoEncoder",
         default_lr="7e-5",
         exports=_READERS_OF_ANY,

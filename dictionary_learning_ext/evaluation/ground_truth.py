@@ -7,7 +7,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 
 from ..activations.held_out import Truth
-from ..trainers.decoder_directions import decoder_directions
+from ..trainers.dictionaries import decoder_directions
 from .totals import TruthScores
 
 

@@ -12,7 +12,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..activations.activation_reader import ActivationReader
 from ..activations.tokens import TokenContexts
-from ..trainers.dictionary_inputs import as_input
+from ..trainers.dictionaries import as_input
 from .totals import LanguageModelLosses
 
 _DOCUMENTS_AT_ONCE = 16

@@ -13,8 +13,7 @@ from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
 from ..activations.held_out import HeldOut, Truth
 from ..errors import TextError
-from ..trainers.base import HasPosterior, selects_top_k
-from ..trainers.dictionary_inputs import as_input
+from ..trainers.dictionaries import HasPosterior, as_input, selects_top_k
 from ..trainers.kernels.select import compared
 from .ground_truth import TruthMatch
 from .language_model_losses import language_model_losses

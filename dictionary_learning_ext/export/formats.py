@@ -30,7 +30,7 @@ from ..run_folder.sae_lens_folder import (
 )
 from ..run_folder.weights import save_weights
 from ..run_folder.writing import write_json
-from ..trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 from .sparsify_folder import SPARSIFY_CONFIG, read_sparsify, write_sparsify
 
 SAE_BENCH_REPO = "local/saes"

@@ -25,7 +25,7 @@ from scipy.sparse import csr_matrix
 from ..activations.contexts import ContextBatch
 from ..config.checks import require
 from ..errors import NonFiniteError, TextError
-from ..trainers.dictionary_inputs import as_input
+from ..trainers.dictionaries import as_input
 from .histograms import GrowingHistograms
 from .kept_contexts import ContextKeeper, EncodedContexts, FeatureContexts
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..activations.hook_points import block_list_path
 from ..errors import LanguageModelError, Setting
-from ..trainers.decoder_directions import decoder_directions
+from ..trainers.dictionaries import decoder_directions
 
 _FEATURES_AT_ONCE = 256
 

@@ -21,7 +21,7 @@ from nnsight import LanguageModel
 from ..activations.hook_points import HookPoint
 from ..config.checks import require
 from ..errors import ConfigError, Setting
-from ..trainers.dictionary_inputs import as_input
+from ..trainers.dictionaries import as_input
 from .directions import encoder_directions
 
 _THETA_ELEMENTS = 1 << 23  # S x L x V optimised at a time

@@ -19,7 +19,7 @@ from ..activations.interventions import Change, changing
 from ..config.checks import require_choice, require_type
 from ..errors import ConfigError
 from ..features.directions import decoder_directions
-from ..trainers.dictionary_inputs import as_input
+from ..trainers.dictionaries import as_input
 from .opening import SAE, Hook, open_sae, require_feature
 
 SteerMode = Literal["add", "clamp"]

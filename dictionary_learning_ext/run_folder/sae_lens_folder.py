@@ -18,7 +18,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from safetensors.torch import load_file
 
 from ..errors import CheckpointError
-from ..trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 
 SAE_LENS_CONFIG = "cfg.json"
 SAE_LENS_WEIGHTS = "sae_weights.safetensors"

@@ -14,7 +14,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..config.architectures import BY_DICT_CLASS, import_class
 from ..errors import CheckpointError
-from ..trainers.devices import require_device
+from ..trainers.base import require_device
 from .names import CHECKPOINTS, CONFIG, WEIGHTS, checkpoint
 from .reading import read_config
 from .writing import replacing

@@ -50,7 +50,7 @@ def run_sweep(
     any failed; Interrupted after a signal. A sweep that could begin no run leaves no folder.
     """
     if devices:
-        from ..trainers.devices import require_device
+        from ..trainers.base import require_device
 
         for device in devices:
             require_device(device, "devices")

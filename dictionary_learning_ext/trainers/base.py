@@ -1,41 +1,27 @@
-"""What trainers and dictionaries must offer to the rest of the package, and what ours share.
+"""What the training loop asks of a trainer, and what our trainers share.
 
-- The training loop asks a `Trainer` to take a step, for a batch's metrics, whether all numbers are
-  finite, and for what a resume point must hold. Our trainers inherit most of it from
-  `SamplingTrainer`. `upstream.UpstreamTrainer` wraps upstream's trainers so that they offer it too.
-- Evaluation asks a dictionary for its `posterior`, if it has one (`HasPosterior`). It gets each
-  feature's KL and standard deviation (`FeaturePosterior`).
-- `load_dictionary` asks our dictionaries to rebuild themselves from `ae.pt` alone (`FromState`).
-
-Callers ask what an object can do, never which class it is.
+The loop asks a `Trainer` to take a step, for a batch's metrics, whether all numbers are finite, and for
+what a resume point must hold (`state.py`). Our trainers inherit most of it from `SamplingTrainer`.
+`upstream.UpstreamTrainer` wraps upstream's trainers so that they offer it too. Callers ask what a trainer
+can do, never which class it is.
 """
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from inspect import signature
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
+from torch.nn import functional
 
-from ..config.checks import likely, require
-from ..errors import CheckpointError, ConfigError, Setting
+from ..config.checks import likely
+from ..errors import ConfigError, Setting, first_line
 from .optimizers import GuardedAdam
 from .ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
-
-
-class Failure(NamedTuple):
-    """Why an SAE's training has to stop."""
-
-    step: int
-    """the step at which it failed, or was found to have failed"""
-    what: str
 
 
 class Trainer(Protocol):
@@ -63,7 +49,7 @@ class Trainer(Protocol):
         """What is logged about a batch. Changes no state and advances no generator."""
         ...
 
-    def check(self, step: int) -> Failure | None:
+    def check(self, step: int) -> "Failure | None":
         """The failure, if a loss, gradient or weight has not been finite since the run began."""
         ...
 
@@ -76,37 +62,12 @@ class Trainer(Protocol):
         ...
 
 
-class FeaturePosterior(Protocol):
-    """Each feature's distribution, for some tokens."""
+class Failure(NamedTuple):
+    """Why an SAE's training has to stop."""
 
-    @property
-    def kl(self) -> t.Tensor:
-        """KL divergence from the prior in nats, (…, F)."""
-        ...
-
-    @property
-    def std(self) -> t.Tensor:
-        """Standard deviation, (…, F) or 0-dim."""
-        ...
-
-    @property
-    def noise_variance(self) -> t.Tensor | None:
-        """sigma^2, if sampling adds k sigma^2 of energy to a reconstruction; otherwise None."""
-        ...
-
-
-@runtime_checkable
-class HasPosterior(Protocol):
-    """A dictionary whose features are distributions."""
-
-    def posterior(self, x: t.Tensor) -> FeaturePosterior:
-        """The distribution of each feature of activations (…, D)."""
-        ...
-
-
-def selects_top_k(dictionary: Dictionary) -> bool:
-    """Whether it keeps each token's k largest features, and its `encode` can return which."""
-    return "return_topk" in signature(dictionary.encode).parameters
+    step: int
+    """the step at which it failed, or was found to have failed"""
+    what: str
 
 
 class LossLog(NamedTuple):
@@ -133,18 +94,6 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     }
 
 
-_OTHER_NAMES = {
-    "noise_to_signal": (
-        "sigma",
-        "`vsae train` makes sigma of it; here give sigma = sqrt(noise_to_signal E||x||^2 / k), or "
-        "take the arguments from trainer_options(...)",
-    ),
-    "kl_coeff": ("beta", "it is called 'beta'"),
-    "kl_anneal_steps": ("kl_warmup_steps", "it is called 'kl_warmup_steps'"),
-}
-"""By what an argument of ours is called elsewhere: its name, and what to type."""
-
-
 class Named:
     """A class that says which of its arguments a misspelt one may stand for."""
 
@@ -157,6 +106,18 @@ class Named:
                     instead = _instead_of(name, known)
                     raise ConfigError(f"{cls.__name__} has no option {name!r}", instead=instead)
             return super().__new__(cls)
+
+
+_OTHER_NAMES = {
+    "noise_to_signal": (
+        "sigma",
+        "`vsae train` makes sigma of it; here give sigma = sqrt(noise_to_signal E||x||^2 / k), or "
+        "take the arguments from trainer_options(...)",
+    ),
+    "kl_coeff": ("beta", "it is called 'beta'"),
+    "kl_anneal_steps": ("kl_warmup_steps", "it is called 'kl_warmup_steps'"),
+}
+"""By what an argument of ours is called elsewhere: its name, and what to type."""
 
 
 def _instead_of(name: str, known: list[str]) -> str:
@@ -173,7 +134,7 @@ class SamplingTrainer(Named, ABC):
     """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
 
     Each trainer has a noise generator of its own. So a run depends neither on what else runs in the
-    process nor on how often it is logged. A subclass sets `ae`, `device` and the settings below, calls
+    process nor on how often it is logged. A subclass sets the attributes below, calls
     `_start_training`, and defines `_terms` and `_logged`.
     """
 
@@ -198,7 +159,7 @@ class SamplingTrainer(Named, ABC):
 
         Raises: ConfigError for any other.
         """
-        if given is ours:
+        if given is None or given is ours:
             return ours
         if given is AutoEncoderTopK:
             logger.warning(
@@ -206,33 +167,30 @@ class SamplingTrainer(Named, ABC):
                 type(self).__name__,
                 ours.__name__,
             )
-        elif given is not None:
-            is_ours = isinstance(given, type) and issubclass(given, ours)
+            return ours
+        if not (isinstance(given, type) and issubclass(given, ours)):
             name = getattr(given, "__name__", repr(given))
-            if not is_ours:
-                raise ConfigError(
-                    (Setting("dict_class"), f" of a {type(self).__name__} is {name}"),
-                    name="dict_class",
-                    value=given,
-                    expected=f"{ours.__name__} or a subclass of it",
-                    instead="leave it out",
-                )
-            return given
-        return ours
+            raise ConfigError(
+                (Setting("dict_class"), f" of a {type(self).__name__} is {name}"),
+                name="dict_class",
+                value=given,
+                expected=f"{ours.__name__} or a subclass of it",
+                instead="leave it out",
+            )
+        return given
 
     def _class_names(self) -> dict[str, str]:
         """The classes, as config.json names them."""
         return {"trainer_class": type(self).__name__, "dict_class": type(self.ae).__name__}
 
     def _start_training(self, optimizer: GuardedAdam) -> None:
-        """Make the learning-rate schedule and the noise's generator."""
+        """Make the learning-rate schedule and the noise's generator.
+
+        The generator is seeded with the trainer's seed. Default: torch's initial seed.
+        """
         self.optimizer = optimizer
         schedule = get_lr_schedule(self.steps, self.warmup_steps, decay_start=self.decay_start)
         self.scheduler = t.optim.lr_scheduler.LambdaLR(optimizer, lr_lambda=schedule)
-        self._start_noise()
-
-    def _start_noise(self) -> None:
-        """Make the generator, seeded with the trainer's seed. Default: torch's initial seed."""
         seed = t.initial_seed() if self.seed is None else self.seed
         self.generator = t.Generator(self.device).manual_seed(seed)
         if self.draws_noise_seed:
@@ -329,46 +287,106 @@ class SamplingTrainer(Named, ABC):
         return self
 
 
-def require_scale(scale: float) -> None:
-    """Raise a ConfigError unless the units of activations can be multiplied by `scale`."""
-    hint = "; trainSAE gives 0 if all activations are 0" if scale == 0 else ""
-    require(0 < scale < math.inf, "scale", scale, f"above 0 and finite{hint}")
+class KAnnealing(NamedTuple):
+    """How many features per token a step of training keeps.
 
+        k_t = floor(D + (k - D) t/A),  k from t = A on
 
-class FromState(Named):
-    """A dictionary that can be rebuilt from its state dict alone."""
+    D is activation_dim, as on upstream's main branch, or dict_size if that is less. Only the steps
+    themselves keep more than k: logs, checkpoints and evaluation keep k throughout.
+    """
 
-    in_state: tuple[str, ...]
-    """Keys that tell its state dict from another class's."""
-
-    @classmethod
-    def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
-        """The constructor's arguments that `state` holds, beyond activation_dim and dict_size."""
-        return {}
+    k: int
+    start: int
+    steps: int
+    """A"""
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, k: int | None = None, device: str | None = None
-    ) -> Any:
-        """Load an SAE from its `ae.pt`. No other file is needed.
+    def of(cls, ae: Any, steps: int | None) -> "KAnnealing":
+        """For a dictionary whose k is the last one. With None, k stays.
 
-        Raises: CheckpointError if the file holds another class; ConfigError if `k` is given and
-        differs from the file's.
+        Raises: ConfigError if k is not below the number of features that it would fall from.
         """
-        state = t.load(path, map_location=device or "cpu", weights_only=True)
-        if missing := sorted(set(cls.in_state) - set(state)):
-            raise CheckpointError(
-                f"{path}: expected a {cls.__name__}, but {', '.join(missing)} is missing; "
-                "load_dictionary(FOLDER) loads any class"
+        k, start = int(ae.k), min(ae.activation_dim, ae.dict_size)
+        if steps is None:
+            return cls(k, k, 0)
+        if k >= start:
+            raise ConfigError(
+                f"k falls from the smaller of activation_dim ({ae.activation_dim}) and dict_size "
+                f"({ae.dict_size}), and k ({k}) is not below it",
+                name="k_anneal_steps",
+                value=steps,
+                instead="leave it out",
             )
-        try:
-            arguments: dict[str, Any] = cls._built_as(state)
-        except CheckpointError as error:
-            raise error.within(str(path)) from error
-        saved_k = arguments.get("k")
-        require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}", instead="leave it out")
-        dict_size, activation_dim = state["encoder.weight"].shape
-        sae: Any = cls(activation_dim, dict_size, **arguments)  # pyright: ignore[reportCallIssue]
-        sae = sae.to(state["encoder.weight"])  # its device and dtype
-        sae.load_state_dict(state)
-        return sae
+        return cls(k, start, steps)
+
+    def at(self, step: int) -> int:
+        """k_t at a step."""
+        if step >= self.steps:
+            return self.k
+        return self.k + (self.start - self.k) * (self.steps - step) // self.steps
+
+    def threshold_start(self, start_step: int) -> int:
+        """The step after which the running threshold follows the selection: that of k features."""
+        return max(start_step, self.steps - 1)
+
+
+@t.no_grad()
+def count_selection(
+    trainer: Any,
+    step: int,
+    is_finite: t.Tensor,
+    *,
+    tokens_since_fired_F: t.Tensor,
+    mean_threshold: t.Tensor,
+) -> None:
+    """Update what upstream's TopKTrainer counts beside its steps: dead features, and the threshold.
+
+    Arguments:
+        is_finite: whether the step was taken (0-dim bool). If not, nothing changes.
+        tokens_since_fired_F: after this batch.
+        mean_threshold: each row's smallest positive selected mean, averaged over the rows of all
+            ranks; NaN if no row has one.
+    """
+    trainer.num_tokens_since_fired = t.where(
+        is_finite, tokens_since_fired_F, trainer.num_tokens_since_fired
+    )
+    is_dead_F = trainer.num_tokens_since_fired >= trainer.dead_feature_threshold
+    trainer.dead_features = is_dead_F.sum()
+    if step > trainer.threshold_start_step:
+        old = trainer.ae.threshold
+        running = trainer.threshold_beta * old + (1 - trainer.threshold_beta) * mean_threshold
+        updated = t.where(old < 0, mean_threshold, running)
+        trainer.ae.threshold = t.where(is_finite & ~mean_threshold.isnan(), updated, old)
+
+
+def product(x: t.Tensor, weight: t.Tensor, matmul_dtype: t.dtype | None) -> t.Tensor:
+    """x W^T in `matmul_dtype`, returned in the weight's dtype: (…, M), (N, M) -> (…, N)."""
+    dtype = matmul_dtype or weight.dtype
+    return functional.linear(x.to(dtype), weight.to(dtype)).to(weight.dtype)
+
+
+def require_device(device: str | None, name: str = "device") -> None:
+    """Raise a ConfigError unless tensors can be put on `device`, the value of the setting `name`.
+
+    None is torch's own choice.
+    """
+    try:
+        t.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        n = t.cuda.device_count()
+        there = ["cpu", *(f"cuda:{i}" for i in range(n))]
+        if device in there or (device == "cuda" and n):  # e.g. all of its memory is taken
+            raise ConfigError(
+                f"can't be used ({first_line(error)})",
+                name=name,
+                value=device,
+                instead=("use ", Setting(name, "cpu")),
+            ) from error
+        raise ConfigError(
+            name=name,
+            value=device,
+            expected="cpu, cuda or cuda:N, and this machine has "
+            f"{', '.join(there) if n else 'cpu and no CUDA device'}",
+            instead=("use e.g. ", Setting(name, there[-1])),
+        ) from error

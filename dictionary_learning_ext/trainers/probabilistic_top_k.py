@@ -14,16 +14,12 @@ from torch.nn import functional
 from ..config.checks import require_choice, require_lr_schedule, require_sizes, require_type
 from ..config.run import Dtype
 from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
-from .base import SamplingTrainer
-from .devices import require_device
-from .k_annealing import KAnnealing
+from .base import KAnnealing, SamplingTrainer, count_selection, product, require_device
 from .kernels.products import StepForm
 from .kernels.select import top_k
 from .kernels.step import row_variance
 from .optimizers import UnitNormAdam
-from .products import product
 from .ranks import ALONE, Ranks
-from .selection_counts import count_selection
 
 MAGNITUDE_WEIGHT = 1e-4
 """The logit's weight beside the gate in a feature's score. It orders gates that are as open as others."""
@@ -84,7 +80,7 @@ class GatedTerms(NamedTuple):
     mean_gate: t.Tensor
     """of the features that the code holds"""
     mean_threshold: t.Tensor
-    """see `SelectionTerms`, like the next"""
+    """see `count_selection`, like the next"""
     tokens_since_fired_F: t.Tensor
 
 
@@ -209,7 +205,13 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         terms.loss.backward()
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
-        count_selection(self, step, terms, is_finite)
+        count_selection(
+            self,
+            step,
+            is_finite,
+            tokens_since_fired_F=terms.tokens_since_fired_F,
+            mean_threshold=terms.mean_threshold,
+        )
         return terms.loss.detach()
 
     def _terms(

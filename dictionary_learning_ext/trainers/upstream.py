@@ -1,4 +1,7 @@
-"""Upstream's trainers, with what the training loop asks of a trainer."""
+"""Builds the trainer of any architecture, and gives upstream's what the training loop asks of a trainer.
+
+Shapes: B batch, D activation_dim, F dict_size.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,11 +9,56 @@ from inspect import signature
 from typing import Any
 
 import torch as t
+from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
 from dictionary_learning.trainers.top_k import geometric_median
 
-from .base import Failure, batch_metrics
-from .k_annealing import KAnnealing
+from ..config.architectures import TRAINED, import_class
+from ..config.presets import arguments_of
+from ..config.sae import SAEConfig
+from .base import Failure, KAnnealing, LossLog, Trainer, batch_metrics
 from .ranks import ALONE, FlatGradients, Ranks
+
+
+def build_trainer(
+    sae: SAEConfig,
+    *,
+    steps: int,
+    activation_dim: int,
+    layer: int,
+    lm_name: str,
+    hook: str,
+    device: str,
+    dtype: str,
+    name: str,
+) -> Trainer:
+    """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`.
+
+    Those of a trained SAE (`sae.init_from`) are put in their place by `training.initial_weights`.
+    """
+    arguments = arguments_of(sae, steps) | {
+        "steps": steps,
+        "activation_dim": activation_dim,
+        "layer": layer,
+        "lm_name": lm_name,
+        "submodule_name": hook,
+        "device": device,
+        "wandb_name": name,
+    }
+    t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
+    trainer_class = import_class(TRAINED[sae.architecture].trainer or "")
+    if hasattr(trainer_class, "join"):  # a `Trainer` of ours
+        trainer = trainer_class(**arguments, dtype=dtype)
+    else:
+        # Upstream's TopK trainers have this as an attribute, not as an argument.
+        threshold = arguments.pop("dead_feature_threshold", None)
+        # PyPI's release does not know this one.
+        k_anneal_steps = arguments.pop("k_anneal_steps", None)
+        inner = trainer_class(**arguments)
+        if threshold is not None:
+            inner.dead_feature_threshold = threshold
+        trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16", k_anneal_steps=k_anneal_steps)
+    trainer.starts_trained = sae.init_from is not None
+    return trainer
 
 
 class UpstreamTrainer:
@@ -170,3 +218,56 @@ class UpstreamTrainer:
     def state(self) -> Any:
         """See `base.Trainer`."""
         return self._trainer
+
+
+class CorrectedJumpReluTrainer(JumpReluTrainer):
+    """Upstream's `JumpReluTrainer`, whose sparsity loss sees the pre-activations, as the paper's does.
+
+    Rajamanoharan et al. 2024 (arXiv 2407.14435), equations 10 to 12:
+
+        pre_BF = x W_enc + b_enc,  f = JumpReLU(pre),  l0 = mean_B sum_F step(pre - threshold)
+        loss   = mean_B ||x - x_hat||^2 + sparsity_penalty (l0 / target_l0 - 1)^2
+
+    The threshold learns of the step function by a pseudo-derivative, which counts the pre-activations
+    within half a bandwidth on either side of it. Upstream applies the step function to f, where all
+    below the threshold are 0 (dictionary_learning's issue 55). So it counts those above alone, and
+    thresholds learn half as fast. The loss has the same value.
+
+    Arguments beyond upstream's:
+        threshold_twice: do as upstream does.
+    """
+
+    def __init__(self, *args: Any, threshold_twice: bool = False, **options: Any):
+        super().__init__(*args, **options)
+        self.threshold_twice = threshold_twice
+
+    def loss(self, x: t.Tensor, step: int, logging: bool = False, **_: Any) -> Any:
+        """Upstream's, but for the gradient of the thresholds. Updates the counters of dead features."""
+        if self.threshold_twice:
+            return super().loss(x, step, logging=logging)
+        x = x.to(self.ae.W_enc.dtype)
+        threshold_F = self.ae.threshold
+        pre_BF = x @ self.ae.W_enc + self.ae.b_enc
+        f_BF = JumpReLUFunction.apply(pre_BF, threshold_F, self.bandwidth)
+        x_hat_BD = self.ae.decode(f_BF)
+        self._count(f_BF.detach())
+        l2_loss = (x - x_hat_BD).square().sum(-1).mean()
+        l0: Any = StepFunction.apply(pre_BF, threshold_F, self.bandwidth)
+        distance = l0.sum(-1).mean() / self.target_l0 - 1
+        weight = self.sparsity_coefficient * self.sparsity_warmup_fn(step)
+        loss = l2_loss + weight * distance.square()
+        if not logging:
+            return loss
+        losses = {"l2_loss": l2_loss.item(), "loss": loss.item()}
+        return LossLog(x, x_hat_BD, f_BF, losses)
+
+    def _count(self, f_BF: t.Tensor) -> None:
+        fired_F = f_BF.sum(0) > 0
+        self.num_tokens_since_fired += len(f_BF)
+        self.num_tokens_since_fired[fired_F] = 0
+        self.dead_features = int((self.num_tokens_since_fired > self.dead_feature_threshold).sum())
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Upstream's, class names included: its readers take the SAE. And which loss it was."""
+        return super().config | {"threshold_twice": self.threshold_twice}

@@ -19,11 +19,10 @@ from torch.nn import functional
 from ..config.checks import require_choice, require_lr_schedule, require_sizes
 from ..config.run import Dtype
 from ..config.sae import VAEaseConfig
-from .base import FromState, SamplingTrainer, require_scale
-from .devices import require_device
+from .base import SamplingTrainer, product, require_device
+from .dictionaries import FromState, require_scale
 from .optimizers import GuardedAdam
 from .posterior import GatedPosterior
-from .products import product
 
 
 class VAEase(FromState, Dictionary):

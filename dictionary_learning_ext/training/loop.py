@@ -33,7 +33,7 @@ from ..run_folder.names import require_free
 from ..run_folder.reading import is_finished
 from ..run_folder.weights import for_raw_activations
 from ..run_folder.writing import locked
-from ..trainers.devices import require_device
+from ..trainers.base import require_device
 from .config_json import versions
 from .initial_weights import trained_sources
 from .interrupts import Interrupts, before_the_first_step, interrupts

@@ -9,7 +9,7 @@ from dictionary_learning.dictionary import Dictionary
 from ..activations.sources import RunSources
 from ..config.run import TrainConfig
 from ..run_folder.resume_points import ResumePoint
-from ..trainers.build import build_trainer
+from ..trainers.upstream import build_trainer
 from .config_json import config_json
 from .initial_weights import start_from
 from .processes import Processes

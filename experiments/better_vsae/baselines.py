@@ -4,7 +4,7 @@
     python -m experiments.better_vsae.baselines tables    # write the page again from the raw results
 
 TopK, BatchTopK, Matryoshka and ReLU + L1 are upstream's trainers. JumpReLU is trained by upstream's
-trainer, and by trainers/jump_relu.py, which applies the threshold once. The purely variational SAE is
+trainer, and by trainers/upstream.py, which applies the threshold once. The purely variational SAE is
 k = F. VAEase is trainers/vaease.py; its L0 counts the features whose gate is open. Those that have
 no k are trained at several penalties.
 """

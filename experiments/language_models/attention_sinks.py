@@ -35,7 +35,7 @@ from dictionary_learning_ext.evaluation.measure import measure
 from dictionary_learning_ext.run_folder.names import CONFIG, WEIGHTS
 from dictionary_learning_ext.run_folder.weights import save_weights
 from dictionary_learning_ext.run_folder.writing import replacing, write_json
-from dictionary_learning_ext.trainers.build import build_trainer
+from dictionary_learning_ext.trainers.upstream import build_trainer
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line

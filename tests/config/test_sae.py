@@ -28,8 +28,10 @@ from dictionary_learning_ext.config.sae import (
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.probabilistic_top_k import ProbabilisticTopKTrainer
 from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
-from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
-from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
+from dictionary_learning_ext.trainers.variational_top_k import (
+    VariationalTopKAutoEncoder,
+    VariationalTopKTrainer,
+)
 
 D, F, K = 8, 16, 4
 POSTERIOR = asdict(PosteriorOptions(sigma=1.0))

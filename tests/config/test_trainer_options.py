@@ -13,7 +13,7 @@ from variational_trainers import D, F, data, to_float64
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
 from dictionary_learning_ext.config.presets import PRESETS, preset
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.trainers.build import build_trainer
+from dictionary_learning_ext.trainers.upstream import build_trainer
 
 K, STEPS = 4, 40
 SIZES = {"activation_dim": D, "dict_size": F, "k": K, "steps": STEPS}

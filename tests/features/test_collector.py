@@ -8,7 +8,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning_ext.activations.contexts import ContextBatch
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 from dictionary_learning_ext.features.collector import FeatureCollector
-from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 CONTEXTS, LENGTH, WIDTH, FEATURES = 37, 11, 8, 24
 SAES = {

@@ -17,7 +17,7 @@ from dictionary_learning_ext.features.directions import (
     nearest_features,
     random_directions,
 )
-from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 WIDTH, FEATURES = 8, 24
 SAES = {

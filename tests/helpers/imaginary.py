@@ -4,10 +4,11 @@ from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from dictionary_learning.trainers.trainer import SAETrainer, get_lr_schedule
+from dictionary_learning.trainers.trainer import SAETrainer
 from torch import nn
 
-from .base import FromState, SamplingTrainer  # pyright: ignore
+from .base import SamplingTrainer  # pyright: ignore
+from .dictionaries import FromState  # pyright: ignore
 from .optimizers import GuardedAdam  # pyright: ignore
 
 
@@ -66,14 +67,12 @@ class ImaginaryTrainer(SamplingTrainer, SAETrainer):
         shrink: float = 1.0,
     ):
         super().__init__(seed)
+        self.steps, self.warmup_steps, self.decay_start = steps, warmup_steps, decay_start
         self.shrink = shrink
         self.layer, self.lm_name, self.submodule_name = layer, lm_name, submodule_name
         self.device, self.wandb_name = device, wandb_name
         self.ae: Any = ImaginarySAE(activation_dim, dict_size, shrink=shrink)  # pyright: ignore
-        self.optimizer = GuardedAdam(self.ae.parameters(), lr)
-        schedule = get_lr_schedule(steps, warmup_steps, decay_start=decay_start)
-        self.scheduler = t.optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=schedule)
-        self._start_noise()
+        self._start_training(GuardedAdam(self.ae.parameters(), lr))
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ImaginaryTerms:
         l2_loss = (x - self.ae(x)).square().sum(-1).mean()

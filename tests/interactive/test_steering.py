@@ -12,7 +12,7 @@ from nnsight import LanguageModel
 from dictionary_learning_ext import find_hook, load_dictionary, steer
 from dictionary_learning_ext.activations.hook_points import read_residual
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
-from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 HOOK = "blocks.0.hook_resid_post"
 WIDTH, FEATURES = 16, 24

@@ -12,7 +12,8 @@ from torch.distributions import Normal, kl_divergence
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.trainers.base import HasPosterior, batch_metrics, selects_top_k
+from dictionary_learning_ext.trainers.base import batch_metrics
+from dictionary_learning_ext.trainers.dictionaries import HasPosterior, selects_top_k
 from dictionary_learning_ext.trainers.ranks import Ranks
 
 OURS = [name for name, row in TRAINED.items() if row.is_ours]

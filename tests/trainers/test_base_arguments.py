@@ -14,8 +14,10 @@ from small_trainers import D, F, K, batch
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.trainers.probabilistic_top_k import ProbabilisticTopKTrainer
 from dictionary_learning_ext.trainers.vaease import VAEase, VAEaseTrainer
-from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder
-from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
+from dictionary_learning_ext.trainers.variational_top_k import (
+    VariationalTopKAutoEncoder,
+    VariationalTopKTrainer,
+)
 
 WITH_OWN_DICTIONARY = [
     (VariationalTopKTrainer, VariationalTopKAutoEncoder),

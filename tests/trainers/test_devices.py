@@ -6,7 +6,7 @@ from small_commands import refused
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.trainers.devices import require_device
+from dictionary_learning_ext.trainers.base import require_device
 
 
 def test_a_device_that_is_there_is_taken():

@@ -5,7 +5,7 @@ import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 from small_trainers import BATCH, D, F, batch, built
 
-from dictionary_learning_ext.trainers.jump_relu import CorrectedJumpReluTrainer
+from dictionary_learning_ext.trainers.upstream import CorrectedJumpReluTrainer
 
 SETTINGS = {
     "steps": 50,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_trainers import D, F, K, batch, built
 
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.trainers.k_annealing import KAnnealing
+from dictionary_learning_ext.trainers.base import KAnnealing
 
 ANNEALED = ["vsae_top_k", "probabilistic_top_k", "top_k", "batch_top_k", "matryoshka"]
 

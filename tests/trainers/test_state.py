@@ -7,8 +7,8 @@ from small_trainers import batch, built
 
 from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
-from dictionary_learning_ext.trainers.build import build_trainer
 from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
+from dictionary_learning_ext.trainers.upstream import build_trainer
 
 
 def test_a_trainers_state_survives_the_disk_and_one_of_another_trainer_is_refused(tmp_path):

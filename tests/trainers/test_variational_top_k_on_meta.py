@@ -52,7 +52,7 @@ def meta_as_a_gpu(monkeypatch):
 
     monkeypatch.setattr(optimizers.UnitNormAdam, "step", step)
     monkeypatch.setattr(base, "geometric_median", lambda x: x.mean(0))  # upstream's, which waits
-    monkeypatch.setattr(variational_top_k, "warn_of_noise", lambda *_: None)  # waits, once
+    monkeypatch.setattr(variational_top_k, "_warn_of_noise", lambda *_: None)  # waits, once
     monkeypatch.setattr(t, "autocast", lambda *_, **__: contextlib.nullcontext())
     return trainer
 

@@ -1,0 +1,128 @@
+"""What the package asks of a dictionary, of any class, and how ours rebuild themselves from `ae.pt`.
+
+Evaluation asks a dictionary for its `posterior`, if it has one (`HasPosterior`), and gets each feature's
+KL and standard deviation (`FeaturePosterior`). `load_dictionary` asks ours to rebuild themselves
+(`FromState`). Callers ask what a dictionary can do, never which class it is. Shapes: F dict_size, D
+activation_dim.
+"""
+
+import math
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+
+from ..config.checks import require
+from ..errors import CheckpointError
+from .base import Named
+
+_FEATURES_AT_ONCE = 256
+
+
+@runtime_checkable
+class HasPosterior(Protocol):
+    """A dictionary whose features are distributions."""
+
+    def posterior(self, x: t.Tensor) -> "FeaturePosterior":
+        """The distribution of each feature of activations (…, D)."""
+        ...
+
+
+class FeaturePosterior(Protocol):
+    """Each feature's distribution, for some tokens."""
+
+    @property
+    def kl(self) -> t.Tensor:
+        """KL divergence from the prior in nats, (…, F)."""
+        ...
+
+    @property
+    def std(self) -> t.Tensor:
+        """Standard deviation, (…, F) or 0-dim."""
+        ...
+
+    @property
+    def noise_variance(self) -> t.Tensor | None:
+        """sigma^2, if sampling adds k sigma^2 of energy to a reconstruction; otherwise None."""
+        ...
+
+
+def selects_top_k(dictionary: Dictionary) -> bool:
+    """Whether it keeps each token's k largest features, and its `encode` can return which."""
+    return "return_topk" in signature(dictionary.encode).parameters
+
+
+def as_input(dictionary: Dictionary, x: t.Tensor) -> t.Tensor:
+    """Activations in the dtype and on the device of a dictionary's parameters.
+
+    Upstream's classes take no others, and a language model's dtype may differ from the SAE's.
+    """
+    return x.to(next(dictionary.parameters()))
+
+
+@t.no_grad()
+def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = None) -> t.Tensor:
+    """What one unit of each feature adds to the reconstruction: (F, D).
+
+    Arguments:
+        features: those wanted, a row each, in this order. None: all.
+    """
+    sae: Any = dictionary
+    parameter = next(dictionary.parameters())
+    wanted = range(dictionary.dict_size) if features is None else features
+    nothing = sae.decode(t.zeros(1, dictionary.dict_size).to(parameter))
+    parts = [nothing[:0]]
+    for start in range(0, len(wanted), _FEATURES_AT_ONCE):
+        columns = list(wanted[start : start + _FEATURES_AT_ONCE])
+        one_hot = t.zeros(len(columns), dictionary.dict_size).to(parameter)
+        one_hot[range(len(columns)), columns] = 1.0
+        parts.append(sae.decode(one_hot) - nothing)
+    return t.cat(parts).float().cpu()
+
+
+class FromState(Named):
+    """A dictionary that can be rebuilt from its state dict alone."""
+
+    in_state: tuple[str, ...]
+    """Keys that tell its state dict from another class's."""
+
+    @classmethod
+    def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
+        """The constructor's arguments that `state` holds, beyond activation_dim and dict_size."""
+        return {}
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, k: int | None = None, device: str | None = None
+    ) -> Any:
+        """Load an SAE from its `ae.pt`. No other file is needed.
+
+        Raises: CheckpointError if the file holds another class; ConfigError if `k` is given and
+        differs from the file's.
+        """
+        state = t.load(path, map_location=device or "cpu", weights_only=True)
+        if missing := sorted(set(cls.in_state) - set(state)):
+            raise CheckpointError(
+                f"{path}: expected a {cls.__name__}, but {', '.join(missing)} is missing; "
+                "load_dictionary(FOLDER) loads any class"
+            )
+        try:
+            arguments: dict[str, Any] = cls._built_as(state)
+        except CheckpointError as error:
+            raise error.within(str(path)) from error
+        saved_k = arguments.get("k")
+        require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}", instead="leave it out")
+        dict_size, activation_dim = state["encoder.weight"].shape
+        sae: Any = cls(activation_dim, dict_size, **arguments)  # pyright: ignore[reportCallIssue]
+        sae = sae.to(state["encoder.weight"])  # its device and dtype
+        sae.load_state_dict(state)
+        return sae
+
+
+def require_scale(scale: float) -> None:
+    """Raise a ConfigError unless the units of activations can be multiplied by `scale`."""
+    hint = "; trainSAE gives 0 if all activations are 0" if scale == 0 else ""
+    require(0 < scale < math.inf, "scale", scale, f"above 0 and finite{hint}")
