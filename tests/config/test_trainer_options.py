@@ -8,7 +8,8 @@ from itertools import repeat
 import pytest
 import torch as t
 from dictionary_learning.training import trainSAE
-from variational_trainers import D, F, data, to_float64
+from small_trainers import in_float64
+from variational_trainers import D, F, data
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
 from dictionary_learning_ext.config.presets import PRESETS, preset
@@ -27,7 +28,7 @@ def as_trained(name):
     energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
     rest = {"layer": 0, "lm_name": "tiny", "device": "cpu", "hook": "", "name": ""}
     trainer = build_trainer(sae, steps=STEPS, activation_dim=D, dtype="float32", **rest)
-    return to_float64(trainer), energy
+    return in_float64(trainer), energy
 
 
 @pytest.mark.parametrize("mean_squared_norm", [1.0, 37, D])
@@ -35,7 +36,7 @@ def as_trained(name):
 def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
     one, energy = as_trained(name)
     given = trainer_options(name, **SIZES, mean_squared_norm=mean_squared_norm)
-    other = to_float64(VariationalTopKTrainer(**given, **REST))
+    other = in_float64(VariationalTopKTrainer(**given, **REST))
     x = data(dtype=t.float64)
     x = x * (energy / x.square().sum(-1).mean()).sqrt()
     ratio = mean_squared_norm / energy

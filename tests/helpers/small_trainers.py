@@ -30,3 +30,43 @@ def built(architecture: str, dtype: str = "float32", **options: Any) -> Any:
         dtype=dtype,
         name="x",
     )
+
+
+def in_float64(trainer: Any) -> Any:
+    trainer.ae.double()
+    # Adam's state is made at the first step, in the parameters' dtype.
+    return trainer
+
+
+def descended(trainer: Any, x: t.Tensor, step: int) -> list[t.Tensor]:
+    """The gradient of each parameter that an update descends, before projection and clipping."""
+    found: list[t.Tensor] = []
+    trainer.scheduler.step = lambda: None  # torch warns if the optimiser took no step
+
+    def record(loss, step):
+        found.extend(p.grad.clone() for p in trainer.ae.parameters())
+        return t.tensor(True)
+
+    for name in ("guarded_step", "constrained_step"):
+        setattr(trainer.optimizer, name, record)
+    trainer.update(step, x)
+    return found
+
+
+def weights_of(trainer: Any) -> dict[str, t.Tensor]:
+    return {name: value.clone() for name, value in trainer.ae.state_dict().items()}
+
+
+def assert_same(one: Any, other: Any, name: str = "") -> None:
+    """Equal to the bit: tensors, and what holds them."""
+    if isinstance(one, t.Tensor):
+        assert t.equal(one, other), name
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), name
+        for key in one:
+            assert_same(one[key], other[key], f"{name}.{key}")
+    elif isinstance(one, tuple | list):
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{name}.{i}")
+    else:
+        assert one == other, name

@@ -1,4 +1,4 @@
-"""Variational trainers of a small size, their data, and their weights compared."""
+"""Variational trainers of a small size, and their data."""
 
 import torch as t
 
@@ -39,19 +39,3 @@ def make_trainer(cls=VariationalTopKTrainer, **changes):
 def as_upstream(**changes):
     """Our trainer, configured to be upstream's."""
     return make_trainer(posterior="point", rectify=True, beta=0.0, **changes)
-
-
-def to_float64(trainer):
-    trainer.ae.double()
-    # Adam's state is made at the first step, in the parameters' dtype.
-    return trainer
-
-
-def weights_of(trainer):
-    return {name: value.clone() for name, value in trainer.ae.state_dict().items()}
-
-
-def assert_same_weights(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert t.equal(value, other[name]), name

@@ -1,47 +1,61 @@
-"""What trainers and dictionaries offer, for every architecture that is trained."""
+"""What every trainer offers the loop, what ours promise, and what they refuse."""
 
+import inspect
 import math
 from collections.abc import Iterable
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch as t
-from small_trainers import STEPS, D, F, K, batch, built
-from torch.distributions import Normal, kl_divergence
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+from hypothesis import given
+from hypothesis import strategies as st
+from small_commands import refused
+from small_trainers import (
+    STEPS,
+    D,
+    F,
+    K,
+    assert_same,
+    batch,
+    built,
+    descended,
+    in_float64,
+    weights_of,
+)
 
+from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
-from dictionary_learning_ext.config.sae import CONFIGS
-from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.trainers.base import batch_metrics
-from dictionary_learning_ext.trainers.dictionaries import HasPosterior, selects_top_k
+from dictionary_learning_ext.errors import ConfigError, UserError
+from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
+from dictionary_learning_ext.trainers.base import KAnnealing, batch_metrics, require_device
 from dictionary_learning_ext.trainers.ranks import Ranks
+from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
-OURS = [name for name, row in TRAINED.items() if row.is_ours]
+VSAE, GATES, VAEASE = "vsae_top_k", "probabilistic_top_k", "vaease"
+OURS = [VSAE, GATES, VAEASE]
+OWN_DICTIONARY = [VSAE, VAEASE]
+KINDS = [
+    (VSAE, {"dead_feature_threshold": 33, "k": 1}),
+    (VSAE, {"noise_on": "values", "rectify": True}),
+    (VSAE, {"noise_on": "selection", "select_by": "magnitude", "kl_scope": "selected"}),
+    (VSAE, {"posterior": "learned", "noise_anneal_steps": 5}),
+    (VSAE, {"posterior": "point", "dead_feature_threshold": 33, "k": 1}),
+    (GATES, {"dead_feature_threshold": 33, "k": 2}),
+    (VAEASE, {}),
+]
+every_kind = pytest.mark.parametrize(("architecture", "options"), KINDS, ids=str)
 
 
-@pytest.mark.parametrize("architecture", TRAINED)
-def test_ours_have_a_posterior_and_upstreams_have_none(architecture):
-    row, sae = TRAINED[architecture], built(architecture).ae
-    assert isinstance(sae, HasPosterior) == row.is_ours
-    if row.is_ours:
-        x = batch(0).view(4, 6, D)
-        posterior = sae.posterior(x)
-        assert posterior.kl.shape == (4, 6, F)
-        std = posterior.std.expand(4, 6, F)
-        prior = Normal(t.zeros(F), sae.prior_std.expand(F))
-        expected = kl_divergence(Normal(posterior.mu, std), prior)
-        assert t.allclose(posterior.kl, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("architecture", TRAINED)
-def test_selects_top_k_is_of_those_that_keep_k_of_each_token(architecture):
-    sae = built(architecture).ae
-    assert selects_top_k(sae) == (
-        architecture in ("vsae_top_k", "vsae", "top_k", "probabilistic_top_k")
-    )
-    if selects_top_k(sae):
-        values_BK = sae.encode(batch(0), return_topk=True)[1]
-        assert values_BK.shape == (len(batch(0)), int(sae.k))
+def made(architecture, **options):
+    """A trainer of ours as upstream's examples make one."""
+    row = TRAINED[architecture]
+    k = {} if architecture == VAEASE else {"k": K}
+    given = {"steps": 50, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
+    given |= {"warmup_steps": 5, "seed": 0, "device": "cpu"}
+    return import_class(row.trainer)(**given | k | options)
 
 
 @pytest.mark.parametrize("architecture", TRAINED)
@@ -57,34 +71,111 @@ def test_a_trainer_offers_what_the_loop_asks_for(architecture):
     assert trainer.state().ae is trainer.ae
 
 
-def plain(architecture, **changes):
-    """A trainer of ours as a user of Python builds it."""
-    row = TRAINED[architecture]
-    arguments = {"steps": STEPS, "activation_dim": D, "dict_size": F, "layer": 0, "lm_name": "tiny"}
-    if CONFIGS[architecture]().kept_per_token is not None:
-        arguments["k"] = K if "k" in CONFIGS[architecture]().options else F
-    return import_class(row.trainer)(**arguments | {"warmup_steps": 5} | changes)
+def test_batch_metrics_are_their_definitions():
+    generator = t.Generator().manual_seed(0)
+    x, x_hat = (t.randn(7, 3, generator=generator, dtype=t.float64) for _ in range(2))
+    f = t.zeros(7, 5)
+    f[0, 1], f[2, 1], f[2, 4] = 2.0, -1.0, 0.5  # a negative activation is on too
+    mean = [sum(column) / 7 for column in x.T.tolist()]
+    residual = sum((a - b) ** 2 for a, b in zip(x.flatten(), x_hat.flatten(), strict=True))
+    total = sum((a - m) ** 2 for row in x.tolist() for a, m in zip(row, mean, strict=True))
+    metrics = batch_metrics(x, x_hat, f)
+    assert metrics["fve"] == pytest.approx(1 - residual.item() / total)
+    assert metrics["l0"] == pytest.approx(3 / 7)
+    assert metrics["alive_in_batch"] == pytest.approx(2 / 5)
 
 
-@pytest.mark.parametrize("architecture", OURS)
-def test_a_trainers_noise_is_of_its_seed_or_else_of_torchs(architecture):
-    def noise(seed, of_torch):
-        t.manual_seed(of_torch)
-        trainer = plain(architecture, seed=seed, device="cpu")
-        return t.randn(4, generator=trainer.generator)
-
-    assert t.equal(noise(3, 0), noise(3, 1))
-    assert t.equal(noise(None, 5), noise(None, 5))
-    assert not t.equal(noise(3, 0), noise(4, 0))
-    assert not t.equal(noise(None, 5), noise(None, 6))
+# --- promises of our trainers
 
 
-@pytest.mark.parametrize("architecture", OURS)
-def test_the_default_device_is_one_that_is_there(architecture):
-    expected = "cuda" if t.cuda.is_available() else "cpu"
-    trainer = plain(architecture)
-    assert {p.device.type for p in trainer.ae.parameters()} == {expected}
-    assert trainer.generator.device.type == expected
+@every_kind
+def test_logging_changes_nothing_and_shows_the_loss_of_the_step(architecture, options):
+    """It draws the noise that the step then draws."""
+    logged, silent = (built(architecture, **options) for _ in range(2))
+    for step in range(8):
+        x = batch(step)
+        log = logged.loss(x.clone(), step, logging=True)
+        assert t.equal(log.f, logged.ae.encode(x))
+        assert t.equal(log.x_hat, logged.ae(x))
+        loss = logged.update(step, x)
+        assert t.equal(loss, silent.update(step, x.clone()))
+        if step > 0:  # step 0 sets b_dec
+            assert log.losses["loss"] == loss.item()
+    assert_same(trainer_state(logged), trainer_state(silent))
+
+
+@every_kind
+def test_the_loss_is_differentiable_and_what_an_update_descends(architecture, options):
+    one, two = (built(architecture, **options) for _ in range(2))
+    loss = one.loss(batch(0), 3)
+    loss.backward()
+    assert one.ae.encoder.weight.grad.abs().sum() > 0
+    assert t.equal(loss.detach(), two.update(3, batch(0)))
+
+
+@every_kind
+def test_company_changes_nothing(architecture, options):
+    alone, beside, other = (built(architecture, seed=s, **options) for s in (0, 0, 5))
+    for step in range(6):
+        other.update(step, batch(step))
+        beside.update(step, batch(step))
+        t.randn(step)  # whatever else draws from torch's generator
+    for step in range(6):
+        alone.update(step, batch(step))
+    assert_same(trainer_state(alone), trainer_state(beside))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("at", [0, 6])
+@every_kind
+def test_a_batch_that_is_not_finite_moves_nothing(architecture, options, at, bad):
+    trainer = built(architecture, **options)
+    for step in range(at):
+        trainer.update(step, batch(step))
+    weights, state = weights_of(trainer), trainer_state(trainer)
+    x = batch(0)
+    x[3, 2] = bad
+    trainer.update(at, x)
+    assert_same(weights_of(trainer), weights)
+    counter = state["attributes"].get("num_tokens_since_fired")
+    assert counter is None or t.equal(trainer.num_tokens_since_fired, counter)
+    assert trainer.optimizer.skipped_steps == 1
+    assert trainer.check(99).step == trainer.optimizer.first_skipped_step == at
+    trainer.update(at + 1, batch(0))
+    assert all(value.isfinite().all() for value in weights_of(trainer).values())
+    if at:  # the learning rate of the first step is 0
+        assert not t.equal(trainer.ae.encoder.weight, weights["encoder.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@every_kind
+def test_a_trainer_resumes_from_the_disk_bit_for_bit(architecture, options, dtype, tmp_path):
+    whole, other = (built(architecture, dtype, seed=s, **options) for s in (0, 1))
+    for step in range(5):
+        whole.update(step, batch(step))
+    save_point(tmp_path, 5, trainer_state(whole), {})
+    load_trainer_state(other, load_point(tmp_path, 5).trainer)
+    for step in range(5, 10):
+        assert t.equal(*(trainer.update(step, batch(step)) for trainer in (whole, other)))
+    assert_same(weights_of(whole), weights_of(other))
+    if "dead_feature_threshold" in options:
+        assert whole.dead_features > 0
+
+
+@every_kind
+def test_bf16_is_only_in_the_products(architecture, options):
+    options = (
+        {"kl_schedule": "constant", "beta": 0.0} | options if architecture == VSAE else options
+    )
+    exact, rounded = (built(architecture, dtype, **options) for dtype in ("float32", "bfloat16"))
+    loss, other = (trainer.loss(batch(0), 1) for trainer in (exact, rounded))
+    with t.autocast("cpu", dtype=t.bfloat16):
+        assert t.equal(built(architecture, **options).loss(batch(0), 1), loss)
+    assert other.dtype == t.float32
+    assert 0 < abs(other.item() - loss.item()) < 0.1 * abs(loss.item())
+    rounded.update(0, batch(0))
+    assert all(p.dtype == t.float32 for p in rounded.ae.parameters())
+    assert rounded.optimizer.state[rounded.ae.b_dec]["exp_avg"].dtype == t.float32
 
 
 @pytest.mark.parametrize("dtype", [t.float64, t.bfloat16])
@@ -95,6 +186,86 @@ def test_the_log_takes_what_a_step_takes(architecture, dtype):
     log = trainer.loss(x, 0, logging=True)
     assert (log.x.dtype, log.x_hat.dtype) == (t.float32, t.float32)
     assert trainer.metrics(0, x) == trainer.metrics(0, x.float())
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_gradients_of_before_are_not_added(architecture):
+    """Compared before they are clipped: clipping makes twice a long gradient the gradient."""
+    options = {"kl_schedule": "constant"} if architecture == VSAE else {}
+    used, fresh = (in_float64(built(architecture, **options)) for _ in range(2))
+    x = batch(0).double()
+    state = used.generator.get_state()
+    used.loss(x, 3).backward()
+    assert all(p.grad.abs().sum() > 0 for p in used.ae.parameters())
+    used.generator.set_state(state)
+    for one, other in zip(descended(used, x, 3), descended(fresh, x, 3), strict=True):
+        assert one.abs().sum() > 0
+        assert t.equal(one, other)
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_the_learning_rate_rises_stays_and_falls(architecture):
+    trainer = built(architecture, lr=0.01, warmup_steps=5, decay_start=60)
+    rates = []
+    for step in range(STEPS):
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.update(step, batch(step))
+    falling = [0.01 * (STEPS - s) / (STEPS - 60) for s in range(60, STEPS)]
+    assert rates == pytest.approx([0.01 * s / 5 for s in range(5)] + [0.01] * 55 + falling)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "names"),
+    [
+        (
+            VSAE,
+            {"posterior": "learned", "beta": 0.0, "auxk_alpha": 0.0, "noise_anneal_steps": 50},
+            ("VariationalTopKTrainer", "VariationalTopKAutoEncoder"),
+        ),
+        (VAEASE, {"log_var_init": -1.0, "gamma_init": 0.3}, ("VAEaseTrainer", "VAEase")),
+        (GATES, {"temperature_start": 2.0, "auxk_alpha": 0.1}, ("TopKTrainer", "AutoEncoderTopK")),
+    ],
+)
+def test_config_builds_the_same_trainer_again(architecture, options, names):
+    trainer = made(architecture, **options, submodule_name="h")
+    config = trainer.config
+    assert (config.pop("trainer_class"), config.pop("dict_class")) == names
+    assert all(config[name] == value for name, value in options.items())
+    again = type(trainer)(**config)
+    assert again.config == trainer.config
+    assert_same(weights_of(again), weights_of(trainer))
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_a_trainers_noise_is_of_its_seed_or_else_of_torchs(architecture):
+    def noise(seed, of_torch):
+        t.manual_seed(of_torch)
+        return t.randn(4, generator=made(architecture, seed=seed).generator)
+
+    assert t.equal(noise(3, 0), noise(3, 1))
+    assert t.equal(noise(None, 5), noise(None, 5))
+    assert not t.equal(noise(3, 0), noise(4, 0))
+    assert not t.equal(noise(None, 5), noise(None, 6))
+
+
+@pytest.mark.parametrize("architecture", [VAEASE, GATES])
+def test_the_noise_is_not_made_of_the_numbers_that_the_weights_are(architecture):
+    """Nor, at any shift, of those of another seed."""
+    n = 4096
+    weights_N = t.randn(n, generator=t.Generator().manual_seed(0))
+    noise_N, other_N = (t.randn(n, generator=made(architecture, seed=s).generator) for s in (0, 5))
+    for one, another in ((noise_N, weights_N), (noise_N, other_N)):
+        product = t.fft.rfft(one) * t.fft.rfft(another).conj()
+        correlations = t.fft.irfft(product) / (one.norm() * another.norm())
+        assert correlations.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_the_default_device_is_one_that_is_there(architecture):
+    expected = "cuda" if t.cuda.is_available() else "cpu"
+    trainer = made(architecture, device=None)
+    assert {p.device.type for p in trainer.ae.parameters()} == {expected}
+    assert trainer.generator.device.type == expected
 
 
 class Unconnected(Ranks):
@@ -112,35 +283,243 @@ def test_each_rank_draws_noise_of_its_own_and_the_first_that_of_a_single_process
     assert not any(t.equal(one, other) for one, other in combinations(states, 2))
 
 
-@pytest.mark.parametrize("width", [D - 1, D + 1])
+# --- their arguments
+
+
+@pytest.mark.parametrize("architecture", [VSAE, GATES])
+def test_trainers_of_top_k_have_upstreams_arguments_in_upstreams_places(architecture):
+    theirs = inspect.signature(TopKTrainer).parameters
+    ours = inspect.signature(import_class(TRAINED[architecture].trainer)).parameters
+    own = {"dict_class", "wandb_name"}
+    assert {n: p.default for n, p in ours.items() if n in theirs.keys() - own} == {
+        n: p.default for n, p in theirs.items() if n not in own
+    }
+    by_position = [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert by_position == list(theirs)[: len(by_position)]
+
+
+@pytest.mark.parametrize("architecture", OWN_DICTIONARY)
+def test_upstreams_dict_class_is_ignored_with_a_warning(architecture, caplog):
+    plain = made(architecture)
+    assert not caplog.records
+    same = made(architecture, dict_class=AutoEncoderTopK)
+    assert f"{type(plain).__name__} trains a {type(plain.ae).__name__}" in caplog.text
+    assert type(same.ae) is type(plain.ae)
+    assert same.config == plain.config
+    caplog.clear()
+    assert type(made(architecture, dict_class=type(plain.ae)).ae) is type(plain.ae)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("architecture", OWN_DICTIONARY)
+def test_a_subclass_of_the_dictionary_is_trained(architecture, tmp_path):
+    class Doubled(import_class(TRAINED[architecture].dictionary)):
+        def decode(self, f):
+            return 2 * super().decode(f)
+
+    one = made(architecture, dict_class=Doubled)
+    assert type(one.ae) is Doubled
+    assert one.config["dict_class"] == "Doubled", "not loaded as another class"
+    one.update(0, batch(0))
+    t.save(one.ae.state_dict(), tmp_path / "ae.pt")
+    loaded = Doubled.from_pretrained(tmp_path / "ae.pt")
+    assert type(loaded) is Doubled
+    assert t.equal(loaded(batch(1)), one.ae(batch(1)))
+
+
+ALL, TOP_K = tuple(OURS), (VSAE, GATES)
+REFUSED = [
+    (ALL, {"dict_class": BatchTopKSAE}, "^dict_class of a .*Trainer is BatchTopKSAE; expected"),
+    (ALL, {"dict_class": "AutoEncoderTopK"}, "Trainer is 'AutoEncoderTopK'; .* or a subclass"),
+    (ALL, {"warmup_step": 3}, "Trainer has no option 'warmup_step'; did you mean 'warmup_steps'"),
+    (ALL, {"dict_size": float(F)}, f"^dict_size={F}.0: expected a whole number"),
+    (ALL, {"dict_size": 0}, "^dict_size=0"),
+    (ALL, {"activation_dim": 0}, "^activation_dim=0: expected at least 1"),
+    (ALL, {"steps": 50.0}, "^steps=50.0: expected a whole number"),
+    (ALL, {"device": "gpu"}, "^device='gpu': expected cpu, cuda or cuda:N"),
+    (ALL, {"dtype": "float16"}, "^dtype='float16'"),
+    (ALL, {"lr": math.nan}, "lr=nan"),
+    (ALL, {"lr": -1.0}, "lr=-1.0: expected above 0"),
+    (ALL, {"warmup_steps": 50}, "warmup_steps=50: .*less than steps=50"),
+    (ALL, {"decay_start": 5}, "decay_start=5: expected between 5 and steps=50"),
+    ((VAEASE,), {"k": 16}, "VAEaseTrainer has no option 'k'"),
+    (TOP_K, {"k": "16"}, "^k='16': expected a whole number"),
+    (TOP_K, {"k": 16.0}, "^k=16.0: expected a whole number"),
+    (TOP_K, {"k": 0}, f"^k=0: expected between 1 and dict_size={F}"),
+    (TOP_K, {"k": F + 1}, f"^k={F + 1}: expected between 1 and dict_size={F}"),
+    (TOP_K, {"auxk_alpha": -1.0}, "^auxk_alpha=-1.0"),
+    (TOP_K, {"dead_feature_threshold": None}, "^dead_feature_threshold=None: expected a whole"),
+    (TOP_K, {"dead_feature_threshold": 0}, "^dead_feature_threshold=0"),
+    ((VSAE,), {"sigma": None}, "sigma=None: expected a finite number"),
+    ((VSAE,), {"sigma": 0.0}, "^sigma="),
+    ((VSAE,), {"posterior": "gaussian"}, "^posterior='gaussian'"),
+    ((VSAE,), {"noise_on": "all"}, "^noise_on='all'"),
+    ((VSAE,), {"posterior": "learned", "log_var_init": 99.0}, "^log_var_init=99.0"),
+    ((VSAE,), {"beta": -0.1}, "^beta=-0.1"),
+    ((VSAE,), {"beta": math.nan}, "^beta=nan"),
+    ((VSAE,), {"kl_scope": "some"}, "^kl_scope='some'"),
+    ((VSAE,), {"kl_schedule": "sine"}, "^kl_schedule='sine'"),
+    ((VSAE,), {"kl_warmup_steps": -1}, "^kl_warmup_steps=-1"),
+    ((VSAE,), {"noise_anneal_steps": 0}, "^noise_anneal_steps=0"),
+    ((VSAE,), {"noise_to_signal": 1}, r"'noise_to_signal'; .*sigma = sqrt\(.*trainer_options"),
+    ((VSAE,), {"kl_coeff": 1}, "'kl_coeff'; it is called 'beta'$"),
+    ((VSAE,), {"kl_anneal_steps": 1}, "'kl_anneal_steps'; it is called 'kl_warmup_steps'$"),
+    ((VAEASE,), {"kl_coeff": 1}, "'kl_coeff'; expected one of steps, "),
+    ((VSAE, VAEASE), {"prior_std": -1.0}, "^prior_std=-1.0"),
+    ((VAEASE,), {"log_var_init": 0.0}, "^log_var_init=0.0"),
+    ((VAEASE,), {"log_var_init": -11.0}, "^log_var_init=-11.0"),
+    ((VAEASE,), {"gamma_init": 0.0}, "^gamma_init=0.0"),
+    ((VAEASE,), {"gamma_init": math.inf}, "^gamma_init=inf"),
+    ((VAEASE,), {"active_gate": 1.0}, "^active_gate=1.0"),
+    ((VAEASE,), {"active_gate": -0.1}, "^active_gate=-0.1"),
+    ((GATES,), {"temperature_end": 0.0}, "^temperature_end=0.0: expected at least 1e-06"),
+    ((GATES,), {"temperature_start": 1e-4}, "^temperature_start=0.0001: .*temperature_end=0.001"),
+    ((GATES,), {"temperature_start": 1e7}, "^temperature_start=10000000.0: .* and 1e\\+06"),
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "wrong", "message"),
+    [(name, wrong, message) for names, wrong, message in REFUSED for name in names],
+    ids=str,
+)
+def test_an_argument_that_is_refused_is_named(architecture, wrong, message):
+    with pytest.raises(UserError, match=message):
+        made(architecture, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, D), rf"shape \(2, 3, {D}\) from blocks\.0.*dim={D}\); give x.reshape\(-1, {D}\)$"),
+        ((D,), r"^activations of shape \(16,\)"),
+        ((4, D - 1), rf"width {D - 1} from blocks\.0.*expected activation_dim={D}"),
+        ((4, D + 1), rf"activation_dim={D}; build the trainer with activation_dim={D + 1}"),
+        ((0, D), r"empty batch from blocks\.0"),
+    ],
+)
 @pytest.mark.parametrize("architecture", OURS)
-def test_activations_of_another_width_name_both_widths_and_the_hook(architecture, width):
-    trainer = built(architecture)
-    with pytest.raises(ConfigError, match=rf"width {width} from blocks\.0.*activation_dim={D}"):
-        trainer.update(0, t.randn(4, width))
+def test_activations_that_do_not_fit_are_named_with_the_hook(architecture, shape, message):
+    trainer, x = built(architecture), t.zeros(shape)
+    for call in (
+        lambda: trainer.update(0, x),
+        lambda: trainer.loss(x, 0),
+        lambda: trainer.loss(x, 0, logging=True),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.5, -2.0, math.nan, math.inf])
-@pytest.mark.parametrize("architecture", OURS)
-def test_a_scale_that_is_not_positive_is_refused_and_changes_nothing(architecture, scale):
-    sae = built(architecture).ae
-    before = {name: value.clone() for name, value in sae.state_dict().items()}
-    with pytest.raises(ConfigError, match=f"scale={scale}: expected above 0") as raised:
-        sae.scale_biases(scale)
-    assert ("all activations are 0" in str(raised.value)) == (scale == 0)
-    assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
+# --- k's annealing
+
+ANNEALED = ["vsae_top_k", "probabilistic_top_k", "top_k", "batch_top_k", "matryoshka"]
 
 
-def test_batch_metrics_are_their_definitions():
-    generator = t.Generator().manual_seed(0)
-    x, x_hat = (t.randn(7, 3, generator=generator, dtype=t.float64) for _ in range(2))
-    f = t.zeros(7, 5)
-    f[0, 1], f[2, 1], f[2, 4] = 2.0, -1.0, 0.5  # a negative activation is on too
-    mean = [sum(column) / 7 for column in x.T.tolist()]
-    residual = sum((a - b) ** 2 for a, b in zip(x.flatten(), x_hat.flatten(), strict=True))
-    total = sum((a - m) ** 2 for row in x.tolist() for a, m in zip(row, mean, strict=True))
-    metrics = batch_metrics(x, x_hat, f)
-    assert metrics["fve"] == pytest.approx(1 - residual.item() / total)
-    assert metrics["l0"] == pytest.approx(3 / 7)
-    assert metrics["alive_in_batch"] == pytest.approx(2 / 5)
-    assert batch_metrics(x, x, f)["fve"] == 1
+def annealing_of(k, activation_dim, dict_size, steps):
+    sae = SimpleNamespace(k=t.tensor(k), activation_dim=activation_dim, dict_size=dict_size)
+    return KAnnealing.of(sae, steps)
+
+
+@given(
+    st.integers(1, 500),
+    st.integers(1, 600),
+    st.integers(1, 600),
+    st.integers(1, 10_000),
+    st.integers(0, 12_000),
+)
+def test_k_falls_on_a_line_from_the_width_to_k(k, width, dict_size, steps, step):
+    start = min(width, dict_size)
+    if k >= start:
+        with pytest.raises(ConfigError, match=f"^k_anneal_steps={steps}: .*k \\({k}\\) is not"):
+            annealing_of(k, width, dict_size, steps)
+        return
+    annealing = annealing_of(k, width, dict_size, steps)
+    share = min(step / steps, 1)
+    assert annealing.at(step) == pytest.approx(start * (1 - share) + k * share, abs=1)
+    assert (annealing.at(0), annealing.at(steps)) == (start, k)
+    assert k <= annealing.at(step + 1) <= annealing.at(step) <= start
+
+
+def test_it_is_the_line_of_upstreams_main_branch():
+    """It takes int(D (1 - t/A) + k t/A) features."""
+    annealing = annealing_of(3, 11, 40, 16)
+    assert [annealing.at(t) for t in range(20)] == [
+        int(11 * (1 - min(t, 16) / 16) + 3 * min(t, 16) / 16) for t in range(20)
+    ]
+    assert {annealing_of(7, 3, 4, None).at(step) for step in range(5)} == {7}, "without steps"
+
+
+@pytest.mark.parametrize(("step", "k"), [(0, 16), (1, 14), (5, 8), (7, 5), (8, 4), (20, 4)])
+@pytest.mark.parametrize("architecture", ANNEALED)
+def test_a_step_is_that_of_a_trainer_with_its_k(architecture, step, k):
+    """k = floor(16 (1 - t/8) + 4 t/8). Before and after the step the dictionary keeps K."""
+    annealed, steady = built(architecture, k_anneal_steps=8), built(architecture, k=k)
+    assert (D, K, annealed.config["k_anneal_steps"]) == (16, 4, 8)
+    before = weights_of(annealed)
+    for trainer in (annealed, steady):
+        for i in range(2):  # the learning rate of the first one is 0
+            trainer.update(step, batch(i))
+    assert annealed.ae.k == annealed.config["k"] == K
+    one, other = weights_of(annealed), weights_of(steady)
+    assert all(t.equal(one[name], other[name]) for name in other if name != "k")
+    assert not any(t.equal(one[n], before[n]) for n in before if n.startswith(("W_enc", "encoder")))
+    assert annealed.metrics(step, batch(1))["l0"] <= K
+
+
+@pytest.mark.parametrize("architecture", ANNEALED)
+def test_an_interrupted_step_leaves_k_and_the_threshold_waits_for_it(architecture):
+    """A short run's threshold would start at step 50, when 70 steps anneal k."""
+    trainer = built(architecture, k_anneal_steps=70)
+    with pytest.raises((RuntimeError, ConfigError)):
+        trainer.update(1, t.zeros(3, D + 1))
+    assert trainer.ae.k == K
+    for step in (50, 51, 69):
+        trainer.update(step, batch(step))
+        assert trainer.ae.threshold == -1, step
+    trainer.update(70, batch(70))
+    assert trainer.ae.threshold > 0
+
+
+# --- devices
+
+without_gpu = pytest.mark.skipif(t.cuda.is_available(), reason="this machine has a GPU")
+
+
+@without_gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:3", "gpu", "cuda:-1", ""])
+def test_a_device_that_is_not_there_is_refused_with_what_is(device):
+    require_device("cpu")
+    with pytest.raises(ConfigError) as raised:
+        require_device(device)
+    assert str(raised.value) == (
+        f"device={device!r}: expected cpu, cuda or cuda:N, and this machine has cpu and no CUDA "
+        "device; use e.g. device='cpu'"
+    )
+
+
+def test_the_devices_that_are_there_are_listed(monkeypatch):
+    monkeypatch.setattr(t.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"has cpu, cuda:0, cuda:1; use e\.g\. device='cuda:1'"):
+        require_device("gpu")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_device_that_is_there_and_refuses_says_why(device, monkeypatch):
+    def full(*_, **__):
+        raise t.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
+
+    monkeypatch.setattr(t.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(t, "empty", full)
+    with pytest.raises(ConfigError, match=r"can't be used \(CUDA out of memory. Tried\); use"):
+        require_device(device)
+
+
+@without_gpu
+def test_every_command_says_the_same_and_blames_no_file(folder, flags, tmp_path, capsys):
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        load_dictionary(folder, "cuda:3")
+    train = ["train", *flags, f"--save-dir={tmp_path / 'run'}"]
+    export = ["export", folder, "--format=safetensors"]
+    for command in (train, export, ["eval", folder], ["report", folder]):
+        line = refused([*command, "--device=cuda:3"], capsys)
+        assert line.startswith("vsae: --device cuda:3: expected cpu, cuda or cuda:N"), command

@@ -7,12 +7,11 @@ import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
+from small_trainers import assert_same
 from torch.distributions import RelaxedBernoulli
-from variational_trainers import D, F, assert_same_weights, data, make_trainer, weights_of
+from variational_trainers import D, F, data, make_trainer
 
 from dictionary_learning_ext import ProbabilisticTopKTrainer, load_dictionary
-from dictionary_learning_ext.errors import UserError
-from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
 from dictionary_learning_ext.trainers import probabilistic_top_k
 from dictionary_learning_ext.trainers.probabilistic_top_k import (
     gate_logits,
@@ -20,7 +19,6 @@ from dictionary_learning_ext.trainers.probabilistic_top_k import (
     gated_code,
     sample_gates,
 )
-from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 K = 4
 
@@ -142,7 +140,7 @@ def test_it_starts_as_upstreams_trainer():
     theirs = TopKTrainer(activation_dim=D, dict_size=F, k=K, device="cpu", **arguments).ae
     ours = made().ae
     assert type(ours) is AutoEncoderTopK
-    assert_same_weights(ours.state_dict(), theirs.state_dict())
+    assert_same(dict(ours.state_dict()), dict(theirs.state_dict()))
 
 
 def written_out(state, x, noise, temperature, dead, alpha):
@@ -188,6 +186,7 @@ def test_the_loss_and_its_gradients_are_the_equations():
     expected.backward()
     terms = trainer._terms(x, step, trainer.generator)
     assert terms.auxk_loss > 0
+    assert 0.5 < terms.mean_gate < 1
     t.testing.assert_close(terms.loss, expected.detach(), rtol=1e-9, atol=0)
     terms.loss.backward()
     for name, parameter in trainer.ae.named_parameters():
@@ -202,89 +201,6 @@ def test_what_has_fired_and_the_threshold_are_of_top_k_without_gates():
     smallest = f.masked_fill(f <= 0, math.inf).amin(1)
     assert trainer.ae.threshold.item() == pytest.approx(smallest.mean().item(), rel=1e-4)
     assert t.equal(trainer.num_tokens_since_fired == 0, (f > 0).any(0))
-
-
-def test_the_log_draws_the_noise_that_the_step_then_draws_and_changes_nothing():
-    trainer = made()
-    for step in range(1, 4):
-        before, state = weights_of(trainer), trainer.generator.get_state()
-        counters = trainer.num_tokens_since_fired.clone()
-        logged = trainer.loss(data(seed=step), step, logging=True).losses
-        assert_same_weights(weights_of(trainer), before)
-        assert t.equal(trainer.generator.get_state(), state)
-        assert t.equal(trainer.num_tokens_since_fired, counters)
-        assert 0.5 < logged["mean_gate"] < 1
-        assert logged["loss"] == trainer.update(step, data(seed=step)).item()
-
-
-def test_its_noise_is_not_the_initial_weights():
-    trainer = made()
-    same_seed = t.Generator().manual_seed(0).get_state()
-    assert not t.equal(trainer.generator.get_state(), same_seed)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_trainer_resumes_from_the_disk_bit_for_bit(dtype, tmp_path):
-    options = {"dtype": dtype, "dead_feature_threshold": 33, "k": 2}
-    whole, other = made(**options), made(**options, seed=1)
-    for step in range(7):
-        whole.update(step, data(seed=step))
-    save_point(tmp_path, 7, trainer_state(whole), {})
-    load_trainer_state(other, load_point(tmp_path, 7).trainer)
-    for step in range(7, 12):
-        assert t.equal(*(one.update(step, data(seed=step)) for one in (whole, other)))
-    assert whole.dead_features > 0
-    assert_same_weights(weights_of(whole), weights_of(other))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_batch_that_is_not_finite_moves_nothing(bad):
-    trainer = made()
-    for step in range(7):
-        trainer.update(step, data(seed=step))
-    weights, counters = weights_of(trainer), trainer.num_tokens_since_fired.clone()
-    x = data()
-    x[3, 2] = bad
-    trainer.update(7, x)
-    assert_same_weights(weights_of(trainer), weights)
-    assert t.equal(trainer.num_tokens_since_fired, counters)
-    assert trainer.check(7).step == 7
-    trainer.update(8, data())
-    assert not t.equal(trainer.ae.encoder.weight, weights["encoder.weight"])
-
-
-def test_bf16_is_only_in_the_products():
-    x = data()
-    loss, other = (made(dtype=dtype).loss(x, 0) for dtype in ("float32", "bfloat16"))
-    with t.autocast("cpu", dtype=t.bfloat16):
-        assert t.equal(made().loss(x, 0), loss)
-    assert other.dtype == t.float32
-    assert 0 < abs(other.item() - loss.item()) < 0.1 * loss.item()
-
-
-def test_config_builds_the_same_trainer_again_and_names_upstreams_classes():
-    trainer = made(temperature_start=2.0, auxk_alpha=0.1, dead_feature_threshold=9)
-    config = trainer.config
-    classes = config.pop("trainer_class"), config.pop("dict_class")
-    assert classes == ("TopKTrainer", "AutoEncoderTopK")
-    assert ProbabilisticTopKTrainer(**config).config == trainer.config
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"temperature_end": 0.0}, "^temperature_end=0.0: expected at least 1e-06"),
-        ({"temperature_start": 1e-4}, "^temperature_start=0.0001: .*temperature_end=0.001"),
-        ({"temperature_start": 1e7}, "^temperature_start=10000000.0: .* and 1e\\+06"),
-        ({"k": F + 1}, f"^k={F + 1}: expected between 1 and dict_size={F}"),
-        ({"auxk_alpha": -1.0}, "^auxk_alpha=-1.0"),
-        ({"dtype": "float16"}, "^dtype='float16'"),
-    ],
-    ids=str,
-)
-def test_values_out_of_range_are_named(wrong, message):
-    with pytest.raises(UserError, match=message):
-        made(**wrong)
 
 
 def test_upstreams_trainsae_takes_it_and_it_learns(tmp_path):

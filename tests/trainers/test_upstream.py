@@ -1,14 +1,88 @@
-"""Upstream's trainers as the loop's: metrics change nothing, and finite weights are kept."""
+"""Upstream's trainers as the loop's, JumpReLU with its threshold applied once, and every trainer built."""
 
-import copy
+import inspect
 import math
 
 import pytest
 import torch as t
-from small_trainers import STEPS, batch, built
+from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+from small_trainers import BATCH, STEPS, D, F, assert_same, batch, built, weights_of
 
-from dictionary_learning_ext.config.architectures import TRAINED
-from dictionary_learning_ext.trainers.upstream import UpstreamTrainer
+from dictionary_learning_ext.config.architectures import TRAINED, import_class
+from dictionary_learning_ext.config.sae import CONFIGS
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.trainers.state import trainer_state
+from dictionary_learning_ext.trainers.upstream import CorrectedJumpReluTrainer, UpstreamTrainer
+
+# --- built from a configuration
+
+OPTIONS = {
+    "vsae_top_k": {"k": 5, "beta": 0.3, "sigma": 0.2, "noise_on": "values", "rectify": True},
+    "vsae": {"beta": 0.3, "posterior": "learned", "log_var_init": -1.0},
+    "vaease": {"gamma_init": 0.3, "active_gate": 0.1, "prior_std": 0.7},
+    "top_k": {"k": 5, "auxk_alpha": 0.25},
+    "probabilistic_top_k": {"k": 5, "temperature_start": 2.0, "auxk_alpha": 0.25},
+    "batch_top_k": {"k": 5, "auxk_alpha": 0.25},
+    "relu": {"l1_penalty": 0.3, "sparsity_warmup_steps": 7},
+    "jump_relu": {"sparsity_penalty": 0.3, "target_l0": 3.0, "sparsity_warmup_steps": 7},
+    "matryoshka": {"k": 5, "auxk_alpha": 0.25, "group_fractions": (0.25, 0.75)},
+}
+"""Some options of each, none at its default."""
+
+
+def found(trainer, name):
+    """An option's value in a trainer: an attribute, or an entry of its config."""
+    attributes = vars(trainer.state())
+    return attributes[name] if name in attributes else trainer.config[name]
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_every_architecture_builds_with_its_options_and_trains(architecture):
+    row, options = TRAINED[architecture], OPTIONS[architecture]
+    trainer = built(architecture, lr=3e-3, warmup_steps=4, seed=3, **options)
+    assert type(trainer.state()) is import_class(row.trainer)
+    assert type(trainer.ae) is import_class(row.dictionary)
+    is_ours = row.trainer.startswith("dictionary_learning_ext") and architecture != "jump_relu"
+    assert isinstance(trainer, UpstreamTrainer) != is_ours
+    expected = {"lr": 3e-3, "seed": 3, "submodule_name": "blocks.0.hook_resid_post"}
+    assert trainer.config.items() >= expected.items()
+    for name, value in options.items():
+        value = list(value) if isinstance(value, tuple) else value
+        assert found(trainer, name) == value, name
+    weights = weights_of(trainer)
+    for step in range(3):
+        trainer.update(step, batch(step))
+    assert any(not t.equal(v, weights[n]) for n, v in trainer.ae.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_the_seed_decides_the_initial_weights(architecture):
+    one, again, other = (weights_of(built(architecture, seed=s)) for s in (0, 0, 1))
+    assert_same(one, again)
+    assert any(not t.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [n for n, cls in CONFIGS.items() if "dead_feature_threshold" in cls().options],
+)
+def test_what_upstreams_top_k_trainers_take_as_an_attribute_reaches_it(architecture):
+    """And the threshold starts within a short run."""
+    trainer = built(architecture, dead_feature_threshold=77).state()
+    assert (trainer.dead_feature_threshold, trainer.threshold_start_step) == (77, STEPS // 2)
+
+
+def test_k_is_dict_size_where_the_architecture_says_so():
+    assert built("vsae").ae.k == F
+
+
+def test_noise_to_signal_is_no_argument_of_the_trainer():
+    """It has been resolved to sigma before."""
+    trainer = built("vsae_top_k", noise_to_signal=0.1)
+    assert "noise_to_signal" not in inspect.signature(type(trainer)).parameters
+
+
+# --- upstream's, wrapped
 
 UPSTREAMS = [name for name in TRAINED if isinstance(built(name), UpstreamTrainer)]
 
@@ -20,39 +94,24 @@ def trained(architecture, steps=3, **options):
     return trainer
 
 
-def snapshot(trainer):
-    """All that a step may change: weights, optimiser, counters, and torch's generator."""
-    state = trainer.state()
-    counters = {
-        n: v for n, v in vars(state).items() if isinstance(v, t.Tensor | bool | int | float)
-    }
-    return copy.deepcopy(
-        (
-            dict(trainer.ae.state_dict()),
-            state.optimizer.state_dict()["state"],
-            trainer.scheduler.state_dict(),
-            counters,
-            t.get_rng_state(),
-        )
-    )
+def spoil(trainer):
+    next(trainer.ae.parameters()).data.fill_(math.nan)
 
 
-def assert_same(one, other):
-    if isinstance(one, t.Tensor):
-        assert t.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_same(one[key], other[key])
-    elif isinstance(one, tuple | list):
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other
+def test_steps_are_upstreams_to_the_bit():
+    wrapped, bare = built("top_k"), built("top_k").state()
+    for step in range(4):
+        wrapped.update(step, batch(step))
+        wrapped.metrics(step, batch(step))
+        bare.update(step, batch(step))
+    assert_same(weights_of(wrapped), dict(bare.ae.state_dict()))
 
 
-def weights_of(trainer):
-    return {name: value.clone() for name, value in trainer.ae.state_dict().items()}
+def test_bfloat16_rounds_the_steps_and_not_the_parameters():
+    exact, rounded = (trained("relu", dtype=dtype, lr=1e-2) for dtype in ("float32", "bfloat16"))
+    assert not t.equal(exact.ae.encoder.weight, rounded.ae.encoder.weight)
+    assert t.allclose(exact.ae.encoder.weight, rounded.ae.encoder.weight, atol=0.05)
+    assert all(p.dtype == t.float32 for p in rounded.ae.parameters())
 
 
 def test_a_token_without_a_positive_pre_activation_leaves_the_threshold_as_it_was():
@@ -69,67 +128,44 @@ def test_a_token_without_a_positive_pre_activation_leaves_the_threshold_as_it_wa
     assert float(trainer.ae.threshold) != threshold, "it goes on"
 
 
-def spoil(trainer):
-    next(trainer.ae.parameters()).data.fill_(math.nan)
-
-
 @pytest.mark.parametrize("architecture", UPSTREAMS)
-def test_metrics_change_nothing(architecture):
-    trainer, x = trained(architecture), batch(9)
-    before, x_before = snapshot(trainer), x.clone()
-    trainer.metrics(3, x)
-    assert_same(snapshot(trainer), before)
-    assert t.equal(x, x_before)
-    trainer.update(3, x)
-    with pytest.raises(AssertionError):  # so that the comparison could fail
-        assert_same(snapshot(trainer), before)
-
-
-@pytest.mark.parametrize("architecture", UPSTREAMS)
-def test_metrics_are_those_of_the_reconstruction(architecture):
-    trainer, x = trained(architecture), batch(9)
+def test_metrics_are_those_of_the_reconstruction_and_change_nothing(architecture):
+    trainer, same, x = trained(architecture), trained(architecture), batch(9)
     with t.no_grad():
         # BatchTopK's own threshold is for inference: in training it keeps B k of the batch.
         by_batch = architecture in ("batch_top_k", "matryoshka")
         f = trainer.ae.encode(x, use_threshold=False) if by_batch else trainer.ae.encode(x)
         x_hat = trainer.ae.decode(f)
-    errors = (x - x_hat).double().square().sum(1)
+    errors, generator = (x - x_hat).double().square().sum(1), t.get_rng_state()
     metrics = trainer.metrics(3, x)
     assert metrics["l2_loss"] == pytest.approx(errors.mean().item(), rel=1e-5)
     variance = (x - x.mean(0)).double().square().sum()
     assert metrics["fve"] == pytest.approx(1 - (errors.sum() / variance).item(), rel=1e-4)
     assert metrics["l0"] == pytest.approx((f != 0).sum(1).double().mean().item())
+    states = [trainer_state(each.state()) for each in (trainer, same)]
+    assert_same(*states)
+    assert t.equal(x, batch(9))
+    assert t.equal(t.get_rng_state(), generator)
 
 
 @pytest.mark.parametrize("architecture", UPSTREAMS)
 def test_check_keeps_the_last_finite_weights_and_restores_them(architecture):
     trainer = trained(architecture)
+    start = weights_of(trainer)
+    trainer.restore_last_finite()
+    assert_same(weights_of(trainer), start, "before a check there is nothing to restore")
     assert trainer.check(2) is None
-    finite = weights_of(trainer)
     trainer.update(3, batch(3))
     spoil(trainer)
     failure = trainer.check(7)
     assert failure.step == 7
     assert "not finite" in failure.what
-    assert_same(weights_of(trainer), finite)
+    assert_same(weights_of(trainer), start)
     assert trainer.check(8) is None, "restored weights are finite"
-
-
-def test_restore_puts_back_what_the_last_check_found():
-    trainer = trained("top_k")
-    trainer.check(2)
-    finite = weights_of(trainer)
-    trainer.update(3, batch(3))
-    assert not t.equal(trainer.ae.encoder.weight, finite["encoder.weight"])
+    trainer.update(9, batch(3))
+    assert any(not t.equal(v, start[n]) for n, v in trainer.ae.state_dict().items())
     trainer.restore_last_finite()
-    assert_same(weights_of(trainer), finite)
-
-
-def test_before_a_check_there_is_nothing_to_restore():
-    trainer = trained("top_k")
-    weights = weights_of(trainer)
-    trainer.restore_last_finite()
-    assert_same(weights_of(trainer), weights)
+    assert_same(weights_of(trainer), start)
 
 
 def test_after_a_load_the_loaded_weights_are_restored():
@@ -143,17 +179,84 @@ def test_after_a_load_the_loaded_weights_are_restored():
     assert_same(weights_of(resumed), weights_of(saved))
 
 
-def test_steps_are_upstreams_to_the_bit():
-    wrapped, bare = built("top_k"), built("top_k").state()
-    for step in range(4):
-        wrapped.update(step, batch(step))
-        wrapped.metrics(step, batch(step))
-        bare.update(step, batch(step))
-    assert_same(dict(wrapped.ae.state_dict()), dict(bare.ae.state_dict()))
+@pytest.mark.parametrize("architecture", ["top_k", "batch_top_k", "matryoshka"])
+def test_a_k_that_can_not_fall_is_refused(architecture):
+    assert built(architecture).config.get("k_anneal_steps") is None
+    with pytest.raises(ConfigError, match=rf"dim \({D}\) and dict_size \({F}\), and k \({D}\) is"):
+        built(architecture, k=D, k_anneal_steps=8)
 
 
-def test_bfloat16_rounds_the_steps_and_not_the_parameters():
-    exact, rounded = (trained("relu", dtype=dtype, lr=1e-2) for dtype in ("float32", "bfloat16"))
-    assert not t.equal(exact.ae.encoder.weight, rounded.ae.encoder.weight)
-    assert t.allclose(exact.ae.encoder.weight, rounded.ae.encoder.weight, atol=0.05)
-    assert all(p.dtype == t.float32 for p in rounded.ae.parameters())
+# --- JumpReLU, against the paper's equations and upstream's trainer
+
+SETTINGS = {
+    "steps": 50,
+    "activation_dim": D,
+    "dict_size": F,
+    "layer": 0,
+    "lm_name": "tiny",
+    "warmup_steps": 5,
+    "sparsity_warmup_steps": 5,
+    "target_l0": 4.0,
+    "bandwidth": 0.5,
+}
+
+
+def jump_relu(cls, **changes):
+    t.manual_seed(0)
+    trainer = cls(**SETTINGS | changes)
+    trainer.ae.double()
+    trainer.ae.threshold.data += 0.3
+    return trainer
+
+
+def threshold_gradient(trainer, x, step=20):
+    """Its gradient from the sparsity loss alone."""
+    whole = t.autograd.grad(trainer.loss(x, step=step), trainer.ae.threshold)[0]
+    trainer.sparsity_coefficient = 0.0
+    return whole - t.autograd.grad(trainer.loss(x, step=step), trainer.ae.threshold)[0]
+
+
+def test_the_sparsity_losss_gradient_is_the_papers_and_not_upstreams():
+    """Equation 12: pre-activations on either side of the threshold, within half a bandwidth.
+
+    Upstream leaves out those below.
+    """
+    x, trainer = batch(0).double(), jump_relu(CorrectedJumpReluTrainer)
+    ae, width, target = trainer.ae, SETTINGS["bandwidth"], SETTINGS["target_l0"]
+    pre = x @ ae.W_enc + ae.b_enc
+    near = ((pre - ae.threshold) / width).abs() < 0.5
+    l0 = (pre > ae.threshold).double().sum(1).mean()
+    expected = 2 * (l0 / target - 1) / target * -near.double().sum(0) / width / BATCH
+    ours = threshold_gradient(trainer, x)
+    t.testing.assert_close(ours, expected.detach())
+    assert (pre[near] < ae.threshold.expand_as(pre)[near]).any()
+    upstreams = threshold_gradient(jump_relu(JumpReluTrainer), x)
+    assert 0.3 < float(upstreams.norm() / ours.norm()) < 0.7
+
+
+def test_the_loss_has_upstreams_value_and_counters():
+    ours, upstreams = jump_relu(CorrectedJumpReluTrainer), jump_relu(JumpReluTrainer)
+    for step in range(3):
+        x = batch(step).double()
+        log, theirs = (one.loss(x, step, logging=True) for one in (ours, upstreams))
+        t.testing.assert_close(log.f, theirs.f)
+        assert log.losses == pytest.approx(theirs.losses, rel=1e-12)
+    assert t.equal(ours.num_tokens_since_fired, upstreams.num_tokens_since_fired)
+    assert ours.dead_features == upstreams.dead_features
+
+
+def test_threshold_twice_is_upstreams_trainer_to_the_bit():
+    twice = jump_relu(CorrectedJumpReluTrainer, threshold_twice=True)
+    once, upstreams = jump_relu(CorrectedJumpReluTrainer), jump_relu(JumpReluTrainer)
+    for step in range(20):
+        for trainer in (twice, once, upstreams):
+            trainer.update(step, batch(step).double())
+    assert_same(weights_of(twice), weights_of(upstreams))
+    assert not t.equal(once.ae.threshold, upstreams.ae.threshold)
+
+
+def test_config_json_says_which_and_upstreams_readers_still_know_the_class():
+    for options in ({}, {"threshold_twice": True}):
+        config = built("jump_relu", **options).config
+        assert config["threshold_twice"] is bool(options)
+        assert config["trainer_class"] == "JumpReluTrainer"

@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VAEase, VAEaseTrainer, load_dictionary
-from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
+from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
 from dictionary_learning_ext.export.formats import ExportedSAE, require_supported
-from dictionary_learning_ext.run_folder.resume_points import load_point, save_point
 from dictionary_learning_ext.run_folder.weights import save_weights
-from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
 
 D, F = 8, 20
 
@@ -69,16 +67,6 @@ def written_out(ae, x, eps):
         codes.append((mu, sigma, code))
     mu, sigma, code = (t.stack(part) for part in zip(*codes, strict=True))
     return mu, sigma, code, t.stack(losses).mean()
-
-
-def weights_of(trainer):
-    return {name: value.clone() for name, value in trainer.ae.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert t.equal(value, other[name]), name
 
 
 # --- the model
@@ -228,14 +216,6 @@ def test_from_pretrained_needs_no_other_file(tmp_path):
     assert VAEase.from_pretrained(tmp_path / "double.pt").b_dec.dtype == t.float64
 
 
-def test_another_classs_file_is_refused(tmp_path):
-    from dictionary_learning.trainers.top_k import AutoEncoderTopK
-
-    t.save(AutoEncoderTopK(D, F, 4).state_dict(), tmp_path / "topk.pt")
-    with pytest.raises(CheckpointError, match=r"expected a VAEase, .*log_gamma.* is missing"):
-        VAEase.from_pretrained(tmp_path / "topk.pt")
-
-
 @pytest.mark.parametrize("form", ["sae-bench", "dictionary-learning", "sae-lens", "safetensors"])
 def test_no_other_library_reads_it_and_export_says_so(form):
     config = {"trainer": {"trainer_class": "VAEaseTrainer"}}
@@ -276,23 +256,6 @@ def test_the_loss_and_its_gradients_are_the_equations(prior_std):
         assert got.item() == pytest.approx(expected.item(), rel=1e-6), name
 
 
-def test_update_descends_the_loss_by_upstreams_schedule():
-    one, two = make_trainer(), make_trainer()
-    x = data()
-    one.ae.b_dec.data = two.ae.b_dec.data = t.full((D,), 0.1)
-    loss = one.loss(x, 3)
-    assert loss.requires_grad
-    loss.backward()
-    assert t.equal(loss.detach(), two.update(3, x))
-    trainer = make_trainer(steps=20, warmup_steps=5, decay_start=10, lr=0.01)
-    rates = []
-    for step in range(20):
-        rates.append(trainer.scheduler.get_last_lr()[0])
-        trainer.update(step, data(seed=step))
-    assert rates[:6] == pytest.approx([0.0, 0.002, 0.004, 0.006, 0.008, 0.01])
-    assert rates[10:] == pytest.approx([0.01 * (20 - step) / 10 for step in range(10, 20)])
-
-
 def test_the_gradient_is_clipped_to_one():
     trainer = make_trainer(gamma_init=1e-4)
     trainer.update(0, data())
@@ -307,19 +270,6 @@ def test_gamma_tends_to_the_mean_squared_error_per_dimension():
     losses = [trainer.loss(data(4000, seed=s), 0, logging=True).losses for s in (-1, -2)]
     for one in losses:
         assert one["gamma"] == pytest.approx(one["l2_loss"] / D, rel=0.05)
-
-
-def test_logging_changes_nothing():
-    logged, silent = make_trainer(), make_trainer()
-    for step in range(8):
-        x = data(seed=step)
-        log = logged.loss(x.clone(), step=step, logging=True)
-        assert t.equal(log.f, logged.ae.encode(x))
-        assert t.equal(log.x_hat, logged.ae(x))
-        logged.update(step, x.clone())
-        silent.update(step, x.clone())
-    assert_same(weights_of(logged), weights_of(silent))
-    assert t.equal(logged.generator.get_state(), silent.generator.get_state())
 
 
 def test_what_is_logged_is_what_it_says():
@@ -343,117 +293,6 @@ def test_what_is_logged_is_what_it_says():
     assert measured["mean_sigma"] == pytest.approx(sigma.mean().item() / 2)
     assert measured["fve_sampled"] < measured["fve"]
     assert measured["noise_to_signal"] is None
-
-
-def test_company_changes_nothing_and_seeds_do():
-    alone, beside, other = make_trainer(), make_trainer(), make_trainer(seed=5)
-    assert not t.equal(alone.ae.encoder.weight, other.ae.encoder.weight)
-    assert not t.equal(alone.generator.get_state(), other.generator.get_state())
-    for step in range(6):
-        other.update(step, data(seed=step))
-        beside.update(step, data(seed=step))
-        t.randn(step)  # whatever else draws from torch's generator
-    for step in range(6):
-        alone.update(step, data(seed=step))
-    assert_same(weights_of(alone), weights_of(beside))
-
-
-def test_the_noise_is_not_made_of_the_numbers_that_the_weights_are():
-    """Nor, at any shift, of those of another seed."""
-    n = 4096
-    weights_N = t.randn(n, generator=t.Generator().manual_seed(0))
-    noise_N, other_N = (t.randn(n, generator=make_trainer(seed=seed).generator) for seed in (0, 5))
-    for one, another in ((noise_N, weights_N), (noise_N, other_N)):
-        product = t.fft.rfft(one) * t.fft.rfft(another).conj()
-        correlations = t.fft.irfft(product) / (one.norm() * another.norm())
-        assert correlations.abs().max() < 0.1
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_trainer_resumes_from_the_disk_bit_for_bit(dtype, tmp_path):
-    whole, other = make_trainer(dtype=dtype), make_trainer(dtype=dtype, seed=1)
-    for step in range(5):
-        whole.update(step, data(seed=step))
-    save_point(tmp_path, 5, trainer_state(whole), {})
-    load_trainer_state(other, load_point(tmp_path, 5).trainer)
-    for step in range(5, 10):
-        losses = [trainer.update(step, data(seed=step)) for trainer in (whole, other)]
-        assert t.equal(*losses)
-    assert_same(weights_of(whole), weights_of(other))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("at", [0, 6])
-def test_a_batch_that_is_not_finite_moves_nothing(bad, at):
-    trainer = make_trainer()
-    for step in range(at):
-        trainer.update(step, data(seed=step))
-    weights = weights_of(trainer)
-    x = data()
-    x[3, 2] = bad
-    trainer.update(at, x)
-    assert_same(weights_of(trainer), weights)
-    assert trainer.optimizer.skipped_steps == 1
-    assert trainer.optimizer.first_skipped_step == at
-    trainer.update(at + 1, data())
-    assert all(value.isfinite().all() for value in weights_of(trainer).values())
-    assert not t.equal(trainer.ae.encoder.weight, weights["encoder.weight"])
-
-
-def test_bf16_is_only_in_the_products():
-    exact, rounded = make_trainer(), make_trainer(dtype="bfloat16")
-    with t.autocast("cpu", dtype=t.bfloat16):
-        under_autocast = make_trainer().loss(data(), 0)
-    loss = exact.loss(data(), 0)
-    assert t.equal(under_autocast, loss)
-    other = rounded.loss(data(), 0)
-    assert other.dtype == t.float32
-    assert other.item() != loss.item()
-    assert other.item() == pytest.approx(loss.item(), rel=0.01)
-    rounded.update(0, data())
-    assert all(p.dtype == t.float32 for p in rounded.ae.parameters())
-
-
-def test_config_builds_the_same_trainer_again():
-    trainer = make_trainer(log_var_init=-1.0, gamma_init=0.3, lr=2e-3, submodule_name="h")
-    config = trainer.config
-    assert (config.pop("trainer_class"), config.pop("dict_class")) == ("VAEaseTrainer", "VAEase")
-    again = VAEaseTrainer(**config)
-    assert again.config == trainer.config
-    assert_same(weights_of(again), weights_of(trainer))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"activation_dim": 0},
-        {"dict_size": 0},
-        {"log_var_init": 0.0},
-        {"log_var_init": -11.0},
-        {"gamma_init": 0.0},
-        {"gamma_init": math.inf},
-        {"prior_std": -1.0},
-        {"active_gate": 1.0},
-        {"active_gate": -0.1},
-        {"lr": 0.0},
-        {"dtype": "float16"},
-        {"gamma_init": math.nan},
-    ],
-    ids=str,
-)
-def test_values_out_of_range_are_named(wrong):
-    with pytest.raises(UserError, match=f"^{next(iter(wrong))}="):
-        make_trainer(**wrong)
-    with pytest.raises(ConfigError, match="scale=0"):
-        VAEase(D, F).scale_biases(0)
-
-
-def test_batches_that_do_not_fit_are_named():
-    trainer = make_trainer(submodule_name="blocks.0.hook_resid_post")
-    with pytest.raises(ConfigError, match=r"width 9 from blocks\.0.*activation_dim=8"):
-        trainer.update(0, t.randn(4, 9))
-    with pytest.raises(ConfigError, match="empty batch"):
-        trainer.loss(data()[:0], 0)
 
 
 def planted(batch, seed):

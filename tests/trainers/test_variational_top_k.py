@@ -1,35 +1,214 @@
-"""The trainer: against upstream's, in company, in bf16, with activations that are not finite."""
+"""The vSAE: its model against upstream's and its posterior's moments; its trainer against upstream's."""
 
 import copy
 import dataclasses
+import logging
 import math
+import re
+from typing import get_args
 
 import pytest
 import torch as t
-from dense_reference import dense_loss
-from dictionary_learning.trainers.top_k import TopKTrainer
+from dense_reference import compiled_noise, dense_loss
+from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recorded_ops import RecordedOps
+from small_trainers import assert_same, batch, built, descended, in_float64, weights_of
 from torch.distributions import Normal, kl_divergence
-from variational_trainers import (
-    NOISE_ON,
-    POSTERIORS,
-    D,
-    F,
-    as_upstream,
-    assert_same_weights,
-    data,
-    make_trainer,
-    to_float64,
-    weights_of,
-)
+from variational_trainers import NOISE_ON, POSTERIORS, D, F, as_upstream, data, make_trainer
 
-from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
+from dictionary_learning_ext import VariationalTopKAutoEncoder, VariationalTopKTrainer
+from dictionary_learning_ext.config.sae import KLSchedule, ObjectiveOptions, PosteriorOptions
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.evaluation.metrics import computed
+from dictionary_learning_ext.trainers.kernels import select, step
 from dictionary_learning_ext.trainers.kernels.products import StepForm
 from dictionary_learning_ext.trainers.kernels.step import StepObjective
+from dictionary_learning_ext.trainers.posterior import kl_scale
+from dictionary_learning_ext.trainers.state import load_trainer_state, trainer_state
+
+# --- the model
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_initial_weights_are_upstreams_to_the_bit(posterior):
+    ours, theirs = make_trainer(posterior=posterior).ae, make_trainer(TopKTrainer).ae
+    for name, value in theirs.state_dict().items():
+        assert t.equal(ours.state_dict()[name], value), name
+
+
+def test_encode_equals_upstreams_when_rectified():
+    theirs = AutoEncoderTopK(D, F, 4)
+    ours = VariationalTopKAutoEncoder(D, F, 4, rectify=True)
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    for x in (data(), data().view(4, 8, D)):
+        assert t.allclose(ours.encode(x), theirs.encode(x), atol=1e-6)
+        assert t.allclose(ours(x), theirs(x), atol=1e-6)
+        x_hat, f = ours(x, output_features=True)
+        assert f.shape == (*x.shape[:-1], F)
+        assert t.allclose(x_hat, ours.decode(f))
+    assert ours(data().bfloat16()).dtype == t.float32
+
+
+@pytest.mark.parametrize("select_by", ["value", "magnitude"])
+@pytest.mark.parametrize("noise_on", NOISE_ON)
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_a_sample_is_drawn_when_asked_for_alike_for_contexts_and_tokens(
+    posterior, noise_on, select_by
+):
+    options = {"posterior": posterior, "noise_on": noise_on, "select_by": select_by}
+    sae, x = VariationalTopKAutoEncoder(D, F, 4, **options), data()
+
+    def sampled(x, seed):
+        return sae.encode(x, sample=True, generator=t.Generator().manual_seed(seed))
+
+    assert t.equal(sae.encode(x), sae.encode(x))
+    assert t.equal(sampled(x, 1), sampled(x, 1))
+    assert t.equal(sampled(x, 1), sampled(x, 2)) == (posterior == "point")
+    assert (sampled(x, 1) != 0).sum(-1).eq(4).all()
+    assert t.equal(sampled(x.view(4, 8, D), 1), sampled(x, 1).view(4, 8, F))
+
+
+def test_noise_on_says_what_a_sample_changes():
+    x, found = data(), {}
+    for noise_on in NOISE_ON:
+        t.manual_seed(0)
+        sae = VariationalTopKAutoEncoder(D, F, 4, noise_on=noise_on, sigma=0.5)
+        sample = sae.encode(x, sample=True, generator=t.Generator().manual_seed(1))
+        on, mu = sample != 0, sae.encode(x, return_topk=True)[3]
+        found[noise_on] = t.equal(on, sae.encode(x) != 0), t.allclose(sample[on], mu[on])
+    assert found == {"both": (False, False), "values": (True, False), "selection": (False, True)}
+
+
+@pytest.mark.parametrize("posterior", ["fixed", "learned"])
+def test_samples_have_the_posteriors_moments(posterior):
+    """With k = F nothing is selected away: z itself is seen."""
+    sae = VariationalTopKAutoEncoder(D, F, F, posterior=posterior, sigma=0.7, log_var_init=-1.0)
+    x = data(batch=4)
+    generator = t.Generator().manual_seed(0)
+    draws = t.stack([sae.encode(x, sample=True, generator=generator) for _ in range(4000)])
+    mu, std = sae.encode(x), 0.7 if posterior == "fixed" else math.exp(-0.5)
+    assert t.allclose(draws.mean(0), mu, atol=5 * std / math.sqrt(4000))
+    assert t.allclose(draws.std(0), t.full_like(mu, std), atol=0.05)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scale=st.floats(0.01, 100.0),
+    posterior=st.sampled_from(POSTERIORS),
+    noise_on=st.sampled_from(NOISE_ON),
+    selection=st.sampled_from([(True, "value"), (False, "value"), (False, "magnitude")]),
+    seed=st.integers(0, 1000),
+)
+def test_scaling_is_equivariant(scale, posterior, noise_on, selection, seed):
+    """encode(c x) = c encode(x), sampled or not, by threshold or not, and the KL is unchanged."""
+    options = dict(zip(("rectify", "select_by"), selection, strict=True))
+    trainer = make_trainer(posterior=posterior, noise_on=noise_on, sigma=0.3, **options)
+    sae = trainer.ae.double()
+    generator = t.Generator().manual_seed(seed)
+    for parameter in sae.parameters():
+        parameter.data += 0.1 * t.randn(parameter.shape, generator=generator, dtype=t.float64)
+    sae.threshold = t.tensor(0.2, dtype=t.float64)
+    x = data(seed=seed, dtype=t.float64)
+
+    def everything(x):
+        noise = t.Generator().manual_seed(1)
+        return (
+            sae.encode(x),
+            sae.encode(x, sample=True, generator=noise),
+            sae.encode(x, use_threshold=True),
+            sae(x),
+        )
+
+    def kl(x):
+        return trainer.loss(x, 50, logging=True).losses["kl_loss"]
+
+    before, kl_before = everything(x), kl(x)
+    sae.scale_biases(scale)
+    after, kl_after = everything(x * scale), kl(x * scale)
+    for one, other in zip(before, after, strict=True):
+        assert t.allclose(one * scale, other, rtol=1e-11, atol=1e-13 * scale)
+    assert kl_after == pytest.approx(kl_before, rel=1e-11)
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_from_pretrained_needs_no_other_file(posterior, tmp_path):
+    trainer = make_trainer(posterior=posterior, noise_on="values", rectify=True, sigma=0.4)
+    for i in range(12):
+        trainer.update(i, data(seed=i))
+    trainer.ae.scale_biases(3.0)
+    t.save(trainer.ae.state_dict(), tmp_path / "ae.pt")
+    loaded = VariationalTopKAutoEncoder.from_pretrained(tmp_path / "ae.pt", k=4)
+    assert_same(loaded.state_dict(), dict(trainer.ae.state_dict()))
+    x, noise = data(), t.Generator()
+    assert t.equal(loaded.encode(x), trainer.ae.encode(x))
+    assert t.equal(
+        loaded.encode(x, sample=True, generator=noise.manual_seed(0)),
+        trainer.ae.encode(x, sample=True, generator=noise.manual_seed(0)),
+    )
+
+
+def test_by_magnitude_the_largest_are_kept_with_their_signs(tmp_path):
+    t.save(VariationalTopKAutoEncoder(D, F, 4, select_by="magnitude").state_dict(), tmp_path / "x")
+    sae = VariationalTopKAutoEncoder.from_pretrained(tmp_path / "x")
+    for x in (data(), data().view(4, 8, D)):
+        f, values, indices, mu = sae.encode(x, return_topk=True)
+        kept = t.zeros_like(mu, dtype=t.bool).scatter(-1, mu.abs().topk(4).indices, True)
+        assert t.equal(f, mu * kept)
+        assert t.equal(values, mu.gather(-1, indices))
+        assert (values < 0).any()
+    noise = t.Generator().manual_seed(1)
+    sampled = sae.encode(data(), sample=True, generator=noise)
+    z = mu.view(32, F) + t.empty(32, F).normal_(generator=noise.manual_seed(1))
+    kept = t.zeros_like(z, dtype=t.bool).scatter(-1, z.abs().topk(4).indices, True)
+    assert t.allclose(sampled, z * kept, atol=1e-6)
+
+
+def test_by_magnitude_the_threshold_is_one_of_magnitudes():
+    trainer = make_trainer(posterior="point", select_by="magnitude", threshold_start_step=0)
+    sae = trainer.ae
+    with t.no_grad():  # step 1 sets it, and its learning rate is 0
+        smallest = sae.encode(data(), return_topk=True)[1].abs().amin(1).mean()
+    trainer.update(1, data())
+    assert sae.threshold.item() == pytest.approx(smallest.item(), rel=1e-5)
+    mu = sae.encode(data(), return_topk=True)[3]
+    features = sae.encode(data(), use_threshold=True)
+    assert t.equal(features, mu * (mu.abs() > sae.threshold))
+    assert (features < 0).any()
+
+
+def test_threshold_selects_by_mean_and_must_be_set():
+    sae = make_trainer().ae
+    with pytest.raises(ConfigError, match="threshold"):
+        sae.encode(data(), use_threshold=True)
+    mu = sae.encode(data(), return_topk=True)[3]
+    at = mu[mu > 0.3].min().detach()  # one mean is exactly there: as upstream, it is not selected
+    sae.threshold = at
+    features = sae.encode(data(), use_threshold=True)
+    assert t.equal(features, mu * (mu > at))
+    assert (features != 0).sum() == (mu >= at).sum() - 1
+    with pytest.raises(ConfigError, match="sample=False"):
+        sae.encode(data(), use_threshold=True, sample=True)
+
+
+def test_the_model_gets_every_option_of_the_posterior():
+    given = {"noise_on": "values", "sigma": 0.3, "prior_std": 0.7, "select_by": "magnitude"}
+    ae = make_trainer(**given, rectify=True).ae
+    found = (ae.noise_on, ae.select_by, ae.rectify, ae.posterior_kind)
+    assert found == ("values", "magnitude", True, "fixed")
+    assert (float(ae.sigma), float(ae.prior_std)) == (pytest.approx(0.3), pytest.approx(0.7))
+    learned = make_trainer(posterior="learned", log_var_init=-3.0).ae
+    assert learned.posterior_kind == "learned"
+    assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
+    covered = {*given, "rectify", "posterior", "log_var_init"}
+    assert covered == {field.name for field in dataclasses.fields(PosteriorOptions)}
+    with pytest.raises(ConfigError, match="sigma=None: expected a finite number"):
+        VariationalTopKAutoEncoder(D, F, 2, sigma=None)
+
+
+# --- the trainer, against upstream's
 
 
 @pytest.mark.parametrize("k", [4, F // 2], ids=["narrow", "padded"])
@@ -39,14 +218,14 @@ def test_point_rectified_without_kl_is_upstreams_trainer(form, k):
 
     With a large k, rows have fewer positive features and are padded with zeros.
     """
-    ours, theirs = to_float64(as_upstream(k=k)), to_float64(make_trainer(TopKTrainer, k=k))
+    ours, theirs = in_float64(as_upstream(k=k)), in_float64(make_trainer(TopKTrainer, k=k))
     ours.form = StepForm(sparse_density=1.0 if form == "sparse" else 0.0)
-    for step in range(100):
-        x = data(seed=step, dtype=t.float64)
+    for i in range(100):
+        x = data(seed=i, dtype=t.float64)
         with RecordedOps() as ops:
-            ours.update(step, x.clone())
+            ours.update(i, x.clone())
         assert ops.code_form == form
-        theirs.update(step, x.clone())
+        theirs.update(i, x.clone())
         assert t.equal(ours.num_tokens_since_fired, theirs.num_tokens_since_fired)
     x = data(seed=1000, dtype=t.float64)
     assert t.equal(ours.ae.encode(x) != 0, theirs.ae.encode(x) != 0)
@@ -59,16 +238,17 @@ def test_point_rectified_without_kl_is_upstreams_trainer(form, k):
 @pytest.mark.parametrize("form", ["sparse", "dense"])
 def test_auxk_is_upstreams(form, reads_count):
     """Upstream computes its AuxK in fp32, so the two agree to that. The GPU's form on the CPU."""
-    ours, theirs = to_float64(as_upstream()), to_float64(make_trainer(TopKTrainer))
+    ours, theirs = in_float64(as_upstream()), in_float64(make_trainer(TopKTrainer))
     density = 1.0 if form == "sparse" else 0.0
     ours.form = StepForm(sparse_density=density, reads_dead_count=reads_count)
+    assert ours.loss(data(), 1, logging=True).losses["auxk_loss"] == 0, "none is dead yet"
     ours.dead_feature_threshold = theirs.dead_feature_threshold = 64
-    for step in range(40):
-        x = data(seed=step, dtype=t.float64)
+    for i in range(40):
+        x = data(seed=i, dtype=t.float64)
         with RecordedOps() as ops:
-            ours.update(step, x.clone())
+            ours.update(i, x.clone())
         assert (ops.code_form, ops.counts["nonzero"] > 0) == (form, reads_count)
-        theirs.update(step, x.clone())
+        theirs.update(i, x.clone())
     assert ours.dead_features == theirs.dead_features > 0
     for name, value in theirs.ae.state_dict().items():
         assert (ours.ae.state_dict()[name] - value).abs().max() < 1e-5, name
@@ -76,8 +256,8 @@ def test_auxk_is_upstreams(form, reads_count):
 
 def test_one_float32_step_from_a_shared_state_is_upstreams_within_rounding():
     ours, theirs = as_upstream(), make_trainer(TopKTrainer)
-    for step in range(20):
-        theirs.update(step, data(seed=step))
+    for i in range(20):
+        theirs.update(i, data(seed=i))
     ours.ae.load_state_dict(theirs.ae.state_dict(), strict=False)
     groups = ours.optimizer.state_dict()["param_groups"]
     state = copy.deepcopy(theirs.optimizer.state_dict())
@@ -89,7 +269,10 @@ def test_one_float32_step_from_a_shared_state_is_upstreams_within_rounding():
         assert t.allclose(ours.ae.state_dict()[name], value, atol=2e-6), name
 
 
-@pytest.mark.parametrize("step", [0, 15, 30, 60])
+# --- its loss: schedules, noise, KL, float64
+
+
+@pytest.mark.parametrize("at", [0, 15, 30, 60])
 @pytest.mark.parametrize(
     "options",
     [
@@ -101,10 +284,10 @@ def test_one_float32_step_from_a_shared_state_is_upstreams_within_rounding():
     ],
     ids=str,
 )
-def test_the_loss_is_the_equations_with_the_trainers_own_options(options, step):
+def test_the_loss_is_the_equations_with_the_trainers_own_options(options, at):
     """At every step: tau(t) and s(t) are written out here."""
-    trainer = to_float64(make_trainer(beta=0.3, kl_warmup_steps=20, **options))
-    x = data(seed=step, dtype=t.float64)
+    trainer = in_float64(make_trainer(beta=0.3, kl_warmup_steps=20, **options))
+    x = data(seed=at, dtype=t.float64)
     generator = t.Generator()
     generator.set_state(trainer.generator.get_state())
     names = [field.name for field in dataclasses.fields(PosteriorOptions)]
@@ -116,8 +299,8 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, step):
         k=4,
         posterior=posterior,
         options=ObjectiveOptions(beta=0.3, **{n: v for n, v in options.items() if n not in names}),
-        kl_weight=0.3 * min(step / 20, 1),
-        noise_scale=1.0 if anneal is None else max(0.0, 1 - step / anneal),
+        kl_weight=0.3 * min(at / 20, 1),
+        noise_scale=1.0 if anneal is None else max(0.0, 1 - at / anneal),
         auxk_alpha=0.0,
         top_k_aux=4,
         dead_feature_threshold=10**9,
@@ -130,146 +313,101 @@ def test_the_loss_is_the_equations_with_the_trainers_own_options(options, step):
         form=StepForm(),
     )
     expected = dense_loss(x, trainer.ae.weights, objective)["loss"]
-    assert trainer.loss(x, step).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert trainer.loss(x, at).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [t.float32, t.bfloat16])
-def test_loss_is_the_loss_update_descends(dtype):
-    """`loss(x, step)` is differentiable, and gives what an identical trainer's update returns."""
-    one, two = make_trainer(), make_trainer()
-    x = data().to(dtype)
-    one.ae.b_dec.data = two.ae.b_dec.data = t.full((D,), 0.1)
-    loss = one.loss(x, 3)
-    loss.backward()
-    assert one.ae.encoder.weight.grad.abs().sum() > 0
-    assert t.equal(loss.detach(), two.update(3, x))
+@pytest.mark.parametrize("scope", ["all", "selected"])
+@pytest.mark.parametrize("at", [3, 10, 40])
+@pytest.mark.parametrize("schedule", get_args(KLSchedule))
+def test_the_loss_and_its_gradient_follow_the_kls_schedule(schedule, at, scope):
+    """loss = (loss without KL) + beta s(t) KL, and so the gradients."""
+    beta, options = 0.7, {} if schedule == "constant" else {"kl_warmup_steps": 30}
+    shared = {"posterior": "point", "kl_scope": scope}  # no noise, so losses can be compared
+    scheduled = built("vsae_top_k", **shared, **options, beta=beta, kl_schedule=schedule)
+    constant, without = (
+        built("vsae_top_k", **shared, beta=weight, kl_schedule="constant") for weight in (1.0, 0.0)
+    )
+    trainers, x = [*map(in_float64, (scheduled, constant, without))], batch(0).double()
+    s = kl_scale(at, schedule, options.get("kl_warmup_steps", 0))
+    losses = [one.loss(x, at).item() for one in trainers]
+    assert losses[1] - losses[2] > 0.1
+    expected = losses[2] + beta * s * (losses[1] - losses[2])
+    assert losses[0] == pytest.approx(expected, rel=1e-12)
+    logged = scheduled.loss(x, at, logging=True).losses
+    assert logged["loss"] == pytest.approx(expected, rel=1e-12)
+    for got, with_kl, bare in zip(*(descended(one, x, at) for one in trainers), strict=True):
+        t.testing.assert_close(got, bare + beta * s * (with_kl - bare), rtol=1e-9, atol=1e-11)
 
 
-# --- promises
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize(
+    "noise",
+    [{"posterior": "point"}]
+    + [
+        {"posterior": p, "noise_on": n} for p in ("fixed", "learned") for n in ("both", "selection")
+    ],
+    ids=str,
+)
+def test_a_float64_step_is_the_float32_step_without_its_rounding(noise, rectify, monkeypatch):
+    """With the noise that the compiled form draws in float32."""
 
+    def draw_code(mu_BF, std, k, noise_on, noise_scale, generator, select_by):
+        assert select_by == "value"
+        z_BF = mu_BF
+        if noise_scale:
+            z_BF = mu_BF + noise_scale * std * compiled_noise(*mu_BF.shape, generator).double()
+        indices_BK = z_BF.topk(k, sorted=False).indices
+        return indices_BK, (z_BF if noise_on == "both" else mu_BF).gather(1, indices_BK)
 
-@pytest.mark.parametrize("posterior", POSTERIORS)
-def test_logging_changes_nothing(posterior):
-    logged, silent = make_trainer(posterior=posterior), make_trainer(posterior=posterior)
-    for step in range(12):
-        x = data(seed=step)
-        log = logged.loss(x.clone(), step=step, logging=True)
-        assert t.equal(log.f, logged.ae.encode(x))
-        logged.update(step, x.clone())
-        silent.update(step, x.clone())
-    assert_same_weights(weights_of(logged), weights_of(silent))
-    assert t.equal(logged.num_tokens_since_fired, silent.num_tokens_since_fired)
-    assert t.equal(logged.generator.get_state(), silent.generator.get_state())
-
-
-@pytest.mark.parametrize("select_by", ["value", "magnitude"])
-def test_company_changes_nothing(select_by):
-    alone, beside = (make_trainer(select_by=select_by) for _ in range(2))
-    other = make_trainer(seed=5, k=7)
-    for step in range(10):
-        other.update(step, data(seed=step))
-        beside.update(step, data(seed=step))
-        t.randn(step)  # whatever else draws from torch's generator
-        other.update(step, data(seed=step))
-    for step in range(10):
-        alone.update(step, data(seed=step))
-    assert_same_weights(weights_of(alone), weights_of(beside))
-
-
-def test_seeds_differ():
-    one, two = make_trainer(seed=0), make_trainer(seed=1)
-    assert not t.equal(one.ae.encoder.weight, two.ae.encoder.weight)
-    assert not t.equal(one.generator.get_state(), two.generator.get_state())
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("at", [0, 6])
-def test_a_batch_that_is_not_finite_moves_nothing(bad, at):
-    trainer = make_trainer(auxk_alpha=0.1)
-    for step in range(at):
-        trainer.update(step, data(seed=step))
-    weights, fired = weights_of(trainer), trainer.num_tokens_since_fired.clone()
-    x = data()
-    x[3, 2] = bad
-    trainer.update(at, x)
-    assert_same_weights(weights_of(trainer), weights)
-    assert t.equal(trainer.num_tokens_since_fired, fired)
-    assert trainer.optimizer.skipped_steps == 1
-    assert trainer.optimizer.first_skipped_step == at
-    trainer.update(at + 1, data())
-    assert all(value.isfinite().all() for value in weights_of(trainer).values())
-    assert not t.equal(trainer.ae.encoder.weight, weights["encoder.weight"])
-
-
-def test_activations_of_another_width_name_both_widths_and_the_hook():
-    trainer = make_trainer(submodule_name="blocks.0.hook_resid_post")
-    with pytest.raises(ConfigError, match=r"width 9 from blocks\.0.*activation_dim=8"):
-        trainer.update(0, t.randn(4, 9))
-
-
-def test_an_empty_batch_is_an_error():
-    with pytest.raises(ConfigError, match="empty batch"):
-        make_trainer().update(0, data()[:0])
+    monkeypatch.setattr(select, "draw_code", draw_code)
+    options = noise | {"rectify": rectify, "kl_schedule": "constant", "lr": 1e-2, "warmup_steps": 0}
+    wide, narrow = in_float64(built("vsae_top_k", **options)), built("vsae_top_k", **options)
+    for i in range(3):
+        exact = wide.update(i, batch(i).double())
+        assert exact.dtype == t.float64
+        assert narrow.update(i, batch(i)).item() == pytest.approx(exact.item(), rel=1e-5)
+    for name, value in wide.ae.named_parameters():
+        assert value.dtype == t.float64
+        assert value.grad is None
+        # Adam divides by the gradient's size, so a rounding near 0 can move a weight by lr.
+        close = (narrow.ae.state_dict()[name].double() - value).abs() < 1e-4
+        assert close.double().mean() > 0.99, name
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"posterior": "learned"}, {"posterior": "point", "rectify": True, "k": F - 1}],
+    ("options", "at", "draws"),
+    [({"posterior": "point", "noise_on": n}, 0, False) for n in NOISE_ON]
+    + [({"noise_anneal_steps": 10}, 10, False), ({"noise_anneal_steps": 10}, 9, True)],
     ids=str,
 )
-def test_a_loss_in_inference_mode_leaves_training_as_it_was(options):
-    """In several blocks, which other threads write to."""
-    watched, other = (make_trainer(dtype="bfloat16", **options) for _ in range(2))
-    watched.form = other.form = StepForm(rows_at_once=4)
-    for step in range(3):
-        with t.inference_mode():
-            watched.loss(data(), step, logging=True)
-        watched.update(step, data(seed=step))
-        other.update(step, data(seed=step))
-    assert_same_weights(weights_of(watched), weights_of(other))
-
-
-def test_zero_is_a_legal_beta_and_none_of_the_defaults_replaces_it():
-    trainer = make_trainer(beta=0.0, auxk_alpha=0.0)
-    assert (trainer.config["beta"], trainer.config["auxk_alpha"]) == (0.0, 0.0)
-
-
-def test_config_builds_the_same_trainer_again():
-    trainer = make_trainer(
-        posterior="learned", beta=0.3, noise_anneal_steps=50, kl_scope="selected"
-    )
-    config = trainer.config
-    assert (config.pop("trainer_class"), config.pop("dict_class")) == (
-        "VariationalTopKTrainer",
-        "VariationalTopKAutoEncoder",
-    )
-    again = VariationalTopKTrainer(**config)
-    assert again.config == trainer.config
-    assert_same_weights(weights_of(again), weights_of(trainer))
-
-
-@pytest.mark.parametrize("noise_on", NOISE_ON)
-def test_a_point_draws_nothing(noise_on):
-    trainer = make_trainer(posterior="point", noise_on=noise_on)
+def test_noise_is_drawn_while_there_is_some(options, at, draws):
+    trainer = make_trainer(**options)
     state = trainer.generator.get_state()
-    for step in range(3):
-        trainer.update(step, data(seed=step))
-    assert t.equal(trainer.generator.get_state(), state)
-
-
-def test_annealed_noise_is_gone_after_its_steps():
-    trainer = make_trainer(noise_anneal_steps=10)
-    state = trainer.generator.get_state()
-    trainer.loss(data(), 10)
-    assert t.equal(trainer.generator.get_state(), state), "no noise is drawn any more"
-    trainer.loss(data(), 9)
-    assert not t.equal(trainer.generator.get_state(), state)
+    trainer.loss(data(), at)
+    assert t.equal(trainer.generator.get_state(), state) != draws
 
 
 def test_the_kl_keeps_the_unannealed_sigma():
     annealed, steady = (make_trainer(noise_anneal_steps=n, sigma=0.5) for n in (1, None))
     kl = [tr.loss(data(), 5, logging=True).losses["kl_loss"] for tr in (annealed, steady)]
     assert kl[0] == pytest.approx(kl[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["all", "selected"])
+def test_a_kl_without_weight_is_computed_for_the_log_alone(scope, monkeypatch):
+    trainer = built("vsae_top_k", posterior="point", beta=0.0, kl_scope=scope)
+    real, calls = step._batch_kl, []
+    monkeypatch.setattr(step, "_batch_kl", lambda *given: calls.append(1) or real(*given))
+    trainer.update(0, batch(0))
+    assert not calls
+    assert trainer.loss(batch(0), 0, logging=True).losses["kl_loss"] > 0
+    weighed = built("vsae_top_k", posterior="point", beta=1.0, kl_scope=scope, kl_warmup_steps=1)
+    calls.clear()
+    weighed.update(5, batch(0))
+    assert calls
+
+
+# --- what it logs and counts
 
 
 def test_logged_kl_and_noise_to_signal_are_what_they_say():
@@ -300,57 +438,181 @@ def test_mean_sigma_is_the_mean_standard_deviation_in_log_and_evaluation(dtype):
         assert logged[name] == pytest.approx(measured[name], rel=1e-5), name
 
 
-def test_bf16_matmuls_keep_fp32_parameters():
-    trainer = make_trainer(dtype="bfloat16", posterior="learned")
-    for step in range(3):
-        trainer.update(step, data(seed=step))
-    assert all(p.dtype == t.float32 for p in trainer.ae.parameters())
-    assert trainer.optimizer.state[trainer.ae.b_dec]["exp_avg"].dtype == t.float32
+def test_what_is_logged_and_kept_in_float64_is_not_rounded_to_float32():
+    options = {"posterior": "learned", "log_var_init": -0.7}
+    trainer, fresh = (in_float64(built("vsae_top_k", **options)) for _ in range(2))
+    x = batch(0).double() + 1 / 3
+    losses = trainer.loss(x, 0, logging=True).losses
+    assert losses["mean_sigma"] == pytest.approx(math.exp(-0.35), rel=1e-7)  # set in float32
+    sigma = trainer.ae.posterior(x).std
+    assert losses["mean_sigma"] == pytest.approx(sigma.mean().item(), rel=1e-13)
+    energy = x.square().sum(1).mean().item()
+    expected = int(trainer.ae.k) * sigma.square().mean().item() / energy
+    assert losses["noise_to_signal"] == pytest.approx(expected, rel=1e-13)
+    trainer.update(trainer.threshold_start_step + 1, x)
+    top_BK = fresh.ae.encode(x, return_topk=True)[1]
+    smallest = top_BK.masked_fill(top_BK <= 0, t.inf).amin(1).mean().item()
+    assert trainer.ae.threshold.item() == pytest.approx(smallest, rel=1e-13)
 
 
-def test_bf16_rounds_the_products():
-    fp32, bf16 = (
-        make_trainer(dtype=dtype, posterior="point", beta=0.0).loss(data(), 0).item()
-        for dtype in ("float32", "bfloat16")
+def test_a_batch_without_a_positive_mean_leaves_the_threshold_as_it_was():
+    trainer = built("vsae_top_k", posterior="point", lr=1e-6)
+    start = trainer.threshold_start_step
+    assert trainer.ae.threshold == -1
+
+    def update(at, shift):
+        bias = trainer.ae.encoder.bias.data.clone()
+        trainer.ae.encoder.bias.data += shift
+        trainer.update(at, batch(at))
+        trainer.ae.encoder.bias.data.copy_(bias)
+        return trainer.ae.threshold.item()
+
+    assert update(start, 0.0) == -1, "not yet"
+    assert update(start + 1, -1e3) == -1, "no row has a positive mean"
+    first = update(start + 2, 0.0)
+    assert first > 0
+    assert update(start + 3, -1e3) == first
+    later = update(start + 4, 5.0)
+    assert first < later < first + 0.1, "a running mean"
+
+
+def test_a_feature_is_dead_after_as_many_tokens_as_the_constructor_was_told():
+    trainer = built("vsae_top_k", dead_feature_threshold=50, posterior="point")
+    x = 5 * batch(0)[:1] + 0.01 * batch(1)  # all rows select nearly the same features
+    for i in range(1, 5):  # not step 0, which sets b_dec
+        loss = trainer.loss(x, i, logging=True).losses["auxk_loss"]
+        trainer.update(i, x)
+        is_after = len(x) * i >= 50
+        assert (loss > 0) == (trainer.dead_features > 0) == is_after, i
+    assert trainer.dead_features >= trainer.ae.dict_size - int(trainer.ae.k) - 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"posterior": "learned"}, {"posterior": "point", "rectify": True, "k": F - 1}],
+    ids=str,
+)
+def test_a_loss_in_inference_mode_leaves_training_as_it_was(options):
+    """In several blocks, which other threads write to."""
+    watched, other = (make_trainer(dtype="bfloat16", **options) for _ in range(2))
+    watched.form = other.form = StepForm(rows_at_once=4)
+    for i in range(3):
+        with t.inference_mode():
+            watched.loss(data(), i, logging=True)
+        watched.update(i, data(seed=i))
+        other.update(i, data(seed=i))
+    assert_same(weights_of(watched), weights_of(other))
+
+
+# --- a frozen decoder
+
+FROZEN = [{"posterior": "point", "rectify": True, "beta": 0.0}, {"sigma": 0.1}]
+
+
+@pytest.mark.parametrize("options", FROZEN, ids=str)
+def test_a_frozen_decoder_stays_and_the_rest_is_trained_as_always(options):
+    """Adam's first step does not depend on the gradient's scale, so that clipping changes nothing."""
+    shared = options | {"auxk_alpha": 0.0, "lr": 1e-3}
+    frozen, ordinary = (built("vsae_top_k", freeze_decoder=f, **shared) for f in (True, False))
+    start = weights_of(frozen)
+    for trainer in (frozen, ordinary):
+        trainer.update(0, batch(0))
+    first, theirs = weights_of(frozen), weights_of(ordinary)
+    assert not t.equal(first["decoder.weight"], theirs["decoder.weight"])
+    for i in range(1, 5):
+        frozen.update(i, batch(i))
+    now = weights_of(frozen)
+    assert t.equal(now["decoder.weight"], start["decoder.weight"])
+    assert frozen.ae.decoder.weight.grad is None
+    for name in ("encoder.weight", "encoder.bias", "b_dec"):
+        assert t.allclose(first[name], theirs[name], atol=2e-6), name
+        assert not t.allclose(now[name], start[name]), name
+
+
+def test_with_a_frozen_decoder_it_resumes_to_the_bit():
+    whole, resumed = (built("vsae_top_k", freeze_decoder=True) for _ in range(2))
+    for i in range(3):
+        whole.update(i, batch(i))
+    load_trainer_state(resumed, copy.deepcopy(trainer_state(whole)))
+    for i in range(3, 6):
+        whole.update(i, batch(i))
+        resumed.update(i, batch(i))
+    assert_same(weights_of(whole), weights_of(resumed))
+
+
+# --- warnings
+
+
+@pytest.mark.parametrize(
+    ("options", "instead"),
+    [
+        ({"sigma": 2.0}, "sigma"),
+        ({"posterior": "learned", "log_var_init": 2.0}, "log_var_init"),
+    ],
+    ids=str,
+)
+def test_noise_that_drowns_the_activations_is_warned_of_once_with_what_to_set(
+    options, instead, caplog
+):
+    trainer, x = built("vsae_top_k", **options), batch(0) / 2
+    ratio = trainer.loss(x, 0, logging=True).losses["noise_to_signal"]
+    assert ratio > 0.2
+    trainer.update(0, x)
+    trainer.update(1, x)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"noise_to_signal={ratio:.3g}" in record.message
+    ((name, value, steps),) = re.findall(
+        r"set (\w+)=(\S+) .*noise_anneal_steps=(\d+)$", record.message
     )
-    assert 0 < abs(bf16 - fp32) < 0.1 * fp32
+    assert (name, int(steps)) == (instead, 50)
+    advised = built("vsae_top_k", **options | {name: float(value)})
+    logged = advised.loss(x, 0, logging=True).losses
+    assert logged["noise_to_signal"] == pytest.approx(0.1, rel=0.02)
 
 
-def test_auxk_without_dead_features_is_zero_on_a_gpu_too():
-    trainer = make_trainer()
-    trainer.form = StepForm(reads_dead_count=False)
-    with RecordedOps() as ops:
-        trainer.update(0, data())
-    assert ops.counts["nonzero"] == 0
-    assert trainer.loss(data(), 1, logging=True).losses["auxk_loss"] == 0
+@pytest.mark.parametrize(
+    ("options", "factor"),
+    [
+        ({"sigma": 0.1}, 1),
+        ({"sigma": 2.0, "noise_anneal_steps": 20}, 0.5),
+        ({"posterior": "point"}, 1),
+        ({"posterior": "learned"}, math.nan),
+        ({"posterior": "learned"}, 0),
+    ],
+    ids=str,
+)
+def test_noise_that_is_small_or_ends_or_has_no_ratio_is_not_warned_of(options, factor, caplog):
+    built("vsae_top_k", **options).update(0, batch(0) * factor)
+    assert not caplog.records
 
 
-def test_decoder_columns_stay_unit_norm():
-    trainer = make_trainer()
-    for step in range(30):
-        trainer.update(step, data(seed=step))
-    norms = trainer.ae.decoder.weight.norm(dim=0)
-    assert t.allclose(norms, t.ones(F), atol=1e-5)
+@pytest.mark.parametrize(
+    ("choice", "unused"),
+    [
+        ({"posterior": "learned"}, {"sigma": 0.3}),
+        ({"posterior": "fixed"}, {"log_var_init": -1.0}),
+        ({"posterior": "point"}, {"noise_anneal_steps": 9}),
+        ({"kl_schedule": "constant"}, {"kl_warmup_steps": 9}),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_is_warned_of_by_name(choice, unused, caplog):
+    trainer = make_trainer(**choice, **unused)
+    ((name, value),), ((key, chosen),) = unused.items(), choice.items()
+    assert caplog.messages == [f"{name}={value}: {key}={chosen} does not use it"]
+    assert trainer.config[name] == value
+    caplog.clear()
+    config = make_trainer(**choice).config
+    del config["trainer_class"], config["dict_class"]
+    VariationalTopKTrainer(**config)
+    assert not caplog.records, "what a config holds is not a user's choice"
 
 
-def test_the_defaults_are_those_of_the_options():
-    trainer = make_trainer()
-    assert trainer.posterior_options == PosteriorOptions(sigma=1.0)
-    assert dataclasses.asdict(trainer.options)["beta"] == 1.0
-
-
-def test_the_model_gets_every_option_of_the_posterior():
-    given = {"noise_on": "values", "sigma": 0.3, "prior_std": 0.7, "select_by": "magnitude"}
-    ae = make_trainer(**given, rectify=True).ae
-    assert (ae.noise_on, ae.select_by, ae.rectify, ae.posterior_kind) == (
-        "values",
-        "magnitude",
-        True,
-        "fixed",
-    )
-    assert (float(ae.sigma), float(ae.prior_std)) == (pytest.approx(0.3), pytest.approx(0.7))
-    learned = make_trainer(posterior="learned", log_var_init=-3.0).ae
-    assert learned.posterior_kind == "learned"
-    assert t.equal(learned.log_var(data()), t.full((len(data()), F), -3.0))
-    covered = {*given, "rectify", "posterior", "log_var_init"}
-    assert covered == {field.name for field in dataclasses.fields(PosteriorOptions)}
+def test_a_relu_before_a_selection_by_magnitude_is_warned_of(caplog):
+    make_trainer(select_by="magnitude")
+    make_trainer(rectify=True)
+    assert not caplog.messages
+    make_trainer(rectify=True, select_by="magnitude")
+    (line,) = caplog.messages
+    assert line.startswith("select_by='magnitude' with rectify=True: after the ReLU no mean is")

@@ -1,14 +1,18 @@
-"""The products of a code with weights, in every form, against dense ones."""
+"""The products of a code with weights, in every form, against dense ones; and memory used again."""
+
+import threading
 
 import pytest
 import torch as t
 from recorded_ops import RecordedOps
 
+from dictionary_learning_ext.trainers.kernels import products
 from dictionary_learning_ext.trainers.kernels.products import (
     DenseCode,
     SparseCode,
     StepForm,
     SubsetCode,
+    scratch,
     top_k_code,
 )
 
@@ -71,10 +75,10 @@ def test_a_subset_reads_the_weights_of_its_features_alone(k, density):
         t.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("dict_size", [2**15 - 1, 2**15, 2**15 + 9])
+@pytest.mark.parametrize("dict_size", [2**15 - 1, 2**15, 2**15 + 1, 2**16, 2**16 + 1])
 def test_the_last_features_of_a_wide_dictionary(dict_size):
-    """Their numbers don't fit into 16 bits from 32,768 features on."""
-    indices_BK = t.tensor([[dict_size - 1, 0], [1, dict_size - 2], [dict_size - 1, 2]])
+    """Indices are sorted as 16-bit integers where these hold them."""
+    indices_BK = t.tensor([[dict_size - 1, 0], [1, dict_size - 2], [dict_size - 1, dict_size // 2]])
     code = SparseCode(indices_BK, dict_size, t.float64)
     values_BK = t.arange(1.0, 7, dtype=t.float64).view(3, 2)
     rows_BD = t.tensor([[1.0, 10], [100, 1000], [3, 7]], dtype=t.float64)
@@ -114,15 +118,39 @@ def test_the_form_is_chosen_by_density(k, dict_size, dtype, form_made):
     assert ops.code_form == form_made
 
 
-@pytest.mark.parametrize("dict_size", [2**15 - 1, 2**15, 2**15 + 1, 2**16, 2**16 + 1])
-def test_numbers_of_features_do_not_overflow(dict_size):
-    """They are sorted as 16-bit integers where these hold them."""
-    last = t.tensor([[0, dict_size - 1], [dict_size - 1, dict_size // 2]])
-    code = SparseCode(last, dict_size, t.float64)
-    values_BK = t.tensor([[1.0, 2.0], [3.0, 4.0]]).double()
-    rows_BD = t.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
-    outer_FD = code.outer(values_BK, rows_BD)
-    expected = t.zeros(dict_size, 2, dtype=t.float64)
-    expected[0, 0], expected[dict_size - 1, 0] = 1, 2
-    expected[dict_size - 1, 1], expected[dict_size // 2, 1] = 3, 4
-    assert t.equal(outer_FD, expected)
+def test_the_form_of_a_machine(monkeypatch):
+    """On a GPU products are dense and the host waits for nothing. AMX makes them worth it sooner."""
+    gpus = StepForm.of(t.device("cuda"))
+    assert (gpus.sparse_density, gpus.reads_dead_count, gpus.keeps_rectified) == (0, False, False)
+    forms = []
+    for has_amx in (False, True):
+        monkeypatch.setattr(products, "_has_amx", lambda has_amx=has_amx: has_amx)
+        forms.append(StepForm.of(t.device("cpu")))
+        assert forms[-1].reads_dead_count
+        assert forms[-1].keeps_rectified
+    assert 0 < forms[1].sparse_density < forms[0].sparse_density
+    assert 0 < forms[1].sparse_projection_density < forms[0].sparse_projection_density
+
+
+CPU = t.device("cpu")
+
+
+def test_a_name_gets_its_memory_again_and_more_when_it_asks_for_more():
+    first = scratch("a test's", (4, 5), t.float32, CPU).fill_(7)
+    again = scratch("a test's", (2, 5), t.float32, CPU)
+    assert again.data_ptr() == first.data_ptr()
+    assert again.eq(7).all()
+    larger = scratch("a test's", (40, 50), t.bfloat16, CPU)
+    assert (larger.shape, larger.dtype) == ((40, 50), t.bfloat16)
+    assert first.eq(7).all(), "a tensor that is still held keeps its memory"
+
+
+def test_names_and_threads_do_not_share_memory():
+    one, other = (scratch(name, (3,), t.float32, CPU) for name in ("one test's", "other test's"))
+    one.fill_(1)
+    other.fill_(2)
+    assert one.eq(1).all()
+    thread = threading.Thread(target=lambda: scratch("one test's", (3,), t.float32, CPU).fill_(3))
+    thread.start()
+    thread.join()
+    assert one.eq(1).all()

@@ -1,10 +1,6 @@
 """Noise and selection, compiled and by torch: against torch's topk, and in distribution."""
 
 import itertools
-import logging
-import os
-import subprocess
-import sys
 from typing import get_args
 
 import pytest
@@ -12,21 +8,32 @@ import torch as t
 from dense_reference import compiled_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba.core.errors import NumbaError
 from recorded_ops import RecordedOps
 
-from dictionary_learning_ext.config.sae import NoiseOn
-from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
-from dictionary_learning_ext.trainers.kernels import select as selection
+from dictionary_learning_ext.config.sae import NoiseOn, SelectBy
 from dictionary_learning_ext.trainers.kernels.encode import BatchLogVariance, BatchMeans
-from dictionary_learning_ext.trainers.kernels.select import draw_batch, top_k
+from dictionary_learning_ext.trainers.kernels.select import compared, draw_batch, top_k
 
 ROWS = 128
 dtypes = pytest.mark.parametrize("dtype", [t.float32, t.float64], ids=["compiled", "torch"])
-SPECIAL = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-20, -1.0, float("inf"), -float("inf"), 1e-40])
+every_noise = pytest.mark.parametrize("noise_on", get_args(NoiseOn))
+selections = pytest.mark.parametrize("by", get_args(SelectBy))
+SPECIAL = st.sampled_from(
+    [0.0, -0.0, 1.0, 1.0 + 2**-20, -1.0, float("inf"), -float("inf"), 1e-40, -1e-40]
+)
 
 
-def draw(mu_BF, k, noise_on="both", scale=0.0, std=None, generator=None, rows=ROWS, **of_means):
+def draw(
+    mu_BF,
+    k,
+    noise_on="both",
+    scale=0.0,
+    std=None,
+    generator=None,
+    rows=ROWS,
+    by="value",
+    **of_means,
+):
     """The code of rows with these means and standard deviations. Default: 1."""
     settings = {"rectify": False, "matmul_dtype": mu_BF.dtype, "keep": False} | of_means
     width = mu_BF.shape[1]
@@ -46,31 +53,45 @@ def draw(mu_BF, k, noise_on="both", scale=0.0, std=None, generator=None, rows=RO
         args = (log_var_BF, t.eye(width), t.zeros(width), limits, one)
         dtype = settings["matmul_dtype"]
         log_var = BatchLogVariance(*args, matmul_dtype=dtype, with_kl=False, with_gradient=False)
-    return draw_batch(means, std, log_var, k, noise_on, scale, generator, rows)
+    return draw_batch(means, std, log_var, k, noise_on, scale, generator, rows, select_by=by)
 
 
+def assert_k_largest(values_BF, k, by, got):
+    """K different features of each row with the largest values, or magnitudes, with their signs."""
+    values_BK, indices_BK = got
+    assert t.equal(values_BF.gather(1, indices_BK), values_BK)
+    expected_BK = compared(values_BF, by).topk(k).values
+    assert t.equal(compared(values_BK, by).sort(descending=True).values, expected_BK)
+    assert all(len(set(row)) == k for row in indices_BK.tolist())
+
+
+# --- the K largest
+
+
+@selections
 @dtypes
 @pytest.mark.parametrize("k", [1, 5, 49, 50])
-def test_top_k_is_torchs(k, dtype):
+def test_top_k_is_torchs(k, dtype, by):
     values_BF = t.randn(30, 50, generator=t.Generator().manual_seed(k), dtype=dtype)
     with RecordedOps() as ops:
-        values_BK, indices_BK = top_k(values_BF, k, ROWS)
+        got = top_k(values_BF, k, ROWS, select_by=by)
     assert ops.counts["topk"] == (0 if dtype == t.float32 else 1)
-    assert t.equal(values_BF.gather(1, indices_BK), values_BK)
-    assert t.equal(values_BK.sort(descending=True).values, values_BF.topk(k).values)
+    assert_k_largest(values_BF, k, by, got)
 
 
+@selections
 @pytest.mark.parametrize("k", [1, 16, 64, 256, 512, 1023, 1024])
 @pytest.mark.parametrize("spread", [1e-30, 1.0, 1e30])
-def test_top_k_is_torchs_at_real_sizes(k, spread):
+def test_top_k_is_torchs_at_real_sizes(k, spread, by):
     """Rows whose scales differ, so that the guess from the row before is of little use."""
     generator = t.Generator().manual_seed(k)
     values_BF = t.randn(60, 1024, generator=generator) * spread
     values_BF *= 10 ** t.randint(-4, 5, (60, 1), generator=generator)
-    values_BK = top_k(values_BF, k, ROWS)[0]
-    assert t.equal(values_BK.sort(descending=True).values, values_BF.topk(k).values)
+    assert_k_largest(values_BF, k, by, top_k(values_BF, k, ROWS, select_by=by))
 
 
+@selections
+@dtypes
 @given(
     st.lists(
         st.lists(st.one_of(SPECIAL, st.floats(-3, 3, width=32)), min_size=12, max_size=12),
@@ -79,51 +100,51 @@ def test_top_k_is_torchs_at_real_sizes(k, spread):
     ),
     st.integers(1, 12),
 )
-@settings(max_examples=200, deadline=None)
-def test_top_k_is_torchs_with_ties_zeros_and_infinities(rows, k):
-    values_BF = t.tensor(rows)
-    values_BK, indices_BK = top_k(values_BF, k, ROWS)
-    assert t.equal(values_BK.sort(descending=True).values, values_BF.topk(k).values)
-    assert all(len(set(row)) == k for row in indices_BK.tolist())
+@settings(max_examples=100, deadline=None)
+def test_top_k_is_torchs_with_ties_zeros_and_infinities(by, dtype, rows, k):
+    values_BF = t.tensor(rows, dtype=dtype)
+    assert_k_largest(values_BF, k, by, top_k(values_BF, k, ROWS, select_by=by))
 
 
+@selections
 @dtypes
-def test_nan_counts_as_the_largest(dtype):
+def test_nan_counts_as_the_largest(dtype, by):
     values_BF = t.arange(40, dtype=dtype).repeat(3, 1)
+    if by == "magnitude":
+        values_BF = -values_BF
     values_BF[1, 7] = t.nan
-    values_BF[2, :3] = t.nan
-    values_BK, indices_BK = top_k(values_BF, 2, ROWS)
+    values_BF[2, :3] = -t.nan
+    values_BK, indices_BK = top_k(values_BF, 2, ROWS, select_by=by)
     assert set(indices_BK[0].tolist()) == {38, 39}
     assert set(indices_BK[1].tolist()) == {7, 39}
     assert set(indices_BK[2].tolist()) < {0, 1, 2}
     assert values_BK.isnan().sum(1).tolist() == [0, 1, 2]
 
 
-@dtypes
-def test_top_k_takes_exactly_k_of_equal_values(dtype):
-    rows = t.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]], dtype=dtype)
-    values_BK, indices_BK = top_k(rows, 2, ROWS)
-    assert values_BK.tolist() == [[2, 2], [0, 0]]
-    assert all(len(set(row)) == 2 for row in indices_BK.tolist())
+# --- what the mean alone selects
 
 
+@selections
 @dtypes
-@pytest.mark.parametrize("noise_on", get_args(NoiseOn))
+@every_noise
 @given(st.integers(0, 10**6), st.integers(1, 12), st.floats(-3, 3), st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_fired_does_not_depend_on_the_noise(noise_on, dtype, seed, k, shift, rectify):
-    """The mean's selection. A ReLU's zeros fire only in a code without noise."""
+@settings(max_examples=30, deadline=None)
+def test_fired_and_the_smallest_are_the_means_with_noise_or_without(
+    by, dtype, noise_on, seed, k, shift, rectify
+):
+    """A mean of 0 fires only in a code without noise, as upstream counts a ReLU's."""
     mu_BF = t.randn(7, 12, generator=t.Generator().manual_seed(seed)) + shift
+    mu_BF[0, ::2] = 0.0
     mu_BF = mu_BF.to(dtype)  # the same means in both dtypes
     without, with_noise = (
-        draw(mu_BF, k, noise_on, scale=s, rectify=rectify, keep=rectify) for s in (0.0, 1.0)
+        draw(mu_BF, k, noise_on, scale=s, rectify=rectify, keep=rectify, by=by) for s in (0.0, 1.0)
     )
     mu_BF = mu_BF.relu() if rectify else mu_BF
-    mu_BK, indices_BK = mu_BF.topk(k)
-    selected_BF = t.zeros_like(mu_BF).scatter(1, indices_BK, mu_BK)
-    assert t.equal(with_noise.fired_F, (selected_BF != 0).any(0))
-    assert rectify or t.equal(with_noise.fired_F, without.fired_F)
-    smallest_B = mu_BK.masked_fill(mu_BK <= 0, t.inf).amin(1)
+    compared_BK, indices_BK = compared(mu_BF, by).topk(k)
+    fired_F = t.zeros_like(mu_BF).scatter(1, indices_BK, compared_BK).ne(0).any(0)
+    smallest_B = compared_BK.masked_fill(compared_BK <= 0, t.inf).amin(1)
+    assert t.equal(with_noise.fired_F, fired_F)
+    assert not (fired_F & ~without.fired_F).any()
     assert t.equal(with_noise.smallest_B, smallest_B)
     assert t.equal(without.smallest_B, smallest_B)
 
@@ -134,6 +155,16 @@ def test_a_mean_of_zero_fires_in_a_code_without_noise_only(dtype, scale):
     mu_BF = t.tensor([[0.0, -1.0, 2.0, -3.0]], dtype=dtype).repeat(2, 1)
     fired_F = draw(mu_BF, 2, "values", scale=scale).fired_F
     assert fired_F.tolist() == [scale == 0, False, True, False]
+
+
+def test_zeros_of_a_relu_are_chosen_as_upstreams_topk_does():
+    mu_BF = t.randn(20, 60, generator=t.Generator().manual_seed(0)) - 1
+    expected = mu_BF.relu().topk(30, sorted=False).indices
+    assert (mu_BF > 0).sum(1).max() < 30
+    assert t.equal(top_k(mu_BF.relu(), 30, ROWS, rectified=True)[1], expected)
+    drawn = draw(mu_BF, 30, rectify=True, keep=True)
+    assert t.equal(drawn.indices_BK, expected)
+    assert drawn.fired_F.nonzero().flatten().tolist() == expected.unique().tolist()
 
 
 @dtypes
@@ -152,25 +183,23 @@ def test_a_row_with_nan_does_not_spoil_the_others(dtype):
     assert t.equal(with_noise.smallest_B[others], whole.smallest_B[others])
 
 
-def test_zeros_of_a_relu_are_chosen_as_upstreams_topk_does():
-    mu_BF = t.randn(20, 60, generator=t.Generator().manual_seed(0)) - 1
-    expected = mu_BF.relu().topk(30, sorted=False).indices
-    assert (mu_BF > 0).sum(1).max() < 30
-    assert t.equal(top_k(mu_BF.relu(), 30, ROWS, rectified=True)[1], expected)
-    drawn = draw(mu_BF, 30, rectify=True, keep=True)
-    assert t.equal(drawn.indices_BK, expected)
-    assert drawn.fired_F.nonzero().flatten().tolist() == expected.unique().tolist()
+# --- the code that is drawn
 
 
-@pytest.mark.parametrize("noise_on", ["both", "values", "selection"])
-def test_a_code_is_the_k_largest_of_the_sample_or_of_the_mean(noise_on):
-    mu_BF = t.randn(50, 64, generator=t.Generator().manual_seed(1))
+@selections
+@pytest.mark.parametrize("matmul_dtype", [t.float32, t.bfloat16])
+@every_noise
+def test_a_code_is_the_k_largest_of_the_sample_or_of_the_mean(noise_on, matmul_dtype, by):
+    mu_BF = t.randn(50, 64, generator=t.Generator().manual_seed(1)).bfloat16().float()
     noise_BF = compiled_noise(50, 64, t.Generator().manual_seed(0))
-    drawn = draw(mu_BF, 8, noise_on, scale=0.5)
+    drawn = draw(mu_BF, 8, noise_on, scale=0.5, matmul_dtype=matmul_dtype, by=by)
     z_BF = mu_BF + 0.5 * noise_BF
-    chosen_BK = (mu_BF if noise_on == "values" else z_BF).topk(8).indices
-    assert t.equal(drawn.indices_BK.sort().values, chosen_BK.sort().values)
+    source_BF = compared(mu_BF if noise_on == "values" else z_BF, by)
+    kept_BK = source_BF.gather(1, drawn.indices_BK)  # of equal ones, torch may keep others
+    t.testing.assert_close(kept_BK.sort(descending=True).values, source_BF.topk(8).values)
+    assert all(len(set(row)) == 8 for row in drawn.indices_BK.tolist())
     assert t.equal(drawn.mu_BK, mu_BF.gather(1, drawn.indices_BK))
+    assert by == "value" or (drawn.mu_BK < 0).any()
     moved_BK = drawn.values_BK - drawn.mu_BK
     if noise_on == "selection":
         assert (moved_BK == 0).all()
@@ -179,6 +208,15 @@ def test_a_code_is_the_k_largest_of_the_sample_or_of_the_mean(noise_on):
     else:
         assert moved_BK.std().item() == pytest.approx(0.5, rel=0.1)
         assert abs(moved_BK.mean().item()) < 4 * 0.5 / moved_BK.numel() ** 0.5
+
+
+@dtypes
+@every_noise
+def test_of_means_that_are_all_positive_selection_by_magnitude_is_that_by_value(noise_on, dtype):
+    mu_BF = 9 + t.randn(20, 30, generator=t.Generator().manual_seed(3)).to(dtype)
+    one, other = (draw(mu_BF, 5, noise_on, 0.5, by=by) for by in ("magnitude", "value"))
+    for name in one._fields[:-1]:
+        assert t.equal(getattr(one, name), getattr(other, name)), name
 
 
 @pytest.mark.parametrize("noise_on", ["both", "values"])
@@ -213,6 +251,9 @@ def test_results_do_not_depend_on_threads_or_blocks():
             assert t.equal(one, same)
 
 
+# --- the noise
+
+
 def test_noise_is_normal_noise_and_independent():
     """Against the normal's own distribution function, moments and correlations."""
     noise = compiled_noise(1000, 2000, t.Generator().manual_seed(0)).double()
@@ -244,50 +285,11 @@ def test_noise_comes_from_the_generator(dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("noise_on", get_args(NoiseOn))
+@every_noise
 def test_noise_of_scale_0_draws_nothing_and_gives_the_means_code(noise_on, dtype):
     mu_BF = t.randn(6, 20, generator=t.Generator().manual_seed(0), dtype=dtype)
     generator = t.Generator().manual_seed(1)
     before = generator.get_state()
     drawn = draw(mu_BF, 3, noise_on, std=t.tensor(2.0, dtype=dtype), generator=generator)
     assert t.equal(generator.get_state(), before)
-    assert t.equal(drawn.values_BK.sort(descending=True).values, mu_BF.topk(3).values)
-    assert t.equal(mu_BF.gather(1, drawn.indices_BK), drawn.values_BK)
-
-
-def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatch, caplog):
-    def fails(*arguments):
-        raise NumbaError("no such instruction")
-
-    compiled_selection._compiles.cache_clear()
-    monkeypatch.setattr(compiled_selection._kernels(), "draw_rows", fails)
-    try:
-        with caplog.at_level(logging.WARNING), RecordedOps() as ops:
-            for _ in range(2):
-                values_BK, _ = selection.top_k(t.arange(10.0).repeat(2, 1), 3, ROWS)
-    finally:
-        compiled_selection._compiles.cache_clear()
-    assert values_BK.sort(descending=True).values.tolist() == [[9, 8, 7]] * 2
-    assert ops.counts["topk"] == 2
-    assert [record.message for record in caplog.records] == [
-        "numba can't compile the selection of features; torch does it: no such instruction"
-    ]
-
-
-def test_without_a_folder_for_its_cache_numba_compiles_all_the_same():
-    """In a process whose home and whose copy of the package can't be written to."""
-    program = """
-import logging, sys, numba.core.caching as caching
-logging.basicConfig(stream=sys.stdout, format="%(message)s")
-for locator in caching.CacheImpl._locator_classes:
-    if "UserProvided" not in locator.__name__:
-        locator.from_function = classmethod(lambda *_: None)
-import torch as t
-from dictionary_learning_ext.trainers.kernels import compiled as compiled_selection
-print(compiled_selection.serves(t.zeros(2, 4)))
-"""
-    environment = {n: v for n, v in os.environ.items() if n != "NUMBA_CACHE_DIR"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert "set NUMBA_CACHE_DIR" in done.stdout, done.stderr
-    assert done.stdout.splitlines()[-1] == "True"
+    assert_k_largest(mu_BF, 3, "value", (drawn.values_BK, drawn.indices_BK))

@@ -1,0 +1,126 @@
+"""The compiled form's machinery: blocks of rows on several threads, and what happens without numba."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch as t
+from numba.core.errors import NumbaError
+from recorded_ops import RecordedOps
+
+from dictionary_learning_ext.trainers.kernels import compiled
+from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
+from dictionary_learning_ext.trainers.kernels.select import top_k
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_blocks_cover_the_rows_in_order(n_threads):
+    before = t.get_num_threads()
+    t.set_num_threads(n_threads)
+    try:
+        got = map_row_blocks(lambda rows: (rows, t.get_num_threads()), 22, 4)
+        assert t.get_num_threads() == n_threads
+    finally:
+        t.set_num_threads(before)
+    assert [rows.indices(22)[:2] for rows, _ in got] == [
+        (0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 22),
+    ]  # fmt: skip
+    assert {threads for _, threads in got} == {1}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")
+def test_a_forked_child_has_threads_of_its_own():
+    def work():
+        map_row_blocks(lambda rows: None, 6, 1)
+
+    work()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        work()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_an_error_in_a_block_is_raised():
+    def fail(rows):
+        if rows.start == 3:
+            raise ArithmeticError("row 3")
+
+    with pytest.raises(ArithmeticError, match="row 3"):
+        map_row_blocks(fail, 6, 1)
+
+
+def printed(program):
+    """What a program prints in a process of its own."""
+    command = [sys.executable, "-c", program]
+    variables = {n: v for n, v in os.environ.items() if n != "NUMBA_CACHE_DIR"}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
+def test_torch_has_more_threads_than_it_uses_so_that_they_sleep():
+    """In a fresh process: torch's two, ours, and two that make OpenMP count more than cores."""
+    program = """
+import os, torch as t
+from dictionary_learning_ext.trainers.kernels.compiled import map_row_blocks
+t.set_num_threads(2)
+t.zeros(2**17).add_(1)
+before = len(os.listdir("/proc/self/task"))
+map_row_blocks(lambda rows: None, 6, 1)
+t.zeros(2**17).add_(1)
+print(len(os.listdir("/proc/self/task")) - before, t.get_num_threads())
+"""
+    assert printed(program).split() == ["4", "2"]
+
+
+def test_where_numba_cannot_compile_torch_takes_over_with_one_warning(monkeypatch, caplog):
+    def fails(*arguments):
+        raise NumbaError("no such instruction")
+
+    compiled._compiles.cache_clear()
+    monkeypatch.setattr(compiled._kernels(), "draw_rows", fails)
+    try:
+        with caplog.at_level(logging.WARNING), RecordedOps() as ops:
+            for _ in range(2):
+                values_BK, _ = top_k(t.arange(10.0).repeat(2, 1), 3, 128)
+    finally:
+        compiled._compiles.cache_clear()
+    assert values_BK.sort(descending=True).values.tolist() == [[9, 8, 7]] * 2
+    assert ops.counts["topk"] == 2
+    assert caplog.messages == [
+        "numba can't compile the selection of features; torch does it: no such instruction"
+    ]
+
+
+def test_where_numba_is_missing_torch_takes_over():
+    program = """
+import sys
+sys.modules["numba"] = None
+import torch as t
+from dictionary_learning_ext.trainers.kernels import compiled
+print(compiled.serves(t.zeros(2, 4)))
+"""
+    assert printed(program).split() == ["False"]
+
+
+def test_without_a_folder_for_its_cache_numba_compiles_all_the_same():
+    """In a process whose home and whose copy of the package can't be written to."""
+    program = """
+import logging, sys, numba.core.caching as caching
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+for locator in caching.CacheImpl._locator_classes:
+    if "UserProvided" not in locator.__name__:
+        locator.from_function = classmethod(lambda *_: None)
+import torch as t
+from dictionary_learning_ext.trainers.kernels import compiled
+print(compiled.serves(t.zeros(2, 4)))
+"""
+    out = printed(program)
+    assert "set NUMBA_CACHE_DIR" in out
+    assert out.splitlines()[-1] == "True"

@@ -1,0 +1,75 @@
+"""What the package asks of a dictionary of any class, and how ours are loaded."""
+
+import math
+
+import pytest
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from small_trainers import D, F, batch, built
+from torch.distributions import Normal, kl_divergence
+
+from dictionary_learning_ext import VAEase, VariationalTopKAutoEncoder
+from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.trainers.dictionaries import HasPosterior, selects_top_k
+
+OURS = [name for name, row in TRAINED.items() if row.is_ours]
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_ours_have_a_posterior_and_upstreams_have_none(architecture):
+    row, sae = TRAINED[architecture], built(architecture).ae
+    assert isinstance(sae, HasPosterior) == row.is_ours
+    if row.is_ours:
+        x = batch(0).view(4, 6, D)
+        posterior = sae.posterior(x)
+        assert posterior.kl.shape == (4, 6, F)
+        std = posterior.std.expand(4, 6, F)
+        prior = Normal(t.zeros(F), sae.prior_std.expand(F))
+        expected = kl_divergence(Normal(posterior.mu, std), prior)
+        assert t.allclose(posterior.kl, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_selects_top_k_is_of_those_that_keep_k_of_each_token(architecture):
+    sae = built(architecture).ae
+    assert selects_top_k(sae) == (
+        architecture in ("vsae_top_k", "vsae", "top_k", "probabilistic_top_k")
+    )
+    if selects_top_k(sae):
+        values_BK = sae.encode(batch(0), return_topk=True)[1]
+        assert values_BK.shape == (len(batch(0)), int(sae.k))
+
+
+@pytest.mark.parametrize("scale", [0.0, -2.0, math.nan, math.inf])
+@pytest.mark.parametrize("architecture", OURS)
+def test_a_scale_that_is_not_positive_is_refused_and_changes_nothing(architecture, scale):
+    sae = built(architecture).ae
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    with pytest.raises(ConfigError, match=f"scale={scale}: expected above 0") as raised:
+        sae.scale_biases(scale)
+    assert ("all activations are 0" in str(raised.value)) == (scale == 0)
+    assert all(t.equal(value, before[name]) for name, value in sae.state_dict().items())
+
+
+VSAE = VariationalTopKAutoEncoder
+
+
+@pytest.mark.parametrize(
+    ("cls", "saved", "k", "error", "message"),
+    [
+        (VSAE, AutoEncoderTopK(D, F, 4), None, CheckpointError, "ae.pt: expected .*load_dict"),
+        (VAEase, AutoEncoderTopK(D, F, 4), None, CheckpointError, "a VAEase, .*log_gamma.* is mis"),
+        (VSAE, VSAE(D, F, 4), 5, ConfigError, "k=5: expected 4, as in .*ae.pt; leave it out"),
+    ],
+)
+def test_another_classs_file_and_another_k_are_refused(cls, saved, k, error, message, tmp_path):
+    t.save(saved.state_dict(), tmp_path / "ae.pt")
+    with pytest.raises(error, match=message):
+        cls.from_pretrained(tmp_path / "ae.pt", k=k)
+
+
+def test_an_sae_with_a_learned_prior_is_refused(tmp_path):
+    t.save(VSAE(D, F, 4).state_dict() | {"prior_std": t.ones(F)}, tmp_path / "ae.pt")
+    with pytest.raises(CheckpointError, match=r"ae.pt: prior_std has shape.*no longer supported"):
+        VSAE.from_pretrained(tmp_path / "ae.pt")
