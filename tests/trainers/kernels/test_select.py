@@ -145,6 +145,7 @@ def test_fired_and_the_smallest_are_the_means_with_noise_or_without(
     smallest_B = compared_BK.masked_fill(compared_BK <= 0, t.inf).amin(1)
     assert t.equal(with_noise.fired_F, fired_F)
     assert not (fired_F & ~without.fired_F).any()
+    assert (mu_BF == 0).any(0)[without.fired_F & ~fired_F].all()
     assert t.equal(with_noise.smallest_B, smallest_B)
     assert t.equal(without.smallest_B, smallest_B)
 

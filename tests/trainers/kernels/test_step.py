@@ -10,7 +10,7 @@ from dense_reference import compiled_noise, dense_loss
 from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
-from dictionary_learning_ext.trainers.kernels import step as loss_module
+from dictionary_learning_ext.trainers.kernels import step
 from dictionary_learning_ext.trainers.kernels.products import StepForm
 from dictionary_learning_ext.trainers.kernels.step import StepObjective, Weights, variational_loss
 
@@ -76,8 +76,30 @@ def exactly(x, weights, objective):
     return gradients(functools.partial(dense_loss, noise_BF=noise_BF), x.double(), wide, objective)
 
 
-def relative_error(got, expected):
-    return ((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+def assert_close(got, expected, error=1e-9):
+    """Each tensor, relative to its largest element."""
+    for one, other in zip(got, expected, strict=True):
+        assert ((one - other).abs().max() / other.abs().max().clamp(min=1e-30)) < error
+
+
+def assert_is_dense(x, weights, objective):
+    """The loss's terms and gradients are those of the dense form. Returns the terms."""
+    terms, got = gradients(variational_loss, x, weights, objective)
+    reference, expected = gradients(dense_loss, x, weights, objective)
+    for name, value in reference.items():
+        assert getattr(terms, name).item() == pytest.approx(value.item(), rel=1e-12, abs=1e-12)
+    assert_close(got, expected)
+    return terms
+
+
+def in_float32(x, weights, objective, **changes):
+    changes = {"matmul_dtype": t.float32} | changes
+    sigma, prior_std = objective.sigma.float(), objective.prior_std.float()
+    return (
+        x.float(),
+        Weights(*(w if w is None else w.float() for w in weights)),
+        dataclasses.replace(objective, sigma=sigma, prior_std=prior_std, **changes),
+    )
 
 
 def one_form(name):
@@ -110,25 +132,16 @@ BY_MAGNITUDE = [s | {"select_by": "magnitude"} for s in SETTINGS]
 def test_gradients_equal_dense_autograd(settings, form):
     x, weights, objective = make_case(form=one_form(form), **settings)
     with RecordedOps() as ops:
-        terms, got = gradients(variational_loss, x, weights, objective)
+        terms = assert_is_dense(x, weights, objective)
     assert ops.code_form == form
-    reference, expected = gradients(dense_loss, x, weights, objective)
-    for name, value in reference.items():
-        assert getattr(terms, name).item() == pytest.approx(value.item(), rel=1e-12, abs=1e-12)
     assert (terms.auxk_loss > 0) == settings["aux"]
-    for one, other in zip(got, expected, strict=True):
-        assert relative_error(one, other) < 1e-9
 
 
 @pytest.mark.parametrize("posterior", ["fixed", "learned", "point"])
 @pytest.mark.parametrize("kl_weight", [0.0, 1.0])
 def test_gradients_where_the_kl_counts_nothing_or_in_full(kl_weight, posterior):
     x, weights, objective = make_case(form=one_form("sparse"), posterior=posterior)
-    objective = dataclasses.replace(objective, kl_weight=kl_weight)
-    _, got = gradients(variational_loss, x, weights, objective)
-    _, expected = gradients(dense_loss, x, weights, objective)
-    for one, other in zip(got, expected, strict=True):
-        assert relative_error(one, other) < 1e-9
+    assert_is_dense(x, weights, dataclasses.replace(objective, kl_weight=kl_weight))
 
 
 @pytest.mark.parametrize(
@@ -147,14 +160,10 @@ def test_in_a_gpus_form_auxk_reaches_no_living_feature(form, rectify, select_by)
         weights.W_enc_FD[idle], weights.b_enc_F[idle] = weights.W_enc_FD[idle] / 100, -0.01
     since_fired[idle] = 1000
     objective = dataclasses.replace(objective, tokens_since_fired_F=since_fired)
-    terms, got = gradients(variational_loss, x, weights, objective)
+    terms = assert_is_dense(x, weights, objective)
     n_dead = int((terms.tokens_since_fired_F >= objective.dead_feature_threshold).sum())
     assert 0 < n_dead < objective.top_k_aux, "the case must have fewer dead than AuxK takes"
     assert terms.auxk_loss > 0
-    reference, expected = gradients(dense_loss, x, weights, objective)
-    assert terms.loss.item() == pytest.approx(reference["loss"].item(), rel=1e-12)
-    for one, other in zip(got, expected, strict=True):
-        assert relative_error(one, other) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -164,22 +173,15 @@ def test_in_a_gpus_form_auxk_reaches_no_living_feature(form, rectify, select_by)
 )
 def test_the_compiled_form_gives_the_same_gradients(settings):
     """In float32, where what is selected comes from the compiled form."""
-    x, weights, objective = make_case(**settings)
-    x, weights = x.float(), Weights(*(w if w is None else w.float() for w in weights))
-    narrow = dataclasses.replace(
-        objective,
-        matmul_dtype=t.float32,
-        sigma=objective.sigma.float(),
-        prior_std=objective.prior_std.float(),
-    )
+    _, _, objective = case = make_case(**settings)
+    x, weights, narrow = in_float32(*case)
     with RecordedOps() as ops:
         terms, got = gradients(variational_loss, x, weights, narrow)
     assert ops.counts["topk"] == 0 or settings["rectify"]
     reference, expected = exactly(x, weights, objective)
     for name, value in reference.items():
         assert getattr(terms, name).item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6)
-    for one, other in zip(got, expected, strict=True):
-        assert relative_error(one, other) < 1e-4
+    assert_close(got, expected, error=1e-4)
 
 
 @pytest.mark.parametrize("scope", ["all", "selected"])
@@ -198,8 +200,7 @@ def test_gradients_without_kl_weight_and_without_x(scope):
     with RecordedOps() as ops:
         got = weight_gradients(variational_loss)
     assert ops.code_form == "sparse"
-    for one, other in zip(got, weight_gradients(dense_loss), strict=True):
-        assert relative_error(one, other) < 1e-9
+    assert_close(got, weight_gradients(dense_loss))
 
 
 @pytest.mark.parametrize("keeps", [False, True])
@@ -212,34 +213,23 @@ def test_blocks_of_rows_give_what_the_whole_batch_gives(rectify, keeps):
         rectify=rectify,
     )
     with RecordedOps() as ops:
-        terms, got = gradients(variational_loss, x, weights, objective)
+        terms, _ = gradients(variational_loss, x, weights, objective)
     n_dead = int((terms.tokens_since_fired_F >= objective.dead_feature_threshold).sum())
     of_auxk = -(-BATCH // (3 * F // n_dead))
     assert ops.counts["topk"] == BATCH // 3 + of_auxk
     assert of_auxk > 1
-    reference, expected = gradients(dense_loss, x, weights, objective)
-    assert terms.loss.item() == pytest.approx(reference["loss"].item(), rel=1e-12)
-    assert terms.auxk_loss > 0
-    for one, other in zip(got, expected, strict=True):
-        assert relative_error(one, other) < 1e-9
+    assert assert_is_dense(x, weights, objective).auxk_loss > 0
 
 
 @pytest.mark.parametrize("posterior", ["fixed", "learned"])
 def test_a_step_is_the_same_on_any_number_of_threads_and_in_any_blocks(posterior):
     before, results = t.get_num_threads(), []
-    x, weights, objective = make_case(posterior=posterior, noise_on="both", aux=True)
-    x, weights = x.float(), Weights(*(w if w is None else w.float() for w in weights))
+    case = make_case(posterior=posterior, noise_on="both", aux=True)
     try:
         for rows, n_threads in itertools.product((2, 5, BATCH), (1, 2, 3)):
             t.set_num_threads(n_threads)
-            narrow = dataclasses.replace(
-                objective,
-                matmul_dtype=t.float32,
-                sigma=objective.sigma.float(),
-                prior_std=objective.prior_std.float(),
-                form=StepForm(rows_at_once=rows),
-            )
-            terms, got = gradients(variational_loss, x, weights, narrow)
+            narrow = in_float32(*case, form=StepForm(rows_at_once=rows))
+            terms, got = gradients(variational_loss, *narrow)
             results.append([terms.loss.detach(), terms.tokens_since_fired_F, *got])
     finally:
         t.set_num_threads(before)
@@ -288,13 +278,8 @@ def test_bf16_gradients_are_near_exact_ones(settings, form):
         limits = tuple(middle_of_gap(log_var, *span) for span in ((-4.0, -0.2), (0.5, 5.0)))
         objective = dataclasses.replace(objective, log_var_limits=limits)
         assert ((log_var < limits[0]) | (log_var > limits[1])).any()
-    narrow = dataclasses.replace(
-        objective,
-        matmul_dtype=t.bfloat16,
-        sigma=objective.sigma.float(),
-        prior_std=objective.prior_std.float(),
-    )
     x, weights = cast(x), Weights(*map(cast, weights))
+    _, _, narrow = in_float32(x, weights, objective, matmul_dtype=t.bfloat16)
     with RecordedOps() as ops:
         terms, got = gradients(variational_loss, x, weights, narrow)
     assert ops.code_form == form
@@ -362,7 +347,7 @@ def test_no_gradient_is_computed_when_none_is_wanted(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("computed")
 
-    monkeypatch.setattr(loss_module, "_gradients", refuse)
+    monkeypatch.setattr(step, "_gradients", refuse)
     x, weights, objective = make_case()
     assert not variational_loss(x, weights, objective).loss.requires_grad
     trained = Weights(*(w if w is None else w.clone().requires_grad_() for w in weights))
