@@ -5,7 +5,7 @@ from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
 from dictionary_learning_ext.trainers.kernels.select import draw_batch
-from dictionary_learning_ext.trainers.kernels.step import StepObjective, Weights
+from dictionary_learning_ext.trainers.kernels.step import LossTerms, StepObjective, Weights
 
 
 def compiled_noise(batch: int, n_features: int, generator: t.Generator) -> t.Tensor:
@@ -30,8 +30,8 @@ def dense_loss(
     weights: Weights,
     objective: StepObjective,
     noise_BF: t.Tensor | None = None,
-) -> dict[str, t.Tensor]:
-    """Every term of the loss, with this noise, or else with what `draw_code` draws in float64."""
+) -> LossTerms:
+    """Every one of `LossTerms`, with this noise, or else with what `draw_code` draws in float64."""
     W_enc, b_enc, W_dec, b_dec, W_var, b_var = weights
     posterior, options = objective.posterior, objective.options
     mu = (x_BD - b_dec) @ W_enc.T + b_enc
@@ -75,9 +75,15 @@ def dense_loss(
     counted = kl * mask if options.kl_scope == "selected" else kl
     kl_loss = counted.sum(1).mean()
 
+    selected = largest(mu, objective.k)
+    mu_selected = mu.gather(1, selected)
     fired = t.zeros(mu.shape[1], dtype=t.bool)
-    fired[largest(mu, objective.k).flatten()] = True
+    fired[selected[(mu_selected != 0) | (scale == 0)]] = True
     since_fired = t.where(fired, 0, objective.tokens_since_fired_F + len(x_BD))
+    if posterior.select_by == "magnitude":
+        mu_selected = mu_selected.abs()
+    positive_rows = [row[row > 0] for row in mu_selected]
+    smallest = t.stack([row.min() for row in positive_rows if len(row)])
     dead = since_fired >= objective.dead_feature_threshold
     auxk_loss = t.zeros((), dtype=mu.dtype)
     if dead.any() and objective.auxk_alpha > 0:
@@ -91,4 +97,4 @@ def dense_loss(
 
     l2_loss = (x_BD - x_hat).pow(2).sum(1).mean()
     loss = l2_loss + objective.kl_weight * kl_loss + objective.auxk_alpha * auxk_loss
-    return {"loss": loss, "l2_loss": l2_loss, "kl_loss": kl_loss, "auxk_loss": auxk_loss}
+    return LossTerms(loss, l2_loss, kl_loss, auxk_loss, smallest.mean(), since_fired)

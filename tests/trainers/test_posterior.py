@@ -7,7 +7,6 @@ import pytest
 import torch as t
 from hypothesis import given
 from hypothesis import strategies as st
-from small_trainers import batch, built
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext.config.sae import KLSchedule
@@ -18,7 +17,6 @@ from dictionary_learning_ext.trainers.posterior import (
     kl_scale,
     noise_scale,
     noise_to_signal,
-    point_kl,
 )
 
 
@@ -40,12 +38,6 @@ def test_kl_is_the_mean_of_log_q_minus_log_p():
     assert abs(ratio.mean() - gaussian_kl(mu, log_var, prior_std)) < error < 0.01
 
 
-def test_a_points_kl_is_the_part_of_mu():
-    mu = t.linspace(-2, 2, 9)
-    shift = gaussian_kl(t.tensor(0.0), t.tensor(-3.0), 1.5)
-    assert t.allclose(gaussian_kl(mu, t.tensor(-3.0), 1.5) - shift, point_kl(mu, 1.5), atol=1e-6)
-
-
 def test_schedules():
     def values(schedule, steps):
         return [kl_scale(step, schedule, 10) for step in steps]
@@ -54,11 +46,8 @@ def test_schedules():
     assert values("linear", [0, 5, 10, 99]) == [0, 0.5, 1, 1]
     assert values("cosine", [0, 5, 10, 99]) == pytest.approx([0, 0.5, 1, 1])
     assert kl_scale(2, "cosine", 10) == pytest.approx((1 - math.cos(math.pi / 5)) / 2)
-
-
-@pytest.mark.parametrize("schedule", get_args(KLSchedule))
-def test_without_warm_up_beta_is_full_from_the_first_step(schedule):
-    assert [kl_scale(step, schedule, 0) for step in (0, 1, 5, 10, 99)] == [1] * 5
+    for schedule in get_args(KLSchedule):  # without warm-up beta is full from the first step
+        assert [kl_scale(step, schedule, 0) for step in (0, 1, 99)] == [1] * 3
 
 
 def test_noise_falls_linearly_to_zero_or_stays():
@@ -99,15 +88,3 @@ def test_a_point_is_the_limit_of_a_narrow_gaussian_without_its_constant():
     narrow = kl_divergence(Normal(mu, 1e-4), Normal(t.zeros_like(mu), prior_std))
     assert t.allclose(point.kl - point.kl[4], narrow - narrow[4])
     assert point.kl[4] == 0, "mu = 0 costs nothing"
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_no_warm_up_is_full_beta_from_the_first_step_in_a_trainers_log(schedule):
-    def first_log(warmup):
-        trainer = built("vsae_top_k", kl_schedule=schedule, kl_warmup_steps=warmup, beta=0.5)
-        return trainer.metrics(0, batch(0))
-
-    none, some = first_log(0), first_log(10)
-    assert (none["kl_scale"], some["kl_scale"]) == (1, 0)
-    assert some["loss"] == pytest.approx(some["l2_loss"] + some["auxk_loss"] / 32, rel=1e-5)
-    assert none["loss"] == pytest.approx(some["loss"] + 0.5 * none["kl_loss"], rel=1e-5)
