@@ -242,7 +242,7 @@ class SamplingTrainer(Named, ABC):
 
     @abstractmethod
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Any:
-        """The loss of activations (B, D) and its parts; `.loss` is differentiable."""
+        """The loss of `_prepared` activations and its parts; `.loss` is differentiable."""
 
     @abstractmethod
     def _logged(self, terms: Any, x: t.Tensor) -> dict[str, t.Tensor]:
@@ -336,7 +336,6 @@ def count_selection(
     trainer: Any,
     step: int,
     is_finite: t.Tensor,
-    *,
     tokens_since_fired_F: t.Tensor,
     mean_threshold: t.Tensor,
 ) -> None:

@@ -205,19 +205,13 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         terms.loss.backward()
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
-        count_selection(
-            self,
-            step,
-            is_finite,
-            tokens_since_fired_F=terms.tokens_since_fired_F,
-            mean_threshold=terms.mean_threshold,
-        )
+        count_selection(self, step, is_finite, terms.tokens_since_fired_F, terms.mean_threshold)
         return terms.loss.detach()
 
     def _terms(
         self, x: t.Tensor, step: int, generator: t.Generator, ranks: Ranks = ALONE
     ) -> GatedTerms:
-        ae, x = self.ae, self._prepared(x)
+        ae = self.ae
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
         start, end = self.options.temperature_start, self.options.temperature_end
         self.temperature = gate_temperature(step, self.steps, start, end)

@@ -264,7 +264,7 @@ class VAEaseTrainer(SamplingTrainer, SAETrainer):
         return loss.detach()
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> ELBOTerms:
-        ae, x = self.ae, self._prepared(x)
+        ae = self.ae
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
         with t.autocast(x.device.type, enabled=False):
             posterior = ae.posterior(x, matmul_dtype)

@@ -346,7 +346,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             dead_feature_threshold=dead_feature_threshold,
         ).with_warmup(steps)
         TopKOptions(k=k, k_anneal_steps=k_anneal_steps).require_fit(steps)
-        _warn_of_unused(self.posterior_options, self.options, steps)
+        self._warn_of_unused(steps)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         super().__init__(
@@ -389,8 +389,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
-            ratio = self._noise_to_signal(x)
-            _warn_of_noise(ratio, self.posterior_options, self.options, self.steps)
+            self._warn_of_noise(x)
         weights = self.ae.weights
         objective = self._objective(x, step, self.generator)
         objective = replace(objective, ranks=self.ranks, measures_kl=objective.kl_weight != 0)
@@ -401,18 +400,11 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
                 weight.grad = gradient
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
-        count_selection(
-            self,
-            step,
-            is_finite,
-            tokens_since_fired_F=terms.tokens_since_fired_F,
-            mean_threshold=terms.mean_threshold,
-        )
+        count_selection(self, step, is_finite, terms.tokens_since_fired_F, terms.mean_threshold)
         self.tokens_trained += len(x) * self.ranks.count
         return terms.loss
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
-        x = self._prepared(x)
         with t.autocast(x.device.type, enabled=False):
             return variational_loss(x, self.ae.weights, self._objective(x, step, generator))
 
@@ -455,40 +447,36 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         ours |= {"k_anneal_steps": self.k_anneal_steps, "dtype": self.dtype}
         return super().config | self._class_names() | ours
 
-
-def _warn_of_noise(
-    ratio: t.Tensor, posterior: PosteriorOptions, objective: ObjectiveOptions, steps: int
-) -> None:
-    """Warn if a `noise_to_signal` is large and stays in a run of `steps`.
-
-    Waits for the device, so call it once.
-    """
-    drowned, goal = float(ratio), 0.1
-    if not MUCH_NOISE < drowned < math.inf or objective.noise_anneal_steps is not None:
-        return
-    if posterior.posterior == "learned":
-        instead = f"log_var_init={posterior.log_var_init + math.log(goal / drowned):.3g}"
-    else:
-        instead = f"sigma={(posterior.sigma or 1.0) * math.sqrt(goal / drowned):.3g}"
-    logger.warning(
-        f"noise_to_signal={drowned:.3g}: noise that stays to the end drowns the activations above "
-        f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by "
-        f"noise_anneal_steps={max(1, steps // 2)}"
-    )
-
-
-def _warn_of_unused(posterior: PosteriorOptions, objective: ObjectiveOptions, steps: int) -> None:
-    """Warn of options that have a value of their own and no effect."""
-    if posterior.rectify and posterior.select_by == "magnitude":
+    def _warn_of_noise(self, x: t.Tensor) -> None:
+        """Warn if noise is large beside these activations, and stays. Waits for the device."""
+        ratio, goal = float(self._noise_to_signal(x)), 0.1
+        if not MUCH_NOISE < ratio < math.inf or self.options.noise_anneal_steps is not None:
+            return
+        given = self.posterior_options
+        if given.posterior == "learned":
+            instead = f"log_var_init={given.log_var_init + math.log(goal / ratio):.3g}"
+        else:
+            instead = f"sigma={(given.sigma or 1.0) * math.sqrt(goal / ratio):.3g}"
         logger.warning(
-            "select_by='magnitude' with rectify=True: after the ReLU no mean is negative, so the SAE "
-            "encodes as with select_by='value'; leave out one of them"
+            f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
+            f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by "
+            f"noise_anneal_steps={max(1, self.steps // 2)}"
         )
-    given = asdict(posterior) | asdict(objective)
-    defaults = asdict(PosteriorOptions(sigma=1.0)) | asdict(ObjectiveOptions().with_warmup(steps))
-    unused = dict.fromkeys(UNUSED_BY[posterior.posterior], "posterior")
-    if objective.kl_schedule == "constant":
-        unused.setdefault("kl_warmup_steps", "kl_schedule")
-    for name, choice in unused.items():
-        if name in given and given[name] != defaults[name]:
-            logger.warning(f"{name}={given[name]!r}: {choice}={given[choice]} does not use it")
+
+    def _warn_of_unused(self, steps: int) -> None:
+        """Warn of options that have a value of their own and no effect."""
+        posterior, objective = self.posterior_options, self.options
+        if posterior.rectify and posterior.select_by == "magnitude":
+            logger.warning(
+                "select_by='magnitude' with rectify=True: after the ReLU no mean is negative, so the "
+                "SAE encodes as with select_by='value'; leave out one of them"
+            )
+        given = asdict(posterior) | asdict(objective)
+        defaults = asdict(PosteriorOptions(sigma=1.0))
+        defaults |= asdict(ObjectiveOptions().with_warmup(steps))
+        unused = dict.fromkeys(UNUSED_BY[posterior.posterior], "posterior")
+        if objective.kl_schedule == "constant":
+            unused["kl_warmup_steps"] = "kl_schedule"
+        for name, choice in unused.items():
+            if name in given and given[name] != defaults[name]:
+                logger.warning(f"{name}={given[name]!r}: {choice}={given[choice]} does not use it")

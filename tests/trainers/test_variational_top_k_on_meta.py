@@ -15,7 +15,7 @@ from step_settings import every_setting
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dictionary_learning_ext import VariationalTopKTrainer
-from dictionary_learning_ext.trainers import base, optimizers, variational_top_k
+from dictionary_learning_ext.trainers import base, optimizers
 
 B, D, F = 8, 6, 40
 
@@ -52,7 +52,7 @@ def meta_as_a_gpu(monkeypatch):
 
     monkeypatch.setattr(optimizers.UnitNormAdam, "step", step)
     monkeypatch.setattr(base, "geometric_median", lambda x: x.mean(0))  # upstream's, which waits
-    monkeypatch.setattr(variational_top_k, "_warn_of_noise", lambda *_: None)  # waits, once
+    monkeypatch.setattr(VariationalTopKTrainer, "_warn_of_noise", lambda *_: None)  # waits, once
     monkeypatch.setattr(t, "autocast", lambda *_, **__: contextlib.nullcontext())
     return trainer
 

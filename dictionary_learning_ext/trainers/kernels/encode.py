@@ -57,25 +57,14 @@ class BatchMeans:
         rows = max(1, self._means_at_once // n_features)
         return (slice(i, min(i + rows, batch)) for i in range(0, batch, rows))
 
-    def products(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
-        """W_enc (x - b_dec) of some rows, for all features or those whose indices are given.
-
-        In `matmul_dtype`. The next call overwrites it.
-        """
-        x_BD, weight_FD = self._operands
-        weight_FD = weight_FD if features is None else weight_FD[features]
-        return all_products("encoder", x_BD[rows], weight_FD)
-
-    def finish(self, products_BF: t.Tensor, features: t.Tensor | None = None) -> t.Tensor:
-        """The means, from `products`, as a new tensor."""
+    def of(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
+        """mu of some rows, for all features or those whose indices are given."""
+        if self._kept_BF is not None:
+            kept = self._kept_BF[rows]
+            return kept if features is None else kept[:, features]
         bias_F = self.bias_F if features is None else self.bias_F[features]
-        mu_BF = products_BF.to(bias_F.dtype, copy=True).add_(bias_F)
+        mu_BF = self._products(rows, features).to(bias_F.dtype, copy=True).add_(bias_F)
         return mu_BF.relu_() if self.rectify else mu_BF
-
-    @property
-    def unfinished_dtype(self) -> t.dtype:
-        """Of the products that `unfinished` returns."""
-        return self.matmul_dtype if self._kept_BF is None else self._kept_BF.dtype
 
     def unfinished(self, rows: slice) -> tuple[t.Tensor, t.Tensor, bool]:
         """Some rows' products, what must be added to them, and whether a ReLU follows.
@@ -84,14 +73,18 @@ class BatchMeans:
         """
         if self._kept_BF is not None:
             return self._kept_BF[rows], t.zeros_like(self.bias_F), False
-        return self.products(rows), self.bias_F, self.rectify
+        return self._products(rows), self.bias_F, self.rectify
 
-    def of(self, rows: slice = slice(None), features: t.Tensor | None = None) -> t.Tensor:
-        """mu of some rows, for all features or those whose indices are given."""
-        if self._kept_BF is not None:
-            kept = self._kept_BF[rows]
-            return kept if features is None else kept[:, features]
-        return self.finish(self.products(rows, features), features)
+    @property
+    def unfinished_dtype(self) -> t.dtype:
+        """Of the products that `unfinished` returns."""
+        return self.matmul_dtype if self._kept_BF is None else self._kept_BF.dtype
+
+    def _products(self, rows: slice, features: t.Tensor | None = None) -> t.Tensor:
+        """W_enc (x - b_dec) in `matmul_dtype`. The next call overwrites it."""
+        x_BD, weight_FD = self._operands
+        weight_FD = weight_FD if features is None else weight_FD[features]
+        return all_products("encoder", x_BD[rows], weight_FD)
 
     def moments(self, *, with_cross: bool) -> "Moments":
         """The moments of all features. Without `with_cross`, `cross_FD` is None."""
