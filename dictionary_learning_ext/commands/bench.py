@@ -75,8 +75,8 @@ def run(flags: BenchFlags) -> None:
             "datasets: in a clone of the repository, `python3 -m venv .venv-saebench && "
             ".venv-saebench/bin/pip install -e '.[saebench]'`, then `.venv-saebench/bin/vsae bench …`"
         )
-    from ..sae_bench.bench_runner import bench
-    from ..sae_bench.comparison_table import differences, measured_on, table
+    from ..sae_bench.results import differences, measured_on, table
+    from ..sae_bench.runner import bench
 
     evals: Any = [name.strip() for name in flags.evals.split(",") if name.strip()]
     outcome = bench(

@@ -10,7 +10,8 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import ablation, adapter
+from dictionary_learning_ext.sae_bench import adapter
+from dictionary_learning_ext.sae_bench import evaluations as ablation
 
 
 def test_encoding_once_gives_sae_benchs_ablations():

@@ -26,7 +26,7 @@ import pandas as pd
 import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner  # pyright: ignore[reportMissingImports]
 
 from dictionary_learning_ext.sae_bench import adapter
-from dictionary_learning_ext.sae_bench.bench_results import finished
+from dictionary_learning_ext.sae_bench.runner import finished
 
 
 def dictionaries():

@@ -11,8 +11,8 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 import pandas as pd
 
-from dictionary_learning_ext.sae_bench import bench_data
-from dictionary_learning_ext.sae_bench.bench_results import digest
+from dictionary_learning_ext.sae_bench import data as bench_data
+from dictionary_learning_ext.sae_bench.runner import digest
 
 
 def test_a_missing_set_is_named_with_the_folder_to_put_it_into(one, tmp_path, capsys):

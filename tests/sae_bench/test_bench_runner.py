@@ -21,8 +21,9 @@ import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports
 from sae_bench.custom_saes.identity_sae import IdentitySAE  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import adapter, bench_runner, evaluations
-from dictionary_learning_ext.sae_bench.bench_results import finished
+from dictionary_learning_ext.sae_bench import adapter, evaluations
+from dictionary_learning_ext.sae_bench import runner as bench_runner
+from dictionary_learning_ext.sae_bench.runner import finished
 
 
 def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, trained):

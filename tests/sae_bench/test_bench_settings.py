@@ -6,8 +6,8 @@ from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
-from dictionary_learning_ext.sae_bench.bench_settings import capped_n_values
-from dictionary_learning_ext.sae_bench.comparison_table import curve
+from dictionary_learning_ext.sae_bench.results import curve
+from dictionary_learning_ext.sae_bench.settings import capped_n_values
 
 
 def test_n_is_at_most_a_tenth_of_the_dictionary(benched):

@@ -10,7 +10,7 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 
 def test_core_takes_a_run_in_bfloat16(tiny_lm_dir, text, tmp_path):
-    from dictionary_learning_ext.sae_bench.bench_runner import bench
+    from dictionary_learning_ext.sae_bench.runner import bench
 
     run = RunConfig(
         model=str(tiny_lm_dir),

@@ -5,8 +5,7 @@ from bench_saes import K
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
-from dictionary_learning_ext.sae_bench.bench_results import BenchResults
-from dictionary_learning_ext.sae_bench.comparison_table import differences, rows_of, table
+from dictionary_learning_ext.sae_bench.results import BenchResults, differences, rows_of, table
 
 
 def test_our_metrics_stand_beside_theirs(benched):

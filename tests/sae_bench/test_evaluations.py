@@ -28,7 +28,8 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
     ActivationsStore,
 )
 
-from dictionary_learning_ext.sae_bench import adapter, bench_runner, evaluations, lens_model
+from dictionary_learning_ext.sae_bench import adapter, evaluations, lens_model
+from dictionary_learning_ext.sae_bench import runner as bench_runner
 
 
 def test_absorption_is_refused_for_a_model_that_does_not_encode_first_letters(one):

@@ -9,7 +9,8 @@ from dictionary_learning_ext import VariationalTopKAutoEncoder
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
-from dictionary_learning_ext.sae_bench import adapter, floors
+from dictionary_learning_ext.sae_bench import adapter
+from dictionary_learning_ext.sae_bench import adapter as floors
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import (  # pyright: ignore[reportMissingImpo
 )
 
 from dictionary_learning_ext.sae_bench import lens_model
-from dictionary_learning_ext.sae_bench.bench_runner import bench
+from dictionary_learning_ext.sae_bench.runner import bench
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen", "qwen3", "gpt2"])

@@ -26,8 +26,9 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import adapter, bench_runner, lens_model
-from dictionary_learning_ext.sae_bench.positions import left_alone
+from dictionary_learning_ext.sae_bench import adapter, lens_model
+from dictionary_learning_ext.sae_bench import runner as bench_runner
+from dictionary_learning_ext.sae_bench.lens_model import left_alone
 
 HOOK = "blocks.1.hook_resid_post"
 TEXT = "It was the best of times, it was the worst of times, by the door."

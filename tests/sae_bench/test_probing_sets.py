@@ -7,11 +7,7 @@ from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
-from dictionary_learning_ext.sae_bench.probing_sets import (
-    MOST_CHARACTERS,
-    SMALLEST_SETS,
-    chosen_sets,
-)
+from dictionary_learning_ext.sae_bench.sae_probes import MOST_CHARACTERS, SMALLEST_SETS, chosen_sets
 
 
 def test_the_smallest_are_those_of_the_fewest_characters():

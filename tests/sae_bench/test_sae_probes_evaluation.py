@@ -13,8 +13,9 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 from sae_probes import generate_model_activations  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import bench_runner, sae_probes_evaluation
-from dictionary_learning_ext.sae_bench.bench_results import finished
+from dictionary_learning_ext.sae_bench import runner as bench_runner
+from dictionary_learning_ext.sae_bench import sae_probes as sae_probes_evaluation
+from dictionary_learning_ext.sae_bench.runner import finished
 
 SETS = ("119_us_state_TX", "118_us_state_CA")
 PROBES = SMALL | {"evals": ["sae_probes"], "probing_sets": ",".join(SETS)}
