@@ -30,10 +30,9 @@ from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import is_of_a_full_disk
-from .formats import ExportedSAE, read, record, require_supported, write
-from .local_paths import without_local_paths
+from .formats import ExportedSAE, output_module, read, record, require_supported, write
+from .hub import without_local_paths
 from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia
-from .sparsify_folder import output_module
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +189,7 @@ def export(
                 instead=("give ", Setting("allow_inexact", True), " to export it anyway"),
             )
         with _writing(target):
-            if not difference.is_exact:  # the figures are another SAE's
+            if not difference.is_exact:  # the metrics are another SAE's
                 for path in temporary.rglob(METRICS):
                     path.unlink()
             what = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dictionary_learning_ext.export.local_paths import without_local_paths
+from dictionary_learning_ext.export.hub import without_local_paths
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export
-from dictionary_learning_ext.export.sparsify_folder import output_module
+from dictionary_learning_ext.export.formats import output_module
 
 
 @pytest.mark.parametrize("name", ["vsae", "rectified", "top_k"])
