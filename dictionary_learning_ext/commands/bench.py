@@ -7,7 +7,8 @@ from typing import Any, get_args
 from ..config.architectures import BenchEvaluation
 from ..config.run import RunConfig
 from ..errors import BenchError
-from .flags import FOLDERS, Command, InputFlags, positional
+from .flags import FOLDERS, Command, positional
+from .measure import InputFlags
 
 EVALUATIONS: tuple[BenchEvaluation, ...] = get_args(BenchEvaluation)
 _EVALS_HELP = (
@@ -111,4 +112,4 @@ def run(flags: BenchFlags) -> None:
     outcome.check()
 
 
-COMMAND = Command("bench", BenchFlags, run)
+BENCH = Command("bench", BenchFlags, run)

@@ -9,25 +9,19 @@ import pytest
 from command_runs import settings_of
 
 from dictionary_learning_ext.cli import COMMANDS, main
-from dictionary_learning_ext.commands import (
-    bench,
-    compare,
-    evaluate,
-    export,
-    push,
-    report,
-    sweep,
-    train,
-)
+from dictionary_learning_ext.commands import bench, export, report, sweep, train
+from dictionary_learning_ext.commands import export as push
+from dictionary_learning_ext.commands import measure as compare
+from dictionary_learning_ext.commands import measure as evaluate
 from dictionary_learning_ext.commands.flags import (
     HIDDEN,
     Command,
-    InputFlags,
     flags_of,
     parse,
     positional,
     vsae,
 )
+from dictionary_learning_ext.commands.measure import InputFlags
 from dictionary_learning_ext.errors import UserError
 
 

@@ -9,7 +9,7 @@ from small_commands import refused
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
-from dictionary_learning_ext.commands.sweep import COMMAND
+from dictionary_learning_ext.commands.sweep import SWEEP as COMMAND
 from dictionary_learning_ext.errors import Interrupted, TrainingError
 
 
