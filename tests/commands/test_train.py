@@ -1,4 +1,4 @@
-"""`vsae train`: where it starts from, what it prints, one-line errors."""
+"""`vsae train`: where it starts from, what it prints, how it continues, and one SAE per hook point."""
 
 import json
 import re
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch as t
-from command_runs import settings_of
-from small_commands import refused
+from small_commands import content, refused, settings_of
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import vsae
@@ -252,86 +251,12 @@ def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
     assert (settings["posterior"], settings["beta"], settings["dtype"]) == (None, None, "bfloat16")
 
 
-def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
-    assert main(["train", "--resume", str(tmp_path / "nope")]) == 2
-    assert "nope: no such folder; expected a run folder, e.g. runs/NAME" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (
-            ["--architecture", "topk"],
-            r"--architecture topk: expected one of .*; did you mean 'top_k'\?",
-        ),
-        (["--preset", "papper"], r"--preset papper: expected one of quickstart, recommended"),
-        (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
-        (["--hook", "blocks.0.hook_z"], r"KIND, where KIND is hook_resid_post,.*hook_mlp_out;"),
-        (
-            ["--hook", "blocks.0.hook_mlp_out,"],
-            r"--hook blocks.0.hook_mlp_out,: expected different hook points separated by commas",
-        ),
-        (["--hook", "blocks.0.hook_mlp_out,blocks.9.hook_mlp_out"], r"no hook point 'blocks\.9"),
-        (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),
-        (["--data", "./nothing.txt"], r"nothing\.txt"),
-        (["--model", "./nothing"], r"'\./nothing'.*save_pretrained"),
-        (["--k", "33"], r"--k 33.*--dict-size 32"),
-        (["--beta", "-1"], r"--beta -1\.0: expected at least 0"),
-        (["--sigma", "-0.5"], r"--sigma -0\.5: expected above 0.*use --posterior point"),
-        (
-            ["--architecture", "top_k", "--beta", "0"],
-            r"--beta 0: architecture top_k does not use it; leave it out",
-        ),
-        (
-            ["--architecture", "vsae", "--k", "16"],
-            r"architecture vsae does not use it; leave it out, or give --architecture vsae_top_k or",
-        ),
-        (["--betta", "1"], r"no such flag: --betta \(did you mean --beta\?\)"),
-        (
-            ["--betta", "1", "--dict-siz=3", "--foo"],
-            r"no such flag: --betta .*--beta.*, --dict-siz .*--dict-size.*, --foo \(see",
-        ),
-        (["--rectify", "yes"], r"--rectify yes: expected True or False"),
-        (
-            ["--architecture", "matryoshka", "--group-fractions", "0.5,0.5"],
-            r"--group-fractions 0\.5,0\.5: expected numbers separated by spaces, e\.g\. 0\.25",
-        ),
-        (["--normalize", "max"], r"--normalize max: expected one of sqrt_d, unit, none"),
-        (["--lr"], r"--lr: expected a finite number, or none after it"),
-        (["extra"], r"'extra': expected a flag, which starts with --"),
-        (["--steps", "12", "13"], r"'13': expected a flag"),
-        (
-            ["--k", "many"],
-            r"^vsae: --k many: expected a whole number \(see `vsae train --help`\)$",
-        ),
-        (["--dict_size", "1.5"], r"--dict-size 1\.5: expected a whole number"),
-        (["--config", "nowhere.json"], r"nowhere\.json: no such file"),
-        (["--config", "x", "--preset", "paper"], r"give only one of them"),
-        (["--steps", "100000"], r"tokens.*--text-passes"),
-        (["--save-steps", "often"], r"--save-steps often.*linear:N"),
-        (["--device", "tpu"], r"--device tpu: expected cpu, cuda or cuda:N.*--device cpu"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_mistake_ends_in_one_line_that_says_what_to_type(flags, message, small, capsys):
-    assert main(["train", *small, *flags]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("vsae: ")
-    assert re.search(message, error), error
-
-
 def test_a_run_is_not_written_over(small, tmp_path, capsys):
     assert main(["train", *small]) == 0
     before = (tmp_path / "run" / "ae.pt").read_bytes()
     assert main(["train", *small, "--seed", "1"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "run" / "ae.pt").read_bytes() == before
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(small, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["train", *small, "--save-dir", str(tmp_path / "file" / "run")]) == 2
-    assert "can't be written" in capsys.readouterr().err
 
 
 def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, capsys):
@@ -367,3 +292,103 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     flags = ["--activations=none", f"--save-dir={live}"]
     assert main(["train", "--config", str(folder), *flags]) == 0
     assert settings_of(tmp_path / "live") == settings | {"activations": None, "save_dir": live}
+
+
+def test_no_key_reaches_a_file(flags, tmp_path, monkeypatch):
+    keys = {name: f"SECRET{i}" * 5 for i, name in enumerate(("WANDB_API_KEY", "HF_TOKEN"))}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "run"
+    assert main(["train", *flags, "--wandb=offline", f"--save-dir={run}"]) == 0
+    import wandb
+
+    wandb.teardown()
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    for path in files:
+        assert not any(value.encode() in path.read_bytes() for value in keys.values()), path
+
+
+WORDS = b"the cat sat on the mat. " * 4000
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [WORDS.replace(b". ", b"\n\n\n\n"), WORDS * 110],
+    ids=["empty lines", "a line of 10 MB"],
+)
+def test_an_odd_text_that_can_be_read(raw, flags, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(raw)
+    assert main(["train", *flags, f"--data={path}", f"--save-dir={tmp_path / 'run'}"]) == 0
+
+
+HOOKS = ["blocks.0.hook_attn_out", "blocks.2.hook_resid_post"]
+BOTH = ["--hook", ", ".join(HOOKS)]
+
+
+@pytest.fixture(scope="session")
+def trained_at_both(flags, tmp_path_factory):
+    """The folder of a run of two hook points."""
+    base = tmp_path_factory.mktemp("hooks") / "both"
+    measured = [*flags, "--eval-tokens=64", "--eval-documents=2"]
+    assert main(["train", *measured, *BOTH, f"--save-dir={base}"]) == 0
+    return base
+
+
+def test_each_hook_point_gets_the_run_folder_of_its_own_run(trained_at_both, flags, tmp_path):
+    assert sorted(path.name for path in trained_at_both.iterdir()) == HOOKS
+    for hook in HOOKS:
+        alone = tmp_path / hook
+        assert main(["train", *flags, "--hook", hook, f"--save-dir={alone}"]) == 0
+        one, other = (
+            t.load(folder / hook / "ae.pt", weights_only=True)
+            for folder in (trained_at_both, tmp_path)
+        )
+        assert all(t.equal(one[name], other[name]) for name in one)
+        log = (alone / "metrics.jsonl").read_text()
+        assert (trained_at_both / hook / "metrics.jsonl").read_text() == log
+        assert settings_of(trained_at_both / hook)["hook"] == hook
+        trainer = json.loads((trained_at_both / hook / "config.json").read_text())["trainer"]
+        assert (trainer["submodule_name"], trainer["layer"]) == (hook, int(hook.split(".")[1]))
+
+
+def test_other_commands_take_the_folders(trained_at_both, tmp_path, capsys):
+    folders = [str(trained_at_both / hook) for hook in HOOKS]
+    before = content(trained_at_both)
+    assert main(["eval", *folders]) == 0
+    assert content(trained_at_both) == before, "the same numbers"
+    capsys.readouterr()
+    assert main(["compare", *folders]) == 0
+    shown = capsys.readouterr().out
+    assert "* Not a matched comparison: measured differently from the first row." in shown
+    assert re.search(r"hook +tokens|hook\n", shown)
+    page = tmp_path / "index.html"
+    assert main(["report", str(trained_at_both), "--out", str(page)]) == 0
+    assert all(hook in page.read_text() for hook in HOOKS)
+    line = refused(["report", folders[0], "--against", folders[1]], capsys)
+    assert f"its run has --hook {HOOKS[1]}, but {folders[0]} has '{HOOKS[0]}'" in line
+
+
+def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
+    base = tmp_path / "run"
+    command = ["train", *flags, *BOTH, "--resume=auto", f"--save-dir={base}"]
+    assert main(command) == 0
+    before = content(base)
+    assert main(command) == 0
+    assert main(["train", "--resume", str(base)]) == 0
+    assert content(base) == before
+    line = refused([*command, "--seed=3"], capsys)
+    assert f"--resume auto: {base / HOOKS[0]}: the run has --seed 0, not 3" in line
+
+
+def test_a_folder_is_needed_and_none_is_written_over(trained_at_both, flags, capsys):
+    line = refused(["train", *flags, *BOTH], capsys)
+    assert line == (
+        f"vsae: --hook '{', '.join(HOOKS)}': several hook points need a folder for their run folders;"
+        " add --save-dir DIR, and each is written to DIR/HOOK"
+    )
+    before = content(trained_at_both)
+    line = refused(["train", *flags, *BOTH, f"--save-dir={trained_at_both}"], capsys)
+    assert "already holds a run" in line
+    assert content(trained_at_both) == before
