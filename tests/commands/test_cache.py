@@ -84,7 +84,7 @@ def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
 def test_a_killed_command_is_continued_by_the_same_command(
     number, flags, cached_run, tmp_path, capsys
 ):
-    command = ["cache", str(tmp_path / "cache"), *flags, "--tokens=60000", "--file-mb=1"]
+    command = ["cache", str(tmp_path / "cache"), *flags, "--tokens=40000", "--file-mb=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dictionary_learning_ext", *command],
         stderr=subprocess.PIPE,

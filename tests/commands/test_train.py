@@ -10,14 +10,24 @@ import torch as t
 from small_commands import content, refused, settings_of
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.commands.flags import vsae
-from dictionary_learning_ext.commands.train import starting_point
+from dictionary_learning_ext.commands.flags import parse, vsae
+from dictionary_learning_ext.commands.train import TRAIN, starting_point
 from dictionary_learning_ext.config.presets import preset
+from dictionary_learning_ext.config.run import TrainConfig
 
 
-def test_train_prints_where_it_lies_and_what_it_is_worth(small, tmp_path, capsys):
+def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_worth(
+    small, tmp_path, capsys
+):
     assert main(["train", *small]) == 0
     out = capsys.readouterr().out
+    assert out.splitlines()[0] == (
+        "Preset recommended (k=4, dict_size=32, lr=0.002, steps=12); --preset paper for the "
+        "paper's setting."
+    )
+    settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
+    for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
+        assert settings[name] == getattr(recommended.sae, name), name
     assert "near-dead" in out
     assert f"saved in {tmp_path / 'run'}" in out
     assert "from dictionary_learning_ext import load_dictionary\n" in out
@@ -55,22 +65,35 @@ def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
     assert main(["train", "--resume=~/my run"]) == 0
 
 
-def test_a_config_with_another_posterior_drops_what_that_does_not_use(small, tmp_path):
-    assert main(["train", *small, "--sigma", "0.3"]) == 0
-    flags = ["--config", str(tmp_path / "run"), "--posterior", "point"]
-    assert main(["train", *flags, "--save-dir", str(tmp_path / "point")]) == 0
-    assert settings_of(tmp_path / "point")["sigma"] is None
+def parsed(typed):
+    flags = parse(TRAIN, typed.split())
+    return TrainConfig(
+        flags.sae.resolve(flags.run.steps, flags.run.batch_size), flags.run
+    ).to_dict()
 
 
-def test_a_preset_is_a_start_and_flags_win(small, tmp_path):
-    flags = ["--preset", "paper-as-run", *small]
-    assert main(["train", *flags]) == 0
-    settings = settings_of(tmp_path / "run")
-    assert (settings["posterior"], settings["normalize"], settings["steps"]) == (
-        "point",
-        "unit",
-        12,
-    )
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("--preset paper-as-run --seed 3", {"posterior": "point", "normalize": "unit", "seed": 3}),
+        ("--preset recommended --steps 12", {"decay_start": 9, "noise_anneal_steps": 6}),
+        (
+            "--preset paper --architecture top_k --decay-start None",
+            {"posterior": None, "beta": None, "dtype": "bfloat16"},
+        ),
+        ("--posterior point", {"sigma": None, "noise_to_signal": None}),
+    ],
+)
+def test_a_preset_is_a_start_and_flags_win(typed, expected):
+    settings = parsed(typed)
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_the_baseline_is_matched_to_the_recommended_preset():
+    vsae, top_k = parsed("--steps 12"), parsed("--steps 12 --architecture top_k")
+    for name in ("lr", "steps", "dict_size", "k", "decay_start", "warmup_steps", "auxk_alpha"):
+        assert top_k[name] == vsae[name] is not None, name
+    assert top_k["beta"] is top_k["noise_on"] is None
 
 
 def test_what_an_architecture_does_not_take_from_a_config_is_named(small, tmp_path, capsys):
@@ -83,17 +106,6 @@ def test_what_an_architecture_does_not_take_from_a_config_is_named(small, tmp_pa
     assert "--beta" in first
     assert "--noise-on" in first
     assert "--auxk-alpha" not in first
-
-
-def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
-    flags = ["--preset", "recommended", "--dict-size", "32", "--k", "4", *small]
-    assert main(["train", *flags]) == 0
-    settings = settings_of(tmp_path / "run")
-    assert (settings["steps"], settings["decay_start"], settings["noise_anneal_steps"]) == (
-        12,
-        9,
-        6,
-    )
 
 
 @pytest.mark.parametrize("typed", ["20_000", "+20000", "20000"])
@@ -128,36 +140,6 @@ def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tm
     assert main([*again, "--sigma", "0.5", "--save-dir", str(tmp_path / "own")]) == 0
     own = settings_of(tmp_path / "own")
     assert (own["sigma"], own["noise_to_signal"]) == (0.5, None)
-    capsys.readouterr()
-    assert main([*first, "--sigma", "0.5", "--save-dir", str(tmp_path / "both")]) == 2
-    assert "leave out --sigma or --noise-to-signal" in capsys.readouterr().err
-    assert main([*first, "--normalize", "none", "--save-dir", str(tmp_path / "none")]) == 2
-    assert "expected --normalize sqrt_d or unit" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
-
-
-def test_the_recommended_preset_is_the_start_and_the_first_line_says_so(small, tmp_path, capsys):
-    assert main(["train", *small]) == 0
-    settings = settings_of(tmp_path / "run")
-    recommended = preset("recommended", steps=12)
-    for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
-        assert settings[name] == getattr(recommended.sae, name), name
-    first = capsys.readouterr().out.splitlines()[0]
-    assert first == (
-        "Preset recommended (k=4, dict_size=32, lr=0.002, steps=12); --preset paper for the "
-        "paper's setting."
-    )
-
-
-def test_the_baseline_is_matched_to_the_recommended_preset(small, tmp_path):
-    runs = {}
-    for name in ("vsae_top_k", "top_k"):
-        where = ["--save-dir", str(tmp_path / name)]
-        assert main(["train", *small, "--architecture", name, *where]) == 0
-        runs[name] = settings_of(tmp_path / name)
-    for name in ("lr", "steps", "dict_size", "k", "decay_start", "warmup_steps", "auxk_alpha"):
-        assert runs["top_k"][name] == runs["vsae_top_k"][name] is not None, name
-    assert runs["top_k"]["beta"] is runs["top_k"]["noise_on"] is None
 
 
 def test_a_configs_schedules_are_those_of_the_runs_steps(small, tmp_path):
@@ -242,13 +224,6 @@ def test_auto_names_what_was_typed_at_the_start_and_not_what_follows_from_it(
     said = capsys.readouterr().err.splitlines()[-1]
     assert "the run has --steps 12, not 1000; use the flags" in said
     assert "started with (--steps 12), or `vsae train --resume" in said
-
-
-def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
-    flags = ["--preset", "paper", "--architecture", "top_k", *small, "--decay-start", "None"]
-    assert main(["train", *flags]) == 0
-    settings = settings_of(tmp_path / "run")
-    assert (settings["posterior"], settings["beta"], settings["dtype"]) == (None, None, "bfloat16")
 
 
 def test_a_run_is_not_written_over(small, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary as load_upstream
-from export_folders import FORMATS, D, F, K, edit_config, files_under, moved, without_negatives
+from export_folders import FORMATS, D, F, K, edit_config, moved, without_negatives
 from safetensors.torch import load_file
 
 from dictionary_learning_ext import load_dictionary
@@ -157,18 +157,6 @@ def test_sae_lens_loads_it_and_agrees(name, class_name, folder_of, tiny_lm_dir, 
     assert (metadata.context_size, metadata.prepend_bos) == (32, False)
     theirs.fold_W_dec_norm()  # what SAEDashboard does first
     t.testing.assert_close(theirs(x), x_hat, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("form", ["sae-bench", "dictionary-learning", "sparsify"])
-def test_a_reader_that_selects_by_value_is_refused_by_name(form, folder_of):
-    folder = folder_of("magnitude")
-    before = files_under(folder)
-    expected = (
-        f"by magnitude, and the reader of {form} .* format='sae-lens' or format='safetensors'"
-    )
-    with pytest.raises(UserError, match=expected):
-        export(folder, form, tokens=200, allow_inexact=True)
-    assert files_under(folder) == before
 
 
 @pytest.mark.parametrize("name", EVERY_CLASS)
