@@ -192,11 +192,7 @@ def _shared_run(
 def _load(
     paths: dict[str, Path], run: RunConfig, hook: HookPoint, taken: Collection[str]
 ) -> list[BenchJob]:
-    """Every SAE, labelled as shortly as tells it from the others.
-
-    Arguments:
-        taken: labels of other SAEs.
-    """
+    """Every SAE, with the shortest label that tells it from the others and from those `taken`."""
     labels = short_names([*map(str, paths.values()), *taken])
     jobs = []
     for given, path in paths.items():
@@ -279,6 +275,7 @@ class _BenchRun:
         self._caches_of_one_seed.clear()
 
     def _one(self, job: BenchJob, evaluation: BenchEvaluation, settings: BenchSettings) -> None:
+        """Collect a result: the one on disk if it still holds, or a new one, which is written."""
         folder = job.folder / BENCH_RESULTS / evaluation
         if settings.seed != SEED:  # SAE Bench's own tools read all that is in eval_results
             folder = job.folder / BENCH_REPEATS / str(settings.seed) / evaluation

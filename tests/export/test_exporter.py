@@ -160,24 +160,19 @@ REFUSED = [
     ),
     ("vaease", no_spoiling, "--format safetensors", "class VAEase.*load_dictionary"),
     ("relu", rename_trainer, "--format sae-bench", "no loader.*'MyTrainer'"),
-    (
-        "magnitude",
-        no_spoiling,
-        "--format sae-bench --allow-inexact",
-        "keeps .*largest values; use --f",
-    ),
-    (
-        "magnitude",
-        no_spoiling,
-        "--format sparsify --allow-inexact",
-        "keeps .*largest values; use --f",
-    ),
-    (
-        "signed",
-        no_spoiling,
-        "--format sparsify --tokens 500",
-        "not exact.*rectify=False.*--allow-inex",
-    ),
+    *[
+        (
+            "magnitude",
+            no_spoiling,
+            f"--format {form} --allow-inexact",
+            "largest values; use --format",
+        )
+        for form in ("sae-bench", "dictionary-learning", "sparsify")
+    ],
+    *[
+        ("signed", no_spoiling, f"--format {form}", "not exact.*rectify=False.*--allow-inexact")
+        for form in FORMATS[:-1]
+    ],
 ]
 
 
