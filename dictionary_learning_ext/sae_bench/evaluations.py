@@ -36,8 +36,8 @@ from ..evaluation.metrics import computed, shown_in
 from ..evaluation.totals import Totals
 from .data import heldout_text
 from .lens_model import left_alone, wanted
-from .sae_probes import output_type as sae_probes_output
-from .sae_probes import run_sae_probes
+from .probes import output_type as sae_probes_output
+from .probes import run_sae_probes
 from .settings import SEED, BenchSettings
 
 SHUFFLED = 10_000

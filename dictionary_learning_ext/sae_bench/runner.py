@@ -40,8 +40,8 @@ from .adapter import FLOOR_LOOKS
 from .data import in_folder, local_files, open_bench_data
 from .evaluations import EVALUATIONS, NOT_REPEATED, validated
 from .lens_model import accepted, hooked_transformer
+from .probes import SMALLEST, chosen_sets
 from .results import BenchResults
-from .sae_probes import SMALLEST, chosen_sets
 from .settings import (
     LEAST_TEXTS,
     SEED,

@@ -31,7 +31,7 @@ from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.config.architectures import BenchEvaluation
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.sae_bench.sae_probes import SMALLEST, SMALLEST_SETS
+from dictionary_learning_ext.sae_bench.probes import SMALLEST, SMALLEST_SETS
 from experiments import raw_results
 from experiments.better_vsae.bench_embedded import is_measure
 from experiments.pages import table

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning_ext.sae_bench.sae_probes import SMALLEST
+from dictionary_learning_ext.sae_bench.probes import SMALLEST
 from experiments import raw_results
 from experiments.raw_results import about
 from experiments.reproducibility.decisions import Row, parts_of

@@ -14,7 +14,7 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 from sae_probes import DATASETS, generate_model_activations  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import runner, sae_probes
+from dictionary_learning_ext.sae_bench import probes, runner
 from dictionary_learning_ext.sae_bench.runner import bench, finished
 
 SETS = ("119_us_state_TX", "118_us_state_CA")
@@ -85,7 +85,7 @@ def test_activations_survive_a_kill_in_whole_files_only(one, forward_passes, mon
 
 def test_too_small_a_disk_is_said_before_anything_is_computed(one, forward_passes, monkeypatch):
     usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr(sae_probes.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(probes.shutil, "disk_usage", lambda _: usage)
     outcome = bench([one], **PROBES)
     message = (
         r"sae_probes of one: sae_probes needs 128 kB for the language model's activations of 2 data "
@@ -117,7 +117,7 @@ def test_a_tokenizer_that_can_not_be_used_is_named(tokenizer, message):
     model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(model_name="tiny"))
     with (
         pytest.raises(BenchError, match=message),
-        sae_probes._sae_probes_tokenizer(model),  # pyright: ignore[reportArgumentType]
+        probes._sae_probes_tokenizer(model),  # pyright: ignore[reportArgumentType]
     ):
         pass
 
@@ -143,14 +143,14 @@ def test_the_smallest_are_those_of_the_fewest_characters():
         return int(rows["prompt"].str.len().sum())
 
     sizes = {name: characters(name) for name in DATASETS}
-    small = [name for name, size in sizes.items() if size <= sae_probes.MOST_CHARACTERS]
-    assert list(sae_probes.SMALLEST_SETS) == sorted(small, key=lambda name: sizes[name])
+    small = [name for name, size in sizes.items() if size <= probes.MOST_CHARACTERS]
+    assert list(probes.SMALLEST_SETS) == sorted(small, key=lambda name: sizes[name])
 
 
 def test_all_and_some_by_name():
-    assert sae_probes.chosen_sets("smallest") == list(sae_probes.SMALLEST_SETS)
-    assert len(sae_probes.chosen_sets("all")) == 113
-    assert sae_probes.chosen_sets("87_glue_cola, 41_truthqa_tf,87_glue_cola") == [
+    assert probes.chosen_sets("smallest") == list(probes.SMALLEST_SETS)
+    assert len(probes.chosen_sets("all")) == 113
+    assert probes.chosen_sets("87_glue_cola, 41_truthqa_tf,87_glue_cola") == [
         "87_glue_cola",
         "41_truthqa_tf",
     ]
@@ -162,6 +162,6 @@ def test_an_unknown_name_is_refused_with_those_like_it(asked):
         r"sae-probes has no data set '(glue_cola|)'; expected smallest, all, or names .* e\.g\."
     )
     with pytest.raises(BenchError, match=message) as refused:
-        sae_probes.chosen_sets(asked)
+        probes.chosen_sets(asked)
     assert not asked or "87_glue_cola" in str(refused.value)
     assert str(refused.value).endswith("` lists all")
