@@ -6,40 +6,24 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-from .commands import (
-    bench,
-    cache,
-    compare,
-    evaluate,
-    export,
-    hooks,
-    push,
-    quickstart,
-    report,
-    reproduce,
-    sweep,
-    train,
-)
+from .commands.bench import BENCH
+from .commands.cache import CACHE, HOOKS
+from .commands.export import EXPORT, PUSH
 from .commands.flags import Command, parse
+from .commands.measure import COMPARE, EVAL, REPRODUCE
+from .commands.quickstart import QUICKSTART
+from .commands.report import REPORT
+from .commands.sweep import SWEEP
+from .commands.train import TRAIN
 from .config.checks import meant
 from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
 
-_MODULES = (
-    train,
-    evaluate,
-    compare,
-    reproduce,
-    report,
-    quickstart,
-    sweep,
-    hooks,
-    cache,
-    export,
-    push,
-    bench,
+_ALL = (
+    *(TRAIN, EVAL, COMPARE, REPRODUCE, REPORT, QUICKSTART),
+    *(SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH),
 )
-COMMANDS: dict[str, Command[Any]] = {module.COMMAND.name: module.COMMAND for module in _MODULES}
+COMMANDS: dict[str, Command[Any]] = {command.name: command for command in _ALL}
 
 
 def _usage() -> str:

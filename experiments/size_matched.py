@@ -12,8 +12,8 @@ import torch as t
 
 from dictionary_learning_ext.config.architectures import BenchEvaluation
 from dictionary_learning_ext.sae_bench.adapter import BenchSAE, load_bench_sae
-from dictionary_learning_ext.sae_bench.bench_results import BenchResults
-from dictionary_learning_ext.sae_bench.bench_runner import bench
+from dictionary_learning_ext.sae_bench.results import BenchResults
+from dictionary_learning_ext.sae_bench.runner import bench
 from experiments.trained_saes import TEXTS
 
 

@@ -22,7 +22,6 @@ torch.set_num_threads(2)
 
 pytest_plugins = [
     "caches",
-    "command_runs",
     "guide",
     "interrupted_runs",
     "report_runs",

@@ -1,5 +1,5 @@
-"""One file per subcommand: its flags, a dataclass whose docstrings are the help, and `run(flags)`.
+"""The subcommands: their flags, dataclasses whose docstrings are the help, and what they do with them.
 
-Each ends with its `COMMAND`, which is all that `cli` knows of it.
-Imports nothing heavy before `run` is called, so that `vsae --help` answers at once.
+Each command is a `Command`, in capitals at the end of its file, which is all that `cli` knows of it.
+Nothing heavy is imported before a command runs, so that `vsae --help` answers at once.
 """

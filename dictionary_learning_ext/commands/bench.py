@@ -7,7 +7,8 @@ from typing import Any, get_args
 from ..config.architectures import BenchEvaluation
 from ..config.run import RunConfig
 from ..errors import BenchError
-from .flags import FOLDERS, Command, InputFlags, positional
+from .flags import FOLDERS, Command, positional
+from .measure import InputFlags
 
 EVALUATIONS: tuple[BenchEvaluation, ...] = get_args(BenchEvaluation)
 _EVALS_HELP = (
@@ -75,8 +76,8 @@ def run(flags: BenchFlags) -> None:
             "datasets: in a clone of the repository, `python3 -m venv .venv-saebench && "
             ".venv-saebench/bin/pip install -e '.[saebench]'`, then `.venv-saebench/bin/vsae bench …`"
         )
-    from ..sae_bench.bench_runner import bench
-    from ..sae_bench.comparison_table import differences, measured_on, table
+    from ..sae_bench.results import differences, measured_on, table
+    from ..sae_bench.runner import bench
 
     evals: Any = [name.strip() for name in flags.evals.split(",") if name.strip()]
     outcome = bench(
@@ -111,4 +112,4 @@ def run(flags: BenchFlags) -> None:
     outcome.check()
 
 
-COMMAND = Command("bench", BenchFlags, run)
+BENCH = Command("bench", BenchFlags, run)

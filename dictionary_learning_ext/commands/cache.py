@@ -1,4 +1,4 @@
-"""`vsae cache`: a language model's activations on the disk, for many trainings."""
+"""`vsae hooks` and `vsae cache`: a language model's hook points, and its activations on disk."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +8,26 @@ from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
 from ..errors import ActivationsError, Interrupted, in_shell
 from .flags import FOLDER, Command, positional, vsae
+
+
+@dataclass(frozen=True)
+class HooksFlags:
+    """List the hook points of a language model and their widths."""
+
+    model: str = "embedded"
+    """The language model: embedded, a folder written by save_pretrained, or a name on the hub. Its
+    weights aren't loaded."""
+
+
+def run_hooks(flags: HooksFlags) -> None:
+    from ..activations.hook_points import hook_names
+    from ..activations.language_models import width_of
+
+    names, width = hook_names(flags.model), width_of(flags.model)
+    longest = max(map(len, names))
+    print(f"{'hook point':<{longest}}  width")
+    for name in names:
+        print(f"{name:<{longest}}  {width:>5}")
 
 
 @dataclass(frozen=True)
@@ -26,9 +46,9 @@ class CacheFlags:
     """Tokens to train on, rounded up to whole contexts. A larger number makes a finished cache
     grow."""
     dtype: CacheDtype = "float32"
-    """Of the activations on disk: float32 or float16, which takes half the space."""
+    """Precision on disk: float32, or float16, which takes half the space."""
     lm_dtype: Dtype = "float32"
-    """In which the language model runs: float32 or bfloat16."""
+    """Precision in which the language model runs: float32 or bfloat16."""
     ctx_len: int = RunConfig.ctx_len
     """Tokens per context."""
     text_packing: Packing = RunConfig.text_packing
@@ -49,7 +69,7 @@ class CacheFlags:
     """Write nothing: read a finished cache and compare its files with the manifest's checksums."""
 
 
-def run(flags: CacheFlags) -> None:
+def run_cache(flags: CacheFlags) -> None:
     folder = Path(flags.folder)
     if flags.verify:
         _verify(folder)
@@ -67,7 +87,7 @@ def run(flags: CacheFlags) -> None:
         eval_tokens=flags.eval_tokens,
         eval_documents=flags.eval_documents,
     )
-    hooks = settings.hooks
+    hooks = settings.hooks  # refused now if it is wrong
     from ..activations.cache_writer import write_cache
     from ..trainers.kernels.products import keep_freed_memory
     from ..training.interrupts import interrupts
@@ -87,18 +107,12 @@ def run(flags: CacheFlags) -> None:
                 before_batch=signals.check,
             )
     except Interrupted as stop:
-        raise Interrupted(
-            stop.signal,
-            f"stopped by {stop.signal.name}; run the same command again to continue the cache",
-        ) from stop
+        message = f"stopped by {stop.signal.name}; run the same command again to continue the cache"
+        raise Interrupted(stop.signal, message) from stop
+    chosen = f" --hook {hooks[0]}\nor with --hook {' or '.join(hooks[1:])}"
     print(
         f"cached {manifest.tokens:,} tokens in {folder}; train from it with\n"
-        f"  {vsae()} train --activations {in_shell(folder)}"
-        + (
-            ""
-            if len(hooks) == 1
-            else f" --hook {hooks[0]}\nor with --hook {' or '.join(hooks[1:])}"
-        )
+        f"  {vsae()} train --activations {in_shell(folder)}{chosen if len(hooks) > 1 else ''}"
     )
 
 
@@ -112,4 +126,5 @@ def _verify(folder: Path) -> None:
     print(f"{folder}: all {len(list(manifest.all_files))} files are as they were written")
 
 
-COMMAND = Command("cache", CacheFlags, run)
+HOOKS = Command("hooks", HooksFlags, run_hooks)
+CACHE = Command("cache", CacheFlags, run_cache)

@@ -1,10 +1,11 @@
-"""`vsae export`: an SAE for other libraries."""
+"""`vsae export` and `vsae push`: SAEs for other libraries, and on the Hugging Face hub."""
 
 from dataclasses import dataclass, field
 
 from ..config.architectures import ExportFormat
 from ..errors import in_shell
-from .flags import FOLDER, Command, InputFlags, positional
+from .flags import FOLDER, Command, positional
+from .measure import InputFlags
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ExportFlags:
     inputs: InputFlags = field(default_factory=InputFlags)
 
 
-def run(flags: ExportFlags) -> None:
+def run_export(flags: ExportFlags) -> None:
     from ..export.exporter import export
     from ..export.formats import SAE_BENCH_REPO
     from ..run_folder.names import WEIGHTS
@@ -64,4 +65,43 @@ def run(flags: ExportFlags) -> None:
         print("config.json states the equation and the shapes of the tensors in sae.safetensors")
 
 
-COMMAND = Command("export", ExportFlags, run)
+@dataclass(frozen=True)
+class PushFlags:
+    """Upload SAEs to the Hugging Face hub, with a model card."""
+
+    folder: str = field(metadata=positional(FOLDER))
+    """A run folder, an export for dictionary-learning or SAE Bench, or a folder of such folders."""
+    repo: str = field(metadata=positional("OWNER/NAME"))
+    """A repo on the hub. It is created if it does not exist."""
+    public: bool = False
+    """Create the repo as public. Default: private."""
+    dry_run: bool = False
+    """Only list the files that would be uploaded."""
+    show_card: bool = False
+    """Only print the model card that would be uploaded."""
+
+
+def run_push(flags: PushFlags) -> None:
+    from ..export.hub import push
+
+    is_dry = flags.dry_run or flags.show_card
+    pushed = push(flags.folder, flags.repo, public=flags.public, dry_run=is_dry)
+    if flags.show_card:
+        print(pushed.card)
+        return
+    for name, size in pushed.files.items():
+        print(f"{size:>12,} {name}")
+    if pushed.cut_paths:
+        print(f"Local paths were shortened to their last names: {', '.join(pushed.cut_paths)}")
+    if pushed.url is None:
+        visibility = "public" if flags.public else "private"
+        print(
+            "Nothing was uploaded. Without --dry-run, the files go to a "
+            f"{visibility} repository: {pushed.repo}. To read the model card, use --show-card"
+        )
+    else:
+        print(f"uploaded to {pushed.url} ({'private' if pushed.is_private else 'public'})")
+
+
+EXPORT = Command("export", ExportFlags, run_export)
+PUSH = Command("push", PushFlags, run_push)

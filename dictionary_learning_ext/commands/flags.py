@@ -11,7 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
@@ -88,33 +88,6 @@ class Command(Generic[F]):
     by_several: bool = False
 
 
-@dataclass(frozen=True)
-class InputFlags:
-    """The activations to measure on."""
-
-    model: str | None = None
-    """The language model. Default: as in config.json. Needed if config.json names none."""
-    hook: str | None = None
-    """The hook point. Default: as in config.json. Needed if config.json names none."""
-    data: str | None = None
-    """The text. Default: as in config.json."""
-    max_norm_multiple: float | None = None
-    """Leave out tokens whose norm is over this many times the median. Default: as in training."""
-    remove_bos: bool | None = None
-    """Leave out beginning-of-text tokens. Default: as in training."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda or cuda:N."""
-
-
-@dataclass(frozen=True)
-class MeasuredFlags(InputFlags):
-    """The activations to measure on, which may be stored."""
-
-    activations: str | None = None
-    """Read activations from this folder, see `vsae train --help-all`. Default: as in config.json. none:
-    from the language model."""
-
-
 def vsae() -> str:
     """`vsae` as it can be typed here: with its path, if the shell would not find it."""
     beside, found = Path(sys.executable).with_name("vsae"), shutil.which("vsae")
@@ -167,7 +140,8 @@ def parse(command: Command[F], args: list[str]) -> F:
         part: replace(getattr(start, part), **changed) for part, changed in parts.items()
     }
     filled_in = {"typed": tuple(typed), "words": tuple(args), "passed_on": tuple(passed_on)}
-    whole |= {each.name: filled_in[each.name] for each in _hidden(start) if each.name in filled_in}
+    hidden = {each.name for each in fields(start) if each.metadata.get("hidden")}
+    whole |= {name: value for name, value in filled_in.items() if name in hidden}
     return replace(start, **whole)
 
 
@@ -188,6 +162,10 @@ class _Option(NamedTuple):
     @property
     def is_positional(self) -> bool:
         return "positional" in self.metadata
+
+    @property
+    def flag(self) -> str:
+        return Setting(self.name).as_flag
 
     @property
     def metavar(self) -> str:
@@ -219,10 +197,6 @@ def _options_of(start: Any, part: str = "") -> dict[str, _Option]:
             is_used = name not in unused
             found[name] = _Option(name, hints[name], value, part, text, each.metadata, is_used)
     return found
-
-
-def _hidden(start: Any) -> list[Field[Any]]:
-    return [each for each in fields(start) if each.metadata.get("hidden")]
 
 
 def _others_of(command: Command[Any]) -> dict[str, _Option]:
@@ -379,10 +353,6 @@ def _positional_values(options: dict[str, _Option], words: list[str], see: str) 
     return found
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _field_name(flag: str) -> str:
     return flag.replace("-", "_")
 
@@ -431,7 +401,7 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
     width = min(100, shutil.get_terminal_size().columns)
     arguments = [each for each in options.values() if each.is_positional]
     flags = {name: each for name, each in _with_dashes(options).items() if each.is_used}
-    needed = [f"{_flag(n)} {each.metavar}" for n, each in flags.items() if each.default is MISSING]
+    needed = [f"{each.flag} {each.metavar}" for each in flags.values() if each.default is MISSING]
     usage = [f"usage: vsae {command.name}", *(each.metavar for each in arguments), *needed]
     common = {name: flags[name] for name in command.common if name in flags}
     left_out = set() if everything else flags.keys() & set(command.rare)
@@ -442,8 +412,8 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
         lines += _entry(option.metavar, option, width)
     for group in (common, more):
         lines += [""] if group and lines[-1] else []
-        for name, option in group.items():
-            lines += _entry(f"{_flag(name)} {option.metavar}".rstrip(), option, width)
+        for option in group.values():
+            lines += _entry(f"{option.flag} {option.metavar}".rstrip(), option, width)
     if left_out:
         lines += ["", f"`vsae {command.name} --help-all` shows {len(left_out)} more."]
     return "\n".join(lines)

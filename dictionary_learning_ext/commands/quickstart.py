@@ -114,4 +114,4 @@ def _report(flags: QuickstartFlags, page: Path, folder: Path, against: list[Path
     )
 
 
-COMMAND = Command("quickstart", QuickstartFlags, run)
+QUICKSTART = Command("quickstart", QuickstartFlags, run)

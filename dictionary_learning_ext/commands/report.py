@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from ..config.run import ReportOptions
 from ..errors import ConfigError
-from .flags import FOLDER, FOLDERS, Command, MeasuredFlags, positional
+from .flags import FOLDER, FOLDERS, Command, positional
+from .measure import MeasuredFlags
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,4 @@ def _said(step: str) -> None:
     print(f"  {step} …", flush=True)
 
 
-COMMAND = Command("report", ReportFlags, run)
+REPORT = Command("report", ReportFlags, run)

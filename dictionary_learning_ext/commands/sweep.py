@@ -11,7 +11,7 @@ from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
 from ..run_folder.names import RUNS
 from .flags import HIDDEN, Command, parse, positional, vsae
-from .train import COMMAND as TRAIN
+from .train import TRAIN
 
 
 @dataclass(frozen=True)
@@ -136,4 +136,4 @@ def _devices(flags: SweepFlags) -> tuple[list[str], tuple[str, ...]]:
     return devices, (*flags.passed_on, "--device", devices[0].partition(":")[0])
 
 
-COMMAND = Command("sweep", SweepFlags, run, passed_on=TRAIN)
+SWEEP = Command("sweep", SweepFlags, run, passed_on=TRAIN)

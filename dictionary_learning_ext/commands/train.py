@@ -50,6 +50,98 @@ class TrainFlags:
     """Settings of --config that the given architecture and posterior don't use."""
 
 
+def _prepare(args: list[str]) -> list[str]:
+    """Put the value of --seed where --data-seed is "seed", so that a sweep file can give each seed a
+    data seed of its own."""
+    spelled, names = [], ("--data-seed", "--data_seed")
+    for before, arg in pairwise(["", *args]):
+        name, _, value = arg.partition("=")
+        is_seed = value == "seed" and name in names
+        if is_seed or (arg == "seed" and before in names):
+            if "seed" not in (given := texts_of(args)):
+                raise UserError(
+                    "takes the value of --seed, which is not given",
+                    name="data_seed",
+                    value="seed",
+                    instead="add --seed N, or give a number (see `vsae train --help`)",
+                )
+            arg = f"{name}={given['seed']}" if is_seed else given["seed"]
+        spelled.append(arg)
+    return spelled
+
+
+def starting_point(given: dict[str, str]) -> TrainFlags:
+    """The defaults of --preset, --config or --resume, without what the other flags rule out.
+
+    Arguments:
+        given: the text of each flag that was typed.
+    """
+    starts = [name for name in ("preset", "config", "resume") if name in given]
+    if given.get("resume") == str(AUTO):
+        starts.remove("resume")
+    if len(starts) > 1:
+        what = ": give only one of them; other flags override it"
+        raise UserError((*listed(map(Setting, starts), " and "), what), name=starts[-1])
+    name = None
+    if starts == ["config"]:
+        start = load_config(given["config"], "config")
+    elif starts == ["resume"]:
+        start = load_config(run_folders(Path(given["resume"]).expanduser())[0], "resume")
+    else:
+        name = given.get("preset", DEFAULT_PRESET)
+        start = preset(name)
+    if given.get("activations", NONE) != NONE and starts != ["resume"]:
+        start = replace(start, run=_run_on(given, start.run))
+    model = given.get("model", start.run.model)
+    if is_synthetic(model):
+        start = replace(start, run=replace(start.run, **settings_of_run(model)))
+    if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
+        start = start.for_steps(steps)
+    changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
+    changes |= {n: None for n, v in changes.items() if v == NONE and n != "architecture"}
+    sae = start.sae.changed_to(**changes)
+    flat, was = sae.to_flat(), start.sae.to_flat()
+    left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
+    if isinstance(sae, Variational):
+        if "sigma" in given:  # two ways to say one thing: the flag overrides
+            sae = replace(sae, noise_to_signal=None)
+        if "noise_to_signal" in given:
+            sae = replace(sae, sigma=None)
+    return TrainFlags(sae, start.run, preset=name, left_out=tuple(sorted(left_out)))
+
+
+def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
+    """A run's defaults with what its folder of activations knows; what was typed comes later."""
+    from ..activations.stored_activations import open_stored
+
+    stored = open_stored(given["activations"])
+    if "hook" not in given and len(stored.hooks) > 1:
+        raise ActivationsError(
+            f"has the hook points {', '.join(stored.hooks)}",
+            name="activations",
+            value=given["activations"],
+            instead=("choose with ", Setting("hook")),
+        )
+    return replace(run, **stored.settings)
+
+
+def _whole_number(text: str) -> int | None:
+    """What a flag's text means, read as the parser reads it: 20_000 and +20 too. None: no number."""
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _of_another_architecture(name: str, start: TrainFlags) -> str:
+    """What to say of a flag that only other architectures have."""
+    users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
+    return (
+        f"architecture {start.sae.architecture} does not use it; leave it out, or give --architecture "
+        f"{users}"
+    )
+
+
 def run(flags: TrainFlags) -> None:
     flags = _at_home(flags)
     with joined() as processes:
@@ -117,60 +209,6 @@ def _settings(
     return run, saes, hooks, resume
 
 
-def _advice(flags: TrainFlags) -> str:
-    """What to do where --resume and the other flags differ."""
-    assert flags.resume is not None
-    folders = run_folders(flags.resume)
-    former = load_config(folders[0], "resume").run
-    more = flags.run.steps - former.steps
-    is_done = all(is_finished(folder, former) for folder in folders)
-    if "steps" not in flags.typed or more <= 0 or not is_done:
-        return CONTINUE_OR_START
-    start = in_shell(folders[0])
-    return (
-        f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} "
-        f"train --config {start} --init-from {start} --data-seed {former.data_seed + 1} --steps "
-        f"{more} --save-dir FOLDER`. Its schedules start again, those of the noise and the KL too"
-        + (f". So for each of its {len(folders)} SAEs" if len(folders) > 1 else "")
-    )
-
-
-def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
-    """The results, and what to do next."""
-    from ..evaluation.comparison import printed, symptoms
-
-    results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
-    if results:
-        print(printed(results))
-    for folder in folders:
-        print(f"saved in {folder}")
-    for folder, metrics in results.items():
-        for symptom in symptoms(metrics, load_config(folder).sae):
-            print(f"{folder} looks bad: {symptom}")
-    one = folders[0]
-    print(
-        "\nNext, in Python:\n"
-        "  from dictionary_learning_ext import load_dictionary\n"
-        f"  sae, config = load_dictionary({str(one)!r})\n"
-        "or on the command line:\n"
-        + (f"  {vsae()} report {in_shell(one)}\n" if _can_be_shown(run) else "")
-        + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
-    )
-    if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
-        raise TrainingError(
-            f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
-        )
-
-
-def _can_be_shown(run: RunConfig) -> bool:
-    """Whether a report can show tokens: other folders of activations than ours don't say which."""
-    from ..activations.stored_activations import open_stored
-
-    if is_synthetic(run.model):
-        return False
-    return run.activations is None or open_stored(run.activations).manifest is not None
-
-
 def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
     """Whether the run of these flags has been started before, and where it is or will be."""
     if len(flags.run.hooks) > 1:
@@ -209,19 +247,22 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
     return True
 
 
-def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
-    """A run's defaults with what its folder of activations knows; what was typed comes later."""
-    from ..activations.stored_activations import open_stored
-
-    stored = open_stored(given["activations"])
-    if "hook" not in given and len(stored.hooks) > 1:
-        raise ActivationsError(
-            f"has the hook points {', '.join(stored.hooks)}",
-            name="activations",
-            value=given["activations"],
-            instead=("choose with ", Setting("hook")),
-        )
-    return replace(run, **stored.settings)
+def _advice(flags: TrainFlags) -> str:
+    """What to do where --resume and the other flags differ."""
+    assert flags.resume is not None
+    folders = run_folders(flags.resume)
+    former = load_config(folders[0], "resume").run
+    more = flags.run.steps - former.steps
+    is_done = all(is_finished(folder, former) for folder in folders)
+    if "steps" not in flags.typed or more <= 0 or not is_done:
+        return CONTINUE_OR_START
+    start = in_shell(folders[0])
+    return (
+        f"it is finished; to train {more} steps more, start a new run from its weights: `{vsae()} "
+        f"train --config {start} --init-from {start} --data-seed {former.data_seed + 1} --steps "
+        f"{more} --save-dir FOLDER`. Its schedules start again, those of the noise and the KL too"
+        + (f". So for each of its {len(folders)} SAEs" if len(folders) > 1 else "")
+    )
 
 
 def _started_from(flags: TrainFlags) -> str:
@@ -237,84 +278,43 @@ def _started_from(flags: TrainFlags) -> str:
     return line if "preset" in flags.typed else f"{line}; --preset paper for the paper's setting."
 
 
-def starting_point(given: dict[str, str]) -> TrainFlags:
-    """The defaults of --preset, --config or --resume, without what the other flags rule out.
+def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
+    """The results, and what to do next."""
+    from ..evaluation.comparison import printed, symptoms
 
-    Arguments:
-        given: the text of each flag that was typed.
-    """
-    starts = [name for name in ("preset", "config", "resume") if name in given]
-    if given.get("resume") == str(AUTO):
-        starts.remove("resume")
-    if len(starts) > 1:
-        what = ": give only one of them; other flags override it"
-        raise UserError((*listed(map(Setting, starts), " and "), what), name=starts[-1])
-    name = None
-    if starts == ["config"]:
-        start = load_config(given["config"], "config")
-    elif starts == ["resume"]:
-        start = load_config(run_folders(Path(given["resume"]).expanduser())[0], "resume")
-    else:
-        name = given.get("preset", DEFAULT_PRESET)
-        start = preset(name)
-    if given.get("activations", NONE) != NONE and starts != ["resume"]:
-        start = replace(start, run=_run_on(given, start.run))
-    model = given.get("model", start.run.model)
-    if is_synthetic(model):
-        start = replace(start, run=replace(start.run, **settings_of_run(model)))
-    if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
-        start = start.for_steps(steps)
-    changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
-    changes |= {n: None for n, v in changes.items() if v == NONE and n != "architecture"}
-    sae = start.sae.changed_to(**changes)
-    flat, was = sae.to_flat(), start.sae.to_flat()
-    left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
-    if isinstance(sae, Variational):
-        if "sigma" in given:  # two ways to say one thing: the flag overrides
-            sae = replace(sae, noise_to_signal=None)
-        if "noise_to_signal" in given:
-            sae = replace(sae, sigma=None)
-    return TrainFlags(sae, start.run, preset=name, left_out=tuple(sorted(left_out)))
-
-
-def _whole_number(text: str) -> int | None:
-    """What a flag's text means, read as the parser reads it: 20_000 and +20 too. None: no number."""
-    try:
-        return int(text)
-    except ValueError:
-        return None
-
-
-def _prepare(args: list[str]) -> list[str]:
-    """Put the value of --seed where --data-seed is "seed", so that a sweep file can give each seed a
-    data seed of its own."""
-    spelled, names = [], ("--data-seed", "--data_seed")
-    for before, arg in pairwise(["", *args]):
-        name, _, value = arg.partition("=")
-        is_seed = value == "seed" and name in names
-        if is_seed or (arg == "seed" and before in names):
-            if "seed" not in (given := texts_of(args)):
-                raise UserError(
-                    "takes the value of --seed, which is not given",
-                    name="data_seed",
-                    value="seed",
-                    instead="add --seed N, or give a number (see `vsae train --help`)",
-                )
-            arg = f"{name}={given['seed']}" if is_seed else given["seed"]
-        spelled.append(arg)
-    return spelled
-
-
-def _of_another_architecture(name: str, start: TrainFlags) -> str:
-    """What to say of a flag that only other architectures have."""
-    users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
-    return (
-        f"architecture {start.sae.architecture} does not use it; leave it out, or give --architecture "
-        f"{users}"
+    results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
+    if results:
+        print(printed(results))
+    for folder in folders:
+        print(f"saved in {folder}")
+    for folder, metrics in results.items():
+        for symptom in symptoms(metrics, load_config(folder).sae):
+            print(f"{folder} looks bad: {symptom}")
+    one = folders[0]
+    print(
+        "\nNext, in Python:\n"
+        "  from dictionary_learning_ext import load_dictionary\n"
+        f"  sae, config = load_dictionary({str(one)!r})\n"
+        "or on the command line:\n"
+        + (f"  {vsae()} report {in_shell(one)}\n" if _can_be_shown(run) else "")
+        + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
+    if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
+        raise TrainingError(
+            f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
+        )
 
 
-COMMAND = Command(
+def _can_be_shown(run: RunConfig) -> bool:
+    """Whether a report can show tokens: other folders of activations than ours don't say which."""
+    from ..activations.stored_activations import open_stored
+
+    if is_synthetic(run.model):
+        return False
+    return run.activations is None or open_stored(run.activations).manifest is not None
+
+
+TRAIN = Command(
     "train",
     TrainFlags,
     run,

@@ -1,9 +1,8 @@
 """Export an SAE to a format of another library, and measure how exact the export is.
 
-A plain TopK SAE has a ReLU, ours need not (rectify=False): where a selected mean is negative, the
-two differ. So what the format's reader makes of the folder is compared with the SAE on held-out
-activations of its language model, and an export that is not exact is refused unless allow_inexact
-is set.
+A plain TopK SAE has a ReLU. Ours need not (rectify=False), and then the two differ where a selected mean
+is negative. So the SAE that the format's reader loads is compared with ours on held-out activations of
+the language model. An export that is not exact is refused unless allow_inexact is set.
 """
 
 import importlib.metadata
@@ -30,10 +29,9 @@ from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import is_of_a_full_disk
-from .formats import ExportedSAE, read, record, require_supported, write
-from .local_paths import without_local_paths
+from .formats import ExportedSAE, output_module, read, record, require_supported, write
+from .hub import without_local_paths
 from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia
-from .sparsify_folder import output_module
 
 logger = logging.getLogger(__name__)
 
@@ -78,27 +76,6 @@ class Exported:
     folder: Path
     difference: Difference | None
     cut_paths: list[str]
-
-
-@t.no_grad()
-def measure(original: Dictionary, exported: Dictionary, batches: Iterable[t.Tensor]) -> Difference:
-    """Compare two SAEs on activations, batches of (B, D).
-
-    Raises: CheckpointError if a reconstruction is not finite.
-    """
-    largest, differing, tokens = 0.0, 0, 0
-    for x_BD in batches:
-        x_hat_BD, f_BF = original(x_BD, output_features=True)  # pyright: ignore[reportCallIssue]
-        other_BD, other_BF = exported(x_BD, output_features=True)  # pyright: ignore
-        norm_B = x_hat_BD.norm(dim=1).clamp_min(t.finfo(x_hat_BD.dtype).tiny)
-        relative_B = (x_hat_BD - other_BD).norm(dim=1) / norm_B
-        if not relative_B.isfinite().all():
-            raise CheckpointError("the SAE's reconstructions are not finite; train it again")
-        largest = max(largest, float(relative_B.max()))
-        limit_B = TOLERANCE * f_BF.abs().amax(dim=1)
-        differing += int(((f_BF - other_BF).abs().amax(dim=1) > limit_B).sum())
-        tokens += len(x_BD)
-    return Difference(largest, differing / max(tokens, 1), tokens)
 
 
 def export(
@@ -190,7 +167,7 @@ def export(
                 instead=("give ", Setting("allow_inexact", True), " to export it anyway"),
             )
         with _writing(target):
-            if not difference.is_exact:  # the figures are another SAE's
+            if not difference.is_exact:  # the metrics are another SAE's
                 for path in temporary.rglob(METRICS):
                     path.unlink()
             what = {
@@ -203,6 +180,27 @@ def export(
             }
             record(form, temporary, what)
     return Exported(target, difference, cut_paths)
+
+
+@t.no_grad()
+def measure(original: Dictionary, exported: Dictionary, batches: Iterable[t.Tensor]) -> Difference:
+    """Compare two SAEs on activations, batches of (B, D).
+
+    Raises: CheckpointError if a reconstruction is not finite.
+    """
+    largest, differing, tokens = 0.0, 0, 0
+    for x_BD in batches:
+        x_hat_BD, f_BF = original(x_BD, output_features=True)  # pyright: ignore[reportCallIssue]
+        other_BD, other_BF = exported(x_BD, output_features=True)  # pyright: ignore
+        norm_B = x_hat_BD.norm(dim=1).clamp_min(t.finfo(x_hat_BD.dtype).tiny)
+        relative_B = (x_hat_BD - other_BD).norm(dim=1) / norm_B
+        if not relative_B.isfinite().all():
+            raise CheckpointError("the SAE's reconstructions are not finite; train it again")
+        largest = max(largest, float(relative_B.max()))
+        limit_B = TOLERANCE * f_BF.abs().amax(dim=1)
+        differing += int(((f_BF - other_BF).abs().amax(dim=1) > limit_B).sum())
+        tokens += len(x_BD)
+    return Difference(largest, differing / max(tokens, 1), tokens)
 
 
 def _batches(buffer: ResidualBuffer, tokens: int) -> Iterator[t.Tensor]:

@@ -3,40 +3,47 @@
     README.md                               the model card
     NAME/ae.pt, config.json, metrics.json   one folder per SAE
 
-A repository is private by default. Local paths are cut to their last names, see `local_paths`.
+A repository is private by default. Local paths are cut to their last names, here and in every export,
+see `without_local_paths`.
 """
 
+import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
+from ..activations.text_files import SUFFIXES
+from ..config.architectures import BY_DICT_CLASS
 from ..errors import HubError, Setting, first_line
 from ..evaluation.comparison import table
+from ..evaluation.metrics import shown_in
 from ..run_folder.matching import measured_differently
-from ..run_folder.names import CONFIG, METRICS, WEIGHTS
+from ..run_folder.names import CONFIG, METRICS, RUNS, WEIGHTS
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_lens_folder import SAE_LENS_WEIGHTS
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
-from .hub_metadata import card_data
-from .local_paths import without_local_paths
 
 # HfHubHTTPError's bases are the errors of the HTTP library under huggingface_hub, which has been
 # requests, httpx and httpx2.
 _UNREACHABLE: Any = (OSError, *HfHubHTTPError.__bases__)
 CARD = "README.md"
 """The model card's name, which the hub knows."""
+LIBRARY = "dictionary_learning_ext"
+"""What the hub shows as the library that loads the SAEs, and searches by."""
+_TAGS = ("sparse-autoencoder", "dictionary_learning", "interpretability")
 _OTHER_FOLDERS = {
     MANIFEST: "a cache",
     UNFINISHED: "a cache",
@@ -45,6 +52,8 @@ _OTHER_FOLDERS = {
 }
 """What else a folder may be, by a file that it then holds."""
 _UNINTERESTING = ("device", "wandb_name", "trainer_class", "lm_name", "submodule_name", "layer")
+# An absolute or explicitly relative path, or one with more parts than a hub name (owner/name).
+_LOCAL = re.compile(r"(/|~|\.\.?/|[A-Za-z]:[\\/]|\\\\|[^/:]+/[^/]+/).*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -254,3 +263,92 @@ def _is_output_of_its_layer(trainer: dict[str, Any]) -> bool:
 
 def _where(trainer: dict[str, Any]) -> str:
     return str(trainer.get("submodule_name") or f"layer {trainer.get('layer')}")
+
+
+def card_data(
+    repo: str,
+    configs: dict[str, dict[str, Any]],
+    metrics: dict[str, dict[str, Any]],
+    base_models: Iterable[str],
+) -> ModelCardData:
+    """A card's metadata: library, tags, language models, texts and metrics. Takes what `card` takes.
+
+    The metrics make the card's model-index, from which the hub shows them. They are those that
+    `vsae compare` shows. Where there are several SAEs, a metric's name ends in its SAE's.
+    """
+    classes = {config["trainer"].get("dict_class") for config in configs.values()}
+    architectures = sorted(BY_DICT_CLASS[name].name for name in classes & BY_DICT_CLASS.keys())
+    texts = {name: _text(config) for name, config in configs.items()}
+    results = [
+        result
+        for name, measured in metrics.items()
+        for result in _results(name if len(configs) > 1 else "", texts[name], measured)
+    ]
+    return ModelCardData(
+        library_name=LIBRARY,
+        base_model=list(base_models) or None,
+        datasets=sorted({text for text in texts.values() if text.count("/") == 1}) or None,
+        tags=[*_TAGS, *architectures],
+        model_name=repo.split("/")[1],
+        eval_results=results or None,
+    )
+
+
+def _text(config: dict[str, Any]) -> str:
+    """The text that an SAE was trained on: embedded, a hub's name, or a file's."""
+    settings = config.get("run", {}).get("settings", {})
+    return str(settings.get("data") or config.get("buffer", {}).get("text") or "unknown")
+
+
+def _results(name: str, text: str, measured: dict[str, Any]) -> list[EvalResult]:
+    """An SAE's metrics, without those that do not apply to it."""
+    text = str(measured.get("measured_on", {}).get("data", text))
+    return [
+        EvalResult(
+            task_type="feature-extraction",
+            task_name="Sparse reconstruction of activations",
+            dataset_type=text,
+            dataset_name=f"{text}, held out",
+            dataset_split="heldout",
+            metric_type=metric.key,
+            metric_name=f"{metric.label} ({name})" if name else metric.label,
+            metric_value=measured[metric.key],
+            metric_config=name or None,
+        )
+        for metric in shown_in("compare")
+        if measured.get(metric.key) is not None
+    ]
+
+
+def without_local_paths(value: Any) -> tuple[Any, list[str]]:
+    """Cut each local path in JSON content to its last name.
+
+    Returns: a copy of `value`, and the sorted keys under which a path was cut.
+    """
+    cut: set[str] = set()
+
+    def cleaned(item: Any, key: str) -> Any:
+        if isinstance(item, dict):
+            return {name: cleaned(inner, name) for name, inner in item.items()}
+        if isinstance(item, list | tuple):
+            return [cleaned(inner, key) for inner in item]
+        if not isinstance(item, str) or not _is_local(item):
+            return item
+        cut.add(key)
+        path = PureWindowsPath(item) if "\\" in item else PurePath(item)
+        return path.name or "local"
+
+    return cleaned(value, ""), sorted(cut)
+
+
+def _is_local(text: str) -> bool:
+    """Whether a text is a path of this machine rather than a hub name, OWNER/NAME, or a URL.
+
+    A folder of two parts that is not where the command runs can't be told from a hub name.
+    """
+    if _LOCAL.fullmatch(text):
+        return True
+    if "/" not in text or "://" in text:
+        return False
+    is_of_a_run = text.startswith(f"{RUNS}/")
+    return is_of_a_run or text.endswith(SUFFIXES) or os.path.exists(text)

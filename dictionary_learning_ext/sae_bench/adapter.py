@@ -1,4 +1,5 @@
-"""A checkpoint as one of SAE Bench's SAEs, and our names in SAE Bench's own tables."""
+"""SAEs in SAE Bench's interface: our checkpoints, the references that need no training, and our names in
+SAE Bench's own tables."""
 
 import re
 from pathlib import Path
@@ -7,13 +8,16 @@ from typing import Any
 import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner
 import torch as t
 from dictionary_learning.dictionary import Dictionary
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from sae_bench.custom_saes.base_sae import BaseSAE
+from sae_bench.custom_saes.identity_sae import IdentitySAE
 from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
+from ..features.directions import random_directions
 from ..run_folder.names import CONFIG, RUNS, WEIGHTS
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
@@ -23,7 +27,7 @@ FLOOR_LOOKS = {
     "random_spectrum": Look("Random SAE, same spectrum", "dimgrey", "+"),
     "identity": Look("Identity", "black", "+"),
 }
-"""Of `floors.py`, by SAE Bench's name of the class."""
+"""How plots show the `reference_saes`, by SAE Bench's name of the class."""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
 _NORM_TOLERANCE = 1e-5  # SAE Bench's
 
@@ -88,26 +92,53 @@ class BenchSAE(BaseSAE):
         return self.decode(self.encode(x))
 
 
+def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
+    """W_enc (D, F), W_dec (F, D), b_enc (F,) and b_dec (D,) of any of the classes."""
+    if hasattr(dictionary, "W_enc"):
+        return dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec
+    encoder, decoder = dictionary.encoder, dictionary.decoder
+    b_enc = encoder.bias
+    if b_enc is None:
+        b_enc = decoder.weight.new_zeros(dictionary.dict_size)
+    names = ("b_dec", "decoder_bias", "bias")
+    found = (getattr(dictionary, name) for name in names if hasattr(dictionary, name))
+    return encoder.weight.T, decoder.weight.T, b_enc, next(found, decoder.bias)
+
+
 def architecture_of(dictionary: Dictionary) -> str:
     """The class of a dictionary in SAE Bench's plots, e.g. topk or vsae_fixed_values."""
     row = BY_DICT_CLASS[type(dictionary).__name__]
     return row.bench_name_of(getattr(dictionary, "variant", ""))
 
 
-def looks() -> dict[str, Look]:
-    """By SAE Bench's name of a class: how plots show those that SAE Bench does not know."""
-    ours = {
-        row.bench_name_of(variant): look
-        for row in ARCHITECTURES.values()
-        for variant, look in row.looks.items()
-    }
-    return ours | FLOOR_LOOKS
+def load_bench_sae(
+    folder: Path, *, model_name: str, hook_name: str, hook_layer: int, device: str = "cpu"
+) -> BenchSAE:
+    """A run folder's SAE, of our classes or any of upstream's, in float32.
+
+    Raises: CheckpointError if the folder is damaged; BenchError if SAE Bench can't take its SAE.
+    """
+    dictionary, config = _load(folder, device)
+    try:
+        sae = BenchSAE(
+            dictionary.float(),
+            model_name=model_name,
+            hook_name=hook_name,
+            hook_layer=hook_layer,
+            architecture=architecture_of(dictionary),
+        )
+    except BenchError as error:
+        raise error.within(str(folder)) from error
+    sae.cfg.activation_fn_str = config["trainer"]["dict_class"]
+    return sae
 
 
-def hook_name_of(trainer: dict[str, Any]) -> str:
-    """TransformerLens's name of the hook in a config's "trainer"; upstream's has only a layer."""
-    name = str(trainer.get("submodule_name"))
-    return name if name.startswith("blocks.") else f"blocks.{trainer['layer']}.hook_resid_post"
+def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
+    """As `load_dictionary`, with the decoder made unit-norm where that changes no reconstruction."""
+    dictionary, config = load_dictionary(folder, device)
+    if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
+        getattr(dictionary, method)()
+    return dictionary, config
 
 
 def local_folder(source: str | Path) -> Path:
@@ -149,34 +180,62 @@ def _fetch(source: str | Path, repo: str, patterns: list[str], target: Path) -> 
         ) from error
 
 
-def load_bench_sae(
-    folder: Path, *, model_name: str, hook_name: str, hook_layer: int, device: str = "cpu"
-) -> BenchSAE:
-    """A run folder's SAE, of our classes or any of upstream's, in float32.
+def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
+    """SAEs that need no training, by label, of the size, k and place of `like`.
 
-    Raises: CheckpointError if the folder is damaged; BenchError if SAE Bench can't take its SAE.
+    Two floors, in which nothing was learned, and a ceiling: SAE Bench's identity, whose features are
+    the activations.
     """
-    dictionary, config = _load(folder, device)
-    try:
-        sae = BenchSAE(
-            dictionary.float(),
-            model_name=model_name,
-            hook_name=hook_name,
-            hook_layer=hook_layer,
-            architecture=architecture_of(dictionary),
-        )
-    except BenchError as error:
-        raise error.within(str(folder)) from error
-    sae.cfg.activation_fn_str = config["trainer"]["dict_class"]
-    return sae
+    cfg = like.cfg
+    identity = IdentitySAE(
+        cfg.d_in, cfg.model_name, cfg.hook_layer, like.device, like.dtype, cfg.hook_name
+    )
+    identity.cfg.architecture = "identity"
+    return {
+        f"random_F{cfg.d_sae}": random_sae(like),
+        "random_spectrum": random_spectrum_sae(like),
+        "identity": identity.requires_grad_(False),
+    }
 
 
-def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
-    """As `load_dictionary`, with the decoder made unit-norm where that changes no reconstruction."""
-    dictionary, config = load_dictionary(folder, device)
-    if method := BY_DICT_CLASS[type(dictionary).__name__].unit_norm_by:
-        getattr(dictionary, method)()
-    return dictionary, config
+def random_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
+    """An untrained TopK SAE of the same size, k and place."""
+    return _as_bench_sae(_untrained(like, seed), like, "random")
+
+
+def random_spectrum_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
+    """Random directions with the second moments of another SAE's decoder, as encoder and decoder.
+
+    Its decoder bias is the other's. If it scores as well, the other learned little more than which
+    dimensions the activations use.
+    """
+    dictionary: Any = _untrained(like, seed)
+    directions_FD = random_directions(like.W_dec.cpu(), t.Generator().manual_seed(seed))
+    with t.no_grad():
+        dictionary.decoder.weight.copy_(directions_FD.t())
+        dictionary.encoder.weight.copy_(directions_FD)
+        dictionary.b_dec.copy_(like.b_dec)
+    return _as_bench_sae(dictionary, like, "random_spectrum")
+
+
+def _untrained(like: BenchSAE, seed: int) -> AutoEncoderTopK:
+    """Of the same k, or with k = F / 32 where `like` has none."""
+    d_in, d_sae, k = like.cfg.d_in, like.cfg.d_sae, getattr(like.dictionary, "k", None)
+    k = max(1, d_sae // 32) if k is None else int(k)
+    with t.random.fork_rng(devices=[]):
+        t.manual_seed(seed)
+        return AutoEncoderTopK(d_in, d_sae, k)
+
+
+def _as_bench_sae(dictionary: AutoEncoderTopK, like: BenchSAE, architecture: str) -> BenchSAE:
+    cfg = like.cfg
+    return BenchSAE(
+        dictionary.to(like.device).requires_grad_(False),
+        model_name=cfg.model_name,
+        hook_name=cfg.hook_name,
+        hook_layer=cfg.hook_layer,
+        architecture=architecture,
+    )
 
 
 def register() -> None:
@@ -192,6 +251,16 @@ def register() -> None:
         graphing_utils.TRAINER_LABELS[name] = look.label
         graphing_utils.TRAINER_COLORS[name] = look.colour
         graphing_utils.TRAINER_MARKERS[name] = look.marker
+
+
+def looks() -> dict[str, Look]:
+    """By SAE Bench's name of a class: how plots show those that SAE Bench does not know."""
+    ours = {
+        row.bench_name_of(variant): look
+        for row in ARCHITECTURES.values()
+        for variant, look in row.looks.items()
+    }
+    return ours | FLOOR_LOOKS
 
 
 def load_our_sae(
@@ -223,14 +292,7 @@ def load_our_sae(
     )
 
 
-def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
-    """W_enc (D, F), W_dec (F, D), b_enc (F,) and b_dec (D,) of any of the classes."""
-    if hasattr(dictionary, "W_enc"):
-        return dictionary.W_enc, dictionary.W_dec, dictionary.b_enc, dictionary.b_dec
-    encoder, decoder = dictionary.encoder, dictionary.decoder
-    b_enc = encoder.bias
-    if b_enc is None:
-        b_enc = decoder.weight.new_zeros(dictionary.dict_size)
-    names = ("b_dec", "decoder_bias", "bias")
-    found = (getattr(dictionary, name) for name in names if hasattr(dictionary, name))
-    return encoder.weight.T, decoder.weight.T, b_enc, next(found, decoder.bias)
+def hook_name_of(trainer: dict[str, Any]) -> str:
+    """TransformerLens's name of the hook in a config's "trainer"; upstream's has only a layer."""
+    name = str(trainer.get("submodule_name"))
+    return name if name.startswith("blocks.") else f"blocks.{trainer['layer']}.hook_resid_post"

@@ -1,12 +1,16 @@
 """SAE Bench's evaluations by its own functions, with a model object instead of a name.
 
-Each takes one SAE and returns SAE Bench's own output object.
+Each `run_…` takes one SAE and returns SAE Bench's own output object. SCR's and TPP's ablations encode
+each text once instead of once per ablation, see `Ablation`. Core has our own metrics beside SAE
+Bench's, see `our_metrics`.
 """
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import sae_bench.evals.absorption.main as absorption
@@ -23,27 +27,35 @@ from sae_bench.evals.absorption.vocab import LETTERS
 from sae_bench.sae_bench_utils import get_eval_uuid, get_sae_bench_version, get_sae_lens_version
 from sae_lens.training.activations_store import ActivationsStore
 from sklearn.metrics import f1_score
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..activations.hook_points import block_of_output
 from ..config.architectures import BenchEvaluation
 from ..errors import BenchError, Setting
-from . import feature_usage as usage
-from .ablation import encoding_once
-from .bench_data import heldout_text
-from .bench_settings import SEED, BenchSettings
-from .positions import left_alone
-from .sae_probes_evaluation import output_type as sae_probes_output
-from .sae_probes_evaluation import run_sae_probes
+from ..evaluation.metrics import computed, shown_in
+from ..evaluation.totals import Totals
+from .data import heldout_text
+from .lens_model import left_alone, wanted
+from .probes import output_type as sae_probes_output
+from .probes import run_sae_probes
+from .settings import SEED, BenchSettings
 
 SHUFFLED = 10_000
 """Documents in the buffer that shuffles a streamed data set. SAE Bench's own seed shuffles none."""
+NOTE = (
+    "SAE Bench 0.6.0's explained_variance is wrong: it subtracts the square of a grand mean of "
+    "squares where the mean activation's is meant. explained_variance_legacy is the mean over "
+    "tokens of 1 - residual / token's variance, the SAE Bench paper's. fve is 1 - residual / total "
+    "variance. frac_alive of SAE Bench counts features above 0; alive counts those that are not 0."
+)
+"""Written beside our metrics in a result of core."""
 
 
 def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
     """Core, with our own metrics in `eval_result_unstructured`.
 
-    Ours are of as many tokens of the same text, from its start. SAE Bench measures sparsity and variance on
-    those that follow its batches for CE and KL, as SAELens's store does not go back to the start.
+    Ours are of as many tokens of the same text, from its start. SAE Bench measures sparsity and variance
+    on those that follow its batches for CE and KL, as SAELens's store does not go back to the start.
 
     Another seed than SAE Bench's shuffles the documents, so it measures on other ones where there are
     more than are measured.
@@ -79,70 +91,131 @@ def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> A
             ignore_tokens=ignored,
             verbose=True,
         )
-    metrics = core.replace_nans_with_negative_one(
+    metrics: Any = core.replace_nans_with_negative_one(
         scalars | {"misc_metrics": core.calculate_misc_metrics(features)}
     )
-    features = core.replace_nans_with_negative_one(features)
     return core.CoreEvalOutput(
         **_heading(sae, name, config),
-        eval_result_metrics=core.CoreMetricCategories(
-            model_behavior_preservation=core.ModelBehaviorPreservationMetrics(
-                **metrics["model_behavior_preservation"]
-            ),
-            model_performance_preservation=core.ModelPerformancePreservationMetrics(
-                **metrics["model_performance_preservation"]
-            ),
-            reconstruction_quality=core.ReconstructionQualityMetrics(
-                **metrics["reconstruction_quality"]
-            ),
-            shrinkage=core.ShrinkageMetrics(**metrics["shrinkage"]),
-            sparsity=core.SparsityMetrics(**metrics["sparsity"]),
-            token_stats=core.TokenStatsMetrics(**metrics["token_stats"]),
-            misc_metrics=core.MiscMetrics(**metrics["misc_metrics"]),
+        eval_result_metrics=core.CoreMetricCategories(**metrics),  # pydantic makes their classes
+        eval_result_details=core.convert_feature_metrics(
+            core.replace_nans_with_negative_one(features)
         ),
-        eval_result_details=core.convert_feature_metrics(features),
-        eval_result_unstructured=usage.measure(
-            sae,
+        eval_result_unstructured=our_metrics(sae, store(), config, settings, ignored),
+    )
+
+
+@t.no_grad()
+def our_metrics(
+    sae: BaseSAE,
+    store: ActivationsStore,
+    config: Any,
+    settings: BenchSettings,
+    ignored: set[int | None],
+) -> dict[str, Any]:
+    """Our metrics of the tokens that a store gives, without the `ignored` ones and those that training
+    leaves out.
+
+    Returns: the metrics that `metrics.py` shows for SAE Bench, by key; `selected`, how often each
+    feature was; `tokens`; `left_out`, how many tokens the rule left out besides the ignored ones; and a
+    `note` on what SAE Bench's own metrics are.
+    """
+    k, device = getattr(getattr(sae, "dictionary", None), "k", None), sae.W_enc.device
+    totals = Totals.empty(sae.cfg.d_in, sae.cfg.d_sae, k, device)
+    special = t.tensor([token for token in ignored if token is not None], device=device)
+    left_out = 0
+    for _ in range(config.n_eval_sparsity_variance_batches):
+        tokens_BL = store.get_batch_tokens(config.batch_size_prompts)
+        _, cache = settings.model.run_with_cache(
+            tokens_BL,
+            prepend_bos=False,
+            names_filter=[sae.cfg.hook_name],
+            stop_at_layer=sae.cfg.hook_layer + 1,
+        )
+        x_BLD = cache[sae.cfg.hook_name]
+        is_ordinary_BL = ~t.isin(tokens_BL, special)
+        is_used_BL = is_ordinary_BL & wanted(settings.rule, tokens_BL, x_BLD).to(device)
+        left_out += int((is_ordinary_BL & ~is_used_BL).sum())
+        x_BD = x_BLD[is_used_BL]
+        f_BF = sae.encode(x_BD)
+        totals.add(x_BD.double(), sae.decode(f_BF).double(), f_BF)
+    ours: dict[str, Any] = computed(totals, shown_in("bench"))
+    return ours | {
+        "selected": totals.selected_F.tolist(),
+        "tokens": totals.tokens,
+        "left_out": left_out,
+        "note": NOTE,
+    }
+
+
+def run_scr_or_tpp(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
+    """Spurious correlation removal, or targeted probe perturbation, as the configuration says."""
+    with encoding_once():
+        results, per_class = scr_and_tpp.run_eval_single_sae(
+            config,
+            sae,  # pyright: ignore[reportArgumentType]
             settings.model,
-            store(),
-            batches=config.n_eval_sparsity_variance_batches,
-            prompts=config.batch_size_prompts,
-            ignored=ignored,
-            rule=settings.rule,
-        ),
-    )
-
-
-def run_scr(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """Spurious correlation removal."""
-    results, _ = _scr_or_tpp(sae, config, settings)
+            settings.device,
+            str(settings.cache),
+        )
     scalars, details = _split(results)
-    metrics = scr_and_tpp.ScrMetrics(**scalars)
-    return scr_and_tpp.ScrEvalOutput(
+    output: Any = scr_and_tpp.ScrEvalOutput if config.perform_scr else scr_and_tpp.TppEvalOutput
+    return output(
         **_heading(sae, name, config),
-        eval_result_metrics=scr_and_tpp.ScrMetricCategories(scr_metrics=metrics),
-        eval_result_details=[
-            scr_and_tpp.ScrResultDetail(dataset_name=dataset, **values)
-            for dataset, values in details.items()
-        ],
-        eval_result_unstructured={},
+        eval_result_metrics={"scr_metrics" if config.perform_scr else "tpp_metrics": scalars},
+        eval_result_details=details,
+        eval_result_unstructured={} if config.perform_scr else per_class,
     )
 
 
-def run_tpp(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """Targeted probe perturbation."""
-    results, per_class = _scr_or_tpp(sae, config, settings)
-    scalars, details = _split(results)
-    metrics = scr_and_tpp.TppMetrics(**scalars)
-    return scr_and_tpp.TppEvalOutput(
-        **_heading(sae, name, config),
-        eval_result_metrics=scr_and_tpp.TppMetricCategories(tpp_metrics=metrics),
-        eval_result_details=[
-            scr_and_tpp.TppResultDetail(dataset_name=dataset, **values)
-            for dataset, values in details.items()
-        ],
-        eval_result_unstructured=per_class,
-    )
+class Ablation:
+    """Replaces SAE Bench's `ablated_precomputed_activations` for one SAE.
+
+    For every class and every N, SAE Bench encodes a test set, zeroes N features, decodes with and
+    without them, and averages over each text's tokens. With a linear decoder, the result is the mean
+    activation minus the ablated features' means times their decoder directions.
+    """
+
+    def __init__(self):
+        self._means = WeakTensorKeyDictionary()
+
+    @t.no_grad()
+    def __call__(
+        self,
+        ablation_acts_BLD: t.Tensor,
+        sae: BaseSAE,
+        to_ablate: t.Tensor,
+        sae_batch_size: int,
+    ) -> t.Tensor:
+        """Each text's mean activation without some features, (B, D), as in SAE Bench's function.
+
+        Arguments:
+            ablation_acts_BLD: activations; 0 at padded tokens, which the mean leaves out.
+            to_ablate: (F,), bool.
+            sae_batch_size: texts to encode at once.
+        """
+        if ablation_acts_BLD not in self._means:
+            self._means[ablation_acts_BLD] = _means(ablation_acts_BLD, sae, sae_batch_size)
+        x_BD, f_BF = self._means[ablation_acts_BLD]
+        removed_BD = f_BF[:, to_ablate] @ sae.W_dec[to_ablate].to(f_BF.dtype)
+        return (x_BD - removed_BD).to(ablation_acts_BLD.dtype)
+
+
+@contextmanager
+def encoding_once() -> Iterator[None]:
+    """Within it, SAE Bench's SCR and TPP of one SAE use `Ablation`."""
+    with patch.object(scr_and_tpp, "ablated_precomputed_activations", Ablation()):
+        yield
+
+
+def _means(acts_BLD: t.Tensor, sae: BaseSAE, batch_size: int) -> tuple[t.Tensor, t.Tensor]:
+    """The mean activations (B, D) and features (B, F) of each text, in fp32 or wider."""
+    x, f = [], []
+    for batch_BLD in acts_BLD.split(batch_size):
+        dtype = t.promote_types(batch_BLD.dtype, t.float32)
+        counted_B = (batch_BLD.sum(-1) != 0).sum(-1, keepdim=True).to(dtype)
+        x.append(batch_BLD.sum(1, dtype=dtype) / counted_B)
+        f.append(sae.encode(batch_BLD).sum(1, dtype=dtype) / counted_B)
+    return t.cat(x), t.cat(f)
 
 
 def run_sparse_probing(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
@@ -155,27 +228,24 @@ def run_sparse_probing(sae: BaseSAE, name: str, config: Any, settings: BenchSett
         str(settings.cache),
     )
     scalars, details = _split(results)
-
-    def of(prefix: str) -> dict[str, Any]:
-        return {key: value for key, value in scalars.items() if key.startswith(prefix)}
-
-    return sparse_probing.SparseProbingEvalOutput(
+    output: Any = sparse_probing.SparseProbingEvalOutput
+    return output(
         **_heading(sae, name, config),
-        eval_result_metrics=sparse_probing.SparseProbingMetricCategories(
-            llm=sparse_probing.SparseProbingLlmMetrics(**of("llm_")),
-            sae=sparse_probing.SparseProbingSaeMetrics(**of("sae_")),
-        ),
-        eval_result_details=[
-            sparse_probing.SparseProbingResultDetail(dataset_name=dataset, **values)
-            for dataset, values in details.items()
-        ],
+        eval_result_metrics={
+            which: {key: value for key, value in scalars.items() if key.startswith(f"{which}_")}
+            for which in ("llm", "sae")
+        },
+        eval_result_details=details,
         eval_result_unstructured=per_class,
     )
 
 
 def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """First-letter absorption. Raises BenchError if the model does not encode first letters, or SAE
-    Bench can't read it where the SAE was trained."""
+    """First-letter absorption.
+
+    Raises: BenchError if the model does not encode first letters, or if SAE Bench can't read it where
+    the SAE was trained.
+    """
     layer = block_of_output(sae.cfg.hook_name)
     if layer is None or layer < 0:
         raise BenchError(
@@ -250,32 +320,6 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
     )
 
 
-EVALUATIONS: dict[BenchEvaluation, Callable[[BaseSAE, str, Any, BenchSettings], Any]] = {
-    "core": run_core,
-    "scr": run_scr,
-    "tpp": run_tpp,
-    "sparse_probing": run_sparse_probing,
-    "sae_probes": run_sae_probes,
-    "absorption": run_absorption,
-}
-NOT_REPEATED: tuple[BenchEvaluation, ...] = ("absorption",)
-"""Those that run with one seed: absorption would train the language model's own probes again."""
-_OUTPUTS: dict[BenchEvaluation, Callable[[], type]] = {
-    "core": lambda: core.CoreEvalOutput,
-    "scr": lambda: scr_and_tpp.ScrEvalOutput,
-    "tpp": lambda: scr_and_tpp.TppEvalOutput,
-    "sparse_probing": lambda: sparse_probing.SparseProbingEvalOutput,
-    "sae_probes": sae_probes_output,
-    "absorption": lambda: absorption.AbsorptionEvalOutput,
-}
-
-
-def validated(evaluation: BenchEvaluation, found: Any) -> Any:
-    """A result's JSON, if it is in SAE Bench's schema. Raises pydantic's ValidationError if not."""
-    TypeAdapter(_OUTPUTS[evaluation]()).validate_python(found)
-    return found
-
-
 def _known_letters(config: Any, layer: int, settings: BenchSettings) -> set[str]:
     """The letters that linear probes find in the model's activations. No SAE is involved."""
     where: dict[str, Any] = {
@@ -298,21 +342,11 @@ def _known_letters(config: Any, layer: int, settings: BenchSettings) -> set[str]
     return {letter for letter, score in scores.items() if score > config.min_GT_probe_f1}
 
 
-def _scr_or_tpp(sae: BaseSAE, config: Any, settings: BenchSettings) -> tuple[dict, dict]:
-    with encoding_once():
-        return scr_and_tpp.run_eval_single_sae(
-            config,
-            sae,  # pyright: ignore[reportArgumentType]
-            settings.model,
-            settings.device,
-            str(settings.cache),
-        )
-
-
-def _split(results: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split(results: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The averages over data sets, and the results of each."""
     details = {key: value for key, value in results.items() if isinstance(value, dict)}
-    return {key: value for key, value in results.items() if key not in details}, details
+    scalars = {key: value for key, value in results.items() if key not in details}
+    return scalars, [{"dataset_name": name, **values} for name, values in details.items()]
 
 
 def _heading(sae: BaseSAE, name: str, config: Any) -> dict[str, Any]:
@@ -327,3 +361,29 @@ def _heading(sae: BaseSAE, name: str, config: Any) -> dict[str, Any]:
         "sae_lens_version": get_sae_lens_version(),
         "sae_cfg_dict": sae.cfg.to_dict(),
     }
+
+
+EVALUATIONS: dict[BenchEvaluation, Callable[[BaseSAE, str, Any, BenchSettings], Any]] = {
+    "core": run_core,
+    "scr": run_scr_or_tpp,
+    "tpp": run_scr_or_tpp,
+    "sparse_probing": run_sparse_probing,
+    "sae_probes": run_sae_probes,
+    "absorption": run_absorption,
+}
+NOT_REPEATED: tuple[BenchEvaluation, ...] = ("absorption",)
+"""Those that run with one seed: absorption would train the language model's own probes again."""
+_OUTPUTS: dict[BenchEvaluation, Callable[[], type]] = {
+    "core": lambda: core.CoreEvalOutput,
+    "scr": lambda: scr_and_tpp.ScrEvalOutput,
+    "tpp": lambda: scr_and_tpp.TppEvalOutput,
+    "sparse_probing": lambda: sparse_probing.SparseProbingEvalOutput,
+    "sae_probes": sae_probes_output,
+    "absorption": lambda: absorption.AbsorptionEvalOutput,
+}
+
+
+def validated(evaluation: BenchEvaluation, found: Any) -> Any:
+    """A result's JSON, if it is in SAE Bench's schema. Raises pydantic's ValidationError if not."""
+    TypeAdapter(_OUTPUTS[evaluation]()).validate_python(found)
+    return found

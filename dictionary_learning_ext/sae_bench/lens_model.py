@@ -1,11 +1,17 @@
-"""The language model that an SAE was trained on, as SAE Bench needs it: in TransformerLens's interface."""
+"""The language model that an SAE was trained on, as SAE Bench needs it: in TransformerLens's interface.
+
+`left_alone` lets SAE Bench's hooks change only the positions that the SAE's training used. SAE Bench's
+core replaces activations by reconstructions, or by zeros, at every position but special tokens, so
+attention sinks that training left out would decide its CE and KL.
+"""
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import jaxtyping
 import torch as t
@@ -14,8 +20,10 @@ from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 
 from ..activations.hook_points import HookPoint, read_residual
+from ..activations.position_rule import PositionRule, norms
 from ..errors import BenchError, first_line
 
+_Hook = Callable[..., t.Tensor]
 TOLERANCE = 1e-4  # of the activations' rms
 _CHECKED_TOKENS = (4, 32)
 _REFUSALS = (
@@ -158,3 +166,29 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
             f"trained on by {difference:.1e} of their rms; expected at most {TOLERANCE:.0e}"
         )
     return difference
+
+
+def wanted(rule: PositionRule, tokens_BL: t.Tensor, x_BLD: t.Tensor) -> t.Tensor:
+    """The positions that training uses, (B, L), on the CPU. SAE Bench's batches have no padding."""
+    by_token_BL = rule.by_token(tokens_BL, t.ones_like(tokens_BL)).cpu()
+    return rule.by_norm(norms(x_BLD), by_token_BL)
+
+
+@contextmanager
+def left_alone(model: HookedTransformer, rule: PositionRule) -> Iterator[None]:
+    """Within it, hooks of `model.run_with_hooks` change activations only where training uses them."""
+    run_with_hooks = model.run_with_hooks
+
+    def limited(hook: _Hook, tokens_BL: t.Tensor) -> _Hook:
+        def changed(x_BLD: t.Tensor, **arguments: Any) -> t.Tensor:
+            is_wanted_BL1 = wanted(rule, tokens_BL, x_BLD).to(x_BLD.device).unsqueeze(-1)
+            return t.where(is_wanted_BL1, hook(x_BLD.clone(), **arguments), x_BLD)
+
+        return changed
+
+    def run(tokens_BL: t.Tensor, *args: Any, fwd_hooks: Any, **options: Any) -> Any:
+        hooks = [(name, limited(hook, tokens_BL)) for name, hook in fwd_hooks]
+        return run_with_hooks(tokens_BL, *args, fwd_hooks=hooks, **options)
+
+    with patch.object(model, "run_with_hooks", run):
+        yield

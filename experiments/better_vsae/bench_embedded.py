@@ -34,8 +34,8 @@ def train_quickstart(_: argparse.Namespace) -> None:
 
 def measure(_: argparse.Namespace) -> None:
     """Bench what was trained, and draw the paper's figures: they need all of SAE Bench's results."""
-    from dictionary_learning_ext.sae_bench.comparison_table import columns_of
     from dictionary_learning_ext.sae_bench.evaluations import EVALUATIONS
+    from dictionary_learning_ext.sae_bench.results import columns_of
     from experiments.better_vsae.bench_figures import write_figures
     from experiments.size_matched import bench_size_matched
 

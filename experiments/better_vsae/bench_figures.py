@@ -12,8 +12,7 @@ import matplotlib.pyplot as plt
 from dictionary_learning_ext.config.architectures import Look
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.sae_bench.adapter import looks
-from dictionary_learning_ext.sae_bench.bench_results import BenchResults
-from dictionary_learning_ext.sae_bench.comparison_table import curve, our_name, rows_of
+from dictionary_learning_ext.sae_bench.results import BenchResults, curve, our_name, rows_of
 
 _PANELS = {
     "CE loss score": "CE loss score",

@@ -31,7 +31,7 @@ from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.config.architectures import BenchEvaluation
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.sae_bench.probing_sets import SMALLEST, SMALLEST_SETS
+from dictionary_learning_ext.sae_bench.probes import SMALLEST, SMALLEST_SETS
 from experiments import raw_results
 from experiments.better_vsae.bench_embedded import is_measure
 from experiments.pages import table
@@ -164,8 +164,8 @@ def train_saes(arguments: argparse.Namespace) -> None:
 
 def bench_saes(arguments: argparse.Namespace) -> None:
     """Bench what is missing, and write every metric of every SAE with every bench seed."""
-    from dictionary_learning_ext.sae_bench.bench_runner import bench
-    from dictionary_learning_ext.sae_bench.comparison_table import values_of
+    from dictionary_learning_ext.sae_bench.results import values_of
+    from dictionary_learning_ext.sae_bench.runner import bench
 
     for name in arguments.model:
         began = time.monotonic()

@@ -131,7 +131,7 @@ def search_and_confirm(arguments: argparse.Namespace) -> None:
 
 def bench_confirmed(_: argparse.Namespace) -> None:
     """SCR and TPP, raw and masked to equal numbers of features in use."""
-    from dictionary_learning_ext.sae_bench.comparison_table import curve
+    from dictionary_learning_ext.sae_bench.results import curve
     from experiments.size_matched import benched
 
     done = {(row["size"], row["seed"]) for row in read()["rows"] if row["stage"] == "bench"}

@@ -171,7 +171,7 @@ def maps_of(lm: str, width: int) -> list[dict[str, Any]]:
 
 def bench_as_stated(arguments: argparse.Namespace) -> None:
     """SAE Bench of the paper's two models at the k/F of figures 4 and 5, with the size-matched control."""
-    from dictionary_learning_ext.sae_bench.comparison_table import curve, metrics
+    from dictionary_learning_ext.sae_bench.results import curve, metrics
     from experiments.size_matched import benched
 
     lm = arguments.lm

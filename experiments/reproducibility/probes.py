@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dictionary_learning_ext.sae_bench.probing_sets import SMALLEST
+from dictionary_learning_ext.sae_bench.probes import SMALLEST
 from experiments import raw_results
 from experiments.raw_results import about
 from experiments.reproducibility.decisions import Row, parts_of
@@ -63,8 +63,8 @@ def _sae(row: Row) -> tuple[str, str, int]:
 
 def accuracies(folders: Sequence[Path], sets: str = SMALLEST) -> list[float]:
     """The accuracy of each SAE's probes: its mean over 1, 2 and 5 features and over the bench's seeds."""
-    from dictionary_learning_ext.sae_bench.bench_runner import bench
-    from dictionary_learning_ext.sae_bench.comparison_table import values_of
+    from dictionary_learning_ext.sae_bench.results import values_of
+    from dictionary_learning_ext.sae_bench.runner import bench
 
     outcome = bench(folders, evals=(MEASURE,), probing_sets=sets, bench_seeds=BENCH_SEEDS)
     outcome.check()

@@ -1,4 +1,4 @@
-"""`vsae cache`, as it is typed."""
+"""`vsae hooks` and `vsae cache`, as they are typed."""
 
 import contextlib
 import json
@@ -12,7 +12,32 @@ from caches import HOOK, OTHER
 from small_commands import refused
 
 from dictionary_learning_ext.activations.cache_manifest import UNFINISHED, read_manifest
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.cli import main
+
+KINDS = ("resid_post", "resid_pre", "attn_out", "mlp_out")
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt_neox", "llama", "gpt2", "gemma", "gemma3", "qwen", "qwen3"]
+)
+def test_the_names_are_those_that_can_be_read(family, lm_dir_of, lm_of, tmp_path, capsys):
+    assert main(["hooks", "--model", str(lm_dir_of(family))]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["hook", "point", "width"]
+    names = [line.split()[0] for line in lines]
+    assert len(names) == len(set(names)) == 4 * 3
+    assert names[:4] == [f"blocks.0.hook_{kind}" for kind in KINDS]
+    for line in lines:
+        name, width = line.split()
+        assert find_hook(lm_of(family), name).activation_dim == int(width)
+
+
+def test_no_weights_are_needed(lm_dir_of, tmp_path, capsys):
+    config = (lm_dir_of("gpt2") / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    assert main(["hooks", f"--model={tmp_path}"]) == 0
+    assert "blocks.2.hook_resid_post" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -55,29 +80,11 @@ def test_several_hook_points_are_separated_by_commas(flags, tmp_path, capsys):
     assert said.endswith(f" --activations {folder} --hook {HOOK}\nor with --hook {OTHER}\n")
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--tokens=0"], "--tokens 0: expected at least 1"),
-        (["--dtype=bfloat16"], "--dtype bfloat16: expected one of float32, float16"),
-        ([f"--hook={HOOK},{HOOK}"], "expected different hook points separated by commas"),
-        (["--hook=blocks.9.hook_resid_post"], "there is no hook point 'blocks.9.hook_resid_post'"),
-        (["--ctx-len=4096"], "--ctx-len 4096: expected at most 128"),
-        (["--file-mb=0"], "--file-mb 0: expected at least 1"),
-        (["--verify"], "no cache of `vsae cache`, which has checksums; nothing to verify"),
-    ],
-)
-def test_mistakes_are_one_line_that_says_what_to_type(given, said, flags, tmp_path, capsys):
-    line = refused(["cache", str(tmp_path / "cache"), *flags, *given], capsys)
-    assert said in line
-    assert not list(tmp_path.rglob("*.arrow"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_command_is_continued_by_the_same_command(
     number, flags, cached_run, tmp_path, capsys
 ):
-    command = ["cache", str(tmp_path / "cache"), *flags, "--tokens=60000", "--file-mb=1"]
+    command = ["cache", str(tmp_path / "cache"), *flags, "--tokens=40000", "--file-mb=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dictionary_learning_ext", *command],
         stderr=subprocess.PIPE,

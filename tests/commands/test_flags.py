@@ -1,4 +1,4 @@
-"""The forms in which flags can be typed, the flags that commands share, and their help."""
+"""The forms in which flags can be typed, and the help. Mistakes are in test_refusals.py."""
 
 import re
 from dataclasses import dataclass, field, fields
@@ -6,48 +6,49 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from command_runs import settings_of
 
-from dictionary_learning_ext.cli import COMMANDS, main
-from dictionary_learning_ext.commands import (
-    bench,
-    compare,
-    evaluate,
-    export,
-    push,
-    report,
-    sweep,
-    train,
-)
+from dictionary_learning_ext.cli import COMMANDS
 from dictionary_learning_ext.commands.flags import (
     HIDDEN,
     Command,
-    InputFlags,
     flags_of,
     parse,
     positional,
     vsae,
 )
+from dictionary_learning_ext.commands.measure import InputFlags
 from dictionary_learning_ext.errors import UserError
 
+TRAIN = COMMANDS["train"]
 
-def test_the_forms_a_sweep_agent_types_all_work(small, tmp_path):
+
+def test_the_forms_a_sweep_agent_types_all_work():
     agent = ["--dict_size=64", "--rectify=True", "--lr=None", "--noise_on=values", "--k=8"]
-    assert main(["train", *small, *agent]) == 0
-    settings = settings_of(tmp_path / "run")
-    assert {n: settings[n] for n in ("dict_size", "rectify", "lr", "noise_on", "k")} == {
-        "dict_size": 64,
-        "rectify": True,
-        "lr": None,
-        "noise_on": "values",
-        "k": 8,
+    sae = parse(TRAIN, agent).sae
+    found = (sae.dict_size, sae.rectify, sae.lr, sae.noise_on, sae.k)
+    assert found == (64, True, None, "values", 8)
+    assert parse(TRAIN, ["--rectify", "--seed", "3"]).sae.rectify is True, "a bare boolean"
+
+
+@pytest.mark.parametrize("command", ["bench", "eval", "export", "report"])
+def test_the_shared_flags_are_one_declaration(command):
+    """Under the same names on the command line, and nested in the command's own."""
+    needed = ["run", "--format=safetensors"] if command == "export" else ["run"]
+    shared = {
+        "model": "lm",
+        "hook": "blocks.1.hook_resid_post",
+        "data": "a.txt",
+        "device": "cuda:1",
     }
-
-
-def test_a_bare_boolean_flag_means_true(small, tmp_path):
-    assert main(["train", *small]) == 0
-    assert main(["train", *small, "--overwrite", "--rectify", "--seed", "3"]) == 0
-    assert settings_of(tmp_path / "run")["rectify"] is True
+    given = [f"--{name}={value}" for name, value in shared.items()]
+    inputs = parse(COMMANDS[command], [*needed, *given]).inputs
+    assert isinstance(inputs, InputFlags)
+    default = vars(parse(COMMANDS[command], needed).inputs)
+    assert vars(inputs) == default | shared
+    assert default.pop("device") == "cpu"
+    names = {"model", "hook", "data", "max_norm_multiple", "remove_bos"}
+    assert default.keys() == names | ({"activations"} & flags_of(COMMANDS[command]).keys())
+    assert not any(default.values())
 
 
 def help_of(command, capsys, *args):
@@ -55,40 +56,6 @@ def help_of(command, capsys, *args):
         parse(command, [*args])
     assert not stop.value.code
     return capsys.readouterr().out
-
-
-@pytest.mark.parametrize("module", [bench, evaluate, export, report], ids=lambda m: m.COMMAND.name)
-def test_the_shared_flags_are_one_declaration(module):
-    """Under the same names on the command line, and nested in the command's own."""
-    needed = ["run", "--format=safetensors"] if module is export else ["run"]
-    given = ["--model=lm", "--hook=blocks.1.hook_resid_post", "--data=text.txt", "--device=cuda:1"]
-    flags = parse(module.COMMAND, [*needed, *given])
-    assert isinstance(flags.inputs, InputFlags)
-    own = {"activations": None} if module in (evaluate, report) else {}
-    assert (
-        vars(flags.inputs)
-        == {
-            "model": "lm",
-            "hook": "blocks.1.hook_resid_post",
-            "data": "text.txt",
-            "max_norm_multiple": None,
-            "remove_bos": None,
-            "device": "cuda:1",
-        }
-        | own
-    )
-    assert (
-        vars(parse(module.COMMAND, needed).inputs)
-        == {
-            "model": None,
-            "hook": None,
-            "data": None,
-            "max_norm_multiple": None,
-            "remove_bos": None,
-            "device": "cpu",
-        }
-        | own
-    )
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -100,7 +67,7 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
     assert text.isascii(), "any terminal shows it"
     assert "None" not in text
     explained = re.findall(r"^  --([a-z0-9-]+)(?: \S+)*?(?:\s{2,}|\n\s{26})[A-Za-z]", text, re.M)
-    start = parse(command, []) if command is train.COMMAND else None
+    start = parse(command, []) if command is TRAIN else None
     flags = vars(start.sae).keys() - {*start.sae.unused()} if start else flags_of(command)
     assert {name.replace("-", "_") for name in explained} >= set(flags)
     if "device" in explained:
@@ -109,105 +76,46 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
 
 def test_the_help_of_train_fits_two_screens_and_names_flags_that_there_are(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    text = help_of(train.COMMAND, capsys, "--help")
+    text = help_of(TRAIN, capsys, "--help")
     assert len(text.splitlines()) < 100
     assert "--save-every" not in text
     assert "`vsae train --help-all` shows" in text
-    named = {*train.COMMAND.common, *train.COMMAND.rare}
-    assert named <= set(flags_of(train.COMMAND))
+    named = {*TRAIN.common, *TRAIN.rare}
+    assert named <= set(flags_of(TRAIN))
 
 
 def test_the_help_of_train_shows_what_it_starts_from(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    shown = " ".join(help_of(train.COMMAND, capsys, "--help-all").split())
+    shown = " ".join(help_of(TRAIN, capsys, "--help-all").split())
     assert re.search(r"--k N Features [^(]*\(default: 16\)", shown)  # the preset's
     assert re.search(r"--prior-std X [^(]*\(default: 1\.0\)", shown)  # the class's
     assert re.search(r"--noise-on both\|values\|selection .*?\(default: selection\)", shown)
     assert "--typed" not in shown
-    relu = help_of(train.COMMAND, capsys, "--architecture=relu", "--help")
+    assert "Paper: 2048" in shown
+    relu = help_of(TRAIN, capsys, "--architecture=relu", "--help")
     assert "--l1-penalty X" in relu
     assert "--beta" not in relu
     assert "(default: relu)" in " ".join(relu.split())
 
 
-REFUSED = [
-    (evaluate, "run --tokens many", "--tokens many: expected a whole number, or none (see"),
-    (evaluate, "run --tokns 5", "no such flag: --tokns (did you mean --tokens?) (see"),
-    (train, "--bata 5", "no such flag: --bata (did you mean --beta or --data?) (see"),
-    (train, "--bata 5 --foo --k 3", "--bata (did you mean --beta or --data?), --foo (see"),
-    (train, "-- 5", "no such flag: -- (see"),
-    (report, "", "expected FOLDER (see"),
-    (compare, "", "expected FOLDER [FOLDER ...] (see"),
-    (push, "run", "expected FOLDER OWNER/NAME (see"),
-    (push, "run me/a more", "'more': expected only FOLDER OWNER/NAME (see"),
-    (export, "run", "expected --format, one of sae-bench"),
-    (export, "run --format=pickle", "--format pickle: expected one of sae-bench"),
-    (export, "run --format=sparsfy", "did you mean 'sparsify'? (see"),
-    (report, "run --out", "--out: expected a value after it (see"),
-    (train, "--noise-anneal-steps no", "-steps no: expected a whole number, or none (see"),
-    (train, "--noise-anneal-steps", "-steps: expected a whole number, or none after it (see"),
-    (train, "--preset", "--preset: expected a value after it (see"),
-    (train, "--architecture --k 3", "--architecture: expected"),
-    (train, "--architecture none", "--architecture none: expected one of vsae_top_k, vsae, vaease"),
-    (train, "--lr small", "--lr small: expected a finite number, or none (see"),
-    (train, "--lr nan", "--lr nan: expected a finite number, or none (see"),
-    (train, "--lr=", "--lr '': expected a finite number, or none (see"),
-    (train, "--steps none", "--steps none: expected a whole number (see"),
-    (train, "--steps 1e3", "--steps 1e3: expected a whole number (see"),
-    (train, "--text-packing None", "--text-packing None: expected one of pack, truncate (see"),
-    (train, "--rectify yes", "--rectify yes: expected True or False (see"),
-    (
-        train,
-        "--architecture matryoshka --group-fractions 0.5,0.5",
-        "expected numbers separated by spaces, e.g. 0.25 0.75",
-    ),
-    (train, "extra", "'extra': expected a flag, which starts with --, e.g. --extra"),
-    (train, "--steps 12 13", "'13': expected a flag, which starts with --, e.g. --13"),
-    (train, "--typed k", "no such flag: --typed ("),
-    (train, "-k 32", "-k: flags start with two dashes; did you mean --k?"),
-    (train, "--rectify -k 32", "-k: flags start with two dashes; did you mean --k?"),
-    (compare, "a -k 32", "-k: flags start with two dashes; did you mean --k?"),
-    (report, "a --against b -k 32", "-k: flags start with two dashes; did you mean --k?"),
-    (sweep, "f.yaml --stepz 9", "no such flag: --stepz (did you mean --steps?) (see"),
-]
-
-
-@pytest.mark.parametrize(("module", "words", "message"), REFUSED, ids=[r[1] for r in REFUSED])
-def test_a_mistake_is_one_line_that_says_what_to_type(module, words, message):
-    with pytest.raises(UserError) as refused:
-        parse(module.COMMAND, words.split())
-    said = refused.value.as_typed
-    assert message in said
-    assert said.isprintable()
-    assert said.endswith(f" (see `vsae {module.COMMAND.name} --help`)") == ("(see" in said)
-
-
 @pytest.mark.parametrize("none", ["none", "None", "NONE"])
-class TestNone:
-    def test_it_is_taken_wherever_a_flag_may_be_none(self, none):
-        """The preset that training starts from has a number for these three."""
-        args = ["--noise-anneal-steps", none, f"--max_norm_multiple={none}", "--decay-start", none]
-        flags = parse(train.COMMAND, args)
-        found = (flags.sae.noise_anneal_steps, flags.run.max_norm_multiple, flags.sae.decay_start)
-        assert found == (None, None, None)
-        assert parse(evaluate.COMMAND, ["run", "--tokens", none]).tokens is None
-        assert parse(sweep.COMMAND, [f"--at-once={none}"]).at_once is None
-
-    def test_it_is_refused_by_its_flag_where_it_has_no_meaning(self, none):
-        for name, expected in (("posterior", "one of fixed, learned"), ("k", "a whole number")):
-            with pytest.raises(UserError, match=f"^{name}='{none}': expected {expected}"):
-                parse(train.COMMAND, [f"--{name}", none])
-
-    def test_it_is_a_value_of_its_own_where_a_flag_says_so(self, none):
-        run = parse(train.COMMAND, ["--normalize", none, "--save-every", none, "--sigma", "1"]).run
-        assert (run.normalize, run.save_every) == ("none", "none")
-        assert parse(train.COMMAND, ["--save-steps", none]).run.save_steps == "none"
-        assert parse(report.COMMAND, ["run", "--activations", none]).inputs.activations == "none"
+def test_none_is_taken_wherever_a_flag_may_be_none_and_is_a_value_where_it_says_so(none):
+    """The preset that training starts from has a number for the first three."""
+    args = ["--noise-anneal-steps", none, f"--max_norm_multiple={none}", "--decay-start", none]
+    args += ["--normalize", none, "--save-every", none, "--save-steps", none, "--sigma", "1"]
+    flags = parse(TRAIN, args)
+    sae, run = flags.sae, flags.run
+    assert (sae.noise_anneal_steps, run.max_norm_multiple, sae.decay_start) == (None, None, None)
+    assert (run.normalize, run.save_every, run.save_steps) == ("none", "none", "none")
+    assert parse(COMMANDS["eval"], ["run", "--tokens", none]).tokens is None
+    assert parse(COMMANDS["sweep"], [f"--at-once={none}"]).at_once is None
+    report = parse(COMMANDS["report"], ["run", "--activations", none])
+    assert report.inputs.activations == "none"
 
 
 def test_a_folder_or_a_text_may_be_called_none():
-    assert parse(evaluate.COMMAND, ["none"]).folders == ("none",)
-    assert parse(train.COMMAND, ["--data", "none"]).run.data == "none"
+    assert parse(COMMANDS["eval"], ["none"]).folders == ("none",)
+    assert parse(TRAIN, ["--data", "none"]).run.data == "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,9 +230,9 @@ def test_help_shows_the_chosen_start_common_flags_first_and_the_rare_ones_if_ask
 
 
 def test_a_bare_boolean_stands_before_a_folder():
-    assert parse(bench.COMMAND, ["--floor", "a", "b"]).folders == ("a", "b")
-    assert parse(push.COMMAND, ["--public", "True", "a", "me/a"]).public
-    exported = parse(export.COMMAND, ["--allow-inexact", "runs/a", "--format", "sparsify"])
+    assert parse(COMMANDS["bench"], ["--floor", "a", "b"]).folders == ("a", "b")
+    assert parse(COMMANDS["push"], ["--public", "True", "a", "me/a"]).public
+    exported = parse(COMMANDS["export"], ["--allow-inexact", "runs/a", "--format", "sparsify"])
     assert (exported.folder, exported.allow_inexact) == ("runs/a", True)
 
 
@@ -353,21 +261,14 @@ def test_suggested_commands_work_from_where_the_user_stands(
     assert vsae() == typed.format(python=folder / "python")
 
 
-def test_a_suggested_command_can_be_pasted_whatever_its_path(tmp_path, monkeypatch):
-    folder = tmp_path / "my environment"
-    folder.mkdir()
+def test_a_suggested_command_can_be_pasted_and_is_no_other_installations(tmp_path, monkeypatch):
+    folder, other = tmp_path / "my environment", tmp_path / "b"
+    for each in (folder, other):
+        each.mkdir()
     monkeypatch.setattr("sys.executable", str(folder / "python"))
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("PATH", str(other))
     assert vsae() == f"'{folder / 'python'}' -m dictionary_learning_ext"
-    (folder / "vsae").write_text("")
+    for each in (folder, other):
+        (each / "vsae").write_text("")
+        (each / "vsae").chmod(0o755)
     assert vsae() == f"'{folder / 'vsae'}'"
-
-
-def test_another_installations_command_is_not_suggested(tmp_path, monkeypatch):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "vsae").write_text("")
-        (tmp_path / name / "vsae").chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(tmp_path / "a" / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path / "b"))
-    assert vsae() == str(tmp_path / "a" / "vsae")

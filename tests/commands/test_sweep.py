@@ -4,12 +4,11 @@ import json
 import signal
 
 import pytest
-import torch
 from small_commands import refused
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
-from dictionary_learning_ext.commands.sweep import COMMAND
+from dictionary_learning_ext.commands.sweep import SWEEP as COMMAND
 from dictionary_learning_ext.errors import Interrupted, TrainingError
 
 
@@ -42,39 +41,6 @@ def test_the_flags_of_train_are_told_from_its_own(typed):
     assert " ".join(flags.passed_on) == TYPED[typed]
     assert str(flags.file) == "f.yaml"
     assert " ".join(flags.words) == typed
-
-
-def test_a_flag_that_nobody_knows_and_one_without_a_file(sweep_file, tmp_path, capsys):
-    line = refused(["sweep", sweep_file, "--stepz", "3"], capsys)
-    assert "no such flag: --stepz (did you mean --steps?)" in line
-    assert "--steps: only works with a sweep file" in refused(
-        ["sweep", "--results", tmp_path, "--steps", "9"], capsys
-    )
-    assert "--k: " in refused(["sweep", sweep_file, "--k=3"], capsys)
-
-
-def test_devices_are_given_once_with_a_sweep_file(sweep_file, tmp_path, capsys):
-    def line(*flags):
-        return refused(["sweep", *flags, "--devices", "cpu,cpu"], capsys)
-
-    assert "--devices: only works with a sweep file" in line("--results", tmp_path)
-    assert "--device and --devices: give only one" in line(sweep_file, "--device=cpu")
-    sweeping = tmp_path / "sweeping.yaml"
-    content = json.loads(sweep_file.read_text())
-    content["parameters"]["device"] = {"values": ["cpu"]}
-    sweeping.write_text(json.dumps(content))
-    assert f"--devices: {sweeping} sweeps device; leave it out" in line(sweeping)
-    assert "--devices : expected devices of one kind" in refused(
-        ["sweep", sweep_file, "--devices="], capsys
-    )
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_device_that_is_not_there_is_named_with_those_that_are(sweep_file, capsys):
-    assert refused(["sweep", sweep_file, "--devices=cuda:0,cuda:1"], capsys) == (
-        "vsae: --devices cuda:0: expected cpu, cuda or cuda:N, and this machine has cpu and no "
-        "CUDA device; use e.g. --devices cpu"
-    )
 
 
 def test_a_sweep_without_evaluation_ends_with_its_runs(sweep_file, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`vsae train`: where it starts from, what it prints, one-line errors."""
+"""`vsae train`: where it starts from, what it prints, how it continues, and one SAE per hook point."""
 
 import json
 import re
@@ -7,18 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch as t
-from command_runs import settings_of
-from small_commands import refused
+from small_commands import content, refused, settings_of
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.commands.flags import vsae
-from dictionary_learning_ext.commands.train import starting_point
+from dictionary_learning_ext.commands.flags import parse, vsae
+from dictionary_learning_ext.commands.train import TRAIN, starting_point
 from dictionary_learning_ext.config.presets import preset
+from dictionary_learning_ext.config.run import TrainConfig
 
 
-def test_train_prints_where_it_lies_and_what_it_is_worth(small, tmp_path, capsys):
+def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_worth(
+    small, tmp_path, capsys
+):
     assert main(["train", *small]) == 0
     out = capsys.readouterr().out
+    assert out.splitlines()[0] == (
+        "Preset recommended (k=4, dict_size=32, lr=0.002, steps=12); --preset paper for the "
+        "paper's setting."
+    )
+    settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
+    for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
+        assert settings[name] == getattr(recommended.sae, name), name
     assert "near-dead" in out
     assert f"saved in {tmp_path / 'run'}" in out
     assert "from dictionary_learning_ext import load_dictionary\n" in out
@@ -56,22 +65,35 @@ def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(
     assert main(["train", "--resume=~/my run"]) == 0
 
 
-def test_a_config_with_another_posterior_drops_what_that_does_not_use(small, tmp_path):
-    assert main(["train", *small, "--sigma", "0.3"]) == 0
-    flags = ["--config", str(tmp_path / "run"), "--posterior", "point"]
-    assert main(["train", *flags, "--save-dir", str(tmp_path / "point")]) == 0
-    assert settings_of(tmp_path / "point")["sigma"] is None
+def parsed(typed):
+    flags = parse(TRAIN, typed.split())
+    return TrainConfig(
+        flags.sae.resolve(flags.run.steps, flags.run.batch_size), flags.run
+    ).to_dict()
 
 
-def test_a_preset_is_a_start_and_flags_win(small, tmp_path):
-    flags = ["--preset", "paper-as-run", *small]
-    assert main(["train", *flags]) == 0
-    settings = settings_of(tmp_path / "run")
-    assert (settings["posterior"], settings["normalize"], settings["steps"]) == (
-        "point",
-        "unit",
-        12,
-    )
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("--preset paper-as-run --seed 3", {"posterior": "point", "normalize": "unit", "seed": 3}),
+        ("--preset recommended --steps 12", {"decay_start": 9, "noise_anneal_steps": 6}),
+        (
+            "--preset paper --architecture top_k --decay-start None",
+            {"posterior": None, "beta": None, "dtype": "bfloat16"},
+        ),
+        ("--posterior point", {"sigma": None, "noise_to_signal": None}),
+    ],
+)
+def test_a_preset_is_a_start_and_flags_win(typed, expected):
+    settings = parsed(typed)
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_the_baseline_is_matched_to_the_recommended_preset():
+    vsae, top_k = parsed("--steps 12"), parsed("--steps 12 --architecture top_k")
+    for name in ("lr", "steps", "dict_size", "k", "decay_start", "warmup_steps", "auxk_alpha"):
+        assert top_k[name] == vsae[name] is not None, name
+    assert top_k["beta"] is top_k["noise_on"] is None
 
 
 def test_what_an_architecture_does_not_take_from_a_config_is_named(small, tmp_path, capsys):
@@ -84,17 +106,6 @@ def test_what_an_architecture_does_not_take_from_a_config_is_named(small, tmp_pa
     assert "--beta" in first
     assert "--noise-on" in first
     assert "--auxk-alpha" not in first
-
-
-def test_a_presets_schedules_are_those_of_the_runs_steps(small, tmp_path):
-    flags = ["--preset", "recommended", "--dict-size", "32", "--k", "4", *small]
-    assert main(["train", *flags]) == 0
-    settings = settings_of(tmp_path / "run")
-    assert (settings["steps"], settings["decay_start"], settings["noise_anneal_steps"]) == (
-        12,
-        9,
-        6,
-    )
 
 
 @pytest.mark.parametrize("typed", ["20_000", "+20000", "20000"])
@@ -129,36 +140,6 @@ def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tm
     assert main([*again, "--sigma", "0.5", "--save-dir", str(tmp_path / "own")]) == 0
     own = settings_of(tmp_path / "own")
     assert (own["sigma"], own["noise_to_signal"]) == (0.5, None)
-    capsys.readouterr()
-    assert main([*first, "--sigma", "0.5", "--save-dir", str(tmp_path / "both")]) == 2
-    assert "leave out --sigma or --noise-to-signal" in capsys.readouterr().err
-    assert main([*first, "--normalize", "none", "--save-dir", str(tmp_path / "none")]) == 2
-    assert "expected --normalize sqrt_d or unit" in capsys.readouterr().err
-    assert not (tmp_path / "none").exists()
-
-
-def test_the_recommended_preset_is_the_start_and_the_first_line_says_so(small, tmp_path, capsys):
-    assert main(["train", *small]) == 0
-    settings = settings_of(tmp_path / "run")
-    recommended = preset("recommended", steps=12)
-    for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
-        assert settings[name] == getattr(recommended.sae, name), name
-    first = capsys.readouterr().out.splitlines()[0]
-    assert first == (
-        "Preset recommended (k=4, dict_size=32, lr=0.002, steps=12); --preset paper for the "
-        "paper's setting."
-    )
-
-
-def test_the_baseline_is_matched_to_the_recommended_preset(small, tmp_path):
-    runs = {}
-    for name in ("vsae_top_k", "top_k"):
-        where = ["--save-dir", str(tmp_path / name)]
-        assert main(["train", *small, "--architecture", name, *where]) == 0
-        runs[name] = settings_of(tmp_path / name)
-    for name in ("lr", "steps", "dict_size", "k", "decay_start", "warmup_steps", "auxk_alpha"):
-        assert runs["top_k"][name] == runs["vsae_top_k"][name] is not None, name
-    assert runs["top_k"]["beta"] is runs["top_k"]["noise_on"] is None
 
 
 def test_a_configs_schedules_are_those_of_the_runs_steps(small, tmp_path):
@@ -245,93 +226,12 @@ def test_auto_names_what_was_typed_at_the_start_and_not_what_follows_from_it(
     assert "started with (--steps 12), or `vsae train --resume" in said
 
 
-def test_an_architecture_takes_from_a_preset_what_it_uses(small, tmp_path):
-    flags = ["--preset", "paper", "--architecture", "top_k", *small, "--decay-start", "None"]
-    assert main(["train", *flags]) == 0
-    settings = settings_of(tmp_path / "run")
-    assert (settings["posterior"], settings["beta"], settings["dtype"]) == (None, None, "bfloat16")
-
-
-def test_resuming_what_is_no_run_says_what_to_give(tmp_path, capsys):
-    assert main(["train", "--resume", str(tmp_path / "nope")]) == 2
-    assert "nope: no such folder; expected a run folder, e.g. runs/NAME" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (
-            ["--architecture", "topk"],
-            r"--architecture topk: expected one of .*; did you mean 'top_k'\?",
-        ),
-        (["--preset", "papper"], r"--preset papper: expected one of quickstart, recommended"),
-        (["--hook", "blocks.9.hook_resid_post"], r"blocks\.9.*blocks\.\{0\.\.2\}"),
-        (["--hook", "blocks.0.hook_z"], r"KIND, where KIND is hook_resid_post,.*hook_mlp_out;"),
-        (
-            ["--hook", "blocks.0.hook_mlp_out,"],
-            r"--hook blocks.0.hook_mlp_out,: expected different hook points separated by commas",
-        ),
-        (["--hook", "blocks.0.hook_mlp_out,blocks.9.hook_mlp_out"], r"no hook point 'blocks\.9"),
-        (["--data", "nobody/nothing"], r"'nobody/nothing'.*embedded"),
-        (["--data", "./nothing.txt"], r"nothing\.txt"),
-        (["--model", "./nothing"], r"'\./nothing'.*save_pretrained"),
-        (["--k", "33"], r"--k 33.*--dict-size 32"),
-        (["--beta", "-1"], r"--beta -1\.0: expected at least 0"),
-        (["--sigma", "-0.5"], r"--sigma -0\.5: expected above 0.*use --posterior point"),
-        (
-            ["--architecture", "top_k", "--beta", "0"],
-            r"--beta 0: architecture top_k does not use it; leave it out",
-        ),
-        (
-            ["--architecture", "vsae", "--k", "16"],
-            r"architecture vsae does not use it; leave it out, or give --architecture vsae_top_k or",
-        ),
-        (["--betta", "1"], r"no such flag: --betta \(did you mean --beta\?\)"),
-        (
-            ["--betta", "1", "--dict-siz=3", "--foo"],
-            r"no such flag: --betta .*--beta.*, --dict-siz .*--dict-size.*, --foo \(see",
-        ),
-        (["--rectify", "yes"], r"--rectify yes: expected True or False"),
-        (
-            ["--architecture", "matryoshka", "--group-fractions", "0.5,0.5"],
-            r"--group-fractions 0\.5,0\.5: expected numbers separated by spaces, e\.g\. 0\.25",
-        ),
-        (["--normalize", "max"], r"--normalize max: expected one of sqrt_d, unit, none"),
-        (["--lr"], r"--lr: expected a finite number, or none after it"),
-        (["extra"], r"'extra': expected a flag, which starts with --"),
-        (["--steps", "12", "13"], r"'13': expected a flag"),
-        (
-            ["--k", "many"],
-            r"^vsae: --k many: expected a whole number \(see `vsae train --help`\)$",
-        ),
-        (["--dict_size", "1.5"], r"--dict-size 1\.5: expected a whole number"),
-        (["--config", "nowhere.json"], r"nowhere\.json: no such file"),
-        (["--config", "x", "--preset", "paper"], r"give only one of them"),
-        (["--steps", "100000"], r"tokens.*--text-passes"),
-        (["--save-steps", "often"], r"--save-steps often.*linear:N"),
-        (["--device", "tpu"], r"--device tpu: expected cpu, cuda or cuda:N.*--device cpu"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_mistake_ends_in_one_line_that_says_what_to_type(flags, message, small, capsys):
-    assert main(["train", *small, *flags]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("vsae: ")
-    assert re.search(message, error), error
-
-
 def test_a_run_is_not_written_over(small, tmp_path, capsys):
     assert main(["train", *small]) == 0
     before = (tmp_path / "run" / "ae.pt").read_bytes()
     assert main(["train", *small, "--seed", "1"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "run" / "ae.pt").read_bytes() == before
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(small, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["train", *small, "--save-dir", str(tmp_path / "file" / "run")]) == 2
-    assert "can't be written" in capsys.readouterr().err
 
 
 def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, capsys):
@@ -367,3 +267,103 @@ def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, ca
     flags = ["--activations=none", f"--save-dir={live}"]
     assert main(["train", "--config", str(folder), *flags]) == 0
     assert settings_of(tmp_path / "live") == settings | {"activations": None, "save_dir": live}
+
+
+def test_no_key_reaches_a_file(flags, tmp_path, monkeypatch):
+    keys = {name: f"SECRET{i}" * 5 for i, name in enumerate(("WANDB_API_KEY", "HF_TOKEN"))}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "run"
+    assert main(["train", *flags, "--wandb=offline", f"--save-dir={run}"]) == 0
+    import wandb
+
+    wandb.teardown()
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files)
+    for path in files:
+        assert not any(value.encode() in path.read_bytes() for value in keys.values()), path
+
+
+WORDS = b"the cat sat on the mat. " * 4000
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [WORDS.replace(b". ", b"\n\n\n\n"), WORDS * 110],
+    ids=["empty lines", "a line of 10 MB"],
+)
+def test_an_odd_text_that_can_be_read(raw, flags, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(raw)
+    assert main(["train", *flags, f"--data={path}", f"--save-dir={tmp_path / 'run'}"]) == 0
+
+
+HOOKS = ["blocks.0.hook_attn_out", "blocks.2.hook_resid_post"]
+BOTH = ["--hook", ", ".join(HOOKS)]
+
+
+@pytest.fixture(scope="session")
+def trained_at_both(flags, tmp_path_factory):
+    """The folder of a run of two hook points."""
+    base = tmp_path_factory.mktemp("hooks") / "both"
+    measured = [*flags, "--eval-tokens=64", "--eval-documents=2"]
+    assert main(["train", *measured, *BOTH, f"--save-dir={base}"]) == 0
+    return base
+
+
+def test_each_hook_point_gets_the_run_folder_of_its_own_run(trained_at_both, flags, tmp_path):
+    assert sorted(path.name for path in trained_at_both.iterdir()) == HOOKS
+    for hook in HOOKS:
+        alone = tmp_path / hook
+        assert main(["train", *flags, "--hook", hook, f"--save-dir={alone}"]) == 0
+        one, other = (
+            t.load(folder / hook / "ae.pt", weights_only=True)
+            for folder in (trained_at_both, tmp_path)
+        )
+        assert all(t.equal(one[name], other[name]) for name in one)
+        log = (alone / "metrics.jsonl").read_text()
+        assert (trained_at_both / hook / "metrics.jsonl").read_text() == log
+        assert settings_of(trained_at_both / hook)["hook"] == hook
+        trainer = json.loads((trained_at_both / hook / "config.json").read_text())["trainer"]
+        assert (trainer["submodule_name"], trainer["layer"]) == (hook, int(hook.split(".")[1]))
+
+
+def test_other_commands_take_the_folders(trained_at_both, tmp_path, capsys):
+    folders = [str(trained_at_both / hook) for hook in HOOKS]
+    before = content(trained_at_both)
+    assert main(["eval", *folders]) == 0
+    assert content(trained_at_both) == before, "the same numbers"
+    capsys.readouterr()
+    assert main(["compare", *folders]) == 0
+    shown = capsys.readouterr().out
+    assert "* Not a matched comparison: measured differently from the first row." in shown
+    assert re.search(r"hook +tokens|hook\n", shown)
+    page = tmp_path / "index.html"
+    assert main(["report", str(trained_at_both), "--out", str(page)]) == 0
+    assert all(hook in page.read_text() for hook in HOOKS)
+    line = refused(["report", folders[0], "--against", folders[1]], capsys)
+    assert f"its run has --hook {HOOKS[1]}, but {folders[0]} has '{HOOKS[0]}'" in line
+
+
+def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
+    base = tmp_path / "run"
+    command = ["train", *flags, *BOTH, "--resume=auto", f"--save-dir={base}"]
+    assert main(command) == 0
+    before = content(base)
+    assert main(command) == 0
+    assert main(["train", "--resume", str(base)]) == 0
+    assert content(base) == before
+    line = refused([*command, "--seed=3"], capsys)
+    assert f"--resume auto: {base / HOOKS[0]}: the run has --seed 0, not 3" in line
+
+
+def test_a_folder_is_needed_and_none_is_written_over(trained_at_both, flags, capsys):
+    line = refused(["train", *flags, *BOTH], capsys)
+    assert line == (
+        f"vsae: --hook '{', '.join(HOOKS)}': several hook points need a folder for their run folders;"
+        " add --save-dir DIR, and each is written to DIR/HOOK"
+    )
+    before = content(trained_at_both)
+    line = refused(["train", *flags, *BOTH, f"--save-dir={trained_at_both}"], capsys)
+    assert "already holds a run" in line
+    assert content(trained_at_both) == before

@@ -7,12 +7,14 @@ import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary as load_upstream
-from export_folders import FORMATS, D, edit_config, files_under, without_negatives
+from export_folders import FORMATS, D, F, K, edit_config, moved, without_negatives
 from safetensors.torch import load_file
 
 from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export
+from dictionary_learning_ext.export.formats import output_module
 
 UPSTREAMS = ("probabilistic_top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
 EVERY_CLASS = ("signed", "vsae", "top_k", *UPSTREAMS)
@@ -75,36 +77,40 @@ def test_no_export_tells_where_the_files_lay(form, folder_of, tiny_lm_dir, text)
 
 
 def test_a_block_s_input_is_the_output_of_the_one_before_to_sae_bench(folder_of):
-    folder = folder_of("top_k")
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace("blocks.1.hook_resid_post", "blocks.1.hook_resid_pre"))
-    out = export(folder, "sae-bench", tokens=200).folder
-    trainer = json.loads(next(out.rglob("config.json")).read_text())["trainer"]
+    out = export(moved(folder_of("top_k"), "blocks.1.hook_resid_pre"), "sae-bench", tokens=200)
+    trainer = json.loads(next(out.folder.rglob("config.json")).read_text())["trainer"]
     assert (trainer["layer"], trainer["submodule_name"]) == (0, "blocks.0.hook_resid_post")
 
 
-def test_no_layer_s_output_is_none_that_sae_bench_could_read(folder_of):
-    folder = folder_of("top_k")
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace("blocks.1.hook_resid_post", "blocks.0.hook_resid_pre"))
-    with pytest.raises(UserError, match=r"blocks\.0\.hook_resid_pre.*hook_resid_post"):
-        export(folder, "sae-bench", tokens=200)
+@pytest.mark.parametrize(
+    ("form", "hook", "message"),
+    [
+        (
+            "sae-bench",
+            "blocks.0.hook_resid_pre",
+            "SAE Bench's loader knows only the output of a bl",
+        ),
+        ("sae-bench", "blocks.1.hook_mlp_out", "SAE Bench's loader knows only the output of a bl"),
+        ("sparsify", "blocks.0.hook_resid_pre", "sparsify knows only the outputs of .*safetensors"),
+    ],
+)
+def test_a_hook_point_that_a_reader_does_not_know_is_refused(form, hook, message, folder_of):
+    with pytest.raises(UserError, match=rf"trained on {hook}.*{message}"):
+        export(moved(folder_of("top_k"), hook), form, tokens=200)
 
 
 @pytest.mark.parametrize("hook", ["blocks.1.hook_mlp_out", "blocks.1.hook_attn_out"])
-def test_an_sae_inside_a_block_keeps_its_hook_point_or_is_refused(hook, folder_of):
-    folder = folder_of("top_k")
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace("blocks.1.hook_resid_post", hook))
-    lens = export(folder, "sae-lens", tokens=200).folder
-    assert json.loads((lens / "cfg.json").read_text())["metadata"]["hook_name"] == hook
-    plain = export(folder, "safetensors", tokens=200).folder
-    assert json.loads((plain / "config.json").read_text())["hook_name"] == hook
-    upstreams = export(folder, "dictionary-learning", tokens=200).folder
-    trainer = json.loads((upstreams / "config.json").read_text())["trainer"]
-    assert trainer["submodule_name"] == hook
-    with pytest.raises(UserError, match=rf"trained on {hook}; SAE Bench's loader knows only the"):
-        export(folder, "sae-bench", tokens=200)
+def test_an_sae_inside_a_block_keeps_its_hook_point(hook, folder_of):
+    folder = moved(folder_of("top_k"), hook)
+    for form, name, keys in (
+        ("sae-lens", "cfg.json", ("metadata", "hook_name")),
+        ("safetensors", "config.json", ("hook_name",)),
+        ("dictionary-learning", "config.json", ("trainer", "submodule_name")),
+    ):
+        found = json.loads((export(folder, form, tokens=200).folder / name).read_text())
+        for key in keys:
+            found = found[key]
+        assert found == hook, form
 
 
 def test_an_upstream_folder_needs_model_and_hook(folder_of, tiny_lm_dir, text):
@@ -131,15 +137,18 @@ def test_the_name_that_upstream_s_demo_gives_a_hook_is_no_contradiction(folder_o
     assert export(folder, "sae-bench", tokens=200, hook=hook).difference.is_exact
 
 
-def test_sae_lens_loads_a_vsae_and_agrees(folder_of, tiny_lm_dir, x):
+@pytest.mark.parametrize(("name", "class_name"), [("vsae", "TopKSAE"), ("magnitude", "AbsTopKSAE")])
+def test_sae_lens_loads_it_and_agrees(name, class_name, folder_of, tiny_lm_dir, x):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
-    folder = folder_of("vsae")
-    out = export(folder, "sae-lens", tokens=200).folder
-    theirs = sae_lens.SAE.load_from_disk(out).double()
+    folder, x = folder_of(name), x.double()
+    exported = export(folder, "sae-lens", tokens=200)
+    assert exported.difference.is_exact
+    theirs = sae_lens.SAE.load_from_disk(exported.folder).double()
+    assert type(theirs).__name__ == class_name
     ours = load_dictionary(folder)[0].double()
-    assert type(theirs).__name__ == "TopKSAE"
-    x = x.double()
-    f, x_hat = without_negatives(ours, x)
+    is_signed = name == "magnitude"
+    f, x_hat = (ours.encode(x), ours(x)) if is_signed else without_negatives(ours, x)
+    assert bool((f < 0).any()) == is_signed
     t.testing.assert_close(theirs.encode(x), f, rtol=0, atol=1e-5)
     t.testing.assert_close(theirs(x.view(4, 50, D)), x_hat.view(4, 50, D), rtol=0, atol=1e-5)
     metadata = theirs.cfg.metadata
@@ -148,34 +157,6 @@ def test_sae_lens_loads_a_vsae_and_agrees(folder_of, tiny_lm_dir, x):
     assert (metadata.context_size, metadata.prepend_bos) == (32, False)
     theirs.fold_W_dec_norm()  # what SAEDashboard does first
     t.testing.assert_close(theirs(x), x_hat, rtol=0, atol=1e-5)
-
-
-def test_sae_lens_loads_one_that_selects_by_magnitude_and_agrees(folder_of, x):
-    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
-    folder = folder_of("magnitude")
-    exported = export(folder, "sae-lens", tokens=200)
-    theirs = sae_lens.SAE.load_from_disk(exported.folder).double()
-    ours, x = load_dictionary(folder)[0].double(), x.double()
-    assert exported.difference.is_exact
-    assert type(theirs).__name__ == "AbsTopKSAE"
-    f = ours.encode(x)
-    assert (f < 0).any()
-    t.testing.assert_close(theirs.encode(x), f, rtol=0, atol=1e-5)
-    t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
-    theirs.fold_W_dec_norm()
-    t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("form", ["sae-bench", "dictionary-learning", "sparsify"])
-def test_a_reader_that_selects_by_value_is_refused_by_name(form, folder_of):
-    folder = folder_of("magnitude")
-    before = files_under(folder)
-    expected = (
-        f"by magnitude, and the reader of {form} .* format='sae-lens' or format='safetensors'"
-    )
-    with pytest.raises(UserError, match=expected):
-        export(folder, form, tokens=200, allow_inexact=True)
-    assert files_under(folder) == before
 
 
 @pytest.mark.parametrize("name", EVERY_CLASS)
@@ -201,3 +182,54 @@ def test_sae_bench_s_own_loader_reads_an_export(name, folder_of, tiny_lm_dir, x,
     assert theirs.cfg.hook_name == "blocks.1.hook_resid_post"
     architecture = "topk" if name in ("signed", "vsae", "top_k") else theirs.cfg.architecture
     assert theirs.cfg.architecture == architecture
+
+
+@pytest.mark.parametrize("name", ["vsae", "rectified", "top_k"])
+def test_sparsify_itself_loads_it_and_agrees(name, folder_of, x):
+    sparsify = pytest.importorskip("sparsify", reason="needs eai-sparsify")
+    folder = folder_of(name)
+    out = export(folder, "sparsify", tokens=200).folder
+    (theirs,) = sparsify.SparseCoder.load_many(str(out), local=True).values()
+    ours = load_dictionary(folder)[0]
+    assert (theirs.d_in, theirs.num_latents, theirs.cfg.k) == (D, F, int(ours.k))
+    f, x_hat = without_negatives(ours, x)
+    with t.no_grad(), t.compiler.set_stance("force_eager"):
+        encoded = theirs.encode(x)
+        dense = t.zeros(len(x), F).scatter_(1, encoded.top_indices, encoded.top_acts)
+        t.testing.assert_close(dense, f, rtol=1e-5, atol=1e-5)
+        t.testing.assert_close(theirs(x).sae_out, x_hat, rtol=1e-5, atol=1e-5)
+
+
+def test_the_layout_and_config(folder_of, tiny_lm_dir):
+    out = export(folder_of("top_k"), "sparsify", tokens=200).folder
+    (inside,) = out.iterdir()
+    assert inside.name == "layers.1"
+    config = json.loads((inside / "cfg.json").read_text())
+    assert (config["d_in"], config["num_latents"], config["k"]) == (D, F, K)
+    assert (config["activation"], config["transcode"]) == ("topk", False)
+    assert (config["model_name"], config["hook_name"]) == (
+        tiny_lm_dir.name,
+        "blocks.1.hook_resid_post",
+    )
+    assert config["export"]["format"] == "sparsify"
+
+
+@pytest.mark.parametrize(
+    ("family", "hook", "module"),
+    [
+        ("gpt_neox", "blocks.2.hook_resid_post", "layers.2"),
+        ("llama", "blocks.0.hook_resid_post", "layers.0"),
+        ("gpt2", "blocks.1.hook_resid_post", "h.1"),
+        ("gemma", "blocks.1.hook_resid_pre", "layers.0"),
+        ("gpt_neox", "blocks.1.hook_mlp_out", "layers.1.mlp"),
+        ("llama", "blocks.0.hook_attn_out", "layers.0.self_attn"),
+        ("qwen", "blocks.0.hook_resid_pre", None),
+    ],
+)
+def test_the_module_is_that_of_the_model_without_its_unembedding(family, hook, module, lm_of):
+    model = lm_of(family)
+    found = output_module(model, find_hook(model, hook))
+    assert found == module
+    if found is not None:
+        inner = getattr(model._model, model._model.base_model_prefix)
+        assert inner.get_submodule(found) is not None

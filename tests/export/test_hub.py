@@ -1,20 +1,28 @@
-"""What is uploaded to the hub, and every refusal. Only the hub's own functions are replaced."""
+"""What is uploaded to the hub, its card as huggingface_hub's own classes read it, and every refusal.
+
+Only the hub's own functions are replaced.
+"""
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.export.hub import push
+from dictionary_learning_ext.errors import CheckpointError, HubError
+from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
+from dictionary_learning_ext.export.hub import card, push, without_local_paths
 
 TOKEN = "hf_abcdefghijklmnop"
+TEXT = "roneneldan/TinyStories"
 
 
 @pytest.fixture(scope="module")
@@ -103,89 +111,93 @@ def unreachable():
     return error("Name or service not known")
 
 
-# --- what goes
+# --- what is uploaded
+
+
+def card_of(folder):
+    """The card that a push would upload."""
+    return push(folder, "jane/saes", dry_run=True).card
+
+
+def changed(folder, change, tmp_path):
+    """A copy of a run folder, with the text of its config.json changed."""
+    copy = shutil.copytree(folder, tmp_path / "sae", dirs_exist_ok=True)
+    path = copy / "config.json"
+    path.write_text(change(path.read_text()))
+    return copy
 
 
 def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     one = hub(Hub())
     pushed = push(runs, "jane/saes")
-    assert set(one.contents) == {
+    files = [
         "README.md",
-        "top_k/ae.pt",
-        "top_k/config.json",
-        "vsae/ae.pt",
-        "vsae/config.json",
-        "vsae/metrics.json",
-    }
+        *(f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")),
+    ]
+    assert set(one.contents) == {*files, "vsae/metrics.json"}
     assert pushed.files == {name: len(content) for name, content in one.contents.items()}
-    assert (one.asked, pushed.is_private, pushed.url) == (
-        True,
-        True,
-        "https://hub/jane/saes/commit/1",
-    )
+    assert one.asked is pushed.is_private is True
+    assert pushed.url == "https://hub/jane/saes/commit/1"
     for name, content in one.contents.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     assert load_dictionary(tmp_path / "vsae")[0].k == 4
-
-
-def test_the_card_has_settings_metrics_and_how_to_load(runs, hub):
-    one = hub(Hub())
-    push(runs, "jane/saes")
-    card = one.contents["README.md"].decode()
-    fve = json.loads((runs / "vsae" / "metrics.json").read_text())["fve"]
-    assert card.startswith("---\n")
-    assert f"{fve:.4f}" in card
-    assert "| beta |  | 0.25 |" in card, "of the second column alone"
-    assert "blocks.0.hook_resid_post" in card
-    assert "snapshot_download('jane/saes') + '/top_k'" in card
-    assert "vsae export FOLDER --format sae-bench" in card
-
-
-def test_one_folder_alone_and_not_measured(runs, hub):
-    one = hub(Hub())
     push(runs / "top_k", "jane/saes", public=True)
     assert set(one.contents) == {"README.md", "top_k/ae.pt", "top_k/config.json"}
-    card = one.contents["README.md"].decode()
-    assert "Not measured." in card
-    assert "can read this repository as it is" in card
     assert one.asked is False
 
 
-def test_the_card_knows_where_sae_bench_would_put_an_sae(runs, hub, tmp_path):
-    """Its loader takes every SAE to be at its layer's output."""
-    folder = shutil.copytree(runs / "top_k", tmp_path / "top_k")
-    path = folder / "config.json"
-    written = path.read_text()
-    for hook, is_known in {
-        "blocks.0.hook_mlp_out": False,
-        "blocks.0.hook_resid_pre": False,
-        "resid_post_layer_0": True,  # upstream's names are free
-    }.items():
-        path.write_text(written.replace('"blocks.0.hook_resid_post"', f'"{hook}"'))
-        one = hub(Hub())
-        push(folder, "jane/saes")
-        card = one.contents["README.md"].decode()
-        assert f"for {hook} of" in card
-        assert ("can read this repository as it is" in card) is is_known, hook
+def test_the_card_has_settings_metrics_and_how_to_load(runs):
+    text = card_of(runs)
+    fve = json.loads((runs / "vsae" / "metrics.json").read_text())["fve"]
+    assert text.startswith("---\n")
+    assert f"{fve:.4f}" in text
+    assert "| beta |  | 0.25 |" in text, "of the second column alone"
+    assert "blocks.0.hook_resid_post" in text
+    assert "snapshot_download('jane/saes') + '/top_k'" in text
+    assert "vsae export FOLDER --format sae-bench" in text
+    assert "Not measured." in card_of(runs / "top_k")
 
 
 @pytest.mark.parametrize(
-    ("model", "shown"), [("EleutherAI/pythia-70m", True), ("embedded", False), ("/a/b/c", False)]
+    ("hook", "is_known"),
+    [
+        ("blocks.0.hook_resid_post", True),
+        ("blocks.0.hook_mlp_out", False),
+        ("blocks.0.hook_resid_pre", False),
+        ("resid_post_layer_0", True),  # upstream's names are free
+    ],
 )
-def test_the_card_names_a_base_model_only_if_the_hub_has_it(model, shown, runs, hub, tmp_path):
-    folder = tmp_path / "sae"
-    folder.mkdir()
-    for name in ("ae.pt", "config.json"):
-        (folder / name).write_bytes((runs / "top_k" / name).read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    config["trainer"]["lm_name"] = model
-    (folder / "config.json").write_text(json.dumps(config))
-    one = hub(Hub())
-    push(folder, "jane/saes")
-    card = one.contents["README.md"].decode()
-    assert (f"base_model:\n- {model}" in card) is shown
-    assert ("base_model" in card) is shown
+def test_the_card_knows_where_sae_bench_would_put_an_sae(hook, is_known, runs, tmp_path):
+    """Its loader takes every SAE to be at its layer's output."""
+    was = '"blocks.0.hook_resid_post"'
+    text = card_of(changed(runs / "top_k", lambda t: t.replace(was, f'"{hook}"'), tmp_path))
+    assert f"for {hook} of" in text
+    assert ("can read this repository as it is" in text) is is_known
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("EleutherAI/pythia-70m", True),
+        ("embedded", False),
+        ("/a/b/c", False),
+        ("runs/my-model", False),
+    ],
+)
+def test_the_card_names_a_base_model_and_a_text_only_if_the_hub_has_them(
+    model, shown, runs, tmp_path
+):
+    def change(text):
+        config = json.loads(text)
+        config["trainer"]["lm_name"] = model
+        config["run"]["settings"]["data"] = "texts/private.txt"
+        return json.dumps(config)
+
+    text = card_of(changed(runs / "top_k", change, tmp_path))
+    assert (f"base_model:\n- {model}" in text) is ("base_model" in text) is shown
+    assert "datasets:" not in text
+    assert "texts/private" not in text
 
 
 def test_no_local_path_and_no_token_goes_or_is_said(runs, hub, tiny_lm_dir, text, capsys, caplog):
@@ -201,39 +213,103 @@ def test_no_local_path_and_no_token_goes_or_is_said(runs, hub, tiny_lm_dir, text
     assert TOKEN not in out + caplog.text
 
 
-def test_a_local_text_and_model_of_two_parts_are_not_declared_as_the_hubs(runs, hub, tmp_path):
-    folder = shutil.copytree(runs / "top_k", tmp_path / "sae")
-    config = json.loads((folder / "config.json").read_text())
-    config["trainer"]["lm_name"] = "runs/my-model"
-    config["run"]["settings"]["data"] = "texts/private.txt"
-    (folder / "config.json").write_text(json.dumps(config))
-    one = hub(Hub())
-    push(folder, "jane/saes")
-    card = one.contents["README.md"].decode()
-    assert "base_model" not in card
-    assert "datasets:" not in card
-    written = card + one.contents["sae/config.json"].decode()
-    assert "runs/my-model" not in written
-    assert "texts/private" not in written
-
-
-def test_a_dry_run_lists_names_and_sizes_without_token_or_network(runs, capsys):
+def test_a_dry_run_and_the_card_need_no_token_and_no_network(runs, capsys):
     assert main(["push", str(runs), "jane/saes", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert f"{(runs / 'vsae' / 'ae.pt').stat().st_size:,} vsae/ae.pt" in out
-    assert (
-        "Nothing was uploaded. Without --dry-run, the files go to a private repository: jane/saes"
-        in out
-    )
-
-
-def test_the_card_can_be_read_before_it_goes(runs, hub, capsys):
-    one = hub(Hub())
+    assert "Without --dry-run, the files go to a private repository: jane/saes" in out
     assert main(["push", str(runs), "jane/saes", "--show-card"]) == 0
-    shown = capsys.readouterr().out
-    assert one.contents == {}, "nothing was uploaded"
-    push(runs, "jane/saes")
-    assert shown == one.contents["README.md"].decode() + "\n"
+    assert capsys.readouterr().out == card_of(runs) + "\n"
+
+
+def config_of(dict_class, data=TEXT):
+    trainer = {
+        "dict_class": dict_class,
+        "trainer_class": "TopKTrainer",
+        "lm_name": "EleutherAI/pythia-70m",
+        "layer": 0,
+        "submodule_name": "blocks.0.hook_resid_post",
+    }
+    return {"trainer": trainer, "run": {"settings": {"data": data}}}
+
+
+def metadata(configs, metrics, base_models=()):
+    return ModelCard(card("jane/saes", configs, metrics, list(base_models))).data
+
+
+def test_library_tags_base_model_and_texts():
+    configs = {
+        "a": config_of("VariationalTopKAutoEncoder"),
+        "b": config_of("AutoEncoderTopK", data="embedded"),
+    }
+    data = metadata(configs, {}, ["EleutherAI/pythia-70m"])
+    assert data.library_name == "dictionary_learning_ext"
+    assert data.base_model == ["EleutherAI/pythia-70m"]
+    assert data.datasets == [TEXT], "embedded is no data set of the hub"
+    assert {"sparse-autoencoder", "dictionary_learning", "top_k", "vsae_top_k"} <= set(data.tags)
+    assert data.eval_results is None
+
+
+def test_metrics_are_evaluation_results_of_the_text_that_was_measured_on():
+    measured = {"fve": 0.91, "l0": 32.0, "kl_per_token": None, "measured_on": {"data": "a.txt"}}
+    data = metadata({"a": config_of("AutoEncoderTopK")}, {"a": measured})
+    assert data.model_name == "saes"
+    found = {result.metric_type: result for result in data.eval_results}
+    assert set(found) == {"fve", "l0"}, "what does not apply is left out"
+    assert found["fve"].metric_value == 0.91
+    assert found["fve"].metric_name == METRICS["fve"].label
+    assert (found["fve"].dataset_type, found["fve"].dataset_split) == ("a.txt", "heldout")
+    measured = dict.fromkeys(METRICS, 0.5)
+    data = metadata({"a": config_of("AutoEncoderTopK")}, {"a": measured})
+    assert [r.metric_type for r in data.eval_results] == [m.key for m in shown_in("compare")]
+    assert {result.dataset_type for result in data.eval_results} == {TEXT}
+
+
+def test_the_metrics_of_several_saes_can_be_told_apart():
+    configs = {name: config_of("AutoEncoderTopK") for name in ("a", "b")}
+    data = metadata(configs, {"a": {"fve": 0.9}, "b": {"fve": 0.8}})
+    named = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert named == {"FVE (a)": 0.9, "FVE (b)": 0.8}
+    assert {result.metric_config for result in data.eval_results} == {"a", "b"}
+
+
+@pytest.mark.parametrize("config", [{"trainer": {}}, {"trainer": {"dict_class": "Other"}}])
+def test_a_config_that_says_little_has_a_card_too(config):
+    data = metadata({"a": config}, {"a": {"fve": 0.9}})
+    assert data.eval_results[0].dataset_type == "unknown"
+    assert data.base_model is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("/home/jane/models/tiny", "tiny"),
+        ("~/text.txt", "text.txt"),
+        ("../models/tiny/", "tiny"),
+        ("./tiny", "tiny"),
+        ("C:\\Users\\jane\\tiny", "tiny"),
+        ("work/models/tiny", "tiny"),
+        ("/", "local"),
+        ("runs/smollm2-135m", "smollm2-135m"),
+        ("texts/private_corpus.txt", "private_corpus.txt"),
+        ("EleutherAI/pythia-70m", "EleutherAI/pythia-70m"),
+        ("embedded", "embedded"),
+        ("blocks.0.hook_resid_post", "blocks.0.hook_resid_post"),
+        ("https://host/a/b.jsonl", "https://host/a/b.jsonl"),
+    ],
+)
+def test_local_paths_are_cut_to_their_names_and_hub_names_stay(given, expected):
+    content = {"run": {"model": given, "n": 3}, "more": [given, None]}
+    cleaned, keys = without_local_paths(content)
+    assert cleaned == {"run": {"model": expected, "n": 3}, "more": [expected, None]}
+    assert keys == ([] if given == expected else ["model", "more"])
+
+
+def test_a_name_of_two_parts_that_is_here_is_local(tmp_path, monkeypatch):
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    assert without_local_paths("models/tiny") == ("models/tiny", [])
+    monkeypatch.chdir(tmp_path)
+    assert without_local_paths("models/tiny") == ("tiny", [""])
 
 
 # --- refusals
@@ -252,28 +328,18 @@ def test_a_public_repository_needs_the_flag_public(runs, hub, capsys):
     assert one.contents
 
 
-def test_without_a_token(runs, capsys):
+@pytest.mark.parametrize("bad", [None, "hf_abc\x01def", "hf_abcé", TOKEN])
+def test_a_token_that_is_missing_or_malformed_or_of_no_use_offline(bad, runs, monkeypatch, capsys):
+    """The HTTP library would print a malformed header. The tests run with HF_HUB_OFFLINE."""
+    if bad is not None:
+        monkeypatch.setenv("HF_TOKEN", bad)
     assert main(["push", str(runs), "jane/saes"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "no token for the hub; log in with `hf auth login`" in line
-
-
-@pytest.mark.parametrize("bad", ["hf_abc\x01def", "hf_abcé"])
-def test_a_malformed_token_is_not_shown(bad, runs, monkeypatch, capsys):
-    """The HTTP library would print the header."""
-    monkeypatch.setenv("HF_TOKEN", bad)
-    assert main(["push", str(runs), "jane/saes"]) == 2
-    error = capsys.readouterr().err
-    assert "token is malformed" in error
-    assert "hf_abc" not in error
-
-
-def test_offline(runs, token, capsys):
-    """Really: the tests run with HF_HUB_OFFLINE."""
-    assert main(["push", str(runs), "jane/saes"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "the hub can't be reached, or refused the request" in line
-    assert "HF_HUB_OFFLINE" in line
+    problem = "the hub's token is malformed"
+    if bad in (None, TOKEN):
+        problem = "no token for the hub; log in with `hf" if bad is None else "HF_HUB_OFFLINE"
+    assert problem in line
+    assert "hf_abc" not in line
 
 
 @pytest.mark.parametrize(
@@ -301,20 +367,18 @@ def test_what_the_hub_or_the_network_refuse(where, error, message, runs, hub, mo
 
 
 @pytest.mark.parametrize("repo", ["saes", "jane/my/saes", "jane/my saes", "jane/-saes", "/saes"])
-def test_a_bad_name(repo, runs, capsys):
-    assert main(["push", str(runs), repo, "--dry-run"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert f"vsae: {repo!r}: expected OWNER/NAME, e.g. jane/my-saes" in line
+def test_a_bad_name(repo, runs):
+    with pytest.raises(HubError, match=f"^{re.escape(repr(repo))}: expected OWNER/NAME, e\\.g\\. "):
+        push(runs, repo, dry_run=True)
 
 
-def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path, capsys):
-    assert main(["push", str(tmp_path), "jane/saes", "--dry-run"]) == 2
-    assert "expected a file config.json" in capsys.readouterr().err
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "ae.pt").write_bytes(b"PK")
-    (tmp_path / "one" / "config.json").write_bytes((runs / "top_k" / "config.json").read_bytes())
-    assert main(["push", str(tmp_path), "jane/saes", "--dry-run"]) == 2
-    assert "incomplete or damaged AutoEncoderTopK" in capsys.readouterr().err
+def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path):
+    with pytest.raises(CheckpointError, match=r"expected a file config\.json"):
+        push(tmp_path, "jane/saes", dry_run=True)
+    one = shutil.copytree(runs / "top_k", tmp_path / "one")
+    (one / "ae.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="incomplete or damaged AutoEncoderTopK"):
+        push(tmp_path, "jane/saes", dry_run=True)
 
 
 @pytest.mark.parametrize(
@@ -326,9 +390,8 @@ def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path, capsys):
         ("sae.safetensors", "an export for sparsify or safetensors"),
     ],
 )
-def test_a_folder_of_another_kind_is_called_what_it_is(file, what, tmp_path, capsys):
+def test_a_folder_of_another_kind_is_called_what_it_is(file, what, tmp_path):
     (tmp_path / file).touch()
     (tmp_path / "config.json").touch()
-    assert main(["push", str(tmp_path), "jane/saes", "--dry-run"]) == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path} is {what}; push takes a run folder, an export for dictionary-l" in said
+    with pytest.raises(HubError, match=f"{tmp_path} is {what}; push takes a run folder, an export"):
+        push(tmp_path, "jane/saes", dry_run=True)

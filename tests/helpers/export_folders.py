@@ -31,3 +31,10 @@ def without_negatives(sae, x):
 
 def files_under(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def moved(folder, hook):
+    """The same SAE, said to be trained at another hook point."""
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("blocks.1.hook_resid_post", hook))
+    return folder

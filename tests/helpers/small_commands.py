@@ -1,8 +1,12 @@
-"""Runs of a second on the command line, and the one line of a command that fails."""
+"""Runs of a second on the command line, a short quickstart, and the one line of a command that fails."""
 
 import json
+import shlex
 import shutil
+from contextlib import redirect_stdout
 from hashlib import sha256
+from io import StringIO
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +18,15 @@ def flags(tiny_lm_dir, text):
     """Of a run of a second."""
     run = f"--model={tiny_lm_dir} --data={text} --steps=12 --batch-size=32 --n-ctxs=8 --ctx-len=32"
     return f"{run} --dict-size=32 --k=4 --eval-tokens=0 --save-every=5".split()
+
+
+@pytest.fixture
+def small(tiny_lm_dir, text, tmp_path):
+    """Flags of a run of a second that is evaluated, with its folder."""
+    return shlex.split(
+        f"--model {tiny_lm_dir} --data {text} --steps 12 --batch-size 32 --n-ctxs 8 --ctx-len 32 "
+        f"--dict-size 32 --k 4 --eval-tokens 200 --save-dir {tmp_path / 'run'}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +42,26 @@ def trained(flags, tmp_path_factory):
 @pytest.fixture
 def folder(trained, tmp_path):
     return shutil.copytree(trained / "vsae", tmp_path / "vsae")
+
+
+@pytest.fixture(scope="session")
+def quickstart_run(tmp_path_factory):
+    """A short quickstart on the embedded model: the folder it ran in, and what it printed."""
+    folder, out = tmp_path_factory.mktemp("quickstart"), StringIO()
+
+    def write_report(run, against, page, **options):  # its own tests take the time
+        Path(page).write_text(f"{run} {' '.join(map(str, against))}")
+        return page
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.chdir(folder)
+        patch.setattr("dictionary_learning_ext.report.write_report", write_report)
+        assert main(["quickstart", "--steps", "12", "--eval-tokens", "500"]) == 0
+    return folder, out.getvalue()
+
+
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())["run"]["settings"]
 
 
 def content(folder):

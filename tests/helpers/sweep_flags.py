@@ -1,7 +1,7 @@
 """`vsae train`'s flags as a configuration, as `vsae sweep` parses them."""
 
 from dictionary_learning_ext.commands.flags import parse
-from dictionary_learning_ext.commands.train import COMMAND as TRAIN
+from dictionary_learning_ext.commands.train import TRAIN
 from dictionary_learning_ext.config.run import TrainConfig
 
 

@@ -40,7 +40,7 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
 @pytest.fixture(scope="session")
 def benched(trained):
     """Results of the two, with floors and ceiling."""
-    from dictionary_learning_ext.sae_bench.bench_runner import bench
+    from dictionary_learning_ext.sae_bench.runner import bench
 
     with t.enable_grad():
         return bench(list(trained.values()), evals=FOUR, floor=True, again=True, **SMALL)

@@ -1,10 +1,11 @@
-"""Core against our own evaluation, and absorption on a model that is too small for it."""
+"""Core against our own evaluation, ablations against SAE Bench's own, and absorption on a model that is
+too small for it."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch as t
-from bench_saes import SMALL, place
+from bench_saes import SMALL, D, F, K, place
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.activations.activation_reader import ActivationReader
@@ -21,6 +22,7 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 import datasets
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
+import sae_bench.evals.scr_and_tpp.main as scr_and_tpp  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils.general_utils import (  # pyright: ignore[reportMissingImports]
     load_and_format_sae,
 )
@@ -28,11 +30,12 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
     ActivationsStore,
 )
 
-from dictionary_learning_ext.sae_bench import adapter, bench_runner, evaluations, lens_model
+from dictionary_learning_ext.sae_bench import adapter, evaluations, lens_model
+from dictionary_learning_ext.sae_bench.runner import bench
 
 
 def test_absorption_is_refused_for_a_model_that_does_not_encode_first_letters(one):
-    outcome = bench_runner.bench([one], evals=["absorption"], **SMALL)
+    outcome = bench([one], evals=["absorption"], **SMALL)
     with pytest.raises(BenchError, match=r"not encode enough first letters: .* find \d+ with F1"):
         outcome.check()
 
@@ -91,3 +94,24 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
     assert theirs["sparsity"]["l0"] == pytest.approx(ours["l0"], abs=1e-3)
     assert theirs["reconstruction_quality"]["cossim"] == pytest.approx(ours["cossim"], rel=1e-4)
     assert 0.05 < recovered < 0.95
+
+
+def test_encoding_once_gives_sae_benchs_ablations():
+    sae = adapter.BenchSAE(VariationalTopKAutoEncoder(D, F, K), **place())
+    sae.dictionary.b_dec.data.normal_()
+    sets = [t.randn(7, 5, D), t.randn(4, 6, D)]
+    for acts in sets:
+        acts[1, 2:] = 0  # padded
+    theirs = scr_and_tpp.ablated_precomputed_activations
+    with evaluations.encoding_once():
+        ours = scr_and_tpp.ablated_precomputed_activations
+        assert ours is not theirs
+        for n in (1, 9):
+            mask = t.arange(F) % 7 < n
+            for acts in sets:
+                t.testing.assert_close(ours(acts, sae, mask, 3), theirs(acts, sae, mask, 3))
+        for _ in range(3):  # each in the memory, and with the id, that the one before has left
+            other = t.randn(7, 5, D)
+            t.testing.assert_close(ours(other, sae, mask, 3), theirs(other, sae, mask, 3))
+            del other
+    assert scr_and_tpp.ablated_precomputed_activations is theirs

@@ -1,24 +1,36 @@
-"""TransformerLens's conversion against the model that the SAEs are trained on."""
+"""TransformerLens's conversion against the model that the SAEs are trained on, and the positions that
+training leaves out in SAE Bench's core."""
 
+import json
+import re
 from typing import Any
 
 import pytest
 import torch as t
-from bench_saes import FOUR, SMALL, F, K
+from bench_saes import FOUR, SMALL, D, F, K, place
 
-from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKAutoEncoder, train
+from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.hook_points import HOOK_KINDS, find_hook, read_residual
+from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.tokens import ContextStream
+from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError
+from dictionary_learning_ext.evaluation.language_model_losses import language_model_losses
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
 import jaxtyping  # pyright: ignore[reportMissingImports]
+import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
 from transformer_lens.model_bridge import (  # pyright: ignore[reportMissingImports]
     TransformerBridge,
 )
 
-from dictionary_learning_ext.sae_bench import lens_model
-from dictionary_learning_ext.sae_bench.bench_runner import bench
+from dictionary_learning_ext.sae_bench import adapter, lens_model
+from dictionary_learning_ext.sae_bench.runner import bench
+
+HOOK = "blocks.1.hook_resid_post"
+TEXT = "It was the best of times, it was the worst of times, by the door."
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "qwen", "qwen3", "gpt2"])
@@ -55,7 +67,7 @@ def test_what_can_be_neither_converted_nor_wrapped_is_one_line(lm_of, monkeypatc
 
     monkeypatch.setattr(TransformerBridge, "boot_transformers", unknown)
     model = lm_of("gemma1")
-    hook = find_hook(model, "blocks.1.hook_resid_post")
+    hook = find_hook(model, HOOK)
     message = (
         r"can't take a GemmaForCausalLM: it can't convert it \(\w+: .*\), and can't wrap it in a "
         r"TransformerBridge \(NotImplementedError: GemmaForCausalLM is not supported\)$"
@@ -73,7 +85,7 @@ def test_a_conversion_to_another_model_is_wrapped_instead(lm_of, monkeypatch):
     converted = lens_model._converted
     monkeypatch.setattr(lens_model, "_converted", wrong)
     model = lm_of("llama")
-    hook = find_hook(model, "blocks.1.hook_resid_post")
+    hook = find_hook(model, HOOK)
     assert isinstance(lens_model.hooked_transformer(model, hook, "x"), TransformerBridge)
     monkeypatch.setattr(lens_model, "_bridged", wrong)
     with pytest.raises(
@@ -83,9 +95,7 @@ def test_a_conversion_to_another_model_is_wrapped_instead(lm_of, monkeypatch):
 
 
 def test_type_checks_are_on_again_after_an_error(lm_of):
-    wrapped = lens_model.hooked_transformer(
-        lm_of("gemma1"), find_hook(lm_of("gemma1"), "blocks.1.hook_resid_post"), "x"
-    )
+    wrapped = lens_model.hooked_transformer(lm_of("gemma1"), find_hook(lm_of("gemma1"), HOOK), "x")
 
     def failing():
         with lens_model.accepted(wrapped):
@@ -101,7 +111,7 @@ def test_every_evaluation_takes_a_wrapped_model(lm_dir_of, text, tmp_path):
     """A Gemma 2."""
     run = RunConfig(
         model=str(lm_dir_of("gemma")),
-        hook="blocks.1.hook_resid_post",
+        hook=HOOK,
         data=text,
         save_dir=str(tmp_path / "sae"),
         steps=10,
@@ -120,8 +130,86 @@ def test_every_evaluation_takes_a_wrapped_model(lm_dir_of, text, tmp_path):
 
 def test_a_model_that_was_processed_is_refused(lm_of):
     model = lm_of("gpt_neox")
-    hook = find_hook(model, "blocks.1.hook_resid_post")
+    hook = find_hook(model, HOOK)
     hooked = lens_model.hooked_transformer(model, hook, "tiny")
     hooked.process_weights_(center_writing_weights=True)
     with pytest.raises(BenchError, match=r"TransformerLens's activations differ .* at most 1e-04"):
         lens_model.check_activations(hooked, model, hook)
+
+
+def with_far_token(lm_dir):
+    """A model whose " the" has a norm far above the others'; how often it is in TEXT."""
+    lm: Any = load_language_model(str(lm_dir))
+    (token,) = lm.tokenizer.encode(" the")
+    with t.no_grad():
+        lm._model.gpt_neox.embed_in.weight[token] *= 200
+        lm._model.get_output_embeddings().weight *= 20  # or its losses are those of chance
+    return lm, lm.tokenizer.encode(TEXT)[:12].count(token)
+
+
+@pytest.mark.parametrize("multiple", [None, 10.0])
+def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_dir):
+    lm, far = with_far_token(tiny_lm_dir)
+    hook = find_hook(lm, HOOK)
+    hooked = lens_model.hooked_transformer(lm, hook, "sinks")
+    t.manual_seed(0)
+    dictionary = VariationalTopKAutoEncoder(D, F, K)
+    sae = adapter.BenchSAE(dictionary, **place(hook_name=HOOK, hook_layer=1))
+    documents = [TEXT] * 3
+    contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
+    tokens_BL, _ = contexts.next_batch(3)
+    assert tokens_BL.shape == (3, 12)
+    reader = ActivationReader(lm, hook.submodule, hook.io, max_norm_multiple=multiple)
+    contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
+    (ours,) = language_model_losses([dictionary], reader, contexts)
+    assert ours.left_alone == (3 * far if multiple else 0)
+    run_with_hooks = hooked.run_with_hooks
+    with lens_model.left_alone(hooked, reader.rule):
+        theirs = core.get_recons_loss(
+            sae, hooked, tokens_BL, None, compute_kl=False, compute_ce_loss=True
+        )
+    assert hooked.run_with_hooks == run_with_hooks
+    for name, loss in {
+        "ce_loss_without_sae": ours.original,
+        "ce_loss_with_sae": ours.reconstructed,
+        "ce_loss_with_ablation": ours.zero,
+    }.items():
+        assert theirs[name].mean().item() == pytest.approx(loss, rel=1e-4), name
+
+
+def test_bench_says_what_it_measured_and_left_alone(tiny_lm_dir, text, tmp_path, capsys):
+    lm, _ = with_far_token(tiny_lm_dir)
+    lm._model.save_pretrained(tmp_path / "lm")
+    lm.tokenizer.save_pretrained(tmp_path / "lm")
+    sizes = {"steps": 4, "batch_size": 32, "n_ctxs": 8, "ctx_len": 32, "eval_tokens": 0}
+    run = RunConfig(
+        model=str(tmp_path / "lm"),
+        data=text,
+        hook=HOOK,
+        save_dir=str(tmp_path / "run"),
+        max_norm_multiple=10.0,
+        **sizes,
+    )
+    train(run, {"sae": SAEConfig(dict_size=F, k=K)})
+    flags = ["--evals", "core", "--tokens", "1500", "--data", "embedded"]
+    assert main(["bench", str(tmp_path / "run"), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("core: measured on")]
+    match = re.match(
+        r"core: measured on 1,024 tokens, CE and KL on 512; training leaves out (\d+) of these "
+        r"tokens\. CE and KL keep their original activations, and our metrics skip them$",
+        line,
+    )
+    assert match
+    (path,) = (tmp_path / "run" / "eval_results" / "core").glob("*.json")
+    ours = json.loads(path.read_text())["eval_result_unstructured"]
+    assert 0 < ours["left_out"] == int(match[1])
+    assert ours["tokens"] + ours["left_out"] == 1024 - 32, "a special token per context"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["run"]["settings"]["max_norm_multiple"] = None
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "ae.pt").write_bytes((tmp_path / "run" / "ae.pt").read_bytes())
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BenchError, match=r"has max_norm_multiple=None, but .*run has 10.0"):
+        bench([tmp_path / "run", other], evals=["core"], data="embedded")

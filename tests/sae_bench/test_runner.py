@@ -10,8 +10,9 @@ import datasets
 import pytest
 import torch as t
 import transformers
-from bench_saes import FLAGS, FOUR, SMALL, D, place
+from bench_saes import FLAGS, FOUR, SMALL, D, F, K, place
 
+from dictionary_learning_ext import RunConfig, SAEConfig, train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError, CheckpointError
 
@@ -21,8 +22,9 @@ import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports
 from sae_bench.custom_saes.identity_sae import IdentitySAE  # pyright: ignore[reportMissingImports]
 from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import adapter, bench_runner, evaluations
-from dictionary_learning_ext.sae_bench.bench_results import finished
+from dictionary_learning_ext.sae_bench import adapter, evaluations, runner, settings
+from dictionary_learning_ext.sae_bench.results import curve
+from dictionary_learning_ext.sae_bench.runner import bench, finished
 
 
 def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, trained):
@@ -37,6 +39,14 @@ def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, traine
     assert "vsae_fixed_values" in graphing_utils.TRAINER_COLORS
 
 
+def test_n_is_at_most_a_tenth_of_the_dictionary(benched):
+    assert benched.results["vsae"]["scr"]["eval_config"]["n_values"] == [2, 5]
+    assert list(curve(benched.results["vsae"]["tpp"], "total_metric")) == [2, 5]
+    assert settings.capped_n_values(512) == (2, 5, 10, 20, 50)
+    with pytest.raises(BenchError, match="an SAE has 19 features: expected 20 or more"):
+        settings.capped_n_values(19)
+
+
 def test_caches_are_gone_and_nothing_is_in_the_installed_package(benched, trained):
     assert not (trained["top_k"] / ".bench_cache").exists()
     installed = Path(core.__file__).parents[2]
@@ -45,7 +55,7 @@ def test_caches_are_gone_and_nothing_is_in_the_installed_package(benched, traine
 
 def test_what_is_finished_is_not_repeated_unless_it_changed(one, caplog):
     def ran():
-        outcome = bench_runner.bench([one], evals=["core"], **SMALL)
+        outcome = bench([one], evals=["core"], **SMALL)
         assert outcome.failures == {}
         return outcome.results["one"]["core"]["eval_id"]
 
@@ -61,7 +71,7 @@ def test_what_is_finished_is_not_repeated_unless_it_changed(one, caplog):
     t.save(state, one / "ae.pt")
     assert ran() != second, "of another SAE"
     assert "another SAE, model or settings" in caplog.text
-    outcome = bench_runner.bench([one], evals=["core"], again=True, **SMALL)
+    outcome = bench([one], evals=["core"], again=True, **SMALL)
     assert outcome.results["one"]["core"]["eval_id"] not in (first, second)
 
 
@@ -69,8 +79,8 @@ def test_folders_of_one_name_are_told_apart_and_results_are_found_in_any_company
     twins = [tmp_path / seed / "blocks.0" / "top_k" for seed in ("s0", "s1")]
     for folder in twins:
         shutil.copytree(one, folder)
-    alone = bench_runner.bench(twins[:1], evals=["core"], **SMALL)
-    together = bench_runner.bench(twins, evals=["core"], **SMALL)
+    alone = bench(twins[:1], evals=["core"], **SMALL)
+    together = bench(twins, evals=["core"], **SMALL)
     labels = [str(folder.relative_to(tmp_path)) for folder in twins]
     assert list(together.results) == labels
     assert together.results[labels[0]] == alone.results["top_k"], "not repeated"
@@ -96,44 +106,42 @@ def test_a_failure_says_why_and_does_not_stop_the_others(one, capsys, monkeypatc
 
 
 def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
-    bench_runner.bench([one], evals=["core"], **SMALL)
+    bench([one], evals=["core"], **SMALL)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("torch.save", full)  # where SAE Bench writes activations
-    outcome = bench_runner.bench([one], evals=["core", "tpp"], **SMALL)
+    outcome = bench([one], evals=["core", "tpp"], **SMALL)
     assert list(outcome.results["one"]) == ["core"]
     with pytest.raises(BenchError, match=r"tpp of one: OSError: .*No space left"):
         outcome.check()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("--evals core,scrr", r"--evals scrr: expected one of core, scr"),
-        ("--evals ,", r"--evals '': expected"),
-        ("--bench-seeds 0", r"--bench-seeds 0: expected at least 1"),
-        ("--evals scr --train-size 0", r"--train-size 0: expected at least 16"),
-        ("--evals scr --test-size 1", r"--test-size 1: expected at least 16"),
-        ("--evals core --data hub", r"data set Skylion007/openwebtext couldn't be fetched"),
-        ("--evals core --probing-sets all", r"--probing-sets all: expected sae_probes in evals"),
-        ("--floor --data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
-        ("--model elsewhere", r"language model 'elsewhere' can't be loaded"),
-        ("--hook blocks.1.hook_resid_post", r"trained on hook blocks\.0.*, not on blocks\.1"),
-        ("--data ./nowhere", r"--data ./nowhere: no such folder; expected embedded, hub"),
-        ("--evals tpp --train-size 100000", r"--train-size 100000: expected at most \d+ for tpp"),
-    ],
-)
-def test_a_mistake_is_one_line(flags, message, one, capsys):
+REFUSED = {
+    "--evals core,scrr": r"--evals scrr: expected one of core, scr",
+    "--evals ,": r"--evals '': expected",
+    "--bench-seeds 0": r"--bench-seeds 0: expected at least 1",
+    "--evals scr --train-size 0": r"--train-size 0: expected at least 16",
+    "--evals scr --test-size 1": r"--test-size 1: expected at least 16",
+    "--evals core --data hub": r"data set Skylion007/openwebtext couldn't be fetched",
+    "--evals tpp --data .": r"/LabHC/bias_in_bios \(train and test \.parquet with columns hard_text",
+    "--floor --data ./nowhere": r"--data ./nowhere: no such folder; expected embedded, hub",
+    "--evals core --probing-sets all": r"--probing-sets all: expected sae_probes in evals",
+    "--evals sae_probes --model nowhere --probing-sets glue": r"sae-probes has no data set 'glue'",
+    "--model elsewhere": r"language model 'elsewhere' can't be loaded",
+    "--hook blocks.1.hook_resid_post": r"trained on hook blocks\.0.*, not on blocks\.1",
+    "--evals tpp --train-size 100000": r"--train-size 100000: expected at most \d+ for tpp",
+    "nobody/nothing": r"no such repo on the hub",
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_a_mistake_is_one_line(flags, one, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert main(["bench", str(one), "--data", "embedded", *shlex.split(flags)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.search(message, error), error
-
-
-def test_an_unknown_repo_is_one_line(capsys):
-    assert main(["bench", "nobody/nothing"]) == 2
-    assert "no such repo on the hub" in capsys.readouterr().err
+    assert re.search(REFUSED[flags], error), error
 
 
 def test_pythia_70m_as_far_as_it_goes_without_its_weights(tokenizer, text, tmp_path, monkeypatch):
@@ -185,8 +193,8 @@ def test_saes_with_and_without_a_rule_are_benched_with_the_flag_that_is_named(on
 def test_repeats_take_other_texts_and_stay_out_of_sae_benchs_sight(one):
     """Core takes other tokens and sparse probing other texts; with one seed again, the same."""
     evals = ["core", "sparse_probing"]
-    first = bench_runner.bench([one], evals=evals, **SMALL)
-    both = bench_runner.bench([one], evals=evals, bench_seeds=2, **SMALL)
+    first = bench([one], evals=evals, **SMALL)
+    both = bench([one], evals=evals, bench_seeds=2, **SMALL)
     assert both.failures == {}
     assert both.results == first.results, "not repeated"
     for evaluation in evals:
@@ -196,7 +204,7 @@ def test_repeats_take_other_texts_and_stay_out_of_sae_benchs_sight(one):
         assert (
             repeat["eval_result_metrics"] != first.results["one"][evaluation]["eval_result_metrics"]
         )
-    again = bench_runner.bench([one], evals=evals, bench_seeds=2, again=True, **SMALL)
+    again = bench([one], evals=evals, bench_seeds=2, again=True, **SMALL)
     for evaluation in evals:
         results = [o.repeats[43]["one"][evaluation]["eval_result_metrics"] for o in (both, again)]
         assert results[0] == results[1], "another seed is a seed"
@@ -213,6 +221,14 @@ def test_what_is_printed_says_what_to_believe(one, trained, capsys):
     assert re.search(r"^minus one +top_k$", out, re.MULTILINE)
     assert "arXiv 2605.18229" in out
     assert re.search(r"^FVE \(ours\) .*[+-]\d\.\d{4} ±\d\.\d{4}", out, re.MULTILINE)
+
+
+def webtext(folder, texts):
+    """The set that core reads, in a folder for --data."""
+    path = folder / "Skylion007" / "openwebtext"
+    path.mkdir(parents=True)
+    datasets.Dataset.from_dict({"text": texts}).to_parquet(path / "train.parquet")
+    return SMALL | {"data": str(folder), "tokens": 512}
 
 
 def test_core_with_another_seed_takes_other_documents_of_a_streamed_set(one, tmp_path):
@@ -237,11 +253,8 @@ def test_core_with_another_seed_takes_other_documents_of_a_streamed_set(one, tmp
         "worst",
     ]
     texts = [" ".join(words[i % 15 :] + words) * 8 + f" {i}" for i in range(300)]
-    folder = tmp_path / "sets" / "Skylion007" / "openwebtext"
-    folder.mkdir(parents=True)
-    datasets.Dataset.from_dict({"text": texts}).to_parquet(folder / "train.parquet")
-    small = SMALL | {"data": str(tmp_path / "sets"), "tokens": 512}
-    outcome = bench_runner.bench([one], evals=["core"], bench_seeds=2, **small)
+    small = webtext(tmp_path / "sets", texts)
+    outcome = bench([one], evals=["core"], bench_seeds=2, **small)
     assert outcome.failures == {}
     results = [outcome.results["one"]["core"], outcome.repeats[43]["one"]["core"]]
     metrics = [result["eval_result_metrics"]["reconstruction_quality"] for result in results]
@@ -251,12 +264,8 @@ def test_core_with_another_seed_takes_other_documents_of_a_streamed_set(one, tmp
 def test_results_on_another_folder_of_data_are_not_taken_for_those_of_this_one(one, tmp_path):
     scores = []
     for sentence in ("the cat sat on a mat", "a dog by the door"):
-        folder = tmp_path / sentence[-4:] / "Skylion007" / "openwebtext"
-        folder.mkdir(parents=True)
         texts = [f"{sentence} " * 20 + str(i) for i in range(300)]
-        datasets.Dataset.from_dict({"text": texts}).to_parquet(folder / "train.parquet")
-        small = SMALL | {"data": str(folder.parents[1]), "tokens": 512}
-        outcome = bench_runner.bench([one], evals=["core"], **small)
+        outcome = bench([one], evals=["core"], **webtext(tmp_path / sentence[-4:], texts))
         assert outcome.failures == {}
         scores.append(outcome.results["one"]["core"]["eval_result_metrics"])
     assert scores[0] != scores[1]
@@ -264,20 +273,20 @@ def test_results_on_another_folder_of_data_are_not_taken_for_those_of_this_one(o
 
 def test_caches_of_repeats_are_deleted_before_the_next_seed(one, monkeypatch):
     """SCR's hold the activations of whole texts."""
-    there, whole = [], bench_runner.seed_everything
+    there, whole = [], runner.seed_everything
 
     def noted(seed):
         there.append((seed, sorted(path.name for path in one.glob(".bench_cache/scr_*"))))
         whole(seed)
 
-    monkeypatch.setattr(bench_runner, "seed_everything", noted)
-    assert bench_runner.bench([one], evals=["scr"], bench_seeds=3, **SMALL).failures == {}
+    monkeypatch.setattr(runner, "seed_everything", noted)
+    assert bench([one], evals=["scr"], bench_seeds=3, **SMALL).failures == {}
     assert [len(caches) for _, caches in there] == [1, 2, 2], "the first seed's, and this one's"
 
 
 def test_a_floors_label_is_not_that_of_a_folder(one):
     folder = one.rename(one.with_name("identity"))
-    outcome = bench_runner.bench([folder], evals=["core"], floor=True, **SMALL)
+    outcome = bench([folder], evals=["core"], floor=True, **SMALL)
     assert outcome.failures == {}
     assert {"identity", f"{folder.parent.name}/identity"} <= set(outcome.results)
     assert len(outcome.results) == 4
@@ -294,9 +303,7 @@ def test_further_saes_are_evaluated_as_those_of_the_folders(one, trained):
     """Results are kept in the first folder, beside its own."""
     same = adapter.load_bench_sae(trained["vsae"], **PLACE)
     folders = [one, trained["top_k"]]
-    outcome = bench_runner.bench(
-        folders, evals=["core"], extra={"same": same, "id": identity()}, **SMALL
-    )
+    outcome = bench(folders, evals=["core"], extra={"same": same, "id": identity()}, **SMALL)
     assert outcome.failures == {}
     assert list(outcome.results) == ["one", "top_k", "same", "id"]
     metrics = {
@@ -311,24 +318,36 @@ def test_further_saes_are_evaluated_as_those_of_the_folders(one, trained):
 @pytest.mark.parametrize(
     ("label", "sae", "message"),
     [
-        ("one", {}, "extra='one': expected a label that no other SAE has, unlike identity, one"),
+        ("one", {}, "extra='one': expected a label that no other SAE has, unlike identity, .*one"),
         ("identity", {}, "extra='identity': expected a label that no other SAE has"),
         ("a/b", {}, "extra='a/b': expected a label that can be a file's name"),
         ("x", {"hook_name": "blocks.1.hook_resid_pre"}, r"an SAE of blocks\.1.*; expected one of"),
         ("x", {"width": 8}, "x: activation_dim=8, but"),
     ],
 )
-def test_a_further_sae_that_does_not_fit_is_refused(one, label, sae, message):
+@pytest.mark.parametrize("has_twin", [False, True])
+def test_a_further_sae_that_does_not_fit_is_refused(one, has_twin, label, sae, message, tmp_path):
+    """Beside a folder of the same name, the first folder's label is longer than its files' names."""
+    folders = [one, shutil.copytree(one, tmp_path / "other" / "one")][: 1 + has_twin]
     with pytest.raises((BenchError, CheckpointError), match=message):
-        bench_runner.bench(
-            [one], evals=["core"], floor=True, extra={label: identity(**sae)}, **SMALL
-        )
+        bench(folders, evals=["core"], floor=True, extra={label: identity(**sae)}, **SMALL)
     assert not (one / "eval_results").exists()
 
 
-def test_a_further_sae_does_not_replace_the_first_folders_result(one, tmp_path):
-    """The label of the first folder is then longer than its files' name."""
-    twin = tmp_path / "other" / "one"
-    shutil.copytree(one, twin)
-    with pytest.raises(BenchError, match="extra='one': expected a label that no other SAE has"):
-        bench_runner.bench([one, twin], evals=["core"], extra={"one": identity()}, **SMALL)
+def test_core_takes_a_run_in_bfloat16(tiny_lm_dir, text, tmp_path):
+    run = RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        save_dir=str(tmp_path / "run"),
+        dtype="bfloat16",
+        steps=30,
+        batch_size=64,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=0,
+    )
+    folders = train(run, {"sae": SAEConfig(dict_size=F, k=K, beta=0.1)})
+    outcome = bench(list(folders.values()), evals=["core"], **SMALL)
+    outcome.check()
+    (found,) = outcome.results.values()
+    assert "core" in found

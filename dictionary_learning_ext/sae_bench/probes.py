@@ -1,7 +1,11 @@
-"""k-sparse probing on real data sets: SAE Bench's sparse_probing_sae_probes, by its own code.
+"""k-sparse probing on the data sets of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681).
 
-SAE Bench loads the language model by its name on the hub, unless the activations that it needs are
-in its cache. So they are written there first, by sae-probes's own function, from a model object.
+It is SAE Bench's sparse_probing_sae_probes, by its own code. SAE Bench loads the language model by its
+name on the hub, unless the activations that it needs are in its cache. So they are written there first,
+by sae-probes's own function, from a model object.
+
+The sets come inside sae-probes's wheel. Importing it reads them all, which takes seconds, so that
+happens inside functions. SAE Bench is imported there too, so that the sets' names need no SAE Bench.
 """
 
 import hashlib
@@ -10,27 +14,97 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-from sae_bench.custom_saes.base_sae import BaseSAE
-from sae_bench.sae_bench_utils.general_utils import get_results_filepath
-from transformer_lens import HookedTransformer
-
-from ..config.checks import in_words
+from ..config.checks import in_words, likely
 from ..errors import BenchError, Setting, first_line
-from .bench_settings import BenchSettings
+
+if TYPE_CHECKING:
+    from sae_bench.custom_saes.base_sae import BaseSAE
+    from transformer_lens import HookedTransformer
+
+    from .settings import BenchSettings
+
+ALL = "all"
+SMALLEST = "smallest"
+MOST_CHARACTERS = 100_000
+"""In all texts of one of the smallest sets."""
+SMALLEST_SETS = (
+    "119_us_state_TX",
+    "118_us_state_CA",
+    "117_us_state_FL",
+    "156_athlete_sport_baseball",
+    "154_athlete_sport_football",
+    "155_athlete_sport_basketball",
+    "125_world_country_Italy",
+    "123_world_country_United_Kingdom",
+    "124_world_country_United_States",
+    "120_us_timezone_Chicago",
+    "131_temp_cat_Typical Time",
+    "122_us_timezone_Los_Angeles",
+    "121_us_timezone_New_York",
+    "130_temp_cat_Frequency",
+    "132_temp_cat_Event Ordering",
+    "114_nyc_borough_Manhattan",
+    "115_nyc_borough_Brooklyn",
+    "116_nyc_borough_Bronx",
+    "127_art_type_song",
+    "128_art_type_movie",
+    "134_context_type_Belief_states",
+    "133_context_type_Causality",
+    "126_art_type_book",
+    "135_context_type_Event_duration",
+    "129_arith_mc_A",
+    "24_headline_isiran",
+    "6_hist_fig_isamerican",
+    "41_truthqa_tf",
+    "7_hist_fig_ispolitician",
+    "22_headline_isobama",
+)
+"""The 30 of its 113 sets whose texts have at most 100,000 characters together, smallest first: 64,000
+of its 334,000 texts."""
 
 MAX_TOKENS = 1024  # of a text, from its end; sae-probes's
 _FLOAT32 = 4  # bytes
+_LISTING = "python -c 'from sae_probes import DATASETS; print(*DATASETS)'"
 
 
-def run_sae_probes(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
+def chosen_sets(asked: str) -> list[str]:
+    """The names of the sets that `--probing-sets` asks for.
+
+    Arguments:
+        asked: "smallest", "all", or names separated by commas.
+
+    Raises: BenchError for a name that sae-probes does not have.
+    """
+    if asked == SMALLEST:
+        return list(SMALLEST_SETS)
+    from sae_probes import DATASETS  # pyright: ignore[reportMissingImports]
+
+    if asked == ALL:
+        return list(DATASETS)
+    names = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
+    for name in names or [asked]:
+        if name not in DATASETS:
+            close = likely(name, DATASETS) or DATASETS[:3]
+            raise BenchError(
+                f"sae-probes has no data set {name!r}",
+                name="probing_sets",
+                value=asked,
+                expected=f"{SMALLEST}, {ALL}, or names separated by commas, e.g. {', '.join(close)}",
+                instead=f"`{_LISTING}` lists all",
+            )
+    return names
+
+
+def run_sae_probes(sae: "BaseSAE", name: str, config: Any, settings: "BenchSettings") -> Any:
     """Probes on the 1, 2 and 5 features that differ most between the classes, on each data set.
 
     Raises: BenchError if the tokenizer can't be used, or the disk is too small for the activations.
     """
+    from pydantic import TypeAdapter
     from sae_bench.evals.sparse_probing_sae_probes.main import run_eval
+    from sae_bench.sae_bench_utils.general_utils import get_results_filepath
 
     activations = settings.cache / "activations"
     with _sae_probes_tokenizer(settings.model):
@@ -67,7 +141,7 @@ def output_type() -> type:
 
 
 @contextmanager
-def _sae_probes_tokenizer(model: HookedTransformer) -> Iterator[None]:
+def _sae_probes_tokenizer(model: "HookedTransformer") -> Iterator[None]:
     """Undo within it what sae-probes changes in the tokenizer, which other evaluations use.
 
     Raises: BenchError if sae-probes can't use the tokenizer.
@@ -93,7 +167,7 @@ def _sae_probes_tokenizer(model: HookedTransformer) -> Iterator[None]:
 
 
 def _write_activations(
-    names: list[str], sae: BaseSAE, folder: Path, settings: BenchSettings
+    names: list[str], sae: "BaseSAE", folder: Path, settings: "BenchSettings"
 ) -> None:
     """The language model's activations of every set that is not in the folder, whole files only.
 
@@ -131,5 +205,5 @@ def _write_activations(
         written.replace(kept / written.name)
 
 
-def _max_tokens(settings: BenchSettings) -> int:
+def _max_tokens(settings: "BenchSettings") -> int:
     return min(MAX_TOKENS, settings.model.cfg.n_ctx)

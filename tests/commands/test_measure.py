@@ -1,10 +1,9 @@
-"""`vsae compare`: the whole command, and its JSON."""
+"""`vsae eval` and `vsae compare`: the whole commands."""
 
 import json
 import shutil
 
 import pytest
-from small_commands import refused
 
 from dictionary_learning_ext.cli import main
 
@@ -23,7 +22,6 @@ def test_the_columns_asked_for_and_what_differs(measured, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:4:3]] == [["L0", "FVE"], ["top_k", "4.0", "0.2500"]]
     assert "Trained with" not in "".join(lines), "the two are matched: the default lr too"
-    assert "no metric 'fvee'" in refused(["compare", *measured, "--columns", "fvee"], capsys)
 
 
 def test_json_is_the_content_of_the_files(measured, capsys):
@@ -39,3 +37,30 @@ def test_json_is_the_content_of_the_files(measured, capsys):
     assert main(["compare", *measured, "--json", "--columns=fve"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content[measured[1]] == {"fve": 0.25, "tokens": 200, "measured_on": {"data": "x"}}
+
+
+def test_eval_and_compare(small, tmp_path, capsys):
+    assert main(["train", *small, "--eval-tokens", "0"]) == 0
+    run = str(tmp_path / "run")
+    assert main(["compare", run]) == 2
+    assert f"run `vsae eval {run}`" in capsys.readouterr().err
+    assert main(["eval", run, "--tokens", "300"]) == 0
+    assert main(["compare", run, run]) == 0
+    assert "FVE" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_the_middle_is_evaluated_beside_the_final_weights(small, tmp_path, capsys):
+    assert main(["train", *small, "--save-steps", "6"]) == 0
+    run = tmp_path / "run"
+    final = (run / "metrics.json").read_bytes()
+    capsys.readouterr()
+    assert main(["eval", str(run), "--step", "6"]) == 0
+    path = run / "evaluations" / "step_6.json"
+    assert f"wrote {path}" in capsys.readouterr().out
+    assert (run / "metrics.json").read_bytes() == final
+    middle = json.loads(path.read_text())
+    assert middle["step"] == 6
+    assert middle["tokens"] == json.loads(final)["tokens"]
+    assert middle["fve"] != json.loads(final)["fve"]
+    assert main(["eval", str(run), "--step", "7"]) == 2
+    assert "no checkpoint of step 7; expected one of 6" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from sae_bench.sae_bench_utils import dataset_info
 
 from ..activations.text import open_text
 from ..activations.text_sources import EMBEDDED_TEXT
-from ..errors import BenchError, Setting, TextError
+from ..errors import BenchError, Setting
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
 """The set's name. SAE Bench recognises the schema by the "bias_in_bios" in it."""
@@ -105,6 +105,20 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
     return BenchData(name, folder)
 
 
+@contextmanager
+def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
+    """Within it, SAE Bench finds the sets in the data's folder, and `datasets` caches the books in `cache`."""
+    before, cached = Path.cwd(), datasets_config.HF_DATASETS_CACHE
+    chdir(data.folder)
+    if data.is_embedded:
+        datasets_config.HF_DATASETS_CACHE = cache / "datasets"
+    try:
+        yield
+    finally:
+        chdir(before)
+        datasets_config.HF_DATASETS_CACHE = cached
+
+
 def require_sets(data: BenchData, names: list[str]) -> None:
     """Raise a BenchError if one of SAE Bench's data sets is neither in the folder nor on the hub."""
     from huggingface_hub import HfApi
@@ -124,13 +138,10 @@ def require_sets(data: BenchData, names: list[str]) -> None:
 
 
 def local_files(data: BenchData, config: Any) -> list[Any]:
-    """What identifies the sets of an evaluation that are in the data's folder, fit for JSON.
+    """What identifies the sets in the data's folder that SAE Bench's configuration names.
 
-    For each set, its path, and the names, sizes and times of its files. None for the embedded books,
+    For each set, its path, and the names, sizes and times of its files. Empty for the embedded books,
     and for sets that come from the hub.
-
-    Arguments:
-        config: SAE Bench's configuration, which names the sets.
     """
     if data.is_embedded:
         return []
@@ -146,22 +157,8 @@ def local_files(data: BenchData, config: Any) -> list[Any]:
 
 
 def _hub_names(names: Iterable[str]) -> list[str]:
-    """The sets that SAE Bench's names are parts of, by their names on the hub."""
+    """The hub's names of the sets that SAE Bench's names are parts of."""
     return sorted({name.split("_class_set")[0].split("_sentiment")[0] for name in names})
-
-
-@contextmanager
-def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
-    """Within it, sets are looked up in the data's folder, and `datasets` caches them in `cache`."""
-    before, cached = Path.cwd(), datasets_config.HF_DATASETS_CACHE
-    chdir(data.folder)
-    if data.is_embedded:
-        datasets_config.HF_DATASETS_CACHE = cache / "datasets"
-    try:
-        yield
-    finally:
-        chdir(before)
-        datasets_config.HF_DATASETS_CACHE = cached
 
 
 def heldout_text() -> datasets.Dataset:
@@ -195,8 +192,6 @@ def _passages() -> dict[str, pd.DataFrame]:
 
     All pieces of one passage of the text are in the same part.
     """
-    if not EMBEDDED_TEXT.is_file():
-        raise TextError(f"the embedded text is missing: no {EMBEDDED_TEXT}; reinstall the package")
     rows: dict[str, list[dict]] = {"train": [], "test": []}
     for number, passage in enumerate(pyarrow.parquet.read_table(EMBEDDED_TEXT).to_pylist()):
         label = LABELS.get(passage["book"])

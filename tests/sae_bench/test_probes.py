@@ -1,20 +1,21 @@
-"""sae_probes in SAE Bench's real code, on the real data sets: its cache, and what it can't use."""
+"""sae_probes in SAE Bench's real code, on the real data sets: which sets, its cache, and what it can't
+use."""
 
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch as t
 from bench_saes import SMALL
 
-from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
-from sae_probes import generate_model_activations  # pyright: ignore[reportMissingImports]
+from sae_probes import DATASETS, generate_model_activations  # pyright: ignore[reportMissingImports]
 
-from dictionary_learning_ext.sae_bench import bench_runner, sae_probes_evaluation
-from dictionary_learning_ext.sae_bench.bench_results import finished
+from dictionary_learning_ext.sae_bench import probes, runner
+from dictionary_learning_ext.sae_bench.runner import bench, finished
 
 SETS = ("119_us_state_TX", "118_us_state_CA")
 PROBES = SMALL | {"evals": ["sae_probes"], "probing_sets": ",".join(SETS)}
@@ -38,7 +39,7 @@ def test_results_are_in_sae_benchs_schema_with_every_set_and_the_language_model(
     trained, forward_passes
 ):
     folders = list(trained.values())
-    outcome = bench_runner.bench(folders, bench_seeds=2, **PROBES)
+    outcome = bench(folders, bench_seeds=2, **PROBES)
     assert outcome.failures == {}
     assert sorted(forward_passes) == sorted(SETS), "once for two SAEs and two seeds"
     for label, folder in trained.items():
@@ -75,17 +76,17 @@ def test_activations_survive_a_kill_in_whole_files_only(one, forward_passes, mon
     with monkeypatch.context() as patched:
         patched.setattr(generate_model_activations.torch, "save", stopping)
         # As if the process were killed: nothing is cleared.
-        patched.setattr(bench_runner.shutil, "rmtree", lambda *_, **__: None)
+        patched.setattr(runner.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
-            bench_runner.bench([one], **PROBES)
-    assert bench_runner.bench([one], **PROBES).failures == {}
+            bench([one], **PROBES)
+    assert bench([one], **PROBES).failures == {}
     assert forward_passes == [SETS[0], SETS[1], SETS[1]]
 
 
 def test_too_small_a_disk_is_said_before_anything_is_computed(one, forward_passes, monkeypatch):
     usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr(sae_probes_evaluation.shutil, "disk_usage", lambda _: usage)
-    outcome = bench_runner.bench([one], **PROBES)
+    monkeypatch.setattr(probes.shutil, "disk_usage", lambda _: usage)
+    outcome = bench([one], **PROBES)
     message = (
         r"sae_probes of one: sae_probes needs 128 kB for the language model's activations of 2 data "
         r"sets, and the disk of .* has 1\.0 kB free; name fewer sets with --probing-sets"
@@ -93,13 +94,6 @@ def test_too_small_a_disk_is_said_before_anything_is_computed(one, forward_passe
     with pytest.raises(BenchError, match=message):
         outcome.check()
     assert forward_passes == []
-
-
-def test_an_unknown_data_set_is_one_line_before_the_model_is_loaded(one, capsys):
-    flags = "--evals sae_probes --model nowhere --probing-sets glue_cola"
-    assert main(["bench", str(one), *flags.split()]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "sae-probes has no data set 'glue_cola'" in line
 
 
 class NoPadding:
@@ -123,19 +117,51 @@ def test_a_tokenizer_that_can_not_be_used_is_named(tokenizer, message):
     model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(model_name="tiny"))
     with (
         pytest.raises(BenchError, match=message),
-        sae_probes_evaluation._sae_probes_tokenizer(model),  # pyright: ignore[reportArgumentType]
+        probes._sae_probes_tokenizer(model),  # pyright: ignore[reportArgumentType]
     ):
         pass
 
 
 def test_the_tokenizer_is_left_as_it_was(one, tiny_lm_dir, monkeypatch):
     """sae-probes cuts texts at their start, and changes the tokenizer for it."""
-    kept, convert = [], bench_runner.hooked_transformer
+    kept, convert = [], runner.hooked_transformer
 
     def noted(*arguments):
         kept.append(convert(*arguments))
         return kept[-1]
 
-    monkeypatch.setattr(bench_runner, "hooked_transformer", noted)
-    assert bench_runner.bench([one], **PROBES).failures == {}
+    monkeypatch.setattr(runner, "hooked_transformer", noted)
+    assert bench([one], **PROBES).failures == {}
     assert kept[0].tokenizer.truncation_side == "right"
+
+
+def test_the_smallest_are_those_of_the_fewest_characters():
+    from sae_probes.constants import DATA_PATH  # pyright: ignore[reportMissingImports]
+
+    def characters(name):
+        rows = pd.read_csv(DATA_PATH / "cleaned_data" / f"{name}.csv.zst", usecols=["prompt"])
+        return int(rows["prompt"].str.len().sum())
+
+    sizes = {name: characters(name) for name in DATASETS}
+    small = [name for name, size in sizes.items() if size <= probes.MOST_CHARACTERS]
+    assert list(probes.SMALLEST_SETS) == sorted(small, key=lambda name: sizes[name])
+
+
+def test_all_and_some_by_name():
+    assert probes.chosen_sets("smallest") == list(probes.SMALLEST_SETS)
+    assert len(probes.chosen_sets("all")) == 113
+    assert probes.chosen_sets("87_glue_cola, 41_truthqa_tf,87_glue_cola") == [
+        "87_glue_cola",
+        "41_truthqa_tf",
+    ]
+
+
+@pytest.mark.parametrize("asked", ["glue_cola", "41_truthqa_tf,glue_cola", ""])
+def test_an_unknown_name_is_refused_with_those_like_it(asked):
+    message = (
+        r"sae-probes has no data set '(glue_cola|)'; expected smallest, all, or names .* e\.g\."
+    )
+    with pytest.raises(BenchError, match=message) as refused:
+        probes.chosen_sets(asked)
+    assert not asked or "87_glue_cola" in str(refused.value)
+    assert str(refused.value).endswith("` lists all")

@@ -1,13 +1,16 @@
-"""What `vsae bench` prints: SAE Bench's metrics of several SAEs, and ours beside them."""
+"""The results of one call of `bench`, and what `vsae bench` prints of them: SAE Bench's metrics and ours."""
 
+from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
+from ..errors import BenchError
 from ..evaluation.metrics import Metric, shown_in
 from ..evaluation.tables import markdown_table, text_table
-from .bench_results import BenchResults
-from .bench_settings import SEED
+from .settings import SEED
 
+Values = dict[str, dict[str, dict[int, float]]]
+"""By the SAE's label, the metric's name and the seed of the evaluation."""
 _CORE = {
     "CE loss score": ("model_performance_preservation", "ce_loss_score"),
     "cosine": ("reconstruction_quality", "cossim"),
@@ -20,69 +23,39 @@ _LANGUAGE_MODEL = ", language model"
 """What the name of a metric ends with that is of the language model, not of an SAE."""
 
 
-def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
-    """One category of a result's metrics."""
-    return result["eval_result_metrics"][category]
+@dataclass
+class BenchResults:
+    """The results and failures of one call of `bench`.
 
+    Attributes:
+        results: SAE Bench's JSON of what succeeded, by the SAE's label and the evaluation, with SAE
+            Bench's own seed.
+        repeats: the same with other seeds, by the seed.
+        failures: the labels of the SAEs that failed, by evaluation and cause.
+    """
 
-def curve(result: dict[str, Any] | None, which: str) -> dict[int, float]:
-    """By N: "scr", or "total_metric", "intended_diff_only" or "unintended_diff_only" of TPP."""
-    if result is None:
-        return {}
-    if which == "scr":
-        found, pattern = metrics(result, "scr_metrics"), "scr_metric_threshold_{}"
-    else:
-        found, pattern = metrics(result, "tpp_metrics"), "tpp_threshold_{}_" + which
-    values = {n: found.get(pattern.format(n)) for n in result["eval_config"]["n_values"]}
-    return {n: value for n, value in values.items() if value is not None}
+    results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    repeats: dict[int, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
+    failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
+    def of_seed(self, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+        """The results with one seed."""
+        return self.results if seed == SEED else self.repeats.setdefault(seed, {})
 
-def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The metrics of one SAE, by the names that the table shows."""
-    rows: dict[str, float | None] = {}
-    if core := results.get("core"):
-        rows |= {name: metrics(core, c)[key] for name, (c, key) in _CORE.items()}
-        ours = core["eval_result_unstructured"]
-        rows |= {our_name(metric): ours.get(metric.key) for metric in shown_in("bench")}
-    rows |= {f"SCR, N = {n}": value for n, value in curve(results.get("scr"), "scr").items()}
-    tpp = curve(results.get("tpp"), "total_metric")
-    rows |= {f"TPP, N = {n}": value for n, value in tpp.items()}
-    if probing := results.get("sparse_probing"):
-        for k in probing["eval_config"]["k_values"]:
-            rows[f"probing, top {k}"] = metrics(probing, "sae")[f"sae_top_{k}_test_accuracy"]
-        rows[f"probing{_LANGUAGE_MODEL}"] = metrics(probing, "llm")["llm_test_accuracy"]
-    if probes := results.get("sae_probes"):
-        for k in probes["eval_config"]["ks"]:
-            rows[f"sae-probes, top {k}"] = metrics(probes, "sae")[f"sae_top_{k}_test_accuracy"]
-        rows[f"sae-probes{_LANGUAGE_MODEL}"] = metrics(probes, "llm")["llm_test_accuracy"]
-    if absorption := results.get("absorption"):
-        means = metrics(absorption, "mean")
-        rows["absorption (mean fraction)"] = means["mean_absorption_fraction_score"]
-    return {name: value for name, value in rows.items() if value is not None}
+    def failure_lines(self) -> list[str]:
+        """One line per evaluation and cause."""
+        return [
+            f"{evaluation} of {', '.join(labels)}: {cause}"
+            for (evaluation, cause), labels in self.failures.items()
+        ]
 
-
-Values = dict[str, dict[str, dict[int, float]]]
-"""By the SAE's label, the metric's name and the seed of the evaluation."""
-
-
-def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
-    """The metrics of every SAE: means, where an evaluation was repeated."""
-    return {
-        label: {name: mean(of_seed.values()) for name, of_seed in rows.items()}
-        for label, rows in values_of(outcome).items()
-    }
-
-
-def values_of(outcome: BenchResults) -> Values:
-    """Every metric of every SAE with every seed."""
-    of_seeds = {SEED: outcome.results, **outcome.repeats}
-    labels = dict.fromkeys(label for results in of_seeds.values() for label in results)
-    values: Values = {label: {} for label in labels}
-    for seed, results in of_seeds.items():
-        for label, found in results.items():
-            for name, value in rows_of(found).items():
-                values[label].setdefault(name, {})[seed] = value
-    return values
+    def check(self) -> None:
+        """Raise a BenchError if an evaluation failed."""
+        if self.failures:
+            raise BenchError(
+                f"failed: {'; '.join(self.failure_lines())} (what succeeded is kept; run the same "
+                "command again to run only the rest)"
+            )
 
 
 def table(outcome: BenchResults, form: str = "text") -> str:
@@ -114,25 +87,70 @@ def differences(outcome: BenchResults, form: str = "text") -> str | None:
     return _drawn(f"minus {first}", less_first, "+.4f", form)
 
 
-def _gaps(these: dict[int, float], others: dict[int, float]) -> dict[int, float]:
-    """What one SAE has more than another of a metric, with each seed that both have."""
-    return {seed: these[seed] - others[seed] for seed in sorted(these.keys() & others.keys())}
+def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
+    """One category of a result's metrics."""
+    return result["eval_result_metrics"][category]
 
 
-def _drawn(corner: str, values: Values, digits: str, form: str) -> str:
-    """Mean and standard deviation over seeds; `digits` is the mean's format, as ".3f" or "+.4f"."""
+def curve(result: dict[str, Any] | None, which: str) -> dict[int, float]:
+    """By N: "scr", or "total_metric", "intended_diff_only" or "unintended_diff_only" of TPP."""
+    if result is None:
+        return {}
+    if which == "scr":
+        found, pattern = metrics(result, "scr_metrics"), "scr_metric_threshold_{}"
+    else:
+        found, pattern = metrics(result, "tpp_metrics"), "tpp_threshold_{}_" + which
+    values = {n: found.get(pattern.format(n)) for n in result["eval_config"]["n_values"]}
+    return {n: value for n, value in values.items() if value is not None}
 
-    def cell(of_seed: dict[int, float]) -> str:
-        found = list(of_seed.values())
-        if not found:
-            return "-"
-        deviation = f" ±{stdev(found):{digits.lstrip('+')}}" if len(found) > 1 else ""
-        return f"{mean(found):{digits}}{deviation}"
 
-    names = dict.fromkeys(name for rows in values.values() for name in rows)
-    lines = [[name, *(cell(rows.get(name, {})) for rows in values.values())] for name in names]
-    draw = markdown_table if form == "markdown" else text_table
-    return draw([corner, *values], lines)
+def our_name(metric: Metric) -> str:
+    """A metric's name beside SAE Bench's, some of which have the same."""
+    return f"{metric.label} (ours)"
+
+
+def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The metrics of one SAE, by the names that the table shows."""
+    rows: dict[str, float | None] = {}
+    if core := results.get("core"):
+        rows |= {name: metrics(core, c)[key] for name, (c, key) in _CORE.items()}
+        ours = core["eval_result_unstructured"]
+        rows |= {our_name(metric): ours.get(metric.key) for metric in shown_in("bench")}
+    rows |= {f"SCR, N = {n}": value for n, value in curve(results.get("scr"), "scr").items()}
+    tpp = curve(results.get("tpp"), "total_metric")
+    rows |= {f"TPP, N = {n}": value for n, value in tpp.items()}
+    if probing := results.get("sparse_probing"):
+        for k in probing["eval_config"]["k_values"]:
+            rows[f"probing, top {k}"] = metrics(probing, "sae")[f"sae_top_{k}_test_accuracy"]
+        rows[f"probing{_LANGUAGE_MODEL}"] = metrics(probing, "llm")["llm_test_accuracy"]
+    if probes := results.get("sae_probes"):
+        for k in probes["eval_config"]["ks"]:
+            rows[f"sae-probes, top {k}"] = metrics(probes, "sae")[f"sae_top_{k}_test_accuracy"]
+        rows[f"sae-probes{_LANGUAGE_MODEL}"] = metrics(probes, "llm")["llm_test_accuracy"]
+    if absorption := results.get("absorption"):
+        means = metrics(absorption, "mean")
+        rows["absorption (mean fraction)"] = means["mean_absorption_fraction_score"]
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def values_of(outcome: BenchResults) -> Values:
+    """Every metric of every SAE with every seed."""
+    of_seeds = {SEED: outcome.results, **outcome.repeats}
+    labels = dict.fromkeys(label for results in of_seeds.values() for label in results)
+    values: Values = {label: {} for label in labels}
+    for seed, results in of_seeds.items():
+        for label, found in results.items():
+            for name, value in rows_of(found).items():
+                values[label].setdefault(name, {})[seed] = value
+    return values
+
+
+def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
+    """The metrics of every SAE: means, where an evaluation was repeated."""
+    return {
+        label: {name: mean(of_seed.values()) for name, of_seed in rows.items()}
+        for label, rows in values_of(outcome).items()
+    }
 
 
 def measured_on(outcome: BenchResults) -> list[str]:
@@ -154,6 +172,22 @@ def measured_on(outcome: BenchResults) -> list[str]:
     return list(lines)
 
 
-def our_name(metric: Metric) -> str:
-    """A metric's name beside SAE Bench's, some of which have the same."""
-    return f"{metric.label} (ours)"
+def _gaps(these: dict[int, float], others: dict[int, float]) -> dict[int, float]:
+    """What one SAE has more than another of a metric, with each seed that both have."""
+    return {seed: these[seed] - others[seed] for seed in sorted(these.keys() & others.keys())}
+
+
+def _drawn(corner: str, values: Values, digits: str, form: str) -> str:
+    """Mean and standard deviation over seeds; `digits` is the mean's format, as ".3f" or "+.4f"."""
+
+    def cell(of_seed: dict[int, float]) -> str:
+        found = list(of_seed.values())
+        if not found:
+            return "-"
+        deviation = f" ±{stdev(found):{digits.lstrip('+')}}" if len(found) > 1 else ""
+        return f"{mean(found):{digits}}{deviation}"
+
+    names = dict.fromkeys(name for rows in values.values() for name in rows)
+    lines = [[name, *(cell(rows.get(name, {})) for rows in values.values())] for name in names]
+    draw = markdown_table if form == "markdown" else text_table
+    return draw([corner, *values], lines)

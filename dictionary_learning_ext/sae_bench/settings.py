@@ -18,9 +18,10 @@ import torch as t
 from transformer_lens import HookedTransformer
 
 from ..activations.position_rule import PositionRule
+from ..config.architectures import BenchEvaluation
 from ..config.run import RunConfig
 from ..errors import BenchError
-from .bench_data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData, require_sets
+from .data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData, require_sets
 
 SEED = 42  # SAE Bench's
 LEAST_TEXTS = 16  # in the sets of probes: a few of each class and attribute
@@ -91,72 +92,67 @@ def capped_n_values(dict_size: int) -> tuple[int, ...]:
     return tuple(n for n in defaults if n <= dict_size // 10)
 
 
-def configure(evaluation: str, settings: BenchSettings) -> Any:
-    """SAE Bench's own configuration of an evaluation. Raises BenchError if a data set is missing."""
-    shared = {
-        "random_seed": settings.seed,
-        "model_name": settings.name,
-        "llm_dtype": "float32",
-    }
-    if evaluation == "core":
-        batches = max(1, settings.tokens // (16 * settings.ctx_len))
-        if not settings.data.is_embedded:
-            require_sets(settings.data, [CORE_SET])
-        return core.CoreEvalConfig(
-            model_name=settings.name,
-            llm_dtype="float32",
-            batch_size_prompts=16,
-            n_eval_reconstruction_batches=max(1, batches // 5),
-            n_eval_sparsity_variance_batches=batches,
-            dataset=CORE_BOOKS if settings.data.is_embedded else CORE_SET,
-            context_size=settings.ctx_len,
-            exclude_special_tokens_from_reconstruction=True,
-            compute_kl=True,
-            compute_ce_loss=True,
-            compute_l2_norms=True,
-            compute_sparsity_metrics=True,
-            compute_variance_metrics=True,
-            compute_featurewise_density_statistics=True,
-            compute_featurewise_weight_based_metrics=True,
-        )
-    if evaluation == "absorption":
-        config = absorption.AbsorptionEvalConfig(**shared, llm_batch_size=settings.batch_size)
-        config.prompt_token_pos = _word_position(settings.model, config.prompt_template)
-        return config
-    if evaluation == "sae_probes":
-        return _sae_probes_config(settings)
-    context = min(settings.ctx_len, CONTEXT) if settings.data.is_embedded else settings.ctx_len
-    shared |= {"llm_batch_size": settings.batch_size, "context_length": context}
-    if evaluation == "sparse_probing":
-        config = sparse_probing.SparseProbingEvalConfig(**shared)
-        sizes, names = settings.data.class_sizes, ("probe_train_set_size", "probe_test_set_size")
-    else:
-        is_scr = evaluation == "scr"
-        config = scr_and_tpp.ScrAndTppEvalConfig(**shared, perform_scr=is_scr)
-        config.n_values = list(settings.n_values)
-        sizes = settings.data.scr_sizes if is_scr else settings.data.class_sizes
-        names = ("train_set_size", "test_set_size")
-        if settings.data.is_embedded:
-            config.column1_vals_lookup = {BOOKS: list(PAIRS)}
-    if settings.data.is_embedded:
-        config.dataset_names = [BOOKS]
-    else:
-        require_sets(settings.data, config.dataset_names)
-    asked = {"train_size": settings.train_size, "test_size": settings.test_size}
-    for which, name, (setting, given) in zip((0, 1), names, asked.items(), strict=True):
-        most = None if sizes is None else sizes[which]
-        if given is not None and most is not None and given > most:
-            raise BenchError(
-                name=setting,
-                value=given,
-                expected=f"at most {most} for {evaluation}, all that the embedded books can fill",
-            )
-        if size := given or most:
-            setattr(config, name, size)
+def seed_everything(seed: int) -> None:
+    """Seed all generators: only some of SAE Bench's evaluations take a seed."""
+    random.seed(seed)
+    np.random.seed(seed)
+    t.manual_seed(seed)
+
+
+def configure(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
+    """SAE Bench's own configuration of an evaluation.
+
+    Raises: BenchError if a data set is missing, or is too small for the sizes that were asked for.
+    """
+    match evaluation:
+        case "core":
+            return _core(settings)
+        case "absorption":
+            return _absorption(settings)
+        case "sae_probes":
+            return _sae_probes(settings)
+        case _:
+            return _on_classes(evaluation, settings)
+
+
+def _core(settings: BenchSettings) -> Any:
+    batches = max(1, settings.tokens // (16 * settings.ctx_len))
+    if not settings.data.is_embedded:
+        require_sets(settings.data, [CORE_SET])
+    return core.CoreEvalConfig(
+        model_name=settings.name,
+        llm_dtype="float32",
+        batch_size_prompts=16,
+        n_eval_reconstruction_batches=max(1, batches // 5),
+        n_eval_sparsity_variance_batches=batches,
+        dataset=CORE_BOOKS if settings.data.is_embedded else CORE_SET,
+        context_size=settings.ctx_len,
+        exclude_special_tokens_from_reconstruction=True,
+        compute_kl=True,
+        compute_ce_loss=True,
+        compute_l2_norms=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+        compute_featurewise_density_statistics=True,
+        compute_featurewise_weight_based_metrics=True,
+    )
+
+
+def _absorption(settings: BenchSettings) -> Any:
+    config = absorption.AbsorptionEvalConfig(
+        random_seed=settings.seed,
+        model_name=settings.name,
+        llm_dtype="float32",
+        llm_batch_size=settings.batch_size,
+    )
+    # The position of the word's last token, from the prompt's end. SAE Bench's is for Gemma.
+    tokenizer: Any = settings.model.tokenizer
+    after = config.prompt_template.partition("{word}")[2]
+    config.prompt_token_pos = -len(tokenizer(after, add_special_tokens=False)["input_ids"]) - 1
     return config
 
 
-def _sae_probes_config(settings: BenchSettings) -> Any:
+def _sae_probes(settings: BenchSettings) -> Any:
     from sae_bench.evals.sparse_probing_sae_probes.eval_config import (
         SparseProbingSaeProbesEvalConfig,
     )
@@ -169,15 +165,40 @@ def _sae_probes_config(settings: BenchSettings) -> Any:
     )
 
 
-def seed_everything(seed: int) -> None:
-    """Seed all generators: only some of SAE Bench's evaluations take a seed."""
-    random.seed(seed)
-    np.random.seed(seed)
-    t.manual_seed(seed)
-
-
-def _word_position(model: HookedTransformer, template: str) -> int:
-    """The position of the word's last token, from the prompt's end; SAE Bench's is for Gemma."""
-    tokenizer: Any = model.tokenizer
-    after = template.partition("{word}")[2]
-    return -len(tokenizer(after, add_special_tokens=False)["input_ids"]) - 1
+def _on_classes(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
+    """Of SCR, TPP and sparse probing, whose texts have classes."""
+    data = settings.data
+    shared = {
+        "random_seed": settings.seed,
+        "model_name": settings.name,
+        "llm_dtype": "float32",
+        "llm_batch_size": settings.batch_size,
+        "context_length": min(settings.ctx_len, CONTEXT) if data.is_embedded else settings.ctx_len,
+    }
+    if evaluation == "sparse_probing":
+        config = sparse_probing.SparseProbingEvalConfig(**shared)
+        sizes, names = data.class_sizes, ("probe_train_set_size", "probe_test_set_size")
+    else:
+        is_scr = evaluation == "scr"
+        config = scr_and_tpp.ScrAndTppEvalConfig(**shared, perform_scr=is_scr)
+        config.n_values = list(settings.n_values)
+        sizes = data.scr_sizes if is_scr else data.class_sizes
+        names = ("train_set_size", "test_set_size")
+        if data.is_embedded:
+            config.column1_vals_lookup = {BOOKS: list(PAIRS)}
+    if data.is_embedded:
+        config.dataset_names = [BOOKS]
+    else:
+        require_sets(data, config.dataset_names)
+    asked = {"train_size": settings.train_size, "test_size": settings.test_size}
+    for which, name, (setting, given) in zip((0, 1), names, asked.items(), strict=True):
+        most = None if sizes is None else sizes[which]
+        if given is not None and most is not None and given > most:
+            raise BenchError(
+                name=setting,
+                value=given,
+                expected=f"at most {most} for {evaluation}, all that the embedded books can fill",
+            )
+        if size := given or most:
+            setattr(config, name, size)
+    return config

@@ -1,6 +1,8 @@
-"""Run SAE Bench's evaluations on run folders: `vsae bench`."""
+"""`vsae bench`: SAE Bench's evaluations of run folders, and the files that hold the results."""
 
+import hashlib
 import json
+import logging
 import shutil
 import sys
 import time
@@ -12,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
+from nnsight import LanguageModel
+from pydantic import ValidationError
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..activations.hook_points import HookPoint
+from ..activations.language_models import weights_hash
 from ..activations.run_inputs import open_model
 from ..config.architectures import BenchEvaluation
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
 from ..errors import BenchError, UserError
+from ..evaluation.metrics import shown_in
 from ..evaluation.sae_names import short_names
 from ..run_folder.matching import LEAVING_OUT, require_one_setting
 from ..run_folder.names import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS
@@ -31,16 +37,12 @@ from ..run_folder.trained_on import run_of
 from ..run_folder.writing import write_json, writing
 from . import adapter
 from .adapter import FLOOR_LOOKS
-from .bench_data import in_folder, open_bench_data
-from .bench_results import (
-    NOT_IN_CACHE,
-    BenchResults,
-    cache_name,
-    finished,
-    model_key,
-    result_key,
-)
-from .bench_settings import (
+from .data import in_folder, local_files, open_bench_data
+from .evaluations import EVALUATIONS, NOT_REPEATED, validated
+from .lens_model import accepted, hooked_transformer
+from .probes import SMALLEST, chosen_sets
+from .results import BenchResults
+from .settings import (
     LEAST_TEXTS,
     SEED,
     BenchSettings,
@@ -48,25 +50,15 @@ from .bench_settings import (
     configure,
     seed_everything,
 )
-from .evaluations import EVALUATIONS, NOT_REPEATED, validated
-from .floors import reference_saes
-from .lens_model import accepted, hooked_transformer
-from .probing_sets import SMALLEST, chosen_sets
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class BenchJob:
-    """One SAE to evaluate.
-
-    Attributes:
-        label: what tables and figures call it, beside the others.
-        name: of its files in `folder`, which depends on no other SAE.
-    """
-
-    label: str
-    name: str
-    folder: Path
-    sae: BaseSAE
+NOT_IN_CACHE: dict[BenchEvaluation, tuple[str, ...]] = {
+    "scr": ("n_values",),
+    "tpp": ("n_values",),
+    "sae_probes": ("random_seed", "include_llm_baseline", "dataset_names"),
+}
+"""The settings of an evaluation that its cache does not depend on."""
 
 
 def bench(
@@ -97,7 +89,7 @@ def bench(
 
     Arguments:
         folders: run folders, or OWNER/NAME/FOLDER on the hub (results go to runs/OWNER_NAME/FOLDER).
-        evals: which of them.
+        evals: which evaluations.
         model, hook: default to those in the run's config.json.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
@@ -107,7 +99,7 @@ def bench(
         probing_sets: those of sae_probes, see `chosen_sets`.
         bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
         again: repeat finished evaluations.
-        floor: also evaluate the SAEs of `floors`. Their results go to the first folder.
+        floor: also evaluate `reference_saes`. Their results go to the first folder.
         extra: further SAEs by label, e.g. changed copies of what `load_bench_sae` returns. They are
             evaluated with the same settings. Their results go to the first folder, so a label must be
             a valid file name that no other SAE has.
@@ -140,7 +132,7 @@ def bench(
     smallest = min(sae.cfg.d_sae for sae in trained)
     n_values = capped_n_values(smallest) if {"scr", "tpp"} & set(evals) else ()
     if floor:
-        found = reference_saes(trained[0])
+        found = adapter.reference_saes(trained[0])
         jobs += [BenchJob(label, label, jobs[0].folder, sae) for label, sae in found.items()]
     jobs += _further(extra or {}, jobs, run, hook_point)
     cache = jobs[0].folder / BENCH_CACHE
@@ -169,6 +161,82 @@ def bench(
     if not runner.outcome.failures:
         shutil.rmtree(cache, ignore_errors=True)
     return runner.outcome
+
+
+@dataclass(frozen=True)
+class BenchJob:
+    """One SAE to evaluate.
+
+    Attributes:
+        label: its name in tables, beside the others'.
+        name: that of its result files in `folder`. It depends on no other SAE.
+    """
+
+    label: str
+    name: str
+    folder: Path
+    sae: BaseSAE
+
+
+def _shared_run(
+    paths: dict[str, Path], model: str | None, hook: str | None, device: str, **left_out: Any
+) -> RunConfig:
+    """The run settings that all folders must share, with the model in float32."""
+    runs = {
+        name: run_of(path, model, hook, None, device, **left_out) for name, path in paths.items()
+    }
+    require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
+    return replace(next(iter(runs.values())), dtype="float32")
+
+
+def _load(
+    paths: dict[str, Path], run: RunConfig, hook: HookPoint, taken: Collection[str]
+) -> list[BenchJob]:
+    """Every SAE, with the shortest label that tells it from the others and from those `taken`."""
+    labels = short_names([*map(str, paths.values()), *taken])
+    jobs = []
+    for given, path in paths.items():
+        # The first folder holds the results of the floors too.
+        name = "_".join(path.parts[-2:]) if path.name in FLOOR_LOOKS else path.name
+        sae = adapter.load_bench_sae(
+            path,
+            model_name=Path(run.model).name,
+            hook_name=hook.name,
+            hook_layer=hook.layer,
+            device=run.device,
+        )
+        hook.require_width(given, sae.cfg.d_in, run.model)
+        jobs.append(BenchJob(labels[str(path)], name, path, sae))
+    return jobs
+
+
+def _further(
+    extra: Mapping[str, BaseSAE], jobs: Sequence[BenchJob], run: RunConfig, hook: HookPoint
+) -> list[BenchJob]:
+    """The SAEs of `extra`, to evaluate beside `jobs`. Raises a UserError for one that doesn't fit."""
+    first = jobs[0].folder
+    taken = {job.label for job in jobs} | {job.name for job in jobs if job.folder == first}
+    further = []
+    for label, sae in extra.items():
+        if label in taken:
+            raise BenchError(
+                name="extra",
+                value=label,
+                expected=f"a label that no other SAE has, unlike {', '.join(sorted(taken))}",
+            )
+        if Path(label).name != label:
+            expected = "a label that can be a file's name"
+            raise BenchError(name="extra", value=label, expected=expected)
+        if sae.cfg.hook_name != hook.name:
+            raise BenchError(
+                f"an SAE of {sae.cfg.hook_name}",
+                name="extra",
+                value=label,
+                expected=f"one of {hook.name}, as the run folders' are",
+            )
+        hook.require_width(label, sae.cfg.d_in, run.model)
+        further.append(BenchJob(label, label, first, sae))
+    return further
 
 
 class _BenchRun:
@@ -207,6 +275,7 @@ class _BenchRun:
         self._caches_of_one_seed.clear()
 
     def _one(self, job: BenchJob, evaluation: BenchEvaluation, settings: BenchSettings) -> None:
+        """Collect a result: the one on disk if it still holds, or a new one, which is written."""
         folder = job.folder / BENCH_RESULTS / evaluation
         if settings.seed != SEED:  # SAE Bench's own tools read all that is in eval_results
             folder = job.folder / BENCH_REPEATS / str(settings.seed) / evaluation
@@ -276,71 +345,78 @@ class _BenchRun:
         return validated(evaluation, json.loads(output.to_json()))
 
 
-def _shared_run(
-    paths: dict[str, Path], model: str | None, hook: str | None, device: str, **left_out: Any
-) -> RunConfig:
-    """The run settings that all folders must share, with the model in float32."""
-    runs = {
-        name: run_of(path, model, hook, None, device, **left_out) for name, path in paths.items()
-    }
-    require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
-    return replace(next(iter(runs.values())), dtype="float32")
-
-
-def _load(
-    paths: dict[str, Path], run: RunConfig, hook: HookPoint, taken: Collection[str]
-) -> list[BenchJob]:
-    """Every SAE, labelled as shortly as tells it from the others.
-
-    Arguments:
-        taken: labels of other SAEs.
-    """
-    labels = short_names([*map(str, paths.values()), *taken])
-    jobs = []
-    for given, path in paths.items():
-        # The first folder holds the results of the floors too.
-        name = "_".join(path.parts[-2:]) if path.name in FLOOR_LOOKS else path.name
-        sae = adapter.load_bench_sae(
-            path,
-            model_name=Path(run.model).name,
-            hook_name=hook.name,
-            hook_layer=hook.layer,
-            device=run.device,
-        )
-        hook.require_width(given, sae.cfg.d_in, run.model)
-        jobs.append(BenchJob(labels[str(path)], name, path, sae))
-    return jobs
-
-
-def _further(
-    extra: Mapping[str, BaseSAE], jobs: Sequence[BenchJob], run: RunConfig, hook: HookPoint
-) -> list[BenchJob]:
-    """The SAEs of `extra`, to evaluate beside `jobs`. Raises a UserError for one that doesn't fit."""
-    first = jobs[0].folder
-    taken = {job.label for job in jobs} | {job.name for job in jobs if job.folder == first}
-    further = []
-    for label, sae in extra.items():
-        if label in taken:
-            raise BenchError(
-                name="extra",
-                value=label,
-                expected=f"a label that no other SAE has, unlike {', '.join(sorted(taken))}",
-            )
-        if Path(label).name != label:
-            expected = "a label that can be a file's name"
-            raise BenchError(name="extra", value=label, expected=expected)
-        if sae.cfg.hook_name != hook.name:
-            raise BenchError(
-                f"an SAE of {sae.cfg.hook_name}",
-                name="extra",
-                value=label,
-                expected=f"one of {hook.name}, as the run folders' are",
-            )
-        hook.require_width(label, sae.cfg.d_in, run.model)
-        further.append(BenchJob(label, label, first, sae))
-    return further
-
-
 def _cause(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def finished(
+    path: Path, evaluation: BenchEvaluation, key: str | None = None
+) -> dict[str, Any] | None:
+    """The content of a result file, or None if it is missing, incomplete or not the one of `key`.
+
+    Arguments:
+        key: the result's expected "vsae_bench_key"; None accepts any.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        validated(evaluation, found)
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        logger.warning("%s is incomplete (%s) and will be replaced", path, type(error).__name__)
+        return None
+    if key is not None and found["eval_result_unstructured"].get("vsae_bench_key") != key:
+        logger.warning("%s belongs to another SAE, model or settings and will be replaced", path)
+        return None
+    return found
+
+
+def result_key(
+    evaluation: BenchEvaluation, config: Any, settings: BenchSettings, model: str, sae: BaseSAE
+) -> str:
+    """Identifies what a result depends on.
+
+    Arguments:
+        config: SAE Bench's, of the evaluation.
+        model: the model's key.
+    """
+    parts = [model, asdict(config), weights_key(sae)]
+    if evaluation == "core":  # it holds our metrics: made again where one was redefined
+        parts.append([metric.definition for metric in shown_in("bench")])
+        if settings.remove_bos or settings.max_norm_multiple is not None:
+            parts.append([settings.remove_bos, settings.max_norm_multiple])
+        if settings.seed != SEED:
+            parts.append(settings.seed)
+    return digest(*parts, *local_files(settings.data, config))
+
+
+def cache_name(
+    evaluation: BenchEvaluation, config: Any, settings: BenchSettings, model: str
+) -> str:
+    """The folder for what SAEs share: the language model's activations, and probes on them.
+
+    Arguments are `result_key`'s.
+    """
+    left_out = NOT_IN_CACHE.get(evaluation, ())
+    sizes = {name: v for name, v in asdict(config).items() if name not in left_out}
+    return f"{evaluation}_{digest(model, sizes, *local_files(settings.data, config))}"
+
+
+def model_key(model: LanguageModel, hook: HookPoint) -> str:
+    """Identifies the activations that an SAE is measured on."""
+    return f"{weights_hash(model)} {hook.name}"
+
+
+def weights_key(sae: BaseSAE) -> str:
+    """Identifies an SAE by its weights."""
+    hasher = hashlib.sha256()
+    for name, value in sorted(sae.state_dict().items()):
+        hasher.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """A short hash of what can be written as JSON, the same in every process."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,125 @@
+"""`vsae eval`, `vsae compare` and `vsae reproduce`: metrics of SAEs, side by side, and across seeds."""
+
+import json
+from dataclasses import dataclass, field
+
+from .flags import FOLDERS, Command, positional
+
+
+@dataclass(frozen=True)
+class InputFlags:
+    """The activations to measure on: flags of every command that measures."""
+
+    model: str | None = None
+    """The language model. Default: as in config.json. Needed if config.json names none."""
+    hook: str | None = None
+    """The hook point. Default: as in config.json. Needed if config.json names none."""
+    data: str | None = None
+    """The text. Default: as in config.json."""
+    max_norm_multiple: float | None = None
+    """Leave out tokens whose norm is over this many times the median. Default: as in training."""
+    remove_bos: bool | None = None
+    """Leave out beginning-of-text tokens. Default: as in training."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class MeasuredFlags(InputFlags):
+    """The activations to measure on, which may be stored."""
+
+    activations: str | None = None
+    """Read activations from this folder, see `vsae train --help-all`. Default: as in config.json. none:
+    from the language model."""
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Evaluate run folders on held-out text and write metrics.json."""
+
+    folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
+    """Run folders, all trained on one language model."""
+    tokens: int | None = None
+    """Held-out tokens to evaluate on, rounded up to whole batches of 2,048. Default: as in the
+    run's own evaluation. If the settings differ from those of metrics.json, the results go to
+    evaluations/ instead."""
+    step: int | None = None
+    """Evaluate the checkpoint of this step, see --save-steps of train. Default: the final
+    weights."""
+    inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
+
+
+def run_eval(flags: EvalFlags) -> None:
+    from ..evaluation.comparison import printed
+    from ..evaluation.folders import evaluate_folders
+
+    written = []
+    results = evaluate_folders(
+        flags.folders,
+        tokens=flags.tokens,
+        step=flags.step,
+        on_written=written.append,
+        **vars(flags.inputs),
+    )
+    print(printed(results))
+    for path in written:
+        print(f"wrote {path}")
+
+
+@dataclass(frozen=True)
+class CompareFlags:
+    """Print the metrics of run folders side by side."""
+
+    folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
+    """Run folders: two or more, or one to see its metrics."""
+    columns: str | None = None
+    """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
+    the most important ones."""
+    json: bool = False
+    """Print JSON instead: each folder's metrics.json. With --columns, only those metrics and what
+    they were measured on."""
+
+
+def run_compare(flags: CompareFlags) -> None:
+    from ..evaluation.comparison import chosen, printed
+    from ..run_folder.reading import read_all, read_config
+
+    metrics = None if flags.columns is None else chosen(flags.columns)
+    results = read_all(flags.folders)
+    if flags.json:
+        if metrics is not None:
+            keys = {metric.key for metric in metrics} | {"measured_on", "tokens", "loss_tokens"}
+            for folder, values in results.items():
+                results[folder] = {key: value for key, value in values.items() if key in keys}
+        print(json.dumps(results, indent=2))
+        return
+    print(printed(results, metrics, {folder: read_config(folder) for folder in results}))
+
+
+@dataclass(frozen=True)
+class ReproduceFlags:
+    """Measure which features come back with another seed."""
+
+    folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
+    """Two or more run folders of one setting, trained with different --seed and --data-seed."""
+    csv: str | None = None
+    """A file to write with a row for each feature of each SAE: its mean match in the others, and
+    in how many of them it returns."""
+    json: bool = False
+    """Print JSON instead."""
+
+
+def run_reproduce(flags: ReproduceFlags) -> None:
+    from ..features.reproducibility_of_folders import as_json, measured, printed, write_features
+
+    found = measured(flags.folders)
+    if flags.csv is not None:
+        write_features(found, flags.csv)
+    print(json.dumps(as_json(found), indent=2) if flags.json else printed(found))
+    if flags.csv is not None and not flags.json:
+        print(f"\nwrote {flags.csv}")
+
+
+EVAL = Command("eval", EvalFlags, run_eval)
+COMPARE = Command("compare", CompareFlags, run_compare)
+REPRODUCE = Command("reproduce", ReproduceFlags, run_reproduce)

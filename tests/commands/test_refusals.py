@@ -1,0 +1,193 @@
+"""Mistakes on the command line, as they are typed: each is one line, and nothing is written.
+
+A line names the flag, what was given for it and what is expected. It exits with status 2; other ends of
+a command are in tests/test_cli.py, and the refusals of `vsae bench` and `vsae export` with theirs.
+"""
+
+import json
+import re
+import shlex
+import shutil
+
+import pytest
+import torch
+from caches import HOOK
+from small_commands import content, refused
+
+HOOK_1 = "blocks.1.hook_resid_post"
+REFUSED = {
+    # A command
+    "trian": "'trian': no such command; expected train, eval … did you mean 'train'?",
+    "report": "expected FOLDER (see",
+    "compare": "expected FOLDER [FOLDER ...] (see",
+    "push run": "expected FOLDER OWNER/NAME (see",
+    "push run me/a more": "'more': expected only FOLDER OWNER/NAME (see",
+    "train extra": "'extra': expected a flag, which starts with --, e.g. --extra",
+    "train --steps 12 13": "'13': expected a flag, which starts with --, e.g. --13",
+    # A flag that there is not
+    "eval run --tokns 5": "no such flag: --tokns (did you mean --tokens?) (see",
+    "train --bata 5": "no such flag: --bata (did you mean --beta or --data?) (see",
+    "train --betta 1 --dict-siz=3 --foo": "--betta (did you mean --beta?), --dict-siz (did you mean "
+    "--dict-size?), --foo (see",
+    "train -- 5": "no such flag: -- (see",
+    "train --typed k": "no such flag: --typed (",
+    "train -k 32": "-k: flags start with two dashes; did you mean --k?",
+    "train --rectify -k 32": "-k: flags start with two dashes; did you mean --k?",
+    "compare a -k 32": "-k: flags start with two dashes; did you mean --k?",
+    "report a --against b -k 32": "-k: flags start with two dashes; did you mean --k?",
+    "sweep f.yaml --stepz 9": "no such flag: --stepz (did you mean --steps?) (see",
+    "train --architecture top_k --beta 0": "--beta 0: architecture top_k does not use it; leave it out",
+    "train --architecture vsae --k 16": "--k 16: architecture vsae does not use it … give "
+    "--architecture vsae_top_k or",
+    # A value that is missing or of another type
+    "export run": "expected --format, one of sae-bench",
+    "report run --out": "--out: expected a value after it (see",
+    "train --preset": "--preset: expected a value after it (see",
+    "train --architecture --k 3": "--architecture: expected",
+    "train --lr": "--lr: expected a finite number, or none after it (see",
+    "train --noise-anneal-steps": "-steps: expected a whole number, or none after it (see",
+    "train --noise-anneal-steps no": "-steps no: expected a whole number, or none (see",
+    "eval run --tokens many": "--tokens many: expected a whole number, or none (see",
+    "train --k many": "--k many: expected a whole number (see",
+    "train --dict_size 1.5": "--dict-size 1.5: expected a whole number (see",
+    "train --steps none": "--steps none: expected a whole number (see",
+    "train --steps 1e3": "--steps 1e3: expected a whole number (see",
+    "train --lr small": "--lr small: expected a finite number, or none (see",
+    "train --lr nan": "--lr nan: expected a finite number, or none (see",
+    "train --lr=": "--lr '': expected a finite number, or none (see",
+    "train --rectify yes": "--rectify yes: expected True or False (see",
+    "train --architecture matryoshka --group-fractions 0.5,0.5": "--group-fractions 0.5,0.5: expected "
+    "numbers separated by spaces, e.g. 0.25 0.75",
+    # A name that there is not
+    "export run --format=pickle": "--format pickle: expected one of sae-bench",
+    "export run --format=sparsfy": "did you mean 'sparsify'? (see",
+    "train --architecture topk": "--architecture topk: expected one of … did you mean 'top_k'?",
+    "train --architecture none": "--architecture none: expected one of vsae_top_k, vsae, vaease",
+    "train --posterior none": "--posterior none: expected one of fixed, learned",
+    "train --text-packing None": "--text-packing None: expected one of pack, truncate (see",
+    "train --normalize max": "--normalize max: expected one of sqrt_d, unit, none",
+    "train --preset papper": "--preset papper: expected one of quickstart, recommended",
+    "train {small} --hook blocks.9.hook_resid_post": "blocks.9 … blocks.{0..2}",
+    "train {small} --hook blocks.0.hook_z": "KIND, where KIND is hook_resid_post, … hook_mlp_out;",
+    "train {small} --hook blocks.0.hook_mlp_out,": "--hook blocks.0.hook_mlp_out,: expected different "
+    "hook points separated by commas",
+    "train {small} --hook blocks.0.hook_mlp_out,blocks.9.hook_mlp_out": "no hook point 'blocks.9",
+    "train {small} --data nobody/nothing": "'nobody/nothing' … embedded",
+    "train {small} --data ./nothing.txt": "nothing.txt",
+    "train {small} --model ./nothing": "'./nothing' … save_pretrained",
+    "hooks --model={tmp}": "save_pretrained",
+    "train --config nowhere.json": "nowhere.json: no such file",
+    "train --resume {tmp}/nope": "nope: no such folder; expected a run folder, e.g. runs/NAME",
+    "eval {tmp}/nope": "nope: no such folder",
+    "train {small} --device tpu": "--device tpu: expected cpu, cuda or cuda:N … --device cpu",
+    "compare {measured} --columns fvee": "no metric 'fvee'",
+    # A value that is out of range, or that doesn't go with the others
+    "train {small} --k 33": "--k 33 … --dict-size 32",
+    "train {small} --beta -1": "--beta -1.0: expected at least 0",
+    "train {small} --sigma -0.5": "--sigma -0.5: expected above 0 … use --posterior point",
+    "train {small} --steps 100000": "tokens … --text-passes",
+    "train {small} --save-steps often": "--save-steps often … linear:N",
+    "train --config x --preset paper": "--preset and --config: give only one of them",
+    "train {small} --noise-to-signal 0.36 --sigma 0.5": "leave out --sigma or --noise-to-signal",
+    "train {small} --noise-to-signal 0.36 --normalize none": "expected --normalize sqrt_d or unit",
+    "train {small} --save-dir {file}/run": "can't be written",
+    "eval {run} --model embedded": "activation_dim=16, but blocks.0 … of embedded is 128 wide",
+    f"eval {{run}} --hook {HOOK_1}": "trained on hook blocks.0",
+    "cache {tmp}/cache {read} --tokens=0": "--tokens 0: expected at least 1",
+    "cache {tmp}/cache {read} --dtype=bfloat16": "--dtype bfloat16: expected one of float32, float16",
+    f"cache {{tmp}}/cache {{read}} --hook={HOOK},{HOOK}": "expected different hook points separated by",
+    "cache {tmp}/cache {read} --hook=blocks.9.hook_resid_post": "no hook point 'blocks.9.hook_resid_p",
+    "cache {tmp}/cache {read} --ctx-len=4096": "--ctx-len 4096: expected at most 128",
+    "cache {tmp}/cache {read} --file-mb=0": "--file-mb 0: expected at least 1",
+    "cache {tmp}/cache --verify": "no cache of `vsae cache`, which has checksums; nothing to verify",
+    "sweep": "give one of: a sweep file, --results FOLDER, --of-wandb ENTITY/PROJECT/SWEEP",
+    "sweep --results {tmp} --steps 9": "--steps: only works with a sweep file",
+    "sweep {sweep} --k=3": "--k: ",
+    "sweep {sweep} --max-runs 3": "4 runs; --max-runs is 3; add --yes to run all",
+    "sweep --results {tmp} --devices cpu,cpu": "--devices: only works with a sweep file",
+    "sweep {sweep} --device=cpu --devices cpu,cpu": "--device and --devices: give only one",
+    "sweep {sweep_of_devices} --devices cpu,cpu": "sweeps device; leave it out, or take device out",
+    "sweep {sweep} --devices=": "--devices : expected devices of one kind",
+}
+
+
+@pytest.fixture
+def sweeps(flags, tmp_path):
+    """Files of four SAEs: k and the seed are swept, or k and the device."""
+    paths = {}
+    for name, other in (("sweep", {"seed": [0, 1]}), ("sweep_of_devices", {"device": ["cpu"]})):
+        parameters = {each: {"values": values} for each, values in {"k": [2, 4], **other}.items()}
+        command = ["vsae", "train", *flags, "${args}"]
+        sweep = {"name": "s", "method": "grid", "parameters": parameters, "command": command}
+        paths[name] = tmp_path / f"{name}.yaml"
+        paths[name].write_text(json.dumps(sweep))  # JSON is YAML
+    return paths
+
+
+@pytest.mark.parametrize("typed", REFUSED)
+def test_a_mistake_is_one_line_that_says_what_to_type(
+    typed, small, flags, folder, sweeps, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (folder / "metrics.json").write_text('{"fve": 0.5}')
+    read = [flag for flag in flags if flag.startswith(("--model", "--data", "--ctx-len"))]
+    places = {"small": shlex.join(small), "read": shlex.join(read), "run": folder, **sweeps}
+    places |= {"tmp": tmp_path, "file": tmp_path / "file", "measured": folder}
+    before = content(tmp_path)
+    words = shlex.split(typed.format(**places))
+    line = refused(words, capsys)
+    assert re.search(".*".join(map(re.escape, REFUSED[typed].split(" … "))), line), line
+    assert line.endswith(f" (see `vsae {words[0]} --help`)") == ("(see" in line)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_named_with_those_that_are(sweeps, capsys):
+    assert refused(["sweep", sweeps["sweep"], "--devices=cuda:0,cuda:1"], capsys) == (
+        "vsae: --devices cuda:0: expected cpu, cuda or cuda:N, and this machine has cpu and no "
+        "CUDA device; use e.g. --devices cpu"
+    )
+
+
+def test_bench_without_its_extra_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("dictionary_learning_ext.commands.bench.find_spec", lambda _: None)
+    line = refused(["bench", "runs/any"], capsys)
+    assert ".venv-saebench/bin/pip install -e '.[saebench]'" in line
+    assert "pip install 'dictionary-learning-ext" not in line, "it would make this one older"
+
+
+WORDS = b"the cat sat on the mat. " * 4000
+BAD_TEXTS = {
+    "invalid UTF-8": ("a.txt", b"the cat \xff\xfe sat" + WORDS, "UTF-8"),
+    "null bytes": ("a.txt", WORDS.replace(b"cat", b"c\x00t"), "holds a null byte"),
+    "only empty lines": ("a.txt", b"\n" * 10_000, "has no documents"),
+    "too short": ("a.txt", b"the cat", "expected 384 for 12 steps"),
+    "lines that are not JSON": ("a.jsonl", b'{"text": "a"}\nnothing\n', "line 2"),
+    "rows without text": ("a.jsonl", b'{"body": "a"}\n', "text"),
+    "a text that is a number": ("a.jsonl", b'{"text": 3}\n', "text"),
+    "not parquet": ("a.parquet", WORDS, "parquet"),
+    "not zstandard": ("a.jsonl.zst", WORDS, "zst"),
+    "a file of another kind": ("a.exe", WORDS, ".txt"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXTS)
+def test_a_bad_text_is_one_line(case, flags, tmp_path, capsys):
+    name, raw, message = BAD_TEXTS[case]
+    path = tmp_path / name
+    path.write_bytes(raw)
+    line = refused(["train", *flags, f"--data={path}", f"--save-dir={tmp_path / 'run'}"], capsys)
+    assert message in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"), [("config.json", b"{"), ("model.safetensors", b"x" * 100)]
+)
+def test_a_damaged_language_model_is_one_line(name, raw, tiny_lm_dir, flags, tmp_path, capsys):
+    lm = shutil.copytree(tiny_lm_dir, tmp_path / "lm")
+    (lm / name).write_bytes(raw)
+    line = refused(["train", *flags, f"--model={lm}", f"--save-dir={tmp_path / 'run'}"], capsys)
+    assert "can't be loaded" in line
+    assert not (tmp_path / "run").exists()

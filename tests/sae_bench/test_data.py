@@ -1,0 +1,54 @@
+"""The data that SAE Bench evaluates on: folders of sets, and the embedded books."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+
+import pandas as pd
+
+from dictionary_learning_ext.sae_bench import data
+from dictionary_learning_ext.sae_bench.runner import digest
+
+
+def test_sets_in_a_folder_are_told_apart_by_place_and_content(tmp_path, monkeypatch):
+    config = SimpleNamespace(dataset_names=["LabHC/bias_in_bios_class_set1"])
+    found = []
+    for name, content in (("a", "one"), ("b", "one"), ("b", "another")):
+        path = tmp_path / name / "LabHC" / "bias_in_bios" / "train.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        folder = data.open_bench_data(str(tmp_path / name), tmp_path)
+        found.append(digest(*data.local_files(folder, config)))
+        assert found[-1] == digest(*data.local_files(folder, config))
+        data.require_sets(folder, config.dataset_names)  # it is there
+    assert len(set(found)) == 3
+    monkeypatch.chdir(tmp_path)
+    for name, of in (("embedded", data.BOOKS), ("hub", "LabHC/bias_in_bios")):
+        elsewhere = data.open_bench_data(name, tmp_path)
+        assert data.local_files(elsewhere, SimpleNamespace(dataset_names=[of])) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "gender"),
+    [
+        ("He gave his hat.", "male"),
+        ("She said that HER hat was hers.", "female"),
+        ("He gave her his hat.", None),
+        ("He went.", None),
+        ("The hat.", None),
+    ],
+)
+def test_a_passages_gender_is_its_pronouns(text, gender):
+    assert data.gender_of(text) == gender
+
+
+def test_the_books_fill_what_is_asked_of_them(tmp_path):
+    sets = data.open_bench_data("embedded", tmp_path)
+    frames = {p: pd.read_parquet(tmp_path / data.BOOKS / f"{p}.parquet") for p in ("train", "test")}
+    assert not set(frames["train"]["hard_text"]) & set(frames["test"]["hard_text"])
+    for which, part in enumerate(("train", "test")):
+        cells = frames[part].groupby(["profession", "gender"]).size()
+        assert sets.class_sizes is not None
+        assert sets.class_sizes[which] == 4 * cells.min()
