@@ -28,8 +28,6 @@ HELD_OUT = "heldout"
 DOCUMENTS = "documents.npy"
 TOKEN_IDS = "token_ids"
 """The column of token ids, SAELens's name. -1 is padding."""
-FOLDER = "folder"
-"""What errors call a cache that is written."""
 _FORMAT = 1
 _REPAIR = "restore it, or cache the activations again in another folder"
 _FLAGS = {"hooks": "hook"}

@@ -18,9 +18,9 @@ from .buffer import ResidualBuffer
 from .cache_manifest import CacheManifest
 from .cached_source import CachedSource
 from .hook_points import HookPoint, find_hook
-from .run_inputs import evaluation_batch, held_out
-from .stored_activations import StoredActivations
-from .tokens import ContextStream, TokenContexts
+from .run_inputs import held_out
+from .stored import StoredActivations
+from .tokens import ContextStream, TokenContexts, evaluation_batch
 
 logger = logging.getLogger(__name__)
 

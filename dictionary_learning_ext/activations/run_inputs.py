@@ -18,9 +18,7 @@ from .hook_points import HookPoint, find_hook
 from .language_models import load_language_model
 from .shared_pass import SharedPass
 from .text import open_text
-from .tokens import WHOLE, Share
-
-_EVALUATION_BATCH = 2048  # tokens
+from .tokens import WHOLE, Share, evaluation_batch
 
 
 def load_model(run: RunConfig) -> LanguageModel:
@@ -91,11 +89,6 @@ def make_buffer(
         shared=shared,
         share=share,
     )
-
-
-def evaluation_batch(tokens: int) -> int:
-    """Tokens in a batch of an evaluation on `tokens` tokens. It needs at least one batch."""
-    return min(_EVALUATION_BATCH, tokens)
 
 
 def norm_factor_of(run: RunConfig, hook: str, width: int, mean_squared_norm: float) -> float:

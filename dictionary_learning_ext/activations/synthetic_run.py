@@ -7,11 +7,10 @@ from ..config.run import RunConfig
 from ..config.synthetic_models import require_synthetic_run, synthetic_settings
 from .held_out import HeldOut
 from .hook_points import HookPoint
-from .run_inputs import evaluation_batch
 from .sources import RunSources
-from .stored_activations import UNKNOWN
+from .stored import UNKNOWN
 from .synthetic_source import SyntheticSource, draw_model, model_hash
-from .tokens import WHOLE, Share
+from .tokens import WHOLE, Share, evaluation_batch
 
 
 class SyntheticSources(RunSources):

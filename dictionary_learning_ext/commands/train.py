@@ -164,7 +164,7 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
 
 def _can_be_shown(run: RunConfig) -> bool:
     """Whether a report can show tokens: other folders of activations than ours don't say which."""
-    from ..activations.stored_activations import open_stored
+    from ..activations.stored import open_stored
 
     if is_synthetic(run.model):
         return False
@@ -211,7 +211,7 @@ def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str,
 
 def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
     """A run's defaults with what its folder of activations knows; what was typed comes later."""
-    from ..activations.stored_activations import open_stored
+    from ..activations.stored import open_stored
 
     stored = open_stored(given["activations"])
     if "hook" not in given and len(stored.hooks) > 1:
