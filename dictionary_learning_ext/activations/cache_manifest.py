@@ -158,9 +158,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
             content["position"],
         )
     except OSError as error:  # e.g. another user's folder
-        raise ActivationsError(
-            f"{path}: can't be read ({error.strerror}); check the path and who may read it"
-        ) from error
+        raise ActivationsError(f"{path}: can't be read ({error.strerror})") from error
     # ValueError: not UTF-8 or not JSON.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, ActivationsError):

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config.checks import in_words, require
-from ..config.run import RunConfig, Split
+from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, Setting, TextError
 from ..run_folder.names import LOCK
 from ..run_folder.writing import locked, remove, replacing, write_json
@@ -51,7 +51,7 @@ from .run_inputs import load_model
 from .shared_pass import SharedPass
 from .stored import INFO, STATE
 from .text import open_text
-from .tokens import SPARE, ContextStream, evaluation_batch, tokens_to_cache
+from .tokens import SPARE, ContextStream, tokens_to_cache
 
 logger = logging.getLogger(__name__)
 
@@ -205,9 +205,7 @@ def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) 
     return float(mask_BL.float().mean())
 
 
-def _plan(
-    folder: Path, settings: CacheSettings, tokens: int, written: int, filled: float
-) -> str:
+def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, filled: float) -> str:
     """What will be written, in words. Raises ConfigError if the disk is too small.
 
     Arguments:

@@ -11,7 +11,7 @@ import numpy as np
 import torch as t
 from nnsight import LanguageModel
 
-from ..config.run import RunConfig
+from ..config.run import RunConfig, evaluation_batch
 from ..errors import ActivationsError, Setting
 from .activation_reader import ActivationReader
 from .buffer import ResidualBuffer
@@ -20,7 +20,7 @@ from .cached_source import CachedSource
 from .hook_points import HookPoint, find_hook
 from .run_inputs import held_out
 from .stored import StoredActivations
-from .tokens import ContextStream, TokenContexts, evaluation_batch
+from .tokens import ContextStream, TokenContexts
 
 logger = logging.getLogger(__name__)
 

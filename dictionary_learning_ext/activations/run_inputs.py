@@ -10,7 +10,7 @@ import torch as t
 from nnsight import LanguageModel
 
 from ..config.checks import require
-from ..config.run import RunConfig
+from ..config.run import RunConfig, evaluation_batch
 from ..config.sae import training_energy
 from ..errors import LanguageModelError, Setting
 from .buffer import ResidualBuffer
@@ -18,7 +18,7 @@ from .hook_points import HookPoint, find_hook
 from .language_models import load_language_model
 from .shared_pass import SharedPass
 from .text import open_text
-from .tokens import WHOLE, Share, evaluation_batch
+from .tokens import WHOLE, Share
 
 
 def load_model(run: RunConfig) -> LanguageModel:

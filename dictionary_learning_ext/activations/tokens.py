@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.checks import require, require_choice
-from ..config.run import Packing, RunConfig
+from ..config.run import Packing, RunConfig, evaluation_batch
 from ..errors import ConfigError, Setting, TextError, listed
 from .position_rule import PositionRule
 from .text import HELD_OUT_EVERY, TextStream, open_text
@@ -25,7 +25,6 @@ from .text_files import cut, require_no_surrogate
 
 SPARE = 1.05
 """More tokens than are used, as some may be left out."""
-_EVALUATION_BATCH = 2048  # tokens
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
 _CONTEXTS_COUNTED = 256  # at a time
@@ -311,11 +310,6 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
                 expected=f"at least {need:,} to evaluate on",
                 instead=("use a longer text, or ", Setting("eval_tokens", 0)),
             )
-
-
-def evaluation_batch(tokens: int) -> int:
-    """Tokens in a batch of an evaluation on `tokens` tokens. It needs at least one batch."""
-    return min(_EVALUATION_BATCH, tokens)
 
 
 def tokens_to_cache(run: RunConfig, tokenizer: Any, need: int) -> int | None:
