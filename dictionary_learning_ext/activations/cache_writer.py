@@ -270,6 +270,7 @@ class _Writer:
         }
         widths = [hook.width for hook in settings.hooks.values()]
         of_context = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
+        # Arrow's lists have offsets in int32.
         most = min(file_bytes // of_context, (2**31 - 1) // (settings.ctx_len * max(widths)))
         self._at_once = max(1, min(_CONTEXTS_AT_ONCE, most))
         self._contexts_per_file = max(1, most // self._at_once) * self._at_once
