@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from buffers import make_buffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import DOCUMENTS, error_of, write_jsonl, write_txt
@@ -15,8 +16,6 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from dictionary_learning_ext.activations import tokens
-from dictionary_learning_ext.activations.hook_points import find_hook
-from dictionary_learning_ext.activations.run_inputs import make_buffer
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import (
     ContextStream,
@@ -283,10 +282,11 @@ def advised(flag, message):
 
 
 def rows_of(run, tiny_lm):
-    """How many tokens a run's buffer hands out before its text ends."""
-    hook = find_hook(tiny_lm, run.hook)
+    """How many tokens a buffer of a run's text hands out before the text ends."""
     text = open_text(run.data, passes=run.text_passes)
-    buffer = make_buffer(run, tiny_lm, hook, text, run.batch_size)
+    sizes = {"n_ctxs": run.n_ctxs, "ctx_len": run.ctx_len, "out_batch_size": run.batch_size}
+    rules = {"remove_bos": run.remove_bos, "packing": run.text_packing}
+    buffer = make_buffer(tiny_lm, text, **sizes, **rules)
     with contextlib.suppress(TextError):
         while True:
             next(buffer)
