@@ -28,12 +28,8 @@ HELD_OUT = "heldout"
 DOCUMENTS = "documents.npy"
 TOKEN_IDS = "token_ids"
 """The column of token ids, SAELens's name. -1 is padding."""
-FOLDER = "folder"
-"""What errors call a cache that is written."""
 _FORMAT = 1
 _REPAIR = "restore it, or cache the activations again in another folder"
-_FLAGS = {"hooks": "hook"}
-"""Settings whose flag has another name."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +156,7 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
             content["position"],
         )
     except OSError as error:  # e.g. another user's folder
-        raise ActivationsError(
-            f"{path}: can't be read ({error.strerror}); check the path and who may read it"
-        ) from error
+        raise ActivationsError(f"{path}: can't be read ({error.strerror})") from error
     # ValueError: not UTF-8 or not JSON.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, ActivationsError):
@@ -225,12 +219,14 @@ def sha256_of(path: Path) -> str:
 
 def differences(was: CacheSettings, now: CacheSettings) -> list[str]:
     """In which settings two caches differ, as "dtype=float32, not float16". Flags' names are used."""
-    names = [field.name for field in fields(CacheSettings)]
-    pairs = ((name, getattr(was, name), getattr(now, name)) for name in names)
-    return [f"{_FLAGS.get(n, n)}={_shown(n, a)}, not {_shown(n, b)}" for n, a, b in pairs if a != b]
-
-
-def _shown(name: str, value: Any) -> str:
-    if name == "hooks":
-        return ",".join(value)
-    return str(value)[:12] if name in ("language_model", "tokenizer") else str(value)
+    found = []
+    for field in fields(CacheSettings):
+        name, one, other = field.name, getattr(was, field.name), getattr(now, field.name)
+        if one == other:
+            continue
+        if name == "hooks":
+            name, one, other = "hook", ",".join(one), ",".join(other)
+        elif name in ("language_model", "tokenizer"):
+            one, other = one[:12], other[:12]
+        found.append(f"{name}={one}, not {other}")
+    return found

@@ -8,6 +8,8 @@ Shapes: B contexts, L = ctx_len tokens, D = a hook point's width.
 
 import logging
 import math
+import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -15,56 +17,62 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pyarrow as pa
 import torch as t
 from nnsight import LanguageModel
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config.checks import require
-from ..config.run import RunConfig, Split
-from ..errors import ConfigError, Setting, TextError
+from ..config.checks import in_words, require
+from ..config.run import RunConfig, Split, evaluation_batch
+from ..errors import ActivationsError, ConfigError, Setting, TextError
+from ..run_folder.names import LOCK
 from ..run_folder.writing import locked, remove, replacing, write_json
 from .activation_reader import ActivationReader
-from .cache_folder import SPARE, filled_share, plan, so_far
 from .cache_manifest import (
     DOCUMENTS,
-    FOLDER,
     HELD_OUT,
     MANIFEST,
+    TOKEN_IDS,
     UNFINISHED,
     CachedHook,
     CacheDtype,
     CacheFile,
     CacheManifest,
     CacheSettings,
+    differences,
+    read_manifest,
+    require_sizes,
     sha256_of,
 )
-from .cached_files import write_contexts, write_dataset_files
-from .enough_text import tokens_to_cache
 from .hook_points import HookPoint, find_hook
 from .language_models import settings_hash, weights_hash
-from .run_inputs import evaluation_batch, load_model
+from .run_inputs import load_model
 from .shared_pass import SharedPass
+from .stored import INFO, STATE
 from .text import open_text
-from .tokens import ContextStream
+from .tokens import SPARE, ContextStream, tokens_to_cache
 
 logger = logging.getLogger(__name__)
 
+_FOLDER = "folder"
+"""What errors call the setting that says where the cache is."""
 _CONTEXTS_AT_ONCE = 32
 """In a batch of the language model, or fewer where so many don't fit into a file."""
+_SAMPLED = 256
+"""Documents, to estimate the padding."""
 
-
-class _Contexts(NamedTuple):
-    """What becomes a file."""
-
-    x_BLD: dict[str, np.ndarray]
-    """By hook point."""
-    ids_BL: np.ndarray
-    """-1 at padding."""
-
-    @property
-    def tokens(self) -> int:
-        return int((self.ids_BL >= 0).sum())
+_DATA, _RANDOM = r"data-\d{5,}\.arrow", r"\.[a-z0-9_]{8}"
+_TEMPORARY = (
+    rf"\.({_DATA}|documents\.npy|(manifest|manifest\.unfinished|state|dataset_info)\.json){_RANDOM}"
+)
+"""Names that a kill leaves of a file that isn't whole yet, see `replacing`."""
+_LEFT = re.compile(rf"{_DATA}|{_TEMPORARY}")
+"""Names that a kill leaves beside a manifest, which doesn't have them yet."""
+_LEFT_IN_HELD_OUT = re.compile(rf"{_LEFT.pattern}|documents\.npy|(state|dataset_info)\.json")
+"""Names that a kill leaves in the held-out part, which is written before the first manifest."""
+_LEFT_FIRST = re.compile(rf"\.{re.escape(UNFINISHED)}{_RANDOM}")
+"""Names that a kill leaves beside the held-out part before the first manifest."""
 
 
 def write_cache(
@@ -101,7 +109,7 @@ def write_cache(
         LanguageModelError, TextError, NonFiniteError: as in training.
     """
     require(tokens >= 1, "tokens", tokens, "at least 1")
-    with locked([folder], FOLDER):
+    with locked([folder], _FOLDER):
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
         text = open_text(run.data, seed=data_seed)
@@ -121,7 +129,7 @@ def write_cache(
             eval_tokens=run.eval_tokens,
             eval_documents=run.eval_documents if run.eval_tokens else 0,
         )
-        manifest = so_far(folder, settings)
+        manifest = _so_far(folder, settings)
         written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
         there = tokens_to_cache(run, model.tokenizer, tokens)
         if there:
@@ -133,12 +141,112 @@ def write_cache(
                 f" in {run.text_passes} passes" if run.text_passes > 1 else "",
                 f"{tokens:,}",
             )
-        filled = filled_share(text, model.tokenizer, settings)
-        on_plan(plan(folder, settings, there or tokens, written, filled))
+        filled = _filled_share(text, model.tokenizer, settings)
+        on_plan(_plan(folder, settings, there or tokens, written, filled))
         writer = _Writer(folder, settings, run, model, points, file_bytes, before_batch)
         if manifest is None:
             manifest = writer.held_out_part()
         return writer.training_part(manifest, tokens)
+
+
+def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
+    """What the folder holds of this cache. What a kill has left of it is deleted, and nothing else.
+
+    Raises: ActivationsError if it holds something else.
+    """
+    found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
+    if found is None:
+        left = list(_left_without_manifest(folder))
+    elif differ := differences(found.settings, settings):
+        raise ActivationsError(
+            f"{folder}: the cache has {', '.join(differ)}; use the same settings to continue it, or"
+            " choose another folder"
+        )
+    else:
+        require_sizes(folder, found)
+        files = [folder / file.name for file in found.files]
+        left = [path for path in folder.iterdir() if _is_left(path, _LEFT) and path not in files]
+    for path in left:
+        remove(path)
+    return found
+
+
+def _left_without_manifest(folder: Path) -> Iterator[Path]:
+    """All files of a folder without a manifest. Raises ActivationsError if one isn't ours."""
+    held_out = folder / HELD_OUT
+    inside = held_out.is_dir() and not held_out.is_symlink()
+    left = [path for path in folder.iterdir() if _is_left(path, _LEFT_FIRST)]
+    ours = {folder / LOCK, *left} | ({held_out} if inside else set())
+    others = [path for path in folder.iterdir() if path not in ours]
+    for path in held_out.iterdir() if inside else ():
+        (left if _is_left(path, _LEFT_IN_HELD_OUT) else others).append(path)
+    if others:
+        names = sorted(path.relative_to(folder).as_posix() for path in others)
+        raise ActivationsError(
+            f"{folder}: holds no cache but other files ({', '.join(names[:5])}); choose an empty"
+            " folder"
+        )
+    yield from left
+
+
+def _is_left(path: Path, names: re.Pattern[str]) -> bool:
+    return names.fullmatch(path.name) is not None and path.is_file()
+
+
+def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) -> float:
+    """The share of stored positions that hold a token, of a text's first documents."""
+    if settings.text_packing == "pack":
+        return 1.0
+    contexts = ContextStream(text, tokenizer, settings.ctx_len, packing="truncate")
+    try:
+        _, mask_BL = contexts.next_batch(_SAMPLED)
+    except StopIteration:
+        return 1.0
+    return float(mask_BL.float().mean())
+
+
+def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, filled: float) -> str:
+    """What will be written, in words. Raises ConfigError if the disk is too small.
+
+    Arguments:
+        written: bytes that are there.
+        filled: the share of stored positions that hold a token; the rest is padding.
+    """
+    item = np.dtype(settings.dtype).itemsize
+    per_position = 4 + sum(4 + item * hook.width for hook in settings.hooks.values())
+    length = settings.ctx_len
+    contexts = math.ceil(tokens / filled / length)
+    held_out = math.ceil(SPARE * settings.eval_tokens / filled / length)
+    needed = per_position * length * (contexts + held_out)
+    free = shutil.disk_usage(folder).free
+    if (missing := needed - written) > free:
+        smaller = (" or ", Setting("dtype", "float16")) if item == 4 else ()
+        raise ConfigError(
+            f"{folder}: this cache needs {in_words(missing)}, and its disk has {in_words(free)} free",
+            instead=("use fewer ", Setting("tokens"), *smaller),
+        )
+    there = f", of which {in_words(min(written, needed))} are there" if written else ""
+    each = f"{per_position:,} bytes per token"
+    if filled < 1:
+        each += f", and as many at padding, which is about {1 - filled:.0%}"
+    return (
+        f"{tokens:,} tokens of {len(settings.hooks)} hook point{'s'[: len(settings.hooks) != 1]} in"
+        f" {settings.dtype} need {'about ' if filled < 1 else ''}{in_words(needed)}{there} ({each});"
+        f" the disk has {in_words(free)} free"
+    )
+
+
+class _Contexts(NamedTuple):
+    """What becomes a file."""
+
+    x_BLD: dict[str, np.ndarray]
+    """By hook point."""
+    ids_BL: np.ndarray
+    """-1 at padding."""
+
+    @property
+    def tokens(self) -> int:
+        return int((self.ids_BL >= 0).sum())
 
 
 class _Writer:
@@ -162,6 +270,7 @@ class _Writer:
         }
         widths = [hook.width for hook in settings.hooks.values()]
         of_context = settings.ctx_len * sum(widths) * np.dtype(settings.dtype).itemsize
+        # Arrow's lists have offsets in int32.
         most = min(file_bytes // of_context, (2**31 - 1) // (settings.ctx_len * max(widths)))
         self._at_once = max(1, min(_CONTEXTS_AT_ONCE, most))
         self._contexts_per_file = max(1, most // self._at_once) * self._at_once
@@ -178,10 +287,10 @@ class _Writer:
                 files.append(self._write(f"{HELD_OUT}/data-{number:05d}.arrow", contexts))
             if not files:
                 raise _no_context(run, "held-out")
-            write_dataset_files(folder / HELD_OUT, settings, files)
+            _write_dataset_files(folder / HELD_OUT, settings, files)
             documents = self._documents()
         manifest = CacheManifest(settings, (), tuple(files), documents, None)
-        write_json(folder / UNFINISHED, manifest.to_dict(), FOLDER)
+        write_json(folder / UNFINISHED, manifest.to_dict(), _FOLDER)
         return manifest
 
     def training_part(self, manifest: CacheManifest, tokens: int) -> CacheManifest:
@@ -195,7 +304,7 @@ class _Writer:
             manifest = replace(
                 manifest, files=(*manifest.files, file), position=stream.state_dict()
             )
-            write_json(folder / UNFINISHED, manifest.to_dict(), FOLDER)
+            write_json(folder / UNFINISHED, manifest.to_dict(), _FOLDER)
         if not manifest.files:
             raise _no_context(self._run, "training")
         if manifest.tokens < tokens:
@@ -206,8 +315,8 @@ class _Writer:
                 f"{manifest.tokens:,}",
                 f"{tokens:,}",
             )
-        write_dataset_files(folder, settings, manifest.files)
-        write_json(folder / MANIFEST, manifest.to_dict(), FOLDER)
+        _write_dataset_files(folder, settings, manifest.files)
+        write_json(folder / MANIFEST, manifest.to_dict(), _FOLDER)
         remove(folder / UNFINISHED)
         return manifest
 
@@ -258,9 +367,9 @@ class _Writer:
 
     def _write(self, name: str, contexts: _Contexts) -> CacheFile:
         path = self._folder / name
-        with replacing(path, FOLDER) as temporary:
+        with replacing(path, _FOLDER) as temporary:
             write_contexts(temporary, contexts.x_BLD, contexts.ids_BL)
-        return _described(self._folder, path, len(contexts.ids_BL), contexts.tokens)
+        return self._described(path, len(contexts.ids_BL), contexts.tokens)
 
     def _documents(self) -> CacheFile:
         """Write the held-out documents' tokens, cut to ctx_len."""
@@ -272,19 +381,18 @@ class _Writer:
         except StopIteration as end:
             raise _no_context(run, "held-out") from end
         ids_BL = t.where(mask_BL.bool(), ids_BL, -1).int().numpy()
-        with replacing(path, FOLDER) as temporary, temporary.open("wb") as file:
+        with replacing(path, _FOLDER) as temporary, temporary.open("wb") as file:
             np.save(file, ids_BL)
-        return _described(self._folder, path, len(ids_BL), int((ids_BL >= 0).sum()))
+        return self._described(path, len(ids_BL), int((ids_BL >= 0).sum()))
+
+    def _described(self, path: Path, contexts: int, tokens: int) -> CacheFile:
+        name = path.relative_to(self._folder).as_posix()
+        return CacheFile(name, path.stat().st_size, sha256_of(path), contexts, tokens)
 
 
 def _joined(parts: list[_Contexts]) -> _Contexts:
     x_BLD = {name: np.concatenate([part.x_BLD[name] for part in parts]) for name in parts[0].x_BLD}
     return _Contexts(x_BLD, np.concatenate([part.ids_BL for part in parts]))
-
-
-def _described(folder: Path, path: Path, contexts: int, tokens: int) -> CacheFile:
-    name = path.relative_to(folder).as_posix()
-    return CacheFile(name, path.stat().st_size, sha256_of(path), contexts, tokens)
 
 
 def _require_range(x_BLD: Tensor, hook: str) -> None:
@@ -309,3 +417,60 @@ def _no_context(run: RunConfig, part: str) -> TextError:
         expected="at least one",
         instead=("use a longer text or a smaller ", Setting("ctx_len")),
     )
+
+
+def write_contexts(path: Path, x_NLD: dict[str, np.ndarray], ids_NL: np.ndarray) -> None:
+    """Write an Arrow file of one batch, with SAELens's columns.
+
+    Arguments:
+        x_NLD: activations by hook point.
+        ids_NL: int32.
+    """
+    from datasets.features.features import Array2DExtensionType
+
+    n, length = ids_NL.shape
+    columns = {}
+    for hook, x in x_NLD.items():
+        width = x.shape[2]
+        rows = pa.ListArray.from_arrays(_offsets(n * length, width), pa.array(x.reshape(-1)))
+        contexts = pa.ListArray.from_arrays(_offsets(n, length), rows)
+        kind = Array2DExtensionType((length, width), str(x.dtype))
+        columns[hook] = pa.ExtensionArray.from_storage(kind, contexts)
+    columns[TOKEN_IDS] = pa.FixedSizeListArray.from_arrays(pa.array(ids_NL.reshape(-1)), length)
+    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+
+
+def _offsets(n: int, step: int) -> pa.Array:
+    return pa.array(np.arange(0, n * step + 1, step, dtype=np.int32))
+
+
+def _write_dataset_files(folder: Path, settings: CacheSettings, files: Sequence[CacheFile]) -> None:
+    """Write what `datasets.load_from_disk` reads beside the Arrow files of a folder."""
+    # As datasets 3 spells it. Later versions read it too, and write what version 3 can't read.
+    token_ids = {
+        "feature": {"dtype": "int32", "_type": "Value"},
+        "length": settings.ctx_len,
+        "_type": "Sequence",
+    }
+    features = {
+        hook: {
+            "shape": [settings.ctx_len, of_hook.width],
+            "dtype": settings.dtype,
+            "_type": "Array2D",
+        }
+        for hook, of_hook in settings.hooks.items()
+    }
+    texts = dict.fromkeys(("citation", "description", "homepage", "license"), "")
+    write_json(folder / INFO, texts | {"features": features | {TOKEN_IDS: token_ids}}, _FOLDER)
+    state = {
+        "_data_files": [{"filename": Path(file.name).name} for file in files],
+        "_fingerprint": files[-1].sha256[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / STATE, state, _FOLDER)

@@ -10,15 +10,14 @@ from nnsight import LanguageModel
 
 from ..config.run import RunConfig
 from ..errors import LanguageModelError, Setting, TextError, listed
-from .cache_folder import SPARE
 from .cached_source import CachedSource
 from .held_out import HeldOut, held_out_stored, require_held_out
 from .hook_points import HookPoint
 from .language_models import settings_hash, weights_hash
 from .run_inputs import load_model
 from .sources import RunSources
-from .stored_activations import UNKNOWN, StoredActivations, open_stored
-from .tokens import WHOLE, Share
+from .stored import UNKNOWN, StoredActivations, open_stored
+from .tokens import SPARE, WHOLE, Share
 
 logger = logging.getLogger(__name__)
 

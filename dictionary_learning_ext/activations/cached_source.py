@@ -20,10 +20,9 @@ from torch import Tensor
 
 from ..config.run import Split
 from ..errors import ConfigError, Setting, TextError
-from .cached_files import FileReader, Part, Piece, cut
 from .outliers import NormRecord, Outliers
 from .resumed_settings import require_same_settings
-from .stored_activations import StoredActivations
+from .stored import FileReader, Part, Piece, StoredActivations, cut
 from .tokens import WHOLE, Share
 from .wanted_rows import ROWS_AT_ONCE, judged, rule_of
 

@@ -13,9 +13,8 @@ from nnsight import LanguageModel
 from ..config.run import RunConfig, Split
 from ..errors import TextError
 from .activation_reader import ActivationReader
-from .cached_files import FileReader, cut
 from .hook_points import HookPoint
-from .stored_activations import StoredActivations, open_stored
+from .stored import FileReader, StoredActivations, cut, open_stored
 from .text import open_text
 from .tokens import ContextStream, TokenContexts
 from .wanted_rows import ROWS_AT_ONCE, judged, rule_of

@@ -11,15 +11,15 @@ import numpy as np
 import torch as t
 from nnsight import LanguageModel
 
-from ..config.run import RunConfig
+from ..config.run import RunConfig, evaluation_batch
 from ..errors import ActivationsError, Setting
 from .activation_reader import ActivationReader
 from .buffer import ResidualBuffer
 from .cache_manifest import CacheManifest
 from .cached_source import CachedSource
 from .hook_points import HookPoint, find_hook
-from .run_inputs import evaluation_batch, held_out
-from .stored_activations import StoredActivations
+from .run_inputs import held_out
+from .stored import StoredActivations
 from .tokens import ContextStream, TokenContexts
 
 logger = logging.getLogger(__name__)

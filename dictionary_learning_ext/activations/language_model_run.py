@@ -7,7 +7,6 @@ from nnsight import LanguageModel
 
 from ..config.run import RunConfig
 from .buffer import ResidualBuffer
-from .enough_text import require_enough_text
 from .held_out import HeldOut, held_out_text
 from .hook_points import HookPoint, find_hook
 from .language_models import settings_hash, weights_hash
@@ -15,7 +14,7 @@ from .run_inputs import load_model, make_buffer
 from .shared_pass import SharedPass, in_step
 from .sources import RunSources
 from .text import open_text
-from .tokens import WHOLE, Share
+from .tokens import WHOLE, Share, require_enough_text
 
 
 class LanguageModelSources(RunSources):

@@ -21,7 +21,7 @@ from transformers.utils import CONFIG_NAME
 from ..config.synthetic_models import is_synthetic
 from ..errors import LanguageModelError, first_line
 from ..trainers.base import require_device
-from .hub_access import why_unreachable
+from .text import why_unreachable
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
 _EXPECTED = (

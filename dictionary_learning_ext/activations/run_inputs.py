@@ -10,7 +10,7 @@ import torch as t
 from nnsight import LanguageModel
 
 from ..config.checks import require
-from ..config.run import RunConfig
+from ..config.run import RunConfig, evaluation_batch
 from ..config.sae import training_energy
 from ..errors import LanguageModelError, Setting
 from .buffer import ResidualBuffer
@@ -19,8 +19,6 @@ from .language_models import load_language_model
 from .shared_pass import SharedPass
 from .text import open_text
 from .tokens import WHOLE, Share
-
-_EVALUATION_BATCH = 2048  # tokens
 
 
 def load_model(run: RunConfig) -> LanguageModel:
@@ -91,11 +89,6 @@ def make_buffer(
         shared=shared,
         share=share,
     )
-
-
-def evaluation_batch(tokens: int) -> int:
-    """Tokens in a batch of an evaluation on `tokens` tokens. It needs at least one batch."""
-    return min(_EVALUATION_BATCH, tokens)
 
 
 def norm_factor_of(run: RunConfig, hook: str, width: int, mean_squared_norm: float) -> float:

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..config.run import RunConfig
+from ..config.run import RunConfig, evaluation_batch
 from ..config.synthetic_models import require_synthetic_run, synthetic_settings
 from .held_out import HeldOut
 from .hook_points import HookPoint
-from .run_inputs import evaluation_batch
 from .sources import RunSources
-from .stored_activations import UNKNOWN
+from .stored import UNKNOWN
 from .synthetic_source import SyntheticSource, draw_model, model_hash
 from .tokens import WHOLE, Share
 

@@ -3,18 +3,35 @@
 documents = open_text("embedded")    # an iterator of str
 """
 
+import hashlib
+import logging
+import os
+import random
+import re
+import threading
 from collections.abc import Iterator
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..config.checks import require, require_choice
 from ..config.run import Split, without_slash
-from ..errors import TextError
-from .text_files import SUFFIXES
-from .text_sources import DocumentSource, Files, Passages, files_holding, open_hub_set
+from ..errors import TextError, first_line
+from .text_files import SUFFIXES, read_documents, text_of_row
 
+logger = logging.getLogger(__name__)
+
+EMBEDDED_TEXT = Path(__file__).parents[1] / "embedded" / "text" / "books.parquet"
 HELD_OUT_EVERY = 20  # if a text has no held-out part of its own
+_SPLIT_NAME = re.compile(
+    r"(train|validation|valid|val|dev|test)(?:ing)?(?:[-_.0-9]|$)", re.IGNORECASE
+)
+"""test.txt, test-0.txt and the folder test, but not testament.txt."""
+_HASHED_WHOLE = 1 << 26  # bytes
+_PART = 1 << 16
+_WAIT = "HF_HUB_ETAG_TIMEOUT"  # huggingface_hub's own wait for a first answer
+_SECONDS = 2.0
 
 
 def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int = 1) -> "TextStream":
@@ -44,21 +61,15 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
     require(passes >= 1, "passes", passes, "at least 1")
     path = Path(name).expanduser()
     if name == "embedded":
-        source, has_split = Passages(split, seed), True
+        source, has_split = _Passages(split, seed), True
     elif path.exists():
-        files, has_split = files_holding(path, split)
-        source = Files(files)
-    elif name.endswith(SUFFIXES):
-        raise TextError(
-            f"no file {name!r}: expected an existing file, or 'embedded'; correct the path"
-        )
+        files, has_split = _files_holding(path, split)
+        source = _Files(files)
     elif names_a_file(name):
-        raise TextError(
-            f"no file or folder {name!r}: expected 'embedded', an existing file or folder, or the"
-            " name of a data set on the hub, e.g. roneneldan/TinyStories"
-        )
+        what = "file" if name.endswith(SUFFIXES) else "file or folder"
+        raise TextError(f"no {what} {name!r}: expected an existing {what}, or 'embedded'")
     else:
-        source, has_split = open_hub_set(name, split)
+        source, has_split = _open_hub_set(name, split)
     return TextStream(name, source, split=split, seed=seed, passes=passes, every_20th=not has_split)
 
 
@@ -66,6 +77,25 @@ def names_a_file(name: str) -> bool:
     """Whether a text is a file or folder, there or not, rather than the embedded one or the hub's."""
     looks_so = name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES)
     return name != "embedded" and (looks_so or Path(name).expanduser().exists())
+
+
+class _Source(Protocol):
+    """The documents of a text's files, or of one on the hub. They are read in passes."""
+
+    file_bytes: int | None
+    """The size of its files. None on the hub."""
+
+    def read(self, number: int, position: Any) -> Iterator[str]:
+        """The documents of pass `number` (from 0), all of them or from an earlier `position()` on."""
+        ...
+
+    def position(self) -> Any:
+        """Where the next document is, fit for JSON."""
+        ...
+
+    def fingerprint(self) -> Any:
+        """Differs if the text has changed. Fit for JSON."""
+        ...
 
 
 class TextStream(Iterator[str]):
@@ -81,7 +111,7 @@ class TextStream(Iterator[str]):
     def __init__(
         self,
         name: str,
-        source: DocumentSource,
+        source: _Source,
         *,
         split: Split,
         seed: int,
@@ -98,11 +128,11 @@ class TextStream(Iterator[str]):
         self._keep = split if every_20th else None
         self._pass = 0
         self._index = 0  # documents read in this pass, of both splits
-        source.start(0, None)
+        self._documents = source.read(0, None)
 
     def __next__(self) -> str:
         while self._pass < self._passes:
-            for document in self._source:
+            for document in self._documents:
                 if document.isspace() or not document:
                     continue
                 self._index += 1
@@ -114,7 +144,7 @@ class TextStream(Iterator[str]):
                 break  # an empty text: another pass would be empty too
             self._pass += 1
             self._index = 0
-            self._source.start(self._pass, None)
+            self._documents = self._source.read(self._pass, None)
         raise StopIteration
 
     @cached_property
@@ -142,7 +172,7 @@ class TextStream(Iterator[str]):
         if was != self._identity:
             raise TextError(
                 f"the run read {was} and can't resume with {self._identity}: expected the same"
-                " text, split and seed; use these, or start a new run"
+                " text, split and seed"
             )
         if state["fingerprint"] != self._fingerprint:
             raise TextError(
@@ -152,4 +182,250 @@ class TextStream(Iterator[str]):
             )
         self._pass, self._index = state["pass"], state["index"]
         self.documents_read = state["documents_read"]
-        self._source.start(self._pass, state["position"])
+        self._documents = self._source.read(self._pass, state["position"])
+
+
+class _Passages:
+    """The embedded text's passages, in another order in each pass."""
+
+    def __init__(self, split: Split, seed: int):
+        import pyarrow.parquet
+
+        if not EMBEDDED_TEXT.is_file():
+            raise TextError(
+                f"the embedded text is missing: expected a file {EMBEDDED_TEXT}; reinstall the"
+                " package"
+            )
+        table = pyarrow.parquet.read_table(
+            EMBEDDED_TEXT, columns=["text"], filters=[("split", "=", split)]
+        )
+        self.file_bytes: int | None = EMBEDDED_TEXT.stat().st_size
+        self._passages: list[str] = table.column("text").to_pylist()
+        self._seed = seed
+
+    def read(self, number: int, position: Any) -> Iterator[str]:
+        self._next = position or 0
+        order = list(range(len(self._passages)))
+        random.Random(f"{self._seed} {number}").shuffle(order)
+        return self._in_order(order)
+
+    def _in_order(self, order: list[int]) -> Iterator[str]:
+        for passage in order[self._next :]:
+            self._next += 1
+            yield self._passages[passage]
+
+    def position(self) -> int:
+        return self._next
+
+    def fingerprint(self) -> list[Any]:
+        return fingerprint_of([EMBEDDED_TEXT])
+
+
+class _Files:
+    """The documents of several files, one file after the other, in the same order in each pass."""
+
+    def __init__(self, files: list[Path]):
+        self.file_bytes: int | None = sum(file.stat().st_size for file in files)
+        self._files = files
+
+    def read(self, number: int, position: Any) -> Iterator[str]:
+        self._file, self._row = position or (0, 0)
+        return self._rest()
+
+    def _rest(self) -> Iterator[str]:
+        for path in self._files[self._file :]:
+            skip = self._row
+            for row, document in enumerate(read_documents(path), start=1):
+                if row > skip:
+                    self._row = row
+                    yield document
+            self._file += 1
+            self._row = 0
+
+    def position(self) -> list[int]:
+        return [self._file, self._row]
+
+    def fingerprint(self) -> list[Any]:
+        return fingerprint_of(self._files)
+
+
+def fingerprint_of(files: list[Path]) -> list[Any]:
+    """Each file's name, size and hash. Of a file over 64 MB, 256 parts are hashed."""
+    found = []
+    for file in files:
+        digest, size = hashlib.sha256(), file.stat().st_size
+        with file.open("rb") as opened:
+            if size <= _HASHED_WHOLE:
+                digest.update(opened.read())
+            else:
+                for i in range(256):
+                    opened.seek(i * (size - _PART) // 255)
+                    digest.update(opened.read(_PART))
+        found.append([file.name, size, digest.hexdigest()])
+    return found
+
+
+def _files_holding(path: Path, split: Split) -> tuple[list[Path], bool]:
+    """The files of a path that hold a split, and whether the files are named by split.
+
+    Raises: TextError if it holds no text, or by their names none to train on.
+    """
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [
+        file
+        for file in inside
+        if file.is_file()
+        and file.name.endswith(SUFFIXES)
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
+    if not files:
+        raise TextError(
+            f"{path} {'holds no text files' if path.is_dir() else 'is not a text file'}: expected"
+            f" {', '.join(SUFFIXES)}"
+        )
+    parts = [_split_of(file.relative_to(path)) for file in files] if path.is_dir() else []
+    for held_out in ("validation", "test"):
+        if held_out in parts:
+            wanted = "train" if split == "train" else held_out
+            found = [file for file, part in zip(files, parts, strict=True) if part == wanted]
+            if not found:
+                raise TextError(
+                    f"{path}: {files[0].relative_to(path)} is held out by its name, and no file is left"
+                    " to train on; add one, or rename it"
+                )
+            return found, True
+    return files, False
+
+
+def _split_of(file: Path) -> str:
+    """Of a file in a folder: train, validation or test, by its name or else by the folder around it."""
+    for name in reversed(file.parts):
+        if match := _SPLIT_NAME.match(name):
+            word = match[1].lower()
+            return word if word in ("train", "test") else "validation"
+    return "train"
+
+
+class _HubSet:
+    """The `text` of the rows of a `datasets.IterableDataset`."""
+
+    file_bytes: int | None = None
+
+    def __init__(self, dataset: Any, name: str):
+        self._dataset = dataset
+        self._name = name
+
+    def read(self, number: int, position: Any) -> Iterator[str]:
+        self._start: Any = position
+        self._has_started = False
+        self._dataset.set_epoch(number)  # a position is only valid in its own pass
+        if position is not None:
+            self._dataset.load_state_dict(position)
+        return self._texts()
+
+    def _texts(self) -> Iterator[str]:
+        self._has_started = True
+        for row in self._dataset:
+            yield text_of_row(row, f"the data set {self._name!r}")
+
+    def position(self) -> Any:
+        return self._dataset.state_dict() if self._has_started else self._start
+
+    def fingerprint(self) -> str:
+        return str(self._dataset.info.version)
+
+
+def _open_hub_set(name: str, split: Split) -> tuple[_Source, bool]:
+    """A data set on the hub, and whether it has a held-out split of its own."""
+    import datasets.config
+
+    path, _, configuration = name.partition(":")
+    offline = why_unreachable()
+    bars = not datasets.are_progress_bars_disabled()
+    # datasets 3 can run a data set's own script. Later versions can't, and warn about the argument.
+    runs_scripts = hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE")
+    never: dict[str, Any] = {"trust_remote_code": False} if runs_scripts else {}
+    datasets.disable_progress_bars()
+    try:
+        with _from_the_cache() if offline else nullcontext():
+            splits: Any = datasets.load_dataset(
+                path, configuration or None, streaming=True, **never
+            )
+    # OSError: no such data set, or no network. ValueError: no such configuration, or datasets 3 would
+    # have to run a script. RuntimeError: later versions would.
+    except (OSError, ValueError, RuntimeError) as error:
+        if offline and isinstance(error, OSError):
+            raise TextError(
+                f"no file or folder {name!r}, and no data set of this name in the cache; {offline}:"
+                f" expected 'embedded', or a file ({', '.join(SUFFIXES)}) or a folder of such files"
+            ) from error
+        raise TextError(
+            f"no file or folder {name!r}, and couldn't fetch a data set of this name from the hub"
+            f" ({first_line(error)}): expected 'embedded', an existing file or folder, or the name"
+            " of a data set on the hub, e.g. roneneldan/TinyStories"
+        ) from error
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+    heldout = next((part for part in ("validation", "test") if part in splits), None)
+    part = heldout if heldout and split == "heldout" else "train"
+    if part not in splits:
+        raise TextError(
+            f"the data set {name!r} has the splits {', '.join(map(str, splits))}: expected one"
+            " called 'train'"
+        )
+    return _HubSet(splits[part], name), heldout is not None
+
+
+@contextmanager
+def _from_the_cache() -> Iterator[None]:
+    """Inside, `datasets` reads from its cache and asks the hub for nothing."""
+    import datasets.config
+    from huggingface_hub import constants
+
+    modules: Any = (constants, datasets.config)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+def why_unreachable() -> str | None:
+    """Why the hub can't be asked for anything, or None if it can.
+
+    Without it, libraries try for half a minute. The first call takes two seconds at most, or
+    HF_HUB_ETAG_TIMEOUT; the answer is kept for the process.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so the hub isn't asked"
+    if _answers(constants.ENDPOINT):
+        return None
+    return f"there is no connection to the hub ({constants.ENDPOINT})"
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    seconds = float(constants.HF_HUB_ETAG_TIMEOUT) if _WAIT in os.environ else _SECONDS
+    reached = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(endpoint, timeout=seconds)
+            reached.set()
+        except Exception as error:  # requests' or httpx's, by the version of huggingface_hub
+            logger.debug("%s does not answer: %s", endpoint, error)
+
+    # In a thread of its own: looking up a name has no time limit.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return reached.is_set()

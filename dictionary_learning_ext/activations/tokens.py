@@ -1,10 +1,15 @@
-"""From documents to contexts of tokens. Reading can be resumed at any context.
+"""From documents to contexts of tokens, and whether a text has enough of them for a run.
 
 contexts = ContextStream(open_text("embedded"), tokenizer, 128)
-input_ids, attention_mask = contexts.next_batch(32)
+input_ids_BL, mask_BL = contexts.next_batch(32)
+
+Shapes: B contexts, L = ctx_len tokens.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,12 +17,20 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config.checks import require, require_choice
-from ..config.run import Packing
-from ..errors import ConfigError, Setting, TextError
+from ..config.run import Packing, RunConfig, evaluation_batch
+from ..errors import ConfigError, Setting, TextError, listed
+from .position_rule import PositionRule
+from .text import HELD_OUT_EVERY, TextStream, open_text
 from .text_files import cut, require_no_surrogate
 
+SPARE = 1.05
+"""More tokens than are used, as some may be left out."""
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
+_CONTEXTS_COUNTED = 256  # at a time
+_BYTES_PER_TOKEN = 16
+"""Files of this many bytes for each token that a run needs aren't counted. Tokens have about 4 bytes
+of text, so up to three quarters of a file may be something else."""
 
 
 class Share(NamedTuple):
@@ -35,12 +48,20 @@ class TokenContexts(Protocol):
     """Contexts of tokens, in an order."""
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
-        """The next n contexts, see `ContextStream.next_batch`."""
+        """The next n contexts, or all that are left if fewer.
+
+        Returns:
+            input_ids and attention_mask (0 at padding), both int64 and (n, L).
+
+        Raises:
+            StopIteration: no context is left.
+            TextError: the text can't be read.
+        """
         ...
 
 
 class ContextStream:
-    """Cuts a stream of documents into contexts of tokens.
+    """Cuts a stream of documents into contexts of tokens. Reading can be resumed at any context.
 
     A long document is tokenised in pieces, so memory does not grow with it. Pieces are cut at
     spaces. A token at a cut can differ from the one that the whole document would have there.
@@ -101,15 +122,7 @@ class ContextStream:
         return hasattr(self.text, "state_dict")
 
     def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
-        """The next n contexts, or all that are left if fewer.
-
-        Returns:
-            input_ids and attention_mask (0 at padding), both int64 and (n, ctx_len).
-
-        Raises:
-            StopIteration: no context is left.
-            TextError: the text can't be read.
-        """
+        """See `TokenContexts`."""
         rank, count = self._share
         read = self._pack if self.packing == "pack" else self._truncate
         input_ids, mask = (tokens[rank::count] for tokens in read(n * count))
@@ -160,17 +173,13 @@ class ContextStream:
         return input_ids, torch.ones_like(input_ids)
 
     def _truncate(self, n: int) -> tuple[Tensor, Tensor]:
-        padding = self.tokenizer.pad_token_id or 0  # any token will do, because it is masked
-        input_ids = torch.full((n, self.ctx_len), padding, dtype=torch.int64)
-        mask = torch.zeros_like(input_ids)
-        row = 0
-        while row < n and self._has_tokens():
-            part = self._tokens[0]
-            input_ids[row, : len(part)] = part
-            mask[row, : len(part)] = 1
-            row += 1 if len(part) else 0  # a document of unknown characters may have no token
-            self._use(len(part))
-        return input_ids[:row], mask[:row]
+        contexts: list[Tensor] = []
+        while len(contexts) < n and self._has_tokens():
+            ids_L = self._tokens[0]
+            if len(ids_L):  # a document of unknown characters may have no token
+                contexts.append(ids_L)
+            self._use(len(ids_L))
+        return _padded(contexts, self.ctx_len, self.tokenizer)
 
     def _has_tokens(self) -> bool:
         """Whether any token is left. If so, the next ones are in _tokens[0]."""
@@ -225,3 +234,177 @@ class ContextStream:
         all_ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         ends = [[self.tokenizer.eos_token_id] if is_last else [] for _, is_last in pieces]
         return [torch.tensor(a + b, dtype=torch.int64) for a, b in zip(all_ids, ends, strict=True)]
+
+
+class WholeDocuments:
+    """Cuts each document into contexts of its own, the last one padded on the right.
+
+    `ContextStream` is for training: it joins or cuts documents. This one is for a few documents that
+    a user wants to see all of.
+
+    Arguments:
+        documents: read as they are needed.
+        tokenizer: the language model's tokenizer.
+        ctx_len: tokens in a context.
+        packing: of the training. "truncate": documents begin with the special tokens that the
+            tokenizer adds. "pack": they have none.
+    """
+
+    def __init__(
+        self, documents: Iterator[str], tokenizer: Any, ctx_len: int, *, packing: Packing = "pack"
+    ):
+        require(ctx_len >= 1, "ctx_len", ctx_len, "at least 1")
+        self._documents = iter(documents)
+        self._tokenizer = tokenizer
+        self._ctx_len = ctx_len
+        self._special = packing == "truncate"
+        self._read = 0
+        self._contexts: deque[Tensor] = deque()
+
+    def next_batch(self, n: int) -> tuple[Tensor, Tensor]:
+        """See `TokenContexts`."""
+        while len(self._contexts) < n and (document := next(self._documents, None)) is not None:
+            self._read += 1
+            require_no_surrogate(document, f"document {self._read}")
+            ids = self._tokenizer(document, add_special_tokens=self._special, verbose=False)
+            ids_N = torch.tensor(ids["input_ids"], dtype=torch.int64)
+            self._contexts.extend(ids_N.split(self._ctx_len) if len(ids_N) else ())
+        if not self._contexts:
+            raise StopIteration
+        contexts = [self._contexts.popleft() for _ in range(min(n, len(self._contexts)))]
+        return _padded(contexts, self._ctx_len, self._tokenizer)
+
+
+def _padded(contexts: list[Tensor], ctx_len: int, tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """Ids and mask of contexts of at most L tokens, which are padded on the right."""
+    padding = tokenizer.pad_token_id or 0  # any token will do, because it is masked
+    ids_BL = torch.full((len(contexts), ctx_len), padding, dtype=torch.int64)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, ids_L in enumerate(contexts):
+        ids_BL[row, : len(ids_L)] = ids_L
+        mask_BL[row, : len(ids_L)] = 1
+    return ids_BL, mask_BL
+
+
+def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> None:
+    """Tokenize as much of a run's text as it needs, and refuse it if there is less.
+
+    With several processes, each reads its share of the contexts, and none may be one short.
+
+    A data set on the hub isn't counted, nor is packed text in files far larger than the run needs.
+    Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet.
+
+    Raises: TextError, which says how often the text must be read, or that held-out text is missing.
+    """
+    need = run.steps * run.batch_size + (processes - 1) * run.ctx_len
+    train = _count_train(run, tokenizer, need)
+    if train is not None and train.is_whole:
+        _require_rows(run, train, need)
+    text = open_text(run.data, split="heldout")
+    if run.eval_tokens and text.file_bytes is not None:
+        need = evaluation_batch(run.eval_tokens)
+        if (rows := _count(run, tokenizer, text, need).rows) < need:
+            which = f" (every {HELD_OUT_EVERY}th document)" if text.every_20th else ""
+            raise TextError(
+                f"the held-out part of {run.data!r}{which} has {rows:,} tokens",
+                expected=f"at least {need:,} to evaluate on",
+                instead=("use a longer text, or ", Setting("eval_tokens", 0)),
+            )
+
+
+def tokens_to_cache(run: RunConfig, tokenizer: Any, need: int) -> int | None:
+    """Tokens in the contexts of a run's text, if they are fewer than `need`.
+
+    None if there are enough, or the text isn't counted, see `require_enough_text`.
+    """
+    run = replace(run, remove_bos=False)
+    train = _count_train(run, tokenizer, need)
+    if train is None or not train.is_whole:
+        return None
+    found = train.rows_in(run.text_passes)
+    return found if found < need else None
+
+
+class _Counted(NamedTuple):
+    """One pass over a text, or its start."""
+
+    documents: int
+    tokens: int
+    """Including those after the last whole context."""
+    rows: int
+    """Tokens of whole contexts that aren't left out by their id."""
+    is_whole: bool
+    """Whether this is the whole pass."""
+    packed_in: int | None
+    """ctx_len of packed text, whose passes join. None of other text."""
+
+    def rows_in(self, passes: int) -> int:
+        """Rows in some passes."""
+        if self.packed_in is None:
+            return passes * self.rows
+        tokens = passes * self.tokens // self.packed_in * self.packed_in
+        return int(tokens * self._share())
+
+    def passes_for(self, need: int) -> int | None:
+        """Passes with at least `need` rows. None if no number of them has any."""
+        one = self.rows if self.packed_in is None else self.tokens * self._share()
+        if not one:
+            return None
+        passes = math.ceil(need / one)
+        while self.rows_in(passes) < need:
+            passes += 1
+        return passes
+
+    def _share(self) -> float:
+        """Of packed text: the part of the tokens that isn't left out."""
+        assert self.packed_in is not None
+        whole = self.tokens // self.packed_in * self.packed_in  # tokens of whole contexts
+        return self.rows / whole if whole else 1.0
+
+
+def _count_train(run: RunConfig, tokenizer: Any, need: int) -> _Counted | None:
+    """Count a run's text; None if it is on the hub, or far larger than the run needs."""
+    text, is_packed = open_text(run.data), run.text_packing == "pack"
+    if text.file_bytes is None or (
+        is_packed and text.file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need
+    ):
+        return None
+    return _count(run, tokenizer, text, need)
+
+
+def _count(run: RunConfig, tokenizer: Any, text: TextStream, at_most: int) -> _Counted:
+    """Count one pass of a run's text, until there are `at_most` rows."""
+    rule = PositionRule(tokenizer, remove_bos=run.remove_bos)
+    contexts = ContextStream(text, tokenizer, run.ctx_len, packing=run.text_packing)
+    rows, is_whole = 0, False
+    while rows < at_most and not is_whole:
+        try:
+            rows += int(rule.by_token(*contexts.next_batch(_CONTEXTS_COUNTED)).sum())
+        except StopIteration:
+            is_whole = True
+    packed_in = run.ctx_len if run.text_packing == "pack" else None
+    return _Counted(contexts.documents_read, contexts.tokens_read, rows, is_whole, packed_in)
+
+
+def _require_rows(run: RunConfig, train: _Counted, need: int) -> None:
+    """Raise a TextError if a text of which one pass was counted ends before the run does."""
+    if train.documents == 0:
+        raise TextError(
+            "no documents to train on",
+            name="data",
+            value=run.data,
+            expected="at least one",
+            instead="use another text",
+        )
+    if (found := train.rows_in(run.text_passes)) >= need:
+        return
+    ways: list[Setting] = []
+    if passes := train.passes_for(need):
+        ways.append(Setting("text_passes", passes))
+    if steps := found // run.batch_size:
+        ways.append(Setting("steps", steps))
+    raise TextError(
+        f"the text {run.data!r} has {found:,} tokens in whole contexts of {run.ctx_len}: expected"
+        f" {need:,} for {run.steps:,} steps of {run.batch_size:,}",
+        instead=("use ", *listed(ways)) if ways else "use a longer text",
+    )

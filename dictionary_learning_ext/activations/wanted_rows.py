@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, NonFiniteError, Setting
-from .cached_files import Part, Piece
 from .position_rule import PositionRule, at, norms
-from .stored_activations import StoredActivations
+from .stored import Part, Piece, StoredActivations
 
 ROWS_AT_ONCE = 4096
 """Rows that are judged together, about: `PositionRule` compares each norm with their median."""

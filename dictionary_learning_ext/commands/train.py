@@ -112,7 +112,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
 
 def _run_on(given: dict[str, str], run: RunConfig) -> RunConfig:
     """A run's defaults with what its folder of activations knows; what was typed comes later."""
-    from ..activations.stored_activations import open_stored
+    from ..activations.stored import open_stored
 
     stored = open_stored(given["activations"])
     if "hook" not in given and len(stored.hooks) > 1:
@@ -307,7 +307,7 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
 
 def _can_be_shown(run: RunConfig) -> bool:
     """Whether a report can show tokens: other folders of activations than ours don't say which."""
-    from ..activations.stored_activations import open_stored
+    from ..activations.stored import open_stored
 
     if is_synthetic(run.model):
         return False

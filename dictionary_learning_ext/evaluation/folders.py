@@ -12,7 +12,7 @@ from ..activations.cached_run import cached_model, stored_hook_point
 from ..activations.held_out import HeldOut, held_out_stored, held_out_text, require_held_out
 from ..activations.hook_points import HookPoint, find_hook
 from ..activations.run_inputs import open_model
-from ..activations.stored_activations import StoredActivations, open_stored
+from ..activations.stored import StoredActivations, open_stored
 from ..activations.synthetic_run import held_out_synthetic, synthetic_hook_point
 from ..activations.synthetic_source import draw_model
 from ..config.checks import require

@@ -12,7 +12,7 @@ from pathlib import Path
 from nnsight import LanguageModel
 
 from ..activations.contexts import ContextBatch, first_tokens, read_contexts, with_activations
-from ..activations.whole_documents import WholeDocuments
+from ..activations.tokens import WholeDocuments
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..errors import Setting, TextError

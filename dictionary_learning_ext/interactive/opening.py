@@ -12,7 +12,7 @@ from ..activations.cached_run import cached_model
 from ..activations.hook_points import HookPoint, find_hook
 from ..activations.language_models import with_weights
 from ..activations.run_inputs import load_model, require_positions
-from ..activations.stored_activations import open_stored
+from ..activations.stored import open_stored
 from ..config.run import RunConfig
 from ..errors import ActivationsError, ConfigError, Setting
 from ..run_folder.reading import read_config

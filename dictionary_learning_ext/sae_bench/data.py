@@ -21,8 +21,7 @@ import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
 from datasets import config as datasets_config
 from sae_bench.sae_bench_utils import dataset_info
 
-from ..activations.text import open_text
-from ..activations.text_sources import EMBEDDED_TEXT
+from ..activations.text import EMBEDDED_TEXT, open_text
 from ..errors import BenchError, Setting
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"

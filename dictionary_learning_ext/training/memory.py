@@ -6,7 +6,7 @@ import psutil
 import torch as t
 
 from ..activations.language_models import width_of
-from ..activations.stored_activations import open_stored
+from ..activations.stored import open_stored
 from ..config.checks import in_words
 from ..config.run import RunConfig
 from ..config.sae import SAEConfig

@@ -48,7 +48,7 @@ def prepared(
     if is_synthetic(run.model):
         require_synthetic_run(run)
     elif run.activations is not None:
-        from ..activations.stored_activations import open_stored
+        from ..activations.stored import open_stored
 
         open_stored(run.activations).require_fit(run, dict.fromkeys(hooks) or [run.hook])
     if not resume:

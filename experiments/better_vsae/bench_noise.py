@@ -143,7 +143,7 @@ def run_name(arm: str, seed: int) -> str:
 def train_saes(arguments: argparse.Namespace) -> None:
     """Train what is missing; SmolLM2's from a cache, so that it reads the text once."""
     from dictionary_learning_ext.activations.cache_writer import write_cache
-    from dictionary_learning_ext.activations.stored_activations import open_stored
+    from dictionary_learning_ext.activations.stored import open_stored
 
     for name in arguments.model:
         place, folder = PLACES[name], RUNS / name

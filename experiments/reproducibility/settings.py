@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.activations.stored_activations import open_stored
+from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.config.run import Dtype
 from dictionary_learning_ext.config.sae import SAEConfig
 from experiments.trained_saes import sae_config

@@ -24,7 +24,7 @@ from dictionary_learning_ext import VariationalTopKTrainer
 from dictionary_learning_ext.activations.cache_manifest import CacheDtype
 from dictionary_learning_ext.activations.cache_writer import write_cache
 from dictionary_learning_ext.activations.cached_source import CachedSource
-from dictionary_learning_ext.activations.stored_activations import open_stored
+from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.training.loop import train

@@ -9,12 +9,11 @@ from itertools import islice
 
 import numpy as np
 import pytest
-import torch as t
 from caches import CTX_LEN, HOOK, OTHER, TOKENS, D, write_small
 from datasets import load_from_disk
+from safetensors.torch import load_file, save_file
 
 from dictionary_learning_ext.activations import cache_writer
-from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
@@ -65,7 +64,7 @@ def test_each_row_is_a_context_of_the_text_with_its_activations(
         np.testing.assert_allclose(rows[hook], expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
-def test_there_are_as_many_tokens_as_asked_for_in_files_of_whole_batches(small_cache):
+def test_there_are_as_many_tokens_as_asked_for(small_cache):
     manifest = read_manifest(small_cache)
     assert [file.contexts for file in manifest.files] == [32, 32, 32, 29]
     assert manifest.tokens == 4000
@@ -103,25 +102,17 @@ def test_the_held_out_documents_are_cached_as_tokens(small_cache, cached_run, ti
     assert (ids == np.where(mask, expected, -1)).all()
 
 
-def test_padding_has_the_token_minus_1_and_zeros(cached_run, tmp_path):
-    short = tmp_path / "short.jsonl"
-    short.write_text("".join(json.dumps({"text": f"the cat {n}"}) + "\n" for n in range(60)))
-    run = replace(cached_run, data=str(short), text_packing="truncate", eval_tokens=0)
-    manifest = write_small(tmp_path / "cache", run, 200)
-    rows = rows_of(tmp_path / "cache")
-    is_padding = rows["token_ids"] == -1
-    assert is_padding.any()
-    assert (rows["token_ids"] >= 0).sum() == manifest.tokens >= 200
-    assert (rows[HOOK][is_padding] == 0).all()
-    assert (rows[HOOK][~is_padding] != 0).all(1).all()
-
-
-def test_the_space_of_padding_is_said(cached_run, tmp_path):
+def test_padding_has_the_token_minus_1_and_zeros_and_its_space_is_said(cached_run, tmp_path):
     text = tmp_path / "short.jsonl"
     text.write_text("".join(json.dumps({"text": f"the cat {n}"}) + "\n" for n in range(900)))
     run = replace(cached_run, data=str(text), text_packing="truncate", eval_tokens=100)
     said = []
     manifest = write_small(tmp_path / "cache", run, 3000, on_plan=said.append)
+    rows = rows_of(tmp_path / "cache")
+    is_padding = rows["token_ids"] == -1
+    assert (~is_padding).sum() == manifest.tokens >= 3000
+    assert (rows[HOOK][is_padding] == 0).all()
+    assert (rows[HOOK][~is_padding] != 0).all(1).all()
     written = sum(file.bytes for file in manifest.all_files)
     found = re.search(
         r"need about (\d+) kB .*, and as many at padding, which is about \d\d%", said[0]
@@ -230,7 +221,6 @@ def test_it_may_be_ended_where_it_was_stopped(cached_run, tmp_path):
             f"the cache has hook={HOOK}, not {OTHER}; use the same settings",
         ),
         ({}, {"dtype": "float16"}, "dtype=float32, not float16"),
-        ({"ctx_len": 16}, {}, "ctx_len=32, not 16"),
         ({"dtype": "bfloat16"}, {}, "lm_dtype=float32, not bfloat16"),
         ({"text_packing": "truncate"}, {}, "text_packing=pack, not truncate"),
         ({"eval_tokens": 200}, {}, "eval_tokens=300, not 200"),
@@ -259,15 +249,10 @@ def test_another_model_is_told_by_its_weights_and_another_text_by_its_content(
         write_small(tmp_path / "cache", run, 1000)
 
 
-def test_a_folder_with_other_files_is_left_alone(cached_run, tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ActivationsError, match=r"holds no cache but other files \(thesis.tex\)"):
-        write_small(tmp_path, cached_run)
-
-
 @pytest.mark.parametrize(
     "name",
     [
+        "thesis.tex",
         "data-0.npy",
         "data-00000.arrow",
         "data-00000-of-00001.arrow",
@@ -335,35 +320,34 @@ def test_the_space_is_said_and_checked_before_anything_is_written(
     write_small(tmp_path / "a", cached_run, 5000)  # what is there counts
 
 
-def scaled(factor, monkeypatch):
-    read = ActivationReader.read
+@pytest.fixture
+def damaged_lm(tiny_lm_dir, tmp_path):
+    """A copy of the language model with large numbers in its activations."""
 
-    def larger(self, *tokens):
-        found = read(self, *tokens)
-        return found._replace(x_BLD=found.x_BLD * factor)
+    def make(factor):
+        folder = shutil.copytree(tiny_lm_dir, tmp_path / "lm")
+        weights = load_file(folder / "model.safetensors")
+        for name in weights:
+            if "dense_4h_to_h.bias" in name:
+                weights[name].add_(1).mul_(factor)
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        return str(folder)
 
-    monkeypatch.setattr(ActivationReader, "read", larger)
+    return make
 
 
-def test_an_activation_beyond_float16_is_an_error(cached_run, tmp_path, monkeypatch):
-    scaled(1e6, monkeypatch)
+def test_an_activation_beyond_float16_is_an_error(cached_run, damaged_lm, tmp_path):
+    run = replace(cached_run, model=damaged_lm(1e6))
     with pytest.raises(ConfigError) as raised:
-        write_small(tmp_path / "a", cached_run, dtype="float16")
+        write_small(tmp_path / "a", run, dtype="float16")
     assert f"activations at {HOOK} are beyond its range, which ends at 65,504" in str(raised.value)
     assert str(raised.value).endswith("use dtype='float32'")
-    write_small(tmp_path / "b", cached_run)
+    write_small(tmp_path / "b", run, 100)
 
 
-def test_activations_that_are_not_finite_are_an_error(cached_run, tmp_path, monkeypatch):
-    from dictionary_learning_ext.activations import shared_pass
-
-    monkeypatch.setattr(
-        shared_pass,
-        "read_places",
-        lambda _, places, *__: [t.full((32, CTX_LEN, D), t.nan) for _ in places],
-    )
+def test_activations_that_are_not_finite_are_an_error(cached_run, damaged_lm, tmp_path):
     with pytest.raises(NonFiniteError):
-        write_small(tmp_path, replace(cached_run, eval_tokens=0), 1024)
+        write_small(tmp_path / "a", replace(cached_run, model=damaged_lm(float("nan"))), 1024)
 
 
 def test_a_text_that_ends_makes_a_smaller_cache(cached_run, tmp_path, caplog):

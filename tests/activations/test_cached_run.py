@@ -18,7 +18,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import contexts, held_out, run_inputs
 from dictionary_learning_ext.activations.cached_source import CachedSource
 from dictionary_learning_ext.activations.run_sources import open_sources
-from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
+from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig

@@ -13,9 +13,9 @@ from datasets import load_from_disk
 from planted_sinks import saved_with_sinks
 
 from dictionary_learning_ext.activations.cache_manifest import CachedHook
-from dictionary_learning_ext.activations.cached_files import Part, write_contexts
+from dictionary_learning_ext.activations.cache_writer import write_contexts
 from dictionary_learning_ext.activations.cached_source import CachedSource
-from dictionary_learning_ext.activations.stored_activations import StoredActivations, open_stored
+from dictionary_learning_ext.activations.stored import Part, StoredActivations, open_stored
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.errors import ActivationsError, ConfigError, NonFiniteError, TextError
 

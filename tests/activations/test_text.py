@@ -1,15 +1,74 @@
-"""Streams of documents: every document once, splits apart, passes alike."""
+"""Streams of documents: every document once, splits apart, passes alike; with and without a hub."""
 
-from pathlib import Path
-from typing import Any
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
 
+import datasets
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets.packaged_modules.json.json import Json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import DOCUMENTS, error_of, read, write_jsonl
+from texts import DOCUMENTS, WRITERS, error_of, read, write_jsonl, write_parquet, write_txt
 
-from dictionary_learning_ext.activations.text import names_a_file, open_text
-from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.activations import text
+from dictionary_learning_ext.activations.text import (
+    fingerprint_of,
+    names_a_file,
+    open_text,
+    why_unreachable,
+)
+from dictionary_learning_ext.errors import ConfigError, TextError
+
+
+def assert_resumes_anywhere(make):
+    whole = list(make())
+    stream = make()
+    for place in range(len(whole) + 1):
+        state = json.loads(json.dumps(stream.state_dict()))
+        other = make()
+        other.load_state_dict(state)
+        assert other.documents_read == place
+        assert list(other) == whole[place:]
+        next(stream, None)
+
+
+# Documents, splits and passes.
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(0, 130), blank=st.integers(1, 9))
+def test_splits_are_disjoint_and_complete(tmp_path_factory, count, blank):
+    documents = ["" if n % 10 == blank else f"document {n}" for n in range(count)]
+    path = write_jsonl(tmp_path_factory.mktemp("splits") / "a.jsonl", documents)
+    train, heldout = read(path), read(path, split="heldout")
+    assert not set(train) & set(heldout)
+    assert sorted(train + heldout) == sorted(filter(None, documents))
+    assert len(heldout) == len(list(filter(None, documents))) // 20
+
+
+def test_blank_documents_are_skipped(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["one", "", " \n ", "two"])
+    path.write_text(path.read_text() + '\n\n{"text": null}\n')
+    assert read(path) == ["one", "two"]
+
+
+def test_every_pass_reads_the_same_split(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
+    assert read(path, passes=3) == read(path) * 3
+    assert read(path, passes=2, split="heldout") == read(path, split="heldout") * 2
+
+
+def test_an_empty_text_ends_however_often_it_is_read(tmp_path):
+    (tmp_path / "a.txt").write_text(" \n\n \n")
+    assert read(tmp_path / "a.txt", passes=1_000_000_000) == []
 
 
 def test_what_names_a_file(tmp_path, monkeypatch):
@@ -21,65 +80,43 @@ def test_what_names_a_file(tmp_path, monkeypatch):
     assert not any(map(names_a_file, ("embedded", "roneneldan/TinyStories", "austen")))
 
 
-@settings(max_examples=20, deadline=None)
-@given(count=st.integers(0, 130), blank=st.integers(1, 9))
-def test_splits_are_disjoint_and_complete(
-    tmp_path_factory: pytest.TempPathFactory, count: int, blank: int
-):
-    documents = ["" if n % 10 == blank else f"document {n}" for n in range(count)]
-    path = write_jsonl(tmp_path_factory.mktemp("splits") / "a.jsonl", documents)
-    train, heldout = read(path), read(path, split="heldout")
-    assert not set(train) & set(heldout)
-    assert sorted(train + heldout) == sorted(filter(None, documents))
-    assert len(heldout) == len(list(filter(None, documents))) // 20
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"name": "nofolder/x.txt"}, TextError, "no file 'nofolder/x.txt': expected an existing file"),
+        ({"name": "/no/such"}, TextError, "no file or folder '/no/such': expected an existing file"),
+        ({"name": "nobody/nothing"}, TextError, "no file or folder 'nobody/nothing', and "),
+        ({"name": "no:such"}, TextError, "no file or folder 'no:such', and "),
+        ({"split": "dev"}, ConfigError, "split='dev': expected one of train, heldout"),
+        ({"passes": 0}, ConfigError, "passes=0: expected at least 1"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_opened_is_refused(options, kind, said):
+    assert error_of(lambda: open_text(**{"name": "embedded"} | options), kind).startswith(said)
 
 
-def test_blank_documents_are_skipped(tmp_path: Path):
-    path = write_jsonl(tmp_path / "a.jsonl", ["one", "", " \n ", "two"])
-    path.write_text(path.read_text() + '\n\n{"text": null}\n')
-    assert read(path) == ["one", "two"]
+# Resuming.
 
 
-def test_every_pass_reads_the_same_split(tmp_path: Path):
-    path = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
-    assert read(path, passes=3) == read(path) * 3
-    assert read(path, passes=2, split="heldout") == read(path, split="heldout") * 2
+@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_folder_resumes_at_every_document(tmp_path, name, split):
+    WRITERS[name](tmp_path / name, DOCUMENTS[:25])
+    write_jsonl(tmp_path / "b.jsonl", ["", *DOCUMENTS[25:]])
+    assert_resumes_anywhere(lambda: open_text(str(tmp_path), split=split, passes=2))
 
 
-def test_an_empty_text_ends_however_often_it_is_read(tmp_path: Path):
-    (tmp_path / "a.txt").write_text(" \n\n \n")
-    assert read(tmp_path / "a.txt", passes=1_000_000_000) == []
+@pytest.mark.parametrize(("before", "after"), [("", "/"), ("/", "")])
+def test_a_folder_resumes_with_and_without_a_slash_at_its_end(before, after, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
+    stream = open_text(f"{tmp_path}{before}")
+    next(stream)
+    other = open_text(f"{tmp_path}{after}")
+    other.load_state_dict(stream.state_dict())
+    assert list(other) == list(stream)
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "/no/such/file", "no-such.txt", "no:such"])
-def test_an_unknown_text_is_one_line_that_says_what_to_give(name: str):
-    message = error_of(lambda: open_text(name))
-    assert repr(name) in message
-    assert "'embedded'" in message
-
-
-def test_a_file_that_is_not_there_has_nothing_to_do_with_the_hub():
-    message = error_of(lambda: open_text("nofolder/x.txt"))
-    assert message.startswith("no file 'nofolder/x.txt': expected an existing file")
-    assert "hub" not in message
-
-
-def test_a_line_that_is_no_json_says_at_which_character(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "a\tb"}\n')
-    assert "(Invalid control character at character 12): expected" in error_of(
-        lambda: read(tmp_path / "a.jsonl")
-    )
-
-
-def test_unknown_split_and_no_passes_are_refused(tmp_path: Path):
-    split: Any = "dev"
-    message = error_of(lambda: open_text("embedded", split=split), ConfigError)
-    assert "split='dev': expected one of train, heldout" in message
-    message = error_of(lambda: open_text("embedded", passes=0), ConfigError)
-    assert "passes=0: expected at least 1" in message
-
-
-def test_a_finished_text_goes_on_with_more_passes(tmp_path: Path):
+def test_a_finished_text_goes_on_with_more_passes(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
     once = open_text(str(path))
     assert list(once) == ["a", "b"]
@@ -88,15 +125,316 @@ def test_a_finished_text_goes_on_with_more_passes(tmp_path: Path):
     assert list(twice) == ["a", "b"]
 
 
-def test_a_state_of_another_seed_is_refused(tmp_path: Path):
-    path = str(write_jsonl(tmp_path / "a.jsonl", DOCUMENTS))
-    state = open_text(path, seed=1).state_dict()
-    assert "'seed': 1" in error_of(lambda: open_text(path).load_state_dict(state))
-
-
-def test_a_state_of_a_changed_text_is_refused(tmp_path: Path):
+def test_a_state_of_another_seed_or_text_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
     state = open_text(str(path)).state_dict()
+    other = open_text(str(path), seed=1)
+    assert "'seed': 1" in error_of(lambda: other.load_state_dict(state))
     write_jsonl(path, DOCUMENTS[1:])
-    stream = open_text(str(path))
-    assert "has changed" in error_of(lambda: stream.load_state_dict(state))
+    changed = open_text(str(path))
+    assert "has changed" in error_of(lambda: changed.load_state_dict(state))
+
+
+@pytest.mark.parametrize(
+    ("whole_up_to", "part", "seen"),
+    [
+        (2000, 16, {0, 4, 15, 1000, 1984, 1999}),
+        (1000, 16, {0, 4, 15, 1000, 1984, 1999}),  # 256 parts of 16 bytes, which overlap
+        (1000, 2, {0, 1999}),  # 4 lies between the first part and the second
+    ],
+)
+def test_a_changed_byte_shows_in_the_fingerprint_where_it_is_read(
+    tmp_path, monkeypatch, whole_up_to, part, seen
+):
+    monkeypatch.setattr(text, "_HASHED_WHOLE", whole_up_to)
+    monkeypatch.setattr(text, "_PART", part)
+    path = tmp_path / "a.txt"
+    content = bytes(n % 251 for n in range(2000))
+    path.write_bytes(content)
+    before = fingerprint_of([path])
+    assert before == fingerprint_of([path])
+    for place in seen | {4}:
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        assert (fingerprint_of([path]) != before) == (place in seen), place
+
+
+# Folders.
+
+
+def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
+    write_jsonl(tmp_path / "b.jsonl", ["3", "4"])
+    write_txt(tmp_path / "c.txt", ["5"])
+    write_parquet(tmp_path / "a" / "x.parquet", ["1", "2"])
+    write_txt(tmp_path / ".cache.txt", ["hidden"])
+    (tmp_path / "notes.md").write_text("not text to read")
+    assert read(tmp_path) == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("files", "train", "heldout"),
+    [
+        (["train-0", "train-1", "validation", "test"], ["train-0", "train-1"], ["validation"]),
+        (["train", "test"], ["train"], ["test"]),
+        (["stories", "test-0", "test-1"], ["stories"], ["test-0", "test-1"]),
+        (["train/0", "test/0"], ["train/0"], ["test/0"]),
+        (["a/train/0", "a/dev/0", "a/test/0"], ["a/train/0"], ["a/dev/0"]),
+        (["more", "train0", "val", "valid_1"], ["more", "train0"], ["val", "valid_1"]),
+        (["Test", "training"], ["training"], ["Test"]),
+        (["alice", "testament", "test2"], ["alice", "testament"], ["test2"]),
+        (["alice", "testament"], ["alice", "testament"], []),
+    ],
+)
+def test_a_folder_whose_files_are_named_by_split_is_read_by_split(tmp_path, files, train, heldout):
+    for name in files:
+        write_parquet(tmp_path / f"{name}.parquet", [name])
+    assert read(tmp_path) == train
+    assert read(tmp_path, split="heldout") == heldout
+
+
+def test_a_folder_that_holds_only_held_out_files_can_not_be_trained_on(tmp_path):
+    write_parquet(tmp_path / "test.parquet", ["1", "2"])
+    assert read(tmp_path, split="heldout") == ["1", "2"]
+    said = "test.parquet is held out by its name, and no file is left to train on; add one"
+    assert said in error_of(lambda: read(tmp_path))
+
+
+def test_a_file_or_folder_that_holds_no_text_lists_what_can_be_read(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b")
+    assert ".jsonl.zst" in error_of(lambda: open_text(str(tmp_path)))
+    assert ".jsonl.zst" in error_of(lambda: open_text(str(tmp_path / "a.csv")))
+
+
+# The embedded text.
+
+
+@pytest.fixture
+def embedded(monkeypatch, tmp_path):
+    """An embedded text of 30 passages to train on and 6 held out."""
+    columns = {
+        "text": [f"passage {n}" for n in range(36)],
+        "split": ["heldout" if n % 6 == 5 else "train" for n in range(36)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "books.parquet")
+    monkeypatch.setattr(text, "EMBEDDED_TEXT", tmp_path / "books.parquet")
+
+
+@pytest.mark.usefixtures("embedded")
+def test_the_embedded_text_has_its_own_split():
+    train, heldout = read("embedded"), read("embedded", split="heldout")
+    assert len(train) == 30
+    assert heldout != sorted(heldout)
+    assert sorted(heldout) == sorted(f"passage {n}" for n in range(5, 36, 6))
+    assert not set(train) & set(heldout)
+
+
+@pytest.mark.usefixtures("embedded")
+def test_the_embedded_text_has_another_order_each_pass_and_seed():
+    passes = read("embedded", passes=2)
+    first, second = passes[:30], passes[30:]
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert first == read("embedded")
+    assert first != read("embedded", seed=1)
+
+
+@pytest.mark.usefixtures("embedded")
+def test_the_embedded_text_resumes_at_every_document():
+    assert_resumes_anywhere(lambda: open_text("embedded", seed=3, passes=2))
+
+
+def test_a_missing_embedded_text_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(text, "EMBEDDED_TEXT", tmp_path / "gone")
+    assert "missing" in error_of(lambda: open_text("embedded"))
+
+
+# Data sets on the hub.
+
+
+@pytest.fixture
+def hub_set(tmp_path, monkeypatch):
+    """Makes a set that `datasets` finds under this name, but which is no folder to `open_text`."""
+
+    def make(**splits):
+        for split, documents in splits.items():
+            write_parquet(tmp_path / "nobody" / "stories" / f"{split}.parquet", documents)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(text.Path, "exists", lambda _: False)
+        return "nobody/stories"
+
+    return make
+
+
+def test_a_hub_set_is_read_by_its_own_splits(hub_set):
+    name = hub_set(train=["a", "b"], validation=["c"], test=["d"])
+    assert read(name, passes=2) == ["a", "b", "a", "b"]
+    assert read(name, split="heldout") == ["c"]
+
+
+def test_a_hub_set_without_a_held_out_split_gives_every_20th(hub_set):
+    name = hub_set(train=DOCUMENTS)
+    assert read(name, split="heldout") == [DOCUMENTS[19], DOCUMENTS[39]]
+    assert len(read(name)) == 43
+
+
+def test_a_hub_set_resumes_at_every_document(hub_set):
+    name = hub_set(train=DOCUMENTS[:23])
+    assert_resumes_anywhere(lambda: open_text(name, passes=2))
+
+
+def test_mistakes_with_a_hub_set_are_refused(hub_set, tmp_path):
+    name = hub_set(train=["a"])
+    assert "'default'" in error_of(lambda: read(f"{name}:other"))
+    pq.write_table(pa.table({"story": ["a"]}), tmp_path / name / "train.parquet")
+    assert "it has 'story'" in error_of(lambda: read(name))
+    (tmp_path / name / "train.parquet").rename(tmp_path / name / "test.parquet")
+    assert "has the splits test: expected one called 'train'" in error_of(lambda: read(name))
+
+
+def test_a_local_folder_named_like_a_hub_set_reads_the_same(hub_set, tmp_path, monkeypatch):
+    name = hub_set(train=DOCUMENTS, validation=["v"])
+    from_hub = read(name), read(name, split="heldout")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert (read(name), read(name, split="heldout")) == from_hub
+
+
+def test_a_data_sets_own_script_is_never_run(tmp_path, monkeypatch):
+    folder = tmp_path / "nobody" / "stories"
+    folder.mkdir(parents=True)
+    (folder / "stories.py").write_text(f"open({str(tmp_path / 'written')!r}, 'w').close()")
+    monkeypatch.setattr("builtins.input", lambda *_: "yes")
+    monkeypatch.setenv("HF_DATASETS_TRUST_REMOTE_CODE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_TRUST_REMOTE_CODE", True, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TextError, match=r"couldn't fetch a data set|no data set of this name"):
+        text._open_hub_set("nobody/stories", "train")
+    assert not (tmp_path / "written").exists()
+
+
+# Without a network: what is in the cache loads, and the rest is refused at once, in one line.
+
+
+CALLS = """
+import json, sys
+from dictionary_learning_ext.activations.language_models import load_language_model, width_of
+from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.errors import UserError
+
+found = {}
+for name, call in {
+    "model": lambda: load_language_model("nobody/nothing"),
+    "width": lambda: width_of("nobody/nothing"),
+    "cached": lambda: load_language_model("somebody/cached").config.hidden_size,
+    "text": lambda: open_text("nobody/nothing"),
+}.items():
+    try:
+        found[name] = str(call())
+    except UserError as error:
+        found[name] = f"{type(error).__name__}: {error}"
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def closed_port():
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]  # bound and not listening: connections are refused
+
+
+def test_offline(closed_port, tiny_lm_dir, tmp_path):
+    snapshot = tmp_path / "hub" / "models--somebody--cached" / "snapshots" / ("0" * 40)
+    shutil.copytree(tiny_lm_dir, snapshot)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HF_", "HUGGINGFACE_")) and "proxy" not in name.lower()
+    }
+    environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{closed_port}"}
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["cached"] == "16"
+    for name in ("model", "width"):
+        assert found[name].startswith("LanguageModelError: language model 'nobody/nothing'")
+        assert "save_pretrained" in found[name]
+    assert found["text"].startswith("TextError: ")
+    assert ".jsonl" in found["text"]
+    for name in ("model", "width", "text"):
+        assert f"no connection to the hub (http://127.0.0.1:{closed_port})" in found[name]
+    assert "etr" not in done.stderr  # "Retrying in 1s", "retries"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Stands in for the hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    text._answers.cache_clear()
+
+    def answer_with(head):
+        session = type("Session", (), {"head": staticmethod(head)})
+        monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: session)
+
+    yield answer_with
+    text._answers.cache_clear()
+
+
+def unreachable(url, timeout):
+    raise OSError("no network")
+
+
+@pytest.mark.parametrize("answer", [lambda url, timeout: "403 Forbidden", unreachable])
+def test_any_answer_is_a_connection_and_it_is_asked_for_once(answer, asked):
+    calls = []
+
+    def head(url, timeout):
+        calls.append(timeout)
+        return answer(url, timeout)
+
+    asked(head)
+    (found,) = {why_unreachable() for _ in range(3)}
+    assert (found is not None) == (answer is unreachable)
+    assert calls == [2.0]
+
+
+def test_a_hub_that_never_answers_is_given_up(asked, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(text, "_SECONDS", 0.05)
+    asked(lambda url, timeout: never.wait(60))
+    assert "no connection" in str(why_unreachable())
+    never.set()
+
+
+def test_the_wait_is_the_one_of_the_environment(asked, monkeypatch):
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "7")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 7)
+    waits = []
+    asked(lambda url, timeout: waits.append(timeout))
+    why_unreachable()
+    assert waits == [7.0]
+
+
+def test_offline_mode_asks_for_nothing(asked, monkeypatch):
+    asked(lambda url, timeout: pytest.fail("asked"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in str(why_unreachable())
+
+
+def test_a_data_set_in_the_cache_is_read(asked, monkeypatch, tmp_path):
+    """As `datasets` keeps one that it has downloaded: the hub is not asked for it."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    rows = write_jsonl(tmp_path / "rows.jsonl", ["once", "upon", "a time"])
+    files = {"train": [str(rows)]}
+    folder = tmp_path / "somebody___stories" / "default" / "0.0.0" / ("0" * 40)
+    builder = Json(dataset_name="stories", data_files=files, cache_dir=str(tmp_path))
+    builder.download_and_prepare(str(folder))
+    asked(unreachable)
+    assert list(open_text("somebody/stories")) == ["once", "upon", "a time"]
+    assert not datasets.config.HF_HUB_OFFLINE, "as before"

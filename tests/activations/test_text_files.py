@@ -1,49 +1,63 @@
 """Documents of a file of each format, in bounded memory. Errors name the place in the file."""
 
+import json
 import tracemalloc
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from texts import DOCUMENTS, WRITERS, error_of, read, write_txt
 
 from dictionary_learning_ext.activations import text_files
 from dictionary_learning_ext.activations.text import open_text
 
+PLAIN = "the cat sat on the mat"
+
+
+@pytest.fixture
+def path(tmp_path):
+    def make(name, raw):
+        (tmp_path / name).write_bytes(raw)
+        return str(tmp_path / name)
+
+    return make
+
+
+def row(text):
+    return json.dumps({"text": text}).encode() + b"\n"
+
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_file_yields_its_documents_in_order(tmp_path: Path, name: str):
+def test_a_file_yields_its_documents_in_order(tmp_path, name):
     path = WRITERS[name](tmp_path / name, DOCUMENTS)
     both = [*enumerate(DOCUMENTS, start=1)]
     assert read(path) == [document for n, document in both if n % 20]
     assert read(path, split="heldout") == [document for n, document in both if n % 20 == 0]
 
 
-def test_paragraphs_are_grouped_up_to_2000_characters(tmp_path: Path):
+def test_paragraphs_are_grouped_up_to_2000_characters(path):
     paragraphs = [f"{n} " + "word " * 99 + "end" for n in range(20)]
-    (tmp_path / "a.txt").write_bytes("\r\n  \r\n\r\n".join(paragraphs).encode())
-    documents = read(tmp_path / "a.txt")
+    documents = read(path("a.txt", "\r\n  \r\n\r\n".join(paragraphs).encode()))
     assert [len(document) < 2_010 for document in documents] == [True] * len(documents)
     assert len(documents) == 7
     assert "\n\n".join(documents).split("\n\n") == paragraphs
 
 
-def test_markers_make_documents_whatever_their_length(tmp_path: Path):
+def test_markers_make_documents_whatever_their_length(tmp_path):
     documents = ["short", "long\n\n" * 1_000 + "end", "é" * 40_000, "last"]
     write_txt(tmp_path / "a.txt", documents)
     assert read(tmp_path / "a.txt") == documents
 
 
 @pytest.mark.parametrize("shift", range(0, 14, 3))
-def test_a_marker_across_two_reads_is_found(tmp_path: Path, shift: int):
+def test_a_marker_across_two_reads_is_found(path, shift):
     documents = ["x" * (text_files._CHUNK - shift), "y"]
-    (tmp_path / "a.txt").write_text("<|endoftext|>".join(documents))
-    assert read(tmp_path / "a.txt") == documents
+    assert read(path("a.txt", "<|endoftext|>".join(documents).encode())) == documents
 
 
 @pytest.mark.parametrize("end", ["", "<|endoftext|>"])
-def test_one_huge_line_is_cut_in_bounded_memory(tmp_path: Path, end: str):
+def test_one_huge_line_is_cut_in_bounded_memory(tmp_path, end):
     path = tmp_path / "a.txt"
     path.write_text("wörd " * 2_000_000 + end)  # 12 MB
     tracemalloc.start()
@@ -61,73 +75,81 @@ def test_one_huge_line_is_cut_in_bounded_memory(tmp_path: Path, end: str):
     assert peak < 10e6
 
 
-def test_a_line_without_spaces_is_cut_too(tmp_path: Path):
-    (tmp_path / "a.txt").write_text("x" * 150_000)
-    assert sum(len(d) for d in read(tmp_path / "a.txt")) >= 150_000 * 18 / 20
-    assert max(map(len, read(tmp_path / "a.txt"))) == text_files.PARAGRAPHS
+def test_a_line_without_spaces_is_cut_too(path):
+    documents = read(path("a.txt", b"x" * 150_000))
+    assert sum(map(len, documents)) >= 150_000 * 18 / 20
+    assert max(map(len, documents)) == text_files.PARAGRAPHS
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path):
-    (tmp_path / "a.txt").write_text("hello", encoding="utf-8-sig")
-    (tmp_path / "b.jsonl").write_text('{"text": "hello"}', encoding="utf-8-sig")
-    assert read(tmp_path) == ["hello", "hello"]
+def test_a_long_line_of_jsonl_is_one_document(path):
+    words = (PLAIN + " ") * 50_000
+    assert read(path("a.jsonl", row(words))) == [words]
+
+
+def test_what_is_no_text_of_a_file_is_left_out(tmp_path, path):
+    """A byte order mark, Windows line ends, a nested column."""
+    path("a.txt", b"\xef\xbb\xbfhello")
+    path("b.jsonl", b'\xef\xbb\xbf{"text": "hello"}\r\n{"text": "two"}\r\n')
+    path("c.jsonl", b'{"text": "three", "n": ' + b"[" * 50 + b"]" * 50 + b"}\n")
+    path("d.jsonl", row("a 🐈"))  # as a pair of surrogates
+    assert b"ud83d" in row("🐈")
+    assert read(tmp_path) == ["hello", "hello", "two", "three", "a 🐈"]
 
 
 @pytest.mark.parametrize("bad_at", [0, 5, text_files._CHUNK - 1, 200_000])
 @pytest.mark.parametrize("newline", [b"\n", b""])
-def test_bytes_that_are_not_utf8_are_named_by_file_and_offset(
-    tmp_path: Path, bad_at: int, newline: bytes
-):
+def test_bytes_that_are_not_utf8_are_named_by_file_and_offset(path, bad_at, newline):
     good = (b"a" * 99 + (newline or b" ")) * 2_001
-    (tmp_path / "a.txt").write_bytes(good[:bad_at] + b"\xff" + good[bad_at:])
-    message = error_of(lambda: read(tmp_path / "a.txt"))
-    assert str(tmp_path / "a.txt") in message
-    assert f"at byte {bad_at}:" in message
+    name = path("a.txt", good[:bad_at] + b"\xff" + good[bad_at:])
+    message = error_of(lambda: read(name))
+    assert message.startswith(f"{name} is not UTF-8 at byte {bad_at}:")
     assert "iconv" in message
 
 
-def test_a_character_cut_off_at_the_end_of_the_file_is_an_error(tmp_path: Path):
-    (tmp_path / "a.txt").write_bytes(b"abc\xc3")
-    assert "at byte 3:" in error_of(lambda: read(tmp_path / "a.txt"))
+NOT_PARQUET = b"nonsense" * 10
+FIRST = row(PLAIN)
 
 
-def test_null_bytes_are_refused(tmp_path: Path):
-    (tmp_path / "a.txt").write_bytes("one\ntwo".encode("utf-16-le"))
-    assert "null byte at byte 1" in error_of(lambda: read(tmp_path / "a.txt"))
+@pytest.mark.parametrize(
+    ("name", "raw", "said"),
+    [
+        ("a.txt", b"the cat \0 sat", "{path} holds a null byte at byte 8"),
+        ("a.txt", b"the cat \xc3", "{path} is not UTF-8 at byte 8"),
+        ("a.txt", PLAIN.encode("utf-16"), "{path} holds a null byte at byte 3"),
+        ("a.txt", PLAIN.encode("utf-16-le"), "{path} holds a null byte at byte 1"),
+        ("a.jsonl", FIRST + b'{"text": "\xff"}\n', f"{{path}} is not UTF-8 at byte {len(FIRST) + 10}"),
+        ("a.jsonl", FIRST + b'{"text": two}\n', "line 2 of {path} is not valid JSON"),
+        ("a.jsonl", b'{"text": "a\tb"}\n', "line 1 of {path} is not valid JSON (Invalid control"),
+        ("a.jsonl", FIRST + b'{"text": "a", "n": ' + b"[" * 100_000, "line 2 of {path} can't be read"),
+        ("a.jsonl", b'{"text": "", "n": ' + b"1" * 10_000 + b"}", "line 1 of {path} can't be read"),
+        ("a.jsonl", b'{"body": "x", "title": "y"}', "line 1 of {path} has no 'text', it has 'body', 't"),
+        ("a.jsonl", b'["x"]', "line 1 of {path} has no 'text', it has a list"),
+        ("a.jsonl", b'{"text": 3}', "line 1 of {path} has a 'text' of type int"),
+        ("a.jsonl", FIRST + row("the \ud800"), "line 2 of {path} holds half of a surrogate pair, '\\ud800'"),
+        ("a.jsonl", row("a\udc00\ud800b"), "line 1 of {path} holds half of a surrogate pair, '\\udc00'"),
+        ("a.parquet", NOT_PARQUET, "{path} is not a Parquet file"),
+        ("a.jsonl.zst", NOT_PARQUET, "{path} can't be decompressed"),
+        ("a.jsonl.zst", zstandard.compress(FIRST * 9000)[:-9], "line"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)  # fmt: skip
+def test_a_damaged_file_is_refused_with_the_place(name, raw, said, path):
+    file = path(name, raw)
+    message = error_of(lambda: read(file))
+    assert message.startswith(said.format(path=file))
+    assert file in message
 
 
-def test_bad_utf8_in_jsonl_is_named_by_its_place_in_the_file(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n{"text": "\xe9"}\n')
-    assert "at byte 26:" in error_of(lambda: read(tmp_path / "a.jsonl"))
+def test_a_line_that_never_ends_is_refused(path, monkeypatch):
+    monkeypatch.setattr(text_files, "LONGEST_ROW", 1000)
+    file = path("a.jsonl", FIRST + row("x" * 2000))
+    assert f"line 2 of {file} is over 1,000 bytes" in error_of(lambda: read(file))
 
 
-def test_bad_utf8_in_parquet_is_named_by_its_row(tmp_path: Path):
+def test_damage_in_parquet_is_named_by_its_row_or_columns(tmp_path):
+    path = tmp_path / "a.parquet"
     values = pa.array([b"good", b"\xe9"], type=pa.binary()).view(pa.utf8())
-    pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
-    message = error_of(lambda: read(tmp_path / "a.parquet"))
-    assert "row 2 of" in message
-    assert "at byte 0:" in message
-
-
-def test_bad_json_is_named_by_its_line(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": two}\n')
-    assert f"line 2 of {tmp_path / 'a.jsonl'}" in error_of(lambda: read(tmp_path / "a.jsonl"))
-
-
-@pytest.mark.parametrize("row", ['{"body": "x", "title": "y"}', '["x"]', '{"text": 3}'])
-def test_a_row_without_text_is_named_by_line_and_what_it_has(tmp_path: Path, row: str):
-    (tmp_path / "a.jsonl").write_text(row)
-    message = error_of(lambda: read(tmp_path / "a.jsonl"))
-    assert "line 1 of" in message
-    assert ("'body', 'title'" in message) == ("body" in row)
-
-
-def test_parquet_without_text_lists_its_columns(tmp_path: Path):
-    pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    assert "'body', 'n'" in error_of(lambda: read(tmp_path / "a.parquet"))
-
-
-def test_a_damaged_file_is_an_error(tmp_path: Path):
-    for name in ("a.parquet", "a.jsonl.zst"):
-        (tmp_path / name).write_bytes(b"nonsense" * 10)
-        assert name in error_of(lambda name=name: read(tmp_path / name))
+    pq.write_table(pa.table({"text": values}), path)
+    assert error_of(lambda: read(path)).startswith(f"row 2 of {path} is not UTF-8 at byte 0:")
+    pq.write_table(pa.table({"body": ["x"], "n": [1]}), path)
+    assert "has no 'text', it has 'body', 'n'" in error_of(lambda: read(path))

@@ -1,31 +1,38 @@
-"""Contexts of tokens against the tokenizer itself, and resuming them at any place."""
+"""Contexts of tokens against the tokenizer itself, resumed at any place; and texts that are too short."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterator
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from buffers import make_buffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import DOCUMENTS, error_of, write_jsonl
+from texts import DOCUMENTS, error_of, write_jsonl, write_txt
 from tokenizers.processors import TemplateProcessing
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from dictionary_learning_ext.activations import tokens
 from dictionary_learning_ext.activations.text import open_text
-from dictionary_learning_ext.activations.tokens import ContextStream, Share
-from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.activations.tokens import (
+    ContextStream,
+    Share,
+    WholeDocuments,
+    require_enough_text,
+)
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.errors import ConfigError, TextError
+from dictionary_learning_ext.training.loop import train
 
 
-def contexts_of(
-    documents: list[str], tokenizer: Any, ctx_len: int = 8, n: int = 3, **options: Any
-) -> tuple[list[list[int]], list[list[int]]]:
+def contexts_of(documents, tokenizer, ctx_len=8, n=3, **options):
+    """Ids and masks of all contexts, read n at a time."""
     stream = ContextStream(iter(documents), tokenizer, ctx_len, **options)
-    ids: list[list[int]] = []
-    masks: list[list[int]] = []
+    ids, masks = [], []
     for input_ids, mask in batches_of(stream, n):
         assert input_ids.shape == mask.shape == (len(mask), ctx_len)
         assert input_ids.dtype == mask.dtype == torch.int64
@@ -35,7 +42,7 @@ def contexts_of(
     return ids, masks
 
 
-def batches_of(stream: ContextStream, n: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches_of(stream, n):
     while True:
         try:
             yield stream.next_batch(n)
@@ -43,7 +50,7 @@ def batches_of(stream: ContextStream, n: int) -> Iterator[tuple[Tensor, Tensor]]
             return
 
 
-def packed(documents: list[str], tokenizer: Any, ctx_len: int) -> list[list[int]]:
+def packed(documents, tokenizer, ctx_len):
     tokens = [
         token
         for document in documents
@@ -59,7 +66,7 @@ def packed(documents: list[str], tokenizer: Any, ctx_len: int) -> list[list[int]
     n=st.integers(1, 9),
 )
 def test_packing_is_the_documents_with_end_of_text_between_cut_evenly(
-    tokenizer: PreTrainedTokenizerFast, documents: list[str], ctx_len: int, n: int
+    tokenizer, documents, ctx_len, n
 ):
     ids, masks = contexts_of(documents, tokenizer, ctx_len, n)
     assert ids == packed(documents, tokenizer, ctx_len)
@@ -68,10 +75,10 @@ def test_packing_is_the_documents_with_end_of_text_between_cut_evenly(
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_truncating_is_what_the_tokenizer_makes_of_each_document_padded_on_the_right(
-    tokenizer: PreTrainedTokenizerFast, side: str
+    tokenizer, side
 ):
     documents = ["a", DOCUMENTS[0], "It was", "the cat sat on the mat " * 9]
-    own: Any = PreTrainedTokenizerFast(
+    own = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.backend_tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
         bos_token="<|endoftext|>",
         eos_token="<|endoftext|>",
@@ -82,7 +89,7 @@ def test_truncating_is_what_the_tokenizer_makes_of_each_document_padded_on_the_r
         single="<|endoftext|> $A",
         special_tokens=[("<|endoftext|>", 0)],
     )
-    limit: dict[str, Any] = {"truncation": True, "max_length": 12, "padding": "max_length"}
+    limit = {"truncation": True, "max_length": 12, "padding": "max_length"}
     expected = own(documents, **limit, padding_side="right")
     ids, masks = contexts_of(documents, own, 12, packing="truncate")
     assert ids == expected["input_ids"]
@@ -90,49 +97,35 @@ def test_truncating_is_what_the_tokenizer_makes_of_each_document_padded_on_the_r
     assert ids[1][0] == 0
 
 
-def test_a_long_document_is_packed_in_pieces_without_a_seam(tokenizer: PreTrainedTokenizerFast):
+def test_a_long_document_is_packed_in_pieces_without_a_seam(tokenizer):
     document = "Call me Ishmael. " * 12_000
     ids, _ = contexts_of([document, "end"], tokenizer, 128, n=64)
     assert ids == packed([document, "end"], tokenizer, 128)
 
 
-def test_a_huge_document_is_tokenised_in_bounded_memory(tokenizer: PreTrainedTokenizerFast):
+def test_a_huge_document_is_tokenised_in_bounded_memory(tokenizer):
     document = "the cat sat on the mat " * 200_000  # 4.6 MB
     stream = ContextStream(iter([document]), tokenizer, 128)
     stream.next_batch(1)
-    held = sum(len(tokens) for tokens in stream._tokens)
-    assert held < 1_100_000
+    assert sum(map(len, stream._tokens)) < 1_100_000
 
 
-def test_no_warning_of_long_sequences(
-    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture, monkeypatch: Any
-):
+def test_no_warning_of_long_sequences(tokenizer, caplog, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_max_length", 16)
     with caplog.at_level(logging.WARNING, logger="transformers"):
         contexts_of(["the cat sat on the mat " * 99], tokenizer)
     assert not caplog.records
 
 
-def test_counters_count_documents_and_tokens(tokenizer: PreTrainedTokenizerFast):
-    stream = ContextStream(iter(DOCUMENTS[:3]), tokenizer, 4)
-    tokens = [len(tokenizer.encode(document)) + 1 for document in DOCUMENTS[:3]]
-    stream.next_batch(2)
-    assert (stream.tokens_read, stream.documents_read) == (8, 0)
-    list(batches_of(stream, 5))
-    assert (stream.tokens_read, stream.documents_read) == (sum(tokens), 3)
-
-
 @pytest.mark.parametrize("packing", ["pack", "truncate"])
-def test_contexts_resume_at_every_place(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, packing: Any
-):
+def test_contexts_resume_at_every_place(tmp_path, tokenizer, packing):
     path = write_jsonl(tmp_path / "a.jsonl", [d * (n % 5 + 1) for n, d in enumerate(DOCUMENTS)])
 
-    def make() -> ContextStream:
+    def make():
         text = open_text(str(path), passes=2)
         return ContextStream(text, tokenizer, 30, packing=packing, piece_characters=40)
 
-    def rest(stream: ContextStream) -> list[list[int]]:
+    def rest(stream):
         return [row for ids, _ in batches_of(stream, 5) for row in ids.tolist()]
 
     whole = rest(make())
@@ -151,21 +144,42 @@ def test_contexts_resume_at_every_place(
     assert (max(pieces) > 32) == (packing == "pack")
 
 
-def test_contexts_of_a_generator_can_be_read_but_not_resumed(tokenizer: PreTrainedTokenizerFast):
+def test_contexts_of_a_generator_can_be_read_but_not_resumed(tokenizer):
     stream = ContextStream((document for document in DOCUMENTS), tokenizer, 8)
     assert len(stream.next_batch(2)[0]) == 2
     assert "open_text" in error_of(stream.state_dict)
 
 
-@pytest.mark.parametrize("options", [{"ctx_len": 0}, {"packing": "squeeze"}])
-def test_impossible_contexts_are_refused(tokenizer: Any, options: dict[str, Any]):
-    given: dict[str, Any] = {"ctx_len": 8} | options
-    error_of(lambda: ContextStream(iter([]), tokenizer, **given), ConfigError)
+@pytest.fixture
+def without_end(tokenizer):
+    """A tokenizer without an end-of-text token."""
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
 
 
-def test_packing_needs_an_end_of_text_token(tokenizer: PreTrainedTokenizerFast):
-    own = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    assert "'truncate'" in error_of(lambda: ContextStream(iter([]), own, 8), ConfigError)
+HALF = ["a", "b\ud800"]
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "said"),
+    [
+        (lambda own: ContextStream(iter([]), own, 0), ConfigError, "ctx_len=0"),
+        (lambda own: ContextStream(iter([]), own, 8, packing="squeeze"), ConfigError, "packing='squ"),
+        (lambda own: ContextStream(iter([]), own, 8), ConfigError, "text_packing='truncate'"),
+        (lambda own: WholeDocuments(iter([]), own, 0), ConfigError, "ctx_len=0"),
+        (
+            lambda own: ContextStream(iter(HALF), own, 4, packing="truncate").next_batch(2),
+            TextError,
+            "document 2 holds half of a surrogate pair",
+        ),
+        (
+            lambda own: WholeDocuments(iter(HALF), own, 4).next_batch(2),
+            TextError,
+            "document 2 holds half of a surrogate pair",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(call, kind, said, without_end):
+    assert said in error_of(lambda: call(without_end), kind)
 
 
 @pytest.mark.parametrize("packing", ["pack", "truncate"])
@@ -187,3 +201,207 @@ def test_the_shares_of_several_processes_are_the_whole_and_resume(packing, count
     again = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, share=share)
     again.load_state_dict(state)
     assert torch.equal(again.next_batch(4)[0], expected)
+
+
+# Documents in contexts of their own.
+
+
+SHORT = ["The cat sat on the mat.", "", "It was the best of times, it was the worst."]
+
+
+def unpadded(stream, n):
+    """All ids without their padding, context by context; batches of n."""
+    found = []
+    for ids_BL, mask_BL in batches_of(stream, n):
+        assert 1 <= len(ids_BL) <= n
+        assert (mask_BL.diff(dim=1) <= 0).all()  # padding is on the right
+        assert (ids_BL[mask_BL == 0] == stream._tokenizer.pad_token_id).all()
+        assert ids_BL.dtype == mask_BL.dtype == torch.int64
+        found += [row[mask == 1].tolist() for row, mask in zip(ids_BL, mask_BL, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("n", [1, 2, 100])
+def test_every_token_is_there_and_no_document_meets_another(tokenizer, n):
+    expected = []
+    for document in SHORT:
+        ids = tokenizer.encode(document, add_special_tokens=False)
+        expected += [ids[start : start + 8] for start in range(0, len(ids), 8)]
+    assert unpadded(WholeDocuments(iter(SHORT), tokenizer, 8), n) == expected
+
+
+def test_documents_are_read_as_they_are_needed(tokenizer):
+    documents = iter(SHORT)
+    WholeDocuments(documents, tokenizer, 100).next_batch(1)
+    assert len(list(documents)) == 2
+
+
+def test_special_tokens_are_those_of_the_training(tokenizer):
+    class WithBos:
+        pad_token_id = 1
+
+        def __call__(self, text, add_special_tokens, **options):
+            ids = tokenizer(text, **options)["input_ids"]
+            return {"input_ids": [0, *ids] if add_special_tokens else ids}
+
+    packed, truncated = (
+        unpadded(WholeDocuments(iter(SHORT[:1]), WithBos(), 100, packing=packing), 1)
+        for packing in ("pack", "truncate")
+    )
+    assert truncated[0] == [0, *packed[0]]
+
+
+# A text that is too short is refused before the run starts, with the number that is enough.
+
+
+WORDS = "the cat sat on the mat and the dog lay by the door "
+
+
+def documents(n):
+    return [WORDS[: 7 + 5 * i % 40] + f"{i}." for i in range(n)]
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    def make(n=45, **changes):
+        path = write_jsonl(tmp_path / "a.jsonl", documents(n))
+        defaults = {"data": str(path), "ctx_len": 16, "batch_size": 32, "n_ctxs": 8}
+        return RunConfig(**(defaults | {"steps": 100, "eval_tokens": 0} | changes))
+
+    return make
+
+
+@pytest.fixture
+def require(tiny_lm):
+    return lambda run: require_enough_text(run, tiny_lm.tokenizer)
+
+
+def advised(flag, message):
+    (number,) = re.findall(rf"{flag}=([\d,]+)", message)
+    return int(number.replace(",", ""))
+
+
+def rows_of(run, tiny_lm):
+    """How many tokens a buffer of a run's text hands out before the text ends."""
+    text = open_text(run.data, passes=run.text_passes)
+    sizes = {"n_ctxs": run.n_ctxs, "ctx_len": run.ctx_len, "out_batch_size": run.batch_size}
+    rules = {"remove_bos": run.remove_bos, "packing": run.text_packing}
+    buffer = make_buffer(tiny_lm, text, **sizes, **rules)
+    with contextlib.suppress(TextError):
+        while True:
+            next(buffer)
+    return buffer.tokens_seen
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ctx_len": 7},
+        {"ctx_len": 128, "n": 3, "steps": 20},
+        {"text_packing": "truncate"},
+        {"remove_bos": True},
+        {"remove_bos": True, "text_packing": "truncate"},
+        {"n": 1, "steps": 7},
+        {"text_passes": 2},
+    ],
+    ids=str,
+)
+def test_the_passes_that_are_advised_are_enough_and_one_less_is_not(
+    changes, run_of, require, tiny_lm
+):
+    run = run_of(**changes)
+    message = error_of(lambda: require(run))
+    passes = advised("text_passes", message)
+    enough = run_of(**changes | {"text_passes": passes})
+    require(enough)
+    assert rows_of(enough, tiny_lm) >= run.steps * run.batch_size
+    if passes > 1:
+        short = run_of(**changes | {"text_passes": passes - 1})
+        assert advised("text_passes", error_of(lambda: require(short))) == passes
+        assert rows_of(short, tiny_lm) < run.steps * run.batch_size
+
+
+def test_the_steps_that_are_advised_are_the_most_that_the_text_allows(run_of, require, tiny_lm):
+    steps = advised("steps", error_of(lambda: require(run_of())))
+    assert rows_of(run_of(), tiny_lm) == steps * 32
+    require(run_of(steps=steps))
+    error_of(lambda: require(run_of(steps=steps + 1)))
+
+
+def test_a_held_out_file_that_is_too_short_is_refused(run_of, require, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_txt(folder / "train.txt", documents(45))
+    write_txt(folder / "validation.txt", ["a cat"])
+    run = run_of(data=str(folder), steps=2, eval_tokens=100)
+    message = error_of(lambda: require(run))
+    assert "every 20th" not in message
+    assert "expected at least 100" in message
+    write_txt(folder / "validation.txt", documents(45))
+    require(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"n": 19, "eval_tokens": 100}, "(every 20th document) has 0 tokens; expected at least 100"),
+        ({"n": 19, "eval_tokens": 100}, "use a longer text, or eval_tokens=0"),
+        ({"n": 40, "eval_tokens": 10_000_000}, "expected at least 2,048 to evaluate"),
+        ({"n": 0}, "no documents to train on"),
+        ({"n": 0, "text_packing": "truncate"}, "no documents to train on"),
+    ],
+)  # fmt: skip
+def test_too_few_documents_are_refused(changes, said, run_of, require):
+    assert said in error_of(lambda: require(run_of(steps=2, **changes)))
+    require(run_of(steps=2, **changes | {"n": 2500}))
+
+
+def test_counting_ends_where_the_text_is_enough(run_of, require, tmp_path):
+    path = tmp_path / "long.jsonl"
+    write_jsonl(path, documents(20_000))
+    path.write_text(path.read_text() + "no JSON\n")
+    require(run_of(data=str(path), steps=10))
+    assert "not valid JSON" in error_of(lambda: require(run_of(data=str(path), steps=10**6)))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many tokens each count of a text was to find."""
+    calls, real = [], tokens._count
+
+    def count(run, tokenizer, text, at_most):
+        calls.append(at_most)
+        return real(run, tokenizer, text, at_most)
+
+    monkeypatch.setattr(tokens, "_count", count)
+    return calls
+
+
+def test_files_far_larger_than_the_need_are_not_counted(run_of, require, counted):
+    run = run_of(2000)
+    steps = Path(run.data).stat().st_size // (16 * 32)
+    require(run_of(2000, steps=steps))
+    require(run_of(2000, steps=steps * 3, text_passes=3))
+    assert counted == []
+    require(run_of(2000, steps=steps + 1))
+    require(run_of(2000, steps=steps, text_packing="truncate"))
+    assert len(counted) == 2
+
+
+def test_a_set_on_the_hub_is_not_counted(run_of, require, monkeypatch):
+    def remote(*args, **options):
+        stream = open_text(*args, **options)
+        stream.file_bytes = None
+        return stream
+
+    monkeypatch.setattr(tokens, "open_text", remote)
+    require(run_of())
+
+
+def test_a_run_that_is_refused_leaves_no_folder(run_of, tiny_lm_dir, tmp_path):
+    folder = tmp_path / "runs" / "x"
+    run = run_of(model=str(tiny_lm_dir), save_dir=str(folder))
+    with pytest.raises(TextError):
+        train(run, {"x": SAEConfig(dict_size=32, k=4)})
+    assert not folder.exists()

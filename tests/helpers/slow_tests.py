@@ -71,8 +71,6 @@ SLOW = frozenset(
         "test_any_config_json_loads_or_is_a_named_error",
         "test_other_commands_take_the_folders",
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
-        "test_100_000_tiny_documents",
-        "test_a_line_of_5_mb",
         "test_gradcheck",
         "test_rows_are_all_tokens_in_reading_order",
         "test_outliers_are_counted_once_when_fills_end_inside_contexts",

@@ -53,7 +53,7 @@ def test_the_search_finds_paths_and_leaves_prose(source, found):
     assert literals(source) == found
 
 
-DATASETS_OWN = {"activations/cached_files.py": ["state.json"]}
+DATASETS_OWN = {"activations/stored.py": ["state.json"]}
 """A cache's folder has the names that Hugging Face datasets gives: they are no run folder's."""
 
 

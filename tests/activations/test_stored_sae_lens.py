@@ -8,7 +8,7 @@ from datasets import Dataset, load_from_disk
 
 from dictionary_learning_ext.activations.cached_source import CachedSource
 from dictionary_learning_ext.activations.hook_points import find_hook
-from dictionary_learning_ext.activations.stored_activations import UNKNOWN, open_stored
+from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.cli import main
 
 pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[saebench]'")

@@ -1,0 +1,425 @@
+"""Activations on the disk, as a run reads them: our cache, SAELens's, or a folder of the user's own.
+
+    stored = open_stored("activations")
+    run = replace(RunConfig(), activations="activations", **stored.settings)
+    x_NLD, ids_NL = FileReader(run.hook).read(stored.parts("train")[0])
+
+Of the user's own activations, nothing but the rows is known: no tokens, no language model, no hook
+point. Files are mapped into memory, so that reading one costs no more memory than what is copied out
+of it. Imports no torch.
+
+Shapes: N contexts, or rows of own activations; L = ctx_len tokens; D = width.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from ..config.run import RunConfig, Split
+from ..errors import ActivationsError, TextError, first_line
+from ..run_folder.matching import same_setting
+from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
+from .text import fingerprint_of, open_text
+
+UNKNOWN = "unknown"
+"""The language model, or the hook point, of activations that don't say it."""
+STATE, INFO = "state.json", "dataset_info.json"
+"""What `datasets.save_to_disk` writes beside a data set's Arrow files."""
+_SUFFIXES = (".npy", ".safetensors")
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_EXPECTED = "expected rows, (n, D), in float32 or float16, or in bfloat16 in a .safetensors file"
+_HELD_OUT = 20
+"""Without a held-out part, one in so many contexts is: the last ones."""
+_COMPARED = ("model", "data", "text_packing", "ctx_len")
+
+
+class Part(NamedTuple):
+    """Some contexts of a file."""
+
+    path: Path
+    start: int
+    """The first context."""
+    stop: int
+    """The one after the last."""
+
+
+@dataclass(frozen=True)
+class StoredActivations:
+    """What a folder holds."""
+
+    folder: Path
+    kind: Literal["cache", "SAELens's cache", "own activations"]
+    hooks: dict[str, CachedHook]
+    """Of own activations: one, UNKNOWN, which stands for whichever is named."""
+    ctx_len: int
+    """1 for own activations, which have rows only."""
+    known: dict[str, Any]
+    """The settings of a run that it was written with."""
+    train: tuple[Part, ...]
+    heldout: tuple[Part, ...]
+    tokens: dict[Split, int]
+    """Without padding."""
+    digest: str
+    """A hash of what it holds. Of files over 64 MB that no `vsae cache` wrote, parts are hashed."""
+    manifest: CacheManifest | None = None
+    """Of our cache."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of a run that follow from it. Without a hook point if there are several."""
+        hook = {"hook": next(iter(self.hooks))} if len(self.hooks) == 1 else {}
+        unknown = {"model": UNKNOWN, "data": str(self.folder)}
+        return {"activations": str(self.folder)} | hook | unknown | self.known
+
+    def parts(self, split: Split) -> tuple[Part, ...]:
+        """The contexts of a split."""
+        return self.train if split == "train" else self.heldout
+
+    def hook(self, name: str) -> CachedHook:
+        """What is known about a hook point. Raises ActivationsError if it isn't there."""
+        if UNKNOWN in self.hooks:
+            return replace(self.hooks[UNKNOWN], layer=_layer(name))
+        if name not in self.hooks:
+            raise ActivationsError(
+                f"the cache {self.folder} has {', '.join(self.hooks)}",
+                name="hook",
+                value=name,
+                instead="leave it out" if len(self.hooks) == 1 else "give one of these",
+            )
+        return self.hooks[name]
+
+    def as_of(self, digest: str) -> "StoredActivations | None":
+        """What it held when this was its digest, if that is a cache that has only grown since."""
+        if digest == self.digest:
+            return self
+        former = None if self.manifest is None else self.manifest.as_of(digest)
+        return None if former is None else _of_cache(self.folder, former)
+
+    def require_fit(self, run: RunConfig, hooks: Iterable[str]) -> None:
+        """Raise an ActivationsError if it is of another model or text than a run's, or lacks a hook."""
+        for name in hooks:
+            self.hook(name)
+        for name in _COMPARED:
+            known, given = self.known.get(name), getattr(run, name)
+            if known is None or same_setting(name, known, given):
+                continue
+            if name == "data" and self._is_its_text(run):
+                continue
+            raise ActivationsError(
+                f"the cache {self.folder} has {known}",
+                name=name,
+                value=given,
+                instead="leave it out",
+            )
+        if self.known.get("data") == run.data and self._is_its_text(run) is False:
+            raise ActivationsError(
+                f"the text {run.data!r} has changed since it was cached in {self.folder}; restore it,"
+                " or cache the activations again"
+            )
+
+    def _is_its_text(self, run: RunConfig) -> bool | None:
+        """Whether a run's text is the one that was cached. None: it isn't on this machine."""
+        if self.manifest is None or not (run.data == "embedded" or Path(run.data).exists()):
+            return None
+        try:
+            found = open_text(run.data).state_dict()["fingerprint"]
+        except TextError:
+            return False
+        return found == self.manifest.settings.text
+
+
+def open_stored(folder: str | Path) -> StoredActivations:
+    """What a folder of activations holds. Its activations are read only for the digest.
+
+    Raises: ActivationsError if it holds none, or is unfinished or damaged.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        is_what = "is a file" if path.exists() else "no such folder"
+        raise _no_activations(folder, is_what)
+    if (manifest := finished_manifest(path)) is not None:
+        return _of_cache(path, manifest)
+    if (found := _of_sae_lens(path) or _of_own(path)) is None:
+        names = sorted(each.name for each in path.iterdir() if not each.name.startswith("."))
+        there = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") or "nothing"
+        raise _no_activations(folder, f"holds {there}")
+    return found
+
+
+def _no_activations(folder: str | Path, problem: str) -> ActivationsError:
+    return ActivationsError(
+        problem,
+        name="activations",
+        value=str(folder),
+        expected="a cache (`vsae cache`, or SAELens's CacheActivationsRunner) or a folder of"
+        f" {' or '.join(_SUFFIXES)} files with a row per token",
+    )
+
+
+def _of_cache(folder: Path, manifest: CacheManifest) -> StoredActivations:
+    settings = manifest.settings
+    files: dict[Split, Any] = {"train": manifest.files, "heldout": manifest.heldout}
+    parts = {
+        split: tuple(Part(folder / file.name, 0, file.contexts) for file in of_split)
+        for split, of_split in files.items()
+    }
+    return StoredActivations(
+        folder,
+        "cache",
+        settings.hooks,
+        settings.ctx_len,
+        {name: getattr(settings, name) for name in _COMPARED},
+        parts["train"],
+        parts["heldout"],
+        {split: sum(file.tokens for file in of_split) for split, of_split in files.items()},
+        manifest.digest,
+        manifest,
+    )
+
+
+def _of_sae_lens(folder: Path) -> StoredActivations | None:
+    """A data set that `datasets.save_to_disk` wrote; None if the folder is none."""
+    if not (folder / STATE).is_file():
+        return None
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        features = json.loads((folder / INFO).read_text(encoding="utf-8"))["features"]
+        paths = [folder / each["filename"] for each in state["_data_files"]]
+        shapes = {
+            name: tuple(each["shape"])
+            for name, each in features.items()
+            if each.get("_type") == "Array2D"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ActivationsError(
+            f"{folder}: its {STATE} or {INFO} is damaged ({first_line(error)}); restore it"
+        ) from error
+    if not shapes:
+        raise ActivationsError(
+            f"{folder}: a data set without activations (columns: {', '.join(features)}); expected a"
+            " column of type Array2D, as SAELens's CacheActivationsRunner writes it"
+        )
+    ctx_len, *others = {length for length, _ in shapes.values()}
+    if others:
+        raise ActivationsError(f"{folder}: its hook points have contexts of unequal lengths")
+    hooks = {name: CachedHook(_layer(name), width) for name, (_, width) in shapes.items()}
+    first = next(iter(hooks))
+    files = [(path, sum(len(x_NLD) for x_NLD, _ in _batches(path, first))) for path in paths]
+    return _divided(folder, "SAELens's cache", hooks, ctx_len, {"ctx_len": ctx_len}, files)
+
+
+def _of_own(folder: Path) -> StoredActivations | None:
+    """Files of rows, in the order of their names; None if the folder has none."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    if not paths:
+        return None
+    first, files = None, []
+    for path in paths:
+        arrays = _arrays_in(path)
+        for array in arrays:
+            first = array if first is None else first
+            if (array.shape[1], array.dtype) != (first.shape[1], first.dtype):
+                raise ActivationsError(
+                    f"{path}: rows of {_kind_of(array)}, expected {_kind_of(first)} as in"
+                    f" {paths[0].name}; put each kind into a folder of its own"
+                )
+        files.append((path, sum(map(len, arrays))))
+    assert first is not None, "every file holds an array"
+    hooks = {UNKNOWN: CachedHook(_layer(UNKNOWN), first.shape[1])}
+    return _divided(folder, "own activations", hooks, 1, {}, files)
+
+
+def _kind_of(rows_ND: np.ndarray) -> str:
+    dtype = "bfloat16" if rows_ND.dtype == np.uint16 else rows_ND.dtype
+    return f"width {rows_ND.shape[1]} in {dtype}"
+
+
+def _divided(
+    folder: Path,
+    kind: Any,
+    hooks: dict[str, CachedHook],
+    ctx_len: int,
+    known: dict[str, Any],
+    files: list[tuple[Path, int]],
+) -> StoredActivations:
+    """Files without a held-out part, each with its contexts: the last of these become one."""
+    total = sum(n for _, n in files)
+    end = total - max(1, total // _HELD_OUT)
+    if end < 1:
+        raise ActivationsError(f"{folder}: {total} contexts or rows, expected at least 2")
+    train, heldout, at = [], [], 0
+    for path, n in files:
+        middle = min(max(end - at, 0), n)
+        train += [Part(path, 0, middle)] if middle else []
+        heldout += [Part(path, middle, n)] if middle < n else []
+        at += n
+    states = [(path.absolute(), path.stat()) for path, _ in files]
+    digest = _digest_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
+    return StoredActivations(
+        folder,
+        kind,
+        hooks,
+        ctx_len,
+        known,
+        tuple(train),
+        tuple(heldout),
+        {"train": end * ctx_len, "heldout": (total - end) * ctx_len},
+        digest,
+    )
+
+
+@lru_cache(maxsize=16)
+def _digest_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files, each with its size and when it was changed: a sweep opens one folder many times."""
+    identity = fingerprint_of([path for path, _, _ in files])
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def _layer(hook: str) -> int:
+    """The block's number in a hook point's name, 0 if there is none."""
+    parts = hook.split(".")
+    return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else 0
+
+
+class Piece(NamedTuple):
+    """A few contexts, as views of the file."""
+
+    x_NLD: np.ndarray
+    """float32, float16, or bfloat16 as uint16."""
+    ids_NL: np.ndarray | None
+    """Token ids, -1 at padding; None where there are none."""
+
+
+class FileReader:
+    """Reads contexts of one hook point, and keeps the last file open.
+
+    Arguments:
+        hook: the column of a cache; ignored for plain rows.
+    """
+
+    def __init__(self, hook: str):
+        self._hook = hook
+        self._path: Path | None = None
+        self._batches: list[Piece] = []
+
+    def read(self, part: Part) -> Piece:
+        """The contexts of a part. Raises ActivationsError if the file is damaged."""
+        if part.path != self._path:
+            self._batches, self._path = list(_batches(part.path, self._hook)), part.path
+        found, at = [], 0
+        for x_NLD, ids_NL in self._batches:
+            rows = slice(max(part.start - at, 0), max(part.stop - at, 0))
+            if len(x_NLD[rows]):
+                found.append(Piece(x_NLD[rows], None if ids_NL is None else ids_NL[rows]))
+            at += len(x_NLD)
+        if sum(len(x_NLD) for x_NLD, _ in found) < part.stop - part.start:
+            raise ActivationsError(
+                f"{part.path}: {at:,} contexts, expected {part.stop:,}, so it was cut; restore it"
+            )
+        if len(found) == 1:
+            return found[0]
+        all_x, all_ids = zip(*found, strict=True)
+        return Piece(np.concatenate(all_x), None if all_ids[0] is None else np.concatenate(all_ids))
+
+
+def cut(part: Part, contexts: int) -> Iterator[Part]:
+    """A part in pieces of at most `contexts` contexts."""
+    for start in range(part.start, part.stop, contexts):
+        yield part._replace(start=start, stop=min(start + contexts, part.stop))
+
+
+def _batches(path: Path, hook: str) -> Iterator[Piece]:
+    """The contexts of a file, as it holds them. Raises ActivationsError if it is damaged."""
+    if path.suffix != ".arrow":
+        for rows_ND in _arrays_in(path):
+            yield Piece(rows_ND[:, None, :], None)
+        return
+    try:
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+            for batch in stream:
+                ids_NL = None
+                if TOKEN_IDS in batch.schema.names:
+                    ids_NL = _numpy(batch.column(TOKEN_IDS), (len(batch), -1))
+                yield Piece(_numpy(batch.column(hook), _shape(batch, hook)), ids_NL)
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise ActivationsError(
+            f"{path}: damaged ({first_line(error)}); restore it, or cache the activations again in"
+            " another folder"
+        ) from error
+
+
+def _shape(batch: pa.RecordBatch, hook: str) -> tuple[int, int, int]:
+    """(N, L, D) of a column."""
+    column = _storage(batch.column(hook))
+    rows = column.flatten()
+    n, total = len(batch), len(rows)
+    length = total // max(1, n)
+    return n, length, len(rows.flatten()) // max(1, total)
+
+
+def _storage(column: Any) -> Any:
+    """Without `datasets`' type of arrays, which exists once that library is imported."""
+    return column.storage if isinstance(column, pa.ExtensionArray) else column
+
+
+def _numpy(column: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A column of lists as an array: a view."""
+    values = _storage(column)
+    while isinstance(values, pa.ListArray | pa.FixedSizeListArray | pa.LargeListArray):
+        values = values.flatten()
+    return values.to_numpy(zero_copy_only=True).reshape(shape)
+
+
+def _arrays_in(path: Path) -> list[np.ndarray]:
+    """The arrays of a .npy or .safetensors file, (N, D), mapped into memory; bfloat16 as uint16.
+
+    Raises: ActivationsError.
+    """
+    try:
+        found = [_npy(path)] if path.suffix == ".npy" else list(_safetensors(path))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ActivationsError(f"{path}: damaged ({first_line(error)}); {_EXPECTED}") from error
+    if not found:
+        raise ActivationsError(f"{path}: no array; {_EXPECTED}")
+    for array in found:
+        if array.ndim != 2 or array.dtype not in _DTYPES.values() or not array.shape[1]:
+            raise ActivationsError(f"{path}: {array.dtype} of shape {array.shape}; {_EXPECTED}")
+    return found
+
+
+def _npy(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)  # of another file, np.load says that it may be a pickle
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.dtype == np.uint16:  # only a .safetensors says that it means bfloat16
+        raise ValueError("uint16")
+    return array
+
+
+def _safetensors(path: Path) -> Iterator[np.ndarray]:
+    """As the format defines it: the header's length in 8 bytes, the header in JSON, the arrays.
+
+    The library's own reader has no bfloat16 in numpy.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} is {entry['dtype']}")
+        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        start, stop = entry["data_offsets"]
+        if math.prod(shape) * dtype.itemsize != stop - start:
+            raise ValueError(f"{name} has another size than its shape")
+        yield np.memmap(path, dtype, "r", 8 + length + start, shape)

@@ -1,0 +1,291 @@
+"""What a folder of activations is, whether it is what a run asks for, and its contexts."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch as t
+from caches import HOOK, OTHER, write_small
+from datasets import Array2D, Dataset, Features, Sequence, Value, load_from_disk
+from safetensors.torch import save_file
+
+from dictionary_learning_ext.activations import stored
+from dictionary_learning_ext.activations.stored import UNKNOWN, FileReader, Part, cut, open_stored
+from dictionary_learning_ext.activations.text import fingerprint_of
+from dictionary_learning_ext.activations.wanted_rows import activations_of
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.errors import ActivationsError
+
+N, L, D = 50, 8, 6
+pytestmark = pytest.mark.usefixtures("no_video")
+
+
+# A cache of `vsae cache`.
+
+
+def test_a_cache_gives_the_settings_of_a_run(small_cache, cached_run):
+    found = open_stored(small_cache)
+    run = replace(RunConfig(hook=HOOK), **found.settings)
+    names = ("model", "data", "text_packing", "ctx_len")
+    assert [getattr(run, name) for name in names] == [getattr(cached_run, name) for name in names]
+    assert run.activations == str(small_cache)
+    assert run.hook == HOOK, "one of two"
+    found.require_fit(run, [run.hook])
+    assert found.tokens["train"] == 4000
+    assert [part.stop for part in found.parts("train")] == [32, 32, 32, 29]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hook": "blocks.2.hook_resid_post"}, f" has {HOOK}, {OTHER}; give one of these"),
+        ({"hook": f"{HOOK},blocks.2.hook_resid_post"}, "hook='blocks.2.hook_resid_post': "),
+        ({"model": "embedded"}, "model='embedded': "),
+        ({"data": "embedded"}, "data='embedded': "),
+        ({"data": __file__}, f"data={__file__!r}: "),
+        ({"ctx_len": 64}, "ctx_len=64: "),
+        ({"text_packing": "truncate"}, "text_packing='truncate': "),
+    ],
+)  # fmt: skip
+def test_what_differs_is_refused_with_the_difference(changes, said, small_cache):
+    found = open_stored(small_cache)
+    run = replace(replace(RunConfig(hook=HOOK), **found.settings), **changes)
+    with pytest.raises(ActivationsError) as raised:
+        found.require_fit(run, run.hook.split(","))
+    assert said in str(raised.value)
+    assert f": the cache {small_cache} has " in str(raised.value)
+
+
+def test_a_text_is_the_same_under_another_name_and_another_if_it_changed(
+    small_cache, cached_run, tmp_path
+):
+    found = open_stored(small_cache)
+    run = replace(RunConfig(hook=HOOK), **found.settings)
+    (tmp_path / "there").mkdir()
+    copy = shutil.copy(cached_run.data, tmp_path / "there")
+    found.require_fit(replace(run, data=str(copy)), [HOOK])
+    with open(copy, "a") as file:
+        file.write("more")
+    with pytest.raises(ActivationsError, match="leave it out"):
+        found.require_fit(replace(run, data=str(copy)), [HOOK])
+    write_small(tmp_path / "cache", replace(cached_run, data=str(copy)), 100)
+    with open(copy, "a") as file:
+        file.write("more")
+    found = open_stored(tmp_path / "cache")
+    run = replace(RunConfig(), **found.settings)
+    assert run.hook == HOOK, "the only one"
+    with pytest.raises(ActivationsError, match="has changed since it was cached"):
+        found.require_fit(run, [run.hook])
+    shutil.rmtree(tmp_path / "there")
+    found.require_fit(run, [run.hook])  # a text that isn't here any more is not needed
+
+
+def test_a_cache_is_read_as_datasets_reads_it(small_cache):
+    features = load_from_disk(str(small_cache)).features
+    assert features[HOOK] == Array2D((32, 16), "float32")
+    assert features["token_ids"] == Sequence(Value("int32"), length=32)
+    rows = load_from_disk(str(small_cache)).with_format("numpy")[32:64]
+    for hook in (HOOK, OTHER):
+        piece = FileReader(hook).read(Part(small_cache / "data-00001.arrow", 0, 32))
+        assert (piece.x_NLD == rows[hook]).all()
+        assert (piece.ids_NL == rows["token_ids"]).all()
+
+
+def test_what_is_read_is_a_view_of_the_file(small_cache):
+    piece = FileReader(HOOK).read(Part(small_cache / "data-00000.arrow", 3, 9))
+    assert not piece.x_NLD.flags.owndata
+    assert not piece.x_NLD.flags.writeable
+
+
+def test_a_part_is_cut_into_pieces_without_a_gap(tmp_path):
+    pieces = [(piece.start, piece.stop) for piece in cut(Part(tmp_path, 3, 12), 4)]
+    assert pieces == [(3, 7), (7, 11), (11, 12)]
+
+
+# A data set that `datasets` saved, as SAELens's runner does.
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """One in batches of 20 contexts, its file, and its arrays."""
+    x = np.random.default_rng(0).standard_normal((N, L, D)).astype(np.float32)
+    ids = np.arange(N * L).reshape(N, L).astype(np.int32)
+    features = {HOOK: Array2D((L, D), "float32"), "token_ids": Sequence(Value("int32"), length=L)}
+    monkeypatch.setattr("datasets.config.DEFAULT_MAX_BATCH_SIZE", 20)
+    rows = Dataset.from_dict({HOOK: x, "token_ids": ids}, Features(features))
+    rows.save_to_disk(str(tmp_path / "theirs"), num_shards=1)
+    (path,) = (tmp_path / "theirs").glob("*.arrow")
+    return path, x, ids
+
+
+def test_any_contexts_of_their_files_are_read_across_their_batches(theirs):
+    path, x, ids = theirs
+    found = open_stored(path.parent)
+    assert (found.kind, found.ctx_len, found.hooks[HOOK].width) == ("SAELens's cache", L, D)
+    assert found.parts("train") == (Part(path, 0, N - 2),)
+    assert found.parts("heldout") == (Part(path, N - 2, N),)
+    reader = FileReader(HOOK)
+    for start, stop in ((0, 50), (0, 1), (15, 45), (49, 50), (20, 40)):
+        piece = reader.read(Part(path, start, stop))
+        assert (piece.x_NLD == x[start:stop]).all()
+        assert (piece.ids_NL == ids[start:stop]).all()
+        copy = activations_of(piece)
+        assert t.equal(copy, t.from_numpy(x[start:stop]))
+        copy.zero_()  # of a copy
+
+
+@pytest.mark.parametrize("keep", [0, 100, 1000])
+def test_a_damaged_file_is_named(keep, theirs):
+    path, *_ = theirs
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ActivationsError) as raised:
+        FileReader(HOOK).read(Part(path, 0, N))
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "restore it" in str(raised.value)
+
+
+def test_a_data_set_that_is_no_cache_is_refused(tmp_path):
+    Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "x"))
+    with pytest.raises(ActivationsError, match=r"without activations \(columns: text\)"):
+        open_stored(tmp_path / "x")
+    x = {name: np.zeros((4, length, D), np.float32) for name, length in ((HOOK, L), (OTHER, 4))}
+    features = {name: Array2D(array.shape[1:], "float32") for name, array in x.items()}
+    Dataset.from_dict(x, Features(features)).save_to_disk(str(tmp_path / "y"))
+    with pytest.raises(ActivationsError, match="contexts of unequal lengths"):
+        open_stored(tmp_path / "y")
+    (tmp_path / "x" / "state.json").write_text("{")
+    with pytest.raises(ActivationsError, match=r"state.json or dataset_info.json is damaged"):
+        open_stored(tmp_path / "x")
+
+
+# A user's own rows.
+
+
+def rows(n, width=D, dtype=np.float32):
+    return np.arange(n * width).reshape(n, width).astype(dtype)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """60 rows in two files."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    np.save(folder / "b.npy", rows(10))
+    np.save(folder / "a.npy", rows(50))
+    return folder
+
+
+def test_own_activations_are_rows_and_the_last_5_percent_are_held_out(own):
+    (own / "notes.txt").write_text("")
+    found = open_stored(own)
+    assert found.kind == "own activations"
+    assert found.tokens == {"train": 57, "heldout": 3}
+    assert found.parts("train") == (Part(own / "a.npy", 0, 50), Part(own / "b.npy", 0, 7))
+    assert found.parts("heldout") == (Part(own / "b.npy", 7, 10),)
+    unknown = {"model": UNKNOWN, "hook": UNKNOWN, "data": str(own)}
+    assert found.settings == unknown | {"activations": str(own)}
+    for name, layer in {"blocks.12.hook_mlp_out": 12, UNKNOWN: 0}.items():
+        assert (found.hook(name).width, found.hook(name).layer) == (D, layer)
+
+
+@pytest.mark.parametrize("dtype", [t.float32, t.float16, t.bfloat16])
+def test_rows_of_a_safetensors_file_are_its_tensors(dtype, tmp_path):
+    tensors = {"b": t.randn(30, D).to(dtype), "a": t.randn(50, D).to(dtype)}
+    path = tmp_path / "x.safetensors"
+    save_file(tensors, path, {"made": "here"})
+    assert open_stored(tmp_path).tokens == {"train": 76, "heldout": 4}
+    found = activations_of(FileReader(UNKNOWN).read(Part(path, 0, 80)))[:, 0]
+    assert found.dtype == dtype
+    assert t.equal(found, t.cat([tensors["a"], tensors["b"]])), "the library sorts them"
+
+
+def test_the_digest_of_own_activations_follows_their_sizes_and_values(own, monkeypatch):
+    before = open_stored(own).digest
+    monkeypatch.setattr(stored, "fingerprint_of", lambda files: pytest.fail("hashed again"))
+    assert open_stored(own).digest == before
+    monkeypatch.setattr(stored, "fingerprint_of", fingerprint_of)
+    np.save(own / "b.npy", rows(11))
+    longer = open_stored(own).digest
+    np.save(own / "b.npy", rows(10) + 1)
+    os.utime(own / "b.npy", (0, 0))  # a file system's clock may be slower than this test
+    assert len({before, longer, open_stored(own).digest}) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (rows(3)[0], "float32 of shape (6,)"),
+        (rows(8).reshape(2, 4, 6), "float32 of shape (2, 4, 6)"),
+        (rows(3, dtype=np.float64), "float64 of shape (3, 6)"),
+        (rows(3, dtype=np.uint16), "damaged (uint16)"),
+        (rows(3, width=0), "float32 of shape (3, 0)"),
+        (np.array([{}]), "damaged ("),
+        (b"1 2 3 4 5 6", "damaged (the magic string is not correct"),  # not called a pickle
+    ],
+)
+def test_what_is_no_array_of_rows_is_refused(content, said, tmp_path):
+    path = tmp_path / "a.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(ActivationsError) as raised:
+        open_stored(tmp_path)
+    assert str(raised.value).startswith(f"{path}: {said}")
+    assert str(raised.value).endswith(
+        "expected rows, (n, D), in float32 or float16, or in bfloat16 in a .safetensors file"
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 4, 20, -3])
+def test_a_truncated_file_is_refused(keep, tmp_path):
+    np.save(tmp_path / "x.npy", rows(4))
+    save_file({"x": t.ones(4, D)}, tmp_path / "x.safetensors")
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ActivationsError, match=r"x.npy: damaged"):
+        open_stored(tmp_path)
+    (tmp_path / "x.npy").unlink()
+    with pytest.raises(ActivationsError, match=r"x.safetensors: damaged"):
+        open_stored(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind"),
+    [
+        ({"x": t.ones(4, 8)}, "width 8 in float32"),
+        ({"x": t.ones(4, D).half()}, "width 6 in float16"),
+        ({"x": t.ones(2, D), "y": t.ones(2, D).bfloat16()}, "width 6 in bfloat16"),
+        ({"x": t.ones(2, D, dtype=t.float64)}, None),
+        ({}, None),
+    ],
+)
+def test_rows_of_several_kinds_are_refused(tensors, kind, own):
+    """The buffer has one: 1e5 in float16 is infinite."""
+    save_file(tensors, own / "c.safetensors")
+    with pytest.raises(ActivationsError) as raised:
+        open_stored(own)
+    said = f"rows of {kind}, expected width 6 in float32 as in a.npy; put each kind into a folder"
+    if kind is None:
+        said = "damaged (x is F64)" if tensors else "no array; expected rows"
+    assert str(raised.value).startswith(f"{own / 'c.safetensors'}: {said}")
+
+
+def test_what_holds_no_activations_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    for folder, problem in {
+        tmp_path / "nowhere": "no such folder",
+        tmp_path / "thesis.tex": "is a file",
+        tmp_path: "holds thesis.tex",
+    }.items():
+        with pytest.raises(ActivationsError) as raised:
+            open_stored(folder)
+        assert str(raised.value) == (
+            f"activations={str(folder)!r}: {problem}; expected a cache (`vsae cache`, or SAELens's"
+            " CacheActivationsRunner) or a folder of .npy or .safetensors files with a row per token"
+        )
+    np.save(tmp_path / "x.npy", rows(1))
+    with pytest.raises(ActivationsError, match="1 contexts or rows, expected at least 2"):
+        open_stored(tmp_path)
