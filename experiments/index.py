@@ -184,6 +184,13 @@ EXPERIMENTS = (
         pages=("fault_injection.md",),
     ),
     Experiment(
+        "robustness.mutants",
+        "How many small faults do the tests notice?",
+        minutes="60",
+        arguments="[--folders NAME ...]",
+        needs="[mutants]",
+    ),
+    Experiment(
         "robustness.memory",
         "How much memory do long runs and large reports take?",
         minutes="27",

@@ -15,8 +15,6 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
 STAGED = [experiment for experiment in EXPERIMENTS if experiment.stages]
 COMMAND = re.compile(r"python -m (experiments\.[\w.]+\w)(?: ([a-z]\w*))?")
-NEEDS = {"language_models.embedded_text": "rdata", "robustness.mutants": "cosmic_ray"}
-"""Experiments whose module imports a package that the tests' environment lacks."""
 
 
 def test_every_file_with_a_command_is_listed():
@@ -32,8 +30,8 @@ def test_every_file_with_a_command_is_listed():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
 def test_a_module_is_imported_and_its_stages_are_those_of_the_index(experiment):
-    if experiment.name in NEEDS:
-        pytest.importorskip(NEEDS[experiment.name])
+    if experiment.name == "language_models.embedded_text":
+        pytest.importorskip("rdata")
     module = importlib.import_module(experiment.module)
     if experiment.stages:
         stages = module.STAGES
