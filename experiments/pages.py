@@ -12,7 +12,6 @@ from typing import Any
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.evaluation.tables import markdown_table
 
-RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- Written by the command above. -->", "<!-- Written by hand. -->"
 LABELS = {key: metric.label for key, metric in METRICS.items()} | {
     # of decoder directions: dictionary_learning_ext.features.geometry
@@ -79,9 +78,11 @@ def write_tables(page: Path, lines: Sequence[str], command: str) -> None:
     if page.exists():
         former = page.read_text(encoding="utf-8")
     block = "\n".join([BEGIN, "", *lines, "", END])
-    text, count = re.subn(f"{BEGIN}.*{END}", lambda _: block, former, flags=re.DOTALL)
+    text, count = re.subn(
+        f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: block, former, flags=re.DOTALL
+    )
     if count != 1:
-        raise ValueError(f"{page}: expected the lines {BEGIN} and {END}, found neither or one")
+        raise ValueError(f"{page}: expected the lines {BEGIN} and {END}, once each")
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     print("\n".join(lines))
