@@ -34,7 +34,7 @@ def returning():
         )
 
     back = {s: [at(s, arm, "returning_0.7") for arm in (BOTH, TOP_K)] for s in CONFIRM}
-    embedded, deep = list(CONFIRM)[0], list(CONFIRM)[-1]
+    embedded, deep = next(iter(CONFIRM)), list(CONFIRM)[-1]
     yield f"[{back[embedded][0]:.0%} instead of TopK's {back[embedded][1]:.0%}](#results)"
     yield (
         f"{back[embedded][0]:.0%} instead of TopK's {back[embedded][1]:.0%} on the embedded model "

@@ -3,7 +3,7 @@
     pip install -e '.[saebench]'
     python -m experiments.better_vsae.bench_embedded train     # what `vsae quickstart` trains (seed 0)
     python -m experiments.better_vsae.bench_embedded bench     # the wall time is in the results
-    python -m experiments.better_vsae.bench_embedded tables    # write its tables again
+    python -m experiments.better_vsae.bench_embedded tables    # write the page's tables again
 
 Runs every evaluation that this model can do, with the size-matched control, and draws the paper's
 figures 3 to 5 beside the page.

@@ -4,7 +4,7 @@
     python -m experiments.language_models.smollm2 runs/smollm2-135m   # the larger model, once
     python -m experiments.better_vsae.bench_noise train     # 10 SAEs for each language model
     python -m experiments.better_vsae.bench_noise bench     # and the floors, with several bench seeds
-    python -m experiments.better_vsae.bench_noise tables    # write its tables again
+    python -m experiments.better_vsae.bench_noise tables    # write the page's tables again
 
     ... bench --model embedded    # one of the two; the other in a process of its own
 

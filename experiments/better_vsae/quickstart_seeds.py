@@ -1,7 +1,7 @@
 """The quickstart's comparison over several seeds: the table in the guide's first steps.
 
     python -m experiments.better_vsae.quickstart_seeds train     # 2 minutes a seed on 2 cores
-    python -m experiments.better_vsae.quickstart_seeds tables    # write its tables again
+    python -m experiments.better_vsae.quickstart_seeds tables    # write the page's tables again
 
 Trains what `vsae quickstart --seed N` trains, for seeds 0, 1 and 2, unless runs/quickstart_seeds
 holds it already.

@@ -2,7 +2,7 @@
 
     python -m experiments.better_vsae.search_and_confirm train     # search, then confirm
     python -m experiments.better_vsae.search_and_confirm bench     # SAE Bench of what confirm trained
-    python -m experiments.better_vsae.search_and_confirm tables    # write its tables again
+    python -m experiments.better_vsae.search_and_confirm tables    # write the page's tables again
 
     ... search     # many settings, two seeds each: pick one of each size
     ... confirm    # TopK, point and the pick, on eight fresh seeds

@@ -3,7 +3,7 @@
     pip install gguf accelerate
     python -m experiments.language_models.smollm2 runs/smollm2-135m        # the language model, once
     python -m experiments.language_models.attention_sinks train    # train, measure, write the page
-    python -m experiments.language_models.attention_sinks tables   # write its tables again
+    python -m experiments.language_models.attention_sinks tables   # write the page's tables again
 
 TopK and the preset `recommended` as it was then are trained on all tokens, and without those whose norm is over 10
 times the median. The language model reads the text once: its activations are kept in a file, and all

@@ -2,7 +2,7 @@
 written down before the confirmation.
 
     python -m experiments.reproducibility.study train      # search, confirm, length: about 30 hours
-    python -m experiments.reproducibility.study tables     # write its tables again
+    python -m experiments.reproducibility.study tables     # write the page's tables again
 
     ... search                                  # one pair of seeds of every candidate
     ... confirm --setting "embedded, blocks.0"  # settings whose name begins so; all if left out

@@ -1,7 +1,7 @@
 """Does a run that is killed at any moment end as if it had not been? kill -9, many times.
 
     python -m experiments.robustness.fault_injection train     # about 10 minutes on 2 cores
-    python -m experiments.robustness.fault_injection tables    # write its tables again
+    python -m experiments.robustness.fault_injection tables    # write the page's tables again
 
 One run of two SAEs from one buffer on the embedded language model is killed over and over. A child
 process notes what it is doing: a step, a fill, or a save. One of these is drawn at random, and the

@@ -1,7 +1,7 @@
 """One shared-buffer sweep against single runs, and the agents' command lines, for real.
 
     python -m experiments.robustness.sweep_embedded train     # about 15 minutes on 2 cores
-    python -m experiments.robustness.sweep_embedded tables    # write its tables again
+    python -m experiments.robustness.sweep_embedded tables    # write the page's tables again
 
 1. `vsae sweep sweeps/embedded.yaml`: 12 SAEs from one buffer, timed as a process.
 2. The same 12 as wandb's agent runs them, one after the other, timed. The command line is what

@@ -4,7 +4,7 @@
     vsae train --preset quickstart --architecture top_k --hook blocks.2.hook_resid_post \\
         --save-dir runs/layer2
     python -m experiments.robustness.synthesis_reach bench     # 4 minutes
-    python -m experiments.robustness.synthesis_reach tables    # write its tables again
+    python -m experiments.robustness.synthesis_reach tables    # write the page's tables again
 
 For 50 random live features of each SAE: the activation at the last of the hard tokens, relative to
 the largest in 100,000 held-out tokens, and the same for the best of as many random sequences.

@@ -1,7 +1,7 @@
 """A training step on a GPU: tokens/s beside other libraries', peak memory, syncs, and the CPU's result.
 
     python -m experiments.speed.step_on_gpu bench     # about 3 minutes on one GPU
-    python -m experiments.speed.step_on_gpu tables    # write its tables again
+    python -m experiments.speed.step_on_gpu tables    # write the page's tables again
 
 It ends at once where there is no GPU. SAELens and sparsify are measured where they are installed, as in
 `step_time.py`. The rows of each size take turns. A step's syncs are counted in a profiler's trace: the

@@ -2,7 +2,7 @@
 `StepForm` rest on.
 
     python -m experiments.speed.step_parts bench     # about 3 minutes
-    python -m experiments.speed.step_parts tables    # write its tables again
+    python -m experiments.speed.step_parts tables    # write the page's tables again
 
 1. The three products of a code with weights, k-sparse and dense, in fp32 and bf16:
    `sparse_density` and `sparse_projection_density`.
