@@ -31,7 +31,7 @@ test-saebench: .venv-saebench/installed
 		$(addprefix tests/,sae_bench export run_folder/test_sae_lens_folder.py activations/test_text_files.py \
 			activations/test_text.py activations/test_stored.py activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' \
-			experiments/test_probes.py experiments/test_size_matched.py activations/test_synthetic_run.py \
+			experiments/test_reproducibility_parts.py experiments/test_size_matched.py activations/test_synthetic_run.py \
 			evaluation/test_ground_truth.py \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN
@@ -56,7 +56,7 @@ test-gpu: .venv/installed-dev
 # How many small faults the tests notice, out of a random sample: about an hour on two cores.
 # With MUTANTS='--folders evaluation', for example, only those of some sub-packages.
 mutants: .venv/installed-mutants
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python tests/mutants/run.py $(MUTANTS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m experiments.robustness.mutants $(MUTANTS)
 
 # With mkdocs, since the type check reads what the tests of the guide import. Last, whether wrong calls of
 # the public names are flagged.

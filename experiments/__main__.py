@@ -14,8 +14,8 @@ def facts(experiment: Experiment) -> list[str]:
     lines = [experiment.command, f"{experiment.minutes} minutes"]
     if experiment.needs:
         lines[-1] += f"; needs {experiment.needs}"
-    for kind, name in (("raw results", experiment.raw), ("page", experiment.page)):
-        if name:
+    for kind, names in (("raw results", experiment.raw), ("page", experiment.pages)):
+        for name in names:
             file = (ROOT / "experiments" / "results" / name).resolve()
             is_there = "" if file.exists() else " (not there yet)"
             lines.append(f"{kind}: {file.relative_to(ROOT)}{is_there}")
@@ -26,7 +26,7 @@ def listing() -> list[str]:
     lines = [
         "Every experiment: its question, command, minutes on 2 cores, needs and results.",
         "Stages: train trains SAEs and measures them, bench runs SAE Bench or a benchmark, tables",
-        "writes the page again from the raw results. `python -m experiments NAME` shows one in full.",
+        "writes the pages' tables again from the raw results. `python -m experiments NAME` shows one in full.",
     ]
     for experiment in EXPERIMENTS:
         lines += ["", experiment.question, *(f"    {line}" for line in facts(experiment))]

@@ -18,12 +18,12 @@ class Experiment:
     """On 2 cores, all stages together."""
     stages: tuple[str, ...] = ()
     """`train` trains SAEs and measures them, `bench` runs SAE Bench on them, or a benchmark, `tables` writes
-    the page again from the raw results; then parts of `train` that can be run alone."""
+    the pages' tables again from the raw results; then parts that can be run alone."""
     arguments: str = ""
     """What the command takes; of one with stages, what a stage can't do without."""
     needs: str = ""
-    page: str = ""
-    """In experiments/results; the raw results have the same name with .json."""
+    pages: tuple[str, ...] = ()
+    """In experiments/results; the raw results have the same names with .json."""
 
     @property
     def module(self) -> str:
@@ -37,13 +37,15 @@ class Experiment:
 
     @property
     def measured_by(self) -> str:
-        """The commands that make the raw results, in Markdown: a page's first line."""
+        """The commands that make the raw results, in Markdown: a new page's first line."""
         first, *others = [stage for stage in self.stages if stage in ("train", "bench")]
         return ", ".join([f"`python -m {self.module} {first}`", *(f"`{s}`" for s in others)])
 
     @property
-    def raw(self) -> str:
-        return self.page.replace(".md", ".json") if "tables" in self.stages else ""
+    def raw(self) -> tuple[str, ...]:
+        if "tables" not in self.stages:
+            return ()
+        return tuple(page.replace(".md", ".json") for page in self.pages)
 
 
 EXPERIMENTS = (
@@ -53,7 +55,7 @@ EXPERIMENTS = (
         minutes="1800",
         stages=("train", "tables", "search", "confirm", "probes", "length", "stronger"),
         needs="caches of activations, see experiments/reproducibility/PROTOCOL.md; [saebench] for probes",
-        page="reproducibility.md",
+        pages=("reproducibility.md",),
     ),
     Experiment(
         "paper.reproduce_paper",
@@ -61,14 +63,14 @@ EXPERIMENTS = (
         minutes="179",
         stages=("train", "bench", "tables"),
         needs="[saebench] for bench",
-        page="reproduce_paper.md",
+        pages=("reproduce_paper.md",),
     ),
     Experiment(
         "paper.selection_churn",
         "Does reconstruction fall because noise changes which features win?",
         minutes="5",
         stages=("train", "tables"),
-        page="selection_churn.md",
+        pages=("selection_churn.md",),
     ),
     Experiment(
         "better_vsae.search_and_confirm",
@@ -76,7 +78,7 @@ EXPERIMENTS = (
         minutes="166",
         stages=("train", "bench", "tables", "search", "confirm"),
         needs="[saebench] for bench",
-        page="better_vsae.md",
+        pages=("better_vsae.md",),
     ),
     Experiment(
         "better_vsae.full_size",
@@ -84,14 +86,14 @@ EXPERIMENTS = (
         minutes="231",
         stages=("train", "tables"),
         needs="runs/smollm2-135m, from experiments.language_models.smollm2",
-        page="full_size.md",
+        pages=("full_size.md",),
     ),
     Experiment(
         "better_vsae.baselines",
         "Where do TopK and the vSAEs stand among other SAEs of the same budget?",
         minutes="18",
         stages=("train", "tables"),
-        page="baselines.md",
+        pages=("baselines.md",),
     ),
     Experiment(
         "better_vsae.bench_embedded",
@@ -99,7 +101,7 @@ EXPERIMENTS = (
         minutes="25",
         stages=("train", "bench", "tables"),
         needs="[saebench]",
-        page="bench_embedded.md",
+        pages=("bench_embedded.md",),
     ),
     Experiment(
         "better_vsae.bench_noise",
@@ -107,14 +109,14 @@ EXPERIMENTS = (
         minutes="75",
         stages=("train", "bench", "tables"),
         needs="[saebench], runs/smollm2-135m",
-        page="bench_noise.md",
+        pages=("bench_noise.md",),
     ),
     Experiment(
         "better_vsae.quickstart_seeds",
         "How much does the quickstart's comparison vary over seeds?",
         minutes="6",
         stages=("train", "tables"),
-        page="quickstart_seeds.md",
+        pages=("quickstart_seeds.md",),
     ),
     Experiment(
         "ground_truth.match_to_truth",
@@ -122,22 +124,21 @@ EXPERIMENTS = (
         minutes="30",
         stages=("train", "tables"),
         needs="[synthetic]",
-        page="match_to_truth.md",
+        pages=("match_to_truth.md",),
     ),
     Experiment(
         "speed.step_time",
-        "How long does a training step take: ours, upstream's, SAELens's, sparsify's?",
-        minutes="10",
-        stages=("bench", "tables"),
+        "How long does a step take beside other libraries', how does it grow, does it learn as much?",
+        minutes="23",
+        stages=("bench", "tables", "busy", "memory", "scaling", "quality"),
         needs="sae-lens and eai-sparsify, where they are to be measured",
-        page="benchmark_step.md",
-    ),
-    Experiment(
-        "speed.busy_machine",
-        "How much longer does a step take when another process is busy?",
-        minutes="3",
-        stages=("bench", "tables"),
-        page="benchmark_busy.md",
+        pages=(
+            "benchmark_step.md",
+            "benchmark_busy.md",
+            "benchmark_memory.md",
+            "benchmark_scaling.md",
+            "benchmark_quality.md",
+        ),
     ),
     Experiment(
         "speed.step_on_gpu",
@@ -145,91 +146,56 @@ EXPERIMENTS = (
         minutes="3",
         stages=("bench", "tables"),
         needs="a GPU",
-        page="benchmark_gpu.md",
-    ),
-    Experiment(
-        "speed.step_memory",
-        "How much memory does a training step take in a wide dictionary?",
-        minutes="2",
-        stages=("bench", "tables"),
-        page="benchmark_memory.md",
-    ),
-    Experiment(
-        "speed.step_scaling",
-        "How does a step's time grow with the dictionary and with k?",
-        minutes="5",
-        stages=("bench", "tables"),
-        page="benchmark_scaling.md",
+        pages=("benchmark_gpu.md",),
     ),
     Experiment(
         "speed.step_parts",
         "Which form of each part of a step is fastest, and where do they cross?",
         minutes="3",
         stages=("bench", "tables"),
-        page="benchmark_parts.md",
-    ),
-    Experiment(
-        "speed.step_quality",
-        "Does the fast step learn what upstream's and fp32's learn?",
-        minutes="3",
-        stages=("train", "tables"),
-        page="benchmark_quality.md",
+        pages=("benchmark_parts.md",),
     ),
     Experiment(
         "speed.whole_runs",
-        "How long do whole runs take, language model and all, against upstream's trainSAE?",
-        minutes="10",
-        stages=("bench", "tables"),
-        page="benchmark_pipeline.md",
+        "How long do whole runs take against upstream's trainSAE, and where does the time go?",
+        minutes="13",
+        stages=("bench", "tables", "profile"),
+        pages=("benchmark_pipeline.md", "benchmark_train.md"),
     ),
     Experiment(
-        "speed.train_profile",
-        "Where does the time of a whole vsae train go?",
-        minutes="3",
-        stages=("bench", "tables"),
-        page="benchmark_train.md",
-    ),
-    Experiment(
-        "speed.processes",
-        "How much faster are two processes than one, and what do they send?",
-        minutes="3",
-        stages=("bench", "tables"),
-        page="benchmark_processes.md",
-    ),
-    Experiment(
-        "speed.cache",
-        "How fast are activations read from disk, and what does a cache save?",
-        minutes="8",
-        stages=("bench", "tables"),
-        page="benchmark_cache.md",
+        "speed.scale",
+        "What do two processes and a cache of activations save?",
+        minutes="11",
+        stages=("bench", "tables", "processes"),
+        pages=("benchmark_processes.md", "benchmark_cache.md"),
     ),
     Experiment(
         "robustness.same_numbers",
         "Do two commits give the same numbers, bit for bit?",
         minutes="8",
         arguments="BEFORE [AFTER]",
-        page="same_numbers.md",
+        pages=("same_numbers.md",),
     ),
     Experiment(
         "robustness.fault_injection",
         "Does a run that is killed at any moment end as if it had not been?",
         minutes="10",
         stages=("train", "tables"),
-        page="fault_injection.md",
+        pages=("fault_injection.md",),
     ),
     Experiment(
-        "robustness.memory_of_long_runs",
-        "Does a run that is ten times longer need more memory?",
-        minutes="5",
-        stages=("train", "tables"),
-        page="memory_of_long_runs.md",
+        "robustness.mutants",
+        "How many small faults do the tests notice?",
+        minutes="60",
+        arguments="[--folders NAME ...]",
+        needs="[mutants]",
     ),
     Experiment(
-        "robustness.report_memory",
-        "How much memory does it take to collect the features of a report?",
-        minutes="22",
-        stages=("bench", "tables"),
-        page="report_memory.md",
+        "robustness.memory",
+        "How much memory do long runs and large reports take?",
+        minutes="27",
+        stages=("bench", "tables", "runs"),
+        pages=("report_memory.md", "memory_of_long_runs.md"),
     ),
     Experiment(
         "robustness.synthesis_reach",
@@ -237,14 +203,14 @@ EXPERIMENTS = (
         minutes="4",
         stages=("bench", "tables"),
         needs="the four run folders that its file names",
-        page="synthesis_reach.md",
+        pages=("synthesis_reach.md",),
     ),
     Experiment(
         "robustness.sweep_embedded",
         "Do one shared-buffer sweep and wandb's agent give the same SAEs, and how fast is each?",
         minutes="15",
         stages=("train", "tables"),
-        page="sweep_embedded.md",
+        pages=("sweep_embedded.md",),
     ),
     Experiment(
         "language_models.embedded_text",
@@ -271,19 +237,13 @@ EXPERIMENTS = (
         minutes="12",
         stages=("train", "tables"),
         needs="runs/smollm2-135m, from experiments.language_models.smollm2",
-        page="attention_sinks.md",
+        pages=("attention_sinks.md",),
     ),
     Experiment(
         "settings_plots",
         "What do sigma, beta, noise_on and kl_scope do? The guide's plots, from the raw results of others.",
         minutes="1",
-        page="../../docs/settings.md",
-    ),
-    Experiment(
-        "write_results",
-        "Writes experiments/RESULTS.md from its template and the raw results of all.",
-        minutes="1",
-        page="../RESULTS.md",
+        pages=("../../docs/settings.md",),
     ),
 )
 

@@ -1,25 +1,52 @@
-"""What the experiments' pages are made of: tables, numbers over seeds, checked sentences, plots."""
+"""The pages of results: their tables are written here from the raw results, their prose by hand.
 
+The tables stand between two comments of a page. What is around them is never touched.
+"""
+
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.evaluation.tables import markdown_table
 
-RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- Written by the command above. -->", "<!-- Written by hand. -->"
+LABELS = {key: metric.label for key, metric in METRICS.items()} | {
+    # of decoder directions: dictionary_learning_ext.features.geometry
+    "dispersion": "dispersion",
+    "agreement": "agreement of seeds",
+    "within": "within",
+    "excess": "agreement - within",
+    # SAE Bench's, as experiments average them over N, or over the number of features
+    "sae_probes": "sae_probes",
+    "scr": "SCR, N = 2 and 5",
+    "scr_matched": "SCR, size-matched",
+    "tpp": "TPP, all N",
+    "tpp_matched": "TPP, size-matched",
+}
+"""What the pages call a metric of metrics.json, or of an experiment's own."""
+DIGITS = {"l0": 1, "description_length": 1}
+"""Default: 3."""
+SHOWN = (
+    "fve",
+    "fve_sampled",
+    "frac_recovered",
+    "cossim",
+    "alive",
+    "near_dead_0.1",
+    "near_dead_0.5",
+    "stability_rms",
+    "dispersion",
+    "agreement",
+)
+"""What the tables of trained SAEs show, in this order."""
 
 
-class ClaimError(ValueError):
-    """A sentence of a page says what the raw results no longer show."""
-
-
-def write(page: str | Path, lines: Sequence[str]) -> None:
-    """Print the lines and write them to `page`, a file in results/ or a full path."""
-    path = RESULTS / page
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+def labels_of(names: Iterable[str]) -> list[str]:
+    """A table's columns."""
+    return [LABELS[name] for name in names]
 
 
 def table(corner: str, rows: dict[str, list[str]], columns: list[str]) -> list[str]:
@@ -29,7 +56,7 @@ def table(corner: str, rows: dict[str, list[str]], columns: list[str]) -> list[s
 
 
 def spread(values: Sequence[float | None], digits: int = 3) -> str:
-    """Mean and standard deviation; empty if the metric does not apply."""
+    """Mean and standard deviation over seeds; empty if the metric does not apply."""
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values):
         return ""
@@ -41,21 +68,24 @@ def each(values: Sequence[float | None], digits: int = 3) -> str:
     return " / ".join("" if value is None else f"{value:.{digits}f}" for value in values)
 
 
-def claim(sentence: str, *, holds: bool) -> str:
-    """The sentence, if the numbers show it.
+def write_tables(page: Path, lines: Sequence[str], command: str) -> None:
+    """Print the lines, and put them between the page's two comments.
 
-    Every sentence that states a direction ("higher", "loses", "at all three sizes") goes through
-    this, so that no page contradicts its own numbers.
-
-    Raises:
-        ClaimError: they don't.
+    Args:
+        command: what measures, in Markdown: the first line of a page that is not there yet.
     """
-    if not holds:
-        raise ClaimError(
-            f"the page says {sentence!r}, and the raw results do not show it. Expected them to agree: "
-            "rewrite the sentence where it stands, with its condition"
-        )
-    return sentence
+    former = f"{command}\n\n{BEGIN}\n{END}\n"
+    if page.exists():
+        former = page.read_text(encoding="utf-8")
+    block = "\n".join([BEGIN, "", *lines, "", END])
+    text, count = re.subn(
+        f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: block, former, flags=re.DOTALL
+    )
+    if count != 1:
+        raise ValueError(f"{page}: expected the lines {BEGIN} and {END}, once each")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
+    print("\n".join(lines))
 
 
 def save_plot(figure: Any, path: Path, dpi: int) -> None:

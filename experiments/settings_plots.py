@@ -2,8 +2,8 @@
 
     python -m experiments.settings_plots
 
-Nothing is trained. A plot varies one setting, and shows each seed as a dot and their mean as a line. Its
-caption, with the date and the other settings, stands below it in docs/settings.md.
+Nothing is trained. A plot varies one setting, and shows each seed as a dot and their mean as a line; dashed
+is TopK of the same runs. docs/settings.md has the plots with the dates and the other settings.
 """
 
 import statistics
@@ -14,9 +14,11 @@ from typing import Any
 
 from experiments import raw_results
 from experiments.pages import save_plot
+from experiments.paper.reproduced_figures import rows_at
 from experiments.raw_results import RESULTS
 
 IMAGES = Path(__file__).parents[1] / "docs" / "img"
+RATIO = "noise_to_signal"
 COLOURS = ("#3b6fb6", "#d1603d", "#5a9e6f")
 
 Row = dict[str, Any]
@@ -34,7 +36,6 @@ class SettingPlot:
     metrics: dict[str, str]
     """A panel for each: the metric's key and the label of its axis."""
     curves: Callable[[], dict[str, Points]]
-    caption: Callable[[], str]
     values: tuple[str, ...] = ()
     """The labels of the values 0, 1, …, if they aren't numbers."""
     top_k: Callable[[], dict[str, list[Row]]] = dict
@@ -52,25 +53,16 @@ def search(size: str, models: dict[float, str]) -> Points:
 
 
 def noise_by_place() -> dict[str, Points]:
-    """Noise that stays, of each noise_on."""
-    points: dict[str, Points] = {}
+    """Noise that stays, of each noise_on: by the noise_to_signal of a sigma, its mean over seeds."""
+    by_sigma: dict[str, dict[float, list[Row]]] = {}
     for row in read("selection_churn")["rows"]:
         if row["noise_on"] != "TopK":
-            of_place = points.setdefault(row["noise_on"], {})
-            of_place.setdefault(row["noise_to_signal"], []).append(row)
-    by_sigma = {place: _by(rows, "sigma") for place, rows in points.items()}
-    return {place: _mean_ratio(rows) for place, rows in by_sigma.items()}
-
-
-def _by(points: Points, name: str) -> Points:
-    found: Points = {}
-    for row in (row for rows in points.values() for row in rows):
-        found.setdefault(row[name], []).append(row)
-    return found
-
-
-def _mean_ratio(by_sigma: Points) -> Points:
-    return {statistics.mean(r["noise_to_signal"] for r in rows): rows for rows in by_sigma.values()}
+            of_place = by_sigma.setdefault(row["noise_on"], {})
+            of_place.setdefault(row["sigma"], []).append(row)
+    return {
+        place: {statistics.mean(row[RATIO] for row in rows): rows for rows in of_sigma.values()}
+        for place, of_sigma in by_sigma.items()
+    }
 
 
 def noise_by_level() -> dict[str, Points]:
@@ -109,47 +101,19 @@ def kl_scope() -> dict[str, Points]:
     rows = read("reproduce_paper")["rows"]
     return {
         f"F = {multiple}D, k/F = 1/{ratio}": {
-            i: [
-                r
-                for r in rows
-                if (r["model"], r["multiple"], r["ratio"]) == (model, multiple, ratio)
-            ]
-            for i, model in enumerate(models)
+            i: rows_at(rows, model, multiple, ratio) for i, model in enumerate(models)
         }
         for multiple, ratio in ((4, 8), (16, 32))
     }
 
 
-def churn_setting() -> str:
-    settings = read("selection_churn")["settings"]
-    return f"{settings['date']}; {settings['setting']}"
-
-
-def search_setting() -> str:
-    about = read("better_vsae")["stages"]["search"]
-    return (
-        f"{about['date']}, commit {about['commit']}; embedded model, blocks.0.hook_resid_post, D = 128, "
-        "F = 512, 1,000 steps of 1,024 tokens, lr 2e-3, sqrt_d, seeds (100, 101); 20,000 held-out tokens"
-    )
-
-
-def paper_setting() -> str:
-    settings = read("reproduce_paper")["settings"]
-    return f"{settings['date']}, commit {settings['commit']}; {settings['setting']}"
-
-
 FVE, NEAR_DEAD = {"fve": "FVE"}, {"near_dead_0.5": "near-dead < 0.5"}
-RATIO = "noise_to_signal"
 PLOTS = (
     SettingPlot(
         "sigma",
         RATIO,
         FVE | {"near_dead_0.1": "near-dead < 0.1"},
         noise_by_level,
-        lambda: (
-            f"Noise on the selection, no KL, k/F = 1/32; dashed: TopK of the same runs. Noise that "
-            f"stays: {churn_setting()}. Noise that fades away over the first half: {search_setting()}."
-        ),
         top_k=top_k_by_level,
     ),
     SettingPlot(
@@ -157,7 +121,6 @@ PLOTS = (
         RATIO,
         FVE | {"near_dead_0.1": "near-dead < 0.1"},
         noise_by_place,
-        lambda: f"Noise that stays to the end; dashed: TopK. {churn_setting()}.",
         top_k=lambda: {"both": top_k_of_churn()},
     ),
     SettingPlot(
@@ -165,17 +128,12 @@ PLOTS = (
         "beta",
         FVE | NEAR_DEAD | {"agreement": "agreement of seeds"},
         beta,
-        lambda: (
-            "KL on the selected features, beside noise on the selection of noise_to_signal 0.03 that "
-            f"fades away. {search_setting()}."
-        ),
     ),
     SettingPlot(
         "kl_scope",
         "",
         FVE | {"near_dead_0.1": "near-dead < 0.1"} | NEAR_DEAD,
         kl_scope,
-        lambda: f"posterior point, rectified, beta 1: the paper's public code. {paper_setting()}.",
         values=("TopK", "all", "selected"),
     ),
 )
@@ -218,7 +176,7 @@ def main() -> None:
     for plot in PLOTS:
         path = IMAGES / f"{plot.name}.png"
         draw(plot, path)
-        print(f"wrote {path}\n{plot.caption()}")
+        print(path)
 
 
 if __name__ == "__main__":

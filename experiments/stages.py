@@ -6,7 +6,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,7 @@ from experiments import pages, raw_results
 from experiments.index import find
 
 Content = dict[str, Any]
-
-
-def no_options(_: ArgumentParser) -> None:
-    """Of an experiment that has none."""
+Measure = Callable[[Namespace], None]
 
 
 def in_child(name: str, *words: str) -> str:
@@ -35,26 +32,34 @@ def in_child(name: str, *words: str) -> str:
 
 
 @dataclass(frozen=True)
+class Page:
+    """What is shown of a file of raw results, on the page beside it."""
+
+    tables: Callable[[Content], list[str]]
+    """The page's lines between its two comments, from the raw results alone."""
+    draw: Callable[[Content, Path], None] | None = None
+    """Draws the page's plots, from the raw results; takes the page's path too."""
+
+
+@dataclass(frozen=True)
 class Stages:
-    """What an experiment does in each stage. After every stage the page is written.
+    """What an experiment does in each stage. After every stage its pages are written.
 
     `train` trains SAEs and measures them. `bench` runs SAE Bench on them, or is a benchmark. Both write
-    the raw results. `tables` does nothing more than to write the page from these.
+    raw results. `tables` does nothing more than to write the pages from these.
     """
 
     name: str
     """In the index."""
-    measure: dict[str, Callable[[Namespace], None]]
-    """Every stage but `tables`: it writes the raw results."""
-    page: Callable[[Content], list[str]]
-    """The lines of the page below its command, from the raw results alone."""
-    draw: Callable[[Content, Path], None] | None = None
-    """Draws the plots of the page, from the raw results; takes the page's path too."""
-    options: Callable[[ArgumentParser], None] = no_options
+    measure: dict[str, Measure]
+    """Every stage but `tables`: it writes raw results."""
+    pages: dict[str, Page]
+    """By the name of the raw results and of the page, in results/."""
+    options: Callable[[ArgumentParser], object] | None = None
     raw_of: Callable[[Namespace], Path] | None = None
-    """Where the raw results are, if the options say so (default: the index says it)."""
-    child: Callable[[str], object] | None = None
-    """What a process of its own prints, for `in_child(NAME, STAGE, "--only", PART)`."""
+    """Where the raw results of the one page are, if the options say so."""
+    child: dict[str, Callable[[str], object]] = field(default_factory=dict)
+    """What a process of its own prints, for `in_child(NAME, STAGE, "--only", PART)`, by stage."""
 
     def parse(self, words: Sequence[str]) -> Namespace:
         """The arguments; an unknown stage is an error that lists those there are."""
@@ -64,48 +69,37 @@ class Stages:
             description=about.question,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
-        stages = [*self.measure, "tables"]
-        parser.add_argument("stage", nargs="?", help=f"one of {', '.join(stages)}")
-        if self.child is not None:
+        parser.add_argument("stage", choices=[*self.measure, "tables"])
+        if self.child:
             parser.add_argument("--only", help="measure this part in this process and print it")
-        self.options(parser)
-        arguments = parser.parse_args(words)
-        if arguments.stage not in stages:
-            given = f"no stage {arguments.stage}" if arguments.stage else "no stage given"
-            parser.error(
-                f"{given}; expected one of {', '.join(stages)}, "
-                f"e.g. python -m {about.module} {stages[0]}"
-            )
-        return arguments
-
-    def raw(self, arguments: Namespace) -> Path:
-        if self.raw_of is not None:
-            return self.raw_of(arguments)
-        return raw_results.RESULTS / find(self.name).raw
+        if self.options is not None:
+            self.options(parser)
+        return parser.parse_args(words)
 
     def run(self, words: Sequence[str] | None = None) -> None:
         """Run the stage that is named on the command line."""
         arguments = self.parse(sys.argv[1:] if words is None else words)
-        if self.child is not None and arguments.only is not None:
-            print(self.child(arguments.only))
+        stage = arguments.stage
+        if self.child and arguments.only is not None:
+            print(self.child[stage](arguments.only))
             return
-        raw = self.raw(arguments)
-        if arguments.stage != "tables":
-            self.measure[arguments.stage](arguments)
-        if arguments.stage == "tables" or raw.exists():
-            self.write_page(raw)
-
-    def lines(self, content: Content) -> list[str]:
-        """The whole page."""
-        return [find(self.name).measured_by, "", *self.page(content)]
-
-    def write_page(self, raw: Path) -> None:
-        if not raw.exists():
+        if stage != "tables":
+            self.measure[stage](arguments)
+        raws = {name: raw_results.RESULTS / f"{name}.json" for name in self.pages}
+        if self.raw_of is not None:
+            raws = dict.fromkeys(raws, self.raw_of(arguments))
+        there = {name: raw for name, raw in raws.items() if raw.exists()}
+        if stage == "tables" and not there:
             raise SystemExit(
-                f"{raw} isn't there. Expected the raw results of an earlier run; to make them, type: "
-                f"python -m {find(self.name).module} {next(iter(self.measure))}"
+                f"no raw results in {', '.join(map(str, raws.values()))}: expected those of an earlier "
+                f"run; to make them, type: python -m {find(self.name).module} {next(iter(self.measure))}"
             )
-        content, page = raw_results.read(raw), raw.with_suffix(".md")
-        if self.draw is not None:
-            self.draw(content, page)
-        pages.write(page, self.lines(content))
+        for name, raw in there.items():
+            self.write_page(name, raw)
+
+    def write_page(self, name: str, raw: Path) -> None:
+        content, path = raw_results.read(raw), raw.with_suffix(".md")
+        page = self.pages[name]
+        if page.draw is not None:
+            page.draw(content, path)
+        pages.write_tables(path, page.tables(content), find(self.name).measured_by)

@@ -98,7 +98,7 @@ def test_the_readmes_test_commands_are_in_the_makefile():
 
 
 def test_the_results_are_those_of_the_results_page():
-    """RESULTS.md is made from the raw results; the guide and the README repeat some of its numbers."""
+    """The guide repeats numbers of RESULTS.md; those of the README are in test_readme_numbers."""
     results = (ROOT / "experiments/RESULTS.md").read_text(encoding="utf-8")
     text = (ROOT / "docs/science.md").read_text(encoding="utf-8")
     numbers = set(re.findall(r"-?\d\.\d{3,4}", text))

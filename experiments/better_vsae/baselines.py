@@ -1,7 +1,7 @@
 """The SAEs of the paper's related work, trained in the same loop on the same batches.
 
     python -m experiments.better_vsae.baselines train     # train, measure, write the page
-    python -m experiments.better_vsae.baselines tables    # write the page again from the raw results
+    python -m experiments.better_vsae.baselines tables    # write the page's tables again
 
 TopK, BatchTopK, Matryoshka and ReLU + L1 are upstream's trainers. JumpReLU is trained by upstream's
 trainer, and by trainers/upstream.py, which applies the threshold once. The purely variational SAE is
@@ -17,10 +17,9 @@ from typing import Any
 
 from dictionary_learning_ext import RunConfig
 from experiments import raw_results
-from experiments.metrics import DIGITS, labels_of
-from experiments.pages import spread, table
+from experiments.pages import DIGITS, labels_of, spread, table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import folder_name, metrics_of, sae_config, train_missing
 
 STEPS, SEEDS, D, F, K, EVAL_TOKENS = 500, (0, 1, 2), 128, 512, 16, 20_000
@@ -109,7 +108,6 @@ def measure(_: argparse.Namespace) -> None:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
     rows, settings = content["rows"], content["settings"]
 
     def cell(model: str, metric: str) -> str:
@@ -121,17 +119,13 @@ def tables(content: dict[str, Any]) -> list[str]:
     models = list(dict.fromkeys(row["model"] for row in rows))
     cells = {model: [cell(model, metric) for metric in METRICS] for model in models}
     return [
-        f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
-        "deviation over seeds. Near-dead is against each SAE's own L0 where it has no k. Description "
-        "length (nats per token; less is better) compares SAEs of unlike L0. It is defined in "
-        "dictionary_learning_ext/evaluation. Where all features are on it says nothing, and is left out. "
-        "VAEase's L0 is its number of active dimensions: features whose gate is above 0.05.",
+        f"{about_line(settings)}; {settings['setting']}.",
         "",
         *table("", cells, labels_of(METRICS)),
     ]
 
 
-STAGES = Stages("better_vsae.baselines", {"train": measure}, tables)
+STAGES = Stages("better_vsae.baselines", {"train": measure}, {"baselines": Page(tables)})
 
 if __name__ == "__main__":
     STAGES.run()

@@ -3,7 +3,7 @@
     pip install -e '.[saebench]'
     python -m experiments.better_vsae.bench_embedded train     # what `vsae quickstart` trains (seed 0)
     python -m experiments.better_vsae.bench_embedded bench     # the wall time is in the results
-    python -m experiments.better_vsae.bench_embedded tables    # write the page again
+    python -m experiments.better_vsae.bench_embedded tables    # write the page's tables again
 
 Runs every evaluation that this model can do, with the size-matched control, and draws the paper's
 figures 3 to 5 beside the page.
@@ -19,7 +19,7 @@ from dictionary_learning_ext.config.presets import quickstart
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import train_missing
 
 STEPS, SEED = 1000, 0
@@ -51,11 +51,9 @@ def measure(_: argparse.Namespace) -> None:
         "columns": columns_of(outcome),
         "controls": controls,
         "failures": outcome.failure_lines(),
-        "figures": [
-            path.name for path in write_figures(outcome, controls.values(), RAW.with_suffix(""))
-        ],
     }
     raw_results.write(RAW, content)
+    write_figures(outcome, controls.values(), RAW.with_suffix(""))
 
 
 def is_measure(name: str) -> bool:
@@ -85,7 +83,6 @@ def verdicts(columns: dict[str, dict[str, float]]) -> dict[str, list[str]]:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
     settings, columns = content["settings"], content["columns"]
     seconds = ", ".join(f"{name} {own:.0f} s" for name, own in settings["wall_seconds"].items())
     controls = [f"`{control}` is `{label}`" for label, control in content["controls"].items()]
@@ -101,22 +98,21 @@ def tables(content: dict[str, Any]) -> list[str]:
         "",
         *table("", cells, list(columns)),
         "",
-        "A column named _topN is the SAE beside it masked to its N most used features, N being how "
-        f"many the SAE that uses fewest uses: {'; '.join(controls) or 'no SAE uses more'}. "
-        "The random SAE is an untrained TopK SAE of the same size, the identity's features are the "
-        "128 activations themselves.",
+        f"Masked to equally many features: {'; '.join(controls) or 'none'}.",
         "",
         "## What each measure can tell apart at this size",
         "",
         *table("measure", verdicts(columns), ["random", "TopK", "identity", ""]),
         "",
         *(f"Couldn't be measured: {line}." for line in content["failures"]),
-        "",
-        *(f"![{Path(name).stem}](bench_embedded/{name})" for name in content["figures"]),
     ]
 
 
-STAGES = Stages("better_vsae.bench_embedded", {"train": train_quickstart, "bench": measure}, tables)
+STAGES = Stages(
+    "better_vsae.bench_embedded",
+    {"train": train_quickstart, "bench": measure},
+    {"bench_embedded": Page(tables)},
+)
 
 if __name__ == "__main__":
     STAGES.run()

@@ -30,14 +30,13 @@ _TOP_K = Look("TopK", "green", "^")  # as in SAE Bench's plots
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def write_figures(outcome: BenchResults, dashed: Collection[str], folder: Path) -> list[Path]:
-    """Draw the figures from core, SCR and TPP; return the files.
+def write_figures(outcome: BenchResults, dashed: Collection[str], folder: Path) -> None:
+    """Draw the figures from core, SCR and TPP.
 
     Arguments:
         dashed: labels of SAEs whose curves are dashed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
     with plt.rc_context(_STYLE):
         for name, figure in {
             "figure_3_reconstruction.png": _reconstruction(outcome),
@@ -46,8 +45,6 @@ def write_figures(outcome: BenchResults, dashed: Collection[str], folder: Path) 
         }.items():
             figure.savefig(folder / name, dpi=150)
             plt.close(figure)
-            written.append(folder / name)
-    return written
 
 
 def _reconstruction(outcome: BenchResults) -> Any:

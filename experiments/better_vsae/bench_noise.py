@@ -4,7 +4,7 @@
     python -m experiments.language_models.smollm2 runs/smollm2-135m   # the larger model, once
     python -m experiments.better_vsae.bench_noise train     # 10 SAEs for each language model
     python -m experiments.better_vsae.bench_noise bench     # and the floors, with several bench seeds
-    python -m experiments.better_vsae.bench_noise tables    # write the page again
+    python -m experiments.better_vsae.bench_noise tables    # write the page's tables again
 
     ... bench --model embedded    # one of the two; the other in a process of its own
 
@@ -36,7 +36,7 @@ from experiments import raw_results
 from experiments.better_vsae.bench_embedded import is_measure
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import TEXTS, sae_config, train_missing
 
 RAW, RUNS = RESULTS / "bench_noise.json", Path("runs/bench_noise")
@@ -285,15 +285,7 @@ def verdicts_of(values: Values, metric: str) -> tuple[bool, bool]:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
-    lines = [
-        "Noise of the bench: standard deviation over the evaluation's own seeds, which draw from the same "
-        "texts, so the real noise is larger. Noise of training: over the SAEs' seeds, on the same bench "
-        "seeds. Above the floors: every trained kind is above the best of the three floors (random, "
-        f"random with the spectrum of the first SAE's decoder, frozen random decoder) by more than {CLEAR:g} "
-        "times the noise of training. Kinds differ: Tukey's range test at 5%, for each measure alone. "
-        "Floors are measured with one bench seed. The identity is a ceiling of the reconstruction only.",
-    ]
+    """A section for each language model."""
     columns = [
         *ARMS,
         "noise of the bench",
@@ -302,27 +294,13 @@ def tables(content: dict[str, Any]) -> list[str]:
         "above the floors",
         "kinds differ",
     ]
+    lines = []
     for name, place in content["places"].items():
         values, settings = place["values"], place["settings"]
         rows = {metric: row_of(values, metric) for metric in metrics_of(values)}
-        lines += ["", f"## {name}", "", f"{settings['setting']}. {about_line(settings)}.", ""]
-        lines += [*table("measure", rows, columns), "", *conclusions(values)]
-    return lines
-
-
-def conclusions(values: Values) -> list[str]:
-    """Which measures can tell what apart, in words."""
-    verdicts = {name: verdicts_of(values, name) for name in metrics_of(values)}
-
-    def those(which: int, says: bool) -> str:
-        return ", ".join(name for name, found in verdicts.items() if found[which] is says) or "none"
-
-    return [
-        f"- These tell every trained kind from the floors: {those(0, True)}.",
-        f"- These do not: {those(0, False)}.",
-        f"- These tell the trained kinds apart: {those(1, True)}.",
-        f"- These do not: {those(1, False)}.",
-    ]
+        lines += [f"## {name}", "", f"{settings['setting']}. {about_line(settings)}.", ""]
+        lines += [*table("measure", rows, columns), ""]
+    return lines[:-1]
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -330,7 +308,10 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 STAGES = Stages(
-    "better_vsae.bench_noise", {"train": train_saes, "bench": bench_saes}, tables, options=options
+    "better_vsae.bench_noise",
+    {"train": train_saes, "bench": bench_saes},
+    {"bench_noise": Page(tables)},
+    options,
 )
 
 if __name__ == "__main__":

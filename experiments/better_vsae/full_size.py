@@ -2,14 +2,12 @@
 
     python -m experiments.language_models.smollm2 runs/smollm2-135m   # the language model, once
     python -m experiments.better_vsae.full_size train     # train, measure, write the page
-    python -m experiments.better_vsae.full_size tables    # write the page again from the raw results
+    python -m experiments.better_vsae.full_size tables    # write the page's tables again
 
     ... train --k 64    # one of the two k; the other in a process of its own beside it
 
 42 SAEs (seven models, k = 64 and 256, three seeds) of F = 4D at blocks.0.hook_resid_post, D = 576, all
-trained on the same batches: those of one buffer for each k, from the same seed. "TopK" is posterior
-point, rectified, beta 0: upstream's TopK to rounding in float32 (tests/test_variational_top_k.py), from
-the same code as the others.
+trained on the same batches: those of one buffer for each k, from the same seed.
 
 What is trained or measured is not done again. A training that was stopped continues with
 `vsae train --resume runs/full_size/STEPS_steps/kK`. Then run the stage again.
@@ -36,10 +34,9 @@ from dictionary_learning_ext.evaluation.measure import measure as measure_saes
 from dictionary_learning_ext.features.geometry import agreement, dispersion
 from dictionary_learning_ext.run_folder.writing import write_json
 from experiments import raw_results
-from experiments.metrics import LABELS, SHOWN, labels_of
-from experiments.pages import save_plot, spread, table
+from experiments.pages import LABELS, SHOWN, labels_of, save_plot, spread, table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import (
     directions_of,
     folder_name,
@@ -172,30 +169,18 @@ def values(rows: list[dict[str, Any]], metric: str, model: str, k: int) -> list[
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
     rows, settings = content["rows"], content["settings"]
     tokens, text_tokens = settings["tokens"], settings["text_tokens"]
     lines = [
-        f"{about_line(settings)}; {settings['setting']}. All are trained on "
-        f"the same {tokens:,} tokens: {tokens / text_tokens:.2f} passes over the shipped books, "
-        f"{text_tokens:,} tokens of this model's, in a new order each pass. Mean ± standard "
-        "deviation over seeds.",
-        "",
-        "`TopK` is posterior point, rectified, beta 0: upstream's TopK to rounding in float32 "
-        "(tests/test_variational_top_k.py), from the same code as the others. `point, beta 0.01` "
-        "has its ReLU too, the others have none; `both` is the vSAE of the paper's equations. beta is "
-        "the weight of a KL on all features, KL of one on the selected, annealed linearly over the "
-        "first tenth. A number after selection is k sigma² / D of noise on the selection at its start; "
-        "it falls to 0 over the first half. `selection 0.1, KL 0.01` was the preset `recommended` then, at "
-        "this size, `point, KL 0.01` the same without noise. Agreement of seeds is the mean cosine of "
-        "decoder directions with the next seed's, matched one to one; random directions reach "
-        f"{settings['agreement_by_chance']:.3f}.",
+        f"{about_line(settings)}; {settings['setting']}. {tokens:,} tokens for training: "
+        f"{tokens / text_tokens:.2f} passes over the shipped books, {text_tokens:,} tokens of this "
+        f"model's. Agreement of seeds of random directions: {settings['agreement_by_chance']:.3f}.",
         "",
     ]
     for k in sorted({row["k"] for row in rows}):
         cells = {model: [spread(values(rows, m, model, k)) for m in SHOWN] for model in MODELS}
         lines += [*table(f"k = {k}", cells, labels_of(SHOWN)), ""]
-    return [*lines, "![FVE and near-dead features of each model, by k](full_size.png)"]
+    return lines[:-1]
 
 
 def draw(content: dict[str, Any], page: Path) -> None:
@@ -233,8 +218,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 STAGES = Stages(
     "better_vsae.full_size",
     {"train": measure},
-    tables,
-    draw,
+    {"full_size": Page(tables, draw)},
     options,
     raw_of=lambda arguments: arguments.raw,
 )

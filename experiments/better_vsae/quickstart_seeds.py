@@ -1,7 +1,7 @@
 """The quickstart's comparison over several seeds: the table in the guide's first steps.
 
     python -m experiments.better_vsae.quickstart_seeds train     # 2 minutes a seed on 2 cores
-    python -m experiments.better_vsae.quickstart_seeds tables    # write the page again
+    python -m experiments.better_vsae.quickstart_seeds tables    # write the page's tables again
 
 Trains what `vsae quickstart --seed N` trains, for seeds 0, 1 and 2, unless runs/quickstart_seeds
 holds it already.
@@ -15,10 +15,9 @@ from typing import Any
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.config.presets import quickstart
 from experiments import raw_results
-from experiments.metrics import labels_of
-from experiments.pages import each, table
+from experiments.pages import each, labels_of, table
 from experiments.raw_results import RESULTS
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import metrics_of, train_missing
 
 SEEDS, STEPS = (0, 1, 2), 1000
@@ -39,7 +38,6 @@ def measure(_: argparse.Namespace) -> None:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
     rows = content["rows"]
     cells = {
         f"`{model}`": [each([r[metric] for r in rows if r["model"] == model]) for metric in METRICS]
@@ -53,7 +51,9 @@ def tables(content: dict[str, Any]) -> list[str]:
     ]
 
 
-STAGES = Stages("better_vsae.quickstart_seeds", {"train": measure}, tables)
+STAGES = Stages(
+    "better_vsae.quickstart_seeds", {"train": measure}, {"quickstart_seeds": Page(tables)}
+)
 
 if __name__ == "__main__":
     STAGES.run()

@@ -2,7 +2,7 @@
 
     python -m experiments.better_vsae.search_and_confirm train     # search, then confirm
     python -m experiments.better_vsae.search_and_confirm bench     # SAE Bench of what confirm trained
-    python -m experiments.better_vsae.search_and_confirm tables    # write the page again
+    python -m experiments.better_vsae.search_and_confirm tables    # write the page's tables again
 
     ... search     # many settings, two seeds each: pick one of each size
     ... confirm    # TopK, point and the pick, on eight fresh seeds
@@ -32,18 +32,15 @@ from experiments.better_vsae.candidates import (
     SEARCHED,
     SIZES,
     TOP_K,
-    D,
     partner_of,
     sae_of,
     without_noise,
 )
 from experiments.better_vsae.success_criteria import CONFIRM_SEEDS, MEASURES, SEARCH_SEEDS
-from experiments.metrics import LABELS, labels_of
-from experiments.pages import claim, table
+from experiments.pages import LABELS, labels_of, table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import (
-    TEXTS,
     directions_of,
     folder_name,
     metrics_of,
@@ -159,60 +156,18 @@ def effect(values: list[float]) -> str:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
+    """What was run when, the search, and the confirmation with its tests."""
     rows = content["rows"]
-    stages = [f"- {stage}: {about_line(own)}" for stage, own in content["stages"].items()]
-    return [*stages, "", *details(rows)]
-
-
-def details(rows: list[dict[str, Any]]) -> list[str]:
-    """What was run, and the tables, below the list of stages."""
-    lines = [
-        f"Embedded model, blocks.0.hook_resid_post, D = {D}, 1,000 steps of 1,024 tokens (500 at F = 32D), "
-        f"lr 2e-3, sqrt_d; {EVAL_TOKENS:,} held-out tokens; SCR and TPP with {TEXTS[0]} and {TEXTS[1]} "
-        "texts. A number after selection, both or values is noise_to_signal = k sigma^2 / D in training; "
-        "KL is beta of a KL on the selected features. Unless a name says otherwise, selection and both are "
-        "annealed to 0 over the first half, TopK has upstream's ReLU and the others have none, and a "
-        "feature is dead for AuxK after a tenth of the run's tokens without firing. In 1,000 steps at "
-        "F = 4D no feature stays silent so long: "
-        f"{claim('AuxK on and off are the same there', holds=aux_k_changes_nothing(rows))}. "
-        "Agreement of seeds is the mean cosine of decoder directions with another seed's, matched one to "
-        "one; within, of a direction with its nearest in the same dictionary. Masking to equal numbers of "
-        "features in use leaves the few most attributed ones as they are: "
-        f"{claim('size-matched SCR is SCR', holds=size_matching_leaves_scr(rows))}.",
+    return [
+        *(f"- {stage}: {about_line(own)}" for stage, own in content["stages"].items()),
         "",
         f"## Search (seeds {SEARCH_SEEDS})",
         "",
         *search_tables(rows),
         f"## Confirmation (seeds {CONFIRM_SEEDS})",
         "",
-        "`no worse`: p of a one-sided sign-flip test of sampled - TopK + margin. `better`: the larger "
-        "of the p values against TopK and against point; `corrected`: Holm's, over the goal's "
-        "measures of one size, not over the three sizes. The least p that eight pairs can give is "
-        f"{2.0**-8:.4f}. Agreements are tested on the pairs of seeds that share no SAE: eight at "
-        "F = 4D, k/F = 1/8 (with seeds 8 to 15), four elsewhere (each seed's is with the next), whose least "
-        f"p is {2.0**-4:.4f}, so that there agreement can't pass. Differences are signed so that more is "
-        "better.",
-        "",
-        *confirmation_tables(rows),
+        *confirmation_tables(rows)[:-1],
     ]
-    return lines[:-1]
-
-
-def aux_k_changes_nothing(rows: list[dict[str, Any]]) -> bool:
-    """TopK with AuxK and without it are equal in every metric, where both were searched."""
-
-    def metrics(model: str, size: str) -> list[dict[str, Any]]:
-        own = [r for r in rows if (r["stage"], r["model"], r["size"]) == ("search", model, size)]
-        return [{name: row.get(name) for name in MEASURES} for row in own]
-
-    sizes = [row["size"] for row in rows if row["model"] == "TopK without AuxK"]
-    return all(metrics("TopK", size) == metrics("TopK without AuxK", size) for size in sizes)
-
-
-def size_matching_leaves_scr(rows: list[dict[str, Any]]) -> bool:
-    """SCR at small N is the same after masking, in every run."""
-    return all(row["scr"] == row["scr_matched"] for row in rows if row["stage"] == "bench")
 
 
 def search_tables(rows: list[dict[str, Any]]) -> list[str]:
@@ -259,7 +214,7 @@ STAGES = Stages(
         "search": search,
         "confirm": confirm,
     },
-    tables,
+    {"better_vsae": Page(tables)},
 )
 
 if __name__ == "__main__":

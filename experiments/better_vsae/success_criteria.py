@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.better_vsae.candidates import SIZES
-from experiments.metrics import LABELS
+from experiments.pages import LABELS
 from experiments.paired_tests import holm, sign_flip
 
 SEARCH_SEEDS, CONFIRM_SEEDS = (100, 101), (0, 1, 2, 3, 4, 5, 6, 7)

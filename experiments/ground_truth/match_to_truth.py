@@ -1,7 +1,7 @@
 """Does a feature that returns from other seeds match a true feature better?
 
     python -m experiments.ground_truth.match_to_truth train     # train, measure, write the page
-    python -m experiments.ground_truth.match_to_truth tables    # write the page again from the raw results
+    python -m experiments.ground_truth.match_to_truth tables    # write the page's tables again
 
 The arms of experiments/reproducibility (TopK without ReLU, the chosen penalty alone, its noise alone, both)
 are trained on `synthetic:small`, each from several seeds, and each seed on samples of its own. Of every
@@ -31,10 +31,9 @@ from dictionary_learning_ext.features.reproducibility import (
     reproducibility,
 )
 from experiments import raw_results
-from experiments.metrics import labels_of
-from experiments.pages import each, table
+from experiments.pages import each, labels_of, table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import directions_of, metrics_of, sae_config, train_missing
 
 MODEL, STEPS, SEEDS, K, F = "synthetic:small", 2000, 4, 8, 1024
@@ -123,8 +122,7 @@ def both_matches(across_F: np.ndarray, true_F: np.ndarray) -> dict[str, Any]:
     return {"correlation": float(ranks.statistic), "bins": of_bins}
 
 
-def page(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
+def tables(content: dict[str, Any]) -> list[str]:
     rows, settings = content["rows"], content["settings"]
     of_model = {
         model: [row for row in rows if row["model"] == model]
@@ -143,14 +141,9 @@ def page(content: dict[str, Any]) -> list[str]:
         for name in BINS
     }
     return [
-        f"{about_line(settings)}; {settings['setting']}. One number a seed.",
-        "",
-        "The correlation is Spearman's, over the features of an SAE: of their match across seeds with "
-        "their match with the truth.",
+        f"{about_line(settings)}; {settings['setting']}.",
         "",
         *table("", whole, [*labels_of(METRICS), "PW-MCC", "correlation"]),
-        "",
-        "Features by their match across seeds:",
         "",
         *table("match across seeds", by_bin, ["share of features", "mean match with the truth"]),
     ]
@@ -168,8 +161,8 @@ def options(parser: ArgumentParser) -> None:
 STAGES = Stages(
     "ground_truth.match_to_truth",
     {"train": measure},
-    page,
-    options=options,
+    {"match_to_truth": Page(tables)},
+    options,
     raw_of=lambda arguments: arguments.raw,
 )
 

@@ -3,7 +3,7 @@
     pip install gguf accelerate
     python -m experiments.language_models.smollm2 runs/smollm2-135m        # the language model, once
     python -m experiments.language_models.attention_sinks train    # train, measure, write the page
-    python -m experiments.language_models.attention_sinks tables   # write the page again
+    python -m experiments.language_models.attention_sinks tables   # write the page's tables again
 
 TopK and the preset `recommended` as it was then are trained on all tokens, and without those whose norm is over 10
 times the median. The language model reads the text once: its activations are kept in a file, and all
@@ -39,7 +39,7 @@ from dictionary_learning_ext.trainers.upstream import build_trainer
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 
 MULTIPLE, BATCH, LR, CTX_LEN, AT_ONCE = 10.0, 1024, 1e-3, 128, 16
 MODELS = ("TopK", "recommended")
@@ -194,8 +194,7 @@ def norms_by_layer(model: LanguageModel) -> list[dict[str, float]]:
     return found
 
 
-def page(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
+def tables(content: dict[str, Any]) -> list[str]:
     settings, rows, norms = content["settings"], content["rows"], content["norms"]
 
     def three(value: float | None) -> str:
@@ -214,12 +213,11 @@ def page(content: dict[str, Any]) -> list[str]:
     }
     columns = ["FVE, all tokens", "FVE, no sinks", "CE recovered, sinks replaced"]
     columns += ["CE recovered, sinks left alone", "alive", "near-dead < 0.1"]
-    ratios = {norm["layer"]: norm["largest"] / norm["median"] for norm in norms}
     by_layer = {
         f"blocks.{int(norm['layer'])}.hook_resid_post": [
             f"{norm['median']:.1f}",
             f"{norm['largest']:.1f}",
-            f"{ratios[norm['layer']]:.1f}",
+            f"{norm['largest'] / norm['median']:.1f}",
             f"{norm['far']:.4f}",
             f"{norm['far_at_0']:.3f}",
         ]
@@ -227,25 +225,15 @@ def page(content: dict[str, Any]) -> list[str]:
         if norm["layer"] in SHOWN_LAYERS
     }
     heads = ["median norm", "largest norm", "ratio", "share over 10 medians", "at position 0"]
-    has_sinks = "has such tokens" if ratios[0] > MULTIPLE else "has no such tokens"
     return [
         f"{about_line(settings)}; {settings['setting']}.",
         "",
         f"Of the {settings['tokens']:,} tokens read for training, {settings['sinks']:,} have a norm over "
-        f"{MULTIPLE:g} times the median of the {AT_ONCE * CTX_LEN:,} tokens read together. "
-        '"No sinks" leaves them out of training or of FVE. In CE, "replaced" puts the SAE\'s '
-        'reconstruction (or zero) at every position; "left alone" keeps the sinks\' own activations. '
-        'An SAE trained without sinks was never meant to reconstruct them, so the column "sinks '
-        'replaced" measures what it was not trained for. Alive and near-dead are measured without sinks.',
+        f"{MULTIPLE:g} times the median of the {AT_ONCE * CTX_LEN:,} tokens read together.",
         "",
         *table(f"blocks.{settings['layer']}", cells, columns),
         "",
-        "The norms by layer, on held-out text:",
-        "",
         *table("", by_layer, heads),
-        "",
-        f"Layer 0, where [full_size.md](full_size.md) trains, {has_sinks}: its largest norm is "
-        f"{ratios[0]:.1f} times the median.",
     ]
 
 
@@ -270,8 +258,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 STAGES = Stages(
     "language_models.attention_sinks",
     {"train": train_and_measure},
-    page,
-    options=options,
+    {"attention_sinks": Page(tables)},
+    options,
     raw_of=lambda arguments: arguments.raw,
 )
 

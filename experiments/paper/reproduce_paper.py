@@ -10,12 +10,12 @@
 TopK against the vSAE of the paper's equations (fixed sigma = 1, noise on both) and of its public code
 (point, rectified), KL on all features, linear KL annealing, at k/F = 1/32 to 1/4 with F = 4D, and at
 k/F = 1/32 with F = 16D, the other reading of its dictionary. Everything else is shared: batches,
-initial weights of a seed, optimiser, AuxK. The page holds the claims (paper_claims.py) and the paper's
-figures 3 to 5 and 8 to 11. Another language model's results go to files that carry its name.
+initial weights of a seed, optimiser, AuxK. The page has the tables, the paper's figures 3 to 5 and 8 to
+11, and the verdicts on the paper's claims, which are frozen. Another language model's results go to
+files that carry its name.
 """
 
 import argparse
-import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,11 @@ from dictionary_learning_ext.activations.run_inputs import open_model
 from dictionary_learning_ext.config.presets import PRESETS
 from dictionary_learning_ext.features.geometry import agreement, dispersion
 from experiments import raw_results
-from experiments.metrics import SHOWN, labels_of
-from experiments.pages import spread, table
-from experiments.paper import paper_claims, reproduced_figures
-from experiments.paper.paper_results import AS_STATED, BENCHED, PaperResults
+from experiments.pages import SHOWN, labels_of, spread, table
+from experiments.paper import reproduced_figures
+from experiments.paper.reproduced_figures import AS_STATED, rows_at
 from experiments.raw_results import RESULTS, about, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import (
     directions_of,
     folder_name,
@@ -43,6 +42,8 @@ from experiments.trained_saes import (
 )
 
 SEEDS, EVAL_TOKENS = (0, 1, 2, 3, 4), 20_000
+BENCHED = 8
+"""F/k of SCR and TPP, at F = 4D: the paper's k = 256."""
 MODELS: dict[str, dict[str, Any]] = {
     "TopK": {"architecture": "top_k"},
     "equations, beta 0.01": {"beta": 0.01},
@@ -179,15 +180,13 @@ def bench_as_stated(arguments: argparse.Namespace) -> None:
     content = raw_results.read(raw)
     width = open_model(run_of(lm))[1].activation_dim
     rows = content["bench"]
-    done = {(row["ratio"], row["seed"]) for row in rows}
-    for ratio, seed in itertools.product(BENCHED, SEEDS):
-        if (ratio, seed) in done:
-            continue
+    done = {row["seed"] for row in rows}
+    for seed in (seed for seed in SEEDS if seed not in done):
         F = 4 * width
-        folders = {m: runs / f"F{F}" / name_of(m, F // ratio, seed) for m in AS_STATED}
+        folders = {m: runs / f"F{F}" / name_of(m, F // BENCHED, seed) for m in AS_STATED}
         found = benched(folders, ("scr", "tpp", "sparse_probing"), EVAL_TOKENS)
         for model, (own, matched) in found.items():
-            row = {"model": model, "multiple": 4, "ratio": ratio, "seed": seed}
+            row = {"model": model, "multiple": 4, "ratio": BENCHED, "seed": seed}
             row["scr"] = curve(own["scr"], "scr")
             row["scr_matched"] = curve(matched["scr"], "scr")
             row["tpp"] = curve(own["tpp"], "total_metric")
@@ -200,50 +199,28 @@ def bench_as_stated(arguments: argparse.Namespace) -> None:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
-    raw, settings = PaperResults(content), content["settings"]
-    chance = settings["agreement_by_chance"].items()
-    lines = [
-        f"{about_line(settings)}; {settings['setting']}. Mean ± standard "
-        "deviation over seeds; all seeds see the same batches. `equations` is the vSAE of the paper's "
-        "equations, `code` what its public code ran. Agreement of seeds is the mean cosine of decoder "
-        "directions with the next seed's, matched one to one; random directions reach "
-        + ", ".join(f"{value:.3f} at F = {multiple}D" for multiple, value in chance)
-        + ".",
-        "",
-    ]
+    """Mean and spread over seeds of every cell's metrics; SCR and TPP by N."""
+    settings = content["settings"]
+    lines = [f"{about_line(settings)}; {settings['setting']}.", ""]
     for (multiple, ratio), models in GRID.items():
-        rows = {
-            model: [spread(raw.of(metric, model, multiple, ratio)) for metric in SHOWN]
-            for model in models
-        }
-        corner = f"F = {multiple}D, k/F = 1/{ratio}"
-        lines += [*table(corner, rows, labels_of(SHOWN)), ""]
-    if content["bench"]:
-        lines += [*bench_tables(raw), ""]
-    lines += ["## Claim by claim", ""]
-    lines += [
-        paper_claims.legend(raw),
-        "",
-        *paper_claims.claims_table(raw),
-    ]
-    lines += ["", "## Its figures, from these runs", ""]
-    return lines + [f"![{name}](reproduce_paper/{name}.png)" for name in reproduced_figures.NAMES]
-
-
-def bench_tables(raw: PaperResults) -> list[str]:
-    """SCR, TPP and probing, by k/F and N."""
-    lines = []
-    for ratio in BENCHED:
-        rows: dict[str, list[str]] = {}
-        for model in AS_STATED:
-            own = raw.bench(model, 4, ratio)
-            for name in ("scr", "scr_matched", "tpp", "tpp_matched"):
-                values = {n: [row[name][n] for row in own] for n in own[0][name]}
-                rows[f"{model}: {name.replace('_', ', ')}"] = [spread(v) for v in values.values()]
-        columns = [f"N = {n}" for n in raw.bench("TopK", 4, ratio)[0]["scr"]]
-        lines += [*table(f"F = 4D, k/F = 1/{ratio}", rows, columns), ""]
-    return lines
+        cells = {}
+        for model in models:
+            own = rows_at(content["rows"], model, multiple, ratio)
+            cells[model] = [spread([row[metric] for row in own]) for metric in SHOWN]
+        lines += [*table(f"F = {multiple}D, k/F = 1/{ratio}", cells, labels_of(SHOWN)), ""]
+    chance = settings["agreement_by_chance"].items()
+    by_size = ", ".join(f"{value:.3f} at F = {multiple}D" for multiple, value in chance)
+    lines.append(f"Agreement of seeds of random directions: {by_size}.")
+    if not content["bench"]:
+        return lines
+    cells = {}
+    for model in AS_STATED:
+        own = rows_at(content["bench"], model, 4, BENCHED)
+        for name in ("scr", "scr_matched", "tpp", "tpp_matched"):
+            by_n = [spread([row[name][n] for row in own]) for n in own[0][name]]
+            cells[f"{model}: {name.replace('_', ', ')}"] = by_n
+    columns = [f"N = {n}" for n in content["bench"][0]["scr"]]
+    return [*lines, "", *table(f"F = 4D, k/F = 1/{BENCHED}", cells, columns)]
 
 
 def draw(content: dict[str, Any], page: Path) -> None:
@@ -257,8 +234,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 STAGES = Stages(
     "paper.reproduce_paper",
     {"train": measure, "bench": bench_as_stated},
-    tables,
-    draw,
+    {"reproduce_paper": Page(tables, draw)},
     options,
     raw_of=lambda arguments: place_of(arguments.lm)[1],
 )

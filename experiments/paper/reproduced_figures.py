@@ -14,16 +14,24 @@ from sklearn.metrics import silhouette_score
 
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.report.analysis import analyse
-from experiments.metrics import LABELS
-from experiments.pages import save_plot
-from experiments.paper.paper_results import AS_STATED, PaperResults
+from experiments.pages import LABELS, save_plot
 
-NAMES = ("figure_3", "figure_4_5", "figure_8_9", "figure_10_11")
+Row = dict[str, Any]
+AS_STATED = ("TopK", "equations, beta 1", "code, beta 1")
+"""TopK, and the paper's two vSAEs: of its equations, and of its public code."""
+RATIOS = (32, 16, 8, 4)
+"""F/k at F = 4D."""
 MAP_TOKENS = 20_000
 COLOURS = dict(zip(AS_STATED, ("tab:blue", "tab:red", "tab:orange"), strict=True))
 
 
-def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
+def rows_at(rows: Sequence[Row], model: str, multiple: int, ratio: int) -> list[Row]:
+    """The rows of a model at F/D and F/k, one per seed."""
+    wanted = (model, multiple, ratio)
+    return [row for row in rows if (row["model"], row["multiple"], row["ratio"]) == wanted]
+
+
+def measure(folders: Sequence[Path], seed: int) -> list[Row]:
     """Of each SAE: the largest activation of every feature, and its t-SNE map with 10 clusters.
 
     As the paper did: 20,000 tokens, KMeans on the map. Maps of one call have equally many features.
@@ -37,7 +45,7 @@ def measure(folders: Sequence[Path], seed: int) -> list[dict[str, Any]]:
         mean = one.statistics.mean_F.numpy()[geometry.features]
         labels = geometry.map_cluster - 1  # the raw file counts from 0
         members = [labels == c for c in range(labels.max() + 1)]
-        row: dict[str, Any] = {
+        row: Row = {
             "largest": [round(float(v), 2) for v in one.statistics.max_F if not np.isnan(v)],
             "cluster_sizes": np.bincount(labels).tolist(),
             "cluster_utilisation": [float(used[own].mean()) for own in members],
@@ -67,12 +75,12 @@ def draw(content: dict[str, Any], folder: Path) -> None:
 
 def figure_3(content: dict[str, Any]) -> Any:
     """CE score, FVE, cosine and living features against k/F, mean and spread over seeds."""
-    raw, ratios = PaperResults(content), (32, 16, 8, 4)
     shown = ("frac_recovered", "fve", "cossim", "alive")
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     for axis, name in zip(axes, shown, strict=True):
         for model in AS_STATED:
-            values = np.array([raw.of(name, model, 4, ratio) for ratio in ratios])
+            at = [rows_at(content["rows"], model, 4, ratio) for ratio in RATIOS]
+            values = np.array([[row[name] for row in rows] for rows in at])
             axis.errorbar(
                 range(4),
                 values.mean(1),
@@ -84,7 +92,7 @@ def figure_3(content: dict[str, Any]) -> Any:
         axis.set(
             title=LABELS[name],
             xticks=range(4),
-            xticklabels=[f"1/{r}" for r in ratios],
+            xticklabels=[f"1/{r}" for r in RATIOS],
             xlabel="k/F",
         )
     axes[0].legend()
@@ -93,12 +101,11 @@ def figure_3(content: dict[str, Any]) -> Any:
 
 def figure_4_5(content: dict[str, Any]) -> Any:
     """SCR, TPP, TPP's intended and unintended effects against N, at k/F = 1/8."""
-    raw = PaperResults(content)
     shown = {"scr": "SCR", "tpp": "TPP", "tpp_intended": "intended", "tpp_unintended": "unintended"}
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
     for axis, (name, label) in zip(axes, shown.items(), strict=True):
         for model in AS_STATED:
-            rows = [row[name] for row in raw.bench(model, 4, 8)]
+            rows = [row[name] for row in rows_at(content["bench"], model, 4, 8)]
             means = [statistics.mean(row[n] for row in rows) for n in rows[0]]
             axis.plot(range(len(means)), means, color=COLOURS[model], marker=".", label=model)
             axis.set(xticks=range(len(means)), xticklabels=list(rows[0]), xlabel="N ablated")
@@ -107,7 +114,7 @@ def figure_4_5(content: dict[str, Any]) -> Any:
     return figure
 
 
-def figure_8_9(maps: list[dict[str, Any]]) -> Any:
+def figure_8_9(maps: list[Row]) -> Any:
     """Histograms of the largest activation of each living feature, seed 0."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3))
     for axis, model in zip(axes, AS_STATED, strict=True):
@@ -117,7 +124,7 @@ def figure_8_9(maps: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def figure_10_11(maps: list[dict[str, Any]]) -> Any:
+def figure_10_11(maps: list[Row]) -> Any:
     """t-SNE of the features: clusters, utilisation, mean activation, cluster utilisation, seed 0."""
     figure, axes = plt.subplots(len(maps), 4, figsize=(13, 3.1 * len(maps)))
     for row_axes, row in zip(axes, maps, strict=True):

@@ -1,7 +1,7 @@
 """Does reconstruction fall because noise changes which features win? FVE against selection stability.
 
     python -m experiments.paper.selection_churn train     # train, measure, write the page
-    python -m experiments.paper.selection_churn tables    # write the page again from the raw results
+    python -m experiments.paper.selection_churn tables    # write the page's tables again
 
 Six noise levels that stay to the end, on both, on the values, and on the selection. There is no KL, so
 noise is the only difference. TopK stands beside them. All are trained from one buffer, with two seeds.
@@ -20,10 +20,9 @@ import torch as t
 
 from dictionary_learning_ext import RunConfig
 from experiments import raw_results
-from experiments.metrics import labels_of
-from experiments.pages import each, save_plot, table
+from experiments.pages import each, labels_of, save_plot, table
 from experiments.raw_results import RESULTS, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 from experiments.trained_saes import metrics_of, sae_config, train_missing
 
 STEPS, SEEDS, K, D, F = 500, (0, 1), 16, 128, 512
@@ -59,8 +58,7 @@ def measure(_: argparse.Namespace) -> None:
     raw_results.write(RESULTS / "selection_churn.json", {"settings": head, "rows": rows})
 
 
-def page(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
+def tables(content: dict[str, Any]) -> list[str]:
     rows, settings = content["rows"], content["settings"]
 
     def cells_of(noise_on: str, sigma: float) -> list[str]:
@@ -72,13 +70,11 @@ def page(content: dict[str, Any]) -> list[str]:
         for sigma in SIGMAS:
             cells[f"{noise_on}, sigma {sigma}"] = cells_of(noise_on, sigma)
     return [
-        f"{about_line(settings)}; {settings['setting']}. One number a seed.",
+        f"{about_line(settings)}; {settings['setting']}.",
         "",
         *table("noise on", cells, labels_of(METRICS)),
         "",
         *correlations(rows),
-        "",
-        "![FVE against selection stability](selection_churn.png)",
     ]
 
 
@@ -112,7 +108,9 @@ def draw(content: dict[str, Any], page: Path) -> None:
     save_plot(figure, page.with_suffix(".png"), dpi=110)
 
 
-STAGES = Stages("paper.selection_churn", {"train": measure}, page, draw)
+STAGES = Stages(
+    "paper.selection_churn", {"train": measure}, {"selection_churn": Page(tables, draw)}
+)
 
 if __name__ == "__main__":
     STAGES.run()

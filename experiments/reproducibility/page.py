@@ -1,13 +1,12 @@
-"""The page of the study and its figure, from the raw results alone."""
+"""The tables of the study and its figure, from the raw results alone."""
 
 import statistics
 from pathlib import Path
 from typing import Any
 
-from experiments.metrics import LABELS
-from experiments.pages import save_plot, table
+from experiments.pages import LABELS, save_plot, table
 from experiments.raw_results import about_line
-from experiments.reproducibility import decisions, stronger_noise, thresholds
+from experiments.reproducibility import decisions, stronger_noise
 from experiments.reproducibility.decisions import (
     CONFIRM_PAIRS,
     NO_WORSE,
@@ -47,6 +46,7 @@ SHOWN = {
     "stability_rms": "selection stability",
     "sae_probes": "sae_probes",
 }
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 DIGITS = {"fve": 4, "frac_recovered": 4, "less_null": 4, "pw_mcc": 4, "sae_probes": 4}
 COLOURS = {
     TOP_K: "black",
@@ -57,18 +57,17 @@ COLOURS = {
 }
 
 
-def lines(content: Content) -> list[str]:
+def tables(content: Content) -> list[str]:
     """The page below its command."""
     found = decisions.chosen(content)
     rival = decisions.best_rival(content)
     return [
-        "What was written down before: experiments/reproducibility/PROTOCOL.md. "
         f"Chosen in the search: {found or 'not yet'}. Best rival: {rival or 'not yet'}.",
         "",
         *_verdict_lines(content),
         *_setting_lines(content),
         *_length_lines(content),
-        *thresholds.lines(content),
+        *_threshold_lines(content),
         *_stronger_lines(content),
         *_search_lines(content),
         "## Parts",
@@ -88,14 +87,7 @@ def _verdict_lines(content: Content) -> list[str]:
         decides = "" if arm == BOTH else " Reported; it decides nothing."
         heads = ["pairs", "over TopK", "over the penalty", "p", "corrected", "no worse", "passes"]
         lines += [f"The arm `{arm}`.{decides}", "", *table("", rows, heads), ""]
-    return [
-        *lines,
-        "Over: the difference in PW-MCC less null, mean (smallest and largest of the pairs). p: of the test "
-        f"that the difference is above 0.01. For `{BOTH}` it is the larger of the two, for the other arms that "
-        f"of the difference to TopK. Corrected over all six settings, where one without its {len(CONFIRM_PAIRS)} pairs counts with p = 1. No worse than TopK without ReLU: p, in "
-        f"the order {', '.join(NO_WORSE)}; a dash is what was not measured.",
-        "",
-    ]
+    return lines
 
 
 def _verdict_row(content: Content, name: str, own: Verdict | None, p: float) -> list[str]:
@@ -127,7 +119,7 @@ def _setting_lines(content: Content) -> list[str]:
     for name in CONFIRM:
         if rows := parts_of(content, "confirm", name):
             lines += [f"### {name}", "", *_arm_table(rows), ""]
-    return [*lines, "±: the standard deviation over pairs.", ""] if lines else []
+    return lines
 
 
 def _length_lines(content: Content) -> list[str]:
@@ -155,6 +147,43 @@ def _cells(rows: list[Row], arm: str) -> list[str]:
     return found
 
 
+def _threshold_lines(content: Content) -> list[str]:
+    """The features that return by other thresholds than 0.7, and without those that are near-dead."""
+    found = []
+    for name in CONFIRM:
+        rows = parts_of(content, "confirm", name)
+        known = {row["arm"] for row in rows if "matches" in row}
+        if there := [arm for arm in ARMS if arm in known]:
+            cells = {arm: _threshold_cells(rows, arm) for arm in there}
+            heads = [*(f"above {least:g}" for least in THRESHOLDS), "above 0.7, not near-dead"]
+            found += [f"### {name}", "", *table("", cells, heads), ""]
+    return ["## Other thresholds", "", *found] if found else []
+
+
+def _threshold_cells(rows: list[Row], arm: str) -> list[str]:
+    matches = [row["matches"] for row in rows if row["arm"] == arm and "matches" in row]
+    above = [statistics.mean(share_above(one, least) for one in matches) for least in THRESHOLDS]
+    returning = statistics.mean(means(rows, arm, "returning_0.7"))
+    least, most = among_living(returning, statistics.mean(means(rows, arm, "near_dead_0.1")))
+    return [*(f"{share:.3f}" for share in above), f"{least:.3f} to {most:.3f}"]
+
+
+def share_above(matches: list[int], least: float) -> float:
+    """Of a histogram of matches from 0 to 1, whose bins begin at `least` too: the share above."""
+    return sum(matches[round(least * len(matches)) :]) / sum(matches)
+
+
+def among_living(returning: float, near_dead: float) -> tuple[float, float]:
+    """The share of the features that are not near-dead that return: if all near-dead ones do, and if none
+    does.
+
+    Arguments:
+        returning, near_dead: shares of all features.
+    """
+    living = 1 - near_dead
+    return max(0.0, returning - near_dead) / living, min(1.0, returning / living)
+
+
 def _stronger_lines(content: Content) -> list[str]:
     """The follow-up: its confirmation, and its search."""
     rows = stronger_noise.searched(content)
@@ -180,9 +209,6 @@ def _stronger_lines(content: Content) -> list[str]:
         f"Chosen in its search: {stronger_noise.chosen(content) or 'none'}.{again} Against the best rival:",
         "",
         *table("", cells, heads),
-        "",
-        "Differences: mean (smallest and largest of the pairs). p: of a difference above and below 0, corrected "
-        "over the three settings. An arm of its own is `stronger noise` in the tables above.",
         "",
         "### Its search: one pair, embedded, blocks.2, 4,000 steps",
         "",

@@ -2,7 +2,7 @@
 written down before the confirmation.
 
     python -m experiments.reproducibility.study train      # search, confirm, length: about 30 hours
-    python -m experiments.reproducibility.study tables     # write the page again
+    python -m experiments.reproducibility.study tables     # write the page's tables again
 
     ... search                                  # one pair of seeds of every candidate
     ... confirm --setting "embedded, blocks.0"  # settings whose name begins so; all if left out
@@ -20,9 +20,8 @@ import argparse
 import torch as t
 
 from experiments.reproducibility import decisions, page, parts, stronger_noise
-from experiments.reproducibility.probes import probe_setting
 from experiments.reproducibility.settings import CANDIDATES, CONFIRM, LENGTH, SEARCH, arms
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 
 NOT_CHOSEN = (
     "no setting is chosen: expected the rows of all candidates in results/reproducibility.json, and one "
@@ -69,7 +68,7 @@ def confirm(arguments: argparse.Namespace) -> None:
 def probes(arguments: argparse.Namespace) -> None:
     t.set_num_threads(arguments.threads)
     for name in settings_named(arguments):
-        probe_setting(name)
+        parts.probe_setting(name)
 
 
 def length(arguments: argparse.Namespace) -> None:
@@ -114,8 +113,7 @@ STAGES = Stages(
         "length": length,
         "stronger": stronger,
     },
-    page.lines,
-    page.draw,
+    {"reproducibility": Page(page.tables, page.draw)},
     options,
 )
 

@@ -1,7 +1,7 @@
 """Does a run that is killed at any moment end as if it had not been? kill -9, many times.
 
     python -m experiments.robustness.fault_injection train     # about 10 minutes on 2 cores
-    python -m experiments.robustness.fault_injection tables    # write the page again
+    python -m experiments.robustness.fault_injection tables    # write the page's tables again
 
 One run of two SAEs from one buffer on the embedded language model is killed over and over. A child
 process notes what it is doing: a step, a fill, or a save. One of these is drawn at random, and the
@@ -30,7 +30,7 @@ from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from experiments import raw_results
 from experiments.raw_results import RESULTS, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 
 BEGIN, STEP, FILL, SAVE = range(4)
 PHASES = ("begin", "step", "fill", "save")
@@ -190,12 +190,11 @@ def measure(flags: argparse.Namespace) -> None:
             f"no kill in a {' or a '.join(sorted(never))}: is it still timed where it happens?"
         )
     if gaps or equal["DIFFERENT"]:
-        STAGES.write_page(RAW)
+        STAGES.write_page(RAW.stem, RAW)
         raise SystemExit(f"{equal['DIFFERENT']} values are not bit-identical; {gaps} gaps")
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
     killed = content["killed"]
     phases = ", ".join(f"{count} in a {name}" for name, count in killed.items())
     return [
@@ -221,7 +220,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
 
 
-STAGES = Stages("robustness.fault_injection", {"train": measure}, tables, options=options)
+STAGES = Stages(
+    "robustness.fault_injection",
+    {"train": measure},
+    {"fault_injection": Page(tables)},
+    options=options,
+)
 
 if __name__ == "__main__":
     STAGES.run()

@@ -245,11 +245,9 @@ def main(words: list[str]) -> int:
     )
     lines = page(found, heading)
     if flags.only is None:
-        from experiments.pages import write
-
-        write("same_numbers.md", lines)
-    else:
-        print("\n".join(lines))
+        page_file = Path(__file__).parents[1] / "results" / "same_numbers.md"
+        page_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
     return int(any(found[name][kind] for name in found for kind in found[name]))
 
 

@@ -1,7 +1,7 @@
 """One shared-buffer sweep against single runs, and the agents' command lines, for real.
 
     python -m experiments.robustness.sweep_embedded train     # about 15 minutes on 2 cores
-    python -m experiments.robustness.sweep_embedded tables    # write the page again
+    python -m experiments.robustness.sweep_embedded tables    # write the page's tables again
 
 1. `vsae sweep sweeps/embedded.yaml`: 12 SAEs from one buffer, timed as a process.
 2. The same 12 as wandb's agent runs them, one after the other, timed. The command line is what
@@ -29,7 +29,7 @@ from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about_line
 from experiments.robustness.wandb_files import logged_config
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 
 SWEEP = Path(__file__).parents[2] / "sweeps" / "embedded.yaml"
 VSAE = "import sys; from dictionary_learning_ext.cli import main; sys.exit(main())"
@@ -124,7 +124,6 @@ def measure(_: argparse.Namespace) -> None:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
     settings, saes = content["settings"], content["saes"]
     rows = {
         "`vsae sweep`, one process, one buffer": [f"{content['seconds_together']:.0f}"],
@@ -143,7 +142,7 @@ def tables(content: dict[str, Any]) -> list[str]:
     ]
 
 
-STAGES = Stages("robustness.sweep_embedded", {"train": measure}, tables)
+STAGES = Stages("robustness.sweep_embedded", {"train": measure}, {"sweep_embedded": Page(tables)})
 
 if __name__ == "__main__":
     STAGES.run()

@@ -4,7 +4,7 @@
     vsae train --preset quickstart --architecture top_k --hook blocks.2.hook_resid_post \\
         --save-dir runs/layer2
     python -m experiments.robustness.synthesis_reach bench     # 4 minutes
-    python -m experiments.robustness.synthesis_reach tables    # write the page again
+    python -m experiments.robustness.synthesis_reach tables    # write the page's tables again
 
 For 50 random live features of each SAE: the activation at the last of the hard tokens, relative to
 the largest in 100,000 held-out tokens, and the same for the best of as many random sequences.
@@ -23,7 +23,7 @@ from dictionary_learning_ext.features.synthesis import synthesise
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about_line
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 
 FEATURES, TOKENS, SEED = 50, 100_000, 0
 FOLDERS = [
@@ -68,7 +68,6 @@ def reach(folder: str) -> dict[str, Any]:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
     rows = {}
     for row in content["rows"]:
         ratio, random = t.tensor(row["ratio"]), t.tensor(row["random"])
@@ -83,10 +82,8 @@ def tables(content: dict[str, Any]) -> list[str]:
         ]
     columns = ["hook", "reached", "median ratio", "least", "random reached", "random median"]
     return [
-        f"{about_line(content['settings'])}, seed {SEED}: {FEATURES} "
-        f"random live features of each SAE, {TOKENS:,} held-out tokens, the default settings of "
-        "`synthesise`. Ratio: activation at the last hard token / largest in the text; reached: "
-        "features with a ratio of at least 0.8.",
+        f"{about_line(content['settings'])}, seed {SEED}: {FEATURES} random live features of each SAE, "
+        f"{TOKENS:,} held-out tokens.",
         "",
         *table("SAE", rows, [*columns, "seconds"]),
     ]
@@ -96,7 +93,12 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folders", nargs="+", default=FOLDERS, help="run folders of the SAEs")
 
 
-STAGES = Stages("robustness.synthesis_reach", {"bench": measure}, tables, options=options)
+STAGES = Stages(
+    "robustness.synthesis_reach",
+    {"bench": measure},
+    {"synthesis_reach": Page(tables)},
+    options=options,
+)
 
 if __name__ == "__main__":
     STAGES.run()

@@ -1,7 +1,7 @@
 """A training step on a GPU: tokens/s beside other libraries', peak memory, syncs, and the CPU's result.
 
     python -m experiments.speed.step_on_gpu bench     # about 3 minutes on one GPU
-    python -m experiments.speed.step_on_gpu tables    # write the page again
+    python -m experiments.speed.step_on_gpu tables    # write the page's tables again
 
 It ends at once where there is no GPU. SAELens and sparsify are measured where they are installed, as in
 `step_time.py`. The rows of each size take turns. A step's syncs are counted in a profiler's trace: the
@@ -24,8 +24,8 @@ from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed import step_time
-from experiments.speed.timing import SEED, activations, header, trainer_arguments, update
-from experiments.stages import Stages
+from experiments.speed.timing import SEED, Step, activations, header, trainer_arguments, update
+from experiments.stages import Page, Stages
 
 D, K = 768, 64
 SIZES = ((4096, 16_384), (4096, 65_536))  # B, F
@@ -39,15 +39,6 @@ OURS: dict[str, dict[str, Any]] = {
         "learned, noise on both": {"posterior": "learned"},
     }.items()
 }
-Step = Callable[[], object]
-
-
-def require_a_gpu() -> None:
-    if not t.cuda.is_available():
-        raise SystemExit(
-            "no GPU: torch.cuda.is_available() is False; this benchmark needs one. "
-            "python -m experiments.speed.step_time bench measures a CPU."
-        )
 
 
 def arguments(dict_size: int, device: str = "cuda") -> dict[str, Any]:
@@ -61,8 +52,7 @@ def makers(batch: int, dict_size: int) -> dict[str, Callable[[], Step]]:
     made: dict[str, Callable[[], Step]] = {
         "upstream TopK, float32": lambda: update(TopKTrainer(**given), x_BD)
     }
-    for name, step in step_time.other_libraries(K, x_BD, dict_size).items():
-        made[name] = step
+    made |= step_time.other_libraries(K, x_BD, dict_size)
     for name, options in OURS.items():
         made[name] = lambda options=options: update(
             VariationalTopKTrainer(**given, **options), x_BD
@@ -134,7 +124,11 @@ def differences_from_the_cpu() -> dict[str, float]:
 
 
 def measure(_: argparse.Namespace) -> None:
-    require_a_gpu()
+    if not t.cuda.is_available():
+        raise SystemExit(
+            "no GPU: torch.cuda.is_available() is False. "
+            "python -m experiments.speed.step_time bench measures a CPU."
+        )
     t.manual_seed(SEED)
     sizes = {}
     for batch, dict_size in SIZES:
@@ -155,7 +149,6 @@ def measure(_: argparse.Namespace) -> None:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
     lines = [content["header"]]
     for size, part in content["sizes"].items():
         times, reference = part["milliseconds"], "upstream TopK, float32"
@@ -176,7 +169,7 @@ def tables(content: dict[str, Any]) -> list[str]:
     return [*lines, "", *table(title, differences, ["largest relative difference from the CPU"])]
 
 
-STAGES = Stages("speed.step_on_gpu", {"bench": measure}, tables)
+STAGES = Stages("speed.step_on_gpu", {"bench": measure}, {"benchmark_gpu": Page(tables)})
 
 if __name__ == "__main__":
     STAGES.run()

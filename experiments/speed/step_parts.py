@@ -2,7 +2,7 @@
 `StepForm` rest on.
 
     python -m experiments.speed.step_parts bench     # about 3 minutes
-    python -m experiments.speed.step_parts tables    # write the page again
+    python -m experiments.speed.step_parts tables    # write the page's tables again
 
 1. The three products of a code with weights, k-sparse and dense, in fp32 and bf16:
    `sparse_density` and `sparse_projection_density`.
@@ -38,7 +38,7 @@ from experiments.speed.timing import (
     page_by_cpu,
     write_for_this_cpu,
 )
-from experiments.stages import Stages
+from experiments.stages import Page, Stages
 
 BATCH, D, F = 2048, 512, 2048
 FORM = StepForm.of(t.device("cpu"))
@@ -164,11 +164,6 @@ def measure(_: argparse.Namespace) -> None:
 
 
 def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
-    return page_by_cpu(content, tables_of_cpu)
-
-
-def tables_of_cpu(content: dict[str, Any]) -> list[str]:
     lines = [content["header"]]
     for dtype, by_k in content["products"].items():
         rows = {
@@ -196,7 +191,9 @@ def tables_of_cpu(content: dict[str, Any]) -> list[str]:
     return lines
 
 
-STAGES = Stages("speed.step_parts", {"bench": measure}, tables)
+STAGES = Stages(
+    "speed.step_parts", {"bench": measure}, {"benchmark_parts": Page(page_by_cpu(tables))}
+)
 
 if __name__ == "__main__":
     STAGES.run()

@@ -14,6 +14,8 @@ import torch as t
 from experiments import raw_results
 
 SEED = 0
+Step = Callable[[], object]
+Tables = Callable[[dict[str, Any]], list[str]]
 
 
 def trainer_arguments(activation_dim: int, dict_size: int, k: int) -> dict[str, Any]:
@@ -35,15 +37,13 @@ def activations(batch: int, activation_dim: int) -> t.Tensor:
     return t.randn(batch, activation_dim, generator=t.Generator().manual_seed(SEED))
 
 
-def update(trainer: Any, x_BD: t.Tensor) -> Callable[[], object]:
+def update(trainer: Any, x_BD: t.Tensor) -> Step:
     """A function that takes the trainer's next step."""
     steps = iter(range(10**6))
     return lambda: trainer.update(next(steps), x_BD)
 
 
-def medians(
-    functions: dict[str, Callable[[], object]], rounds: int = 10, counted: int = 2
-) -> dict[str, float]:
+def medians(functions: dict[str, Step], rounds: int = 10, counted: int = 2) -> dict[str, float]:
     """The median milliseconds of each function, over `rounds * counted` calls.
 
     They take turns. Each turn begins with a call that is not counted: it pays for the pages and the
@@ -71,13 +71,17 @@ def write_for_this_cpu(path: Path, content: dict[str, Any]) -> None:
     raw_results.write(path, raw_results.read_or(path, {}) | {cpu(): content})
 
 
-def page_by_cpu(by_cpu: dict[str, Any], lines: Callable[[dict[str, Any]], list[str]]) -> list[str]:
+def page_by_cpu(tables: Tables) -> Tables:
     """A section for each kind of CPU, the last measured first. Its header says when."""
-    newest_first = sorted(by_cpu.items(), key=lambda item: item[1]["header"], reverse=True)
-    page = []
-    for name, content in newest_first:
-        page += ["", f"## {name}", "", *lines(content)]
-    return page[1:]
+
+    def page(by_cpu: dict[str, Any]) -> list[str]:
+        newest_first = sorted(by_cpu.items(), key=lambda item: item[1]["header"], reverse=True)
+        lines = []
+        for name, content in newest_first:
+            lines += ["", f"## {name}", "", *tables(content)]
+        return lines[1:]
+
+    return page
 
 
 def header(setting: str, *packages: str) -> str:

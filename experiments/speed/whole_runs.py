@@ -1,20 +1,21 @@
-"""Whole runs, language model, buffer and all: ours against upstream's `trainSAE`.
+"""Whole runs, language model, buffer and all: against upstream's `trainSAE`, and where the time goes.
 
-    python -m experiments.speed.whole_runs bench     # about 10 minutes
-    python -m experiments.speed.whole_runs tables    # write the page again
+    python -m experiments.speed.whole_runs bench      # against upstream: 10 minutes
+    python -m experiments.speed.whole_runs profile    # a `vsae train`, part by part: 3 minutes
+    python -m experiments.speed.whole_runs tables     # write the pages' tables again
 
-The language model has Pythia-70M's shape (random weights), the text is the shipped books, activations
-are read at layer 0. First one SAE of k = 64, then twelve: k = 64, 128, 256, 512 with three seeds each.
-Ours are trained in one run from one buffer. Upstream's are trained in twelve runs (one of each k is
-timed and counted three times) and in one call of `trainSAE`. Everything is timed: loading, filling,
-training, writing. The runs of one SAE are timed in two orders; the page shows the mean of both.
+The larger language model has Pythia-70M's shape (random weights); the text is the shipped books.
 """
 
 import argparse
+import functools
+import importlib
+import json
 import logging
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,9 @@ from dictionary_learning.training import trainSAE
 from nnsight import LanguageModel
 from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from dictionary_learning_ext import open_text
+from dictionary_learning_ext import RunConfig, SAEConfig, open_text, train
 from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
-from dictionary_learning_ext.config.run import RunConfig
-from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.training.loop import train
+from dictionary_learning_ext.config.run import Dtype
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.speed.timing import (
@@ -39,10 +38,9 @@ from experiments.speed.timing import (
     trainer_arguments,
     write_for_this_cpu,
 )
-from experiments.stages import Stages
+from experiments.stages import Page, Stages, in_child
 
-BATCH, F, N_CTXS, STEPS_ONE, STEPS_TWELVE = 2048, 2048, 1024, 128, 96
-KS, SEEDS = (64, 128, 256, 512), (0, 1, 2)
+NAME = "speed.whole_runs"
 
 
 def make_language_model(folder: Path) -> Path:
@@ -60,7 +58,17 @@ def make_language_model(folder: Path) -> Path:
     return folder
 
 
-def upstream(model: Path, ks: list[int], steps: int) -> Callable[[Path], object]:
+# Against upstream, at layer 0. First one SAE of k = 64, in two orders whose mean is shown. Then twelve: k =
+# 64, 128, 256, 512 with three seeds each. Ours are trained in one run from one buffer. Upstream's are
+# trained in twelve runs (one of each k is timed and counted three times) and in one call of `trainSAE`.
+
+BATCH, F, N_CTXS, STEPS_ONE, STEPS_TWELVE = 2048, 2048, 1024, 128, 96
+KS, SEEDS = (64, 128, 256, 512), (0, 1, 2)
+Run = Callable[[Path], object]
+"""A run that writes to a folder."""
+
+
+def upstream(model: Path, ks: list[int], steps: int) -> Run:
     """One call of `trainSAE` on upstream's buffer."""
 
     def run(folder: Path) -> None:
@@ -84,28 +92,21 @@ def upstream(model: Path, ks: list[int], steps: int) -> Callable[[Path], object]
     return run
 
 
-def ours(
-    model: Path, saes: dict[str, SAEConfig], steps: int, dtype: str
-) -> Callable[[Path], object]:
+def ours(model: Path, saes: dict[str, SAEConfig], steps: int, dtype: Dtype) -> Run:
     """One run of ours."""
-
-    def run(folder: Path) -> None:
-        settings = RunConfig(
-            model=str(model),
-            text_passes=2,
-            steps=steps,
-            batch_size=BATCH,
-            n_ctxs=N_CTXS,
-            dtype=dtype,  # pyright: ignore[reportArgumentType]
-            eval_tokens=0,
-            save_dir=str(folder),
-        )
-        train(settings, saes)
-
-    return run
+    settings = RunConfig(
+        model=str(model),
+        text_passes=2,
+        steps=steps,
+        batch_size=BATCH,
+        n_ctxs=N_CTXS,
+        dtype=dtype,
+        eval_tokens=0,
+    )
+    return lambda folder: train(replace(settings, save_dir=str(folder)), saes)
 
 
-def seconds(runs: dict[str, Callable[[Path], object]], *, twice: bool) -> dict[str, float]:
+def seconds(runs: dict[str, Run], *, twice: bool) -> dict[str, float]:
     """The wall time of each; or the mean of two, the second time in the other order."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for order in (list(runs), list(reversed(runs)) if twice else []):
@@ -124,7 +125,7 @@ def vsaes(ks: tuple[int, ...], seeds: tuple[int, ...]) -> dict[str, SAEConfig]:
     }
 
 
-def measure(_: argparse.Namespace) -> None:
+def measure_against_upstream(_: argparse.Namespace) -> None:
     t.set_num_threads(2)
     logging.getLogger("httpx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as base:
@@ -152,18 +153,7 @@ def measure(_: argparse.Namespace) -> None:
     write_for_this_cpu(RESULTS / "benchmark_pipeline.json", content)
 
 
-def tables(content: dict[str, Any]) -> list[str]:
-    """The page, from the raw results alone."""
-    return [
-        *page_by_cpu(content, tables_of_cpu),
-        "",
-        "Upstream is in fp32 throughout, which is what its `trainSAE` does on a CPU; our bfloat16 is "
-        "the language model, the buffer and the matmuls. Of the 12 upstream runs, one of each k was "
-        "timed and counted three times.",
-    ]
-
-
-def tables_of_cpu(content: dict[str, Any]) -> list[str]:
+def tables_against_upstream(content: dict[str, Any]) -> list[str]:
     one, twelve = content["one"], content["twelve"]
     apart = sum(twelve[f"k={k}"] for k in KS) * len(SEEDS)
     rows = {
@@ -198,7 +188,126 @@ def tables_of_cpu(content: dict[str, Any]) -> list[str]:
     ]
 
 
-STAGES = Stages("speed.whole_runs", {"bench": measure}, tables)
+# The profile: the command runs in a process of its own, on the embedded model and on the larger one, with
+# the preset's defaults. Timers stand around the functions that do the work. A timer's time leaves out what
+# is timed inside it, so the rows add up to the whole.
+
+TIMED = {
+    "language model": "dictionary_learning_ext.activations.shared_pass:SharedPass.read",
+    "language model's losses": "dictionary_learning_ext.evaluation.measure:language_model_losses",
+    "loading the language model": "dictionary_learning_ext.activations.run_inputs:load_language_model",
+    "looking whether the text suffices": (
+        "dictionary_learning_ext.activations.language_model_run:require_enough_text"
+    ),
+    "text and tokens": "dictionary_learning_ext.activations.tokens:ContextStream.next_batch",
+    "shuffling and the rest of filling": (
+        "dictionary_learning_ext.activations.language_model_run:LanguageModelSources._refill"
+    ),
+    "handing out batches": "dictionary_learning_ext.activations.buffer:ResidualBuffer.__next__",
+    "SAE steps": "dictionary_learning_ext.training.sae_run:SAERun.update",
+    "logging": "dictionary_learning_ext.training.sae_run:SAERun.check_and_log",
+    "resume points": "dictionary_learning_ext.training.sae_run:SAERun.save_point",
+    "measuring the SAE": "dictionary_learning_ext.training.loop:measure",
+    "the rest of train": "dictionary_learning_ext.training.loop:train",
+}
+"""What is timed, by its part: where it is called, which for a function may be another module than its own."""
+PROFILED: dict[str, list[str]] = {
+    "embedded": [],
+    "Pythia-70M's shape": ["--n-ctxs", "1024", "--steps", "200", "--batch-size", "2048"],
+}
+
+
+def owner_of(place: str) -> tuple[Any, str]:
+    """The module or the class that holds a function of TIMED, and the function's name."""
+    module, _, names = place.partition(":")
+    *classes, name = names.split(".")
+    return functools.reduce(getattr, classes, importlib.import_module(module)), name
+
+
+class Timers:
+    """The seconds inside each timed function, without those inside the others."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._open: list[str] = []
+        self._since = time.perf_counter()
+
+    def switch(self, to: str | None) -> None:
+        """Begin a part, or with None end the one that began last."""
+        now = time.perf_counter()
+        if self._open:
+            part = self._open[-1]
+            self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
+        self._since = now
+        if to is None:
+            self._open.pop()
+        else:
+            self._open.append(to)
+
+    def around(self, part: str, place: str) -> None:
+        """Time a function or a method, wherever it is called from its module."""
+        owner, name = owner_of(place)
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.switch(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.switch(None)
+
+        setattr(owner, name, timed)
+
+
+def seconds_by_part(run: str) -> str:
+    """In this process: one run's seconds by part, as JSON."""
+    timers = Timers()
+    timers.switch("imports and the command line")
+    from dictionary_learning_ext import cli
+
+    for part, place in TIMED.items():
+        timers.around(part, place)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["train", "--save-dir", str(Path(folder) / "run"), *PROFILED[run]]
+        if run != "embedded":
+            timers.switch("making the model")
+            arguments += ["--model", str(make_language_model(Path(folder) / "lm"))]
+            timers.switch(None)
+        if cli.main(arguments):
+            raise SystemExit(f"vsae {' '.join(arguments)} failed")
+    timers.switch(None)
+    timers.seconds.pop("making the model", None)
+    return json.dumps(timers.seconds)
+
+
+def measure_profile(_: argparse.Namespace) -> None:
+    t.set_num_threads(2)
+    runs = {run: json.loads(in_child(NAME, "profile", "--only", run)) for run in PROFILED}
+    content = {"header": header("preset recommended", "nnsight", "transformers"), "runs": runs}
+    write_for_this_cpu(RESULTS / "benchmark_train.json", content)
+
+
+def tables_of_profile(content: dict[str, Any]) -> list[str]:
+    lines = [content["header"]]
+    for run, seconds in content["runs"].items():
+        total = sum(seconds.values())
+        ordered = sorted(seconds.items(), key=lambda item: -item[1])
+        rows = {part: [f"{value:.2f}", f"{value / total:.0%}"] for part, value in ordered}
+        title = " ".join(["vsae train,", run, *PROFILED[run]])
+        lines += ["", *table(title, rows | {"all": [f"{total:.1f}", ""]}, ["seconds", "share"])]
+    return lines
+
+
+STAGES = Stages(
+    NAME,
+    {"bench": measure_against_upstream, "profile": measure_profile},
+    {
+        "benchmark_pipeline": Page(page_by_cpu(tables_against_upstream)),
+        "benchmark_train": Page(page_by_cpu(tables_of_profile)),
+    },
+    child={"profile": seconds_by_part},
+)
 
 if __name__ == "__main__":
     STAGES.run()

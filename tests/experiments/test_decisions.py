@@ -1,12 +1,34 @@
-"""The study of reproducibility: the rule that chooses, and what the paired tests decide."""
-
-import copy
+"""The study of reproducibility: the rules that choose, and what the paired tests decide."""
 
 import pytest
-from study_rows import NAME, confirmed, searched
+import study_rows
+from study_rows import NAME, confirmed, content_of, follow_up_searched, rows_of, searched
 
-from experiments.reproducibility import decisions
-from experiments.reproducibility.settings import BOTH, CONFIRM, NOISE, PENALTY, SAMPLED, TOP_K
+from dictionary_learning_ext.config.presets import preset
+from experiments.paired_tests import holm, sign_flip
+from experiments.reproducibility import decisions, parts, stronger_noise
+from experiments.reproducibility.settings import (
+    BOTH,
+    CONFIRM,
+    NOISE,
+    PENALTY,
+    RIVAL,
+    SAMPLED,
+    TOP_K,
+)
+from experiments.reproducibility.stronger_noise import CANDIDATES, SETTINGS, STRONGER
+
+
+def test_a_sign_flip_test_counts_the_flips_that_are_as_large():
+    assert sign_flip([1.0, 2.0, 3.0]) == 1 / 8, "the floor of three pairs"
+    assert sign_flip([-1.0, -2.0, -3.0]) == 1
+    # Of +-1 +-2 +-3, 1 + 2 - 3 = 0 is reached or passed by 5 of 8.
+    assert sign_flip([1.0, 2.0, -3.0]) == 5 / 8
+
+
+def test_holm_multiplies_by_what_is_left_and_never_falls():
+    corrected = holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert corrected == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
 
 
 def test_the_choice_keeps_fve_and_near_dead_and_returns_most():
@@ -85,9 +107,50 @@ def test_holm_counts_settings_that_have_not_run():
     assert not decisions.passes(found[others[0]], corrected[others[0]])
 
 
-def test_a_setting_whose_name_begins_alike_is_another():
-    content = confirmed({TOP_K: 0.1, BOTH: 0.2})
-    longer = copy.deepcopy(content)
-    for row in longer["pairs"]:
-        row["part"] = row["part"].replace(NAME, NAME + "28")
-    assert verdict(longer) is None
+def test_the_recommended_preset_is_what_was_chosen():
+    chosen = decisions.chosen(parts.read())
+    assert chosen is not None
+    confirmed = next(iter(CONFIRM.values())).sae(SAMPLED[chosen], seed=0)
+    config = preset("recommended")
+    assert config.sae.noise_anneal_steps == config.run.steps * 0.5
+    assert confirmed.noise_anneal_steps == 4000 * 0.5
+    same = ("k", "dict_size", "posterior", "noise_on", "noise_to_signal", "beta", "kl_scope", "lr")
+    for name in same:
+        assert getattr(config.sae, name) == getattr(confirmed, name), name
+
+
+# The follow-up.
+
+_, FIRST, SECOND, THIRD, *_ = CANDIDATES
+
+
+def test_the_follow_ups_choice_has_the_rivals_fve_and_returns_most():
+    found = follow_up_searched(
+        **{
+            FIRST: (0.33, {"fve": 0.88}),
+            SECOND: (0.5, {"fve": 0.8799}),
+            THIRD: (0.5, {"near_dead_0.1": 0.111}),
+            TOP_K: (0.9, {}),
+        }
+    )
+    assert stronger_noise.chosen(found) == FIRST, "with less than the rival returns, too"
+    assert stronger_noise.chosen(follow_up_searched(**{RIVAL: (0.1, {"fve": 0.99})})) is None
+
+
+@pytest.mark.parametrize(("pairs", "ahead", "behind"), [(7, 3 / 128, 3 / 128), (6, 1, 1)])
+def test_the_follow_up_is_ahead_or_behind_over_all_pairs_corrected_for_three_settings(
+    pairs, ahead, behind
+):
+    """The rival has all its pairs, the follow-up's arm some, each 0.02 above it and 0.02 less in FVE."""
+    of_study = study_rows.searched(**{"noise 0.3, penalty 0.03": (0.3, {})})
+    of_follow_up = follow_up_searched(**{FIRST: (0.37, {})})
+    rows = [(c["pairs"], c["saes"]) for c in (of_study, of_follow_up)]
+    for i, seeds in enumerate(decisions.CONFIRM_PAIRS):
+        level = 0.3 + 0.001 * i
+        rows += [rows_of("confirm", SETTINGS[0], arm, seeds, level) for arm in (TOP_K, RIVAL)]
+        if i < pairs:
+            rows.append(rows_of("confirm", SETTINGS[0], STRONGER, seeds, level + 0.02, fve=0.88))
+    (own,) = stronger_noise.against_rival(content_of(rows)).values()
+    assert own.over[decisions.PRIMARY] == pytest.approx([0.02] * pairs)
+    assert own.ahead == {"less_null": pytest.approx(ahead), "fve": 1}
+    assert own.behind == {"less_null": 1, "fve": pytest.approx(behind)}

@@ -1,19 +1,16 @@
 """The study of reproducibility: a part is trained, measured and kept, and is not run again."""
 
 import json
-import re
 
 import numpy as np
 import pytest
-import torch as t
 from caches import HOOK, D
 from scipy.optimize import linear_sum_assignment
 
-from dictionary_learning_ext import load_dictionary
-from dictionary_learning_ext.config.presets import preset
-from experiments.reproducibility import decisions, page, parts, settings
-from experiments.reproducibility.settings import CANDIDATES, CONFIRM, SAMPLED, TOP_K, Setting, arms
-from experiments.reproducibility.study import STAGES
+from dictionary_learning_ext import RunConfig, SAEConfig, train
+from experiments.reproducibility import page, parts, settings
+from experiments.reproducibility.settings import BOTH, SAMPLED, TOP_K, Setting
+from experiments.trained_saes import directions_of
 
 SMALL = Setting(
     cache="",
@@ -27,6 +24,7 @@ SMALL = Setting(
     dtype="float32",
 )
 SEEDS = (3, 4)
+ARMS = {TOP_K: {}, BOTH: SAMPLED["noise 0.1, penalty 0.03"]}
 
 
 @pytest.fixture
@@ -38,141 +36,84 @@ def at(small_cache, tmp_path, monkeypatch):
     return tmp_path / "raw.json"
 
 
-def test_a_part_has_the_rows_of_its_arms_and_seeds(at):
-    chosen = {TOP_K: {}, "noise and penalty": SAMPLED["noise 0.1, penalty 0.03"]}
-    parts.run_part("confirm", "tiny", SMALL, chosen, SEEDS, at)
+def directions(name, arm):
+    folders = [parts.seed_folder("confirm", name, s) / parts.arm_folder_name(arm) for s in SEEDS]
+    return [directions_of(folder) for folder in folders]
+
+
+def test_a_part_has_rows_that_are_kept_and_an_arm_trained_later_saw_the_same_batches(at):
+    parts.run_part("confirm", "together", SMALL, ARMS, SEEDS, at)
     content = json.loads(at.read_text())
-    assert {(row["arm"], row["seed"]) for row in content["saes"]} == {
-        (arm, seed) for arm in chosen for seed in SEEDS
-    }
+    assert {(r["arm"], r["seed"]) for r in content["saes"]} == {(a, s) for a in ARMS for s in SEEDS}
     (row,) = (row for row in content["pairs"] if row["arm"] == TOP_K)
-    folders = [
-        parts.seed_folder("confirm", "tiny", s) / parts.arm_folder_name(TOP_K) for s in SEEDS
-    ]
-    one, other = (
-        t.nn.functional.normalize(
-            load_dictionary(folder)[0].decoder.weight.detach().T, dim=1
-        ).numpy()
-        for folder in folders
-    )
+    one, other = directions("together", TOP_K)
     cosines = np.abs(one @ other.T)
-    rows, columns = linear_sum_assignment(cosines, maximize=True)
-    assert row["pw_mcc"] == pytest.approx(cosines[rows, columns].mean(), abs=1e-5)
+    matched = cosines[linear_sum_assignment(cosines, maximize=True)]
+    assert row["pw_mcc"] == pytest.approx(matched.mean(), abs=1e-5)
     assert row["less_null"] == pytest.approx(row["pw_mcc"] - row["null"])
     assert sum(row["matches"]) == SMALL.dict_size
-    assert content["parts"]["confirm: tiny: 3, 4"]["minutes"] >= 0
 
-
-def test_rows_that_are_there_are_kept_and_only_what_is_missing_is_trained(at, monkeypatch):
-    parts.run_part("confirm", "tiny", SMALL, {TOP_K: {}}, SEEDS, at)
-    before = json.loads(at.read_text())
-    later = {TOP_K: {}, "penalty alone": {"penalty": 0.1}}
-    parts.run_part("confirm", "tiny", SMALL, later, SEEDS, at)
-    after = json.loads(at.read_text())
-    assert after["pairs"][: len(before["pairs"])] == before["pairs"]
-    assert [row["arm"] for row in after["pairs"]] == [TOP_K, "penalty alone"]
-
-    monkeypatch.setattr(parts, "train_missing", lambda *_: pytest.fail("trained again"))
-    parts.run_part("confirm", "tiny", SMALL, later, SEEDS, at)
-    assert json.loads(at.read_text()) == after
-
-
-def test_an_arm_trained_later_saw_the_same_batches(at):
-    """A rival that is added to a part trains as it would have trained beside the others."""
-    together = {TOP_K: {}, "penalty alone": {"penalty": 0.1}}
-    parts.run_part("confirm", "together", SMALL, together, SEEDS, at)
-    for arm, options in together.items():
+    for arm, options in ARMS.items():
         parts.run_part("confirm", "apart", SMALL, {arm: options}, SEEDS, at)
-    for arm in together:
-        one, other = (
-            load_dictionary(parts.seed_folder("confirm", name, 3) / parts.arm_folder_name(arm))[0]
-            for name in ("together", "apart")
-        )
-        for name, value in one.state_dict().items():
-            assert t.equal(value, other.state_dict()[name]), (arm, name)
+        for one, other in zip(directions("apart", arm), directions("together", arm), strict=True):
+            assert np.array_equal(one, other)
+    parts.run_part("confirm", "together", SMALL, ARMS, SEEDS, at)
+    after = json.loads(at.read_text())
+    assert after["pairs"][:2] == content["pairs"]
+    assert len(after["pairs"]) == 4, "nothing was measured again"
 
 
-def test_every_candidate_is_an_sae_of_its_setting():
-    saes = {name: settings.SEARCH.sae(options, 900) for name, options in CANDIDATES.items()}
-    assert len(saes) <= 60
-    assert len({json.dumps(vars(sae), default=str) for sae in saes.values()}) == len(saes)
-    assert len({parts.arm_folder_name(name) for name in saes}) == len(saes)
-    for name in SAMPLED:
-        sae = saes[name]
-        assert (sae.noise_on, sae.noise_to_signal) == ("selection", SAMPLED[name]["noise"])
-        assert sae.noise_anneal_steps in (1000, 1600)
-        assert sae.beta == SAMPLED[name].get("penalty", 0.0)
-    assert saes[TOP_K].posterior == "point"
-    assert not saes[TOP_K].rectify
-    assert saes[TOP_K].beta == 0
+def test_an_accuracy_of_probes_gets_to_its_own_row(at, monkeypatch):
+    def by_seed(folders):
+        """While it measures, another stage adds a row."""
+        content = json.loads(at.read_text())
+        content["saes"].insert(0, content["saes"][0] | {"seed": 1})
+        at.write_text(json.dumps(content))
+        return [int(folder.parent.name) for folder in folders]
+
+    parts.run_part("confirm", "small", SMALL, ARMS, SEEDS, at)
+    monkeypatch.setattr(parts, "accuracies", by_seed)
+    parts.probe_setting("small", at)
+    found = [(row["seed"], row.get(parts.PROBES)) for row in json.loads(at.read_text())["saes"]]
+    assert found == [(1, None), *[(seed, seed) for seed in SEEDS for _ in ARMS]]
 
 
-def test_the_recommended_preset_is_what_was_chosen():
-    chosen = decisions.chosen(parts.read())
-    assert chosen is not None
-    confirmed = next(iter(CONFIRM.values())).sae(SAMPLED[chosen], seed=0)
-    config = preset("recommended")
-    own = config.sae
-    assert own.noise_anneal_steps == config.run.steps * 0.5
-    assert confirmed.noise_anneal_steps == 4000 * 0.5
-    for name in (
-        "k",
-        "dict_size",
-        "posterior",
-        "noise_on",
-        "noise_to_signal",
-        "beta",
-        "kl_scope",
-        "lr",
-    ):
-        assert getattr(own, name) == getattr(confirmed, name), name
+def test_the_share_above_a_threshold_is_what_was_measured():
+    for row in parts.read()["pairs"]:
+        for least in (0.7, 0.9):
+            share = page.share_above(row["matches"], least)
+            assert share == pytest.approx(row[f"returning_{least:g}"], abs=1e-9), row["part"]
 
 
-def test_the_arms_take_the_chosen_setting_apart():
-    names = list(CONFIRM)
-    small, wide = CONFIRM[names[0]], CONFIRM[names[3]]
-    found = arms("noise 0.2 until 80%, penalty 0.03", "BatchTopK", small)
-    assert found == {
-        TOP_K: {},
-        "penalty alone": {"penalty": 0.03},
-        "noise alone": {"noise": 0.2, "until": 0.8},
-        "noise and penalty": {"noise": 0.2, "until": 0.8, "penalty": 0.03},
-        "best rival": {"architecture": "batch_top_k"},
-    }
-    assert "best rival" not in arms("noise 0.1, penalty 0.03", "BatchTopK", wide)
-    assert list(arms("noise 0.1, penalty 0", None, small)) == [TOP_K, "noise and penalty"]
+def test_near_dead_features_bound_what_returns_of_the_others():
+    """Of 10 features 4 return and 2 are near-dead: of the 8 others 2 to 4 do."""
+    assert page.among_living(0.4, 0.2) == pytest.approx((2 / 8, 4 / 8))
+    assert page.among_living(0.1, 0.2) == pytest.approx((0.0, 1 / 8))
 
 
-def test_a_seed_is_the_saes_seed_and_the_order_of_its_data(at):
-    run, sae = SMALL.run(at.parent, 7), SMALL.sae({"noise": 0.1, "penalty": 0.03}, 7)
-    assert (run.data_seed, sae.seed) == (7, 7)
-    assert run.model.startswith("/"), "the cache's, not the default"
-    (outlier_free,) = {s.max_norm_multiple for name, s in CONFIRM.items() if "SmolLM2" in name}
-    assert outlier_free == 10.0
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["confirm", "--setting", "embeded"], "--setting 'embeded': expected the start of one of"),
-        (["length"], "no setting is chosen: expected the rows of all candidates"),
-    ],
-)
-def test_what_cannot_be_run_is_said(words, says, monkeypatch):
-    if words[0] == "length":
-        monkeypatch.setattr(parts, "read", lambda: {"parts": {}, "saes": [], "pairs": []})
-    monkeypatch.setattr(parts, "run_part", lambda *_: pytest.fail("it ran"))
-    with pytest.raises(SystemExit, match=re.escape(says)):
-        STAGES.run(words)
-
-
-def test_settings_differ_by_their_six_names():
-    assert len(CONFIRM) == 6
-    assert len({(s.cache, s.hook, s.dict_size, s.k) for s in CONFIRM.values()}) == 6
-
-
-def test_the_page_says_what_has_not_run(at):
-    parts.run_part("confirm", next(iter(CONFIRM)), SMALL, {TOP_K: {}}, SEEDS, at)
-    shown = "\n".join(page.lines(json.loads(at.read_text())))
-    assert "Chosen in the search: not yet" in shown
-    assert f"### {next(iter(CONFIRM))}" in shown
+def test_sae_bench_measures_each_folder(tiny_lm_dir, text, tmp_path, monkeypatch):
+    """In the order of the folders, and as SAE Bench's own files have it."""
+    pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
+    monkeypatch.setattr(parts, "BENCH_SEEDS", 2)
+    shared = {"architecture": "top_k", "dict_size": 64, "k": 4}
+    run = RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        save_dir=str(tmp_path),
+        steps=30,
+        batch_size=64,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=0,
+    )
+    saes = {str(seed): SAEConfig(seed=seed, **shared) for seed in SEEDS}
+    folders = [*train(run, saes).values()][::-1]  # not in alphabetical order
+    found = parts.accuracies(folders, "119_us_state_TX,118_us_state_CA")
+    for folder, accuracy in zip(folders, found, strict=True):
+        values = []
+        for path in folder.rglob("*_eval_results.json"):
+            metrics = json.loads(path.read_text())["eval_result_metrics"]["sae"]
+            values += [metrics[f"sae_top_{k}_test_accuracy"] for k in (1, 2, 5)]
+        assert len(values) == 6
+        assert accuracy == pytest.approx(sum(values) / 6)
+    assert len(set(found)) > 1, "the order is tested"

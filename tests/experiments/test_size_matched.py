@@ -25,11 +25,6 @@ def test_a_mask_leaves_the_most_used_features():
     assert whole[:, F // 2 :].any()
 
 
-def test_the_features_in_use_are_those_that_are_not_near_dead():
-    core = {"eval_result_unstructured": {"selected": [100, 0, 90, 1], "near_dead_0.1": 0.5}}
-    assert size_matched.in_use(core) == 2
-
-
 def test_the_sae_with_more_features_in_use_is_measured_with_as_many(tiny_lm_dir, text, tmp_path):
     run = RunConfig(
         model=str(tiny_lm_dir),
@@ -59,10 +54,7 @@ def test_the_sae_with_more_features_in_use_is_measured_with_as_many(tiny_lm_dir,
         assert found["eval_config"] == own["eval_config"]
     assert list(outcome.results)[-1] == controls[f"F{F}"]
 
-    paths = write_figures(outcome, controls.values(), tmp_path / "figures")
-    assert [path.name for path in paths] == [
-        "figure_3_reconstruction.png",
-        "figure_4_scr.png",
-        "figure_5_tpp.png",
-    ]
-    assert all(path.stat().st_size > 10_000 for path in paths)
+    write_figures(outcome, controls.values(), tmp_path / "figures")
+    sizes = [path.stat().st_size for path in (tmp_path / "figures").iterdir()]
+    assert len(sizes) == 3
+    assert min(sizes) > 10_000

@@ -24,12 +24,6 @@ def test_the_pick_is_sampled_reconstructs_and_gains_most():
     assert success_criteria.pick(rows, "a") == "good"
 
 
-def test_no_pick_says_what_to_do():
-    rows = [searched("TopK", noise_to_signal=0.0), searched("noisy", fve=0.5)]
-    with pytest.raises(SystemExit, match=r"^a: no sampled candidate keeps TopK's FVE; add"):
-        success_criteria.pick(rows, "a")
-
-
 def confirmed(partner=lambda seed: seed + 8, **metrics):
     """Rows of a confirmation, each metric given for TopK, point and sampled, drifting over seeds."""
     return [
@@ -67,20 +61,15 @@ def test_better_is_better_than_both_and_less_of_what_is_bad():
 def test_the_goal_wants_two_families_that_are_better_and_nothing_worse():
     reached = judge()
     assert success_criteria.is_reached(reached)
-    says = success_criteria.conclusion(reached)
-    assert "**reached**. Better than both TopK and point on: near-dead < 0.1; near-dead" in says
     one_family = judge(agreement=(0.3, 0.5, 0.4))
     assert success_criteria.is_reached(one_family) is False, (
         "two thresholds of near-dead are one family"
     )
     lost = judge(fve=(0.9, 0.9, 0.8))
     assert success_criteria.is_reached(lost) is False
-    assert "not shown on FVE" in success_criteria.conclusion(lost)
     rows = confirmed(**{name: values for name, values in GOOD.items() if name != "tpp"})
     unmeasured = success_criteria.verdicts(rows)
     assert success_criteria.is_reached(unmeasured) is None
-    assert "**open**" in success_criteria.conclusion(unmeasured)
-    assert "not measured: TPP" in success_criteria.conclusion(unmeasured)
 
 
 def test_agreements_are_tested_on_pairs_that_share_no_sae():
@@ -90,12 +79,3 @@ def test_agreements_are_tested_on_pairs_that_share_no_sae():
     assert found["agreement"]["no_worse"] == 2**-4
     assert len(found["fve"]["over"]["TopK"]) == 8
     assert len(judge()["agreement"]["over"]["TopK"]) == 8
-
-
-def test_a_confirmation_is_joined_with_its_bench():
-    row = {"stage": "confirm", "size": "a", "model": "TopK", "seed": 0, "agreement": 0.5}
-    rows = [row | {"within": 0.3}, {**row, "stage": "bench", "scr": 0.2}, {**row, "size": "b"}]
-    (joined,) = success_criteria.merged(rows, "a")
-    assert joined["scr"] == 0.2
-    assert joined["excess"] == pytest.approx(0.2)
-    assert joined["stage"] == "confirm"

@@ -66,7 +66,6 @@ SLOW = frozenset(
         "test_settings_that_the_cache_knows_may_be_left_out",
         # Many samples, or many cases.
         "test_every_metric_is_the_plain_one",
-        "test_sinks_are_left_out_and_left_alone_and_the_rest_resumes",
         "test_a_mistake_is_one_line_that_says_what_to_type",
         "test_any_config_json_loads_or_is_a_named_error",
         "test_other_commands_take_the_folders",
@@ -77,7 +76,6 @@ SLOW = frozenset(
         "test_padding_is_left_out_on_either_side",
         "test_samples_have_the_gated_posteriors_moments",
         "test_what_is_added_appears_everywhere",
-        "test_a_command_parses_and_its_stages_are_those_of_the_module",
         "test_a_random_search_draws_what_it_is_asked_for",
         "test_samples_have_the_posteriors_moments",
         # Reports beyond the first, and the report in a browser.
@@ -96,9 +94,8 @@ SLOW = frozenset(
         "test_dark_mode_and_print_change_the_charts",
         "test_it_fits_a_phone",
         "test_hostile_text_does_nothing",
-        # Pages of results, made from the raw results.
-        "test_a_second_k_leaves_the_first_ks_rows_unless_the_tokens_differ",
-        "test_every_metric_of_the_raw_results_shows_in_the_page",
-        "test_results_are_made_from_the_raw_results",
+        # Experiments.
+        "test_a_module_is_imported_and_its_stages_are_those_of_the_index",
+        "test_a_part_has_rows_that_are_kept_and_an_arm_trained_later_saw_the_same_batches",
     }
 )
