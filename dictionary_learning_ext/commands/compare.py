@@ -21,7 +21,7 @@ class CompareFlags:
 
 
 def run(flags: CompareFlags) -> None:
-    from ..evaluation.comparison import chosen, printed
+    from ..evaluation.tables import chosen, printed
     from ..run_folder.reading import read_all, read_config
 
     metrics = None if flags.columns is None else chosen(flags.columns)

@@ -21,8 +21,8 @@ class EvalFlags:
 
 
 def run(flags: EvalFlags) -> None:
-    from ..evaluation.comparison import printed
     from ..evaluation.folders import evaluate_folders
+    from ..evaluation.tables import printed
 
     written = []
     results = evaluate_folders(

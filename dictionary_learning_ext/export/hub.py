@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
 from ..errors import HubError, Setting, first_line
-from ..evaluation.comparison import table
+from ..evaluation.tables import table
 from ..run_folder.matching import measured_differently
 from ..run_folder.names import CONFIG, METRICS, WEIGHTS
 from ..run_folder.reading import read_metrics_if_any

@@ -8,8 +8,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 
 from ..activations.position_rule import PositionRule
-from ..evaluation.metrics import computed, shown_in
-from ..evaluation.totals import Totals
+from ..evaluation.metrics import Totals, computed, shown_in
 from .positions import wanted
 
 NOTE = (

@@ -4,7 +4,8 @@ import pytest
 
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.evaluation.comparison import (
+from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
+from dictionary_learning_ext.evaluation.tables import (
     chosen,
     legend,
     notes,
@@ -13,7 +14,6 @@ from dictionary_learning_ext.evaluation.comparison import (
     table,
     usual_columns,
 )
-from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
 
 
 @pytest.fixture(autouse=True)

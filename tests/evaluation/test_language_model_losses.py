@@ -14,7 +14,7 @@ from dictionary_learning_ext.activations.activation_reader import ActivationRead
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import NonFiniteError
-from dictionary_learning_ext.evaluation.language_model_losses import language_model_losses
+from dictionary_learning_ext.evaluation.measure import language_model_losses
 
 
 def losses_of(lm, saes, documents=DOCUMENTS, hook="blocks.1.hook_resid_post", ctx_len=16, **rules):

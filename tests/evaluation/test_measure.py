@@ -15,8 +15,12 @@ from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.held_out import HeldOut
 from dictionary_learning_ext.errors import TextError
 from dictionary_learning_ext.evaluation.measure import Measurement, measure
-from dictionary_learning_ext.evaluation.metrics import METRICS, computed
-from dictionary_learning_ext.evaluation.totals import LanguageModelLosses, Totals
+from dictionary_learning_ext.evaluation.metrics import (
+    METRICS,
+    LanguageModelLosses,
+    Totals,
+    computed,
+)
 
 D, F, K = 8, 64, 4
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from dictionary_learning_ext.evaluation.metric import PLACES, Metric
-from dictionary_learning_ext.evaluation.metrics import METRICS, computed, shown_in
+from dictionary_learning_ext.evaluation.metrics import METRICS, PLACES, Metric, computed, shown_in
 
 
 def metric(**options):

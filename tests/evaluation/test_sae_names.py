@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.evaluation.sae_names import by_settings, short_names
+from dictionary_learning_ext.evaluation.tables import by_settings, short_names
 
 
 def test_names_are_shortened_as_far_as_they_differ():

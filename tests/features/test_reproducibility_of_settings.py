@@ -9,11 +9,7 @@ import pytest
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
-from dictionary_learning_ext.features.reproducibility_of_settings import (
-    SEED_METRICS,
-    SeedScores,
-    of_seeds,
-)
+from dictionary_learning_ext.report.many_runs import SEED_METRICS, SeedScores, of_seeds
 
 
 def test_they_are_means_over_all_pairs(seeds):

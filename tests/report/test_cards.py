@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch as t
 
-from dictionary_learning_ext.report.analysis import LEAST_SELECTIONS, ranking_of
-from dictionary_learning_ext.report.cards import cards
-from dictionary_learning_ext.report.returning import FeatureScores
+from dictionary_learning_ext.features.collector import LEAST_SELECTIONS, ranking_of
+from dictionary_learning_ext.features.reproducibility import FeatureScores
+from dictionary_learning_ext.report.feature_pages import cards
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", ",", " One"]
 MANY = list(range(8))

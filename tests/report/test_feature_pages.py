@@ -1,6 +1,7 @@
 """Tokens as the report shows them."""
 
-from dictionary_learning_ext.report.feature_pages import LONGEST_TOKEN, Vocabulary, visible
+from dictionary_learning_ext.features.contexts import LONGEST_TOKEN, visible
+from dictionary_learning_ext.report.feature_pages import Vocabulary
 
 
 def test_controls_and_marks_are_named_and_long_text_is_cut():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch as t
 
-from dictionary_learning_ext.report.headline import table
+from dictionary_learning_ext.report.analysis import table
 
 METRICS = {"fve": 0.9, "l0": 16.0, "tokens": 1000}
 

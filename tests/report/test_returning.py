@@ -13,8 +13,7 @@ from report_runs import BARE, data_of, train
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproducibility import reproducibility
-from dictionary_learning_ext.report.returning import FeatureScores
+from dictionary_learning_ext.features.reproducibility import FeatureScores, reproducibility
 
 F = 32
 

@@ -8,8 +8,7 @@ from report_runs import BARE, data_of, train
 
 from dictionary_learning_ext.activations.contexts import ContextBatch
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.features.collector import FeatureCollector
-from dictionary_learning_ext.report.sinks import SinkFinder
+from dictionary_learning_ext.features.collector import FeatureCollector, SinkFinder
 
 LENGTH, WIDTH, FEATURES = 8, 6, 12
 
