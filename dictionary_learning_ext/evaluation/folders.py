@@ -1,6 +1,7 @@
-"""From run folders and dictionaries to SAEs, their language model and hook point; and `vsae eval`.
+"""Run folders and dictionaries: evaluated again (`vsae eval`), and opened with their activations.
 
-Only this page tells activations of a language model, stored ones and synthetic ones apart.
+Outside activations/, only this page tells a language model's activations, stored ones and synthetic
+ones apart.
 """
 
 from collections.abc import Callable, Sequence
@@ -145,30 +146,23 @@ class OpenedFolders(NamedTuple):
     run: RunConfig
     saes: dict[str, tuple[Dictionary, dict[str, Any]]]
     """Each folder's SAE and config.json."""
-    own_tokens: int
-    """On how many tokens their own evaluations measure: the largest number among them."""
-    origin: "_Origin"
-
-    @property
-    def language_model(self) -> LanguageModel | None:
-        """None if the folder of activations doesn't say which it is, or the model is synthetic."""
-        return self.origin.language_model
-
-    @property
-    def hook_point(self) -> HookPoint:
-        """Where the SAEs were trained."""
-        return self.origin.hook_point
+    language_model: LanguageModel | None
+    """None if the folder of activations doesn't say which it is, or the model is synthetic."""
+    hook_point: HookPoint
+    stored: StoredActivations | None
+    """What activations are read from, if not from the language model."""
+    drawn: Any
+    """The synthetic model, if they are drawn from one."""
 
     def held_out(self, tokens: int) -> HeldOut:
         """What to measure on, for `tokens` tokens."""
-        language_model, hook_point, stored, drawn = self.origin
-        if drawn is not None:
-            return held_out_synthetic(self.run, drawn, tokens)
-        if stored is None:
-            assert language_model is not None
-            return held_out_text(self.run, language_model, hook_point, tokens)
-        require_held_out(replace(self.run, eval_tokens=tokens), stored)
-        return held_out_stored(self.run, stored, self.run.hook, tokens, language_model)
+        if self.drawn is not None:
+            return held_out_synthetic(self.run, self.drawn, tokens)
+        if self.stored is None:
+            assert self.language_model is not None
+            return held_out_text(self.run, self.language_model, self.hook_point, tokens)
+        require_held_out(replace(self.run, eval_tokens=tokens), self.stored)
+        return held_out_stored(self.run, self.stored, self.run.hook, tokens, self.language_model)
 
 
 def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
@@ -179,10 +173,11 @@ def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
     origin = _origin(run)
     for name, (dictionary, _) in saes.items():
         origin.hook_point.require_width(name, dictionary.activation_dim, run.model)
-    return OpenedFolders(run, saes, _own_tokens(runs), origin)
+    return OpenedFolders(run, saes, *origin)
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:
+    """On how many tokens the runs' own evaluations measure: the largest number among them."""
     return max(run.eval_tokens for run in runs.values()) or RunConfig.eval_tokens
 
 
@@ -307,15 +302,12 @@ def require_feature(feature: Any, dict_size: int) -> int:
 
 
 class _Origin(NamedTuple):
-    """Where a run's activations come from."""
+    """Where a run's activations come from: the fields of `OpenedFolders`."""
 
     language_model: LanguageModel | None
-    """None if the folder of activations doesn't say which it is, or the model is synthetic."""
     hook_point: HookPoint
     stored: StoredActivations | None = None
-    """What activations are read from, if not from the language model."""
     drawn: Any = None
-    """The synthetic model, if they are drawn from one."""
 
 
 def _origin(run: RunConfig, loaded: LanguageModel | None = None) -> _Origin:

@@ -14,7 +14,7 @@ from small_commands import refused, setting, trainer
 from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
-from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
+from dictionary_learning_ext.evaluation.folders import _own_tokens, evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder.evaluation_files import MEASURED_ON
 from dictionary_learning_ext.run_folder.reading import read_metrics
 
@@ -182,11 +182,10 @@ def test_a_moved_language_model_is_no_other_setting(folder, evaluated, tiny_lm_d
     assert path.name.startswith("model_renamed_")
 
 
-def test_without_tokens_the_largest_of_the_runs_own_numbers_is_taken(trained, folder):
-    setting(eval_tokens=70)(folder / "config.json")
-    assert open_folders([trained / "top_k"]).own_tokens == 100_000, "of eval_tokens=0"
-    assert open_folders([folder]).own_tokens == 70
-    assert open_folders([folder, trained / "top_k"]).own_tokens == 70
+def test_without_tokens_the_largest_of_the_runs_own_numbers_is_taken():
+    none, few = RunConfig(eval_tokens=0), RunConfig(eval_tokens=70)
+    assert _own_tokens({"a": none}) == 100_000, "of eval_tokens=0"
+    assert _own_tokens({"a": few}) == _own_tokens({"a": few, "b": none}) == 70
 
 
 def test_what_is_said_of_a_folder_of_upstreams_is_said_once(folder, tiny_lm_dir, caplog):

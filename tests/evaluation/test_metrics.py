@@ -37,9 +37,6 @@ def metric(**options):
 )
 def test_a_value_as_tables_show_it(value, digits, expected):
     assert metric(digits=digits).text(value) == expected
-
-
-def test_what_stands_for_a_missing_value_can_be_chosen():
     assert metric().text(None, missing="–") == "–"
 
 

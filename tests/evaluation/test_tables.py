@@ -1,7 +1,5 @@
 """Tables of SAEs: what commands print, what SAEs are called, and text in columns."""
 
-from pathlib import Path
-
 import pytest
 
 from dictionary_learning_ext.config.run import TrainConfig
@@ -68,9 +66,6 @@ def test_it_fits_the_terminal_and_explains_every_metric_that_it_shows(monkeypatc
 
 
 def test_a_single_sae_is_not_named():
-    metrics = [METRICS[key] for key in ("fve", "l0")]
-    head, _, line = table({"a_very_long_name": {"fve": 0.5, "l0": 8.0}}, metrics).splitlines()
-    assert (head.split(), line.split()) == (["FVE", "L0"], ["0.5000", "8.0"])
     lines = printed({f"runs/{'long_' * 20}": measured()}).splitlines()
     assert not any("long_" in line for line in lines)
     assert any(line.startswith("0.5000  ") for line in lines)
@@ -210,17 +205,19 @@ def test_what_says_nothing_is_no_symptom():
 # --- names
 
 
-def test_names_are_shortened_as_far_as_they_differ():
-    assert short_names(["runs/q/a", "runs/q/b"]) == {"runs/q/a": "a", "runs/q/b": "b"}
-    assert short_names(["r/1/a", "r/2/a", "r/2/b"]) == {
-        "r/1/a": "1/a",
-        "r/2/a": "2/a",
-        "r/2/b": "2/b",
-    }
-    assert short_names(["a", "x/a"]) == {"a": "a", "x/a": "x/a"}
-    assert short_names(["runs/a"]) == {"runs/a": "a"}
-    assert short_names(["runs/a", "runs/a/"]) == {"runs/a": "runs/a", "runs/a/": "runs/a/"}
-    assert short_names(["."]) == {".": "."}
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["runs/q/a", "runs/q/b"], ["a", "b"]),
+        (["r/1/a", "r/2/a", "r/2/b"], ["1/a", "2/a", "2/b"]),
+        (["a", "x/a"], ["a", "x/a"]),
+        (["runs/a"], ["a"]),
+        (["runs/a", "runs/a/"], ["runs/a", "runs/a/"]),
+        (["."], ["."]),
+    ],
+)
+def test_names_are_shortened_as_far_as_they_differ(folders, names):
+    assert short_names(folders) == dict(zip(folders, names, strict=True))
 
 
 def test_of_long_names_only_what_differs_is_shown():
@@ -228,20 +225,11 @@ def test_of_long_names_only_what_differs_is_shown():
         f"runs/s/vsae_top_k_k8_F64_fixed_both_beta{beta}_sigma1_lr0.001_seed{seed}_{digest}"
         for beta, seed, digest in ((0, 0, "1c9031"), (0.1, 0, "dc9618"), (0.1, 1, "58b04e"))
     ]
-    assert list(short_names(names).values()) == [
-        "…beta0…seed0_1c9031",
-        "…beta0.1…seed0_dc9618",
-        "…beta0.1…seed1_58b04e",
-    ]
-    bare = [Path(name).name for name in names]  # as in the folder where they are
-    assert [*short_names(bare).values()] == [*short_names(names).values()]
-    assert short_names([names[0], "runs/top_k"]) == {
-        names[0]: names[0].removeprefix("runs/s/"),
-        "runs/top_k": "top_k",
-    }
+    short = ["…beta0…seed0_1c9031", "…beta0.1…seed0_dc9618", "…beta0.1…seed1_58b04e"]
+    assert list(short_names(names).values()) == short
     mixed = short_names([*names, "runs/top_k", "runs/a"])
-    assert [mixed[name] for name in names] == [*short_names(names).values()]
-    assert short_names(names[:1]) == {names[0]: names[0].removeprefix("runs/s/")}
+    assert list(mixed.values()) == [*short, "top_k", "a"]
+    assert list(short_names(names[:1]).values()) == [names[0].removeprefix("runs/s/")]
 
 
 def test_long_names_give_way_to_the_settings_that_differ():
@@ -267,17 +255,13 @@ HEADER = ["", "FVE", "a wide label"]
 ROWS = [["runs/a", "0.9000", "-"], ["b", "-12.3", "1"]]
 
 
-def test_text_is_aligned_the_first_column_to_the_left():
-    assert text_table(HEADER, ROWS).splitlines() == [
+def test_columns_are_aligned_and_a_wide_table_gets_heads_of_several_lines_and_then_blocks():
+    assert text_table(HEADER, ROWS, width=28).splitlines() == [
         "           FVE  a wide label",
         "----------------------------",
         "runs/a  0.9000             -",
         "b        -12.3             1",
     ]
-
-
-def test_a_wide_table_gets_heads_of_several_lines_and_then_blocks():
-    assert text_table(HEADER, ROWS, width=28) == text_table(HEADER, ROWS)
     assert text_table(HEADER, ROWS, width=27).splitlines() == [
         "                    a",
         "                 wide",
@@ -333,8 +317,5 @@ def test_no_cell_is_lost_and_no_line_is_wider_than_it_must_be(width):
 
 
 def test_markdown_escapes_bars_in_the_head_and_in_cells():
-    assert markdown_table(["", "a|b"], [["x|y|z", "1"]]).splitlines() == [
-        r"|  | a\|b |",
-        "|---|---|",
-        r"| x\|y\|z | 1 |",
-    ]
+    lines = [r"|  | a\|b |", "|---|---|", r"| x\|y\|z | 1 |"]
+    assert markdown_table(["", "a|b"], [["x|y|z", "1"]]).splitlines() == lines
