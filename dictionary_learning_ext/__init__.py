@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from .errors import UserError
     from .evaluation.folders import evaluate_folders
     from .evaluation.measure import measure
-    from .interactive.agreeing import agreement
-    from .interactive.features_of import features_of
-    from .interactive.steering import steer
+    from .features.features_of import features_of
+    from .features.reproducibility_of_folders import agreement
+    from .features.steering import steer
     from .run_folder.weights import load_dictionary
     from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer
     from .trainers.vaease import VAEase, VAEaseTrainer
@@ -37,15 +37,15 @@ _HOMES = {
     "VAEaseTrainer": ".trainers.vaease",
     "VariationalTopKAutoEncoder": ".trainers.variational_top_k",
     "VariationalTopKTrainer": ".trainers.variational_top_k",
-    "agreement": ".interactive.agreeing",
+    "agreement": ".features.reproducibility_of_folders",
     "evaluate_folders": ".evaluation.folders",
-    "features_of": ".interactive.features_of",
+    "features_of": ".features.features_of",
     "find_hook": ".activations.hook_points",
     "load_dictionary": ".run_folder.weights",
     "load_language_model": ".activations.language_models",
     "measure": ".evaluation.measure",
     "open_text": ".activations.text",
-    "steer": ".interactive.steering",
+    "steer": ".features.steering",
     "train": ".training.loop",
     "trainer_options": ".config.presets",
 }

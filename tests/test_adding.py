@@ -1,5 +1,5 @@
-"""One place per concept: an architecture, an option, a metric and a kind of hook point are added to a
-copy of the package, in as few files as it should take, and every command shows them."""
+"""One place per concept: an architecture, an option, a metric, a total and a kind of hook point are added
+to a copy of the package, in as few files as it should take, and every command shows them."""
 
 import json
 import os
@@ -50,6 +50,12 @@ METRIC = """    Metric(
         better="lower",
     ),
 """
+TOTAL = """    largest: float = 0.0
+    \"\"\"The largest |x_i|.\"\"\"
+"""
+GATHERED = "        self.totals.largest = max(self.totals.largest, float(x_BD.abs().max()))\n"
+METRIC_OF_TOTAL = """    Metric("largest", "the largest |x_i|", "largest", lambda totals: totals.largest),
+"""
 
 
 def insert(path: Path, before: str, text: str) -> None:
@@ -82,6 +88,14 @@ def add_a_metric(package: Path) -> None:
     insert(package / "evaluation" / "metrics.py", '    Metric(\n        "l0",', METRIC)
 
 
+def add_a_total(package: Path) -> None:
+    """With a metric that shows it."""
+    metrics, measure = (package / "evaluation" / name for name in ("metrics.py", "measure.py"))
+    insert(metrics, "    losses: LanguageModelLosses | None = None\n", TOTAL)
+    insert(metrics, '    Metric(\n        "l0",', METRIC_OF_TOTAL)
+    insert(measure, "        if self._match is not None:\n            self._match.add(", GATHERED)
+
+
 def add_a_hook_point(package: Path) -> None:
     row = '    "hook_mlp_in": HookKind("in", "mlp"),\n'
     insert(package / "activations" / "hook_points.py", '    "hook_mlp_out": HookKind(', row)
@@ -91,6 +105,7 @@ ADDITIONS = {
     "architecture": (add_an_architecture, 4),
     "option": (add_an_option, 3),
     "metric": (add_a_metric, 1),
+    "total": (add_a_total, 2),
     "hook point": (add_a_hook_point, 1),
 }
 """How each is added, and in how many files at most."""
@@ -239,6 +254,7 @@ def test_what_is_added_appears_everywhere(vsae, tiny_lm_dir, text):
     # the metric
     metrics = json.loads((folder / "sweep" / "new" / "metrics.json").read_text())
     assert metrics["twice_l0"] == 2 * metrics["l0"] > 0
+    assert metrics["largest"] > 0
     results = folder / "sweep" / "results.html"
     for shown in (evaluated, compared, sweep, page, results.read_text()):
         assert "twice L0" in shown

@@ -9,18 +9,20 @@ from source_tree import imports, module_files
 LAYERS = (
     {"errors"},
     {"config"},
-    {"run_folder", "activations", "trainers"},
-    {"evaluation", "features"},
+    {"trainers"},
+    {"run_folder"},
+    {"activations"},
+    {"evaluation"},
+    {"features"},
     {"training"},
     {"report", "sae_bench", "export", "sweep"},
-    {"interactive"},
     {"commands"},
     {"cli"},
     {"__main__"},
 )
 """From the bottom up. A part may import those of its own layer and of all below."""
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-APART = LAYERS[5]
+APART = LAYERS[8]
 """These do not import each other."""
 HEAVY = {"torch", "numpy", "nnsight", "transformers", "dictionary_learning"}
 
@@ -189,7 +191,7 @@ def test_the_core_never_imports_sae_bench():
 
 def test_features_in_python_import_no_drawing():
     code = (
-        "import sys, dictionary_learning_ext.interactive.features_of\n"
+        "import sys, dictionary_learning_ext.features.features_of\n"
         "print([m for m in ('plotly', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -50,8 +50,8 @@ class EvalFlags:
 
 
 def run_eval(flags: EvalFlags) -> None:
-    from ..evaluation.comparison import printed
     from ..evaluation.folders import evaluate_folders
+    from ..evaluation.tables import printed
 
     written = []
     results = evaluate_folders(
@@ -81,7 +81,7 @@ class CompareFlags:
 
 
 def run_compare(flags: CompareFlags) -> None:
-    from ..evaluation.comparison import chosen, printed
+    from ..evaluation.tables import chosen, printed
     from ..run_folder.reading import read_all, read_config
 
     metrics = None if flags.columns is None else chosen(flags.columns)

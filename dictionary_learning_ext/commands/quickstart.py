@@ -32,7 +32,7 @@ class QuickstartFlags:
 
 
 def run(flags: QuickstartFlags) -> None:
-    from ..evaluation.comparison import printed
+    from ..evaluation.tables import printed
     from ..training.loop import train
 
     config = replace(
@@ -100,7 +100,7 @@ def _has_started(config: RunConfig, saes: dict[str, SAEConfig], folders: dict[st
 
 def _report(flags: QuickstartFlags, page: Path, folder: Path, against: list[Path]) -> None:
     from ..config.run import ReportOptions
-    from ..report import write_report
+    from ..report.page import write_report
 
     # A short run gets a short report.
     tokens = flags.eval_tokens or ReportOptions.tokens

@@ -30,7 +30,8 @@ class ReportFlags:
 
 
 def run(flags: ReportFlags) -> None:
-    from ..report import write_index, write_report
+    from ..report.page import write_report
+    from ..report.runs_page import write_index
     from ..run_folder.reading import run_folders_in
 
     if run_folders_in(flags.folder):

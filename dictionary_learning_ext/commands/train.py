@@ -280,7 +280,7 @@ def _started_from(flags: TrainFlags) -> str:
 
 def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
     """The results, and what to do next."""
-    from ..evaluation.comparison import printed, symptoms
+    from ..evaluation.tables import printed, symptoms
 
     results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
     if results:

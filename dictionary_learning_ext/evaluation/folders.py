@@ -1,7 +1,12 @@
-"""Run folders of one language model: opened together, and evaluated again."""
+"""Run folders and dictionaries: evaluated again (`vsae eval`), and opened with their activations.
+
+Outside activations/, only this page tells a language model's activations, stored ones and synthetic
+ones apart.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,21 +16,33 @@ from nnsight import LanguageModel
 from ..activations.cached_run import cached_model, stored_hook_point
 from ..activations.held_out import HeldOut, held_out_stored, held_out_text, require_held_out
 from ..activations.hook_points import HookPoint, find_hook
-from ..activations.run_inputs import open_model
+from ..activations.language_models import with_weights
+from ..activations.run_inputs import load_model, require_positions
 from ..activations.stored import StoredActivations, open_stored
 from ..activations.synthetic_run import held_out_synthetic, synthetic_hook_point
 from ..activations.synthetic_source import draw_model
 from ..config.checks import require
 from ..config.run import RunConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run
-from ..errors import CheckpointError
+from ..errors import (
+    ActivationsError,
+    CheckpointError,
+    ConfigError,
+    LanguageModelError,
+    Setting,
+)
 from ..run_folder.evaluation_files import MEASURED_ON, evaluation_file, measured_on
 from ..run_folder.matching import require_one_setting
-from ..run_folder.reading import require_folders
+from ..run_folder.reading import read_config, require_folders
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from ..run_folder.writing import write_json
 from .measure import measure
+
+SAE = Dictionary | str | Path
+"""A dictionary that takes raw activations, as `load_dictionary` returns it, or a run folder."""
+Hook = HookPoint | str
+"""A hook point, or its name."""
 
 
 def evaluate_folders(
@@ -106,6 +123,23 @@ def _evaluated(
     return results
 
 
+# --- run folders
+
+
+def open_folders(
+    folders: Sequence[str | Path], *, step: int | None = None, **where: Any
+) -> "OpenedFolders":
+    """Load run folders and the language model they share; see `evaluate_folders`.
+
+    Arguments:
+        where: model, hook, data, activations, device, max_norm_multiple and remove_bos.
+    """
+    require_folders(folders)
+    return _opened(
+        {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}, step
+    )
+
+
 class OpenedFolders(NamedTuple):
     """Run folders of one language model and hook point, loaded."""
 
@@ -115,11 +149,9 @@ class OpenedFolders(NamedTuple):
     language_model: LanguageModel | None
     """None if the folder of activations doesn't say which it is, or the model is synthetic."""
     hook_point: HookPoint
-    own_tokens: int
-    """On how many tokens their own evaluations measure: the largest number among them."""
     stored: StoredActivations | None
-    """Where activations are read from, if not from the language model."""
-    drawn: Any = None
+    """What activations are read from, if not from the language model."""
+    drawn: Any
     """The synthetic model, if they are drawn from one."""
 
     def held_out(self, tokens: int) -> HeldOut:
@@ -133,45 +165,165 @@ class OpenedFolders(NamedTuple):
         return held_out_stored(self.run, self.stored, self.run.hook, tokens, self.language_model)
 
 
-def open_folders(
-    folders: Sequence[str | Path], *, step: int | None = None, **where: Any
-) -> OpenedFolders:
-    """Load run folders and the language model they share; see `evaluate_folders`.
-
-    Arguments:
-        where: model, hook, data, activations, device, max_norm_multiple and remove_bos.
-    """
-    require_folders(folders)
-    return _opened(
-        {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}, step
-    )
-
-
 def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
     """Load the folders of these runs, and their language model."""
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
     saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    stored, language_model, drawn = None, None, None
-    if is_synthetic(run.model):
-        require_synthetic_run(run)
-        drawn = draw_model(run.model)
-    elif run.activations is not None:
-        stored = open_stored(run.activations)
-        stored.require_fit(run, [run.hook])
-        language_model = cached_model(run, stored)
-    if drawn is not None:
-        hook_point = synthetic_hook_point(run)
-    elif stored is None:
-        language_model, hook_point = open_model(run)
-    elif language_model is not None:
-        hook_point = find_hook(language_model, run.hook)
-    else:
-        hook_point = stored_hook_point(stored, run.hook)
+    origin = _origin(run)
     for name, (dictionary, _) in saes.items():
-        hook_point.require_width(name, dictionary.activation_dim, run.model)
-    return OpenedFolders(run, saes, language_model, hook_point, _own_tokens(runs), stored, drawn)
+        origin.hook_point.require_width(name, dictionary.activation_dim, run.model)
+    return OpenedFolders(run, saes, *origin)
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:
+    """On how many tokens the runs' own evaluations measure: the largest number among them."""
     return max(run.eval_tokens for run in runs.values()) or RunConfig.eval_tokens
+
+
+# --- one SAE, as Python gives it
+
+
+def open_sae(
+    sae: SAE,
+    lm: LanguageModel | str | Path | None,
+    hook: Hook | None,
+    *,
+    device: str = "cpu",
+    ctx_len: int | None = None,
+    stored: bool = False,
+) -> "OpenedSAE":
+    """Load what isn't loaded, and check that it fits together.
+
+    Arguments:
+        sae: see `SAE`.
+        lm: the language model, its name or folder. None: the one in the run folder's config.json.
+        hook: None: the one in the run folder's config.json.
+        device: where to load what isn't loaded. A run folder's SAE goes to the device of a language
+            model that is.
+        ctx_len: None: the run's.
+        stored: whether the activations that the run was trained on are read, if these are on disk.
+
+    Raises: a UserError that says what to change.
+    """
+    if isinstance(lm, LanguageModel):
+        device = str(with_weights(lm)._model.device)
+    elif not isinstance(lm, str | Path | None):
+        raise ConfigError(
+            f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",
+            instead=("use e.g. ", Setting("lm", "embedded")),
+        )
+    dictionary = dictionary_of(sae, device)
+    hook = hook.name if isinstance(hook, HookPoint) else hook
+    if isinstance(sae, str | Path):
+        run = _run_of_folder(Path(sae), lm, hook, device)
+    elif lm is None or hook is None:
+        raise ConfigError(
+            "a dictionary doesn't say where its activations come from: expected a language model and"
+            " a hook point; give lm and hook, or the run folder in the place of the dictionary"
+        )
+    else:
+        run = RunConfig(model=_name_of(lm), hook=hook, device=device)
+    run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
+    run = run if stored else replace(run, activations=None)
+    if is_synthetic(run.model):
+        raise LanguageModelError(f"{run.model} is not a language model: give one, and a text")
+    origin = _origin(run, lm if isinstance(lm, LanguageModel) else None)
+    has_tokens = origin.stored is None or origin.stored.manifest is not None
+    if origin.language_model is None or not has_tokens:
+        raise ActivationsError(
+            name="activations",
+            value=run.activations,
+            expected="a cache that knows its tokens, but it holds activations alone",
+            instead=("give a text to read in their place, e.g. ", Setting("text", "embedded")),
+        )
+    width = origin.hook_point.activation_dim
+    if dictionary.activation_dim != width:
+        raise ConfigError(
+            f"the SAE takes {dictionary.activation_dim} dimensions, but {run.hook} of this language"
+            f" model has {width}: expected the same; give the language model that the SAE was"
+            " trained on"
+        )
+    return OpenedSAE(dictionary, origin.language_model, origin.hook_point, run)
+
+
+class OpenedSAE(NamedTuple):
+    """An SAE, and the activations that it takes."""
+
+    dictionary: Any
+    language_model: LanguageModel
+    hook_point: HookPoint
+    run: RunConfig
+    """The text, the contexts and the tokens that are left out: a run folder's, or the defaults."""
+
+
+def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
+    """The dictionary itself, or that of a run folder.
+
+    Raises: ConfigError for anything else, CheckpointError for a folder that can't be read.
+    """
+    if isinstance(sae, str | Path):
+        return load_dictionary(sae, device)[0]
+    if not isinstance(sae, Dictionary):
+        hint = "; load_dictionary returns a pair, give its first" if isinstance(sae, tuple) else ""
+        raise ConfigError(
+            f"sae is a {type(sae).__name__}: expected a dictionary or a run folder, e.g."
+            f" 'runs/NAME'{hint}"
+        )
+    return sae
+
+
+def _run_of_folder(folder: Path, lm: Any, hook: str | None, device: str) -> RunConfig:
+    """A folder's run; of one that upstream's `trainSAE` wrote, as far as it is known."""
+    is_loaded = isinstance(lm, LanguageModel)
+    name = None if lm is None or (is_loaded and "run" in read_config(folder)) else _name_of(lm)
+    return run_of(folder, name, hook, device=device)
+
+
+def _name_of(lm: Any) -> str:
+    return str(lm.config._name_or_path) if isinstance(lm, LanguageModel) else str(lm)
+
+
+def require_feature(feature: Any, dict_size: int) -> int:
+    """A feature's number as an int. Raises ConfigError unless the SAE has it."""
+    try:
+        number = index(feature)
+    except TypeError:
+        number = -1
+    if not 0 <= number < dict_size:
+        raise ConfigError(
+            f"feature {feature!r}: expected a whole number from 0 to {dict_size - 1}, as the SAE has"
+            f" {dict_size} features"
+        )
+    return number
+
+
+# --- activations
+
+
+class _Origin(NamedTuple):
+    """Where a run's activations come from: the fields of `OpenedFolders`."""
+
+    language_model: LanguageModel | None
+    hook_point: HookPoint
+    stored: StoredActivations | None = None
+    drawn: Any = None
+
+
+def _origin(run: RunConfig, loaded: LanguageModel | None = None) -> _Origin:
+    """Where a run's activations come from; `loaded` takes the place of its language model."""
+    if is_synthetic(run.model):
+        require_synthetic_run(run)
+        return _Origin(None, synthetic_hook_point(run), drawn=draw_model(run.model))
+    stored = None
+    if run.activations is not None:
+        stored = open_stored(run.activations)
+        stored.require_fit(run, [run.hook])
+    if loaded is not None:
+        config: Any = loaded.config
+        require_positions(run, config.get_text_config())
+    elif stored is None:
+        loaded = load_model(run)
+    elif (loaded := cached_model(run, stored)) is None:
+        return _Origin(None, stored_hook_point(stored, run.hook), stored)
+    return _Origin(loaded, find_hook(loaded, run.hook), stored)

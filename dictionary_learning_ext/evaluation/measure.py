@@ -1,28 +1,87 @@
-"""Measuring SAEs on held-out text: one pass that gathers the totals that `metrics.py` needs.
+"""Measuring SAEs on held-out text: one pass that gathers the totals that metrics.py needs.
 
 Everything is measured on raw activations at the posterior's mean, over the same tokens for all
 SAEs of a call.
+
+Shapes: B tokens (in `language_model_losses`, documents), L tokens of a document, D = activation_dim,
+F features, K = k, T true features of a synthetic model, V = the vocabulary.
 """
 
 import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
+from ..activations.activation_reader import ActivationReader
 from ..activations.held_out import HeldOut, Truth
+from ..activations.tokens import TokenContexts
 from ..errors import TextError
-from ..trainers.dictionaries import HasPosterior, as_input, selects_top_k
+from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, selects_top_k
 from ..trainers.kernels.select import compared
-from .ground_truth import TruthMatch
-from .language_model_losses import language_model_losses
-from .metrics import computed
-from .totals import Totals, squared_residual
+from .metrics import LanguageModelLosses, Totals, TruthScores, computed, squared_residual
 
 logger = logging.getLogger(__name__)
 
 _UPSTREAMS = ("frac_variance_explained", "cossim", "l2_ratio", "l2_loss", "l1_loss", "l0")
+_DOCUMENTS_AT_ONCE = 16
+
+Replacement = Callable[[t.Tensor], t.Tensor]
+"""Takes activations, (B, L, D), and returns what replaces them."""
+
+
+def measure(
+    dictionaries: dict[str, tuple[Dictionary, float]],
+    held_out: HeldOut,
+    tokens: int,
+    *,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Every metric of each SAE, all on the same held-out tokens.
+
+    Arguments:
+        dictionaries: by name, each with the factor its training divided activations by.
+        held_out: what to measure on. Positions that are left out of it keep their activations when
+            the language model's loss is measured, see `language_model_losses`.
+        tokens: activations measured on (rounded up to whole batches).
+        seed: of the noise.
+
+    A text that ends before `tokens` is measured as far as it goes, which is logged and shows in
+    the metric "tokens".
+
+    Raises: TextError if the text does not hold one batch.
+    """
+    rows = held_out.rows
+    measurements = {
+        name: Measurement(dictionary, factor, seed, held_out.truth)
+        for name, (dictionary, factor) in dictionaries.items()
+    }
+    for batch in range(-(-tokens // rows.out_batch_size)):
+        try:
+            x_BD = next(rows).float()
+        except TextError as error:
+            measured = batch * rows.out_batch_size
+            if measured == 0:
+                where = "the held-out text is too short to measure on"
+                raise error.within(where, "give more text, or measure on fewer tokens") from error
+            logger.warning(
+                "the held-out text ended: measured on %d tokens, not %d", measured, tokens
+            )
+            break
+        for measurement in measurements.values():
+            measurement.add(x_BD)
+    saes = [measurement.dictionary for measurement in measurements.values()]
+    if held_out.reader is None or held_out.documents is None:
+        for measurement in measurements.values():
+            measurement.totals.no_losses = held_out.no_loss
+    else:
+        losses = language_model_losses(saes, held_out.reader, held_out.documents)
+        for measurement, of_sae in zip(measurements.values(), losses, strict=True):
+            measurement.totals.losses = of_sae
+    return {name: measurement.metrics() for name, measurement in measurements.items()}
 
 
 class Measurement:
@@ -107,7 +166,7 @@ class Measurement:
 
 
 class _Done(NamedTuple):
-    """Stands for a dictionary in upstream's `evaluate`: what it has returned for these activations."""
+    """Stands for a dictionary in upstream's `evaluate`, so that it is not run again."""
 
     dict_size: int
     outputs: tuple[t.Tensor, t.Tensor]
@@ -116,52 +175,128 @@ class _Done(NamedTuple):
         return self.outputs
 
 
-def measure(
-    dictionaries: dict[str, tuple[Dictionary, float]],
-    held_out: HeldOut,
-    tokens: int,
-    *,
-    seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Every metric of each SAE, all on the same held-out tokens.
+class TruthMatch:
+    """One SAE's match with the truth, counted over batches.
 
     Arguments:
-        dictionaries: by name, each with the factor its training divided activations by.
-        held_out: what to measure on. Positions that are left out of it keep their activations when
-            the language model's loss is measured, see `language_model_losses`.
-        tokens: activations measured on (rounded up to whole batches).
-        seed: of the noise.
-
-    A text that ends before `tokens` is measured as far as it goes, which is logged and shows in
-    the metric "tokens".
-
-    Raises: TextError if the text does not hold one batch.
+        dictionary: takes raw activations.
+        truth: the true features, and which of them fired in the last batch. Its model was drawn with
+            SAELens, so SAELens is there.
     """
-    rows = held_out.rows
-    measurements = {
-        name: Measurement(dictionary, factor, seed, held_out.truth)
-        for name, (dictionary, factor) in dictionaries.items()
-    }
-    for batch in range(-(-tokens // rows.out_batch_size)):
-        try:
-            x_BD = next(rows).float()
-        except TextError as error:
-            measured = batch * rows.out_batch_size
-            if measured == 0:
-                where = "the held-out text is too short to measure on"
-                raise error.within(where, "give more text, or measure on fewer tokens") from error
-            logger.warning(
-                "the held-out text ended: measured on %d tokens, not %d", measured, tokens
+
+    def __init__(self, dictionary: Dictionary, truth: Truth):
+        from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
+            ClassificationMetricsCalculator,
+        )
+
+        self._truth = truth
+        self._directions_FD = decoder_directions(dictionary)
+        self._firing = ClassificationMetricsCalculator(self._directions_FD, truth.vectors_TD)
+
+    def add(self, f_BF: t.Tensor) -> None:
+        """Count the features' activations on the batch that the truth has handed out last."""
+        self._firing.add_batch(f_BF.cpu(), self._truth.firing_BT)
+
+    def scores(self) -> TruthScores:
+        """Of what was added."""
+        from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
+            feature_uniqueness,
+            mean_correlation_coefficient,
+        )
+
+        directions_FD, vectors_TD = self._directions_FD, self._truth.vectors_TD
+        uniqueness = feature_uniqueness(directions_FD, vectors_TD)
+        return TruthScores(
+            mcc=mean_correlation_coefficient(directions_FD, vectors_TD),
+            firing_f1=self._firing.compute().f1_score,
+            uniqueness=uniqueness,
+            coverage=uniqueness * len(directions_FD) / len(vectors_TD),
+        )
+
+
+# --- what reconstructions cost the language model
+
+
+@t.no_grad()
+def language_model_losses(
+    dictionaries: Sequence[Dictionary], reader: ActivationReader, documents: TokenContexts
+) -> list[LanguageModelLosses]:
+    """The language model's losses with each SAE's reconstruction, on the same documents.
+
+    It is upstream's `loss_recovered` where training uses every position. Positions that training
+    leaves out (see `PositionRule`) keep their activations, when these are replaced by
+    reconstructions and when they are replaced by zeros: both replace the same positions. Every
+    token but a document's first is predicted, and counts, at those positions too.
+
+    Arguments:
+        dictionaries: take raw activations.
+        reader: at the SAEs' hook point, with the rule of their training.
+        documents: one per context. They are read to the end.
+
+    Raises: NonFiniteError if an activation is NaN or infinite.
+    """
+    replacements: list[Replacement] = [t.zeros_like, *map(_reconstruction, dictionaries)]
+    sums, tokens, positions, left_alone = t.zeros(1 + len(replacements), dtype=t.float64), 0, 0, 0
+    for input_ids_BL, mask_BL in _document_batches(documents):
+        read: list[t.Tensor] = []
+
+        def unchanged(x_BLD: t.Tensor, read: list[t.Tensor] = read) -> t.Tensor:
+            read.append(x_BLD)
+            return x_BLD
+
+        losses = [
+            _summed_loss(
+                reader.logits_with(input_ids_BL, mask_BL, unchanged), input_ids_BL, mask_BL
             )
-            break
-        for measurement in measurements.values():
-            measurement.add(x_BD)
-    saes = [measurement.dictionary for measurement in measurements.values()]
-    if held_out.reader is None or held_out.documents is None:
-        for measurement in measurements.values():
-            measurement.totals.no_losses = held_out.no_loss
-    else:
-        losses = language_model_losses(saes, held_out.reader, held_out.documents)
-        for measurement, of_sae in zip(measurements.values(), losses, strict=True):
-            measurement.totals.losses = of_sae
-    return {name: measurement.metrics() for name, measurement in measurements.items()}
+        ]
+        judged = reader.judge(read[0], reader.rule.by_token(input_ids_BL, mask_BL))
+        reader.require_finite(judged.non_finite)
+        for replacement in replacements:
+            logits_BLV = reader.logits_with(
+                input_ids_BL, mask_BL, _only_at(judged.wanted_BL, replacement)
+            )
+            losses.append(_summed_loss(logits_BLV, input_ids_BL, mask_BL))
+        sums += t.tensor(losses, dtype=t.float64)
+        tokens += int(mask_BL[:, 1:].sum())
+        positions += int(mask_BL.sum())
+        left_alone += int(mask_BL.sum()) - int(judged.wanted_BL.sum())
+    original, zero, *reconstructed = (sums / tokens).tolist() if tokens else [math.nan] * len(sums)
+    return [
+        LanguageModelLosses(original, loss, zero, tokens, positions, left_alone)
+        for loss in reconstructed
+    ]
+
+
+def _document_batches(documents: TokenContexts) -> Iterator[tuple[t.Tensor, t.Tensor]]:
+    """Ids and masks of some documents at a time, as wide as the longest of them."""
+    while True:
+        try:
+            input_ids_BL, mask_BL = documents.next_batch(_DOCUMENTS_AT_ONCE)
+        except StopIteration:
+            return
+        longest = int(mask_BL.sum(1).max())
+        yield input_ids_BL[:, :longest], mask_BL[:, :longest]
+
+
+def _reconstruction(dictionary: Any) -> Replacement:
+    """By an SAE, in its own dtype: the language model's may be another."""
+    return lambda x_BLD: dictionary(as_input(dictionary, x_BLD))
+
+
+def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Replacement:
+    """The replacement at some positions, and what was there at the others."""
+
+    def change(x_BLD: t.Tensor) -> t.Tensor:
+        wanted_BL1 = wanted_BL.to(x_BLD.device).unsqueeze(-1)
+        return t.where(wanted_BL1, replacement(x_BLD).to(x_BLD.dtype), x_BLD)
+
+    return change
+
+
+def _summed_loss(logits_BLV: t.Tensor, input_ids_BL: t.Tensor, mask_BL: t.Tensor) -> float:
+    """The cross-entropy of each document's next tokens, nats, summed."""
+    device = logits_BLV.device
+    is_predicted = (mask_BL[:, 1:] == 1).to(device)
+    logits_NV = logits_BLV[:, :-1][is_predicted].float()
+    next_N = input_ids_BL[:, 1:].to(device)[is_predicted]
+    return float(t.nn.functional.cross_entropy(logits_NV, next_N, reduction="none").double().sum())

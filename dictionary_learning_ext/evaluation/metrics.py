@@ -1,19 +1,259 @@
-"""The table of metrics: each one's key, definition, label, direction, digits, and its formula.
+"""The metrics of an SAE: what is gathered, what is computed from it, and how tables show it.
 
-Every table, page and CSV file reads this table. To add a metric, add a row; long formulas are in
-formulas.py. If it needs a new total, declare that in totals.py and gather it in measure.py. A feature is
-*selected* at a token if its activation by the mean is not zero there.
+METRICS is the one table that commands, pages and CSV files read. To add a metric, add a row. If it
+needs a new total, add that to `Totals` and gather it in measure.py. A feature is *selected* at a
+token if its activation by the mean is not zero there.
+
+Shapes: B tokens, D = activation_dim, F features.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
-from . import formulas
-from .metric import Metric, Place
-from .totals import NotMeasured, Totals
+import torch as t
+
+from ..trainers import posterior
 
 NOT_MEASURED = "not_measured"
 """In metrics.json: why metrics are null, by key."""
+
+Place = Literal["compare", "report", "sweep", "bench"]
+PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench")
+
+
+# --- what is gathered
+
+
+class NotMeasured(ArithmeticError):
+    """A metric is not defined for these totals. The message says why."""
+
+
+class LanguageModelLosses(NamedTuple):
+    """Cross-entropies of a language model, nats per predicted token."""
+
+    original: float
+    reconstructed: float
+    """With the reconstruction in place of the activations."""
+    zero: float
+    """With zeros in place of the activations."""
+    tokens: int
+    """Tokens predicted: all but the first of each document."""
+    positions: int
+    """Tokens of the documents."""
+    left_alone: int
+    """At how many of these positions the activations were not replaced, in either way, because
+    training leaves such positions out."""
+
+
+class TruthScores(NamedTuple):
+    """How an SAE matches the true features of a synthetic model, see `measure.TruthMatch`."""
+
+    mcc: float
+    firing_f1: float
+    uniqueness: float
+    coverage: float
+
+
+@dataclass
+class Totals:
+    """What was gathered about one SAE over some batches of raw activations."""
+
+    sum_D: t.Tensor
+    """Sum of x, (D,), float64."""
+    selected_F: t.Tensor
+    """At how many tokens each feature was selected, (F,)."""
+    k: int | None
+    """None for an SAE without one."""
+    norm_factor: float = 1.0
+    """What activations were divided by in training."""
+    tokens: int = 0
+    batches: int = 0
+    squares: float = 0.0
+    """Sum of ||x||^2."""
+    residual: float = 0.0
+    """Sum of ||x - x_hat||^2."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums over batches of what is an average of each batch."""
+    kl: float | None = None
+    """Sum over tokens of the KL over all features, nats; with a posterior only, as the next."""
+    residual_sampled: float | None = None
+    """Sum of ||x - x_hat||^2 where the code is drawn from the posterior."""
+    losses: LanguageModelLosses | None = None
+    no_losses: str = ""
+    """Why there are none, if that is not because they don't apply."""
+    truth: TruthScores | None = None
+    """Of synthetic activations only."""
+
+    @classmethod
+    def empty(
+        cls,
+        activation_dim: int,
+        dict_size: int,
+        k: t.Tensor | int | None,
+        device: t.device,
+        norm_factor: float = 1.0,
+    ) -> "Totals":
+        """Before the first batch."""
+        return cls(
+            sum_D=t.zeros(activation_dim, dtype=t.float64, device=device),
+            selected_F=t.zeros(dict_size, dtype=t.long, device=device),
+            k=None if k is None else int(k),
+            norm_factor=norm_factor,
+        )
+
+    def add(self, x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> None:
+        """Count a batch of activations with their reconstructions and features."""
+        self.tokens += len(x_BD)
+        self.batches += 1
+        self.sum_D += x_BD.double().sum(0)
+        self.selected_F += (f_BF != 0).sum(0)
+        self.squares += float(x_BD.double().square().sum())
+        self.residual += squared_residual(x_BD, x_hat_BD)
+
+    def add_mean(self, name: str, value: t.Tensor | float) -> None:
+        """Count an average of a batch."""
+        self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    @property
+    def activation_dim(self) -> int:
+        return len(self.sum_D)
+
+    @property
+    def dict_size(self) -> int:
+        return len(self.selected_F)
+
+    @cached_property
+    def total_variance(self) -> float:
+        """Sum of ||x - mean x||^2. Raises NotMeasured if it is 0, up to rounding."""
+        variance = self.squares - float((self.sum_D**2).sum()) / self.tokens
+        if variance <= 1e-12 * self.squares:
+            raise NotMeasured(
+                f"the activations of the {self.tokens} tokens measured have no variance"
+            )
+        return variance
+
+    def mean(self, name: str) -> float | None:
+        """Of one of `sums`, over batches; None if it was not gathered."""
+        return self.sums[name] / self.batches if name in self.sums else None
+
+    @cached_property
+    def frequency_F(self) -> t.Tensor:
+        """The share of the tokens at which each feature is selected."""
+        return self.selected_F.double() / self.tokens
+
+
+def squared_residual(x_BD: t.Tensor, x_hat_BD: t.Tensor) -> float:
+    """Sum of ||x - x_hat||^2 over a batch."""
+    return float((x_BD - x_hat_BD).double().square().sum())
+
+
+# --- what is computed from it: None where a metric does not apply to the SAE
+
+
+def fve(totals: Totals) -> float:
+    return 1 - totals.residual / totals.total_variance
+
+
+def description_length(totals: Totals) -> float | None:
+    l0 = totals.mean("l0")
+    if l0 is None:
+        return None
+    on = min(l0, totals.dict_size)
+    choices = math.lgamma(totals.dict_size + 1) - math.lgamma(on + 1)
+    choices -= math.lgamma(totals.dict_size - on + 1)
+    left = max(totals.residual / totals.total_variance, 1e-12)
+    return choices + totals.activation_dim / 2 * math.log(left)
+
+
+def near_dead(r: float) -> Callable[[Totals], float]:
+    def share(totals: Totals) -> float:
+        l0 = totals.frequency_F.sum() if totals.k is None else float(totals.k)
+        return (totals.frequency_F < r * (l0 / totals.dict_size)).double().mean().item()
+
+    return share
+
+
+def noise_to_signal(totals: Totals) -> float | None:
+    variance = totals.mean("noise_variance")
+    if variance is None:
+        return None
+    if totals.squares == 0:
+        raise NotMeasured("the activations are all 0")
+    return posterior.noise_to_signal(totals.k or 0, variance, totals.squares / totals.tokens)
+
+
+def mean_sigma(totals: Totals) -> float | None:
+    std = totals.mean("std")
+    return None if std is None else std / totals.norm_factor
+
+
+def fve_sampled(totals: Totals) -> float | None:
+    sampled = totals.residual_sampled
+    return None if sampled is None else 1 - sampled / totals.total_variance
+
+
+def frac_recovered(totals: Totals) -> float | None:
+    if (losses := ce_losses(totals)) is None:
+        return None
+    if losses.zero == losses.original:
+        raise NotMeasured("zeros in place of the activations do not change the loss")
+    return (losses.zero - losses.reconstructed) / (losses.zero - losses.original)
+
+
+def ce_losses(totals: Totals) -> LanguageModelLosses | None:
+    losses = totals.losses
+    if losses is None and totals.no_losses:
+        raise NotMeasured(totals.no_losses)
+    if losses is not None and losses.tokens == 0:
+        raise NotMeasured("no held-out document has a second token, which could be predicted")
+    return losses
+
+
+def loss(which: str) -> Callable[[Totals], float | None]:
+    return lambda totals: (losses := ce_losses(totals)) and getattr(losses, which)
+
+
+# --- how it is shown
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row. `value` computes it from the totals; None where it does not apply."""
+
+    key: str
+    """Its name in metrics.json."""
+    definition: str
+    label: str
+    """The head of its column."""
+    value: Callable[[Totals], float | None]
+    """Raises NotMeasured where these totals don't define it."""
+    better: Literal["higher", "lower"] | None = None
+    digits: int = 4
+    """Decimals shown of a number below 10."""
+    shown_in: tuple[Place, ...] = PLACES
+    is_of_truth: bool = False
+    """Whether it compares with the truth, which is known of synthetic activations only. `vsae compare`
+    has no column of it otherwise."""
+    title: str = ""
+    """Its name where a newcomer reads it; the label if there is none."""
+    in_words: str = ""
+    """What it means, there; the definition if there is none."""
+
+    def text(self, value: float | None, missing: str = "-") -> str:
+        """A value of it, as tables show it."""
+        if value is None:
+            return missing
+        return f"{value:.{min(self.digits, 1) if abs(value) >= 10 else self.digits}f}"
+
+    def best(self, values: list[float | None]) -> float | None:
+        """The best of some values; None if neither more nor less of it is better."""
+        known = [value for value in values if value is not None]
+        if self.better is None or not known:
+            return None
+        return max(known) if self.better == "higher" else min(known)
 
 
 _ROWS = (
@@ -21,7 +261,7 @@ _ROWS = (
         "fve",
         "1 - sum of squared residuals / total variance about the mean",
         "FVE",
-        formulas.fve,
+        fve,
         better="higher",
         title="Variance explained (FVE)",
         in_words="fraction of the activations' variance that the reconstruction explains",
@@ -31,7 +271,7 @@ _ROWS = (
         "(zero - reconstructed) / (zero - original), of the language model's losses; positions that "
         "training leaves out keep their activations in all three",
         "CE recovered",
-        formulas.frac_recovered,
+        frac_recovered,
         better="higher",
         shown_in=("compare", "report", "sweep"),
         title="Language model's performance kept (CE recovered)",
@@ -61,7 +301,7 @@ _ROWS = (
         "share of features selected in fewer than 0.1 k/F of the tokens; of an SAE without k, 0.1 "
         "times its L0 / F",
         "near-dead < 0.1",
-        formulas.near_dead(0.1),
+        near_dead(0.1),
         better="lower",
         title="Almost never used (near-dead < 0.1)",
         in_words="share of features selected less than a tenth as often as the average feature",
@@ -70,7 +310,7 @@ _ROWS = (
         "near_dead_0.5",
         "the same at 0.5",
         "near-dead < 0.5",
-        formulas.near_dead(0.5),
+        near_dead(0.5),
         better="lower",
         title="Rarely used (near-dead < 0.5)",
         in_words="share of features selected less than half as often as the average feature",
@@ -87,7 +327,7 @@ _ROWS = (
         "k sigma^2 / E||x||^2, at the full sigma, also where training annealed the noise to 0; null for "
         "an SAE whose decoder is not unit-norm",
         "noise/signal",
-        formulas.noise_to_signal,
+        noise_to_signal,
         shown_in=("compare",),
         in_words="energy of the noise that sampling adds to a reconstruction / energy of the "
         "activations: k sigma^2 / E||x||^2, at the full sigma, also where the noise was annealed to 0",
@@ -97,7 +337,7 @@ _ROWS = (
         "FVE when the code is drawn from the posterior, at the full sigma, also where training annealed "
         "the noise to 0",
         "FVE sampled",
-        formulas.fve_sampled,
+        fve_sampled,
         better="higher",
         shown_in=("compare",),
         in_words="FVE when noise is added as in training, at the full sigma, also where the noise was "
@@ -120,7 +360,7 @@ _ROWS = (
         "mean |cosine| of decoder directions and a synthetic model's true features, paired one to one "
         "to maximise it; SAELens's MCC",
         "true MCC",
-        formulas.truth("mcc"),
+        lambda totals: totals.truth and totals.truth.mcc,
         better="higher",
         shown_in=("compare",),
         is_of_truth=True,
@@ -130,7 +370,7 @@ _ROWS = (
         "mean over features of the F1 score of their firing, taken as a prediction of when the true "
         "feature of the largest |cosine| fires; SAELens's",
         "firing F1",
-        formulas.truth("firing_f1"),
+        lambda totals: totals.truth and totals.truth.firing_f1,
         better="higher",
         shown_in=("compare",),
         is_of_truth=True,
@@ -139,7 +379,7 @@ _ROWS = (
         "true_coverage",
         "share of the true features that have the largest |cosine| with some feature",
         "true coverage",
-        formulas.truth("coverage"),
+        lambda totals: totals.truth and totals.truth.coverage,
         better="higher",
         shown_in=("compare",),
         is_of_truth=True,
@@ -148,7 +388,7 @@ _ROWS = (
         "uniqueness",
         "the number of these true features / the number of the SAE's features; SAELens's",
         "uniqueness",
-        formulas.truth("uniqueness"),
+        lambda totals: totals.truth and totals.truth.uniqueness,
         better="higher",
         shown_in=("compare",),
         is_of_truth=True,
@@ -158,7 +398,7 @@ _ROWS = (
         "log C(F, L0) + D/2 log(1 - FVE), nats per token: what it takes to send which features are "
         "on and, as a Gaussian, the residual; more features cost more",
         "description length",
-        formulas.description_length,
+        description_length,
         better="lower",
         shown_in=("sweep",),
     ),
@@ -204,7 +444,7 @@ _ROWS = (
         "mean_sigma",
         "the posterior's standard deviation, in training units",
         "mean sigma",
-        formulas.mean_sigma,
+        mean_sigma,
         shown_in=(),
     ),
     Metric(
@@ -219,14 +459,14 @@ _ROWS = (
         "loss_original",
         "cross-entropy of the language model, nats per token",
         "CE",
-        formulas.loss("original"),
+        loss("original"),
         shown_in=(),
     ),
     Metric(
         "loss_reconstructed",
         "cross-entropy with the reconstruction in place of the activations",
         "CE, reconstructed",
-        formulas.loss("reconstructed"),
+        loss("reconstructed"),
         better="lower",
         shown_in=(),
     ),
@@ -234,14 +474,14 @@ _ROWS = (
         "loss_zero",
         "cross-entropy with zeros in place of the activations",
         "CE, zeros",
-        formulas.loss("zero"),
+        loss("zero"),
         shown_in=(),
     ),
     Metric(
         "loss_tokens",
         "held-out tokens on which the cross-entropies were measured",
         "CE tokens",
-        formulas.count("tokens"),
+        lambda totals: totals.losses and totals.losses.tokens,
         digits=0,
         shown_in=(),
     ),
@@ -249,7 +489,7 @@ _ROWS = (
         "loss_positions",
         "tokens of the documents on which these losses were measured",
         "CE positions",
-        formulas.count("positions"),
+        lambda totals: totals.losses and totals.losses.positions,
         digits=0,
         shown_in=(),
     ),
@@ -258,7 +498,7 @@ _ROWS = (
         "at how many of these positions activations were not replaced, since training leaves such "
         "positions out",
         "positions left alone",
-        formulas.count("left_alone"),
+        lambda totals: totals.losses and totals.losses.left_alone,
         digits=0,
         shown_in=(),
     ),

@@ -26,8 +26,8 @@ from ..activations.hook_points import block_of_output
 from ..activations.text_files import SUFFIXES
 from ..config.architectures import BY_DICT_CLASS
 from ..errors import HubError, Setting, first_line
-from ..evaluation.comparison import table
 from ..evaluation.metrics import shown_in
+from ..evaluation.tables import table
 from ..run_folder.matching import measured_differently
 from ..run_folder.names import CONFIG, METRICS, RUNS, WEIGHTS
 from ..run_folder.reading import read_metrics_if_any

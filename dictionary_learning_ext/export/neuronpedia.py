@@ -24,9 +24,8 @@ from ..activations.contexts import read_contexts
 from ..activations.hook_points import HookPoint
 from ..config.run import RunConfig
 from ..features.collector import FeatureCollector, FeatureStatistics
+from ..features.contexts import FeatureContexts, token_text
 from ..features.directions import LogitLens, decoder_directions
-from ..features.kept_contexts import FeatureContexts
-from ..features.token_text import token_text
 from ..run_folder.writing import write_json, write_text
 from .formats import ExportedSAE
 

@@ -1,8 +1,8 @@
 """What each feature of an SAE does on a text, in one pass that keeps little of it.
 
-collector = FeatureCollector(sae, tokens=100_000)
+finder, collector = SinkFinder(tokenizer), FeatureCollector(sae, tokens=100_000)
 for batch in read_contexts(run, model, hook, "heldout", 100_000):
-    collector.add(batch)
+    collector.add(finder.without_sinks(batch))
 statistics = collector.statistics()
 
 A feature is *selected* at a token if its activation there (a vSAE's mean's) is not zero. Its
@@ -13,23 +13,29 @@ Shapes: B contexts of L tokens, F features, M selections of a batch, T contexts 
 W tokens of a context shown, H bins, N tokens of the profiles.
 """
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch as t
 from dictionary_learning.dictionary import Dictionary
-from einops import rearrange
+from einops import rearrange, reduce
 from scipy.sparse import csr_matrix
 
 from ..activations.contexts import ContextBatch
+from ..activations.outliers import FAR, where
+from ..activations.position_rule import PositionRule, at, norms
 from ..config.checks import require
 from ..errors import NonFiniteError, TextError
 from ..trainers.dictionaries import as_input
-from .histograms import GrowingHistograms
-from .kept_contexts import ContextKeeper, EncodedContexts, FeatureContexts
+from .contexts import ContextKeeper, EncodedContexts, FeatureContexts
 
+LEAST_SELECTIONS = 8
+"""A feature selected fewer times than this fires on too few tokens to say what it fires on."""
 _BINS = 40
+_NO_EXPONENT = -1000
 
 
 @dataclass(frozen=True)
@@ -215,3 +221,127 @@ def _first_largest(group_M: t.Tensor, value_M: t.Tensor, token_M: t.Tensor) -> t
     first = t.full((n,), 1 << 62, dtype=t.long)
     first.scatter_reduce_(0, group_M[is_largest_M], token_M[is_largest_M], "amin")
     return is_largest_M & (token_M == first[group_M])
+
+
+class GrowingHistograms:
+    """Counts of positive values in H bins per feature. A bin's width is a power of two.
+
+    A value beyond a feature's last bin doubles the width of its bins, and neighbouring bins are
+    merged. So the counts are those that the final widths would have given from the start.
+    """
+
+    def __init__(self, n_features: int, bins: int):
+        self.counts_FH = t.zeros(n_features, bins, dtype=t.long)
+        self._exponent_F = t.full((n_features,), _NO_EXPONENT, dtype=t.long)
+
+    @property
+    def width_F(self) -> t.Tensor:
+        """The width of each feature's bins; 0 before its first positive value."""
+        return t.where(self._exponent_F == _NO_EXPONENT, 0.0, t.exp2(self._exponent_F.float()))
+
+    def add(self, feature_M: t.Tensor, value_M: t.Tensor, max_F: t.Tensor) -> None:
+        """Count values.
+
+        Arguments:
+            feature_M: the feature of each value.
+            value_M: the values. Those of 0 and below are not counted.
+            max_F: each feature's largest value until now, these included.
+        """
+        bins = self.counts_FH.shape[1]
+        # bins * 2^e > max: the largest value is in a bin, not on the last edge.
+        needed_F = (max_F.clamp_min(1e-30).double() / bins).log2().floor().long() + 1
+        needed_F = t.where(max_F > 0, needed_F, _NO_EXPONENT)
+        is_new_F = self._exponent_F == _NO_EXPONENT
+        shift_F = t.where(is_new_F, 0, needed_F - self._exponent_F)
+        self._exponent_F = t.maximum(self._exponent_F, needed_F)
+        while (grows_F := shift_F > 0).any():
+            merged = reduce(self.counts_FH[grows_F], "f (h pair) -> f h", "sum", pair=2)
+            self.counts_FH[grows_F] = t.nn.functional.pad(merged, (0, bins - merged.shape[1]))
+            shift_F -= 1
+        is_positive_M = value_M > 0
+        feature_M, value_M = feature_M[is_positive_M], value_M[is_positive_M]
+        bin_M = (value_M / self.width_F[feature_M]).long()
+        flat = self.counts_FH.view(-1)
+        flat.index_add_(0, feature_M * bins + bin_M, t.ones_like(bin_M))
+
+
+def ranking_of(statistics: FeatureStatistics) -> list[int]:
+    """The live features, those that fire most consistently on one and the same token first.
+
+    A feature that fires on one token is the easiest to interpret. Those selected too rarely to tell
+    come last. Ties are broken by frequency: the closer to three tokens in a thousand, the earlier.
+    """
+    kinds = (statistics.top, statistics.sampled)
+    tokens_FT = t.cat([kind.ids_FTW[:, :, kind.at] for kind in kinds], 1)
+    frequency = statistics.frequency_F.tolist()
+    is_rare = (statistics.count_F < LEAST_SELECTIONS).tolist()
+
+    def key(feature: int) -> tuple[bool, float, float, int]:
+        there = [token for token in tokens_FT[feature].tolist() if token >= 0]
+        agreement = Counter(there).most_common(1)[0][1] / len(there)
+        distance = abs(math.log(frequency[feature] / 0.003))
+        return is_rare[feature], -agreement, distance, feature
+
+    return sorted(statistics.alive_F.nonzero().flatten().tolist(), key=key)
+
+
+# --- attention sinks
+#
+# Tokens whose activations are so large that they would be on every feature's page. Models such as
+# Llama, Qwen and SmolLM2 have them at the first token of each context. They are told by the norms of
+# their activations, not by how many features they activate most strongly: in a small dictionary, an
+# ordinary token easily does so for over 1% of the features.
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """The sinks of a text."""
+
+    tokens: int
+    where: str
+    """Which they are, in words."""
+    norm_ratio: float
+    """The largest norm over the median."""
+
+
+class SinkFinder:
+    """Takes the sinks out of batches, and notes which they are.
+
+    A sink is a token whose activation has a norm above FAR times the batch's median.
+
+    Arguments:
+        tokenizer: the language model's.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokens = 0
+        self._tokenizer = tokenizer
+        self._rule = PositionRule(tokenizer, max_norm_multiple=FAR)
+        self._norm_ratio = 0.0
+        self._at_position: Counter[int] = Counter()
+        self._sinks: list[tuple[int, int]] = []
+
+    def without_sinks(self, batch: ContextBatch) -> ContextBatch:
+        """The batch with its sinks marked as not wanted."""
+        norms_BL = norms(batch.x_BLD).cpu()
+        median = at(norms_BL, batch.wanted_BL).median()
+        if not median > 0:
+            return batch
+        kept_BL = self._rule.by_norm(norms_BL, batch.wanted_BL)
+        is_sink_BL = batch.wanted_BL & ~kept_BL
+        position_BL = t.arange(kept_BL.shape[1]).expand_as(kept_BL)
+        self._at_position.update(position_BL[batch.wanted_BL].tolist())
+        if is_sink_BL.any():
+            self.tokens += int(is_sink_BL.sum())
+            ids_BL = batch.input_ids_BL.cpu()
+            pairs = position_BL[is_sink_BL].tolist(), ids_BL[is_sink_BL].tolist()
+            self._sinks += zip(*pairs, strict=True)
+            self._norm_ratio = max(self._norm_ratio, float(norms_BL[is_sink_BL].max() / median))
+        return batch._replace(wanted_BL=kept_BL)
+
+    def sinks(self) -> Sinks | None:
+        """The sinks found; None if there are none."""
+        if not self.tokens:
+            return None
+        words = where(self._sinks, self._at_position, self._tokenizer)
+        return Sinks(self.tokens, words, self._norm_ratio)

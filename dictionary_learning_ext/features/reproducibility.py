@@ -100,6 +100,25 @@ class Reproducibility:
             least: float(np.mean([match_F >= least for match_F in others])) for least in RETURNING
         }
 
+    def scores(self, name: str) -> "FeatureScores":
+        """Of each feature of an SAE, against those of the others."""
+        nulls = [pair.null for names, pair in self.pairs.items() if name in names]
+        return FeatureScores(
+            self.match_SF[name], self.returns_SF[name], len(nulls), float(np.mean(nulls))
+        )
+
+    def means(self) -> dict[str, float]:
+        """PW-MCC, its null, their difference, and agreement, averaged over the pairs of SAEs."""
+        pairs = self.pairs.values()
+        pw_mcc = float(np.mean([pair.pw_mcc for pair in pairs]))
+        null = float(np.mean([pair.null for pair in pairs]))
+        return {
+            "PW-MCC": pw_mcc,
+            "null": null,
+            "PW-MCC less null": pw_mcc - null,
+            "agreement": float(np.mean([pair.agreement for pair in pairs])),
+        }
+
     def matches(self, name: str, other: str) -> np.ndarray:
         """(F,), the absolute cosine of each feature of an SAE with its match in another."""
         if (name, other) in self.pairs:
@@ -108,6 +127,27 @@ class Reproducibility:
         match_F = np.zeros(len(pair.match_F))
         match_F[pair.matched_F] = pair.match_F
         return match_F
+
+
+@dataclass(frozen=True)
+class FeatureScores:
+    """The features of one SAE, against those of its other seeds."""
+
+    match_F: np.ndarray
+    """The mean absolute cosine with the matches."""
+    returns_F: np.ndarray
+    """In how many of the others the match is at least 0.7."""
+    of: int
+    """How many others there are."""
+    null: float
+    """The mean match of random directions."""
+
+    def words(self, feature: int) -> str:
+        """Whether a feature comes back, in words."""
+        returns, seeds = int(self.returns_F[feature]), "seed" if self.of == 1 else "seeds"
+        return (
+            f"comes back in {returns} of {self.of} {seeds}, mean match {self.match_F[feature]:.2f}"
+        )
 
 
 def require_comparable(directions: Mapping[str, t.Tensor]) -> None:

@@ -1,4 +1,6 @@
-"""Reproducibility of run folders: `vsae reproduce`'s measurement, and how it is shown."""
+"""Run folders of several seeds: which features come back, as `agreement`, `vsae reproduce` and the report
+show it. The measures are in reproducibility.py.
+"""
 
 import csv
 import logging
@@ -8,12 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import Setting
+from ..evaluation.folders import SAE, dictionary_of
 from ..evaluation.metrics import METRICS
-from ..evaluation.sae_names import short_names
-from ..evaluation.tables import text_table
+from ..evaluation.tables import short_names, text_table
 from ..run_folder.matching import SEEDS, same_setting, settings_of, training, unequal
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.weights import load_dictionary
@@ -36,6 +36,42 @@ _SHARED = {
     "seed": "started from the same initial weights",
 }
 """What SAEs with one value of these share, which is a reason for features to return."""
+HEADER = ("FVE", *(f"returning > {least:g}" for least in RETURNING), "within")
+"""The columns of `ReproducibilityOfFolders.rows`."""
+
+
+def agreement(a: SAE, b: SAE) -> Reproducibility:
+    """Compare the features of two SAEs, as `vsae reproduce` does.
+
+    Features are matched one to one, by the cosines of what they add to the reconstruction. All of
+    them count, those that never fire included. With two run folders, a warning says what else than
+    their seeds differs.
+
+    Arguments:
+        a, b: dictionaries or run folders, of one activation_dim and one dict_size.
+
+    Returns: the two, under the names "a" and "b".
+
+        found.pair.pw_mcc          mean absolute cosine of matched features (Song et al. 2025)
+        found.pair.null            the same of random directions with the same covariance
+        found.pair.agreement       mean signed cosine, under its own matching
+        found.pair.match_F         (F,), each feature of a: the absolute cosine with its match in b
+        found.pair.matched_F       (F,), the number of that match
+        found.returning("a")       the share of a's features with a match above 0.7 and 0.9
+        found.within["a"]          mean cosine of a's features to their nearest in a itself
+
+    Raises: ReproducibilityError if their shapes differ, or for one run folder given twice or two of
+        different hook points or language models; CheckpointError for a folder that can't be read.
+    """
+    folders = [one for one in (a, b) if isinstance(one, str | Path)]
+    if len(folders) == 2:
+        _require_different(folders)
+        configs = {str(folder): read_config(folder) for folder in folders}
+        _require_one_place(configs)
+        warn_of_differences(configs)
+    return reproducibility(
+        {name: decoder_directions(dictionary_of(sae)) for name, sae in (("a", a), ("b", b))}
+    )
 
 
 @dataclass(frozen=True)
@@ -48,6 +84,20 @@ class ReproducibilityOfFolders:
     """In what the SAEs differ beyond their seeds, and which seeds they share: sentences without a full
     stop."""
 
+    def rows(self, missing: str = "-") -> list[tuple[str, list[str]]]:
+        """Each SAE's name and cells, in the order of HEADER."""
+        return [
+            (
+                name,
+                [
+                    METRICS["fve"].text(self.fve[name], missing),
+                    *(f"{share:.1%}" for share in self.measured.returning(name).values()),
+                    f"{self.measured.within[name]:.4f}",
+                ],
+            )
+            for name in self.measured.names
+        ]
+
 
 def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     """Compare the SAEs of run folders. Warns where they differ in more than their seeds.
@@ -56,9 +106,9 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     language models, given twice, or not finished.
     """
     require_folders(folders)
-    require_different(folders)
+    _require_different(folders)
     configs = {str(folder): read_config(folder) for folder in folders}
-    require_one_place(configs)
+    _require_one_place(configs)
     names = short_names(configs)
     directions, fve = {}, {}
     for folder, name in names.items():
@@ -69,7 +119,7 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     return ReproducibilityOfFolders(reproducibility(directions), fve, notes)
 
 
-def require_different(folders: Sequence[str | Path]) -> None:
+def _require_different(folders: Sequence[str | Path]) -> None:
     """Raise a ReproducibilityError if a folder is given twice, however it is spelled."""
     seen: set[Path] = set()
     for folder in folders:
@@ -80,7 +130,7 @@ def require_different(folders: Sequence[str | Path]) -> None:
         seen.add(path)
 
 
-def require_one_place(configs: dict[str, dict[str, Any]]) -> None:
+def _require_one_place(configs: dict[str, dict[str, Any]]) -> None:
     """Raise a ReproducibilityError unless all SAEs are of one hook point of one language model."""
     settings = {folder: settings_of(config) for folder, config in configs.items()}
     first, *others = settings
@@ -129,46 +179,17 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
 
 def printed(found: ReproducibilityOfFolders) -> str:
     """A table of the SAEs, and one of the means over pairs."""
-    measured = found.measured
-    rows = []
-    for name in measured.names:
-        fve = found.fve[name]
-        returning = measured.returning(name)
-        rows.append(
-            [
-                name,
-                "-" if fve is None else METRICS["fve"].text(fve),
-                *(f"{share:.1%}" for share in returning.values()),
-                f"{measured.within[name]:.4f}",
-            ]
-        )
-    header = ["", "FVE", *(f"returning > {least:g}" for least in RETURNING), "within"]
-    pairs = means_over_pairs(measured)
-    lines = [[name, f"{value:.4f}"] for name, value in pairs.items()]
-    n = len(measured.pairs)
-    heading = f"mean of {n} pairs" if n > 1 else "one pair"
+    means = [[name, f"{value:.4f}"] for name, value in found.measured.means().items()]
+    n = len(found.measured.pairs)
     return "\n\n".join(
         [
-            text_table(header, rows),
-            text_table(["", heading], lines),
+            text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()]),
+            text_table(["", f"mean of {n} pairs" if n > 1 else "one pair"], means),
             "returning: the share of features whose match in another SAE has at least this absolute\n"
             "cosine. within: mean cosine to the nearest feature of the same SAE. PW-MCC: mean absolute\n"
             "cosine of features matched one to one. null: that of random directions of the same covariance.",
         ]
     )
-
-
-def means_over_pairs(measured: Reproducibility) -> dict[str, float]:
-    """PW-MCC, its null, their difference, and agreement, averaged over the pairs of SAEs."""
-    pairs = measured.pairs.values()
-    pw_mcc = float(np.mean([pair.pw_mcc for pair in pairs]))
-    null = float(np.mean([pair.null for pair in pairs]))
-    return {
-        "PW-MCC": pw_mcc,
-        "null": null,
-        "PW-MCC less null": pw_mcc - null,
-        "agreement": float(np.mean([pair.agreement for pair in pairs])),
-    }
 
 
 def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
@@ -192,7 +213,7 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
             }
             for names, pair in measured.pairs.items()
         ],
-        "mean": means_over_pairs(measured),
+        "mean": measured.means(),
     }
 
 

@@ -1,10 +1,9 @@
 """Everything a report says about SAEs of one language model and hook point, measured in one pass.
 
-analyses = analyse([folder, *others], ReportOptions())
+comparison = analyse([folder, *others], ReportOptions())
 """
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,14 @@ from ..config.run import ReportOptions
 from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, ConfigError, Setting
 from ..evaluation.folders import OpenedFolders, open_folders
-from ..features.collector import FeatureCollector, FeatureStatistics
+from ..evaluation.metrics import shown_in
+from ..features.collector import (
+    FeatureCollector,
+    FeatureStatistics,
+    SinkFinder,
+    Sinks,
+    ranking_of,
+)
 from ..features.directions import (
     LogitLens,
     Ranked,
@@ -27,16 +33,15 @@ from ..features.directions import (
     nearest_features,
 )
 from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
-from ..features.reproducibility_of_folders import measured
+from ..features.reproducibility import FeatureScores
+from ..features.reproducibility_of_folders import ReproducibilityOfFolders, measured
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.reading import read_history, read_metrics_if_any
-from .returning import FeatureScores, Returning
-from .sinks import SinkFinder, Sinks
 
 logger = logging.getLogger(__name__)
 
-LEAST_SELECTIONS = 8
-"""A feature selected fewer times than this fires on too few tokens to say what it fires on."""
+STAR_MARGIN = 0.1
+"""An SAE whose FVE is further than this below the highest gets no star."""
 
 
 @dataclass
@@ -77,8 +82,8 @@ class Comparison:
     """Why there is no map; None if there is one."""
     sinks: Sinks | None
     """The tokens that the report leaves out; None if there are none."""
-    returning: Returning | None = None
-    """Which features of the first SAE come back in its other seeds; None if none are given."""
+    returning: ReproducibilityOfFolders | None = None
+    """The first SAE and its other seeds; None if none are given."""
 
     @property
     def tokenizer(self) -> Any:
@@ -128,7 +133,7 @@ def analyse(
     returning = None
     if seeds:
         on_step(f"matching the features of {1 + len(seeds)} seeds")
-        returning = Returning(measured([folders[0], *seeds]))
+        returning = measured([folders[0], *seeds])
     collectors = {
         name: FeatureCollector(
             dictionary, options.tokens, profile_tokens=options.map_tokens, seed=options.seed
@@ -182,7 +187,7 @@ def analyse(
             )
         )
     if returning is not None:
-        analyses[0].scores = returning.scores
+        analyses[0].scores = returning.measured.scores(returning.measured.names[0])
     no_map = _add_geometry(analyses, options, on_step)
     return Comparison(opened, analyses, options, no_map, finder.sinks(), returning)
 
@@ -223,21 +228,90 @@ def _add_geometry(
     return None
 
 
-def ranking_of(statistics: FeatureStatistics) -> list[int]:
-    """The live features, those that fire most consistently on one and the same token first.
+# --- the table at the top of the page
 
-    A feature that fires on one token is the easiest to interpret. Those selected too rarely to tell
-    come last. Ties are broken by frequency: the closer to three tokens in a thousand, the earlier.
+
+@dataclass(frozen=True)
+class HeadlineRow:
+    """One metric of every SAE."""
+
+    name: str
+    explanation: str
+    cells: list[str]
+    best: list[bool]
+    """Which cells get a star: the best, but none if all are equal or there is no better or worse."""
+    notes: list[str] | None = None
+    """A small note under each cell."""
+
+
+def headline(comparison: Comparison) -> list[HeadlineRow]:
+    """The rows of the headline table, with a dash for a folder that was not evaluated."""
+    analyses = comparison.analyses
+    reconstructs = _reconstructs(analyses)
+    rows = []
+    for metric in shown_in("report"):
+        values = [one.metrics.get(metric.key) for one in analyses]
+        cells = [metric.text(value, missing="–") for value in values]
+        best_cell = metric.text(metric.best(values), missing="")
+        best = [cell == best_cell for cell in cells]
+        has_star = sum(value is not None for value in values) > 1 and not all(best)
+        rows.append(
+            HeadlineRow(
+                metric.title or metric.label,
+                metric.in_words or metric.definition,
+                cells,
+                [has_star and a and b for a, b in zip(best, reconstructs, strict=True)],
+            )
+        )
+    alive = [
+        f"{int(one.statistics.alive_F.sum())} of {len(one.statistics.alive_F)}" for one in analyses
+    ]
+    none = [False] * len(analyses)
+    tokens = analyses[0].statistics.tokens
+    rows.append(
+        HeadlineRow(
+            "Alive",
+            f"features selected at least once in these {tokens:,} tokens",
+            alive,
+            none,
+        )
+    )
+    if comparison.no_map is None:
+        found = [_geometry(one).dispersion for one in analyses]
+        spread = [f"{mean:.3f}" for mean, _, _ in found]
+        intervals = [f"{low:.3f} to {high:.3f}" for _, low, high in found]
+        even = [f"{_geometry(one).evenness:.3f}" for one in analyses]
+        n = len(_geometry(analyses[0]).features)
+        rows += [
+            HeadlineRow(
+                "Dispersion",
+                "mean cosine distance from a feature's direction to the nearest other one, over "
+                f"the {n} features on the map, with its 95% bootstrap interval",
+                spread,
+                none,
+                intervals,
+            ),
+            HeadlineRow(
+                "Evenness of use",
+                f"effective share of the {n} features on the map: 1 if all are selected equally often",
+                even,
+                none,
+            ),
+        ]
+    return rows
+
+
+def _reconstructs(analyses: list[Analysis]) -> list[bool]:
+    """Whether each SAE's FVE is near the highest.
+
+    An SAE that hardly reconstructs often has few dead features and a stable selection. These mean
+    nothing then.
     """
-    kinds = (statistics.top, statistics.sampled)
-    tokens_FT = t.cat([kind.ids_FTW[:, :, kind.at] for kind in kinds], 1)
-    frequency = statistics.frequency_F.tolist()
-    is_rare = (statistics.count_F < LEAST_SELECTIONS).tolist()
+    fve = [one.metrics.get("fve") for one in analyses]
+    highest = max((value for value in fve if value is not None), default=0.0)
+    return [value is not None and value >= highest - STAR_MARGIN for value in fve]
 
-    def key(feature: int) -> tuple[bool, float, float, int]:
-        there = [token for token in tokens_FT[feature].tolist() if token >= 0]
-        agreement = Counter(there).most_common(1)[0][1] / len(there)
-        distance = abs(math.log(frequency[feature] / 0.003))
-        return is_rare[feature], -agreement, distance, feature
 
-    return sorted(statistics.alive_F.nonzero().flatten().tolist(), key=key)
+def _geometry(analysis: Analysis) -> Geometry:
+    assert analysis.geometry is not None  # only asked for where there is a map
+    return analysis.geometry

@@ -1,25 +1,22 @@
-"""The features of one SAE as plain lists, for the report's table and feature pages.
+"""The features of one SAE as plain lists: the page's table, the page of each feature, and example cards.
 
 Most tokens appear in many contexts. So each is stored once, in a list that all SAEs of a report
 share (`Vocabulary`), and referred to by its number there.
 """
 
 import math
-import unicodedata
-from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
-import torch as t
-
+from ..features.collector import LEAST_SELECTIONS
+from ..features.contexts import FeatureContexts, plain, token_text, top_tokens, visible
 from ..features.directions import Ranked
-from ..features.kept_contexts import FeatureContexts
-from ..features.token_text import token_text
-from .analysis import Analysis
+from .analysis import Analysis, Comparison
 
-LONGEST_TOKEN = 48
-"""The most characters of a token that are shown."""
-
-_SHOWN_AS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+_CARDS = 9
+_CHIPS = 3
+_KINDS = (1, 3)
+"""The most tokens of a feature that fires on one, and of one that fires on a few."""
 
 
 class Vocabulary:
@@ -40,21 +37,6 @@ class Vocabulary:
     def text(self, token: int) -> str:
         """A token id as visible text."""
         return self.texts[self.number(token)]
-
-
-def visible(text: str) -> str:
-    """Text with control characters and directional marks spelled out, cut if too long."""
-    shown = []
-    for character in text[: LONGEST_TOKEN + 1]:
-        if character in _SHOWN_AS:
-            shown.append(_SHOWN_AS[character])
-        elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-            shown.append(f"‹U+{ord(character):04X}›")
-        else:
-            shown.append(character)
-    if len(text) > LONGEST_TOKEN:
-        return "".join(shown[:LONGEST_TOKEN]) + f"… ({len(text):,} characters)"
-    return "".join(shown)
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
@@ -98,12 +80,6 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
         found["returns"] = analysis.scores.returns_F.tolist()
         found["match"] = [rounded(value) for value in analysis.scores.match_F.tolist()]
     return found
-
-
-def top_tokens(contexts: FeatureContexts, feature: int, n: int | None = 4) -> list[int]:
-    """The ids of the tokens that a feature fires on in its contexts, the most frequent first: n, or all."""
-    tokens = [token for token in contexts.ids_FTW[feature, :, contexts.at].tolist() if token >= 0]
-    return [token for token, _ in Counter(tokens).most_common(n)]
 
 
 def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -175,5 +151,101 @@ def _pairs(ranked: Ranked, feature: int) -> list[tuple[int, float]]:
 def _top_columns(ranked: Ranked | None, vocabulary: Vocabulary, n: int) -> list[list[int]]:
     if ranked is None:
         return [[] for _ in range(n)]
-    top_F4: t.Tensor = ranked.indices_Fn[:, :4]
-    return [[vocabulary.number(token) for token in row] for row in top_F4.tolist()]
+    first_F4 = ranked.indices_Fn[:, :4]
+    return [[vocabulary.number(token) for token in row] for row in first_F4.tolist()]
+
+
+# --- example features: some that fire on one token, some on a few, some on many
+
+
+@dataclass(frozen=True)
+class Card:
+    """One example feature."""
+
+    sae: str
+    feature: int
+    fires_on: list[str]
+    """The most frequent tokens of its random contexts, which the card shows some of."""
+    n_tokens: int
+    """How many different ones there are, whatever their case and spaces."""
+    contexts: list[tuple[str, str, str]]
+    """The text before, at and after a token that the feature fires on."""
+    frequency: float
+    returns: str | None
+    """Whether it comes back in other seeds, in words; None if these were not given."""
+
+
+def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[Card]:
+    """Features of the SAE with the highest FVE, no two with the same most frequent token.
+
+    They are taken in turn from those that fire on one token, on a few and on many, the most readable
+    first. Features that are selected too rarely to tell are left out.
+    """
+    analysis = max(comparison.analyses, key=_fve)
+    sampled = analysis.statistics.sampled
+    kinds: list[list[int]] = [[] for _ in range(len(_KINDS) + 1)]
+    fires_on: dict[int, list[str]] = {}
+    for feature in analysis.ranking[: comparison.options.pages]:
+        texts = [vocabulary.text(token) for token in top_tokens(sampled, feature, None)]
+        if (
+            int(analysis.statistics.count_F[feature]) >= LEAST_SELECTIONS
+            and sum(map(str.isalpha, texts[0])) >= 3
+        ):
+            fires_on[feature] = texts
+            kinds[_kind(texts)].append(feature)
+    shown: list[int] = []
+    tokens_shown = set()
+    while len(shown) < _CARDS and any(kinds):
+        for kind in kinds:
+            new = (feature for feature in kind if plain(fires_on[feature][0]) not in tokens_shown)
+            feature = next(new, None)
+            if feature is None:
+                kind.clear()
+                continue
+            kind.remove(feature)
+            tokens_shown.add(plain(fires_on[feature][0]))
+            shown.append(feature)
+    shown = sorted(shown[:_CARDS], key=lambda feature: _kind(fires_on[feature]))
+    return [
+        Card(
+            sae=analysis.label,
+            feature=feature,
+            fires_on=_different(fires_on[feature])[:_CHIPS],
+            n_tokens=len(_different(fires_on[feature])),
+            contexts=_excerpts(sampled, feature, vocabulary),
+            frequency=float(analysis.statistics.frequency_F[feature]),
+            returns=analysis.scores.words(feature) if analysis.scores is not None else None,
+        )
+        for feature in shown
+    ]
+
+
+def _fve(analysis: Analysis) -> float:
+    """The FVE; below any other where it was not measured."""
+    fve = analysis.metrics.get("fve")
+    return -math.inf if fve is None else fve
+
+
+def _kind(tokens: list[str]) -> int:
+    """0 for a feature that fires on one token, 1 for one that fires on a few, 2 on many."""
+    return sum(len(_different(tokens)) > most for most in _KINDS)
+
+
+def _different(tokens: list[str]) -> list[str]:
+    """The first of those that differ only in case and spaces, without its spaces."""
+    first: dict[str, str] = {}
+    for text in tokens:
+        first.setdefault(plain(text), text.strip() or text)
+    return list(first.values())
+
+
+def _excerpts(
+    contexts: FeatureContexts, feature: int, vocabulary: Vocabulary
+) -> list[tuple[str, str, str]]:
+    """Three contexts: the text before, at and after the token that the feature fires on."""
+    excerpts = []
+    for ids_W in contexts.ids_FTW[feature, :3].tolist():
+        texts = [vocabulary.text(i) if i >= 0 else "" for i in ids_W]
+        at = contexts.at
+        excerpts.append(("".join(texts[at - 5 : at]), texts[at], "".join(texts[at + 1 : at + 4])))
+    return excerpts

@@ -125,12 +125,11 @@ def _use(analyses: list[Analysis]) -> Figure | None:
 
 
 def _returning(comparison: Comparison) -> Figure | None:
-    if comparison.returning is None:
+    if (scores := comparison.analyses[0].scores) is None:
         return None
     figure, axes = _panels(1, 1, (4.2, 3.0))
-    scores, null = comparison.returning.scores, comparison.returning.null
     axes[0].hist(scores.match_F, bins=40, range=(0, 1), color=SERIES[0])
-    axes[0].axvline(null, color="black", linestyle="--", label="random directions")
+    axes[0].axvline(scores.null, color="black", linestyle="--", label="random directions")
     axes[0].set(xlabel=f"mean match in {scores.of} other seeds", ylabel="features", xlim=(0, 1))
     axes[0].legend(frameon=False, fontsize=7)
     return figure

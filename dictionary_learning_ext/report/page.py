@@ -21,17 +21,17 @@ from plotly.offline import get_plotlyjs
 
 from ..config.run import ReportOptions
 from ..evaluation.tables import setting_text
+from ..features.collector import LEAST_SELECTIONS
+from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
+from ..features.reproducibility import RETURNING
+from ..features.reproducibility_of_folders import HEADER, ReproducibilityOfFolders
 from ..run_folder.matching import measured_differently, settings_of, training, unequal
 from ..run_folder.names import REPORT, report_files
 from ..run_folder.writing import write_json, write_text, writing
-from .analysis import LEAST_SELECTIONS, Analysis, Comparison, analyse
-from .cards import cards
-from .feature_pages import Vocabulary, columns, page, rounded
+from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
+from .feature_pages import Vocabulary, cards, columns, page, rounded
 from .figures import file_names, write_figures
-from .headline import STAR_MARGIN, table
-from .rendering import rendered
-from .returning import HEADER
 
 _MATRIX_FEATURES = 150
 
@@ -102,17 +102,17 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
     }
-    if comparison.returning is not None:
-        scores = comparison.returning.scores
-        payload["seeds"] = {"of": scores.of, "null": rounded(comparison.returning.null)}
+    if (scores := comparison.analyses[0].scores) is not None:
+        payload["seeds"] = {"of": scores.of, "null": rounded(scores.null)}
     run = comparison.opened.run
     return rendered(
+        "report",
         REPORT,
         analyses=comparison.analyses,
         comparison=comparison,
         run=run,
         hook=comparison.opened.hook_point,
-        rows=table(comparison),
+        rows=headline(comparison),
         star_margin=STAR_MARGIN,
         differing=_differing(comparison),
         measured_as=measured_differently(
@@ -122,14 +122,37 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
-        returning=comparison.returning,
-        returning_header=HEADER,
+        returning=_returning(comparison.returning),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].statistics.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         data=_packed(json.dumps(payload, separators=(",", ":"), allow_nan=False)),
         plotly=_packed(get_plotlyjs()),
     )
+
+
+def _returning(found: ReproducibilityOfFolders | None) -> dict[str, Any] | None:
+    """What the page says of the first SAE's other seeds."""
+    if found is None:
+        return None
+    measured = found.measured
+    return {
+        "share": f"{measured.returning(measured.names[0])[RETURNING[0]]:.1%}",
+        "notes": found.notes,
+        "header": HEADER,
+        "saes": found.rows(missing="–"),
+        "means": {name: f"{value:.4f}" for name, value in measured.means().items()},
+        "pairs": [
+            (
+                " – ".join(names),
+                [
+                    f"{value:.4f}"
+                    for value in (pair.pw_mcc, pair.null, pair.pw_mcc - pair.null, pair.agreement)
+                ],
+            )
+            for names, pair in measured.pairs.items()
+        ],
+    }
 
 
 def _packed(text: str) -> str:

@@ -15,14 +15,24 @@ import plotly.graph_objects as go
 
 from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
-from ..evaluation.sae_names import short_names
-from ..evaluation.tables import setting_text, text_table
-from ..features.reproducibility_of_settings import SAME_BATCHES, SEED_METRICS, SeedMetric, of_seeds
+from ..evaluation.tables import setting_text, short_names, text_table
+from ..features.contexts import rendered
 from ..run_folder.matching import SEEDS, measurements, training, unequal
 from ..run_folder.names import INDEX, REPORT, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE
 from ..run_folder.writing import write_text
-from .many_runs import RANKED_BY, Group, RunResult, best_of_each_k, differing, grouped, read_all_in
-from .rendering import rendered
+from .many_runs import (
+    RANKED_BY,
+    SAME_BATCHES,
+    SEED_METRICS,
+    Group,
+    RunResult,
+    SeedMetric,
+    best_of_each_k,
+    differing,
+    grouped,
+    of_seeds,
+    read_all_in,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -301,7 +311,9 @@ def _page(
         for m in metrics
     ]
     terms += [(f"{m.label} (higher is better)", m.definition) for m in _seed_metrics(groups)]
-    return rendered("runs.html", title=title, lede=lede, tables=tables, terms=terms, **content)
+    return rendered(
+        "report", "runs.html", title=title, lede=lede, tables=tables, terms=terms, **content
+    )
 
 
 def _link(page: Path, out: Path) -> str:

@@ -32,8 +32,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..activations.hook_points import block_of_output
 from ..config.architectures import BenchEvaluation
 from ..errors import BenchError, Setting
-from ..evaluation.metrics import computed, shown_in
-from ..evaluation.totals import Totals
+from ..evaluation.metrics import Totals, computed, shown_in
 from .data import heldout_text
 from .lens_model import left_alone, wanted
 from .probes import output_type as sae_probes_output

@@ -29,7 +29,7 @@ from ..config.checks import require, require_choice
 from ..config.run import RunConfig
 from ..errors import BenchError, UserError
 from ..evaluation.metrics import shown_in
-from ..evaluation.sae_names import short_names
+from ..evaluation.tables import short_names
 from ..run_folder.matching import LEAVING_OUT, require_one_setting
 from ..run_folder.names import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS
 from ..run_folder.reading import require_folders

@@ -27,7 +27,7 @@ from ..errors import (
     in_shell,
 )
 from ..evaluation.measure import measure
-from ..evaluation.sae_names import by_settings
+from ..evaluation.tables import by_settings
 from ..run_folder.evaluation_files import measured_on
 from ..run_folder.names import require_free
 from ..run_folder.reading import is_finished

@@ -14,7 +14,7 @@ from small_commands import refused, setting, trainer
 from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
-from dictionary_learning_ext.evaluation.folders import evaluate_folders, open_folders
+from dictionary_learning_ext.evaluation.folders import _own_tokens, evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder.evaluation_files import MEASURED_ON
 from dictionary_learning_ext.run_folder.reading import read_metrics
 
@@ -40,17 +40,24 @@ def test_folders_of_one_setting_are_opened_in_order(trained):
         assert dictionary.activation_dim == opened.hook_point.activation_dim
 
 
-def test_no_folder_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"no folder given: expected a run folder, e.g. runs/NAME"
-    ):
-        open_folders([])
-
-
-@pytest.mark.parametrize("tokens", [0, -5])
-def test_no_tokens_are_refused_before_anything_is_opened(tokens):
-    with pytest.raises(ConfigError, match=f"tokens={tokens}: expected above 0"):
-        evaluate_folders(["nowhere"], tokens=tokens)
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda folder: open_folders([]), ConfigError, "no folder given"),
+        (lambda folder: evaluate_folders([folder], tokens=0), ConfigError, "tokens=0: expected"),
+        (
+            lambda folder: open_folders([folder, folder / "b"]),
+            CheckpointError,
+            "b: no such folder",
+        ),
+    ],
+)
+def test_mistakes_are_refused_before_the_model_is_loaded(call, error, message, folder, monkeypatch):
+    monkeypatch.setattr(
+        "dictionary_learning_ext.evaluation.folders.load_model", lambda run: pytest.fail("loaded")
+    )
+    with pytest.raises(error, match=message):
+        call(folder)
 
 
 @pytest.mark.parametrize("name", CHANGED)
@@ -67,24 +74,18 @@ def test_what_is_asked_for_may_take_the_place_of_what_differs(trained, folder, t
     assert open_folders([trained / "top_k", folder], data=text).run.data == text
 
 
-@pytest.mark.parametrize(
-    ("rule", "flag"),
-    [
-        ({"max_norm_multiple": 10.0}, "--max-norm-multiple 10.0"),
-        ({"remove_bos": True}, "--remove-bos True"),
-    ],
-    ids=["max_norm_multiple", "remove_bos"],
-)
 def test_saes_with_and_without_a_rule_are_measured_with_the_flag_that_is_named(
-    rule, flag, folder, tmp_path, capsys
+    folder, tmp_path, capsys
 ):
     other = shutil.copytree(folder, tmp_path / "other")
     setting(max_norm_multiple=None, remove_bos=False)(other / "config.json")
-    setting(**{"max_norm_multiple": None, "remove_bos": False} | rule)(folder / "config.json")
+    setting(max_norm_multiple=10.0, remove_bos=False)(folder / "config.json")
     for pair in ([other, folder], [folder, other]):
+        flag = "--max-norm-multiple 10.0"
         assert refused(["eval", *pair], capsys).endswith(
             f"; give {flag} to measure both the same way"
         )
+        rule = {"max_norm_multiple": 10.0}
         assert open_folders(pair, **rule).run == replace(open_folders([pair[0]]).run, **rule)
 
 
@@ -94,16 +95,6 @@ def test_an_sae_of_another_width_than_the_hook_is_refused(folder):
     expected = f"{folder}: activation_dim=8, but blocks.0.hook_resid_post of "
     with pytest.raises(CheckpointError, match=re.escape(expected) + ".* is 16 wide"):
         open_folders([folder])
-
-
-def test_a_missing_folder_is_refused_before_the_model_is_loaded(trained, tmp_path, monkeypatch):
-    def not_yet(run):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr("dictionary_learning_ext.evaluation.folders.open_model", not_yet)
-    shutil.copytree(trained / "vsae", tmp_path / "a")
-    with pytest.raises(CheckpointError, match="b: no such folder"):
-        open_folders([tmp_path / "a", tmp_path / "b"])
 
 
 @pytest.mark.parametrize("rules", [{}, {"max_norm_multiple": 10.0, "remove_bos": True}], ids=str)
@@ -164,6 +155,7 @@ def test_metrics_json_keeps_the_evaluation_at_the_runs_settings(folder, evaluate
     assert path.name.endswith("_tokens_64.json")
     assert own.read_bytes() == before
     assert json.loads(fewer.read_text())["tokens"] == 64
+    assert evaluated(tokens=100_000_000)[0] == [beside / "tokens_2048.json"], "those measured"
     own.write_text(json.dumps(json.loads(before) | {"fve": -1}))
     assert evaluated(tokens=300)[0] == [own], "the same settings: written again"
     assert own.read_bytes() == before
@@ -172,25 +164,13 @@ def test_metrics_json_keeps_the_evaluation_at_the_runs_settings(folder, evaluate
         assert evaluated(tokens=300)[0] == [own]
 
 
-def test_before_its_first_evaluation_the_runs_settings_are_those_of_its_config(folder, evaluated):
-    setting(eval_tokens=96)(folder / "config.json")
-    assert evaluated(tokens=64)[0] == [folder / "evaluations" / "tokens_64.json"]
-    assert evaluated()[0] == [folder / "metrics.json"]
-    assert json.loads((folder / "metrics.json").read_text())["tokens"] == 96
-
-
-def test_more_tokens_than_the_text_has_go_by_those_that_were_measured(folder, evaluated, caplog):
-    evaluated(tokens=64)
-    (path,), _ = evaluated(tokens=100_000_000)
-    assert path.name == f"tokens_{json.loads(path.read_text())['tokens']}.json"
-    assert "shuffled" not in caplog.text
-
-
-def test_as_many_tokens_as_the_text_has_are_the_same_setting(folder, evaluated):
+def test_tokens_beyond_the_texts_are_the_setting_that_was_measured(folder, evaluated):
     own = folder / "metrics.json"
     setting(eval_tokens=2049)(folder / "config.json")
+    assert evaluated(tokens=64)[0] == [folder / "evaluations" / "tokens_64.json"], "not its own"
     assert evaluated()[0] == evaluated()[0] == [own]
     assert json.loads(own.read_text())["tokens"] == 2048
+    assert evaluated(tokens=100_000_000)[0] == [own]
 
 
 def test_a_moved_language_model_is_no_other_setting(folder, evaluated, tiny_lm_dir, tmp_path):
@@ -202,11 +182,10 @@ def test_a_moved_language_model_is_no_other_setting(folder, evaluated, tiny_lm_d
     assert path.name.startswith("model_renamed_")
 
 
-def test_without_tokens_the_largest_of_the_runs_own_numbers_is_taken(trained, folder):
-    setting(eval_tokens=70)(folder / "config.json")
-    assert open_folders([trained / "top_k"]).own_tokens == 100_000, "of eval_tokens=0"
-    assert open_folders([folder]).own_tokens == 70
-    assert open_folders([folder, trained / "top_k"]).own_tokens == 70
+def test_without_tokens_the_largest_of_the_runs_own_numbers_is_taken():
+    none, few = RunConfig(eval_tokens=0), RunConfig(eval_tokens=70)
+    assert _own_tokens({"a": none}) == 100_000, "of eval_tokens=0"
+    assert _own_tokens({"a": few}) == _own_tokens({"a": few, "b": none}) == 70
 
 
 def test_what_is_said_of_a_folder_of_upstreams_is_said_once(folder, tiny_lm_dir, caplog):

@@ -1,22 +1,39 @@
-"""Each metric against a direct computation on all tokens at once."""
+"""Each metric against a direct computation on all tokens at once; the losses against upstream's.
+
+test_measure_against_float64.py recomputes all of them with other tools.
+"""
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch as t
+from buffers import DOCUMENTS
 from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
+from dictionary_learning.evaluation import loss_recovered
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from planted_sinks import with_sinks
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
+from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.held_out import HeldOut
-from dictionary_learning_ext.errors import TextError
-from dictionary_learning_ext.evaluation.measure import Measurement, measure
-from dictionary_learning_ext.evaluation.metrics import METRICS, computed
-from dictionary_learning_ext.evaluation.totals import LanguageModelLosses, Totals
+from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.tokens import ContextStream
+from dictionary_learning_ext.errors import NonFiniteError, TextError
+from dictionary_learning_ext.evaluation.measure import (
+    Measurement,
+    language_model_losses,
+    measure,
+)
+from dictionary_learning_ext.evaluation.metrics import (
+    METRICS,
+    LanguageModelLosses,
+    computed,
+)
 
 D, F, K = 8, 64, 4
 
@@ -37,12 +54,6 @@ def metrics_of(sae, x, norm_factor=1.0, batch=500):
 def make(**options):
     t.manual_seed(1)
     return VariationalTopKAutoEncoder(D, F, K, **options)
-
-
-def test_fve_is_one_minus_residual_over_variance_about_the_mean(x):
-    sae = make(rectify=True)
-    expected = 1 - (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
-    assert metrics_of(sae, x)["fve"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_an_upstream_class_in_bf16_is_measured(x):
@@ -69,23 +80,7 @@ def test_totals_are_sums_over_all_tokens_whatever_the_batches(x):
     centred = x.double() - x.double().mean(0)
     assert totals.total_variance == pytest.approx(centred.square().sum().item(), rel=1e-9)
     assert totals.kl == pytest.approx(sae.posterior(x).kl.sum().item(), rel=1e-5)
-    batches = [part.square().sum(1).mean().item() for part in x.split(700)]
-    assert totals.mean("l0") == K
-    assert totals.mean("nothing of that name") is None
-    by_mean = Totals.empty(D, F, K, x.device)
-    for value in batches:
-        by_mean.batches += 1
-        by_mean.add_mean("energy", value)
-    assert by_mean.mean("energy") == pytest.approx(sum(batches) / 5, rel=1e-12)
-
-
-def test_description_length_is_that_of_a_set_and_a_gaussian_residual(x):
-    metrics = metrics_of(make(rectify=True), x)
-    whole, part = math.floor(metrics["l0"]), metrics["l0"] % 1
-    nats = [math.log(math.comb(F, whole + i)) for i in (0, 1)]
-    between = nats[0] + part * (nats[1] - nats[0])  # L0 is no whole number
-    expected = between + D / 2 * math.log(1 - metrics["fve"])
-    assert metrics["description_length"] == pytest.approx(expected, abs=0.1)
+    assert (totals.mean("l0"), totals.mean("nothing of that name")) == (K, None)
 
 
 def test_a_constant_bias_costs_fve_and_not_upstreams_metric(x):
@@ -102,42 +97,32 @@ def test_a_constant_bias_costs_fve_and_not_upstreams_metric(x):
     assert shifted["fve"] < 0.95
 
 
-def test_liveness_counts_selections_not_sums(x):
-    sae = make()
+def without_k():
+    t.manual_seed(0)
+    return AutoEncoder(D, F)
+
+
+@pytest.mark.parametrize(
+    ("sae", "k"),
+    [
+        (lambda: make(), K),
+        (lambda: VariationalTopKAutoEncoder(D, F, 3 * F // 4, rectify=True), 3 * F // 4),
+        (without_k, None),
+    ],
+    ids=["k are selected", "fewer than k are selected", "no k"],
+)
+def test_near_dead_is_relative_to_k_or_without_one_to_the_mean_l0(sae, k, x):
+    t.manual_seed(1)
+    sae = sae()
     on = sae.encode(x) != 0
-    frequency = on.double().mean(0)
+    frequency, l0 = on.double().mean(0), on.sum(1).double().mean().item()
     metrics = metrics_of(sae, x)
-    assert metrics["l0"] == pytest.approx(on.sum(1).double().mean().item())
+    assert metrics["l0"] == pytest.approx(l0)
     assert metrics["alive"] == pytest.approx((frequency > 0).double().mean().item())
     for r in (0.1, 0.5):
-        expected = (frequency < r * K / F).double().mean().item()
-        assert 0 < expected < 1
+        expected = (frequency < r * (k or l0) / F).double().mean().item()
         assert metrics[f"near_dead_{r}"] == pytest.approx(expected)
-
-
-def test_near_dead_is_by_k_where_fewer_than_k_are_selected(x):
-    k = 3 * F // 4
-    t.manual_seed(1)
-    sae = VariationalTopKAutoEncoder(D, F, k, rectify=True)  # half of mu is negative
-    frequency = (sae.encode(x) != 0).double().mean(0)
-    metrics = metrics_of(sae, x)
-    assert metrics["l0"] < 0.8 * k
-    for r in (0.1, 0.5):
-        share = (frequency < r * k / F).double().mean().item()
-        assert metrics[f"near_dead_{r}"] == pytest.approx(share)
-        assert share > (frequency < r * metrics["l0"] / F).double().mean()
-
-
-def test_near_dead_of_an_sae_without_k_is_by_its_mean_l0(x):
-    t.manual_seed(0)
-    sae = AutoEncoder(D, F)
-    frequency = (sae.encode(x) != 0).double().mean(0)
-    metrics = metrics_of(sae, x)
-    assert metrics["l0"] == pytest.approx(frequency.sum().item())
-    for r in (0.1, 0.5):
-        expected = (frequency < r * frequency.mean()).double().mean().item()
-        assert metrics[f"near_dead_{r}"] == pytest.approx(expected)
-    assert 0 < metrics["near_dead_0.1"] < metrics["near_dead_0.5"] < 1
+    assert metrics["near_dead_0.5"] > 0
 
 
 def test_a_signed_feature_that_cancels_is_alive():
@@ -202,105 +187,60 @@ def test_the_zeros_that_upstream_pads_with_are_not_selected(x):
     assert metrics_of(sae, x)["stability_rms"] == pytest.approx(expected, abs=0.005)
 
 
-def test_a_plain_top_k_has_stability_and_no_posterior(x):
-    t.manual_seed(0)
-    metrics = metrics_of(AutoEncoderTopK(D, F, K), x)
-    assert 0 < metrics["stability_rms"] < 1
-    for name in ("kl_per_token", "mean_sigma", "noise_to_signal", "fve_sampled"):
-        assert metrics[name] is None
-
-
-def ending_buffer(lm, documents):
-    """Batches of 64 tokens, until the documents end."""
-    hook = find_hook(lm, "blocks.1.hook_resid_post")
-    return ResidualBuffer(
-        iter(documents), lm, hook.submodule, n_ctxs=8, ctx_len=16, out_batch_size=64
-    )
-
-
-def test_a_text_that_ends_is_measured_as_far_as_it_goes(tiny_lm, caplog):
-    documents = ["It was the best of times, it was the worst of times."] * 20
-    batches = len(list(whole_batches(ending_buffer(tiny_lm, documents))))
-    assert batches > 1
-    sae = VariationalTopKAutoEncoder(16, 32, 4)
-    buffer = ending_buffer(tiny_lm, documents)
-    metrics = measure({"x": (sae, 1.0)}, HeldOut.of_text(buffer, documents[:2]), 10**6)["x"]
-    assert metrics["tokens"] == 64 * batches
-    assert f"measured on {64 * batches} tokens, not 1000000" in caplog.text
-
-
-def whole_batches(buffer):
-    while True:
-        try:
-            yield next(buffer)
-        except TextError:
-            return
-
-
-def test_a_text_without_one_batch_is_refused(tiny_lm):
-    documents = ["It was the best of times."]
-    sae = VariationalTopKAutoEncoder(16, 32, 4)
-    inputs = HeldOut.of_text(ending_buffer(tiny_lm, documents), documents)
-    with pytest.raises(TextError, match="too short to measure on"):
-        measure({"x": (sae, 1.0)}, inputs, 100)
-
-
-@pytest.mark.parametrize("io", ["in", "out"])
-def test_losses_are_upstreams_and_bracket_the_reconstruction(io, tiny_lm):
-    hook = find_hook(tiny_lm, "blocks.1.hook_resid_" + {"in": "pre", "out": "post"}[io])
+def test_every_metric_of_several_saes_and_an_exact_one_recovers_all(tiny_lm):
+    hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
     documents = ["It was the best of times, it was the worst of times."] * 8
-
-    def buffer():
-        return ResidualBuffer(
-            iter(documents * 40),
-            tiny_lm,
-            hook.submodule,
-            io=hook.io,
-            n_ctxs=16,
-            ctx_len=16,
-            out_batch_size=64,
-        )
-
-    exact = VariationalTopKAutoEncoder(16, 16, 16)
+    sizes = {"n_ctxs": 16, "ctx_len": 16, "out_batch_size": 64}
+    buffer = ResidualBuffer(iter(documents * 40), tiny_lm, hook.submodule, **sizes)
+    exact, poor = VariationalTopKAutoEncoder(16, 16, 16), VariationalTopKAutoEncoder(16, 16, 1)
     exact.decoder.weight.data = t.eye(16)
     exact.encoder.weight.data = t.eye(16)
-    t.manual_seed(0)
-    poor = VariationalTopKAutoEncoder(16, 16, 1)
-    results = measure(
-        {"exact": (exact, 1.0), "poor": (poor, 1.0)}, HeldOut.of_text(buffer(), documents), 100
-    )
+    saes = {"exact": (exact, 1.0), "poor": (poor, 1.0)}
+    results = measure(saes, HeldOut.of_text(buffer, documents), 100)
     for metrics in results.values():
         assert set(METRICS) == set(metrics)
         assert metrics["tokens"] == 128, "whole batches"
     assert results["exact"]["frac_recovered"] == pytest.approx(1, abs=1e-3)
     assert results["poor"]["loss_original"] == results["exact"]["loss_original"]
-    theirs = upstream_evaluate(poor, buffer(), max_len=16, batch_size=8, io=hook.io)
-    for name in ("loss_original", "loss_reconstructed", "loss_zero"):
-        assert results["poor"][name] == pytest.approx(theirs[name], rel=1e-5)
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_activations_without_variance_have_no_fve_and_the_file_says_why(value):
-    metrics = metrics_of(make(rectify=True), t.full((4, D), value), batch=2)
-    for name in ("fve", "fve_sampled", "description_length"):
+def ending_buffer(lm, documents):
+    """Batches of 64 tokens, until the documents end."""
+    hook = find_hook(lm, "blocks.1.hook_resid_post")
+    sizes = {"n_ctxs": 8, "ctx_len": 16, "out_batch_size": 64}
+    return ResidualBuffer(iter(documents), lm, hook.submodule, **sizes)
+
+
+def test_a_text_that_ends_is_measured_as_far_as_it_goes(tiny_lm, caplog):
+    documents = ["It was the best of times, it was the worst of times."] * 20
+    sae, buffer = VariationalTopKAutoEncoder(16, 32, 4), ending_buffer(tiny_lm, documents)
+    tokens = 20 * (1 + len(tiny_lm.tokenizer.encode(documents[0])))  # with an end of text each
+    batches = tokens // 16 * 16 // 64
+    metrics = measure({"x": (sae, 1.0)}, HeldOut.of_text(buffer, documents[:2]), 10**6)["x"]
+    assert metrics["tokens"] == 64 * batches
+    assert f"measured on {64 * batches} tokens, not 1000000" in caplog.text
+    few = HeldOut.of_text(ending_buffer(tiny_lm, documents[:1]), documents[:1])
+    with pytest.raises(TextError, match="too short to measure on"):
+        measure({"x": (sae, 1.0)}, few, 100)
+
+
+@pytest.mark.parametrize(
+    ("rows", "null", "reason"),
+    [
+        (t.zeros(4, D), ("fve", "fve_sampled", "description_length"), "the 4 tokens measured have"),
+        (t.ones(4, D), ("fve", "fve_sampled", "description_length"), "the 4 tokens measured have"),
+        (t.ones(1, D), ("fve", "frac_variance_explained"), ""),
+    ],
+    ids=["zeros", "ones", "one token"],
+)
+def test_activations_without_variance_have_no_fve_and_the_file_says_why(rows, null, reason):
+    metrics = metrics_of(make(rectify=True), rows, batch=2)
+    for name in null:
         assert metrics[name] is None
-        expected = "the activations of the 4 tokens measured have no variance"
-        assert metrics["not_measured"][name] == expected
-    assert metrics["tokens"] == 4
+        assert reason in metrics["not_measured"][name]
+    assert metrics["tokens"] == len(rows)
     assert metrics["l0"] is not None
     json.dumps(metrics, allow_nan=False)
-
-
-def test_one_token_is_measured_as_far_as_it_goes(x):
-    metrics = metrics_of(make(), x[:1])
-    assert metrics["fve"] is None
-    assert metrics["l0"] == K
-    assert set(metrics["not_measured"]) >= {"fve", "frac_variance_explained"}
-    json.dumps(metrics, allow_nan=False)
-
-
-def test_where_everything_is_measured_no_reason_is_given(x):
-    assert "not_measured" not in metrics_of(make(), x)
 
 
 @pytest.mark.parametrize(
@@ -319,3 +259,77 @@ def test_losses_that_are_not_defined_are_null_with_the_reason(x, losses, reason)
     assert reason in metrics["not_measured"]["frac_recovered"]
     assert (metrics["loss_tokens"], metrics["positions_left_alone"]) == (losses[3], losses[5])
     json.dumps(metrics, allow_nan=False)
+
+
+# --- the language model's losses
+
+
+def losses_of(lm, saes, documents=DOCUMENTS, hook="blocks.1.hook_resid_post", ctx_len=16, **rules):
+    point = find_hook(lm, hook)
+    reader = ActivationReader(lm, point.submodule, point.io, **rules)
+    contexts = ContextStream(iter(documents), lm.tokenizer, ctx_len, packing="truncate")
+    return language_model_losses(saes, reader, contexts)
+
+
+def sae_of(seed=0):
+    t.manual_seed(seed)
+    return VariationalTopKAutoEncoder(16, 32, 4)
+
+
+class Exact(t.nn.Linear):
+    """Reconstructs whatever it is given."""
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+@pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2"])
+def test_where_nothing_is_left_out_they_are_upstreams(lm_of, family, kind):
+    lm, sae = lm_of(family), sae_of()
+    hook = find_hook(lm, f"blocks.1.hook_resid_{kind}")
+    documents = [
+        *DOCUMENTS[:20],
+        "the cat",
+    ]  # more than a batch; of several lengths, so some are padded
+    (losses,) = losses_of(lm, [sae], documents, hook.name)
+    theirs = loss_recovered(documents, lm, hook.submodule, sae, max_len=16, io=hook.io)
+    expected = [loss.item() for loss in theirs]
+    assert [losses.original, losses.reconstructed, losses.zero] == pytest.approx(expected, rel=1e-5)
+    assert losses.reconstructed != pytest.approx(losses.original, rel=1e-5)
+    assert losses.left_alone == 0
+    lengths = [min(16, len(lm.tokenizer.encode(text))) for text in documents]
+    assert losses.positions == sum(lengths)
+    assert losses.tokens == sum(lengths) - len(documents)
+
+
+def test_each_sae_gets_the_losses_that_it_has_alone(tiny_lm):
+    saes = [sae_of(0), sae_of(1)]
+    both = losses_of(tiny_lm, saes)
+    assert both == [losses_of(tiny_lm, [sae])[0] for sae in saes]
+    assert both[0].reconstructed != both[1].reconstructed
+
+
+def test_outliers_keep_their_activations(lm_dir_of):
+    """Without the rule, a reconstruction of the sinks that misses costs the model its loss."""
+    lm, poor = with_sinks(lm_dir_of("gpt2"), "left"), sae_of()
+    (replaced,) = losses_of(lm, [poor])
+    exact, kept = losses_of(lm, [Exact(16, 16), poor], max_norm_multiple=10)
+    assert (replaced.left_alone, kept.left_alone) == (0, len(DOCUMENTS)), "position 0 of each"
+    assert kept.original == replaced.original
+    assert kept.reconstructed != pytest.approx(replaced.reconstructed, rel=1e-3)
+    assert exact.reconstructed == exact.original
+
+
+def test_documents_without_a_second_token_have_no_loss(tiny_lm):
+    (losses,) = losses_of(tiny_lm, [sae_of()], ["a", "", "b"])
+    assert (losses.tokens, losses.positions) == (0, 2)
+    assert math.isnan(losses.original)
+
+
+def test_an_activation_that_is_not_finite_is_an_error(tiny_lm_dir):
+    lm: Any = load_language_model(str(tiny_lm_dir))
+    with t.no_grad():
+        lm._model.gpt_neox.embed_in.weight[lm.tokenizer.encode(" cat")[0]] = math.inf
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        losses_of(lm, [sae_of()], ["the cat"])

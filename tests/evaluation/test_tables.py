@@ -1,27 +1,267 @@
-"""Tables as text and as Markdown."""
+"""Tables of SAEs: what commands print, what SAEs are called, and text in columns."""
 
 import pytest
 
-from dictionary_learning_ext.evaluation.tables import markdown_table, text_table
+from dictionary_learning_ext.config.run import TrainConfig
+from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
+from dictionary_learning_ext.evaluation.tables import (
+    by_settings,
+    chosen,
+    markdown_table,
+    notes,
+    printed,
+    short_names,
+    symptoms,
+    table,
+    text_table,
+    usual_columns,
+)
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def measured(tokens=2048, **changes):
+    values = {metric.key: 0.5 for metric in shown_in("compare")}
+    return values | {"tokens": tokens, "measured_on": {"data": "a.txt", **changes}}
+
+
+def config(architecture="vsae_top_k", lr=None, trainer_lr=2e-4, **settings):
+    trainer = {"dict_class": "X", "lr": trainer_lr}
+    settings = {"architecture": architecture, "posterior": None, "lr": lr, "k": 8, **settings}
+    return {"trainer": trainer, "run": {"settings": settings}}
+
+
+def test_folders_of_upstreams_are_shown_with_their_class():
+    results = {f"runs/trainer_{i}": {"fve": 0.5} for i in range(2)}
+    trainers = {"TopKTrainer": "AutoEncoderTopK", "VariationalTopKTrainer": "Variational"}
+    configs = {
+        folder: {"trainer": {"trainer_class": trainer, "dict_class": dictionary}}
+        for folder, (trainer, dictionary) in zip(results, trainers.items(), strict=True)
+    }
+    text = printed(results, chosen("fve"), configs)
+    assert "trainer_0 (AutoEncoderTopK)  0.5" in text
+    (row,) = [line for line in text.splitlines() if line.endswith(" VariationalTopKTrainer")]
+    assert row.split()[:2] == ["trainer_1", "(Variational)"]
+    assert "(" not in printed(results, chosen("fve")).split("FVE (")[0]
+
+
+def test_it_fits_the_terminal_and_explains_every_metric_that_it_shows(monkeypatch):
+    results = {f"runs/quickstart/{'x' * 12}_vsae_{name}": measured() for name in "abc"}
+    text = printed(results)
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    for metric in shown_in("compare"):
+        better = f" ({metric.better} is better)" if metric.better else ""
+        assert f"{metric.label}{better}: {metric.in_words or metric.definition}" in words
+    assert "matched" not in text
+    monkeypatch.setenv("COLUMNS", "200")
+    both = printed({"a": measured(), "b": measured()})
+    line = next(line for line in both.splitlines() if line.startswith("a "))
+    assert len(line.split()) == 1 + len(shown_in("compare"))
+
+
+def test_a_single_sae_is_not_named():
+    lines = printed({f"runs/{'long_' * 20}": measured()}).splitlines()
+    assert not any("long_" in line for line in lines)
+    assert any(line.startswith("0.5000  ") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_truth_has_columns_where_it_is_known():
+    of_truth = {metric.key: None for metric in METRICS.values() if metric.is_of_truth}
+    assert len(of_truth) == 4
+    unknown = measured() | of_truth
+    heads = [metric.key for metric in usual_columns({"a": unknown, "b": {"fve": 0.5}})]
+    assert heads == [m.key for m in shown_in("compare") if m.key not in of_truth]
+    assert "true MCC" not in printed({"a": unknown})
+    both = {"a": unknown, "b": unknown | {"true_mcc": 0.25}}
+    extra = [m.key for m in usual_columns(both) if m.key not in heads]
+    assert extra == ["true_mcc"]
+    assert "0.2500" in table(both)
+    assert chosen("true_mcc") == [METRICS["true_mcc"]], "by its name it is always shown"
+
+
+def test_other_columns_by_key():
+    metrics = chosen("loss_zero, fve,fve")
+    assert [metric.key for metric in metrics] == ["loss_zero", "fve"]
+    assert printed({"a": {"fve": 0.5}}, metrics).splitlines()[0].split() == ["CE,", "zeros", "FVE"]
+    with pytest.raises(ConfigError, match=r"columns='fve,l3': no metric 'l3'; .*fve,frac_recov"):
+        chosen("fve,l3")
+    with pytest.raises(ConfigError, match=r"; did you mean 'loss_reconstructed'\?$"):
+        chosen("fve,loss_recon")
+
+
+def test_other_tokens_or_text_are_marked_and_shown():
+    results = {"runs/a": measured(100_352), "runs/b": measured(51_200), "runs/c": measured(100_352)}
+    lines = printed(results).splitlines()
+    assert any(line.startswith("b *  0.5000") for line in lines)
+    assert any(line.startswith("c    0.5000") for line in lines)
+    place = next(i for i, line in enumerate(lines) if line.startswith("* Not a matched comparison"))
+    assert [line.split() for line in lines[place + 2 : place + 7]] == [
+        ["tokens"],
+        ["-" * len(lines[place + 3])],
+        ["a", "100352"],
+        ["b", "*", "51200"],
+        ["c", "100352"],
+    ]
+    assert "b *  b.txt" in printed({"a": measured(), "b": measured(data="b.txt")})
+
+
+def test_settings_that_differ_beside_the_architecture_are_shown():
+    results = {"a": measured(), "b": measured()}
+    one = config(beta=0.1, eval_tokens=100, save_dir="x")
+    other = config("top_k", lr=2e-3, trainer_lr=2e-3, k=16)
+    lines = printed(results, None, {"a": one, "b": other}).splitlines()
+    place = lines.index("These training settings also differ:")
+    assert [line.split() for line in (lines[place + 2], *lines[place + 4 : place + 6])] == [
+        ["lr", "k"],
+        ["a", "0.0002", "8"],
+        ["b", "0.002", "16"],
+    ]
+    alike = config("top_k", beta=None, eval_tokens=200, save_dir="y")
+    assert "also differ" not in printed(results, None, {"a": one, "b": alike})
+
+
+def test_what_was_measured_as_it_was_trained_is_shown_once():
+    results = {"a": measured(hook="h1"), "b": measured(hook="h2")}
+    one, other = config(hook="h1"), config(hook="h2")
+    text = printed(results, None, {"a": one, "b": other})
+    assert text.count("h1") == 1
+    assert "also differ" not in text
+    assert "also differ" in printed(results, None, {"a": one, "b": config(hook="h2", k=16)})
+    assert "also differ" in printed(results, None, {"a": one, "b": config(hook="h3")})
+
+
+def test_posteriors_that_differ_are_no_other_training():
+    results = {"a": measured(), "b": measured()}
+    same = {"data": "a", "steps": 9, "batch_size": 4, "dict_size": 32, "seed": 0}
+    text = printed(results, None, {n: config(**same, beta=b) for n, b in (("a", 0.5), ("b", 1.0))})
+    assert "from the same initial weights. Their posteriors differ:\n\n   beta\n" in text
+    assert "also differ" not in text
+
+
+def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_once():
+    rules = {"remove_bos": True, "max_norm_multiple": 10.0}
+    alone = {"fve": None, "positions_left_alone": 64, "loss_positions": 8192}
+    alone |= {"measured_on": rules, "not_measured": {"fve": "no variance", "cossim": "0 / 0"}}
+    results = {"a": alone, "b": alone, "c": alone | {"positions_left_alone": 0}}
+    assert notes(results, [METRICS["fve"]]) == [
+        "a, b: CE: 64 of 8,192 positions left alone: beginning-of-text tokens (--remove-bos) and outliers "
+        "(--max-norm-multiple 10)",
+        "FVE: not measured: no variance",
+    ]
+    assert "\nFVE: not measured: no variance\n" in printed(results)
+    results["runs/c"] = results.pop("c") | {"not_measured": {}}
+    assert "a, b: FVE: not measured: no variance" in notes(results, [METRICS["fve"]])
+    assert notes({"a": {"fve": 0.5}}, [METRICS["fve"]]) == []
+
+
+GOOD = {
+    "fve": 0.95,
+    "alive": 0.97,
+    "noise_to_signal": 0.1,
+    "kl_per_token": 2.0,
+    "tokens": 4096,
+    "l0": 8.0,
+}
+SMALL = SAEConfig(dict_size=64)
+
+
+@pytest.mark.parametrize(
+    ("bad", "at_limit", "said"),
+    [
+        ({"noise_to_signal": 0.21}, {"noise_to_signal": 0.2}, ["The noise"]),
+        ({"fve": 0.49}, {"fve": 0.5}, ["The reconstruction"]),
+        ({"fve": 0.4, "kl_per_token": 0.001}, {"kl_per_token": 0.001}, ["The reconstr", "The KL"]),
+        ({"alive": 0.74}, {"alive": 0.75}, ["More than a quarter"]),
+    ],
+    ids=str,
+)
+def test_each_symptom_is_said_beyond_its_limit(bad, at_limit, said):
+    lines = symptoms(GOOD | bad, SMALL)
+    assert len(lines) == len(said)
+    for line, start in zip(lines, said, strict=True):
+        assert line.startswith(start)
+        assert line.endswith("in docs/settings.md.")
+    assert symptoms(GOOD | at_limit, SMALL) == symptoms(GOOD, SMALL) == []
+
+
+def test_what_says_nothing_is_no_symptom():
+    assert symptoms(dict.fromkeys(GOOD), SAEConfig(architecture="relu", dict_size=64)) == []
+    assert symptoms(GOOD | {"noise_to_signal": 0.5}, SAEConfig(noise_anneal_steps=5)) == []
+    few = GOOD | {
+        "alive": 0.5,
+        "tokens": 79,
+    }  # at l0 = 8 of 64, 80 tokens select the average 10 times
+    assert symptoms(few, SMALL) == []
+    assert len(symptoms(few | {"tokens": 80}, SMALL)) == 1
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["runs/q/a", "runs/q/b"], ["a", "b"]),
+        (["r/1/a", "r/2/a", "r/2/b"], ["1/a", "2/a", "2/b"]),
+        (["a", "x/a"], ["a", "x/a"]),
+        (["runs/a"], ["a"]),
+        (["runs/a", "runs/a/"], ["runs/a", "runs/a/"]),
+        (["."], ["."]),
+    ],
+)
+def test_names_are_shortened_as_far_as_they_differ(folders, names):
+    assert short_names(folders) == dict(zip(folders, names, strict=True))
+
+
+def test_of_long_names_only_what_differs_is_shown():
+    names = [
+        f"runs/s/vsae_top_k_k8_F64_fixed_both_beta{beta}_sigma1_lr0.001_seed{seed}_{digest}"
+        for beta, seed, digest in ((0, 0, "1c9031"), (0.1, 0, "dc9618"), (0.1, 1, "58b04e"))
+    ]
+    short = ["…beta0…seed0_1c9031", "…beta0.1…seed0_dc9618", "…beta0.1…seed1_58b04e"]
+    assert list(short_names(names).values()) == short
+    mixed = short_names([*names, "runs/top_k", "runs/a"])
+    assert list(mixed.values()) == [*short, "top_k", "a"]
+    assert list(short_names(names[:1]).values()) == [names[0].removeprefix("runs/s/")]
+
+
+def test_long_names_give_way_to_the_settings_that_differ():
+    def called(*saes):
+        configs = [TrainConfig(SAEConfig(architecture="vsae_top_k", **sae)) for sae in saes]
+        return list(by_settings({f"{i}" * 40: each for i, each in enumerate(configs)}).values())
+
+    assert called({"k": 8, "beta": 0.0}, {"k": 16, "beta": 0.03}) == [
+        "k=8 beta=0",
+        "k=16 beta=0.03",
+    ]
+    noisy = [{"k": k, "sigma": 1.0 / k, "noise_to_signal": 0.3} for k in (2, 4)]
+    assert called(*noisy) == ["k=2", "k=4"], "sigma follows"
+    assert called({"k": 8}, {"k": 8}) == ["0" * 40, "1" * 40], "nothing tells them apart"
+    assert called({"k": 8}) == ["0" * 40]
+    short = {"a": TrainConfig(SAEConfig(k=2)), "b": TrainConfig(SAEConfig(k=4))}
+    assert by_settings(short) == {"a": "a", "b": "b"}
+
+
+# --- text in columns
 
 HEADER = ["", "FVE", "a wide label"]
 ROWS = [["runs/a", "0.9000", "-"], ["b", "-12.3", "1"]]
 
 
-def test_text_is_aligned_the_first_column_to_the_left():
-    assert text_table(HEADER, ROWS).splitlines() == [
+def test_columns_are_aligned_and_a_wide_table_gets_heads_of_several_lines_and_then_blocks():
+    assert text_table(HEADER, ROWS, width=28).splitlines() == [
         "           FVE  a wide label",
         "----------------------------",
         "runs/a  0.9000             -",
         "b        -12.3             1",
     ]
-
-
-def test_a_table_that_fits_is_the_same_with_a_width():
-    assert text_table(HEADER, ROWS, width=28) == text_table(HEADER, ROWS)
-
-
-def test_a_table_that_is_too_wide_gets_heads_of_several_lines():
     assert text_table(HEADER, ROWS, width=27).splitlines() == [
         "                    a",
         "                 wide",
@@ -30,9 +270,6 @@ def test_a_table_that_is_too_wide_gets_heads_of_several_lines():
         "runs/a  0.9000      -",
         "b        -12.3      1",
     ]
-
-
-def test_and_then_blocks_that_each_have_the_first_column():
     assert text_table(HEADER, ROWS, width=20).splitlines() == [
         "           FVE",
         "--------------",
@@ -54,12 +291,6 @@ def test_blocks_repeat_as_many_columns_as_are_asked_for():
         ["k", "lr", "first"],
         ["k", "lr", "second"],
     ]
-    names = ["a long name", "lr", "first", "second"]
-    table = text_table(names, [["8", "0.1", "1", "2"]], 25, repeated=2)
-    assert [line.split()[-1] for line in table.splitlines() if line.startswith("a")] == [
-        "first",
-        "second",
-    ], "lr would leave too little room"
 
 
 def test_a_long_name_is_broken_where_its_parts_end():
@@ -86,18 +317,5 @@ def test_no_cell_is_lost_and_no_line_is_wider_than_it_must_be(width):
 
 
 def test_markdown_escapes_bars_in_the_head_and_in_cells():
-    assert markdown_table(["", "a|b"], [["x|y|z", "1"]]).splitlines() == [
-        r"|  | a\|b |",
-        "|---|---|",
-        r"| x\|y\|z | 1 |",
-    ]
-
-
-@pytest.mark.parametrize("draw", [text_table, markdown_table])
-def test_a_table_without_rows_is_its_head(draw):
-    assert len(draw(HEADER, []).splitlines()) == 2
-
-
-def test_a_row_of_another_length_is_an_error():
-    with pytest.raises(ValueError, match="zip"):
-        text_table(HEADER, [["a", "1"]])
+    lines = [r"|  | a\|b |", "|---|---|", r"| x\|y\|z | 1 |"]
+    assert markdown_table(["", "a|b"], [["x|y|z", "1"]]).splitlines() == lines

@@ -14,8 +14,8 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import LanguageModelError
 from dictionary_learning_ext.export import neuronpedia
 from dictionary_learning_ext.export.exporter import export
+from dictionary_learning_ext.features.contexts import token_text
 from dictionary_learning_ext.features.directions import LogitLens, decoder_directions
-from dictionary_learning_ext.features.token_text import token_text
 
 TOKENS = 1000
 LISTS = {

@@ -1,16 +1,23 @@
-"""Feature statistics against brute force."""
+"""Feature statistics against brute force; the order of features, and attention sinks."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch as t
 from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from planted_sinks import saved_with_sinks
+from report_runs import BARE, data_of, train
 
 from dictionary_learning_ext.activations.contexts import ContextBatch
+from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
-from dictionary_learning_ext.features.collector import FeatureCollector
+from dictionary_learning_ext.features.collector import FeatureCollector, SinkFinder, ranking_of
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 CONTEXTS, LENGTH, WIDTH, FEATURES = 37, 11, 8, 24
+
+
 SAES = {
     "top_k": lambda: AutoEncoderTopK(WIDTH, FEATURES, 4),
     "signed vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, 18),
@@ -102,11 +109,13 @@ def test_the_top_contexts_equal_brute_force(sae, batch, step):
                 assert top.activations_FTW[i, row, w] == (f_BLF[context, at, i] if inside else 0)
 
 
-def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_room(batch):
+@pytest.mark.parametrize("kind", ["top_k", "vsae by magnitude"])
+def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_room(kind, batch):
+    """The largest magnitude first."""
     t.manual_seed(0)
-    sae = AutoEncoderTopK(WIDTH, FEATURES, 1)
+    sae = SAES[kind]()
     f_BLF = activations(sae, batch, 5)
-    for kept in (3, 200):
+    for kept in (3, CONTEXTS * LENGTH):
         sampled = collected(sae, batch, 5, sampled=kept).sampled
         for i in range(FEATURES):
             there = ~sampled.value_FT[i].isnan()
@@ -116,16 +125,8 @@ def test_the_sample_is_of_selections_without_replacement_and_whole_if_there_is_r
             assert len(places) == min(kept, int((f_BLF[:, :, i] != 0).sum()))
             assert len({(int(context), int(place)) for context, place in places}) == len(places)
             values = [float(f_BLF[context, place, i]) for context, place in places]
-            assert values == sampled.value_FT[i][there].tolist() == sorted(values, reverse=True)
-
-
-def test_a_sample_of_negative_activations_starts_with_the_largest_magnitude(batch):
-    t.manual_seed(0)
-    sae = VariationalTopKAutoEncoder(WIDTH, FEATURES, 4, select_by="magnitude")
-    found = collected(sae, batch)
-    sizes_FT = found.sampled.value_FT.abs().nan_to_num(-1.0)
-    assert (found.sampled.value_FT < 0).any()
-    assert sizes_FT.equal(sizes_FT.sort(dim=1, descending=True).values)
+            assert values == sampled.value_FT[i][there].tolist()
+            assert values == sorted(values, key=abs, reverse=True)
 
 
 def test_the_sample_is_uniform(batch):
@@ -153,23 +154,12 @@ def test_the_profiles_are_the_activations_at_drawn_tokens(sae, batch):
     assert places[-1] > len(f_NF) // 2  # drawn from all tokens
 
 
-def test_no_more_activations_than_the_limit_are_made_at_a_time(batch, monkeypatch):
-    limit = 3 * LENGTH * FEATURES
+def test_the_limits_of_what_is_made_at_a_time_and_kept_hold(batch, monkeypatch):
     sae, sizes = AutoEncoderTopK(WIDTH, FEATURES, 4), []
-    encode = sae.encode
-
-    def counting(x):
-        sizes.append(len(x) * FEATURES)
-        return encode(x)
-
-    monkeypatch.setattr(sae, "encode", counting)
-    found = collected(sae, batch, batch_elements=limit)
+    encode, limit = sae.encode, 3 * LENGTH * FEATURES
+    monkeypatch.setattr(sae, "encode", lambda x: sizes.append(len(x) * FEATURES) or encode(x))
+    collected(sae, batch, batch_elements=limit)
     assert max(sizes) == limit
-    assert found.tokens == int(batch.wanted_BL.sum())
-
-
-def test_the_profiles_stop_at_their_limit(batch):
-    sae = AutoEncoderTopK(WIDTH, FEATURES, 4)
     assert collected(sae, batch, 5).profiles_NF.nnz > 100
     profiles = collected(sae, batch, 5, profile_entries=100).profiles_NF
     assert profiles.nnz <= 100
@@ -183,18 +173,115 @@ def test_an_sae_in_bf16_takes_activations_in_fp32(kind, batch):
     assert collected(sae, batch).max_F.equal(collected(sae, rounded).max_F)
 
 
-def test_a_damaged_sae_is_one_line(batch):
+def with_nan():
     sae = AutoEncoderTopK(WIDTH, FEATURES, 4)
     sae.encoder.bias.data[3] = t.nan
-    with pytest.raises(NonFiniteError, match=r"ae\.pt is damaged"):
-        collected(sae, batch)
+    return sae
 
 
-def test_statistics_of_nothing_are_one_line():
-    with pytest.raises(TextError, match="no batch of contexts was added"):
-        FeatureCollector(AutoEncoderTopK(WIDTH, FEATURES, 4), 10).statistics()
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda batch: collected(with_nan(), batch), NonFiniteError, r"ae\.pt is damaged"),
+        (
+            lambda batch: FeatureCollector(SAES["top_k"](), 10).statistics(),
+            TextError,
+            "no batch of contexts was added",
+        ),
+        (
+            lambda batch: FeatureCollector(SAES["top_k"](), 10, top=0),
+            ConfigError,
+            "top=0: expected at least 1",
+        ),
+    ],
+)
+def test_mistakes(call, error, message, batch):
+    with pytest.raises(error, match=message):
+        call(batch)
 
 
-def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="top=0: expected at least 1"):
-        FeatureCollector(AutoEncoderTopK(WIDTH, FEATURES, 4), 10, top=0)
+def test_consistent_features_come_first_and_rare_ones_last():
+    """A feature that was seen twice is not the most consistent one."""
+    tokens_F = [[0] * 2, [*range(8)], [1] * 6 + [2] * 2, [3] * 8, [4] * 7 + [5]]
+    padded = t.tensor([tokens + [-1] * (8 - len(tokens)) for tokens in tokens_F])
+    kept = SimpleNamespace(ids_FTW=padded[:, :, None], at=0)
+    count_F = t.tensor([len(tokens) for tokens in tokens_F])
+    statistics = SimpleNamespace(
+        top=kept,
+        sampled=kept,
+        count_F=count_F,
+        frequency_F=count_F.double() / 1000,
+        alive_F=count_F > 0,
+    )
+    assert ranking_of(statistics) == [3, 4, 2, 1, 0]
+
+
+# --- attention sinks
+
+
+@pytest.fixture
+def reads_first():
+    """Feature 0 reads the first direction, feature 1 its opposite, the others anything else."""
+    t.manual_seed(0)
+    one = AutoEncoderTopK(WIDTH, FEATURES, FEATURES).requires_grad_(False)
+    one.encoder.weight[:, 0] = 0.0
+    one.encoder.weight[:2] = t.tensor([[1.0], [-1.0]]) * t.eye(WIDTH)[0]
+    one.encoder.bias[2:] = 1.0
+    return one
+
+
+def batch_of(n_contexts, seed=0):
+    generator = t.Generator().manual_seed(seed)
+    shape = (n_contexts, LENGTH)
+    return ContextBatch(
+        t.randint(2, 9, shape, generator=generator),
+        t.ones(shape, dtype=t.bool),
+        t.randn(*shape, WIDTH, generator=generator),
+    )
+
+
+def found(sae, batches, tokenizer):
+    finder, collector = SinkFinder(tokenizer), FeatureCollector(sae, 1000)
+    for batch in batches:
+        collector.add(finder.without_sinks(batch))
+    return finder.sinks(), collector.statistics()
+
+
+def test_a_planted_sink_is_found_and_is_no_features_strongest_context(reads_first, tiny_lm):
+    batches = [batch_of(5), batch_of(4, seed=1)]
+    for batch in batches:
+        batch.x_BLD[:, 0] = 400 * t.eye(WIDTH)[0]
+        batch.wanted_BL[0, -2:] = False
+    sinks, statistics = found(reads_first, batches, tiny_lm.tokenizer)
+    assert sinks.tokens == 9
+    assert sinks.where == "position 0 of each context"
+    assert 400 / 4 < sinks.norm_ratio < 400
+    assert statistics.tokens == 9 * (LENGTH - 1) - 4
+    assert statistics.top.position_FT[:, 0].min() > 0
+    assert statistics.max_F.max() < 10
+
+
+@pytest.mark.parametrize("at_others", [0.25, 0.0], ids=["somewhat above", "mostly zero"])
+def test_tokens_that_are_no_sinks_stay(at_others, reads_first, tiny_lm):
+    batch = batch_of(5)
+    batch.x_BLD[:, 1:] *= at_others
+    sinks, statistics = found(reads_first, [batch], tiny_lm.tokenizer)
+    assert sinks is None
+    assert statistics.tokens == 5 * LENGTH
+
+
+def test_the_report_names_them_once(lm_dir_of, text, tmp_path):
+    model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
+    none = ["--max-norm-multiple", "None"]
+    run = train(model, text, tmp_path / "run", "--eval-tokens", "0", *none)
+    assert main(["report", str(run), *BARE]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("outliers") == 1
+    assert "(position 0 of each context)" in page
+    for one in data_of(page)["saes"][0]["pages"].values():
+        places = {place for _, _, place, *_ in one["top"] + one["sampled"]}
+        assert 0 not in places
+
+    without = train(model, text, tmp_path / "without", "--max-norm-multiple", "10")
+    assert main(["report", str(without), *BARE]) == 0
+    assert "outliers" not in (without / "report.html").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from sklearn.preprocessing import normalize
 from dictionary_learning_ext.features import reproducibility as module
 from dictionary_learning_ext.features.geometry import agreement
 from dictionary_learning_ext.features.reproducibility import (
+    FeatureScores,
     ReproducibilityError,
     matching,
     reproducibility,
@@ -75,19 +76,6 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     assert matching(a, b, signed=False, exact_up_to=0)[1].mean() == pytest.approx(exact)
 
 
-def test_the_null_has_the_covariance_of_each_dictionary():
-    rng = np.random.default_rng(0)
-    scales = np.array([4.0, 2.0] + [0.3] * 6), np.array([0.3] * 6 + [2.0, 4.0])
-
-    def drawn():
-        return [normalize(rng.normal(size=(300, D)) * scale) for scale in scales]
-
-    a, b = drawn()
-    found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)}).pairs["a", "b"]
-    nulls = [matching(*drawn(), signed=False)[1].mean() for _ in range(10)]
-    assert found.null == pytest.approx(np.mean(nulls), abs=0.05)
-
-
 def test_the_null_is_that_of_random_directions_of_their_covariance():
     """Two dictionaries of no relation, in a space that is long in two dimensions."""
     rng, scale = np.random.default_rng(0), np.array([4.0, 2.0] + [0.5] * 6)
@@ -119,6 +107,14 @@ def test_planted_features_return_and_others_do_not():
     assert found.returning("c") == pytest.approx({0.7: 40 / 120, 0.9: 40 / 120})
     assert found.matches("b", "a")[order[:30]] == pytest.approx(1)
     assert list(found.pairs) == [("a", "b"), ("a", "c"), ("b", "c")]
+    scores = found.scores("a")
+    assert (scores.of, scores.null) == (
+        2,
+        pytest.approx((found.pairs["a", "b"].null + found.pairs["a", "c"].null) / 2),
+    )
+    assert scores.words(0) == "comes back in 2 of 2 seeds, mean match 1.00"
+    only = FeatureScores(np.array([0.5]), np.array([0]), 1, 0.0)
+    assert only.words(0) == "comes back in 0 of 1 seed, mean match 0.50"
 
 
 def turned(unit_FD, cosine, seed):

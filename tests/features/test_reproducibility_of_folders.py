@@ -1,17 +1,20 @@
-"""`vsae reproduce` on run folders: what it prints and writes, and what it warns of."""
+"""`vsae reproduce` on run folders: what it prints and writes, and what it warns of; and `agreement`."""
 
 import csv
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
-from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
+from dictionary_learning_ext import RunConfig, SAEConfig, agreement, load_dictionary, train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproducibility import reproducibility
+from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.reproducibility_of_folders import (
     measured,
     warn_of_differences,
@@ -21,26 +24,30 @@ from dictionary_learning_ext.run_folder.reading import read_config
 F = 32
 
 
+def run_at(folder, model, text, **settings):
+    sizes = {"steps": 20, "batch_size": 64, "n_ctxs": 8, "ctx_len": 32}
+    return RunConfig(model=str(model), data=text, save_dir=str(folder), **sizes, **settings)
+
+
 @pytest.fixture(scope="module")
 def seeds(tiny_lm_dir, text, tmp_path_factory):
     """Three seeds of one SAE, each with a data seed of its own, and one of another k."""
     base = tmp_path_factory.mktemp("seeds")
     folders = {}
     for seed, k in ((0, 4), (1, 4), (2, 4), (3, 6)):
-        run = RunConfig(
-            model=str(tiny_lm_dir),
-            data=text,
-            data_seed=seed,
-            save_dir=str(base / f"seed{seed}"),
-            steps=20,
-            batch_size=64,
-            n_ctxs=8,
-            ctx_len=32,
-            eval_tokens=500,
-        )
+        run = run_at(base / f"seed{seed}", tiny_lm_dir, text, data_seed=seed, eval_tokens=500)
         sae = SAEConfig(dict_size=F, k=k, seed=seed)
         folders[seed] = str(train(run, {"sae": sae})["sae"])
     return folders
+
+
+def changed(folder, to, **settings):
+    """A copy of a run folder, with other settings in its config.json."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    config["run"]["settings"] |= settings
+    (to / "config.json").write_text(json.dumps(config))
+    return str(to)
 
 
 def test_the_table_is_of_the_measures(seeds, capsys, caplog):
@@ -79,9 +86,22 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     assert {row["of"] for row in rows} == {"1"}
 
 
-def test_what_differs_beyond_the_seeds_is_said(seeds, caplog):
-    assert main(["reproduce", seeds[0], seeds[3]]) == 0
-    assert "these SAEs differ in k, not in their seeds alone" in caplog.text
+def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_path, caplog):
+    for other, note in (
+        (seeds[3], "these SAEs differ in k, not in their seeds alone"),
+        (
+            changed(seeds[1], tmp_path / "same_batches", data_seed=0),
+            "saw the same batches: features may return for that reason",
+        ),
+        (
+            changed(seeds[1], tmp_path / "same_seed", seed=0),
+            "started from the same initial weights: features may return for that reason",
+        ),
+    ):
+        caplog.clear()
+        assert main(["reproduce", seeds[0], other]) == 0
+        (line,) = caplog.messages
+        assert note in line
 
 
 def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
@@ -98,65 +118,34 @@ def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
     assert note.startswith("these SAEs differ in trainer_class, not"), "which says it all"
 
 
-@pytest.fixture
-def one_more(tiny_lm_dir, text, tmp_path):
-    """Trains one more SAE, on the batches of the default data seed."""
-
-    def make(name, **sae):
-        run = RunConfig(
-            model=str(tiny_lm_dir),
-            data=text,
-            save_dir=str(tmp_path / name),
-            steps=20,
-            batch_size=64,
-            n_ctxs=8,
-            ctx_len=32,
-            eval_tokens=0,
-        )
-        return str(train(run, {"sae": SAEConfig(k=4, **sae)})["sae"])
-
-    return make
-
-
-def test_saes_of_two_sizes_are_refused_and_nothing_else_is_said(seeds, one_more, capsys, caplog):
-    wide = one_more("wide", dict_size=2 * F)
+def test_saes_of_two_sizes_are_refused_and_nothing_else_is_said(
+    seeds, tiny_lm_dir, text, tmp_path, capsys, caplog
+):
+    run = run_at(tmp_path / "wide", tiny_lm_dir, text, eval_tokens=0)
+    wide = str(train(run, {"sae": SAEConfig(k=4, dict_size=2 * F)})["sae"])
     caplog.clear()
     assert main(["reproduce", seeds[1], wide]) == 2
     assert f"wide has {2 * F} features of" in capsys.readouterr().err
     assert not caplog.records
 
 
-def test_one_order_of_the_data_is_said(seeds, one_more, capsys, caplog):
-    again = one_more("again", dict_size=F, seed=5)
-    assert main(["reproduce", seeds[0], again]) == 0
-    assert "saw the same batches: features may return for that reason" in caplog.text
-    out = capsys.readouterr().out
-    (line,) = [line for line in out.splitlines() if line.startswith("again")]
-    assert line.split()[1] == "-", "not evaluated"
-
-
-def test_one_seed_is_said(seeds, tmp_path, caplog):
-    again = tmp_path / "again"
-    shutil.copytree(seeds[0], again)
-    config = json.loads((again / "config.json").read_text())
-    config["run"]["settings"]["data_seed"] = 9
-    (again / "config.json").write_text(json.dumps(config))
+def test_an_sae_that_was_not_evaluated_has_a_dash(seeds, tmp_path, capsys):
+    again = shutil.copytree(seeds[1], tmp_path / "again")
+    (again / "metrics.json").unlink()
     assert main(["reproduce", seeds[0], str(again)]) == 0
-    assert "started from the same initial weights: features may return for that" in caplog.text
-    assert "saw the same batches" not in caplog.text
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("again")]
+    assert line.split()[1] == "-"
 
 
 @pytest.mark.parametrize("name", ["hook", "model"])
 def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
-    again = tmp_path / "again"
-    shutil.copytree(seeds[1], again)
-    config = json.loads((again / "config.json").read_text())
-    config["run"]["settings"][name] = "another"
-    (again / "config.json").write_text(json.dumps(config))
-    assert main(["reproduce", seeds[0], str(again)]) == 2
+    again = changed(seeds[1], tmp_path / "again", **{name: "another"})
+    assert main(["reproduce", seeds[0], again]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert f"{again}: its run has --{name} another, but {seeds[0]} has " in error
     assert f"give SAEs of one {name}" in error
+    with pytest.raises(ReproducibilityError, match=f"{name}='another'"):
+        agreement(seeds[0], again)
 
 
 @pytest.mark.parametrize(
@@ -172,3 +161,54 @@ def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
 def test_a_mistake_is_one_line(given, message, seeds, capsys):
     assert main(["reproduce", *(each.format(seeds[0]) for each in given)]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# --- agreement
+
+
+@pytest.fixture
+def saes():
+    t.manual_seed(0)
+    return AutoEncoderTopK(8, 12, 2), AutoEncoderTopK(8, 12, 2)
+
+
+def test_it_is_the_reproducibility_of_the_two(saes):
+    a, b = saes
+    found = agreement(a, b)
+    expected = reproducibility({"a": a.decoder.weight.data.T, "b": b.decoder.weight.data.T})
+    assert found.names == ["a", "b"]
+    assert found.pair.pw_mcc == pytest.approx(expected.pairs["a", "b"].pw_mcc, abs=1e-6)
+    assert found.pair.null == pytest.approx(expected.pairs["a", "b"].null, abs=1e-6)
+    assert found.returning("b") == expected.returning("b")
+    first, *rest = repr(found).splitlines()
+    assert first.startswith(f"a and b: PW-MCC {found.pair.pw_mcc:.4f} (null {found.pair.null:.4f})")
+    assert [line[:2] for line in rest] == ["a:", "b:"]
+
+
+def test_a_shuffled_dictionary_agrees_with_itself(saes):
+    a, b = saes
+    order = t.randperm(12)
+    b.decoder.weight.data = a.decoder.weight.data[:, order]
+    found = agreement(a, b)
+    assert found.pair.pw_mcc == pytest.approx(1, abs=1e-6)
+    assert order[found.pair.matched_F].tolist() == list(range(12))
+    assert found.returning("a") == {0.7: 1.0, 0.9: 1.0}
+
+
+def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = agreement(trained / "vsae", str(trained / "top_k"))
+    assert "saw the same batches" in caplog.text
+    mixed = agreement(load_dictionary(trained / "vsae")[0], trained / "top_k")
+    assert mixed.pair.pw_mcc == found.pair.pw_mcc
+    with pytest.raises(ReproducibilityError, match="is given twice"):
+        agreement(trained / "vsae", f"{trained / 'vsae'}/../vsae")
+
+
+def test_a_pair_is_of_two_saes_of_one_shape(saes):
+    with pytest.raises(ReproducibilityError, match="expected the same of both"):
+        agreement(saes[0], AutoEncoderTopK(8, 16, 2))
+    directions = [sae.decoder.weight.data.T for sae in (*saes, saes[0])]
+    found = reproducibility(dict(zip("abc", directions, strict=True)))
+    with pytest.raises(ReproducibilityError, match="there are 3 SAEs"):
+        _ = found.pair

@@ -55,7 +55,7 @@ def quickstart_run(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
         patch.chdir(folder)
-        patch.setattr("dictionary_learning_ext.report.write_report", write_report)
+        patch.setattr("dictionary_learning_ext.report.page.write_report", write_report)
         assert main(["quickstart", "--steps", "12", "--eval-tokens", "500"]) == 0
     return folder, out.getvalue()
 

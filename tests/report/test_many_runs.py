@@ -1,16 +1,29 @@
-"""Runs grouped by setting, and the best setting for each k."""
+"""Many runs: read from folders and wandb, grouped by setting; the best for each k, and how seeds agree."""
 
+import json
+import shutil
 import statistics
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.report.many_runs import (
+    SEED_METRICS,
     Group,
     RunResult,
+    SeedScores,
     best_of_each_k,
     differing,
+    from_folder,
+    from_wandb,
     grouped,
+    of_seeds,
 )
 
 
@@ -81,9 +94,123 @@ def test_one_run_has_no_spread_and_what_one_seed_lacks_has_no_mean(runs):
 
 
 def test_settings_in_which_runs_differ():
+    """An option that one architecture lacks is not swept."""
     assert differing([row(8, 1.0, lr=1, save_dir="a"), row(8, 1.0, lr=2, save_dir="b")]) == ["lr"]
-
-
-def test_an_option_that_one_architecture_lacks_is_not_swept():
     assert differing([row(8, 1.0, beta=0.1), row(8, 1.0)]) == []
     assert differing([row(8, 1.0, beta=0.1), row(8, 1.0), row(8, 1.0, beta=0.2)]) == ["beta"]
+
+
+# --- read from folders and wandb
+
+
+def run_folder(folder, metrics=None, has_weights=True, **settings):
+    folder.mkdir(parents=True)
+    config = {"trainer": {"dict_class": "X", "lr": 2e-4}, "run": {"settings": settings}}
+    (folder / "config.json").write_text(json.dumps(config))
+    if has_weights:
+        (folder / "ae.pt").touch()
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_an_empty_folder_or_one_without_results(tmp_path, caplog):
+    with pytest.raises(ConfigError, match="holds no finished run; expected a folder written by"):
+        from_folder(tmp_path)
+    run_folder(tmp_path / "one", has_weights=False)
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        from_folder(tmp_path)
+    run_folder(tmp_path / "two", metrics={"fve": 0.5})
+    assert len(from_folder(tmp_path)) == 1
+    assert "left out, as they have no results yet: one" in caplog.text
+
+
+def test_a_sweep_that_wandb_does_not_have(monkeypatch):
+    monkeypatch.setattr("wandb.Api", lambda: 1 / 0)
+    with pytest.raises(ConfigError, match=r"--of-wandb a/b/c: can't be read.*wandb login"):
+        from_wandb("a/b/c")
+
+
+def test_runs_on_wandb_that_have_not_finished_are_counted(monkeypatch):
+    one = SimpleNamespace(name="a", config={"k": 4}, summary={"eval/fve": 0.5}, state="finished")
+    other = SimpleNamespace(**vars(one) | {"state": "running"})
+
+    def api(*runs):
+        monkeypatch.setattr(
+            "wandb.Api", lambda: SimpleNamespace(sweep=lambda _: SimpleNamespace(runs=runs))
+        )
+
+    api(one, other)
+    results, missing = from_wandb("a/b/c")
+    assert results == [RunResult("a", {"k": 4}, {"fve": 0.5})]
+    assert missing == "1 of 2 runs are finished"
+    api(one)
+    assert from_wandb("a/b/c")[1] is None
+
+
+# --- how well the seeds of a setting agree
+
+
+def test_they_are_means_over_all_pairs(seeds):
+    scores = of_seeds(seeds)
+    assert scores is not None
+    found = reproducibility(
+        {one.name: decoder_directions(load_dictionary(one)[0]) for one in seeds}
+    )
+    less_null = np.mean([pair.pw_mcc - pair.null for pair in found.pairs.values()])
+    shares = [
+        np.mean(found.matches(one.name, other.name) >= 0.7)
+        for one in seeds
+        for other in seeds
+        if one != other
+    ]
+    assert scores.values["pw_mcc_less_null"] == pytest.approx(less_null)
+    assert scores.values["returning"] == pytest.approx(np.mean(shares))
+    assert (scores.n, scores.share_batches) == (3, False)
+
+
+def test_copies_are_one_sae_and_one_is_nothing_to_compare(seeds, tmp_path, caplog):
+    copied = tmp_path / "copy"
+    shutil.copytree(seeds[0], copied)
+    assert of_seeds([]) is None
+    assert of_seeds(seeds[:1]) is None
+    assert of_seeds([seeds[0], copied]) is None
+    both, all_three = of_seeds(seeds[:2]), of_seeds([seeds[0], copied, seeds[1]])
+    assert both == all_three
+    assert not caplog.records
+
+
+def with_data_seed(folder, to, data_seed):
+    """A copy of a run folder; of upstream's, which names no seeds, with None."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    if data_seed is None:
+        del config["run"]
+    else:
+        config["run"]["settings"]["data_seed"] = data_seed
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("data_seeds", "share_batches"), [((0, 1), False), ((0, 0), True), ((None, None), False)]
+)
+def test_seeds_of_one_data_seed_share_batches(data_seeds, share_batches, seeds, tmp_path):
+    pairs = enumerate(zip(seeds, data_seeds, strict=False))
+    scores = of_seeds([with_data_seed(one, tmp_path / f"{i}", seed) for i, (one, seed) in pairs])
+    assert scores is not None
+    assert scores.share_batches == share_batches
+
+
+def test_a_folder_that_can_not_be_read_is_named(seeds, tmp_path, caplog):
+    assert of_seeds([seeds[0], tmp_path / "nowhere"]) is None
+    assert "which features come back was not measured: " in caplog.text
+    assert "nowhere: no such folder" in caplog.text
+
+
+def test_they_are_shown_with_a_star_where_batches_were_shared():
+    values = {"pw_mcc_less_null": 0.12345, "returning": 0.6789}
+    less_null, returning = SEED_METRICS
+    own, shared = SeedScores(values, 3, False), SeedScores(values, 3, True)
+    assert (less_null.text(own), returning.text(own)) == ("0.1235", "67.9%")
+    assert (less_null.text(shared), returning.text(shared)) == ("0.1235 *", "67.9% *")
+    assert less_null.text(None) == "-"

@@ -1,4 +1,4 @@
-"""The report: what is in the page, that it repeats, hostile text, and one-line errors."""
+"""The report: what is in the page and beside it, that it repeats, hostile text, and one-line errors."""
 
 import csv
 import html
@@ -9,6 +9,7 @@ import shutil
 from types import SimpleNamespace
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import torch as t
 from report_runs import BARE, QUICK, data_of, train
@@ -19,6 +20,8 @@ from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError
+from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.report import page as page_module
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 
@@ -66,29 +69,12 @@ def test_the_page_says_what_was_measured(report, runs):
     assert f"--out {report}\n" in page
 
 
-def test_the_page_says_which_training_curve_is_of_the_noisy_code(report):
-    words = " ".join(report.read_text(encoding="utf-8").split())
-    assert (
-        "Only the squared error is that of the training step: a vSAE's includes the noise." in words
-    )
-
-
 def test_steps_of_long_runs_are_not_rounded(monkeypatch):
     monkeypatch.setattr(page_module, "columns", lambda analysis, vocabulary: {})
     history = [{"step": 123_456, "fve": 0.123456}]
     one = SimpleNamespace(label="a", history=history, ranking=[], geometry=None)
     comparison = SimpleNamespace(options=ReportOptions())
     assert page_module._sae(one, comparison, None)["history"] == [{"step": 123_456, "fve": 0.1235}]
-
-
-def test_stars_and_live_features_are_explained(report):
-    words = " ".join(report.read_text(encoding="utf-8").split())
-    assert (
-        "starred, unless its SAE's FVE is more than 0.1 below the highest; then no value is."
-        in words
-    )
-    assert "Live features only (of all features: " in words
-    assert "Share of live features" not in words
 
 
 def test_a_page_is_written_after_its_data_and_figures(runs, tmp_path, monkeypatch):
@@ -237,12 +223,6 @@ def test_what_is_not_matched_is_named_with_its_settings(runs, report, tmp_path):
     assert "different conditions" not in matched
 
 
-def test_fewer_tokens_than_a_map_needs(runs, tmp_path):
-    out = tmp_path / "page.html"
-    assert main(["report", str(runs[0]), "--out", str(out), *BARE, "--map-tokens", "5"]) == 0
-    assert "There is no map: " in out.read_text(encoding="utf-8")
-
-
 def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
     other = train(lm_dir_of("llama"), text, tmp_path / "llama", "--eval-tokens", "0")
     damaged = tmp_path / "damaged"
@@ -287,3 +267,97 @@ def test_the_sae_that_is_shown_is_the_folders(runs, report):
     page_max = data_of(report.read_text(encoding="utf-8"))["saes"][1]["columns"]["max"]
     for i, largest in enumerate(features.max(0).values.tolist()):
         assert (page_max[i] or 0.0) == pytest.approx(largest, rel=2e-3, abs=1e-5)
+
+
+# --- `--seeds`: which features come back
+
+
+def measured_again(folders):
+    """The measures of the SAEs in these folders, by the folders' names."""
+    return reproducibility(
+        {one.name: decoder_directions(load_dictionary(one)[0]) for one in folders}
+    )
+
+
+def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
+    expected = measured_again(seeds)
+    data = data_of(seeded_report.read_text(encoding="utf-8"))
+    ours, other = data["saes"]
+    assert ours["columns"]["match"] == pytest.approx(expected.match_SF["seed0"], rel=1e-3)
+    assert ours["columns"]["returns"] == expected.returns_SF["seed0"].tolist()
+    assert not {"match", "returns"} & other["columns"].keys(), "it is no seed of that one"
+    assert data["seeds"]["of"] == 2
+    assert f" --seeds {seeds[1]} {seeds[2]} --tokens 600" in seeded_report.read_text("utf-8")
+    files = seeded_report.with_name("seeded_files")
+    rows = list(csv.DictReader((files / "features_seed0.csv").open(encoding="utf-8")))
+    assert [int(row["returns"]) for row in rows] == ours["columns"]["returns"]
+    assert [float(row["match"]) for row in rows] == ours["columns"]["match"]
+    assert "match" not in (files / "features_top_k.csv").read_text(encoding="utf-8")
+    assert (files / "returning.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_section_has_every_sae_and_every_pair(seeded_report, seeds):
+    page = seeded_report.read_text(encoding="utf-8")
+    section = page[page.index('<section id="returning">') : page.index('<section id="map">')]
+    rows = [
+        [html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall("<t[hd].*?</t[hd]>", row)]
+        for row in re.findall("<tr>.*?</tr>", section, re.DOTALL)
+    ]
+    expected = measured_again(seeds)
+    assert rows[0] == ["SAE", "FVE", "returning > 0.7", "returning > 0.9", "within"]
+    for folder, row in zip(seeds, rows[1:4], strict=True):
+        fve = json.loads((folder / "metrics.json").read_text())["fve"]
+        shares = [f"{share:.1%}" for share in expected.returning(folder.name).values()]
+        within = f"{expected.within[folder.name]:.4f}"
+        assert row == [folder.name, f"{fve:.4f}", *shares, within]
+    numbers = {
+        " – ".join(names): (pair.pw_mcc, pair.null, pair.pw_mcc - pair.null, pair.agreement)
+        for names, pair in expected.pairs.items()
+    }
+    numbers = {"mean of 3 pairs": np.mean(list(numbers.values()), 0)} | numbers
+    assert rows[5:] == [[name, *(f"{v:.4f}" for v in values)] for name, values in numbers.items()]
+
+
+def test_without_seeds_nothing_is_said_of_them(report):
+    page = report.read_text(encoding="utf-8")
+    data = data_of(page)
+    assert "seeds" not in data
+    assert not any({"match", "returns"} & sae["columns"].keys() for sae in data["saes"])
+    body = page[: page.index('<script type="text/plain"')]
+    assert "come back" not in body
+    assert "mean match" not in body
+    assert "--seeds" not in body
+    assert not (report.with_name("both_files") / "returning.png").exists()
+
+
+def test_what_seeds_share_is_said_on_the_page(seeds, seeded_report, tiny_lm_dir, text, tmp_path):
+    same = train(tiny_lm_dir, text, tmp_path / "same_batches", "--seed", "7", "--k", "5")
+    out = tmp_path / "page.html"
+    assert main(["report", str(seeds[0]), "--seeds", str(same), "--out", str(out), *BARE]) == 0
+    page = html.unescape(out.read_text(encoding="utf-8"))
+    assert "these SAEs differ in k, not in their seeds alone" in page
+    assert f"{seeds[0]} and {same} saw the same batches: features may return for that" in page
+    assert "a feature of each of\n  another SAE, so that" in page
+    assert "features may return" not in seeded_report.read_text(encoding="utf-8")
+
+
+def test_seeds_that_can_not_be_compared_are_one_line(seeds, tiny_lm_dir, text, tmp_path, capsys):
+    """What `vsae reproduce` refuses, before the contexts are read."""
+    wider = train(tiny_lm_dir, text, tmp_path / "wider", "--dict-size", "40")
+    unfinished = shutil.copytree(seeds[1], tmp_path / "unfinished")
+    (unfinished / "ae.pt").unlink()
+    (unfinished / "metrics.json").unlink()
+    out = tmp_path / "page.html"
+    for others, message in (
+        ([wider], "wider has 40 features of 16 dimensions, and seed0 has 32 of 16"),
+        ([seeds[0] / ".." / "seed0"], "is given twice"),
+        ([unfinished], "not finished"),
+        ([tmp_path / "nowhere"], "no such folder"),
+    ):
+        capsys.readouterr()
+        flags = ["--seeds", *map(str, others), "--out", str(out), *BARE]
+        assert main(["report", str(seeds[0]), *flags]) == 2, others
+        captured = capsys.readouterr()
+        assert message in captured.err.strip().splitlines()[-1]
+        assert "reading" not in captured.out
+    assert not out.exists()

@@ -64,20 +64,6 @@ def test_it_opens_offline_without_an_error_and_draws_every_chart(browser, report
     assert browser.get_log("browser") == []
 
 
-def test_lines_of_many_saes_differ(browser, report):
-    open_page(browser, report)
-    lines = browser.execute_script(
-        "return [...Array(36).keys()].map((i) => JSON.stringify(series(LIGHT, i)))"
-    )
-    assert len(set(lines)) == 36
-
-
-def test_wide_dictionaries_have_histograms(browser, report):
-    open_page(browser, report)
-    made = "stepLines([{ label: 'a' }], () => new Array(300000).fill(1), 40, LIGHT)[0].y"
-    assert sum(browser.execute_script(f"return {made}")) == 300_000
-
-
 def test_search_and_sort(browser, report):
     open_page(browser, report)
     everything = shown(browser)
@@ -276,8 +262,14 @@ def test_a_tokens_activation_is_shown_without_a_mouse(browser, report):
     assert len(context.find_elements(By.CLASS_NAME, "at")) == 1
 
 
-def test_a_negative_feature_is_shaded(browser, report):
+def test_many_saes_wide_dictionaries_and_negative_features_are_drawn(browser, report):
     open_page(browser, report)
+    lines = browser.execute_script(
+        "return [...Array(36).keys()].map((i) => JSON.stringify(series(LIGHT, i)))"
+    )
+    assert len(set(lines)) == 36
+    made = "stepLines([{ label: 'a' }], () => new Array(300000).fill(1), 40, LIGHT)[0].y"
+    assert sum(browser.execute_script(f"return {made}")) == 300_000
     made = "context({ tokens: ['a', 'b'] }, [-2, 0, 0, [0, 1], [0, -2, 1, -1]], -2)"
     words = browser.execute_script(
         f"return [...{made}.querySelectorAll('.words span')].map((word) => word.style.background)"

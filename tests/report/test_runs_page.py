@@ -1,17 +1,18 @@
-"""The page about a folder of run folders."""
+"""The page about a folder of run folders, and a sweep's results as text, CSV and a page."""
 
+import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 
 import numpy as np
 import pytest
 
-from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.features.directions import decoder_directions
-from dictionary_learning_ext.features.reproducibility import reproducibility
+from dictionary_learning_ext.report.many_runs import RunResult, from_folder, of_seeds
+from dictionary_learning_ext.report.runs_page import show_sweep
 from dictionary_learning_ext.run_folder.names import PAGE_MARK
 
 
@@ -34,6 +35,18 @@ def rows_of(page):
     return {name: dict(zip(head[1:], cells, strict=True)) for name, *cells in rows}
 
 
+def change(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def seeds_on(page):
+    """The rows of the table of settings with several seeds, by the first setting."""
+    section = page[page.index("<h2>Settings with several seeds") :]
+    return rows_of(section[: section.index("</table>")])
+
+
 def test_it_has_every_saes_metrics_and_what_differs(folder, runs, capsys):
     assert main(["report", str(folder)]) == 0
     page = folder / "index.html"
@@ -51,13 +64,16 @@ def test_it_has_every_saes_metrics_and_what_differs(folder, runs, capsys):
 
 
 def test_a_setting_that_differs_is_a_column(folder):
-    path = folder / "top_k" / "config.json"
-    config = json.loads(path.read_text())
-    config["run"]["settings"]["lr"] = None
-    config["trainer"]["lr"] = 0.5  # what it became
-    path.write_text(json.dumps(config))
+    def cut(it):
+        it["run"]["settings"]["lr"] = None
+        it["trainer"]["lr"] = 0.5  # what it became
+
+    change(folder / "top_k" / "config.json", cut)
+    (folder / "vsae" / "metrics.json").unlink()
     assert main(["report", str(folder)]) == 0
-    assert rows_of((folder / "index.html").read_text(encoding="utf-8"))["top_k"]["lr"] == "0.5"
+    rows = rows_of((folder / "index.html").read_text(encoding="utf-8"))
+    assert rows["top_k"]["lr"] == "0.5"
+    assert rows["vsae"]["FVE"] == "-", "not measured"
 
 
 def test_metrics_that_were_not_measured_alike_are_called_so(folder):
@@ -73,14 +89,14 @@ def test_metrics_that_were_not_measured_alike_are_called_so(folder):
 
 def test_metrics_of_different_texts_are_called_so_though_the_text_is_a_setting_too(folder):
     for name, data in (("top_k", "a.txt"), ("vsae", "b.txt")):
-        path = folder / name / "config.json"
-        config = json.loads(path.read_text())
-        config["run"]["settings"]["data"] = data
-        path.write_text(json.dumps(config))
-        path = folder / name / "metrics.json"
-        metrics = json.loads(path.read_text())
-        metrics["measured_on"] = metrics.get("measured_on", {}) | {"data": data}
-        path.write_text(json.dumps(metrics))
+        change(
+            folder / name / "config.json",
+            lambda it, data=data: it["run"]["settings"].update(data=data),
+        )
+        change(
+            folder / name / "metrics.json",
+            lambda it, data=data: it["measured_on"].update(data=data),
+        )
     assert main(["report", str(folder)]) == 0
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert re.search(r"different conditions \(data\), so they can&#39;t be compared", page)
@@ -99,22 +115,10 @@ def test_reports_are_linked_and_those_that_are_missing_have_a_command(folder, tm
     assert f"vsae report {folder / 'vsae'}\n" not in page
 
 
-def test_an_sae_without_metrics_is_there(folder):
-    (folder / "vsae" / "metrics.json").unlink()
-    assert main(["report", str(folder)]) == 0
-    assert rows_of((folder / "index.html").read_text(encoding="utf-8"))["vsae"]["FVE"] == "-"
-
-
 def test_it_takes_no_flags_of_a_report(folder, capsys):
     for flags in (["--tokens", "5"], ["--against", str(folder / "vsae")], ["--figures", "False"]):
         assert main(["report", str(folder), *flags]) == 2
         assert "leave out all flags but --out" in capsys.readouterr().err
-
-
-def seeds_on(page):
-    """The rows of the table of settings with several seeds, by the first setting."""
-    section = page[page.index("<h2>Settings with several seeds") :]
-    return rows_of(section[: section.index("</table>")])
 
 
 def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
@@ -125,15 +129,11 @@ def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
     assert main(["report", str(folder)]) == 0
     assert "matching the features of 3 seeds" in capsys.readouterr().out
     page = (folder / "index.html").read_text(encoding="utf-8")
-    found = reproducibility(
-        {one.name: decoder_directions(load_dictionary(one)[0]) for one in seeds}
-    )
-    less_null = np.mean([pair.pw_mcc - pair.null for pair in found.pairs.values()])
-    returning = np.mean([found.returning(one.name)[0.7] for one in seeds])
+    scores = of_seeds(seeds).values
     (row,) = seeds_on(page).values()
     assert row["n"] == "3", "a copy of an SAE is no seed of it"
-    assert row["PW-MCC less null"] == f"{less_null:.4f}"
-    assert row["returning > 0.7"] == f"{returning:.1%}"
+    assert row["PW-MCC less null"] == f"{scores['pw_mcc_less_null']:.4f}"
+    assert row["returning > 0.7"] == f"{scores['returning']:.1%}"
     fve = [json.loads((one / "metrics.json").read_text())["fve"] for one in seeds]
     assert row["FVE"] == f"{np.mean(fve):.4f} ± {np.std(fve, ddof=1):.4f}"
     assert list(seeds_on(page)) == ["vsae_top_k"]
@@ -142,36 +142,34 @@ def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
 
 
 def test_seeds_that_saw_the_same_batches_are_marked(seeds, tmp_path):
+    """On the index page, and in a sweep's results."""
+    folder = tmp_path / "saes"
     for run in seeds[:2]:
-        shutil.copytree(run, tmp_path / "saes" / run.name)
-        path = tmp_path / "saes" / run.name / "config.json"
-        change(path, lambda it: it["run"]["settings"].update(data_seed=0))
-    assert main(["report", str(tmp_path / "saes")]) == 0
-    page = (tmp_path / "saes" / "index.html").read_text(encoding="utf-8")
+        shutil.copytree(run, folder / run.name)
+        change(
+            folder / run.name / "config.json", lambda it: it["run"]["settings"].update(data_seed=0)
+        )
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "index.html").read_text(encoding="utf-8")
     (row,) = seeds_on(page).values()
     assert row["PW-MCC less null"].endswith(" *")
     assert "* some of these seeds saw the same batches" in page
+    text = show_sweep(from_folder(folder), tmp_path)
+    assert text.splitlines()[2].split()[-3] == "*"
+    assert "* some of these seeds saw the same batches, and features may return" in text
+    assert "saw the same batches" in (tmp_path / "results.html").read_text()
 
 
-def test_a_single_seed_is_not_compared(folder):
+def test_seeds_that_can_not_be_read_are_named(seeds, folder, tmp_path, caplog):
+    for run in seeds[:2]:
+        shutil.copytree(run, tmp_path / "seeds" / run.name)
+    (tmp_path / "seeds" / "seed1" / "ae.pt").write_bytes(b"cut")
+    assert main(["report", str(tmp_path / "seeds")]) == 0
+    assert re.search(r"features come back was not measured: \S+seed1/ae.pt", caplog.text)
+    page = (tmp_path / "seeds" / "index.html").read_text(encoding="utf-8")
+    assert "PW-MCC" not in page
     assert main(["report", str(folder)]) == 0
     assert "Settings with several seeds" not in (folder / "index.html").read_text(encoding="utf-8")
-
-
-def test_seeds_that_can_not_be_read_are_named(seeds, tmp_path, caplog):
-    for run in seeds[:2]:
-        shutil.copytree(run, tmp_path / "saes" / run.name)
-    (tmp_path / "saes" / "seed1" / "ae.pt").write_bytes(b"cut")
-    assert main(["report", str(tmp_path / "saes")]) == 0
-    assert re.search(r"features come back was not measured: \S+seed1/ae.pt", caplog.text)
-    page = (tmp_path / "saes" / "index.html").read_text(encoding="utf-8")
-    assert "PW-MCC" not in page
-
-
-def change(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
@@ -202,3 +200,133 @@ def test_one_architecture_is_no_column_and_long_names_break_at_underscores(folde
     assert list(rows) == ["…seed0", "…seed1", "vsae"]
     assert "architecture" not in rows["vsae"]
     assert "warmup_<wbr>steps</th>" in page
+
+
+# --- a sweep's results
+
+
+def row(k, length, seed=0, **settings):
+    settings = {"k": k, "seed": seed, "lr": 0.001, **settings}
+    return RunResult(f"k{k}_{length}", settings, {"description_length": length, "fve": 0.5})
+
+
+SEEDS = [row(8, 3.0), row(8, 4.0, seed=1), row(8, 1.0, lr=0.002), row(8, 7.0, seed=1, lr=0.002)]
+FIGURES = ("FVE against k", "CE recovered against k", "drag along")
+
+
+def test_a_single_seed_is_called_one(tmp_path):
+    text = show_sweep([row(8, 3.0), row(16, 2.0)], tmp_path)
+    assert "out of 2 runs, one seed each (n = 1):" in text
+    winners = ["  k=8", "    k8_3.0", "  k=16", "    k16_2.0"]
+    assert text.splitlines()[-6:-2] == winners
+    by_lr = show_sweep([row(8, 3.0), row(8, 2.0, lr=0.002)], tmp_path)
+    assert by_lr.splitlines()[-4:-2] == ["  k=8, lr=0.002", "    k8_2.0"]
+    assert "±" not in text
+    assert text.splitlines()[0].split()[:2] == ["k", "FVE"]
+
+
+def test_seeds_are_averaged_before_the_best_is_chosen(tmp_path):
+    text = show_sweep(SEEDS, tmp_path)
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0][:3] == ["lr", "n", "FVE"], "the seed is no setting"
+    assert lines[2][:2] == ["0.001", "2"]
+    assert lines[2][-3:] == ["3.5000", "±", "0.7071"]
+    assert lines[3][-3:] == ["4.0000", "±", "4.2426"]
+    assert "k=8: lr=0.001: 3.5000 ± 0.7071 (n = 2)" in text, "though the best run has lr=0.002"
+    runs = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(one["seed"], one["description_length"]) for one in runs[:2]] == [
+        ("0", "3.0"),
+        ("1", "4.0"),
+    ]
+    first, second = csv.DictReader((tmp_path / "results_by_setting.csv").open())
+    assert (first["lr"], first["n"], first["description_length_mean"]) == ("0.001", "2", "3.5")
+    assert float(second["description_length_sd"]) == pytest.approx(18**0.5)
+    html = (tmp_path / "results.html").read_text()
+    assert "<td>3.5000 ± 0.7071</td>" in html
+    assert "over n seeds" in html
+    assert html.count("<td>3.5000 ± 0.7071</td>") == 2, "the best, and among all settings"
+    best = html[html.index("<h2>Best for each k") : html.index("<h2>All settings")]
+    assert '<th scope="col">n</th>' in best
+    assert '<th scope="col">seed</th>' not in best
+    assert '<th scope="col">seed</th>' in html[html.index("<h2>All runs") :]
+
+
+def test_results_are_shown_where_they_cannot_be_written_and_where_some_are_missing(
+    tmp_path, caplog
+):
+    (tmp_path / "file").touch()
+    text = show_sweep(SEEDS, tmp_path / "file" / "sweep")
+    assert "k=8: lr=0.001: 3.5000 ± 0.7071 (n = 2)" in text
+    assert "Wrote" not in text
+    assert "shown and not written" in caplog.text
+    text = show_sweep(SEEDS[:1], tmp_path, "1 of 8 runs are finished")
+    assert "\n1 of 8 runs are finished.\n" in text[: text.index("Lowest")]
+    assert "<strong>1 of 8 runs" in (tmp_path / "results.html").read_text()
+
+
+def test_a_table_fits_its_width_and_every_block_has_the_settings(tmp_path):
+    text = show_sweep(SEEDS, tmp_path, width=60)
+    assert all(len(line) <= 60 for line in text.splitlines()[:8])
+    heads = [line.split()[:2] for line in text.splitlines() if line.startswith("lr ")]
+    assert heads == [["lr", "n"]] * 2
+
+
+def test_runs_that_were_not_evaluated_are_listed_and_none_is_best(tmp_path):
+    runs = [RunResult(name, {"k": k}, {}) for name, k in (("a", 4), ("b", 8))]
+    text = show_sweep(runs, tmp_path)
+    assert "description length was not measured, so the runs are not ranked." in text
+    assert text.splitlines()[2].split()[:2] == ["4", "-"]
+
+
+def test_how_well_seeds_agree_is_in_the_tables(seeds, runs, tmp_path):
+    for run in (*seeds, runs[1]):
+        shutil.copytree(run, tmp_path / "sweep" / run.name)
+    text = show_sweep(from_folder(tmp_path / "sweep"), tmp_path)
+    scores = of_seeds(seeds).values
+    less_null, returning = scores["pw_mcc_less_null"], scores["returning"]
+    head, _, single, several = text.splitlines()[:4]
+    assert head.endswith("PW-MCC less null  returning > 0.7")
+    assert several.split()[-2:] == [f"{less_null:.4f}", f"{returning:.1%}"]
+    assert single.split()[-2:] == ["-", "-"]
+    assert "same batches" not in text
+    first, second = csv.DictReader((tmp_path / "results_by_setting.csv").open())
+    assert float(second["pw_mcc_less_null"]) == pytest.approx(less_null)
+    assert float(second["returning"]) == pytest.approx(returning)
+    assert first["returning"] == ""
+    html = (tmp_path / "results.html").read_text()
+    settings = html[html.index("<h2>All settings") : html.index("<h2>All runs")]
+    assert f"<td>{less_null:.4f}</td><td>{returning:.1%}</td>" in settings
+    runs_ = html[html.index("<h2>All runs") : html.index("<h2>Figures")]
+    assert "PW-MCC" not in runs_, "a run has no value of its own"
+    assert "PW-MCC" not in show_sweep(SEEDS, tmp_path), "runs on wandb have no features to match"
+
+
+def test_every_run_is_on_the_page_with_a_dash_for_what_was_not_measured(tmp_path):
+    runs = [row(8, 3.0), row(16, None)]
+    show_sweep([replace(one, name=f"<k{one.settings['k']}>") for one in runs], tmp_path)
+    html = (tmp_path / "results.html").read_text()
+    assert html.count("&lt;k8&gt;</th>") == html.count("&lt;k16&gt;</th>") == 1
+    last = html[html.index("&lt;k16&gt;</th>") :]
+    assert last[: last.index("</tr>")].endswith("<td>-</td>")
+    assert "<script src" not in html, "it needs no network"
+    assert ">2 runs. The best" in html
+    assert "n = 1" in html
+    show_sweep(runs[:1], tmp_path)
+    assert ">1 run. The best" in (tmp_path / "results.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("runs", "titles"),
+    [
+        (
+            [row(8, 3.0), row(16, 2.0)],
+            ["FVE against k", "CE recovered against k", "drag along"],
+        ),
+        ([row(8, 3.0), row(8, 2.0, lr=0.1)], ["drag along"]),
+        ([RunResult("a", {}, {"fve": 0.5}), RunResult("b", {}, {})], []),
+    ],
+)
+def test_the_figures_are_those_of_what_differs(runs, titles, tmp_path):
+    show_sweep(runs, tmp_path)
+    html = (tmp_path / "results.html").read_text()
+    assert [one for one in FIGURES if one in html] == titles

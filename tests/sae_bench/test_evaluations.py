@@ -14,8 +14,7 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import BenchError
-from dictionary_learning_ext.evaluation.language_model_losses import language_model_losses
-from dictionary_learning_ext.evaluation.measure import Measurement
+from dictionary_learning_ext.evaluation.measure import Measurement, language_model_losses
 from dictionary_learning_ext.evaluation.metrics import computed
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")

@@ -16,7 +16,7 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError
-from dictionary_learning_ext.evaluation.language_model_losses import language_model_losses
+from dictionary_learning_ext.evaluation.measure import language_model_losses
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 

@@ -18,9 +18,9 @@ from nnsight import LanguageModel
 from ..activations.interventions import Change, changing
 from ..config.checks import require_choice, require_type
 from ..errors import ConfigError
-from ..features.directions import decoder_directions
+from ..evaluation.folders import SAE, Hook, open_sae, require_feature
 from ..trainers.dictionaries import as_input
-from .opening import SAE, Hook, open_sae, require_feature
+from .directions import decoder_directions
 
 SteerMode = Literal["add", "clamp"]
 

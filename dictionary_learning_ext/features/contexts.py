@@ -1,13 +1,24 @@
-"""The contexts that are kept for each feature, such as those with its largest activations.
+"""The contexts kept for each feature, such as those with its largest activations, and tokens as text.
 
 Shapes: B contexts of L tokens, F features, T contexts kept per feature, W tokens of a context
 shown, M selections offered, U features among these.
 """
 
-from typing import NamedTuple
+import math
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jinja2
 import torch as t
 from einops import rearrange
+
+from ..run_folder.names import PAGE_MARK
+
+LONGEST_TOKEN = 48
+"""The most characters of a token that are shown."""
+_SHOWN_AS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
 class FeatureContexts(NamedTuple):
@@ -132,3 +143,130 @@ class ContextKeeper:
             row_F1 = rearrange(t.arange(len(order_FT)), "f -> f 1")
             parts = [part[row_F1, order_FT] for part in parts]
         return FeatureContexts(*parts, at=self._before)
+
+
+# --- one of them, as text
+
+
+@dataclass(frozen=True, repr=False)
+class TopContext:
+    """A token at which a feature is active, and the tokens around it: W of them."""
+
+    activation: float
+    """The feature's activation at the token. It has the largest magnitude in its context."""
+    token: str
+    """The token as text, with its leading space."""
+    tokens: list[str]
+    """The tokens around it and itself: up to 16 before it and 8 after it, W in all."""
+    ids: list[int]
+    """Their W ids."""
+    activations: list[float]
+    """The feature's activation at each of the W tokens. 0 where it is not selected."""
+    at: int
+    """The token's place among the W."""
+    context: int
+    """The number of the context in the order of reading, from 0."""
+    position: int
+    """The token's place in the context, from 0."""
+
+    def __repr__(self) -> str:
+        shown = [visible(token) for token in self.tokens]
+        before, after = "".join(shown[: self.at]), "".join(shown[self.at + 1 :])
+        return f"{self.activation:8.3g}  {before}«{shown[self.at]}»{after}"
+
+    @property
+    def shaded(self) -> list[tuple[str, float, bool]]:
+        """For each token its visible text, its activation over the largest, and whether it is `at`."""
+        return [
+            (visible(token), activation / abs(self.activation), place == self.at)
+            for place, (token, activation) in enumerate(
+                zip(self.tokens, self.activations, strict=True)
+            )
+        ]
+
+
+class TopContexts(tuple[TopContext, ...]):
+    """The contexts in which a feature is strongest, the strongest first."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self)) or "(no context: never selected)"
+
+
+def top_contexts(kept: FeatureContexts, feature: int, n: int, tokenizer: Any) -> TopContexts:
+    """The first n of a feature's contexts, or all if fewer were kept."""
+    found = []
+    for row in range(min(n, kept.value_FT.shape[1])):
+        value = float(kept.value_FT[feature, row])
+        if math.isnan(value):
+            break  # those that a feature doesn't have come last
+        inside = [place for place, i in enumerate(kept.ids_FTW[feature, row].tolist()) if i >= 0]
+        ids = kept.ids_FTW[feature, row, inside].tolist()
+        tokens = [token_text(tokenizer, token) for token in ids]
+        at = kept.at - inside[0]
+        found.append(
+            TopContext(
+                activation=value,
+                token=tokens[at],
+                tokens=tokens,
+                ids=ids,
+                activations=kept.activations_FTW[feature, row, inside].tolist(),
+                at=at,
+                context=int(kept.context_FT[feature, row]),
+                position=int(kept.position_FT[feature, row]),
+            )
+        )
+    return TopContexts(found)
+
+
+def top_tokens(contexts: FeatureContexts, feature: int, n: int | None = 4) -> list[int]:
+    """The ids of the tokens that a feature fires on in its contexts, the most frequent first: n, or all."""
+    tokens = [token for token in contexts.ids_FTW[feature, :, contexts.at].tolist() if token >= 0]
+    return [token for token, _ in Counter(tokens).most_common(n)]
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as it appears in text, with its leading space.
+
+    A token that is part of a character (byte-level BPE) is shown in the tokenizer's own spelling.
+    """
+    text = tokenizer.decode([token])
+    spelling = tokenizer.convert_ids_to_tokens(token)
+    if spelling is None:  # a row of the embedding that the tokenizer does not use
+        return f"[{token}]"
+    if "\ufffd" in text:
+        return spelling
+    if spelling.startswith("▁") and not text.startswith(" "):  # SentencePiece drops the first
+        return " " + text
+    return text
+
+
+def visible(text: str) -> str:
+    """Text with control characters and directional marks spelled out, cut if too long."""
+    shown = []
+    for character in text[: LONGEST_TOKEN + 1]:
+        if character in _SHOWN_AS:
+            shown.append(_SHOWN_AS[character])
+        elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+            shown.append(f"‹U+{ord(character):04X}›")
+        else:
+            shown.append(character)
+    if len(text) > LONGEST_TOKEN:
+        return "".join(shown[:LONGEST_TOKEN]) + f"… ({len(text):,} characters)"
+    return "".join(shown)
+
+
+def plain(text: str) -> str:
+    """Text whose case and outer spaces are left out when tokens are compared."""
+    return text.strip().lower() or text
+
+
+def rendered(part: str, template: str, **values: Any) -> str:
+    """The HTML of a template in `part`/templates. Raises jinja2.UndefinedError if a value is missing."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dictionary_learning_ext", f"{part}/templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values, page_mark=PAGE_MARK)

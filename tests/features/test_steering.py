@@ -4,14 +4,13 @@ import contextlib
 
 import pytest
 import torch as t
-import transformers
 from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from nnsight import LanguageModel
 
 from dictionary_learning_ext import find_hook, load_dictionary, steer
 from dictionary_learning_ext.activations.hook_points import read_residual
-from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
+from dictionary_learning_ext.errors import CheckpointError, UserError
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
 HOOK = "blocks.0.hook_resid_post"
@@ -188,18 +187,10 @@ def test_weights_that_nnsight_has_not_loaded_yet_are_loaded(tiny_lm_dir, tiny_lm
     assert t.allclose(output.value, expected, atol=1e-5)
 
 
-def test_bfloat16_stays_bfloat16(tiny_lm_dir, tokenizer, sae):
-    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lm_dir, dtype=t.bfloat16)
-    lm = LanguageModel(model, tokenizer=tokenizer)
-    with steer(lm, HOOK, sae, {17: 4.0}, mode="clamp"):
-        assert activations(lm, HOOK).dtype == t.bfloat16
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"features": {24: 1.0}}, "feature 24: expected a whole number from 0 to 23"),
-        ({"features": {-1: 1.0}}, "feature -1: expected a whole number from 0 to 23"),
         ({"features": {1.5: 1.0}}, "feature 1.5: expected a whole number"),
         ({"features": {17: float("nan")}}, "the value of feature 17=nan: expected a finite number"),
         ({"features": {17: "4"}}, "the value of feature 17='4': expected a finite number"),
@@ -208,17 +199,13 @@ def test_bfloat16_stays_bfloat16(tiny_lm_dir, tokenizer, sae):
         ({"lm": "embedded"}, "lm is a str: expected the nnsight LanguageModel"),
         ({"sae": (1, 2)}, "sae is a tuple: .*load_dictionary returns a pair, give its first"),
         ({"sae": AutoEncoderTopK(8, 24, 2)}, "the SAE takes 8 dimensions, but .* has 16"),
+        ({"hook": "blocks.9.hook_resid_post"}, "no hook point 'blocks.9.hook_resid_post'"),
     ],
 )
 def test_mistakes_are_one_line(tiny_lm, changes, message):
     given = {"lm": tiny_lm, "hook": HOOK, "sae": SAES["top_k"](), "features": {17: 4.0}} | changes
     before = logits(tiny_lm)
-    with pytest.raises(ConfigError, match=message) as caught, steer(**given):
+    with pytest.raises(UserError, match=message) as caught, steer(**given):
         pass
     assert "\n" not in str(caught.value)
     assert logits(tiny_lm).equal(before)
-
-
-def test_an_unknown_hook_point_is_named(tiny_lm):
-    with pytest.raises(LanguageModelError, match=r"no hook point 'blocks.9.hook_resid_post'"):
-        steer(tiny_lm, "blocks.9.hook_resid_post", SAES["top_k"](), {17: 4.0}).__enter__()

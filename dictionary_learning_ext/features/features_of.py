@@ -1,27 +1,112 @@
-"""The features of an SAE, measured on a text, and one of them; both show themselves in a notebook.
+"""Which tokens excite a feature, in Python: what a report measures, without the page.
+
+features = features_of("runs/NAME")
+features.top(17)                  # the contexts in which it is strongest
+features[17]                      # a card in a notebook
+features.search(" Emma")          # features that fire on a token
 
 Shapes: F features, D = activation_dim.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch as t
+from nnsight import LanguageModel
 
+from ..activations.contexts import ContextBatch, first_tokens, read_contexts, with_activations
+from ..activations.text import open_text
+from ..activations.text_files import SUFFIXES
+from ..activations.tokens import WholeDocuments
 from ..config.checks import require
-from ..errors import ConfigError, LanguageModelError, Setting
-from ..features.collector import FeatureStatistics
-from ..features.directions import LogitLens, decoder_directions
-from ..features.token_text import token_text
-from ..report.analysis import ranking_of
-from ..report.feature_pages import top_tokens, visible
-from ..report.rendering import rendered
-from ..report.sinks import Sinks
-from .feature_parts import LogitEffects, TopContexts, logit_effects, top_contexts
-from .opening import OpenedSAE, require_feature
+from ..config.run import RunConfig
+from ..errors import ConfigError, LanguageModelError, Setting, TextError
+from ..evaluation.folders import SAE, Hook, OpenedSAE, open_sae, require_feature
+from .collector import FeatureCollector, FeatureStatistics, SinkFinder, Sinks, ranking_of
+from .contexts import (
+    TopContexts,
+    plain,
+    rendered,
+    token_text,
+    top_contexts,
+    top_tokens,
+    visible,
+)
+from .directions import LogitLens, decoder_directions
 
 _ROWS = 20
+
+Text = str | Path | Iterable[str]
+"""A text itself, several, or where to read them, see `documents_of`."""
+
+
+def features_of(
+    sae: SAE,
+    lm: LanguageModel | str | Path | None = None,
+    text: Text | None = None,
+    *,
+    hook: Hook | None = None,
+    tokens: int = RunConfig.eval_tokens,
+    contexts: int = 8,
+    ctx_len: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> "Features":
+    """Measure what the features of an SAE do on a text.
+
+    Tokens that the run left out of its training are left out, and so are attention sinks (see
+    `SinkFinder`), as in a report.
+
+    Arguments:
+        sae: a dictionary that takes raw activations, as `load_dictionary` returns it, or a run folder.
+        lm: nnsight's language model, or its name or folder. None: the run folder's.
+        text: None is the run folder's held-out text, in the contexts that training has. Otherwise a
+            text itself, a list of them, or where to read them, see `documents_of`. Each document is
+            read whole, in contexts of its own.
+        hook: a hook point or its name. None: the run folder's.
+        tokens: at most how many are measured.
+        contexts: at most how many are kept of each feature, for `top` and `search`.
+        ctx_len: tokens in a context. None: the run's, or 128.
+        device: where to load what isn't loaded yet.
+        seed: of the contexts that are drawn at random.
+
+    Raises: a UserError that says what to change.
+    """
+    require(contexts >= 1, "contexts", contexts, "at least 1")
+    if text is None and not isinstance(sae, str | Path):
+        raise TextError(
+            "no text: a dictionary doesn't say which it was trained on",
+            instead=("give a text, e.g. ", Setting("text", "embedded")),
+        )
+    opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
+    dictionary = opened.dictionary
+    collector = FeatureCollector(dictionary, tokens, top=contexts, profile_tokens=1, seed=seed)
+    finder = SinkFinder(opened.language_model.tokenizer)
+    measured = 0
+    for batch in _batches(opened, text, tokens):
+        batch = finder.without_sinks(batch)
+        measured += int(batch.wanted_BL.sum())
+        collector.add(batch)
+    if not measured:
+        raise TextError(
+            "the text has no token to measure on: expected at least one; give a longer text"
+        )
+    statistics = collector.statistics()
+    return Features(opened, statistics, finder.sinks())
+
+
+def _batches(opened: OpenedSAE, text: Text | None, tokens: int) -> Iterator[ContextBatch]:
+    """Contexts of the text given, or else of the run's held-out text."""
+    _, model, hook, run = opened
+    if text is None:
+        return read_contexts(run, model, hook, "heldout", tokens)
+    documents = documents_of(text)
+    stream = WholeDocuments(documents, model.tokenizer, run.ctx_len, packing=run.text_packing)
+    return first_tokens(with_activations(stream, run, model, hook), tokens)
 
 
 class Features:
@@ -82,7 +167,7 @@ class Features:
         require(1 <= n <= kept, "n", n, f"1 to {kept}, the contexts kept", instead=more)
         return top_contexts(self.statistics.top, feature, n, self._tokenizer)
 
-    def logits(self, feature: int, n: int = 8) -> LogitEffects:
+    def logits(self, feature: int, n: int = 8) -> "LogitEffects":
         """The n tokens whose logits a feature's direction raises most, and the n that it lowers most.
 
         Raises: ConfigError if there is no such feature; LanguageModelError if the language model has
@@ -93,7 +178,13 @@ class Features:
         require(
             1 <= n <= vocabulary, "n", n, f"1 to {vocabulary}, the tokens of the language model"
         )
-        return logit_effects(self._lens, self.directions, feature, n, self._tokenizer)
+        found = []
+        for ranked in self._lens.ranked(self.directions[feature : feature + 1], n):
+            pairs = zip(ranked.indices_Fn[0].tolist(), ranked.values_Fn[0].tolist(), strict=True)
+            found.append(
+                [TokenEffect(token_text(self._tokenizer, i), effect) for i, effect in pairs]
+            )
+        return LogitEffects(*found)
 
     def search(self, token: str) -> list[int]:
         """The features that fire on a token, by the kept contexts in which they are strongest.
@@ -106,11 +197,11 @@ class Features:
 
         Raises: ConfigError if the language model's tokenizer splits the text into several tokens.
         """
-        wanted = _plain(token)
+        wanted = plain(token)
         top = self.statistics.top
         ids_FT = top.ids_FTW[:, :, top.at]
         texts = {
-            i: _plain(token_text(self._tokenizer, i)) for i in ids_FT.unique().tolist() if i >= 0
+            i: plain(token_text(self._tokenizer, i)) for i in ids_FT.unique().tolist() if i >= 0
         }
         matching = t.tensor([i for i, text in texts.items() if text == wanted], dtype=t.int32)
         n_F = (is_there_FT := ~top.value_FT.isnan()).sum(1)
@@ -155,7 +246,9 @@ class Features:
 
     def _repr_html_(self) -> str:
         shown = [self[number] for number in self.ranking[:_ROWS]]
-        return rendered("feature_table.html", features=self, shown=shown, visible=visible)
+        return rendered(
+            "features", "feature_table.html", features=self, shown=shown, visible=visible
+        )
 
 
 class Feature:
@@ -189,7 +282,7 @@ class Feature:
         """See `Features.top`."""
         return self.features.top(self.number, n)
 
-    def logits(self, n: int = 8) -> LogitEffects:
+    def logits(self, n: int = 8) -> "LogitEffects":
         """See `Features.logits`."""
         return self.features.logits(self.number, n)
 
@@ -199,7 +292,7 @@ class Feature:
         return self.top(min(8, self.features.statistics.top.value_FT.shape[1]))
 
     @property
-    def _effects(self) -> tuple[LogitEffects | None, str]:
+    def _effects(self) -> "tuple[LogitEffects | None, str]":
         """Its effects on the logits, or why they can't be measured."""
         try:
             return self.logits(), ""
@@ -219,6 +312,7 @@ class Feature:
     def _repr_html_(self) -> str:
         effects, why_not = self._effects
         return rendered(
+            "features",
             "feature_card.html",
             heading=self._heading(),
             contexts=self._kept,
@@ -228,5 +322,78 @@ class Feature:
         )
 
 
-def _plain(text: str) -> str:
-    return text.strip().lower() or text
+class TokenEffect(NamedTuple):
+    """What one unit of a feature's activation adds to a token's logit."""
+
+    token: str
+    logit: float
+
+
+class LogitEffects(NamedTuple):
+    """The tokens whose logits a feature's direction raises and lowers most; see `LogitLens`.
+
+    Only the path through the final norm and the unembedding counts. Effects are up to a positive
+    factor, which is the same for all features and tokens of a language model.
+    """
+
+    raised: list[TokenEffect]
+    """The largest effect first."""
+    lowered: list[TokenEffect]
+    """The most negative effect first."""
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            f"{name:7} " + ", ".join(f"{visible(token)!r} {logit:+.3g}" for token, logit in effects)
+            for name, effects in zip(("raises", "lowers"), self, strict=True)
+        )
+
+
+def documents_of(text: Text) -> Iterator[str]:
+    """The documents of a text.
+
+    Arguments:
+        text: one of
+            - a text itself: one document;
+            - "embedded", or a file or folder, as a Path or a str. All of it is read, its held-out part
+              first;
+            - an iterable of documents, e.g. a list, or `open_text("roneneldan/TinyStories")`. A list
+              also holds what would be taken for a path.
+
+    Raises: TextError if there is no such file or folder, or a document is not a str.
+    """
+    if isinstance(text, str) and not _is_a_path(text):
+        return iter([text])
+    if isinstance(text, str | Path):
+        return chain.from_iterable(open_text(str(text), split=s) for s in ("heldout", "train"))
+    if not isinstance(text, Iterable):
+        raise TextError(
+            f"text is a {type(text).__name__}: expected a text, a list of texts, or a file or folder"
+        )
+    return _strings(text)
+
+
+def _is_a_path(text: str) -> bool:
+    """Whether a str is a path or "embedded". Raises TextError for one that looks like a path."""
+    if text == "embedded" or os.path.exists(text):
+        return True
+    is_one_word = len(text.split()) == 1
+    if is_one_word and "/" in text and not text.endswith(SUFFIXES):
+        raise TextError(
+            "there is no such file or folder",
+            name="text",
+            value=text,
+            instead=(
+                f"for a data set on the hub, use open_text({text!r}); for this word itself, ",
+                Setting("text", [text]),
+            ),
+        )
+    return is_one_word and text.endswith(SUFFIXES)  # `open_text` says that it isn't there
+
+
+def _strings(documents: Iterable[object]) -> Iterator[str]:
+    for number, document in enumerate(documents, start=1):
+        if not isinstance(document, str):
+            raise TextError(
+                f"document {number} of the text is a {type(document).__name__}: expected a str"
+            )
+        yield document

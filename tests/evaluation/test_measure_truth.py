@@ -10,7 +10,6 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import f1_score
 
 from dictionary_learning_ext.evaluation.measure import Measurement
-from dictionary_learning_ext.evaluation.metrics import computed
 
 pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[synthetic]'")
 
@@ -72,11 +71,3 @@ def test_the_truth_itself_scores_1(truth):
     found = measured(sae, truth._replace(vectors_TD=t.eye(T)))
     names = ("true_mcc", "firing_f1", "true_coverage", "uniqueness")
     assert [found[name] for name in names] == pytest.approx([1.0] * 4)
-
-
-def test_without_the_truth_there_is_no_number_and_no_reason(sae, truth):
-    measurement = Measurement(sae)
-    measurement.add(truth.firing_BT @ truth.vectors_TD)
-    found = computed(measurement.totals)
-    assert found["true_mcc"] is found["firing_f1"] is found["uniqueness"] is None
-    assert "true_mcc" not in found.get("not_measured", {})

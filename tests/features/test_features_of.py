@@ -1,4 +1,7 @@
-"""Features in Python, against the SAE's activations at every token, computed densely."""
+"""Features in Python, against the SAE's activations at every token, computed densely; and what a user
+sees of them: contexts, logits, search, cards."""
+
+import re
 
 import pytest
 import torch as t
@@ -13,8 +16,11 @@ from dictionary_learning_ext.errors import (
     TextError,
     UserError,
 )
+from dictionary_learning_ext.features.directions import LogitLens
 
 HOOK = "blocks.0.hook_resid_post"
+
+
 DOCUMENTS = [
     "The cat sat on the mat, and the dog lay by the door.",
     "It was the best of times.",
@@ -64,14 +70,11 @@ def folder(trained):
     return trained / "vsae"
 
 
-@pytest.fixture(scope="module")
-def features(folder, tiny_lm):
-    return features_of(folder, tiny_lm, DOCUMENTS)
-
-
-def test_a_list_of_texts_is_measured_at_every_token(features, folder, tiny_lm):
+def test_a_list_of_texts_is_measured_at_every_token(folder, tiny_lm):
     sae, _ = load_dictionary(folder)
-    require_equal(features, dense(tiny_lm, sae, DOCUMENTS, 32), tiny_lm, 8)
+    found = features_of(folder, tiny_lm, DOCUMENTS)
+    assert features_of(folder, tiny_lm, DOCUMENTS, tokens=11).tokens == 11
+    require_equal(found, dense(tiny_lm, sae, DOCUMENTS, 32), tiny_lm, 8)
 
 
 def test_a_dictionary_is_measured_where_it_is_told_to(tiny_lm):
@@ -121,10 +124,6 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
     assert features_of(str(folder), str(tiny_lm_dir), tokens=500).density.equal(found.density)
 
 
-def test_the_limit_of_tokens_holds(folder, tiny_lm):
-    assert features_of(folder, tiny_lm, DOCUMENTS, tokens=11).tokens == 11
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -154,4 +153,113 @@ def test_mistakes_are_one_line(tiny_lm, changes, error, message):
     with pytest.raises(error, match=message) as caught:
         features_of(**given)
     assert isinstance(caught.value, UserError)
+    assert "\n" not in str(caught.value)
+
+
+# --- what a user sees
+
+SHOWN = [
+    "The cat sat on the mat, and the dog lay by the door.",
+    "It was the best of times, it was the worst of times. <b>the & cat</b>\n",
+]
+
+
+@pytest.fixture(scope="module")
+def features(tiny_lm):
+    t.manual_seed(0)
+    return features_of(AutoEncoderTopK(16, 24, 3), tiny_lm, SHOWN, hook=HOOK, ctx_len=16)
+
+
+@pytest.fixture(scope="module")
+def strong(features):
+    """The feature with the largest activation."""
+    return int(features.largest.nan_to_num(-1.0).argmax())
+
+
+def test_a_context_reads_as_text_with_its_token_marked(features, strong):
+    first, *_ = found = features.top(strong)
+    line = repr(first)
+    assert line[:10] == f"{first.activation:8.3g}  "
+    assert line[10:].replace("«", "").replace("»", "") == "".join(first.tokens).replace("\n", "↵")
+    assert "<|pad|>" not in line
+    assert f"«{first.token}»" in line
+    assert repr(found).splitlines() == [repr(one) for one in found]
+
+
+def test_logits_are_the_extremes_of_the_logit_lens(features, tiny_lm):
+    logits_V = LogitLens(tiny_lm).logits(features.directions[17:18])[0]
+    raised, lowered = features.logits(17, 3)
+    assert [logit for _, logit in raised] == logits_V.sort(descending=True).values[:3].tolist()
+    assert [logit for _, logit in lowered] == logits_V.sort().values[:3].tolist()
+    assert raised[0].token == tiny_lm.tokenizer.decode([int(logits_V.argmax())])
+    assert repr(features[17].logits(3)).startswith(
+        f"raises  {raised[0].token!r} {raised[0].logit:+.3g}"
+    )
+
+
+def test_search_finds_features_by_the_tokens_of_their_strongest_contexts(features):
+    shares = {}
+    for i in range(len(features)):
+        tokens = [one.token.strip().lower() for one in features.top(i, 8)]
+        if "the" in tokens:
+            shares[i] = tokens.count("the") / len(tokens)
+    assert len(shares) > 1
+    found = features.search(" The")
+    assert set(found) == set(shares)
+    keys = [(-shares[i], -float(features.largest[i])) for i in found]
+    assert keys == sorted(keys)
+    assert features.search("q") == []
+
+
+def test_a_feature_shows_itself_as_text_and_as_a_card_and_hostile_text_stays_text(features, strong):
+    lines = repr(features[strong]).splitlines()
+    assert lines[0].startswith(f"feature {strong}: selected at {features.density[strong]:.3%}")
+    assert lines[1] == repr(features.top(strong)[0])
+    assert lines[-2].startswith("raises")
+    html = features[strong]._repr_html_()
+    assert lines[0] in html
+    words = re.sub(r"<[^>]*>", "", html)
+    for one in features.top(strong, 8):
+        assert f"{one.activation:.3g}" in words
+    assert html.count("underline") == len(features.top(strong, 8))
+    everything = "".join(one._repr_html_() for one in features)
+    assert "<b>the" not in everything
+    assert "&lt;" in everything
+
+
+def test_a_card_says_what_can_not_be_shown(tiny_lm, monkeypatch):
+    t.manual_seed(0)
+    few = features_of(AutoEncoderTopK(16, 24, 1), tiny_lm, "The cat", hook=HOOK)
+    never = int((few.density == 0).nonzero()[0])
+    assert few[never].fires_on == []
+    monkeypatch.setattr(tiny_lm._model, "get_output_embeddings", lambda: None)
+    for shown in (repr(few[never]), few[never]._repr_html_()):
+        assert "never selected" in shown
+        assert "has no unembedding" in shown, "in place of effects on logits"
+
+
+def test_the_table_lists_the_most_readable_features_first(features):
+    html = features._repr_html_()
+    numbers = [int(number) for number in re.findall(r"<tr><td>(\d+)</td>", html)]
+    assert numbers == features.ranking[:20]
+    assert repr(features) in html
+    assert f"24 features at {HOOK}" in repr(features)
+    assert [one.number for one in features] == list(range(24))
+    assert features[t.tensor(3)].density == float(features.density[3])
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda features: features[24], "feature 24: expected a whole number from 0 to 23"),
+        (lambda features: features.top(-1), "feature -1: expected a whole number from 0 to 23"),
+        (lambda features: features.logits("a"), "feature 'a': expected a whole number"),
+        (lambda features: features.top(3, 9), r"n=9: expected 1 to 8, .*contexts=9$"),
+        (lambda features: features.logits(3, 305), "n=305: expected 1 to 304"),
+        (lambda features: features.search("catdog"), "'catdog' is not one token .* search for one"),
+    ],
+)
+def test_what_features_refuse_is_one_line(features, ask, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        ask(features)
     assert "\n" not in str(caught.value)
