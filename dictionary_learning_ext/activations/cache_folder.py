@@ -11,8 +11,7 @@ import numpy as np
 
 from ..config.checks import in_words
 from ..errors import ActivationsError, ConfigError, Setting
-from ..run_folder.names import LOCK
-from ..run_folder.writing import remove
+from ..run_folder.files import LOCK, remove
 from .cache_manifest import (
     HELD_OUT,
     UNFINISHED,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..config.checks import require
 from ..config.run import RunConfig, Split
 from ..errors import ConfigError, Setting, TextError
-from ..run_folder.writing import locked, remove, replacing, write_json
+from ..run_folder.files import locked, remove, replacing, write_json
 from .activation_reader import ActivationReader
 from .cache_folder import SPARE, filled_share, plan, so_far
 from .cache_manifest import (

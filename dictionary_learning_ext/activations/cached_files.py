@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import ActivationsError, first_line
-from ..run_folder.writing import write_json
+from ..run_folder.files import write_json
 from .cache_manifest import FOLDER, TOKEN_IDS, CacheFile, CacheSettings
 from .own_activations import arrays_in
 

@@ -70,7 +70,7 @@ def run(flags: CacheFlags) -> None:
     hooks = settings.hooks
     from ..activations.cache_writer import write_cache
     from ..trainers.kernels.scratch import keep_freed_memory
-    from ..training.interrupts import interrupts
+    from ..training.processes import interrupts
 
     keep_freed_memory()
     try:

@@ -21,15 +21,14 @@ from safetensors.torch import load_file, save_file
 from ..activations.hook_points import block_of_output
 from ..config.architectures import BY_DICT_CLASS, ExportFormat, import_class
 from ..errors import CheckpointError, Setting, listed
-from ..run_folder.names import CONFIG, METRICS, WEIGHTS
-from ..run_folder.sae_lens_folder import (
+from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
+from ..run_folder.weights import (
     SAE_LENS_CONFIG,
     SAE_LENS_WEIGHTS,
     UNIT_NORM_TOLERANCE,
     load_sae_lens,
+    save_weights,
 )
-from ..run_folder.weights import save_weights
-from ..run_folder.writing import write_json
 from ..trainers.variational_auto_encoder import VariationalTopKAutoEncoder
 from .sparsify_folder import SPARSIFY_CONFIG, read_sparsify, write_sparsify
 

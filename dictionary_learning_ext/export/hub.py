@@ -22,12 +22,10 @@ from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
 from ..errors import HubError, Setting, first_line
 from ..evaluation.comparison import table
+from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
 from ..run_folder.matching import measured_differently
-from ..run_folder.names import CONFIG, METRICS, WEIGHTS
 from ..run_folder.reading import read_metrics_if_any
-from ..run_folder.sae_lens_folder import SAE_LENS_WEIGHTS
-from ..run_folder.weights import load_dictionary
-from ..run_folder.writing import write_json
+from ..run_folder.weights import SAE_LENS_WEIGHTS, load_dictionary
 from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
 from .hub_metadata import card_data
 from .local_paths import without_local_paths

@@ -6,7 +6,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 from ..activations.text_files import SUFFIXES
-from ..run_folder.names import RUNS
+from ..run_folder.files import RUNS
 
 # An absolute or explicitly relative path, or one with more parts than a hub name (owner/name).
 _LOCAL = re.compile(r"(/|~|\.\.?/|[A-Za-z]:[\\/]|\\\\|[^/:]+/[^/]+/).*", re.DOTALL)

@@ -27,7 +27,7 @@ from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.directions import LogitLens, decoder_directions
 from ..features.kept_contexts import FeatureContexts
 from ..features.token_text import token_text
-from ..run_folder.writing import write_json, write_text
+from ..run_folder.files import write_json, write_text
 from .formats import ExportedSAE
 
 FEATURES_PER_BATCH = 128

@@ -18,7 +18,7 @@ from nnsight import LanguageModel
 from safetensors.torch import load_file, save_file
 
 from ..activations.hook_points import HookPoint
-from ..run_folder.writing import write_json
+from ..run_folder.files import write_json
 
 SPARSIFY_CONFIG = "cfg.json"
 _WEIGHTS = "sae.safetensors"

@@ -15,8 +15,8 @@ from ..activations.run_inputs import load_model, require_positions
 from ..activations.stored_activations import open_stored
 from ..config.run import RunConfig
 from ..errors import ActivationsError, ConfigError, Setting
+from ..run_folder.matching import run_of
 from ..run_folder.reading import read_config
-from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 
 SAE = Dictionary | str | Path

@@ -12,8 +12,8 @@ from ..config.run import NOT_THE_RESULT
 from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.reproducibility_of_settings import SeedScores
+from ..run_folder.files import CONFIG, FAILED, WEIGHTS
 from ..run_folder.matching import SEEDS, settings_of, unequal
-from ..run_folder.names import CONFIG, FAILED, WEIGHTS
 from ..run_folder.reading import (
     checked_settings,
     is_finished,

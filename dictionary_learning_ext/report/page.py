@@ -22,9 +22,8 @@ from plotly.offline import get_plotlyjs
 from ..config.run import ReportOptions
 from ..evaluation.tables import setting_text
 from ..features.geometry import cosine_matrix
+from ..run_folder.files import REPORT, report_files, write_json, write_text, writing
 from ..run_folder.matching import measured_differently, settings_of, training, unequal
-from ..run_folder.names import REPORT, report_files
-from ..run_folder.writing import write_json, write_text, writing
 from .analysis import LEAST_SELECTIONS, Analysis, Comparison, analyse
 from .cards import cards
 from .feature_pages import Vocabulary, columns, page, rounded

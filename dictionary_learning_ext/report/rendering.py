@@ -4,7 +4,7 @@ from typing import Any
 
 import jinja2
 
-from ..run_folder.names import PAGE_MARK
+from ..run_folder.files import PAGE_MARK
 
 
 def rendered(template: str, **values: Any) -> str:

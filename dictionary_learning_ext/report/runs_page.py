@@ -18,9 +18,8 @@ from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.sae_names import short_names
 from ..evaluation.tables import setting_text, text_table
 from ..features.reproducibility_of_settings import SAME_BATCHES, SEED_METRICS, SeedMetric, of_seeds
+from ..run_folder.files import INDEX, REPORT, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE, write_text
 from ..run_folder.matching import SEEDS, measurements, training, unequal
-from ..run_folder.names import INDEX, REPORT, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE
-from ..run_folder.writing import write_text
 from .many_runs import RANKED_BY, Group, RunResult, best_of_each_k, differing, grouped, read_all_in
 from .rendering import rendered
 

@@ -34,7 +34,7 @@ from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.measure import measure as measure_saes
 from dictionary_learning_ext.features.geometry import agreement, dispersion
-from dictionary_learning_ext.run_folder.writing import write_json
+from dictionary_learning_ext.run_folder.files import write_json
 from experiments import raw_results
 from experiments.metrics import LABELS, SHOWN, labels_of
 from experiments.pages import save_plot, spread, table

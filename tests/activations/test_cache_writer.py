@@ -33,8 +33,7 @@ from dictionary_learning_ext.errors import (
     NonFiniteError,
     TextError,
 )
-from dictionary_learning_ext.run_folder.names import LOCK
-from dictionary_learning_ext.run_folder.writing import locked
+from dictionary_learning_ext.run_folder.files import LOCK, locked
 
 
 def rows_of(folder):

@@ -12,7 +12,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
-from dictionary_learning_ext.run_folder.names import PAGE_MARK
+from dictionary_learning_ext.run_folder.files import PAGE_MARK
 
 
 @pytest.fixture

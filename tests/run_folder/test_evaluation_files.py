@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from dictionary_learning_ext.config.run import RunConfig
-from dictionary_learning_ext.run_folder.evaluation_files import evaluation_file, measured_on
+from dictionary_learning_ext.run_folder.matching import evaluation_file, measured_on
 
 RUN = RunConfig(model="models/tiny", eval_tokens=200)
 CONFIG = {"run": {"settings": vars(RUN)}}

@@ -8,7 +8,7 @@ import pytest
 
 import dictionary_learning_ext
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.run_folder import names
+from dictionary_learning_ext.run_folder import files as names
 
 PACKAGE = Path(dictionary_learning_ext.__file__).parent
 NAMES = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
@@ -66,7 +66,7 @@ def test_no_module_spells_a_name_of_its_own():
         for path in modules
         if (found := literals(path.read_text(encoding="utf-8")))
     }
-    assert spelt == DATASETS_OWN, "import them from run_folder/names.py"
+    assert spelt == DATASETS_OWN, "import them from run_folder/files.py"
 
 
 @pytest.mark.parametrize("name", names.RUN_FILES)

@@ -7,7 +7,7 @@ import torch as t
 from safetensors.torch import save_file
 
 from dictionary_learning_ext.errors import CheckpointError
-from dictionary_learning_ext.run_folder.sae_lens_folder import is_sae_lens_folder, load_sae_lens
+from dictionary_learning_ext.run_folder.weights import is_sae_lens_folder, load_sae_lens
 
 D, F, K = 8, 24, 3
 

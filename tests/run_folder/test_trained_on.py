@@ -6,7 +6,7 @@ import pytest
 
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
-from dictionary_learning_ext.run_folder.trained_on import run_of
+from dictionary_learning_ext.run_folder.matching import run_of
 
 SETTINGS = TrainConfig(run=RunConfig(steps=77, hook="blocks.1.hook_resid_post"))
 TRAINER = {"dict_class": "AutoEncoderTopK", "lm_name": "here/pythia-70m"}

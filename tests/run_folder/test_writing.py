@@ -15,9 +15,9 @@ from small_commands import content, refused
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, Setting
+from dictionary_learning_ext.run_folder.files import locked, writing
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.weights import load_dictionary, save_weights
-from dictionary_learning_ext.run_folder.writing import locked, writing
 
 
 def test_a_second_writer_is_refused(stopped):
@@ -38,7 +38,7 @@ def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dictionary_learning_ext.run_folder.writing.sync", full)
+    monkeypatch.setattr("dictionary_learning_ext.run_folder.files.sync", full)
     with pytest.raises(CheckpointError, match=r"No space left.*still there"):
         save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
     assert path.read_bytes() == before
@@ -129,7 +129,7 @@ def no_folders(path, *rest, **more):
     return opened(path, *rest, **more)
 os.open = no_folders
 from pathlib import Path
-from dictionary_learning_ext.run_folder.writing import locked, sync, write_json
+from dictionary_learning_ext.run_folder.files import locked, sync, write_json
 folder, empty = Path(sys.argv[1]), Path(sys.argv[2])
 with locked([folder, empty]):
     write_json(folder / "metrics.json", {"fve": 0.5})

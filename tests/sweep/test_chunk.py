@@ -1,7 +1,7 @@
 """Which runs of a sweep are trained together."""
 
 from dictionary_learning_ext.config.run import TrainConfig
-from dictionary_learning_ext.sweep.chunk import chunks_of
+from dictionary_learning_ext.sweep.runner import chunks_of
 
 CONFIGS = dict.fromkeys("abcd", TrainConfig())
 

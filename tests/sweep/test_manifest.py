@@ -7,7 +7,7 @@ import pytest
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.sweep.manifest import begin, progress, read
+from dictionary_learning_ext.sweep.runner import begin, progress, read
 
 CONFIG = TrainConfig()
 

@@ -17,8 +17,7 @@ from sweep_flags import train_config
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
-from dictionary_learning_ext.sweep.chunk import chunks_of
-from dictionary_learning_ext.sweep.runner import memory_allows, run_sweep
+from dictionary_learning_ext.sweep.runner import chunks_of, memory_allows, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
 
 

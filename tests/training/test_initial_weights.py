@@ -17,7 +17,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import ConfigError, Interrupted, UserError
 from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_run
-from dictionary_learning_ext.training.initial_weights import start_from
+from dictionary_learning_ext.training.resuming import start_from
 from dictionary_learning_ext.training.sae_run import SAERun
 
 ARCHITECTURES = [name for name in TRAINED if name != "vsae"]

@@ -16,7 +16,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.errors import CheckpointError, Interrupted
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
-from dictionary_learning_ext.training.interrupts import interrupts
+from dictionary_learning_ext.training.processes import interrupts
 from dictionary_learning_ext.training.sae_run import SAERun
 from experiments.robustness.wandb_files import history
 

@@ -28,7 +28,7 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
 from dictionary_learning_ext.evaluation.metrics import METRICS
-from dictionary_learning_ext.run_folder.names import PAGE_MARK
+from dictionary_learning_ext.run_folder.files import PAGE_MARK
 from dictionary_learning_ext.training.sae_run import SAERun
 from experiments.robustness.wandb_files import history
 

@@ -8,7 +8,8 @@ from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.training import loop
-from dictionary_learning_ext.training.memory import free_bytes, require_memory, sae_bytes
+from dictionary_learning_ext.training.plan import _free_bytes as free_bytes
+from dictionary_learning_ext.training.plan import require_memory, sae_bytes
 
 GB = 10**9
 

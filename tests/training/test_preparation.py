@@ -9,7 +9,8 @@ import pytest
 
 from dictionary_learning_ext import RunConfig, SAEConfig
 from dictionary_learning_ext.errors import ConfigError
-from dictionary_learning_ext.training.preparation import hook_points_of, prepared
+from dictionary_learning_ext.training.plan import hook_points_of
+from dictionary_learning_ext.training.plan import plan as prepared
 
 SCRIPT = """
 import json, sys

@@ -17,9 +17,8 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.run_folder.resume_points import ResumePoint
-from dictionary_learning_ext.training.run_log import RunLog
+from dictionary_learning_ext.training.logs import RunLog, WandbLog
 from dictionary_learning_ext.training.sae_run import SAERun
-from dictionary_learning_ext.training.wandb_log import WandbLog
 
 
 def opened(folder, **options):
