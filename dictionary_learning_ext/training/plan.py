@@ -104,14 +104,14 @@ def plan(
 
 def _require_saes(saes: Any) -> None:
     """Raise a ConfigError unless these are settings of SAEs by name, fit for folders."""
-    expected = "SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}"
     if not isinstance(saes, Mapping) or not saes:
-        given = "none" if isinstance(saes, Mapping) else f"a {type(saes).__name__}"
-        raise ConfigError(f"saes: got {given}", expected=expected)
+        raise ConfigError(
+            f"saes: got {type(saes).__name__}" if saes else "saes: got none",
+            expected="a dict of SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}",
+        )
     for name, sae in saes.items():
         if not isinstance(sae, SAEConfig):
-            kind = type(sae).__name__
-            raise ConfigError(f"saes: {name!r} is {sae!r}, a {kind}", expected=expected)
+            raise ConfigError(f"saes[{name!r}]: got {type(sae).__name__}", expected="an SAEConfig")
         is_plain = isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
         if len(saes) > 1 and not is_plain:
             raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")

@@ -63,10 +63,11 @@ def test_a_random_search_draws_what_it_is_asked_for(sweep_file):
 
 
 def test_a_draw_that_repeats_another_is_drawn_again(sweep_file):
-    path = sweep_file(method="random", run_cap=5, parameters={"k": {"min": 8, "max": 12}})
+    parameters = {"k": {"min": 8, "max": 12}}
+    path = sweep_file(method="random", run_cap=5, parameters=parameters)
     drawn = [one["k"] for one in read_sweep(path).assignments]
     assert sorted(drawn) == [8, 9, 10, 11, 12]
-    fewer = sweep_file(method="random", run_cap=3, parameters={"k": {"min": 8, "max": 12}})
+    fewer = sweep_file(method="random", run_cap=3, parameters=parameters)
     assert [one["k"] for one in read_sweep(fewer).assignments] == drawn[:3]
 
 
@@ -79,10 +80,6 @@ BAD = {
     "not YAML": ("a: [", "not valid YAML"),
     "a list": ("[1, 2]", "expected wandb's keys"),
     "an unknown key": ({"methode": "grid"}, r"'methode'; expected c.*did you mean 'method'\?"),
-    "a misspelt key that is needed": (
-        '{"method": "grid", "paramters": {"k": {"value": 4}}}',
-        r"unknown key 'paramters'; .*did you mean 'parameters'\?",
-    ),
     "an unknown key of a parameter": (
         {"parameters": {"k": {"vlaues": [8, 16]}}},
         r"'k': unknown key 'vlaues'; expected .*value, values; did you mean 'values'\?",
@@ -108,10 +105,6 @@ BAD = {
     "a number that YAML reads as text": (
         {"parameters": {"lr": {"values": ["1e-4"]}}},
         r"YAML reads 1e-4 as text; write 1\.0e-4$",
-    ),
-    "another number that YAML reads as text": (
-        {"parameters": {"lr": {"value": "2.5e4"}}},
-        r"YAML reads 2\.5e4 as text; write 2\.5e\+4$",
     ),
     "a number in quotes": (
         {"parameters": {"k": {"values": ["4"]}}},
@@ -155,6 +148,10 @@ BAD = {
         {"parameters": {"data_seed": {"value": "seed"}}},
         r"sweep\.yaml: --data-seed seed: takes the value of --seed, which is not given; add",
     ),
+    "several hook points in one run": (
+        {"parameters": {"hook": {"value": "blocks.0.hook_mlp_out,blocks.1.hook_mlp_out"}}},
+        "a run of a sweep has one hook point; to train on several, give .* the parameter hook",
+    ),
     "a distribution": (
         {"method": "random", "parameters": {"k": {"distribution": "beta", "min": 1, "max": 2}}},
         "distribution 'beta' needs wandb's server",
@@ -171,17 +168,15 @@ def test_a_bad_file_is_one_line_before_anything_runs(case, sweep_file, tmp_path,
     assert main(["sweep", str(path), "--save-dir", str(tmp_path / "s")]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("vsae: ")
-
     assert re.search(message, error), error
     assert not (tmp_path / "s").exists()
 
 
-def test_a_folder_is_not_called_bad_yaml(tmp_path, capsys):
-    assert main(["sweep", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert f"{tmp_path}: a folder; expected a sweep file" in error
-    assert f"use --results {tmp_path}" in error
-    assert "YAML" not in error
+def test_a_folder_is_not_called_bad_yaml(tmp_path):
+    with pytest.raises(ConfigError) as refused:
+        read_sweep(tmp_path)
+    assert f"{tmp_path}: a folder; expected a sweep file" in str(refused.value)
+    assert f"use --results {tmp_path}" in str(refused.value)
 
 
 def test_text_of_digits_is_fine_where_a_setting_takes_text(sweep_file):
@@ -194,12 +189,13 @@ def test_fixed_flags_override_the_files_and_swept_ones_are_refused(sweep_file):
     sweep = read_sweep(sweep_file())
     for config in configurations(sweep, train_config, ["--steps=12", "--kl_scope", "all"]).values():
         assert (config.run.steps, config.run.batch_size, config.sae.kl_scope) == (12, 32, "all")
-    with pytest.raises(ConfigError, match=r"beta: .*sweep\.yaml sweeps it; leave it out"):
-        configurations(sweep, train_config, ["--steps=12", "--beta", "0.1"])
-    with pytest.raises(ConfigError, match="resume: a sweep continues by itself"):
-        configurations(sweep, train_config, ["--resume=auto"])
-    with pytest.raises(ConfigError, match="overwrite: a sweep continues its folder"):
-        configurations(sweep, train_config, ["--overwrite"])
+    for fixed, message in (
+        (["--steps=12", "--beta", "0.1"], r"beta: .*sweep\.yaml sweeps it; leave it out"),
+        (["--resume=auto"], "resume: a sweep continues by itself"),
+        (["--overwrite"], "overwrite: a sweep continues its folder"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            configurations(sweep, train_config, fixed)
 
 
 @pytest.mark.parametrize("fixed", [["--steps", "abc"], ["--dict-size=0"], ["--stepz", "9"]])
