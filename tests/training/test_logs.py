@@ -1,4 +1,4 @@
-"""wandb may fail at any time; training does not notice, and the user does."""
+"""What is logged, and wandb, which may fail at any time: training does not notice, and the user does."""
 
 import contextlib
 import json
@@ -21,10 +21,10 @@ from dictionary_learning_ext.training.logs import RunLog, WandbLog
 from dictionary_learning_ext.training.sae_run import SAERun
 
 
-def opened(folder, **options):
+def opened(folder, mode="offline", **options):
     folder.mkdir(exist_ok=True)
-    settings = {"mode": "offline", "project": "p", "group": "g", "settings": {"k": 4}}
-    return WandbLog(folder, **settings | options)
+    config = TrainConfig(sae_of(), RunConfig(wandb=mode, wandb_project="p"))
+    return WandbLog(folder, config, {"k": 4}, "g", **options)
 
 
 def children_of(pid):
