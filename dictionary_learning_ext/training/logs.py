@@ -212,10 +212,9 @@ class WandbLog:
 
     def upload(self, files: Sequence[Path]) -> None:
         """Upload files as an artifact of type "model", named after the run."""
+        import wandb
 
         def upload(run: Any) -> None:
-            import wandb
-
             artifact = wandb.Artifact(f"{self.id}-sae", type="model")
             for file in files:
                 artifact.add_file(str(file))

@@ -132,36 +132,27 @@ def trained_sae(sae: SAEConfig) -> Dictionary | None:
 
 def _require_fit(sae: SAEConfig, source: Any) -> None:
     """Raise a ConfigError unless an SAE can have the weights of `source`."""
-    given = type(source).__name__
+    given, k = type(source).__name__, sae.kept_per_token
     if given not in _fitting_classes(sae.architecture):
-        names = [name for name in TRAINED if given in _fitting_classes(name)]
-        no_architecture = (
-            f"no architecture starts from {'an' if given[0] in 'AEIO' else 'a'} {given}"
-        )
-        fitting = [Setting("architecture", name) for name in names]
-        raise ConfigError(
-            f"its class is {given}, not {TRAINED[sae.architecture].dict_class} (architecture "
-            f"{sae.architecture})",
-            name="init_from",
-            value=sae.init_from,
-            instead=("give ", fitting[0]) if fitting else no_architecture,
-        )
-    if source.dict_size != sae.dict_size:
-        raise ConfigError(
-            f"its dict_size is {source.dict_size}, not {sae.dict_size}",
-            name="init_from",
-            value=sae.init_from,
-            instead=("give ", Setting("dict_size", source.dict_size)),
-        )
-    k = sae.kept_per_token
-    if k is not None and int(source.k) != k:
-        own = Setting("k", int(source.k))
-        raise ConfigError(
-            f"its k is {int(source.k)}, not {k}",
-            name="init_from",
-            value=sae.init_from,
-            instead=("give ", own if "k" in sae.options else Setting("architecture", "vsae_top_k")),
-        )
+        own = TRAINED[sae.architecture].dict_class
+        problem = f"its class is {given}, not {own} (architecture {sae.architecture})"
+        fitting = [name for name in TRAINED if given in _fitting_classes(name)]
+        other = Setting("architecture", fitting[0]) if fitting else None
+    elif source.dict_size != sae.dict_size:
+        problem = f"its dict_size is {source.dict_size}, not {sae.dict_size}"
+        other = Setting("dict_size", source.dict_size)
+    elif k is not None and int(source.k) != k:
+        problem = f"its k is {int(source.k)}, not {k}"
+        has_k = "k" in sae.options
+        other = Setting("k", int(source.k)) if has_k else Setting("architecture", "vsae_top_k")
+    else:
+        return
+    raise ConfigError(
+        problem,
+        name="init_from",
+        value=sae.init_from,
+        instead="no architecture starts from this class" if other is None else ("give ", other),
+    )
 
 
 def _fitting_classes(architecture: str) -> set[str]:

@@ -108,52 +108,24 @@ class SAERun:
             resume_points.forget_after(self.folder, point.step)
         self.log.resume(point, group)
 
-    def _clear_page(self, page: Path) -> None:
-        """Delete a page of `vsae report` on several SAEs, one of which is overwritten."""
-        if not page.is_file():
-            return
-        if PAGE_MARK not in page.read_text(encoding="utf-8", errors="replace"):
-            logger.warning("%s may show the SAE that is overwritten in %s", page, self.folder)
-            return
-        remove(page)
-        remove(report_files(page))
-        logger.info("deleted %s, which showed the SAE that is overwritten", page)
-
-    def _clear_temporaries(self) -> None:
-        """Delete what a process was writing when it was killed."""
-        for name in RUN_FILES:
-            for temporary in self.folder.glob(f".{name}.*"):
-                remove(temporary)
-        for temporary in self.folder.glob(f"{CHECKPOINTS}/.ae_*"):
-            remove(temporary)
-
-    def save_point(self, step: int, shared: dict[str, Any]) -> None:
-        """Write a resume point, unless the numbers are no longer finite or it is there already.
-
-        Arguments:
-            shared: what the loop needs to resume.
-        """
-        self.check(step)
-        if self.failure is not None or step in resume_points.steps_of(self.folder):
-            return
-        own = self.log.state() | {
-            "settings": self.config.to_dict(),
-            "norm_factor": self.norm_factor,
-        }
-        state = trainer_state(self.trainer.state())
-        resume_points.save_point(self.folder, step, state, shared | own)
-
     def update(self, step: int, x_BD: t.Tensor) -> None:
         """One training step on activations in training units."""
         with self._failing_alone(step):
             self.trainer.update(step, x_BD)
 
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
-        """Log the metrics of a batch and return them, unless the numbers are not finite."""
+        """Log the metrics of a batch and return them, unless the numbers are not finite.
+
+        Changes nothing in the trainer.
+        """
         with self._failing_alone(step):
             self.check(step)
             if self.failure is None:
-                metrics = self.metrics(step, x_BD)
+                metrics = {
+                    "step": float(step),
+                    "tokens": float(step * self.run.batch_size),
+                    "lr": float(self.trainer.scheduler.get_last_lr()[0]),
+                } | self.trainer.metrics(step, x_BD)
                 self.log.log(metrics)
                 return metrics
         return None
@@ -179,14 +151,6 @@ class SAERun:
             self.trainer.restore_last_finite()
             self._fail(step, step, f"{type(error).__name__}: {error}")
 
-    def metrics(self, step: int, x_BD: t.Tensor) -> dict[str, float]:
-        """What is logged at `step`, of a batch. Changes nothing."""
-        return {
-            "step": float(step),
-            "tokens": float(step * self.run.batch_size),
-            "lr": float(self.trainer.scheduler.get_last_lr()[0]),
-        } | self.trainer.metrics(step, x_BD)
-
     def check(self, step: int) -> None:
         """Fail if a loss, gradient or weight was not finite since the last check."""
         if self.failure is None and (failure := self.trainer.check(step)):
@@ -210,6 +174,22 @@ class SAERun:
         if self.failure is None:
             save_weights(checkpoint(self.folder, step), self.trainer.ae, self.norm_factor)
 
+    def save_point(self, step: int, shared: dict[str, Any]) -> None:
+        """Write a resume point, unless the numbers are no longer finite or it is there already.
+
+        Arguments:
+            shared: what the loop needs to resume.
+        """
+        self.check(step)
+        if self.failure is not None or step in resume_points.steps_of(self.folder):
+            return
+        own = self.log.state() | {
+            "settings": self.config.to_dict(),
+            "norm_factor": self.norm_factor,
+        }
+        state = trainer_state(self.trainer.state())
+        resume_points.save_point(self.folder, step, state, shared | own)
+
     def save_final(self) -> None:
         """Write ae.pt, for raw activations."""
         save_weights(self.folder / WEIGHTS, self.trainer.ae, self.norm_factor)
@@ -222,6 +202,25 @@ class SAERun:
     def close(self, code: int) -> None:
         """Close the logs; `code` is the run's exit code."""
         self.log.close(1 if self.failure is not None else code)
+
+    def _clear_page(self, page: Path) -> None:
+        """Delete a page of `vsae report` on several SAEs, one of which is overwritten."""
+        if not page.is_file():
+            return
+        if PAGE_MARK not in page.read_text(encoding="utf-8", errors="replace"):
+            logger.warning("%s may show the SAE that is overwritten in %s", page, self.folder)
+            return
+        remove(page)
+        remove(report_files(page))
+        logger.info("deleted %s, which showed the SAE that is overwritten", page)
+
+    def _clear_temporaries(self) -> None:
+        """Delete what a process was writing when it was killed."""
+        for name in RUN_FILES:
+            for temporary in self.folder.glob(f".{name}.*"):
+                remove(temporary)
+        for temporary in self.folder.glob(f"{CHECKPOINTS}/.ae_*"):
+            remove(temporary)
 
 
 class SilentSAERun(SAERun):

@@ -444,7 +444,7 @@ def test_a_damaged_folder_is_named(short, trained, tmp_path):
 
 
 def test_a_folder_of_saelens_is_a_start(short, trained, tmp_path):
-    """What SAELens itself writes is read in tests/run_folder/test_sae_lens_folder.py."""
+    """What SAELens itself writes is read in tests/run_folder/test_weights.py."""
     source = load_dictionary(trained("top_k"))[0]
     folder = tmp_path / "sae_lens"
     folder.mkdir()
