@@ -338,37 +338,6 @@ def test_a_damaged_config(damage, folder, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "executed").exists()
 
 
-HOSTILE_SETTINGS = {
-    "a path for an architecture": ({"architecture": "../../../tmp/x"}, "expected one of"),
-    "a path for a posterior": ({"posterior": "../x"}, "expected one of"),
-    "a path for a schedule": (
-        {"kl_schedule": "/etc/passwd"},
-        "--kl-schedule /etc/passwd: expected one of",
-    ),
-    "NaN": ({"lr": float("nan")}, "--lr nan: expected"),
-    "minus infinity": ({"beta": float("-inf")}, "--beta -inf: expected"),
-    "true for a number": ({"k": True}, "--k True: expected"),
-    "a list for a number": ({"steps": [1]}, "--steps .*: expected a whole number"),
-    "no steps": ({"steps": 0}, "--steps 0: expected"),
-    "an interval in fortnights": (
-        {"save_every": "2 fortnights"},
-        "--save-every '?2 fortnights'?: expected",
-    ),
-    "a device that is none": ({"device": "cuda:0; rm"}, "--device 'cuda:0; rm': expected"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE_SETTINGS)
-def test_hostile_settings_start_no_run(case, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    changes, message = HOSTILE_SETTINGS[case]
-    setting(**changes)(folder / "config.json")
-    before = content(tmp_path)
-    line = refused(["train", f"--config={folder}"], capsys)
-    assert re.search(message, line), line
-    assert content(tmp_path) == before
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (

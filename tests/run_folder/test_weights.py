@@ -68,13 +68,7 @@ DAMAGED_WEIGHTS = {
         lambda path: path.write_bytes(b""),
         "incomplete or damaged VariationalTopKAutoEncoder",
     ),
-    "half": (lambda path: os.truncate(path, path.stat().st_size // 2), "incomplete or damaged"),
-    "short of a byte": (
-        lambda path: os.truncate(path, path.stat().st_size - 1),
-        "incomplete or damaged",
-    ),
     "a flipped bit among the weights": (flip(0.5), "checksum"),
-    "noise": (lambda path: path.write_bytes(os.urandom(5000)), "incomplete or damaged"),
     "a pickle that runs code": (
         lambda p: p.write_bytes(pickle.dumps(Executes())),
         "incomplete or damaged",

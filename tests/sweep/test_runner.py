@@ -358,31 +358,27 @@ def test_another_sweep_gives_way_unless_it_has_written_a_run(tmp_path):
     assert runner._read(tmp_path) == other
 
 
-def test_what_differs_from_another_sweep_is_named(tmp_path):
-    def configs(ks, **of_run):
-        return {
-            str(k): TrainConfig(SAEConfig(k=k).resolve(steps, 512), RunConfig(**of_run))
-            for k in ks
-            for steps in [of_run.get("steps", RunConfig.steps)]
-        }
-
-    def begin(**changes):
+@pytest.mark.parametrize(
+    ("ks", "steps", "message"),
+    [
+        ([2, 8], 1200, " with k='4,2', not 2,8; choose another save_dir"),
+        (range(2, 10), 1200, " with k='4,2', not 2,3,4,5,6,…; choose another save_dir"),
+        ([2], 9, " with k='4,2', not 2 and steps='1200', not 9; choose another save_dir"),
+    ],
+)
+def test_what_differs_from_another_sweep_is_named(ks, steps, message, tmp_path):
+    def begin(ks, steps=1200):
+        run = RunConfig(steps=steps)
+        configs = {str(k): TrainConfig(SAEConfig(k=k).resolve(steps, 512), run) for k in ks}
         given = dict.fromkeys(("at_once", "name", "command"))
-        runner._begin(configs(**changes), tmp_path, memory_allows=2, **given)
+        runner._begin(configs, tmp_path, memory_allows=2, **given)
 
-    def said(**changes):
-        with pytest.raises(ConfigError) as error:
-            begin(**changes)
-        return str(error.value)
-
-    begin(ks=[4, 2])
+    begin([4, 2])
     (tmp_path / "2").mkdir()
-    begin(ks=[2, 4])
-    assert said(ks=[2, 8]).endswith(
-        "another sweep of 2 runs with k='4,2', not 2,8; choose another save_dir"
-    )
-    assert " with k='4,2', not 2,3,4,5,6,…; choose" in said(ks=range(2, 10))
-    assert " with k='4,2', not 2 and steps='1200', not 9; choose" in said(ks=[2], steps=9)
+    begin([2, 4])
+    with pytest.raises(ConfigError) as refused:
+        begin(ks, steps)
+    assert str(refused.value).endswith(f"another sweep of 2 runs{message}")
 
 
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):

@@ -238,24 +238,6 @@ def test_a_typed_data_seed_replaces_the_files_and_may_be_the_seed(spelled, sweep
     assert [config.run.data_seed for config in found] == [3, 4]
 
 
-def test_an_agents_run_has_the_data_seed_of_its_seed(sweep_file, tmp_path, own_wandb):
-    file = each_seed_with_its_own("command", sweep_file)
-    content = yaml.safe_load(file.read_text())
-    command = [*content["command"][:-1], "--wandb=online", "${args}"]
-    path = sweep_file(parameters=content["parameters"], command=command)
-    code, error = agent_runs(path, {"k": 4, "seed": 5}, "pair", tmp_path)
-    assert code == 0, error
-    in_wandb = logged_config(wandb_file(tmp_path, "pair"))
-    assert (in_wandb["seed"], in_wandb["data_seed"]) == (5, 5)
-    (folder,) = (tmp_path / "runs").iterdir()
-    (expected,) = (
-        name
-        for name, config in configurations(read_sweep(path), train_config).items()
-        if (config.sae.k, config.sae.seed) == (4, 5)
-    )
-    assert folder.name == expected, "a local sweep and an agent write the same folder"
-
-
 def wandb_file(cwd, run_id):
     (file,) = Path(cwd).glob(f"runs/*/wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
     return file

@@ -278,30 +278,13 @@ def test_held_out_text_that_ends_is_measured_as_far_as_it_goes(run_of, caplog):
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm, text, tmp_path):
-    hook = find_hook(tiny_lm, HOOK)
+    hook, sizes = find_hook(tiny_lm, HOOK), {"n_ctxs": 16, "ctx_len": 32, "out_batch_size": 64}
 
     def buffer(split):
-        return ResidualBuffer(
-            open_text(text, split=split),
-            tiny_lm,
-            hook.submodule,
-            n_ctxs=16,
-            ctx_len=32,
-            out_batch_size=64,
-        )
+        return ResidualBuffer(open_text(text, split=split), tiny_lm, hook.submodule, **sizes)
 
-    common = {
-        "steps": 40,
-        "activation_dim": 16,
-        "dict_size": 32,
-        "k": 4,
-        "layer": 0,
-        "lm_name": "tiny",
-        "lr": 1e-3,
-        "warmup_steps": 5,
-        "seed": 0,
-        "device": "cpu",
-    }
+    common = {"steps": 40, "activation_dim": 16, "dict_size": 32, "k": 4, "layer": 0, "lr": 1e-3}
+    common |= {"lm_name": "tiny", "warmup_steps": 5, "seed": 0, "device": "cpu"}
     trainSAE(
         buffer("train"),
         [

@@ -300,12 +300,6 @@ def test_a_run_resumes_with_the_device_that_was_given(run, tmp_path, monkeypatch
     assert asked == ["cpu", "cpu"]
 
 
-def test_what_starts_as_many_again():
-    assert Processes(0, 8, 0, 4).command == (
-        "torchrun --nnodes 2 --nproc-per-node 4 -m dictionary_learning_ext"
-    )
-
-
 def test_a_batch_smaller_than_the_processes():
     with pytest.raises(ConfigError, match=r"use batch_size=4$"):
         Processes(0, 4).require_shares(3)
@@ -324,12 +318,6 @@ def test_all_read_the_same_language_model(monkeypatch):
         LanguageModelError, match=r"rank 2 has another tokenizer than rank 0: .* ccc.*, not bbb"
     ):
         Processes(0, 3).require_alike(alike)
-
-
-def test_importing_it_imports_no_torch():
-    code = "import sys, dictionary_learning_ext.training.processes; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 # --- signals
