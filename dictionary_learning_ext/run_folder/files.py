@@ -28,7 +28,7 @@ except ImportError:  # on Windows
 
 logger = logging.getLogger(__name__)
 
-SAVE_DIR = Setting("save_dir")
+# --- names
 
 RUNS = Path("runs")
 """Where run folders go."""
@@ -155,6 +155,9 @@ def require_free(folder: Path, overwrite: bool) -> None:
 
 
 # --- writing
+
+SAVE_DIR = Setting("save_dir")
+"""What is named where a run folder can't be written."""
 
 
 @contextmanager

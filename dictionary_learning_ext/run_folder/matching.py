@@ -45,8 +45,6 @@ _OF_THE_POSTERIOR = {each.name for each in fields(Variational)} - {
 """The settings that variational SAEs add: how they are compared, unless the rest differs too."""
 _OF_THE_START = ("data", "steps", "batch_size", "dict_size", "k", "seed")
 """Keys needed before two runs can be said to share batches and initial weights."""
-
-
 _OF_THE_BUFFER = {
     "ctx_len": "ctx_len",
     "text": "data",
@@ -130,19 +128,16 @@ def _named_by(
     data: str | None,
 ) -> tuple[str | None, str | None, str | None]:
     """Model, hook and text of a folder of upstream's: what is given, or else what its files name."""
-    trainer, given = config["trainer"], {"model": model, "hook": hook, "data": data}
+    chosen = {"model": model, "hook": hook, "data": data}
+    trainer, measured = config["trainer"], _former_evaluation(folder).get("measured_on", {})
     named = trainer.get("submodule_name")
     if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(named)):
         return model, hook, data
-    measured = _former_evaluation(folder).get("measured_on", {})
-    is_known = config.get("buffer", {}).get("text") is not None  # that is what it was trained on
-    measured = {n: measured.get(n) for n in ("model", *(() if is_known else ("data",)))}
-    chosen = dict(given)
-    for source, own in (
-        (METRICS, measured),
-        (CONFIG, {"model": trainer.get("lm_name"), "hook": named}),
-    ):
-        taken = {n: v for n, v in own.items() if chosen[n] is None and v is not None}
+    names_text = config.get("buffer", {}).get("text") is not None  # what it was trained on
+    measured = {n: measured.get(n) for n in (("model",) if names_text else ("model", "data"))}
+    own = {METRICS: measured, CONFIG: {"model": trainer.get("lm_name"), "hook": named}}
+    for source, values in own.items():
+        taken = {n: v for n, v in values.items() if chosen[n] is None and v is not None}
         if taken:
             flags = " ".join(f"--{name} {value}" for name, value in taken.items())
             logger.info("%s: using %s, from its %s", folder, flags, source)
@@ -158,16 +153,16 @@ def _run_of_upstreams(
     Upstream's own buffers, which don't write their packing, read a truncated document per context.
     """
     if model is None or hook is None:
-        trainer, missing = config["trainer"], []
-        if model is None:
-            missing.append(f"no certain language model (lm_name={trainer.get('lm_name')!r})")
-        if hook is None:
-            missing.append(f"no hook point (submodule_name={trainer.get('submodule_name')!r})")
-        needed = [Setting(n) for n, v in (("model", model), ("hook", hook)) if v is None]
+        trainer = config["trainer"]
+        unknown = {
+            "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
+            "hook": f"no hook point (submodule_name={trainer.get('submodule_name')!r})",
+        }
+        missing = [name for name, v in (("model", model), ("hook", hook)) if v is None]
         raise ConfigError(
             f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
-            f"{' and '.join(missing)}",
-            instead=("give ", *listed(needed, " and ")),
+            f"{' and '.join(unknown[name] for name in missing)}",
+            instead=("give ", *listed(map(Setting, missing), " and ")),
         )
     buffer = config.get("buffer", {})
     found = {"text_packing": "truncate"} | {
