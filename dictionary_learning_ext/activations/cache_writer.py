@@ -26,8 +26,7 @@ from tqdm import tqdm
 from ..config.checks import in_words, require
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, Setting, TextError
-from ..run_folder.names import LOCK
-from ..run_folder.writing import locked, remove, replacing, write_json
+from ..run_folder.files import LOCK, locked, remove, replacing, write_json
 from .activation_reader import ActivationReader
 from .cache_manifest import (
     DOCUMENTS,

@@ -34,7 +34,7 @@ class ExportFlags:
 def run_export(flags: ExportFlags) -> None:
     from ..export.exporter import export
     from ..export.formats import SAE_BENCH_REPO
-    from ..run_folder.names import WEIGHTS
+    from ..run_folder.files import WEIGHTS
 
     exported = export(
         flags.folder,

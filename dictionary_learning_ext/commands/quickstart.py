@@ -7,9 +7,8 @@ from ..config.presets import preset, quickstart
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import Interrupted, in_shell
-from ..run_folder.names import CONFIG, INDEX, REPORT, report_files
+from ..run_folder.files import CONFIG, INDEX, REPORT, remove, report_files
 from ..run_folder.reading import is_finished, load_config, read_metrics
-from ..run_folder.writing import remove
 from .flags import Command, vsae
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.checks import require
 from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
-from ..run_folder.names import RUNS
+from ..run_folder.files import RUNS
 from .flags import HIDDEN, Command, parse, positional, vsae
 from .train import TRAIN
 
@@ -72,15 +72,14 @@ def run(flags: SweepFlags) -> None:
 def _show(folder: Path) -> None:
     from ..report.many_runs import from_folder
     from ..report.runs_page import show_sweep
-    from ..sweep.manifest import progress
+    from ..sweep.runner import progress
 
     missing, width = progress(folder), shutil.get_terminal_size().columns
     print(show_sweep(from_folder(folder, missing), folder, missing, width))
 
 
 def _run_file(file: Path, flags: SweepFlags) -> None:
-    from ..sweep.manifest import Manifest
-    from ..sweep.runner import run_sweep
+    from ..sweep.runner import Manifest, run_sweep
     from ..sweep.sweep_file import configurations, read_sweep
 
     sweep = read_sweep(file, flags.search_seed)
@@ -130,7 +129,7 @@ def _devices(flags: SweepFlags) -> tuple[list[str], tuple[str, ...]]:
         return [], flags.passed_on
     if any(word.partition("=")[0] == "--device" for word in flags.passed_on):
         raise UserError("--device and --devices: give only one of them")
-    from ..sweep.device_pool import devices_of
+    from ..sweep.devices import devices_of
 
     devices = devices_of(flags.devices)
     return devices, (*flags.passed_on, "--device", devices[0].partition(":")[0])

@@ -10,7 +10,8 @@ from ..config.run import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
 from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ActivationsError, Setting, TrainingError, UserError, in_shell, listed
-from ..run_folder.names import CONFIG, FAILED, RUNS, folder_of
+from ..run_folder.files import CONFIG, FAILED, RUNS, folder_of
+from ..run_folder.matching import NONE
 from ..run_folder.reading import (
     failed_in,
     is_finished,
@@ -19,8 +20,7 @@ from ..run_folder.reading import (
     read_run,
     run_folders,
 )
-from ..run_folder.trained_on import NONE
-from ..training.preparation import prepared
+from ..training.plan import plan
 from ..training.processes import joined
 from .flags import HIDDEN, Command, texts_of, vsae
 
@@ -147,7 +147,7 @@ def run(flags: TrainFlags) -> None:
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
-            prepared(run, saes, resume, hooks.values())  # torch is imported below, in seconds
+            plan(run, saes, hooks, resume=resume)  # torch is imported below, in seconds
         if flags.resume in (None, AUTO) and processes.is_first:
             print(_started_from(flags), flush=True)
         from ..training.loop import train

@@ -31,12 +31,16 @@ from ..errors import (
     LanguageModelError,
     Setting,
 )
-from ..run_folder.evaluation_files import MEASURED_ON, evaluation_file, measured_on
-from ..run_folder.matching import require_one_setting
+from ..run_folder.files import write_json
+from ..run_folder.matching import (
+    MEASURED_ON,
+    evaluation_file,
+    measured_on,
+    require_one_setting,
+    run_of,
+)
 from ..run_folder.reading import read_config, require_folders
-from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
-from ..run_folder.writing import write_json
 from .measure import measure
 
 SAE = Dictionary | str | Path

@@ -24,11 +24,10 @@ from ..activations.run_inputs import held_out, open_model
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
-from ..run_folder.names import EXPORTS, METRICS
+from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk
+from ..run_folder.matching import run_of
 from ..run_folder.reading import read_metrics_if_any
-from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
-from ..run_folder.writing import is_of_a_full_disk
 from .formats import ExportedSAE, output_module, read, record, require_supported, write
 from .hub import without_local_paths
 from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia

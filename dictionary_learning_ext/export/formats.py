@@ -24,15 +24,14 @@ from safetensors.torch import load_file, save_file
 from ..activations.hook_points import HookPoint, block_of_output
 from ..config.architectures import BY_DICT_CLASS, ExportFormat, import_class
 from ..errors import CheckpointError, Setting, listed
-from ..run_folder.names import CONFIG, METRICS, WEIGHTS
-from ..run_folder.sae_lens_folder import (
+from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
+from ..run_folder.weights import (
     SAE_LENS_CONFIG,
     SAE_LENS_WEIGHTS,
     UNIT_NORM_TOLERANCE,
     load_sae_lens,
+    save_weights,
 )
-from ..run_folder.weights import save_weights
-from ..run_folder.writing import write_json
 from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 
 SAE_BENCH_REPO = "local/saes"

@@ -28,12 +28,10 @@ from ..config.architectures import BY_DICT_CLASS
 from ..errors import HubError, Setting, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import table
+from ..run_folder.files import CONFIG, METRICS, RUNS, WEIGHTS, write_json
 from ..run_folder.matching import measured_differently
-from ..run_folder.names import CONFIG, METRICS, RUNS, WEIGHTS
 from ..run_folder.reading import read_metrics_if_any
-from ..run_folder.sae_lens_folder import SAE_LENS_WEIGHTS
-from ..run_folder.weights import load_dictionary
-from ..run_folder.writing import write_json
+from ..run_folder.weights import SAE_LENS_WEIGHTS, load_dictionary
 from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
 
 # HfHubHTTPError's bases are the errors of the HTTP library under huggingface_hub, which has been

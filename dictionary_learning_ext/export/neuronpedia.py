@@ -26,7 +26,7 @@ from ..config.run import RunConfig
 from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.contexts import FeatureContexts, token_text
 from ..features.directions import LogitLens, decoder_directions
-from ..run_folder.writing import write_json, write_text
+from ..run_folder.files import write_json, write_text
 from .formats import ExportedSAE
 
 FEATURES_PER_BATCH = 128

@@ -14,7 +14,7 @@ import jinja2
 import torch as t
 from einops import rearrange
 
-from ..run_folder.names import PAGE_MARK
+from ..run_folder.files import PAGE_MARK
 
 LONGEST_TOKEN = 48
 """The most characters of a token that are shown."""

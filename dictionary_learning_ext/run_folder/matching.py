@@ -1,14 +1,20 @@
-"""What SAEs were trained with and measured on, and in which of it they differ. Imports no torch."""
+"""What SAEs were trained and measured on, and in which of it they differ. Imports no torch."""
 
+import logging
 import os
+import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config.run import NOT_THE_RESULT, RunConfig
+from ..config.run import NOT_THE_RESULT, RunConfig, TrainConfig
 from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
-from ..errors import Setting, Text, UserError
+from ..errors import CheckpointError, ConfigError, Setting, Text, UserError, listed
+from .files import CONFIG, METRICS, evaluation
+from .reading import read_config, read_metrics_if_any, settings_in
+
+logger = logging.getLogger(__name__)
 
 SEEDS = ("seed", "data_seed")
 """The settings in which runs of one setting differ."""
@@ -16,6 +22,18 @@ LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 """The settings that leave out tokens. A command can give them to all folders."""
 STORED = "activations"
 """The setting that names a folder of stored activations."""
+NONE = "none"
+"""What is given for no stored activations."""
+MEASURED_ON = (
+    "model",
+    "hook",
+    "data",
+    "text_packing",
+    "ctx_len",
+    "dtype",
+    *LEAVING_OUT,
+)
+"""The settings that SAEs must share to be measured together."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -26,7 +44,213 @@ _OF_THE_POSTERIOR = {each.name for each in fields(Variational)} - {
 }
 """The settings that variational SAEs add: how they are compared, unless the rest differs too."""
 _OF_THE_START = ("data", "steps", "batch_size", "dict_size", "k", "seed")
-"""Without one of these no folder says that it had the batches and initial weights of another."""
+"""Keys needed before two runs can be said to share batches and initial weights."""
+_OF_THE_BUFFER = {
+    "ctx_len": "ctx_len",
+    "text": "data",
+    "packing": "text_packing",
+    "remove_bos": "remove_bos",
+    "max_norm_multiple": "max_norm_multiple",
+}
+"""By a buffer's name of a setting: the run's. Upstream's buffers only write ctx_len."""
+
+
+# --- one folder
+
+
+def run_of(
+    folder: Path,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+    step: int | None = None,
+    *,
+    activations: str | None = None,
+    max_norm_multiple: float | None = None,
+    remove_bos: bool | None = None,
+) -> RunConfig:
+    """A folder's run, with the settings that are given here in place of its own.
+
+    A folder that upstream's `trainSAE` wrote has no run. If its submodule_name is a hook point's, that
+    is the hook, and the model is that of its metrics.json, or lm_name. Otherwise both must be given. The
+    text is its buffer's, or that of its metrics.json.
+
+    Arguments:
+        activations: a folder of stored activations, or NONE for those of the language model.
+
+    Raises: ConfigError, CheckpointError if the SAE was trained on something else than what is given.
+    """
+    config, path = read_config(folder, step), folder / CONFIG
+    if "run" in config:
+        run = TrainConfig().updated(settings_in(config, path), str(path)).run
+    else:
+        model, hook, data = _named_by(folder, config, model, hook, data)
+        run = _run_of_upstreams(folder, config, model, hook, data)
+    was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
+    if model is not None and was_model is not None and not same_model(model, was_model):
+        # It may be the same under another name. Its width is checked once it is loaded.
+        logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
+    if hook is not None and not str(was_hook).startswith("blocks."):
+        _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
+        if "run" not in config:
+            logger.warning(
+                "%s: %s doesn't say which module it was trained on (submodule_name=%r); trusting "
+                "--hook %s",
+                folder,
+                CONFIG,
+                was_hook,
+                hook,
+            )
+    elif hook not in (None, was_hook):
+        raise CheckpointError(
+            f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
+            "another folder"
+        )
+    changes = {
+        "model": model,
+        "hook": hook,
+        "data": data,
+        "device": device,
+        "activations": activations,
+        "max_norm_multiple": max_norm_multiple,
+        "remove_bos": remove_bos,
+    }
+    run = replace(run, **{name: value for name, value in changes.items() if value is not None})
+    return replace(run, activations=None) if run.activations == NONE else run
+
+
+def _named_by(
+    folder: Path,
+    config: dict[str, Any],
+    model: str | None,
+    hook: str | None,
+    data: str | None,
+) -> tuple[str | None, str | None, str | None]:
+    """Model, hook and text of a folder of upstream's: what is given, or else what its files name."""
+    chosen = {"model": model, "hook": hook, "data": data}
+    trainer, measured = config["trainer"], _former_evaluation(folder).get("measured_on", {})
+    named = trainer.get("submodule_name")
+    if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(named)):
+        return model, hook, data
+    names_text = config.get("buffer", {}).get("text") is not None  # what it was trained on
+    measured = {n: measured.get(n) for n in (("model",) if names_text else ("model", "data"))}
+    own = {METRICS: measured, CONFIG: {"model": trainer.get("lm_name"), "hook": named}}
+    for source, values in own.items():
+        taken = {n: v for n, v in values.items() if chosen[n] is None and v is not None}
+        if taken:
+            flags = " ".join(f"--{name} {value}" for name, value in taken.items())
+            logger.info("%s: using %s, from its %s", folder, flags, source)
+        chosen |= taken
+    return chosen["model"], chosen["hook"], chosen["data"]
+
+
+def _run_of_upstreams(
+    folder: Path, config: dict[str, Any], model: str | None, hook: str | None, data: str | None
+) -> RunConfig:
+    """The run of a folder of upstream's, as far as its "buffer" tells.
+
+    Upstream's own buffers, which don't write their packing, read a truncated document per context.
+    """
+    if model is None or hook is None:
+        trainer = config["trainer"]
+        unknown = {
+            "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
+            "hook": f"no hook point (submodule_name={trainer.get('submodule_name')!r})",
+        }
+        missing = [name for name, v in (("model", model), ("hook", hook)) if v is None]
+        raise ConfigError(
+            f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
+            f"{' and '.join(unknown[name] for name in missing)}",
+            instead=("give ", *listed(map(Setting, missing), " and ")),
+        )
+    buffer = config.get("buffer", {})
+    found = {"text_packing": "truncate"} | {
+        name: buffer[theirs]
+        for theirs, name in _OF_THE_BUFFER.items()
+        if buffer.get(theirs) is not None
+    }
+    if "data" not in found and data is None:
+        logger.warning(
+            "%s: %s doesn't say which text it was trained on; measuring on --data %s",
+            folder,
+            CONFIG,
+            RunConfig.data,
+        )
+    return TrainConfig().updated(found | {"model": model, "hook": hook}, str(folder / CONFIG)).run
+
+
+def _require_layer(folder: Path, config: dict[str, Any], hook: str) -> None:
+    """Raise a CheckpointError unless a folder of upstream's was trained where `hook` is."""
+    layer, io = config["trainer"].get("layer"), config.get("buffer", {}).get("io")
+    match = re.match(r"blocks\.(\d+)\.hook_(\w+)", hook)
+    if match is None or type(layer) is not int:
+        return  # `find_hook` names the hook points there are
+    # Between two blocks: the input of one is the output of the one before.
+    before = {"resid_pre": int(match[1]), "resid_post": int(match[1]) + 1}.get(match[2])
+    trained_before = {"in": layer, "out": layer + 1}.get(str(io))
+    if before is None or trained_before is None:
+        fits = int(match[1]) == layer
+    else:
+        fits = before == trained_before
+    if not fits:
+        side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
+        kind = "hook_resid_pre" if io == "in" else "hook_resid_post"
+        raise CheckpointError(
+            f"{folder}: trained on {side}layer {layer}, not on {hook}",
+            instead=("use ", Setting("hook", f"blocks.{layer}.{kind}")),
+        )
+
+
+def measured_on(run: RunConfig) -> dict[str, Any]:
+    """The settings that determine the held-out activations that an SAE is measured on.
+
+    A cache holds other tokens than the language model is given, so its folder is one of them.
+    """
+    return {name: getattr(run, name) for name in (*MEASURED_ON, STORED)}
+
+
+def evaluation_file(
+    folder: Path, config: dict[str, Any], run: RunConfig, tokens: int, metrics: dict[str, Any]
+) -> Path:
+    """Where an evaluation is written: metrics.json, or beside it if its settings are others.
+
+    The folder's own settings are those in metrics.json, or else those that its training would have
+    ended with.
+
+    Arguments:
+        config: the content of the folder's config.json.
+        run: what was measured on.
+        tokens: how many were asked for.
+        metrics: what was measured. It names the step of a checkpoint.
+    """
+    settings = config.get("run", {}).get("settings", {})
+    if former := _former_evaluation(folder):
+        own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
+        # Tokens are rounded up to whole batches.
+        same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
+    else:
+        own = settings | {"tokens": settings.get("eval_tokens")}
+        same_tokens = own["tokens"] in (None, 0, tokens)
+    other = {"step": metrics["step"]} if "step" in metrics else {}
+    other |= {
+        name: NONE if name == STORED and value is None else value
+        for name, value in measured_on(run).items()
+        if name in own and not same_setting(name, own[name], value)
+    }
+    return evaluation(folder, other | ({} if same_tokens else {"tokens": metrics["tokens"]}))
+
+
+def _former_evaluation(folder: Path) -> dict[str, Any]:
+    """A folder's metrics.json. Empty if there is none, or a damaged one, which is written again."""
+    try:
+        former = read_metrics_if_any(folder)
+    except CheckpointError:
+        return {}
+    return former if isinstance(former, dict) else {}
+
+
+# --- several folders
 
 
 def same_model(one: Any, other: Any) -> bool:
@@ -143,8 +367,8 @@ def only_posteriors_differ(trained: Sequence[dict[str, Any]]) -> bool:
 
 
 def _following(trained: Sequence[dict[str, Any]]) -> set[str]:
-    """The settings that say nothing beside others: the noise's second name, and what is the same
-    share of every run where runs differ in length."""
+    """The settings that follow from others: one of the noise's two names, and in runs of different
+    lengths, the steps that are the same share of each run."""
     noisy = [settings for settings in trained if settings.get("sigma") is not None]
     by_ratio = all(settings.get("noise_to_signal") is not None for settings in noisy)
     following = {"sigma" if noisy and by_ratio else "noise_to_signal"}

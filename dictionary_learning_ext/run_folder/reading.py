@@ -1,7 +1,7 @@
-"""Reading a run folder: its settings, its metrics, and whether it is finished. Imports no torch.
+"""Reading a run folder: its settings, its metrics, how far it is, and how it is resumed.
 
-There is one reader for each file. Weights are read in weights.py, resume points in
-resume_points.py.
+There is one reader for each file. weights.py reads the weights, resume_points.py the resume points.
+Imports no torch.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, Setting, first_line, in_shell
-from .names import (
+from .files import (
     CHECKPOINTS,
     CONFIG,
     FAILED,
@@ -41,7 +41,7 @@ def require_folders(folders: Sequence[str | Path]) -> None:
 
 @contextmanager
 def _readable() -> Iterator[None]:
-    """Turn an error of the disk into a CheckpointError. Only that there is no such file is left."""
+    """Turn an error of the disk into a CheckpointError. FileNotFoundError passes through."""
     try:
         yield
     except FileNotFoundError:
@@ -63,12 +63,12 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     there) or damaged, or the run is not finished.
     """
     folder = Path(folder)
+    path = folder / CONFIG
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
-    if not (folder / CONFIG).is_file():
+    if not path.is_file():
         raise _missing(folder, CONFIG)
-    path = folder / CONFIG
-    config = _parsed(path, path.read_bytes(), "copy it again or train again")
+    config = _parsed(path, "copy it again or train again")
     try:
         config["trainer"]["dict_class"]
     except (KeyError, TypeError) as error:
@@ -83,25 +83,30 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     config["trainer"] = without_deleted(config["trainer"])
     if isinstance(settings := config.get("run", {}).get("settings"), dict):
         config["run"]["settings"] = without_deleted(settings)
-    if step is not None:
-        if not checkpoint(folder, step).is_file():
-            raise _no_checkpoint(folder, step)
-    elif not (folder / WEIGHTS).is_file():
-        if "run" in config and not (folder / METRICS).is_file():
-            raise _unfinished(folder, config)
-        raise _missing(folder, WEIGHTS)
+    if step is None:
+        if not (folder / WEIGHTS).is_file():
+            is_begun = "run" in config and not (folder / METRICS).is_file()
+            raise _unfinished(folder, config) if is_begun else _missing(folder, WEIGHTS)
+    elif not checkpoint(folder, step).is_file():
+        there = checkpoint_steps(folder)
+        raise CheckpointError(
+            f"{folder}: no checkpoint of step {step}" + ("" if there else "; there are none"),
+            expected=f"one of {', '.join(map(str, there))}" if there else "",
+            instead="" if there else ("train with ", Setting("save_steps")),
+        )
     return config
 
 
 def _missing(folder: Path, name: str) -> CheckpointError:
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
-    there = ", ".join(names) or "nothing"
-    inside = [p.parent.name for p in sorted(folder.glob(f"*/{WEIGHTS}"))]
+    inside = [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS}"))]
     if name == CONFIG and inside:
         return CheckpointError(
-            f"{folder}: holds run folders and is not one; give one of them, e.g. {folder / inside[0]}"
+            f"{folder}: holds run folders and is not one; give one of them, e.g. {inside[0]}"
         )
-    return CheckpointError(f"{folder}: expected a file {name}, but it holds {there}")
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return CheckpointError(
+        f"{folder}: expected a file {name}, but it holds {', '.join(there) or 'nothing'}"
+    )
 
 
 def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
@@ -118,29 +123,21 @@ def _unfinished(folder: Path, config: dict[str, Any]) -> CheckpointError:
     )
 
 
-def _no_checkpoint(folder: Path, step: int) -> CheckpointError:
-    there = ", ".join(map(str, checkpoint_steps(folder)))
-    what = f"{folder}: no checkpoint of step {step}"
-    if there:
-        return CheckpointError(what, expected=f"one of {there}")
-    return CheckpointError(
-        f"{what}; there are none", instead=("train with ", Setting("save_steps"))
-    )
-
-
 def checkpoint_steps(folder: Path) -> list[int]:
     """The steps of a folder's checkpoints, in rising order."""
-    matches = (
-        re.fullmatch(r"ae_(\d+)\.pt", path.name) for path in (folder / CHECKPOINTS).glob("*")
-    )
-    return sorted(int(match[1]) for match in matches if match)
+    return _numbers(folder / CHECKPOINTS, r"ae_(\d+)\.pt")
 
 
 def steps_of(folder: Path) -> list[int]:
     """The steps of a folder's complete resume points, in rising order."""
-    matches = (re.fullmatch(r"step_(\d+)", path.name) for path in (folder / RESUME).glob("*"))
-    steps = sorted(int(match[1]) for match in matches if match)
+    steps = _numbers(folder / RESUME, r"step_(\d+)")
     return [step for step in steps if (resume_point(folder, step) / RESUME_COMPLETE).is_file()]
+
+
+def _numbers(folder: Path, pattern: str) -> list[int]:
+    """The numbers in the names in a folder that match."""
+    matches = (re.fullmatch(pattern, path.name) for path in folder.glob("*"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
@@ -156,8 +153,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     try:
         with _readable():
             path = path / CONFIG if path.is_dir() else path
-            config = _parsed(path, path.read_bytes(), "copy it again")
-        return checked_settings(config, path)
+            return checked_settings(_parsed(path, "copy it again"), path)
     except FileNotFoundError as error:
         what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
         raise ConfigError((*given, what), name=name) from error
@@ -166,10 +162,10 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
 
 
 def checked_settings(config: Any, path: Path) -> TrainConfig:
-    """The settings in a run's config.json, but for where it was written.
+    """The settings in a config.json that was read, but for where it was written.
 
     Arguments:
-        path: of the config.json, for messages.
+        path: for messages.
 
     Raises: CheckpointError if there are none, ConfigError for one that has no legal value.
     """
@@ -187,12 +183,11 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     """A run folder's final evaluation. Raises CheckpointError if there is none."""
     read_config(folder)
     path = Path(folder) / METRICS
+    command = f"run `vsae eval {in_shell(folder)}`"
     try:
-        return _parsed(path, path.read_bytes(), f"run `vsae eval {in_shell(folder)}`")
+        return _parsed(path, command)
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: not measured yet; run `vsae eval {in_shell(folder)}`"
-        ) from error
+        raise CheckpointError(f"{path}: not measured yet; {command}") from error
 
 
 @_readable()
@@ -209,9 +204,8 @@ def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 @_readable()
 def read_history(folder: Path) -> list[dict[str, float | None]]:
-    """What was logged during training, a step each; empty if nothing was.
-
-    What was not finite is None.
+    """The metrics of each logged step; empty if there are none. None stands for a value that was not
+    finite.
 
     Raises: CheckpointError if a line is damaged.
     """
@@ -219,7 +213,7 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
     if not path.exists():
         return []
     repair = "delete it to continue without the training curves"
-    return [_parsed(path, line, repair) for line in path.read_bytes().splitlines()]
+    return [_parsed(path, repair, line) for line in path.read_bytes().splitlines()]
 
 
 def is_finished(folder: Path, run: RunConfig) -> bool:
@@ -259,15 +253,16 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
-    """What `train` needs to resume a run folder, or a folder of the run folders of one run: what
-    the SAEs share, their settings and their hook points.
+    """The first three arguments of `train` that resume a run: what its SAEs share, their settings
+    and their hook points. SAEs that failed are left out. So are those that are finished, unless all
+    are.
 
-    SAEs that failed are left out. So are those that are finished, unless all are.
+    Arguments:
+        folder: a run folder, or the folder that holds the run folders of one run.
 
     Raises: ConfigError if there is no such run, or none of it can be resumed.
     """
-    runs: dict[str, TrainConfig] = {}
-    done: dict[str, TrainConfig] = {}
+    runs, done = {}, {}
     failed = failed_in(folder)
     for one in run_folders(folder):
         if one not in failed:
@@ -295,8 +290,9 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     return run, saes, {name: settings.run.hook for name, settings in runs.items()}
 
 
-def _parsed(path: Path, content: bytes, repair: str) -> Any:
-    """The JSON that was read from `path`. Raises a CheckpointError that ends in `repair`."""
+def _parsed(path: Path, repair: str, line: bytes | None = None) -> Any:
+    """The JSON in a file, or in a line of it. Raises a CheckpointError that ends in `repair`."""
+    content = path.read_bytes() if line is None else line
     try:
         return json.loads(content.decode("utf-8"))
     # ValueError: not UTF-8, not JSON. RecursionError: nested without end.

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError
-from .names import (
+from .files import (
     CHECKPOINTS,
     RESUME,
     RESUME_COMPLETE,
@@ -28,10 +28,13 @@ from .names import (
     RESUME_STATE,
     RESUME_TENSORS,
     WEIGHTS,
+    remove,
     resume_point,
+    sync,
+    write_json,
+    writing,
 )
 from .reading import steps_of
-from .writing import remove, sync, write_json, writing
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +114,9 @@ def load_point(folder: Path, step: int) -> ResumePoint:
         state = json.loads((path / RESUME_STATE).read_text(encoding="utf-8"))
         trainer = _with_tensors(state["trainer"], load_file(path / RESUME_TENSORS))
         return ResumePoint(state["step"], trainer, state["run"])
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(
             f"{path}: incomplete resume point ({type(error).__name__}: {error})"
         ) from error
@@ -123,8 +126,9 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
     """The newest points that all folders have of one step, and what was wrong with newer ones.
 
     Folders of one run are written one after the other. A run that was killed in between resumes
-    from the previous point. One that was killed before every folder had its first point has none,
-    and starts from scratch, whatever checkpoints it has. Finished weights are never given up.
+    from the previous point. A run that was killed before every folder had its first point has none:
+    it starts from scratch, and its checkpoints are written again. Finished weights are never
+    overwritten.
 
     Raises: CheckpointError if there are points and none can be used.
     """

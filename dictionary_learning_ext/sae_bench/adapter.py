@@ -18,7 +18,7 @@ from sae_bench.sae_bench_utils import graphing_utils
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
 from ..features.directions import random_directions
-from ..run_folder.names import CONFIG, RUNS, WEIGHTS
+from ..run_folder.files import CONFIG, RUNS, WEIGHTS
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 

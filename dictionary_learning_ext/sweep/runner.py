@@ -1,25 +1,34 @@
 """Run a wandb sweep file on this machine, without wandb's server.
 
 Configurations that share the language model, text and training settings are trained in one process on
-the same batches, or on the same text at several hook points. As many are trained at once as memory
-allows: on this process's device, or on several with a process each. Each gets the same weights, bit
-for bit, as it would in a run of its own. Rerunning an interrupted sweep continues it.
+the same batches, or on the same text at several hook points: a `Chunk`. As many are trained at once as
+memory allows: on this process's device, or on several with a process each. Each gets the same weights,
+bit for bit, as it would in a run of its own. sweep.json says which sweep a folder holds: rerunning an
+interrupted sweep continues it.
 """
 
+import hashlib
+import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from signal import SIGINT
+from typing import Any
 
-from ..config.run import TrainConfig
-from ..errors import Interrupted, TrainingError, UserError
-from ..run_folder.names import FAILED
-from ..run_folder.writing import is_of_a_full_disk
-from .chunk import chunks_of
-from .manifest import Manifest, begin, is_done, withdraw
+from ..config.run import NOT_THE_RESULT, RunConfig, TrainConfig
+from ..config.sae import DERIVED, SAEConfig
+from ..errors import ConfigError, Interrupted, Setting, TrainingError, UserError
+from ..run_folder.files import CONFIG, FAILED, SWEEP, is_of_a_full_disk, remove, write_json
+from ..run_folder.reading import is_finished, load_config, steps_of
+from ..training.plan import fitting_at_once, plan
+from .devices import train_on
 
 logger = logging.getLogger(__name__)
+
+_MOST_SHOWN = 5
+"""Values of a setting in a message."""
 
 
 def run_sweep(
@@ -30,7 +39,7 @@ def run_sweep(
     devices: Sequence[str] = (),
     name: str | None = None,
     command: str | None = None,
-    on_begin: Callable[[Manifest], None] = lambda manifest: None,
+    on_begin: Callable[["Manifest"], None] = lambda manifest: None,
 ) -> dict[str, Path]:
     """Train every configuration, or those that an interrupted sweep has not finished.
 
@@ -56,11 +65,11 @@ def run_sweep(
             require_device(device, "devices")
     for chunk in chunks_of(configs, save_dir, name, len(configs), _ended(configs, save_dir)):
         chunk.prepare()
-    manifest = begin(
+    manifest = _begin(
         configs,
         save_dir,
         at_once=at_once,
-        memory_allows=memory_allows(configs, devices),
+        memory_allows=_memory_allows(configs, devices),
         name=name,
         command=command,
     )
@@ -76,12 +85,12 @@ def run_sweep(
             f"{manifest.how_to_continue}",
         ) from stop
     except UserError:
-        withdraw(manifest, save_dir)
+        _withdraw(manifest, save_dir)
         raise
 
 
 def _run(
-    configs: dict[str, TrainConfig], save_dir: Path, manifest: Manifest, devices: Sequence[str]
+    configs: dict[str, TrainConfig], save_dir: Path, manifest: "Manifest", devices: Sequence[str]
 ) -> dict[str, Path]:
     failed = _failed(configs, save_dir)
     failures = [
@@ -91,8 +100,17 @@ def _run(
     ended = _ended(configs, save_dir)
     chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, ended))
     if devices and chunks:
-        from .device_pool import train_on
-
+        if (idle := len(devices) - len(chunks)) > 0:
+            together = max(len(chunk.configs) for chunk in chunks)
+            remedy = (
+                f": up to {together} SAEs are trained together; use --at-once 1 to share them out"
+            )
+            logger.warning(
+                "%d of the %d devices have nothing to do%s",
+                idle,
+                len(devices),
+                remedy if together > 1 else "",
+            )
         failures += train_on(devices, chunks)
     else:
         for chunk in chunks:
@@ -127,14 +145,259 @@ def _ended(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:
     return [*done, *_failed(configs, save_dir)]
 
 
-def memory_allows(configs: dict[str, TrainConfig], devices: Sequence[str] = ()) -> int:
-    """How many of the SAEs, with their Adam state, fit into half of the free memory.
+def _memory_allows(configs: dict[str, TrainConfig], devices: Sequence[str]) -> int:
+    """How many SAEs are trained at once: what fits, but no more than each device's share of them."""
+    first, *_ = configs.values()
+    fitting = fitting_at_once(list(configs.values()), devices or [first.run.device])
+    return min(math.ceil(len(configs) / max(1, len(devices))), fitting)
 
-    With several devices, no more than each one's share of the SAEs.
+
+# --- chunks
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of a sweep's runs, whose settings differ in the SAE and the hook point alone."""
+
+    configs: dict[str, TrainConfig]
+    """By name."""
+    save_dir: Path
+    """The sweep's folder."""
+    sweep: str | None
+    """The sweep's name, which groups its runs in wandb."""
+
+    def __str__(self) -> str:
+        first, *others = self.configs
+        return f"{first} and {len(others)} more" if others else first
+
+    def on(self, device: str) -> "Chunk":
+        """These runs on another device."""
+        moved = {
+            name: replace(config, run=replace(config.run, device=device))
+            for name, config in self.configs.items()
+        }
+        return replace(self, configs=moved)
+
+    def prepare(self) -> None:
+        """Check the runs before anything is loaded or written. Raises what `plan` does."""
+        plan(*self._given, resume=self._has_started)
+
+    def train(self) -> None:
+        """Train the runs, or continue them. Raises what `loop.train` does."""
+        from ..training.loop import train
+
+        train(*self._given, resume=self._has_started, group=self.sweep)
+
+    @property
+    def _given(self) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
+        """The first three arguments of `train`."""
+        name, *others = self.configs
+        target = self.save_dir if others else self.save_dir / name
+        run = replace(self.configs[name].run, save_dir=str(target))
+        saes = {name: config.sae for name, config in self.configs.items()}
+        return run, saes, {name: config.run.hook for name, config in self.configs.items()}
+
+    @property
+    def _has_started(self) -> bool:
+        return any((self.save_dir / name / CONFIG).is_file() for name in self.configs)
+
+
+def chunks_of(
+    configs: dict[str, TrainConfig],
+    save_dir: Path,
+    sweep: str | None,
+    at_once: int,
+    without: Collection[str] = (),
+) -> Iterator[Chunk]:
+    """Runs in chunks of at most `at_once` that can share one language model and training loop.
+
+    Runs that can't resume from one step are in chunks of their own, and so are those that start.
+
+    Arguments:
+        without: runs that are left out, as they are finished or failed. The others are divided as if
+            these were there.
     """
-    from ..training.memory import free_bytes, row_width, sae_bytes
+    groups: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        groups.setdefault(repr(replace(config.run, hook="")), []).append(name)
+    for names in groups.values():
+        for start in range(0, len(names), at_once):
+            chosen = [name for name in names[start : start + at_once] if name not in without]
+            for together in _of_one_step(chosen, save_dir):
+                yield Chunk({name: configs[name] for name in together}, save_dir, sweep)
 
-    each = max(sae_bytes(c.sae, row_width(c.run)) for c in configs.values())
-    devices = devices or [next(iter(configs.values())).run.device]
-    free = min(free_bytes(device) / devices.count(device) for device in devices)
-    return min(math.ceil(len(configs) / len(devices)), max(1, int(free / 2 / each)))
+
+def _of_one_step(names: list[str], save_dir: Path) -> list[list[str]]:
+    """Runs grouped by where they resume: a common resume point, or the start.
+
+    They differ where one was deleted to be trained again, or trained on another device.
+    """
+    groups: list[tuple[set[int], list[str]]] = []
+    for name in names:
+        has_started = (save_dir / name / CONFIG).is_file()
+        steps = set(steps_of(save_dir / name)) or {0 if has_started else -1}
+        for common, group in groups:
+            if common & steps:
+                common &= steps
+                group.append(name)
+                break
+        else:
+            groups.append((steps, [name]))
+    return [group for _, group in groups]
+
+
+# --- sweep.json
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of sweep.json."""
+
+    digest: str
+    """Of the runs' names, which say all settings."""
+    at_once: int
+    """How many are trained together."""
+    runs: list[str]
+    """The names of the run folders."""
+    name: str | None
+    """The sweep's name, if it has one."""
+    command: str | None
+    """What was typed, if it was started by a command."""
+    settings: dict[str, list[Any]]
+    """The values of each setting in any of the runs."""
+
+    @property
+    def how_to_continue(self) -> str:
+        """What to type after an interruption."""
+        if self.command is None:
+            return "run the same `vsae sweep` command again to continue"
+        return f"run `{self.command}` again to continue"
+
+
+def _read(save_dir: Path) -> Manifest | None:
+    """The sweep that a folder holds, if any. Raises ConfigError if its file is damaged."""
+    path = save_dir / SWEEP
+    if not path.is_file():
+        return None
+    try:
+        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: damaged; delete it and rerun the sweep's command to continue"
+        ) from error
+
+
+def _begin(
+    configs: dict[str, TrainConfig],
+    save_dir: Path,
+    *,
+    at_once: int | None,
+    memory_allows: int,
+    name: str | None,
+    command: str | None,
+) -> Manifest:
+    """Record a sweep in `save_dir`, unless it is there already.
+
+    Another sweep that has written no run yet gives way.
+
+    Arguments:
+        configs: of the runs, by name.
+
+    Raises: ConfigError if the folder holds another sweep, or the same one and `at_once` is higher than
+    its own.
+    """
+    names, settings = sorted(configs), _values(configs)
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    former = _read(save_dir)
+    if former is None or (former.digest != digest and not _has_begun(former, save_dir)):
+        at_once = memory_allows if at_once is None else at_once
+        manifest = Manifest(digest, at_once, names, name, command, settings)
+        write_json(save_dir / SWEEP, asdict(manifest))
+        return manifest
+    if former.digest != digest:
+        raise ConfigError(
+            (
+                f"{save_dir}: holds another sweep of {len(former.runs)} runs",
+                *_difference(former, settings),
+            ),
+            instead=("choose another ", Setting("save_dir")),
+        )
+    if at_once in (None, former.at_once):
+        return former
+    if at_once > former.at_once:
+        raise ConfigError(
+            f"this sweep was started with {former.at_once}",
+            name="at_once",
+            value=at_once,
+            instead="leave it out to continue the sweep, or lower it",
+        )
+    manifest = replace(former, at_once=at_once)  # e.g. after memory ran out
+    write_json(save_dir / SWEEP, asdict(manifest))
+    return manifest
+
+
+def _values(configs: dict[str, TrainConfig]) -> dict[str, list[Any]]:
+    """The values of each setting in any of the runs, as JSON gives them back."""
+    values: dict[str, list[Any]] = {}
+    for config in configs.values():
+        for name, value in json.loads(json.dumps(config.to_dict())).items():
+            if name not in NOT_THE_RESULT and value not in values.setdefault(name, []):
+                values[name].append(value)
+    return values
+
+
+def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str | Setting, ...]:
+    """In which settings the runs of two sweeps differ, but for those that follow from others."""
+    was = former.settings
+    differing = [n for n in settings if n in was and _sorted(was[n]) != _sorted(settings[n])]
+    differing = [name for name in differing if name not in DERIVED] or differing
+    if not differing:
+        return (f", e.g. {former.runs[0]}",)
+    changes = [
+        part
+        for name in differing
+        for part in (" and ", Setting(name, _shown(was[name])), f", not {_shown(settings[name])}")
+    ]
+    return (" with ", *changes[1:])
+
+
+def _sorted(values: list[Any]) -> list[Any]:
+    return sorted(values, key=repr)
+
+
+def _shown(values: list[Any]) -> str:
+    texts = [str(value) for value in values[:_MOST_SHOWN]]
+    return ",".join(texts + ["…"] * (len(values) > _MOST_SHOWN))
+
+
+def _withdraw(manifest: Manifest, save_dir: Path) -> None:
+    """Undo `_begin` if no run has started."""
+    if not _has_begun(manifest, save_dir):
+        remove(save_dir / SWEEP)
+        if save_dir.is_dir() and not any(save_dir.iterdir()):
+            remove(save_dir)
+
+
+def _has_begun(manifest: Manifest, save_dir: Path) -> bool:
+    return any((save_dir / name).exists() for name in manifest.runs)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run of a sweep is trained and, if its settings say so, evaluated."""
+    return (folder / CONFIG).is_file() and is_finished(folder, load_config(folder).run)
+
+
+def progress(save_dir: Path) -> str | None:
+    """What is missing in a sweep's folder, and how to continue; None if nothing is."""
+    manifest = _read(save_dir)
+    if manifest is None:
+        return None
+    failed = [name for name in manifest.runs if (save_dir / name / FAILED).is_file()]
+    done = [n for n in manifest.runs if n not in failed and is_done(save_dir / n)]
+    parts = []
+    if failed:
+        parts.append(f"{len(failed)} failed, see {FAILED} in {', '.join(failed)}")
+    if len(done) + len(failed) < len(manifest.runs):
+        parts.append(manifest.how_to_continue)
+    finished = f"{len(done)} of {len(manifest.runs)} runs are finished"
+    return "; ".join([finished, *parts]) if parts else None

@@ -48,17 +48,12 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path}: no such file; expected a sweep file, e.g. {_EXAMPLE}"
-        ) from error
-    except IsADirectoryError as error:
-        raise ConfigError(
-            f"{path}: a folder; expected a sweep file, e.g. {_EXAMPLE}; to show the results in a "
-            f"sweep's folder, use --results {in_shell(path)}"
-        ) from error
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror}); check the file") from error
+        what = {
+            FileNotFoundError: "no such file",
+            IsADirectoryError: f"a folder; to show a sweep's results, use --results {in_shell(path)}",
+        }.get(type(error), f"can't be read ({error.strerror})")
+        raise ConfigError(f"{path}: {what}", expected=f"a sweep file, e.g. {_EXAMPLE}") from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         cause = " ".join(str(error).split())
         raise ConfigError(

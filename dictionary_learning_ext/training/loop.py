@@ -1,21 +1,26 @@
-"""The training loop: one language model, one buffer, one or many SAEs."""
+"""The training loop: one language model, one buffer, one or many SAEs.
+
+`train` checks what it is given, `_train` opens the activations and builds the SAEs, `_Loop` takes the
+steps, and `_evaluate` measures what came out.
+"""
 
 import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch as t
+from dictionary_learning.dictionary import Dictionary
 from tqdm import tqdm
 
 from ..activations.run_sources import open_sources
 from ..activations.sources import RunSources
 from ..activations.tokens import Share
-from ..config.run import RunConfig, TrainConfig
+from ..config.run import RunConfig
 from ..config.sae import SAEConfig
 from ..errors import (
     CheckpointError,
@@ -28,27 +33,28 @@ from ..errors import (
 )
 from ..evaluation.measure import measure
 from ..evaluation.tables import by_settings
-from ..run_folder.evaluation_files import measured_on
-from ..run_folder.names import require_free
-from ..run_folder.reading import is_finished
+from ..run_folder.files import locked, require_free
+from ..run_folder.matching import measured_on
+from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
-from ..run_folder.writing import locked
 from ..trainers.base import require_device
-from .config_json import versions
-from .initial_weights import trained_sources
-from .interrupts import Interrupts, before_the_first_step, interrupts
-from .memory import require_memory
-from .preparation import hook_points_of, prepared
-from .processes import Processes, joined
-from .resuming import checked_points, shared_state, state_for_resume
-from .run_log import report_finished
-from .sae_run import SAERun
-from .starting import begin, built
+from ..trainers.upstream import build_trainer
+from .logs import report_finished
+from .plan import Job, plan, require_memory
+from .processes import Interrupts, Processes, before_the_first_step, interrupts, joined
+from .resuming import (
+    checked_points,
+    restore_generators,
+    shared_state,
+    start_from,
+    state_for_resume,
+    state_of_rank,
+    trained_sae,
+)
+from .sae_run import SAERun, SilentSAERun, versions
 
 logger = logging.getLogger(__name__)
 
-States = dict[str, dict[str, Any]]
-"""What each hook point's source needs to continue."""
 SHOWN = 3
 """How many SAEs the progress bar shows; each one's metrics are in its metrics.jsonl."""
 
@@ -89,77 +95,64 @@ def train(
     """
     with joined() as processes:
         with processes.together():
-            hook_of = hook_points_of(run, saes, hooks)
-            if len(saes) == 1:
-                run = replace(run, hook=next(iter(hook_of.values())))
-            saes, folders = prepared(run, saes, resume, hook_of.values())
+            jobs = plan(run, saes, hooks, resume=resume)
+            if len(jobs) == 1:
+                run = jobs[0].config.run
             device = processes.device(run.device)
-        if resume and all(is_finished(folder, run) for folder in folders.values()):
+        if resume and all(job.is_finished for job in jobs):
             logger.info("%s: already finished; nothing to do", run.save_dir)
-            for name, folder in folders.items():
-                if processes.is_first:
-                    of_hook = replace(run, hook=hook_of[name])
-                    report_finished(folder, TrainConfig(saes[name], of_hook))
-            return folders
-        _train(run, device, saes, folders, hook_of, processes, resume=resume, group=group)
-    return folders
+            if processes.is_first:
+                for job in jobs:
+                    report_finished(job.folder, job.config)
+        else:
+            run = replace(run, device=device)
+            _train(run, jobs, processes, resume=resume, group=group)
+    return {job.name: job.folder for job in jobs}
 
 
 def _train(
-    given: RunConfig,
-    device: str,
-    saes: dict[str, SAEConfig],
-    folders: dict[str, Path],
-    hook_of: dict[str, str],
-    processes: Processes,
-    *,
-    resume: bool,
-    group: str | None,
+    run: RunConfig, jobs: list[Job], processes: Processes, *, resume: bool, group: str | None
 ) -> None:
     """See `train`.
 
     Arguments:
-        device: this process's. The SAEs' settings have the one that was given, for all processes.
+        run: with this process's device. The jobs have the one that was given, for all processes.
     """
-    run = replace(given, device=device)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(interrupts(are_several=processes.are_several))
         with before_the_first_step():
             with processes.together():
                 if processes.is_first:
-                    stack.enter_context(locked(folders.values()))
+                    stack.enter_context(locked(job.folder for job in jobs))
                     if not resume:
-                        for folder in folders.values():
-                            require_free(folder, run.overwrite)
+                        for job in jobs:
+                            require_free(job.folder, run.overwrite)
             with processes.together():
                 require_device(run.device)
-                require_memory(run, saes.values(), processes.local_count)
-                initial = {} if resume else trained_sources(saes)
+                require_memory(run, [job.config.sae for job in jobs], processes.local_count)
+                initial = [] if resume else [trained_sae(job.config.sae) for job in jobs]
                 share = Share(processes.rank, processes.count)
-                sources = open_sources(run, dict.fromkeys(hook_of.values()), signals.check, share)
+                hooks = dict.fromkeys(job.hook for job in jobs)
+                sources = open_sources(run, hooks, signals.check, share)
                 if not resume and processes.is_first:
                     sources.require_enough()
-                configs = {
-                    name: TrainConfig(
-                        sae.with_sigma(sources.hooks[hook_of[name]].activation_dim, run.normalize),
-                        replace(given, hook=hook_of[name]),
-                    )
-                    for name, sae in saes.items()
-                }
+                jobs = [job.of_width(sources.hooks[job.hook].activation_dim) for job in jobs]
                 inputs = sources.inputs | {
                     "versions": versions() | {"threads": t.get_num_threads()},
                 }
-                points = checked_points(configs, folders, inputs, processes) if resume else {}
+                points = checked_points(jobs, inputs, processes) if resume else []
                 if resume and not points:
-                    initial = trained_sources(saes)
+                    initial = [trained_sae(job.config.sae) for job in jobs]
                 signals.check()
             processes.require_alike(inputs)
-            sae_runs, start = built(configs, folders, device, sources, points, initial, processes)
+            norm_factors = _norm_factors(jobs, sources, points, processes)
+            sae_runs = _built(jobs, run.device, sources, norm_factors, initial, processes)
         code = 1
         try:
             with signals.deferred():
-                begin(sae_runs, sources, points, group, processes)
-                _loop(run, sources, sae_runs, start, inputs, signals, processes)
+                _begin(sae_runs, sources, points, group, processes)
+                start = points[0].step if points else 0
+                _Loop(run, sources, sae_runs, start, inputs, signals, processes).run()
                 trained = [one for one in sae_runs if one.failure is None]
                 with processes.together():
                     for one in trained:
@@ -180,127 +173,244 @@ def _train(
         raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
 
 
-def _loop(
-    run: RunConfig,
+def _norm_factors(
+    jobs: Sequence[Job],
     sources: RunSources,
-    sae_runs: list[SAERun],
-    start: int,
-    inputs: dict[str, Any],
-    signals: Interrupts,
+    points: Sequence[ResumePoint],
+    processes: Processes,
+) -> dict[str, float]:
+    """What each hook point's raw activations are divided by: measured, or as in the resume points.
+
+    From here on, the sources are at the run's first batch.
+    """
+    if not points:
+        with processes.together():
+            mean_squared_norms = sources.mean_squared_norms()
+        factors = sources.norm_factors(processes.means(mean_squared_norms))
+        for source in sources.sources.values():
+            if outliers := source.outliers():
+                logger.warning("%s", outliers)
+        return factors
+    of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
+    with processes.together():
+        states = {hook: state_of_rank(each, processes.rank) for hook, each in of_hook.items()}
+        sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
+    return {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
+
+
+def _built(
+    jobs: Sequence[Job],
+    device: str,
+    sources: RunSources,
+    norm_factors: Mapping[str, float],
+    initial: Sequence[Dictionary | None],
+    processes: Processes,
+) -> list[SAERun]:
+    """Every SAE, with random weights or those of a trained one.
+
+    Arguments:
+        device: of this process.
+        initial: the trained SAE that each starts from, if any; empty for SAEs that resume.
+    """
+    sae_runs, kind = [], SAERun if processes.is_first else SilentSAERun
+    with processes.together():
+        for job in jobs:
+            hook = sources.hooks[job.hook]
+            trainer = build_trainer(
+                job.config.sae,
+                steps=job.config.run.steps,
+                activation_dim=hook.activation_dim,
+                layer=hook.layer,
+                lm_name=job.config.run.model,
+                hook=hook.name,
+                device=device,
+                dtype=job.config.run.dtype,
+                name=job.folder.name,
+            )
+            sae_runs.append(kind(job, trainer, norm_factors[job.hook], processes))
+        for one, source in zip(sae_runs, initial, strict=False):
+            if source is not None:
+                hook = sources.hooks[one.run.hook]
+                start_from(one.trainer, source, one.norm_factor, one.config.sae, hook)
+    if processes.are_several:
+        for one in sae_runs:
+            one.trainer.join(processes.ranks)
+    return sae_runs
+
+
+def _begin(
+    sae_runs: Sequence[SAERun],
+    sources: RunSources,
+    points: Sequence[ResumePoint],
+    group: str | None,
     processes: Processes,
 ) -> None:
-    """Every step of every SAE from `start` on. On an error, what was trained is saved."""
-    save_points = set(run.save_points())
-    every_steps, every_seconds = run.save_interval()
-    saved_at = time.monotonic()
-    norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
-    # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
-    quiet: dict[str, Any] = {} if processes.is_first else {"disable": True}
-    bar = tqdm(
-        total=run.steps * run.batch_size,
-        initial=start * run.batch_size,
-        unit="tok",
-        unit_scale=True,
-        mininterval=1,
-        **quiet,
-    )
-    active, step, batches = sae_runs, start, {}
-    before: States | None = None  # where the sources were before this step's batch
+    """Start or resume every SAE. No folder is changed before it is certain that all can."""
+    groups = {one.name: group or one.folder.resolve().parent.name for one in sae_runs}
+    resumed = list(zip(sae_runs, points, strict=True)) if points else []
+    started = [] if points else sae_runs
+    with processes.together():
+        for one, point in resumed:
+            one.restore(point)
+            restore_generators(one.trainer, point, processes.rank)
+        for one in started:
+            one.open_wandb(groups[one.name])
+    with processes.together():
+        for one, point in resumed:
+            one.resume(point, groups[one.name])
+        for one in started:
+            one.start(sources.sources[one.run.hook].config)
 
-    def save(step: int, states: States, saes: list[SAERun]) -> None:
-        for one in saes:
-            of_ranks = processes.gather(state_for_resume(one.trainer, states[one.run.hook]))
-            with processes.together():
-                one.save_point(step, inputs | shared_state(of_ranks, processes))
 
-    try:
-        for step in range(start, run.steps):
+class _Loop:
+    """Every step of every SAE from `start` on. On an error, what was trained is saved.
+
+    Arguments:
+        run: with this process's device.
+        inputs: hashes and versions, which a resume point holds.
+
+    Attributes:
+        step: how many updates were made.
+        active: the SAEs that have not failed.
+        before: where each hook point's source was before this step's batch; None if that is not
+            known, or the batch is being used.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        sources: RunSources,
+        sae_runs: list[SAERun],
+        start: int,
+        inputs: dict[str, Any],
+        signals: Interrupts,
+        processes: Processes,
+    ):
+        self.run_config, self.sources, self.inputs = run, sources, inputs
+        self.signals, self.processes = signals, processes
+        self.active, self.step = sae_runs, start
+        self.before: dict[str, dict[str, Any]] | None = None
+        self._norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
+        where = in_shell(os.path.commonpath([one.folder for one in sae_runs]))
+        self._resume = f"`{processes.command} train --resume {where}`"
+
+    def run(self) -> None:
+        """All steps. Raises what stopped them, with the step and how to continue."""
+        run = self.run_config
+        # For the first process TQDM_DISABLE decides, e.g. in a sweep over devices.
+        quiet: dict[str, Any] = {} if self.processes.is_first else {"disable": True}
+        bar = tqdm(
+            total=run.steps * run.batch_size,
+            initial=self.step * run.batch_size,
+            unit="tok",
+            unit_scale=True,
+            mininterval=1,
+            **quiet,
+        )
+        try:
+            self._take_steps(bar)
+        except Interrupted as stop:
+            self._save_points(self.active)
+            raise Interrupted(
+                stop.signal,
+                f"stopped by {stop.signal.name} at step {self.step}; continue with {self._resume}",
+            ) from stop
+        except ProcessError as error:  # this rank may be in the middle of a step: nothing is saved
+            continued = f"continue from the last resume point with {self._resume}"
+            raise error.within(f"step {self.step}", continued) from error
+        except Exception as error:
+            self._save_what_is_left()
+            if isinstance(error, NonFiniteError):
+                raise error.within(f"step {self.step}") from error
+            raise
+        finally:
+            bar.close()
+
+    def _take_steps(self, bar: tqdm) -> None:
+        run, sources, processes = self.run_config, self.sources, self.processes
+        checkpoints = set(run.save_points())
+        every_steps, every_seconds = run.save_interval()
+        saved_at, batches = time.monotonic(), {}
+        for step in range(self.step, run.steps):
+            self.step = step
             is_due = every_steps is not None and step % every_steps == 0
             if every_seconds is not None:
                 is_due = processes.any(time.monotonic() - saved_at >= every_seconds)
             is_due = is_due and step > 0
-            before = sources.state_dicts() if is_due or processes.are_several else None
+            self.before = sources.state_dicts() if is_due or processes.are_several else None
             with processes.together():
-                signals.check()
+                self.signals.check()
                 batches = {
-                    hook: x_BD.to(run.device, t.float32).div_(norm_factors[hook])
+                    hook: x_BD.to(run.device, t.float32).div_(self._norm_factors[hook])
                     for hook, x_BD in sources.next().items()
                 }
             if is_due:
-                save(step, before or sources.state_dicts(), active)
+                self._save_points(self.active)
                 saved_at = time.monotonic()
-            if step in save_points:
+            if step in checkpoints:
                 with processes.together():
-                    for one in active:
+                    for one in self.active:
                         one.save_checkpoint(step)
             if step % run.log_every == 0:
-                with processes.together():
-                    _check_and_log(active, step, batches, bar)
-            active = [one for one in active if one.failure is None]
-            before = None
-            for one in active:
+                self._check_and_log(batches, bar)
+            self._leave_out_failed()
+            self.before = None
+            for one in self.active:
                 one.update(step, batches[one.run.hook])
-            active = [one for one in active if one.failure is None]
-            if not active:
+            self._leave_out_failed()
+            if not self.active:
                 return
             bar.update(run.batch_size)
-        step = run.steps
+        self.step = run.steps
         if batches:  # else the run was resumed when all steps were done
-            with processes.together():
-                _check_and_log(active, step, batches, bar)
-        active = [one for one in active if one.failure is None]
+            self._check_and_log(batches, bar)
+        self._leave_out_failed()
         if run.save_every != "none":
-            save(step, sources.state_dicts(), active)
-    except Interrupted as stop:
-        save(step, before or sources.state_dicts(), active)
-        where = os.path.commonpath([one.folder for one in sae_runs])
-        raise Interrupted(
-            stop.signal,
-            f"stopped by {stop.signal.name} at step {step}; continue with "
-            f"`{processes.command} train --resume {in_shell(where)}`",
-        ) from stop
-    except ProcessError as error:  # this rank may be in the middle of a step: nothing is saved
-        where = os.path.commonpath([one.folder for one in sae_runs])
-        again = f"`{processes.command} train --resume {in_shell(where)}`"
-        continued = f"continue from the last resume point with {again}"
-        raise error.within(f"step {step}", continued) from error
-    except Exception as error:
-        # Not in the middle of a step, whose batch would be missing after a resume.
-        if before is None and sources.tokens_seen() == {step * run.batch_size // processes.count}:
-            before = sources.state_dicts()
-        for one in active:
+            self._save_points(self.active)
+
+    def _leave_out_failed(self) -> None:
+        self.active = [one for one in self.active if one.failure is None]
+
+    def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm) -> None:
+        """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
+        shown, called = {}, by_settings({one.name: one.config for one in self.active})
+        with self.processes.together():
+            for one in self.active:
+                metrics = one.check_and_log(self.step, batches[one.run.hook])
+                if metrics is None:
+                    continue
+                loss = metrics.get("loss", metrics["l2_loss"])
+                shown[called[one.name]] = (
+                    f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
+                    f"alive {metrics['alive_in_batch']:.2f}"
+                )
+        parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
+        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
+        bar.set_postfix_str(" | ".join(parts + more))
+
+    def _save_points(self, saes: Sequence[SAERun]) -> None:
+        """Write a resume point of each SAE, from which this step's batch is handed out again."""
+        states = self.before or self.sources.state_dicts()
+        for one in saes:
+            own = state_for_resume(one.trainer, states[one.run.hook])
+            of_ranks = self.processes.gather(own)
+            with self.processes.together():
+                one.save_point(self.step, self.inputs | shared_state(of_ranks, self.processes))
+
+    def _save_what_is_left(self) -> None:
+        """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
+        handed_out = self.step * self.run_config.batch_size // self.processes.count
+        if self.before is None and self.sources.tokens_seen() == {handed_out}:
+            self.before = self.sources.state_dicts()  # not in the middle of a step
+        for one in self.active:
             try:
-                with processes.together():
-                    one.save_checkpoint(step)
-                if before is not None:
-                    save(step, before, [one])
+                with self.processes.together():
+                    one.save_checkpoint(self.step)
+                if self.before is not None:
+                    self._save_points([one])
             except CheckpointError as full:
                 logger.error("%s", full)
-        logger.error("stopped at step %d; the weights so far are in checkpoints/", step)
-        if isinstance(error, NonFiniteError):
-            raise error.within(f"step {step}") from error
-        raise
-    finally:
-        bar.close()
-
-
-def _check_and_log(
-    active: list[SAERun], step: int, batches: dict[str, t.Tensor], bar: tqdm
-) -> None:
-    """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
-    shown, called = {}, by_settings({one.name: one.config for one in active})
-    for one in active:
-        metrics = one.check_and_log(step, batches[one.run.hook])
-        if metrics is None:
-            continue
-        loss = metrics.get("loss", metrics["l2_loss"])
-        shown[called[one.name]] = (
-            f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
-            f"alive {metrics['alive_in_batch']:.2f}"
-        )
-    parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
-    more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-    bar.set_postfix_str(" | ".join(parts + more))
+        logger.error("stopped at step %d; the weights so far are in checkpoints/", self.step)
 
 
 def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -> None:

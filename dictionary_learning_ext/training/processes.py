@@ -1,6 +1,11 @@
-"""The processes of a run that torchrun started: how they begin, end, and learn of each other's errors.
+"""The processes of a run that torchrun started, and the signals that end a run.
 
     torchrun --nproc-per-node 2 -m dictionary_learning_ext train …
+
+An error on one rank is raised on all. The first SIGTERM or SIGINT ends a run where nothing is lost, the
+second ends it at once. One of several processes can't end by itself where nothing is lost. So a signal
+to one takes effect where all ask for it, and further signals are ignored: torchrun sends them, and SIGKILL
+after 30 seconds.
 
 Imports no torch, which `ranks` needs, before there are several processes.
 """
@@ -9,10 +14,12 @@ import atexit
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -27,7 +34,6 @@ from ..errors import (
     first_line,
     listed,
 )
-from .interrupts import ignore_signals
 
 if TYPE_CHECKING:
     from ..trainers.ranks import Ranks
@@ -37,6 +43,7 @@ logger = logging.getLogger(__name__)
 _PATIENCE = timedelta(days=1)
 """How long a rank waits for the others, e.g. while rank 0 evaluates. torchrun ends those that wait for
 one that died."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Whatever is raised inside on any rank is raised on all of them, when all have come here.
+        """A barrier at the end. What is raised inside on any rank is raised there on all ranks.
 
         Nothing inside may wait for another rank. A ProcessError inside ends this rank alone.
         """
@@ -156,7 +163,7 @@ class Processes:
         return bool(self.ranks.sum_(torch.tensor(int(flag))))
 
     def gather(self, what: Any) -> list[Any]:
-        """What each rank gives, by rank. It can be pickled."""
+        """All-gather: what each rank gives, which must be picklable, by rank."""
         if not self.are_several:
             return [what]
         import torch.distributed as dist
@@ -196,11 +203,12 @@ ONE_PROCESS = Processes()
 
 @dataclass(frozen=True)
 class _Report:
-    """An error, as other processes hear of it."""
+    """An error, as it is sent to other processes."""
 
     kind: str
+    """The name of its class."""
     fields: dict[str, Any]
-    """What it is made of."""
+    """Its arguments."""
     signal: int = 0
 
     @classmethod
@@ -231,9 +239,9 @@ def launched() -> Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Be one of the processes that torchrun started, from the first `joined` on.
+    """The processes that torchrun started, which become one group at the first `joined`.
 
-    Ranks other than 0 log only what no other can.
+    Ranks other than 0 log only what no other rank can.
     """
     processes = launched()
     if not processes.are_several:
@@ -251,7 +259,99 @@ def joined() -> Iterator[Processes]:
     try:
         yield processes
     except BaseException as error:
-        ignore_signals()  # torchrun sends SIGTERM to the others as soon as the first has ended
+        _ignore_signals()  # torchrun sends SIGTERM to the others as soon as the first has ended
         if isinstance(error, ProcessError):  # destroying would wait for a process that is gone
             atexit.unregister(dist.destroy_process_group)
         raise
+
+
+# --- signals
+
+
+class Interrupts:
+    """Remembers a signal until the run asks for it at a safe place.
+
+    Arguments:
+        are_several: whether this is one of several processes.
+
+    Attributes:
+        received: the signal, or None.
+    """
+
+    def __init__(self, *, are_several: bool = False):
+        self.received: signal.Signals | None = None
+        self._are_several = self._is_deferred = are_several
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal was received."""
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal takes effect at `check`. Outside, it interrupts at once."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = self._are_several
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal interrupts at once. No process may wait for this one."""
+        self.check()
+        self._is_deferred = False
+        try:
+            yield
+        finally:
+            self._is_deferred = self._are_several
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """What the operating system calls."""
+        if self._are_several and self.received is not None:
+            return
+        self.received = signal.Signals(number)
+        if not self._are_several:
+            for each in SIGNALS:
+                signal.signal(each, signal.SIG_DFL)
+        if not self._is_deferred:
+            raise Interrupted(self.received)
+
+
+@contextmanager
+def before_the_first_step() -> Iterator[None]:
+    """An interruption inside says that nothing has been changed."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(
+            stop.signal,
+            f"stopped by {stop.signal.name} before the first step; nothing was written or changed; "
+            "run the same command again",
+        ) from stop
+
+
+def _ignore_signals() -> None:
+    """Keep signals from disturbing a process that is about to end."""
+    if threading.current_thread() is threading.main_thread():
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+
+
+@contextmanager
+def interrupts(*, are_several: bool = False) -> Iterator[Interrupts]:
+    """Catch the signals inside. Python allows this in the main thread only; in others, none arrives."""
+    caught = Interrupts(are_several=are_several)
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    former = {each: signal.signal(each, caught.handle) for each in SIGNALS}
+    try:
+        yield caught
+    except BaseException:
+        if are_several:
+            former = dict.fromkeys(SIGNALS, signal.SIG_IGN)  # this process is about to end
+        raise
+    finally:
+        for each, handler in former.items():  # None: set by C code, and Python can't set it again
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)

@@ -1,75 +1,86 @@
-"""Where a run resumes: its newest resume points, checked against what the run is now."""
+"""What a run starts from: its newest resume points, or a trained SAE's weights (`--init-from`)."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch as t
+from dictionary_learning.dictionary import Dictionary
 
-from ..config.run import TrainConfig, require_same
-from ..errors import ConfigError, LanguageModelError, in_shell
+from ..activations.hook_points import HookPoint
+from ..config.architectures import BY_DICT_CLASS, TRAINED
+from ..config.run import require_same
+from ..config.sae import SAEConfig
+from ..errors import ConfigError, LanguageModelError, Setting, in_shell
 from ..run_folder.reading import without_deleted
 from ..run_folder.resume_points import ResumePoint, newest_points
+from ..run_folder.weights import (
+    in_training_units,
+    is_sae_lens_folder,
+    load_dictionary,
+    load_sae_lens,
+)
 from ..trainers.base import Trainer
+from .plan import Job
 from .processes import Processes
 
 logger = logging.getLogger(__name__)
 
+_OPTIONAL = "log_var_encoder."
+"""The weights that a trained SAE may lack: those of a learned log-variance then start as usual."""
+
 
 def checked_points(
-    configs: dict[str, TrainConfig],
-    folders: dict[str, Path],
-    inputs: dict[str, Any],
-    processes: Processes,
-) -> dict[Path, ResumePoint]:
-    """The newest resume points, checked against what the run is now; empty if there are none yet.
+    jobs: Sequence[Job], inputs: dict[str, Any], processes: Processes
+) -> list[ResumePoint]:
+    """The newest resume point of each job, checked against what the run is now; empty if there are
+    none yet.
 
-    Raises a UserError.
+    Arguments:
+        inputs: hashes of what the run reads, and the packages' versions.
+
+    Raises: CheckpointError if there are points and none can be used; ConfigError for other settings
+    or another number of processes; LanguageModelError if the language model has changed.
     """
-    points, problems = newest_points(folders.values())
+    points, problems = newest_points(job.folder for job in jobs)
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if not points:
-        where = next(iter(configs.values())).run.save_dir
+        where = jobs[0].config.run.save_dir
         logger.info("%s: no resume point yet; starting from scratch", where)
-        return {}
-    for name, config in configs.items():
-        folder = folders[name]
-        point = points[folder]
-        require_same(without_deleted(point.run["settings"]), config.to_dict(), str(folder))
-        _require_as_many(point, processes, folder)
+        return []
+    for job in jobs:
+        folder, saved = job.folder, points[job.folder].run
+        require_same(without_deleted(saved["settings"]), job.config.to_dict(), str(folder))
+        was = len(saved.get("ranks", [None]))
+        if was != processes.count:  # each rank has its place in the text, and its own noise
+            command = Processes(count=was, local_count=was // saved.get("machines", 1)).command
+            raise ConfigError(
+                f"{folder}: the run was started with {was} process{'es' if was > 1 else ''}, not "
+                f"{processes.count}; continue with `{command} train --resume {in_shell(folder)}`"
+            )
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
-            if point.run[part] != inputs[part]:
+            if saved[part] != inputs[part]:
                 raise LanguageModelError(
-                    f"{folder}: the language model {config.run.model!r} has changed since the run was "
-                    f"interrupted: the SHA-256 of its {what} was {point.run[part][:12]}, not "
+                    f"{folder}: the language model {job.config.run.model!r} has changed since the "
+                    f"run was interrupted: the SHA-256 of its {what} was {saved[part][:12]}, not "
                     f"{inputs[part][:12]}; put the original back"
                 )
-        if point.run["versions"] != inputs["versions"]:
+        if saved["versions"] != inputs["versions"]:
             logger.warning(
                 "%s: started with %s, resumes with %s: the result may not be bit-identical",
                 folder,
-                point.run["versions"],
+                saved["versions"],
                 inputs["versions"],
             )
-    step = next(iter(points.values())).step
-    logger.info("resuming from step %d of %s", step, ", ".join(map(str, folders.values())))
-    return points
-
-
-def _require_as_many(point: ResumePoint, processes: Processes, folder: Path) -> None:
-    """Refuse another number of processes: each has its place in the text, and its own noise."""
-    was = len(point.run.get("ranks", [None]))
-    if was != processes.count:
-        command = Processes(count=was, local_count=was // point.run.get("machines", 1)).command
-        raise ConfigError(
-            f"{folder}: the run was started with {was} process{'es' if was > 1 else ''}, not "
-            f"{processes.count}; continue with `{command} train --resume {in_shell(folder)}`"
-        )
+    step = points[jobs[0].folder].step
+    logger.info("resuming from step %d of %s", step, ", ".join(str(job.folder) for job in jobs))
+    return [points[job.folder] for job in jobs]
 
 
 def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]:
-    """What each process has of its own: its place in the text, and its noise. Fit for JSON."""
+    """What differs between ranks: the place in the text, and the noise. Fit for JSON."""
     generators = {
         name: value.get_state().numpy().tobytes().hex()
         for name, value in vars(trainer.state()).items()
@@ -79,7 +90,7 @@ def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]
 
 
 def shared_state(of_ranks: list[dict[str, Any]], processes: Processes) -> dict[str, Any]:
-    """What a resume point holds of every process's `state_for_resume`, and of their number."""
+    """What a resume point holds of every rank's `state_for_resume`, and of their number."""
     one_process = {"buffer": of_ranks[0]["buffer"]}
     if not processes.are_several:
         return one_process
@@ -87,12 +98,101 @@ def shared_state(of_ranks: list[dict[str, Any]], processes: Processes) -> dict[s
 
 
 def state_of_rank(point: ResumePoint, rank: int) -> dict[str, Any]:
-    """The `state_for_resume` of a process. Of one process alone, the trainer has the generators."""
+    """The `state_for_resume` of a rank. A run of one process has its generators with the trainer."""
     return point.run["ranks"][rank] if "ranks" in point.run else {"buffer": point.run["buffer"]}
 
 
 def restore_generators(trainer: Trainer, point: ResumePoint, rank: int) -> None:
-    """Put a process's noise where a point has it."""
+    """Set a rank's generators to where they were at a point."""
     for name, state in state_of_rank(point, rank).get("generators", {}).items():
         state = t.frombuffer(bytearray.fromhex(state), dtype=t.uint8)
         getattr(trainer.state(), name).set_state(state)
+
+
+# --- a trained SAE's weights
+
+
+def trained_sae(sae: SAEConfig) -> Dictionary | None:
+    """The SAE that init_from names, in float32, for raw activations; None without init_from.
+
+    Its folder is one of `vsae train`, of upstream's or of SAELens's.
+
+    Raises: CheckpointError if the folder is damaged or missing; ConfigError if its class, dict_size or
+    k is another than `sae` has.
+    """
+    if sae.init_from is None:
+        return None
+    if is_sae_lens_folder(sae.init_from):
+        source = load_sae_lens(sae.init_from)
+    else:
+        source = load_dictionary(sae.init_from)[0].float()
+    _require_fit(sae, source)
+    return source
+
+
+def _require_fit(sae: SAEConfig, source: Any) -> None:
+    """Raise a ConfigError unless an SAE can have the weights of `source`."""
+    given, k = type(source).__name__, sae.kept_per_token
+    if given not in _fitting_classes(sae.architecture):
+        own = TRAINED[sae.architecture].dict_class
+        problem = f"its class is {given}, not {own} (architecture {sae.architecture})"
+        fitting = [name for name in TRAINED if given in _fitting_classes(name)]
+        other = Setting("architecture", fitting[0]) if fitting else None
+    elif source.dict_size != sae.dict_size:
+        problem = f"its dict_size is {source.dict_size}, not {sae.dict_size}"
+        other = Setting("dict_size", source.dict_size)
+    elif k is not None and int(source.k) != k:
+        problem = f"its k is {int(source.k)}, not {k}"
+        has_k = "k" in sae.options
+        other = Setting("k", int(source.k)) if has_k else Setting("architecture", "vsae_top_k")
+    else:
+        return
+    raise ConfigError(
+        problem,
+        name="init_from",
+        value=sae.init_from,
+        instead="no architecture starts from this class" if other is None else ("give ", other),
+    )
+
+
+def _fitting_classes(architecture: str) -> set[str]:
+    """The classes whose weights are those of an architecture: its own, and upstream's TopK for vSAEs."""
+    row = TRAINED[architecture]
+    as_upstream = (row.exported_as or row.dictionary).partition(":")[2]
+    exported_as_it = {
+        each.dict_class for each in BY_DICT_CLASS.values() if each.exported_as == row.dictionary
+    }
+    return {row.dict_class, as_upstream} | exported_as_it
+
+
+@t.no_grad()
+def start_from(
+    trainer: Trainer, source: Dictionary, norm_factor: float, sae: SAEConfig, hook: HookPoint
+) -> None:
+    """Give a trainer that has taken no step the weights of `source`.
+
+    Its settings (posterior, sigma, …) and its optimiser stay its own.
+
+    Arguments:
+        source: takes raw activations; see `trained_sae`.
+        norm_factor: what raw activations are divided by in the new run.
+        sae: the trainer's settings.
+        hook: where the new run reads its activations.
+
+    Raises: ConfigError if the activations are not as wide as those of `source`.
+    """
+    if source.activation_dim != hook.activation_dim:
+        raise ConfigError(
+            f"its activation_dim is {source.activation_dim}, but {hook.name} is "
+            f"{hook.activation_dim} wide",
+            name="init_from",
+            value=sae.init_from,
+            instead=("give another ", Setting("model"), " or ", Setting("hook")),
+        )
+    given = in_training_units(source, norm_factor).state_dict()
+    own = trainer.ae.state_dict()  # shares the weights' memory
+    names = [name for name, _ in trainer.ae.named_parameters()]
+    for name in [*names, *({"threshold"} & own.keys() - set(names))]:
+        if name in given or not name.startswith(_OPTIONAL):
+            own[name].copy_(given[name])
+    logger.info("starting from the weights of %s", Path(sae.init_from or ""))

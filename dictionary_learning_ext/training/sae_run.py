@@ -1,6 +1,8 @@
 """One SAE in training: its trainer, its folder, and whether its numbers are still finite."""
 
+import importlib.metadata
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +10,9 @@ from typing import Any
 
 import torch as t
 
-from ..config.run import TrainConfig
 from ..errors import CheckpointError, ProcessError, first_line
 from ..run_folder import resume_points
-from ..run_folder.names import (
+from ..run_folder.files import (
     CHECKPOINTS,
     CONFIG,
     FAILED,
@@ -22,14 +23,17 @@ from ..run_folder.names import (
     RUN_FILES,
     WEIGHTS,
     checkpoint,
+    remove,
     report_files,
+    write_json,
+    writing,
 )
 from ..run_folder.weights import save_weights
-from ..run_folder.writing import remove, write_json, writing
 from ..trainers.base import Trainer
 from ..trainers.state import load_trainer_state, trainer_state
+from .logs import RunLog
+from .plan import Job
 from .processes import ONE_PROCESS, Processes
-from .run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +42,8 @@ class SAERun:
     """An SAE in training: its trainer and where its results go.
 
     Arguments:
-        name: among the SAEs of the run.
-        config: its settings, resolved, and those of the run, with its own hook point.
+        job: its settings and its folder.
         trainer: ours, or upstream's in the same form.
-        folder: its run folder.
         norm_factor: what raw activations are divided by.
         processes: those that train it.
 
@@ -50,29 +52,26 @@ class SAERun:
     """
 
     def __init__(
-        self,
-        name: str,
-        config: TrainConfig,
-        trainer: Trainer,
-        folder: Path,
-        norm_factor: float,
-        processes: Processes = ONE_PROCESS,
+        self, job: Job, trainer: Trainer, norm_factor: float, processes: Processes = ONE_PROCESS
     ):
-        self.name, self.trainer, self.folder = name, trainer, folder
-        self.config, self.run, self.norm_factor = config, config.run, norm_factor
+        self.name, self.config, self.folder = job.name, job.config, job.folder
+        self.run, self.trainer, self.norm_factor = job.config.run, trainer, norm_factor
         self._processes = processes
         self.failure: str | None = None
-        self.log = RunLog(folder, self.config, norm_factor)
+        self.log = RunLog(self.folder, self.config, norm_factor)
 
     def open_wandb(self, group: str) -> None:
         """Start a run in wandb, if it is asked for; see `RunLog.open_wandb`."""
         self.log.open_wandb(group)
 
-    def start(self, config: dict[str, Any]) -> None:
+    def start(self, buffer: dict[str, Any]) -> None:
         """Write config.json and delete a former run's other files, and the pages beside its folder.
 
         Its results go first and config.json is replaced last, so that no settings ever stand beside
         the results of others.
+
+        Arguments:
+            buffer: the settings of what the batches come from, fit for JSON.
         """
         with writing(self.folder.parent):
             if (self.folder / CONFIG).is_file():
@@ -84,6 +83,16 @@ class SAERun:
                     remove(self.folder / name)
             self._clear_temporaries()
             self.log.clear_former()
+        config = {  # upstream's "trainer" and "buffer", and all that is needed to train it again
+            "trainer": self.trainer.config | {"norm_factor": self.norm_factor},
+            "buffer": buffer,
+            "run": {
+                "settings": self.config.to_dict(),
+                "norm_factor": self.norm_factor,
+                "date": time.strftime("%Y-%m-%d"),
+                "versions": versions(),
+            },
+        }
         write_json(self.folder / CONFIG, config)
 
     def restore(self, point: resume_points.ResumePoint) -> None:
@@ -99,52 +108,24 @@ class SAERun:
             resume_points.forget_after(self.folder, point.step)
         self.log.resume(point, group)
 
-    def _clear_page(self, page: Path) -> None:
-        """Delete a page of `vsae report` on several SAEs, one of which is overwritten."""
-        if not page.is_file():
-            return
-        if PAGE_MARK not in page.read_text(encoding="utf-8", errors="replace"):
-            logger.warning("%s may show the SAE that is overwritten in %s", page, self.folder)
-            return
-        remove(page)
-        remove(report_files(page))
-        logger.info("deleted %s, which showed the SAE that is overwritten", page)
-
-    def _clear_temporaries(self) -> None:
-        """Delete what a process was writing when it was killed."""
-        for name in RUN_FILES:
-            for temporary in self.folder.glob(f".{name}.*"):
-                remove(temporary)
-        for temporary in self.folder.glob(f"{CHECKPOINTS}/.ae_*"):
-            remove(temporary)
-
-    def save_point(self, step: int, shared: dict[str, Any]) -> None:
-        """Write a resume point, unless the numbers are no longer finite or it is there already.
-
-        Arguments:
-            shared: what the loop needs to resume.
-        """
-        self.check(step)
-        if self.failure is not None or step in resume_points.steps_of(self.folder):
-            return
-        own = self.log.state() | {
-            "settings": self.config.to_dict(),
-            "norm_factor": self.norm_factor,
-        }
-        state = trainer_state(self.trainer.state())
-        resume_points.save_point(self.folder, step, state, shared | own)
-
     def update(self, step: int, x_BD: t.Tensor) -> None:
         """One training step on activations in training units."""
         with self._failing_alone(step):
             self.trainer.update(step, x_BD)
 
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
-        """Log the metrics of a batch and return them, unless the numbers are not finite."""
+        """Log the metrics of a batch and return them, unless the numbers are not finite.
+
+        Changes nothing in the trainer.
+        """
         with self._failing_alone(step):
             self.check(step)
             if self.failure is None:
-                metrics = self.metrics(step, x_BD)
+                metrics = {
+                    "step": float(step),
+                    "tokens": float(step * self.run.batch_size),
+                    "lr": float(self.trainer.scheduler.get_last_lr()[0]),
+                } | self.trainer.metrics(step, x_BD)
                 self.log.log(metrics)
                 return metrics
         return None
@@ -170,14 +151,6 @@ class SAERun:
             self.trainer.restore_last_finite()
             self._fail(step, step, f"{type(error).__name__}: {error}")
 
-    def metrics(self, step: int, x_BD: t.Tensor) -> dict[str, float]:
-        """What is logged at `step`, of a batch. Changes nothing."""
-        return {
-            "step": float(step),
-            "tokens": float(step * self.run.batch_size),
-            "lr": float(self.trainer.scheduler.get_last_lr()[0]),
-        } | self.trainer.metrics(step, x_BD)
-
     def check(self, step: int) -> None:
         """Fail if a loss, gradient or weight was not finite since the last check."""
         if self.failure is None and (failure := self.trainer.check(step)):
@@ -186,7 +159,7 @@ class SAERun:
     def _fail(self, at: int, now: int, what: str) -> None:
         """Mark the SAE as failed at or before step `at`, and save its weights of step `now`."""
         self.failure = f"{self.name}: failed at or before step {at}: {what}"
-        path = self._checkpoint(now)
+        path = checkpoint(self.folder, now)
         try:
             save_weights(path, self.trainer.ae, self.norm_factor)
             found = {"step": at, "what": what, "weights": str(path.relative_to(self.folder))}
@@ -195,14 +168,27 @@ class SAERun:
             self.failure += f" ({error})"
         logger.error("%s", self.failure)
 
-    def _checkpoint(self, step: int) -> Path:
-        return checkpoint(self.folder, step)
-
     def save_checkpoint(self, step: int) -> None:
         """Write checkpoints/ae_<step>.pt, for raw activations, if the weights are finite."""
         self.check(step)
         if self.failure is None:
-            save_weights(self._checkpoint(step), self.trainer.ae, self.norm_factor)
+            save_weights(checkpoint(self.folder, step), self.trainer.ae, self.norm_factor)
+
+    def save_point(self, step: int, shared: dict[str, Any]) -> None:
+        """Write a resume point, unless the numbers are no longer finite or it is there already.
+
+        Arguments:
+            shared: what the loop needs to resume.
+        """
+        self.check(step)
+        if self.failure is not None or step in resume_points.steps_of(self.folder):
+            return
+        own = self.log.state() | {
+            "settings": self.config.to_dict(),
+            "norm_factor": self.norm_factor,
+        }
+        state = trainer_state(self.trainer.state())
+        resume_points.save_point(self.folder, step, state, shared | own)
 
     def save_final(self) -> None:
         """Write ae.pt, for raw activations."""
@@ -217,13 +203,32 @@ class SAERun:
         """Close the logs; `code` is the run's exit code."""
         self.log.close(1 if self.failure is not None else code)
 
+    def _clear_page(self, page: Path) -> None:
+        """Delete a page of `vsae report` on several SAEs, one of which is overwritten."""
+        if not page.is_file():
+            return
+        if PAGE_MARK not in page.read_text(encoding="utf-8", errors="replace"):
+            logger.warning("%s may show the SAE that is overwritten in %s", page, self.folder)
+            return
+        remove(page)
+        remove(report_files(page))
+        logger.info("deleted %s, which showed the SAE that is overwritten", page)
+
+    def _clear_temporaries(self) -> None:
+        """Delete what a process was writing when it was killed."""
+        for name in RUN_FILES:
+            for temporary in self.folder.glob(f".{name}.*"):
+                remove(temporary)
+        for temporary in self.folder.glob(f"{CHECKPOINTS}/.ae_*"):
+            remove(temporary)
+
 
 class SilentSAERun(SAERun):
     """An SAE on another rank than 0: it takes the same steps, and writes nothing."""
 
     def open_wandb(self, group: str) -> None: ...
 
-    def start(self, config: dict[str, Any]) -> None: ...
+    def start(self, buffer: dict[str, Any]) -> None: ...
 
     def resume(self, point: resume_points.ResumePoint, group: str) -> None: ...
 
@@ -245,3 +250,16 @@ class SilentSAERun(SAERun):
     def record(self, metrics: dict[str, Any]) -> None: ...
 
     def close(self, code: int) -> None: ...
+
+
+def versions() -> dict[str, str]:
+    """The packages whose versions decide the last digits of a result."""
+    packages = (
+        "dictionary-learning-ext",
+        "dictionary-learning",
+        "numpy",
+        "torch",
+        "transformers",
+        "nnsight",
+    )
+    return {name: importlib.metadata.version(name) for name in packages}

@@ -32,9 +32,8 @@ from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.measure import measure
-from dictionary_learning_ext.run_folder.names import CONFIG, WEIGHTS
+from dictionary_learning_ext.run_folder.files import CONFIG, WEIGHTS, replacing, write_json
 from dictionary_learning_ext.run_folder.weights import save_weights
-from dictionary_learning_ext.run_folder.writing import replacing, write_json
 from dictionary_learning_ext.trainers.upstream import build_trainer
 from experiments import raw_results
 from experiments.pages import table

@@ -32,8 +32,7 @@ from dictionary_learning_ext.errors import (
     NonFiniteError,
     TextError,
 )
-from dictionary_learning_ext.run_folder.names import LOCK
-from dictionary_learning_ext.run_folder.writing import locked
+from dictionary_learning_ext.run_folder.files import LOCK, locked
 
 
 def rows_of(folder):
@@ -187,7 +186,7 @@ def test_on_a_full_disk_what_was_written_stays_and_is_continued(
         write_small(folder, cached_run, **options)
     assert str(raised.value) == (
         f"{folder / 'data-00002.arrow'} can't be written (No space left on device); free some space"
-        " or choose another folder; what its folder held before is still there"
+        " or choose another folder"
     )
     assert sorted(path.name for path in folder.glob("*data*")) == [
         "data-00000.arrow",

@@ -2,7 +2,7 @@
 
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
 from dictionary_learning_ext.config.sae import OPTION_NAMES, TopKConfig, VSAETopKConfig
-from dictionary_learning_ext.run_folder.evaluation_files import measured_on
+from dictionary_learning_ext.run_folder.matching import measured_on
 
 
 def test_presets_are_whole_and_keep_to_the_paper():

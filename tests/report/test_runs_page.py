@@ -13,7 +13,7 @@ import pytest
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.report.many_runs import RunResult, from_folder, of_seeds
 from dictionary_learning_ext.report.runs_page import show_sweep
-from dictionary_learning_ext.run_folder.names import PAGE_MARK
+from dictionary_learning_ext.run_folder.files import PAGE_MARK
 
 
 @pytest.fixture

@@ -1,15 +1,20 @@
 """One reader for each file of a run folder, and one error for each kind of damage."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_commands import content, refused, setting, trainer
 
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
 from dictionary_learning_ext.run_folder.reading import (
     checkpoint_steps,
     failed_in,
@@ -24,6 +29,7 @@ from dictionary_learning_ext.run_folder.reading import (
     run_folders,
     steps_of,
 )
+from dictionary_learning_ext.run_folder.weights import load_dictionary
 
 SETTINGS = TrainConfig(SAEConfig(beta=0.25), RunConfig(steps=77, hook="blocks.1.hook_resid_post"))
 TRAINER = {
@@ -37,8 +43,8 @@ def made(folder, **files):
     """A folder whose files read well, though its weights are none."""
     config = {"trainer": TRAINER, "buffer": {}, "run": {"settings": SETTINGS.to_dict()}}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in ({"config.json": config, "ae.pt": ""} | files).items():
-        raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+    for name, value in ({"config.json": config, "ae.pt": ""} | files).items():
+        raw = value if isinstance(value, bytes) else json.dumps(value).encode()
         (folder / name).write_bytes(raw)
     return folder
 
@@ -49,10 +55,10 @@ def test_reading_imports_no_torch(tmp_path):
     code = (
         "import sys\n"
         "from dictionary_learning_ext.commands.train import starting_point\n"
-        "from dictionary_learning_ext.run_folder import names, reading\n"
+        "from dictionary_learning_ext.run_folder import files, reading\n"
         f"assert starting_point({{'resume': {str(tmp_path)!r}}}).run.steps == 77\n"
         f"assert starting_point({{'config': {str(tmp_path)!r}}}).run.steps == 77\n"
-        "from dictionary_learning_ext.run_folder.trained_on import run_of\n"
+        "from dictionary_learning_ext.run_folder.matching import run_of\n"
         f"run_of(__import__('pathlib').Path({str(tmp_path)!r}), None, None, None, 'cpu')\n"
         "print([m for m in ('torch', 'nnsight', 'datasets', 'wandb') if m in sys.modules])"
     )
@@ -60,9 +66,9 @@ def test_reading_imports_no_torch(tmp_path):
     assert done.stdout.strip() == "[]"
 
 
-def made_nothing(folder):
-    folder.mkdir()
-    return folder
+def with_settings(folder, **changes):
+    run = {"settings": SETTINGS.to_dict() | changes}
+    return made(folder, **{"config.json": {"trainer": TRAINER | changes, "run": run}})
 
 
 NOT_JSON = {
@@ -81,8 +87,8 @@ READERS = {
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("damage", NOT_JSON)
 def test_what_is_not_json_gets_one_error(damage, name, tmp_path):
-    content = NOT_JSON[damage] or (b"\n" if name == "metrics.jsonl" else b"")
-    folder = made(tmp_path, **{name: content})
+    damaged = NOT_JSON[damage] or (b"\n" if name == "metrics.jsonl" else b"")
+    folder = made(tmp_path, **{name: damaged})
     reader, repair = READERS[name]
     with pytest.raises(CheckpointError) as raised:
         reader(folder)
@@ -96,19 +102,41 @@ def test_what_is_not_json_gets_one_error(damage, name, tmp_path):
 
 
 def test_a_missing_folder_or_file_is_named_with_what_is_there(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no such folder; expected .*, e\.g\. runs/NAME"):
-        read_config(tmp_path / "none")
     made(tmp_path / "base" / "one")
-    with pytest.raises(CheckpointError, match=r"holds run folders .*, e\.g\. .*base.one$"):
-        read_config(tmp_path / "base")
-    upstreams = made(tmp_path / "theirs", **{"config.json": {"trainer": TRAINER}})
-    (upstreams / "ae.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"expected a file ae\.pt, but it holds config\.json"):
-        read_config(upstreams)
-    with pytest.raises(
-        ConfigError, match=r"config .*no such file or folder; expected a run folder"
+    theirs = made(tmp_path / "theirs", **{"config.json": {"trainer": TRAINER}})
+    (theirs / "ae.pt").unlink()
+    for folder, message in (
+        (tmp_path / "none", r"no such folder; expected .*, e\.g\. runs/NAME"),
+        (tmp_path / "base", r"holds run folders .*, e\.g\. .*base.one$"),
+        (theirs, r"expected a file ae\.pt, but it holds config\.json"),
     ):
-        load_config(tmp_path / "none", "config")
+        with pytest.raises(CheckpointError, match=message):
+            read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "reader", "message"),
+    [
+        (None, load_config, "config.json: no such file or folder; expected a run folder"),
+        (b"{", load_config, "config.json: not valid JSON"),
+        (b"{", lambda path: read_run(path.parent), "^resume .*config.json: not valid JSON"),
+        ({"trainer": TRAINER, "run": {}}, load_config, r"expected an object with run\.settings"),
+        (
+            {"trainer": TRAINER, "run": {"settings": 3}},
+            load_config,
+            r"an object with run\.settings",
+        ),
+        ({"run": 3}, lambda path: load_config(path, "config"), r"^config .*with run\.settings"),
+    ],
+)
+def test_a_config_that_gives_no_settings_is_refused_with_the_flag_that_gave_it(
+    config, reader, message, tmp_path
+):
+    path = tmp_path / "config.json"
+    if config is not None:
+        made(tmp_path, **{"config.json": config})
+    with pytest.raises(ConfigError, match=message):
+        reader(path)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -126,19 +154,11 @@ def test_a_file_that_may_not_be_read_is_one_error(name, tmp_path, monkeypatch):
         load_config(tmp_path, "config")
 
 
-def test_an_error_of_a_config_names_the_flag_that_gave_it(tmp_path):
-    made(tmp_path, **{"config.json": b"{"})
-    with pytest.raises(ConfigError, match=f"^resume {tmp_path}/config.json: not valid JSON"):
-        read_run(tmp_path)
-    with pytest.raises(ConfigError, match=f"^{tmp_path}/config.json: not valid JSON"):
-        load_config(tmp_path)
-
-
 def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
-    folder = made(tmp_path / "run")
+    folder = made(tmp_path / "my run")
     (folder / "ae.pt").unlink()
     expected = (
-        f"{folder}: not finished (step %d of 77); continue it with `vsae train --resume {folder}`"
+        f"{folder}: not finished (step %d of 77); continue it with `vsae train --resume '{folder}'`"
     )
     for step, whole in ((0, []), (40, [20, 40]), (40, [])):
         for at in whole:
@@ -160,17 +180,6 @@ def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
         read_config(folder)
 
 
-def test_a_folder_with_a_space_is_quoted_in_what_to_type(tmp_path):
-    folder = made(tmp_path / "my run")
-    with pytest.raises(CheckpointError, match=f"run `vsae eval '{folder}'`$"):
-        read_metrics(folder)
-    (folder / "ae.pt").unlink()
-    with pytest.raises(
-        CheckpointError, match=f"continue it with `vsae train --resume '{folder}'`$"
-    ):
-        read_config(folder)
-
-
 def test_a_checkpoint_is_there_or_those_that_are_are_listed(tmp_path):
     made(tmp_path)
     (tmp_path / "ae.pt").unlink()
@@ -189,24 +198,16 @@ def test_a_checkpoint_is_there_or_those_that_are_are_listed(tmp_path):
 
 
 def test_settings_are_read_without_weights_from_a_folder_or_its_file(tmp_path):
-    (made(tmp_path) / "ae.pt").unlink()
+    """But for where a run was written."""
+    (with_settings(tmp_path, save_dir="runs/x", overwrite=True) / "ae.pt").unlink()
     assert load_config(tmp_path) == load_config(tmp_path / "config.json") == SETTINGS
-
-
-@pytest.mark.parametrize("run", [{}, {"settings": 3}])
-def test_a_run_without_settings_is_damaged_and_not_upstreams(run, tmp_path):
-    made(tmp_path, **{"config.json": {"trainer": TRAINER, "run": run}})
-    with pytest.raises(ConfigError, match=r"expected an object with run\.settings"):
-        load_config(tmp_path)
 
 
 def test_metrics_that_were_not_measured_say_what_to_type(tmp_path):
     assert read_metrics_if_any(made(tmp_path)) is None
     with pytest.raises(CheckpointError, match=rf"not measured yet; run `vsae eval {tmp_path}`"):
         read_metrics(tmp_path)
-    with pytest.raises(
-        ConfigError, match=r"no folder given: expected a run folder, e\.g\. runs/NAME"
-    ):
+    with pytest.raises(ConfigError, match="no folder given: expected a run folder"):
         read_all([])
     made(tmp_path, **{"metrics.json": {"fve": 0.5}})
     assert read_metrics(tmp_path) == read_metrics_if_any(tmp_path) == {"fve": 0.5}
@@ -236,8 +237,9 @@ def test_what_is_finished_or_failed_is_not_resumed(tmp_path):
     assert list(read_run(tmp_path)[1]) == ["one", "two"], "all that is there"
     with pytest.raises(ConfigError, match=r"the run failed, see its failed\.json"):
         read_run(bad)
+    (nothing := tmp_path / "nothing").mkdir()
     with pytest.raises(ConfigError, match=r"--resume .*: holds no run; expected a run folder"):
-        read_run(made_nothing(tmp_path / "nothing"))
+        read_run(nothing)
     with pytest.raises(
         ConfigError, match=r"--resume .*none: no such folder; expected a run folder"
     ):
@@ -275,36 +277,6 @@ def test_folders_of_different_runs_are_not_resumed_together(tmp_path):
     assert message.endswith(f"; resume each by itself, e.g. --resume {tmp_path / 'a'}")
 
 
-def test_settings_survive_a_config_file(tmp_path):
-    config = TrainConfig().updated(
-        {"beta": 0.25, "group_fractions": None, "steps": 77, "noise_on": "values"}, "test"
-    )
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"run": {"settings": config.to_dict()}}))
-    assert load_config(path) == load_config(tmp_path) == config
-
-
-def test_a_config_file_does_not_say_where_to_write(tmp_path):
-    config = TrainConfig().updated({"save_dir": "runs/x", "overwrite": True}, "test")
-    (tmp_path / "config.json").write_text(json.dumps({"run": {"settings": config.to_dict()}}))
-    run = load_config(tmp_path).run
-    assert (run.save_dir, run.overwrite) == (None, False)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 3}', '{"trainer": {}}', "\xff"])
-def test_a_damaged_config_file_is_a_config_error(content, tmp_path):
-    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"config\.json"):
-        load_config(tmp_path)
-    with pytest.raises(ConfigError, match="no such file"):
-        load_config(tmp_path / "missing.json")
-
-
-def with_settings(folder, **changes):
-    run = {"settings": SETTINGS.to_dict() | changes}
-    return made(folder, **{"config.json": {"trainer": TRAINER | changes, "run": run}})
-
-
 @pytest.mark.parametrize(
     "neutral",
     [
@@ -328,3 +300,100 @@ def test_a_removed_option_that_changed_something_is_refused(given, tmp_path):
     ((name, value),) = given.items()
     with pytest.raises(ConfigError, match=f"config.json: {name}={value!r} was removed"):
         load_config(folder)
+
+
+# --- a config.json of any content loads or is refused in one line
+
+
+DAMAGED_CONFIGS = {
+    "missing": (lambda path: path.unlink(), "expected a file config.json"),
+    "a list": (lambda path: path.write_text("[1]"), r"trainer\.dict_class"),
+    "no run but a number": (
+        lambda path: path.write_text('{"trainer": {"dict_class": "AutoEncoder"}, "run": 3}'),
+        "run is 3, expected an object",
+    ),
+    "a class that is none": (trainer(dict_class="os.system"), "'os.system' is unknown"),
+    "a class that is no text": (trainer(dict_class=["x"]), "is unknown"),
+    "a size in words": (trainer(dict_size="many"), "trainer.dict_size is 'many'"),
+    "a size beyond reason": (trainer(activation_dim=10**30), "trainer.activation_dim is 1000"),
+    "another width": (trainer(activation_dim=8), "so activation_dim=16, but config.json says 8"),
+    "an unknown setting": (setting(betta=1), "unknown setting 'betta'; did you mean 'beta'"),
+    "a command for a number": (setting(k="$(touch executed)"), r"--k '\$\(touch executed\)'"),
+    "a model that is nowhere": (setting(model="../../nowhere"), r"'\.\./\.\./nowhere'"),
+    "a hook that is none": (setting(hook="blocks.0.__class__"), r"blocks\.0\.__class__"),
+    "a text with an escape": (setting(data="./\x1b[31m.txt"), r"\\x1b\[31m"),
+    "a width of no model": (setting(model="embedded"), "16, but blocks.*128 wide"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_CONFIGS)
+def test_a_damaged_config(damage, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    change, message = DAMAGED_CONFIGS[damage]
+    change(folder / "config.json")
+    before = content(folder)
+    line = refused(["eval", folder], capsys)
+    assert re.search(message, line), line
+    assert content(folder) == before
+    assert not (tmp_path / "executed").exists()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+NAMES = st.sampled_from(sorted(TrainConfig().to_dict())) | st.text(max_size=8)
+
+
+SLOW = settings(
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@SLOW
+@given(values=st.dictionaries(NAMES, JSON, max_size=5))
+def test_any_settings_give_a_config_or_a_named_error(values):
+    try:
+        config = TrainConfig().updated(values, "test")
+        config.sae.resolve(config.run.steps, config.run.batch_size)
+    except UserError:
+        return
+    assert isinstance(config.name, str)
+    assert "/" not in config.name
+
+
+@SLOW
+@given(raw=st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_file_is_a_config_or_a_named_error(raw, tmp_path):
+    (tmp_path / "config.json").write_bytes(raw)
+    with pytest.raises(UserError):
+        load_config(tmp_path)
+
+
+@SLOW
+@given(
+    section=st.sampled_from(["trainer", "run", "buffer"]),
+    values=st.dictionaries(
+        st.sampled_from(
+            ["dict_class", "dict_size", "activation_dim", "k", "settings", "norm_factor", "lm_name"]
+        ),
+        JSON,
+    ),
+)
+def test_any_config_json_loads_or_is_a_named_error(section, values, trained, tmp_path):
+    config = json.loads((trained / "vsae" / "config.json").read_text())
+    config[section] |= values
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copy(trained / "vsae" / "ae.pt", tmp_path / "ae.pt")
+    try:
+        dictionary, _ = load_dictionary(Path(tmp_path))
+    except CheckpointError:
+        return
+    assert dictionary.dict_size == 32

@@ -136,6 +136,6 @@ def test_a_full_disk_while_a_point_is_written_leaves_the_former(tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("dictionary_learning_ext.run_folder.resume_points.sync", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*still there"):
+    with pytest.raises(CheckpointError, match="No space left"):
         save_point(tmp_path, 2, {"x": t.ones(2)}, {})
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step_00000001"]

@@ -1,4 +1,4 @@
-"""Sweeps run here: the weights of single runs, interrupted ones, failures, memory."""
+"""Sweeps run here: the weights of single runs, interrupted ones, failures, memory, and sweep.json."""
 
 import contextlib
 import csv
@@ -10,16 +10,37 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch as t
+from caches import HOOK, OTHER
+from interrupted_runs import assert_equal
+from language_model_reads import counted_passes
 from sweep_flags import train_config
 
 from dictionary_learning_ext import train
+from dictionary_learning_ext.activations import run_inputs
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.run import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
-from dictionary_learning_ext.sweep.chunk import chunks_of
-from dictionary_learning_ext.sweep.runner import memory_allows, run_sweep
+from dictionary_learning_ext.sweep import runner
+from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
+
+TRAIN = "dictionary_learning_ext.training.loop.train"
+
+
+@pytest.fixture
+def configs(sweep_file):
+    """Of four runs."""
+    return configurations(read_sweep(sweep_file()), train_config)
+
+
+def results(folder):
+    """What a run of a sweep leaves."""
+    logs = {name: (folder / name).read_text() for name in ("metrics.jsonl", "metrics.json")}
+    return logs | {"weights": t.load(folder / "ae.pt", weights_only=True)}
 
 
 def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
@@ -41,23 +62,12 @@ def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
             ).run,
             {"x": config.sae},
         ).values()
-        ours, single = (
-            t.load(folder / "ae.pt", weights_only=True) for folder in (tmp_path / "s" / name, alone)
-        )
-        assert ours.keys() == single.keys()
-        assert all(t.equal(ours[key], single[key]) for key in ours)
+        assert_equal(results(tmp_path / "s" / name), results(alone))
     rows = list(csv.DictReader((tmp_path / "s" / "results.csv").open()))
     assert len(rows) == 4
     for row in rows:
         metrics = json.loads((tmp_path / "s" / row["run"] / "metrics.json").read_text())
         assert float(row["fve"]) == metrics["fve"]
-        assert row["run"].startswith(f"vsae_top_k_k{row['k']}_")
-    page = (tmp_path / "s" / "results.html").read_text()
-    for row in rows:
-        assert f"<td>{float(row['fve']):.4f}</td>" in page
-        assert f"<td>{float(row['description_length']):.4f}</td>" in page
-    assert "<script src" not in page, "it needs no network"
-    assert "FVE against k" in page
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/ae.pt")}
     assert main(["sweep", str(path), "--save-dir", str(tmp_path / "s")]) == 0
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/ae.pt")} == before
@@ -71,21 +81,14 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
     command += ["--save-dir", str(tmp_path / "killed"), "--at-once", "2"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None and not list((tmp_path / "killed").glob("*/resume/step_*")):
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.005)
-        except subprocess.TimeoutExpired:
-            continue
     process.kill()
     assert process.wait() == -signal.SIGKILL
     folders = run_sweep(configs, tmp_path / "killed")
     assert folders.keys() == whole.keys() == configs.keys()
     for name in whole:
-        one, other = (
-            t.load(folder / "ae.pt", weights_only=True) for folder in (whole[name], folders[name])
-        )
-        assert all(t.equal(one[key], other[key]) for key in one)
-        for file in ("metrics.jsonl", "metrics.json"):
-            assert (whole[name] / file).read_text() == (folders[name] / file).read_text()
+        assert_equal(results(whole[name]), results(folders[name]))
 
 
 def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(sweep_file, tmp_path):
@@ -114,12 +117,7 @@ def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(sweep_file, 
     assert re.search(r"stopped by SIGTERM; \d of 4 runs are finished; run `.*` again", err)
     assert run_sweep(configs, folder, devices=["cpu", "cpu"]).keys() == configs.keys()
     for name in whole:
-        one, other = (
-            t.load(where / "ae.pt", weights_only=True) for where in (whole[name], folder / name)
-        )
-        assert all(t.equal(one[key], other[key]) for key in one)
-        for file in ("metrics.jsonl", "metrics.json"):
-            assert (whole[name] / file).read_text() == (folder / name / file).read_text()
+        assert_equal(results(whole[name]), results(folder / name))
 
 
 @contextlib.contextmanager
@@ -139,26 +137,23 @@ def test_runs_of_two_data_seeds_share_no_buffer(sweep_file, tmp_path):
         assert {config.run.data_seed for config in chunk.configs.values()} == {seed}
 
 
-def test_a_signal_says_how_to_continue_the_sweep(sweep_file, tmp_path, monkeypatch):
-    configs = configurations(read_sweep(sweep_file()), train_config)
+def test_a_signal_says_how_to_continue_the_sweep(configs, tmp_path, monkeypatch):
     first = next(iter(configs))
     real = train
 
-    def stopped(run, saes, **options):
+    def stopped(run, saes, *given, **options):
         if first not in saes:
-            raise Interrupted(
-                signal.SIGTERM, "stopped at step 6; continue with vsae train --resume"
-            )
-        return real(run, saes, **options)
+            raise Interrupted(signal.SIGTERM, "stopped at step 6; continue with …")
+        return real(run, saes, *given, **options)
 
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", stopped)
+    monkeypatch.setattr(TRAIN, stopped)
     with pytest.raises(Interrupted) as stop:
         run_sweep(configs, tmp_path / "s", at_once=1, command="vsae sweep x.yaml")
     assert str(stop.value) == (
         "stopped by SIGTERM; 1 of 4 runs are finished; run `vsae sweep x.yaml` again to continue"
     )
     assert stop.value.exit_code == 143
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", keyboard_interrupt)
+    monkeypatch.setattr(TRAIN, keyboard_interrupt)
     with pytest.raises(Interrupted, match="stopped by SIGINT; 1 of 4 runs"):
         run_sweep(configs, tmp_path / "s")
 
@@ -168,19 +163,14 @@ def keyboard_interrupt(*_, **__):
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_wandb_groups_the_runs_by_the_sweeps_name(at_once, sweep_file, tmp_path, monkeypatch):
-    configs = configurations(read_sweep(sweep_file()), train_config)
+def test_wandb_groups_the_runs_by_the_sweeps_name(at_once, configs, tmp_path, monkeypatch):
     groups = []
-    monkeypatch.setattr(
-        "dictionary_learning_ext.training.loop.train",
-        lambda run, saes, *, hooks, resume, group: groups.append(group),
-    )
+    monkeypatch.setattr(TRAIN, lambda *_, resume, group: groups.append(group))
     run_sweep(configs, tmp_path / "elsewhere", at_once, name="tiny")
     assert set(groups) == {"tiny"}
 
 
-def test_two_sweeps_do_not_share_a_folder(sweep_file, tmp_path):
-    configs = configurations(read_sweep(sweep_file()), train_config)
+def test_two_sweeps_do_not_share_a_folder(configs, tmp_path):
     ((name, config),) = list(configs.items())[:1]
     one = {name: config}
     assert run_sweep(one, tmp_path / "s", at_once=1) == {name: tmp_path / "s" / name}
@@ -190,8 +180,7 @@ def test_two_sweeps_do_not_share_a_folder(sweep_file, tmp_path):
         run_sweep(one, tmp_path / "s", at_once=2)
 
 
-def test_a_failed_run_is_reported_after_the_others_have_finished(sweep_file, tmp_path):
-    configs = configurations(read_sweep(sweep_file()), train_config)
+def test_a_failed_run_is_reported_after_the_others_have_finished(configs, tmp_path):
     first, *others = configs
     run_folder = tmp_path / "s" / first
     run_folder.mkdir(parents=True)
@@ -203,8 +192,7 @@ def test_a_failed_run_is_reported_after_the_others_have_finished(sweep_file, tmp
     assert all((tmp_path / "s" / name / "metrics.json").exists() for name in others)
 
 
-def test_a_run_whose_folder_was_deleted_is_trained_again_alone(sweep_file, tmp_path, monkeypatch):
-    configs = configurations(read_sweep(sweep_file()), train_config)
+def test_a_run_whose_folder_was_deleted_is_trained_again_alone(configs, tmp_path, monkeypatch):
     first, *others = configs
     for name in others:
         (tmp_path / name).mkdir()
@@ -212,8 +200,7 @@ def test_a_run_whose_folder_was_deleted_is_trained_again_alone(sweep_file, tmp_p
         (tmp_path / name / "ae.pt").touch()
     calls = []
     monkeypatch.setattr(
-        "dictionary_learning_ext.training.loop.train",
-        lambda run, saes, *, resume, **_: calls.append((list(saes), resume)),
+        TRAIN, lambda run, saes, hooks, *, resume, group: calls.append((list(saes), resume))
     )
     assert run_sweep(configs, tmp_path, at_once=4).keys() == configs.keys()
     assert calls == [([first], False)]
@@ -223,7 +210,7 @@ def refused_by(cause=None):
     """Stands for `train`: the first run is refused because of `cause`."""
     calls = []
 
-    def train(run, saes, **_):
+    def train(run, saes, *_, **__):
         calls.append(list(saes))
         if len(calls) == 1:
             raise TextError("the text is too short") from cause
@@ -231,64 +218,266 @@ def refused_by(cause=None):
     return train, calls
 
 
-def test_what_one_run_is_refused_for_does_not_stop_the_others(sweep_file, tmp_path, monkeypatch):
-    configs = configurations(read_sweep(sweep_file()), train_config)
+def test_what_one_run_is_refused_for_does_not_stop_the_others(configs, tmp_path, monkeypatch):
     train, calls = refused_by()
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", train)
+    monkeypatch.setattr(TRAIN, train)
     with pytest.raises(TrainingError, match=f"^{next(iter(configs))}: the text is too short$"):
         run_sweep(configs, tmp_path / "s", at_once=1)
     assert len(calls) == 4
 
 
 @pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "full"), BlockingIOError()])
-def test_what_would_hit_every_run_stops_the_sweep(cause, sweep_file, tmp_path, monkeypatch):
-    configs = configurations(read_sweep(sweep_file()), train_config)
+def test_what_would_hit_every_run_stops_the_sweep(cause, configs, tmp_path, monkeypatch):
     train, calls = refused_by(cause)
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", train)
+    monkeypatch.setattr(TRAIN, train)
     with pytest.raises(TextError):
         run_sweep(configs, tmp_path / "s", at_once=1)
     assert len(calls) == 1
 
 
-def test_a_very_large_sweep_needs_a_yes(sweep_file, tmp_path, capsys):
-    path = str(sweep_file())
-    assert main(["sweep", path, "--max-runs", "3", "--save-dir", str(tmp_path / "s")]) == 2
-    assert "4 runs; --max-runs is 3; add --yes" in capsys.readouterr().err
-    assert main(["sweep"]) == 2
-    assert "give one of: a sweep file" in capsys.readouterr().err
-
-
-def test_memory_bounds_how_many_are_trained_together(sweep_file, monkeypatch):
-    import psutil
-
-    configs = configurations(read_sweep(sweep_file()), train_config)
+@pytest.mark.parametrize(
+    ("available", "devices", "expected"),
+    [
+        (100, [], 4),
+        (6, [], 3),
+        (1, [], 1),
+        (100, ["cpu"], 4),
+        (100, ["cpu", "cpu"], 2),
+        (100, ["cpu"] * 3, 2),
+        (100, ["cpu"] * 9, 1),
+        (6, ["cpu", "cpu"], 1),
+    ],
+)
+def test_as_many_are_trained_together_as_half_of_the_free_memory_holds(
+    available, devices, expected, configs, tmp_path, monkeypatch
+):
+    """At most each device's share, and devices of one machine share its memory."""
     each = 4 * 4 * 2 * 32 * 16  # weights, gradients and two averages of encoder and decoder
-    for available, expected in ((100 * each, 4), (6 * each, 3), (each, 1)):
-        memory = psutil.virtual_memory()._replace(available=available)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
-        assert memory_allows(configs) == expected
+    memory = psutil.virtual_memory()._replace(available=available * each)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(runner, "train_on", lambda *_: [])
+    monkeypatch.setattr(TRAIN, lambda *_, **__: None)
+    found = []
+    run_sweep(configs, tmp_path / "s", devices=devices, on_begin=found.append)
+    assert found[0].at_once == expected
 
 
-def test_several_devices_get_a_share_each_and_share_their_memory(sweep_file, monkeypatch):
-    import psutil
-
-    configs = configurations(read_sweep(sweep_file()), train_config)
-    each = 4 * 4 * 2 * 32 * 16
-    for available, devices, expected in (
-        (100 * each, ["cpu"], 4),
-        (100 * each, ["cpu", "cpu"], 2),
-        (100 * each, ["cpu"] * 3, 2),
-        (100 * each, ["cpu"] * 9, 1),
-        (6 * each, ["cpu", "cpu"], 1),
-    ):
-        memory = psutil.virtual_memory()._replace(available=available)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
-        assert memory_allows(configs, devices) == expected
+def test_devices_with_nothing_to_do_are_said(configs, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(runner, "train_on", lambda *_: [])
+    run_sweep(configs, tmp_path / "s", at_once=4, devices=["cpu"] * 3)
+    assert "2 of the 3 devices have nothing to do: up to 4 SAEs are trained together" in caplog.text
 
 
 @pytest.mark.skipif(t.cuda.is_available(), reason="this machine has a GPU")
-def test_a_device_that_is_not_there_is_refused_before_anything_is_written(sweep_file, tmp_path):
-    configs = configurations(read_sweep(sweep_file()), train_config)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(configs, tmp_path):
     with pytest.raises(ConfigError, match=r"^devices='cuda:1': .*use e\.g\. devices='cpu'$"):
         run_sweep(configs, tmp_path / "s", devices=["cuda:1"])
     assert not (tmp_path / "s").exists()
+
+
+# --- chunks
+
+CONFIGS = dict.fromkeys("abcd", TrainConfig())
+
+
+def started(folder, *steps):
+    for step in steps:
+        point = folder / "resume" / f"step_{step:08d}"
+        point.mkdir(parents=True)
+        (point / "complete.json").touch()
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").touch()
+
+
+def together(folder, **options):
+    return ["".join(chunk.configs) for chunk in chunks_of(CONFIGS, folder, None, 3, **options)]
+
+
+def test_runs_are_divided_as_if_none_had_ended(tmp_path):
+    assert together(tmp_path) == ["abc", "d"]
+    assert together(tmp_path, without="b") == ["ac", "d"]
+
+
+def test_a_run_that_is_missing_starts_in_a_chunk_of_its_own(tmp_path):
+    started(tmp_path / "a", 20, 30)
+    started(tmp_path / "c", 10, 20)
+    assert together(tmp_path) == ["ac", "b", "d"]
+
+
+def test_runs_without_a_common_resume_point_are_trained_apart(tmp_path):
+    started(tmp_path / "a", 10)
+    started(tmp_path / "b", 30)
+    started(tmp_path / "c")
+    assert together(tmp_path) == ["a", "b", "c", "d"]
+
+
+# --- sweep.json
+
+
+def finished(folder, eval_tokens=100):
+    folder.mkdir()
+    settings = {"run": {"settings": {"eval_tokens": eval_tokens}}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
+
+
+def start(folder, names="abc", **changes):
+    return runner._begin(
+        dict.fromkeys(names, TrainConfig()),
+        folder,
+        **{"at_once": None, "memory_allows": 2, "name": None, "command": "vsae x", **changes},
+    )
+
+
+def test_the_first_start_counts(tmp_path):
+    first = start(tmp_path, name="n")
+    assert (first.at_once, first.runs, first.name) == (2, ["a", "b", "c"], "n")
+    assert (
+        start(tmp_path, names="cba", memory_allows=9, command="y")
+        == first
+        == runner._read(tmp_path)
+    )
+    with pytest.raises(ConfigError, match="at_once=3: this sweep was started with 2"):
+        start(tmp_path, at_once=3)
+
+
+def test_fewer_are_trained_at_once_after_memory_ran_out(tmp_path):
+    start(tmp_path, at_once=3)
+    (tmp_path / "a").mkdir()
+    assert start(tmp_path, at_once=1).at_once == start(tmp_path).at_once == 1
+
+
+def test_another_sweep_gives_way_unless_it_has_written_a_run(tmp_path):
+    start(tmp_path)
+    other = start(tmp_path, names="xy", command="vsae y")
+    assert (other.runs, other.command) == (["x", "y"], "vsae y")
+    assert runner._read(tmp_path) == other
+    (tmp_path / "y").mkdir()
+    with pytest.raises(ConfigError, match=r"holds another sweep of 2 runs, e\.g\. x; choose"):
+        start(tmp_path)
+    assert runner._read(tmp_path) == other
+
+
+@pytest.mark.parametrize(
+    ("ks", "steps", "message"),
+    [
+        ([2, 8], 1200, " with k='4,2', not 2,8; choose another save_dir"),
+        (range(2, 10), 1200, " with k='4,2', not 2,3,4,5,6,…; choose another save_dir"),
+        ([2], 9, " with k='4,2', not 2 and steps='1200', not 9; choose another save_dir"),
+    ],
+)
+def test_what_differs_from_another_sweep_is_named(ks, steps, message, tmp_path):
+    def begin(ks, steps=1200):
+        run = RunConfig(steps=steps)
+        configs = {str(k): TrainConfig(SAEConfig(k=k).resolve(steps, 512), run) for k in ks}
+        given = dict.fromkeys(("at_once", "name", "command"))
+        runner._begin(configs, tmp_path, memory_allows=2, **given)
+
+    begin([4, 2])
+    (tmp_path / "2").mkdir()
+    begin([2, 4])
+    with pytest.raises(ConfigError) as refused:
+        begin(ks, steps)
+    assert str(refused.value).endswith(f"another sweep of 2 runs{message}")
+
+
+def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
+    assert progress(tmp_path) is None, "no sweep"
+    start(tmp_path)
+    assert progress(tmp_path) == "0 of 3 runs are finished; run `vsae x` again to continue"
+    finished(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "failed.json").touch()
+    assert progress(tmp_path) == (
+        "1 of 3 runs are finished; 1 failed, see failed.json in b; run `vsae x` again to continue"
+    )
+    finished(tmp_path / "c", eval_tokens=0)
+    assert progress(tmp_path) == "2 of 3 runs are finished; 1 failed, see failed.json in b"
+    (tmp_path / "b" / "failed.json").unlink()
+    (tmp_path / "b").rmdir()
+    finished(tmp_path / "b")
+    assert progress(tmp_path) is None
+
+
+def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tmp_path):
+    start(tmp_path, names="a", command=None)
+    assert progress(tmp_path) == (
+        "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
+    )
+    for content in ("{", "[]", '{"runs": 3}'):
+        (tmp_path / "sweep.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"sweep\.json: damaged; delete it and rerun"):
+            progress(tmp_path)
+
+
+# --- caches and several hook points
+
+
+def test_runs_of_two_hook_points_read_one_cache_and_need_no_language_model(
+    sweep_file, small_cache, tmp_path, monkeypatch
+):
+    path = sweep_file(parameters={"hook": {"values": [HOOK, OTHER]}, "k": {"values": [2, 4]}})
+    monkeypatch.setattr(
+        run_inputs, "load_language_model", lambda *_, **__: pytest.fail("a model is loaded")
+    )
+    flags = [f"--activations={small_cache}", "--eval-tokens=0"]
+    assert main(["sweep", str(path), *flags, f"--save-dir={tmp_path / 's'}"]) == 0
+    folders = sorted(path.parent for path in (tmp_path / "s").glob("*/ae.pt"))
+    assert len(folders) == 4
+    one = folders[0]
+    again = ["train", f"--config={one}", f"--save-dir={tmp_path / 'alone'}"]
+    assert main(again) == 0
+    ours, single = (t.load(folder / "ae.pt") for folder in (one, tmp_path / "alone"))
+    assert_equal(ours, single)
+
+
+@pytest.mark.parametrize("ks", [[4], [2, 4]])
+def test_a_hook_point_that_the_cache_lacks_is_refused_before_anything_is_written(
+    ks, sweep_file, small_cache, tmp_path, capsys
+):
+    path = sweep_file(parameters={"k": {"values": ks}})
+    flags = [f"--activations={small_cache}", "--hook=blocks.9.hook_mlp_out"]
+    assert main(["sweep", str(path), *flags, f"--save-dir={tmp_path / 's'}"]) == 2
+    printed = capsys.readouterr()
+    assert (
+        f"--hook blocks.9.hook_mlp_out: the cache {small_cache} has {HOOK}, {OTHER}; give one of these"
+        in printed.err
+    )
+    assert printed.out == ""
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sweep_whose_language_model_lacks_the_hook_point_leaves_no_folder(
+    sweep_file, tmp_path, capsys
+):
+    path = sweep_file(parameters={"k": {"values": [2, 4]}})
+    folder = tmp_path / "s"
+    command = ["sweep", str(path), "--hook=blocks.9.hook_mlp_out", f"--save-dir={folder}"]
+    assert main(command) == 2
+    assert "blocks.9.hook_mlp_out" in capsys.readouterr().err
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "notes.txt").touch()
+    assert main(command) == 2
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_the_hook_points_share_the_passes_of_the_language_model(sweep_file, tmp_path, monkeypatch):
+    hooks = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
+    path = sweep_file(parameters={"hook": {"values": hooks}, "k": {"values": [2, 4]}})
+    configs = configurations(read_sweep(path), train_config)
+    assert len(configs) == 4
+    monkeypatch.setattr("dictionary_learning_ext.training.loop._evaluate", lambda *_: None)
+    with counted_passes() as together:
+        run_sweep(configs, tmp_path / "s", at_once=4)
+    with counted_passes() as alone:
+        for name, config in configs.items():
+            run = train_config([*read_sweep(path).flags, f"--hook={config.run.hook}"]).run
+            values = vars(run) | {"save_dir": str(tmp_path / "alone" / name)}
+            (folder,) = train(type(run)(**values), {"x": config.sae}).values()
+            weights = [t.load(f / "ae.pt") for f in (folder, tmp_path / "s" / name)]
+            assert_equal(*weights)
+    checks = 1  # that an MLP's output is what its block adds: one context, once a run
+    assert alone.count(1) == 2 * checks
+    assert together.count(1) == checks
+    assert len(together) - checks == (len(alone) - 2 * checks) / len(configs)

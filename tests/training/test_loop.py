@@ -1,26 +1,35 @@
-"""The loop: company, logging, failures, what it writes; and upstream's loop with our trainer."""
+"""The loop: company, hook points, failures, what it writes; and upstream's loop with our trainer."""
 
 import json
+import logging
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch as t
-import wandb
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 from dictionary_learning.trainers.top_k import TopKTrainer
 from dictionary_learning.training import trainSAE
-from interrupted_runs import sae_of
+from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stopped_at
+from planted_sinks import saved_with_sinks
 from tqdm import tqdm
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.activations import language_model_run
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.hook_points import find_hook
+from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.activations.run_inputs import make_buffer
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import (
+    CheckpointError,
     ConfigError,
+    Interrupted,
     LanguageModelError,
     NonFiniteError,
     TextError,
@@ -28,9 +37,10 @@ from dictionary_learning_ext.errors import (
 )
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
 from dictionary_learning_ext.evaluation.metrics import METRICS
-from dictionary_learning_ext.run_folder.names import PAGE_MARK
+from dictionary_learning_ext.run_folder.files import PAGE_MARK
+from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
+from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
-from experiments.robustness.wandb_files import history
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -58,20 +68,17 @@ def weights(folder):
     return t.load(folder / "ae.pt", weights_only=True)
 
 
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    for name in one:
-        assert t.equal(one[name], other[name]), name
-
-
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", TRAINED)
-def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, run_of):
-    run = run_of(eval_tokens=200)
+def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, dtype, run_of):
+    run = run_of(eval_tokens=200, dtype=dtype)
     (folder,) = train(run, {"one": sae_of(architecture)}).values()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == set(METRICS) | {"measured_on"}
     assert metrics["measured_on"]["hook"] == HOOK
     assert metrics["tokens"] >= 200
+    assert metrics["frac_recovered"] is not None
+    assert all(value.dtype != t.bfloat16 for value in weights(folder).values())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 10, 20, 30]
     assert rows[-1]["fve"] > rows[0]["fve"]
@@ -120,14 +127,6 @@ def test_company_and_logging_change_nothing_to_the_bit(dtype, architectures, run
         assert_equal(weights(alone), weights(together[name]))
 
 
-def test_the_same_configs_can_be_passed_twice(run_of, tmp_path):
-    saes = {"a": sae_of(), "b": sae_of("top_k")}
-    first = train(run_of(save_dir=str(tmp_path / "1")), saes)
-    second = train(run_of(save_dir=str(tmp_path / "2")), saes)
-    for name in saes:
-        assert_equal(weights(first[name]), weights(second[name]))
-
-
 @pytest.mark.parametrize("normalize", ["sqrt_d", "unit", "none"])
 def test_the_saved_sae_takes_raw_activations(normalize, run_of, tiny_lm, text):
     run = run_of(normalize=normalize, steps=200)
@@ -174,39 +173,47 @@ def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
 
 
 @pytest.mark.parametrize("normalize", ["none", "sqrt_d"])
+@pytest.mark.parametrize("content", ["the cat", "\n\n"])
 def test_a_try_that_fails_before_its_first_step_leaves_no_folder(
-    normalize, run_of, tmp_path, monkeypatch
+    content, normalize, run_of, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(language_model_run, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
-    short.write_text("the cat")
+    short.write_text(content)
     with pytest.raises(TextError):
         train(run_of(data=str(short), normalize=normalize), {"x": sae_of()})
     assert not (tmp_path / "run").exists()
 
 
-def test_overwriting_leaves_nothing_that_describes_the_former_sae(run_of, caplog):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hook": "blocks.7.hook_resid_post"}, r"blocks\.\{0\.\.2\}"),
+        ({"model": "nowhere/nothing"}, "save_pretrained"),
+    ],
+)
+def test_a_wrong_model_or_hook_is_refused_before_training(changes, message, run_of, tmp_path):
+    with pytest.raises(LanguageModelError, match=message):
+        train(run_of(**changes), {"x": sae_of()})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_overwriting_leaves_nothing_that_describes_the_former_sae(is_ours, run_of, caplog):
+    """Pages on several SAEs go with it, unless they are somebody else's."""
     (folder,) = train(run_of(), {"x": sae_of()}).values()
     for name in ("report.html", "report_files/a.csv", "eval_results/core/a.json", "exports/a/b.pt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("of the former SAE")
-    (folder.parent / "report.html").write_text("of several")
+    pages = [folder.parent / name for name in ("report.html", "index.html", "report_files")]
+    for page in pages[:2]:
+        page.write_text(PAGE_MARK if is_ours else "a site")
+    pages[2].mkdir()
     train(run_of(overwrite=True), {"x": sae_of(seed=1)})
     written = {"ae.pt", "config.json", "metrics.json", "metrics.jsonl", "resume", ".lock"}
     assert {path.name for path in folder.iterdir()} <= written
-    assert f"{folder.parent / 'report.html'} may show the SAE that is overwritten" in caplog.text
-
-
-@pytest.mark.parametrize("is_ours", [True, False])
-def test_pages_on_several_saes_go_with_the_one_that_is_overwritten(is_ours, run_of):
-    (folder,) = train(run_of(), {"x": sae_of()}).values()
-    for name in ("report.html", "index.html"):
-        (folder.parent / name).write_text(PAGE_MARK if is_ours else "a site")
-    data = folder.parent / "report_files"
-    data.mkdir()
-    train(run_of(overwrite=True), {"x": sae_of(seed=1)})
-    there = [(folder.parent / name).exists() for name in ("report.html", "index.html")]
-    assert [*there, data.exists()] == [not is_ours] * 3
+    assert [page.exists() for page in pages] == [not is_ours] * 3
+    assert is_ours or f"{pages[0]} may show the SAE that is overwritten" in caplog.text
 
 
 def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
@@ -222,13 +229,6 @@ def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
     assert len(list((folder / "checkpoints").iterdir())) == 1
 
 
-def test_empty_text_is_an_error_before_anything_is_written(run_of, tmp_path):
-    (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(TextError, match="no documents to train on"):
-        train(run_of(data=str(tmp_path / "empty.txt")), {"x": sae_of()})
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("architecture", ["vsae_top_k", "vaease", "top_k", "relu"])
 def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, run_of, monkeypatch):
     original = SAERun.update
@@ -242,8 +242,6 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
     run = run_of()
     with pytest.raises(TrainingError, match=r"bad: failed at or before step (15|20): not finite"):
         train(run, {"bad": sae_of(architecture), "good": sae_of()})
-    from pathlib import Path
-
     base = Path(run.save_dir)
     assert all(v.isfinite().all() for v in weights(base / "good").values())
     assert not (base / "bad" / "ae.pt").exists()
@@ -278,64 +276,15 @@ def test_held_out_text_that_ends_is_measured_as_far_as_it_goes(run_of, caplog):
     assert f"measured on {metrics['tokens']} tokens, not 1000000" in caplog.text
 
 
-@pytest.mark.parametrize("architecture", TRAINED)
-def test_every_architecture_trains_in_bf16(architecture, run_of):
-    run = run_of(eval_tokens=200, steps=12, dtype="bfloat16")
-    (folder,) = train(run, {"one": sae_of(architecture)}).values()
-    assert json.loads((folder / "metrics.json").read_text())["frac_recovered"] is not None
-    assert all(v.dtype != t.bfloat16 for v in weights(folder).values())
-
-
-def test_the_run_is_refused_before_training_when_the_model_or_hook_is_wrong(run_of, tmp_path):
-    with pytest.raises(LanguageModelError, match=r"blocks\.\{0\.\.2\}"):
-        train(run_of(hook="blocks.7.hook_resid_post"), {"x": sae_of()})
-    with pytest.raises(LanguageModelError, match="save_pretrained"):
-        train(run_of(model=str(tmp_path / "nothing")), {"x": sae_of()})
-    assert not (tmp_path / "run").exists()
-
-
-def test_names_of_saes_cannot_leave_the_run_folder(run_of):
-    with pytest.raises(ConfigError, match="plain folder name"):
-        train(run_of(), {"../out": sae_of(), "b": sae_of("top_k")})
-
-
-def test_wandb_offline_logs_the_numbers_of_metrics_jsonl(run_of):
-    run = run_of(wandb="offline", eval_tokens=200)
-    folders = train(run, {"a": sae_of(), "b": sae_of("top_k")})
-    wandb.teardown()  # its service writes the files behind our back
-    for folder in folders.values():
-        (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-        rows = history(log)
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        assert [row["fve"] for row in rows] == [json.loads(line)["fve"] for line in lines]
-
-
 @pytest.mark.parametrize("normalize", [False, True])
 def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm, text, tmp_path):
-    hook = find_hook(tiny_lm, HOOK)
+    hook, sizes = find_hook(tiny_lm, HOOK), {"n_ctxs": 16, "ctx_len": 32, "out_batch_size": 64}
 
     def buffer(split):
-        return ResidualBuffer(
-            open_text(text, split=split),
-            tiny_lm,
-            hook.submodule,
-            n_ctxs=16,
-            ctx_len=32,
-            out_batch_size=64,
-        )
+        return ResidualBuffer(open_text(text, split=split), tiny_lm, hook.submodule, **sizes)
 
-    common = {
-        "steps": 40,
-        "activation_dim": 16,
-        "dict_size": 32,
-        "k": 4,
-        "layer": 0,
-        "lm_name": "tiny",
-        "lr": 1e-3,
-        "warmup_steps": 5,
-        "seed": 0,
-        "device": "cpu",
-    }
+    common = {"steps": 40, "activation_dim": 16, "dict_size": 32, "k": 4, "layer": 0, "lr": 1e-3}
+    common |= {"lm_name": "tiny", "warmup_steps": 5, "seed": 0, "device": "cpu"}
     trainSAE(
         buffer("train"),
         [
@@ -369,3 +318,223 @@ def test_the_progress_bar_names_a_few_saes_by_what_they_differ_in(run_of, monkey
         "k=4",
         "and 1 more",
     ]
+
+
+# --- several hook points in one run: each as in a run of its own, to the bit
+
+HOOKS = {"early": "blocks.0.hook_mlp_out", "late": "blocks.2.hook_resid_pre"}
+SAES = {"early": sae_of(), "late": sae_of("top_k", dict_size=24)}
+
+
+def settings_of(folder):
+    settings = json.loads((folder / "config.json").read_text())["run"]["settings"]
+    return {name: value for name, value in settings.items() if name != "save_dir"}
+
+
+@pytest.fixture
+def alone(run, tmp_path):
+    folders = {}
+    for name, hook in HOOKS.items():
+        own = replace(run, hook=hook, save_dir=str(tmp_path / "alone" / name))
+        folders |= train(own, {name: SAES[name]})
+    return folders
+
+
+def test_each_is_the_run_of_its_own_and_stays_so_when_stopped_and_resumed(run, alone, monkeypatch):
+    stopped_at(15, monkeypatch)
+    with pytest.raises(Interrupted, match=f"`vsae train --resume {run.save_dir}`$"):
+        train(run, SAES, HOOKS)
+    together = resumed(run.save_dir)
+    for name in HOOKS:
+        assert together[name] == Path(run.save_dir) / name
+        assert_equal(results(together[name]), results(alone[name]))
+        assert settings_of(together[name]) == settings_of(alone[name])
+        assert settings_of(together[name])["hook"] == HOOKS[name]
+
+
+# --- activations and texts that define few metrics: what is said, and that every file is JSON
+
+
+@pytest.fixture
+def small(tiny_lm_dir, text, tmp_path):
+    settings = {"model": str(tiny_lm_dir), "data": text, "save_dir": str(tmp_path / "run")}
+    sizes = {"steps": 3, "batch_size": 16, "n_ctxs": 4, "ctx_len": 16, "log_steps": 1}
+    return lambda **changes: RunConfig(
+        **{**settings, **sizes, "eval_tokens": 64, "eval_documents": 16, **changes}
+    )
+
+
+def metrics_of(run: RunConfig) -> dict[str, Any]:
+    """Train; the content of metrics.json. Every line of both files must be strict JSON."""
+    (folder,) = train(run, {"sae": sae_of()}).values()
+
+    def strict(text: str) -> Any:
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is not JSON")
+
+        return json.loads(text, parse_constant=refuse)
+
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        strict(line)
+    return strict((folder / "metrics.json").read_text())
+
+
+def changed_model(lm_dir: Path, out: Path, value: float) -> str:
+    """A model whose activations are all alike: `value` in every place."""
+    lm: Any = load_language_model(str(lm_dir))
+    with t.no_grad():
+        for parameter in lm._model.parameters():
+            parameter.zero_()
+        lm._model.gpt_neox.embed_in.weight.fill_(value)
+    lm._model.save_pretrained(out)
+    lm.tokenizer.save_pretrained(out)
+    return str(out)
+
+
+def test_activations_that_are_all_0_are_named(small, tiny_lm_dir, tmp_path):
+    model = changed_model(tiny_lm_dir, tmp_path / "zeros", 0.0)
+    expected = r"all activations of .*zeros at blocks.0.hook_resid_post are 0: expected"
+    for normalize in ("sqrt_d", "none"):
+        with pytest.raises(LanguageModelError, match=expected):
+            train(small(model=model, normalize=normalize), {"sae": sae_of()})
+
+
+def test_activations_without_variance_have_no_fve(small, tiny_lm_dir, tmp_path):
+    metrics = metrics_of(small(model=changed_model(tiny_lm_dir, tmp_path / "ones", 1.0)))
+    assert metrics["fve"] is None
+    assert "have no variance" in metrics["not_measured"]["fve"]
+    assert "do not change the loss" in metrics["not_measured"]["frac_recovered"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "documents", "expected"),
+    [
+        ({"ctx_len": 1, "n_ctxs": 64}, None, {"loss_original": None, "frac_recovered": None}),
+        ({}, 2000, {"loss_tokens": 0, "loss_positions": 16, "frac_recovered": None}),
+        ({"eval_tokens": 1}, None, {"tokens": 1, "fve": None}),
+    ],
+    ids=["contexts of one token", "documents of one token", "one token"],
+)
+def test_what_one_token_does_not_define_is_not_measured(
+    changes, documents, expected, small, tmp_path
+):
+    if documents:
+        (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * documents)
+        changes = changes | {"data": str(tmp_path / "a.jsonl")}
+    metrics = metrics_of(small(**changes))
+    assert {name: metrics[name] for name in expected} == expected
+    assert {name for name in expected if expected[name] is None} <= metrics["not_measured"].keys()
+
+
+def test_sinks_are_named_once_unless_they_are_left_out(small, lm_dir_of, tmp_path, caplog):
+    model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "sinks")
+    for multiple, expected in ((None, 1), (10.0, 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            save_dir = str(tmp_path / f"run{multiple}")
+            metrics_of(small(model=model, save_dir=save_dir, max_norm_multiple=multiple))
+        said = [text for text in caplog.messages if "position 0 of each context" in text]
+        assert len(said) == expected
+        assert all("--max-norm-multiple 10 to leave them out" in text for text in said)
+
+
+# --- where a signal ends a run, and what is kept
+
+
+def test_a_run_that_ended_in_its_evaluation_is_evaluated(run, tmp_path, monkeypatch):
+    (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "measure", stop)
+    with pytest.raises(Interrupted, match=r"SIGTERM in the evaluation.*vsae eval"):
+        train(run, {"x": sae_of()})
+    monkeypatch.undo()
+    resumed(run.save_dir)
+    assert_equal(results(whole), results(Path(run.save_dir)))
+
+
+def test_a_signal_in_the_middle_of_a_fill_is_answered_before_the_fill_ends(
+    run, tmp_path, monkeypatch
+):
+    (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
+    original = ResidualBuffer.refreshing
+
+    def refreshing(self):
+        if self.fills == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield from original(self)
+
+    monkeypatch.setattr(ResidualBuffer, "refreshing", refreshing)
+    with pytest.raises(Interrupted) as stop:
+        train(run, {"x": sae_of()})
+    monkeypatch.undo()
+    assert stop.value.exit_code == 143
+    (step,) = steps_of(Path(run.save_dir))[-1:]
+    assert load_point(Path(run.save_dir), step).run["buffer"]["batches"] == 0
+    resumed(run.save_dir)
+    assert_equal(results(whole), results(Path(run.save_dir)))
+
+
+def test_by_time_too_and_the_signal_handlers_are_given_back(run, monkeypatch):
+    former = signal.getsignal(signal.SIGTERM)
+    clock = iter(range(10**6))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock) * 3.0)
+    seen = []
+    original = SAERun.save_point
+    monkeypatch.setattr(
+        SAERun,
+        "save_point",
+        lambda self, step, shared: seen.append(step) or original(self, step, shared),
+    )
+    train(replace(run, save_every="1m", eval_tokens=0), {"x": sae_of()})
+    assert seen[-1] == STEPS
+    assert len(seen) > 2
+    assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_none_writes_no_points_but_a_signal_does(run, monkeypatch):
+    quiet = replace(run, save_every="none")
+    (folder,) = train(quiet, {"x": sae_of()}).values()
+    assert steps_of(folder) == []
+    stopped_at(12, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(replace(quiet, overwrite=True), {"x": sae_of()})
+    assert steps_of(folder) == [12]
+
+
+def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch):
+    quiet = replace(run, save_every="none", save_steps="20")
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "measure", stop)
+    with pytest.raises(Interrupted):
+        train(quiet, {"x": sae_of()})
+    monkeypatch.undo()
+    before = (Path(run.save_dir) / "ae.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"is kept.*vsae eval"):
+        resumed(run.save_dir)
+    assert (Path(run.save_dir) / "ae.pt").read_bytes() == before
+
+
+def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
+    stopped_at(STEPS, monkeypatch)
+    with pytest.raises(Interrupted, match="in the evaluation"):
+        train(run, {"x": sae_of()})
+
+
+def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monkeypatch):
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop, "open_sources", interrupted)
+    with pytest.raises(Interrupted) as stop:
+        train(run, {"x": sae_of()})
+    assert str(stop.value) == (
+        "stopped by SIGINT before the first step; nothing was written or changed; run the same "
+        "command again"
+    )
+    assert not Path(run.save_dir).exists()

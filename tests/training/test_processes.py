@@ -1,4 +1,4 @@
-"""Training in several processes, started by the real torchrun; see tests/helpers/under_torchrun.py."""
+"""Processes started by the real torchrun (see tests/helpers/under_torchrun.py), and signals to them."""
 
 import contextlib
 import json
@@ -20,10 +20,16 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.errors import ConfigError, LanguageModelError
+from dictionary_learning_ext.errors import ConfigError, Interrupted, LanguageModelError
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
-from dictionary_learning_ext.training.processes import ONE_PROCESS, Processes, launched
+from dictionary_learning_ext.training.processes import (
+    ONE_PROCESS,
+    Processes,
+    interrupts,
+    launched,
+)
+from experiments.robustness.wandb_files import history
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "under_torchrun.py"
 HANGS = 100  # seconds
@@ -294,12 +300,6 @@ def test_a_run_resumes_with_the_device_that_was_given(run, tmp_path, monkeypatch
     assert asked == ["cpu", "cpu"]
 
 
-def test_what_starts_as_many_again():
-    assert Processes(0, 8, 0, 4).command == (
-        "torchrun --nnodes 2 --nproc-per-node 4 -m dictionary_learning_ext"
-    )
-
-
 def test_a_batch_smaller_than_the_processes():
     with pytest.raises(ConfigError, match=r"use batch_size=4$"):
         Processes(0, 4).require_shares(3)
@@ -320,7 +320,88 @@ def test_all_read_the_same_language_model(monkeypatch):
         Processes(0, 3).require_alike(alike)
 
 
-def test_importing_it_imports_no_torch():
-    code = "import sys, dictionary_learning_ext.training.processes; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+# --- signals
+
+
+def test_sigterm_ends_the_command_with_143_and_resume_goes_on(run, tmp_path, own_wandb):
+    """As SLURM does it, with wandb offline: one run id, no step twice."""
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in vars(replace(run, wandb="offline", steps=500)).items()
+        if value is not None
+    ]
+    flags += ["--dict-size=32", "--k=4", "--save-every=none", "--eval-tokens=0", "--text-passes=99"]
+    command = [sys.executable, "-m", "dictionary_learning_ext.cli", "train"]
+    process = subprocess.Popen([*command, *flags], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    folder = Path(run.save_dir)
+    while process.poll() is None and written(folder) < 3:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+    process.terminate()
+    _, error = process.communicate()
+    assert process.returncode == 143, error
+    assert f"continue with `vsae train --resume {folder}`" in error.splitlines()[-1]
+    (step,) = steps_of(folder)
+    refused = subprocess.run(
+        [*command, "--resume", str(folder), "--beta", "3"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert "--beta 0.03, not 3.0; leave out --beta" in refused.stderr.splitlines()[-1]
+    done = subprocess.run(
+        [*command, "--resume", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from step {step}" in done.stderr
+    logs = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(logs) == 2
+    assert len({log.name for log in logs}) == 1, "one run id"
+    logged = sorted(int(row["step"]) for log in logs for row in history(log))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [line["step"] for line in lines]
+
+
+@pytest.fixture
+def former_handlers():
+    """What the signals did before, which is put back."""
+    former = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    yield former
+    for each, handler in former.items():
+        signal.signal(each, handler)
+
+
+def stopped(*, at_once):
+    """One of several processes that gets two signals, and asks for them if it may finish something."""
+    with interrupts(are_several=True) as signals:
+        with signals.at_once() if at_once else signals.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not at_once
+        os.kill(os.getpid(), signal.SIGINT)
+        signals.check()
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_of_several_processes_one_obeys_the_first_signal_alone(at_once, former_handlers):
+    """torchrun sends SIGTERM to all when one has ended: it must not end one that is about to write."""
+    with pytest.raises(Interrupted) as stop:
+        stopped(at_once=at_once)
+    assert stop.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_of_several_processes_one_that_ends_well_gives_its_handlers_back(former_handlers):
+    with interrupts(are_several=True):
+        assert signal.getsignal(signal.SIGTERM) != former_handlers[signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == former_handlers[signal.SIGTERM]
+
+
+def test_a_handler_that_was_not_set_from_python_becomes_the_default(monkeypatch, former_handlers):
+    """For such a one `signal.signal` returns None, which it does not take."""
+    real = signal.signal
+    monkeypatch.setattr(signal, "signal", lambda each, handler: real(each, handler) and None)
+    with interrupts():
+        pass
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

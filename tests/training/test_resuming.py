@@ -1,13 +1,17 @@
-"""Runs that are stopped, killed or changed, and resumed: bit-identical to runs that were not."""
+"""Runs that are stopped, killed or changed, and resumed, bit-identical to runs that were not; and runs
+that start from a trained SAE."""
 
 import json
 import multiprocessing
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch as t
+import transformers
 from interrupted_runs import (
     STEPS,
     Killed,
@@ -18,10 +22,12 @@ from interrupted_runs import (
     stopped_at,
     written,
 )
+from safetensors.torch import save_file
 
-from dictionary_learning_ext import train
+from dictionary_learning_ext import load_dictionary, train
 from dictionary_learning_ext.activations import language_model_run
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
+from dictionary_learning_ext.activations.language_model_run import LanguageModelSources
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS
@@ -32,16 +38,28 @@ from dictionary_learning_ext.errors import (
     LanguageModelError,
     TextError,
 )
-from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import steps_of
 from dictionary_learning_ext.training import resuming
+from dictionary_learning_ext.training.resuming import start_from
+from dictionary_learning_ext.training.sae_run import SAERun
 
 
-@pytest.mark.parametrize("architecture", TRAINED)
-def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(architecture, run, tmp_path, monkeypatch):
-    options = {"noise_anneal_steps": 40} if architecture == "vsae_top_k" else {}
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        *((name, {}) for name in TRAINED),
+        ("vsae_top_k", {"noise_anneal_steps": 40, "posterior": "learned"}),
+        ("vsae_top_k", {"posterior": "point"}),
+        ("vsae_top_k", {"select_by": "magnitude"}),
+    ],
+    ids=str,
+)
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
+    architecture, options, run, tmp_path, monkeypatch
+):
     if "k_anneal_steps" in CONFIGS[architecture]().options:
-        options["k_anneal_steps"] = 45
+        options = {"k_anneal_steps": 45} | options
     saes = {"one": sae_of(architecture, **options)}
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), saes).values()
     for step in (23, 41):
@@ -52,21 +70,6 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(architecture, run, tmp
     resumed(run.save_dir)
     assert_equal(results(whole), results(Path(run.save_dir)))
     assert steps_of(Path(run.save_dir)) == [50, STEPS]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"posterior": "learned"}, {"posterior": "point"}, {"select_by": "magnitude"}],
-    ids=str,
-)
-def test_every_posterior_and_selection_resumes(options, run, tmp_path, monkeypatch):
-    saes = {"one": sae_of(**options)}
-    (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), saes).values()
-    stopped_at(30, monkeypatch)
-    with pytest.raises(Interrupted):
-        train(run, saes)
-    resumed(run.save_dir)
-    assert_equal(results(whole), results(Path(run.save_dir)))
 
 
 def test_a_run_with_a_data_seed_resumes_and_no_other_data_seed_does(run, tmp_path, monkeypatch):
@@ -114,10 +117,6 @@ def test_other_settings_are_named(stopped):
 
 
 def test_another_language_model_is_noticed(stopped, lm_dir_of, tmp_path):
-    import shutil
-
-    import transformers
-
     settings = json.loads((stopped / "config.json").read_text())["run"]["settings"]
     folder = Path(settings["model"])
     keep = shutil.copytree(folder, tmp_path / "keep")
@@ -143,15 +142,6 @@ def test_a_changed_text_is_noticed(stopped):
             resumed(stopped)
     finally:
         path.write_bytes(before)
-
-
-def test_a_damaged_point_is_named_and_the_one_before_is_used(stopped, caplog):
-    caplog.set_level("INFO", "dictionary_learning_ext")
-    *_, before, newest = steps_of(stopped)
-    (stopped / "resume" / f"step_{newest:08d}" / "state.json").write_text("{}")
-    resumed(stopped)
-    assert "state.json: changed since it was written: skipped" in caplog.text
-    assert f"resuming from step {before} of" in caplog.text
 
 
 def test_a_shortened_log_is_noticed(stopped):
@@ -188,9 +178,10 @@ def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkey
 
 
 def test_the_text_is_not_counted_again(stopped, monkeypatch):
-    monkeypatch.setattr(
-        language_model_run, "require_enough_text", lambda *args: pytest.fail("counted again")
-    )
+    def counted(*_):
+        pytest.fail("counted again")
+
+    monkeypatch.setattr(language_model_run, "require_enough_text", counted)
     resumed(stopped)
 
 
@@ -285,3 +276,182 @@ def test_a_run_of_several_machines_says_how_many(stopped, monkeypatch):
     command = "torchrun --nnodes 2 --nproc-per-node 4 -m dictionary_learning_ext train --resume"
     with pytest.raises(ConfigError, match=f"with 8 processes, not 1; continue with `{command}"):
         resumed(stopped)
+
+
+# --- from a trained SAE
+
+ARCHITECTURES = [name for name in TRAINED if name != "vsae"]
+
+
+@pytest.fixture
+def short(run):
+    return replace(run, steps=12, eval_tokens=0, save_every="none")
+
+
+@pytest.fixture
+def trained(short, tmp_path):
+    """Trains an SAE and returns its folder."""
+
+    def folder(architecture="vsae_top_k", **changes):
+        place = str(tmp_path / f"source_{architecture}")
+        return train(replace(short, save_dir=place), {"x": sae_of(architecture, **changes)})["x"]
+
+    return folder
+
+
+def first_batch(run):
+    """The first batch of a run at its hook point, raw, and what it is divided by."""
+    sources = LanguageModelSources(run, [run.hook])
+    (factor,) = sources.norm_factors().values()
+    return next(iter(sources.next().values())), factor
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_first_step_sees_the_trained_sae_and_takes_nothing_from_it(
+    architecture, short, trained, tmp_path
+):
+    source = trained(architecture)
+    # Other units than the source's training had, and a learning rate that changes no weight.
+    run = replace(short, steps=3, normalize="unit", save_dir=str(tmp_path / "run"), log_steps=1)
+    sae = sae_of(architecture, init_from=str(source), lr=1e-30, seed=1)
+    (folder,) = train(run, {"x": sae}).values()
+    was, now = load_dictionary(source)[0], load_dictionary(folder)[0]
+    for (name, old), new in zip(was.named_parameters(), now.parameters(), strict=True):
+        t.testing.assert_close(new, old, rtol=1e-4, atol=1e-5, msg=name)
+    x, _ = first_batch(run)
+    x_hat = now(x) if architecture not in ("batch_top_k", "matryoshka") else None
+    if x_hat is not None:  # those two keep a batch's largest, not what passes a threshold
+        fve = 1 - (x - x_hat).square().sum() / (x - x.mean(0)).square().sum()
+        assert read_history(folder)[0]["fve"] == pytest.approx(float(fve), abs=1e-4)
+
+
+def test_without_noise_the_first_loss_is_the_trained_saes(short, trained, tmp_path):
+    sae = {"posterior": "point", "beta": 0.0, "auxk_alpha": 0.0}
+    source = trained(**sae)
+    run = replace(short, save_dir=str(tmp_path / "run"))
+    (folder,) = train(run, {"x": sae_of(**sae, init_from=str(source))}).values()
+    x, factor = first_batch(run)
+    loss = (x - load_dictionary(source)[0](x)).square().sum(1).mean() / factor**2
+    first = read_history(folder)[0]
+    assert first["loss"] == pytest.approx(float(loss), rel=1e-4)
+    fresh = train(replace(run, overwrite=True), {"x": sae_of(**sae)})["x"]
+    assert read_history(fresh)[0]["loss"] > 1.1 * float(loss), "random weights are worse"
+
+
+@pytest.mark.parametrize(
+    ("source", "other", "options"),
+    [
+        ("top_k", "vsae_top_k", {"posterior": "learned"}),
+        ("vsae_top_k", "top_k", {}),
+        ("vsae_top_k", "vsae_top_k", {"posterior": "learned"}),
+    ],
+)
+def test_all_weights_that_both_have_are_taken(source, other, options, short, trained, tmp_path):
+    first = trained(source, **(options if source == other else {}))
+    run = replace(short, steps=1, save_dir=str(tmp_path / "run"))
+    sae = sae_of(other, init_from=str(first), lr=1e-30, **options)
+    (folder,) = train(run, {"x": sae}).values()
+    now, was = load_dictionary(folder)[0], load_dictionary(first)[0]
+    weights = dict(was.named_parameters())
+    assert len(weights) == (6 if source == other else 4), "those of the log-variance too"
+    for name, value in now.named_parameters():
+        if name in weights:
+            t.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5)
+    if source == other:
+        x, _ = first_batch(run)
+        t.testing.assert_close(now.log_var(x), was.log_var(x), rtol=1e-4, atol=1e-4)
+        assert was.log_var_encoder.weight.abs().max() > 0
+
+
+def test_it_is_recorded_and_resumes_without_the_source(short, trained, tmp_path, monkeypatch):
+    source = trained()
+    run = replace(short, save_every="100")
+    sae = sae_of(init_from=str(source))
+    uninterrupted = train(replace(run, save_dir=str(tmp_path / "a")), {"x": sae})["x"]
+    assert load_config(uninterrupted).sae.init_from == str(source)
+    assert json.loads((uninterrupted / "config.json").read_text())["run"]["settings"]["init_from"]
+    b = replace(run, save_dir=str(tmp_path / "b"))
+    stopped_at(5, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(b, {"x": sae})
+    shutil.rmtree(source)
+    resumed, saes, _ = read_run(tmp_path / "b")
+    train(resumed, saes, resume=True)
+    states = [load_dictionary(tmp_path / name)[0].state_dict() for name in "ab"]
+    assert all(t.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_stopped_before_its_first_step_it_still_leaves_b_dec_alone(
+    short, trained, tmp_path, monkeypatch
+):
+    source = trained()
+    run = replace(short, steps=2, save_dir=str(tmp_path / "b"))
+    sae = sae_of(init_from=str(source), lr=1e-30)
+
+    def stop(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAERun, "check_and_log", stop)
+        with pytest.raises(Interrupted):
+            train(run, {"x": sae})
+    resumed, saes, _ = read_run(tmp_path / "b")
+    (folder,) = train(resumed, saes, resume=True).values()
+    now, was = (load_dictionary(each)[0].b_dec for each in (folder, source))
+    t.testing.assert_close(now, was, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "message"),
+    [
+        ({}, {"dict_size": 64}, "its dict_size is 32, not 64; give dict_size=32"),
+        ({}, {"k": 8}, "its k is 4, not 8; give k=4"),
+        ({}, {"architecture": "vsae"}, "its k is 4, not 32; give architecture='vsae_top_k'"),
+        (
+            {},
+            {"architecture": "relu"},
+            "its class is VariationalTopKAutoEncoder, not AutoEncoder (architecture relu); give "
+            "architecture='vsae_top_k'",
+        ),
+        ({"architecture": "relu"}, {}, "its class is AutoEncoder, not VariationalTopKAutoEncoder"),
+    ],
+)
+def test_what_may_not_differ_is_named_with_both_values(
+    source, given, message, short, trained, tmp_path
+):
+    folder = trained(**source)
+    sae = sae_of(**{"init_from": str(folder)} | given)
+    with pytest.raises(ConfigError) as raised:
+        train(replace(short, save_dir=str(tmp_path / "run")), {"x": sae})
+    assert f"init_from={str(folder)!r}: {message}" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_width_is_named(trained):
+    source = load_dictionary(trained())[0]
+    hook = SimpleNamespace(activation_dim=64, name="blocks.0.hook_resid_post")
+    with pytest.raises(
+        ConfigError, match=r"activation_dim is 16, but blocks\.0.* is 64 wide; give"
+    ):
+        start_from(None, source, 1.0, sae_of(init_from="runs/x"), hook)  # pyright: ignore
+
+
+def test_a_folder_of_saelens_is_a_start(short, trained, tmp_path):
+    """What SAELens itself writes is read in tests/run_folder/test_weights.py."""
+    source = load_dictionary(trained("top_k"))[0]
+    folder = tmp_path / "sae_lens"
+    folder.mkdir()
+    weights = {
+        "W_enc": source.encoder.weight.T,
+        "b_enc": source.encoder.bias,
+        "W_dec": source.decoder.weight.T,
+        "b_dec": source.b_dec,
+    }
+    save_file({n: v.contiguous() for n, v in weights.items()}, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"architecture": "topk", "k": 4}))
+    run = replace(short, steps=1, save_dir=str(tmp_path / "run"))
+    for architecture in ("top_k", "vsae_top_k"):
+        sae = sae_of(architecture, init_from=str(folder), lr=1e-30)
+        (now,) = train(replace(run, overwrite=True), {"x": sae}).values()
+        b_dec = load_dictionary(now)[0].b_dec
+        t.testing.assert_close(b_dec, source.b_dec, rtol=1e-4, atol=1e-5)

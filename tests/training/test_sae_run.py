@@ -13,6 +13,7 @@ from dictionary_learning_ext import VariationalTopKTrainer, train
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, TrainingError
 from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.training.plan import Job
 from dictionary_learning_ext.training.sae_run import SAERun
 
 
@@ -26,8 +27,8 @@ def test_overwriting_destroys_nothing_when_wandb_cannot_begin(run, tmp_path, mon
 
 
 def small_run(folder) -> Any:
-    """An SAERun that is started and not trained."""
-    return SAERun("x", TrainConfig(), None, folder, 1.0)  # pyright: ignore
+    """An SAERun that is not started."""
+    return SAERun(Job("x", TrainConfig(), folder), SimpleNamespace(config={}), 1.0)  # pyright: ignore
 
 
 def test_no_results_stand_beside_the_settings_of_another_run(tmp_path, monkeypatch):
@@ -40,7 +41,7 @@ def test_no_results_stand_beside_the_settings_of_another_run(tmp_path, monkeypat
 
     monkeypatch.setattr("dictionary_learning_ext.training.sae_run.write_json", killed)
     with pytest.raises(Killed):
-        small_run(tmp_path).start({"new": 1})
+        small_run(tmp_path).start({})
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 

@@ -1,19 +1,22 @@
-"""What one SAE logs: metrics.jsonl, and wandb if it is asked for."""
+"""What an SAE logs during training: metrics.jsonl, and wandb if it is asked for.
+
+What goes wrong in wandb is logged as a warning and never stops training.
+"""
 
 import json
 import logging
 import math
 import os
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config.run import TrainConfig
-from ..errors import CheckpointError, ConfigError
-from ..run_folder.names import CONFIG, HISTORY, METRICS, WANDB, WEIGHTS
+from ..errors import CheckpointError, ConfigError, Setting, first_line
+from ..run_folder.files import CONFIG, HISTORY, METRICS, WANDB, WEIGHTS, remove, sync, writing
 from ..run_folder.reading import read_history, read_metrics_if_any
 from ..run_folder.resume_points import ResumePoint, note_logged
-from ..run_folder.writing import remove, sync, writing
-from .wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class RunLog:
         """
         if self.config.run.wandb != "disabled":
             settings = self.config.to_dict() | {"norm_factor": self.norm_factor}
-            self._wandb = _opened(self.folder, self.config, settings, group, id, logged)
+            self._wandb = WandbLog(self.folder, self.config, settings, group, id, logged)
 
     def clear_former(self) -> None:
         """Delete wandb's files of a run that is overwritten, so that `wandb sync` finds this one alone."""
@@ -112,35 +115,14 @@ def report_finished(folder: Path, config: TrainConfig) -> None:
     """Log the results of a finished run again, for a sweep's agent that was started again."""
     if "WANDB_SWEEP_ID" not in os.environ or config.run.wandb == "disabled":
         return
-    log = _opened(folder, config, config.to_dict(), group="")
+    log = WandbLog(folder, config, config.to_dict(), group="")
     _replay(log, folder)
     if metrics := read_metrics_if_any(folder):
         log.summarize(metrics)
     log.close(0)
 
 
-def _opened(
-    folder: Path,
-    config: TrainConfig,
-    settings: dict[str, Any],
-    group: str,
-    id: str | None = None,
-    logged: int = -1,
-) -> WandbLog:
-    assert config.run.wandb != "disabled"
-    return WandbLog(
-        folder,
-        mode=config.run.wandb,
-        project=config.run.wandb_project,
-        group=group,
-        settings=settings,
-        tags=config.tags,
-        id=id,
-        logged=logged,
-    )
-
-
-def _replay(log: WandbLog, folder: Path) -> None:
+def _replay(log: "WandbLog", folder: Path) -> None:
     """Log again what metrics.jsonl has."""
     for metrics in read_history(folder):
         log.log(metrics)
@@ -152,3 +134,124 @@ def _step_of(line: bytes) -> int:
         return int(json.loads(line)["step"])
     except ValueError:
         return -1
+
+
+# --- wandb
+
+
+class WandbLog:
+    """A run in wandb.
+
+    Arguments:
+        folder: the run folder. It gives the run its name, and holds wandb's files.
+        config: the settings of the SAE, which say how wandb is used.
+        settings: for wandb's config.
+        group: the name that the runs of one buffer share.
+        id: the run to resume, or None for a new one. A sweep's agent sets its own.
+        logged: the last step that was logged there before. Steps up to it are not logged again.
+
+    Attributes:
+        id: the run's id.
+
+    Raises: ConfigError if wandb can't start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        settings: dict[str, Any],
+        group: str,
+        id: str | None = None,
+        logged: int = -1,
+    ):
+        import wandb
+
+        self._is_agents = "WANDB_SWEEP_ID" in os.environ
+        agents = os.environ.get("WANDB_RUN_ID") if self._is_agents else None
+        is_new = id is None or agents not in (None, id)
+        mode: Any = config.run.wandb
+        if mode == "online":
+            mode = os.environ.get("WANDB_MODE", mode)
+        self._name, self._logged = folder.name, -1 if is_new else logged
+        try:
+            self._run: Any = wandb.init(
+                project=config.run.wandb_project,
+                name=folder.name,
+                group=os.environ.get("WANDB_SWEEP_ID", group),
+                config=settings,
+                tags=config.tags,
+                mode=mode,
+                dir=folder,
+                id=agents or id,
+                resume="allow" if mode == "online" else None,
+                reinit="create_new",
+                settings=wandb.Settings(quiet=True),  # else each run of a sweep fills a screen
+            )
+        except Exception as error:  # of many kinds: usage, login, network, its own process
+            raise ConfigError(
+                f"wandb can't start ({first_line(error)})",
+                name="wandb",
+                value=mode,
+                instead=("log in with `wandb login`, or use ", Setting("wandb", "offline")),
+            ) from error
+        self.id: str = self._run.id
+        if mode == "online":  # the server knows what it has
+            self._logged = self._run.starting_step - 1
+
+    def log(self, metrics: Mapping[str, float | None]) -> None:
+        """Log the finite numbers among `metrics` at its "step", once."""
+        known = {name: v for name, v in metrics.items() if v is not None and math.isfinite(v)}
+        if (step := int(known["step"])) > self._logged:
+            self._try(lambda run: run.log(known, step=step))
+
+    def summarize(self, metrics: dict[str, Any]) -> None:
+        """Put the numbers among `metrics` into the run's summary, as eval/<name>."""
+        known = {f"eval/{n}": v for n, v in metrics.items() if isinstance(v, int | float)}
+        self._try(lambda run: run.summary.update(known))
+
+    def upload(self, files: Sequence[Path]) -> None:
+        """Upload files as an artifact of type "model", named after the run."""
+        import wandb
+
+        def upload(run: Any) -> None:
+            artifact = wandb.Artifact(f"{self.id}-sae", type="model")
+            for file in files:
+                artifact.add_file(str(file))
+            run.log_artifact(artifact)
+
+        self._try(upload)
+
+    def close(self, exit_code: int) -> None:
+        """End the run: 0 is success.
+
+        A sweep's run that SIGTERM ended is marked as pre-empted, so that wandb hands it out again.
+        """
+        if self._is_agents and exit_code == 128 + signal.SIGTERM:
+            self._try(lambda run: run.mark_preempting())
+        self._try(lambda run: run.finish(exit_code=exit_code))
+
+    def _try(self, call: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            call(self._run)
+        except Exception as error:
+            self._run = None
+            if isinstance(error, ConnectionError):
+                _end_service()
+            logger.warning(
+                "%s: wandb failed (%s); training continues, and metrics.jsonl has all the metrics",
+                self._name,
+                first_line(error),
+            )
+
+
+def _end_service() -> None:
+    """Have wandb forget its process. Otherwise it ends the program with a traceback."""
+    import wandb
+
+    try:
+        wandb.teardown()
+    except Exception as error:
+        logger.debug("wandb's process is gone: %s", error)

@@ -17,18 +17,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-
-import torch as t
+from typing import Protocol
 
 from ..errors import ConfigError, Interrupted, TrainingError, UserError
-from ..training.interrupts import interrupts
-from .chunk import Chunk
+from ..training.processes import interrupts
 
 logger = logging.getLogger(__name__)
 
-WORKER = (sys.executable, "-m", f"{__package__}.device_pool")
+WORKER = (sys.executable, "-m", f"{__package__}.devices")
 """The command of a process. Its device follows, which its messages begin with."""
 _POLL = 0.2  # seconds
+
+
+class Chunk(Protocol):
+    """What one process trains. It can be pickled, and `str` names it in messages; see `runner.Chunk`."""
+
+    def on(self, device: str) -> "Chunk":
+        """The same on another device."""
+        ...
+
+    def train(self) -> None:
+        """Train it, or continue. Raises a UserError, or Interrupted after SIGTERM."""
+        ...
 
 
 def devices_of(text: str) -> list[str]:
@@ -51,17 +61,9 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
 
     Raises: Interrupted after SIGTERM or SIGINT, once all processes have written their resume points.
     """
-    if (idle := len(devices) - len(chunks)) > 0:
-        together = max((len(chunk.configs) for chunk in chunks), default=0)
-        remedy = f": up to {together} SAEs are trained together; use --at-once 1 to share them out"
-        logger.warning(
-            "%d of the %d devices have nothing to do%s",
-            idle,
-            len(devices),
-            remedy if together > 1 else "",
-        )
-    waiting = deque(chunk for chunk in chunks if not chunk.is_done)
-    n_chunks, n_ended = len(waiting), 0
+    import torch as t
+
+    waiting, n_ended = deque(chunks), 0
     threads = max(1, t.get_num_threads() // len(devices))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
     running: dict[int, tuple[subprocess.Popen[bytes], Chunk]] = {}  # by the device's place
@@ -78,7 +80,8 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
                             failures += [] if failure is None else [failure]
                             level = logging.INFO if failure is None else logging.ERROR
                             ended = failure or f"trained {chunk}"
-                            logger.log(level, "%s: %s (%d of %d)", device, ended, n_ended, n_chunks)
+                            of_all = f"({n_ended} of {len(chunks)})"
+                            logger.log(level, "%s: %s %s", device, ended, of_all)
                         if place not in running and waiting:
                             chunk = waiting.popleft().on(device)
                             running[place] = _started(chunk, device, environment), chunk

@@ -12,9 +12,9 @@ from stand_in_chunks import StandInChunk
 
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted
-from dictionary_learning_ext.sweep import device_pool
-from dictionary_learning_ext.sweep.chunk import Chunk
-from dictionary_learning_ext.sweep.device_pool import devices_of, train_on
+from dictionary_learning_ext.sweep import devices
+from dictionary_learning_ext.sweep.devices import devices_of, train_on
+from dictionary_learning_ext.sweep.runner import Chunk
 
 WORKER = """
 import os, pickle, signal, sys
@@ -59,14 +59,14 @@ if name == "crashed":
 @pytest.fixture
 def chunks(tmp_path, monkeypatch):
     """Makes chunks of one run each, which a small script trains."""
-    monkeypatch.setattr(device_pool, "WORKER", (sys.executable, "-c", WORKER))
+    monkeypatch.setattr(devices, "WORKER", (sys.executable, "-c", WORKER))
     return lambda *names: [Chunk({name: TrainConfig()}, tmp_path, None) for name in names]
 
 
 def test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads(
     chunks, tmp_path, caplog, monkeypatch
 ):
-    caplog.set_level("INFO", logger=device_pool.__name__)
+    caplog.set_level("INFO", logger=devices.__name__)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     names = ["both_a", "both_b", "c", "d", "e"]
     assert train_on(["one", "other"], chunks(*names)) == []
@@ -100,24 +100,6 @@ def test_a_signal_ends_all_processes_at_their_resume_points(chunks, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_chunk_that_is_done_starts_no_process(chunks, tmp_path):
-    (done, other) = chunks("done", "other")
-    folder = tmp_path / "done_folder"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"run": {"settings": {"eval_tokens": 0}}}')
-    (folder / "ae.pt").touch()
-    done = Chunk({"done_folder": done.configs["done"]}, tmp_path, None)
-    assert train_on(["cpu"], [done, other]) == []
-    assert (tmp_path / "other").is_file()
-    assert not list(tmp_path.glob("busy*"))
-    assert sorted(path.name for path in folder.iterdir()) == ["ae.pt", "config.json"]
-
-
-def test_devices_with_nothing_to_do_are_said(chunks, caplog):
-    train_on(["a", "b", "c"], chunks("x"))
-    assert "2 of the 3 devices have nothing to do" in caplog.text
-
-
 def test_devices_of_one_kind_are_separated_by_commas():
     assert devices_of("cuda:0,cuda:1") == ["cuda:0", "cuda:1"]
     assert devices_of("cpu,cpu") == ["cpu", "cpu"]
@@ -131,7 +113,7 @@ def test_devices_of_one_kind_are_separated_by_commas():
 @pytest.fixture
 def worker():
     process = subprocess.Popen(
-        [*device_pool.WORKER, "cpu"],
+        [*devices.WORKER, "cpu"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""wandb may fail at any time; training does not notice, and the user does."""
+"""What is logged, and wandb, which may fail at any time: training does not notice, and the user does."""
 
 import contextlib
 import json
@@ -17,15 +17,14 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TrainingError
 from dictionary_learning_ext.run_folder.resume_points import ResumePoint
-from dictionary_learning_ext.training.run_log import RunLog
+from dictionary_learning_ext.training.logs import RunLog, WandbLog
 from dictionary_learning_ext.training.sae_run import SAERun
-from dictionary_learning_ext.training.wandb_log import WandbLog
 
 
-def opened(folder, **options):
+def opened(folder, mode="offline", **options):
     folder.mkdir(exist_ok=True)
-    settings = {"mode": "offline", "project": "p", "group": "g", "settings": {"k": 4}}
-    return WandbLog(folder, **settings | options)
+    config = TrainConfig(sae_of(), RunConfig(wandb=mode, wandb_project="p"))
+    return WandbLog(folder, config, {"k": 4}, "g", **options)
 
 
 def children_of(pid):

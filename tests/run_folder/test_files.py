@@ -1,4 +1,4 @@
-"""One writer per folder, whole files or none."""
+"""The files of a run folder: their names, whole files or none, and one writer per folder."""
 
 import errno
 import os
@@ -12,34 +12,63 @@ import pytest
 from interrupted_runs import resumed, sae_of
 from small_commands import content, refused
 
-from dictionary_learning_ext import train
+from dictionary_learning_ext import VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, Setting
+from dictionary_learning_ext.run_folder import files
+from dictionary_learning_ext.run_folder.files import locked, require_free, writing
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.weights import load_dictionary, save_weights
-from dictionary_learning_ext.run_folder.writing import locked, writing
+
+# --- names
 
 
-def test_a_second_writer_is_refused(stopped):
-    with locked([stopped]), pytest.raises(ConfigError, match=r"process \d+ on .* is writing there"):
-        resumed(stopped)
-    with locked([stopped]), pytest.raises(ConfigError, match="is writing there"):
-        train(replace(*read_run(stopped)[:1], overwrite=True), {"x": sae_of()})
-    resumed(stopped)
+def test_a_folder_is_free_until_it_holds_one_of_a_runs_files(tmp_path):
+    for other in ("notes.txt", files.LOCK):
+        (tmp_path / other).touch()
+    require_free(tmp_path / "missing", overwrite=False)
+    for name in files.RUN_FILES:
+        require_free(tmp_path, overwrite=False)
+        (tmp_path / name).mkdir()
+        with pytest.raises(ConfigError, match=rf"already holds a run \({re.escape(name)}\)"):
+            require_free(tmp_path, overwrite=False)
+        require_free(tmp_path, overwrite=True)
+        (tmp_path / name).rmdir()
+    with pytest.raises(ConfigError, match="expected a folder, but it is a file"):
+        require_free(tmp_path / "notes.txt", overwrite=True)
+
+
+def test_where_checkpoints_points_and_reports_are(tmp_path):
+    assert files.checkpoint(tmp_path, 20) == tmp_path / "checkpoints" / "ae_20.pt"
+    assert files.resume_point(tmp_path, 20) == tmp_path / "resume" / "step_00000020"
+    assert files.report_files(tmp_path / "report.html") == tmp_path / "report_files"
+
+
+def test_an_evaluation_at_other_settings_has_a_name_made_of_them(tmp_path):
+    assert files.evaluation(tmp_path, {}) == tmp_path / "metrics.json"
+    beside = tmp_path / "evaluations"
+    assert files.evaluation(tmp_path, {"step": 7, "tokens": 9}) == beside / "step_7_tokens_9.json"
+    texts = ["a/text.txt", "b/text.txt", "../..", "x" * 500, "a b"]
+    paths = [files.evaluation(tmp_path, {"data": text}) for text in texts]
+    assert len(set(paths)) == len(texts), "of one last name too"
+    for path in paths:
+        assert path.parent == beside
+        assert re.fullmatch(r"data_[\w.-]{1,80}\.json", path.name)
+
+
+# --- writing
 
 
 def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
-    from dictionary_learning_ext import VariationalTopKAutoEncoder
-
     path = tmp_path / "ae.pt"
     save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
     before = path.read_bytes()
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("dictionary_learning_ext.run_folder.writing.sync", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*still there"):
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
         save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["ae.pt"], "no temporary file stays"
@@ -70,12 +99,10 @@ def test_a_limit_hit_in_the_middle_of_a_resume_point(flags, folder, capsys, file
 
 
 def test_a_limit_hit_while_ae_pt_is_replaced(folder, file_size_limit):
-    from dictionary_learning_ext.run_folder.weights import save_weights
-
     dictionary, _ = load_dictionary(folder)
     before = content(folder)
     file_size_limit(3000)
-    with pytest.raises(CheckpointError, match="what it held before is still there"):
+    with pytest.raises(CheckpointError, match=r"ae\.pt can't be written"):
         save_weights(folder / "ae.pt", dictionary)
     file_size_limit(resource.RLIM_INFINITY)
     assert content(folder) == before
@@ -89,23 +116,13 @@ def test_a_folder_where_nothing_can_be_written(where, flags, tmp_path, capsys):
     assert re.search(rf"{where} can't be written \(.*\); choose another --save-dir$", line), line
 
 
-@pytest.mark.parametrize("name", ["", "new"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_space_is_asked_for_and_what_was_there_is_named_only_where_it_is_true(
-    number, name, tmp_path
-):
-    def said():
-        with pytest.raises(CheckpointError) as raised, writing(tmp_path / name, Setting("out")):
-            raise OSError(number, "refused")
-        return str(raised.value)
-
-    is_full = number == errno.ENOSPC
-    remedy = "free some space or choose another out" if is_full else "choose another out"
-    (tmp_path / ".lock").touch()
-    assert said() == f"{tmp_path / name} can't be written (refused); {remedy}"
-    (tmp_path / "ae.pt").touch()
-    whose = {"": "it", "new": "its folder" if is_full else ""}[name]
-    assert said().endswith(remedy + (f"; what {whose} held before is still there" if whose else ""))
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.ENOSPC, "free some space or choose"), (errno.EACCES, "choose")]
+)
+def test_space_is_asked_for_only_where_it_helps(number, remedy, tmp_path):
+    with pytest.raises(CheckpointError) as raised, writing(tmp_path, Setting("out")):
+        raise OSError(number, "refused")
+    assert str(raised.value) == f"{tmp_path} can't be written (refused); {remedy} another out"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -116,6 +133,17 @@ def test_a_read_only_folder(flags, folder, capsys):
     folder.chmod(0o700)
     assert "can't be written" in line
     assert content(folder) == before
+
+
+# --- locks
+
+
+def test_a_second_writer_is_refused(stopped):
+    with locked([stopped]), pytest.raises(ConfigError, match=r"process \d+ on .* is writing there"):
+        resumed(stopped)
+    with locked([stopped]), pytest.raises(ConfigError, match="is writing there"):
+        train(replace(*read_run(stopped)[:1], overwrite=True), {"x": sae_of()})
+    resumed(stopped)
 
 
 WITHOUT_FCNTL = """
@@ -129,7 +157,7 @@ def no_folders(path, *rest, **more):
     return opened(path, *rest, **more)
 os.open = no_folders
 from pathlib import Path
-from dictionary_learning_ext.run_folder.writing import locked, sync, write_json
+from dictionary_learning_ext.run_folder.files import locked, sync, write_json
 folder, empty = Path(sys.argv[1]), Path(sys.argv[2])
 with locked([folder, empty]):
     write_json(folder / "metrics.json", {"fve": 0.5})

@@ -1,0 +1,284 @@
+"""The files of a run folder: their names, atomic writes, and a lock that admits one writer.
+
+Each name is written here and nowhere else in the package. Imports no torch.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config.run import TrainConfig
+from ..errors import CheckpointError, ConfigError, Setting
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+# --- names
+
+RUNS = Path("runs")
+"""Where run folders go."""
+WEIGHTS = "ae.pt"
+"""Upstream's state dict, for raw activations."""
+CONFIG = "config.json"
+"""Upstream's "trainer" and "buffer", and our "run"."""
+HISTORY = "metrics.jsonl"
+"""A line of metrics for each logged step."""
+METRICS = "metrics.json"
+"""The final evaluation."""
+EVALUATIONS = "evaluations"
+"""Evaluations at other settings than that in metrics.json, see `evaluation`."""
+FAILED = "failed.json"
+"""Why this SAE failed, if it did."""
+CHECKPOINTS = "checkpoints"
+"""The weights during training, see `checkpoint`."""
+RESUME = "resume"
+"""The resume points, see `resume_point`."""
+EXPORTS = "exports"
+"""A folder for each format of `vsae export`."""
+BENCH_RESULTS = "eval_results"
+"""SAE Bench's JSON, a folder for each evaluation."""
+BENCH_REPEATS = "eval_results_of_seeds"
+"""As eval_results, in a folder for each further seed of the evaluations."""
+BENCH_CACHE = ".bench_cache"
+"""What SAE Bench can use again. Deleted once all its evaluations have succeeded."""
+REPORT = "report.html"
+"""The page of `vsae report`. Its data is in the folder `report_files`."""
+INDEX = "index.html"
+"""In a folder that holds run folders: the page of `vsae report` that lists them."""
+PAGE_MARK = '<meta name="generator" content="vsae report">'
+"""In each of these pages, so that nobody else's is deleted."""
+WANDB = "wandb"
+"""wandb's files, a folder for each of its runs. None of RUN_FILES: wandb begins before the run does."""
+LOCK = ".lock"
+"""Held by the process that writes to the folder."""
+
+RESUME_TENSORS = "tensors.safetensors"
+RESUME_STATE = "state.json"
+RESUME_COMPLETE = "complete.json"
+"""The hashes of the other two. Written last: a point without it doesn't count."""
+RESUME_LOGGED = "logged.json"
+"""Beside the resume points: the last step that any process of this run logged."""
+
+SWEEP = "sweep.json"
+"""In the folder that holds a sweep's run folders: which sweep it is."""
+SWEEP_TABLE = "results.csv"
+"""A row for each run of a sweep."""
+SWEEP_SETTINGS = "results_by_setting.csv"
+"""A row for each setting of a sweep: the mean and standard deviation over its seeds."""
+SWEEP_PAGE = "results.html"
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """Where a run of one SAE is written."""
+    return Path(config.run.save_dir or RUNS / config.name)
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """Upstream's name of the weights before a step."""
+    return folder / CHECKPOINTS / f"ae_{step}.pt"
+
+
+def evaluation(folder: Path, other_settings: dict[str, Any]) -> Path:
+    """Where an evaluation is written: metrics.json, or beside it if settings differ from its own."""
+    if not other_settings:
+        return folder / METRICS
+    names = (f"{name}_{_in_a_name(value)}" for name, value in other_settings.items())
+    return folder / EVALUATIONS / f"{'_'.join(names)}.json"
+
+
+def _in_a_name(value: Any) -> str:
+    """A setting's value, fit for a file's name: of a path, its last part and a hash of all."""
+    text = str(value)
+    if re.fullmatch(r"[\w.-]{1,60}", text):
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', Path(text).name)[:60]}_{digest}"
+
+
+def resume_point(folder: Path, step: int) -> Path:
+    """The folder of a resume point. Sorted by name, the points are in order."""
+    return folder / RESUME / f"step_{step:08d}"
+
+
+def report_files(page: Path) -> Path:
+    """The folder beside a report's page that holds its numbers and figures."""
+    return page.with_name(f"{page.stem}_files")
+
+
+RUN_FILES = (
+    WEIGHTS,
+    CONFIG,
+    HISTORY,
+    METRICS,
+    EVALUATIONS,
+    FAILED,
+    CHECKPOINTS,
+    EXPORTS,
+    BENCH_RESULTS,
+    BENCH_REPEATS,
+    BENCH_CACHE,
+    REPORT,
+    report_files(Path(REPORT)).name,
+    RESUME,
+)
+"""What a run writes, and the commands that are given its folder. Deleted when another run takes
+its place."""
+
+
+def require_free(folder: Path, overwrite: bool) -> None:
+    """Raise a ConfigError if `folder` already holds a run, unless it may be overwritten."""
+    there = [name for name in RUN_FILES if (folder / name).exists()]
+    if there and not overwrite:
+        raise ConfigError(
+            f"already holds a run ({', '.join(there)})",
+            name="save_dir",
+            value=str(folder),
+            instead=("choose another, or overwrite it with ", Setting("overwrite", True)),
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(name="save_dir", value=str(folder), expected="a folder, but it is a file")
+
+
+# --- writing
+
+SAVE_DIR = Setting("save_dir")
+"""What is named where a run folder can't be written."""
+
+
+@contextmanager
+def writing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
+    """Turn an error of the disk into a CheckpointError that says what to do.
+
+    Arguments:
+        elsewhere: the setting that says where it is written, or a word for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space or choose" if is_of_a_full_disk(error) else "choose"
+        raise CheckpointError(
+            f"{path} can't be written ({error.strerror or error})",
+            instead=(f"{remedy} another ", elsewhere),
+        ) from error
+
+
+def is_of_a_full_disk(error: OSError) -> bool:
+    """Whether more space would help."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk. Windows opens no folders."""
+    if fcntl is None and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)  # Windows syncs what is written
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[Path]:
+    """A temporary path next to `path`, which it replaces if all goes well.
+
+    Raises: CheckpointError if the disk refuses; `path` is then unchanged.
+    """
+    with writing(path, elsewhere):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any, elsewhere: Setting | str = SAVE_DIR) -> None:
+    """Write `content`, atomically. Raises CheckpointError if the disk refuses."""
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n", elsewhere)
+
+
+def write_text(path: Path, text: str, elsewhere: Setting | str = SAVE_DIR) -> None:
+    """Write a text file, atomically. Raises CheckpointError if the disk refuses."""
+    with replacing(path, elsewhere) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it exists. Of a link, only the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folders: Iterable[Path], elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
+    """Be the only process that writes to these folders. They are created if missing.
+
+    The operating system releases the locks however the process ends. A folder that is still empty
+    at the end is deleted. On Windows, nothing keeps a second process away.
+
+    Arguments:
+        elsewhere: see `writing`.
+
+    Raises: ConfigError if another process holds one; CheckpointError if the disk refuses.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(_locked(folder, elsewhere))
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, elsewhere: Setting | str) -> Iterator[None]:
+    with writing(folder, elsewhere):
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            with writing(folder, elsewhere):
+                file = stack.enter_context((folder / LOCK).open("a+", encoding="utf-8"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise ConfigError(
+                    f"{folder}: {file.read().strip() or 'another process'} is writing there",
+                    instead=("wait until it ends or choose another ", elsewhere),
+                ) from error
+            except OSError as error:
+                logger.warning(
+                    "%s: this file system has no locks (%s); make sure that no other process writes "
+                    "there",
+                    folder,
+                    error.strerror,
+                )
+            with writing(folder, elsewhere):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+        try:
+            yield
+        finally:
+            if {path.name for path in folder.iterdir()} <= {LOCK}:
+                remove(folder)

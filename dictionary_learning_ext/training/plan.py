@@ -1,0 +1,188 @@
+"""What a run will train, and all that can be checked of it before a language model is loaded.
+
+Imports torch only for what needs a device.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..activations.text import names_a_file, open_text
+from ..config.checks import in_words
+from ..config.run import RunConfig, TrainConfig
+from ..config.sae import SAEConfig
+from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
+from ..errors import ConfigError, Setting
+from ..run_folder.files import RUNS, folder_of, require_free
+from ..run_folder.reading import is_finished
+from .processes import launched
+
+
+@dataclass(frozen=True)
+class Job:
+    """One SAE of a run."""
+
+    name: str
+    """Among the SAEs of the run."""
+    config: TrainConfig
+    """Its settings, resolved, and those of the run, with its own hook point."""
+    folder: Path
+    """Its run folder."""
+
+    @property
+    def hook(self) -> str:
+        return self.config.run.hook
+
+    def of_width(self, activation_dim: int) -> "Job":
+        """With the sigma that follows from D, if it does."""
+        sae = self.config.sae.with_sigma(activation_dim, self.config.run.normalize)
+        return replace(self, config=replace(self.config, sae=sae))
+
+    @property
+    def is_finished(self) -> bool:
+        return is_finished(self.folder, self.config.run)
+
+
+def plan(
+    run: RunConfig,
+    saes: Mapping[str, SAEConfig],
+    hooks: Mapping[str, str] | None = None,
+    *,
+    resume: bool = False,
+) -> list[Job]:
+    """A job for each SAE; see `loop.train` for the arguments.
+
+    Raises: ConfigError for settings that don't go together, a batch that the processes don't divide,
+    several SAEs in one run of a wandb sweep, or a folder that is taken or missing; TextError or
+    ActivationsError if there is no such file.
+    """
+    _require_saes(saes)
+    hooks = hooks or {}
+    if strangers := [name for name in hooks if name not in saes]:
+        raise ConfigError(
+            f"hooks has {strangers[0]!r}, which is no SAE: expected any of {', '.join(saes)}"
+        )
+    launched().require_shares(run.batch_size, resume)
+    if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
+        raise ConfigError(
+            name="wandb",
+            value=run.wandb,
+            expected="one SAE, as a sweep's agent gives one run of wandb, and got "
+            f"{len(saes)} ({', '.join(saes)})",
+            instead=("give a single ", Setting("hook"), ", e.g. as a parameter of the sweep"),
+        )
+    jobs = []
+    for name, sae in saes.items():
+        sae = sae.resolve(run.steps, run.batch_size)
+        sae.require_units(run.normalize)
+        if not resume and sae.init_from is not None and not Path(sae.init_from).is_dir():
+            raise ConfigError(
+                "no such folder",
+                name="init_from",
+                value=sae.init_from,
+                expected="one that holds a trained SAE, e.g. runs/NAME",
+            )
+        config = TrainConfig(sae, replace(run, hook=hooks.get(name, run.hook)))
+        folder = folder_of(config) if len(saes) == 1 else Path(run.save_dir or RUNS) / name
+        jobs.append(Job(name, config, folder))
+    if is_synthetic(run.model):
+        require_synthetic_run(run)
+    elif run.activations is not None:
+        from ..activations.stored import open_stored
+
+        open_stored(run.activations).require_fit(run, dict.fromkeys(job.hook for job in jobs))
+    if not resume:
+        for job in jobs:
+            require_free(job.folder, run.overwrite)
+        reads_text = run.activations is None and not is_synthetic(run.model)
+        if reads_text and names_a_file(run.data):
+            open_text(run.data, passes=run.text_passes)
+    return jobs
+
+
+def _require_saes(saes: Any) -> None:
+    """Raise a ConfigError unless these are settings of SAEs by name, fit for folders."""
+    if not isinstance(saes, Mapping) or not saes:
+        raise ConfigError(
+            f"saes: got {type(saes).__name__}" if saes else "saes: got none",
+            expected="a dict of SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}",
+        )
+    for name, sae in saes.items():
+        if not isinstance(sae, SAEConfig):
+            raise ConfigError(f"saes[{name!r}]: got {type(sae).__name__}", expected="an SAEConfig")
+        is_plain = isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
+        if len(saes) > 1 and not is_plain:
+            raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")
+
+
+# --- memory
+
+
+def require_memory(run: RunConfig, saes: Iterable[SAEConfig], processes: int = 1) -> None:
+    """Refuse SAEs that are larger than all memory of the device, which must be there.
+
+    Arguments:
+        processes: how many train on this machine. On its CPU each has SAEs of its own.
+
+    Raises: ConfigError; LanguageModelError or ActivationsError if there is no such model or folder.
+    """
+    import psutil
+    import torch as t
+
+    width, on_cpu = row_width(run), t.device(run.device).type == "cpu"
+    needed = (processes if on_cpu else 1) * sum(sae_bytes(each, width) for each in saes)
+    if on_cpu:
+        there = psutil.virtual_memory().total
+    else:
+        there = t.cuda.get_device_properties(run.device).total_memory
+    if needed > there:
+        raise ConfigError(
+            f"the weights, gradients and optimizer of the SAEs need {in_words(needed)} of memory, and"
+            f" {'this machine' if on_cpu else run.device} has {in_words(there)}",
+            instead=("lower ", Setting("dict_size")),
+        )
+
+
+def fitting_at_once(configs: Sequence[TrainConfig], devices: Sequence[str]) -> int:
+    """How many of these SAEs, with their Adam state, fit into half of the devices' free memory.
+
+    At least one. A device that is named several times is shared.
+    """
+    each = max(sae_bytes(config.sae, row_width(config.run)) for config in configs)
+    free = min(_free_bytes(device) / devices.count(device) for device in devices)
+    return max(1, int(free / 2 / each))
+
+
+def sae_bytes(sae: SAEConfig, activation_dim: int) -> int:
+    """What an SAE in training takes at least: weights, gradients and Adam's averages, float32."""
+    copies_of_encoder = 4  # weights, gradients, and two averages
+    copies_of_decoder = 1 if sae.to_flat()["freeze_decoder"] else 4
+    return 4 * (copies_of_encoder + copies_of_decoder) * sae.dict_size * activation_dim
+
+
+def _free_bytes(device: str) -> int:
+    """The free memory of the machine, or of its GPU."""
+    import psutil
+    import torch as t
+
+    if t.device(device).type == "cuda":
+        return t.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def row_width(run: RunConfig) -> int:
+    """D, the largest if there are several hook points, found without loading a language model.
+
+    Raises: LanguageModelError or ActivationsError if there is no such model or folder.
+    """
+    if is_synthetic(run.model):
+        return synthetic_settings(run.model).width
+    if run.activations is None:
+        from ..activations.language_models import width_of
+
+        return width_of(run.model)
+    from ..activations.stored import open_stored
+
+    return max(hook.width for hook in open_stored(run.activations).hooks.values())

@@ -1,0 +1,148 @@
+"""What a run will train, and what is refused before a language model is loaded, or torch."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import psutil
+import pytest
+from small_commands import refused
+
+from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext.errors import ConfigError
+from dictionary_learning_ext.training import loop
+from dictionary_learning_ext.training.plan import plan, require_memory, sae_bytes
+
+GB = 10**9
+SCRIPT = """
+import json, sys
+from dictionary_learning_ext.cli import main
+for case in json.loads(sys.argv[1]):
+    assert main(["train", *case]) == 2, case
+heavy = [name for name in ("torch", "numpy", "nnsight", "transformers") if name in sys.modules]
+assert not heavy, heavy
+"""
+
+
+def test_a_bad_value_is_refused_before_torch_is_imported(tmp_path):
+    (tmp_path / "runs" / "there").mkdir(parents=True)
+    (tmp_path / "runs" / "there" / "ae.pt").write_bytes(b"weights")
+    cases = {
+        "--k 600": "--k 600: expected 1 to --dict-size 512",
+        "--decay-start 5000": "--decay-start 5000: expected between",
+        "--normalize none": "expected --normalize sqrt_d or unit",
+        "--architecture relu --k 3": "architecture relu does not use it",
+        "--data ./nothing.txt": "no file './nothing.txt': expected an existing file",
+        "--save-dir runs/there": "already holds a run (ae.pt)",
+        "--init-from runs/none": "no such folder; expected one that holds a trained SAE",
+        "--k many": "--k many: expected a whole number",
+    }
+    words = json.dumps([case.split() for case in cases])
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    for line, said in zip(done.stderr.splitlines(), cases.values(), strict=True):
+        assert said in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+A, B = SAEConfig(), SAEConfig(dict_size=64)
+
+
+@pytest.mark.parametrize(
+    ("saes", "message"),
+    [
+        ([A], r"saes: got list; expected a dict of SAEConfigs by name, e\.g\. \{'a': SAEConfig"),
+        (A, r"saes: got \w*Config; expected a dict of SAEConfigs"),
+        ({}, "saes: got none; expected a dict of SAEConfigs"),
+        ({"a": A, "b": 3}, r"saes\['b'\]: got int; expected an SAEConfig"),
+        ({"../out": A, "b": B}, r"SAE name '\.\./out': expected a plain folder name"),
+        ({"": A, "b": B}, "SAE name '': expected a plain folder name"),
+        ({1: A, 2: B}, "SAE name 1: expected a plain folder name"),
+    ],
+)
+def test_what_is_no_dict_of_saes_is_named(saes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        train(RunConfig(save_dir=str(tmp_path / "run")), saes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_resumes_may_have_its_folder(tmp_path):
+    (tmp_path / "ae.pt").write_bytes(b"weights")
+    run = RunConfig(save_dir=str(tmp_path), data=str(tmp_path / "moved.txt"))
+    (job,) = plan(run, {"x": SAEConfig()}, resume=True)
+    assert job.config.sae.warmup_steps == 120, "resolved"
+    assert (job.name, job.folder) == ("x", tmp_path)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        plan(run, {"x": SAEConfig()})
+
+
+@pytest.mark.parametrize("wandb", ["online", "offline"])
+def test_a_sweeps_agent_trains_one_sae_at_a_time(wandb, tmp_path, monkeypatch):
+    """It gives one run of wandb, which two SAEs would share."""
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    run = RunConfig(save_dir=str(tmp_path / "runs"), wandb=wandb)
+    plan(run, {"a": A})
+    plan(replace(run, wandb="disabled"), {"a": A, "b": B})
+    with pytest.raises(ConfigError, match=r"one SAE, .* got 2 \(a, b\); give a single hook, e"):
+        plan(run, {"a": A, "b": B})
+
+
+def test_each_sae_has_a_folder_and_its_hook_point_or_the_runs(tmp_path):
+    run = RunConfig(hook="blocks.1.hook_mlp_out", save_dir=str(tmp_path))
+    jobs = plan(run, {"a": A, "b": B}, {"b": "x"})
+    assert [(job.name, job.hook) for job in jobs] == [("a", run.hook), ("b", "x")]
+    assert [job.folder for job in jobs] == [tmp_path / "a", tmp_path / "b"]
+    assert plan(run, {"a": A})[0].folder == tmp_path
+    with pytest.raises(ConfigError, match=r"hooks has 'c', which is no SAE: expected any of a, b"):
+        plan(run, {"a": A, "b": B}, {"c": "x"})
+
+
+# --- memory
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine of so many bytes, whatever this one has."""
+
+    def of(total):
+        memory = psutil.virtual_memory()._replace(total=total, available=total // 2)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    return of
+
+
+def test_too_large_an_sae_is_refused_before_anything_is_loaded(
+    flags, machine, monkeypatch, tmp_path, capsys
+):
+    machine(24 * GB)
+    monkeypatch.setattr(loop, "open_sources", lambda *_, **__: pytest.fail("it was loaded"))
+    save_dir = tmp_path / "run"
+    command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
+    line = refused(command, capsys)
+    assert "need 512 GB of memory, and this machine has 24 GB; lower --dict-size" in line
+    assert not save_dir.exists()
+
+
+def test_every_sae_counts_once_for_each_process_on_a_cpu(tiny_lm_dir, machine):
+    run = RunConfig(model=str(tiny_lm_dir), ctx_len=32, n_ctxs=8, batch_size=32)
+    saes = [SAEConfig(dict_size=64, k=4), SAEConfig(dict_size=32, k=4)]
+    needed = 4 * 4 * 2 * (64 + 32) * 16  # weights, gradients, two averages; encoder and decoder
+    for processes in (1, 3):
+        machine(processes * needed)
+        require_memory(run, saes, processes)
+        machine(processes * needed - 1)
+        with pytest.raises(ConfigError, match=r"need .* of memory"):
+            require_memory(run, saes, processes)
+
+
+def test_a_frozen_decoder_has_no_gradient_and_no_averages():
+    encoder = decoder = 4 * 32 * 16  # bytes
+    frozen = SAEConfig(dict_size=32, freeze_decoder=True)
+    assert sae_bytes(frozen, 16) == 4 * encoder + decoder
