@@ -31,7 +31,7 @@ test-saebench: .venv-saebench/installed
 		$(addprefix tests/,sae_bench export run_folder/test_sae_lens_folder.py activations/test_text_files.py \
 			activations/test_text_sources.py activations/test_cached_files.py \
 			activations/test_cached_files_sae_lens.py 'test_docs.py::test_a_page_runs[sae_bench.md]' \
-			experiments/test_probes.py experiments/test_size_matched.py activations/test_synthetic_run.py \
+			experiments/test_probes.py experiments/test_size_matched.py activations/test_inputs_synthetic.py \
 			evaluation/test_ground_truth.py \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN

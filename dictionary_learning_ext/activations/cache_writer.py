@@ -21,10 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config.checks import require
-from ..config.run import RunConfig, Split
+from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ConfigError, Setting, TextError
 from ..run_folder.writing import locked, remove, replacing, write_json
-from .activation_reader import ActivationReader
 from .cache_folder import SPARE, filled_share, plan, so_far
 from .cache_manifest import (
     DOCUMENTS,
@@ -41,10 +40,9 @@ from .cache_manifest import (
 )
 from .cached_files import write_contexts, write_dataset_files
 from .enough_text import tokens_to_cache
-from .hook_points import HookPoint, find_hook
-from .language_models import settings_hash, weights_hash
-from .run_inputs import evaluation_batch, load_model
-from .shared_pass import SharedPass
+from .hook_points import HookPoint, SharedPass, find_hook
+from .language_models import load_model, settings_hash, weights_hash
+from .rows import ActivationReader
 from .text import open_text
 from .tokens import ContextStream
 

@@ -4,10 +4,9 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ..config.run import RunConfig, Split
+from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import Setting, TextError, listed
-from .position_rule import PositionRule
-from .run_inputs import evaluation_batch
+from .positions import PositionRule
 from .text import HELD_OUT_EVERY, open_text
 from .tokens import ContextStream
 

@@ -210,6 +210,11 @@ def _defaults_of(settings: dict[str, Any]) -> dict[str, Any]:
     } | {"architecture": SAEConfig.architecture}
 
 
+def evaluation_batch(tokens: int) -> int:
+    """Tokens in a batch of an evaluation on `tokens` tokens. It needs at least one batch."""
+    return min(2048, tokens)
+
+
 def without_slash(path: str) -> str:
     """A folder's name as it is typed without a slash at its end."""
     return path.rstrip("/") or path

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..activations.position_rule import left_out
+from ..activations.positions import left_out
 from ..config.checks import meant
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError

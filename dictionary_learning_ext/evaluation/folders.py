@@ -8,16 +8,10 @@ from typing import Any, NamedTuple
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
-from ..activations.cached_run import cached_model, stored_hook_point
-from ..activations.held_out import HeldOut, held_out_stored, held_out_text, require_held_out
-from ..activations.hook_points import HookPoint, find_hook
-from ..activations.run_inputs import open_model
-from ..activations.stored_activations import StoredActivations, open_stored
-from ..activations.synthetic_run import held_out_synthetic, synthetic_hook_point
-from ..activations.synthetic_source import draw_model
+from ..activations.hook_points import HookPoint
+from ..activations.inputs import Inputs, open_inputs
 from ..config.checks import require
 from ..config.run import RunConfig
-from ..config.synthetic_models import is_synthetic, require_synthetic_run
 from ..errors import CheckpointError
 from ..run_folder.evaluation_files import MEASURED_ON, evaluation_file, measured_on
 from ..run_folder.matching import require_one_setting
@@ -93,11 +87,11 @@ def _evaluated(
         name: (dictionary, config["trainer"].get("norm_factor", 1.0))
         for name, (dictionary, config) in opened.saes.items()
     }
-    inputs = opened.held_out(tokens)
+    held_out = opened.inputs.held_out(run.hook, tokens)
     of_step = {} if step is None else {"step": step}
     results = {
         name: of_step | metrics | {"measured_on": measured_on(run)}
-        for name, metrics in measure(dictionaries, inputs, tokens).items()
+        for name, metrics in measure(dictionaries, held_out, tokens).items()
     }
     for name, metrics in results.items():
         path = evaluation_file(Path(name), opened.saes[name][1], run, tokens, metrics)
@@ -112,25 +106,19 @@ class OpenedFolders(NamedTuple):
     run: RunConfig
     saes: dict[str, tuple[Dictionary, dict[str, Any]]]
     """Each folder's SAE and config.json."""
-    language_model: LanguageModel | None
-    """None if the folder of activations doesn't say which it is, or the model is synthetic."""
-    hook_point: HookPoint
+    inputs: Inputs
     own_tokens: int
     """On how many tokens their own evaluations measure: the largest number among them."""
-    stored: StoredActivations | None
-    """Where activations are read from, if not from the language model."""
-    drawn: Any = None
-    """The synthetic model, if they are drawn from one."""
 
-    def held_out(self, tokens: int) -> HeldOut:
-        """What to measure on, for `tokens` tokens."""
-        if self.drawn is not None:
-            return held_out_synthetic(self.run, self.drawn, tokens)
-        if self.stored is None:
-            assert self.language_model is not None
-            return held_out_text(self.run, self.language_model, self.hook_point, tokens)
-        require_held_out(replace(self.run, eval_tokens=tokens), self.stored)
-        return held_out_stored(self.run, self.stored, self.run.hook, tokens, self.language_model)
+    @property
+    def language_model(self) -> LanguageModel | None:
+        """None if the folder of activations doesn't say which it is, or the model is synthetic."""
+        return self.inputs.language_model
+
+    @property
+    def hook_point(self) -> HookPoint:
+        """The one that all were trained on."""
+        return self.inputs.hooks[self.run.hook]
 
 
 def open_folders(
@@ -152,25 +140,12 @@ def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
     saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    stored, language_model, drawn = None, None, None
-    if is_synthetic(run.model):
-        require_synthetic_run(run)
-        drawn = draw_model(run.model)
-    elif run.activations is not None:
-        stored = open_stored(run.activations)
-        stored.require_fit(run, [run.hook])
-        language_model = cached_model(run, stored)
-    if drawn is not None:
-        hook_point = synthetic_hook_point(run)
-    elif stored is None:
-        language_model, hook_point = open_model(run)
-    elif language_model is not None:
-        hook_point = find_hook(language_model, run.hook)
-    else:
-        hook_point = stored_hook_point(stored, run.hook)
+    own_tokens = _own_tokens(runs)
+    inputs = open_inputs(replace(run, eval_tokens=own_tokens), [run.hook])
+    opened = OpenedFolders(run, saes, inputs, own_tokens)
     for name, (dictionary, _) in saes.items():
-        hook_point.require_width(name, dictionary.activation_dim, run.model)
-    return OpenedFolders(run, saes, language_model, hook_point, _own_tokens(runs), stored, drawn)
+        opened.hook_point.require_width(name, dictionary.activation_dim, run.model)
+    return opened
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:

@@ -6,7 +6,7 @@ Shapes: F features of the SAE, T true features, D = activation_dim, B rows.
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 
-from ..activations.held_out import Truth
+from ..activations.inputs import Truth
 from ..trainers.decoder_directions import decoder_directions
 from .totals import TruthScores
 

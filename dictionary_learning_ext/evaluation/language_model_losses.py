@@ -10,7 +10,7 @@ from typing import Any
 import torch as t
 from dictionary_learning.dictionary import Dictionary
 
-from ..activations.activation_reader import ActivationReader
+from ..activations.rows import ActivationReader
 from ..activations.tokens import TokenContexts
 from ..trainers.dictionary_inputs import as_input
 from .totals import LanguageModelLosses

@@ -11,7 +11,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
-from ..activations.held_out import HeldOut, Truth
+from ..activations.inputs import HeldOut, Truth
 from ..errors import TextError
 from ..trainers.base import HasPosterior, selects_top_k
 from ..trainers.dictionary_inputs import as_input

@@ -1,7 +1,7 @@
 """What each feature of an SAE does on a text, in one pass that keeps little of it.
 
 collector = FeatureCollector(sae, tokens=100_000)
-for batch in read_contexts(run, model, hook, "heldout", 100_000):
+for batch in inputs.contexts(run.hook, "heldout", 100_000):
     collector.add(batch)
 statistics = collector.statistics()
 
@@ -22,7 +22,7 @@ from dictionary_learning.dictionary import Dictionary
 from einops import rearrange
 from scipy.sparse import csr_matrix
 
-from ..activations.contexts import ContextBatch
+from ..activations.inputs import ContextBatch
 from ..config.checks import require
 from ..errors import NonFiniteError, TextError
 from ..trainers.dictionary_inputs import as_input

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
-from ..activations.cached_run import cached_model
-from ..activations.hook_points import HookPoint, find_hook
+from ..activations.hook_points import HookPoint
+from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import with_weights
-from ..activations.run_inputs import load_model, require_positions
-from ..activations.stored_activations import open_stored
 from ..config.run import RunConfig
 from ..errors import ActivationsError, ConfigError, Setting
 from ..run_folder.reading import read_config
@@ -33,6 +31,8 @@ class OpenedSAE(NamedTuple):
     hook_point: HookPoint
     run: RunConfig
     """The text, the contexts and the tokens that are left out: a run folder's, or the defaults."""
+    inputs: Inputs
+    """What such a run reads."""
 
 
 def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
@@ -93,10 +93,17 @@ def open_sae(
         run = RunConfig(model=_name_of(lm), hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
     run = run if stored else replace(run, activations=None)
-    model = _language_model(run, lm)
-    point = find_hook(model, run.hook)
+    loaded = lm if isinstance(lm, LanguageModel) else None
+    inputs = open_inputs(replace(run, eval_tokens=1), [run.hook], language_model=loaded)
+    if inputs.language_model is None:
+        raise ActivationsError(
+            inputs.no_language_model,
+            expected="the tokens that its activations are of",
+            instead=("give a text to read in their place, e.g. ", Setting("text", "embedded")),
+        )
+    point = inputs.hooks[run.hook]
     require_width(dictionary, point)
-    return OpenedSAE(dictionary, model, point, run)
+    return OpenedSAE(dictionary, inputs.language_model, point, run, inputs)
 
 
 def require_width(dictionary: Any, hook: HookPoint) -> None:
@@ -132,26 +139,3 @@ def _run_of_folder(folder: Path, lm: Any, hook: str | None, device: str) -> RunC
 
 def _name_of(lm: Any) -> str:
     return str(lm.config._name_or_path) if isinstance(lm, LanguageModel) else str(lm)
-
-
-def _language_model(run: RunConfig, lm: Any) -> LanguageModel:
-    """The one given, or the run's."""
-    activations = None if run.activations is None else open_stored(run.activations)
-    if activations is not None:
-        if activations.manifest is None:
-            raise ActivationsError(
-                name="activations",
-                value=run.activations,
-                expected="a cache that knows its tokens, but it holds activations alone",
-                instead=("give a text to read in their place, e.g. ", Setting("text", "embedded")),
-            )
-        activations.require_fit(run, [run.hook])
-    if isinstance(lm, LanguageModel):
-        config: Any = lm.config
-        require_positions(run, config.get_text_config())
-        return lm
-    if activations is None:
-        return load_model(run)
-    model = cached_model(run, activations)
-    assert model is not None  # it has a manifest
-    return model

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch as t
 
-from ..activations.contexts import ContextBatch
-from ..activations.outliers import FAR, where
-from ..activations.position_rule import PositionRule, at, norms
+from ..activations.inputs import ContextBatch
+from ..activations.positions import FAR, PositionRule, at, norms, where
 
 
 @dataclass(frozen=True)

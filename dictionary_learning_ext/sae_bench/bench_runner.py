@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..activations.hook_points import HookPoint
-from ..activations.run_inputs import open_model
+from ..activations.inputs import open_model
 from ..config.architectures import BenchEvaluation
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig

@@ -7,7 +7,7 @@ from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformer
 
-from ..activations.position_rule import PositionRule
+from ..activations.positions import PositionRule
 from ..evaluation.metrics import computed, shown_in
 from ..evaluation.totals import Totals
 from .positions import wanted

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch as t
 from transformer_lens import HookedTransformer
 
-from ..activations.position_rule import PositionRule, norms
+from ..activations.positions import PositionRule, norms
 
 Hook = Callable[..., t.Tensor]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch as t
 from tqdm import tqdm
 
-from ..activations.run_sources import open_sources
-from ..activations.sources import RunSources
+from ..activations.buffer import Batches
+from ..activations.inputs import Inputs, open_inputs
 from ..activations.tokens import Share
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
@@ -136,17 +136,18 @@ def _train(
                 require_memory(run, saes.values(), processes.local_count)
                 initial = {} if resume else trained_sources(saes)
                 share = Share(processes.rank, processes.count)
-                sources = open_sources(run, dict.fromkeys(hook_of.values()), signals.check, share)
+                opened = open_inputs(run, dict.fromkeys(hook_of.values()), signals.check, share)
                 if not resume and processes.is_first:
-                    sources.require_enough()
+                    opened.require_enough()
+                sources = opened.train()
                 configs = {
                     name: TrainConfig(
-                        sae.with_sigma(sources.hooks[hook_of[name]].activation_dim, run.normalize),
+                        sae.with_sigma(opened.hooks[hook_of[name]].activation_dim, run.normalize),
                         replace(given, hook=hook_of[name]),
                     )
                     for name, sae in saes.items()
                 }
-                inputs = sources.inputs | {
+                inputs = opened.hashes() | {
                     "versions": versions() | {"threads": t.get_num_threads()},
                 }
                 points = checked_points(configs, folders, inputs, processes) if resume else {}
@@ -166,7 +167,7 @@ def _train(
                         one.save_final()
             with processes.together():
                 if run.eval_tokens and trained and processes.is_first:
-                    _evaluate(sources, trained, signals)
+                    _evaluate(opened, trained, signals)
             code = 0
         except Interrupted as stop:
             code = stop.exit_code
@@ -182,7 +183,7 @@ def _train(
 
 def _loop(
     run: RunConfig,
-    sources: RunSources,
+    sources: Batches,
     sae_runs: list[SAERun],
     start: int,
     inputs: dict[str, Any],
@@ -303,12 +304,12 @@ def _check_and_log(
     bar.set_postfix_str(" | ".join(parts + more))
 
 
-def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -> None:
+def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:
     """Measure SAEs whose training is over, and write their metrics.json."""
     metrics: dict[str, dict[str, Any]] = {}
     try:
         with signals.at_once():
-            for hook in sources.hooks:
+            for hook in inputs.hooks:
                 saes = {
                     one.name: (
                         for_raw_activations(one.trainer.ae, one.norm_factor),
@@ -319,7 +320,7 @@ def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -
                 }
                 if saes:
                     tokens = trained[0].run.eval_tokens
-                    metrics |= measure(saes, sources.held_out(hook), tokens)
+                    metrics |= measure(saes, inputs.held_out(hook, tokens), tokens)
     except Interrupted as stop:
         where = in_shell(*(one.folder for one in trained))
         raise Interrupted(

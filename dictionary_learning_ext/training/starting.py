@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dictionary_learning.dictionary import Dictionary
 
-from ..activations.sources import RunSources
+from ..activations.buffer import Batches
 from ..config.run import TrainConfig
 from ..run_folder.resume_points import ResumePoint
 from ..trainers.build import build_trainer
@@ -23,7 +23,7 @@ def built(
     configs: dict[str, TrainConfig],
     folders: dict[str, Path],
     device: str,
-    sources: RunSources,
+    sources: Batches,
     points: dict[Path, ResumePoint],
     initial: Mapping[str, Dictionary],
     processes: Processes,
@@ -77,7 +77,7 @@ def _built(
     config: TrainConfig,
     folder: Path,
     device: str,
-    sources: RunSources,
+    sources: Batches,
     norm_factor: float,
     processes: Processes,
 ) -> SAERun:
@@ -99,7 +99,7 @@ def _built(
 
 def begin(
     sae_runs: list[SAERun],
-    sources: RunSources,
+    sources: Batches,
     points: dict[Path, ResumePoint],
     group: str | None,
     processes: Processes,

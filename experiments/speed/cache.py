@@ -21,10 +21,11 @@ from typing import Any, get_args
 import torch as t
 
 from dictionary_learning_ext import VariationalTopKTrainer
+from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.cache_manifest import CacheDtype
 from dictionary_learning_ext.activations.cache_writer import write_cache
-from dictionary_learning_ext.activations.cached_source import CachedSource
 from dictionary_learning_ext.activations.stored_activations import open_stored
+from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.training.loop import train
@@ -52,9 +53,9 @@ def timed(function: Any) -> float:
     return time.perf_counter() - started
 
 
-def source_of(folder: Path, seed: int | None) -> CachedSource:
+def source_of(folder: Path, seed: int | None) -> ShuffledRows:
     stored, rows = open_stored(folder), N_CTXS * 128
-    return CachedSource(stored, HOOK, rows=rows, out_batch_size=BATCH, passes=100, seed=seed)
+    return ShuffledRows(StoredRows(stored, HOOK, passes=100, seed=seed), rows, BATCH)
 
 
 def reading(folder: Path) -> dict[str, float]:

@@ -25,15 +25,12 @@ from experiments.speed.timing import header, page_by_cpu, write_for_this_cpu
 from experiments.stages import Stages, in_child
 
 TIMED = {
-    "language model": ("activations.shared_pass", "SharedPass.read"),
+    "language model": ("activations.hook_points", "SharedPass.read"),
     "language model's losses": ("evaluation.measure", "language_model_losses"),
-    "loading the language model": ("activations.run_inputs", "load_language_model"),
-    "looking whether the text suffices": ("activations.language_model_run", "require_enough_text"),
+    "loading the language model": ("activations.language_models", "load_language_model"),
+    "looking whether the text suffices": ("activations.inputs", "require_enough_text"),
     "text and tokens": ("activations.tokens", "ContextStream.next_batch"),
-    "shuffling and the rest of filling": (
-        "activations.language_model_run",
-        "LanguageModelSources._refill",
-    ),
+    "shuffling and the rest of filling": ("activations.buffer", "Batches._refill"),
     "handing out batches": ("activations.buffer", "ResidualBuffer.__next__"),
     "SAE steps": ("training.sae_run", "SAERun.update"),
     "logging": ("training.sae_run", "SAERun.check_and_log"),

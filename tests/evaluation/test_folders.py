@@ -97,10 +97,10 @@ def test_an_sae_of_another_width_than_the_hook_is_refused(folder):
 
 
 def test_a_missing_folder_is_refused_before_the_model_is_loaded(trained, tmp_path, monkeypatch):
-    def not_yet(run):
+    def not_yet(*_):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("dictionary_learning_ext.evaluation.folders.open_model", not_yet)
+    monkeypatch.setattr("dictionary_learning_ext.evaluation.folders.open_inputs", not_yet)
     shutil.copytree(trained / "vsae", tmp_path / "a")
     with pytest.raises(CheckpointError, match="b: no such folder"):
         open_folders([tmp_path / "a", tmp_path / "b"])

@@ -10,8 +10,8 @@ from dictionary_learning.evaluation import loss_recovered
 from planted_sinks import with_sinks
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
-from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import NonFiniteError
 from dictionary_learning_ext.evaluation.language_model_losses import language_model_losses

@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.held_out import HeldOut
+from dictionary_learning_ext.activations.inputs import HeldOut
 from dictionary_learning_ext.errors import TextError
 from dictionary_learning_ext.evaluation.measure import Measurement, measure
 from dictionary_learning_ext.evaluation.metrics import METRICS, computed

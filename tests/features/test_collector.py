@@ -5,7 +5,7 @@ import torch as t
 from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
-from dictionary_learning_ext.activations.contexts import ContextBatch
+from dictionary_learning_ext.activations.inputs import ContextBatch
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 from dictionary_learning_ext.features.collector import FeatureCollector
 from dictionary_learning_ext.trainers.variational_auto_encoder import VariationalTopKAutoEncoder

@@ -15,8 +15,8 @@ from dictionary_learning_ext import (
     find_hook,
     train,
 )
-from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError

@@ -4,7 +4,7 @@ import pytest
 import torch as t
 from caches import HOOK, OTHER
 
-from dictionary_learning_ext.activations import run_inputs
+from dictionary_learning_ext.activations import language_models as run_inputs
 from dictionary_learning_ext.cli import main
 
 

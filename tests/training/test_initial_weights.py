@@ -12,7 +12,7 @@ from interrupted_runs import sae_of, stopped_at
 from safetensors.torch import save_file
 
 from dictionary_learning_ext import load_dictionary, train
-from dictionary_learning_ext.activations.language_model_run import LanguageModelSources
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import ConfigError, Interrupted, UserError
@@ -41,7 +41,7 @@ def trained(short, tmp_path):
 
 def first_batch(run):
     """The first batch of a run at its hook point, raw, and what it is divided by."""
-    sources = LanguageModelSources(run, [run.hook])
+    sources = open_inputs(run, [run.hook]).train()
     (factor,) = sources.norm_factors().values()
     return next(iter(sources.next().values())), factor
 

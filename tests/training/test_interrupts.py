@@ -110,7 +110,7 @@ def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monke
     def interrupted(*_):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.open_sources", interrupted)
+    monkeypatch.setattr("dictionary_learning_ext.training.loop.open_inputs", interrupted)
     with pytest.raises(Interrupted) as stop:
         train(run, {"x": sae_of()})
     assert str(stop.value) == (

@@ -12,10 +12,10 @@ from interrupted_runs import sae_of
 from tqdm import tqdm
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
-from dictionary_learning_ext.activations import language_model_run
+from dictionary_learning_ext.activations import inputs as language_model_run
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.hook_points import find_hook
-from dictionary_learning_ext.activations.run_inputs import make_buffer
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
@@ -147,8 +147,7 @@ def test_the_saved_sae_takes_raw_activations(normalize, run_of, tiny_lm, text):
         assert factor == 1.0
     else:
         assert (x / factor).pow(2).sum(-1).mean().item() == pytest.approx(target, rel=0.1)
-        first = make_buffer(run, tiny_lm, hook, open_text(text, split="train"), 64)
-        mean = first.mean_squared_norm()
+        (mean,) = open_inputs(run, [HOOK]).train().mean_squared_norms().values()
         assert factor == pytest.approx((mean / target) ** 0.5, rel=1e-5), "of the first fill"
 
 
@@ -256,7 +255,7 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
 def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
-    from dictionary_learning_ext.activations import shared_pass
+    from dictionary_learning_ext.activations import hook_points as shared_pass
 
     original, calls = shared_pass.read_places, []
 

@@ -31,7 +31,7 @@ def run(tiny_lm_dir):
 
 def test_the_command_refuses_it_in_one_line(flags, machine, monkeypatch, tmp_path, capsys):
     machine(24 * GB)
-    monkeypatch.setattr(loop, "open_sources", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(loop, "open_inputs", lambda *_, **__: pytest.fail("it was loaded"))
     save_dir = tmp_path / "run"
     command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
     line = refused(command, capsys)

@@ -20,7 +20,7 @@ from interrupted_runs import (
 )
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations import language_model_run
+from dictionary_learning_ext.activations import inputs as language_model_run
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
