@@ -14,7 +14,6 @@ from caches import CTX_LEN, HOOK, OTHER, TOKENS, D, write_small
 from datasets import load_from_disk
 
 from dictionary_learning_ext.activations import cache_writer
-from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
@@ -24,6 +23,7 @@ from dictionary_learning_ext.activations.cache_manifest import (
     read_manifest,
 )
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
+from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import (
@@ -355,7 +355,7 @@ def test_an_activation_beyond_float16_is_an_error(cached_run, tmp_path, monkeypa
 
 
 def test_activations_that_are_not_finite_are_an_error(cached_run, tmp_path, monkeypatch):
-    from dictionary_learning_ext.activations import shared_pass
+    from dictionary_learning_ext.activations import hook_points as shared_pass
 
     monkeypatch.setattr(
         shared_pass,

@@ -13,7 +13,7 @@ from dictionary_learning_ext.activations.cached_files import (
     cut,
     read_dataset_folder,
 )
-from dictionary_learning_ext.activations.wanted_rows import activations_of
+from dictionary_learning_ext.activations.stored_rows import activations_of
 from dictionary_learning_ext.errors import ActivationsError
 
 N, L, D = 50, 8, 6

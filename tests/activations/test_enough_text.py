@@ -10,7 +10,7 @@ from texts import error_of, write_jsonl, write_txt
 from dictionary_learning_ext.activations import enough_text
 from dictionary_learning_ext.activations.enough_text import require_enough_text
 from dictionary_learning_ext.activations.hook_points import find_hook
-from dictionary_learning_ext.activations.run_inputs import make_buffer
+from dictionary_learning_ext.activations.language_models import make_buffer
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
