@@ -9,8 +9,7 @@ from texts import error_of, write_jsonl, write_txt
 
 from dictionary_learning_ext.activations import enough_text
 from dictionary_learning_ext.activations.enough_text import require_enough_text
-from dictionary_learning_ext.activations.hook_points import find_hook
-from dictionary_learning_ext.activations.language_models import make_buffer
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
@@ -46,13 +45,12 @@ def advised(flag, message):
 
 def rows_of(run, tiny_lm):
     """How many tokens a run's buffer hands out before its text ends."""
-    hook = find_hook(tiny_lm, run.hook)
-    text = open_text(run.data, passes=run.text_passes)
-    buffer = make_buffer(run, tiny_lm, hook, text, run.batch_size)
+    batches = open_inputs(run, [run.hook], language_model=tiny_lm).train()
     with contextlib.suppress(TextError):
         while True:
-            next(buffer)
-    return buffer.tokens_seen
+            batches.next()
+    (tokens,) = batches.tokens_seen()
+    return tokens
 
 
 @pytest.mark.parametrize(
