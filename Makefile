@@ -31,7 +31,7 @@ test-saebench: .venv-saebench/installed
 		$(addprefix tests/,sae_bench export run_folder/test_weights.py activations/test_text_files.py \
 			activations/test_text.py activations/test_stored.py activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' \
-			experiments/test_reproducibility_parts.py experiments/test_size_matched.py activations/test_synthetic_run.py \
+			experiments/test_reproducibility_parts.py experiments/test_size_matched.py activations/test_inputs_synthetic.py \
 			evaluation/test_ground_truth.py \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN

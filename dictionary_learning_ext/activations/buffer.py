@@ -1,20 +1,19 @@
-"""The buffer: text in, the language model's shuffled activations out.
+"""Batches of activations: the rows of a hook point, shuffled.
 
-A fill reads contexts, runs the language model as far as the hook point and writes one row per token
-into one preallocated tensor. The rows are then handed out in a random order, each once. The next
-fill writes into the same memory.
+A fill writes rows into one preallocated tensor. They are then handed out in a random order, each once.
+The next fill writes into the same memory. It is a whole number of batches, so nothing is lost between
+fills. `state_dict` holds the position of the rows where the last fill started, and how many batches
+were handed out since, so a resumed buffer continues bit for bit.
 
-A fill is a whole number of batches, so nothing is lost between fills. It usually ends inside a
-context, and the next fill starts with that context again, at the first token not yet used. So a
-fill depends on the text's position, that one context and the generator only. `state_dict` holds
-these, and a resumed buffer continues bit for bit.
+Shapes: B rows in a batch, D = the width of a row.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from itertools import islice, zip_longest
+from typing import Any, Literal, Protocol
 
 import torch
 from dictionary_learning.buffer import ActivationBuffer
@@ -22,23 +21,330 @@ from nnsight import LanguageModel
 from torch import Tensor
 
 from ..config.checks import require_at_least_one
-from ..config.run import Packing
-from ..errors import ConfigError, NonFiniteError, Setting, TextError
-from .activation_reader import ActivationReader
-from .outliers import NormRecord, Outliers
-from .resumed_settings import require_same_settings
-from .rows import ActivationRows
-from .shared_pass import SharedPass, in_step
+from ..config.run import Packing, RunConfig
+from ..config.sae import training_energy
+from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting, TextError
+from .hook_points import HookPoint, SharedPass
+from .positions import NormRecord, Outliers
+from .rows import ActivationReader, ModelRows, RowStream
 from .tokens import WHOLE, ContextStream, Share
 
 _log = logging.getLogger(__name__)
 
 
-class ResidualBuffer(ActivationBuffer):
+class BatchSource(Protocol):
+    """Endless batches of one hook point's activations."""
+
+    out_batch_size: int
+    """B."""
+    tokens_seen: int
+    """Rows handed out."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings, fit for JSON."""
+        ...
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the next batch needs another fill."""
+        ...
+
+    def refreshing(self) -> Iterator[None]:
+        """Fill, a batch of the language model, or a read, at a time."""
+        ...
+
+    def __next__(self) -> Tensor:
+        """The next batch, (B, D): a fresh tensor. Raises TextError when no whole batch is left."""
+        ...
+
+    def mean_squared_norm(self) -> float:
+        """E||x||^2 of the first rows. Hands out none."""
+        ...
+
+    def outliers(self) -> Outliers | None:
+        """The tokens whose norms are far above the median, if there are any."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to continue with the same batches, fit for JSON."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken. Raises ConfigError if it is of other settings."""
+        ...
+
+
+def in_step(parts: Iterable[Iterator[object]]) -> None:
+    """Run several iterators to their ends, a step of each in turn."""
+    for _ in zip_longest(*parts):
+        pass
+
+
+def require_same_settings(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise a ConfigError that names the settings that differ, as they were and as they are."""
+    differ = [name for name in now if was.get(name) != now[name]]
+    if differ:
+        given, before = (
+            ", ".join(f"{name}={each.get(name)!r}" for name in differ) for each in (now, was)
+        )
+        raise ConfigError(f"the run can't resume with {given}: expected {before}, as before")
+
+
+class Batches:
+    """The batches of every hook point of a run, all of the same tokens in the same order.
+
+    Sources that are used up are filled in step, so that they share each pass of the language model.
+
+    Attributes:
+        hooks: the hook points, by name.
+        sources: their sources, by name.
+    """
+
+    def __init__(
+        self, run: RunConfig, hooks: Mapping[str, HookPoint], sources: Mapping[str, BatchSource]
+    ):
+        self._run, self.hooks, self.sources = run, hooks, sources
+
+    def next(self) -> dict[str, Tensor]:
+        """The next batch of each hook point, (B, D)."""
+        self._refill()
+        return {name: next(source) for name, source in self.sources.items()}
+
+    def _refill(self) -> None:
+        """Fill the sources that are used up.
+
+        None has handed out its next batch yet. So if this is interrupted, all continue at one place.
+        """
+        while used_up := [source for source in self.sources.values() if source.is_used_up]:
+            in_step(source.refreshing() for source in used_up)
+
+    def mean_squared_norms(self) -> dict[str, float]:
+        """E||x||^2 of each hook point's first rows, of this process's share."""
+        self._refill()
+        return {name: source.mean_squared_norm() for name, source in self.sources.items()}
+
+    def norm_factors(
+        self, mean_squared_norms: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """What each hook point's raw activations are divided by.
+
+        Arguments:
+            mean_squared_norms: of all processes that share the run (default: of this one).
+
+        Raises: LanguageModelError if all activations of a hook point are 0.
+        """
+        factors = {}
+        for name, squared in (mean_squared_norms or self.mean_squared_norms()).items():
+            if squared == 0:
+                raise LanguageModelError(
+                    f"all activations of {self._run.model} at {name} are 0: expected a language model"
+                    " with trained weights; give another language model or hook point"
+                )
+            if self._run.normalize == "none":
+                factors[name] = 1.0
+            else:
+                width = self.hooks[name].activation_dim
+                factors[name] = math.sqrt(squared / training_energy(self._run.normalize, width))
+        return factors
+
+    def state_dicts(self) -> dict[str, dict[str, Any]]:
+        """What each hook point's source needs to continue with the same batches, fit for JSON."""
+        return {name: source.state_dict() for name, source in self.sources.items()}
+
+    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Continue where each hook point's `state_dict` was taken."""
+        for name, state in states.items():
+            self.sources[name].load_state_dict(state)
+
+    def tokens_seen(self) -> set[int]:
+        """How many rows the sources have handed out: one number, except in the middle of `next`."""
+        return {source.tokens_seen for source in self.sources.values()}
+
+
+class ShuffledRows:
+    """Endless batches of a stream of rows, (out_batch_size, D), in its dtype.
+
+    Iteration never ends silently: it raises TextError when too few rows are left for another batch. A
+    batch is a fresh tensor, which its receiver may change.
+
+    Arguments:
+        stream: the rows.
+        size: rows that are shuffled together, rounded down to whole batches.
+        out_batch_size: B.
+        device: where the rows are kept.
+
+    Attributes:
+        d_submodule: D.
+        tokens_seen: rows handed out.
+        fills: how often the buffer was filled.
+        order_matters: whether a warning says that the last rows were shuffled on their own.
+
+    Raises: ConfigError if the size is below a batch.
+    """
+
+    def __init__(self, stream: RowStream, size: int, out_batch_size: int, device: str = "cpu"):
+        if size < out_batch_size:
+            raise ConfigError(
+                f"a buffer of {size} rows is smaller than a batch",
+                expected=f"at least {out_batch_size}",
+                instead=("use more ", Setting("n_ctxs")),
+            )
+        self._stream = stream
+        self.d_submodule = stream.width
+        self.out_batch_size = out_batch_size
+        self.device = device
+        self.activation_buffer_size = size // out_batch_size * out_batch_size
+        self.tokens_seen = 0
+        self.fills = 0
+        self.order_matters = True
+        self._order = torch.empty(0, dtype=torch.int32)  # in which the rows are handed out
+        self._given = 0  # rows of this fill handed out
+        self._skipped = 0  # rows of the next fill that were handed out before a resume
+        self._fill_start: dict[str, Any] | None = None
+        self._outliers: Outliers | None = None
+
+    @cached_property
+    def activations(self) -> Tensor:
+        """The rows, (n, D). For inspection only."""
+        shape = (self.activation_buffer_size, self.d_submodule)
+        return torch.empty(shape, dtype=self._stream.dtype, device=self.device)
+
+    @property
+    def dropped_tokens(self) -> int:
+        """Rows left out because of `max_norm_multiple`."""
+        return self._stream.dropped
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        """The next batch, (out_batch_size, D).
+
+        Raises:
+            TextError: the text can't be read, or too few rows are left for another batch.
+            NonFiniteError: an activation is NaN or infinite.
+            ActivationsError: a file of activations is damaged.
+        """
+        while self.is_used_up:
+            self.refresh()
+        rows = self._order[self._given : self._given + self.out_batch_size]
+        self._given += self.out_batch_size
+        self.tokens_seen += self.out_batch_size
+        return self.activations.index_select(0, rows)
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the next batch needs another fill."""
+        return self._given + self.out_batch_size > len(self._order)
+
+    def refresh(self) -> None:
+        """Fill the buffer and draw a new order. Raises what `__next__` raises."""
+        in_step([self.refreshing()])
+
+    def refreshing(self) -> Iterator[None]:
+        """`refresh`, a batch of the language model, or a read, at a time."""
+        self._fill_start = self._position()
+        left = len(self._order) - self._given  # not 0 only if the rows ended in the last fill
+        self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
+        self.fills += 1
+        looks = self.fills == 1 and self._stream.tokenizer is not None
+        record = NormRecord() if looks else None
+        filled = 0
+        try:
+            for n in self._stream.fill(self.activations, record):
+                filled = n
+                yield
+        except NonFiniteError as error:
+            raise error.within(f"fill {self.fills} of the buffer failed") from error
+        if record is not None:
+            self._outliers = record.outliers(self._stream.tokenizer)
+        if filled < self.out_batch_size:
+            raise self._stream.ended(self.out_batch_size, left + filled, self.tokens_seen)
+        if filled < self.activation_buffer_size and self.order_matters:
+            _log.warning(
+                "%s ended: the last %d tokens were shuffled on their own, expected %d",
+                self._stream,
+                filled,
+                self.activation_buffer_size,
+            )
+        self._order = self._stream.order(filled, self.fills).to(self.device)
+        self._given, self._skipped = self._skipped, 0
+
+    def mean_squared_norm(self) -> float:
+        """E||x||^2 over the rows of the current fill. Fills the buffer first if it is empty.
+
+        It hands out no rows. Raises what `__next__` raises.
+        """
+        if len(self._order) == 0:
+            self.refresh()
+        rows = self.activations[: len(self._order)].split(1 << 14)
+        return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
+
+    def outliers(self) -> Outliers | None:
+        """The tokens of the first fill whose norms are far above the median, if there are any.
+
+        None with `max_norm_multiple`, or if the rows have no tokens. Fills the buffer first if it is
+        empty; hands out no rows.
+        """
+        if not self.fills:
+            self.refresh()
+        return self._outliers
+
+    def _position(self) -> dict[str, Any]:
+        """Everything that the next fill depends on."""
+        return {**self._stream.position(), "fills": self.fills}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to continue with the same batches, fit for JSON.
+
+        It holds where the last fill started and how many batches were handed out since.
+        """
+        return {
+            "fill": self._fill_start or self._position(),
+            "batches": (self._given + self._skipped) // self.out_batch_size,
+            "tokens_seen": self.tokens_seen,
+            "config": self._settings(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken: the next fill is the same again, without the batches that
+        were handed out since.
+
+        Raises:
+            ConfigError: `state` is of a buffer with other settings, or stored activations have changed.
+            TextError: `state` is of another text, or the text has changed.
+        """
+        self._stream.as_of(state["config"])
+        require_same_settings(state["config"], self._settings())
+        self._fill_start = dict(state["fill"])
+        self._stream.seek(self._fill_start)
+        self.fills = self._fill_start["fills"]
+        self._order, self._given = self._order[:0], 0
+        self._skipped = state["batches"] * self.out_batch_size
+        self.tokens_seen = state["tokens_seen"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings, fit for JSON."""
+        return {**self._settings(), "device": str(self.device), **self._stream.origin}
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings that decide what the batches hold."""
+        return {
+            "d_submodule": self.d_submodule,
+            "rows": self.activation_buffer_size,
+            "out_batch_size": self.out_batch_size,
+            **self._stream.settings(),
+        }
+
+
+class ResidualBuffer(ShuffledRows, ActivationBuffer):
     """Endless batches of a language model's activations, (out_batch_size, d_submodule).
 
-    Iteration never ends silently: it raises TextError when the text is too short for another batch.
-    A batch is a fresh tensor, which its receiver may change.
+    It stands in for upstream's `ActivationBuffer`. Iteration never ends silently: it raises TextError
+    when the text is too short for another batch. A batch is a fresh tensor, which its receiver may
+    change.
 
     Arguments:
         data: documents, an iterator of str. A `TextStream` can be resumed.
@@ -64,7 +370,6 @@ class ResidualBuffer(ActivationBuffer):
         share: which of the text's contexts it reads.
 
     Attributes:
-        activations: the rows, (n, d_submodule). For inspection only.
         tokens_seen: rows handed out.
         fills: how often the buffer was filled.
         reader: reads the activations and says which tokens are left out.
@@ -106,23 +411,26 @@ class ResidualBuffer(ActivationBuffer):
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing, share=share)
         self.model = model
         self.submodule = submodule
-        hidden_size: Any = model.config.get_text_config().hidden_size
-        self.d_submodule: int = hidden_size if d_submodule is None else d_submodule
         self.io: Literal["in", "out"] = io
         self.n_ctxs = int(n_ctxs)
         self.ctx_len = ctx_len
         self.refresh_batch_size = refresh_batch_size
         self.out_batch_size = out_batch_size
-        self.device = device
         self.remove_bos = remove_bos
-        # What upstream's methods read in its main branch, `tokenized_batch` for one.
-        self.add_special_tokens = packing == "truncate"
-        self.remove_high_norm = max_norm_multiple
         self.seed = seed
         self.packing: Packing = packing
         self.max_norm_multiple = max_norm_multiple
-        self.order_matters = True
-        self._check()
+        # What upstream's methods read in its main branch, `tokenized_batch` for one.
+        self.add_special_tokens = packing == "truncate"
+        self.remove_high_norm = max_norm_multiple
+        require_at_least_one(self, "n_ctxs", "refresh_batch_size", "out_batch_size")
+        if self.n_ctxs * ctx_len < out_batch_size:
+            least = math.ceil(out_batch_size / ctx_len)
+            raise ConfigError(
+                f"a buffer of {self.n_ctxs} contexts of {ctx_len} tokens is smaller than a batch",
+                expected=f"at least {out_batch_size} tokens",
+                instead=("use ", Setting("n_ctxs", least), " or more"),
+            )
         self.reader = ActivationReader(
             model,
             submodule,
@@ -131,153 +439,27 @@ class ResidualBuffer(ActivationBuffer):
             max_norm_multiple=max_norm_multiple,
             shared=shared,
         )
-        batches = self.n_ctxs * ctx_len // out_batch_size
-        self.activation_buffer_size = batches * out_batch_size
-        shape = (self.activation_buffer_size, self.d_submodule)
-        row_dtype: Any = model.dtype if dtype is None else dtype
-        self.activations = torch.empty(shape, dtype=row_dtype, device=device)
-        self.tokens_seen = 0
-        self.fills = 0
-        self._rows = ActivationRows(
-            self.contexts, self.reader, batch_size=refresh_batch_size, before_batch=before_batch
+        hidden_size: Any = model.config.get_text_config().hidden_size
+        model_dtype: Any = model.dtype
+        rows = ModelRows(
+            self.contexts,
+            self.reader,
+            width=hidden_size if d_submodule is None else d_submodule,
+            dtype=model_dtype if dtype is None else dtype,
+            batch_size=refresh_batch_size,
+            seed=seed,
+            before_batch=before_batch,
         )
-        self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
-        self._order = torch.empty(0, dtype=torch.int32)  # in which the rows are handed out
-        self._given = 0  # rows of this fill handed out
-        self._fill_start: dict[str, Any] | None = None
-        self._outliers: Outliers | None = None
-
-    @property
-    def dropped_tokens(self) -> int:
-        """Rows left out because of `max_norm_multiple`."""
-        return self._rows.dropped
-
-    def __next__(self) -> Tensor:
-        """The next batch, (out_batch_size, d_submodule).
-
-        Raises:
-            TextError: the text can't be read, or is too short for another batch.
-            NonFiniteError: an activation is NaN or infinite.
-        """
-        if self.is_used_up:
-            self.refresh()
-        rows = self._order[self._given : self._given + self.out_batch_size]
-        self._given += self.out_batch_size
-        self.tokens_seen += self.out_batch_size
-        return self.activations.index_select(0, rows)
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether the next batch needs another fill."""
-        return self._given + self.out_batch_size > len(self._order)
-
-    def refresh(self) -> None:
-        """Fill the buffer and draw a new order. Raises what `__next__` raises."""
-        in_step([self.refreshing()])
-
-    def refreshing(self) -> Iterator[None]:
-        """`refresh`, a batch of the language model at a time.
-
-        Buffers of several hook points that go in step share each forward pass (`shared`).
-        """
-        self._fill_start = self._position()
-        left = len(self._order) - self._given  # not 0 only if the text ended in the last fill
-        self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
-        self.fills += 1
-        if self.fills == 1 and self.max_norm_multiple is None:
-            self._rows.record = NormRecord()
-        try:
-            filled = 0
-            for n in self._rows.filling(self.activations):
-                filled = n
-                yield
-        except NonFiniteError as error:
-            raise error.within(f"fill {self.fills} of the buffer failed") from error
-        if self._rows.record is not None:
-            self._outliers = self._rows.record.outliers(self.model.tokenizer)
-            self._rows.record = None
-        if filled < self.out_batch_size:
-            raise self._too_short(left + filled)
-        if filled < self.activation_buffer_size and self.order_matters:
-            _log.warning(
-                "%s ended: its last %d tokens were shuffled on their own, expected %d",
-                self._text_name(),
-                filled,
-                self.activation_buffer_size,
-            )
-        order = torch.randperm(filled, generator=self._generator, dtype=torch.int32)
-        self._order = order.to(self.device)
-        self._given = 0
-
-    def mean_squared_norm(self) -> float:
-        """E||x||^2 over the rows of the current fill. Fills the buffer first if it is empty.
-
-        It hands out no rows. Raises what `__next__` raises.
-        """
-        if len(self._order) == 0:
-            self.refresh()
-        rows = self.activations[: len(self._order)].split(1 << 14)
-        return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
-
-    def outliers(self) -> Outliers | None:
-        """The tokens of the first fill whose norms are far above the median, if there are any.
-
-        None with `max_norm_multiple`. Fills the buffer first if it is empty; hands out no rows.
-        """
-        if not self.fills:
-            self.refresh()
-        return self._outliers
-
-    def _position(self) -> dict[str, Any]:
-        """Everything that the next fill depends on."""
-        return {
-            "rows": self._rows.state_dict(),
-            "generator": self._generator.get_state().numpy().tobytes().hex(),
-            "fills": self.fills,
-        }
+        super().__init__(rows, self.n_ctxs * ctx_len, out_batch_size, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to continue with the same batches, fit for JSON.
-
-        It holds where the last fill started and how many batches were handed out since.
+        """What is needed to continue with the same batches, see `ShuffledRows.state_dict`.
 
         Raises:
             TextError: the text can't be resumed.
         """
         self.contexts.state_dict()  # raises
-        return {
-            "fill": self._fill_start or self._position(),
-            "batches": self._given // self.out_batch_size,
-            "tokens_seen": self.tokens_seen,
-            "config": self._settings(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken: fill again and skip the batches handed out since.
-
-        Raises what `loading` does.
-        """
-        in_step([self.loading(state)])
-
-    def loading(self, state: dict[str, Any]) -> Iterator[None]:
-        """`load_state_dict`, a batch of the language model at a time.
-
-        Raises:
-            ConfigError: `state` is of a buffer with other settings.
-            TextError: `state` is of another text, or the text has changed.
-        """
-        require_same_settings(state["config"], self._settings())
-        start = state["fill"]
-        self._rows.load_state_dict(start["rows"])
-        generator = torch.frombuffer(bytearray.fromhex(start["generator"]), dtype=torch.uint8)
-        self._generator.set_state(generator)
-        self.fills = start["fills"]
-        self._order, self._given = self._order[:0], 0
-        self._fill_start = None
-        if state["batches"]:
-            yield from self.refreshing()
-            self._given = state["batches"] * self.out_batch_size
-        self.tokens_seen = state["tokens_seen"]
+        return super().state_dict()
 
     def text_batch(self, batch_size: int | None = None) -> list[str]:
         """Take the next raw documents from the stream.
@@ -289,55 +471,15 @@ class ResidualBuffer(ActivationBuffer):
         texts = list(islice(self.data, n))
         if len(texts) < n:
             raise TextError(
-                f"{self._text_name()} ended: expected {n} more documents, found {len(texts)}; use a"
+                f"{self._stream} ended: expected {n} more documents, found {len(texts)}; use a"
                 " longer text"
             )
         return texts
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings, fit for JSON."""
-        text = getattr(self.data, "name", None)
-        return {**self._settings(), "device": str(self.device), "text": text}
-
     def _settings(self) -> dict[str, Any]:
-        """The settings that decide what the batches hold."""
         return {
             "d_submodule": self.d_submodule,
-            "io": self.io,
             "n_ctxs": self.n_ctxs,
-            "ctx_len": self.ctx_len,
-            "refresh_batch_size": self.refresh_batch_size,
             "out_batch_size": self.out_batch_size,
-            "remove_bos": self.remove_bos,
-            "seed": self.seed,
-            "packing": self.packing,
-            "max_norm_multiple": self.max_norm_multiple,
-            "dtype": str(self.activations.dtype).removeprefix("torch."),
-            "submodule": self.submodule.path.removeprefix("."),
+            **self._stream.settings(),
         }
-
-    def _check(self) -> None:
-        require_at_least_one(self, "n_ctxs", "refresh_batch_size", "out_batch_size")
-        if self.n_ctxs * self.ctx_len < self.out_batch_size:
-            least = math.ceil(self.out_batch_size / self.ctx_len)
-            raise ConfigError(
-                f"a buffer of {self.n_ctxs} contexts of {self.ctx_len} tokens is smaller than a batch",
-                expected=f"at least {self.out_batch_size} tokens",
-                instead=("use ", Setting("n_ctxs", least), " or more"),
-            )
-
-    def _text_name(self) -> str:
-        return f"the text {getattr(self.data, 'name', type(self.data).__name__)!r}"
-
-    def _too_short(self, found: int) -> TextError:
-        if not self.contexts.tokens_read:
-            return TextError(
-                f"{self._text_name()} has no documents: expected at least one (a text without a"
-                " held-out part holds out every 20th document); use another text"
-            )
-        return TextError(
-            f"{self._text_name()} ended after {self.tokens_seen} tokens: expected"
-            f" {self.out_batch_size} for the next batch, found {found}",
-            instead=("use a longer text, or more ", Setting("text_passes")),
-        )

@@ -27,7 +27,6 @@ from ..config.checks import in_words, require
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, Setting, TextError
 from ..run_folder.files import LOCK, locked, remove, replacing, write_json
-from .activation_reader import ActivationReader
 from .cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
@@ -44,10 +43,9 @@ from .cache_manifest import (
     require_sizes,
     sha256_of,
 )
-from .hook_points import HookPoint, find_hook
-from .language_models import settings_hash, weights_hash
-from .run_inputs import load_model
-from .shared_pass import SharedPass
+from .hook_points import HookPoint, SharedPass, find_hook
+from .language_models import load_model, settings_hash, weights_hash
+from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import open_text
 from .tokens import SPARE, ContextStream, tokens_to_cache

@@ -1,6 +1,19 @@
-"""Hook points: places in a language model, found by their names in TransformerLens."""
+"""Hook points: places in a language model, found by their names in TransformerLens, read and changed.
 
+    hook = find_hook(model, "blocks.0.hook_resid_post")
+    x_BLD = read_residual(model, hook, input_ids, attention_mask)
+    with hooked(hook.place, lambda x_BLD: 2 * x_BLD):
+        ...  # the model runs with other activations
+
+Every hook that is put on a language model is put there by `hooked`.
+
+Shapes: B contexts, L tokens, D = the width of the place.
+"""
+
+import logging
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,7 +24,9 @@ from nnsight import LanguageModel
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LanguageModelError
-from .language_models import Place, empty_model, read_places
+from .language_models import empty_model
+
+_log = logging.getLogger(__name__)
 
 _CHECKED_TOKENS = 8
 
@@ -54,6 +69,19 @@ def block_of_output(hook: str) -> int | None:
     if match is None or (back := HOOK_KINDS[match[2]].blocks_back) is None:
         return None
     return int(match[1]) - back
+
+
+class Place(NamedTuple):
+    """One side of a module of a language model."""
+
+    submodule: Any
+    """nnsight's envoy of it."""
+    io: Literal["in", "out"]
+
+    @property
+    def path(self) -> str:
+        """The module's path in the model."""
+        return self.submodule.path.removeprefix(".")
 
 
 @dataclass(frozen=True)
@@ -136,6 +164,41 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
     return HookPoint(name, layer, kind.io, parts[kind.part], config.hidden_size)
 
 
+def block_list_path(model: nn.Module, config: Any) -> str:
+    """The path of the list of decoder blocks in a transformers model.
+
+    It is the only list of `num_hidden_layers` modules
+
+    - that is not inside another such list (experts are),
+    - whose modules contain others (norms don't),
+    - whose modules work on vectors of `hidden_size` (an image encoder's seldom do).
+
+    Raises: LanguageModelError if there is not exactly one such list.
+    """
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module) == config.num_hidden_layers
+            and not any(path.startswith(f"{outer}.") for outer in found)
+            and all(_is_block(block, config.hidden_size) for block in module)
+        ):
+            found.append(path)
+    if len(found) != 1:
+        which = f"{len(found)} candidates ({', '.join(found)})" if found else "none"
+        raise LanguageModelError(
+            f"the list of {config.num_hidden_layers} decoder blocks of a {type(model).__name__}"
+            f" can't be found: expected one candidate, found {which}; use a decoder-only language"
+            " model"
+        )
+    return found[0]
+
+
+def _is_block(module: nn.Module, hidden_size: int) -> bool:
+    composed = any(True for _ in module.children())
+    return composed and any(hidden_size in weight.shape for weight in module.parameters())
+
+
 def _parts_of(block: nn.Module) -> dict[str, str]:
     """The names of a block's attention and MLP; none if it has not both."""
     children = dict(block.named_children())
@@ -170,6 +233,100 @@ def _require_added(model: LanguageModel, name: str, block: Any, parts: dict[str,
         )
 
 
+# Reading and changing
+
+
+Change = Callable[[Tensor], Tensor | None]
+"""Takes activations, (B, L, D), and returns what the model continues with. None changes nothing."""
+
+
+@contextmanager
+def hooked(place: Place, change: Change) -> Iterator[None]:
+    """Call `change` with the activations at a place, in every forward pass within the block.
+
+    They are in the model's dtype and on its device. What runs later may change them in place.
+    """
+    module: nn.Module = place.submodule._module
+
+    def at_output(_module: Any, _args: Any, output: Any) -> Any:
+        if not isinstance(output, tuple):
+            return change(output)
+        changed = change(output[0])
+        return None if changed is None else (changed, *output[1:])
+
+    def at_input(_module: Any, args: Any, kwargs: Any) -> Any:
+        changed = change(args[0] if args else kwargs["hidden_states"])
+        if changed is None:
+            return None
+        return (
+            ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
+        )
+
+    if place.io == "out":
+        handle = module.register_forward_hook(at_output)
+    else:
+        handle = module.register_forward_pre_hook(at_input, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _AllRead(Exception):
+    """Raised in a forward pass once all has been read, to end it."""
+
+
+def run_to(model: LanguageModel, places: Sequence[Place], **inputs: Any) -> list[Tensor]:
+    """Run a language model up to the last of some places.
+
+    Arguments:
+        inputs: what the model is called with, on its device.
+
+    Returns: the activations at each place, (B, L, D), in the model's dtype and on its device.
+
+    Raises: LanguageModelError if the model does not run one of them.
+    """
+    found: dict[int, Tensor] = {}
+
+    def keeping(number: int) -> Change:
+        def keep(x_BLD: Tensor) -> None:
+            if len(found) == len(places) - 1:
+                found[number] = x_BLD
+                raise _AllRead
+            found[number] = x_BLD.clone()  # what runs after it may change it in place
+
+        return keep
+
+    module: Any = model._model
+    with ExitStack() as hooks:
+        for number, place in enumerate(places):
+            hooks.enter_context(hooked(place, keeping(number)))
+        try:
+            module(**inputs, use_cache=False)
+        except _AllRead:
+            return [found[number] for number in range(len(places))]
+    missed = next(place for number, place in enumerate(places) if number not in found)
+    raise LanguageModelError(
+        f"a {type(module).__name__} does not run {missed.path}, so it can't be read there; use another"
+        " hook point"
+    )
+
+
+@torch.no_grad()  # not inference_mode, whose tensors can't be trained on
+def read_places(
+    model: LanguageModel, places: Sequence[Place], input_ids: Tensor, attention_mask: Tensor
+) -> list[Tensor]:
+    """The activations at several places, without gradients, from one forward pass; see `run_to`.
+
+    Arguments:
+        input_ids: int64, (B, L).
+        attention_mask: (B, L), 0 at padding.
+    """
+    device: Any = model._model.device
+    tokens = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+    return run_to(model, places, **tokens)
+
+
 def read_residual(
     model: LanguageModel, hook: HookPoint, input_ids: Tensor, attention_mask: Tensor
 ) -> Tensor:
@@ -177,36 +334,36 @@ def read_residual(
     return read_places(model, [hook.place], input_ids, attention_mask)[0]
 
 
-def block_list_path(model: nn.Module, config: Any) -> str:
-    """The path of the list of decoder blocks in a transformers model.
+class SharedPass:
+    """Reads the activations at several places, which ask for the same contexts in turn.
 
-    It is the only list of `num_hidden_layers` modules
-
-    - that is not inside another such list (experts are),
-    - whose modules contain others (norms don't),
-    - whose modules work on vectors of `hidden_size` (an image encoder's seldom do).
-
-    Raises: LanguageModelError if there is not exactly one such list.
+    The first to ask runs the model for all. What the others have not asked for yet is kept, of one
+    batch of contexts. Places that don't ask for the same contexts stop sharing, which is logged.
     """
-    found: list[str] = []
-    for path, module in model.named_modules():
-        if (
-            isinstance(module, nn.ModuleList)
-            and len(module) == config.num_hidden_layers
-            and not any(path.startswith(f"{outer}.") for outer in found)
-            and all(_is_block(block, config.hidden_size) for block in module)
-        ):
-            found.append(path)
-    if len(found) != 1:
-        which = f"{len(found)} candidates ({', '.join(found)})" if found else "none"
-        raise LanguageModelError(
-            f"the list of {config.num_hidden_layers} decoder blocks of a {type(model).__name__}"
-            f" can't be found: expected one candidate, found {which}; use a decoder-only language"
-            " model"
-        )
-    return found[0]
 
+    def __init__(self, model: LanguageModel, places: Sequence[Place]):
+        self._model = model
+        self._places = list(places)
+        self._kept: dict[Place, Tensor] = {}
+        self._contexts: tuple[Tensor, Tensor] | None = None  # that _kept was read at
 
-def _is_block(module: nn.Module, hidden_size: int) -> bool:
-    composed = any(True for _ in module.children())
-    return composed and any(hidden_size in weight.shape for weight in module.parameters())
+    def read(self, place: Place, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """The activations at one of the places, (B, L, D); see `read_places`."""
+        if place in self._kept and self._is_of(input_ids_BL, mask_BL):
+            return self._kept.pop(place)
+        if self._kept:  # their places went another way
+            self._places = []
+            _log.info(
+                "the hook points leave out different tokens (max_norm_multiple), so the language"
+                " model runs for each of them from here on"
+            )
+        places = self._places or [place]
+        read = read_places(self._model, places, input_ids_BL, mask_BL)
+        self._kept = dict(zip(places, read, strict=True))
+        self._contexts = input_ids_BL, mask_BL
+        return self._kept.pop(place)
+
+    def _is_of(self, input_ids_BL: Tensor, mask_BL: Tensor) -> bool:
+        if self._contexts is None:
+            return False
+        return input_ids_BL.equal(self._contexts[0]) and mask_BL.equal(self._contexts[1])

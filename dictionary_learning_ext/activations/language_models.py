@@ -1,25 +1,24 @@
-"""Language models: load one, read its submodules' activations, tell it from another by hashes.
-
-Hook points are found in hook_points.py. Shapes: B contexts, L tokens, D = the submodule's width.
-"""
+"""Language models: load one, and tell it from another by hashes. hook_points.py reads it."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import transformers
 from nnsight import LanguageModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import CONFIG_NAME
 
+from ..config.checks import require
+from ..config.run import RunConfig
 from ..config.synthetic_models import is_synthetic
-from ..errors import LanguageModelError, first_line
+from ..errors import LanguageModelError, Setting, first_line
 from ..trainers.base import require_device
 from .text import why_unreachable
 
@@ -74,6 +73,30 @@ def load_language_model(
     return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
 
 
+def load_model(run: RunConfig) -> LanguageModel:
+    """A run's language model, in the run's dtype. Raises what `load_language_model` does.
+
+    Raises: ConfigError for contexts that the model can't read.
+    """
+    dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
+    model = load_language_model(run.model, device=run.device, dtype=dtype)
+    require_positions(run, model)
+    return model
+
+
+def require_positions(run: RunConfig, model: LanguageModel) -> None:
+    """Raise a ConfigError for contexts that are longer than the model has positions.
+
+    Rotary positions would give other activations in silence.
+    """
+    config: Any = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None:
+        expected = f"at most {positions}, the positions that {run.model!r} was trained on"
+        instead = ("use a shorter ", Setting("ctx_len"))
+        require(run.ctx_len <= positions, "ctx_len", run.ctx_len, expected, instead=instead)
+
+
 @contextmanager
 def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where a model's files are, and how transformers may get them. Its errors become ours."""
@@ -121,21 +144,13 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from error
 
 
-def read_config(name: str) -> Any:
-    """The configuration of a language model's text part. Its weights aren't loaded.
-
-    Raises: LanguageModelError if there is no such model.
-    """
-    with _loading(name) as (source, options):
-        return AutoConfig.from_pretrained(source, **options).get_text_config()
-
-
 def width_of(name: str) -> int:
     """The width of a language model's residual stream, found without loading its weights.
 
     Raises: LanguageModelError if there is no such model.
     """
-    return read_config(name).hidden_size
+    with _loading(name) as (source, options):
+        return AutoConfig.from_pretrained(source, **options).get_text_config().hidden_size
 
 
 def empty_model(name: str) -> nn.Module:
@@ -156,73 +171,6 @@ def with_weights(model: LanguageModel) -> LanguageModel:
     if not model._dispatched:
         model.dispatch_model()
     return model
-
-
-class Place(NamedTuple):
-    """One side of a module of a language model."""
-
-    submodule: Any
-    """nnsight's envoy of it."""
-    io: Literal["in", "out"]
-
-
-@torch.no_grad()  # not inference_mode, whose tensors can't be trained on
-def read_places(
-    model: LanguageModel, places: Sequence[Place], input_ids: Tensor, attention_mask: Tensor
-) -> list[Tensor]:
-    """The activations at several places, each (B, L, D), in the model's dtype and on its device.
-
-    One forward pass reads them all. It ends at the last of them. The results have no gradient.
-
-    Arguments:
-        input_ids: int64, (B, L).
-        attention_mask: (B, L), 0 at padding.
-
-    Raises: LanguageModelError if the model does not run one of them.
-    """
-    found: dict[int, Tensor] = {}
-
-    def keep(number: int, value: Any) -> None:
-        value = value[0] if isinstance(value, tuple) else value
-        if len(found) == len(places) - 1:
-            found[number] = value
-            raise _AllRead
-        found[number] = value.clone()  # what runs after it may change it in place
-
-    handles = [
-        place.submodule._module.register_forward_hook(
-            lambda _module, _args, output, number=number: keep(number, output)
-        )
-        if place.io == "out"
-        else place.submodule._module.register_forward_pre_hook(
-            lambda _module, args, kwargs, number=number: keep(
-                number, args[0] if args else kwargs["hidden_states"]
-            ),
-            with_kwargs=True,
-        )
-        for number, place in enumerate(places)
-    ]
-    module: Any = model._model
-    try:
-        module(
-            input_ids=input_ids.to(module.device),
-            attention_mask=attention_mask.to(module.device),
-            use_cache=False,
-        )
-    except _AllRead:
-        return [found[number] for number in range(len(places))]
-    finally:
-        for handle in handles:
-            handle.remove()
-    missed = [p.submodule.path.removeprefix(".") for n, p in enumerate(places) if n not in found]
-    raise LanguageModelError(
-        f"a {type(module).__name__} does not run {missed[0]}, so it can't be read there; use another"
-        " hook point"
-    )
-
-
-class _AllRead(Exception):
-    """Raised in a forward pass once all has been read, to end it."""
 
 
 def weights_hash(model: LanguageModel) -> str:

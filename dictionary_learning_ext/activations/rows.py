@@ -1,24 +1,189 @@
-"""Rows of activations out of contexts of tokens: one row per token, each token once.
+"""Rows of activations of one hook point: one row per token, each token once, in reading order.
 
-Shapes: B contexts, L = ctx_len tokens, N rows, D = the submodule's width.
+`RowStream` is what a buffer shuffles. `ModelRows` runs a language model on contexts of tokens;
+stored_rows.py reads activations from the disk. Whatever looks at whole contexts, an evaluation or a
+report, reads by `ActivationReader` too, so one rule of which tokens count holds everywhere.
+
+Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from einops import rearrange
+from nnsight import LanguageModel
 from torch import Tensor
 
-from .activation_reader import ActivationReader
-from .outliers import NormRecord
+from ..config.checks import require
+from ..errors import NonFiniteError, Setting, TextError
+from .hook_points import Change, Place, SharedPass, hooked
+from .positions import NormRecord, PositionRule, at, norms
 from .tokens import ContextStream
 
 
-class _ContextsToRead(NamedTuple):
-    """Contexts to read."""
+class RowStream(Protocol):
+    """The rows of one hook point. A few numbers say where the next one is, so reading resumes there."""
 
+    width: int
+    """D."""
+    dropped: int
+    """Rows left out because of `max_norm_multiple`."""
+    tokenizer: Any
+    """Names the tokens whose norms are far above the others'. None: these aren't looked for."""
+    origin: dict[str, Any]
+    """What the rows come from, fit for JSON."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def fill(self, out_ND: Tensor, record: NormRecord | None = None) -> Iterator[int]:
+        """Write the next rows into a tensor, a batch of the language model, or a read, at a time.
+
+        Yields how many rows there are so far. At the end they are fewer than N if nothing is left.
+
+        Arguments:
+            record: notes the norms of the rows.
+
+        Raises:
+            NonFiniteError: an activation is NaN or infinite.
+            TextError, ActivationsError: something can't be read.
+        """
+        ...
+
+    def order(self, n: int, fill: int) -> Tensor:
+        """The order in which the n rows of a fill are handed out, int32.
+
+        Arguments:
+            fill: its number, from 1.
+        """
+        ...
+
+    def position(self) -> dict[str, Any]:
+        """Everything that the next rows and orders depend on, fit for JSON."""
+        ...
+
+    def as_of(self, settings: Mapping[str, Any]) -> None:
+        """Leave out what has been added since these were the settings. Raises ConfigError."""
+        ...
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        """Continue at a position. Raises TextError if the text has changed."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What the rows and their order depend on, fit for JSON."""
+        ...
+
+    def ended(self, needed: int, found: int, given: int) -> TextError:
+        """What to raise where `found` of the `needed` next rows are left, `given` rows being used."""
+        ...
+
+    def __str__(self) -> str:
+        """What is read, in words."""
+        ...
+
+
+class Activations(NamedTuple):
+    """Activations of some contexts."""
+
+    x_BLD: Tensor
+    """In the model's dtype and on its device."""
+    wanted_BL: Tensor
+    """False at the tokens that are left out. On the CPU."""
+    non_finite: Tensor
+    """How many wanted tokens have an activation that is NaN or infinite. A number on the model's
+    device: reading it makes an accelerator wait."""
+
+
+class ActivationReader:
+    """Reads a language model's activations at a submodule, where its `PositionRule` wants them.
+
+    An activation that is NaN or infinite is an error, unless its token is left out.
+
+    Arguments:
+        model: the language model.
+        submodule: nnsight's envoy of the module to read.
+        io: "in" or "out", the side of the module to read.
+        remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`.
+        shared: reads the submodule together with others. Default: on its own.
+
+    Attributes:
+        place: the module and its side.
+        rule: says which tokens are left out.
+
+    Raises: ConfigError if a setting is out of range or the tokenizer has no such token.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        submodule: Any,
+        io: Literal["in", "out"],
+        *,
+        remove_bos: bool = False,
+        max_norm_multiple: float | None = None,
+        shared: SharedPass | None = None,
+    ):
+        require(io in ("in", "out"), "io", io, "in or out, the side of the submodule to read")
+        self.rule = PositionRule(
+            model.tokenizer, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
+        )
+        self._model = model
+        self.place = Place(submodule, io)
+        self._pass = shared or SharedPass(model, [self.place])
+
+    def read(self, input_ids_BL: Tensor, mask_BL: Tensor, wanted_BL: Tensor) -> Activations:
+        """Run the language model as far as the submodule.
+
+        Arguments:
+            input_ids_BL: int64.
+            mask_BL: 0 at padding.
+            wanted_BL: what `rule.by_token` returns, or a subset. Outliers are found among these.
+
+        Raises: NonFiniteError, if `max_norm_multiple` is given. Otherwise see `require_finite`.
+        """
+        return self.judge(self._pass.read(self.place, input_ids_BL, mask_BL), wanted_BL)
+
+    def judge(self, x_BLD: Tensor, wanted_BL: Tensor) -> Activations:
+        """Activations that were read by other means, with outliers among the wanted ones found."""
+        norms_BL = norms(x_BLD)
+        non_finite = (~at(norms_BL, wanted_BL).isfinite()).sum()
+        if self.rule.max_norm_multiple is not None:
+            self.require_finite(non_finite)  # a NaN median would leave out every token
+        return Activations(x_BLD, self.rule.by_norm(norms_BL, wanted_BL), non_finite)
+
+    @torch.no_grad()
+    def logits_with(self, input_ids_BL: Tensor, mask_BL: Tensor, change: Change) -> Tensor:
+        """Run the language model to its end with changed activations at the submodule.
+
+        Arguments:
+            input_ids_BL: int64. Padding must be on the right: the model counts positions from the left.
+            mask_BL: 0 at padding.
+
+        Returns: the logits, (B, L, V) of V tokens in the vocabulary, in the model's dtype.
+        """
+        model: Any = self._model._model
+        with hooked(self.place, change):
+            return model(
+                input_ids=input_ids_BL.to(model.device),
+                attention_mask=mask_BL.to(model.device),
+                use_cache=False,
+            ).logits
+
+    def require_finite(self, non_finite: Tensor | int) -> None:
+        """Raise NonFiniteError unless `non_finite` activations, of one or several reads, are 0."""
+        if number := int(non_finite):
+            raise NonFiniteError(
+                f"{number} activations of the language model at the {self.place.io}put of"
+                f" {self.place.path} are NaN or infinite",
+                expected="finite numbers",
+                instead="load the model in float32, or check its weights",
+            )
+
+
+class _ContextsToRead(NamedTuple):
     input_ids_BL: Tensor
     mask_BL: Tensor
     """0 at padding."""
@@ -26,22 +191,21 @@ class _ContextsToRead(NamedTuple):
     """False at tokens that are left out or already have a row. Outliers are not known yet."""
 
 
-class ActivationRows:
-    """The activations of the tokens of a stream of contexts, in reading order.
+class ModelRows:
+    """The activations of the tokens of a stream of contexts, as a `RowStream`.
 
-    A read may end inside a context. The next one then runs the language model on that context again
-    and continues after the last row handed out. So no row has to be kept, and a few integers say
-    where to continue.
+    A fill may end inside a context. The next one then runs the language model on that context again
+    and continues after the last row handed out. So no row has to be kept: a position is the text's,
+    that one context's ids and the state of the generator that draws the orders.
 
     Arguments:
         contexts: the contexts.
         reader: reads the activations and says which tokens get no row.
+        width: D.
+        dtype: of the rows.
         batch_size: contexts per batch of the language model.
-        before_batch: called before each batch of the language model.
-
-    Attributes:
-        dropped: rows left out because of `max_norm_multiple`.
-        record: notes the norms of the rows while it is set.
+        seed: seeds the orders.
+        before_batch: called before each batch of the language model. It may raise.
     """
 
     def __init__(
@@ -49,31 +213,26 @@ class ActivationRows:
         contexts: ContextStream,
         reader: ActivationReader,
         *,
+        width: int,
+        dtype: torch.dtype,
         batch_size: int,
+        seed: int = 0,
         before_batch: Callable[[], None] | None = None,
     ):
-        self.contexts = contexts
+        self.contexts, self.reader = contexts, reader
+        self.width, self.dtype = width, dtype
         self.dropped = 0
-        self.record: NormRecord | None = None
-        self._reader = reader
+        looks = reader.rule.max_norm_multiple is None
+        self.tokenizer = contexts.tokenizer if looks else None
+        self.origin: dict[str, Any] = {"text": getattr(contexts.text, "name", None)}
         self._batch_size = batch_size
         self._before_batch = before_batch
-        self._partial: _ContextsToRead | None = None  # the context that the last read ended in
+        self._seed = seed
+        self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
+        self._partial: _ContextsToRead | None = None  # the context that the last fill ended in
 
-    def fill(self, out_ND: Tensor) -> int:
-        """Write the next rows into a tensor. Returns their number: below N if the text ends.
-
-        Raises what `filling` does.
-        """
-        return max(self.filling(out_ND), default=0)  # which rises
-
-    def filling(self, out_ND: Tensor) -> Iterator[int]:
-        """`fill`, a batch of the language model at a time: how many rows there are after each.
-
-        Raises:
-            NonFiniteError: an activation is NaN or infinite.
-            TextError: the text can't be read.
-        """
+    def fill(self, out_ND: Tensor, record: NormRecord | None = None) -> Iterator[int]:
+        """Yields after each batch of the language model."""
         filled = 0
         non_finite: Tensor | int = 0
         while filled < len(out_ND):
@@ -82,29 +241,12 @@ class ActivationRows:
             contexts = self._next_contexts(len(out_ND) - filled)
             if contexts is None:
                 break
-            rows_ND, n_non_finite = self._read(contexts, len(out_ND) - filled)
+            rows_ND, n_non_finite = self._read(contexts, len(out_ND) - filled, record)
             out_ND[filled : filled + len(rows_ND)] = rows_ND
             filled += len(rows_ND)
             non_finite = non_finite + n_non_finite
             yield filled
-        self._reader.require_finite(non_finite)  # once per fill: an accelerator has to wait for it
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place of the next row, fit for JSON. Without the text's place if it has none."""
-        return {
-            "contexts": self.contexts.state_dict() if self.contexts.resumable else None,
-            "partial": self._partial and [part.int().tolist() for part in self._partial],
-            "dropped": self.dropped,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises TextError where the text does."""
-        self.contexts.load_state_dict(state["contexts"])
-        self.dropped = state["dropped"]
-        self._partial = None
-        if state["partial"] is not None:
-            input_ids_BL, mask_BL, wanted_BL = map(torch.tensor, state["partial"])
-            self._partial = _ContextsToRead(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
+        self.reader.require_finite(non_finite)  # once per fill: an accelerator has to wait for it
 
     def _next_contexts(self, limit: int) -> _ContextsToRead | None:
         """Contexts for about `limit` rows, so few that no whole one is left; None at the end."""
@@ -117,21 +259,23 @@ class ActivationRows:
             except StopIteration:
                 pass
             else:
-                wanted_BL = self._reader.rule.by_token(input_ids_BL, mask_BL)
+                wanted_BL = self.reader.rule.by_token(input_ids_BL, mask_BL)
                 parts.append(_ContextsToRead(input_ids_BL, mask_BL, wanted_BL))
         if not parts:
             return None
         return _ContextsToRead(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def _read(self, contexts: _ContextsToRead, limit: int) -> tuple[Tensor, Tensor]:
+    def _read(
+        self, contexts: _ContextsToRead, limit: int, record: NormRecord | None
+    ) -> tuple[Tensor, Tensor]:
         """Run the language model: at most `limit` rows, and how many are not finite."""
-        read = self._reader.read(*contexts)
+        read = self.reader.read(*contexts)
         rows_ND = rearrange(read.x_BLD, "b l d -> (b l) d")
         place_N = rearrange(read.wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         if len(place_N) < len(rows_ND):
             rows_ND = rows_ND[place_N.to(rows_ND.device)]
         considered = rearrange(contexts.wanted_BL, "b l -> (b l)")
-        if len(rows_ND) > limit:  # the end of the last context is for the next read
+        if len(rows_ND) > limit:  # the end of the last context is for the next fill
             end = int(place_N[limit - 1]) + 1
             later = considered.clone()
             later[:end] = False
@@ -141,8 +285,65 @@ class ActivationRows:
             )
             rows_ND, considered = rows_ND[:limit], considered[:end]
         self.dropped += int(considered.sum()) - len(rows_ND)
-        if self.record is not None:
+        if record is not None:
             place_N = place_N[: len(rows_ND)]
             input_ids = rearrange(contexts.input_ids_BL, "b l -> (b l)")
-            self.record.add(rows_ND, input_ids[place_N], place_N % self.contexts.ctx_len)
+            record.add(rows_ND, input_ids[place_N], place_N % self.contexts.ctx_len)
         return rows_ND, read.non_finite
+
+    def order(self, n: int, fill: int) -> Tensor:
+        """One generator draws them all, fill after fill."""
+        return torch.randperm(n, generator=self._generator, dtype=torch.int32)
+
+    def position(self) -> dict[str, Any]:
+        """Without the text's place if it has none."""
+        return {
+            "rows": {
+                "contexts": self.contexts.state_dict() if self.contexts.resumable else None,
+                "partial": self._partial and [part.int().tolist() for part in self._partial],
+                "dropped": self.dropped,
+            },
+            "generator": self._generator.get_state().numpy().tobytes().hex(),
+        }
+
+    def as_of(self, settings: Mapping[str, Any]) -> None:
+        """A text that has grown has changed, which `seek` finds."""
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        rows = position["rows"]
+        self.contexts.load_state_dict(rows["contexts"])
+        self.dropped = rows["dropped"]
+        self._partial = None
+        if rows["partial"] is not None:
+            input_ids_BL, mask_BL, wanted_BL = map(torch.tensor, rows["partial"])
+            self._partial = _ContextsToRead(input_ids_BL.long(), mask_BL.long(), wanted_BL.bool())
+        generator = torch.frombuffer(bytearray.fromhex(position["generator"]), dtype=torch.uint8)
+        self._generator.set_state(generator)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "io": self.reader.place.io,
+            "ctx_len": self.contexts.ctx_len,
+            "refresh_batch_size": self._batch_size,
+            "remove_bos": self.reader.rule.skip_token_id is not None,
+            "seed": self._seed,
+            "packing": self.contexts.packing,
+            "max_norm_multiple": self.reader.rule.max_norm_multiple,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "submodule": self.reader.place.path,
+        }
+
+    def ended(self, needed: int, found: int, given: int) -> TextError:
+        if not self.contexts.tokens_read:
+            return TextError(
+                f"{self} has no documents: expected at least one (a text without a held-out part"
+                " holds out every 20th document); use another text"
+            )
+        return TextError(
+            f"{self} ended after {given} tokens: expected {needed} for the next batch, found {found}",
+            instead=("use a longer text, or more ", Setting("text_passes")),
+        )
+
+    def __str__(self) -> str:
+        text = self.contexts.text
+        return f"the text {getattr(text, 'name', type(text).__name__)!r}"

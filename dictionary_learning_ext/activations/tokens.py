@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config.checks import require, require_choice
 from ..config.run import Packing, RunConfig, evaluation_batch
 from ..errors import ConfigError, Setting, TextError, listed
-from .position_rule import PositionRule
+from .positions import PositionRule
 from .text import HELD_OUT_EVERY, TextStream, open_text
 from .text_files import cut, require_no_surrogate
 

@@ -1,8 +1,4 @@
-"""Run folders and dictionaries: evaluated again (`vsae eval`), and opened with their activations.
-
-Outside activations/, only this page tells a language model's activations, stored ones and synthetic
-ones apart.
-"""
+"""Run folders and dictionaries: evaluated again (`vsae eval`), and opened with their activations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,17 +9,12 @@ from typing import Any, NamedTuple
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
-from ..activations.cached_run import cached_model, stored_hook_point
-from ..activations.held_out import HeldOut, held_out_stored, held_out_text, require_held_out
-from ..activations.hook_points import HookPoint, find_hook
+from ..activations.hook_points import HookPoint
+from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import with_weights
-from ..activations.run_inputs import load_model, require_positions
-from ..activations.stored import StoredActivations, open_stored
-from ..activations.synthetic_run import held_out_synthetic, synthetic_hook_point
-from ..activations.synthetic_source import draw_model
 from ..config.checks import require
 from ..config.run import RunConfig
-from ..config.synthetic_models import is_synthetic, require_synthetic_run
+from ..config.synthetic_models import is_synthetic
 from ..errors import (
     ActivationsError,
     CheckpointError,
@@ -114,11 +105,11 @@ def _evaluated(
         name: (dictionary, config["trainer"].get("norm_factor", 1.0))
         for name, (dictionary, config) in opened.saes.items()
     }
-    inputs = opened.held_out(tokens)
+    held_out = opened.inputs.held_out(run.hook, tokens)
     of_step = {} if step is None else {"step": step}
     results = {
         name: of_step | metrics | {"measured_on": measured_on(run)}
-        for name, metrics in measure(dictionaries, inputs, tokens).items()
+        for name, metrics in measure(dictionaries, held_out, tokens).items()
     }
     for name, metrics in results.items():
         path = evaluation_file(Path(name), opened.saes[name][1], run, tokens, metrics)
@@ -150,23 +141,17 @@ class OpenedFolders(NamedTuple):
     run: RunConfig
     saes: dict[str, tuple[Dictionary, dict[str, Any]]]
     """Each folder's SAE and config.json."""
-    language_model: LanguageModel | None
-    """None if the folder of activations doesn't say which it is, or the model is synthetic."""
-    hook_point: HookPoint
-    stored: StoredActivations | None
-    """What activations are read from, if not from the language model."""
-    drawn: Any
-    """The synthetic model, if they are drawn from one."""
+    inputs: Inputs
 
-    def held_out(self, tokens: int) -> HeldOut:
-        """What to measure on, for `tokens` tokens."""
-        if self.drawn is not None:
-            return held_out_synthetic(self.run, self.drawn, tokens)
-        if self.stored is None:
-            assert self.language_model is not None
-            return held_out_text(self.run, self.language_model, self.hook_point, tokens)
-        require_held_out(replace(self.run, eval_tokens=tokens), self.stored)
-        return held_out_stored(self.run, self.stored, self.run.hook, tokens, self.language_model)
+    @property
+    def language_model(self) -> LanguageModel | None:
+        """None if the folder of activations doesn't say which it is, or the model is synthetic."""
+        return self.inputs.language_model
+
+    @property
+    def hook_point(self) -> HookPoint:
+        """The one that all were trained on."""
+        return self.inputs.hooks[self.run.hook]
 
 
 def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
@@ -174,10 +159,11 @@ def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
     saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    origin = _origin(run)
+    inputs = open_inputs(replace(run, eval_tokens=_own_tokens(runs)), [run.hook])
+    opened = OpenedFolders(run, saes, inputs)
     for name, (dictionary, _) in saes.items():
-        origin.hook_point.require_width(name, dictionary.activation_dim, run.model)
-    return OpenedFolders(run, saes, *origin)
+        opened.hook_point.require_width(name, dictionary.activation_dim, run.model)
+    return opened
 
 
 def _own_tokens(runs: dict[str, RunConfig]) -> int:
@@ -232,23 +218,23 @@ def open_sae(
     run = run if stored else replace(run, activations=None)
     if is_synthetic(run.model):
         raise LanguageModelError(f"{run.model} is not a language model: give one, and a text")
-    origin = _origin(run, lm if isinstance(lm, LanguageModel) else None)
-    has_tokens = origin.stored is None or origin.stored.manifest is not None
-    if origin.language_model is None or not has_tokens:
+    loaded = lm if isinstance(lm, LanguageModel) else None
+    inputs = open_inputs(replace(run, eval_tokens=1), [run.hook], language_model=loaded)
+    if inputs.language_model is None:
         raise ActivationsError(
-            name="activations",
-            value=run.activations,
-            expected="a cache that knows its tokens, but it holds activations alone",
+            inputs.no_language_model,
+            expected="the tokens that its activations are of",
             instead=("give a text to read in their place, e.g. ", Setting("text", "embedded")),
         )
-    width = origin.hook_point.activation_dim
+    opened = OpenedSAE(dictionary, inputs.language_model, inputs.hooks[run.hook], run, inputs)
+    width = opened.hook_point.activation_dim
     if dictionary.activation_dim != width:
         raise ConfigError(
             f"the SAE takes {dictionary.activation_dim} dimensions, but {run.hook} of this language"
             f" model has {width}: expected the same; give the language model that the SAE was"
             " trained on"
         )
-    return OpenedSAE(dictionary, origin.language_model, origin.hook_point, run)
+    return opened
 
 
 class OpenedSAE(NamedTuple):
@@ -259,6 +245,8 @@ class OpenedSAE(NamedTuple):
     hook_point: HookPoint
     run: RunConfig
     """The text, the contexts and the tokens that are left out: a run folder's, or the defaults."""
+    inputs: Inputs
+    """What such a run reads."""
 
 
 def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
@@ -300,34 +288,3 @@ def require_feature(feature: Any, dict_size: int) -> int:
             f" {dict_size} features"
         )
     return number
-
-
-# --- activations
-
-
-class _Origin(NamedTuple):
-    """Where a run's activations come from: the fields of `OpenedFolders`."""
-
-    language_model: LanguageModel | None
-    hook_point: HookPoint
-    stored: StoredActivations | None = None
-    drawn: Any = None
-
-
-def _origin(run: RunConfig, loaded: LanguageModel | None = None) -> _Origin:
-    """Where a run's activations come from; `loaded` takes the place of its language model."""
-    if is_synthetic(run.model):
-        require_synthetic_run(run)
-        return _Origin(None, synthetic_hook_point(run), drawn=draw_model(run.model))
-    stored = None
-    if run.activations is not None:
-        stored = open_stored(run.activations)
-        stored.require_fit(run, [run.hook])
-    if loaded is not None:
-        config: Any = loaded.config
-        require_positions(run, config.get_text_config())
-    elif stored is None:
-        loaded = load_model(run)
-    elif (loaded := cached_model(run, stored)) is None:
-        return _Origin(None, stored_hook_point(stored, run.hook), stored)
-    return _Origin(loaded, find_hook(loaded, run.hook), stored)

@@ -16,8 +16,8 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
-from ..activations.activation_reader import ActivationReader
-from ..activations.held_out import HeldOut, Truth
+from ..activations.inputs import HeldOut, Truth
+from ..activations.rows import ActivationReader
 from ..activations.tokens import TokenContexts
 from ..errors import TextError
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, selects_top_k

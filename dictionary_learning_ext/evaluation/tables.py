@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..activations.position_rule import left_out
+from ..activations.positions import left_out
 from ..config.checks import meant
 from ..config.run import TrainConfig
 from ..config.sae import DERIVED, MUCH_NOISE, SAEConfig

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from safetensors import SafetensorError
 
-from ..activations.buffer import ResidualBuffer
-from ..activations.run_inputs import held_out, open_model
+from ..activations.buffer import BatchSource
+from ..activations.inputs import open_inputs, open_model
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
@@ -155,9 +155,11 @@ def export(
     with _new_folder(target) as temporary:
         with _writing(target):
             write(form, temporary, source)
-        buffer, _ = held_out(run, language_model, hook_point, tokens)
+        of_model = replace(run, activations=None)
+        inputs = open_inputs(of_model, [run.hook], language_model=language_model)
+        rows = inputs.held_out(run.hook, tokens).rows
         read_back = read(form, temporary, source, device)
-        difference = measure(dictionary, read_back, _batches(buffer, tokens))
+        difference = measure(dictionary, read_back, _batches(rows, tokens))
         if not (difference.is_exact or allow_inexact):
             is_signed = not getattr(dictionary, "rectify", True)
             reason = "; its reader has a ReLU, this SAE none (rectify=False)" if is_signed else ""
@@ -202,12 +204,12 @@ def measure(original: Dictionary, exported: Dictionary, batches: Iterable[t.Tens
     return Difference(largest, differing / max(tokens, 1), tokens)
 
 
-def _batches(buffer: ResidualBuffer, tokens: int) -> Iterator[t.Tensor]:
+def _batches(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
     """`tokens` held-out activations, or as many as the text has, which is logged."""
     given = 0
     while given < tokens:
         try:
-            x_BD = next(buffer).float()
+            x_BD = next(rows).float()
         except TextError as error:
             if given == 0:
                 where = "the held-out text is too short to compare on"

@@ -20,8 +20,8 @@ import numpy as np
 import torch as t
 from nnsight import LanguageModel
 
-from ..activations.contexts import read_contexts
 from ..activations.hook_points import HookPoint
+from ..activations.inputs import open_inputs
 from ..config.run import RunConfig
 from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.contexts import FeatureContexts, token_text
@@ -82,7 +82,8 @@ def measured_features(
         after=min(run.ctx_len, _AFTER),
         profile_tokens=1,
     )
-    for batch in read_contexts(run, model, hook, "heldout", tokens):
+    inputs = open_inputs(run, [hook.name], language_model=model)
+    for batch in inputs.contexts(hook.name, "heldout", tokens):
         collector.add(batch)
     return MeasuredFeatures(collector.statistics(), lens)
 

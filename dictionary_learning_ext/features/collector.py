@@ -1,7 +1,7 @@
 """What each feature of an SAE does on a text, in one pass that keeps little of it.
 
 finder, collector = SinkFinder(tokenizer), FeatureCollector(sae, tokens=100_000)
-for batch in read_contexts(run, model, hook, "heldout", 100_000):
+for batch in inputs.contexts(run.hook, "heldout", 100_000):
     collector.add(finder.without_sinks(batch))
 statistics = collector.statistics()
 
@@ -24,9 +24,8 @@ from dictionary_learning.dictionary import Dictionary
 from einops import rearrange, reduce
 from scipy.sparse import csr_matrix
 
-from ..activations.contexts import ContextBatch
-from ..activations.outliers import FAR, where
-from ..activations.position_rule import PositionRule, at, norms
+from ..activations.inputs import ContextBatch
+from ..activations.positions import FAR, PositionRule, at, norms, where
 from ..config.checks import require
 from ..errors import NonFiniteError, TextError
 from ..trainers.dictionaries import as_input

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch as t
 from nnsight import LanguageModel
 
-from ..activations.contexts import ContextBatch, first_tokens, read_contexts, with_activations
+from ..activations.inputs import ContextBatch, first_tokens, with_activations
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import WholeDocuments
@@ -101,9 +101,9 @@ def features_of(
 
 def _batches(opened: OpenedSAE, text: Text | None, tokens: int) -> Iterator[ContextBatch]:
     """Contexts of the text given, or else of the run's held-out text."""
-    _, model, hook, run = opened
+    _, model, hook, run, inputs = opened
     if text is None:
-        return read_contexts(run, model, hook, "heldout", tokens)
+        return inputs.contexts(hook.name, "heldout", tokens)
     documents = documents_of(text)
     stream = WholeDocuments(documents, model.tokenizer, run.ctx_len, packing=run.text_packing)
     return first_tokens(with_activations(stream, run, model, hook), tokens)

@@ -15,7 +15,7 @@ import torch as t
 from einops import rearrange
 from nnsight import LanguageModel
 
-from ..activations.interventions import Change, changing
+from ..activations.hook_points import Change, hooked
 from ..config.checks import require_choice, require_type
 from ..errors import ConfigError
 from ..evaluation.folders import SAE, Hook, open_sae, require_feature
@@ -77,7 +77,7 @@ def steer(
         )
     opened = open_sae(sae, lm, hook)
     change = _change(opened.dictionary, features, mode)
-    with changing(opened.hook_point.submodule, opened.hook_point.io, change):
+    with hooked(opened.hook_point.place, change):
         yield
 
 

@@ -9,8 +9,7 @@ scores the *hard* tokens, the most likely ones. The best hard sequence found is 
 Shapes: F chosen features, R restarts each, S = F R sequences, L tokens, V vocabulary, D width.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch as t
@@ -18,7 +17,7 @@ from dictionary_learning.dictionary import Dictionary
 from einops import rearrange
 from nnsight import LanguageModel
 
-from ..activations.hook_points import HookPoint
+from ..activations.hook_points import HookPoint, run_to
 from ..config.checks import require
 from ..errors import ConfigError, Setting
 from ..trainers.dictionaries import as_input
@@ -168,18 +167,13 @@ def _random_best(
     return best_F[features].tolist()
 
 
-class _Stop(Exception):
-    """Raised at the hook point, to stop the model there."""
-
-
 class _Reader:
     """Runs the language model from embeddings to the last token's activation at the hook point."""
 
     def __init__(self, model: LanguageModel, hook: HookPoint):
-        self._model: Any = model._model
-        self._block = self._model.get_submodule(hook.submodule.path.removeprefix("."))
-        self._io = hook.io
-        embed = self._model.get_input_embeddings()
+        self._model, self._place = model, hook.place
+        language_model: Any = model._model
+        embed = language_model.get_input_embeddings()
         self.vocabulary: int = len(embed.weight)
         with t.no_grad():  # through the module, because some scale the embeddings
             everything = t.arange(self.vocabulary, device=embed.weight.device)
@@ -187,19 +181,16 @@ class _Reader:
 
     def read(self, embeddings_SLD: t.Tensor) -> t.Tensor:
         """Activations at the last token, (S, D), differentiable."""
-        with self._caught() as caught:
-            try:
-                self._model(inputs_embeds=embeddings_SLD, use_cache=False)
-            except _Stop:
-                pass
-            except TypeError as error:
-                kind = type(self._model).__name__
-                raise ConfigError(
-                    f"a {kind} does not take inputs_embeds ({error}): expected a language model "
-                    "that does, to synthesise tokens",
-                    instead=("use ", Setting("synthesise", 0), " or another language model"),
-                ) from error
-        return caught[0][:, -1].float()
+        try:
+            (x_SLD,) = run_to(self._model, [self._place], inputs_embeds=embeddings_SLD)
+        except TypeError as error:
+            kind = type(self._model._model).__name__
+            raise ConfigError(
+                f"a {kind} does not take inputs_embeds ({error}): expected a language model "
+                "that does, to synthesise tokens",
+                instead=("use ", Setting("synthesise", 0), " or another language model"),
+            ) from error
+        return x_SLD[:, -1].float()
 
     @t.no_grad()
     def encode(self, ids_SL: t.Tensor, dictionary: Dictionary) -> t.Tensor:
@@ -207,23 +198,3 @@ class _Reader:
         sae: Any = dictionary
         x_SD = self.read(self.embedding_VD[ids_SL])
         return sae.encode(as_input(sae, x_SD)).to(x_SD)
-
-    @contextmanager
-    def _caught(self) -> Iterator[list[t.Tensor]]:
-        caught: list[t.Tensor] = []
-
-        def keep(value: Any) -> None:
-            caught.append(value[0] if isinstance(value, tuple) else value)
-            raise _Stop
-
-        if self._io == "out":
-            handle = self._block.register_forward_hook(lambda module, given, out: keep(out))
-        else:
-            handle = self._block.register_forward_pre_hook(
-                lambda module, given, named: keep(given or named["hidden_states"]),
-                with_kwargs=True,
-            )
-        try:
-            yield caught
-        finally:
-            handle.remove()

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch as t
 
-from ..activations.contexts import read_contexts
 from ..config.run import ReportOptions
 from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, ConfigError, Setting
@@ -143,9 +142,7 @@ def analyse(
     finder = SinkFinder(language_model.tokenizer)
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text")
-    for batch in read_contexts(
-        run, language_model, opened.hook_point, options.split, options.tokens
-    ):
+    for batch in opened.inputs.contexts(run.hook, options.split, options.tokens):
         batch = finder.without_sinks(batch)
         for collector in collectors.values():
             collector.add(batch)

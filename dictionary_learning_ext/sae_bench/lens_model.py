@@ -20,7 +20,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens import loading_from_pretrained as loading
 
 from ..activations.hook_points import HookPoint, read_residual
-from ..activations.position_rule import PositionRule, norms
+from ..activations.positions import PositionRule, norms
 from ..errors import BenchError, first_line
 
 _Hook = Callable[..., t.Tensor]

@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..activations.hook_points import HookPoint
+from ..activations.inputs import open_model
 from ..activations.language_models import weights_hash
-from ..activations.run_inputs import open_model
 from ..config.architectures import BenchEvaluation
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig

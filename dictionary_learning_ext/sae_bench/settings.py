@@ -17,7 +17,7 @@ import sae_bench.evals.sparse_probing.main as sparse_probing
 import torch as t
 from transformer_lens import HookedTransformer
 
-from ..activations.position_rule import PositionRule
+from ..activations.positions import PositionRule
 from ..config.architectures import BenchEvaluation
 from ..config.run import RunConfig
 from ..errors import BenchError

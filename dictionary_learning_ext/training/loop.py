@@ -17,8 +17,9 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from tqdm import tqdm
 
-from ..activations.run_sources import open_sources
-from ..activations.sources import RunSources
+from ..activations.buffer import Batches
+from ..activations.hook_points import HookPoint
+from ..activations.inputs import Inputs, open_inputs
 from ..activations.tokens import Share
 from ..config.run import RunConfig
 from ..config.sae import SAEConfig
@@ -133,33 +134,34 @@ def _train(
                 initial = [] if resume else [trained_sae(job.config.sae) for job in jobs]
                 share = Share(processes.rank, processes.count)
                 hooks = dict.fromkeys(job.hook for job in jobs)
-                sources = open_sources(run, hooks, signals.check, share)
+                inputs = open_inputs(run, hooks, signals.check, share)
                 if not resume and processes.is_first:
-                    sources.require_enough()
-                jobs = [job.of_width(sources.hooks[job.hook].activation_dim) for job in jobs]
-                inputs = sources.inputs | {
+                    inputs.require_enough()
+                sources = inputs.train()
+                jobs = [job.of_width(inputs.hooks[job.hook].activation_dim) for job in jobs]
+                depends_on = inputs.hashes() | {
                     "versions": versions() | {"threads": t.get_num_threads()},
                 }
-                points = checked_points(jobs, inputs, processes) if resume else []
+                points = checked_points(jobs, depends_on, processes) if resume else []
                 if resume and not points:
                     initial = [trained_sae(job.config.sae) for job in jobs]
                 signals.check()
-            processes.require_alike(inputs)
+            processes.require_alike(depends_on)
             norm_factors = _norm_factors(jobs, sources, points, processes)
-            sae_runs = _built(jobs, run.device, sources, norm_factors, initial, processes)
+            sae_runs = _built(jobs, run.device, inputs.hooks, norm_factors, initial, processes)
         code = 1
         try:
             with signals.deferred():
                 _begin(sae_runs, sources, points, group, processes)
                 start = points[0].step if points else 0
-                _Loop(run, sources, sae_runs, start, inputs, signals, processes).run()
+                _Loop(run, sources, sae_runs, start, depends_on, signals, processes).run()
                 trained = [one for one in sae_runs if one.failure is None]
                 with processes.together():
                     for one in trained:
                         one.save_final()
             with processes.together():
                 if run.eval_tokens and trained and processes.is_first:
-                    _evaluate(sources, trained, signals)
+                    _evaluate(inputs, trained, signals)
             code = 0
         except Interrupted as stop:
             code = stop.exit_code
@@ -175,7 +177,7 @@ def _train(
 
 def _norm_factors(
     jobs: Sequence[Job],
-    sources: RunSources,
+    sources: Batches,
     points: Sequence[ResumePoint],
     processes: Processes,
 ) -> dict[str, float]:
@@ -201,7 +203,7 @@ def _norm_factors(
 def _built(
     jobs: Sequence[Job],
     device: str,
-    sources: RunSources,
+    hooks: Mapping[str, HookPoint],
     norm_factors: Mapping[str, float],
     initial: Sequence[Dictionary | None],
     processes: Processes,
@@ -215,7 +217,7 @@ def _built(
     sae_runs, kind = [], SAERun if processes.is_first else SilentSAERun
     with processes.together():
         for job in jobs:
-            hook = sources.hooks[job.hook]
+            hook = hooks[job.hook]
             trainer = build_trainer(
                 job.config.sae,
                 steps=job.config.run.steps,
@@ -230,7 +232,7 @@ def _built(
             sae_runs.append(kind(job, trainer, norm_factors[job.hook], processes))
         for one, source in zip(sae_runs, initial, strict=False):
             if source is not None:
-                hook = sources.hooks[one.run.hook]
+                hook = hooks[one.run.hook]
                 start_from(one.trainer, source, one.norm_factor, one.config.sae, hook)
     if processes.are_several:
         for one in sae_runs:
@@ -240,7 +242,7 @@ def _built(
 
 def _begin(
     sae_runs: Sequence[SAERun],
-    sources: RunSources,
+    sources: Batches,
     points: Sequence[ResumePoint],
     group: str | None,
     processes: Processes,
@@ -267,7 +269,7 @@ class _Loop:
 
     Arguments:
         run: with this process's device.
-        inputs: hashes and versions, which a resume point holds.
+        depends_on: hashes and versions, which a resume point holds.
 
     Attributes:
         step: how many updates were made.
@@ -279,14 +281,14 @@ class _Loop:
     def __init__(
         self,
         run: RunConfig,
-        sources: RunSources,
+        sources: Batches,
         sae_runs: list[SAERun],
         start: int,
-        inputs: dict[str, Any],
+        depends_on: dict[str, Any],
         signals: Interrupts,
         processes: Processes,
     ):
-        self.run_config, self.sources, self.inputs = run, sources, inputs
+        self.run_config, self.sources, self.depends_on = run, sources, depends_on
         self.signals, self.processes = signals, processes
         self.active, self.step = sae_runs, start
         self.before: dict[str, dict[str, Any]] | None = None
@@ -395,7 +397,7 @@ class _Loop:
             own = state_for_resume(one.trainer, states[one.run.hook])
             of_ranks = self.processes.gather(own)
             with self.processes.together():
-                one.save_point(self.step, self.inputs | shared_state(of_ranks, self.processes))
+                one.save_point(self.step, self.depends_on | shared_state(of_ranks, self.processes))
 
     def _save_what_is_left(self) -> None:
         """Save every SAE after an error: its weights, and a resume point unless it would lack a batch."""
@@ -413,12 +415,12 @@ class _Loop:
         logger.error("stopped at step %d; the weights so far are in checkpoints/", self.step)
 
 
-def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -> None:
+def _evaluate(inputs: Inputs, trained: list[SAERun], signals: Interrupts) -> None:
     """Measure SAEs whose training is over, and write their metrics.json."""
     metrics: dict[str, dict[str, Any]] = {}
     try:
         with signals.at_once():
-            for hook in sources.hooks:
+            for hook in inputs.hooks:
                 saes = {
                     one.name: (
                         for_raw_activations(one.trainer.ae, one.norm_factor),
@@ -429,7 +431,7 @@ def _evaluate(sources: RunSources, trained: list[SAERun], signals: Interrupts) -
                 }
                 if saes:
                     tokens = trained[0].run.eval_tokens
-                    metrics |= measure(saes, sources.held_out(hook), tokens)
+                    metrics |= measure(saes, inputs.held_out(hook, tokens), tokens)
     except Interrupted as stop:
         where = in_shell(*(one.folder for one in trained))
         raise Interrupted(

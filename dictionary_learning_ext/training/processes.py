@@ -179,7 +179,7 @@ class Processes:
         """Raise a LanguageModelError, on all ranks, unless all read the same language model.
 
         Arguments:
-            inputs: of this rank; see `RunSources`.
+            inputs: of this rank; see `Inputs.hashes`.
         """
         first, *others = self.gather(
             {name: inputs[name] for name in ("language_model", "tokenizer")}

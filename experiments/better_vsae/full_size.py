@@ -25,8 +25,7 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig, load_dictionary
-from dictionary_learning_ext.activations.held_out import held_out_text
-from dictionary_learning_ext.activations.run_inputs import open_model
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.sae import SAEConfig
@@ -145,16 +144,17 @@ def evaluate_missing(lm: str, folders: list[Path]) -> int:
     In float32: a cross-entropy in bfloat16 has steps of 1/32 nat.
     """
     run = RunConfig(model=lm, eval_documents=EVAL_DOCUMENTS)
-    model, hook = open_model(run)
+    inputs = open_inputs(run, [run.hook])
     dictionaries = {}
     for folder in folders:
         if not (folder / "metrics.json").exists():
             sae, config = load_dictionary(folder)
             dictionaries[str(folder)] = (sae, config["trainer"]["norm_factor"])
     if dictionaries:
-        inputs = held_out_text(run, model, hook, EVAL_TOKENS)
-        for name, metrics in measure_saes(dictionaries, inputs, EVAL_TOKENS).items():
+        held_out = inputs.held_out(run.hook, EVAL_TOKENS)
+        for name, metrics in measure_saes(dictionaries, held_out, EVAL_TOKENS).items():
             write_json(Path(name) / "metrics.json", metrics)
+    model: Any = inputs.language_model
     text = ContextStream(open_text(run.data), model.tokenizer, run.ctx_len)
     while True:
         try:

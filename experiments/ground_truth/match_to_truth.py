@@ -22,7 +22,7 @@ import torch as t
 from scipy.stats import spearmanr
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.activations.synthetic_source import draw_model
+from dictionary_learning_ext.activations.synthetic import draw_model
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.config.synthetic_models import settings_of_run
 from dictionary_learning_ext.features.reproducibility import (

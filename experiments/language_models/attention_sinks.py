@@ -24,9 +24,9 @@ import torch as t
 from nnsight import LanguageModel
 
 from dictionary_learning_ext import RunConfig, load_dictionary
-from dictionary_learning_ext.activations.activation_reader import ActivationReader
-from dictionary_learning_ext.activations.held_out import held_out_text
-from dictionary_learning_ext.activations.run_inputs import open_model
+from dictionary_learning_ext.activations.inputs import open_inputs, open_model
+from dictionary_learning_ext.activations.language_models import load_model
+from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.presets import preset
@@ -70,17 +70,17 @@ def train_and_measure(arguments: argparse.Namespace) -> None:
                 train_one(
                     config_of(model, rows_ND.shape[1], arguments), rows_ND, folder, run, arguments
                 )
-    language_model, hook = open_model(run)  # in float32: CE in bfloat16 is coarse
+    language_model = load_model(run)  # in float32: CE in bfloat16 is coarse
     saes = {}
     for (model, trained_on), folder in folders.items():
         sae, config = load_dictionary(folder)
         saes[f"{model}, {trained_on}"] = (sae, config["trainer"]["norm_factor"])
     rows = {name: {"name": name} for name in saes}
     for way, multiple in (("all", None), ("left_alone", MULTIPLE)):
-        inputs = held_out_text(
-            replace(run, max_norm_multiple=multiple), language_model, hook, arguments.eval_tokens
-        )
-        for name, metrics in measure(saes, inputs, arguments.eval_tokens).items():
+        of_way = replace(run, max_norm_multiple=multiple)
+        inputs = open_inputs(of_way, [run.hook], language_model=language_model)
+        held_out = inputs.held_out(run.hook, arguments.eval_tokens)
+        for name, metrics in measure(saes, held_out, arguments.eval_tokens).items():
             rows[name] |= {way: {key: metrics[key] for key in MEASURED}}
     settings = {
         **about(began),

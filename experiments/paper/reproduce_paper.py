@@ -24,7 +24,7 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.activations.run_inputs import open_model
+from dictionary_learning_ext.activations.inputs import open_model
 from dictionary_learning_ext.config.presets import PRESETS
 from dictionary_learning_ext.features.geometry import agreement, dispersion
 from experiments import raw_results

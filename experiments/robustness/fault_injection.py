@@ -43,7 +43,7 @@ SAES = {
 
 def child(settings: dict[str, Any], phase: "Synchronized[int]") -> None:
     """The run, telling what it does."""
-    from dictionary_learning_ext.activations.language_model_run import LanguageModelSources
+    from dictionary_learning_ext.activations.buffer import Batches
     from dictionary_learning_ext.run_folder import resume_points as resume
     from dictionary_learning_ext.training.loop import train
     from dictionary_learning_ext.training.sae_run import SAERun
@@ -60,7 +60,7 @@ def child(settings: dict[str, Any], phase: "Synchronized[int]") -> None:
         setattr(owner, name, told)
 
     telling(SAERun, "update", STEP)
-    telling(LanguageModelSources, "_refill", FILL)
+    telling(Batches, "_refill", FILL)
     telling(resume, "save_point", SAVE)
     t.set_num_threads(2)
     run = RunConfig(**settings)

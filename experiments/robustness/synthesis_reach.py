@@ -16,7 +16,6 @@ from typing import Any
 
 import torch as t
 
-from dictionary_learning_ext.activations.contexts import read_contexts
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.collector import FeatureCollector
 from dictionary_learning_ext.features.synthesis import synthesise
@@ -44,18 +43,18 @@ def measure(arguments: argparse.Namespace) -> None:
 def reach(folder: str) -> dict[str, Any]:
     """Of one SAE: each feature's ratio, of the synthesised tokens and of random sequences."""
     opened = open_folders([folder])
-    run, saes, language_model, hook = opened[:4]
+    run, saes, language_model = opened.run, opened.saes, opened.language_model
     assert language_model is not None
     sae = saes[folder][0]
     collector = FeatureCollector(sae, TOKENS, seed=SEED)
-    for batch in read_contexts(run, language_model, hook, "heldout", TOKENS):
+    for batch in opened.inputs.contexts(run.hook, "heldout", TOKENS):
         collector.add(batch)
     statistics = collector.statistics()
     live = statistics.alive_F.nonzero().flatten()
     order = t.randperm(len(live), generator=t.Generator().manual_seed(SEED))
     features = sorted(live[order[:FEATURES]].tolist())
     start = time.monotonic()
-    found = synthesise(sae, language_model, hook, features, seed=SEED)
+    found = synthesise(sae, language_model, opened.hook_point, features, seed=SEED)
     seconds = time.monotonic() - start
     best = statistics.max_F[features]
     return {

@@ -25,10 +25,11 @@ from typing import Any, get_args
 import torch as t
 
 from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKTrainer, train
+from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.cache_manifest import CacheDtype
 from dictionary_learning_ext.activations.cache_writer import write_cache
-from dictionary_learning_ext.activations.cached_source import CachedSource
 from dictionary_learning_ext.activations.stored import open_stored
+from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.training.processes import Processes, joined
 from dictionary_learning_ext.training.sae_run import SAERun
 from experiments import raw_results
@@ -212,13 +213,13 @@ def timed(function: Callable[..., object], *arguments: Any, **options: Any) -> f
     return time.perf_counter() - started
 
 
-def take(source: CachedSource, batches: int) -> list[t.Tensor]:
+def take(source: ShuffledRows, batches: int) -> list[t.Tensor]:
     return [next(source) for _ in range(batches)]
 
 
-def source_of(folder: Path, seed: int | None) -> CachedSource:
+def source_of(folder: Path, seed: int | None) -> ShuffledRows:
     stored, rows = open_stored(folder), N_CTXS * 128
-    return CachedSource(stored, HOOK, rows=rows, out_batch_size=BATCH, passes=100, seed=seed)
+    return ShuffledRows(StoredRows(stored, HOOK, passes=100, seed=seed), rows, BATCH)
 
 
 def reading(folder: Path) -> dict[str, float]:

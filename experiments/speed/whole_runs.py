@@ -193,15 +193,15 @@ def tables_against_upstream(content: dict[str, Any]) -> list[str]:
 # is timed inside it, so the rows add up to the whole.
 
 TIMED = {
-    "language model": "dictionary_learning_ext.activations.shared_pass:SharedPass.read",
+    "language model": "dictionary_learning_ext.activations.hook_points:SharedPass.read",
     "language model's losses": "dictionary_learning_ext.evaluation.measure:language_model_losses",
-    "loading the language model": "dictionary_learning_ext.activations.run_inputs:load_language_model",
+    "loading the language model": "dictionary_learning_ext.activations.language_models:load_language_model",
     "looking whether the text suffices": (
-        "dictionary_learning_ext.activations.language_model_run:require_enough_text"
+        "dictionary_learning_ext.activations.inputs:require_enough_text"
     ),
     "text and tokens": "dictionary_learning_ext.activations.tokens:ContextStream.next_batch",
     "shuffling and the rest of filling": (
-        "dictionary_learning_ext.activations.language_model_run:LanguageModelSources._refill"
+        "dictionary_learning_ext.activations.buffer:Batches._refill"
     ),
     "handing out batches": "dictionary_learning_ext.activations.buffer:ResidualBuffer.__next__",
     "SAE steps": "dictionary_learning_ext.training.sae_run:SAERun.update",

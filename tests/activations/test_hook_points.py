@@ -1,20 +1,26 @@
-"""Hook points of every family that the package knows, against plain hooks and transformers."""
+"""Hook points of every family, against plain hooks and transformers; several of them in one pass."""
 
+import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from language_model_reads import one_line_error, some_tokens
+from language_model_reads import counted_passes, one_line_error, some_tokens
 from nnsight import LanguageModel
 from torch import Tensor, nn
 
 from dictionary_learning_ext.activations.hook_points import (
     HookPoint,
+    Place,
+    SharedPass,
     _kinds_of,
     block_list_path,
     block_of_output,
     find_hook,
+    hooked,
+    read_places,
     read_residual,
 )
 
@@ -113,18 +119,6 @@ def test_residuals_are_what_goes_into_and_comes_out_of_a_block(
     torch.testing.assert_close(post, expected[layer + 1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_residuals_are_transformers_hidden_states(
-    lm_of: Callable[[str], LanguageModel], family: str
-):
-    lm: Any = lm_of(family)
-    ids, mask = some_tokens()
-    states = lm._model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-    for layer in range(2):  # the last state has the final norm in it
-        post = read_residual(lm, find_hook(lm, POST.format(layer)), ids, mask)
-        torch.testing.assert_close(post, states[layer + 1])
-
-
 @pytest.mark.parametrize("family", PARTS)
 @pytest.mark.parametrize("layer", [0, 2])
 def test_attention_and_mlp_are_what_a_block_adds(
@@ -171,9 +165,16 @@ def test_padding_on_the_left_reaches_the_model(lm_of: Callable[[str], LanguageMo
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize(("io", "ran"), [(POST, [True, True, False]), (PRE, [True, False, False])])
-def test_the_model_runs_no_further_than_the_hook_point(
-    tiny_lm: LanguageModel, io: str, ran: list[bool]
+@pytest.mark.parametrize(
+    ("names", "ran"),
+    [
+        ([POST.format(1)], [True, True, False]),
+        ([PRE.format(1)], [True, False, False]),
+        ([POST.format(1), POST.format(0)], [True, True, False]),
+    ],
+)
+def test_the_model_runs_to_the_deepest_place_and_no_further(
+    tiny_lm: LanguageModel, names: list[str], ran: list[bool]
 ):
     calls = [False] * 3
     hooks = []
@@ -184,10 +185,39 @@ def test_the_model_runs_no_further_than_the_hook_point(
             calls[layer] = True
 
         hooks.append(inner.register_forward_hook(note))
-    read_residual(tiny_lm, find_hook(tiny_lm, io.format(1)), *some_tokens())
+    read_places(tiny_lm, [find_hook(tiny_lm, name).place for name in names], *some_tokens())
     for hook in hooks:
         hook.remove()
     assert calls == ran
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_changed_at_either_side_of_a_block(
+    lm_of: Callable[[str], LanguageModel], family: str
+):
+    lm = lm_of(family)
+    after, before = find_hook(lm, POST.format(0)), find_hook(lm, PRE.format(1))
+    last, tokens = find_hook(lm, POST.format(2)), some_tokens()
+    plain = read_residual(lm, last, *tokens)
+    changed = []
+    for hook in (after, before):  # the same place, from its two sides
+        with hooked(hook.place, lambda x_BLD: x_BLD + 1):
+            changed.append(read_residual(lm, last, *tokens))
+            assert read_residual(lm, before, *tokens).equal(
+                read_residual(lm, after, *tokens) + (hook is before)
+            )
+    assert torch.equal(*changed)
+    assert not torch.equal(changed[0], plain)
+    with hooked(before.place, lambda _: None), hooked(after.place, lambda _: None):
+        assert read_residual(lm, last, *tokens).equal(plain)
+    assert read_residual(lm, last, *tokens).equal(plain), "nothing is left on the model"
+
+
+def test_a_place_that_the_model_does_not_run_is_refused(tiny_lm: Any):
+    lm = tiny_lm
+    unused = Place(SimpleNamespace(_module=nn.Linear(2, 2), path=".unused"), "out")
+    message = one_line_error(lambda: read_places(lm, [unused], *some_tokens()))
+    assert "does not run unused, so it can't be read there; use another hook point" in message
 
 
 def test_residuals_are_ordinary_tensors_without_gradient(tiny_lm: LanguageModel):
@@ -224,3 +254,55 @@ def test_a_model_with_two_block_lists_is_refused():
     model = _Decoder(encoder=_blocks(4), decoder=_blocks(4))
     message = one_line_error(lambda: block_list_path(model, _Config))
     assert "2 candidates (encoder, decoder)" in message
+
+
+# Several places in one pass
+
+
+SHARED = ["blocks.2.hook_attn_out", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre"]
+
+
+@pytest.fixture
+def hooks(tiny_lm):
+    return [find_hook(tiny_lm, name) for name in SHARED]
+
+
+@pytest.fixture
+def shared(tiny_lm, hooks):
+    return SharedPass(tiny_lm, [hook.place for hook in hooks])
+
+
+def test_all_are_read_in_one_pass_and_are_what_each_would_read_alone(tiny_lm, hooks, shared):
+    for seed in (0, 1):
+        tokens = some_tokens(seed)
+        with counted_passes() as passes:
+            read = [shared.read(hook.place, *tokens) for hook in hooks]
+        assert passes == [3]
+        for hook, x in zip(hooks, read, strict=True):
+            assert torch.equal(x, read_residual(tiny_lm, hook, *tokens))
+
+
+def test_those_that_ask_for_other_contexts_stop_sharing_which_is_logged_once(
+    tiny_lm, hooks, shared, caplog
+):
+    first, second = hooks[:2]
+    one, two = some_tokens(0), some_tokens(1)
+    with caplog.at_level(logging.INFO), counted_passes() as passes:
+        read = [shared.read(first.place, *one), shared.read(second.place, *two)]
+        again = [shared.read(first.place, *two), shared.read(second.place, *one)]
+    assert passes == [3] * 4
+    assert [record.message for record in caplog.records] == [
+        "the hook points leave out different tokens (max_norm_multiple), so the language model runs"
+        " for each of them from here on"
+    ]
+    for hook, tokens, x in zip(hooks[:2] * 2, [one, two, two, one], read + again, strict=True):
+        assert torch.equal(x, read_residual(tiny_lm, hook, *tokens))
+
+
+def test_the_same_tokens_with_another_mask_are_other_contexts(tiny_lm, hooks, shared):
+    ids, mask = some_tokens()
+    shared.read(hooks[0].place, ids, mask)
+    masked = mask.clone()
+    masked[:, :4] = 0
+    expected = read_residual(tiny_lm, hooks[1], ids, masked)
+    assert torch.equal(shared.read(hooks[1].place, ids, masked), expected)

@@ -1,6 +1,7 @@
 """Rows against activations read one context at a time: in order, each once, whatever is left out."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,23 @@ from nnsight import LanguageModel
 from texts import write_jsonl
 from torch import Tensor
 
-from dictionary_learning_ext.activations.activation_reader import ActivationReader
-from dictionary_learning_ext.activations.hook_points import find_hook
-from dictionary_learning_ext.activations.rows import ActivationRows
+from dictionary_learning_ext.activations.hook_points import HookPoint, find_hook, read_residual
+from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.rows import ActivationReader, ModelRows
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.errors import ConfigError, NonFiniteError
+
+HOOK = "blocks.1.hook_resid_post"
+IDS = torch.tensor([[0, 50, 51, 52], [53, 0, 54, 1]])
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+
+
+def reader_of(lm: LanguageModel, **options: Any) -> tuple[ActivationReader, HookPoint]:
+    hook = find_hook(lm, HOOK)
+    return ActivationReader(lm, hook.submodule, **{"io": hook.io} | options), hook
 
 
 def rows_of(
@@ -24,28 +37,95 @@ def rows_of(
     ctx_len: int = 16,
     packing: Any = "pack",
     before_batch: Any = None,
+    batch_size: int = 4,
     **rules: Any,
-) -> ActivationRows:
-    hook = find_hook(lm, "blocks.1.hook_resid_post")
+) -> ModelRows:
     contexts = ContextStream(text, lm.tokenizer, ctx_len, packing=packing)
-    reader = ActivationReader(lm, hook.submodule, hook.io, **rules)
-    return ActivationRows(contexts, reader, batch_size=4, before_batch=before_batch)
+    reader, _ = reader_of(lm, **rules)
+    sizes = {"width": 16, "dtype": torch.float32, "batch_size": batch_size}
+    return ModelRows(contexts, reader, before_batch=before_batch, **sizes)
 
 
-def filled_until_the_end(rows: ActivationRows, n: int) -> Tensor:
+def filled(rows: ModelRows, n: int) -> Tensor:
+    """The next n rows, or as many as there are."""
+    out = torch.empty(n, 16)
+    return out[: max(rows.fill(out), default=0)]
+
+
+def filled_until_the_end(rows: ModelRows, n: int) -> Tensor:
     """All rows, from fills of n that end inside contexts."""
-    parts = []
-    while True:
-        out = torch.empty(n, 16)
-        filled = rows.fill(out)
-        parts.append(out[:filled])
-        if filled < n:
-            return torch.cat(parts)
+    parts = [filled(rows, n)]
+    while len(parts[-1]) == n:
+        parts.append(filled(rows, n))
+    return torch.cat(parts)
 
 
 def assert_close(rows: Tensor, expected: Tensor) -> None:
     """Equal but for the last bits, which depend on how many contexts are read at once."""
     torch.testing.assert_close(rows, expected, atol=1e-5, rtol=1e-5)
+
+
+# The reader
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outliers_are_those_of_the_norms_in_float32(tiny_lm_dir: Path, dtype: torch.dtype):
+    lm = load_language_model(str(tiny_lm_dir), dtype=dtype)
+    reader, hook = reader_of(lm, max_norm_multiple=1.1)
+    wanted_BL = reader.rule.by_token(IDS, MASK)
+    read = reader.read(IDS, MASK, wanted_BL)
+    norms_BL = read_residual(lm, hook, IDS, MASK).float().norm(dim=-1)
+    expected_BL = wanted_BL & (norms_BL <= 1.1 * norms_BL[wanted_BL].median())
+    assert 0 < expected_BL.sum() < wanted_BL.sum()
+    assert read.wanted_BL.equal(expected_BL)
+    assert wanted_BL.equal(MASK.bool())  # what was given is not changed
+    assert read.x_BLD.equal(read_residual(lm, hook, IDS, MASK))
+
+
+def test_the_median_is_of_the_tokens_that_are_read(tiny_lm: LanguageModel):
+    reader, hook = reader_of(tiny_lm, max_norm_multiple=1.001)
+    norms_N = read_residual(tiny_lm, hook, IDS, MASK).norm(dim=-1)[0]
+    only_largest_BL = torch.zeros_like(IDS, dtype=torch.bool)
+    only_largest_BL[0, norms_N.argmax()] = True
+    assert not reader.read(IDS, MASK, MASK.bool()).wanted_BL[only_largest_BL].any()
+    assert reader.read(IDS, MASK, only_largest_BL).wanted_BL.equal(only_largest_BL)
+    nothing = reader.read(IDS, MASK, torch.zeros_like(only_largest_BL))
+    assert not nothing.wanted_BL.any()
+    reader.require_finite(nothing.non_finite)
+
+
+@pytest.mark.parametrize("max_norm_multiple", [None, 10.0])
+def test_only_a_wanted_token_must_be_finite(tiny_lm_dir: Path, max_norm_multiple: float | None):
+    lm: Any = load_language_model(str(tiny_lm_dir))
+    reader, _ = reader_of(lm, max_norm_multiple=max_norm_multiple)
+    with torch.no_grad():
+        lm._model.gpt_neox.embed_in.weight[54] = math.inf  # in the second context
+
+    def read(wanted_BL: Tensor) -> None:
+        reader.require_finite(reader.read(IDS, MASK, wanted_BL).non_finite)
+
+    read(torch.tensor([[True], [False]]) & MASK.bool())
+    said = r"^3 activations .* output of gpt_neox\.layers\.1 are NaN or infinite; expected finite"
+    with pytest.raises(NonFiniteError, match=said):
+        read(MASK.bool())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_norm_multiple": 1.0}, "max_norm_multiple=1.0: expected above 1"),
+        ({"io": "middle"}, "io='middle': expected in or out"),
+        ({"remove_bos": True}, r"remove_bos=True: .*; use remove_bos=False"),
+    ],
+)
+def test_impossible_settings_are_refused(tiny_lm_dir: Path, options: dict[str, Any], says: str):
+    lm: Any = load_language_model(str(tiny_lm_dir))
+    lm.tokenizer.bos_token = None
+    with pytest.raises(ConfigError, match=says):
+        reader_of(lm, **options)
+
+
+# Rows
 
 
 @pytest.mark.parametrize("n", [1, 7, 16, 50, 1000])
@@ -66,14 +146,7 @@ def test_padding_is_left_out_on_either_side(
     expected = direct_rows(tiny_lm, packing="truncate", ctx_len=48)
     assert len(expected) == sum(min(48, len(tiny_lm.tokenizer.encode(text))) for text in DOCUMENTS)
     assert_close(filled_until_the_end(rows, 10), expected)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_first_token_that_is_not_beginning_of_text_stays(
-    tiny_lm: LanguageModel, side: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(tiny_lm.tokenizer, "padding_side", side)
-    texts = ["<|endoftext|>the cat", "on the mat"] * 50
+    texts = ["<|endoftext|>the cat", "on the mat"] * 50  # a first token that is not
     tokens = sum(len(tiny_lm.tokenizer.encode(text)) for text in texts)
     rows = rows_of(tiny_lm, iter(texts), packing="truncate", remove_bos=True)
     assert len(filled_until_the_end(rows, 10)) == tokens - 50
@@ -82,41 +155,90 @@ def test_a_first_token_that_is_not_beginning_of_text_stays(
 @pytest.mark.parametrize("n", [1, 9, 39])
 def test_outliers_are_counted_once_when_fills_end_inside_contexts(tiny_lm: LanguageModel, n: int):
     rows = rows_of(tiny_lm, iter(DOCUMENTS), max_norm_multiple=1.3, ctx_len=13)
-    filled = filled_until_the_end(rows, n)
+    found = filled_until_the_end(rows, n)
     assert rows.dropped > 0
     everything = direct_rows(tiny_lm, ctx_len=13)
-    assert len(filled) + rows.dropped == len(everything)
-    assert_part_in_order(filled, everything)
-
-
-def assert_part_in_order(part: Tensor, whole: Tensor) -> None:
-    """Each row of `part` is one of `whole`, later than the row before it: none comes twice."""
+    assert len(found) + rows.dropped == len(everything)
     place = 0
-    for row in part:
-        (same,) = torch.where((whole[place:] - row).abs().amax(-1) < 1e-5)
+    for row in found:  # each is one of all rows, later than the row before it: none comes twice
+        (same,) = torch.where((everything[place:] - row).abs().amax(-1) < 1e-5)
         assert len(same), "a row that is not there, or there once and handed out twice"
         place += int(same[0]) + 1
 
 
 @pytest.mark.parametrize("rules", [{}, {"remove_bos": True, "max_norm_multiple": 1.3}])
-def test_rows_resume_inside_a_context_bit_for_bit(
+def test_rows_and_orders_resume_inside_a_context_bit_for_bit(
     tiny_lm: LanguageModel, tmp_path: Path, rules: dict[str, Any]
 ):
     path = str(write_jsonl(tmp_path / "a.jsonl", DOCUMENTS))
     rows = rows_of(tiny_lm, open_text(path), **rules)
-    rows.fill(torch.empty(21, 16))
-    state = json.loads(json.dumps(rows.state_dict()))
-    assert state["partial"] is not None  # 21 rows end inside a context of 16 tokens
-    rest = filled_until_the_end(rows, 30)
+    filled(rows, 21)
+    rows.order(21, 1)
+    state = json.loads(json.dumps(rows.position()))
+    assert state["rows"]["partial"] is not None  # 21 rows end inside a context of 16 tokens
+    rest, order = filled_until_the_end(rows, 30), rows.order(30, 2)
     other = rows_of(tiny_lm, open_text(path), **rules)
-    other.load_state_dict(state)
-    assert other.state_dict() == state
+    other.seek(state)
+    assert other.position() == state
     assert torch.equal(filled_until_the_end(other, 30), rest)
+    assert torch.equal(other.order(30, 2), order)
     assert other.dropped == rows.dropped
 
 
 def test_each_batch_of_the_language_model_is_announced(tiny_lm: LanguageModel):
     calls: list[int] = []
     rows = rows_of(tiny_lm, iter(DOCUMENTS), before_batch=lambda: calls.append(1))
-    rows.fill(torch.empty(5 * 16, 16))
+    assert list(rows.fill(torch.empty(5 * 16, 16))) == [4 * 16, 5 * 16]
     assert len(calls) == 2  # 4 contexts at a time, 5 needed
+
+
+# A buffer and a report read by the same rules
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"remove_bos": True},
+        {"text_packing": "truncate", "remove_bos": True},
+        {"max_norm_multiple": 1.2},
+        {"text_packing": "truncate", "max_norm_multiple": 1.2},
+    ],
+)
+def test_a_buffer_and_a_report_read_the_same_tokens_to_the_bit(
+    tiny_lm_dir: Path, tmp_path: Path, options: dict[str, Any], dtype: torch.dtype
+):
+    lm = load_language_model(str(tiny_lm_dir), dtype=dtype)
+    documents = ["the cat sat on a mat " * (n % 4 + 1) for n in range(90)]
+    (tmp_path / "a.txt").write_text("<|endoftext|>".join(documents))
+    run = RunConfig(data=str(tmp_path / "a.txt"), hook=HOOK, ctx_len=16, **options)
+    batch = next(open_inputs(run, [HOOK], language_model=lm).contexts(HOOK, "train", 10_000))
+    n_wanted = int(batch.wanted_BL.sum())
+    assert (n_wanted < batch.wanted_BL.numel()) == bool(options)
+    rows = rows_of(
+        lm,
+        open_text(run.data),
+        packing=run.text_packing,
+        batch_size=len(batch.wanted_BL),
+        remove_bos=run.remove_bos,
+        max_norm_multiple=run.max_norm_multiple,
+    )
+    # Room for all tokens of 32 contexts, so that these are read at once, as `contexts` does.
+    rows_ND = filled(rows, batch.wanted_BL.numel())
+    assert rows_ND[:n_wanted].equal(batch.x_BLD[batch.wanted_BL])
+
+
+@pytest.mark.parametrize("options", [{}, {"max_norm_multiple": 10.0}])
+def test_a_buffer_and_a_report_have_one_error(
+    tiny_lm_dir: Path, text: str, options: dict[str, Any]
+):
+    lm: Any = load_language_model(str(tiny_lm_dir))
+    with torch.no_grad():
+        lm._model.gpt_neox.embed_in.weight[lm.tokenizer.encode(" the")[0]] = math.inf
+    run = RunConfig(data=text, hook=HOOK, ctx_len=16, **options)
+    with pytest.raises(NonFiniteError, match="load the model in float32") as of_report:
+        next(open_inputs(run, [HOOK], language_model=lm).contexts(HOOK, "train", 10_000))
+    with pytest.raises(NonFiniteError) as of_buffer:
+        filled(rows_of(lm, open_text(text), batch_size=32, **options), 32 * 16)
+    assert str(of_report.value) == str(of_buffer.value)

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from dictionary_learning_ext.activations import stored
 from dictionary_learning_ext.activations.stored import UNKNOWN, FileReader, Part, cut, open_stored
+from dictionary_learning_ext.activations.stored_rows import activations_of
 from dictionary_learning_ext.activations.text import fingerprint_of
-from dictionary_learning_ext.activations.wanted_rows import activations_of
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ActivationsError
 

@@ -6,9 +6,10 @@ import torch as t
 from caches import CTX_LEN, HOOK, OTHER, D, write_small
 from datasets import Dataset, load_from_disk
 
-from dictionary_learning_ext.activations.cached_source import CachedSource
+from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
+from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.cli import main
 
 pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[saebench]'")
@@ -105,7 +106,7 @@ def test_we_read_the_cache_of_sae_lens(theirs):
         "hook": HOOK,
         "ctx_len": CTX_LEN,
     }
-    source = CachedSource(stored, HOOK, rows=64, out_batch_size=CTX_LEN, seed=None)
+    source = ShuffledRows(StoredRows(stored, HOOK, seed=None), 64, CTX_LEN)
     for context in range(n - n // 20):
         assert t.equal(next(source), rows[HOOK][context])
 

@@ -18,10 +18,10 @@ from planted_sinks import with_sinks
 from torch.distributions import Normal, kl_divergence
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
-from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.held_out import HeldOut
+from dictionary_learning_ext.activations.inputs import HeldOut
 from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import NonFiniteError, TextError
 from dictionary_learning_ext.evaluation.measure import (

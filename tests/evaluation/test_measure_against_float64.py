@@ -16,7 +16,7 @@ from planted_sinks import saved_with_sinks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
-from dictionary_learning_ext.activations.held_out import HeldOut
+from dictionary_learning_ext.activations.inputs import HeldOut
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.evaluation.measure import measure
 

@@ -23,7 +23,7 @@ from export_folders import (
 from safetensors import SafetensorError
 
 from dictionary_learning_ext import load_dictionary
-from dictionary_learning_ext.activations.run_inputs import held_out, open_model
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import Difference, export, measure
@@ -49,8 +49,7 @@ def test_the_difference_is_what_a_direct_computation_gives(folder_of, trained):
     folder, run = folder_of("signed"), trained[1]
     exported = export(folder, "dictionary-learning", allow_inexact=True, tokens=400)
     sae = load_dictionary(folder)[0]
-    buffer, _ = held_out(run, *open_model(run), 400)
-    x = next(buffer)
+    x = next(open_inputs(run, [run.hook]).held_out(run.hook, 400).rows)
     f, x_hat = sae.encode(x), sae(x)
     other_f, other_x_hat = without_negatives(sae, x)
     relative = (x_hat - other_x_hat).norm(dim=1) / x_hat.norm(dim=1)

@@ -8,8 +8,7 @@ import torch as t
 from export_folders import F
 
 from dictionary_learning_ext import load_dictionary
-from dictionary_learning_ext.activations.contexts import read_contexts
-from dictionary_learning_ext.activations.run_inputs import open_model
+from dictionary_learning_ext.activations.inputs import open_inputs, open_model
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import LanguageModelError
 from dictionary_learning_ext.export import neuronpedia
@@ -70,7 +69,7 @@ def encoded(trained):
     def of(folder):
         run = trained[1]
         sae = load_dictionary(folder)[0]
-        batches = list(read_contexts(run, *open_model(run), "heldout", TOKENS))
+        batches = list(open_inputs(run, [run.hook]).contexts(run.hook, "heldout", TOKENS))
         f = t.cat([sae.encode(batch.x_BLD[batch.wanted_BL]) for batch in batches])
         return f, t.cat([batch.input_ids_BL[batch.wanted_BL] for batch in batches])
 

@@ -9,7 +9,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from planted_sinks import saved_with_sinks
 from report_runs import BARE, data_of, train
 
-from dictionary_learning_ext.activations.contexts import ContextBatch
+from dictionary_learning_ext.activations.inputs import ContextBatch
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import ConfigError, NonFiniteError, TextError
 from dictionary_learning_ext.features.collector import FeatureCollector, SinkFinder, ranking_of

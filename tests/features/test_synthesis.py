@@ -4,8 +4,8 @@ import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
-from dictionary_learning_ext.activations.contexts import read_contexts
 from dictionary_learning_ext.activations.hook_points import find_hook
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.language_models import load_language_model
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import ConfigError
@@ -101,7 +101,8 @@ def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir
     hook = find_hook(model, "blocks.0.hook_resid_pre")
     collector = FeatureCollector(sae, 2000)
     run = RunConfig(data=text, ctx_len=32)
-    for batch in read_contexts(run, model, hook, "train", 2000):
+    inputs = open_inputs(run, [hook.name], language_model=model)
+    for batch in inputs.contexts(hook.name, "train", 2000):
         collector.add(batch)
     statistics = collector.statistics()
     top = statistics.top

@@ -16,7 +16,7 @@ import torch as t
 from small_trainers import BATCH, F, K, built
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations.sources import RunSources
+from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
@@ -101,7 +101,7 @@ def errors(run, folder):
             seen[name] = f"{type(error).__name__}: {error}"
 
     rank = int(os.environ["RANK"])
-    following, log = RunSources.next, SAERun.check_and_log
+    following, log = Batches.next, SAERun.check_and_log
     save_point = sae_run.resume_points.save_point
 
     def full(*_, **__):
@@ -117,11 +117,11 @@ def errors(run, folder):
 
         return next_batches
 
-    RunSources.next = failing(NonFiniteError("3 activations are NaN"))
+    Batches.next = failing(NonFiniteError("3 activations are NaN"))
     attempt("bad_activations")
-    RunSources.next = failing(AttributeError("a bug"))
+    Batches.next = failing(AttributeError("a bug"))
     attempt("bug")
-    RunSources.next = following
+    Batches.next = following
     sae_run.resume_points.save_point = full
     attempt("disk_full_at_a_point")
     sae_run.resume_points.save_point = save_point

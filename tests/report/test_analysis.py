@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch as t
 
+from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
 from dictionary_learning_ext.report import analysis as module
@@ -22,7 +23,7 @@ def test_alike_names_are_told_apart():
 
 
 def test_mistakes_come_up_before_the_text_is_read(runs, monkeypatch):
-    monkeypatch.setattr(module, "read_contexts", lambda *given: pytest.fail("text is read"))
+    monkeypatch.setattr(Inputs, "contexts", lambda *given: pytest.fail("text is read"))
 
     def fails(model):
         raise LanguageModelError("no final norm")

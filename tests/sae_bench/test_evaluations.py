@@ -8,9 +8,9 @@ import torch as t
 from bench_saes import SMALL, D, F, K, place
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
-from dictionary_learning_ext.activations.activation_reader import ActivationReader
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
 from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import BenchError

@@ -19,7 +19,7 @@ from language_model_reads import counted_passes
 from sweep_flags import train_config
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations import run_inputs
+from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
@@ -418,7 +418,7 @@ def test_runs_of_two_hook_points_read_one_cache_and_need_no_language_model(
 ):
     path = sweep_file(parameters={"hook": {"values": [HOOK, OTHER]}, "k": {"values": [2, 4]}})
     monkeypatch.setattr(
-        run_inputs, "load_language_model", lambda *_, **__: pytest.fail("a model is loaded")
+        language_models, "load_language_model", lambda *_, **__: pytest.fail("a model is loaded")
     )
     flags = [f"--activations={small_cache}", "--eval-tokens=0"]
     assert main(["sweep", str(path), *flags, f"--save-dir={tmp_path / 's'}"]) == 0

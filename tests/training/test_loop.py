@@ -18,11 +18,10 @@ from planted_sinks import saved_with_sinks
 from tqdm import tqdm
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
-from dictionary_learning_ext.activations import language_model_run
+from dictionary_learning_ext.activations import hook_points, inputs
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
 from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.activations.language_models import load_language_model
-from dictionary_learning_ext.activations.run_inputs import make_buffer
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
@@ -146,8 +145,7 @@ def test_the_saved_sae_takes_raw_activations(normalize, run_of, tiny_lm, text):
         assert factor == 1.0
     else:
         assert (x / factor).pow(2).sum(-1).mean().item() == pytest.approx(target, rel=0.1)
-        first = make_buffer(run, tiny_lm, hook, open_text(text, split="train"), 64)
-        mean = first.mean_squared_norm()
+        (mean,) = inputs.open_inputs(run, [HOOK]).train().mean_squared_norms().values()
         assert factor == pytest.approx((mean / target) ** 0.5, rel=1e-5), "of the first fill"
 
 
@@ -177,7 +175,7 @@ def test_a_folder_that_holds_a_run_is_kept_unless_overwrite(run_of):
 def test_a_try_that_fails_before_its_first_step_leaves_no_folder(
     content, normalize, run_of, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(language_model_run, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(inputs, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text(content)
     with pytest.raises(TextError):
@@ -219,7 +217,7 @@ def test_overwriting_leaves_nothing_that_describes_the_former_sae(is_ours, run_o
 def test_text_that_ends_early_names_both_counts_and_keeps_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(language_model_run, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(inputs, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text("the cat sat on the mat. " * 400)
     with pytest.raises(TextError, match=r"\d+ tokens.*expected 64 for the next batch, found \d+"):
@@ -254,15 +252,13 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
 def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained(
     run_of, tmp_path, monkeypatch
 ):
-    from dictionary_learning_ext.activations import shared_pass
-
-    original, calls = shared_pass.read_places, []
+    original, calls = hook_points.read_places, []
 
     def poisoned(*arguments):
         calls.append(1)
         return [x * (t.nan if len(calls) > 2 else 1.0) for x in original(*arguments)]
 
-    monkeypatch.setattr(shared_pass, "read_places", poisoned)
+    monkeypatch.setattr(hook_points, "read_places", poisoned)
     with pytest.raises(NonFiniteError, match=r"step 16: .*NaN or infinite"):
         train(run_of(), {"x": sae_of()})
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -530,7 +526,7 @@ def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monke
     def interrupted(*_):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop, "open_sources", interrupted)
+    monkeypatch.setattr(loop, "open_inputs", interrupted)
     with pytest.raises(Interrupted) as stop:
         train(run, {"x": sae_of()})
     assert str(stop.value) == (

@@ -122,7 +122,7 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     flags, machine, monkeypatch, tmp_path, capsys
 ):
     machine(24 * GB)
-    monkeypatch.setattr(loop, "open_sources", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(loop, "open_inputs", lambda *_, **__: pytest.fail("it was loaded"))
     save_dir = tmp_path / "run"
     command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
     line = refused(command, capsys)

@@ -25,9 +25,9 @@ from interrupted_runs import (
 from safetensors.torch import save_file
 
 from dictionary_learning_ext import load_dictionary, train
-from dictionary_learning_ext.activations import language_model_run
+from dictionary_learning_ext.activations import inputs
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
-from dictionary_learning_ext.activations.language_model_run import LanguageModelSources
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS
@@ -161,7 +161,7 @@ def test_lines_logged_after_the_point_are_cut_off(stopped):
 
 def test_a_text_that_ended_goes_on_with_another_pass(run, tmp_path, text, monkeypatch):
     """As where outliers are left out, whose number isn't known before."""
-    monkeypatch.setattr(language_model_run, "require_enough_text", lambda *args: None)
+    monkeypatch.setattr(inputs, "require_enough_text", lambda *args: None)
     short = tmp_path / "short.txt"
     short.write_text(Path(text).read_text()[:6_000])
     one = replace(run, data=str(short), save_every="none", eval_tokens=0)
@@ -181,7 +181,7 @@ def test_the_text_is_not_counted_again(stopped, monkeypatch):
     def counted(*_):
         pytest.fail("counted again")
 
-    monkeypatch.setattr(language_model_run, "require_enough_text", counted)
+    monkeypatch.setattr(inputs, "require_enough_text", counted)
     resumed(stopped)
 
 
@@ -301,7 +301,7 @@ def trained(short, tmp_path):
 
 def first_batch(run):
     """The first batch of a run at its hook point, raw, and what it is divided by."""
-    sources = LanguageModelSources(run, [run.hook])
+    sources = open_inputs(run, [run.hook]).train()
     (factor,) = sources.norm_factors().values()
     return next(iter(sources.next().values())), factor
 

@@ -1,4 +1,4 @@
-"""Training from a cache: its result, its resumption, and when the language model is loaded."""
+"""What a run reads of stored activations: its result, its resumption, and when a model is loaded."""
 
 import contextlib
 import json
@@ -15,10 +15,10 @@ from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
 from small_commands import refused
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations import contexts, held_out, run_inputs
-from dictionary_learning_ext.activations.cached_source import CachedSource
-from dictionary_learning_ext.activations.run_sources import open_sources
+from dictionary_learning_ext.activations import inputs, language_models
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
+from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig
@@ -53,7 +53,7 @@ def no_model(monkeypatch):
     def load(*_, **__):
         raise AssertionError("a language model is loaded")
 
-    monkeypatch.setattr(run_inputs, "load_language_model", load)
+    monkeypatch.setattr(language_models, "load_language_model", load)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(run, tmp_path, monkeypatc
 def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(run):
     hooks, steps = (HOOK, OTHER), 20  # three fills, of one read each
     reads = []
-    sources = open_sources(run, hooks, lambda: reads.append(len(reads)))
+    sources = open_inputs(run, hooks, lambda: reads.append(len(reads))).train()
     whole = [sources.next() for _ in range(steps)]
     assert len(reads) == 3 * len(hooks)
     for stop in reads:
@@ -93,14 +93,14 @@ def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(
                 raise Interrupted(signal.SIGTERM)
 
         found = []
-        sources = open_sources(run, hooks, check)
+        sources = open_inputs(run, hooks, check).train()
         with contextlib.suppress(Interrupted):
             while len(found) < steps:
                 found.append(sources.next())
         assert len(found) < steps
         assert sources.tokens_seen() == {len(found) * run.batch_size}
         states = json.loads(json.dumps(sources.state_dicts()))
-        sources = open_sources(run, hooks)
+        sources = open_inputs(run, hooks).train()
         sources.load_state_dicts(states)
         found += [sources.next() for _ in range(steps - len(found))]
         for step in range(steps):
@@ -110,21 +110,22 @@ def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(
 def test_a_run_of_several_hook_points_resumes_to_the_bit_after_a_signal_in_a_read(
     run, tmp_path, monkeypatch
 ):
-    """The signal comes in the last read of the first hook point's third fill."""
+    """The signal comes in the read of the first hook point's third fill, before the other's."""
     saes, hooks = {"a": sae_of(), "b": sae_of()}, {"a": HOOK, "b": OTHER}
     train(replace(run, save_dir=str(tmp_path / "whole")), saes, hooks)
-    refresh, fills = CachedSource.refresh, []
+    fill, reads = StoredRows.fill, []
 
-    def signalled(self):
-        refresh(self)
-        fills.append(self.hook_name)
-        if fills.count(HOOK) == 3 and fills[-1] == HOOK:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def signalled(self, *given):
+        for filled in fill(self, *given):
+            reads.append(self.hook)
+            if reads.count(HOOK) == 3 and reads[-1] == HOOK:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield filled
 
-    monkeypatch.setattr(CachedSource, "refresh", signalled)
+    monkeypatch.setattr(StoredRows, "fill", signalled)
     with pytest.raises(Interrupted, match="stopped by SIGTERM at step 16;"):
         train(run, saes, hooks)
-    monkeypatch.setattr(CachedSource, "refresh", refresh)
+    monkeypatch.setattr(StoredRows, "fill", fill)
     resumed(run.save_dir)
     for name in saes:
         assert_equal(results(Path(run.save_dir) / name), results(tmp_path / "whole" / name))
@@ -136,6 +137,11 @@ def test_two_runs_see_the_same_batches_and_several_saes_share_them(run, tmp_path
     train(both, {"x": sae_of(), "y": sae_of(seed=1)})
     one, other = (t.load(tmp_path / name / "ae.pt") for name in ("run", "both/x"))
     assert_equal(one, other)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["run"]["settings"]["activations"] == run.activations
+    assert config["trainer"]["submodule_name"] == HOOK
+    assert config["trainer"]["layer"] == 1
+    assert config["buffer"]["cache"] == open_stored(run.activations).digest
 
 
 def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path):
@@ -156,25 +162,10 @@ def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path)
     assert metrics_of(folder) == cached
 
 
-def test_config_json_says_where_the_activations_were(run, small_cache, tmp_path):
-    train(run, {"x": sae_of()})
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["run"]["settings"]["activations"] == str(small_cache)
-    assert config["trainer"]["lm_name"] == run.model
-    assert config["trainer"]["submodule_name"] == HOOK
-    assert config["trainer"]["layer"] == 1
-    assert config["buffer"]["cache"] == open_stored(small_cache).digest
-
-
-def test_without_an_evaluation_no_language_model_is_needed(run, tmp_path, no_model):
-    train(replace(run, eval_tokens=0), {"x": sae_of()})
-    assert (tmp_path / "run" / "ae.pt").is_file()
-
-
 def test_a_process_that_does_not_evaluate_needs_no_language_model(run, no_model):
-    open_sources(run, [HOOK], share=Share(1, 2))
+    assert open_inputs(run, [HOOK], share=Share(1, 2)).language_model is None
     with pytest.raises(AssertionError, match="a language model is loaded"):
-        open_sources(run, [HOOK], share=Share(0, 2))
+        open_inputs(run, [HOOK], share=Share(0, 2))
 
 
 def test_several_hook_points_are_read_each_as_on_its_own(run, tmp_path, no_model):
@@ -215,32 +206,25 @@ def test_too_few_tokens_are_refused_with_what_to_do(run, small_cache, tmp_path):
 def test_where_tokens_are_left_out_a_margin_is_asked_for(run, caplog):
     """4,000 tokens a pass, of which some are left out."""
     fits = replace(run, steps=125, text_passes=2)
-    open_sources(fits, [HOOK]).require_enough()
+    open_inputs(fits, [HOOK]).require_enough()
     assert not caplog.text
-    open_sources(replace(fits, max_norm_multiple=10.0), [HOOK]).require_enough()
+    open_inputs(replace(fits, max_norm_multiple=10.0), [HOOK]).require_enough()
     assert "may end before its last step; use --text-passes 3" in caplog.text
     with pytest.raises(TextError, match="use text_passes=9 or steps=119"):
-        open_sources(replace(fits, max_norm_multiple=10.0, steps=500), [HOOK]).require_enough()
-
-
-def test_processes_read_rows_of_their_own(run):
-    first, second = (
-        open_sources(run, [HOOK], share=Share(rank, 2)).next()[HOOK] for rank in range(2)
-    )
-    assert first.shape == second.shape == (run.batch_size // 2, 16)
-    assert not t.equal(first, second)
+        open_inputs(replace(fits, max_norm_multiple=10.0, steps=500), [HOOK]).require_enough()
 
 
 def test_no_process_is_short_of_the_tokens_that_are_enough(run):
     """125 contexts, so 41 for each of 3 processes, twice."""
     run = replace(run, batch_size=48, steps=2 * 41 * 32 // 16)
     for rank in range(3):
-        sources = open_sources(run, [HOOK], share=Share(rank, 3))
-        sources.require_enough()
+        opened = open_inputs(run, [HOOK], share=Share(rank, 3))
+        opened.require_enough()
+        batches = opened.train()
         for _ in range(run.steps):
-            sources.next()
+            batches.next()
     with pytest.raises(TextError, match="or steps=164"):
-        open_sources(replace(run, steps=165), [HOOK], share=Share(0, 3)).require_enough()
+        open_inputs(replace(run, steps=165), [HOOK], share=Share(0, 3)).require_enough()
 
 
 def test_own_activations_are_measured_but_the_language_models_loss_is_not(
@@ -290,7 +274,8 @@ def test_held_out_tokens_that_are_missing_are_said_before_training(
 
 
 def test_fewer_held_out_documents_than_asked_for_are_said(run, small_cache, caplog):
-    documents = held_out.CachedDocuments(open_stored(small_cache), 9)
+    stored = open_stored(small_cache)
+    documents = inputs.CachedDocuments(small_cache, stored.manifest, 9)
     ids, mask = documents.next_batch(100)
     assert ids.shape == mask.shape == (3, 32)
     assert "has 3 held-out documents" in caplog.text
@@ -300,8 +285,31 @@ def test_fewer_held_out_documents_than_asked_for_are_said(run, small_cache, capl
 
 def test_a_report_takes_its_contexts_from_the_cache(run, small_cache, tmp_path, monkeypatch):
     train(replace(run, eval_tokens=0), {"x": sae_of()})
-    monkeypatch.setattr(contexts, "_read", lambda *_: pytest.fail("the language model is read"))
+    read = "the language model is read"
+    monkeypatch.setattr(inputs, "with_activations", lambda *_: pytest.fail(read))
     flags = ["--tokens=300", "--synthesise=0", "--map-features=8", "--figures=False"]
     assert main(["report", str(tmp_path / "run"), *flags]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert str(small_cache) in page
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_contexts_of_a_cache_are_those_of_the_text(split, cached_run, small_cache, tiny_lm):
+    run = replace(cached_run, hook=HOOK, remove_bos=True)
+    cached, live = (
+        list(open_inputs(of, [HOOK], language_model=tiny_lm).contexts(HOOK, split, 250))
+        for of in (replace(run, activations=str(small_cache)), run)
+    )
+    ours, theirs = (
+        [
+            t.cat([getattr(batch, name) for batch in batches])
+            for name in ("input_ids_BL", "wanted_BL")
+        ]
+        for batches in (cached, live)
+    )
+    n = min(len(ours[0]), len(theirs[0]))
+    assert t.equal(ours[0][:n], theirs[0][:n])
+    assert t.equal(ours[1][:n], theirs[1][:n])
+    assert int(ours[1].sum()) == 250
+    x, expected = (t.cat([batch.x_BLD for batch in batches])[:n] for batches in (cached, live))
+    t.testing.assert_close(x, expected)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch as t
 
-from dictionary_learning_ext.activations.synthetic_source import SyntheticSource, draw_model
+from dictionary_learning_ext.activations.synthetic import SyntheticSource, draw_model
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.config import synthetic_models
 from dictionary_learning_ext.errors import ConfigError

@@ -10,15 +10,14 @@ from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stop
 from small_commands import refused
 
 from dictionary_learning_ext import train
-from dictionary_learning_ext.activations import run_inputs
-from dictionary_learning_ext.activations.run_sources import open_sources
-from dictionary_learning_ext.activations.synthetic_source import draw_model
-from dictionary_learning_ext.activations.tokens import Share
+from dictionary_learning_ext.activations import language_models
+from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.activations.synthetic import draw_model
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config import synthetic_models
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.synthetic_models import NO_HOOK, settings_of_run
-from dictionary_learning_ext.errors import ConfigError, Interrupted
+from dictionary_learning_ext.errors import ActivationsError, ConfigError, Interrupted
 
 pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[synthetic]'")
 
@@ -35,7 +34,7 @@ def tiny(monkeypatch):
     def load(*_, **__):
         raise AssertionError("a language model is loaded")
 
-    monkeypatch.setattr(run_inputs, "load_language_model", load)
+    monkeypatch.setattr(language_models, "load_language_model", load)
 
 
 @pytest.fixture
@@ -67,17 +66,6 @@ def test_a_model_is_the_same_every_time_and_quiet(capsys):
         each = [getattr(model.activation_generator, name) for model in (one, other)]
         assert t.equal(*each)
     assert capsys.readouterr() == ("", "")
-
-
-def test_features_fire_and_children_only_with_their_parents():
-    _, firing_BT = draw_model("synthetic:small").sample_with_features(20_000)
-    fires_BT = firing_BT > 0
-    assert 5 < fires_BT.sum(1).float().mean() < 12
-    assert fires_BT.any(0).float().mean() > 0.99
-    for root in draw_model("synthetic:small").hierarchy.roots:
-        for child in root.children:
-            alone_B = fires_BT[:, child.feature_index] & ~fires_BT[:, root.feature_index]
-            assert not alone_B.any()
 
 
 def test_a_run_that_is_stopped_ends_as_one_that_is_not(run, tmp_path, monkeypatch):
@@ -123,21 +111,17 @@ def test_the_commands_train_evaluate_and_compare(tmp_path, capsys):
 
 
 def test_held_out_samples_are_the_same_for_every_seed_and_not_those_of_training(run):
-    sources = [open_sources(replace(run, data_seed=seed), [NO_HOOK]) for seed in (0, 1)]
-    held_out = [each.held_out(NO_HOOK) for each in sources]
+    opened = [open_inputs(replace(run, data_seed=seed), [NO_HOOK]) for seed in (0, 1)]
+    held_out = [each.held_out(NO_HOOK, 500) for each in opened]
     first, second = (next(each.rows) for each in held_out)
     assert t.equal(first, second)
-    trained = [each.next()[NO_HOOK] for each in sources]
+    trained = [each.train().next()[NO_HOOK] for each in opened]
     assert not t.equal(*trained)
     assert not t.equal(trained[0], first[:64])
     assert held_out[0].truth.firing_BT.shape == (500, 40)
-
-
-def test_processes_draw_different_samples(run):
-    ranks = [open_sources(run, [NO_HOOK], share=Share(rank, 2)) for rank in range(2)]
-    one, other = (each.next()[NO_HOOK] for each in ranks)
-    assert one.shape == other.shape == (32, 16)
-    assert not t.equal(one, other)
+    assert opened[0].language_model is None
+    with pytest.raises(ActivationsError, match="synthetic:tiny has no tokens"):
+        next(opened[0].contexts(NO_HOOK, "train", 10))
 
 
 def test_a_run_whose_model_has_changed_is_refused(run, monkeypatch):

@@ -12,10 +12,11 @@ from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
 from planted_sinks import saved_with_sinks
 
+from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.cache_manifest import CachedHook
 from dictionary_learning_ext.activations.cache_writer import write_contexts
-from dictionary_learning_ext.activations.cached_source import CachedSource
 from dictionary_learning_ext.activations.stored import Part, StoredActivations, open_stored
+from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.errors import ActivationsError, ConfigError, NonFiniteError, TextError
 
@@ -33,8 +34,8 @@ def numbered(tmp_path):
     return open_stored(folder)
 
 
-def source_of(stored, hook="x", **options):
-    return CachedSource(stored, hook, **{"rows": 1000, "out_batch_size": 100} | options)
+def source_of(stored, hook="x", *, rows=1000, out_batch_size=100, **options):
+    return ShuffledRows(StoredRows(stored, hook, **options), rows, out_batch_size)
 
 
 def batches_of(source):
@@ -84,16 +85,15 @@ def test_without_a_seed_rows_are_read_as_they_lie(numbered):
     assert numbers(batches_of(source)) == list(range(N - N // 20, N))
 
 
-def test_a_batch_is_a_fresh_tensor_in_float32(cached_run, tmp_path):
+def test_a_batch_is_a_fresh_tensor_in_the_dtype_of_the_disk(cached_run, tmp_path):
     write_small(tmp_path / "cache", cached_run, 1000, dtype="float16")
     source = source_of(open_stored(tmp_path / "cache"), HOOK, rows=500)
     first = next(source)
-    assert first.dtype == t.float32
+    assert first.dtype == t.float16
     kept = first.clone()
     first.zero_()
     again = source_of(open_stored(tmp_path / "cache"), HOOK, rows=500)
     assert t.equal(next(again), kept)
-    assert (kept.half().float() == kept).all()
 
 
 def test_rows_are_those_of_the_cache(small_cache):
@@ -159,17 +159,14 @@ def test_it_resumes_on_what_a_cache_held_before_it_grew(cached_run, tmp_path):
         assert t.equal(one, other)
 
 
-def test_it_does_not_resume_on_other_values_of_the_same_size(numbered):
+@pytest.mark.parametrize("changed", ["other values of the same size", "another file"])
+def test_it_does_not_resume_on_other_rows(changed, numbered):
     state = source_of(numbered).state_dict()
-    path = sorted(numbered.folder.glob("*.npy"))[-1]
-    np.save(path, np.load(path) + 1)
-    with pytest.raises(ConfigError, match="have changed; restore them"):
-        source_of(open_stored(numbered.folder)).load_state_dict(state)
-
-
-def test_it_does_not_resume_on_other_files(numbered):
-    state = source_of(numbered).state_dict()
-    np.save(numbered.folder / "d.npy", np.ones((5, WIDTH), np.float32))
+    path = numbered.folder / "c.npy"
+    if changed == "another file":
+        np.save(numbered.folder / "d.npy", np.ones((5, WIDTH), np.float32))
+    else:
+        np.save(path, np.load(path) + 1)
     with pytest.raises(ConfigError, match="have changed; restore them"):
         source_of(open_stored(numbered.folder)).load_state_dict(state)
 
@@ -259,23 +256,22 @@ def test_a_row_that_is_not_finite_is_an_error(tmp_path):
         next(source_of(open_stored(tmp_path)))
 
 
-def test_the_end_says_what_to_do(numbered):
-    source = source_of(numbered)
-    batches_of(source)
+@pytest.mark.parametrize(
+    ("split", "begins", "ends"),
+    [
+        ("train", "the activations in ", "use fewer steps or more text_passes"),
+        ("heldout", "the held-out activations in ", "use fewer eval_tokens"),
+    ],
+)
+def test_the_end_says_what_to_do(split, begins, ends, numbered):
+    source = source_of(numbered, split=split, rows=100)
+    given = 100 * len(batches_of(source))
     with pytest.raises(TextError) as raised:
         next(source)
     said = str(raised.value)
-    assert "ended after 9500 tokens: expected 100 for the next batch" in said
-    assert "use fewer steps or more text_passes" in said
-
-
-def test_the_end_of_the_held_out_part_says_which_flag(numbered):
-    source = source_of(numbered, split="heldout")
-    with pytest.raises(TextError) as raised:
-        list(source)
-    said = str(raised.value)
-    assert said.startswith("the held-out activations in ")
-    assert said.endswith("use fewer eval_tokens")
+    assert said.startswith(begins)
+    assert f"ended after {given} tokens: expected 100 for the next batch" in said
+    assert said.endswith(ends)
 
 
 def test_a_read_may_be_interrupted_and_the_state_holds(numbered):

@@ -8,6 +8,7 @@ Shapes: B rows, D = the width of a row, T true features.
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -16,8 +17,7 @@ import torch as t
 
 from ..config.synthetic_models import synthetic_settings
 from ..errors import ConfigError
-from .outliers import Outliers
-from .resumed_settings import require_same_settings
+from .buffer import require_same_settings
 from .tokens import WHOLE, Share
 
 _ROWS_OF_THE_NORM = 16_384
@@ -93,7 +93,10 @@ class SyntheticSource:
         tokens_seen: rows handed out.
         vectors_TD: the directions of the true features.
         firing_BT: the magnitudes of the true features in the last batch, 0 where one doesn't fire.
+        is_used_up: never. Nothing is filled: each batch is drawn when it is asked for.
     """
+
+    is_used_up = False
 
     def __init__(
         self,
@@ -130,9 +133,12 @@ class SyntheticSource:
         squares = [float(self._batch(n)[0].square().sum(1).mean()) for n in range(batches)]
         return sum(squares) / batches
 
-    def outliers(self) -> Outliers | None:
+    def refreshing(self) -> Iterator[None]:
+        """Fill nothing."""
+        return iter(())
+
+    def outliers(self) -> None:
         """None: there are no tokens."""
-        return None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -155,7 +161,7 @@ class SyntheticSource:
         """What is needed to continue with the same batches, fit for JSON."""
         return {"tokens_seen": self.tokens_seen, "config": self._settings()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was taken. Raises ConfigError if it is of other settings."""
         require_same_settings(state["config"], self._settings())
         self.tokens_seen = state["tokens_seen"]

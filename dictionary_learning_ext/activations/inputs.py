@@ -1,0 +1,552 @@
+"""What a run reads: training batches, held-out activations, and contexts of tokens to look at.
+
+    inputs = open_inputs(run, [run.hook])
+    batches = inputs.train()
+    x_BD = batches.next()[run.hook]
+
+A language model runs, stored activations are read, or a synthetic model draws. This is the one place
+that tells them apart. Training, evaluation, reports and exports all read through it.
+
+Shapes: B contexts or rows, L = ctx_len tokens, D = activation_dim.
+"""
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch as t
+from einops import rearrange
+from nnsight import LanguageModel
+
+from ..config.run import RunConfig, Split, evaluation_batch
+from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
+from ..errors import ActivationsError, LanguageModelError, Setting, TextError, listed
+from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
+from .cache_manifest import CacheManifest
+from .hook_points import HookPoint, SharedPass, find_hook
+from .language_models import load_model, require_positions, settings_hash, weights_hash
+from .rows import ActivationReader
+from .stored import UNKNOWN, StoredActivations, open_stored
+from .stored_rows import StoredReader, StoredRows
+from .synthetic import SyntheticSource, draw_model, model_hash
+from .text import open_text
+from .tokens import SPARE, WHOLE, ContextStream, Share, TokenContexts, require_enough_text
+
+logger = logging.getLogger(__name__)
+
+_CONTEXTS_AT_ONCE = 32
+
+
+class Truth(Protocol):
+    """The true features of synthetic activations. T features, B rows."""
+
+    vectors_TD: t.Tensor
+    """Their directions."""
+    firing_BT: t.Tensor
+    """Their magnitudes in the batch handed out last, 0 where one doesn't fire."""
+
+
+class HeldOut(NamedTuple):
+    """What SAEs of one hook point are measured on."""
+
+    rows: BatchSource
+    reader: ActivationReader | None
+    """At the hook point of a language model; None if its loss can't be measured."""
+    documents: TokenContexts | None
+    """What its loss is measured on."""
+    no_loss: str = ""
+    """Why not."""
+    truth: Truth | None = None
+    """What is known of the rows; of a synthetic model's only."""
+
+    @classmethod
+    def of_text(cls, buffer: ResidualBuffer, documents: Sequence[str]) -> "HeldOut":
+        """Of a buffer on held-out text, and documents of it, which are cut to its ctx_len."""
+        tokenizer: Any = buffer.model.tokenizer
+        contexts = ContextStream(iter(documents), tokenizer, buffer.ctx_len, packing="truncate")
+        return cls(buffer, buffer.reader, contexts)
+
+
+class ContextBatch(NamedTuple):
+    """Some contexts of tokens, with their activations at a hook point."""
+
+    input_ids_BL: t.Tensor
+    """-1 at padding."""
+    wanted_BL: t.Tensor
+    """False at padding and at tokens that the run's training leaves out."""
+    x_BLD: t.Tensor
+    """Activations, float32."""
+
+
+class Inputs(ABC):
+    """What a run reads at some hook points.
+
+    Attributes:
+        hooks: the hook points, by name. Without a submodule if there is no language model.
+        language_model: None if the loss won't be measured, or there is none.
+        no_language_model: why there is none; empty if there is.
+    """
+
+    hooks: dict[str, HookPoint]
+    language_model: LanguageModel | None = None
+    no_language_model: str = ""
+
+    def __init__(self, run: RunConfig, before_batch: Callable[[], None] | None, share: Share):
+        self._run, self._before_batch, self._share = run, before_batch, share
+
+    @abstractmethod
+    def hashes(self) -> dict[str, str]:
+        """Hashes of what the batches depend on, which must not change before a resume."""
+
+    @abstractmethod
+    def require_enough(self) -> None:
+        """Raise a TextError if there is too little to train on."""
+
+    def train(self) -> Batches:
+        """The batches to train on, from the first."""
+        return Batches(self._run, self.hooks, self._sources())
+
+    @abstractmethod
+    def _sources(self) -> dict[str, BatchSource]:
+        """Of the training batches, by hook point."""
+
+    @abstractmethod
+    def held_out(self, hook: str, tokens: int) -> HeldOut:
+        """What the SAEs of a hook point are measured on, for `tokens` tokens.
+
+        It is the same whatever the run's seeds are.
+
+        Raises: ActivationsError if stored activations have too few held-out tokens.
+        """
+
+    def contexts(self, hook: str, split: Split, tokens: int) -> Iterator[ContextBatch]:
+        """The first `tokens` wanted tokens of a split, in the contexts that training has.
+
+        Arguments:
+            tokens: wanted tokens in all. A text that ends earlier is read to its end.
+
+        Raises: TextError if the text has no whole context; NonFiniteError if an activation is NaN or
+            infinite.
+        """
+        n_read = 0
+        for batch in first_tokens(self._contexts(hook, split), tokens):
+            n_read += int(batch.wanted_BL.sum())
+            yield batch
+        if n_read == 0:
+            run = self._run
+            raise TextError(
+                f"the {split} text of {run.data!r} has no whole context of {run.ctx_len} tokens:"
+                f" expected at least one; use a longer text or a smaller ctx_len"
+            )
+
+    @abstractmethod
+    def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
+        """All contexts of a split."""
+
+
+def open_inputs(
+    run: RunConfig,
+    hooks: Iterable[str],
+    before_batch: Callable[[], None] | None = None,
+    share: Share = WHOLE,
+    *,
+    language_model: LanguageModel | None = None,
+) -> Inputs:
+    """Open what a run reads: a language model and its text, stored activations, or a synthetic model.
+
+    With stored activations, the language model is loaded if its loss will be measured: where
+    eval_tokens is above 0, by the first process.
+
+    Arguments:
+        hooks: the names of the hook points. They share the language model's forward passes. Each has
+            its own buffer, so its batches are those of a run of its own.
+        before_batch: called before each batch of the language model, or each read, in training; it
+            may raise.
+        share: what this process reads, and how many share a batch.
+        language_model: the run's, if it is loaded already.
+
+    Raises: a UserError if there is no such model, text or hook point, or stored activations are of
+        others than the run's.
+    """
+    if is_synthetic(run.model):
+        return _Synthetic(run, hooks, before_batch, share)
+    kind = _OfLanguageModel if run.activations is None else _Stored
+    return kind(run, hooks, before_batch, share, language_model)
+
+
+def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
+    """A run's language model and hook point. Raises what `load_model` does."""
+    model = load_model(run)
+    return model, find_hook(model, run.hook)
+
+
+class _OfLanguageModel(Inputs):
+    """A language model reads the run's text."""
+
+    language_model: LanguageModel
+
+    def __init__(
+        self,
+        run: RunConfig,
+        hooks: Iterable[str],
+        before_batch: Callable[[], None] | None,
+        share: Share,
+        language_model: LanguageModel | None,
+    ):
+        super().__init__(run, before_batch, share)
+        self._fresh_hash: str | None = None
+        if language_model is None:
+            language_model = load_model(run)
+            # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
+            self._fresh_hash = settings_hash(language_model)
+        else:
+            require_positions(run, language_model)
+        self.language_model = language_model
+        self.hooks = {name: find_hook(language_model, name) for name in hooks}
+
+    def hashes(self) -> dict[str, str]:
+        return {
+            "language_model": weights_hash(self.language_model),
+            "tokenizer": self._fresh_hash or settings_hash(self.language_model),
+        }
+
+    def require_enough(self) -> None:
+        require_enough_text(self._run, self.language_model.tokenizer, self._share.count)
+
+    def _sources(self) -> dict[str, BatchSource]:
+        run = self._run
+        shared = SharedPass(self.language_model, [hook.place for hook in self.hooks.values()])
+        return {
+            name: self._buffer(
+                name,
+                open_text(run.data, seed=run.data_seed, passes=run.text_passes),
+                run.n_ctxs,
+                run.batch_size // self._share.count,
+                seed=run.data_seed,
+                before_batch=self._before_batch,
+                shared=shared,
+                share=self._share,
+            )
+            for name in self.hooks
+        }
+
+    def _buffer(
+        self, hook: str, text: Iterator[str], n_ctxs: int, out_batch_size: int, **options: Any
+    ) -> ResidualBuffer:
+        """With the run's settings, but for those given."""
+        run, point = self._run, self.hooks[hook]
+        return ResidualBuffer(
+            text,
+            self.language_model,
+            point.submodule,
+            d_submodule=point.activation_dim,
+            io=point.io,
+            n_ctxs=n_ctxs,
+            ctx_len=run.ctx_len,
+            out_batch_size=out_batch_size,
+            device=run.device,
+            remove_bos=run.remove_bos,
+            packing=run.text_packing,
+            max_norm_multiple=run.max_norm_multiple,
+            **options,
+        )
+
+    def held_out(self, hook: str, tokens: int) -> HeldOut:
+        run, batch = self._run, evaluation_batch(tokens)
+        # The documents come from a stream of their own, so the buffer starts with them too.
+        text, documents = (open_text(run.data, split="heldout") for _ in range(2))
+        buffer = self._buffer(hook, text, max(64, math.ceil(batch / run.ctx_len)), batch)
+        buffer.order_matters = False  # all rows are summed
+        return HeldOut.of_text(buffer, list(islice(documents, run.eval_documents)))
+
+    def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
+        run, model = self._run, self.language_model
+        text = open_text(run.data, split=split, seed=run.data_seed if split == "train" else 0)
+        stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
+        return with_activations(stream, run, model, self.hooks[hook])
+
+
+class _Stored(Inputs):
+    """Stored activations are read."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        hooks: Iterable[str],
+        before_batch: Callable[[], None] | None,
+        share: Share,
+        language_model: LanguageModel | None,
+    ):
+        assert run.activations is not None
+        super().__init__(run, before_batch, share)
+        self._stored = stored = open_stored(run.activations)
+        names = list(hooks)
+        stored.require_fit(run, names)
+        if stored.manifest is None:
+            self.no_language_model = (
+                f"{stored.folder} doesn't say which language model its activations are of"
+            )
+        elif language_model is not None:
+            require_positions(run, language_model)
+            self.language_model = language_model
+        elif run.eval_tokens and share.rank == 0:
+            self.language_model = _cached_model(run, stored, stored.manifest)
+        if self.language_model is not None:
+            self.hooks = {name: find_hook(self.language_model, name) for name in names}
+        else:
+            known = {name: stored.hook(name) for name in names}
+            self.hooks = {
+                name: HookPoint(name, hook.layer, "out", None, hook.width)
+                for name, hook in known.items()
+            }
+
+    def hashes(self) -> dict[str, str]:
+        if (manifest := self._stored.manifest) is None:
+            return {"language_model": UNKNOWN, "tokenizer": UNKNOWN}
+        settings = manifest.settings
+        return {"language_model": settings.language_model, "tokenizer": settings.tokenizer}
+
+    def require_enough(self) -> None:
+        """Where there may be too few tokens, that is logged.
+
+        How many are left out isn't known before they are read.
+        """
+        run, stored, count = self._run, self._stored, self._share.count
+        if run.eval_tokens:
+            self._require_held_out(run.eval_tokens)
+        contexts = sum(part.stop - part.start for part in stored.parts("train"))
+        # No process may be one context short.
+        there = int(stored.tokens["train"] * (contexts - contexts % count) / contexts)
+        need = run.steps * run.batch_size
+        leaves_out = run.remove_bos or run.max_norm_multiple is not None
+        spare = SPARE if leaves_out else 1
+        safe = math.ceil(spare * need)
+        if (found := run.text_passes * there) >= need:
+            if found < safe:
+                logger.warning(
+                    "the activations in %s have %s tokens, %s of which are trained on, and some are"
+                    " left out: the run may end before its last step; use --text-passes %d",
+                    stored.folder,
+                    f"{found:,}",
+                    f"{need:,}",
+                    run.text_passes + 1,
+                )
+            return
+        steps = int(found / spare) // run.batch_size
+        ways = [Setting("text_passes", math.ceil(safe / there))] if there else []
+        ways += [Setting("steps", steps)] if steps else []
+        times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
+        raise TextError(
+            f"the activations in {stored.folder} have {found:,} tokens{times}: expected {need:,} for"
+            f" {run.steps:,} steps of {run.batch_size:,}",
+            instead=("use ", *listed(ways)) if ways else f"cache at least {safe:,} tokens",
+        )
+
+    def _require_held_out(self, tokens: int) -> None:
+        batch, there = evaluation_batch(tokens), self._stored.tokens["heldout"]
+        if there < batch:
+            raise ActivationsError(
+                f"{self._stored.folder} has {there:,} held-out tokens",
+                expected=f"at least {batch:,} to evaluate on",
+                instead=("use ", Setting("eval_tokens", 0)),
+            )
+
+    def _sources(self) -> dict[str, BatchSource]:
+        run = self._run
+        return {
+            name: self._buffer(
+                name,
+                run.n_ctxs * run.ctx_len,
+                run.batch_size // self._share.count,
+                passes=run.text_passes,
+                seed=run.data_seed,
+                share=self._share,
+                before_read=self._before_batch,
+            )
+            for name in self.hooks
+        }
+
+    def _buffer(self, hook: str, size: int, out_batch_size: int, **options: Any) -> ShuffledRows:
+        """With the run's settings, but for those given."""
+        rows = StoredRows(self._stored, hook, **self._leaving_out, **options)
+        return ShuffledRows(rows, size, out_batch_size, self._run.device)
+
+    @property
+    def _leaving_out(self) -> dict[str, Any]:
+        run = self._run
+        return {"remove_bos": run.remove_bos, "max_norm_multiple": run.max_norm_multiple}
+
+    def held_out(self, hook: str, tokens: int) -> HeldOut:
+        run, stored, batch = self._run, self._stored, evaluation_batch(tokens)
+        self._require_held_out(tokens)
+        rows = self._buffer(hook, max(batch, 64 * run.ctx_len), batch, split="heldout", seed=None)
+        rows.order_matters = False  # all rows are summed
+        if self.language_model is None or stored.manifest is None:
+            return HeldOut(rows, None, None, self.no_language_model)
+        place = self.hooks[hook].place
+        reader = ActivationReader(self.language_model, *place, **self._leaving_out)
+        documents = CachedDocuments(stored.folder, stored.manifest, run.eval_documents)
+        return HeldOut(rows, reader, documents)
+
+    def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
+        reader = StoredReader(self._stored, hook, **self._leaving_out)
+        for part in self._stored.parts(split):
+            for piece in reader.cut(part):
+                x_BLD, ids_BL, wanted_BL = reader.read(piece)
+                yield ContextBatch(ids_BL, wanted_BL, x_BLD.float())
+
+
+def _cached_model(
+    run: RunConfig, stored: StoredActivations, manifest: CacheManifest
+) -> LanguageModel:
+    """The language model of a cache, in the dtype in which it was cached.
+
+    Raises: LanguageModelError if the run's is another one.
+    """
+    settings = manifest.settings
+    dtype: Any = settings.lm_dtype
+    model = load_model(replace(run, dtype=dtype))
+    for what, was, now in (
+        ("weights", settings.language_model, weights_hash(model)),
+        ("tokenizer or config", settings.tokenizer, settings_hash(model)),
+    ):
+        if was != now:
+            raise LanguageModelError(
+                f"the cache {stored.folder} is of another language model than {run.model!r}: the"
+                f" SHA-256 of its {what} is {was[:12]}, not {now[:12]}",
+                instead=("give the ", Setting("model"), " that was cached"),
+            )
+    return model
+
+
+class CachedDocuments:
+    """The first held-out documents of a cache, as tokens: a `TokenContexts`.
+
+    Arguments:
+        folder: the cache.
+        number: of documents. If there are fewer, that is logged.
+    """
+
+    def __init__(self, folder: Path, manifest: CacheManifest, number: int):
+        ids_NL = np.zeros((0, 1), dtype=np.int32)
+        if manifest.documents is not None:
+            ids_NL = np.load(folder / manifest.documents.name, allow_pickle=False)
+        if len(ids_NL) < number:
+            logger.warning(
+                "%s has %d held-out documents: the language model's loss is measured on these, not on"
+                " %d",
+                folder,
+                len(ids_NL),
+                number,
+            )
+        self._ids_NL = t.from_numpy(ids_NL[:number].astype(np.int64))
+        self._next = 0
+
+    def next_batch(self, n: int) -> tuple[t.Tensor, t.Tensor]:
+        """Ids (0 at padding) and mask, both int64, (n, L). Raises StopIteration at the end."""
+        ids_BL = self._ids_NL[self._next : self._next + n]
+        if not len(ids_BL):
+            raise StopIteration
+        self._next += len(ids_BL)
+        return ids_BL.clamp(min=0), (ids_BL >= 0).long()
+
+
+class _Synthetic(Inputs):
+    """A synthetic model draws. Its only hook point is NO_HOOK.
+
+    Raises: ConfigError if the run has settings that a synthetic model has no use for.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        hooks: Iterable[str],
+        before_batch: Callable[[], None] | None,
+        share: Share,
+    ):
+        require_synthetic_run(run)
+        super().__init__(run, before_batch, share)
+        self.no_language_model = f"{run.model} is not a language model"
+        self._drawn = draw_model(run.model)
+        width = synthetic_settings(run.model).width
+        self.hooks = {name: HookPoint(name, 0, "out", None, width) for name in hooks}
+
+    def hashes(self) -> dict[str, str]:
+        return {"language_model": model_hash(self._run.model), "tokenizer": UNKNOWN}
+
+    def require_enough(self) -> None:
+        """There always is."""
+
+    def _sources(self) -> dict[str, BatchSource]:
+        run = self._run
+        return {
+            name: SyntheticSource(
+                run.model,
+                self._drawn,
+                out_batch_size=run.batch_size // self._share.count,
+                seed=run.data_seed,
+                device=run.device,
+                share=self._share,
+            )
+            for name in self.hooks
+        }
+
+    def held_out(self, hook: str, tokens: int) -> HeldOut:
+        run = self._run
+        rows = SyntheticSource(
+            run.model,
+            self._drawn,
+            stream="heldout",
+            out_batch_size=evaluation_batch(tokens),
+            device=run.device,
+        )
+        return HeldOut(rows, None, None, self.no_language_model, truth=rows)
+
+    def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
+        raise ActivationsError(
+            f"{self._run.model} has no tokens", expected="a language model's text"
+        )
+
+
+def first_tokens(batches: Iterator[ContextBatch], tokens: int) -> Iterator[ContextBatch]:
+    """Batches until `tokens` tokens are wanted in all. Later ones of the last batch are not wanted."""
+    left = tokens
+    while left > 0 and (batch := next(batches, None)) is not None:
+        number_N = rearrange(batch.wanted_BL, "b l -> (b l)").cumsum(0)
+        number_BL = rearrange(number_N, "(b l) -> b l", l=batch.wanted_BL.shape[1])
+        wanted_BL = batch.wanted_BL & (number_BL <= left)
+        left -= int(wanted_BL.sum())
+        yield batch._replace(wanted_BL=wanted_BL)
+
+
+def with_activations(
+    stream: TokenContexts, run: RunConfig, model: LanguageModel, hook: HookPoint
+) -> Iterator[ContextBatch]:
+    """All contexts of a stream, with the activations that a language model has there.
+
+    Arguments:
+        run: which tokens are left out.
+
+    Raises: NonFiniteError if an activation is NaN or infinite.
+    """
+    reader = ActivationReader(
+        model,
+        *hook.place,
+        remove_bos=run.remove_bos,
+        max_norm_multiple=run.max_norm_multiple,
+    )
+    while True:
+        try:
+            input_ids_BL, mask_BL = stream.next_batch(_CONTEXTS_AT_ONCE)
+        except StopIteration:
+            return
+        read = reader.read(input_ids_BL, mask_BL, reader.rule.by_token(input_ids_BL, mask_BL))
+        reader.require_finite(read.non_finite)
+        ids_BL = input_ids_BL.masked_fill(mask_BL == 0, -1)
+        yield ContextBatch(ids_BL, read.wanted_BL, read.x_BLD.float())

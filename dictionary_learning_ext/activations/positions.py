@@ -1,0 +1,169 @@
+"""Which tokens of the contexts count. There is one rule, and everything follows it.
+
+A token that `PositionRule` leaves out is not trained on, not measured, and not changed by any
+intervention on the language model. Outliers, attention sinks mostly, are tokens whose activation has a
+norm far above the others'. They dominate a sum of squares, so an SAE that is trained on them
+reconstructs little else, and FVE says little about the other tokens.
+
+Shapes: B contexts, L = ctx_len tokens, N tokens, D = the activations' width.
+"""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..config.checks import require_max_norm_multiple
+from ..errors import ConfigError, Setting
+
+FAR = 20.0
+"""How many times the median a norm must be to be worth a warning."""
+_GROUPS = 3
+
+
+class PositionRule:
+    """Leaves out these positions:
+
+    - padding;
+    - with `remove_bos`, the tokenizer's beginning-of-text token, wherever it stands. Where that is
+      the end-of-text token too (GPT-NeoX, GPT-2), it is the separator of packed text;
+    - with `max_norm_multiple`, outliers: activations whose norm is over this multiple of the median
+      norm of the tokens read together.
+
+    Raises: ConfigError if a setting is out of range or the tokenizer has no such token.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, remove_bos: bool = False, max_norm_multiple: float | None = None
+    ):
+        require_max_norm_multiple(max_norm_multiple)
+        if remove_bos and tokenizer.bos_token_id is None:
+            raise ConfigError(
+                "the tokenizer has no beginning-of-text token",
+                name="remove_bos",
+                value=True,
+                instead=("use ", Setting("remove_bos", False)),
+            )
+        self.skip_token_id: int | None = tokenizer.bos_token_id if remove_bos else None
+        self.max_norm_multiple = max_norm_multiple
+
+    def by_token(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """The positions to use, judged by ids and mask (0 at padding) only: outliers are in."""
+        wanted_BL = mask_BL.bool()
+        if self.skip_token_id is not None:
+            wanted_BL = wanted_BL & (input_ids_BL != self.skip_token_id)
+        return wanted_BL
+
+    def by_norm(self, norms_BL: Tensor, wanted_BL: Tensor) -> Tensor:
+        """Those of some wanted positions that are no outliers, on the CPU.
+
+        Arguments:
+            norms_BL: norms of the activations read together, all finite where wanted.
+            wanted_BL: what `by_token` returns, or a subset, on the CPU. The median is over these.
+        """
+        if self.max_norm_multiple is None:
+            return wanted_BL
+        norms_N = at(norms_BL, wanted_BL)
+        if not len(norms_N):
+            return wanted_BL
+        is_kept_N = norms_N <= self.max_norm_multiple * norms_N.median()
+        return wanted_BL.clone().masked_scatter_(wanted_BL, is_kept_N.cpu())
+
+
+def norms(x_BLD: Tensor) -> Tensor:
+    """The norms of activations, (B, L), at least in float32."""
+    precision = torch.promote_types(x_BLD.dtype, torch.float32)
+    return torch.linalg.vector_norm(x_BLD, dim=-1, dtype=precision)
+
+
+def at(values_BL: Tensor, wanted_BL: Tensor) -> Tensor:
+    """The values at some positions, (N,), in reading order. An accelerator need not wait."""
+    place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
+    return rearrange(values_BL, "b l -> (b l)")[place_N.to(values_BL.device)]
+
+
+def left_out(*, remove_bos: bool = False, max_norm_multiple: float | None = None) -> str:
+    """What a rule of these settings leaves out besides padding, in words; empty for nothing."""
+    parts = ["beginning-of-text tokens (--remove-bos)"] if remove_bos else []
+    if max_norm_multiple is not None:
+        parts.append(f"outliers (--max-norm-multiple {max_norm_multiple:g})")
+    return " and ".join(parts)
+
+
+class Outliers(NamedTuple):
+    """The tokens over FAR times the median, among those of one fill of a buffer."""
+
+    number: int
+    tokens: int
+    """Read in all."""
+    largest: float
+    """Norm."""
+    median: float
+    where: str
+    """Which they are, in words."""
+
+    def __str__(self) -> str:
+        ratio, largest, median = map(
+            _shown, (self.largest / self.median, self.largest, self.median)
+        )
+        return (
+            f"Some activations are far larger than the rest: the largest norm is {ratio} times the "
+            f"median ({largest} against {median}). {self.number:,} of {self.tokens:,} tokens are above "
+            f"{FAR:g} times the median: {self.where}. They dominate the loss and FVE. Add "
+            "--max-norm-multiple 10 to leave them out (the preset recommended does)."
+        )
+
+
+def _shown(number: float) -> str:
+    """With at most four digits, except before the point: 23,000, 166.9, 0.12."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+
+
+class NormRecord:
+    """The norms of the rows of a fill, each with its token and its position in its context."""
+
+    def __init__(self):
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, rows_ND: Tensor, input_ids_N: Tensor, positions_N: Tensor) -> None:
+        """Note some rows. An accelerator need not wait."""
+        self._parts.append((norms(rows_ND), input_ids_N, positions_N))
+
+    def outliers(self, tokenizer: Any) -> Outliers | None:
+        """Those over FAR times the median; None if there are none."""
+        if not self._parts:
+            return None
+        norms_N, input_ids_N, positions_N = map(torch.cat, zip(*self._parts, strict=True))
+        norms_N = norms_N.cpu()
+        median = float(norms_N.median())
+        is_far_N = norms_N > FAR * median
+        number = int(is_far_N.sum())
+        if not number or not median:
+            return None
+        at_position = Counter(positions_N.tolist())
+        far = list(zip(positions_N[is_far_N].tolist(), input_ids_N[is_far_N].tolist(), strict=True))
+        words = where(far, at_position, tokenizer)
+        return Outliers(number, len(norms_N), float(norms_N.max()), median, words)
+
+
+def where(far: list[tuple[int, int]], at_position: Counter[int], tokenizer: Any) -> str:
+    """The positions and tokens that account for most of the outliers, the most frequent first.
+
+    Arguments:
+        far: each outlier's position in its context and its token id.
+        at_position: how many tokens were read at each position.
+    """
+    parts = []
+    while far and len(parts) < _GROUPS:
+        position, n_there = Counter(position for position, _ in far).most_common(1)[0]
+        token, n_such = Counter(token for _, token in far).most_common(1)[0]
+        if n_there >= n_such:
+            is_always = n_there >= 0.9 * at_position[position]
+            parts.append(f"position {position} of {'each context' if is_always else 'contexts'}")
+            far = [each for each in far if each[0] != position]
+        else:
+            parts.append(f"token {tokenizer.decode([token])!r}")
+            far = [each for each in far if each[1] != token]
+    return ", ".join(parts) + (f" and {len(far):,} others" if far else "")

@@ -1,0 +1,316 @@
+"""Rows of activations that are read from the disk: `StoredRows`, which a buffer shuffles.
+
+`StoredReader` beneath it applies the rule of which tokens count. Reports read whole contexts by it.
+
+Shapes: B contexts, L = ctx_len tokens, N rows, D = the width of a row.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..config.run import Split
+from ..errors import ConfigError, NonFiniteError, Setting, TextError
+from .positions import NormRecord, PositionRule, at, norms
+from .stored import FileReader, Part, Piece, StoredActivations, cut
+from .tokens import WHOLE, Share
+
+ROWS_AT_ONCE = 4096
+"""Rows that are read together, about: `PositionRule` compares each norm with their median."""
+
+
+class StoredContexts(NamedTuple):
+    """Some stored contexts."""
+
+    x_BLD: Tensor
+    """A copy, in the dtype of the disk."""
+    ids_BL: Tensor
+    """Token ids, int64, -1 at padding; 0 where there are none."""
+    wanted_BL: Tensor
+    """False at padding and at the tokens that are left out."""
+
+
+class StoredReader:
+    """Reads stored activations of a hook point, where a `PositionRule` wants them.
+
+    Arguments:
+        stored: the folder.
+        hook: the hook point's name.
+        remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`.
+
+    Raises: ConfigError if the folder doesn't say which tokens these are.
+    """
+
+    def __init__(
+        self,
+        stored: StoredActivations,
+        hook: str,
+        *,
+        remove_bos: bool = False,
+        max_norm_multiple: float | None = None,
+    ):
+        if remove_bos and stored.manifest is None:
+            raise ConfigError(
+                f"{stored.folder} doesn't say which token that is",
+                name="remove_bos",
+                value=True,
+                instead=("use ", Setting("remove_bos", False)),
+            )
+        bos = None if stored.manifest is None else stored.manifest.settings.bos_token_id
+        self.rule = PositionRule(
+            SimpleNamespace(bos_token_id=bos),
+            remove_bos=remove_bos,
+            max_norm_multiple=max_norm_multiple,
+        )
+        self._hook = hook
+        self._contexts = max(1, ROWS_AT_ONCE // stored.ctx_len)
+        self._files = FileReader(hook)
+
+    def cut(self, part: Part) -> Iterator[Part]:
+        """The parts of a file that are read at once."""
+        return cut(part, self._contexts)
+
+    def dtype(self, part: Part) -> torch.dtype:
+        """Of a file's activations."""
+        return activations_of(self._files.read(part._replace(stop=part.start + 1))).dtype
+
+    def read(self, part: Part, taken: slice = slice(None)) -> StoredContexts:
+        """Read a part of a file.
+
+        Arguments:
+            taken: which of its contexts.
+
+        Raises: NonFiniteError if a wanted activation is NaN or infinite; ActivationsError if the file
+            is damaged.
+        """
+        piece = self._files.read(part)
+        x_BLD = activations_of(piece._replace(x_NLD=piece.x_NLD[taken]))
+        if piece.ids_NL is None:
+            ids_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.int64)
+        else:
+            ids_BL = torch.from_numpy(np.array(piece.ids_NL[taken], dtype=np.int64))
+        wanted_BL = self.rule.by_token(ids_BL, ids_BL >= 0)
+        norms_BL = norms(x_BLD)
+        if number := int((~at(norms_BL, wanted_BL).isfinite()).sum()):
+            if piece.ids_NL is None:
+                raise NonFiniteError(
+                    f"{part.path}: NaN or infinite numbers in {number} or more of its rows; expected"
+                    " finite ones; remove these rows"
+                )
+            raise NonFiniteError(
+                f"{number} activations in {part.path} at {self._hook} are NaN or infinite",
+                expected="finite numbers",
+                instead=("cache them again with ", Setting("lm_dtype", "float32")),
+            )
+        return StoredContexts(x_BLD, ids_BL, self.rule.by_norm(norms_BL, wanted_BL))
+
+
+def activations_of(piece: Piece) -> Tensor:
+    """A copy of a piece's activations, (B, L, D), in the dtype of the disk."""
+    copy = torch.from_numpy(np.array(piece.x_NLD))
+    return copy.view(torch.bfloat16) if copy.dtype == torch.uint16 else copy
+
+
+class _Next(NamedTuple):
+    """The place of the next row."""
+
+    number: int
+    """Of the pass."""
+    piece: int
+    """Pieces read in this pass."""
+    row: int
+    """Wanted rows used of the next piece."""
+
+
+class _Pass(NamedTuple):
+    """The order in which the files are read once."""
+
+    number: int
+    pieces: list[Part]
+    contexts_before: list[int]
+    """How many of the pass's contexts come before each piece."""
+
+
+class _TokenNumbers:
+    """Stands for the tokenizer, which isn't loaded."""
+
+    def decode(self, ids: list[int]) -> str:
+        return f"number {ids[0]}"
+
+
+class StoredRows:
+    """One hook point's stored activations, as a `RowStream`. Every row is read once per pass.
+
+    Whole files are read in a random order. A fill continues where the last one ended, inside a file if
+    need be. This order, and that of the rows, follow from the seed and from numbers that are counted.
+
+    Arguments:
+        stored: the folder.
+        hook: the hook point's name.
+        split: "train" or "heldout".
+        remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`. The median is
+            over about 4,096 rows.
+        passes: how often the folder is read.
+        seed: seeds the orders. None: rows are handed out as they lie.
+        share: which of the contexts it takes, as they are counted in a pass.
+        before_read: called before each read of about 4,096 rows. It may raise.
+
+    Raises: ConfigError if a setting is out of range; ActivationsError if the folder lacks the hook.
+    """
+
+    def __init__(
+        self,
+        stored: StoredActivations,
+        hook: str,
+        *,
+        split: Split = "train",
+        remove_bos: bool = False,
+        max_norm_multiple: float | None = None,
+        passes: int = 1,
+        seed: int | None = 0,
+        share: Share = WHOLE,
+        before_read: Callable[[], None] | None = None,
+    ):
+        self.stored, self.hook = stored, hook
+        self.split: Split = split
+        self.width = stored.hook(hook).width
+        self.dropped = 0
+        looks = max_norm_multiple is None and stored.kind != "own activations"
+        self.tokenizer = _TokenNumbers() if looks else None
+        self.origin: dict[str, Any] = {
+            "activations": str(stored.folder),
+            "text": stored.settings["data"],
+        }
+        self._reader = StoredReader(
+            stored, hook, remove_bos=remove_bos, max_norm_multiple=max_norm_multiple
+        )
+        self._passes, self._seed, self._share = passes, seed, share
+        self._before_read = before_read
+        self._next = _Next(0, 0, 0)
+        self._pass: _Pass | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the disk."""
+        parts = self.stored.parts(self.split)
+        return self._reader.dtype(parts[0]) if parts else torch.float32
+
+    def fill(self, out_ND: Tensor, record: NormRecord | None = None) -> Iterator[int]:
+        """Yields after each read."""
+        filled = 0
+        while filled < len(out_ND) and (piece := self._next_piece()) is not None:
+            if self._before_read is not None:
+                self._before_read()
+            rows_ND = self._read(*piece, record)
+            first = self._next.row
+            taken = rows_ND[first : first + len(out_ND) - filled]
+            out_ND[filled : filled + len(taken)] = taken
+            filled += len(taken)
+            if first + len(taken) < len(rows_ND):
+                self._next = self._next._replace(row=first + len(taken))
+            else:
+                self._next = _Next(self._next.number, self._next.piece + 1, 0)
+            yield filled
+
+    def _next_piece(self) -> tuple[Part, int] | None:
+        """The piece at this place, or at the start of the next pass; None at the end.
+
+        Returns with it how many contexts of the pass come before it.
+        """
+        while self._next.number < self._passes:
+            if self._pass is None or self._pass.number != self._next.number:
+                self._pass = self._pass_of(self._next.number)
+            if self._next.piece < len(self._pass.pieces):
+                number = self._next.piece
+                return self._pass.pieces[number], self._pass.contexts_before[number]
+            if not self._pass.pieces:
+                return None
+            self._next = _Next(self._next.number + 1, 0, 0)
+        return None
+
+    def _pass_of(self, number: int) -> _Pass:
+        parts = list(self.stored.parts(self.split))
+        if self._seed is not None:
+            random.Random(_drawn(self._seed, "files", number)).shuffle(parts)
+        pieces = [piece for part in parts for piece in self._reader.cut(part)]
+        sizes = (piece.stop - piece.start for piece in pieces)
+        return _Pass(number, pieces, list(accumulate(sizes, initial=0)))
+
+    def _read(self, piece: Part, contexts_before: int, record: NormRecord | None) -> Tensor:
+        """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
+        rank, count = self._share
+        mine = slice((rank - contexts_before) % count, None, count)
+        x_BLD, ids_BL, wanted_BL = self._reader.read(piece, mine)
+        place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
+        rows_ND = rearrange(x_BLD, "b l d -> (b l) d")
+        if len(place_N) < len(rows_ND):
+            rows_ND = rows_ND[place_N]
+        if self._next.row == 0:
+            by_token_BL = self._reader.rule.by_token(ids_BL, ids_BL >= 0)
+            self.dropped += int(by_token_BL.sum()) - len(rows_ND)
+        if record is not None:
+            ids_N = rearrange(ids_BL, "b l -> (b l)")[place_N]
+            record.add(rows_ND, ids_N, place_N % self.stored.ctx_len)
+        return rows_ND
+
+    def order(self, n: int, fill: int) -> Tensor:
+        """Each fill has a generator of its own."""
+        if self._seed is None:
+            return torch.arange(n, dtype=torch.int32)
+        generator = torch.Generator().manual_seed(_drawn(self._seed, "rows", fill))
+        return torch.randperm(n, generator=generator, dtype=torch.int32)
+
+    def position(self) -> dict[str, Any]:
+        return {"place": self._next._asdict(), "dropped": self.dropped}
+
+    def as_of(self, settings: Mapping[str, Any]) -> None:
+        """Of a cache that has grown, only what it held then is read."""
+        former = self.stored.as_of(settings.get("cache", ""))
+        if former is None:
+            raise ConfigError(
+                f"the run can't resume: the activations in {self.stored.folder} have changed;"
+                " restore them"
+            )
+        self.stored, self._pass = former, None
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        self._next = _Next(**position["place"])
+        self.dropped = position["dropped"]
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "hook": self.hook,
+            "cache": self.stored.digest,
+            "ctx_len": self.stored.ctx_len,
+            "remove_bos": self._reader.rule.skip_token_id is not None,
+            "max_norm_multiple": self._reader.rule.max_norm_multiple,
+            "seed": self._seed,
+            "share": list(self._share),
+        }
+
+    def ended(self, needed: int, found: int, given: int) -> TextError:
+        part, advice = "", ("use fewer ", Setting("steps"), " or more ", Setting("text_passes"))
+        if self.split == "heldout":
+            part, advice = "held-out ", ("use fewer ", Setting("eval_tokens"))
+        return TextError(
+            f"the {part}activations in {self.stored.folder} ended after {given} tokens: expected"
+            f" {needed} for the next batch, found {found}",
+            instead=advice,
+        )
+
+    def __str__(self) -> str:
+        return f"the activations in {self.stored.folder}"
+
+
+def _drawn(seed: int, what: str, number: int) -> int:
+    """The seed of one of the random orders."""
+    digest = hashlib.sha256(f"{seed} {what} {number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

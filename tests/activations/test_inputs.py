@@ -1,0 +1,231 @@
+"""What a run reads of a language model: batches, held-out activations and contexts.
+
+Each hook point has the batches that it has alone, in one pass of the model.
+"""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from buffers import DOCUMENTS
+from language_model_reads import counted_passes
+from texts import write_jsonl
+
+from dictionary_learning_ext.activations.buffer import ResidualBuffer, in_step
+from dictionary_learning_ext.activations.hook_points import find_hook
+from dictionary_learning_ext.activations.inputs import open_inputs, open_model
+from dictionary_learning_ext.activations.language_models import settings_hash
+from dictionary_learning_ext.activations.text import open_text
+from dictionary_learning_ext.activations.tokens import Share
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.errors import ConfigError, TextError
+
+HOOK = "blocks.1.hook_resid_post"
+HOOKS = ["blocks.0.hook_resid_post", "blocks.2.hook_attn_out", "blocks.1.hook_mlp_out"]
+BATCHES = 50  # in three fills
+
+
+@pytest.fixture
+def run(tiny_lm_dir, text):
+    sizes = {"steps": 60, "batch_size": 56, "n_ctxs": 40, "ctx_len": 32}
+    return RunConfig(model=str(tiny_lm_dir), data=text, hook=HOOK, **sizes)
+
+
+def batches_of(batches, n=BATCHES):
+    given = [batches.next() for _ in range(n)]
+    return {name: torch.stack([each[name] for each in given]) for name in given[0]}
+
+
+# Several hook points
+
+
+def test_iterators_take_turns_to_their_ends():
+    order = []
+
+    def steps(name, n):
+        for i in range(n):
+            order.append((name, i))
+            yield
+
+    in_step([steps("a", 3), steps("b", 1)])
+    assert order == [("a", 0), ("b", 0), ("a", 1), ("a", 2)]
+
+
+def test_each_hook_point_has_its_own_batches_and_all_share_the_passes(run):
+    shared = open_inputs(run, HOOKS).train()
+    with counted_passes() as together:
+        factors, given = shared.norm_factors(), batches_of(shared)
+    for hook in HOOKS:
+        alone = open_inputs(run, [hook]).train()
+        with counted_passes() as passes:
+            assert alone.norm_factors() == {hook: factors[hook]}
+            assert torch.equal(batches_of(alone)[hook], given[hook])
+        assert together == passes, "as many contexts, as often"
+    assert passes == [32, 7] * 3, "a fill is of 22 batches: 38.5 contexts"
+    assert len({round(factor, 6) for factor in factors.values()}) == len(HOOKS)
+
+
+@pytest.mark.parametrize(("taken", "passes"), [(25, [32, 7]), (22, [32, 7] * 2)])
+def test_a_resume_shares_the_passes_too(taken, passes, run):
+    """22 batches are a fill. It is read again to know where the next one starts."""
+    first = open_inputs(run, HOOKS).train()
+    batches_of(first, taken)
+    states = first.state_dicts()
+    expected = batches_of(first, 15)
+    second = open_inputs(run, HOOKS).train()
+    with counted_passes() as counted:
+        second.load_state_dicts(states)
+        assert second.state_dicts() == states
+        given = second.next()
+    assert counted == passes
+    assert second.tokens_seen() == {56 * (taken + 1)}
+    assert all(torch.equal(given[hook], expected[hook][0]) for hook in HOOKS)
+    given = batches_of(second, 14)
+    assert all(torch.equal(given[hook], expected[hook][1:]) for hook in HOOKS)
+
+
+def test_hook_points_that_leave_out_different_tokens_still_have_their_own_batches(run, caplog):
+    run = replace(run, max_norm_multiple=1.2, text_passes=9)
+    with caplog.at_level(logging.INFO):
+        given = batches_of(open_inputs(run, HOOKS).train())
+    assert caplog.text.count("the hook points leave out different tokens") == 1
+    for hook in HOOKS:
+        assert torch.equal(batches_of(open_inputs(run, [hook]).train())[hook], given[hook])
+
+
+def test_processes_read_contexts_of_their_own(run):
+    first, second = (
+        batches_of(open_inputs(run, [HOOK], share=Share(rank, 2)).train(), 2)[HOOK]
+        for rank in range(2)
+    )
+    assert first.shape == second.shape == (2, 28, 16)
+    assert not torch.equal(first, second)
+
+
+# What the run's settings do
+
+SIZES = {"ctx_len": 16, "n_ctxs": 8}
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"remove_bos": True},
+    {"max_norm_multiple": 1.1},
+    {"text_packing": "truncate"},
+    {"ctx_len": 8},
+    {"n_ctxs": 4},
+    {"hook": "blocks.2.hook_resid_pre"},
+    {"data_seed": 1},
+    {"data": "embedded", "data_seed": 5},
+]
+
+
+@pytest.fixture
+def settings(tiny_lm_dir, tmp_path):
+    """Short documents, so that every few contexts hold an end of one."""
+    data = str(write_jsonl(tmp_path / "a.jsonl", DOCUMENTS * 4))
+    return {"model": str(tiny_lm_dir), "data": data, "hook": HOOKS[0], "batch_size": 24} | SIZES
+
+
+def test_each_setting_reaches_the_buffer_and_gives_other_batches(tiny_lm, settings):
+    """A setting that both buffers ignored would give the batches of another."""
+    found: list[torch.Tensor] = []
+    for options in OPTIONS:
+        run = RunConfig(**settings | options)
+        hook = find_hook(tiny_lm, run.hook)
+        direct = ResidualBuffer(
+            open_text(run.data, seed=run.data_seed),
+            tiny_lm,
+            hook.submodule,
+            io=hook.io,
+            out_batch_size=24,
+            n_ctxs=run.n_ctxs,
+            ctx_len=run.ctx_len,
+            packing=run.text_packing,
+            remove_bos=run.remove_bos,
+            max_norm_multiple=run.max_norm_multiple,
+            seed=run.data_seed,
+        )
+        given = batches_of(open_inputs(run, [run.hook]).train(), 8)[run.hook]  # two fills
+        assert torch.equal(given, torch.stack([next(direct) for _ in range(8)])), options
+        assert not any(torch.equal(given, other) for other in found), options
+        found.append(given)
+
+
+def test_another_data_seed_gives_the_same_tokens_in_another_order(settings):
+    run = RunConfig(**settings)
+    fill = run.n_ctxs * run.ctx_len // run.batch_size
+    one, other = (
+        batches_of(open_inputs(replace(run, data_seed=seed), HOOKS[:1]).train(), fill)[HOOKS[0]]
+        for seed in (0, 1)
+    )
+    assert not torch.equal(one, other)
+    assert torch.equal(*(rows.flatten(0, 1).unique(dim=0) for rows in (one, other)))
+
+
+def test_held_out_text_is_no_training_text_and_the_same_for_every_seed(run, text):
+    found = []
+    for seed in (0, 1):
+        inputs = open_inputs(replace(run, data_seed=seed, eval_documents=3), [HOOK])
+        found.append(inputs.held_out(HOOK, 100))
+    (one, documents), (other, others) = (
+        (next(held_out.rows), held_out.documents.next_batch(100)[0]) for held_out in found
+    )
+    assert one.shape == (100, 16)
+    assert torch.equal(one, other)
+    assert torch.equal(documents, others)
+    held = list(open_text(text, split="heldout"))
+    assert not set(held) & set(open_text(text, split="train"))
+    tokenizer = found[0].rows.model.tokenizer
+    firsts = [tokenizer.encode(document)[: run.ctx_len] for document in held[:3]]
+    assert [row[: len(ids)].tolist() for row, ids in zip(documents, firsts, strict=True)] == firsts
+
+
+def test_the_hashes_do_not_depend_on_what_was_read(run):
+    """A fast tokenizer keeps the truncation that it was last asked for, in what is hashed."""
+    run = replace(run, text_packing="truncate", eval_tokens=0, steps=20)
+    inputs = open_inputs(run, [HOOK])
+    before = inputs.hashes()
+    assert settings_hash(inputs.language_model) == before["tokenizer"]
+    inputs.require_enough()
+    inputs.train().next()
+    assert settings_hash(inputs.language_model) != before["tokenizer"]
+    assert inputs.hashes() == before == open_inputs(run, [HOOK]).hashes()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_contexts_beyond_the_models_positions_are_refused_wherever_it_is_opened(
+    family, lm_dir_of, lm_of
+):
+    """gpt2 would end in an IndexError; rotary positions would give other activations in silence."""
+    run = RunConfig(model=str(lm_dir_of(family)), ctx_len=128)
+    open_model(run)
+    beyond = replace(run, ctx_len=129)
+    for opened in (
+        lambda: open_model(beyond),
+        lambda: open_inputs(beyond, [run.hook], language_model=lm_of(family)),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"ctx_len=129: expected at most 128.*; use a shorter ctx_len"
+        ):
+            opened()
+
+
+# Contexts
+
+
+@pytest.mark.parametrize("packing", ["pack", "truncate"])
+def test_contexts_hold_as_many_wanted_tokens_as_asked_for(run, packing):
+    run = replace(run, ctx_len=16, text_packing=packing, remove_bos=True)
+    batches = list(open_inputs(run, [HOOK]).contexts(HOOK, "train", 700))
+    assert sum(int(batch.wanted_BL.sum()) for batch in batches) == 700
+    for batch in batches:
+        assert not (batch.input_ids_BL[batch.wanted_BL] == 0).any()
+        assert batch.x_BLD.shape == (*batch.input_ids_BL.shape, 16)
+
+
+def test_a_text_without_a_context_is_refused(tiny_lm, tmp_path):
+    (tmp_path / "short.txt").write_text("the cat")
+    run = RunConfig(data=str(tmp_path / "short.txt"), hook=HOOK)
+    with pytest.raises(TextError, match="no whole context of 128 tokens"):
+        list(open_inputs(run, [HOOK], language_model=tiny_lm).contexts(HOOK, "train", 100))
