@@ -8,7 +8,7 @@ from typing import Any
 
 import torch as t
 
-from dictionary_learning_ext.run_folder.writing import write_text
+from dictionary_learning_ext.run_folder.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -177,39 +177,31 @@ def test_relative_imports_and_those_in_functions_are_found(tmp_path):
 # --- what an import loads
 
 
-def test_the_core_never_imports_sae_bench():
+def loaded(code, names):
+    """Which of these modules are loaded after the code has run, in a process of its own."""
+    code = f"import sys\n{code}\nprint([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_the_core_imports_no_sae_bench_and_features_in_python_no_drawing():
+    features = "import dictionary_learning_ext.features.features_of"
+    assert loaded(features, ("plotly", "matplotlib")) == "[]"
     code = (
-        "import sys, dictionary_learning_ext as ext\n"
+        "import dictionary_learning_ext as ext\n"
         "from dictionary_learning_ext import cli\n"
         "from dictionary_learning_ext.evaluation import folders\n"
-        "[getattr(ext, name) for name in ext.__all__]\n"
-        "print([m for m in ('sae_bench', 'sae_lens', 'transformer_lens') if m in sys.modules])"
+        "[getattr(ext, name) for name in ext.__all__]"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
+    assert loaded(code, ("sae_bench", "sae_lens", "transformer_lens")) == "[]"
 
 
-def test_features_in_python_import_no_drawing():
-    code = (
-        "import sys, dictionary_learning_ext.features.features_of\n"
-        "print([m for m in ('plotly', 'matplotlib') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
-
-
-def test_help_imports_nothing_heavy():
+def test_settings_and_help_import_nothing_heavy():
     """What makes `vsae train --help` answer in well under a second."""
     code = (
-        "import sys; from dictionary_learning_ext.cli import main\n"
-        "try: main(['train', '--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'nnsight', 'datasets', 'wandb') if m in sys.modules])"
+        "from dictionary_learning_ext import RunConfig, SAEConfig, trainer_options\n"
+        "trainer_options(activation_dim=8, dict_size=48, k=4, steps=40)\n"
+        "from dictionary_learning_ext.cli import main\n"
+        "try: main(['train', '--help'])\nexcept SystemExit: pass"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
-
-
-def test_importing_the_configuration_imports_no_torch():
-    code = "import sys, dictionary_learning_ext.cli; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert loaded(code, ("torch", "nnsight", "datasets", "wandb")) == "[]"

@@ -16,7 +16,7 @@ SLOW = frozenset(
         "test_five_kills_change_nothing",
         "test_a_token_that_is_missing_or_malformed_or_of_no_use_offline",
         "test_sigterm_ends_the_command_with_143_and_resume_goes_on",
-        "test_the_core_never_imports_sae_bench",
+        "test_the_core_imports_no_sae_bench_and_features_in_python_no_drawing",
         "test_importing_the_commands_needs_no_fcntl",
         "test_what_is_left_is_counted_with_the_command_that_continues",
         "test_the_results_of_the_others_are_shown_beside_a_failure",
