@@ -20,6 +20,7 @@ SLOW = frozenset(
         "test_importing_the_commands_needs_no_fcntl",
         "test_what_is_left_is_counted_with_the_command_that_continues",
         "test_the_results_of_the_others_are_shown_beside_a_failure",
+        "test_offline",
         # Several processes, started by torchrun.
         "test_a_killed_rank_ends_the_others",
         "test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact",
@@ -69,6 +70,8 @@ SLOW = frozenset(
         "test_other_commands_take_the_folders",
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
         "test_gradcheck",
+        "test_memory_over_the_weights_is_three_dense_tensors_at_most",
+        "test_the_passes_that_are_advised_are_enough_and_one_less_is_not",
         "test_rows_are_all_tokens_in_reading_order",
         "test_outliers_are_counted_once_when_fills_end_inside_contexts",
         "test_padding_is_left_out_on_either_side",
