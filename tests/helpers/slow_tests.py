@@ -5,7 +5,7 @@
 
 SLOW = frozenset(
     {
-        # Commands in processes of their own, which are killed, signalled and resumed.
+        # Processes of their own: commands that are killed, signalled and resumed, and imports.
         "test_a_dead_wandb_process_is_said_and_does_not_stop_the_run",
         "test_a_killed_sweep_resumes_and_ends_bit_identical",
         "test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads",
@@ -21,6 +21,9 @@ SLOW = frozenset(
         "test_what_is_left_is_counted_with_the_command_that_continues",
         "test_the_results_of_the_others_are_shown_beside_a_failure",
         "test_offline",
+        "test_without_a_folder_for_its_cache_numba_compiles_all_the_same",
+        "test_torch_has_more_threads_than_it_uses_so_that_they_sleep",
+        "test_where_numba_is_missing_torch_takes_over",
         # Several processes, started by torchrun.
         "test_a_killed_rank_ends_the_others",
         "test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact",
@@ -44,6 +47,13 @@ SLOW = frozenset(
         "test_its_folder_is_evaluated_by_our_command",
         "test_the_demos_configuration",
         "test_a_backup_of_upstreams_main_is_loaded",
+        "test_a_second_quickstart_shows_what_is_there_and_how_to_do_it_again",
+        "test_every_command_takes_a_run_in_bfloat16",
+        "test_every_class_is_written_in_the_schema",
+        "test_a_quickstart_with_other_flags_does_not_overwrite",
+        "test_no_report_of_former_saes_is_left",
+        "test_a_quickstart_without_evaluation_ends_without_the_table",
+        "test_an_interrupted_quickstart_continues",
         # Long trainings, or one for each architecture.
         "test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again",
         "test_a_stopped_run_ends_as_if_it_had_not_been_stopped",
@@ -95,6 +105,12 @@ SLOW = frozenset(
         "test_dark_mode_and_print_change_the_charts",
         "test_it_fits_a_phone",
         "test_hostile_text_does_nothing",
+        "test_the_features_of_the_folder_have_scores",
+        "test_features_that_come_back_are_sorted_and_colour_the_map",
+        "test_a_card_opens_its_feature_where_the_sae_is_called_by_its_path",
+        "test_what_seeds_share_is_said_on_the_page",
+        "test_many_saes_wide_dictionaries_and_negative_features_are_drawn",
+        "test_the_section_has_every_sae_and_every_pair",
         # Experiments.
         "test_a_module_is_imported_and_its_stages_are_those_of_the_index",
         "test_a_part_has_rows_that_are_kept_and_an_arm_trained_later_saw_the_same_batches",
