@@ -1,7 +1,6 @@
-"""A run's settings: ranges, files, names."""
+"""A run's settings: what follows from them, and names. What is refused is in tests/test_refusals.py."""
 
 import contextlib
-import dataclasses
 import re
 
 import pytest
@@ -14,9 +13,8 @@ from dictionary_learning_ext.config.run import (
     _deciding_the_result,
     require_same,
 )
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.sae import OPTION_NAMES
 from dictionary_learning_ext.errors import ConfigError, UserError
-from dictionary_learning_ext.run_folder.reading import load_config
 
 
 def test_save_points():
@@ -55,18 +53,9 @@ def test_a_short_run_logs_twenty_lines_unless_told_otherwise(steps, log_steps, e
     assert RunConfig(steps=steps, log_steps=log_steps).log_every == every
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"run": 3}', '{"trainer": {}}', "\xff"])
-def test_a_damaged_config_file_is_a_config_error(content, tmp_path):
-    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"config\.json"):
-        load_config(tmp_path)
-    with pytest.raises(ConfigError, match="no such file"):
-        load_config(tmp_path / "missing.json")
-
-
 @given(
     st.dictionaries(
-        st.sampled_from([f.name for f in dataclasses.fields(SAEConfig)]),
+        st.sampled_from(OPTION_NAMES),
         st.none() | st.integers(-5, 50) | st.floats(-2, 2) | st.sampled_from(["vsae", "point", ""]),
         max_size=4,
     )
@@ -128,11 +117,9 @@ def test_a_data_seed_is_in_the_name_unless_it_is_0_as_in_folders_that_lack_it():
     require_same(older, TrainConfig().to_dict(), "x")
 
 
-@pytest.mark.parametrize("lacks_it", [True, False])
-def test_another_data_seed_is_named_with_the_former_one(lacks_it):
+def test_another_data_seed_is_named_with_the_default_where_a_folder_lacks_it():
     was = TrainConfig().to_dict()
-    if lacks_it:
-        del was["data_seed"]
+    del was["data_seed"]
     now = TrainConfig().updated({"data_seed": 1}, "x").to_dict()
     with pytest.raises(ConfigError, match=r"the run has data_seed=0, not 1; give data_seed=0$"):
         require_same(was, now, "x", advice="give {former}")
