@@ -1,10 +1,18 @@
-"""The tests that `make test-fast` leaves out: those that take seconds each.
+"""The tests that `make test-fast` leaves out, by function or by file: those that take seconds each.
 
 `pytest --durations=0` shows what belongs here. Every sub-package keeps tests in the fast part.
 """
 
+import pytest
+
 SLOW = frozenset(
     {
+        # Every command on one small run, or a browser.
+        "test_quickstart.py",
+        "test_page_in_browser.py",
+        "test_upstream_examples.py",
+        "test_bfloat16.py",
+        "test_adding.py",
         # Processes of their own: commands that are killed, signalled and resumed, and imports.
         "test_a_dead_wandb_process_is_said_and_does_not_stop_the_run",
         "test_a_killed_sweep_resumes_and_ends_bit_identical",
@@ -40,20 +48,9 @@ SLOW = frozenset(
         "test_the_site_is_built_and_loads_nothing_from_the_network",
         "test_the_python_interface_is_documented",
         # What a newcomer types, as it is written.
-        "test_quickstart_ends_with_the_table_and_what_to_try_next",
         "test_a_page_runs",
         "test_a_notebook_runs",
-        "test_upstreams_end_to_end_test",
-        "test_its_folder_is_evaluated_by_our_command",
-        "test_the_demos_configuration",
-        "test_a_backup_of_upstreams_main_is_loaded",
-        "test_a_second_quickstart_shows_what_is_there_and_how_to_do_it_again",
-        "test_every_command_takes_a_run_in_bfloat16",
         "test_every_class_is_written_in_the_schema",
-        "test_a_quickstart_with_other_flags_does_not_overwrite",
-        "test_no_report_of_former_saes_is_left",
-        "test_a_quickstart_without_evaluation_ends_without_the_table",
-        "test_an_interrupted_quickstart_continues",
         # Long trainings, or one for each architecture.
         "test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again",
         "test_a_stopped_run_ends_as_if_it_had_not_been_stopped",
@@ -86,7 +83,6 @@ SLOW = frozenset(
         "test_outliers_are_counted_once_when_fills_end_inside_contexts",
         "test_padding_is_left_out_on_either_side",
         "test_samples_have_the_gated_posteriors_moments",
-        "test_what_is_added_appears_everywhere",
         "test_a_random_search_draws_what_it_is_asked_for",
         "test_samples_have_the_posteriors_moments",
         # Reports beyond the first, and the report in a browser.
@@ -96,23 +92,16 @@ SLOW = frozenset(
         "test_the_command_on_the_page_writes_it_again",
         "test_a_setting_that_was_left_out_is_shown_as_what_it_became",
         "test_the_report_names_them_once",
-        "test_clusters_have_the_numbers_of_the_csv_file",
-        "test_a_tokens_activation_is_shown_without_a_mouse",
-        "test_it_opens_offline_without_an_error_and_draws_every_chart",
-        "test_search_and_sort",
-        "test_a_feature_opens_from_the_table_and_by_keys",
-        "test_the_map_shows_a_features_tokens_and_opens_it",
-        "test_dark_mode_and_print_change_the_charts",
-        "test_it_fits_a_phone",
-        "test_hostile_text_does_nothing",
         "test_the_features_of_the_folder_have_scores",
-        "test_features_that_come_back_are_sorted_and_colour_the_map",
-        "test_a_card_opens_its_feature_where_the_sae_is_called_by_its_path",
         "test_what_seeds_share_is_said_on_the_page",
-        "test_many_saes_wide_dictionaries_and_negative_features_are_drawn",
         "test_the_section_has_every_sae_and_every_pair",
         # Experiments.
         "test_a_module_is_imported_and_its_stages_are_those_of_the_index",
         "test_a_part_has_rows_that_are_kept_and_an_arm_trained_later_saw_the_same_batches",
     }
 )
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test or its file is among them."""
+    return not SLOW.isdisjoint({getattr(item, "originalname", item.name), item.path.name})
