@@ -12,9 +12,9 @@ test: .venv/installed-dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile \
 		--cov --cov-report= --cov-fail-under=97
 
-# For the edit loop: without the tests named in tests/helpers/slow_tests.py.
+# For the edit loop: the same without the tests named in tests/helpers/slow_tests.py.
 test-fast: .venv/installed-dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
 # that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from nnsight import LanguageModel
-from slow_tests import SLOW
+from slow_tests import is_slow
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dictionary_learning_ext.activations.language_models import load_language_model
@@ -37,9 +37,9 @@ def compiled_kernels() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`-m "not slow"` leaves out the tests named in slow_tests.py."""
+    """`-m "not slow"` leaves out the tests and files named in slow_tests.py."""
     for item in items:
-        if getattr(item, "originalname", item.name) in SLOW:
+        if is_slow(item):
             item.add_marker("slow")
 
 

@@ -136,17 +136,8 @@ def installed(built, tmp_path_factory):
     (own / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     bin_folder = Path(sysconfig.get_path("scripts", "venv", vars=paths))
     python = bin_folder / "python"
-    run(
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--ignore-installed",
-        built[1],
-    )
+    install = "-m pip install --quiet --no-deps --no-index --ignore-installed"
+    run(python, *install.split(), built[1])
     return bin_folder
 
 
@@ -157,17 +148,8 @@ def test_an_installed_wheel_runs_outside_the_repository(installed, settings, tmp
     assert version == settings["version"]
     vsae = installed / "vsae"
     assert run(vsae, "--help", cwd=tmp_path).startswith("usage: vsae")
-    run(
-        vsae,
-        "quickstart",
-        "--steps",
-        "6",
-        "--eval-tokens",
-        "2048",
-        "--report",
-        "False",
-        cwd=tmp_path,
-    )
+    short = ["--steps", "6", "--eval-tokens", "2048", "--report", "False"]
+    run(vsae, "quickstart", *short, cwd=tmp_path)
     folders = [f"runs/quickstart/{name}" for name in ("vsae_annealed_selection", "top_k")]
     small = ["--tokens", "2000", "--map-tokens", "300", "--map-features", "40", "--synthesise", "1"]
     run(vsae, "report", folders[0], "--against", folders[1], *small, cwd=tmp_path)

@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
-from ..errors import ConfigError, Setting
+from ..errors import ConfigError, Setting, listed
 from .architectures import TRAINED
 from .checks import (
     Checked,
-    likely,
+    meant,
     require,
     require_choice,
     require_lr_schedule,
@@ -357,17 +357,7 @@ class SAEConfig(Options):
 
     else:
 
-        def __new__(cls, *unnamed, **options):
-            if unnamed:
-                raise ConfigError(
-                    f"settings are given by name, not {unnamed[0]!r}",
-                    instead=(
-                        "write e.g. ",
-                        Setting("architecture", "top_k"),
-                        ", ",
-                        Setting("k", 8),
-                    ),
-                )
+        def __new__(cls, **options):
             name = options.get("architecture", cls.architecture)
             if cls is SAEConfig:
                 require_choice("architecture", name, TRAINED)
@@ -381,14 +371,14 @@ class SAEConfig(Options):
         require(self.dict_size >= 1, "dict_size", self.dict_size, "at least 1")
         require_seed("seed", self.seed)
         require(self.lr is None or self.lr > 0, "lr", self.lr, "above 0")
-        if (k := self.kept_per_token) is not None:
-            largest = Setting("dict_size", self.dict_size)
-            require(k <= self.dict_size, "k", k, ("1 to ", largest))
+        k = self.kept_per_token
+        largest = Setting("dict_size", self.dict_size)
+        require(k is None or k <= self.dict_size, "k", k, ("1 to ", largest))
 
     @property
     def kept_per_token(self) -> int | None:
         """How many features a token keeps; None if that differs from token to token."""
-        return None
+        return vars(self).get("k")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -456,14 +446,9 @@ class SAEConfig(Options):
         if scaled.decay_start is None:
             return scaled
         without = replace(scaled, decay_start=None)
-        warm = without.resolve(steps, batch_size)._warm
+        resolved = vars(without.resolve(steps, batch_size))
+        warm = max(resolved.get(n) or 0 for n in ("warmup_steps", "sparsity_warmup_steps"))
         return scaled if warm < scaled.decay_start < steps else without  # a very short run
-
-    @property
-    def _warm(self) -> int:
-        """The step from which the learning rate may fall."""
-        warmups = (vars(self).get(name) for name in ("warmup_steps", "sparsity_warmup_steps"))
-        return max(warmup or 0 for warmup in warmups)
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         """Every default filled in for a run of `steps`, and checked.
@@ -491,8 +476,8 @@ class SAEConfig(Options):
         return resolved
 
     def refusal(self, name: str) -> ConfigError:
-        """The error for an option that has no use here."""
-        return not_used(name, getattr(self, name), f"architecture {self.architecture}")
+        """The error for an option that the posterior leaves without a use."""
+        return not_used(name, getattr(self, name), f"posterior {vars(self)['posterior']}")
 
     def require_units(self, normalize: Normalize) -> None:
         """Raise a ConfigError if an option needs activations that are normalised, and these aren't."""
@@ -548,23 +533,17 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
 
     def resolve(self, steps: int, batch_size: int) -> "Self":
         if None not in (self.noise_to_signal, self.sigma):
-            one, other = (
-                Setting("sigma", self.sigma),
-                Setting("noise_to_signal", self.noise_to_signal),
-            )
+            both = {n: Setting(n, getattr(self, n)) for n in ("sigma", "noise_to_signal")}
             raise ConfigError(
-                (one, " and ", other, ": expected one of them"),
+                (*listed(both.values(), " and "), ": expected one of them"),
                 name="sigma",
-                instead=("leave out ", Setting("sigma"), " or ", Setting("noise_to_signal")),
+                instead=("leave out ", *listed(map(Setting, both))),
             )
         resolved = super().resolve(steps, batch_size)
         default = self.run_defaults(steps, steps * batch_size)["kl_warmup_steps"]
         if self.kl_schedule == "constant" and resolved.kl_warmup_steps != default:
             raise not_used("kl_warmup_steps", self.kl_warmup_steps, "kl_schedule constant")
         return resolved
-
-    def refusal(self, name: str) -> ConfigError:
-        return not_used(name, getattr(self, name), f"posterior {self.posterior}")
 
     def _without_unused(self) -> "Self":
         kept = super()._without_unused()
@@ -576,7 +555,7 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
                 (
                     Setting("noise_to_signal", self.noise_to_signal),
                     " with ",
-                    Setting("normalize", "none"),
+                    Setting("normalize", normalize),
                 ),
                 name="noise_to_signal",
                 expected=(Setting("normalize", "sqrt_d"), " or unit"),
@@ -598,10 +577,6 @@ class VSAETopKConfig(TopKOptions, Variational):
     """The variational TopK SAE."""
 
     architecture: Literal["vsae_top_k"] = field(default="vsae_top_k", metadata=_ARCHITECTURE)
-
-    @property
-    def kept_per_token(self) -> int:
-        return self.k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -649,10 +624,6 @@ class VAEaseConfig(SAEConfig):
 @dataclass(frozen=True, kw_only=True)
 class _UpstreamTopK(TopKOptions, AuxKOptions, SAEConfig):
     """What upstream's SAEs with a k share."""
-
-    @property
-    def kept_per_token(self) -> int:
-        return self.k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -802,12 +773,8 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
             name=name,
             instead=f"it uses {', '.join(n for n in names if n not in _defaults(SAEConfig))}",
         )
-    close = " or ".join(map(repr, likely(name, names)))
-    raise ConfigError(
-        f"no such option of {cls.architecture}",
-        name=name,
-        instead=f"did you mean {close}?" if close else f"expected one of {', '.join(names)}",
-    )
+    hint = meant(name, names) or f"; expected one of {', '.join(names)}"
+    raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)
 
 
 def _kl_warmup(steps: int) -> int:

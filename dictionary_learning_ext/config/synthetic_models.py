@@ -3,7 +3,7 @@
 To add one, add a row to SYNTHETIC_MODELS. Imports no torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
@@ -54,40 +54,33 @@ class SyntheticSettings:
     """Makes the model. A run's seeds don't change it."""
 
 
+_SMALL = SyntheticSettings(
+    features=1024,
+    width=128,
+    most_often=0.2,
+    least_often=2e-3,
+    zipf_exponent=0.5,
+    trees=32,
+    children=4,
+    depth=2,
+    exclusive=0.5,
+    correlation_rank=16,
+    correlation_scale=0.1,
+    magnitude_std=0.3,
+    noise_std=0.06,
+    bias=1.0,
+    seed=0,
+)
 SYNTHETIC_MODELS = {
-    "small": SyntheticSettings(
-        features=1024,
-        width=128,
-        most_often=0.2,
-        least_often=2e-3,
-        zipf_exponent=0.5,
-        trees=32,
-        children=4,
-        depth=2,
-        exclusive=0.5,
-        correlation_rank=16,
-        correlation_scale=0.1,
-        magnitude_std=0.3,
-        noise_std=0.06,
-        bias=1.0,
-        seed=0,
-    ),
-    "large": SyntheticSettings(
+    "small": _SMALL,
+    "large": replace(
+        _SMALL,
         features=4096,
         width=512,
-        most_often=0.2,
         least_often=5e-4,
-        zipf_exponent=0.5,
         trees=128,
-        children=4,
-        depth=2,
-        exclusive=0.5,
         correlation_rank=32,
-        correlation_scale=0.1,
-        magnitude_std=0.3,
         noise_std=0.03,
-        bias=1.0,
-        seed=0,
     ),
 }
 """By the name after `synthetic:`."""
@@ -100,11 +93,8 @@ def is_synthetic(model: str) -> bool:
 
 def synthetic_settings(model: str) -> SyntheticSettings:
     """The row of `synthetic:NAME`. Raises ConfigError if there is none."""
-    name = model.removeprefix(_PREFIX)
-    if name not in SYNTHETIC_MODELS:
-        known = [_PREFIX + each for each in SYNTHETIC_MODELS]
-        require_choice("model", model, known)
-    return SYNTHETIC_MODELS[name]
+    require_choice("model", model, [_PREFIX + name for name in SYNTHETIC_MODELS])
+    return SYNTHETIC_MODELS[model.removeprefix(_PREFIX)]
 
 
 def settings_of_run(model: str) -> dict[str, Any]:

@@ -222,8 +222,8 @@ class SlowLast:
 
     @staticmethod
     def pytest_collection_modifyitems(items: list[Any]) -> None:
-        slow = importlib.import_module("slow_tests").SLOW
-        items.sort(key=lambda item: getattr(item, "originalname", item.name) in slow)
+        is_slow = importlib.import_module("slow_tests").is_slow
+        items.sort(key=is_slow)
 
 
 def import_what_takes_long() -> None:

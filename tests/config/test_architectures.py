@@ -10,10 +10,8 @@ from dictionary_learning_ext.config.architectures import (
     import_class,
 )
 
-ROWS = pytest.mark.parametrize("row", ARCHITECTURES.values(), ids=lambda row: row.name)
 
-
-@ROWS
+@pytest.mark.parametrize("row", ARCHITECTURES.values(), ids=lambda row: row.name)
 def test_every_path_is_that_of_a_class(row):
     paths = [row.dictionary, *filter(None, (row.trainer, row.exported_as))]
     for path in paths:
@@ -35,15 +33,15 @@ def test_the_classes_are_named_as_the_trainers_config_names_them(name):
     assert (config["trainer_class"] == row.trainer_class) == (name not in as_upstreams)
 
 
-def test_those_without_a_trainer_are_not_trained():
+def test_which_are_ours_and_which_are_trained():
+    assert {n for n, row in ARCHITECTURES.items() if row.is_ours} == {
+        "vsae_top_k",
+        "vsae",
+        "vaease",
+    }
     not_trained = ARCHITECTURES.keys() - TRAINED.keys()
     assert not_trained == {"gated", "relu_new"}
     assert {ARCHITECTURES[name].trainer_class for name in not_trained} == {None}
-
-
-def test_ours_are_those_whose_class_this_package_defines():
-    ours = {name for name, row in ARCHITECTURES.items() if row.is_ours}
-    assert ours == {"vsae_top_k", "vsae", "vaease"}
 
 
 @pytest.mark.parametrize(
@@ -60,11 +58,7 @@ def test_sae_benchs_name_has_the_variant_and_is_the_rows_name_by_default(name, v
     assert ARCHITECTURES[name].bench_name_of(variant) == expected
 
 
-@ROWS
-def test_a_class_that_rows_share_is_the_first_ones(row):
-    first = next(r for r in ARCHITECTURES.values() if r.dict_class == row.dict_class)
-    assert BY_DICT_CLASS[row.dict_class] is first
-
-
-def test_a_vsae_is_looked_up_as_the_one_with_k():
+def test_a_class_that_rows_share_is_the_first_ones():
+    assert BY_DICT_CLASS.keys() == {row.dict_class for row in ARCHITECTURES.values()}
+    assert BY_DICT_CLASS["AutoEncoderTopK"].name == "top_k"
     assert BY_DICT_CLASS["VariationalTopKAutoEncoder"].name == "vsae_top_k"

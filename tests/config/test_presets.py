@@ -1,8 +1,24 @@
-"""Presets: whole, the paper's, scaled, and the quickstart's SAEs."""
+"""Presets: whole, the paper's, scaled, the quickstart's SAEs; and as a trainer's arguments, where the
+vSAE is the same in all units."""
 
+import math
+from itertools import repeat
+
+import pytest
+import torch as t
+from dictionary_learning.training import trainSAE
+from small_trainers import in_float64
+from variational_trainers import D, F, data
+
+from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
 from dictionary_learning_ext.config.sae import OPTION_NAMES, TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.run_folder.matching import measured_on
+from dictionary_learning_ext.trainers.upstream import build_trainer
+
+K, STEPS = 4, 40
+SIZES = {"activation_dim": D, "dict_size": F, "k": K, "steps": STEPS}
+REST = {"layer": 0, "lm_name": "tiny", "device": "cpu", "seed": 3}
 
 
 def test_presets_are_whole_and_keep_to_the_paper():
@@ -42,13 +58,9 @@ def test_quickstart_and_recommended_are_measured_the_same_way():
 
 
 def test_a_presets_schedules_scale_with_its_steps():
-    own, longer = preset("recommended"), preset("recommended", steps=4000)
-    assert (own.sae.decay_start, own.sae.noise_anneal_steps, own.run.steps) == (750, 500, 1000)
-    assert (longer.sae.decay_start, longer.sae.noise_anneal_steps, longer.run.steps) == (
-        3000,
-        2000,
-        4000,
-    )
+    for config, times in ((preset("recommended"), 1), (preset("recommended", steps=4000), 4)):
+        found = config.sae.decay_start, config.sae.noise_anneal_steps, config.run.steps
+        assert found == (750 * times, 500 * times, 1000 * times)
     assert preset("paper", steps=7).run.steps == 7
 
 
@@ -58,3 +70,74 @@ def test_the_quickstarts_saes_differ_only_in_the_posterior():
     differ = {name for name in OPTION_NAMES if len({each[name] for each in flat}) > 1}
     variational = vars(VSAETopKConfig()).keys() - vars(TopKConfig()).keys()
     assert differ <= {"architecture"} | variational
+
+
+# --- as a trainer's arguments
+
+
+def as_trained(name):
+    """The trainer that `vsae train --preset` makes, and E||x||^2 of its training units."""
+    config = preset(name, STEPS).updated({"k": K, "dict_size": F, "seed": 3}, "test")
+    sae = config.sae.resolve(STEPS, 32).with_sigma(D, config.run.normalize)
+    energy = {"sqrt_d": D, "unit": 1}[config.run.normalize]
+    rest = {"layer": 0, "lm_name": "tiny", "device": "cpu", "hook": "", "name": ""}
+    trainer = build_trainer(sae, steps=STEPS, activation_dim=D, dtype="float32", **rest)
+    return in_float64(trainer), energy
+
+
+@pytest.mark.parametrize("mean_squared_norm", [1.0, 37, D])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_presets_vsae_is_the_same_in_other_units(name, mean_squared_norm):
+    one, energy = as_trained(name)
+    given = trainer_options(name, **SIZES, mean_squared_norm=mean_squared_norm)
+    other = in_float64(VariationalTopKTrainer(**given, **REST))
+    x = data(dtype=t.float64)
+    x = x * (energy / x.square().sum(-1).mean()).sqrt()
+    ratio = mean_squared_norm / energy
+    same = x * math.sqrt(ratio)
+    for step in (STEPS // 8, STEPS // 2):  # noise and KL change until there
+        loss, other_loss = one.loss(x, step), other.loss(same, step)
+        assert other_loss.item() == pytest.approx(ratio * loss.item(), rel=1e-6)
+        loss.backward()
+        other_loss.backward()
+        gradients = [trainer.ae.encoder.weight.grad for trainer in (one, other)]
+        assert t.allclose(gradients[1], ratio * gradients[0], rtol=1e-5, atol=1e-7 * ratio)
+    logged = [trainer.loss(y, 0, logging=True).losses for trainer, y in ((one, x), (other, same))]
+    for key in ("noise_to_signal", "kl_loss"):
+        assert logged[1][key] == pytest.approx(logged[0][key], rel=1e-6)
+    one.ae.scale_biases(math.sqrt(ratio))
+    assert t.allclose(
+        one.ae.encode(same, sample=True, generator=t.Generator().manual_seed(0)),
+        other.ae.encode(same, sample=True, generator=t.Generator().manual_seed(0)),
+    )
+    for name in ("lr", "warmup_steps", "decay_start"):
+        assert getattr(one, name) == getattr(other, name)
+
+
+def test_recommended_as_a_person_would_work_it_out():
+    given = trainer_options(activation_dim=256, dict_size=1024, k=30, steps=4000)
+    assert given["sigma"] == pytest.approx(0.1)  # 0.3 = k sigma^2
+    assert given["prior_std"] == pytest.approx(1 / 16)
+    assert given["beta"] == pytest.approx(0.03 / 256)
+    assert (given["noise_on"], given["kl_scope"]) == ("selection", "selected")
+    assert (given["noise_anneal_steps"], given["decay_start"]) == (2000, 3000)
+    assert (given["activation_dim"], given["dict_size"], given["k"]) == (256, 1024, 30)
+    of_top_k_too = {"auxk_alpha", "dead_feature_threshold", "seed"}
+    assert not given.keys() & of_top_k_too, "as in the TopKTrainer beside it"
+
+
+def test_trainsae_takes_them_and_its_noise_has_the_presets_ratio(tmp_path, caplog):
+    config = {"trainer": VariationalTopKTrainer, **REST} | trainer_options(**SIZES)
+    raw = 50 * data(batch=64)
+    trainSAE(
+        map(t.clone, repeat(raw)),
+        [config],
+        steps=STEPS,
+        save_dir=str(tmp_path),
+        normalize_activations=True,
+        device="cpu",
+    )
+    assert not caplog.records
+    sae, _ = load_dictionary(tmp_path / "trainer_0")
+    ratio = K * sae.sigma**2 / raw.square().sum(-1).mean()
+    assert float(ratio) == pytest.approx(0.3, rel=0.02)

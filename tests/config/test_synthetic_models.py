@@ -1,8 +1,5 @@
 """Synthetic models: which there are, and what a run on one has no use for."""
 
-from dataclasses import replace
-
-import pytest
 from small_commands import refused
 
 from dictionary_learning_ext.commands.train import starting_point
@@ -15,7 +12,6 @@ from dictionary_learning_ext.config.synthetic_models import (
     settings_of_run,
     synthetic_settings,
 )
-from dictionary_learning_ext.errors import ConfigError
 
 SMALL = "synthetic:small"
 
@@ -25,8 +21,6 @@ def test_a_name_is_a_row_of_the_table():
     assert (SYNTHETIC_MODELS["small"].features, SYNTHETIC_MODELS["small"].width) == (1024, 128)
     assert is_synthetic(SMALL)
     assert not is_synthetic("runs/synthetic:small")
-    with pytest.raises(ConfigError, match=r"of synthetic:small, synthetic:large; did you mean"):
-        synthetic_settings("synthetic:smal")
 
 
 def test_a_forest_fits_into_the_features():
@@ -41,22 +35,6 @@ def test_a_run_says_that_there_is_no_hook_point_and_no_text():
     assert (run.hook, run.data) == (NO_HOOK, SMALL)
     assert "_synthetic-small_" in TrainConfig(run=run).name
     assert NO_HOOK not in TrainConfig(run=run).name
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("hook", "blocks.0.hook_resid_post"),
-        ("data", "book.txt"),
-        ("activations", "cache"),
-        ("max_norm_multiple", 10.0),
-        ("remove_bos", True),
-    ],
-)
-def test_a_setting_of_a_language_model_is_refused(name, value):
-    run = replace(RunConfig(**settings_of_run(SMALL)), **{name: value})
-    with pytest.raises(ConfigError, match=f"^{name}=.*{SMALL} has no text.*; leave it out, or"):
-        require_synthetic_run(run)
 
 
 def test_the_command_takes_its_defaults_from_the_model():

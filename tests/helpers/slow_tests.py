@@ -1,11 +1,19 @@
-"""The tests that `make test-fast` leaves out: those that take seconds each.
+"""The tests that `make test-fast` leaves out, by function or by file: those that take seconds each.
 
 `pytest --durations=0` shows what belongs here. Every sub-package keeps tests in the fast part.
 """
 
+import pytest
+
 SLOW = frozenset(
     {
-        # Commands in processes of their own, which are killed, signalled and resumed.
+        # Every command on one small run, or a browser.
+        "test_quickstart.py",
+        "test_page_in_browser.py",
+        "test_upstream_examples.py",
+        "test_bfloat16.py",
+        "test_adding.py",
+        # Processes of their own: commands that are killed, signalled and resumed, and imports.
         "test_a_dead_wandb_process_is_said_and_does_not_stop_the_run",
         "test_a_killed_sweep_resumes_and_ends_bit_identical",
         "test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads",
@@ -16,10 +24,14 @@ SLOW = frozenset(
         "test_five_kills_change_nothing",
         "test_a_token_that_is_missing_or_malformed_or_of_no_use_offline",
         "test_sigterm_ends_the_command_with_143_and_resume_goes_on",
-        "test_the_core_never_imports_sae_bench",
+        "test_the_core_imports_no_sae_bench_and_features_in_python_no_drawing",
         "test_importing_the_commands_needs_no_fcntl",
         "test_what_is_left_is_counted_with_the_command_that_continues",
         "test_the_results_of_the_others_are_shown_beside_a_failure",
+        "test_offline",
+        "test_without_a_folder_for_its_cache_numba_compiles_all_the_same",
+        "test_torch_has_more_threads_than_it_uses_so_that_they_sleep",
+        "test_where_numba_is_missing_torch_takes_over",
         # Several processes, started by torchrun.
         "test_a_killed_rank_ends_the_others",
         "test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact",
@@ -36,13 +48,9 @@ SLOW = frozenset(
         "test_the_site_is_built_and_loads_nothing_from_the_network",
         "test_the_python_interface_is_documented",
         # What a newcomer types, as it is written.
-        "test_quickstart_ends_with_the_table_and_what_to_try_next",
         "test_a_page_runs",
         "test_a_notebook_runs",
-        "test_upstreams_end_to_end_test",
-        "test_its_folder_is_evaluated_by_our_command",
-        "test_the_demos_configuration",
-        "test_a_backup_of_upstreams_main_is_loaded",
+        "test_every_class_is_written_in_the_schema",
         # Long trainings, or one for each architecture.
         "test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again",
         "test_a_stopped_run_ends_as_if_it_had_not_been_stopped",
@@ -69,11 +77,12 @@ SLOW = frozenset(
         "test_other_commands_take_the_folders",
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
         "test_gradcheck",
+        "test_memory_over_the_weights_is_three_dense_tensors_at_most",
+        "test_the_passes_that_are_advised_are_enough_and_one_less_is_not",
         "test_rows_are_all_tokens_in_reading_order",
         "test_outliers_are_counted_once_when_fills_end_inside_contexts",
         "test_padding_is_left_out_on_either_side",
         "test_samples_have_the_gated_posteriors_moments",
-        "test_what_is_added_appears_everywhere",
         "test_a_random_search_draws_what_it_is_asked_for",
         "test_samples_have_the_posteriors_moments",
         # Reports beyond the first, and the report in a browser.
@@ -83,17 +92,16 @@ SLOW = frozenset(
         "test_the_command_on_the_page_writes_it_again",
         "test_a_setting_that_was_left_out_is_shown_as_what_it_became",
         "test_the_report_names_them_once",
-        "test_clusters_have_the_numbers_of_the_csv_file",
-        "test_a_tokens_activation_is_shown_without_a_mouse",
-        "test_it_opens_offline_without_an_error_and_draws_every_chart",
-        "test_search_and_sort",
-        "test_a_feature_opens_from_the_table_and_by_keys",
-        "test_the_map_shows_a_features_tokens_and_opens_it",
-        "test_dark_mode_and_print_change_the_charts",
-        "test_it_fits_a_phone",
-        "test_hostile_text_does_nothing",
+        "test_the_features_of_the_folder_have_scores",
+        "test_what_seeds_share_is_said_on_the_page",
+        "test_the_section_has_every_sae_and_every_pair",
         # Experiments.
         "test_a_module_is_imported_and_its_stages_are_those_of_the_index",
         "test_a_part_has_rows_that_are_kept_and_an_arm_trained_later_saw_the_same_batches",
     }
 )
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test or its file is among them."""
+    return not SLOW.isdisjoint({getattr(item, "originalname", item.name), item.path.name})

@@ -1,0 +1,250 @@
+"""Wrong calls in Python: the error's class, and how its message starts or what it names.
+
+In a table so that a new setting's refusals are a line each. Mistakes on the command line are in
+tests/commands/test_refusals.py.
+"""
+
+import math
+import re
+from dataclasses import fields, replace
+from typing import get_type_hints
+
+import pytest
+import torch as t
+
+from dictionary_learning_ext import RunConfig, SAEConfig, trainer_options
+from dictionary_learning_ext.config.checks import (
+    _SCALE_LIMITS,
+    require_lr_schedule,
+)
+from dictionary_learning_ext.config.presets import preset
+from dictionary_learning_ext.config.run import TrainConfig, require_same
+from dictionary_learning_ext.config.sae import (
+    CONFIGS,
+    PosteriorOptions,
+    VAEaseConfig,
+    from_flat,
+)
+from dictionary_learning_ext.config.synthetic_models import (
+    require_synthetic_run,
+    settings_of_run,
+    synthetic_settings,
+)
+from dictionary_learning_ext.errors import ConfigError
+
+
+def sae(architecture="vsae_top_k", **options):
+    """Settings for a run of 100 steps."""
+    return SAEConfig(architecture=architecture, **options).resolve(100, 8)
+
+
+def in_units(normalize):
+    return sae(noise_to_signal=0.1).with_sigma(128, normalize)
+
+
+def lr_schedule(**given):
+    require_lr_schedule(10, **{"lr": 1e-3, "warmup_steps": 3} | given)
+
+
+def options(**given):
+    sizes = {"activation_dim": 8, "dict_size": 48, "k": 4, "steps": 40}
+    return trainer_options(**sizes | given)
+
+
+def updated(**given):
+    return TrainConfig().updated(given, "a/config.json")
+
+
+def synthetic(**given):
+    run = RunConfig(**settings_of_run("synthetic:small"))
+    require_synthetic_run(run)
+    require_synthetic_run(replace(run, **given))
+
+
+def resumed(**given):
+    require_same(
+        TrainConfig().to_dict(), updated(**given).to_dict(), "runs/a", advice="give {former}"
+    )
+
+
+REFUSED = {
+    sae: [
+        # names
+        (dict(betta=1.0), "betta: no such option of vsae_top_k; did you mean 'beta'?"),
+        (dict(xyz=1.0), "xyz: no such option of vsae_top_k; expected one of "),
+        (dict(architecture="relu", k=8), "k: relu does not use it; it uses sparsity_warmup_steps"),
+        (dict(architecture="top_k", noise_to_signal=0.1), "noise_to_signal: top_k does not use it"),
+        (dict(architecture="topk"), "architecture='topk': expected one of … did you mean 'top_k'?"),
+        (dict(posterior="gauss"), "posterior='gauss': expected one of fixed, learned, point"),
+        (dict(kl_schedule="sine"), "kl_schedule='sine': expected one of constant, linear, cosine"),
+        # types
+        (dict(k="64"), "k='64': expected a whole number"),
+        (dict(k=6.0), "k=6.0: expected a whole number"),
+        (dict(k=True), "k=True: expected a whole number"),
+        (dict(seed=None), "seed=None: expected a whole number"),
+        (dict(rectify="yes"), "rectify='yes': expected true or false"),
+        (dict(rectify=1), "rectify=1: expected true or false"),
+        (dict(init_from=1), "init_from=1: expected text or None"),
+        (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number or None"),
+        (dict(sigma="x"), "sigma='x': expected a finite number or None"),
+        (dict(beta=10**400), "beta=1000…: expected a finite number"),
+        (dict(architecture="matryoshka", group_fractions=0.5), "group_fractions=0.5: expected a"),
+        (dict(architecture="matryoshka", group_fractions=(0.5, "1")), "… expected a list of"),
+        (dict(architecture="matryoshka", group_fractions=(0.5, math.inf)), "… expected a list of"),
+        # ranges
+        (dict(k=2000), "k=2000: expected 1 to dict_size=1024"),
+        (dict(k=0), "k=0: expected at least 1"),
+        (dict(dict_size=0), "dict_size=0: expected at least 1"),
+        (dict(seed=-1), "seed=-1: expected 0 to 4294967295"),
+        (dict(seed=2**32), "seed=4294967296: expected 0 to 4294967295"),
+        (dict(beta=-1.0), "beta=-1.0: expected at least 0"),
+        (dict(auxk_alpha=-1.0), "auxk_alpha=-1.0: expected at least 0"),
+        (dict(dead_feature_threshold=0), "dead_feature_threshold=0: expected above 0"),
+        (dict(sigma=-1.0), "sigma=-1.0: expected above 0 (1e-18 to 1e+18); for no noise use"),
+        (dict(lr=0.0), "lr=0.0: expected above 0"),
+        (dict(kl_warmup_steps=-1), "kl_warmup_steps=-1: expected 0 (no warm-up) or more"),
+        (dict(noise_anneal_steps=0), "noise_anneal_steps=0: … for no noise use posterior='point'"),
+        (dict(k_anneal_steps=0), "k_anneal_steps=0: expected above 0, or none for a k that stays"),
+        (dict(noise_to_signal=0.0), "noise_to_signal=0.0: expected a number above 0"),
+        (dict(log_var_init=5.0), "log_var_init=5.0: expected between -10.0 and 4.0"),
+        (dict(architecture="matryoshka", group_fractions=(0.5, 0.4)), "… shares that sum to 1"),
+        (dict(architecture="vaease", log_var_init=0.5), "log_var_init=0.5: expected -10.0 or"),
+        (dict(architecture="vaease", gamma_init=0.0), "gamma_init=0.0: expected above 0"),
+        (dict(architecture="vaease", active_gate=1.0), "active_gate=1.0: expected 0 or more, and"),
+        (dict(architecture="jump_relu", target_l0=-1.0), "target_l0=-1.0: expected at least 0"),
+        (dict(architecture="relu", l1_penalty=-1.0), "l1_penalty=-1.0: expected at least 0"),
+        (
+            dict(architecture="probabilistic_top_k", temperature_end=0.0),
+            "temperature_end=0.0: expected at least 1e-06",
+        ),
+        (
+            dict(architecture="probabilistic_top_k", temperature_start=1e-4),
+            "temperature_start=0.0001: expected between temperature_end=0.001 and 1e+06",
+        ),
+        # beside other options and the run
+        (
+            dict(noise_to_signal=0.1, sigma=0.3),
+            "sigma=0.3 and … leave out sigma or noise_to_signal",
+        ),
+        (dict(noise_to_signal=0.1, posterior="point"), "noise_to_signal=0.1: posterior point"),
+        (dict(noise_to_signal=0.1, posterior="learned"), "… posterior learned does not use it;"),
+        (dict(sigma=1.0, posterior="learned"), "sigma=1.0: posterior learned does not use it"),
+        (dict(log_var_init=-1.0), "log_var_init=-1.0: posterior fixed does not use it"),
+        (dict(sigma=0.5, posterior="point"), "sigma=0.5: posterior point does not use it"),
+        (dict(noise_on="values", posterior="point"), "noise_on='values': … does not use it"),
+        (dict(noise_anneal_steps=5, posterior="point"), "… posterior point does not use it"),
+        (dict(kl_schedule="constant", kl_warmup_steps=7), "kl_warmup_steps=7: … does not use it"),
+        (dict(kl_warmup_steps=101, kl_schedule="cosine"), "kl_warmup_steps=101: expected at most"),
+        (dict(noise_anneal_steps=101), "noise_anneal_steps=101: expected at most steps=100"),
+        (dict(k_anneal_steps=101), "k_anneal_steps=101: expected at most steps=100"),
+        (dict(warmup_steps=100), "warmup_steps=100: expected 0 or more, and less than steps=100"),
+        (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100"),
+        (dict(decay_start=100), "decay_start=100: expected between 10 and steps=100"),
+        (dict(architecture="relu", sparsity_warmup_steps=100), "… less than steps=100"),
+    ],
+    in_units: [
+        (
+            dict(normalize="none"),
+            "noise_to_signal=0.1 with normalize='none'; expected … or unit; give sigma",
+        ),
+    ],
+    RunConfig: [
+        (dict(steps=0), "steps=0: expected at least 1"),
+        (dict(batch_size=0), "batch_size=0: expected at least 1"),
+        (dict(log_steps=0), "log_steps=0: expected at least 1"),
+        (dict(normalize="max"), "normalize='max': expected one of sqrt_d, unit, none"),
+        (dict(text_packing="cut"), "text_packing='cut': expected one of pack, truncate"),
+        (dict(dtype="float16"), "dtype='float16': expected one of float32, bfloat16"),
+        (dict(hook=1), "hook=1: expected text"),
+        (dict(hook="a,a"), "hook='a,a': expected different hook points separated by commas"),
+        (dict(eval_tokens=-1), "eval_tokens=-1: expected 0 or more"),
+        (dict(data_seed=-1), "data_seed=-1: expected 0 to 4294967295"),
+        (dict(max_norm_multiple=1.0), "max_norm_multiple=1.0: expected above 1"),
+        (dict(save_every="often"), "save_every='often': expected steps (e.g. 500), a time"),
+        (dict(save_steps="often"), "save_steps='often': expected none, linear:N, log:N, or steps"),
+        (dict(save_steps="100,9999999"), "save_steps='100,9999999': … steps below 1200"),
+        (dict(save_steps="linear:x"), "save_steps='linear:x': expected none, linear:N"),
+        (dict(save_steps="linear:-3"), "save_steps='linear:-3': expected none, linear:N"),
+        (dict(save_steps="log:0"), "save_steps='log:0': expected none, linear:N"),
+    ],
+    lr_schedule: [
+        # as trainers check it, with 3 steps of warm-up out of 10
+        (dict(lr=-1.0), "lr=-1.0: expected above 0"),
+        (dict(lr="1e-3"), "lr='1e-3': expected a finite number or None"),
+        (dict(warmup_steps=-1), "warmup_steps=-1: expected 0 or more, and less than steps=10"),
+        (dict(warmup_steps=0.5), "warmup_steps=0.5: expected a whole number or None"),
+        (dict(sparsity_warmup_steps=12), "sparsity_warmup_steps=12: expected 0 or more, and less"),
+        (dict(decay_start=3), "decay_start=3: expected between 3 and steps=10"),
+        (dict(decay_start=5, sparsity_warmup_steps=5), "decay_start=5: expected between 5 and"),
+    ],
+    options: [
+        (dict(name="recomended"), "preset='recomended': expected one of quickstart"),
+        (dict(k=49), "k=49: expected between 1 and dict_size=48"),
+        (dict(k="4"), "k='4': expected a whole number"),
+        (dict(activation_dim=0), "activation_dim=0: expected at least 1"),
+        (dict(dict_size=48.0), "dict_size=48.0: expected a whole number"),
+        (dict(mean_squared_norm=0), "mean_squared_norm=0: expected above 0"),
+        (dict(mean_squared_norm=math.nan), "mean_squared_norm=nan: expected a finite number"),
+    ],
+    updated: [
+        (dict(k="many"), "a/config.json: k='many': expected a whole number; correct it there"),
+        (dict(steps=0), "a/config.json: steps=0: expected at least 1; correct it there"),
+        (dict(betta=1), "a/config.json: unknown setting 'betta'; did you mean 'beta'?"),
+    ],
+    synthetic: [
+        (dict(hook="blocks.0.hook_resid_post"), "hook='blocks.0… has no text"),
+        (dict(data="book.txt"), "data='book.txt': synthetic:small has no text, tokens or hook"),
+        (dict(activations="cache"), "activations='cache': synthetic:small has no text"),
+        (dict(max_norm_multiple=10.0), "max_norm_multiple=10.0: synthetic:small has no text"),
+        (dict(remove_bos=True), "remove_bos=True: synthetic:small has no … settings_of_run("),
+    ],
+    resumed: [(dict(data_seed=1), "runs/a: the run has data_seed=0, not 1; give data_seed=0")],
+    synthetic_settings: [
+        (dict(model="synthetic:smal"), "… expected one of synthetic:small, synthetic:large; did"),
+    ],
+    preset: [(dict(name="x"), "preset='x': expected one of quickstart, recommended")],
+    from_flat: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],
+}
+"""By call: what is given, and the message's start; … stands for anything."""
+CALLS = [(call, *row) for call, rows in REFUSED.items() for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "named"), CALLS, ids=[f"{each[0].__name__} {each[1]}" for each in CALLS]
+)
+def test_a_wrong_call_is_named(call, given, named):
+    with pytest.raises(ConfigError, match=".*".join(map(re.escape, named.split("…")))) as raised:
+        call(**given)
+    said = str(raised.value)
+    assert said.startswith(named.partition("…")[0])
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("cls", CONFIGS.values(), ids=lambda cls: cls.__name__)
+def test_a_number_is_finite(cls):
+    hints = get_type_hints(cls)
+    for name in (each.name for each in fields(cls) if hints[each.name] in (float, float | None)):
+        for value in (math.inf, -math.inf, math.nan, "x", True):
+            with pytest.raises(ConfigError, match=f"^{name}={value!r}: expected a finite number"):
+                cls(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (PosteriorOptions, "sigma"),
+        (PosteriorOptions, "prior_std"),
+        (VAEaseConfig, "prior_std"),
+        (VAEaseConfig, "gamma_init"),
+    ],
+)
+def test_a_scale_whose_square_is_no_number_in_float32_is_refused(cls, name):
+    for value in (1e-46, 1e-20, 1e20, 0.0, -1.0):
+        with pytest.raises(ConfigError, match=re.escape(f"{name}={value}: expected above 0")):
+            cls(**{name: value})
+    for value in _SCALE_LIMITS:
+        cls(**{name: value})
+        square = t.tensor(value).square()
+        assert square > 0
+        assert square.isfinite()
+        assert square.reciprocal().isfinite()
