@@ -357,7 +357,13 @@ class SAEConfig(Options):
 
     else:
 
-        def __new__(cls, **options):
+        def __new__(cls, *unnamed, **options):
+            if unnamed:
+                named = (Setting("architecture", "top_k"), ", ", Setting("k", 8))
+                raise ConfigError(
+                    f"settings are given by name, not {unnamed[0]!r}",
+                    instead=("write e.g. ", *named),
+                )
             name = options.get("architecture", cls.architecture)
             if cls is SAEConfig:
                 require_choice("architecture", name, TRAINED)
