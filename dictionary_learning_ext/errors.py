@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 
 class _No(Enum):
-    """An enum, so that it is itself in another process."""
+    """An enum member, which keeps its identity when it is pickled."""
 
     VALUE = 0
 
@@ -70,7 +70,7 @@ class UserError(ValueError):
 
     Arguments:
         problem: what is wrong, beyond what `expected` says of the setting.
-        name: the setting that is wrong, as in Python; None if it is none.
+        name: of the wrong setting, as in Python; None if no setting is wrong.
         value: what was given for it.
         expected: what should have been given.
         instead: what to do.
@@ -167,7 +167,7 @@ class BenchError(UserError):
 
 
 class ProcessError(UserError):
-    """One of a run's processes ended, or can't go on with the others."""
+    """One of a run's processes ended, or can't continue with the others."""
 
 
 class Interrupted(KeyboardInterrupt):

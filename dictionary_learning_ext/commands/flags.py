@@ -217,7 +217,7 @@ def _sorted(
 ) -> tuple[dict[str, list[str]], list[str], list[str]]:
     """The values of each flag, the words that are no flag's value, and what is passed on.
 
-    Raises: UserError for a flag that there is not.
+    Raises: UserError for an unknown flag.
     """
     flags, others = _with_dashes(options), _others_of(command)
     passed = {} if command.passed_on is None else flags_of(command.passed_on)
@@ -244,7 +244,7 @@ def _sorted(
 
 
 def _no_such_flag(unknown: dict[str, list[str]], see: str) -> UserError:
-    """An error for flags that there are not.
+    """An error for unknown flags.
 
     Arguments:
         unknown: the names that may have been meant, by what was typed.

@@ -141,28 +141,7 @@ def trainer_options(
     sae = sae.resolve(steps, run.batch_size).with_sigma(activation_dim, run.normalize)
     sae = _in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))
     left_out = ("seed", *(each.name for each in fields(AuxKOptions)))
-    return sizes | {n: v for n, v in arguments_of(sae, steps).items() if n not in left_out}
-
-
-def arguments_of(sae: SAEConfig, steps: int) -> dict[str, Any]:
-    """The arguments that a resolved configuration gives its trainer, for a run of `steps`."""
-    unused = (*sae.unused(), "noise_to_signal")  # which is resolved to sigma
-    arguments: dict[str, Any] = {
-        "dict_size": sae.dict_size,
-        "warmup_steps": sae.warmup_steps,
-        "decay_start": sae.decay_start,
-        "seed": sae.seed,
-    }
-    if sae.lr is not None:
-        arguments["lr"] = sae.lr
-    for option, value in sae.options.items():
-        if value is not None and option not in unused:
-            arguments[option] = list(value) if isinstance(value, tuple) else value
-    if sae.kept_per_token is not None:
-        arguments["k"] = sae.kept_per_token
-        # Upstream's 1000 is past the end of a short run.
-        arguments["threshold_start_step"] = min(1000, steps // 2)
-    return arguments
+    return sizes | {n: v for n, v in sae.trainer_arguments(steps).items() if n not in left_out}
 
 
 def _in_units(sae: SAEConfig, energy: float) -> SAEConfig:

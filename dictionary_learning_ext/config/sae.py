@@ -1,7 +1,8 @@
 """One SAE's settings: a frozen dataclass for each architecture. Imports no torch.
 
 The docstring under a field is its help text on the command line, `__post_init__` its check. An option
-that is None follows from the run, the posterior or another option: see `SAEConfig.resolve`.
+that is None follows from the run, the posterior or another option: see `SAEConfig.resolve`. The defaults
+are those of settings made in Python; `vsae train` starts from a preset, see presets.py.
 
 Trainers take options of the same names. Those of the vSAE hold them as `PosteriorOptions` and
 `ObjectiveOptions`.
@@ -411,7 +412,7 @@ class SAEConfig(Options):
         """With another architecture, posterior or schedule (None: the same), and without the options
         that it has no use for. What was left at a default gets the default of the new architecture.
 
-        Raises: ConfigError for a choice that there is not.
+        Raises: ConfigError for an unknown choice.
         """
         chosen = {"posterior": posterior, "kl_schedule": kl_schedule}
         chosen = {name: value for name, value in chosen.items() if value is not None}
@@ -492,6 +493,25 @@ class SAEConfig(Options):
         """With the sigma that a resolved noise_to_signal means; others stay as they are."""
         return self
 
+    def trainer_arguments(self, steps: int) -> dict[str, Any]:
+        """What these settings, resolved for a run of `steps`, give their trainer as arguments."""
+        arguments: dict[str, Any] = {
+            "dict_size": self.dict_size,
+            "warmup_steps": self.warmup_steps,
+            "decay_start": self.decay_start,
+            "seed": self.seed,
+        }
+        if self.lr is not None:
+            arguments["lr"] = self.lr
+        for option, value in self.options.items():
+            if value is not None and option not in self.unused():
+                arguments[option] = list(value) if isinstance(value, tuple) else value
+        if self.kept_per_token is not None:
+            arguments["k"] = self.kept_per_token
+            # Upstream's 1000 is past the end of a short run.
+            arguments["threshold_start_step"] = min(1000, steps // 2)
+        return arguments
+
     @property
     def name(self) -> str:
         """What distinguishes this SAE from others of a run, fit for a folder's name."""
@@ -554,6 +574,17 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     def _without_unused(self) -> "Self":
         kept = super()._without_unused()
         return replace(kept, kl_warmup_steps=None) if self.kl_schedule == "constant" else kept
+
+    def trainer_arguments(self, steps: int) -> dict[str, Any]:
+        arguments = super().trainer_arguments(steps)
+        if arguments.pop("noise_to_signal", None) is not None and self.sigma is None:
+            raise ConfigError(
+                "it gives sigma only once the width of the activations is known",
+                name="noise_to_signal",
+                value=self.noise_to_signal,
+                instead="call with_sigma(activation_dim, normalize) first",
+            )
+        return arguments
 
     def require_units(self, normalize: Normalize) -> None:
         if self.noise_to_signal is not None and normalize == "none":

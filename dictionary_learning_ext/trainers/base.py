@@ -50,7 +50,10 @@ class Trainer(Protocol):
         ...
 
     def check(self, step: int) -> "Failure | None":
-        """The failure, if a loss, gradient or weight has not been finite since the run began."""
+        """The failure, if a loss, gradient or weight has not been finite since the run began.
+
+        It may keep a copy of the weights, for `restore_last_finite`.
+        """
         ...
 
     def restore_last_finite(self) -> None:
@@ -58,7 +61,8 @@ class Trainer(Protocol):
         ...
 
     def state(self) -> Any:
-        """The object whose attributes are everything a resume point must hold."""
+        """The object that holds everything a resume point must hold, as attributes that are tensors,
+        generators, optimisers, schedules or plain numbers; see `state.trainer_state`."""
         ...
 
 
@@ -121,7 +125,7 @@ _OTHER_NAMES = {
 
 
 def _instead_of(name: str, known: list[str]) -> str:
-    """What to type for an argument that there is not."""
+    """What to type for an unknown argument."""
     ours, advice = _OTHER_NAMES.get(name, ("", ""))
     if ours in known:
         return advice
@@ -149,7 +153,8 @@ class SamplingTrainer(Named, ABC):
     submodule_name: str | None
     generator: t.Generator
     draws_noise_seed: bool = False
-    """Whether the noise's seed is drawn from the trainer's, from which the initial weights came too."""
+    """Whether the noise's seed is drawn from the trainer's seed, so that the noise does not repeat the
+    numbers of the initial weights."""
     ranks: Ranks = ALONE
 
     def _dict_class(self, given: Any, ours: type) -> type:

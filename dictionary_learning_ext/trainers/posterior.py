@@ -82,7 +82,7 @@ class GaussianPosterior(NamedTuple):
 
     @property
     def kl(self) -> t.Tensor:
-        """KL( N(mu, sigma^2) || N(0, p^2) ) in nats, (…, F). For a point without it: `point_kl`."""
+        """KL( N(mu, sigma^2) || N(0, p^2) ) in nats, (…, F). For a point: `point_kl`."""
         if self.log_var is None:
             return point_kl(self.mu, self.prior_std)
         return gaussian_kl(self.mu, self.log_var, self.prior_std)

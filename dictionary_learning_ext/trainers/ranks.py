@@ -1,6 +1,6 @@
 """The processes that train one SAE together, and what their tensors have in common.
 
-Each rank steps on its share of the batch. torch.distributed is imported only if there are several.
+Each rank steps on its share of the batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch as t
+import torch.distributed as dist
 
 from ..errors import ProcessError, first_line
 
@@ -32,8 +33,6 @@ class Ranks:
     def sum_(self, x: t.Tensor) -> t.Tensor:
         """The sum over the ranks, in place."""
         if self.count > 1:
-            import torch.distributed as dist
-
             dense = x.contiguous()  # a copy only of what has other strides
             with reaching_all():
                 dist.all_reduce(dense)
@@ -57,8 +56,6 @@ class Ranks:
         """Every rank's tensor, one after the other: (N, …) for one of shape (…)."""
         if self.count == 1:
             return x[None]
-        import torch.distributed as dist
-
         gathered = [t.empty_like(x, memory_format=t.contiguous_format) for _ in range(self.count)]
         with reaching_all():
             dist.all_gather(gathered, x.contiguous())
@@ -69,8 +66,6 @@ class Ranks:
         """Overwrite each tensor with rank 0's."""
         if self.count == 1:
             return
-        import torch.distributed as dist
-
         for x in tensors:
             dense = x.contiguous()
             with reaching_all():

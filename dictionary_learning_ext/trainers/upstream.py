@@ -1,4 +1,4 @@
-"""Builds the trainer of any architecture, and gives upstream's what the training loop asks of a trainer.
+"""Gives upstream's trainers what the training loop asks of a trainer, and its JumpReLU the paper's loss.
 
 Shapes: B batch, D activation_dim, F dict_size.
 """
@@ -12,53 +12,8 @@ import torch as t
 from dictionary_learning.trainers.jumprelu import JumpReLUFunction, JumpReluTrainer, StepFunction
 from dictionary_learning.trainers.top_k import geometric_median
 
-from ..config.architectures import TRAINED, import_class
-from ..config.presets import arguments_of
-from ..config.sae import SAEConfig
-from .base import Failure, KAnnealing, LossLog, Trainer, batch_metrics
+from .base import Failure, KAnnealing, LossLog, batch_metrics
 from .ranks import ALONE, FlatGradients, Ranks
-
-
-def build_trainer(
-    sae: SAEConfig,
-    *,
-    steps: int,
-    activation_dim: int,
-    layer: int,
-    lm_name: str,
-    hook: str,
-    device: str,
-    dtype: str,
-    name: str,
-) -> Trainer:
-    """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`.
-
-    Those of a trained SAE (`sae.init_from`) are put in their place by `training.initial_weights`.
-    """
-    arguments = arguments_of(sae, steps) | {
-        "steps": steps,
-        "activation_dim": activation_dim,
-        "layer": layer,
-        "lm_name": lm_name,
-        "submodule_name": hook,
-        "device": device,
-        "wandb_name": name,
-    }
-    t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
-    trainer_class = import_class(TRAINED[sae.architecture].trainer or "")
-    if hasattr(trainer_class, "join"):  # a `Trainer` of ours
-        trainer = trainer_class(**arguments, dtype=dtype)
-    else:
-        # Upstream's TopK trainers have this as an attribute, not as an argument.
-        threshold = arguments.pop("dead_feature_threshold", None)
-        # PyPI's release does not know this one.
-        k_anneal_steps = arguments.pop("k_anneal_steps", None)
-        inner = trainer_class(**arguments)
-        if threshold is not None:
-            inner.dead_feature_threshold = threshold
-        trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16", k_anneal_steps=k_anneal_steps)
-    trainer.starts_trained = sae.init_from is not None
-    return trainer
 
 
 class UpstreamTrainer:

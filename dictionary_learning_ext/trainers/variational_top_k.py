@@ -428,6 +428,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             options=options,
             kl_weight=options.beta * self.kl_scale,
             noise_scale=self.noise_scale,
+            # Where AuxK doesn't ask whether any feature is dead, it is left out until one can be.
             auxk_alpha=0.0 if no_dead_yet and x.is_cuda else self.auxk_alpha,
             top_k_aux=self.top_k_aux,
             dead_feature_threshold=self.dead_feature_threshold,

@@ -1,1 +1,1 @@
-"""The training loop, one SAE in it, and its logs."""
+"""Planning a run, the training loop, one SAE in it, logs, resuming, several processes."""

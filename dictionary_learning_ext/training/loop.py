@@ -39,7 +39,7 @@ from ..run_folder.matching import measured_on
 from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..trainers.base import require_device
-from ..trainers.upstream import build_trainer
+from ..trainers.build import build_trainer
 from .logs import report_finished
 from .plan import Job, plan, require_memory
 from .processes import Interrupts, Processes, before_the_first_step, interrupts, joined

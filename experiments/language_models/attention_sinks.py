@@ -34,7 +34,7 @@ from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.measure import measure
 from dictionary_learning_ext.run_folder.files import CONFIG, WEIGHTS, replacing, write_json
 from dictionary_learning_ext.run_folder.weights import save_weights
-from dictionary_learning_ext.trainers.upstream import build_trainer
+from dictionary_learning_ext.trainers.build import build_trainer
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about, about_line

@@ -14,7 +14,7 @@ from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, tra
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
 from dictionary_learning_ext.config.sae import OPTION_NAMES, TopKConfig, VSAETopKConfig
 from dictionary_learning_ext.run_folder.matching import measured_on
-from dictionary_learning_ext.trainers.upstream import build_trainer
+from dictionary_learning_ext.trainers.build import build_trainer
 
 K, STEPS = 4, 40
 SIZES = {"activation_dim": D, "dict_size": F, "k": K, "steps": STEPS}

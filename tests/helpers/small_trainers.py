@@ -5,7 +5,7 @@ from typing import Any
 import torch as t
 
 from dictionary_learning_ext.config.sae import CONFIGS, SAEConfig
-from dictionary_learning_ext.trainers.upstream import build_trainer
+from dictionary_learning_ext.trainers.build import build_trainer
 
 D, F, K, BATCH, STEPS = 16, 32, 4, 24, 100
 

@@ -5,7 +5,7 @@
 
 No B x F tensor is held for the means: the KL over all features needs only their second moments, which
 without a ReLU follow from the moments of x, as Cov(mu, x) = W_enc Cov(x). The KL of a learned
-log-variance depends on each one of them, so one dense tensor is held for it: its gradient.
+log-variance needs every one of them, so its gradient is held as one B x F tensor.
 """
 
 from collections.abc import Iterator, Sequence

@@ -180,7 +180,7 @@ def _largest(row_F, k, guess, places, work):
 
 @njit(inline="always")
 def _threshold(row_F, k, guess, work):
-    """The K largest are the numbers above it, and the first few that are equal to it: how many.
+    """The K-th largest number, and how many that equal it are among the K largest: the first ones.
 
     NaN counts as above.
     """

@@ -14,7 +14,7 @@ from . import compiled
 from .encode import BatchLogVariance, BatchMeans, DrawnLogVariance
 
 NOISE_STREAM = 2
-"""Counts the ways in which a generator's numbers have become noise. A run resumes in its own only."""
+"""Version of how noise is drawn from a generator. A run resumes only under its own."""
 
 
 class DrawnCode(NamedTuple):
@@ -27,9 +27,9 @@ class DrawnCode(NamedTuple):
     mu_BK: t.Tensor
     """their means"""
     fired_F: t.Tensor
-    """whether the mean's selection of some row holds the feature (bool). Where noise chooses, a mean
-    equal to the K-th largest (in magnitude, if it selects by magnitude) counts as selected. A mean of
-    0 fires only where nothing is drawn, as upstream counts a ReLU's zeros"""
+    """whether the mean's selection of any row holds the feature (bool). If noise chooses, ties with the
+    K-th largest (in magnitude, if that selects) count. A mean of 0 counts only if nothing is drawn, as
+    upstream counts a ReLU's zeros"""
     smallest_B: t.Tensor
     """each row's smallest positive selected mean, or the smallest magnitude above 0 if it selects by
     magnitude; inf if it has none"""
@@ -103,8 +103,8 @@ def draw_batch(
         rows_at_once: how many rows one thread works through at once, in the compiled form.
     """
     if compiled.serves(means.weight_FD, means.unfinished_dtype):
-        drawn = (means, sigma, log_var, k, noise_on, noise_scale, generator, rows_at_once)
-        return _draw_compiled(*drawn, select_by=select_by)
+        given = (means, sigma, log_var, k, noise_on, noise_scale, generator, rows_at_once)
+        return _draw_compiled(*given, select_by=select_by)
     parts: list[DrawnCode] = []
     for rows in means.row_blocks(len(means.bias_F)):
         mu_BF = means.of(rows)

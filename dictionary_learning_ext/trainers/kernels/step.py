@@ -5,7 +5,7 @@
     x_hat = W_dec f + b_dec,  f = v on I, 0 elsewhere
     loss  = mean_B ||x - x_hat||^2 + kl_weight mean_B sum_{i in S} KL_i + auxk_alpha aux
 
-S is all features, or I. A trainer gives the `Weights` and the `StepObjective`, and gets the `LossTerms`.
+S is all features, or I (`kl_scope`). A trainer gives the `Weights` and the `StepObjective`, and gets the `LossTerms`.
 The same loss, written densely for autograd, is the reference in the tests.
 
 Only the encoder and the choice of the K largest go through B x F numbers, some rows at a time. The
@@ -68,7 +68,7 @@ class StepObjective:
     form: StepForm
     """how the step is computed; up to rounding, the numbers do not depend on it"""
     ranks: Ranks = ALONE
-    """the processes that share the batch: its statistics are of all rows, the loss of this rank's"""
+    """the processes that share the batch: its statistics cover all ranks, the loss only this one"""
     measures_kl: bool = True
     """whether the log or the gradient needs the KL; without it `kl_loss` is 0"""
 
@@ -260,7 +260,7 @@ def _gradients(
         on_mu.append((e.auxk.code, aux_grad_mu_BK))
         grad_W_dec_FD = grad_W_dec_FD + aux_grad_W_dec_FD
 
-    grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)
+    grad_W_enc_FD, grad_b_enc_F = t.zeros(()), t.zeros_like(weights.b_enc_F)  # 0 broadcasts
     grad_x_BD = -grad_hat_BD if x_grad else None
     if e.moments is not None and e.moments.cross_FD is not None:
         factor_F = (objective.kl_weight / objective.prior_std.square()).expand_as(grad_b_enc_F)

@@ -1,0 +1,50 @@
+"""Builds the trainer of any architecture."""
+
+import torch as t
+
+from ..config.architectures import TRAINED, import_class
+from ..config.sae import SAEConfig
+from .base import Trainer
+from .upstream import UpstreamTrainer
+
+
+def build_trainer(
+    sae: SAEConfig,
+    *,
+    steps: int,
+    activation_dim: int,
+    layer: int,
+    lm_name: str,
+    hook: str,
+    device: str,
+    dtype: str,
+    name: str,
+) -> Trainer:
+    """The trainer of a resolved configuration. Its initial weights are drawn from `sae.seed`.
+
+    Those of a trained SAE (`sae.init_from`) are put in their place by `training.resuming.start_from`.
+    """
+    arguments = sae.trainer_arguments(steps) | {
+        "steps": steps,
+        "activation_dim": activation_dim,
+        "layer": layer,
+        "lm_name": lm_name,
+        "submodule_name": hook,
+        "device": device,
+        "wandb_name": name,
+    }
+    t.manual_seed(sae.seed)  # JumpReluTrainer does not seed itself
+    trainer_class = import_class(TRAINED[sae.architecture].trainer or "")
+    if hasattr(trainer_class, "join"):  # a `Trainer` of ours
+        trainer = trainer_class(**arguments, dtype=dtype)
+    else:
+        # Upstream's TopK trainers have this as an attribute, not as an argument.
+        threshold = arguments.pop("dead_feature_threshold", None)
+        # PyPI's release does not know this one.
+        k_anneal_steps = arguments.pop("k_anneal_steps", None)
+        inner = trainer_class(**arguments)
+        if threshold is not None:
+            inner.dead_feature_threshold = threshold
+        trainer = UpstreamTrainer(inner, in_bf16=dtype == "bfloat16", k_anneal_steps=k_anneal_steps)
+    trainer.starts_trained = sae.init_from is not None
+    return trainer
