@@ -65,11 +65,14 @@ def run_sweep(
             require_device(device, "devices")
     for chunk in chunks_of(configs, save_dir, name, len(configs), _ended(configs, save_dir)):
         chunk.prepare()
+    fitting = fitting_at_once(
+        list(configs.values()), devices or [next(iter(configs.values())).run.device]
+    )
     manifest = _begin(
         configs,
         save_dir,
         at_once=at_once,
-        memory_allows=_memory_allows(configs, devices),
+        memory_allows=min(math.ceil(len(configs) / max(1, len(devices))), fitting),
         name=name,
         command=command,
     )
@@ -85,7 +88,10 @@ def run_sweep(
             f"{manifest.how_to_continue}",
         ) from stop
     except UserError:
-        _withdraw(manifest, save_dir)
+        if not _has_begun(manifest, save_dir):
+            remove(save_dir / SWEEP)
+            if not any(save_dir.iterdir()):
+                remove(save_dir)
         raise
 
 
@@ -101,16 +107,8 @@ def _run(
     chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, ended))
     if devices and chunks:
         if (idle := len(devices) - len(chunks)) > 0:
-            together = max(len(chunk.configs) for chunk in chunks)
-            remedy = (
-                f": up to {together} SAEs are trained together; use --at-once 1 to share them out"
-            )
-            logger.warning(
-                "%d of the %d devices have nothing to do%s",
-                idle,
-                len(devices),
-                remedy if together > 1 else "",
-            )
+            fact = "%d of the %d devices have nothing to do (--at-once is %d)"
+            logger.warning(fact, idle, len(devices), manifest.at_once)
         failures += train_on(devices, chunks)
     else:
         for chunk in chunks:
@@ -143,13 +141,6 @@ def _ended(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:
     """The runs that are finished or failed. Another is trained again once its folder is deleted."""
     done = [name for name in configs if is_done(save_dir / name)]
     return [*done, *_failed(configs, save_dir)]
-
-
-def _memory_allows(configs: dict[str, TrainConfig], devices: Sequence[str]) -> int:
-    """How many SAEs are trained at once: what fits, but no more than each device's share of them."""
-    first, *_ = configs.values()
-    fitting = fitting_at_once(list(configs.values()), devices or [first.run.device])
-    return min(math.ceil(len(configs) / max(1, len(devices))), fitting)
 
 
 # --- chunks
@@ -349,7 +340,11 @@ def _values(configs: dict[str, TrainConfig]) -> dict[str, list[Any]]:
 def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str | Setting, ...]:
     """In which settings the runs of two sweeps differ, but for those that follow from others."""
     was = former.settings
-    differing = [n for n in settings if n in was and _sorted(was[n]) != _sorted(settings[n])]
+    differing = [
+        name
+        for name, values in settings.items()
+        if name in was and sorted(map(repr, was[name])) != sorted(map(repr, values))
+    ]
     differing = [name for name in differing if name not in DERIVED] or differing
     if not differing:
         return (f", e.g. {former.runs[0]}",)
@@ -361,21 +356,9 @@ def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str |
     return (" with ", *changes[1:])
 
 
-def _sorted(values: list[Any]) -> list[Any]:
-    return sorted(values, key=repr)
-
-
 def _shown(values: list[Any]) -> str:
-    texts = [str(value) for value in values[:_MOST_SHOWN]]
-    return ",".join(texts + ["…"] * (len(values) > _MOST_SHOWN))
-
-
-def _withdraw(manifest: Manifest, save_dir: Path) -> None:
-    """Undo `_begin` if no run has started."""
-    if not _has_begun(manifest, save_dir):
-        remove(save_dir / SWEEP)
-        if save_dir.is_dir() and not any(save_dir.iterdir()):
-            remove(save_dir)
+    more = ["…"] if len(values) > _MOST_SHOWN else []
+    return ",".join([*map(str, values[:_MOST_SHOWN]), *more])
 
 
 def _has_begun(manifest: Manifest, save_dir: Path) -> bool:

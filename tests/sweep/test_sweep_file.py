@@ -97,12 +97,9 @@ BAD = {
     "a value out of range": (of(k={"values": [33]}), r"sweep\.yaml: --k 33.*dict.size.32"),
     "a number that YAML reads as text": (
         of(lr={"values": ["1e-4"]}),
-        r"YAML reads 1e-4 as text; write 1\.0e-4$",
+        r"YAML reads 1e-4 as text; write numbers without quotes, and as 1\.0e-4, not 1e-4$",
     ),
-    "a number in quotes": (
-        of(k={"values": ["4"]}),
-        r"YAML reads 4 as text; write 4 without quotes$",
-    ),
+    "a number in quotes": (of(k={"values": ["4"]}), "YAML reads 4 as text; .* without quotes"),
     "an empty grid": (of(k={"values": []}), "so the grid is empty"),
     "no parameters": ({"parameters": 3}, "expected wandb's keys"),
     "a parameter without values": (of(k=4), "expected value, values, or min and max"),
@@ -136,7 +133,7 @@ BAD = {
     ),
     "several hook points in one run": (
         of(hook={"value": "blocks.0.hook_mlp_out,blocks.1.hook_mlp_out"}),
-        "a run of a sweep has one hook point; to train on several, give .* the parameter hook",
+        r"a run of a sweep has one hook point; sweep hook in .*sweep\.yaml, with values",
     ),
     "a distribution": (
         {"method": "random", "parameters": {"k": {"distribution": "beta", "min": 1, "max": 2}}},
@@ -178,7 +175,7 @@ def test_fixed_flags_override_the_files_and_swept_ones_are_refused(sweep_file):
     for fixed, message in (
         (["--steps=12", "--beta", "0.1"], r"beta: .*sweep\.yaml sweeps it; leave it out"),
         (["--resume=auto"], "resume: a sweep continues by itself"),
-        (["--overwrite"], "overwrite: a sweep continues its folder"),
+        (["--overwrite"], "overwrite: a sweep keeps its runs"),
     ):
         with pytest.raises(ConfigError, match=message):
             configurations(sweep, train_config, fixed)
@@ -270,19 +267,6 @@ def agent_runs(path, assignment, run_id, cwd, stop_at=None):
 
 def logged(cwd, run_id):
     return [int(row["step"]) for row in history(wandb_file(cwd, run_id))]
-
-
-def test_every_command_of_a_sweep_runs_as_an_agents(sweep_file, tmp_path, own_wandb):
-    content = yaml.safe_load(sweep_file().read_text())
-    path = sweep_file(command=[*content["command"][:-1], "--wandb=online", "${args}"])
-    assignments = read_sweep(path).assignments
-    assert len(assignments) == 4
-    for i, assignment in enumerate(assignments):
-        code, error = agent_runs(path, assignment, f"run{i}", tmp_path)
-        assert code == 0, error
-        in_wandb = logged_config(wandb_file(tmp_path, f"run{i}"))
-        assert {name: in_wandb[name] for name in assignment} == assignment
-    assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
 def test_an_agents_run_that_is_stopped_is_retried_and_counts_once(sweep_file, tmp_path, own_wandb):
