@@ -143,7 +143,10 @@ def _of_another_architecture(name: str, start: TrainFlags) -> str:
 
 
 def run(flags: TrainFlags) -> None:
-    flags = _at_home(flags)
+    # With the home folder for ~ where shells leave it: in --save-dir=~/x.
+    save_dir, resume = flags.run.save_dir, flags.resume
+    at_home = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
+    flags = replace(flags, run=at_home, resume=resume and resume.expanduser())
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
@@ -156,13 +159,6 @@ def run(flags: TrainFlags) -> None:
         with processes.together():
             if processes.is_first:
                 _show(flags, run, list(folders.values()))
-
-
-def _at_home(flags: TrainFlags) -> TrainFlags:
-    """With the home folder for ~ where shells leave it: in --save-dir=~/x."""
-    save_dir, resume = flags.run.save_dir, flags.resume
-    run = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
-    return replace(flags, run=run, resume=resume and resume.expanduser())
 
 
 def _settings(
@@ -269,7 +265,7 @@ def _started_from(flags: TrainFlags) -> str:
     """What the settings are, in a line."""
     if flags.preset is None:
         line = f"Settings of {flags.config}, except for the flags given."
-        left_out = ", ".join(f"--{name.replace('_', '-')}" for name in flags.left_out)
+        left_out = ", ".join(Setting(name).as_flag for name in flags.left_out)
         return f"{line} Left out, as not used here: {left_out}." if left_out else line
     settings = TrainConfig(flags.sae, flags.run).to_dict()
     shown = {name: settings[name] for name in ("k", "dict_size", "lr", "steps")}
