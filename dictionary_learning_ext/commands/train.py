@@ -73,8 +73,7 @@ def _prepare(args: list[str]) -> list[str]:
 def starting_point(given: dict[str, str]) -> TrainFlags:
     """The defaults of --preset, --config or --resume, without what the other flags rule out.
 
-    Arguments:
-        given: the text of each flag that was typed.
+    `given` is the text of each flag that was typed.
     """
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if given.get("resume") == str(AUTO):
@@ -136,10 +135,8 @@ def _whole_number(text: str) -> int | None:
 def _of_another_architecture(name: str, start: TrainFlags) -> str:
     """What to say of a flag that only other architectures have."""
     users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
-    return (
-        f"architecture {start.sae.architecture} does not use it; leave it out, or give --architecture "
-        f"{users}"
-    )
+    unused = f"architecture {start.sae.architecture} does not use it"
+    return f"{unused}; leave it out, or give --architecture {users}"
 
 
 def run(flags: TrainFlags) -> None:
@@ -276,6 +273,7 @@ def _started_from(flags: TrainFlags) -> str:
 
 def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
     """The results, and what to do next."""
+    from ..activations.stored import open_stored
     from ..evaluation.tables import printed, symptoms
 
     results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
@@ -287,27 +285,22 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         for symptom in symptoms(metrics, load_config(folder).sae):
             print(f"{folder} looks bad: {symptom}")
     one = folders[0]
+    # A report shows tokens. Other folders of activations than ours don't say which they are of.
+    has_tokens = not is_synthetic(run.model) and (
+        run.activations is None or open_stored(run.activations).manifest is not None
+    )
     print(
         "\nNext, in Python:\n"
         "  from dictionary_learning_ext import load_dictionary\n"
         f"  sae, config = load_dictionary({str(one)!r})\n"
         "or on the command line:\n"
-        + (f"  {vsae()} report {in_shell(one)}\n" if _can_be_shown(run) else "")
+        + (f"  {vsae()} report {in_shell(one)}\n" if has_tokens else "")
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
         )
-
-
-def _can_be_shown(run: RunConfig) -> bool:
-    """Whether a report can show tokens: other folders of activations than ours don't say which."""
-    from ..activations.stored import open_stored
-
-    if is_synthetic(run.model):
-        return False
-    return run.activations is None or open_stored(run.activations).manifest is not None
 
 
 TRAIN = Command(

@@ -63,9 +63,7 @@ def write_report(
     """
     out = Path(folder) / REPORT if out is None else Path(out)
     files = report_files(out)
-    with writing(
-        files
-    ):  # measuring takes minutes, so a folder that can't be written to is refused now
+    with writing(files):  # refused now if it can't be written to: measuring takes minutes
         there = next(path for path in (files, *files.parents) if path.exists())
         tempfile.TemporaryDirectory(dir=there, prefix=".").cleanup()
     comparison = analyse(

@@ -68,14 +68,9 @@ def run_sweep(
     fitting = fitting_at_once(
         list(configs.values()), devices or [next(iter(configs.values())).run.device]
     )
-    manifest = _begin(
-        configs,
-        save_dir,
-        at_once=at_once,
-        memory_allows=min(math.ceil(len(configs) / max(1, len(devices))), fitting),
-        name=name,
-        command=command,
-    )
+    memory_allows = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
+    wanted = _manifest(configs, memory_allows if at_once is None else at_once, name, command)
+    manifest = _begin(wanted, save_dir, keep_at_once=at_once is None)
     on_begin(manifest)
     try:
         return _run(configs, save_dir, manifest, devices)
@@ -278,63 +273,53 @@ def _read(save_dir: Path) -> Manifest | None:
         ) from error
 
 
-def _begin(
-    configs: dict[str, TrainConfig],
-    save_dir: Path,
-    *,
-    at_once: int | None,
-    memory_allows: int,
-    name: str | None,
-    command: str | None,
+def _manifest(
+    configs: dict[str, TrainConfig], at_once: int, name: str | None, command: str | None
 ) -> Manifest:
-    """Record a sweep in `save_dir`, unless it is there already.
+    """The manifest of a sweep, with its settings as JSON gives them back."""
+    names, values = sorted(configs), {}
+    for config in configs.values():
+        for setting, value in json.loads(json.dumps(config.to_dict())).items():
+            if setting not in NOT_THE_RESULT and value not in values.setdefault(setting, []):
+                values[setting].append(value)
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return Manifest(digest, at_once, names, name, command, values)
+
+
+def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
+    """Record a sweep in `save_dir`, or return what is recorded there of the same sweep.
 
     Another sweep that has written no run yet gives way.
 
     Arguments:
-        configs: of the runs, by name.
+        keep_at_once: a recorded sweep continues with its own `at_once`.
 
-    Raises: ConfigError if the folder holds another sweep, or the same one and `at_once` is higher than
-    its own.
+    Raises: ConfigError if the folder holds another sweep, or the same one with a lower `at_once`.
     """
-    names, settings = sorted(configs), _values(configs)
-    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     former = _read(save_dir)
-    if former is None or (former.digest != digest and not _has_begun(former, save_dir)):
-        at_once = memory_allows if at_once is None else at_once
-        manifest = Manifest(digest, at_once, names, name, command, settings)
-        write_json(save_dir / SWEEP, asdict(manifest))
-        return manifest
-    if former.digest != digest:
+    if former is None or (former.digest != wanted.digest and not _has_begun(former, save_dir)):
+        write_json(save_dir / SWEEP, asdict(wanted))
+        return wanted
+    if former.digest != wanted.digest:
         raise ConfigError(
             (
                 f"{save_dir}: holds another sweep of {len(former.runs)} runs",
-                *_difference(former, settings),
+                *_difference(former, wanted.settings),
             ),
             instead=("choose another ", Setting("save_dir")),
         )
-    if at_once in (None, former.at_once):
+    if keep_at_once or wanted.at_once == former.at_once:
         return former
-    if at_once > former.at_once:
+    if wanted.at_once > former.at_once:
         raise ConfigError(
             f"this sweep was started with {former.at_once}",
             name="at_once",
-            value=at_once,
+            value=wanted.at_once,
             instead="leave it out to continue the sweep, or lower it",
         )
-    manifest = replace(former, at_once=at_once)  # e.g. after memory ran out
+    manifest = replace(former, at_once=wanted.at_once)  # e.g. after memory ran out
     write_json(save_dir / SWEEP, asdict(manifest))
     return manifest
-
-
-def _values(configs: dict[str, TrainConfig]) -> dict[str, list[Any]]:
-    """The values of each setting in any of the runs, as JSON gives them back."""
-    values: dict[str, list[Any]] = {}
-    for config in configs.values():
-        for name, value in json.loads(json.dumps(config.to_dict())).items():
-            if name not in NOT_THE_RESULT and value not in values.setdefault(name, []):
-                values[name].append(value)
-    return values
 
 
 def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str | Setting, ...]:

@@ -6,6 +6,7 @@
 SLOW = frozenset(
     {
         # Commands in processes of their own, which are killed, signalled and resumed.
+        "test_no_key_reaches_a_file",
         "test_a_dead_wandb_process_is_said_and_does_not_stop_the_run",
         "test_a_killed_sweep_resumes_and_ends_bit_identical",
         "test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads",
@@ -79,7 +80,6 @@ SLOW = frozenset(
         "test_a_page_is_written_after_its_data_and_figures",
         "test_two_reports_of_a_run_differ_only_in_their_time",
         "test_the_command_on_the_page_writes_it_again",
-        "test_a_setting_that_was_left_out_is_shown_as_what_it_became",
         "test_the_report_names_them_once",
         "test_clusters_have_the_numbers_of_the_csv_file",
         "test_a_tokens_activation_is_shown_without_a_mouse",

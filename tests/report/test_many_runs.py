@@ -14,10 +14,8 @@ from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.report.many_runs import (
-    SEED_METRICS,
     Group,
     RunResult,
-    SeedScores,
     best_of_each_k,
     differing,
     from_folder,
@@ -32,19 +30,28 @@ def row(k, length, **settings):
     return RunResult(f"k{k}_{length}", {"k": k, **settings}, metrics)
 
 
-def test_the_lowest_is_the_best_for_each_k():
-    groups = grouped(
-        [row(16, None), row(16, 5.0, lr=1), row(8, 3.0, lr=1), row(8, 2.0, lr=2), row(8, 4.0, lr=3)]
-    )
-    best = best_of_each_k(groups)
-    assert [[one.name for one in group.runs] for group in best] == [["k8_2.0"], ["k16_5.0"]]
+EARLY, LATE = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"
 
 
-def test_each_hook_point_has_its_own_best():
-    early, late = {"hook": "blocks.0.hook_mlp_out"}, {"hook": "blocks.1.hook_mlp_out"}
-    runs = [row(8, 3.0, **late), row(8, 1.0, lr=1, **early), row(8, 2.0, lr=2, **early)]
-    best = best_of_each_k(grouped([*runs, row(4, 9.0, **late)]))
-    assert [group.runs[0].name for group in best] == ["k8_1.0", "k4_9.0", "k8_3.0"]
+@pytest.mark.parametrize(
+    ("runs", "best"),
+    [
+        (
+            [row(16, None), row(16, 5.0, lr=1), row(8, 3.0), row(8, 2.0, lr=2), row(8, 4.0, lr=3)],
+            ["k8_2.0", "k16_5.0"],
+        ),
+        (
+            [
+                *(row(8, 3.0, hook=LATE), row(8, 1.0, lr=1, hook=EARLY)),
+                *(row(8, 2.0, lr=2, hook=EARLY), row(4, 9.0, hook=LATE)),
+            ],
+            ["k8_1.0", "k4_9.0", "k8_3.0"],
+        ),
+    ],
+)
+def test_the_lowest_is_the_best_for_each_k_at_each_hook_point(runs, best):
+    found = best_of_each_k(grouped(runs))
+    assert [one.name for group in found for one in group.runs] == best
 
 
 def test_the_mean_counts_and_not_the_luckiest_run():
@@ -165,7 +172,7 @@ def test_they_are_means_over_all_pairs(seeds):
     ]
     assert scores.values["pw_mcc_less_null"] == pytest.approx(less_null)
     assert scores.values["returning"] == pytest.approx(np.mean(shares))
-    assert (scores.n, scores.share_batches) == (3, False)
+    assert not scores.share_batches
 
 
 def test_copies_are_one_sae_and_one_is_nothing_to_compare(seeds, tmp_path, caplog):
@@ -199,18 +206,3 @@ def test_seeds_of_one_data_seed_share_batches(data_seeds, share_batches, seeds, 
     scores = of_seeds([with_data_seed(one, tmp_path / f"{i}", seed) for i, (one, seed) in pairs])
     assert scores is not None
     assert scores.share_batches == share_batches
-
-
-def test_a_folder_that_can_not_be_read_is_named(seeds, tmp_path, caplog):
-    assert of_seeds([seeds[0], tmp_path / "nowhere"]) is None
-    assert "which features come back was not measured: " in caplog.text
-    assert "nowhere: no such folder" in caplog.text
-
-
-def test_they_are_shown_with_a_star_where_batches_were_shared():
-    values = {"pw_mcc_less_null": 0.12345, "returning": 0.6789}
-    less_null, returning = SEED_METRICS
-    own, shared = SeedScores(values, 3, False), SeedScores(values, 3, True)
-    assert (less_null.text(own), returning.text(own)) == ("0.1235", "67.9%")
-    assert (less_null.text(shared), returning.text(shared)) == ("0.1235 *", "67.9% *")
-    assert less_null.text(None) == "-"

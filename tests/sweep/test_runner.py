@@ -292,12 +292,10 @@ def finished(folder, eval_tokens=100):
     (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
 
 
-def start(folder, names="abc", **changes):
-    return runner._begin(
-        dict.fromkeys(names, TrainConfig()),
-        folder,
-        **{"at_once": None, "memory_allows": 2, "name": None, "command": "vsae x", **changes},
-    )
+def start(folder, names="abc", at_once=None, memory_allows=2, name=None, command="vsae x"):
+    configs = dict.fromkeys(names, TrainConfig())
+    wanted = runner._manifest(configs, at_once or memory_allows, name, command)
+    return runner._begin(wanted, folder, keep_at_once=at_once is None)
 
 
 def test_the_first_start_counts(tmp_path):
@@ -341,8 +339,7 @@ def test_what_differs_from_another_sweep_is_named(ks, steps, message, tmp_path):
     def begin(ks, steps=1200):
         run = RunConfig(steps=steps)
         configs = {str(k): TrainConfig(SAEConfig(k=k).resolve(steps, 512), run) for k in ks}
-        given = dict.fromkeys(("at_once", "name", "command"))
-        runner._begin(configs, tmp_path, memory_allows=2, **given)
+        runner._begin(runner._manifest(configs, 2, None, None), tmp_path, keep_at_once=True)
 
     begin([4, 2])
     (tmp_path / "2").mkdir()
