@@ -87,7 +87,7 @@ SLOW = frozenset(
         "test_search_and_sort",
         "test_a_feature_opens_from_the_table_and_by_keys",
         "test_the_map_shows_a_features_tokens_and_opens_it",
-        "test_dark_mode_and_print_change_the_charts",
+        "test_dark_mode_changes_the_charts",
         "test_it_fits_a_phone",
         "test_hostile_text_does_nothing",
         # Experiments.

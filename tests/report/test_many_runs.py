@@ -84,20 +84,19 @@ def test_groups_are_in_the_order_of_their_numbers():
     ]
 
 
-def test_the_spread_is_the_standard_deviation_of_the_sample():
-    lengths = [15.0, 16.5, 15.6]
+@pytest.mark.parametrize(
+    ("lengths", "spread", "text"),
+    [
+        ([15.0, 16.5, 15.6], statistics.stdev([15.0, 16.5, 15.6]), "15.7 ± 0.8"),
+        ([2.0, 2.0], 0, "2.0000 ± 0.0000"),
+        ([2.0], None, "2.0000"),
+        ([2.0, None], None, "-"),  # what one seed lacks has no mean
+    ],
+)
+def test_the_spread_is_the_standard_deviation_of_the_sample(lengths, spread, text):
     group = Group([row(8, length) for length in lengths])
-    assert group.spread("description_length") == statistics.stdev(lengths)
-    assert group.text(METRICS["description_length"]) == "15.7 ± 0.8"
-    assert group.spread("fve") == 0
-    assert group.text(METRICS["fve"]) == "0.5000 ± 0.0000"
-
-
-@pytest.mark.parametrize("runs", [[row(8, 2.0)], [row(8, 2.0), row(8, None)]])
-def test_one_run_has_no_spread_and_what_one_seed_lacks_has_no_mean(runs):
-    group = Group(runs)
-    assert group.spread("description_length") is None
-    assert group.text(METRICS["description_length"]) == ("2.0000" if len(runs) == 1 else "-")
+    assert group.spread("description_length") == spread
+    assert group.text(METRICS["description_length"]) == text
 
 
 def test_settings_in_which_runs_differ():
@@ -131,27 +130,20 @@ def test_an_empty_folder_or_one_without_results(tmp_path, caplog):
     assert "left out, as they have no results yet: one" in caplog.text
 
 
-def test_a_sweep_that_wandb_does_not_have(monkeypatch):
+def test_a_sweep_on_wandbs_server(monkeypatch):
+    runs = [
+        SimpleNamespace(name="a", config={"k": 4}, summary={"eval/fve": 0.5}, state=state)
+        for state in ("finished", "running")
+    ]
+    found = SimpleNamespace(sweep=lambda _: SimpleNamespace(runs=runs))
+    monkeypatch.setattr("wandb.Api", lambda: found)
+    finished = [RunResult("a", {"k": 4}, {"fve": 0.5})]
+    assert from_wandb("a/b/c") == (finished, "1 of 2 runs are finished")
+    del runs[1]
+    assert from_wandb("a/b/c") == (finished, None)
     monkeypatch.setattr("wandb.Api", lambda: 1 / 0)
     with pytest.raises(ConfigError, match=r"--of-wandb a/b/c: can't be read.*wandb login"):
         from_wandb("a/b/c")
-
-
-def test_runs_on_wandb_that_have_not_finished_are_counted(monkeypatch):
-    one = SimpleNamespace(name="a", config={"k": 4}, summary={"eval/fve": 0.5}, state="finished")
-    other = SimpleNamespace(**vars(one) | {"state": "running"})
-
-    def api(*runs):
-        monkeypatch.setattr(
-            "wandb.Api", lambda: SimpleNamespace(sweep=lambda _: SimpleNamespace(runs=runs))
-        )
-
-    api(one, other)
-    results, missing = from_wandb("a/b/c")
-    assert results == [RunResult("a", {"k": 4}, {"fve": 0.5})]
-    assert missing == "1 of 2 runs are finished"
-    api(one)
-    assert from_wandb("a/b/c")[1] is None
 
 
 # --- how well the seeds of a setting agree
@@ -186,23 +178,16 @@ def test_copies_are_one_sae_and_one_is_nothing_to_compare(seeds, tmp_path, caplo
     assert not caplog.records
 
 
-def with_data_seed(folder, to, data_seed):
-    """A copy of a run folder; of upstream's, which names no seeds, with None."""
-    shutil.copytree(folder, to)
-    config = json.loads((to / "config.json").read_text())
-    if data_seed is None:
-        del config["run"]
-    else:
-        config["run"]["settings"]["data_seed"] = data_seed
-    (to / "config.json").write_text(json.dumps(config))
-    return to
-
-
-@pytest.mark.parametrize(
-    ("data_seeds", "share_batches"), [((0, 1), False), ((0, 0), True), ((None, None), False)]
-)
-def test_seeds_of_one_data_seed_share_batches(data_seeds, share_batches, seeds, tmp_path):
-    pairs = enumerate(zip(seeds, data_seeds, strict=False))
-    scores = of_seeds([with_data_seed(one, tmp_path / f"{i}", seed) for i, (one, seed) in pairs])
+@pytest.mark.parametrize(("data_seed", "share_batches"), [(0, True), (None, False)])
+def test_seeds_of_one_data_seed_share_batches(data_seed, share_batches, seeds, tmp_path):
+    """None: folders of upstream's, which name no seeds."""
+    for name, one in zip("ab", seeds, strict=False):
+        config = json.loads((shutil.copytree(one, tmp_path / name) / "config.json").read_text())
+        if data_seed is None:
+            del config["run"]
+        else:
+            config["run"]["settings"]["data_seed"] = data_seed
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    scores = of_seeds([tmp_path / "a", tmp_path / "b"])
     assert scores is not None
     assert scores.share_batches == share_batches

@@ -301,9 +301,7 @@ def test_without_seeds_nothing_is_said_of_them(report):
     assert "seeds" not in data
     assert not any({"match", "returns"} & sae["columns"].keys() for sae in data["saes"])
     body = page[: page.index('<script type="text/plain"')]
-    assert "come back" not in body
-    assert "mean match" not in body
-    assert "--seeds" not in body
+    assert not re.search("come back|mean match|--seeds", body)
     assert not (report.with_name("both_files") / "returning.png").exists()
 
 
@@ -318,23 +316,13 @@ def test_what_seeds_share_is_said_on_the_page(seeds, seeded_report, tiny_lm_dir,
     assert "features may return" not in seeded_report.read_text(encoding="utf-8")
 
 
-def test_seeds_that_can_not_be_compared_are_one_line(seeds, tiny_lm_dir, text, tmp_path, capsys):
+def test_seeds_that_can_not_be_compared_are_one_line(seeds, tmp_path, capsys):
     """What `vsae reproduce` refuses, before the contexts are read."""
-    wider = train(tiny_lm_dir, text, tmp_path / "wider", "--dict-size", "40")
-    unfinished = shutil.copytree(seeds[1], tmp_path / "unfinished")
-    (unfinished / "ae.pt").unlink()
-    (unfinished / "metrics.json").unlink()
     out = tmp_path / "page.html"
-    for others, message in (
-        ([wider], "wider has 40 features of 16 dimensions, and seed0 has 32 of 16"),
-        ([seeds[0] / ".." / "seed0"], "is given twice"),
-        ([unfinished], "not finished"),
-        ([tmp_path / "nowhere"], "no such folder"),
+    for other, message in (
+        (seeds[0] / ".." / "seed0", "is given twice"),
+        (tmp_path / "nowhere", "no such folder"),
     ):
-        capsys.readouterr()
-        flags = ["--seeds", *map(str, others), "--out", str(out), *BARE]
-        assert main(["report", str(seeds[0]), *flags]) == 2, others
-        captured = capsys.readouterr()
-        assert message in captured.err.strip().splitlines()[-1]
-        assert "reading" not in captured.out
+        flags = ["--seeds", other, "--out", out, *BARE]
+        assert message in refused(["report", seeds[0], *flags], capsys)
     assert not out.exists()
