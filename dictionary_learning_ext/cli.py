@@ -19,9 +19,13 @@ from .config.checks import meant
 from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
 
-_TO_STUDY = (TRAIN, EVAL, COMPARE, REPRODUCE, REPORT, QUICKSTART)
-_TO_SHARE = (SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH)
-COMMANDS: dict[str, Command[Any]] = {each.name: each for each in (*_TO_STUDY, *_TO_SHARE)}
+COMMANDS: dict[str, Command[Any]] = {
+    each.name: each
+    for each in (
+        *(TRAIN, EVAL, COMPARE, REPRODUCE, REPORT, QUICKSTART),
+        *(SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH),
+    )
+}
 
 _USAGE = """\
 usage: vsae COMMAND [FLAGS]
@@ -75,9 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         if args and args[0] == "help":
             args = [*args[1:], "--help"]
         if not args or args[0] in ("-h", "--help"):
-            print(
-                _USAGE.format("\n".join(f"  {n:<12}{c.flags.__doc__}" for n, c in COMMANDS.items()))
-            )
+            lines = (f"  {name:<12}{each.flags.__doc__}" for name, each in COMMANDS.items())
+            print(_USAGE.format("\n".join(lines)))
             return 0
         if args[0] == "--version":
             print(f"vsae {version('dictionary-learning-ext')}")
