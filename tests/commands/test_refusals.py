@@ -76,7 +76,7 @@ REFUSED = {
     "train {small} --data nobody/nothing": "'nobody/nothing' … embedded",
     "train {small} --data ./nothing.txt": "nothing.txt",
     "train {small} --data {bytes}": "bytes.txt is not UTF-8 at byte 8",
-    "train {small} --data {empty}": "has no documents",
+    "train {small} --data {empty} --eval-tokens 0": "has no documents",
     "train {small} --data {short} --eval-tokens 0": "expected 384 for 12 steps",
     "train {small} --data {exe}": ".txt",
     "train {small} --model ./nothing": "'./nothing' … save_pretrained",
@@ -114,7 +114,7 @@ REFUSED = {
     "sweep --results {tmp} --devices cpu,cpu": "--devices: only works with a sweep file",
     "sweep {sweep} --device=cpu --devices cpu,cpu": "--device and --devices: give only one",
     "sweep {sweep_of_devices} --devices cpu,cpu": "sweeps device; leave it out, or take device out",
-    "sweep {sweep} --devices=": "--devices : expected devices of one kind",
+    "sweep {sweep} --devices=": "--devices '': expected devices of one kind",
 }
 
 BAD_TEXTS = {

@@ -62,11 +62,11 @@ def test_what_is_left_or_failed_is_counted_with_the_command_that_continues(
 
     real, calls = loop.train, []
 
-    def stopped_later(run, saes, **options):
-        calls.append(saes)
+    def stopped_later(*given, **options):
+        calls.append(given)
         if len(calls) == 2:
             raise Interrupted(signal.SIGINT)
-        return real(run, saes, **options)
+        return real(*given, **options)
 
     monkeypatch.setattr(loop, "train", stopped_later)
     folder = tmp_path / "s"

@@ -6,7 +6,6 @@
 SLOW = frozenset(
     {
         # Commands in processes of their own, which are killed, signalled and resumed.
-        "test_no_key_reaches_a_file",
         "test_a_dead_wandb_process_is_said_and_does_not_stop_the_run",
         "test_a_killed_sweep_resumes_and_ends_bit_identical",
         "test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads",

@@ -93,7 +93,7 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
 
 
 def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(sweep_file, tmp_path):
-    longer = ["--steps=200", "--save-every=25", "--log-steps=50"]
+    longer = ["--steps=100", "--save-every=10", "--log-steps=50"]
     path = sweep_file()
     configs = configurations(read_sweep(path), train_config, longer)
     with one_thread():
