@@ -93,10 +93,9 @@ def run_sweep(
 def _run(
     configs: dict[str, TrainConfig], save_dir: Path, manifest: "Manifest", devices: Sequence[str]
 ) -> dict[str, Path]:
-    failed = _failed(configs, save_dir)
     failures = [
         f"{name} failed earlier (see {save_dir / name / FAILED}; to train it again, delete its folder)"
-        for name in failed
+        for name in _failed(configs, save_dir)
     ]
     ended = _ended(configs, save_dir)
     chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, ended))

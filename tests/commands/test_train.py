@@ -45,8 +45,16 @@ def test_a_bad_run_is_said_to_be_one(small, tmp_path, capsys):
     assert f"{tmp_path / 'run'} looks bad: The noise stays" in out
 
 
-def test_a_runs_config_starts_another_and_flags_win(small, tmp_path):
-    assert main(["train", *small, "--beta", "0.25", "--posterior", "learned"]) == 0
+def test_flags_reach_the_trainer_and_the_weights_and_a_config_starts_another_run(small, tmp_path):
+    """The weights are for raw activations: the prior's width is scaled as they are."""
+    flags = "--beta 0.25 --posterior learned --kl-warmup-steps 0 --prior-std 0.5"
+    assert main(["train", *small, *flags.split()]) == 0
+    trained = json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]
+    for values in (settings_of(tmp_path / "run"), trained):
+        assert (values["kl_warmup_steps"], values["prior_std"]) == (0, 0.5)
+    weights = t.load(tmp_path / "run" / "ae.pt", weights_only=True)
+    assert trained["norm_factor"] != pytest.approx(1, rel=0.01)
+    assert weights["prior_std"].item() == pytest.approx(0.5 * trained["norm_factor"])
     again = str(tmp_path / "again")
     flags = ["--config", str(tmp_path / "run"), "--save-dir", again, "--seed=7"]
     assert main(["train", *flags]) == 0
@@ -111,17 +119,6 @@ def test_what_an_architecture_does_not_take_from_a_config_is_named(folder, tmp_p
 def test_steps_may_be_typed_in_any_way_that_python_reads(typed):
     start = starting_point({"steps": typed})
     assert (start.run.steps, start.sae.noise_anneal_steps) == (20_000, 10_000)
-
-
-def test_no_warm_up_and_another_prior_reach_the_trainer_and_the_weights(small, tmp_path):
-    """The weights are for raw activations: the prior's width is scaled as they are."""
-    assert main(["train", *small, "--kl-warmup-steps", "0", "--prior-std", "0.5"]) == 0
-    trained = json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]
-    for values in (settings_of(tmp_path / "run"), trained):
-        assert (values["kl_warmup_steps"], values["prior_std"]) == (0, 0.5)
-    weights = t.load(tmp_path / "run" / "ae.pt", weights_only=True)
-    assert trained["norm_factor"] != pytest.approx(1, rel=0.01)
-    assert weights["prior_std"].item() == pytest.approx(0.5 * trained["norm_factor"])
 
 
 def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tmp_path, capsys):

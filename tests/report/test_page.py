@@ -211,8 +211,11 @@ def test_what_is_not_matched_is_named_with_its_settings(runs, report, tmp_path):
     assert "different conditions" not in matched
 
 
-def test_mistakes_are_one_line(runs, lm_dir_of, text, tmp_path, capsys):
-    other = train(lm_dir_of("llama"), text, tmp_path / "llama", "--eval-tokens", "0")
+def test_mistakes_are_one_line(runs, lm_dir_of, tmp_path, capsys):
+    other = shutil.copytree(runs[1], tmp_path / "llama")
+    config = json.loads((other / "config.json").read_text())
+    config["run"]["settings"]["model"] = str(lm_dir_of("llama"))
+    (other / "config.json").write_text(json.dumps(config))
     damaged = shutil.copytree(runs[0], tmp_path / "damaged")
     (damaged / "metrics.jsonl").write_text("{")
     (tmp_path / "file").write_text("")
