@@ -19,24 +19,23 @@ from .config.checks import meant
 from .errors import Interrupted, ProcessError, UserError
 from .training.processes import Processes, joined, launched
 
-_ALL = (
-    *(TRAIN, EVAL, COMPARE, REPRODUCE, REPORT, QUICKSTART),
-    *(SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH),
-)
-COMMANDS: dict[str, Command[Any]] = {command.name: command for command in _ALL}
+COMMANDS: dict[str, Command[Any]] = {
+    each.name: each
+    for each in (
+        *(TRAIN, EVAL, COMPARE, REPRODUCE, REPORT, QUICKSTART),
+        *(SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH),
+    )
+}
 
+_USAGE = """\
+usage: vsae COMMAND [FLAGS]
 
-def _usage() -> str:
-    lines = [
-        "usage: vsae COMMAND [FLAGS]",
-        "",
-        "Train and study variational TopK sparse autoencoders.",
-        "",
-        "commands:",
-    ]
-    lines += [f"  {name:<12}{command.flags.__doc__}" for name, command in COMMANDS.items()]
-    lines += ["", "`vsae help COMMAND` explains its flags; `vsae --version` prints the version."]
-    return "\n".join(lines)
+Train and study variational TopK sparse autoencoders.
+
+commands:
+{}
+
+`vsae help COMMAND` explains its flags; `vsae --version` prints the version."""
 
 
 class _Messages(logging.Formatter):
@@ -80,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
         if args and args[0] == "help":
             args = [*args[1:], "--help"]
         if not args or args[0] in ("-h", "--help"):
-            print(_usage())
+            lines = (f"  {name:<12}{each.flags.__doc__}" for name, each in COMMANDS.items())
+            print(_USAGE.format("\n".join(lines)))
             return 0
         if args[0] == "--version":
             print(f"vsae {version('dictionary-learning-ext')}")

@@ -72,7 +72,12 @@ class CacheFlags:
 def run_cache(flags: CacheFlags) -> None:
     folder = Path(flags.folder)
     if flags.verify:
-        _verify(folder)
+        if (manifest := finished_manifest(folder)) is None:
+            raise ActivationsError(
+                f"{folder}: no cache of `vsae cache`, which has checksums; nothing to verify"
+            )
+        require_checksums(folder, manifest)
+        print(f"{folder}: all {len(list(manifest.all_files))} files are as they were written")
         return
     require(flags.file_mb >= 1, "file_mb", flags.file_mb, "at least 1")
     settings = RunConfig(
@@ -114,16 +119,6 @@ def run_cache(flags: CacheFlags) -> None:
         f"cached {manifest.tokens:,} tokens in {folder}; train from it with\n"
         f"  {vsae()} train --activations {in_shell(folder)}{chosen if len(hooks) > 1 else ''}"
     )
-
-
-def _verify(folder: Path) -> None:
-    manifest = finished_manifest(folder)
-    if manifest is None:
-        raise ActivationsError(
-            f"{folder}: no cache of `vsae cache`, which has checksums; nothing to verify"
-        )
-    require_checksums(folder, manifest)
-    print(f"{folder}: all {len(list(manifest.all_files))} files are as they were written")
 
 
 HOOKS = Command("hooks", HooksFlags, run_hooks)

@@ -1,5 +1,6 @@
 """`vsae export` and `vsae push`: SAEs for other libraries, and on the Hugging Face hub."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..config.architectures import ExportFormat
@@ -46,8 +47,7 @@ def run_export(flags: ExportFlags) -> None:
     )
     out = exported.folder
     print(f"{out}: {exported.difference or 'the batches for Neuronpedia'}")
-    if exported.cut_paths:
-        print(f"Local paths were shortened to their last names: {', '.join(exported.cut_paths)}")
+    _print_cut(exported.cut_paths)
     if flags.format == "sae-bench":
         (place,) = (path.parent for path in out.glob(f"downloaded_saes/*/{WEIGHTS}"))
         print(
@@ -55,14 +55,19 @@ def run_export(flags: ExportFlags) -> None:
             f"  load_dictionary_learning_sae({SAE_BENCH_REPO!r}, {place.name!r}, MODEL, …)\n"
             f"To upload it to the hub: vsae push {in_shell(place)} OWNER/NAME"
         )
-    elif flags.format == "sae-lens":
-        print(f"  SAE.load_from_disk({str(out)!r})")
-    elif flags.format == "sparsify":
-        print(f"  sparsify.SparseCoder.load_many({str(out)!r}, local=True)")
-    elif flags.format == "dictionary-learning":
-        print(f"  dictionary_learning.utils.load_dictionary({str(out)!r}, device)")
-    elif flags.format == "safetensors":
-        print("config.json states the equation and the shapes of the tensors in sae.safetensors")
+    next_step = {
+        "sae-lens": f"  SAE.load_from_disk({str(out)!r})",
+        "sparsify": f"  sparsify.SparseCoder.load_many({str(out)!r}, local=True)",
+        "dictionary-learning": f"  dictionary_learning.utils.load_dictionary({str(out)!r}, device)",
+        "safetensors": "config.json states the equation and the tensors' shapes in sae.safetensors",
+    }
+    if flags.format in next_step:
+        print(next_step[flags.format])
+
+
+def _print_cut(paths: Sequence[str]) -> None:
+    if paths:
+        print(f"Local paths were shortened to their last names: {', '.join(paths)}")
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,7 @@ def run_push(flags: PushFlags) -> None:
         return
     for name, size in pushed.files.items():
         print(f"{size:>12,} {name}")
-    if pushed.cut_paths:
-        print(f"Local paths were shortened to their last names: {', '.join(pushed.cut_paths)}")
+    _print_cut(pushed.cut_paths)
     if pushed.url is None:
         visibility = "public" if flags.public else "private"
         print(

@@ -110,7 +110,7 @@ def texts_of(args: list[str]) -> dict[str, str]:
         name, has_value, value = arg[2:].partition("=")
         value = value if has_value else following
         if arg.startswith("--") and (has_value or not following.startswith("--")):
-            given[_field_name(name)] = _NONE if value.lower() == _NONE else value
+            given[name.replace("-", "_")] = _NONE if value.lower() == _NONE else value
     return given
 
 
@@ -133,10 +133,10 @@ def parse(command: Command[F], args: list[str]) -> F:
         if option.default is MISSING and name not in changes:
             what = f", {_expected(option.hint)} {see}"
             raise UserError(("expected ", Setting(name), what), name=name)
-    parts: dict[str, dict[str, Any]] = {option.part: {} for option in options.values()}
+    parts: dict[str, dict[str, Any]] = {"": {}}
     for name, value in changes.items():
-        parts[options[name].part][name] = value
-    whole = parts.pop("", {}) | {
+        parts.setdefault(options[name].part, {})[name] = value
+    whole = parts.pop("") | {
         part: replace(getattr(start, part), **changed) for part, changed in parts.items()
     }
     filled_in = {"typed": tuple(typed), "words": tuple(args), "passed_on": tuple(passed_on)}
@@ -224,7 +224,7 @@ def _sorted(
     typed: dict[str, list[str]] = {}
     arguments: list[str] = []
     passed_on: list[str] = []
-    unknown: dict[str, list[str]] = {}
+    unknown: dict[str, list[str]] = {}  # and the names that may have been meant
     for name, words, values in _split(args, others | passed | flags, len(flags) < len(options)):
         if name is None:
             arguments += words
@@ -239,22 +239,13 @@ def _sorted(
         else:
             unknown[name] = likely(name, [*flags, *passed, *others])
     if unknown:
-        raise _no_such_flag(unknown, see)
+        said: list[str | Setting] = []
+        for name, close in unknown.items():
+            said += [", " if said else "no such flag: ", Setting(name)]
+            if close:
+                said += [" (did you mean ", *listed(map(Setting, close)), "?)"]
+        raise UserError((*said, f" {see}"), name=next(iter(unknown)))
     return typed, arguments, passed_on
-
-
-def _no_such_flag(unknown: dict[str, list[str]], see: str) -> UserError:
-    """An error for unknown flags.
-
-    Arguments:
-        unknown: the names that may have been meant, by what was typed.
-    """
-    said: list[str | Setting] = []
-    for name, close in unknown.items():
-        said += [", " if said else "no such flag: ", Setting(name)]
-        if close:
-            said += [" (did you mean ", *listed(map(Setting, close)), "?)"]
-    return UserError((*said, f" {see}"), name=next(iter(unknown)))
 
 
 def _split(
@@ -270,7 +261,7 @@ def _split(
         word = rest.pop(0)
         if word.startswith("--"):
             name, has_value, value = word[2:].partition("=")
-            name = _field_name(name)
+            name = name.replace("-", "_")
             n = 0 if has_value else _number_of_values(options.get(name), rest, takes_positional)
             values, rest = rest[:n], rest[n:]
             yield name, [word, *values], [value] if has_value else values
@@ -351,10 +342,6 @@ def _positional_values(options: dict[str, _Option], words: list[str], see: str) 
     if any(option.default is MISSING and option.name not in found for option in places):
         raise UserError(f"expected {expected} {see}")
     return found
-
-
-def _field_name(flag: str) -> str:
-    return flag.replace("-", "_")
 
 
 def _members(hint: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config.presets import preset, quickstart
-from ..config.run import RunConfig, TrainConfig, require_same
+from ..config.run import ReportOptions, RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import Interrupted, in_shell
 from ..run_folder.files import CONFIG, INDEX, REPORT, remove, report_files
@@ -62,8 +62,18 @@ def run(flags: QuickstartFlags) -> None:
     one = folders["vsae_annealed_selection"]
     if flags.report:
         if not page.is_file():
+            from ..report.page import write_report
+
             print("\nWriting the report:")
-            _report(flags, page, one, [folder for folder in folders.values() if folder != one])
+            write_report(
+                one,
+                [folder for folder in folders.values() if folder != one],
+                page,
+                options=ReportOptions(  # a short run gets a short report
+                    tokens=flags.eval_tokens or ReportOptions.tokens, seed=flags.seed
+                ),
+                on_step=lambda step: print(f"  {step} …", flush=True),
+            )
         print(f"\nOpen {page} in a browser to see their features, maps and training.")
     print(
         f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl and metrics.json.\n"
@@ -95,22 +105,6 @@ def _has_started(config: RunConfig, saes: dict[str, SAEConfig], folders: dict[st
         now = TrainConfig(sae, config).to_dict()
         require_same(was, now, str(folders[name]), advice=advice)
     return bool(started)
-
-
-def _report(flags: QuickstartFlags, page: Path, folder: Path, against: list[Path]) -> None:
-    from ..config.run import ReportOptions
-    from ..report.page import write_report
-
-    # A short run gets a short report.
-    tokens = flags.eval_tokens or ReportOptions.tokens
-    options = ReportOptions(tokens=tokens, seed=flags.seed)
-    write_report(
-        folder,
-        against,
-        page,
-        options=options,
-        on_step=lambda step: print(f"  {step} …", flush=True),
-    )
 
 
 QUICKSTART = Command("quickstart", QuickstartFlags, run)

@@ -34,31 +34,28 @@ def run(flags: ReportFlags) -> None:
     from ..report.runs_page import write_index
     from ..run_folder.reading import run_folders_in
 
-    if run_folders_in(flags.folder):
-        if flags != ReportFlags(flags.folder, out=flags.out):
-            raise ConfigError(
-                f"{flags.folder}: holds run folders and gets an index page, which reads "
-                "no text; leave out all flags but --out, or give one of "
-                f"{', '.join(path.name for path in run_folders_in(flags.folder))} in it"
-            )
-        path = write_index(flags.folder, flags.out, on_step=_said)
-        print(f"wrote {path}; open it in a browser")
-        return
-    path = write_report(
-        flags.folder,
-        flags.against,
-        flags.out,
-        seeds=flags.seeds,
-        options=flags.report,
-        figures=flags.figures,
-        on_step=_said,
-        **vars(flags.inputs),
-    )
+    def said(step: str) -> None:
+        print(f"  {step} …", flush=True)
+
+    if not run_folders_in(flags.folder):
+        path = write_report(
+            flags.folder,
+            flags.against,
+            flags.out,
+            seeds=flags.seeds,
+            options=flags.report,
+            figures=flags.figures,
+            on_step=said,
+            **vars(flags.inputs),
+        )
+    elif flags == ReportFlags(flags.folder, out=flags.out):
+        path = write_index(flags.folder, flags.out, on_step=said)
+    else:
+        raise ConfigError(
+            f"{flags.folder}: holds run folders and gets an index page, which reads no text; leave out "
+            "all flags but --out, or give one of the run folders"
+        )
     print(f"wrote {path}; open it in a browser")
-
-
-def _said(step: str) -> None:
-    print(f"  {step} …", flush=True)
 
 
 REPORT = Command("report", ReportFlags, run)

@@ -59,26 +59,26 @@ def run(flags: SweepFlags) -> None:
         _run_file(flags.file, flags)
     elif flags.results is not None:
         _show(flags.results.expanduser())
-    else:
-        assert flags.of_wandb is not None
-        from ..report.many_runs import from_wandb
-        from ..report.runs_page import show_sweep
-
-        results, missing = from_wandb(flags.of_wandb)
-        folder = RUNS / flags.of_wandb.rpartition("/")[2]
-        print(show_sweep(results, folder, missing, shutil.get_terminal_size().columns))
+    elif flags.of_wandb is not None:
+        _show(RUNS / flags.of_wandb.rpartition("/")[2], flags.of_wandb)
 
 
-def _show(folder: Path) -> None:
-    from ..report.many_runs import from_folder
+def _show(folder: Path, of_wandb: str | None = None) -> None:
+    """Show the results of the sweep in a folder, or write those of a sweep on wandb's server to it."""
+    from ..report.many_runs import from_folder, from_wandb
     from ..report.runs_page import show_sweep
     from ..sweep.runner import progress
 
-    missing, width = progress(folder), shutil.get_terminal_size().columns
-    print(show_sweep(from_folder(folder, missing), folder, missing, width))
+    if of_wandb is not None:
+        results, missing = from_wandb(of_wandb)
+    else:
+        missing = progress(folder)
+        results = from_folder(folder, missing)
+    print(show_sweep(results, folder, missing, shutil.get_terminal_size().columns))
 
 
 def _run_file(file: Path, flags: SweepFlags) -> None:
+    from ..sweep.devices import devices_of
     from ..sweep.runner import Manifest, run_sweep
     from ..sweep.sweep_file import configurations, read_sweep
 
@@ -88,7 +88,12 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
         train = parse(TRAIN, arguments)
         return TrainConfig(train.sae, train.run)
 
-    devices, fixed = _devices(flags)
+    devices, fixed = [], flags.passed_on
+    if flags.devices is not None:
+        if any(word.partition("=")[0] == "--device" for word in fixed):
+            raise UserError("--device and --devices: give only one of them")
+        devices = devices_of(flags.devices)
+        fixed = (*fixed, "--device", devices[0].partition(":")[0])  # the runs' names say its kind
     if devices and "device" in sweep.assignments[0]:
         raise ConfigError(
             f"--devices: {file} sweeps device; leave it out, or take device out there"
@@ -121,18 +126,6 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             _show(save_dir)
         raise
     _show(save_dir)
-
-
-def _devices(flags: SweepFlags) -> tuple[list[str], tuple[str, ...]]:
-    """The devices to train on, and the flags of `vsae train`. The runs' names say only their kind."""
-    if flags.devices is None:
-        return [], flags.passed_on
-    if any(word.partition("=")[0] == "--device" for word in flags.passed_on):
-        raise UserError("--device and --devices: give only one of them")
-    from ..sweep.devices import devices_of
-
-    devices = devices_of(flags.devices)
-    return devices, (*flags.passed_on, "--device", devices[0].partition(":")[0])
 
 
 SWEEP = Command("sweep", SweepFlags, run, passed_on=TRAIN)

@@ -73,8 +73,7 @@ def _prepare(args: list[str]) -> list[str]:
 def starting_point(given: dict[str, str]) -> TrainFlags:
     """The defaults of --preset, --config or --resume, without what the other flags rule out.
 
-    Arguments:
-        given: the text of each flag that was typed.
+    `given` is the text of each flag that was typed.
     """
     starts = [name for name in ("preset", "config", "resume") if name in given]
     if given.get("resume") == str(AUTO):
@@ -136,14 +135,15 @@ def _whole_number(text: str) -> int | None:
 def _of_another_architecture(name: str, start: TrainFlags) -> str:
     """What to say of a flag that only other architectures have."""
     users = " or ".join(each for each, cls in CONFIGS.items() if name in vars(cls()))
-    return (
-        f"architecture {start.sae.architecture} does not use it; leave it out, or give --architecture "
-        f"{users}"
-    )
+    unused = f"architecture {start.sae.architecture} does not use it"
+    return f"{unused}; leave it out, or give --architecture {users}"
 
 
 def run(flags: TrainFlags) -> None:
-    flags = _at_home(flags)
+    # With the home folder for ~ where shells leave it: in --save-dir=~/x.
+    save_dir, resume = flags.run.save_dir, flags.resume
+    at_home = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
+    flags = replace(flags, run=at_home, resume=resume and resume.expanduser())
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
@@ -156,13 +156,6 @@ def run(flags: TrainFlags) -> None:
         with processes.together():
             if processes.is_first:
                 _show(flags, run, list(folders.values()))
-
-
-def _at_home(flags: TrainFlags) -> TrainFlags:
-    """With the home folder for ~ where shells leave it: in --save-dir=~/x."""
-    save_dir, resume = flags.run.save_dir, flags.resume
-    run = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
-    return replace(flags, run=run, resume=resume and resume.expanduser())
 
 
 def _settings(
@@ -269,7 +262,7 @@ def _started_from(flags: TrainFlags) -> str:
     """What the settings are, in a line."""
     if flags.preset is None:
         line = f"Settings of {flags.config}, except for the flags given."
-        left_out = ", ".join(f"--{name.replace('_', '-')}" for name in flags.left_out)
+        left_out = ", ".join(Setting(name).as_flag for name in flags.left_out)
         return f"{line} Left out, as not used here: {left_out}." if left_out else line
     settings = TrainConfig(flags.sae, flags.run).to_dict()
     shown = {name: settings[name] for name in ("k", "dict_size", "lr", "steps")}
@@ -280,6 +273,7 @@ def _started_from(flags: TrainFlags) -> str:
 
 def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
     """The results, and what to do next."""
+    from ..activations.stored import open_stored
     from ..evaluation.tables import printed, symptoms
 
     results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
@@ -291,27 +285,22 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         for symptom in symptoms(metrics, load_config(folder).sae):
             print(f"{folder} looks bad: {symptom}")
     one = folders[0]
+    # A report shows tokens. Other folders of activations than ours don't say which they are of.
+    has_tokens = not is_synthetic(run.model) and (
+        run.activations is None or open_stored(run.activations).manifest is not None
+    )
     print(
         "\nNext, in Python:\n"
         "  from dictionary_learning_ext import load_dictionary\n"
         f"  sae, config = load_dictionary({str(one)!r})\n"
         "or on the command line:\n"
-        + (f"  {vsae()} report {in_shell(one)}\n" if _can_be_shown(run) else "")
+        + (f"  {vsae()} report {in_shell(one)}\n" if has_tokens else "")
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
     if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
         )
-
-
-def _can_be_shown(run: RunConfig) -> bool:
-    """Whether a report can show tokens: other folders of activations than ours don't say which."""
-    from ..activations.stored import open_stored
-
-    if is_synthetic(run.model):
-        return False
-    return run.activations is None or open_stored(run.activations).manifest is not None
 
 
 TRAIN = Command(

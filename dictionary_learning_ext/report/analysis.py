@@ -67,7 +67,7 @@ class Analysis:
     """The live features, the easiest to interpret first."""
     geometry: Geometry | None = None
     scores: FeatureScores | None = None
-    """Which of its features come back in its other seeds; None if there are none to compare with."""
+    """Which of its features come back in its other seeds; None if none were given."""
 
 
 @dataclass(frozen=True)
@@ -252,46 +252,31 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
         best_cell = metric.text(metric.best(values), missing="")
         best = [cell == best_cell for cell in cells]
         has_star = sum(value is not None for value in values) > 1 and not all(best)
-        rows.append(
-            HeadlineRow(
-                metric.title or metric.label,
-                metric.in_words or metric.definition,
-                cells,
-                [has_star and a and b for a, b in zip(best, reconstructs, strict=True)],
-            )
-        )
-    alive = [
-        f"{int(one.statistics.alive_F.sum())} of {len(one.statistics.alive_F)}" for one in analyses
-    ]
+        stars = [has_star and a and b for a, b in zip(best, reconstructs, strict=True)]
+        name, explanation = metric.title or metric.label, metric.in_words or metric.definition
+        rows.append(HeadlineRow(name, explanation, cells, stars))
     none = [False] * len(analyses)
     tokens = analyses[0].statistics.tokens
-    rows.append(
-        HeadlineRow(
-            "Alive",
-            f"features selected at least once in these {tokens:,} tokens",
-            alive,
-            none,
-        )
-    )
+    explanation = f"features selected at least once in these {tokens:,} tokens"
+    alive_of = [one.statistics.alive_F for one in analyses]
+    alive = [f"{int(alive_F.sum())} of {len(alive_F)}" for alive_F in alive_of]
+    rows.append(HeadlineRow("Alive", explanation, alive, none))
     if comparison.no_map is None:
-        found = [_geometry(one).dispersion for one in analyses]
-        spread = [f"{mean:.3f}" for mean, _, _ in found]
-        intervals = [f"{low:.3f} to {high:.3f}" for _, low, high in found]
-        even = [f"{_geometry(one).evenness:.3f}" for one in analyses]
-        n = len(_geometry(analyses[0]).features)
+        maps = [one.geometry for one in analyses if one.geometry is not None]  # all of them
+        n = len(maps[0].features)
         rows += [
             HeadlineRow(
                 "Dispersion",
                 "mean cosine distance from a feature's direction to the nearest other one, over "
                 f"the {n} features on the map, with its 95% bootstrap interval",
-                spread,
+                [f"{one.dispersion[0]:.3f}" for one in maps],
                 none,
-                intervals,
+                [f"{one.dispersion[1]:.3f} to {one.dispersion[2]:.3f}" for one in maps],
             ),
             HeadlineRow(
                 "Evenness of use",
                 f"effective share of the {n} features on the map: 1 if all are selected equally often",
-                even,
+                [f"{one.evenness:.3f}" for one in maps],
                 none,
             ),
         ]
@@ -307,8 +292,3 @@ def _reconstructs(analyses: list[Analysis]) -> list[bool]:
     fve = [one.metrics.get("fve") for one in analyses]
     highest = max((value for value in fve if value is not None), default=0.0)
     return [value is not None and value >= highest - STAR_MARGIN for value in fve]
-
-
-def _geometry(analysis: Analysis) -> Geometry:
-    assert analysis.geometry is not None  # only asked for where there is a map
-    return analysis.geometry

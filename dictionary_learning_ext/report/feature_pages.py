@@ -74,7 +74,12 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
             [vocabulary.number(token) for token in top_tokens(statistics.top, feature)]
             for feature in range(n)
         ],
-        "promotes": _top_columns(analysis.promoted, vocabulary, n),
+        "promotes": [[] for _ in range(n)]
+        if analysis.promoted is None
+        else [
+            [vocabulary.number(token) for token in row]
+            for row in analysis.promoted.indices_Fn[:, :4].tolist()
+        ],
     }
     if analysis.scores is not None:
         found["returns"] = analysis.scores.returns_F.tolist()
@@ -118,15 +123,8 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
 def _contexts(contexts: FeatureContexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
     """For each context: [activation, number, place of the token, tokens, [place, activation, …]]."""
     found = []
-    of_feature = (  # lists: to index a tensor for each token is slow
-        part[feature].tolist()
-        for part in (
-            contexts.value_FT,
-            contexts.ids_FTW,
-            contexts.activations_FTW,
-            contexts.context_FT,
-        )
-    )
+    parts = (contexts.value_FT, contexts.ids_FTW, contexts.activations_FTW, contexts.context_FT)
+    of_feature = (part[feature].tolist() for part in parts)  # indexing tensors per token is slow
     for value, ids, activations, number in zip(*of_feature, strict=True):
         if math.isnan(value):
             continue
@@ -146,13 +144,6 @@ def _contexts(contexts: FeatureContexts, feature: int, vocabulary: Vocabulary) -
 def _pairs(ranked: Ranked, feature: int) -> list[tuple[int, float]]:
     indices, values = ranked.indices_Fn[feature], ranked.values_Fn[feature]
     return list(zip(indices.tolist(), values.tolist(), strict=True))
-
-
-def _top_columns(ranked: Ranked | None, vocabulary: Vocabulary, n: int) -> list[list[int]]:
-    if ranked is None:
-        return [[] for _ in range(n)]
-    first_F4 = ranked.indices_Fn[:, :4]
-    return [[vocabulary.number(token) for token in row] for row in first_F4.tolist()]
 
 
 # --- example features: some that fire on one token, some on a few, some on many

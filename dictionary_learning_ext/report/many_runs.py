@@ -245,8 +245,6 @@ class SeedScores:
 
     values: dict[str, float]
     """By the keys of SEED_METRICS."""
-    n: int
-    """How many SAEs were compared."""
     share_batches: bool
     """Whether two of them have one data seed."""
 
@@ -282,6 +280,5 @@ def of_seeds(folders: Sequence[Path]) -> SeedScores | None:
             "pw_mcc_less_null": measured.means()["PW-MCC less null"],
             "returning": float(np.mean(returning)),
         },
-        n=len(different),
         share_batches=len(set(known)) < len(known),
     )

@@ -63,7 +63,9 @@ def write_report(
     """
     out = Path(folder) / REPORT if out is None else Path(out)
     files = report_files(out)
-    _require_room(files)
+    with writing(files):  # refused now if it can't be written to: measuring takes minutes
+        there = next(path for path in (files, *files.parents) if path.exists())
+        tempfile.TemporaryDirectory(dir=there, prefix=".").cleanup()
     comparison = analyse(
         [folder, *against], options or ReportOptions(), seeds=seeds, on_step=on_step, **where
     )
@@ -80,13 +82,6 @@ def write_report(
     return out
 
 
-def _require_room(folder: Path) -> None:
-    """Raise a CheckpointError unless a folder can be made or written to. Measuring takes minutes."""
-    with writing(folder):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        tempfile.TemporaryDirectory(dir=there, prefix=".").cleanup()
-
-
 def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | Path] = ()) -> str:
     """The page's HTML.
 
@@ -94,8 +89,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         flags: of `vsae report`, other than the folders and options.
         seeds: the folders of the first SAE's other seeds.
     """
-    tokenizer = comparison.tokenizer
-    vocabulary = Vocabulary(tokenizer)
+    vocabulary = Vocabulary(comparison.tokenizer)
     payload = {
         "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
         "tokens": vocabulary.texts,
@@ -113,7 +107,10 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         hook=comparison.opened.hook_point,
         rows=headline(comparison),
         star_margin=STAR_MARGIN,
-        differing=_differing(comparison),
+        # The settings in which they were trained differently, without the architecture.
+        differing=unequal(
+            list(training({one.label: one.config for one in comparison.analyses}).values())
+        ),
         measured_as=measured_differently(
             {one.label: one.metrics for one in comparison.analyses if one.metrics}
         ),
@@ -141,16 +138,13 @@ def _returning(found: ReproducibilityOfFolders | None) -> dict[str, Any] | None:
         "header": HEADER,
         "saes": found.rows(missing="–"),
         "means": {name: f"{value:.4f}" for name, value in measured.means().items()},
-        "pairs": [
-            (
-                " – ".join(names),
-                [
-                    f"{value:.4f}"
-                    for value in (pair.pw_mcc, pair.null, pair.pw_mcc - pair.null, pair.agreement)
-                ],
-            )
+        "pairs": {
+            " – ".join(names): [
+                f"{value:.4f}"
+                for value in (pair.pw_mcc, pair.null, pair.pw_mcc - pair.null, pair.agreement)
+            ]
             for names, pair in measured.pairs.items()
-        ],
+        },
     }
 
 
@@ -161,7 +155,7 @@ def _packed(text: str) -> str:
 
 def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> dict[str, Any]:
     """One SAE's part of the page's data."""
-    shown = _features_with_pages(analysis, comparison.options)
+    shown = sorted(analysis.ranking[: comparison.options.pages])
     content: dict[str, Any] = {
         "label": analysis.label,
         "columns": columns(analysis, vocabulary),
@@ -189,11 +183,6 @@ def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> 
     return content
 
 
-def _features_with_pages(analysis: Analysis, options: ReportOptions) -> list[int]:
-    """The live features that get a page: the first of the ranking, up to the limit."""
-    return sorted(analysis.ranking[: options.pages])
-
-
 def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
     """Every setting of the runs: its name, each SAE's value, and whether the values differ."""
     per_sae = [
@@ -206,12 +195,6 @@ def _settings(comparison: Comparison) -> list[tuple[str, list[str], bool]]:
         if any(settings.get(name) is not None for settings in per_sae):
             rows.append((name, values, len(set(values)) > 1))
     return sorted(rows, key=lambda row: not row[2])
-
-
-def _differing(comparison: Comparison) -> list[str]:
-    """The settings in which the SAEs were trained differently, without the architecture."""
-    configs = {one.label: one.config for one in comparison.analyses}
-    return unequal(list(training(configs).values()))
 
 
 def _commands(
@@ -239,8 +222,7 @@ def _commands(
 
 def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None:
     """features_<label>.csv, and geometry_<label>.json where there is a map."""
-    tokenizer = comparison.tokenizer
-    vocabulary = Vocabulary(tokenizer)
+    vocabulary = Vocabulary(comparison.tokenizer)
     found = columns(analysis, vocabulary)
     words = {
         name: [" | ".join(vocabulary.texts[i] for i in row) for row in found.pop(name)]

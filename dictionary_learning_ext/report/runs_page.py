@@ -53,14 +53,10 @@ def write_index(
     *,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Path:
-    """Write the page about the run folders in a folder; return its path.
+    """Write the page about the run folders in `folder`, by default its index.html; return its path.
 
-    Arguments:
-        folder: holds run folders.
-        out: the page (default: `folder`/index.html).
-        on_step: called with the name of each step that takes long before it starts.
-
-    A folder that is damaged or not finished is left out of the table, and named below it.
+    A run folder that is damaged or not finished is left out of the table, and named below it. `on_step`
+    is called with the name of each step that takes long before it starts.
     """
     folder = Path(folder)
     out = folder / INDEX if out is None else Path(out)
@@ -82,8 +78,8 @@ def write_index(
         replace(one, settings=one.settings | {n: measured.get(one.name, {}).get(n) for n in more})
         for one in results
     ]
-    metrics, tables, seeds = shown_in("report"), [], []
-    tables.append(_runs_table("", shown, [*settings, *more], metrics, out))
+    metrics, seeds = shown_in("report"), []
+    tables = [_runs_table("", shown, [*settings, *more], metrics, out)]
     # A copy of a run is no other seed.
     ours = {repr(one.settings): one for one in results if "run" in configs[one.name]}
     for group in grouped(list(ours.values())):
@@ -94,18 +90,15 @@ def write_index(
         names = [name for name in settings if name not in SEEDS]
         tables.append(_settings_table("Settings with several seeds", seeds, names, metrics))
     n = "1 sparse autoencoder" if len(results) == 1 else f"{len(results)} sparse autoencoders"
+    conditions = f"under different conditions ({', '.join(measured_as)})"
+    warning = f"These metrics were measured {conditions}, so they can't be compared."
     page = _page(
         folder.resolve().name,
         f"{n}, with the settings that differ and the metrics. Click a name to open its report.",
         tables,
         metrics,
         seeds,
-        warnings=[
-            f"These metrics were measured under different conditions ({', '.join(measured_as)}), so "
-            "they can't be compared."
-        ]
-        if measured_as
-        else [],
+        warnings=[warning] if measured_as else [],
         notes=[f"Not in the table: {', '.join(left_out)}."] if left_out else [],
         missing=[
             shlex.join(["vsae", "report", str(one.folder)])
@@ -143,9 +136,8 @@ def show_sweep(
     of_settings = _settings_table("All settings", groups, settings, metrics)
     of_best = _settings_table("Best for each " + " and ".join(each), best, settings, metrics)
     page = folder / SWEEP_PAGE
-    tables = [of_best] if best else []
-    tables += [of_settings] if has_seeds else []
-    tables.append(_runs_table("All runs", results, names, metrics, page))
+    of_runs = _runs_table("All runs", results, names, metrics, page)
+    tables = [*([of_best] if best else []), *([of_settings] if has_seeds else []), of_runs]
     how_many = "1 run" if len(results) == 1 else f"{len(results)} runs"
     lede = (
         f"{how_many}. The best setting has the lowest description length. It is comparable between "
@@ -189,7 +181,7 @@ def show_sweep(
 def _winners(
     best: list[Group], settings: list[str], each: list[str], n_runs: int, has_seeds: bool
 ) -> list[str]:
-    """The best setting for each k, a line or two each."""
+    """The best setting for each k, one or two lines each."""
 
     def shown(group: Group, names: list[str]) -> str:
         return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)

@@ -1,9 +1,9 @@
 """Train the chunks of a sweep on several devices: a process for each chunk, one per device at a time.
 
-The processes are our children in sessions of their own: a Ctrl-C in the terminal reaches this process
-alone, which ends them with SIGTERM. They also end if this process does. Each runs `main`: it trains the
-chunk that comes on its standard input. What goes wrong because of what a user gave is written to its
-standard output, all else to the standard error, which is ours.
+The processes are children in sessions of their own: a Ctrl-C in the terminal reaches the parent alone,
+which ends them with SIGTERM. They also end if the parent does. Each runs `main`: it trains the chunk
+that it reads from its standard input. A UserError goes to its standard output, all else to the standard
+error, which it shares with the parent.
 """
 
 import contextlib
@@ -17,44 +17,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, Interrupted, TrainingError, UserError
 from ..training.processes import interrupts
 
+if TYPE_CHECKING:
+    from .runner import Chunk
+
 logger = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", f"{__package__}.devices")
-"""The command of a process. Its device follows, which its messages begin with."""
+"""The command of a process, before its device."""
 _POLL = 0.2  # seconds
 
 
-class Chunk(Protocol):
-    """What one process trains. It can be pickled, and `str` names it in messages; see `runner.Chunk`."""
-
-    def on(self, device: str) -> "Chunk":
-        """The same on another device."""
-        ...
-
-    def train(self) -> None:
-        """Train it, or continue. Raises a UserError, or Interrupted after SIGTERM."""
-        ...
-
-
 def devices_of(text: str) -> list[str]:
-    """The devices in a text such as cuda:0,cuda:1. Raises ConfigError for what is no such text."""
+    """The devices in a text such as cuda:0,cuda:1. Raises ConfigError unless they are of one kind."""
     devices = text.split(",")
-    kinds = sorted({device.partition(":")[0] for device in devices})
-    if "" in devices or len(kinds) > 1:
-        found = f"{' and '.join(kinds)} together" if "" not in devices else "an empty name"
+    if "" in devices or len({device.partition(":")[0] for device in devices}) > 1:
         raise ConfigError(
-            f"--devices {text}: expected devices of one kind, separated by commas, and found {found}; "
-            "use e.g. --devices cuda:0,cuda:1"
+            name="devices",
+            value=text,
+            expected="devices of one kind, separated by commas, e.g. cuda:0,cuda:1",
         )
     return devices
 
 
-def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
+def train_on(devices: Sequence[str], chunks: Sequence["Chunk"]) -> list[str]:
     """Train all chunks. A device takes the next one when it has finished one.
 
     Returns: what went wrong, a line for each chunk that failed or whose process was killed.
@@ -63,11 +53,10 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
     """
     import torch as t
 
-    waiting, n_ended = deque(chunks), 0
+    waiting, n_ended, failures = deque(chunks), 0, []
     threads = max(1, t.get_num_threads() // len(devices))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
     running: dict[int, tuple[subprocess.Popen[bytes], Chunk]] = {}  # by the device's place
-    failures = []
     with interrupts() as signals:
         try:
             with signals.deferred():
@@ -76,12 +65,12 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
                         if place in running and running[place][0].poll() is not None:
                             process, chunk = running.pop(place)
                             n_ended += 1
-                            failure = _failure(process, chunk)
-                            failures += [] if failure is None else [failure]
-                            level = logging.INFO if failure is None else logging.ERROR
-                            ended = failure or f"trained {chunk}"
                             of_all = f"({n_ended} of {len(chunks)})"
-                            logger.log(level, "%s: %s %s", device, ended, of_all)
+                            if (failure := _failure(process, chunk)) is None:
+                                logger.info("%s: trained %s %s", device, chunk, of_all)
+                            else:
+                                failures.append(failure)
+                                logger.error("%s: %s %s", device, failure, of_all)
                         if place not in running and waiting:
                             chunk = waiting.popleft().on(device)
                             running[place] = _started(chunk, device, environment), chunk
@@ -95,8 +84,7 @@ def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
     return failures
 
 
-def _started(chunk: Chunk, device: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A process that trains a chunk."""
+def _started(chunk: "Chunk", device: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         [*WORKER, device], stdin=pipe, stdout=pipe, env=environment, start_new_session=True
@@ -108,7 +96,7 @@ def _started(chunk: Chunk, device: str, environment: dict[str, str]) -> subproce
     return process
 
 
-def _failure(process: subprocess.Popen[bytes], chunk: Chunk) -> str | None:
+def _failure(process: subprocess.Popen[bytes], chunk: "Chunk") -> str | None:
     """What went wrong in a process, if anything did. Waits for its end."""
     assert process.stdin is not None
     assert process.stdout is not None
@@ -128,11 +116,7 @@ def _failure(process: subprocess.Popen[bytes], chunk: Chunk) -> str | None:
 
 
 def main(device: str) -> int:
-    """Train the chunk on the standard input, and return the exit status: as of the command line.
-
-    Arguments:
-        device: what messages begin with.
-    """
+    """Train the chunk on the standard input; return the exit status, as the command line's."""
     logging.basicConfig(level=logging.WARNING, format=f"{device}: %(levelname)s: %(message)s")
     result = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no result

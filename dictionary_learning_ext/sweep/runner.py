@@ -65,14 +65,12 @@ def run_sweep(
             require_device(device, "devices")
     for chunk in chunks_of(configs, save_dir, name, len(configs), _ended(configs, save_dir)):
         chunk.prepare()
-    manifest = _begin(
-        configs,
-        save_dir,
-        at_once=at_once,
-        memory_allows=_memory_allows(configs, devices),
-        name=name,
-        command=command,
+    fitting = fitting_at_once(
+        list(configs.values()), devices or [next(iter(configs.values())).run.device]
     )
+    memory_allows = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
+    wanted = _manifest(configs, memory_allows if at_once is None else at_once, name, command)
+    manifest = _begin(wanted, save_dir, keep_at_once=at_once is None)
     on_begin(manifest)
     try:
         return _run(configs, save_dir, manifest, devices)
@@ -85,32 +83,26 @@ def run_sweep(
             f"{manifest.how_to_continue}",
         ) from stop
     except UserError:
-        _withdraw(manifest, save_dir)
+        if not _has_begun(manifest, save_dir):
+            remove(save_dir / SWEEP)
+            if not any(save_dir.iterdir()):
+                remove(save_dir)
         raise
 
 
 def _run(
     configs: dict[str, TrainConfig], save_dir: Path, manifest: "Manifest", devices: Sequence[str]
 ) -> dict[str, Path]:
-    failed = _failed(configs, save_dir)
     failures = [
         f"{name} failed earlier (see {save_dir / name / FAILED}; to train it again, delete its folder)"
-        for name in failed
+        for name in _failed(configs, save_dir)
     ]
     ended = _ended(configs, save_dir)
     chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, ended))
     if devices and chunks:
         if (idle := len(devices) - len(chunks)) > 0:
-            together = max(len(chunk.configs) for chunk in chunks)
-            remedy = (
-                f": up to {together} SAEs are trained together; use --at-once 1 to share them out"
-            )
-            logger.warning(
-                "%d of the %d devices have nothing to do%s",
-                idle,
-                len(devices),
-                remedy if together > 1 else "",
-            )
+            fact = "%d of the %d devices have nothing to do (--at-once is %d)"
+            logger.warning(fact, idle, len(devices), manifest.at_once)
         failures += train_on(devices, chunks)
     else:
         for chunk in chunks:
@@ -143,13 +135,6 @@ def _ended(configs: dict[str, TrainConfig], save_dir: Path) -> list[str]:
     """The runs that are finished or failed. Another is trained again once its folder is deleted."""
     done = [name for name in configs if is_done(save_dir / name)]
     return [*done, *_failed(configs, save_dir)]
-
-
-def _memory_allows(configs: dict[str, TrainConfig], devices: Sequence[str]) -> int:
-    """How many SAEs are trained at once: what fits, but no more than each device's share of them."""
-    first, *_ = configs.values()
-    fitting = fitting_at_once(list(configs.values()), devices or [first.run.device])
-    return min(math.ceil(len(configs) / max(1, len(devices))), fitting)
 
 
 # --- chunks
@@ -287,69 +272,63 @@ def _read(save_dir: Path) -> Manifest | None:
         ) from error
 
 
-def _begin(
-    configs: dict[str, TrainConfig],
-    save_dir: Path,
-    *,
-    at_once: int | None,
-    memory_allows: int,
-    name: str | None,
-    command: str | None,
+def _manifest(
+    configs: dict[str, TrainConfig], at_once: int, name: str | None, command: str | None
 ) -> Manifest:
-    """Record a sweep in `save_dir`, unless it is there already.
+    """The manifest of a sweep, with its settings as JSON gives them back."""
+    names, values = sorted(configs), {}
+    for config in configs.values():
+        for setting, value in json.loads(json.dumps(config.to_dict())).items():
+            if setting not in NOT_THE_RESULT and value not in values.setdefault(setting, []):
+                values[setting].append(value)
+    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return Manifest(digest, at_once, names, name, command, values)
+
+
+def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
+    """Record a sweep in `save_dir`, or return what is recorded there of the same sweep.
 
     Another sweep that has written no run yet gives way.
 
     Arguments:
-        configs: of the runs, by name.
+        keep_at_once: a recorded sweep continues with its own `at_once`.
 
-    Raises: ConfigError if the folder holds another sweep, or the same one and `at_once` is higher than
-    its own.
+    Raises: ConfigError if the folder holds another sweep, or the same one with a lower `at_once`.
     """
-    names, settings = sorted(configs), _values(configs)
-    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
     former = _read(save_dir)
-    if former is None or (former.digest != digest and not _has_begun(former, save_dir)):
-        at_once = memory_allows if at_once is None else at_once
-        manifest = Manifest(digest, at_once, names, name, command, settings)
-        write_json(save_dir / SWEEP, asdict(manifest))
-        return manifest
-    if former.digest != digest:
+    if former is None or (former.digest != wanted.digest and not _has_begun(former, save_dir)):
+        write_json(save_dir / SWEEP, asdict(wanted))
+        return wanted
+    if former.digest != wanted.digest:
         raise ConfigError(
             (
                 f"{save_dir}: holds another sweep of {len(former.runs)} runs",
-                *_difference(former, settings),
+                *_difference(former, wanted.settings),
             ),
             instead=("choose another ", Setting("save_dir")),
         )
-    if at_once in (None, former.at_once):
+    if keep_at_once or wanted.at_once == former.at_once:
         return former
-    if at_once > former.at_once:
+    if wanted.at_once > former.at_once:
         raise ConfigError(
             f"this sweep was started with {former.at_once}",
             name="at_once",
-            value=at_once,
+            value=wanted.at_once,
             instead="leave it out to continue the sweep, or lower it",
         )
-    manifest = replace(former, at_once=at_once)  # e.g. after memory ran out
+    manifest = replace(former, at_once=wanted.at_once)  # e.g. after memory ran out
     write_json(save_dir / SWEEP, asdict(manifest))
     return manifest
-
-
-def _values(configs: dict[str, TrainConfig]) -> dict[str, list[Any]]:
-    """The values of each setting in any of the runs, as JSON gives them back."""
-    values: dict[str, list[Any]] = {}
-    for config in configs.values():
-        for name, value in json.loads(json.dumps(config.to_dict())).items():
-            if name not in NOT_THE_RESULT and value not in values.setdefault(name, []):
-                values[name].append(value)
-    return values
 
 
 def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str | Setting, ...]:
     """In which settings the runs of two sweeps differ, but for those that follow from others."""
     was = former.settings
-    differing = [n for n in settings if n in was and _sorted(was[n]) != _sorted(settings[n])]
+    differing = [
+        name
+        for name, values in settings.items()
+        if name in was and sorted(map(repr, was[name])) != sorted(map(repr, values))
+    ]
     differing = [name for name in differing if name not in DERIVED] or differing
     if not differing:
         return (f", e.g. {former.runs[0]}",)
@@ -361,21 +340,9 @@ def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str |
     return (" with ", *changes[1:])
 
 
-def _sorted(values: list[Any]) -> list[Any]:
-    return sorted(values, key=repr)
-
-
 def _shown(values: list[Any]) -> str:
-    texts = [str(value) for value in values[:_MOST_SHOWN]]
-    return ",".join(texts + ["…"] * (len(values) > _MOST_SHOWN))
-
-
-def _withdraw(manifest: Manifest, save_dir: Path) -> None:
-    """Undo `_begin` if no run has started."""
-    if not _has_begun(manifest, save_dir):
-        remove(save_dir / SWEEP)
-        if save_dir.is_dir() and not any(save_dir.iterdir()):
-            remove(save_dir)
+    more = ["…"] if len(values) > _MOST_SHOWN else []
+    return ",".join([*map(str, values[:_MOST_SHOWN]), *more])
 
 
 def _has_begun(manifest: Manifest, save_dir: Path) -> bool:

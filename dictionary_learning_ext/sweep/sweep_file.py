@@ -11,7 +11,7 @@ import yaml
 from ..config.checks import meant
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import option_hints
-from ..errors import ConfigError, Setting, UserError, in_shell
+from ..errors import ConfigError, UserError, in_shell
 
 _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
@@ -23,7 +23,7 @@ _STARTS = {"preset", "config"}
 _DISTRIBUTIONS = ("uniform", "log_uniform_values", "int_uniform", "categorical", "constant")
 
 _MOST_DRAWS = 100
-"""For each run of a random search, as some draws repeat others."""
+"""Draws for each run of a random search, as some repeat others."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,16 @@ class Sweep:
 
 
 def read_sweep(path: Path, seed: int = 0) -> Sweep:
-    """Read a sweep file.
-
-    Arguments:
-        seed: seeds the draws of a random search.
+    """Read a sweep file; `seed` seeds the draws of a random search.
 
     Raises: ConfigError that names the mistake in the file.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        what = {
-            FileNotFoundError: "no such file",
-            IsADirectoryError: f"a folder; to show a sweep's results, use --results {in_shell(path)}",
-        }.get(type(error), f"can't be read ({error.strerror})")
+        what = f"can't be read ({error.strerror})"
+        if isinstance(error, IsADirectoryError):
+            what = f"a folder; to show a sweep's results, use --results {in_shell(path)}"
         raise ConfigError(f"{path}: {what}", expected=f"a sweep file, e.g. {_EXAMPLE}") from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         cause = " ".join(str(error).split())
@@ -101,18 +97,10 @@ def configurations(
     runs. It names the file unless the mistake is in the fixed flags.
     """
     typed = _names(fixed)
-    for name in sorted(typed):
-        if name in sweep.assignments[0]:
-            raise ConfigError(
-                f"{sweep.file} sweeps it",
-                name=name,
-                instead="leave it out, or change its values there",
-            )
-        if name == "resume":
-            raise ConfigError("a sweep continues by itself", name=name, instead="leave it out")
-        if name == "overwrite":
-            another = ("choose another ", Setting("save_dir"))
-            raise ConfigError("a sweep continues its folder", name=name, instead=another)
+    refused = dict.fromkeys(sweep.assignments[0], f"{sweep.file} sweeps it")
+    refused |= {"resume": "a sweep continues by itself", "overwrite": "a sweep keeps its runs"}
+    for name in sorted(typed & refused.keys()):
+        raise ConfigError(refused[name], name=name, instead="leave it out")
     shared = _without_start(sweep.flags) if typed & _STARTS else sweep.flags
     found: dict[str, TrainConfig] = {}
     for assignment in sweep.assignments:
@@ -129,8 +117,7 @@ def configurations(
                 "a run of a sweep has one hook point",
                 name="hook",
                 value=config.run.hook,
-                instead=f"to train on several, give {sweep.file} the parameter hook with values "
-                f"{config.run.hooks}",
+                instead=f"sweep hook in {sweep.file}, with values {config.run.hooks}",
             )
         config = replace(config, sae=resolved)
         if config.name in found:
@@ -190,7 +177,7 @@ def _require_known(where: str, content: dict[Any, Any], known: set[str]) -> None
 
 
 def _choices(path: Path, name: Any, parameter: Any) -> Any:
-    """A list of values, or a scipy distribution to draw them from."""
+    """A parameter's list of values, or the scipy distribution to draw them from."""
     where = f"{path}: parameter {name!r}"
     setting = str(name).replace("-", "_")
     if setting not in _SETTINGS:
@@ -212,7 +199,10 @@ def _choices(path: Path, name: Any, parameter: Any) -> Any:
             raise ConfigError(f"{where}: values is {values!r}; expected a list")
         for value in values:
             if isinstance(value, str) and _is_number(value) and not takes_text:
-                raise ConfigError(f"{where}: YAML reads {value} as text; write {_as_number(value)}")
+                raise ConfigError(
+                    f"{where}: YAML reads {value} as text; write numbers without quotes, and as "
+                    "1.0e-4, not 1e-4"
+                )
         return values
     low, high = parameter.get("min"), parameter.get("max")
     if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in (low, high)):
@@ -279,14 +269,3 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def _as_number(text: str) -> str:
-    """The number in a form that YAML reads as one: 1.0e-4, where 1e-4 and 1.0e4 are texts."""
-    if not isinstance(yaml.safe_load(text), str):
-        return f"{text} without quotes"
-    mantissa, _, exponent = text.strip().lower().partition("e")
-    if not exponent:
-        return repr(float(text))
-    mantissa += "" if "." in mantissa else ".0"
-    return f"{mantissa}e{int(exponent):+d}"

@@ -74,24 +74,18 @@ def test_the_help_explains_every_flag_and_device_alike(command, capsys, monkeypa
         assert re.search(r"--device TEXT +Where to compute: cpu, cuda or cuda:N\. \(", text)
 
 
-def test_the_help_of_train_fits_two_screens_and_names_flags_that_there_are(capsys, monkeypatch):
+def test_the_help_of_train_is_short_and_shows_what_it_starts_from(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    text = help_of(TRAIN, capsys, "--help")
-    assert len(text.splitlines()) < 100
-    assert "--save-every" not in text
-    assert "`vsae train --help-all` shows" in text
-    named = {*TRAIN.common, *TRAIN.rare}
-    assert named <= set(flags_of(TRAIN))
-
-
-def test_the_help_of_train_shows_what_it_starts_from(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    short = help_of(TRAIN, capsys, "--help")
+    assert len(short.splitlines()) < 100, "two screens"
+    assert "--save-every" not in short
+    assert "`vsae train --help-all` shows" in short
+    assert {*TRAIN.common, *TRAIN.rare} <= set(flags_of(TRAIN))
     shown = " ".join(help_of(TRAIN, capsys, "--help-all").split())
     assert re.search(r"--k N Features [^(]*\(default: 16\)", shown)  # the preset's
     assert re.search(r"--prior-std X [^(]*\(default: 1\.0\)", shown)  # the class's
     assert re.search(r"--noise-on both\|values\|selection .*?\(default: selection\)", shown)
     assert "--typed" not in shown
-    assert "Paper: 2048" in shown
     relu = help_of(TRAIN, capsys, "--architecture=relu", "--help")
     assert "--l1-penalty X" in relu
     assert "--beta" not in relu
@@ -111,9 +105,6 @@ def test_none_is_taken_wherever_a_flag_may_be_none_and_is_a_value_where_it_says_
     assert parse(COMMANDS["sweep"], [f"--at-once={none}"]).at_once is None
     report = parse(COMMANDS["report"], ["run", "--activations", none])
     assert report.inputs.activations == "none"
-
-
-def test_a_folder_or_a_text_may_be_called_none():
     assert parse(COMMANDS["eval"], ["none"]).folders == ("none",)
     assert parse(TRAIN, ["--data", "none"]).run.data == "none"
 
@@ -206,23 +197,14 @@ def test_a_flag_of_another_start_is_told_from_one_that_there_is_not():
 
 def test_help_shows_the_chosen_start_common_flags_first_and_the_rare_ones_if_asked(capsys):
     shown = help_of(DRAW, capsys, "--kind", "square", "--help")
-    assert shown.splitlines() == [
-        "usage: vsae draw PAGE [LABEL ...] [FLAGS]",
-        "",
-        "Draw a shape.",
-        "",
-        "  PAGE                    Where to draw. (default: page)",
-        "  [LABEL ...]             What to write beside it.",
-        "",
-        "  --shades X [X ...]      From light to dark. (default: 0.5 1.0)",
-        "",
-        "  --side N                From corner to corner. (default: 4)",
-        "  --is-filled             Paint the inside too.",
-        "  --kind round|square     Which shape. (default: round)",
-        "  --frame True|False      Draw a frame.",
-        "",
-        "`vsae draw --help-all` shows 1 more.",
+    assert shown.startswith("usage: vsae draw PAGE [LABEL ...] [FLAGS]\n\nDraw a shape.\n")
+    assert re.findall(r"^  (\S+)", shown, re.M) == [
+        *("PAGE", "[LABEL", "--shades"),
+        *("--side", "--is-filled", "--kind", "--frame"),
     ]
+    assert "\n  --shades X [X ...]      From light to dark. (default: 0.5 1.0)\n" in shown
+    assert "\n  --kind round|square     Which shape. (default: round)\n" in shown
+    assert "`vsae draw --help-all` shows 1 more." in shown
     assert "--margin X" in help_of(DRAW, capsys, "p", "--help-all")
     assert set(flags_of(DRAW)) == {"radius", "side", "is_filled"} | {
         each.name for each in fields(DrawFlags)
@@ -237,38 +219,26 @@ def test_a_bare_boolean_stands_before_a_folder():
 
 
 @pytest.mark.parametrize(
-    ("on_path", "beside", "typed"),
+    ("environment", "on_path", "beside", "typed"),
     [
-        (True, True, "vsae"),
-        (False, True, ".venv/bin/vsae"),
-        (True, False, "vsae"),
-        (False, False, "{python} -m dictionary_learning_ext"),
+        ("here/.venv", "same", True, "vsae"),
+        ("here/.venv", None, True, ".venv/vsae"),
+        ("here/.venv", "other", False, "vsae"),
+        ("here/.venv", None, False, "{python} -m dictionary_learning_ext"),
+        # Another installation's is not suggested, and what is can be pasted.
+        ("my environment", "other", True, "'{beside}'"),
+        ("my environment", None, False, "'{python}' -m dictionary_learning_ext"),
     ],
 )
 def test_suggested_commands_work_from_where_the_user_stands(
-    on_path, beside, typed, tmp_path, monkeypatch
+    environment, on_path, beside, typed, tmp_path, monkeypatch
 ):
-    folder = tmp_path / ".venv" / "bin"
-    folder.mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.executable", str(folder / "python"))
-    other = tmp_path / "other"
-    for where in [folder] * beside + [other] * (on_path and not beside):
-        where.mkdir(exist_ok=True)
-        (where / "vsae").write_text("")
-        (where / "vsae").chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder if beside else other) if on_path else "")
-    assert vsae() == typed.format(python=folder / "python")
-
-
-def test_a_suggested_command_can_be_pasted_and_is_no_other_installations(tmp_path, monkeypatch):
-    folder, other = tmp_path / "my environment", tmp_path / "b"
-    for each in (folder, other):
-        each.mkdir()
-    monkeypatch.setattr("sys.executable", str(folder / "python"))
-    monkeypatch.setenv("PATH", str(other))
-    assert vsae() == f"'{folder / 'python'}' -m dictionary_learning_ext"
-    for each in (folder, other):
-        (each / "vsae").write_text("")
-        (each / "vsae").chmod(0o755)
-    assert vsae() == f"'{folder / 'vsae'}'"
+    same, other = tmp_path / environment, tmp_path / "other"
+    for folder in (same, other, tmp_path / "here"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for folder in [same] * beside + [other] * (on_path == "other"):
+        (folder / "vsae").touch(0o755)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("sys.executable", str(same / "python"))
+    monkeypatch.setenv("PATH", {"same": str(same), "other": str(other), None: ""}[on_path])
+    assert vsae() == typed.format(python=same / "python", beside=same / "vsae")

@@ -35,16 +35,10 @@ def test_quickstart_ends_with_the_table_and_what_to_try_next(quickstart_run):
         assert config["run"]["settings"]["max_norm_multiple"] == 10.0, "as recommended has"
     assert "Open runs/quickstart/report.html in a browser" in out
     reported = (folder / "runs" / "quickstart" / "report.html").read_text().split()
-    assert [Path(name).name for name in reported] == [
-        "vsae_annealed_selection",
-        "top_k",
-        "vsae_paper",
-    ]
-    assert re.findall(r"^  \S*vsae (\w+) ", out.partition("Next:")[2], re.M) == [
-        "train",
-        "compare",
-        "train",
-    ]
+    names = ["vsae_annealed_selection", "top_k", "vsae_paper"]
+    assert [Path(name).name for name in reported] == names
+    commands = re.findall(r"^  \S*vsae (\w+) ", out.partition("Next:")[2], re.M)
+    assert commands == ["train", "compare", "train"]
 
 
 def test_a_second_quickstart_shows_what_is_there_and_how_to_do_it_again(again, capsys):
@@ -66,27 +60,18 @@ def test_a_quickstart_with_other_flags_does_not_overwrite(again, capsys):
     assert Path("runs/quickstart/report.html").is_file()
 
 
-def test_no_report_of_former_saes_is_left(again):
+def test_no_report_of_former_saes_is_left_and_without_evaluation_there_is_no_table(again, capsys):
     folder = Path("runs/quickstart")
     (folder / "report_files").mkdir()
     (folder / "report_files" / "x").write_text("")
     (folder / "index.html").write_text("")
-    assert main([*SHORT, "--seed", "1", "--overwrite", "--report", "False"]) == 0
+    flags = ["--seed", "1", "--eval-tokens", "0", "--overwrite", "--report", "False"]
+    assert main([*SHORT, *flags]) == 0
     ((run, saes),) = again
     assert run.overwrite
     assert {sae.seed for sae in saes.values()} == {1}
     for name in ("report.html", "report_files", "index.html"):
         assert not (folder / name).exists()
-
-
-def test_a_quickstart_without_evaluation_ends_without_the_table(again, monkeypatch, capsys):
-    def trained(run, saes, **_):
-        for name in saes:
-            (Path(run.save_dir) / name / "metrics.json").unlink()
-
-    monkeypatch.setattr("dictionary_learning_ext.training.loop.train", trained)
-    flags = ["--steps", "12", "--eval-tokens", "0", "--overwrite", "--report", "False"]
-    assert main(["quickstart", *flags]) == 0
     out = capsys.readouterr().out
     assert "held-out text" not in out
     assert "Next:" in out

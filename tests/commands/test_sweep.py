@@ -55,18 +55,18 @@ def test_a_sweep_without_evaluation_ends_with_its_runs(sweep_file, tmp_path, cap
     assert "finished" not in out
 
 
-def test_what_is_left_is_counted_with_the_command_that_continues(
+def test_what_is_left_or_failed_is_counted_with_the_command_that_continues(
     sweep_file, tmp_path, capsys, monkeypatch
 ):
     from dictionary_learning_ext.training import loop
 
     real, calls = loop.train, []
 
-    def stopped_later(run, saes, **options):
-        calls.append(saes)
+    def stopped_later(*given, **options):
+        calls.append(given)
         if len(calls) == 2:
             raise Interrupted(signal.SIGINT)
-        return real(run, saes, **options)
+        return real(*given, **options)
 
     monkeypatch.setattr(loop, "train", stopped_later)
     folder = tmp_path / "s"
@@ -83,23 +83,18 @@ def test_what_is_left_is_counted_with_the_command_that_continues(
     assert "are finished" not in out
     assert "out of 4 runs (mean ± standard deviation over n seeds)" in out
     assert out.count("(n = 2)") == 2, "two seeds of each k"
-
-
-def test_the_results_of_the_others_are_shown_beside_a_failure(sweep_file, tmp_path, capsys):
-    folder = tmp_path / "s"
-    assert main(["sweep", str(sweep_file), "--save-dir", str(folder), "--at-once=4"]) == 0
+    # The results of the others are shown beside a failure.
     one = next(folder.glob("*_k2_*"))
     (one / "failed.json").write_text("{}")
     (one / "metrics.json").unlink()
-    capsys.readouterr()
-    assert main(["sweep", str(sweep_file), "--save-dir", str(folder)]) == 2
+    assert main(command) == 2
     printed = capsys.readouterr()
     assert f"3 of 4 runs are finished; 1 failed, see failed.json in {one.name}." in printed.out
     assert "failed earlier" in printed.err
 
 
 def test_if_every_run_fails_the_reason_is_printed(sweep_file, tmp_path, capsys, monkeypatch):
-    def failing(run, saes, **_):
+    def failing(*_, **__):
         raise TrainingError("the loss is nan")
 
     monkeypatch.setattr("dictionary_learning_ext.training.loop.train", failing)

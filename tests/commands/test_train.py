@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,16 @@ def test_a_bad_run_is_said_to_be_one(small, tmp_path, capsys):
     assert f"{tmp_path / 'run'} looks bad: The noise stays" in out
 
 
-def test_a_runs_config_starts_another_and_flags_win(small, tmp_path):
-    assert main(["train", *small, "--beta", "0.25", "--posterior", "learned"]) == 0
+def test_flags_reach_the_trainer_and_the_weights_and_a_config_starts_another_run(small, tmp_path):
+    """The weights are for raw activations: the prior's width is scaled as they are."""
+    flags = "--beta 0.25 --posterior learned --kl-warmup-steps 0 --prior-std 0.5"
+    assert main(["train", *small, *flags.split()]) == 0
+    trained = json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]
+    for values in (settings_of(tmp_path / "run"), trained):
+        assert (values["kl_warmup_steps"], values["prior_std"]) == (0, 0.5)
+    weights = t.load(tmp_path / "run" / "ae.pt", weights_only=True)
+    assert trained["norm_factor"] != pytest.approx(1, rel=0.01)
+    assert weights["prior_std"].item() == pytest.approx(0.5 * trained["norm_factor"])
     again = str(tmp_path / "again")
     flags = ["--config", str(tmp_path / "run"), "--save-dir", again, "--seed=7"]
     assert main(["train", *flags]) == 0
@@ -96,13 +105,11 @@ def test_the_baseline_is_matched_to_the_recommended_preset():
     assert top_k["beta"] is top_k["noise_on"] is None
 
 
-def test_what_an_architecture_does_not_take_from_a_config_is_named(small, tmp_path, capsys):
-    assert main(["train", *small]) == 0
-    capsys.readouterr()
-    flags = ["--config", str(tmp_path / "run"), "--architecture", "top_k"]
+def test_what_an_architecture_does_not_take_from_a_config_is_named(folder, tmp_path, capsys):
+    flags = ["--config", str(folder), "--architecture", "top_k"]
     assert main(["train", *flags, "--save-dir", str(tmp_path / "top_k")]) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith(f"Settings of {tmp_path / 'run'}, except for the flags given. Left out")
+    assert first.startswith(f"Settings of {folder}, except for the flags given. Left out")
     assert "--beta" in first
     assert "--noise-on" in first
     assert "--auxk-alpha" not in first
@@ -112,17 +119,6 @@ def test_what_an_architecture_does_not_take_from_a_config_is_named(small, tmp_pa
 def test_steps_may_be_typed_in_any_way_that_python_reads(typed):
     start = starting_point({"steps": typed})
     assert (start.run.steps, start.sae.noise_anneal_steps) == (20_000, 10_000)
-
-
-def test_no_warm_up_and_another_prior_reach_the_trainer_and_the_weights(small, tmp_path):
-    """The weights are for raw activations: the prior's width is scaled as they are."""
-    assert main(["train", *small, "--kl-warmup-steps", "0", "--prior-std", "0.5"]) == 0
-    trained = json.loads((tmp_path / "run" / "config.json").read_text())["trainer"]
-    for values in (settings_of(tmp_path / "run"), trained):
-        assert (values["kl_warmup_steps"], values["prior_std"]) == (0, 0.5)
-    weights = t.load(tmp_path / "run" / "ae.pt", weights_only=True)
-    assert trained["norm_factor"] != pytest.approx(1, rel=0.01)
-    assert weights["prior_std"].item() == pytest.approx(0.5 * trained["norm_factor"])
 
 
 def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tmp_path, capsys):
@@ -142,49 +138,42 @@ def test_noise_to_signal_and_the_sigma_it_means_are_both_in_the_config(small, tm
     assert (own["sigma"], own["noise_to_signal"]) == (0.5, None)
 
 
-def test_a_configs_schedules_are_those_of_the_runs_steps(small, tmp_path):
+def test_a_configs_schedules_are_those_of_the_runs_steps(tmp_path):
     """decay_start=9 of 12 steps was refused in a run of 8."""
-    assert main(["train", *small, "--kl-warmup-steps", "4"]) == 0
-    again = ["train", "--config", str(tmp_path / "run"), "--steps", "8"]
-    assert main([*again, "--save-dir", str(tmp_path / "again")]) == 0
-    settings = settings_of(tmp_path / "again")
-    schedules = ("decay_start", "noise_anneal_steps", "kl_warmup_steps")
-    assert {name: settings[name] for name in schedules} == {
-        "decay_start": 6,
-        "noise_anneal_steps": 4,
-        "kl_warmup_steps": 2,
-    }
-    own = ["--decay-start", "7", "--save-dir", str(tmp_path / "own")]
-    assert main([*again, *own]) == 0
-    assert settings_of(tmp_path / "own")["decay_start"] == 7
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"run": {"settings": parsed("--steps 12 --kl-warmup-steps 4")}}))
+    settings = parsed(f"--config {config} --steps 8")
+    schedules = {"decay_start": 6, "noise_anneal_steps": 4, "kl_warmup_steps": 2}
+    assert {name: settings[name] for name in schedules} == schedules
+    assert parsed(f"--config {config} --steps 8 --decay-start 7")["decay_start"] == 7
 
 
-def test_a_resume_names_the_flags_that_were_typed_and_no_others(small, tmp_path, capsys):
-    assert main(["train", *small]) == 0
-    assert main(["train", "--resume", str(tmp_path / "run"), "--architecture", "top_k"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
+def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, capsys):
+    said = refused(["train", "--resume", folder, "--architecture", "top_k"], capsys)
     assert said.endswith(
         "the run has --architecture vsae_top_k, not 'top_k'; leave out --architecture to continue "
         "it, or start a new run with --config"
     )
-    assert main(["train", *small, "--resume", "auto", "--preset", "quickstart"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
+    auto = ["train", f"--save-dir={folder}", "--resume=auto"]
+    said = refused([*auto, *flags, "--preset=quickstart"], capsys)
     assert "--noise-to-signal 0.3, not 0.03125" in said
     assert said.endswith(
-        f" --noise-to-signal 0.3), or `vsae train --resume {tmp_path / 'run'}`, or choose another"
+        f" --noise-to-signal 0.3), or `vsae train --resume {folder}`, or choose another"
         " --save-dir for a new run"
     )
+    # What only follows from a flag that differs is not named.
+    without_steps = [flag for flag in flags if not flag.startswith("--steps")]
+    said = refused([*auto, *without_steps, "--seed=0"], capsys)
+    assert "the run has --steps 12, not 1000; use the flags" in said
+    assert "started with (--steps 12), or `vsae train --resume" in said
 
 
 def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
-    small, tmp_path, capsys
+    folder, tmp_path, capsys
 ):
-    folder = tmp_path / "run"
-    assert main(["train", *small]) == 0
-    assert main(["train", "--resume", str(folder), "--steps", "9"]) == 2
-    assert "start a new run with --config" in capsys.readouterr().err
-    assert main(["train", "--resume", str(folder), "--steps", "20"]) == 2
-    said = capsys.readouterr().err
+    resume = ["train", "--resume", folder, "--steps"]
+    assert "start a new run with --config" in refused([*resume, 9], capsys)
+    said = refused([*resume, 20], capsys)
     assert "the run has --steps 12, not 20; it is finished; to train 8 steps more" in said
     command = said.split("`")[1].replace("FOLDER", str(tmp_path / "longer"))
     assert main(shlex.split(command.removeprefix(vsae()))) == 0
@@ -192,46 +181,27 @@ def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(
     assert (settings["steps"], settings["init_from"]) == (8, str(folder))
     assert (settings["data_seed"], settings["noise_anneal_steps"]) == (1, 4)
     (folder / "ae.pt").unlink()
-    (folder / "metrics.json").unlink()
-    assert main(["train", "--resume", str(folder), "--steps", "20"]) == 2
-    assert "leave out --steps to continue it" in capsys.readouterr().err
+    assert "leave out --steps to continue it" in refused([*resume, 20], capsys)
 
 
-def test_several_finished_saes_are_each_trained_longer(small, tmp_path, capsys):
-    """A folder of hook points; its name is quoted for the shell."""
-    at = small.index("--save-dir")
-    where, folder = [*small[:at], *small[at + 2 :]], tmp_path / "two hooks"
-    hooks = "blocks.0.hook_resid_post,blocks.1.hook_resid_post"
-    train = ["train", *where, "--hook", hooks, "--save-dir", str(folder)]
-    assert main(train) == 0
-    longer = ["train", "--resume", str(folder), "--steps", "20"]
-    assert main(longer) == 2
-    said = capsys.readouterr().err
-    assert f"--init-from '{folder}/blocks.0.hook_resid_post' " in said
+def test_several_finished_saes_are_each_trained_longer(trained, tmp_path, capsys):
+    """A folder of run folders; its name is quoted for the shell."""
+    folder = tmp_path / "two hooks"
+    for name in ("a", "b"):
+        shutil.copytree(trained / "vsae", folder / name)
+    longer = ["train", "--resume", folder, "--steps", 20]
+    said = refused(longer, capsys)
+    assert f"--init-from '{folder}/a' " in said
     assert "So for each of its 2 SAEs" in said
-    (folder / "blocks.1.hook_resid_post" / "metrics.json").unlink()
-    assert main(longer) == 2
-    assert "it is finished" not in capsys.readouterr().err
+    (folder / "b" / "ae.pt").unlink()
+    assert "it is finished" not in refused(longer, capsys)
 
 
-def test_auto_names_what_was_typed_at_the_start_and_not_what_follows_from_it(
-    small, tmp_path, capsys
-):
-    at = small.index("--steps")
-    without = small[:at] + small[at + 2 :]
-    assert main(["train", *small, "--resume", "auto"]) == 0
-    assert main(["train", *without, "--resume", "auto", "--seed", "0"]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "the run has --steps 12, not 1000; use the flags" in said
-    assert "started with (--steps 12), or `vsae train --resume" in said
-
-
-def test_a_run_is_not_written_over(small, tmp_path, capsys):
-    assert main(["train", *small]) == 0
-    before = (tmp_path / "run" / "ae.pt").read_bytes()
-    assert main(["train", *small, "--seed", "1"]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert (tmp_path / "run" / "ae.pt").read_bytes() == before
+def test_a_run_is_not_written_over(folder, flags, capsys):
+    before = content(folder)
+    said = refused(["train", *flags, "--seed=1", f"--save-dir={folder}"], capsys)
+    assert "--overwrite" in said
+    assert content(folder) == before
 
 
 def test_settings_that_the_cache_knows_may_be_left_out(small_cache, tmp_path, capsys):

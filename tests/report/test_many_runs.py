@@ -14,10 +14,8 @@ from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.report.many_runs import (
-    SEED_METRICS,
     Group,
     RunResult,
-    SeedScores,
     best_of_each_k,
     differing,
     from_folder,
@@ -32,19 +30,28 @@ def row(k, length, **settings):
     return RunResult(f"k{k}_{length}", {"k": k, **settings}, metrics)
 
 
-def test_the_lowest_is_the_best_for_each_k():
-    groups = grouped(
-        [row(16, None), row(16, 5.0, lr=1), row(8, 3.0, lr=1), row(8, 2.0, lr=2), row(8, 4.0, lr=3)]
-    )
-    best = best_of_each_k(groups)
-    assert [[one.name for one in group.runs] for group in best] == [["k8_2.0"], ["k16_5.0"]]
+EARLY, LATE = "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"
 
 
-def test_each_hook_point_has_its_own_best():
-    early, late = {"hook": "blocks.0.hook_mlp_out"}, {"hook": "blocks.1.hook_mlp_out"}
-    runs = [row(8, 3.0, **late), row(8, 1.0, lr=1, **early), row(8, 2.0, lr=2, **early)]
-    best = best_of_each_k(grouped([*runs, row(4, 9.0, **late)]))
-    assert [group.runs[0].name for group in best] == ["k8_1.0", "k4_9.0", "k8_3.0"]
+@pytest.mark.parametrize(
+    ("runs", "best"),
+    [
+        (
+            [row(16, None), row(16, 5.0, lr=1), row(8, 3.0), row(8, 2.0, lr=2), row(8, 4.0, lr=3)],
+            ["k8_2.0", "k16_5.0"],
+        ),
+        (
+            [
+                *(row(8, 3.0, hook=LATE), row(8, 1.0, lr=1, hook=EARLY)),
+                *(row(8, 2.0, lr=2, hook=EARLY), row(4, 9.0, hook=LATE)),
+            ],
+            ["k8_1.0", "k4_9.0", "k8_3.0"],
+        ),
+    ],
+)
+def test_the_lowest_is_the_best_for_each_k_at_each_hook_point(runs, best):
+    found = best_of_each_k(grouped(runs))
+    assert [one.name for group in found for one in group.runs] == best
 
 
 def test_the_mean_counts_and_not_the_luckiest_run():
@@ -77,20 +84,19 @@ def test_groups_are_in_the_order_of_their_numbers():
     ]
 
 
-def test_the_spread_is_the_standard_deviation_of_the_sample():
-    lengths = [15.0, 16.5, 15.6]
+@pytest.mark.parametrize(
+    ("lengths", "spread", "text"),
+    [
+        ([15.0, 16.5, 15.6], statistics.stdev([15.0, 16.5, 15.6]), "15.7 ± 0.8"),
+        ([2.0, 2.0], 0, "2.0000 ± 0.0000"),
+        ([2.0], None, "2.0000"),
+        ([2.0, None], None, "-"),  # what one seed lacks has no mean
+    ],
+)
+def test_the_spread_is_the_standard_deviation_of_the_sample(lengths, spread, text):
     group = Group([row(8, length) for length in lengths])
-    assert group.spread("description_length") == statistics.stdev(lengths)
-    assert group.text(METRICS["description_length"]) == "15.7 ± 0.8"
-    assert group.spread("fve") == 0
-    assert group.text(METRICS["fve"]) == "0.5000 ± 0.0000"
-
-
-@pytest.mark.parametrize("runs", [[row(8, 2.0)], [row(8, 2.0), row(8, None)]])
-def test_one_run_has_no_spread_and_what_one_seed_lacks_has_no_mean(runs):
-    group = Group(runs)
-    assert group.spread("description_length") is None
-    assert group.text(METRICS["description_length"]) == ("2.0000" if len(runs) == 1 else "-")
+    assert group.spread("description_length") == spread
+    assert group.text(METRICS["description_length"]) == text
 
 
 def test_settings_in_which_runs_differ():
@@ -124,27 +130,20 @@ def test_an_empty_folder_or_one_without_results(tmp_path, caplog):
     assert "left out, as they have no results yet: one" in caplog.text
 
 
-def test_a_sweep_that_wandb_does_not_have(monkeypatch):
+def test_a_sweep_on_wandbs_server(monkeypatch):
+    runs = [
+        SimpleNamespace(name="a", config={"k": 4}, summary={"eval/fve": 0.5}, state=state)
+        for state in ("finished", "running")
+    ]
+    found = SimpleNamespace(sweep=lambda _: SimpleNamespace(runs=runs))
+    monkeypatch.setattr("wandb.Api", lambda: found)
+    finished = [RunResult("a", {"k": 4}, {"fve": 0.5})]
+    assert from_wandb("a/b/c") == (finished, "1 of 2 runs are finished")
+    del runs[1]
+    assert from_wandb("a/b/c") == (finished, None)
     monkeypatch.setattr("wandb.Api", lambda: 1 / 0)
     with pytest.raises(ConfigError, match=r"--of-wandb a/b/c: can't be read.*wandb login"):
         from_wandb("a/b/c")
-
-
-def test_runs_on_wandb_that_have_not_finished_are_counted(monkeypatch):
-    one = SimpleNamespace(name="a", config={"k": 4}, summary={"eval/fve": 0.5}, state="finished")
-    other = SimpleNamespace(**vars(one) | {"state": "running"})
-
-    def api(*runs):
-        monkeypatch.setattr(
-            "wandb.Api", lambda: SimpleNamespace(sweep=lambda _: SimpleNamespace(runs=runs))
-        )
-
-    api(one, other)
-    results, missing = from_wandb("a/b/c")
-    assert results == [RunResult("a", {"k": 4}, {"fve": 0.5})]
-    assert missing == "1 of 2 runs are finished"
-    api(one)
-    assert from_wandb("a/b/c")[1] is None
 
 
 # --- how well the seeds of a setting agree
@@ -165,7 +164,7 @@ def test_they_are_means_over_all_pairs(seeds):
     ]
     assert scores.values["pw_mcc_less_null"] == pytest.approx(less_null)
     assert scores.values["returning"] == pytest.approx(np.mean(shares))
-    assert (scores.n, scores.share_batches) == (3, False)
+    assert not scores.share_batches
 
 
 def test_copies_are_one_sae_and_one_is_nothing_to_compare(seeds, tmp_path, caplog):
@@ -179,38 +178,16 @@ def test_copies_are_one_sae_and_one_is_nothing_to_compare(seeds, tmp_path, caplo
     assert not caplog.records
 
 
-def with_data_seed(folder, to, data_seed):
-    """A copy of a run folder; of upstream's, which names no seeds, with None."""
-    shutil.copytree(folder, to)
-    config = json.loads((to / "config.json").read_text())
-    if data_seed is None:
-        del config["run"]
-    else:
-        config["run"]["settings"]["data_seed"] = data_seed
-    (to / "config.json").write_text(json.dumps(config))
-    return to
-
-
-@pytest.mark.parametrize(
-    ("data_seeds", "share_batches"), [((0, 1), False), ((0, 0), True), ((None, None), False)]
-)
-def test_seeds_of_one_data_seed_share_batches(data_seeds, share_batches, seeds, tmp_path):
-    pairs = enumerate(zip(seeds, data_seeds, strict=False))
-    scores = of_seeds([with_data_seed(one, tmp_path / f"{i}", seed) for i, (one, seed) in pairs])
+@pytest.mark.parametrize(("data_seed", "share_batches"), [(0, True), (None, False)])
+def test_seeds_of_one_data_seed_share_batches(data_seed, share_batches, seeds, tmp_path):
+    """None: folders of upstream's, which name no seeds."""
+    for name, one in zip("ab", seeds, strict=False):
+        config = json.loads((shutil.copytree(one, tmp_path / name) / "config.json").read_text())
+        if data_seed is None:
+            del config["run"]
+        else:
+            config["run"]["settings"]["data_seed"] = data_seed
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    scores = of_seeds([tmp_path / "a", tmp_path / "b"])
     assert scores is not None
     assert scores.share_batches == share_batches
-
-
-def test_a_folder_that_can_not_be_read_is_named(seeds, tmp_path, caplog):
-    assert of_seeds([seeds[0], tmp_path / "nowhere"]) is None
-    assert "which features come back was not measured: " in caplog.text
-    assert "nowhere: no such folder" in caplog.text
-
-
-def test_they_are_shown_with_a_star_where_batches_were_shared():
-    values = {"pw_mcc_less_null": 0.12345, "returning": 0.6789}
-    less_null, returning = SEED_METRICS
-    own, shared = SeedScores(values, 3, False), SeedScores(values, 3, True)
-    assert (less_null.text(own), returning.text(own)) == ("0.1235", "67.9%")
-    assert (less_null.text(shared), returning.text(shared)) == ("0.1235 *", "67.9% *")
-    assert less_null.text(None) == "-"

@@ -48,6 +48,27 @@ def open_page(browser, path, fragment=""):
     until(browser, "document.documentElement.dataset.ready === 'yes'")
 
 
+def open_first_feature(browser):
+    browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
+    until(browser, "document.getElementById('page').open")
+
+
+def choose(browser, id, value):
+    script = "const it = document.getElementById(arguments[0]); it.value = arguments[1];"
+    script += "it.dispatchEvent(new Event('change'))"
+    browser.execute_script(script, id, value)
+
+
+def draw_all(browser):
+    browser.execute_script("return Promise.all([...charts.keys()].map((plot) => draw(plot)))")
+    until(browser, "[...charts.values()].every((chart) => chart.drawn)")
+
+
+def rows_in(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def shown(browser):
     return [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#table tbody th")]
 
@@ -56,9 +77,8 @@ def test_it_opens_offline_without_an_error_and_draws_every_chart(browser, report
     open_page(browser, report)
     n_charts = browser.execute_script("return charts.size")
     assert n_charts >= 12
-    browser.execute_script("charts.forEach((_, plot) => draw(plot))")
+    draw_all(browser)
     until(browser, "document.querySelectorAll('.plot .main-svg').length >= arguments[0]", n_charts)
-    until(browser, "[...charts.values()].every((chart) => chart.drawn)")
     loaded = browser.execute_script("return performance.getEntriesByType('resource').length")
     assert loaded == 0
     assert browser.get_log("browser") == []
@@ -121,9 +141,8 @@ def test_a_feature_opens_from_the_table_and_by_keys(browser, report):
 
 def test_clusters_have_the_numbers_of_the_csv_file(browser, report):
     open_page(browser, report)
-    path = report.with_name("both_files") / "features_vsae.csv"
-    with path.open(encoding="utf-8") as file:
-        in_file = {row["feature"]: row["cluster"] or "–" for row in csv.DictReader(file)}
+    rows = rows_in(report.with_name("both_files") / "features_vsae.csv")
+    in_file = {row["feature"]: row["cluster"] or "–" for row in rows}
     column = "#table td:nth-child(9)"
     in_table = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)]
     assert dict(zip(shown(browser), in_table, strict=True)) == in_file
@@ -155,29 +174,15 @@ def test_the_map_shows_a_features_tokens_and_opens_it(browser, report):
     assert opened == f"Feature {hover.split()[1][: len(opened.split()[1])]} of top_k"
 
 
-def test_a_card_opens_its_feature_where_the_sae_is_called_by_its_path(browser, alike_report):
-    open_page(browser, alike_report)
-    card = browser.find_element(By.CSS_SELECTOR, ".card")
-    browser.execute_script("arguments[0].click()", card)
-    until(browser, "document.getElementById('page').open")
-    assert "/run" in browser.find_element(By.ID, "page-title").text
-
-
 def test_features_that_come_back_are_sorted_and_colour_the_map(browser, seeded_report):
     open_page(browser, seeded_report)
     ours = browser.find_element(By.CSS_SELECTOR, '.plot[data-map="seed0"]')
     other = browser.find_element(By.CSS_SELECTOR, '.plot[data-map="top_k"]')
-    browser.execute_script(
-        "const by = document.getElementById('map-colour'); by.value = 'match';"
-        "by.dispatchEvent(new Event('change'));"
-    )
-    browser.execute_script("return Promise.all([...charts.keys()].map((plot) => draw(plot)))")
-    until(browser, "[...charts.values()].every((chart) => chart.drawn)")
+    choose(browser, "map-colour", "match")
+    draw_all(browser)
     colours = browser.execute_script("return arguments[0].data[0].marker.color", ours)
     features = browser.execute_script("return arguments[0].data[0].customdata", ours)
-    path = seeded_report.with_name("seeded_files") / "features_seed0.csv"
-    with path.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_in(seeded_report.with_name("seeded_files") / "features_seed0.csv")
     assert colours == [float(rows[feature]["match"]) for feature in features]
     assert isinstance(
         browser.execute_script("return arguments[0].data[0].marker.color", other), str
@@ -191,19 +196,17 @@ def test_features_that_come_back_are_sorted_and_colour_the_map(browser, seeded_r
     column = "#table tbody td:nth-child(10)"
     cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)]
     assert cells == sorted((f"{row['returns']}/2" for row in rows), reverse=True)
-    browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
-    until(browser, "document.getElementById('page').open")
+    open_first_feature(browser)
     feature = int(browser.find_element(By.ID, "page-title").text.split()[1])
     facts = browser.find_element(By.CSS_SELECTOR, "#page .facts").text.replace("\n", " ")
     assert f"{rows[feature]['returns']} of 2 seeds it comes back in" in facts
     browser.execute_script("document.getElementById('page').close()")
-    browser.execute_script("document.getElementById('sae').value = 1")
-    browser.execute_script("document.getElementById('sae').dispatchEvent(new Event('change'))")
+    choose(browser, "sae", 1)
     assert {cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)} == {"–"}
     assert browser.get_log("browser") == []
 
 
-def test_dark_mode_and_print_change_the_charts(browser, report):
+def test_dark_mode_changes_the_charts(browser, report):
     open_page(browser, report)
 
     def colour():
@@ -212,13 +215,13 @@ def test_dark_mode_and_print_change_the_charts(browser, report):
         until(browser, f"{plot}.layout")
         return browser.execute_script(f"return {plot}.layout.font.color")
 
-    def emulate(**media):
-        features = [{"name": "prefers-color-scheme", "value": media.get("scheme", "light")}]
+    def emulate(scheme):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
-    emulate(scheme="dark")
+    emulate("dark")
     dark = colour()
-    emulate()
+    emulate("light")
     assert colour() != dark
 
 
@@ -238,8 +241,7 @@ def test_it_fits_a_phone(browser, of, request):
         explanations = browser.find_elements(By.CSS_SELECTOR, ".headline th small")
         assert len(explanations) >= 6
         assert all(one.is_displayed() and one.text for one in explanations)
-        browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
-        until(browser, "document.getElementById('page').open")
+        open_first_feature(browser)
         assert browser.execute_script("return document.getElementById('page').scrollWidth") <= 390
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -247,8 +249,7 @@ def test_it_fits_a_phone(browser, of, request):
 
 def test_a_tokens_activation_is_shown_without_a_mouse(browser, report):
     open_page(browser, report)
-    browser.find_element(By.CSS_SELECTOR, "#table tbody a").send_keys(Keys.ENTER)
-    until(browser, "document.getElementById('page').open")
+    open_first_feature(browser)
     shaded = ".words span[title]:not(.at)"
     context = browser.find_element(
         By.XPATH, "//div[@class='context'][.//span[@title][not(@class)]]"
@@ -279,8 +280,7 @@ def test_many_saes_wide_dictionaries_and_negative_features_are_drawn(browser, re
 
 def test_hostile_text_does_nothing(browser, hostile_report):
     open_page(browser, hostile_report)
-    browser.execute_script("charts.forEach((_, plot) => draw(plot))")
-    until(browser, "[...charts.values()].every((chart) => chart.drawn)")
+    draw_all(browser)
     for link in browser.find_elements(By.CSS_SELECTOR, "#table tbody a"):
         href = link.get_attribute("href")
         browser.execute_script("location.hash = new URL(arguments[0]).hash", href)

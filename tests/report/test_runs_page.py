@@ -41,6 +41,12 @@ def change(path, change):
     path.write_text(json.dumps(content))
 
 
+def index_of(folder):
+    """Write the index page of a folder; return its HTML."""
+    assert main(["report", str(folder)]) == 0
+    return (folder / "index.html").read_text(encoding="utf-8")
+
+
 def seeds_on(page):
     """The rows of the table of settings with several seeds, by the first setting."""
     section = page[page.index("<h2>Settings with several seeds") :]
@@ -48,11 +54,10 @@ def seeds_on(page):
 
 
 def test_it_has_every_saes_metrics_and_what_differs(folder, runs, capsys):
-    assert main(["report", str(folder)]) == 0
-    page = folder / "index.html"
-    assert f"wrote {page}" in capsys.readouterr().out
-    assert PAGE_MARK in page.read_text(encoding="utf-8")
-    rows = rows_of(page.read_text(encoding="utf-8"))
+    page = index_of(folder)
+    assert f"wrote {folder / 'index.html'}" in capsys.readouterr().out
+    assert PAGE_MARK in page
+    rows = rows_of(page)
     assert list(rows) == ["top_k", "vsae"]
     for run in runs:
         metrics = json.loads((run / "metrics.json").read_text())
@@ -60,7 +65,7 @@ def test_it_has_every_saes_metrics_and_what_differs(folder, runs, capsys):
     assert rows["top_k"]["architecture"] == "top_k"
     assert rows["vsae"]["architecture"] == "vsae_top_k"
     assert "hook" not in rows["vsae"]
-    assert "begun (not finished)" in page.read_text(encoding="utf-8")
+    assert "begun (not finished)" in page
 
 
 def test_a_setting_that_differs_is_a_column(folder):
@@ -70,35 +75,32 @@ def test_a_setting_that_differs_is_a_column(folder):
 
     change(folder / "top_k" / "config.json", cut)
     (folder / "vsae" / "metrics.json").unlink()
-    assert main(["report", str(folder)]) == 0
-    rows = rows_of((folder / "index.html").read_text(encoding="utf-8"))
+    rows = rows_of(index_of(folder))
     assert rows["top_k"]["lr"] == "0.5"
     assert rows["vsae"]["FVE"] == "-", "not measured"
 
 
 def test_metrics_that_were_not_measured_alike_are_called_so(folder):
-    assert main(["report", str(folder)]) == 0
-    assert "different conditions" not in (folder / "index.html").read_text(encoding="utf-8")
-    path = folder / "top_k" / "metrics.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokens": 7}))
-    assert main(["report", str(folder)]) == 0
-    page = (folder / "index.html").read_text(encoding="utf-8")
+    assert "different conditions" not in index_of(folder)
+    change(folder / "top_k" / "metrics.json", lambda it: it.update(tokens=7))
+    page = index_of(folder)
     assert "different conditions" in page
     assert rows_of(page)["top_k"]["tokens"] == "7"
 
 
-def test_metrics_of_different_texts_are_called_so_though_the_text_is_a_setting_too(folder):
-    for name, data in (("top_k", "a.txt"), ("vsae", "b.txt")):
-        change(
-            folder / name / "config.json",
-            lambda it, data=data: it["run"]["settings"].update(data=data),
-        )
-        change(
-            folder / name / "metrics.json",
-            lambda it, data=data: it["measured_on"].update(data=data),
-        )
-    assert main(["report", str(folder)]) == 0
-    page = (folder / "index.html").read_text(encoding="utf-8")
+_TEXT_IN = {
+    "config.json": lambda it: it["run"]["settings"],
+    "metrics.json": lambda it: it["measured_on"],
+}
+
+
+def test_texts_that_differ_are_named_though_the_text_is_a_setting_too(folder):
+    for name in ("top_k", "vsae"):
+        for file, part in _TEXT_IN.items():
+            change(
+                folder / name / file, lambda it, part=part, name=name: part(it).update(data=name)
+            )
+    page = index_of(folder)
     assert re.search(r"different conditions \(data\), so they can&#39;t be compared", page)
     assert page.count(">data</th>") == 1
 
@@ -126,9 +128,8 @@ def test_the_seeds_of_a_setting_are_compared(seeds, runs, tmp_path, capsys):
     for run in [*seeds, runs[1]]:
         shutil.copytree(run, folder / run.name)
     shutil.copytree(seeds[0], folder / "copy")
-    assert main(["report", str(folder)]) == 0
+    page = index_of(folder)
     assert "matching the features of 3 seeds" in capsys.readouterr().out
-    page = (folder / "index.html").read_text(encoding="utf-8")
     scores = of_seeds(seeds).values
     (row,) = seeds_on(page).values()
     assert row["n"] == "3", "a copy of an SAE is no seed of it"
@@ -149,8 +150,7 @@ def test_seeds_that_saw_the_same_batches_are_marked(seeds, tmp_path):
         change(
             folder / run.name / "config.json", lambda it: it["run"]["settings"].update(data_seed=0)
         )
-    assert main(["report", str(folder)]) == 0
-    page = (folder / "index.html").read_text(encoding="utf-8")
+    page = index_of(folder)
     (row,) = seeds_on(page).values()
     assert row["PW-MCC less null"].endswith(" *")
     assert "* some of these seeds saw the same batches" in page
@@ -164,12 +164,9 @@ def test_seeds_that_can_not_be_read_are_named(seeds, folder, tmp_path, caplog):
     for run in seeds[:2]:
         shutil.copytree(run, tmp_path / "seeds" / run.name)
     (tmp_path / "seeds" / "seed1" / "ae.pt").write_bytes(b"cut")
-    assert main(["report", str(tmp_path / "seeds")]) == 0
+    assert "PW-MCC" not in index_of(tmp_path / "seeds")
     assert re.search(r"features come back was not measured: \S+seed1/ae.pt", caplog.text)
-    page = (tmp_path / "seeds" / "index.html").read_text(encoding="utf-8")
-    assert "PW-MCC" not in page
-    assert main(["report", str(folder)]) == 0
-    assert "Settings with several seeds" not in (folder / "index.html").read_text(encoding="utf-8")
+    assert "Settings with several seeds" not in index_of(folder), "no two seeds"
 
 
 def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
@@ -179,8 +176,7 @@ def test_a_damaged_folder_is_left_out_and_the_others_are_there(folder, runs):
     change(folder / "wrong" / "config.json", lambda it: it["run"]["settings"].update(k="many"))
     shutil.copytree(runs[0], folder / "unread")
     (folder / "unread" / "metrics.json").write_text("{")
-    assert main(["report", str(folder)]) == 0
-    page = unescape((folder / "index.html").read_text(encoding="utf-8"))
+    page = unescape(index_of(folder))
     assert list(rows_of(page)) == ["top_k", "vsae"]
     words = page[page.index("Not in the table") :]
     assert re.search(r"cut \(\S+config.json: not valid JSON", words)
@@ -194,8 +190,7 @@ def test_one_architecture_is_no_column_and_long_names_break_at_underscores(folde
         long = folder / f"{'a_long_name_' * 4}seed{seed}"
         shutil.copytree(runs[0], long)
         change(long / "config.json", lambda it: it["run"]["settings"].update(warmup_steps=2))
-    assert main(["report", str(folder)]) == 0
-    page = (folder / "index.html").read_text(encoding="utf-8")
+    page = index_of(folder)
     rows = rows_of(page)
     assert list(rows) == ["…seed0", "…seed1", "vsae"]
     assert "architecture" not in rows["vsae"]

@@ -103,10 +103,8 @@ def test_a_signal_ends_all_processes_at_their_resume_points(chunks, tmp_path):
 def test_devices_of_one_kind_are_separated_by_commas():
     assert devices_of("cuda:0,cuda:1") == ["cuda:0", "cuda:1"]
     assert devices_of("cpu,cpu") == ["cpu", "cpu"]
-    with pytest.raises(ConfigError, match=r"--devices cpu,cuda:0: .* found cpu and cuda together;"):
-        devices_of("cpu,cuda:0")
-    for text in ("", "cpu,", "cuda:0,,cuda:1"):
-        with pytest.raises(ConfigError, match=r"found an empty name; use e\.g\. --devices cuda:0"):
+    for text in ("cpu,cuda:0", "", "cpu,", "cuda:0,,cuda:1"):
+        with pytest.raises(ConfigError, match=r"expected devices of one kind, separated by commas"):
             devices_of(text)
 
 

@@ -16,6 +16,7 @@ import torch as t
 from caches import HOOK, OTHER
 from interrupted_runs import assert_equal
 from language_model_reads import counted_passes
+from small_commands import refused
 from sweep_flags import train_config
 
 from dictionary_learning_ext import train
@@ -92,7 +93,7 @@ def test_a_killed_sweep_resumes_and_ends_bit_identical(sweep_file, tmp_path):
 
 
 def test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical(sweep_file, tmp_path):
-    longer = ["--steps=200", "--save-every=25", "--log-steps=50"]
+    longer = ["--steps=100", "--save-every=10", "--log-steps=50"]
     path = sweep_file()
     configs = configurations(read_sweep(path), train_config, longer)
     with one_thread():
@@ -137,99 +138,73 @@ def test_runs_of_two_data_seeds_share_no_buffer(sweep_file, tmp_path):
         assert {config.run.data_seed for config in chunk.configs.values()} == {seed}
 
 
-def test_a_signal_says_how_to_continue_the_sweep(configs, tmp_path, monkeypatch):
-    first = next(iter(configs))
-    real = train
+@pytest.fixture
+def calls(monkeypatch):
+    """The calls of `train`, which does nothing but raise the errors in `calls.raised`, one a call."""
+    calls = Calls()
+    monkeypatch.setattr(TRAIN, calls)
+    return calls
 
-    def stopped(run, saes, *given, **options):
-        if first not in saes:
-            raise Interrupted(signal.SIGTERM, "stopped at step 6; continue with …")
-        return real(run, saes, *given, **options)
 
-    monkeypatch.setattr(TRAIN, stopped)
+class Calls(list):
+    def __init__(self):
+        super().__init__()
+        self.raised = []
+
+    def __call__(self, run, saes, hooks, *, resume, group):
+        self.append((list(saes), resume, group))
+        if self.raised:
+            raise self.raised.pop()
+
+
+@pytest.mark.parametrize(
+    ("raised", "number"),
+    [
+        (Interrupted(signal.SIGTERM, "at step 6"), signal.SIGTERM),
+        (KeyboardInterrupt, signal.SIGINT),
+    ],
+)
+def test_a_signal_says_how_to_continue_the_sweep(raised, number, configs, calls, tmp_path):
+    finished(tmp_path / next(iter(configs)))
+    calls.raised = [raised]
     with pytest.raises(Interrupted) as stop:
-        run_sweep(configs, tmp_path / "s", at_once=1, command="vsae sweep x.yaml")
-    assert str(stop.value) == (
-        "stopped by SIGTERM; 1 of 4 runs are finished; run `vsae sweep x.yaml` again to continue"
-    )
-    assert stop.value.exit_code == 143
-    monkeypatch.setattr(TRAIN, keyboard_interrupt)
-    with pytest.raises(Interrupted, match="stopped by SIGINT; 1 of 4 runs"):
-        run_sweep(configs, tmp_path / "s")
+        run_sweep(configs, tmp_path, at_once=1, command="vsae sweep x.yaml")
+    said = f"stopped by {number.name}; 1 of 4 runs are finished; run `vsae sweep x.yaml` again to"
+    assert str(stop.value).startswith(said)
+    assert stop.value.exit_code == 128 + number
+    assert len(calls) == 1
 
 
-def keyboard_interrupt(*_, **__):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("at_once", [1, 4])
-def test_wandb_groups_the_runs_by_the_sweeps_name(at_once, configs, tmp_path, monkeypatch):
-    groups = []
-    monkeypatch.setattr(TRAIN, lambda *_, resume, group: groups.append(group))
-    run_sweep(configs, tmp_path / "elsewhere", at_once, name="tiny")
-    assert set(groups) == {"tiny"}
-
-
-def test_two_sweeps_do_not_share_a_folder(configs, tmp_path):
-    ((name, config),) = list(configs.items())[:1]
-    one = {name: config}
-    assert run_sweep(one, tmp_path / "s", at_once=1) == {name: tmp_path / "s" / name}
-    with pytest.raises(ConfigError, match="holds another sweep"):
-        run_sweep(configs, tmp_path / "s")
-    with pytest.raises(ConfigError, match="started with 1; leave it out"):
-        run_sweep(one, tmp_path / "s", at_once=2)
-
-
-def test_a_failed_run_is_reported_after_the_others_have_finished(configs, tmp_path):
+def test_a_failed_run_is_reported_after_the_others_and_wandb_groups_them(configs, calls, tmp_path):
     first, *others = configs
-    run_folder = tmp_path / "s" / first
-    run_folder.mkdir(parents=True)
-    (run_folder / "failed.json").write_text("{}")
+    (tmp_path / first).mkdir()
+    (tmp_path / first / "failed.json").write_text("{}")
     with pytest.raises(
         TrainingError, match=rf"{first} failed earlier .*again, delete its folder\)"
     ):
-        run_sweep(configs, tmp_path / "s", at_once=4)
-    assert all((tmp_path / "s" / name / "metrics.json").exists() for name in others)
+        run_sweep(configs, tmp_path, at_once=1, name="tiny")
+    assert calls == [([name], False, "tiny") for name in others]
 
 
-def test_a_run_whose_folder_was_deleted_is_trained_again_alone(configs, tmp_path, monkeypatch):
+def test_a_run_whose_folder_was_deleted_is_trained_again_alone(configs, calls, tmp_path):
     first, *others = configs
     for name in others:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text('{"run": {"settings": {"eval_tokens": 0}}}')
-        (tmp_path / name / "ae.pt").touch()
-    calls = []
-    monkeypatch.setattr(
-        TRAIN, lambda run, saes, hooks, *, resume, group: calls.append((list(saes), resume))
-    )
+        finished(tmp_path / name, eval_tokens=0)
     assert run_sweep(configs, tmp_path, at_once=4).keys() == configs.keys()
-    assert calls == [([first], False)]
+    assert calls == [([first], False, None)]
 
 
-def refused_by(cause=None):
-    """Stands for `train`: the first run is refused because of `cause`."""
-    calls = []
-
-    def train(run, saes, *_, **__):
-        calls.append(list(saes))
-        if len(calls) == 1:
-            raise TextError("the text is too short") from cause
-
-    return train, calls
-
-
-def test_what_one_run_is_refused_for_does_not_stop_the_others(configs, tmp_path, monkeypatch):
-    train, calls = refused_by()
-    monkeypatch.setattr(TRAIN, train)
+def test_what_one_run_is_refused_for_does_not_stop_the_others(configs, calls, tmp_path):
+    calls.raised = [TextError("the text is too short")]
     with pytest.raises(TrainingError, match=f"^{next(iter(configs))}: the text is too short$"):
         run_sweep(configs, tmp_path / "s", at_once=1)
     assert len(calls) == 4
 
 
 @pytest.mark.parametrize("cause", [OSError(errno.ENOSPC, "full"), BlockingIOError()])
-def test_what_would_hit_every_run_stops_the_sweep(cause, configs, tmp_path, monkeypatch):
-    train, calls = refused_by(cause)
-    monkeypatch.setattr(TRAIN, train)
+def test_what_would_hit_every_run_stops_the_sweep(cause, configs, calls, tmp_path):
+    calls.raised = [TextError("the text is too short")]
+    calls.raised[0].__cause__ = cause
     with pytest.raises(TextError):
         run_sweep(configs, tmp_path / "s", at_once=1)
     assert len(calls) == 1
@@ -241,22 +216,19 @@ def test_what_would_hit_every_run_stops_the_sweep(cause, configs, tmp_path, monk
         (100, [], 4),
         (6, [], 3),
         (1, [], 1),
-        (100, ["cpu"], 4),
-        (100, ["cpu", "cpu"], 2),
         (100, ["cpu"] * 3, 2),
         (100, ["cpu"] * 9, 1),
         (6, ["cpu", "cpu"], 1),
     ],
 )
 def test_as_many_are_trained_together_as_half_of_the_free_memory_holds(
-    available, devices, expected, configs, tmp_path, monkeypatch
+    available, devices, expected, configs, calls, tmp_path, monkeypatch
 ):
     """At most each device's share, and devices of one machine share its memory."""
     each = 4 * 4 * 2 * 32 * 16  # weights, gradients and two averages of encoder and decoder
     memory = psutil.virtual_memory()._replace(available=available * each)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(runner, "train_on", lambda *_: [])
-    monkeypatch.setattr(TRAIN, lambda *_, **__: None)
     found = []
     run_sweep(configs, tmp_path / "s", devices=devices, on_begin=found.append)
     assert found[0].at_once == expected
@@ -265,7 +237,7 @@ def test_as_many_are_trained_together_as_half_of_the_free_memory_holds(
 def test_devices_with_nothing_to_do_are_said(configs, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(runner, "train_on", lambda *_: [])
     run_sweep(configs, tmp_path / "s", at_once=4, devices=["cpu"] * 3)
-    assert "2 of the 3 devices have nothing to do: up to 4 SAEs are trained together" in caplog.text
+    assert "2 of the 3 devices have nothing to do (--at-once is 4)" in caplog.text
 
 
 @pytest.mark.skipif(t.cuda.is_available(), reason="this machine has a GPU")
@@ -298,35 +270,33 @@ def test_runs_are_divided_as_if_none_had_ended(tmp_path):
     assert together(tmp_path, without="b") == ["ac", "d"]
 
 
-def test_a_run_that_is_missing_starts_in_a_chunk_of_its_own(tmp_path):
-    started(tmp_path / "a", 20, 30)
-    started(tmp_path / "c", 10, 20)
-    assert together(tmp_path) == ["ac", "b", "d"]
-
-
-def test_runs_without_a_common_resume_point_are_trained_apart(tmp_path):
-    started(tmp_path / "a", 10)
-    started(tmp_path / "b", 30)
-    started(tmp_path / "c")
-    assert together(tmp_path) == ["a", "b", "c", "d"]
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ({"a": (20, 30), "c": (10, 20)}, ["ac", "b", "d"]),
+        ({"a": (10,), "b": (30,), "c": ()}, ["a", "b", "c", "d"]),
+    ],
+)
+def test_runs_without_a_common_resume_point_are_trained_apart(points, expected, tmp_path):
+    for name, steps in points.items():
+        started(tmp_path / name, *steps)
+    assert together(tmp_path) == expected
 
 
 # --- sweep.json
 
 
 def finished(folder, eval_tokens=100):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     settings = {"run": {"settings": {"eval_tokens": eval_tokens}}}
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
 
 
-def start(folder, names="abc", **changes):
-    return runner._begin(
-        dict.fromkeys(names, TrainConfig()),
-        folder,
-        **{"at_once": None, "memory_allows": 2, "name": None, "command": "vsae x", **changes},
-    )
+def start(folder, names="abc", at_once=None, memory_allows=2, name=None, command="vsae x"):
+    configs = dict.fromkeys(names, TrainConfig())
+    wanted = runner._manifest(configs, at_once or memory_allows, name, command)
+    return runner._begin(wanted, folder, keep_at_once=at_once is None)
 
 
 def test_the_first_start_counts(tmp_path):
@@ -370,15 +340,14 @@ def test_what_differs_from_another_sweep_is_named(ks, steps, message, tmp_path):
     def begin(ks, steps=1200):
         run = RunConfig(steps=steps)
         configs = {str(k): TrainConfig(SAEConfig(k=k).resolve(steps, 512), run) for k in ks}
-        given = dict.fromkeys(("at_once", "name", "command"))
-        runner._begin(configs, tmp_path, memory_allows=2, **given)
+        runner._begin(runner._manifest(configs, 2, None, None), tmp_path, keep_at_once=True)
 
     begin([4, 2])
     (tmp_path / "2").mkdir()
     begin([2, 4])
-    with pytest.raises(ConfigError) as refused:
+    with pytest.raises(ConfigError) as error:
         begin(ks, steps)
-    assert str(refused.value).endswith(f"another sweep of 2 runs{message}")
+    assert str(error.value).endswith(f"another sweep of 2 runs{message}")
 
 
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
@@ -431,34 +400,25 @@ def test_runs_of_two_hook_points_read_one_cache_and_need_no_language_model(
     assert_equal(ours, single)
 
 
-@pytest.mark.parametrize("ks", [[4], [2, 4]])
 def test_a_hook_point_that_the_cache_lacks_is_refused_before_anything_is_written(
-    ks, sweep_file, small_cache, tmp_path, capsys
+    sweep_file, small_cache, tmp_path, capsys
 ):
-    path = sweep_file(parameters={"k": {"values": ks}})
     flags = [f"--activations={small_cache}", "--hook=blocks.9.hook_mlp_out"]
-    assert main(["sweep", str(path), *flags, f"--save-dir={tmp_path / 's'}"]) == 2
-    printed = capsys.readouterr()
-    assert (
-        f"--hook blocks.9.hook_mlp_out: the cache {small_cache} has {HOOK}, {OTHER}; give one of these"
-        in printed.err
-    )
-    assert printed.out == ""
+    line = refused(["sweep", sweep_file(), *flags, f"--save-dir={tmp_path / 's'}"], capsys)
+    assert f"--hook blocks.9.hook_mlp_out: the cache {small_cache} has {HOOK}, {OTHER};" in line
     assert not (tmp_path / "s").exists()
 
 
 def test_a_sweep_whose_language_model_lacks_the_hook_point_leaves_no_folder(
     sweep_file, tmp_path, capsys
 ):
-    path = sweep_file(parameters={"k": {"values": [2, 4]}})
     folder = tmp_path / "s"
-    command = ["sweep", str(path), "--hook=blocks.9.hook_mlp_out", f"--save-dir={folder}"]
-    assert main(command) == 2
-    assert "blocks.9.hook_mlp_out" in capsys.readouterr().err
+    command = ["sweep", sweep_file(), "--hook=blocks.9.hook_mlp_out", f"--save-dir={folder}"]
+    assert "blocks.9.hook_mlp_out" in refused(command, capsys)
     assert not folder.exists()
     folder.mkdir()
     (folder / "notes.txt").touch()
-    assert main(command) == 2
+    refused(command, capsys)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
