@@ -85,12 +85,8 @@ def test_a_block_s_input_is_the_output_of_the_one_before_to_sae_bench(folder_of)
 @pytest.mark.parametrize(
     ("form", "hook", "message"),
     [
-        (
-            "sae-bench",
-            "blocks.0.hook_resid_pre",
-            "SAE Bench's loader knows only the output of a bl",
-        ),
-        ("sae-bench", "blocks.1.hook_mlp_out", "SAE Bench's loader knows only the output of a bl"),
+        ("sae-bench", "blocks.0.hook_resid_pre", "SAE Bench's loader knows only the output of"),
+        ("sae-bench", "blocks.1.hook_mlp_out", "SAE Bench's loader knows only the output of"),
         ("sparsify", "blocks.0.hook_resid_pre", "sparsify knows only the outputs of .*safetensors"),
     ],
 )
@@ -207,10 +203,8 @@ def test_the_layout_and_config(folder_of, tiny_lm_dir):
     config = json.loads((inside / "cfg.json").read_text())
     assert (config["d_in"], config["num_latents"], config["k"]) == (D, F, K)
     assert (config["activation"], config["transcode"]) == ("topk", False)
-    assert (config["model_name"], config["hook_name"]) == (
-        tiny_lm_dir.name,
-        "blocks.1.hook_resid_post",
-    )
+    assert config["model_name"] == tiny_lm_dir.name
+    assert config["hook_name"] == "blocks.1.hook_resid_post"
     assert config["export"]["format"] == "sparsify"
 
 

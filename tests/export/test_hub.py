@@ -130,11 +130,8 @@ def changed(folder, change, tmp_path):
 def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     one = hub(Hub())
     pushed = push(runs, "jane/saes")
-    files = [
-        "README.md",
-        *(f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")),
-    ]
-    assert set(one.contents) == {*files, "vsae/metrics.json"}
+    files = {f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")}
+    assert set(one.contents) == files | {"README.md", "vsae/metrics.json"}
     assert pushed.files == {name: len(content) for name, content in one.contents.items()}
     assert one.asked is pushed.is_private is True
     assert pushed.url == "https://hub/jane/saes/commit/1"
@@ -263,9 +260,6 @@ def test_metrics_are_evaluation_results_of_the_text_that_was_measured_on():
     data = metadata({"a": config_of("AutoEncoderTopK")}, {"a": measured})
     assert [r.metric_type for r in data.eval_results] == [m.key for m in shown_in("compare")]
     assert {result.dataset_type for result in data.eval_results} == {TEXT}
-
-
-def test_the_metrics_of_several_saes_can_be_told_apart():
     configs = {name: config_of("AutoEncoderTopK") for name in ("a", "b")}
     data = metadata(configs, {"a": {"fve": 0.9}, "b": {"fve": 0.8}})
     named = {result.metric_name: result.metric_value for result in data.eval_results}
@@ -318,10 +312,8 @@ def test_a_name_of_two_parts_that_is_here_is_local(tmp_path, monkeypatch):
 def test_a_public_repository_needs_the_flag_public(runs, hub, capsys):
     one = hub(Hub(private=False))
     assert main(["push", str(runs), "jane/saes"]) == 2
-    assert (
-        "already exists and is public; nothing was uploaded; to push to a public"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "already exists and is public; nothing was uploaded; to push to a public" in error
     assert one.contents == {}
     assert main(["push", str(runs), "jane/saes", "--public"]) == 0
     assert "(public)" in capsys.readouterr().out
