@@ -81,12 +81,9 @@ class BenchData:
 
 
 def open_bench_data(name: str, cache: Path) -> BenchData:
-    """The data that `vsae bench --data` names.
+    """The data that `vsae bench --data` names: "embedded", "hub" or a folder of folders named as sets.
 
-    Arguments:
-        name: "embedded"; "hub", where a folder in the working directory that is named after a set
-            takes precedence; or a folder that contains such folders.
-        cache: where the embedded books are written.
+    With "hub", such folders in the working directory take precedence. The books are written to `cache`.
 
     Raises: BenchError if it is none of these.
     """
@@ -137,7 +134,7 @@ def require_sets(data: BenchData, names: list[str]) -> None:
 
 
 def local_files(data: BenchData, config: Any) -> list[Any]:
-    """What identifies the sets in the data's folder that SAE Bench's configuration names.
+    """Identity of the sets in the data's folder that SAE Bench's configuration names.
 
     For each set, its path, and the names, sizes and times of its files. Empty for the embedded books,
     and for sets that come from the hub.
@@ -177,7 +174,11 @@ def _books(cache: Path) -> BenchData:
     }
     dataset_info.chosen_classes_per_dataset[BOOKS] = [str(label) for label in LABELS.values()]
     scr_and_tpp.COLUMN2_VALS_LOOKUP[BOOKS] = ("male", "female")
-    cells = {part: _cells(frame) for part, frame in parts.items()}
+    # The number of passages of each (book, gender).
+    cells: Any = {
+        part: frame.groupby(["profession", "gender"]).size().to_dict()
+        for part, frame in parts.items()
+    }
     return BenchData(
         "embedded",
         cache,
@@ -215,11 +216,6 @@ def gender_of(text: str) -> str | None:
     if min(male, female) > 0 or max(male, female) < 2:
         return None
     return "male" if male else "female"
-
-
-def _cells(frame: pd.DataFrame) -> dict[tuple[int, int], int]:
-    """The number of passages of each (book, gender)."""
-    return {key: len(rows) for key, rows in frame.groupby(["profession", "gender"])}  # pyright: ignore
 
 
 def _scr_size(cells: dict[tuple[int, int], int]) -> int:
