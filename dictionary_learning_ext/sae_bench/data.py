@@ -63,21 +63,17 @@ class BenchData:
     """Where the data sets are, and how many texts to take from them.
 
     Attributes:
-        name: "embedded", "hub" or a folder.
         folder: contains one folder per set, named after it.
+        is_embedded: whether the set is the embedded books.
         scr_sizes: numbers of texts in SCR's train and test sets, as SAE Bench counts them; None for
             its defaults.
         class_sizes: the same for TPP and sparse probing.
     """
 
-    name: str
     folder: Path
+    is_embedded: bool = False
     scr_sizes: tuple[int, int] | None = None
     class_sizes: tuple[int, int] | None = None
-
-    @property
-    def is_embedded(self) -> bool:
-        return self.name == "embedded"
 
 
 def open_bench_data(name: str, cache: Path) -> BenchData:
@@ -98,7 +94,7 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
             expected="embedded, hub, or a folder that contains one folder per data set, e.g. "
             "LabHC/bias_in_bios",
         )
-    return BenchData(name, folder)
+    return BenchData(folder)
 
 
 @contextmanager
@@ -180,8 +176,8 @@ def _books(cache: Path) -> BenchData:
         for part, frame in parts.items()
     }
     return BenchData(
-        "embedded",
         cache,
+        True,
         (_scr_size(cells["train"]), _scr_size(cells["test"])),
         (4 * min(cells["train"].values()), 4 * min(cells["test"].values())),
     )

@@ -86,16 +86,13 @@ def bench(
 
     Arguments:
         folders: run folders, or OWNER/NAME/FOLDER on the hub (results go to runs/OWNER_NAME/FOLDER).
-        evals: which evaluations.
-        model, hook: default to those in the run's config.json.
+        model, hook, max_norm_multiple, remove_bos: as in training by default.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
-        max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         tokens: how many core measures on.
         train_size, test_size: number of texts in the probes' sets.
         probing_sets: those of sae_probes, see `chosen_sets`.
         bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
-        again: repeat finished evaluations.
         floor: also evaluate `reference_saes`. Their results go to the first folder.
         extra: further SAEs by label, e.g. changed copies of what `load_bench_sae` returns. They are
             evaluated with the same settings. Their results go to the first folder, so a label must be
@@ -119,17 +116,9 @@ def bench(
         )
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
+    left_out: Any = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
     runs = {
-        name: run_of(
-            path,
-            model,
-            hook,
-            None,
-            device,
-            max_norm_multiple=max_norm_multiple,
-            remove_bos=remove_bos,
-        )
-        for name, path in paths.items()
+        name: run_of(path, model, hook, None, device, **left_out) for name, path in paths.items()
     }
     require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
     run = replace(next(iter(runs.values())), dtype="float32")
@@ -216,22 +205,14 @@ def _further(
     taken = {job.label for job in jobs} | {job.name for job in jobs if job.folder == first}
     further = []
     for label, sae in extra.items():
-        if label in taken:
-            raise BenchError(
-                name="extra",
-                value=label,
-                expected=f"a label that no other SAE has, unlike {', '.join(sorted(taken))}",
-            )
-        if Path(label).name != label:
-            expected = "a label that can be a file's name"
+        if label in taken or Path(label).name != label:
+            others = f"that no other SAE has, unlike {', '.join(sorted(taken))}"
+            expected = f"a label that can be a file's name, and {others}"
             raise BenchError(name="extra", value=label, expected=expected)
         if sae.cfg.hook_name != hook.name:
-            raise BenchError(
-                f"an SAE of {sae.cfg.hook_name}",
-                name="extra",
-                value=label,
-                expected=f"one of {hook.name}, as the run folders' are",
-            )
+            expected = f"one of {hook.name}, as the run folders' are"
+            problem = f"an SAE of {sae.cfg.hook_name}"
+            raise BenchError(problem, name="extra", value=label, expected=expected)
         hook.require_width(label, sae.cfg.d_in, run.model)
         further.append(BenchJob(label, label, first, sae))
     return further

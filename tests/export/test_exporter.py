@@ -26,7 +26,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.run_inputs import held_out, open_model
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
-from dictionary_learning_ext.export.exporter import Difference, export, measure
+from dictionary_learning_ext.export.exporter import export, measure
 
 
 @pytest.mark.parametrize("name", ["vsae", "rectified", "top_k"])
@@ -36,13 +36,6 @@ def test_an_export_without_negative_activations_is_exact(form, name, folder_of):
     assert exported.difference.reconstruction <= 1e-6
     assert (exported.difference.codes, exported.difference.tokens) == (0, 500)
     assert exported.folder.name == form
-
-
-def test_a_difference_of_nothing_is_called_so():
-    assert Difference(1e-5, 0.0, 1).is_exact
-    assert not Difference(1.1e-5, 0.0, 1).is_exact
-    assert str(Difference(0.0, 0.0, 10240)) == "identical on 10,240 held-out tokens"
-    assert "0.00% of 10,240 held-out tokens have another code" in str(Difference(1e-7, 0.0, 10240))
 
 
 def test_the_difference_is_what_a_direct_computation_gives(folder_of, trained):

@@ -5,7 +5,6 @@ Only the hub's own functions are replaced.
 
 import json
 import logging
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -267,9 +266,8 @@ def test_metrics_are_evaluation_results_of_the_text_that_was_measured_on():
     assert {result.metric_config for result in data.eval_results} == {"a", "b"}
 
 
-@pytest.mark.parametrize("config", [{"trainer": {}}, {"trainer": {"dict_class": "Other"}}])
-def test_a_config_that_says_little_has_a_card_too(config):
-    data = metadata({"a": config}, {"a": {"fve": 0.9}})
+def test_a_config_that_says_little_has_a_card_too():
+    data = metadata({"a": {"trainer": {"dict_class": "Other"}}}, {"a": {"fve": 0.9}})
     assert data.eval_results[0].dataset_type == "unknown"
     assert data.base_model is None
 
@@ -358,32 +356,40 @@ def test_what_the_hub_or_the_network_refuse(where, error, message, runs, hub, mo
     assert TOKEN not in line
 
 
-@pytest.mark.parametrize("repo", ["saes", "jane/my/saes", "jane/my saes", "jane/-saes", "/saes"])
-def test_a_bad_name(repo, runs):
-    with pytest.raises(HubError, match=f"^{re.escape(repr(repo))}: expected OWNER/NAME, e\\.g\\. "):
-        push(runs, repo, dry_run=True)
+def an_empty_folder(folder, runs):
+    folder.mkdir()
 
 
-def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path):
-    with pytest.raises(CheckpointError, match=r"expected a file config\.json"):
-        push(tmp_path, "jane/saes", dry_run=True)
-    one = shutil.copytree(runs / "top_k", tmp_path / "one")
-    (one / "ae.pt").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="incomplete or damaged AutoEncoderTopK"):
-        push(tmp_path, "jane/saes", dry_run=True)
+def a_damaged_sae(folder, runs):
+    shutil.copytree(runs / "top_k", folder / "one")
+    (folder / "one" / "ae.pt").write_bytes(b"PK")
 
 
-@pytest.mark.parametrize(
-    ("file", "what"),
-    [
-        ("manifest.json", "a cache"),
-        ("manifest.unfinished.json", "a cache"),
-        ("sae_weights.safetensors", "an export for sae-lens"),
-        ("sae.safetensors", "an export for sparsify or safetensors"),
+def holding(*names):
+    def make(folder, runs):
+        folder.mkdir()
+        for name in ("config.json", *names):
+            (folder / name).touch()
+
+    return make
+
+
+REFUSED = [
+    *[
+        (an_empty_folder, repo, rf"^'{repo}': expected OWNER/NAME, e\.g\. ")
+        for repo in ("saes", "jane/my/saes", "jane/my saes", "jane/-saes", "/saes")
     ],
-)
-def test_a_folder_of_another_kind_is_called_what_it_is(file, what, tmp_path):
-    (tmp_path / file).touch()
-    (tmp_path / "config.json").touch()
-    with pytest.raises(HubError, match=f"{tmp_path} is {what}; push takes a run folder, an export"):
-        push(tmp_path, "jane/saes", dry_run=True)
+    (an_empty_folder, "jane/saes", r"expected a file config\.json"),
+    (a_damaged_sae, "jane/saes", "incomplete or damaged AutoEncoderTopK"),
+    (holding("manifest.json"), "jane/saes", "is a cache; push takes a run folder, an export"),
+    (holding("manifest.unfinished.json"), "jane/saes", "is a cache"),
+    (holding("sae_weights.safetensors"), "jane/saes", "is an export for sae-lens"),
+    (holding("sae.safetensors"), "jane/saes", "is an export for sparsify or safetensors"),
+]
+
+
+@pytest.mark.parametrize(("make", "repo", "message"), REFUSED)
+def test_what_can_not_be_pushed_is_called_what_it_is(make, repo, message, runs, tmp_path):
+    make(tmp_path / "it", runs)
+    with pytest.raises((HubError, CheckpointError), match=message):
+        push(tmp_path / "it", repo, dry_run=True)

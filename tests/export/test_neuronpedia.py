@@ -11,7 +11,6 @@ from export_folders import F
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.contexts import read_contexts
 from dictionary_learning_ext.activations.run_inputs import open_model
-from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.export import neuronpedia
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.features.contexts import token_text
@@ -173,14 +172,3 @@ def test_batches_have_a_size_and_settings_are_beside_them(folder_of, monkeypatch
     assert (settings["n_features"], settings["dict_size"]) == (len(features), F)
     assert settings["hook_name"] == "blocks.1.hook_resid_post"
     assert settings["n_tokens"] <= settings["n_prompts_total"] * settings["n_tokens_in_prompt"]
-
-
-def test_no_local_path_is_written_and_the_command_says_where(folder_of, tiny_lm_dir, text, capsys):
-    folder = folder_of("vaease")
-    assert main(["export", str(folder), "--format", "neuronpedia", "--tokens", "500"]) == 0
-    out = folder / "exports" / "neuronpedia"
-    assert f"{out}: the batches for Neuronpedia" in capsys.readouterr().out
-    for path in out.iterdir():
-        written = path.read_text()
-        assert str(tiny_lm_dir.parent) not in written
-        assert text.rpartition("/")[0] not in written

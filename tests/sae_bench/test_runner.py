@@ -293,8 +293,8 @@ def test_further_saes_are_evaluated_as_those_of_the_folders(one, trained):
 @pytest.mark.parametrize(
     ("label", "sae", "message"),
     [
-        ("one", {}, "extra='one': expected a label that no other SAE has, unlike identity, .*one"),
-        ("identity", {}, "extra='identity': expected a label that no other SAE has"),
+        ("one", {}, "extra='one': expected a label .* no other SAE has, unlike identity, .*one"),
+        ("identity", {}, "extra='identity': expected a label .* that no other SAE has"),
         ("a/b", {}, "extra='a/b': expected a label that can be a file's name"),
         ("x", {"hook_name": "blocks.1.hook_resid_pre"}, r"an SAE of blocks\.1.*; expected one of"),
         ("x", {"width": 8}, "x: activation_dim=8, but"),
