@@ -27,7 +27,7 @@ from ..activations.text_files import SUFFIXES
 from ..config.architectures import BY_DICT_CLASS
 from ..errors import HubError, Setting, first_line
 from ..evaluation.metrics import shown_in
-from ..evaluation.tables import table
+from ..evaluation.tables import markdown_table, table
 from ..run_folder.files import CONFIG, METRICS, RUNS, WEIGHTS, write_json
 from ..run_folder.matching import measured_differently
 from ..run_folder.reading import read_metrics_if_any
@@ -205,8 +205,7 @@ def card(
     first = next(iter(trainers))
     names = [n for trainer in trainers.values() for n in trainer if n not in _UNINTERESTING]
     rows = {n: [str(trainer.get(n, "")) for trainer in trainers.values()] for n in names}
-    settings = ["| | " + " | ".join(trainers) + " |", "|---" * (len(trainers) + 1) + "|"]
-    settings += [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
+    settings = markdown_table(["", *trainers], [[name, *rows[name]] for name in rows])
     places = {f"{_where(t)} of {t.get('lm_name')}" for t in trainers.values()}
     if metrics:
         results = f"On held-out text, using the posterior's mean:\n\n```\n{table(metrics)}\n```"
@@ -233,7 +232,7 @@ def card(
             "(they take raw activations).\n",
             f"## Metrics\n\n{results}\n",
             "## Settings\n",
-            *settings,
+            settings,
             "\n## Loading\n",
             "```python",
             "from huggingface_hub import snapshot_download",
@@ -264,11 +263,25 @@ def _card_data(
     classes = {config["trainer"].get("dict_class") for config in configs.values()}
     architectures = sorted(BY_DICT_CLASS[name].name for name in classes & BY_DICT_CLASS.keys())
     texts = {name: _text(config) for name, config in configs.items()}
-    results = [
-        result
-        for name, measured in metrics.items()
-        for result in _results(name if len(configs) > 1 else "", texts[name], measured)
-    ]
+    results: list[EvalResult] = []
+    for name, measured in metrics.items():
+        text = str(measured.get("measured_on", {}).get("data", texts[name]))
+        is_one_of_several = len(configs) > 1
+        results += [
+            EvalResult(
+                task_type="feature-extraction",
+                task_name="Sparse reconstruction of activations",
+                dataset_type=text,
+                dataset_name=f"{text}, held out",
+                dataset_split="heldout",
+                metric_type=metric.key,
+                metric_name=f"{metric.label} ({name})" if is_one_of_several else metric.label,
+                metric_value=measured[metric.key],
+                metric_config=name if is_one_of_several else None,
+            )
+            for metric in shown_in("compare")
+            if measured.get(metric.key) is not None
+        ]
     return ModelCardData(
         library_name="dictionary_learning_ext",
         base_model=list(base_models) or None,
@@ -283,26 +296,6 @@ def _text(config: dict[str, Any]) -> str:
     """The text that an SAE was trained on: embedded, a hub's name, or a file's."""
     settings = config.get("run", {}).get("settings", {})
     return str(settings.get("data") or config.get("buffer", {}).get("text") or "unknown")
-
-
-def _results(name: str, text: str, measured: dict[str, Any]) -> list[EvalResult]:
-    """An SAE's metrics, without those that do not apply to it."""
-    text = str(measured.get("measured_on", {}).get("data", text))
-    return [
-        EvalResult(
-            task_type="feature-extraction",
-            task_name="Sparse reconstruction of activations",
-            dataset_type=text,
-            dataset_name=f"{text}, held out",
-            dataset_split="heldout",
-            metric_type=metric.key,
-            metric_name=f"{metric.label} ({name})" if name else metric.label,
-            metric_value=measured[metric.key],
-            metric_config=name or None,
-        )
-        for metric in shown_in("compare")
-        if measured.get(metric.key) is not None
-    ]
 
 
 def without_local_paths(value: Any) -> tuple[Any, list[str]]:
