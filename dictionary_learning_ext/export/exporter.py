@@ -94,7 +94,6 @@ def export(
     """Write the SAE of a run folder as a folder that another library reads.
 
     Arguments:
-        folder: of our class, or one of upstream's that the format's reader can take.
         form: see `formats`.
         out: a new or empty folder. Default: FOLDER/exports/FORMAT.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
@@ -115,7 +114,13 @@ def export(
     dictionary, config = load_dictionary(folder, device)
     dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]
     target = folder / EXPORTS / form if out is None else Path(out)
-    _require_free(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(
+            "already there and not empty",
+            name="out",
+            value=str(target),
+            instead="give another, or delete it first",
+        )
     run = run_of(
         folder,
         model,
@@ -149,7 +154,7 @@ def export(
         measured = measured_features(source, run, language_model, hook_point, tokens)
         with _new_folder(target) as temporary, _writing(target):
             tokenizer = language_model.tokenizer
-            write_neuronpedia(temporary, source, measured, hook_point.layer, tokenizer)
+            write_neuronpedia(temporary, source, *measured, hook_point.layer, tokenizer)
         return Exported(target, None, cut_paths)
     require_supported(form, source)
     with _new_folder(target) as temporary:
@@ -218,16 +223,6 @@ def _batches(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
             return
         given += len(x_BD)
         yield x_BD
-
-
-def _require_free(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(
-            "already there and not empty",
-            name="out",
-            value=str(target),
-            instead="give another, or delete it first",
-        )
 
 
 @contextmanager

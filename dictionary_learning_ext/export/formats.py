@@ -152,7 +152,14 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
 
 def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
     """Write the SAE's weights and config into an empty folder."""
-    _WRITERS[form](folder, source)
+    writers = {
+        "sae-bench": _write_sae_bench,
+        "dictionary-learning": _write_dictionary_learning,
+        "sae-lens": _write_sae_lens,
+        "sparsify": _write_sparsify,
+        "safetensors": _write_safetensors,
+    }
+    writers[form](folder, source)
 
 
 def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> Dictionary:
@@ -180,9 +187,13 @@ def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
 
 
 def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
-    dictionary, trainer = source.dictionary, source.config["trainer"]
-    if path := BY_DICT_CLASS[type(dictionary).__name__].exported_as:
-        dictionary = _converted(dictionary, import_class(path))
+    sae = dictionary = source.dictionary
+    trainer = source.config["trainer"]
+    if path := BY_DICT_CLASS[type(sae).__name__].exported_as:
+        # The same weights in one of upstream's classes, which may have a ReLU where ours has none.
+        dictionary = import_class(path)(sae.activation_dim, sae.dict_size, int(sae.k))
+        state = sae.state_dict()
+        dictionary.load_state_dict({name: state[name] for name in dictionary.state_dict()})
         as_row = BY_DICT_CLASS[type(dictionary).__name__]
         trainer = trainer | {"trainer_class": as_row.trainer_class, "dict_class": as_row.dict_class}
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,14 +201,6 @@ def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
     write_json(folder / CONFIG, source.config | {"trainer": trainer})
     if source.metrics is not None:
         write_json(folder / METRICS, source.metrics)
-
-
-def _converted(sae: Any, upstream_class: Any) -> Dictionary:
-    """The same weights in one of upstream's classes, which may have a ReLU where `sae` has none."""
-    converted = upstream_class(sae.activation_dim, sae.dict_size, int(sae.k))
-    state = sae.state_dict()
-    converted.load_state_dict({name: state[name] for name in converted.state_dict()})
-    return converted
 
 
 def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
@@ -281,13 +284,8 @@ def _read_sparsify(folder: Path, device: str) -> AutoEncoderTopK:
     config = json.loads((folder / _SPARSIFY_CONFIG).read_text(encoding="utf-8"))
     weights = load_file(folder / SAFETENSORS)
     sae: Any = AutoEncoderTopK(config["d_in"], config["num_latents"], config["k"])
-    state: dict[str, t.Tensor] = {
-        "encoder.weight": weights["encoder.weight"],
-        "encoder.bias": weights["encoder.bias"],
-        "decoder.weight": weights["W_dec"].t(),
-        "b_dec": weights["b_dec"],
-    }
-    sae.load_state_dict(sae.state_dict() | state)
+    weights["decoder.weight"] = weights.pop("W_dec").t()
+    sae.load_state_dict(sae.state_dict() | weights)
     return sae.to(device)
 
 
@@ -357,12 +355,3 @@ def _weights(sae: Any) -> dict[str, t.Tensor]:
 
 def _on_cpu(weights: dict[str, t.Tensor]) -> dict[str, t.Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-
-
-_WRITERS = {
-    "sae-bench": _write_sae_bench,
-    "dictionary-learning": _write_dictionary_learning,
-    "sae-lens": _write_sae_lens,
-    "sparsify": _write_sparsify,
-    "safetensors": _write_safetensors,
-}

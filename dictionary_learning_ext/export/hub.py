@@ -27,7 +27,7 @@ from ..activations.text_files import SUFFIXES
 from ..config.architectures import BY_DICT_CLASS
 from ..errors import HubError, Setting, first_line
 from ..evaluation.metrics import shown_in
-from ..evaluation.tables import table
+from ..evaluation.tables import markdown_table, table
 from ..run_folder.files import CONFIG, METRICS, RUNS, WEIGHTS, write_json
 from ..run_folder.matching import measured_differently
 from ..run_folder.reading import read_metrics_if_any
@@ -38,9 +38,6 @@ from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
 # requests, httpx and httpx2.
 _UNREACHABLE: Any = (OSError, *HfHubHTTPError.__bases__)
 CARD = "README.md"
-"""The model card's name, which the hub knows."""
-LIBRARY = "dictionary_learning_ext"
-"""What the hub shows as the library that loads the SAEs, and searches by."""
 _TAGS = ("sparse-autoencoder", "dictionary_learning", "interpretability")
 _OTHER_FOLDERS = {
     MANIFEST: "a cache",
@@ -59,12 +56,10 @@ class Pushed:
     """What was uploaded to the hub, or would be in a dry run.
 
     Attributes:
-        repo: OWNER/NAME.
         files: sizes in bytes, by name in the repository.
         card: the model card, README.md in the repository.
         cut_paths: the settings whose local paths were cut to their last names.
-        url: the commit's; None for a dry run.
-        is_private: whether the repository is private; None for a dry run.
+        url: the commit's; None for a dry run, as is `is_private`.
     """
 
     repo: str
@@ -105,8 +100,9 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
                     f"{repo} already exists and is public; nothing was uploaded",
                     instead=("to push to a public repository, give ", Setting("public", True)),
                 )
+            names = sorted({name.split("/")[0] for name in files if "/" in name})
             commit = huggingface_hub.upload_folder(
-                repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(_names(files))}"
+                repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(names)}"
             )
     return Pushed(repo, files, text, cut_paths, str(commit.commit_url), is_private)
 
@@ -165,10 +161,6 @@ def _run_folders(folder: Path) -> list[Path]:
     return [folder]
 
 
-def _names(files: dict[str, int]) -> list[str]:
-    return sorted({name.split("/")[0] for name in files if "/" in name})
-
-
 def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
     """Lay out the repository in `staged`; return the settings whose paths were cut."""
     configs: dict[str, dict[str, Any]] = {}
@@ -204,17 +196,16 @@ def card(
     """The model card: settings and metrics of each SAE, and how to load one.
 
     Arguments:
-        configs, metrics: the content of config.json and metrics.json, by folder name; metrics has
-            no entry for an SAE that was not measured.
+        configs, metrics: the content of config.json and metrics.json by folder name, of those that
+            have one.
         base_models: the language models' names on the hub.
     """
-    data = card_data(repo, configs, metrics, base_models)
+    data = _card_data(repo, configs, metrics, base_models)
     trainers = {name: config["trainer"] for name, config in configs.items()}
     first = next(iter(trainers))
     names = [n for trainer in trainers.values() for n in trainer if n not in _UNINTERESTING]
     rows = {n: [str(trainer.get(n, "")) for trainer in trainers.values()] for n in names}
-    settings = ["| | " + " | ".join(trainers) + " |", "|---" * (len(trainers) + 1) + "|"]
-    settings += [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
+    settings = markdown_table(["", *trainers], [[name, *rows[name]] for name in rows])
     places = {f"{_where(t)} of {t.get('lm_name')}" for t in trainers.values()}
     if metrics:
         results = f"On held-out text, using the posterior's mean:\n\n```\n{table(metrics)}\n```"
@@ -222,8 +213,9 @@ def card(
             results += f"\n\nThese were measured on different {', '.join(differ)}."
     else:
         results = "Not measured."
-    is_known = all(
-        t.get("trainer_class") in SAE_BENCH_TRAINERS and _is_output_of_its_layer(t)
+    is_known = all(  # SAE Bench's loader takes an SAE to be at its layer's output
+        t.get("trainer_class") in SAE_BENCH_TRAINERS
+        and (not _where(t).startswith("blocks.") or block_of_output(_where(t)) == t.get("layer"))
         for t in trainers.values()
     )
     bench = (
@@ -240,7 +232,7 @@ def card(
             "(they take raw activations).\n",
             f"## Metrics\n\n{results}\n",
             "## Settings\n",
-            *settings,
+            settings,
             "\n## Loading\n",
             "```python",
             "from huggingface_hub import snapshot_download",
@@ -253,23 +245,17 @@ def card(
     )
 
 
-def _is_output_of_its_layer(trainer: dict[str, Any]) -> bool:
-    """Whether an SAE is where SAE Bench's loader takes it to be. Upstream's names don't say."""
-    where = _where(trainer)
-    return not where.startswith("blocks.") or block_of_output(where) == trainer.get("layer")
-
-
 def _where(trainer: dict[str, Any]) -> str:
     return str(trainer.get("submodule_name") or f"layer {trainer.get('layer')}")
 
 
-def card_data(
+def _card_data(
     repo: str,
     configs: dict[str, dict[str, Any]],
     metrics: dict[str, dict[str, Any]],
     base_models: Iterable[str],
 ) -> ModelCardData:
-    """A card's metadata: library, tags, language models, texts and metrics. Takes what `card` takes.
+    """A card's metadata: library, tags, language models, texts and metrics.
 
     The metrics make the card's model-index, from which the hub shows them. They are those that
     `vsae compare` shows. Where there are several SAEs, a metric's name ends in its SAE's.
@@ -277,13 +263,27 @@ def card_data(
     classes = {config["trainer"].get("dict_class") for config in configs.values()}
     architectures = sorted(BY_DICT_CLASS[name].name for name in classes & BY_DICT_CLASS.keys())
     texts = {name: _text(config) for name, config in configs.items()}
-    results = [
-        result
-        for name, measured in metrics.items()
-        for result in _results(name if len(configs) > 1 else "", texts[name], measured)
-    ]
+    results: list[EvalResult] = []
+    for name, measured in metrics.items():
+        text = str(measured.get("measured_on", {}).get("data", texts[name]))
+        is_one_of_several = len(configs) > 1
+        results += [
+            EvalResult(
+                task_type="feature-extraction",
+                task_name="Sparse reconstruction of activations",
+                dataset_type=text,
+                dataset_name=f"{text}, held out",
+                dataset_split="heldout",
+                metric_type=metric.key,
+                metric_name=f"{metric.label} ({name})" if is_one_of_several else metric.label,
+                metric_value=measured[metric.key],
+                metric_config=name if is_one_of_several else None,
+            )
+            for metric in shown_in("compare")
+            if measured.get(metric.key) is not None
+        ]
     return ModelCardData(
-        library_name=LIBRARY,
+        library_name="dictionary_learning_ext",
         base_model=list(base_models) or None,
         datasets=sorted({text for text in texts.values() if text.count("/") == 1}) or None,
         tags=[*_TAGS, *architectures],
@@ -296,26 +296,6 @@ def _text(config: dict[str, Any]) -> str:
     """The text that an SAE was trained on: embedded, a hub's name, or a file's."""
     settings = config.get("run", {}).get("settings", {})
     return str(settings.get("data") or config.get("buffer", {}).get("text") or "unknown")
-
-
-def _results(name: str, text: str, measured: dict[str, Any]) -> list[EvalResult]:
-    """An SAE's metrics, without those that do not apply to it."""
-    text = str(measured.get("measured_on", {}).get("data", text))
-    return [
-        EvalResult(
-            task_type="feature-extraction",
-            task_name="Sparse reconstruction of activations",
-            dataset_type=text,
-            dataset_name=f"{text}, held out",
-            dataset_split="heldout",
-            metric_type=metric.key,
-            metric_name=f"{metric.label} ({name})" if name else metric.label,
-            metric_value=measured[metric.key],
-            metric_config=name or None,
-        )
-        for metric in shown_in("compare")
-        if measured.get(metric.key) is not None
-    ]
 
 
 def without_local_paths(value: Any) -> tuple[Any, list[str]]:

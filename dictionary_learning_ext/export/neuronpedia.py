@@ -12,9 +12,10 @@ out. Correlations with neurons and other features are empty lists.
 
 import importlib.metadata
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch as t
@@ -29,6 +30,7 @@ from ..features.directions import LogitLens, decoder_directions
 from ..run_folder.files import write_json, write_text
 from .formats import ExportedSAE
 
+_Text = Callable[[int], str]
 FEATURES_PER_BATCH = 128
 NEURONPEDIA_TOKENS = RunConfig.eval_tokens
 """Held-out tokens that are measured on by default."""
@@ -53,21 +55,10 @@ _UNMEASURED = (
 )
 
 
-class MeasuredFeatures(NamedTuple):
-    """What an SAE's features do on a text."""
-
-    statistics: FeatureStatistics
-    lens: LogitLens
-
-
 def measured_features(
     source: ExportedSAE, run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
-) -> MeasuredFeatures:
-    """Measure an SAE's features on held-out text.
-
-    Arguments:
-        run: the text, and which of its tokens are left out.
-        tokens: held-out tokens, at most.
+) -> tuple[FeatureStatistics, LogitLens]:
+    """Measure an SAE's features on at most `tokens` of the run's held-out text.
 
     Raises: TextError if the held-out text has no whole context; LanguageModelError if the language
     model has no final norm or unembedding.
@@ -85,88 +76,72 @@ def measured_features(
     inputs = open_inputs(run, [hook.name], language_model=model)
     for batch in inputs.contexts(hook.name, "heldout", tokens):
         collector.add(batch)
-    return MeasuredFeatures(collector.statistics(), lens)
+    return collector.statistics(), lens
 
 
 def write_neuronpedia(
-    folder: Path, source: ExportedSAE, measured: MeasuredFeatures, layer: int, tokenizer: Any
+    folder: Path,
+    source: ExportedSAE,
+    statistics: FeatureStatistics,
+    lens: LogitLens,
+    layer: int,
+    tokenizer: Any,
 ) -> None:
-    """Write the features that were selected into an empty folder.
-
-    Arguments:
-        layer: the block's number, from 0.
-        tokenizer: the language model's.
+    """Write the features that were selected into an empty folder. `layer` is the block's number.
 
     Raises: CheckpointError if the disk refuses.
     """
-    n_tokens, n_written = measured.statistics.tokens, 0
     of_all = {
-        "n_prompts_total": -(-n_tokens // source.ctx_len),
+        "n_prompts_total": -(-statistics.tokens // source.ctx_len),
         "n_tokens_in_prompt": source.ctx_len,
         "dataset": source.data,
     }
-    features = _features(measured, source.dictionary, tokenizer)
-    for number, some in enumerate(_batched(features, FEATURES_PER_BATCH)):
+    alive = statistics.alive_F.nonzero().flatten()
+    directions_FD = decoder_directions(source.dictionary)
+    text = cache(partial(token_text, tokenizer))
+    for number, some_N in enumerate(alive.split(FEATURES_PER_BATCH) if len(alive) else ()):
+        logits_NV = lens.logits(directions_FD[some_N]).cpu()
+        parts = zip(some_N.tolist(), directions_FD[some_N], logits_NV, strict=True)
         content = {
             "model_id": source.model.rpartition("/")[2],
             "layer": layer,
             "sae_set": source.name,
             "sae_id_suffix": None,
-            "features": [feature | of_all for feature in some],
+            "features": [_feature(statistics, *part, text) | of_all for part in parts],
         }
         # Without write_json's indentation, which makes it four times as long.
         write_text(folder / f"batch-{number}.json", json.dumps(content))
-        n_written += len(some)
     settings = of_all | {
         "model": source.model,
         "hook_name": source.hook,
         "dict_size": source.dictionary.dict_size,
-        "n_tokens": n_tokens,
-        "n_features": n_written,
+        "n_tokens": statistics.tokens,
+        "n_features": len(alive),
         "dictionary_learning_ext": importlib.metadata.version("dictionary-learning-ext"),
     }
     write_json(folder / RUN_SETTINGS, settings)
 
 
-def _batched(items: Iterator[Any], n: int) -> Iterator[list[Any]]:
-    batch: list[Any] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == n:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _features(
-    measured: MeasuredFeatures, dictionary: Any, tokenizer: Any
-) -> Iterator[dict[str, Any]]:
-    """Each feature that was selected, in rising order, without what all features share."""
-    statistics, lens = measured
-    texts: dict[int, str] = {}
-
-    def text(token: int) -> str:
-        if token not in texts:
-            texts[token] = token_text(tokenizer, token)
-        return texts[token]
-
-    directions_FD = decoder_directions(dictionary)
-    alive = statistics.alive_F.nonzero().flatten()
-    for some in alive.split(FEATURES_PER_BATCH):
-        logits_NV = lens.logits(directions_FD[some]).cpu()
-        for feature, direction_D, logits_V in zip(
-            some.tolist(), directions_FD[some], logits_NV, strict=True
-        ):
-            yield {
-                "feature_index": feature,
-                "frac_nonzero": _rounded(statistics.frequency_F[feature]),
-                **_alignment(direction_D),
-                **_logits(logits_V, text),
-                **_histogram(statistics, feature),
-                "activations": _activations(statistics, feature, text),
-                **{name: [] for name in _UNMEASURED},
-            }
+def _feature(
+    statistics: FeatureStatistics,
+    feature: int,
+    direction_D: t.Tensor,
+    logits_V: t.Tensor,
+    text: _Text,
+) -> dict[str, Any]:
+    """All of a feature but what every feature has. `text` is that of a token."""
+    counts, width = _used_bins(statistics, feature)
+    return {
+        "feature_index": feature,
+        "frac_nonzero": _rounded(statistics.frequency_F[feature]),
+        **_alignment(direction_D),
+        **_logits(logits_V, text),
+        # Of the activations' magnitudes: bars at the middle of their bins.
+        "freq_hist_data_bar_heights": counts.tolist(),
+        "freq_hist_data_bar_values": _rounded_all((np.arange(len(counts)) + 0.5) * width),
+        "activations": _activations(statistics, feature, text),
+        **{name: [] for name in _UNMEASURED},
+    }
 
 
 def _alignment(direction_D: t.Tensor) -> dict[str, Any]:
@@ -179,7 +154,7 @@ def _alignment(direction_D: t.Tensor) -> dict[str, Any]:
     }
 
 
-def _logits(logits_V: t.Tensor, text: Any) -> dict[str, Any]:
+def _logits(logits_V: t.Tensor, text: _Text) -> dict[str, Any]:
     """The tokens that a feature promotes and suppresses most, and the histogram over all tokens."""
     n = min(_TOKENS_SHOWN, len(logits_V))
     top, bottom = logits_V.topk(n), logits_V.topk(n, largest=False)
@@ -200,16 +175,7 @@ def _used_bins(statistics: FeatureStatistics, feature: int) -> tuple[np.ndarray,
     return np.trim_zeros(counts, "b"), float(statistics.bin_width_F[feature])
 
 
-def _histogram(statistics: FeatureStatistics, feature: int) -> dict[str, Any]:
-    """The histogram of the magnitudes of a feature's activations: bars at the middle of their bins."""
-    counts, width = _used_bins(statistics, feature)
-    return {
-        "freq_hist_data_bar_heights": counts.tolist(),
-        "freq_hist_data_bar_values": _rounded_all((np.arange(len(counts)) + 0.5) * width),
-    }
-
-
-def _activations(statistics: FeatureStatistics, feature: int, text: Any) -> list[dict[str, Any]]:
+def _activations(statistics: FeatureStatistics, feature: int, text: _Text) -> list[dict[str, Any]]:
     """A feature's contexts: those with its largest activations, then drawn ones, by interval.
 
     The intervals divide the range of the activations' magnitudes; `bin_contains` is the share of the
@@ -232,7 +198,7 @@ def _activations(statistics: FeatureStatistics, feature: int, text: Any) -> list
 
 
 def _contexts(
-    contexts: FeatureContexts, feature: int, text: Any
+    contexts: FeatureContexts, feature: int, text: _Text
 ) -> Iterator[tuple[float, dict[str, Any]]]:
     """Each context that was kept for a feature: the activation that it shows, and its tokens."""
     for row in range(contexts.value_FT.shape[1]):

@@ -36,12 +36,8 @@ class BenchSAE(BaseSAE):
     """A dictionary of our class or upstream's in SAE Bench's interface.
 
     It encodes as the dictionary does at evaluation: the posterior's mean, deterministic, a fresh
-    dense tensor for (B, D) and (B, L, D).
-
-    Arguments:
-        dictionary: takes raw activations.
-        model_name, hook_name, hook_layer: what SAE Bench writes into its results.
-        architecture: the class in SAE Bench's plots.
+    dense tensor for (B, D) and (B, L, D). The dictionary takes raw activations; `architecture` is the
+    class in SAE Bench's plots.
 
     Raises: BenchError if the decoder's columns are not of unit norm within 1e-5.
     """
@@ -142,11 +138,9 @@ def _load(folder: Path, device: str) -> tuple[Dictionary, dict[str, Any]]:
 
 
 def local_folder(source: str | Path) -> Path:
-    """A run folder, or that of a hub repo's SAE, once fetched.
+    """A run folder, or the fetched one of OWNER/NAME/FOLDER on the hub, as `vsae push` uploads it.
 
-    Arguments:
-        source: a folder, or OWNER/NAME/FOLDER as `vsae push` uploads it. OWNER/NAME is enough for a
-            repo that holds one SAE.
+    OWNER/NAME is enough for a repo that holds one SAE.
 
     Raises: CheckpointError if there is neither, or the repo holds several SAEs.
     """
@@ -183,8 +177,8 @@ def _fetch(source: str | Path, repo: str, patterns: list[str], target: Path) -> 
 def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
     """SAEs that need no training, by label, of the size, k and place of `like`.
 
-    Two floors, in which nothing was learned, and a ceiling: SAE Bench's identity, whose features are
-    the activations.
+    Two floors: an untrained TopK SAE, and random directions with the second moments of `like`'s
+    decoder. A ceiling: SAE Bench's identity, whose features are the activations.
     """
     cfg = like.cfg
     identity = IdentitySAE(
@@ -192,25 +186,20 @@ def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
     )
     identity.cfg.architecture = "identity"
     return {
-        f"random_F{cfg.d_sae}": random_sae(like),
-        "random_spectrum": random_spectrum_sae(like),
+        f"random_F{cfg.d_sae}": _as_bench_sae(_untrained(like), like, "random"),
+        "random_spectrum": _random_spectrum(like),
         "identity": identity.requires_grad_(False),
     }
 
 
-def random_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
-    """An untrained TopK SAE of the same size, k and place."""
-    return _as_bench_sae(_untrained(like, seed), like, "random")
+def _random_spectrum(like: BenchSAE) -> BenchSAE:
+    """Random directions with the second moments of `like`'s decoder, as encoder and decoder.
 
-
-def random_spectrum_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
-    """Random directions with the second moments of another SAE's decoder, as encoder and decoder.
-
-    Its decoder bias is the other's. If it scores as well, the other learned little more than which
-    dimensions the activations use.
+    Its decoder bias is `like`'s. If it scores as well, `like` learned little more than which dimensions
+    the activations use.
     """
-    dictionary: Any = _untrained(like, seed)
-    directions_FD = random_directions(like.W_dec.cpu(), t.Generator().manual_seed(seed))
+    dictionary: Any = _untrained(like)
+    directions_FD = random_directions(like.W_dec.cpu(), t.Generator().manual_seed(0))
     with t.no_grad():
         dictionary.decoder.weight.copy_(directions_FD.t())
         dictionary.encoder.weight.copy_(directions_FD)
@@ -218,12 +207,12 @@ def random_spectrum_sae(like: BenchSAE, seed: int = 0) -> BenchSAE:
     return _as_bench_sae(dictionary, like, "random_spectrum")
 
 
-def _untrained(like: BenchSAE, seed: int) -> AutoEncoderTopK:
-    """Of the same k, or with k = F / 32 where `like` has none."""
+def _untrained(like: BenchSAE) -> AutoEncoderTopK:
+    """Of the same size and k, or with k = F / 32 where `like` has none."""
     d_in, d_sae, k = like.cfg.d_in, like.cfg.d_sae, getattr(like.dictionary, "k", None)
     k = max(1, d_sae // 32) if k is None else int(k)
     with t.random.fork_rng(devices=[]):
-        t.manual_seed(seed)
+        t.manual_seed(0)
         return AutoEncoderTopK(d_in, d_sae, k)
 
 
@@ -247,10 +236,10 @@ def register() -> None:
     for row in TRAINED.values():
         if row.is_ours:
             upstream_runner.TRAINER_LOADERS[row.trainer_class] = load_our_sae
-    for name, look in looks().items():
-        graphing_utils.TRAINER_LABELS[name] = look.label
-        graphing_utils.TRAINER_COLORS[name] = look.colour
-        graphing_utils.TRAINER_MARKERS[name] = look.marker
+    for name, (label, colour, marker) in looks().items():
+        graphing_utils.TRAINER_LABELS[name] = label
+        graphing_utils.TRAINER_COLORS[name] = colour
+        graphing_utils.TRAINER_MARKERS[name] = marker
 
 
 def looks() -> dict[str, Look]:
@@ -273,9 +262,8 @@ def load_our_sae(
     local_dir: str = "downloaded_saes",
 ) -> BenchSAE:
     """Our SAE from a hub repo, with the arguments of SAE Bench's other loaders."""
-    hf_hub_download(repo_id=repo_id, filename=filename, local_dir=local_dir)
-    config_name = filename.replace(WEIGHTS, CONFIG)
-    hf_hub_download(repo_id=repo_id, filename=config_name, local_dir=local_dir)
+    for name in (filename, filename.replace(WEIGHTS, CONFIG)):
+        hf_hub_download(repo_id=repo_id, filename=name, local_dir=local_dir)
     folder = (Path(local_dir) / filename).parent
     dictionary, config = _load(folder, str(device))
     trainer = config["trainer"]
@@ -283,16 +271,13 @@ def load_our_sae(
         raise BenchError(f"{folder}: trained on layer {trainer['layer']}, not on {layer}")
     if model_name not in trainer["lm_name"]:
         raise BenchError(f"{folder}: trained on {trainer['lm_name']}, not on {model_name}")
+    hook_name = str(trainer.get("submodule_name"))
+    if not hook_name.startswith("blocks."):  # upstream's names are free
+        hook_name = f"blocks.{trainer['layer']}.hook_resid_post"
     return BenchSAE(
         dictionary.to(dtype),
         model_name=model_name,
-        hook_name=hook_name_of(trainer),
+        hook_name=hook_name,
         hook_layer=trainer["layer"],
         architecture=architecture_of(dictionary),
     )
-
-
-def hook_name_of(trainer: dict[str, Any]) -> str:
-    """TransformerLens's name of the hook in a config's "trainer"; upstream's has only a layer."""
-    name = str(trainer.get("submodule_name"))
-    return name if name.startswith("blocks.") else f"blocks.{trainer['layer']}.hook_resid_post"

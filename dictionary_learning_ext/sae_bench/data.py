@@ -63,30 +63,23 @@ class BenchData:
     """Where the data sets are, and how many texts to take from them.
 
     Attributes:
-        name: "embedded", "hub" or a folder.
         folder: contains one folder per set, named after it.
+        is_embedded: whether the set is the embedded books.
         scr_sizes: numbers of texts in SCR's train and test sets, as SAE Bench counts them; None for
             its defaults.
         class_sizes: the same for TPP and sparse probing.
     """
 
-    name: str
     folder: Path
+    is_embedded: bool = False
     scr_sizes: tuple[int, int] | None = None
     class_sizes: tuple[int, int] | None = None
 
-    @property
-    def is_embedded(self) -> bool:
-        return self.name == "embedded"
-
 
 def open_bench_data(name: str, cache: Path) -> BenchData:
-    """The data that `vsae bench --data` names.
+    """The data that `vsae bench --data` names: "embedded", "hub" or a folder of folders named as sets.
 
-    Arguments:
-        name: "embedded"; "hub", where a folder in the working directory that is named after a set
-            takes precedence; or a folder that contains such folders.
-        cache: where the embedded books are written.
+    With "hub", such folders in the working directory take precedence. The books are written to `cache`.
 
     Raises: BenchError if it is none of these.
     """
@@ -101,7 +94,7 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
             expected="embedded, hub, or a folder that contains one folder per data set, e.g. "
             "LabHC/bias_in_bios",
         )
-    return BenchData(name, folder)
+    return BenchData(folder)
 
 
 @contextmanager
@@ -137,7 +130,7 @@ def require_sets(data: BenchData, names: list[str]) -> None:
 
 
 def local_files(data: BenchData, config: Any) -> list[Any]:
-    """What identifies the sets in the data's folder that SAE Bench's configuration names.
+    """Identity of the sets in the data's folder that SAE Bench's configuration names.
 
     For each set, its path, and the names, sizes and times of its files. Empty for the embedded books,
     and for sets that come from the hub.
@@ -177,10 +170,14 @@ def _books(cache: Path) -> BenchData:
     }
     dataset_info.chosen_classes_per_dataset[BOOKS] = [str(label) for label in LABELS.values()]
     scr_and_tpp.COLUMN2_VALS_LOOKUP[BOOKS] = ("male", "female")
-    cells = {part: _cells(frame) for part, frame in parts.items()}
+    # The number of passages of each (book, gender).
+    cells: Any = {
+        part: frame.groupby(["profession", "gender"]).size().to_dict()
+        for part, frame in parts.items()
+    }
     return BenchData(
-        "embedded",
         cache,
+        True,
         (_scr_size(cells["train"]), _scr_size(cells["test"])),
         (4 * min(cells["train"].values()), 4 * min(cells["test"].values())),
     )
@@ -215,11 +212,6 @@ def gender_of(text: str) -> str | None:
     if min(male, female) > 0 or max(male, female) < 2:
         return None
     return "male" if male else "female"
-
-
-def _cells(frame: pd.DataFrame) -> dict[tuple[int, int], int]:
-    """The number of passages of each (book, gender)."""
-    return {key: len(rows) for key, rows in frame.groupby(["profession", "gender"])}  # pyright: ignore
 
 
 def _scr_size(cells: dict[tuple[int, int], int]) -> int:

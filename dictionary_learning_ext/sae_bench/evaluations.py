@@ -1,8 +1,6 @@
 """SAE Bench's evaluations by its own functions, with a model object instead of a name.
 
-Each `run_…` takes one SAE and returns SAE Bench's own output object. SCR's and TPP's ablations encode
-each text once instead of once per ablation, see `Ablation`. Core has our own metrics beside SAE
-Bench's, see `our_metrics`.
+Each `run_…` takes one SAE and returns SAE Bench's own output object.
 """
 
 import shutil
@@ -35,8 +33,7 @@ from ..errors import BenchError, Setting
 from ..evaluation.metrics import Totals, computed, shown_in
 from .data import heldout_text
 from .lens_model import left_alone, wanted
-from .probes import output_type as sae_probes_output
-from .probes import run_sae_probes
+from .probes import run_sae_probes, sae_probes_output
 from .settings import SEED, BenchSettings
 
 SHUFFLED = 10_000
@@ -111,8 +108,7 @@ def our_metrics(
     settings: BenchSettings,
     ignored: set[int | None],
 ) -> dict[str, Any]:
-    """Our metrics of the tokens that a store gives, without the `ignored` ones and those that training
-    leaves out.
+    """Our metrics on a store's tokens, except the `ignored` ones and those that training leaves out.
 
     Returns: the metrics that `metrics.py` shows for SAE Bench, by key; `selected`, how often each
     feature was; `tokens`; `left_out`, how many tokens the rule left out besides the ignored ones; and a
@@ -166,43 +162,26 @@ def run_scr_or_tpp(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
     )
 
 
-class Ablation:
-    """Replaces SAE Bench's `ablated_precomputed_activations` for one SAE.
+@contextmanager
+def encoding_once() -> Iterator[None]:
+    """Within it, SCR and TPP of one SAE encode each text once instead of once per ablation.
 
     For every class and every N, SAE Bench encodes a test set, zeroes N features, decodes with and
     without them, and averages over each text's tokens. With a linear decoder, the result is the mean
     activation minus the ablated features' means times their decoder directions.
     """
-
-    def __init__(self):
-        self._means = WeakTensorKeyDictionary()
+    means_of = WeakTensorKeyDictionary()
 
     @t.no_grad()
-    def __call__(
-        self,
-        ablation_acts_BLD: t.Tensor,
-        sae: BaseSAE,
-        to_ablate: t.Tensor,
-        sae_batch_size: int,
-    ) -> t.Tensor:
-        """Each text's mean activation without some features, (B, D), as in SAE Bench's function.
+    def ablated(acts_BLD: t.Tensor, sae: BaseSAE, to_ablate_F: t.Tensor, batch: int) -> t.Tensor:
+        """Each text's mean activation, (B, D), without some features. Padded tokens are all 0."""
+        if acts_BLD not in means_of:
+            means_of[acts_BLD] = _means(acts_BLD, sae, batch)
+        x_BD, f_BF = means_of[acts_BLD]
+        removed_BD = f_BF[:, to_ablate_F] @ sae.W_dec[to_ablate_F].to(f_BF.dtype)
+        return (x_BD - removed_BD).to(acts_BLD.dtype)
 
-        Arguments:
-            ablation_acts_BLD: activations; 0 at padded tokens, which the mean leaves out.
-            to_ablate: (F,), bool.
-            sae_batch_size: texts to encode at once.
-        """
-        if ablation_acts_BLD not in self._means:
-            self._means[ablation_acts_BLD] = _means(ablation_acts_BLD, sae, sae_batch_size)
-        x_BD, f_BF = self._means[ablation_acts_BLD]
-        removed_BD = f_BF[:, to_ablate] @ sae.W_dec[to_ablate].to(f_BF.dtype)
-        return (x_BD - removed_BD).to(ablation_acts_BLD.dtype)
-
-
-@contextmanager
-def encoding_once() -> Iterator[None]:
-    """Within it, SAE Bench's SCR and TPP of one SAE use `Ablation`."""
-    with patch.object(scr_and_tpp, "ablated_precomputed_activations", Ablation()):
+    with patch.object(scr_and_tpp, "ablated_precomputed_activations", ablated):
         yield
 
 
@@ -372,17 +351,17 @@ EVALUATIONS: dict[BenchEvaluation, Callable[[BaseSAE, str, Any, BenchSettings], 
 }
 NOT_REPEATED: tuple[BenchEvaluation, ...] = ("absorption",)
 """Those that run with one seed: absorption would train the language model's own probes again."""
-_OUTPUTS: dict[BenchEvaluation, Callable[[], type]] = {
-    "core": lambda: core.CoreEvalOutput,
-    "scr": lambda: scr_and_tpp.ScrEvalOutput,
-    "tpp": lambda: scr_and_tpp.TppEvalOutput,
-    "sparse_probing": lambda: sparse_probing.SparseProbingEvalOutput,
-    "sae_probes": sae_probes_output,
-    "absorption": lambda: absorption.AbsorptionEvalOutput,
+_OUTPUTS: dict[BenchEvaluation, type] = {
+    "core": core.CoreEvalOutput,
+    "scr": scr_and_tpp.ScrEvalOutput,
+    "tpp": scr_and_tpp.TppEvalOutput,
+    "sparse_probing": sparse_probing.SparseProbingEvalOutput,
+    "absorption": absorption.AbsorptionEvalOutput,
 }
 
 
 def validated(evaluation: BenchEvaluation, found: Any) -> Any:
     """A result's JSON, if it is in SAE Bench's schema. Raises pydantic's ValidationError if not."""
-    TypeAdapter(_OUTPUTS[evaluation]()).validate_python(found)
+    output = sae_probes_output() if evaluation == "sae_probes" else _OUTPUTS[evaluation]
+    TypeAdapter(output).validate_python(found)
     return found

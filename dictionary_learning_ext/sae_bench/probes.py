@@ -1,11 +1,9 @@
 """k-sparse probing on the data sets of sae-probes (Kantamneni et al. 2025, arXiv 2502.16681).
 
 It is SAE Bench's sparse_probing_sae_probes, by its own code. SAE Bench loads the language model by its
-name on the hub, unless the activations that it needs are in its cache. So they are written there first,
-by sae-probes's own function, from a model object.
+name on the hub, unless the activations are in its cache. So they are written there first.
 
-The sets come inside sae-probes's wheel. Importing it reads them all, which takes seconds, so that
-happens inside functions. SAE Bench is imported there too, so that the sets' names need no SAE Bench.
+Importing sae-probes takes seconds, so functions do it. The sets' names need no SAE Bench either.
 """
 
 import hashlib
@@ -70,10 +68,7 @@ _LISTING = "python -c 'from sae_probes import DATASETS; print(*DATASETS)'"
 
 
 def chosen_sets(asked: str) -> list[str]:
-    """The names of the sets that `--probing-sets` asks for.
-
-    Arguments:
-        asked: "smallest", "all", or names separated by commas.
+    """The names of the sets that `--probing-sets` asks for: smallest, all, or names between commas.
 
     Raises: BenchError for a name that sae-probes does not have.
     """
@@ -122,7 +117,7 @@ def run_sae_probes(sae: "BaseSAE", name: str, config: Any, settings: "BenchSetti
         force_rerun=True,
     )
     path = Path(get_results_filepath(str(output), name, "custom_sae"))
-    found = TypeAdapter(output_type()).validate_json(path.read_bytes())
+    found = TypeAdapter(sae_probes_output()).validate_json(path.read_bytes())
     done = {detail.dataset_name for detail in found.eval_result_details}
     if missing := set(config.dataset_names) - done:
         raise BenchError(f"sae-probes wrote no result of {', '.join(sorted(missing))}")
@@ -131,7 +126,7 @@ def run_sae_probes(sae: "BaseSAE", name: str, config: Any, settings: "BenchSetti
     return found
 
 
-def output_type() -> type:
+def sae_probes_output() -> type:
     """SAE Bench's class of the results."""
     from sae_bench.evals.sparse_probing_sae_probes.eval_output import (
         SparseProbingSaeProbesEvalOutput,
@@ -147,17 +142,14 @@ def _sae_probes_tokenizer(model: "HookedTransformer") -> Iterator[None]:
     Raises: BenchError if sae-probes can't use the tokenizer.
     """
     tokenizer: Any = model.tokenizer
-    name = model.cfg.model_name
-    if tokenizer is None:
-        raise BenchError(f"sae_probes reads text, and {name} has no tokenizer; save one beside it")
     former = {side: getattr(tokenizer, side) for side in ("truncation_side", "padding_side")}
     try:
         tokenizer(["one", "one more"], padding=True, truncation=True, max_length=8)
     except (ValueError, TypeError) as error:
         raise BenchError(
-            f"sae-probes can't use the tokenizer of {name} ({first_line(error)}): it pads texts to "
-            "one length; set the tokenizer's pad_token, e.g. to its eos_token, and save it beside "
-            "the model"
+            f"sae-probes can't use the tokenizer of {model.cfg.model_name} ({first_line(error)}): it "
+            "pads texts to one length; set the tokenizer's pad_token, e.g. to its eos_token, and save "
+            "it beside the model"
         ) from error
     try:
         yield

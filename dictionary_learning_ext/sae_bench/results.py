@@ -38,10 +38,6 @@ class BenchResults:
     repeats: dict[int, dict[str, dict[str, dict[str, Any]]]] = field(default_factory=dict)
     failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
-    def of_seed(self, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-        """The results with one seed."""
-        return self.results if seed == SEED else self.repeats.setdefault(seed, {})
-
     def failure_lines(self) -> list[str]:
         """One line per evaluation and cause."""
         return [
@@ -77,10 +73,10 @@ def differences(outcome: BenchResults, form: str = "text") -> str | None:
     first, *others = values
     less_first = {
         label: {
-            name: gaps
+            name: {seed: own[seed] - reference[seed] for seed in sorted(own.keys() & reference)}
             for name, reference in values[first].items()
             if not name.endswith(_LANGUAGE_MODEL)
-            and (gaps := _gaps(values[label].get(name, {}), reference))
+            and (own := values[label].get(name, {})).keys() & reference
         }
         for label in others
     }
@@ -119,17 +115,17 @@ def rows_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     rows |= {f"SCR, N = {n}": value for n, value in curve(results.get("scr"), "scr").items()}
     tpp = curve(results.get("tpp"), "total_metric")
     rows |= {f"TPP, N = {n}": value for n, value in tpp.items()}
-    if probing := results.get("sparse_probing"):
-        for k in probing["eval_config"]["k_values"]:
-            rows[f"probing, top {k}"] = metrics(probing, "sae")[f"sae_top_{k}_test_accuracy"]
-        rows[f"probing{_LANGUAGE_MODEL}"] = metrics(probing, "llm")["llm_test_accuracy"]
-    if probes := results.get("sae_probes"):
-        for k in probes["eval_config"]["ks"]:
-            rows[f"sae-probes, top {k}"] = metrics(probes, "sae")[f"sae_top_{k}_test_accuracy"]
-        rows[f"sae-probes{_LANGUAGE_MODEL}"] = metrics(probes, "llm")["llm_test_accuracy"]
+    for evaluation, name, ks in (
+        ("sparse_probing", "probing", "k_values"),
+        ("sae_probes", "sae-probes", "ks"),
+    ):
+        if probing := results.get(evaluation):
+            for k in probing["eval_config"][ks]:
+                rows[f"{name}, top {k}"] = metrics(probing, "sae")[f"sae_top_{k}_test_accuracy"]
+            rows[f"{name}{_LANGUAGE_MODEL}"] = metrics(probing, "llm")["llm_test_accuracy"]
     if absorption := results.get("absorption"):
-        means = metrics(absorption, "mean")
-        rows["absorption (mean fraction)"] = means["mean_absorption_fraction_score"]
+        score = metrics(absorption, "mean")["mean_absorption_fraction_score"]
+        rows["absorption (mean fraction)"] = score
     return {name: value for name, value in rows.items() if value is not None}
 
 
@@ -143,14 +139,6 @@ def values_of(outcome: BenchResults) -> Values:
             for name, value in rows_of(found).items():
                 values[label].setdefault(name, {})[seed] = value
     return values
-
-
-def columns_of(outcome: BenchResults) -> dict[str, dict[str, float]]:
-    """The metrics of every SAE: means, where an evaluation was repeated."""
-    return {
-        label: {name: mean(of_seed.values()) for name, of_seed in rows.items()}
-        for label, rows in values_of(outcome).items()
-    }
 
 
 def measured_on(outcome: BenchResults) -> list[str]:
@@ -170,11 +158,6 @@ def measured_on(outcome: BenchResults) -> list[str]:
                 )
             lines[line] = None
     return list(lines)
-
-
-def _gaps(these: dict[int, float], others: dict[int, float]) -> dict[int, float]:
-    """What one SAE has more than another of a metric, with each seed that both have."""
-    return {seed: these[seed] - others[seed] for seed in sorted(these.keys() & others.keys())}
 
 
 def _drawn(corner: str, values: Values, digits: str, form: str) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from nnsight import LanguageModel
 from pydantic import ValidationError
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
@@ -27,7 +26,7 @@ from ..activations.language_models import weights_hash
 from ..config.architectures import BenchEvaluation
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
-from ..errors import BenchError, UserError
+from ..errors import BenchError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import short_names
 from ..run_folder.files import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS, write_json, writing
@@ -87,16 +86,13 @@ def bench(
 
     Arguments:
         folders: run folders, or OWNER/NAME/FOLDER on the hub (results go to runs/OWNER_NAME/FOLDER).
-        evals: which evaluations.
-        model, hook: default to those in the run's config.json.
+        model, hook, max_norm_multiple, remove_bos: as in training by default.
         data: "embedded", "hub" or a folder, see `open_bench_data`. Default: embedded for the
             embedded model, and hub for others.
-        max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         tokens: how many core measures on.
         train_size, test_size: number of texts in the probes' sets.
         probing_sets: those of sae_probes, see `chosen_sets`.
         bench_seeds: how often each evaluation runs: with SAE Bench's seed, and with the numbers after it.
-        again: repeat finished evaluations.
         floor: also evaluate `reference_saes`. Their results go to the first folder.
         extra: further SAEs by label, e.g. changed copies of what `load_bench_sae` returns. They are
             evaluated with the same settings. Their results go to the first folder, so a label must be
@@ -120,20 +116,24 @@ def bench(
         )
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
-    asked = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
-    run = _shared_run(paths, model, hook, device, **asked)
+    left_out: Any = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
+    runs = {
+        name: run_of(path, model, hook, None, device, **left_out) for name, path in paths.items()
+    }
+    require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
+    run = replace(next(iter(runs.values())), dtype="float32")
     adapter.register()
     language_model, hook_point = open_model(run)
     jobs = _load(paths, run, hook_point, FLOOR_LOOKS if floor else ())
     hooked = hooked_transformer(language_model, hook_point, Path(run.model).name)
-    trained: Any = [job.sae for job in jobs]
-    smallest = min(sae.cfg.d_sae for sae in trained)
+    first: Any = jobs[0]
+    smallest = min(job.sae.cfg.d_sae for job in jobs)
     n_values = capped_n_values(smallest) if {"scr", "tpp"} & set(evals) else ()
     if floor:
-        found = adapter.reference_saes(trained[0])
-        jobs += [BenchJob(label, label, jobs[0].folder, sae) for label, sae in found.items()]
+        found = adapter.reference_saes(first.sae)
+        jobs += [BenchJob(label, label, first.folder, sae) for label, sae in found.items()]
     jobs += _further(extra or {}, jobs, run, hook_point)
-    cache = jobs[0].folder / BENCH_CACHE
+    cache = first.folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     with writing(cache):
         texts = open_bench_data(name, cache)
@@ -150,12 +150,12 @@ def bench(
         remove_bos=run.remove_bos,
         max_norm_multiple=run.max_norm_multiple,
     )
-    for evaluation in evals:  # whose data sets may be missing
-        configure(evaluation, settings)
-    runner = _BenchRun(
-        settings, model_key(language_model, hook_point), range(SEED, SEED + bench_seeds), again
-    )
-    runner.all(jobs, evals)
+    for evaluation in evals:
+        configure(evaluation, settings)  # raises where a data set is missing
+    # Identifies the activations that the SAEs are measured on.
+    model_key = f"{weights_hash(language_model)} {hook_point.name}"
+    runner = _BenchRun(settings, model_key, again)
+    runner.all(jobs, evals, range(SEED, SEED + bench_seeds))
     if not runner.outcome.failures:
         shutil.rmtree(cache, ignore_errors=True)
     return runner.outcome
@@ -174,17 +174,6 @@ class BenchJob:
     name: str
     folder: Path
     sae: BaseSAE
-
-
-def _shared_run(
-    paths: dict[str, Path], model: str | None, hook: str | None, device: str, **left_out: Any
-) -> RunConfig:
-    """The run settings that all folders must share, with the model in float32."""
-    runs = {
-        name: run_of(path, model, hook, None, device, **left_out) for name, path in paths.items()
-    }
-    require_one_setting(runs, ("model", "hook", *LEAVING_OUT), BenchError)
-    return replace(next(iter(runs.values())), dtype="float32")
 
 
 def _load(
@@ -216,22 +205,14 @@ def _further(
     taken = {job.label for job in jobs} | {job.name for job in jobs if job.folder == first}
     further = []
     for label, sae in extra.items():
-        if label in taken:
-            raise BenchError(
-                name="extra",
-                value=label,
-                expected=f"a label that no other SAE has, unlike {', '.join(sorted(taken))}",
-            )
-        if Path(label).name != label:
-            expected = "a label that can be a file's name"
+        if label in taken or Path(label).name != label:
+            others = f"that no other SAE has, unlike {', '.join(sorted(taken))}"
+            expected = f"a label that can be a file's name, and {others}"
             raise BenchError(name="extra", value=label, expected=expected)
         if sae.cfg.hook_name != hook.name:
-            raise BenchError(
-                f"an SAE of {sae.cfg.hook_name}",
-                name="extra",
-                value=label,
-                expected=f"one of {hook.name}, as the run folders' are",
-            )
+            expected = f"one of {hook.name}, as the run folders' are"
+            problem = f"an SAE of {sae.cfg.hook_name}"
+            raise BenchError(problem, name="extra", value=label, expected=expected)
         hook.require_width(label, sae.cfg.d_in, run.model)
         further.append(BenchJob(label, label, first, sae))
     return further
@@ -240,12 +221,12 @@ def _further(
 class _BenchRun:
     """Runs jobs one after the other and collects their results."""
 
-    def __init__(self, settings: BenchSettings, model: str, seeds: range, again: bool):
-        self.settings, self.model_key, self.seeds, self.again = settings, model, seeds, again
+    def __init__(self, settings: BenchSettings, model_key: str, again: bool):
+        self.settings, self.model_key, self.again = settings, model_key, again
         self.outcome = BenchResults()
         self._caches_of_one_seed: set[Path] = set()
 
-    def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation]) -> None:
+    def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation], seeds: range) -> None:
         """Every evaluation of every SAE, with every seed where it has one."""
         todo: dict[int, list[tuple[BenchEvaluation, BenchJob]]] = {
             seed: [
@@ -254,23 +235,18 @@ class _BenchRun:
                 if seed == SEED or evaluation not in NOT_REPEATED
                 for job in jobs
             ]
-            for seed in self.seeds
+            for seed in seeds
         }
         with tqdm(total=sum(map(len, todo.values())), unit="evaluation", file=sys.stderr) as bar:
             for seed, of_seed in todo.items():
-                shown = "" if len(self.seeds) == 1 else f", seed {seed}"
+                shown = "" if len(seeds) == 1 else f", seed {seed}"
                 for evaluation, job in of_seed:
                     bar.set_postfix_str(f"{evaluation} of {job.label}{shown}")
                     self._one(job, evaluation, replace(self.settings, seed=seed))
                     bar.update()
-                if seed != SEED:
-                    self._clear_caches()
-
-    def _clear_caches(self) -> None:
-        """Delete what no other seed can use: activations of the texts that this one took."""
-        for cache in self._caches_of_one_seed:
-            shutil.rmtree(cache, ignore_errors=True)
-        self._caches_of_one_seed.clear()
+                for cache in self._caches_of_one_seed:  # no other seed takes the same texts
+                    shutil.rmtree(cache, ignore_errors=True)
+                self._caches_of_one_seed.clear()
 
     def _one(self, job: BenchJob, evaluation: BenchEvaluation, settings: BenchSettings) -> None:
         """Collect a result: the one on disk if it still holds, or a new one, which is written."""
@@ -296,14 +272,16 @@ class _BenchRun:
                 }
                 write_json(path, found)
                 log.unlink(missing_ok=True)
-            results = self.outcome.of_seed(settings.seed)
+            outcome, seed = self.outcome, settings.seed
+            results = outcome.results if seed == SEED else outcome.repeats.setdefault(seed, {})
             results.setdefault(job.label, {})[evaluation] = found
         except Exception as error:  # SAE Bench's code can raise anything; the others still run
             if isinstance(error, UserError):
                 cause = error.as_typed
                 log.unlink(missing_ok=True)
             else:
-                cause = _cause(error) + (f" (see {log})" if log.exists() else "")
+                cause = f"{type(error).__name__}: {first_line(error)[:300]}"
+                cause += f" (see {log})" if log.exists() else ""
             label = job.label if settings.seed == SEED else f"{job.label} (seed {settings.seed})"
             self.outcome.failures.setdefault((evaluation, cause), []).append(label)
 
@@ -343,18 +321,12 @@ class _BenchRun:
         return validated(evaluation, json.loads(output.to_json()))
 
 
-def _cause(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
 def finished(
     path: Path, evaluation: BenchEvaluation, key: str | None = None
 ) -> dict[str, Any] | None:
     """The content of a result file, or None if it is missing, incomplete or not the one of `key`.
 
-    Arguments:
-        key: the result's expected "vsae_bench_key"; None accepts any.
+    `key` is the expected "vsae_bench_key"; None accepts any.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -373,13 +345,11 @@ def finished(
 def result_key(
     evaluation: BenchEvaluation, config: Any, settings: BenchSettings, model: str, sae: BaseSAE
 ) -> str:
-    """Identifies what a result depends on.
-
-    Arguments:
-        config: SAE Bench's, of the evaluation.
-        model: the model's key.
-    """
-    parts = [model, asdict(config), weights_key(sae)]
+    """Hash of what a result depends on. `config` is SAE Bench's, `model` the key of the activations."""
+    weights = hashlib.sha256()
+    for name, value in sorted(sae.state_dict().items()):
+        weights.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    parts = [model, asdict(config), weights.hexdigest()]
     if evaluation == "core":  # it holds our metrics: made again where one was redefined
         parts.append([metric.definition for metric in shown_in("bench")])
         if settings.remove_bos or settings.max_norm_multiple is not None:
@@ -392,26 +362,10 @@ def result_key(
 def cache_name(
     evaluation: BenchEvaluation, config: Any, settings: BenchSettings, model: str
 ) -> str:
-    """The folder for what SAEs share: the language model's activations, and probes on them.
-
-    Arguments are `result_key`'s.
-    """
+    """The folder for what SAEs share: the language model's activations, and probes on them."""
     left_out = NOT_IN_CACHE.get(evaluation, ())
     sizes = {name: v for name, v in asdict(config).items() if name not in left_out}
     return f"{evaluation}_{digest(model, sizes, *local_files(settings.data, config))}"
-
-
-def model_key(model: LanguageModel, hook: HookPoint) -> str:
-    """Identifies the activations that an SAE is measured on."""
-    return f"{weights_hash(model)} {hook.name}"
-
-
-def weights_key(sae: BaseSAE) -> str:
-    """Identifies an SAE by its weights."""
-    hasher = hashlib.sha256()
-    for name, value in sorted(sae.state_dict().items()):
-        hasher.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return hasher.hexdigest()
 
 
 def digest(*parts: Any) -> str:

@@ -40,9 +40,8 @@ class BenchSettings:
         seed: of the evaluations' own random numbers: which texts they take, and their probes.
         probing_sets: the data sets of sae_probes.
         tokens: how many core measures on; a fifth of them for the language model's loss.
-        ctx_len: tokens per context.
         train_size, test_size: texts in the probes' sets; None for the defaults.
-        batch_size: contexts per forward pass of the language model.
+        batch_size: contexts per forward pass.
         remove_bos, max_norm_multiple: the positions that the SAEs' training left out, see
             `PositionRule`. Core leaves them alone.
     """

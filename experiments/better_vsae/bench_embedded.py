@@ -35,7 +35,7 @@ def train_quickstart(_: argparse.Namespace) -> None:
 def measure(_: argparse.Namespace) -> None:
     """Bench what was trained, and draw the paper's figures: they need all of SAE Bench's results."""
     from dictionary_learning_ext.sae_bench.evaluations import EVALUATIONS
-    from dictionary_learning_ext.sae_bench.results import columns_of
+    from dictionary_learning_ext.sae_bench.results import rows_of
     from experiments.better_vsae.bench_figures import write_figures
     from experiments.size_matched import bench_size_matched
 
@@ -48,7 +48,7 @@ def measure(_: argparse.Namespace) -> None:
             seconds[name] = seconds.get(name, 0.0) + own
     content = {
         "settings": {"date": time.strftime("%Y-%m-%d"), "wall_seconds": seconds},
-        "columns": columns_of(outcome),
+        "columns": {label: rows_of(own) for label, own in outcome.results.items()},
         "controls": controls,
         "failures": outcome.failure_lines(),
     }

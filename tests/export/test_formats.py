@@ -64,16 +64,14 @@ def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
     assert config["hook_name"] == "blocks.1.hook_resid_post"
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, "neuronpedia"])
 def test_no_export_tells_where_the_files_lay(form, folder_of, tiny_lm_dir, text):
     exported = export(folder_of("top_k"), form, tokens=200)
     assert {"model", "data"} <= set(exported.cut_paths)
-    for path in exported.folder.rglob("*.json"):
-        written = path.read_text()
-        assert str(Path(text).parent) not in written
-        assert str(tiny_lm_dir.parent) not in written
-    (config, *_) = exported.folder.rglob("c*f*g.json")
-    assert tiny_lm_dir.name in config.read_text()
+    written = "\n".join(path.read_text() for path in exported.folder.rglob("*.json"))
+    assert str(Path(text).parent) not in written
+    assert str(tiny_lm_dir.parent) not in written
+    assert tiny_lm_dir.name in written
 
 
 def test_a_block_s_input_is_the_output_of_the_one_before_to_sae_bench(folder_of):
@@ -85,12 +83,8 @@ def test_a_block_s_input_is_the_output_of_the_one_before_to_sae_bench(folder_of)
 @pytest.mark.parametrize(
     ("form", "hook", "message"),
     [
-        (
-            "sae-bench",
-            "blocks.0.hook_resid_pre",
-            "SAE Bench's loader knows only the output of a bl",
-        ),
-        ("sae-bench", "blocks.1.hook_mlp_out", "SAE Bench's loader knows only the output of a bl"),
+        ("sae-bench", "blocks.0.hook_resid_pre", "SAE Bench's loader knows only the output of"),
+        ("sae-bench", "blocks.1.hook_mlp_out", "SAE Bench's loader knows only the output of"),
         ("sparsify", "blocks.0.hook_resid_pre", "sparsify knows only the outputs of .*safetensors"),
     ],
 )
@@ -207,10 +201,8 @@ def test_the_layout_and_config(folder_of, tiny_lm_dir):
     config = json.loads((inside / "cfg.json").read_text())
     assert (config["d_in"], config["num_latents"], config["k"]) == (D, F, K)
     assert (config["activation"], config["transcode"]) == ("topk", False)
-    assert (config["model_name"], config["hook_name"]) == (
-        tiny_lm_dir.name,
-        "blocks.1.hook_resid_post",
-    )
+    assert config["model_name"] == tiny_lm_dir.name
+    assert config["hook_name"] == "blocks.1.hook_resid_post"
     assert config["export"]["format"] == "sparsify"
 
 

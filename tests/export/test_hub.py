@@ -5,7 +5,6 @@ Only the hub's own functions are replaced.
 
 import json
 import logging
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,11 +129,8 @@ def changed(folder, change, tmp_path):
 def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     one = hub(Hub())
     pushed = push(runs, "jane/saes")
-    files = [
-        "README.md",
-        *(f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")),
-    ]
-    assert set(one.contents) == {*files, "vsae/metrics.json"}
+    files = {f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")}
+    assert set(one.contents) == files | {"README.md", "vsae/metrics.json"}
     assert pushed.files == {name: len(content) for name, content in one.contents.items()}
     assert one.asked is pushed.is_private is True
     assert pushed.url == "https://hub/jane/saes/commit/1"
@@ -263,9 +259,6 @@ def test_metrics_are_evaluation_results_of_the_text_that_was_measured_on():
     data = metadata({"a": config_of("AutoEncoderTopK")}, {"a": measured})
     assert [r.metric_type for r in data.eval_results] == [m.key for m in shown_in("compare")]
     assert {result.dataset_type for result in data.eval_results} == {TEXT}
-
-
-def test_the_metrics_of_several_saes_can_be_told_apart():
     configs = {name: config_of("AutoEncoderTopK") for name in ("a", "b")}
     data = metadata(configs, {"a": {"fve": 0.9}, "b": {"fve": 0.8}})
     named = {result.metric_name: result.metric_value for result in data.eval_results}
@@ -273,9 +266,8 @@ def test_the_metrics_of_several_saes_can_be_told_apart():
     assert {result.metric_config for result in data.eval_results} == {"a", "b"}
 
 
-@pytest.mark.parametrize("config", [{"trainer": {}}, {"trainer": {"dict_class": "Other"}}])
-def test_a_config_that_says_little_has_a_card_too(config):
-    data = metadata({"a": config}, {"a": {"fve": 0.9}})
+def test_a_config_that_says_little_has_a_card_too():
+    data = metadata({"a": {"trainer": {"dict_class": "Other"}}}, {"a": {"fve": 0.9}})
     assert data.eval_results[0].dataset_type == "unknown"
     assert data.base_model is None
 
@@ -318,10 +310,8 @@ def test_a_name_of_two_parts_that_is_here_is_local(tmp_path, monkeypatch):
 def test_a_public_repository_needs_the_flag_public(runs, hub, capsys):
     one = hub(Hub(private=False))
     assert main(["push", str(runs), "jane/saes"]) == 2
-    assert (
-        "already exists and is public; nothing was uploaded; to push to a public"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "already exists and is public; nothing was uploaded; to push to a public" in error
     assert one.contents == {}
     assert main(["push", str(runs), "jane/saes", "--public"]) == 0
     assert "(public)" in capsys.readouterr().out
@@ -366,32 +356,40 @@ def test_what_the_hub_or_the_network_refuse(where, error, message, runs, hub, mo
     assert TOKEN not in line
 
 
-@pytest.mark.parametrize("repo", ["saes", "jane/my/saes", "jane/my saes", "jane/-saes", "/saes"])
-def test_a_bad_name(repo, runs):
-    with pytest.raises(HubError, match=f"^{re.escape(repr(repo))}: expected OWNER/NAME, e\\.g\\. "):
-        push(runs, repo, dry_run=True)
+def an_empty_folder(folder, runs):
+    folder.mkdir()
 
 
-def test_a_folder_that_holds_no_sae_or_a_damaged_one(runs, tmp_path):
-    with pytest.raises(CheckpointError, match=r"expected a file config\.json"):
-        push(tmp_path, "jane/saes", dry_run=True)
-    one = shutil.copytree(runs / "top_k", tmp_path / "one")
-    (one / "ae.pt").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match="incomplete or damaged AutoEncoderTopK"):
-        push(tmp_path, "jane/saes", dry_run=True)
+def a_damaged_sae(folder, runs):
+    shutil.copytree(runs / "top_k", folder / "one")
+    (folder / "one" / "ae.pt").write_bytes(b"PK")
 
 
-@pytest.mark.parametrize(
-    ("file", "what"),
-    [
-        ("manifest.json", "a cache"),
-        ("manifest.unfinished.json", "a cache"),
-        ("sae_weights.safetensors", "an export for sae-lens"),
-        ("sae.safetensors", "an export for sparsify or safetensors"),
+def holding(*names):
+    def make(folder, runs):
+        folder.mkdir()
+        for name in ("config.json", *names):
+            (folder / name).touch()
+
+    return make
+
+
+REFUSED = [
+    *[
+        (an_empty_folder, repo, rf"^'{repo}': expected OWNER/NAME, e\.g\. ")
+        for repo in ("saes", "jane/my/saes", "jane/my saes", "jane/-saes", "/saes")
     ],
-)
-def test_a_folder_of_another_kind_is_called_what_it_is(file, what, tmp_path):
-    (tmp_path / file).touch()
-    (tmp_path / "config.json").touch()
-    with pytest.raises(HubError, match=f"{tmp_path} is {what}; push takes a run folder, an export"):
-        push(tmp_path, "jane/saes", dry_run=True)
+    (an_empty_folder, "jane/saes", r"expected a file config\.json"),
+    (a_damaged_sae, "jane/saes", "incomplete or damaged AutoEncoderTopK"),
+    (holding("manifest.json"), "jane/saes", "is a cache; push takes a run folder, an export"),
+    (holding("manifest.unfinished.json"), "jane/saes", "is a cache"),
+    (holding("sae_weights.safetensors"), "jane/saes", "is an export for sae-lens"),
+    (holding("sae.safetensors"), "jane/saes", "is an export for sparsify or safetensors"),
+]
+
+
+@pytest.mark.parametrize(("make", "repo", "message"), REFUSED)
+def test_what_can_not_be_pushed_is_called_what_it_is(make, repo, message, runs, tmp_path):
+    make(tmp_path / "it", runs)
+    with pytest.raises((HubError, CheckpointError), match=message):
+        push(tmp_path / "it", repo, dry_run=True)

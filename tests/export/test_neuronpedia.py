@@ -1,5 +1,6 @@
 """Batches for Neuronpedia: the schema of sae-dashboard's own classes, and the numbers in them."""
 
+import functools
 import json
 
 import numpy as np
@@ -9,8 +10,6 @@ from export_folders import F
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs, open_model
-from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import LanguageModelError
 from dictionary_learning_ext.export import neuronpedia
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.features.contexts import token_text
@@ -50,14 +49,15 @@ def read(folder):
     return batches, {one["feature_index"]: one for each in batches for one in each["features"]}
 
 
-@pytest.fixture
-def exported(folder_of):
-    """Exports a run folder's features. Returns the folder, what it holds and where it is."""
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """Exports a run folder's features. Returns the run folder, and the export's batches and features."""
 
+    @functools.cache
     def of(name):
-        folder = folder_of(name)
-        out = export(folder, "neuronpedia", tokens=TOKENS).folder
-        return folder, *read(out), out
+        folder = trained[0][name]
+        out = tmp_path_factory.mktemp("exports") / name
+        return folder, *read(export(folder, "neuronpedia", out, tokens=TOKENS).folder)
 
     return of
 
@@ -78,7 +78,7 @@ def encoded(trained):
 
 @pytest.mark.parametrize("name", ["signed", "vsae", "vaease", "top_k", "relu", "jump_relu"])
 def test_every_class_is_written_in_the_schema(name, exported, tiny_lm_dir):
-    _, batches, features, _ = exported(name)
+    _, batches, features = exported(name)
     assert features
     for batch in batches:
         assert set(batch) == {"model_id", "layer", "sae_set", "sae_id_suffix", "features"}
@@ -97,23 +97,21 @@ def test_sae_dashboards_own_classes_take_it_and_give_it_back(exported):
     dashboard = pytest.importorskip(
         "sae_dashboard.neuronpedia.neuronpedia_dashboard", reason="needs sae-dashboard"
     )
-    _, batches, _, _ = exported("vsae")
+    _, batches, _ = exported("vsae")
     for batch in batches:
         assert dashboard.NeuronpediaDashboardBatch(**batch).to_dict() == batch
 
 
 def test_frequency_and_histogram_are_those_of_the_encoded_text(exported, encoded):
-    folder, _, features, _ = exported("vsae")
+    folder, _, features = exported("vsae")
     f_NF, _ = encoded(folder)
     assert sorted(features) == (f_NF != 0).any(0).nonzero().flatten().tolist()
     for index, feature in features.items():
         values = f_NF[:, index]
         share = (values != 0).double().mean().item()
         assert feature["frac_nonzero"] == pytest.approx(share, rel=1e-4)
-        heights, centres = (
-            feature["freq_hist_data_bar_heights"],
-            feature["freq_hist_data_bar_values"],
-        )
+        heights = feature["freq_hist_data_bar_heights"]
+        centres = feature["freq_hist_data_bar_values"]
         assert sum(heights) == int((values != 0).sum())
         if len(centres) > 1:
             width = centres[1] - centres[0]
@@ -123,7 +121,7 @@ def test_frequency_and_histogram_are_those_of_the_encoded_text(exported, encoded
 
 
 def test_contexts_are_the_largest_and_drawn_ones_in_their_interval(exported, encoded):
-    folder, _, features, _ = exported("top_k")
+    folder, _, features = exported("top_k")
     f_NF, _ = encoded(folder)
     for index, feature in features.items():
         top = [one for one in feature["activations"] if one["bin_contains"] == -1]
@@ -146,7 +144,7 @@ def test_contexts_are_the_largest_and_drawn_ones_in_their_interval(exported, enc
 
 
 def test_logits_and_alignment_are_those_of_the_decoder_direction(exported, trained):
-    folder, _, features, _ = exported("vsae")
+    folder, _, features = exported("vsae")
     model, _ = open_model(trained[1])
     directions = decoder_directions(load_dictionary(folder)[0])
     logits = LogitLens(model).logits(directions)
@@ -173,26 +171,3 @@ def test_batches_have_a_size_and_settings_are_beside_them(folder_of, monkeypatch
     assert (settings["n_features"], settings["dict_size"]) == (len(features), F)
     assert settings["hook_name"] == "blocks.1.hook_resid_post"
     assert settings["n_tokens"] <= settings["n_prompts_total"] * settings["n_tokens_in_prompt"]
-
-
-def test_no_local_path_is_written_and_the_command_says_where(folder_of, tiny_lm_dir, text, capsys):
-    folder = folder_of("vaease")
-    assert main(["export", str(folder), "--format", "neuronpedia", "--tokens", "500"]) == 0
-    out = folder / "exports" / "neuronpedia"
-    assert f"{out}: the batches for Neuronpedia" in capsys.readouterr().out
-    for path in out.iterdir():
-        written = path.read_text()
-        assert str(tiny_lm_dir.parent) not in written
-        assert text.rpartition("/")[0] not in written
-
-
-def test_what_fails_leaves_nothing(folder_of, monkeypatch):
-    folder = folder_of("top_k")
-
-    def fails(*_):
-        raise LanguageModelError("no unembedding")
-
-    monkeypatch.setattr(neuronpedia, "LogitLens", fails)
-    with pytest.raises(LanguageModelError, match="no unembedding"):
-        export(folder, "neuronpedia", tokens=TOKENS)
-    assert not (folder / "exports").exists()

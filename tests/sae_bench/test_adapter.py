@@ -125,7 +125,7 @@ def learned():
     return adapter.BenchSAE(dictionary.requires_grad_(False), **place())
 
 
-def test_all_are_of_the_same_place_and_size(learned):
+def test_the_references_are_of_the_same_place_and_size(learned):
     found = adapter.reference_saes(learned)
     assert list(found) == [f"random_F{F}", "random_spectrum", "identity"]
     x = t.randn(20, D)
@@ -134,8 +134,9 @@ def test_all_are_of_the_same_place_and_size(learned):
     for name in (f"random_F{F}", "random_spectrum"):
         assert found[name].W_dec.shape == (F, D)
         assert int((found[name].encode(x) != 0).sum(1).max()) <= K
+        again = adapter.reference_saes(learned)[name]
+        assert t.equal(found[name].W_dec, again.W_dec), "seeded"
     assert t.equal(found["identity"](x), x)
-    assert t.equal(adapter.random_sae(learned).W_dec, adapter.random_sae(learned).W_dec), "seeded"
     assert {floor.cfg.architecture for floor in found.values()} <= adapter.looks().keys()
 
 
@@ -143,10 +144,10 @@ def test_a_random_dictionary_has_the_spectrum_of_the_learned_one(learned):
     def moments(W_dec_FD):
         return t.linalg.eigvalsh(W_dec_FD.T @ W_dec_FD / F).flip(0)
 
-    random = adapter.random_spectrum_sae(learned)
+    untrained, random, _ = adapter.reference_saes(learned).values()
     expected = moments(learned.W_dec)
     assert (moments(random.W_dec)[:2] - expected[:2]).abs().max() < 0.1
-    assert expected[0] > 0.6 > 0.3 > moments(adapter.random_sae(learned).W_dec)[0]
+    assert expected[0] > 0.6 > 0.3 > moments(untrained.W_dec)[0]
     assert t.equal(random.b_dec, learned.b_dec)
 
 
@@ -154,33 +155,11 @@ def test_an_sae_without_k_gets_floors_of_a_32nd_of_its_features():
     dictionary = AutoEncoder(D, F)
     dictionary.normalize_decoder()
     like = adapter.BenchSAE(dictionary.requires_grad_(False), **place())
-    f = adapter.random_sae(like).encode(t.randn(20, D))
+    f = adapter.reference_saes(like)[f"random_F{F}"].encode(t.randn(20, D))
     assert int((f != 0).sum(1).max()) == F // 32
 
 
-def words(n):
-    generator = t.Generator().manual_seed(0)
-    some = [
-        "the",
-        "cat",
-        "and",
-        "dog",
-        "sat",
-        "on",
-        "a",
-        "mat",
-        "by",
-        "door",
-        "in",
-        "times",
-        "of",
-        "best",
-        "worst",
-    ]
-    return [
-        " ".join(some[i] for i in t.randint(len(some), (60,), generator=generator))
-        for _ in range(n)
-    ]
+WORDS = "the cat and dog sat on a mat by door in times of best worst"
 
 
 def test_its_unmodified_runner_takes_our_checkpoint_once_registered(
@@ -205,7 +184,10 @@ def test_its_unmodified_runner_takes_our_checkpoint_once_registered(
     tokenizer.save_pretrained(lm)
     webtext = tmp_path / "Skylion007" / "openwebtext"
     webtext.mkdir(parents=True)
-    pd.DataFrame({"text": words(400)}).to_parquet(webtext / "train.parquet")
+    words = WORDS.split()
+    drawn = t.randint(len(words), (400, 60), generator=t.Generator().manual_seed(0))
+    texts = [" ".join(words[i] for i in row) for row in drawn]
+    pd.DataFrame({"text": texts}).to_parquet(webtext / "train.parquet")
     settings = json.loads((trained["vsae"] / "config.json").read_text())
     settings["trainer"]["lm_name"] = "EleutherAI/pythia-70m-deduped"
     for folder in ("downloaded_saes/me_saes/run", "downloaded_saes/run"):
@@ -220,6 +202,9 @@ def test_its_unmodified_runner_takes_our_checkpoint_once_registered(
             sae_locations=["run"], device="cpu", dtype=t.float32, **arguments
         )
     adapter.register()
+    whole = upstream_runner.core.multiple_evals
+    few = {"n_eval_reconstruction_batches": 2, "n_eval_sparsity_variance_batches": 4}
+    monkeypatch.setattr(upstream_runner.core, "multiple_evals", lambda **all: whole(**(all | few)))
     upstream_runner.run_evals(
         **arguments,
         sae_locations=["run"],

@@ -36,11 +36,20 @@ def forward_passes(monkeypatch):
 
 
 def test_results_are_in_sae_benchs_schema_with_every_set_and_the_language_model(
-    trained, forward_passes
+    trained, forward_passes, monkeypatch
 ):
+    kept, convert = [], runner.hooked_transformer
+
+    def noted(*arguments):
+        kept.append(convert(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(runner, "hooked_transformer", noted)
     folders = list(trained.values())
     outcome = bench(folders, bench_seeds=2, **PROBES)
     assert outcome.failures == {}
+    # sae-probes cuts texts at their start, and changes the tokenizer for it.
+    assert kept[0].tokenizer.truncation_side == "right"
     assert sorted(forward_passes) == sorted(SETS), "once for two SAEs and two seeds"
     for label, folder in trained.items():
         path = folder / "eval_results" / "sae_probes" / f"{label}_custom_sae_eval_results.json"
@@ -103,36 +112,14 @@ class NoPadding:
         raise ValueError("Asking to pad but the tokenizer does not have a padding token.")
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "message"),
-    [
-        (None, "sae_probes reads text, and tiny has no tokenizer"),
-        (
-            NoPadding(),
-            r"can't use the tokenizer of tiny \(Asking to pad.*\).* set the tokenizer's pad",
-        ),
-    ],
-)
-def test_a_tokenizer_that_can_not_be_used_is_named(tokenizer, message):
-    model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(model_name="tiny"))
+def test_a_tokenizer_that_can_not_be_used_is_named():
+    model = SimpleNamespace(tokenizer=NoPadding(), cfg=SimpleNamespace(model_name="tiny"))
+    message = r"can't use the tokenizer of tiny \(Asking to pad.*\).* set the tokenizer's pad"
     with (
         pytest.raises(BenchError, match=message),
         probes._sae_probes_tokenizer(model),  # pyright: ignore[reportArgumentType]
     ):
         pass
-
-
-def test_the_tokenizer_is_left_as_it_was(one, tiny_lm_dir, monkeypatch):
-    """sae-probes cuts texts at their start, and changes the tokenizer for it."""
-    kept, convert = [], runner.hooked_transformer
-
-    def noted(*arguments):
-        kept.append(convert(*arguments))
-        return kept[-1]
-
-    monkeypatch.setattr(runner, "hooked_transformer", noted)
-    assert bench([one], **PROBES).failures == {}
-    assert kept[0].tokenizer.truncation_side == "right"
 
 
 def test_the_smallest_are_those_of_the_fewest_characters():

@@ -10,9 +10,8 @@ import datasets
 import pytest
 import torch as t
 import transformers
-from bench_saes import FLAGS, FOUR, SMALL, D, F, K, place
+from bench_saes import FLAGS, FOUR, SMALL, D, place
 
-from dictionary_learning_ext import RunConfig, SAEConfig, train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import BenchError, CheckpointError
 
@@ -168,7 +167,7 @@ def test_pythia_70m_as_far_as_it_goes_without_its_weights(tokenizer, text, tmp_p
     flags = f"--preset paper --data {text} --steps 3 --batch-size 64 --n-ctxs 4 --ctx-len 32"
     flags += " --decay-start None --eval-tokens 0 --save-dir run"
     assert main(["train", *shlex.split(flags)]) == 0
-    flags = f"--evals core,tpp {FLAGS} --tokens 512"
+    flags = f"--evals tpp {FLAGS}"
     assert main(["bench", "run", *shlex.split(flags)]) == 0
     result = json.loads(next(Path("run/eval_results/tpp").glob("*.json")).read_text())
     assert result["eval_config"]["model_name"] == "pythia-70m"
@@ -231,56 +230,32 @@ def webtext(folder, texts):
     return SMALL | {"data": str(folder), "tokens": 512}
 
 
-def test_core_with_another_seed_takes_other_documents_of_a_streamed_set(one, tmp_path):
-    """SAE Bench streams it, and by itself would only shuffle its files."""
-    words = [
-        "the",
-        "cat",
-        "and",
-        "dog",
-        "sat",
-        "on",
-        "a",
-        "mat",
-        "by",
-        "the",
-        "door",
-        "in",
-        "times",
-        "of",
-        "best",
-        "and",
-        "worst",
-    ]
-    texts = [" ".join(words[i % 15 :] + words) * 8 + f" {i}" for i in range(300)]
-    small = webtext(tmp_path / "sets", texts)
-    outcome = bench([one], evals=["core"], bench_seeds=2, **small)
-    assert outcome.failures == {}
-    results = [outcome.results["one"]["core"], outcome.repeats[43]["one"]["core"]]
-    metrics = [result["eval_result_metrics"]["reconstruction_quality"] for result in results]
-    assert metrics[0] != metrics[1]
-
-
-def test_results_on_another_folder_of_data_are_not_taken_for_those_of_this_one(one, tmp_path):
-    scores = []
-    for sentence in ("the cat sat on a mat", "a dog by the door"):
-        texts = [f"{sentence} " * 20 + str(i) for i in range(300)]
-        outcome = bench([one], evals=["core"], **webtext(tmp_path / sentence[-4:], texts))
+def test_another_seed_and_another_folder_of_data_are_other_documents(one, tmp_path):
+    """SAE Bench streams the set, and by itself would only shuffle its files."""
+    found = []
+    for name, seeds in (("a", 2), ("b", 1)):
+        words = f"the cat and {name} dog sat on a mat by the door in times of best".split()
+        texts = [" ".join(words[i % 15 :] + words) * 8 + f" {i}" for i in range(300)]
+        small = webtext(tmp_path / name, texts)
+        outcome = bench([one], evals=["core"], bench_seeds=seeds, **small)
         assert outcome.failures == {}
-        scores.append(outcome.results["one"]["core"]["eval_result_metrics"])
-    assert scores[0] != scores[1]
+        for results in (outcome.results, *outcome.repeats.values()):
+            metrics = results["one"]["core"]["eval_result_metrics"]
+            assert metrics["reconstruction_quality"] not in found
+            found.append(metrics["reconstruction_quality"])
+    assert len(found) == 3
 
 
 def test_caches_of_repeats_are_deleted_before_the_next_seed(one, monkeypatch):
-    """SCR's hold the activations of whole texts."""
+    """They hold the activations of whole texts."""
     there, whole = [], runner.seed_everything
 
     def noted(seed):
-        there.append((seed, sorted(path.name for path in one.glob(".bench_cache/scr_*"))))
+        there.append((seed, sorted(path.name for path in one.glob(".bench_cache/sparse_*"))))
         whole(seed)
 
     monkeypatch.setattr(runner, "seed_everything", noted)
-    assert bench([one], evals=["scr"], bench_seeds=3, **SMALL).failures == {}
+    assert bench([one], evals=["sparse_probing"], bench_seeds=3, **SMALL).failures == {}
     assert [len(caches) for _, caches in there] == [1, 2, 2], "the first seed's, and this one's"
 
 
@@ -318,8 +293,8 @@ def test_further_saes_are_evaluated_as_those_of_the_folders(one, trained):
 @pytest.mark.parametrize(
     ("label", "sae", "message"),
     [
-        ("one", {}, "extra='one': expected a label that no other SAE has, unlike identity, .*one"),
-        ("identity", {}, "extra='identity': expected a label that no other SAE has"),
+        ("one", {}, "extra='one': expected a label .* no other SAE has, unlike identity, .*one"),
+        ("identity", {}, "extra='identity': expected a label .* that no other SAE has"),
         ("a/b", {}, "extra='a/b': expected a label that can be a file's name"),
         ("x", {"hook_name": "blocks.1.hook_resid_pre"}, r"an SAE of blocks\.1.*; expected one of"),
         ("x", {"width": 8}, "x: activation_dim=8, but"),
@@ -334,20 +309,11 @@ def test_a_further_sae_that_does_not_fit_is_refused(one, has_twin, label, sae, m
     assert not (one / "eval_results").exists()
 
 
-def test_core_takes_a_run_in_bfloat16(tiny_lm_dir, text, tmp_path):
-    run = RunConfig(
-        model=str(tiny_lm_dir),
-        data=text,
-        save_dir=str(tmp_path / "run"),
-        dtype="bfloat16",
-        steps=30,
-        batch_size=64,
-        n_ctxs=8,
-        ctx_len=32,
-        eval_tokens=0,
-    )
-    folders = train(run, {"sae": SAEConfig(dict_size=F, k=K, beta=0.1)})
-    outcome = bench(list(folders.values()), evals=["core"], **SMALL)
+def test_core_takes_a_run_in_bfloat16(one):
+    path = one / "config.json"
+    config = json.loads(path.read_text())
+    config["run"]["settings"]["dtype"] = "bfloat16"
+    path.write_text(json.dumps(config))
+    outcome = bench([one], evals=["core"], **SMALL)
     outcome.check()
-    (found,) = outcome.results.values()
-    assert "core" in found
+    assert list(outcome.results["one"]) == ["core"]
