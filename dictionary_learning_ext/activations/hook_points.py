@@ -345,11 +345,12 @@ class SharedPass:
         self._model = model
         self._places = list(places)
         self._kept: dict[Place, Tensor] = {}
-        self._contexts: tuple[Tensor, Tensor] | None = None  # that _kept was read at
+        self._contexts: tuple[Tensor, ...] = ()  # ids and mask that _kept was read at
 
     def read(self, place: Place, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """The activations at one of the places, (B, L, D); see `read_places`."""
-        if place in self._kept and self._is_of(input_ids_BL, mask_BL):
+        contexts = input_ids_BL, mask_BL
+        if place in self._kept and all(map(torch.equal, contexts, self._contexts)):
             return self._kept.pop(place)
         if self._kept:  # their places went another way
             self._places = []
@@ -358,12 +359,7 @@ class SharedPass:
                 " model runs for each of them from here on"
             )
         places = self._places or [place]
-        read = read_places(self._model, places, input_ids_BL, mask_BL)
+        read = read_places(self._model, places, *contexts)
         self._kept = dict(zip(places, read, strict=True))
-        self._contexts = input_ids_BL, mask_BL
+        self._contexts = contexts
         return self._kept.pop(place)
-
-    def _is_of(self, input_ids_BL: Tensor, mask_BL: Tensor) -> bool:
-        if self._contexts is None:
-            return False
-        return input_ids_BL.equal(self._contexts[0]) and mask_BL.equal(self._contexts[1])
