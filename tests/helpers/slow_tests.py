@@ -57,7 +57,7 @@ SLOW = frozenset(
         "test_point_rectified_without_kl_is_upstreams_trainer",
         "test_a_run_that_is_stopped_ends_as_one_that_is_not",
         "test_its_evaluation_is_that_of_the_language_model",
-        "test_several_hook_points_are_read_each_as_on_its_own",
+        "test_saes_of_several_hook_points_are_each_as_on_its_own",
         "test_a_report_takes_its_contexts_from_the_cache",
         "test_runs_of_two_hook_points_read_one_cache_and_need_no_language_model",
         "test_own_activations_are_measured_but_the_language_models_loss_is_not",
