@@ -169,7 +169,6 @@ class ShuffledRows:
     batch is a fresh tensor, which its receiver may change.
 
     Arguments:
-        stream: the rows.
         size: rows that are shuffled together, rounded down to whole batches.
         out_batch_size: B.
         device: where the rows are kept.
@@ -373,7 +372,6 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         tokens_seen: rows handed out.
         fills: how often the buffer was filled.
         reader: reads the activations and says which tokens are left out.
-        order_matters: whether a warning says that the text's last rows were shuffled on their own.
 
     Raises:
         ConfigError: a setting is out of range or contradicts another.
@@ -453,11 +451,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         super().__init__(rows, self.n_ctxs * ctx_len, out_batch_size, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to continue with the same batches, see `ShuffledRows.state_dict`.
-
-        Raises:
-            TextError: the text can't be resumed.
-        """
+        """See `ShuffledRows.state_dict`. Raises TextError if the text can't be resumed."""
         self.contexts.state_dict()  # raises
         return super().state_dict()
 

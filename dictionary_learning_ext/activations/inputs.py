@@ -426,11 +426,9 @@ def _cached_model(
 
 
 class CachedDocuments:
-    """The first held-out documents of a cache, as tokens: a `TokenContexts`.
+    """The first `number` held-out documents of a cache, as tokens: a `TokenContexts`.
 
-    Arguments:
-        folder: the cache.
-        number: of documents. If there are fewer, that is logged.
+    If there are fewer, that is logged.
     """
 
     def __init__(self, folder: Path, manifest: CacheManifest, number: int):

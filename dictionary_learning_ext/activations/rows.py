@@ -103,15 +103,9 @@ class ActivationReader:
     An activation that is NaN or infinite is an error, unless its token is left out.
 
     Arguments:
-        model: the language model.
-        submodule: nnsight's envoy of the module to read.
-        io: "in" or "out", the side of the module to read.
+        submodule, io: the place to read, see `Place`.
         remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`.
         shared: reads the submodule together with others. Default: on its own.
-
-    Attributes:
-        place: the module and its side.
-        rule: says which tokens are left out.
 
     Raises: ConfigError if a setting is out of range or the tokenizer has no such token.
     """
@@ -199,10 +193,6 @@ class ModelRows:
     that one context's ids and the state of the generator that draws the orders.
 
     Arguments:
-        contexts: the contexts.
-        reader: reads the activations and says which tokens get no row.
-        width: D.
-        dtype: of the rows.
         batch_size: contexts per batch of the language model.
         seed: seeds the orders.
         before_batch: called before each batch of the language model. It may raise.
