@@ -69,7 +69,6 @@ SLOW = frozenset(
         "test_other_commands_take_the_folders",
         "test_every_configuration_of_every_file_is_the_one_of_an_agents_command",
         "test_gradcheck",
-        "test_rows_are_all_tokens_in_reading_order",
         "test_outliers_are_counted_once_when_fills_end_inside_contexts",
         "test_padding_is_left_out_on_either_side",
         "test_samples_have_the_gated_posteriors_moments",
