@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class BatchSource(Protocol):
-    """Endless batches of one hook point's activations."""
+    """Batches of one hook point's activations, until a TextError says that there is nothing left."""
 
     out_batch_size: int
     """B."""
@@ -51,7 +51,7 @@ class BatchSource(Protocol):
         ...
 
     def refreshing(self) -> Iterator[None]:
-        """Fill, a batch of the language model, or a read, at a time."""
+        """Fill step by step: yields after each batch of the language model, or each read."""
         ...
 
     def __next__(self) -> Tensor:
@@ -163,13 +163,12 @@ class Batches:
 
 
 class ShuffledRows:
-    """Endless batches of a stream of rows, (out_batch_size, D), in its dtype.
+    """Shuffled batches of a stream of rows, (out_batch_size, D), in its dtype.
 
     Iteration never ends silently: it raises TextError when too few rows are left for another batch. A
     batch is a fresh tensor, which its receiver may change.
 
     Arguments:
-        stream: the rows.
         size: rows that are shuffled together, rounded down to whole batches.
         out_batch_size: B.
         device: where the rows are kept.
@@ -243,7 +242,7 @@ class ShuffledRows:
         in_step([self.refreshing()])
 
     def refreshing(self) -> Iterator[None]:
-        """`refresh`, a batch of the language model, or a read, at a time."""
+        """`refresh` step by step: yields after each batch of the language model, or each read."""
         self._fill_start = self._position()
         left = len(self._order) - self._given  # not 0 only if the rows ended in the last fill
         self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
@@ -340,7 +339,7 @@ class ShuffledRows:
 
 
 class ResidualBuffer(ShuffledRows, ActivationBuffer):
-    """Endless batches of a language model's activations, (out_batch_size, d_submodule).
+    """Shuffled batches of a language model's activations, (out_batch_size, d_submodule).
 
     It stands in for upstream's `ActivationBuffer`. Iteration never ends silently: it raises TextError
     when the text is too short for another batch. A batch is a fresh tensor, which its receiver may
@@ -373,7 +372,6 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         tokens_seen: rows handed out.
         fills: how often the buffer was filled.
         reader: reads the activations and says which tokens are left out.
-        order_matters: whether a warning says that the text's last rows were shuffled on their own.
 
     Raises:
         ConfigError: a setting is out of range or contradicts another.
@@ -453,11 +451,7 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         super().__init__(rows, self.n_ctxs * ctx_len, out_batch_size, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to continue with the same batches, see `ShuffledRows.state_dict`.
-
-        Raises:
-            TextError: the text can't be resumed.
-        """
+        """See `ShuffledRows.state_dict`. Raises TextError if the text can't be resumed."""
         self.contexts.state_dict()  # raises
         return super().state_dict()
 

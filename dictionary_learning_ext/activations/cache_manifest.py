@@ -115,15 +115,8 @@ class CacheManifest:
 
     def as_of(self, digest: str) -> "CacheManifest | None":
         """What the cache held when this was its digest, before it grew; None if it never was."""
-        others = "".join(f" {file.sha256}" for file in list(self.all_files)[len(self.files) :])
-        hashed = hashlib.sha256()
-        for n, file in enumerate(self.files, start=1):
-            hashed.update(f"{' ' if n > 1 else ''}{file.sha256}".encode())
-            whole = hashed.copy()
-            whole.update(others.encode())
-            if whole.hexdigest() == digest:
-                return replace(self, files=self.files[:n])
-        return None
+        formers = (replace(self, files=self.files[:n]) for n in range(len(self.files), 0, -1))
+        return next((former for former in formers if former.digest == digest), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""
@@ -198,8 +191,7 @@ def require_sizes(folder: Path, manifest: CacheManifest) -> None:
 
 
 def require_checksums(folder: Path, manifest: CacheManifest) -> None:
-    """Read all files. Raises an ActivationsError if one isn't as it was written."""
-    require_sizes(folder, manifest)
+    """Read all files of a finished cache. Raises an ActivationsError if one was changed."""
     for file in manifest.all_files:
         if (found := sha256_of(folder / file.name)) != file.sha256:
             raise ActivationsError(

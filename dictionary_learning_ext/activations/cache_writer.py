@@ -153,7 +153,7 @@ def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
     """
     found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
     if found is None:
-        left = list(_left_without_manifest(folder))
+        left = _left_without_manifest(folder)
     elif differ := differences(found.settings, settings):
         raise ActivationsError(
             f"{folder}: the cache has {', '.join(differ)}; use the same settings to continue it, or"
@@ -168,7 +168,7 @@ def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
     return found
 
 
-def _left_without_manifest(folder: Path) -> Iterator[Path]:
+def _left_without_manifest(folder: Path) -> list[Path]:
     """All files of a folder without a manifest. Raises ActivationsError if one isn't ours."""
     held_out = folder / HELD_OUT
     inside = held_out.is_dir() and not held_out.is_symlink()
@@ -183,7 +183,7 @@ def _left_without_manifest(folder: Path) -> Iterator[Path]:
             f"{folder}: holds no cache but other files ({', '.join(names[:5])}); choose an empty"
             " folder"
         )
-    yield from left
+    return left
 
 
 def _is_left(path: Path, names: re.Pattern[str]) -> bool:

@@ -40,7 +40,7 @@ class HookKind(NamedTuple):
     """The module: what adds the attention's or the MLP's result to the residual stream, or the
     block itself."""
     blocks_back: int | None = None
-    """The block whose output it is, counted back from its own. None: it is none's."""
+    """How many blocks back the block lies whose output this is. None: it is no block's output."""
 
 
 HOOK_KINDS = {
@@ -49,7 +49,8 @@ HOOK_KINDS = {
     "hook_attn_out": HookKind("out", "attention"),
     "hook_mlp_out": HookKind("out", "mlp"),
 }
-"""By TransformerLens's name, after `blocks.N.`: all hook points there are."""
+"""By TransformerLens's name, after `blocks.N.`: all hook points there are. Modules are named by their
+outputs (`_PARTS`): reading the "in" of a part would need its own module, before any norm."""
 _HOOK_NAME = re.compile(rf"blocks\.(\d+)\.({'|'.join(HOOK_KINDS)})")
 _ATTENTIONS = ("self_attn", "attention", "attn", "self_attention", "linear_attn")
 _MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
@@ -64,7 +65,8 @@ TransformerLens's hook_mlp_out is what is added."""
 
 
 def block_of_output(hook: str) -> int | None:
-    """The block whose output is read at a hook point: -1 for the embedding's, None if it is none."""
+    """The block whose output is read at a hook point: -1 for the embedding, None if it is no
+    block's output."""
     match = _HOOK_NAME.fullmatch(hook)
     if match is None or (back := HOOK_KINDS[match[2]].blocks_back) is None:
         return None
@@ -345,11 +347,12 @@ class SharedPass:
         self._model = model
         self._places = list(places)
         self._kept: dict[Place, Tensor] = {}
-        self._contexts: tuple[Tensor, Tensor] | None = None  # that _kept was read at
+        self._contexts: tuple[Tensor, ...] = ()  # ids and mask that _kept was read at
 
     def read(self, place: Place, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """The activations at one of the places, (B, L, D); see `read_places`."""
-        if place in self._kept and self._is_of(input_ids_BL, mask_BL):
+        contexts = input_ids_BL, mask_BL
+        if place in self._kept and all(map(torch.equal, contexts, self._contexts)):
             return self._kept.pop(place)
         if self._kept:  # their places went another way
             self._places = []
@@ -358,12 +361,7 @@ class SharedPass:
                 " model runs for each of them from here on"
             )
         places = self._places or [place]
-        read = read_places(self._model, places, input_ids_BL, mask_BL)
+        read = read_places(self._model, places, *contexts)
         self._kept = dict(zip(places, read, strict=True))
-        self._contexts = input_ids_BL, mask_BL
+        self._contexts = contexts
         return self._kept.pop(place)
-
-    def _is_of(self, input_ids_BL: Tensor, mask_BL: Tensor) -> bool:
-        if self._contexts is None:
-            return False
-        return input_ids_BL.equal(self._contexts[0]) and mask_BL.equal(self._contexts[1])

@@ -4,8 +4,9 @@
     batches = inputs.train()
     x_BD = batches.next()[run.hook]
 
-A language model runs, stored activations are read, or a synthetic model draws. This is the one place
-that tells them apart. Training, evaluation, reports and exports all read through it.
+A language model runs, stored activations are read, or a synthetic model draws: which one is chosen
+here. Training, evaluation, reports and exports all read through it. What can be checked of a run before
+any of them is loaded is in training/plan.py.
 
 Shapes: B contexts or rows, L = ctx_len tokens, D = activation_dim.
 """
@@ -426,11 +427,9 @@ def _cached_model(
 
 
 class CachedDocuments:
-    """The first held-out documents of a cache, as tokens: a `TokenContexts`.
+    """The first `number` held-out documents of a cache, as tokens: a `TokenContexts`.
 
-    Arguments:
-        folder: the cache.
-        number: of documents. If there are fewer, that is logged.
+    If there are fewer, that is logged.
     """
 
     def __init__(self, folder: Path, manifest: CacheManifest, number: int):

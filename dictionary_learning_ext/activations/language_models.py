@@ -74,9 +74,9 @@ def load_language_model(
 
 
 def load_model(run: RunConfig) -> LanguageModel:
-    """A run's language model, in the run's dtype. Raises what `load_language_model` does.
+    """A run's language model, in the run's dtype.
 
-    Raises: ConfigError for contexts that the model can't read.
+    Raises: as `load_language_model`, and ConfigError for contexts that the model can't read.
     """
     dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
     model = load_language_model(run.model, device=run.device, dtype=dtype)

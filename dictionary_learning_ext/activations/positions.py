@@ -79,7 +79,7 @@ def norms(x_BLD: Tensor) -> Tensor:
 
 
 def at(values_BL: Tensor, wanted_BL: Tensor) -> Tensor:
-    """The values at some positions, (N,), in reading order. An accelerator need not wait."""
+    """The values at some positions, (N,), in reading order. Does not synchronise with the GPU."""
     place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
     return rearrange(values_BL, "b l -> (b l)")[place_N.to(values_BL.device)]
 
@@ -128,7 +128,7 @@ class NormRecord:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, rows_ND: Tensor, input_ids_N: Tensor, positions_N: Tensor) -> None:
-        """Note some rows. An accelerator need not wait."""
+        """Note some rows. Does not synchronise with the GPU."""
         self._parts.append((norms(rows_ND), input_ids_N, positions_N))
 
     def outliers(self, tokenizer: Any) -> Outliers | None:

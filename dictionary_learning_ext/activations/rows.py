@@ -39,7 +39,7 @@ class RowStream(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def fill(self, out_ND: Tensor, record: NormRecord | None = None) -> Iterator[int]:
-        """Write the next rows into a tensor, a batch of the language model, or a read, at a time.
+        """Write the next rows into a tensor, step by step: after each batch of the language model, or read.
 
         Yields how many rows there are so far. At the end they are fewer than N if nothing is left.
 
@@ -65,7 +65,7 @@ class RowStream(Protocol):
         ...
 
     def as_of(self, settings: Mapping[str, Any]) -> None:
-        """Leave out what has been added since these were the settings. Raises ConfigError."""
+        """Ignore what a cache gained after these settings were saved. Raises ConfigError."""
         ...
 
     def seek(self, position: Mapping[str, Any]) -> None:
@@ -94,7 +94,7 @@ class Activations(NamedTuple):
     """False at the tokens that are left out. On the CPU."""
     non_finite: Tensor
     """How many wanted tokens have an activation that is NaN or infinite. A number on the model's
-    device: reading it makes an accelerator wait."""
+    device: reading it synchronises with the GPU."""
 
 
 class ActivationReader:
@@ -103,15 +103,9 @@ class ActivationReader:
     An activation that is NaN or infinite is an error, unless its token is left out.
 
     Arguments:
-        model: the language model.
-        submodule: nnsight's envoy of the module to read.
-        io: "in" or "out", the side of the module to read.
+        submodule, io: the place to read, see `Place`.
         remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`.
         shared: reads the submodule together with others. Default: on its own.
-
-    Attributes:
-        place: the module and its side.
-        rule: says which tokens are left out.
 
     Raises: ConfigError if a setting is out of range or the tokenizer has no such token.
     """
@@ -199,10 +193,6 @@ class ModelRows:
     that one context's ids and the state of the generator that draws the orders.
 
     Arguments:
-        contexts: the contexts.
-        reader: reads the activations and says which tokens get no row.
-        width: D.
-        dtype: of the rows.
         batch_size: contexts per batch of the language model.
         seed: seeds the orders.
         before_batch: called before each batch of the language model. It may raise.

@@ -330,12 +330,6 @@ class FileReader:
         return Piece(np.concatenate(all_x), None if all_ids[0] is None else np.concatenate(all_ids))
 
 
-def cut(part: Part, contexts: int) -> Iterator[Part]:
-    """A part in pieces of at most `contexts` contexts."""
-    for start in range(part.start, part.stop, contexts):
-        yield part._replace(start=start, stop=min(start + contexts, part.stop))
-
-
 def _batches(path: Path, hook: str) -> Iterator[Piece]:
     """The contexts of a file, as it holds them. Raises ActivationsError if it is damaged."""
     if path.suffix != ".arrow":
@@ -345,10 +339,9 @@ def _batches(path: Path, hook: str) -> Iterator[Piece]:
     try:
         with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
             for batch in stream:
-                ids_NL = None
-                if TOKEN_IDS in batch.schema.names:
-                    ids_NL = _numpy(batch.column(TOKEN_IDS), (len(batch), -1))
-                yield Piece(_numpy(batch.column(hook), _shape(batch, hook)), ids_NL)
+                has_ids = TOKEN_IDS in batch.schema.names
+                ids_NL = _numpy(batch.column(TOKEN_IDS)) if has_ids else None
+                yield Piece(_numpy(batch.column(hook)), ids_NL)
     except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
         raise ActivationsError(
             f"{path}: damaged ({first_line(error)}); restore it, or cache the activations again in"
@@ -356,25 +349,15 @@ def _batches(path: Path, hook: str) -> Iterator[Piece]:
         ) from error
 
 
-def _shape(batch: pa.RecordBatch, hook: str) -> tuple[int, int, int]:
-    """(N, L, D) of a column."""
-    column = _storage(batch.column(hook))
-    rows = column.flatten()
-    n, total = len(batch), len(rows)
-    length = total // max(1, n)
-    return n, length, len(rows.flatten()) // max(1, total)
-
-
-def _storage(column: Any) -> Any:
-    """Without `datasets`' type of arrays, which exists once that library is imported."""
-    return column.storage if isinstance(column, pa.ExtensionArray) else column
-
-
-def _numpy(column: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """A column of lists as an array: a view."""
-    values = _storage(column)
+def _numpy(column: Any) -> np.ndarray:
+    """A column of lists, or of lists of lists, as an array: a view."""
+    # `datasets` has a type of its own for arrays, which exists once that library is imported.
+    values = column.storage if isinstance(column, pa.ExtensionArray) else column
+    shape = [len(values)]
     while isinstance(values, pa.ListArray | pa.FixedSizeListArray | pa.LargeListArray):
-        values = values.flatten()
+        inner = values.flatten()
+        shape.append(len(inner) // max(1, len(values)))
+        values = inner
     return values.to_numpy(zero_copy_only=True).reshape(shape)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config.run import Split
 from ..errors import ConfigError, NonFiniteError, Setting, TextError
 from .positions import NormRecord, PositionRule, at, norms
-from .stored import FileReader, Part, Piece, StoredActivations, cut
+from .stored import FileReader, Part, StoredActivations
 from .tokens import WHOLE, Share
 
 ROWS_AT_ONCE = 4096
@@ -41,12 +41,7 @@ class StoredContexts(NamedTuple):
 class StoredReader:
     """Reads stored activations of a hook point, where a `PositionRule` wants them.
 
-    Arguments:
-        stored: the folder.
-        hook: the hook point's name.
-        remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`.
-
-    Raises: ConfigError if the folder doesn't say which tokens these are.
+    Raises: ConfigError if the folder doesn't say which token `remove_bos` leaves out.
     """
 
     def __init__(
@@ -76,11 +71,12 @@ class StoredReader:
 
     def cut(self, part: Part) -> Iterator[Part]:
         """The parts of a file that are read at once."""
-        return cut(part, self._contexts)
+        for start in range(part.start, part.stop, self._contexts):
+            yield part._replace(start=start, stop=min(start + self._contexts, part.stop))
 
     def dtype(self, part: Part) -> torch.dtype:
         """Of a file's activations."""
-        return activations_of(self._files.read(part._replace(stop=part.start + 1))).dtype
+        return activations_of(self._files.read(part._replace(stop=part.start + 1)).x_NLD).dtype
 
     def read(self, part: Part, taken: slice = slice(None)) -> StoredContexts:
         """Read a part of a file.
@@ -92,7 +88,7 @@ class StoredReader:
             is damaged.
         """
         piece = self._files.read(part)
-        x_BLD = activations_of(piece._replace(x_NLD=piece.x_NLD[taken]))
+        x_BLD = activations_of(piece.x_NLD[taken])
         if piece.ids_NL is None:
             ids_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.int64)
         else:
@@ -113,9 +109,9 @@ class StoredReader:
         return StoredContexts(x_BLD, ids_BL, self.rule.by_norm(norms_BL, wanted_BL))
 
 
-def activations_of(piece: Piece) -> Tensor:
-    """A copy of a piece's activations, (B, L, D), in the dtype of the disk."""
-    copy = torch.from_numpy(np.array(piece.x_NLD))
+def activations_of(x_NLD: np.ndarray) -> Tensor:
+    """A copy of a `Piece`'s activations, in the dtype of the disk."""
+    copy = torch.from_numpy(np.array(x_NLD))
     return copy.view(torch.bfloat16) if copy.dtype == torch.uint16 else copy
 
 
@@ -130,22 +126,6 @@ class _Next(NamedTuple):
     """Wanted rows used of the next piece."""
 
 
-class _Pass(NamedTuple):
-    """The order in which the files are read once."""
-
-    number: int
-    pieces: list[Part]
-    contexts_before: list[int]
-    """How many of the pass's contexts come before each piece."""
-
-
-class _TokenNumbers:
-    """Stands for the tokenizer, which isn't loaded."""
-
-    def decode(self, ids: list[int]) -> str:
-        return f"number {ids[0]}"
-
-
 class StoredRows:
     """One hook point's stored activations, as a `RowStream`. Every row is read once per pass.
 
@@ -153,9 +133,6 @@ class StoredRows:
     need be. This order, and that of the rows, follow from the seed and from numbers that are counted.
 
     Arguments:
-        stored: the folder.
-        hook: the hook point's name.
-        split: "train" or "heldout".
         remove_bos, max_norm_multiple: which tokens are left out, see `PositionRule`. The median is
             over about 4,096 rows.
         passes: how often the folder is read.
@@ -184,7 +161,9 @@ class StoredRows:
         self.width = stored.hook(hook).width
         self.dropped = 0
         looks = max_norm_multiple is None and stored.kind != "own activations"
-        self.tokenizer = _TokenNumbers() if looks else None
+        # The language model's own isn't loaded.
+        numbers = SimpleNamespace(decode=lambda ids: f"number {ids[0]}")
+        self.tokenizer = numbers if looks else None
         self.origin: dict[str, Any] = {
             "activations": str(stored.folder),
             "text": stored.settings["data"],
@@ -195,7 +174,7 @@ class StoredRows:
         self._passes, self._seed, self._share = passes, seed, share
         self._before_read = before_read
         self._next = _Next(0, 0, 0)
-        self._pass: _Pass | None = None
+        self._pieces: tuple[int, list[tuple[Part, int]]] | None = None  # of the pass of a number
 
     @property
     def dtype(self) -> torch.dtype:
@@ -226,23 +205,21 @@ class StoredRows:
         Returns with it how many contexts of the pass come before it.
         """
         while self._next.number < self._passes:
-            if self._pass is None or self._pass.number != self._next.number:
-                self._pass = self._pass_of(self._next.number)
-            if self._next.piece < len(self._pass.pieces):
-                number = self._next.piece
-                return self._pass.pieces[number], self._pass.contexts_before[number]
-            if not self._pass.pieces:
-                return None
+            if self._pieces is None or self._pieces[0] != self._next.number:
+                self._pieces = self._next.number, self._pieces_of(self._next.number)
+            if self._next.piece < len(self._pieces[1]):
+                return self._pieces[1][self._next.piece]
             self._next = _Next(self._next.number + 1, 0, 0)
         return None
 
-    def _pass_of(self, number: int) -> _Pass:
+    def _pieces_of(self, number: int) -> list[tuple[Part, int]]:
+        """The pieces of a pass, each with how many contexts come before it."""
         parts = list(self.stored.parts(self.split))
         if self._seed is not None:
             random.Random(_drawn(self._seed, "files", number)).shuffle(parts)
         pieces = [piece for part in parts for piece in self._reader.cut(part)]
-        sizes = (piece.stop - piece.start for piece in pieces)
-        return _Pass(number, pieces, list(accumulate(sizes, initial=0)))
+        before = accumulate((piece.stop - piece.start for piece in pieces), initial=0)
+        return list(zip(pieces, before, strict=False))
 
     def _read(self, piece: Part, contexts_before: int, record: NormRecord | None) -> Tensor:
         """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
@@ -279,7 +256,7 @@ class StoredRows:
                 f"the run can't resume: the activations in {self.stored.folder} have changed;"
                 " restore them"
             )
-        self.stored, self._pass = former, None
+        self.stored, self._pieces = former, None
 
     def seek(self, position: Mapping[str, Any]) -> None:
         self._next = _Next(**position["place"])

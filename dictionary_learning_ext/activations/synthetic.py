@@ -77,26 +77,17 @@ def model_hash(model: str) -> str:
 
 
 class SyntheticSource:
-    """Endless batches of a synthetic model's activations, (out_batch_size, D), in float32.
+    """A synthetic model's activations in float32, as a `BatchSource` that knows their `Truth`.
 
     Arguments:
         model: `synthetic:NAME`.
         drawn: what `draw_model` returns for it.
         stream: "train" or "heldout". Two streams share no seed.
-        out_batch_size: rows in a batch.
         seed: of the samples.
-        device: where batches go.
         share: of several processes each draws its own batches.
-
-    Attributes:
-        d_submodule: D.
-        tokens_seen: rows handed out.
-        vectors_TD: the directions of the true features.
-        firing_BT: the magnitudes of the true features in the last batch, 0 where one doesn't fire.
-        is_used_up: never. Nothing is filled: each batch is drawn when it is asked for.
     """
 
-    is_used_up = False
+    is_used_up = False  # nothing is filled: each batch is drawn when it is asked for
 
     def __init__(
         self,
@@ -122,19 +113,16 @@ class SyntheticSource:
         return self
 
     def __next__(self) -> t.Tensor:
-        """The next batch, (out_batch_size, D): a fresh tensor."""
         x_BD, self.firing_BT = self._batch(self.tokens_seen // self.out_batch_size)
         self.tokens_seen += self.out_batch_size
         return x_BD.to(self.device)
 
     def mean_squared_norm(self) -> float:
-        """E||x||^2 of the first rows. Hands out none."""
         batches = max(1, _ROWS_OF_THE_NORM // self.out_batch_size)
         squares = [float(self._batch(n)[0].square().sum(1).mean()) for n in range(batches)]
         return sum(squares) / batches
 
     def refreshing(self) -> Iterator[None]:
-        """Fill nothing."""
         return iter(())
 
     def outliers(self) -> None:
@@ -142,7 +130,6 @@ class SyntheticSource:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings, fit for JSON."""
         made_from = asdict(synthetic_settings(self._model))
         return {**self._settings(), "device": str(self.device), "synthetic_model": made_from}
 
@@ -158,11 +145,9 @@ class SyntheticSource:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to continue with the same batches, fit for JSON."""
         return {"tokens_seen": self.tokens_seen, "config": self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state` was taken. Raises ConfigError if it is of other settings."""
         require_same_settings(state["config"], self._settings())
         self.tokens_seen = state["tokens_seen"]
 

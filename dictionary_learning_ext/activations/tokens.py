@@ -27,6 +27,7 @@ SPARE = 1.05
 """More tokens than are used, as some may be left out."""
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
+_PIECE = 1 << 15  # characters of a long document that are tokenised together
 _CONTEXTS_COUNTED = 256  # at a time
 _BYTES_PER_TOKEN = 16
 """Files of this many bytes for each token that a run needs aren't counted. Tokens have about 4 bytes
@@ -67,15 +68,11 @@ class ContextStream:
     spaces. A token at a cut can differ from the one that the whole document would have there.
 
     Arguments:
-        text: the documents.
-        tokenizer: the language model's tokenizer.
-        ctx_len: tokens in a context.
         packing: "pack" joins the documents, with the tokenizer's end-of-text token after each, and
             cuts them every `ctx_len` tokens. A last context that is not full is left out.
             "truncate" makes each document a context, with the special tokens that the tokenizer
             adds. It is cut to `ctx_len` tokens, or padded on the right, whatever the tokenizer's side
             is: a model with learned positions counts them from the left.
-        piece_characters: the length of a piece of a long document.
         share: which of the contexts are handed out. The others are tokenised too.
 
     Attributes:
@@ -92,7 +89,6 @@ class ContextStream:
         ctx_len: int,
         *,
         packing: Packing = "pack",
-        piece_characters: int = 1 << 15,
         share: Share = WHOLE,
     ):
         require(ctx_len >= 1, "ctx_len", ctx_len, "at least 1")
@@ -106,7 +102,6 @@ class ContextStream:
         self.tokenizer = tokenizer
         self.ctx_len = ctx_len
         self.packing: Packing = packing
-        self._piece_characters = piece_characters
         self._share = share
         self.documents_read = 0
         self.tokens_read = 0
@@ -216,10 +211,10 @@ class ContextStream:
 
     def _cut(self, document: str) -> list[tuple[str, bool]]:
         if self.packing == "truncate":  # few tokens have more than 64 characters
-            return [(document[: 64 * self.ctx_len + self._piece_characters], True)]
-        pieces, start, length = [], 0, self._piece_characters
-        while len(document) - start > length:
-            end = start + cut(document[start : start + length], length)
+            return [(document[: 64 * self.ctx_len + _PIECE], True)]
+        pieces, start = [], 0
+        while len(document) - start > _PIECE:
+            end = start + cut(document[start : start + _PIECE], _PIECE)
             pieces.append((document[start:end], False))
             start = end
         return [*pieces, (document[start:], True)]
@@ -244,8 +239,6 @@ class WholeDocuments:
 
     Arguments:
         documents: read as they are needed.
-        tokenizer: the language model's tokenizer.
-        ctx_len: tokens in a context.
         packing: of the training. "truncate": documents begin with the special tokens that the
             tokenizer adds. "pack": they have none.
     """

@@ -186,8 +186,6 @@ def test_activations_that_are_not_finite_stop_the_fill(tiny_lm_dir: Path, option
         ({"out_batch_size": 97}, "use n_ctxs=7"),
         ({"out_batch_size": 0}, "out_batch_size=0: expected at least 1"),
         ({"n_ctxs": 0}, "n_ctxs=0: expected at least 1"),
-        ({"max_norm_multiple": 1.0}, "max_norm_multiple"),
-        ({"packing": "squeeze"}, "'squeeze'"),
         ({"data": "embedded"}, "open_text('embedded')"),
     ],
 )

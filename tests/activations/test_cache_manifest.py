@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from caches import HOOK
+from texts import error_of
 
 from dictionary_learning_ext.activations.cache_manifest import (
     MANIFEST,
     UNFINISHED,
+    CachedHook,
     finished_manifest,
     read_manifest,
     require_checksums,
@@ -24,15 +26,16 @@ def folder(small_cache, tmp_path):
     return shutil.copytree(small_cache, tmp_path / "cache")
 
 
+def refused(folder):
+    return error_of(lambda: finished_manifest(folder), ActivationsError)
+
+
 def test_it_says_what_the_cache_holds(folder, cached_run):
     manifest = finished_manifest(folder)
     settings = manifest.settings
-    assert (settings.model, settings.data, settings.ctx_len) == (
-        cached_run.model,
-        cached_run.data,
-        cached_run.ctx_len,
-    )
-    assert (settings.hooks[HOOK].layer, settings.hooks[HOOK].width) == (1, 16)
+    for name in ("model", "data", "ctx_len"):
+        assert getattr(settings, name) == getattr(cached_run, name)
+    assert settings.hooks[HOOK] == CachedHook(layer=1, width=16)
     assert len(settings.language_model) == len(settings.tokenizer) == 64
     assert settings.bos_token_id == 0
     require_checksums(folder, manifest)
@@ -40,9 +43,7 @@ def test_it_says_what_the_cache_holds(folder, cached_run):
 
 def test_an_unfinished_one_is_continued_first(folder):
     (folder / MANIFEST).rename(folder / UNFINISHED)
-    with pytest.raises(ActivationsError) as raised:
-        finished_manifest(folder)
-    assert str(raised.value) == (
+    assert refused(folder) == (
         f"{folder}: this cache is not finished (4,000 tokens are written); run its `vsae cache`"
         " command again to continue it"
     )
@@ -55,16 +56,10 @@ def test_a_file_of_another_size_is_always_refused(name, folder):
     path = folder / name
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ActivationsError) as raised:
-        finished_manifest(folder)
-    assert str(raised.value).startswith(
-        f"{path}: {size - 8:,} bytes, expected {size:,}, so it was cut or changed; restore it"
-    )
+    said = f"{path}: {size - 8:,} bytes, expected {size:,}, so it was cut or changed; restore it"
+    assert refused(folder).startswith(said)
     path.unlink()
-    with pytest.raises(
-        ActivationsError, match=r"missing; restore it, or cache .* in another folder$"
-    ):
-        finished_manifest(folder)
+    assert refused(folder).startswith(f"{path}: missing; restore it, or cache ")
 
 
 def test_an_edited_file_is_found_by_its_checksum(folder):
@@ -72,12 +67,10 @@ def test_an_edited_file_is_found_by_its_checksum(folder):
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ActivationsError) as raised:
-        require_checksums(folder, finished_manifest(folder))
-    assert str(raised.value).startswith(f"{path}: its SHA-256 is ")
-    assert str(raised.value).endswith(
-        "so it was changed; restore it, or cache the activations again in another folder"
-    )
+    manifest = finished_manifest(folder)
+    said = error_of(lambda: require_checksums(folder, manifest), ActivationsError)
+    assert said.startswith(f"{path}: its SHA-256 is ")
+    assert said.endswith("changed; restore it, or cache the activations again in another folder")
 
 
 @pytest.mark.parametrize(
@@ -93,9 +86,7 @@ def test_an_edited_file_is_found_by_its_checksum(folder):
 )
 def test_a_manifest_of_something_else_is_refused(content, said, folder):
     (folder / MANIFEST).write_text(content)
-    with pytest.raises(ActivationsError) as raised:
-        read_manifest(folder)
-    assert str(raised.value).startswith(f"{folder / MANIFEST}: {said}")
+    assert refused(folder).startswith(f"{folder / MANIFEST}: {said}")
 
 
 def test_a_manifest_that_may_not_be_read_is_one_error(folder, monkeypatch):
@@ -103,8 +94,7 @@ def test_a_manifest_that_may_not_be_read_is_one_error(folder, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(ActivationsError, match=r"can't be read \(Permission denied\)"):
-        finished_manifest(folder)
+    assert "can't be read (Permission denied)" in refused(folder)
 
 
 def test_the_digest_follows_the_content_and_finds_what_it_was_before_it_grew(folder):

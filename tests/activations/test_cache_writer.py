@@ -1,7 +1,6 @@
 """The cache holds the language model's activations, and can be stopped and continued at any moment."""
 
 import errno
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 from caches import CTX_LEN, HOOK, OTHER, TOKENS, D, write_small
 from datasets import load_from_disk
 from safetensors.torch import load_file, save_file
+from texts import error_of, write_jsonl
 
 from dictionary_learning_ext.activations import cache_writer
 from dictionary_learning_ext.activations.cache_manifest import (
@@ -19,7 +19,6 @@ from dictionary_learning_ext.activations.cache_manifest import (
     HELD_OUT,
     MANIFEST,
     UNFINISHED,
-    finished_manifest,
     read_manifest,
 )
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
@@ -102,8 +101,7 @@ def test_the_held_out_documents_are_cached_as_tokens(small_cache, cached_run, ti
 
 
 def test_padding_has_the_token_minus_1_and_zeros_and_its_space_is_said(cached_run, tmp_path):
-    text = tmp_path / "short.jsonl"
-    text.write_text("".join(json.dumps({"text": f"the cat {n}"}) + "\n" for n in range(900)))
+    text = write_jsonl(tmp_path / "short.jsonl", [f"the cat {n}" for n in range(900)])
     run = replace(cached_run, data=str(text), text_packing="truncate", eval_tokens=100)
     said = []
     manifest = write_small(tmp_path / "cache", run, 3000, on_plan=said.append)
@@ -113,9 +111,8 @@ def test_padding_has_the_token_minus_1_and_zeros_and_its_space_is_said(cached_ru
     assert (rows[HOOK][is_padding] == 0).all()
     assert (rows[HOOK][~is_padding] != 0).all(1).all()
     written = sum(file.bytes for file in manifest.all_files)
-    found = re.search(
-        r"need about (\d+) kB .*, and as many at padding, which is about \d\d%", said[0]
-    )
+    plan = r"need about (\d+) kB .*, and as many at padding, which is about \d\d%"
+    found = re.search(plan, said[0])
     assert 1000 * int(found[1]) == pytest.approx(written, rel=0.1)
     assert written > 2 * 72 * manifest.tokens, "most of it is padding"
 
@@ -125,10 +122,10 @@ def test_float16_takes_half_the_space_and_rounds(small_cache, cached_run, tmp_pa
     half, full = rows_of(tmp_path / "half"), rows_of(small_cache)
     assert load_from_disk(str(tmp_path / "half")).features[HOOK].dtype == "float16"
     assert (half[HOOK] == full[HOOK].astype(np.float16)).all()
-    sizes = [
+    of_half, of_full = (
         (folder / "data-00000.arrow").stat().st_size for folder in (tmp_path / "half", small_cache)
-    ]
-    assert sizes[0] < 0.6 * sizes[1]
+    )
+    assert of_half < 0.6 * of_full
 
 
 @pytest.mark.parametrize("stop", range(5))
@@ -182,18 +179,13 @@ def test_on_a_full_disk_what_was_written_stays_and_is_continued(
         write(path, *content)
 
     monkeypatch.setattr(cache_writer, "write_contexts", full)
-    with pytest.raises(CheckpointError) as raised:
-        write_small(folder, cached_run, **options)
-    assert str(raised.value) == (
+    assert error_of(lambda: write_small(folder, cached_run, **options), CheckpointError) == (
         f"{folder / 'data-00002.arrow'} can't be written (No space left on device); free some space"
         " or choose another folder"
     )
-    assert sorted(path.name for path in folder.glob("*data*")) == [
-        "data-00000.arrow",
-        "data-00001.arrow",
-    ]
-    with pytest.raises(ActivationsError, match=r"not finished \(2,048 tokens are written\)"):
-        finished_manifest(folder)
+    written = sorted(path.name for path in folder.glob("*data*"))
+    assert written == ["data-00000.arrow", "data-00001.arrow"]
+    assert read_manifest(folder, UNFINISHED).tokens == 2048
     monkeypatch.setattr(cache_writer, "write_contexts", write)
     write_small(folder, cached_run, **options)
     assert files_in(folder) == files_in(small_cache)
@@ -214,24 +206,19 @@ def test_it_may_be_ended_where_it_was_stopped(cached_run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "options", "said"),
     [
-        (
-            {},
-            {"hooks": (OTHER,)},
-            f"the cache has hook={HOOK}, not {OTHER}; use the same settings",
-        ),
+        ({}, {"hooks": (OTHER,)}, f"the cache has hook={HOOK}, not {OTHER}; use the same settings"),
         ({}, {"dtype": "float16"}, "dtype=float32, not float16"),
         ({"dtype": "bfloat16"}, {}, "lm_dtype=float32, not bfloat16"),
         ({"text_packing": "truncate"}, {}, "text_packing=pack, not truncate"),
         ({"eval_tokens": 200}, {}, "eval_tokens=300, not 200"),
     ],
-)
+)  # fmt: skip
 def test_a_cache_of_other_settings_is_left_alone(changes, options, said, cached_run, tmp_path):
-    write_small(tmp_path / "cache", cached_run, 1000)
-    before = files_in(tmp_path / "cache")
-    with pytest.raises(ActivationsError) as raised:
-        write_small(tmp_path / "cache", replace(cached_run, **changes), 1000, **options)
-    assert said in str(raised.value)
-    assert files_in(tmp_path / "cache") == before
+    write_small(tmp_path, cached_run, 1000)
+    before = files_in(tmp_path)
+    run = replace(cached_run, **changes)
+    assert said in error_of(lambda: write_small(tmp_path, run, 1000, **options), ActivationsError)
+    assert files_in(tmp_path) == before
 
 
 def test_another_model_is_told_by_its_weights_and_another_text_by_its_content(
@@ -268,10 +255,9 @@ def test_without_a_manifest_only_what_a_kill_leaves_is_ours(name, cached_run, tm
     (tmp_path / HELD_OUT).mkdir(exist_ok=True)
     (tmp_path / HELD_OUT / "data-00003.arrow").write_bytes(b"left")
     before = files_in(tmp_path)
-    with pytest.raises(ActivationsError) as raised:
-        write_small(tmp_path, cached_run)
+    message = error_of(lambda: write_small(tmp_path, cached_run), ActivationsError)
     said = "/".join(name.split("/")[:2])
-    assert f"holds no cache but other files ({said}); choose an empty" in str(raised.value)
+    assert f"holds no cache but other files ({said}); choose an empty" in message
     assert files_in(tmp_path) == before
 
 
@@ -287,9 +273,8 @@ def test_beside_a_manifest_only_what_a_kill_leaves_is_deleted(cached_run, tmp_pa
 
 
 def test_a_second_writer_is_refused(cached_run, tmp_path):
-    with locked([tmp_path]), pytest.raises(ConfigError) as raised:
+    with locked([tmp_path]), pytest.raises(ConfigError, match="is writing there; wait until it"):
         write_small(tmp_path, cached_run)
-    assert "is writing there; wait until it ends or choose another folder" in str(raised.value)
 
 
 def test_the_space_is_said_and_checked_before_anything_is_written(
@@ -309,9 +294,7 @@ def test_the_space_is_said_and_checked_before_anything_is_written(
     assert whole == there, "never more than is needed"
     usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ConfigError) as raised:
-        write_small(tmp_path / "b", cached_run)
-    assert str(raised.value) == (
+    assert error_of(lambda: write_small(tmp_path / "b", cached_run), ConfigError) == (
         f"{tmp_path / 'b'}: this cache needs 311 kB, and its disk has 300 kB free; use fewer tokens"
         " or dtype='float16'"
     )
@@ -337,10 +320,9 @@ def damaged_lm(tiny_lm_dir, tmp_path):
 
 def test_an_activation_beyond_float16_is_an_error(cached_run, damaged_lm, tmp_path):
     run = replace(cached_run, model=damaged_lm(1e6))
-    with pytest.raises(ConfigError) as raised:
-        write_small(tmp_path / "a", run, dtype="float16")
-    assert f"activations at {HOOK} are beyond its range, which ends at 65,504" in str(raised.value)
-    assert str(raised.value).endswith("use dtype='float32'")
+    message = error_of(lambda: write_small(tmp_path / "a", run, dtype="float16"), ConfigError)
+    assert f"activations at {HOOK} are beyond its range, which ends at 65,504" in message
+    assert message.endswith("use dtype='float32'")
     write_small(tmp_path / "b", run, 100)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -11,39 +12,25 @@ import numpy as np
 import pytest
 import torch as t
 from caches import HOOK, OTHER, write_small
-from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
+from interrupted_runs import assert_equal, results, resumed, sae_of
 from small_commands import refused
+from texts import error_of
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import inputs, language_models
-from dictionary_learning_ext.activations.inputs import open_inputs
+from dictionary_learning_ext.activations.inputs import ContextBatch, open_inputs
 from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.errors import Interrupted, LanguageModelError, TextError
-
-STEPS = 60
 
 
 @pytest.fixture
-def run(small_cache, tmp_path):
+def run(run, small_cache):
     """A run on one hook point of the cache."""
     settings = open_stored(small_cache).settings
-    return RunConfig(
-        **settings,
-        hook=HOOK,
-        steps=STEPS,
-        batch_size=64,
-        n_ctxs=16,
-        text_passes=2,
-        eval_tokens=200,
-        eval_documents=3,
-        log_steps=7,
-        save_every="10",
-        save_dir=str(tmp_path / "run"),
-    )
+    return replace(run, **settings, hook=HOOK, text_passes=2, eval_documents=3)
 
 
 @pytest.fixture
@@ -67,16 +54,6 @@ def own(tmp_path):
 
 def metrics_of(folder):
     return json.loads((Path(folder) / "metrics.json").read_text())
-
-
-def test_a_run_that_is_stopped_ends_as_one_that_is_not(run, tmp_path, monkeypatch):
-    whole = replace(run, save_dir=str(tmp_path / "whole"))
-    train(whole, {"x": sae_of()})
-    stopped_at(35, monkeypatch)
-    with pytest.raises(Interrupted):
-        train(run, {"x": sae_of()})
-    resumed(run.save_dir)
-    assert_equal(results(Path(run.save_dir)), results(tmp_path / "whole"))
 
 
 def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(run):
@@ -131,19 +108,6 @@ def test_a_run_of_several_hook_points_resumes_to_the_bit_after_a_signal_in_a_rea
         assert_equal(results(Path(run.save_dir) / name), results(tmp_path / "whole" / name))
 
 
-def test_two_runs_see_the_same_batches_and_several_saes_share_them(run, tmp_path):
-    train(run, {"x": sae_of()})
-    both = replace(run, save_dir=str(tmp_path / "both"))
-    train(both, {"x": sae_of(), "y": sae_of(seed=1)})
-    one, other = (t.load(tmp_path / name / "ae.pt") for name in ("run", "both/x"))
-    assert_equal(one, other)
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["run"]["settings"]["activations"] == run.activations
-    assert config["trainer"]["submodule_name"] == HOOK
-    assert config["trainer"]["layer"] == 1
-    assert config["buffer"]["cache"] == open_stored(run.activations).digest
-
-
 def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path):
     """Where both measure on the same tokens: here on a whole fill of the evaluation's buffer."""
     folder = tmp_path / "run"
@@ -168,36 +132,35 @@ def test_a_process_that_does_not_evaluate_needs_no_language_model(run, no_model)
         open_inputs(run, [HOOK], share=Share(0, 2))
 
 
-def test_several_hook_points_are_read_each_as_on_its_own(run, tmp_path, no_model):
+def test_saes_of_several_hook_points_are_each_as_on_its_own(run, tmp_path, no_model):
     run = replace(run, eval_tokens=0)
+    saes = {"a": sae_of(), "b": sae_of(), "c": sae_of(seed=1)}
     both = replace(run, save_dir=str(tmp_path / "both"), hook="blocks.2.hook_resid_post")
-    train(both, {"a": sae_of(), "b": sae_of()}, hooks={"a": HOOK, "b": OTHER})
+    train(both, saes, hooks={"a": HOOK, "b": OTHER, "c": HOOK})
     for name, hook in (("a", HOOK), ("b", OTHER)):
         alone = replace(run, hook=hook, save_dir=str(tmp_path / name))
         train(alone, {"x": sae_of()})
         assert_equal(t.load(tmp_path / name / "ae.pt"), t.load(tmp_path / "both" / name / "ae.pt"))
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["run"]["settings"]["activations"] == run.activations
+    assert (config["trainer"]["submodule_name"], config["trainer"]["layer"]) == (HOOK, 1)
+    assert config["buffer"]["cache"] == open_stored(run.activations).digest
 
 
 def test_another_model_of_the_same_name_is_refused_before_the_first_step(
     run, small_cache, lm_dir_of, tmp_path, tiny_lm_dir
 ):
-    other = tmp_path / tiny_lm_dir.name
-    other.mkdir()
-    for path in lm_dir_of("llama").iterdir():
-        (other / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(LanguageModelError) as raised:
-        train(replace(run, model=str(other)), {"x": sae_of()})
-    assert str(raised.value).startswith(
+    other = shutil.copytree(lm_dir_of("llama"), tmp_path / tiny_lm_dir.name)
+    changed = replace(run, model=str(other))
+    assert error_of(lambda: train(changed, {"x": sae_of()}), LanguageModelError).startswith(
         f"the cache {small_cache} is of another language model than {str(other)!r}: the SHA-256 of its"
         " weights is "
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_tokens_are_refused_with_what_to_do(run, small_cache, tmp_path):
-    with pytest.raises(TextError) as raised:
-        train(replace(run, steps=500), {"x": sae_of()})
-    assert str(raised.value) == (
+def test_too_few_tokens_are_refused_with_what_to_do(run, small_cache):
+    assert error_of(lambda: train(replace(run, steps=500), {"x": sae_of()})) == (
         f"the activations in {small_cache} have 8,000 tokens in 2 passes: expected 32,000 for 500 steps"
         " of 64; use text_passes=8 or steps=125"
     )
@@ -255,21 +218,12 @@ def test_own_activations_are_measured_but_the_language_models_loss_is_not(
 def test_held_out_tokens_that_are_missing_are_said_before_training(
     own, cached_run, tmp_path, capsys
 ):
-    train_ = [
-        "train",
-        "--steps=2",
-        "--batch-size=64",
-        "--n-ctxs=50",
-        f"--save-dir={tmp_path / 'run'}",
-    ]
-    line = refused([*train_, f"--activations={own}"], capsys)
-    assert (
-        "has 100 held-out tokens; expected at least 2,048 to evaluate on; use --eval-tokens 0"
-        in line
-    )
+    train_ = ["train", "--steps=2", "--batch-size=64", f"--save-dir={tmp_path / 'run'}"]
     write_small(tmp_path / "cache", replace(cached_run, eval_tokens=0), 1000)
-    line = refused([*train_, f"--activations={tmp_path / 'cache'}"], capsys)
-    assert line.endswith("use --eval-tokens 0")
+    for folder, held_out in ((own, 100), (tmp_path / "cache", 0)):
+        line = refused([*train_, "--n-ctxs=50", f"--activations={folder}"], capsys)
+        said = f"has {held_out} held-out tokens; expected at least 2,048 to evaluate on; use"
+        assert f"{said} --eval-tokens 0" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -301,15 +255,10 @@ def test_contexts_of_a_cache_are_those_of_the_text(split, cached_run, small_cach
         for of in (replace(run, activations=str(small_cache)), run)
     )
     ours, theirs = (
-        [
-            t.cat([getattr(batch, name) for batch in batches])
-            for name in ("input_ids_BL", "wanted_BL")
-        ]
-        for batches in (cached, live)
+        ContextBatch(*map(t.cat, zip(*batches, strict=True))) for batches in (cached, live)
     )
-    n = min(len(ours[0]), len(theirs[0]))
-    assert t.equal(ours[0][:n], theirs[0][:n])
-    assert t.equal(ours[1][:n], theirs[1][:n])
-    assert int(ours[1].sum()) == 250
-    x, expected = (t.cat([batch.x_BLD for batch in batches])[:n] for batches in (cached, live))
-    t.testing.assert_close(x, expected)
+    n = min(len(ours.wanted_BL), len(theirs.wanted_BL))
+    assert t.equal(ours.input_ids_BL[:n], theirs.input_ids_BL[:n])
+    assert t.equal(ours.wanted_BL[:n], theirs.wanted_BL[:n])
+    assert int(ours.wanted_BL.sum()) == 250
+    t.testing.assert_close(ours.x_BLD[:n], theirs.x_BLD[:n])

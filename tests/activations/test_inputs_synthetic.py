@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch as t
-from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stopped_at
+from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
 from small_commands import refused
 
 from dictionary_learning_ext import train
@@ -38,16 +38,8 @@ def tiny(monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path):
-    return RunConfig(
-        **settings_of_run(TINY),
-        steps=STEPS,
-        batch_size=64,
-        eval_tokens=500,
-        log_steps=7,
-        save_every="10",
-        save_dir=str(tmp_path / "run"),
-    )
+def run(run):
+    return replace(run, **settings_of_run(TINY), eval_tokens=500)
 
 
 def metrics_of(folder):

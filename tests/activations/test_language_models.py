@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from language_model_reads import one_line_error, some_tokens
+from language_model_reads import some_tokens
 from nnsight import LanguageModel
+from texts import error_of
 
 from dictionary_learning_ext.activations import language_models
-from dictionary_learning_ext.activations.hook_points import (
-    find_hook,
-    read_residual,
-)
+from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
 from dictionary_learning_ext.activations.language_models import load_language_model, weights_hash
 from dictionary_learning_ext.errors import ConfigError, LanguageModelError
 
@@ -84,7 +82,7 @@ def test_what_cannot_be_loaded_is_one_line(
         shutil.copytree(tiny_lm_dir, places[kind])
     (places["no_weights"] / "model.safetensors").unlink()
     (places["damaged"] / "model.safetensors").write_bytes(b"\x08")
-    message = one_line_error(lambda: load_language_model(name.format(**places)))
+    message = error_of(lambda: load_language_model(name.format(**places)), LanguageModelError)
     assert re.search(says.format(**places), message), message
 
 

@@ -25,6 +25,8 @@ def test_an_outlier_is_judged_against_the_median_of_all_tokens_read_together(
     wanted_BL[1] = False  # then it is 1
     assert rule.by_norm(norms_BL, wanted_BL).tolist() == [[False, True, True], [False] * 3]
     assert PositionRule(tokenizer).by_norm(norms_BL, wanted_BL).equal(wanted_BL)
+    wanted_BL[0] = False  # nothing is wanted, so there is no median
+    assert not rule.by_norm(norms_BL, wanted_BL).any()
 
 
 def test_padding_and_beginning_of_text_are_left_out(tokenizer: PreTrainedTokenizerFast):

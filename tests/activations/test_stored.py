@@ -10,9 +10,10 @@ import torch as t
 from caches import HOOK, OTHER, write_small
 from datasets import Array2D, Dataset, Features, Sequence, Value, load_from_disk
 from safetensors.torch import save_file
+from texts import error_of
 
 from dictionary_learning_ext.activations import stored
-from dictionary_learning_ext.activations.stored import UNKNOWN, FileReader, Part, cut, open_stored
+from dictionary_learning_ext.activations.stored import UNKNOWN, FileReader, Part, open_stored
 from dictionary_learning_ext.activations.stored_rows import activations_of
 from dictionary_learning_ext.activations.text import fingerprint_of
 from dictionary_learning_ext.config.run import RunConfig
@@ -52,10 +53,9 @@ def test_a_cache_gives_the_settings_of_a_run(small_cache, cached_run):
 def test_what_differs_is_refused_with_the_difference(changes, said, small_cache):
     found = open_stored(small_cache)
     run = replace(replace(RunConfig(hook=HOOK), **found.settings), **changes)
-    with pytest.raises(ActivationsError) as raised:
-        found.require_fit(run, run.hook.split(","))
-    assert said in str(raised.value)
-    assert f": the cache {small_cache} has " in str(raised.value)
+    message = error_of(lambda: found.require_fit(run, run.hook.split(",")), ActivationsError)
+    assert said in message
+    assert f": the cache {small_cache} has " in message
 
 
 def test_a_text_is_the_same_under_another_name_and_another_if_it_changed(
@@ -99,11 +99,6 @@ def test_what_is_read_is_a_view_of_the_file(small_cache):
     assert not piece.x_NLD.flags.writeable
 
 
-def test_a_part_is_cut_into_pieces_without_a_gap(tmp_path):
-    pieces = [(piece.start, piece.stop) for piece in cut(Part(tmp_path, 3, 12), 4)]
-    assert pieces == [(3, 7), (7, 11), (11, 12)]
-
-
 # A data set that `datasets` saved, as SAELens's runner does.
 
 
@@ -131,7 +126,7 @@ def test_any_contexts_of_their_files_are_read_across_their_batches(theirs):
         piece = reader.read(Part(path, start, stop))
         assert (piece.x_NLD == x[start:stop]).all()
         assert (piece.ids_NL == ids[start:stop]).all()
-        copy = activations_of(piece)
+        copy = activations_of(piece.x_NLD)
         assert t.equal(copy, t.from_numpy(x[start:stop]))
         copy.zero_()  # of a copy
 
@@ -140,10 +135,9 @@ def test_any_contexts_of_their_files_are_read_across_their_batches(theirs):
 def test_a_damaged_file_is_named(keep, theirs):
     path, *_ = theirs
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ActivationsError) as raised:
-        FileReader(HOOK).read(Part(path, 0, N))
-    assert str(raised.value).startswith(f"{path}: ")
-    assert "restore it" in str(raised.value)
+    message = error_of(lambda: FileReader(HOOK).read(Part(path, 0, N)), ActivationsError)
+    assert message.startswith(f"{path}: ")
+    assert "restore it" in message
 
 
 def test_a_data_set_that_is_no_cache_is_refused(tmp_path):
@@ -196,7 +190,7 @@ def test_rows_of_a_safetensors_file_are_its_tensors(dtype, tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(tensors, path, {"made": "here"})
     assert open_stored(tmp_path).tokens == {"train": 76, "heldout": 4}
-    found = activations_of(FileReader(UNKNOWN).read(Part(path, 0, 80)))[:, 0]
+    found = activations_of(FileReader(UNKNOWN).read(Part(path, 0, 80)).x_NLD)[:, 0]
     assert found.dtype == dtype
     assert t.equal(found, t.cat([tensors["a"], tensors["b"]])), "the library sorts them"
 
@@ -231,12 +225,9 @@ def test_what_is_no_array_of_rows_is_refused(content, said, tmp_path):
         path.write_bytes(content)
     else:
         np.save(path, content, allow_pickle=True)
-    with pytest.raises(ActivationsError) as raised:
-        open_stored(tmp_path)
-    assert str(raised.value).startswith(f"{path}: {said}")
-    assert str(raised.value).endswith(
-        "expected rows, (n, D), in float32 or float16, or in bfloat16 in a .safetensors file"
-    )
+    message = error_of(lambda: open_stored(tmp_path), ActivationsError)
+    assert message.startswith(f"{path}: {said}")
+    assert message.endswith("in float32 or float16, or in bfloat16 in a .safetensors file")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 20, -3])
@@ -253,24 +244,20 @@ def test_a_truncated_file_is_refused(keep, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "kind"),
+    ("tensors", "said"),
     [
-        ({"x": t.ones(4, 8)}, "width 8 in float32"),
-        ({"x": t.ones(4, D).half()}, "width 6 in float16"),
-        ({"x": t.ones(2, D), "y": t.ones(2, D).bfloat16()}, "width 6 in bfloat16"),
-        ({"x": t.ones(2, D, dtype=t.float64)}, None),
-        ({}, None),
+        ({"x": t.ones(4, 8)}, "rows of width 8 in float32, expected width 6 in float32 as in a.npy;"),
+        ({"x": t.ones(4, D).half()}, "rows of width 6 in float16, expected width 6 in float32 as in"),
+        ({"x": t.ones(2, D), "y": t.ones(2, D).bfloat16()}, "rows of width 6 in bfloat16, expected"),
+        ({"x": t.ones(2, D, dtype=t.float64)}, "damaged (x is F64)"),
+        ({}, "no array; expected rows"),
     ],
-)
-def test_rows_of_several_kinds_are_refused(tensors, kind, own):
+)  # fmt: skip
+def test_rows_of_several_kinds_are_refused(tensors, said, own):
     """The buffer has one: 1e5 in float16 is infinite."""
     save_file(tensors, own / "c.safetensors")
-    with pytest.raises(ActivationsError) as raised:
-        open_stored(own)
-    said = f"rows of {kind}, expected width 6 in float32 as in a.npy; put each kind into a folder"
-    if kind is None:
-        said = "damaged (x is F64)" if tensors else "no array; expected rows"
-    assert str(raised.value).startswith(f"{own / 'c.safetensors'}: {said}")
+    message = error_of(lambda: open_stored(own), ActivationsError)
+    assert message.startswith(f"{own / 'c.safetensors'}: {said}")
 
 
 def test_what_holds_no_activations_is_refused(tmp_path):
@@ -280,9 +267,7 @@ def test_what_holds_no_activations_is_refused(tmp_path):
         tmp_path / "thesis.tex": "is a file",
         tmp_path: "holds thesis.tex",
     }.items():
-        with pytest.raises(ActivationsError) as raised:
-            open_stored(folder)
-        assert str(raised.value) == (
+        assert error_of(lambda folder=folder: open_stored(folder), ActivationsError) == (
             f"activations={str(folder)!r}: {problem}; expected a cache (`vsae cache`, or SAELens's"
             " CacheActivationsRunner) or a folder of .npy or .safetensors files with a row per token"
         )

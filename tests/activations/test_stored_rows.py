@@ -11,6 +11,7 @@ import torch as t
 from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
 from planted_sinks import saved_with_sinks
+from texts import error_of
 
 from dictionary_learning_ext.activations.buffer import ShuffledRows
 from dictionary_learning_ext.activations.cache_manifest import CachedHook
@@ -65,19 +66,14 @@ def test_every_row_comes_once_per_pass_in_an_order_of_its_own(numbered):
     assert found[:1000] != found[len(train) :][:1000]
 
 
-def test_a_buffer_is_shuffled_and_files_come_in_a_random_order(numbered):
+def test_a_buffer_is_shuffled_and_files_come_in_an_order_of_the_seed(numbered):
     firsts = set()
     for seed in range(8):
-        batch = numbers(islice(source_of(numbered, seed=seed), 10))
+        batch, again = (numbers(islice(source_of(numbered, seed=seed), 10)) for _ in range(2))
         firsts.add(min(batch))
-        assert batch != sorted(batch)
+        assert batch == again != sorted(batch)
         assert max(batch) - min(batch) < 1000 + 4500
     assert len(firsts) > 1
-
-
-def test_one_seed_gives_one_order_and_another_another(numbered):
-    one, same, other = (numbers(islice(source_of(numbered, seed=s), 20)) for s in (1, 1, 2))
-    assert one == same != other
 
 
 def test_without_a_seed_rows_are_read_as_they_lie(numbered):
@@ -85,23 +81,9 @@ def test_without_a_seed_rows_are_read_as_they_lie(numbered):
     assert numbers(batches_of(source)) == list(range(N - N // 20, N))
 
 
-def test_a_batch_is_a_fresh_tensor_in_the_dtype_of_the_disk(cached_run, tmp_path):
-    write_small(tmp_path / "cache", cached_run, 1000, dtype="float16")
-    source = source_of(open_stored(tmp_path / "cache"), HOOK, rows=500)
-    first = next(source)
-    assert first.dtype == t.float16
-    kept = first.clone()
-    first.zero_()
-    again = source_of(open_stored(tmp_path / "cache"), HOOK, rows=500)
-    assert t.equal(next(again), kept)
-
-
-def test_rows_are_those_of_the_cache(small_cache):
-    rows = load_from_disk(str(small_cache)).with_format("torch")[OTHER][:].reshape(-1, 16)
-    batches = batches_of(source_of(open_stored(small_cache), OTHER))
-    found = t.cat(batches)
-    assert len(found) == 4000
-    assert t.equal(found[found[:, 0].argsort()], rows[rows[:, 0].argsort()])
+def test_a_batch_is_in_the_dtype_of_the_disk(cached_run, tmp_path):
+    write_small(tmp_path, cached_run, 1000, dtype="float16")
+    assert next(source_of(open_stored(tmp_path), HOOK, rows=500)).dtype == t.float16
 
 
 def test_hook_points_come_in_the_same_token_order(small_cache):
@@ -136,13 +118,13 @@ def test_it_resumes_to_the_bit(taken, rules, numbered):
     [
         ({"seed": 3}, "can't resume with seed=3: expected seed=0"),
         ({"rows": 500}, "can't resume with rows=500: expected rows=1000"),
-        ({"remove_bos": True}, None),
+        ({"remove_bos": True}, "can't resume with remove_bos=True: expected remove_bos=False"),
     ],
 )
 def test_it_does_not_resume_with_other_settings(changes, said, small_cache):
     stored = open_stored(small_cache)
     state = source_of(stored, HOOK).state_dict()
-    with pytest.raises(ConfigError, match=said or "remove_bos=True: expected remove_bos=False"):
+    with pytest.raises(ConfigError, match=said):
         source_of(stored, HOOK, **changes).load_state_dict(state)
 
 
@@ -266,28 +248,10 @@ def test_a_row_that_is_not_finite_is_an_error(tmp_path):
 def test_the_end_says_what_to_do(split, begins, ends, numbered):
     source = source_of(numbered, split=split, rows=100)
     given = 100 * len(batches_of(source))
-    with pytest.raises(TextError) as raised:
-        next(source)
-    said = str(raised.value)
+    said = error_of(lambda: next(source))
     assert said.startswith(begins)
     assert f"ended after {given} tokens: expected 100 for the next batch" in said
     assert said.endswith(ends)
-
-
-def test_a_read_may_be_interrupted_and_the_state_holds(numbered):
-    calls = iter(range(100))
-
-    def stop():
-        if next(calls) == 3:
-            raise KeyboardInterrupt
-
-    source = source_of(numbered, rows=6000, before_read=stop)
-    with pytest.raises(KeyboardInterrupt):
-        numbers(islice(source, 90))
-    resumed = source_of(numbered, rows=6000)
-    resumed.load_state_dict(source.state_dict())
-    expected = numbers(batches_of(source_of(numbered, rows=6000)))
-    assert numbers(batches_of(resumed)) == expected[source.tokens_seen :]
 
 
 def test_mistakes(numbered, small_cache):

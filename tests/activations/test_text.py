@@ -290,14 +290,6 @@ def test_mistakes_with_a_hub_set_are_refused(hub_set, tmp_path):
     assert "has the splits test: expected one called 'train'" in error_of(lambda: read(name))
 
 
-def test_a_local_folder_named_like_a_hub_set_reads_the_same(hub_set, tmp_path, monkeypatch):
-    name = hub_set(train=DOCUMENTS, validation=["v"])
-    from_hub = read(name), read(name, split="heldout")
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    assert (read(name), read(name, split="heldout")) == from_hub
-
-
 def test_a_data_sets_own_script_is_never_run(tmp_path, monkeypatch):
     folder = tmp_path / "nobody" / "stories"
     folder.mkdir(parents=True)

@@ -1,16 +1,12 @@
-"""Tokens to read a language model's activations at, how often it runs, and the one line of what can't
-be read."""
+"""Tokens to read a language model's activations at, and how often it runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-
-from dictionary_learning_ext.errors import LanguageModelError
 
 
 def some_tokens(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -32,11 +28,3 @@ def counted_passes() -> Iterator[list[int]]:
         yield passes
     finally:
         handle.remove()
-
-
-def one_line_error(call: Callable[[], Any]) -> str:
-    with pytest.raises(LanguageModelError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
