@@ -124,7 +124,8 @@ def _train(
         with before_the_first_step():
             with processes.together():
                 if processes.is_first:
-                    stack.enter_context(locked(job.folder for job in jobs))
+                    for job in jobs:
+                        stack.enter_context(locked(job.folder))
                     if not resume:
                         for job in jobs:
                             require_free(job.folder, run.overwrite)

@@ -139,9 +139,9 @@ def test_a_read_only_folder(flags, folder, capsys):
 
 
 def test_a_second_writer_is_refused(stopped):
-    with locked([stopped]), pytest.raises(ConfigError, match=r"process \d+ on .* is writing there"):
+    with locked(stopped), pytest.raises(ConfigError, match=r"process \d+ on .* is writing there"):
         resumed(stopped)
-    with locked([stopped]), pytest.raises(ConfigError, match="is writing there"):
+    with locked(stopped), pytest.raises(ConfigError, match="is writing there"):
         train(replace(*read_run(stopped)[:1], overwrite=True), {"x": sae_of()})
     resumed(stopped)
 
@@ -159,7 +159,7 @@ os.open = no_folders
 from pathlib import Path
 from dictionary_learning_ext.run_folder.files import locked, sync, write_json
 folder, empty = Path(sys.argv[1]), Path(sys.argv[2])
-with locked([folder, empty]):
+with locked(folder), locked(empty):
     write_json(folder / "metrics.json", {"fve": 0.5})
     sync(folder)
 print(sorted(path.name for path in folder.iterdir()), empty.exists())
