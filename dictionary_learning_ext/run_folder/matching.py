@@ -82,11 +82,13 @@ def run_of(
     Raises: ConfigError, CheckpointError if the SAE was trained on something else than what is given.
     """
     config, path = read_config(folder, step), folder / CONFIG
+    changes: dict[str, Any] = {"model": model, "hook": hook, "data": data}
     if "run" in config:
         run = TrainConfig().updated(settings_in(config, path), str(path)).run
     else:
-        model, hook, data = _named_by(folder, config, model, hook, data)
-        run = _run_of_upstreams(folder, config, model, hook, data)
+        changes |= _named_by(folder, config, changes)
+        run = _run_of_upstreams(folder, config, **changes)
+        model, hook = changes["model"], changes["hook"]
     was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
     if model is not None and was_model is not None and not same_model(model, was_model):
         # It may be the same under another name. Its width is checked once it is loaded.
@@ -107,10 +109,7 @@ def run_of(
             f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
             "another folder"
         )
-    changes = {
-        "model": model,
-        "hook": hook,
-        "data": data,
+    changes |= {
         "device": device,
         "activations": activations,
         "max_norm_multiple": max_norm_multiple,
@@ -120,29 +119,23 @@ def run_of(
     return replace(run, activations=None) if run.activations == NONE else run
 
 
-def _named_by(
-    folder: Path,
-    config: dict[str, Any],
-    model: str | None,
-    hook: str | None,
-    data: str | None,
-) -> tuple[str | None, str | None, str | None]:
-    """Model, hook and text of a folder of upstream's: what is given, or else what its files name."""
-    chosen = {"model": model, "hook": hook, "data": data}
+def _named_by(folder: Path, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The model, hook and text that the files of a folder of upstream's name and `given` doesn't."""
     trainer, measured = config["trainer"], _former_evaluation(folder).get("measured_on", {})
-    named = trainer.get("submodule_name")
-    if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(named)):
-        return model, hook, data
+    hook, named = trainer.get("submodule_name"), {}
+    if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(hook)):
+        return named
     names_text = config.get("buffer", {}).get("text") is not None  # what it was trained on
     measured = {n: measured.get(n) for n in (("model",) if names_text else ("model", "data"))}
-    own = {METRICS: measured, CONFIG: {"model": trainer.get("lm_name"), "hook": named}}
+    own = {METRICS: measured, CONFIG: {"model": trainer.get("lm_name"), "hook": hook}}
     for source, values in own.items():
-        taken = {n: v for n, v in values.items() if chosen[n] is None and v is not None}
+        known = given | named
+        taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
         if taken:
             flags = " ".join(f"--{name} {value}" for name, value in taken.items())
             logger.info("%s: using %s, from its %s", folder, flags, source)
-        chosen |= taken
-    return chosen["model"], chosen["hook"], chosen["data"]
+        named |= taken
+    return named
 
 
 def _run_of_upstreams(
@@ -158,7 +151,7 @@ def _run_of_upstreams(
             "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
             "hook": f"no hook point (submodule_name={trainer.get('submodule_name')!r})",
         }
-        missing = [name for name, v in (("model", model), ("hook", hook)) if v is None]
+        missing = [name for name, value in (("model", model), ("hook", hook)) if value is None]
         raise ConfigError(
             f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
             f"{' and '.join(unknown[name] for name in missing)}",
@@ -219,7 +212,6 @@ def evaluation_file(
     ended with.
 
     Arguments:
-        config: the content of the folder's config.json.
         run: what was measured on.
         tokens: how many were asked for.
         metrics: what was measured. It names the step of a checkpoint.
