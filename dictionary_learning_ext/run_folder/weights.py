@@ -63,16 +63,8 @@ def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionar
     return dictionary
 
 
-def in_training_units(dictionary: Dictionary, norm_factor: float) -> Dictionary:
-    """The opposite: of a dictionary that takes raw activations, one that takes them divided."""
-    return for_raw_activations(dictionary, 1 / norm_factor)
-
-
 def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
-    """Write a dictionary's state dict, atomically, for raw activations.
-
-    Arguments:
-        norm_factor: see `for_raw_activations`.
+    """Write the state dict of `for_raw_activations(dictionary, norm_factor)`, atomically.
 
     Raises: CheckpointError if the disk refuses.
     """
@@ -93,7 +85,6 @@ def load_dictionary(
 
     Arguments:
         base_path: a folder that `vsae train` or upstream's `trainSAE` wrote.
-        device: where its weights go.
         step: of the checkpoint to load. Default: the final weights.
 
     Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json.
@@ -294,10 +285,9 @@ def load_sae_lens(folder: str | Path, device: str = "cpu") -> Dictionary:
     except CheckpointError:
         raise
     except Exception as error:  # of any kind: files of any content are handed to the class
-        found = ", ".join(f"{name} {tuple(value.shape)}" for name, value in weights.items())
         settings = f" with k={k[0]!r}" if k else ""
         raise CheckpointError(
-            f"{folder}: {SAE_LENS_WEIGHTS} holds {found}: not the weights of one SAE of "
+            f"{folder}: {SAE_LENS_WEIGHTS} holds {_shapes(weights)}: not the weights of one SAE of "
             f"architecture {architecture!r}{settings}; copy it again"
         ) from error
     return dictionary.to(device).eval().requires_grad_(False)
