@@ -32,7 +32,7 @@ from dictionary_learning_ext.training.processes import (
 from experiments.robustness.wandb_files import history
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "under_torchrun.py"
-HANGS = 100  # seconds
+HANGS = 300  # seconds, on a busy machine
 OTHER_HOOK = "blocks.1.hook_mlp_out"  # of one SAE in under_torchrun.py
 
 
