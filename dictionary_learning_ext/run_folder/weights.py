@@ -187,16 +187,15 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
 
 def _factor(path: Path, given: Any) -> float:
     """What a backup says that activations were divided by; none is 1."""
-    if given is None:
-        return 1.0
-    if isinstance(given, t.Tensor) and given.numel() == 1:
-        given = given.item()
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not is_number or not 0 < given < math.inf:
+    try:
+        factor = 1.0 if given is None else float(given)
+    except (TypeError, ValueError, RuntimeError):
+        factor = math.nan
+    if not 0 < factor < math.inf:
         raise CheckpointError(
             f"{path}: norm_factor is {str(given)[:50]!r}, expected a number above 0; copy it again"
         )
-    return float(given)
+    return factor
 
 
 def _check_weights(
