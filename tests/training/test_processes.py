@@ -18,7 +18,6 @@ from interrupted_runs import STEPS, assert_equal, results, written
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, LanguageModelError
 from dictionary_learning_ext.run_folder.reading import read_history, read_run
@@ -72,19 +71,8 @@ def ran(scenario, processes, folder, run=None):
 
 
 @pytest.fixture
-def run(tiny_lm_dir, text, tmp_path):
-    return RunConfig(
-        model=str(tiny_lm_dir),
-        data=text,
-        steps=20,
-        batch_size=48,
-        n_ctxs=16,
-        ctx_len=32,
-        eval_tokens=0,
-        log_steps=7,
-        save_every="10",
-        save_dir=str(tmp_path / "run"),
-    )
+def run(run):
+    return replace(run, steps=20, batch_size=48, eval_tokens=0)
 
 
 @pytest.mark.parametrize(("processes", "from_disk"), [(2, False), (3, True)])
