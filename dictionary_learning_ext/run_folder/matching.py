@@ -1,4 +1,4 @@
-"""What SAEs were trained and measured on, and in which of it they differ. Imports no torch."""
+"""What SAEs were trained and measured on, and the settings that differ. Imports no torch."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 STORED = "activations"
 """The setting that names a folder of stored activations."""
 NONE = "none"
-"""What is given for no stored activations."""
+"""The value of STORED that stands for none: activations of the language model."""
 MEASURED_ON = (
     "model",
     "hook",
@@ -52,7 +52,7 @@ _OF_THE_BUFFER = {
     "remove_bos": "remove_bos",
     "max_norm_multiple": "max_norm_multiple",
 }
-"""By a buffer's name of a setting: the run's. Upstream's buffers only write ctx_len."""
+"""A buffer's names of settings, and a run's. Upstream's buffers only write ctx_len."""
 
 
 # --- one folder
@@ -311,8 +311,8 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The names whose values differ between those that have them, e.g. not an option that only one
-    of the architectures has. In the order of the settings."""
+    """The settings that differ, in their order. Those without a setting don't count, e.g. SAEs of an
+    architecture that lacks an option."""
     values: dict[str, list[Any]] = {}
     for settings in all_settings:
         for name, value in settings.items():
@@ -325,15 +325,13 @@ def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:
-    """In what several metrics.json were measured differently."""
+    """The settings in which the measurements of several metrics.json differ."""
     return unequal(list(measurements(results).values()))
 
 
 def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each config.json, the settings that decide what was trained, without the architecture; of
-    upstream's, the trainer's class is one of them.
-
-    Settings that follow from others are left out.
+    """The settings in each config.json that decide what was trained, without the architecture and
+    without those that follow from others. Upstream's have the trainer's class among them.
     """
     trained = {
         folder: {n: v for n, v in settings_of(config).items() if n not in _NOT_THE_TRAINING}
@@ -359,7 +357,7 @@ def only_posteriors_differ(trained: Sequence[dict[str, Any]]) -> bool:
 
 
 def _following(trained: Sequence[dict[str, Any]]) -> set[str]:
-    """The settings that follow from others: one of the noise's two names, and in runs of different
+    """The settings that follow from others: sigma or noise_to_signal, and of runs of different
     lengths, the steps that are the same share of each run."""
     noisy = [settings for settings in trained if settings.get("sigma") is not None]
     by_ratio = all(settings.get("noise_to_signal") is not None for settings in noisy)

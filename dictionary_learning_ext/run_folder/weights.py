@@ -50,11 +50,9 @@ _OF_TOP_K = ("topk", "abstopk")
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
-    """The dictionary that takes raw activations: a scaled copy, or itself if the factor is 1.
+    """The dictionary that takes raw activations, which training divided by `norm_factor`.
 
-    Arguments:
-        norm_factor: what raw activations were divided by in training. A copy is scaled, because
-            scaling the dictionary there and back would perturb its training.
+    It is a scaled copy, as scaling there and back would perturb training; itself if the factor is 1.
     """
     if norm_factor == 1.0:
         return dictionary

@@ -1,6 +1,6 @@
 """What an SAE logs during training: metrics.jsonl, and wandb if it is asked for.
 
-What goes wrong in wandb is logged as a warning and never stops training.
+Errors of wandb are logged as warnings and never stop training.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ class RunLog:
     def log(self, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and log the same in wandb.
 
-        What is not finite, as the FVE of activations without variance, is null in the file.
+        A value that isn't finite, e.g. the FVE of activations without variance, is null in the file.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with writing(self._history), self._history.open("a", encoding="utf-8") as file:

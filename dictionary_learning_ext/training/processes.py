@@ -7,7 +7,7 @@ second ends it at once. One of several processes can't end by itself where nothi
 to one takes effect where all ask for it, and further signals are ignored: torchrun sends them, and SIGKILL
 after 30 seconds.
 
-Imports no torch, which `ranks` needs, before there are several processes.
+Imports torch only where there are several processes.
 """
 
 import atexit

@@ -128,7 +128,7 @@ class SAERun:
     def _failing_alone(self, step: int) -> Iterator[None]:
         """An error of the trainer inside is this SAE's failure, not the run's.
 
-        Of one of several processes it is the run's: the others may not have it.
+        With several processes it is the run's, as other ranks may not have it.
         """
         try:
             yield
