@@ -112,9 +112,10 @@ def test_a_folder_measured_again_has_the_metrics_that_its_training_wrote(archite
 )
 def test_company_and_logging_change_nothing_to_the_bit(dtype, architectures, run_of, tmp_path):
     saes = {name: sae_of(name) for name in architectures} | {"dense": sae_of(k=16)}
-    together = train(run_of(log_steps=1, dtype=dtype, save_dir=str(tmp_path / "together")), saes)
+    short = {"steps": 15, "dtype": dtype}
+    together = train(run_of(log_steps=1, save_dir=str(tmp_path / "together"), **short), saes)
     for name, sae in saes.items():
-        run = run_of(log_steps=1000, dtype=dtype, save_dir=str(tmp_path / name))
+        run = run_of(log_steps=1000, save_dir=str(tmp_path / name), **short)
         (alone,) = train(run, {name: sae}).values()
         assert_equal(weights(alone), weights(together[name]))
 
