@@ -17,7 +17,7 @@ SLOW = frozenset(
         "test_a_token_that_is_missing_or_malformed_or_of_no_use_offline",
         "test_sigterm_ends_the_command_with_143_and_resume_goes_on",
         "test_the_core_never_imports_sae_bench",
-        "test_without_fcntl_all_is_imported_files_are_written_and_nothing_is_locked",
+        "test_without_fcntl_files_are_written_nothing_is_locked_and_all_is_imported",
         "test_what_is_left_is_counted_with_the_command_that_continues",
         "test_the_results_of_the_others_are_shown_beside_a_failure",
         # Several processes, started by torchrun.
