@@ -106,7 +106,7 @@ def write_cache(
         LanguageModelError, TextError, NonFiniteError: as in training.
     """
     require(tokens >= 1, "tokens", tokens, "at least 1")
-    with locked([folder], _FOLDER):
+    with locked(folder, _FOLDER):
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
         text = open_text(run.data, seed=data_seed)

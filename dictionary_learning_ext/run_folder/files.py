@@ -13,7 +13,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -233,25 +233,14 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(folders: Iterable[Path], elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
-    """Be the only process that writes to these folders. They are created if missing.
+def locked(folder: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
+    """Be the only process that writes to a folder, which is created if missing.
 
-    The operating system releases the locks however the process ends. A folder that is still empty
+    The operating system releases the lock however the process ends. A folder that is still empty
     at the end is deleted. On Windows, nothing keeps a second process away.
 
-    Arguments:
-        elsewhere: see `writing`.
-
-    Raises: ConfigError if another process holds one; CheckpointError if the disk refuses.
+    Raises: ConfigError if another process holds the lock; CheckpointError if the disk refuses.
     """
-    with contextlib.ExitStack() as stack:
-        for folder in folders:
-            stack.enter_context(_locked(folder, elsewhere))
-        yield
-
-
-@contextmanager
-def _locked(folder: Path, elsewhere: Setting | str) -> Iterator[None]:
     with writing(folder, elsewhere):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What SAEs were trained and measured on, and in which of it they differ. Imports no torch."""
+"""What SAEs were trained and measured on, and the settings that differ. Imports no torch."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ LEAVING_OUT = ("remove_bos", "max_norm_multiple")
 STORED = "activations"
 """The setting that names a folder of stored activations."""
 NONE = "none"
-"""What is given for no stored activations."""
+"""The value of STORED that stands for none: activations of the language model."""
 MEASURED_ON = (
     "model",
     "hook",
@@ -52,7 +52,7 @@ _OF_THE_BUFFER = {
     "remove_bos": "remove_bos",
     "max_norm_multiple": "max_norm_multiple",
 }
-"""By a buffer's name of a setting: the run's. Upstream's buffers only write ctx_len."""
+"""A buffer's names of settings, and a run's. Upstream's buffers only write ctx_len."""
 
 
 # --- one folder
@@ -82,11 +82,13 @@ def run_of(
     Raises: ConfigError, CheckpointError if the SAE was trained on something else than what is given.
     """
     config, path = read_config(folder, step), folder / CONFIG
+    changes: dict[str, Any] = {"model": model, "hook": hook, "data": data}
     if "run" in config:
         run = TrainConfig().updated(settings_in(config, path), str(path)).run
     else:
-        model, hook, data = _named_by(folder, config, model, hook, data)
-        run = _run_of_upstreams(folder, config, model, hook, data)
+        changes |= _named_by(folder, config, changes)
+        run = _run_of_upstreams(folder, config, **changes)
+        model, hook = changes["model"], changes["hook"]
     was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
     if model is not None and was_model is not None and not same_model(model, was_model):
         # It may be the same under another name. Its width is checked once it is loaded.
@@ -107,10 +109,7 @@ def run_of(
             f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
             "another folder"
         )
-    changes = {
-        "model": model,
-        "hook": hook,
-        "data": data,
+    changes |= {
         "device": device,
         "activations": activations,
         "max_norm_multiple": max_norm_multiple,
@@ -120,29 +119,23 @@ def run_of(
     return replace(run, activations=None) if run.activations == NONE else run
 
 
-def _named_by(
-    folder: Path,
-    config: dict[str, Any],
-    model: str | None,
-    hook: str | None,
-    data: str | None,
-) -> tuple[str | None, str | None, str | None]:
-    """Model, hook and text of a folder of upstream's: what is given, or else what its files name."""
-    chosen = {"model": model, "hook": hook, "data": data}
+def _named_by(folder: Path, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The model, hook and text that the files of a folder of upstream's name and `given` doesn't."""
     trainer, measured = config["trainer"], _former_evaluation(folder).get("measured_on", {})
-    named = trainer.get("submodule_name")
-    if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(named)):
-        return model, hook, data
+    hook, named = trainer.get("submodule_name"), {}
+    if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(hook)):
+        return named
     names_text = config.get("buffer", {}).get("text") is not None  # what it was trained on
     measured = {n: measured.get(n) for n in (("model",) if names_text else ("model", "data"))}
-    own = {METRICS: measured, CONFIG: {"model": trainer.get("lm_name"), "hook": named}}
+    own = {METRICS: measured, CONFIG: {"model": trainer.get("lm_name"), "hook": hook}}
     for source, values in own.items():
-        taken = {n: v for n, v in values.items() if chosen[n] is None and v is not None}
+        known = given | named
+        taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
         if taken:
             flags = " ".join(f"--{name} {value}" for name, value in taken.items())
             logger.info("%s: using %s, from its %s", folder, flags, source)
-        chosen |= taken
-    return chosen["model"], chosen["hook"], chosen["data"]
+        named |= taken
+    return named
 
 
 def _run_of_upstreams(
@@ -158,7 +151,7 @@ def _run_of_upstreams(
             "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
             "hook": f"no hook point (submodule_name={trainer.get('submodule_name')!r})",
         }
-        missing = [name for name, v in (("model", model), ("hook", hook)) if v is None]
+        missing = [name for name, value in (("model", model), ("hook", hook)) if value is None]
         raise ConfigError(
             f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
             f"{' and '.join(unknown[name] for name in missing)}",
@@ -219,7 +212,6 @@ def evaluation_file(
     ended with.
 
     Arguments:
-        config: the content of the folder's config.json.
         run: what was measured on.
         tokens: how many were asked for.
         metrics: what was measured. It names the step of a checkpoint.
@@ -319,8 +311,8 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The names whose values differ between those that have them, e.g. not an option that only one
-    of the architectures has. In the order of the settings."""
+    """The settings that differ, in their order. Those without a setting don't count, e.g. SAEs of an
+    architecture that lacks an option."""
     values: dict[str, list[Any]] = {}
     for settings in all_settings:
         for name, value in settings.items():
@@ -333,15 +325,13 @@ def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def measured_differently(results: dict[str, dict[str, Any]]) -> list[str]:
-    """In what several metrics.json were measured differently."""
+    """The settings in which the measurements of several metrics.json differ."""
     return unequal(list(measurements(results).values()))
 
 
 def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of each config.json, the settings that decide what was trained, without the architecture; of
-    upstream's, the trainer's class is one of them.
-
-    Settings that follow from others are left out.
+    """The settings in each config.json that decide what was trained, without the architecture and
+    without those that follow from others. Upstream's have the trainer's class among them.
     """
     trained = {
         folder: {n: v for n, v in settings_of(config).items() if n not in _NOT_THE_TRAINING}
@@ -367,7 +357,7 @@ def only_posteriors_differ(trained: Sequence[dict[str, Any]]) -> bool:
 
 
 def _following(trained: Sequence[dict[str, Any]]) -> set[str]:
-    """The settings that follow from others: one of the noise's two names, and in runs of different
+    """The settings that follow from others: sigma or noise_to_signal, and of runs of different
     lengths, the steps that are the same share of each run."""
     noisy = [settings for settings in trained if settings.get("sigma") is not None]
     by_ratio = all(settings.get("noise_to_signal") is not None for settings in noisy)

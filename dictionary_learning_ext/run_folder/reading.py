@@ -229,7 +229,7 @@ def failed_in(folder: Path) -> list[Path]:
 
 @_readable()
 def run_folders_in(folder: str | Path) -> list[Path]:
-    """The run folders in a folder that is none itself, finished or not; sorted by name."""
+    """The run folders in a folder that isn't one itself, finished or not; sorted by name."""
     folder = Path(folder)
     if (folder / CONFIG).is_file():
         return []

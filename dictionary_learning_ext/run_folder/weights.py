@@ -50,11 +50,9 @@ _OF_TOP_K = ("topk", "abstopk")
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
-    """The dictionary that takes raw activations: a scaled copy, or itself if the factor is 1.
+    """The dictionary that takes raw activations, which training divided by `norm_factor`.
 
-    Arguments:
-        norm_factor: what raw activations were divided by in training. A copy is scaled, because
-            scaling the dictionary there and back would perturb its training.
+    It is a scaled copy, as scaling there and back would perturb training; itself if the factor is 1.
     """
     if norm_factor == 1.0:
         return dictionary
@@ -63,16 +61,8 @@ def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionar
     return dictionary
 
 
-def in_training_units(dictionary: Dictionary, norm_factor: float) -> Dictionary:
-    """The opposite: of a dictionary that takes raw activations, one that takes them divided."""
-    return for_raw_activations(dictionary, 1 / norm_factor)
-
-
 def save_weights(path: Path, dictionary: Dictionary, norm_factor: float = 1.0) -> None:
-    """Write a dictionary's state dict, atomically, for raw activations.
-
-    Arguments:
-        norm_factor: see `for_raw_activations`.
+    """Write the state dict of `for_raw_activations(dictionary, norm_factor)`, atomically.
 
     Raises: CheckpointError if the disk refuses.
     """
@@ -93,7 +83,6 @@ def load_dictionary(
 
     Arguments:
         base_path: a folder that `vsae train` or upstream's `trainSAE` wrote.
-        device: where its weights go.
         step: of the checkpoint to load. Default: the final weights.
 
     Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json.
@@ -196,16 +185,15 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
 
 def _factor(path: Path, given: Any) -> float:
     """What a backup says that activations were divided by; none is 1."""
-    if given is None:
-        return 1.0
-    if isinstance(given, t.Tensor) and given.numel() == 1:
-        given = given.item()
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not is_number or not 0 < given < math.inf:
+    try:
+        factor = 1.0 if given is None else float(given)
+    except (TypeError, ValueError, RuntimeError):
+        factor = math.nan
+    if not 0 < factor < math.inf:
         raise CheckpointError(
             f"{path}: norm_factor is {str(given)[:50]!r}, expected a number above 0; copy it again"
         )
-    return float(given)
+    return factor
 
 
 def _check_weights(
@@ -294,10 +282,9 @@ def load_sae_lens(folder: str | Path, device: str = "cpu") -> Dictionary:
     except CheckpointError:
         raise
     except Exception as error:  # of any kind: files of any content are handed to the class
-        found = ", ".join(f"{name} {tuple(value.shape)}" for name, value in weights.items())
         settings = f" with k={k[0]!r}" if k else ""
         raise CheckpointError(
-            f"{folder}: {SAE_LENS_WEIGHTS} holds {found}: not the weights of one SAE of "
+            f"{folder}: {SAE_LENS_WEIGHTS} holds {_shapes(weights)}: not the weights of one SAE of "
             f"architecture {architecture!r}{settings}; copy it again"
         ) from error
     return dictionary.to(device).eval().requires_grad_(False)

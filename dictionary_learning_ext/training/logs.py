@@ -1,8 +1,9 @@
 """What an SAE logs during training: metrics.jsonl, and wandb if it is asked for.
 
-What goes wrong in wandb is logged as a warning and never stops training.
+Errors of wandb are logged as warnings and never stop training.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -22,13 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """The logs of an SAE.
-
-    Arguments:
-        folder: its run folder.
-        config: its settings.
-        norm_factor: what raw activations are divided by.
-    """
+    """The logs of an SAE, in its run folder and in wandb."""
 
     def __init__(self, folder: Path, config: TrainConfig, norm_factor: float):
         self.folder, self.config, self.norm_factor = folder, config, norm_factor
@@ -89,7 +84,7 @@ class RunLog:
     def log(self, metrics: dict[str, float]) -> None:
         """Append a line to metrics.jsonl, and log the same in wandb.
 
-        What is not finite, as the FVE of activations without variance, is null in the file.
+        A value that isn't finite, e.g. the FVE of activations without variance, is null in the file.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         with writing(self._history), self._history.open("a", encoding="utf-8") as file:
@@ -144,14 +139,10 @@ class WandbLog:
 
     Arguments:
         folder: the run folder. It gives the run its name, and holds wandb's files.
-        config: the settings of the SAE, which say how wandb is used.
         settings: for wandb's config.
         group: the name that the runs of one buffer share.
         id: the run to resume, or None for a new one. A sweep's agent sets its own.
         logged: the last step that was logged there before. Steps up to it are not logged again.
-
-    Attributes:
-        id: the run's id.
 
     Raises: ConfigError if wandb can't start.
     """
@@ -238,20 +229,13 @@ class WandbLog:
             call(self._run)
         except Exception as error:
             self._run = None
-            if isinstance(error, ConnectionError):
-                _end_service()
+            if isinstance(error, ConnectionError):  # else wandb ends the program with a traceback
+                import wandb
+
+                with contextlib.suppress(Exception):
+                    wandb.teardown()
             logger.warning(
                 "%s: wandb failed (%s); training continues, and metrics.jsonl has all the metrics",
                 self._name,
                 first_line(error),
             )
-
-
-def _end_service() -> None:
-    """Have wandb forget its process. Otherwise it ends the program with a traceback."""
-    import wandb
-
-    try:
-        wandb.teardown()
-    except Exception as error:
-        logger.debug("wandb's process is gone: %s", error)

@@ -114,17 +114,14 @@ def train(
 def _train(
     run: RunConfig, jobs: list[Job], processes: Processes, *, resume: bool, group: str | None
 ) -> None:
-    """See `train`.
-
-    Arguments:
-        run: with this process's device. The jobs have the one that was given, for all processes.
-    """
+    """See `train`. `run` has this process's device, the jobs the one given for all processes."""
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(interrupts(are_several=processes.are_several))
         with before_the_first_step():
             with processes.together():
                 if processes.is_first:
-                    stack.enter_context(locked(job.folder for job in jobs))
+                    for job in jobs:
+                        stack.enter_context(locked(job.folder))
                     if not resume:
                         for job in jobs:
                             require_free(job.folder, run.overwrite)
@@ -211,7 +208,6 @@ def _built(
     """Every SAE, with random weights or those of a trained one.
 
     Arguments:
-        device: of this process.
         initial: the trained SAE that each starts from, if any; empty for SAEs that resume.
     """
     sae_runs, kind = [], SAERun if processes.is_first else SilentSAERun

@@ -128,15 +128,9 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig], processes: int = 1
 
     Raises: ConfigError; LanguageModelError or ActivationsError if there is no such model or folder.
     """
-    import psutil
-    import torch as t
-
-    width, on_cpu = row_width(run), t.device(run.device).type == "cpu"
+    width, on_cpu = row_width(run), run.device.startswith("cpu")
     needed = (processes if on_cpu else 1) * sum(sae_bytes(each, width) for each in saes)
-    if on_cpu:
-        there = psutil.virtual_memory().total
-    else:
-        there = t.cuda.get_device_properties(run.device).total_memory
+    there, _ = _memory(run.device)
     if needed > there:
         raise ConfigError(
             f"the weights, gradients and optimizer of the SAEs need {in_words(needed)} of memory, and"
@@ -151,7 +145,7 @@ def fitting_at_once(configs: Sequence[TrainConfig], devices: Sequence[str]) -> i
     At least one. A device that is named several times is shared.
     """
     each = max(sae_bytes(config.sae, row_width(config.run)) for config in configs)
-    free = min(_free_bytes(device) / devices.count(device) for device in devices)
+    free = min(_memory(device)[1] / devices.count(device) for device in devices)
     return max(1, int(free / 2 / each))
 
 
@@ -162,14 +156,16 @@ def sae_bytes(sae: SAEConfig, activation_dim: int) -> int:
     return 4 * (copies_of_encoder + copies_of_decoder) * sae.dict_size * activation_dim
 
 
-def _free_bytes(device: str) -> int:
-    """The free memory of the machine, or of its GPU."""
+def _memory(device: str) -> tuple[int, int]:
+    """The bytes of the machine, or of its GPU: all, and those that are free."""
     import psutil
     import torch as t
 
     if t.device(device).type == "cuda":
-        return t.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+        free, total = t.cuda.mem_get_info(device)
+        return total, free
+    memory = psutil.virtual_memory()
+    return memory.total, memory.available
 
 
 def row_width(run: RunConfig) -> int:

@@ -7,7 +7,7 @@ second ends it at once. One of several processes can't end by itself where nothi
 to one takes effect where all ask for it, and further signals are ignored: torchrun sends them, and SIGKILL
 after 30 seconds.
 
-Imports no torch, which `ranks` needs, before there are several processes.
+Imports torch only where there are several processes.
 """
 
 import atexit
@@ -178,8 +178,7 @@ class Processes:
     def require_alike(self, inputs: dict[str, Any]) -> None:
         """Raise a LanguageModelError, on all ranks, unless all read the same language model.
 
-        Arguments:
-            inputs: of this rank; see `Inputs.hashes`.
+        `inputs` are this rank's `Inputs.hashes`.
         """
         first, *others = self.gather(
             {name: inputs[name] for name in ("language_model", "tokenizer")}
@@ -259,7 +258,9 @@ def joined() -> Iterator[Processes]:
     try:
         yield processes
     except BaseException as error:
-        _ignore_signals()  # torchrun sends SIGTERM to the others as soon as the first has ended
+        if threading.current_thread() is threading.main_thread():
+            for each in SIGNALS:  # torchrun sends SIGTERM to the others once the first has ended
+                signal.signal(each, signal.SIG_IGN)
         if isinstance(error, ProcessError):  # destroying would wait for a process that is gone
             atexit.unregister(dist.destroy_process_group)
         raise
@@ -273,12 +274,9 @@ class Interrupts:
 
     Arguments:
         are_several: whether this is one of several processes.
-
-    Attributes:
-        received: the signal, or None.
     """
 
-    def __init__(self, *, are_several: bool = False):
+    def __init__(self, *, are_several: bool):
         self.received: signal.Signals | None = None
         self._are_several = self._is_deferred = are_several
 
@@ -329,13 +327,6 @@ def before_the_first_step() -> Iterator[None]:
             f"stopped by {stop.signal.name} before the first step; nothing was written or changed; "
             "run the same command again",
         ) from stop
-
-
-def _ignore_signals() -> None:
-    """Keep signals from disturbing a process that is about to end."""
-    if threading.current_thread() is threading.main_thread():
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
 
 
 @contextmanager

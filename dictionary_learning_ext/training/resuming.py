@@ -16,7 +16,7 @@ from ..errors import ConfigError, LanguageModelError, Setting, in_shell
 from ..run_folder.reading import without_deleted
 from ..run_folder.resume_points import ResumePoint, newest_points
 from ..run_folder.weights import (
-    in_training_units,
+    for_raw_activations,
     is_sae_lens_folder,
     load_dictionary,
     load_sae_lens,
@@ -115,7 +115,7 @@ def restore_generators(trainer: Trainer, point: ResumePoint, rank: int) -> None:
 def trained_sae(sae: SAEConfig) -> Dictionary | None:
     """The SAE that init_from names, in float32, for raw activations; None without init_from.
 
-    Its folder is one of `vsae train`, of upstream's or of SAELens's.
+    The folder is one that `vsae train`, upstream's `trainSAE` or SAELens wrote.
 
     Raises: CheckpointError if the folder is damaged or missing; ConfigError if its class, dict_size or
     k is another than `sae` has.
@@ -169,15 +169,12 @@ def _fitting_classes(architecture: str) -> set[str]:
 def start_from(
     trainer: Trainer, source: Dictionary, norm_factor: float, sae: SAEConfig, hook: HookPoint
 ) -> None:
-    """Give a trainer that has taken no step the weights of `source`.
+    """Give a trainer that has taken no step the weights of `source`, which takes raw activations.
 
     Its settings (posterior, sigma, …) and its optimiser stay its own.
 
     Arguments:
-        source: takes raw activations; see `trained_sae`.
         norm_factor: what raw activations are divided by in the new run.
-        sae: the trainer's settings.
-        hook: where the new run reads its activations.
 
     Raises: ConfigError if the activations are not as wide as those of `source`.
     """
@@ -189,7 +186,7 @@ def start_from(
             value=sae.init_from,
             instead=("give another ", Setting("model"), " or ", Setting("hook")),
         )
-    given = in_training_units(source, norm_factor).state_dict()
+    given = for_raw_activations(source, 1 / norm_factor).state_dict()  # in training units
     own = trainer.ae.state_dict()  # shares the weights' memory
     names = [name for name, _ in trainer.ae.named_parameters()]
     for name in [*names, *({"threshold"} & own.keys() - set(names))]:

@@ -42,10 +42,7 @@ class SAERun:
     """An SAE in training: its trainer and where its results go.
 
     Arguments:
-        job: its settings and its folder.
-        trainer: ours, or upstream's in the same form.
         norm_factor: what raw activations are divided by.
-        processes: those that train it.
 
     Attributes:
         failure: what went wrong, or None; an SAE that failed is not trained further.
@@ -67,11 +64,8 @@ class SAERun:
     def start(self, buffer: dict[str, Any]) -> None:
         """Write config.json and delete a former run's other files, and the pages beside its folder.
 
-        Its results go first and config.json is replaced last, so that no settings ever stand beside
-        the results of others.
-
-        Arguments:
-            buffer: the settings of what the batches come from, fit for JSON.
+        Results go first and config.json is replaced last, so that no settings ever stand beside
+        the results of others. `buffer` is the settings of what the batches come from, fit for JSON.
         """
         with writing(self.folder.parent):
             if (self.folder / CONFIG).is_file():
@@ -134,7 +128,7 @@ class SAERun:
     def _failing_alone(self, step: int) -> Iterator[None]:
         """An error of the trainer inside is this SAE's failure, not the run's.
 
-        Of one of several processes it is the run's: the others may not have it.
+        With several processes it is the run's, as other ranks may not have it.
         """
         try:
             yield
@@ -177,8 +171,7 @@ class SAERun:
     def save_point(self, step: int, shared: dict[str, Any]) -> None:
         """Write a resume point, unless the numbers are no longer finite or it is there already.
 
-        Arguments:
-            shared: what the loop needs to resume.
+        `shared` is what the loop needs to resume.
         """
         self.check(step)
         if self.failure is not None or step in resume_points.steps_of(self.folder):
@@ -216,11 +209,9 @@ class SAERun:
 
     def _clear_temporaries(self) -> None:
         """Delete what a process was writing when it was killed."""
-        for name in RUN_FILES:
-            for temporary in self.folder.glob(f".{name}.*"):
+        for pattern in (*(f".{name}.*" for name in RUN_FILES), f"{CHECKPOINTS}/.ae_*"):
+            for temporary in self.folder.glob(pattern):
                 remove(temporary)
-        for temporary in self.folder.glob(f"{CHECKPOINTS}/.ae_*"):
-            remove(temporary)
 
 
 class SilentSAERun(SAERun):

@@ -273,7 +273,7 @@ def test_beside_a_manifest_only_what_a_kill_leaves_is_deleted(cached_run, tmp_pa
 
 
 def test_a_second_writer_is_refused(cached_run, tmp_path):
-    with locked([tmp_path]), pytest.raises(ConfigError, match="is writing there; wait until it"):
+    with locked(tmp_path), pytest.raises(ConfigError, match="is writing there; wait until it"):
         write_small(tmp_path, cached_run)
 
 

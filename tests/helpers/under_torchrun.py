@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch as t
+from interrupted_runs import sae_of
 from small_trainers import BATCH, F, K, built
 
 from dictionary_learning_ext import train
@@ -20,7 +21,7 @@ from dictionary_learning_ext.activations.buffer import Batches
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
-from dictionary_learning_ext.config.sae import CONFIGS, SAEConfig
+from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import CheckpointError, NonFiniteError, UserError
 from dictionary_learning_ext.training import sae_run
 from dictionary_learning_ext.training.processes import joined
@@ -36,18 +37,13 @@ VARIANTS = {
 
 def saes():
     """An SAE of every architecture, and more of ours."""
-
-    def of(architecture, **options):
-        k = {"k": 4} if "k" in CONFIGS[architecture]().options else {}
-        return SAEConfig(architecture=architecture, dict_size=32, lr=1e-3, **k, **options)
-
-    every = {name: of(name) for name in TRAINED}
+    every = {name: sae_of(name) for name in TRAINED}
     dying = {
-        f"{name}_aux": of(name, dead_feature_threshold=100)
+        f"{name}_aux": sae_of(name, dead_feature_threshold=100)
         for name in TRAINED
         if "dead_feature_threshold" in CONFIGS[name]().options and not TRAINED[name].is_ours
     }
-    return every | dying | {name: of("vsae_top_k", **given) for name, given in VARIANTS.items()}
+    return every | dying | {name: sae_of(**given) for name, given in VARIANTS.items()}
 
 
 def digest(values):
@@ -95,7 +91,7 @@ def errors(run, folder):
     def attempt(name, run=run):
         run = replace(run, save_dir=str(folder / name))
         try:
-            train(run, {"x": SAEConfig(dict_size=32, k=4)})
+            train(run, {"x": sae_of()})
             seen[name] = "none"
         except UserError as error:
             seen[name] = f"{type(error).__name__}: {error}"

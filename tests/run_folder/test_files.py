@@ -12,7 +12,7 @@ import pytest
 from interrupted_runs import resumed, sae_of
 from small_commands import content, refused
 
-from dictionary_learning_ext import VariationalTopKAutoEncoder, train
+from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, Setting
 from dictionary_learning_ext.run_folder import files
@@ -38,12 +38,6 @@ def test_a_folder_is_free_until_it_holds_one_of_a_runs_files(tmp_path):
         require_free(tmp_path / "notes.txt", overwrite=True)
 
 
-def test_where_checkpoints_points_and_reports_are(tmp_path):
-    assert files.checkpoint(tmp_path, 20) == tmp_path / "checkpoints" / "ae_20.pt"
-    assert files.resume_point(tmp_path, 20) == tmp_path / "resume" / "step_00000020"
-    assert files.report_files(tmp_path / "report.html") == tmp_path / "report_files"
-
-
 def test_an_evaluation_at_other_settings_has_a_name_made_of_them(tmp_path):
     assert files.evaluation(tmp_path, {}) == tmp_path / "metrics.json"
     beside = tmp_path / "evaluations"
@@ -57,21 +51,6 @@ def test_an_evaluation_at_other_settings_has_a_name_made_of_them(tmp_path):
 
 
 # --- writing
-
-
-def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
-    path = tmp_path / "ae.pt"
-    save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
-    before = path.read_bytes()
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(files, "sync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        save_weights(path, VariationalTopKAutoEncoder(4, 8, 2))
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["ae.pt"], "no temporary file stays"
 
 
 @pytest.fixture
@@ -139,9 +118,9 @@ def test_a_read_only_folder(flags, folder, capsys):
 
 
 def test_a_second_writer_is_refused(stopped):
-    with locked([stopped]), pytest.raises(ConfigError, match=r"process \d+ on .* is writing there"):
+    with locked(stopped), pytest.raises(ConfigError, match=r"process \d+ on .* is writing there"):
         resumed(stopped)
-    with locked([stopped]), pytest.raises(ConfigError, match="is writing there"):
+    with locked(stopped), pytest.raises(ConfigError, match="is writing there"):
         train(replace(*read_run(stopped)[:1], overwrite=True), {"x": sae_of()})
     resumed(stopped)
 
@@ -159,24 +138,18 @@ os.open = no_folders
 from pathlib import Path
 from dictionary_learning_ext.run_folder.files import locked, sync, write_json
 folder, empty = Path(sys.argv[1]), Path(sys.argv[2])
-with locked([folder, empty]):
+with locked(folder), locked(empty):
     write_json(folder / "metrics.json", {"fve": 0.5})
     sync(folder)
 print(sorted(path.name for path in folder.iterdir()), empty.exists())
+os.open = opened
+import dictionary_learning_ext as ext
+for name in ext.__all__:
+    getattr(ext, name)
 """
 
 
-def test_without_fcntl_files_are_written_and_nothing_is_locked(tmp_path):
+def test_without_fcntl_files_are_written_nothing_is_locked_and_all_is_imported(tmp_path):
     command = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "run"), str(tmp_path / "empty")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['metrics.json'] False"
-
-
-def test_importing_the_commands_needs_no_fcntl():
-    """`vsae` on Windows: loading, training and every command import without it."""
-    code = (
-        "import sys; sys.modules['fcntl'] = None\n"
-        "import dictionary_learning_ext as ext\n"
-        "[getattr(ext, name) for name in ext.__all__]"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -352,7 +352,7 @@ NAMES = st.sampled_from(sorted(TrainConfig().to_dict())) | st.text(max_size=8)
 
 SLOW = settings(
     deadline=None,
-    max_examples=150,
+    max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

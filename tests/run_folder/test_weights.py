@@ -3,7 +3,6 @@
 SAELens's are read as upstream's classes: against its equations, and the library itself.
 """
 
-import dataclasses
 import inspect
 import json
 import math
@@ -17,11 +16,11 @@ import torch as t
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from interrupted_runs import sae_of
 from safetensors.torch import save_file
 from small_commands import content, refused
 
-from dictionary_learning_ext import VariationalTopKAutoEncoder, train
+from dictionary_learning_ext import VariationalTopKAutoEncoder
+from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.run_folder.weights import (
     for_raw_activations,
@@ -133,7 +132,7 @@ def test_a_damaged_ae_pt(damage, folder, trained, tmp_path, monkeypatch, capsys)
 
 SLOW = settings(
     deadline=None,
-    max_examples=150,
+    max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
@@ -173,34 +172,42 @@ def test_a_scaled_copy_takes_raw_activations_and_leaves_the_original(posterior):
     assert for_raw_activations(sae, 1.0) is sae
 
 
+@pytest.fixture(scope="module")
+def stepped_once(flags, tmp_path_factory):
+    base = tmp_path_factory.mktemp("stepped")
+    for name, architecture in {"ours": "vsae_top_k", "theirs": "top_k"}.items():
+        own = [f"--architecture={architecture}", f"--save-dir={base / name}", "--save-steps=6"]
+        assert main(["train", *flags, *own]) == 0
+    return base
+
+
 @pytest.fixture
-def stepped(run):
-    """Run folders of a vSAE and an upstream's TopK that kept their weights before step 20."""
-    saes = {"ours": sae_of(), "theirs": sae_of("top_k")}
-    return train(dataclasses.replace(run, save_steps="20", eval_tokens=0), saes)
+def stepped(stepped_once, tmp_path):
+    """Holds run folders of a vSAE and an upstream's TopK that kept their weights before step 6."""
+    return shutil.copytree(stepped_once, tmp_path / "stepped")
 
 
 @pytest.mark.parametrize("name", ["ours", "theirs"])
 def test_a_checkpoint_of_the_middle_is_loaded(name, stepped):
-    folder = stepped[name]
+    folder = stepped / name
     final, _ = load_dictionary(folder)
-    middle, config = load_dictionary(folder, step=20)
+    middle, config = load_dictionary(folder, step=6)
     assert type(middle) is type(final)
     assert config == json.loads((folder / "config.json").read_text())
-    saved = t.load(folder / "checkpoints" / "ae_20.pt", weights_only=True)
+    saved = t.load(folder / "checkpoints" / "ae_6.pt", weights_only=True)
     assert all(t.equal(value, saved[key]) for key, value in middle.state_dict().items())
     assert not t.equal(middle.encoder.weight, final.encoder.weight)
-    with pytest.raises(CheckpointError, match="no checkpoint of step 21; expected one of 20"):
-        load_dictionary(folder, step=21)
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7; expected one of 6"):
+        load_dictionary(folder, step=7)
     (folder / "ae.pt").unlink()
-    unfinished, _ = load_dictionary(folder, step=20)
+    unfinished, _ = load_dictionary(folder, step=6)
     assert t.equal(unfinished.encoder.weight, middle.encoder.weight)
 
 
 @pytest.mark.parametrize("name", ["ours", "theirs"])
 def test_a_backup_of_upstreams_is_loaded_for_raw_activations(name, stepped):
     """`trainSAE(backup_steps=…)` leaves more than weights in ae.pt, in training units."""
-    folder = stepped[name]
+    folder = stepped / name
     final, _ = load_dictionary(folder)
     state = t.load(folder / "ae.pt", weights_only=True)
     backup = {"step": 20, "ae": state, "optimizer": {"state": {}}, "config": {"k": 4}}
@@ -216,16 +223,16 @@ def test_a_backup_of_upstreams_is_loaded_for_raw_activations(name, stepped):
     assert load_dictionary(folder)[1]["trainer"]["norm_factor"] == 2.5
     t.save(backup | {"norm_factor": None}, folder / "ae.pt")
     assert t.equal(load_dictionary(folder)[0].encode(x), final.encode(x))
-    for damaged in ([2.5], "large", math.nan, math.inf, -2.5, 0, True, t.ones(2)):
+    for damaged in ([2.5], "large", math.nan, math.inf, -2.5, 0, t.ones(2)):
         t.save(backup | {"norm_factor": damaged}, folder / "ae.pt")
         with pytest.raises(CheckpointError, match=r"ae\.pt: norm_factor is .*above 0; copy it"):
             load_dictionary(folder)
 
 
 def test_k_may_differ_in_the_middle_where_upstream_anneals_it(stepped):
-    folder = stepped["theirs"]
-    put(k=t.tensor(9))(folder / "checkpoints" / "ae_20.pt")
-    sae, _ = load_dictionary(folder, step=20)
+    folder = stepped / "theirs"
+    put(k=t.tensor(9))(folder / "checkpoints" / "ae_6.pt")
+    sae, _ = load_dictionary(folder, step=6)
     assert int((sae.encode(t.randn(64, 16)) != 0).sum(1).max()) > 4
     put(k=t.tensor(9))(folder / "ae.pt")
     with pytest.raises(CheckpointError, match=r"k is 9, .*config\.json says k=4"):

@@ -2,13 +2,12 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+import psutil
 import pytest
 import torch as t
 from interrupted_runs import resumed, sae_of, stopped_at
@@ -27,19 +26,6 @@ def opened(folder, mode="offline", **options):
     return WandbLog(folder, config, {"k": 4}, "g", **options)
 
 
-def children_of(pid):
-    """The children of a process, from the process table."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            before, _, after = stat.read_text().rpartition(")")
-        except OSError:
-            continue  # it ended meanwhile
-        if int(after.split()[1]) == pid:
-            found[int(stat.parent.name)] = before
-    return found
-
-
 def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
     tiny_lm_dir, text, tmp_path, own_wandb
 ):
@@ -53,11 +39,11 @@ def test_a_dead_wandb_process_is_said_and_does_not_stop_the_run(
             process.wait(0.01)
     assert process.poll() is None, "it was found in the middle of the run"
     process.send_signal(signal.SIGSTOP)  # so that it can't end meanwhile
-    children = children_of(process.pid)
-    service = [pid for pid, name in children.items() if "wandb" in name]
+    children = psutil.Process(process.pid).children()
+    service = [child for child in children if "wandb" in child.name()]
     assert service, f"wandb's process is among {children}"
-    for pid in service:
-        os.kill(pid, signal.SIGKILL)
+    for child in service:
+        child.kill()
     process.send_signal(signal.SIGCONT)
     _, error = process.communicate()
     assert process.returncode == 0, error

@@ -1,8 +1,8 @@
 """The loop: company, hook points, failures, what it writes; and upstream's loop with our trainer."""
 
-import json
 import logging
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from dictionary_learning_ext.errors import (
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
 from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.run_folder.files import PAGE_MARK
+from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_metrics
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.training import loop
 from dictionary_learning_ext.training.sae_run import SAERun
@@ -45,22 +46,14 @@ HOOK = "blocks.0.hook_resid_post"
 
 
 @pytest.fixture
-def run_of(tiny_lm_dir, text, tmp_path):
-    def run(**changes):
-        settings = {
-            "model": str(tiny_lm_dir),
-            "data": text,
-            "steps": 30,
-            "batch_size": 64,
-            "n_ctxs": 16,
-            "ctx_len": 32,
-            "eval_tokens": 0,
-            "log_steps": 10,
-            "save_dir": str(tmp_path / "run"),
-        }
-        return RunConfig(**settings | changes)
+def run_of(run):
+    """A shorter run, which evaluates nothing."""
+    short = {"steps": 30, "log_steps": 10, "eval_tokens": 0, "save_every": RunConfig.save_every}
+    return lambda **changes: replace(run, **short | changes)
 
-    return run
+
+def stop(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def weights(folder):
@@ -72,13 +65,13 @@ def weights(folder):
 def test_every_architecture_trains_saves_loads_and_is_evaluated(architecture, dtype, run_of):
     run = run_of(eval_tokens=200, dtype=dtype)
     (folder,) = train(run, {"one": sae_of(architecture)}).values()
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     assert set(metrics) == set(METRICS) | {"measured_on"}
     assert metrics["measured_on"]["hook"] == HOOK
     assert metrics["tokens"] >= 200
     assert metrics["frac_recovered"] is not None
     assert all(value.dtype != t.bfloat16 for value in weights(folder).values())
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows: Any = read_history(folder)
     assert [row["step"] for row in rows] == [0, 10, 20, 30]
     assert rows[-1]["fve"] > rows[0]["fve"]
     dictionary, config = load_dictionary(folder)
@@ -104,7 +97,7 @@ def test_the_evaluation_leaves_the_trainers_own_model_in_training_units(run_of, 
 def test_a_folder_measured_again_has_the_metrics_that_its_training_wrote(architecture, run_of):
     """So training measures what it saves: the SAE of raw activations, on the text it names."""
     (folder,) = train(run_of(eval_tokens=200), {"one": sae_of(architecture)}).values()
-    written = json.loads((folder / "metrics.json").read_text())
+    written = read_metrics(folder)
     assert abs(load_dictionary(folder)[1]["run"]["norm_factor"] - 1) > 0.1
     again = evaluate_folders([folder], tokens=200)[str(folder)]
     assert written["fve"] < 1
@@ -119,9 +112,10 @@ def test_a_folder_measured_again_has_the_metrics_that_its_training_wrote(archite
 )
 def test_company_and_logging_change_nothing_to_the_bit(dtype, architectures, run_of, tmp_path):
     saes = {name: sae_of(name) for name in architectures} | {"dense": sae_of(k=16)}
-    together = train(run_of(log_steps=1, dtype=dtype, save_dir=str(tmp_path / "together")), saes)
+    short = {"steps": 15, "dtype": dtype}
+    together = train(run_of(log_steps=1, save_dir=str(tmp_path / "together"), **short), saes)
     for name, sae in saes.items():
-        run = run_of(log_steps=1000, dtype=dtype, save_dir=str(tmp_path / name))
+        run = run_of(log_steps=1000, save_dir=str(tmp_path / name), **short)
         (alone,) = train(run, {name: sae}).values()
         assert_equal(weights(alone), weights(together[name]))
 
@@ -246,7 +240,7 @@ def test_a_trainer_that_diverges_stops_alone_and_the_run_says_so(architecture, r
     (saved,) = (base / "bad" / "checkpoints").iterdir()
     state = t.load(saved, weights_only=True)
     assert all(value.isfinite().all() for value in state.values())
-    assert len((base / "good" / "metrics.jsonl").read_text().splitlines()) == 4
+    assert len(read_history(base / "good")) == 4
 
 
 def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained(
@@ -267,7 +261,7 @@ def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained
 
 def test_held_out_text_that_ends_is_measured_as_far_as_it_goes(run_of, caplog):
     (folder,) = train(run_of(eval_tokens=10**6, steps=5), {"x": sae_of()}).values()
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     assert 0 < metrics["tokens"] < 10**6
     assert f"measured on {metrics['tokens']} tokens, not 1000000" in caplog.text
 
@@ -322,21 +316,13 @@ HOOKS = {"early": "blocks.0.hook_mlp_out", "late": "blocks.2.hook_resid_pre"}
 SAES = {"early": sae_of(), "late": sae_of("top_k", dict_size=24)}
 
 
-def settings_of(folder):
-    settings = json.loads((folder / "config.json").read_text())["run"]["settings"]
-    return {name: value for name, value in settings.items() if name != "save_dir"}
-
-
-@pytest.fixture
-def alone(run, tmp_path):
-    folders = {}
+def test_each_is_the_run_of_its_own_and_stays_so_when_stopped_and_resumed(
+    run, tmp_path, monkeypatch
+):
+    alone = {}
     for name, hook in HOOKS.items():
         own = replace(run, hook=hook, save_dir=str(tmp_path / "alone" / name))
-        folders |= train(own, {name: SAES[name]})
-    return folders
-
-
-def test_each_is_the_run_of_its_own_and_stays_so_when_stopped_and_resumed(run, alone, monkeypatch):
+        alone |= train(own, {name: SAES[name]})
     stopped_at(15, monkeypatch)
     with pytest.raises(Interrupted, match=f"`vsae train --resume {run.save_dir}`$"):
         train(run, SAES, HOOKS)
@@ -344,35 +330,26 @@ def test_each_is_the_run_of_its_own_and_stays_so_when_stopped_and_resumed(run, a
     for name in HOOKS:
         assert together[name] == Path(run.save_dir) / name
         assert_equal(results(together[name]), results(alone[name]))
-        assert settings_of(together[name]) == settings_of(alone[name])
-        assert settings_of(together[name])["hook"] == HOOKS[name]
+        assert load_config(together[name]) == load_config(alone[name])
+        assert load_config(together[name]).run.hook == HOOKS[name]
 
 
 # --- activations and texts that define few metrics: what is said, and that every file is JSON
 
 
 @pytest.fixture
-def small(tiny_lm_dir, text, tmp_path):
-    settings = {"model": str(tiny_lm_dir), "data": text, "save_dir": str(tmp_path / "run")}
+def small(run_of):
     sizes = {"steps": 3, "batch_size": 16, "n_ctxs": 4, "ctx_len": 16, "log_steps": 1}
-    return lambda **changes: RunConfig(
-        **{**settings, **sizes, "eval_tokens": 64, "eval_documents": 16, **changes}
-    )
+    sizes |= {"eval_tokens": 64, "eval_documents": 16}
+    return lambda **changes: run_of(**sizes | changes)
 
 
 def metrics_of(run: RunConfig) -> dict[str, Any]:
-    """Train; the content of metrics.json. Every line of both files must be strict JSON."""
+    """Train; the content of metrics.json. Both files must be strict JSON, without NaN."""
     (folder,) = train(run, {"sae": sae_of()}).values()
-
-    def strict(text: str) -> Any:
-        def refuse(constant: str) -> None:
-            raise AssertionError(f"{constant} is not JSON")
-
-        return json.loads(text, parse_constant=refuse)
-
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        strict(line)
-    return strict((folder / "metrics.json").read_text())
+    for name in ("metrics.jsonl", "metrics.json"):
+        assert not re.search("NaN|Infinity", (folder / name).read_text())
+    return read_metrics(folder)
 
 
 def changed_model(lm_dir: Path, out: Path, value: float) -> str:
@@ -440,9 +417,6 @@ def test_sinks_are_named_once_unless_they_are_left_out(small, lm_dir_of, tmp_pat
 def test_a_run_that_ended_in_its_evaluation_is_evaluated(run, tmp_path, monkeypatch):
     (whole,) = train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()}).values()
 
-    def stop(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-
     monkeypatch.setattr(loop, "measure", stop)
     with pytest.raises(Interrupted, match=r"SIGTERM in the evaluation.*vsae eval"):
         train(run, {"x": sae_of()})
@@ -459,14 +433,14 @@ def test_a_signal_in_the_middle_of_a_fill_is_answered_before_the_fill_ends(
 
     def refreshing(self):
         if self.fills == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            stop()
         yield from original(self)
 
     monkeypatch.setattr(ResidualBuffer, "refreshing", refreshing)
-    with pytest.raises(Interrupted) as stop:
+    with pytest.raises(Interrupted) as stopped:
         train(run, {"x": sae_of()})
     monkeypatch.undo()
-    assert stop.value.exit_code == 143
+    assert stopped.value.exit_code == 143
     (step,) = steps_of(Path(run.save_dir))[-1:]
     assert load_point(Path(run.save_dir), step).run["buffer"]["batches"] == 0
     resumed(run.save_dir)
@@ -502,10 +476,6 @@ def test_none_writes_no_points_but_a_signal_does(run, monkeypatch):
 
 def test_what_is_trained_is_not_thrown_away_for_want_of_a_point(run, monkeypatch):
     quiet = replace(run, save_every="none", save_steps="20")
-
-    def stop(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-
     monkeypatch.setattr(loop, "measure", stop)
     with pytest.raises(Interrupted):
         train(quiet, {"x": sae_of()})
@@ -523,14 +493,11 @@ def test_a_signal_in_the_last_step_is_not_forgotten(run, monkeypatch):
 
 
 def test_a_signal_before_the_first_step_says_that_nothing_was_written(run, monkeypatch):
-    def interrupted(*_):
-        os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(loop, "open_inputs", interrupted)
-    with pytest.raises(Interrupted) as stop:
+    monkeypatch.setattr(loop, "open_inputs", stop)
+    with pytest.raises(Interrupted) as stopped:
         train(run, {"x": sae_of()})
-    assert str(stop.value) == (
-        "stopped by SIGINT before the first step; nothing was written or changed; run the same "
+    assert str(stopped.value) == (
+        "stopped by SIGTERM before the first step; nothing was written or changed; run the same "
         "command again"
     )
     assert not Path(run.save_dir).exists()

@@ -63,7 +63,6 @@ A, B = SAEConfig(), SAEConfig(dict_size=64)
         ({}, "saes: got none; expected a dict of SAEConfigs"),
         ({"a": A, "b": 3}, r"saes\['b'\]: got int; expected an SAEConfig"),
         ({"../out": A, "b": B}, r"SAE name '\.\./out': expected a plain folder name"),
-        ({"": A, "b": B}, "SAE name '': expected a plain folder name"),
         ({1: A, 2: B}, "SAE name 1: expected a plain folder name"),
     ],
 )
