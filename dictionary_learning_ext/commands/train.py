@@ -147,7 +147,7 @@ def run(flags: TrainFlags) -> None:
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
-            plan(run, saes, hooks, resume=resume)  # torch is imported below, in seconds
+            plan(run, saes, hooks, resume=resume)  # mistakes, before torch is imported, in seconds
         if flags.resume in (None, AUTO) and processes.is_first:
             print(_started_from(flags), flush=True)
         from ..training.loop import train

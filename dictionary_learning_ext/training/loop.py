@@ -1,7 +1,7 @@
-"""The training loop: one language model, one buffer, one or many SAEs.
+"""The training loop: one language model, a buffer for each hook point, one or many SAEs.
 
 `train` checks what it is given, `_train` opens the activations and builds the SAEs, `_Loop` takes the
-steps, and `_evaluate` measures what came out.
+steps, and `_evaluate` measures the results.
 """
 
 import contextlib
@@ -97,8 +97,6 @@ def train(
     with joined() as processes:
         with processes.together():
             jobs = plan(run, saes, hooks, resume=resume)
-            if len(jobs) == 1:
-                run = jobs[0].config.run
             device = processes.device(run.device)
         if resume and all(job.is_finished for job in jobs):
             logger.info("%s: already finished; nothing to do", run.save_dir)
@@ -144,7 +142,10 @@ def _train(
                     initial = [trained_sae(job.config.sae) for job in jobs]
                 signals.check()
             processes.require_alike(depends_on)
-            norm_factors = _norm_factors(jobs, sources, points, processes)
+            if points:
+                norm_factors = _continued(jobs, sources, points, processes)
+            else:
+                norm_factors = _measured_norm_factors(sources, processes)
             sae_runs = _built(jobs, run.device, inputs.hooks, norm_factors, initial, processes)
         code = 1
         try:
@@ -172,24 +173,21 @@ def _train(
         raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
 
 
-def _norm_factors(
-    jobs: Sequence[Job],
-    sources: Batches,
-    points: Sequence[ResumePoint],
-    processes: Processes,
-) -> dict[str, float]:
-    """What each hook point's raw activations are divided by: measured, or as in the resume points.
+def _measured_norm_factors(sources: Batches, processes: Processes) -> dict[str, float]:
+    """What each hook point's raw activations are divided by. Warns of outliers among them."""
+    with processes.together():
+        mean_squared_norms = sources.mean_squared_norms()
+    factors = sources.norm_factors(processes.means(mean_squared_norms))
+    for source in sources.sources.values():
+        if outliers := source.outliers():
+            logger.warning("%s", outliers)
+    return factors
 
-    From here on, the sources are at the run's first batch.
-    """
-    if not points:
-        with processes.together():
-            mean_squared_norms = sources.mean_squared_norms()
-        factors = sources.norm_factors(processes.means(mean_squared_norms))
-        for source in sources.sources.values():
-            if outliers := source.outliers():
-                logger.warning("%s", outliers)
-        return factors
+
+def _continued(
+    jobs: Sequence[Job], sources: Batches, points: Sequence[ResumePoint], processes: Processes
+) -> dict[str, float]:
+    """Put the sources where the resume points have them. Returns the points' norm factors."""
     of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
     with processes.together():
         states = {hook: state_of_rank(each, processes.rank) for hook, each in of_hook.items()}

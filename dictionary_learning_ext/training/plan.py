@@ -1,6 +1,6 @@
 """What a run will train, and all that can be checked of it before a language model is loaded.
 
-Imports torch only for what needs a device.
+Imports nothing heavy until a cache, a model or a device is asked for.
 """
 
 import os

@@ -3,11 +3,10 @@
     torchrun --nproc-per-node 2 -m dictionary_learning_ext train …
 
 An error on one rank is raised on all. The first SIGTERM or SIGINT ends a run where nothing is lost, the
-second ends it at once. One of several processes can't end by itself where nothing is lost. So a signal
-to one takes effect where all ask for it, and further signals are ignored: torchrun sends them, and SIGKILL
-after 30 seconds.
+second ends it at once. With several processes, a signal to one stops all at the next place where they
+check together. Later signals are ignored, as torchrun sends them itself. It kills after 30 seconds.
 
-Imports torch only where there are several processes.
+Imports torch only if there are several processes.
 """
 
 import atexit
@@ -175,13 +174,13 @@ class Processes:
             dist.all_gather_object(gathered, what)
         return gathered
 
-    def require_alike(self, inputs: dict[str, Any]) -> None:
+    def require_alike(self, hashes: dict[str, Any]) -> None:
         """Raise a LanguageModelError, on all ranks, unless all read the same language model.
 
-        `inputs` are this rank's `Inputs.hashes`.
+        `hashes` are this rank's `Inputs.hashes`.
         """
         first, *others = self.gather(
-            {name: inputs[name] for name in ("language_model", "tokenizer")}
+            {name: hashes[name] for name in ("language_model", "tokenizer")}
         )
         for rank, other in enumerate(others, 1):
             for name, digest in other.items():

@@ -32,13 +32,13 @@ _OPTIONAL = "log_var_encoder."
 
 
 def checked_points(
-    jobs: Sequence[Job], inputs: dict[str, Any], processes: Processes
+    jobs: Sequence[Job], depends_on: dict[str, Any], processes: Processes
 ) -> list[ResumePoint]:
     """The newest resume point of each job, checked against what the run is now; empty if there are
     none yet.
 
     Arguments:
-        inputs: hashes of what the run reads, and the packages' versions.
+        depends_on: hashes of what the run reads, and the packages' versions.
 
     Raises: CheckpointError if there are points and none can be used; ConfigError for other settings
     or another number of processes; LanguageModelError if the language model has changed.
@@ -61,18 +61,18 @@ def checked_points(
                 f"{processes.count}; continue with `{command} train --resume {in_shell(folder)}`"
             )
         for part, what in (("language_model", "weights"), ("tokenizer", "tokenizer or config")):
-            if saved[part] != inputs[part]:
+            if saved[part] != depends_on[part]:
                 raise LanguageModelError(
                     f"{folder}: the language model {job.config.run.model!r} has changed since the "
                     f"run was interrupted: the SHA-256 of its {what} was {saved[part][:12]}, not "
-                    f"{inputs[part][:12]}; put the original back"
+                    f"{depends_on[part][:12]}; put the original back"
                 )
-        if saved["versions"] != inputs["versions"]:
+        if saved["versions"] != depends_on["versions"]:
             logger.warning(
                 "%s: started with %s, resumes with %s: the result may not be bit-identical",
                 folder,
                 saved["versions"],
-                inputs["versions"],
+                depends_on["versions"],
             )
     step = points[jobs[0].folder].step
     logger.info("resuming from step %d of %s", step, ", ".join(str(job.folder) for job in jobs))

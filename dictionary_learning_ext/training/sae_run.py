@@ -146,7 +146,7 @@ class SAERun:
             self._fail(step, step, f"{type(error).__name__}: {error}")
 
     def check(self, step: int) -> None:
-        """Fail if a loss, gradient or weight was not finite since the last check."""
+        """Fail if a loss, gradient or weight has not been finite since the run began."""
         if self.failure is None and (failure := self.trainer.check(step)):
             self._fail(failure.step, step, failure.what)
 
