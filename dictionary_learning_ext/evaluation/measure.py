@@ -73,11 +73,11 @@ def measure(
             break
         for measurement in measurements.values():
             measurement.add(x_BD)
-    saes = [measurement.dictionary for measurement in measurements.values()]
     if held_out.reader is None or held_out.documents is None:
         for measurement in measurements.values():
             measurement.totals.no_losses = held_out.no_loss
     else:
+        saes = [sae for sae, _ in dictionaries.values()]
         losses = language_model_losses(saes, held_out.reader, held_out.documents)
         for measurement, of_sae in zip(measurements.values(), losses, strict=True):
             measurement.totals.losses = of_sae
@@ -235,7 +235,10 @@ def language_model_losses(
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    replacements: list[Replacement] = [t.zeros_like, *map(_reconstruction, dictionaries)]
+    replacements: list[Replacement] = [
+        t.zeros_like,
+        *(lambda x_BLD, sae=sae: sae(as_input(sae, x_BLD)) for sae in dictionaries),
+    ]
     sums, tokens, positions, left_alone = t.zeros(1 + len(replacements), dtype=t.float64), 0, 0, 0
     for input_ids_BL, mask_BL in _document_batches(documents):
         read: list[t.Tensor] = []
@@ -276,11 +279,6 @@ def _document_batches(documents: TokenContexts) -> Iterator[tuple[t.Tensor, t.Te
             return
         longest = int(mask_BL.sum(1).max())
         yield input_ids_BL[:, :longest], mask_BL[:, :longest]
-
-
-def _reconstruction(dictionary: Any) -> Replacement:
-    """By an SAE, in its own dtype: the language model's may be another."""
-    return lambda x_BLD: dictionary(as_input(dictionary, x_BLD))
 
 
 def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Replacement:
