@@ -23,8 +23,7 @@ from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAu
 WIDTH, FEATURES = 8, 24
 SAES = {
     "top_k": lambda: AutoEncoderTopK(WIDTH, FEATURES, 4),
-    "signed vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, 18),
-    "dense vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, FEATURES),
+    "vsae": lambda: VariationalTopKAutoEncoder(WIDTH, FEATURES, 18),
     "relu": lambda: AutoEncoder(WIDTH, FEATURES),
     "batch_top_k": lambda: BatchTopKSAE(WIDTH, FEATURES, 4),
     "jump_relu": lambda: JumpReluAutoEncoder(WIDTH, FEATURES),
