@@ -87,7 +87,7 @@ def test_the_numbers_equal_brute_force(sae, batch, step):
         assert found.histogram_FH[i].equal(expected)
 
 
-@pytest.mark.parametrize("step", [CONTEXTS, 5])
+@pytest.mark.parametrize("step", [CONTEXTS, 1])
 def test_the_top_contexts_equal_brute_force(sae, batch, step):
     top = collected(sae, batch, step, top=3, before=2, after=1).top
     f_BLF = activations(sae, batch, step)
