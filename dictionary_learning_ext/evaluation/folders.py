@@ -89,33 +89,21 @@ def evaluate_folders(
     of_hook: dict[str, list[str]] = {}
     for name, run in runs.items():
         of_hook.setdefault(run.hook, []).append(name)
+    of_step = {} if step is None else {"step": step}
     results = {}
     for names in of_hook.values():
-        opened = _opened({name: runs[name] for name in names}, step)
-        results |= _evaluated(opened, tokens, step, on_written)
+        run, saes, inputs = _opened({name: runs[name] for name in names}, step)
+        dictionaries = {
+            name: (dictionary, config["trainer"].get("norm_factor", 1.0))
+            for name, (dictionary, config) in saes.items()
+        }
+        measured = measure(dictionaries, inputs.held_out(run.hook, tokens), tokens)
+        for name, metrics in measured.items():
+            results[name] = of_step | metrics | {"measured_on": measured_on(run)}
+            path = evaluation_file(Path(name), saes[name][1], run, tokens, results[name])
+            write_json(path, results[name])
+            on_written(path)
     return {name: results[name] for name in runs}
-
-
-def _evaluated(
-    opened: "OpenedFolders", tokens: int, step: int | None, on_written: Callable[[Path], None]
-) -> dict[str, dict[str, Any]]:
-    """Measure the SAEs of one hook point, and write each one's metrics."""
-    run = opened.run
-    dictionaries = {
-        name: (dictionary, config["trainer"].get("norm_factor", 1.0))
-        for name, (dictionary, config) in opened.saes.items()
-    }
-    held_out = opened.inputs.held_out(run.hook, tokens)
-    of_step = {} if step is None else {"step": step}
-    results = {
-        name: of_step | metrics | {"measured_on": measured_on(run)}
-        for name, metrics in measure(dictionaries, held_out, tokens).items()
-    }
-    for name, metrics in results.items():
-        path = evaluation_file(Path(name), opened.saes[name][1], run, tokens, metrics)
-        write_json(path, metrics)
-        on_written(path)
-    return results
 
 
 # --- run folders
@@ -186,18 +174,17 @@ def open_sae(
     """Load what isn't loaded, and check that it fits together.
 
     Arguments:
-        sae: see `SAE`.
         lm: the language model, its name or folder. None: the one in the run folder's config.json.
         hook: None: the one in the run folder's config.json.
         device: where to load what isn't loaded. A run folder's SAE goes to the device of a language
             model that is.
-        ctx_len: None: the run's.
         stored: whether the activations that the run was trained on are read, if these are on disk.
 
     Raises: a UserError that says what to change.
     """
-    if isinstance(lm, LanguageModel):
-        device = str(with_weights(lm)._model.device)
+    loaded = lm if isinstance(lm, LanguageModel) else None
+    if loaded is not None:
+        device = str(with_weights(loaded)._model.device)
     elif not isinstance(lm, str | Path | None):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",
@@ -206,7 +193,8 @@ def open_sae(
     dictionary = dictionary_of(sae, device)
     hook = hook.name if isinstance(hook, HookPoint) else hook
     if isinstance(sae, str | Path):
-        run = _run_of_folder(Path(sae), lm, hook, device)
+        is_named = lm is None or (loaded is not None and "run" in read_config(Path(sae)))
+        run = run_of(Path(sae), None if is_named else _name_of(lm), hook, device=device)
     elif lm is None or hook is None:
         raise ConfigError(
             "a dictionary doesn't say where its activations come from: expected a language model and"
@@ -218,7 +206,6 @@ def open_sae(
     run = run if stored else replace(run, activations=None)
     if is_synthetic(run.model):
         raise LanguageModelError(f"{run.model} is not a language model: give one, and a text")
-    loaded = lm if isinstance(lm, LanguageModel) else None
     inputs = open_inputs(replace(run, eval_tokens=1), [run.hook], language_model=loaded)
     if inputs.language_model is None:
         raise ActivationsError(
@@ -263,13 +250,6 @@ def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
             f" 'runs/NAME'{hint}"
         )
     return sae
-
-
-def _run_of_folder(folder: Path, lm: Any, hook: str | None, device: str) -> RunConfig:
-    """A folder's run; of one that upstream's `trainSAE` wrote, as far as it is known."""
-    is_loaded = isinstance(lm, LanguageModel)
-    name = None if lm is None or (is_loaded and "run" in read_config(folder)) else _name_of(lm)
-    return run_of(folder, name, hook, device=device)
 
 
 def _name_of(lm: Any) -> str:

@@ -16,6 +16,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
+from ..activations.hook_points import Change
 from ..activations.inputs import HeldOut, Truth
 from ..activations.rows import ActivationReader
 from ..activations.tokens import TokenContexts
@@ -73,11 +74,11 @@ def measure(
             break
         for measurement in measurements.values():
             measurement.add(x_BD)
-    saes = [measurement.dictionary for measurement in measurements.values()]
     if held_out.reader is None or held_out.documents is None:
         for measurement in measurements.values():
             measurement.totals.no_losses = held_out.no_loss
     else:
+        saes = [sae for sae, _ in dictionaries.values()]
         losses = language_model_losses(saes, held_out.reader, held_out.documents)
         for measurement, of_sae in zip(measurements.values(), losses, strict=True):
             measurement.totals.losses = of_sae
@@ -235,27 +236,19 @@ def language_model_losses(
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    replacements: list[Replacement] = [t.zeros_like, *map(_reconstruction, dictionaries)]
+    replacements: list[Replacement] = [
+        t.zeros_like,
+        *(lambda x_BLD, sae=sae: sae(as_input(sae, x_BLD)) for sae in dictionaries),
+    ]
     sums, tokens, positions, left_alone = t.zeros(1 + len(replacements), dtype=t.float64), 0, 0, 0
+    read: list[t.Tensor] = []
     for input_ids_BL, mask_BL in _document_batches(documents):
-        read: list[t.Tensor] = []
-
-        def unchanged(x_BLD: t.Tensor, read: list[t.Tensor] = read) -> t.Tensor:
-            read.append(x_BLD)
-            return x_BLD
-
-        losses = [
-            _summed_loss(
-                reader.logits_with(input_ids_BL, mask_BL, unchanged), input_ids_BL, mask_BL
-            )
-        ]
-        judged = reader.judge(read[0], reader.rule.by_token(input_ids_BL, mask_BL))
+        losses = [_summed_loss(reader, input_ids_BL, mask_BL, read.append)]
+        judged = reader.judge(read.pop(), reader.rule.by_token(input_ids_BL, mask_BL))
         reader.require_finite(judged.non_finite)
         for replacement in replacements:
-            logits_BLV = reader.logits_with(
-                input_ids_BL, mask_BL, _only_at(judged.wanted_BL, replacement)
-            )
-            losses.append(_summed_loss(logits_BLV, input_ids_BL, mask_BL))
+            change = _only_at(judged.wanted_BL, replacement)
+            losses.append(_summed_loss(reader, input_ids_BL, mask_BL, change))
         sums += t.tensor(losses, dtype=t.float64)
         tokens += int(mask_BL[:, 1:].sum())
         positions += int(mask_BL.sum())
@@ -278,12 +271,7 @@ def _document_batches(documents: TokenContexts) -> Iterator[tuple[t.Tensor, t.Te
         yield input_ids_BL[:, :longest], mask_BL[:, :longest]
 
 
-def _reconstruction(dictionary: Any) -> Replacement:
-    """By an SAE, in its own dtype: the language model's may be another."""
-    return lambda x_BLD: dictionary(as_input(dictionary, x_BLD))
-
-
-def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Replacement:
+def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Change:
     """The replacement at some positions, and what was there at the others."""
 
     def change(x_BLD: t.Tensor) -> t.Tensor:
@@ -293,8 +281,11 @@ def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Replacement:
     return change
 
 
-def _summed_loss(logits_BLV: t.Tensor, input_ids_BL: t.Tensor, mask_BL: t.Tensor) -> float:
-    """The cross-entropy of each document's next tokens, nats, summed."""
+def _summed_loss(
+    reader: ActivationReader, input_ids_BL: t.Tensor, mask_BL: t.Tensor, change: Change
+) -> float:
+    """The cross-entropy of each document's next tokens with changed activations, nats, summed."""
+    logits_BLV = reader.logits_with(input_ids_BL, mask_BL, change)
     device = logits_BLV.device
     is_predicted = (mask_BL[:, 1:] == 1).to(device)
     logits_NV = logits_BLV[:, :-1][is_predicted].float()

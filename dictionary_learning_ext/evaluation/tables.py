@@ -4,6 +4,7 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -269,18 +270,12 @@ def text_table(
             columns are divided into blocks one below the other.
         repeated: how many of the first columns each block has, if they take half of it at most.
     """
-    heads = [[head] for head in header]
-    cells = [[[cell] for cell in row] for row in rows]
-    if width is not None and _total(_widths(heads, cells)) > width:
-        cells = [
-            [_broken(row[0], max(12, width // 3)), *rest]
-            for row, (_, *rest) in zip(rows, cells, strict=True)
-        ]
-        heads = [
-            [header[0]],
-            *(_wrapped(header[i], [row[i] for row in rows]) for i in range(1, len(header))),
-        ]
-    widths = _widths(heads, cells)
+    grid = [list(row) for row in (header, *rows)]  # a cell's lines end in "\n"
+    if width is not None and _total(_widths(grid)) > width:
+        for row in grid[1:]:
+            row[0] = _broken(row[0], max(12, width // 3))
+        grid[0][1:] = [_wrapped(*column) for column in list(zip(*grid, strict=True))[1:]]
+    widths = _widths(grid)
     while width is not None and repeated > 1 and _total(widths[:repeated]) > width // 2:
         repeated -= 1
     first = list(range(repeated))
@@ -292,57 +287,49 @@ def text_table(
             blocks.append([*first, column])
         else:
             blocks[-1] = block
-    return "\n\n".join(_block(block, heads, cells, widths) for block in blocks)
+    return "\n\n".join(
+        _aligned([[row[i] for i in block] for row in grid], [widths[i] for i in block])
+        for block in blocks
+    )
 
 
-def _widths(heads: list[list[str]], cells: list[list[list[str]]]) -> list[int]:
-    columns = zip(heads, *cells, strict=True)
-    return [max(len(line) for cell in column for line in cell) for column in columns]
+def _widths(grid: list[list[str]]) -> list[int]:
+    """Of each column, its longest line."""
+    columns = zip(*grid, strict=True)
+    return [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
 
 
 def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _wrapped(head: str, cells: Sequence[str]) -> list[str]:
+def _wrapped(head: str, *cells: str) -> str:
     """A head in lines that are no wider than its column, where its words allow it."""
-    width = max(map(len, [*head.split(), *cells, ""]))
-    lines = textwrap.wrap(head, max(1, width), break_long_words=False, break_on_hyphens=False)
-    return lines or [""]
+    width = max(map(len, [*head.split(), *cells, " "]))
+    return "\n".join(textwrap.wrap(head, width, break_long_words=False, break_on_hyphens=False))
 
 
-def _broken(name: str, width: int) -> list[str]:
+def _broken(name: str, width: int) -> str:
     """A long name in lines, broken after "_", "/" and spaces."""
     lines = [""]
     for part in re.findall(r"[^_/ ]*[_/ ]?", name):
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append(_GAP)
         lines[-1] += part
-    return lines
+    return "\n".join(lines)
 
 
-def _block(
-    columns: list[int], heads: list[list[str]], cells: list[list[list[str]]], widths: list[int]
-) -> str:
-    """The lines of some of the columns."""
-    depth = max(len(heads[i]) for i in columns)
-    head = [[""] * (depth - len(heads[i])) + heads[i] for i in columns]
-    chosen = [[row[i] for i in columns] for row in cells]
-    lines = [line for row in [head, *chosen] for line in _lines(row, [widths[i] for i in columns])]
-    return "\n".join([*lines[:depth], "-" * max(map(len, lines[:depth])), *lines[depth:]])
-
-
-def _lines(row: list[list[str]], widths: list[int]) -> list[str]:
-    """One row, whose cells may have several lines."""
-    depth = max(map(len, row))
-    first, *others = ([*cell, *[""] * (depth - len(cell))] for cell in row)
-    return [
-        _GAP.join(
-            [first[i].ljust(widths[0])]
-            + [cell[i].rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        ).rstrip()
-        for i in range(depth)
-    ]
+def _aligned(grid: list[list[str]], widths: list[int]) -> str:
+    """The lines of a table. Heads of fewer lines than others stand at the bottom."""
+    depth = max(head.count("\n") for head in grid[0])
+    heads = ["\n" * (depth - head.count("\n")) + head for head in grid[0]]
+    lines = []
+    for row in [heads, *grid[1:]]:
+        for first, *others in zip_longest(*(cell.split("\n") for cell in row), fillvalue=""):
+            right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            lines.append(_GAP.join([first.ljust(widths[0]), *right]).rstrip())
+    head, body = lines[: depth + 1], lines[depth + 1 :]
+    return "\n".join([*head, "-" * max(map(len, head)), *body])
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

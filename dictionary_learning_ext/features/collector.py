@@ -34,6 +34,10 @@ from .contexts import ContextKeeper, EncodedContexts, FeatureContexts
 LEAST_SELECTIONS = 8
 """A feature selected fewer times than this fires on too few tokens to say what it fires on."""
 _BINS = 40
+_BATCH_ELEMENTS = 1 << 22
+"""Activations (tokens x F) computed at a time."""
+_PROFILE_ENTRIES = 1 << 24
+"""Selections kept for the profiles, at most."""
 _NO_EXPONENT = -1000
 
 
@@ -77,8 +81,8 @@ class FeatureStatistics:
 class FeatureCollector:
     """Collects `FeatureStatistics`, batch by batch.
 
-    Memory holds at most `batch_elements` activations (or those of one context), F x (T x W + H)
-    numbers, the sparse profiles, and a byte for each of `tokens` (nine at the start).
+    Memory holds at most 4M activations (or those of one context), F x (T x W + H) numbers, the sparse
+    profiles of at most 16M selections, and a byte for each of `tokens` (nine at the start).
 
     Arguments:
         dictionary: any class that `load_dictionary` returns. It takes raw activations.
@@ -86,10 +90,8 @@ class FeatureCollector:
             from these.
         top, sampled: contexts kept per feature.
         before, after: tokens shown before and after the one that a context is kept for.
-        profile_tokens: N, at most. Fewer if their selections exceed `profile_entries`.
+        profile_tokens: N, at most. Fewer if they have more than 16M selections.
         seed: seeds everything that is drawn at random.
-        batch_elements: activations (tokens x F) computed at a time.
-        profile_entries: selections kept for the profiles.
 
     Raises: ConfigError for a number out of range.
     """
@@ -105,15 +107,11 @@ class FeatureCollector:
         after: int = 8,
         profile_tokens: int = 20_000,
         seed: int = 0,
-        batch_elements: int = 1 << 22,
-        profile_entries: int = 1 << 24,
     ):
-        for name, value in (("tokens", tokens), ("top", top), ("sampled", sampled)):
+        sizes = {"tokens": tokens, "top": top, "sampled": sampled, "profile_tokens": profile_tokens}
+        for name, value in sizes.items():
             require(value >= 1, name, value, "at least 1")
-        require(profile_tokens >= 1, "profile_tokens", profile_tokens, "at least 1")
         self.dictionary: Any = dictionary
-        self._batch_elements = batch_elements
-        self._most_profile_entries = profile_entries
         n = dictionary.dict_size
         self._generator = t.Generator().manual_seed(seed)
         self._contexts = self._tokens = 0
@@ -134,7 +132,7 @@ class FeatureCollector:
     def add(self, batch: ContextBatch) -> None:
         """Add a batch. Raises NonFiniteError if the SAE's features are NaN or infinite."""
         n_contexts, ctx_len = batch.input_ids_BL.shape
-        step = max(1, self._batch_elements // (ctx_len * self.dictionary.dict_size))
+        step = max(1, _BATCH_ELEMENTS // (ctx_len * self.dictionary.dict_size))
         for start in range(0, n_contexts, step):
             part = slice(start, start + step)
             x_ND = rearrange(batch.x_BLD[part], "b l d -> (b l) d")
@@ -178,7 +176,7 @@ class FeatureCollector:
         place_N = self._tokens + wanted_N.cumsum(0) - 1
         drawn_N = wanted_N & self._in_profile[place_N.clamp(0, len(self._in_profile) - 1)]
         per_token_N = token_M.bincount(minlength=len(wanted_N)) * drawn_N
-        drawn_N &= self._profile_entries + per_token_N.cumsum(0) <= self._most_profile_entries
+        drawn_N &= self._profile_entries + per_token_N.cumsum(0) <= _PROFILE_ENTRIES
         row_N = self._profile_rows + drawn_N.cumsum(0) - 1
         keep_M = drawn_N[token_M]
         kept = row_N[token_M[keep_M]].int(), feature_M[keep_M].int(), value_M[keep_M]
@@ -187,9 +185,11 @@ class FeatureCollector:
         self._profile_entries += len(kept[0])
 
     def statistics(self) -> FeatureStatistics:
-        """The statistics of the batches added until now. Raises TextError if there are none."""
-        if not self._profile:
-            raise TextError("no batch of contexts was added: expected at least one to measure on")
+        """The statistics of the batches added until now. Raises TextError if they have no token."""
+        if not self._tokens:
+            raise TextError(
+                "the text has no token to measure on: expected at least one; give a longer text"
+            )
         is_alive_F = self._count_F > 0
         nan_F = t.full_like(self._highest_F, t.nan)
         is_positive_F = self._highest_F >= -self._lowest_F

@@ -61,15 +61,18 @@ class ContextKeeper:
 
     def __init__(self, n_features: int, n_kept: int, before: int, after: int):
         shape = (n_features, n_kept)
-        self._before, self._n_kept = before, n_kept
+        self._n_kept = n_kept
         self._offsets_W = t.arange(-before, after + 1)
-        self._key = t.full(shape, -t.inf)
-        self._value = t.full(shape, t.nan)
-        self._context = t.zeros(shape, dtype=t.long)
-        self._position = t.zeros(shape, dtype=t.long)
         window = (*shape, len(self._offsets_W))
-        self._ids = t.full(window, -1, dtype=t.int32)
-        self._activations = t.zeros(window)
+        self._key = t.full(shape, -t.inf)
+        self._kept = FeatureContexts(
+            value_FT=t.full(shape, t.nan),
+            ids_FTW=t.full(window, -1, dtype=t.int32),
+            activations_FTW=t.zeros(window),
+            context_FT=t.zeros(shape, dtype=t.long),
+            position_FT=t.zeros(shape, dtype=t.long),
+            at=before,
+        )
 
     def offer(
         self, key_M: t.Tensor, feature_M: t.Tensor, token_M: t.Tensor, source: EncodedContexts
@@ -102,19 +105,20 @@ class ContextKeeper:
         self._key[features_U] = both.values[:, : self._n_kept]
         chosen_UT = both.indices[:, : self._n_kept]
         row_U1 = rearrange(t.arange(len(features_U)), "u -> u 1")
-        for name, new in self._windows(feature_M, token_M, source).items():
-            kept = getattr(self, name)
+        news = self._windows(feature_M, token_M, source)
+        for kept, new in zip(self._kept[:-1], news, strict=True):
             offered = new.new_zeros((*key_UT.shape, *new.shape[1:]))
             offered[place] = new
             kept[features_U] = t.cat([kept[features_U], offered], 1)[row_U1, chosen_UT]
         # A context that was never offered has no value.
         is_empty_UT = self._key[features_U] == -t.inf
-        self._value[features_U] = self._value[features_U].masked_fill(is_empty_UT, t.nan)
+        value_FT = self._kept.value_FT
+        value_FT[features_U] = value_FT[features_U].masked_fill(is_empty_UT, t.nan)
 
     def _windows(
         self, feature_M: t.Tensor, token_M: t.Tensor, source: EncodedContexts
-    ) -> dict[str, t.Tensor]:
-        """What is kept of each selection, by the attribute that keeps it."""
+    ) -> tuple[t.Tensor, ...]:
+        """What is kept of each selection, in the order of FeatureContexts."""
         ctx_len = source.ids_BL.shape[1]
         context_M, position_M = token_M // ctx_len, token_M % ctx_len
         context_M1, position_M1, feature_M1 = (
@@ -124,25 +128,24 @@ class ContextKeeper:
         is_inside_MW = (at_MW >= 0) & (at_MW < ctx_len)
         at_MW = at_MW.clamp(0, ctx_len - 1)
         ids_MW = source.ids_BL[context_M1, at_MW].int()
-        return {
-            "_value": source.f_BLF[context_M, position_M, feature_M],
-            "_context": source.first_context + context_M,
-            "_position": position_M,
-            "_ids": t.where(is_inside_MW, ids_MW, -1),
-            "_activations": source.f_BLF[context_M1, at_MW, feature_M1] * is_inside_MW,
-        }
+        return (
+            source.f_BLF[context_M, position_M, feature_M],
+            t.where(is_inside_MW, ids_MW, -1),
+            source.f_BLF[context_M1, at_MW, feature_M1] * is_inside_MW,
+            source.first_context + context_M,
+            position_M,
+        )
 
     def contexts(self, by_value: bool = False) -> FeatureContexts:
         """The contexts kept until now, in descending order of their keys, or of the magnitude of
         their values."""
-        names = ("_value", "_ids", "_activations", "_context", "_position")
-        parts = [getattr(self, name).clone() for name in names]
+        parts = [part.clone() for part in self._kept[:-1]]
         if by_value:
             sort_key = parts[0].abs().nan_to_num(nan=-t.inf)
             order_FT = sort_key.argsort(dim=1, descending=True, stable=True)
             row_F1 = rearrange(t.arange(len(order_FT)), "f -> f 1")
             parts = [part[row_F1, order_FT] for part in parts]
-        return FeatureContexts(*parts, at=self._before)
+        return FeatureContexts(*parts, at=self._kept.at)
 
 
 # --- one of them, as text

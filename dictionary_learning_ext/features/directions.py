@@ -75,17 +75,14 @@ def alignment(dictionary: Dictionary) -> t.Tensor:
     return t.cosine_similarity(*pair, dim=1)
 
 
-def nearest_features(
-    directions_FD: t.Tensor, n: int = 6, *, at_once: int = _FEATURES_AT_ONCE
-) -> Ranked:
-    """The n other features (or all, if fewer) with the largest cosine, for `at_once` at a time."""
+def nearest_features(directions_FD: t.Tensor, n: int = 6) -> Ranked:
+    """The n other features (or all, if fewer) with the largest cosine."""
     unit_FD = nn.functional.normalize(directions_FD, dim=1)
     n = min(n, len(unit_FD) - 1)
     parts = []
-    for start in range(0, len(unit_FD), at_once):
-        cosines = unit_FD[start : start + at_once] @ unit_FD.T
-        own = t.arange(len(cosines))
-        cosines[own, start + own] = -t.inf
+    for start in range(0, len(unit_FD), _FEATURES_AT_ONCE):
+        cosines = unit_FD[start : start + _FEATURES_AT_ONCE] @ unit_FD.T
+        cosines.diagonal(start).fill_(-t.inf)
         parts.append(cosines.topk(n, dim=1))
     return _joined(parts)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch as t
 from nnsight import LanguageModel
 
-from ..activations.inputs import ContextBatch, first_tokens, with_activations
+from ..activations.inputs import first_tokens, with_activations
 from ..activations.text import open_text
 from ..activations.text_files import SUFFIXES
 from ..activations.tokens import WholeDocuments
@@ -83,30 +83,19 @@ def features_of(
             instead=("give a text, e.g. ", Setting("text", "embedded")),
         )
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
-    dictionary = opened.dictionary
+    dictionary, model, hook_point, run, inputs = opened
     collector = FeatureCollector(dictionary, tokens, top=contexts, profile_tokens=1, seed=seed)
-    finder = SinkFinder(opened.language_model.tokenizer)
-    measured = 0
-    for batch in _batches(opened, text, tokens):
-        batch = finder.without_sinks(batch)
-        measured += int(batch.wanted_BL.sum())
-        collector.add(batch)
-    if not measured:
-        raise TextError(
-            "the text has no token to measure on: expected at least one; give a longer text"
-        )
-    statistics = collector.statistics()
-    return Features(opened, statistics, finder.sinks())
-
-
-def _batches(opened: OpenedSAE, text: Text | None, tokens: int) -> Iterator[ContextBatch]:
-    """Contexts of the text given, or else of the run's held-out text."""
-    _, model, hook, run, inputs = opened
+    finder = SinkFinder(model.tokenizer)
     if text is None:
-        return inputs.contexts(hook.name, "heldout", tokens)
-    documents = documents_of(text)
-    stream = WholeDocuments(documents, model.tokenizer, run.ctx_len, packing=run.text_packing)
-    return first_tokens(with_activations(stream, run, model, hook), tokens)
+        batches = inputs.contexts(hook_point.name, "heldout", tokens)
+    else:
+        stream = WholeDocuments(
+            documents_of(text), model.tokenizer, run.ctx_len, packing=run.text_packing
+        )
+        batches = first_tokens(with_activations(stream, run, model, hook_point), tokens)
+    for batch in batches:
+        collector.add(finder.without_sinks(batch))
+    return Features(opened, collector.statistics(), finder.sinks())
 
 
 class Features:

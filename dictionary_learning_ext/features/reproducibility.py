@@ -5,6 +5,7 @@ Shapes: F features, D = activation_dim, S SAEs. All F features count, dead ones 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -48,24 +49,27 @@ class PairOfSAEs:
 
 @dataclass(frozen=True, repr=False)
 class Reproducibility:
-    """How several SAEs agree.
-
-    Attributes:
-        pairs: every pair, by the two names in the order given.
-        within: for each SAE, the mean over its features of the largest cosine with another one. A
-            dictionary whose directions cluster agrees more with anything.
-        match_SF: for each SAE and feature, the mean of its matches in the others.
-        returns_SF: in how many of the others its match is at least 0.7.
-    """
+    """How several SAEs agree."""
 
     pairs: dict[tuple[str, str], PairOfSAEs]
+    """Every pair, by the two names in the order given."""
     within: dict[str, float]
-    match_SF: dict[str, np.ndarray]
-    returns_SF: dict[str, np.ndarray]
+    """For each SAE, the mean over its features of the largest cosine with another one. A dictionary
+    whose directions cluster agrees more with anything."""
 
     @property
     def names(self) -> list[str]:
         return list(self.within)
+
+    @cached_property
+    def match_SF(self) -> dict[str, np.ndarray]:
+        """For each SAE and feature, the mean of its matches in the others."""
+        return {name: self._matches_SF(name).mean(axis=0) for name in self.names}
+
+    @cached_property
+    def returns_SF(self) -> dict[str, np.ndarray]:
+        """For each SAE and feature, in how many of the others its match is at least 0.7."""
+        return {name: (self._matches_SF(name) >= RETURNING[0]).sum(axis=0) for name in self.names}
 
     @property
     def pair(self) -> PairOfSAEs:
@@ -91,14 +95,9 @@ class Reproducibility:
         return "\n".join(lines)
 
     def returning(self, name: str) -> dict[float, float]:
-        """Of an SAE: the share of its features that return, by the cosine asked for.
-
-        The mean over the other SAEs.
-        """
-        others = [self.matches(name, other) for other in self.names if other != name]
-        return {
-            least: float(np.mean([match_F >= least for match_F in others])) for least in RETURNING
-        }
+        """The share of an SAE's features that return, averaged over the others, by least cosine."""
+        matches_SF = self._matches_SF(name)
+        return {least: float(np.mean(matches_SF >= least)) for least in RETURNING}
 
     def scores(self, name: str) -> "FeatureScores":
         """Of each feature of an SAE, against those of the others."""
@@ -118,6 +117,10 @@ class Reproducibility:
             "PW-MCC less null": pw_mcc - null,
             "agreement": float(np.mean([pair.agreement for pair in pairs])),
         }
+
+    def _matches_SF(self, name: str) -> np.ndarray:
+        """The matches of an SAE's features in each of the others."""
+        return np.stack([self.matches(name, other) for other in self.names if other != name])
 
     def matches(self, name: str, other: str) -> np.ndarray:
         """(F,), the absolute cosine of each feature of an SAE with its match in another."""
@@ -150,8 +153,16 @@ class FeatureScores:
         )
 
 
-def require_comparable(directions: Mapping[str, t.Tensor]) -> None:
-    """Raise a ReproducibilityError if there is only one SAE, or F or D differ."""
+def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reproducibility:
+    """Compare SAEs that were trained from different seeds.
+
+    Arguments:
+        directions: the decoder directions of two or more SAEs, (F, D) each, by their names, see
+            `decoder_directions`. Their lengths do not matter.
+        seed: of the null's random directions.
+
+    Raises: ReproducibilityError if there is only one SAE, or F or D differ.
+    """
     first, *others = directions
     if not others:
         raise ReproducibilityError(
@@ -164,19 +175,6 @@ def require_comparable(directions: Mapping[str, t.Tensor]) -> None:
                 f"{name} has {shapes[1][0]} features of {shapes[1][1]} dimensions, and {first} has "
                 f"{shapes[0][0]} of {shapes[0][1]}: expected the same of both"
             )
-
-
-def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reproducibility:
-    """Compare SAEs that were trained from different seeds.
-
-    Arguments:
-        directions: the decoder directions of two or more SAEs, (F, D) each, by their names, see
-            `decoder_directions`. Their lengths do not matter.
-        seed: of the null's random directions.
-
-    Raises: ReproducibilityError if there is only one SAE, or F or D differ.
-    """
-    require_comparable(directions)
     unit: dict[str, Any] = {
         name: normalize(each.detach().float().cpu().numpy()) for name, each in directions.items()
     }
@@ -194,12 +192,7 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
             match_F=match_F,
             matched_F=matched_F,
         )
-    found = Reproducibility(pairs, {name: within(each) for name, each in unit.items()}, {}, {})
-    for name in unit:
-        matches_SF = np.stack([found.matches(name, other) for other in unit if other != name])
-        found.match_SF[name] = matches_SF.mean(axis=0)
-        found.returns_SF[name] = (matches_SF >= RETURNING[0]).sum(axis=0)
-    return found
+    return Reproducibility(pairs, {name: within(each) for name, each in unit.items()})
 
 
 def matching(
@@ -233,8 +226,7 @@ def within(unit_FD: np.ndarray) -> float:
     largest = []
     for start in range(0, len(unit_FD), _ROWS_AT_ONCE):
         cosines_nF = unit_FD[start : start + _ROWS_AT_ONCE] @ unit_FD.T
-        rows = np.arange(len(cosines_nF))
-        cosines_nF[rows, start + rows] = -np.inf
+        np.fill_diagonal(cosines_nF[:, start:], -np.inf)
         largest.append(cosines_nF.max(axis=1))
     return float(np.concatenate(largest).mean())
 

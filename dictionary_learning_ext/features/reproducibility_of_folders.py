@@ -24,7 +24,6 @@ from .reproducibility import (
     Reproducibility,
     ReproducibilityError,
     reproducibility,
-    require_comparable,
 )
 
 logger = logging.getLogger(__name__)
@@ -65,10 +64,7 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
     """
     folders = [one for one in (a, b) if isinstance(one, str | Path)]
     if len(folders) == 2:
-        _require_different(folders)
-        configs = {str(folder): read_config(folder) for folder in folders}
-        _require_one_place(configs)
-        warn_of_differences(configs)
+        warn_of_differences(_configs_of(folders))
     return reproducibility(
         {name: decoder_directions(dictionary_of(sae)) for name, sae in (("a", a), ("b", b))}
     )
@@ -106,21 +102,21 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     language models, given twice, or not finished.
     """
     require_folders(folders)
-    _require_different(folders)
-    configs = {str(folder): read_config(folder) for folder in folders}
-    _require_one_place(configs)
-    names = short_names(configs)
+    configs = _configs_of(folders)
     directions, fve = {}, {}
-    for folder, name in names.items():
+    for folder, name in short_names(configs).items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
         fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
-    require_comparable(directions)
-    notes = warn_of_differences(configs)
-    return ReproducibilityOfFolders(reproducibility(directions), fve, notes)
+    found = reproducibility(directions)
+    return ReproducibilityOfFolders(found, fve, warn_of_differences(configs))
 
 
-def _require_different(folders: Sequence[str | Path]) -> None:
-    """Raise a ReproducibilityError if a folder is given twice, however it is spelled."""
+def _configs_of(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """Each folder's config.json.
+
+    Raises: ReproducibilityError if a folder is given twice, however it is spelled, or unless all SAEs
+    are of one hook point of one language model.
+    """
     seen: set[Path] = set()
     for folder in folders:
         if (path := Path(folder).resolve()) in seen:
@@ -128,10 +124,7 @@ def _require_different(folders: Sequence[str | Path]) -> None:
                 f"{folder} is given twice, and an SAE always agrees with itself; remove it once"
             )
         seen.add(path)
-
-
-def _require_one_place(configs: dict[str, dict[str, Any]]) -> None:
-    """Raise a ReproducibilityError unless all SAEs are of one hook point of one language model."""
+    configs = {str(folder): read_config(folder) for folder in folders}
     settings = {folder: settings_of(config) for folder, config in configs.items()}
     first, *others = settings
     for name in _WHERE:
@@ -142,6 +135,7 @@ def _require_one_place(configs: dict[str, dict[str, Any]]) -> None:
                     (f"{folder}: its run has ", Setting(name, other), f", but {first} has {one!r}"),
                     instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
+    return configs
 
 
 def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:

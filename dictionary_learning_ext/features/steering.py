@@ -9,13 +9,13 @@ Shapes: B contexts, L tokens, D = activation_dim, F features, S features that ar
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch as t
 from einops import rearrange
 from nnsight import LanguageModel
 
-from ..activations.hook_points import Change, hooked
+from ..activations.hook_points import hooked
 from ..config.checks import require_choice, require_type
 from ..errors import ConfigError
 from ..evaluation.folders import SAE, Hook, open_sae, require_feature
@@ -76,13 +76,7 @@ def steer(
             " lm = load_language_model('embedded')"
         )
     opened = open_sae(sae, lm, hook)
-    change = _change(opened.dictionary, features, mode)
-    with hooked(opened.hook_point.place, change):
-        yield
-
-
-def _change(dictionary: Any, features: Mapping[int, float], mode: SteerMode) -> Change:
-    """What a hook does to the activations, (B, L, D)."""
+    dictionary = opened.dictionary
     numbers = [require_feature(feature, dictionary.dict_size) for feature in features]
     for feature, value in features.items():
         require_type(f"the value of feature {feature}", value, float)
@@ -98,4 +92,5 @@ def _change(dictionary: Any, features: Mapping[int, float], mode: SteerMode) -> 
         added_ND = (v_S - f_NS) @ d_SD
         return x_BLD + rearrange(added_ND, "(b l) d -> b l d", b=x_BLD.shape[0]).to(x_BLD)
 
-    return change
+    with hooked(opened.hook_point.place, change):
+        yield

@@ -54,7 +54,8 @@ def test_folders_of_one_setting_are_opened_in_order(trained):
 )
 def test_mistakes_are_refused_before_the_model_is_loaded(call, error, message, folder, monkeypatch):
     monkeypatch.setattr(
-        "dictionary_learning_ext.evaluation.folders.load_model", lambda run: pytest.fail("loaded")
+        "dictionary_learning_ext.evaluation.folders.open_inputs",
+        lambda *args: pytest.fail("loaded"),
     )
     with pytest.raises(error, match=message):
         call(folder)

@@ -5,6 +5,7 @@ package's functions. The language model has attention sinks and learned position
 """
 
 import math
+from functools import cache
 from itertools import cycle
 from typing import Any
 
@@ -25,11 +26,12 @@ TEXTS = [
     ("<|endoftext|>" if n % 3 == 0 else "") + text[: 20 + 9 * (n % 6)]
     for n, text in enumerate(DOCUMENTS)
 ]
-RULES: list[dict[str, Any]] = [
-    {},
-    {"max_norm_multiple": 10.0},
-    {"max_norm_multiple": 10.0, "remove_bos": True},
-]
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "every position": ("right", {}),
+    "outliers": ("left", {"max_norm_multiple": 10.0}),
+    "outliers and bos": ("left", {"max_norm_multiple": 10.0, "remove_bos": True}),
+    "padded right": ("right", {"max_norm_multiple": 10.0, "remove_bos": True}),
+}
 
 
 def saes() -> dict[str, Any]:
@@ -49,6 +51,7 @@ class Plain:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.rules = rules
+        self.activations = cache(self.activations)
 
     def ids(self, text: str) -> torch.Tensor:
         return torch.tensor([self.tokenizer(text)["input_ids"][:CTX_LEN]])
@@ -159,9 +162,9 @@ def recomputed(plain: Plain, sae: Any) -> dict[str, float]:
     return expected
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("rules", RULES, ids=lambda rules: "+".join(rules) or "every position")
-def test_every_metric_is_the_plain_one(rules: dict[str, Any], side: str, lm_dir_of, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_every_metric_is_the_plain_one(case: str, lm_dir_of, tmp_path):
+    side, rules = CASES[case]
     folder = saved_with_sinks(lm_dir_of("gpt2"), tmp_path, side)
     plain, dictionaries, lm = Plain(folder, rules), saes(), load_language_model(folder)
     assert lm.tokenizer.padding_side == side

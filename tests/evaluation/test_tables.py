@@ -1,5 +1,7 @@
 """Tables of SAEs: what commands print, what SAEs are called, and text in columns."""
 
+import re
+
 import pytest
 
 from dictionary_learning_ext.config.run import TrainConfig
@@ -98,17 +100,11 @@ def test_other_columns_by_key():
 
 def test_other_tokens_or_text_are_marked_and_shown():
     results = {"runs/a": measured(100_352), "runs/b": measured(51_200), "runs/c": measured(100_352)}
-    lines = printed(results).splitlines()
-    assert any(line.startswith("b *  0.5000") for line in lines)
-    assert any(line.startswith("c    0.5000") for line in lines)
-    place = next(i for i, line in enumerate(lines) if line.startswith("* Not a matched comparison"))
-    assert [line.split() for line in lines[place + 2 : place + 7]] == [
-        ["tokens"],
-        ["-" * len(lines[place + 3])],
-        ["a", "100352"],
-        ["b", "*", "51200"],
-        ["c", "100352"],
-    ]
+    text = printed(results)
+    assert "\nb *  0.5000" in text
+    assert "\nc    0.5000" in text
+    _, settings = text.split("* Not a matched comparison")
+    assert re.search(r"tokens\n-+\na +100352\nb \* +51200\nc +100352\n", settings)
     assert "b *  b.txt" in printed({"a": measured(), "b": measured(data="b.txt")})
 
 
@@ -261,14 +257,6 @@ def test_columns_are_aligned_and_a_wide_table_gets_heads_of_several_lines_and_th
         "----------------------------",
         "runs/a  0.9000             -",
         "b        -12.3             1",
-    ]
-    assert text_table(HEADER, ROWS, width=27).splitlines() == [
-        "                    a",
-        "                 wide",
-        "           FVE  label",
-        "---------------------",
-        "runs/a  0.9000      -",
-        "b        -12.3      1",
     ]
     assert text_table(HEADER, ROWS, width=20).splitlines() == [
         "           FVE",

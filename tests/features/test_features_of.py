@@ -139,7 +139,7 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
         ({"hook": None}, ConfigError, "give lm and hook, or the run folder"),
         ({"hook": "blocks.9.hook_resid_post"}, LanguageModelError, "there is no hook point"),
         ({"sae": AutoEncoderTopK(8, 24, 2)}, ConfigError, "the SAE takes 8 dimensions, but .* 16"),
-        ({"sae": (1, 2)}, ConfigError, "sae is a tuple: expected a dictionary or a run folder"),
+        ({"sae": (1, 2)}, ConfigError, "sae is a tuple: .*returns a pair, give its first"),
         ({"sae": "runs/none"}, CheckpointError, "runs/none: no such folder"),
         ({"contexts": 0}, ConfigError, "contexts=0: expected at least 1"),
         ({"tokens": 0}, ConfigError, "tokens=0: expected at least 1"),

@@ -42,27 +42,41 @@ def test_planted_groups_are_found_on_the_map_and_in_the_space(planted, space):
     assert (groups[distances.argmin(1)] == groups).all()
 
 
-def test_it_repeats_exactly_for_one_seed(planted):
+@pytest.fixture(scope="module")
+def some(planted):
+    """Some of the features, directions that partly point the opposite way, and the geometry of both."""
     _, profiles, directions = planted
-    features = comparable_features([profiles], 40)[0]
-    one, other = (geometry(profiles, directions, features) for _ in range(2))
-    for name, value in vars(one).items():
-        assert np.array_equal(value, getattr(other, name)), name
+    signed = directions * np.where(np.arange(len(directions)) % 2, 1, -1)[:, None]
+    features = np.arange(5, 50, 3)
+    return features, signed, geometry(profiles, signed, features)
 
 
-def test_counts_are_of_all_pairs_and_clusters_are_numbered_from_1_by_size(planted):
-    groups, profiles, directions = planted
-    features = np.arange(5, len(groups))
-    found = geometry(profiles, directions, features)
+def test_it_repeats_exactly_for_one_seed(planted, some):
+    _, profiles, _ = planted
+    features, signed, found = some
+    again = geometry(profiles, signed, features)
+    for name, value in vars(found).items():
+        assert np.array_equal(value, getattr(again, name)), name
+
+
+def test_its_numbers_are_of_its_features(planted, some):
+    """Selections count, however strong they are; opposite directions are far apart."""
+    _, profiles, _ = planted
+    features, signed, found = some
     n = len(features)
-    assert found.cosine_counts.sum() == n * (n - 1) // 2
-    unit = directions[features] / np.linalg.norm(directions[features], axis=1, keepdims=True)
+    unit = signed[features] / np.linalg.norm(signed[features], axis=1, keepdims=True)
     pairs = (unit @ unit.T)[np.triu_indices(n, 1)]
-    assert found.cosine_counts[60:].sum() == (pairs >= 0.5).sum()
+    assert found.cosine_counts.sum() == n * (n - 1) // 2
+    assert found.cosine_counts[60:].sum() == (pairs >= 0.5).sum() > 0
+    assert found.dispersion == pytest.approx(dispersion(unit @ unit.T))
+    used = (profiles.toarray()[:, features] != 0).sum(0)
+    shares = used / used.sum()
+    assert found.evenness == pytest.approx(np.exp(-(shares * np.log(shares)).sum()) / n)
     for cluster in (found.cluster, found.map_cluster):
         none, *sizes = np.bincount(cluster)
-        assert none == 0
+        assert none == 0, "numbered from 1, by size"
         assert sizes == sorted(sizes, reverse=True)
+        assert len(sizes) == n // 3
 
 
 def test_saes_are_compared_at_one_number_of_live_features(planted):
@@ -77,21 +91,6 @@ def test_saes_are_compared_at_one_number_of_live_features(planted):
     few, others = (comparable_features([profiles], 17, seed)[0].tolist() for seed in (0, 1))
     assert len(few) == len(others) == 17
     assert few != others
-
-
-def test_its_numbers_are_of_its_features(planted):
-    """Selections count, however strong they are; opposite directions are far apart."""
-    _, profiles, directions = planted
-    features = np.arange(5, 50, 3)
-    signed = directions * np.where(np.arange(len(directions)) % 2, 1, -1)[:, None]
-    found = geometry(profiles, signed, features)
-    used = (profiles.toarray()[:, features] != 0).sum(0)
-    shares = used / used.sum()
-    effective = np.exp(-(shares * np.log(shares)).sum())
-    assert found.evenness == pytest.approx(effective / len(features))
-    unit = signed[features] / np.linalg.norm(signed[features], axis=1, keepdims=True)
-    assert found.dispersion == pytest.approx(dispersion(unit @ unit.T))
-    assert found.cluster.max() == len(features) // 3
 
 
 def test_dispersion_is_the_mean_distance_to_the_nearest_other():

@@ -62,17 +62,13 @@ def test_agreement_is_the_mean_signed_cosine_of_its_own_matching():
     assert found.pw_mcc >= found.agreement
 
 
-def test_within_is_the_nearest_other_direction():
-    a = directions(0, 40)
+@pytest.mark.parametrize("at_once", [40, 7])
+def test_within_is_the_nearest_other_direction_whatever_the_blocks_of_rows(at_once, monkeypatch):
+    a, b = directions(0, 40), directions(1, 40)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", at_once)
     cosines = a @ a.T - 2 * np.eye(40)
     assert within(a) == pytest.approx(cosines.max(axis=1).mean())
-
-
-def test_blocks_of_rows_change_nothing(monkeypatch):
-    a, b = directions(0, 40), directions(1, 40)
-    nearest, exact = within(a), matching(a, b, signed=False)[1].mean()
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 7)
-    assert within(a) == pytest.approx(nearest)
+    exact = matching(a, b, signed=False)[1].mean()
     assert matching(a, b, signed=False, exact_up_to=0)[1].mean() == pytest.approx(exact)
 
 

@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch as t
+import transformers
 from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from nnsight import LanguageModel
@@ -23,13 +24,23 @@ SAES = {
 IDS_BL = t.tensor([[5, 9, 40, 7, 77], [8, 3, 3, 200, 11]])
 
 
-@pytest.fixture(params=SAES)
-def sae(request):
+def made(kind):
     t.manual_seed(0)
-    made = SAES[request.param]().requires_grad_(False)
-    for parameter in made.parameters():
+    sae = SAES[kind]().requires_grad_(False)
+    for parameter in sae.parameters():
         parameter += 0.1 * t.randn(parameter.shape)  # biases are not 0 then
-    return made
+    return sae
+
+
+@pytest.fixture
+def sae():
+    return made("vsae")
+
+
+def direction_of(sae, feature=17):
+    """What one unit of a feature adds to the reconstruction."""
+    one_hot = t.eye(sae.dict_size)[feature : feature + 1]
+    return (sae.decode(one_hot) - sae.decode(0 * one_hot)).detach()
 
 
 @t.no_grad()
@@ -58,21 +69,23 @@ def logits_from(lm, hook, x_BLD):
         handle.remove()
 
 
+@pytest.mark.parametrize("kind", SAES)
 @pytest.mark.parametrize("hook", [HOOK, "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"])
-def test_adding_moves_every_token_along_the_decoder_directions(tiny_lm, sae, hook):
+def test_adding_moves_every_token_along_the_decoder_directions(tiny_lm, kind, hook):
+    sae = made(kind)
     x_BLD = activations(tiny_lm, hook)
-    one_hot = t.eye(FEATURES)
-    zero = sae.decode(t.zeros(1, FEATURES))
-    direction = {i: sae.decode(one_hot[i : i + 1]) - zero for i in (3, 17)}
-    expected = logits_from(tiny_lm, hook, x_BLD + 4.0 * direction[17] - 2.5 * direction[3])
+    moved_BLD = x_BLD + 4.0 * direction_of(sae) - 2.5 * direction_of(sae, 3)
+    expected = logits_from(tiny_lm, hook, moved_BLD)
     with steer(tiny_lm, hook, sae, {17: 4.0, 3: -2.5}):
         found = logits(tiny_lm)
     assert t.allclose(found, expected, atol=1e-5)
     assert not t.allclose(found, logits(tiny_lm), atol=1e-3)
 
 
-def test_clamping_keeps_the_error_of_the_sae(tiny_lm, sae):
+@pytest.mark.parametrize("kind", SAES)
+def test_clamping_keeps_the_error_of_the_sae(tiny_lm, kind):
     """x' is the reconstruction with the features at their values, plus what it had left over."""
+    sae = made(kind)
     x_BLD = activations(tiny_lm, HOOK)
     f_BLF = t.stack([sae.encode(x_LD) for x_LD in x_BLD])
     error_BLD = x_BLD - t.stack([sae.decode(f_LF) for f_LF in f_BLF])
@@ -99,7 +112,7 @@ def generated(lm, n=6):
 
 def test_nnsight_and_transformers_generate_the_same_steered_text(tiny_lm, sae):
     """A token at a time, without a cache of keys and values, from logits as above."""
-    direction = sae.decode(t.eye(FEATURES)[17:18]) - sae.decode(t.zeros(1, FEATURES))
+    direction = direction_of(sae)
     ids = IDS_BL[:1]
     for _ in range(6):
         point = find_hook(tiny_lm, HOOK).submodule._module
@@ -147,7 +160,7 @@ def test_nested_blocks_act_one_after_the_other(tiny_lm, sae):
         with steer(tiny_lm, HOOK, sae, {17: 0.0}, mode="clamp"):
             found = activations(tiny_lm, HOOK)
         assert activations(tiny_lm, HOOK).equal(added)
-    direction = sae.decode(t.eye(FEATURES)[17:18]) - sae.decode(t.zeros(1, FEATURES))
+    direction = direction_of(sae)
     f_BL = t.stack([sae.encode(x_LD)[:, 17] for x_LD in added])
     assert t.allclose(found, added - f_BL[..., None] * direction, atol=1e-5)
     assert activations(tiny_lm, HOOK).equal(x_BLD)
@@ -170,7 +183,7 @@ def test_a_run_folder_knows_its_hook_point_and_its_units(trained, tiny_lm):
     x_BLD = activations(tiny_lm, HOOK)
     with steer(tiny_lm, None, trained / "vsae", {17: 4.0}):
         found = activations(tiny_lm, HOOK)
-    direction = sae.decode(t.eye(32)[17:18]) - sae.decode(t.zeros(1, 32))
+    direction = direction_of(sae)
     assert float(direction.norm()) == pytest.approx(1, abs=1e-4)
     assert t.allclose(found, x_BLD + 4.0 * direction, atol=1e-5)
     with pytest.raises(CheckpointError, match=f"trained on hook {HOOK}, not on blocks.1"):
@@ -187,6 +200,19 @@ def test_weights_that_nnsight_has_not_loaded_yet_are_loaded(tiny_lm_dir, tiny_lm
     assert t.allclose(output.value, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["add", "clamp"])
+def test_bfloat16_stays_bfloat16(mode, tiny_lm_dir, tokenizer, sae):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_lm_dir, dtype=t.bfloat16)
+    lm = LanguageModel(model, tokenizer=tokenizer)
+    x_BLD = activations(lm, HOOK).float()
+    with steer(lm, HOOK, sae, {17: 4.0}, mode=mode):
+        found = activations(lm, HOOK)
+    assert found.dtype == t.bfloat16
+    f_BL = t.stack([sae.encode(x_LD)[:, 17] for x_LD in x_BLD]) * (mode == "clamp")
+    expected = x_BLD + (4.0 - f_BL)[..., None] * direction_of(sae)
+    assert t.allclose(found.float(), expected, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -195,10 +221,7 @@ def test_weights_that_nnsight_has_not_loaded_yet_are_loaded(tiny_lm_dir, tiny_lm
         ({"features": {17: float("nan")}}, "the value of feature 17=nan: expected a finite number"),
         ({"features": {17: "4"}}, "the value of feature 17='4': expected a finite number"),
         ({"mode": "multiply"}, "mode='multiply': expected one of add, clamp"),
-        ({"hook": None}, "give lm and hook, or the run folder"),
         ({"lm": "embedded"}, "lm is a str: expected the nnsight LanguageModel"),
-        ({"sae": (1, 2)}, "sae is a tuple: .*load_dictionary returns a pair, give its first"),
-        ({"sae": AutoEncoderTopK(8, 24, 2)}, "the SAE takes 8 dimensions, but .* has 16"),
         ({"hook": "blocks.9.hook_resid_post"}, "no hook point 'blocks.9.hook_resid_post'"),
     ],
 )
