@@ -17,13 +17,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, Interrupted, TrainingError, UserError
 from ..training.processes import interrupts
-
-if TYPE_CHECKING:
-    from .runner import Chunk
+from .chunks import Chunk
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ def devices_of(text: str) -> list[str]:
     return devices
 
 
-def train_on(devices: Sequence[str], chunks: Sequence["Chunk"]) -> list[str]:
+def train_on(devices: Sequence[str], chunks: Sequence[Chunk]) -> list[str]:
     """Train all chunks. A device takes the next one when it has finished one.
 
     Returns: what went wrong, a line for each chunk that failed or whose process was killed.
@@ -84,7 +81,7 @@ def train_on(devices: Sequence[str], chunks: Sequence["Chunk"]) -> list[str]:
     return failures
 
 
-def _started(chunk: "Chunk", device: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _started(chunk: Chunk, device: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         [*WORKER, device], stdin=pipe, stdout=pipe, env=environment, start_new_session=True
@@ -96,7 +93,7 @@ def _started(chunk: "Chunk", device: str, environment: dict[str, str]) -> subpro
     return process
 
 
-def _failure(process: subprocess.Popen[bytes], chunk: "Chunk") -> str | None:
+def _failure(process: subprocess.Popen[bytes], chunk: Chunk) -> str | None:
     """What went wrong in a process, if anything did. Waits for its end."""
     assert process.stdin is not None
     assert process.stdout is not None

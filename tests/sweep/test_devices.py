@@ -13,8 +13,8 @@ from stand_in_chunks import StandInChunk
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted
 from dictionary_learning_ext.sweep import devices
+from dictionary_learning_ext.sweep.chunks import Chunk
 from dictionary_learning_ext.sweep.devices import devices_of, train_on
-from dictionary_learning_ext.sweep.runner import Chunk
 
 WORKER = """
 import os, pickle, signal, sys

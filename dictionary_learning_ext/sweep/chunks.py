@@ -1,0 +1,102 @@
+"""Runs of a sweep that are trained together: one language model and one loop for all of them."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config.run import RunConfig, TrainConfig
+from ..config.sae import SAEConfig
+from ..run_folder.files import CONFIG
+from ..run_folder.reading import steps_of
+from ..training.plan import plan
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of a sweep's runs, whose settings differ in the SAE and the hook point alone."""
+
+    configs: dict[str, TrainConfig]
+    """By name."""
+    save_dir: Path
+    """The sweep's folder."""
+    sweep: str | None
+    """The sweep's name, which groups its runs in wandb."""
+
+    def __str__(self) -> str:
+        first, *others = self.configs
+        return f"{first} and {len(others)} more" if others else first
+
+    def on(self, device: str) -> "Chunk":
+        """These runs on another device."""
+        moved = {
+            name: replace(config, run=replace(config.run, device=device))
+            for name, config in self.configs.items()
+        }
+        return replace(self, configs=moved)
+
+    def prepare(self) -> None:
+        """Check the runs before anything is loaded or written. Raises what `plan` does."""
+        plan(*self._given, resume=self._has_started)
+
+    def train(self) -> None:
+        """Train the runs, or continue them. Raises what `loop.train` does."""
+        from ..training.loop import train
+
+        train(*self._given, resume=self._has_started, group=self.sweep)
+
+    @property
+    def _given(self) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
+        """The first three arguments of `train`."""
+        name, *others = self.configs
+        target = self.save_dir if others else self.save_dir / name
+        run = replace(self.configs[name].run, save_dir=str(target))
+        saes = {name: config.sae for name, config in self.configs.items()}
+        return run, saes, {name: config.run.hook for name, config in self.configs.items()}
+
+    @property
+    def _has_started(self) -> bool:
+        return any((self.save_dir / name / CONFIG).is_file() for name in self.configs)
+
+
+def chunks_of(
+    configs: dict[str, TrainConfig],
+    save_dir: Path,
+    sweep: str | None,
+    at_once: int,
+    without: Collection[str] = (),
+) -> Iterator[Chunk]:
+    """Runs in chunks of at most `at_once` that can share one language model and training loop.
+
+    Runs that can't resume from one step are in chunks of their own, and so are those that start.
+
+    Arguments:
+        without: runs that are left out, as they are finished or failed. The others are divided as if
+            these were there.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        groups.setdefault(repr(replace(config.run, hook="")), []).append(name)
+    for names in groups.values():
+        for start in range(0, len(names), at_once):
+            chosen = [name for name in names[start : start + at_once] if name not in without]
+            for together in _of_one_step(chosen, save_dir):
+                yield Chunk({name: configs[name] for name in together}, save_dir, sweep)
+
+
+def _of_one_step(names: list[str], save_dir: Path) -> list[list[str]]:
+    """Runs grouped by where they resume: a common resume point, or the start.
+
+    They differ where one was deleted to be trained again, or trained on another device.
+    """
+    groups: list[tuple[set[int], list[str]]] = []
+    for name in names:
+        has_started = (save_dir / name / CONFIG).is_file()
+        steps = set(steps_of(save_dir / name)) or {0 if has_started else -1}
+        for common, group in groups:
+            if common & steps:
+                common &= steps
+                group.append(name)
+                break
+        else:
+            groups.append((steps, [name]))
+    return [group for _, group in groups]
