@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from ..config.run import RunConfig, Split
 from ..errors import ActivationsError, TextError, first_line
-from ..run_folder.matching import same_setting
+from ..run_folder.comparing import same_setting
 from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
 from .text import fingerprint_of, open_text
 

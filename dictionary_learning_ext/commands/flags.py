@@ -29,6 +29,7 @@ from typing import (
 
 from ..config.checks import described, likely, meant
 from ..config.help_texts import help_texts
+from ..config.run import NONE
 from ..errors import Setting, UserError, listed
 
 F = TypeVar("F")
@@ -43,7 +44,6 @@ FOLDER = "FOLDER"
 FOLDERS = "FOLDER [FOLDER ...]"
 HIDDEN = {"hidden": True}
 """The metadata of a field that can't be typed."""
-_NONE = "none"
 _WITH_ITS_OWN_NONE = ("activations", "save_every", "save_steps")
 """Flags of text for which none is a value, and says something else than leaving them out."""
 _BOOLEANS = {"true": True, "false": False}
@@ -110,7 +110,7 @@ def texts_of(args: list[str]) -> dict[str, str]:
         name, has_value, value = arg[2:].partition("=")
         value = value if has_value else following
         if arg.startswith("--") and (has_value or not following.startswith("--")):
-            given[name.replace("-", "_")] = _NONE if value.lower() == _NONE else value
+            given[name.replace("-", "_")] = NONE if value.lower() == NONE else value
     return given
 
 
@@ -233,7 +233,7 @@ def _sorted(
         elif name in passed:
             passed_on += words
         elif name in others and command.unknown is not None:
-            if [word.lower() for word in values] != [_NONE]:
+            if [word.lower() for word in values] != [NONE]:
                 given = Setting(name, values) if values else Setting(name)
                 raise UserError((given, f": {command.unknown(name, start)}"), name=name)
         else:
@@ -279,7 +279,7 @@ def _number_of_values(option: _Option | None, rest: list[str], takes_positional:
     if option is None or _takes_many(option.hint):
         return n
     if n and takes_positional and bool in _members(option.hint):  # may stand alone before a folder
-        return int(rest[0].lower() in (*_BOOLEANS, _NONE))
+        return int(rest[0].lower() in (*_BOOLEANS, NONE))
     return min(n, 1)
 
 
@@ -299,9 +299,9 @@ def _converted(option: _Option, words: list[str], see: str) -> Any:
     name, (kind,) = option.name, _members(option.hint)
     if not words and kind is not bool:
         raise UserError(name=name, expected=f"{_expected(option.hint)} after it {see}")
-    if [word.lower() for word in words] == [_NONE]:
-        if name in _WITH_ITS_OWN_NONE or _NONE in get_args(kind):
-            return _NONE
+    if [word.lower() for word in words] == [NONE]:
+        if name in _WITH_ITS_OWN_NONE or NONE in get_args(kind):
+            return NONE
         if NoneType in get_args(option.hint):
             return None
     try:

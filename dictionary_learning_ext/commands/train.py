@@ -6,12 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..config.presets import DEFAULT_PRESET, preset
-from ..config.run import CONTINUE_OR_START, RunConfig, TrainConfig, require_same
+from ..config.run import CONTINUE_OR_START, NONE, RunConfig, TrainConfig, require_same
 from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ActivationsError, Setting, TrainingError, UserError, in_shell, listed
 from ..run_folder.files import CONFIG, FAILED, RUNS, folder_of
-from ..run_folder.matching import NONE
 from ..run_folder.reading import (
     failed_in,
     is_finished,

@@ -29,6 +29,9 @@ Split = Literal["train", "heldout"]
 MapSpace = Literal["profiles", "directions"]
 WandbMode = Literal["online", "offline", "disabled"]
 
+NONE = "none"
+"""What is typed for no value."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):

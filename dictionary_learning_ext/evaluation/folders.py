@@ -22,15 +22,10 @@ from ..errors import (
     LanguageModelError,
     Setting,
 )
+from ..run_folder.comparing import MEASURED_ON, evaluation_file, measured_on, require_one_setting
 from ..run_folder.files import write_json
-from ..run_folder.matching import (
-    MEASURED_ON,
-    evaluation_file,
-    measured_on,
-    require_one_setting,
-    run_of,
-)
 from ..run_folder.reading import read_config, require_folders
+from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .measure import measure
 

@@ -13,7 +13,7 @@ from ..config.checks import meant
 from ..config.run import TrainConfig
 from ..config.sae import DERIVED, MUCH_NOISE, SAEConfig
 from ..errors import ConfigError
-from ..run_folder.matching import (
+from ..run_folder.comparing import (
     LEAVING_OUT,
     measurements,
     only_posteriors_differ,

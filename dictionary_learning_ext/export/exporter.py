@@ -25,8 +25,8 @@ from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
 from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk
-from ..run_folder.matching import run_of
 from ..run_folder.reading import read_metrics_if_any
+from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, output_module, read, record, require_supported, write
 from .hub import without_local_paths

@@ -28,8 +28,8 @@ from ..config.architectures import BY_DICT_CLASS
 from ..errors import HubError, Setting, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
+from ..run_folder.comparing import measured_differently
 from ..run_folder.files import CONFIG, METRICS, RUNS, WEIGHTS, write_json
-from ..run_folder.matching import measured_differently
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.weights import SAE_LENS_WEIGHTS, load_dictionary
 from .formats import SAE_BENCH_TRAINERS, SAFETENSORS

@@ -14,8 +14,8 @@ from ..errors import Setting
 from ..evaluation.folders import SAE, dictionary_of
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import short_names, text_table
+from ..run_folder.comparing import SEEDS, same_setting, settings_of, training, unequal
 from ..run_folder.files import writing
-from ..run_folder.matching import SEEDS, same_setting, settings_of, training, unequal
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.weights import load_dictionary
 from .directions import decoder_directions

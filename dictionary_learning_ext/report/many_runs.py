@@ -15,8 +15,8 @@ from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.directions import decoder_directions
 from ..features.reproducibility import RETURNING, reproducibility
+from ..run_folder.comparing import SEEDS, settings_of, unequal
 from ..run_folder.files import CONFIG, FAILED, WEIGHTS
-from ..run_folder.matching import SEEDS, settings_of, unequal
 from ..run_folder.reading import (
     checked_settings,
     is_finished,

@@ -26,8 +26,8 @@ from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
 from ..features.reproducibility import RETURNING
 from ..features.reproducibility_of_folders import HEADER, ReproducibilityOfFolders
+from ..run_folder.comparing import measured_differently, settings_of, training, unequal
 from ..run_folder.files import REPORT, report_files, write_json, write_text, writing
-from ..run_folder.matching import measured_differently, settings_of, training, unequal
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import Vocabulary, cards, columns, page, rounded
 from .figures import file_names, write_figures

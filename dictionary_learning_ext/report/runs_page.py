@@ -17,8 +17,8 @@ from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import setting_text, short_names, text_table
 from ..features.contexts import rendered
+from ..run_folder.comparing import SEEDS, measurements, training, unequal
 from ..run_folder.files import INDEX, REPORT, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE, write_text
-from ..run_folder.matching import SEEDS, measurements, training, unequal
 from .many_runs import (
     RANKED_BY,
     SAME_BATCHES,

@@ -29,9 +29,10 @@ from ..config.run import RunConfig
 from ..errors import BenchError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import short_names
+from ..run_folder.comparing import LEAVING_OUT, require_one_setting
 from ..run_folder.files import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS, write_json, writing
-from ..run_folder.matching import LEAVING_OUT, require_one_setting, run_of
 from ..run_folder.reading import require_folders
+from ..run_folder.trained_on import run_of
 from . import adapter
 from .adapter import FLOOR_LOOKS
 from .data import in_folder, local_files, open_bench_data

@@ -34,8 +34,8 @@ from ..errors import (
 )
 from ..evaluation.measure import measure
 from ..evaluation.tables import by_settings
+from ..run_folder.comparing import measured_on
 from ..run_folder.files import locked, require_free
-from ..run_folder.matching import measured_on
 from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..trainers.base import require_device

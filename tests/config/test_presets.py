@@ -13,7 +13,7 @@ from variational_trainers import D, F, data
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, trainer_options
 from dictionary_learning_ext.config.presets import PRESETS, preset, quickstart
 from dictionary_learning_ext.config.sae import OPTION_NAMES, TopKConfig, VSAETopKConfig
-from dictionary_learning_ext.run_folder.matching import measured_on
+from dictionary_learning_ext.run_folder.comparing import measured_on
 from dictionary_learning_ext.trainers.build import build_trainer
 
 K, STEPS = 4, 40

@@ -15,7 +15,7 @@ from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import _own_tokens, evaluate_folders, open_folders
-from dictionary_learning_ext.run_folder.matching import MEASURED_ON
+from dictionary_learning_ext.run_folder.comparing import MEASURED_ON
 from dictionary_learning_ext.run_folder.reading import read_metrics
 
 CHANGED = {

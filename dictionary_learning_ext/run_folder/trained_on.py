@@ -1,0 +1,161 @@
+"""What a folder's SAE was trained on: its run, also where upstream's `trainSAE` wrote it. Imports no torch."""
+
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config.run import NONE, RunConfig, TrainConfig
+from ..errors import CheckpointError, ConfigError, Setting, listed
+from .comparing import former_evaluation, same_model
+from .files import CONFIG, METRICS
+from .reading import read_config, settings_in
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_BUFFER = {
+    "ctx_len": "ctx_len",
+    "text": "data",
+    "packing": "text_packing",
+    "remove_bos": "remove_bos",
+    "max_norm_multiple": "max_norm_multiple",
+}
+"""A buffer's names of settings, and a run's. Upstream's buffers only write ctx_len."""
+
+
+def run_of(
+    folder: Path,
+    model: str | None = None,
+    hook: str | None = None,
+    data: str | None = None,
+    device: str = "cpu",
+    step: int | None = None,
+    *,
+    activations: str | None = None,
+    max_norm_multiple: float | None = None,
+    remove_bos: bool | None = None,
+) -> RunConfig:
+    """A folder's run, with the settings that are given here in place of its own.
+
+    A folder that upstream's `trainSAE` wrote has no run. If its submodule_name is a hook point's, that
+    is the hook, and the model is that of its metrics.json, or lm_name. Otherwise both must be given. The
+    text is its buffer's, or that of its metrics.json.
+
+    Arguments:
+        activations: a folder of stored activations, or NONE for those of the language model.
+
+    Raises: ConfigError, CheckpointError if the SAE was trained on something else than what is given.
+    """
+    config, path = read_config(folder, step), folder / CONFIG
+    changes: dict[str, Any] = {"model": model, "hook": hook, "data": data}
+    if "run" in config:
+        run = TrainConfig().updated(settings_in(config, path), str(path)).run
+    else:
+        changes |= _named_by(folder, config, changes)
+        run = _run_of_upstreams(folder, config, **changes)
+        model, hook = changes["model"], changes["hook"]
+    was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
+    if model is not None and was_model is not None and not same_model(model, was_model):
+        # It may be the same under another name. Its width is checked once it is loaded.
+        logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
+    if hook is not None and not str(was_hook).startswith("blocks."):
+        _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
+        if "run" not in config:
+            logger.warning(
+                "%s: %s doesn't say which module it was trained on (submodule_name=%r); trusting "
+                "--hook %s",
+                folder,
+                CONFIG,
+                was_hook,
+                hook,
+            )
+    elif hook not in (None, was_hook):
+        raise CheckpointError(
+            f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
+            "another folder"
+        )
+    changes |= {
+        "device": device,
+        "activations": activations,
+        "max_norm_multiple": max_norm_multiple,
+        "remove_bos": remove_bos,
+    }
+    run = replace(run, **{name: value for name, value in changes.items() if value is not None})
+    return replace(run, activations=None) if run.activations == NONE else run
+
+
+def _named_by(folder: Path, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The model, hook and text that the files of a folder of upstream's name and `given` doesn't."""
+    trainer, measured = config["trainer"], former_evaluation(folder).get("measured_on", {})
+    hook, named = trainer.get("submodule_name"), {}
+    if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(hook)):
+        return named
+    names_text = config.get("buffer", {}).get("text") is not None  # what it was trained on
+    measured = {n: measured.get(n) for n in (("model",) if names_text else ("model", "data"))}
+    own = {METRICS: measured, CONFIG: {"model": trainer.get("lm_name"), "hook": hook}}
+    for source, values in own.items():
+        known = given | named
+        taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
+        if taken:
+            flags = " ".join(f"--{name} {value}" for name, value in taken.items())
+            logger.info("%s: using %s, from its %s", folder, flags, source)
+        named |= taken
+    return named
+
+
+def _run_of_upstreams(
+    folder: Path, config: dict[str, Any], model: str | None, hook: str | None, data: str | None
+) -> RunConfig:
+    """The run of a folder of upstream's, as far as its "buffer" tells.
+
+    Upstream's own buffers, which don't write their packing, read a truncated document per context.
+    """
+    if model is None or hook is None:
+        trainer = config["trainer"]
+        unknown = {
+            "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
+            "hook": f"no hook point (submodule_name={trainer.get('submodule_name')!r})",
+        }
+        missing = [name for name, value in (("model", model), ("hook", hook)) if value is None]
+        raise ConfigError(
+            f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
+            f"{' and '.join(unknown[name] for name in missing)}",
+            instead=("give ", *listed(map(Setting, missing), " and ")),
+        )
+    buffer = config.get("buffer", {})
+    found = {"text_packing": "truncate"} | {
+        name: buffer[theirs]
+        for theirs, name in _OF_THE_BUFFER.items()
+        if buffer.get(theirs) is not None
+    }
+    if "data" not in found and data is None:
+        logger.warning(
+            "%s: %s doesn't say which text it was trained on; measuring on --data %s",
+            folder,
+            CONFIG,
+            RunConfig.data,
+        )
+    return TrainConfig().updated(found | {"model": model, "hook": hook}, str(folder / CONFIG)).run
+
+
+def _require_layer(folder: Path, config: dict[str, Any], hook: str) -> None:
+    """Raise a CheckpointError unless a folder of upstream's was trained where `hook` is."""
+    layer, io = config["trainer"].get("layer"), config.get("buffer", {}).get("io")
+    match = re.match(r"blocks\.(\d+)\.hook_(\w+)", hook)
+    if match is None or type(layer) is not int:
+        return  # `find_hook` names the hook points there are
+    # Between two blocks: the input of one is the output of the one before.
+    before = {"resid_pre": int(match[1]), "resid_post": int(match[1]) + 1}.get(match[2])
+    trained_before = {"in": layer, "out": layer + 1}.get(str(io))
+    if before is None or trained_before is None:
+        fits = int(match[1]) == layer
+    else:
+        fits = before == trained_before
+    if not fits:
+        side = {"in": "the input of ", "out": "the output of "}.get(str(io), "")
+        kind = "hook_resid_pre" if io == "in" else "hook_resid_post"
+        raise CheckpointError(
+            f"{folder}: trained on {side}layer {layer}, not on {hook}",
+            instead=("use ", Setting("hook", f"blocks.{layer}.{kind}")),
+        )

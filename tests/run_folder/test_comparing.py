@@ -1,0 +1,177 @@
+"""What SAEs were measured and trained on, and whether they can be compared."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dictionary_learning_ext.config.run import RunConfig
+from dictionary_learning_ext.run_folder.comparing import (
+    evaluation_file,
+    measured_differently,
+    measured_on,
+    only_posteriors_differ,
+    same_model,
+    settings_of,
+    training,
+    unequal,
+)
+
+# --- where an evaluation goes
+
+RUN = RunConfig(model="models/tiny", eval_tokens=200)
+CONFIG = {"run": {"settings": vars(RUN)}}
+
+
+def name_of(folder, run=RUN, tokens=200, measured=200, config=CONFIG, **metrics):
+    file = evaluation_file(folder, config, run, tokens, {"tokens": measured} | metrics)
+    return str(file.relative_to(folder))
+
+
+@pytest.fixture(params=["before its evaluation", "evaluated", "damaged"])
+def folder(request, tmp_path):
+    content = {
+        "evaluated": json.dumps({"tokens": 256, "measured_on": measured_on(RUN)}),
+        "damaged": "{",
+    }
+    if request.param in content:
+        (tmp_path / "metrics.json").write_text(content[request.param])
+    return tmp_path
+
+
+def test_the_runs_own_settings_are_metrics_json(folder):
+    assert name_of(folder, measured=256) == "metrics.json"
+    moved = replace(RUN, model="elsewhere/tiny", device="cuda")
+    assert name_of(folder, moved) == "metrics.json"
+
+
+def test_what_differs_is_in_the_name(folder):
+    assert name_of(folder, replace(RUN, ctx_len=7)) == "evaluations/ctx_len_7.json"
+    assert name_of(folder, tokens=64, measured=64) == "evaluations/tokens_64.json"
+    assert name_of(folder, step=3) == "evaluations/step_3.json"
+    both = name_of(folder, replace(RUN, dtype="bfloat16"), step=3)
+    assert both == "evaluations/step_3_dtype_bfloat16.json"
+
+
+def test_a_folder_of_upstreams_has_no_settings_to_differ_from(tmp_path):
+    assert name_of(tmp_path, replace(RUN, ctx_len=7), 64, config={}) == "metrics.json"
+
+
+def test_stored_activations_are_told_from_the_language_models(folder, tmp_path):
+    cached = replace(RUN, activations="runs/cache")
+    assert name_of(folder, cached).startswith("evaluations/activations_cache_")
+    own, path = {"run": {"settings": vars(cached)}}, folder / "metrics.json"
+    path.write_text(json.dumps({"tokens": 256, "measured_on": measured_on(cached)}))
+    assert name_of(folder, replace(RUN, activations="./runs/cache/"), config=own) == path.name
+    assert name_of(folder, config=own) == "evaluations/activations_none.json"
+
+
+# --- several folders
+
+
+def config(trainer=None, **settings):
+    content = {"trainer": {"dict_class": "X", **(trainer or {})}}
+    return content | ({"run": {"settings": settings}} if settings else {})
+
+
+def test_what_several_evaluations_were_measured_on_is_compared():
+    def differing(**changes):
+        return measured_differently({"one": one, "other": one | changes})
+
+    one = {"tokens": 100_352, "loss_tokens": 900, "measured_on": {"data": "a", "hook": "h"}}
+    assert differing() == []
+    assert differing(measured_on={"data": "b"}) == ["data", "hook"]
+    assert differing(tokens=51_200) == ["tokens"]
+    assert differing(loss_tokens=5) == ["loss_tokens"]
+    assert differing(loss_tokens=None) == [], "it counts where both were measured"
+
+
+def test_what_was_left_to_the_trainer_is_what_it_chose():
+    assert settings_of(config({"lr": 2e-4}, architecture="top_k", lr=None))["lr"] == 2e-4
+    assert settings_of(config({"lr": 2e-4}, architecture="top_k", lr=1e-3))["lr"] == 1e-3
+    upstreams = config({"lr": 2e-4, "k": 8, "lm_name": "x"})
+    assert settings_of(upstreams) == {"lr": 2e-4, "k": 8}
+
+
+def test_the_trainers_of_upstreams_folders_are_a_setting_that_may_differ():
+    """Their options have different names, so nothing else may tell them apart."""
+    top_k = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 0})
+    ours = config({"trainer_class": "VariationalTopKTrainer", "lr": 2e-4, "seed": 0, "beta": 1.0})
+    other_seed = config({"trainer_class": "TopKTrainer", "lr": 2e-4, "seed": 1})
+    assert unequal([*training({"a": top_k, "b": ours}).values()]) == ["trainer_class"]
+    assert unequal([*training({"a": top_k, "b": other_seed}).values()]) == ["seed"]
+    assert unequal([*training({"a": top_k, "b": top_k}).values()]) == []
+
+
+def test_an_option_that_an_sae_does_not_use_is_none_of_its_settings():
+    vsae = config(architecture="vsae_top_k", posterior="fixed", sigma=1.0, noise_anneal_steps=None)
+    point = config(architecture="vsae_top_k", posterior="point", sigma=None)
+    top_k = config(architecture="top_k", posterior=None, sigma=None, noise_anneal_steps=None)
+    assert {"sigma", "noise_anneal_steps"} <= settings_of(vsae).keys()
+    assert "sigma" not in settings_of(point)
+    assert not {"posterior", "sigma", "noise_anneal_steps"} & settings_of(top_k).keys()
+
+
+def test_none_is_a_value_of_those_that_use_the_setting():
+    assert unequal([{"decay_start": None}, {"decay_start": 750}, {}]) == ["decay_start"]
+    assert unequal([{"beta": 0.1}, {}, {"beta": 0.1}]) == []
+    assert unequal([{"beta": 0}, {"beta": 0.0}]) == []
+    assert unequal([]) == []
+
+
+def test_where_it_was_written_and_logged_does_not_decide_what_was_trained():
+    one = config(architecture="top_k", seed=0, k=4, save_dir="a", eval_tokens=1, device="cpu")
+    assert training({"a": one}) == {"a": {"seed": 0, "k": 4}}
+
+
+def test_a_language_model_whose_folder_has_moved_is_the_same():
+    assert same_model("here/lm", "/there/lm/")
+    assert not same_model("here/lm", "here/other")
+    moved = {name: {"measured_on": {"model": f"{name}/lm", "data": f"{name}/lm"}} for name in "ab"}
+    assert measured_differently(moved) == ["data"]
+    assert unequal([{"model": "here/lm"}, {"model": "here/other"}]) == ["model"]
+
+
+def run(steps=100, **settings):
+    """A folder of a vSAE."""
+    settings = {"architecture": "vsae_top_k", "data": "a", "k": 4, **settings}
+    return config(steps=steps, batch_size=64, dict_size=32, seed=0, **settings)
+
+
+def differ(*configs):
+    return unequal(list(training(dict(enumerate(configs))).values()))
+
+
+def test_what_is_the_same_share_of_other_steps_follows():
+    short = run(1200, warmup_steps=120, decay_start=900, kl_warmup_steps=120)
+    assert differ(short, run(15, warmup_steps=1, decay_start=11, kl_warmup_steps=1)) == ["steps"]
+    assert differ(short, run(600, warmup_steps=60, decay_start=300, kl_warmup_steps=60)) == [
+        "steps",
+        "decay_start",
+    ]
+    assert differ(run(warmup_steps=10), run(warmup_steps=11)) == ["warmup_steps"]
+    none = run(600, decay_start=None)
+    assert differ(run(1200, decay_start=None), none) == ["steps"]
+    assert differ(run(1200, decay_start=900), none) == ["steps", "decay_start"]
+
+
+def test_sigma_and_its_ratio_are_one_setting():
+    by_ratio = [run(noise_to_signal=ratio, sigma=4 * ratio) for ratio in (0.1, 0.2)]
+    assert differ(*by_ratio) == ["noise_to_signal"]
+    assert differ(by_ratio[0], run(noise_to_signal=None, sigma=1.0)) == ["sigma"]
+
+
+def test_posteriors_are_compared_where_all_else_agrees():
+    def only(*configs):
+        return only_posteriors_differ(list(training(dict(enumerate(configs))).values()))
+
+    top_k = run(architecture="top_k")
+    one, other = run(beta=1.0, sigma=1.0), run(beta=0.0, sigma=0.5, noise_anneal_steps=75)
+    assert only(top_k, one, other)
+    assert not only(one, one)
+    assert not only(one, run(beta=1.0, sigma=1.0, data_seed=1)), "another order of the data"
+    assert not only(one, other, run(beta=1.0, sigma=1.0, lr=0.1), run(lr=0.2))
+    assert not only(one, run(beta=0.0, auxk_alpha=0.0), run(auxk_alpha=0.1))
+    assert not only(one, other, config(architecture="relu", data="a", steps=100))
+    assert not only(one, other, config({"k": 4}))
+    assert not only(one, other, run(architecture="matryoshka", group_fractions=[0.5, 0.5]))
