@@ -98,31 +98,31 @@ class Batches:
 
     Attributes:
         hooks: the hook points, by name.
-        sources: their sources, by name.
+        of_hook: the source of each, by its name.
     """
 
     def __init__(
         self, run: RunConfig, hooks: Mapping[str, HookPoint], sources: Mapping[str, BatchSource]
     ):
-        self._run, self.hooks, self.sources = run, hooks, sources
+        self._run, self.hooks, self.of_hook = run, hooks, sources
 
     def next(self) -> dict[str, Tensor]:
         """The next batch of each hook point, (B, D)."""
         self._refill()
-        return {name: next(source) for name, source in self.sources.items()}
+        return {name: next(source) for name, source in self.of_hook.items()}
 
     def _refill(self) -> None:
         """Fill the sources that are used up.
 
         None has handed out its next batch yet. So if this is interrupted, all continue at one place.
         """
-        while used_up := [source for source in self.sources.values() if source.is_used_up]:
+        while used_up := [source for source in self.of_hook.values() if source.is_used_up]:
             in_step(source.refreshing() for source in used_up)
 
     def mean_squared_norms(self) -> dict[str, float]:
         """E||x||^2 of each hook point's first rows, of this process's share."""
         self._refill()
-        return {name: source.mean_squared_norm() for name, source in self.sources.items()}
+        return {name: source.mean_squared_norm() for name, source in self.of_hook.items()}
 
     def norm_factors(
         self, mean_squared_norms: Mapping[str, float] | None = None
@@ -150,16 +150,16 @@ class Batches:
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         """What each hook point's source needs to continue with the same batches, fit for JSON."""
-        return {name: source.state_dict() for name, source in self.sources.items()}
+        return {name: source.state_dict() for name, source in self.of_hook.items()}
 
     def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
         """Continue where each hook point's `state_dict` was taken."""
         for name, state in states.items():
-            self.sources[name].load_state_dict(state)
+            self.of_hook[name].load_state_dict(state)
 
     def tokens_seen(self) -> set[int]:
         """How many rows the sources have handed out: one number, except in the middle of `next`."""
-        return {source.tokens_seen for source in self.sources.values()}
+        return {source.tokens_seen for source in self.of_hook.values()}
 
 
 class ShuffledRows:

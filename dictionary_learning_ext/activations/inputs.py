@@ -1,7 +1,7 @@
 """What a run reads: training batches, held-out activations, and contexts of tokens to look at.
 
     inputs = open_inputs(run, [run.hook])
-    batches = inputs.train()
+    batches = inputs.training_batches()
     x_BD = batches.next()[run.hook]
 
 A language model runs, stored activations are read, or a synthetic model draws: which one is chosen
@@ -109,7 +109,7 @@ class Inputs(ABC):
     def require_enough(self) -> None:
         """Raise a TextError if there is too little to train on."""
 
-    def train(self) -> Batches:
+    def training_batches(self) -> Batches:
         """The batches to train on, from the first."""
         return Batches(self._run, self.hooks, self._sources())
 

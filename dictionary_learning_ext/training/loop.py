@@ -132,7 +132,7 @@ def _train(
                 inputs = open_inputs(run, hooks, signals.check, share)
                 if not resume and processes.is_first:
                     inputs.require_enough()
-                sources = inputs.train()
+                sources = inputs.training_batches()
                 jobs = [job.of_width(inputs.hooks[job.hook].activation_dim) for job in jobs]
                 depends_on = inputs.hashes() | {
                     "versions": versions() | {"threads": t.get_num_threads()},
@@ -178,7 +178,7 @@ def _measured_norm_factors(sources: Batches, processes: Processes) -> dict[str, 
     with processes.together():
         mean_squared_norms = sources.mean_squared_norms()
     factors = sources.norm_factors(processes.means(mean_squared_norms))
-    for source in sources.sources.values():
+    for source in sources.of_hook.values():
         if outliers := source.outliers():
             logger.warning("%s", outliers)
     return factors
@@ -255,7 +255,7 @@ def _begin(
         for one, point in resumed:
             one.resume(point, groups[one.name])
         for one in started:
-            one.start(sources.sources[one.run.hook].config)
+            one.start(sources.of_hook[one.run.hook].config)
 
 
 class _Loop:

@@ -54,11 +54,11 @@ def test_iterators_take_turns_to_their_ends():
 
 
 def test_each_hook_point_has_its_own_batches_and_all_share_the_passes(run):
-    shared = open_inputs(run, HOOKS).train()
+    shared = open_inputs(run, HOOKS).training_batches()
     with counted_passes() as together:
         factors, given = shared.norm_factors(), batches_of(shared)
     for hook in HOOKS:
-        alone = open_inputs(run, [hook]).train()
+        alone = open_inputs(run, [hook]).training_batches()
         with counted_passes() as passes:
             assert alone.norm_factors() == {hook: factors[hook]}
             assert torch.equal(batches_of(alone)[hook], given[hook])
@@ -70,11 +70,11 @@ def test_each_hook_point_has_its_own_batches_and_all_share_the_passes(run):
 @pytest.mark.parametrize(("taken", "passes"), [(25, [32, 7]), (22, [32, 7] * 2)])
 def test_a_resume_shares_the_passes_too(taken, passes, run):
     """22 batches are a fill. It is read again to know where the next one starts."""
-    first = open_inputs(run, HOOKS).train()
+    first = open_inputs(run, HOOKS).training_batches()
     batches_of(first, taken)
     states = first.state_dicts()
     expected = batches_of(first, 15)
-    second = open_inputs(run, HOOKS).train()
+    second = open_inputs(run, HOOKS).training_batches()
     with counted_passes() as counted:
         second.load_state_dicts(states)
         assert second.state_dicts() == states
@@ -89,15 +89,17 @@ def test_a_resume_shares_the_passes_too(taken, passes, run):
 def test_hook_points_that_leave_out_different_tokens_still_have_their_own_batches(run, caplog):
     run = replace(run, max_norm_multiple=1.2, text_passes=9)
     with caplog.at_level(logging.INFO):
-        given = batches_of(open_inputs(run, HOOKS).train())
+        given = batches_of(open_inputs(run, HOOKS).training_batches())
     assert caplog.text.count("the hook points leave out different tokens") == 1
     for hook in HOOKS:
-        assert torch.equal(batches_of(open_inputs(run, [hook]).train())[hook], given[hook])
+        assert torch.equal(
+            batches_of(open_inputs(run, [hook]).training_batches())[hook], given[hook]
+        )
 
 
 def test_processes_read_contexts_of_their_own(run):
     first, second = (
-        batches_of(open_inputs(run, [HOOK], share=Share(rank, 2)).train(), 2)[HOOK]
+        batches_of(open_inputs(run, [HOOK], share=Share(rank, 2)).training_batches(), 2)[HOOK]
         for rank in range(2)
     )
     assert first.shape == second.shape == (2, 28, 16)
@@ -146,7 +148,9 @@ def test_each_setting_reaches_the_buffer_and_gives_other_batches(tiny_lm, settin
             max_norm_multiple=run.max_norm_multiple,
             seed=run.data_seed,
         )
-        given = batches_of(open_inputs(run, [run.hook]).train(), 8)[run.hook]  # two fills
+        given = batches_of(open_inputs(run, [run.hook]).training_batches(), 8)[
+            run.hook
+        ]  # two fills
         assert torch.equal(given, torch.stack([next(direct) for _ in range(8)])), options
         assert not any(torch.equal(given, other) for other in found), options
         found.append(given)
@@ -156,7 +160,9 @@ def test_another_data_seed_gives_the_same_tokens_in_another_order(settings):
     run = RunConfig(**settings)
     fill = run.n_ctxs * run.ctx_len // run.batch_size
     one, other = (
-        batches_of(open_inputs(replace(run, data_seed=seed), HOOKS[:1]).train(), fill)[HOOKS[0]]
+        batches_of(open_inputs(replace(run, data_seed=seed), HOOKS[:1]).training_batches(), fill)[
+            HOOKS[0]
+        ]
         for seed in (0, 1)
     )
     assert not torch.equal(one, other)
@@ -188,7 +194,7 @@ def test_the_hashes_do_not_depend_on_what_was_read(run):
     before = inputs.hashes()
     assert settings_hash(inputs.language_model) == before["tokenizer"]
     inputs.require_enough()
-    inputs.train().next()
+    inputs.training_batches().next()
     assert settings_hash(inputs.language_model) != before["tokenizer"]
     assert inputs.hashes() == before == open_inputs(run, [HOOK]).hashes()
 

@@ -59,7 +59,7 @@ def metrics_of(folder):
 def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(run):
     hooks, steps = (HOOK, OTHER), 20  # three fills, of one read each
     reads = []
-    sources = open_inputs(run, hooks, lambda: reads.append(len(reads))).train()
+    sources = open_inputs(run, hooks, lambda: reads.append(len(reads))).training_batches()
     whole = [sources.next() for _ in range(steps)]
     assert len(reads) == 3 * len(hooks)
     for stop in reads:
@@ -70,14 +70,14 @@ def test_several_hook_points_resume_at_one_place_wherever_a_read_is_interrupted(
                 raise Interrupted(signal.SIGTERM)
 
         found = []
-        sources = open_inputs(run, hooks, check).train()
+        sources = open_inputs(run, hooks, check).training_batches()
         with contextlib.suppress(Interrupted):
             while len(found) < steps:
                 found.append(sources.next())
         assert len(found) < steps
         assert sources.tokens_seen() == {len(found) * run.batch_size}
         states = json.loads(json.dumps(sources.state_dicts()))
-        sources = open_inputs(run, hooks).train()
+        sources = open_inputs(run, hooks).training_batches()
         sources.load_state_dicts(states)
         found += [sources.next() for _ in range(steps - len(found))]
         for step in range(steps):
@@ -183,7 +183,7 @@ def test_no_process_is_short_of_the_tokens_that_are_enough(run):
     for rank in range(3):
         opened = open_inputs(run, [HOOK], share=Share(rank, 3))
         opened.require_enough()
-        batches = opened.train()
+        batches = opened.training_batches()
         for _ in range(run.steps):
             batches.next()
     with pytest.raises(TextError, match="or steps=164"):

@@ -107,7 +107,7 @@ def test_held_out_samples_are_the_same_for_every_seed_and_not_those_of_training(
     held_out = [each.held_out(NO_HOOK, 500) for each in opened]
     first, second = (next(each.rows) for each in held_out)
     assert t.equal(first, second)
-    trained = [each.train().next()[NO_HOOK] for each in opened]
+    trained = [each.training_batches().next()[NO_HOOK] for each in opened]
     assert not t.equal(*trained)
     assert not t.equal(trained[0], first[:64])
     assert held_out[0].truth.firing_BT.shape == (500, 40)

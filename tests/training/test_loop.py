@@ -139,7 +139,7 @@ def test_the_saved_sae_takes_raw_activations(normalize, run_of, tiny_lm, text):
         assert factor == 1.0
     else:
         assert (x / factor).pow(2).sum(-1).mean().item() == pytest.approx(target, rel=0.1)
-        (mean,) = inputs.open_inputs(run, [HOOK]).train().mean_squared_norms().values()
+        (mean,) = inputs.open_inputs(run, [HOOK]).training_batches().mean_squared_norms().values()
         assert factor == pytest.approx((mean / target) ** 0.5, rel=1e-5), "of the first fill"
 
 

@@ -281,7 +281,7 @@ def trained(short, tmp_path):
 
 def first_batch(run):
     """The first batch of a run at its hook point, raw."""
-    return open_inputs(run, [run.hook]).train().next()[run.hook]
+    return open_inputs(run, [run.hook]).training_batches().next()[run.hook]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
