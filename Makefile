@@ -32,7 +32,7 @@ test-saebench: .venv-saebench/installed
 			activations/test_text.py activations/test_stored.py activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' \
 			experiments/test_reproducibility_parts.py experiments/test_size_matched.py activations/test_inputs_synthetic.py \
-			evaluation/test_ground_truth.py \
+			evaluation/test_measure_truth.py activations/test_synthetic.py \
 			'test_docs.py::test_a_page_runs[ground_truth.md]')
 ifdef DICTIONARY_LEARNING_MAIN
 	PYTHONPATH=$(DICTIONARY_LEARNING_MAIN) OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
