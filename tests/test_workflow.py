@@ -60,3 +60,11 @@ def test_every_test_that_test_fast_leaves_out_is_there():
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     written = {path.name for path in files} | set(re.findall(r"^def (test_\w+)", text, re.M))
     assert written >= SLOW, f"tests/helpers/slow_tests.py names no test: {sorted(SLOW - written)}"
+
+
+def test_the_makefile_names_test_files_that_are_there():
+    named = re.findall(r"[\w/]*test_\w+\.py", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert not [
+        name for name in named if not (ROOT / "tests" / name.removeprefix("tests/")).is_file()
+    ]
