@@ -42,7 +42,10 @@ def test_padding_and_beginning_of_text_are_left_out(tokenizer: PreTrainedTokeniz
     [
         ({}, ""),
         ({"max_norm_multiple": 12.5}, "outliers (--max-norm-multiple 12.5)"),
-        ({"remove_bos": True}, "beginning-of-text tokens (--remove-bos)"),
+        (
+            {"remove_bos": True, "max_norm_multiple": 10.0},
+            "beginning-of-text tokens (--remove-bos) and outliers (--max-norm-multiple 10)",
+        ),
     ],
 )
 def test_it_says_what_it_leaves_out(rule: dict[str, Any], said: str):
