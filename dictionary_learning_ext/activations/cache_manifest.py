@@ -44,6 +44,10 @@ class CacheFile:
     tokens: int
     """Without padding."""
 
+    def __post_init__(self):
+        if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            raise ValueError(f"the file {self.name!r} is not in the cache's folder")
+
 
 @dataclass(frozen=True)
 class CachedHook:

@@ -89,6 +89,14 @@ def test_a_manifest_of_something_else_is_refused(content, said, folder):
     assert refused(folder).startswith(f"{folder / MANIFEST}: {said}")
 
 
+@pytest.mark.parametrize("name", ["../elsewhere.arrow", "/etc/passwd"])
+def test_a_file_that_is_not_in_the_folder_is_not_read(name, folder):
+    content = json.loads((folder / MANIFEST).read_text())
+    content["files"][0]["name"] = name
+    (folder / MANIFEST).write_text(json.dumps(content))
+    assert f"the file {name!r} is not in the cache's folder" in refused(folder)
+
+
 def test_a_manifest_that_may_not_be_read_is_one_error(folder, monkeypatch):
     def refuse(path, **_):
         raise PermissionError(13, "Permission denied")
