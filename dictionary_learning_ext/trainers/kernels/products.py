@@ -175,11 +175,12 @@ class DenseCode:
         return (self._scattered(values_BK).t() @ self._cast(rows_BD)).to(rows_BD.dtype)
 
     def _scattered(self, values_BK: t.Tensor) -> t.Tensor:
-        # put_ takes a quarter of scatter_'s time in bf16.
         code_BF = self._code_BF
         if code_BF is None:  # on a GPU memory is scarcer than time: held only during a product
             code_BF = t.zeros(self._shape, dtype=self._matmul_dtype, device=values_BK.device)
-        return code_BF.put_(self._places_BK, self._cast(values_BK))
+        if t.are_deterministic_algorithms_enabled():  # put_ has no deterministic form
+            return code_BF.scatter_(1, self.indices_BK, self._cast(values_BK))
+        return code_BF.put_(self._places_BK, self._cast(values_BK))  # a quarter of the time in bf16
 
     def _cast(self, tensor: t.Tensor) -> t.Tensor:
         return tensor.detach().to(self._matmul_dtype)

@@ -154,3 +154,28 @@ def test_names_and_threads_do_not_share_memory():
     thread.start()
     thread.join()
     assert one.eq(1).all()
+
+
+@pytest.fixture
+def deterministic():
+    t.use_deterministic_algorithms(True)
+    yield
+    t.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [t.float32, t.bfloat16])
+def test_where_torch_must_be_deterministic_the_dense_products_are_the_same(dtype, deterministic):
+    generator = t.Generator().manual_seed(0)
+    values_BK = t.randn(BATCH, K, generator=generator)
+    weight_FD, rows_BD = (t.randn(n, D, generator=generator) for n in (F, BATCH))
+
+    def products_of(code):
+        return (
+            code.combine(values_BK, weight_FD),
+            code.project(rows_BD),
+            code.outer(values_BK, rows_BD),
+        )
+
+    found = products_of(forms(dtype)["dense"])
+    t.use_deterministic_algorithms(False)
+    assert all(map(t.equal, found, products_of(forms(dtype)["dense"])))
