@@ -7,8 +7,8 @@ the language model. An export that is not exact is refused unless allow_inexact 
 
 import importlib.metadata
 import logging
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -230,11 +230,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace."""
     above = next(path for path in target.absolute().parents if path.exists())
     with _writing(target):
-        temporary = Path(tempfile.mkdtemp(dir=above, prefix=".export."))
+        temporary = above / f".export.{secrets.token_hex(4)}"
+        temporary.mkdir()
     try:
         yield temporary
         with _writing(target):
-            temporary.chmod(0o755)
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.replace(target)
     finally:

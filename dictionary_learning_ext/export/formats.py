@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from ..activations.hook_points import HookPoint, block_of_output
 from ..config.architectures import BY_DICT_CLASS, ExportFormat, import_class
 from ..errors import CheckpointError, Setting, listed
-from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
+from ..run_folder.files import CONFIG, METRICS, WEIGHTS, usual_mode, write_json
 from ..run_folder.weights import (
     SAE_LENS_CONFIG,
     SAE_LENS_WEIGHTS,
@@ -246,7 +246,8 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
         },
     }
     write_json(folder / SAE_LENS_CONFIG, config)
-    save_file(_weights(sae), folder / SAE_LENS_WEIGHTS)
+    with usual_mode(folder / SAE_LENS_WEIGHTS):
+        save_file(_weights(sae), folder / SAE_LENS_WEIGHTS)
 
 
 def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
@@ -276,7 +277,8 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
     }
     place.mkdir(parents=True)
     write_json(place / _SPARSIFY_CONFIG, config)
-    save_file(_on_cpu(weights), place / SAFETENSORS)
+    with usual_mode(place / SAFETENSORS):
+        save_file(_on_cpu(weights), place / SAFETENSORS)
 
 
 def _read_sparsify(folder: Path, device: str) -> AutoEncoderTopK:
@@ -314,7 +316,8 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
         "context_size": source.ctx_len,
     }
     write_json(folder / CONFIG, config)
-    save_file(_weights(sae), folder / SAFETENSORS)
+    with usual_mode(folder / SAFETENSORS):
+        save_file(_weights(sae), folder / SAFETENSORS)
 
 
 def _read_safetensors(folder: Path, device: str) -> Dictionary:

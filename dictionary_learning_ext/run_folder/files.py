@@ -10,9 +10,9 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -201,16 +201,26 @@ def replacing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[Path]
     """
     with writing(path, elsewhere):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"
         try:
-            yield temporary
+            with usual_mode(temporary):
+                yield temporary
             sync(temporary)
-            temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """Give a new file, which is written inside, the mode that the umask says.
+
+    Libraries that write through a temporary file, such as safetensors, make it the owner's alone.
+    """
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
 
 
 def write_json(path: Path, content: Any, elsewhere: Setting | str = SAVE_DIR) -> None:

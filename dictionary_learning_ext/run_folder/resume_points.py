@@ -31,6 +31,7 @@ from .files import (
     remove,
     resume_point,
     sync,
+    usual_mode,
     write_json,
     writing,
 )
@@ -68,7 +69,8 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
             remove(broken_off)
         try:
             temporary.mkdir(parents=True)
-            save_file(tensors, temporary / RESUME_TENSORS)
+            with usual_mode(temporary / RESUME_TENSORS):
+                save_file(tensors, temporary / RESUME_TENSORS)
             (temporary / RESUME_STATE).write_text(json.dumps(state), encoding="utf-8")
             hashes = {name: _hash(temporary / name) for name in (RESUME_TENSORS, RESUME_STATE)}
             for name in hashes:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import resource
 import shutil
@@ -52,6 +53,17 @@ def test_the_difference_is_what_a_direct_computation_gives(folder_of, trained):
     record = json.loads((exported.folder / "config.json").read_text())["export"]
     assert record["max_relative_difference"] == exported.difference.reconstruction
     assert not (exported.folder / "metrics.json").exists(), "those are the signed SAE's"
+
+
+@pytest.mark.parametrize("form", ["sae-lens", "sparsify", "safetensors"])
+def test_an_export_has_the_mode_that_the_umask_says(form, folder_of):
+    before = os.umask(0o027)
+    try:
+        there = export(folder_of("top_k"), form, tokens=200).folder
+    finally:
+        os.umask(before)
+    for path in [there, *there.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~0o027, path
 
 
 def test_measure_counts_the_tokens_whose_code_differs():

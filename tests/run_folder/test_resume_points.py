@@ -1,5 +1,6 @@
 """Resume points on the disk: whole or none, the last two kept, the newest that all folders have."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,3 +140,18 @@ def test_a_full_disk_while_a_point_is_written_leaves_the_former(tmp_path, monkey
     with pytest.raises(CheckpointError, match="No space left"):
         save_point(tmp_path, 2, {"x": t.ones(2)}, {})
     assert [path.name for path in (tmp_path / "resume").iterdir()] == ["step_00000001"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
+def test_files_have_the_mode_that_the_umask_says(umask, run, tmp_path):
+    """So that a colleague on a shared disk can read them, or nobody can."""
+    before = os.umask(umask)
+    try:
+        train(replace(run, steps=2, eval_tokens=200), {"x": sae_of()})
+    finally:
+        os.umask(before)
+    files = [path for path in Path(run.save_dir).rglob("*") if path.is_file()]
+    assert {"ae.pt", "config.json", "metrics.jsonl", "tensors.safetensors"} <= {
+        path.name for path in files
+    }
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
