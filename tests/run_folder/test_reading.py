@@ -58,7 +58,7 @@ def test_reading_imports_no_torch(tmp_path):
         "from dictionary_learning_ext.run_folder import files, reading\n"
         f"assert starting_point({{'resume': {str(tmp_path)!r}}}).run.steps == 77\n"
         f"assert starting_point({{'config': {str(tmp_path)!r}}}).run.steps == 77\n"
-        "from dictionary_learning_ext.run_folder.comparing import run_of\n"
+        "from dictionary_learning_ext.run_folder.trained_on import run_of\n"
         f"run_of(__import__('pathlib').Path({str(tmp_path)!r}), None, None, None, 'cpu')\n"
         "print([m for m in ('torch', 'nnsight', 'datasets', 'wandb') if m in sys.modules])"
     )
