@@ -1,8 +1,10 @@
 """`vsae eval`, `vsae compare` and `vsae reproduce`: metrics of SAEs, side by side, and across seeds."""
 
 import json
+import textwrap
 from dataclasses import dataclass, field
 
+from ..config.checks import require
 from .flags import FOLDERS, Command, positional
 
 
@@ -46,12 +48,15 @@ class EvalFlags:
     step: int | None = None
     """Evaluate the checkpoint of this step, see --save-steps of train. Default: the final
     weights."""
+    all: bool = False
+    """Print every metric. All of them are in metrics.json."""
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
 
 
 def run_eval(flags: EvalFlags) -> None:
     from ..evaluation.folders import evaluate_folders
-    from ..evaluation.tables import printed
+    from ..evaluation.tables import measured_in, printed
+    from ..run_folder.reading import read_config
 
     written = []
     results = evaluate_folders(
@@ -61,7 +66,8 @@ def run_eval(flags: EvalFlags) -> None:
         on_written=written.append,
         **vars(flags.inputs),
     )
-    print(printed(results))
+    configs = {folder: read_config(folder, flags.step) for folder in results}
+    print(printed(results, configs, measured_in(results) if flags.all else None))
     for path in written:
         print(f"wrote {path}")
 
@@ -74,18 +80,24 @@ class CompareFlags:
     """Run folders: two or more, or one to see its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
-    the most important ones."""
+    the most important ones, and which features come back where there are several seeds of a setting."""
+    all: bool = False
+    """Show every metric. `vsae metrics` says what they mean."""
     json: bool = False
     """Print JSON instead: each folder's metrics.json. With --columns, only those metrics and what
     they were measured on."""
 
 
 def run_compare(flags: CompareFlags) -> None:
-    from ..evaluation.tables import chosen, printed
+    from ..evaluation.tables import chosen, measured_in, printed
+    from ..features.reproducibility_of_folders import returning_of
     from ..run_folder.reading import read_all, read_config
 
-    metrics = None if flags.columns is None else chosen(flags.columns)
     results = read_all(flags.folders)
+    metrics = None if flags.columns is None else chosen(flags.columns)
+    if flags.all:
+        require(metrics is None, "columns", flags.columns, "to be left out beside --all")
+        metrics = measured_in(results)
     if flags.json:
         if metrics is not None:
             keys = {metric.key for metric in metrics} | {"measured_on", "tokens", "loss_tokens"}
@@ -93,7 +105,9 @@ def run_compare(flags: CompareFlags) -> None:
                 results[folder] = {key: value for key, value in values.items() if key in keys}
         print(json.dumps(results, indent=2))
         return
-    print(printed(results, metrics, {folder: read_config(folder) for folder in results}))
+    configs = {folder: read_config(folder) for folder in results}
+    returning = returning_of(configs) if flags.columns is None else {}
+    print(printed(results, configs, metrics, returning))
 
 
 @dataclass(frozen=True)
@@ -120,6 +134,23 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         print(f"\nwrote {flags.csv}")
 
 
+@dataclass(frozen=True)
+class MetricsFlags:
+    """Say what each metric means."""
+
+
+def run_metrics(flags: MetricsFlags) -> None:
+    from ..evaluation.metrics import METRICS
+
+    for metric in METRICS.values():
+        better = f", {metric.better} is better" if metric.better else ""
+        print(f"{metric.key} ({metric.label}{better})")
+        print(
+            textwrap.fill(metric.definition, 100, initial_indent="    ", subsequent_indent="    ")
+        )
+
+
 EVAL = Command("eval", EvalFlags, run_eval)
 COMPARE = Command("compare", CompareFlags, run_compare)
 REPRODUCE = Command("reproduce", ReproduceFlags, run_reproduce)
+METRICS = Command("metrics", MetricsFlags, run_metrics)

@@ -12,9 +12,11 @@ from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ActivationsError, Setting, TrainingError, UserError, in_shell, listed
 from ..run_folder.files import CONFIG, FAILED, RUNS, folder_of
 from ..run_folder.reading import (
+    automatic_folders,
     failed_in,
     is_finished,
     load_config,
+    read_config,
     read_metrics,
     read_run,
     run_folders,
@@ -212,6 +214,8 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
         return any(there), flags.run
     config = TrainConfig(flags.sae.resolve(flags.run.steps, flags.run.batch_size), flags.run)
     folder = folder_of(config)
+    if flags.run.save_dir is None and not folder.exists():
+        folder = automatic_folders(RUNS).get(config.digest, folder)
     run = replace(flags.run, save_dir=str(folder))
     return _is_same_run(flags.sae, run, folder, flags.typed), run
 
@@ -277,7 +281,7 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
 
     results = {str(folder): read_metrics(folder) for folder in folders if run.eval_tokens}
     if results:
-        print(printed(results))
+        print(printed(results, {folder: read_config(folder) for folder in results}))
     for folder in folders:
         print(f"saved in {folder}")
     for folder, metrics in results.items():

@@ -48,6 +48,8 @@ class Architecture:
     """Path of the trainer's class, MODULE:CLASS; None for one that is loaded but not trained here."""
     dictionary: str
     """Path of the dictionary's class."""
+    name_in_folders: str = ""
+    """A shorter one, for the automatic names of run folders. Default: name."""
     default_lr: str = "1e-3"
     """In words, for --help: trainers choose it themselves."""
     exports: tuple[ExportFormat, ...] = ()
@@ -118,6 +120,7 @@ _VARIATIONAL["looks"] |= {
 _ROWS = (
     Architecture(
         name="vsae_top_k",
+        name_in_folders="vsae",  # a purely variational one has no k in its name
         description="variational TopK",
         **_VARIATIONAL,
     ),
@@ -147,6 +150,7 @@ _ROWS = (
     ),
     Architecture(
         name="probabilistic_top_k",
+        name_in_folders="prob_top_k",
         description="upstream's TopK, trained with random gates that harden (Li et al. 2026)",
         trainer=f"{_OURS}.probabilistic_top_k:ProbabilisticTopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",

@@ -21,7 +21,6 @@ from .checks import (
     require_seed,
 )
 from .sae import CONFIGS, OPTION_NAMES, Normalize, SAEConfig, from_flat
-from .synthetic_models import NO_HOOK
 
 Dtype = Literal["float32", "bfloat16"]
 Packing = Literal["pack", "truncate"]
@@ -244,19 +243,10 @@ class TrainConfig:
         return [self.sae.architecture, *chosen]
 
     @property
-    def name(self) -> str:
-        """A folder's name: the main settings, and a hash of all that change the result."""
-        where = []
-        if self.run.data_seed != RunConfig.data_seed:
-            where.append(f"data-seed{self.run.data_seed}")
-        if self.run.hook not in (RunConfig.hook, NO_HOOK):
-            where.append(self.run.hook)
-        if self.run.data != RunConfig.data:
-            where.append(self.run.data.rstrip("/").rpartition("/")[2][-40:])
+    def digest(self) -> str:
+        """A hash of the settings that change the result."""
         settings = _deciding_the_result(json.loads(json.dumps(self.to_dict())))
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        where = [re.sub(r"[^\w.-]", "-", text) for text in where]
-        return "_".join([self.sae.name, *where, digest[:6]])
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def for_steps(self, steps: int) -> "TrainConfig":
         """These settings for a run of `steps`, with schedules of the same share of the run."""

@@ -67,12 +67,6 @@ SCHEDULES = (
 """The settings that are counted in steps."""
 DERIVED = (*SCHEDULES, "dead_feature_threshold")
 """The settings whose defaults follow from the run's length."""
-_NAMED_IN_FOLDERS = {
-    "beta": "beta",
-    "sigma": "sigma",
-    "noise_to_signal": "noise",
-    "lr": "lr",
-}
 
 
 def training_energy(normalize: Normalize, activation_dim: int) -> int:
@@ -511,27 +505,6 @@ class SAEConfig(Options):
             # Upstream's 1000 is past the end of a short run.
             arguments["threshold_start_step"] = min(1000, steps // 2)
         return arguments
-
-    @property
-    def name(self) -> str:
-        """What distinguishes this SAE from others of a run, fit for a folder's name."""
-        flat = self.to_flat()
-        parts = [self.architecture]
-        if flat["k"] is not None:
-            parts.append(f"k{flat['k']}")
-        parts.append(f"F{self.dict_size}")
-        parts += [flat[n] for n in ("posterior", "noise_on") if flat[n] is not None]
-        parts += ["kl-selected"] if flat["kl_scope"] == "selected" else []
-        parts += ["annealed"] if flat["noise_anneal_steps"] is not None else []
-        parts += ["k-annealed"] if flat["k_anneal_steps"] is not None else []
-        parts += ["rectified"] if flat["rectify"] else []
-        parts += ["by-magnitude"] if flat["select_by"] == "magnitude" else []
-        parts += [
-            f"{label}{flat[name]:g}"
-            for name, label in _NAMED_IN_FOLDERS.items()
-            if flat[name] is not None
-        ]
-        return "_".join([*parts, f"seed{self.seed}"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -314,13 +314,14 @@ _ROWS = (
         better="lower",
         title="Rarely used (near-dead < 0.5)",
         in_words="share of features selected less than half as often as the average feature",
+        shown_in=("bench",),
     ),
     Metric(
         "kl_per_token",
         "the KL over all features, nats per token",
         "KL/token",
         lambda totals: None if totals.kl is None else totals.kl / totals.tokens,
-        shown_in=("compare",),
+        shown_in=(),
     ),
     Metric(
         "noise_to_signal",
@@ -328,9 +329,9 @@ _ROWS = (
         "an SAE whose decoder is not unit-norm",
         "noise/signal",
         noise_to_signal,
-        shown_in=("compare",),
         in_words="energy of the noise that sampling adds to a reconstruction / energy of the "
         "activations: k sigma^2 / E||x||^2, at the full sigma, also where the noise was annealed to 0",
+        shown_in=(),
     ),
     Metric(
         "fve_sampled",
@@ -339,9 +340,9 @@ _ROWS = (
         "FVE sampled",
         fve_sampled,
         better="higher",
-        shown_in=("compare",),
         in_words="FVE when noise is added as in training, at the full sigma, also where the noise was "
         "annealed to 0; the SAE itself is used without noise",
+        shown_in=(),
     ),
     Metric(
         "stability_rms",
@@ -350,10 +351,10 @@ _ROWS = (
         "selection stability",
         lambda totals: totals.mean("stability_rms"),
         better="higher",
-        shown_in=("compare", "report"),
         title="Selection stability",
         in_words="overlap of the selected features before and after a little noise is added "
         "(Jaccard index)",
+        shown_in=(),
     ),
     Metric(
         "true_mcc",

@@ -1,8 +1,10 @@
 """Tables of SAEs: what commands print of their metrics, what SAEs are called, and text in columns."""
 
+import os
 import re
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any
 
 from ..activations.positions import left_out
 from ..config.checks import meant
-from ..config.run import TrainConfig
-from ..config.sae import DERIVED, MUCH_NOISE, SAEConfig
+from ..config.names import LONGEST, is_automatic
+from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError
 from ..run_folder.comparing import (
     LEAVING_OUT,
+    SEEDS,
+    architecture_of,
     measurements,
     only_posteriors_differ,
     training,
@@ -22,10 +26,13 @@ from ..run_folder.comparing import (
 )
 from .metrics import METRICS, NOT_MEASURED, Metric, shown_in
 
+RETURNS = "returning > 0.7"
+"""The head of the column of features that come back."""
 _REMEDIES = "See `When it goes wrong` in docs/settings.md."
 _FEWEST_SELECTIONS = 10
 """How often the average feature must have been selected for `alive` to say anything."""
-_LONG_NAME = 30  # characters
+
+_NAMED_FIRST = ("architecture", "k", "dict_size", "hook")
 _GAP = "  "
 
 
@@ -33,49 +40,54 @@ _GAP = "  "
 
 
 def printed(
-    results: dict[str, dict[str, Any]],
+    results: Mapping[str, dict[str, Any]],
+    configs: Mapping[str, dict[str, Any]],
     metrics: Sequence[Metric] | None = None,
-    configs: dict[str, dict[str, Any]] | None = None,
+    returning: Mapping[str, float] | None = None,
 ) -> str:
-    """What commands print of run folders' metrics: a table that fits the terminal, and its legend.
+    """What commands print of run folders' metrics: a table that fits the terminal.
 
-    Folders that were not measured as the first one are marked. A second table says in what folders
-    were measured differently and, with `configs`, a third in what they were trained differently.
+    Folders that were not measured as the first one are marked. Further tables say in what folders were
+    measured and trained differently.
 
     Arguments:
         results, configs: the content of each folder's metrics.json and config.json.
+        returning: the share of features that come back in other seeds, for folders that have some.
     """
     metrics = usual_columns(results) if metrics is None else metrics
     width = shutil.get_terminal_size().columns
-    names, measured = short_names(results), measurements(results)
+    names, measured = labels(configs), measurements(dict(results))
     differing = unequal(list(measured.values()))
-    for folder in measured:
-        if unequal([measured[folder], next(iter(measured.values()))]):
-            names[folder] += " *"
-    for folder, config in (configs or {}).items():
-        if "run" not in config:  # trainSAE calls all of them trainer_0, trainer_1, …
-            names[folder] += f" ({config['trainer']['dict_class']})"
-    parts = [table({names[folder]: values for folder, values in results.items()}, metrics, width)]
-    if lines := notes(results, metrics):
+    marked = {
+        folder: name + " *" * bool(unequal([measured[folder], next(iter(measured.values()))]))
+        for folder, name in names.items()
+    }
+    shown = {marked[folder]: values for folder, values in results.items()}
+    returning = {marked[folder]: share for folder, share in (returning or {}).items()}
+    parts = [table(shown, metrics, width, returning)]
+    if lines := notes(results, names, metrics):
         parts.append("\n".join(lines))
     if differing:
         parts.append("* Not a matched comparison: measured differently from the first row.")
-        parts.append(_settings_table(names, measured, differing, width))
-    trained, shown = training(configs or {}), differing
-    differing = unequal(list(trained.values()))
-    if any(
-        name not in shown or trained[folder].get(name) != measured.get(folder, {}).get(name)
-        for name in differing
-        for folder in trained
-    ):
-        is_matched = only_posteriors_differ(list(trained.values()))
+        parts.append(_settings_table(marked, measured, differing, width))
+    trained = training(dict(configs))
+    different = [
+        name
+        for name in unequal(list(trained.values()))
+        if any(
+            f"{name}={setting_text(each.get(name))}" not in names[folder].split()
+            and (name not in differing or each.get(name) != measured[folder].get(name))
+            for folder, each in trained.items()
+        )
+    ]
+    if different:
         parts.append(
             "All were trained on the same batches from the same initial weights. Their posteriors differ:"
-            if is_matched
+            if only_posteriors_differ(list(trained.values()))
             else "These training settings also differ:"
         )
-        parts.append(_settings_table(names, trained, differing, width))
-    return "\n\n".join([*parts, legend(metrics, width)])
+        parts.append(_settings_table(names, trained, different, width))
+    return "\n\n".join(parts)
 
 
 def _settings_table(
@@ -89,29 +101,35 @@ def _settings_table(
 
 
 def table(
-    results: dict[str, dict[str, Any]],
+    results: Mapping[str, Mapping[str, Any]],
     metrics: Sequence[Metric] | None = None,
     width: int | None = None,
+    returning: Mapping[str, float] | None = None,
 ) -> str:
     """The metrics of SAEs as aligned text, a row each; a single SAE is not named.
 
-    `width`: see `text_table`.
+    Arguments:
+        width: see `text_table`.
+        returning: the share of features that come back, of some.
     """
     metrics = usual_columns(results) if metrics is None else metrics
-    rows = [
-        [name, *(metric.text(values.get(metric.key)) for metric in metrics)]
-        for name, values in results.items()
-    ]
-    labels = [metric.label for metric in metrics]
+    head = [*(metric.label for metric in metrics), *([RETURNS] if returning else [])]
+    rows = []
+    for name, values in results.items():
+        cells = [metric.text(values.get(metric.key)) for metric in metrics]
+        if returning:
+            cells.append(f"{returning[name]:.1%}" if name in returning else "-")
+        rows.append([name, *cells])
     if len(rows) == 1:
-        return text_table(labels, [rows[0][1:]], width, repeated=0)
-    return text_table(["", *labels], rows, width)
+        return text_table(head, [rows[0][1:]], width, repeated=0)
+    return text_table(["", *head], rows, width)
 
 
-def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list[str]:
+def notes(
+    results: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], metrics: Sequence[Metric]
+) -> list[str]:
     """What the table can't show: positions that CE left alone, and why metrics are missing."""
     said_of: dict[str, list[str]] = {}
-    names = short_names(results)
     for folder, values in results.items():
         settings = values.get("measured_on", {})
         what = left_out(**{name: settings[name] for name in LEAVING_OUT if name in settings})
@@ -131,23 +149,22 @@ def notes(results: dict[str, dict[str, Any]], metrics: Sequence[Metric]) -> list
     ]
 
 
-def legend(metrics: Sequence[Metric], width: int) -> str:
-    """What each metric means, and in which direction it is better."""
-    lines = []
-    for metric in metrics:
-        better = f" ({metric.better} is better)" if metric.better else ""
-        text = f"{metric.label}{better}: {metric.in_words or metric.definition}"
-        lines += textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-    return "\n".join(lines)
-
-
-def usual_columns(results: dict[str, dict[str, Any]]) -> list[Metric]:
+def usual_columns(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
     """The metrics that a table of these SAEs shows by default."""
     return [
         metric
         for metric in shown_in("compare")
         if not metric.is_of_truth
         or any(values.get(metric.key) is not None for values in results.values())
+    ]
+
+
+def measured_in(results: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
+    """Every metric that any of these SAEs has."""
+    return [
+        metric
+        for metric in METRICS.values()
+        if any(values.get(metric.key) is not None for values in results.values())
     ]
 
 
@@ -199,59 +216,79 @@ def symptoms(metrics: Mapping[str, Any], sae: SAEConfig) -> list[str]:
 # --- what SAEs are called: as short as tells them apart
 
 
-def short_names(folders: Iterable[str]) -> dict[str, str]:
-    """Each folder's shortest ending that tells it from the others.
+def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """What to call the SAEs of run folders, wherever several are shown; see `labels_of`.
 
-    Of long names of equally many parts, e.g. those of a sweep's runs, only the parts that differ:
-    …beta0.1…seed0.
+    Arguments:
+        configs: each folder's config.json, by its path.
     """
-    parts = {folder: Path(folder).parts for folder in folders}
+    trained = training(dict(configs))
+    return labels_of(
+        {one: {"architecture": architecture_of(configs[one])} | trained[one] for one in configs}
+    )
+
+
+def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What to call SAEs.
+
+    A folder that somebody named is called so. Those with automatic names, e.g. a sweep's, are called by the
+    settings that differ among them: k=16 seed=1.
+
+    Arguments:
+        settings: what each was trained with, by its folder or name.
+    """
+    endings, called = endings_of(settings), _by_settings(settings)
+    found = {
+        folder: called[folder] if _is_unreadable(Path(ending).name) else ending
+        for folder, ending in endings.items()
+    }
+    times = Counter(found.values())
+    return {f: name if name and times[name] == 1 else endings[f] for f, name in found.items()}
+
+
+def endings_of(folders: Iterable[str]) -> dict[str, str]:
+    """Each folder's shortest ending that tells it from the others."""
+    parts = {folder: Path(os.path.abspath(folder)).parts for folder in folders}
     for n in range(1, max(map(len, parts.values()), default=0) + 1):
         names = {folder: str(Path(*path[-n:])) for folder, path in parts.items()}
         if len(set(names.values())) == len(parts):
-            by_parts: dict[int, dict[str, str]] = {}
-            for folder, name in names.items():
-                by_parts.setdefault(name.count("_"), {})[folder] = name
-            shortened = dict(names)
-            for alike in by_parts.values():
-                if max(map(len, alike.values())) > _LONG_NAME:
-                    shortened |= _differing_parts(alike)
-            return shortened if len(set(shortened.values())) == len(names) else names
+            return names
     return {folder: folder for folder in parts}
 
 
-def by_settings(configs: dict[str, TrainConfig]) -> dict[str, str]:
-    """What to call SAEs whose names are long, e.g. those of a sweep: the settings that differ, as
-    k=8 beta=0. Short names are kept."""
-    given = {
-        name: {n: v for n, v in config.to_dict().items() if v is not None}
-        for name, config in configs.items()
-    }
-    names = [name for name in unequal(list(given.values())) if name not in DERIVED]
-    if any("noise_to_signal" in each for each in given.values()):
-        names = [name for name in names if name != "sigma"]  # follows from it
-    called = {
-        name: " ".join(f"{n}={setting_text(each[n])}" for n in names if n in each)
-        for name, each in given.items()
-    }
-    are_long = max(map(len, configs), default=0) > _LONG_NAME
-    is_clear = len(set(called.values())) == len(called) > 1
-    return called if are_long and is_clear else {name: name for name in configs}
+def _is_unreadable(name: str) -> bool:
+    """Whether a folder's name says too little or too much."""
+    return is_automatic(name) or len(name) > LONGEST
 
 
-def _differing_parts(names: dict[str, str]) -> dict[str, str]:
-    """Names of equally many parts between "_", without the parts that all of them have."""
-    parts = [name.split("_") for name in names.values()]
-    if len(parts) == 1:
-        return names
-    is_shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
-    shortened = [
-        "_".join("…" if s else p for p, s in zip(one, is_shared, strict=True)) for one in parts
+def _by_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The settings that differ, the seeds last: as many as fit, or as many as it takes."""
+    different = [
+        name for name in unequal([*map(dict, settings.values())]) if name != "trainer_class"
     ]
-    return {
-        folder: re.sub(r"_?…(_…)*_?", "…", name)
-        for folder, name in zip(names, shortened, strict=True)
-    }
+    seeds = {(each.get("seed"), each.get("data_seed")) for each in settings.values()}
+    if len(seeds) == len({seed for seed, _ in seeds}) and "seed" in different:
+        different = [name for name in different if name != "data_seed"]  # each seed has its own
+    called = dict.fromkeys(settings, "")
+    for name in sorted(different, key=lambda name: (name in SEEDS, name not in _NAMED_FIRST)):
+        longer = {
+            folder: f"{called[folder]} {_as_label(name, each.get(name))}".strip()
+            for folder, each in settings.items()
+        }
+        is_clear = len(set(called.values())) == len(called)
+        if is_clear and max(map(len, longer.values())) > LONGEST:
+            break
+        called = longer
+    return called
+
+
+def _as_label(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name == "architecture":
+        return value
+    text = setting_text(value).removesuffix(".hook_resid_post").rstrip("/").rpartition("/")[2]
+    return text if name == "hook" else f"{name}={text}"
 
 
 # --- text in columns

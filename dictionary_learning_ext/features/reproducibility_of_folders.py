@@ -3,8 +3,9 @@ show it. The measures are in reproducibility.py.
 """
 
 import csv
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +14,15 @@ from typing import Any
 from ..errors import Setting
 from ..evaluation.folders import SAE, dictionary_of
 from ..evaluation.metrics import METRICS
-from ..evaluation.tables import short_names, text_table
-from ..run_folder.comparing import SEEDS, same_setting, settings_of, training, unequal
+from ..evaluation.tables import labels, text_table
+from ..run_folder.comparing import (
+    SEEDS,
+    architecture_of,
+    same_setting,
+    settings_of,
+    training,
+    unequal,
+)
 from ..run_folder.files import writing
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.weights import load_dictionary
@@ -104,11 +112,32 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     require_folders(folders)
     configs = _configs_of(folders)
     directions, fve = {}, {}
-    for folder, name in short_names(configs).items():
+    for folder, name in labels(configs).items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
         fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
     found = reproducibility(directions)
     return ReproducibilityOfFolders(found, fve, warn_of_differences(configs))
+
+
+def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """The share of features that come back, of each folder that has other seeds of its setting among these.
+
+    Arguments:
+        configs: each folder's config.json.
+    """
+    settings: dict[str, list[str]] = {}
+    for folder, trained in training(dict(configs)).items():
+        shared = {name: value for name, value in trained.items() if name not in SEEDS}
+        key = json.dumps([architecture_of(configs[folder]), shared], sort_keys=True, default=str)
+        settings.setdefault(key, []).append(folder)
+    found = {}
+    for folders in settings.values():
+        seeds = {tuple(settings_of(configs[one]).get(name) for name in SEEDS) for one in folders}
+        if len(seeds) == len(folders) > 1:
+            directions = {one: decoder_directions(load_dictionary(one)[0]) for one in folders}
+            agree = reproducibility(directions)
+            found |= {one: agree.returning(one)[RETURNING[0]] for one in folders}
+    return found
 
 
 def _configs_of(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from ..config.synthetic_models import is_synthetic
 from ..errors import ActivationsError, ConfigError, Setting
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import shown_in
+from ..evaluation.tables import labels
 from ..features.collector import (
     FeatureCollector,
     FeatureStatistics,
@@ -110,7 +111,7 @@ def analyse(
 
     Raises: a UserError that says what to change.
     """
-    labels = labels_of(folders)
+    _require_different(folders)
     opened = open_folders(folders, **where)
     run, language_model = opened.run, opened.language_model
     if is_synthetic(run.model):
@@ -151,7 +152,9 @@ def analyse(
     if read < options.tokens:
         logger.warning("the text ended after %d tokens", read)
     analyses = []
-    for (name, (dictionary, config)), label in zip(opened.saes.items(), labels, strict=True):
+    called = labels({name: config for name, (_, config) in opened.saes.items()})
+    for name, (dictionary, config) in opened.saes.items():
+        label = called[name]
         statistics = statistics_of[name]
         ranking = ranking_of(statistics)
         if options.synthesise and ranking:
@@ -189,18 +192,13 @@ def analyse(
     return Comparison(opened, analyses, options, no_map, finder.sinks(), returning)
 
 
-def labels_of(folders: Sequence[str | Path]) -> list[str]:
-    """The folders' names, or their whole paths where two have the same name.
-
-    Raises: ConfigError if a folder is given twice.
-    """
+def _require_different(folders: Sequence[str | Path]) -> None:
+    """Raise a ConfigError if a folder is given twice, however it is spelled."""
     paths = [Path(folder) for folder in folders]
-    resolved = Counter(path.resolve() for path in paths)
-    if twice := [path for path in paths if resolved[path.resolve()] > 1]:
+    times = Counter(path.resolve() for path in paths)
+    if twice := [path for path in paths if times[path.resolve()] > 1]:
         remedy = ("remove it from ", Setting("against"))
         raise ConfigError(f"{twice[0]} is given twice", instead=remedy)
-    names = Counter(path.resolve().name for path in paths)
-    return [path.resolve().name if names[path.resolve().name] == 1 else str(path) for path in paths]
 
 
 def _add_geometry(

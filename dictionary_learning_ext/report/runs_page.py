@@ -15,9 +15,9 @@ import plotly.graph_objects as go
 
 from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
-from ..evaluation.tables import setting_text, short_names, text_table
+from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
 from ..features.contexts import rendered
-from ..run_folder.comparing import SEEDS, measurements, training, unequal
+from ..run_folder.comparing import SEEDS, architecture_of, measurements, training, unequal
 from ..run_folder.files import INDEX, REPORT, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE, write_text
 from .many_runs import (
     RANKED_BY,
@@ -64,7 +64,7 @@ def write_index(
     results = [
         RunResult(
             name,
-            {"architecture": _architecture(configs[name]), **settings},
+            {"architecture": architecture_of(configs[name]), **settings},
             metrics_of[name],
             folder / name,
         )
@@ -78,7 +78,7 @@ def write_index(
         replace(one, settings=one.settings | {n: measured.get(one.name, {}).get(n) for n in more})
         for one in results
     ]
-    metrics, seeds = shown_in("report"), []
+    metrics, seeds = usual_columns(metrics_of), []
     tables = [_runs_table("", shown, [*settings, *more], metrics, out)]
     # A copy of a run is no other seed.
     ours = {repr(one.settings): one for one in results if "run" in configs[one.name]}
@@ -109,12 +109,6 @@ def write_index(
     )
     write_text(out, page)
     return out
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    """Its name, or that of its class in upstream's folders."""
-    settings = config.get("run", {}).get("settings", {})
-    return settings.get("architecture", config["trainer"]["dict_class"])
 
 
 def show_sweep(
@@ -208,7 +202,7 @@ def _runs_table(
     title: str, results: list[RunResult], settings: list[str], metrics: list[Metric], page: Path
 ) -> RunsTable:
     """A row for each run, linked to its report as seen from `page`."""
-    names = short_names(one.name for one in results)
+    names = labels_of({one.name: {n: one.settings.get(n) for n in settings} for one in results})
     rows = [
         [
             names[one.name],

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..config.architectures import BY_DICT_CLASS
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
 from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
 from ..errors import CheckpointError, Setting, Text, UserError
@@ -153,6 +154,16 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in filled.items() if name not in unused}
 
 
+def architecture_of(config: dict[str, Any]) -> str:
+    """What a config.json says that was trained; of upstream's folders, the row of its class."""
+    settings, dict_class = (
+        config.get("run", {}).get("settings", {}),
+        config["trainer"]["dict_class"],
+    )
+    row = BY_DICT_CLASS.get(dict_class)
+    return settings.get("architecture") or (row.name if row else dict_class)
+
+
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:
     """The settings that differ, in their order. Those without a setting don't count, e.g. SAEs of an
     architecture that lacks an option."""
@@ -180,7 +191,10 @@ def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         folder: {n: v for n, v in settings_of(config).items() if n not in _NOT_THE_TRAINING}
         for folder, config in configs.items()
     }
-    following = _following(list(trained.values()))
+    for settings in trained.values():
+        if settings.get("noise_to_signal") is not None:
+            settings["sigma"] = None  # follows from it
+    following = _same_shares(list(trained.values()))
     return {
         folder: {n: v for n, v in settings.items() if n not in following}
         for folder, settings in trained.items()
@@ -199,19 +213,16 @@ def only_posteriors_differ(trained: Sequence[dict[str, Any]]) -> bool:
     return is_known and not has_own_start and bool(different) and different <= _OF_THE_POSTERIOR
 
 
-def _following(trained: Sequence[dict[str, Any]]) -> set[str]:
-    """The settings that follow from others: sigma or noise_to_signal, and of runs of different
-    lengths, the steps that are the same share of each run."""
-    noisy = [settings for settings in trained if settings.get("sigma") is not None]
-    by_ratio = all(settings.get("noise_to_signal") is not None for settings in noisy)
-    following = {"sigma" if noisy and by_ratio else "noise_to_signal"}
+def _same_shares(trained: Sequence[dict[str, Any]]) -> set[str]:
+    """The schedules that are the same share of runs of different lengths."""
+    found = set()
     for name in DERIVED:
         counts = [(each.get("steps"), each[name]) for each in trained if name in each]
         if len({steps for steps, _ in counts}) > 1 and all(
             _is_same_share(*counts[0], *other) for other in counts[1:]
         ):
-            following.add(name)
-    return following
+            found.add(name)
+    return found
 
 
 def _is_same_share(

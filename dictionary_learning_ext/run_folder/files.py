@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..config.names import automatic_name
 from ..config.run import TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting
 
@@ -85,7 +86,7 @@ SWEEP_PAGE = "results.html"
 
 def folder_of(config: TrainConfig) -> Path:
     """Where a run of one SAE is written."""
-    return Path(config.run.save_dir or RUNS / config.name)
+    return Path(config.run.save_dir or RUNS / automatic_name(config))
 
 
 def checkpoint(folder: Path, step: int) -> Path:

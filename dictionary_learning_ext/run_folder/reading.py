@@ -4,6 +4,7 @@ There is one reader for each file. weights.py reads the weights, resume_points.p
 Imports no torch.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..config.names import is_automatic
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, Setting, first_line, in_shell
+from ..errors import CheckpointError, ConfigError, Setting, UserError, first_line, in_shell
 from .files import (
     CHECKPOINTS,
     CONFIG,
@@ -234,6 +236,20 @@ def run_folders_in(folder: str | Path) -> list[Path]:
     if (folder / CONFIG).is_file():
         return []
     return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+
+
+def automatic_folders(folder: Path) -> dict[str, Path]:
+    """The run folders in a folder that nobody chose a name for, by `TrainConfig.digest`.
+
+    So a run is found by its settings, also where an earlier version named it otherwise. Damaged ones are
+    left out.
+    """
+    found = {}
+    for one in run_folders_in(folder):
+        if is_automatic(one.name):
+            with contextlib.suppress(UserError):
+                found[load_config(one).digest] = one
+    return found
 
 
 @_readable()

@@ -28,7 +28,7 @@ from ..config.checks import require, require_choice
 from ..config.run import RunConfig
 from ..errors import BenchError, UserError, first_line
 from ..evaluation.metrics import shown_in
-from ..evaluation.tables import short_names
+from ..evaluation.tables import endings_of
 from ..run_folder.comparing import LEAVING_OUT, require_one_setting
 from ..run_folder.files import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS, write_json, writing
 from ..run_folder.reading import require_folders
@@ -181,7 +181,7 @@ def _load(
     paths: dict[str, Path], run: RunConfig, hook: HookPoint, taken: Collection[str]
 ) -> list[BenchJob]:
     """Every SAE, with the shortest label that tells it from the others and from those `taken`."""
-    labels = short_names([*map(str, paths.values()), *taken])
+    labels = endings_of([*map(str, paths.values()), *taken])
     jobs = []
     for given, path in paths.items():
         # The first folder holds the results of the floors too.

@@ -21,7 +21,7 @@ from ..config.run import NOT_THE_RESULT, TrainConfig
 from ..config.sae import DERIVED
 from ..errors import ConfigError, Interrupted, Setting, TrainingError, UserError
 from ..run_folder.files import CONFIG, FAILED, SWEEP, is_of_a_full_disk, remove, write_json
-from ..run_folder.reading import is_finished, load_config
+from ..run_folder.reading import automatic_folders, is_finished, load_config
 from ..training.plan import fitting_at_once
 from .chunks import chunks_of
 from .devices import train_on
@@ -45,7 +45,9 @@ def run_sweep(
     """Train every configuration, or those that an interrupted sweep has not finished.
 
     Arguments:
-        save_dir: gets one run folder per configuration, named after it.
+        configs: by the names of their run folders. A run that is in save_dir under another automatic name
+            keeps that.
+        save_dir: gets one run folder per configuration.
         at_once: how many to train together (default: as many as memory allows, and with several
             devices, at most each one's share).
         devices: train in a process for each of these (default: in this process, where the runs say).
@@ -59,6 +61,11 @@ def run_sweep(
     for what no run can be trained with, e.g. a full disk; TrainingError, after all others have run, if
     any failed; Interrupted after a signal. A sweep that could begin no run leaves no folder.
     """
+    there = automatic_folders(save_dir)
+    configs = {
+        there[config.digest].name if config.digest in there else name: config
+        for name, config in configs.items()
+    }
     if devices:
         from ..trainers.base import require_device
 
@@ -146,7 +153,7 @@ class Manifest:
     """The content of sweep.json."""
 
     digest: str
-    """Of the runs' names, which say all settings."""
+    """Of the settings of all runs."""
     at_once: int
     """How many are trained together."""
     runs: list[str]
@@ -157,6 +164,11 @@ class Manifest:
     """What was typed, if it was started by a command."""
     settings: dict[str, list[Any]]
     """The values of each setting in any of the runs."""
+
+    def is_same(self, other: "Manifest") -> bool:
+        """Whether two are of one sweep. Earlier versions had other digests: of the names of the runs."""
+        alike = self.settings == other.settings and len(self.runs) == len(other.runs)
+        return self.digest == other.digest or alike
 
     @property
     def how_to_continue(self) -> str:
@@ -188,7 +200,8 @@ def _manifest(
         for setting, value in json.loads(json.dumps(config.to_dict())).items():
             if setting not in NOT_THE_RESULT and value not in values.setdefault(setting, []):
                 values[setting].append(value)
-    digest = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    digests = sorted(config.digest for config in configs.values())
+    digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     return Manifest(digest, at_once, names, name, command, values)
 
 
@@ -203,10 +216,10 @@ def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
     Raises: ConfigError if the folder holds another sweep, or the same one with a lower `at_once`.
     """
     former = _read(save_dir)
-    if former is None or (former.digest != wanted.digest and not _has_begun(former, save_dir)):
+    if former is None or not (former.is_same(wanted) or _has_begun(former, save_dir)):
         write_json(save_dir / SWEEP, asdict(wanted))
         return wanted
-    if former.digest != wanted.digest:
+    if not former.is_same(wanted):
         raise ConfigError(
             (
                 f"{save_dir}: holds another sweep of {len(former.runs)} runs",
@@ -214,16 +227,16 @@ def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
             ),
             instead=("choose another ", Setting("save_dir")),
         )
-    if keep_at_once or wanted.at_once == former.at_once:
-        return former
-    if wanted.at_once > former.at_once:
+    at_once = former.at_once if keep_at_once else wanted.at_once
+    if at_once > former.at_once:
         raise ConfigError(
             f"this sweep was started with {former.at_once}",
             name="at_once",
             value=wanted.at_once,
             instead="leave it out to continue the sweep, or lower it",
         )
-    manifest = replace(former, at_once=wanted.at_once)  # e.g. after memory ran out
+    # Lower, e.g. after memory ran out. An earlier version called the runs otherwise.
+    manifest = replace(former, digest=wanted.digest, at_once=at_once, runs=wanted.runs)
     write_json(save_dir / SWEEP, asdict(manifest))
     return manifest
 

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from ..config.checks import meant
+from ..config.names import automatic_name
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import option_hints
 from ..errors import ConfigError, UserError, in_shell
@@ -120,11 +121,12 @@ def configurations(
                 instead=f"sweep hook in {sweep.file}, with values {config.run.hooks}",
             )
         config = replace(config, sae=resolved)
-        if config.name in found:
+        name = automatic_name(config)
+        if name in found:
             raise ConfigError(
                 f"{sweep.file}: two runs have the settings {assignment}; remove one of them"
             )
-        found[config.name] = config
+        found[name] = config
     return found
 
 

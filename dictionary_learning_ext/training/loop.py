@@ -33,7 +33,7 @@ from ..errors import (
     in_shell,
 )
 from ..evaluation.measure import measure
-from ..evaluation.tables import by_settings
+from ..evaluation.tables import labels
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import locked, require_free
 from ..run_folder.resume_points import ResumePoint
@@ -287,6 +287,15 @@ class _Loop:
         self.active, self.step = sae_runs, start
         self.before: dict[str, dict[str, Any]] | None = None
         self._norm_factors = {one.run.hook: one.norm_factor for one in sae_runs}
+        self._labels = labels(
+            {
+                str(one.folder): {
+                    "trainer": one.trainer.config,
+                    "run": {"settings": one.config.to_dict()},
+                }
+                for one in sae_runs
+            }
+        )
         where = in_shell(os.path.commonpath([one.folder for one in sae_runs]))
         self._resume = f"`{processes.command} train --resume {where}`"
 
@@ -369,14 +378,14 @@ class _Loop:
 
     def _check_and_log(self, batches: Mapping[str, t.Tensor], bar: tqdm) -> None:
         """Log every SAE whose numbers are finite, and show the first few in the progress bar."""
-        shown, called = {}, by_settings({one.name: one.config for one in self.active})
+        shown = {}
         with self.processes.together():
             for one in self.active:
                 metrics = one.check_and_log(self.step, batches[one.run.hook])
                 if metrics is None:
                     continue
                 loss = metrics.get("loss", metrics["l2_loss"])
-                shown[called[one.name]] = (
+                shown[self._labels[str(one.folder)]] = (
                     f"loss {loss:.3g} FVE {metrics['fve']:.3f} L0 {metrics['l0']:.0f} "
                     f"alive {metrics['alive_in_batch']:.2f}"
                 )

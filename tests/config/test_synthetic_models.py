@@ -3,7 +3,9 @@
 from small_commands import refused
 
 from dictionary_learning_ext.commands.train import starting_point
+from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
+from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.config.synthetic_models import (
     NO_HOOK,
     SYNTHETIC_MODELS,
@@ -33,8 +35,8 @@ def test_a_run_says_that_there_is_no_hook_point_and_no_text():
     run = RunConfig(**settings_of_run(SMALL))
     require_synthetic_run(run)
     assert (run.hook, run.data) == (NO_HOOK, SMALL)
-    assert "_synthetic-small_" in TrainConfig(run=run).name
-    assert NO_HOOK not in TrainConfig(run=run).name
+    name = automatic_name(TrainConfig(SAEConfig(architecture="top_k", dict_size=8, k=2), run))
+    assert name.startswith("top_k_k2_F8_synthetic-small_"), name
 
 
 def test_the_command_takes_its_defaults_from_the_model():

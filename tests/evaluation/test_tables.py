@@ -9,12 +9,11 @@ from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
 from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
 from dictionary_learning_ext.evaluation.tables import (
-    by_settings,
     chosen,
+    labels,
     markdown_table,
     notes,
     printed,
-    short_names,
     symptoms,
     table,
     text_table,
@@ -32,43 +31,44 @@ def measured(tokens=2048, **changes):
     return values | {"tokens": tokens, "measured_on": {"data": "a.txt", **changes}}
 
 
+def shown(results, configs=None, metrics=None, returning=None):
+    """What is printed of folders that were trained alike, if nothing else is given."""
+    return printed(results, configs or dict.fromkeys(results, config()), metrics, returning)
+
+
 def config(architecture="vsae_top_k", lr=None, trainer_lr=2e-4, **settings):
     trainer = {"dict_class": "X", "lr": trainer_lr}
     settings = {"architecture": architecture, "posterior": None, "lr": lr, "k": 8, **settings}
     return {"trainer": trainer, "run": {"settings": settings}}
 
 
-def test_folders_of_upstreams_are_shown_with_their_class():
+def test_folders_of_upstreams_are_called_by_their_architecture():
     results = {f"runs/trainer_{i}": {"fve": 0.5} for i in range(2)}
-    trainers = {"TopKTrainer": "AutoEncoderTopK", "VariationalTopKTrainer": "Variational"}
+    trainers = {"TopKTrainer": "AutoEncoderTopK", "BatchTopKTrainer": "BatchTopKSAE"}
     configs = {
         folder: {"trainer": {"trainer_class": trainer, "dict_class": dictionary}}
         for folder, (trainer, dictionary) in zip(results, trainers.items(), strict=True)
     }
-    text = printed(results, chosen("fve"), configs)
-    assert "trainer_0 (AutoEncoderTopK)  0.5" in text
-    (row,) = [line for line in text.splitlines() if line.endswith(" VariationalTopKTrainer")]
-    assert row.split()[:2] == ["trainer_1", "(Variational)"]
-    assert "(" not in printed(results, chosen("fve")).split("FVE (")[0]
+    text = printed(results, configs, chosen("fve"))
+    assert [line.split() for line in text.splitlines()[2:4]] == [
+        ["top_k", "0.5000"],
+        ["batch_top_k", "0.5000"],
+    ]
 
 
-def test_it_fits_the_terminal_and_explains_every_metric_that_it_shows(monkeypatch):
+def test_it_fits_the_terminal(monkeypatch):
     results = {f"runs/quickstart/{'x' * 12}_vsae_{name}": measured() for name in "abc"}
-    text = printed(results)
+    text = shown(results)
     assert max(map(len, text.splitlines())) <= 80
-    words = " ".join(text.split())
-    for metric in shown_in("compare"):
-        better = f" ({metric.better} is better)" if metric.better else ""
-        assert f"{metric.label}{better}: {metric.in_words or metric.definition}" in words
     assert "matched" not in text
     monkeypatch.setenv("COLUMNS", "200")
-    both = printed({"a": measured(), "b": measured()})
+    both = shown({"a": measured(), "b": measured()})
     line = next(line for line in both.splitlines() if line.startswith("a "))
     assert len(line.split()) == 1 + len(shown_in("compare"))
 
 
 def test_a_single_sae_is_not_named():
-    lines = printed({f"runs/{'long_' * 20}": measured()}).splitlines()
+    lines = shown({f"runs/{'long_' * 20}": measured()}).splitlines()
     assert not any("long_" in line for line in lines)
     assert any(line.startswith("0.5000  ") for line in lines)
     assert max(map(len, lines)) <= 80
@@ -80,7 +80,7 @@ def test_the_truth_has_columns_where_it_is_known():
     unknown = measured() | of_truth
     heads = [metric.key for metric in usual_columns({"a": unknown, "b": {"fve": 0.5}})]
     assert heads == [m.key for m in shown_in("compare") if m.key not in of_truth]
-    assert "true MCC" not in printed({"a": unknown})
+    assert "true MCC" not in shown({"a": unknown})
     both = {"a": unknown, "b": unknown | {"true_mcc": 0.25}}
     extra = [m.key for m in usual_columns(both) if m.key not in heads]
     assert extra == ["true_mcc"]
@@ -88,10 +88,24 @@ def test_the_truth_has_columns_where_it_is_known():
     assert chosen("true_mcc") == [METRICS["true_mcc"]], "by its name it is always shown"
 
 
+def test_features_that_come_back_have_a_column_where_there_are_seeds():
+    results = {"a": measured(), "b": measured(), "c": measured()}
+    lines = [
+        line.split()
+        for line in shown(results, None, chosen("fve"), {"a": 0.5, "b": 0.25}).splitlines()
+    ]
+    assert lines[0] == ["FVE", "returning", ">", "0.7"]
+    assert lines[2:5] == [["a", "0.5000", "50.0%"], ["b", "0.5000", "25.0%"], ["c", "0.5000", "-"]]
+
+
 def test_other_columns_by_key():
     metrics = chosen("loss_zero, fve,fve")
     assert [metric.key for metric in metrics] == ["loss_zero", "fve"]
-    assert printed({"a": {"fve": 0.5}}, metrics).splitlines()[0].split() == ["CE,", "zeros", "FVE"]
+    assert shown({"a": {"fve": 0.5}}, None, metrics).splitlines()[0].split() == [
+        "CE,",
+        "zeros",
+        "FVE",
+    ]
     with pytest.raises(ConfigError, match=r"columns='fve,l3': no metric 'l3'; .*fve,frac_recov"):
         chosen("fve,l3")
     with pytest.raises(ConfigError, match=r"; did you mean 'loss_reconstructed'\?$"):
@@ -100,19 +114,19 @@ def test_other_columns_by_key():
 
 def test_other_tokens_or_text_are_marked_and_shown():
     results = {"runs/a": measured(100_352), "runs/b": measured(51_200), "runs/c": measured(100_352)}
-    text = printed(results)
+    text = shown(results)
     assert "\nb *  0.5000" in text
     assert "\nc    0.5000" in text
     _, settings = text.split("* Not a matched comparison")
-    assert re.search(r"tokens\n-+\na +100352\nb \* +51200\nc +100352\n", settings)
-    assert "b *  b.txt" in printed({"a": measured(), "b": measured(data="b.txt")})
+    assert re.search(r"tokens\n-+\na +100352\nb \* +51200\nc +100352$", settings)
+    assert "b *  b.txt" in shown({"a": measured(), "b": measured(data="b.txt")})
 
 
 def test_settings_that_differ_beside_the_architecture_are_shown():
     results = {"a": measured(), "b": measured()}
     one = config(beta=0.1, eval_tokens=100, save_dir="x")
     other = config("top_k", lr=2e-3, trainer_lr=2e-3, k=16)
-    lines = printed(results, None, {"a": one, "b": other}).splitlines()
+    lines = printed(results, {"a": one, "b": other}).splitlines()
     place = lines.index("These training settings also differ:")
     assert [line.split() for line in (lines[place + 2], *lines[place + 4 : place + 6])] == [
         ["lr", "k"],
@@ -120,23 +134,23 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
         ["b", "0.002", "16"],
     ]
     alike = config("top_k", beta=None, eval_tokens=200, save_dir="y")
-    assert "also differ" not in printed(results, None, {"a": one, "b": alike})
+    assert "also differ" not in printed(results, {"a": one, "b": alike})
 
 
 def test_what_was_measured_as_it_was_trained_is_shown_once():
     results = {"a": measured(hook="h1"), "b": measured(hook="h2")}
     one, other = config(hook="h1"), config(hook="h2")
-    text = printed(results, None, {"a": one, "b": other})
+    text = printed(results, {"a": one, "b": other})
     assert text.count("h1") == 1
     assert "also differ" not in text
-    assert "also differ" in printed(results, None, {"a": one, "b": config(hook="h2", k=16)})
-    assert "also differ" in printed(results, None, {"a": one, "b": config(hook="h3")})
+    assert "also differ" in printed(results, {"a": one, "b": config(hook="h2", k=16)})
+    assert "also differ" in printed(results, {"a": one, "b": config(hook="h3")})
 
 
 def test_posteriors_that_differ_are_no_other_training():
     results = {"a": measured(), "b": measured()}
     same = {"data": "a", "steps": 9, "batch_size": 4, "dict_size": 32, "seed": 0}
-    text = printed(results, None, {n: config(**same, beta=b) for n, b in (("a", 0.5), ("b", 1.0))})
+    text = printed(results, {n: config(**same, beta=b) for n, b in (("a", 0.5), ("b", 1.0))})
     assert "from the same initial weights. Their posteriors differ:\n\n   beta\n" in text
     assert "also differ" not in text
 
@@ -146,15 +160,18 @@ def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_onc
     alone = {"fve": None, "positions_left_alone": 64, "loss_positions": 8192}
     alone |= {"measured_on": rules, "not_measured": {"fve": "no variance", "cossim": "0 / 0"}}
     results = {"a": alone, "b": alone, "c": alone | {"positions_left_alone": 0}}
-    assert notes(results, [METRICS["fve"]]) == [
+    names = dict(zip(results, results, strict=True))
+    assert notes(results, names, [METRICS["fve"]]) == [
         "a, b: CE: 64 of 8,192 positions left alone: beginning-of-text tokens (--remove-bos) and outliers "
         "(--max-norm-multiple 10)",
         "FVE: not measured: no variance",
     ]
-    assert "\nFVE: not measured: no variance\n" in printed(results)
+    assert "\nFVE: not measured: no variance" in shown(results)
     results["runs/c"] = results.pop("c") | {"not_measured": {}}
-    assert "a, b: FVE: not measured: no variance" in notes(results, [METRICS["fve"]])
-    assert notes({"a": {"fve": 0.5}}, [METRICS["fve"]]) == []
+    assert "a, b: FVE: not measured: no variance" in notes(
+        results, {**names, "runs/c": "c"}, [METRICS["fve"]]
+    )
+    assert notes({"a": {"fve": 0.5}}, names, [METRICS["fve"]]) == []
 
 
 GOOD = {
@@ -201,48 +218,77 @@ def test_what_says_nothing_is_no_symptom():
 # --- names
 
 
+def called(folders, *changes):
+    """The labels of SAEs in these folders, with these settings."""
+    configs = {}
+    for folder, change in zip(folders, changes, strict=True):
+        settings = TrainConfig().updated(change, "x").to_dict()
+        trainer = {"dict_class": "VariationalTopKAutoEncoder"}
+        configs[folder] = {"trainer": trainer, "run": {"settings": settings}}
+    return list(labels(configs).values())
+
+
 @pytest.mark.parametrize(
     ("folders", "names"),
     [
         (["runs/q/a", "runs/q/b"], ["a", "b"]),
         (["r/1/a", "r/2/a", "r/2/b"], ["1/a", "2/a", "2/b"]),
-        (["a", "x/a"], ["a", "x/a"]),
+        (["a/x", "b/y/x"], ["a/x", "y/x"]),
         (["runs/a"], ["a"]),
         (["runs/a", "runs/a/"], ["runs/a", "runs/a/"]),
-        (["."], ["."]),
     ],
 )
-def test_names_are_shortened_as_far_as_they_differ(folders, names):
-    assert short_names(folders) == dict(zip(folders, names, strict=True))
+def test_chosen_names_are_kept_as_far_as_they_differ(folders, names):
+    assert called(folders, *({"k": i + 1} for i in range(len(folders)))) == names
 
 
-def test_of_long_names_only_what_differs_is_shown():
-    names = [
-        f"runs/s/vsae_top_k_k8_F64_fixed_both_beta{beta}_sigma1_lr0.001_seed{seed}_{digest}"
-        for beta, seed, digest in ((0, 0, "1c9031"), (0.1, 0, "dc9618"), (0.1, 1, "58b04e"))
-    ]
-    short = ["…beta0…seed0_1c9031", "…beta0.1…seed0_dc9618", "…beta0.1…seed1_58b04e"]
-    assert list(short_names(names).values()) == short
-    mixed = short_names([*names, "runs/top_k", "runs/a"])
-    assert list(mixed.values()) == [*short, "top_k", "a"]
-    assert list(short_names(names[:1]).values()) == [names[0].removeprefix("runs/s/")]
+AUTOMATIC = [f"s/vsae_k8_F64_seed0_{i:06x}" for i in range(4)]
 
 
-def test_long_names_give_way_to_the_settings_that_differ():
-    def called(*saes):
-        configs = [TrainConfig(SAEConfig(architecture="vsae_top_k", **sae)) for sae in saes]
-        return list(by_settings({f"{i}" * 40: each for i, each in enumerate(configs)}).values())
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ([{"k": 8, "seed": 1}, {"k": 16, "seed": 1}], ["k=8", "k=16"]),
+        ([{"k": 8}, {"k": 16, "seed": 1}], ["k=8 seed=0", "k=16 seed=1"]),
+        ([{"beta": 0.0}, {"beta": 0.03}], ["beta=0", "beta=0.03"]),
+        ([{"seed": 1, "data_seed": 5}, {"seed": 2, "data_seed": 6}], ["seed=1", "seed=2"]),
+        (
+            [{"seed": 1, "data_seed": 5}, {"seed": 1, "data_seed": 6}],
+            ["data_seed=5", "data_seed=6"],
+        ),
+        (
+            [{"noise_to_signal": 0.3, "sigma": 0.1, "k": 2}, {"noise_to_signal": 0.3, "k": 4}],
+            ["k=2", "k=4"],
+        ),
+        (
+            [{"hook": "blocks.0.hook_resid_post"}, {"hook": "blocks.2.hook_resid_post"}],
+            ["blocks.0", "blocks.2"],
+        ),
+        (
+            [{"architecture": "top_k", "beta": None}, {"beta": 0.1}, {"beta": 0.2}],
+            ["top_k", "vsae_top_k beta=0.1", "vsae_top_k beta=0.2"],
+        ),
+        ([{}, {}], ["vsae_k8_F64_seed0_000000", "vsae_k8_F64_seed0_000001"]),
+        ([{}], ["vsae_k8_F64_seed0_000000"]),
+    ],
+)
+def test_automatic_names_give_way_to_the_settings_that_differ(changes, names):
+    changes = [{n: v for n, v in change.items() if v is not None} for change in changes]
+    assert called(AUTOMATIC[: len(changes)], *changes) == names
 
-    assert called({"k": 8, "beta": 0.0}, {"k": 16, "beta": 0.03}) == [
-        "k=8 beta=0",
-        "k=16 beta=0.03",
-    ]
-    noisy = [{"k": k, "sigma": 1.0 / k, "noise_to_signal": 0.3} for k in (2, 4)]
-    assert called(*noisy) == ["k=2", "k=4"], "sigma follows"
-    assert called({"k": 8}, {"k": 8}) == ["0" * 40, "1" * 40], "nothing tells them apart"
-    assert called({"k": 8}) == ["0" * 40]
-    short = {"a": TrainConfig(SAEConfig(k=2)), "b": TrainConfig(SAEConfig(k=4))}
-    assert by_settings(short) == {"a": "a", "b": "b"}
+
+def test_a_label_has_as_many_settings_as_fit_or_as_it_takes():
+    many = {"lr": 0.001, "warmup_steps": 10, "decay_start": 20, "batch_size": 64, "steps": 99}
+    first, second = called(AUTOMATIC[:2], {"k": 8}, {"k": 16} | many)
+    assert first == "k=8"
+    assert len(second) <= 40, second
+    twins = called(AUTOMATIC[:3], {"k": 8}, {"k": 16} | many, {"k": 16, "seed": 1} | many)
+    assert len(set(twins)) == 3
+
+
+def test_chosen_and_automatic_names_side_by_side():
+    folders = ["runs/a", *AUTOMATIC[:2]]
+    assert called(folders, {"k": 4}, {"k": 8}, {"k": 16}) == ["a", "k=8", "k=16"]
 
 
 # --- text in columns
