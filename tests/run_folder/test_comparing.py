@@ -158,7 +158,12 @@ def test_what_is_the_same_share_of_other_steps_follows():
 def test_sigma_and_its_ratio_are_one_setting():
     by_ratio = [run(noise_to_signal=ratio, sigma=4 * ratio) for ratio in (0.1, 0.2)]
     assert differ(*by_ratio) == ["noise_to_signal"]
-    assert differ(by_ratio[0], run(noise_to_signal=None, sigma=1.0)) == ["sigma"]
+    by_sigma = run(noise_to_signal=None, sigma=1.0)
+    assert differ(by_ratio[0], by_sigma) == ["noise_to_signal", "sigma"]
+    assert [one["sigma"] for one in training({"a": by_ratio[0], "b": by_sigma}).values()] == [
+        None,
+        1.0,
+    ]
 
 
 def test_posteriors_are_compared_where_all_else_agrees():
