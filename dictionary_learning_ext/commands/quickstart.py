@@ -1,110 +1,203 @@
-"""`vsae quickstart`: the first command a newcomer runs."""
+"""`vsae quickstart`: how many features come back with another seed, of a TopK SAE and of a vSAE."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..config.architectures import ARCHITECTURES
 from ..config.presets import preset, quickstart
 from ..config.run import ReportOptions, RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import Interrupted, in_shell
 from ..run_folder.files import CONFIG, INDEX, REPORT, remove, report_files
-from ..run_folder.reading import is_finished, load_config, read_metrics
+from ..run_folder.reading import is_finished, load_config, read_metrics_if_any
 from .flags import Command, vsae
+
+HOOK = "blocks.2.hook_resid_post"
+"""A middle layer of the embedded model, which has four."""
+CACHED = 400_000
+"""Tokens that are cached, at most. Each training reads them several times, in an order of its own."""
 
 
 @dataclass(frozen=True)
 class QuickstartFlags:
-    """Train a TopK SAE and two vSAEs, compare them and write a report."""
+    """Train a TopK SAE and a vSAE from two seeds each, and see which features come back."""
 
     save_dir: str = "runs/quickstart"
-    """The folder for the three run folders and the report."""
+    """The folder for the four run folders, the cached activations and the report."""
     steps: int = 1000
     """Training steps of each SAE."""
     eval_tokens: int = RunConfig.eval_tokens
     """Held-out tokens to evaluate on. 0: no evaluation."""
     seed: int = 0
-    """Seeds the initial weights and the noise of all three SAEs."""
+    """The first seed, of the initial weights, the noise and the order of the data. The second is the
+    next."""
     report: bool = True
-    """Write report.html, which shows what the three SAEs learned."""
+    """Write report.html, which shows the features."""
     overwrite: bool = False
     """Train again and replace the SAEs in save_dir."""
 
 
-def run(flags: QuickstartFlags) -> None:
-    from ..evaluation.tables import printed
-    from ..training.loop import train
+@dataclass(frozen=True)
+class _OfSeed:
+    """The two SAEs of one seed."""
 
-    config = replace(
-        preset("quickstart").run,
-        save_dir=flags.save_dir,
-        steps=flags.steps,
-        eval_tokens=flags.eval_tokens,
-        overwrite=flags.overwrite,
-    )
-    saes = quickstart(flags.steps, flags.seed)
-    folders = {name: Path(flags.save_dir) / name for name in saes}
-    page = Path(flags.save_dir) / REPORT
-    has_started = not flags.overwrite and _has_started(config, saes, folders)
-    if has_started and all(is_finished(folder, config) for folder in folders.values()):
-        print(f"{flags.save_dir} holds these SAEs already; --overwrite trains them again.")
+    run: RunConfig
+    saes: dict[str, SAEConfig]
+
+    @property
+    def folders(self) -> list[Path]:
+        return [Path(str(self.run.save_dir)) / name for name in self.saes]
+
+    @property
+    def is_finished(self) -> bool:
+        return all(is_finished(folder, self.run) for folder in self.folders)
+
+    def has_started(self) -> bool:
+        """Whether an earlier quickstart with these flags did. Raises ConfigError if a folder holds
+        another run."""
+        started = [folder for folder in self.folders if (folder / CONFIG).is_file()]
+        for folder in started:
+            sae = self.saes[folder.name].resolve(self.run.steps, self.run.batch_size)
+            require_same(
+                load_config(folder).to_dict(),
+                TrainConfig(sae, self.run).to_dict(),
+                str(folder),
+                advice="overwrite it with --overwrite, or choose another --save-dir",
+            )
+        return bool(started)
+
+
+def run(flags: QuickstartFlags) -> None:
+    folder = Path(flags.save_dir)
+    seeds = [_of_seed(flags, seed) for seed in (flags.seed, flags.seed + 1)]
+    has_started = [not flags.overwrite and one.has_started() for one in seeds]
+    page = folder / REPORT
+    if all(has_started) and all(one.is_finished for one in seeds):
+        print(f"{folder} holds these SAEs already; --overwrite trains them again.")
     else:
-        print(_INTRODUCTION)
+        print(_INTRODUCTION, flush=True)
         for of_former_saes in (page, report_files(page), page.with_name(INDEX)):
             remove(of_former_saes)
         try:
-            train(config, saes, resume=has_started)
+            _train(seeds, has_started)
         except Interrupted as stop:
             message = f"stopped by {stop.signal.name}; run the same command again to continue"
             raise Interrupted(stop.signal, message) from stop
-    if flags.eval_tokens:
-        print("\nOn held-out text:\n")
-        print(printed({str(folder): read_metrics(folder) for folder in folders.values()}))
-    one = folders["vsae_annealed_selection"]
+    print(f"\n{_results(seeds)}")
+    top_k, vsae_folder = (str(one) for one in seeds[0].folders)
+    others = [str(one) for one in seeds[1].folders]
     if flags.report:
         if not page.is_file():
             from ..report.page import write_report
 
             print("\nWriting the report:")
             write_report(
-                one,
-                [folder for folder in folders.values() if folder != one],
+                vsae_folder,
+                [top_k],
                 page,
-                options=ReportOptions(  # a short run gets a short report
+                seeds=others,
+                options=ReportOptions(
                     tokens=flags.eval_tokens or ReportOptions.tokens, seed=flags.seed
                 ),
                 on_step=lambda step: print(f"  {step} …", flush=True),
             )
-        print(f"\nOpen {page} in a browser to see their features, maps and training.")
+        print(f"\nOpen {page} in a browser: it shows which features come back.")
     print(
-        f"\nEach folder in {flags.save_dir} holds ae.pt, config.json, metrics.jsonl and metrics.json.\n"
         "\nNext:\n"
-        f"  {vsae()} train --config {in_shell(one)} --noise-on values --save-dir runs/values\n"
-        f"  {vsae()} compare {in_shell(one)} runs/values\n"
+        f"  {vsae()} reproduce {in_shell(vsae_folder, others[1])}\n"
+        f"  {vsae()} train --activations {in_shell(folder / 'cache')} --hook {HOOK} --seed 7\n"
         f"  {vsae()} train --help"
     )
 
 
-_INTRODUCTION = """\
-Training three SAEs on blocks.0.hook_resid_post of the embedded language model,
-all on the same batches:
-  top_k                    a TopK SAE
-  vsae_paper               the vSAE of the paper's equations: sigma = 1, noise on both
-  vsae_annealed_selection  a vSAE with noise on the selection only, annealed to 0"""
+_INTRODUCTION = f"""\
+Training two sparse autoencoders on a middle layer of a small language model
+({HOOK}), each from two seeds on two orders of the same data:
+  top_k  a TopK SAE
+  vsae   the vSAE of the preset `recommended`, of the same size
+A feature comes back if the other seed finds its direction too (cosine of 0.7 or more)."""
 
 
-def _has_started(config: RunConfig, saes: dict[str, SAEConfig], folders: dict[str, Path]) -> bool:
-    """Whether an earlier quickstart with these flags wrote to the folders.
+def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
+    config = preset("recommended").run
+    tokens = flags.steps * config.batch_size
+    config = replace(
+        config,
+        hook=HOOK,
+        steps=flags.steps,
+        eval_tokens=flags.eval_tokens,
+        data_seed=seed,
+        activations=str(Path(flags.save_dir) / "cache"),
+        text_passes=1 + math.ceil(tokens / min(tokens, CACHED)),
+        save_dir=flags.save_dir,
+        overwrite=flags.overwrite,
+    )
+    return _OfSeed(config, quickstart(flags.steps, seed))
 
-    Raises: ConfigError if one of them holds another run.
-    """
-    started = [name for name, folder in folders.items() if (folder / CONFIG).is_file()]
-    for name in started:
-        was = load_config(folders[name]).to_dict()
-        sae = saes[name].resolve(config.steps, config.batch_size)
-        advice = "overwrite it with --overwrite, or choose another --save-dir"
-        now = TrainConfig(sae, config).to_dict()
-        require_same(was, now, str(folders[name]), advice=advice)
-    return bool(started)
+
+def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
+    from ..activations.cache_writer import write_cache
+    from ..training.loop import train
+    from ..training.processes import interrupts
+
+    first = seeds[0].run
+    cache = Path(str(first.activations))
+    if first.overwrite:
+        remove(cache)
+    with interrupts() as signals, signals.deferred():
+        write_cache(
+            cache,
+            replace(first, activations=None, text_passes=1),
+            [HOOK],
+            min(first.steps * first.batch_size, CACHED),
+            dtype="float16",
+            before_batch=signals.check,
+        )
+    for one, resume in zip(seeds, has_started, strict=True):
+        if not (resume and one.is_finished):
+            train(one.run, one.saes, resume=resume)
+
+
+def _results(seeds: list[_OfSeed]) -> str:
+    """A row for each architecture: the means over the seeds."""
+    from ..evaluation.metrics import METRICS
+    from ..evaluation.tables import text_table
+    from ..features.reproducibility_of_folders import answer, measured
+
+    shown = [METRICS[key] for key in ("fve", "frac_recovered")]
+    rows, parts = [], []
+    for folders in zip(*(one.folders for one in seeds), strict=True):
+        found = measured(folders)
+        title = ARCHITECTURES[load_config(folders[0]).sae.architecture].title
+        metrics = [read_metrics_if_any(one) or {} for one in folders]
+        values = [_mean([each.get(metric.key) for each in metrics]) for metric in shown]
+        means = found.measured.means()
+        returns = found.returns
+        rows.append(
+            [
+                title,
+                *(metric.text(value) for metric, value in zip(shown, values, strict=True)),
+                f"{returns:.1%}",
+                f"{means['PW-MCC less null']:.4f}",
+            ]
+        )
+        parts.append((title, returns, values[0]))
+    head = ["", *(metric.label for metric in shown), "features that come back", "PW-MCC less null"]
+    return "\n".join(
+        [
+            "On held-out text, means of two seeds:\n",
+            text_table(head, rows),
+            "",
+            answer(parts[::-1]),
+            "Longer training brings more back, of both: see experiments/RESULTS.md.",
+        ]
+    )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 QUICKSTART = Command("quickstart", QuickstartFlags, run)

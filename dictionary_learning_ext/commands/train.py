@@ -35,7 +35,7 @@ class TrainFlags:
     sae: SAEConfig = field(default_factory=SAEConfig)
     run: RunConfig = field(default_factory=RunConfig)
     preset: str | None = DEFAULT_PRESET
-    """Start from named settings: recommended, quickstart, paper or paper-as-run. Other flags
+    """Start from named settings: recommended, paper or paper-as-run. Other flags
     override them. Their schedules scale with --steps."""
     config: Path | None = None
     """Start from the settings of an earlier run: its folder or its config.json. Other flags

@@ -42,6 +42,8 @@ class Architecture:
 
     name: str
     """What users type after --architecture."""
+    title: str
+    """Its name in prose."""
     description: str
     """A phrase for --help."""
     trainer: str | None
@@ -120,17 +122,20 @@ _VARIATIONAL["looks"] |= {
 _ROWS = (
     Architecture(
         name="vsae_top_k",
+        title="vSAE",
         name_in_folders="vsae",  # a purely variational one has no k in its name
         description="variational TopK",
         **_VARIATIONAL,
     ),
     Architecture(
         name="vsae",
+        title="purely variational SAE",
         description="purely variational (k = dict_size)",
         **_VARIATIONAL,
     ),
     Architecture(
         name="vaease",
+        title="VAEase",
         description="a VAE whose sigma gates its features (Lu et al. 2025), without a sparsity "
         "weight",
         trainer=f"{_OURS}.vaease:VAEaseTrainer",
@@ -141,6 +146,7 @@ _ROWS = (
     ),
     Architecture(
         name="top_k",
+        title="TopK",
         description="upstream's TopK",
         trainer=f"{_UPSTREAMS}.top_k:TopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
@@ -150,6 +156,7 @@ _ROWS = (
     ),
     Architecture(
         name="probabilistic_top_k",
+        title="Probabilistic TopK",
         name_in_folders="prob_top_k",
         description="upstream's TopK, trained with random gates that harden (Li et al. 2026)",
         trainer=f"{_OURS}.probabilistic_top_k:ProbabilisticTopKTrainer",
@@ -160,6 +167,7 @@ _ROWS = (
     ),
     Architecture(
         name="batch_top_k",
+        title="BatchTopK",
         description="upstream's BatchTopK",
         trainer=f"{_UPSTREAMS}.batch_top_k:BatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.batch_top_k:BatchTopKSAE",
@@ -169,6 +177,7 @@ _ROWS = (
     ),
     Architecture(
         name="relu",
+        title="ReLU",
         description="upstream's ReLU with an L1 penalty",
         trainer=f"{_UPSTREAMS}.standard:StandardTrainer",
         dictionary="dictionary_learning.dictionary:AutoEncoder",
@@ -178,6 +187,7 @@ _ROWS = (
     ),
     Architecture(
         name="jump_relu",
+        title="JumpReLU",
         description="upstream's JumpReLU, with the paper's sparsity loss",
         trainer=f"{_OURS}.upstream:CorrectedJumpReluTrainer",
         dictionary="dictionary_learning.dictionary:JumpReluAutoEncoder",
@@ -187,6 +197,7 @@ _ROWS = (
     ),
     Architecture(
         name="matryoshka",
+        title="Matryoshka",
         description="upstream's Matryoshka BatchTopK",
         trainer=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKSAE",
@@ -196,6 +207,7 @@ _ROWS = (
     ),
     Architecture(
         name="gated",
+        title="Gated SAE",
         description="upstream's gated SAE",
         trainer=None,
         dictionary="dictionary_learning.dictionary:GatedAutoEncoder",
@@ -204,6 +216,7 @@ _ROWS = (
     ),
     Architecture(
         name="relu_new",
+        title="ReLU without a norm constraint",
         description="upstream's ReLU without a norm constraint",
         trainer=None,
         dictionary="dictionary_learning.dictionary:AutoEncoderNew",

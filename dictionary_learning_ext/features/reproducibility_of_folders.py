@@ -3,7 +3,6 @@ show it. The measures are in reproducibility.py.
 """
 
 import csv
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
 from ..run_folder.comparing import (
     SEEDS,
-    architecture_of,
+    of_one_setting,
     same_setting,
     settings_of,
     training,
@@ -43,6 +42,8 @@ _SHARED = {
     "seed": "started from the same initial weights",
 }
 """What SAEs with one value of these share, which is a reason for features to return."""
+_SAME_RECONSTRUCTION = 0.005
+"""SAEs whose FVE differ by less reconstruct the same."""
 HEADER = ("FVE", *(f"returning > {least:g}" for least in RETURNING), "within")
 """The columns of `ReproducibilityOfFolders.rows`."""
 
@@ -88,6 +89,11 @@ class ReproducibilityOfFolders:
     """In what the SAEs differ beyond their seeds, and which seeds they share: sentences without a full
     stop."""
 
+    @property
+    def returns(self) -> float:
+        """The share of the first one's features that come back."""
+        return self.measured.returning(self.measured.names[0])[RETURNING[0]]
+
     def rows(self, missing: str = "-") -> list[tuple[str, list[str]]]:
         """Each SAE's name and cells, in the order of HEADER."""
         return [
@@ -125,13 +131,8 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     Arguments:
         configs: each folder's config.json.
     """
-    settings: dict[str, list[str]] = {}
-    for folder, trained in training(dict(configs)).items():
-        shared = {name: value for name, value in trained.items() if name not in SEEDS}
-        key = json.dumps([architecture_of(configs[folder]), shared], sort_keys=True, default=str)
-        settings.setdefault(key, []).append(folder)
     found = {}
-    for folders in settings.values():
+    for folders in of_one_setting(dict(configs)):
         seeds = {tuple(settings_of(configs[one]).get(name) for name in SEEDS) for one in folders}
         if len(seeds) == len(folders) > 1:
             directions = {one: decoder_directions(load_dictionary(one)[0]) for one in folders}
@@ -213,6 +214,22 @@ def printed(found: ReproducibilityOfFolders) -> str:
             "cosine of features matched one to one. null: that of random directions of the same covariance.",
         ]
     )
+
+
+def answer(saes: Sequence[tuple[str, float, float | None]]) -> str:
+    """How many features come back, in a sentence.
+
+    Arguments:
+        saes: of each, what to call it, the share of its features that come back, and its FVE if known.
+    """
+    first, *others = [f"{returns:.0%} of {name} features" for name, returns, _ in saes]
+    sentence = f"{first} come back with another seed" + "".join(f", and {each}" for each in others)
+    fve = [value for _, _, value in saes if value is not None]
+    if others and len(fve) == len(saes):
+        shown = " and ".join(f"{value:.3f}" for value in fve)
+        alike = max(fve) - min(fve) < _SAME_RECONSTRUCTION
+        sentence = f"{'At the same reconstruction' if alike else 'At'} (FVE {shown}), {sentence}"
+    return f"{sentence}."
 
 
 def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:

@@ -33,10 +33,11 @@ from ..features.directions import (
     nearest_features,
 )
 from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
-from ..features.reproducibility import FeatureScores
+from ..features.reproducibility import RETURNING, FeatureScores
 from ..features.reproducibility_of_folders import ReproducibilityOfFolders, measured
 from ..features.synthesis import Synthesis, synthesise
-from ..run_folder.reading import read_history, read_metrics_if_any
+from ..run_folder.comparing import of_one_setting
+from ..run_folder.reading import read_config, read_history, read_metrics_if_any
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,14 @@ class Analysis:
     ranking: list[int]
     """The live features, the easiest to interpret first."""
     geometry: Geometry | None = None
-    scores: FeatureScores | None = None
-    """Which of its features come back in its other seeds; None if none were given."""
+    returning: ReproducibilityOfFolders | None = None
+    """This SAE and its other seeds; None if none were given."""
+
+    @property
+    def scores(self) -> FeatureScores | None:
+        """Which of its features come back in its other seeds."""
+        found = self.returning
+        return None if found is None else found.measured.scores(found.measured.names[0])
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,6 @@ class Comparison:
     """Why there is no map; None if there is one."""
     sinks: Sinks | None
     """The tokens that the report leaves out; None if there are none."""
-    returning: ReproducibilityOfFolders | None = None
-    """The first SAE and its other seeds; None if none are given."""
 
     @property
     def tokenizer(self) -> Any:
@@ -104,7 +109,8 @@ def analyse(
 
     Arguments:
         folders: different run folders, all trained on one language model and hook point.
-        seeds: other seeds of the first folder's SAE. Only their decoder directions are read.
+        seeds: other seeds of these SAEs. Each goes to the folder of its setting, or to the first if none
+            has it. Only their decoder directions are read.
         on_step: called with the name of each step before it starts.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
@@ -130,10 +136,10 @@ def analyse(
         )
     # What can fail comes before the text, which takes minutes.
     lens = LogitLens(language_model) if options.logits else None
-    returning = None
-    if seeds:
-        on_step(f"matching the features of {1 + len(seeds)} seeds")
-        returning = measured([folders[0], *seeds])
+    returning = {}
+    for folder, own in _seeds_of([*map(str, folders)], [*map(str, seeds)]).items():
+        on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
+        returning[folder] = measured([folder, *own])
     collectors = {
         name: FeatureCollector(
             dictionary, options.tokens, profile_tokens=options.map_tokens, seed=options.seed
@@ -184,12 +190,23 @@ def analyse(
                 suppressed=suppressed,
                 syntheses={one.feature: one for one in syntheses},
                 ranking=ranking,
+                returning=returning.get(name),
             )
         )
-    if returning is not None:
-        analyses[0].scores = returning.measured.scores(returning.measured.names[0])
     no_map = _add_geometry(analyses, options, on_step)
-    return Comparison(opened, analyses, options, no_map, finder.sinks(), returning)
+    return Comparison(opened, analyses, options, no_map, finder.sinks())
+
+
+def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
+    """The other seeds of each folder that has some."""
+    found: dict[str, list[str]] = {}
+    configs = {one: read_config(one) for one in (*folders, *seeds)} if seeds else {}
+    groups = of_one_setting(configs)
+    for seed in seeds:
+        (alike,) = (group for group in groups if seed in group)
+        owner = next((folder for folder in folders if folder in alike), folders[0])
+        found.setdefault(owner, []).append(seed)
+    return {folder: found[folder] for folder in folders if folder in found}
 
 
 def _require_different(folders: Sequence[str | Path]) -> None:
@@ -253,6 +270,8 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
         stars = [has_star and a and b for a, b in zip(best, reconstructs, strict=True)]
         name, explanation = metric.title or metric.label, metric.in_words or metric.definition
         rows.append(HeadlineRow(name, explanation, cells, stars))
+    if any(one.returning for one in analyses):
+        rows.insert(2, _row_of_returning(analyses, reconstructs))
     none = [False] * len(analyses)
     tokens = analyses[0].statistics.tokens
     explanation = f"features selected at least once in these {tokens:,} tokens"
@@ -279,6 +298,21 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
             ),
         ]
     return rows
+
+
+def _row_of_returning(analyses: list[Analysis], reconstructs: list[bool]) -> HeadlineRow:
+    shares = [None if one.returning is None else one.returning.returns for one in analyses]
+    known = {share for share in shares if share is not None}
+    cells = ["–" if share is None else f"{share:.1%}" for share in shares]
+    stars = [
+        len(known) > 1 and share == max(known) and is_good
+        for share, is_good in zip(shares, reconstructs, strict=True)
+    ]
+    explanation = (
+        "share of features that another seed finds too: the cosine with their match there is at least "
+        f"{RETURNING[0]:g}"
+    )
+    return HeadlineRow("Features that come back", explanation, cells, stars)
 
 
 def _reconstructs(analyses: list[Analysis]) -> list[bool]:

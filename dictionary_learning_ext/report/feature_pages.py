@@ -14,6 +14,10 @@ from ..features.directions import Ranked
 from .analysis import Analysis, Comparison
 
 _CARDS = 9
+_CARDS_LOST = 2
+"""Of these, features that don't come back."""
+_LOST = 0.5
+"""A feature with a lower match is an example of these."""
 _CHIPS = 3
 _KINDS = (1, 3)
 """The most tokens of a feature that fires on one, and of one that fires on a few."""
@@ -74,11 +78,9 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
             [vocabulary.number(token) for token in top_tokens(statistics.top, feature)]
             for feature in range(n)
         ],
-        "promotes": [[] for _ in range(n)]
-        if analysis.promoted is None
-        else [
-            [vocabulary.number(token) for token in row]
-            for row in analysis.promoted.indices_Fn[:, :4].tolist()
+        "promotes": [
+            [vocabulary.number(token) for token in _promotes(analysis, feature, vocabulary)]
+            for feature in range(n)
         ],
     }
     if analysis.scores is not None:
@@ -146,7 +148,22 @@ def _pairs(ranked: Ranked, feature: int) -> list[tuple[int, float]]:
     return list(zip(indices.tolist(), values.tolist(), strict=True))
 
 
-# --- example features: some that fire on one token, some on a few, some on many
+def _promotes(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> list[int]:
+    """The tokens that a feature promotes most; none where most of them are parts of words or characters,
+    which say nothing to a reader."""
+    if analysis.promoted is None:
+        return []
+    tokens = analysis.promoted.indices_Fn[feature, :4].tolist()
+    whole = [token for token in tokens if not _is_fragment(vocabulary.text(token))]
+    return tokens if 2 * len(whole) > len(tokens) else []
+
+
+def _is_fragment(text: str) -> bool:
+    """Whether a token goes on a word, or is part of a character."""
+    return "\ufffd" in text or (text[:1].isascii() and text[:1].isalnum())
+
+
+# --- example features: of those that come back, if that is known, and of some that don't
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,8 @@ class Card:
     """The most frequent tokens of its random contexts, which the card shows some of."""
     n_tokens: int
     """How many different ones there are, whatever their case and spaces."""
+    promotes: list[str]
+    """The tokens that it promotes, where they are words."""
     contexts: list[tuple[str, str, str]]
     """The text before, at and after a token that the feature fires on."""
     frequency: float
@@ -166,60 +185,77 @@ class Card:
     """Whether it comes back in other seeds, in words; None if these were not given."""
 
 
-def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[Card]:
-    """Features of the SAE with the highest FVE, no two with the same most frequent token.
+def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, list[Card]]]:
+    """Example features, in groups with a heading, no two with the same most frequent token.
 
-    They are taken in turn from those that fire on one token, on a few and on many, the most readable
-    first. Features that are selected too rarely to tell are left out.
+    They are of the first SAE whose seeds are known: some that come back in all of them, and some that come
+    back in none. Without seeds, of the SAE with the highest FVE.
     """
-    analysis = max(comparison.analyses, key=_fve)
-    sampled = analysis.statistics.sampled
-    kinds: list[list[int]] = [[] for _ in range(len(_KINDS) + 1)]
+    known = [one for one in comparison.analyses if one.scores is not None]
+    analysis = known[0] if known else max(comparison.analyses, key=_fve)
+    statistics = analysis.statistics
     fires_on: dict[int, list[str]] = {}
     for feature in analysis.ranking[: comparison.options.pages]:
-        texts = [vocabulary.text(token) for token in top_tokens(sampled, feature, None)]
-        if (
-            int(analysis.statistics.count_F[feature]) >= LEAST_SELECTIONS
-            and sum(map(str.isalpha, texts[0])) >= 3
-        ):
+        texts = [vocabulary.text(token) for token in top_tokens(statistics.sampled, feature, None)]
+        if int(statistics.count_F[feature]) >= LEAST_SELECTIONS and _is_word(texts[0]):
             fires_on[feature] = texts
-            kinds[_kind(texts)].append(feature)
-    shown: list[int] = []
-    tokens_shown = set()
-    while len(shown) < _CARDS and any(kinds):
+    groups = [("", fires_on, _CARDS)]
+    if (scores := analysis.scores) is not None:
+        back = [feature for feature in fires_on if scores.returns_F[feature] == scores.of]
+        lost = [feature for feature in fires_on if scores.match_F[feature] < _LOST]
+        n_lost = min(_CARDS_LOST, len(lost))
+        groups = [("These come back", back, _CARDS - n_lost), ("These don't", lost, n_lost)]
+    taken: set[str] = set()
+    found = []
+    for heading, features, n in groups:
+        chosen = _mixed({feature: fires_on[feature] for feature in features}, n, taken)
+        shown = [_card(analysis, feature, fires_on[feature], vocabulary) for feature in chosen]
+        found += [(heading, shown)] if shown else []
+    return found
+
+
+def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]:
+    """In turn from the features that fire on many tokens, on a few and on one, the most readable first.
+
+    Arguments:
+        taken: first tokens that are shown already. Those of the chosen ones are added.
+    """
+    kinds: list[list[int]] = [[] for _ in range(len(_KINDS) + 1)]
+    for feature, texts in fires_on.items():
+        kinds[-1 - sum(len(_different(texts)) > most for most in _KINDS)].append(feature)
+    chosen: list[int] = []
+    while len(chosen) < n and any(kinds):
         for kind in kinds:
-            new = (feature for feature in kind if plain(fires_on[feature][0]) not in tokens_shown)
-            feature = next(new, None)
-            if feature is None:
-                kind.clear()
-                continue
-            kind.remove(feature)
-            tokens_shown.add(plain(fires_on[feature][0]))
-            shown.append(feature)
-    shown = sorted(shown[:_CARDS], key=lambda feature: _kind(fires_on[feature]))
-    return [
-        Card(
-            sae=analysis.label,
-            feature=feature,
-            fires_on=_different(fires_on[feature])[:_CHIPS],
-            n_tokens=len(_different(fires_on[feature])),
-            contexts=_excerpts(sampled, feature, vocabulary),
-            frequency=float(analysis.statistics.frequency_F[feature]),
-            returns=analysis.scores.words(feature) if analysis.scores is not None else None,
-        )
-        for feature in shown
-    ]
+            while kind and plain(fires_on[kind[0]][0]) in taken:
+                kind.pop(0)
+            if kind and len(chosen) < n:
+                taken.add(plain(fires_on[kind[0]][0]))
+                chosen.append(kind.pop(0))
+    return chosen
+
+
+def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabulary) -> Card:
+    promotes = [vocabulary.text(token) for token in _promotes(analysis, feature, vocabulary)]
+    return Card(
+        sae=analysis.label,
+        feature=feature,
+        fires_on=_different(texts)[:_CHIPS],
+        n_tokens=len(_different(texts)),
+        promotes=[text for text in promotes if not _is_fragment(text)],
+        contexts=_excerpts(analysis.statistics.sampled, feature, vocabulary),
+        frequency=float(analysis.statistics.frequency_F[feature]),
+        returns=analysis.scores.words(feature) if analysis.scores is not None else None,
+    )
+
+
+def _is_word(text: str) -> bool:
+    return sum(map(str.isalpha, text)) >= 3
 
 
 def _fve(analysis: Analysis) -> float:
     """The FVE; below any other where it was not measured."""
     fve = analysis.metrics.get("fve")
     return -math.inf if fve is None else fve
-
-
-def _kind(tokens: list[str]) -> int:
-    """0 for a feature that fires on one token, 1 for one that fires on a few, 2 on many."""
-    return sum(len(_different(tokens)) > most for most in _KINDS)
 
 
 def _different(tokens: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..features.geometry import Geometry
+from ..features.reproducibility import RETURNING
 from .analysis import Analysis, Comparison
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -35,7 +36,7 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
         figures: dict[str, Figure | None] = {
             "training": _training(analyses),
             "use": _use(analyses),
-            "returning": _returning(comparison),
+            "returning": _returning(analyses),
             "cosines": _cosines(analyses),
         }
         names = file_names(analysis.label for analysis in analyses)
@@ -124,13 +125,24 @@ def _use(analyses: list[Analysis]) -> Figure | None:
     return figure
 
 
-def _returning(comparison: Comparison) -> Figure | None:
-    if (scores := comparison.analyses[0].scores) is None:
+def _returning(analyses: list[Analysis]) -> Figure | None:
+    if not any(one.scores for one in analyses):
         return None
     figure, axes = _panels(1, 1, (4.2, 3.0))
-    axes[0].hist(scores.match_F, bins=40, range=(0, 1), color=SERIES[0])
-    axes[0].axvline(scores.null, color="black", linestyle="--", label="random directions")
-    axes[0].set(xlabel=f"mean match in {scores.of} other seeds", ylabel="features", xlim=(0, 1))
+    for index, one in enumerate(analyses):
+        if one.returning is not None and (scores := one.scores) is not None:
+            label = f"{one.label}: {one.returning.returns:.0%} return"
+            axes[0].hist(
+                scores.match_F,
+                bins=40,
+                range=(0, 1),
+                histtype="step",
+                label=label,
+                **_line(index),
+            )
+            axes[0].axvline(scores.null, linewidth=0.8, **_line(index))
+    axes[0].axvline(RETURNING[0], color="black", linewidth=0.8)
+    axes[0].set(xlabel="match in other seeds", ylabel="features", xlim=(0, 1))
     axes[0].legend(frameon=False, fontsize=7)
     return figure
 

@@ -19,14 +19,20 @@ from typing import Any
 import numpy as np
 from plotly.offline import get_plotlyjs
 
+from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
 from ..evaluation.tables import setting_text
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
-from ..features.reproducibility import RETURNING
-from ..features.reproducibility_of_folders import HEADER, ReproducibilityOfFolders
-from ..run_folder.comparing import measured_differently, settings_of, training, unequal
+from ..features.reproducibility_of_folders import HEADER, ReproducibilityOfFolders, answer
+from ..run_folder.comparing import (
+    architecture_of,
+    measured_differently,
+    settings_of,
+    training,
+    unequal,
+)
 from ..run_folder.files import REPORT, report_files, write_json, write_text, writing
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import Vocabulary, cards, columns, page, rounded
@@ -87,7 +93,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
 
     Arguments:
         flags: of `vsae report`, other than the folders and options.
-        seeds: the folders of the first SAE's other seeds.
+        seeds: the folders of the SAEs' other seeds.
     """
     vocabulary = Vocabulary(comparison.tokenizer)
     payload = {
@@ -95,8 +101,6 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
     }
-    if (scores := comparison.analyses[0].scores) is not None:
-        payload["seeds"] = {"of": scores.of, "null": rounded(scores.null)}
     run = comparison.opened.run
     return rendered(
         "report",
@@ -107,10 +111,8 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         hook=comparison.opened.hook_point,
         rows=headline(comparison),
         star_margin=STAR_MARGIN,
-        # The settings in which they were trained differently, without the architecture.
-        differing=unequal(
-            list(training({one.label: one.config for one in comparison.analyses}).values())
-        ),
+        answer=_answer(comparison.analyses),
+        differing=_differing(comparison.analyses),
         measured_as=measured_differently(
             {one.label: one.metrics for one in comparison.analyses if one.metrics}
         ),
@@ -118,7 +120,9 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
-        returning=_returning(comparison.returning),
+        returning=[
+            (one, _returning(one.returning)) for one in comparison.analyses if one.returning
+        ],
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].statistics.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
@@ -127,13 +131,35 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
     )
 
 
-def _returning(found: ReproducibilityOfFolders | None) -> dict[str, Any] | None:
-    """What the page says of the first SAE's other seeds."""
-    if found is None:
-        return None
+def _answer(analyses: Sequence[Analysis]) -> str | None:
+    """How many features come back; None where no other seeds were given."""
+    known = [one for one in analyses if one.returning]
+    titles = [ARCHITECTURES[architecture_of(one.config)].title for one in known]
+    if len(set(titles)) < len(titles):
+        titles = [one.label for one in known]
+    parts = [
+        (title, one.returning.returns, one.metrics.get("fve"))
+        for title, one in zip(titles, known, strict=True)
+        if one.returning
+    ]
+    return answer(parts) if parts else None
+
+
+def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
+    """The settings in which they were trained differently, and each SAE's values."""
+    configs = {one.label: one.config for one in analyses}
+    trained = list(training(configs).values())
+    architectures = [architecture_of(config) for config in configs.values()]
+    rows = [("architecture", architectures)] if len(set(architectures)) > 1 else []
+    return rows + [
+        (name, [setting_text(each.get(name)) for each in trained]) for name in unequal(trained)
+    ]
+
+
+def _returning(found: ReproducibilityOfFolders) -> dict[str, Any]:
+    """What the page says of an SAE and its other seeds."""
     measured = found.measured
     return {
-        "share": f"{measured.returning(measured.names[0])[RETURNING[0]]:.1%}",
         "notes": found.notes,
         "header": HEADER,
         "saes": found.rows(missing="–"),
@@ -165,6 +191,8 @@ def _sae(analysis: Analysis, comparison: Comparison, vocabulary: Vocabulary) -> 
             for line in analysis.history
         ],
     }
+    if (scores := analysis.scores) is not None:
+        content["seeds"] = {"of": scores.of, "null": rounded(scores.null)}
     if analysis.geometry is not None:
         found = analysis.geometry
         matrix = cosine_matrix(

@@ -1,5 +1,6 @@
 """What SAEs were measured and trained on, and whether they can be compared. Imports no torch."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -199,6 +200,20 @@ def training(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         folder: {n: v for n, v in settings.items() if n not in following}
         for folder, settings in trained.items()
     }
+
+
+def of_one_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The folders, grouped by everything that decides what was trained but for the seeds.
+
+    Arguments:
+        configs: each folder's config.json.
+    """
+    groups: dict[str, list[str]] = {}
+    for folder, trained in training(configs).items():
+        shared = {name: value for name, value in trained.items() if name not in SEEDS}
+        key = json.dumps([architecture_of(configs[folder]), shared], sort_keys=True, default=str)
+        groups.setdefault(key, []).append(folder)
+    return list(groups.values())
 
 
 def only_posteriors_differ(trained: Sequence[dict[str, Any]]) -> bool:

@@ -113,17 +113,18 @@ function drawHistograms(data) {
   }));
 }
 
-/** How well the first SAE's features match those of its other seeds. */
+/** How well features match those of other seeds: a line for each SAE whose seeds are known. */
 function drawMatches(data) {
-  const [sae] = data.saes, bins = 40;
-  addChart($("matches"), "Mean match of each feature of " + sae.label, "Absolute cosine with its match, mean over the other seeds. The dashed line is what random directions reach.", (t) => ({
-    data: [{
-      ...steps(sae.columns.match, 0, 1, bins), name: sae.label, type: "bar", width: 1 / bins, marker: { color: t.series[0] },
-      hovertemplate: "%{y} features<extra></extra>",
-    }],
+  const bins = 40, known = data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.seeds);
+  const dash = (x, colour, width) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colour, dash: "dash", width } });
+  addChart($("matches"), "How well each feature matches one of another seed", "Absolute cosine with its match. Right of the black line a feature comes back. Coloured dashes: what random directions reach.", (t) => ({
+    data: known.map(({ sae, i }) => ({
+      ...steps(sae.columns.match, 0, 1, bins), name: sae.label, type: "scatter", mode: "lines", line: { shape: "hvh", ...series(t, i), width: 2 },
+      fill: known.length === 1 ? "tozeroy" : "none", hovertemplate: "%{y} features at %{x:.2f}<extra>%{fullData.name}</extra>",
+    })),
     layout: {
-      bargap: 0, xaxis: { range: [0, 1], title: { text: "mean match", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } },
-      shapes: [{ type: "line", x0: data.seeds.null, x1: data.seeds.null, yref: "paper", y0: 0, y1: 1, line: { color: t.fg, dash: "dash", width: 1.5 } }],
+      xaxis: { range: [0, 1], title: { text: "match", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } },
+      shapes: [...known.map(({ sae, i }) => dash(sae.seeds.null, t.series[i % 6], 1.5)), { ...dash(0.7, t.fg, 1.5), line: { color: t.fg, width: 1.5 } }],
     },
   }));
 }

@@ -18,7 +18,7 @@ function featureTable(data) {
   const state = { sae: 0, key: "rank", descending: false, rows: ROWS };
   const sae = () => data.saes[state.sae];
   const columns = COLUMNS.filter(({ key }) => key === "feature" || data.saes.some((one) => key in one.columns))
-    .map((column) => (column.key === "returns" ? { ...column, show: (value) => (value === null ? "–" : value + "/" + data.seeds.of) } : column));
+    .map((column) => (column.key === "returns" ? { ...column, show: (value) => (value === null ? "–" : value + "/" + sae().seeds.of) } : column));
   const texts = data.saes.map((one) => one.columns.fires_on.map((tokens, feature) =>
     tokens.concat(one.columns.promotes[feature]).map((i) => data.tokens[i]).join("\n").toLowerCase()));
 
@@ -135,7 +135,7 @@ function pageBody(data, sae, feature) {
     fact("of tokens select it", percent(of("frequency"))), fact("largest activation", number(largest)),
     fact("mean when selected", number(of("mean"))), fact("encoder·decoder cosine", number(of("alignment"))),
     fact("cluster", of("cluster") === null ? "–" : String(of("cluster"))))];
-  if (sae.columns.match) parts[0].append(fact("it comes back in", of("returns") + " of " + data.seeds.of + (data.seeds.of === 1 ? " seed" : " seeds")), fact("mean match there", number(of("match"))));
+  if (sae.columns.match) parts[0].append(fact("it comes back in", of("returns") + " of " + sae.seeds.of + (sae.seeds.of === 1 ? " seed" : " seeds")), fact("mean match there", number(of("match"))));
   parts.push(el("h3", {}, "Strongest contexts"), el("p", { class: "note" }, "On the left is the activation at the underlined token. Select another shaded token to see its activation."),
     ...page.top.map((one) => context(data, one, largest)));
   parts.push(el("h3", {}, "Random contexts"), el("p", { class: "note" }, "A random sample of the tokens that select it, strongest first."),
