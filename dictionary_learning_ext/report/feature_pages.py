@@ -208,7 +208,9 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
     taken: set[str] = set()
     found = []
     for heading, features, n in groups:
-        chosen = _mixed({feature: fires_on[feature] for feature in features}, n, taken)
+        # Those that promote words come first: they say what a feature of a later layer is for.
+        ordered = sorted(features, key=lambda one: not _promotes(analysis, one, vocabulary))
+        chosen = _mixed({feature: fires_on[feature] for feature in ordered}, n, taken)
         shown = [_card(analysis, feature, fires_on[feature], vocabulary) for feature in chosen]
         found += [(heading, shown)] if shown else []
     return found
@@ -249,7 +251,8 @@ def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabu
 
 
 def _is_word(text: str) -> bool:
-    return sum(map(str.isalpha, text)) >= 3
+    """Whether a reader can make something of a token: it is no special token and no fragment of a word."""
+    return sum(map(str.isalpha, text)) >= 3 and not text.startswith("<") and not _is_fragment(text)
 
 
 def _fve(analysis: Analysis) -> float:

@@ -115,7 +115,7 @@ function drawHistograms(data) {
 
 /** How well features match those of other seeds: a line for each SAE whose seeds are known. */
 function drawMatches(data) {
-  const bins = 40, known = data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.seeds);
+  const bins = 25, known = data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.seeds);
   const dash = (x, colour, width) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colour, dash: "dash", width } });
   addChart($("matches"), "How well each feature matches one of another seed", "Absolute cosine with its match. Right of the black line a feature comes back. Coloured dashes: what random directions reach.", (t) => ({
     data: known.map(({ sae, i }) => ({
