@@ -268,6 +268,12 @@ class WholeDocuments:
         return _padded(contexts, self._ctx_len, self._tokenizer)
 
 
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer begins each text with its beginning-of-text token, where it adds any."""
+    first = tokenizer("", verbose=False)["input_ids"][:1]
+    return tokenizer.bos_token_id is not None and list(first) == [tokenizer.bos_token_id]
+
+
 def _padded(contexts: list[Tensor], ctx_len: int, tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Ids and mask of contexts of at most L tokens, which are padded on the right."""
     padding = tokenizer.pad_token_id or 0  # any token will do, because it is masked

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch as t
-from export_folders import D, F, K
+from export_folders import D, F, K, of_class
 
 from dictionary_learning_ext import RunConfig, SAEConfig, train
 
@@ -45,11 +45,12 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
 
 @pytest.fixture
 def folder_of(trained, tmp_path):
-    """Makes a copy of a run folder, which a test may change."""
+    """Makes a copy of a run folder, which a test may change, or one of a class that isn't trained."""
 
     def copy(name):
-        shutil.copytree(trained[0][name], tmp_path / name)
-        return tmp_path / name
+        is_trained = name in trained[0]
+        shutil.copytree(trained[0][name if is_trained else "top_k"], tmp_path / name)
+        return tmp_path / name if is_trained else of_class(tmp_path / name, name)
 
     return copy
 

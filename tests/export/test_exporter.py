@@ -30,6 +30,21 @@ from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export, measure
 
 
+def test_a_threshold_that_was_never_set_is_kept_by_upstreams_own_class(folder_of):
+    folder = folder_of("batch_top_k")
+    without_a_threshold(folder)
+    assert export(folder, "dictionary-learning", tokens=200).difference.codes == 0
+
+
+@pytest.mark.parametrize("name", ["jump_relu", "gated", "relu_new"])
+def test_a_decoder_of_any_norms_is_exact_where_no_number_of_features_is_kept(name, folder_of):
+    folder = folder_of(name)
+    stretch(folder)
+    for form in ("sae-lens", "safetensors"):
+        difference = export(folder, form, tokens=200).difference
+        assert (difference.is_exact, difference.codes) == (True, 0)
+
+
 @pytest.mark.parametrize("name", ["vsae", "rectified", "top_k"])
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_without_negative_activations_is_exact(form, name, folder_of):
@@ -123,6 +138,10 @@ def overflowing(folder):
     edit_weights(folder, lambda state: state["encoder.bias"].fill_(3e38))
 
 
+def without_a_threshold(folder):
+    edit_weights(folder, lambda state: state["threshold"].fill_(-1.0))
+
+
 def narrow(folder):
     def keep_half(state):
         for key in ("encoder.weight", "encoder.bias"):
@@ -152,13 +171,30 @@ REFUSED = [
     ("vsae", not_finite, "--format safetensors", "NaN or infinite"),
     ("vsae", overflowing, "--format safetensors", "reconstructions are not finite"),
     ("top_k", narrow, "--format sae-bench", "its dict_size is 8.*width, 16"),
-    (
-        "relu",
-        no_spoiling,
-        "--format sae-lens",
-        "class AutoEncoder, which the reader of sae-lens can't",
-    ),
-    ("vaease", no_spoiling, "--format safetensors", "class VAEase.*load_dictionary"),
+    *[
+        (
+            "vaease",
+            no_spoiling,
+            f"--format {form}",
+            "a gate that has weights of its own.*safetensors",
+        )
+        for form in FORMATS[:-1]
+    ],
+    *[
+        (
+            name,
+            no_spoiling,
+            "--format sparsify",
+            "above a threshold.*--format sae-lens or --format saf",
+        )
+        for name in ("batch_top_k", "matryoshka", "jump_relu")
+    ],
+    ("gated", no_spoiling, "--format sparsify", "which features are active apart from.*sae-lens"),
+    *[
+        (name, without_a_threshold, f"--format {form}", "has no threshold yet.*dictionary-learning")
+        for name in ("batch_top_k", "matryoshka")
+        for form in ("sae-lens", "safetensors")
+    ],
     ("relu", rename_trainer, "--format sae-bench", "no loader.*'MyTrainer'"),
     *[
         (
@@ -171,7 +207,7 @@ REFUSED = [
     ],
     *[
         ("signed", no_spoiling, f"--format {form}", "not exact.*rectify=False.*--allow-inexact")
-        for form in FORMATS[:-1]
+        for form in ("sae-bench", "dictionary-learning", "sparsify")
     ],
 ]
 
