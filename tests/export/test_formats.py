@@ -199,6 +199,19 @@ def test_sae_lens_loads_it_and_agrees(name, class_name, folder_of, tiny_lm_dir, 
     t.testing.assert_close(theirs(x), x_hat, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in SAE_LENS if name not in ("gated", "relu_new")])
+def test_sae_lens_agrees_on_activations_of_the_embedded_model(name, tmp_path, request):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    folders, x = request.getfixturevalue("on_the_embedded_model")
+    out = export(folders[name], "sae-lens", tmp_path / name, tokens=2048).folder
+    ours, theirs = load_dictionary(folders[name])[0], sae_lens.SAE.load_from_disk(out)
+    assert len(x) == 2048
+    f = ours.encode(x)
+    assert f.count_nonzero() > 0
+    t.testing.assert_close(theirs.encode(x), f, rtol=0, atol=1e-5)
+    t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", EVERY_CLASS)
 def test_sae_bench_s_own_loader_reads_an_export(name, folder_of, tiny_lm_dir, x, monkeypatch):
     """Unmodified, unregistered, offline, in the export as its working directory."""
