@@ -358,6 +358,8 @@ def _expected(hint: Any) -> str:
     (kind,) = _members(hint)
     if get_origin(kind) is tuple and get_args(kind)[0] is float:
         return "numbers separated by spaces, e.g. 0.25 0.75"
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        (kind, *_) = get_args(kind)
     if kind is bool:
         return "True or False"
     if kind in (int, float):

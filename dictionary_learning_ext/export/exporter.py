@@ -29,7 +29,7 @@ from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, output_module, read, record, require_supported, write
-from .hub import without_local_paths
+from .local_paths import without_local_paths
 from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia
 
 logger = logging.getLogger(__name__)

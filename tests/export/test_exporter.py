@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch as t
+import transformers
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from export_folders import (
     FORMATS,
@@ -22,6 +23,7 @@ from export_folders import (
     without_negatives,
 )
 from safetensors import SafetensorError
+from tokenizers.processors import TemplateProcessing
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs
@@ -79,6 +81,60 @@ def test_an_export_has_the_mode_that_the_umask_says(form, folder_of):
         os.umask(before)
     for path in [there, *there.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~0o027, path
+
+
+def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsys):
+    names = ("batch_top_k", "relu", "top_k", "vaease")
+    for name in names:
+        shutil.copytree(trained[0][name], tmp_path / name)
+    argv = ["export", str(tmp_path), "--format", "sae-lens", "--tokens", "200"]
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert "1 of 4 SAEs were not exported as sae-lens" in said.err
+    assert "not exported: vaease multiplies each feature by a gate" in said.out
+    there = {name: tmp_path / name / "exports" / "sae-lens" for name in names[:3]}
+    for path in there.values():
+        assert files_under(path) == ["cfg.json", "sae_weights.safetensors"]
+    shutil.rmtree(tmp_path / "vaease")
+    assert main(argv) == 0, "what is there is kept"
+    assert capsys.readouterr().out.count("already there") == 3
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(names[:3])
+
+
+def test_it_says_which_tokens_training_left_out_and_how_contexts_began(
+    folder_of, tiny_lm_dir, tmp_path
+):
+    """For SAELens by its own names, and for sparsify in a file that its reader doesn't see."""
+    folder = folder_of("top_k")
+    model = shutil.copytree(tiny_lm_dir, tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos[0]} $A", special_tokens=[bos]
+    )
+    tokenizer.save_pretrained(model)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+
+    def said(form, name, **settings):
+        config["run"]["settings"] |= settings
+        path.write_text(json.dumps(config))
+        out = export(folder, form, tmp_path / f"{form}{len(settings)}", tokens=50, model=str(model))
+        content = json.loads((out.folder / name).read_text())
+        content = content.get("metadata", content)
+        return [content[k] for k in ("prepend_bos", "exclude_special_tokens", "max_norm_multiple")]
+
+    places = {
+        "sae-lens": "cfg.json",
+        "sparsify": "layers.1/export.json",
+        "safetensors": "config.json",
+    }
+    for form, name in places.items():
+        assert said(form, name) == [False, False, None]
+    given = {"text_packing": "truncate", "remove_bos": True, "max_norm_multiple": 10.0}
+    for form, name in places.items():
+        assert said(form, name, **given) == [True, [bos[1]], 10.0]
 
 
 def test_measure_counts_the_tokens_whose_code_differs():
