@@ -30,8 +30,8 @@ class ExportFlags:
     """A new or empty folder; for a folder of run folders, one that holds a folder for each. Default:
     FOLDER/exports/FORMAT."""
     allow_inexact: bool = False
-    """Export an SAE even if the format cannot represent it exactly. For a TopK, all formats
-    but safetensors apply a ReLU, which sets negative activations to 0."""
+    """Export an SAE even if the format cannot represent it exactly. Other libraries' TopK has a
+    ReLU, which sets negative activations to 0."""
     tokens: int | None = None
     """Held-out tokens on which the export is compared with the SAE. Default: 10,000. For
     neuronpedia, those on which the features are measured. Default: 100,000."""

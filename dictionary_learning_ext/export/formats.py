@@ -184,7 +184,7 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
             "dictionary_learning_ext.load_dictionary"
         )
     if row.function not in _HELD[form]:
-        others = (each for each, functions in _HELD.items() if row.function in functions)
+        others = (each for each in ("sae-lens", "safetensors") if row.function in _HELD[each])
         refuse(f" {_IN_WORDS[row.function]}, and nothing that {form} can hold does", *others)
     has_one = row.function == "jump_relu" and dictionary.threshold.ndim == 0  # for all features
     if has_one and dictionary.threshold < 0 and form in ("sae-lens", "safetensors"):

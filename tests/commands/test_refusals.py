@@ -22,6 +22,7 @@ REFUSED = {
     "report": "expected FOLDER (see",
     "compare": "expected FOLDER [FOLDER ...] (see",
     "push run": "expected FOLDER OWNER/NAME (see",
+    "push run me/a --format sae": "--format sae: expected one of sae-lens, sparsify",
     "push run me/a more": "'more': expected only FOLDER OWNER/NAME (see",
     "train extra": "'extra': expected a flag, which starts with --, e.g. --extra",
     "train --steps 12 13": "'13': expected a flag, which starts with --, e.g. --13",

@@ -273,9 +273,8 @@ def test_a_format_that_holds_none_of_them_is_refused(mixed):
 
 
 def test_sae_lens_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
-    loaders = pytest.importorskip("sae_lens.loading.pretrained_sae_loaders", reason="needs SAELens")
-    from sae_lens import SAE
-
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    loaders = sae_lens.loading.pretrained_sae_loaders
     repository = downloaded(mixed, "sae-lens")
 
     def download(repo_id, filename, force_download):
@@ -287,7 +286,10 @@ def test_sae_lens_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
     monkeypatch.setattr(loaders, "hf_hub_download", download)
     assert "SAE.from_pretrained('jane/saes', 'jump_relu')" in (repository / "README.md").read_text()
     for name in ("top_k", "jump_relu"):
-        theirs, ours = SAE.from_pretrained("jane/saes", name), load_dictionary(mixed / name)[0]
+        theirs, ours = (
+            sae_lens.SAE.from_pretrained("jane/saes", name),
+            load_dictionary(mixed / name)[0],
+        )
         t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
 
 
