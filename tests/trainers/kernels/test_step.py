@@ -13,6 +13,7 @@ from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOption
 from dictionary_learning_ext.trainers.kernels import step
 from dictionary_learning_ext.trainers.kernels.products import StepForm
 from dictionary_learning_ext.trainers.kernels.step import StepObjective, Weights, variational_loss
+from dictionary_learning_ext.trainers.ranks import Ranks
 
 BATCH, D, F = 24, 6, 40
 FORM = StepForm()
@@ -362,3 +363,20 @@ def test_a_kl_without_weight_that_is_not_asked_for_changes_nothing_but_itself(po
     with RecordedOps() as all_ops:
         gradients(variational_loss, x, weights, objective)
     assert ops.counts.total() < all_ops.counts.total(), "it is not computed"
+
+
+def test_the_variance_over_ranks_is_that_of_all_their_rows():
+    error_BD = t.randn(12, 5, dtype=t.float64) + 3 * t.arange(12.0, dtype=t.float64)[:, None]
+    shares = error_BD.chunk(3)
+    gathered = t.stack(
+        [t.cat([one.mean(0), step.row_variance(one, Ranks())[None]]) for one in shares]
+    )
+
+    class OneOfThree(Ranks):
+        def gather(self, x):
+            assert t.equal(x, gathered[self.rank])
+            return gathered
+
+    whole = step.row_variance(error_BD, Ranks())
+    for rank, share in enumerate(shares):
+        t.testing.assert_close(step.row_variance(share, OneOfThree(rank, 3)), whole)
