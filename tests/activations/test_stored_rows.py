@@ -223,11 +223,16 @@ def test_outliers_of_the_first_fill_are_named(tmp_path, cached_run, small_cache,
     assert source_of(open_stored(tmp_path)).outliers() is None, "has no tokens"
 
 
-def test_the_mean_squared_norm_is_that_of_the_first_fill(numbered):
-    source = source_of(numbered)
+@pytest.mark.parametrize("rows", [1000, 20_000])
+def test_the_mean_squared_norm_is_that_of_the_first_fill(rows, numbered):
+    """The second one is larger than the cache, and what it does not fill is not defined."""
+    source = source_of(numbered, rows=rows, out_batch_size=1)
+    source.activations.fill_(t.nan)
     value = source.mean_squared_norm()
     assert source.tokens_seen == 0
-    assert value == pytest.approx(float(t.cat(list(islice(source, 10))).square().sum(1).mean()))
+    n = min(rows, N - N // 20)
+    first = t.cat(list(islice(source, n)))
+    assert value == pytest.approx(float(first.double().square().sum(1).mean()))
 
 
 def test_a_row_that_is_not_finite_is_an_error(tmp_path):
