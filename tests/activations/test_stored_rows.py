@@ -66,6 +66,23 @@ def test_every_row_comes_once_per_pass_in_an_order_of_its_own(numbered):
     assert found[:1000] != found[len(train) :][:1000]
 
 
+def test_each_pass_has_an_order_of_its_own_of_rows_and_of_files(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(400, dtype=np.float32)[:, None])
+    whole = source_of(open_stored(tmp_path), rows=380, out_batch_size=380, passes=2)
+    one, other = map(numbers, ([batch] for batch in batches_of(whole)))
+    assert sorted(one) == sorted(other) == list(range(380))
+    assert one != other
+    for name, part in zip("abcd", np.arange(400, dtype=np.float32).reshape(4, 100), strict=True):
+        np.save(tmp_path / f"{name}.npy", part[:, None])
+    passes = []
+    for seed in range(3):
+        few = source_of(open_stored(tmp_path), rows=20, out_batch_size=20, passes=2, seed=seed)
+        files = [number // 100 for number in numbers(batches_of(few))]
+        passes.append((files[:380], files[380:]))
+    assert all(sorted(one) == sorted(other) for one, other in passes)
+    assert any(one != other for one, other in passes)
+
+
 def test_a_buffer_is_shuffled_and_files_come_in_an_order_of_the_seed(numbered):
     firsts = set()
     for seed in range(8):
