@@ -24,7 +24,7 @@ from ..evaluation.tables import setting_text
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
-from ..features.reproducibility import RETURNING
+from ..features.reproducibility import RETURNING, measures_as_text
 from ..features.reproducibility_of_folders import HEADER, ReproducibilityOfFolders
 from ..run_folder.comparing import measured_differently, settings_of, training, unequal
 from ..run_folder.files import REPORT, report_files, write_json, write_text, writing
@@ -137,12 +137,9 @@ def _returning(found: ReproducibilityOfFolders | None) -> dict[str, Any] | None:
         "notes": found.notes,
         "header": HEADER,
         "saes": found.rows(missing="–"),
-        "means": {name: f"{value:.4f}" for name, value in measured.means().items()},
+        "means": measures_as_text(measured.means()),
         "pairs": {
-            " – ".join(names): [
-                f"{value:.4f}"
-                for value in (pair.pw_mcc, pair.null, pair.pw_mcc - pair.null, pair.agreement)
-            ]
+            " – ".join(names): list(measures_as_text(pair.measures).values())
             for names, pair in measured.pairs.items()
         },
     }

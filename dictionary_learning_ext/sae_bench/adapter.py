@@ -17,7 +17,7 @@ from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
-from ..features.directions import random_directions
+from ..features.directions import RandomDirections
 from ..run_folder.files import CONFIG, RUNS, WEIGHTS
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
@@ -199,7 +199,7 @@ def _random_spectrum(like: BenchSAE) -> BenchSAE:
     the activations use.
     """
     dictionary: Any = _untrained(like)
-    directions_FD = random_directions(like.W_dec.cpu(), t.Generator().manual_seed(0))
+    directions_FD = RandomDirections(like.W_dec.cpu()).draw(t.Generator().manual_seed(0))
     with t.no_grad():
         dictionary.decoder.weight.copy_(directions_FD.t())
         dictionary.encoder.weight.copy_(directions_FD)

@@ -11,6 +11,7 @@ from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
 from dictionary_learning_ext.trainers.kernels import step
+from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
 from dictionary_learning_ext.trainers.kernels.products import StepForm
 from dictionary_learning_ext.trainers.kernels.step import StepObjective, Weights, variational_loss
 from dictionary_learning_ext.trainers.ranks import Ranks
@@ -298,6 +299,20 @@ def test_bf16_gradients_are_near_exact_ones(settings, form):
     assert terms.l2_loss.item() == pytest.approx(reference.l2_loss.item(), rel=0.01)
     for one, other in zip(got, expected, strict=True):
         assert (one - other).norm() <= 0.03 * other.norm()
+
+
+@pytest.mark.parametrize(("matmul_dtype", "error"), [(t.float32, 1e-5), (t.bfloat16, 0.01)])
+def test_second_moments_of_activations_a_thousand_standard_deviations_from_0(matmul_dtype, error):
+    """The bias cancels the mean, so that the second moments are the variances."""
+    generator = t.Generator().manual_seed(0)
+    x = t.randn(400, D, generator=generator) + 1000 * t.randn(D, generator=generator)
+    weight = t.randn(F, D, generator=generator)
+    bias = -(weight.double() @ x.double().mean(0)).float()
+    settings = {"rectify": False, "keep": False, "means_at_once": 1000}
+    means = BatchMeans(x, weight, bias, matmul_dtype=matmul_dtype, **settings)
+    mu = x.double() @ weight.double().T + bias.double()
+    found = means.moments(with_cross=False).square_F.double()
+    t.testing.assert_close(found, mu.square().mean(0), rtol=error, atol=0)
 
 
 def middle_of_gap(values, low, high):
