@@ -307,13 +307,17 @@ def test_a_removed_option_that_changed_something_is_refused(given, tmp_path):
 
 DAMAGED_CONFIGS = {
     "missing": (lambda path: path.unlink(), "expected a file config.json"),
-    "a list": (lambda path: path.write_text("[1]"), r"trainer\.dict_class"),
+    "a list": (lambda path: path.write_text("[1]"), r"holds \[1\], expected an object"),
+    "no trainer": (lambda path: path.write_text("{}"), r"trainer\.dict_class"),
     "no run but a number": (
         lambda path: path.write_text('{"trainer": {"dict_class": "AutoEncoder"}, "run": 3}'),
         "run is 3, expected an object",
     ),
     "a class that is none": (trainer(dict_class="os.system"), "'os.system' is unknown"),
-    "a class that is no text": (trainer(dict_class=["x"]), "is unknown"),
+    "a class that is no text": (
+        trainer(dict_class=["x"]),
+        r"trainer\.dict_class is \['x'\], expected text",
+    ),
     "a size in words": (trainer(dict_size="many"), "trainer.dict_size is 'many'"),
     "a size beyond reason": (trainer(activation_dim=10**30), "trainer.activation_dim is 1000"),
     "another width": (trainer(activation_dim=8), "so activation_dim=16, but config.json says 8"),
