@@ -45,6 +45,7 @@ from .plan import Job, plan, require_memory
 from .processes import Interrupts, Processes, before_the_first_step, interrupts, joined
 from .resuming import (
     checked_points,
+    reading,
     restore_generators,
     shared_state,
     start_from,
@@ -191,7 +192,8 @@ def _continued(
     of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
     with processes.together():
         states = {hook: state_of_rank(each, processes.rank) for hook, each in of_hook.items()}
-        sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
+        with reading(jobs[-1].folder, points[-1]):
+            sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
     return {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
 
 
@@ -247,8 +249,9 @@ def _begin(
     started = [] if points else sae_runs
     with processes.together():
         for one, point in resumed:
-            one.restore(point)
-            restore_generators(one.trainer, point, processes.rank)
+            with reading(one.folder, point):
+                one.restore(point)
+                restore_generators(one.trainer, point, processes.rank)
         for one in started:
             one.open_wandb(groups[one.name])
     with processes.together():
