@@ -24,7 +24,7 @@ class Checked:
         for name, hint in get_type_hints(type(self)).items():
             given = getattr(self, name)
             require_type(name, given, hint)
-            if isinstance(given, list):  # as JSON has it
+            if isinstance(given, list) and hint is not Any:  # as JSON has it
                 object.__setattr__(self, name, tuple(given))
             elif type(given) is int and float in (hint, *get_args(hint)):
                 object.__setattr__(self, name, float(given))
@@ -98,6 +98,8 @@ def require_type(name: str, given: Any, hint: Any) -> None:
     """Raise a ConfigError unless a value has a field's type. Numbers must be finite."""
     words = get_args(hint) if get_origin(hint) is Literal else ()
     require(is_of_type(given, hint), name, given, described(hint) + meant(given, words))
+    has_null = isinstance(given, str) and "\0" in given  # which no file's name can have
+    require(not has_null, name, given, "text without null characters")
 
 
 def require_lr_schedule(
