@@ -9,7 +9,7 @@ from typing import Any
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
 from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
 from ..errors import CheckpointError, Setting, Text, UserError
-from .files import evaluation
+from .files import at_home, evaluation
 from .reading import read_metrics_if_any
 
 SEEDS = ("seed", "data_seed")
@@ -95,7 +95,7 @@ def same_model(one: Any, other: Any) -> bool:
 def same_setting(name: str, one: Any, other: Any) -> bool:
     """Whether two values of a setting mean the same."""
     if name == STORED and None not in (one, other):
-        one, other = (os.path.abspath(os.path.expanduser(str(value))) for value in (one, other))
+        one, other = (os.path.abspath(at_home(str(value))) for value in (one, other))
     return one == other or (name == "model" and same_model(one, other))
 
 

@@ -26,6 +26,7 @@ from .files import (
     RESUME,
     RESUME_COMPLETE,
     WEIGHTS,
+    at_home,
     checkpoint,
     resume_point,
 )
@@ -170,7 +171,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
 
     Raises: ConfigError.
     """
-    path, given = Path(path).expanduser(), (Setting(name), " ") if name else ()
+    path, given = at_home(path), (Setting(name), " ") if name else ()
     try:
         with _readable():
             path = path / CONFIG if path.is_dir() else path

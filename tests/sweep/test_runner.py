@@ -373,9 +373,13 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
     assert progress(tmp_path) == (
         "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
     )
-    for content in ("{", "[]", '{"runs": 3}'):
+    whole = json.loads((tmp_path / "sweep.json").read_text())
+    others = [{"runs": ["../a"]}, {"runs": ["/a"]}, {"runs": [3]}, {"settings": {"k": 3}}]
+    others += [{"at_once": "x"}, {"name": [1]}, {"command": 3}, {"extra": 3}]
+    damaged = [json.dumps(whole | other) for other in others]
+    for content in ("{", "[]", "null", '{"runs": 3}', "[" * 9_999, *damaged):
         (tmp_path / "sweep.json").write_text(content)
-        with pytest.raises(ConfigError, match=r"sweep\.json: damaged; delete it and rerun"):
+        with pytest.raises(ConfigError, match=r"sweep\.json: damaged \(.*\); delete it and rerun"):
             progress(tmp_path)
 
 
