@@ -201,6 +201,14 @@ def checked_settings(config: Any, path: Path) -> TrainConfig:
 
 
 @_readable()
+def given_save_dir(folder: Path) -> str | None:
+    """The save_dir in a run's config.json, as it was given. Raises CheckpointError if it is damaged."""
+    path = folder / CONFIG
+    shape = {"run": {"settings": {"save_dir": str | None}}}
+    return settings_in(read_json(path, shape, "copy it again"), path).get("save_dir")
+
+
+@_readable()
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """A run folder's final evaluation. Raises CheckpointError if there is none."""
     read_config(folder)

@@ -68,6 +68,7 @@ def train(
     *,
     resume: bool = False,
     group: str | None = None,
+    named: bool = False,
 ) -> dict[str, Path]:
     """Train every SAE on the same text, save it and evaluate it on held-out text.
 
@@ -89,6 +90,7 @@ def train(
         resume: continue from the newest resume points of these folders. `reading.read_run` gives
             `run`, `saes` and `hooks`.
         group: what wandb groups the runs by (default: the name of the folder that holds them).
+        named: write a single SAE to a folder of its name in `run.save_dir`, too.
 
     Returns: the run folder of each.
 
@@ -97,7 +99,7 @@ def train(
     """
     with joined() as processes:
         with processes.together():
-            jobs = plan(run, saes, hooks, resume=resume)
+            jobs = plan(run, saes, hooks, resume=resume, named=named)
             device = processes.device(run.device)
         if resume and all(job.is_finished for job in jobs):
             logger.info("%s: already finished; nothing to do", run.save_dir)

@@ -1,6 +1,7 @@
 """What a run starts from: its newest resume points, or a trained SAE's weights (`--init-from`)."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ def checked_points(
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if not points:
-        where = jobs[0].config.run.save_dir
+        where = os.path.commonpath([job.folder for job in jobs])
         logger.info("%s: no resume point yet; starting from scratch", where)
         return []
     for job in jobs:
