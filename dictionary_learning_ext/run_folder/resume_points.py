@@ -196,8 +196,8 @@ def _forget(path: Path) -> None:
 
 
 def _of_the_disk(error: SafetensorError) -> OSError:
-    """The error of the disk that safetensors only quotes, e.g. "Os { code: 28, …": a full disk."""
-    code = re.search(r"code: (\d+)", str(error))
+    """The error of the disk that safetensors only quotes: (os error 28), or Os { code: 28, …."""
+    code = re.search(r"(?:os error|code:) (\d+)", str(error))
     return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))
 
 

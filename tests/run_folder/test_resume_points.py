@@ -128,10 +128,16 @@ def test_a_file_of_a_points_name_is_none_and_in_nobodys_way(tmp_path):
     ]
 
 
-def test_a_full_disk_that_safetensors_met_says_to_free_some_space(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "I/O error: No space left on device (os error 28)",
+        'IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })',
+    ],
+)
+def test_a_full_disk_that_safetensors_met_says_to_free_some_space(quoted, tmp_path, monkeypatch):
     def full(*_):
-        what = 'IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'
-        raise SafetensorError(f"Error while serializing: {what}")
+        raise SafetensorError(f"Error while serializing: {quoted}")
 
     monkeypatch.setattr("dictionary_learning_ext.run_folder.resume_points.save_file", full)
     with pytest.raises(CheckpointError, match=r"\(No space left on device\); free some space or"):
