@@ -62,9 +62,11 @@ _DEEPEST = 100
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
-    """Raise a ConfigError if no folder is given."""
+    """Raise a ConfigError if no folder is given, or one that no folder can be called."""
     if not folders:
         raise ConfigError(f"no folder given: {EXPECTED}, or several")
+    if strange := [str(folder) for folder in folders if "\0" in str(folder)]:
+        raise ConfigError(f"{strange[0]!r}: holds a null character; {EXPECTED}")
 
 
 @contextmanager
@@ -78,6 +80,10 @@ def _readable() -> Iterator[None]:
         raise CheckpointError(
             f"{error.filename}: can't be read ({error.strerror}); check the path and who may read it"
         ) from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise CheckpointError(f"the path holds a null character; {EXPECTED}") from error
 
 
 @_readable()
