@@ -54,6 +54,7 @@ _CLASSES: dict[str, Any] = {
     "gated": GatedAutoEncoder,
 }
 _OF_TOP_K = ("topk", "abstopk")
+_REAL = (t.float64, t.float32, t.float16, t.bfloat16)
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
@@ -178,16 +179,33 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
             "train again"
         )
     for name, value in state.items():
-        if name.endswith(("weight", "bias", "b_dec")) and not value.is_floating_point():
-            raise CheckpointError(
-                f"{path}: {name} is {value.dtype}, expected torch.float32; copy it again"
-            )
+        of_weights = isinstance(name, str) and name.endswith(("weight", "bias", "b_dec"))
+        if unusual := _unusual(value, real=of_weights):
+            raise CheckpointError(f"{path}: {name} is {unusual}; copy it again")
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: {name!r} is no tensor's name; copy it again")
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} has NaN or infinite values; load an earlier checkpoint from "
                 f"{path.parent / CHECKPOINTS}"
             )
     return state, norm_factor
+
+
+def _unusual(value: t.Tensor, real: bool) -> str | None:
+    """What keeps a tensor from being read as numbers, if anything, and what is expected.
+
+    Arguments:
+        real: whether it must hold real numbers, as weights do.
+    """
+    if value.layout != t.strided or value.is_nested:
+        return f"{'nested' if value.is_nested else value.layout}, expected a dense tensor"
+    if value.device.type != "cpu":
+        return f"on the device {value.device}, which keeps no values; expected it on the CPU"
+    is_usual = value.dtype in _REAL or not (real or value.is_floating_point())
+    if is_usual and not value.is_quantized:
+        return None
+    return f"{value.dtype}, expected torch.float32"
 
 
 def _factor(path: Path, given: Any) -> float:
@@ -273,7 +291,7 @@ def load_sae_lens(
     folder = Path(folder)
     config, weights = _read_sae_lens(folder)
     architecture = config.get("architecture")
-    if architecture not in _CLASSES:
+    if not isinstance(architecture, str) or architecture not in _CLASSES:
         raise CheckpointError(
             f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
             f"{', '.join(_CLASSES)}"

@@ -18,7 +18,7 @@ from sae_bench.sae_bench_utils import graphing_utils
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
 from ..features.directions import RandomDirections
-from ..run_folder.files import CONFIG, RUNS, WEIGHTS
+from ..run_folder.files import CONFIG, RUNS, WEIGHTS, at_home
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 
@@ -144,7 +144,7 @@ def local_folder(source: str | Path) -> Path:
 
     Raises: CheckpointError if there is neither, or the repo holds several SAEs.
     """
-    folder = Path(source).expanduser()
+    folder = at_home(source)
     if folder.is_dir() or not _REPO.fullmatch(str(source)):
         return folder.resolve()
     owner, name, *inside = str(source).split("/")

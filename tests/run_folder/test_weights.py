@@ -101,6 +101,29 @@ DAMAGED_WEIGHTS = {
         tensors(lambda s: s | {"b_dec": s["b_dec"].to(t.complex64)}),
         r"b_dec is torch\.complex64",
     ),
+    "a sparse matrix": (
+        tensors(lambda s: s | {"encoder.weight": s["encoder.weight"].to_sparse()}),
+        r"encoder\.weight is torch\.sparse_coo, expected a dense tensor",
+    ),
+    "compressed rows": (
+        tensors(lambda s: s | {"encoder.weight": s["encoder.weight"].to_sparse_csr()}),
+        r"encoder\.weight is torch\.sparse_csr, expected a dense tensor",
+    ),
+    "8 bits": (
+        tensors(lambda s: s | {"b_dec": s["b_dec"].to(t.float8_e4m3fn)}),
+        r"b_dec is torch\.float8_e4m3fn, expected torch\.float32",
+    ),
+    "8 bits of a number that isn't trained": (
+        put(threshold=t.zeros(()).to(t.float8_e5m2)),
+        r"threshold is torch\.float8_e5m2, expected torch\.float32",
+    ),
+    "no values": (put(b_dec=t.zeros(16, device="meta")), "b_dec is on the device meta"),
+    "quantized": (
+        put(b_dec=t.quantize_per_tensor(t.zeros(16), 0.1, 0, t.qint8)),
+        r"b_dec is torch\.qint8, expected torch\.float32",
+    ),
+    "nested": (put(b_dec=t.nested.nested_tensor([t.zeros(2)])), "b_dec is nested"),
+    "a number for a name": (tensors(lambda s: s | {3: t.zeros(2)}), "3 is no tensor's name"),
     "a missing tensor": (tensors(lambda s: {n: v for n, v in s.items() if n != "b_dec"}), r"b_dec"),
     "a tensor too many": (put(extra=t.zeros(2)), "extra"),
     "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec has NaN or infinite values"),
