@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast test-saebench test-oldest test-gpu mutants lint docs notebooks wheel clean
+.PHONY: quickstart test test-fast test-saebench test-oldest test-gpu mutants mutants-saebench lint docs notebooks wheel clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
@@ -53,10 +53,15 @@ test-oldest: .venv-oldest/installed
 test-gpu: .venv/installed-dev
 	$(BIN)/python -m pytest tests/gpu -rs
 
-# How many small faults the tests notice, out of a random sample: about an hour on two cores.
-# With MUTANTS='--folders evaluation', for example, only those of some sub-packages.
+# How many small faults the tests notice, out of a random sample of each sub-package: about two hours on
+# two cores. With MUTANTS='--folders evaluation', for example, only those of some sub-packages.
 mutants: .venv/installed-mutants
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m experiments.robustness.mutants $(MUTANTS)
+
+# The same for sae_bench and export.
+mutants-saebench: .venv-saebench/installed-mutants
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python \
+		-m experiments.robustness.mutants --folders sae_bench export $(MUTANTS)
 
 # With mkdocs, since the type check reads what the tests of the guide import. Last, whether wrong calls of
 # the public names are flagged.
@@ -100,6 +105,10 @@ clean:
 
 .venv/installed-mutants: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutants]'
+	touch $@
+
+.venv-saebench/installed-mutants: .venv-saebench/installed
+	.venv-saebench/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,saebench,mutants]' eai-sparsify~=1.3
 	touch $@
 
 .venv-oldest/installed: setup.py

@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..config.checks import Checked
 from ..errors import ActivationsError
+from ..run_folder.files import require_inside
 
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
@@ -33,7 +35,7 @@ _REPAIR = "restore it, or cache the activations again in another folder"
 
 
 @dataclass(frozen=True)
-class CacheFile:
+class CacheFile(Checked):
     """A file of a cache."""
 
     name: str
@@ -45,12 +47,12 @@ class CacheFile:
     """Without padding."""
 
     def __post_init__(self):
-        if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
-            raise ValueError(f"the file {self.name!r} is not in the cache's folder")
+        super().__post_init__()
+        require_inside(self.name)
 
 
 @dataclass(frozen=True)
-class CachedHook:
+class CachedHook(Checked):
     """A hook point of stored activations."""
 
     layer: int
@@ -60,7 +62,7 @@ class CachedHook:
 
 
 @dataclass(frozen=True)
-class CacheSettings:
+class CacheSettings(Checked):
     """What decides every number in a cache."""
 
     model: str
@@ -88,7 +90,7 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
-class CacheManifest:
+class CacheManifest(Checked):
     """The content of manifest.json."""
 
     settings: CacheSettings
@@ -154,8 +156,8 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
         )
     except OSError as error:  # e.g. another user's folder
         raise ActivationsError(f"{path}: can't be read ({error.strerror})") from error
-    # ValueError: not UTF-8 or not JSON.
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    # ValueError: not UTF-8, not JSON or of another type.
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ActivationsError):
             raise
         raise ActivationsError(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from ..config.checks import require
 from ..config.run import RunConfig
 from ..config.synthetic_models import is_synthetic
 from ..errors import LanguageModelError, Setting, first_line
+from ..run_folder.files import at_home
 from ..trainers.base import require_device
 from .text import why_unreachable
 
@@ -105,7 +107,7 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             f"{name} is not a language model: use it with train, eval and compare only, or give a"
             " language model"
         )
-    folder = EMBEDDED_MODEL if name == "embedded" else Path(name).expanduser()
+    folder = EMBEDDED_MODEL if name == "embedded" else at_home(name)
     is_local = name == "embedded" or name.startswith(("/", ".", "~")) or folder.exists()
     if is_local and not (folder / CONFIG_NAME).is_file():
         raise LanguageModelError(
@@ -129,6 +131,12 @@ def _loading(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
             raise LanguageModelError(
                 f"language model {name!r} can't be loaded, locally or from the hub"
                 f" ({first_line(error)}): {_EXPECTED}"
+            ) from error
+        except UnpicklingError as error:  # torch advises to run what is in it
+            raise LanguageModelError(
+                f"language model {name!r} can't be loaded: its pytorch_model.bin holds something else"
+                " than tensors, which could be any code and is never run; expected a"
+                " model.safetensors, as save_pretrained writes it"
             ) from error
         except Exception as error:  # damaged files can raise anything
             if isinstance(error, ValueError) and "trust_remote_code" in str(error):

@@ -26,6 +26,7 @@ import pyarrow as pa
 from ..config.run import RunConfig, Split
 from ..errors import ActivationsError, TextError, first_line
 from ..run_folder.comparing import same_setting
+from ..run_folder.files import at_home, require_inside
 from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
 from .text import fingerprint_of, open_text
 
@@ -141,7 +142,7 @@ def open_stored(folder: str | Path) -> StoredActivations:
 
     Raises: ActivationsError if it holds none, or is unfinished or damaged.
     """
-    path = Path(folder).expanduser()
+    path = at_home(folder)
     if not path.is_dir():
         is_what = "is a file" if path.exists() else "no such folder"
         raise _no_activations(folder, is_what)
@@ -192,26 +193,25 @@ def _of_sae_lens(folder: Path) -> StoredActivations | None:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         features = json.loads((folder / INFO).read_text(encoding="utf-8"))["features"]
-        paths = [folder / each["filename"] for each in state["_data_files"]]
-        shapes = {
-            name: tuple(each["shape"])
-            for name, each in features.items()
-            if each.get("_type") == "Array2D"
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names = [each["filename"] for each in state["_data_files"]]
+        for name in names:
+            require_inside(name)
+        arrays = {n: each for n, each in features.items() if each.get("_type") == "Array2D"}
+        lengths = {length for length, _ in (each["shape"] for each in arrays.values())}
+        hooks = {n: CachedHook(_layer(n), each["shape"][1]) for n, each in arrays.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ActivationsError(
             f"{folder}: its {STATE} or {INFO} is damaged ({first_line(error)}); restore it"
         ) from error
-    if not shapes:
+    if not hooks:
         raise ActivationsError(
             f"{folder}: a data set without activations (columns: {', '.join(features)}); expected a"
             " column of type Array2D, as SAELens's CacheActivationsRunner writes it"
         )
-    ctx_len, *others = {length for length, _ in shapes.values()}
+    ctx_len, *others = lengths
     if others:
         raise ActivationsError(f"{folder}: its hook points have contexts of unequal lengths")
-    hooks = {name: CachedHook(_layer(name), width) for name, (_, width) in shapes.items()}
-    first = next(iter(hooks))
+    first, paths = next(iter(hooks)), [folder / name for name in names]
     files = [(path, sum(len(x_NLD) for x_NLD, _ in _batches(path, first))) for path in paths]
     return _divided(folder, "SAELens's cache", hooks, ctx_len, {"ctx_len": ctx_len}, files)
 
@@ -367,8 +367,9 @@ def _arrays_in(path: Path) -> list[np.ndarray]:
     Raises: ActivationsError.
     """
     try:
-        found = [_npy(path)] if path.suffix == ".npy" else list(_safetensors(path))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        with np.errstate(over="ignore"):  # of a shape beyond reason
+            found = [_npy(path)] if path.suffix == ".npy" else list(_safetensors(path))
+    except Exception as error:  # bytes of any content raise anything
         raise ActivationsError(f"{path}: damaged ({first_line(error)}); {_EXPECTED}") from error
     if not found:
         raise ActivationsError(f"{path}: no array; {_EXPECTED}")

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from ..config.checks import require, require_choice
 from ..config.run import Split, without_slash
 from ..errors import TextError, first_line
+from ..run_folder.files import at_home
 from .text_files import SUFFIXES, read_documents, text_of_row
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
     """
     require_choice("split", split, Split)
     require(passes >= 1, "passes", passes, "at least 1")
-    path = Path(name).expanduser()
+    path = at_home(name)
     if name == "embedded":
         source, has_split = _Passages(split, seed), True
     elif path.exists():
@@ -76,7 +77,7 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
 def names_a_file(name: str) -> bool:
     """Whether a text is a file or folder, there or not, rather than the embedded one or the hub's."""
     looks_so = name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES)
-    return name != "embedded" and (looks_so or Path(name).expanduser().exists())
+    return name != "embedded" and (looks_so or at_home(name).exists())
 
 
 class _Source(Protocol):

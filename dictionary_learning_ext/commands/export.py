@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from ..config.architectures import ExportFormat
-from ..errors import in_shell
+from ..errors import CheckpointError, UserError, in_shell
 from .flags import FOLDER, Command, positional
 from .measure import InputFlags
+
+if TYPE_CHECKING:
+    from ..export.exporter import Exported
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,7 @@ class ExportFlags:
     """Write an SAE in a format that another library reads."""
 
     folder: str = field(metadata=positional(FOLDER))
-    """A run folder."""
+    """A run folder, or a folder of run folders, each of which is exported."""
     format: ExportFormat
     """sae-bench: a working directory for SAE Bench's own dictionary_learning runner.
     dictionary-learning: for upstream's load_dictionary. sae-lens: for SAE.load_from_disk, and
@@ -22,10 +27,11 @@ class ExportFlags:
     weights, and a config.json that states the equation. neuronpedia: not the SAE, but what its
     features do, for Neuronpedia's upload."""
     out: str | None = None
-    """A new or empty folder. Default: FOLDER/exports/FORMAT."""
+    """A new or empty folder; for a folder of run folders, one that holds a folder for each. Default:
+    FOLDER/exports/FORMAT."""
     allow_inexact: bool = False
-    """Export an SAE even if the format cannot represent it exactly. All formats but safetensors
-    apply a ReLU, which sets negative activations to 0."""
+    """Export an SAE even if the format cannot represent it exactly. Other libraries' TopK has a
+    ReLU, which sets negative activations to 0."""
     tokens: int | None = None
     """Held-out tokens on which the export is compared with the SAE. Default: 10,000. For
     neuronpedia, those on which the features are measured. Default: 100,000."""
@@ -34,17 +40,44 @@ class ExportFlags:
 
 def run_export(flags: ExportFlags) -> None:
     from ..export.exporter import export
+    from ..run_folder.files import EXPORTS
+    from ..run_folder.reading import run_folders_in
+
+    inside = run_folders_in(flags.folder)
+    refused = 0
+    for folder in inside or [Path(flags.folder)]:
+        out = None if flags.out is None else Path(flags.out, folder.name if inside else "")
+        target = out or folder / EXPORTS / flags.format
+        if inside and target.exists():
+            print(f"{target}: already there")
+            continue
+        try:
+            exported = export(
+                folder,
+                flags.format,
+                out,
+                allow_inexact=flags.allow_inexact,
+                tokens=flags.tokens,
+                **vars(flags.inputs),
+            )
+        except UserError as error:
+            if not inside:
+                raise
+            print(f"not exported: {error.as_typed}")
+            refused += 1
+        else:
+            _print_exported(exported, flags)
+    if refused:
+        raise CheckpointError(
+            f"{flags.folder}: {refused} of {len(inside)} SAEs were not exported as {flags.format}; the "
+            "reasons are above"
+        )
+
+
+def _print_exported(exported: "Exported", flags: ExportFlags) -> None:
     from ..export.formats import SAE_BENCH_REPO
     from ..run_folder.files import WEIGHTS
 
-    exported = export(
-        flags.folder,
-        flags.format,
-        flags.out,
-        allow_inexact=flags.allow_inexact,
-        tokens=flags.tokens,
-        **vars(flags.inputs),
-    )
     out = exported.folder
     print(f"{out}: {exported.difference or 'the batches for Neuronpedia'}")
     _print_cut(exported.cut_paths)
@@ -80,22 +113,38 @@ class PushFlags:
     """A repo on the hub. It is created if it does not exist."""
     public: bool = False
     """Create the repo as public. Default: private."""
+    format: tuple[Literal["sae-lens", "sparsify"], ...] = ()
+    """Also add what these libraries read, for SAE.from_pretrained of SAELens and
+    SparseCoder.load_from_hub. The SAEs are exported anew, so the language model is needed."""
+    allow_inexact: bool = False
+    """With --format: see export."""
     dry_run: bool = False
     """Only list the files that would be uploaded."""
     show_card: bool = False
     """Only print the model card that would be uploaded."""
+    inputs: InputFlags = field(default_factory=InputFlags)
 
 
 def run_push(flags: PushFlags) -> None:
     from ..export.hub import push
 
     is_dry = flags.dry_run or flags.show_card
-    pushed = push(flags.folder, flags.repo, public=flags.public, dry_run=is_dry)
+    pushed = push(
+        flags.folder,
+        flags.repo,
+        formats=flags.format,
+        public=flags.public,
+        dry_run=is_dry,
+        allow_inexact=flags.allow_inexact,
+        **vars(flags.inputs),
+    )
     if flags.show_card:
         print(pushed.card)
         return
     for name, size in pushed.files.items():
         print(f"{size:>12,} {name}")
+    for (_, form), error in pushed.left_out.items():
+        print(f"not as {form}: {error.as_typed}")
     _print_cut(pushed.cut_paths)
     if pushed.url is None:
         visibility = "public" if flags.public else "private"

@@ -119,6 +119,8 @@ def parse(command: Command[F], args: list[str]) -> F:
 
     Raises: UserError for a mistake, in one line that says what to type.
     """
+    if strange := [word for word in args if "\0" in word]:
+        raise UserError(f"{strange[0]!r}: holds a null character; type it without")
     args = args if command.prepare is None else command.prepare(args)
     start = _start_of(command, texts_of(args))
     options = _options_of(start)
@@ -358,6 +360,8 @@ def _expected(hint: Any) -> str:
     (kind,) = _members(hint)
     if get_origin(kind) is tuple and get_args(kind)[0] is float:
         return "numbers separated by spaces, e.g. 0.25 0.75"
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        (kind, *_) = get_args(kind)
     if kind is bool:
         return "True or False"
     if kind in (int, float):

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..config.checks import require
 from ..config.run import TrainConfig
 from ..errors import ConfigError, TrainingError, UserError
-from ..run_folder.files import RUNS
+from ..run_folder.files import RUNS, at_home
 from .flags import HIDDEN, Command, parse, positional, vsae
 from .train import TRAIN
 
@@ -58,7 +58,7 @@ def run(flags: SweepFlags) -> None:
     if flags.file is not None:
         _run_file(flags.file, flags)
     elif flags.results is not None:
-        _show(flags.results.expanduser())
+        _show(at_home(flags.results))
     elif flags.of_wandb is not None:
         _show(RUNS / flags.of_wandb.rpartition("/")[2], flags.of_wandb)
 
@@ -104,7 +104,7 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
             f"{file}: {len(configs)} runs; --max-runs is {flags.max_runs}; add --yes to run all"
         )
     require(flags.at_once is None or flags.at_once >= 1, "at_once", flags.at_once, "at least 1")
-    save_dir = (flags.save_dir or RUNS / sweep.name).expanduser()
+    save_dir = at_home(flags.save_dir or RUNS / sweep.name)
 
     def said(manifest: Manifest) -> None:
         together = "all" if manifest.at_once >= len(configs) else f"{manifest.at_once}"

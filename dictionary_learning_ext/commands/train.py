@@ -10,7 +10,7 @@ from ..config.run import CONTINUE_OR_START, NONE, RunConfig, TrainConfig, requir
 from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ActivationsError, Setting, TrainingError, UserError, in_shell, listed
-from ..run_folder.files import CONFIG, FAILED, RUNS, folder_of
+from ..run_folder.files import CONFIG, FAILED, RUNS, at_home, folder_of
 from ..run_folder.reading import (
     automatic_folders,
     failed_in,
@@ -86,7 +86,7 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if starts == ["config"]:
         start = load_config(given["config"], "config")
     elif starts == ["resume"]:
-        start = load_config(run_folders(Path(given["resume"]).expanduser())[0], "resume")
+        start = load_config(run_folders(at_home(given["resume"]))[0], "resume")
     else:
         name = given.get("preset", DEFAULT_PRESET)
         start = preset(name)
@@ -143,8 +143,8 @@ def _of_another_architecture(name: str, start: TrainFlags) -> str:
 def run(flags: TrainFlags) -> None:
     # With the home folder for ~ where shells leave it: in --save-dir=~/x.
     save_dir, resume = flags.run.save_dir, flags.resume
-    at_home = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
-    flags = replace(flags, run=at_home, resume=resume and resume.expanduser())
+    settings = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
+    flags = replace(flags, run=settings, resume=resume and at_home(resume))
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)

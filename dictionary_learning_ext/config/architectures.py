@@ -14,18 +14,12 @@ from typing import Any, Literal, NamedTuple
 ExportFormat = Literal[
     "sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors", "neuronpedia"
 ]
+Function = Literal["top_k", "jump_relu", "relu", "gated", "vaease"]
 BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", "absorption"]
 
 _OURS = "dictionary_learning_ext.trainers"
 _UPSTREAMS = "dictionary_learning.trainers"
 _TOP_K_LR = "2e-4 / sqrt(dict_size / 16384)"
-_READERS_OF_ANY: tuple[ExportFormat, ...] = ("sae-bench", "dictionary-learning")
-_READERS_OF_TOP_K: tuple[ExportFormat, ...] = (
-    *_READERS_OF_ANY,
-    "sae-lens",
-    "sparsify",
-    "safetensors",
-)
 
 
 class Look(NamedTuple):
@@ -54,12 +48,13 @@ class Architecture:
     """A shorter one, for the automatic names of run folders. Default: name."""
     default_lr: str = "1e-3"
     """In words, for --help: trainers choose it themselves."""
-    exports: tuple[ExportFormat, ...] = ()
-    """The formats whose readers can take it."""
+    function: Function | None = None
+    """What its encoder computes, from which the export formats that can hold it follow; None for a
+    function that no format holds."""
+    subtracts_b_dec: bool = True
+    """Whether its encoder sees x - b_dec, not x."""
     exported_as: str | None = None
     """Path of the upstream class that its weights are exported in; None for its own."""
-    why_not_exported: str = "no format has a place for its features"
-    """The reason given when an unsupported format is requested."""
     bench_name: str = ""
     """SAE Bench's name for the class in its plots, which a variant is appended to. Default: name."""
     looks: dict[str, Look] = field(default_factory=dict)
@@ -101,7 +96,7 @@ _VARIATIONAL: dict[str, Any] = {
     "trainer": f"{_OURS}.variational_top_k:VariationalTopKTrainer",
     "dictionary": f"{_OURS}.variational_top_k:VariationalTopKAutoEncoder",
     "default_lr": _TOP_K_LR,
-    "exports": _READERS_OF_TOP_K,
+    "function": "top_k",
     "exported_as": f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
     "bench_name": "vsae",
     "looks": {
@@ -140,7 +135,7 @@ _ROWS = (
         "weight",
         trainer=f"{_OURS}.vaease:VAEaseTrainer",
         dictionary=f"{_OURS}.vaease:VAEase",
-        why_not_exported="its features are mu times a gate that has weights of its own",
+        function="vaease",
         looks={"": Look("VAEase", "saddlebrown", "P")},
         unit_norm_by="normalize_decoder",
     ),
@@ -151,7 +146,7 @@ _ROWS = (
         trainer=f"{_UPSTREAMS}.top_k:TopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
         default_lr=_TOP_K_LR,
-        exports=_READERS_OF_TOP_K,
+        function="top_k",
         bench_name="topk",
     ),
     Architecture(
@@ -162,7 +157,7 @@ _ROWS = (
         trainer=f"{_OURS}.probabilistic_top_k:ProbabilisticTopKTrainer",
         dictionary=f"{_UPSTREAMS}.top_k:AutoEncoderTopK",
         default_lr=_TOP_K_LR,
-        exports=_READERS_OF_TOP_K,
+        function="top_k",
         bench_name="topk",
     ),
     Architecture(
@@ -172,7 +167,7 @@ _ROWS = (
         trainer=f"{_UPSTREAMS}.batch_top_k:BatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.batch_top_k:BatchTopKSAE",
         default_lr=_TOP_K_LR,
-        exports=_READERS_OF_ANY,
+        function="jump_relu",
         bench_name="batch_topk",
     ),
     Architecture(
@@ -181,7 +176,7 @@ _ROWS = (
         description="upstream's ReLU with an L1 penalty",
         trainer=f"{_UPSTREAMS}.standard:StandardTrainer",
         dictionary="dictionary_learning.dictionary:AutoEncoder",
-        exports=_READERS_OF_ANY,
+        function="relu",
         bench_name="standard",
         bench_normalizes=True,
     ),
@@ -192,7 +187,8 @@ _ROWS = (
         trainer=f"{_OURS}.upstream:CorrectedJumpReluTrainer",
         dictionary="dictionary_learning.dictionary:JumpReluAutoEncoder",
         default_lr="7e-5",
-        exports=_READERS_OF_ANY,
+        function="jump_relu",
+        subtracts_b_dec=False,
         bench_name="jumprelu",
     ),
     Architecture(
@@ -202,7 +198,7 @@ _ROWS = (
         trainer=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKTrainer",
         dictionary=f"{_UPSTREAMS}.matryoshka_batch_top_k:MatryoshkaBatchTopKSAE",
         default_lr=_TOP_K_LR,
-        exports=_READERS_OF_ANY,
+        function="jump_relu",
         bench_name="matryoshka_batch_topk",
     ),
     Architecture(
@@ -211,7 +207,7 @@ _ROWS = (
         description="upstream's gated SAE",
         trainer=None,
         dictionary="dictionary_learning.dictionary:GatedAutoEncoder",
-        exports=_READERS_OF_ANY,
+        function="gated",
         bench_name="gated",
     ),
     Architecture(
@@ -220,7 +216,8 @@ _ROWS = (
         description="upstream's ReLU without a norm constraint",
         trainer=None,
         dictionary="dictionary_learning.dictionary:AutoEncoderNew",
-        exports=_READERS_OF_ANY,
+        function="relu",
+        subtracts_b_dec=False,
         bench_name="standard_april_update",
     ),
 )

@@ -24,7 +24,7 @@ class Checked:
         for name, hint in get_type_hints(type(self)).items():
             given = getattr(self, name)
             require_type(name, given, hint)
-            if isinstance(given, list):  # as JSON has it
+            if isinstance(given, list) and hint is not Any:  # as JSON has it
                 object.__setattr__(self, name, tuple(given))
             elif type(given) is int and float in (hint, *get_args(hint)):
                 object.__setattr__(self, name, float(given))
@@ -97,7 +97,9 @@ def likely(given: str, names: Collection[str]) -> list[str]:
 def require_type(name: str, given: Any, hint: Any) -> None:
     """Raise a ConfigError unless a value has a field's type. Numbers must be finite."""
     words = get_args(hint) if get_origin(hint) is Literal else ()
-    require(_is_of_type(given, hint), name, given, described(hint) + meant(given, words))
+    require(is_of_type(given, hint), name, given, described(hint) + meant(given, words))
+    has_null = isinstance(given, str) and "\0" in given  # which no file's name can have
+    require(not has_null, name, given, "text without null characters")
 
 
 def require_lr_schedule(
@@ -124,16 +126,26 @@ def require_lr_schedule(
         require(is_legal, "decay_start", decay_start, expected)
 
 
-def _is_of_type(value: Any, hint: Any) -> bool:
-    """A whole number passes as a float. Lists of numbers are tuples in dataclasses, lists in files."""
+def is_of_type(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a setting, or of a value in a file.
+
+    A whole number passes as a float. Lists of numbers are tuples in dataclasses, lists in files.
+    """
     origin, members = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if origin in (Union, UnionType):
-        return any(_is_of_type(value, member) for member in members)
+        return any(is_of_type(value, member) for member in members)
     if origin is Literal:
         return value in members
     if origin is tuple:
         is_list = isinstance(value, tuple | list)
-        return is_list and all(_is_of_type(part, members[0]) for part in value)
+        return is_list and all(is_of_type(part, members[0]) for part in value)
+    if origin is list:
+        return isinstance(value, list) and all(is_of_type(part, members[0]) for part in value)
+    if origin is dict:
+        is_object = isinstance(value, dict)
+        return is_object and all(is_of_type(part, members[1]) for part in value.values())
     if hint in (None, NoneType):
         return value is None
     if hint is float:
@@ -151,8 +163,11 @@ def described(hint: Any) -> str:
         return f"one of {', '.join(members)}"
     if get_origin(hint) is tuple:
         return "a list of numbers"
-    words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
-    return words.get(hint, "None")
+    words = {
+        **{int: "a whole number", float: "a finite number", bool: "true or false", str: "text"},
+        **{list: "a list", dict: "an object"},
+    }
+    return words.get(get_origin(hint) or hint, "None")
 
 
 _UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB")

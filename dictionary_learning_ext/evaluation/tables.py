@@ -133,10 +133,11 @@ def notes(
     for folder, values in results.items():
         settings = values.get("measured_on", {})
         what = left_out(**{name: settings[name] for name in LEAVING_OUT if name in settings})
-        if values.get("positions_left_alone"):
+        alone, positions = (values.get(n) for n in ("positions_left_alone", "loss_positions"))
+        if alone and positions:
             line = (
-                f"CE: {values['positions_left_alone']:,} of {values['loss_positions']:,} positions "
-                f"left alone: {what or 'training leaves them out'}"
+                f"CE: {alone:,} of {positions:,} positions left alone: "
+                f"{what or 'training leaves them out'}"
             )
             said_of.setdefault(line, []).append(names[folder])
         for metric in metrics:

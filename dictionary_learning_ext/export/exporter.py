@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from safetensors import SafetensorError
 
 from ..activations.buffer import BatchSource
 from ..activations.inputs import open_inputs, open_model
+from ..activations.tokens import adds_bos
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
@@ -29,7 +29,7 @@ from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, output_module, read, record, require_supported, write
-from .hub import without_local_paths
+from .local_paths import without_local_paths
 from .neuronpedia import NEURONPEDIA_TOKENS, measured_features, write_neuronpedia
 
 logger = logging.getLogger(__name__)
@@ -97,14 +97,14 @@ def export(
         form: see `formats`.
         out: a new or empty folder. Default: FOLDER/exports/FORMAT.
         allow_inexact: export also if reconstructions differ by more than 1e-5 of their norm.
-        tokens: held-out tokens to compare on, rounded up to whole batches (default: 10,000); for
-            neuronpedia, to measure the features on (default: 100,000).
+        tokens: held-out tokens to compare on, in float64, rounded up to whole batches (default:
+            10,000); for neuronpedia, to measure the features on (default: 100,000).
         model, hook, data: as in the run's config.json by default.
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
 
-    Raises: a UserError if the folder is damaged, the format's reader can't take the SAE, its
-    language model or text can't be loaded, the export is not exact, or `out` is not empty or can't
-    be written. Nothing is written then.
+    Raises: a UserError if the folder is damaged, the format can't hold the SAE, its language model or
+    text can't be loaded, the export is not exact, or `out` is not empty or can't be written. Nothing is
+    written then.
     """
     require_choice("format", form, ExportFormat)
     if tokens is None:
@@ -121,15 +121,9 @@ def export(
             value=str(target),
             instead="give another, or delete it first",
         )
-    run = run_of(
-        folder,
-        model,
-        hook,
-        data,
-        device,
-        max_norm_multiple=max_norm_multiple,
-        remove_bos=remove_bos,
-    )
+    of_training = run_of(folder, model, hook, data, device)
+    given = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
+    run = replace(of_training, **{n: value for n, value in given.items() if value is not None})
     metrics = read_metrics_if_any(folder)
     place = {"model": run.model, "data": run.data}
     (config, metrics, place), cut_paths = without_local_paths((config, metrics, place))
@@ -138,6 +132,7 @@ def export(
     except LanguageModelError as error:
         where = f"{folder}: an export is compared with the SAE on its language model"
         raise error.within(where, ("give its place as ", Setting("model"))) from error
+    tokenizer: Any = language_model.tokenizer
     hook_point.require_width(folder, dictionary.activation_dim, run.model)
     source = ExportedSAE(
         name=folder.resolve().name,
@@ -148,12 +143,14 @@ def export(
         hook=run.hook,
         module=output_module(language_model, hook_point),
         ctx_len=run.ctx_len,
+        begins_with_bos=run.text_packing == "truncate" and adds_bos(tokenizer),
+        excluded_ids=[tokenizer.bos_token_id] if of_training.remove_bos else [],
+        max_norm_multiple=of_training.max_norm_multiple,
         metrics=metrics,
     )
     if form == "neuronpedia":
         measured = measured_features(source, run, language_model, hook_point, tokens)
         with _new_folder(target) as temporary, _writing(target):
-            tokenizer = language_model.tokenizer
             write_neuronpedia(temporary, source, *measured, hook_point.layer, tokenizer)
         return Exported(target, None, cut_paths)
     require_supported(form, source)
@@ -164,7 +161,7 @@ def export(
         inputs = open_inputs(of_model, [run.hook], language_model=language_model)
         rows = inputs.held_out(run.hook, tokens).rows
         read_back = read(form, temporary, source, device)
-        difference = measure(dictionary, read_back, _batches(rows, tokens))
+        difference = measure(dictionary.double(), read_back, _batches(rows, tokens))
         if not (difference.is_exact or allow_inexact):
             is_signed = not getattr(dictionary, "rectify", True)
             reason = "; its reader has a ReLU, this SAE none (rectify=False)" if is_signed else ""
@@ -189,18 +186,18 @@ def export(
 
 
 @t.no_grad()
-def measure(original: Dictionary, exported: Dictionary, batches: Iterable[t.Tensor]) -> Difference:
-    """Compare two SAEs on activations, batches of (B, D).
+def measure(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Difference:
+    """Compare what two SAEs encode and decode, on activations, batches of (B, D).
 
-    Raises: CheckpointError if a reconstruction is not finite.
+    Raises: CheckpointError if a reconstruction is not finite in float32.
     """
     largest, differing, tokens = 0.0, 0, 0
     for x_BD in batches:
-        x_hat_BD, f_BF = original(x_BD, output_features=True)  # pyright: ignore[reportCallIssue]
-        other_BD, other_BF = exported(x_BD, output_features=True)  # pyright: ignore
+        f_BF, other_BF = original.encode(x_BD), exported.encode(x_BD)
+        x_hat_BD, other_BD = original.decode(f_BF), exported.decode(other_BF)
         norm_B = x_hat_BD.norm(dim=1).clamp_min(t.finfo(x_hat_BD.dtype).tiny)
         relative_B = (x_hat_BD - other_BD).norm(dim=1) / norm_B
-        if not relative_B.isfinite().all():
+        if not (relative_B.isfinite().all() and x_hat_BD.float().isfinite().all()):
             raise CheckpointError("the SAE's reconstructions are not finite; train it again")
         largest = max(largest, float(relative_B.max()))
         limit_B = TOLERANCE * f_BF.abs().amax(dim=1)
@@ -210,11 +207,11 @@ def measure(original: Dictionary, exported: Dictionary, batches: Iterable[t.Tens
 
 
 def _batches(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
-    """`tokens` held-out activations, or as many as the text has, which is logged."""
+    """`tokens` held-out activations in float64, or as many as the text has, which is logged."""
     given = 0
     while given < tokens:
         try:
-            x_BD = next(rows).float()
+            x_BD = next(rows).double()
         except TextError as error:
             if given == 0:
                 where = "the held-out text is too short to compare on"

@@ -3,9 +3,12 @@
 sae-bench            a working directory of SAE Bench 0.6.0: its dictionary_learning loader, run
                      there, reads repository `SAE_BENCH_REPO` at the location `name`
 dictionary-learning  upstream's `load_dictionary`
-sae-lens             SAELens's `SAE.load_from_disk`, as a TopKSAE or an AbsTopKSAE
+sae-lens             SAELens's `SAE.load_from_disk`
 sparsify             EleutherAI's `SparseCoder.load_many` (eai-sparsify 1.3)
 safetensors          any program: `sae.safetensors` and a config.json that states the equation
+
+Which SAEs a format can hold follows from what their encoders compute: `function` in the table of
+architectures.
 """
 
 import json
@@ -15,14 +18,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch as t
-from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from nnsight import LanguageModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ..activations.hook_points import HookPoint, block_of_output
-from ..config.architectures import BY_DICT_CLASS, ExportFormat, import_class
+from ..config.architectures import (
+    BY_DICT_CLASS,
+    Architecture,
+    ExportFormat,
+    Function,
+    import_class,
+)
 from ..errors import CheckpointError, Setting, listed
 from ..run_folder.files import CONFIG, METRICS, WEIGHTS, usual_mode, write_json
 from ..run_folder.weights import (
@@ -32,7 +41,6 @@ from ..run_folder.weights import (
     load_sae_lens,
     save_weights,
 )
-from ..trainers.variational_top_k import VariationalTopKAutoEncoder
 
 SAE_BENCH_REPO = "local/saes"
 """The repository's name in a folder for SAE Bench: any would do, it is never looked up."""
@@ -49,8 +57,53 @@ SAE_BENCH_TRAINERS = (
 """The trainer classes that SAE Bench's runner has a loader for."""
 SAFETENSORS = "sae.safetensors"
 """The weights in a folder for safetensors, and in one for sparsify."""
-_SPARSIFY_CONFIG = "cfg.json"
-_EQUATION = "x_hat = f @ W_dec + b_dec; f keeps the k {} of (x - b_dec) @ W_enc + b_enc"
+SPARSIFY_CONFIG = "cfg.json"
+SPARSIFY_ABOUT = "export.json"
+"""What sparsify's config has no place for. Its reader warns of every key that it doesn't know."""
+_UPSTREAMS: tuple[Function, ...] = ("top_k", "jump_relu", "relu", "gated")
+_HELD: dict[ExportFormat, tuple[Function, ...]] = {
+    "sae-bench": _UPSTREAMS,
+    "dictionary-learning": _UPSTREAMS,
+    "sae-lens": _UPSTREAMS,
+    "sparsify": ("top_k", "relu"),  # a ReLU is a TopK with k = num_latents
+    "safetensors": (*_UPSTREAMS, "vaease"),
+}
+"""The functions that each format can hold exactly."""
+_IN_WORDS: dict[Function, str] = {
+    "top_k": "keeps the k largest features",
+    "jump_relu": "keeps the features above a threshold",
+    "relu": "keeps the positive features",
+    "gated": "decides which features are active apart from how large they are",
+    "vaease": "multiplies each feature by a gate that has weights of its own",
+}
+_TENSORS = {
+    "W_enc": ("encoder.weight", "W_enc"),
+    "b_enc": ("encoder.bias", "b_enc"),
+    "W_dec": ("decoder.weight", "W_dec"),
+    "b_dec": ("b_dec", "bias", "decoder_bias", "decoder.bias"),
+    "threshold": ("threshold",),
+    "b_gate": ("gate_bias",),
+    "b_mag": ("mag_bias",),
+    "r_mag": ("r_mag",),
+    "W_var": ("variance_encoder.weight",),
+    "b_var": ("variance_encoder.bias",),
+}
+"""Names in SAELens's folders and in ours for safetensors, and those that the classes give them."""
+_TENSORS_OF: dict[Function, tuple[str, ...]] = {
+    "top_k": ("W_enc", "b_enc", "W_dec", "b_dec"),
+    "jump_relu": ("W_enc", "b_enc", "threshold", "W_dec", "b_dec"),
+    "relu": ("W_enc", "b_enc", "W_dec", "b_dec"),
+    "gated": ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"),
+    "vaease": ("W_enc", "b_enc", "W_var", "b_var", "W_dec", "b_dec"),
+}
+_EQUATIONS: dict[Function, str] = {
+    "top_k": "f keeps the k {largest} of y @ W_enc + b_enc{relu}, 0 elsewhere",
+    "jump_relu": "f = max(mu, 0) where mu > threshold, 0 elsewhere; mu = y @ W_enc + b_enc",
+    "relu": "f = max(y @ W_enc + b_enc, 0)",
+    "gated": "f = max(exp(r_mag) * mu + b_mag, 0) where mu + b_gate > 0, 0 elsewhere; mu = y @ W_enc",
+    "vaease": "f = g * (y @ W_enc + b_enc) where g > active_gate, 0 elsewhere; "
+    "g = 1 - sqrt(sigmoid(y @ W_var + b_var))",
+}
 _READERS_BY_MAGNITUDE: tuple[ExportFormat, ...] = ("sae-lens", "safetensors")
 
 
@@ -72,8 +125,33 @@ class ExportedSAE(NamedTuple):
     module: str | None
     """The module that they are the output of, see `output_module`."""
     ctx_len: int
+    begins_with_bos: bool
+    """Whether each context began with a beginning-of-text token."""
+    excluded_ids: list[int]
+    """The tokens that training left out."""
+    max_norm_multiple: float | None
+    """Training left out tokens whose norm is over this many times the median."""
     metrics: dict[str, Any] | None
     """Its metrics.json, without local paths."""
+
+    @property
+    def row(self) -> Architecture:
+        return BY_DICT_CLASS[type(self.dictionary).__name__]
+
+    def trained_on(self) -> dict[str, Any]:
+        """Where its activations came from, and which tokens' were left out, by SAELens's names.
+
+        SAELens has no setting like max_norm_multiple.
+        """
+        return {
+            "model_name": self.model,
+            "hook_name": self.hook,
+            "context_size": self.ctx_len,
+            "dataset_path": self.data,
+            "prepend_bos": self.begins_with_bos,
+            "exclude_special_tokens": self.excluded_ids or False,
+            "max_norm_multiple": self.max_norm_multiple,
+        }
 
 
 def output_module(model: LanguageModel, hook: HookPoint) -> str | None:
@@ -92,22 +170,31 @@ def output_module(model: LanguageModel, hook: HookPoint) -> str | None:
 
 
 def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
-    """Raise a CheckpointError unless the format's reader can take this SAE."""
+    """Raise a CheckpointError unless the format can hold this SAE."""
 
     def refuse(problem: str, *formats: str) -> NoReturn:
         instead = ("use ", *listed(Setting("format", each) for each in formats))
         raise CheckpointError(f"{source.name}{problem}", instead=instead)
 
-    dictionary = source.dictionary
-    row = BY_DICT_CLASS[type(dictionary).__name__]
-    what = f" is an SAE of class {row.dict_class}"
-    if not row.exports:
+    dictionary, row = source.dictionary, source.row
+    if row.function is None:
         raise CheckpointError(
-            f"{source.name}{what} and can't be exported as {form}: "
-            f"{row.why_not_exported}; load it with dictionary_learning_ext.load_dictionary"
+            f"{source.name} is an SAE of class {row.dict_class} and can't be exported as {form}: "
+            "no format has a place for its features; load it with "
+            "dictionary_learning_ext.load_dictionary"
         )
-    if form not in row.exports:
-        refuse(f"{what}, which the reader of {form} can't take", *row.exports)
+    if row.function not in _HELD[form]:
+        others = (each for each in ("sae-lens", "safetensors") if row.function in _HELD[each])
+        refuse(f" {_IN_WORDS[row.function]}, and nothing that {form} can hold does", *others)
+    has_one = row.function == "jump_relu" and dictionary.threshold.ndim == 0  # for all features
+    if has_one and dictionary.threshold < 0 and form in ("sae-lens", "safetensors"):
+        raise CheckpointError(
+            f"{source.name} has no threshold yet: its training ended before it began to follow one",
+            instead=(
+                "train it for more steps, or use ",
+                Setting("format", "dictionary-learning"),
+            ),
+        )
     if _selects_by_magnitude(dictionary) and form not in _READERS_BY_MAGNITUDE:
         what = f" selects by magnitude, and the reader of {form} keeps the k largest values"
         refuse(what, *_READERS_BY_MAGNITUDE)
@@ -138,10 +225,10 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
                 "(blocks.N.hook_resid_post)",
                 "dictionary-learning",
             )
-    if form == "sae-lens" or (form == "sae-bench" and not row.bench_normalizes):
-        W_dec_DF = getattr(dictionary, "decoder", None)
-        W_dec_FD = dictionary.W_dec if W_dec_DF is None else W_dec_DF.weight.t()
-        norms_F = W_dec_FD.norm(dim=1)
+    # SAELens's tools fold a decoder's norms into the features, which changes what a TopK keeps.
+    folds = form == "sae-lens" and row.function == "top_k"
+    if folds or (form == "sae-bench" and not row.bench_normalizes):
+        norms_F = _tensors(dictionary, row)["W_dec"].norm(dim=1)
         if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
             refuse(
                 f": its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}; {form} "
@@ -162,25 +249,27 @@ def write(form: ExportFormat, folder: Path, source: ExportedSAE) -> None:
     writers[form](folder, source)
 
 
-def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> Dictionary:
-    """What the format's reader makes of a folder that `write` filled, in the same arithmetic.
+def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> nn.Module:
+    """What the format's reader makes of a folder that `write` filled, in float64.
 
-    SAELens's, SAE Bench's and sparsify's classes compute what upstream's AutoEncoderTopK does; the
-    tests compare with the libraries themselves.
+    It is an upstream class that computes what SAELens's, SAE Bench's or sparsify's does; the tests
+    compare with the libraries themselves. In float32, rounding alone can move a feature across a
+    threshold.
     """
     if form == "sae-lens":
-        return load_sae_lens(folder, device)
+        return load_sae_lens(folder, device, t.float64, unit_norm=False)
     if form == "sparsify":
-        return _read_sparsify(folder / (source.module or ""), device)
+        return _read_sparsify(folder / (source.module or ""), device).double()
     if form == "safetensors":
-        return _read_safetensors(folder, device)
+        return _Stated(folder).to(device)
     place = folder / "downloaded_saes" / source.name if form == "sae-bench" else folder
-    return load_upstream_dictionary(str(place), device)[0]
+    dictionary: Any = load_upstream_dictionary(str(place), device)[0]
+    return dictionary.double()
 
 
 def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
-    """Add an entry "export" to each config that `write` wrote."""
-    pattern = {"sae-lens": SAE_LENS_CONFIG, "sparsify": _SPARSIFY_CONFIG}.get(form, CONFIG)
+    """Add an entry "export" to what `write` wrote about each SAE."""
+    pattern = {"sae-lens": SAE_LENS_CONFIG, "sparsify": SPARSIFY_ABOUT}.get(form, CONFIG)
     for path in folder.rglob(pattern):
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"export": what})
@@ -189,7 +278,7 @@ def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
 def _write_dictionary_learning(folder: Path, source: ExportedSAE) -> None:
     sae = dictionary = source.dictionary
     trainer = source.config["trainer"]
-    if path := BY_DICT_CLASS[type(sae).__name__].exported_as:
+    if path := source.row.exported_as:
         # The same weights in one of upstream's classes, which may have a ReLU where ours has none.
         dictionary = import_class(path)(sae.activation_dim, sae.dict_size, int(sae.k))
         state = sae.state_dict()
@@ -220,70 +309,77 @@ def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
 
 
 def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
-    sae = source.dictionary
+    sae, row = source.dictionary, source.row
+    function = row.function
+    assert function is not None  # see require_supported
+    is_signed = False
+    if function == "top_k" and not getattr(sae, "rectify", True):
+        # AbsTopK has no ReLU. If all features are kept, it is the same for a selection by value.
+        is_signed = _selects_by_magnitude(sae) or int(sae.k) == sae.dict_size
+    architectures = {
+        "top_k": "abstopk" if is_signed else "topk",
+        "jump_relu": "jumprelu",
+        "relu": "standard",
+        "gated": "gated",
+    }
     config = {
-        "architecture": "abstopk" if _selects_by_magnitude(sae) else "topk",
+        "architecture": architectures[function],
         "d_in": sae.activation_dim,
         "d_sae": sae.dict_size,
-        "k": int(sae.k),
+        **({"k": int(sae.k), "rescale_acts_by_decoder_norm": True} if function == "top_k" else {}),
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "rescale_acts_by_decoder_norm": True,
+        "apply_b_dec_to_input": row.subtracts_b_dec,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": "6.0.0",  # of this format; an older or no version is converted
             "sae_lens_training_version": None,
-            "model_name": source.model,
             "model_class_name": "HookedTransformer",
             "model_from_pretrained_kwargs": {},
-            "hook_name": source.hook,
             "hook_head_index": None,
-            "context_size": source.ctx_len,
-            "dataset_path": source.data,
-            "prepend_bos": False,
+            **source.trained_on(),
         },
     }
     write_json(folder / SAE_LENS_CONFIG, config)
     with usual_mode(folder / SAE_LENS_WEIGHTS):
-        save_file(_weights(sae), folder / SAE_LENS_WEIGHTS)
+        save_file(_tensors(sae, row), folder / SAE_LENS_WEIGHTS)
 
 
 def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
     """The module's folder, as layers.1, with sparsify's SparseCoderConfig and d_in, and the weights:
     encoder.weight (F, D), encoder.bias (F,), W_dec (F, D) and b_dec (D,)."""
-    sae, place = source.dictionary, folder / (source.module or "")
+    sae, row, place = source.dictionary, source.row, folder / (source.module or "")
+    tensors = _tensors(sae, row)
+    if not row.subtracts_b_dec:  # sparsify does
+        tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
     config = {
         "activation": "topk",
         "expansion_factor": max(1, sae.dict_size // sae.activation_dim),  # num_latents decides
         "normalize_decoder": True,
         "num_latents": sae.dict_size,
-        "k": int(sae.k),
+        "k": int(sae.k) if row.function == "top_k" else sae.dict_size,
         "multi_topk": False,
         "skip_connection": False,
         "transcode": False,
         "d_in": sae.activation_dim,
-        # Skipped by sparsify's reader:
-        "model_name": source.model,
-        "hook_name": source.hook,
-        "context_size": source.ctx_len,
     }
     weights = {
-        "encoder.weight": sae.encoder.weight,
-        "encoder.bias": sae.encoder.bias,
-        "W_dec": sae.decoder.weight.t(),
-        "b_dec": sae.b_dec,
+        "encoder.weight": tensors["W_enc"].t().contiguous(),
+        "encoder.bias": tensors["b_enc"],
+        "W_dec": tensors["W_dec"],
+        "b_dec": tensors["b_dec"],
     }
     place.mkdir(parents=True)
-    write_json(place / _SPARSIFY_CONFIG, config)
+    write_json(place / SPARSIFY_CONFIG, config)
+    write_json(place / SPARSIFY_ABOUT, source.trained_on())
     with usual_mode(place / SAFETENSORS):
-        save_file(_on_cpu(weights), place / SAFETENSORS)
+        save_file(weights, place / SAFETENSORS)
 
 
 def _read_sparsify(folder: Path, device: str) -> AutoEncoderTopK:
     """What sparsify's `SparseCoder` computes: upstream's TopK."""
-    config = json.loads((folder / _SPARSIFY_CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / SPARSIFY_CONFIG).read_text(encoding="utf-8"))
     weights = load_file(folder / SAFETENSORS)
     sae: Any = AutoEncoderTopK(config["d_in"], config["num_latents"], config["k"])
     weights["decoder.weight"] = weights.pop("W_dec").t()
@@ -292,51 +388,69 @@ def _read_sparsify(folder: Path, device: str) -> AutoEncoderTopK:
 
 
 def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
-    sae = source.dictionary
-    rectify = getattr(sae, "rectify", True)  # upstream's TopK always does
-    by_magnitude = _selects_by_magnitude(sae)
-    equation = _EQUATION.format(
-        "of largest magnitude, with their signs," if by_magnitude else "largest"
-    )
+    sae, row = source.dictionary, source.row
+    function = row.function
+    assert function is not None  # see require_supported
+    equation, settings = _EQUATIONS[function], {}
+    if function == "top_k":
+        rectify = getattr(sae, "rectify", True)  # upstream's TopK always does
+        by_magnitude = _selects_by_magnitude(sae)
+        equation = equation.format(
+            largest="of largest magnitude, with their signs," if by_magnitude else "largest",
+            relu=", then a ReLU" if rectify else "",
+        )
+        settings = {"k": int(sae.k), "rectify": rectify}
+        settings["select_by"] = "magnitude" if by_magnitude else "value"
+    elif function == "vaease":
+        settings["active_gate"] = float(sae.active_gate)
+    y = "x - b_dec" if row.subtracts_b_dec else "x"
+    tensors = _tensors(sae, row)
     config = {
         "activation_dim": sae.activation_dim,
         "dict_size": sae.dict_size,
-        "k": int(sae.k),
-        "rectify": rectify,
-        "select_by": "magnitude" if by_magnitude else "value",
-        "equation": f"{equation}{', then a ReLU' if rectify else ''}, 0 elsewhere",
-        "shapes": {
-            "W_enc": ["activation_dim", "dict_size"],
-            "b_enc": ["dict_size"],
-            "W_dec": ["dict_size", "activation_dim"],
-            "b_dec": ["activation_dim"],
-        },
-        "model_name": source.model,
-        "hook_name": source.hook,
-        "context_size": source.ctx_len,
+        "function": function,
+        **settings,
+        "subtracts_b_dec": row.subtracts_b_dec,
+        "equation": f"x_hat = f @ W_dec + b_dec; {equation}; y = {y}",
+        "shapes": {name: _shape(name) for name in tensors},
+        **source.trained_on(),
     }
     write_json(folder / CONFIG, config)
     with usual_mode(folder / SAFETENSORS):
-        save_file(_weights(sae), folder / SAFETENSORS)
+        save_file(tensors, folder / SAFETENSORS)
 
 
-def _read_safetensors(folder: Path, device: str) -> Dictionary:
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    weights = load_file(folder / SAFETENSORS)
-    activation_dim, dict_size = weights["W_enc"].shape
-    sae = VariationalTopKAutoEncoder(
-        activation_dim,
-        dict_size,
-        config["k"],
-        posterior="point",
-        rectify=config["rectify"],
-        select_by=config["select_by"],
-    )
-    sae.encoder.weight.data = weights["W_enc"].t().contiguous()
-    sae.encoder.bias.data = weights["b_enc"]
-    sae.decoder.weight.data = weights["W_dec"].t()
-    sae.b_dec.data = weights["b_dec"]
-    return sae.to(device)
+class _Stated(nn.Module):
+    """What the config.json of a folder for safetensors states, of the tensors beside it, in float64."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        for name, value in load_file(folder / SAFETENSORS).items():
+            self.register_buffer(name, value.double())
+
+    def encode(self, x: t.Tensor) -> t.Tensor:
+        own: Any = self
+        y = x - own.b_dec if self.config["subtracts_b_dec"] else x
+        mu = y @ own.W_enc
+        if self.config["function"] == "gated":
+            return (own.r_mag.exp() * mu + own.b_mag).relu() * (mu + own.b_gate > 0)
+        mu = mu + own.b_enc
+        if self.config["function"] == "relu":
+            return mu.relu()
+        if self.config["function"] == "jump_relu":
+            return mu.relu() * (mu > own.threshold)
+        if self.config["function"] == "vaease":
+            gate = 1 - (y @ own.W_var + own.b_var).sigmoid().sqrt()
+            return gate * mu * (gate > self.config["active_gate"])
+        compared = mu.abs() if self.config["select_by"] == "magnitude" else mu
+        kept = compared.topk(self.config["k"], dim=-1).indices
+        f = t.zeros_like(mu).scatter(-1, kept, mu.gather(-1, kept))
+        return f.relu() if self.config["rectify"] else f
+
+    def decode(self, f: t.Tensor) -> t.Tensor:
+        own: Any = self
+        return f @ own.W_dec + own.b_dec
 
 
 def _selects_by_magnitude(sae: Any) -> bool:
@@ -344,17 +458,26 @@ def _selects_by_magnitude(sae: Any) -> bool:
     return getattr(sae, "select_by", "value") == "magnitude" and not sae.rectify
 
 
-def _weights(sae: Any) -> dict[str, t.Tensor]:
-    """W_enc (D, F), b_enc (F,), W_dec (F, D) and b_dec (D,)."""
-    return _on_cpu(
-        {
-            "W_enc": sae.encoder.weight.t(),
-            "b_enc": sae.encoder.bias,
-            "W_dec": sae.decoder.weight.t(),
-            "b_dec": sae.b_dec,
-        }
-    )
+def _tensors(sae: Any, row: Architecture) -> dict[str, t.Tensor]:
+    """W_enc (D, F), W_dec (F, D), b_dec (D,), and what else its function needs, on the CPU."""
+    function = row.function
+    assert function is not None  # see require_supported
+    state, tensors = sae.state_dict(), {}
+    for name in _TENSORS_OF[function]:
+        own = next(each for each in _TENSORS[name] if each in state)
+        value = state[own].t() if own.endswith(".weight") else state[own]
+        tensors[name] = value.detach().cpu()
+    if function == "jump_relu":
+        tensors["threshold"] = tensors["threshold"].expand(sae.dict_size)
+    return {name: value.contiguous() for name, value in tensors.items()}
 
 
-def _on_cpu(weights: dict[str, t.Tensor]) -> dict[str, t.Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+def _shape(name: str) -> list[str]:
+    """The sides of a tensor in a folder for safetensors, as its config names them."""
+    shapes = {
+        "W_dec": ["dict_size", "activation_dim"],
+        "b_dec": ["activation_dim"],
+        "W_enc": ["activation_dim", "dict_size"],
+        "W_var": ["activation_dim", "dict_size"],
+    }
+    return shapes.get(name, ["dict_size"])

@@ -1,20 +1,23 @@
 """Push run folders to the Hugging Face hub, in the layout that SAE Bench reads, with a model card.
 
-    README.md                               the model card
-    NAME/ae.pt, config.json, metrics.json   one folder per SAE
+    README.md                                   the model card
+    NAME/ae.pt, config.json, metrics.json       one folder per SAE
+    NAME/cfg.json, sae_weights.safetensors      if asked for: SAELens's `SAE.from_pretrained(REPO, NAME)`
+    NAME/MODULE/cfg.json, sae.safetensors, …    likewise: sparsify's
+                                                `SparseCoder.load_from_hub(REPO, "NAME/MODULE")`
 
 A repository is private by default. Local paths are cut to their last names, here and in every export,
-see `without_local_paths`.
+see `local_paths`.
 """
 
-import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePath, PureWindowsPath
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import huggingface_hub
 from huggingface_hub import EvalResult, ModelCardData
@@ -23,22 +26,47 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
-from ..activations.text_files import SUFFIXES
 from ..config.architectures import BY_DICT_CLASS
-from ..errors import HubError, Setting, first_line
+from ..config.checks import require_choice
+from ..errors import CheckpointError, HubError, Setting, Text, UserError, first_line, in_shell
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..run_folder.comparing import measured_differently
-from ..run_folder.files import CONFIG, METRICS, RUNS, WEIGHTS, write_json
+from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.weights import SAE_LENS_WEIGHTS, load_dictionary
+from .exporter import export
 from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
+from .local_paths import without_local_paths
+
+PushFormat = Literal["sae-lens", "sparsify"]
 
 # HfHubHTTPError's bases are the errors of the HTTP library under huggingface_hub, which has been
 # requests, httpx and httpx2.
 _UNREACHABLE: Any = (OSError, *HfHubHTTPError.__bases__)
 CARD = "README.md"
 _TAGS = ("sparse-autoencoder", "dictionary_learning", "interpretability")
+_LOADING: dict[PushFormat, str] = {
+    "sae-lens": """
+In SAELens:
+
+```python
+from sae_lens import SAE
+
+sae = SAE.from_pretrained({repo!r}, {place!r})
+```
+""",
+    "sparsify": """
+In sparsify:
+
+```python
+from sparsify import SparseCoder
+
+sae = SparseCoder.load_from_hub({repo!r}, hookpoint={place!r})
+```
+""",
+}
+"""How a card says to load an SAE in other libraries."""
 _OTHER_FOLDERS = {
     MANIFEST: "a cache",
     UNFINISHED: "a cache",
@@ -47,8 +75,6 @@ _OTHER_FOLDERS = {
 }
 """What else a folder may be, by a file that it then holds."""
 _UNINTERESTING = ("device", "wandb_name", "trainer_class", "lm_name", "submodule_name", "layer")
-# An absolute or explicitly relative path, or one with more parts than a hub name (owner/name).
-_LOCAL = re.compile(r"(/|~|\.\.?/|[A-Za-z]:[\\/]|\\\\|[^/:]+/[^/]+/).*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -58,6 +84,7 @@ class Pushed:
     Attributes:
         files: sizes in bytes, by name in the repository.
         card: the model card, README.md in the repository.
+        left_out: why an SAE isn't there in a format that was asked for, by its name and the format.
         cut_paths: the settings whose local paths were cut to their last names.
         url: the commit's; None for a dry run, as is `is_private`.
     """
@@ -66,31 +93,46 @@ class Pushed:
     files: dict[str, int]
     card: str
     cut_paths: list[str]
+    left_out: dict[tuple[str, PushFormat], UserError]
     url: str | None = None
     is_private: bool | None = None
 
 
-def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool = False) -> Pushed:
+def push(
+    folder: str | Path,
+    repo: str,
+    *,
+    formats: Sequence[PushFormat] = (),
+    public: bool = False,
+    dry_run: bool = False,
+    **of_export: Any,
+) -> Pushed:
     """Upload a run folder, or each run folder in a folder, in one commit.
 
     Arguments:
         folder: a run folder (or an export for dictionary_learning), or a folder of such folders.
         repo: OWNER/NAME, created if it does not exist. Its README.md is replaced.
+        formats: those of other libraries to add, each SAE in those that can hold it. They are exported
+            anew, so the language model is needed.
         public: create a public repository, or allow pushing to one.
         dry_run: return what would be uploaded; needs neither token nor network.
+        of_export: arguments of `export` for the formats: allow_inexact, tokens, model, ….
 
     Raises: HubError for a bad name, a folder of another kind, a missing token, no network, a refusal by
-    the hub, or a public repository without `public`; CheckpointError if a folder is damaged.
+    the hub, or a public repository without `public`; CheckpointError if a folder is damaged, or no SAE
+    can be exported in one of the formats.
     """
     _require_name(repo)
+    for form in formats:
+        require_choice("format", form, PushFormat)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
         staged = Path(name)
-        cut_paths = _stage(_run_folders(Path(folder)), repo, staged)
+        cut_paths, missing = _stage(_run_folders(Path(folder)), repo, staged, formats, of_export)
         paths = sorted(path for path in staged.rglob("*") if path.is_file())
         files = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
         text = (staged / CARD).read_text(encoding="utf-8")
         if dry_run:
-            return Pushed(repo, files, text, cut_paths)
+            return Pushed(repo, files, text, cut_paths, missing)
         _require_token(repo)
         with _reaching_the_hub(repo):
             huggingface_hub.create_repo(repo, private=not public, exist_ok=True)
@@ -104,7 +146,7 @@ def push(folder: str | Path, repo: str, *, public: bool = False, dry_run: bool =
             commit = huggingface_hub.upload_folder(
                 repo_id=repo, folder_path=staged, commit_message=f"Add {', '.join(names)}"
             )
-    return Pushed(repo, files, text, cut_paths, str(commit.commit_url), is_private)
+    return Pushed(repo, files, text, cut_paths, missing, str(commit.commit_url), is_private)
 
 
 def _require_name(repo: str) -> None:
@@ -153,16 +195,32 @@ def _run_folders(folder: Path) -> list[Path]:
         if inside:
             return inside
         for name, what in _OTHER_FOLDERS.items():
-            if (folder / name).is_file():
+            if (folder / name).is_file() or (name == SAFETENSORS and any(folder.glob(f"*/{name}"))):
                 raise HubError(
                     f"{folder} is {what}; push takes a run folder, an export for dictionary-learning or "
-                    "SAE Bench, or a folder of such folders"
+                    "SAE Bench, or a folder of such folders",
+                    instead=_with_format(folder),
                 )
     return [folder]
 
 
-def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
-    """Lay out the repository in `staged`; return the settings whose paths were cut."""
+def _with_format(export: Path) -> Text:
+    """What to do in place of pushing an export by itself, if that is there to be done."""
+    run = export.absolute().parent.parent
+    if export.name not in get_args(PushFormat) or not (run / WEIGHTS).is_file():
+        return ""
+    return f"use `vsae push {in_shell(export.parent.parent)} OWNER/NAME --format {export.name}`"
+
+
+def _stage(
+    folders: list[Path],
+    repo: str,
+    staged: Path,
+    formats: Sequence[PushFormat],
+    of_export: Mapping[str, Any],
+) -> tuple[list[str], dict[tuple[str, PushFormat], UserError]]:
+    """Lay out the repository in `staged`; return the settings whose paths were cut, and what is missing."""
+    missing: dict[tuple[str, PushFormat], UserError] = {}
     configs: dict[str, dict[str, Any]] = {}
     metrics: dict[str, dict[str, Any]] = {}
     all_cut: set[str] = set()
@@ -182,9 +240,33 @@ def _stage(folders: list[Path], repo: str, staged: Path) -> list[str]:
         if measured is not None:
             metrics[name] = measured
             write_json(staged / name / METRICS, measured)
-    text = card(repo, configs, metrics, sorted(base_models))
+        for form in formats:
+            try:
+                _add(form, folder, staged / name, of_export)
+            except CheckpointError as error:
+                missing[name, form] = error
+    for form in formats:
+        if all((name, form) in missing for name in configs):
+            raise missing[next(iter(configs)), form]
+    of_others = sorted(_of_others(staged))
+    text = card(repo, configs, metrics, sorted(base_models), of_others)
     (staged / CARD).write_text(text, encoding="utf-8")
-    return sorted(all_cut)
+    return sorted(all_cut), missing
+
+
+def _add(form: PushFormat, folder: Path, place: Path, of_export: Mapping[str, Any]) -> None:
+    """Add what another library reads to an SAE's folder of the repository."""
+    with tempfile.TemporaryDirectory(prefix="export.") as temporary:
+        exported = export(folder, form, temporary, **of_export)
+        shutil.copytree(exported.folder, place, dirs_exist_ok=True)
+
+
+def _of_others(staged: Path) -> Iterator[tuple[PushFormat, str]]:
+    """What other libraries read in a repository: the format, and the place."""
+    names: dict[PushFormat, str] = {"sae-lens": SAE_LENS_WEIGHTS, "sparsify": SAFETENSORS}
+    for form, name in names.items():
+        for path in staged.rglob(name):
+            yield form, path.parent.relative_to(staged).as_posix()
 
 
 def card(
@@ -192,6 +274,7 @@ def card(
     configs: dict[str, dict[str, Any]],
     metrics: dict[str, dict[str, Any]],
     base_models: list[str],
+    of_others: Sequence[tuple[PushFormat, str]] = (),
 ) -> str:
     """The model card: settings and metrics of each SAE, and how to load one.
 
@@ -199,6 +282,7 @@ def card(
         configs, metrics: the content of config.json and metrics.json by folder name, of those that
             have one.
         base_models: the language models' names on the hub.
+        of_others: what other libraries read in the repository: the format, and the place.
     """
     data = _card_data(repo, configs, metrics, base_models)
     trainers = {name: config["trainer"] for name, config in configs.items()}
@@ -217,6 +301,13 @@ def card(
         t.get("trainer_class") in SAE_BENCH_TRAINERS
         and (not _where(t).startswith("blocks.") or block_of_output(_where(t)) == t.get("layer"))
         for t in trainers.values()
+    )
+    for name, words in _left_out_of(configs).items():
+        what = "" if len(configs) == 1 else f" of {name}"
+        results += f"\n\nThe training{what} left out {words}."
+    first_of = dict(reversed(of_others))
+    others = "".join(
+        _LOADING[form].format(repo=repo, place=first_of[form]) for form in reversed(first_of)
     )
     bench = (
         "SAE Bench's `run_all_evals_dictionary_learning_saes` can read this repository as it is."
@@ -240,9 +331,22 @@ def card(
             f"sae, config = load_dictionary(snapshot_download({repo!r}) + {'/' + first!r})",
             "features = sae.encode(x)  # (B, D) -> (B, F): raw activations of "
             f"{_where(trainers[first])}",
-            f"reconstruction = sae.decode(features)\n```\n\n{bench}\n",
+            f"reconstruction = sae.decode(features)\n```\n{others}\n{bench}\n",
         ]
     )
+
+
+def _left_out_of(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """The tokens that trainings left out, in words, by the SAE's name."""
+    found: dict[str, str] = {}
+    for name, config in configs.items():
+        settings = config.get("run", {}).get("settings") or config.get("buffer", {})
+        words = ["beginning-of-text tokens"] if settings.get("remove_bos") else []
+        if (multiple := settings.get("max_norm_multiple")) is not None:
+            words.append(f"tokens whose activation has a norm over {multiple} times the median")
+        if words:
+            found[name] = " and ".join(words)
+    return found
 
 
 def _where(trainer: dict[str, Any]) -> str:
@@ -296,37 +400,3 @@ def _text(config: dict[str, Any]) -> str:
     """The text that an SAE was trained on: embedded, a hub's name, or a file's."""
     settings = config.get("run", {}).get("settings", {})
     return str(settings.get("data") or config.get("buffer", {}).get("text") or "unknown")
-
-
-def without_local_paths(value: Any) -> tuple[Any, list[str]]:
-    """Cut each local path in JSON content to its last name.
-
-    Returns: a copy of `value`, and the sorted keys under which a path was cut.
-    """
-    cut: set[str] = set()
-
-    def cleaned(item: Any, key: str) -> Any:
-        if isinstance(item, dict):
-            return {name: cleaned(inner, name) for name, inner in item.items()}
-        if isinstance(item, list | tuple):
-            return [cleaned(inner, key) for inner in item]
-        if not isinstance(item, str) or not _is_local(item):
-            return item
-        cut.add(key)
-        path = PureWindowsPath(item) if "\\" in item else PurePath(item)
-        return path.name or "local"
-
-    return cleaned(value, ""), sorted(cut)
-
-
-def _is_local(text: str) -> bool:
-    """Whether a text is a path of this machine rather than a hub name, OWNER/NAME, or a URL.
-
-    A folder of two parts that is not where the command runs can't be told from a hub name.
-    """
-    if _LOCAL.fullmatch(text):
-        return True
-    if "/" not in text or "://" in text:
-        return False
-    is_of_a_run = text.startswith(f"{RUNS}/")
-    return is_of_a_run or text.endswith(SUFFIXES) or os.path.exists(text)

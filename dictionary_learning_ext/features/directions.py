@@ -25,20 +25,26 @@ class Ranked(NamedTuple):
     values_Fn: t.Tensor
 
 
-@t.no_grad()
-def random_directions(like_FD: t.Tensor, generator: t.Generator) -> t.Tensor:
+class RandomDirections:
     """Random unit directions, (F, D), whose second moments are in expectation those of others.
 
     They are Gaussian vectors, normalised. Normalising makes a spectrum flatter, so the Gaussian's is
     steeper than that of the others, which are taken as unit vectors.
     """
-    unit_FD = nn.functional.normalize(like_FD.double(), dim=1)
-    moments_D, vectors_DD = t.linalg.eigh(unit_FD.T @ unit_FD / len(unit_FD))
-    variances_D = _variances_before_normalising(moments_D.clamp(min=0))
-    noise_FD = t.randn(like_FD.shape, generator=generator, dtype=t.float64)
-    root_DD = vectors_DD * variances_D.sqrt() @ vectors_DD.T  # symmetric: the vectors' signs cancel
-    directions_FD = noise_FD @ root_DD
-    return nn.functional.normalize(directions_FD, dim=1).to(like_FD.dtype)
+
+    @t.no_grad()
+    def __init__(self, like_FD: t.Tensor):
+        self._shape, self._dtype = like_FD.shape, like_FD.dtype
+        unit_FD = nn.functional.normalize(like_FD.double(), dim=1)
+        moments_D, vectors_DD = t.linalg.eigh(unit_FD.T @ unit_FD / len(unit_FD))
+        variances_D = _variances_before_normalising(moments_D.clamp(min=0))
+        # symmetric: the vectors' signs cancel
+        self._root_DD = vectors_DD * variances_D.sqrt() @ vectors_DD.T
+
+    def draw(self, generator: t.Generator) -> t.Tensor:
+        """Some of them, in the dtype of the others."""
+        noise_FD = t.randn(self._shape, generator=generator, dtype=t.float64)
+        return nn.functional.normalize(noise_FD @ self._root_DD, dim=1).to(self._dtype)
 
 
 def _variances_before_normalising(moments_D: t.Tensor) -> t.Tensor:

@@ -27,9 +27,11 @@ from ..run_folder.reading import read_config, read_metrics_if_any, require_folde
 from ..run_folder.weights import load_dictionary
 from .directions import decoder_directions
 from .reproducibility import (
+    NULL_ERROR,
     RETURNING,
     Reproducibility,
     ReproducibilityError,
+    measures_as_text,
     reproducibility,
 )
 
@@ -61,7 +63,8 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
     Returns: the two, under the names "a" and "b".
 
         found.pair.pw_mcc          mean absolute cosine of matched features (Song et al. 2025)
-        found.pair.null            the same of random directions with the same covariance
+        found.pair.null            the same of random directions with the same covariance, a mean of
+                                   found.pair.null_draws draws
         found.pair.agreement       mean signed cosine, under its own matching
         found.pair.match_F         (F,), each feature of a: the absolute cosine with its match in b
         found.pair.matched_F       (F,), the number of that match
@@ -203,7 +206,7 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
 
 def printed(found: ReproducibilityOfFolders) -> str:
     """A table of the SAEs, and one of the means over pairs."""
-    means = [[name, f"{value:.4f}"] for name, value in found.measured.means().items()]
+    means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]
     n = len(found.measured.pairs)
     return "\n\n".join(
         [
@@ -211,7 +214,8 @@ def printed(found: ReproducibilityOfFolders) -> str:
             text_table(["", f"mean of {n} pairs" if n > 1 else "one pair"], means),
             "returning: the share of features whose match in another SAE has at least this absolute\n"
             "cosine. within: mean cosine to the nearest feature of the same SAE. PW-MCC: mean absolute\n"
-            "cosine of features matched one to one. null: that of random directions of the same covariance.",
+            "cosine of features matched one to one. null: that of random directions of the same covariance,\n"
+            f"averaged over draws until its standard error is below {NULL_ERROR:g}.",
         ]
     )
 
@@ -249,6 +253,8 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
                 "saes": list(names),
                 "pw_mcc": pair.pw_mcc,
                 "null": pair.null,
+                "null_error": pair.null_error,
+                "null_draws": pair.null_draws,
                 "agreement": pair.agreement,
             }
             for names, pair in measured.pairs.items()
@@ -264,12 +270,12 @@ def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["sae", "feature", "mean_match", "returns_in", "of"])
+            writer.writerow(["sae", "feature", "mean_match", "returns_in", "of", "null"])
             measured = found.measured
-            of = len(measured.names) - 1
             for name in measured.names:
-                both = zip(measured.match_SF[name], measured.returns_SF[name], strict=True)
+                scores = measured.scores(name)
+                both = zip(scores.match_F, scores.returns_F, strict=True)
                 writer.writerows(
-                    [name, feature, f"{match:.4f}", int(returns), of]
+                    [name, feature, f"{match:.4f}", int(returns), scores.of, f"{scores.null:.4f}"]
                     for feature, (match, returns) in enumerate(both)
                 )

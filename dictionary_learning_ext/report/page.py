@@ -25,6 +25,7 @@ from ..evaluation.tables import setting_text
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
+from ..features.reproducibility import measures_as_text
 from ..features.reproducibility_of_folders import HEADER, ReproducibilityOfFolders, answer
 from ..run_folder.comparing import (
     architecture_of,
@@ -163,12 +164,9 @@ def _returning(found: ReproducibilityOfFolders) -> dict[str, Any]:
         "notes": found.notes,
         "header": HEADER,
         "saes": found.rows(missing="–"),
-        "means": {name: f"{value:.4f}" for name, value in measured.means().items()},
+        "means": measures_as_text(measured.means()),
         "pairs": {
-            " – ".join(names): [
-                f"{value:.4f}"
-                for value in (pair.pw_mcc, pair.null, pair.pw_mcc - pair.null, pair.agreement)
-            ]
+            " – ".join(names): list(measures_as_text(pair.measures).values())
             for names, pair in measured.pairs.items()
         },
     }

@@ -19,6 +19,7 @@ from ..evaluation.tables import labels_of, setting_text, text_table, usual_colum
 from ..features.contexts import rendered
 from ..run_folder.comparing import SEEDS, architecture_of, measurements, training, unequal
 from ..run_folder.files import INDEX, REPORT, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE, write_text
+from ..run_folder.reading import require_folders
 from .many_runs import (
     RANKED_BY,
     SAME_BATCHES,
@@ -58,6 +59,7 @@ def write_index(
     A run folder that is damaged or not finished is left out of the table, and named below it. `on_step`
     is called with the name of each step that takes long before it starts.
     """
+    require_folders([folder])
     folder = Path(folder)
     out = folder / INDEX if out is None else Path(out)
     configs, metrics_of, left_out = read_all_in(folder)

@@ -11,7 +11,7 @@ from ..config.architectures import BY_DICT_CLASS
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
 from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
 from ..errors import CheckpointError, Setting, Text, UserError
-from .files import evaluation
+from .files import at_home, evaluation
 from .reading import read_metrics_if_any
 
 SEEDS = ("seed", "data_seed")
@@ -84,10 +84,9 @@ def evaluation_file(
 def former_evaluation(folder: Path) -> dict[str, Any]:
     """A folder's metrics.json. Empty if there is none, or a damaged one, which is written again."""
     try:
-        former = read_metrics_if_any(folder)
+        return read_metrics_if_any(folder) or {}
     except CheckpointError:
         return {}
-    return former if isinstance(former, dict) else {}
 
 
 def same_model(one: Any, other: Any) -> bool:
@@ -98,7 +97,7 @@ def same_model(one: Any, other: Any) -> bool:
 def same_setting(name: str, one: Any, other: Any) -> bool:
     """Whether two values of a setting mean the same."""
     if name == STORED and None not in (one, other):
-        one, other = (os.path.abspath(Path(str(value)).expanduser()) for value in (one, other))
+        one, other = (os.path.abspath(at_home(str(value))) for value in (one, other))
     return one == other or (name == "model" and same_model(one, other))
 
 
@@ -233,17 +232,15 @@ def _same_shares(trained: Sequence[dict[str, Any]]) -> set[str]:
     found = set()
     for name in DERIVED:
         counts = [(each.get("steps"), each[name]) for each in trained if name in each]
-        if len({steps for steps, _ in counts}) > 1 and all(
+        if any(steps != counts[0][0] for steps, _ in counts) and all(
             _is_same_share(*counts[0], *other) for other in counts[1:]
         ):
             found.add(name)
     return found
 
 
-def _is_same_share(
-    steps: int | None, count: int | None, others: int | None, its: int | None
-) -> bool:
+def _is_same_share(steps: Any, count: Any, others: Any, its: Any) -> bool:
     """Whether two counts are the same share of two runs, but for rounding to whole numbers."""
-    if None in (steps, count, others, its):
+    if any(type(each) is not int for each in (steps, count, others, its)):
         return count == its
-    return abs(count * others - its * steps) <= max(steps, others)  # pyright: ignore
+    return abs(count * others - its * steps) <= max(steps, others)

@@ -116,6 +116,17 @@ def resume_point(folder: Path, step: int) -> Path:
     return folder / RESUME / f"step_{step:08d}"
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with the home folder in the place of ~. That of nobody, as ~nobody/x, is left as it is."""
+    return Path(os.path.expanduser(path))
+
+
+def require_inside(name: str) -> None:
+    """Raise a ValueError unless a name that was read from a file stays in the folder it is joined to."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise ValueError(f"the file {name!r} is not in the folder")
+
+
 def report_files(page: Path) -> Path:
     """The folder beside a report's page that holds its numbers and figures."""
     return page.with_name(f"{page.stem}_files")
@@ -168,6 +179,9 @@ def writing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
     Arguments:
         elsewhere: the setting that says where it is written, or a word for it.
     """
+    if "\0" in str(path):
+        what = f"{str(path)!r} can't be written (it holds a null character)"
+        raise CheckpointError(what, instead=("choose another ", elsewhere))
     try:
         yield
     except OSError as error:

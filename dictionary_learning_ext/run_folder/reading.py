@@ -1,7 +1,8 @@
 """Reading a run folder: its settings, its metrics, how far it is, and how it is resumed.
 
-There is one reader for each file. weights.py reads the weights, resume_points.py the resume points.
-Imports no torch.
+There is one reader for each file, and all read JSON by `read_json`, which checks its shape once: what
+is returned can be indexed without a look. weights.py reads the weights, resume_points.py the resume
+points. Imports no torch.
 """
 
 import contextlib
@@ -11,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from ..config.checks import described, is_of_type
 from ..config.names import is_automatic
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
@@ -26,6 +28,7 @@ from .files import (
     RESUME,
     RESUME_COMPLETE,
     WEIGHTS,
+    at_home,
     checkpoint,
     resume_point,
 )
@@ -34,11 +37,38 @@ EXPECTED = "expected a run folder, e.g. runs/NAME"
 _DELETED = {"prior": (None, "fixed"), "free_bits": (None, 0.0)}
 """Removed options, with the values that changed nothing. See also `without_deleted`."""
 
+# Shapes of files, for `read_json`.
+Shape = Any
+_SEEDS: Shape = {"seed": int | None, "data_seed": int | None}
+_CONFIG: Shape = {
+    "trainer": {
+        "dict_class": str,
+        "trainer_class": str | None,
+        "lm_name": str | None,
+        "submodule_name": str | None,
+        **dict.fromkeys(("activation_dim", "dict_size", "k"), int | None),
+        "norm_factor": float,
+        **_SEEDS,
+    },
+    "buffer": {},
+    "run": {"settings": {"architecture": str, "posterior": str | None} | _SEEDS, "versions": {}},
+}
+_METRICS: Shape = {
+    "measured_on": {name: hint | None for name, hint in get_type_hints(RunConfig).items()},
+    "not_measured": dict[str, str],
+    ...: float | None,
+}
+_LINE: Shape = {"step": float, ...: float | None}
+_DEEPEST = 100
+"""Levels of lists and objects in a file: what is made of it descends them."""
+
 
 def require_folders(folders: Sequence[str | Path]) -> None:
-    """Raise a ConfigError if no folder is given."""
+    """Raise a ConfigError if no folder is given, or one that no folder can be called."""
     if not folders:
         raise ConfigError(f"no folder given: {EXPECTED}, or several")
+    if strange := [str(folder) for folder in folders if "\0" in str(folder)]:
+        raise ConfigError(f"{strange[0]!r}: holds a null character; {EXPECTED}")
 
 
 @contextmanager
@@ -52,6 +82,10 @@ def _readable() -> Iterator[None]:
         raise CheckpointError(
             f"{error.filename}: can't be read ({error.strerror}); check the path and who may read it"
         ) from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise CheckpointError(f"the path holds a null character; {EXPECTED}") from error
 
 
 @_readable()
@@ -70,21 +104,15 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
     if not path.is_file():
         raise _missing(folder, CONFIG)
-    config = _parsed(path, "copy it again or train again")
-    try:
-        config["trainer"]["dict_class"]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: expected an object with trainer.dict_class; copy it again or train again"
-        ) from error
-    for section in ("buffer", "run"):
-        if not isinstance(config.get(section, {}), dict):
-            raise CheckpointError(
-                f"{path}: {section} is {config[section]!r}, expected an object; copy it again"
-            )
+    repair = "copy it again or train again"
+    config = read_json(path, _CONFIG, repair)
+    if "dict_class" not in config.get("trainer", {}):
+        raise CheckpointError(f"{path}: expected an object with trainer.dict_class; {repair}")
+    if (factor := config["trainer"].get("norm_factor", 1.0)) <= 0:
+        raise CheckpointError(f"{path}: trainer.norm_factor is {factor}, expected a number above 0")
     config["trainer"] = without_deleted(config["trainer"])
-    if isinstance(settings := config.get("run", {}).get("settings"), dict):
-        config["run"]["settings"] = without_deleted(settings)
+    if "settings" in config.get("run", {}):
+        config["run"]["settings"] = without_deleted(config["run"]["settings"])
     if step is None:
         if not (folder / WEIGHTS).is_file():
             is_begun = "run" in config and not (folder / METRICS).is_file()
@@ -151,11 +179,11 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
 
     Raises: ConfigError.
     """
-    path, given = Path(path).expanduser(), (Setting(name), " ") if name else ()
+    path, given = at_home(path), (Setting(name), " ") if name else ()
     try:
         with _readable():
             path = path / CONFIG if path.is_dir() else path
-            return checked_settings(_parsed(path, "copy it again"), path)
+            return checked_settings(read_json(path, Any, "copy it again"), path)
     except FileNotFoundError as error:
         what = f"{path}: no such file or folder; {EXPECTED}, or its {CONFIG}"
         raise ConfigError((*given, what), name=name) from error
@@ -181,13 +209,21 @@ def checked_settings(config: Any, path: Path) -> TrainConfig:
 
 
 @_readable()
+def given_save_dir(folder: Path) -> str | None:
+    """The save_dir in a run's config.json, as it was given. Raises CheckpointError if it is damaged."""
+    path = folder / CONFIG
+    shape = {"run": {"settings": {"save_dir": str | None}}}
+    return settings_in(read_json(path, shape, "copy it again"), path).get("save_dir")
+
+
+@_readable()
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """A run folder's final evaluation. Raises CheckpointError if there is none."""
     read_config(folder)
     path = Path(folder) / METRICS
     command = f"run `vsae eval {in_shell(folder)}`"
     try:
-        return _parsed(path, command)
+        return read_json(path, _METRICS, command)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not measured yet; {command}") from error
 
@@ -215,7 +251,10 @@ def read_history(folder: Path) -> list[dict[str, float | None]]:
     if not path.exists():
         return []
     repair = "delete it to continue without the training curves"
-    return [_parsed(path, repair, line) for line in path.read_bytes().splitlines()]
+    lines = [read_json(path, _LINE, repair, line) for line in path.read_bytes().splitlines()]
+    if any("step" not in line for line in lines):
+        raise CheckpointError(f"{path}: a line has no step; {repair}")
+    return lines
 
 
 def is_finished(folder: Path, run: RunConfig) -> bool:
@@ -306,15 +345,57 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     return run, saes, {name: settings.run.hook for name, settings in runs.items()}
 
 
-def _parsed(path: Path, repair: str, line: bytes | None = None) -> Any:
-    """The JSON in a file, or in a line of it. Raises a CheckpointError that ends in `repair`."""
+def read_json(path: Path, shape: Shape, repair: str = "", line: bytes | None = None) -> Any:
+    """The JSON in a file, or in a line of it.
+
+    Arguments:
+        shape: a type, or the shape of each value of an object, by name. Values may be missing; `...`
+            stands for all names that aren't listed.
+        repair: what the message ends with.
+
+    Raises: CheckpointError if it isn't JSON of that shape; FileNotFoundError.
+    """
     content = path.read_bytes() if line is None else line
     try:
-        return json.loads(content.decode("utf-8"))
+        found = json.loads(content.decode("utf-8"))
+        _require_flat(found)
     # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
     except (ValueError, RecursionError) as error:
         cause = f"{type(error).__name__}: {first_line(error)}"
-        raise CheckpointError(f"{path}: not valid JSON ({cause}); {repair}") from error
+        raise CheckpointError(f"{path}: not valid JSON ({cause})", instead=repair) from error
+    if wrong := misshapen(found, shape):
+        raise CheckpointError(f"{path}: {wrong}", instead=repair)
+    return found
+
+
+def _require_flat(value: Any) -> None:
+    """Raise a RecursionError for JSON of more than _DEEPEST levels."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise RecursionError(f"more than {_DEEPEST} levels")
+
+
+def misshapen(value: Any, shape: Shape, name: str = "") -> str | None:
+    """What in JSON hasn't the expected shape, see `read_json`; None if all has."""
+    if not isinstance(shape, dict):
+        if is_of_type(value, shape):
+            return None
+        found = f"{name} is" if name else "holds"
+        return f"{found} {repr(value)[:50]}, expected {described(shape)}"
+    if not isinstance(value, dict):
+        return misshapen(value, dict, name)
+    for each, inner in value.items():
+        expected = shape.get(each, shape.get(..., Any))
+        if wrong := misshapen(inner, expected, f"{name}.{each}" if name else each):
+            return wrong
+    return None
 
 
 def settings_in(config: Any, path: Path) -> dict[str, Any]:

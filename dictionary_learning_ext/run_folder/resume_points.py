@@ -8,10 +8,13 @@
 A point is written to a folder of another name, which is then renamed. The last two are kept.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +38,7 @@ from .files import (
     write_json,
     writing,
 )
-from .reading import steps_of
+from .reading import read_json, steps_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
             temporary.rename(final)
             sync(resume)
         except SafetensorError as error:
-            raise OSError(str(error)) from error
+            raise _of_the_disk(error) from error
         finally:
             remove(temporary)
         for old in steps_of(folder)[:-KEPT]:
@@ -90,10 +93,13 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
 
 
 def note_logged(folder: Path, step: int) -> int:
-    """Note that `step` was logged; return the last step that any process of this run logged."""
+    """Note that `step` was logged; return the last step that any process of this run logged.
+
+    A damaged note counts as none: steps that only it knew of are then told to wandb twice.
+    """
     path = folder / RESUME / RESUME_LOGGED
-    if path.is_file():
-        step = max(step, json.loads(path.read_text(encoding="utf-8")))
+    with contextlib.suppress(FileNotFoundError, CheckpointError):
+        step = max(step, read_json(path, int))
     write_json(path, step)
     return step
 
@@ -106,14 +112,16 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def load_point(folder: Path, step: int) -> ResumePoint:
-    """Read a point. Raises CheckpointError if a file of it is missing or changed."""
+    """Read a point. Raises CheckpointError if a file of it is missing, changed or of another content."""
     path = resume_point(folder, step)
     try:
-        hashes = json.loads((path / RESUME_COMPLETE).read_text(encoding="utf-8"))
+        hashes = read_json(path / RESUME_COMPLETE, dict[str, str])
         for name in (RESUME_TENSORS, RESUME_STATE):
             if _hash(path / name) != hashes[name]:
                 raise CheckpointError(f"{path / name}: changed since it was written")
-        state = json.loads((path / RESUME_STATE).read_text(encoding="utf-8"))
+        state = read_json(path / RESUME_STATE, {"step": int, "trainer": {}, "run": {}})
+        if state["step"] != step:
+            raise CheckpointError(f"{path / RESUME_STATE}: step is {state['step']}, not {step}")
         trainer = _with_tensors(state["trainer"], load_file(path / RESUME_TENSORS))
         return ResumePoint(state["step"], trainer, state["run"])
     except CheckpointError:
@@ -124,8 +132,14 @@ def load_point(folder: Path, step: int) -> ResumePoint:
         ) from error
 
 
-def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], list[str]]:
+def newest_points(
+    folders: Iterable[Path],
+    require: Callable[[Path, ResumePoint], None] = lambda folder, point: None,
+) -> tuple[dict[Path, ResumePoint], list[str]]:
     """The newest points that all folders have of one step, and what was wrong with newer ones.
+
+    Arguments:
+        require: raises a CheckpointError for a point of the wrong content, which counts as damaged.
 
     Folders of one run are written one after the other. A run that was killed in between resumes
     from the previous point. A run that was killed before every folder had its first point has none:
@@ -139,7 +153,10 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
     common = set.intersection(*map(set, there.values()))
     for step in sorted(common, reverse=True):
         try:
-            return {folder: load_point(folder, step) for folder in there}, problems
+            points = {folder: load_point(folder, step) for folder in there}
+            for folder, point in points.items():
+                require(folder, point)
+            return points, problems
         except CheckpointError as error:
             problems.append(str(error))
     had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1
@@ -173,8 +190,15 @@ def _hash(path: Path) -> str:
 
 def _forget(path: Path) -> None:
     """Delete a point, its marker first, so that what is left of it never counts."""
-    (path / RESUME_COMPLETE).unlink(missing_ok=True)
+    with contextlib.suppress(NotADirectoryError):  # a file of a point's name
+        (path / RESUME_COMPLETE).unlink(missing_ok=True)
     remove(path)
+
+
+def _of_the_disk(error: SafetensorError) -> OSError:
+    """The error of the disk that safetensors only quotes: (os error 28), or Os { code: 28, …."""
+    code = re.search(r"(?:os error|code:) (\d+)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, t.Tensor]) -> Any:

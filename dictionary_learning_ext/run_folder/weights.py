@@ -4,7 +4,8 @@ ae.pt is upstream's state dict, of a dictionary that takes raw activations. A fo
 6) is read, without SAELens, as a class of upstream's or ours that computes the same:
 
     cfg.json                  architecture, k, and how activations are treated
-    sae_weights.safetensors   W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D), threshold (F)
+    sae_weights.safetensors   W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a
+                              jumprelu; b_gate, b_mag and r_mag (F) of a gated, in place of b_enc
 """
 
 import copy
@@ -19,7 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from dictionary_learning.dictionary import AutoEncoder, Dictionary, JumpReluAutoEncoder
+from dictionary_learning.dictionary import (
+    AutoEncoder,
+    Dictionary,
+    GatedAutoEncoder,
+    JumpReluAutoEncoder,
+)
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from safetensors.torch import load_file
 
@@ -45,8 +51,10 @@ _CLASSES: dict[str, Any] = {
         select_by="magnitude",  # pyright: ignore[reportCallIssue]
     ),
     "jumprelu": JumpReluAutoEncoder,
+    "gated": GatedAutoEncoder,
 }
 _OF_TOP_K = ("topk", "abstopk")
+_REAL = (t.float64, t.float32, t.float16, t.bfloat16)
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:
@@ -171,16 +179,33 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
             "train again"
         )
     for name, value in state.items():
-        if name.endswith(("weight", "bias", "b_dec")) and not value.is_floating_point():
-            raise CheckpointError(
-                f"{path}: {name} is {value.dtype}, expected torch.float32; copy it again"
-            )
+        of_weights = isinstance(name, str) and name.endswith(("weight", "bias", "b_dec"))
+        if unusual := _unusual(value, real=of_weights):
+            raise CheckpointError(f"{path}: {name} is {unusual}; copy it again")
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: {name!r} is no tensor's name; copy it again")
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} has NaN or infinite values; load an earlier checkpoint from "
                 f"{path.parent / CHECKPOINTS}"
             )
     return state, norm_factor
+
+
+def _unusual(value: t.Tensor, real: bool) -> str | None:
+    """What keeps a tensor from being read as numbers, if anything, and what is expected.
+
+    Arguments:
+        real: whether it must hold real numbers, as weights do.
+    """
+    if value.layout != t.strided or value.is_nested:
+        return f"{'nested' if value.is_nested else value.layout}, expected a dense tensor"
+    if value.device.type != "cpu":
+        return f"on the device {value.device}, which keeps no values; expected it on the CPU"
+    is_usual = value.dtype in _REAL or not (real or value.is_floating_point())
+    if is_usual and not value.is_quantized:
+        return None
+    return f"{value.dtype}, expected torch.float32"
 
 
 def _factor(path: Path, given: Any) -> float:
@@ -247,23 +272,26 @@ def _shapes(state: dict[str, t.Tensor]) -> str:
 
 
 def is_sae_lens_folder(folder: str | Path) -> bool:
-    """Whether a folder is one of SAELens's."""
-    return (Path(folder) / SAE_LENS_CONFIG).is_file()
+    """Whether a folder is one of SAELens's, and has no ae.pt, as in a repository for both."""
+    return (Path(folder) / SAE_LENS_CONFIG).is_file() and not (Path(folder) / WEIGHTS).exists()
 
 
 @t.no_grad()
-def load_sae_lens(folder: str | Path, device: str = "cpu") -> Dictionary:
-    """The SAE of a folder that SAELens wrote, in float32, with unit-norm decoder directions.
+def load_sae_lens(
+    folder: str | Path, device: str = "cpu", dtype: t.dtype = t.float32, *, unit_norm: bool = True
+) -> Dictionary:
+    """The SAE of a folder that SAELens wrote, with unit-norm decoder directions.
 
-    Its features and reconstructions are SAELens's, up to rounding. For a ReLU or JumpReLU whose
+    Its features and reconstructions are SAELens's, up to rounding. For an SAE that is no TopK and whose
     decoder has other norms, features are in units of the norms (as after SAELens's fold_W_dec_norm).
+    Without unit_norm, such a decoder is left as it is.
 
     Raises: CheckpointError if a file is missing, damaged or not finite, or no class computes the same.
     """
     folder = Path(folder)
     config, weights = _read_sae_lens(folder)
     architecture = config.get("architecture")
-    if architecture not in _CLASSES:
+    if not isinstance(architecture, str) or architecture not in _CLASSES:
         raise CheckpointError(
             f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
             f"{', '.join(_CLASSES)}"
@@ -276,8 +304,8 @@ def load_sae_lens(folder: str | Path, device: str = "cpu") -> Dictionary:
             )
     k = (config.get("k"),) if architecture in _OF_TOP_K else ()
     try:
-        state = _upstream_state(folder, architecture, config, weights)
-        dictionary: Any = _CLASSES[architecture](*weights["W_enc"].shape, *k)
+        state = _upstream_state(folder, architecture, config, weights, unit_norm)
+        dictionary: Any = _CLASSES[architecture](*weights["W_enc"].shape, *k).to(dtype)
         dictionary.load_state_dict(dictionary.state_dict() | state)
     except CheckpointError:
         raise
@@ -291,11 +319,15 @@ def load_sae_lens(folder: str | Path, device: str = "cpu") -> Dictionary:
 
 
 def _upstream_state(
-    folder: Path, architecture: str, config: dict[str, Any], weights: dict[str, t.Tensor]
+    folder: Path,
+    architecture: str,
+    config: dict[str, Any],
+    weights: dict[str, t.Tensor],
+    unit_norm: bool,
 ) -> dict[str, t.Tensor]:
     """SAELens's weights as the upstream class of an architecture has them."""
     W_enc_DF, W_dec_FD, b_dec_D = (weights[name] for name in ("W_enc", "W_dec", "b_dec"))
-    b_enc_F, norms_F = weights["b_enc"], W_dec_FD.norm(dim=1)
+    norms_F = W_dec_FD.norm(dim=1)
     is_unit = t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0)
     rescales = config.get("rescale_acts_by_decoder_norm")
     if architecture in _OF_TOP_K and not is_unit and not rescales:
@@ -304,10 +336,22 @@ def _upstream_state(
             "unit norms would change which features its TopK keeps; expected norms of 1, or "
             "rescale_acts_by_decoder_norm"
         )
-    scale_F = t.ones_like(norms_F) if is_unit else norms_F.where(norms_F > 0, 1.0)
-    W_enc_DF, b_enc_F, W_dec_FD = W_enc_DF * scale_F, b_enc_F * scale_F, W_dec_FD / scale_F[:, None]
+    stays = is_unit or not (unit_norm or architecture in _OF_TOP_K)
+    scale_F = t.ones_like(norms_F) if stays else norms_F.where(norms_F > 0, 1.0)
+    W_enc_DF, W_dec_FD = W_enc_DF * scale_F, W_dec_FD / scale_F[:, None]
     # Upstream's JumpReLU encodes x, the others x - b_dec.
     shift_F, is_centred = b_dec_D @ W_enc_DF, bool(config.get("apply_b_dec_to_input", True))
+    if architecture == "gated":
+        missing_F = t.zeros_like(shift_F) if is_centred else shift_F
+        return {
+            "encoder.weight": W_enc_DF.T,
+            "gate_bias": weights["b_gate"] * scale_F + missing_F,
+            "mag_bias": weights["b_mag"] * scale_F + missing_F * weights["r_mag"].exp(),
+            "r_mag": weights["r_mag"],
+            "decoder.weight": W_dec_FD.T,
+            "decoder_bias": b_dec_D,
+        }
+    b_enc_F = weights["b_enc"] * scale_F
     if architecture == "jumprelu":
         b_enc_F = b_enc_F - shift_F if is_centred else b_enc_F
         threshold_F = weights["threshold"] * scale_F
@@ -322,13 +366,13 @@ def _upstream_state(
 
 
 def _read_sae_lens(folder: Path) -> tuple[dict[str, Any], dict[str, t.Tensor]]:
-    """The content of both files, weights in float32."""
+    """The content of both files, weights in float64, in which biases are folded."""
     try:
         config = json.loads((folder / SAE_LENS_CONFIG).read_text(encoding="utf-8"))
-        weights = {n: v.float() for n, v in load_file(folder / SAE_LENS_WEIGHTS).items()}
-        shapes = {name: tuple(weights[name].shape) for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+        weights = {n: v.double() for n, v in load_file(folder / SAE_LENS_WEIGHTS).items()}
+        shapes = {name: tuple(weights[name].shape) for name in ("W_enc", "W_dec", "b_dec")}
         n_axes = [len(shape) for shape in shapes.values()]
-        if not isinstance(config, dict) or n_axes != [2, 2, 1, 1]:
+        if not isinstance(config, dict) or n_axes != [2, 2, 1]:
             raise ValueError(f"shapes {shapes}")
     except Exception as error:  # bytes of any content raise anything
         raise CheckpointError(

@@ -17,8 +17,8 @@ from sae_bench.sae_bench_utils import graphing_utils
 
 from ..config.architectures import ARCHITECTURES, BY_DICT_CLASS, TRAINED, Look
 from ..errors import BenchError, CheckpointError
-from ..features.directions import random_directions
-from ..run_folder.files import CONFIG, RUNS, WEIGHTS
+from ..features.directions import RandomDirections
+from ..run_folder.files import CONFIG, RUNS, WEIGHTS, at_home
 from ..run_folder.reading import EXPECTED
 from ..run_folder.weights import load_dictionary
 
@@ -144,7 +144,7 @@ def local_folder(source: str | Path) -> Path:
 
     Raises: CheckpointError if there is neither, or the repo holds several SAEs.
     """
-    folder = Path(source).expanduser()
+    folder = at_home(source)
     if folder.is_dir() or not _REPO.fullmatch(str(source)):
         return folder.resolve()
     owner, name, *inside = str(source).split("/")
@@ -199,7 +199,7 @@ def _random_spectrum(like: BenchSAE) -> BenchSAE:
     the activations use.
     """
     dictionary: Any = _untrained(like)
-    directions_FD = random_directions(like.W_dec.cpu(), t.Generator().manual_seed(0))
+    directions_FD = RandomDirections(like.W_dec.cpu()).draw(t.Generator().manual_seed(0))
     with t.no_grad():
         dictionary.decoder.weight.copy_(directions_FD.t())
         dictionary.encoder.weight.copy_(directions_FD)

@@ -23,6 +23,7 @@ from sae_bench.sae_bench_utils import dataset_info
 
 from ..activations.text import EMBEDDED_TEXT, open_text
 from ..errors import BenchError, Setting
+from ..run_folder.files import at_home
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
 """The set's name. SAE Bench recognises the schema by the "bias_in_bios" in it."""
@@ -85,7 +86,7 @@ def open_bench_data(name: str, cache: Path) -> BenchData:
     """
     if name == "embedded":
         return _books(cache)
-    folder = Path.cwd() if name == "hub" else Path(name).expanduser().resolve()
+    folder = Path.cwd() if name == "hub" else at_home(name).resolve()
     if not folder.is_dir():
         raise BenchError(
             "no such folder",

@@ -26,12 +26,12 @@ from ..activations.language_models import weights_hash
 from ..config.architectures import BenchEvaluation
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
-from ..errors import BenchError, UserError, first_line
+from ..errors import BenchError, CheckpointError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import endings_of
 from ..run_folder.comparing import LEAVING_OUT, require_one_setting
 from ..run_folder.files import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS, write_json, writing
-from ..run_folder.reading import require_folders
+from ..run_folder.reading import read_json, require_folders
 from ..run_folder.trained_on import run_of
 from . import adapter
 from .adapter import FLOOR_LOOKS
@@ -330,12 +330,15 @@ def finished(
     `key` is the expected "vsae_bench_key"; None accepts any.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, {"eval_result_unstructured": {}}, "it will be replaced")
         validated(evaluation, found)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-        logger.warning("%s is incomplete (%s) and will be replaced", path, type(error).__name__)
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        return None
+    except ValidationError:
+        logger.warning("%s is not in SAE Bench's schema and will be replaced", path)
         return None
     if key is not None and found["eval_result_unstructured"].get("vsae_bench_key") != key:
         logger.warning("%s belongs to another SAE, model or settings and will be replaced", path)

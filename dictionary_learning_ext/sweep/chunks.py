@@ -36,20 +36,19 @@ class Chunk:
 
     def prepare(self) -> None:
         """Check the runs before anything is loaded or written. Raises what `plan` does."""
-        plan(*self._given, resume=self._has_started)
+        plan(*self._given, resume=self._has_started, named=True)
 
     def train(self) -> None:
         """Train the runs, or continue them. Raises what `loop.train` does."""
         from ..training.loop import train
 
-        train(*self._given, resume=self._has_started, group=self.sweep)
+        train(*self._given, resume=self._has_started, group=self.sweep, named=True)
 
     @property
     def _given(self) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
         """The first three arguments of `train`."""
-        name, *others = self.configs
-        target = self.save_dir if others else self.save_dir / name
-        run = replace(self.configs[name].run, save_dir=str(target))
+        first = next(iter(self.configs.values()))
+        run = replace(first.run, save_dir=str(self.save_dir))
         saes = {name: config.sae for name, config in self.configs.items()}
         return run, saes, {name: config.run.hook for name, config in self.configs.items()}
 

@@ -15,13 +15,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from signal import SIGINT
-from typing import Any
+from typing import Any, get_type_hints
 
 from ..config.run import NOT_THE_RESULT, TrainConfig
 from ..config.sae import DERIVED
-from ..errors import ConfigError, Interrupted, Setting, TrainingError, UserError
-from ..run_folder.files import CONFIG, FAILED, SWEEP, is_of_a_full_disk, remove, write_json
-from ..run_folder.reading import automatic_folders, is_finished, load_config
+from ..errors import ConfigError, Interrupted, Setting, TrainingError, UserError, first_line
+from ..run_folder.files import (
+    CONFIG,
+    FAILED,
+    SWEEP,
+    is_of_a_full_disk,
+    remove,
+    require_inside,
+    write_json,
+)
+from ..run_folder.reading import automatic_folders, is_finished, load_config, read_json
 from ..training.plan import fitting_at_once
 from .chunks import chunks_of
 from .devices import train_on
@@ -184,10 +192,13 @@ def _read(save_dir: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        return Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        manifest = Manifest(**read_json(path, get_type_hints(Manifest)))
+        for name in manifest.runs:
+            require_inside(name)
+        return manifest
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path}: damaged; delete it and rerun the sweep's command to continue"
+            f"{path}: damaged ({first_line(error)}); delete it and rerun the sweep's command to continue"
         ) from error
 
 

@@ -58,7 +58,7 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
         trainer.scheduler.load_state_dict(state["scheduler"])
         for name, value in state["generators"].items():
             getattr(trainer, name).set_state(value)
-    except (RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         cause = " ".join(str(error).split())[:300]
         raise CheckpointError(
             f"the resume point belongs to another trainer than {type(trainer).__name__} ({cause}); "

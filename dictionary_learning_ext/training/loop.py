@@ -45,6 +45,7 @@ from .plan import Job, plan, require_memory
 from .processes import Interrupts, Processes, before_the_first_step, interrupts, joined
 from .resuming import (
     checked_points,
+    reading,
     restore_generators,
     shared_state,
     start_from,
@@ -67,6 +68,7 @@ def train(
     *,
     resume: bool = False,
     group: str | None = None,
+    named: bool = False,
 ) -> dict[str, Path]:
     """Train every SAE on the same text, save it and evaluate it on held-out text.
 
@@ -88,6 +90,7 @@ def train(
         resume: continue from the newest resume points of these folders. `reading.read_run` gives
             `run`, `saes` and `hooks`.
         group: what wandb groups the runs by (default: the name of the folder that holds them).
+        named: write a single SAE to a folder of its name in `run.save_dir`, too.
 
     Returns: the run folder of each.
 
@@ -96,7 +99,7 @@ def train(
     """
     with joined() as processes:
         with processes.together():
-            jobs = plan(run, saes, hooks, resume=resume)
+            jobs = plan(run, saes, hooks, resume=resume, named=named)
             device = processes.device(run.device)
         if resume and all(job.is_finished for job in jobs):
             logger.info("%s: already finished; nothing to do", run.save_dir)
@@ -191,7 +194,8 @@ def _continued(
     of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
     with processes.together():
         states = {hook: state_of_rank(each, processes.rank) for hook, each in of_hook.items()}
-        sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
+        with reading(jobs[-1].folder, points[-1]):
+            sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
     return {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
 
 
@@ -247,8 +251,9 @@ def _begin(
     started = [] if points else sae_runs
     with processes.together():
         for one, point in resumed:
-            one.restore(point)
-            restore_generators(one.trainer, point, processes.rank)
+            with reading(one.folder, point):
+                one.restore(point)
+                restore_generators(one.trainer, point, processes.rank)
         for one in started:
             one.open_wandb(groups[one.name])
     with processes.together():

@@ -15,8 +15,8 @@ from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, Setting
-from ..run_folder.files import RUNS, folder_of, require_free
-from ..run_folder.reading import is_finished
+from ..run_folder.files import CONFIG, RUNS, folder_of, require_free
+from ..run_folder.reading import given_save_dir, is_finished
 from .processes import launched
 
 
@@ -51,6 +51,7 @@ def plan(
     hooks: Mapping[str, str] | None = None,
     *,
     resume: bool = False,
+    named: bool = False,
 ) -> list[Job]:
     """A job for each SAE; see `loop.train` for the arguments.
 
@@ -85,7 +86,11 @@ def plan(
                 expected="one that holds a trained SAE, e.g. runs/NAME",
             )
         config = TrainConfig(sae, replace(run, hook=hooks.get(name, run.hook)))
-        folder = folder_of(config) if len(saes) == 1 else Path(run.save_dir or RUNS) / name
+        is_alone = len(saes) == 1 and not named
+        folder = folder_of(config) if is_alone else Path(run.save_dir or RUNS) / name
+        if resume and (folder / CONFIG).is_file():  # as it was given, not where it was found again
+            save_dir = given_save_dir(folder)
+            config = replace(config, run=replace(config.run, save_dir=save_dir))
         jobs.append(Job(name, config, folder))
     if is_synthetic(run.model):
         require_synthetic_run(run)

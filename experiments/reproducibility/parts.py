@@ -107,6 +107,8 @@ def pair_of(one: Path, other: Path) -> dict[str, Any]:
     return {
         "pw_mcc": pair.pw_mcc,
         "null": pair.null,
+        "null_error": pair.null_error,
+        "null_draws": pair.null_draws,
         "less_null": pair.pw_mcc - pair.null,
         "agreement": pair.agreement,
         "within": float(np.mean(list(found.within.values()))),

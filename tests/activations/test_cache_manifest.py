@@ -89,12 +89,36 @@ def test_a_manifest_of_something_else_is_refused(content, said, folder):
     assert refused(folder).startswith(f"{folder / MANIFEST}: {said}")
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        (("files", 0), "bytes", "many"),
+        (("files", 0), "name", 3),
+        (("files", 0), "tokens", None),
+        (("settings",), "ctx_len", "x"),
+        (("settings",), "hooks", {"h": {"layer": [1], "width": 8}}),
+        (("settings",), "hooks", {"h": {"layer": 1}}),
+        ((), "heldout", 3),
+        ((), "position", [1]),
+        ((), "documents", "x"),
+    ],
+)
+def test_a_manifest_with_a_value_of_another_type_is_refused(place, name, value, folder):
+    content = json.loads((folder / MANIFEST).read_text())
+    inner = content
+    for each in place:
+        inner = inner[each]
+    inner[name] = value
+    (folder / MANIFEST).write_text(json.dumps(content))
+    assert refused(folder).startswith(f"{folder / MANIFEST}: damaged (")
+
+
 @pytest.mark.parametrize("name", ["../elsewhere.arrow", "/etc/passwd"])
 def test_a_file_that_is_not_in_the_folder_is_not_read(name, folder):
     content = json.loads((folder / MANIFEST).read_text())
     content["files"][0]["name"] = name
     (folder / MANIFEST).write_text(json.dumps(content))
-    assert f"the file {name!r} is not in the cache's folder" in refused(folder)
+    assert f"the file {name!r} is not in the folder" in refused(folder)
 
 
 def test_a_manifest_that_may_not_be_read_is_one_error(folder, monkeypatch):

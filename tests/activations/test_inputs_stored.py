@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch as t
 from caches import HOOK, OTHER, write_small
+from datasets import load_from_disk
 from interrupted_runs import assert_equal, results, resumed, sae_of
 from small_commands import refused
 from texts import error_of
@@ -106,6 +107,47 @@ def test_a_run_of_several_hook_points_resumes_to_the_bit_after_a_signal_in_a_rea
     resumed(run.save_dir)
     for name in saes:
         assert_equal(results(Path(run.save_dir) / name), results(tmp_path / "whole" / name))
+
+
+def all_rows(run):
+    """The rows that a run trains on, in their order."""
+    batches, found = open_inputs(run, [HOOK]).training_batches(), []
+    with contextlib.suppress(TextError):
+        while True:
+            found.append(batches.next()[HOOK])
+    return t.cat(found)
+
+
+def test_training_follows_the_runs_seed_and_leaves_out_what_the_run_leaves_out(run, small_cache):
+    run = replace(run, text_passes=1, batch_size=8, eval_tokens=0)
+    rows = load_from_disk(str(small_cache)).with_format("torch")[:]
+    x, ids = rows[HOOK].reshape(-1, 16), rows["token_ids"].reshape(-1)
+    norms, medians = x.norm(dim=1), []
+    for file in norms.split(1024):  # 4,096 rows are judged together: all of a file here
+        medians.append(file.median().expand(len(file)))
+    for rule, is_kept in (
+        ({}, ids >= 0),
+        ({"remove_bos": True}, ids != 0),
+        ({"max_norm_multiple": 1.05}, norms <= 1.05 * t.cat(medians)),
+    ):
+        found = all_rows(replace(run, **rule))
+        assert len(found) == is_kept.sum() // 8 * 8, rule
+        assert set(map(tuple, found.tolist())) <= set(map(tuple, x[is_kept].tolist())), rule
+    assert len(ids) > (ids != 0).sum() > 0
+    one, again, other = (all_rows(replace(run, data_seed=seed)) for seed in (0, 0, 1))
+    assert t.equal(one, again)
+    assert not t.equal(one, other)
+
+
+def test_its_evaluation_is_in_the_dtype_in_which_the_language_model_was_cached(
+    run, cached_run, tmp_path
+):
+    write_small(tmp_path / "cache", replace(cached_run, dtype="bfloat16"), 1000)
+    run = replace(run, activations=str(tmp_path / "cache"))
+    assert run.dtype == "float32"
+    model = open_inputs(run, [HOOK]).language_model
+    assert model is not None
+    assert model.dtype == t.bfloat16
 
 
 def test_its_evaluation_is_that_of_the_language_model(run, cached_run, tmp_path):

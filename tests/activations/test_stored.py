@@ -1,5 +1,6 @@
 """What a folder of activations is, whether it is what a run asks for, and its contexts."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -149,9 +150,22 @@ def test_a_data_set_that_is_no_cache_is_refused(tmp_path):
     Dataset.from_dict(x, Features(features)).save_to_disk(str(tmp_path / "y"))
     with pytest.raises(ActivationsError, match="contexts of unequal lengths"):
         open_stored(tmp_path / "y")
-    (tmp_path / "x" / "state.json").write_text("{")
-    with pytest.raises(ActivationsError, match=r"state.json or dataset_info.json is damaged"):
-        open_stored(tmp_path / "x")
+    for content in ("{", "[]", '{"_data_files": [{"filename": 3}]}', "[" * 9_999):
+        (tmp_path / "x" / "state.json").write_text(content)
+        with pytest.raises(ActivationsError, match=r"state.json or dataset_info.json is damaged"):
+            open_stored(tmp_path / "x")
+    for name in ("../x/data.arrow", "/x/data.arrow"):
+        (tmp_path / "y" / "state.json").write_text(
+            json.dumps({"_data_files": [{"filename": name}]})
+        )
+        with pytest.raises(ActivationsError, match=r"damaged \(the file .* is not in the folder\)"):
+            open_stored(tmp_path / "y")
+    for shape in ([1], "x", [1, "x"]):
+        info = {"features": {"h": {"_type": "Array2D", "shape": shape}}}
+        (tmp_path / "x" / "dataset_info.json").write_text(json.dumps(info))
+        (tmp_path / "x" / "state.json").write_text('{"_data_files": []}')
+        with pytest.raises(ActivationsError, match=r"state.json or dataset_info.json is damaged"):
+            open_stored(tmp_path / "x")
 
 
 # A user's own rows.
@@ -207,6 +221,31 @@ def test_the_digest_of_own_activations_follows_their_sizes_and_values(own, monke
     assert len({before, longer, open_stored(own).digest}) == 3
 
 
+def npy_of(shape):
+    """A .npy file that says that it has this shape."""
+    header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode()
+    header = header.ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(400)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *({"shape": shape} for shape in ([-10, -10], [10**20, 10], "x", 3, [10.0, 10])),
+        *({"data_offsets": of} for of in ([-400, 0], [-(10**30), 400 - 10**30], "ab", [400, 800])),
+        {"dtype": [1]},
+    ],
+    ids=str,
+)
+def test_a_header_of_a_safetensors_file_that_can_not_be_true_is_refused(entry, tmp_path):
+    whole = {"x": {"dtype": "F32", "shape": [10, 10], "data_offsets": [0, 400]} | entry}
+    for header in (json.dumps(whole).encode(), b"[" * 9_999):
+        content = len(header).to_bytes(8, "little") + header + bytes(400)
+        (tmp_path / "x.safetensors").write_bytes(content)
+        with pytest.raises(ActivationsError, match=r"x\.safetensors: damaged"):
+            open_stored(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -217,6 +256,11 @@ def test_the_digest_of_own_activations_follows_their_sizes_and_values(own, monke
         (rows(3, width=0), "float32 of shape (3, 0)"),
         (np.array([{}]), "damaged ("),
         (b"1 2 3 4 5 6", "damaged (the magic string is not correct"),  # not called a pickle
+        (npy_of((-2, 5)), "damaged ("),
+        (npy_of((10, -10)), "damaged ("),
+        (npy_of((10**30, 2)), "damaged ("),
+        (npy_of((10**10, 10**10)), "damaged ("),
+        (npy_of((2, 5)).replace(b"{", b"(" * 30), "damaged ("),
     ],
 )
 def test_what_is_no_array_of_rows_is_refused(content, said, tmp_path):

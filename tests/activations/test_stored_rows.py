@@ -66,6 +66,23 @@ def test_every_row_comes_once_per_pass_in_an_order_of_its_own(numbered):
     assert found[:1000] != found[len(train) :][:1000]
 
 
+def test_each_pass_has_an_order_of_its_own_of_rows_and_of_files(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(400, dtype=np.float32)[:, None])
+    whole = source_of(open_stored(tmp_path), rows=380, out_batch_size=380, passes=2)
+    one, other = map(numbers, ([batch] for batch in batches_of(whole)))
+    assert sorted(one) == sorted(other) == list(range(380))
+    assert one != other
+    for name, part in zip("abcd", np.arange(400, dtype=np.float32).reshape(4, 100), strict=True):
+        np.save(tmp_path / f"{name}.npy", part[:, None])
+    passes = []
+    for seed in range(3):
+        few = source_of(open_stored(tmp_path), rows=20, out_batch_size=20, passes=2, seed=seed)
+        files = [number // 100 for number in numbers(batches_of(few))]
+        passes.append((files[:380], files[380:]))
+    assert all(sorted(one) == sorted(other) for one, other in passes)
+    assert any(one != other for one, other in passes)
+
+
 def test_a_buffer_is_shuffled_and_files_come_in_an_order_of_the_seed(numbered):
     firsts = set()
     for seed in range(8):
@@ -223,11 +240,16 @@ def test_outliers_of_the_first_fill_are_named(tmp_path, cached_run, small_cache,
     assert source_of(open_stored(tmp_path)).outliers() is None, "has no tokens"
 
 
-def test_the_mean_squared_norm_is_that_of_the_first_fill(numbered):
-    source = source_of(numbered)
+@pytest.mark.parametrize("rows", [1000, 20_000])
+def test_the_mean_squared_norm_is_that_of_the_first_fill(rows, numbered):
+    """The second one is larger than the cache, and what it does not fill is not defined."""
+    source = source_of(numbered, rows=rows, out_batch_size=1)
+    source.activations.fill_(t.nan)
     value = source.mean_squared_norm()
     assert source.tokens_seen == 0
-    assert value == pytest.approx(float(t.cat(list(islice(source, 10))).square().sum(1).mean()))
+    n = min(rows, N - N // 20)
+    first = t.cat(list(islice(source, n)))
+    assert value == pytest.approx(float(first.double().square().sum(1).mean()))
 
 
 def test_a_row_that_is_not_finite_is_an_error(tmp_path):

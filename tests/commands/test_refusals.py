@@ -22,6 +22,7 @@ REFUSED = {
     "report": "expected FOLDER (see",
     "compare": "expected FOLDER [FOLDER ...] (see",
     "push run": "expected FOLDER OWNER/NAME (see",
+    "push run me/a --format sae": "--format sae: expected one of sae-lens, sparsify",
     "push run me/a more": "'more': expected only FOLDER OWNER/NAME (see",
     "train extra": "'extra': expected a flag, which starts with --, e.g. --extra",
     "train --steps 12 13": "'13': expected a flag, which starts with --, e.g. --13",
@@ -117,6 +118,21 @@ REFUSED = {
     "sweep {sweep} --devices=": "--devices '': expected devices of one kind",
 }
 
+PATHS = (
+    *("eval {}", "report {}", "report run --out {}", "export run --format sparsify --out {}"),
+    *("train --resume {}", "train --config {}", "train --save-dir {}", "train --data {}"),
+    *("train --model={}", "train --activations {}", "train --init-from {}", "cache {}"),
+    *("sweep {}", "sweep --results {}", "push {} me/a", "compare {}", "reproduce run {}"),
+    *("hooks --model {}", "quickstart --save-dir {}", "bench {}"),
+)
+
+
+@pytest.mark.parametrize("typed", PATHS)
+def test_no_path_has_a_null_character(typed, capsys):
+    words = [word.format("a\0b") for word in typed.split()]
+    assert re.search(r"'.*a\\x00b': holds a null character", refused(words, capsys))
+
+
 BAD_TEXTS = {
     "bytes.txt": b"the cat \xff\xfe sat" + b"the cat sat on the mat. " * 4000,
     "empty.txt": b"\n" * 10_000,
@@ -176,11 +192,16 @@ def test_bench_without_its_extra_says_what_to_install(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "raw"), [("config.json", b"{"), ("model.safetensors", b"x" * 100)]
+    ("name", "raw"), [("config.json", b"{"), ("model.safetensors", b"x" * 100), ("code", b"")]
 )
 def test_a_damaged_language_model_is_one_line(name, raw, tiny_lm_dir, flags, tmp_path, capsys):
     lm = shutil.copytree(tiny_lm_dir, tmp_path / "lm")
-    (lm / name).write_bytes(raw)
+    if name == "code":
+        (lm / "model.safetensors").unlink()
+        torch.save({"x": Path("runs")}, lm / "pytorch_model.bin")
+    else:
+        (lm / name).write_bytes(raw)
     line = refused(["train", *flags, f"--model={lm}", f"--save-dir={tmp_path / 'run'}"], capsys)
     assert "can't be loaded" in line
+    assert "weights_only" not in line, "torch's advice would execute what is in the file"
     assert not (tmp_path / "run").exists()

@@ -1,10 +1,11 @@
 """Types that pass, and words for messages. What is refused is in tests/test_refusals.py."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from dictionary_learning_ext.config.checks import in_words, meant, require_type
+from dictionary_learning_ext.errors import ConfigError
 
 Colour = Literal["red", "blue"]
 
@@ -28,12 +29,34 @@ def test_a_misspelt_name_may_stand_for_several():
         (Colour | None, ["blue", None]),
         (tuple[float, ...], [(0.5, 1), (), [0.5, 1]]),
         (int | str, [3, "often"]),
+        (list[str], [["a"], []]),
+        (dict[str, list[Any]], [{"a": [3]}, {}]),
     ],
     ids=str,
 )
 def test_a_value_of_its_type_passes(hint, values):
     for value in values:
         require_type("x", value, hint)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "expected"),
+    [
+        (list[str], [3], "a list"),
+        (list[str], "ab", "a list"),
+        (dict[str, list[Any]], {"a": 3}, "an object"),
+        (dict[str, int], [3], "an object"),
+    ],
+    ids=str,
+)
+def test_a_list_or_an_object_has_values_of_its_type(hint, value, expected):
+    with pytest.raises(ConfigError, match=f"expected {expected}$"):
+        require_type("x", value, hint)
+
+
+def test_a_file_s_name_has_no_null_character():
+    with pytest.raises(ConfigError, match=r"x='a\\x00b': expected text without null characters"):
+        require_type("x", "a\0b", str | None)
 
 
 @pytest.mark.parametrize(

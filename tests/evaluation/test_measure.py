@@ -179,6 +179,26 @@ def test_stability_is_the_jaccard_overlap_of_the_two_selections(x, kind):
         assert metrics["stability_sigma"] == pytest.approx(overlap(0.3), abs=0.02)
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_zeros_among_the_selected_do_not_lower_the_noise_of_stability(x, ours):
+    """A rectified SAE that has fewer than k positive means, under the noise that is drawn with the seed."""
+    t.manual_seed(0)
+    sae = (
+        VariationalTopKAutoEncoder(D, F, F // 2, rectify=True, posterior="point")
+        if ours
+        else AutoEncoderTopK(D, F, F // 2)
+    )
+    sae.encoder.bias.data -= 3
+    _, values, indices, mu = sae.encode(x, return_topk=True)
+    assert 0.2 < (values == 0).double().mean() < 0.9
+    noise = t.empty_like(mu).normal_(generator=t.Generator().manual_seed(0))
+    noisy = mu + values[values > 0].square().mean().sqrt() / 10 * noise
+    pairs = zip(indices.tolist(), noisy.topk(F // 2).indices.tolist(), strict=True)
+    overlap = sum(len({*a} & {*b}) / len({*a} | {*b}) for a, b in pairs) / len(x)
+    metrics = metrics_of(sae, x, batch=len(x))
+    assert metrics["stability_rms"] == pytest.approx(overlap, abs=1e-6)
+
+
 def test_every_metric_of_several_saes_and_an_exact_one_recovers_all(tiny_lm):
     hook = find_hook(tiny_lm, "blocks.1.hook_resid_post")
     documents = ["It was the best of times, it was the worst of times."] * 8

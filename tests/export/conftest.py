@@ -4,9 +4,27 @@ import shutil
 
 import pytest
 import torch as t
-from export_folders import D, F, K
+from export_folders import D, F, K, of_class
 
 from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext.activations.inputs import open_inputs
+
+# A threshold is set by half of the run, without which BatchTopK encodes nothing.
+SAES = {
+    "signed": SAEConfig(architecture="vsae", dict_size=F),
+    "vsae": SAEConfig(architecture="vsae_top_k", k=K, dict_size=F, posterior="learned"),
+    "magnitude": SAEConfig(architecture="vsae_top_k", k=K, dict_size=F, select_by="magnitude"),
+    "rectified": SAEConfig(architecture="vsae_top_k", k=F, dict_size=F, rectify=True),
+    "vaease": SAEConfig(architecture="vaease", dict_size=F),
+    "top_k": SAEConfig(architecture="top_k", k=K, dict_size=F),
+    "probabilistic_top_k": SAEConfig(architecture="probabilistic_top_k", k=K, dict_size=F),
+    "batch_top_k": SAEConfig(architecture="batch_top_k", k=K, dict_size=F),
+    "relu": SAEConfig(architecture="relu", dict_size=F),
+    "jump_relu": SAEConfig(architecture="jump_relu", dict_size=F),
+    "matryoshka": SAEConfig(
+        architecture="matryoshka", k=K, dict_size=F, group_fractions=(0.5, 0.5)
+    ),
+}
 
 
 @pytest.fixture(scope="session")
@@ -24,32 +42,31 @@ def trained(tiny_lm_dir, text, tmp_path_factory):
         eval_documents=4,
         save_dir=str(tmp_path_factory.mktemp("runs")),
     )
-    # A threshold is set by half of the run, without which BatchTopK encodes nothing.
-    saes = {
-        "signed": SAEConfig(architecture="vsae", dict_size=F),
-        "vsae": SAEConfig(architecture="vsae_top_k", k=K, dict_size=F, posterior="learned"),
-        "magnitude": SAEConfig(architecture="vsae_top_k", k=K, dict_size=F, select_by="magnitude"),
-        "rectified": SAEConfig(architecture="vsae_top_k", k=F, dict_size=F, rectify=True),
-        "vaease": SAEConfig(architecture="vaease", dict_size=F),
-        "top_k": SAEConfig(architecture="top_k", k=K, dict_size=F),
-        "probabilistic_top_k": SAEConfig(architecture="probabilistic_top_k", k=K, dict_size=F),
-        "batch_top_k": SAEConfig(architecture="batch_top_k", k=K, dict_size=F),
-        "relu": SAEConfig(architecture="relu", dict_size=F),
-        "jump_relu": SAEConfig(architecture="jump_relu", dict_size=F),
-        "matryoshka": SAEConfig(
-            architecture="matryoshka", k=K, dict_size=F, group_fractions=(0.5, 0.5)
-        ),
-    }
-    return train(run, saes), run
+    return train(run, SAES), run
+
+
+@pytest.fixture(scope="session")
+def on_the_embedded_model(tmp_path_factory):
+    """The same on the embedded model, and 2,048 of its raw activations."""
+    run = RunConfig(
+        steps=12,
+        batch_size=256,
+        n_ctxs=16,
+        eval_tokens=0,
+        save_dir=str(tmp_path_factory.mktemp("embedded")),
+    )
+    folders = train(run, SAES)
+    return folders, next(open_inputs(run, [run.hook]).held_out(run.hook, 2048).rows)
 
 
 @pytest.fixture
 def folder_of(trained, tmp_path):
-    """Makes a copy of a run folder, which a test may change."""
+    """Makes a copy of a run folder, which a test may change, or one of a class that isn't trained."""
 
     def copy(name):
-        shutil.copytree(trained[0][name], tmp_path / name)
-        return tmp_path / name
+        is_trained = name in trained[0]
+        shutil.copytree(trained[0][name if is_trained else "top_k"], tmp_path / name)
+        return tmp_path / name if is_trained else of_class(tmp_path / name, name)
 
     return copy
 

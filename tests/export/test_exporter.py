@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch as t
+import transformers
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from export_folders import (
     FORMATS,
@@ -22,12 +23,28 @@ from export_folders import (
     without_negatives,
 )
 from safetensors import SafetensorError
+from tokenizers.processors import TemplateProcessing
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export, measure
+
+
+def test_a_threshold_that_was_never_set_is_kept_by_upstreams_own_class(folder_of):
+    folder = folder_of("batch_top_k")
+    without_a_threshold(folder)
+    assert export(folder, "dictionary-learning", tokens=200).difference.codes == 0
+
+
+@pytest.mark.parametrize("name", ["jump_relu", "gated", "relu_new"])
+def test_a_decoder_of_any_norms_is_exact_where_no_number_of_features_is_kept(name, folder_of):
+    folder = folder_of(name)
+    stretch(folder)
+    for form in ("sae-lens", "safetensors"):
+        difference = export(folder, form, tokens=200).difference
+        assert (difference.is_exact, difference.codes) == (True, 0)
 
 
 @pytest.mark.parametrize("name", ["vsae", "rectified", "top_k"])
@@ -64,6 +81,60 @@ def test_an_export_has_the_mode_that_the_umask_says(form, folder_of):
         os.umask(before)
     for path in [there, *there.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~0o027, path
+
+
+def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsys):
+    names = ("batch_top_k", "relu", "top_k", "vaease")
+    for name in names:
+        shutil.copytree(trained[0][name], tmp_path / name)
+    argv = ["export", str(tmp_path), "--format", "sae-lens", "--tokens", "200"]
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert "1 of 4 SAEs were not exported as sae-lens" in said.err
+    assert "not exported: vaease multiplies each feature by a gate" in said.out
+    there = {name: tmp_path / name / "exports" / "sae-lens" for name in names[:3]}
+    for path in there.values():
+        assert files_under(path) == ["cfg.json", "sae_weights.safetensors"]
+    shutil.rmtree(tmp_path / "vaease")
+    assert main(argv) == 0, "what is there is kept"
+    assert capsys.readouterr().out.count("already there") == 3
+    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(names[:3])
+
+
+def test_it_says_which_tokens_training_left_out_and_how_contexts_began(
+    folder_of, tiny_lm_dir, tmp_path
+):
+    """For SAELens by its own names, and for sparsify in a file that its reader doesn't see."""
+    folder = folder_of("top_k")
+    model = shutil.copytree(tiny_lm_dir, tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos[0]} $A", special_tokens=[bos]
+    )
+    tokenizer.save_pretrained(model)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+
+    def said(form, name, **settings):
+        config["run"]["settings"] |= settings
+        path.write_text(json.dumps(config))
+        out = export(folder, form, tmp_path / f"{form}{len(settings)}", tokens=50, model=str(model))
+        content = json.loads((out.folder / name).read_text())
+        content = content.get("metadata", content)
+        return [content[k] for k in ("prepend_bos", "exclude_special_tokens", "max_norm_multiple")]
+
+    places = {
+        "sae-lens": "cfg.json",
+        "sparsify": "layers.1/export.json",
+        "safetensors": "config.json",
+    }
+    for form, name in places.items():
+        assert said(form, name) == [False, False, None]
+    given = {"text_packing": "truncate", "remove_bos": True, "max_norm_multiple": 10.0}
+    for form, name in places.items():
+        assert said(form, name, **given) == [True, [bos[1]], 10.0]
 
 
 def test_measure_counts_the_tokens_whose_code_differs():
@@ -123,6 +194,10 @@ def overflowing(folder):
     edit_weights(folder, lambda state: state["encoder.bias"].fill_(3e38))
 
 
+def without_a_threshold(folder):
+    edit_weights(folder, lambda state: state["threshold"].fill_(-1.0))
+
+
 def narrow(folder):
     def keep_half(state):
         for key in ("encoder.weight", "encoder.bias"):
@@ -152,13 +227,30 @@ REFUSED = [
     ("vsae", not_finite, "--format safetensors", "NaN or infinite"),
     ("vsae", overflowing, "--format safetensors", "reconstructions are not finite"),
     ("top_k", narrow, "--format sae-bench", "its dict_size is 8.*width, 16"),
-    (
-        "relu",
-        no_spoiling,
-        "--format sae-lens",
-        "class AutoEncoder, which the reader of sae-lens can't",
-    ),
-    ("vaease", no_spoiling, "--format safetensors", "class VAEase.*load_dictionary"),
+    *[
+        (
+            "vaease",
+            no_spoiling,
+            f"--format {form}",
+            "a gate that has weights of its own.*safetensors",
+        )
+        for form in FORMATS[:-1]
+    ],
+    *[
+        (
+            name,
+            no_spoiling,
+            "--format sparsify",
+            "above a threshold.*--format sae-lens or --format saf",
+        )
+        for name in ("batch_top_k", "matryoshka", "jump_relu")
+    ],
+    ("gated", no_spoiling, "--format sparsify", "which features are active apart from.*sae-lens"),
+    *[
+        (name, without_a_threshold, f"--format {form}", "has no threshold yet.*dictionary-learning")
+        for name in ("batch_top_k", "matryoshka")
+        for form in ("sae-lens", "safetensors")
+    ],
     ("relu", rename_trainer, "--format sae-bench", "no loader.*'MyTrainer'"),
     *[
         (
@@ -171,7 +263,7 @@ REFUSED = [
     ],
     *[
         ("signed", no_spoiling, f"--format {form}", "not exact.*rectify=False.*--allow-inexact")
-        for form in FORMATS[:-1]
+        for form in ("sae-bench", "dictionary-learning", "sparsify")
     ],
 ]
 

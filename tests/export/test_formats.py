@@ -15,9 +15,26 @@ from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.formats import output_module
+from dictionary_learning_ext.run_folder.weights import load_sae_lens
 
 UPSTREAMS = ("probabilistic_top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
 EVERY_CLASS = ("signed", "vsae", "top_k", *UPSTREAMS)
+EVERY = (*EVERY_CLASS, "rectified", "magnitude", "vaease", "gated", "relu_new")
+SAE_LENS = {
+    "vsae": "TopKSAE",
+    "rectified": "TopKSAE",
+    "top_k": "TopKSAE",
+    "probabilistic_top_k": "TopKSAE",
+    "magnitude": "AbsTopKSAE",
+    "signed": "AbsTopKSAE",
+    "batch_top_k": "JumpReLUSAE",
+    "matryoshka": "JumpReLUSAE",
+    "jump_relu": "JumpReLUSAE",
+    "relu": "StandardSAE",
+    "relu_new": "StandardSAE",
+    "gated": "GatedSAE",
+}
+"""SAELens's class for each that it can hold."""
 
 
 def test_upstream_reads_a_vsae_as_its_own_top_k(folder_of, x):
@@ -43,24 +60,39 @@ def test_upstreams_other_classes_stay_what_they_are(name, folder_of, x):
     assert t.equal(theirs(x), original(x))
 
 
-@pytest.mark.parametrize(
-    "name", ["signed", "rectified", "top_k", "probabilistic_top_k", "magnitude"]
-)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_safetensors_states_an_equation_that_holds(name, folder_of, x):
+    """The equation in config.json, computed as it stands there."""
     folder = folder_of(name)
-    out = export(folder, "safetensors", tokens=200).folder
-    config = json.loads((out / "config.json").read_text())
-    weights = load_file(out / "sae.safetensors")
+    exported = export(folder, "safetensors", tokens=200)
+    assert exported.difference.reconstruction <= 1e-6
+    config = json.loads((exported.folder / "config.json").read_text())
+    stored, x = load_file(exported.folder / "sae.safetensors"), x.double()
+    w = {name: value.double() for name, value in stored.items()}
+    assert config["shapes"].keys() == w.keys()
     for key, shape in config["shapes"].items():
-        assert list(weights[key].shape) == [config[side] for side in shape]
-    mu = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
-    compared = mu.abs() if config["select_by"] == "magnitude" else mu
-    f = t.where(compared >= compared.sort(dim=1).values[:, -config["k"], None], mu, 0.0)
-    assert ("of largest magnitude" in config["equation"]) == (name == "magnitude")
-    if config["rectify"]:
-        f = f.clamp_min(0)
-    ours = load_dictionary(folder)[0]
-    t.testing.assert_close(f @ weights["W_dec"] + weights["b_dec"], ours(x), rtol=1e-5, atol=1e-5)
+        assert list(w[key].shape) == [config[side] for side in shape]
+    of_x_hat, of_f, *where = config["equation"].split("; ")
+    known = w | {name: value for name, value in config.items() if isinstance(value, float)}
+    known |= {name: getattr(t, name) for name in ("exp", "sqrt", "sigmoid")}
+    known |= {"x": x, "max": lambda value, low: value.clamp_min(low)}
+    for each in reversed(where):  # y first: each uses those after it
+        name_of_it, _, formula = each.partition(" = ")
+        known[name_of_it] = eval(formula, {}, known)
+    assert of_x_hat == "x_hat = f @ W_dec + b_dec"
+    if config["function"] == "top_k":
+        mu = known["y"] @ w["W_enc"] + w["b_enc"]
+        compared = mu.abs() if "of largest magnitude" in of_f else mu
+        f = t.where(compared >= compared.sort(dim=1).values[:, -config["k"], None], mu, 0.0)
+        f = f.clamp_min(0) if "then a ReLU" in of_f else f
+    else:
+        value, _, condition = (
+            of_f.removeprefix("f = ").removesuffix(", 0 elsewhere").partition(" where ")
+        )
+        f = eval(value, {}, known) * (eval(condition, {}, known) if condition else 1)
+    ours = load_dictionary(folder)[0].double()
+    t.testing.assert_close(f, ours.encode(x), rtol=1e-5, atol=1e-5)
+    t.testing.assert_close(f @ w["W_dec"] + w["b_dec"], ours(x), rtol=1e-5, atol=1e-5)
     assert config["hook_name"] == "blocks.1.hook_resid_post"
 
 
@@ -131,7 +163,22 @@ def test_the_name_that_upstream_s_demo_gives_a_hook_is_no_contradiction(folder_o
     assert export(folder, "sae-bench", tokens=200, hook=hook).difference.is_exact
 
 
-@pytest.mark.parametrize(("name", "class_name"), [("vsae", "TopKSAE"), ("magnitude", "AbsTopKSAE")])
+@pytest.mark.parametrize("name", SAE_LENS)
+def test_a_folder_for_sae_lens_is_read_back_as_the_same_sae(name, folder_of, x):
+    folder = folder_of(name)
+    exported = export(folder, "sae-lens", tokens=500)
+    assert (exported.difference.reconstruction <= 1e-6, exported.difference.codes) == (True, 0)
+    ours, x = load_dictionary(folder)[0].double(), x.double()
+    back = load_sae_lens(exported.folder, dtype=t.float64, unit_norm=False)
+    f = ours.encode(x)
+    assert f.count_nonzero() > 0
+    t.testing.assert_close(back.encode(x), f, rtol=1e-5, atol=1e-5)
+    t.testing.assert_close(
+        load_sae_lens(exported.folder)(x.float()), ours(x).float(), rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("name", "class_name"), SAE_LENS.items())
 def test_sae_lens_loads_it_and_agrees(name, class_name, folder_of, tiny_lm_dir, x):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
     folder, x = folder_of(name), x.double()
@@ -140,9 +187,8 @@ def test_sae_lens_loads_it_and_agrees(name, class_name, folder_of, tiny_lm_dir, 
     theirs = sae_lens.SAE.load_from_disk(exported.folder).double()
     assert type(theirs).__name__ == class_name
     ours = load_dictionary(folder)[0].double()
-    is_signed = name == "magnitude"
-    f, x_hat = (ours.encode(x), ours(x)) if is_signed else without_negatives(ours, x)
-    assert bool((f < 0).any()) == is_signed
+    x_hat, f = ours(x), ours.encode(x)
+    assert bool((f < 0).any()) == (class_name == "AbsTopKSAE")
     t.testing.assert_close(theirs.encode(x), f, rtol=0, atol=1e-5)
     t.testing.assert_close(theirs(x.view(4, 50, D)), x_hat.view(4, 50, D), rtol=0, atol=1e-5)
     metadata = theirs.cfg.metadata
@@ -151,6 +197,19 @@ def test_sae_lens_loads_it_and_agrees(name, class_name, folder_of, tiny_lm_dir, 
     assert (metadata.context_size, metadata.prepend_bos) == (32, False)
     theirs.fold_W_dec_norm()  # what SAEDashboard does first
     t.testing.assert_close(theirs(x), x_hat, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SAE_LENS if name not in ("gated", "relu_new")])
+def test_sae_lens_agrees_on_activations_of_the_embedded_model(name, tmp_path, request):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    folders, x = request.getfixturevalue("on_the_embedded_model")
+    out = export(folders[name], "sae-lens", tmp_path / name, tokens=2048).folder
+    ours, theirs = load_dictionary(folders[name])[0], sae_lens.SAE.load_from_disk(out)
+    assert len(x) == 2048
+    f = ours.encode(x)
+    assert f.count_nonzero() > 0
+    t.testing.assert_close(theirs.encode(x), f, rtol=0, atol=1e-5)
+    t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY_CLASS)
@@ -178,20 +237,25 @@ def test_sae_bench_s_own_loader_reads_an_export(name, folder_of, tiny_lm_dir, x,
     assert theirs.cfg.architecture == architecture
 
 
-@pytest.mark.parametrize("name", ["vsae", "rectified", "top_k"])
-def test_sparsify_itself_loads_it_and_agrees(name, folder_of, x):
+@pytest.mark.parametrize("name", ["vsae", "rectified", "top_k", "relu", "relu_new"])
+def test_sparsify_itself_loads_it_and_agrees(name, folder_of, x, capfd, caplog):
+    """Without a word, which it says of each key in cfg.json that it doesn't know."""
     sparsify = pytest.importorskip("sparsify", reason="needs eai-sparsify")
     folder = folder_of(name)
-    out = export(folder, "sparsify", tokens=200).folder
-    (theirs,) = sparsify.SparseCoder.load_many(str(out), local=True).values()
+    exported = export(folder, "sparsify", tokens=200)
+    assert exported.difference.is_exact
+    capfd.readouterr()
+    caplog.clear()
+    (theirs,) = sparsify.SparseCoder.load_many(str(exported.folder), local=True).values()
+    assert (*capfd.readouterr(), caplog.text) == ("", "", "")
     ours = load_dictionary(folder)[0]
-    assert (theirs.d_in, theirs.num_latents, theirs.cfg.k) == (D, F, int(ours.k))
-    f, x_hat = without_negatives(ours, x)
+    assert (theirs.d_in, theirs.num_latents, theirs.cfg.k) == (D, F, int(getattr(ours, "k", F)))
+    f, x_hat = (ours.encode(x), ours(x)) if "relu" in name else without_negatives(ours, x)
     with t.no_grad(), t.compiler.set_stance("force_eager"):
         encoded = theirs.encode(x)
         dense = t.zeros(len(x), F).scatter_(1, encoded.top_indices, encoded.top_acts)
-        t.testing.assert_close(dense, f, rtol=1e-5, atol=1e-5)
-        t.testing.assert_close(theirs(x).sae_out, x_hat, rtol=1e-5, atol=1e-5)
+        t.testing.assert_close(dense, f, rtol=1e-5, atol=1e-4)
+        t.testing.assert_close(theirs(x).sae_out, x_hat, rtol=1e-5, atol=1e-4)
 
 
 def test_the_layout_and_config(folder_of, tiny_lm_dir):
@@ -201,9 +265,10 @@ def test_the_layout_and_config(folder_of, tiny_lm_dir):
     config = json.loads((inside / "cfg.json").read_text())
     assert (config["d_in"], config["num_latents"], config["k"]) == (D, F, K)
     assert (config["activation"], config["transcode"]) == ("topk", False)
-    assert config["model_name"] == tiny_lm_dir.name
-    assert config["hook_name"] == "blocks.1.hook_resid_post"
-    assert config["export"]["format"] == "sparsify"
+    about = json.loads((inside / "export.json").read_text())
+    assert about["model_name"] == tiny_lm_dir.name
+    assert about["hook_name"] == "blocks.1.hook_resid_post"
+    assert about["export"]["format"] == "sparsify"
 
 
 @pytest.mark.parametrize(

@@ -5,20 +5,24 @@ Only the hub's own functions are replaced.
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch as t
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
 from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import CheckpointError, HubError
+from dictionary_learning_ext.errors import CheckpointError, ConfigError, HubError
 from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
-from dictionary_learning_ext.export.hub import card, push, without_local_paths
+from dictionary_learning_ext.export.exporter import export
+from dictionary_learning_ext.export.hub import card, push
+from dictionary_learning_ext.export.local_paths import without_local_paths
 
 TOKEN = "hf_abcdefghijklmnop"
 TEXT = "roneneldan/TinyStories"
@@ -90,6 +94,21 @@ def hub(monkeypatch, token):
         return one
 
     return replace
+
+
+@pytest.fixture
+def downloaded(hub, tmp_path):
+    """Pushes a folder with a format, and gives a folder of what the hub then holds."""
+
+    def of(folder, form):
+        one = hub(Hub())
+        push(folder, "jane/saes", formats=[form], tokens=200)
+        for name, content in one.contents.items():
+            (tmp_path / "hub" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "hub" / name).write_bytes(content)
+        return tmp_path / "hub"
+
+    return of
 
 
 def refusal(status):
@@ -216,6 +235,92 @@ def test_a_dry_run_and_the_card_need_no_token_and_no_network(runs, capsys):
     assert "Without --dry-run, the files go to a private repository: jane/saes" in out
     assert main(["push", str(runs), "jane/saes", "--show-card"]) == 0
     assert capsys.readouterr().out == card_of(runs) + "\n"
+
+
+# --- for other libraries
+
+
+@pytest.fixture
+def mixed(trained, tmp_path):
+    """A folder of run folders of which sparsify holds one, and SAELens two."""
+    for name in ("top_k", "jump_relu", "vaease"):
+        shutil.copytree(trained[0][name], tmp_path / "mixed" / name)
+    return tmp_path / "mixed"
+
+
+def test_other_libraries_find_their_files_beside_ours(mixed, capsys):
+    argv = ["push", str(mixed), "jane/saes", "--dry-run", "--format", "sae-lens", "sparsify"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    listed = {line.split()[1] for line in out.splitlines() if re.match(r" +[\d,]+ ", line)}
+    ours = {f"{n}/{f}" for n in ("top_k", "jump_relu", "vaease") for f in OURS}
+    of_sae_lens = {f"{n}/{f}" for n in ("top_k", "jump_relu") for f in OF_SAE_LENS}
+    of_sparsify = {f"top_k/layers.1/{f}" for f in ("cfg.json", "export.json", "sae.safetensors")}
+    assert listed == {"README.md"} | ours | of_sae_lens | of_sparsify
+    assert "not as sae-lens: vaease multiplies each feature by a gate" in out
+    assert "not as sparsify: jump_relu keeps the features above a threshold" in out
+
+
+OURS = ("ae.pt", "config.json", "metrics.json")
+OF_SAE_LENS = ("cfg.json", "sae_weights.safetensors")
+
+
+def test_a_format_that_holds_none_of_them_is_refused(mixed):
+    with pytest.raises(CheckpointError, match="jump_relu keeps the features above a threshold"):
+        push(mixed / "jump_relu", "jane/saes", formats=["sparsify"], dry_run=True)
+    with pytest.raises(ConfigError, match=r"format='sae': expected one of sae-lens, sparsify"):
+        push(mixed, "jane/saes", formats=["sae"], dry_run=True)
+
+
+def test_sae_lens_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    loaders = sae_lens.loading.pretrained_sae_loaders
+    repository = downloaded(mixed, "sae-lens")
+
+    def download(repo_id, filename, force_download):
+        assert repo_id == "jane/saes"
+        if not (repository / filename).is_file():
+            raise huggingface_hub.errors.EntryNotFoundError(filename)
+        return str(repository / filename)
+
+    monkeypatch.setattr(loaders, "hf_hub_download", download)
+    assert "SAE.from_pretrained('jane/saes', 'jump_relu')" in (repository / "README.md").read_text()
+    for name in ("top_k", "jump_relu"):
+        theirs, ours = (
+            sae_lens.SAE.from_pretrained("jane/saes", name),
+            load_dictionary(mixed / name)[0],
+        )
+        t.testing.assert_close(theirs(x), ours(x), rtol=0, atol=1e-5)
+
+
+def test_sparsify_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
+    sparse_coder = pytest.importorskip("sparsify.sparse_coder", reason="needs eai-sparsify")
+    repository = downloaded(mixed, "sparsify")
+
+    def download(name, allow_patterns):
+        assert name == "jane/saes"
+        return str(repository)
+
+    monkeypatch.setattr(sparse_coder, "snapshot_download", download)
+    line = "SparseCoder.load_from_hub('jane/saes', hookpoint='top_k/layers.1')"
+    assert line in (repository / "README.md").read_text()
+    ours, coder = load_dictionary(mixed / "top_k")[0], sparse_coder.SparseCoder
+    for theirs in (
+        coder.load_from_hub("jane/saes", hookpoint="top_k/layers.1"),
+        *coder.load_many("jane/saes", layers=["top_k/layers.1"]).values(),
+    ):
+        with t.no_grad(), t.compiler.set_stance("force_eager"):
+            t.testing.assert_close(theirs(x).sae_out, ours(x), rtol=0, atol=1e-5)
+
+
+def test_the_card_says_which_tokens_training_left_out(mixed):
+    configs = {name: json.loads((mixed / name / "config.json").read_text()) for name in ("top_k",)}
+    assert "left out" not in card("jane/saes", configs, {}, [])
+    configs["top_k"]["run"]["settings"] |= {"remove_bos": True, "max_norm_multiple": 10.0}
+    text = card("jane/saes", configs, {}, [])
+    assert (
+        "left out beginning-of-text tokens and tokens whose activation has a norm over 10" in text
+    )
 
 
 def config_of(dict_class, data=TEXT):
@@ -386,6 +491,13 @@ REFUSED = [
     (holding("sae_weights.safetensors"), "jane/saes", "is an export for sae-lens"),
     (holding("sae.safetensors"), "jane/saes", "is an export for sparsify or safetensors"),
 ]
+
+
+@pytest.mark.parametrize("form", ["sae-lens", "sparsify"])
+def test_an_export_is_pushed_with_the_run_folder_that_it_is_of(form, mixed):
+    there = export(mixed / "top_k", form, tokens=200).folder
+    with pytest.raises(HubError, match=rf"use `vsae push \S+top_k OWNER/NAME --format {form}`"):
+        push(there, "jane/saes", dry_run=True)
 
 
 @pytest.mark.parametrize(("make", "repo", "message"), REFUSED)

@@ -120,21 +120,24 @@ def test_frequency_and_histogram_are_those_of_the_encoded_text(exported, encoded
             assert np.abs(np.array(heights) - expected).sum() <= 2, "values on an edge"
 
 
-def test_contexts_are_the_largest_and_drawn_ones_in_their_interval(exported, encoded):
-    folder, _, features = exported("top_k")
+@pytest.mark.parametrize("name", ["top_k", "signed"])
+def test_contexts_are_the_largest_and_drawn_ones_in_their_interval(name, exported, encoded):
+    """By magnitude, where activations have signs."""
+    folder, _, features = exported(name)
     f_NF, _ = encoded(folder)
+    assert bool((f_NF < 0).any()) == (name == "signed")
     for index, feature in features.items():
         top = [one for one in feature["activations"] if one["bin_contains"] == -1]
         drawn = [one for one in feature["activations"] if one["bin_contains"] != -1]
-        peak = [one["values"][one["qualifying_token_index"]] for one in top]
+        peak = [abs(one["values"][one["qualifying_token_index"]]) for one in top]
         assert peak == sorted(peak, reverse=True)
-        assert peak[0] == pytest.approx(f_NF[:, index].max().item(), rel=1e-4)
+        assert peak[0] == pytest.approx(f_NF[:, index].abs().max().item(), rel=1e-4)
         assert {(one["bin_min"], one["bin_max"]) for one in top} == {(-1.0, 99.0)}
-        values = f_NF[:, index][f_NF[:, index] > 0]
+        values = f_NF[:, index][f_NF[:, index] != 0].abs()
         shares = {}
         for one in drawn:
             low, high = one["bin_min"], one["bin_max"]
-            value = one["values"][one["qualifying_token_index"]]
+            value = abs(one["values"][one["qualifying_token_index"]])
             assert low * (1 - 1e-4) <= value <= high * (1 + 1e-4)
             inside = ((values >= low) & (values < high)).double().mean().item()
             assert one["bin_contains"] == pytest.approx(inside, abs=2 / len(values))

@@ -12,11 +12,11 @@ from dictionary_learning_ext.activations.language_models import load_language_mo
 from dictionary_learning_ext.features import directions as module
 from dictionary_learning_ext.features.directions import (
     LogitLens,
+    RandomDirections,
     alignment,
     decoder_directions,
     encoder_directions,
     nearest_features,
-    random_directions,
 )
 from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
 
@@ -100,11 +100,11 @@ def test_random_directions_have_the_second_moments_of_others(power):
     scale_D = t.arange(1, 13, dtype=t.float64) ** (-power / 2)
     others_FD = t.randn(5000, 12, generator=generator, dtype=t.float64) * scale_D @ turn_DD
     unit_FD = t.nn.functional.normalize(others_FD, dim=1)
-    drawn_FD = random_directions(7 * others_FD, t.Generator().manual_seed(1))
+    drawn_FD = RandomDirections(7 * others_FD).draw(t.Generator().manual_seed(1))
     assert drawn_FD.shape == others_FD.shape
     assert t.allclose(drawn_FD.norm(dim=1), t.ones(5000, dtype=t.float64))
     wanted, found = unit_FD.T @ unit_FD / 5000, drawn_FD.T @ drawn_FD / 5000
     assert (found - wanted).abs().max() < 0.02
     assert not t.allclose(drawn_FD[:10], unit_FD[:10], atol=0.1)
-    again_FD = random_directions(others_FD, t.Generator().manual_seed(1))
+    again_FD = RandomDirections(others_FD).draw(t.Generator().manual_seed(1))
     assert t.allclose(drawn_FD, again_FD), "seeded, and lengths don't matter"

@@ -88,6 +88,21 @@ def test_the_null_is_that_of_random_directions_of_their_covariance():
     assert found.null > isotropic + 0.02, "the covariance counts"
 
 
+def test_the_null_is_averaged_until_its_standard_error_is_below_a_thousandth():
+    """A single draw of this size has a standard deviation of 0.01."""
+    pair = {name: t.tensor(directions(seed, 64, 16)) for seed, name in enumerate("ab")}
+    found = [reproducibility(pair, seed).pair for seed in range(12)]
+    assert all(0.0005 < each.null_error < 0.001 for each in found)
+    assert 0 < np.std([each.null for each in found]) < 0.0015
+    assert len({each.null_draws for each in found}) > 1
+    assert reproducibility(pair, 3).pair.null == found[3].null
+    with_another = reproducibility({"c": t.tensor(directions(2, 64, 16))} | pair, 3)
+    assert with_another.pairs["a", "b"].null == found[3].null
+    lines = {name: t.tensor(directions(seed, 64, 1)) for seed, name in enumerate("ab")}
+    alike = reproducibility(lines).pair
+    assert (alike.null, alike.null_error, alike.null_draws) == (1, 0, 1)
+
+
 def test_planted_features_return_and_others_do_not():
     """Of 60 features in 64 dimensions 20 return in both others, 10 in one of them."""
     a, b, c = (np.array(directions(seed, 60, 64)) for seed in range(3))

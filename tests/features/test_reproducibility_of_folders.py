@@ -68,6 +68,14 @@ def test_the_table_is_of_the_measures(seeds, capsys, caplog):
         assert f"{expected.returning(name)[0.7]:.1%}" in line
     pw_mcc = sum(pair.pw_mcc for pair in expected.pairs.values()) / 3
     assert f"{pw_mcc:.4f}" in out
+    rows = dict(line.rsplit(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
+    pairs = expected.pairs.values()
+    for name, value in {
+        "null": f"{sum(pair.null for pair in pairs) / 3:.4f}",
+        "null's standard error": f"{sum(pair.null_error for pair in pairs) / 3:.4f}",
+        "null's draws": f"{sum(pair.null_draws for pair in pairs) / 3:.0f}",
+    }.items():
+        assert rows[name] == value
     assert "mean of 3 pairs" in out
 
 
@@ -78,12 +86,15 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     expected = measured([seeds[0], seeds[1]]).measured
     (pair,) = found["pairs"]
     assert pair["saes"] == ["seed0", "seed1"]
-    assert pair["pw_mcc"] == expected.pairs["seed0", "seed1"].pw_mcc
+    of_pair = expected.pairs["seed0", "seed1"]
+    for name in ("pw_mcc", "null", "null_error", "null_draws"):
+        assert pair[name] == getattr(of_pair, name)
     rows = list(csv.DictReader(path.open()))
     assert len(rows) == 2 * F
     scores = [float(row["mean_match"]) for row in rows if row["sae"] == "seed1"]
     assert scores == pytest.approx(expected.match_SF["seed1"], abs=1e-4)
     assert {row["of"] for row in rows} == {"1"}
+    assert {row["null"] for row in rows} == {f"{of_pair.null:.4f}"}
 
 
 def test_what_else_than_the_seeds_may_make_features_return_is_said(seeds, tmp_path, caplog):
@@ -181,7 +192,10 @@ def test_it_is_the_reproducibility_of_the_two(saes):
     assert found.pair.null == pytest.approx(expected.pairs["a", "b"].null, abs=1e-6)
     assert found.returning("b") == expected.returning("b")
     first, *rest = repr(found).splitlines()
-    assert first.startswith(f"a and b: PW-MCC {found.pair.pw_mcc:.4f} (null {found.pair.null:.4f})")
+    assert first.startswith(
+        f"a and b: PW-MCC {found.pair.pw_mcc:.4f}"
+        f" (null {found.pair.null:.4f} ± {found.pair.null_error:.4f})"
+    )
     assert [line[:2] for line in rest] == ["a:", "b:"]
 
 

@@ -3,6 +3,7 @@
 import json
 
 import torch as t
+from dictionary_learning.dictionary import AutoEncoderNew, GatedAutoEncoder
 
 D, F, K = 16, 32, 4
 FORMATS = ("sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors")
@@ -37,4 +38,19 @@ def moved(folder, hook):
     """The same SAE, said to be trained at another hook point."""
     path = folder / "config.json"
     path.write_text(path.read_text().replace("blocks.1.hook_resid_post", hook))
+    return folder
+
+
+def of_class(folder, name):
+    """The folder with a random SAE of one of the classes that are loaded but not trained here."""
+    sae = {"gated": GatedAutoEncoder, "relu_new": AutoEncoderNew}[name](D, F)
+    generator = t.Generator().manual_seed(1)
+    with t.no_grad():
+        for own_name, value in sae.named_parameters():
+            value.copy_(t.randn(value.shape, generator=generator))
+            if name == "gated" and own_name == "decoder.weight":
+                value /= value.norm(dim=0)
+    t.save(sae.state_dict(), folder / "ae.pt")
+    trainers = {"gated": "GatedSAETrainer", "relu_new": "StandardTrainerAprilUpdate"}
+    edit_config(folder, dict_class=type(sae).__name__, trainer_class=trainers[name], k=None)
     return folder

@@ -267,6 +267,9 @@ def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
     assert ours["columns"]["returns"] == expected.returns_SF["seed0"].tolist()
     assert not {"match", "returns"} & other["columns"].keys(), "it is no seed of that one"
     assert data["seeds"]["of"] == 2
+    null = expected.scores("seed0").null
+    assert data["seeds"]["null"] == pytest.approx(null, abs=5e-5)
+    assert abs(expected.means()["null"] - null) > 1e-4, "the null of all pairs is another"
     assert f" --seeds {seeds[1]} {seeds[2]} --tokens 600" in seeded_report.read_text("utf-8")
     files = seeded_report.with_name("seeded_files")
     rows = list(csv.DictReader((files / "features_seed0.csv").open(encoding="utf-8")))
@@ -291,11 +294,22 @@ def test_the_section_has_every_sae_and_every_pair(seeded_report, seeds):
         within = f"{expected.within[folder.name]:.4f}"
         assert row == [folder.name, f"{fve:.4f}", *shares, within]
     numbers = {
-        " – ".join(names): (pair.pw_mcc, pair.null, pair.pw_mcc - pair.null, pair.agreement)
+        " – ".join(names): [
+            pair.pw_mcc,
+            pair.null,
+            pair.null_error,
+            pair.null_draws,
+            pair.pw_mcc - pair.null,
+            pair.agreement,
+        ]
         for names, pair in expected.pairs.items()
     }
     numbers = {"mean of 3 pairs": np.mean(list(numbers.values()), 0)} | numbers
-    assert rows[5:] == [[name, *(f"{v:.4f}" for v in values)] for name, values in numbers.items()]
+    forms = [".4f", ".4f", ".4f", ".0f", ".4f", ".4f"]
+    assert rows[5:] == [[name, *map(format, values, forms)] for name, values in numbers.items()]
+    shares = {name: f"{expected.returning(name)[0.7]:.1%}" for name in expected.names}
+    assert f"<strong>{shares['seed0']}</strong> of its features return" in section
+    assert shares["seed0"] not in (shares["seed1"], shares["seed2"]), "another SAE's is another"
 
 
 def test_without_seeds_nothing_is_said_of_them(report):

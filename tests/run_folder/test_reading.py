@@ -16,6 +16,10 @@ from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
+from dictionary_learning_ext.features.reproducibility_of_folders import measured
+from dictionary_learning_ext.report.page import write_report
+from dictionary_learning_ext.report.runs_page import write_index
+from dictionary_learning_ext.run_folder.files import write_text
 from dictionary_learning_ext.run_folder.reading import (
     checkpoint_steps,
     failed_in,
@@ -153,6 +157,24 @@ def test_a_file_that_may_not_be_read_is_one_error(name, tmp_path, monkeypatch):
         READERS[name][0](tmp_path)
     with pytest.raises(ConfigError, match=f"^config {tmp_path}/config.json: can't be read"):
         load_config(tmp_path, "config")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        read_metrics,
+        load_config,
+        load_dictionary,
+        lambda path: read_run(Path(path)),
+        lambda path: measured([path, "runs/x"]),
+        lambda path: write_index(path),
+        lambda path: write_report("runs/x", out=path),
+        lambda path: write_text(Path(path), "x"),
+    ],
+)
+def test_a_path_with_a_null_character_is_one_error(call, tmp_path):
+    with pytest.raises(UserError, match=r"null character|no such folder"):
+        call(f"{tmp_path}/a\0b")
 
 
 def test_a_run_that_is_not_finished_says_how_to_continue(tmp_path):
@@ -308,13 +330,17 @@ def test_a_removed_option_that_changed_something_is_refused(given, tmp_path):
 
 DAMAGED_CONFIGS = {
     "missing": (lambda path: path.unlink(), "expected a file config.json"),
-    "a list": (lambda path: path.write_text("[1]"), r"trainer\.dict_class"),
+    "a list": (lambda path: path.write_text("[1]"), r"holds \[1\], expected an object"),
+    "no trainer": (lambda path: path.write_text("{}"), r"trainer\.dict_class"),
     "no run but a number": (
         lambda path: path.write_text('{"trainer": {"dict_class": "AutoEncoder"}, "run": 3}'),
         "run is 3, expected an object",
     ),
     "a class that is none": (trainer(dict_class="os.system"), "'os.system' is unknown"),
-    "a class that is no text": (trainer(dict_class=["x"]), "is unknown"),
+    "a class that is no text": (
+        trainer(dict_class=["x"]),
+        r"trainer\.dict_class is \['x'\], expected text",
+    ),
     "a size in words": (trainer(dict_size="many"), "trainer.dict_size is 'many'"),
     "a size beyond reason": (trainer(activation_dim=10**30), "trainer.activation_dim is 1000"),
     "another width": (trainer(activation_dim=8), "so activation_dim=16, but config.json says 8"),

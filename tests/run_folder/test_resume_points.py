@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch as t
 from interrupted_runs import STEPS, Killed, assert_equal, results, resumed, sae_of, stopped_at
+from safetensors import SafetensorError
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.errors import CheckpointError, Interrupted
@@ -104,6 +105,43 @@ def flip_a_bit(path):
 
 def test_the_last_step_that_any_process_logged_is_remembered(tmp_path):
     assert [note_logged(tmp_path, step) for step in (7, 5, 6, 9)] == [7, 7, 7, 9]
+
+
+@pytest.mark.parametrize("damage", [b"", b'"x"', b"[1]", b"null", b"1e999", b"\xff", b"[" * 9_999])
+def test_a_damaged_note_of_what_was_logged_counts_as_none(damage, tmp_path):
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume" / "logged.json").write_bytes(damage)
+    assert [note_logged(tmp_path, step) for step in (7, 5)] == [7, 7]
+
+
+def test_a_file_of_a_points_name_is_none_and_in_nobodys_way(tmp_path):
+    for step in (1, 2):
+        save_point(tmp_path, step, {"x": t.ones(2)}, {})
+    for name in ("step_00000003", "step_99999999"):
+        (tmp_path / "resume" / name).write_text("a file")
+    assert steps_of(tmp_path) == [1, 2]
+    save_point(tmp_path, 3, {"x": t.ones(2)}, {})
+    forget_after(tmp_path, 3)
+    assert sorted(path.name for path in (tmp_path / "resume").iterdir()) == [
+        "step_00000002",
+        "step_00000003",
+    ]
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "I/O error: No space left on device (os error 28)",
+        'IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })',
+    ],
+)
+def test_a_full_disk_that_safetensors_met_says_to_free_some_space(quoted, tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError(f"Error while serializing: {quoted}")
+
+    monkeypatch.setattr("dictionary_learning_ext.run_folder.resume_points.save_file", full)
+    with pytest.raises(CheckpointError, match=r"\(No space left on device\); free some space or"):
+        save_point(tmp_path, 2, {"x": t.ones(2)}, {})
 
 
 def test_a_run_that_resumes_keeps_the_point_it_resumes_from(tmp_path):

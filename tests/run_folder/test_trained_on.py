@@ -193,5 +193,5 @@ def test_a_damaged_buffer_is_named(made):
 
 
 def test_a_run_without_settings_is_damaged_and_not_upstreams(made):
-    with pytest.raises(CheckpointError, match=r"expected an object with run\.settings"):
+    with pytest.raises(CheckpointError, match=r"run\.settings is 3, expected an object"):
         run_of(made(OURS | {"run": {"settings": 3}}), None, None)

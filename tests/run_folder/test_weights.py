@@ -101,6 +101,29 @@ DAMAGED_WEIGHTS = {
         tensors(lambda s: s | {"b_dec": s["b_dec"].to(t.complex64)}),
         r"b_dec is torch\.complex64",
     ),
+    "a sparse matrix": (
+        tensors(lambda s: s | {"encoder.weight": s["encoder.weight"].to_sparse()}),
+        r"encoder\.weight is torch\.sparse_coo, expected a dense tensor",
+    ),
+    "compressed rows": (
+        tensors(lambda s: s | {"encoder.weight": s["encoder.weight"].to_sparse_csr()}),
+        r"encoder\.weight is torch\.sparse_csr, expected a dense tensor",
+    ),
+    "8 bits": (
+        tensors(lambda s: s | {"b_dec": s["b_dec"].to(t.float8_e4m3fn)}),
+        r"b_dec is torch\.float8_e4m3fn, expected torch\.float32",
+    ),
+    "8 bits of a number that isn't trained": (
+        put(threshold=t.zeros(()).to(t.float8_e5m2)),
+        r"threshold is torch\.float8_e5m2, expected torch\.float32",
+    ),
+    "no values": (put(b_dec=t.zeros(16, device="meta")), "b_dec is on the device meta"),
+    "quantized": (
+        put(b_dec=t.quantize_per_tensor(t.zeros(16), 0.1, 0, t.qint8)),
+        r"b_dec is torch\.qint8, expected torch\.float32",
+    ),
+    "nested": (put(b_dec=t.nested.nested_tensor([t.zeros(2)])), "b_dec is nested"),
+    "a number for a name": (tensors(lambda s: s | {3: t.zeros(2)}), "3 is no tensor's name"),
     "a missing tensor": (tensors(lambda s: {n: v for n, v in s.items() if n != "b_dec"}), r"b_dec"),
     "a tensor too many": (put(extra=t.zeros(2)), "extra"),
     "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec has NaN or infinite values"),
@@ -276,6 +299,10 @@ def written(tmp_path):
             weights["W_dec"] *= t.linspace(*norms, F)[:, None]
         if architecture == "jumprelu":
             weights["threshold"] = t.rand(F, generator=generator)
+        if architecture == "gated":
+            weights["b_gate"] = weights.pop("b_enc")
+            for name in ("b_mag", "r_mag"):
+                weights[name] = t.randn(F, generator=generator)
         save_file(weights, tmp_path / "sae_weights.safetensors")
         settings = {"architecture": architecture, "d_in": D, "d_sae": F} | config
         if "topk" in architecture:
@@ -288,7 +315,11 @@ def written(tmp_path):
 
 def reconstruction(x, weights, architecture, is_centred, rescales):
     """SAELens's forward pass, by its equations."""
-    pre = (x - is_centred * weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    pre = (x - is_centred * weights["b_dec"]) @ weights["W_enc"]
+    if architecture == "gated":
+        f = (weights["r_mag"].exp() * pre + weights["b_mag"]).relu() * (pre > -weights["b_gate"])
+        return f @ weights["W_dec"] + weights["b_dec"]
+    pre = pre + weights["b_enc"]
     norms = weights["W_dec"].norm(dim=1) if rescales else t.ones(F)
     pre = pre * norms
     f = pre.relu()
@@ -303,12 +334,14 @@ def reconstruction(x, weights, architecture, is_centred, rescales):
 
 @pytest.mark.parametrize("is_centred", [True, False])
 @pytest.mark.parametrize("norms", [None, (0.5, 2.0)])
-@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu", "gated"])
 def test_reconstructions_are_those_of_its_equations(architecture, norms, is_centred, written, x):
     rescales = "topk" in architecture and norms is not None
     config = {"rescale_acts_by_decoder_norm": True} if rescales else {}
     folder, weights = written(architecture, norms, apply_b_dec_to_input=is_centred, **config)
     assert is_sae_lens_folder(folder)
+    (folder / "ae.pt").touch()  # a repository for both libraries
+    assert not is_sae_lens_folder(folder)
     sae = load_sae_lens(folder)
     expected = reconstruction(x, weights, architecture, is_centred, rescales)
     t.testing.assert_close(sae(x), expected, rtol=1e-4, atol=1e-4)
@@ -325,8 +358,8 @@ def test_reconstructions_are_those_of_its_equations(architecture, norms, is_cent
             r"norms are 0\.5 to 2, .*expected norms of 1, or",
         ),
         (
-            {"architecture": "gated"},
-            "architecture 'gated'; expected one of standard, topk, abstopk, jumpr",
+            {"architecture": "temporal"},
+            "architecture 'temporal'; expected one of standard, topk, abstopk, jumpr",
         ),
         ({"normalize_activations": "layer_norm"}, "is 'layer_norm' in cfg.json; expected 'none'"),
         ({"reshape_activations": "hook_z"}, "is 'hook_z' in cfg.json; expected 'none'"),
@@ -353,7 +386,7 @@ def test_damaged_files_of_saelens_are_named(written):
         load_sae_lens(folder)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu", "gated"])
 def test_what_sae_lens_itself_saves_is_read(architecture, tmp_path, x):
     sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
     classes = {
@@ -361,6 +394,7 @@ def test_what_sae_lens_itself_saves_is_read(architecture, tmp_path, x):
         "abstopk": (sae_lens.AbsTopKSAE, sae_lens.AbsTopKSAEConfig, {"k": K}),
         "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig, {}),
         "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig, {}),
+        "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig, {}),
     }
     sae_class, config_class, options = classes[architecture]
     if "topk" in architecture:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch as t
 from caches import HOOK, OTHER
-from interrupted_runs import assert_equal
+from interrupted_runs import Killed, assert_equal
 from language_model_reads import counted_passes
 from small_commands import refused
 from sweep_flags import train_config
@@ -25,9 +25,12 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
+from dictionary_learning_ext.run_folder.reading import read_run
+from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.sweep import runner
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
+from dictionary_learning_ext.training.sae_run import SAERun
 
 TRAIN = "dictionary_learning_ext.training.loop.train"
 
@@ -151,7 +154,8 @@ class Calls(list):
         super().__init__()
         self.raised = []
 
-    def __call__(self, run, saes, hooks, *, resume, group):
+    def __call__(self, run, saes, hooks, *, resume, group, named):
+        assert named
         self.append((list(saes), resume, group))
         if self.raised:
             raise self.raised.pop()
@@ -373,9 +377,13 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
     assert progress(tmp_path) == (
         "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
     )
-    for content in ("{", "[]", '{"runs": 3}'):
+    whole = json.loads((tmp_path / "sweep.json").read_text())
+    others = [{"runs": ["../a"]}, {"runs": ["/a"]}, {"runs": [3]}, {"settings": {"k": 3}}]
+    others += [{"at_once": "x"}, {"name": [1]}, {"command": 3}, {"extra": 3}]
+    damaged = [json.dumps(whole | other) for other in others]
+    for content in ("{", "[]", "null", '{"runs": 3}', "[" * 9_999, *damaged):
         (tmp_path / "sweep.json").write_text(content)
-        with pytest.raises(ConfigError, match=r"sweep\.json: damaged; delete it and rerun"):
+        with pytest.raises(ConfigError, match=r"sweep\.json: damaged \(.*\); delete it and rerun"):
             progress(tmp_path)
 
 
@@ -420,6 +428,32 @@ def test_a_sweep_whose_language_model_lacks_the_hook_point_leaves_no_folder(
     (folder / "notes.txt").touch()
     refused(command, capsys)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+def test_every_config_holds_the_folder_that_was_given(sweep_file, tmp_path, monkeypatch):
+    """Of a run that is trained alone, and of one that was killed before its first resume point."""
+    configs = configurations(read_sweep(sweep_file()), train_config)
+    folder = tmp_path / "s"
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAERun, "update", killed)
+        patch.setattr(SAERun, "save_point", killed)
+        patch.setattr(SAERun, "save_checkpoint", killed)
+        with pytest.raises(Killed):
+            run_sweep(dict(list(configs.items())[:2]), folder, at_once=2)
+    first, second, *_ = configs
+    (folder / "sweep.json").unlink()
+    train(*read_run(folder / first), resume=True)
+    (folder / second / "metrics.jsonl").unlink(missing_ok=True)
+    run_sweep(configs, folder, at_once=1)
+    for name in configs:
+        settings = json.loads((folder / name / "config.json").read_text())["run"]["settings"]
+        assert settings["save_dir"] == str(folder), name
+        (step,) = steps_of(folder / name)[-1:]
+        assert load_point(folder / name, step).run["settings"]["save_dir"] == str(folder), name
 
 
 def test_the_hook_points_share_the_passes_of_the_language_model(sweep_file, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import signal
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,6 +138,86 @@ def test_a_shortened_log_is_noticed(stopped):
         resumed(stopped)
 
 
+def test_a_changed_log_is_said_and_blocks_nothing(stopped, tmp_path, caplog):
+    """A log without an object in a line, and a note of what was logged that is none."""
+    log, flipped = stopped / "metrics.jsonl", tmp_path / "flipped"
+    first, *others = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([b"[1]".ljust(len(first) - 1) + b"\n", *others, b"[1]\n", b'"x"']))
+    (stopped / "resume" / "logged.json").write_text('"x"')
+    shutil.copytree(stopped, flipped)
+    content = bytearray(b"".join([first, *others]))
+    content[content.index(b"fve") - 20] ^= 1
+    (flipped / "metrics.jsonl").write_bytes(content)
+    for folder in (stopped, flipped):
+        caplog.clear()
+        resumed(folder)
+        assert f"{folder}/metrics.jsonl: changed since the resume point of step 15" in caplog.text
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: holds \[1\], expected an object"):
+        read_history(stopped)
+
+
+def test_points_of_an_earlier_version_have_no_hash_of_the_log(stopped, caplog):
+    for point in stopped.glob("resume/step_*"):
+        rewrite(point, lambda state: state["run"].pop("metrics_sha256") and None)
+    resumed(stopped)
+    assert "changed since" not in caplog.text
+
+
+def rewrite(point, change):
+    """Change a resume point's state.json, with the hash that belongs to it."""
+    path, complete = point / "state.json", point / "complete.json"
+    state = json.loads(path.read_text())
+    changed = change(state)
+    path.write_text(changed if isinstance(changed, str) else json.dumps(state))
+    hashes = json.loads(complete.read_text())
+    hashes[path.name] = sha256(path.read_bytes()).hexdigest()
+    complete.write_text(json.dumps(hashes))
+
+
+WRONG_CONTENT = {
+    "no run": lambda state: state.update(run={}),
+    "no step": lambda state: state.update(step="x"),
+    "another step": lambda state: state.update(step=14),
+    "a list": lambda state: "[1]",
+    "nested without end": lambda state: '{"run": ' + "[" * 900 + "]" * 900 + "}",
+    "no trainer": lambda state: state.update(trainer=[1]),
+    "no optimizer": lambda state: state["trainer"].pop("optimizer") and None,
+    "no settings": lambda state: state["run"].update(settings=[1]),
+    "no place": lambda state: state["run"].update(buffer=None),
+    "no number": lambda state: state["run"].update(norm_factor="x"),
+    "ranks that are none": lambda state: state["run"].update(ranks=[1]),
+}
+
+
+def test_a_point_of_wrong_content_is_left_for_the_one_before(stopped, tmp_path, caplog):
+    caplog.set_level("INFO", "dictionary_learning_ext")
+    for name, change in WRONG_CONTENT.items():
+        folder = shutil.copytree(stopped, tmp_path / name)
+        rewrite(folder / "resume" / "step_00000015", change)
+        caplog.clear()
+        resumed(folder)
+        assert "step_00000015" in caplog.text, name
+        assert "skipped" in caplog.text, name
+        assert "resuming from step 10" in caplog.text, name
+
+
+DAMAGED_INSIDE = {
+    "the text's place": lambda state: state["run"]["buffer"].pop("fill") and None,
+    "the optimizer": lambda state: state["trainer"]["optimizer"].update(state=[1]),
+    "the scheduler": lambda state: state["trainer"].update(scheduler={"last_epoch": {}}),
+    "a generator": lambda state: state["trainer"].update(generators={"generator": "x"}),
+    "the weights": lambda state: state["trainer"].update(ae={"b_dec": 3}),
+}
+
+
+def test_damage_deep_inside_a_point_is_one_error_that_names_it(stopped, tmp_path):
+    for name, change in DAMAGED_INSIDE.items():
+        folder = shutil.copytree(stopped, tmp_path / name)
+        rewrite(folder / "resume" / "step_00000015", change)
+        with pytest.raises(CheckpointError, match=r"resume point|step_00000015"):
+            resumed(folder)
+
+
 def test_lines_logged_after_the_point_are_cut_off(stopped, monkeypatch):
     def counted(*_):
         pytest.fail("the text was counted again")
@@ -247,8 +328,8 @@ def test_kills_change_nothing(run, tmp_path):
 def test_a_run_of_several_machines_says_how_many(stopped, monkeypatch):
     newest = resuming.newest_points
 
-    def of_two_machines(folders):
-        points, problems = newest(folders)
+    def of_two_machines(folders, require):
+        points, problems = newest(folders, require)
         processes = {"ranks": [None] * 8, "machines": 2}
         return {f: p._replace(run=p.run | processes) for f, p in points.items()}, problems
 

@@ -230,6 +230,17 @@ def test_each_feature_has_its_own_standard_deviation(noise_on):
         assert t.allclose(moved_BF[half].std(0), 0.5 * std_BF[half][0], rtol=0.08, atol=1e-6)
 
 
+def test_noise_on_values_has_the_selected_features_standard_deviations():
+    """Each row selects other features than the first ones."""
+    mu_BF = t.randn(8000, 32, generator=t.Generator().manual_seed(0))
+    std_F = t.linspace(0, 2, 32)
+    drawn = draw(mu_BF, 8, "values", scale=0.5, std=std_F.repeat(8000, 1))
+    moved_BK = drawn.values_BK - drawn.mu_BK
+    for feature, std in enumerate(std_F.tolist()):
+        moved_N = moved_BK[drawn.indices_BK == feature]
+        assert moved_N.square().mean().sqrt().item() == pytest.approx(0.5 * std, rel=0.1, abs=1e-6)
+
+
 def test_bf16_products_are_read_exactly():
     mu_BF = t.randn(40, 64, generator=t.Generator().manual_seed(0)).bfloat16().float()
     narrow = draw(mu_BF, 9, scale=0.3, matmul_dtype=t.bfloat16)

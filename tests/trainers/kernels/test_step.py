@@ -11,8 +11,10 @@ from recorded_ops import RecordedOps
 
 from dictionary_learning_ext.config.sae import ObjectiveOptions, PosteriorOptions
 from dictionary_learning_ext.trainers.kernels import step
+from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
 from dictionary_learning_ext.trainers.kernels.products import StepForm
 from dictionary_learning_ext.trainers.kernels.step import StepObjective, Weights, variational_loss
+from dictionary_learning_ext.trainers.ranks import Ranks
 
 BATCH, D, F = 24, 6, 40
 FORM = StepForm()
@@ -299,6 +301,20 @@ def test_bf16_gradients_are_near_exact_ones(settings, form):
         assert (one - other).norm() <= 0.03 * other.norm()
 
 
+@pytest.mark.parametrize(("matmul_dtype", "error"), [(t.float32, 1e-5), (t.bfloat16, 0.01)])
+def test_second_moments_of_activations_a_thousand_standard_deviations_from_0(matmul_dtype, error):
+    """The bias cancels the mean, so that the second moments are the variances."""
+    generator = t.Generator().manual_seed(0)
+    x = t.randn(400, D, generator=generator) + 1000 * t.randn(D, generator=generator)
+    weight = t.randn(F, D, generator=generator)
+    bias = -(weight.double() @ x.double().mean(0)).float()
+    settings = {"rectify": False, "keep": False, "means_at_once": 1000}
+    means = BatchMeans(x, weight, bias, matmul_dtype=matmul_dtype, **settings)
+    mu = x.double() @ weight.double().T + bias.double()
+    found = means.moments(with_cross=False).square_F.double()
+    t.testing.assert_close(found, mu.square().mean(0), rtol=error, atol=0)
+
+
 def middle_of_gap(values, low, high):
     """The middle of the largest gap between values in (low, high)."""
     inside = values[(values > low) & (values < high)].sort().values
@@ -362,3 +378,20 @@ def test_a_kl_without_weight_that_is_not_asked_for_changes_nothing_but_itself(po
     with RecordedOps() as all_ops:
         gradients(variational_loss, x, weights, objective)
     assert ops.counts.total() < all_ops.counts.total(), "it is not computed"
+
+
+def test_the_variance_over_ranks_is_that_of_all_their_rows():
+    error_BD = t.randn(12, 5, dtype=t.float64) + 3 * t.arange(12.0, dtype=t.float64)[:, None]
+    shares = error_BD.chunk(3)
+    gathered = t.stack(
+        [t.cat([one.mean(0), step.row_variance(one, Ranks())[None]]) for one in shares]
+    )
+
+    class OneOfThree(Ranks):
+        def gather(self, x):
+            assert t.equal(x, gathered[self.rank])
+            return gathered
+
+    whole = step.row_variance(error_BD, Ranks())
+    for rank, share in enumerate(shares):
+        t.testing.assert_close(step.row_variance(share, OneOfThree(rank, 3)), whole)
