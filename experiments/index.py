@@ -113,7 +113,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "better_vsae.quickstart_seeds",
-        "How much does the quickstart's comparison vary over seeds?",
+        "How much do TopK, the paper's equations and annealed noise vary over three seeds?",
         minutes="6",
         stages=("train", "tables"),
         pages=("quickstart_seeds.md",),
@@ -200,9 +200,8 @@ EXPERIMENTS = (
     Experiment(
         "robustness.synthesis_reach",
         "How often do synthesised tokens excite a feature as much as the best of a text?",
-        minutes="4",
-        stages=("bench", "tables"),
-        needs="the four run folders that its file names",
+        minutes="6",
+        stages=("train", "bench", "tables"),
         pages=("synthesis_reach.md",),
     ),
     Experiment(
