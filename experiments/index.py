@@ -242,7 +242,7 @@ EXPERIMENTS = (
         "settings_plots",
         "What do sigma, beta, noise_on and kl_scope do? The guide's plots, from the raw results of others.",
         minutes="1",
-        pages=("../../docs/settings.md",),
+        pages=("../../docs/science.md",),
     ),
 )
 
