@@ -42,7 +42,7 @@ def returning():
         best = max(ARMS, key=lambda arm: back.get((setting, arm), 0.0))
         bold = f"{back[setting, best]:.1f} ± "
         yield " | ".join(re.sub(rf"^({bold}.*%)", r"**\1**", cell) for cell in cells)
-    yield f"its standard deviation is at most {max(deviations):.4f}."
+    yield f"FVE's standard deviation is at most {max(deviations):.4f}."
     p = decisions.corrected(found)
     passed = sum(decisions.passes(found[s], p[s]) for s in CONFIRM)
     yield f"passes at {WORDS[passed]} of the {WORDS[len(CONFIRM)]} settings"
