@@ -113,7 +113,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "better_vsae.quickstart_seeds",
-        "How much does the quickstart's comparison vary over seeds?",
+        "How much do TopK, the paper's equations and annealed noise vary over three seeds?",
         minutes="6",
         stages=("train", "tables"),
         pages=("quickstart_seeds.md",),
@@ -200,9 +200,8 @@ EXPERIMENTS = (
     Experiment(
         "robustness.synthesis_reach",
         "How often do synthesised tokens excite a feature as much as the best of a text?",
-        minutes="4",
-        stages=("bench", "tables"),
-        needs="the four run folders that its file names",
+        minutes="6",
+        stages=("train", "bench", "tables"),
         pages=("synthesis_reach.md",),
     ),
     Experiment(
@@ -243,7 +242,7 @@ EXPERIMENTS = (
         "settings_plots",
         "What do sigma, beta, noise_on and kl_scope do? The guide's plots, from the raw results of others.",
         minutes="1",
-        pages=("../../docs/settings.md",),
+        pages=("../../docs/science.md",),
     ),
 )
 

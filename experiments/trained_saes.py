@@ -26,6 +26,21 @@ def sae_config(steps: int, **settings: Any) -> SAEConfig:
     return SAEConfig(**({"lr": 2e-3, "decay_start": steps * 3 // 4} | settings))
 
 
+def top_k_and_two_vsaes(steps: int, seed: int) -> dict[str, SAEConfig]:
+    """TopK, the vSAE of the paper's equations, and a vSAE of noise on the selection alone, without a KL.
+
+    Of one size, F = 4D and k/F = 1/32 on the embedded model; the last one's noise falls to 0 over the first
+    half. `vsae quickstart` trained these three until 2026-11-27.
+    """
+    size: dict[str, Any] = {"k": 16, "dict_size": 512, "seed": seed}
+    noise = {"noise_on": "selection", "noise_to_signal": 1 / 32, "noise_anneal_steps": steps // 2}
+    return {
+        "top_k": sae_config(steps, architecture="top_k", **size),
+        "vsae_paper": sae_config(steps, beta=1.0, **size),
+        "vsae_annealed_selection": sae_config(steps, beta=0.0, **noise, **size),
+    }
+
+
 def train_missing(
     run: RunConfig,
     folder: Path,

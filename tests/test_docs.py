@@ -1,8 +1,10 @@
 """The README and the guide: their commands and Python run, and what they link to is there."""
 
+import json
 import re
 from dataclasses import replace
 from importlib.util import find_spec
+from statistics import mean, stdev
 
 import pytest
 from guide import PAGES, ROOT, blocks, lines, our_words, run_page
@@ -10,6 +12,8 @@ from guide import PAGES, ROOT, blocks, lines, our_words, run_page
 from dictionary_learning_ext.cli import COMMANDS
 from dictionary_learning_ext.commands.flags import Command, parse
 from dictionary_learning_ext.config.architectures import TRAINED
+from experiments.reproducibility import decisions
+from experiments.reproducibility.settings import BOTH, CONFIRM, PENALTY, RIVAL, TOP_K
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
 """Subcommands whose extra isn't installed. `make test-saebench` runs their page."""
@@ -104,3 +108,21 @@ def test_the_results_are_those_of_the_results_page():
     numbers = set(re.findall(r"-?\d\.\d{3,4}", text))
     assert len(numbers) > 40
     assert not {number for number in numbers if number not in results} - {"0.0000"}
+
+
+@pytest.mark.parametrize("other", [TOP_K, PENALTY, RIVAL])
+def test_the_intervals_are_those_of_the_raw_results(other):
+    """Of the mean over the pairs of seeds, by Student's t with six degrees of freedom."""
+    content = json.loads((ROOT / "experiments/results/reproducibility.json").read_text())
+    cells = []
+    for setting in CONFIRM:
+        rows = decisions.parts_of(content, "confirm", setting)
+        if not decisions.means(rows, other, "returning_0.7"):
+            cells.append("–")
+            continue
+        points = [100 * d for d in decisions.paired(rows, BOTH, other, "returning_0.7")]
+        assert len(points) == 7
+        half = 2.447 * stdev(points) / len(points) ** 0.5
+        low, high = mean(points) - half, mean(points) + half
+        cells.append(f"{mean(points):+.1f} ({low:.1f} to {high:.1f})")
+    assert f" | {' | '.join(cells)} |" in (ROOT / "docs/science.md").read_text(encoding="utf-8")

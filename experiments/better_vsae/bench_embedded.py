@@ -1,7 +1,7 @@
 """SAE Bench on the embedded model: a TopK SAE and two vSAEs between a random and an identity SAE.
 
     pip install -e '.[saebench]'
-    python -m experiments.better_vsae.bench_embedded train     # what `vsae quickstart` trains (seed 0)
+    python -m experiments.better_vsae.bench_embedded train
     python -m experiments.better_vsae.bench_embedded bench     # the wall time is in the results
     python -m experiments.better_vsae.bench_embedded tables    # write the page's tables again
 
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.config.presets import quickstart
 from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS
 from experiments.stages import Page, Stages
-from experiments.trained_saes import train_missing
+from experiments.trained_saes import top_k_and_two_vsaes, train_missing
 
 STEPS, SEED = 1000, 0
 RAW, RUNS = RESULTS / "bench_embedded.json", Path("runs/bench_embedded")
@@ -28,8 +27,9 @@ TRAINED = "top_k"
 LESS_IS_MORE = ("near-dead", "absorption")
 
 
-def train_quickstart(_: argparse.Namespace) -> None:
-    train_missing(RunConfig(steps=STEPS), RUNS, quickstart(STEPS, SEED), finished="ae.pt")
+def train_three(_: argparse.Namespace) -> None:
+    saes = top_k_and_two_vsaes(STEPS, SEED)
+    train_missing(RunConfig(steps=STEPS), RUNS, saes, finished="ae.pt")
 
 
 def measure(_: argparse.Namespace) -> None:
@@ -39,7 +39,7 @@ def measure(_: argparse.Namespace) -> None:
     from experiments.better_vsae.bench_figures import write_figures
     from experiments.size_matched import bench_size_matched
 
-    folders = [RUNS / name for name in quickstart(STEPS, SEED)]
+    folders = [RUNS / name for name in top_k_and_two_vsaes(STEPS, SEED)]
     outcome, controls = bench_size_matched(folders, tuple(EVALUATIONS), floor=True)
     seconds: dict[str, float] = {}
     for results in outcome.results.values():
@@ -110,7 +110,7 @@ def tables(content: dict[str, Any]) -> list[str]:
 
 STAGES = Stages(
     "better_vsae.bench_embedded",
-    {"train": train_quickstart, "bench": measure},
+    {"train": train_three, "bench": measure},
     {"bench_embedded": Page(tables)},
 )
 

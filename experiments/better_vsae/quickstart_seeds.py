@@ -1,10 +1,9 @@
-"""The quickstart's comparison over several seeds: the table in the guide's first steps.
+"""TopK and two vSAEs over three seeds: what `vsae quickstart` compared until 2026-11-27.
 
     python -m experiments.better_vsae.quickstart_seeds train     # 2 minutes a seed on 2 cores
     python -m experiments.better_vsae.quickstart_seeds tables    # write the page's tables again
 
-Trains what `vsae quickstart --seed N` trains, for seeds 0, 1 and 2, unless runs/quickstart_seeds
-holds it already.
+Trains them for seeds 0, 1 and 2, unless runs/quickstart_seeds holds them already.
 """
 
 import argparse
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.config.presets import quickstart
 from experiments import raw_results
 from experiments.pages import each, labels_of, table
 from experiments.raw_results import RESULTS
 from experiments.stages import Page, Stages
-from experiments.trained_saes import metrics_of, train_missing
+from experiments.trained_saes import metrics_of, top_k_and_two_vsaes, train_missing
 
 SEEDS, STEPS = (0, 1, 2), 1000
 RUNS = Path("runs/quickstart_seeds")
@@ -28,7 +26,8 @@ METRICS = ("fve", "frac_recovered", "near_dead_0.1", "near_dead_0.5", "stability
 def measure(_: argparse.Namespace) -> None:
     rows = []
     for seed in SEEDS:
-        folders = train_missing(RunConfig(steps=STEPS), RUNS / str(seed), quickstart(STEPS, seed))
+        saes = top_k_and_two_vsaes(STEPS, seed)
+        folders = train_missing(RunConfig(steps=STEPS), RUNS / str(seed), saes)
         rows += [
             {"model": name, "seed": seed} | metrics_of(folder, METRICS)
             for name, folder in folders.items()

@@ -468,7 +468,6 @@ def sweep(out: Path, resume: bool) -> None:
 RUN, STORED = Path("argv/scratch/run"), Path("argv/scratch/stored")
 LINES = f"""
 --preset recommended
---preset quickstart
 --preset recommended --steps 300
 --preset paper
 --preset paper --steps 2000 --posterior learned

@@ -1,8 +1,6 @@
 """How often do synthesised tokens excite a feature as much as the best of a text?
 
-    vsae quickstart
-    vsae train --preset quickstart --architecture top_k --hook blocks.2.hook_resid_post \\
-        --save-dir runs/layer2
+    python -m experiments.robustness.synthesis_reach train     # 2 minutes
     python -m experiments.robustness.synthesis_reach bench     # 4 minutes
     python -m experiments.robustness.synthesis_reach tables    # write the page's tables again
 
@@ -12,10 +10,13 @@ the largest in 100,000 held-out tokens, and the same for the best of as many ran
 
 import argparse
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch as t
 
+from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.collector import FeatureCollector
 from dictionary_learning_ext.features.synthesis import synthesise
@@ -23,14 +24,21 @@ from experiments import raw_results
 from experiments.pages import table
 from experiments.raw_results import RESULTS, about_line
 from experiments.stages import Page, Stages
+from experiments.trained_saes import top_k_and_two_vsaes, train_missing
 
-FEATURES, TOKENS, SEED = 50, 100_000, 0
+FEATURES, TOKENS, SEED, STEPS = 50, 100_000, 0, 1000
+RUNS = Path("runs/synthesis_reach")
 FOLDERS = [
-    "runs/quickstart/top_k",
-    "runs/quickstart/vsae_annealed_selection",
-    "runs/quickstart/vsae_paper",
-    "runs/layer2",
+    str(RUNS / name) for name in ("top_k", "vsae_annealed_selection", "vsae_paper", "layer2")
 ]
+
+
+def train_four(_: argparse.Namespace) -> None:
+    """Three at blocks.0, and a TopK SAE at blocks.2."""
+    saes = top_k_and_two_vsaes(STEPS, SEED)
+    run = preset("recommended", STEPS).run
+    train_missing(run, RUNS, saes)
+    train_missing(replace(run, hook="blocks.2.hook_resid_post"), RUNS, {"layer2": saes["top_k"]})
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -94,7 +102,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 STAGES = Stages(
     "robustness.synthesis_reach",
-    {"bench": measure},
+    {"train": train_four, "bench": measure},
     {"synthesis_reach": Page(tables)},
     options=options,
 )

@@ -1,6 +1,7 @@
 """What the comparison of two commits runs, and that it sees what differs."""
 
 import json
+import re
 
 import pytest
 import torch as t
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 
 from dictionary_learning_ext import SAEConfig
 from dictionary_learning_ext.config.architectures import TRAINED
+from dictionary_learning_ext.config.presets import PRESETS
 from experiments.robustness.same_numbers import differences_of_case, rewind
 from experiments.robustness.same_numbers_cases import LINES, OF_ARCHITECTURES, STEPS, settings
 
@@ -21,6 +23,10 @@ def test_every_architecture_is_trained_with_settings_that_are_allowed():
 def test_every_architecture_is_chosen_on_a_command_line():
     chosen = {name for name in TRAINED if f"--architecture {name} " in LINES.replace("\n", " ")}
     assert chosen | {"vsae_top_k"} == TRAINED.keys()
+
+
+def test_every_preset_is_chosen_on_a_command_line_and_no_other_name():
+    assert set(re.findall(r"--preset (\S+)", LINES)) == PRESETS.keys()
 
 
 WEIGHTS = {"weight": t.tensor([[1.0, 0.0], [t.nan, 2.0]]), "step": t.tensor(3)}

@@ -1,0 +1,49 @@
+"""The SAEs that several experiments train: those that their pages name, with the settings of then."""
+
+import re
+
+import pytest
+
+from experiments.raw_results import RESULTS
+from experiments.robustness.synthesis_reach import FOLDERS
+from experiments.trained_saes import top_k_and_two_vsaes
+
+
+@pytest.mark.parametrize("page", ["quickstart_seeds", "bench_embedded", "synthesis_reach"])
+def test_a_page_shows_the_saes_that_its_experiment_trains(page):
+    text = (RESULTS / f"{page}.md").read_text(encoding="utf-8")
+    trained = [*top_k_and_two_vsaes(1000, 0)]
+    if page == "synthesis_reach":
+        trained = [folder.rpartition("/")[2] for folder in FOLDERS]
+    assert not [name for name in trained if not re.search(rf"\b{name}\b", text)]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("top_k", {"architecture": "top_k"}),
+        (
+            "vsae_paper",
+            {
+                "posterior": "fixed",
+                "noise_on": "both",
+                "kl_scope": "all",
+                "beta": 1.0,
+                "sigma": 1.0,
+            },
+        ),
+        (
+            "vsae_annealed_selection",
+            {
+                "noise_on": "selection",
+                "noise_to_signal": 1 / 32,
+                "noise_anneal_steps": 500,
+                "beta": 0.0,
+            },
+        ),
+    ],
+)
+def test_their_settings_are_those_that_the_quickstart_had(name, settings):
+    sae = top_k_and_two_vsaes(1000, 3)[name].resolve(1000, 1024)
+    shared = {"k": 16, "dict_size": 512, "lr": 2e-3, "decay_start": 750, "seed": 3}
+    assert {key: getattr(sae, key) for key in shared | settings} == shared | settings
