@@ -186,7 +186,7 @@ EXPERIMENTS = (
     Experiment(
         "robustness.interruptions",
         "Does a command that is interrupted and typed again leave what it would have left uninterrupted?",
-        minutes="13",
+        minutes="10",
         stages=("train", "tables"),
         needs="[saebench] for one part",
         pages=("interruptions.md",),

@@ -1,6 +1,6 @@
 """Does a command that is interrupted and typed again leave what it would have left uninterrupted?
 
-    python -m experiments.robustness.interruptions train     # about 12 minutes on 2 cores
+    python -m experiments.robustness.interruptions train     # about 10 minutes on 2 cores
     python -m experiments.robustness.interruptions tables    # write the page's tables again
 
 Every command is a process of its own, on the embedded language model, with one thread. Most are forked
@@ -205,10 +205,10 @@ class Child:
 
     @property
     def last_line(self) -> str:
-        """What it said last, without progress bars."""
+        """What it said last, without progress bars and what `run_vsae` tells."""
         lines = [line.rpartition("\r")[2].strip() for line in self.said.splitlines()]
         ours = [line for line in lines if line.startswith("vsae: ")]
-        lines = [line for line in lines if line and "it/s" not in line and "tok/s" not in line]
+        lines = [line for line in lines if line and not re.search("it/s|tok/s|^[A-Z]+$", line)]
         return (ours or lines or [""])[-1]
 
     @property
@@ -502,8 +502,8 @@ def processes(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
     draw = random.Random(f"{flags.seed} processes")
     wanted = contents(places.after(command))
     rows: list[dict[str, Any]] = []
-    for rank in (0, 1):
-        at_line = draw.randint(3, 9)
+    # Once before the first resume point, which comes before the fifth line.
+    for rank, at_line in ((0, draw.randint(6, 11)), (1, draw.randint(6, 11)), (1, 3)):
         child = Child(command, places.new())
         child.waited_for(after_logging(at_line))
         for process in psutil.Process(child.process.pid).children(recursive=True):
@@ -512,14 +512,17 @@ def processes(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
                     process.kill()
         code, then = child.ended(), continued(child, command)
         again = Child(then, child.folder)
+        code_again = again.ended()
         said = re.findall("vsae: .*", child.said)
+        resumed = re.search(r"resuming from step (\d+)", again.said)
         row = {
             "rank": rank,
             "logged": at_line,
             "exit": code,
             "said": said[-1] if said else "",
             "then": then,
-            "exit again": again.ended(),
+            "resumed from": int(resumed[1]) if resumed else 0,
+            "exit again": code_again,
             **differences(contents(child.folder), wanted),
         }
         rows.append(row)
@@ -588,14 +591,16 @@ def tables(content: dict[str, Any]) -> list[str]:
     parts = content["parts"]
     lines = [f"{about_line(content['settings'])}, `{content['flags']}`, one thread", ""]
     counts = {
-        name: [str(len(part["rows"])), str(sum(map(is_right, part["rows"])))]
-        for name, part in parts.items()
+        name: [str(len(parts[name]["rows"])), str(sum(map(is_right, parts[name]["rows"])))]
+        for name in _DETAILS
+        if name in parts
     }
     lines += table("", counts, ["interruptions", "with the result of a run left alone"])
     for name, (head, corner, columns, cells) in _DETAILS.items():
         if name in parts:
             rows = {str(n): cells(row) for n, row in enumerate(parts[name]["rows"], 1)}
-            lines += ["", head.format(**parts[name]), "", *table(corner, rows, columns)]
+            about_part = ["", head.format(**parts[name])] if head else []
+            lines += [*about_part, "", *table(corner, rows, columns)]
     return lines
 
 
@@ -613,13 +618,13 @@ def _outcome(row: dict[str, Any]) -> str:
 
 
 def _of_kill(row: dict[str, Any]) -> list[str]:
-    said = [f"said `{row['said']}`"] if row["said"] else []
+    said = [f"said `{row['said']}`"] if row["said"].endswith("…") else []
     wrote = [f"wrote `{row['after']}`"] if row["after"] else []
     return [", ".join([*wrote, *said]) or "nothing yet", _outcome(row)]
 
 
 def _of_signal(row: dict[str, Any]) -> list[str]:
-    return [row["what"], str(row["exit"]), row["said"], f"`{row['then']}`", _outcome(row)]
+    return [row["what"], str(row["exit"]), row["said"], f"`{_short(row['then'])}`", _outcome(row)]
 
 
 def _of_writers(row: dict[str, Any]) -> list[str]:
@@ -628,7 +633,7 @@ def _of_writers(row: dict[str, Any]) -> list[str]:
 
 def _of_rank(row: dict[str, Any]) -> list[str]:
     said = re.sub(r"\(\[.*\);", "(what gloo says);", row["said"])
-    return [str(row["rank"]), said, _outcome(row)]
+    return [str(row["rank"]), said, str(row["resumed from"]), _outcome(row)]
 
 
 def _short(command: str) -> str:
@@ -656,7 +661,12 @@ _DETAILS: dict[str, tuple[str, str, list[str], Callable[[dict[str, Any]], list[s
         ["first", "second", "it said", "the first's result"],
         _of_writers,
     ),
-    "processes": ("`{command}`", "kill", ["rank killed", "it said", "after a resume"], _of_rank),
+    "processes": (
+        "`{command}`",
+        "kill",
+        ["rank killed", "it said", "resumed from step", "result"],
+        _of_rank,
+    ),
 }
 
 
