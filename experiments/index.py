@@ -184,6 +184,14 @@ EXPERIMENTS = (
         pages=("fault_injection.md",),
     ),
     Experiment(
+        "robustness.interruptions",
+        "Does a command that is interrupted and typed again leave what it would have left uninterrupted?",
+        minutes="10",
+        stages=("train", "tables"),
+        needs="[saebench] for one part",
+        pages=("interruptions.md",),
+    ),
+    Experiment(
         "robustness.mutants",
         "How many small faults do the tests notice?",
         minutes="60",

@@ -5,6 +5,7 @@ is negative. So the SAE that the format's reader loads is compared with ours on 
 the language model. An export that is not exact is refused unless allow_inexact is set.
 """
 
+import glob
 import importlib.metadata
 import logging
 import secrets
@@ -24,7 +25,7 @@ from ..activations.tokens import adds_bos
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
-from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk
+from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk, remove_temporaries
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
@@ -224,10 +225,14 @@ def _batches(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace."""
+    """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace.
+
+    What a kill has left of it is deleted.
+    """
     above = next(path for path in target.absolute().parents if path.exists())
     with _writing(target):
-        temporary = above / f".export.{secrets.token_hex(4)}"
+        remove_temporaries(above, f"export.{glob.escape(target.name)}")
+        temporary = above / f".export.{target.name}.{secrets.token_hex(4)}"
         temporary.mkdir()
     try:
         yield temporary

@@ -9,10 +9,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..errors import Setting
 from ..features.geometry import Geometry
 from ..features.reproducibility import RETURNING
+from ..run_folder.files import replacing
 from .analysis import Analysis, Comparison
 
+OUT = Setting("out")
+"""What is named where a report can't be written."""
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CLUSTERS = (*SERIES, "#999999", "#F0E442", "#0072B2", "#D55E00")
 _SYMBOLS = "osD^PvX*hp"
@@ -30,7 +34,6 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
     training (metrics.jsonl), use (selection frequency and maximum activation, the paper's figures
     8 and 9), returning (with --seeds), map_<label> (its figures 10 and 11), and cosines.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     analyses = comparison.analyses
     with matplotlib.rc_context(_STYLE):
         figures: dict[str, Figure | None] = {
@@ -48,7 +51,8 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
             if figure is None:
                 continue
             written.append(folder / f"{name}.png")
-            figure.savefig(written[-1], dpi=200, metadata={"Software": None})  # pyright: ignore
+            with replacing(written[-1], OUT) as temporary:
+                figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})  # pyright: ignore
     return written
 
 

@@ -6,10 +6,10 @@ script or be taken for markup, and a page with thousands of features stays small
 
 import base64
 import csv
+import glob
 import gzip
 import json
 import shlex
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -34,10 +34,20 @@ from ..run_folder.comparing import (
     training,
     unequal,
 )
-from ..run_folder.files import REPORT, report_files, write_json, write_text, writing
+from ..run_folder.files import (
+    REPORT,
+    locked,
+    remove_temporaries,
+    replacing,
+    report_files,
+    write_json,
+    write_text,
+    writing,
+)
+from ..run_folder.reading import read_config
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import Vocabulary, cards, columns, page, rounded
-from .figures import file_names, write_figures
+from .figures import OUT, file_names, write_figures
 
 _MATRIX_FEATURES = 150
 
@@ -66,26 +76,28 @@ def write_report(
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
-    Raises: a UserError that says what to change.
+    Raises: a UserError that says what to change. A folder that can't be written to, or to which another
+    process writes, is refused before anything is measured.
     """
     out = Path(folder) / REPORT if out is None else Path(out)
     files = report_files(out)
-    with writing(files):  # refused now if it can't be written to: measuring takes minutes
-        there = next(path for path in (files, *files.parents) if path.exists())
-        tempfile.TemporaryDirectory(dir=there, prefix=".").cleanup()
-    comparison = analyse(
-        [folder, *against], options or ReportOptions(), seeds=seeds, on_step=on_step, **where
-    )
-    on_step("writing the page")
-    own = None if out == Path(folder) / REPORT else out
-    page_html = render(comparison, {"out": own, "figures": figures, **where}, seeds)
-    for analysis in comparison.analyses:
-        _write_data(files, analysis, comparison)
-    if figures:
-        on_step("drawing the figures")
-        with writing(files):
-            write_figures(comparison, files)
-    write_text(out, page_html)  # last: where there is a page, the rest is there too
+    read_config(folder)  # no folder of figures for a run that isn't there
+    with locked(files, OUT):
+        remove_temporaries(files)
+        remove_temporaries(out.parent, glob.escape(out.name))
+        comparison = analyse(
+            [folder, *against], options or ReportOptions(), seeds=seeds, on_step=on_step, **where
+        )
+        on_step("writing the page")
+        own = None if out == Path(folder) / REPORT else out
+        page_html = render(comparison, {"out": own, "figures": figures, **where}, seeds)
+        for analysis in comparison.analyses:
+            _write_data(files, analysis, comparison)
+        if figures:
+            on_step("drawing the figures")
+            with writing(files, OUT):
+                write_figures(comparison, files)
+        write_text(out, page_html, OUT)  # last: where there is a page, the rest is there too
     return out
 
 
@@ -258,15 +270,16 @@ def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None
     table_columns = {"feature": list(range(len(count))), "count": count, **found, **words}
     name = file_names(one.label for one in comparison.analyses)[analysis.label]
     path = files / f"features_{name}.csv"
-    with writing(path):
-        files.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(table_columns)
-            writer.writerows(zip(*table_columns.values(), strict=True))
+    with (
+        replacing(path, OUT) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(table_columns)
+        writer.writerows(zip(*table_columns.values(), strict=True))
     if analysis.geometry is not None:
         content = {
             key: value.tolist() if isinstance(value, np.ndarray) else value
             for key, value in asdict(analysis.geometry).items()
         }
-        write_json(files / f"geometry_{name}.json", content)
+        write_json(files / f"geometry_{name}.json", content, OUT)

@@ -226,6 +226,16 @@ def replacing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[Path]
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes left in a folder of the files that they were `replacing`.
+
+    Arguments:
+        name: of these files, as in `Path.glob`.
+    """
+    for temporary in folder.glob(f".{name}.{'[0-9a-f]' * 8}"):
+        remove(temporary)
+
+
 @contextmanager
 def usual_mode(path: Path) -> Iterator[None]:
     """Give a new file, which is written inside, the mode that the umask says.

@@ -1,5 +1,6 @@
 """`vsae bench`: SAE Bench's evaluations of run folders, and the files that hold the results."""
 
+import glob
 import hashlib
 import json
 import logging
@@ -30,7 +31,15 @@ from ..errors import BenchError, CheckpointError, UserError, first_line
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import endings_of
 from ..run_folder.comparing import LEAVING_OUT, require_one_setting
-from ..run_folder.files import BENCH_CACHE, BENCH_REPEATS, BENCH_RESULTS, write_json, writing
+from ..run_folder.files import (
+    BENCH_CACHE,
+    BENCH_REPEATS,
+    BENCH_RESULTS,
+    remove,
+    remove_temporaries,
+    write_json,
+    writing,
+)
 from ..run_folder.reading import read_json, require_folders
 from ..run_folder.trained_on import run_of
 from . import adapter
@@ -266,6 +275,7 @@ class _BenchRun:
                 started = time.perf_counter()
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
+                    remove_temporaries(folder, glob.escape(path.name))
                 found = self._evaluate(job, evaluation, config, settings, log)
                 found["eval_result_unstructured"] |= {
                     "vsae_bench_key": key,
@@ -300,9 +310,13 @@ class _BenchRun:
         if settings.seed != SEED and "random_seed" not in NOT_IN_CACHE.get(evaluation, ()):
             self._caches_of_one_seed.add(cache)
         settings = replace(settings, cache=cache)
+        in_use = cache.with_name(f"in_use_{cache.name}")
+        if in_use.exists():  # the evaluation was killed: the cache may hold half a file
+            remove(cache)
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             try:
                 cache.mkdir(parents=True, exist_ok=True)
+                in_use.touch()
                 load_and_format_sae(job.name, job.sae, settings.device)  # pyright: ignore
                 with (
                     in_folder(settings.data, all_caches),
@@ -319,6 +333,7 @@ class _BenchRun:
                 traceback.print_exc()
                 shutil.rmtree(cache, ignore_errors=True)  # may hold half a file
                 raise
+        in_use.unlink(missing_ok=True)
         return validated(evaluation, json.loads(output.to_json()))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from .ranks import FlatGradients, Ranks
 
-_COUNTS = {"skipped_steps", "first_skipped_step"}
+_COUNTS = ("skipped_steps", "first_skipped_step")
 
 
 class GuardedAdam(t.optim.Adam):
@@ -48,7 +48,7 @@ class GuardedAdam(t.optim.Adam):
         Fused Adam assumes that each average has the memory layout of its parameter.
         """
         super().load_state_dict({n: v for n, v in state_dict.items() if n not in _COUNTS})
-        for name in _COUNTS & state_dict.keys():
+        for name in state_dict.keys() & _COUNTS:
             getattr(self, name).copy_(state_dict[name])
         for parameter, state in self.state.items():
             for name in ("exp_avg", "exp_avg_sq"):

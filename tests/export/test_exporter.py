@@ -305,6 +305,15 @@ def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypa
         export(folder_of("vsae"), "safetensors", tokens=200)
 
 
+def test_what_a_killed_export_has_left_is_removed_by_the_next(folder_of):
+    folder = folder_of("top_k")
+    for left in (".export.safetensors.0123abcd", ".export.sparsify.0123abcd"):
+        (folder / left).mkdir()
+        (folder / left / "config.json").write_text("half")
+    assert main(["export", str(folder), "--format", "safetensors"]) == 0
+    assert [path.name for path in folder.glob(".export.*")] == [".export.sparsify.0123abcd"]
+
+
 def test_what_is_no_fault_of_the_disk_is_not_put_down_to_it(folder_of, monkeypatch):
     def fail(*_):
         raise t.OutOfMemoryError("CUDA out of memory")

@@ -6,12 +6,14 @@ import json
 import re
 import shlex
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch as t
+from matplotlib.figure import Figure
 from report_runs import BARE, QUICK, data_of, train
 from small_commands import refused
 
@@ -24,6 +26,7 @@ from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.report import page as page_module
+from dictionary_learning_ext.run_folder.files import locked
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 
 
@@ -88,6 +91,49 @@ def test_a_page_is_written_after_its_data_and_figures(runs, tmp_path, monkeypatc
     flags = [flag for flag in BARE if flag not in ("--figures", "False")]
     assert main(["report", str(runs[0]), *flags, "--figures", "True", "--out", str(out)]) == 2
     assert not out.exists()
+
+
+@pytest.mark.parametrize("killed", ["features_vsae.csv", "use.png"])
+def test_a_former_report_stays_whole_while_the_next_is_written(killed, runs, tmp_path, monkeypatch):
+    out, flags = tmp_path / "page.html", [*QUICK, "--synthesise", "0", "--map-tokens", "100"]
+    command = ["report", str(runs[0]), "--out", str(out), *flags]
+    assert main([*command, "--tokens", "300"]) == 0
+    former = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.name != ".lock"}
+    opened = Path.open
+
+    def half(file):
+        opened(Path(file), "wb").write(b"half")
+        raise KeyboardInterrupt
+
+    def is_it(file):
+        return killed in Path(file).name
+
+    savefig = Figure.savefig
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Figure,
+            "savefig",
+            lambda self, file, **how: half(file) if is_it(file) else savefig(self, file, **how),
+        )
+        patched.setattr(
+            Path,
+            "open",
+            lambda self, *how, **more: half(self) if is_it(self) else opened(self, *how, **more),
+        )
+        assert main(command) == 130
+    assert former[out] == out.read_bytes()
+    files = out.with_name("page_files")
+    assert former[files / killed] == (files / killed).read_bytes()
+    for name in (".page.html.0123abcd", f"page_files/.{killed}.89abcdef"):
+        (tmp_path / name).write_text("left by a kill")
+    assert main(command) == 0
+    assert former.keys() == {path for path in tmp_path.rglob("*.*") if path.name != ".lock"}
+
+
+def test_a_second_report_of_a_page_is_refused_while_the_first_is_written(runs, tmp_path, capsys):
+    with locked(tmp_path / "page_files"):
+        line = refused(["report", str(runs[0]), *BARE, f"--out={tmp_path}/page.html"], capsys)
+    assert "is writing there; wait until it ends or choose another --out" in line
 
 
 def test_a_page_that_can_not_be_written_is_refused_before_anything_is_measured(

@@ -104,6 +104,41 @@ def test_a_failure_says_why_and_does_not_stop_the_others(one, capsys, monkeypatc
     assert "Traceback" in log.read_text()
 
 
+@pytest.mark.parametrize("evaluation", ["core", "tpp"])
+def test_a_killed_command_gives_the_same_when_it_is_typed_again(evaluation, one, monkeypatch):
+    """Also where the kill left half a file of what SAE Bench keeps for the next SAE."""
+    wanted = bench([one], evals=[evaluation], **SMALL).results["one"][evaluation]
+    (path,) = one.glob("eval_results/*/*")
+    path.unlink()
+
+    def killed(file):
+        file.write_bytes(b"half")
+        raise Killed
+
+    def saving(what, file, *_, **__):
+        killed(Path(file))
+
+    # Nothing that is there to clean up after an error runs after a kill.
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.save", saving)
+        patched.setattr(
+            runner,
+            "write_json",
+            lambda path, found: killed(path.with_name(f".{path.name}.0123abcd")),
+        )
+        patched.setattr(runner.shutil, "rmtree", lambda *given, **named: None)
+        with pytest.raises(Killed):
+            bench([one], evals=[evaluation], **SMALL)
+    again = bench([one], evals=[evaluation], **SMALL)
+    again.check()
+    assert again.results["one"][evaluation]["eval_result_metrics"] == wanted["eval_result_metrics"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+class Killed(BaseException):
+    """In place of kill -9."""
+
+
 def test_a_full_disk_keeps_what_is_finished(one, monkeypatch):
     bench([one], evals=["core"], **SMALL)
 

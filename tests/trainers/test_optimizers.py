@@ -114,6 +114,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(cls, what):
     assert not t.equal(sae.encoder.bias, weights["encoder.bias"])
 
 
+def test_a_states_names_have_one_order_in_every_process():
+    """So that a resumed run's resume points are the same files. A set's order depends on the process."""
+    optimizer = GuardedAdam([t.nn.Parameter(t.zeros(2))], lr=1e-3)
+    *_, first, second = optimizer.state_dict()
+    assert (first, second) == ("skipped_steps", "first_skipped_step")
+
+
 def test_a_state_is_loaded_with_its_counts_in_the_parameters_layout():
     one = make_sae()
     one.decoder.weight.data = one.decoder.weight.data.t().contiguous().t()

@@ -1,0 +1,70 @@
+"""What the experiment on interruptions takes for a difference."""
+
+import json
+
+import pytest
+
+from experiments.robustness import interruptions
+from experiments.robustness.interruptions import contents, damaged, differences, is_right
+
+
+def written(folder, **files):
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return contents(folder)
+
+
+def test_dates_ids_and_locks_are_no_difference_and_all_else_is(tmp_path):
+    def result(day, value):
+        return json.dumps({"date": f"2026-01-0{day}", "eval_id": f"{day}", "fve": value})
+
+    wanted = written(tmp_path / "a", a__json=result(1, 0.5), b__json="{}", c__csv="1")
+    same = written(tmp_path / "b", a__json=result(2, 0.5), b__json="{}", c__csv="1", __lock="7")
+    assert not any(differences(same, wanted).values())
+    other = written(tmp_path / "c", a__json=result(1, 0.6), __b__json__0123abcd="", c__csv="1")
+    assert differences(other, wanted) == {
+        "left over": [".b.json.*"],
+        "missing": ["b.json"],
+        "different": ["a.json"],
+    }
+
+
+def test_what_was_there_may_be_replaced_by_what_is_to_come_and_by_nothing_else():
+    before, after = {"a": "1", "b": "1", "c": "1", "d": "1"}, {"a": "2", "b": "2", "c": "2"}
+    assert damaged({"a": "1", "b": "2", "c": "half"}, before, after) == ["c"]
+
+
+ROW = {"damaged": [], "left over": [], "missing": [], "different": [], "exit again": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"damaged": ["ae.pt"]}, False),
+        ({"left over": [".ae.pt.*"]}, False),
+        ({"traceback": True}, False),
+        ({"exit again": 2}, False),
+        ({"exit again": 2, "done": True}, True),
+        ({"exit again": 1, "done": True}, False),
+    ],
+)
+def test_a_row_is_right_only_if_nothing_is_wrong(change, expected):
+    assert is_right(ROW | change) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("vsae: stopped by SIGTERM; continue with `vsae eval run`", "eval run"),
+        ("continue from the last resume point with `torchrun --n 2 -m x`", "TORCHRUN --n 2 -m x"),
+        ("nothing was written; run the same command again", "as before"),
+        ("", "train --resume run"),
+    ],
+)
+def test_a_command_is_continued_as_it_says(said, expected, tmp_path):
+    (tmp_path / "run").mkdir()
+    child = type("Child", (), {"said": said, "folder": tmp_path})
+    expected = expected.replace("TORCHRUN", interruptions.TORCHRUN)
+    assert interruptions.continued(child, "as before") == expected
