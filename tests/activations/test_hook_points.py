@@ -225,6 +225,9 @@ def test_block_list_is_told_from_experts_norms_and_an_image_encoder():
     model = nn.ModuleDict({"encoder": _blocks(4), "decoder": _blocks(4)})
     message = error_of(lambda: block_list_path(model, config), LanguageModelError)
     assert "2 candidates (encoder, decoder)" in message
+    model = nn.ModuleDict({"norms": norms})
+    message = error_of(lambda: block_list_path(model, config), LanguageModelError)
+    assert "expected one candidate, found none" in message
 
 
 # Several places in one pass

@@ -318,9 +318,11 @@ def test_the_card_says_which_tokens_training_left_out(mixed):
     assert "left out" not in card("jane/saes", configs, {}, [])
     configs["top_k"]["run"]["settings"] |= {"remove_bos": True, "max_norm_multiple": 10.0}
     text = card("jane/saes", configs, {}, [])
-    assert (
-        "left out beginning-of-text tokens and tokens whose activation has a norm over 10" in text
-    )
+    words = "left out beginning-of-text tokens and tokens whose activation has a norm over 10"
+    assert f"The training {words}" in text
+    two = card("jane/saes", configs | {"b": configs["top_k"]}, {}, [])
+    assert f"The training of top_k {words}" in two
+    assert f"The training of b {words}" in two
 
 
 def config_of(dict_class, data=TEXT):
@@ -498,6 +500,15 @@ def test_an_export_is_pushed_with_the_run_folder_that_it_is_of(form, mixed):
     there = export(mixed / "top_k", form, tokens=200).folder
     with pytest.raises(HubError, match=rf"use `vsae push \S+top_k OWNER/NAME --format {form}`"):
         push(there, "jane/saes", dry_run=True)
+
+
+def test_an_export_without_its_run_folder_or_of_another_format_has_no_such_advice(mixed, tmp_path):
+    alone = export(mixed / "top_k", "sae-lens", out=tmp_path / "sae-lens", tokens=200).folder
+    other = export(mixed / "top_k", "safetensors", tokens=200).folder
+    for there in (alone, other):
+        with pytest.raises(HubError) as refused:
+            push(there, "jane/saes", dry_run=True)
+        assert "vsae push" not in refused.value.as_typed
 
 
 @pytest.mark.parametrize(("make", "repo", "message"), REFUSED)

@@ -158,6 +158,10 @@ def test_logits_and_alignment_are_those_of_the_decoder_direction(exported, train
         texts = [token_text(model.tokenizer, token) for token in top.indices.tolist()]
         assert feature["pos_str"] == texts
         assert sum(feature["logits_hist_data_bar_heights"]) == logits.shape[1]
+        middles = feature["logits_hist_data_bar_values"]
+        half = (middles[1] - middles[0]) / 2
+        assert middles[0] - half == pytest.approx(logits[index].min().item(), rel=1e-2)
+        assert middles[-1] + half == pytest.approx(logits[index].max().item(), rel=1e-2)
         most = int(directions[index].argmax())
         assert feature["neuron_alignment_indices"][0] == most
         share = directions[index][most] / directions[index].abs().sum()
