@@ -43,7 +43,7 @@ def test_a_command_without_flags_trains_with_the_defaults(command, monkeypatch, 
         (UserError(name="k_max", value=0, expected="x"), 2, "vsae: --k-max 0: expected x\n"),
         (UserError("a", instead=("use ", Setting("k", "x y"))), 2, "vsae: a; use --k 'x y'\n"),
         (Interrupted(SIGTERM, "continue with --resume"), 143, "vsae: continue with --resume\n"),
-        (KeyboardInterrupt(), 130, "vsae: stopped by SIGINT; run the same command again\n"),
+        (KeyboardInterrupt(), 130, "vsae: stopped by SIGINT\n"),
     ],
     ids=["done", "mistake", "a setting", "what to do", "SIGTERM", "Ctrl-C"],
 )

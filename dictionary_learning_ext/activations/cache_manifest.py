@@ -163,6 +163,11 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
         ) from error
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a cache, which its command continues if it is unfinished."""
+    return any((folder / name).is_file() for name in (MANIFEST, UNFINISHED))
+
+
 def finished_manifest(folder: Path) -> CacheManifest | None:
     """The manifest of a finished cache; None in a folder that is none.
 

@@ -251,7 +251,7 @@ def _require_added(model: LanguageModel, name: str, block: Any, parts: dict[str,
         paths = " and ".join(part.path.removeprefix(".") for part in parts.values())
         raise LanguageModelError(
             f"{name} can't be read in a {type(model._model).__name__}: the outputs of {paths} are not"
-            " what the block adds to the residual stream; use e.g. blocks.0.hook_resid_post"
+            f" what the block adds to the residual stream; use e.g. {name.rpartition('.')[0]}.hook_resid_post"
         )
 
 

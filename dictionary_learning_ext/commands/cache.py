@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..activations.cache_manifest import CacheDtype, finished_manifest, require_checksums
+from ..activations.cache_manifest import CacheDtype, finished_manifest, is_begun, require_checksums
 from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
 from ..errors import ActivationsError, Interrupted, in_shell
@@ -112,7 +112,10 @@ def run_cache(flags: CacheFlags) -> None:
                 before_batch=signals.check,
             )
     except Interrupted as stop:
-        message = f"stopped by {stop.signal.name}; run the same command again to continue the cache"
+        so_far = "nothing is cached yet"
+        if is_begun(folder):
+            so_far = "run the same command again to continue the cache"
+        message = f"stopped by {stop.signal.name}; {so_far}"
         raise Interrupted(stop.signal, message) from stop
     chosen = f" --hook {hooks[0]}\nor with --hook {' or '.join(hooks[1:])}"
     print(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..activations.cache_manifest import is_begun
 from ..config.architectures import ARCHITECTURES
 from ..config.presets import preset, quickstart
 from ..config.run import ReportOptions, RunConfig, TrainConfig, require_same
@@ -15,6 +16,8 @@ from .flags import Command, vsae
 
 HOOK = "blocks.2.hook_resid_post"
 """A middle layer of the embedded model, which has four."""
+CACHE = "cache"
+"""The folder of the cached activations, in save_dir."""
 CACHED = 400_000
 """Tokens that are cached, at most. Each training reads them several times, in an order of its own."""
 
@@ -82,7 +85,10 @@ def run(flags: QuickstartFlags) -> None:
         try:
             _train(seeds, has_started)
         except Interrupted as stop:
-            message = f"stopped by {stop.signal.name}; run the same command again to continue"
+            so_far = "nothing is cached yet"
+            if is_begun(folder / CACHE):
+                so_far = "run the same command again to continue"
+            message = f"stopped by {stop.signal.name}; {so_far}"
             raise Interrupted(stop.signal, message) from stop
     print(f"\n{_results(seeds)}")
     top_k, vsae_folder = (str(one) for one in seeds[0].folders)
@@ -106,7 +112,7 @@ def run(flags: QuickstartFlags) -> None:
     print(
         "\nNext:\n"
         f"  {vsae()} reproduce {in_shell(vsae_folder, others[1])}\n"
-        f"  {vsae()} train --activations {in_shell(folder / 'cache')} --hook {HOOK} --seed 7\n"
+        f"  {vsae()} train --activations {in_shell(folder / CACHE)} --hook {HOOK} --seed 7\n"
         f"  {vsae()} train --help"
     )
 
@@ -128,7 +134,7 @@ def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
         steps=flags.steps,
         eval_tokens=flags.eval_tokens,
         data_seed=seed,
-        activations=str(Path(flags.save_dir) / "cache"),
+        activations=str(Path(flags.save_dir) / CACHE),
         text_passes=1 + math.ceil(tokens / min(tokens, CACHED)),
         save_dir=flags.save_dir,
         overwrite=flags.overwrite,

@@ -29,6 +29,7 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
     for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
         assert settings[name] == getattr(recommended.sae, name), name
+    assert out.splitlines()[1] == f"Writing to {tmp_path / 'run'}"
     assert "near-dead" in out
     assert f"saved in {tmp_path / 'run'}" in out
     assert "from dictionary_learning_ext import load_dictionary\n" in out
@@ -36,6 +37,33 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 12 + 1, "a run this short is logged at each step"
     assert f"{vsae()} report {tmp_path / 'run'}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--model nobody", "language model './nobody' can't be loaded"),
+        ("--hook blocks.2", "use e.g. blocks.2.hook_resid_post"),
+        ("--ctx-len 100000", "use a shorter --ctx-len"),
+        ("--steps 1000000", "for 1,000,000 steps of 32"),
+        ("--dict-size 100000000000", "lower --dict-size"),
+        ("--device cuda:99", "--device cuda:99"),
+        ("--init-from nowhere", "no such folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_else_and_before_the_language_model_is_loaded(
+    flags, said, small, tmp_path, capsys, monkeypatch
+):
+    def loaded(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("dictionary_learning_ext.activations.inputs.load_model", loaded)
+    typed = shlex.split(flags.replace("nobody", "./nobody"))
+    assert main(["train", *small, *typed]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.out == ""
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bad_run_is_said_to_be_one(small, tmp_path, capsys):
@@ -155,8 +183,8 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
         "it, or start a new run with --config"
     )
     auto = ["train", f"--save-dir={folder}", "--resume=auto"]
-    said = refused([*auto, *flags, "--preset=quickstart"], capsys)
-    assert "--noise-to-signal 0.3, not 0.03125" in said
+    said = refused([*auto, *flags, "--noise-to-signal=0.2"], capsys)
+    assert "--noise-to-signal 0.3, not 0.2" in said
     assert said.endswith(
         f" --noise-to-signal 0.3), or `vsae train --resume {folder}`, or choose another"
         " --save-dir for a new run"

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -24,7 +25,13 @@ from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
+from dictionary_learning_ext.errors import (
+    ConfigError,
+    Interrupted,
+    LanguageModelError,
+    TextError,
+    TrainingError,
+)
 from dictionary_learning_ext.sweep import runner
 from dictionary_learning_ext.sweep.runner import chunks_of, progress, run_sweep
 from dictionary_learning_ext.sweep.sweep_file import configurations, read_sweep
@@ -173,6 +180,26 @@ def test_a_signal_says_how_to_continue_the_sweep(raised, number, configs, calls,
     assert str(stop.value).startswith(said)
     assert stop.value.exit_code == 128 + number
     assert len(calls) == 1
+
+
+def test_a_signal_before_the_first_run_leaves_nothing_and_advises_nothing(configs, calls, tmp_path):
+    calls.raised = [KeyboardInterrupt]
+    with pytest.raises(Interrupted) as stop:
+        run_sweep(configs, tmp_path / "s", command="vsae sweep x.yaml")
+    assert str(stop.value) == "stopped by SIGINT; no run was begun"
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_no_run_can_be_trained_with_is_said_before_the_sweep_begins(configs, calls, tmp_path):
+    def without_hook(config):
+        return replace(config, run=replace(config.run, hook="blocks.7"))
+
+    wrong = {name: without_hook(config) for name, config in configs.items()}
+    begun = []
+    with pytest.raises(LanguageModelError, match="no hook point 'blocks"):
+        run_sweep(wrong, tmp_path / "s", on_begin=begun.append)
+    assert begun == calls == []
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_failed_run_is_reported_after_the_others_and_wandb_groups_them(configs, calls, tmp_path):
