@@ -85,6 +85,8 @@ class CacheSettings:
     """Held-out tokens that were asked for."""
     eval_documents: int
     """Held-out documents that were asked for."""
+    text_column: str = "text"
+    """Of the text. Earlier versions had no other."""
 
 
 @dataclass(frozen=True)

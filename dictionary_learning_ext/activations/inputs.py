@@ -298,7 +298,9 @@ class _OfLanguageModel(Inputs):
         return {
             name: self._buffer(
                 name,
-                open_text(run.data, seed=run.data_seed, passes=run.text_passes),
+                open_text(
+                    run.data, seed=run.data_seed, passes=run.text_passes, column=run.text_column
+                ),
                 run.n_ctxs,
                 run.batch_size // self._share.count,
                 seed=run.data_seed,
@@ -333,14 +335,17 @@ class _OfLanguageModel(Inputs):
     def held_out(self, hook: str, tokens: int) -> HeldOut:
         run, batch = self._run, evaluation_batch(tokens)
         # The documents come from a stream of their own, so the buffer starts with them too.
-        text, documents = (open_text(run.data, split="heldout") for _ in range(2))
+        text, documents = (
+            open_text(run.data, split="heldout", column=run.text_column) for _ in range(2)
+        )
         buffer = self._buffer(hook, text, max(64, math.ceil(batch / run.ctx_len)), batch)
         buffer.order_matters = False  # all rows are summed
         return HeldOut.of_text(buffer, list(islice(documents, run.eval_documents)))
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         run, model = self._run, self.language_model
-        text = open_text(run.data, split=split, seed=run.data_seed if split == "train" else 0)
+        seed = run.data_seed if split == "train" else 0
+        text = open_text(run.data, split=split, seed=seed, column=run.text_column)
         stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
         return with_activations(stream, run, model, self.hooks[hook])
 

@@ -42,6 +42,8 @@ class CacheFlags:
     """The hook points, separated by commas. `vsae hooks` lists them."""
     data: str = RunConfig.data
     """The text, see `vsae train --help`."""
+    text_column: str = RunConfig.text_column
+    """The column that holds the documents, see `vsae train --help-all`."""
     tokens: int = 1_000_000
     """Tokens to train on, rounded up to whole contexts. A larger number makes a finished cache
     grow."""
@@ -84,6 +86,7 @@ def run_cache(flags: CacheFlags) -> None:
         model=flags.model,
         hook=flags.hook,
         data=flags.data,
+        text_column=flags.text_column,
         text_packing=flags.text_packing,
         text_passes=flags.text_passes,
         ctx_len=flags.ctx_len,

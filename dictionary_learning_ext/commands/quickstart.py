@@ -24,7 +24,7 @@ CACHED = 400_000
 
 @dataclass(frozen=True)
 class QuickstartFlags:
-    """Train a TopK SAE and a vSAE from two seeds each, and see which features come back."""
+    """Train TopK and a vSAE from two seeds; see which features come back."""
 
     save_dir: str = "runs/quickstart"
     """The folder for the four run folders, the cached activations and the report."""
@@ -79,11 +79,8 @@ def run(flags: QuickstartFlags) -> None:
     if all(has_started) and all(one.is_finished for one in seeds):
         print(f"{folder} holds these SAEs already; --overwrite trains them again.")
     else:
-        print(_INTRODUCTION, flush=True)
-        for of_former_saes in (page, report_files(page), page.with_name(INDEX)):
-            remove(of_former_saes)
         try:
-            _train(seeds, has_started)
+            _train(seeds, has_started, page)
         except Interrupted as stop:
             so_far = "nothing is cached yet"
             if is_begun(folder / CACHE):
@@ -142,7 +139,7 @@ def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
     return _OfSeed(config, quickstart(flags.steps, seed))
 
 
-def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
+def _train(seeds: list[_OfSeed], has_started: list[bool], page: Path) -> None:
     from ..activations.cache_writer import write_cache
     from ..training.loop import train
     from ..training.processes import interrupts
@@ -158,8 +155,11 @@ def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
             [HOOK],
             min(first.steps * first.batch_size, CACHED),
             dtype="float16",
+            on_plan=lambda _: print(_INTRODUCTION, flush=True),  # nothing is wrong with the folder
             before_batch=signals.check,
         )
+    for of_former_saes in (page, report_files(page), page.with_name(INDEX)):
+        remove(of_former_saes)
     for one, resume in zip(seeds, has_started, strict=True):
         if not (resume and one.is_finished):
             train(one.run, one.saes, resume=resume)

@@ -322,7 +322,15 @@ TRAIN = Command(
         *("seed", "device", "save_dir", "overwrite", "resume", "config"),
     ),
     rare=(
-        *("activations", "text_packing", "text_passes", "data_seed", "remove_bos", "n_ctxs"),
+        *(
+            "activations",
+            "text_column",
+            "text_packing",
+            "text_passes",
+            "data_seed",
+            "remove_bos",
+            "n_ctxs",
+        ),
         *("ctx_len", "eval_documents", "log_steps", "save_steps", "save_every", "wandb_project"),
         *("wandb_artifacts", "init_from", "k_anneal_steps", "select_by", "freeze_decoder"),
         *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype"),

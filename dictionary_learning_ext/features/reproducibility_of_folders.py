@@ -73,7 +73,7 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
     """
     folders = [one for one in (a, b) if isinstance(one, str | Path)]
     if len(folders) == 2:
-        warn_of_differences(_configs_of(folders))
+        warn_of_differences(comparable_configs(folders))
     return reproducibility(
         {name: decoder_directions(dictionary_of(sae)) for name, sae in (("a", a), ("b", b))}
     )
@@ -116,7 +116,7 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     language models, given twice, or not finished.
     """
     require_folders(folders)
-    configs = _configs_of(folders)
+    configs = comparable_configs(folders)
     directions, fve = {}, {}
     for folder, name in labels(configs).items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
@@ -141,11 +141,11 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _configs_of(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+def comparable_configs(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
     """Each folder's config.json.
 
     Raises: ReproducibilityError if a folder is given twice, however it is spelled, or unless all SAEs
-    are of one hook point of one language model.
+    are of one size, at one hook point of one language model.
     """
     seen: set[Path] = set()
     for folder in folders:
@@ -165,6 +165,12 @@ def _configs_of(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
                     (f"{folder}: its run has ", Setting(name, other), f", but {first} has {one!r}"),
                     instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
+    for folder in others:
+        sizes = [configs[one]["trainer"].get("dict_size") for one in (first, folder)]
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise ReproducibilityError(
+                f"{folder} has {sizes[1]} features, and {first} has {sizes[0]}: expected the same of both"
+            )
     return configs
 
 

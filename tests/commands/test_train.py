@@ -10,6 +10,8 @@ import pytest
 import torch as t
 from small_commands import content, refused, settings_of
 
+from dictionary_learning_ext.activations.cache_manifest import read_manifest
+from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
@@ -64,6 +66,40 @@ def test_what_is_wrong_is_said_before_anything_else_and_before_the_language_mode
     assert said in printed.err
     assert printed.out == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_the_text_may_be_in_another_column(small, text, tmp_path, capsys):
+    """Trained, cached and evaluated as from a column `text`."""
+    rows = [json.dumps({"text": d, "body": d[::-1]}) for d in open_text(text)]
+    swapped = [json.dumps({"body": d, "text": d[::-1]}) for d in open_text(text)]
+    for name, lines in (("text", rows), ("body", swapped)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    given = {
+        "text": ["--data", str(tmp_path / "text.jsonl")],
+        "body": ["--data", str(tmp_path / "body.jsonl"), "--text-column", "body"],
+    }
+    for name, flags in given.items():
+        assert main(["train", *small, *flags, "--save-dir", str(tmp_path / name)]) == 0
+    weights = [(tmp_path / name / "ae.pt").read_bytes() for name in given]
+    assert weights[0] == weights[1]
+    assert settings_of(tmp_path / "body")["text_column"] == "body"
+    metrics = tmp_path / "body" / "metrics.json"
+    before = metrics.read_text()
+    assert main(["eval", str(tmp_path / "body")]) == 0
+    assert metrics.read_text() == before
+    model = small[: small.index("--data")]
+    sizes = ["--ctx-len", "32", "--tokens", "2000", "--eval-tokens", "200"]
+    for name, flags in given.items():
+        assert main(["cache", str(tmp_path / f"c_{name}"), *model, *flags, *sizes]) == 0
+    digests = [read_manifest(tmp_path / f"c_{name}").digest for name in given]
+    assert digests[0] == digests[1]
+    start = starting_point({"activations": str(tmp_path / "c_body")})
+    assert start.run.text_column == "body"
+    capsys.readouterr()
+    wrong = ["--data", str(tmp_path / "body.jsonl"), "--text-column", "story"]
+    said = refused(["train", *small, *wrong, "--save-dir", tmp_path / "x"], capsys)
+    assert "has no column 'story', it has 'body', 'text'; name the one" in said
+    assert said.endswith("with --text-column")
 
 
 def test_a_bad_run_is_said_to_be_one(small, tmp_path, capsys):
@@ -186,7 +222,7 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     said = refused([*auto, *flags, "--noise-to-signal=0.2"], capsys)
     assert "--noise-to-signal 0.3, not 0.2" in said
     assert said.endswith(
-        f" --noise-to-signal 0.3), or `vsae train --resume {folder}`, or choose another"
+        f"(--noise-to-signal 0.3), or `vsae train --resume {folder}`, or choose another"
         " --save-dir for a new run"
     )
     # What only follows from a flag that differs is not named.

@@ -125,7 +125,7 @@ def test_saes_of_two_sizes_are_refused_and_nothing_else_is_said(
     wide = str(train(run, {"sae": SAEConfig(k=4, dict_size=2 * F)})["sae"])
     caplog.clear()
     assert main(["reproduce", seeds[1], wide]) == 2
-    assert f"wide has {2 * F} features of" in capsys.readouterr().err
+    assert f"wide has {2 * F} features" in capsys.readouterr().err
     assert not caplog.records
 
 
