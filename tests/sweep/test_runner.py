@@ -274,6 +274,39 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(config
     assert not (tmp_path / "s").exists()
 
 
+def older_names(folder):
+    """Give a sweep's folders the names, and its file the digest, of an earlier version."""
+    path = folder / "sweep.json"
+    manifest = json.loads(path.read_text())
+    runs = []
+    for name in manifest["runs"]:
+        runs.append(f"vsae_top_k_k4_F32_fixed_selection_annealed_{'x' * 60}_{name[-6:]}")
+        if (folder / name).exists():
+            (folder / name).rename(folder / runs[-1])
+    path.write_text(json.dumps(manifest | {"runs": runs, "digest": "of the names"}))
+    return runs
+
+
+def test_a_sweep_continues_folders_that_an_earlier_version_named(configs, calls, tmp_path):
+    """Three of its four runs are finished."""
+    run_sweep(configs, tmp_path, at_once=2)
+    for name, config in list(configs.items())[:3]:
+        finished(tmp_path / name, **config.to_dict())
+    path = tmp_path / "sweep.json"
+    older, last = older_names(tmp_path), list(configs)[3]
+    calls.clear()
+    found = run_sweep(configs, tmp_path)
+    assert calls == [([last], False, None)], "what has no folder yet gets today's name"
+    assert set(found) == {last, *(each for each in older if (tmp_path / each).exists())}
+    assert progress(tmp_path).startswith("3 of 4 runs are finished")
+    now = json.loads(path.read_text())
+    assert set(now["runs"]) == set(found)
+    assert now["at_once"] == 2
+    other = {name: replace(one, sae=replace(one.sae, lr=0.1)) for name, one in configs.items()}
+    with pytest.raises(ConfigError, match="holds another sweep"):
+        run_sweep(other, tmp_path)
+
+
 # --- chunks
 
 CONFIGS = dict.fromkeys("abcd", TrainConfig())
@@ -313,9 +346,9 @@ def test_runs_without_a_common_resume_point_are_trained_apart(points, expected, 
 # --- sweep.json
 
 
-def finished(folder, eval_tokens=100):
+def finished(folder, eval_tokens=100, **more):
     folder.mkdir(parents=True)
-    settings = {"run": {"settings": {"eval_tokens": eval_tokens}}}
+    settings = {"run": {"settings": {"eval_tokens": eval_tokens, **more}}}
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
 
