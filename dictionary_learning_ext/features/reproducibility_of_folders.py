@@ -4,6 +4,7 @@ show it. The measures are in reproducibility.py.
 
 import csv
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -208,16 +209,18 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def printed(found: ReproducibilityOfFolders) -> str:
-    """A table of the SAEs, and one of the means over pairs."""
+    """A table of the SAEs that fits the terminal, and one of the means over pairs."""
+    width = shutil.get_terminal_size().columns
     means = [[name, f"{value:.4f}"] for name, value in found.measured.means().items()]
     n = len(found.measured.pairs)
     return "\n\n".join(
         [
-            text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()]),
+            text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()], width),
             text_table(["", f"mean of {n} pairs" if n > 1 else "one pair"], means),
-            "returning: the share of features whose match in another SAE has at least this absolute\n"
-            "cosine. within: mean cosine to the nearest feature of the same SAE. PW-MCC: mean absolute\n"
-            "cosine of features matched one to one. null: that of random directions of the same covariance.",
+            "returning: the share of features whose match in another SAE has at least this\n"
+            "absolute cosine. within: mean cosine to the nearest feature of the same SAE.\n"
+            "PW-MCC: mean absolute cosine of features matched one to one. null: that of\n"
+            "random directions of the same covariance.",
         ]
     )
 
