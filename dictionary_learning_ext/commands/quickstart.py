@@ -24,7 +24,7 @@ CACHED = 400_000
 
 @dataclass(frozen=True)
 class QuickstartFlags:
-    """Train TopK and a vSAE from two seeds; see which features come back."""
+    """Train TopK and a vSAE from two seeds; see which features return."""
 
     save_dir: str = "runs/quickstart"
     """The folder for the four run folders, the cached activations and the report."""
