@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"vsae: {stop}", file=sys.stderr, flush=True)
         return stop.exit_code
     except KeyboardInterrupt:
-        print("vsae: stopped by SIGINT; run the same command again", file=sys.stderr)
+        print("vsae: stopped by SIGINT", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `vsae train --help | head`
         sys.stdout = None

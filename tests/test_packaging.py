@@ -150,7 +150,7 @@ def test_an_installed_wheel_runs_outside_the_repository(installed, settings, tmp
     assert run(vsae, "--help", cwd=tmp_path).startswith("usage: vsae")
     short = ["--steps", "6", "--eval-tokens", "2048", "--report", "False"]
     run(vsae, "quickstart", *short, cwd=tmp_path)
-    folders = [f"runs/quickstart/{name}" for name in ("vsae_annealed_selection", "top_k")]
+    folders = [f"runs/quickstart/{name}" for name in ("vsae_seed0", "top_k_seed0")]
     small = ["--tokens", "2000", "--map-tokens", "300", "--map-features", "40", "--synthesise", "1"]
     run(vsae, "report", folders[0], "--against", folders[1], *small, cwd=tmp_path)
     assert (tmp_path / folders[0] / "report.html").stat().st_size > 100_000

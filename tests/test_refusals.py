@@ -178,7 +178,7 @@ REFUSED = {
         (dict(decay_start=5, sparsity_warmup_steps=5), "decay_start=5: expected between 5 and"),
     ],
     options: [
-        (dict(name="recomended"), "preset='recomended': expected one of quickstart"),
+        (dict(name="recomended"), "preset='recomended': expected one of recommended"),
         (dict(k=49), "k=49: expected between 1 and dict_size=48"),
         (dict(k="4"), "k='4': expected a whole number"),
         (dict(activation_dim=0), "activation_dim=0: expected at least 1"),
@@ -202,7 +202,7 @@ REFUSED = {
     synthetic_settings: [
         (dict(model="synthetic:smal"), "… expected one of synthetic:small, synthetic:large; did"),
     ],
-    preset: [(dict(name="x"), "preset='x': expected one of quickstart, recommended")],
+    preset: [(dict(name="x"), "preset='x': expected one of recommended, paper")],
     from_flat: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],
 }
 """By call: what is given, and the message's start; … stands for anything."""

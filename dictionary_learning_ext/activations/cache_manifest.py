@@ -87,6 +87,8 @@ class CacheSettings(Checked):
     """Held-out tokens that were asked for."""
     eval_documents: int
     """Held-out documents that were asked for."""
+    text_column: str = "text"
+    """Of the text. Earlier versions had no other."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,11 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> CacheManifest | None:
         raise ActivationsError(
             f"{path}: damaged ({type(error).__name__}: {error}); {_REPAIR}"
         ) from error
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a cache, which its command continues if it is unfinished."""
+    return any((folder / name).is_file() for name in (MANIFEST, UNFINISHED))
 
 
 def finished_manifest(folder: Path) -> CacheManifest | None:

@@ -109,7 +109,7 @@ def write_cache(
     with locked(folder, _FOLDER):
         model = load_model(run)
         points = {name: find_hook(model, name) for name in hooks}
-        text = open_text(run.data, seed=data_seed)
+        text = open_text(run.data, seed=data_seed, column=run.text_column)
         settings = CacheSettings(
             model=run.model,
             language_model=weights_hash(model),
@@ -125,6 +125,7 @@ def write_cache(
             dtype=dtype,
             eval_tokens=run.eval_tokens,
             eval_documents=run.eval_documents if run.eval_tokens else 0,
+            text_column=run.text_column,
         )
         manifest = _so_far(folder, settings)
         written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
@@ -320,7 +321,7 @@ class _Writer:
     def _stream(self, split: Split) -> ContextStream:
         run, passes = self._run, self._run.text_passes if split == "train" else 1
         seed = self._settings.data_seed if split == "train" else 0  # the same for every data seed
-        text = open_text(run.data, split=split, seed=seed, passes=passes)
+        text = open_text(run.data, split=split, seed=seed, passes=passes, column=run.text_column)
         return ContextStream(text, self._model.tokenizer, run.ctx_len, packing=run.text_packing)
 
     def _read(
@@ -371,7 +372,9 @@ class _Writer:
     def _documents(self) -> CacheFile:
         """Write the held-out documents' tokens, cut to ctx_len."""
         run, path = self._run, self._folder / HELD_OUT / DOCUMENTS
-        documents = islice(open_text(run.data, split="heldout"), run.eval_documents)
+        documents = islice(
+            open_text(run.data, split="heldout", column=run.text_column), run.eval_documents
+        )
         stream = ContextStream(documents, self._model.tokenizer, run.ctx_len, packing="truncate")
         try:
             ids_BL, mask_BL = stream.next_batch(run.eval_documents)

@@ -123,9 +123,37 @@ def hook_names(name: str) -> list[str]:
 
     Raises: LanguageModelError if there is no such model, or its blocks can't be found.
     """
-    model: Any = empty_model(name)
-    blocks = model.get_submodule(block_list_path(model, model.config.get_text_config()))
-    return [f"blocks.{n}.{kind}" for n, block in enumerate(blocks) for kind in _kinds_of(block)]
+    return [
+        f"blocks.{n}.{kind}"
+        for n, block in enumerate(_blocks_of(empty_model(name)))
+        for kind in _kinds_of(block)
+    ]
+
+
+def _blocks_of(model: Any) -> Any:
+    """The decoder blocks of a transformers model."""
+    return model.get_submodule(block_list_path(model, model.config.get_text_config()))
+
+
+def require_hook(model: nn.Module, name: str) -> tuple[int, HookKind]:
+    """The block's number and the kind of a hook point of a transformers model. It needs no weights.
+
+    Raises: LanguageModelError if there is none of this name; see `find_hook`.
+    """
+    blocks = _blocks_of(model)
+    match = _HOOK_NAME.fullmatch(name)
+    layer = len(blocks) if match is None else int(match[1])
+    there = _kinds_of(blocks[layer if layer < len(blocks) else 0])
+    if match is not None and layer < len(blocks) and match[2] in there:
+        return layer, HOOK_KINDS[match[2]]
+    number = re.match(r"blocks\.(\d+)", name)
+    near = min(int(number[1]), len(blocks) - 1) if number else 0
+    kind = next((kind for kind in there if name.endswith(kind.removeprefix("hook_"))), there[0])
+    raise LanguageModelError(
+        f"there is no hook point {name!r} in this model: expected"
+        f" blocks.{{0..{len(blocks) - 1}}}.KIND, where KIND is {', '.join(there[:-1])} or"
+        f" {there[-1]}; use e.g. blocks.{near}.{kind}"
+    )
 
 
 def find_hook(model: LanguageModel, name: str) -> HookPoint:
@@ -143,22 +171,14 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
         LanguageModelError: the model has no such hook point (the message lists those it has), or
             its list of blocks can't be found.
     """
+    layer, kind = require_hook(model._model, name)
     config: Any = model.config.get_text_config()
     path = block_list_path(model._model, config)
     blocks: Any = model._model.get_submodule(path)
-    match = _HOOK_NAME.fullmatch(name)
-    layer = len(blocks) if match is None else int(match[1])
-    there = _kinds_of(blocks[layer if layer < len(blocks) else 0])
-    if match is None or layer >= len(blocks) or match[2] not in there:
-        raise LanguageModelError(
-            f"there is no hook point {name!r} in this model: expected"
-            f" blocks.{{0..{len(blocks) - 1}}}.KIND, where KIND is {', '.join(there[:-1])} or"
-            f" {there[-1]}; use e.g. blocks.0.{there[0]}"
-        )
     envoy: Any = model._envoy
     for part in path.split("."):
         envoy = getattr(envoy, part)
-    block, kind = envoy[layer], HOOK_KINDS[match[2]]
+    block = envoy[layer]
     if kind.part is None:
         return HookPoint(name, layer, kind.io, block, config.hidden_size)
     parts = {part: getattr(block, its) for part, its in _parts_of(blocks[layer]).items()}
@@ -231,7 +251,7 @@ def _require_added(model: LanguageModel, name: str, block: Any, parts: dict[str,
         paths = " and ".join(part.path.removeprefix(".") for part in parts.values())
         raise LanguageModelError(
             f"{name} can't be read in a {type(model._model).__name__}: the outputs of {paths} are not"
-            " what the block adds to the residual stream; use e.g. blocks.0.hook_resid_post"
+            f" what the block adds to the residual stream; use e.g. {name.rpartition('.')[0]}.hook_resid_post"
         )
 
 

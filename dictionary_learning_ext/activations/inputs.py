@@ -30,8 +30,15 @@ from ..config.synthetic_models import is_synthetic, require_synthetic_run, synth
 from ..errors import ActivationsError, LanguageModelError, Setting, TextError, listed
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
-from .hook_points import HookPoint, SharedPass, find_hook
-from .language_models import load_model, require_positions, settings_hash, weights_hash
+from .hook_points import HookPoint, SharedPass, find_hook, require_hook
+from .language_models import (
+    empty_model,
+    load_model,
+    load_tokenizer,
+    require_positions,
+    settings_hash,
+    weights_hash,
+)
 from .rows import ActivationReader
 from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
@@ -105,10 +112,6 @@ class Inputs(ABC):
     def hashes(self) -> dict[str, str]:
         """Hashes of what the batches depend on, which must not change before a resume."""
 
-    @abstractmethod
-    def require_enough(self) -> None:
-        """Raise a TextError if there is too little to train on."""
-
     def training_batches(self) -> Batches:
         """The batches to train on, from the first."""
         return Batches(self._run, self.hooks, self._sources())
@@ -181,6 +184,78 @@ def open_inputs(
     return kind(run, hooks, before_batch, share, language_model)
 
 
+def require_inputs(
+    run: RunConfig, hooks: Iterable[str], processes: int = 1, *, count_tokens: bool = True
+) -> None:
+    """Raise what can be known to be wrong with a run's inputs before a language model is loaded.
+
+    Arguments:
+        processes: how many share a batch.
+        count_tokens: whether there are enough tokens to train on is asked, too.
+
+    Raises: LanguageModelError if there is no such model or hook point; ConfigError for contexts that are
+        too long; TextError or ActivationsError for too little text or stored activations.
+    """
+    if is_synthetic(run.model):
+        return
+    if run.activations is not None:
+        if count_tokens:
+            _require_enough_stored(run, open_stored(run.activations), processes)
+        return
+    model = empty_model(run.model)
+    require_positions(run, model)
+    for hook in hooks:
+        require_hook(model, hook)
+    if count_tokens:
+        require_enough_text(run, load_tokenizer(run.model), processes)
+
+
+def _require_enough_stored(run: RunConfig, stored: StoredActivations, count: int) -> None:
+    """Where there may be too few tokens, that is logged.
+
+    How many are left out isn't known before they are read.
+    """
+    if run.eval_tokens:
+        _require_held_out(stored, run.eval_tokens)
+    contexts = sum(part.stop - part.start for part in stored.parts("train"))
+    # No process may be one context short.
+    there = int(stored.tokens["train"] * (contexts - contexts % count) / contexts)
+    need = run.steps * run.batch_size
+    leaves_out = run.remove_bos or run.max_norm_multiple is not None
+    spare = SPARE if leaves_out else 1
+    safe = math.ceil(spare * need)
+    if (found := run.text_passes * there) >= need:
+        if found < safe:
+            logger.warning(
+                "the activations in %s have %s tokens, %s of which are trained on, and some are"
+                " left out: the run may end before its last step; use --text-passes %d",
+                stored.folder,
+                f"{found:,}",
+                f"{need:,}",
+                run.text_passes + 1,
+            )
+        return
+    steps = int(found / spare) // run.batch_size
+    ways = [Setting("text_passes", math.ceil(safe / there))] if there else []
+    ways += [Setting("steps", steps)] if steps else []
+    times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
+    raise TextError(
+        f"the activations in {stored.folder} have {found:,} tokens{times}: expected {need:,} for"
+        f" {run.steps:,} steps of {run.batch_size:,}",
+        instead=("use ", *listed(ways)) if ways else f"cache at least {safe:,} tokens",
+    )
+
+
+def _require_held_out(stored: StoredActivations, tokens: int) -> None:
+    batch, there = evaluation_batch(tokens), stored.tokens["heldout"]
+    if there < batch:
+        raise ActivationsError(
+            f"{stored.folder} has {there:,} held-out tokens",
+            expected=f"at least {batch:,} to evaluate on",
+            instead=("use ", Setting("eval_tokens", 0)),
+        )
+
+
 def open_model(run: RunConfig) -> tuple[LanguageModel, HookPoint]:
     """A run's language model and hook point. Raises what `load_model` does."""
     model = load_model(run)
@@ -217,16 +292,15 @@ class _OfLanguageModel(Inputs):
             "tokenizer": self._fresh_hash or settings_hash(self.language_model),
         }
 
-    def require_enough(self) -> None:
-        require_enough_text(self._run, self.language_model.tokenizer, self._share.count)
-
     def _sources(self) -> dict[str, BatchSource]:
         run = self._run
         shared = SharedPass(self.language_model, [hook.place for hook in self.hooks.values()])
         return {
             name: self._buffer(
                 name,
-                open_text(run.data, seed=run.data_seed, passes=run.text_passes),
+                open_text(
+                    run.data, seed=run.data_seed, passes=run.text_passes, column=run.text_column
+                ),
                 run.n_ctxs,
                 run.batch_size // self._share.count,
                 seed=run.data_seed,
@@ -261,14 +335,17 @@ class _OfLanguageModel(Inputs):
     def held_out(self, hook: str, tokens: int) -> HeldOut:
         run, batch = self._run, evaluation_batch(tokens)
         # The documents come from a stream of their own, so the buffer starts with them too.
-        text, documents = (open_text(run.data, split="heldout") for _ in range(2))
+        text, documents = (
+            open_text(run.data, split="heldout", column=run.text_column) for _ in range(2)
+        )
         buffer = self._buffer(hook, text, max(64, math.ceil(batch / run.ctx_len)), batch)
         buffer.order_matters = False  # all rows are summed
         return HeldOut.of_text(buffer, list(islice(documents, run.eval_documents)))
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
         run, model = self._run, self.language_model
-        text = open_text(run.data, split=split, seed=run.data_seed if split == "train" else 0)
+        seed = run.data_seed if split == "train" else 0
+        text = open_text(run.data, split=split, seed=seed, column=run.text_column)
         stream = ContextStream(text, model.tokenizer, run.ctx_len, packing=run.text_packing)
         return with_activations(stream, run, model, self.hooks[hook])
 
@@ -313,51 +390,6 @@ class _Stored(Inputs):
         settings = manifest.settings
         return {"language_model": settings.language_model, "tokenizer": settings.tokenizer}
 
-    def require_enough(self) -> None:
-        """Where there may be too few tokens, that is logged.
-
-        How many are left out isn't known before they are read.
-        """
-        run, stored, count = self._run, self._stored, self._share.count
-        if run.eval_tokens:
-            self._require_held_out(run.eval_tokens)
-        contexts = sum(part.stop - part.start for part in stored.parts("train"))
-        # No process may be one context short.
-        there = int(stored.tokens["train"] * (contexts - contexts % count) / contexts)
-        need = run.steps * run.batch_size
-        leaves_out = run.remove_bos or run.max_norm_multiple is not None
-        spare = SPARE if leaves_out else 1
-        safe = math.ceil(spare * need)
-        if (found := run.text_passes * there) >= need:
-            if found < safe:
-                logger.warning(
-                    "the activations in %s have %s tokens, %s of which are trained on, and some are"
-                    " left out: the run may end before its last step; use --text-passes %d",
-                    stored.folder,
-                    f"{found:,}",
-                    f"{need:,}",
-                    run.text_passes + 1,
-                )
-            return
-        steps = int(found / spare) // run.batch_size
-        ways = [Setting("text_passes", math.ceil(safe / there))] if there else []
-        ways += [Setting("steps", steps)] if steps else []
-        times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
-        raise TextError(
-            f"the activations in {stored.folder} have {found:,} tokens{times}: expected {need:,} for"
-            f" {run.steps:,} steps of {run.batch_size:,}",
-            instead=("use ", *listed(ways)) if ways else f"cache at least {safe:,} tokens",
-        )
-
-    def _require_held_out(self, tokens: int) -> None:
-        batch, there = evaluation_batch(tokens), self._stored.tokens["heldout"]
-        if there < batch:
-            raise ActivationsError(
-                f"{self._stored.folder} has {there:,} held-out tokens",
-                expected=f"at least {batch:,} to evaluate on",
-                instead=("use ", Setting("eval_tokens", 0)),
-            )
-
     def _sources(self) -> dict[str, BatchSource]:
         run = self._run
         return {
@@ -385,7 +417,7 @@ class _Stored(Inputs):
 
     def held_out(self, hook: str, tokens: int) -> HeldOut:
         run, stored, batch = self._run, self._stored, evaluation_batch(tokens)
-        self._require_held_out(tokens)
+        _require_held_out(stored, tokens)
         rows = self._buffer(hook, max(batch, 64 * run.ctx_len), batch, split="heldout", seed=None)
         rows.order_matters = False  # all rows are summed
         if self.language_model is None or stored.manifest is None:
@@ -478,9 +510,6 @@ class _Synthetic(Inputs):
 
     def hashes(self) -> dict[str, str]:
         return {"language_model": model_hash(self._run.model), "tokenizer": UNKNOWN}
-
-    def require_enough(self) -> None:
-        """There always is."""
 
     def _sources(self) -> dict[str, BatchSource]:
         run = self._run

@@ -53,12 +53,19 @@ def load_language_model(
         ConfigError: the machine has no such device.
     """
     require_device(device)
+    tokenizer = load_tokenizer(name)
+    with _loading(name) as (source, options):
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    model = model.to(device).eval().requires_grad_(False)
+    logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
+    return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
+
+
+def load_tokenizer(name: str) -> Any:
+    """A language model's tokenizer, which can pad; see `load_language_model`."""
     with _loading(name) as (source, options):
         config = AutoConfig.from_pretrained(source, **options)
         tokenizer: Any = AutoTokenizer.from_pretrained(source, config=config, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, **options
-        )
     if tokenizer.pad_token is None:
         # nnsight and upstream's evaluate pad every batch of texts. Padding is masked, so any token
         # will do. The end-of-text token is one that the model already has.
@@ -70,9 +77,7 @@ def load_language_model(
         tokenizer.pad_token = tokenizer.eos_token
     # transformers 4 warns that nnsight pads a fast tokenizer's ids in a second step.
     getattr(tokenizer, "deprecation_warnings", {})["Asking-to-pad-a-fast-tokenizer"] = True
-    model = model.to(device).eval().requires_grad_(False)
-    logging.getLogger("nnsight").setLevel(logging.WARNING)  # it logs each trace at INFO
-    return cast(LanguageModel, LanguageModel(model, tokenizer=tokenizer))
+    return tokenizer
 
 
 def load_model(run: RunConfig) -> LanguageModel:
@@ -86,8 +91,8 @@ def load_model(run: RunConfig) -> LanguageModel:
     return model
 
 
-def require_positions(run: RunConfig, model: LanguageModel) -> None:
-    """Raise a ConfigError for contexts that are longer than the model has positions.
+def require_positions(run: RunConfig, model: Any) -> None:
+    """Raise a ConfigError for contexts that are longer than a language model has positions.
 
     Rotary positions would give other activations in silence.
     """

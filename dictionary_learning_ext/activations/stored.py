@@ -39,7 +39,7 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _EXPECTED = "expected rows, (n, D), in float32 or float16, or in bfloat16 in a .safetensors file"
 _HELD_OUT = 20
 """Without a held-out part, one in so many contexts is: the last ones."""
-_COMPARED = ("model", "data", "text_packing", "ctx_len")
+_COMPARED = ("model", "data", "text_column", "text_packing", "ctx_len")
 
 
 class Part(NamedTuple):
@@ -131,7 +131,7 @@ class StoredActivations:
         if self.manifest is None or not (run.data == "embedded" or Path(run.data).exists()):
             return None
         try:
-            found = open_text(run.data).state_dict()["fingerprint"]
+            found = open_text(run.data, column=run.text_column).state_dict()["fingerprint"]
         except TextError:
             return False
         return found == self.manifest.settings.text

@@ -35,7 +35,9 @@ _WAIT = "HF_HUB_ETAG_TIMEOUT"  # huggingface_hub's own wait for a first answer
 _SECONDS = 2.0
 
 
-def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int = 1) -> "TextStream":
+def open_text(
+    name: str, *, split: Split = "train", seed: int = 0, passes: int = 1, column: str = "text"
+) -> "TextStream":
     """Open a text as a stream of documents.
 
     Arguments:
@@ -53,6 +55,7 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
         seed: seeds the order of the embedded text, which differs from pass to pass. Other texts
             keep their order.
         passes: how often the text is read before it ends.
+        column: the one that holds the documents, in files of rows and on the hub.
 
     Raises:
         TextError: there is no such text, or the hub can't be reached.
@@ -65,13 +68,15 @@ def open_text(name: str, *, split: Split = "train", seed: int = 0, passes: int =
         source, has_split = _Passages(split, seed), True
     elif path.exists():
         files, has_split = _files_holding(path, split)
-        source = _Files(files)
+        source = _Files(files, column)
     elif names_a_file(name):
         what = "file" if name.endswith(SUFFIXES) else "file or folder"
         raise TextError(f"no {what} {name!r}: expected an existing {what}, or 'embedded'")
     else:
-        source, has_split = _open_hub_set(name, split)
-    return TextStream(name, source, split=split, seed=seed, passes=passes, every_20th=not has_split)
+        source, has_split = _open_hub_set(name, split, column)
+    identity = {"text": without_slash(name), "split": split, "seed": seed}
+    identity |= {"column": column} if column != "text" else {}  # earlier versions had no other
+    return TextStream(name, source, identity, passes=passes, every_20th=not has_split)
 
 
 def names_a_file(name: str) -> bool:
@@ -113,9 +118,8 @@ class TextStream(Iterator[str]):
         self,
         name: str,
         source: _Source,
+        identity: dict[str, Any],
         *,
-        split: Split,
-        seed: int,
         passes: int,
         every_20th: bool,
     ):
@@ -124,9 +128,9 @@ class TextStream(Iterator[str]):
         self.every_20th = every_20th
         self.file_bytes = source.file_bytes
         self._source = source
-        self._identity = {"text": without_slash(name), "split": split, "seed": seed}
+        self._identity = identity
         self._passes = passes
-        self._keep = split if every_20th else None
+        self._keep = identity["split"] if every_20th else None
         self._pass = 0
         self._index = 0  # documents read in this pass, of both splits
         self._documents = source.read(0, None)
@@ -169,7 +173,9 @@ class TextStream(Iterator[str]):
         Raises:
             TextError: it was taken from another text, split or seed, or the text has changed.
         """
-        was = {key: state[key] for key in self._identity} | {"text": without_slash(state["text"])}
+        names = ("text", "split", "seed", "column")
+        was = {name: state[name] for name in names if name in state}
+        was["text"] = without_slash(was["text"])
         if was != self._identity:
             raise TextError(
                 f"the run read {was} and can't resume with {self._identity}: expected the same"
@@ -225,7 +231,8 @@ class _Passages:
 class _Files:
     """The documents of several files, one file after the other, in the same order in each pass."""
 
-    def __init__(self, files: list[Path]):
+    def __init__(self, files: list[Path], column: str):
+        self._column = column
         self.file_bytes: int | None = sum(file.stat().st_size for file in files)
         self._files = files
 
@@ -236,7 +243,7 @@ class _Files:
     def _rest(self) -> Iterator[str]:
         for path in self._files[self._file :]:
             skip = self._row
-            for row, document in enumerate(read_documents(path), start=1):
+            for row, document in enumerate(read_documents(path, self._column), start=1):
                 if row > skip:
                     self._row = row
                     yield document
@@ -308,12 +315,13 @@ def _split_of(file: Path) -> str:
 
 
 class _HubSet:
-    """The `text` of the rows of a `datasets.IterableDataset`."""
+    """A column of the rows of a `datasets.IterableDataset`."""
 
     file_bytes: int | None = None
 
-    def __init__(self, dataset: Any, name: str):
+    def __init__(self, dataset: Any, name: str, column: str):
         self._dataset = dataset
+        self._column = column
         self._name = name
 
     def read(self, number: int, position: Any) -> Iterator[str]:
@@ -327,7 +335,7 @@ class _HubSet:
     def _texts(self) -> Iterator[str]:
         self._has_started = True
         for row in self._dataset:
-            yield text_of_row(row, f"the data set {self._name!r}")
+            yield text_of_row(row, self._column, f"the data set {self._name!r}")
 
     def position(self) -> Any:
         return self._dataset.state_dict() if self._has_started else self._start
@@ -336,7 +344,7 @@ class _HubSet:
         return str(self._dataset.info.version)
 
 
-def _open_hub_set(name: str, split: Split) -> tuple[_Source, bool]:
+def _open_hub_set(name: str, split: Split, column: str) -> tuple[_Source, bool]:
     """A data set on the hub, and whether it has a held-out split of its own."""
     import datasets.config
 
@@ -375,7 +383,7 @@ def _open_hub_set(name: str, split: Split) -> tuple[_Source, bool]:
             f"the data set {name!r} has the splits {', '.join(map(str, splits))}: expected one"
             " called 'train'"
         )
-    return _HubSet(splits[part], name), heldout is not None
+    return _HubSet(splits[part], name, column), heldout is not None
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 A document is
 
-- in .jsonl, .jsonl.zst and .parquet: a row's `text`;
+- in .jsonl, .jsonl.zst and .parquet: a row's `text`, or another column of it;
 - in a .txt with `<|endoftext|>` markers: the text between two markers;
 - in any other .txt: a group of whole paragraphs, up to 2,000 characters. Blank lines separate
   paragraphs.
@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import TextError, first_line
+from ..errors import Setting, TextError, first_line
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
 MARKER = "<|endoftext|>"
@@ -35,35 +35,45 @@ _CHUNK = 1 << 16  # bytes read at a time
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_documents(path: Path) -> Iterator[str]:
+def read_documents(path: Path, column: str = "text") -> Iterator[str]:
     """The documents of a file, in order. Some may be empty.
+
+    Arguments:
+        column: which holds them, in files of rows.
 
     Raises:
         TextError: the file is damaged, is not UTF-8 or holds null bytes, or a row is not JSON or
-            has no `text`.
+            has no such column.
     """
     if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
+        yield from _parquet_rows(path, column)
         return
     with path.open("rb") as file:
         if path.suffix == ".txt":
             split = _between_markers if _has_marker(path) else _paragraph_groups
             yield from split(_decoded(file, path))
         elif path.suffix == ".zst":
-            yield from _zst_rows(file, path)
+            yield from _zst_rows(file, path, column)
         else:
-            yield from _jsonl_rows(file, path)
+            yield from _jsonl_rows(file, path, column)
 
 
-def text_of_row(row: Any, where: str) -> str:
-    """A row's `text`. A null counts as an empty text."""
-    if not isinstance(row, dict) or "text" not in row:
-        has = ", ".join(map(repr, row)) if isinstance(row, dict) else f"a {type(row).__name__}"
-        raise TextError(f"{where} has no 'text', it has {has}: expected a column 'text'")
-    if not isinstance(row["text"], str | None):
-        kind = type(row["text"]).__name__
-        raise TextError(f"{where} has a 'text' of type {kind}: expected a string")
-    return row["text"] or ""
+def text_of_row(row: Any, column: str, where: str) -> str:
+    """A row's column of text. A null counts as an empty text."""
+    if not isinstance(row, dict):
+        raise TextError(f"{where} is a {type(row).__name__}: expected an object with {column!r}")
+    if column not in row:
+        raise TextError(
+            f"{where} has no column {column!r}, it has {', '.join(map(repr, row)) or 'none'}",
+            instead=("name the one that holds the text with ", Setting("text_column")),
+        )
+    if not isinstance(row[column], str | None):
+        kind = type(row[column]).__name__
+        raise TextError(
+            f"{where} has a {column!r} of type {kind}: expected a string",
+            instead=("name the column that holds the text with ", Setting("text_column")),
+        )
+    return row[column] or ""
 
 
 def require_no_surrogate(document: str, where: str) -> None:
@@ -82,7 +92,7 @@ def _not_utf8(where: str, offset: int) -> TextError:
     )
 
 
-def _parquet_rows(path: Path) -> Iterator[str]:
+def _parquet_rows(path: Path, column: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
@@ -91,34 +101,34 @@ def _parquet_rows(path: Path) -> Iterator[str]:
         raise TextError(f"{path} is not a Parquet file ({error}); write it again") from error
     with file:
         columns = file.schema_arrow.names
-        if "text" not in columns:
-            text_of_row(dict.fromkeys(columns), str(path))
+        if column not in columns:
+            text_of_row(dict.fromkeys(columns), column, str(path))
         row = 0
-        for batch in file.iter_batches(batch_size=256, columns=["text"]):
-            for text in batch.column("text"):
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            for text in batch.column(column):
                 row += 1
                 try:
                     document = text.as_py()
                 except UnicodeDecodeError as error:
                     raise _not_utf8(f"row {row} of {path}", error.start) from error
-                yield text_of_row({"text": document}, f"row {row} of {path}")
+                yield text_of_row({column: document}, column, f"row {row} of {path}")
 
 
-def _zst_rows(packed: BinaryIO, path: Path) -> Iterator[str]:
+def _zst_rows(packed: BinaryIO, path: Path, column: str) -> Iterator[str]:
     import zstandard
 
     # A file may consist of several compressed frames.
     reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
     try:
         with reader as file:
-            yield from _jsonl_rows(io.BufferedReader(file), path)
+            yield from _jsonl_rows(io.BufferedReader(file), path, column)
     except zstandard.ZstdError as error:
         raise TextError(
             f"{path} can't be decompressed ({error}): expected a zstandard file; download it again"
         ) from error
 
 
-def _jsonl_rows(file: BinaryIO, path: Path) -> Iterator[str]:
+def _jsonl_rows(file: BinaryIO, path: Path, column: str) -> Iterator[str]:
     offset = 0
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW), b""), start=1):
         where = f"line {number} of {path}"
@@ -133,7 +143,7 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Iterator[str]:
         offset += len(line)
         if text.isspace():
             continue
-        expected = 'expected one object per line, e.g. {"text": "…"}'
+        expected = f'expected one object per line, e.g. {{"{column}": "…"}}'
         try:
             row = json.loads(text)
         except json.JSONDecodeError as error:
@@ -141,7 +151,7 @@ def _jsonl_rows(file: BinaryIO, path: Path) -> Iterator[str]:
             raise TextError(f"{where} is not valid JSON ({what}): {expected}") from error
         except (RecursionError, ValueError) as error:  # nested too deep, or a huge integer
             raise TextError(f"{where} can't be read ({first_line(error)}): {expected}") from error
-        document = text_of_row(row, where)
+        document = text_of_row(row, column, where)
         if "\\u" in text:  # the only way for half a pair to get into a line of UTF-8
             require_no_surrogate(document, where)
         yield document

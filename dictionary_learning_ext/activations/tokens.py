@@ -308,7 +308,7 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
     train = _count_train(run, tokenizer, need)
     if train is not None and train.is_whole:
         _require_rows(run, train, need)
-    text = open_text(run.data, split="heldout")
+    text = open_text(run.data, split="heldout", column=run.text_column)
     if run.eval_tokens and text.file_bytes is not None:
         need = evaluation_batch(run.eval_tokens)
         if (rows := _count(run, tokenizer, text, need).rows) < need:
@@ -372,7 +372,8 @@ class _Counted(NamedTuple):
 
 def _count_train(run: RunConfig, tokenizer: Any, need: int) -> _Counted | None:
     """Count a run's text; None if it is on the hub, or far larger than the run needs."""
-    text, is_packed = open_text(run.data), run.text_packing == "pack"
+    text = open_text(run.data, column=run.text_column)
+    is_packed = run.text_packing == "pack"
     if text.file_bytes is None or (
         is_packed and text.file_bytes * run.text_passes >= _BYTES_PER_TOKEN * need
     ):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..activations.cache_manifest import CacheDtype, finished_manifest, require_checksums
+from ..activations.cache_manifest import CacheDtype, finished_manifest, is_begun, require_checksums
 from ..config.checks import require
 from ..config.run import Dtype, Packing, RunConfig
 from ..errors import ActivationsError, Interrupted, in_shell
@@ -42,6 +42,8 @@ class CacheFlags:
     """The hook points, separated by commas. `vsae hooks` lists them."""
     data: str = RunConfig.data
     """The text, see `vsae train --help`."""
+    text_column: str = RunConfig.text_column
+    """The column that holds the documents, see `vsae train --help-all`."""
     tokens: int = 1_000_000
     """Tokens to train on, rounded up to whole contexts. A larger number makes a finished cache
     grow."""
@@ -84,6 +86,7 @@ def run_cache(flags: CacheFlags) -> None:
         model=flags.model,
         hook=flags.hook,
         data=flags.data,
+        text_column=flags.text_column,
         text_packing=flags.text_packing,
         text_passes=flags.text_passes,
         ctx_len=flags.ctx_len,
@@ -112,7 +115,10 @@ def run_cache(flags: CacheFlags) -> None:
                 before_batch=signals.check,
             )
     except Interrupted as stop:
-        message = f"stopped by {stop.signal.name}; run the same command again to continue the cache"
+        so_far = "nothing is cached yet"
+        if is_begun(folder):
+            so_far = "run the same command again to continue the cache"
+        message = f"stopped by {stop.signal.name}; {so_far}"
         raise Interrupted(stop.signal, message) from stop
     chosen = f" --hook {hooks[0]}\nor with --hook {' or '.join(hooks[1:])}"
     print(

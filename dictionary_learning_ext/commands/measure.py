@@ -30,6 +30,8 @@ class InputFlags:
 class MeasuredFlags(InputFlags):
     """The activations to measure on, which may be stored."""
 
+    text_column: str | None = None
+    """The column of the text that holds the documents. Default: as in config.json."""
     activations: str | None = None
     """Read activations from this folder, see `vsae train --help-all`. Default: as in config.json. none:
     from the language model."""

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..activations.cache_manifest import is_begun
 from ..config.architectures import ARCHITECTURES
 from ..config.presets import preset, quickstart
 from ..config.run import ReportOptions, RunConfig, TrainConfig, require_same
@@ -15,13 +16,15 @@ from .flags import Command, vsae
 
 HOOK = "blocks.2.hook_resid_post"
 """A middle layer of the embedded model, which has four."""
+CACHE = "cache"
+"""The folder of the cached activations, in save_dir."""
 CACHED = 400_000
 """Tokens that are cached, at most. Each training reads them several times, in an order of its own."""
 
 
 @dataclass(frozen=True)
 class QuickstartFlags:
-    """Train a TopK SAE and a vSAE from two seeds each, and see which features come back."""
+    """Train TopK and a vSAE from two seeds; see which features return."""
 
     save_dir: str = "runs/quickstart"
     """The folder for the four run folders, the cached activations and the report."""
@@ -76,13 +79,13 @@ def run(flags: QuickstartFlags) -> None:
     if all(has_started) and all(one.is_finished for one in seeds):
         print(f"{folder} holds these SAEs already; --overwrite trains them again.")
     else:
-        print(_INTRODUCTION, flush=True)
-        for of_former_saes in (page, report_files(page), page.with_name(INDEX)):
-            remove(of_former_saes)
         try:
-            _train(seeds, has_started)
+            _train(seeds, has_started, page)
         except Interrupted as stop:
-            message = f"stopped by {stop.signal.name}; run the same command again to continue"
+            so_far = "nothing is cached yet"
+            if is_begun(folder / CACHE):
+                so_far = "run the same command again to continue"
+            message = f"stopped by {stop.signal.name}; {so_far}"
             raise Interrupted(stop.signal, message) from stop
     print(f"\n{_results(seeds)}")
     top_k, vsae_folder = (str(one) for one in seeds[0].folders)
@@ -106,7 +109,7 @@ def run(flags: QuickstartFlags) -> None:
     print(
         "\nNext:\n"
         f"  {vsae()} reproduce {in_shell(vsae_folder, others[1])}\n"
-        f"  {vsae()} train --activations {in_shell(folder / 'cache')} --hook {HOOK} --seed 7\n"
+        f"  {vsae()} train --activations {in_shell(folder / CACHE)} --hook {HOOK} --seed 7\n"
         f"  {vsae()} train --help"
     )
 
@@ -128,7 +131,7 @@ def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
         steps=flags.steps,
         eval_tokens=flags.eval_tokens,
         data_seed=seed,
-        activations=str(Path(flags.save_dir) / "cache"),
+        activations=str(Path(flags.save_dir) / CACHE),
         text_passes=1 + math.ceil(tokens / min(tokens, CACHED)),
         save_dir=flags.save_dir,
         overwrite=flags.overwrite,
@@ -136,7 +139,7 @@ def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
     return _OfSeed(config, quickstart(flags.steps, seed))
 
 
-def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
+def _train(seeds: list[_OfSeed], has_started: list[bool], page: Path) -> None:
     from ..activations.cache_writer import write_cache
     from ..training.loop import train
     from ..training.processes import interrupts
@@ -152,8 +155,11 @@ def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
             [HOOK],
             min(first.steps * first.batch_size, CACHED),
             dtype="float16",
+            on_plan=lambda _: print(_INTRODUCTION, flush=True),  # nothing is wrong with the folder
             before_batch=signals.check,
         )
+    for of_former_saes in (page, report_files(page), page.with_name(INDEX)):
+        remove(of_former_saes)
     for one, resume in zip(seeds, has_started, strict=True):
         if not (resume and one.is_finished):
             train(one.run, one.saes, resume=resume)

@@ -1,6 +1,7 @@
 """`vsae train`: one SAE, or one for each of several hook points."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -149,11 +150,15 @@ def run(flags: TrainFlags) -> None:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
             plan(run, saes, hooks, resume=resume)  # mistakes, before torch is imported, in seconds
-        if flags.resume in (None, AUTO) and processes.is_first:
-            print(_started_from(flags), flush=True)
         from ..training.loop import train
 
-        folders = train(run, saes, hooks=hooks, resume=resume)
+        def said(folders: Sequence[Path]) -> None:
+            if flags.resume in (None, AUTO):
+                print(_started_from(flags))
+            where = ", ".join(map(in_shell, folders))
+            print(f"{'Continuing' if resume else 'Writing to'} {where}", flush=True)
+
+        folders = train(run, saes, hooks=hooks, resume=resume, on_start=said)
         with processes.together():
             if processes.is_first:
                 _show(flags, run, list(folders.values()))
@@ -317,7 +322,15 @@ TRAIN = Command(
         *("seed", "device", "save_dir", "overwrite", "resume", "config"),
     ),
     rare=(
-        *("activations", "text_packing", "text_passes", "data_seed", "remove_bos", "n_ctxs"),
+        *(
+            "activations",
+            "text_column",
+            "text_packing",
+            "text_passes",
+            "data_seed",
+            "remove_bos",
+            "n_ctxs",
+        ),
         *("ctx_len", "eval_documents", "log_steps", "save_steps", "save_every", "wandb_project"),
         *("wandb_artifacts", "init_from", "k_anneal_steps", "select_by", "freeze_decoder"),
         *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype"),

@@ -16,7 +16,8 @@ from .synthetic_models import NO_HOOK
 
 LONGEST = 40
 """Characters of an automatic name."""
-_FIRST = (
+NAMED_FIRST = (
+    *("architecture", "k", "dict_size"),
     *(
         "hook",
         "model",
@@ -30,7 +31,7 @@ _FIRST = (
     ),
     *("data_seed", "data"),
 )
-"""Of the settings that differ from the preset, those that are named before others."""
+"""The settings that are named before others, if they differ."""
 _IN_NAMES = {"noise_to_signal": "noise", "kl_scope": "kl"} | dict.fromkeys(
     ("hook", "model", "noise_on", "posterior", "data"), ""
 )
@@ -72,7 +73,7 @@ def _differences(config: TrainConfig) -> list[str]:
         for name, value in config.to_dict().items()
         if name not in named and value not in (None, NO_HOOK, usual[name])
     }
-    order = [*(name for name in _FIRST if name in given), *given]
+    order = [*(name for name in NAMED_FIRST if name in given), *given]
     return list(dict.fromkeys(_part(name, given[name]) for name in order))
 
 

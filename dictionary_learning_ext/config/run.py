@@ -55,6 +55,8 @@ class RunConfig(Checked):
     .safetensors files with a row per token. Settings that a cache knows may be left out: model,
     hook, data, text_packing and ctx_len. none: from the language model, for a --config that has a
     folder."""
+    text_column: str = "text"
+    """The column of a .jsonl or .parquet file, or of a dataset on the hub, that holds the documents."""
     text_packing: Packing = "pack"
     """pack: documents follow each other, separated by an end-of-text token. truncate: one
     document per context."""

@@ -43,6 +43,7 @@ def evaluate_folders(
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
+    text_column: str | None = None,
     activations: str | None = None,
     device: str = "cpu",
     max_norm_multiple: float | None = None,
@@ -58,7 +59,7 @@ def evaluate_folders(
         folders: all trained on one language model. Those of one hook point are measured together.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
-        model, hook, data: as in the run's config.json by default. Folders that upstream's `trainSAE`
+        model, hook, data, text_column: as in the run's config.json by default. Folders that upstream's `trainSAE`
             wrote need them, unless their submodule_name is a hook point's.
         activations: a folder of stored activations to measure on, as in the run's config.json by
             default. "none": the language model's.
@@ -73,6 +74,7 @@ def evaluate_folders(
         "model": model,
         "hook": hook,
         "data": data,
+        "text_column": text_column,
         "activations": activations,
         "device": device,
         "max_norm_multiple": max_norm_multiple,
@@ -110,7 +112,7 @@ def open_folders(
     """Load run folders and the language model they share; see `evaluate_folders`.
 
     Arguments:
-        where: model, hook, data, activations, device, max_norm_multiple and remove_bos.
+        where: model, hook, data, text_column, activations, device, max_norm_multiple and remove_bos.
     """
     require_folders(folders)
     return _opened(

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..activations.positions import left_out
 from ..config.checks import meant
-from ..config.names import LONGEST, is_automatic
+from ..config.names import LONGEST, NAMED_FIRST, is_automatic
 from ..config.sae import MUCH_NOISE, SAEConfig
 from ..errors import ConfigError
 from ..run_folder.comparing import (
@@ -32,7 +32,8 @@ _REMEDIES = "See `When it goes wrong` in docs/settings.md."
 _FEWEST_SELECTIONS = 10
 """How often the average feature must have been selected for `alive` to say anything."""
 
-_NAMED_FIRST = ("architecture", "k", "dict_size", "hook")
+_LONGEST_LABEL = 24
+"""Characters of a label, where fewer settings tell SAEs apart: a table of them fits 80 columns."""
 _GAP = "  "
 
 
@@ -73,7 +74,7 @@ def printed(
     trained = training(dict(configs))
     different = [
         name
-        for name in unequal(list(trained.values()))
+        for name in differing_settings(trained)
         if any(
             f"{name}={setting_text(each.get(name))}" not in names[folder].split()
             and (name not in differing or each.get(name) != measured[folder].get(name))
@@ -263,24 +264,47 @@ def _is_unreadable(name: str) -> bool:
 
 
 def _by_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The settings that differ, the seeds last: as many as fit, or as many as it takes."""
-    different = [
-        name for name in unequal([*map(dict, settings.values())]) if name != "trainer_class"
+    """The settings that differ, the seeds last: those that tell SAEs apart, and others as far as they fit."""
+    order = [
+        *NAMED_FIRST,
+        *(name for name in differing_settings(settings) if name not in NAMED_FIRST),
     ]
-    seeds = {(each.get("seed"), each.get("data_seed")) for each in settings.values()}
-    if len(seeds) == len({seed for seed, _ in seeds}) and "seed" in different:
-        different = [name for name in different if name != "data_seed"]  # each seed has its own
-    called = dict.fromkeys(settings, "")
-    for name in sorted(different, key=lambda name: (name in SEEDS, name not in _NAMED_FIRST)):
-        longer = {
-            folder: f"{called[folder]} {_as_label(name, each.get(name))}".strip()
-            for folder, each in settings.items()
-        }
-        is_clear = len(set(called.values())) == len(called)
-        if is_clear and max(map(len, longer.values())) > LONGEST:
+    names = [
+        name
+        for name in sorted(order, key=SEEDS.__contains__)
+        if name in differing_settings(settings)
+    ]
+    chosen: list[str] = []
+    for name in names:
+        if len(_named(settings, [*chosen, name])) > len(_named(settings, chosen)):
+            chosen.append(name)
+    for name in names:
+        longer = [each for each in names if each in (*chosen, name)]
+        if max(map(len, _named(settings, longer))) > _LONGEST_LABEL:
             break
-        called = longer
-    return called
+        chosen = longer
+    return {folder: _label(each, chosen) for folder, each in settings.items()}
+
+
+def differing_settings(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The settings in which SAEs differ. Without data_seed, where each seed has its own.
+
+    Arguments:
+        settings: what each was trained with; see `training`.
+    """
+    names = [name for name in unequal([*map(dict, settings.values())]) if name != "trainer_class"]
+    seeds = {(each.get("seed"), each.get("data_seed")) for each in settings.values()}
+    follows = "seed" in names and len(seeds) == len({seed for seed, _ in seeds})
+    return [name for name in names if not (follows and name == "data_seed")]
+
+
+def _named(settings: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> set[str]:
+    """The labels that these settings give."""
+    return {_label(each, names) for each in settings.values()}
+
+
+def _label(settings: Mapping[str, Any], names: Sequence[str]) -> str:
+    return " ".join(filter(None, (_as_label(name, settings.get(name)) for name in names)))
 
 
 def _as_label(name: str, value: Any) -> str:

@@ -4,6 +4,7 @@ show it. The measures are in reproducibility.py.
 
 import csv
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -76,7 +77,7 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
     """
     folders = [one for one in (a, b) if isinstance(one, str | Path)]
     if len(folders) == 2:
-        warn_of_differences(_configs_of(folders))
+        warn_of_differences(comparable_configs(folders))
     return reproducibility(
         {name: decoder_directions(dictionary_of(sae)) for name, sae in (("a", a), ("b", b))}
     )
@@ -119,7 +120,7 @@ def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
     language models, given twice, or not finished.
     """
     require_folders(folders)
-    configs = _configs_of(folders)
+    configs = comparable_configs(folders)
     directions, fve = {}, {}
     for folder, name in labels(configs).items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
@@ -144,11 +145,11 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _configs_of(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+def comparable_configs(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
     """Each folder's config.json.
 
     Raises: ReproducibilityError if a folder is given twice, however it is spelled, or unless all SAEs
-    are of one hook point of one language model.
+    are of one size, at one hook point of one language model.
     """
     seen: set[Path] = set()
     for folder in folders:
@@ -168,6 +169,12 @@ def _configs_of(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
                     (f"{folder}: its run has ", Setting(name, other), f", but {first} has {one!r}"),
                     instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
+    for folder in others:
+        sizes = [configs[one]["trainer"].get("dict_size") for one in (first, folder)]
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise ReproducibilityError(
+                f"{folder} has {sizes[1]} features, and {first} has {sizes[0]}: expected the same of both"
+            )
     return configs
 
 
@@ -205,17 +212,19 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def printed(found: ReproducibilityOfFolders) -> str:
-    """A table of the SAEs, and one of the means over pairs."""
+    """A table of the SAEs that fits the terminal, and one of the means over pairs."""
+    width = shutil.get_terminal_size().columns
     means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]
     n = len(found.measured.pairs)
     return "\n\n".join(
         [
-            text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()]),
+            text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()], width),
             text_table(["", f"mean of {n} pairs" if n > 1 else "one pair"], means),
-            "returning: the share of features whose match in another SAE has at least this absolute\n"
-            "cosine. within: mean cosine to the nearest feature of the same SAE. PW-MCC: mean absolute\n"
-            "cosine of features matched one to one. null: that of random directions of the same covariance,\n"
-            f"averaged over draws until its standard error is below {NULL_ERROR:g}.",
+            "returning: the share of features whose match in another SAE has at least this\n"
+            "absolute cosine. within: mean cosine to the nearest feature of the same SAE.\n"
+            "PW-MCC: mean absolute cosine of features matched one to one. null: that of\n"
+            "random directions of the same covariance, averaged over draws until its standard\n"
+            f"error is below {NULL_ERROR:g}.",
         ]
     )
 

@@ -34,7 +34,11 @@ from ..features.directions import (
 )
 from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
 from ..features.reproducibility import RETURNING, FeatureScores
-from ..features.reproducibility_of_folders import ReproducibilityOfFolders, measured
+from ..features.reproducibility_of_folders import (
+    ReproducibilityOfFolders,
+    comparable_configs,
+    measured,
+)
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import of_one_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
@@ -137,7 +141,10 @@ def analyse(
     # What can fail comes before the text, which takes minutes.
     lens = LogitLens(language_model) if options.logits else None
     returning = {}
-    for folder, own in _seeds_of([*map(str, folders)], [*map(str, seeds)]).items():
+    seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
+    for folder, own in seeds_of.items():
+        comparable_configs([folder, *own])
+    for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
         returning[folder] = measured([folder, *own])
     collectors = {

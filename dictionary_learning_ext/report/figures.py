@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..config.names import LONGEST
 from ..errors import Setting
 from ..features.geometry import Geometry
 from ..features.reproducibility import RETURNING
@@ -86,10 +87,20 @@ def _line(index: int) -> dict[str, Any]:
     return {"color": SERIES[index % 6], "linestyle": _LINES[(index + index // 6) % 6]}
 
 
+def _add_legend(figure: Figure, ax: Any, columns: int) -> None:
+    """Below all panels, where names of any length cover none. The figure grows by it."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = columns if max(map(len, labels)) <= LONGEST else 1
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.15 * rows + 0.1)
+    place: Any = {"loc": "outside lower left", "ncols": columns}
+    figure.legend(handles, labels, frameon=False, fontsize=7, **place)
+
+
 def _training(analyses: list[Analysis]) -> Figure | None:
     titles = {
         "fve": "variance explained",
-        "l2_loss": "squared error per token (a vSAE's: with noise)",
+        "l2_loss": "squared error per token\n(a vSAE's: with noise)",
         "alive_in_batch": "features used in a batch",
         "kl_loss": "KL (nats per token)",
     }
@@ -105,7 +116,7 @@ def _training(analyses: list[Analysis]) -> Figure | None:
         ax.set(title=titles[name], xlabel="step")
         if name.endswith("loss"):
             ax.set_yscale("log")
-    axes[0].legend(frameon=False, fontsize=7)
+    _add_legend(figure, axes[0], 2)
     return figure
 
 
@@ -125,7 +136,7 @@ def _use(analyses: list[Analysis]) -> Figure | None:
             ax.hist(of_sae, bins=edges, histtype="step", label=label, **_line(index))
     axes[0].set(xlabel="log10 share of tokens that select a feature", ylabel="features")
     axes[1].set(xlabel="largest activation (magnitude)", ylabel="features", yscale="log")
-    axes[1].legend(frameon=False, fontsize=7)
+    _add_legend(figure, axes[1], 2)
     return figure
 
 
@@ -147,7 +158,7 @@ def _returning(analyses: list[Analysis]) -> Figure | None:
             axes[0].axvline(scores.null, linewidth=0.8, **_line(index))
     axes[0].axvline(RETURNING[0], color="black", linewidth=0.8)
     axes[0].set(xlabel="match in other seeds", ylabel="features", xlim=(0, 1))
-    axes[0].legend(frameon=False, fontsize=7)
+    _add_legend(figure, axes[0], 1)
     return figure
 
 
@@ -205,5 +216,5 @@ def _cosines(analyses: list[Analysis]) -> Figure | None:
             )
             axes[0].stairs(counts, edges, label=label, **_line(index))
     axes[0].set(xlabel="cosine of two decoder directions", ylabel="pairs", yscale="log")
-    axes[0].legend(frameon=False, fontsize=6, loc="lower center")
+    _add_legend(figure, axes[0], 1)
     return figure

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
-from ..evaluation.tables import setting_text
+from ..evaluation.tables import differing_settings, setting_text
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
@@ -32,7 +32,6 @@ from ..run_folder.comparing import (
     measured_differently,
     settings_of,
     training,
-    unequal,
 )
 from ..run_folder.files import (
     REPORT,
@@ -161,11 +160,12 @@ def _answer(analyses: Sequence[Analysis]) -> str | None:
 def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     """The settings in which they were trained differently, and each SAE's values."""
     configs = {one.label: one.config for one in analyses}
-    trained = list(training(configs).values())
+    trained = training(configs)
     architectures = [architecture_of(config) for config in configs.values()]
     rows = [("architecture", architectures)] if len(set(architectures)) > 1 else []
     return rows + [
-        (name, [setting_text(each.get(name)) for each in trained]) for name in unequal(trained)
+        (name, [setting_text(each.get(name)) for each in trained.values()])
+        for name in differing_settings(trained)
     ]
 
 

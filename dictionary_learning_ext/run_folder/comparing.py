@@ -24,12 +24,15 @@ MEASURED_ON = (
     "model",
     "hook",
     "data",
+    "text_column",
     "text_packing",
     "ctx_len",
     "dtype",
     *LEAVING_OUT,
 )
 """The settings that SAEs must share to be measured together."""
+_BEFORE = {"text_column": RunConfig.text_column}
+"""Of evaluations that were made before a setting was there: what it was."""
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -66,11 +69,11 @@ def evaluation_file(
     """
     settings = config.get("run", {}).get("settings", {})
     if former := former_evaluation(folder):
-        own = former.get("measured_on", {}) | {"tokens": former.get("tokens")}
+        own = _BEFORE | former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
     else:
-        own = settings | {"tokens": settings.get("eval_tokens")}
+        own = _BEFORE | settings | {"tokens": settings.get("eval_tokens")}
         same_tokens = own["tokens"] in (None, 0, tokens)
     other = {"step": metrics["step"]} if "step" in metrics else {}
     other |= {
@@ -127,7 +130,7 @@ def require_one_setting(
 
 def measurements(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What each of several metrics.json was measured on: its settings, and how many tokens."""
-    settings = {name: metrics.get("measured_on", {}) for name, metrics in results.items()}
+    settings = {name: _BEFORE | metrics.get("measured_on", {}) for name, metrics in results.items()}
     names = sorted({name for each in settings.values() for name in each})
     return {
         folder: {name: settings[folder].get(name) for name in names}
@@ -209,7 +212,11 @@ def of_one_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
     """
     groups: dict[str, list[str]] = {}
     for folder, trained in training(configs).items():
-        shared = {name: value for name, value in trained.items() if name not in SEEDS}
+        shared = {  # without defaults, as earlier versions lack some settings
+            name: value
+            for name, value in trained.items()
+            if name not in SEEDS and value != getattr(RunConfig, name, None)
+        }
         key = json.dumps([architecture_of(configs[folder]), shared], sort_keys=True, default=str)
         groups.setdefault(key, []).append(folder)
     return list(groups.values())

@@ -32,6 +32,7 @@ def run_of(
     device: str = "cpu",
     step: int | None = None,
     *,
+    text_column: str | None = None,
     activations: str | None = None,
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
@@ -78,6 +79,7 @@ def run_of(
     changes |= {
         "device": device,
         "activations": activations,
+        "text_column": text_column,
         "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
     }

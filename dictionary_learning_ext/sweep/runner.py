@@ -90,20 +90,18 @@ def run_sweep(
     on_begin(manifest)
     try:
         return _run(configs, save_dir, manifest, devices)
-    except KeyboardInterrupt as stop:
-        signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
+    except (KeyboardInterrupt, UserError) as stop:
         done = sum(is_done(save_dir / name) for name in configs)
-        raise Interrupted(
-            signal,
-            f"stopped by {signal.name}; {done} of {len(configs)} runs are finished; "
-            f"{manifest.how_to_continue}",
-        ) from stop
-    except UserError:
+        so_far = f"{done} of {len(configs)} runs are finished; {manifest.how_to_continue}"
         if not _has_begun(manifest, save_dir):
+            so_far = "no run was begun"
             remove(save_dir / SWEEP)
             if not any(save_dir.iterdir()):
                 remove(save_dir)
-        raise
+        if isinstance(stop, UserError):
+            raise
+        signal = stop.signal if isinstance(stop, Interrupted) else SIGINT
+        raise Interrupted(signal, f"stopped by {signal.name}; {so_far}") from stop
 
 
 def _run(

@@ -15,6 +15,7 @@ from ..config.checks import require_choice, require_lr_schedule, require_sizes, 
 from ..config.run import Dtype
 from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
 from .base import KAnnealing, SamplingTrainer, count_selection, product, require_device
+from .kernels import compiled
 from .kernels.products import StepForm
 from .kernels.select import top_k
 from .kernels.step import row_variance
@@ -191,6 +192,7 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         self.threshold_start_step = self.k_annealing.threshold_start(self.threshold_start_step)
         self.dead_feature_threshold = dead_feature_threshold
         self._start_training(UnitNormAdam(self.ae, self.lr))
+        compiled.serves(self.ae.encoder.weight)
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
         self.logging_parameters = ["temperature", "dead_features"]
         self.temperature = temperature_start

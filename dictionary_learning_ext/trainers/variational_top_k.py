@@ -37,6 +37,7 @@ from ..config.sae import (
 from ..errors import CheckpointError, ConfigError
 from .base import KAnnealing, SamplingTrainer, count_selection, require_device
 from .dictionaries import FromState, require_scale
+from .kernels import compiled
 from .kernels.products import StepForm, keep_freed_memory
 from .kernels.select import NOISE_STREAM, compared, draw_code
 from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
@@ -377,6 +378,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         self._start_training(UnitNormAdam(self.ae, self.lr))
         keep_freed_memory()
         self.form = StepForm.of(t.device(self.device))
+        for products in (t.float32, getattr(t, dtype)):
+            compiled.serves(self.ae.encoder.weight, products)
         if self.posterior_options.posterior != "point":
             self.noise_stream = NOISE_STREAM
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)

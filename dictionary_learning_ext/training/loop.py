@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
-from ..activations.inputs import Inputs, open_inputs
+from ..activations.inputs import Inputs, open_inputs, require_inputs
 from ..activations.tokens import Share
 from ..config.run import RunConfig
 from ..config.sae import SAEConfig
@@ -69,6 +69,7 @@ def train(
     resume: bool = False,
     group: str | None = None,
     named: bool = False,
+    on_start: Callable[[Sequence[Path]], None] = lambda folders: None,
 ) -> dict[str, Path]:
     """Train every SAE on the same text, save it and evaluate it on held-out text.
 
@@ -91,6 +92,8 @@ def train(
             `run`, `saes` and `hooks`.
         group: what wandb groups the runs by (default: the name of the folder that holds them).
         named: write a single SAE to a folder of its name in `run.save_dir`, too.
+        on_start: called by the first process, with the run folders, once all is checked that can be
+            before the language model is loaded (of a run that resumes: once its resume points are).
 
     Returns: the run folder of each.
 
@@ -108,14 +111,21 @@ def train(
                     report_finished(job.folder, job.config)
         else:
             run = replace(run, device=device)
-            _train(run, jobs, processes, resume=resume, group=group)
+            _train(run, jobs, processes, resume=resume, group=group, on_start=on_start)
     return {job.name: job.folder for job in jobs}
 
 
 def _train(
-    run: RunConfig, jobs: list[Job], processes: Processes, *, resume: bool, group: str | None
+    run: RunConfig,
+    jobs: list[Job],
+    processes: Processes,
+    *,
+    resume: bool,
+    group: str | None,
+    on_start: Callable[[Sequence[Path]], None],
 ) -> None:
     """See `train`. `run` has this process's device, the jobs the one given for all processes."""
+    folders, hooks = [job.folder for job in jobs], list(dict.fromkeys(job.hook for job in jobs))
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(interrupts(are_several=processes.are_several))
         with before_the_first_step():
@@ -130,11 +140,13 @@ def _train(
                 require_device(run.device)
                 require_memory(run, [job.config.sae for job in jobs], processes.local_count)
                 initial = [] if resume else [trained_sae(job.config.sae) for job in jobs]
-                share = Share(processes.rank, processes.count)
-                hooks = dict.fromkeys(job.hook for job in jobs)
-                inputs = open_inputs(run, hooks, signals.check, share)
                 if not resume and processes.is_first:
-                    inputs.require_enough()
+                    require_inputs(run, hooks, processes.count)
+            with processes.together():
+                if not resume and processes.is_first:
+                    on_start(folders)
+                share = Share(processes.rank, processes.count)
+                inputs = open_inputs(run, hooks, signals.check, share)
                 sources = inputs.training_batches()
                 jobs = [job.of_width(inputs.hooks[job.hook].activation_dim) for job in jobs]
                 depends_on = inputs.hashes() | {
@@ -144,6 +156,8 @@ def _train(
                 if resume and not points:
                     initial = [trained_sae(job.config.sae) for job in jobs]
                 signals.check()
+                if resume and processes.is_first:
+                    on_start(folders)
             processes.require_alike(depends_on)
             if points:
                 norm_factors = _continued(jobs, sources, points, processes)

@@ -103,7 +103,7 @@ def plan(
             require_free(job.folder, run.overwrite)
         reads_text = run.activations is None and not is_synthetic(run.model)
         if reads_text and names_a_file(run.data):
-            open_text(run.data, passes=run.text_passes)
+            open_text(run.data, passes=run.text_passes, column=run.text_column)
     return jobs
 
 

@@ -323,8 +323,7 @@ def before_the_first_step() -> Iterator[None]:
     except Interrupted as stop:
         raise Interrupted(
             stop.signal,
-            f"stopped by {stop.signal.name} before the first step; nothing was written or changed; "
-            "run the same command again",
+            f"stopped by {stop.signal.name} before the first step; nothing was written or changed",
         ) from stop
 
 

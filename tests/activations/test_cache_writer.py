@@ -82,9 +82,9 @@ def test_held_out_text_is_the_same_for_every_data_seed(cached_run, tmp_path, mon
     """As without a cache: SAEs of different data seeds are measured on the same tokens."""
     seeds = {}
 
-    def opened(name, *, split="train", seed=0, passes=1):
+    def opened(name, *, split="train", seed=0, **options):
         seeds[split] = seed
-        return open_text(name, split=split, seed=seed, passes=passes)
+        return open_text(name, split=split, seed=seed, **options)
 
     monkeypatch.setattr(cache_writer, "open_text", opened)
     monkeypatch.setattr(cache_writer._Writer, "_documents", lambda self: None)

@@ -97,14 +97,26 @@ def test_hook_point_says_where_it_is(tiny_lm: Any):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["blocks.3.hook_resid_post", "blocks.-1.hook_resid_post", "blocks.0.hook_z", "", "0"],
+    ("name", "suggested"),
+    [
+        ("blocks.2", "blocks.2.hook_resid_post"),
+        ("blocks.1.resid_pre", "blocks.1.hook_resid_pre"),
+        ("blocks.3.hook_mlp_out", "blocks.2.hook_mlp_out"),
+        ("blocks.-1.hook_resid_post", "blocks.0.hook_resid_post"),
+        ("blocks.0.hook_z", "blocks.0.hook_resid_post"),
+        ("", "blocks.0.hook_resid_post"),
+        ("0", "blocks.0.hook_resid_post"),
+    ],
 )
-def test_unknown_hook_point_lists_those_there_are(tiny_lm: LanguageModel, name: str):
+def test_unknown_hook_point_lists_those_there_are_and_suggests_one_that_is_near(
+    tiny_lm: LanguageModel, name: str, suggested: str
+):
     message = error_of(lambda: find_hook(tiny_lm, name), LanguageModelError)
     kinds = "hook_resid_post, hook_resid_pre, hook_attn_out or hook_mlp_out"
-    assert f"expected blocks.{{0..2}}.KIND, where KIND is {kinds}; use e.g. blocks.0." in message
+    assert f"expected blocks.{{0..2}}.KIND, where KIND is {kinds}; use e.g. " in message
+    assert message.endswith(f" {suggested}")
     assert repr(name) in message
+    find_hook(tiny_lm, suggested)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -151,7 +163,9 @@ def test_a_module_whose_output_is_not_what_is_added_is_refused(
     lm = lm_of(family)
     message = error_of(lambda: find_hook(lm, name.format(1)), LanguageModelError)
     assert message.startswith(f"{name.format(1)} can't be read in a ")
-    assert "not what the block adds to the residual stream; use e.g. blocks.0." in message
+    assert message.endswith(
+        f"what the block adds to the residual stream; use e.g. {POST.format(1)}"
+    )
     assert find_hook(lm, POST.format(1))
 
 

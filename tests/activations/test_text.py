@@ -286,6 +286,7 @@ def test_mistakes_with_a_hub_set_are_refused(hub_set, tmp_path):
     assert "'default'" in error_of(lambda: read(f"{name}:other"))
     pq.write_table(pa.table({"story": ["a"]}), tmp_path / name / "train.parquet")
     assert "it has 'story'" in error_of(lambda: read(name))
+    assert read(name, column="story") == ["a"]
     (tmp_path / name / "train.parquet").rename(tmp_path / name / "test.parquet")
     assert "has the splits test: expected one called 'train'" in error_of(lambda: read(name))
 

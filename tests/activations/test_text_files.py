@@ -122,8 +122,8 @@ FIRST = row(PLAIN)
         ("a.jsonl", b'{"text": "a\tb"}\n', "line 1 of {path} is not valid JSON (Invalid control"),
         ("a.jsonl", FIRST + b'{"text": "a", "n": ' + b"[" * 100_000, "line 2 of {path} can't be read"),
         ("a.jsonl", b'{"text": "", "n": ' + b"1" * 10_000 + b"}", "line 1 of {path} can't be read"),
-        ("a.jsonl", b'{"body": "x", "title": "y"}', "line 1 of {path} has no 'text', it has 'body', 't"),
-        ("a.jsonl", b'["x"]', "line 1 of {path} has no 'text', it has a list"),
+        ("a.jsonl", b'{"body": "x", "title": "y"}', "line 1 of {path} has no column 'text', it has 'body', 't"),
+        ("a.jsonl", b'["x"]', "line 1 of {path} is a list: expected an object with 'text'"),
         ("a.jsonl", b'{"text": 3}', "line 1 of {path} has a 'text' of type int"),
         ("a.jsonl", FIRST + row("the \ud800"), "line 2 of {path} holds half of a surrogate pair, '\\ud800'"),
         ("a.jsonl", row("a\udc00\ud800b"), "line 1 of {path} holds half of a surrogate pair, '\\udc00'"),
@@ -152,4 +152,30 @@ def test_damage_in_parquet_is_named_by_its_row_or_columns(tmp_path):
     pq.write_table(pa.table({"text": values}), path)
     assert error_of(lambda: read(path)).startswith(f"row 2 of {path} is not UTF-8 at byte 0:")
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), path)
-    assert "has no 'text', it has 'body', 'n'" in error_of(lambda: read(path))
+    message = error_of(lambda: read(path))
+    assert "has no column 'text', it has 'body', 'n'; name the one" in message
+    assert message.endswith("with text_column")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.parquet"])
+def test_another_column_may_hold_the_text(tmp_path, name):
+    """Beside a `text` that is none."""
+    rows = [{"text": n, "body": document} for n, document in enumerate(DOCUMENTS)]
+    lines = "".join(json.dumps(each) + "\n" for each in rows).encode()
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_bytes(zstandard.compress(lines) if name.endswith(".zst") else lines)
+    as_text = WRITERS["a.jsonl"](tmp_path / "text.jsonl", DOCUMENTS)
+    assert read(path, column="body") == read(as_text)
+    assert "has a 'text' of type int" in error_of(lambda: read(path))
+    assert "it has 'text', 'body'" in error_of(lambda: read(path, column="story"))
+    stream = open_text(str(path), column="body")
+    for _ in range(3):
+        next(stream)
+    again = open_text(str(path), column="body")
+    again.load_state_dict(stream.state_dict())
+    assert list(again) == list(stream)
+    message = error_of(lambda: open_text(str(path)).load_state_dict(stream.state_dict()))
+    assert "'column': 'body'" in message

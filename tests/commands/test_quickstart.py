@@ -10,8 +10,13 @@ import pytest
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import Interrupted
+from dictionary_learning_ext.features.reproducibility_of_folders import measured
 
 SHORT = ["quickstart", "--steps", "12", "--eval-tokens", "500"]
+
+
+FOLDER = Path("runs/quickstart")
+NAMES = ["top_k_seed0", "vsae_seed0", "top_k_seed1", "vsae_seed1"]
 
 
 @pytest.fixture
@@ -26,68 +31,118 @@ def again(quickstart_run, tmp_path, monkeypatch):
     return trained
 
 
-def test_quickstart_ends_with_the_table_and_what_to_try_next(quickstart_run):
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())["run"]["settings"]
+
+
+def test_quickstart_ends_with_the_answer_and_what_to_try_next(quickstart_run):
     folder, out = quickstart_run
-    for name in ("top_k", "vsae_paper", "vsae_annealed_selection"):
-        assert (folder / "runs" / "quickstart" / name / "ae.pt").exists()
-        assert re.search(rf"^{name} +-?0\.\d", out, re.M)
-        config = json.loads((folder / "runs" / "quickstart" / name / "config.json").read_text())
-        assert config["run"]["settings"]["max_norm_multiple"] == 10.0, "as recommended has"
-    assert "Open runs/quickstart/report.html in a browser" in out
-    reported = (folder / "runs" / "quickstart" / "report.html").read_text().split()
-    names = ["vsae_annealed_selection", "top_k", "vsae_paper"]
-    assert [Path(name).name for name in reported] == names
+    for name in NAMES:
+        settings = settings_of(folder / FOLDER / name)
+        seed = int(name[-1])
+        assert (settings["seed"], settings["data_seed"]) == (seed, seed)
+        assert settings["hook"] == "blocks.2.hook_resid_post", "a middle layer"
+        assert settings["activations"] == str(FOLDER / "cache"), "the language model runs once"
+        assert settings["max_norm_multiple"] == 10.0, "as recommended has"
+    assert re.search(r"^TopK +-?\d\.\d+ .* \d+\.\d% +-?0\.\d{4}$", out, re.M)
+    answer = re.search(
+        r"^At .*\(FVE \S+ and \S+\), (\d+)% of (.+) features come back with", out, re.M
+    )
+    shown = reproducibility_of(folder / FOLDER, "vsae")
+    assert answer[1] == f"{100 * shown:.0f}"
+    assert answer[2] != "TopK", "the vSAE comes first"
+    assert f"and {100 * reproducibility_of(folder / FOLDER, 'top_k'):.0f}% of TopK features" in out
+    assert f"Open {FOLDER / 'report.html'} in a browser" in out
+    reported = (folder / FOLDER / "report.html").read_text().split()
+    assert [Path(name).name for name in reported] == ["vsae_seed0", "top_k_seed0"]
     commands = re.findall(r"^  \S*vsae (\w+) ", out.partition("Next:")[2], re.M)
-    assert commands == ["train", "compare", "train"]
+    assert commands == ["reproduce", "train", "train"]
+
+
+def reproducibility_of(folder, name):
+    """The share of the first seed's features that come back."""
+    return measured([folder / f"{name}_seed{seed}" for seed in range(2)]).returns
 
 
 def test_a_second_quickstart_shows_what_is_there_and_how_to_do_it_again(again, capsys):
-    page = Path("runs/quickstart/report.html")
+    page = FOLDER / "report.html"
     before = page.read_bytes()
     assert main(SHORT) == 0
     out = capsys.readouterr().out
     assert "runs/quickstart holds these SAEs already; --overwrite trains them again" in out
-    assert re.search(r"^top_k +-?0\.\d", out, re.M)
+    assert re.search(r"^TopK +-?0\.\d", out, re.M)
+    assert "Training two" not in out
     assert page.read_bytes() == before
     assert again == []
 
 
-def test_a_quickstart_with_other_flags_does_not_overwrite(again, capsys):
-    assert main([*SHORT, "--seed", "1"]) == 2
-    said = capsys.readouterr().err
-    assert "--seed 0, not 1; overwrite it with --overwrite, or choose another --save-dir" in said
+def test_a_quickstart_with_other_flags_does_not_overwrite_and_says_nothing_else(again, capsys):
+    assert main([*SHORT[:1], "--steps", "13", *SHORT[3:]]) == 2
+    printed = capsys.readouterr()
+    assert "--steps 12, not 13; overwrite it with --overwrite, or choose another" in printed.err
+    assert printed.out == ""
     assert again == []
-    assert Path("runs/quickstart/report.html").is_file()
+    assert (FOLDER / "report.html").is_file()
 
 
-def test_no_report_of_former_saes_is_left_and_without_evaluation_there_is_no_table(again, capsys):
-    folder = Path("runs/quickstart")
-    (folder / "report_files").mkdir()
-    (folder / "report_files" / "x").write_text("")
-    (folder / "index.html").write_text("")
+def test_a_folder_that_can_not_hold_the_cache_is_refused_before_anything_is_said(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (FOLDER / "cache").mkdir(parents=True)
+    (FOLDER / "cache" / "notes.txt").write_text("mine")
+    assert main(SHORT) == 2
+    printed = capsys.readouterr()
+    assert "holds no cache but other files (notes.txt)" in printed.err
+    assert printed.out == ""
+
+
+def test_no_report_of_former_saes_is_left_and_the_second_seed_is_the_next(again, capsys):
+    for name in ("report_files/x", "index.html"):
+        (FOLDER / name).parent.mkdir(exist_ok=True)
+        (FOLDER / name).write_text("")
+    shutil.copytree(FOLDER / "vsae_seed1", FOLDER / "vsae_seed2")
+    shutil.copytree(FOLDER / "top_k_seed1", FOLDER / "top_k_seed2")
     flags = ["--seed", "1", "--eval-tokens", "0", "--overwrite", "--report", "False"]
     assert main([*SHORT, *flags]) == 0
-    ((run, saes),) = again
-    assert run.overwrite
-    assert {sae.seed for sae in saes.values()} == {1}
+    for (run, saes), seed in zip(again, (1, 2), strict=True):
+        assert run.overwrite
+        assert run.data_seed == seed
+        assert {sae.seed for sae in saes.values()} == {seed}
+        assert list(saes) == [f"top_k_seed{seed}", f"vsae_seed{seed}"]
     for name in ("report.html", "report_files", "index.html"):
-        assert not (folder / name).exists()
+        assert not (FOLDER / name).exists()
     out = capsys.readouterr().out
-    assert "held-out text" not in out
+    assert "come back with another seed" in out
     assert "Next:" in out
 
 
-def test_an_interrupted_quickstart_continues(again, monkeypatch, capsys):
-    for metrics in Path("runs/quickstart").glob("*/metrics.json"):
-        metrics.rename(metrics.with_name("later"))
+def test_an_interrupted_quickstart_continues_with_what_is_missing(again, monkeypatch, capsys):
+    """The second seed was being trained."""
+    for name in NAMES[2:]:
+        (FOLDER / name / "metrics.json").unlink()
 
     def stopped(run, saes, *, resume):
+        assert list(saes) == NAMES[2:]
         assert resume
         assert not run.overwrite
         raise Interrupted(SIGINT)
 
     monkeypatch.setattr("dictionary_learning_ext.training.loop.train", stopped)
     assert main(SHORT) == 130
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().err.endswith(
         "vsae: stopped by SIGINT; run the same command again to continue\n"
     )
+
+
+def test_a_quickstart_that_is_stopped_before_there_is_a_cache_advises_nothing(
+    tmp_path, monkeypatch, capsys
+):
+    def stopped(*_, **__):
+        raise Interrupted(SIGINT)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dictionary_learning_ext.activations.cache_writer.load_model", stopped)
+    for command in (SHORT, ["cache", "cache"]):
+        assert main(command) == 130
+        assert capsys.readouterr().err == "vsae: stopped by SIGINT; nothing is cached yet\n"

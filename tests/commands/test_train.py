@@ -10,6 +10,8 @@ import pytest
 import torch as t
 from small_commands import content, refused, settings_of
 
+from dictionary_learning_ext.activations.cache_manifest import read_manifest
+from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.flags import parse, vsae
 from dictionary_learning_ext.commands.train import TRAIN, starting_point
@@ -29,6 +31,7 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
     settings, recommended = settings_of(tmp_path / "run"), preset("recommended", steps=12)
     for name in ("noise_on", "noise_to_signal", "noise_anneal_steps", "kl_scope", "beta", "lr"):
         assert settings[name] == getattr(recommended.sae, name), name
+    assert out.splitlines()[1] == f"Writing to {tmp_path / 'run'}"
     assert "near-dead" in out
     assert f"saved in {tmp_path / 'run'}" in out
     assert "from dictionary_learning_ext import load_dictionary\n" in out
@@ -36,6 +39,67 @@ def test_train_prints_what_it_starts_from_where_the_sae_lies_and_what_it_is_wort
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 12 + 1, "a run this short is logged at each step"
     assert f"{vsae()} report {tmp_path / 'run'}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--model nobody", "language model './nobody' can't be loaded"),
+        ("--hook blocks.2", "use e.g. blocks.2.hook_resid_post"),
+        ("--ctx-len 100000", "use a shorter --ctx-len"),
+        ("--steps 1000000", "for 1,000,000 steps of 32"),
+        ("--dict-size 100000000000", "lower --dict-size"),
+        ("--device cuda:99", "--device cuda:99"),
+        ("--init-from nowhere", "no such folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_else_and_before_the_language_model_is_loaded(
+    flags, said, small, tmp_path, capsys, monkeypatch
+):
+    def loaded(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("dictionary_learning_ext.activations.inputs.load_model", loaded)
+    typed = shlex.split(flags.replace("nobody", "./nobody"))
+    assert main(["train", *small, *typed]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_text_may_be_in_another_column(small, text, tmp_path, capsys):
+    """Trained, cached and evaluated as from a column `text`."""
+    rows = [json.dumps({"text": d, "body": d[::-1]}) for d in open_text(text)]
+    swapped = [json.dumps({"body": d, "text": d[::-1]}) for d in open_text(text)]
+    for name, lines in (("text", rows), ("body", swapped)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    given = {
+        "text": ["--data", str(tmp_path / "text.jsonl")],
+        "body": ["--data", str(tmp_path / "body.jsonl"), "--text-column", "body"],
+    }
+    for name, flags in given.items():
+        assert main(["train", *small, *flags, "--save-dir", str(tmp_path / name)]) == 0
+    weights = [(tmp_path / name / "ae.pt").read_bytes() for name in given]
+    assert weights[0] == weights[1]
+    assert settings_of(tmp_path / "body")["text_column"] == "body"
+    metrics = tmp_path / "body" / "metrics.json"
+    before = metrics.read_text()
+    assert main(["eval", str(tmp_path / "body")]) == 0
+    assert metrics.read_text() == before
+    model = small[: small.index("--data")]
+    sizes = ["--ctx-len", "32", "--tokens", "2000", "--eval-tokens", "200"]
+    for name, flags in given.items():
+        assert main(["cache", str(tmp_path / f"c_{name}"), *model, *flags, *sizes]) == 0
+    digests = [read_manifest(tmp_path / f"c_{name}").digest for name in given]
+    assert digests[0] == digests[1]
+    start = starting_point({"activations": str(tmp_path / "c_body")})
+    assert start.run.text_column == "body"
+    capsys.readouterr()
+    wrong = ["--data", str(tmp_path / "body.jsonl"), "--text-column", "story"]
+    said = refused(["train", *small, *wrong, "--save-dir", tmp_path / "x"], capsys)
+    assert "has no column 'story', it has 'body', 'text'; name the one" in said
+    assert said.endswith("with --text-column")
 
 
 def test_a_bad_run_is_said_to_be_one(small, tmp_path, capsys):
@@ -155,10 +219,10 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
         "it, or start a new run with --config"
     )
     auto = ["train", f"--save-dir={folder}", "--resume=auto"]
-    said = refused([*auto, *flags, "--preset=quickstart"], capsys)
-    assert "--noise-to-signal 0.3, not 0.03125" in said
+    said = refused([*auto, *flags, "--noise-to-signal=0.2"], capsys)
+    assert "--noise-to-signal 0.3, not 0.2" in said
     assert said.endswith(
-        f" --noise-to-signal 0.3), or `vsae train --resume {folder}`, or choose another"
+        f"(--noise-to-signal 0.3), or `vsae train --resume {folder}`, or choose another"
         " --save-dir for a new run"
     )
     # What only follows from a flag that differs is not named.
@@ -166,6 +230,47 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     said = refused([*auto, *without_steps, "--seed=0"], capsys)
     assert "the run has --steps 12, not 1000; use the flags" in said
     assert "started with (--steps 12), or `vsae train --resume" in said
+
+
+OLDER = "vsae_top_k_k4_F32_fixed_selection_kl-selected_annealed_beta0.03_noise0.3_seed0_344f4b"
+"""As an earlier version named a folder."""
+
+
+def test_auto_finds_a_run_by_its_settings_where_an_earlier_version_named_its_folder(
+    flags, trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "vsae", Path("runs", OLDER))
+    shutil.copytree(trained / "top_k", Path("runs", "vsae_top_k_k4_F32_seed0_123456"))
+    damaged = Path("runs", "vsae_top_k_k4_F32_seed0_654321")
+    damaged.mkdir()
+    (damaged / "config.json").write_text("{")
+    chosen = Path("runs", "mine")
+    shutil.copytree(trained / "vsae", chosen)
+    before = content(tmp_path)
+    assert main(["train", *flags, "--resume=auto"]) == 0
+    printed = capsys.readouterr()
+    assert f"saved in {Path('runs', OLDER)}" in printed.out
+    assert "Writing to" not in printed.out
+    assert content(tmp_path) == before, "it is finished"
+    assert main(["train", *flags, "--resume=auto", "--seed=1"]) == 0
+    (new,) = {path.parent for path in tmp_path.glob("runs/*/ae.pt")} - {p.parent for p in before}
+    assert len(new.name) <= 40
+    assert settings_of(new)["seed"] == 1
+    assert f"Writing to {new.relative_to(tmp_path)}\n" in capsys.readouterr().out
+
+
+def test_a_run_that_resumes_says_where_it_continues(small, tmp_path, capsys):
+    assert main(["train", *small, "--save-every", "6"]) == 0
+    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / "ae.pt").unlink()
+    for flags in (["train", "--resume", str(tmp_path / "run")], ["train", *small, "--resume=auto"]):
+        capsys.readouterr()
+        flags += ["--save-every", "6"] if "--resume=auto" in flags else []
+        assert main(flags) == 0
+        (tmp_path / "run" / "metrics.json").unlink()
+        (tmp_path / "run" / "ae.pt").unlink()
+        assert f"Continuing {tmp_path / 'run'}\n" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_trained_longer_by_the_command_that_the_error_names(

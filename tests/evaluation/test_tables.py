@@ -1,9 +1,12 @@
 """Tables of SAEs: what commands print, what SAEs are called, and text in columns."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
+from dictionary_learning_ext.config.names import automatic_name
+from dictionary_learning_ext.config.presets import preset
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError
@@ -135,6 +138,41 @@ def test_settings_that_differ_beside_the_architecture_are_shown():
     ]
     alike = config("top_k", beta=None, eval_tokens=200, save_dir="y")
     assert "also differ" not in printed(results, {"a": one, "b": alike})
+
+
+def of_two_seeds(config):
+    """config.json of two seeds of a setting, by their automatic names, as training writes it."""
+    configs = {}
+    for seed in range(2):
+        run = config.updated({"seed": seed, "data_seed": seed}, "x")
+        run = replace(run, sae=run.sae.resolve(run.run.steps, run.run.batch_size))
+        settings = replace(run, sae=run.sae.with_sigma(128, run.run.normalize)).to_dict()
+        trainer = {"dict_class": "X"}
+        configs[f"runs/{automatic_name(run)}"] = {"trainer": trainer, "run": {"settings": settings}}
+    return configs
+
+
+def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
+    """Seeds that have their own data seed; sigma that nobody set and noise_to_signal gives."""
+    here = {"model": "embedded", "data": "embedded", "max_norm_multiple": 10.0}
+    here |= {"dtype": "float32", "ctx_len": 128}
+    recommended = preset("recommended").updated(here, "x")
+    for other, shown_once, unset in (
+        (preset("paper", 1000).updated(here, "x"), ["lr", "sigma", "noise_on"], ["data_seed"]),
+        (recommended.updated({"k": 64}, "x"), ["k"], ["sigma", "data_seed", "noise_to_signal"]),
+        (recommended.updated({"noise_to_signal": 0.5}, "x"), ["noise_to_signal"], ["sigma"]),
+    ):
+        configs = of_two_seeds(recommended) | of_two_seeds(other)
+        folders = {folder: measured() for folder in configs}
+        text = shown(folders, configs, None, dict.fromkeys(configs, 0.25))
+        assert max(map(len, text.splitlines())) <= 80
+        heads = [line.split() for line in text.splitlines() if not re.search("seed=[01]", line)]
+        words = [word for head in heads for word in head]
+        names = list(labels(configs).values())
+        assert all(text.count(f"{name} ") == text.count(f"{names[0]} ") > 0 for name in names)
+        for name in shown_once:
+            assert words.count(name) + (f"{name}=" in text) == 1, (name, text)
+        assert not {*unset, "seed"} & {*words}, text
 
 
 def test_what_was_measured_as_it_was_trained_is_shown_once():

@@ -125,7 +125,7 @@ def test_planted_features_return_and_others_do_not():
     )
     assert scores.words(0) == "comes back in 2 of 2 seeds, mean match 1.00"
     only = FeatureScores(np.array([0.5]), np.array([0]), 1, 0.0)
-    assert only.words(0) == "comes back in 0 of 1 seed, mean match 0.50"
+    assert only.words(0) == "does not come back, match 0.50"
 
 
 def turned(unit_FD, cosine, seed):

@@ -17,6 +17,7 @@ from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.reproducibility_of_folders import (
     measured,
+    returning_of,
     warn_of_differences,
 )
 from dictionary_learning_ext.run_folder.reading import read_config
@@ -136,7 +137,7 @@ def test_saes_of_two_sizes_are_refused_and_nothing_else_is_said(
     wide = str(train(run, {"sae": SAEConfig(k=4, dict_size=2 * F)})["sae"])
     caplog.clear()
     assert main(["reproduce", seeds[1], wide]) == 2
-    assert f"wide has {2 * F} features of" in capsys.readouterr().err
+    assert f"wide has {2 * F} features" in capsys.readouterr().err
     assert not caplog.records
 
 
@@ -172,6 +173,22 @@ def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
 def test_a_mistake_is_one_line(given, message, seeds, capsys):
     assert main(["reproduce", *(each.format(seeds[0]) for each in given)]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(seeds, tmp_path):
+    """seeds[3] has another k, and a seed that is there twice is left out with its group."""
+    configs = {folder: read_config(folder) for folder in seeds.values()}
+    found = returning_of(configs)
+    alike = [seeds[0], seeds[1], seeds[2]]
+    expected = measured(alike).measured
+    assert found == pytest.approx({one: expected.returning(Path(one).name)[0.7] for one in alike})
+    assert returning_of({one: configs[one] for one in (seeds[0], seeds[3])}) == {}
+    twice = changed(seeds[1], tmp_path / "twice")
+    assert returning_of(configs | {twice: read_config(twice)}) == {}
+    # Written before there was a setting that has its default.
+    older = {one: read_config(one) for one in alike[:2]}
+    del older[alike[0]]["run"]["settings"]["text_column"]
+    assert set(returning_of(older)) == set(alike[:2])
 
 
 # --- agreement

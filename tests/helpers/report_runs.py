@@ -6,12 +6,14 @@ import json
 import re
 import shlex
 import shutil
+import warnings
 
 import pytest
 import torch as t
 import transformers
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.config.names import LONGEST
 
 HOSTILE = (
     "</script><script>document.title='owned'</script>",
@@ -79,6 +81,42 @@ def seeded_report(seeds, runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("seeded") / "seeded.html"
     others = ["--against", str(runs[1]), "--seeds", *map(str, seeds[1:])]
     assert main(["report", str(seeds[0]), *others, "--out", str(out), *QUICK]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def long_names(runs, tmp_path_factory):
+    """A folder of six SAEs: three with names of 40 characters that somebody chose, one of them without
+    a place to break it, and three with automatic ones, which are called by their settings."""
+    folder = tmp_path_factory.mktemp("long") / "runs"
+    names = [
+        "a_name_that_somebody_chose_for_an_sae_01",
+        "x" * LONGEST,
+        "another-one-of-the-longest-legal-names-2",
+        *(
+            f"vsae_k4_F32_beta0.03_noise0.3_seed{i}_00aa1{i}".rjust(LONGEST, "v")[-LONGEST:]
+            for i in range(3)
+        ),
+    ]
+    for number, name in enumerate(names):
+        assert len(name) == LONGEST
+        copy = shutil.copytree(runs[0], folder / name)
+        config = json.loads((copy / "config.json").read_text())
+        changes = {"seed": number, "data_seed": number, "lr": 0.00123 * (1 + number // 4)}
+        config["run"]["settings"] |= changes | {"beta": 0.0123 if number < 4 else 0.123}
+        (copy / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def long_report(long_names, tmp_path_factory):
+    """Of these six, with the second as a seed of the first."""
+    out = tmp_path_factory.mktemp("long_report") / "long.html"
+    first, second, *others = map(str, sorted(long_names.iterdir()))
+    beside = ["--against", *others, "--seeds", second, "--out", str(out)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # as where no room is left in a figure
+        assert main(["report", first, *beside, *QUICK, "--synthesise", "0"]) == 0
     return out
 
 

@@ -1,5 +1,7 @@
 """In which order a report is made, what its SAEs are called, and which values are starred."""
 
+import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,17 +11,42 @@ import torch as t
 from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
+from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
-from dictionary_learning_ext.report.analysis import analyse, headline, labels_of
+from dictionary_learning_ext.report.analysis import analyse, headline
 
 OPTIONS = ReportOptions(tokens=600, split="train", synthesise=0, map_tokens=300)
 
 
-def test_alike_names_are_told_apart():
-    assert labels_of(["runs/a", "runs/b"]) == ["a", "b"]
-    assert labels_of(["one/a", "two/a"]) == ["one/a", "two/a"]
-    with pytest.raises(ConfigError, match="runs/a is given twice"):
-        labels_of(["runs/a", "runs/../runs/a"])
+def test_a_folder_given_twice_is_refused(runs):
+    with pytest.raises(ConfigError, match="is given twice"):
+        analyse([runs[0], runs[0] / ".." / runs[0].name], OPTIONS)
+
+
+def test_seeds_that_do_not_fit_are_refused_before_a_step_is_said(runs, seeds, tmp_path):
+    other = shutil.copytree(seeds[1], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["run"]["settings"]["hook"] = "blocks.1.hook_resid_post"
+    (other / "config.json").write_text(json.dumps(config))
+    said = []
+    with pytest.raises(ReproducibilityError, match=r"blocks\.1"):
+        analyse([seeds[0]], OPTIONS, seeds=[seeds[2], other], on_step=said.append)
+    assert said == []
+
+
+def test_each_seed_belongs_to_the_folder_of_its_setting(runs, seeds, tmp_path):
+    """runs[0] has the setting of the seeds, runs[1] is a TopK SAE."""
+    vsae, top_k = map(str, runs)
+    of_top_k = shutil.copytree(runs[1], tmp_path / "top_k_seed1")
+    config = json.loads((of_top_k / "config.json").read_text())
+    config["run"]["settings"] |= {"seed": 1, "data_seed": 1}
+    (of_top_k / "config.json").write_text(json.dumps(config))
+    others = [str(seeds[1]), str(of_top_k), str(seeds[2])]
+    expected = {top_k: [others[1]], vsae: [others[0], others[2]]}
+    assert module._seeds_of([top_k, vsae], others) == expected
+    assert list(module._seeds_of([top_k, vsae], others)) == [top_k, vsae]
+    assert module._seeds_of([top_k], others[:1]) == {top_k: others[:1]}, "where no setting fits"
+    assert module._seeds_of([top_k], []) == {}
 
 
 def test_mistakes_come_up_before_the_text_is_read(runs, monkeypatch):
@@ -54,7 +81,8 @@ METRICS = {"fve": 0.9, "l0": 16.0, "tokens": 1000}
 def analysis(label, metrics=None):
     """An SAE of a report, without its weights."""
     statistics = SimpleNamespace(alive_F=t.tensor([True, False]), tokens=600)
-    return SimpleNamespace(label=label, metrics=METRICS | (metrics or {}), statistics=statistics)
+    metrics = METRICS | (metrics or {})
+    return SimpleNamespace(label=label, metrics=metrics, statistics=statistics, returning=None)
 
 
 def stars(*analyses):
@@ -83,7 +111,17 @@ def test_an_sae_that_explains_little_gets_no_star(fve, starred):
     good = analysis("good", {"fve": 0.9, "near_dead_0.1": 0.1, "stability_rms": 0.6})
     found = stars(good, broken)
     assert found["Variance explained (FVE)"] == ["good"]
-    assert found["Almost never used (near-dead < 0.1)"] == found["Selection stability"] == starred
+    assert found["Almost never used (near-dead < 0.1)"] == starred
+
+
+def test_features_that_come_back_are_starred_where_several_saes_have_seeds():
+    one, other, without = analysis("a"), analysis("b"), analysis("c")
+    one.returning, other.returning = SimpleNamespace(returns=0.3), SimpleNamespace(returns=0.4)
+    assert stars(one, other, without)["Features that come back"] == ["b"]
+    assert stars(one, without)["Features that come back"] == []
+    other.metrics = METRICS | {"fve": 0.1}
+    assert stars(one, other)["Features that come back"] == []
+    assert "Features that come back" not in stars(without)
 
 
 def test_equal_and_missing_values_get_no_star():

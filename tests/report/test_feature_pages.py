@@ -10,7 +10,9 @@ from dictionary_learning_ext.features.collector import LEAST_SELECTIONS, ranking
 from dictionary_learning_ext.features.reproducibility import FeatureScores
 from dictionary_learning_ext.report.feature_pages import cards
 
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", ",", " One"]
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+WORDS = [*(f" {word}" for word in NUMBERS), ",", " One", "ing", "\ufffd"]
+COMMA, ONE, FRAGMENT, BYTE = range(10, 14)
 MANY = list(range(8))
 
 
@@ -27,7 +29,8 @@ def contexts(tokens_F):
     return SimpleNamespace(ids_FTW=t.tensor(padded)[:, :, None], at=0)
 
 
-def comparison(tokens_F, count_F=None, pages=100):
+def comparison(tokens_F, count_F=None, pages=100, promoted=None):
+    """A report on an SAE whose features fire on these tokens, and promote those."""
     count_F = t.tensor([len(tokens) for tokens in tokens_F] if count_F is None else count_F)
     statistics = SimpleNamespace(
         top=contexts(tokens_F),
@@ -42,58 +45,91 @@ def comparison(tokens_F, count_F=None, pages=100):
         statistics=statistics,
         ranking=ranking_of(statistics),
         scores=None,
+        promoted=promoted and SimpleNamespace(indices_Fn=t.tensor(promoted)),
     )
     return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))
+
+
+def shown(report):
+    """Its cards, without the headings of their groups."""
+    return [card for _, group in cards(report, Words()) for card in group]
 
 
 def test_the_examples_fire_on_one_token_on_a_few_and_on_many():
     """Most features fire on one token, and yet not all of the examples do."""
     single = [[token] * 8 for token in range(8)]
-    few = [[8] * 4 + [3] * 4]
-    found = cards(comparison([*single, few[0], [9, *MANY[1:]]]), Words())
-    assert [card.n_tokens for card in found] == [1] * 7 + [2, 8]
-    assert {card.feature for card in found} >= {8, 9}
-    assert found[-1].fires_on == ["ten", "two", "three"]
+    found = shown(comparison([*single, [8] * 4 + [3] * 4, [9, *MANY[1:]]]))
+    assert sorted(card.n_tokens for card in found) == [1] * 7 + [2, 8]
+    assert [card.n_tokens for card in found[:3]] == [8, 2, 1], "what is not a single word first"
+    assert found[0].fires_on == ["ten", "two", "three"]
 
 
-def test_they_are_of_the_sae_with_the_highest_measured_fve():
-    unmeasured, measured = comparison([[0] * 8]), comparison([[1] * 8])
-    unmeasured.analyses[0].metrics = {"fve": None}
+def test_without_seeds_they_are_of_the_sae_with_the_highest_measured_fve():
+    report, measured = comparison([[0] * 8]), comparison([[1] * 8])
+    report.analyses[0].metrics = {"fve": None}
     measured.analyses[0].label = "b"
-    unmeasured.analyses += measured.analyses
-    assert [card.sae for card in cards(unmeasured, Words())] == ["b"]
+    report.analyses += measured.analyses
+    assert [(heading, len(group)) for heading, group in cards(report, Words())] == [("", 1)]
+    assert [card.sae for card in shown(report)] == ["b"]
+    assert [card.returns for card in shown(report)] == [None]
 
 
 @pytest.mark.parametrize(
-    ("tokens", "fires_on"), [([0] * 4 + [11] * 4, ["one"]), ([0] * 4 + [1] * 4, ["one", "two"])]
+    ("tokens", "fires_on"),
+    [([0] * 4 + [ONE] * 4, ["one"]), ([0] * 4 + [1] * 4, ["one", "two"])],
 )
 def test_a_card_counts_the_tokens_of_its_random_contexts_whatever_their_case(tokens, fires_on):
-    found = comparison([[0] * 8])
-    found.analyses[0].statistics.sampled = contexts([tokens])
-    (card,) = cards(found, Words())
+    report = comparison([[0] * 8])
+    report.analyses[0].statistics.sampled = contexts([tokens])
+    (card,) = shown(report)
     assert card.n_tokens == len(fires_on)
     assert card.fires_on == fires_on
 
 
 def test_two_examples_do_not_show_one_token():
-    found = cards(comparison([[2] * 8, [2] * 8, [2] * 5 + [3] * 3, [4] * 8]), Words())
-    assert [card.fires_on[0] for card in found] == ["three", "five"]
+    found = shown(comparison([[2] * 8, [2] * 8, [2] * 5 + [3] * 3, [4] * 8]))
+    assert sorted(card.fires_on[0] for card in found) == ["five", "three"]
 
 
-def test_rare_features_and_punctuation_are_no_examples():
+def test_rare_features_punctuation_and_fragments_are_no_examples():
     rare = LEAST_SELECTIONS - 1
-    assert cards(comparison([[0] * rare, [10] * 8]), Words()) == []
-    (card,) = cards(comparison([[0] * rare, [1] * 8]), Words())
+    assert shown(comparison([[0] * rare, [COMMA] * 8, [FRAGMENT] * 8, [BYTE] * 8])) == []
+    (card,) = shown(comparison([[0] * rare, [1] * 8]))
     assert card.feature == 1
-    assert cards(comparison([[0] * 8], pages=1), Words()) != []
+    assert shown(comparison([[0] * 8], pages=1)) != []
 
 
-def test_a_card_says_whether_its_feature_comes_back():
-    found = comparison([[0] * 8, [1] * 8])
-    assert [card.returns for card in cards(found, Words())] == [None, None]
-    found.analyses[0].scores = FeatureScores(np.array([0.9, 0.2]), np.array([2, 0]), 2, 0.1)
-    said = {card.feature: card.returns for card in cards(found, Words())}
-    assert said == {
-        0: "comes back in 2 of 2 seeds, mean match 0.90",
-        1: "comes back in 0 of 2 seeds, mean match 0.20",
-    }
+def test_what_is_promoted_is_left_out_where_it_is_mostly_fragments():
+    """And features that promote words come first."""
+    noise, mixed, words = (
+        [FRAGMENT, BYTE, FRAGMENT, 3],
+        [4, 5, 6, FRAGMENT],
+        [7, 8, 9, 3],
+    )
+    found = shown(comparison([[0] * 8, [1] * 8, [2] * 8], promoted=[noise, mixed, words]))
+    assert [card.feature for card in found] == [1, 2, 0]
+    assert [card.promotes for card in found] == [
+        [" five", " six", " seven"],
+        [" eight", " nine", " ten", " four"],
+        [],
+    ]
+
+
+def test_with_seeds_most_examples_come_back_and_some_do_not():
+    report, other = comparison([[token] * 8 for token in range(10)]), comparison([[0] * 8])
+    report.analyses.insert(0, other.analyses[0])  # no seeds of it are known, whatever its FVE
+    other.analyses[0].metrics = {"fve": 0.9}
+    match_F, returns_F = (
+        np.array([0.9, 0.2, 0.3, 0.6, *[0.8] * 6]),
+        np.array([2, 0, 0, 1, *[2] * 6]),
+    )
+    report.analyses[1].scores = FeatureScores(match_F, returns_F, 2, 0.1)
+    (back, some), (lost, others) = cards(report, Words())
+    assert (back, lost) == ("These come back", "These don't")
+    assert {card.feature for card in some} == {0, *range(4, 10)}
+    assert {card.feature for card in others} == {1, 2}, "3 comes back in one seed, so it is neither"
+    said = {card.feature: card.returns for card in (*some, *others)}
+    assert said[0] == "comes back in 2 of 2 seeds, mean match 0.90"
+    assert said[1] == "comes back in 0 of 2 seeds, mean match 0.20"
+    report.analyses[1].scores = FeatureScores(match_F, np.zeros(10, int), 2, 0.1)
+    assert [heading for heading, _ in cards(report, Words())] == ["These don't"]

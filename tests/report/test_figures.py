@@ -1,10 +1,15 @@
 """The report's figures."""
 
+import warnings
 from types import SimpleNamespace
 
+import matplotlib.image
 import numpy as np
+import pytest
 import torch as t
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from dictionary_learning_ext.config.names import LONGEST
 from dictionary_learning_ext.report import figures
 
 
@@ -19,6 +24,40 @@ def analysis_of(label, frequency, largest):
 def test_no_two_labels_have_one_file_name():
     names = figures.file_names(["x/y", "x_y", "x_y_2", "x y", "z"])
     assert list(names.values()) == ["x_y", "x_y_2", "x_y_2_2", "x_y_3", "z"]
+
+
+def test_six_of_the_longest_labels_cover_no_panel_and_nothing_is_cut_off():
+    """Warnings are errors: matplotlib's constrained layout gives up with one."""
+    analyses = [
+        analysis_of(
+            f"a_name_that_somebody_chose_for_an_sae_0{i}", [0.01, 0.02 + i / 99], [1.0, 1.5 + i]
+        )
+        for i in range(6)
+    ]
+    assert {len(one.label) for one in analyses} == {LONGEST}
+    for number, one in enumerate(analyses):
+        names = ("fve", "l2_loss", "alive_in_batch", "kl_loss")
+        one.history = [{"step": s, **dict.fromkeys(names, 1.0 + s + number)} for s in range(3)]
+    for made in (figures._training(analyses), figures._use(analyses)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            FigureCanvasAgg(made).draw()
+        (legend,) = [one.get_window_extent() for one in made.legends]
+        panels = [ax.get_tightbbox() for ax in made.axes]
+        for box in (legend, *panels):
+            assert made.bbox.x0 <= box.x0 < box.x1 <= made.bbox.x1 + 1
+            assert made.bbox.y0 <= box.y0 < box.y1 <= made.bbox.y1 + 1
+        assert not any(legend.overlaps(panel) for panel in panels)
+        assert all(ax.get_window_extent().width > 0.25 * made.bbox.width for ax in made.axes)
+        assert all(ax.get_window_extent().height > 150 for ax in made.axes)
+
+
+@pytest.mark.parametrize("name", ["training", "use", "cosines", "returning"])
+def test_the_pictures_of_six_long_names_are_not_blank(name, long_report):
+    image = matplotlib.image.imread(long_report.with_name("long_files") / f"{name}.png")[..., :3]
+    ink = (image < 0.9).any(-1)
+    assert ink.any(0).mean() > 0.6
+    assert ink.any(1).mean() > 0.5
 
 
 def test_lines_of_many_saes_differ():

@@ -76,7 +76,7 @@ def test_the_page_says_what_was_measured(report, runs):
 def test_steps_of_long_runs_are_not_rounded(monkeypatch):
     monkeypatch.setattr(page_module, "columns", lambda analysis, vocabulary: {})
     history = [{"step": 123_456, "fve": 0.123456}]
-    one = SimpleNamespace(label="a", history=history, ranking=[], geometry=None)
+    one = SimpleNamespace(label="a", history=history, ranking=[], geometry=None, scores=None)
     comparison = SimpleNamespace(options=ReportOptions())
     assert page_module._sae(one, comparison, None)["history"] == [{"step": 123_456, "fve": 0.1235}]
 
@@ -249,11 +249,9 @@ def test_what_is_not_matched_is_named_with_its_settings(runs, report, tmp_path):
     out = tmp_path / "page.html"
     assert main(["report", str(runs[0]), "--against", str(other), "--out", str(out), *BARE]) == 0
     page = " ".join(out.read_text(encoding="utf-8").split())
-    assert "trained with different settings: lr." in page
-    assert re.search(r'<th scope="row">lr</th><td>[\d.]+</td><td>0.5</td>', page)
+    assert re.search(r'<th scope="row">lr</th>\s*<td>[\d.]+</td>\s*<td>0.5</td>', page)
     assert "different conditions</strong> (tokens), so they can't be compared" in page
     matched = report.read_text(encoding="utf-8")
-    assert "with different settings" not in matched
     assert "different conditions" not in matched
 
 
@@ -312,10 +310,11 @@ def test_the_features_of_the_folder_have_scores(seeded_report, seeds):
     assert ours["columns"]["match"] == pytest.approx(expected.match_SF["seed0"], rel=1e-3)
     assert ours["columns"]["returns"] == expected.returns_SF["seed0"].tolist()
     assert not {"match", "returns"} & other["columns"].keys(), "it is no seed of that one"
-    assert data["seeds"]["of"] == 2
+    assert ours["seeds"]["of"] == 2
     null = expected.scores("seed0").null
-    assert data["seeds"]["null"] == pytest.approx(null, abs=5e-5)
+    assert ours["seeds"]["null"] == pytest.approx(null, abs=5e-5)
     assert abs(expected.means()["null"] - null) > 1e-4, "the null of all pairs is another"
+    assert "seeds" not in other
     assert f" --seeds {seeds[1]} {seeds[2]} --tokens 600" in seeded_report.read_text("utf-8")
     files = seeded_report.with_name("seeded_files")
     rows = list(csv.DictReader((files / "features_seed0.csv").open(encoding="utf-8")))
@@ -361,7 +360,7 @@ def test_the_section_has_every_sae_and_every_pair(seeded_report, seeds):
 def test_without_seeds_nothing_is_said_of_them(report):
     page = report.read_text(encoding="utf-8")
     data = data_of(page)
-    assert "seeds" not in data
+    assert not any("seeds" in sae for sae in data["saes"])
     assert not any({"match", "returns"} & sae["columns"].keys() for sae in data["saes"])
     body = page[: page.index('<script type="text/plain"')]
     assert not re.search("come back|mean match|--seeds", body)
@@ -375,7 +374,6 @@ def test_what_seeds_share_is_said_on_the_page(seeds, seeded_report, tiny_lm_dir,
     page = html.unescape(out.read_text(encoding="utf-8"))
     assert "these SAEs differ in k, not in their seeds alone" in page
     assert f"{seeds[0]} and {same} saw the same batches: features may return for that" in page
-    assert "a feature of each of\n  another SAE, so that" in page
     assert "features may return" not in seeded_report.read_text(encoding="utf-8")
 
 

@@ -11,6 +11,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from dictionary_learning_ext.report.many_runs import from_folder
+from dictionary_learning_ext.report.runs_page import show_sweep, write_index
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -243,6 +246,30 @@ def test_it_fits_a_phone(browser, of, request):
         assert all(one.is_displayed() and one.text for one in explanations)
         open_first_feature(browser)
         assert browser.execute_script("return document.getElementById('page').scrollWidth") <= 390
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("of", ["report", "index", "results"])
+def test_no_page_scrolls_sideways_with_the_longest_names(
+    browser, of, width, long_names, long_report, tmp_path
+):
+    page = long_report
+    if of == "index":
+        page = write_index(long_names, tmp_path / "index.html")
+    elif of == "results":
+        show_sweep(from_folder(long_names), tmp_path)
+        page = tmp_path / "results.html"
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        if of == "report":
+            open_page(browser, page)
+            draw_all(browser)
+        else:
+            browser.get(f"file://{quote(str(page))}")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

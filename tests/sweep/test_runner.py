@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -24,7 +25,13 @@ from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.errors import ConfigError, Interrupted, TextError, TrainingError
+from dictionary_learning_ext.errors import (
+    ConfigError,
+    Interrupted,
+    LanguageModelError,
+    TextError,
+    TrainingError,
+)
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
 from dictionary_learning_ext.sweep import runner
@@ -179,6 +186,26 @@ def test_a_signal_says_how_to_continue_the_sweep(raised, number, configs, calls,
     assert len(calls) == 1
 
 
+def test_a_signal_before_the_first_run_leaves_nothing_and_advises_nothing(configs, calls, tmp_path):
+    calls.raised = [KeyboardInterrupt]
+    with pytest.raises(Interrupted) as stop:
+        run_sweep(configs, tmp_path / "s", command="vsae sweep x.yaml")
+    assert str(stop.value) == "stopped by SIGINT; no run was begun"
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_no_run_can_be_trained_with_is_said_before_the_sweep_begins(configs, calls, tmp_path):
+    def without_hook(config):
+        return replace(config, run=replace(config.run, hook="blocks.7"))
+
+    wrong = {name: without_hook(config) for name, config in configs.items()}
+    begun = []
+    with pytest.raises(LanguageModelError, match="no hook point 'blocks"):
+        run_sweep(wrong, tmp_path / "s", on_begin=begun.append)
+    assert begun == calls == []
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_failed_run_is_reported_after_the_others_and_wandb_groups_them(configs, calls, tmp_path):
     first, *others = configs
     (tmp_path / first).mkdir()
@@ -251,6 +278,39 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(config
     assert not (tmp_path / "s").exists()
 
 
+def older_names(folder):
+    """Give a sweep's folders the names, and its file the digest, of an earlier version."""
+    path = folder / "sweep.json"
+    manifest = json.loads(path.read_text())
+    runs = []
+    for name in manifest["runs"]:
+        runs.append(f"vsae_top_k_k4_F32_fixed_selection_annealed_{'x' * 60}_{name[-6:]}")
+        if (folder / name).exists():
+            (folder / name).rename(folder / runs[-1])
+    path.write_text(json.dumps(manifest | {"runs": runs, "digest": "of the names"}))
+    return runs
+
+
+def test_a_sweep_continues_folders_that_an_earlier_version_named(configs, calls, tmp_path):
+    """Three of its four runs are finished."""
+    run_sweep(configs, tmp_path, at_once=2)
+    for name, config in list(configs.items())[:3]:
+        finished(tmp_path / name, **config.to_dict())
+    path = tmp_path / "sweep.json"
+    older, last = older_names(tmp_path), list(configs)[3]
+    calls.clear()
+    found = run_sweep(configs, tmp_path)
+    assert calls == [([last], False, None)], "what has no folder yet gets today's name"
+    assert set(found) == {last, *(each for each in older if (tmp_path / each).exists())}
+    assert progress(tmp_path).startswith("3 of 4 runs are finished")
+    now = json.loads(path.read_text())
+    assert set(now["runs"]) == set(found)
+    assert now["at_once"] == 2
+    other = {name: replace(one, sae=replace(one.sae, lr=0.1)) for name, one in configs.items()}
+    with pytest.raises(ConfigError, match="holds another sweep"):
+        run_sweep(other, tmp_path)
+
+
 # --- chunks
 
 CONFIGS = dict.fromkeys("abcd", TrainConfig())
@@ -290,9 +350,9 @@ def test_runs_without_a_common_resume_point_are_trained_apart(points, expected, 
 # --- sweep.json
 
 
-def finished(folder, eval_tokens=100):
+def finished(folder, eval_tokens=100, **more):
     folder.mkdir(parents=True)
-    settings = {"run": {"settings": {"eval_tokens": eval_tokens}}}
+    settings = {"run": {"settings": {"eval_tokens": eval_tokens, **more}}}
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
 

@@ -183,7 +183,7 @@ def test_a_mistake_is_blamed_on_the_file_or_on_what_was_typed(sweep_file):
 
 @pytest.mark.parametrize("preset", [["--preset=paper"], ["--preset", "paper"]])
 def test_a_typed_config_replaces_the_files_preset(preset, sweep_file, tmp_path):
-    start = train_config(["--preset=quickstart", "--dict-size=96"])
+    start = train_config(["--dict-size=96"])
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"run": {"settings": start.to_dict()}}))
     command = ["vsae", "train", *preset, "--batch-size=48", "${args}"]

@@ -13,10 +13,11 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import ModuleType
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch as t
@@ -29,7 +30,10 @@ Result = TypeVar("Result")
 
 
 def serves(weight: t.Tensor, products: t.dtype = t.float32) -> bool:
-    """Whether the compiled form takes products of this dtype with these weights: float32 on a CPU."""
+    """Whether the compiled form takes products of this dtype with these weights: float32 on a CPU.
+
+    The first call compiles it. Trainers ask when they are built, before a progress bar is shown.
+    """
     return weight.device.type == "cpu" and weight.dtype == t.float32 and _compiles(products)
 
 
@@ -187,24 +191,39 @@ def _let_torchs_threads_sleep(n_threads: int) -> None:
 
 @functools.cache
 def _compiles(products: t.dtype) -> bool:
-    """Compile the kernel for a dtype of products, or load it from numba's cache.
+    """Compile the kernel for a dtype of products, which is logged, or load it from numba's cache.
 
     Where numba can't compile it, this returns False, and warns once.
     """
-    notice = threading.Timer(
-        1.0, logger.warning, ["compiling the selection of features (once; it is cached)"]
-    )
-    notice.start()
     try:
-        products_BF = t.zeros(1, 4, dtype=products)
-        noise, out = Noise("both", 1.0, 0), DrawnRows(1, 4, 1, by_magnitude=False)
-        out.draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
+        with _logging_what_is_compiled():
+            products_BF = t.zeros(1, 4, dtype=products)
+            noise, out = Noise("both", 1.0, 0), DrawnRows(1, 4, 1, by_magnitude=False)
+            out.draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
     except (ImportError, OSError, RuntimeError, *_numba_errors()) as error:
         _warn_once(f"numba can't compile the selection of features; torch does it: {_plain(error)}")
         return False
-    finally:
-        notice.cancel()
     return True
+
+
+@contextmanager
+def _logging_what_is_compiled() -> Iterator[None]:
+    """Inside, say once if numba compiles. What it reads from its cache is no news."""
+    from numba.core import event
+
+    class Listener(event.Listener):
+        has_logged = False
+
+        def on_start(self, event: Any) -> None:
+            if not self.has_logged:
+                logger.info("compiling the selection of features (once; it is cached)")
+            self.has_logged = True
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Listener()):
+        yield
 
 
 @functools.cache

@@ -54,10 +54,10 @@ def test_an_error_in_a_block_is_raised():
         map_row_blocks(fail, 6, 1)
 
 
-def printed(program):
-    """What a program prints in a process of its own."""
+def printed(program, **more):
+    """What a program prints in a process of its own, with more variables in its environment."""
     command = [sys.executable, "-c", program]
-    variables = {n: v for n, v in os.environ.items() if n != "NUMBA_CACHE_DIR"}
+    variables = {n: v for n, v in os.environ.items() if n != "NUMBA_CACHE_DIR"} | more
     done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -124,3 +124,21 @@ print(compiled.serves(t.zeros(2, 4)))
     out = printed(program)
     assert "set NUMBA_CACHE_DIR" in out
     assert out.splitlines()[-1] == "True"
+
+
+def test_that_it_compiles_is_information_said_before_the_first_step_and_of_no_cached_kernel(
+    tmp_path,
+):
+    """In processes with a cache of their own: the first compiles, the second reads."""
+    program = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+logging.getLogger("dictionary_learning_ext").setLevel(logging.INFO)
+from dictionary_learning_ext import VariationalTopKTrainer
+VariationalTopKTrainer(10, 4, 8, 2, 0, "none", warmup_steps=0, device="cpu")
+print("built")
+"""
+    said = [printed(program, NUMBA_CACHE_DIR=str(tmp_path)).splitlines() for _ in range(2)]
+    assert len(said[0]) == 2
+    assert said[0][0].startswith("INFO compiling")
+    assert said[1] == ["built"]
