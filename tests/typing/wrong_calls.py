@@ -70,7 +70,7 @@ def settings_by_name() -> None:
 
 
 def attributes_of_settings_by_name() -> None:
-    print(SAEConfig().k, SAEConfig().beta, SAEConfig().name)
+    print(SAEConfig().k, SAEConfig().beta, SAEConfig().lr)
     print(SAEConfig().kk)  # wrong
     print(SAEConfig(architecture="top_k").k)
     print(SAEConfig(architecture="top_k").beta)  # wrong
