@@ -124,7 +124,7 @@ A feature comes back if the other seed finds its direction too (cosine of 0.7 or
 
 def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
     config = preset("recommended").run
-    tokens = flags.steps * config.batch_size
+    tokens, buffered = flags.steps * config.batch_size, config.n_ctxs * config.ctx_len
     config = replace(
         config,
         hook=HOOK,
@@ -132,7 +132,7 @@ def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
         eval_tokens=flags.eval_tokens,
         data_seed=seed,
         activations=str(Path(flags.save_dir) / CACHE),
-        text_passes=1 + math.ceil(tokens / min(tokens, CACHED)),
+        text_passes=1 + math.ceil((tokens + buffered) / min(tokens, CACHED)),
         save_dir=flags.save_dir,
         overwrite=flags.overwrite,
     )

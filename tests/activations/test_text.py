@@ -300,7 +300,7 @@ def test_a_data_sets_own_script_is_never_run(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_TRUST_REMOTE_CODE", True, raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TextError, match=r"couldn't fetch a data set|no data set of this name"):
-        text._open_hub_set("nobody/stories", "train")
+        text._open_hub_set("nobody/stories", "train", "text")
     assert not (tmp_path / "written").exists()
 
 
