@@ -70,11 +70,13 @@ def test_there_are_as_many_tokens_as_asked_for(small_cache):
     assert not (small_cache / UNFINISHED).exists()
 
 
-@pytest.mark.parametrize(("fit", "contexts"), [(0, [1, 1, 1]), (2.5, [2, 1]), (40, [3])])
+@pytest.mark.parametrize(
+    ("fit", "contexts"), [(0, [1, 1, 1]), (2.5, [2, 1]), (40, [3]), (64, [64, 1])]
+)
 def test_a_file_has_no_more_contexts_than_fit(fit, contexts, cached_run, tmp_path):
     run = replace(cached_run, eval_tokens=0)
     file_bytes = int(fit * CTX_LEN * D * 4)
-    manifest = write_small(tmp_path, run, 3 * CTX_LEN, file_bytes=file_bytes)
+    manifest = write_small(tmp_path, run, sum(contexts) * CTX_LEN, file_bytes=file_bytes)
     assert [file.contexts for file in manifest.files] == contexts
 
 

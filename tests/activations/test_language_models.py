@@ -70,16 +70,19 @@ def test_code_that_comes_with_a_model_is_never_run(
         ("embedded", "'embedded' can't be loaded, there is no file"),
         ("{no_weights}", "can't be loaded, locally or from the hub"),
         ("{damaged}", "its files are damaged"),
+        ("{unknown}", "ValueError.* its files are damaged"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(
     name: str, says: str, tiny_lm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(language_models, "EMBEDDED_MODEL", tmp_path / "gone")
-    places = {kind: tmp_path / kind for kind in ("empty", "no_weights", "damaged")}
+    places = {kind: tmp_path / kind for kind in ("empty", "no_weights", "damaged", "unknown")}
     places["empty"].mkdir()
     for kind in ("no_weights", "damaged"):
         shutil.copytree(tiny_lm_dir, places[kind])
+    places["unknown"].mkdir()
+    (places["unknown"] / "config.json").write_text('{"model_type": "nobodys"}')
     (places["no_weights"] / "model.safetensors").unlink()
     (places["damaged"] / "model.safetensors").write_bytes(b"\x08")
     message = error_of(lambda: load_language_model(name.format(**places)), LanguageModelError)

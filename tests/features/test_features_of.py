@@ -110,6 +110,12 @@ def test_a_file_is_read_whole(folder, tiny_lm, tmp_path):
     assert stream.density.equal(features_of(folder, tiny_lm, documents[19::20]).density)
 
 
+@pytest.mark.parametrize("given", ["Elizabeth", "See what is in notes.txt"])
+def test_a_word_and_a_sentence_that_ends_in_a_files_name_are_text(folder, tiny_lm, given):
+    found = features_of(folder, tiny_lm, given)
+    assert found.tokens == len(tiny_lm.tokenizer(given)["input_ids"])
+
+
 def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny_lm_dir, text):
     found = features_of(folder, tokens=500)
     tokenizer = tiny_lm.tokenizer
