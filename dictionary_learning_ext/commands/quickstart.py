@@ -6,11 +6,12 @@ from pathlib import Path
 
 from ..activations.cache_manifest import is_begun
 from ..config.architectures import ARCHITECTURES
+from ..config.checks import require
 from ..config.presets import preset, quickstart
 from ..config.run import ReportOptions, RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import Interrupted, in_shell
-from ..run_folder.files import CONFIG, INDEX, REPORT, remove, report_files
+from ..run_folder.files import CONFIG, REPORT
 from ..run_folder.reading import is_finished, load_config, read_metrics_if_any
 from .flags import Command, vsae
 
@@ -72,26 +73,29 @@ class _OfSeed:
 
 
 def run(flags: QuickstartFlags) -> None:
+    require(flags.steps >= 1, "steps", flags.steps, "at least 1")
     folder = Path(flags.save_dir)
     seeds = [_of_seed(flags, seed) for seed in (flags.seed, flags.seed + 1)]
     has_started = [not flags.overwrite and one.has_started() for one in seeds]
-    page = folder / REPORT
-    if all(has_started) and all(one.is_finished for one in seeds):
+    page = folder / (f"report_seed{flags.seed}.html" if flags.seed else REPORT)
+    is_there = all(has_started) and all(one.is_finished for one in seeds)
+    if is_there:
         print(f"{folder} holds these SAEs already; --overwrite trains them again.")
     else:
         try:
-            _train(seeds, has_started, page)
+            _train(seeds, has_started)
         except Interrupted as stop:
             so_far = "nothing is cached yet"
             if is_begun(folder / CACHE):
-                so_far = "run the same command again to continue"
+                again = "without --overwrite " if flags.overwrite else ""
+                so_far = f"run the same command again {again}to continue"
             message = f"stopped by {stop.signal.name}; {so_far}"
             raise Interrupted(stop.signal, message) from stop
     print(f"\n{_results(seeds)}")
     top_k, vsae_folder = (str(one) for one in seeds[0].folders)
     others = [str(one) for one in seeds[1].folders]
     if flags.report:
-        if not page.is_file():
+        if not (is_there and page.is_file()):
             from ..report.page import write_report
 
             print("\nWriting the report:")
@@ -139,18 +143,15 @@ def _of_seed(flags: QuickstartFlags, seed: int) -> _OfSeed:
     return _OfSeed(config, quickstart(flags.steps, seed))
 
 
-def _train(seeds: list[_OfSeed], has_started: list[bool], page: Path) -> None:
+def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
     from ..activations.cache_writer import write_cache
     from ..training.loop import train
     from ..training.processes import interrupts
 
     first = seeds[0].run
-    cache = Path(str(first.activations))
-    if first.overwrite:
-        remove(cache)
     with interrupts() as signals, signals.deferred():
         write_cache(
-            cache,
+            Path(str(first.activations)),
             replace(first, activations=None, text_passes=1),
             [HOOK],
             min(first.steps * first.batch_size, CACHED),
@@ -158,8 +159,6 @@ def _train(seeds: list[_OfSeed], has_started: list[bool], page: Path) -> None:
             on_plan=lambda _: print(_INTRODUCTION, flush=True),  # nothing is wrong with the folder
             before_batch=signals.check,
         )
-    for of_former_saes in (page, report_files(page), page.with_name(INDEX)):
-        remove(of_former_saes)
     for one, resume in zip(seeds, has_started, strict=True):
         if not (resume and one.is_finished):
             train(one.run, one.saes, resume=resume)
@@ -196,7 +195,7 @@ def _results(seeds: list[_OfSeed]) -> str:
             text_table(head, rows),
             "",
             answer(parts[::-1]),
-            "Longer training brings more back, of both: see experiments/RESULTS.md.",
+            "Longer training brings more back, of both: 58% and 34% after 4,000 steps (docs/science.md).",
         ]
     )
 

@@ -16,9 +16,11 @@ from .synthetic_models import NO_HOOK
 
 LONGEST = 40
 """Characters of an automatic name."""
-NAMED_FIRST = (
-    *("architecture", "k", "dict_size"),
-    *(
+NAMED_FIRST = tuple(
+    [
+        "architecture",
+        "k",
+        "dict_size",
         "hook",
         "model",
         "beta",
@@ -28,10 +30,11 @@ NAMED_FIRST = (
         "noise_on",
         "posterior",
         "kl_scope",
-    ),
-    *("data_seed", "data"),
+        "data_seed",
+        "data",
+    ]
 )
-"""The settings that are named before others, if they differ."""
+"""The settings that are named before others, if they differ; in labels, too."""
 _IN_NAMES = {"noise_to_signal": "noise", "kl_scope": "kl"} | dict.fromkeys(
     ("hook", "model", "noise_on", "posterior", "data"), ""
 )
@@ -59,7 +62,7 @@ def automatic_name(config: TrainConfig) -> str:
 def is_automatic(name: str) -> bool:
     """Whether a folder has a name that nobody chose: one of ours, of any version, or of upstream's
     `trainSAE`."""
-    return bool(re.fullmatch(r".+_[0-9a-f]{6}|trainer_\d+", name))
+    return bool(re.fullmatch(r".+_seed\d+(_.+)?_[0-9a-f]{6}|trainer_\d+", name))
 
 
 def _differences(config: TrainConfig) -> list[str]:

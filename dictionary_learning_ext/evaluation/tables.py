@@ -76,7 +76,7 @@ def printed(
         name
         for name in differing_settings(trained)
         if any(
-            f"{name}={setting_text(each.get(name))}" not in names[folder].split()
+            _as_label(name, each.get(name)) not in names[folder]
             and (name not in differing or each.get(name) != measured[folder].get(name))
             for folder, each in trained.items()
         )
@@ -265,15 +265,11 @@ def _is_unreadable(name: str) -> bool:
 
 def _by_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The settings that differ, the seeds last: those that tell SAEs apart, and others as far as they fit."""
-    order = [
-        *NAMED_FIRST,
-        *(name for name in differing_settings(settings) if name not in NAMED_FIRST),
-    ]
-    names = [
-        name
-        for name in sorted(order, key=SEEDS.__contains__)
-        if name in differing_settings(settings)
-    ]
+    first = {name: place for place, name in enumerate(NAMED_FIRST)}
+    names = sorted(
+        differing_settings(settings),
+        key=lambda name: (name in SEEDS, first.get(name, len(first))),
+    )
     chosen: list[str] = []
     for name in names:
         if len(_named(settings, [*chosen, name])) > len(_named(settings, chosen)):

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from sklearn.preprocessing import normalize
 
 from ..errors import Setting
 from ..evaluation.folders import SAE, dictionary_of
@@ -32,6 +35,7 @@ from .reproducibility import (
     RETURNING,
     Reproducibility,
     ReproducibilityError,
+    matching,
     measures_as_text,
     reproducibility,
 )
@@ -135,13 +139,22 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     Arguments:
         configs: each folder's config.json.
     """
-    found = {}
+    found: dict[str, float] = {}
     for folders in of_one_setting(dict(configs)):
         seeds = {tuple(settings_of(configs[one]).get(name) for name in SEEDS) for one in folders}
-        if len(seeds) == len(folders) > 1:
-            directions = {one: decoder_directions(load_dictionary(one)[0]) for one in folders}
-            agree = reproducibility(directions)
-            found |= {one: agree.returning(one)[RETURNING[0]] for one in folders}
+        if len(seeds) < len(folders) or len(folders) == 1:
+            continue
+        logger.info("matching the features of %d seeds", len(folders))
+        unit: dict[str, Any] = {
+            one: normalize(decoder_directions(load_dictionary(one)[0]).float().numpy())
+            for one in folders
+        }
+        shares: dict[str, list[float]] = {one: [] for one in folders}
+        for a, b in combinations(folders, 2):
+            _, match_F = matching(unit[a], unit[b], signed=False)
+            for one in (a, b):
+                shares[one].append(float((match_F >= RETURNING[0]).mean()))
+        found |= {one: fmean(each) for one, each in shares.items()}
     return found
 
 
@@ -241,7 +254,8 @@ def answer(saes: Sequence[tuple[str, float, float | None]]) -> str:
     if others and len(fve) == len(saes):
         shown = " and ".join(f"{value:.3f}" for value in fve)
         alike = max(fve) - min(fve) < _SAME_RECONSTRUCTION
-        sentence = f"{'At the same reconstruction' if alike else 'At'} (FVE {shown}), {sentence}"
+        where = f"the same reconstruction (FVE {shown})" if alike else f"FVE {shown}"
+        sentence = f"At {where}, {sentence}"
     return f"{sentence}."
 
 

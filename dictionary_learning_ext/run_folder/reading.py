@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..config.checks import described, is_of_type
-from ..config.names import is_automatic
+from ..config.names import automatic_name, is_automatic
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
 from ..errors import CheckpointError, ConfigError, Setting, UserError, first_line, in_shell
@@ -280,15 +280,17 @@ def run_folders_in(folder: str | Path) -> list[Path]:
 def automatic_folders(folder: Path) -> dict[str, Path]:
     """The run folders in a folder that nobody chose a name for, by `TrainConfig.digest`.
 
-    So a run is found by its settings, also where an earlier version named it otherwise. Damaged ones are
-    left out.
+    So a run is found by its settings, also where an earlier version named it otherwise. Of several of one
+    run, that with today's name is taken, or else a finished one. Damaged ones are left out.
     """
-    found = {}
+    found: dict[str, tuple[bool, bool, Path]] = {}
     for one in run_folders_in(folder):
         if is_automatic(one.name):
             with contextlib.suppress(UserError):
-                found[load_config(one).digest] = one
-    return found
+                config = load_config(one)
+                this = one.name == automatic_name(config), is_finished(one, config.run), one
+                found[config.digest] = max(this, found.get(config.digest, this))
+    return {digest: one for digest, (_, _, one) in found.items()}
 
 
 @_readable()

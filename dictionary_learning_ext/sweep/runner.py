@@ -171,10 +171,15 @@ class Manifest:
     settings: dict[str, list[Any]]
     """The values of each setting in any of the runs."""
 
-    def is_same(self, other: "Manifest") -> bool:
-        """Whether two are of one sweep. Earlier versions had other digests: of the names of the runs."""
-        alike = self.settings == other.settings and len(self.runs) == len(other.runs)
-        return self.digest == other.digest or alike
+    def is_same(self, wanted: "Manifest", save_dir: Path) -> bool:
+        """Whether the sweep that `save_dir` holds is this one.
+
+        Earlier versions had another digest, of the runs' names: then those that have begun decide.
+        """
+        if self.digest != _digest(self.runs):
+            return self.digest == wanted.digest
+        begun = {name for name in self.runs if (save_dir / name).exists()}
+        return len(self.runs) == len(wanted.runs) and begun <= {*wanted.runs}
 
     @property
     def how_to_continue(self) -> str:
@@ -209,9 +214,12 @@ def _manifest(
         for setting, value in json.loads(json.dumps(config.to_dict())).items():
             if setting not in NOT_THE_RESULT and value not in values.setdefault(setting, []):
                 values[setting].append(value)
-    digests = sorted(config.digest for config in configs.values())
-    digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    digest = _digest(sorted(config.digest for config in configs.values()))
     return Manifest(digest, at_once, names, name, command, values)
+
+
+def _digest(names: list[str]) -> str:
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
@@ -225,10 +233,10 @@ def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
     Raises: ConfigError if the folder holds another sweep, or the same one with a lower `at_once`.
     """
     former = _read(save_dir)
-    if former is None or not (former.is_same(wanted) or _has_begun(former, save_dir)):
+    if former is None or not (former.is_same(wanted, save_dir) or _has_begun(former, save_dir)):
         write_json(save_dir / SWEEP, asdict(wanted))
         return wanted
-    if not former.is_same(wanted):
+    if not former.is_same(wanted, save_dir):
         raise ConfigError(
             (
                 f"{save_dir}: holds another sweep of {len(former.runs)} runs",

@@ -409,6 +409,8 @@ class _Loop:
                     f"alive {metrics['alive_in_batch']:.2f}"
                 )
         parts = [f"{name}: {text}" for name, text in list(shown.items())[:SHOWN]]
+        if len(self._labels) == 1:  # its name would take the place of its numbers
+            parts = list(shown.values())
         more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
         bar.set_postfix_str(" | ".join(parts + more))
 

@@ -45,13 +45,9 @@ def test_quickstart_ends_with_the_answer_and_what_to_try_next(quickstart_run):
         assert settings["activations"] == str(FOLDER / "cache"), "the language model runs once"
         assert settings["max_norm_multiple"] == 10.0, "as recommended has"
     assert re.search(r"^TopK +-?\d\.\d+ .* \d+\.\d% +-?0\.\d{4}$", out, re.M)
-    answer = re.search(
-        r"^At .*\(FVE \S+ and \S+\), (\d+)% of (.+) features come back with", out, re.M
-    )
-    shown = reproducibility_of(folder / FOLDER, "vsae")
-    assert answer[1] == f"{100 * shown:.0f}"
-    assert answer[2] != "TopK", "the vSAE comes first"
-    assert f"and {100 * reproducibility_of(folder / FOLDER, 'top_k'):.0f}% of TopK features" in out
+    vsae, top_k = (f"{reproducibility_of(folder / FOLDER, one):.0%}" for one in ("vsae", "top_k"))
+    said = f"{vsae} of vSAE features come back with another seed, and {top_k} of TopK features."
+    assert re.search(rf"^At .*, {re.escape(said)}$", out, re.M)
     assert f"Open {FOLDER / 'report.html'} in a browser" in out
     reported = (folder / FOLDER / "report.html").read_text().split()
     assert [Path(name).name for name in reported] == ["vsae_seed0", "top_k_seed0"]
@@ -97,24 +93,27 @@ def test_a_folder_that_can_not_hold_the_cache_is_refused_before_anything_is_said
     assert printed.out == ""
 
 
-def test_no_report_of_former_saes_is_left_and_the_second_seed_is_the_next(again, capsys):
-    for name in ("report_files/x", "index.html"):
-        (FOLDER / name).parent.mkdir(exist_ok=True)
-        (FOLDER / name).write_text("")
+def test_other_seeds_have_a_page_of_their_own_and_the_second_seed_is_the_next(again, capsys):
     shutil.copytree(FOLDER / "vsae_seed1", FOLDER / "vsae_seed2")
     shutil.copytree(FOLDER / "top_k_seed1", FOLDER / "top_k_seed2")
-    flags = ["--seed", "1", "--eval-tokens", "0", "--overwrite", "--report", "False"]
+    notes = FOLDER / "cache" / "notes.txt"
+    notes.write_text("mine")
+    flags = ["--seed", "1", "--eval-tokens", "500", "--overwrite", "--report", "False"]
     assert main([*SHORT, *flags]) == 0
+    assert notes.read_text() == "mine", "the cache is not deleted"
     for (run, saes), seed in zip(again, (1, 2), strict=True):
         assert run.overwrite
         assert run.data_seed == seed
         assert {sae.seed for sae in saes.values()} == {seed}
         assert list(saes) == [f"top_k_seed{seed}", f"vsae_seed{seed}"]
-    for name in ("report.html", "report_files", "index.html"):
-        assert not (FOLDER / name).exists()
     out = capsys.readouterr().out
     assert "come back with another seed" in out
     assert "Next:" in out
+
+
+def test_no_steps_are_refused(capsys):
+    assert main(["quickstart", "--steps", "0"]) == 2
+    assert "--steps 0: expected at least 1" in capsys.readouterr().err
 
 
 def test_an_interrupted_quickstart_continues_with_what_is_missing(again, monkeypatch, capsys):

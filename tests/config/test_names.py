@@ -88,8 +88,12 @@ def test_every_preset_has_a_readable_name(name):
     [
         ("trainer_0", True),
         ("vsae_top_k_k16_F512_fixed_selection_beta0.03_seed0_344f4b", True),
+        ("vsae_top_k_k16_F512_seed0_blocks.2.hook_resid_post_my-text.txt_344f4b", True),
         ("top_k", False),
         ("vsae_paper", False),
+        ("exp_240115", False),
+        ("my_decade", False),
+        ("vsae_facade", False),
     ],
 )
 def test_which_names_nobody_chose(name, expected):

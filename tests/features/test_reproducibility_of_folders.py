@@ -16,6 +16,7 @@ from dictionary_learning_ext.evaluation.metrics import METRICS
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.reproducibility_of_folders import (
+    answer,
     measured,
     returning_of,
     warn_of_differences,
@@ -233,3 +234,26 @@ def test_a_pair_is_of_two_saes_of_one_shape(saes):
     found = reproducibility(dict(zip("abc", directions, strict=True)))
     with pytest.raises(ReproducibilityError, match="there are 3 SAEs"):
         _ = found.pair
+
+
+@pytest.mark.parametrize(
+    ("saes", "said"),
+    [
+        ([("vSAE", 0.346, 0.869)], "35% of vSAE features come back with another seed."),
+        (
+            [("vSAE", 0.346, 0.869), ("TopK", 0.2, 0.87)],
+            "At the same reconstruction (FVE 0.869 and 0.870), 35% of vSAE features come back with another "
+            "seed, and 20% of TopK features.",
+        ),
+        (
+            [("a", 0.5, 0.8), ("b", 0.25, 0.9)],
+            "At FVE 0.800 and 0.900, 50% of a features come back with another seed, and 25% of b features.",
+        ),
+        (
+            [("a", 0.5, None), ("b", 0.25, 0.9)],
+            "50% of a features come back with another seed, and 25% of b features.",
+        ),
+    ],
+)
+def test_the_answer_is_one_sentence(saes, said):
+    assert answer(saes) == said

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 
 import psutil
 import pytest
@@ -284,10 +285,13 @@ def older_names(folder):
     manifest = json.loads(path.read_text())
     runs = []
     for name in manifest["runs"]:
-        runs.append(f"vsae_top_k_k4_F32_fixed_selection_annealed_{'x' * 60}_{name[-6:]}")
+        runs.append(f"vsae_top_k_k4_F32_fixed_selection_{'x' * 60}_seed0_{name[-6:]}")
         if (folder / name).exists():
             (folder / name).rename(folder / runs[-1])
-    path.write_text(json.dumps(manifest | {"runs": runs, "digest": "of the names"}))
+    runs.sort()
+    digest = sha256(json.dumps(runs).encode()).hexdigest()
+    del manifest["settings"]["text_column"]  # a setting that came later
+    path.write_text(json.dumps(manifest | {"runs": runs, "digest": digest}))
     return runs
 
 
