@@ -194,8 +194,9 @@ def _results(seeds: list[_OfSeed]) -> str:
             "On held-out text, means of two seeds:\n",
             text_table(head, rows),
             "",
+            "PW-MCC: mean cosine of matched features; null: that of random directions.",
             answer(parts[::-1]),
-            "Longer training brings more back, of both: 58% and 34% after 4,000 steps (docs/science.md).",
+            "After 4,000 steps 58% and 34% come back (docs/science.md).",
         ]
     )
 

@@ -116,8 +116,8 @@ function drawHistograms(data) {
 /** How well features match those of other seeds: a line for each SAE whose seeds are known. */
 function drawMatches(data) {
   const bins = 25, known = data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.seeds);
-  const dash = (x, colour, width) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colour, dash: "dash", width } });
-  addChart($("matches"), "How well each feature matches one of another seed", "Absolute cosine with its match. Right of the black line a feature comes back. Coloured dashes: what random directions reach.", (t) => ({
+  const dash = (x, colour, width) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colour, dash: "dot", width } });
+  addChart($("matches"), "How well each feature matches one of another seed", "Absolute cosine with its match. Right of the black line a feature comes back. The dotted lines are what random directions reach.", (t) => ({
     data: known.map(({ sae, i }) => ({
       ...steps(sae.columns.match, 0, 1, bins), name: sae.label, type: "scatter", mode: "lines", line: { shape: "hvh", ...series(t, i), width: 2 },
       fill: known.length === 1 ? "tozeroy" : "none", hovertemplate: "%{y} features at %{x:.2f}<extra>%{fullData.name}</extra>",
