@@ -161,7 +161,10 @@ REFUSED = {
         (dict(data_seed=-1), "data_seed=-1: expected 0 to 4294967295"),
         (dict(max_norm_multiple=1.0), "max_norm_multiple=1.0: expected above 1"),
         (dict(save_every="often"), "save_every='often': expected steps (e.g. 500), a time"),
-        (dict(save_steps="often"), "save_steps='often': expected none, linear:N or log:N (N from 1"),
+        (
+            dict(save_steps="often"),
+            "save_steps='often': expected none, linear:N or log:N (N from 1",
+        ),
         (dict(save_steps="100,9999999"), "save_steps='100,9999999': … steps below 1200"),
         (dict(save_steps="linear:x"), "save_steps='linear:x': expected none, linear:N"),
         (dict(save_steps="linear:-3"), "save_steps='linear:-3': expected none, linear:N"),
