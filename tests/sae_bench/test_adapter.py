@@ -260,3 +260,26 @@ def test_a_repo_of_several_saes_needs_the_name_of_one(hub_of):
     hub_of("a/ae.pt", "a/config.json", "b/ae.pt", "b/config.json")
     with pytest.raises(CheckpointError, match=r"holds 2 SAEs; expected .* me/saes/a, me/saes/b$"):
         adapter.local_folder("me/saes")
+
+
+def test_the_loader_fetches_an_sae_and_its_config_from_the_hub(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def download(repo_id, filename, local_dir):
+        assert repo_id == "me/saes"
+        path = tmp_path / local_dir / filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((trained["vsae"] / path.name).read_bytes())
+
+    monkeypatch.setattr(adapter, "hf_hub_download", download)
+    trainer = json.loads((trained["vsae"] / "config.json").read_text())["trainer"]
+    sae = adapter.load_our_sae(
+        "me/saes", "run/ae.pt", trainer["lm_name"], t.device("cpu"), t.float32
+    )
+    assert t.equal(sae.W_dec, load_dictionary(trained["vsae"])[0].decoder.weight.t())
+
+
+def test_a_result_of_another_schema_counts_as_missing(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"eval_result_unstructured": {}, "eval_type_id": "core"}))
+    assert finished(path, "core") is None

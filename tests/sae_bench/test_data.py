@@ -8,6 +8,7 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 import pandas as pd
 
+from dictionary_learning_ext.errors import BenchError
 from dictionary_learning_ext.sae_bench import data
 from dictionary_learning_ext.sae_bench.runner import digest
 
@@ -48,7 +49,26 @@ def test_the_books_fill_what_is_asked_of_them(tmp_path):
     sets = data.open_bench_data("embedded", tmp_path)
     frames = {p: pd.read_parquet(tmp_path / data.BOOKS / f"{p}.parquet") for p in ("train", "test")}
     assert not set(frames["train"]["hard_text"]) & set(frames["test"]["hard_text"])
+    assert len(frames["test"]) < len(frames["train"]), "every third passage is test data"
     for which, part in enumerate(("train", "test")):
         cells = frames[part].groupby(["profession", "gender"]).size()
         assert sets.class_sizes is not None
         assert sets.class_sizes[which] == 4 * cells.min()
+
+
+def test_every_set_must_be_there(tmp_path):
+    names = ["LabHC/bias_in_bios_class_set1", "canrager/amazon_reviews_mcauley_1and5"]
+    (tmp_path / "LabHC" / "bias_in_bios").mkdir(parents=True)
+    with pytest.raises(
+        BenchError, match=r"data set canrager/amazon_reviews_mcauley_1and5 couldn't be"
+    ):
+        data.require_sets(data.open_bench_data(str(tmp_path), tmp_path), names)
+
+
+@pytest.mark.parametrize("short", range(2))
+def test_a_set_of_scr_is_four_times_the_smallest_cell(short):
+    """Of those that a pair's biased probe is not trained on."""
+    (first, second), *_ = data.PAIRS
+    cells = {(label, gender): 1000 for label in data.LABELS.values() for gender in (0, 1)}
+    cells[[(data.LABELS[first], 1), (data.LABELS[second], 0)][short]] = 7
+    assert data._scr_size(cells) == 28
