@@ -92,15 +92,19 @@ def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsy
     assert main(argv) == 2
     said = capsys.readouterr()
     assert "1 of 4 SAEs were not exported as sae-lens" in said.err
-    assert "not exported: vaease multiplies each feature by a gate" in said.out
+    assert "not exported: vaease: sae-lens has no gates with weights of their own" in said.out
     there = {name: tmp_path / name / "exports" / "sae-lens" for name in names[:3]}
     for path in there.values():
         assert files_under(path) == ["cfg.json", "sae_weights.safetensors"]
     shutil.rmtree(tmp_path / "vaease")
     assert main(argv) == 0, "what is there is kept"
-    assert capsys.readouterr().out.count("already there") == 3
+    said = capsys.readouterr().out
+    assert said.count("already there, not written again; delete it") == 3
+    (tmp_path / "out" / "top_k").mkdir(parents=True)  # an empty folder may be given
     assert main([*argv, "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(names[:3])
+    assert "already there" not in capsys.readouterr().out
+    assert files_under(tmp_path / "out" / "top_k") == ["cfg.json", "sae_weights.safetensors"]
 
 
 def test_it_says_which_tokens_training_left_out_and_how_contexts_began(
@@ -233,7 +237,7 @@ REFUSED = [
             "vaease",
             no_spoiling,
             f"--format {form}",
-            "a gate that has weights of its own.*safetensors",
+            "has no gates with weights of their own; .*safetensors",
         )
         for form in FORMATS[:-1]
     ],
@@ -242,11 +246,11 @@ REFUSED = [
             name,
             no_spoiling,
             "--format sparsify",
-            "above a threshold.*--format sae-lens or --format saf",
+            "sparsify has no thresholds; use --format sae-lens or --format saf",
         )
         for name in ("batch_top_k", "matryoshka", "jump_relu")
     ],
-    ("gated", no_spoiling, "--format sparsify", "which features are active apart from.*sae-lens"),
+    ("gated", no_spoiling, "--format sparsify", "sparsify has no gates; use --format sae-lens"),
     *[
         (name, without_a_threshold, f"--format {form}", "has no threshold yet.*dictionary-learning")
         for name in ("batch_top_k", "matryoshka")
