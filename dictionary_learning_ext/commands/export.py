@@ -48,8 +48,8 @@ def run_export(flags: ExportFlags) -> None:
     for folder in inside or [Path(flags.folder)]:
         out = None if flags.out is None else Path(flags.out, folder.name if inside else "")
         target = out or folder / EXPORTS / flags.format
-        if inside and target.exists():
-            print(f"{target}: already there")
+        if inside and target.is_dir() and any(target.iterdir()):
+            print(f"{target}: already there, not written again; delete it to export anew")
             continue
         try:
             exported = export(

@@ -184,7 +184,7 @@ def _results(seeds: list[_OfSeed]) -> str:
                 title,
                 *(metric.text(value) for metric, value in zip(shown, values, strict=True)),
                 f"{returns:.1%}",
-                f"{means['PW-MCC less null']:.4f}",
+                f"{means['pw_mcc_less_null']:.4f}",
             ]
         )
         parts.append((title, returns, values[0]))

@@ -6,6 +6,7 @@ the language model. An export that is not exact is refused unless allow_inexact 
 """
 
 import glob
+import hashlib
 import importlib.metadata
 import logging
 import secrets
@@ -231,8 +232,10 @@ def _new_folder(target: Path) -> Iterator[Path]:
     """
     above = next(path for path in target.absolute().parents if path.exists())
     with _writing(target):
-        remove_temporaries(above, f"export.{glob.escape(target.name)}")
-        temporary = above / f".export.{target.name}.{secrets.token_hex(4)}"
+        place = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:8]
+        name = f"export.{target.name}.{place}"  # other folders of this name may be made there, too
+        remove_temporaries(above, glob.escape(name))
+        temporary = above / f".{name}.{secrets.token_hex(4)}"
         temporary.mkdir()
     try:
         yield temporary

@@ -69,13 +69,12 @@ _HELD: dict[ExportFormat, tuple[Function, ...]] = {
     "safetensors": (*_UPSTREAMS, "vaease"),
 }
 """The functions that each format can hold exactly."""
-_IN_WORDS: dict[Function, str] = {
-    "top_k": "keeps the k largest features",
-    "jump_relu": "keeps the features above a threshold",
-    "relu": "keeps the positive features",
-    "gated": "decides which features are active apart from how large they are",
-    "vaease": "multiplies each feature by a gate that has weights of its own",
+_LACKED: dict[Function, str] = {
+    "jump_relu": "thresholds",
+    "gated": "gates",
+    "vaease": "gates with weights of their own",
 }
+"""What a format has no place for, of each function that not all can hold."""
 _TENSORS = {
     "W_enc": ("encoder.weight", "W_enc"),
     "b_enc": ("encoder.bias", "b_enc"),
@@ -185,7 +184,7 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
         )
     if row.function not in _HELD[form]:
         others = (each for each in ("sae-lens", "safetensors") if row.function in _HELD[each])
-        refuse(f" {_IN_WORDS[row.function]}, and nothing that {form} can hold does", *others)
+        refuse(f": {form} has no {_LACKED[row.function]}", *others)
     has_one = row.function == "jump_relu" and dictionary.threshold.ndim == 0  # for all features
     if has_one and dictionary.threshold < 0 and form in ("sae-lens", "safetensors"):
         raise CheckpointError(

@@ -10,6 +10,7 @@ A repository is private by default. Local paths are cut to their last names, her
 see `local_paths`.
 """
 
+import inspect
 import re
 import shutil
 import tempfile
@@ -28,7 +29,16 @@ from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
 from ..config.architectures import BY_DICT_CLASS
 from ..config.checks import require_choice
-from ..errors import CheckpointError, HubError, Setting, Text, UserError, first_line, in_shell
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    HubError,
+    Setting,
+    Text,
+    UserError,
+    first_line,
+    in_shell,
+)
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..run_folder.comparing import measured_differently
@@ -118,13 +128,15 @@ def push(
         dry_run: return what would be uploaded; needs neither token nor network.
         of_export: arguments of `export` for the formats: allow_inexact, tokens, model, ….
 
-    Raises: HubError for a bad name, a folder of another kind, a missing token, no network, a refusal by
+    Raises: ConfigError for an argument of `export` without a format; HubError for a bad name, a folder of another kind, a missing token, no network, a refusal by
     the hub, or a public repository without `public`; CheckpointError if a folder is damaged, or no SAE
     can be exported in one of the formats.
     """
     _require_name(repo)
     for form in formats:
         require_choice("format", form, PushFormat)
+    if not formats:
+        _require_default(of_export)
     with tempfile.TemporaryDirectory(prefix="push.") as name:
         staged = Path(name)
         cut_paths, missing = _stage(_run_folders(Path(folder)), repo, staged, formats, of_export)
@@ -157,6 +169,16 @@ def _require_name(repo: str) -> None:
         problem = problem or first_line(error)
     if problem:
         raise HubError(f"{repo!r}: expected OWNER/NAME, e.g. jane/my-saes ({problem})")
+
+
+def _require_default(of_export: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if an argument of `export` is given."""
+    signature = inspect.signature(export)
+    signature.bind("", "", **of_export)  # a TypeError for an argument that it doesn't have
+    for name, value in of_export.items():
+        if value != signature.parameters[name].default:
+            wanted = (Setting("format"), " too: without it, no SAE is exported")
+            raise ConfigError(name=name, value=value, expected=wanted)
 
 
 def _require_token(repo: str) -> None:
@@ -305,9 +327,11 @@ def card(
     for name, words in _left_out_of(configs).items():
         what = "" if len(configs) == 1 else f" of {name}"
         results += f"\n\nThe training{what} left out {words}."
-    first_of = dict(reversed(of_others))
+    first_of: dict[PushFormat, str] = {}
+    for form, place in of_others:
+        first_of.setdefault(form, place)
     others = "".join(
-        _LOADING[form].format(repo=repo, place=first_of[form]) for form in reversed(first_of)
+        _LOADING[form].format(repo=repo, place=place) for form, place in first_of.items()
     )
     bench = (
         "SAE Bench's `run_all_evals_dictionary_learning_saes` can read this repository as it is."

@@ -26,6 +26,15 @@ CANDIDATES = 64
 """Of each feature, in each of the two dictionaries, where the assignment is over candidates only."""
 NULL_ERROR = 0.001
 """Random dictionaries are drawn until their mean PW-MCC has a standard error below this."""
+_SHOWN = {
+    "pw_mcc": ("PW-MCC", ".4f"),
+    "null": ("null", ".4f"),
+    "null_error": ("null's standard error", ".4f"),
+    "null_draws": ("null's draws", ".0f"),
+    "pw_mcc_less_null": ("PW-MCC less null", ".4f"),
+    "agreement": ("agreement", ".4f"),
+}
+"""The measures in tables: label and format."""
 _MOST_DRAWS = 10_000
 _ROWS_AT_ONCE = 2048
 
@@ -55,13 +64,13 @@ class PairOfSAEs:
 
     @property
     def measures(self) -> dict[str, float]:
-        """What tables show of the pair."""
+        """What tables show of the pair, see `_SHOWN`."""
         return {
-            "PW-MCC": self.pw_mcc,
+            "pw_mcc": self.pw_mcc,
             "null": self.null,
-            "null's standard error": self.null_error,
-            "null's draws": self.null_draws,
-            "PW-MCC less null": self.pw_mcc - self.null,
+            "null_error": self.null_error,
+            "null_draws": self.null_draws,
+            "pw_mcc_less_null": self.pw_mcc - self.null,
             "agreement": self.agreement,
         }
 
@@ -148,11 +157,8 @@ class Reproducibility:
 
 
 def measures_as_text(measures: Mapping[str, float]) -> dict[str, str]:
-    """`PairOfSAEs.measures` in digits."""
-    return {
-        name: f"{value:.0f}" if name == "null's draws" else f"{value:.4f}"
-        for name, value in measures.items()
-    }
+    """`PairOfSAEs.measures` in digits, by their labels."""
+    return {label: format(measures[name], form) for name, (label, form) in _SHOWN.items()}
 
 
 @dataclass(frozen=True)

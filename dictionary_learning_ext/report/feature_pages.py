@@ -159,7 +159,7 @@ def _promotes(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> list[
 
 
 def _is_fragment(text: str) -> bool:
-    """Whether a token goes on a word, or is part of a character."""
+    """Whether a token continues a word, or is part of a character."""
     return "\ufffd" in text or (text[:1].isascii() and text[:1].isalnum())
 
 

@@ -277,7 +277,7 @@ def of_seeds(folders: Sequence[Path]) -> SeedScores | None:
     known = [seed for seed in data_seeds if seed is not None]  # upstream's folders name none
     return SeedScores(
         values={
-            "pw_mcc_less_null": measured.means()["PW-MCC less null"],
+            "pw_mcc_less_null": measured.means()["pw_mcc_less_null"],
             "returning": float(np.mean(returning)),
         },
         share_batches=len(set(known)) < len(known),

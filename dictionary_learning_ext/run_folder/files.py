@@ -117,7 +117,7 @@ def resume_point(folder: Path, step: int) -> Path:
 
 
 def at_home(path: str | Path) -> Path:
-    """A path with the home folder in the place of ~. That of nobody, as ~nobody/x, is left as it is."""
+    """A path with the home folder in the place of ~. `~user/x` of an unknown user is left as it is."""
     return Path(os.path.expanduser(path))
 
 

@@ -1,7 +1,7 @@
 """Reading a run folder: its settings, its metrics, how far it is, and how it is resumed.
 
-There is one reader for each file, and all read JSON by `read_json`, which checks its shape once: what
-is returned can be indexed without a look. weights.py reads the weights, resume_points.py the resume
+There is one reader for each file, and all read JSON by `read_json`, which checks its shape once: values
+that are there have the right types. weights.py reads the weights, resume_points.py the resume
 points. Imports no torch.
 """
 

@@ -95,7 +95,7 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
 def note_logged(folder: Path, step: int) -> int:
     """Note that `step` was logged; return the last step that any process of this run logged.
 
-    A damaged note counts as none: steps that only it knew of are then told to wandb twice.
+    A damaged note counts as none: steps that only it knew of are then logged to wandb twice.
     """
     path = folder / RESUME / RESUME_LOGGED
     with contextlib.suppress(FileNotFoundError, CheckpointError):

@@ -1,5 +1,6 @@
 """`vsae bench`: SAE Bench's evaluations of run folders, and the files that hold the results."""
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -35,6 +36,8 @@ from ..run_folder.files import (
     BENCH_CACHE,
     BENCH_REPEATS,
     BENCH_RESULTS,
+    LOCK,
+    locked,
     remove,
     remove_temporaries,
     write_json,
@@ -145,29 +148,34 @@ def bench(
     jobs += _further(extra or {}, jobs, run, hook_point)
     cache = first.folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
-    with writing(cache):
-        texts = open_bench_data(name, cache)
-    settings = BenchSettings(
-        hooked,
-        texts,
-        cache,
-        n_values,
-        probing_sets=tuple(sets),
-        tokens=tokens,
-        ctx_len=min(run.ctx_len, hooked.cfg.n_ctx),
-        train_size=train_size,
-        test_size=test_size,
-        remove_bos=run.remove_bos,
-        max_norm_multiple=run.max_norm_multiple,
-    )
-    for evaluation in evals:
-        configure(evaluation, settings)  # raises where a data set is missing
-    # Identifies the activations that the SAEs are measured on.
-    model_key = f"{weights_hash(language_model)} {hook_point.name}"
-    runner = _BenchRun(settings, model_key, again)
-    runner.all(jobs, evals, range(SEED, SEED + bench_seeds))
-    if not runner.outcome.failures:
-        shutil.rmtree(cache, ignore_errors=True)
+    # Of two processes, the second would take the first's cache for what a kill has left.
+    with locked(cache, "first folder"):
+        with writing(cache):
+            texts = open_bench_data(name, cache)
+        settings = BenchSettings(
+            hooked,
+            texts,
+            cache,
+            n_values,
+            probing_sets=tuple(sets),
+            tokens=tokens,
+            ctx_len=min(run.ctx_len, hooked.cfg.n_ctx),
+            train_size=train_size,
+            test_size=test_size,
+            remove_bos=run.remove_bos,
+            max_norm_multiple=run.max_norm_multiple,
+        )
+        for evaluation in evals:
+            configure(evaluation, settings)  # raises where a data set is missing
+        # Identifies the activations that the SAEs are measured on.
+        model_key = f"{weights_hash(language_model)} {hook_point.name}"
+        runner = _BenchRun(settings, model_key, again)
+        runner.all(jobs, evals, range(SEED, SEED + bench_seeds))
+        if not runner.outcome.failures:
+            with contextlib.suppress(OSError):
+                for path in cache.iterdir():
+                    if path.name != LOCK:
+                        remove(path)
     return runner.outcome
 
 
@@ -328,6 +336,7 @@ class _BenchRun:
                     seed_everything(settings.seed)
                     output = EVALUATIONS[evaluation](job.sae, job.name, config, settings)
             except UserError:
+                in_use.unlink(missing_ok=True)
                 raise
             except BaseException:
                 traceback.print_exc()

@@ -137,7 +137,7 @@ def _replay(log: "WandbLog", folder: Path) -> None:
     try:
         history = read_history(folder)
     except CheckpointError as error:
-        logger.warning("%s; wandb is not told again what it holds", error)
+        logger.warning("%s; what it holds is not logged to wandb again", error)
         return
     for metrics in history:
         log.log(metrics)

@@ -75,8 +75,8 @@ _DATED = re.compile(
     rb'\d{4}-\d\d-\d\d \d\d:\d\d|"date": "[^"]*"|"datetime_epoch_millis": \d+|"eval_id": "[^"]*"'
     rb'|"wall_seconds": [\d.]+'
 )
-_RANDOM = re.compile(r"(?<=\.)[a-z0-9_]{8}(?=/|$)")
-"""The end of a temporary file's name."""
+_RANDOM = re.compile(r"(?<=\.)([0-9a-f]{8}\.)?[a-z0-9_]{8}(?=/|$)")
+"""The end of a temporary's name: random, and before that, of an export, a hash of where it goes."""
 
 
 # --- folders and processes
@@ -233,6 +233,12 @@ class Child:
                 return not has_ended
             time.sleep(0.004)
 
+    def came_to(self, reached: "Moment", what: str) -> "Child":
+        """Itself, at `reached`. Raises a SystemExit with all that it said if it ends before."""
+        if not self.waited_for(reached):
+            raise SystemExit(f"{self.command}: ended before {what}: {self.said}")
+        return self
+
     def ended(self) -> int:
         """Its exit code, at its end."""
         self.waited_for(lambda child: False)
@@ -264,6 +270,18 @@ def after_locking(child: Child) -> bool:
 
 def after_saying(text: str) -> Moment:
     return lambda child: text in child.said
+
+
+def after_mapping(library: str) -> Moment:
+    """After a process has begun to load a library. On Linux only."""
+
+    def reached(child: Child) -> bool:
+        try:
+            return library in Path(f"/proc/{child.process.pid}/maps").read_text(encoding="utf-8")
+        except OSError:  # it has ended
+            return False
+
+    return reached
 
 
 def after_logging(lines: int) -> Moment:
@@ -397,8 +415,7 @@ def signals(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
         pause: float,
         command: str = TRAIN,
     ) -> None:
-        child = Child(command, places.new(), is_telling=True)
-        child.waited_for(reached)
+        child = Child(command, places.new(), is_telling=True).came_to(reached, what)
         for number in numbers:
             time.sleep(pause)
             child.send(number)
@@ -427,7 +444,7 @@ def signals(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
     for what, moment, pause in (
         ("Python starts", after_seconds(0), draw.uniform(0.05, 0.3)),
         ("the package is imported", after_seconds(0.6), draw.uniform(0, 2)),
-        ("torch is imported", after_saying("Preset"), draw.uniform(0, 1)),
+        ("torch is imported", after_mapping("libtorch"), draw.uniform(0, 0.5)),
         ("the language model is loaded", after_locking, draw.uniform(0, 0.1)),
     ):
         interrupt(f"SIGINT while {what}", moment, ctrl_c, pause=pause, command=typed)
@@ -459,9 +476,7 @@ def writers(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
         (cache, caching, TRAIN.replace("save-dir run", "save-dir c")),
         (cache, caching, TRAIN.replace("save-dir run", "save-dir other --activations c")),
     ):
-        first = Child(first_command, places.new())
-        if not first.waited_for(after_writing(appeared)):
-            raise SystemExit(f"{first_command}: ended without {appeared}: {first.said}")
+        first = Child(first_command, places.new()).came_to(after_writing(appeared), appeared)
         first.send(signal.SIGSTOP)
         second = Child(second_command, first.folder)
         code = second.ended()
@@ -504,8 +519,7 @@ def processes(flags: argparse.Namespace, places: Places) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     # Once before the first resume point, which comes before the fifth line.
     for rank, at_line in ((0, draw.randint(6, 11)), (1, draw.randint(6, 11)), (1, 3)):
-        child = Child(command, places.new())
-        child.waited_for(after_logging(at_line))
+        child = Child(command, places.new()).came_to(after_logging(at_line), f"line {at_line}")
         for process in psutil.Process(child.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("RANK") == str(rank):
@@ -539,12 +553,16 @@ def measure(flags: argparse.Namespace) -> None:
     }
     for part in (signals, writers, processes):
         parts[part.__name__] = lambda places, part=part: part(flags, places)
-    content = {} if flags.again else raw_results.read_or(RAW, {})
+    is_new = flags.again and not flags.parts
+    content = {} if is_new else raw_results.read_or(RAW, {})
     has_sae_bench = find_spec("sae_bench") is not None
+    # The commands inherit it. It is ignored where a shell has started this one in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
     _FORKS.set_forkserver_preload([*PRELOADED, *["sae_bench.evals.core.main"][:has_sae_bench]])
     for name, part in parts.items():
-        if name in content.get("parts", {}) or (flags.parts and name not in flags.parts):
+        is_wanted = name in (flags.parts or parts)
+        if not is_wanted or (name in content.get("parts", {}) and not flags.again):
             continue
         if name == "bench" and not has_sae_bench:
             print(
@@ -581,7 +599,18 @@ def problems(row: dict[str, Any]) -> dict[str, list[str]]:
 def is_right(row: dict[str, Any]) -> bool:
     is_refused_as_done = row.get("done") and row["exit again"] == 2
     failed = row["exit again"] and not is_refused_as_done
-    return not problems(row) and not row.get("traceback") and not failed
+    return was_interrupted(row) and not (problems(row) or row.get("traceback") or failed)
+
+
+def was_interrupted(row: dict[str, Any]) -> bool:
+    """Whether the command ended as one that is interrupted, or refused, does. `killed` sees to that itself."""
+    if "exit" not in row:
+        return True
+    if "second" in row:
+        return row["exit"] == 2
+    if "rank" in row:
+        return row["exit"] != 0
+    return row["exit"] < 0 or row["exit"] in (130, 143)
 
 
 # --- the page
@@ -612,8 +641,10 @@ def _outcome(row: dict[str, Any]) -> str:
     ]
     if row.get("traceback"):
         wrong.append("a traceback")
+    if not was_interrupted(row):
+        wrong.append(f"not interrupted: exit code {row['exit']}")
     if wrong or not is_right(row):
-        return "; ".join([*wrong, f"exit code {row['exit again']}"])
+        return "; ".join([*wrong, f"exit code {row['exit again']} of the second"])
     return "the same; it was done, so the second was refused" if row["exit again"] else "the same"
 
 

@@ -1,11 +1,12 @@
 """What the experiment on interruptions takes for a difference."""
 
+import argparse
 import json
 
 import pytest
 
 from experiments.robustness import interruptions
-from experiments.robustness.interruptions import contents, damaged, differences, is_right
+from experiments.robustness.interruptions import Child, contents, damaged, differences, is_right
 
 
 def written(folder, **files):
@@ -48,10 +49,51 @@ ROW = {"damaged": [], "left over": [], "missing": [], "different": [], "exit aga
         ({"exit again": 2}, False),
         ({"exit again": 2, "done": True}, True),
         ({"exit again": 1, "done": True}, False),
+        ({"what": "SIGINT", "exit": 130}, True),
+        ({"what": "SIGTERM", "exit": 143}, True),
+        ({"what": "SIGTERM twice", "exit": -15}, True),
+        ({"what": "SIGINT", "exit": 0}, False),
+        ({"what": "SIGINT", "exit": 1}, False),
+        ({"second": "train", "exit": 2}, True),
+        ({"second": "train", "exit": 0}, False),
+        ({"second": "train", "exit": 1}, False),
+        ({"rank": 0, "exit": 1}, True),
+        ({"rank": 0, "exit": 0}, False),
     ],
 )
 def test_a_row_is_right_only_if_nothing_is_wrong(change, expected):
     assert is_right(ROW | change) == expected
+
+
+def test_a_command_that_ends_before_it_could_be_interrupted_is_an_error(tmp_path):
+    (tmp_path / "place").mkdir()
+    child = Child("python -m this", tmp_path / "place")
+    with pytest.raises(SystemExit, match="python -m this: ended before the moment: The Zen"):
+        child.came_to(lambda child: False, "the moment")
+
+
+@pytest.mark.parametrize("part", [interruptions.signals, interruptions.processes])
+def test_a_part_is_an_error_where_nothing_could_be_interrupted(part, tmp_path, monkeypatch):
+    monkeypatch.setattr(interruptions, "TRAIN", "python -m this")
+    monkeypatch.setattr(interruptions, "TORCHRUN", "python -m this")
+    with pytest.raises(SystemExit, match="ended before"):
+        part(argparse.Namespace(seed=0), interruptions.Places(tmp_path))
+
+
+def test_a_part_that_is_measured_again_leaves_the_others(tmp_path, monkeypatch):
+    raw, new = tmp_path / "raw.json", {"rows": [ROW, ROW]}
+
+    def writers(flags, places):
+        return new
+
+    parts = {name: {"rows": [ROW]} for name in ("signals", "writers")}
+    raw.write_text(json.dumps({"parts": parts}))
+    monkeypatch.setattr(interruptions, "RAW", raw)
+    monkeypatch.setattr(interruptions, "writers", writers)
+    monkeypatch.setattr(interruptions.os, "environ", {})
+    flags = argparse.Namespace(parts=["writers"], again=True, kills=1, seed=0)
+    interruptions.measure(flags)
+    assert json.loads(raw.read_text())["parts"] == parts | {"writers": new}
 
 
 @pytest.mark.parametrize(

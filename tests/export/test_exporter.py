@@ -29,6 +29,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
+from dictionary_learning_ext.export import exporter
 from dictionary_learning_ext.export.exporter import export, measure
 
 
@@ -91,15 +92,19 @@ def test_a_folder_of_run_folders_is_exported_run_by_run(trained, tmp_path, capsy
     assert main(argv) == 2
     said = capsys.readouterr()
     assert "1 of 4 SAEs were not exported as sae-lens" in said.err
-    assert "not exported: vaease multiplies each feature by a gate" in said.out
+    assert "not exported: vaease: sae-lens has no gates with weights of their own" in said.out
     there = {name: tmp_path / name / "exports" / "sae-lens" for name in names[:3]}
     for path in there.values():
         assert files_under(path) == ["cfg.json", "sae_weights.safetensors"]
     shutil.rmtree(tmp_path / "vaease")
     assert main(argv) == 0, "what is there is kept"
-    assert capsys.readouterr().out.count("already there") == 3
+    said = capsys.readouterr().out
+    assert said.count("already there, not written again; delete it") == 3
+    (tmp_path / "out" / "top_k").mkdir(parents=True)  # an empty folder may be given
     assert main([*argv, "--out", str(tmp_path / "out")]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == list(names[:3])
+    assert "already there" not in capsys.readouterr().out
+    assert files_under(tmp_path / "out" / "top_k") == ["cfg.json", "sae_weights.safetensors"]
 
 
 def test_it_says_which_tokens_training_left_out_and_how_contexts_began(
@@ -232,7 +237,7 @@ REFUSED = [
             "vaease",
             no_spoiling,
             f"--format {form}",
-            "a gate that has weights of its own.*safetensors",
+            "has no gates with weights of their own; .*safetensors",
         )
         for form in FORMATS[:-1]
     ],
@@ -241,11 +246,11 @@ REFUSED = [
             name,
             no_spoiling,
             "--format sparsify",
-            "above a threshold.*--format sae-lens or --format saf",
+            "sparsify has no thresholds; use --format sae-lens or --format saf",
         )
         for name in ("batch_top_k", "matryoshka", "jump_relu")
     ],
-    ("gated", no_spoiling, "--format sparsify", "which features are active apart from.*sae-lens"),
+    ("gated", no_spoiling, "--format sparsify", "sparsify has no gates; use --format sae-lens"),
     *[
         (name, without_a_threshold, f"--format {form}", "has no threshold yet.*dictionary-learning")
         for name in ("batch_top_k", "matryoshka")
@@ -305,13 +310,40 @@ def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypa
         export(folder_of("vsae"), "safetensors", tokens=200)
 
 
-def test_what_a_killed_export_has_left_is_removed_by_the_next(folder_of):
-    folder = folder_of("top_k")
-    for left in (".export.safetensors.0123abcd", ".export.sparsify.0123abcd"):
-        (folder / left).mkdir()
-        (folder / left / "config.json").write_text("half")
-    assert main(["export", str(folder), "--format", "safetensors"]) == 0
-    assert [path.name for path in folder.glob(".export.*")] == [".export.sparsify.0123abcd"]
+def interrupted_at_writing(monkeypatch, then):
+    """Let the next export call `then` where it has written half of its folder, and only that one."""
+    write = exporter.write
+
+    def write_half(form, folder, source):
+        monkeypatch.setattr(exporter, "write", write)
+        (folder / "config.json").write_text("half")
+        then(folder)
+        (folder / "config.json").unlink()
+        write(form, folder, source)
+
+    monkeypatch.setattr(exporter, "write", write_half)
+
+
+def test_what_a_killed_export_has_left_is_removed_by_the_next_to_that_place(
+    folder_of, tmp_path, monkeypatch
+):
+    folder, kept = folder_of("top_k"), tmp_path / "kept"
+    interrupted_at_writing(monkeypatch, lambda half: shutil.copytree(half, kept / half.name))
+    export(folder, "safetensors", tokens=200)
+    (left,) = kept.iterdir()
+    shutil.copytree(left, folder / left.name)
+    shutil.rmtree(folder / "exports")
+    export(folder, "sparsify", tmp_path / "out", tokens=200)
+    assert list(folder.glob(".export.*")) == [folder / left.name]
+    export(folder, "safetensors", tokens=200)
+    assert not list(folder.glob(".export.*"))
+
+
+def test_exports_to_folders_of_one_name_leave_each_other_alone(folder_of, tmp_path, monkeypatch):
+    folder, first, second = folder_of("top_k"), tmp_path / "a" / "safe", tmp_path / "b" / "safe"
+    interrupted_at_writing(monkeypatch, lambda _: export(folder, "safetensors", second, tokens=200))
+    export(folder, "safetensors", first, tokens=200)
+    assert files_under(first) == files_under(second) == ["config.json", "sae.safetensors"]
 
 
 def test_what_is_no_fault_of_the_disk_is_not_put_down_to_it(folder_of, monkeypatch):

@@ -257,8 +257,8 @@ def test_other_libraries_find_their_files_beside_ours(mixed, capsys):
     of_sae_lens = {f"{n}/{f}" for n in ("top_k", "jump_relu") for f in OF_SAE_LENS}
     of_sparsify = {f"top_k/layers.1/{f}" for f in ("cfg.json", "export.json", "sae.safetensors")}
     assert listed == {"README.md"} | ours | of_sae_lens | of_sparsify
-    assert "not as sae-lens: vaease multiplies each feature by a gate" in out
-    assert "not as sparsify: jump_relu keeps the features above a threshold" in out
+    assert "not as sae-lens: vaease: sae-lens has no gates" in out
+    assert "not as sparsify: jump_relu: sparsify has no thresholds" in out
 
 
 OURS = ("ae.pt", "config.json", "metrics.json")
@@ -266,10 +266,32 @@ OF_SAE_LENS = ("cfg.json", "sae_weights.safetensors")
 
 
 def test_a_format_that_holds_none_of_them_is_refused(mixed):
-    with pytest.raises(CheckpointError, match="jump_relu keeps the features above a threshold"):
+    with pytest.raises(CheckpointError, match="jump_relu: sparsify has no thresholds"):
         push(mixed / "jump_relu", "jane/saes", formats=["sparsify"], dry_run=True)
     with pytest.raises(ConfigError, match=r"format='sae': expected one of sae-lens, sparsify"):
         push(mixed, "jane/saes", formats=["sae"], dry_run=True)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--allow-inexact True", "--model embedded", "--remove-bos False", "--device cuda"]
+)
+def test_what_an_export_needs_is_refused_without_a_format(flags, runs, capsys):
+    assert main(["push", str(runs), "jane/saes", "--dry-run", *flags.split()]) == 2
+    assert f"vsae: {flags}: expected --format too" in capsys.readouterr().err
+
+
+def test_an_argument_that_an_export_does_not_have_is_an_error(runs):
+    with pytest.raises(TypeError, match="allow_inexactness"):
+        push(runs, "jane/saes", dry_run=True, allow_inexactness=True)
+
+
+def test_a_card_names_the_first_place_of_each_format():
+    config = {"trainer": {"dict_class": "AutoEncoderTopK", "layer": 1}}
+    places = [("sae-lens", "a"), ("sae-lens", "b"), ("sparsify", "a/layers.1")]
+    text = card("jane/saes", {"a": config, "b": config}, {}, [], places)
+    assert "from_pretrained('jane/saes', 'a')" in text
+    assert "hookpoint='a/layers.1'" in text
+    assert "'b'" not in text
 
 
 def test_sae_lens_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):

@@ -90,7 +90,8 @@ def test_json_and_the_features_csv(seeds, tmp_path, capsys):
     assert pair["saes"] == ["seed0", "seed1"]
     of_pair = expected.pairs["seed0", "seed1"]
     for name in ("pw_mcc", "null", "null_error", "null_draws"):
-        assert pair[name] == getattr(of_pair, name)
+        assert pair[name] == found["mean"][name] == getattr(of_pair, name)
+    assert found["mean"]["pw_mcc_less_null"] == of_pair.pw_mcc - of_pair.null
     rows = list(csv.DictReader(path.open()))
     assert len(rows) == 2 * F
     scores = [float(row["mean_match"]) for row in rows if row["sae"] == "seed1"]

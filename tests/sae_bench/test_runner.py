@@ -13,7 +13,7 @@ import transformers
 from bench_saes import FLAGS, FOUR, SMALL, D, place
 
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import BenchError, CheckpointError
+from dictionary_learning_ext.errors import BenchError, CheckpointError, ConfigError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
@@ -133,6 +133,25 @@ def test_a_killed_command_gives_the_same_when_it_is_typed_again(evaluation, one,
     again.check()
     assert again.results["one"][evaluation]["eval_result_metrics"] == wanted["eval_result_metrics"]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_second_command_leaves_the_cache_that_another_uses(one, monkeypatch):
+    def second(*_):
+        (one / ".bench_cache" / "half").touch()
+        with pytest.raises(
+            ConfigError, match=r"\.bench_cache: process \d+ .* another first folder"
+        ):
+            bench([one], evals=["core"], **SMALL)
+        (used,) = one.glob(".bench_cache/absorption_*")
+        assert (used.parent / f"in_use_{used.name}").exists()
+        assert (used.parent / "half").exists()
+        raise BenchError("stop")
+
+    monkeypatch.setitem(evaluations.EVALUATIONS, "absorption", second)
+    outcome = bench([one], evals=["absorption"], **SMALL)
+    assert outcome.failures == {("absorption", "stop"): ["one"]}
+    assert list(one.glob(".bench_cache/absorption_*")), "nothing was broken off there"
+    assert not list(one.glob(".bench_cache/in_use_*"))
 
 
 class Killed(BaseException):
