@@ -50,6 +50,8 @@ def test_the_books_fill_what_is_asked_of_them(tmp_path):
     frames = {p: pd.read_parquet(tmp_path / data.BOOKS / f"{p}.parquet") for p in ("train", "test")}
     assert not set(frames["train"]["hard_text"]) & set(frames["test"]["hard_text"])
     assert len(frames["test"]) < len(frames["train"]), "every third passage is test data"
+    pieces = [*frames["train"]["hard_text"], *frames["test"]["hard_text"]]
+    assert {len(piece.split()) for piece in pieces} == {data.WORDS}
     for which, part in enumerate(("train", "test")):
         cells = frames[part].groupby(["profession", "gender"]).size()
         assert sets.class_sizes is not None

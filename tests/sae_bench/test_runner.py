@@ -38,6 +38,14 @@ def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, traine
     assert "vsae_fixed_values" in graphing_utils.TRAINER_COLORS
 
 
+def test_results_of_tpp_hold_its_classes_and_every_one_its_seconds(benched):
+    found = benched.results["vsae"]
+    per_class = found["tpp"]["eval_result_unstructured"].keys()
+    assert len(per_class - found["scr"]["eval_result_unstructured"].keys()) > 0
+    for result in found.values():
+        assert 0 <= result["eval_result_unstructured"]["wall_seconds"] < 3600
+
+
 def test_n_is_at_most_a_tenth_of_the_dictionary(benched):
     assert benched.results["vsae"]["scr"]["eval_config"]["n_values"] == [2, 5]
     assert list(curve(benched.results["vsae"]["tpp"], "total_metric")) == [2, 5]
