@@ -63,6 +63,9 @@ from .settings import (
 
 logger = logging.getLogger(__name__)
 
+_IN_WHOLE_FILES = ("sae_probes",)
+"""Evaluations whose cache holds no half file after a kill, see probes.py."""
+
 NOT_IN_CACHE: dict[BenchEvaluation, tuple[str, ...]] = {
     "scr": ("n_values",),
     "tpp": ("n_values",),
@@ -319,7 +322,7 @@ class _BenchRun:
             self._caches_of_one_seed.add(cache)
         settings = replace(settings, cache=cache)
         in_use = cache.with_name(f"in_use_{cache.name}")
-        if in_use.exists():  # the evaluation was killed: the cache may hold half a file
+        if in_use.exists() and evaluation not in _IN_WHOLE_FILES:  # it was killed in the middle
             remove(cache)
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             try:
