@@ -98,7 +98,7 @@ def run(flags: QuickstartFlags) -> None:
         if not (is_there and page.is_file()):
             from ..report.page import write_report
 
-            print("\nWriting the report:")
+            print("\nWriting the report …", flush=True)
             write_report(
                 vsae_folder,
                 [top_k],
@@ -107,7 +107,6 @@ def run(flags: QuickstartFlags) -> None:
                 options=ReportOptions(
                     tokens=flags.eval_tokens or ReportOptions.tokens, seed=flags.seed
                 ),
-                on_step=lambda step: print(f"  {step} …", flush=True),
             )
         print(f"\nOpen {page} in a browser: it shows which features come back.")
     print(
