@@ -15,7 +15,7 @@ from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.directions import decoder_directions
 from ..features.reproducibility import RETURNING, reproducibility
-from ..run_folder.comparing import SEEDS, settings_of, unequal
+from ..run_folder.comparing import SEEDS, as_given, settings_of, unequal
 from ..run_folder.files import CONFIG, FAILED, WEIGHTS
 from ..run_folder.reading import (
     checked_settings,
@@ -160,8 +160,8 @@ def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
     results, unfinished = [], []
     for one in run_folders_in(folder):
         if is_finished(one, load_config(one).run):
-            settings, metrics = settings_of(read_config(one)), read_metrics_if_any(one) or {}
-            results.append(RunResult(one.name, settings, metrics, one))
+            config, metrics = read_config(one), read_metrics_if_any(one) or {}
+            results.append(RunResult(one.name, as_given(settings_of(config)), metrics, one))
         else:
             unfinished.append(one.name)
     if not results:
@@ -185,7 +185,7 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
     try:
         runs = list(wandb.Api().sweep(sweep).runs)
         results = [
-            RunResult(run.name, dict(run.config), evaluation(dict(run.summary)))
+            RunResult(run.name, as_given(dict(run.config)), evaluation(dict(run.summary)))
             for run in runs
             if run.state == "finished"
         ]

@@ -130,6 +130,13 @@ def test_an_empty_folder_or_one_without_results(tmp_path, caplog):
     assert "left out, as they have no results yet: one" in caplog.text
 
 
+def test_a_sigma_that_follows_from_its_ratio_is_no_setting_that_differs(tmp_path):
+    for k, sigma in ((2, 4.4), (4, 3.1)):
+        settings = {"k": k, "sigma": sigma, "noise_to_signal": 0.3}
+        run_folder(tmp_path / f"k{k}", metrics={"fve": 0.5}, **settings)
+    assert differing(from_folder(tmp_path)) == ["k"]
+
+
 def test_a_sweep_on_wandbs_server(monkeypatch):
     runs = [
         SimpleNamespace(name="a", config={"k": 4}, summary={"eval/fve": 0.5}, state=state)
