@@ -33,6 +33,7 @@ class ImaginaryConfig(SAEConfig):
 '''
 ROW = """    Architecture(
         name="imaginary",
+        title="Imaginary",
         description="an SAE that is not there",
         trainer=f"{_OURS}.imaginary:ImaginaryTrainer",
         dictionary=f"{_OURS}.imaginary:ImaginarySAE",

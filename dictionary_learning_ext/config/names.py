@@ -16,23 +16,21 @@ from .synthetic_models import NO_HOOK
 
 LONGEST = 40
 """Characters of an automatic name."""
-NAMED_FIRST = tuple(
-    [
-        "architecture",
-        "k",
-        "dict_size",
-        "hook",
-        "model",
-        "beta",
-        "lr",
-        "noise_to_signal",
-        "sigma",
-        "noise_on",
-        "posterior",
-        "kl_scope",
-        "data_seed",
-        "data",
-    ]
+NAMED_FIRST = (
+    "architecture",
+    "k",
+    "dict_size",
+    "hook",
+    "beta",
+    "lr",
+    "noise_to_signal",
+    "sigma",
+    "noise_on",
+    "posterior",
+    "kl_scope",
+    "data_seed",
+    "model",
+    "data",
 )
 """The settings that are named before others, if they differ; in labels, too."""
 _IN_NAMES = {"noise_to_signal": "noise", "kl_scope": "kl"} | dict.fromkeys(

@@ -47,6 +47,7 @@ def until(browser, script, *arguments):
 
 def open_page(browser, path, fragment=""):
     browser.get("about:blank")
+    browser.get_log("browser")  # another page's, which are then gone
     browser.get(f"file://{quote(str(path))}{fragment}")
     until(browser, "document.documentElement.dataset.ready === 'yes'")
 
