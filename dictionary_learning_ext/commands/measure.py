@@ -143,7 +143,11 @@ class MetricsFlags:
 
 def run_metrics(flags: MetricsFlags) -> None:
     from ..evaluation.metrics import METRICS
+    from ..report.many_runs import SEED_METRICS
 
+    for each in SEED_METRICS:
+        print(f"{each.key} ({each.label}, higher is better; of several seeds)")
+        print(textwrap.fill(each.definition, 100, initial_indent="    ", subsequent_indent="    "))
     for metric in METRICS.values():
         better = f", {metric.better} is better" if metric.better else ""
         print(f"{metric.key} ({metric.label}{better})")

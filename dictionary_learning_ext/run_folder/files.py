@@ -153,8 +153,10 @@ its place."""
 
 
 def require_free(folder: Path, overwrite: bool) -> None:
-    """Raise a ConfigError if `folder` already holds a run, unless it may be overwritten."""
-    there = [name for name in RUN_FILES if (folder / name).exists()]
+    """Raise a ConfigError if `folder` already holds a run, unless it may be overwritten; a CheckpointError
+    if the disk refuses its name."""
+    with writing(folder):  # a name may be too long
+        there = [name for name in RUN_FILES if (folder / name).exists()]
     if there and not overwrite:
         raise ConfigError(
             f"already holds a run ({', '.join(there)})",

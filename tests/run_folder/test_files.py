@@ -153,3 +153,8 @@ def test_without_fcntl_files_are_written_nothing_is_locked_and_all_is_imported(t
     command = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "run"), str(tmp_path / "empty")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "['metrics.json'] False"
+
+
+def test_a_name_that_is_too_long_is_an_error_of_the_disk(tmp_path):
+    with pytest.raises(CheckpointError, match="File name too long"):
+        require_free(tmp_path / ("x" * 300), overwrite=False)
