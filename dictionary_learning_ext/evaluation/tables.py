@@ -233,8 +233,8 @@ def labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
 def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What to call SAEs.
 
-    A folder that somebody named is called so. Those with automatic names, e.g. a sweep's, are called by the
-    settings that differ among them: k=16 seed=1.
+    A folder that somebody named is called so. Those with automatic names, e.g. a sweep's, or names of over 40
+    characters are called by the settings that differ among them: k=16 seed=1.
 
     Arguments:
         settings: what each was trained with, by its folder or name.
