@@ -89,7 +89,7 @@ def evaluate_folders(
     of_step = {} if step is None else {"step": step}
     results = {}
     for names in of_hook.values():
-        run, saes, inputs = _opened({name: runs[name] for name in names}, step)
+        run, saes, inputs, _ = _opened({name: runs[name] for name in names}, step)
         dictionaries = {
             name: (dictionary, config["trainer"].get("norm_factor", 1.0))
             for name, (dictionary, config) in saes.items()
@@ -127,6 +127,8 @@ class OpenedFolders(NamedTuple):
     saes: dict[str, tuple[Dictionary, dict[str, Any]]]
     """Each folder's SAE and config.json."""
     inputs: Inputs
+    own_tokens: int
+    """On how many tokens the runs' own evaluations measure."""
 
     @property
     def language_model(self) -> LanguageModel | None:
@@ -144,8 +146,9 @@ def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
     saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
-    inputs = open_inputs(replace(run, eval_tokens=_own_tokens(runs)), [run.hook])
-    opened = OpenedFolders(run, saes, inputs)
+    own_tokens = _own_tokens(runs)
+    inputs = open_inputs(replace(run, eval_tokens=own_tokens), [run.hook])
+    opened = OpenedFolders(run, saes, inputs, own_tokens)
     for name, (dictionary, _) in saes.items():
         opened.hook_point.require_width(name, dictionary.activation_dim, run.model)
     return opened

@@ -16,6 +16,7 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from dictionary_learning.evaluation import evaluate as upstream_evaluate
 
+from ..activations.buffer import BatchSource
 from ..activations.hook_points import Change
 from ..activations.inputs import HeldOut, Truth
 from ..activations.rows import ActivationReader
@@ -50,28 +51,13 @@ def measure(
         tokens: activations measured on (rounded up to whole batches).
         seed: of the noise.
 
-    A text that ends before `tokens` is measured as far as it goes, which is logged and shows in
-    the metric "tokens".
-
-    Raises: TextError if the text does not hold one batch.
+    A text that ends early shows in the metric "tokens", see `batches_of`.
     """
-    rows = held_out.rows
     measurements = {
         name: Measurement(dictionary, factor, seed, held_out.truth)
         for name, (dictionary, factor) in dictionaries.items()
     }
-    for batch in range(-(-tokens // rows.out_batch_size)):
-        try:
-            x_BD = next(rows).float()
-        except TextError as error:
-            measured = batch * rows.out_batch_size
-            if measured == 0:
-                where = "the held-out text is too short to measure on"
-                raise error.within(where, "give more text, or measure on fewer tokens") from error
-            logger.warning(
-                "the held-out text ended: measured on %d tokens, not %d", measured, tokens
-            )
-            break
+    for x_BD in batches_of(held_out.rows, tokens):
         for measurement in measurements.values():
             measurement.add(x_BD)
     if held_out.reader is None or held_out.documents is None:
@@ -83,6 +69,28 @@ def measure(
         for measurement, of_sae in zip(measurements.values(), losses, strict=True):
             measurement.totals.losses = of_sae
     return {name: measurement.metrics() for name, measurement in measurements.items()}
+
+
+def batches_of(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
+    """Batches of raw activations, fp32, with `tokens` in all, rounded up to whole batches.
+
+    A text that ends before is read as far as it goes, which is logged.
+
+    Raises: TextError if the text does not hold one batch.
+    """
+    for batch in range(-(-tokens // rows.out_batch_size)):
+        try:
+            x_BD = next(rows).float()
+        except TextError as error:
+            measured = batch * rows.out_batch_size
+            if measured == 0:
+                where = "the held-out text is too short to measure on"
+                raise error.within(where, "give more text, or measure on fewer tokens") from error
+            logger.warning(
+                "the held-out text ended: measured on %d tokens, not %d", measured, tokens
+            )
+            return
+        yield x_BD
 
 
 class Measurement:

@@ -168,12 +168,14 @@ def description_length(totals: Totals) -> float | None:
     return choices + totals.activation_dim / 2 * math.log(left)
 
 
-def near_dead(r: float) -> Callable[[Totals], float]:
-    def share(totals: Totals) -> float:
-        l0 = totals.frequency_F.sum() if totals.k is None else float(totals.k)
-        return (totals.frequency_F < r * (l0 / totals.dict_size)).double().mean().item()
+def is_near_dead(frequency_F: t.Tensor, k: int | None, r: float) -> t.Tensor:
+    """Which features are selected in fewer than r k/F of the tokens; for an SAE without k, r L0/F."""
+    l0 = frequency_F.sum() if k is None else float(k)
+    return frequency_F < r * (l0 / len(frequency_F))
 
-    return share
+
+def near_dead(r: float) -> Callable[[Totals], float]:
+    return lambda totals: is_near_dead(totals.frequency_F, totals.k, r).double().mean().item()
 
 
 def noise_to_signal(totals: Totals) -> float | None:

@@ -146,11 +146,7 @@ class FeatureCollector:
         f_NF = rearrange(f_BLF, "b l f -> (b l) f")
         token_M, feature_M = f_NF.nonzero(as_tuple=True)
         value_M = f_NF[token_M, feature_M]
-        if not value_M.isfinite().all():
-            raise NonFiniteError(
-                "the SAE's features are NaN or infinite: expected finite numbers; its ae.pt is "
-                "damaged, or it was trained on activations of another scale: train it again"
-            )
+        require_finite(value_M)
         self._count_F += feature_M.bincount(minlength=n_features)
         self._negative_F += feature_M[value_M < 0].bincount(minlength=n_features)
         self._sum_F.index_add_(0, feature_M, value_M.double())
@@ -209,6 +205,15 @@ class FeatureCollector:
             top=self._top.contexts(),
             sampled=self._sampled.contexts(by_value=True),
             profiles_NF=csr_matrix((values, (rows, columns)), shape),
+        )
+
+
+def require_finite(activations: t.Tensor) -> None:
+    """Raise NonFiniteError if activations of an SAE's features are NaN or infinite."""
+    if not activations.isfinite().all():
+        raise NonFiniteError(
+            "the SAE's features are NaN or infinite: expected finite numbers; its ae.pt is "
+            "damaged, or it was trained on activations of another scale: train it again"
         )
 
 

@@ -1,0 +1,362 @@
+"""How SAEs of several seeds agree in what they do on the same tokens, and not only in their directions.
+
+    collectors = {name: CodeCollector(sae) for name, sae in saes.items()}
+    for x_ND in batches:
+        for collector in collectors.values():
+            collector.add(x_ND)
+    found = agreement_of_codes({name: each.codes() for name, each in collectors.items()}, measured)
+
+An SAE's *code* of a token is what its `encode` returns: the activation of each feature (a vSAE's mean's).
+A feature is *selected* where its activation is not zero.
+
+Memory: 8 bytes for each selection of each SAE. A pair needs about 40 bytes more for each selection of the
+two, and its correlations: all F x F at once (20 bytes each) up to EXACT_UP_TO features, and for more, 1,024
+rows of them. With 16,384 features, k = 64 and 100,000 tokens, these are 50 MB an SAE, 0.5 GB and 0.4 GB, and a pair takes a minute on one core.
+
+Shapes: N tokens, F features, D = activation_dim, M principal directions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from scipy.sparse import csr_matrix, diags, hstack, vstack
+from torch.nn.functional import normalize
+
+from ..evaluation.metrics import is_near_dead
+from ..trainers.dictionaries import as_input
+from .collector import require_finite
+from .directions import RandomDirections, decoder_directions
+from .reproducibility import (
+    NULL_ERROR,
+    RETURNING,
+    PairOfSAEs,
+    Reproducibility,
+    matching,
+    products_of_each,
+)
+
+NEAR_DEAD = 0.1
+"""A feature selected in fewer than this times k/F of the tokens is near-dead."""
+PRINCIPAL = 8
+"""M is D divided by this."""
+_BATCH_ELEMENTS = 1 << 22
+"""Activations (tokens x F) computed at a time."""
+_LEAST_DRAWS, _MOST_DRAWS = 4, 1000
+
+
+@dataclass(frozen=True)
+class CodeMeasure:
+    """A number that says how the codes of two SAEs agree. The higher it is, the more."""
+
+    key: str
+    label: str
+    definition: str
+    form: str
+    """How tables show it."""
+
+    def text(self, value: float | None, missing: str = "-") -> str:
+        return missing if value is None else format(value, self.form)
+
+
+CODE_MEASURES = (
+    CodeMeasure(
+        "correlation",
+        "correlation",
+        "mean correlation of the activations of two seeds' features over held-out tokens. The features "
+        "are matched one to one, so that it is as large as possible. One that never fires has 0",
+        ".4f",
+    ),
+    *(
+        CodeMeasure(
+            f"correlation_{least:g}",
+            f"correlation > {least:g}",
+            f"share of features whose match by activations has a correlation of at least {least:g}",
+            ".1%",
+        )
+        for least in RETURNING
+    ),
+    CodeMeasure(
+        "correlation_by_direction",
+        "correlation by direction",
+        "mean correlation of the activations of features matched by their decoder directions; of opposite "
+        "directions, with the sign reversed",
+        ".4f",
+    ),
+    *(
+        CodeMeasure(
+            f"returning_{least:g}_not_near_dead",
+            f"returning > {least:g}, not near-dead",
+            f"share that returns (absolute cosine of at least {least:g}) of the features that are not "
+            f"near-dead: selected in at least {NEAR_DEAD:g} k/F of the tokens",
+            ".1%",
+        )
+        for least in RETURNING
+    ),
+    CodeMeasure(
+        "returning_selections",
+        "selections of returning",
+        "share of all selections that are of returning features",
+        ".1%",
+    ),
+    CodeMeasure(
+        "returning_energy",
+        "energy of returning",
+        "share of the activation energy, the sum of squared activations, that returning features carry",
+        ".1%",
+    ),
+    CodeMeasure(
+        "jaccard",
+        "Jaccard index",
+        "Jaccard index of the features that the two select at a token, matched by direction: how many "
+        "both select, of those that either does; mean over tokens",
+        ".4f",
+    ),
+    CodeMeasure(
+        "subspace",
+        "subspace overlap",
+        f"overlap of the D/{PRINCIPAL} leading principal directions of the features that do not return, "
+        "weighted by activation energy: mean squared cosine of the principal angles",
+        ".4f",
+    ),
+    CodeMeasure(
+        "subspace_less_null",
+        "subspace overlap less null",
+        "the subspace overlap, less that of random directions of the same covariance and weights",
+        ".4f",
+    ),
+)
+"""What tables show of a pair, see `measures_of_pair`."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What an SAE does on some tokens."""
+
+    code_NF: csr_matrix
+    """Its activations, without stored zeros."""
+    directions_FD: t.Tensor
+    """What one unit of each feature adds to the reconstruction, on the CPU."""
+    k: int | None
+    """None for an SAE without one."""
+
+    @cached_property
+    def count_F(self) -> np.ndarray:
+        """At how many tokens each feature is selected."""
+        return self.code_NF.getnnz(axis=0)
+
+    @cached_property
+    def energy_F(self) -> np.ndarray:
+        """Each feature's activation energy: the sum over tokens of its squared activation, in units of
+        unit directions."""
+        squares_F = np.asarray(self.code_NF.astype(np.float64).power(2).sum(axis=0)).ravel()
+        return squares_F * self.directions_FD.double().square().sum(1).numpy()
+
+    @cached_property
+    def is_used_F(self) -> np.ndarray:
+        """Which features are not near-dead."""
+        frequency_F = t.from_numpy(self.count_F / self.code_NF.shape[0])
+        return ~is_near_dead(frequency_F, self.k, NEAR_DEAD).numpy()
+
+    @cached_property
+    def unit_FD(self) -> t.Tensor:
+        """The directions, of length 1."""
+        return normalize(self.directions_FD.float(), dim=1)
+
+    @cached_property
+    def random(self) -> RandomDirections:
+        """Random directions of the dictionary's covariance."""
+        return RandomDirections(self.unit_FD)
+
+
+class CodeCollector:
+    """Collects the `Codes` of a dictionary that takes raw activations, batch by batch."""
+
+    def __init__(self, dictionary: Dictionary):
+        self.dictionary: Any = dictionary
+        self._parts: list[csr_matrix] = []
+
+    @t.no_grad()
+    def add(self, x_ND: t.Tensor) -> None:
+        """Add tokens. Raises NonFiniteError if the SAE's features are NaN or infinite."""
+        sae, n_features = self.dictionary, self.dictionary.dict_size
+        for x_nD in x_ND.split(max(1, _BATCH_ELEMENTS // n_features)):
+            f_nF = sae.encode(as_input(sae, x_nD))
+            row_M, feature_M = f_nF.nonzero(as_tuple=True)
+            value_M = f_nF[row_M, feature_M].float().cpu()
+            require_finite(value_M)
+            places = row_M.int().cpu().numpy(), feature_M.int().cpu().numpy()
+            self._parts.append(csr_matrix((value_M.numpy(), places), (len(x_nD), n_features)))
+
+    def codes(self, directions_FD: t.Tensor | None = None) -> Codes:
+        """Of the tokens added until now.
+
+        Arguments:
+            directions_FD: the dictionary's `decoder_directions`, where they are known.
+        """
+        if directions_FD is None:
+            directions_FD = decoder_directions(self.dictionary)
+        k = getattr(self.dictionary, "k", None)
+        return Codes(
+            vstack(self._parts, format="csr"), directions_FD, None if k is None else int(k)
+        )
+
+
+@dataclass(frozen=True)
+class AgreementOfCodes:
+    """How the codes of several SAEs agree."""
+
+    tokens: int
+    """N."""
+    pairs: dict[tuple[str, str], dict[str, float | None]]
+    """`measures_of_pair` of every pair, by the two names in the order given."""
+
+    def means(self) -> dict[str, float | None]:
+        """The measures, averaged over the pairs that have them."""
+        measures = list(self.pairs.values())
+        known = {key: [one[key] for one in measures if one[key] is not None] for key in measures[0]}
+        return {key: float(np.mean(values)) if values else None for key, values in known.items()}
+
+
+def agreement_of_codes(codes: Mapping[str, Codes], measured: Reproducibility) -> AgreementOfCodes:
+    """Compare the codes of SAEs on the same tokens.
+
+    Arguments:
+        codes: of each SAE, by its name.
+        measured: how their directions agree.
+    """
+    pairs = {
+        (a, b): measures_of_pair(codes[a], codes[b], pair)
+        for (a, b), pair in measured.pairs.items()
+    }
+    return AgreementOfCodes(next(iter(codes.values())).code_NF.shape[0], pairs)
+
+
+def measures_of_pair(
+    a: Codes, b: Codes, pair: PairOfSAEs, seed: int = 0
+) -> dict[str, float | None]:
+    """Every measure of CODE_MEASURES, and `subspace_null`. All are symmetric in the two.
+
+    Correlations are Pearson's over all tokens, those included at which a feature is not selected. They
+    are taken of all F features. What is of returning features is the mean of the two SAEs.
+
+    Arguments:
+        pair: how the directions agree.
+        seed: of the null's random directions.
+    """
+    centred_F, others_F = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
+    correlations_F = matching(centred_F, others_F, signed=True)[1]
+    by_direction_F = products_of_each(centred_F, others_F[pair.matched_F])
+    signs_F = (a.unit_FD * b.unit_FD[pair.matched_F]).sum(1).sign().numpy()
+    returns_F = {least: pair.match_F >= least for least in RETURNING}
+    return {
+        "correlation": float(correlations_F.mean()),
+        **{
+            f"correlation_{least:g}": float((correlations_F >= least).mean()) for least in RETURNING
+        },
+        "correlation_by_direction": float((signs_F * by_direction_F).mean()),
+        **{
+            f"returning_{least:g}_not_near_dead": _share(a.is_used_F, b.is_used_F, returns, pair)
+            for least, returns in returns_F.items()
+        },
+        "returning_selections": _share(a.count_F, b.count_F, returns_F[RETURNING[0]], pair),
+        "returning_energy": _share(a.energy_F, b.energy_F, returns_F[RETURNING[0]], pair),
+        "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
+        **_subspaces(a, b, pair, seed),
+    }
+
+
+def _centred(code_NF: csr_matrix, sign: float = 1.0) -> csr_matrix:
+    """A row for each feature. Its product with a row made with the other sign is their correlation.
+
+    The standardised activations are not sparse. But with activations f of mean m and standard deviation s,
+
+        corr(f, g) = sum_N f g / (N s_f s_g) - (m_f / s_f) (m_g / s_g)
+
+    which is one product of rows (f / (s_f sqrt N), +- m_f / s_f). A feature that does not vary has zeros.
+    """
+    n = code_NF.shape[0]
+    code_NF = code_NF.astype(np.float64)
+    means_F = np.asarray(code_NF.mean(axis=0)).ravel()
+    squares_F = np.asarray(code_NF.power(2).mean(axis=0)).ravel()
+    variances_F = squares_F - means_F**2
+    varies_F = variances_F > 1e-12 * squares_F
+    scales_F = np.where(varies_F, 1 / np.sqrt(np.where(varies_F, variances_F, 1.0)), 0.0)
+    scaled_FN = (code_NF @ diags(scales_F / np.sqrt(n))).T
+    return hstack([scaled_FN, csr_matrix(sign * means_F * scales_F).T], format="csr")
+
+
+def _share(a_F: np.ndarray, b_F: np.ndarray, returns_F: np.ndarray, pair: PairOfSAEs) -> float:
+    """The share of these weights that returning features have, the mean of the two SAEs; of no weight 0."""
+    sums = [(each_F[returns_F].sum(), each_F.sum()) for each_F in (a_F, b_F[pair.matched_F])]
+    return float(np.mean([part / total if total else 0.0 for part, total in sums]))
+
+
+def _jaccard(a_NF: csr_matrix, b_NF: csr_matrix, matched_F: np.ndarray) -> float:
+    """The mean over tokens at which either selects a feature; 0 if there is none."""
+    ones = (np.ones(each.nnz, dtype=np.int32) for each in (a_NF, b_NF))
+    places = (matched_F[a_NF.indices], a_NF.indptr), (b_NF.indices, b_NF.indptr)
+    ours_NF, theirs_NF = (
+        csr_matrix((data, *place), a_NF.shape) for data, place in zip(ones, places, strict=True)
+    )
+    both_N = np.asarray(ours_NF.multiply(theirs_NF).sum(axis=1)).ravel()
+    either_N = ours_NF.getnnz(axis=1) + theirs_NF.getnnz(axis=1) - both_N
+    selects_N = either_N > 0
+    return float((both_N[selects_N] / either_N[selects_N]).mean()) if selects_N.any() else 0.0
+
+
+# --- subspaces of what does not return
+
+
+def _subspaces(a: Codes, b: Codes, pair: PairOfSAEs, seed: int) -> dict[str, float | None]:
+    """Whether features that do not return span the same directions (Gerasimov et al. 2026).
+
+    Where they are more than D, as they mostly are, they span everything, in any two SAEs. So the plain
+    span is no measure, and the M = D/8 leading principal directions are compared: those of the decoder
+    directions, each weighted by the root of its feature's activation energy, around 0. The overlap is
+    ||U^T V||_F^2 / M, the mean squared cosine of the principal angles. It is large, too, where all
+    directions share a covariance. So it is shown less its null, which has random directions of the whole
+    dictionary's second moments, with these weights, averaged over draws until its standard error is below
+    NULL_ERROR (1,000 at most). Where the two dictionaries' covariances are alike because of what returns,
+    the rest is below this null if it has nothing in common.
+
+    Returns: None for each of them where fewer than M features that fire don't return.
+    """
+    m = max(1, a.unit_FD.shape[1] // PRINCIPAL)
+    rest_F = pair.match_F < RETURNING[0]
+    ours, theirs = np.flatnonzero(rest_F), pair.matched_F[rest_F]
+    our_weights, their_weights = a.energy_F[ours] ** 0.5, b.energy_F[theirs] ** 0.5
+
+    def overlap(a_FD: t.Tensor, b_FD: t.Tensor) -> float | None:
+        return _overlap(a_FD.numpy()[ours], our_weights, b_FD.numpy()[theirs], their_weights, m)
+
+    found = overlap(a.unit_FD, b.unit_FD)
+    if found is None:
+        return dict.fromkeys(("subspace", "subspace_null", "subspace_less_null"))
+    generator = t.Generator().manual_seed(seed)
+    nulls: list[float] = []
+    while len(nulls) < _LEAST_DRAWS or (
+        np.std(nulls, ddof=1) >= NULL_ERROR * len(nulls) ** 0.5 and len(nulls) < _MOST_DRAWS
+    ):
+        nulls.append(overlap(a.random.draw(generator), b.random.draw(generator)) or 0.0)
+    null = float(np.mean(nulls))
+    return {"subspace": found, "subspace_null": null, "subspace_less_null": found - null}
+
+
+def _overlap(
+    a_nD: np.ndarray, a_weights_n: np.ndarray, b_nD: np.ndarray, b_weights_n: np.ndarray, m: int
+) -> float | None:
+    """Of the m leading principal directions of weighted directions; None if one has fewer."""
+    leading = []
+    for unit_nD, weights_n in ((a_nD, a_weights_n), (b_nD, b_weights_n)):
+        weighted_nD = unit_nD.astype(np.float64) * weights_n[:, None]
+        moments_D, vectors_DD = np.linalg.eigh(weighted_nD.T @ weighted_nD)
+        if not moments_D[-m] > 1e-10 * moments_D[-1]:
+            return None
+        leading.append(vectors_DD[:, -m:])
+    u_DM, v_DM = leading
+    return float(np.square(u_DM.T @ v_DM).sum() / m)

@@ -1,0 +1,268 @@
+"""Agreement of codes against dense loops, numpy.corrcoef and scipy's principal angles, and of planted codes."""
+
+import numpy as np
+import pytest
+import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from scipy.linalg import subspace_angles
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+from sklearn.preprocessing import normalize
+
+from dictionary_learning_ext.errors import NonFiniteError
+from dictionary_learning_ext.features import codes as module
+from dictionary_learning_ext.features import reproducibility as of_directions
+from dictionary_learning_ext.features.codes import (
+    CODE_MEASURES,
+    CodeCollector,
+    Codes,
+    agreement_of_codes,
+)
+from dictionary_learning_ext.features.reproducibility import (
+    PairOfSAEs,
+    matching,
+    reproducibility,
+)
+
+N, F, D, K = 397, 24, 16, 3
+OF_SUBSPACES = {"subspace", "subspace_null", "subspace_less_null"}
+REST = {measure.key for measure in CODE_MEASURES} - OF_SUBSPACES
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Nulls of a larger standard error."""
+    for each in (module, of_directions):
+        monkeypatch.setattr(each, "NULL_ERROR", 0.01)
+
+
+def drawn(seed, n=N, f=F, d=D, density=0.15, signed=False):
+    """A sparse code, (n, f), in which features differ in frequency and scale, and directions of lengths."""
+    rng = np.random.default_rng(seed)
+    code = rng.exponential(size=(n, f)) * rng.uniform(0.5, 3, f)
+    code *= rng.random((n, f)) < density * rng.uniform(0.1, 2, f)
+    if signed:
+        code *= rng.choice([-1, 1], (n, f))
+    return code, rng.normal(size=(f, d)) * rng.uniform(0.5, 2, (f, 1))
+
+
+def as_codes(code, directions, k: int | None = K):
+    return Codes(csr_matrix(code.astype(np.float32)), t.tensor(directions, dtype=t.float32), k)
+
+
+def of(a, b, k: int | None = K):
+    """The measures of two pairs of a code and directions."""
+    saes = {name: as_codes(*sae, k) for name, sae in (("a", a), ("b", b))}
+    measured = reproducibility({name: sae.directions_FD for name, sae in saes.items()})
+    found = agreement_of_codes(saes, measured)
+    assert found.tokens == len(a[0])
+    assert found.means() == pytest.approx(found.pairs["a", "b"])
+    return found.pairs["a", "b"]
+
+
+def slowly(a, b, k):
+    """The measures but for the null, from dense arrays: one feature, token or pair at a time."""
+    (f, ours), (g, theirs) = a, b
+    n, size = f.shape
+    cosines = normalize(ours) @ normalize(theirs).T
+    _, match = linear_sum_assignment(np.abs(cosines), maximize=True)
+    corr = np.zeros((size, size))
+    for i in range(size):
+        for j in range(size):
+            if f[:, i].std() > 0 and g[:, j].std() > 0:
+                corr[i, j] = np.corrcoef(f[:, i], g[:, j])[0, 1]
+    rows, columns = linear_sum_assignment(corr, maximize=True)
+    best = corr[rows, columns]
+    found = {"correlation": best.mean()}
+    own = [np.sign(cosines[i, match[i]]) * corr[i, match[i]] for i in range(size)]
+    found["correlation_by_direction"] = np.mean(own)
+    shares = {"selections": [], "energy": []}
+    for least in (0.7, 0.9):
+        found[f"correlation_{least:g}"] = np.mean(best >= least)
+        in_a = {i for i in range(size) if abs(cosines[i, match[i]]) >= least}
+        both = ((f, ours, in_a), (g, theirs, {match[i] for i in in_a}))
+        of_used = []
+        for code, directions, returning in both:
+            l0 = np.mean((code != 0).sum(1)) if k is None else k
+            used = [i for i in range(size) if np.mean(code[:, i] != 0) >= 0.1 * l0 / size]
+            of_used.append(np.mean([i in returning for i in used]))
+            if least == 0.7:
+                added = [np.outer(code[:, i], directions[i]) for i in range(size)]
+                energy = [np.square(each).sum() for each in added]
+                shares["energy"].append(sum(energy[i] for i in returning) / sum(energy))
+                counts = np.count_nonzero(code, axis=0)
+                shares["selections"].append(sum(counts[i] for i in returning) / counts.sum())
+        found[f"returning_{least:g}_not_near_dead"] = np.mean(of_used)
+    found |= {f"returning_{name}": np.mean(each) for name, each in shares.items()}
+    indices = []
+    for token in range(n):
+        one = {match[i] for i in range(size) if f[token, i] != 0}
+        other = {j for j in range(size) if g[token, j] != 0}
+        if one | other:
+            indices.append(len(one & other) / len(one | other))
+    found["jaccard"] = np.mean(indices)
+    rest = [i for i in range(size) if abs(cosines[i, match[i]]) < 0.7]
+    leading = []
+    for code, directions, these in ((f, ours, rest), (g, theirs, match[rest])):
+        weighted = [np.linalg.norm(code[:, i]) * directions[i] for i in these]
+        leading.append(np.linalg.svd(np.array(weighted))[2][: D // 8].T)
+    found["subspace"] = np.mean(np.cos(subspace_angles(*leading)) ** 2)
+    return found
+
+
+def half_returns(seed, signed=False):
+    """A pair: half of the features return, with noisy codes and other numbers, some with another sign."""
+    rng = np.random.default_rng(seed + 50)
+    (f, ours), (g, theirs) = drawn(seed, signed=signed), drawn(seed + 100, signed=signed)
+    order, half = rng.permutation(F), F // 2
+    sign = np.where(rng.random(half) < 0.3, -1, 1)
+    keeps = rng.random((N, half)) < 0.8
+    g[:, order[:half]] = f[:, :half] * keeps * (sign if signed else 1)
+    theirs[order[:half]] = sign[:, None] * ours[:half] + 0.2 * theirs[order[:half]]
+    return (f, ours), (g, theirs)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("k", [K, None])
+def test_every_measure_is_what_a_slow_count_gives(signed, k):
+    a, b = half_returns(0, signed)
+    a[0][:, 3] = 0.0  # one never fires,
+    b[0][:, 5] = 2.0  # one always does alike,
+    for code, _ in (a, b):
+        code[:, 7] *= np.arange(N) < 40  # one hardly ever does,
+        code[:9] = 0.0  # and some tokens have no feature, but for that one
+    b[0][:5, 5] = 0.0
+    found, expected = of(a, b, k), slowly(a, b, k)
+    assert set(found) - {"subspace_null", "subspace_less_null"} == set(expected)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert 0.2 < found["returning_energy"] < 0.8
+    assert found["returning_0.7_not_near_dead"] != pytest.approx(0.5)
+    swapped = of(b, a, k)
+    assert {k: swapped[k] for k in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_feature_that_always_fires_alike_has_correlation_0_and_one_that_nearly_does_not():
+    a = drawn(0)
+    a[0][:, 0] = 3.0
+    a[0][:, 1] = 100 + np.random.default_rng(1).normal(size=N)
+    assert of(a, a)["correlation"] == pytest.approx((F - 1) / F, abs=1e-5)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_same_sae_with_its_features_in_another_order_agrees_in_everything(signed):
+    f, directions = drawn(0, signed=signed)
+    order = np.random.default_rng(1).permutation(F)
+    sign = np.where(np.arange(F) % 3, 1, -1) if signed else 1
+    scale = np.linspace(0.5, 2, F)  # other units, the same SAE
+    other = f[:, order] * scale * sign, directions[order] / (scale * sign * np.ones(F))[:, None]
+    found = of((f, directions), other)
+    expected = dict.fromkeys(REST, 1.0)
+    if signed:  # correlations are signed, so a feature finds no other
+        assert {found.pop(key) < 0.8 and expected.pop(key) for key in [*found] if "correlation" in key
+                and "direction" not in key} == {1.0}  # fmt: skip
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert {found[key] for key in OF_SUBSPACES} == {None}, "there is nothing that does not return"
+
+
+def test_of_two_saes_of_no_relation_nothing_is_above_chance():
+    found = [of(drawn(seed, d=32), drawn(seed + 100, d=32)) for seed in range(8)]
+    mean = {key: np.mean([one[key] for one in found]) for key in found[0]}
+    for key in ("correlation_0.7", "returning_0.7_not_near_dead", "returning_energy"):
+        assert mean[key] == 0
+    chance = np.mean([slowly_by_chance(seed) for seed in range(8)])
+    assert mean["jaccard"] == pytest.approx(chance, abs=0.02)
+    assert abs(mean["correlation_by_direction"]) < 0.02
+    assert mean["subspace_less_null"] == pytest.approx(0, abs=0.05)
+
+
+def slowly_by_chance(seed):
+    """The mean Jaccard index of the sets of two tokens' features, of SAEs of no relation."""
+    f, g = drawn(seed)[0] != 0, drawn(seed + 100)[0][::-1] != 0
+    either = (f | g).sum(1)
+    return np.mean((f & g).sum(1)[either > 0] / either[either > 0])
+
+
+def test_the_null_of_subspaces_is_that_of_random_directions_of_the_covariance():
+    """Directions of no relation, longer in some dimensions: far above an isotropic null."""
+    scale = np.array([3.0, 2.0, 1.5] + [0.8] * 13)
+    rng, f_size = np.random.default_rng(0), 4000
+    codes = [drawn(seed, n=50, f=f_size)[0] for seed in range(2)]
+
+    def directions():
+        return normalize(rng.normal(size=(f_size, D)) * scale)
+
+    def overlap():
+        weights = (np.linalg.norm(code, axis=0)[:, None] for code in codes)
+        leading = [np.linalg.svd(w * directions(), full_matrices=False)[2][:2].T for w in weights]
+        return np.mean(np.cos(subspace_angles(*leading)) ** 2)
+
+    saes = [as_codes(code, directions()) for code in codes]
+    nothing = PairOfSAEs(0, 0, 0, 0, 0, match_F=np.zeros(f_size), matched_F=rng.permutation(f_size))
+    found = module._subspaces(*saes, nothing, seed=0)
+    expected = np.mean([overlap() for _ in range(40)])
+    assert found["subspace_null"] == pytest.approx(expected, abs=0.02)
+    assert expected > 0.9 > 2 / D, "the second of which is isotropic directions'"
+    assert found["subspace_less_null"] == found["subspace"] - found["subspace_null"]
+
+
+def test_what_does_not_return_may_lie_in_one_subspace():
+    """The active features are mostly in eight dimensions, the others all over the place."""
+    f_size, d, rng = 400, 64, np.random.default_rng(2)
+    plane = np.linalg.qr(rng.normal(size=(d, d // 8)))[0]
+    saes = [drawn(seed, f=f_size, d=d) for seed in range(2)]
+    for code, directions in saes:
+        within = normalize(rng.normal(size=(200, d // 8))) @ plane.T
+        directions[:] = normalize(directions)
+        directions[:200] = 0.75 * within + 0.66 * directions[:200]
+        code[:, :200] *= 20
+    found = of(*saes)
+    assert found["subspace"] > 0.8
+    assert found["subspace_less_null"] > 0.1
+    for code, _ in saes:
+        code[:, :200] /= 400
+    assert of(*saes)["subspace"] < 0.5, "the weights count"
+
+
+def test_an_sae_whose_features_never_fire_has_zeros():
+    a = np.zeros((N, F)), drawn(0)[1]
+    for other in (a, drawn(1)):
+        found = of(a, other)
+        assert found["subspace"] is None
+        assert found["correlation"] == found["jaccard"] == 0
+        assert all(
+            found[key] == 0 for key in ("returning_selections", "correlation_0.7") if other is a
+        )
+
+
+def test_among_candidates_the_correlations_are_nearly_those_of_the_exact_matching():
+    n, rng = 800, np.random.default_rng(0)
+    f, g = drawn(0, 300, n, density=0.05)[0], drawn(1, 300, n, density=0.05)[0]
+    order = rng.permutation(n)
+    g[:, order[: n // 2]] = f[:, : n // 2] * (rng.random((300, n // 2)) < 0.9)
+    f[:, n - 100 :] = 0.0
+    a = module._centred(csr_matrix(f))
+    b = module._centred(csr_matrix(g), sign=-1.0)
+    exact, fast = (matching(a, b, signed=True, exact_up_to=up_to) for up_to in (n, 0))
+    assert sorted(fast[0]) == list(range(n))
+    assert exact[1].mean() - 1e-3 <= fast[1].mean() <= exact[1].mean() + 1e-9
+    assert exact[1].mean() > 0.4
+
+
+def test_codes_are_collected_batch_by_batch(monkeypatch):
+    t.manual_seed(0)
+    sae = AutoEncoderTopK(D, F, K).to(t.bfloat16)
+    x = t.randn(50, D)
+    monkeypatch.setattr(module, "_BATCH_ELEMENTS", 7 * F)
+    collector = CodeCollector(sae)
+    for part in x.split(20):
+        collector.add(part)
+    found = collector.codes()
+    expected = sae.encode(x.to(t.bfloat16)).float()
+    assert found.code_NF.toarray() == pytest.approx(expected.detach().numpy())
+    assert found.k == K
+    assert found.directions_FD.shape == (F, D)
+    assert found.count_F.tolist() == (expected != 0).sum(0).tolist()
+    with t.no_grad():
+        sae.encoder.weight.fill_(t.inf)
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        collector.add(x)
