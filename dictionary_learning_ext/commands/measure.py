@@ -118,17 +118,22 @@ class ReproduceFlags:
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Two or more run folders of one setting, trained with different --seed and --data-seed."""
+    tokens: int | None = None
+    """Held-out tokens to compare the features' activations on, rounded up to whole batches of 2,048.
+    Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
+    language model."""
     csv: str | None = None
     """A file to write with a row for each feature of each SAE: its mean match in the others, and
     in how many of them it returns."""
     json: bool = False
     """Print JSON instead."""
+    inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
 
 
 def run_reproduce(flags: ReproduceFlags) -> None:
     from ..features.reproducibility_of_folders import as_json, measured, printed, write_features
 
-    found = measured(flags.folders)
+    found = measured(flags.folders, flags.tokens, **vars(flags.inputs))
     if flags.csv is not None:
         write_features(found, flags.csv)
     print(json.dumps(as_json(found), indent=2) if flags.json else printed(found))
@@ -143,9 +148,10 @@ class MetricsFlags:
 
 def run_metrics(flags: MetricsFlags) -> None:
     from ..evaluation.metrics import METRICS
+    from ..features.codes import CODE_MEASURES
     from ..report.many_runs import SEED_METRICS
 
-    for each in SEED_METRICS:
+    for each in (*SEED_METRICS, *CODE_MEASURES):
         print(f"{each.key} ({each.label}, higher is better; of several seeds)")
         print(textwrap.fill(each.definition, 100, initial_indent="    ", subsequent_indent="    "))
     for metric in METRICS.values():

@@ -1,5 +1,5 @@
 """Run folders of several seeds: which features come back, as `agreement`, `vsae reproduce` and the report
-show it. The measures are in reproducibility.py.
+show it. The measures are in reproducibility.py, and those of what the SAEs do on a text in codes.py.
 """
 
 import csv
@@ -14,8 +14,10 @@ from typing import Any
 
 from sklearn.preprocessing import normalize
 
-from ..errors import Setting
-from ..evaluation.folders import SAE, dictionary_of
+from ..config.checks import require
+from ..errors import Setting, UserError
+from ..evaluation.folders import SAE, dictionary_of, open_folders
+from ..evaluation.measure import batches_of
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
 from ..run_folder.comparing import (
@@ -29,6 +31,7 @@ from ..run_folder.comparing import (
 from ..run_folder.files import writing
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.weights import load_dictionary
+from .codes import CODE_MEASURES, AgreementOfCodes, CodeCollector, Codes, agreement_of_codes
 from .directions import decoder_directions
 from .reproducibility import (
     NULL_ERROR,
@@ -96,6 +99,22 @@ class ReproducibilityOfFolders:
     notes: list[str]
     """In what the SAEs differ beyond their seeds, and which seeds they share: sentences without a full
     stop."""
+    codes: AgreementOfCodes | None = None
+    """None if only directions were compared."""
+
+    @property
+    def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
+        """Every measure of each pair, by the two short names: `PairOfSAEs.measures` and, if codes were
+        compared, `measures_of_pair`."""
+        codes = {} if self.codes is None else self.codes.pairs
+        return {
+            names: {**pair.measures, **codes.get(names, {})}
+            for names, pair in self.measured.pairs.items()
+        }
+
+    def means(self) -> dict[str, float | None]:
+        """The same, averaged over the pairs."""
+        return {**self.measured.means(), **(self.codes.means() if self.codes else {})}
 
     @property
     def returns(self) -> float:
@@ -117,20 +136,63 @@ class ReproducibilityOfFolders:
         ]
 
 
-def measured(folders: Sequence[str | Path]) -> ReproducibilityOfFolders:
+def measured(
+    folders: Sequence[str | Path], tokens: int | None = 0, **where: Any
+) -> ReproducibilityOfFolders:
     """Compare the SAEs of run folders. Warns where they differ in more than their seeds.
+
+        found = measured(["runs/seed0", "runs/seed1"], tokens=50_000)
+        found.pairs["seed0", "seed1"]["returning_energy"]
+
+    Arguments:
+        tokens: held-out tokens to compare the codes on, rounded up to whole batches of 2,048. None: as
+            many as the runs' own evaluations. 0: only decoder directions are compared, and no language
+            model is loaded.
+        where: model, hook, data, device and others, see `evaluation.folders.open_folders`.
 
     Raises: a UserError for folders that can't be compared: of SAEs of different sizes, hook points or
     language models, given twice, or not finished.
     """
+    require(tokens is None or tokens >= 0, "tokens", tokens, "0 or more")
     require_folders(folders)
     configs = comparable_configs(folders)
+    names = labels(configs)
     directions, fve = {}, {}
-    for folder, name in labels(configs).items():
+    for folder, name in names.items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
         fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
+    codes = {} if tokens == 0 else _codes_of(names, directions, tokens, where)
     found = reproducibility(directions)
-    return ReproducibilityOfFolders(found, fve, warn_of_differences(configs))
+    return ReproducibilityOfFolders(
+        found,
+        fve,
+        warn_of_differences(configs),
+        agreement_of_codes(codes, found) if codes else None,
+    )
+
+
+def _codes_of(
+    names: Mapping[str, str], directions: Mapping[str, Any], tokens: int | None, where: Any
+) -> dict[str, Codes]:
+    """The codes of the SAEs in folders on the same held-out tokens, by the folders' short names."""
+    try:
+        opened = open_folders(list(names), **where)
+        tokens = opened.own_tokens if tokens is None else tokens
+        collectors = {
+            names[folder]: CodeCollector(dictionary)
+            for folder, (dictionary, _) in opened.saes.items()
+        }
+        for x_BD in batches_of(opened.inputs.held_out(opened.run.hook, tokens).rows, tokens):
+            for collector in collectors.values():
+                collector.add(x_BD)
+    except UserError as error:
+        instead = (error.instead,) if isinstance(error.instead, str) else error.instead
+        remedy = ("use ", Setting("tokens", 0), " to compare the decoder directions alone")
+        raise error.within(
+            "what the features do on a text can't be compared",
+            (*instead, "; or ", *remedy) if error.instead else remedy,
+        ) from error
+    return {name: each.codes(directions[name]) for name, each in collectors.items()}
 
 
 def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
@@ -229,17 +291,29 @@ def printed(found: ReproducibilityOfFolders) -> str:
     width = shutil.get_terminal_size().columns
     means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]
     n = len(found.measured.pairs)
-    return "\n\n".join(
-        [
-            text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()], width),
-            text_table(["", f"mean of {n} pairs" if n > 1 else "one pair"], means),
-            "returning: the share of features whose match in another SAE has at least this\n"
-            "absolute cosine. within: mean cosine to the nearest feature of the same SAE.\n"
-            "PW-MCC: mean absolute cosine of features matched one to one. null: that of\n"
-            "random directions of the same covariance, averaged over draws until its standard\n"
-            f"error is below {NULL_ERROR:g}.",
+    mean = f"mean of {n} pairs" if n > 1 else "one pair"
+    parts = [
+        text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()], width),
+        text_table(["", mean], means),
+        "returning: the share of features whose match in another SAE has at least this\n"
+        "absolute cosine. within: mean cosine to the nearest feature of the same SAE.\n"
+        "PW-MCC: mean absolute cosine of features matched one to one. null: that of\n"
+        "random directions of the same covariance, averaged over draws until its standard\n"
+        f"error is below {NULL_ERROR:g}.",
+    ]
+    if (codes := found.codes) is not None:
+        values = codes.means()
+        rows = [[each.label, each.text(values[each.key])] for each in CODE_MEASURES]
+        parts += [
+            text_table([f"on {codes.tokens:,} held-out tokens", mean], rows),
+            "correlation: of the activations of features matched one to one by it, and by\n"
+            "direction. near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
+            "energy: the share of them, and of the sum of squared activations, that features\n"
+            "returning > 0.7 have. Jaccard index: how many of the features selected at a token\n"
+            "the two SAEs share. subspace overlap: of the leading directions of the features\n"
+            "that don't return; the null is that of random directions.",
         ]
-    )
+    return "\n\n".join(parts)
 
 
 def answer(saes: Sequence[tuple[str, float, float | None]]) -> str:
@@ -271,18 +345,9 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
             }
             for name in measured.names
         },
-        "pairs": [
-            {
-                "saes": list(names),
-                "pw_mcc": pair.pw_mcc,
-                "null": pair.null,
-                "null_error": pair.null_error,
-                "null_draws": pair.null_draws,
-                "agreement": pair.agreement,
-            }
-            for names, pair in measured.pairs.items()
-        ],
-        "mean": measured.means(),
+        "pairs": [{"saes": list(names), **each} for names, each in found.pairs.items()],
+        "mean": found.means(),
+        "tokens": 0 if found.codes is None else found.codes.tokens,
     }
 
 

@@ -11,8 +11,15 @@ import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 
 from dictionary_learning_ext import RunConfig, SAEConfig, agreement, load_dictionary, train
+from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.errors import LanguageModelError
 from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.features.codes import (
+    CODE_MEASURES,
+    CodeCollector,
+    agreement_of_codes,
+)
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError, reproducibility
 from dictionary_learning_ext.features.reproducibility_of_folders import (
@@ -22,6 +29,7 @@ from dictionary_learning_ext.features.reproducibility_of_folders import (
     warn_of_differences,
 )
 from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.trained_on import run_of
 
 F = 32
 
@@ -79,6 +87,72 @@ def test_the_table_is_of_the_measures(seeds, capsys, caplog):
     }.items():
         assert rows[name] == value
     assert "mean of 3 pairs" in out
+
+
+def codes_again(folders, tokens):
+    """How the codes of these SAEs agree, on the held-out rows of the first one's run."""
+    run = run_of(Path(folders[0]))
+    rows = open_inputs(run, [run.hook]).held_out(run.hook, tokens).rows
+    x = t.cat([next(rows).float() for _ in range(-(-tokens // rows.out_batch_size))])
+    codes = {}
+    for folder in folders:
+        collector = CodeCollector(load_dictionary(folder)[0])
+        collector.add(x)
+        codes[Path(folder).name] = collector.codes()
+    return agreement_of_codes(codes, measured(folders).measured)
+
+
+def test_codes_are_compared_on_held_out_tokens(seeds, capsys):
+    """As many as the runs' own evaluations have, 500, unless others are asked for."""
+    folders = [seeds[0], seeds[1], seeds[2]]
+    expected = codes_again(folders, 500)
+    assert main(["reproduce", *folders]) == 0
+    out = capsys.readouterr().out
+    lines = [
+        line.rsplit("  ", 1) for line in out[out.index("on 500 held-out tokens") :].splitlines()
+    ]
+    shown = {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
+    means = expected.means()
+    assert 0 < means["returning_energy"] < 1
+    for measure in CODE_MEASURES:
+        assert shown[measure.label] == measure.text(means[measure.key])
+    assert main(["reproduce", *folders[:2], "--json", "--tokens", "1000"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    of_pair = codes_again(folders[:2], 1000).pairs["seed0", "seed1"]
+    assert found["tokens"] == 1000
+    assert {key: found["pairs"][0][key] for key in of_pair} == pytest.approx(of_pair)
+    assert found["mean"].keys() == found["pairs"][0].keys() - {"saes"}
+    again = measured(folders[:2], tokens=1000)
+    assert again.pairs == {
+        ("seed0", "seed1"): {k: v for k, v in found["pairs"][0].items() if k != "saes"}
+    }
+
+
+def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
+    gone = [changed(seeds[i], tmp_path / f"gone{i}", model="not/here") for i in (0, 1)]
+    assert main(["reproduce", *gone]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "not/here" in error
+    assert "use --tokens 0 to compare the decoder directions alone" in error
+    assert main(["reproduce", *gone, "--tokens", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "PW-MCC less null" in out
+    assert "held-out tokens" not in out
+    assert main(["reproduce", *gone, "--tokens", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == 0
+    assert "jaccard" not in found["mean"]
+    assert main(["reproduce", *gone, "--tokens", "-1"]) == 2
+    assert "--tokens -1" in capsys.readouterr().err
+    with pytest.raises(LanguageModelError, match="tokens=0"):
+        measured(gone, tokens=None)
+
+
+def test_a_damaged_folder_is_not_told_to_leave_out_the_text(seeds, tmp_path, capsys):
+    damaged = shutil.copytree(seeds[1], tmp_path / "damaged")
+    (damaged / "ae.pt").write_bytes(b"no weights")
+    assert main(["reproduce", seeds[0], str(damaged)]) == 2
+    assert "--tokens" not in capsys.readouterr().err
 
 
 def test_json_and_the_features_csv(seeds, tmp_path, capsys):
