@@ -19,7 +19,7 @@ class ReportFlags:
     """Other run folders to compare it with, trained on the same language model and hook point."""
     seeds: tuple[str, ...] = field(default=(), metadata={"metavar": FOLDERS})
     """Run folders of other seeds of the same SAE. The page then shows which of its features come
-    back. Their contexts are not read, so they take seconds."""
+    back, by their directions and by their activations on the page's tokens."""
     out: str | None = None
     """The page to write. Its data and figures go to a folder beside it. Default:
     FOLDER/report.html, or FOLDER/index.html for an index page."""

@@ -11,7 +11,8 @@ A feature is *selected* where its activation is not zero.
 
 Memory: 8 bytes for each selection of each SAE. A pair needs about 40 bytes more for each selection of the
 two, and its correlations: all F x F at once (20 bytes each) up to EXACT_UP_TO features, and for more, 1,024
-rows of them. With 16,384 features, k = 64 and 100,000 tokens, these are 50 MB an SAE, 0.5 GB and 0.4 GB, and a pair takes a minute on one core.
+rows of them. With 16,384 features, k = 64 and 100,000 tokens, these are 50 MB an SAE, 0.5 GB and 0.4 GB. A
+pair then takes a minute on one core.
 
 Shapes: N tokens, F features, D = activation_dim, M principal directions.
 """
@@ -67,8 +68,8 @@ CODE_MEASURES = (
     CodeMeasure(
         "correlation",
         "correlation",
-        "mean correlation of the activations of two seeds' features over held-out tokens. The features "
-        "are matched one to one, so that it is as large as possible. One that never fires has 0",
+        "mean correlation over tokens of the activations of two seeds' features. The features are "
+        "matched one to one, so that it is as large as possible. One that never fires has 0",
         ".4f",
     ),
     *(

@@ -6,7 +6,7 @@ comparison = analyse([folder, *others], ReportOptions())
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..errors import ActivationsError, ConfigError, Setting
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import labels
+from ..features.codes import CodeCollector, agreement_of_codes
 from ..features.collector import (
     FeatureCollector,
     FeatureStatistics,
@@ -42,6 +43,7 @@ from ..features.reproducibility_of_folders import (
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import of_one_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
+from ..run_folder.weights import load_dictionary
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ def analyse(
     Arguments:
         folders: different run folders, all trained on one language model and hook point.
         seeds: other seeds of these SAEs. Each goes to the folder of its setting, or to the first if none
-            has it. Only their decoder directions are read.
+            has it. Their directions and their activations are compared, but no contexts kept.
         on_step: called with the name of each step before it starts.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
@@ -140,13 +142,20 @@ def analyse(
         )
     # What can fail comes before the text, which takes minutes.
     lens = LogitLens(language_model) if options.logits else None
-    returning = {}
+    returning: dict[str, ReproducibilityOfFolders] = {}
+    coders: dict[str, dict[str, CodeCollector]] = {}
     seeds_of = _seeds_of([*map(str, folders)], [*map(str, seeds)])
     for folder, own in seeds_of.items():
         comparable_configs([folder, *own])
     for folder, own in seeds_of.items():
         on_step(f"matching the features of {folder} with those of {' and '.join(own)}")
         returning[folder] = measured([folder, *own])
+        dictionaries = [
+            opened.saes[folder][0],
+            *(load_dictionary(one, run.device)[0] for one in own),
+        ]
+        names = returning[folder].measured.names
+        coders[folder] = dict(zip(names, map(CodeCollector, dictionaries), strict=True))
     collectors = {
         name: FeatureCollector(
             dictionary, options.tokens, profile_tokens=options.map_tokens, seed=options.seed
@@ -160,10 +169,20 @@ def analyse(
         batch = finder.without_sinks(batch)
         for collector in collectors.values():
             collector.add(batch)
+        x_ND = batch.x_BLD[batch.wanted_BL.to(batch.x_BLD.device)]
+        for coder in (each for of_folder in coders.values() for each in of_folder.values()):
+            coder.add(x_ND)
     statistics_of = {name: collector.statistics() for name, collector in collectors.items()}
     read = finder.tokens + next(iter(statistics_of.values())).tokens
     if read < options.tokens:
         logger.warning("the text ended after %d tokens", read)
+    for folder, of_folder in coders.items():
+        on_step(
+            f"comparing the activations of {folder} with those of {' and '.join(seeds_of[folder])}"
+        )
+        codes = {name: coder.codes() for name, coder in of_folder.items()}
+        agreement = agreement_of_codes(codes, returning[folder].measured)
+        returning[folder] = replace(returning[folder], codes=agreement)
     analyses = []
     called = labels({name: config for name, (_, config) in opened.saes.items()})
     for name, (dictionary, config) in opened.saes.items():

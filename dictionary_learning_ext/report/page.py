@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs
 from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
 from ..evaluation.tables import differing_settings, setting_text
+from ..features.codes import CODE_MEASURES
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
@@ -171,8 +172,18 @@ def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
 
 def _returning(found: ReproducibilityOfFolders) -> dict[str, Any]:
     """What the page says of an SAE and its other seeds."""
-    measured = found.measured
+    measured, codes = found.measured, found.codes
+    assert codes is not None
+    of_codes = {" – ".join(names): values for names, values in codes.pairs.items()}
+    if len(of_codes) > 1:
+        of_codes = {f"mean of {len(of_codes)} pairs": codes.means()} | of_codes
     return {
+        "tokens": codes.tokens,
+        "codes_of": list(of_codes),
+        "codes": [
+            (each, [each.text(values[each.key], missing="–") for values in of_codes.values()])
+            for each in CODE_MEASURES
+        ],
         "notes": found.notes,
         "header": HEADER,
         "saes": found.rows(missing="–"),

@@ -11,6 +11,7 @@ import torch as t
 from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
+from dictionary_learning_ext.features.codes import Codes, agreement_of_codes
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
 from dictionary_learning_ext.report.analysis import analyse, headline
@@ -64,6 +65,23 @@ def test_seeds_are_matched_after_the_folders_are_opened(runs, monkeypatch):
     monkeypatch.setattr(module, "measured", lambda folders: pytest.fail("matched"))
     with pytest.raises(CheckpointError, match="128 wide"):
         analyse([runs[0]], OPTIONS, seeds=[runs[1]], model="embedded")
+
+
+def test_codes_of_seeds_are_compared_on_the_tokens_of_the_page(seeds):
+    """Those whose activations are each SAE's profiles, if these have all tokens."""
+    options = replace(OPTIONS, map_tokens=OPTIONS.tokens)
+    found = analyse([seeds[0]], options, seeds=[seeds[1], seeds[2]]).analyses[0].returning
+    assert found is not None
+    names = found.measured.names
+    codes = {
+        name: Codes(one.statistics.profiles_NF, one.directions_FD, one.config["trainer"]["k"])
+        for name, one in zip(names, analyse(seeds, options).analyses, strict=True)
+    }
+    expected = agreement_of_codes(codes, found.measured)
+    assert found.codes is not None
+    assert found.codes.tokens == expected.tokens
+    for pair, values in expected.pairs.items():
+        assert found.codes.pairs[pair] == pytest.approx(values)
 
 
 def test_that_the_text_ended_is_said_once(runs, caplog):

@@ -23,6 +23,7 @@ from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError
+from dictionary_learning_ext.features.codes import CODE_MEASURES
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
 from dictionary_learning_ext.report import page as page_module
@@ -351,7 +352,14 @@ def test_the_section_has_every_sae_and_every_pair(seeded_report, seeds):
     }
     numbers = {"mean of 3 pairs": np.mean(list(numbers.values()), 0)} | numbers
     forms = [".4f", ".4f", ".4f", ".0f", ".4f", ".4f"]
-    assert rows[5:] == [[name, *map(format, values, forms)] for name, values in numbers.items()]
+    of_pairs = rows[5 : 5 + len(numbers)]
+    assert of_pairs == [[name, *map(format, values, forms)] for name, values in numbers.items()]
+    (head, *of_codes) = rows[5 + len(numbers) :]
+    assert re.fullmatch(r"On \d+ tokens", head[0])
+    assert head[1:] == list(numbers)
+    assert [row[0] for row in of_codes] == [m.label + m.definition for m in CODE_MEASURES]
+    correlations = [float(cell) for cell in of_codes[0][1:]]
+    assert correlations[0] == pytest.approx(np.mean(correlations[1:]), abs=1e-4)
     shares = {name: f"{expected.returning(name)[0.7]:.1%}" for name in expected.names}
     (said,) = re.findall(r'<p class="answer">(.*?)</p>', page)
     assert said.startswith(f"{expected.returning('seed0')[0.7]:.0%} of ")
