@@ -1,0 +1,302 @@
+"""Which features of an SAE will come back when it is trained again: an order of them, from one training.
+
+    collector = SignalCollector(dictionary)
+    collector.add(x_ND)                        # raw activations, held out
+    scores = collector.scores()
+    scores.score_F                             # (F,), 0 to 100
+
+The score orders an SAE's features by how likely their direction is to come back when the same settings are
+trained again, with other initial weights and another order of the data. It does not say whether they mean
+something, and it is no probability: between settings the order carries over, the level does not.
+
+It is a logistic regression on a few signals, each replaced by its ranks within the SAE. The coefficients are in
+return_score.json: one fit for SAEs whose features have noise of their own, and one for the others.
+experiments/return_score fitted them and tested them at settings that they were not fitted at.
+
+Shapes: N tokens, D = activation_dim, F features, M selections.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as t
+from dictionary_learning.dictionary import Dictionary
+from scipy.stats import rankdata
+
+from ..errors import ConfigError, Setting
+from ..evaluation.folders import open_folders
+from ..evaluation.measure import batches_of
+from ..run_folder.files import replacing
+from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions
+from .directions import encoder_directions, nearest_features
+
+SIGNALS = {
+    "firing_rate": "share of tokens at which the feature is selected",
+    "error_share": "how much the summed squared error rises when the feature is dropped, as a share of all "
+    "features' rises",
+    "margin": "how far its activation is above the smallest that the token keeps: the mean of the log ratio",
+    "size": "mean magnitude of its activation where selected",
+    "shape": "mean over root mean square of its activations where selected",
+    "encoder_norm": "length of its encoder direction",
+    "nearest": "largest cosine of its decoder direction with another feature's",
+    "crowding": "sum of the squares of its decoder direction's positive cosines with the other features'",
+}
+"""What a trained SAE shows of each of its features."""
+COEFFICIENTS = files(__package__) / "return_score.json"
+FIFTHS = (5, 4, 3, 2, 1)
+"""Of the features in the order of the score: 5 is the top fifth."""
+_BATCH_ELEMENTS = 1 << 22
+"""Activations (tokens x F) computed at a time."""
+
+
+class ReturnScoreError(ConfigError):
+    """This SAE has no return score."""
+
+
+@dataclass(frozen=True)
+class ReturnScores:
+    """The features of one SAE, in the order in which they are likely to come back."""
+
+    score_F: np.ndarray
+    """The percentage of the features that have a lower one, ties counted half; 0 for a feature that was never
+    selected."""
+    signals: dict[str, np.ndarray]
+    """By the names in SIGNALS, (F,); NaN for a feature that was never selected."""
+    tokens: int
+    """Tokens measured on."""
+
+    @cached_property
+    def fifth_F(self) -> np.ndarray:
+        """Which fifth of the score each feature is in: 5 is the top one."""
+        return np.minimum(self.score_F // 20 + 1, 5).astype(int)
+
+    def shares(self, of_F: np.ndarray) -> dict[int, float]:
+        """The mean of something over the features of each fifth, e.g. of whether they came back."""
+        return {
+            fifth: float(of_F[self.fifth_F == fifth].mean()) if self.counts[fifth] else float("nan")
+            for fifth in FIFTHS
+        }
+
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """How many features are in each fifth. Never selected ones make the lowest larger."""
+        return {fifth: int((self.fifth_F == fifth).sum()) for fifth in FIFTHS}
+
+    def write(self, path: Path) -> None:
+        """A CSV file with a row for each feature: feature, score and the signals, which are empty for a feature
+        that was never selected. Raises CheckpointError if it can't be written."""
+        with (
+            replacing(path, Setting("csv")) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.writer(file)
+            writer.writerow(["feature", "score", *self.signals])
+            columns = [_digits(value_F) for value_F in self.signals.values()]
+            scores = [f"{score:.1f}" for score in self.score_F]
+            writer.writerows(zip(range(len(scores)), scores, *columns, strict=True))
+
+
+def _digits(value_F: np.ndarray) -> list[str]:
+    return ["" if np.isnan(value) else f"{value:.5g}" for value in value_F.tolist()]
+
+
+class SignalCollector:
+    """Measures the signals of an SAE's features, batch by batch.
+
+    Memory holds a few times 4M activations, or those of one token, and a few numbers a feature.
+
+    Arguments:
+        dictionary: an SAE that keeps k features a token, fewer than all. It takes raw activations.
+
+    Raises: ReturnScoreError for any other SAE.
+    """
+
+    def __init__(self, dictionary: Dictionary):
+        _require_k(dictionary)
+        self.dictionary: Any = dictionary
+        self.tokens = 0
+        self._directions_FD = decoder_directions(dictionary)
+        self._columns_DF = self._directions_FD.T.to(next(dictionary.parameters()).device)
+        self._length_F = self._columns_DF.square().sum(0)
+        self._count_F = t.zeros_like(self._length_F, dtype=t.double)
+        self._sums: dict[str, t.Tensor] = {}
+
+    @t.no_grad()
+    def add(self, x_ND: t.Tensor) -> None:
+        """Add raw activations."""
+        step = max(1, _BATCH_ELEMENTS // self.dictionary.dict_size)
+        for part_ND in as_input(self.dictionary, x_ND).split(step):
+            x_hat_ND, f_NF = self.dictionary(part_ND, output_features=True)
+            token_M, feature_M = f_NF.nonzero(as_tuple=True)
+            found = Selections(part_ND, x_hat_ND, token_M, feature_M, f_NF[token_M, feature_M])
+            for name, value_M in self._values(found).items():
+                sum_F = self._sums.setdefault(name, t.zeros_like(self._count_F))
+                sum_F.index_add_(0, feature_M, value_M.double())
+            self._count_F += feature_M.bincount(minlength=len(self._count_F))
+            self.tokens += len(part_ND)
+
+    def _values(self, found: "Selections") -> dict[str, t.Tensor]:
+        """What is summed over each feature's selections, (M,)."""
+        size_M = found.f_M.float().abs()
+        return {
+            "rise": self._rise(found),
+            "margin": found.ratio_M.log(),
+            "size": size_M,
+            "square": size_M.square(),
+        }
+
+    def _rise(self, found: "Selections") -> t.Tensor:
+        """(M,), how much a token's squared error rises without one of its features: |e + f d|^2 - |e|^2."""
+        f_M = found.f_M.float()
+        along_NF = (found.x_ND - found.x_hat_ND).float() @ self._columns_DF
+        along_M = along_NF[found.token_M, found.feature_M]
+        return f_M.square() * self._length_F[found.feature_M] + 2 * f_M * along_M
+
+    def signals(self) -> dict[str, np.ndarray]:
+        """Each signal of what was added, (F,), float64; NaN where the feature was never selected."""
+        return {
+            name: value_F.to(self._count_F).masked_fill(self._count_F == 0, t.nan).cpu().numpy()
+            for name, value_F in self._signals().items()
+        }
+
+    def _signals(self) -> dict[str, t.Tensor]:
+        count_F, sums = self._count_F, self._sums
+        return {
+            "firing_rate": count_F / self.tokens,
+            "error_share": sums["rise"] / sums["rise"].sum(),
+            "margin": sums["margin"] / count_F,
+            "size": sums["size"] / count_F,
+            "shape": sums["size"] / (count_F * sums["square"]).sqrt(),
+            "encoder_norm": encoder_directions(self.dictionary).norm(dim=1),
+            "nearest": nearest_features(self._directions_FD, 1).values_Fn[:, 0],
+            "crowding": crowding(self._directions_FD),
+        }
+
+    def scores(self) -> ReturnScores:
+        """The return score of what was added."""
+        signals = self.signals()
+        fit = fits()["with_noise" if has_noise(self.dictionary) else "without_noise"]
+        log_odds_F = fit.log_odds(ranks(signals))
+        is_alive_F = np.isfinite(log_odds_F)
+        # Those that were never selected tie at the bottom.
+        rank_F = rankdata(np.where(is_alive_F, log_odds_F, -np.inf))
+        score_F = np.where(is_alive_F, 100 * (rank_F - 0.5) / len(rank_F), 0.0)
+        return ReturnScores(score_F, {name: signals[name] for name in SIGNALS}, self.tokens)
+
+
+class Selections(NamedTuple):
+    """Some tokens, and the features that they select."""
+
+    x_ND: t.Tensor
+    x_hat_ND: t.Tensor
+    token_M: t.Tensor
+    feature_M: t.Tensor
+    f_M: t.Tensor
+
+    @property
+    def ratio_M(self) -> t.Tensor:
+        """Each activation's magnitude over the smallest that its token keeps."""
+        size_M = self.f_M.float().abs()
+        smallest_N = size_M.new_full((len(self.x_ND),), t.inf)
+        smallest_N.scatter_reduce_(0, self.token_M, size_M, "amin")
+        return size_M / smallest_N[self.token_M]
+
+
+def crowding(directions_FD: t.Tensor) -> t.Tensor:
+    """(F,), the sum of the squares of each direction's positive cosines with the others."""
+    unit_FD = t.nn.functional.normalize(directions_FD, dim=1)
+    parts = [
+        (part_nD @ unit_FD.T).clamp(min=0).square().sum(1) - part_nD.square().sum(1).square()
+        for part_nD in unit_FD.split(max(1, _BATCH_ELEMENTS // len(unit_FD)))
+    ]
+    return t.cat(parts)
+
+
+def _require_k(dictionary: Dictionary) -> None:
+    k = getattr(dictionary, "k", None)
+    if k is None or int(k) >= dictionary.dict_size:
+        has = "no k" if k is None else f"k = dict_size = {int(k)}"
+        raise ReturnScoreError(
+            f"there is no return score for a {type(dictionary).__name__} with {has}: it was tested on SAEs "
+            "that keep k of their features a token, e.g. TopK, BatchTopK and vSAEs"
+        )
+
+
+@t.no_grad()
+def has_noise(dictionary: Dictionary) -> bool:
+    """Whether an SAE's features have noise of their own: a posterior that is no point."""
+    if not isinstance(dictionary, HasPosterior):
+        return False
+    nothing = as_input(dictionary, t.zeros(1, dictionary.activation_dim))
+    return bool((dictionary.posterior(nothing).std > 0).any())
+
+
+def return_scores(
+    folders: Sequence[str | Path], tokens: int | None = None, **where: Any
+) -> dict[str, ReturnScores]:
+    """The return scores of run folders' SAEs, all on the same held-out tokens, by folder.
+
+    Arguments:
+        folders: SAEs of one language model and hook point.
+        tokens: held-out tokens, rounded up to whole batches. None: as many as the runs' own evaluations.
+        where: model, hook, data and the like, see `evaluation.folders.open_folders`.
+
+    Raises: ReturnScoreError for an SAE without k; a UserError for a folder or a text that can't be read.
+    """
+    opened = open_folders(folders, **where)
+    collectors = {name: SignalCollector(sae) for name, (sae, _) in opened.saes.items()}
+    tokens = opened.own_tokens if tokens is None else tokens
+    for x_ND in batches_of(opened.inputs.held_out(opened.run.hook, tokens).rows, tokens):
+        for collector in collectors.values():
+            collector.add(x_ND)
+    return {name: collector.scores() for name, collector in collectors.items()}
+
+
+# --- the regression
+
+
+def ranks(signals: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each signal's ranks among the features that have it, from -1 to 1. Ties get their mean."""
+    found = {}
+    for name, value_F in signals.items():
+        there_F = np.isfinite(value_F)
+        rank_F = np.full(len(value_F), np.nan)
+        n = there_F.sum()
+        rank_F[there_F] = (2 * rankdata(value_F[there_F]) - n - 1) / max(n, 1)
+        found[name] = rank_F
+    return found
+
+
+def design(ranks_of: dict[str, np.ndarray], names: list[str]) -> np.ndarray:
+    """(F, 2 x signals), what the regression is on: the ranks, then their squares."""
+    rank_FS = np.stack([ranks_of[name] for name in names], axis=1)
+    return np.concatenate([rank_FS, rank_FS**2], axis=1)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A logistic regression on signals' ranks."""
+
+    rank: dict[str, float]
+    """The coefficient of each signal's rank."""
+    square: dict[str, float]
+    """Of its square."""
+
+    def log_odds(self, ranks_of: dict[str, np.ndarray]) -> np.ndarray:
+        """(F,), up to a constant; NaN where a signal is."""
+        coefficients = [*self.rank.values(), *(self.square[name] for name in self.rank)]
+        return design(ranks_of, list(self.rank)) @ np.array(coefficients)
+
+
+@cache
+def fits() -> dict[str, Fit]:
+    """The fits of return_score.json: "with_noise" and "without_noise"."""
+    content = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))
+    return {name: Fit(**fit) for name, fit in content["fits"].items()}

@@ -1,0 +1,55 @@
+"""The signals that were tried: those of the package, and those that did not earn their place in it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch as t
+
+from dictionary_learning_ext.evaluation.folders import open_folders
+from dictionary_learning_ext.evaluation.measure import batches_of
+from dictionary_learning_ext.features.directions import alignment
+from dictionary_learning_ext.features.return_score import (
+    ReturnScores,
+    Selections,
+    SignalCollector,
+    has_noise,
+)
+
+TOKENS = 50_000
+NOISE = "kept_under_noise"
+_EDGE = 1.2
+
+
+class CandidateCollector(SignalCollector):
+    """All signals of PROTOCOL.md."""
+
+    def _values(self, found: Selections) -> dict[str, t.Tensor]:
+        values = super()._values(found) | {"near_edge": (found.ratio_M < _EDGE).double()}
+        if has_noise(self.dictionary):
+            generator = t.Generator().manual_seed(self.tokens)
+            sampled_NF = self.dictionary.encode(found.x_ND, sample=True, generator=generator)
+            values[NOISE] = (sampled_NF[found.token_M, found.feature_M] != 0).double()
+        return values
+
+    def _signals(self) -> dict[str, t.Tensor]:
+        signals, sums = super()._signals(), self._sums
+        signals["error_per_firing"] = sums["rise"] / self._count_F
+        signals["near_edge"] = sums["near_edge"] / self._count_F
+        signals["encoder_decoder"] = alignment(self.dictionary)
+        if NOISE in sums:
+            signals[NOISE] = sums[NOISE] / self._count_F
+        return signals
+
+
+def measured(
+    folders: Sequence[Path],
+) -> tuple[dict[Path, dict[str, np.ndarray]], dict[Path, ReturnScores]]:
+    """Every candidate signal of SAEs, and their scores, on the same held-out tokens."""
+    opened = open_folders(folders)
+    collectors = {Path(name): CandidateCollector(sae) for name, (sae, _) in opened.saes.items()}
+    for x_ND in batches_of(opened.inputs.held_out(opened.run.hook, TOKENS).rows, TOKENS):
+        for collector in collectors.values():
+            collector.add(x_ND)
+    signals = {folder: collector.signals() for folder, collector in collectors.items()}
+    return signals, {folder: collector.scores() for folder, collector in collectors.items()}

@@ -1,0 +1,218 @@
+"""Does a score from a single training say which features will come back? PROTOCOL.md is what was written
+down before the tests.
+
+    python -m experiments.return_score.study fit      # train, choose signals, write the package's coefficients
+    python -m experiments.return_score.study test     # the coefficients as they are, at every setting
+    python -m experiments.return_score.study tables   # write the page's tables again
+
+    ... test --setting "embedded, blocks.0"           # settings whose name begins so; all if left out
+
+It can be stopped at any time. An SAE whose folder is finished is not trained again, and a group of seeds that has
+its rows in results/return_score.json is not measured again.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as t
+from sklearn.preprocessing import normalize
+
+from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.features.directions import decoder_directions
+from dictionary_learning_ext.features.reproducibility import RETURNING, matching
+from dictionary_learning_ext.features.return_score import COEFFICIENTS, SIGNALS
+from dictionary_learning_ext.run_folder.files import write_text
+from experiments import raw_results
+from experiments.raw_results import RESULTS, about
+from experiments.return_score import page
+from experiments.return_score.candidates import NOISE, measured
+from experiments.return_score.fitting import (
+    Labelled,
+    alone,
+    auc,
+    eliminated,
+    fit,
+    smallest,
+)
+from experiments.return_score.settings import (
+    ARMS,
+    FIT,
+    RECOMMENDED,
+    TESTS,
+    Group,
+    train_group,
+)
+from experiments.stages import Page, Stages
+from experiments.trained_saes import metrics_of
+
+RAW = RESULTS / "return_score.json"
+FITTED = RESULTS / "return_score_fit.npz"
+"""The signals and labels of the fit: its coefficients follow from them."""
+FITS = {
+    "without_noise": [arm for arm in ARMS if arm != RECOMMENDED],
+    "with_noise": [RECOMMENDED],
+}
+
+
+def read() -> dict[str, Any]:
+    return raw_results.read_or(RAW, {"parts": {}, "fit": {}, "tests": []})
+
+
+def matches(folders: Mapping[int, Path]) -> dict[int, dict[int, np.ndarray]]:
+    """Of the SAE of each seed and each other seed: the cosines of its features with their matches there."""
+    unit: dict[int, Any] = {
+        seed: normalize(decoder_directions(load_dictionary(folder)[0]).numpy())
+        for seed, folder in folders.items()
+    }
+    found: dict[int, dict[int, np.ndarray]] = {seed: {} for seed in folders}
+    for a, b in combinations(folders, 2):
+        matched_F, match_F = matching(unit[a], unit[b], signed=False)
+        found[a][b] = match_F
+        found[b][a] = np.empty_like(match_F)
+        found[b][a][matched_F] = match_F
+    return found
+
+
+def labelled(group: Group) -> list[Labelled]:
+    """The SAEs of the fit, trained and measured."""
+    folders, saes = train_group(group), []
+    signals, _ = measured([folder for of_arm in folders.values() for folder in of_arm.values()])
+    for arm, of_seed in folders.items():
+        match = matches(of_seed)
+        for seed, folder in of_seed.items():
+            returns_SF = np.stack([one >= RETURNING[0] for one in match[seed].values()])
+            saes.append(Labelled(arm, seed, signals[folder], returns_SF))
+    return saes
+
+
+def save(saes: list[Labelled], path: Path) -> None:
+    arrays = {}
+    for sae in saes:
+        own = {name: value_F.astype(np.float32) for name, value_F in sae.signals.items()}
+        own["returns"] = np.packbits(sae.returns_SF, axis=1)
+        arrays |= {f"{sae.arm}/{sae.seed}/{name}": value for name, value in own.items()}
+    np.savez_compressed(path, **arrays)
+
+
+def load(path: Path) -> list[Labelled]:
+    content: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    with np.load(path) as arrays:
+        for key in arrays.files:
+            arm, seed, name = key.split("/")
+            content.setdefault((arm, int(seed)), {})[name] = arrays[key]
+    saes = []
+    for (arm, seed), own in content.items():
+        packed = own.pop("returns")
+        n = len(own["firing_rate"])
+        returns_SF = np.unpackbits(packed, axis=1, count=n).astype(bool)
+        signals = {name: value_F.astype(np.float64) for name, value_F in own.items()}
+        saes.append(Labelled(arm, seed, signals, returns_SF))
+    return saes
+
+
+def run_fit(arguments: argparse.Namespace) -> None:
+    began = time.monotonic()
+    t.set_num_threads(arguments.threads)
+    if not FITTED.exists():
+        save(labelled(FIT), FITTED)
+    saes, content = load(FITTED), read()
+    signals_alone = {arm: alone([sae for sae in saes if sae.arm == arm]) for arm in ARMS}
+    paths = {}
+    for name, arms in FITS.items():
+        own = [sae for sae in saes if sae.arm in arms]
+        paths[name] = eliminated(
+            own, [n for n in own[0].signals if n != NOISE or name == "with_noise"]
+        )
+    chosen = {name: smallest(path) for name, path in paths.items()}
+    fitted = {name: fit([s for s in saes if s.arm in FITS[name]], chosen[name]) for name in FITS}
+    content["fit"] = {
+        "alone": signals_alone,
+        "paths": {name: [step._asdict() for step in path] for name, path in paths.items()},
+        "chosen": chosen,
+        "returning": {
+            arm: float(np.mean([s.returns_SF.mean() for s in saes if s.arm == arm])) for arm in ARMS
+        },
+    }
+    content["parts"]["fit"] = about(began, content["parts"].get("fit"))
+    raw_results.write(RAW, content)
+    unknown = {name for names in chosen.values() for name in names} - set(SIGNALS)
+    if unknown:
+        raise SystemExit(f"{', '.join(sorted(unknown))}: expected signals of the package; add them")
+    coefficients = {
+        "fitted_at": {
+            "setting": FIT.name,
+            "steps": FIT.setting.steps,
+            "seeds": list(FIT.seeds),
+            "architectures": FITS,
+            "command": "python -m experiments.return_score.study fit",
+        },
+        "fits": {name: asdict(each) for name, each in fitted.items()},
+    }
+    write_text(Path(str(COEFFICIENTS)), json.dumps(coefficients, indent=2) + "\n")
+
+
+def test(arguments: argparse.Namespace) -> None:
+    t.set_num_threads(arguments.threads)
+    for name, groups in TESTS.items():
+        if not name.startswith(arguments.setting):
+            continue
+        for group in groups:
+            part = f"{name}: {', '.join(map(str, group.seeds))}"
+            if part not in (content := read())["parts"]:
+                began = time.monotonic()
+                rows = rows_of(group, content["fit"]["alone"])
+                content = read()
+                content["tests"] += [{"part": part, "setting": name} | row for row in rows]
+                content["parts"][part] = about(began)
+                raw_results.write(RAW, content)
+
+
+def rows_of(group: Group, signals_alone: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each SAE and each other seed of its group."""
+    folders, rows = train_group(group), []
+    signals, scores = measured([folder for own in folders.values() for folder in own.values()])
+    for arm, of_seed in folders.items():
+        match = matches(of_seed)
+        for seed, folder in of_seed.items():
+            known = {
+                name: sign * signals[folder][name] for name, (sign, _) in signals_alone[arm].items()
+            }
+            for other, match_F in match[seed].items():
+                returns_F = match_F >= RETURNING[0]
+                rows.append(
+                    {
+                        "arm": arm,
+                        "seed": seed,
+                        "other": other,
+                        "auc": auc(scores[folder].score_F, returns_F[None]),
+                        "alone": {name: auc(each, returns_F[None]) for name, each in known.items()},
+                        "returning": float(returns_F.mean()),
+                        "fifths": scores[folder].shares(returns_F),
+                        "counts": scores[folder].counts,
+                        **metrics_of(folder, ("fve", "near_dead_0.1")),
+                    }
+                )
+    return rows
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--setting", default="", help="the start of a setting's name")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+
+
+STAGES = Stages(
+    "return_score.study",
+    {"fit": run_fit, "test": test},
+    {"return_score": Page(page.tables)},
+    options,
+)
+
+if __name__ == "__main__":
+    STAGES.run()
