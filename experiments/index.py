@@ -58,6 +58,14 @@ EXPERIMENTS = (
         pages=("reproducibility.md",),
     ),
     Experiment(
+        "return_score.study",
+        "Does a score from a single training say which features will come back?",
+        minutes="120",
+        stages=("train", "tables", "fit", "test"),
+        needs="caches of activations, see experiments/return_score/PROTOCOL.md",
+        pages=("return_score.md",),
+    ),
+    Experiment(
         "paper.reproduce_paper",
         "At equal k, does the paper's vSAE do what the paper says, claim by claim?",
         minutes="179",

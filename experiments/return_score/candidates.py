@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch as t
 
 from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.evaluation.measure import batches_of
 from dictionary_learning_ext.features.directions import alignment
 from dictionary_learning_ext.features.return_score import (
-    ReturnScores,
     Selections,
     SignalCollector,
     has_noise,
@@ -42,14 +40,11 @@ class CandidateCollector(SignalCollector):
         return signals
 
 
-def measured(
-    folders: Sequence[Path],
-) -> tuple[dict[Path, dict[str, np.ndarray]], dict[Path, ReturnScores]]:
-    """Every candidate signal of SAEs, and their scores, on the same held-out tokens."""
+def measured(folders: Sequence[Path]) -> dict[Path, CandidateCollector]:
+    """The signals of SAEs, on the same held-out tokens."""
     opened = open_folders(folders)
     collectors = {Path(name): CandidateCollector(sae) for name, (sae, _) in opened.saes.items()}
     for x_ND in batches_of(opened.inputs.held_out(opened.run.hook, TOKENS).rows, TOKENS):
         for collector in collectors.values():
             collector.add(x_ND)
-    signals = {folder: collector.signals() for folder, collector in collectors.items()}
-    return signals, {folder: collector.scores() for folder, collector in collectors.items()}
+    return collectors

@@ -1,10 +1,11 @@
 """Does a score from a single training say which features will come back? PROTOCOL.md is what was written
 down before the tests.
 
-    python -m experiments.return_score.study fit      # train, choose signals, write the package's coefficients
-    python -m experiments.return_score.study test     # the coefficients as they are, at every setting
+    python -m experiments.return_score.study train    # fit and test
     python -m experiments.return_score.study tables   # write the page's tables again
 
+    ... fit                                           # choose signals, write the package's coefficients
+    ... test                                          # the coefficients as they are, at every setting
     ... test --setting "embedded, blocks.0"           # settings whose name begins so; all if left out
 
 It can be stopped at any time. An SAE whose folder is finished is not trained again, and a group of seeds that has
@@ -83,12 +84,12 @@ def matches(folders: Mapping[int, Path]) -> dict[int, dict[int, np.ndarray]]:
 def labelled(group: Group) -> list[Labelled]:
     """The SAEs of the fit, trained and measured."""
     folders, saes = train_group(group), []
-    signals, _ = measured([folder for of_arm in folders.values() for folder in of_arm.values()])
+    collectors = measured([folder for own in folders.values() for folder in own.values()])
     for arm, of_seed in folders.items():
         match = matches(of_seed)
         for seed, folder in of_seed.items():
             returns_SF = np.stack([one >= RETURNING[0] for one in match[seed].values()])
-            saes.append(Labelled(arm, seed, signals[folder], returns_SF))
+            saes.append(Labelled(arm, seed, collectors[folder].signals(), returns_SF))
     return saes
 
 
@@ -177,13 +178,12 @@ def test(arguments: argparse.Namespace) -> None:
 def rows_of(group: Group, signals_alone: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each SAE and each other seed of its group."""
     folders, rows = train_group(group), []
-    signals, scores = measured([folder for own in folders.values() for folder in own.values()])
+    collectors = measured([folder for own in folders.values() for folder in own.values()])
     for arm, of_seed in folders.items():
         match = matches(of_seed)
         for seed, folder in of_seed.items():
-            known = {
-                name: sign * signals[folder][name] for name, (sign, _) in signals_alone[arm].items()
-            }
+            signals, scores = collectors[folder].signals(), collectors[folder].scores()
+            known = {name: sign * signals[name] for name, (sign, _) in signals_alone[arm].items()}
             for other, match_F in match[seed].items():
                 returns_F = match_F >= RETURNING[0]
                 rows.append(
@@ -191,15 +191,20 @@ def rows_of(group: Group, signals_alone: dict[str, dict[str, Any]]) -> list[dict
                         "arm": arm,
                         "seed": seed,
                         "other": other,
-                        "auc": auc(scores[folder].score_F, returns_F[None]),
+                        "auc": auc(scores.score_F, returns_F[None]),
                         "alone": {name: auc(each, returns_F[None]) for name, each in known.items()},
                         "returning": float(returns_F.mean()),
-                        "fifths": scores[folder].shares(returns_F),
-                        "counts": scores[folder].counts,
+                        "fifths": scores.shares(returns_F),
+                        "counts": scores.counts,
                         **metrics_of(folder, ("fve", "near_dead_0.1")),
                     }
                 )
     return rows
+
+
+def train(arguments: argparse.Namespace) -> None:
+    for stage in (run_fit, test):
+        stage(arguments)
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +214,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 STAGES = Stages(
     "return_score.study",
-    {"fit": run_fit, "test": test},
+    {"train": train, "fit": run_fit, "test": test},
     {"return_score": Page(page.tables)},
     options,
 )
