@@ -6,12 +6,13 @@ import csv
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from sklearn.preprocessing import normalize
 
 from ..config.checks import require
@@ -42,6 +43,7 @@ from .reproducibility import (
     measures_as_text,
     reproducibility,
 )
+from .return_score import FIFTH_NAMES, FIFTHS, ReturnScores, SignalCollector, has_score
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,20 @@ class ReproducibilityOfFolders:
     stop."""
     codes: AgreementOfCodes | None = None
     """None if only directions were compared."""
+    scores: dict[str, ReturnScores] = field(default_factory=dict)
+    """Each SAE's return score, from that SAE alone; only of those that have one."""
+
+    def fifths(self) -> dict[int, float] | None:
+        """The share of features that come back, by fifth of the return score, the top one first: the mean over
+        SAEs and their other seeds. None if no SAE has a score."""
+        if not self.scores:
+            return None
+        others = len(self.measured.names) - 1
+        shares = [
+            scores.shares(self.measured.returns_SF[name] / others)
+            for name, scores in self.scores.items()
+        ]
+        return {fifth: float(np.nanmean([each[fifth] for each in shares])) for fifth in FIFTHS}
 
     @property
     def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
@@ -161,29 +177,30 @@ def measured(
     for folder, name in names.items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
         fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
-    codes = {} if tokens == 0 else _codes_of(names, directions, tokens, where)
+    codes, scores = ({}, {}) if tokens == 0 else _on_held_out(names, directions, tokens, where)
     found = reproducibility(directions)
     return ReproducibilityOfFolders(
         found,
         fve,
         warn_of_differences(configs),
         agreement_of_codes(codes, found) if codes else None,
+        scores,
     )
 
 
-def _codes_of(
+def _on_held_out(
     names: Mapping[str, str], directions: Mapping[str, Any], tokens: int | None, where: Any
-) -> dict[str, Codes]:
-    """The codes of the SAEs in folders on the same held-out tokens, by the folders' short names."""
+) -> tuple[dict[str, Codes], dict[str, ReturnScores]]:
+    """The codes and the return scores of the SAEs in folders on the same held-out tokens, by the folders' short
+    names."""
     try:
         opened = open_folders(list(names), **where)
         tokens = opened.own_tokens if tokens is None else tokens
-        collectors = {
-            names[folder]: CodeCollector(dictionary)
-            for folder, (dictionary, _) in opened.saes.items()
-        }
+        saes = {names[folder]: dictionary for folder, (dictionary, _) in opened.saes.items()}
+        coders = {name: CodeCollector(sae) for name, sae in saes.items()}
+        scorers = {name: SignalCollector(sae) for name, sae in saes.items() if has_score(sae)}
         for x_BD in batches_of(opened.inputs.held_out(opened.run.hook, tokens).rows, tokens):
-            for collector in collectors.values():
+            for collector in (*coders.values(), *scorers.values()):
                 collector.add(x_BD)
     except UserError as error:
         instead = (error.instead,) if isinstance(error.instead, str) else error.instead
@@ -192,7 +209,8 @@ def _codes_of(
             "what the features do on a text can't be compared",
             (*instead, "; or ", *remedy) if error.instead else remedy,
         ) from error
-    return {name: each.codes(directions[name]) for name, each in collectors.items()}
+    codes = {name: each.codes(directions[name]) for name, each in coders.items()}
+    return codes, {name: each.scores() for name, each in scorers.items()}
 
 
 def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
@@ -312,6 +330,13 @@ def printed(found: ReproducibilityOfFolders) -> str:
             "returning > 0.7 have. Jaccard index: how many of the features selected at a token\n"
             "the two SAEs share. subspace overlap: of the leading directions of the features\n"
             "that don't return; the null is that of random directions.",
+        ]
+    if (fifths := found.fifths()) is not None:
+        rows = [[FIFTH_NAMES[fifth], f"{share:.1%}"] for fifth, share in fifths.items()]
+        parts += [
+            text_table(["by the return score", "returning > 0.7"], rows),
+            "The return score of each SAE, from that SAE alone: its features in five equal parts\n"
+            "by their order, and the share of each part that returns, as seen in these SAEs.",
         ]
     return "\n\n".join(parts)
 

@@ -52,6 +52,7 @@ SIGNALS = {
 COEFFICIENTS = files(__package__) / "return_score.json"
 FIFTHS = (5, 4, 3, 2, 1)
 """Of the features in the order of the score: 5 is the top fifth."""
+FIFTH_NAMES = {5: "top fifth", 4: "fourth", 3: "third", 2: "second", 1: "lowest fifth"}
 _BATCH_ELEMENTS = 1 << 22
 """Activations (tokens x F) computed at a time."""
 
@@ -119,7 +120,7 @@ class SignalCollector:
     """
 
     def __init__(self, dictionary: Dictionary):
-        _require_k(dictionary)
+        _require_score(dictionary)
         self.dictionary: Any = dictionary
         self.tokens = 0
         self._directions_FD = decoder_directions(dictionary)
@@ -219,13 +220,20 @@ def crowding(directions_FD: t.Tensor) -> t.Tensor:
     return t.cat(parts)
 
 
-def _require_k(dictionary: Dictionary) -> None:
+def has_score(dictionary: Dictionary) -> bool:
+    """Whether an SAE keeps k features a token, fewer than all."""
     k = getattr(dictionary, "k", None)
-    if k is None or int(k) >= dictionary.dict_size:
+    return k is not None and int(k) < dictionary.dict_size
+
+
+def _require_score(dictionary: Dictionary) -> None:
+    if not has_score(dictionary):
+        k = getattr(dictionary, "k", None)
         has = "no k" if k is None else f"k = dict_size = {int(k)}"
         raise ReturnScoreError(
             f"there is no return score for a {type(dictionary).__name__} with {has}: it was tested on SAEs "
-            "that keep k of their features a token, e.g. TopK, BatchTopK and vSAEs"
+            "that keep k of their features a token, e.g. TopK, BatchTopK and vSAEs",
+            instead="train a second seed, and give vsae reproduce both run folders",
         )
 
 
