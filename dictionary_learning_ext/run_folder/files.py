@@ -57,6 +57,8 @@ BENCH_REPEATS = "eval_results_of_seeds"
 """As eval_results, in a folder for each further seed of the evaluations."""
 BENCH_CACHE = ".bench_cache"
 """What SAE Bench can use again. Deleted once all its evaluations have succeeded."""
+RETURN_SCORES = "return_scores.csv"
+"""The features' return scores and signals, a row for each feature."""
 REPORT = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
 INDEX = "index.html"
@@ -144,6 +146,7 @@ RUN_FILES = (
     BENCH_RESULTS,
     BENCH_REPEATS,
     BENCH_CACHE,
+    RETURN_SCORES,
     REPORT,
     report_files(Path(REPORT)).name,
     RESUME,
