@@ -43,7 +43,6 @@ SIGNALS = {
     "error_share": "how much the summed squared error rises when the feature is dropped, as a share of all "
     "features' rises",
     "margin": "how far its activation is above the smallest that the token keeps: the mean of the log ratio",
-    "size": "mean magnitude of its activation where selected",
     "shape": "mean over root mean square of its activations where selected",
     "encoder_norm": "length of its encoder direction",
     "nearest": "largest cosine of its decoder direction with another feature's",
@@ -191,7 +190,6 @@ class SignalCollector:
             "firing_rate": count_F / self.tokens,
             "error_share": sums["rise"] / sums["rise"].sum(),
             "margin": sums["margin"] / count_F,
-            "size": sums["size"] / count_F,
             "shape": sums["size"] / (count_F * sums["square"]).sqrt(),
             "encoder_norm": encoder_directions(self.dictionary).norm(dim=1),
             "nearest": nearest_features(self._directions_FD, 1).values_Fn[:, 0],

@@ -60,6 +60,8 @@ FITS = {
     "without_noise": [arm for arm in ARMS if arm != RECOMMENDED],
     "with_noise": [RECOMMENDED],
 }
+LEFT_OUT = {"without_noise": {"size", NOISE}, "with_noise": {"size"}}
+"""Signals that are no candidates, see PROTOCOL.md, "Added later"."""
 
 
 def read() -> dict[str, Any]:
@@ -136,9 +138,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
     paths = {}
     for name, arms in FITS.items():
         own = [sae for sae in saes if sae.arm in arms]
-        paths[name] = eliminated(
-            own, [n for n in own[0].signals if n != NOISE or name == "with_noise"]
-        )
+        paths[name] = eliminated(own, [n for n in own[0].signals if n not in LEFT_OUT[name]])
     chosen = {name: smallest(path) for name, path in paths.items()}
     fitted = refit(saes, chosen)
     content["fit"] = {

@@ -99,7 +99,6 @@ def slowly(sae, x):
         found["firing_rate"][i] = len(at) / len(x)
         found["error_share"][i] = rises[i]
         found["margin"][i] = np.mean(margins)
-        found["size"][i] = size.mean()
         found["shape"][i] = size.mean() / np.sqrt((size**2).mean())
         found["encoder_norm"][i] = np.linalg.norm(encoder[i])
         found["nearest"][i] = max(cosines)
