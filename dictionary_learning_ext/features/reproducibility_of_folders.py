@@ -326,10 +326,10 @@ def printed(found: ReproducibilityOfFolders) -> str:
             text_table([f"on {codes.tokens:,} held-out tokens", mean], rows),
             "correlation: of the activations of features matched one to one by it, and by\n"
             "direction. near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
-            "energy: the share of them, and of the sum of squared activations, that features\n"
-            "returning > 0.7 have. Jaccard index: how many of the features selected at a token\n"
-            "the two SAEs share. subspace overlap: of the leading directions of the features\n"
-            "that don't return; the null is that of random directions.",
+            "energy: the share of all selections, and of the sum of squared activations, that\n"
+            "features returning > 0.7 have. Jaccard index: of a token's features, the share\n"
+            "that both SAEs select. subspace overlap: of the leading directions of features\n"
+            "that don't return, less that of random directions.",
         ]
     if (fifths := found.fifths()) is not None:
         rows = [[FIFTH_NAMES[fifth], f"{share:.1%}"] for fifth, share in fifths.items()]
