@@ -127,6 +127,14 @@ EXPERIMENTS = (
         pages=("quickstart_seeds.md",),
     ),
     Experiment(
+        "ground_truth.long_runs",
+        "Do return and truth agree after long training, and does the return score follow the truth?",
+        minutes="180",
+        stages=("train", "tables"),
+        needs="[synthetic]",
+        pages=("long_runs.md",),
+    ),
+    Experiment(
         "ground_truth.match_to_truth",
         "Does a feature that returns from other seeds match a true feature better?",
         minutes="30",

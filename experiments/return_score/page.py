@@ -5,10 +5,11 @@ from typing import Any
 
 from experiments.pages import table
 from experiments.raw_results import about_line
-from experiments.return_score.settings import ARMS, TESTS
+from experiments.return_score.settings import ARMS, TESTS, UNSEEN
 
 Content = dict[str, Any]
 Row = dict[str, Any]
+SEEN = TESTS[UNSEEN][0].seeds
 LEAST, AHEAD = 0.80, 0.05
 """The AUC that a setting needs to pass in every pair, and how much more than a single signal's."""
 
@@ -17,7 +18,13 @@ def tables(content: Content) -> list[str]:
     """The page below its command."""
     return [
         *_fit_lines(content["fit"]),
-        *(_test_lines(content) + _fifth_lines(content["tests"]) if content["tests"] else []),
+        *(
+            _test_lines(content)
+            + _fifth_lines(content["tests"])
+            + _calibration_lines(content["tests"])
+            if content["tests"]
+            else []
+        ),
         "## Parts",
         "",
         *(f"- {part}: {about_line(own)}" for part, own in content["parts"].items()),
@@ -127,6 +134,28 @@ def _fifth_lines(tests: list[Row]) -> list[str]:
                 ]
     heads = ["top fifth", "4", "3", "2", "lowest"]
     return ["## Share that returns, by fifth of the score", "", *table("", rows, heads), ""]
+
+
+def _calibration_lines(tests: list[Row]) -> list[str]:
+    """How far the share that returns in a fifth, seen in one other seed, is from that in the next one."""
+    rows = {}
+    for arm in ARMS:
+        own = [row for row in tests if row["setting"] == UNSEEN and row["arm"] == arm]
+        of_seed = {seed: [row["fifths"] for row in own if row["seed"] == seed] for seed in SEEN}
+        pairs = [pair for pair in of_seed.values() if len(pair) == 2]
+        if pairs:
+            rows[arm] = [
+                f"{_mean([abs(a[fifth] - b[fifth]) for a, b in pairs]):.1%}" for fifth in "54321"
+            ]
+    heads = ["top fifth", "4", "3", "2", "lowest"]
+    return [
+        "## What one more seed says of the level",
+        "",
+        f"At {UNSEEN}.",
+        "",
+        *table("mean absolute difference between two other seeds", rows, heads),
+        "",
+    ]
 
 
 def _mean(values: list[float]) -> float:
