@@ -3,7 +3,8 @@
 import statistics
 from typing import Any
 
-from experiments.pages import table
+from dictionary_learning_ext.features.codes import CODE_MEASURES
+from experiments.pages import spread, table
 from experiments.raw_results import about_line
 from experiments.return_score.settings import ARMS, TESTS, UNSEEN
 
@@ -25,6 +26,7 @@ def tables(content: Content) -> list[str]:
             if content["tests"]
             else []
         ),
+        *_code_lines(content.get("codes", [])),
         "## Parts",
         "",
         *(f"- {part}: {about_line(own)}" for part, own in content["parts"].items()),
@@ -156,6 +158,24 @@ def _calibration_lines(tests: list[Row]) -> list[str]:
         *table("mean absolute difference between two other seeds", rows, heads),
         "",
     ]
+
+
+def _code_lines(rows: list[Row]) -> list[str]:
+    lines = ["## Codes", "", "Mean ± standard deviation over pairs.", ""] if rows else []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        of_arm = {
+            arm: [row for row in rows if (row["setting"], row["arm"]) == (setting, arm)]
+            for arm in ARMS
+        }
+        cells = {
+            measure.label: [
+                spread([row[measure.key] for row in own]) if len(own) > 1 else ""
+                for own in of_arm.values()
+            ]
+            for measure in CODE_MEASURES
+        }
+        lines += [f"### {setting}", "", *table("", cells, list(of_arm)), ""]
+    return lines
 
 
 def _mean(values: list[float]) -> float:

@@ -1,6 +1,6 @@
 """What is trained: the arms, the settings and their seeds. See PROTOCOL.md."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.reproducibility.parts import arm_folder_name, seed_folder
@@ -53,6 +53,10 @@ TESTS: dict[str, list[Group]] = {
         "embedded, blocks.2, F = 32D, k/F = 1/256": _pairs(3100, 3),
     }.items()
 }
+CODES = [replace(FIT, seeds=pair) for pair in _pairs(FIT.seeds[0], 4)] + TESTS[
+    "embedded, blocks.2, F = 4D, k/F = 1/8"
+]
+"""Whose codes are compared."""
 
 
 def train_group(group: Group) -> dict[str, dict[int, Path]]:

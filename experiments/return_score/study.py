@@ -6,6 +6,7 @@ down before the tests.
 
     ... fit                                           # choose signals, write the package's coefficients
     ... test                                          # the coefficients as they are, at every setting
+    ... codes                                         # how the codes of pairs agree
     ... test --setting "embedded, blocks.0"           # settings whose name begins so; all if left out
 
 It can be stopped at any time. An SAE whose folder is finished is not trained again, and a group of seeds that has
@@ -28,12 +29,13 @@ from sklearn.preprocessing import normalize
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import RETURNING, matching
+from dictionary_learning_ext.features.reproducibility_of_folders import measured as of_pair
 from dictionary_learning_ext.features.return_score import COEFFICIENTS, SIGNALS, Fit
 from dictionary_learning_ext.run_folder.files import write_text
 from experiments import raw_results
 from experiments.raw_results import RESULTS, about
 from experiments.return_score import page
-from experiments.return_score.candidates import NOISE, measured
+from experiments.return_score.candidates import NOISE, TOKENS, measured
 from experiments.return_score.fitting import (
     Labelled,
     alone,
@@ -44,6 +46,7 @@ from experiments.return_score.fitting import (
 )
 from experiments.return_score.settings import (
     ARMS,
+    CODES,
     FIT,
     RECOMMENDED,
     TESTS,
@@ -210,8 +213,26 @@ def rows_of(group: Group, signals_alone: dict[str, dict[str, Any]]) -> list[dict
     return rows
 
 
+def codes(arguments: argparse.Namespace) -> None:
+    """What `vsae reproduce` measures on held-out tokens, of disjoint pairs."""
+    t.set_num_threads(arguments.threads)
+    for group in CODES:
+        for arm, folders in train_group(group).items():
+            part = f"codes, {group.name}, {arm}: {', '.join(map(str, group.seeds))}"
+            if part in (content := read())["parts"]:
+                continue
+            began = time.monotonic()
+            found = of_pair([str(folder) for folder in folders.values()], TOKENS)
+            (measures,) = found.pairs.values()
+            content = read()
+            row = {"setting": group.name, "arm": arm, "seeds": group.seeds, **measures}
+            content["codes"] = [*content.get("codes", []), row]
+            content["parts"][part] = about(began)
+            raw_results.write(RAW, content)
+
+
 def train(arguments: argparse.Namespace) -> None:
-    for stage in (run_fit, test):
+    for stage in (run_fit, test, codes):
         stage(arguments)
 
 
@@ -222,7 +243,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 STAGES = Stages(
     "return_score.study",
-    {"train": train, "fit": run_fit, "test": test},
+    {"train": train, "fit": run_fit, "test": test, "codes": codes},
     {"return_score": Page(page.tables)},
     options,
 )
