@@ -3,6 +3,7 @@
 import json
 import textwrap
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..config.checks import require
 from .flags import FOLDERS, Command, positional
@@ -117,14 +118,15 @@ class ReproduceFlags:
     """Measure which features come back with another seed."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Two or more run folders of one setting, trained with different --seed and --data-seed."""
+    """Two or more run folders of one setting, trained with different --seed and --data-seed. One: order
+    its features by how likely they are to come back, see return_scores.csv in it."""
     tokens: int | None = None
     """Held-out tokens to compare the features' activations on, rounded up to whole batches of 2,048.
     Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
     language model."""
     csv: str | None = None
-    """A file to write with a row for each feature of each SAE: its mean match in the others, and
-    in how many of them it returns."""
+    """A file to write with a row for each feature of each SAE: its mean match in the others, in how
+    many of them it returns, and its return score. Of one folder: instead of return_scores.csv."""
     json: bool = False
     """Print JSON instead."""
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
@@ -133,12 +135,34 @@ class ReproduceFlags:
 def run_reproduce(flags: ReproduceFlags) -> None:
     from ..features.reproducibility_of_folders import as_json, measured, printed, write_features
 
+    if len(flags.folders) == 1:
+        _score(flags)
+        return
     found = measured(flags.folders, flags.tokens, **vars(flags.inputs))
     if flags.csv is not None:
         write_features(found, flags.csv)
     print(json.dumps(as_json(found), indent=2) if flags.json else printed(found))
     if flags.csv is not None and not flags.json:
         print(f"\nwrote {flags.csv}")
+
+
+def _score(flags: ReproduceFlags) -> None:
+    """Of a single folder."""
+    from ..features.return_score import printed, return_scores
+    from ..run_folder.files import RETURN_SCORES
+
+    require(
+        flags.tokens is None or flags.tokens > 0, "tokens", flags.tokens, "above 0 for one folder"
+    )
+    (folder,) = flags.folders
+    (scores,) = return_scores([folder], flags.tokens, **vars(flags.inputs)).values()
+    path = Path(folder) / RETURN_SCORES if flags.csv is None else Path(flags.csv)
+    scores.write(path)
+    if flags.json:
+        found = {"counts": scores.counts, "selections": scores.selections, "errors": scores.errors}
+        print(json.dumps({"tokens": scores.tokens, **found}, indent=2))
+        return
+    print(f"{printed(scores)}\n\nwrote {path}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ Shapes: N tokens, F features, D = activation_dim, M principal directions.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -138,8 +139,8 @@ CODE_MEASURES = (
 class Codes:
     """What an SAE does on some tokens."""
 
-    code_NF: csr_matrix
-    """Its activations, without stored zeros."""
+    code_NF: Any
+    """Its activations, a csr_matrix without stored zeros."""
     directions_FD: t.Tensor
     """What one unit of each feature adds to the reconstruction, on the CPU."""
     k: int | None
@@ -219,8 +220,9 @@ class AgreementOfCodes:
     def means(self) -> dict[str, float | None]:
         """The measures, averaged over the pairs that have them."""
         measures = list(self.pairs.values())
-        known = {key: [one[key] for one in measures if one[key] is not None] for key in measures[0]}
-        return {key: float(np.mean(values)) if values else None for key, values in known.items()}
+        values_of = {key: [one[key] for one in measures] for key in measures[0]}
+        known = {key: [v for v in values if v is not None] for key, values in values_of.items()}
+        return {key: fmean(values) if values else None for key, values in known.items()}
 
 
 def agreement_of_codes(codes: Mapping[str, Codes], measured: Reproducibility) -> AgreementOfCodes:
@@ -271,7 +273,7 @@ def measures_of_pair(
     }
 
 
-def _centred(code_NF: csr_matrix, sign: float = 1.0) -> csr_matrix:
+def _centred(code_NF: Any, sign: float = 1.0) -> Any:
     """A row for each feature. Its product with a row made with the other sign is their correlation.
 
     The standardised activations are not sparse. But with activations f of mean m and standard deviation s,
@@ -297,7 +299,7 @@ def _share(a_F: np.ndarray, b_F: np.ndarray, returns_F: np.ndarray, pair: PairOf
     return float(np.mean([part / total if total else 0.0 for part, total in sums]))
 
 
-def _jaccard(a_NF: csr_matrix, b_NF: csr_matrix, matched_F: np.ndarray) -> float:
+def _jaccard(a_NF: Any, b_NF: Any, matched_F: np.ndarray) -> float:
     """The mean over tokens at which either selects a feature; 0 if there is none."""
     ones = (np.ones(each.nnz, dtype=np.int32) for each in (a_NF, b_NF))
     places = (matched_F[a_NF.indices], a_NF.indptr), (b_NF.indices, b_NF.indptr)

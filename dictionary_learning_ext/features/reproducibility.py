@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch as t
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_matrix, csr_matrix, issparse
+from scipy.sparse import coo_matrix, issparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from sklearn.preprocessing import normalize
 
@@ -39,9 +39,9 @@ _MOST_DRAWS = 10_000
 _ROWS_AT_ONCE = 1024
 
 
-Vectors = np.ndarray | csr_matrix
-"""A row for each feature, so that the products of two SAEs' rows are from -1 to 1: unit vectors, dense or
-sparse."""
+Vectors = Any
+"""A row for each feature, an ndarray or csr_matrix, so that the products of two SAEs' rows are from -1 to 1:
+unit vectors, for instance."""
 
 
 class ReproducibilityError(UserError):

@@ -326,10 +326,10 @@ def printed(found: ReproducibilityOfFolders) -> str:
             text_table([f"on {codes.tokens:,} held-out tokens", mean], rows),
             "correlation: of the activations of features matched one to one by it, and by\n"
             "direction. near-dead: selected in fewer than 0.1 k/F of the tokens. selections,\n"
-            "energy: the share of them, and of the sum of squared activations, that features\n"
-            "returning > 0.7 have. Jaccard index: how many of the features selected at a token\n"
-            "the two SAEs share. subspace overlap: of the leading directions of the features\n"
-            "that don't return; the null is that of random directions.",
+            "energy: the share of all selections, and of the sum of squared activations, that\n"
+            "features returning > 0.7 have. Jaccard index: of a token's features, the share\n"
+            "that both SAEs select. subspace overlap: of the leading directions of features\n"
+            "that don't return, less that of random directions.",
         ]
     if (fifths := found.fifths()) is not None:
         rows = [[FIFTH_NAMES[fifth], f"{share:.1%}"] for fifth, share in fifths.items()]
@@ -373,6 +373,7 @@ def as_json(found: ReproducibilityOfFolders) -> dict[str, Any]:
         "pairs": [{"saes": list(names), **each} for names, each in found.pairs.items()],
         "mean": found.means(),
         "tokens": 0 if found.codes is None else found.codes.tokens,
+        "returning_by_fifth": found.fifths(),
     }
 
 
@@ -383,12 +384,20 @@ def write_features(found: ReproducibilityOfFolders, path: str | Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["sae", "feature", "mean_match", "returns_in", "of", "null"])
+            head = ["sae", "feature", "mean_match", "returns_in", "of", "null"]
+            writer.writerow([*head, "score"] if found.scores else head)
             measured = found.measured
             for name in measured.names:
-                scores = measured.scores(name)
-                both = zip(scores.match_F, scores.returns_F, strict=True)
-                writer.writerows(
-                    [name, feature, f"{match:.4f}", int(returns), scores.of, f"{scores.null:.4f}"]
-                    for feature, (match, returns) in enumerate(both)
-                )
+                scores, n = measured.scores(name), len(measured.match_SF[name])
+                columns = [
+                    [name] * n,
+                    range(n),
+                    [f"{match:.4f}" for match in scores.match_F],
+                    map(int, scores.returns_F),
+                    [scores.of] * n,
+                    [f"{scores.null:.4f}"] * n,
+                ]
+                if found.scores:
+                    own = found.scores.get(name)
+                    columns += [[""] * n if own is None else [f"{s:.1f}" for s in own.score_F]]
+                writer.writerows(zip(*columns, strict=True))

@@ -33,6 +33,7 @@ from scipy.stats import rankdata
 from ..errors import ConfigError, Setting
 from ..evaluation.folders import open_folders
 from ..evaluation.measure import batches_of
+from ..evaluation.tables import text_table
 from ..run_folder.files import replacing
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions
 from .directions import encoder_directions, nearest_features
@@ -42,7 +43,6 @@ SIGNALS = {
     "error_share": "how much the summed squared error rises when the feature is dropped, as a share of all "
     "features' rises",
     "margin": "how far its activation is above the smallest that the token keeps: the mean of the log ratio",
-    "size": "mean magnitude of its activation where selected",
     "shape": "mean over root mean square of its activations where selected",
     "encoder_norm": "length of its encoder direction",
     "nearest": "largest cosine of its decoder direction with another feature's",
@@ -77,6 +77,23 @@ class ReturnScores:
     def fifth_F(self) -> np.ndarray:
         """Which fifth of the score each feature is in: 5 is the top one."""
         return np.minimum(self.score_F // 20 + 1, 5).astype(int)
+
+    @property
+    def selections(self) -> dict[int, float]:
+        """The share of all selections that the features of each fifth have."""
+        return self._sums("firing_rate")
+
+    @property
+    def errors(self) -> dict[int, float]:
+        """The share of the rises of the error that the features of each fifth have: how much of the
+        reconstruction rests on them."""
+        return self._sums("error_share")
+
+    def _sums(self, name: str) -> dict[int, float]:
+        value_F = np.nan_to_num(self.signals[name])
+        return {
+            fifth: float(value_F[self.fifth_F == fifth].sum() / value_F.sum()) for fifth in FIFTHS
+        }
 
     def shares(self, of_F: np.ndarray) -> dict[int, float]:
         """The mean of something over the features of each fifth, e.g. of whether they came back."""
@@ -145,7 +162,7 @@ class SignalCollector:
 
     def _values(self, found: "Selections") -> dict[str, t.Tensor]:
         """What is summed over each feature's selections, (M,)."""
-        size_M = found.f_M.float().abs()
+        size_M = found.f_M.double().abs()  # so that features that fired once have one shape, 1
         return {
             "rise": self._rise(found),
             "margin": found.ratio_M.log(),
@@ -173,7 +190,6 @@ class SignalCollector:
             "firing_rate": count_F / self.tokens,
             "error_share": sums["rise"] / sums["rise"].sum(),
             "margin": sums["margin"] / count_F,
-            "size": sums["size"] / count_F,
             "shape": sums["size"] / (count_F * sums["square"]).sqrt(),
             "encoder_norm": encoder_directions(self.dictionary).norm(dim=1),
             "nearest": nearest_features(self._directions_FD, 1).values_Fn[:, 0],
@@ -266,6 +282,25 @@ def return_scores(
         for collector in collectors.values():
             collector.add(x_ND)
     return {name: collector.scores() for name, collector in collectors.items()}
+
+
+def printed(scores: ReturnScores) -> str:
+    """A table of the fifths of an SAE's return score."""
+    selections, errors = scores.selections, scores.errors
+    rows = [
+        [name, str(scores.counts[fifth]), f"{selections[fifth]:.1%}", f"{errors[fifth]:.1%}"]
+        for fifth, name in FIFTH_NAMES.items()
+    ]
+    n_dead = int(np.isnan(scores.signals["firing_rate"]).sum())
+    head = [f"on {scores.tokens:,} held-out tokens", "features", "selections", "error share"]
+    dead = f"Of the lowest, {n_dead} were never selected on these tokens.\n" if n_dead else ""
+    return (
+        f"{text_table(head, rows)}\n\n{dead}"
+        "The return score orders the features of an SAE, from that SAE alone, by how likely their\n"
+        "direction is to come back when the same settings are trained again. It doesn't say\n"
+        "whether they mean something. Nor does it say how many come back: train a second seed.\n"
+        "error share: of the reconstruction, how much rests on these features."
+    )
 
 
 # --- the regression

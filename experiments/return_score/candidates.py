@@ -33,6 +33,7 @@ class CandidateCollector(SignalCollector):
     def _signals(self) -> dict[str, t.Tensor]:
         signals, sums = super()._signals(), self._sums
         signals["error_per_firing"] = sums["rise"] / self._count_F
+        signals["size"] = sums["size"] / self._count_F
         signals["near_edge"] = sums["near_edge"] / self._count_F
         signals["encoder_decoder"] = alignment(self.dictionary)
         if NOISE in sums:

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from dictionary_learning_ext.features.return_score import Fit, design, ranks
 
-WORTH = 0.005
+WORTH = 0.01
 """A set of signals is small enough if its AUC is at most this below that of all."""
 
 

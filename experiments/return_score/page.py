@@ -17,8 +17,7 @@ def tables(content: Content) -> list[str]:
     """The page below its command."""
     return [
         *_fit_lines(content["fit"]),
-        *_test_lines(content),
-        *_fifth_lines(content["tests"]),
+        *(_test_lines(content) + _fifth_lines(content["tests"]) if content["tests"] else []),
         "## Parts",
         "",
         *(f"- {part}: {about_line(own)}" for part, own in content["parts"].items()),

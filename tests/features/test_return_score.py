@@ -1,0 +1,248 @@
+"""The return score: its signals against loops in float64, its fit against the experiment's data, planted cases."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch as t
+from dictionary_learning.dictionary import AutoEncoder
+from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
+
+from dictionary_learning_ext import RunConfig, SAEConfig, train
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.features import return_score
+from dictionary_learning_ext.features.return_score import (
+    SIGNALS,
+    ReturnScoreError,
+    ReturnScores,
+    SignalCollector,
+    fits,
+    has_noise,
+    ranks,
+    return_scores,
+)
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKAutoEncoder
+from experiments.return_score.study import FITS, FITTED, load, refit
+
+N, D, F, K = 70, 6, 15, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_lm_dir, text, tmp_path_factory):
+    """A run folder."""
+    run = RunConfig(
+        model=str(tiny_lm_dir),
+        data=text,
+        save_dir=str(tmp_path_factory.mktemp("scored") / "run"),
+        steps=20,
+        batch_size=64,
+        n_ctxs=8,
+        ctx_len=32,
+        eval_tokens=500,
+    )
+    return train(run, {"sae": SAEConfig(dict_size=32, k=4)})["sae"]
+
+
+def vsae(f=F, k=K, **options):
+    return VariationalTopKAutoEncoder(D, f, k, **options)
+
+
+def drawn(sae, seed=0):
+    """An SAE with random weights, of which the last feature never fires."""
+    generator = t.Generator().manual_seed(seed)
+    for parameter in sae.parameters():
+        parameter.data = t.randn(parameter.shape, generator=generator)
+    sae.encoder.bias.data[-1] = -1e4
+    if hasattr(sae, "threshold"):
+        sae.threshold.fill_(0.7)
+    return sae
+
+
+def tokens(n=N, seed=1):
+    return t.randn(n, D, generator=t.Generator().manual_seed(seed))
+
+
+def collected(sae, *parts):
+    collector = SignalCollector(sae)
+    for part in parts:
+        collector.add(part)
+    return collector
+
+
+@t.no_grad()
+def slowly(sae, x):
+    """The signals, one token and feature at a time."""
+    sae, x = sae.double(), x.double()
+    f = sae.encode(x).numpy()
+    directions = (sae.decode(t.eye(F).double()) - sae.decode(t.zeros(1, F).double())).numpy()
+    encoder = sae.encoder.weight.numpy()
+    error = (x - sae.decode(t.from_numpy(f))).square().sum(1).numpy()
+    unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    found = {name: np.full(F, np.nan) for name in SIGNALS}
+    rises = np.zeros(F)
+    for i in range(F):
+        at = [n for n in range(len(x)) if f[n, i] != 0]
+        if not at:
+            continue
+        margins = []
+        for n in at:
+            without = f[n].copy()
+            without[i] = 0
+            left = (x[n] - sae.decode(t.from_numpy(without))).square().sum()
+            rises[i] += float(left) - error[n]
+            margins.append(np.log(abs(f[n, i]) / min(abs(v) for v in f[n] if v != 0)))
+        size = np.abs(f[at, i])
+        cosines = [unit[i] @ unit[j] for j in range(F) if j != i]
+        found["firing_rate"][i] = len(at) / len(x)
+        found["error_share"][i] = rises[i]
+        found["margin"][i] = np.mean(margins)
+        found["shape"][i] = size.mean() / np.sqrt((size**2).mean())
+        found["encoder_norm"][i] = np.linalg.norm(encoder[i])
+        found["nearest"][i] = max(cosines)
+        found["crowding"][i] = sum(max(c, 0) ** 2 for c in cosines)
+    found["error_share"] /= rises.sum()
+    return found
+
+
+@pytest.mark.parametrize(
+    "sae",
+    [
+        AutoEncoderTopK(D, F, K),
+        BatchTopKSAE(D, F, K),
+        vsae(),
+        vsae(select_by="magnitude", noise_on="selection"),
+        vsae(posterior="learned"),
+        vsae(posterior="point", rectify=True),
+    ],
+    ids=["TopK", "BatchTopK", "vSAE", "magnitude", "learned", "point"],
+)
+def test_the_signals_are_those_of_a_loop_and_batches_make_no_difference(sae, monkeypatch):
+    drawn(sae)
+    x = tokens()
+    whole = collected(sae, x).signals()
+    monkeypatch.setattr(return_score, "_BATCH_ELEMENTS", 8 * F)
+    in_parts = collected(sae, x[:31], x[31:]).signals()
+    expected = slowly(sae, x)
+    assert set(whole) == set(SIGNALS)
+    assert 0 < np.isnan(whole["margin"]).sum() < F / 2
+    for name in SIGNALS:
+        np.testing.assert_allclose(whole[name], expected[name], rtol=2e-3, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(in_parts[name], whole[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("sae", [drawn(AutoEncoderTopK(D, F, K)), drawn(vsae())])
+def test_the_score_is_the_order_of_the_regression_and_what_never_fires_is_last(sae):
+    collector = collected(sae, tokens())
+    signals, scores = collector.signals(), collector.scores()
+    fit = fits()["with_noise" if isinstance(sae, VariationalTopKAutoEncoder) else "without_noise"]
+    rank = {name: np.zeros(F) for name in SIGNALS}
+    alive = np.isfinite(signals["margin"])
+    for name, value in signals.items():
+        rank[name][alive] = (2 * rankdata(value[alive]) - alive.sum() - 1) / alive.sum()
+        np.testing.assert_allclose(ranks(signals)[name][alive], rank[name][alive])
+    log_odds = sum(fit.rank[n] * rank[n] + fit.square[n] * rank[n] ** 2 for n in fit.rank)
+    assert (scores.score_F[~alive] == 0).all()
+    assert not alive.all()
+    order = np.argsort(log_odds[alive])
+    assert (np.diff(scores.score_F[alive][order]) > 0).all()
+    lower = [(scores.score_F < score).mean() * 100 for score in scores.score_F[alive]]
+    np.testing.assert_allclose(scores.score_F[alive], np.array(lower) + 50 / F)
+    assert scores.tokens == N
+
+
+def test_the_scale_of_activations_makes_no_difference():
+    sae, x = drawn(vsae(noise_on="selection")), tokens()
+    before = collected(sae, x).scores()
+    sae.scale_biases(7.0)
+    np.testing.assert_allclose(collected(sae, 7.0 * x).scores().score_F, before.score_F)
+
+
+@pytest.mark.parametrize(
+    ("make", "least"),
+    [
+        (AutoEncoderTopK, 0.8),
+        (
+            lambda d, f, k: VariationalTopKAutoEncoder(d, f, k, noise_on="selection", sigma=0.3),
+            0.95,
+        ),
+    ],
+    ids=["TopK", "vSAE"],
+)
+def test_true_directions_score_above_random_ones(make, least):
+    """Half of an SAE's directions are those that made the data, the other half are random."""
+    generator = t.Generator().manual_seed(0)
+    n, d, k, n_true = 20_000, 128, 8, 256
+    both_FD = t.nn.functional.normalize(t.randn(2 * n_true, d, generator=generator), dim=1)
+    rate_T = t.arange(1, n_true + 1) ** -0.7
+    fires_NT = t.rand(n, n_true, generator=generator) < rate_T / rate_T.sum() * k
+    size_NT = 0.3 + t.empty(n, n_true).exponential_(generator=generator)
+    noise_ND = 0.05 * t.randn(n, d, generator=generator)
+    place_F = t.randperm(2 * n_true, generator=generator)
+    is_true_F = (place_F < n_true).numpy()
+    sae = make(d, 2 * n_true, k)
+    sae.encoder.weight.data, sae.decoder.weight.data = both_FD[place_F], both_FD[place_F].T
+    scores = collected(sae, (fires_NT * size_NT) @ both_FD[:n_true] + noise_ND).scores()
+    assert roc_auc_score(is_true_F, scores.score_F) > least
+    assert scores.shares(is_true_F)[5] > scores.shares(is_true_F)[1] + 0.5
+
+
+def test_the_committed_coefficients_are_those_that_the_experiment_writes():
+    again = refit(load(FITTED), {name: list(fit.rank) for name, fit in fits().items()})
+    for name, fit in fits().items():
+        for kind in ("rank", "square"):
+            assert getattr(again[name], kind) == pytest.approx(getattr(fit, kind), abs=0.003)
+    assert set(FITS) == set(fits())
+
+
+def test_fifths():
+    score = np.array([0, 0, 0, 35, 45, 55, 65, 75, 85, 95.0])
+    rate = np.array([np.nan, np.nan, np.nan, 4, 1, 1, 1, 1, 1, 1.0])
+    scores = ReturnScores(score, {"firing_rate": rate, "error_share": rate}, 1)
+    assert scores.counts == {5: 2, 4: 2, 3: 2, 2: 1, 1: 3}
+    assert scores.selections == {5: 0.2, 4: 0.2, 3: 0.2, 2: 0.4, 1: 0.0}
+    came_back = np.array([0, 0, 1, 0, 0, 1, 1, 1, 0, 1.0])
+    assert scores.shares(came_back) == {5: 0.5, 4: 1.0, 3: 0.5, 2: 0.0, 1: pytest.approx(1 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("sae", "expected"),
+    [
+        (vsae(), True),
+        (vsae(posterior="learned"), True),
+        (vsae(posterior="point"), False),
+        (AutoEncoderTopK(D, F, K), False),
+    ],
+)
+def test_which_fit_is_taken_follows_from_the_noise(sae, expected):
+    assert has_noise(sae) is expected
+
+
+@pytest.mark.parametrize("sae", [AutoEncoder(D, F), vsae(k=F)], ids=["ReLU", "k = F"])
+def test_an_sae_without_k_is_refused_by_name(sae):
+    with pytest.raises(ReturnScoreError, match=f"{type(sae).__name__} with .*k"):
+        SignalCollector(sae)
+
+
+def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_path):
+    main(["reproduce", str(folder), "--tokens", "600"])
+    said = capsys.readouterr().out
+    assert "top fifth" in said
+    assert f"wrote {folder / 'return_scores.csv'}" in said
+    (scores,) = return_scores([folder], 600).values()
+    with (folder / "return_scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["feature", "score", *SIGNALS]
+    assert [float(row["score"]) for row in rows] == pytest.approx(scores.score_F, abs=0.051)
+    margins = [float(row["margin"] or "nan") for row in rows]
+    assert margins == pytest.approx(scores.signals["margin"], rel=1e-4, nan_ok=True)
+    main(["reproduce", str(folder), "--tokens", "600", "--csv", str(tmp_path / "a.csv")])
+    written = [path.read_text() for path in (tmp_path / "a.csv", folder / "return_scores.csv")]
+    assert written[0] == written[1]
+
+
+def test_one_folder_needs_tokens(folder, capsys):
+    assert main(["reproduce", str(folder), "--tokens", "0"]) == 2
+    assert "--tokens 0: expected above 0" in capsys.readouterr().err
