@@ -2,6 +2,7 @@
 
     README.md                                   the model card
     NAME/ae.pt, config.json, metrics.json       one folder per SAE
+    NAME/return_scores.csv                      where `vsae reproduce` wrote it
     NAME/cfg.json, sae_weights.safetensors      if asked for: SAELens's `SAE.from_pretrained(REPO, NAME)`
     NAME/MODULE/cfg.json, sae.safetensors, …    likewise: sparsify's
                                                 `SparseCoder.load_from_hub(REPO, "NAME/MODULE")`
@@ -42,7 +43,7 @@ from ..errors import (
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..run_folder.comparing import measured_differently
-from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
+from ..run_folder.files import CONFIG, METRICS, RETURN_SCORES, WEIGHTS, write_json
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.weights import SAE_LENS_WEIGHTS, load_dictionary
 from .exporter import export
@@ -258,6 +259,8 @@ def _stage(
             base_models.add(lm_name)
         (staged / name).mkdir()
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
+        if (scores := folder / RETURN_SCORES).is_file():
+            (staged / name / RETURN_SCORES).symlink_to(scores.resolve())
         write_json(staged / name / CONFIG, configs[name])
         if measured is not None:
             metrics[name] = measured

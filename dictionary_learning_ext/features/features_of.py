@@ -37,6 +37,7 @@ from .contexts import (
     visible,
 )
 from .directions import LogitLens, decoder_directions
+from .return_score import ReturnScores, SignalCollector, has_score, require_score
 
 _ROWS = 20
 
@@ -85,6 +86,7 @@ def features_of(
     opened = open_sae(sae, lm, hook, device=device, ctx_len=ctx_len, stored=text is None)
     dictionary, model, hook_point, run, inputs = opened
     collector = FeatureCollector(dictionary, tokens, top=contexts, profile_tokens=1, seed=seed)
+    signals = SignalCollector(dictionary) if has_score(dictionary) else None
     finder = SinkFinder(model.tokenizer)
     if text is None:
         batches = inputs.contexts(hook_point.name, "heldout", tokens)
@@ -94,8 +96,12 @@ def features_of(
         )
         batches = first_tokens(with_activations(stream, run, model, hook_point), tokens)
     for batch in batches:
-        collector.add(finder.without_sinks(batch))
-    return Features(opened, collector.statistics(), finder.sinks())
+        batch = finder.without_sinks(batch)
+        collector.add(batch)
+        if signals is not None:
+            signals.add(batch.x_BLD[batch.wanted_BL.to(batch.x_BLD.device)])
+    statistics = collector.statistics()
+    return Features(opened, statistics, finder.sinks(), signals and signals.scores())
 
 
 class Features:
@@ -112,13 +118,20 @@ class Features:
         sinks: the attention sinks that were left out, as in a report; None if there were none.
     """
 
-    def __init__(self, opened: OpenedSAE, statistics: FeatureStatistics, sinks: Sinks | None):
+    def __init__(
+        self,
+        opened: OpenedSAE,
+        statistics: FeatureStatistics,
+        sinks: Sinks | None,
+        return_scores: ReturnScores | None,
+    ):
         self.dictionary = opened.dictionary
         self.language_model = opened.language_model
         self.hook_point = opened.hook_point
         self.statistics = statistics
         self.tokens = statistics.tokens
         self.sinks = sinks
+        self._return_scores = return_scores
         self._tokenizer: Any = opened.language_model.tokenizer
 
     @property
@@ -131,6 +144,18 @@ class Features:
         """Each feature's activation of the largest magnitude, with its sign, (F,); NaN for one that was
         never selected."""
         return self.statistics.max_F
+
+    @property
+    def return_scores(self) -> ReturnScores:
+        """The features in the order in which they are likely to come back when the same settings are trained
+        again, from this SAE alone; see `features.return_score`. Give 100,000 tokens, as by default: a
+        feature that these don't select gets 0.
+
+        Raises: ReturnScoreError for an SAE that has none: without k, or with k = F.
+        """
+        require_score(self.dictionary)
+        assert self._return_scores is not None
+        return self._return_scores
 
     @cached_property
     def directions(self) -> t.Tensor:
@@ -262,6 +287,11 @@ class Feature:
         return float(self.features.largest[self.number])
 
     @property
+    def return_score(self) -> float:
+        """From 0 to 100, see `Features.return_scores`. Raises ReturnScoreError."""
+        return float(self.features.return_scores.score_F[self.number])
+
+    @property
     def fires_on(self) -> list[str]:
         """The tokens at which it is strongest in its kept contexts, the most frequent first: up to 4."""
         tokens = top_tokens(self.features.statistics.top, self.number)
@@ -289,9 +319,11 @@ class Feature:
             return None, str(error)
 
     def _heading(self) -> str:
+        has_one = has_score(self.features.dictionary)
+        score = f", return score {self.return_score:.0f} of 100" if has_one else ""
         return (
             f"feature {self.number}: selected at {self.density:.3%} of {self.features.tokens:,} tokens,"
-            f" largest activation {self.largest:.3g}"
+            f" largest activation {self.largest:.3g}{score}"
         )
 
     def __repr__(self) -> str:

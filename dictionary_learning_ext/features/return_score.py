@@ -137,7 +137,7 @@ class SignalCollector:
     """
 
     def __init__(self, dictionary: Dictionary):
-        _require_score(dictionary)
+        require_score(dictionary)
         self.dictionary: Any = dictionary
         self.tokens = 0
         self._directions_FD = decoder_directions(dictionary)
@@ -242,7 +242,8 @@ def has_score(dictionary: Dictionary) -> bool:
     return k is not None and int(k) < dictionary.dict_size
 
 
-def _require_score(dictionary: Dictionary) -> None:
+def require_score(dictionary: Dictionary) -> None:
+    """Raise a ReturnScoreError for an SAE that has no return score."""
     if not has_score(dictionary):
         k = getattr(dictionary, "k", None)
         has = "no k" if k is None else f"k = dict_size = {int(k)}"

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from ..features.reproducibility_of_folders import (
     comparable_configs,
     measured,
 )
+from ..features.return_score import ReturnScores, SignalCollector, has_score
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import of_one_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
@@ -73,6 +75,8 @@ class Analysis:
     syntheses: dict[int, Synthesis]
     ranking: list[int]
     """The live features, the easiest to interpret first."""
+    return_scores: ReturnScores | None
+    """None for an SAE that has none, see `features.return_score`."""
     geometry: Geometry | None = None
     returning: ReproducibilityOfFolders | None = None
     """This SAE and its other seeds; None if none were given."""
@@ -162,6 +166,11 @@ def analyse(
         )
         for name, (dictionary, _) in opened.saes.items()
     }
+    signals = {
+        name: SignalCollector(dictionary)
+        for name, (dictionary, _) in opened.saes.items()
+        if has_score(dictionary)
+    }
     finder = SinkFinder(language_model.tokenizer)
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text")
@@ -170,8 +179,9 @@ def analyse(
         for collector in collectors.values():
             collector.add(batch)
         x_ND = batch.x_BLD[batch.wanted_BL.to(batch.x_BLD.device)]
-        for coder in (each for of_folder in coders.values() for each in of_folder.values()):
-            coder.add(x_ND)
+        of_seeds = chain.from_iterable(of_folder.values() for of_folder in coders.values())
+        for measuring in (*signals.values(), *of_seeds):
+            measuring.add(x_ND)
     statistics_of = {name: collector.statistics() for name, collector in collectors.items()}
     read = finder.tokens + next(iter(statistics_of.values())).tokens
     if read < options.tokens:
@@ -216,6 +226,7 @@ def analyse(
                 suppressed=suppressed,
                 syntheses={one.feature: one for one in syntheses},
                 ranking=ranking,
+                return_scores=signals[name].scores() if name in signals else None,
                 returning=returning.get(name),
             )
         )

@@ -11,11 +11,12 @@ from typing import Any
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import FeatureContexts, plain, token_text, top_tokens, visible
 from ..features.directions import Ranked
+from ..features.return_score import FIFTH_NAMES, FIFTHS
 from .analysis import Analysis, Comparison
 
 _CARDS = 9
 _CARDS_LOST = 2
-"""Of these, features that don't come back."""
+"""Of these, features that don't come back, or are the least likely to."""
 _LOST = 0.5
 """A feature with a lower match is an example of these."""
 _CHIPS = 3
@@ -83,6 +84,9 @@ def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
             for feature in range(n)
         ],
     }
+    if (of_one := analysis.return_scores) is not None:
+        found["score"] = [round(score, 2) for score in of_one.score_F.tolist()]
+        found["fifth"] = of_one.fifth_F.tolist()
     if analysis.scores is not None:
         found["returns"] = analysis.scores.returns_F.tolist()
         found["match"] = [rounded(value) for value in analysis.scores.match_F.tolist()]
@@ -163,7 +167,7 @@ def _is_fragment(text: str) -> bool:
     return "\ufffd" in text or (text[:1].isascii() and text[:1].isalnum())
 
 
-# --- example features: of those that come back, if that is known, and of some that don't
+# --- example features: some that come back and some that don't, or those that most likely will and won't
 
 
 @dataclass(frozen=True)
@@ -183,13 +187,16 @@ class Card:
     frequency: float
     returns: str | None
     """Whether it comes back in other seeds, in words; None if these were not given."""
+    score: int | None
+    """Its return score, as the table shows it; None for an SAE that has none."""
 
 
 def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, list[Card]]]:
     """Example features, in groups with a heading, no two with the same most frequent token.
 
     They are of the first SAE whose seeds are known: some that come back in all of them, and some that come
-    back in none. Without seeds, of the SAE with the highest FVE.
+    back in none. Without seeds, of the SAE with the highest FVE: some of the top fifth of the return score,
+    and some of the lowest.
     """
     known = [one for one in comparison.analyses if one.scores is not None]
     analysis = known[0] if known else max(comparison.analyses, key=_fve)
@@ -199,12 +206,9 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
         texts = [vocabulary.text(token) for token in top_tokens(statistics.sampled, feature, None)]
         if int(statistics.count_F[feature]) >= LEAST_SELECTIONS and _is_word(texts[0]):
             fires_on[feature] = texts
-    groups = [("", fires_on, _CARDS)]
-    if (scores := analysis.scores) is not None:
-        back = [feature for feature in fires_on if scores.returns_F[feature] == scores.of]
-        lost = [feature for feature in fires_on if scores.match_F[feature] < _LOST]
-        n_lost = min(_CARDS_LOST, len(lost))
-        groups = [("These come back", back, _CARDS - n_lost), ("These don't", lost, n_lost)]
+    (back, of_back), (lost, of_lost) = _groups(analysis, list(fires_on))
+    n_lost = min(_CARDS_LOST, len(of_lost))
+    groups = [(back, of_back, _CARDS - n_lost), (lost, of_lost, n_lost)]
     taken: set[str] = set()
     found = []
     for heading, features, n in groups:
@@ -214,6 +218,24 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
         shown = [_card(analysis, feature, fires_on[feature], vocabulary) for feature in chosen]
         found += [(heading, shown)] if shown else []
     return found
+
+
+def _groups(analysis: Analysis, features: list[int]) -> list[tuple[str, list[int]]]:
+    """Of these features, those that come back and those that don't, as far as is known, with a heading."""
+    if (scores := analysis.scores) is not None:
+        back = [one for one in features if scores.returns_F[one] == scores.of]
+        lost = [one for one in features if scores.match_F[one] < _LOST]
+        return [("These come back", back), ("These don't", lost)]
+    if (of_one := analysis.return_scores) is not None:
+        words = "likely to come back ({} of the return score)"
+        return [
+            (
+                f"{how} {words.format(FIFTH_NAMES[fifth])}",
+                [one for one in features if of_one.fifth_F[one] == fifth],
+            )
+            for how, fifth in (("Most", FIFTHS[0]), ("Least", FIFTHS[-1]))
+        ]
+    return [("", features), ("", [])]
 
 
 def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]:
@@ -238,6 +260,7 @@ def _mixed(fires_on: dict[int, list[str]], n: int, taken: set[str]) -> list[int]
 
 def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabulary) -> Card:
     promotes = [vocabulary.text(token) for token in _promotes(analysis, feature, vocabulary)]
+    of_one = analysis.return_scores
     return Card(
         sae=analysis.label,
         feature=feature,
@@ -247,6 +270,7 @@ def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabu
         contexts=_excerpts(analysis.statistics.sampled, feature, vocabulary),
         frequency=float(analysis.statistics.frequency_F[feature]),
         returns=analysis.scores.words(feature) if analysis.scores is not None else None,
+        score=None if of_one is None else math.floor(round(of_one.score_F[feature], 2) + 0.5),
     )
 
 

@@ -28,6 +28,7 @@ from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
 from ..features.reproducibility import measures_as_text
 from ..features.reproducibility_of_folders import HEADER, ReproducibilityOfFolders, answer
+from ..features.return_score import FIFTH_NAMES
 from ..run_folder.comparing import (
     architecture_of,
     measured_differently,
@@ -134,8 +135,12 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
         returning=[
-            (one, _returning(one.returning)) for one in comparison.analyses if one.returning
+            (one, _returning(one.returning) | {"fifths": _fifths(one)})
+            for one in comparison.analyses
+            if one.returning
         ],
+        fifths=FIFTH_NAMES,
+        has_scores=any(one.return_scores for one in comparison.analyses),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].statistics.tokens,
         date=time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
@@ -193,6 +198,19 @@ def _returning(found: ReproducibilityOfFolders) -> dict[str, Any]:
             for names, pair in measured.pairs.items()
         },
     }
+
+
+def _fifths(analysis: Analysis) -> list[tuple[str, int, str]]:
+    """For each fifth of the return score: its name, how many features it has, and the share of them that
+    came back in the other seeds. Empty for an SAE without the score."""
+    scores, of_one = analysis.scores, analysis.return_scores
+    if scores is None or of_one is None:
+        return []
+    shares = of_one.shares(scores.returns_F / scores.of)
+    return [
+        (name, of_one.counts[fifth], f"{shares[fifth]:.0%}" if of_one.counts[fifth] else "–")
+        for fifth, name in FIFTH_NAMES.items()
+    ]
 
 
 def _packed(text: str) -> str:

@@ -147,9 +147,12 @@ def changed(folder, change, tmp_path):
 
 def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     one = hub(Hub())
+    runs = shutil.copytree(runs, tmp_path / "runs")
+    (runs / "vsae" / "return_scores.csv").write_text("feature,score\n")
     pushed = push(runs, "jane/saes")
     files = {f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")}
-    assert set(one.contents) == files | {"README.md", "vsae/metrics.json"}
+    beside = {"README.md", "vsae/metrics.json", "vsae/return_scores.csv"}
+    assert set(one.contents) == files | beside
     assert pushed.files == {name: len(content) for name, content in one.contents.items()}
     assert one.asked is pushed.is_private is True
     assert pushed.url == "https://hub/jane/saes/commit/1"

@@ -17,6 +17,7 @@ from dictionary_learning_ext.errors import (
     UserError,
 )
 from dictionary_learning_ext.features.directions import LogitLens
+from dictionary_learning_ext.features.return_score import ReturnScoreError, SignalCollector
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -231,6 +232,29 @@ def test_a_feature_shows_itself_as_text_and_as_a_card_and_hostile_text_stays_tex
     everything = "".join(one._repr_html_() for one in features)
     assert "<b>the" not in everything
     assert "&lt;" in everything
+
+
+def test_features_have_the_return_score_of_the_tokens_measured_on(tiny_lm):
+    t.manual_seed(0)
+    sae = AutoEncoderTopK(16, 24, 3)
+    found = features_of(sae, tiny_lm, DOCUMENTS, hook=HOOK, ctx_len=32)
+    collector, point = SignalCollector(sae), find_hook(tiny_lm, HOOK)
+    for ids, _ in dense(tiny_lm, sae, DOCUMENTS, 32):
+        ids_BL = t.tensor([ids])
+        collector.add(read_residual(tiny_lm, point, ids_BL, t.ones_like(ids_BL))[0])
+    expected = collector.scores()
+    assert found.return_scores.tokens == found.tokens == expected.tokens
+    assert found.return_scores.score_F == pytest.approx(expected.score_F)
+    assert [one.return_score for one in found] == found.return_scores.score_F.tolist()
+    first = repr(found[7]).splitlines()[0]
+    assert first.endswith(f"return score {found[7].return_score:.0f} of 100")
+
+
+def test_an_sae_that_keeps_all_features_says_that_it_has_no_return_score_when_asked(tiny_lm):
+    found = features_of(AutoEncoderTopK(16, 24, 24), tiny_lm, DOCUMENTS, hook=HOOK)
+    assert "return score" not in repr(found[0])
+    with pytest.raises(ReturnScoreError, match="k = dict_size = 24"):
+        print(found.return_scores)
 
 
 def test_a_card_says_what_can_not_be_shown(tiny_lm, monkeypatch):

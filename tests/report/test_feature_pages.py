@@ -8,6 +8,7 @@ import torch as t
 
 from dictionary_learning_ext.features.collector import LEAST_SELECTIONS, ranking_of
 from dictionary_learning_ext.features.reproducibility import FeatureScores
+from dictionary_learning_ext.features.return_score import ReturnScores
 from dictionary_learning_ext.report.feature_pages import cards
 
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
@@ -45,6 +46,7 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
         statistics=statistics,
         ranking=ranking_of(statistics),
         scores=None,
+        return_scores=None,
         promoted=promoted and SimpleNamespace(indices_Fn=t.tensor(promoted)),
     )
     return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))
@@ -113,6 +115,16 @@ def test_what_is_promoted_is_left_out_where_it_is_mostly_fragments():
         [" eight", " nine", " ten", " four"],
         [],
     ]
+
+
+def test_without_seeds_they_are_of_the_top_and_the_lowest_fifth_of_the_return_score():
+    report = comparison([[token] * 8 for token in range(10)])
+    report.analyses[0].return_scores = ReturnScores(np.arange(5.0, 100, 10), {}, 100)
+    (top, likely), (low, unlikely) = cards(report, Words())
+    assert top == "Most likely to come back (top fifth of the return score)"
+    assert low == "Least likely to come back (lowest fifth of the return score)"
+    assert {card.feature: card.score for card in likely} == {8: 85, 9: 95}
+    assert {card.feature: card.score for card in unlikely} == {0: 5, 1: 15}
 
 
 def test_with_seeds_most_examples_come_back_and_some_do_not():

@@ -23,9 +23,11 @@ from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError
+from dictionary_learning_ext.evaluation.folders import open_folders
 from dictionary_learning_ext.features.codes import CODE_MEASURES
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import reproducibility
+from dictionary_learning_ext.features.return_score import FIFTHS, SignalCollector
 from dictionary_learning_ext.report import page as page_module
 from dictionary_learning_ext.run_folder.files import locked
 from dictionary_learning_ext.run_folder.weights import load_dictionary
@@ -354,12 +356,17 @@ def test_the_section_has_every_sae_and_every_pair(seeded_report, seeds):
     forms = [".4f", ".4f", ".4f", ".0f", ".4f", ".4f"]
     of_pairs = rows[5 : 5 + len(numbers)]
     assert of_pairs == [[name, *map(format, values, forms)] for name, values in numbers.items()]
-    (head, *of_codes) = rows[5 + len(numbers) :]
+    (head, *rest) = rows[5 + len(numbers) :]
+    of_codes, of_fifths = rest[: len(CODE_MEASURES)], rest[len(CODE_MEASURES) + 1 :]
     assert re.fullmatch(r"On \d+ tokens", head[0])
     assert head[1:] == list(numbers)
     assert [row[0] for row in of_codes] == [m.label + m.definition for m in CODE_MEASURES]
     correlations = [float(cell) for cell in of_codes[0][1:]]
     assert correlations[0] == pytest.approx(np.mean(correlations[1:]), abs=1e-4)
+    columns = data_of(page)["saes"][0]["columns"]
+    fifth_F, share_F = np.array(columns["fifth"]), np.array(columns["returns"]) / 2
+    of_each = [share_F[fifth_F == fifth] for fifth in FIFTHS]
+    assert [row[1:] for row in of_fifths] == [[f"{len(e)}", f"{e.mean():.0%}"] for e in of_each]
     shares = {name: f"{expected.returning(name)[0.7]:.1%}" for name in expected.names}
     (said,) = re.findall(r'<p class="answer">(.*?)</p>', page)
     assert said.startswith(f"{expected.returning('seed0')[0.7]:.0%} of ")
@@ -372,8 +379,31 @@ def test_without_seeds_nothing_is_said_of_them(report):
     assert not any("seeds" in sae for sae in data["saes"])
     assert not any({"match", "returns"} & sae["columns"].keys() for sae in data["saes"])
     body = page[: page.index('<script type="text/plain"')]
-    assert not re.search("come back|mean match|--seeds", body)
+    assert not re.search("These come back|mean match|--seeds|other seed", body)
     assert not (report.with_name("both_files") / "returning.png").exists()
+
+
+def test_features_have_the_return_score_of_the_tokens_of_the_page(report, runs):
+    """On the page and beside it, without other seeds."""
+    (batch,) = open_folders(runs).inputs.contexts("blocks.0.hook_resid_post", "train", 600)
+    data = data_of(report.read_text(encoding="utf-8"))
+    for folder, sae in zip(runs, data["saes"], strict=True):
+        collector = SignalCollector(load_dictionary(folder)[0])
+        collector.add(batch.x_BLD[batch.wanted_BL])
+        expected = collector.scores()
+        assert sae["columns"]["score"] == pytest.approx(expected.score_F, abs=0.005)
+        assert sae["columns"]["fifth"] == expected.fifth_F.tolist()
+        path = report.with_name("both_files") / f"features_{folder.name}.csv"
+        rows = list(csv.DictReader(path.open(encoding="utf-8")))
+        assert [float(row["score"]) for row in rows] == sae["columns"]["score"]
+
+
+def test_an_sae_that_keeps_all_features_has_a_page_without_the_score(tiny_lm_dir, text, tmp_path):
+    folder = train(tiny_lm_dir, text, tmp_path / "all", "--k", "32")
+    assert main(["report", str(folder), *BARE]) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert not {"score", "fifth"} & data_of(page)["saes"][0]["columns"].keys()
+    assert "return score" not in page[: page.index('<script type="text/plain"')]
 
 
 def test_what_seeds_share_is_said_on_the_page(seeds, seeded_report, tiny_lm_dir, text, tmp_path):

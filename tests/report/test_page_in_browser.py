@@ -119,6 +119,37 @@ def test_search_and_sort(browser, report):
     assert browser.find_element(By.ID, "found").text.startswith("0 features")
 
 
+def test_features_are_sorted_by_their_return_score_and_shown_by_its_fifths(browser, report):
+    """Together with the search and the choice of an SAE."""
+    for sae, name in enumerate(["vsae", "top_k"]):
+        open_page(browser, report)
+        choose(browser, "sae", sae)
+        rows = rows_in(report.with_name("both_files") / f"features_{name}.csv")
+        browser.find_element(By.CSS_SELECTOR, 'th[data-key="score"] button').click()
+        ordered = sorted(rows, key=lambda row: (-float(row["score"]), int(row["feature"])))
+        assert shown(browser) == [row["feature"] for row in ordered]
+        choose(browser, "fifth", "5")
+        top = [row["feature"] for row in ordered if row["fifth"] == "5"]
+        assert shown(browser) == top
+        browser.find_element(By.ID, "search").send_keys(top[-1])
+        assert top[-1] in shown(browser)
+        assert set(shown(browser)) < set(top)
+    choose(browser, "map-colour", "score")
+    draw_all(browser)
+    plot = browser.find_element(By.CSS_SELECTOR, '.plot[data-map="top_k"]')
+    colours = browser.execute_script("return arguments[0].data[0].marker.color", plot)
+    features = browser.execute_script("return arguments[0].data[0].customdata", plot)
+    assert colours == [float(rows[feature]["score"]) for feature in features]
+    feature, whole = int(shown(browser)[0]), "#table tbody td:nth-child(10)"
+    score = browser.find_element(By.CSS_SELECTOR, whole).text
+    assert int(score) == pytest.approx(float(rows[feature]["score"]), abs=0.5)
+    open_first_feature(browser)
+    facts = browser.find_element(By.CSS_SELECTOR, "#page .facts").text
+    assert f"{score}\nreturn score, of 100" in facts
+    browser.execute_script("document.getElementById('page').close()")
+    assert browser.get_log("browser") == []
+
+
 def test_a_feature_opens_from_the_table_and_by_keys(browser, report):
     open_page(browser, report)
     browser.find_element(By.TAG_NAME, "body").send_keys("/")
@@ -197,7 +228,7 @@ def test_features_that_come_back_are_sorted_and_colour_the_map(browser, seeded_r
     header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="returns"]')
     assert header.text == "returns"
     header.find_element(By.TAG_NAME, "button").click()
-    column = "#table tbody td:nth-child(10)"
+    column = "#table tbody td:nth-child(11)"
     cells = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)]
     assert cells == sorted((f"{row['returns']}/2" for row in rows), reverse=True)
     open_first_feature(browser)

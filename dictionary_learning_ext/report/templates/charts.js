@@ -145,8 +145,8 @@ function drawMaps(data) {
       } else {
         marker.color = of(by).map((value) => (by === "frequency" ? Math.log10(value) : value));
         marker.colorscale = "Cividis";
-        marker.colorbar = { thickness: 8, outlinewidth: 0, title: { text: { frequency: "log10 share", mean: "mean", match: "match" }[by], font: { size: 11 } } };
-        if (by === "match") Object.assign(marker, { cmin: 0, cmax: 1 });
+        marker.colorbar = { thickness: 8, outlinewidth: 0, title: { text: { frequency: "log10 share", mean: "mean", match: "match", score: "score" }[by], font: { size: 11 } } };
+        if (by === "match" || by === "score") Object.assign(marker, { cmin: 0, cmax: by === "match" ? 1 : 100 });
       }
       return {
         data: [{ x: sae.map.x, y: sae.map.y, customdata: rows, text: hover, hoverinfo: "text", type: "scatter", mode: "markers", marker }],

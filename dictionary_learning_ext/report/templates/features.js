@@ -4,11 +4,12 @@ const COLUMNS = [
   { key: "fires_on", title: "fires on", text: true },
   { key: "promotes", title: "promotes", text: true, extra: true },
   { key: "frequency", title: "selected", show: percent },
-  { key: "max", title: "max", show: number },
+  { key: "max", title: "max", show: number, extra: true },
   { key: "mean", title: "mean", show: number, extra: true },
   { key: "alignment", title: "enc·dec", show: number, extra: true },
   { key: "neighbour", title: "nearest", show: number, extra: true },
   { key: "cluster", title: "cluster", show: (value) => (value === null ? "–" : String(value)), extra: true },
+  { key: "score", title: "score", show: (value) => (value === null ? "–" : String(Math.round(value))) },
   { key: "returns", title: "returns" },
   { key: "match", title: "match", show: number, extra: true },
 ];
@@ -31,7 +32,9 @@ function featureTable(data) {
   function matching() {
     const query = $("search").value.toLowerCase();
     const exact = query.trim();
+    const fifths = sae().columns.fifth, fifth = fifths && $("fifth").value;
     const features = sae().columns.frequency.map((_, feature) => feature)
+      .filter((feature) => !fifth || fifths[feature] === Number(fifth))
       .filter((feature) => !query || String(feature) === exact || texts[state.sae][feature].includes(query));
     const column = columns.find((one) => one.key === state.key) || { key: state.key };
     const sign = state.descending ? -1 : 1;
@@ -45,6 +48,7 @@ function featureTable(data) {
   }
 
   function show() {
+    if ($("fifth")) $("fifth").disabled = !sae().columns.fifth;
     const features = matching();
     const body = $("table").tBodies[0];
     body.replaceChildren(...features.slice(0, state.rows).map((feature) => row(sae(), feature)));
@@ -82,6 +86,7 @@ function featureTable(data) {
     $("table").tHead.rows[0].append(el("th", { scope: "col", class: kind, "data-key": column.key }, button));
   }
   $("search").addEventListener("input", () => { state.rows = ROWS; show(); });
+  if ($("fifth")) $("fifth").addEventListener("change", () => { state.rows = ROWS; show(); });
   $("sae").addEventListener("change", () => { state.sae = Number($("sae").value); state.rows = ROWS; show(); });
   $("more").addEventListener("click", () => { state.rows += 4 * ROWS; show(); });
   show();
@@ -135,6 +140,7 @@ function pageBody(data, sae, feature) {
     fact("of tokens select it", percent(of("frequency"))), fact("largest activation", number(largest)),
     fact("mean when selected", number(of("mean"))), fact("encoder·decoder cosine", number(of("alignment"))),
     fact("cluster", of("cluster") === null ? "–" : String(of("cluster"))))];
+  if (sae.columns.score) parts[0].append(fact("return score, of 100", String(Math.round(of("score")))));
   if (sae.columns.match) parts[0].append(fact("it comes back in", of("returns") + " of " + sae.seeds.of + (sae.seeds.of === 1 ? " seed" : " seeds")), fact("mean match there", number(of("match"))));
   parts.push(el("h3", {}, "Strongest contexts"), el("p", { class: "note" }, "On the left is the activation at the underlined token. Select another shaded token to see its activation."),
     ...page.top.map((one) => context(data, one, largest)));
