@@ -49,10 +49,16 @@ SIGNALS = {
     "crowding": "sum of the squares of its decoder direction's positive cosines with the other features'",
 }
 """What a trained SAE shows of each of its features."""
-COEFFICIENTS = files(__package__) / "return_score.json"
+COEFFICIENTS = files("dictionary_learning_ext.features") / "return_score.json"
 FIFTHS = (5, 4, 3, 2, 1)
 """Of the features in the order of the score: 5 is the top fifth."""
-FIFTH_NAMES = {5: "top fifth", 4: "fourth", 3: "third", 2: "second", 1: "lowest fifth"}
+FIFTH_NAMES = {
+    5: "top fifth",
+    4: "60 to 80",
+    3: "40 to 60",
+    2: "20 to 40",
+    1: "lowest fifth",
+}
 _BATCH_ELEMENTS = 1 << 22
 """Activations (tokens x F) computed at a time."""
 
@@ -91,9 +97,8 @@ class ReturnScores:
 
     def _sums(self, name: str) -> dict[int, float]:
         value_F = np.nan_to_num(self.signals[name])
-        return {
-            fifth: float(value_F[self.fifth_F == fifth].sum() / value_F.sum()) for fifth in FIFTHS
-        }
+        total = value_F.sum() or 1.0
+        return {fifth: float(value_F[self.fifth_F == fifth].sum() / total) for fifth in FIFTHS}
 
     def shares(self, of_F: np.ndarray) -> dict[int, float]:
         """The mean of something over the features of each fifth, e.g. of whether they came back."""
