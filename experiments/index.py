@@ -61,7 +61,7 @@ EXPERIMENTS = (
         "return_score.study",
         "Does a score from a single training say which features will come back?",
         minutes="120",
-        stages=("train", "tables", "fit", "test", "codes"),
+        stages=("train", "tables", "fit", "test", "codes", "cost"),
         needs="caches of activations, see experiments/return_score/PROTOCOL.md",
         pages=("return_score.md",),
     ),

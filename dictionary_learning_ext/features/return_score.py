@@ -60,7 +60,7 @@ FIFTH_NAMES = {
     1: "lowest fifth",
 }
 _BATCH_ELEMENTS = 1 << 22
-"""Activations (tokens x F) computed at a time."""
+"""Activations (tokens x F), and numbers (selections x D), computed at a time."""
 
 
 class ReturnScoreError(ConfigError):
@@ -133,7 +133,7 @@ def _digits(value_F: np.ndarray) -> list[str]:
 class SignalCollector:
     """Measures the signals of an SAE's features, batch by batch.
 
-    Memory holds a few times 4M activations, or those of one token, and a few numbers a feature.
+    Memory holds a few times 4M numbers, or those of one token, and a few numbers a feature.
 
     Arguments:
         dictionary: an SAE that keeps k features a token, fewer than all. It takes raw activations.
@@ -146,15 +146,15 @@ class SignalCollector:
         self.dictionary: Any = dictionary
         self.tokens = 0
         self._directions_FD = decoder_directions(dictionary)
-        self._columns_DF = self._directions_FD.T.to(next(dictionary.parameters()).device)
-        self._length_F = self._columns_DF.square().sum(0)
-        self._count_F = t.zeros_like(self._length_F, dtype=t.double)
+        self._device_FD = self._directions_FD.to(next(dictionary.parameters()).device)
+        self._count_F = t.zeros_like(self._device_FD[:, 0], dtype=t.double)
         self._sums: dict[str, t.Tensor] = {}
 
     @t.no_grad()
     def add(self, x_ND: t.Tensor) -> None:
         """Add raw activations."""
-        step = max(1, _BATCH_ELEMENTS // self.dictionary.dict_size)
+        widest = max(self.dictionary.dict_size, int(self.dictionary.k) * x_ND.shape[1])
+        step = max(1, _BATCH_ELEMENTS // widest)
         for part_ND in as_input(self.dictionary, x_ND).split(step):
             x_hat_ND, f_NF = self.dictionary(part_ND, output_features=True)
             token_M, feature_M = f_NF.nonzero(as_tuple=True)
@@ -178,9 +178,9 @@ class SignalCollector:
     def _rise(self, found: "Selections") -> t.Tensor:
         """(M,), how much a token's squared error rises without one of its features: |e + f d|^2 - |e|^2."""
         f_M = found.f_M.float()
-        along_NF = (found.x_ND - found.x_hat_ND).float() @ self._columns_DF
-        along_M = along_NF[found.token_M, found.feature_M]
-        return f_M.square() * self._length_F[found.feature_M] + 2 * f_M * along_M
+        error_MD = (found.x_ND - found.x_hat_ND).float()[found.token_M]
+        written_MD = f_M[:, None] * self._device_FD[found.feature_M]
+        return (written_MD * (written_MD + 2 * error_MD)).sum(1)
 
     def signals(self) -> dict[str, np.ndarray]:
         """Each signal of what was added, (F,), float64; NaN where the feature was never selected."""

@@ -27,6 +27,7 @@ def tables(content: Content) -> list[str]:
             else []
         ),
         *_code_lines(content.get("codes", [])),
+        *_cost_lines(content.get("cost")),
         "## Parts",
         "",
         *(f"- {part}: {about_line(own)}" for part, own in content["parts"].items()),
@@ -176,6 +177,22 @@ def _code_lines(rows: list[Row]) -> list[str]:
         }
         lines += [f"### {setting}", "", *table("", cells, list(of_arm)), ""]
     return lines
+
+
+def _cost_lines(cost: dict[str, Any] | None) -> list[str]:
+    if cost is None:
+        return []
+    seconds = {name: [f"{value:.1f}" for value in each] for name, each in cost["seconds"].items()}
+    heads = ["first", "second", "third"]
+    title = f"seconds for {cost['tokens']:,} tokens"
+    return [
+        "## Cost",
+        "",
+        "Of a TopK SAE with D = 512, F = 16,384, k = 64. The evaluation is without the language model's loss.",
+        "",
+        *table(title, seconds, heads),
+        "",
+    ]
 
 
 def _mean(values: list[float]) -> float:

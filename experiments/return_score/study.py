@@ -7,6 +7,7 @@ down before the tests.
     ... fit                                           # choose signals, write the package's coefficients
     ... test                                          # the coefficients as they are, at every setting
     ... codes                                         # how the codes of pairs agree
+    ... cost --threads 2                              # what a score takes, beside an evaluation
     ... test --setting "embedded, blocks.0"           # settings whose name begins so; all if left out
 
 It can be stopped at any time. An SAE whose folder is finished is not trained again, and a group of seeds that has
@@ -24,13 +25,20 @@ from typing import Any
 
 import numpy as np
 import torch as t
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from sklearn.preprocessing import normalize
 
 from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.evaluation.measure import Measurement
 from dictionary_learning_ext.features.directions import decoder_directions
 from dictionary_learning_ext.features.reproducibility import RETURNING, matching
 from dictionary_learning_ext.features.reproducibility_of_folders import measured as of_pair
-from dictionary_learning_ext.features.return_score import COEFFICIENTS, SIGNALS, Fit
+from dictionary_learning_ext.features.return_score import (
+    COEFFICIENTS,
+    SIGNALS,
+    Fit,
+    SignalCollector,
+)
 from dictionary_learning_ext.run_folder.files import write_text
 from experiments import raw_results
 from experiments.raw_results import RESULTS, about
@@ -59,6 +67,7 @@ from experiments.trained_saes import metrics_of
 RAW = RESULTS / "return_score.json"
 FITTED = RESULTS / "return_score_fit.npz"
 """The signals and labels of the fit: its coefficients follow from them."""
+COST_BATCHES = 10
 FITS = {
     "without_noise": [arm for arm in ARMS if arm != RECOMMENDED],
     "with_noise": [RECOMMENDED],
@@ -101,7 +110,7 @@ def labelled(group: Group) -> list[Labelled]:
 def save(saes: list[Labelled], path: Path) -> None:
     arrays = {}
     for sae in saes:
-        own = {name: value_F.astype(np.float32) for name, value_F in sae.signals.items()}
+        own: dict[str, Any] = {n: value_F.astype(np.float32) for n, value_F in sae.signals.items()}
         own["returns"] = np.packbits(sae.returns_SF, axis=1)
         arrays |= {f"{sae.arm}/{sae.seed}/{name}": value for name, value in own.items()}
     np.savez_compressed(path, **arrays)
@@ -231,6 +240,31 @@ def codes(arguments: argparse.Namespace) -> None:
             raw_results.write(RAW, content)
 
 
+def cost(arguments: argparse.Namespace) -> None:
+    """Seconds of a score and of an evaluation's metrics of activations, alternating; of a large SAE with random
+    weights, on random activations."""
+    began = time.monotonic()
+    t.set_num_threads(arguments.threads)
+    sae = AutoEncoderTopK(512, 16_384, 64)
+    x_ND = t.randn(2048, 512)
+    seconds: dict[str, list[float]] = {"evaluation": [], "score": []}
+    for _ in range(3):
+        evaluation, score = Measurement(sae), SignalCollector(sae)
+        for name, collector, finish in (
+            ("evaluation", evaluation, evaluation.metrics),
+            ("score", score, score.scores),
+        ):
+            start = time.monotonic()
+            for _ in range(COST_BATCHES):
+                collector.add(x_ND)
+            finish()
+            seconds[name].append(time.monotonic() - start)
+    content = read()
+    content["cost"] = {"tokens": COST_BATCHES * len(x_ND), "seconds": seconds}
+    content["parts"]["cost"] = about(began)
+    raw_results.write(RAW, content)
+
+
 def train(arguments: argparse.Namespace) -> None:
     for stage in (run_fit, test, codes):
         stage(arguments)
@@ -243,7 +277,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 STAGES = Stages(
     "return_score.study",
-    {"train": train, "fit": run_fit, "test": test, "codes": codes},
+    {"train": train, "fit": run_fit, "test": test, "codes": codes, "cost": cost},
     {"return_score": Page(page.tables)},
     options,
 )

@@ -143,7 +143,7 @@ def test_the_score_is_the_order_of_the_regression_and_what_never_fires_is_last(s
     for name, value in signals.items():
         rank[name][alive] = (2 * rankdata(value[alive]) - alive.sum() - 1) / alive.sum()
         np.testing.assert_allclose(ranks(signals)[name][alive], rank[name][alive])
-    log_odds = sum(fit.rank[n] * rank[n] + fit.square[n] * rank[n] ** 2 for n in fit.rank)
+    log_odds = np.sum([fit.rank[n] * rank[n] + fit.square[n] * rank[n] ** 2 for n in fit.rank], 0)
     assert (scores.score_F[~alive] == 0).all()
     assert not alive.all()
     order = np.argsort(log_odds[alive])
