@@ -91,6 +91,11 @@ class ContextBatch(NamedTuple):
     x_BLD: t.Tensor
     """Activations, float32."""
 
+    @property
+    def wanted_ND(self) -> t.Tensor:
+        """The activations of the wanted tokens, (N, D)."""
+        return self.x_BLD[self.wanted_BL.to(self.x_BLD.device)]
+
 
 class Inputs(ABC):
     """What a run reads at some hook points.

@@ -176,7 +176,7 @@ def run_metrics(flags: MetricsFlags) -> None:
     from ..report.many_runs import SEED_METRICS
 
     for each in (*SEED_METRICS, *CODE_MEASURES):
-        print(f"{each.key} ({each.label}, higher is better; of several seeds)")
+        print(f"{each.key} ({each.label}, of several seeds: the higher, the more they agree)")
         print(textwrap.fill(each.definition, 100, initial_indent="    ", subsequent_indent="    "))
     for metric in METRICS.values():
         better = f", {metric.better} is better" if metric.better else ""

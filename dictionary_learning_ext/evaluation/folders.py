@@ -1,11 +1,12 @@
 """Run folders and dictionaries: evaluated again (`vsae eval`), and opened with their activations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch as t
 from dictionary_learning.dictionary import Dictionary
 from nnsight import LanguageModel
 
@@ -27,7 +28,7 @@ from ..run_folder.files import write_json
 from ..run_folder.reading import read_config, require_folders
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
-from .measure import measure
+from .measure import batches_of, measure
 
 SAE = Dictionary | str | Path
 """A dictionary that takes raw activations, as `load_dictionary` returns it, or a run folder."""
@@ -129,6 +130,15 @@ class OpenedFolders(NamedTuple):
     inputs: Inputs
     own_tokens: int
     """On how many tokens the runs' own evaluations measure."""
+
+    def held_out(self, tokens: int | None = None) -> Iterator[t.Tensor]:
+        """Batches of raw held-out activations, (B, D), float32; see `batches_of`.
+
+        Arguments:
+            tokens: None: as many as the runs' own evaluations.
+        """
+        tokens = self.own_tokens if tokens is None else tokens
+        return batches_of(self.inputs.held_out(self.run.hook, tokens).rows, tokens)
 
     @property
     def language_model(self) -> LanguageModel | None:

@@ -17,7 +17,7 @@ pair then takes a minute on one core.
 Shapes: N tokens, F features, D = activation_dim, M principal directions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -220,9 +220,13 @@ class AgreementOfCodes:
     def means(self) -> dict[str, float | None]:
         """The measures, averaged over the pairs that have them."""
         measures = list(self.pairs.values())
-        values_of = {key: [one[key] for one in measures] for key in measures[0]}
-        known = {key: [v for v in values if v is not None] for key, values in values_of.items()}
-        return {key: fmean(values) if values else None for key, values in known.items()}
+        return {key: mean_of_known([one[key] for one in measures]) for key in measures[0]}
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are not None; None if all are."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def agreement_of_codes(codes: Mapping[str, Codes], measured: Reproducibility) -> AgreementOfCodes:
@@ -242,7 +246,7 @@ def agreement_of_codes(codes: Mapping[str, Codes], measured: Reproducibility) ->
 def measures_of_pair(
     a: Codes, b: Codes, pair: PairOfSAEs, seed: int = 0
 ) -> dict[str, float | None]:
-    """Every measure of CODE_MEASURES, and `subspace_null`. All are symmetric in the two.
+    """Every measure of CODE_MEASURES, and `subspace_null`. All are symmetric in the two, but for the random draws of the null.
 
     Correlations are Pearson's over all tokens, those included at which a feature is not selected. They
     are taken of all F features. What is of returning features is the mean of the two SAEs.

@@ -99,7 +99,7 @@ def features_of(
         batch = finder.without_sinks(batch)
         collector.add(batch)
         if signals is not None:
-            signals.add(batch.x_BLD[batch.wanted_BL.to(batch.x_BLD.device)])
+            signals.add(batch.wanted_ND)
     statistics = collector.statistics()
     return Features(opened, statistics, finder.sinks(), signals and signals.scores())
 
@@ -147,8 +147,8 @@ class Features:
 
     @property
     def return_scores(self) -> ReturnScores:
-        """The features in the order in which they are likely to come back when the same settings are trained
-        again, from this SAE alone; see `features.return_score`. Give 100,000 tokens, as by default: a
+        """The features, ordered by how likely they are to come back when the same settings are trained again,
+        from this SAE alone; see `features.return_score`. Give 100,000 tokens, as by default: a
         feature that these don't select gets 0.
 
         Raises: ReturnScoreError for an SAE that has none: without k, or with k = F.

@@ -12,13 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from sklearn.preprocessing import normalize
 
 from ..config.checks import require
 from ..errors import Setting, UserError
 from ..evaluation.folders import SAE, dictionary_of, open_folders
-from ..evaluation.measure import batches_of
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
 from ..run_folder.comparing import (
@@ -32,7 +30,14 @@ from ..run_folder.comparing import (
 from ..run_folder.files import writing
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
 from ..run_folder.weights import load_dictionary
-from .codes import CODE_MEASURES, AgreementOfCodes, CodeCollector, Codes, agreement_of_codes
+from .codes import (
+    CODE_MEASURES,
+    AgreementOfCodes,
+    CodeCollector,
+    Codes,
+    agreement_of_codes,
+    mean_of_known,
+)
 from .directions import decoder_directions
 from .reproducibility import (
     NULL_ERROR,
@@ -49,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 _WHERE = ("model", "hook")
 """Directions at different places of a language model, or of two models, have nothing in common."""
+_TEXT = ("data", "text_column", "activations")
+"""What is read."""
 _SHARED = {
     "data_seed": "saw the same batches",
     "seed": "started from the same initial weights",
@@ -106,17 +113,18 @@ class ReproducibilityOfFolders:
     scores: dict[str, ReturnScores] = field(default_factory=dict)
     """Each SAE's return score, from that SAE alone; only of those that have one."""
 
-    def fifths(self) -> dict[int, float] | None:
+    def fifths(self) -> dict[int, float | None]:
         """The share of features that come back, by fifth of the return score, the top one first: the mean over
-        SAEs and their other seeds. None if no SAE has a score."""
+        SAEs and their other seeds. None for a fifth without features; empty if no SAE has a score."""
         if not self.scores:
-            return None
+            return {}
         others = len(self.measured.names) - 1
         shares = [
             scores.shares(self.measured.returns_SF[name] / others)
             for name, scores in self.scores.items()
         ]
-        return {fifth: float(np.nanmean([each[fifth] for each in shares])) for fifth in FIFTHS}
+        known = {fifth: [each[fifth] for each in shares] for fifth in FIFTHS}
+        return {fifth: mean_of_known(each) for fifth, each in known.items()}
 
     @property
     def pairs(self) -> dict[tuple[str, str], dict[str, float | None]]:
@@ -177,7 +185,9 @@ def measured(
     for folder, name in names.items():
         directions[name] = decoder_directions(load_dictionary(folder)[0])
         fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
-    codes, scores = ({}, {}) if tokens == 0 else _on_held_out(names, directions, tokens, where)
+    codes, scores = {}, {}
+    if tokens != 0:
+        codes, scores = _on_held_out(configs, names, directions, tokens, where)
     found = reproducibility(directions)
     return ReproducibilityOfFolders(
         found,
@@ -189,17 +199,21 @@ def measured(
 
 
 def _on_held_out(
-    names: Mapping[str, str], directions: Mapping[str, Any], tokens: int | None, where: Any
+    configs: Mapping[str, dict[str, Any]],
+    names: Mapping[str, str],
+    directions: Mapping[str, Any],
+    tokens: int | None,
+    where: dict[str, Any],
 ) -> tuple[dict[str, Codes], dict[str, ReturnScores]]:
     """The codes and the return scores of the SAEs in folders on the same held-out tokens, by the folders' short
     names."""
+    where = _one_text(configs, where)
     try:
         opened = open_folders(list(names), **where)
-        tokens = opened.own_tokens if tokens is None else tokens
         saes = {names[folder]: dictionary for folder, (dictionary, _) in opened.saes.items()}
         coders = {name: CodeCollector(sae) for name, sae in saes.items()}
         scorers = {name: SignalCollector(sae) for name, sae in saes.items() if has_score(sae)}
-        for x_BD in batches_of(opened.inputs.held_out(opened.run.hook, tokens).rows, tokens):
+        for x_BD in opened.held_out(tokens):
             for collector in (*coders.values(), *scorers.values()):
                 collector.add(x_BD)
     except UserError as error:
@@ -211,6 +225,24 @@ def _on_held_out(
         ) from error
     codes = {name: each.codes(directions[name]) for name, each in coders.items()}
     return codes, {name: each.scores() for name, each in scorers.items()}
+
+
+def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
+    """`where`, with the first folder's text for all of them if theirs differ and none was given."""
+    settings = {folder: settings_of(config) for folder, config in configs.items()}
+    first, *others = settings
+    texts = {name: settings[first].get(name) for name in _TEXT}
+    differ = [one for one in others if {n: settings[one].get(n) for n in _TEXT} != texts]
+    if not differ or any(where.get(name) for name in _TEXT):
+        return where
+    logger.warning(
+        "%s was trained on other text than %s: what they do is compared on the held-out text of the latter; "
+        "--data or --activations names another",
+        differ[0],
+        first,
+    )
+    own = {name: value for name, value in texts.items() if value is not None}
+    return {**where, **own} | ({} if texts.get("activations") else {"activations": "none"})
 
 
 def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
@@ -331,12 +363,15 @@ def printed(found: ReproducibilityOfFolders) -> str:
             "that both SAEs select. subspace overlap: of the leading directions of features\n"
             "that don't return, less that of random directions.",
         ]
-    if (fifths := found.fifths()) is not None:
-        rows = [[FIFTH_NAMES[fifth], f"{share:.1%}"] for fifth, share in fifths.items()]
+    if fifths := found.fifths():
+        rows = [
+            [FIFTH_NAMES[fifth], "-" if share is None else f"{share:.1%}"]
+            for fifth, share in fifths.items()
+        ]
         parts += [
             text_table(["by the return score", "returning > 0.7"], rows),
-            "The return score of each SAE, from that SAE alone: its features in five equal parts\n"
-            "by their order, and the share of each part that returns, as seen in these SAEs.",
+            "by the return score: the features of an SAE, ordered from that SAE alone by how likely\n"
+            "they are to return, in five equal parts, and the share of each part that does here.",
         ]
     return "\n\n".join(parts)
 

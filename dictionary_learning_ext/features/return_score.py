@@ -30,18 +30,18 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 from scipy.stats import rankdata
 
-from ..errors import ConfigError, Setting
+from ..errors import ConfigError, Setting, TextError
 from ..evaluation.folders import open_folders
-from ..evaluation.measure import batches_of
 from ..evaluation.tables import text_table
 from ..run_folder.files import replacing
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions
+from .collector import require_finite
 from .directions import encoder_directions, nearest_features
 
 SIGNALS = {
     "firing_rate": "share of tokens at which the feature is selected",
-    "error_share": "how much the summed squared error rises when the feature is dropped, as a share of all "
-    "features' rises",
+    "error_share": "how much the summed squared error rises when the feature is dropped, as a share of that "
+    "error",
     "margin": "how far its activation is above the smallest that the token keeps: the mean of the log ratio",
     "shape": "mean over root mean square of its activations where selected",
     "encoder_norm": "length of its encoder direction",
@@ -50,15 +50,9 @@ SIGNALS = {
 }
 """What a trained SAE shows of each of its features."""
 COEFFICIENTS = files("dictionary_learning_ext.features") / "return_score.json"
-FIFTHS = (5, 4, 3, 2, 1)
-"""Of the features in the order of the score: 5 is the top fifth."""
-FIFTH_NAMES = {
-    5: "top fifth",
-    4: "60 to 80",
-    3: "40 to 60",
-    2: "20 to 40",
-    1: "lowest fifth",
-}
+FIFTH_NAMES = {5: "top fifth", 4: "second", 3: "third", 2: "fourth", 1: "lowest fifth"}
+"""Of the features in the order of the score."""
+FIFTHS = tuple(FIFTH_NAMES)
 _BATCH_ELEMENTS = 1 << 22
 """Activations (tokens x F), and numbers (selections x D), computed at a time."""
 
@@ -69,7 +63,7 @@ class ReturnScoreError(ConfigError):
 
 @dataclass(frozen=True)
 class ReturnScores:
-    """The features of one SAE, in the order in which they are likely to come back."""
+    """The features of one SAE, ordered by how likely they are to come back."""
 
     score_F: np.ndarray
     """The percentage of the features that have a lower one, ties counted half; 0 for a feature that was never
@@ -100,11 +94,12 @@ class ReturnScores:
         total = value_F.sum() or 1.0
         return {fifth: float(value_F[self.fifth_F == fifth].sum() / total) for fifth in FIFTHS}
 
-    def shares(self, of_F: np.ndarray) -> dict[int, float]:
-        """The mean of something over the features of each fifth, e.g. of whether they came back."""
+    def shares(self, of_F: np.ndarray) -> dict[int, float | None]:
+        """The mean of something over the features of each fifth, e.g. of whether they came back; None for a
+        fifth without features."""
         return {
-            fifth: float(of_F[self.fifth_F == fifth].mean()) if self.counts[fifth] else float("nan")
-            for fifth in FIFTHS
+            fifth: float(of_F[self.fifth_F == fifth].mean()) if count else None
+            for fifth, count in self.counts.items()
         }
 
     @cached_property
@@ -149,16 +144,20 @@ class SignalCollector:
         self._device_FD = self._directions_FD.to(next(dictionary.parameters()).device)
         self._count_F = t.zeros_like(self._device_FD[:, 0], dtype=t.double)
         self._sums: dict[str, t.Tensor] = {}
+        self._error = 0.0
 
     @t.no_grad()
     def add(self, x_ND: t.Tensor) -> None:
-        """Add raw activations."""
-        widest = max(self.dictionary.dict_size, int(self.dictionary.k) * x_ND.shape[1])
-        step = max(1, _BATCH_ELEMENTS // widest)
+        """Add raw activations. Raises NonFiniteError if the SAE's features are NaN or infinite."""
+        step = max(1, _BATCH_ELEMENTS // self.dictionary.dict_size)
         for part_ND in as_input(self.dictionary, x_ND).split(step):
             x_hat_ND, f_NF = self.dictionary(part_ND, output_features=True)
             token_M, feature_M = f_NF.nonzero(as_tuple=True)
-            found = Selections(part_ND, x_hat_ND, token_M, feature_M, f_NF[token_M, feature_M])
+            f_M = f_NF[token_M, feature_M].float()
+            require_finite(f_M)
+            error_ND = part_ND.float() - x_hat_ND.float()
+            found = Selections(part_ND, error_ND, token_M, feature_M, f_M)
+            self._error += float(error_ND.double().square().sum())
             for name, value_M in self._values(found).items():
                 sum_F = self._sums.setdefault(name, t.zeros_like(self._count_F))
                 sum_F.index_add_(0, feature_M, value_M.double())
@@ -167,7 +166,7 @@ class SignalCollector:
 
     def _values(self, found: "Selections") -> dict[str, t.Tensor]:
         """What is summed over each feature's selections, (M,)."""
-        size_M = found.f_M.double().abs()  # so that features that fired once have one shape, 1
+        size_M = found.size_M.double()  # so that features that fired once have one shape, 1
         return {
             "rise": self._rise(found),
             "margin": found.ratio_M.log(),
@@ -177,13 +176,21 @@ class SignalCollector:
 
     def _rise(self, found: "Selections") -> t.Tensor:
         """(M,), how much a token's squared error rises without one of its features: |e + f d|^2 - |e|^2."""
-        f_M = found.f_M.float()
-        error_MD = (found.x_ND - found.x_hat_ND).float()[found.token_M]
-        written_MD = f_M[:, None] * self._device_FD[found.feature_M]
-        return (written_MD * (written_MD + 2 * error_MD)).sum(1)
+        parts = []
+        columns = (found.token_M, found.feature_M, found.f_M)
+        step = max(1, _BATCH_ELEMENTS // self._device_FD.shape[1])
+        for token_m, feature_m, f_m in zip(*(each.split(step) for each in columns), strict=True):
+            written_mD = f_m[:, None] * self._device_FD[feature_m]
+            parts.append((written_mD * (written_mD + 2 * found.error_ND[token_m])).sum(1))
+        return t.cat(parts)
 
     def signals(self) -> dict[str, np.ndarray]:
-        """Each signal of what was added, (F,), float64; NaN where the feature was never selected."""
+        """Each signal of what was added, (F,), float64; NaN where the feature was never selected.
+
+        Raises: TextError if there was no token.
+        """
+        if not self.tokens:
+            raise TextError("there is no token to measure on: expected at least one")
         return {
             name: value_F.to(self._count_F).masked_fill(self._count_F == 0, t.nan).cpu().numpy()
             for name, value_F in self._signals().items()
@@ -193,7 +200,7 @@ class SignalCollector:
         count_F, sums = self._count_F, self._sums
         return {
             "firing_rate": count_F / self.tokens,
-            "error_share": sums["rise"] / sums["rise"].sum(),
+            "error_share": sums["rise"] / self._error,
             "margin": sums["margin"] / count_F,
             "shape": sums["size"] / (count_F * sums["square"]).sqrt(),
             "encoder_norm": encoder_directions(self.dictionary).norm(dim=1),
@@ -202,7 +209,7 @@ class SignalCollector:
         }
 
     def scores(self) -> ReturnScores:
-        """The return score of what was added."""
+        """The return score of what was added. Raises TextError if there was no token."""
         signals = self.signals()
         fit = fits()["with_noise" if has_noise(self.dictionary) else "without_noise"]
         log_odds_F = fit.log_odds(ranks(signals))
@@ -217,15 +224,21 @@ class Selections(NamedTuple):
     """Some tokens, and the features that they select."""
 
     x_ND: t.Tensor
-    x_hat_ND: t.Tensor
+    error_ND: t.Tensor
+    """x less its reconstruction, float32."""
     token_M: t.Tensor
     feature_M: t.Tensor
     f_M: t.Tensor
 
     @property
+    def size_M(self) -> t.Tensor:
+        """The magnitudes of the activations."""
+        return self.f_M.abs()
+
+    @property
     def ratio_M(self) -> t.Tensor:
         """Each activation's magnitude over the smallest that its token keeps."""
-        size_M = self.f_M.float().abs()
+        size_M = self.size_M
         smallest_N = size_M.new_full((len(self.x_ND),), t.inf)
         smallest_N.scatter_reduce_(0, self.token_M, size_M, "amin")
         return size_M / smallest_N[self.token_M]
@@ -255,7 +268,7 @@ def require_score(dictionary: Dictionary) -> None:
         raise ReturnScoreError(
             f"there is no return score for a {type(dictionary).__name__} with {has}: it was tested on SAEs "
             "that keep k of their features a token, e.g. TopK, BatchTopK and vSAEs",
-            instead="train a second seed, and give vsae reproduce both run folders",
+            instead="train a second seed, then type: vsae reproduce FOLDER SECOND_FOLDER",
         )
 
 
@@ -282,8 +295,7 @@ def return_scores(
     """
     opened = open_folders(folders, **where)
     collectors = {name: SignalCollector(sae) for name, (sae, _) in opened.saes.items()}
-    tokens = opened.own_tokens if tokens is None else tokens
-    for x_ND in batches_of(opened.inputs.held_out(opened.run.hook, tokens).rows, tokens):
+    for x_ND in opened.held_out(tokens):
         for collector in collectors.values():
             collector.add(x_ND)
     return {name: collector.scores() for name, collector in collectors.items()}
@@ -303,8 +315,8 @@ def printed(scores: ReturnScores) -> str:
         f"{text_table(head, rows)}\n\n{dead}"
         "The return score orders the features of an SAE, from that SAE alone, by how likely their\n"
         "direction is to come back when the same settings are trained again. It doesn't say\n"
-        "whether they mean something. Nor does it say how many come back: train a second seed.\n"
-        "error share: of the reconstruction, how much rests on these features."
+        "whether they mean something. To see how many come back, train a second seed.\n"
+        "error share: of the rises in error when a feature is dropped, those of these features."
     )
 
 

@@ -178,7 +178,7 @@ def analyse(
         batch = finder.without_sinks(batch)
         for collector in collectors.values():
             collector.add(batch)
-        x_ND = batch.x_BLD[batch.wanted_BL.to(batch.x_BLD.device)]
+        x_ND = batch.wanted_ND
         of_seeds = chain.from_iterable(of_folder.values() for of_folder in coders.values())
         for measuring in (*signals.values(), *of_seeds):
             measuring.add(x_ND)
@@ -193,6 +193,9 @@ def analyse(
         codes = {name: coder.codes() for name, coder in of_folder.items()}
         agreement = agreement_of_codes(codes, returning[folder].measured)
         returning[folder] = replace(returning[folder], codes=agreement)
+        if folder in signals:
+            own = {returning[folder].measured.names[0]: signals[folder].scores()}
+            returning[folder] = replace(returning[folder], scores=own)
     analyses = []
     called = labels({name: config for name, (_, config) in opened.saes.items()})
     for name, (dictionary, config) in opened.saes.items():

@@ -227,13 +227,13 @@ def _groups(analysis: Analysis, features: list[int]) -> list[tuple[str, list[int
         lost = [one for one in features if scores.match_F[one] < _LOST]
         return [("These come back", back), ("These don't", lost)]
     if (of_one := analysis.return_scores) is not None:
-        words = "likely to come back ({} of the return score)"
+        of_fifth = {
+            fifth: [one for one in features if of_one.fifth_F[one] == fifth] for fifth in FIFTHS
+        }
+        top, lowest = FIFTHS[0], FIFTHS[-1]
         return [
-            (
-                f"{how} {words.format(FIFTH_NAMES[fifth])}",
-                [one for one in features if of_one.fifth_F[one] == fifth],
-            )
-            for how, fifth in (("Most", FIFTHS[0]), ("Least", FIFTHS[-1]))
+            (f"Highest return scores ({FIFTH_NAMES[top]})", of_fifth[top]),
+            (f"Lowest return scores ({FIFTH_NAMES[lowest]})", of_fifth[lowest]),
         ]
     return [("", features), ("", [])]
 

@@ -203,13 +203,12 @@ def _returning(found: ReproducibilityOfFolders) -> dict[str, Any]:
 def _fifths(analysis: Analysis) -> list[tuple[str, int, str]]:
     """For each fifth of the return score: its name, how many features it has, and the share of them that
     came back in the other seeds. Empty for an SAE without the score."""
-    scores, of_one = analysis.scores, analysis.return_scores
-    if scores is None or of_one is None:
+    of_one, returning = analysis.return_scores, analysis.returning
+    if of_one is None or returning is None:
         return []
-    shares = of_one.shares(scores.returns_F / scores.of)
     return [
-        (name, of_one.counts[fifth], f"{shares[fifth]:.0%}" if of_one.counts[fifth] else "–")
-        for fifth, name in FIFTH_NAMES.items()
+        (FIFTH_NAMES[fifth], of_one.counts[fifth], "–" if share is None else f"{share:.0%}")
+        for fifth, share in returning.fifths().items()
     ]
 
 

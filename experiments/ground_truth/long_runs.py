@@ -30,16 +30,21 @@ from dictionary_learning_ext.features.return_score import return_scores
 from experiments import raw_results
 from experiments.pages import each, table
 from experiments.raw_results import RESULTS, about, about_line
+from experiments.reproducibility.settings import RIVALS, SAMPLED, Options, Setting
 from experiments.return_score.fitting import auc
 from experiments.stages import Page, Stages
-from experiments.trained_saes import directions_of, metrics_of, sae_config, train_missing
+from experiments.trained_saes import directions_of, metrics_of, train_missing
 
 MODEL, K, SEEDS, LENGTHS, SIZES = "synthetic:small", 8, (0, 1), (2000, 16_000), (1024, 512, 2048)
 SAMPLES, PART = 1_500_000, 1 << 16
 BATCH, TOKENS = 1024, 50_000
 RUNS, RAW = Path("runs/truth"), RESULTS / "long_runs.json"
-NOISE, PENALTY = 0.3, 0.03
-ARMS = ("TopK", "noise alone", "noise and penalty", "Probabilistic TopK")
+ARMS: dict[str, Options] = {
+    "TopK": {"architecture": "top_k"},
+    "noise alone": SAMPLED["noise 0.3, penalty 0"],
+    "noise and penalty": SAMPLED["noise 0.3, penalty 0.03"],
+    "Probabilistic TopK": RIVALS["Probabilistic TopK, T from 1"],
+}
 SHOWN = {
     "fve": "FVE",
     "true_mcc": "true MCC",
@@ -49,27 +54,14 @@ SHOWN = {
     "near_dead_0.1": "near-dead < 0.1",
     "auc_return": "AUC, return",
     "auc_truth": "AUC, truth",
-    "rate_truth": "AUC of firing rate, truth",
+    "rate_return": "AUC of firing rate, return",
+    "rate_truth": "truth",
 }
 
 
 def sae_of(arm: str, size: int, steps: int, seed: int) -> SAEConfig:
-    shared: dict[str, Any] = {"k": K, "dict_size": size, "seed": seed}
-    if arm == "TopK":
-        return sae_config(steps, architecture="top_k", **shared)
-    if arm == "Probabilistic TopK":
-        return sae_config(
-            steps, architecture="probabilistic_top_k", temperature_start=1.0, **shared
-        )
-    noise = {
-        "noise_on": "selection",
-        "noise_to_signal": NOISE,
-        "noise_anneal_steps": steps // 2,
-        "beta": 0.0,
-    }
-    if arm == "noise and penalty":
-        noise |= {"kl_scope": "selected", "beta": PENALTY}
-    return sae_config(steps, **noise, **shared)
+    setting = Setting("", "", 128, dict_size=size, k=K, steps=steps)
+    return setting.sae(ARMS[arm], seed)
 
 
 def draw() -> tuple[Path, np.ndarray]:
@@ -145,7 +137,7 @@ def _rows_of_arm(arm: str, folders: list[Path], truth_TD: np.ndarray) -> list[di
                 "true": float(labels["truth"].mean()),
                 "pw_mcc": found.pair.pw_mcc,
                 "returning": float(labels["return"].mean()),
-                "rate_truth": auc(rate_F, labels["truth"][None]),
+                **{f"rate_{what}": auc(rate_F, own_F[None]) for what, own_F in labels.items()},
                 **aucs,
                 **metrics_of(Path(name), ("fve", "near_dead_0.1")),
             }

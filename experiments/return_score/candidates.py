@@ -6,7 +6,6 @@ from pathlib import Path
 import torch as t
 
 from dictionary_learning_ext.evaluation.folders import open_folders
-from dictionary_learning_ext.evaluation.measure import batches_of
 from dictionary_learning_ext.features.directions import alignment
 from dictionary_learning_ext.features.return_score import (
     Selections,
@@ -45,7 +44,7 @@ def measured(folders: Sequence[Path]) -> dict[Path, CandidateCollector]:
     """The signals of SAEs, on the same held-out tokens."""
     opened = open_folders(folders)
     collectors = {Path(name): CandidateCollector(sae) for name, (sae, _) in opened.saes.items()}
-    for x_ND in batches_of(opened.inputs.held_out(opened.run.hook, TOKENS).rows, TOKENS):
+    for x_ND in opened.held_out(TOKENS):
         for collector in collectors.values():
             collector.add(x_ND)
     return collectors

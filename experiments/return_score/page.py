@@ -1,16 +1,21 @@
 """The tables of the study of the return score, from the raw results alone."""
 
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
+from scipy.stats import t
+
 from dictionary_learning_ext.features.codes import CODE_MEASURES
-from experiments.pages import spread, table
+from experiments.pages import table
 from experiments.raw_results import about_line
 from experiments.return_score.settings import ARMS, TESTS, UNSEEN
 
 Content = dict[str, Any]
 Row = dict[str, Any]
 SEEN = TESTS[UNSEEN][0].seeds
+FIFTHS = ("5", "4", "3", "2", "1")
+FIFTH_HEADS = ["top fifth", "second", "third", "fourth", "lowest"]
 LEAST, AHEAD = 0.80, 0.05
 """The AUC that a setting needs to pass in every pair, and how much more than a single signal's."""
 
@@ -83,7 +88,7 @@ def of_parts(rows: list[Row], setting: str, arm: str) -> dict[str, list[Row]]:
 
 
 def passes(parts: dict[str, list[Row]], single: str) -> bool:
-    """Whether an arm passes at a setting: in every group of seeds."""
+    """Whether an arm passes at a setting, by the groups of seeds that were measured."""
     for rows in parts.values():
         value, signal, rate = (
             statistics.mean(each)
@@ -100,7 +105,16 @@ def passes(parts: dict[str, list[Row]], single: str) -> bool:
 
 def _test_lines(content: Content) -> list[str]:
     lines = ["## Tests", ""]
-    heads = ["AUC", "best single signal", "firing rate", "passes", "returns", "top fifth", "FVE"]
+    heads = [
+        "AUC",
+        "best single signal",
+        "firing rate",
+        "best one here",
+        "passes",
+        "returns",
+        "top fifth",
+        "FVE",
+    ]
     for setting in TESTS:
         rows = {}
         for arm in ARMS:
@@ -113,14 +127,31 @@ def _test_lines(content: Content) -> list[str]:
                 _each([statistics.mean(r["auc"] for r in each) for each in parts.values()]),
                 f"{_mean([r['alone'][single] for r in every]):.3f} ({single})",
                 f"{_mean([r['alone']['firing_rate'] for r in every]):.3f}",
-                "yes" if passes(parts, single) else "no",
+                _best_here(every),
+                _verdict(parts, single, len(TESTS[setting])),
                 f"{_mean([r['returning'] for r in every]):.1%}",
-                f"{_mean([r['fifths']['5'] for r in every]):.1%}",
+                f"{_mean(_known(r['fifths']['5'] for r in every)):.1%}",
                 f"{_mean([r['fve'] for r in every]):.4f}",
             ]
         if rows:
             lines += [f"### {setting}", "", *table("", rows, heads), ""]
     return lines
+
+
+def _verdict(parts: dict[str, list[Row]], single: str, wanted: int) -> str:
+    verdict = "yes" if passes(parts, single) else "no"
+    return verdict if len(parts) == wanted else f"{verdict}, {len(parts)} of {wanted} groups"
+
+
+def _best_here(rows: list[Row]) -> str:
+    """The signal that does best at the test, which nobody could know before."""
+    means = {name: _mean([row["alone"][name] for row in rows]) for name in rows[0]["alone"]}
+    best = max(means, key=lambda name: means[name])
+    return f"{means[best]:.3f} ({best})"
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _fifth_lines(tests: list[Row]) -> list[str]:
@@ -130,53 +161,66 @@ def _fifth_lines(tests: list[Row]) -> list[str]:
             own = [row for row in tests if row["setting"] == setting and row["arm"] == arm]
             if own:
                 rows[f"{setting}: {arm}"] = [
-                    f"{_mean([row['fifths'][fifth] for row in own if row['counts'][fifth]]):.1%}"
-                    if any(row["counts"][fifth] for row in own)
+                    f"{_mean(known):.1%}"
+                    if (known := _known(r["fifths"][fifth] for r in own))
                     else "–"
-                    for fifth in "54321"
+                    for fifth in FIFTHS
                 ]
-    heads = ["top fifth", "4", "3", "2", "lowest"]
-    return ["## Share that returns, by fifth of the score", "", *table("", rows, heads), ""]
+    return ["## Share that returns, by fifth of the score", "", *table("", rows, FIFTH_HEADS), ""]
 
 
 def _calibration_lines(tests: list[Row]) -> list[str]:
-    """How far the share that returns in a fifth, seen in one other seed, is from that in the next one."""
+    """The share that returns in each fifth, fitted on two SAEs and looked up in the third of UNSEEN."""
     rows = {}
     for arm in ARMS:
         own = [row for row in tests if row["setting"] == UNSEEN and row["arm"] == arm]
-        of_seed = {seed: [row["fifths"] for row in own if row["seed"] == seed] for seed in SEEN}
-        pairs = [pair for pair in of_seed.values() if len(pair) == 2]
-        if pairs:
-            rows[arm] = [
-                f"{_mean([abs(a[fifth] - b[fifth]) for a, b in pairs]):.1%}" for fifth in "54321"
-            ]
-    heads = ["top fifth", "4", "3", "2", "lowest"]
+        if not own:
+            continue
+        cells = []
+        for fifth in FIFTHS:
+            off = []
+            for third in SEEN:
+                fitted = [r["fifths"][fifth] for r in own if third not in (r["seed"], r["other"])]
+                seen = [r["fifths"][fifth] for r in own if r["seed"] == third]
+                off.append(abs(_mean(fitted) - _mean(seen)))
+            cells.append(f"{_mean(off):.1%}")
+        rows[arm] = cells
     return [
         "## What one more seed says of the level",
         "",
-        f"At {UNSEEN}.",
+        f"At {UNSEEN}: the share of each fifth that returns between two SAEs, less that of the third one.",
         "",
-        *table("mean absolute difference between two other seeds", rows, heads),
+        *table("mean absolute difference", rows, FIFTH_HEADS),
         "",
     ]
 
 
 def _code_lines(rows: list[Row]) -> list[str]:
-    lines = ["## Codes", "", "Mean ± standard deviation over pairs.", ""] if rows else []
+    lines = (
+        ["## Codes", "", "Mean over pairs, with its 95% confidence interval (t).", ""]
+        if rows
+        else []
+    )
     for setting in dict.fromkeys(row["setting"] for row in rows):
         of_arm = {
             arm: [row for row in rows if (row["setting"], row["arm"]) == (setting, arm)]
             for arm in ARMS
         }
         cells = {
-            measure.label: [
-                spread([row[measure.key] for row in own]) if len(own) > 1 else ""
-                for own in of_arm.values()
-            ]
+            measure.label: [interval([row[measure.key] for row in own]) for own in of_arm.values()]
             for measure in CODE_MEASURES
         }
         lines += [f"### {setting}", "", *table("", cells, list(of_arm)), ""]
     return lines
+
+
+def interval(values: list[float]) -> str:
+    """The mean and its 95% confidence interval; of one value, the value."""
+    mean = _mean(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
 
 
 def _cost_lines(cost: dict[str, Any] | None) -> list[str]:

@@ -15,6 +15,7 @@ its rows in results/return_score.json is not measured again.
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ from dictionary_learning_ext.run_folder.files import write_text
 from experiments import raw_results
 from experiments.raw_results import RESULTS, about
 from experiments.return_score import page
-from experiments.return_score.candidates import NOISE, TOKENS, measured
+from experiments.return_score.candidates import TOKENS, measured
 from experiments.return_score.fitting import (
     Labelled,
     alone,
@@ -72,7 +73,7 @@ FITS = {
     "without_noise": [arm for arm in ARMS if arm != RECOMMENDED],
     "with_noise": [RECOMMENDED],
 }
-LEFT_OUT = {"without_noise": {"size", NOISE}, "with_noise": {"size"}}
+NO_CANDIDATES = ("size",)
 """Signals that are no candidates, see PROTOCOL.md, "Added later"."""
 
 
@@ -141,6 +142,7 @@ def refit(saes: Sequence[Labelled], chosen: Mapping[str, list[str]]) -> dict[str
 
 
 def run_fit(arguments: argparse.Namespace) -> None:
+    """From FITTED, if it is there: delete it to train and measure the fitting seeds again."""
     began = time.monotonic()
     t.set_num_threads(arguments.threads)
     if not FITTED.exists():
@@ -150,7 +152,7 @@ def run_fit(arguments: argparse.Namespace) -> None:
     paths = {}
     for name, arms in FITS.items():
         own = [sae for sae in saes if sae.arm in arms]
-        paths[name] = eliminated(own, [n for n in own[0].signals if n not in LEFT_OUT[name]])
+        paths[name] = eliminated(own, [n for n in own[0].signals if n not in NO_CANDIDATES])
     chosen = {name: smallest(path) for name, path in paths.items()}
     fitted = refit(saes, chosen)
     content["fit"] = {
@@ -180,19 +182,25 @@ def run_fit(arguments: argparse.Namespace) -> None:
 
 
 def test(arguments: argparse.Namespace) -> None:
+    """Groups without rows, and those whose rows are of other coefficients than the package's."""
     t.set_num_threads(arguments.threads)
+    coefficients = hashlib.sha256(COEFFICIENTS.read_bytes()).hexdigest()[:12]
     for name, groups in TESTS.items():
         if not name.startswith(arguments.setting):
             continue
         for group in groups:
             part = f"{name}: {', '.join(map(str, group.seeds))}"
-            if part not in (content := read())["parts"]:
-                began = time.monotonic()
-                rows = rows_of(group, content["fit"]["alone"])
-                content = read()
-                content["tests"] += [{"part": part, "setting": name} | row for row in rows]
-                content["parts"][part] = about(began)
-                raw_results.write(RAW, content)
+            content = read()
+            if content["parts"].get(part, {}).get("coefficients") == coefficients:
+                continue
+            began = time.monotonic()
+            rows = rows_of(group, content["fit"]["alone"])
+            content = read()
+            others = [row for row in content["tests"] if row["part"] != part]
+            new = [{"part": part, "setting": name} | row for row in rows]
+            content["tests"] = others + new
+            content["parts"][part] = about(began) | {"coefficients": coefficients}
+            raw_results.write(RAW, content)
 
 
 def rows_of(group: Group, signals_alone: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

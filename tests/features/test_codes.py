@@ -229,9 +229,8 @@ def test_an_sae_whose_features_never_fire_has_zeros():
         found = of(a, other)
         assert found["subspace"] is None
         assert found["correlation"] == found["jaccard"] == 0
-        assert all(
-            found[key] == 0 for key in ("returning_selections", "correlation_0.7") if other is a
-        )
+        assert found["correlation_0.7"] == 0
+        assert found["returning_energy"] <= 0.5  # of the other one alone
 
 
 def test_among_candidates_the_correlations_are_nearly_those_of_the_exact_matching():

@@ -6,6 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
@@ -148,6 +149,33 @@ def test_without_tokens_no_language_model_is_needed(seeds, tmp_path, capsys):
         measured(gone, tokens=None)
 
 
+def test_seeds_that_read_different_texts_are_compared_on_the_first_ones(
+    seeds, text, tmp_path, caplog
+):
+    other = Path(text).with_name("other.txt")
+    other.write_text(Path(text).read_text() + "More. ")
+    elsewhere = changed(seeds[1], tmp_path / "elsewhere", data=str(other))
+    with caplog.at_level(logging.WARNING):
+        found = measured([seeds[0], elsewhere], tokens=500)
+    assert "other text" in caplog.text
+    assert found.codes is not None
+    expected = measured([seeds[0], seeds[1]], tokens=500)
+    assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
+
+
+def test_the_fifths_of_the_score_are_of_each_sae_and_its_other_seeds(seeds):
+    found = measured([seeds[0], seeds[1], seeds[2]], tokens=500)
+    shares = {fifth: [] for fifth in (5, 4, 3, 2, 1)}
+    for name, scores in found.scores.items():
+        for other in found.scores:
+            if other != name:
+                returns_F = found.measured.matches(name, other) >= 0.7
+                for fifth in shares:
+                    shares[fifth] += [returns_F[scores.fifth_F == fifth].mean()]
+    assert len(shares[5]) == 6
+    assert found.fifths() == pytest.approx({fifth: np.mean(of) for fifth, of in shares.items()})
+
+
 def test_a_damaged_folder_is_not_told_to_leave_out_the_text(seeds, tmp_path, capsys):
     damaged = shutil.copytree(seeds[1], tmp_path / "damaged")
     (damaged / "ae.pt").write_bytes(b"no weights")
@@ -241,7 +269,6 @@ def test_saes_of_other_places_are_refused(name, seeds, tmp_path, capsys):
     [
         (["{0}", "{0}"], "is given twice"),
         (["{0}", "{0}/../seed0"], "is given twice"),
-        (["{0}"], "expected two or more SAEs"),
         (["{0}", "nowhere"], "nowhere"),
         ([], "expected FOLDER"),
     ],
