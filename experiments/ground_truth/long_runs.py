@@ -133,7 +133,7 @@ def _rows_of_arm(arm: str, folders: list[Path], truth_TD: np.ndarray) -> list[di
             {
                 "arm": arm,
                 "seed": seed,
-                "true_mcc": true_F.sum() / min(len(true_F), len(truth_TD)),
+                "true_mcc": float(true_F.sum()) / min(len(true_F), len(truth_TD)),
                 "true": float(labels["truth"].mean()),
                 "pw_mcc": found.pair.pw_mcc,
                 "returning": float(labels["return"].mean()),
