@@ -121,8 +121,8 @@ def test_without_seeds_they_are_of_the_top_and_the_lowest_fifth_of_the_return_sc
     report = comparison([[token] * 8 for token in range(10)])
     report.analyses[0].return_scores = ReturnScores(np.arange(5.0, 100, 10), {}, 100)
     (top, likely), (low, unlikely) = cards(report, Words())
-    assert top == "Most likely to come back (top fifth of the return score)"
-    assert low == "Least likely to come back (lowest fifth of the return score)"
+    assert "top fifth" in top
+    assert "lowest fifth" in low
     assert {card.feature: card.score for card in likely} == {8: 85, 9: 95}
     assert {card.feature: card.score for card in unlikely} == {0: 5, 1: 15}
 
