@@ -18,6 +18,7 @@ Shapes: N tokens, D = activation_dim, F features, M selections.
 
 import csv
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -32,6 +33,7 @@ from scipy.stats import rankdata
 
 from ..errors import ConfigError, Setting, TextError
 from ..evaluation.folders import open_folders
+from ..evaluation.metrics import is_near_dead
 from ..evaluation.tables import text_table
 from ..run_folder.files import replacing
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions
@@ -53,6 +55,8 @@ COEFFICIENTS = files("dictionary_learning_ext.features") / "return_score.json"
 FIFTH_NAMES = {5: "top fifth", 4: "second", 3: "third", 2: "fourth", 1: "lowest fifth"}
 """Of the features in the order of the score."""
 FIFTHS = tuple(FIFTH_NAMES)
+MANY_NEAR_DEAD = 0.2
+"""The score failed where 36% and more of the features were near-dead, and worked with up to 9%."""
 _BATCH_ELEMENTS = 1 << 22
 """Activations (tokens x F), and numbers (selections x D), computed at a time."""
 
@@ -72,6 +76,19 @@ class ReturnScores:
     """By the names in SIGNALS, (F,); NaN for a feature that was never selected."""
     tokens: int
     """Tokens measured on."""
+    near_dead: float
+    """The share of features that are near-dead, at 0.1."""
+
+    @property
+    def warning(self) -> str | None:
+        """Why the order may be no better than chance, in a sentence; None if nothing speaks for it."""
+        if self.near_dead < MANY_NEAR_DEAD:
+            return None
+        return (
+            f"{self.near_dead:.0%} of these features are near-dead: selected in fewer than 0.1 k/F of the tokens. "
+            "Where that many were, in TopK and BatchTopK SAEs with k/F = 1/8, this score was hardly better "
+            "than chance."
+        )
 
     @cached_property
     def fifth_F(self) -> np.ndarray:
@@ -217,7 +234,13 @@ class SignalCollector:
         # Those that were never selected tie at the bottom.
         rank_F = rankdata(np.where(is_alive_F, log_odds_F, -np.inf))
         score_F = np.where(is_alive_F, 100 * (rank_F - 0.5) / len(rank_F), 0.0)
-        return ReturnScores(score_F, {name: signals[name] for name in SIGNALS}, self.tokens)
+        is_near_dead_F = is_near_dead(self._count_F / self.tokens, int(self.dictionary.k), 0.1)
+        return ReturnScores(
+            score_F,
+            {name: signals[name] for name in SIGNALS},
+            self.tokens,
+            float(is_near_dead_F.double().mean()),
+        )
 
 
 class Selections(NamedTuple):
@@ -311,8 +334,9 @@ def printed(scores: ReturnScores) -> str:
     n_dead = int(np.isnan(scores.signals["firing_rate"]).sum())
     head = [f"on {scores.tokens:,} held-out tokens", "features", "selections", "error share"]
     dead = f"Of the lowest, {n_dead} were never selected on these tokens.\n" if n_dead else ""
+    warning = f"{textwrap.fill(scores.warning, 88)}\n" if scores.warning else ""
     return (
-        f"{text_table(head, rows)}\n\n{dead}"
+        f"{text_table(head, rows)}\n\n{dead}{warning}"
         "The return score orders the features of an SAE, from that SAE alone, by how likely their\n"
         "direction is to come back when the same settings are trained again. It doesn't say\n"
         "whether they mean something. To see how many come back, train a second seed.\n"

@@ -217,13 +217,26 @@ def test_the_committed_coefficients_are_those_that_the_experiment_writes():
 def test_fifths():
     score = np.array([0, 0, 0, 35, 45, 55, 65, 75, 85, 95.0])
     rate = np.array([np.nan, np.nan, np.nan, 4, 1, 1, 1, 1, 1, 1.0])
-    scores = ReturnScores(score, {"firing_rate": rate, "error_share": rate}, 1)
+    scores = ReturnScores(score, {"firing_rate": rate, "error_share": rate}, 1, 0.0)
     assert scores.counts == {5: 2, 4: 2, 3: 2, 2: 1, 1: 3}
     assert scores.selections == {5: 0.2, 4: 0.2, 3: 0.2, 2: 0.4, 1: 0.0}
     came_back = np.array([0, 0, 1, 0, 0, 1, 1, 1, 0, 1.0])
     assert scores.shares(came_back) == {5: 0.5, 4: 1.0, 3: 0.5, 2: 0.0, 1: pytest.approx(1 / 3)}
-    half_dead = ReturnScores(np.array([0, 0, 50, 90.0]), {"firing_rate": rate[:4]}, 1)
+    half_dead = ReturnScores(np.array([0, 0, 50, 90.0]), {"firing_rate": rate[:4]}, 1, 0.5)
     assert half_dead.shares(np.ones(4)) == {5: 1.0, 4: None, 3: 1.0, 2: None, 1: 1.0}
+
+
+def test_many_near_dead_features_are_warned_of():
+    sae, x = drawn(AutoEncoderTopK(D, F, K)), tokens(2000)
+    sae.encoder.bias.data[:-1] = 0.0
+    few = collected(sae, x).scores()
+    sae.encoder.bias.data[: F // 2] = -1e4
+    many = collected(sae, x).scores()
+    for scores in (few, many):
+        rarely = np.nan_to_num(scores.signals["firing_rate"]) < 0.1 * K / F
+        assert scores.near_dead == pytest.approx(rarely.mean())
+    assert few.warning is None
+    assert "near-dead" in str(many.warning)
 
 
 def test_what_has_nothing_to_measure_is_said():

@@ -119,7 +119,7 @@ def test_what_is_promoted_is_left_out_where_it_is_mostly_fragments():
 
 def test_without_seeds_they_are_of_the_top_and_the_lowest_fifth_of_the_return_score():
     report = comparison([[token] * 8 for token in range(10)])
-    report.analyses[0].return_scores = ReturnScores(np.arange(5.0, 100, 10), {}, 100)
+    report.analyses[0].return_scores = ReturnScores(np.arange(5.0, 100, 10), {}, 100, 0.0)
     (top, likely), (low, unlikely) = cards(report, Words())
     assert "top fifth" in top
     assert "lowest fifth" in low
