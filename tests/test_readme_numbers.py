@@ -9,6 +9,7 @@ import pytest
 
 from experiments.reproducibility import decisions
 from experiments.reproducibility.settings import ARMS, BOTH, CONFIRM, PENALTY, RIVAL, TOP_K
+from experiments.return_score.settings import RECOMMENDED, UNSEEN
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -83,7 +84,14 @@ def speed():
     yield f"A whole run in bf16 is {faster:.1f} times as fast as upstream's in fp32."
 
 
-PHRASES = (returning, the_paper, the_truth, speed)
+def the_score():
+    rows = raw("return_score")["tests"]
+    own = [r for r in rows if (r["setting"], r["arm"]) == (UNSEEN, RECOMMENDED)]
+    top, lowest = (mean(row["fifths"][fifth] for row in own) for fifth in "51")
+    yield f"{top:.0%} of the vSAE's top fifth did and {lowest:.0%} of its lowest"
+
+
+PHRASES = (returning, the_paper, the_truth, the_score, speed)
 NOT_MEASURED = ["0.7", "3.1"]
 """The cosine from which a feature comes back, and the oldest Python (3.10)."""
 FIRST_RUN = (

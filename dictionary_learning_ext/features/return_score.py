@@ -56,7 +56,7 @@ FIFTH_NAMES = {5: "top fifth", 4: "second", 3: "third", 2: "fourth", 1: "lowest 
 """Of the features in the order of the score."""
 FIFTHS = tuple(FIFTH_NAMES)
 MANY_NEAR_DEAD = 0.2
-"""The score failed where 36% and more of the features were near-dead, and worked with up to 9%."""
+"""The score failed where 35% and more of the features were near-dead, and worked with up to 10%."""
 _BATCH_ELEMENTS = 1 << 22
 """Activations (tokens x F), and numbers (selections x D), computed at a time."""
 
