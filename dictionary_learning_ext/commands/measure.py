@@ -152,7 +152,11 @@ def _score(flags: ReproduceFlags) -> None:
     from ..run_folder.files import RETURN_SCORES
 
     require(
-        flags.tokens is None or flags.tokens > 0, "tokens", flags.tokens, "above 0 for one folder"
+        flags.tokens is None or flags.tokens > 0,
+        "tokens",
+        flags.tokens,
+        "above 0 for one folder",
+        instead="leave it out",
     )
     (folder,) = flags.folders
     (scores,) = return_scores([folder], flags.tokens, **vars(flags.inputs)).values()
@@ -160,7 +164,8 @@ def _score(flags: ReproduceFlags) -> None:
     scores.write(path)
     if flags.json:
         found = {"counts": scores.counts, "selections": scores.selections, "errors": scores.errors}
-        print(json.dumps({"tokens": scores.tokens, **found}, indent=2))
+        every = {"scores": scores.score_F.round(1).tolist(), "warnings": scores.warnings}
+        print(json.dumps({"tokens": scores.tokens, "by_fifth": found, **every}, indent=2))
         return
     print(f"{printed(scores)}\n\nwrote {path}")
 

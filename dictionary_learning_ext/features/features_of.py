@@ -320,7 +320,7 @@ class Feature:
 
     def _heading(self) -> str:
         has_one = has_score(self.features.dictionary)
-        score = f", return score {self.return_score:.0f} of 100" if has_one else ""
+        score = f", return score {int(self.return_score)} of 100" if has_one else ""
         return (
             f"feature {self.number}: selected at {self.density:.3%} of {self.features.tokens:,} tokens,"
             f" largest activation {self.largest:.3g}{score}"

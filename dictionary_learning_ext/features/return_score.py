@@ -57,6 +57,8 @@ FIFTH_NAMES = {5: "top fifth", 4: "second", 3: "third", 2: "fourth", 1: "lowest 
 FIFTHS = tuple(FIFTH_NAMES)
 MANY_NEAR_DEAD = 0.2
 """The score failed where 35% and more of the features were near-dead, and worked with up to 10%."""
+FEW_SELECTIONS = 200
+"""Of an average feature. With 64, 12% of the lowest fifth returned, with 256 6%, with 1,600 5% (one pair)."""
 _BATCH_ELEMENTS = 1 << 22
 """Activations (tokens x F), and numbers (selections x D), computed at a time."""
 
@@ -65,7 +67,7 @@ class ReturnScoreError(ConfigError):
     """This SAE has no return score."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReturnScores:
     """The features of one SAE, ordered by how likely they are to come back."""
 
@@ -80,15 +82,25 @@ class ReturnScores:
     """The share of features that are near-dead, at 0.1."""
 
     @property
-    def warning(self) -> str | None:
-        """Why the order may be no better than chance, in a sentence; None if nothing speaks for it."""
-        if self.near_dead < MANY_NEAR_DEAD:
-            return None
-        return (
-            f"{self.near_dead:.0%} of these features are near-dead: selected in fewer than 0.1 k/F of the tokens. "
-            "Where that many were, in TopK and BatchTopK SAEs with k/F = 1/8, this score was hardly better "
-            "than chance."
-        )
+    def warnings(self) -> list[str]:
+        """Why not to rely on the order, in sentences."""
+        found = []
+        each = np.nan_to_num(self.signals["firing_rate"]).mean() * self.tokens
+        if each < FEW_SELECTIONS:
+            found.append(
+                f"On {self.tokens:,} tokens the average feature was selected {each:.0f} times, which is too few "
+                f"for a reliable order: give {self.tokens * FEW_SELECTIONS / max(each, 1):,.0f} tokens or more."
+            )
+        elif self.near_dead >= MANY_NEAR_DEAD:
+            found.append(
+                f"{self.near_dead:.0%} of these features are near-dead: selected in fewer than 0.1 k/F of the "
+                "tokens. Where that many were, in TopK and BatchTopK SAEs with k/F = 1/8, this score was hardly "
+                "better than chance."
+            )
+        return found
+
+    def __repr__(self) -> str:
+        return f"return scores of {len(self.score_F):,} features, on {self.tokens:,} tokens"
 
     @cached_property
     def fifth_F(self) -> np.ndarray:
@@ -287,10 +299,10 @@ def require_score(dictionary: Dictionary) -> None:
     """Raise a ReturnScoreError for an SAE that has no return score."""
     if not has_score(dictionary):
         k = getattr(dictionary, "k", None)
-        has = "no k" if k is None else f"k = dict_size = {int(k)}"
+        has = "has no k" if k is None else f"keeps all {int(k)} of its features"
         raise ReturnScoreError(
-            f"there is no return score for a {type(dictionary).__name__} with {has}: it was tested on SAEs "
-            "that keep k of their features a token, e.g. TopK, BatchTopK and vSAEs",
+            f"this SAE ({type(dictionary).__name__}) {has}: expected one that keeps k of its features a token, "
+            "e.g. TopK, BatchTopK or a vSAE, as the return score was tested on these alone",
             instead="train a second seed, then type: vsae reproduce FOLDER SECOND_FOLDER",
         )
 
@@ -332,15 +344,16 @@ def printed(scores: ReturnScores) -> str:
         for fifth, name in FIFTH_NAMES.items()
     ]
     n_dead = int(np.isnan(scores.signals["firing_rate"]).sum())
-    head = [f"on {scores.tokens:,} held-out tokens", "features", "selections", "error share"]
-    dead = f"Of the lowest, {n_dead} were never selected on these tokens.\n" if n_dead else ""
-    warning = f"{textwrap.fill(scores.warning, 88)}\n" if scores.warning else ""
+    head = [f"on {scores.tokens:,} held-out tokens", "features", "selections", "error rise"]
+    dead = f"Never selected on these tokens: {n_dead}, all in the lowest fifth.\n" if n_dead else ""
+    warning = "".join(f"{textwrap.fill(each, 88)}\n" for each in scores.warnings)
     return (
         f"{text_table(head, rows)}\n\n{dead}{warning}"
         "The return score orders the features of an SAE, from that SAE alone, by how likely their\n"
-        "direction is to come back when the same settings are trained again. It doesn't say\n"
-        "whether they mean something. To see how many come back, train a second seed.\n"
-        "error share: of the rises in error when a feature is dropped, those of these features."
+        "direction is to come back when the same settings are trained again (a cosine of 0.7 or\n"
+        "more with its match there). It doesn't say whether they mean something. To see how many\n"
+        "come back, train a second seed. error rise: of the rises in error when a feature is\n"
+        "dropped, the share of these features."
     )
 
 

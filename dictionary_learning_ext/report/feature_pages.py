@@ -270,7 +270,7 @@ def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabu
         contexts=_excerpts(analysis.statistics.sampled, feature, vocabulary),
         frequency=float(analysis.statistics.frequency_F[feature]),
         returns=analysis.scores.words(feature) if analysis.scores is not None else None,
-        score=None if of_one is None else math.floor(round(of_one.score_F[feature], 2) + 0.5),
+        score=None if of_one is None else int(of_one.score_F[feature]),
     )
 
 

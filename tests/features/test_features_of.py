@@ -247,13 +247,13 @@ def test_features_have_the_return_score_of_the_tokens_measured_on(tiny_lm):
     assert found.return_scores.score_F == pytest.approx(expected.score_F)
     assert [one.return_score for one in found] == found.return_scores.score_F.tolist()
     first = repr(found[7]).splitlines()[0]
-    assert first.endswith(f"return score {found[7].return_score:.0f} of 100")
+    assert first.endswith(f"return score {int(found[7].return_score)} of 100")
 
 
 def test_an_sae_that_keeps_all_features_says_that_it_has_no_return_score_when_asked(tiny_lm):
     found = features_of(AutoEncoderTopK(16, 24, 24), tiny_lm, DOCUMENTS, hook=HOOK)
     assert "return score" not in repr(found[0])
-    with pytest.raises(ReturnScoreError, match="k = dict_size = 24"):
+    with pytest.raises(ReturnScoreError, match="keeps all 24"):
         print(found.return_scores)
 
 

@@ -9,7 +9,7 @@ const COLUMNS = [
   { key: "alignment", title: "enc·dec", show: number, extra: true },
   { key: "neighbour", title: "nearest", show: number, extra: true },
   { key: "cluster", title: "cluster", show: (value) => (value === null ? "–" : String(value)), extra: true },
-  { key: "score", title: "score", show: (value) => (value === null ? "–" : String(Math.round(value))) },
+  { key: "score", title: "score", show: (value) => (value === null ? "–" : String(Math.floor(value))) },
   { key: "returns", title: "returns" },
   { key: "match", title: "match", show: number, extra: true },
 ];
@@ -140,7 +140,7 @@ function pageBody(data, sae, feature) {
     fact("of tokens select it", percent(of("frequency"))), fact("largest activation", number(largest)),
     fact("mean when selected", number(of("mean"))), fact("encoder·decoder cosine", number(of("alignment"))),
     fact("cluster", of("cluster") === null ? "–" : String(of("cluster"))))];
-  if (sae.columns.score) parts[0].append(fact("return score, of 100", String(Math.round(of("score")))));
+  if (sae.columns.score) parts[0].append(fact("return score, of 100", String(Math.floor(of("score")))));
   if (sae.columns.match) parts[0].append(fact("it comes back in", of("returns") + " of " + sae.seeds.of + (sae.seeds.of === 1 ? " seed" : " seeds")), fact("mean match there", number(of("match"))));
   parts.push(el("h3", {}, "Strongest contexts"), el("p", { class: "note" }, "On the left is the activation at the underlined token. Select another shaded token to see its activation."),
     ...page.top.map((one) => context(data, one, largest)));
