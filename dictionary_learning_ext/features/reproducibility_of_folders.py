@@ -370,8 +370,8 @@ def printed(found: ReproducibilityOfFolders) -> str:
         ]
         parts += [
             text_table(["by the return score", "returning > 0.7"], rows),
-            "by the return score: the features of an SAE, ordered from that SAE alone by how likely\n"
-            "they are to return, in five equal parts, and the share of each part that does here.",
+            "by the return score: an SAE's features, ordered from that SAE alone by how\n"
+            "likely they are to return, in five equal parts; the share of each that returns.",
         ]
     return "\n\n".join(parts)
 

@@ -346,14 +346,14 @@ def printed(scores: ReturnScores) -> str:
     n_dead = int(np.isnan(scores.signals["firing_rate"]).sum())
     head = [f"on {scores.tokens:,} held-out tokens", "features", "selections", "error rise"]
     dead = f"Never selected on these tokens: {n_dead}, all in the lowest fifth.\n" if n_dead else ""
-    warning = "".join(f"{textwrap.fill(each, 88)}\n" for each in scores.warnings)
+    warning = "".join(f"{textwrap.fill(each, 80)}\n" for each in scores.warnings)
     return (
         f"{text_table(head, rows)}\n\n{dead}{warning}"
-        "The return score orders the features of an SAE, from that SAE alone, by how likely their\n"
-        "direction is to come back when the same settings are trained again (a cosine of 0.7 or\n"
-        "more with its match there). It doesn't say whether they mean something. To see how many\n"
-        "come back, train a second seed. error rise: of the rises in error when a feature is\n"
-        "dropped, the share of these features."
+        "The return score orders the features of an SAE, from that SAE alone, by how\n"
+        "likely their direction is to come back when the same settings are trained again\n"
+        "(a cosine of 0.7 or more with its match there). It doesn't say whether they mean\n"
+        "something. To see how many come back, train a second seed. error rise: of the\n"
+        "rises in error when a feature is dropped, the share of these features."
     )
 
 
