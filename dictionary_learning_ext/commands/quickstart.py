@@ -111,6 +111,7 @@ def run(flags: QuickstartFlags) -> None:
         print(f"\nOpen {page} in a browser: it shows which features come back.")
     print(
         "\nNext:\n"
+        f"  {vsae()} reproduce {in_shell(vsae_folder)}\n"
         f"  {vsae()} reproduce {in_shell(vsae_folder, others[1])}\n"
         f"  {vsae()} train --activations {in_shell(folder / CACHE)} --hook {HOOK} --seed 7\n"
         f"  {vsae()} train --help"

@@ -52,7 +52,7 @@ def test_quickstart_ends_with_the_answer_and_what_to_try_next(quickstart_run):
     reported = (folder / FOLDER / "report.html").read_text().split()
     assert [Path(name).name for name in reported] == ["vsae_seed0", "top_k_seed0"]
     commands = re.findall(r"^  \S*vsae (\w+) ", out.partition("Next:")[2], re.M)
-    assert commands == ["reproduce", "train", "train"]
+    assert commands == ["reproduce", "reproduce", "train", "train"]
 
 
 def reproducibility_of(folder, name):
