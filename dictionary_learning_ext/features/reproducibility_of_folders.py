@@ -54,8 +54,8 @@ logger = logging.getLogger(__name__)
 
 _WHERE = ("model", "hook")
 """Directions at different places of a language model, or of two models, have nothing in common."""
-_TEXT = ("data", "text_column", "activations")
-"""What is read."""
+_TEXT = ("data", "text_column")
+"""Which text is read."""
 _SHARED = {
     "data_seed": "saw the same batches",
     "seed": "started from the same initial weights",
@@ -231,9 +231,16 @@ def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> d
     """`where`, with the first folder's text for all of them if theirs differ and none was given."""
     settings = {folder: settings_of(config) for folder, config in configs.items()}
     first, *others = settings
-    texts = {name: settings[first].get(name) for name in _TEXT}
-    differ = [one for one in others if {n: settings[one].get(n) for n in _TEXT} != texts]
-    if not differ or any(where.get(name) for name in _TEXT):
+    if any(where.get(name) for name in (*_TEXT, "activations")):
+        return where
+    texts = {name: value for name in _TEXT if (value := settings[first].get(name)) is not None}
+
+    def is_other(folder: str) -> bool:
+        own = settings[folder]
+        known = [name for name in texts if own.get(name) is not None]
+        return not all(same_setting(name, texts[name], own[name]) for name in known)
+
+    if not (differ := [folder for folder in others if is_other(folder)]):
         return where
     logger.warning(
         "%s was trained on other text than %s: what they do is compared on the held-out text of the latter; "
@@ -241,8 +248,7 @@ def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> d
         differ[0],
         first,
     )
-    own = {name: value for name, value in texts.items() if value is not None}
-    return {**where, **own} | ({} if texts.get("activations") else {"activations": "none"})
+    return {**where, **texts, "activations": settings[first].get("activations") or "none"}
 
 
 def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:

@@ -37,7 +37,8 @@ def auc(order_F: np.ndarray, returns_SF: np.ndarray) -> float:
 
 
 def fit(saes: Sequence[Labelled], names: Sequence[str]) -> Fit:
-    """A logistic regression on these signals; every other SAE's label counts once."""
+    """A logistic regression on these signals. A feature counts once, its label is a share: that of the other SAEs
+    in which it returns."""
     parts, shares = [], []
     for sae in saes:
         rows_FS = design(ranks(sae.signals), list(names))

@@ -159,6 +159,13 @@ def test_seeds_that_read_different_texts_are_compared_on_the_first_ones(
         found = measured([seeds[0], elsewhere], tokens=500)
     assert "other text" in caplog.text
     assert found.codes is not None
+    caplog.clear()
+    earlier = changed(seeds[1], tmp_path / "earlier")
+    config = json.loads((path := Path(earlier) / "config.json").read_text())
+    del config["run"]["settings"]["text_column"]  # of a run before there was the setting
+    path.write_text(json.dumps(config))
+    assert measured([seeds[0], earlier], tokens=500).codes is not None
+    assert "other text" not in caplog.text
     expected = measured([seeds[0], seeds[1]], tokens=500)
     assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 

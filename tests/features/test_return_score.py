@@ -1,6 +1,7 @@
 """The return score: its signals against loops in float64, its fit against the experiment's data, planted cases."""
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -282,6 +283,11 @@ def test_one_folder_is_ordered_and_its_scores_are_written(folder, capsys, tmp_pa
     main(["reproduce", str(folder), "--tokens", "600", "--csv", str(tmp_path / "a.csv")])
     written = [path.read_text() for path in (tmp_path / "a.csv", folder / "return_scores.csv")]
     assert written[0] == written[1]
+    capsys.readouterr()
+    main(["reproduce", str(folder), "--tokens", "600", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["scores"] == pytest.approx(scores.score_F, abs=0.051)
+    assert found["by_fifth"]["counts"] == {str(n): count for n, count in scores.counts.items()}
 
 
 def test_one_folder_needs_tokens(folder, capsys):
