@@ -58,6 +58,14 @@ EXPERIMENTS = (
         pages=("reproducibility.md",),
     ),
     Experiment(
+        "reproducibility.convergence",
+        "Who returns most once training has converged, with every arm tuned alike?",
+        minutes="900",
+        stages=("train", "tables", "tune", "confirm"),
+        needs="caches of activations, see experiments/reproducibility/PROTOCOL.md",
+        pages=("convergence.md",),
+    ),
+    Experiment(
         "return_score.study",
         "Does a score from a single training say which features will come back?",
         minutes="120",

@@ -1,6 +1,7 @@
 """The tables of the study and its figure, from the raw results alone."""
 
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,13 @@ def _length_lines(content: Content) -> list[str]:
 
 def _arm_table(rows: list[Row]) -> list[str]:
     there = [arm for arm in (*ARMS, STRONGER) if any(row["arm"] == arm for row in rows)]
-    return table("", {arm: _cells(rows, arm) for arm in there}, list(SHOWN.values()))
+    return table("", {arm: arm_cells(rows, arm) for arm in there}, list(SHOWN.values()))
 
 
-def _cells(rows: list[Row], arm: str) -> list[str]:
+def arm_cells(rows: list[Row], arm: str, measures: Iterable[str] = SHOWN) -> list[str]:
     """Means over pairs, and the standard deviation over them where there are several."""
     found = []
-    for measure in SHOWN:
+    for measure in measures:
         values, digits = means(rows, arm, measure), DIGITS.get(measure, 3)
         if not values:
             found.append("")
@@ -237,7 +238,7 @@ def _ranked(rows: list[Row]) -> list[str]:
     """A search's candidates, those first that return most."""
     arms = dict.fromkeys(row["arm"] for row in rows)
     ranked = sorted(arms, key=lambda arm: -means(rows, arm, PRIMARY)[0])
-    return table("", {arm: _cells(rows, arm) for arm in ranked}, list(SHOWN.values()))
+    return table("", {arm: arm_cells(rows, arm) for arm in ranked}, list(SHOWN.values()))
 
 
 def draw(content: Content, page: Path) -> None:

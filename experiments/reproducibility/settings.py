@@ -17,7 +17,6 @@ from experiments.trained_saes import sae_config
 
 Options = dict[str, Any]
 RUNS = Path("runs/reproducibility")
-BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Setting:
     k: int
     steps: int
     lr: float = 2e-3
+    batch: int = 1024
     passes: int = 4
     """How many times the cache may be read."""
     max_norm_multiple: float | None = None
@@ -49,7 +49,7 @@ class Setting:
             text_passes=self.passes,
             max_norm_multiple=self.max_norm_multiple,
             steps=self.steps,
-            batch_size=BATCH,
+            batch_size=self.batch,
             dtype=self.dtype,
             eval_tokens=self.eval_tokens,
             eval_documents=self.eval_documents,
@@ -62,7 +62,7 @@ class Setting:
 
     def sae(self, options: Options, seed: int) -> SAEConfig:
         """An SAE of these options at this setting."""
-        own = dict(options)
+        own = {"lr": self.lr} | options
         noise, until = own.pop("noise", 0.0), own.pop("until", 0.5)
         penalty, anneal_k = own.pop("penalty", 0.0), own.pop("anneal_k", None)
         if own.get("architecture", "vsae_top_k") == "vsae_top_k":
@@ -74,9 +74,7 @@ class Setting:
                 own["posterior"] = "point"
         if anneal_k is not None:
             own["k_anneal_steps"] = int(anneal_k * self.steps)
-        return sae_config(
-            self.steps, lr=self.lr, k=self.k, dict_size=self.dict_size, seed=seed, **own
-        )
+        return sae_config(self.steps, k=self.k, dict_size=self.dict_size, seed=seed, **own)
 
 
 _BLOCKS_2 = {"cache": "embedded", "hook": "blocks.2.hook_resid_post", "activation_dim": 128}
