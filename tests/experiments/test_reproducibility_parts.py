@@ -19,6 +19,7 @@ SMALL = Setting(
     dict_size=4 * D,
     k=4,
     steps=6,
+    batch=128,
     eval_tokens=256,
     eval_documents=2,
     dtype="float32",
@@ -32,7 +33,6 @@ def at(small_cache, tmp_path, monkeypatch):
     """Where the part's runs and rows go."""
     monkeypatch.setattr(parts, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(settings, "RUNS", small_cache)
-    monkeypatch.setattr(settings, "BATCH", 128)
     return tmp_path / "raw.json"
 
 
