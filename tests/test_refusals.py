@@ -203,7 +203,10 @@ REFUSED = {
     ],
     resumed: [(dict(data_seed=1), "runs/a: the run has data_seed=0, not 1; give data_seed=0")],
     synthetic_settings: [
-        (dict(model="synthetic:smal"), "… expected one of synthetic:small, synthetic:large; did"),
+        (
+            dict(model="synthetic:smal"),
+            "… expected one of synthetic:small, synthetic:large, … or synthetic:PATH … did you",
+        ),
     ],
     preset: [(dict(name="x"), "preset='x': expected one of recommended, paper")],
     from_flat: [(dict(flat={"architecture": "relu", "k": 8}), "k: relu does not use it")],

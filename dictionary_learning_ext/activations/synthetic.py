@@ -8,34 +8,33 @@ Shapes: B rows, D = the width of a row, T true features.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 import torch as t
 
-from ..config.synthetic_models import synthetic_settings
+from ..config.synthetic_models import SyntheticSettings, synthetic_settings
 from ..errors import ConfigError
 from .buffer import require_same_settings
 from .tokens import WHOLE, Share
+
+logger = logging.getLogger(__name__)
 
 _ROWS_OF_THE_NORM = 16_384
 
 
 def draw_model(model: str) -> Any:
-    """SAELens's `SyntheticModel` of `synthetic:NAME`: always the same one.
+    """SAELens's `SyntheticModel` of `synthetic:NAME`: always the same one. `.save(folder)` keeps it.
 
     Raises: ConfigError if there is no such model, or SAELens isn't installed.
     """
     settings = synthetic_settings(model)
     try:
         from sae_lens.synthetic import (  # pyright: ignore[reportMissingImports]
-            HierarchyConfig,
-            LowRankCorrelationConfig,
             SyntheticModel,
             SyntheticModelConfig,
-            ZipfianFiringProbabilityConfig,
         )
     except ImportError as error:
         raise ConfigError(
@@ -44,36 +43,33 @@ def draw_model(model: str) -> Any:
             expected=f"SAELens, which draws these activations ({error})",
             instead="install it: pip install 'dictionary-learning-ext[synthetic]'",
         ) from error
-    return SyntheticModel(
-        SyntheticModelConfig(
-            num_features=settings.features,
-            hidden_dim=settings.width,
-            firing_probability=ZipfianFiringProbabilityConfig(
-                exponent=settings.zipf_exponent,
-                max_prob=settings.most_often,
-                min_prob=settings.least_often,
-            ),
-            hierarchy=HierarchyConfig(
-                total_root_nodes=settings.trees,
-                branching_factor=settings.children,
-                max_depth=settings.depth,
-                mutually_exclusive_portion=settings.exclusive,
-                compensate_probabilities=True,
-            ),
-            correlation=LowRankCorrelationConfig(
-                rank=settings.correlation_rank, correlation_scale=settings.correlation_scale
-            ),
-            std_firing_magnitudes=settings.magnitude_std,
-            bias=settings.bias,
-            seed=settings.seed,
+    if settings.folder is not None:
+        return SyntheticModel.load_from_disk(settings.folder)
+    if "orthogonalization" in settings.config:
+        logger.warning(
+            "%s: making its %s directions more orthogonal takes minutes, each time. To draw it once: "
+            "draw_model(%r).save(FOLDER), and --model synthetic:FOLDER",
+            *(model, f"{settings.features:,}", model),
         )
-    )
+    return SyntheticModel(SyntheticModelConfig.from_dict(settings.config))
 
 
 def model_hash(model: str) -> str:
-    """A hash of what a synthetic model is made from: its settings, and SAELens's version."""
-    made_from = asdict(synthetic_settings(model)) | {"sae_lens": metadata.version("sae-lens")}
+    """A hash of what a synthetic model is made from: its settings, the weights that are read, and SAELens's
+    version."""
+    settings = synthetic_settings(model)
+    made_from = {**_made_from(settings), "sae_lens": metadata.version("sae-lens")}
+    if settings.folder is not None:
+        made_from["files"] = [
+            hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(settings.folder.iterdir())
+            if path.is_file()
+        ]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def _made_from(settings: SyntheticSettings) -> dict[str, Any]:
+    return {**settings.config, "noise_std": settings.noise_std}
 
 
 class SyntheticSource:
@@ -130,7 +126,7 @@ class SyntheticSource:
 
     @property
     def config(self) -> dict[str, Any]:
-        made_from = asdict(synthetic_settings(self._model))
+        made_from = _made_from(synthetic_settings(self._model))
         return {**self._settings(), "device": str(self.device), "synthetic_model": made_from}
 
     def _settings(self) -> dict[str, Any]:

@@ -1,17 +1,24 @@
 """Synthetic models: `--model synthetic:NAME` draws activations whose true features are known.
 
-To add one, add a row to SYNTHETIC_MODELS. Imports no torch.
+NAME is a row of SYNTHETIC_MODELS, or a model that SAELens has saved: a folder, or a repository on the hub. To
+add one, add a row. Imports no torch.
 """
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from .checks import require_choice
+from ..errors import ConfigError, first_line
+from .checks import meant
 
 _PREFIX = "synthetic:"
 NO_HOOK = "none"
 """The hook point of a run on a synthetic model, which has none."""
+_CONFIG = "synthetic_model_config.json"
+_SAVED = [_CONFIG, "synthetic_model.safetensors", "hierarchy.json"]
+"""What SAELens's `SyntheticModel.save` writes, the last only where there are trees."""
 
 
 @dataclass(frozen=True)
@@ -22,66 +29,83 @@ class SyntheticSettings:
     plus a bias and Gaussian noise.
     """
 
-    features: int
-    """True features. Their directions are random unit vectors."""
-    width: int
-    """D, the width of an activation."""
-    most_often: float
-    """The probability of the most frequent feature."""
-    least_often: float
-    """The probability of the rarest."""
-    zipf_exponent: float
-    """Probabilities fall with the rank's power of this."""
-    trees: int
-    """Features in a tree fire only if their parent does. Their own probability is raised to make up
-    for it."""
-    children: int
-    """Of each parent."""
-    depth: int
-    """Of each tree, below its root."""
-    exclusive: float
-    """The share of parents whose children exclude each other."""
-    correlation_rank: int
-    """Of the correlation between firings."""
-    correlation_scale: float
-    magnitude_std: float
-    """Of a firing feature's magnitude, whose mean is 1."""
-    noise_std: float
-    """Of the Gaussian noise, in each dimension."""
-    bias: float
-    """The norm of what is added to every activation."""
-    seed: int
-    """Makes the model. A run's seeds don't change it."""
+    config: dict[str, Any]
+    """SAELens's `SyntheticModelConfig`, as it writes it. Its seed makes the model; a run's seeds don't change
+    it."""
+    noise_std: float = 0.0
+    """Of the Gaussian noise that is added to SAELens's activations, in each dimension."""
+    folder: Path | None = None
+    """Where SAELens has saved the model. None: it is drawn."""
+
+    @property
+    def features(self) -> int:
+        """True features."""
+        return self.config["num_features"]
+
+    @property
+    def width(self) -> int:
+        """D, the width of an activation."""
+        return self.config["hidden_dim"]
 
 
-_SMALL = SyntheticSettings(
-    features=1024,
-    width=128,
-    most_often=0.2,
-    least_often=2e-3,
-    zipf_exponent=0.5,
-    trees=32,
-    children=4,
-    depth=2,
-    exclusive=0.5,
-    correlation_rank=16,
-    correlation_scale=0.1,
-    magnitude_std=0.3,
-    noise_std=0.06,
-    bias=1.0,
-    seed=0,
-)
+_SMALL: dict[str, Any] = {
+    "num_features": 1024,
+    "hidden_dim": 128,
+    "firing_probability": {
+        "generator_name": "zipfian",
+        "exponent": 0.5,
+        "max_prob": 0.2,
+        "min_prob": 2e-3,
+    },
+    "hierarchy": {
+        "total_root_nodes": 32,
+        "branching_factor": 4,
+        "max_depth": 2,
+        "mutually_exclusive_portion": 0.5,
+        "compensate_probabilities": True,
+    },
+    "correlation": {"rank": 16, "correlation_scale": 0.1},
+    "std_firing_magnitudes": 0.3,
+    "bias": 1.0,
+    "seed": 0,
+}
+_LARGE = _SMALL | {
+    "num_features": 4096,
+    "hidden_dim": 512,
+    "firing_probability": _SMALL["firing_probability"] | {"min_prob": 5e-4},
+    "hierarchy": _SMALL["hierarchy"] | {"total_root_nodes": 128},
+    "correlation": {"rank": 32, "correlation_scale": 0.1},
+}
+_BENCH_16K: dict[str, Any] = {
+    # SynthSAEBench-16k (Chanin & Garriga-Alonso 2026, arXiv 2602.14687), by its published configuration.
+    "num_features": 16_384,
+    "hidden_dim": 768,
+    "firing_probability": {
+        "generator_name": "zipfian",
+        "exponent": 0.5,
+        "max_prob": 0.4,
+        "min_prob": 5e-4,
+    },
+    "hierarchy": {
+        "total_root_nodes": 128,
+        "branching_factor": 4,
+        "max_depth": 3,
+        "mutually_exclusive_portion": 1.0,
+        "mutually_exclusive_min_depth": 0,
+        "compensate_probabilities": True,
+        "scale_children_by_parent": True,
+    },
+    "orthogonalization": {"num_steps": 100, "lr": 3e-4},
+    "correlation": {"rank": 25, "correlation_scale": 0.1},
+    "mean_firing_magnitudes": {"generator_name": "linear", "start": 5.0, "end": 4.0},
+    "std_firing_magnitudes": {"generator_name": "folded_normal", "mean": 0.5, "std": 0.5},
+    "bias": 0.5,
+    "seed": 42,
+}
 SYNTHETIC_MODELS = {
-    "small": _SMALL,
-    "large": replace(
-        _SMALL,
-        features=4096,
-        width=512,
-        least_often=5e-4,
-        trees=128,
-        correlation_rank=32,
-        noise_std=0.03,
-    ),
+    "small": SyntheticSettings(_SMALL, noise_std=0.06),
+    "large": SyntheticSettings(_LARGE, noise_std=0.03),
+    "bench-16k": SyntheticSettings(_BENCH_16K),
 }
 """By the name after `synthetic:`."""
 
@@ -92,9 +116,44 @@ def is_synthetic(model: str) -> bool:
 
 
 def synthetic_settings(model: str) -> SyntheticSettings:
-    """The row of `synthetic:NAME`. Raises ConfigError if there is none."""
-    require_choice("model", model, [_PREFIX + name for name in SYNTHETIC_MODELS])
-    return SYNTHETIC_MODELS[model.removeprefix(_PREFIX)]
+    """The row of `synthetic:NAME`, or what SAELens has saved there.
+
+    Raises: ConfigError if there is neither.
+    """
+    name = model.removeprefix(_PREFIX)
+    if name in SYNTHETIC_MODELS:
+        return SYNTHETIC_MODELS[name]
+    folder = Path(name)
+    if not folder.exists() and name.count("/") == 1:
+        folder = _from_hub(model)
+    path = folder / _CONFIG
+    if not path.is_file():
+        known = [_PREFIX + row for row in SYNTHETIC_MODELS]
+        raise ConfigError(
+            name="model",
+            value=model,
+            expected=f"one of {', '.join(known)}, or {_PREFIX}PATH of a folder or a repository on the hub that"
+            f" SAELens's SyntheticModel.save wrote, with a {_CONFIG}{meant(model, known)}",
+        )
+    return SyntheticSettings(json.loads(path.read_text(encoding="utf-8")), folder=folder)
+
+
+@cache
+def _from_hub(model: str) -> Path:
+    """The folder to which a repository's model is downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Whether the HTTP library's errors are OSErrors depends on huggingface_hub's version.
+    unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
+    try:
+        return Path(snapshot_download(model.removeprefix(_PREFIX), allow_patterns=_SAVED))
+    except unreachable as error:
+        raise ConfigError(
+            name="model",
+            value=model,
+            expected=f"a folder that is there, or a repository that can be reached ({first_line(error)})",
+        ) from error
 
 
 def settings_of_run(model: str) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from small_commands import refused
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.activations.inputs import open_inputs
-from dictionary_learning_ext.activations.synthetic import draw_model
+from dictionary_learning_ext.activations.synthetic import draw_model, model_hash
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config import synthetic_models
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.synthetic_models import NO_HOOK, settings_of_run
 from dictionary_learning_ext.errors import ActivationsError, ConfigError, Interrupted
 
-pytest.importorskip("sae_lens", reason="needs the extra: pip install -e '.[synthetic]'")
+synthetic = pytest.importorskip(
+    "sae_lens.synthetic", reason="needs the extra: pip install -e '.[synthetic]'"
+)
 
 TINY = "synthetic:tiny"
 
@@ -28,7 +30,11 @@ TINY = "synthetic:tiny"
 def tiny(monkeypatch):
     """A model of 40 features in 16 dimensions; and no language model can be loaded."""
     small = synthetic_models.SYNTHETIC_MODELS["small"]
-    row = replace(small, features=40, width=16, trees=2, children=3, correlation_rank=4)
+    sizes = {"num_features": 40, "hidden_dim": 16}
+    trees = small.config["hierarchy"] | {"total_root_nodes": 2, "branching_factor": 3}
+    correlation = {"rank": 4, "correlation_scale": 0.1}
+    config = small.config | sizes | {"hierarchy": trees, "correlation": correlation}
+    row = replace(small, config=config)
     monkeypatch.setitem(synthetic_models.SYNTHETIC_MODELS, "tiny", row)
 
     def load(*_, **__):
@@ -121,9 +127,41 @@ def test_a_run_whose_model_has_changed_is_refused(run, monkeypatch):
     with pytest.raises(Interrupted):
         train(run, {"x": sae_of()})
     row = synthetic_models.SYNTHETIC_MODELS["tiny"]
-    monkeypatch.setitem(synthetic_models.SYNTHETIC_MODELS, "tiny", replace(row, seed=1))
+    changed = replace(row, config=row.config | {"seed": 1})
+    monkeypatch.setitem(synthetic_models.SYNTHETIC_MODELS, "tiny", changed)
     with pytest.raises(ValueError, match="the language model 'synthetic:tiny' has changed since"):
         resumed(run.save_dir)
+
+
+def test_a_model_that_saelens_has_saved_draws_the_same_rows(run, tmp_path):
+    drawn = draw_model(TINY)
+    drawn.save(tmp_path)
+    saved = f"synthetic:{tmp_path}"
+    one, other = draw_model(TINY), draw_model(saved)
+    t.manual_seed(0)
+    expected = one.sample_with_features(64)
+    t.manual_seed(0)
+    assert all(map(t.equal, expected, other.sample_with_features(64)))
+    train(replace(run, **settings_of_run(saved)), {"x": sae_of()})
+    assert metrics_of(run.save_dir)["true_mcc"] > 0
+    before = model_hash(saved)
+    drawn.feature_dict.feature_vectors.data *= 2
+    drawn.save(tmp_path)
+    assert model_hash(saved) != before
+
+
+def test_the_benchmark_is_made_by_its_published_configuration():
+    """In few features: the whole one takes minutes."""
+    settings = synthetic_models.SYNTHETIC_MODELS["bench-16k"]
+    config = synthetic.SyntheticModelConfig.from_dict(
+        settings.config | {"num_features": 12_000, "hidden_dim": 8, "orthogonalization": None}
+    )
+    model = synthetic.SyntheticModel(config)
+    of_trees = model.hierarchy.feature_indices_used
+    assert len(of_trees) == 128 * (1 + 4 + 16 + 64)
+    magnitudes = model.activation_generator.mean_firing_magnitudes
+    assert (float(magnitudes[0]), float(magnitudes[-1])) == (5.0, 4.0)
+    assert config.hierarchy.scale_children_by_parent
 
 
 def test_a_run_with_a_language_models_settings_is_refused(run):
