@@ -20,7 +20,7 @@ from typing import Any
 
 from ..config.names import automatic_name
 from ..config.run import TrainConfig
-from ..errors import CheckpointError, ConfigError, Setting
+from ..errors import CheckpointError, ConfigError, Setting, in_shell
 
 try:
     import fcntl
@@ -161,11 +161,16 @@ def require_free(folder: Path, overwrite: bool) -> None:
     with writing(folder):  # a name may be too long
         there = [name for name in RUN_FILES if (folder / name).exists()]
     if there and not overwrite:
+        is_unfinished = RESUME in there and WEIGHTS not in there
+        to_continue = f"continue it with `vsae train --resume {in_shell(folder)}`, "
         raise ConfigError(
-            f"already holds a run ({', '.join(there)})",
+            f"already holds {'an unfinished' if is_unfinished else 'a'} run ({', '.join(there)})",
             name="save_dir",
             value=str(folder),
-            instead=("choose another, or overwrite it with ", Setting("overwrite", True)),
+            instead=(
+                to_continue if is_unfinished else "",
+                *("choose another, or overwrite it with ", Setting("overwrite", True)),
+            ),
         )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(name="save_dir", value=str(folder), expected="a folder, but it is a file")

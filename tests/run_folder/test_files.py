@@ -30,12 +30,22 @@ def test_a_folder_is_free_until_it_holds_one_of_a_runs_files(tmp_path):
     for name in files.RUN_FILES:
         require_free(tmp_path, overwrite=False)
         (tmp_path / name).mkdir()
-        with pytest.raises(ConfigError, match=rf"already holds a run \({re.escape(name)}\)"):
+        with pytest.raises(ConfigError, match=rf"already holds an? .*run \({re.escape(name)}\)"):
             require_free(tmp_path, overwrite=False)
         require_free(tmp_path, overwrite=True)
         (tmp_path / name).rmdir()
     with pytest.raises(ConfigError, match="expected a folder, but it is a file"):
         require_free(tmp_path / "notes.txt", overwrite=True)
+
+
+def test_an_unfinished_run_is_told_how_to_continue(tmp_path):
+    (tmp_path / files.RESUME).mkdir()
+    with pytest.raises(ConfigError, match=re.escape(f"`vsae train --resume {tmp_path}`, choose")):
+        require_free(tmp_path, overwrite=False)
+    (tmp_path / files.WEIGHTS).touch()
+    with pytest.raises(ConfigError) as raised:
+        require_free(tmp_path, overwrite=False)
+    assert "--resume" not in str(raised.value)
 
 
 def test_an_evaluation_at_other_settings_has_a_name_made_of_them(tmp_path):
