@@ -19,8 +19,6 @@ from ..config.checks import require
 from ..errors import CheckpointError
 from .base import Named
 
-_FEATURES_AT_ONCE = 256
-
 
 @runtime_checkable
 class HasPosterior(Protocol):
@@ -71,16 +69,9 @@ def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = 
         features: those wanted, a row each, in this order. None: all.
     """
     sae: Any = dictionary
-    parameter = next(dictionary.parameters())
-    wanted = range(dictionary.dict_size) if features is None else features
-    nothing = sae.decode(t.zeros(1, dictionary.dict_size).to(parameter))
-    parts = [nothing[:0]]
-    for start in range(0, len(wanted), _FEATURES_AT_ONCE):
-        columns = list(wanted[start : start + _FEATURES_AT_ONCE])
-        one_hot = t.zeros(len(columns), dictionary.dict_size).to(parameter)
-        one_hot[range(len(columns)), columns] = 1.0
-        parts.append(sae.decode(one_hot) - nothing)
-    return t.cat(parts).float().cpu()
+    weight_FD = sae.W_dec if hasattr(sae, "W_dec") else sae.decoder.weight.T
+    wanted_FD = weight_FD if features is None else weight_FD[list(features)]
+    return wanted_FD.detach().float().cpu()
 
 
 class FromState(Named):

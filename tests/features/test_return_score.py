@@ -56,10 +56,7 @@ def vsae(f=F, k=K, **options):
 
 
 class AgainstTheError(AutoEncoderTopK):
-    """Its features make the error larger: dropping one lowers it."""
-
-    def decode(self, x):
-        return super().decode(-x)
+    """Its features make the error larger: dropping one lowers it. See `drawn`."""
 
 
 def drawn(sae, seed=0):
@@ -70,6 +67,8 @@ def drawn(sae, seed=0):
     sae.encoder.bias.data[-1] = -1e4
     if hasattr(sae, "threshold"):
         sae.threshold.fill_(0.7)
+    if isinstance(sae, AgainstTheError):
+        sae.decoder.weight.data = -sae.encoder.weight.data.T
     return sae
 
 
