@@ -227,7 +227,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
     def __init__(self, cfg: VariationalTopKTrainingSAEConfig, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)
         self.settings, self._k_annealing = cfg.settings, cfg.k_annealing
-        self._starts_trained = False
+        self._is_untrained = True
         self._noise: t.Generator | None = None
         self._noise_state = t.empty(0, dtype=t.uint8)
         """of a checkpoint, until the next step"""
@@ -283,6 +283,9 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         require(step < self.cfg.steps, "steps", self.cfg.steps, expected)
         if step == 0:
             self._start(x)
+        if self._is_untrained:
+            set_to_median(self.b_dec, x)
+            self._is_untrained = False
         else:
             self._make_unit_norm()
         objective = self._objective(step, x, step_input.is_logging_step)
@@ -315,20 +318,20 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         return {}
 
     def _start(self, x: t.Tensor) -> None:
-        """What a run begins with: its noise, no dead features, and b_dec, unless weights were loaded."""
-        expected = f"{len(x)}, SAELens's train_batch_size_tokens"
-        require(len(x) == self.cfg.batch_size, "batch_size", self.cfg.batch_size, expected)
+        """What a run begins with: its noise, no dead features, and checks of what SAELens hands over."""
+        (rows, width), cfg = x.shape, self.cfg
+        expected = f"{rows}, SAELens's train_batch_size_tokens"
+        require(rows == cfg.batch_size, "batch_size", cfg.batch_size, expected)
+        require(width == cfg.d_in, "d_in", cfg.d_in, f"{width}, the width of the activations")
         self._noise = t.Generator(x.device).manual_seed(self.settings.seed)
-        self.tokens_since_fired = t.zeros(self.cfg.d_sae, dtype=t.long, device=x.device)
+        self.tokens_since_fired = t.zeros(cfg.d_sae, dtype=t.long, device=x.device)
         keep_freed_memory()
-        if not self._starts_trained:
-            set_to_median(self.b_dec, x)
         if self.settings.posterior != "point" and self.settings.noise_anneal_steps is None:
             log_var = self.settings.log_var_init
             sigma = math.exp(log_var / 2) if self.settings.sigma is None else self.settings.sigma
             energy = float(x.square().sum(-1).mean())
-            ratio = noise_to_signal(self.cfg.k, sigma**2, energy)
-            warn_of_noise(ratio, self.settings, self.cfg.steps)
+            ratio = noise_to_signal(cfg.k, sigma**2, energy)
+            warn_of_noise(ratio, self.settings, cfg.steps)
 
     def _objective(self, step: int, x: t.Tensor, is_logging: bool) -> StepObjective:
         settings, device = self.settings, x.device.type
@@ -421,7 +424,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
 
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        self._starts_trained = True
+        self._is_untrained = False
 
     def get_extra_state(self) -> t.Tensor:
         """Where the noise is, so that a run that SAELens resumes draws on."""

@@ -503,12 +503,14 @@ def test_the_runs_arguments_are_those_of_vsae_train():
     }
 
 
-def test_a_run_of_other_steps_or_batches_is_refused():
+def test_a_run_of_other_steps_batches_or_activations_is_refused():
     sae = VariationalTopKTrainingSAE(options_of(settings_of(sigma=0.25))["sae"])
     with pytest.raises(ConfigError, match=r"steps=50: expected training_tokens / train_batch"):
         sae.training_forward_pass(step_input(batches(1)[0], step=50))
     with pytest.raises(ConfigError, match=r"batch_size=32: expected 31, SAELens's train_batch"):
         sae.training_forward_pass(step_input(batches(1)[0][1:]))
+    with pytest.raises(ConfigError, match=r"d_in=16: expected 15, the width of the activations"):
+        sae.training_forward_pass(step_input(batches(1)[0][:, 1:]))
 
 
 def test_noise_that_drowns_the_activations_is_warned_of(caplog):
