@@ -186,6 +186,8 @@ def test_the_weights_after_50_steps_are_our_trainers(changes):
     assert max(n_dead) > 0 or int(ours.ae.k) == F
     assert t.equal(sae.tokens_since_fired, ours.num_tokens_since_fired)
     assert max(differences(sae, ours.ae).values()) < 1e-8
+    f = t.rand(B, F, dtype=t.float64)
+    t.testing.assert_close(sae.decode(f), ours.ae.decode(f), rtol=0, atol=1e-8)
     moved = differences(sae, our_trainer(settings).ae)
     assert min(moved["W_enc"], moved["b_dec"]) > 1e-3
 
@@ -265,6 +267,10 @@ def test_the_parts_of_the_loss_add_up():
     assert output.metrics["kl"].item() > 0
     assert (output.feature_acts != 0).sum(-1).max() <= K
     assert output.hidden_pre.shape == (B, F)
+
+    without = VariationalTopKTrainingSAE(options_of(settings_of(sigma=0.25, beta=0.0))["sae"])
+    output = without.training_forward_pass(step_input(data[0], 0, True))
+    assert output.metrics["kl"].item() > output.losses["kl_loss"].item() == 0
 
 
 # --- SAELens's runners
@@ -427,15 +433,23 @@ def test_a_run_starts_from_a_checkpoint_of_another(tmp_path):
     assert loaded.tokens_since_fired.max() == B
 
 
-def test_by_magnitude_it_is_saved_as_an_abstopk(tmp_path):
-    settings = settings_of(sigma=0.25, select_by="magnitude")
-    sae = their_trainer(options_of(settings), batches()).fit()
+@pytest.mark.parametrize(
+    ("changes", "saved_as"),
+    [
+        ({"select_by": "magnitude"}, "abstopk"),
+        ({"k": F}, "abstopk"),
+        ({"k": F, "rectify": True}, "topk"),
+    ],
+    ids=["by magnitude", "all features", "all features, rectified"],
+)
+def test_what_keeps_signs_is_saved_as_an_abstopk(changes, saved_as, tmp_path):
+    sae = their_trainer(options_of(settings_of(sigma=0.25, **changes)), batches()).fit()
     sae.save_inference_model(tmp_path)
-    assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == "abstopk"
+    assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == saved_as
     theirs, (ours, _) = sae_lens.SAE.load_from_disk(tmp_path), load_dictionary(tmp_path)
     x = batches(1)[0]
-    assert (theirs.encode(x) < 0).any()
-    t.testing.assert_close(theirs.encode(x), ours.encode(x).double(), rtol=0, atol=2e-6)
+    assert (theirs.encode(x) < 0).any() == (saved_as == "abstopk")
+    t.testing.assert_close(theirs.encode(x), ours.encode(x.float()).double(), rtol=0, atol=2e-6)
 
 
 # --- what is wrong
