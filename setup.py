@@ -33,6 +33,8 @@ SAEBENCH = [
     "scikit-learn<1.10",  # sae-probes asks for penalty="l1", which goes in 1.10
 ]
 
+SAELENS = ["sae-lens>=6.54,<7"]
+
 setup(
     name="dictionary-learning-ext",
     version="0.2.0",
@@ -92,7 +94,8 @@ setup(
         "docs": DOCS,
         "mutants": [*DEV, "cosmic-ray>=8.4", "toml>=0.10"],
         "saebench": SAEBENCH,
-        "synthetic": ["sae-lens>=6.54,<7"],
+        "saelens": SAELENS,
+        "synthetic": SAELENS,
     },
     entry_points={"console_scripts": ["vsae=dictionary_learning_ext.cli:main"]},
 )

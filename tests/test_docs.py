@@ -17,7 +17,7 @@ from experiments.reproducibility.settings import BOTH, CONFIRM, PENALTY, RIVAL, 
 
 NOT_HERE = () if find_spec("sae_bench") else ("bench",)
 """Subcommands whose extra isn't installed. `make test-saebench` runs their page."""
-NEEDED = {"ground_truth.md": "sae_lens"}
+NEEDED = {"ground_truth.md": "sae_lens", "sae_lens.md": "sae_lens"}
 """What the whole of a page needs. `make test-saebench` runs it."""
 
 
@@ -66,7 +66,7 @@ def test_the_commands_of_a_page_are_legal(page):
 def test_a_page_runs(page, guide_folder, tiny_lm_dir, monkeypatch):
     if page.name in NEEDED:
         pytest.importorskip(
-            NEEDED[page.name], reason="needs the extra: pip install -e '.[synthetic]'"
+            NEEDED[page.name], reason="needs the extra: pip install -e '.[saelens]'"
         )
     monkeypatch.chdir(guide_folder)
     run_page(page, tiny_lm_dir, skips=NOT_HERE)

@@ -16,7 +16,7 @@ LAYERS = (
     {"evaluation"},
     {"features"},
     {"training"},
-    {"report", "sae_bench", "export", "sweep"},
+    {"report", "sae_bench", "sae_lens", "export", "sweep"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -150,3 +150,17 @@ def test_settings_and_help_import_nothing_heavy():
         "try: main(['train', '--help'])\nexcept SystemExit: pass"
     )
     assert loaded(code, ("torch", "nnsight", "datasets", "wandb")) == "[]"
+
+
+def test_without_saelens_its_module_says_what_to_install():
+    """Also where SAELens is installed, and can't be imported."""
+    code = (
+        "sys.modules['sae_lens'] = None\n"
+        "try: import dictionary_learning_ext.sae_lens\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"], capture_output=True, text=True, check=True
+    )
+    install = "install it: pip install 'dictionary-learning-ext[saelens]'"
+    assert done.stdout.strip().endswith(install), done.stdout

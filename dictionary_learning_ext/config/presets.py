@@ -132,12 +132,12 @@ def trainer_options(
     size: dict[str, Any] = {"dict_size": dict_size, "k": k}
     run, sae = config.run, replace(config.sae, **size)
     sae = sae.resolve(steps, run.batch_size).with_sigma(activation_dim, run.normalize)
-    sae = _in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))
+    sae = in_units(sae, mean_squared_norm / training_energy(run.normalize, activation_dim))
     left_out = ("seed", *(each.name for each in fields(AuxKOptions)))
     return sizes | {n: v for n, v in sae.trainer_arguments(steps).items() if n not in left_out}
 
 
-def _in_units(sae: SAEConfig, energy: float) -> SAEConfig:
+def in_units(sae: SAEConfig, energy: float) -> SAEConfig:
     """The same vSAE for activations whose E||x||^2 is `energy` times as large.
 
     The squared error grows by `energy`, and the KL must not change: so beta grows like the error,

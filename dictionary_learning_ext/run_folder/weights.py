@@ -90,7 +90,7 @@ def load_dictionary(
     only.
 
     Arguments:
-        base_path: a folder that `vsae train` or upstream's `trainSAE` wrote.
+        base_path: a folder that `vsae train`, upstream's `trainSAE` or SAELens wrote.
         step: of the checkpoint to load. Default: the final weights.
 
     Returns: the dictionary, which takes raw activations and encodes by the mean, and config.json.
@@ -100,6 +100,8 @@ def load_dictionary(
     """
     require_device(device)
     folder = Path(base_path)
+    if step is None and is_sae_lens_folder(folder):
+        return load_sae_lens(folder, device), {"trainer": _read_sae_lens(folder)[0]}
     config = read_config(folder, step)
     trainer = config["trainer"]
     path = folder / WEIGHTS if step is None else checkpoint(folder, step)

@@ -240,10 +240,8 @@ class SamplingTrainer(Named, ABC):
 
         Of the batches of all ranks, if there are several.
         """
-        if self.starts_trained:
-            return
-        median, b_dec = geometric_median(self.ranks.gather(x).flatten(0, 1)), self.ae.b_dec.data
-        b_dec.copy_(t.where(median.isfinite().all(), median, b_dec))
+        if not self.starts_trained:
+            set_to_median(self.ae.b_dec, self.ranks.gather(x).flatten(0, 1))
 
     @abstractmethod
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> Any:
@@ -334,6 +332,13 @@ class KAnnealing(NamedTuple):
     def threshold_start(self, start_step: int) -> int:
         """The step after which the running threshold follows the selection: that of k features."""
         return max(start_step, self.steps - 1)
+
+
+@t.no_grad()
+def set_to_median(b_dec: t.Tensor, x: t.Tensor) -> None:
+    """Set b_dec to the geometric median of activations (B, D). One that is not finite is left out."""
+    median = geometric_median(x)
+    b_dec.copy_(t.where(median.isfinite().all(), median, b_dec))
 
 
 @t.no_grad()

@@ -104,9 +104,13 @@ class UnitNormAdam(GuardedAdam):
         assert weight.grad is not None
         project_out_parallel(weight, weight.grad)
         is_finite = self._clipped_step(loss, step)
-        norm_F = t.linalg.vector_norm(weight, dim=0) + t.finfo(weight.dtype).eps
-        weight.div_(t.where(is_finite, norm_F, 1.0))
+        weight.div_(t.where(is_finite, column_norms(weight), 1.0))
         return is_finite
+
+
+def column_norms(weight_DF: t.Tensor) -> t.Tensor:
+    """What a decoder's columns are divided by to be unit-norm, (F,). Upstream adds eps too."""
+    return t.linalg.vector_norm(weight_DF, dim=0) + t.finfo(weight_DF.dtype).eps
 
 
 @t.no_grad()

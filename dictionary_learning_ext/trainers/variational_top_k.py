@@ -453,19 +453,8 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
 
     def _warn_of_noise(self, x: t.Tensor) -> None:
         """Warn if noise is large beside these activations, and stays. Waits for the device."""
-        ratio, goal = float(self._noise_to_signal(x)), 0.1
-        if not MUCH_NOISE < ratio < math.inf or self.options.noise_anneal_steps is not None:
-            return
-        given = self.posterior_options
-        if given.posterior == "learned":
-            instead = f"log_var_init={given.log_var_init + math.log(goal / ratio):.3g}"
-        else:
-            instead = f"sigma={(given.sigma or 1.0) * math.sqrt(goal / ratio):.3g}"
-        logger.warning(
-            f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
-            f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by "
-            f"noise_anneal_steps={max(1, self.steps // 2)}"
-        )
+        if self.options.noise_anneal_steps is None:
+            warn_of_noise(float(self._noise_to_signal(x)), self.posterior_options, self.steps)
 
     def _warn_of_unused(self, steps: int) -> None:
         """Warn of options that have a value of their own and no effect."""
@@ -484,3 +473,19 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         for name, choice in unused.items():
             if name in given and given[name] != defaults[name]:
                 logger.warning(f"{name}={given[name]!r}: {choice}={given[choice]} does not use it")
+
+
+def warn_of_noise(ratio: float, given: PosteriorOptions, steps: int) -> None:
+    """Warn of noise that stays to the end of `steps`, if its noise_to_signal is large."""
+    goal = 0.1
+    if not MUCH_NOISE < ratio < math.inf:
+        return
+    if given.posterior == "learned":
+        instead = f"log_var_init={given.log_var_init + math.log(goal / ratio):.3g}"
+    else:
+        instead = f"sigma={(given.sigma or 1.0) * math.sqrt(goal / ratio):.3g}"
+    logger.warning(
+        f"noise_to_signal={ratio:.3g}: noise that stays to the end drowns the activations above "
+        f"{MUCH_NOISE}; set {instead} (noise_to_signal={goal}), or let it fade away by "
+        f"noise_anneal_steps={max(1, steps // 2)}"
+    )

@@ -1,0 +1,440 @@
+"""A vSAE that SAELens trains: an architecture in SAELens's registry, saved as SAELens's own `topk`.
+
+    register()                                  enters it, as `vsae_top_k`
+    runner_options(SAEConfig(...), ...)         our settings as the arguments of SAELens's runners
+
+SAELens has the loop, the activations, Adam, the learning rate and the files. The loss with its gradients,
+the noise, the schedules and the constraint on the decoder are those of `trainers/`: see
+`VariationalTopKTrainer`. Shapes: B batch, D d_in, F d_sae, K = k.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, make_dataclass
+from types import SimpleNamespace
+from typing import Any, ClassVar, get_type_hints
+
+import torch as t
+from torch import nn
+
+from .config.checks import require, require_choice, require_sizes
+from .config.presets import in_units
+from .config.sae import LOG_VAR_LIMITS, PosteriorOptions, SAEConfig, Variational, VSAETopKConfig
+from .errors import ConfigError, Setting
+from .trainers.base import KAnnealing, Named, set_to_median
+from .trainers.kernels.products import StepForm, keep_freed_memory
+from .trainers.kernels.step import StepObjective, Weights, variational_loss
+from .trainers.optimizers import column_norms, project_out_parallel
+from .trainers.posterior import kl_scale, noise_scale, noise_to_signal
+from .trainers.variational_top_k import VariationalTopKAutoEncoder, warn_of_noise
+
+try:
+    from sae_lens.registry import (  # pyright: ignore[reportMissingImports]
+        SAE_TRAINING_CLASS_REGISTRY,
+        register_sae_training_class,
+    )
+    from sae_lens.saes.abstopk_sae import (  # pyright: ignore[reportMissingImports]
+        AbsTopK,
+        AbsTopKSAEConfig,
+    )
+    from sae_lens.saes.sae import (  # pyright: ignore[reportMissingImports]
+        TrainingSAE,
+        TrainingSAEConfig,
+        TrainStepInput,
+        TrainStepOutput,
+    )
+    from sae_lens.saes.topk_sae import (  # pyright: ignore[reportMissingImports]
+        TopK,
+        TopKSAEConfig,
+    )
+except ImportError as error:
+    raise ImportError(
+        f"{__name__} needs SAELens ({error}); install it: "
+        "pip install 'dictionary-learning-ext[saelens]'"
+    ) from error
+
+ARCHITECTURE = VSAETopKConfig.architecture
+
+_THEIRS = {"architecture", "dict_size", "lr", "warmup_steps", "decay_start", "init_from"}
+"""Settings of ours that SAELens has under its own names."""
+_NAMES = {"dict_size": "d_sae", "activation_dim": "d_in"}
+"""How SAELens calls settings that our messages name."""
+_HINTS = get_type_hints(VSAETopKConfig)
+_SETTINGS = {f.name: f.default for f in fields(VSAETopKConfig) if f.name not in _THEIRS}
+_DTYPES = ("float32", "float64")
+
+# TrainingSAEConfig with the settings of a vSAE: their names, types and defaults stand in config/sae.py.
+_WithSettings: Any = make_dataclass(
+    "_WithSettings",
+    [(name, _HINTS[name], field(default=default)) for name, default in _SETTINGS.items()],
+    bases=(TrainingSAEConfig,),
+    kw_only=True,
+)
+
+
+def register() -> None:
+    """Enter `vsae_top_k` into SAELens's registry of training architectures. A second call does nothing."""
+    if ARCHITECTURE not in SAE_TRAINING_CLASS_REGISTRY:
+        register_sae_training_class(
+            ARCHITECTURE, VariationalTopKTrainingSAE, VariationalTopKTrainingSAEConfig
+        )
+
+
+def runner_options(
+    sae: SAEConfig,
+    *,
+    activation_dim: int,
+    steps: int,
+    batch_size: int,
+    normalize_activations: str = "expected_average_only_in",
+) -> dict[str, Any]:
+    """Settings of a vSAE as arguments of SAELens's runners.
+
+        register()
+        options = runner_options(SAEConfig(k=16, ...), activation_dim=512, steps=1000, batch_size=1024)
+        config = LanguageModelSAERunnerConfig(**options, model_name=..., hook_name=..., ...)
+
+    Arguments:
+        sae: of architecture vsae_top_k or vsae. Defaults that follow from the run are filled in as in
+            `vsae train`.
+        activation_dim: D, the width of the activations.
+        steps: of the whole training.
+        batch_size: tokens per step.
+        normalize_activations: SAELens's, see `VariationalTopKTrainingSAEConfig`.
+
+    Returns: sae, training_tokens, train_batch_size_tokens, lr, lr_warm_up_steps and lr_decay_steps.
+
+    Raises: ConfigError for another architecture, or a value that is out of range.
+    """
+    if not isinstance(sae, Variational):
+        name = getattr(sae, "architecture", sae)
+        raise ConfigError(name="architecture", value=name, expected="vsae_top_k or vsae")
+    require(
+        sae.init_from is None,
+        "init_from",
+        sae.init_from,
+        "none: SAELens starts from the folder that its from_pretrained_path names",
+    )
+    require_sizes(activation_dim=activation_dim, steps=steps, batch_size=batch_size)
+    resolved = sae.resolve(steps, batch_size)
+    settings = {name: getattr(sae, name) for name in _SETTINGS if hasattr(sae, name)}
+    config = VariationalTopKTrainingSAEConfig(
+        d_in=activation_dim,
+        d_sae=sae.dict_size,
+        steps=steps,
+        batch_size=batch_size,
+        normalize_activations=normalize_activations,
+        **settings | {"k": sae.kept_per_token},
+    )
+    default_lr = 2e-4 / math.sqrt(sae.dict_size / 2**14)  # upstream's TopKTrainer's
+    return {
+        "sae": config,
+        "training_tokens": steps * batch_size,
+        "train_batch_size_tokens": batch_size,
+        "lr": default_lr if sae.lr is None else sae.lr,
+        "lr_warm_up_steps": resolved.warmup_steps,
+        "lr_decay_steps": 0 if sae.decay_start is None else steps - sae.decay_start,
+    }
+
+
+@dataclass(kw_only=True)
+class VariationalTopKTrainingSAEConfig(Named, _WithSettings):
+    """SAELens's configuration of a vSAE. `runner_options` makes one of a `SAEConfig`.
+
+    Beside SAELens's own fields it has those of `VSAETopKConfig`, with the same names, defaults and
+    checks. sigma, prior_std and beta are in training units: those of the activations after
+    normalize_activations. A noise_to_signal needs "expected_average_only_in".
+
+    Arguments:
+        steps: of the whole training, from which defaults follow.
+        batch_size: tokens per step.
+        d_in, d_sae: D and F.
+        normalize_activations: "none", or "expected_average_only_in", which scales activations to
+            E||x|| = sqrt(D).
+
+    Raises: ConfigError for a value out of range, an option that others leave without a use, or a setting
+    of SAELens that a vSAE can't have.
+    """
+
+    steps: int
+    batch_size: int
+    decoder_init_norm: float | None = None
+
+    rescale_acts_by_decoder_norm: ClassVar[bool] = True  # of the topk that is saved
+
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    def __post_init__(self):
+        given = self.normalize_activations
+        require_choice("normalize_activations", given, ("none", "expected_average_only_in"))
+        require_choice("dtype", self.dtype.removeprefix("torch."), _DTYPES)
+        subtracts, init_norm = self.apply_b_dec_to_input, self.decoder_init_norm
+        require(subtracts, "apply_b_dec_to_input", subtracts, "True: a vSAE encodes x - b_dec")
+        expected = "None: a vSAE's decoder is unit-norm"
+        require(init_norm is None, "decoder_init_norm", init_norm, expected)
+        require(
+            self.noise_to_signal is None or given != "none",
+            "noise_to_signal",
+            self.noise_to_signal,
+            (Setting("normalize_activations", "expected_average_only_in"),),
+            instead=("or give ", Setting("sigma"), " in the activations' own units"),
+        )
+        _ = self.settings, self.k_annealing  # they check the rest
+        super().__post_init__()
+
+    @property
+    def settings(self) -> VSAETopKConfig:
+        """The settings as `vsae train` has them, with every default filled in, and sigma."""
+        given: Any = {name: getattr(self, name) for name in _SETTINGS}
+        require_sizes(d_in=self.d_in, steps=self.steps, batch_size=self.batch_size)
+        try:
+            sae = VSAETopKConfig(dict_size=self.d_sae, **given)
+            return sae.resolve(self.steps, self.batch_size).with_sigma(self.d_in, "sqrt_d")
+        except ConfigError as error:
+            raise ConfigError(error.spelled(_as_theirs)) from error
+
+    @property
+    def k_annealing(self) -> KAnnealing:
+        """How many features each step keeps."""
+        sizes = SimpleNamespace(k=self.k, activation_dim=self.d_in, dict_size=self.d_sae)
+        return KAnnealing.of(sizes, self.k_anneal_steps)
+
+    def get_inference_config_class(self) -> type[TopKSAEConfig]:
+        """Of the architecture that is saved. Without a ReLU, one that keeps signs is an `abstopk`."""
+        keeps_signs = self.select_by == "magnitude" or self.k == self.d_sae
+        return AbsTopKSAEConfig if keeps_signs and not self.rectify else TopKSAEConfig
+
+
+def _as_theirs(setting: Setting) -> str:
+    return setting._replace(name=_NAMES.get(setting.name, setting.name)).in_python
+
+
+class VariationalTopKTrainingSAE(TrainingSAE):
+    """A vSAE in SAELens's training.
+
+    `training_forward_pass` is the loss of `VariationalTopKTrainer`. Encoding is that of the SAE which is
+    saved: by the mean, and with the ReLU of SAELens's topk.
+
+    SAELens's trainer does nothing to an SAE after its optimiser's step. So the decoder is made unit-norm
+    when it is next used: by the next step, by `decode`, and when it is saved or folded.
+    """
+
+    b_enc: nn.Parameter
+    W_var: nn.Parameter
+    b_var: nn.Parameter
+
+    def __init__(self, cfg: VariationalTopKTrainingSAEConfig, use_error_term: bool = False):
+        super().__init__(cfg, use_error_term)
+        self.settings, self._k_annealing = cfg.settings, cfg.k_annealing
+        self._is_untrained = True
+        self._noise: t.Generator | None = None
+        self._noise_state = t.empty(0, dtype=t.uint8)
+        """of a checkpoint, until the next step"""
+        zeros_F = t.zeros(cfg.d_sae, dtype=t.long, device=self.device)
+        self.register_buffer("tokens_since_fired", zeros_F)
+
+    def initialize_weights(self) -> None:
+        """Those of `VariationalTopKTrainer` with the same seed. torch's generator stays as it is."""
+        cfg, settings = self.cfg, self.cfg.settings
+        posterior: Any = {
+            name: value
+            for name, value in settings.trainer_arguments(cfg.steps).items()
+            if name in {each.name for each in fields(PosteriorOptions)}
+        }
+        place = "meta" if self.device.type == "meta" else "cpu"
+        with t.random.fork_rng(devices=[]), t.device(place):
+            t.default_generator.manual_seed(settings.seed)
+            ae: Any = VariationalTopKAutoEncoder(cfg.d_in, cfg.d_sae, cfg.k, **posterior)
+
+        def parameter(value: t.Tensor) -> nn.Parameter:
+            value = value.detach().to(self.device, self.dtype).contiguous()
+            return nn.Parameter(value)
+
+        self.W_enc, self.b_enc = parameter(ae.encoder.weight.t()), parameter(ae.encoder.bias)
+        self.W_dec, self.b_dec = parameter(ae.decoder.weight.t()), parameter(ae.b_dec)
+        self.W_dec.requires_grad_(not settings.freeze_decoder)
+        if settings.posterior == "learned":
+            log_var = ae.log_var_encoder
+            self.W_var, self.b_var = parameter(log_var.weight.t()), parameter(log_var.bias)
+
+    def get_activation_fn(self) -> nn.Module:
+        is_signed = self.cfg.get_inference_config_class() is AbsTopKSAEConfig
+        return AbsTopK(self.cfg.k) if is_signed else TopK(self.cfg.k)
+
+    def get_coefficients(self) -> dict[str, Any]:
+        """None: the schedules are ours, by the step's number."""
+        return {}
+
+    def encode_with_hidden_pre(self, x: t.Tensor) -> tuple[t.Tensor, t.Tensor]:
+        """The features by the mean, and the means: (..., D) -> (..., F)."""
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
+
+    def decode(self, feature_acts: t.Tensor) -> t.Tensor:
+        """The reconstruction, by a unit-norm decoder: (..., F) -> (..., D)."""
+        return super().decode(feature_acts / self._norms_F)
+
+    @t.compiler.disable
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """The loss of one step, its parts as they enter it, and how the mean encodes the batch."""
+        step, x = step_input.n_training_steps, step_input.sae_in.to(self.dtype)
+        expected = "training_tokens / train_batch_size_tokens, the steps that SAELens takes"
+        require(step < self.cfg.steps, "steps", self.cfg.steps, expected)
+        if step == 0:
+            self._start(x)
+        if self._is_untrained:
+            set_to_median(self.b_dec, x)
+            self._is_untrained = False
+        else:
+            self._make_unit_norm()
+        objective = self._objective(step, x, step_input.is_logging_step)
+        with t.autocast(x.device.type, enabled=False):
+            terms = variational_loss(x, self._weights(), objective)
+        self.tokens_since_fired = terms.tokens_since_fired_F
+        with t.no_grad():
+            feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
+            sae_out = self.decode(feature_acts)
+        return TrainStepOutput(
+            sae_in=x,
+            sae_out=sae_out,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            loss=terms.loss,
+            losses={
+                "mse_loss": terms.l2_loss,
+                "kl_loss": objective.kl_weight * terms.kl_loss,
+                "auxiliary_reconstruction_loss": objective.auxk_alpha * terms.auxk_loss,
+            },
+            metrics={
+                "kl": terms.kl_loss,
+                "noise_scale": objective.noise_scale,
+                "k": objective.k,
+            },
+        )
+
+    def calculate_aux_loss(self, *_: Any, **__: Any) -> dict[str, t.Tensor]:
+        """None: `training_forward_pass` has the whole loss."""
+        return {}
+
+    def _start(self, x: t.Tensor) -> None:
+        """What a run begins with: its noise, no dead features, and checks of what SAELens hands over."""
+        (rows, width), cfg = x.shape, self.cfg
+        expected = f"{rows}, SAELens's train_batch_size_tokens"
+        require(rows == cfg.batch_size, "batch_size", cfg.batch_size, expected)
+        require(width == cfg.d_in, "d_in", cfg.d_in, f"{width}, the width of the activations")
+        self._noise = t.Generator(x.device).manual_seed(self.settings.seed)
+        self.tokens_since_fired = t.zeros(cfg.d_sae, dtype=t.long, device=x.device)
+        keep_freed_memory()
+        if self.settings.posterior != "point" and self.settings.noise_anneal_steps is None:
+            log_var = self.settings.log_var_init
+            sigma = math.exp(log_var / 2) if self.settings.sigma is None else self.settings.sigma
+            energy = float(x.square().sum(-1).mean())
+            ratio = noise_to_signal(cfg.k, sigma**2, energy)
+            warn_of_noise(ratio, self.settings, cfg.steps)
+
+    def _objective(self, step: int, x: t.Tensor, is_logging: bool) -> StepObjective:
+        settings, device = self.settings, x.device.type
+        kl_warmup = settings.kl_warmup_steps or 0
+        kl_weight = settings.beta * kl_scale(step, settings.kl_schedule, kl_warmup)
+        threshold = settings.dead_feature_threshold
+        assert threshold is not None, "settings are resolved"
+        no_dead_yet = (step + 1) * len(x) < threshold
+        is_autocast = t.is_autocast_enabled(device)
+        return StepObjective(
+            k=self._k_annealing.at(step),
+            posterior=settings,
+            options=settings,
+            kl_weight=kl_weight,
+            noise_scale=noise_scale(step, settings.noise_anneal_steps),
+            auxk_alpha=0.0 if no_dead_yet and x.is_cuda else settings.auxk_alpha,
+            top_k_aux=self.cfg.d_in // 2,
+            dead_feature_threshold=threshold,
+            matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,
+            sigma=x.new_full((), settings.sigma or 0.0),
+            prior_std=x.new_full((), settings.prior_std),
+            log_var_limits=x.new_tensor(LOG_VAR_LIMITS) if self._is_learned else None,
+            tokens_since_fired_F=self.tokens_since_fired,
+            generator=self._generator(x.device),
+            form=StepForm.of(x.device),
+            measures_kl=is_logging or kl_weight != 0,
+        )
+
+    def _weights(self) -> Weights:
+        """The parameters in our shapes. The decoder's gradient arrives without its part along W_dec."""
+        W_dec_DF = self.W_dec.t()
+        if W_dec_DF.requires_grad:
+            W_dec_DF.register_hook(self._projected)
+        weights = Weights(self.W_enc.t(), self.b_enc, W_dec_DF, self.b_dec)
+        if not self._is_learned:
+            return weights
+        return weights._replace(W_var_FD=self.W_var.t(), b_var_F=self.b_var)
+
+    def _projected(self, grad_DF: t.Tensor) -> t.Tensor:
+        projected_DF = grad_DF.clone()
+        project_out_parallel(self.W_dec.t(), projected_DF)
+        return projected_DF
+
+    @property
+    def _is_learned(self) -> bool:
+        return self.settings.posterior == "learned"
+
+    @property
+    def _norms_F(self) -> t.Tensor:
+        """What the decoder's rows are divided by. One that is not trained keeps its initial norms."""
+        W_dec = self.W_dec.detach()
+        return column_norms(W_dec.t()) if self.W_dec.requires_grad else W_dec.new_ones(len(W_dec))
+
+    @t.no_grad()
+    def _make_unit_norm(self) -> None:
+        self.W_dec.div_(self._norms_F[:, None])
+
+    @t.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Let it take raw activations, which training multiplied by `scaling_factor`.
+
+        As `VariationalTopKAutoEncoder.scale_biases`: the decoder stays unit-norm, and features are in the
+        activations' own units, like the settings. (SAELens's own keeps the features' units and scales the
+        decoder.)
+        """
+        self._make_unit_norm()
+        self.b_enc.div_(scaling_factor)
+        self.b_dec.div_(scaling_factor)
+        if self._is_learned:
+            self.W_var.mul_(scaling_factor)
+            self.b_var.sub_(2 * math.log(scaling_factor))
+        raw: Any = in_units(self.settings, 1 / scaling_factor**2)
+        for name in ("sigma", "prior_std", "beta"):
+            setattr(self.cfg, name, getattr(raw, name))
+        self.cfg.noise_to_signal = None
+        self.cfg.normalize_activations = "none"
+        self.settings = self.cfg.settings
+
+    # --- files
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
+        state_dict["W_dec"] = state_dict["W_dec"] / self._norms_F[:, None]
+
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        """Keep what SAELens's topk has."""
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in state_dict.keys() - {"W_enc", "b_enc", "W_dec", "b_dec"}:
+            del state_dict[name]
+
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        self._is_untrained = False
+
+    def get_extra_state(self) -> t.Tensor:
+        """Where the noise is, so that a run that SAELens resumes draws on."""
+        return self._noise_state if self._noise is None else self._noise.get_state()
+
+    def set_extra_state(self, state: t.Tensor) -> None:
+        self._noise, self._noise_state = None, state
+
+    def _generator(self, device: t.device) -> t.Generator:
+        if self._noise is None:
+            self._noise = t.Generator(device)
+            self._noise.set_state(self._noise_state.cpu())
+        return self._noise
