@@ -47,7 +47,7 @@ def draw_model(model: str) -> Any:
         return SyntheticModel.load_from_disk(settings.folder)
     if "orthogonalization" in settings.config:
         logger.warning(
-            "%s: making its %s directions more orthogonal takes minutes, each time. To draw it once: "
+            "%s: making its %s directions more orthogonal takes long on a CPU, each time. To draw it once: "
             "draw_model(%r).save(FOLDER), and --model synthetic:FOLDER",
             *(model, f"{settings.features:,}", model),
         )
