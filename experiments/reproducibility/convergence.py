@@ -58,15 +58,34 @@ _KNOBS: dict[str, tuple[Options, str, tuple[float, ...]]] = {
         (0.5, 1.0, 2.0),
     ),
 }
-CANDIDATES: dict[str, dict[str, Options]] = {
-    arm: {
-        f"{arm}, {knob.removesuffix('_start')} {value:g}, lr {lr:g}": own | {knob: value, "lr": lr}
-        for value in values
-        for lr in (1e-3, 2e-3, 4e-3)
+
+
+def _candidates(arm: str, batch: int | None, lrs: tuple[float, ...]) -> dict[str, Options]:
+    """An arm's, by name.
+
+    Arguments:
+        batch: of the run. None: the setting's, or TopK's own knob.
+    """
+    own, knob, values = _KNOBS[arm]
+    named = {f"{knob.removesuffix('_start')} {value:g}, ": {knob: value} for value in values}
+    if batch is not None:
+        named = {} if knob == "batch" else named
+        named = {
+            f"{start}batch {batch}, ": one | {"batch": batch}
+            for start, one in (named or {"": {}}).items()
+        }
+    return {
+        f"{arm}, {start}lr {lr:g}": own | one | {"lr": lr}
+        for start, one in named.items()
+        for lr in lrs
     }
-    for arm, (own, knob, values) in _KNOBS.items()
+
+
+CANDIDATES = {
+    arm: _candidates(arm, None, (1e-3, 2e-3, 4e-3)) | _candidates(arm, 512, (4e-3, 8e-3))
+    for arm in ARMS
 }
-"""By arm and name. `batch` is the run's, not the SAE's."""
+"""By arm and name, of both rounds of the tuning. `batch` is the run's, not the SAE's."""
 
 
 def tune(arguments: argparse.Namespace) -> None:
