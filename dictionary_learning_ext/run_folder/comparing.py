@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -33,6 +34,7 @@ MEASURED_ON = (
 """The settings that SAEs must share to be measured together."""
 _BEFORE = {"text_column": RunConfig.text_column}
 """Of evaluations that were made before a setting was there: what it was."""
+_RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -84,7 +86,7 @@ def evaluation_file(
     return evaluation(folder, other | ({} if same_tokens else {"tokens": metrics["tokens"]}))
 
 
-def former_evaluation(folder: Path) -> dict[str, Any]:
+def former_evaluation(folder: str | Path) -> dict[str, Any]:
     """A folder's metrics.json. Empty if there is none, or a damaged one, which is written again."""
     try:
         return read_metrics_if_any(folder) or {}
@@ -101,7 +103,13 @@ def same_setting(name: str, one: Any, other: Any) -> bool:
     """Whether two values of a setting mean the same."""
     if name == STORED and None not in (one, other):
         one, other = (os.path.abspath(at_home(str(value))) for value in (one, other))
+    if name == "hook":  # a block's input is the output of the one before
+        one, other = (_RESIDUAL.sub(_as_input, str(value)) for value in (one, other))
     return one == other or (name == "model" and same_model(one, other))
+
+
+def _as_input(match: re.Match[str]) -> str:
+    return f"blocks.{int(match[1]) + 1}.hook_resid_pre"
 
 
 def require_one_setting(

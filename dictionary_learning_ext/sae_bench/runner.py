@@ -43,7 +43,8 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
-from ..run_folder.reading import read_json, require_folders
+from ..run_folder.json_files import read_json
+from ..run_folder.reading import require_folders
 from ..run_folder.trained_on import run_of
 from . import adapter
 from .adapter import FLOOR_LOOKS
