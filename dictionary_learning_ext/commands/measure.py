@@ -1,4 +1,7 @@
-"""`vsae eval`, `vsae compare` and `vsae reproduce`: metrics of SAEs, side by side, and across seeds."""
+"""`vsae eval`, `vsae compare` and `vsae reproduce`: metrics of SAEs, side by side, and across seeds.
+
+Each takes any SAE that can be named, see run_folder/sae_names.py.
+"""
 
 import json
 import textwrap
@@ -14,11 +17,11 @@ class InputFlags:
     """The activations to measure on: flags of every command that measures."""
 
     model: str | None = None
-    """The language model. Default: as in config.json. Needed if config.json names none."""
+    """The language model. Default: as in the SAE's files. Needed if these name none."""
     hook: str | None = None
-    """The hook point. Default: as in config.json. Needed if config.json names none."""
+    """The hook point. Default: as in the SAE's files. Needed if these name none."""
     data: str | None = None
-    """The text. Default: as in config.json."""
+    """The text. Default: as in the SAE's files."""
     max_norm_multiple: float | None = None
     """Leave out tokens whose norm is over this many times the median. Default: as in training."""
     remove_bos: bool | None = None
@@ -32,7 +35,7 @@ class MeasuredFlags(InputFlags):
     """The activations to measure on, which may be stored."""
 
     text_column: str | None = None
-    """The column of the text that holds the documents. Default: as in config.json."""
+    """The column of the text that holds the documents. Default: as in the SAE's files."""
     activations: str | None = None
     """Read activations from this folder, see `vsae train --help-all`. Default: as in config.json. none:
     from the language model."""
@@ -40,10 +43,13 @@ class MeasuredFlags(InputFlags):
 
 @dataclass(frozen=True)
 class EvalFlags:
-    """Evaluate run folders on held-out text and write metrics.json."""
+    """Evaluate SAEs on held-out text and write metrics.json."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Run folders, all trained on one language model."""
+    """Run folders, or other libraries' SAEs (see docs/any_sae.md), all trained on one language model."""
+    out: str | None = None
+    """The folder to write metrics.json to, which then stands for the SAE in other commands; of several SAEs,
+    it gets a folder for each. Default: the run folder. Needed for another library's SAE."""
     tokens: int | None = None
     """Held-out tokens to evaluate on, rounded up to whole batches of 2,048. Default: as in the
     run's own evaluation. If the settings differ from those of metrics.json, the results go to
@@ -64,6 +70,7 @@ def run_eval(flags: EvalFlags) -> None:
     written = []
     results = evaluate_folders(
         flags.folders,
+        out=flags.out,
         tokens=flags.tokens,
         step=flags.step,
         on_written=written.append,
@@ -77,10 +84,10 @@ def run_eval(flags: EvalFlags) -> None:
 
 @dataclass(frozen=True)
 class CompareFlags:
-    """Print the metrics of run folders side by side."""
+    """Print the metrics of SAEs side by side."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Run folders: two or more, or one to see its metrics."""
+    """Run folders, or folders that `vsae eval --out` wrote: two or more, or one to see its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
     the most important ones, and which features come back where there are several seeds of a setting."""

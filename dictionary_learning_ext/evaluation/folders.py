@@ -1,4 +1,4 @@
-"""Run folders and dictionaries: evaluated again (`vsae eval`), and opened with their activations."""
+"""Named SAEs and dictionaries: evaluated again (`vsae eval`), and opened with their activations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,14 +24,17 @@ from ..errors import (
     Setting,
 )
 from ..run_folder.comparing import MEASURED_ON, evaluation_file, measured_on, require_one_setting
-from ..run_folder.files import write_json
+from ..run_folder.files import METRICS, require_writable, write_json
 from ..run_folder.reading import read_config, require_folders
+from ..run_folder.sae_names import STANDS_FOR, lasting_name, results_folder
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .measure import batches_of, measure
+from .tables import file_names, labels
 
 SAE = Dictionary | str | Path
-"""A dictionary that takes raw activations, as `load_dictionary` returns it, or a run folder."""
+"""A dictionary that takes raw activations, as `load_dictionary` returns it, or what names an SAE: a run folder, a
+folder of SAELens or sparsify, or one on the hub, see run_folder/sae_names.py."""
 Hook = HookPoint | str
 """A hook point, or its name."""
 
@@ -39,6 +42,7 @@ Hook = HookPoint | str
 def evaluate_folders(
     folders: Sequence[str | Path],
     *,
+    out: str | Path | None = None,
     tokens: int | None = None,
     step: int | None = None,
     model: str | None = None,
@@ -51,13 +55,16 @@ def evaluate_folders(
     remove_bos: bool | None = None,
     on_written: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate run folders on the same held-out text, and write each one's metrics.json.
+    """Evaluate SAEs on the same held-out text, and write each one's metrics.json.
 
     An evaluation of a checkpoint, or at other settings than that in metrics.json, is written beside
     it, to evaluations/.
 
     Arguments:
-        folders: all trained on one language model. Those of one hook point are measured together.
+        folders: what names the SAEs, all trained on one language model. Those of one hook point are measured
+            together.
+        out: the folder to write metrics.json to; of several SAEs, it gets a folder for each. It then stands for
+            the SAE in all commands that measure. None: the SAE's own folder, unless another library wrote it.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
         model, hook, data, text_column: as in the run's config.json by default. Folders that upstream's `trainSAE`
@@ -67,7 +74,8 @@ def evaluate_folders(
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         on_written: called with each file once it is written.
 
-    Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
+    Raises: CheckpointError if a folder is damaged or belongs to another model or hook; ConfigError for results
+    that would go into another library's folder, before anything is measured.
     """
     require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
     require_folders(folders)
@@ -81,7 +89,8 @@ def evaluate_folders(
         "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
     }
-    runs = {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}
+    results_of = _results_folders(folders, step, out)
+    runs = {str(folder): run_of(folder, step=step, **where) for folder in folders}
     require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)
     tokens = _own_tokens(runs) if tokens is None else tokens
     of_hook: dict[str, list[str]] = {}
@@ -98,31 +107,46 @@ def evaluate_folders(
         measured = measure(dictionaries, inputs.held_out(run.hook, tokens), tokens)
         for name, metrics in measured.items():
             results[name] = of_step | metrics | {"measured_on": measured_on(run)}
-            path = evaluation_file(Path(name), saes[name][1], run, tokens, results[name])
-            write_json(path, results[name])
+            path = evaluation_file(
+                results_of[name], {} if out else saes[name][1], run, tokens, results[name]
+            )
+            of_sae = {} if out is None else {STANDS_FOR: lasting_name(name)}
+            write_json(path, of_sae | results[name], Setting("out"))
             on_written(path)
     return {name: results[name] for name in runs}
 
 
-# --- run folders
+def _results_folders(
+    folders: Sequence[str | Path], step: int | None, out: str | Path | None
+) -> dict[str, Path]:
+    """Where each SAE's results go. Raises an error unless they can be written there."""
+    places = {str(folder): out for folder in folders}
+    if out is not None and len(places) > 1:
+        called = labels({name: read_config(name, step) for name in places})
+        places = {name: Path(out) / file_name for name, file_name in file_names(called).items()}
+    found = {name: results_folder(name, place) for name, place in places.items()}
+    for folder in found.values():
+        require_writable(folder / METRICS, Setting("out"))
+    return found
+
+
+# --- named SAEs
 
 
 def open_folders(
     folders: Sequence[str | Path], *, step: int | None = None, **where: Any
 ) -> "OpenedFolders":
-    """Load run folders and the language model they share; see `evaluate_folders`.
+    """Load SAEs and the language model they share; see `evaluate_folders`.
 
     Arguments:
         where: model, hook, data, text_column, activations, device, max_norm_multiple and remove_bos.
     """
     require_folders(folders)
-    return _opened(
-        {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}, step
-    )
+    return _opened({str(folder): run_of(folder, step=step, **where) for folder in folders}, step)
 
 
 class OpenedFolders(NamedTuple):
-    """Run folders of one language model and hook point, loaded."""
+    """SAEs of one language model and hook point, loaded."""
 
     run: RunConfig
     saes: dict[str, tuple[Dictionary, dict[str, Any]]]
@@ -203,8 +227,8 @@ def open_sae(
     dictionary = dictionary_of(sae, device)
     hook = hook.name if isinstance(hook, HookPoint) else hook
     if isinstance(sae, str | Path):
-        is_named = lm is None or (loaded is not None and "run" in read_config(Path(sae)))
-        run = run_of(Path(sae), None if is_named else _name_of(lm), hook, device=device)
+        is_named = lm is None or (loaded is not None and "run" in read_config(sae))
+        run = run_of(sae, None if is_named else _name_of(lm), hook, device=device)
     elif lm is None or hook is None:
         raise ConfigError(
             "a dictionary doesn't say where its activations come from: expected a language model and"
@@ -247,7 +271,7 @@ class OpenedSAE(NamedTuple):
 
 
 def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
-    """The dictionary itself, or that of a run folder.
+    """The dictionary itself, or the one that is named.
 
     Raises: ConfigError for anything else, CheckpointError for a folder that can't be read.
     """

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
-from ..evaluation.tables import differing_settings, setting_text
+from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.codes import CODE_MEASURES
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import rendered
@@ -48,7 +48,7 @@ from ..run_folder.files import (
 from ..run_folder.reading import read_config
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import Vocabulary, cards, columns, page, rounded
-from .figures import OUT, file_names, write_figures
+from .figures import OUT, write_figures
 
 _MATRIX_FEATURES = 150
 

@@ -62,7 +62,7 @@ def evaluation_file(
     """Where an evaluation is written: metrics.json, or beside it if its settings are others.
 
     The folder's own settings are those in metrics.json, or else those that its training would have
-    ended with.
+    ended with. A folder without any has metrics.json written.
 
     Arguments:
         run: what was measured on.
@@ -74,9 +74,11 @@ def evaluation_file(
         own = _BEFORE | former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
-    else:
+    elif settings:
         own = _BEFORE | settings | {"tokens": settings.get("eval_tokens")}
         same_tokens = own["tokens"] in (None, 0, tokens)
+    else:
+        own, same_tokens = {}, True
     other = {"step": metrics["step"]} if "step" in metrics else {}
     other |= {
         name: NONE if name == STORED and value is None else value

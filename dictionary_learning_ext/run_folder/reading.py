@@ -30,7 +30,7 @@ from .files import (
 )
 from .foreign import RECOGNISED, foreign_config, format_of
 from .json_files import Shape, read_json, readable
-from .sae_names import SAE, place_of
+from .sae_names import STANDS_FOR, place_of
 
 EXPECTED = "expected a run folder, e.g. runs/NAME"
 _DELETED = {"prior": (None, "fixed"), "free_bits": (None, 0.0)}
@@ -53,7 +53,7 @@ _CONFIG: Shape = {
 _METRICS: Shape = {
     "measured_on": {name: hint | None for name, hint in get_type_hints(RunConfig).items()},
     "not_measured": dict[str, str],
-    SAE: str,
+    STANDS_FOR: str,
     ...: float | None,
 }
 _LINE: Shape = {"step": float, ...: float | None}

@@ -23,7 +23,7 @@ from .json_files import read_json
 logger = logging.getLogger(__name__)
 
 _OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
-SAE = "sae"
+STANDS_FOR = "sae"
 """In the metrics.json of a folder of results: the SAE's name, or its folder's absolute path."""
 
 
@@ -56,7 +56,7 @@ def _stands_for(folder: Path) -> str | None:
         (folder / name).exists() for name in (CONFIG, WEIGHTS, FOREIGN_CONFIG)
     ):
         return None
-    return read_json(folder / METRICS, {SAE: str}, "run `vsae eval` again").get(SAE)
+    return read_json(folder / METRICS, {STANDS_FOR: str}, "run `vsae eval` again").get(STANDS_FOR)
 
 
 def lasting_name(name: str | Path) -> str:

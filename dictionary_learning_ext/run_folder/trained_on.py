@@ -164,7 +164,9 @@ def _run_of_others(
             file,
             RunConfig.data,
         )
-    return TrainConfig().updated(found | {"model": model, "hook": hook}, str(Path(folder) / file)).run
+    return (
+        TrainConfig().updated(found | {"model": model, "hook": hook}, str(Path(folder) / file)).run
+    )
 
 
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:
