@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.checks import require
+from ..errors import Setting
 from .flags import FOLDERS, Command, positional
 
 
@@ -51,7 +52,7 @@ class EvalFlags:
     """The folder to write metrics.json to, which then stands for the SAE in other commands; of several SAEs,
     it gets a folder for each. Default: the run folder. Needed for another library's SAE."""
     tokens: int | None = None
-    """Held-out tokens to evaluate on, rounded up to whole batches of 2,048. Default: as in the
+    """Held-out tokens to evaluate on; above 2,048, rounded up to whole batches of that. Default: as in the
     run's own evaluation. If the settings differ from those of metrics.json, the results go to
     evaluations/ instead."""
     step: int | None = None
@@ -122,18 +123,20 @@ def run_compare(flags: CompareFlags) -> None:
 
 @dataclass(frozen=True)
 class ReproduceFlags:
-    """Measure which features come back with another seed."""
+    """Measure which features come back with another seed, or which two SAEs share."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Two or more run folders of one setting, trained with different --seed and --data-seed. One: order
-    its features by how likely they are to come back, see return_scores.csv in it."""
+    """Two or more run folders of one setting, trained with different --seed and --data-seed; or other SAEs of
+    one hook point, also of other libraries (see docs/any_sae.md). One: order its features by how likely
+    they are to come back, see return_scores.csv in it."""
     tokens: int | None = None
-    """Held-out tokens to compare the features' activations on, rounded up to whole batches of 2,048.
-    Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
+    """Held-out tokens to compare the features' activations on; above 2,048, rounded up to whole batches of
+    that. Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
     language model."""
     csv: str | None = None
     """A file to write with a row for each feature of each SAE: its mean match in the others, in how
-    many of them it returns, and its return score. Of one folder: instead of return_scores.csv."""
+    many of them it returns, and its return score. Of one folder: instead of return_scores.csv; needed for
+    another library's SAE."""
     json: bool = False
     """Print JSON instead."""
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
@@ -141,10 +144,13 @@ class ReproduceFlags:
 
 def run_reproduce(flags: ReproduceFlags) -> None:
     from ..features.reproducibility_of_folders import as_json, measured, printed, write_features
+    from ..run_folder.sae_names import require_results_at
 
     if len(flags.folders) == 1:
         _score(flags)
         return
+    if flags.csv is not None:
+        require_results_at(Path(flags.csv), flags.folders, Setting("csv"))
     found = measured(flags.folders, flags.tokens, **vars(flags.inputs))
     if flags.csv is not None:
         write_features(found, flags.csv)
@@ -157,6 +163,7 @@ def _score(flags: ReproduceFlags) -> None:
     """Of a single folder."""
     from ..features.return_score import printed, return_scores
     from ..run_folder.files import RETURN_SCORES
+    from ..run_folder.sae_names import require_results_at, results_folder
 
     require(
         flags.tokens is None or flags.tokens > 0,
@@ -166,8 +173,12 @@ def _score(flags: ReproduceFlags) -> None:
         instead="leave it out",
     )
     (folder,) = flags.folders
+    if flags.csv is None:
+        path = results_folder(folder, give=Setting("csv", "FILE")) / RETURN_SCORES
+    else:
+        path = Path(flags.csv)
+    require_results_at(path, flags.folders, Setting("csv"))
     (scores,) = return_scores([folder], flags.tokens, **vars(flags.inputs)).values()
-    path = Path(folder) / RETURN_SCORES if flags.csv is None else Path(flags.csv)
     scores.write(path)
     if flags.json:
         found = {"counts": scores.counts, "selections": scores.selections, "errors": scores.errors}

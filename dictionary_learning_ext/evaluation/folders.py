@@ -1,5 +1,6 @@
 """Named SAEs and dictionaries: evaluated again (`vsae eval`), and opened with their activations."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import index
@@ -23,14 +24,28 @@ from ..errors import (
     LanguageModelError,
     Setting,
 )
-from ..run_folder.comparing import MEASURED_ON, evaluation_file, measured_on, require_one_setting
-from ..run_folder.files import METRICS, require_writable, write_json
+from ..run_folder.comparing import (
+    CONTEXTS,
+    MEASURED_ON,
+    evaluation_file,
+    measured_on,
+    require_one_setting,
+)
+from ..run_folder.files import METRICS, write_json
 from ..run_folder.reading import read_config, require_folders
-from ..run_folder.sae_names import STANDS_FOR, lasting_name, results_folder
+from ..run_folder.sae_names import (
+    STANDS_FOR,
+    lasting_name,
+    place_of,
+    require_results_at,
+    results_folder,
+)
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .measure import batches_of, measure
 from .tables import file_names, labels
+
+logger = logging.getLogger(__name__)
 
 SAE = Dictionary | str | Path
 """A dictionary that takes raw activations, as `load_dictionary` returns it, or what names an SAE: a run folder, a
@@ -107,10 +122,10 @@ def evaluate_folders(
         measured = measure(dictionaries, inputs.held_out(run.hook, tokens), tokens)
         for name, metrics in measured.items():
             results[name] = of_step | metrics | {"measured_on": measured_on(run)}
-            path = evaluation_file(
-                results_of[name], {} if out else saes[name][1], run, tokens, results[name]
-            )
-            of_sae = {} if out is None else {STANDS_FOR: lasting_name(name)}
+            config, of_sae = saes[name][1], {}
+            if results_of[name] != place_of(name).folder:
+                config, of_sae = {}, {STANDS_FOR: lasting_name(name)}
+            path = evaluation_file(results_of[name], config, run, tokens, results[name])
             write_json(path, of_sae | results[name], Setting("out"))
             on_written(path)
     return {name: results[name] for name in runs}
@@ -126,7 +141,7 @@ def _results_folders(
         places = {name: Path(out) / file_name for name, file_name in file_names(called).items()}
     found = {name: results_folder(name, place) for name, place in places.items()}
     for folder in found.values():
-        require_writable(folder / METRICS, Setting("out"))
+        require_results_at(folder / METRICS, folders, Setting("out"))
     return found
 
 
@@ -134,22 +149,41 @@ def _results_folders(
 
 
 def open_folders(
-    folders: Sequence[str | Path], *, step: int | None = None, **where: Any
+    folders: Sequence[str | Path],
+    *,
+    step: int | None = None,
+    saes: "dict[str, Loaded] | None" = None,
+    **where: Any,
 ) -> "OpenedFolders":
     """Load SAEs and the language model they share; see `evaluate_folders`.
 
+    All are read on the contexts of the first. A warning says so if the others were trained on other ones.
+
     Arguments:
+        saes: the folders' SAEs, if they are loaded.
         where: model, hook, data, text_column, activations, device, max_norm_multiple and remove_bos.
     """
     require_folders(folders)
-    return _opened({str(folder): run_of(folder, step=step, **where) for folder in folders}, step)
+    runs = {str(folder): run_of(folder, step=step, **where) for folder in folders}
+    first_name, first = next(iter(runs.items()))
+    contexts = {name: getattr(first, name) for name in CONTEXTS}
+    for folder, run in runs.items():
+        if replace(run, **contexts) != run:
+            said = ", ".join(f"{name}={value}" for name, value in contexts.items())
+            logger.warning("%s: read in the contexts of %s (%s)", folder, first_name, said)
+            runs[folder] = replace(run, **contexts)
+    return _opened(runs, step, saes)
+
+
+Loaded = tuple[Dictionary, dict[str, Any]]
+"""An SAE and its config.json, as `load_dictionary` returns them."""
 
 
 class OpenedFolders(NamedTuple):
     """SAEs of one language model and hook point, loaded."""
 
     run: RunConfig
-    saes: dict[str, tuple[Dictionary, dict[str, Any]]]
+    saes: "dict[str, Loaded]"
     """Each folder's SAE and config.json."""
     inputs: Inputs
     own_tokens: int
@@ -175,11 +209,16 @@ class OpenedFolders(NamedTuple):
         return self.inputs.hooks[self.run.hook]
 
 
-def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
+def _opened(
+    runs: dict[str, RunConfig],
+    step: int | None,
+    saes: dict[str, Loaded] | None = None,
+) -> OpenedFolders:
     """Load the folders of these runs, and their language model."""
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
-    saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
+    if saes is None:
+        saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
     own_tokens = _own_tokens(runs)
     inputs = open_inputs(replace(run, eval_tokens=own_tokens), [run.hook])
     opened = OpenedFolders(run, saes, inputs, own_tokens)

@@ -46,6 +46,7 @@ from ..run_folder.comparing import measured_differently
 from ..run_folder.files import CONFIG, METRICS, RETURN_SCORES, WEIGHTS, write_json
 from ..run_folder.foreign import SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
 from ..run_folder.reading import read_metrics_if_any
+from ..run_folder.sae_names import require_own
 from ..run_folder.weights import load_dictionary
 from .exporter import export
 from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
@@ -250,6 +251,7 @@ def _stage(
     all_cut: set[str] = set()
     base_models: set[str] = set()
     for folder in folders:
+        require_own(folder, "push")
         _, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.resolve().name
         measured = read_metrics_if_any(folder)

@@ -32,6 +32,8 @@ MEASURED_ON = (
     *LEAVING_OUT,
 )
 """The settings that SAEs must share to be measured together."""
+CONTEXTS = ("text_packing", "ctx_len", "dtype")
+"""Of these, those that say how a text is read."""
 _BEFORE = {"text_column": RunConfig.text_column}
 """Of evaluations that were made before a setting was there: what it was."""
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_post")

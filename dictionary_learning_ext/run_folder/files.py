@@ -135,6 +135,11 @@ def report_files(page: Path) -> Path:
     return page.with_name(f"{page.stem}_files")
 
 
+def page_at(out: str | Path, name: str) -> Path:
+    """`out` if it names a page, x.html, or else the page of this name in the folder `out`."""
+    return Path(out) if Path(out).suffix.lower() == ".html" else Path(out) / name
+
+
 RUN_FILES = (
     WEIGHTS,
     CONFIG,

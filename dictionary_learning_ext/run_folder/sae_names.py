@@ -10,13 +10,14 @@ Results of an SAE go to its folder if this package or dictionary_learning wrote 
 
 import logging
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, HubError, Setting, first_line
-from .files import CONFIG, METRICS, RUNS, WEIGHTS
+from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable
 from .foreign import FILES, FOREIGN_CONFIG, RECOGNISED, format_of
 from .json_files import read_json
 
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 _OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 STANDS_FOR = "sae"
 """In the metrics.json of a folder of results: the SAE's name, or its folder's absolute path."""
+
+
+_OUT = Setting("out", "DIR")
 
 
 class Place(NamedTuple):
@@ -69,20 +73,40 @@ def lasting_name(name: str | Path) -> str:
 # --- where results go
 
 
-def results_folder(name: str | Path, out: str | Path | None) -> Path:
+def require_own(name: str | Path, command: str) -> None:
+    """Raise a CheckpointError unless it is an SAE in a folder of ours or upstream's.
+
+    Arguments:
+        command: that takes no others.
+    """
+    place = place_of(name)
+    if place.folder != place.results:
+        raise CheckpointError(
+            f"{name}: no run folder, nor one of dictionary_learning; `vsae {command}` takes no other"
+        )
+
+
+def results_folder(
+    name: str | Path,
+    out: str | Path | None = None,
+    give: Setting = _OUT,
+) -> Path:
     """Where the results of an SAE go: `out`, or its own folder if that is one of ours or upstream's.
+
+    Arguments:
+        give: the setting that says where, for messages.
 
     Raises: ConfigError if it has none, or `out` holds an SAE or another one's results.
     """
     if out is None:
-        if (own := place_of(name).results) is not None:
-            return own
-        what = "comes from the hub" if _is_of_the_hub(name) else f"is {format_of(Path(name))}'s"
+        place = place_of(name)
+        if place.results is not None:
+            return place.results
+        what = "comes from the hub" if _is_of_the_hub(name) else f"is {format_of(place.folder)}'s"
         raise ConfigError(
-            f"{name}: this folder {what}, and nothing is written into it",
-            instead=("say where the results go with ", Setting("out", "DIR")),
+            f"{name}: its folder {what}, and nothing is written into it",
+            instead=("say where the results go with ", give),
         )
-    require_outside(out, [name], "out")
     out = Path(out)
     other = _stands_for(out)
     if other != lasting_name(name) and any((out / file).exists() for file in FILES):
@@ -93,20 +117,27 @@ def results_folder(name: str | Path, out: str | Path | None) -> Path:
     return out
 
 
-def require_outside(path: str | Path, names: list[str | Path], setting: str) -> None:
-    """Raise a ConfigError if a path that results go to is in the folder of one of these SAEs that isn't ours
-    or upstream's, or is a run folder."""
-    for name in names:
-        place = place_of(name)
-        if place.folder == place.results:
-            continue
-        if Path(path).resolve().is_relative_to(place.folder.resolve()):
+def require_results_at(path: Path, names: Sequence[str | Path], setting: Setting) -> None:
+    """Raise an error before anything is measured if a file of results can't be written.
+
+    Arguments:
+        names: the SAEs that the results are of. Nothing goes into the folder of one that is another library's.
+        setting: the one that says where.
+
+    Raises: ConfigError for a path in such a folder; CheckpointError if the disk refuses.
+    """
+    for place in map(place_of, names):
+        is_ours = place.folder == place.results
+        if not is_ours and path.resolve().is_relative_to(place.folder.resolve()):
             raise ConfigError(
-                f"in the folder of {name}, into which nothing is written",
-                name=setting,
-                value=str(path),
-                instead="give another",
+                (
+                    setting,
+                    f": {path} is in {place.folder}, and nothing is written into that folder",
+                ),
+                name=setting.name,
+                instead="give another place",
             )
+    require_writable(path, setting)
 
 
 # --- the hub

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config.run import NONE, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting, listed
-from .comparing import former_evaluation, same_model, same_setting
+from .comparing import former_evaluation, same_model, same_setting, settings_of
 from .files import CONFIG, METRICS
 from .foreign import FOREIGN_CONFIG, HOOK_POINT
 from .reading import read_config, settings_in
@@ -98,6 +98,21 @@ def run_of(
     return replace(run, activations=None) if run.activations == NONE else run
 
 
+def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
+    """The model, hook and text that a config.json names, and how the text was read, by a run's names."""
+    if "run" in config:
+        return settings_of(config)
+    trainer, buffer = config["trainer"], config.get("buffer", {})
+    names_hook = HOOK_POINT.fullmatch(str(trainer.get("submodule_name"))) is not None
+    is_certain = names_hook or "foreign" in config  # upstream's lm_name is free
+    found = {
+        "model": trainer.get("lm_name") if is_certain else None,
+        "hook": trainer["submodule_name"] if names_hook else None,
+        **{name: buffer.get(theirs) for theirs, name in _OF_THE_BUFFER.items()},
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _named_by(
     folder: str | Path, config: dict[str, Any], given: dict[str, Any], file: str
 ) -> dict[str, Any]:
@@ -106,26 +121,26 @@ def _named_by(
     Arguments:
         file: the name of the file that `config` is of.
     """
-    trainer, measured = config["trainer"], former_evaluation(folder).get("measured_on", {})
-    names_hook = HOOK_POINT.fullmatch(str(trainer.get("submodule_name"))) is not None
-    if not names_hook and "foreign" not in config:
+    named, measured = settings_named_in(config), former_evaluation(folder).get("measured_on", {})
+    if "hook" not in named and "foreign" not in config:
         return {}
-    own_hook = trainer["submodule_name"] if names_hook else None
-    names_text = config.get("buffer", {}).get("text") is not None  # what it was trained on
-    wanted = ["model", *([] if names_hook else ["hook"]), *([] if names_text else ["data"])]
+    # What it was measured on is known to work. The text that another library names may be on its machine only.
+    wanted = ["model", *(name for name in ("hook", "data") if name not in named)]
+    if "foreign" in config and "data" in named:
+        wanted.append("data")
     own = {
         METRICS: {name: measured.get(name) for name in wanted},
-        file: {"model": trainer.get("lm_name"), "hook": own_hook},
+        file: {name: named.get(name) for name in ("model", "hook")},
     }
-    named: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for source, values in own.items():
-        known = given | named
+        known = given | found
         taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
         if taken:
             flags = " ".join(f"--{name} {value}" for name, value in taken.items())
             logger.info("%s: using %s, from its %s", folder, flags, source)
-        named |= taken
-    return named
+        found |= taken
+    return found
 
 
 def _run_of_others(

@@ -57,21 +57,21 @@ def of_class(folder, name):
     return folder
 
 
-def _of_another_library(folder, seed, f_size, weights, settings):
+def _of_another_library(folder, seed, f_size, weights, settings, d):
     generator = t.Generator().manual_seed(seed)
-    W_dec = t.randn(f_size, D, generator=generator)
+    W_dec = t.randn(f_size, d, generator=generator)
     W_dec /= W_dec.norm(dim=1, keepdim=True)
-    biases = 0.1 * t.randn(f_size, generator=generator), t.randn(D, generator=generator)
+    biases = 0.1 * t.randn(f_size, generator=generator), t.randn(d, generator=generator)
     folder.mkdir(parents=True)
     save_file(weights(W_dec, *biases), folder / settings.pop("weights"))
     (folder / "cfg.json").write_text(json.dumps(settings))
     return folder
 
 
-def of_sae_lens(folder, seed=0, f_size=F, k=K, **about):
+def of_sae_lens(folder, seed=0, f_size=F, k=K, d=D, **about):
     """A folder as SAELens 6 saves a TopK SAE of random directions, trained at blocks.1."""
     about = {"sae_lens_version": "6.54.0", "hook_name": "blocks.1.hook_resid_post"} | about
-    settings = {"architecture": "topk", "d_in": D, "d_sae": f_size, "k": k, "metadata": about}
+    settings = {"architecture": "topk", "d_in": d, "d_sae": f_size, "k": k, "metadata": about}
     settings |= {"apply_b_dec_to_input": True, "normalize_activations": "none"}
     return _of_another_library(
         folder,
@@ -84,6 +84,7 @@ def of_sae_lens(folder, seed=0, f_size=F, k=K, **about):
             "b_dec": b_dec,
         },
         settings | {"weights": "sae_weights.safetensors"},
+        d,
     )
 
 
@@ -102,4 +103,5 @@ def of_sparsify(folder, seed=0, f_size=F, k=K):
             "b_dec": b_dec,
         },
         settings | {"transcode": False, "d_in": D, "weights": "sae.safetensors"},
+        D,
     )

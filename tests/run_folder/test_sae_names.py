@@ -127,7 +127,9 @@ def test_a_release_of_saelens_is_found_in_its_table(hub, table):
     expected, _ = load_dictionary(repositories / "me" / "reformatted" / "layer_8")
     assert t.equal(sae.encoder.weight, expected.encoder.weight)
     assert run_of(name, "given/model").data == "of/the_table"
-    with pytest.raises(HubError, match=r"has no 'layer_7'; expected blocks.8.hook_resid_pre, layer"):
+    with pytest.raises(
+        HubError, match=r"has no 'layer_7'; expected blocks.8.hook_resid_pre, layer"
+    ):
         read_config("gpt2-small-res/layer_7")
     with pytest.raises(CheckpointError, match="release scope is stored in the format 'gemma_2'"):
         read_config("scope/layer_0")
