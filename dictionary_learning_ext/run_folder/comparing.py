@@ -12,7 +12,7 @@ from ..config.architectures import BY_DICT_CLASS
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
 from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
 from ..errors import CheckpointError, Setting, Text, UserError
-from .files import at_home, evaluation
+from .files import METRICS, at_home, evaluation
 from .reading import read_metrics_if_any
 
 SEEDS = ("seed", "data_seed")
@@ -72,7 +72,8 @@ def evaluation_file(
         metrics: what was measured. It names the step of a checkpoint.
     """
     settings = config.get("run", {}).get("settings", {})
-    if former := former_evaluation(folder):
+    # A folder that isn't there yet may have a name like those of the hub.
+    if (folder / METRICS).exists() and (former := former_evaluation(folder)):
         own = _BEFORE | former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])

@@ -132,6 +132,15 @@ def test_features_in_python(exported, tiny_lm_dir, text):
     assert agreement(exported["ours"], exported["SAELens"]).pair.pw_mcc == pytest.approx(1)
 
 
+def test_results_go_to_a_folder_that_is_named_like_a_place_on_the_hub(
+    sparse, where, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    out = "results/of/sparse"
+    assert main(["eval", str(sparse[0]), "--tokens", "64", *where, "--out", out]) == 0
+    assert main(["compare", out]) == 0
+
+
 def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, capsys):
     folder = sparse[0]
     before, listed = content(tmp_path), {*tmp_path.rglob("*")}
