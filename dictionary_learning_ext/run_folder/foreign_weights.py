@@ -75,11 +75,10 @@ def load_foreign(
             )
     try:
         state = _upstream_state(folder, settings, weights, unit_norm)
-        if architecture in _OF_TOP_K:
-            if not 1 <= k <= sizes["dict_size"]:
-                raise ValueError("k is out of range")
-            sizes["k"] = k
-        dictionary: Any = _CLASSES[architecture](*sizes.values()).to(dtype)
+        if architecture in _OF_TOP_K and not 1 <= k <= sizes["dict_size"]:
+            raise ValueError("k is out of range")
+        of_top_k = [k] if architecture in _OF_TOP_K else []
+        dictionary: Any = _CLASSES[architecture](*sizes.values(), *of_top_k).to(dtype)
         dictionary.load_state_dict(dictionary.state_dict() | state)
     except CheckpointError:
         raise

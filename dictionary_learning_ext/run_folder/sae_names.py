@@ -161,6 +161,8 @@ def _fetched(name: str) -> Place:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+    # HfHubHTTPError's bases are the errors of the HTTP library, which has been requests, httpx and httpx2.
+    unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
     repo, inside, overrides = _place_on_the_hub(name)
     within = f"{inside}/" if inside else ""
     files = [f"{within}{file}" for file in FILES]
@@ -169,7 +171,7 @@ def _fetched(name: str) -> Place:
         snapshot = huggingface_hub.snapshot_download(
             repo, allow_patterns=[*files, beside.as_posix()]
         )
-    except (HfHubHTTPError, OSError, ValueError, *HfHubHTTPError.__bases__) as error:
+    except unreachable as error:
         has_none = isinstance(error, RepositoryNotFoundError)
         why = f"has no repository {repo}" if has_none else f"can't be read ({first_line(error)})"
         of_table = "" if _releases() else ", or install sae-lens for the names of its releases"

@@ -179,9 +179,8 @@ def _run_of_others(
             file,
             RunConfig.data,
         )
-    return (
-        TrainConfig().updated(found | {"model": model, "hook": hook}, str(Path(folder) / file)).run
-    )
+    own = {"model": model, "hook": hook, "eval_tokens": 0}  # it has no evaluation of its own
+    return TrainConfig().updated(found | own, str(Path(folder) / file)).run
 
 
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:
