@@ -123,8 +123,9 @@ def _upstream_state(
 ) -> dict[str, t.Tensor]:
     """The weights as the class of an architecture has them."""
     architecture, scale = settings["architecture"], settings["scale"]
-    W_enc_DF, W_dec_FD = weights["W_enc"] * scale, weights["W_dec"] / scale
-    b_dec_D = weights["b_dec"] / scale
+    W_enc_DF, W_dec_FD, b_dec_D = (weights[name] for name in ("W_enc", "W_dec", "b_dec"))
+    if scale != 1.0:
+        W_enc_DF, W_dec_FD, b_dec_D = W_enc_DF * scale, W_dec_FD / scale, b_dec_D / scale
     norms_F = W_dec_FD.norm(dim=1)
     is_unit = t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0)
     rescales = settings["rescales"] and architecture in _OF_TOP_K
@@ -136,7 +137,8 @@ def _upstream_state(
         )
     stays = is_unit or not (unit_norm or rescales)
     scale_F = t.ones_like(norms_F) if stays else norms_F.where(norms_F > 0, 1.0)
-    W_enc_DF, W_dec_FD = W_enc_DF * scale_F, W_dec_FD / scale_F[:, None]
+    if not stays:
+        W_enc_DF, W_dec_FD = W_enc_DF * scale_F, W_dec_FD / scale_F[:, None]
     # Upstream's JumpReLU encodes x, the others x - b_dec.
     shift_F, is_centred = b_dec_D @ W_enc_DF, settings["subtracts_b_dec"]
     if architecture == "gated":

@@ -8,7 +8,6 @@
 Results of an SAE go to its folder if this package or dictionary_learning wrote it, and else to `--out`.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -21,13 +20,9 @@ from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable
 from .foreign import FILES, FOREIGN_CONFIG, RECOGNISED, format_of
 from .json_files import read_json
 
-logger = logging.getLogger(__name__)
-
 _OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 STANDS_FOR = "sae"
 """In the metrics.json of a folder of results: the SAE's name, or its folder's absolute path."""
-
-
 _OUT = Setting("out", "DIR")
 
 

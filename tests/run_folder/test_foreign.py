@@ -174,6 +174,14 @@ def test_the_settings_of_saelens_before_version_6_are_read(written, x):
         load_dictionary(folder)
 
 
+def test_a_language_model_that_transformerlens_changed_is_warned_of(written, caplog):
+    options = {"center_writing_weights": True}
+    about = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "gpt2-small"}
+    folder, _ = written(metadata=about | {"model_from_pretrained_kwargs": options})
+    run_of(folder, "gpt2")
+    assert any("center_writing_weights" in message for message in caplog.messages)
+
+
 def test_a_run_folder_beside_saelens_files_is_a_run_folder(written):
     folder, _ = written()
     assert format_of(folder) == "SAELens"
