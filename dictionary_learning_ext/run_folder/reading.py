@@ -208,12 +208,13 @@ def given_save_dir(folder: Path) -> str | None:
 @readable()
 def read_metrics(folder: str | Path) -> dict[str, Any]:
     """A named SAE's final evaluation. Raises CheckpointError if there is none."""
-    config, place = read_config(folder), place_of(folder)
-    command = f"run `vsae eval {in_shell(folder)}`"
-    if place.results is None and "foreign" in config:
-        command = f"run `vsae eval {in_shell(folder)} --out DIR`, and give DIR in its place"
-        raise CheckpointError(f"{folder}: has no {METRICS} of its own; {command}")
-    path = (place.results or place.folder) / METRICS
+    read_config(folder)
+    command = f"run `vsae eval {in_shell(folder)}"
+    if (path := place_of(folder).metrics) is None:
+        raise CheckpointError(
+            f"{folder}: has no {METRICS} of its own; {command} --out DIR`, and give DIR in its place"
+        )
+    command += "`"
     try:
         return read_json(path, _METRICS, command)
     except FileNotFoundError as error:
@@ -223,10 +224,8 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
 @readable()
 def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
     """`read_metrics`, or None if the SAE was not evaluated."""
-    place = place_of(folder)
-    of_another = place.results is None and format_of(place.folder) is not None
-    is_there = not of_another and ((place.results or place.folder) / METRICS).exists()
-    return read_metrics(folder) if is_there else None
+    path = place_of(folder).metrics
+    return read_metrics(folder) if path is not None and path.exists() else None
 
 
 def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:

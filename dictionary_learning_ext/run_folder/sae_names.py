@@ -35,6 +35,13 @@ class Place(NamedTuple):
     overrides: dict[str, Any]
     """See `foreign_config`."""
 
+    @property
+    def metrics(self) -> Path | None:
+        """Its metrics.json, if it was evaluated; None for another library's folder, which has none."""
+        if self.results is not None:
+            return self.results / METRICS
+        return self.folder / METRICS if format_of(self.folder) is None else None
+
 
 def place_of(name: str | Path) -> Place:
     """Where a named SAE is. It is fetched from the hub if need be. A folder that isn't there is no error.
