@@ -28,7 +28,7 @@ UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py r
 	trainers/test_upstream.py trainers/test_base.py training/test_loop.py
 test-saebench: .venv-saebench/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
-		$(addprefix tests/,sae_bench export test_sae_lens.py run_folder/test_weights.py activations/test_text_files.py \
+		$(addprefix tests/,sae_bench export test_sae_lens.py run_folder/test_foreign.py activations/test_text_files.py \
 			activations/test_text.py activations/test_stored.py activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \
 			experiments/test_reproducibility_parts.py experiments/test_size_matched.py activations/test_inputs_synthetic.py \

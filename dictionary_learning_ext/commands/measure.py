@@ -1,4 +1,7 @@
-"""`vsae eval`, `vsae compare` and `vsae reproduce`: metrics of SAEs, side by side, and across seeds."""
+"""`vsae eval`, `vsae compare` and `vsae reproduce`: metrics of SAEs, side by side, and across seeds.
+
+Each takes any SAE that can be named, see run_folder/sae_names.py.
+"""
 
 import json
 import textwrap
@@ -6,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.checks import require
+from ..errors import Setting
 from .flags import FOLDERS, Command, positional
 
 
@@ -14,11 +18,11 @@ class InputFlags:
     """The activations to measure on: flags of every command that measures."""
 
     model: str | None = None
-    """The language model. Default: as in config.json. Needed if config.json names none."""
+    """The language model. Default: as in the SAE's files. Needed if these name none."""
     hook: str | None = None
-    """The hook point. Default: as in config.json. Needed if config.json names none."""
+    """The hook point. Default: as in the SAE's files. Needed if these name none."""
     data: str | None = None
-    """The text. Default: as in config.json."""
+    """The text. Default: as in the SAE's files."""
     max_norm_multiple: float | None = None
     """Leave out tokens whose norm is over this many times the median. Default: as in training."""
     remove_bos: bool | None = None
@@ -32,7 +36,7 @@ class MeasuredFlags(InputFlags):
     """The activations to measure on, which may be stored."""
 
     text_column: str | None = None
-    """The column of the text that holds the documents. Default: as in config.json."""
+    """The column of the text that holds the documents. Default: as in the SAE's files."""
     activations: str | None = None
     """Read activations from this folder, see `vsae train --help-all`. Default: as in config.json. none:
     from the language model."""
@@ -40,12 +44,15 @@ class MeasuredFlags(InputFlags):
 
 @dataclass(frozen=True)
 class EvalFlags:
-    """Evaluate run folders on held-out text and write metrics.json."""
+    """Evaluate SAEs on held-out text and write metrics.json."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Run folders, all trained on one language model."""
+    """Run folders, or other libraries' SAEs (see docs/any_sae.md), all trained on one language model."""
+    out: str | None = None
+    """The folder to write metrics.json to, which then stands for the SAE in other commands; of several SAEs,
+    it gets a folder for each. Default: the run folder. Needed for another library's SAE."""
     tokens: int | None = None
-    """Held-out tokens to evaluate on, rounded up to whole batches of 2,048. Default: as in the
+    """Held-out tokens to evaluate on; above 2,048, rounded up to whole batches of that. Default: as in the
     run's own evaluation. If the settings differ from those of metrics.json, the results go to
     evaluations/ instead."""
     step: int | None = None
@@ -64,6 +71,7 @@ def run_eval(flags: EvalFlags) -> None:
     written = []
     results = evaluate_folders(
         flags.folders,
+        out=flags.out,
         tokens=flags.tokens,
         step=flags.step,
         on_written=written.append,
@@ -77,10 +85,10 @@ def run_eval(flags: EvalFlags) -> None:
 
 @dataclass(frozen=True)
 class CompareFlags:
-    """Print the metrics of run folders side by side."""
+    """Print the metrics of SAEs side by side."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Run folders: two or more, or one to see its metrics."""
+    """Run folders, or folders that `vsae eval --out` wrote: two or more, or one to see its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
     the most important ones, and which features come back where there are several seeds of a setting."""
@@ -115,18 +123,20 @@ def run_compare(flags: CompareFlags) -> None:
 
 @dataclass(frozen=True)
 class ReproduceFlags:
-    """Measure which features come back with another seed."""
+    """Measure which features come back with another seed, or which two SAEs share."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
-    """Two or more run folders of one setting, trained with different --seed and --data-seed. One: order
-    its features by how likely they are to come back, see return_scores.csv in it."""
+    """Two or more run folders of one setting, trained with different --seed and --data-seed; or other SAEs of
+    one hook point, also of other libraries (see docs/any_sae.md). One: order its features by how likely
+    they are to come back, see return_scores.csv in it."""
     tokens: int | None = None
-    """Held-out tokens to compare the features' activations on, rounded up to whole batches of 2,048.
-    Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
+    """Held-out tokens to compare the features' activations on; above 2,048, rounded up to whole batches of
+    that. Default: as in the runs' own evaluations. 0: compare decoder directions alone, which needs no
     language model."""
     csv: str | None = None
     """A file to write with a row for each feature of each SAE: its mean match in the others, in how
-    many of them it returns, and its return score. Of one folder: instead of return_scores.csv."""
+    many of them it returns, and its return score. Of one folder: instead of return_scores.csv; needed for
+    another library's SAE."""
     json: bool = False
     """Print JSON instead."""
     inputs: MeasuredFlags = field(default_factory=MeasuredFlags)
@@ -134,10 +144,13 @@ class ReproduceFlags:
 
 def run_reproduce(flags: ReproduceFlags) -> None:
     from ..features.reproducibility_of_folders import as_json, measured, printed, write_features
+    from ..run_folder.sae_names import require_results_at
 
     if len(flags.folders) == 1:
         _score(flags)
         return
+    if flags.csv is not None:
+        require_results_at(Path(flags.csv), flags.folders, Setting("csv"))
     found = measured(flags.folders, flags.tokens, **vars(flags.inputs))
     if flags.csv is not None:
         write_features(found, flags.csv)
@@ -150,6 +163,7 @@ def _score(flags: ReproduceFlags) -> None:
     """Of a single folder."""
     from ..features.return_score import printed, return_scores
     from ..run_folder.files import RETURN_SCORES
+    from ..run_folder.sae_names import require_results_at, results_folder
 
     require(
         flags.tokens is None or flags.tokens > 0,
@@ -159,8 +173,12 @@ def _score(flags: ReproduceFlags) -> None:
         instead="leave it out",
     )
     (folder,) = flags.folders
+    if flags.csv is None:
+        path = results_folder(folder, give=Setting("csv", "FILE")) / RETURN_SCORES
+    else:
+        path = Path(flags.csv)
+    require_results_at(path, flags.folders, Setting("csv"))
     (scores,) = return_scores([folder], flags.tokens, **vars(flags.inputs)).values()
-    path = Path(folder) / RETURN_SCORES if flags.csv is None else Path(flags.csv)
     scores.write(path)
     if flags.json:
         found = {"counts": scores.counts, "selections": scores.selections, "errors": scores.errors}

@@ -13,16 +13,16 @@ class ReportFlags:
     """Write an HTML page that shows what an SAE learned."""
 
     folder: str = field(metadata=positional(FOLDER))
-    """A run folder. A folder that holds run folders gets an index page instead: their metrics, links
-    to their reports, and how well the seeds of a setting agree."""
+    """A run folder, or another library's SAE (see docs/any_sae.md). A folder that holds run folders gets an
+    index page instead: their metrics, links to their reports, and how well the seeds of a setting agree."""
     against: tuple[str, ...] = field(default=(), metadata={"metavar": FOLDERS})
-    """Other run folders to compare it with, trained on the same language model and hook point."""
+    """Other SAEs to compare it with, trained on the same language model and hook point."""
     seeds: tuple[str, ...] = field(default=(), metadata={"metavar": FOLDERS})
     """Run folders of other seeds of the same SAE. The page then shows which of its features come
     back, by their directions and by their activations on the page's tokens."""
     out: str | None = None
-    """The page to write. Its data and figures go to a folder beside it. Default:
-    FOLDER/report.html, or FOLDER/index.html for an index page."""
+    """The page to write, x.html, or a folder for it. Its data and figures go to a folder beside it. Default:
+    FOLDER/report.html, or FOLDER/index.html for an index page. Needed for another library's SAE."""
     figures: bool = True
     """Also write the figures as PNG files."""
     report: ReportOptions = field(default_factory=ReportOptions)

@@ -89,7 +89,7 @@ class RunConfig(Checked):
     device: str = "cpu"
     """Where to compute: cpu, cuda or cuda:N."""
     eval_tokens: int = 100_000
-    """Held-out tokens in the final evaluation, rounded up to whole batches of 2,048. 0: no
+    """Held-out tokens in the final evaluation; above 2,048, rounded up to whole batches of that. 0: no
     evaluation."""
     eval_documents: int = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""

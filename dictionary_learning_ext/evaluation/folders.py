@@ -1,5 +1,6 @@
-"""Run folders and dictionaries: evaluated again (`vsae eval`), and opened with their activations."""
+"""Named SAEs and dictionaries: evaluated again (`vsae eval`), and opened with their activations."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from operator import index
@@ -23,15 +24,32 @@ from ..errors import (
     LanguageModelError,
     Setting,
 )
-from ..run_folder.comparing import MEASURED_ON, evaluation_file, measured_on, require_one_setting
-from ..run_folder.files import write_json
+from ..run_folder.comparing import (
+    CONTEXTS,
+    MEASURED_ON,
+    evaluation_file,
+    measured_on,
+    require_one_setting,
+)
+from ..run_folder.files import METRICS, write_json
 from ..run_folder.reading import read_config, require_folders
+from ..run_folder.sae_names import (
+    STANDS_FOR,
+    lasting_name,
+    place_of,
+    require_results_at,
+    results_folder,
+)
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .measure import batches_of, measure
+from .tables import file_names, labels
+
+logger = logging.getLogger(__name__)
 
 SAE = Dictionary | str | Path
-"""A dictionary that takes raw activations, as `load_dictionary` returns it, or a run folder."""
+"""A dictionary that takes raw activations, as `load_dictionary` returns it, or what names an SAE: a run folder, a
+folder of SAELens or sparsify, or one on the hub, see run_folder/sae_names.py."""
 Hook = HookPoint | str
 """A hook point, or its name."""
 
@@ -39,6 +57,7 @@ Hook = HookPoint | str
 def evaluate_folders(
     folders: Sequence[str | Path],
     *,
+    out: str | Path | None = None,
     tokens: int | None = None,
     step: int | None = None,
     model: str | None = None,
@@ -51,13 +70,16 @@ def evaluate_folders(
     remove_bos: bool | None = None,
     on_written: Callable[[Path], None] = lambda path: None,
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate run folders on the same held-out text, and write each one's metrics.json.
+    """Evaluate SAEs on the same held-out text, and write each one's metrics.json.
 
     An evaluation of a checkpoint, or at other settings than that in metrics.json, is written beside
     it, to evaluations/.
 
     Arguments:
-        folders: all trained on one language model. Those of one hook point are measured together.
+        folders: what names the SAEs, all trained on one language model. Those of one hook point are measured
+            together.
+        out: the folder to write metrics.json to; of several SAEs, it gets a folder for each. It then stands for
+            the SAE in all commands that measure. None: the SAE's own folder, unless another library wrote it.
         tokens: held-out tokens. Default: as many as the runs' own evaluations (the largest).
         step: of the checkpoint to evaluate. Default: the final weights.
         model, hook, data, text_column: as in the run's config.json by default. Folders that upstream's `trainSAE`
@@ -67,7 +89,8 @@ def evaluate_folders(
         max_norm_multiple, remove_bos: which tokens to leave out; as in training by default.
         on_written: called with each file once it is written.
 
-    Raises: CheckpointError if a folder is damaged or belongs to another model or hook.
+    Raises: CheckpointError if a folder is damaged or belongs to another model or hook; ConfigError for results
+    that would go into another library's folder, before anything is measured.
     """
     require(tokens is None or tokens > 0, "tokens", tokens, "above 0")
     require_folders(folders)
@@ -81,7 +104,8 @@ def evaluate_folders(
         "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
     }
-    runs = {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}
+    results_of = _results_folders(folders, step, out)
+    runs = {str(folder): run_of(folder, step=step, **where) for folder in folders}
     require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)
     tokens = _own_tokens(runs) if tokens is None else tokens
     of_hook: dict[str, list[str]] = {}
@@ -98,34 +122,68 @@ def evaluate_folders(
         measured = measure(dictionaries, inputs.held_out(run.hook, tokens), tokens)
         for name, metrics in measured.items():
             results[name] = of_step | metrics | {"measured_on": measured_on(run)}
-            path = evaluation_file(Path(name), saes[name][1], run, tokens, results[name])
-            write_json(path, results[name])
+            config, of_sae = saes[name][1], {}
+            if results_of[name] != place_of(name).folder:
+                config, of_sae = {}, {STANDS_FOR: lasting_name(name)}
+            path = evaluation_file(results_of[name], config, run, tokens, results[name])
+            write_json(path, of_sae | results[name], Setting("out"))
             on_written(path)
     return {name: results[name] for name in runs}
 
 
-# --- run folders
+def _results_folders(
+    folders: Sequence[str | Path], step: int | None, out: str | Path | None
+) -> dict[str, Path]:
+    """Where each SAE's results go. Raises an error unless they can be written there."""
+    places = {str(folder): out for folder in folders}
+    if out is not None and len(places) > 1:
+        called = labels({name: read_config(name, step) for name in places})
+        places = {name: Path(out) / file_name for name, file_name in file_names(called).items()}
+    found = {name: results_folder(name, place) for name, place in places.items()}
+    for folder in found.values():
+        require_results_at(folder / METRICS, folders, Setting("out"))
+    return found
+
+
+# --- named SAEs
 
 
 def open_folders(
-    folders: Sequence[str | Path], *, step: int | None = None, **where: Any
+    folders: Sequence[str | Path],
+    *,
+    step: int | None = None,
+    saes: "dict[str, Loaded] | None" = None,
+    **where: Any,
 ) -> "OpenedFolders":
-    """Load run folders and the language model they share; see `evaluate_folders`.
+    """Load SAEs and the language model they share; see `evaluate_folders`.
+
+    All are read on the contexts of the first. A warning says so if the others were trained on other ones.
 
     Arguments:
+        saes: the folders' SAEs, if they are loaded.
         where: model, hook, data, text_column, activations, device, max_norm_multiple and remove_bos.
     """
     require_folders(folders)
-    return _opened(
-        {str(folder): run_of(Path(folder), step=step, **where) for folder in folders}, step
-    )
+    runs = {str(folder): run_of(folder, step=step, **where) for folder in folders}
+    first_name, first = next(iter(runs.items()))
+    contexts = {name: getattr(first, name) for name in CONTEXTS}
+    for folder, run in runs.items():
+        if replace(run, **contexts) != run:
+            said = ", ".join(f"{name}={value}" for name, value in contexts.items())
+            logger.warning("%s: read in the contexts of %s (%s)", folder, first_name, said)
+            runs[folder] = replace(run, **contexts)
+    return _opened(runs, step, saes)
+
+
+Loaded = tuple[Dictionary, dict[str, Any]]
+"""An SAE and its config.json, as `load_dictionary` returns them."""
 
 
 class OpenedFolders(NamedTuple):
-    """Run folders of one language model and hook point, loaded."""
+    """SAEs of one language model and hook point, loaded."""
 
     run: RunConfig
-    saes: dict[str, tuple[Dictionary, dict[str, Any]]]
+    saes: "dict[str, Loaded]"
     """Each folder's SAE and config.json."""
     inputs: Inputs
     own_tokens: int
@@ -151,11 +209,16 @@ class OpenedFolders(NamedTuple):
         return self.inputs.hooks[self.run.hook]
 
 
-def _opened(runs: dict[str, RunConfig], step: int | None) -> OpenedFolders:
+def _opened(
+    runs: dict[str, RunConfig],
+    step: int | None,
+    saes: dict[str, Loaded] | None = None,
+) -> OpenedFolders:
     """Load the folders of these runs, and their language model."""
     require_one_setting(runs, MEASURED_ON, CheckpointError)
     run = next(iter(runs.values()))
-    saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
+    if saes is None:
+        saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
     own_tokens = _own_tokens(runs)
     inputs = open_inputs(replace(run, eval_tokens=own_tokens), [run.hook])
     opened = OpenedFolders(run, saes, inputs, own_tokens)
@@ -203,8 +266,8 @@ def open_sae(
     dictionary = dictionary_of(sae, device)
     hook = hook.name if isinstance(hook, HookPoint) else hook
     if isinstance(sae, str | Path):
-        is_named = lm is None or (loaded is not None and "run" in read_config(Path(sae)))
-        run = run_of(Path(sae), None if is_named else _name_of(lm), hook, device=device)
+        is_named = lm is None or (loaded is not None and "run" in read_config(sae))
+        run = run_of(sae, None if is_named else _name_of(lm), hook, device=device)
     elif lm is None or hook is None:
         raise ConfigError(
             "a dictionary doesn't say where its activations come from: expected a language model and"
@@ -247,7 +310,7 @@ class OpenedSAE(NamedTuple):
 
 
 def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
-    """The dictionary itself, or that of a run folder.
+    """The dictionary itself, or the one that is named.
 
     Raises: ConfigError for anything else, CheckpointError for a folder that can't be read.
     """

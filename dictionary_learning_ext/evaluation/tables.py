@@ -248,6 +248,19 @@ def labels_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {f: name if name and times[name] == 1 else endings[f] for f, name in found.items()}
 
 
+def file_names(labels: Iterable[str]) -> dict[str, str]:
+    """Each label as part of a file's name, no two alike: x/y and x_y are x_y and x_y_2."""
+    names: dict[str, str] = {}
+    for label in labels:
+        name = plain = re.sub(r"[^\w.-]", "_", label)
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{plain}_{number}"
+        names[label] = name
+    return names
+
+
 def endings_of(folders: Iterable[str]) -> dict[str, str]:
     """Each folder's shortest ending that tells it from the others."""
     parts = {folder: Path(os.path.abspath(folder)).parts for folder in folders}

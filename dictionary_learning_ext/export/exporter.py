@@ -28,6 +28,7 @@ from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
 from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk, remove_temporaries
 from ..run_folder.reading import read_metrics_if_any
+from ..run_folder.sae_names import require_own
 from ..run_folder.trained_on import run_of
 from ..run_folder.weights import load_dictionary
 from .formats import ExportedSAE, output_module, read, record, require_supported, write
@@ -112,6 +113,7 @@ def export(
     if tokens is None:
         tokens = NEURONPEDIA_TOKENS if form == "neuronpedia" else _COMPARED_TOKENS
     require(tokens > 0, "tokens", tokens, "above 0")
+    require_own(folder, "export")
     folder = Path(folder)
     dictionary, config = load_dictionary(folder, device)
     dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch as t
-from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from nnsight import LanguageModel
 from safetensors.torch import load_file, save_file
@@ -34,13 +33,15 @@ from ..config.architectures import (
 )
 from ..errors import CheckpointError, Setting, listed
 from ..run_folder.files import CONFIG, METRICS, WEIGHTS, usual_mode, write_json
-from ..run_folder.weights import (
-    SAE_LENS_CONFIG,
+from ..run_folder.foreign import (
+    FOREIGN_CONFIG,
     SAE_LENS_WEIGHTS,
-    UNIT_NORM_TOLERANCE,
-    load_sae_lens,
-    save_weights,
+    SPARSIFY_ABOUT,
+    SPARSIFY_WEIGHTS,
 )
+from ..run_folder.foreign_weights import UNIT_NORM_TOLERANCE, load_foreign
+from ..run_folder.reading import read_config
+from ..run_folder.weights import save_weights
 
 SAE_BENCH_REPO = "local/saes"
 """The repository's name in a folder for SAE Bench: any would do, it is never looked up."""
@@ -56,10 +57,7 @@ SAE_BENCH_TRAINERS = (
 )
 """The trainer classes that SAE Bench's runner has a loader for."""
 SAFETENSORS = "sae.safetensors"
-"""The weights in a folder for safetensors, and in one for sparsify."""
-SPARSIFY_CONFIG = "cfg.json"
-SPARSIFY_ABOUT = "export.json"
-"""What sparsify's config has no place for. Its reader warns of every key that it doesn't know."""
+"""The weights in a folder for safetensors."""
 _UPSTREAMS: tuple[Function, ...] = ("top_k", "jump_relu", "relu", "gated")
 _HELD: dict[ExportFormat, tuple[Function, ...]] = {
     "sae-bench": _UPSTREAMS,
@@ -255,10 +253,9 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
     compare with the libraries themselves. In float32, rounding alone can move a feature across a
     threshold.
     """
-    if form == "sae-lens":
-        return load_sae_lens(folder, device, t.float64, unit_norm=False)
-    if form == "sparsify":
-        return _read_sparsify(folder / (source.module or ""), device).double()
+    if form in ("sae-lens", "sparsify"):
+        place = folder / (source.module or "") if form == "sparsify" else folder
+        return load_foreign(read_config(place), device, t.float64)
     if form == "safetensors":
         return _Stated(folder).to(device)
     place = folder / "downloaded_saes" / source.name if form == "sae-bench" else folder
@@ -268,7 +265,7 @@ def read(form: ExportFormat, folder: Path, source: ExportedSAE, device: str) -> 
 
 def record(form: ExportFormat, folder: Path, what: dict[str, Any]) -> None:
     """Add an entry "export" to what `write` wrote about each SAE."""
-    pattern = {"sae-lens": SAE_LENS_CONFIG, "sparsify": SPARSIFY_ABOUT}.get(form, CONFIG)
+    pattern = {"sae-lens": FOREIGN_CONFIG, "sparsify": SPARSIFY_ABOUT}.get(form, CONFIG)
     for path in folder.rglob(pattern):
         config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, config | {"export": what})
@@ -340,7 +337,7 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
             **source.trained_on(),
         },
     }
-    write_json(folder / SAE_LENS_CONFIG, config)
+    write_json(folder / FOREIGN_CONFIG, config)
     with usual_mode(folder / SAE_LENS_WEIGHTS):
         save_file(_tensors(sae, row), folder / SAE_LENS_WEIGHTS)
 
@@ -370,20 +367,11 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
         "b_dec": tensors["b_dec"],
     }
     place.mkdir(parents=True)
-    write_json(place / SPARSIFY_CONFIG, config)
+    write_json(place / FOREIGN_CONFIG, config)
+    # sparsify's reader warns of every key in cfg.json that it doesn't know.
     write_json(place / SPARSIFY_ABOUT, source.trained_on())
-    with usual_mode(place / SAFETENSORS):
-        save_file(weights, place / SAFETENSORS)
-
-
-def _read_sparsify(folder: Path, device: str) -> AutoEncoderTopK:
-    """What sparsify's `SparseCoder` computes: upstream's TopK."""
-    config = json.loads((folder / SPARSIFY_CONFIG).read_text(encoding="utf-8"))
-    weights = load_file(folder / SAFETENSORS)
-    sae: Any = AutoEncoderTopK(config["d_in"], config["num_latents"], config["k"])
-    weights["decoder.weight"] = weights.pop("W_dec").t()
-    sae.load_state_dict(sae.state_dict() | weights)
-    return sae.to(device)
+    with usual_mode(place / SPARSIFY_WEIGHTS):
+        save_file(weights, place / SPARSIFY_WEIGHTS)
 
 
 def _write_safetensors(folder: Path, source: ExportedSAE) -> None:

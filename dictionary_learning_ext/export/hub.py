@@ -44,8 +44,10 @@ from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
 from ..run_folder.comparing import measured_differently
 from ..run_folder.files import CONFIG, METRICS, RETURN_SCORES, WEIGHTS, write_json
+from ..run_folder.foreign import SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
 from ..run_folder.reading import read_metrics_if_any
-from ..run_folder.weights import SAE_LENS_WEIGHTS, load_dictionary
+from ..run_folder.sae_names import require_own
+from ..run_folder.weights import load_dictionary
 from .exporter import export
 from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
 from .local_paths import without_local_paths
@@ -249,6 +251,7 @@ def _stage(
     all_cut: set[str] = set()
     base_models: set[str] = set()
     for folder in folders:
+        require_own(folder, "push")
         _, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.resolve().name
         measured = read_metrics_if_any(folder)
@@ -288,7 +291,7 @@ def _add(form: PushFormat, folder: Path, place: Path, of_export: Mapping[str, An
 
 def _of_others(staged: Path) -> Iterator[tuple[PushFormat, str]]:
     """What other libraries read in a repository: the format, and the place."""
-    names: dict[PushFormat, str] = {"sae-lens": SAE_LENS_WEIGHTS, "sparsify": SAFETENSORS}
+    names: dict[PushFormat, str] = {"sae-lens": SAE_LENS_WEIGHTS, "sparsify": SPARSIFY_WEIGHTS}
     for form, name in names.items():
         for path in staged.rglob(name):
             yield form, path.parent.relative_to(staged).as_posix()

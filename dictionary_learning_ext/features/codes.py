@@ -70,14 +70,15 @@ CODE_MEASURES = (
         "correlation",
         "correlation",
         "mean correlation over tokens of the activations of two seeds' features. The features are "
-        "matched one to one, so that it is as large as possible. One that never fires has 0",
+        "matched one to one, so that it is as large as possible, as many pairs as the smaller SAE has. One that "
+        "never fires has 0",
         ".4f",
     ),
     *(
         CodeMeasure(
             f"correlation_{least:g}",
             f"correlation > {least:g}",
-            f"share of features whose match by activations has a correlation of at least {least:g}",
+            f"share of these pairs that have a correlation of at least {least:g}",
             ".1%",
         )
         for least in RETURNING
@@ -249,29 +250,31 @@ def measures_of_pair(
     """Every measure of CODE_MEASURES, and `subspace_null`. All are symmetric in the two, but for the random draws of the null.
 
     Correlations are Pearson's over all tokens, those included at which a feature is not selected. They
-    are taken of all F features. What is of returning features is the mean of the two SAEs.
+    are taken of all features of the smaller SAE. What is of returning features is the mean of the two SAEs.
 
     Arguments:
         pair: how the directions agree.
         seed: of the null's random directions.
     """
-    centred_F, others_F = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
-    correlations_F = matching(centred_F, others_F, signed=True)[1]
-    by_direction_F = products_of_each(centred_F, others_F[pair.matched_F])
-    signs_F = (a.unit_FD * b.unit_FD[pair.matched_F]).sum(1).sign().numpy()
-    returns_F = {least: pair.match_F >= least for least in RETURNING}
+    centred_F, others_G = _centred(a.code_NF), _centred(b.code_NF, sign=-1.0)
+    matched_F, correlations_F = matching(centred_F, others_G, signed=True)
+    correlations_P = correlations_F[matched_F >= 0]
+    ours_P = np.flatnonzero(pair.is_matched_F)
+    theirs_P = pair.matched_F[ours_P]
+    by_direction_P = products_of_each(centred_F[ours_P], others_G[theirs_P])
+    signs_P = (a.unit_FD[ours_P] * b.unit_FD[theirs_P]).sum(1).sign().numpy()
     return {
-        "correlation": float(correlations_F.mean()),
+        "correlation": float(correlations_P.mean()),
         **{
-            f"correlation_{least:g}": float((correlations_F >= least).mean()) for least in RETURNING
+            f"correlation_{least:g}": float((correlations_P >= least).mean()) for least in RETURNING
         },
-        "correlation_by_direction": float((signs_F * by_direction_F).mean()),
+        "correlation_by_direction": float((signs_P * by_direction_P).mean()),
         **{
-            f"returning_{least:g}_not_near_dead": _share(a.is_used_F, b.is_used_F, returns, pair)
-            for least, returns in returns_F.items()
+            f"returning_{least:g}_not_near_dead": _share(a.is_used_F, b.is_used_F, least, pair)
+            for least in RETURNING
         },
-        "returning_selections": _share(a.count_F, b.count_F, returns_F[RETURNING[0]], pair),
-        "returning_energy": _share(a.energy_F, b.energy_F, returns_F[RETURNING[0]], pair),
+        "returning_selections": _share(a.count_F, b.count_F, RETURNING[0], pair),
+        "returning_energy": _share(a.energy_F, b.energy_F, RETURNING[0], pair),
         "jaccard": _jaccard(a.code_NF, b.code_NF, pair.matched_F),
         **_subspaces(a, b, pair, seed),
     }
@@ -297,21 +300,26 @@ def _centred(code_NF: Any, sign: float = 1.0) -> Any:
     return hstack([scaled_FN, csr_matrix(sign * means_F * scales_F).T], format="csr")
 
 
-def _share(a_F: np.ndarray, b_F: np.ndarray, returns_F: np.ndarray, pair: PairOfSAEs) -> float:
+def _share(a_F: np.ndarray, b_G: np.ndarray, least: float, pair: PairOfSAEs) -> float:
     """The share of these weights that returning features have, the mean of the two SAEs; of no weight 0."""
-    sums = [(each_F[returns_F].sum(), each_F.sum()) for each_F in (a_F, b_F[pair.matched_F])]
+    both = (a_F, pair.match_F), (b_G, pair.match_G)
+    sums = [(each[match >= least].sum(), each.sum()) for each, match in both]
     return float(np.mean([part / total if total else 0.0 for part, total in sums]))
 
 
-def _jaccard(a_NF: Any, b_NF: Any, matched_F: np.ndarray) -> float:
+def _jaccard(a_NF: Any, b_NG: Any, matched_F: np.ndarray) -> float:
     """The mean over tokens at which either selects a feature; 0 if there is none."""
-    ones = (np.ones(each.nnz, dtype=np.int32) for each in (a_NF, b_NF))
-    places = (matched_F[a_NF.indices], a_NF.indptr), (b_NF.indices, b_NF.indptr)
-    ours_NF, theirs_NF = (
-        csr_matrix((data, *place), a_NF.shape) for data, place in zip(ones, places, strict=True)
+    n_tokens, n_others = b_NG.shape
+    has_none_F = matched_F < 0  # these get numbers of their own, after the others'
+    number_F = np.where(has_none_F, n_others + has_none_F.cumsum() - 1, matched_F)
+    shape = n_tokens, n_others + int(has_none_F.sum())
+    ones = (np.ones(each.nnz, dtype=np.int32) for each in (a_NF, b_NG))
+    places = (number_F[a_NF.indices], a_NF.indptr), (b_NG.indices, b_NG.indptr)
+    ours, theirs = (
+        csr_matrix((data, *place), shape) for data, place in zip(ones, places, strict=True)
     )
-    both_N = np.asarray(ours_NF.multiply(theirs_NF).sum(axis=1)).ravel()
-    either_N = ours_NF.getnnz(axis=1) + theirs_NF.getnnz(axis=1) - both_N
+    both_N = np.asarray(ours.multiply(theirs).sum(axis=1)).ravel()
+    either_N = ours.getnnz(axis=1) + theirs.getnnz(axis=1) - both_N
     selects_N = either_N > 0
     return float((both_N[selects_N] / either_N[selects_N]).mean()) if selects_N.any() else 0.0
 
@@ -335,7 +343,10 @@ def _subspaces(a: Codes, b: Codes, pair: PairOfSAEs, seed: int) -> dict[str, flo
     """
     m = max(1, a.unit_FD.shape[1] // PRINCIPAL)
     rest_F = pair.match_F < RETURNING[0]
-    ours, theirs = np.flatnonzero(rest_F), pair.matched_F[rest_F]
+    has_none_G = np.ones(pair.n_others, dtype=bool)
+    has_none_G[pair.matched_F[pair.is_matched_F]] = False
+    ours = np.flatnonzero(rest_F)
+    theirs = np.append(pair.matched_F[rest_F & pair.is_matched_F], np.flatnonzero(has_none_G))
     our_weights, their_weights = a.energy_F[ours] ** 0.5, b.energy_F[theirs] ** 0.5
 
     def overlap(a_FD: t.Tensor, b_FD: t.Tensor) -> float | None:

@@ -63,7 +63,8 @@ def features_of(
     `SinkFinder`), as in a report.
 
     Arguments:
-        sae: a dictionary that takes raw activations, as `load_dictionary` returns it, or a run folder.
+        sae: a dictionary that takes raw activations, as `load_dictionary` returns it, or what names an SAE: a run
+            folder, another library's, or one on the hub, see run_folder/sae_names.py.
         lm: nnsight's language model, or its name or folder. None: the run folder's.
         text: None is the run folder's held-out text, in the contexts that training has. Otherwise a
             text itself, a list of them, or where to read them, see `documents_of`. Each document is

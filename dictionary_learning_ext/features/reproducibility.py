@@ -1,6 +1,9 @@
 """Which features come back when an SAE is trained again, from another seed, in another order of the data.
 
-Shapes: F features, D = activation_dim, S SAEs. All F features count, dead ones included.
+SAEs may have different numbers of features. Then each feature of the smaller has a match in the larger, and the rest
+of the larger has none: what has no match doesn't return.
+
+Shapes: F features, G features of another SAE, D = activation_dim, S SAEs. All features count, dead ones included.
 """
 
 from collections.abc import Mapping
@@ -53,9 +56,10 @@ class PairOfSAEs:
     """How two dictionaries agree."""
 
     pw_mcc: float
-    """Mean absolute cosine under the one-to-one assignment that maximises it (Song et al. 2025)."""
+    """Mean absolute cosine of matched features, under the one-to-one assignment that maximises it (Song et al.
+    2025). It is over as many pairs as the smaller has features."""
     null: float
-    """The same of two dictionaries of random directions with the covariances of these two: the mean of
+    """The same of two dictionaries of random directions with the sizes and covariances of these two: the mean of
     some draws, see `null_of`."""
     null_error: float
     """Its standard error."""
@@ -63,13 +67,27 @@ class PairOfSAEs:
     agreement: float
     """Mean signed cosine under its own assignment."""
     match_F: np.ndarray
-    """(F,), each feature of the first: the absolute cosine with its match in the second."""
+    """(F,), each feature of the first: the absolute cosine with its match in the second; 0 without a match."""
     matched_F: np.ndarray
-    """(F,), the number of that match."""
+    """(F,), the number of that match; -1 without one."""
+    n_others: int
+    """G, the features of the second."""
+
+    @cached_property
+    def match_G(self) -> np.ndarray:
+        """(G,), each feature of the second: the absolute cosine with its match in the first; 0 without a match."""
+        match_G = np.zeros(self.n_others)
+        match_G[self.matched_F[self.is_matched_F]] = self.match_F[self.is_matched_F]
+        return match_G
+
+    @property
+    def is_matched_F(self) -> np.ndarray:
+        """(F,), which features of the first have a match."""
+        return self.matched_F >= 0
 
     @property
     def measures(self) -> dict[str, float]:
-        """What tables show of the pair, see `_SHOWN`, and the share of features that return."""
+        """What tables show of the pair, see `_SHOWN`, and the share of the smaller one's features that return."""
         return {
             "pw_mcc": self.pw_mcc,
             "null": self.null,
@@ -78,7 +96,8 @@ class PairOfSAEs:
             "pw_mcc_less_null": self.pw_mcc - self.null,
             "agreement": self.agreement,
             **{
-                f"returning_{least:g}": float((self.match_F >= least).mean()) for least in RETURNING
+                f"returning_{least:g}": float((self.match_F[self.is_matched_F] >= least).mean())
+                for least in RETURNING
             },
         }
 
@@ -131,7 +150,8 @@ class Reproducibility:
         return "\n".join(lines)
 
     def returning(self, name: str) -> dict[float, float]:
-        """The share of an SAE's features that return, averaged over the others, by least cosine."""
+        """The share of all of an SAE's features that return, averaged over the others, by least cosine. In an SAE
+        of half its size, at most half of them do."""
         matches_SF = self._matches_SF(name)
         return {least: float(np.mean(matches_SF >= least)) for least in RETURNING}
 
@@ -155,13 +175,10 @@ class Reproducibility:
         return np.stack([self.matches(name, other) for other in self.names if other != name])
 
     def matches(self, name: str, other: str) -> np.ndarray:
-        """(F,), the absolute cosine of each feature of an SAE with its match in another."""
+        """(F,), the absolute cosine of each feature of an SAE with its match in another; 0 without a match."""
         if (name, other) in self.pairs:
             return self.pairs[name, other].match_F
-        pair = self.pairs[other, name]
-        match_F = np.zeros(len(pair.match_F))
-        match_F[pair.matched_F] = pair.match_F
-        return match_F
+        return self.pairs[other, name].match_G
 
 
 def measures_as_text(measures: Mapping[str, float]) -> dict[str, str]:
@@ -195,10 +212,10 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
 
     Arguments:
         directions: the decoder directions of two or more SAEs, (F, D) each, by their names, see
-            `decoder_directions`. Their lengths do not matter.
+            `decoder_directions`. Their lengths do not matter, and F may differ.
         seed: of the null's random directions. A pair's null does not depend on the other SAEs.
 
-    Raises: ReproducibilityError if there is only one SAE, or F or D differ.
+    Raises: ReproducibilityError if there is only one SAE, or D differs.
     """
     first, *others = directions
     if not others:
@@ -206,11 +223,10 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
             f"{first}: expected two or more SAEs, trained from different seeds"
         )
     for name in others:
-        shapes = tuple(directions[first].shape), tuple(directions[name].shape)
-        if shapes[0] != shapes[1]:
+        one, other = directions[first].shape[1], directions[name].shape[1]
+        if one != other:
             raise ReproducibilityError(
-                f"{name} has {shapes[1][0]} features of {shapes[1][1]} dimensions, and {first} has "
-                f"{shapes[0][0]} of {shapes[0][1]}: expected the same of both"
+                f"{name} has features of {other} dimensions, and {first} of {one}: expected the same of both"
             )
     unit: dict[str, Any] = {
         name: normalize(each.detach().float().cpu().numpy()) for name, each in directions.items()
@@ -221,15 +237,21 @@ def reproducibility(directions: Mapping[str, t.Tensor], seed: int = 0) -> Reprod
         matched_F, match_F = matching(unit[a], unit[b], signed=False)
         null, error, draws = null_of(random[a], random[b], seed)
         pairs[a, b] = PairOfSAEs(
-            pw_mcc=float(match_F.mean()),
+            pw_mcc=_mean_of_pairs(matched_F, match_F),
             null=null,
             null_error=error,
             null_draws=draws,
-            agreement=float(matching(unit[a], unit[b], signed=True)[1].mean()),
+            agreement=_mean_of_pairs(*matching(unit[a], unit[b], signed=True)),
             match_F=match_F,
             matched_F=matched_F,
+            n_others=len(unit[b]),
         )
     return Reproducibility(pairs, {name: within(each) for name, each in unit.items()})
+
+
+def _mean_of_pairs(matched_F: np.ndarray, match_F: np.ndarray) -> float:
+    """The mean over the features that have a match."""
+    return float(match_F[matched_F >= 0].mean())
 
 
 def null_of(a: RandomDirections, b: RandomDirections, seed: int) -> tuple[float, float, int]:
@@ -247,7 +269,8 @@ def null_of(a: RandomDirections, b: RandomDirections, seed: int) -> tuple[float,
     error = np.inf
     while error >= NULL_ERROR and len(means) < _MOST_DRAWS:
         draws = (each.draw(generator).numpy() for each in (a, b))
-        _, match_F = matching(*draws, signed=False)
+        matched_F, match_F = matching(*draws, signed=False)
+        match_F = match_F[matched_F >= 0]
         means.append(match_F.mean())
         variances.append(match_F.var() / len(match_F))
         of_draws = np.var(means, ddof=1) if len(means) > 1 else 0.0
@@ -256,29 +279,35 @@ def null_of(a: RandomDirections, b: RandomDirections, seed: int) -> tuple[float,
 
 
 def matching(
-    unit_FD: Vectors, others_FD: Vectors, *, signed: bool, exact_up_to: int = EXACT_UP_TO
+    unit_FD: Vectors, others_GD: Vectors, *, signed: bool, exact_up_to: int = EXACT_UP_TO
 ) -> tuple[np.ndarray, np.ndarray]:
     """Match the features of two SAEs one to one, to maximise their mean product, e.g. a cosine.
 
-    Exact for up to `exact_up_to` features (scipy's assignment). For more, it is the best assignment
+    All features of the smaller have a match. Exact for up to `exact_up_to` features (scipy's assignment). For more, it is the best assignment
     among candidates: for each feature, the 64 nearest in the other SAE, both ways. With 2,048
     and 4,096 random features, 30% of which return, that gave the exact mean; 16,384 took 12 seconds on
     two cores.
 
     Arguments:
-        unit_FD, others_FD: unit vectors, or others whose products are from -1 to 1.
+        unit_FD, others_GD: unit vectors, or others whose products are from -1 to 1.
         signed: maximise products, or else their absolute values.
 
-    Returns: for each of the first, (F,), the number of its match, and the product or its absolute value.
+    Returns: for each of the first, (F,), the number of its match, and the product or its absolute value; -1 and 0
+    for one without a match.
     """
-    n = unit_FD.shape[0]
-    if n <= exact_up_to:
-        cosines_FF = _products(unit_FD, others_FD.T)
-        values_FF = cosines_FF if signed else np.abs(cosines_FF)
-        _, matched_F = linear_sum_assignment(values_FF, maximize=True)
+    if unit_FD.shape[0] > others_GD.shape[0]:
+        matched_G, match_G = matching(others_GD, unit_FD, signed=signed, exact_up_to=exact_up_to)
+        matched_F = np.full(unit_FD.shape[0], -1)
+        match_F = np.zeros(unit_FD.shape[0], dtype=match_G.dtype)
+        matched_F[matched_G], match_F[matched_G] = np.arange(len(matched_G)), match_G
+        return matched_F, match_F
+    if others_GD.shape[0] <= exact_up_to:
+        cosines_FG = _products(unit_FD, others_GD.T)
+        values_FG = cosines_FG if signed else np.abs(cosines_FG)
+        _, matched_F = linear_sum_assignment(values_FG, maximize=True)
     else:
-        matched_F = _matched_among_candidates(unit_FD, others_FD, signed)
-    match_F = products_of_each(unit_FD, others_FD[matched_F])
+        matched_F = _matched_among_candidates(unit_FD, others_GD, signed)
+    match_F = products_of_each(unit_FD, others_GD[matched_F])
     return matched_F, match_F if signed else np.abs(match_F)
 
 
@@ -304,21 +333,21 @@ def within(unit_FD: np.ndarray) -> float:
     return float(np.concatenate(largest).mean())
 
 
-def _matched_among_candidates(unit_FD: Vectors, others_FD: Vectors, signed: bool) -> np.ndarray:
-    """(F,), for each of the first the number of its match."""
-    n = unit_FD.shape[0]
-    ours, theirs = _nearest(unit_FD, others_FD, signed), _nearest(others_FD, unit_FD, signed)
+def _matched_among_candidates(unit_FD: Vectors, others_GD: Vectors, signed: bool) -> np.ndarray:
+    """(F,), for each of the first the number of its match. The first are not more than the others."""
+    sizes = n, n_others = unit_FD.shape[0], others_GD.shape[0]
+    ours, theirs = _nearest(unit_FD, others_GD, signed), _nearest(others_GD, unit_FD, signed)
     rows = np.concatenate([ours[0], theirs[1]])
     columns = np.concatenate([ours[1], theirs[0]])
     values = np.concatenate([ours[2], theirs[2]])
-    left, right = _left_over(rows, columns, values, n)
+    left, right = _left_over(rows, columns, values, sizes)
     # So that a whole assignment exists among the candidates.
     rows, columns = np.concatenate([rows, left]), np.concatenate([columns, right])
-    products = products_of_each(unit_FD[left], others_FD[right])
+    products = products_of_each(unit_FD[left], others_GD[right])
     values = np.concatenate([values, products if signed else np.abs(products)])
-    _, first = np.unique(rows * n + columns, return_index=True)
+    _, first = np.unique(rows * n_others + columns, return_index=True)
     costs = 2.0 - values[first]  # above 0: a cost of 0 would count as no candidate
-    graph = coo_matrix((costs, (rows[first], columns[first])), shape=(n, n)).tocsr()
+    graph = coo_matrix((costs, (rows[first], columns[first])), shape=sizes).tocsr()
     rows, columns = min_weight_full_bipartite_matching(graph)
     matched_F = np.empty(n, dtype=np.int64)
     matched_F[rows] = columns
@@ -345,10 +374,13 @@ def _nearest(unit_FD: Vectors, others_FD: Vectors, signed: bool) -> tuple[Any, A
     return rows, columns, values
 
 
-def _left_over(rows: Any, columns: Any, values: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a greedy assignment among the candidates leaves, paired in order."""
-    is_free, is_untaken = np.ones(n, dtype=bool), np.ones(n, dtype=bool)
+def _left_over(
+    rows: Any, columns: Any, values: Any, sizes: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a greedy assignment among the candidates leaves of the first, paired in order."""
+    is_free, is_untaken = (np.ones(n, dtype=bool) for n in sizes)
     for edge in np.argsort(-values, kind="stable"):
         if is_free[rows[edge]] and is_untaken[columns[edge]]:
             is_free[rows[edge]] = is_untaken[columns[edge]] = False
-    return np.flatnonzero(is_free), np.flatnonzero(is_untaken)
+    left = np.flatnonzero(is_free)
+    return left, np.flatnonzero(is_untaken)[: len(left)]

@@ -1,4 +1,4 @@
-"""Run folders of several seeds: which features come back, as `agreement`, `vsae reproduce` and the report
+"""Several SAEs, as a rule seeds of one setting: which features come back, as `agreement`, `vsae reproduce` and the report
 show it. The measures are in reproducibility.py, and those of what the SAEs do on a text in codes.py.
 """
 
@@ -16,7 +16,7 @@ from sklearn.preprocessing import normalize
 
 from ..config.checks import require
 from ..errors import Setting, UserError
-from ..evaluation.folders import SAE, dictionary_of, open_folders
+from ..evaluation.folders import SAE, Loaded, dictionary_of, open_folders
 from ..evaluation.metrics import METRICS
 from ..evaluation.tables import labels, text_table
 from ..run_folder.comparing import (
@@ -29,6 +29,8 @@ from ..run_folder.comparing import (
 )
 from ..run_folder.files import writing
 from ..run_folder.reading import read_config, read_metrics_if_any, require_folders
+from ..run_folder.sae_names import lasting_name
+from ..run_folder.trained_on import settings_named_in
 from ..run_folder.weights import load_dictionary
 from .codes import (
     CODE_MEASURES,
@@ -71,24 +73,26 @@ def agreement(a: SAE, b: SAE) -> Reproducibility:
     """Compare the features of two SAEs, as `vsae reproduce` does.
 
     Features are matched one to one, by the cosines of what they add to the reconstruction. All of
-    them count, those that never fire included. With two run folders, a warning says what else than
-    their seeds differs.
+    them count, those that never fire included. With two folders, a warning says what else than
+    their seeds differs. If b has more features, each of a's has a match and the rest of b's have none.
 
     Arguments:
-        a, b: dictionaries or run folders, of one activation_dim and one dict_size.
+        a, b: dictionaries, or what names SAEs (see run_folder/sae_names.py), of one activation_dim.
 
     Returns: the two, under the names "a" and "b".
 
-        found.pair.pw_mcc          mean absolute cosine of matched features (Song et al. 2025)
+        found.pair.pw_mcc          mean absolute cosine of matched features (Song et al. 2025), as many pairs
+                                   as the smaller has features
         found.pair.null            the same of random directions with the same covariance, a mean of
                                    found.pair.null_draws draws
         found.pair.agreement       mean signed cosine, under its own matching
-        found.pair.match_F         (F,), each feature of a: the absolute cosine with its match in b
-        found.pair.matched_F       (F,), the number of that match
-        found.returning("a")       the share of a's features with a match above 0.7 and 0.9
+        found.pair.match_F         (F,), each feature of a: the absolute cosine with its match in b; 0 if it has
+                                   none
+        found.pair.matched_F       (F,), the number of that match; -1 if it has none
+        found.returning("a")       the share of all of a's features with a match above 0.7 and 0.9
         found.within["a"]          mean cosine of a's features to their nearest in a itself
 
-    Raises: ReproducibilityError if their shapes differ, or for one run folder given twice or two of
+    Raises: ReproducibilityError if their widths differ, or for one folder given twice or two of
         different hook points or language models; CheckpointError for a folder that can't be read.
     """
     folders = [one for one in (a, b) if isinstance(one, str | Path)]
@@ -163,31 +167,31 @@ class ReproducibilityOfFolders:
 def measured(
     folders: Sequence[str | Path], tokens: int | None = 0, **where: Any
 ) -> ReproducibilityOfFolders:
-    """Compare the SAEs of run folders. Warns where they differ in more than their seeds.
+    """Compare SAEs. Warns where they differ in more than their seeds.
 
         found = measured(["runs/seed0", "runs/seed1"], tokens=50_000)
         found.pairs["seed0", "seed1"]["returning_energy"]
 
     Arguments:
-        tokens: held-out tokens to compare the codes on, rounded up to whole batches of 2,048. None: as
+        folders: what names the SAEs. They may have different numbers of features, see `agreement`.
+        tokens: held-out tokens to compare the codes on; above 2,048, rounded up to whole batches of that. None: as
             many as the runs' own evaluations. 0: only decoder directions are compared, and no language
             model is loaded.
         where: model, hook, data, device and others, see `evaluation.folders.open_folders`.
 
-    Raises: a UserError for folders that can't be compared: of SAEs of different sizes, hook points or
+    Raises: a UserError for folders that can't be compared: of SAEs of different widths, hook points or
     language models, given twice, or not finished.
     """
     require(tokens is None or tokens >= 0, "tokens", tokens, "0 or more")
     require_folders(folders)
-    configs = comparable_configs(folders)
+    configs = comparable_configs(folders, where)
     names = labels(configs)
-    directions, fve = {}, {}
-    for folder, name in names.items():
-        directions[name] = decoder_directions(load_dictionary(folder)[0])
-        fve[name] = (read_metrics_if_any(Path(folder)) or {}).get("fve")
+    saes = {folder: load_dictionary(folder, where.get("device", "cpu")) for folder in names}
+    directions = {names[folder]: decoder_directions(sae) for folder, (sae, _) in saes.items()}
+    fve = {name: (read_metrics_if_any(folder) or {}).get("fve") for folder, name in names.items()}
     codes, scores = {}, {}
     if tokens != 0:
-        codes, scores = _on_held_out(configs, names, directions, tokens, where)
+        codes, scores = _on_held_out(saes, names, directions, tokens, where)
     found = reproducibility(directions)
     return ReproducibilityOfFolders(
         found,
@@ -199,7 +203,7 @@ def measured(
 
 
 def _on_held_out(
-    configs: Mapping[str, dict[str, Any]],
+    loaded: dict[str, Loaded],
     names: Mapping[str, str],
     directions: Mapping[str, Any],
     tokens: int | None,
@@ -207,9 +211,9 @@ def _on_held_out(
 ) -> tuple[dict[str, Codes], dict[str, ReturnScores]]:
     """The codes and the return scores of the SAEs in folders on the same held-out tokens, by the folders' short
     names."""
-    where = _one_text(configs, where)
+    where = _one_text({folder: config for folder, (_, config) in loaded.items()}, where)
     try:
-        opened = open_folders(list(names), **where)
+        opened = open_folders(list(names), saes=loaded, **where)
         saes = {names[folder]: dictionary for folder, (dictionary, _) in opened.saes.items()}
         coders = {name: CodeCollector(sae) for name, sae in saes.items()}
         scorers = {name: SignalCollector(sae) for name, sae in saes.items() if has_score(sae)}
@@ -228,11 +232,14 @@ def _on_held_out(
 
 
 def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> dict[str, Any]:
-    """`where`, with the first folder's text for all of them if theirs differ and none was given."""
-    settings = {folder: settings_of(config) for folder, config in configs.items()}
-    first, *others = settings
-    if any(where.get(name) for name in (*_TEXT, "activations")):
+    """`where`, with the text of the first that names one for all of them, unless all name the same or one is
+    given."""
+    settings = {folder: settings_named_in(config) for folder, config in configs.items()}
+
+    naming = [folder for folder, own in settings.items() if own.get("data") is not None]
+    if not naming or any(where.get(name) for name in (*_TEXT, "activations")):
         return where
+    first, *others = naming
     texts = {name: value for name in _TEXT if (value := settings[first].get(name)) is not None}
 
     def is_other(folder: str) -> bool:
@@ -240,14 +247,15 @@ def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> d
         known = [name for name in texts if own.get(name) is not None]
         return not all(same_setting(name, texts[name], own[name]) for name in known)
 
-    if not (differ := [folder for folder in others if is_other(folder)]):
+    if differ := [folder for folder in others if is_other(folder)]:
+        logger.warning(
+            "%s was trained on other text than %s: what they do is compared on the held-out text of the latter; "
+            "--data or --activations names another",
+            differ[0],
+            first,
+        )
+    elif len(naming) == len(settings):
         return where
-    logger.warning(
-        "%s was trained on other text than %s: what they do is compared on the held-out text of the latter; "
-        "--data or --activations names another",
-        differ[0],
-        first,
-    )
     return {**where, **texts, "activations": settings[first].get("activations") or "none"}
 
 
@@ -276,24 +284,29 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def comparable_configs(folders: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+def comparable_configs(
+    folders: Sequence[str | Path], given: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Each folder's config.json.
 
+    Arguments:
+        given: the model and the hook that are said to be those of all, if any.
+
     Raises: ReproducibilityError if a folder is given twice, however it is spelled, or unless all SAEs
-    are of one size, at one hook point of one language model.
+    are of one width, at one hook point of one language model.
     """
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for folder in folders:
-        if (path := Path(folder).resolve()) in seen:
+        if (path := lasting_name(folder)) in seen:
             raise ReproducibilityError(
                 f"{folder} is given twice, and an SAE always agrees with itself; remove it once"
             )
         seen.add(path)
     configs = {str(folder): read_config(folder) for folder in folders}
-    settings = {folder: settings_of(config) for folder, config in configs.items()}
+    settings = {folder: settings_named_in(config) for folder, config in configs.items()}
     first, *others = settings
     for name in _WHERE:
-        for folder in others:
+        for folder in others if (given or {}).get(name) is None else ():
             one, other = settings[first].get(name), settings[folder].get(name)
             if None not in (one, other) and not same_setting(name, one, other):
                 raise ReproducibilityError(
@@ -301,16 +314,16 @@ def comparable_configs(folders: Sequence[str | Path]) -> dict[str, dict[str, Any
                     instead=f"give SAEs of one {name}, which differ in their seeds",
                 )
     for folder in others:
-        sizes = [configs[one]["trainer"].get("dict_size") for one in (first, folder)]
-        if None not in sizes and sizes[0] != sizes[1]:
+        widths = [configs[one]["trainer"].get("activation_dim") for one in (first, folder)]
+        if None not in widths and widths[0] != widths[1]:
             raise ReproducibilityError(
-                f"{folder} has {sizes[1]} features, and {first} has {sizes[0]}: expected the same of both"
+                f"{folder} takes {widths[1]} dimensions, and {first} takes {widths[0]}: expected the same of both"
             )
     return configs
 
 
 def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
-    """Warn where run folders differ in more than their seeds, or have one seed or the same batches.
+    """Warn where SAEs differ in more than their seeds, or have one seed or the same batches.
 
     Arguments:
         configs: each folder's config.json.
@@ -342,14 +355,22 @@ def warn_of_differences(configs: dict[str, dict[str, Any]]) -> list[str]:
     return notes
 
 
+_OF_TWO_SIZES = (
+    "Not all have as many features: those of the larger without a match in the smaller\n"
+    "don't return. PW-MCC and its null are over the smaller one's."
+)
+
+
 def printed(found: ReproducibilityOfFolders) -> str:
     """A table of the SAEs that fits the terminal, and one of the means over pairs."""
     width = shutil.get_terminal_size().columns
     means = [[name, cell] for name, cell in measures_as_text(found.measured.means()).items()]
     n = len(found.measured.pairs)
     mean = f"mean of {n} pairs" if n > 1 else "one pair"
+    sizes = {len(match_F) for match_F in found.measured.match_SF.values()}
     parts = [
         text_table(["", *HEADER], [[name, *cells] for name, cells in found.rows()], width),
+        *([_OF_TWO_SIZES] if len(sizes) > 1 else []),
         text_table(["", mean], means),
         "returning: the share of features whose match in another SAE has at least this\n"
         "absolute cosine. within: mean cosine to the nearest feature of the same SAE.\n"

@@ -45,6 +45,7 @@ from ..features.return_score import ReturnScores, SignalCollector, has_score
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import of_one_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
+from ..run_folder.sae_names import lasting_name
 from ..run_folder.weights import load_dictionary
 
 logger = logging.getLogger(__name__)
@@ -115,10 +116,10 @@ def analyse(
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Comparison:
-    """Measure run folders, all on the same tokens.
+    """Measure SAEs, all on the same tokens.
 
     Arguments:
-        folders: different run folders, all trained on one language model and hook point.
+        folders: different ones, all trained on one language model and hook point.
         seeds: other seeds of these SAEs. Each goes to the folder of its setting, or to the first if none
             has it. Their directions and their activations are compared, but no contexts kept.
         on_step: called with the name of each step before it starts.
@@ -218,7 +219,7 @@ def analyse(
                 label=label,
                 folder=Path(name),
                 config=config,
-                metrics=read_metrics_if_any(Path(name)) or {},
+                metrics=read_metrics_if_any(name) or {},
                 history=read_history(Path(name)),
                 dictionary=dictionary,
                 statistics=statistics,
@@ -251,9 +252,8 @@ def _seeds_of(folders: list[str], seeds: list[str]) -> dict[str, list[str]]:
 
 def _require_different(folders: Sequence[str | Path]) -> None:
     """Raise a ConfigError if a folder is given twice, however it is spelled."""
-    paths = [Path(folder) for folder in folders]
-    times = Counter(path.resolve() for path in paths)
-    if twice := [path for path in paths if times[path.resolve()] > 1]:
+    times = Counter(map(lasting_name, folders))
+    if twice := [folder for folder in folders if times[lasting_name(folder)] > 1]:
         remedy = ("remove it from ", Setting("against"))
         raise ConfigError(f"{twice[0]} is given twice", instead=remedy)
 

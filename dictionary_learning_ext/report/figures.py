@@ -1,7 +1,5 @@
 """The report's figures as PNG, in Okabe and Ito's colours."""
 
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ..config.names import LONGEST
 from ..errors import Setting
+from ..evaluation.tables import file_names
 from ..features.geometry import Geometry
 from ..features.reproducibility import RETURNING
 from ..run_folder.files import replacing
@@ -55,19 +54,6 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Path]:
             with replacing(written[-1], OUT) as temporary:
                 figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})  # pyright: ignore
     return written
-
-
-def file_names(labels: Iterable[str]) -> dict[str, str]:
-    """Each label as part of a file's name, no two alike: x/y and x_y are x_y and x_y_2."""
-    names: dict[str, str] = {}
-    for label in labels:
-        name = plain = re.sub(r"[^\w.-]", "_", label)
-        number = 1
-        while name in names.values():
-            number += 1
-            name = f"{plain}_{number}"
-        names[label] = name
-    return names
 
 
 def _panels(

@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
-from ..evaluation.tables import differing_settings, setting_text
+from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.codes import CODE_MEASURES
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import rendered
@@ -38,6 +38,7 @@ from ..run_folder.comparing import (
 from ..run_folder.files import (
     REPORT,
     locked,
+    page_at,
     remove_temporaries,
     replacing,
     report_files,
@@ -46,9 +47,10 @@ from ..run_folder.files import (
     writing,
 )
 from ..run_folder.reading import read_config
+from ..run_folder.sae_names import require_results_at, results_folder
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import Vocabulary, cards, columns, page, rounded
-from .figures import OUT, file_names, write_figures
+from .figures import OUT, write_figures
 
 _MATRIX_FEATURES = 150
 
@@ -64,25 +66,28 @@ def write_report(
     on_step: Callable[[str], None] = lambda step: None,
     **where: Any,
 ) -> Path:
-    """Write the report of a run folder, compared with others if given; return the page's path.
+    """Write the report of an SAE, compared with others if given; return the page's path.
 
     A folder beside the page, named after it with `_files` appended, holds its data (CSV, JSON) and,
     if `figures`, its figures (PNG).
 
     Arguments:
-        folder: the run folder that the report is about.
+        folder: what names the SAE that the report is about: a run folder, or another library's SAE, see
+            run_folder/sae_names.py.
         against: others, trained on the same language model and hook point.
         seeds: other seeds of `folder`'s SAE. The page then shows which of its features come back.
-        out: the page (default: `folder`/report.html).
+        out: the page, x.html, or a folder that gets report.html. Default: the run folder. Needed for another
+            library's SAE.
         where: model, hook, data, device and the rules that leave out tokens, see
             `evaluation.folders.evaluate_folders`.
 
     Raises: a UserError that says what to change. A folder that can't be written to, or to which another
     process writes, is refused before anything is measured.
     """
-    out = Path(folder) / REPORT if out is None else Path(out)
-    files = report_files(out)
     read_config(folder)  # no folder of figures for a run that isn't there
+    out = results_folder(folder) / REPORT if out is None else page_at(out, REPORT)
+    files = report_files(out)
+    require_results_at(out, [folder, *against, *seeds], OUT)
     with locked(files, OUT):
         remove_temporaries(files)
         remove_temporaries(out.parent, glob.escape(out.name))

@@ -18,7 +18,15 @@ from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
 from ..features.contexts import rendered
 from ..run_folder.comparing import SEEDS, architecture_of, measurements, training, unequal
-from ..run_folder.files import INDEX, REPORT, SWEEP_PAGE, SWEEP_SETTINGS, SWEEP_TABLE, write_text
+from ..run_folder.files import (
+    INDEX,
+    REPORT,
+    SWEEP_PAGE,
+    SWEEP_SETTINGS,
+    SWEEP_TABLE,
+    page_at,
+    write_text,
+)
 from ..run_folder.reading import require_folders
 from .many_runs import (
     RANKED_BY,
@@ -61,7 +69,7 @@ def write_index(
     """
     require_folders([folder])
     folder = Path(folder)
-    out = folder / INDEX if out is None else Path(out)
+    out = folder / INDEX if out is None else page_at(out, INDEX)
     configs, metrics_of, left_out = read_all_in(folder)
     results = [
         RunResult(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..config.architectures import BY_DICT_CLASS
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
 from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
 from ..errors import CheckpointError, Setting, Text, UserError
-from .files import at_home, evaluation
+from .files import METRICS, at_home, evaluation
 from .reading import read_metrics_if_any
 
 SEEDS = ("seed", "data_seed")
@@ -31,8 +32,11 @@ MEASURED_ON = (
     *LEAVING_OUT,
 )
 """The settings that SAEs must share to be measured together."""
+CONTEXTS = ("text_packing", "ctx_len", "dtype")
+"""Of these, those that say how a text is read."""
 _BEFORE = {"text_column": RunConfig.text_column}
 """Of evaluations that were made before a setting was there: what it was."""
+_RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 _COUNTS = ("tokens", "loss_tokens")
 _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
@@ -60,7 +64,7 @@ def evaluation_file(
     """Where an evaluation is written: metrics.json, or beside it if its settings are others.
 
     The folder's own settings are those in metrics.json, or else those that its training would have
-    ended with.
+    ended with. A folder without any has metrics.json written.
 
     Arguments:
         run: what was measured on.
@@ -68,13 +72,16 @@ def evaluation_file(
         metrics: what was measured. It names the step of a checkpoint.
     """
     settings = config.get("run", {}).get("settings", {})
-    if former := former_evaluation(folder):
+    # A folder that isn't there yet may have a name like those of the hub.
+    if (folder / METRICS).exists() and (former := former_evaluation(folder)):
         own = _BEFORE | former.get("measured_on", {}) | {"tokens": former.get("tokens")}
         # Tokens are rounded up to whole batches.
         same_tokens = own["tokens"] in (None, tokens, metrics["tokens"])
-    else:
+    elif settings:
         own = _BEFORE | settings | {"tokens": settings.get("eval_tokens")}
         same_tokens = own["tokens"] in (None, 0, tokens)
+    else:
+        own, same_tokens = {}, True
     other = {"step": metrics["step"]} if "step" in metrics else {}
     other |= {
         name: NONE if name == STORED and value is None else value
@@ -84,7 +91,7 @@ def evaluation_file(
     return evaluation(folder, other | ({} if same_tokens else {"tokens": metrics["tokens"]}))
 
 
-def former_evaluation(folder: Path) -> dict[str, Any]:
+def former_evaluation(folder: str | Path) -> dict[str, Any]:
     """A folder's metrics.json. Empty if there is none, or a damaged one, which is written again."""
     try:
         return read_metrics_if_any(folder) or {}
@@ -101,7 +108,13 @@ def same_setting(name: str, one: Any, other: Any) -> bool:
     """Whether two values of a setting mean the same."""
     if name == STORED and None not in (one, other):
         one, other = (os.path.abspath(at_home(str(value))) for value in (one, other))
+    if name == "hook":  # a block's input is the output of the one before
+        one, other = (_RESIDUAL.sub(_as_input, str(value)) for value in (one, other))
     return one == other or (name == "model" and same_model(one, other))
+
+
+def _as_input(match: re.Match[str]) -> str:
+    return f"blocks.{int(match[1]) + 1}.hook_resid_pre"
 
 
 def require_one_setting(

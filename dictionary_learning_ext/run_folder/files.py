@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,11 @@ def report_files(page: Path) -> Path:
     return page.with_name(f"{page.stem}_files")
 
 
+def page_at(out: str | Path, name: str) -> Path:
+    """`out` if it names a page, x.html, or else the page of this name in the folder `out`."""
+    return Path(out) if Path(out).suffix.lower() == ".html" else Path(out) / name
+
+
 RUN_FILES = (
     WEIGHTS,
     CONFIG,
@@ -200,6 +206,16 @@ def writing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
             f"{path} can't be written ({error.strerror or error})",
             instead=(f"{remedy} another ", elsewhere),
         ) from error
+
+
+def require_writable(path: Path, elsewhere: Setting | str = SAVE_DIR) -> None:
+    """Raise a CheckpointError if a file can't be written, before what takes long. Nothing is left there."""
+    with writing(path, elsewhere):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        there = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
 
 
 def is_of_a_full_disk(error: OSError) -> bool:

@@ -1,24 +1,20 @@
 """Reading a run folder: its settings, its metrics, how far it is, and how it is resumed.
 
-There is one reader for each file, and all read JSON by `read_json`, which checks its shape once: values
-that are there have the right types. weights.py reads the weights, resume_points.py the resume
-points. Imports no torch.
+There is one reader for each file, and all read JSON by `read_json`. weights.py reads the weights,
+resume_points.py the resume points. Imports no torch.
 """
 
 import contextlib
-import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..config.checks import described, is_of_type
 from ..config.names import automatic_name, is_automatic
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, Setting, UserError, first_line, in_shell
+from ..errors import CheckpointError, ConfigError, Setting, UserError, in_shell
 from .files import (
     CHECKPOINTS,
     CONFIG,
@@ -32,13 +28,14 @@ from .files import (
     checkpoint,
     resume_point,
 )
+from .foreign import RECOGNISED, foreign_config, format_of
+from .json_files import Shape, read_json, readable
+from .sae_names import STANDS_FOR, place_of
 
 EXPECTED = "expected a run folder, e.g. runs/NAME"
 _DELETED = {"prior": (None, "fixed"), "free_bits": (None, 0.0)}
 """Removed options, with the values that changed nothing. See also `without_deleted`."""
 
-# Shapes of files, for `read_json`.
-Shape = Any
 _SEEDS: Shape = {"seed": int | None, "data_seed": int | None}
 _CONFIG: Shape = {
     "trainer": {
@@ -56,11 +53,10 @@ _CONFIG: Shape = {
 _METRICS: Shape = {
     "measured_on": {name: hint | None for name, hint in get_type_hints(RunConfig).items()},
     "not_measured": dict[str, str],
+    STANDS_FOR: str,
     ...: float | None,
 }
 _LINE: Shape = {"step": float, ...: float | None}
-_DEEPEST = 100
-"""Levels of lists and objects in a file: what is made of it descends them."""
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
@@ -71,37 +67,26 @@ def require_folders(folders: Sequence[str | Path]) -> None:
         raise ConfigError(f"{strange[0]!r}: holds a null character; {EXPECTED}")
 
 
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Turn an error of the disk into a CheckpointError. FileNotFoundError passes through."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:  # e.g. another user's folder, or a name that is too long
-        raise CheckpointError(
-            f"{error.filename}: can't be read ({error.strerror}); check the path and who may read it"
-        ) from error
-    except ValueError as error:
-        if "null byte" not in str(error):
-            raise
-        raise CheckpointError(f"the path holds a null character; {EXPECTED}") from error
-
-
-@_readable()
+@readable()
 def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
-    """The config.json of a folder that holds an SAE.
+    """The config.json of a named SAE. Of another library's folder, what it would say, see `foreign_config`.
 
     Arguments:
+        folder: a folder, a place on the hub, or the folder of an SAE's results, see sae_names.py.
         step: of the checkpoint that is meant. Default: the final weights.
 
     Raises: CheckpointError if the folder or a file of it is missing (the message lists what is
     there) or damaged, or the run is not finished.
     """
-    folder = Path(folder)
+    folder, _, overrides = place_of(folder)
     path = folder / CONFIG
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; {EXPECTED}")
+    if (form := format_of(folder)) is not None:
+        if step is not None:
+            what = f"{folder}: {form}'s, and has no checkpoints of steps"
+            raise CheckpointError(what, instead=("leave out ", Setting("step")))
+        return foreign_config(folder, form, overrides)
     if not path.is_file():
         raise _missing(folder, CONFIG)
     repair = "copy it again or train again"
@@ -128,14 +113,18 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
 
 
 def _missing(folder: Path, name: str) -> CheckpointError:
-    inside = [path.parent for path in sorted(folder.glob(f"*/{WEIGHTS}"))]
+    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    inside = [path for path in there if (path / WEIGHTS).is_file() or format_of(path)]
     if name == CONFIG and inside:
+        what = "run folders" if (inside[0] / WEIGHTS).is_file() else "the folders of SAEs"
         return CheckpointError(
-            f"{folder}: holds run folders and is not one; give one of them, e.g. {inside[0]}"
+            f"{folder}: holds {what} and is not one; give one of them, e.g. {inside[0]}"
         )
-    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    names = ", ".join(path.name for path in there) or "nothing"
+    is_unknown = name == CONFIG and not (folder / WEIGHTS).exists()
     return CheckpointError(
-        f"{folder}: expected a file {name}, but it holds {', '.join(there) or 'nothing'}"
+        f"{folder}: expected a file {name}, but it holds {names}",
+        instead=f"give {RECOGNISED}" if is_unknown else "",
     )
 
 
@@ -181,7 +170,7 @@ def load_config(path: str | Path, name: str | None = None) -> TrainConfig:
     """
     path, given = at_home(path), (Setting(name), " ") if name else ()
     try:
-        with _readable():
+        with readable():
             path = path / CONFIG if path.is_dir() else path
             return checked_settings(read_json(path, Any, "copy it again"), path)
     except FileNotFoundError as error:
@@ -208,7 +197,7 @@ def checked_settings(config: Any, path: Path) -> TrainConfig:
     )
 
 
-@_readable()
+@readable()
 def given_save_dir(folder: Path) -> str | None:
     """The save_dir in a run's config.json, as it was given. Raises CheckpointError if it is damaged."""
     path = folder / CONFIG
@@ -216,22 +205,27 @@ def given_save_dir(folder: Path) -> str | None:
     return settings_in(read_json(path, shape, "copy it again"), path).get("save_dir")
 
 
-@_readable()
+@readable()
 def read_metrics(folder: str | Path) -> dict[str, Any]:
-    """A run folder's final evaluation. Raises CheckpointError if there is none."""
+    """A named SAE's final evaluation. Raises CheckpointError if there is none."""
     read_config(folder)
-    path = Path(folder) / METRICS
-    command = f"run `vsae eval {in_shell(folder)}`"
+    command = f"run `vsae eval {in_shell(folder)}"
+    if (path := place_of(folder).metrics) is None:
+        raise CheckpointError(
+            f"{folder}: has no {METRICS} of its own; {command} --out DIR`, and give DIR in its place"
+        )
+    command += "`"
     try:
         return read_json(path, _METRICS, command)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: not measured yet; {command}") from error
 
 
-@_readable()
-def read_metrics_if_any(folder: Path) -> dict[str, Any] | None:
-    """`read_metrics`, or None if the folder was not evaluated."""
-    return read_metrics(folder) if (folder / METRICS).exists() else None
+@readable()
+def read_metrics_if_any(folder: str | Path) -> dict[str, Any] | None:
+    """`read_metrics`, or None if the SAE was not evaluated."""
+    path = place_of(folder).metrics
+    return read_metrics(folder) if path is not None and path.exists() else None
 
 
 def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -240,7 +234,7 @@ def read_all(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     return {folder: read_metrics(folder) for folder in folders}
 
 
-@_readable()
+@readable()
 def read_history(folder: Path) -> list[dict[str, float | None]]:
     """The metrics of each logged step; empty if there are none. None stands for a value that was not
     finite.
@@ -262,13 +256,13 @@ def is_finished(folder: Path, run: RunConfig) -> bool:
     return (folder / (METRICS if run.eval_tokens else WEIGHTS)).is_file()
 
 
-@_readable()
+@readable()
 def failed_in(folder: Path) -> list[Path]:
     """The run folders of SAEs that failed: `folder` itself, or those in it."""
     return [one for one in [folder, *run_folders_in(folder)] if (one / FAILED).is_file()]
 
 
-@_readable()
+@readable()
 def run_folders_in(folder: str | Path) -> list[Path]:
     """The run folders in a folder that isn't one itself, finished or not; sorted by name."""
     folder = Path(folder)
@@ -293,7 +287,7 @@ def automatic_folders(folder: Path) -> dict[str, Path]:
     return {digest: one for digest, (_, _, one) in found.items()}
 
 
-@_readable()
+@readable()
 def run_folders(folder: Path) -> list[Path]:
     """`folder` itself if it holds a run, or else the folders in it that do.
 
@@ -345,59 +339,6 @@ def read_run(folder: Path) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, s
     run = replace(first.run, save_dir=str(only))
     saes = {name: settings.sae for name, settings in runs.items()}
     return run, saes, {name: settings.run.hook for name, settings in runs.items()}
-
-
-def read_json(path: Path, shape: Shape, repair: str = "", line: bytes | None = None) -> Any:
-    """The JSON in a file, or in a line of it.
-
-    Arguments:
-        shape: a type, or the shape of each value of an object, by name. Values may be missing; `...`
-            stands for all names that aren't listed.
-        repair: what the message ends with.
-
-    Raises: CheckpointError if it isn't JSON of that shape; FileNotFoundError.
-    """
-    content = path.read_bytes() if line is None else line
-    try:
-        found = json.loads(content.decode("utf-8"))
-        _require_flat(found)
-    # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
-    except (ValueError, RecursionError) as error:
-        cause = f"{type(error).__name__}: {first_line(error)}"
-        raise CheckpointError(f"{path}: not valid JSON ({cause})", instead=repair) from error
-    if wrong := misshapen(found, shape):
-        raise CheckpointError(f"{path}: {wrong}", instead=repair)
-    return found
-
-
-def _require_flat(value: Any) -> None:
-    """Raise a RecursionError for JSON of more than _DEEPEST levels."""
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-    if level:
-        raise RecursionError(f"more than {_DEEPEST} levels")
-
-
-def misshapen(value: Any, shape: Shape, name: str = "") -> str | None:
-    """What in JSON hasn't the expected shape, see `read_json`; None if all has."""
-    if not isinstance(shape, dict):
-        if is_of_type(value, shape):
-            return None
-        found = f"{name} is" if name else "holds"
-        return f"{found} {repr(value)[:50]}, expected {described(shape)}"
-    if not isinstance(value, dict):
-        return misshapen(value, dict, name)
-    for each, inner in value.items():
-        expected = shape.get(each, shape.get(..., Any))
-        if wrong := misshapen(inner, expected, f"{name}.{each}" if name else each):
-            return wrong
-    return None
 
 
 def settings_in(config: Any, path: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ from .files import (
     write_json,
     writing,
 )
-from .reading import read_json, steps_of
+from .json_files import read_json
+from .reading import steps_of
 
 logger = logging.getLogger(__name__)
 

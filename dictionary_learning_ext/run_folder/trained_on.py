@@ -1,4 +1,4 @@
-"""What a folder's SAE was trained on: its run, also where upstream's `trainSAE` wrote it. Imports no torch."""
+"""What a named SAE was trained on: its run, also where another library wrote its folder. Imports no torch."""
 
 import logging
 import re
@@ -8,8 +8,9 @@ from typing import Any
 
 from ..config.run import NONE, RunConfig, TrainConfig
 from ..errors import CheckpointError, ConfigError, Setting, listed
-from .comparing import former_evaluation, same_model
+from .comparing import former_evaluation, same_model, same_setting, settings_of
 from .files import CONFIG, METRICS
+from .foreign import FOREIGN_CONFIG, HOOK_POINT
 from .reading import read_config, settings_in
 
 logger = logging.getLogger(__name__)
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 _OF_THE_BUFFER = {
     "ctx_len": "ctx_len",
     "text": "data",
+    "text_column": "text_column",
     "packing": "text_packing",
     "remove_bos": "remove_bos",
     "max_norm_multiple": "max_norm_multiple",
@@ -25,7 +27,7 @@ _OF_THE_BUFFER = {
 
 
 def run_of(
-    folder: Path,
+    folder: str | Path,
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,
@@ -37,29 +39,38 @@ def run_of(
     max_norm_multiple: float | None = None,
     remove_bos: bool | None = None,
 ) -> RunConfig:
-    """A folder's run, with the settings that are given here in place of its own.
+    """A named SAE's run, with the settings that are given here in place of its own.
 
     A folder that upstream's `trainSAE` wrote has no run. If its submodule_name is a hook point's, that
     is the hook, and the model is that of its metrics.json, or lm_name. Otherwise both must be given. The
-    text is its buffer's, or that of its metrics.json.
+    text is its buffer's, or that of its metrics.json. So it is with folders of SAELens and sparsify, but
+    their model needs no hook point beside it to be believed.
 
     Arguments:
         activations: a folder of stored activations, or NONE for those of the language model.
 
     Raises: ConfigError, CheckpointError if the SAE was trained on something else than what is given.
     """
-    config, path = read_config(folder, step), folder / CONFIG
+    config, path = read_config(folder, step), Path(folder) / CONFIG
+    file = FOREIGN_CONFIG if "foreign" in config else CONFIG
     changes: dict[str, Any] = {"model": model, "hook": hook, "data": data}
     if "run" in config:
         run = TrainConfig().updated(settings_in(config, path), str(path)).run
     else:
-        changes |= _named_by(folder, config, changes)
-        run = _run_of_upstreams(folder, config, **changes)
+        changes |= _named_by(folder, config, changes, file)
+        run = _run_of_others(folder, config, file, **changes)
         model, hook = changes["model"], changes["hook"]
     was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
     if model is not None and was_model is not None and not same_model(model, was_model):
         # It may be the same under another name. Its width is checked once it is loaded.
         logger.warning("%s: trained on the model %s, now used with %s", folder, was_model, model)
+    if options := config.get("foreign", {}).get("model_options"):
+        logger.warning(
+            "%s: trained on a model that TransformerLens loaded with %s; here it is loaded by transformers, and "
+            "its activations may differ",
+            folder,
+            options,
+        )
     if hook is not None and not str(was_hook).startswith("blocks."):
         _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
         if "run" not in config:
@@ -67,11 +78,11 @@ def run_of(
                 "%s: %s doesn't say which module it was trained on (submodule_name=%r); trusting "
                 "--hook %s",
                 folder,
-                CONFIG,
+                file,
                 was_hook,
                 hook,
             )
-    elif hook not in (None, was_hook):
+    elif hook is not None and not same_setting("hook", hook, was_hook):
         raise CheckpointError(
             f"{folder}: trained on hook {was_hook}, not on {hook}; leave out the hook point or give "
             "another folder"
@@ -87,29 +98,60 @@ def run_of(
     return replace(run, activations=None) if run.activations == NONE else run
 
 
-def _named_by(folder: Path, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The model, hook and text that the files of a folder of upstream's name and `given` doesn't."""
-    trainer, measured = config["trainer"], former_evaluation(folder).get("measured_on", {})
-    hook, named = trainer.get("submodule_name"), {}
-    if not re.fullmatch(r"blocks\.\d+\.hook_\w+", str(hook)):
-        return named
-    names_text = config.get("buffer", {}).get("text") is not None  # what it was trained on
-    measured = {n: measured.get(n) for n in (("model",) if names_text else ("model", "data"))}
-    own = {METRICS: measured, CONFIG: {"model": trainer.get("lm_name"), "hook": hook}}
+def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
+    """The model, hook and text that a config.json names, and how the text was read, by a run's names."""
+    if "run" in config:
+        return settings_of(config)
+    trainer, buffer = config["trainer"], config.get("buffer", {})
+    names_hook = HOOK_POINT.fullmatch(str(trainer.get("submodule_name"))) is not None
+    is_certain = names_hook or "foreign" in config  # upstream's lm_name is free
+    found = {
+        "model": trainer.get("lm_name") if is_certain else None,
+        "hook": trainer["submodule_name"] if names_hook else None,
+        **{name: buffer.get(theirs) for theirs, name in _OF_THE_BUFFER.items()},
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _named_by(
+    folder: str | Path, config: dict[str, Any], given: dict[str, Any], file: str
+) -> dict[str, Any]:
+    """The model, hook and text that the files of a folder without a run name and `given` doesn't.
+
+    Arguments:
+        file: the name of the file that `config` is of.
+    """
+    named, measured = settings_named_in(config), former_evaluation(folder).get("measured_on", {})
+    if "hook" not in named and "foreign" not in config:
+        return {}
+    # What it was measured on is known to work. The text that another library names may be on its machine only.
+    wanted = ["model", *(name for name in ("hook", "data") if name not in named)]
+    if "foreign" in config and "data" in named:
+        wanted.append("data")
+    own = {
+        METRICS: {name: measured.get(name) for name in wanted},
+        file: {name: named.get(name) for name in ("model", "hook")},
+    }
+    found: dict[str, Any] = {}
     for source, values in own.items():
-        known = given | named
+        known = given | found
         taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
         if taken:
             flags = " ".join(f"--{name} {value}" for name, value in taken.items())
             logger.info("%s: using %s, from its %s", folder, flags, source)
-        named |= taken
-    return named
+        found |= taken
+    return found
 
 
-def _run_of_upstreams(
-    folder: Path, config: dict[str, Any], model: str | None, hook: str | None, data: str | None
+def _run_of_others(
+    folder: str | Path,
+    config: dict[str, Any],
+    file: str,
+    model: str | None,
+    hook: str | None,
+    data: str | None,
 ) -> RunConfig:
-    """The run of a folder of upstream's, as far as its "buffer" tells.
+    """The run of a folder of upstream's or another library's, as far as its "buffer" tells.
 
     Upstream's own buffers, which don't write their packing, read a truncated document per context.
     """
@@ -121,8 +163,7 @@ def _run_of_upstreams(
         }
         missing = [name for name, value in (("model", model), ("hook", hook)) if value is None]
         raise ConfigError(
-            f"{folder}: its {CONFIG} has no settings of a run (upstream's trainSAE writes none), and "
-            f"{' and '.join(unknown[name] for name in missing)}",
+            f"{folder}: its {file} names {' and '.join(unknown[name] for name in missing)}",
             instead=("give ", *listed(map(Setting, missing), " and ")),
         )
     buffer = config.get("buffer", {})
@@ -135,13 +176,14 @@ def _run_of_upstreams(
         logger.warning(
             "%s: %s doesn't say which text it was trained on; measuring on --data %s",
             folder,
-            CONFIG,
+            file,
             RunConfig.data,
         )
-    return TrainConfig().updated(found | {"model": model, "hook": hook}, str(folder / CONFIG)).run
+    own = {"model": model, "hook": hook, "eval_tokens": 0}  # it has no evaluation of its own
+    return TrainConfig().updated(found | own, str(Path(folder) / file)).run
 
 
-def _require_layer(folder: Path, config: dict[str, Any], hook: str) -> None:
+def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:
     """Raise a CheckpointError unless a folder of upstream's was trained where `hook` is."""
     layer, io = config["trainer"].get("layer"), config.get("buffer", {}).get("io")
     match = re.match(r"blocks\.(\d+)\.hook_(\w+)", hook)

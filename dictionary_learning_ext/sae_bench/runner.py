@@ -43,7 +43,9 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
-from ..run_folder.reading import read_json, require_folders
+from ..run_folder.json_files import read_json
+from ..run_folder.reading import require_folders
+from ..run_folder.sae_names import require_own
 from ..run_folder.trained_on import run_of
 from . import adapter
 from .adapter import FLOOR_LOOKS
@@ -132,6 +134,8 @@ def bench(
         )
     sets = chosen_sets(probing_sets) if "sae_probes" in evals else []
     paths = {str(folder): adapter.local_folder(folder) for folder in folders}
+    for path in paths.values():
+        require_own(path, "bench")
     left_out: Any = {"max_norm_multiple": max_norm_multiple, "remove_bos": remove_bos}
     runs = {
         name: run_of(path, model, hook, None, device, **left_out) for name, path in paths.items()

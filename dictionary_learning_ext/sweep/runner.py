@@ -29,7 +29,8 @@ from ..run_folder.files import (
     require_inside,
     write_json,
 )
-from ..run_folder.reading import automatic_folders, is_finished, load_config, read_json
+from ..run_folder.json_files import read_json
+from ..run_folder.reading import automatic_folders, is_finished, load_config
 from ..training.plan import fitting_at_once
 from .chunks import chunks_of
 from .devices import train_on

@@ -24,13 +24,13 @@ from ..errors import (
     in_shell,
 )
 from ..run_folder.files import resume_point
-from ..run_folder.reading import misshapen, without_deleted
+from ..run_folder.foreign_weights import load_foreign
+from ..run_folder.json_files import misshapen
+from ..run_folder.reading import read_config, without_deleted
 from ..run_folder.resume_points import ResumePoint, newest_points
 from ..run_folder.weights import (
     for_raw_activations,
-    is_sae_lens_folder,
     load_dictionary,
-    load_sae_lens,
 )
 from ..trainers.base import Trainer
 from .plan import Job
@@ -158,15 +158,16 @@ def restore_generators(trainer: Trainer, point: ResumePoint, rank: int) -> None:
 def trained_sae(sae: SAEConfig) -> Dictionary | None:
     """The SAE that init_from names, in float32, for raw activations; None without init_from.
 
-    The folder is one that `vsae train`, upstream's `trainSAE` or SAELens wrote.
+    The folder is one that `vsae train`, upstream's `trainSAE`, SAELens or sparsify wrote.
 
     Raises: CheckpointError if the folder is damaged or missing; ConfigError if its class, dict_size or
     k is another than `sae` has.
     """
     if sae.init_from is None:
         return None
-    if is_sae_lens_folder(sae.init_from):
-        source = load_sae_lens(sae.init_from)
+    config = read_config(sae.init_from)
+    if "foreign" in config:
+        source = load_foreign(config, unit_norm=True)
     else:
         source = load_dictionary(sae.init_from)[0].float()
     _require_fit(sae, source)

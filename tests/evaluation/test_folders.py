@@ -15,7 +15,7 @@ from dictionary_learning_ext import RunConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import _own_tokens, evaluate_folders, open_folders
-from dictionary_learning_ext.run_folder.comparing import MEASURED_ON
+from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
 from dictionary_learning_ext.run_folder.reading import read_metrics
 
 CHANGED = {
@@ -66,8 +66,20 @@ def test_folders_that_were_measured_differently_are_refused(name, trained, folde
     assert name in MEASURED_ON
     setting(**{name: CHANGED[name]})(folder / "config.json")
     expected = f"{folder}: its run has {name}={CHANGED[name]!r}, but {trained / 'top_k'} has "
+    measured = evaluate_folders if name in CONTEXTS else open_folders
     with pytest.raises(CheckpointError, match=re.escape(expected)):
-        open_folders([trained / "top_k", folder])
+        measured([trained / "top_k", folder])
+
+
+def test_saes_that_are_opened_together_are_read_in_the_contexts_of_the_first(
+    trained, folder, caplog
+):
+    other = trained / "top_k"
+    setting(ctx_len=16)(folder / "config.json")
+    for first, second, ctx_len in ((other, folder, 32), (folder, other, 16)):
+        caplog.clear()
+        assert open_folders([first, second]).run.ctx_len == ctx_len
+        assert f"{second}: read in the contexts of {first} (" in caplog.text
 
 
 def test_what_is_asked_for_may_take_the_place_of_what_differs(trained, folder, text):

@@ -15,7 +15,8 @@ from dictionary_learning_ext.activations.hook_points import find_hook
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.formats import output_module
-from dictionary_learning_ext.run_folder.weights import load_sae_lens
+from dictionary_learning_ext.run_folder.foreign_weights import load_foreign
+from dictionary_learning_ext.run_folder.reading import read_config
 
 UPSTREAMS = ("probabilistic_top_k", "batch_top_k", "relu", "jump_relu", "matryoshka")
 EVERY_CLASS = ("signed", "vsae", "top_k", *UPSTREAMS)
@@ -169,12 +170,12 @@ def test_a_folder_for_sae_lens_is_read_back_as_the_same_sae(name, folder_of, x):
     exported = export(folder, "sae-lens", tokens=500)
     assert (exported.difference.reconstruction <= 1e-6, exported.difference.codes) == (True, 0)
     ours, x = load_dictionary(folder)[0].double(), x.double()
-    back = load_sae_lens(exported.folder, dtype=t.float64, unit_norm=False)
+    back = load_foreign(read_config(exported.folder), dtype=t.float64)
     f = ours.encode(x)
     assert f.count_nonzero() > 0
     t.testing.assert_close(back.encode(x), f, rtol=1e-5, atol=1e-5)
     t.testing.assert_close(
-        load_sae_lens(exported.folder)(x.float()), ours(x).float(), rtol=1e-4, atol=1e-4
+        load_dictionary(exported.folder)[0](x.float()), ours(x).float(), rtol=1e-4, atol=1e-4
     )
 
 

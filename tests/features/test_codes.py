@@ -63,31 +63,34 @@ def of(a, b, k: int | None = K):
 def slowly(a, b, k):
     """The measures but for the null, from dense arrays: one feature, token or pair at a time."""
     (f, ours), (g, theirs) = a, b
-    n, size = f.shape
+    (n, size), others = f.shape, g.shape[1]
     cosines = normalize(ours) @ normalize(theirs).T
-    _, match = linear_sum_assignment(np.abs(cosines), maximize=True)
-    corr = np.zeros((size, size))
+    match = dict(zip(*linear_sum_assignment(np.abs(cosines), maximize=True), strict=True))
+    assert len(match) == min(size, others)
+    corr = np.zeros((size, others))
     for i in range(size):
-        for j in range(size):
+        for j in range(others):
             if f[:, i].std() > 0 and g[:, j].std() > 0:
                 corr[i, j] = np.corrcoef(f[:, i], g[:, j])[0, 1]
     rows, columns = linear_sum_assignment(corr, maximize=True)
     best = corr[rows, columns]
     found = {"correlation": best.mean()}
-    own = [np.sign(cosines[i, match[i]]) * corr[i, match[i]] for i in range(size)]
+    own = [np.sign(cosines[i, j]) * corr[i, j] for i, j in match.items()]
     found["correlation_by_direction"] = np.mean(own)
     shares = {"selections": [], "energy": []}
     for least in (0.7, 0.9):
         found[f"correlation_{least:g}"] = np.mean(best >= least)
-        in_a = {i for i in range(size) if abs(cosines[i, match[i]]) >= least}
+        in_a = {i for i, j in match.items() if abs(cosines[i, j]) >= least}
         both = ((f, ours, in_a), (g, theirs, {match[i] for i in in_a}))
         of_used = []
         for code, directions, returning in both:
             l0 = np.mean((code != 0).sum(1)) if k is None else k
-            used = [i for i in range(size) if np.mean(code[:, i] != 0) >= 0.1 * l0 / size]
+            own_size = code.shape[1]
+            fires = np.mean(code != 0, axis=0)
+            used = [i for i in range(own_size) if fires[i] >= 0.1 * l0 / own_size]
             of_used.append(np.mean([i in returning for i in used]))
             if least == 0.7:
-                added = [np.outer(code[:, i], directions[i]) for i in range(size)]
+                added = [np.outer(code[:, i], directions[i]) for i in range(own_size)]
                 energy = [np.square(each).sum() for each in added]
                 shares["energy"].append(sum(energy[i] for i in returning) / sum(energy))
                 counts = np.count_nonzero(code, axis=0)
@@ -96,14 +99,16 @@ def slowly(a, b, k):
     found |= {f"returning_{name}": np.mean(each) for name, each in shares.items()}
     indices = []
     for token in range(n):
-        one = {match[i] for i in range(size) if f[token, i] != 0}
-        other = {j for j in range(size) if g[token, j] != 0}
+        one = {match.get(i, f"only in a: {i}") for i in range(size) if f[token, i] != 0}
+        other = {j for j in range(others) if g[token, j] != 0}
         if one | other:
             indices.append(len(one & other) / len(one | other))
     found["jaccard"] = np.mean(indices)
-    rest = [i for i in range(size) if abs(cosines[i, match[i]]) < 0.7]
+    returning = {i: j for i, j in match.items() if abs(cosines[i, j]) >= 0.7}
+    rest = [i for i in range(size) if i not in returning]
+    of_others = [j for j in range(others) if j not in returning.values()]
     leading = []
-    for code, directions, these in ((f, ours, rest), (g, theirs, match[rest])):
+    for code, directions, these in ((f, ours, rest), (g, theirs, of_others)):
         weighted = [np.linalg.norm(code[:, i]) * directions[i] for i in these]
         leading.append(np.linalg.svd(np.array(weighted))[2][: D // 8].T)
     found["subspace"] = np.mean(np.cos(subspace_angles(*leading)) ** 2)
@@ -139,6 +144,20 @@ def test_every_measure_is_what_a_slow_count_gives(signed, k):
     assert found["returning_0.7_not_near_dead"] != pytest.approx(0.5)
     swapped = of(b, a, k)
     assert {k: swapped[k] for k in expected} == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("k", [K, None])
+def test_of_saes_of_two_sizes_the_larger_has_features_without_a_match(k):
+    a, b = half_returns(0, signed=True)
+    more, directions = drawn(7, f=F // 2, signed=True)
+    larger = np.hstack([b[0], more]), np.vstack([b[1], directions])
+    order = np.random.default_rng(3).permutation(F + F // 2)
+    larger = larger[0][:, order], larger[1][order]
+    found, expected = of(a, larger, k), slowly(a, larger, k)
+    assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    swapped = of(larger, a, k)
+    assert {key: swapped[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert found["subspace_null"] is not None
 
 
 def test_a_feature_that_always_fires_alike_has_correlation_0_and_one_that_nearly_does_not():
@@ -197,7 +216,9 @@ def test_the_null_of_subspaces_is_that_of_random_directions_of_the_covariance():
         return np.mean(np.cos(subspace_angles(*leading)) ** 2)
 
     saes = [as_codes(code, directions()) for code in codes]
-    nothing = PairOfSAEs(0, 0, 0, 0, 0, match_F=np.zeros(f_size), matched_F=rng.permutation(f_size))
+    nothing = PairOfSAEs(
+        0, 0, 0, 0, 0, match_F=np.zeros(f_size), matched_F=rng.permutation(f_size), n_others=f_size
+    )
     found = module._subspaces(*saes, nothing, seed=0)
     expected = np.mean([overlap() for _ in range(40)])
     assert found["subspace_null"] == pytest.approx(expected, abs=0.02)

@@ -38,6 +38,24 @@ def test_the_matching_is_the_best_of_all(signed, seed):
 
 
 @pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("exact_up_to", [100, 0])
+def test_of_two_sizes_each_feature_of_the_smaller_has_a_match(exact_up_to, signed):
+    a, b = directions(0, 60), directions(1, 90)
+    values = a @ b.T if signed else np.abs(a @ b.T)
+    best = values[linear_sum_assignment(values, maximize=True)].mean()
+    matched, match = matching(a, b, signed=signed, exact_up_to=exact_up_to)
+    assert len(set(matched)) == 60
+    assert match == pytest.approx(values[np.arange(60), matched])
+    assert match.mean() == pytest.approx(best)
+    back, back_match = matching(b, a, signed=signed, exact_up_to=exact_up_to)
+    assert (back[matched] == np.arange(60)).all()
+    assert back_match[matched] == pytest.approx(match)
+    rest = np.setdiff1d(np.arange(90), matched)
+    assert (back[rest] == -1).all()
+    assert not back_match[rest].any()
+
+
+@pytest.mark.parametrize("signed", [True, False])
 def test_among_candidates_it_is_nearly_the_exact_one(signed):
     """Half of the features return, under another number and partly with another sign."""
     n, d, rng = 1500, 32, np.random.default_rng(0)
@@ -128,6 +146,32 @@ def test_planted_features_return_and_others_do_not():
     assert only.words(0) == "does not come back, match 0.50"
 
 
+def test_of_two_sizes_what_has_no_match_does_not_return():
+    """20 of 30 features are among 90, and the null has the two sizes."""
+    a, b = (np.array(directions(seed, n, 64)) for seed, n in ((0, 30), (1, 90)))
+    order = np.random.default_rng(3).permutation(90)
+    b[order[:20]] = -a[:20]
+    found = reproducibility({"a": t.tensor(a), "b": t.tensor(b)})
+    pair = found.pair
+    assert found.returning("a") == pytest.approx({0.7: 20 / 30, 0.9: 20 / 30})
+    assert found.returning("b") == pytest.approx({0.7: 20 / 90, 0.9: 20 / 90})
+    assert pair.measures["returning_0.7"] == pytest.approx(20 / 30)
+    rows, columns = linear_sum_assignment(np.abs(a @ b.T), maximize=True)
+    assert pair.pw_mcc == pytest.approx(np.abs(a @ b.T)[rows, columns].mean())
+    assert found.matches("b", "a")[order[:20]] == pytest.approx(1)
+    assert (found.matches("b", "a") > 0).sum() == 30
+    assert found.scores("b").returns_F.sum() == 20
+    swapped = reproducibility({"b": t.tensor(b), "a": t.tensor(a)})
+    for name in ("pw_mcc", "null", "returning_0.7"):
+        assert swapped.pair.measures[name] == pytest.approx(pair.measures[name], abs=0.01)
+    assert swapped.pair.agreement == pytest.approx(pair.agreement)
+    assert swapped.returning("b") == pytest.approx(found.returning("b"))
+    unrelated = reproducibility(
+        {"a": t.tensor(directions(5, 30, 64)), "b": t.tensor(directions(6, 90, 64))}
+    )
+    assert unrelated.pair.pw_mcc == pytest.approx(unrelated.pair.null, abs=0.03)
+
+
 def turned(unit_FD, cosine, seed):
     """Directions with this cosine to the given ones."""
     other = np.random.default_rng(seed).normal(size=unit_FD.shape)
@@ -148,6 +192,6 @@ def test_a_match_between_the_limits_returns_at_one_of_them():
 def test_saes_that_can_not_be_compared_are_named():
     with pytest.raises(ReproducibilityError, match=r"a: expected two or more SAEs"):
         reproducibility({"a": t.ones(3, 4)})
-    message = r"b has 3 features of 5 dimensions, and a has 3 of 4: expected the same of both"
+    message = r"b has features of 5 dimensions, and a of 4: expected the same of both"
     with pytest.raises(ReproducibilityError, match=message):
         reproducibility({"a": t.ones(3, 4), "b": t.ones(3, 5)})

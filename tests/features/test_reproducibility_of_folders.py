@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from export_folders import of_sae_lens
+from small_commands import refused
 
 from dictionary_learning_ext import RunConfig, SAEConfig, agreement, load_dictionary, train
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import LanguageModelError
+from dictionary_learning_ext.evaluation import folders as folders_module
 from dictionary_learning_ext.evaluation.metrics import METRICS
+from dictionary_learning_ext.features import reproducibility_of_folders as of_folders
+from dictionary_learning_ext.features import return_score
 from dictionary_learning_ext.features.codes import (
     CODE_MEASURES,
     CodeCollector,
@@ -32,7 +37,7 @@ from dictionary_learning_ext.features.reproducibility_of_folders import (
 from dictionary_learning_ext.run_folder.reading import read_config
 from dictionary_learning_ext.run_folder.trained_on import run_of
 
-F = 32
+D, F = 16, 32
 
 
 def run_at(folder, model, text, **settings):
@@ -241,15 +246,65 @@ def test_another_architecture_is_said_and_what_is_not_known_is_not(seeds):
     assert note.startswith("these SAEs differ in trainer_class, not"), "which says it all"
 
 
-def test_saes_of_two_sizes_are_refused_and_nothing_else_is_said(
-    seeds, tiny_lm_dir, text, tmp_path, capsys, caplog
-):
+def test_saes_of_two_sizes_are_matched_on_the_smaller(seeds, tiny_lm_dir, text, tmp_path, capsys):
     run = run_at(tmp_path / "wide", tiny_lm_dir, text, eval_tokens=0)
-    wide = str(train(run, {"sae": SAEConfig(k=4, dict_size=2 * F)})["sae"])
-    caplog.clear()
-    assert main(["reproduce", seeds[1], wide]) == 2
-    assert f"wide has {2 * F} features" in capsys.readouterr().err
+    wide = str(train(run, {"sae": SAEConfig(k=4, dict_size=2 * F, seed=9)})["sae"])
+    path = tmp_path / "features.csv"
+    capsys.readouterr()
+    assert main(["reproduce", seeds[1], wide, "--tokens", "500", "--csv", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "those of the larger without a match in the smaller" in out
+    found = measured([seeds[1], wide], 500)
+    assert any("differ in dict_size" in note for note in found.notes)
+    assert (found.measured.matches("wide", "seed1") > 0).sum() == F
+    assert found.measured.returning("wide")[0.7] == found.measured.returning("seed1")[0.7] / 2
+    rows = list(csv.DictReader(path.open()))
+    assert [row["sae"] for row in rows] == ["seed1"] * F + ["wide"] * 2 * F
+    assert sum(row["mean_match"] == "0.0000" for row in rows) == F
+
+
+def test_saes_of_two_widths_are_refused_and_nothing_else_is_said(seeds, tmp_path, capsys, caplog):
+    other = of_sae_lens(tmp_path / "other", d=2 * D, hook_name="blocks.0.hook_resid_post")
+    assert main(["reproduce", seeds[1], str(other)]) == 2
+    assert f"other takes {2 * D} dimensions, and {seeds[1]} takes {D}" in capsys.readouterr().err
     assert not caplog.records
+
+
+def test_each_sae_is_loaded_once(seeds, monkeypatch):
+    loaded = []
+
+    def load(folder, *given):
+        loaded.append(folder)
+        return load_dictionary(folder, *given)
+
+    monkeypatch.setattr(of_folders, "load_dictionary", load)
+    monkeypatch.setattr(folders_module, "load_dictionary", load)
+    measured([seeds[0], seeds[1]], tokens=500)
+    assert loaded == [seeds[0], seeds[1]]
+
+
+def test_a_csv_that_can_not_be_written_is_refused_before_anything_is_measured(
+    seeds, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(of_folders, "measured", lambda *given, **named: pytest.fail("measured"))
+    monkeypatch.setattr(return_score, "return_scores", lambda *given: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for folders in ([seeds[0], seeds[1]], [seeds[0]]):
+        for path in (tmp_path / "file" / "x.csv", tmp_path):
+            line = refused(["reproduce", *folders, "--csv", path], capsys)
+            assert "can't be written" in line
+            assert "another --csv" in line
+
+
+def test_other_contexts_are_compared_on_the_first_ones(seeds, tmp_path, caplog):
+    other = changed(seeds[1], tmp_path / "other", ctx_len=16, text_packing="truncate")
+    with caplog.at_level(logging.WARNING):
+        found = measured([seeds[0], other], tokens=500)
+    assert (
+        f"other: read in the contexts of {seeds[0]} (text_packing=pack, ctx_len=32" in caplog.text
+    )
+    expected = measured([seeds[0], seeds[1]], tokens=500)
+    assert list(found.pairs.values()) == [pytest.approx(each) for each in expected.pairs.values()]
 
 
 def test_an_sae_that_was_not_evaluated_has_a_dash(seeds, tmp_path, capsys):
@@ -336,9 +391,10 @@ def test_run_folders_are_loaded_and_what_makes_them_alike_is_said(trained, caplo
         agreement(trained / "vsae", f"{trained / 'vsae'}/../vsae")
 
 
-def test_a_pair_is_of_two_saes_of_one_shape(saes):
+def test_a_pair_is_of_two_saes_of_one_width(saes):
     with pytest.raises(ReproducibilityError, match="expected the same of both"):
-        agreement(saes[0], AutoEncoderTopK(8, 16, 2))
+        agreement(saes[0], AutoEncoderTopK(9, 12, 2))
+    assert (agreement(saes[0], AutoEncoderTopK(8, 16, 2)).pair.matched_F >= 0).all()
     directions = [sae.decoder.weight.data.T for sae in (*saes, saes[0])]
     found = reproducibility(dict(zip("abc", directions, strict=True)))
     with pytest.raises(ReproducibilityError, match="there are 3 SAEs"):

@@ -4,6 +4,7 @@ import json
 
 import torch as t
 from dictionary_learning.dictionary import AutoEncoderNew, GatedAutoEncoder
+from safetensors.torch import save_file
 
 D, F, K = 16, 32, 4
 FORMATS = ("sae-bench", "dictionary-learning", "sae-lens", "sparsify", "safetensors")
@@ -54,3 +55,53 @@ def of_class(folder, name):
     trainers = {"gated": "GatedSAETrainer", "relu_new": "StandardTrainerAprilUpdate"}
     edit_config(folder, dict_class=type(sae).__name__, trainer_class=trainers[name], k=None)
     return folder
+
+
+def _of_another_library(folder, seed, f_size, weights, settings, d):
+    generator = t.Generator().manual_seed(seed)
+    W_dec = t.randn(f_size, d, generator=generator)
+    W_dec /= W_dec.norm(dim=1, keepdim=True)
+    biases = 0.1 * t.randn(f_size, generator=generator), t.randn(d, generator=generator)
+    folder.mkdir(parents=True)
+    save_file(weights(W_dec, *biases), folder / settings.pop("weights"))
+    (folder / "cfg.json").write_text(json.dumps(settings))
+    return folder
+
+
+def of_sae_lens(folder, seed=0, f_size=F, k=K, d=D, **about):
+    """A folder as SAELens 6 saves a TopK SAE of random directions, trained at blocks.1."""
+    about = {"sae_lens_version": "6.54.0", "hook_name": "blocks.1.hook_resid_post"} | about
+    settings = {"architecture": "topk", "d_in": d, "d_sae": f_size, "k": k, "metadata": about}
+    settings |= {"apply_b_dec_to_input": True, "normalize_activations": "none"}
+    return _of_another_library(
+        folder,
+        seed,
+        f_size,
+        lambda W_dec, b_enc, b_dec: {
+            "W_enc": W_dec.T.contiguous(),
+            "b_enc": b_enc,
+            "W_dec": W_dec,
+            "b_dec": b_dec,
+        },
+        settings | {"weights": "sae_weights.safetensors"},
+        d,
+    )
+
+
+def of_sparsify(folder, seed=0, f_size=F, k=K):
+    """A folder as sparsify saves an SAE of random directions. Its name is the module's."""
+    settings = {"activation": "topk", "expansion_factor": 32, "normalize_decoder": True}
+    settings |= {"num_latents": f_size, "k": k, "multi_topk": False, "skip_connection": False}
+    return _of_another_library(
+        folder,
+        seed,
+        f_size,
+        lambda W_dec, b_enc, b_dec: {
+            "encoder.weight": W_dec.clone(),
+            "encoder.bias": b_enc,
+            "W_dec": W_dec,
+            "b_dec": b_dec,
+        },
+        settings | {"transcode": False, "d_in": D, "weights": "sae.safetensors"},
+        D,
+    )

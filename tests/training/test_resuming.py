@@ -479,7 +479,7 @@ def test_another_width_is_named(trained):
 
 
 def test_a_folder_of_saelens_is_a_start(short, trained, tmp_path):
-    """What SAELens itself writes is read in tests/run_folder/test_weights.py."""
+    """What SAELens itself writes is read in tests/run_folder/test_foreign.py."""
     source = load_dictionary(trained("top_k"))[0]
     folder = tmp_path / "sae_lens"
     folder.mkdir()

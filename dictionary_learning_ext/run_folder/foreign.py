@@ -1,0 +1,209 @@
+"""SAEs in the formats of SAELens and sparsify: how their folders are told apart, and their settings.
+
+    SAELens     cfg.json, sae_weights.safetensors     of any version
+    sparsify    cfg.json, sae.safetensors             sparsify's trainer writes config.json beside the folder
+
+Their settings are put as a config.json of ours or upstream's puts them. What the classes that they are loaded as
+can't compute is refused here, by name. foreign_weights.py reads the weights. Imports no torch.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import CheckpointError
+from .files import CONFIG, METRICS, WEIGHTS
+from .json_files import Shape, read_json
+
+Format = Literal["SAELens", "sparsify"]
+FOREIGN_CONFIG = "cfg.json"
+"""The settings, in both formats."""
+SAE_LENS_WEIGHTS = "sae_weights.safetensors"
+SPARSIFY_WEIGHTS = "sae.safetensors"
+SPARSIFY_ABOUT = "export.json"
+"""What `vsae export` adds to a folder for sparsify, whose cfg.json has no place for it."""
+FILES = (
+    *(WEIGHTS, CONFIG, METRICS, FOREIGN_CONFIG),
+    *(SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS, SPARSIFY_ABOUT),
+)
+"""All that is read of an SAE's folder, of any format."""
+RECOGNISED = (
+    f"a folder of this package or of dictionary_learning ({CONFIG} and {WEIGHTS}), of SAELens "
+    f"({FOREIGN_CONFIG} and {SAE_LENS_WEIGHTS}) or of sparsify ({FOREIGN_CONFIG} and {SPARSIFY_WEIGHTS})"
+)
+HOOK_POINT = re.compile(r"blocks\.\d+\.hook_\w+")
+
+_DICT_CLASSES = {
+    "standard": "AutoEncoder",
+    "topk": "AutoEncoderTopK",
+    "abstopk": "VariationalTopKAutoEncoder",
+    "jumprelu": "JumpReluAutoEncoder",
+    "gated": "GatedAutoEncoder",
+}
+"""By SAELens's architecture: a class of upstream's or ours that computes the same."""
+_FORMER_NAMES = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+"""Of SAELens's settings before its version 6."""
+_ABOUT: Shape = {
+    **dict.fromkeys(("model_name", "hook_name", "dataset_path"), str | None),
+    **{"context_size": int | None, "max_norm_multiple": float | None},
+}
+"""Where the activations came from, in SAELens's words."""
+_SAE_LENS: Shape = {
+    "architecture": str | None,
+    **dict.fromkeys(("d_in", "d_sae", "k"), int | None),
+    "metadata": _ABOUT,
+    **_ABOUT,
+    "hook_point": str | None,
+}
+_SPARSIFY: Shape = dict.fromkeys(("d_in", "num_latents", "expansion_factor", "k"), int | None)
+_OF_SPARSIFYS_RUN: Shape = {
+    **dict.fromkeys(("model", "dataset", "text_column"), str | None),
+    "ctx_len": int | None,
+}
+_REPAIR = "copy it again"
+
+
+def format_of(folder: Path) -> Format | None:
+    """Which other library's folder it is; None for one with our or upstream's weights, or with no SAE."""
+    if (folder / WEIGHTS).exists() or not (folder / FOREIGN_CONFIG).is_file():
+        return None
+    formats: dict[str, Format] = {SAE_LENS_WEIGHTS: "SAELens", SPARSIFY_WEIGHTS: "sparsify"}
+    return next((form for name, form in formats.items() if (folder / name).is_file()), None)
+
+
+def foreign_config(folder: Path, form: Format, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json would say of an SAE in another library's format.
+
+    Its "trainer" and "buffer" are as upstream's. Its "foreign" has what `load_foreign` needs.
+
+    Arguments:
+        overrides: settings that SAELens's table of releases has in place of the folder's own.
+
+    Raises: CheckpointError if cfg.json is damaged, or no class of upstream's or ours computes the same.
+    """
+    shape = _SAE_LENS if form == "SAELens" else _SPARSIFY
+    settings = read_json(folder / FOREIGN_CONFIG, shape, _REPAIR) | overrides
+    found = _of_sae_lens(folder, settings) if form == "SAELens" else _of_sparsify(folder, settings)
+    found["foreign"] |= {"format": form, "folder": str(folder)}
+    return found
+
+
+def _of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Defaults are SAELens's own (`handle_pre_6_0_config`); from version 6 on all settings are there."""
+    settings = {_FORMER_NAMES.get(name, name): value for name, value in settings.items()}
+    about = settings | settings.get("metadata", {})
+    architecture, k = settings.get("architecture") or "standard", settings.get("k")
+    activation = settings.get("activation_fn") or "relu"
+    if activation == "topk":
+        architecture, k = "topk", (settings.get("activation_fn_kwargs") or {}).get("k", k)
+    elif activation != "relu":
+        raise CheckpointError(
+            f"{folder}: activation_fn is {activation!r} in {FOREIGN_CONFIG}; expected 'relu' or 'topk'"
+        )
+    if architecture not in _DICT_CLASSES:
+        raise CheckpointError(
+            f"{folder}: an SAE of SAELens's architecture {architecture!r}; expected one of "
+            f"{', '.join(_DICT_CLASSES)}"
+        )
+    scale = settings.get("norm_scaling_factor")
+    normalized = settings.get("normalize_activations") or "none"
+    is_scaled = normalized is True or normalized == "expected_average_only_in"
+    of_hook_z = "hook_z" if "hook_z" in (about.get("hook_name") or "") else "none"
+    only_none = {
+        "normalize_activations": "none" if is_scaled and scale is not None else normalized,
+        "reshape_activations": settings.get("reshape_activations", of_hook_z),
+    }
+    for name, value in only_none.items():
+        if value != "none":
+            raise CheckpointError(
+                f"{folder}: {name} is {value!r} in {FOREIGN_CONFIG}; expected 'none', as SAELens saves an "
+                "SAE for inference"
+            )
+    return {
+        "trainer": {
+            "dict_class": _DICT_CLASSES[architecture],
+            "activation_dim": settings.get("d_in"),
+            "dict_size": settings.get("d_sae"),
+            "k": k if "topk" in architecture else None,
+            "lm_name": about.get("model_name"),
+            "submodule_name": about.get("hook_name"),
+        },
+        "buffer": _buffer(about),
+        "foreign": {
+            "architecture": architecture,
+            "subtracts_b_dec": bool(settings.get("apply_b_dec_to_input", True)),
+            "rescales": bool(settings.get("rescale_acts_by_decoder_norm", False)),
+            "scale": scale if is_scaled else 1.0,
+            "model_options": about.get("model_from_pretrained_kwargs") or {},
+        },
+    }
+
+
+def _of_sparsify(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the folder doesn't say may be in the config.json beside it, and in the export.json in it."""
+    for name, value in {"transcode": False, "skip_connection": False, "signed": False}.items():
+        if settings.get(name, value) != value:
+            raise CheckpointError(
+                f"{folder}: {name} is {settings[name]!r} in {FOREIGN_CONFIG}; expected {value!r}: an SAE "
+                "that reconstructs its own input, from positive features alone"
+            )
+    if (activation := settings.get("activation", "topk")) != "topk":
+        raise CheckpointError(
+            f"{folder}: activation is {activation!r} in {FOREIGN_CONFIG}; expected 'topk'"
+        )
+    d_in, n_latents = settings.get("d_in"), settings.get("num_latents")
+    if not n_latents and d_in is not None:
+        n_latents = d_in * settings.get("expansion_factor", 32)  # sparsify's default
+    run = _if_any(folder.parent / CONFIG, _OF_SPARSIFYS_RUN)
+    about = {
+        "model_name": run.get("model"),
+        "dataset_path": run.get("dataset"),
+        "context_size": run.get("ctx_len"),
+        "text_column": run.get("text_column"),
+        "hook_name": _hook_of(folder.name),
+        **_if_any(folder / SPARSIFY_ABOUT, _ABOUT),
+    }
+    return {
+        "trainer": {
+            "dict_class": _DICT_CLASSES["topk"],
+            "activation_dim": d_in,
+            "dict_size": n_latents,
+            "k": settings.get("k"),
+            "lm_name": about["model_name"],
+            "submodule_name": about["hook_name"] or folder.name,
+        },
+        "buffer": _buffer(about),
+        "foreign": {
+            "architecture": "topk",
+            "subtracts_b_dec": True,
+            "rescales": False,
+            "scale": 1.0,
+            "model_options": {},
+        },
+    }
+
+
+def _if_any(path: Path, shape: Shape) -> dict[str, Any]:
+    return read_json(path, shape, _REPAIR) if path.is_file() else {}
+
+
+def _hook_of(module: str) -> str | None:
+    """The hook point that is the output of a module, which sparsify names the folder after.
+
+    None unless it is a block: where a norm follows a block's MLP or attention, these are no hook points.
+    """
+    match = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)", module)
+    return match and f"blocks.{match[1]}.hook_resid_post"
+
+
+def _buffer(about: dict[str, Any]) -> dict[str, Any]:
+    """What the training read, in upstream's words and ours. Both libraries fill each context with documents."""
+    buffer = {
+        "ctx_len": about.get("context_size"),
+        "text": about.get("dataset_path"),
+        "text_column": about.get("text_column"),
+        "packing": "pack",
+        "remove_bos": bool(about.get("exclude_special_tokens")),
+        "max_norm_multiple": about.get("max_norm_multiple"),
+    }
+    return {name: value for name, value in buffer.items() if value is not None}

@@ -1,0 +1,171 @@
+"""The weights of SAELens's and sparsify's folders, as a class of upstream's or ours that computes the same.
+
+    SAELens     W_enc (D, F), b_enc (F), W_dec (F, D), b_dec (D); threshold (F) of a jumprelu; b_gate, b_mag and
+                r_mag (F) of a gated, in place of b_enc
+    sparsify    encoder.weight (F, D), encoder.bias (F), W_dec (F, D), b_dec (D)
+
+Neither library is needed. Their settings are in foreign.py.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch as t
+from dictionary_learning.dictionary import (
+    AutoEncoder,
+    Dictionary,
+    GatedAutoEncoder,
+    JumpReluAutoEncoder,
+)
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+from safetensors.torch import load_file
+
+from ..errors import CheckpointError
+from ..trainers.variational_top_k import VariationalTopKAutoEncoder
+from .foreign import FOREIGN_CONFIG, SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
+
+UNIT_NORM_TOLERANCE = 1e-5
+"""How far from 1 a decoder's norms may be for an SAE whose reader takes them to be 1 (SAE Bench's)."""
+_CLASSES: dict[str, Any] = {
+    "standard": AutoEncoder,
+    "topk": AutoEncoderTopK,
+    "abstopk": functools.partial(
+        VariationalTopKAutoEncoder,
+        posterior="point",  # pyright: ignore[reportCallIssue]
+        select_by="magnitude",  # pyright: ignore[reportCallIssue]
+    ),
+    "jumprelu": JumpReluAutoEncoder,
+    "gated": GatedAutoEncoder,
+}
+_OF_TOP_K = ("topk", "abstopk")
+_SPARSIFYS_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
+"""And SAELens's."""
+
+
+@t.no_grad()
+def load_foreign(
+    config: dict[str, Any],
+    device: str = "cpu",
+    dtype: t.dtype = t.float32,
+    *,
+    unit_norm: bool = False,
+) -> Dictionary:
+    """The SAE of a folder in another library's format.
+
+    Its features and reconstructions are the library's own, up to rounding.
+
+    Arguments:
+        config: of the folder, see `foreign_config`.
+        unit_norm: make the decoder's directions unit-norm. Features are then in units of the former norms (as
+            after SAELens's fold_W_dec_norm).
+
+    Raises: CheckpointError if the weights are missing, damaged or not finite, or are no SAE's; or for a TopK
+    that would select other features with a unit-norm decoder.
+    """
+    settings, k = config["foreign"], config["trainer"]["k"]
+    folder, architecture = Path(settings["folder"]), settings["architecture"]
+    path = folder / (SAE_LENS_WEIGHTS if settings["format"] == "SAELens" else SPARSIFY_WEIGHTS)
+    weights = _read(path)
+    sizes = dict(zip(("activation_dim", "dict_size"), weights["W_enc"].shape, strict=True))
+    for name, found in sizes.items():
+        if (given := config["trainer"][name]) not in (None, found):
+            raise CheckpointError(
+                f"{path}: its {name} is {found}, and {FOREIGN_CONFIG} says {given}; copy it again"
+            )
+    try:
+        state = _upstream_state(folder, settings, weights, unit_norm)
+        if architecture in _OF_TOP_K and not 1 <= k <= sizes["dict_size"]:
+            raise ValueError("k is out of range")
+        of_top_k = [k] if architecture in _OF_TOP_K else []
+        dictionary: Any = _CLASSES[architecture](*sizes.values(), *of_top_k).to(dtype)
+        dictionary.load_state_dict(dictionary.state_dict() | state)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of any kind: files of any content are handed to the class
+        with_k = f" with k={k!r}" if architecture in _OF_TOP_K else ""
+        raise CheckpointError(
+            f"{path}: holds {shapes_of(weights)}: not the weights of one SAE of architecture "
+            f"{architecture!r}{with_k}; copy it again"
+        ) from error
+    return dictionary.to(device).eval().requires_grad_(False)
+
+
+def _read(path: Path) -> dict[str, t.Tensor]:
+    """The tensors by SAELens's names, in float64, in which biases are folded."""
+    try:
+        weights = {
+            _SPARSIFYS_NAMES.get(name, name): value.double()
+            for name, value in load_file(path).items()
+        }
+        if path.name == SPARSIFY_WEIGHTS:
+            weights["W_enc"] = weights["W_enc"].T
+        shapes = {name: tuple(weights[name].shape) for name in ("W_enc", "W_dec", "b_dec")}
+        if [len(shape) for shape in shapes.values()] != [2, 2, 1]:
+            raise ValueError(f"shapes {shapes}")
+    except Exception as error:  # bytes of any content raise anything
+        raise CheckpointError(
+            f"{path}: missing or damaged ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); copy it again"
+        ) from error
+    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{path}: {bad[0]} has NaN or infinite values; copy it again")
+    factor_F = weights.pop("scaling_factor", t.ones(1))
+    if not t.allclose(factor_F, t.ones_like(factor_F)):
+        raise CheckpointError(
+            f"{path}: has a scaling_factor, by which its finetuning scaled features; expected none, or ones"
+        )
+    return weights
+
+
+def _upstream_state(
+    folder: Path, settings: dict[str, Any], weights: dict[str, t.Tensor], unit_norm: bool
+) -> dict[str, t.Tensor]:
+    """The weights as the class of an architecture has them."""
+    architecture, scale = settings["architecture"], settings["scale"]
+    W_enc_DF, W_dec_FD, b_dec_D = (weights[name] for name in ("W_enc", "W_dec", "b_dec"))
+    if scale != 1.0:
+        W_enc_DF, W_dec_FD, b_dec_D = W_enc_DF * scale, W_dec_FD / scale, b_dec_D / scale
+    norms_F = W_dec_FD.norm(dim=1)
+    is_unit = t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0)
+    rescales = settings["rescales"] and architecture in _OF_TOP_K
+    if unit_norm and architecture in _OF_TOP_K and not is_unit and not rescales:
+        raise CheckpointError(
+            f"{folder}: its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}, and "
+            "unit norms would change which features its TopK keeps; expected norms of 1, or "
+            "rescale_acts_by_decoder_norm"
+        )
+    stays = is_unit or not (unit_norm or rescales)
+    scale_F = t.ones_like(norms_F) if stays else norms_F.where(norms_F > 0, 1.0)
+    if not stays:
+        W_enc_DF, W_dec_FD = W_enc_DF * scale_F, W_dec_FD / scale_F[:, None]
+    # Upstream's JumpReLU encodes x, the others x - b_dec.
+    shift_F, is_centred = b_dec_D @ W_enc_DF, settings["subtracts_b_dec"]
+    if architecture == "gated":
+        missing_F = t.zeros_like(shift_F) if is_centred else shift_F
+        return {
+            "encoder.weight": W_enc_DF.T,
+            "gate_bias": weights["b_gate"] * scale_F + missing_F,
+            "mag_bias": weights["b_mag"] * scale_F + missing_F * weights["r_mag"].exp(),
+            "r_mag": weights["r_mag"],
+            "decoder.weight": W_dec_FD.T,
+            "decoder_bias": b_dec_D,
+        }
+    b_enc_F = weights["b_enc"] * scale_F
+    if architecture == "jumprelu":
+        b_enc_F = b_enc_F - shift_F if is_centred else b_enc_F
+        threshold_F = weights["threshold"] * scale_F
+        state = {"W_enc": W_enc_DF, "W_dec": W_dec_FD, "b_dec": b_dec_D, "threshold": threshold_F}
+        return state | {"b_enc": b_enc_F}
+    return {
+        "encoder.weight": W_enc_DF.T,
+        "encoder.bias": b_enc_F if is_centred else b_enc_F + shift_F,
+        "decoder.weight": W_dec_FD.T,
+        "bias" if architecture == "standard" else "b_dec": b_dec_D,
+    }
+
+
+def shapes_of(state: dict[str, t.Tensor]) -> str:
+    """What a message says that a file holds."""
+    shown = [f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:20]]
+    return ", ".join(shown) + (", …" if len(state) > 20 else "") or "nothing"

@@ -1,0 +1,88 @@
+"""Reading JSON from the disk: its shape is checked once, so that values that are there have the right types.
+
+Imports no torch.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config.checks import described, is_of_type
+from ..errors import CheckpointError, first_line
+
+Shape = Any
+"""What a file holds, see `read_json`."""
+_DEEPEST = 100
+"""Levels of lists and objects in a file: what is made of it descends them."""
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Turn an error of the disk into a CheckpointError. FileNotFoundError passes through."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # e.g. another user's folder, or a name that is too long
+        raise CheckpointError(
+            f"{error.filename}: can't be read ({error.strerror}); check the path and who may read it"
+        ) from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise CheckpointError("the path holds a null character") from error
+
+
+def read_json(path: Path, shape: Shape, repair: str = "", line: bytes | None = None) -> Any:
+    """The JSON in a file, or in a line of it.
+
+    Arguments:
+        shape: a type, or the shape of each value of an object, by name. Values may be missing; `...`
+            stands for all names that aren't listed.
+        repair: what the message ends with.
+
+    Raises: CheckpointError if it isn't JSON of that shape; FileNotFoundError.
+    """
+    content = path.read_bytes() if line is None else line
+    try:
+        found = json.loads(content.decode("utf-8"))
+        _require_flat(found)
+    # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
+    except (ValueError, RecursionError) as error:
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(f"{path}: not valid JSON ({cause})", instead=repair) from error
+    if wrong := misshapen(found, shape):
+        raise CheckpointError(f"{path}: {wrong}", instead=repair)
+    return found
+
+
+def _require_flat(value: Any) -> None:
+    """Raise a RecursionError for JSON of more than _DEEPEST levels."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise RecursionError(f"more than {_DEEPEST} levels")
+
+
+def misshapen(value: Any, shape: Shape, name: str = "") -> str | None:
+    """What in JSON hasn't the expected shape, see `read_json`; None if all has."""
+    if not isinstance(shape, dict):
+        if is_of_type(value, shape):
+            return None
+        found = f"{name} is" if name else "holds"
+        return f"{found} {repr(value)[:50]}, expected {described(shape)}"
+    if not isinstance(value, dict):
+        return misshapen(value, dict, name)
+    for each, inner in value.items():
+        expected = shape.get(each, shape.get(..., Any))
+        if wrong := misshapen(inner, expected, f"{name}.{each}" if name else each):
+            return wrong
+    return None

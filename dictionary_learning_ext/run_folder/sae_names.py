@@ -1,0 +1,222 @@
+"""What an SAE can be named by: its folder, its place on the hub, or the folder of its results. Imports no torch.
+
+    runs/NAME                    a folder here, of any format in `foreign.RECOGNISED`
+    OWNER/REPOSITORY/FOLDER      the same on the hub, where sparsify names FOLDER after the module
+    RELEASE/ID                   an SAE in SAELens's table of releases, if SAELens is installed
+    RESULTS                      what `vsae eval SAE --out RESULTS` wrote: stands for that SAE
+
+Results of an SAE go to its folder if this package or dictionary_learning wrote it, and else to `--out`.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import CheckpointError, ConfigError, HubError, Setting, first_line
+from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable
+from .foreign import FILES, FOREIGN_CONFIG, RECOGNISED, format_of
+from .json_files import read_json
+
+_OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
+STANDS_FOR = "sae"
+"""In the metrics.json of a folder of results: the SAE's name, or its folder's absolute path."""
+_OUT = Setting("out", "DIR")
+
+
+class Place(NamedTuple):
+    """Where an SAE is on this machine."""
+
+    folder: Path
+    results: Path | None
+    """The folder of its results; None if these aren't written to the SAE's own."""
+    overrides: dict[str, Any]
+    """See `foreign_config`."""
+
+    @property
+    def metrics(self) -> Path | None:
+        """Its metrics.json, if it was evaluated; None for another library's folder, which has none."""
+        if self.results is not None:
+            return self.results / METRICS
+        return self.folder / METRICS if format_of(self.folder) is None else None
+
+
+def place_of(name: str | Path) -> Place:
+    """Where a named SAE is. It is fetched from the hub if need be. A folder that isn't there is no error.
+
+    Raises: HubError if the hub can't be reached, or has no such SAE.
+    """
+    here = Path(name)
+    if _is_of_the_hub(name):
+        return _fetched(here.as_posix())
+    if (sae := _stands_for(here)) is not None:
+        return place_of(sae)._replace(results=here)
+    return Place(here, here if format_of(here) is None else None, {})
+
+
+def _stands_for(folder: Path) -> str | None:
+    """The SAE whose results are in a folder; None for any other folder."""
+    if not (folder / METRICS).is_file() or any(
+        (folder / name).exists() for name in (CONFIG, WEIGHTS, FOREIGN_CONFIG)
+    ):
+        return None
+    return read_json(folder / METRICS, {STANDS_FOR: str}, "run `vsae eval` again").get(STANDS_FOR)
+
+
+def lasting_name(name: str | Path) -> str:
+    """What names the same SAE from any working directory."""
+    if _is_of_the_hub(name):
+        return Path(name).as_posix()
+    return _stands_for(Path(name)) or str(Path(name).resolve())
+
+
+# --- where results go
+
+
+def require_own(name: str | Path, command: str) -> None:
+    """Raise a CheckpointError unless it is an SAE in a folder of ours or upstream's.
+
+    Arguments:
+        command: that takes no others.
+    """
+    place = place_of(name)
+    if place.folder != place.results:
+        raise CheckpointError(
+            f"{name}: no run folder, nor one of dictionary_learning; `vsae {command}` takes no other"
+        )
+
+
+def results_folder(
+    name: str | Path,
+    out: str | Path | None = None,
+    give: Setting = _OUT,
+) -> Path:
+    """Where the results of an SAE go: `out`, or its own folder if that is one of ours or upstream's.
+
+    Arguments:
+        give: the setting that says where, for messages.
+
+    Raises: ConfigError if it has none, or `out` holds an SAE or another one's results.
+    """
+    if out is None:
+        place = place_of(name)
+        if place.results is not None:
+            return place.results
+        what = "comes from the hub" if _is_of_the_hub(name) else f"is {format_of(place.folder)}'s"
+        raise ConfigError(
+            f"{name}: its folder {what}, and nothing is written into it",
+            instead=("say where the results go with ", give),
+        )
+    out = Path(out)
+    other = _stands_for(out)
+    if other != lasting_name(name) and any((out / file).exists() for file in FILES):
+        what = f"the results of {other}" if other else "an SAE"
+        raise ConfigError(
+            f"holds {what}", name="out", value=str(out), instead="give another folder"
+        )
+    return out
+
+
+def require_results_at(path: Path, names: Sequence[str | Path], setting: Setting) -> None:
+    """Raise an error before anything is measured if a file of results can't be written.
+
+    Arguments:
+        names: the SAEs that the results are of. Nothing goes into the folder of one that is another library's.
+        setting: the one that says where.
+
+    Raises: ConfigError for a path in such a folder; CheckpointError if the disk refuses.
+    """
+    for place in map(place_of, names):
+        is_ours = place.folder == place.results
+        if not is_ours and path.resolve().is_relative_to(place.folder.resolve()):
+            raise ConfigError(
+                (
+                    setting,
+                    f": {path} is in {place.folder}, and nothing is written into that folder",
+                ),
+                name=setting.name,
+                instead="give another place",
+            )
+    require_writable(path, setting)
+
+
+# --- the hub
+
+
+def _is_of_the_hub(name: str | Path) -> bool:
+    """Whether a name has the form of a place on the hub, and its first part is no folder here."""
+    text = name.as_posix() if isinstance(name, Path) else name  # ./x isn't x
+    first = text.partition("/")[0]
+    return (
+        _OF_THE_HUB.fullmatch(text) is not None
+        and ".." not in text.split("/")
+        and first != RUNS.name
+        and not Path(first).exists()
+    )
+
+
+@cache
+def _fetched(name: str) -> Place:
+    """An SAE's folder in the hub's cache on this machine."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    # HfHubHTTPError's bases are the errors of the HTTP library, which has been requests, httpx and httpx2.
+    unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
+    repo, inside, overrides = _place_on_the_hub(name)
+    within = f"{inside}/" if inside else ""
+    files = [f"{within}{file}" for file in FILES]
+    beside = Path(inside).parent / CONFIG  # sparsify's
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            repo, allow_patterns=[*files, beside.as_posix()]
+        )
+    except unreachable as error:
+        has_none = isinstance(error, RepositoryNotFoundError)
+        why = f"has no repository {repo}" if has_none else f"can't be read ({first_line(error)})"
+        of_table = "" if _releases() else ", or install sae-lens for the names of its releases"
+        raise HubError(
+            f"{name}: no such folder here, and the hub {why}",
+            instead=f"give a folder, or OWNER/REPOSITORY/FOLDER{of_table}",
+        ) from error
+    folder = Path(snapshot) / inside
+    if not folder.is_dir():
+        raise HubError(f"{name}: the repository {repo} has no {inside!r}; expected {RECOGNISED}")
+    return Place(folder, None, overrides)
+
+
+def _place_on_the_hub(name: str) -> tuple[str, str, dict[str, Any]]:
+    """The repository, the folder in it ("" for its root), and what SAELens's table has in place of settings."""
+    release, _, sae = name.strip("/").partition("/")
+    if (found := _releases().get(release)) is None:
+        owner, repository, *inside = name.strip("/").split("/")
+        return f"{owner}/{repository}", "/".join(inside), {}
+    entries = {str(entry["id"]): entry for entry in found["saes"]}
+    if sae not in entries:
+        shown = ", ".join([*entries][:5]) + (", …" if len(entries) > 5 else "")
+        raise HubError(f"{name}: SAELens's release {release} has no {sae!r}; expected {shown}")
+    if (form := found.get("conversion_func")) not in (None, "sae_lens", "sparsify"):
+        raise CheckpointError(
+            f"{name}: SAELens's release {release} is stored in the format {form!r}, which can't be read; "
+            "load it in SAELens, and save it with its save_model"
+        )
+    entry, overrides = entries[sae], dict(found.get("config_overrides") or {})
+    if "norm_scaling_factor" in entry:
+        overrides["norm_scaling_factor"] = entry["norm_scaling_factor"]
+    return found["repo_id"], str(entry["path"]), overrides
+
+
+@cache
+def _releases() -> dict[str, Any]:
+    """SAELens's table of releases; empty if it isn't installed. SAELens itself takes long to import."""
+    import yaml
+
+    spec = find_spec("sae_lens")
+    places = spec.submodule_search_locations if spec else None
+    path = Path(places[0]) / "pretrained_saes.yaml" if places else None
+    if path is None or not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))

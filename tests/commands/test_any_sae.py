@@ -1,0 +1,214 @@
+"""The commands that measure, on SAEs of other libraries: what they print and write, and what they refuse."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch as t
+from export_folders import of_sae_lens, of_sparsify
+from small_commands import content, refused
+
+from dictionary_learning_ext import agreement, features_of, load_dictionary
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.export.exporter import export
+
+HOOK = "blocks.0.hook_resid_post"
+BARE = ["--tokens", "300", "--figures", "False", "--synthesise", "0", "--map-tokens", "100"]
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The exports of a TopK SAE for SAELens and for sparsify, by the library."""
+    base = tmp_path_factory.mktemp("exports")
+    folder = shutil.copytree(trained / "top_k", base / "top_k")
+    forms = {"SAELens": "sae-lens", "sparsify": "sparsify"}
+    places = {
+        name: export(folder, form, base / form, tokens=64).folder for name, form in forms.items()
+    }
+    return places | {"sparsify": places["sparsify"] / "layers.0", "ours": folder}
+
+
+@pytest.fixture
+def where(tiny_lm_dir, text):
+    return ["--model", str(tiny_lm_dir), "--data", text]
+
+
+@pytest.fixture
+def sparse(tmp_path):
+    """Two SAEs of sparsify, of two sizes. Their files name no model."""
+    return [
+        of_sparsify(tmp_path / f"seed{seed}" / "layers.0", seed, f_size)
+        for seed, f_size in ((0, 32), (1, 48))
+    ]
+
+
+@pytest.mark.parametrize("library", ["SAELens", "sparsify"])
+def test_an_export_is_measured_as_the_run_folder_it_is_of(
+    library, exported, where, tmp_path, capsys
+):
+    theirs, out = exported[library], tmp_path / "results"
+    before = content(theirs)
+    assert main(["eval", str(theirs), "--tokens", "200", *where, "--out", str(out)]) == 0
+    assert f"wrote {out / 'metrics.json'}" in capsys.readouterr().out
+    assert main(["eval", str(exported["ours"]), "--tokens", "200"]) == 0
+    found, expected = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (out, exported["ours"])
+    )
+    assert found["sae"] == str(theirs)
+    for name in ("fve", "l0", "loss_reconstructed", "alive"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4)
+
+    # The folder of its results stands for it, without a flag.
+    capsys.readouterr()
+    assert main(["compare", str(exported["ours"]), str(out)]) == 0
+    assert capsys.readouterr().out.count("0.") >= 4
+    page = tmp_path / "page"
+    assert (
+        main(["report", str(out), "--against", str(exported["ours"]), *BARE, f"--out={page}"]) == 0
+    )
+    assert f"{found['fve']:.4f}" in (page / "report.html").read_text(encoding="utf-8")
+    assert main(["reproduce", str(out), "--csv", str(tmp_path / "scores.csv")]) == 0
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 33
+    assert main(["reproduce", str(out)]) == 0
+    assert (out / "return_scores.csv").is_file()
+    assert content(theirs) == before
+
+
+@pytest.mark.parametrize("tokens", ["0", "200"])
+def test_one_of_ours_and_one_of_saelens(tokens, exported, where, tmp_path, capsys):
+    """The same SAE, so everything returns."""
+    folders = [str(exported["ours"]), str(exported["SAELens"])]
+    assert main(["reproduce", *folders, "--tokens", tokens, *where]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split("  ")[0]: line.split()[-1] for line in out.splitlines() if line}
+    assert rows["PW-MCC"] == "1.0000"
+    assert ("Jaccard index" in rows) == (tokens != "0")
+    if tokens != "0":
+        assert rows["Jaccard index"] == "1.0000"
+    json_flags = ["--tokens", "0", "--json", *where]
+    assert main(["reproduce", *folders, *json_flags]) == 0
+    assert json.loads(capsys.readouterr().out)["mean"]["returning_0.9"] == 1
+
+
+@pytest.mark.parametrize("tokens", ["0", "200"])
+def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
+    command = ["reproduce", *map(str, sparse), "--tokens", tokens, "--json"]
+    if tokens == "0":
+        assert main(command) == 0  # neither model nor text is asked for
+    else:
+        line = refused(command, capsys)
+        assert "names no certain language model" in line
+        assert "give --model; or use --tokens 0 to compare the decoder directions alone" in line
+        assert main([*command, *where]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == int(tokens)
+    small, large = found["saes"].values()
+    assert large["returning"]["0.7"] == pytest.approx(small["returning"]["0.7"] * 32 / 48)
+    a, b = (load_dictionary(folder)[0] for folder in sparse)
+    assert found["pairs"][0]["pw_mcc"] == pytest.approx(agreement(a, b).pair.pw_mcc)
+
+
+def test_several_saes_get_a_folder_each(sparse, where, tmp_path, capsys):
+    out = tmp_path / "results"
+    folders = [*map(str, sparse), str(of_sae_lens(tmp_path / "third", hook_name=HOOK))]
+    assert main(["eval", *folders, "--tokens", "64", *where, "--out", str(out)]) == 0
+    written = [line.removeprefix("wrote ") for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [json.loads(Path(path).read_text())["sae"] for path in written] == folders
+    assert main(["compare", *(str(Path(path).parent) for path in written)]) == 0
+    assert main(["eval", *folders, "--tokens", "32", *where, "--out", str(out)]) == 0
+    assert all(list((Path(path).parent / "evaluations").iterdir()) for path in written)
+
+
+def test_features_in_python(exported, tiny_lm_dir, text):
+    ours = features_of(exported["ours"], tokens=200)
+    theirs = features_of(exported["SAELens"], tiny_lm_dir, hook=HOOK, text=[Path(text).read_text()])
+    assert theirs.dictionary.dict_size == 32
+    again = features_of(
+        load_dictionary(exported["SAELens"])[0], tiny_lm_dir, ["the cat"], hook=HOOK
+    )
+    assert t.equal(again.directions, theirs.directions)
+    assert ours.directions.allclose(theirs.directions, atol=1e-6)
+    assert agreement(exported["ours"], exported["SAELens"]).pair.pw_mcc == pytest.approx(1)
+
+
+def test_results_go_to_a_folder_that_is_named_like_a_place_on_the_hub(
+    sparse, where, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    out = "results/of/sparse"
+    assert main(["eval", str(sparse[0]), "--tokens", "64", *where, "--out", out]) == 0
+    assert main(["compare", out]) == 0
+
+
+def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, capsys):
+    folder = sparse[0]
+    before, listed = content(tmp_path), {*tmp_path.rglob("*")}
+    say = f"{folder}: its folder is sparsify's, and nothing is written into it; say where"
+    for command, flag in (
+        ("eval", "--out DIR"),
+        ("report", "--out DIR"),
+        ("reproduce", "--csv FILE"),
+    ):
+        line = refused([command, folder, *where], capsys)
+        assert f"{say} the results go with {flag}" in line
+    for command, flag, path in (
+        ("eval", "--out", folder),
+        ("eval", "--out", folder / "results"),
+        ("eval", "--out", f"{folder}/../layers.0/results"),
+        ("report", "--out", folder),
+        ("report", "--out", folder / "page.html"),
+        ("reproduce", "--csv", folder / "scores.csv"),
+    ):
+        line = refused([command, folder, *where, flag, path], capsys)
+        assert flag in line
+        assert "nothing is written into that folder" in line or "holds an SAE" in line
+    line = refused(["reproduce", *sparse, "--csv", sparse[1] / "x.csv", "--tokens", "0"], capsys)
+    assert "nothing is written into that folder" in line
+    line = refused(["report", sparse[1], "--against", folder, "--out", folder / "x.html"], capsys)
+    assert "nothing is written into that folder" in line
+    assert f"run `vsae eval {folder} --out DIR`" in refused(["compare", folder], capsys)
+    for command in (["export", folder, "--format=sae-lens"], ["push", folder, "me/a", "--dry-run"]):
+        line = refused(command, capsys)
+        assert f"`vsae {command[0]}` takes no other" in line or "an export for sparsify" in line
+    assert (content(tmp_path), {*tmp_path.rglob("*")}) == (before, listed)
+
+
+def test_results_do_not_replace_those_of_another_sae(sparse, exported, where, tmp_path, capsys):
+    out = tmp_path / "results"
+    command = ["eval", "--tokens", "64", *where, "--out"]
+    assert main([*command, str(out), str(sparse[0])]) == 0
+    before = content(out)
+    line = refused([*command, out, sparse[1]], capsys)
+    assert f"--out {out}: holds the results of {sparse[0]}; give another folder" in line
+    line = refused([*command, exported["ours"], sparse[1]], capsys)
+    assert "holds an SAE; give another folder" in line
+    assert content(out) == before
+
+
+@pytest.mark.parametrize("library", ["SAELens", "sparsify"])
+def test_what_no_file_names_is_asked_for_by_its_flag(library, tmp_path, where, capsys):
+    if library == "SAELens":
+        folder = of_sae_lens(tmp_path / "theirs", hook_name=None)
+    else:
+        folder = of_sparsify(tmp_path / "layers.0.mlp")
+    out = ["--out", tmp_path / "results", "--tokens", "64"]
+    assert refused(["eval", folder, *out], capsys).endswith("; give --model and --hook")
+    assert refused(["eval", folder, *out, *where], capsys).endswith("; give --hook")
+    assert main([*map(str, ["eval", folder, *out, *where]), "--hook", HOOK]) == 0
+    capsys.readouterr()
+    assert main(["eval", str(tmp_path / "results"), "--tokens", "64"]) == 0, "it is remembered"
+
+
+def test_two_places_are_refused_unless_the_flag_says_that_they_are_one(tmp_path, where, capsys):
+    hooks = ["blocks.1.hook_resid_pre", HOOK, "blocks.1.hook_resid_post"]
+    names = ["x/gpt2", "gpt2-small", "y/gpt2"]
+    saes = [
+        of_sae_lens(tmp_path / str(seed), seed, hook_name=hook, model_name=name)
+        for seed, (hook, name) in enumerate(zip(hooks, names, strict=True))
+    ]
+    line = refused(["reproduce", saes[0], saes[1], "--tokens", "0"], capsys)
+    assert "its run has --model gpt2-small, but" in line
+    command = ["reproduce", str(saes[0]), "--tokens", "0", "--model", "gpt2"]
+    assert main([*command, str(saes[1])]) == 0, "a block's input is the output of the one before"
+    assert "its run has --hook blocks.1.hook_resid_post" in refused([*command, saes[2]], capsys)

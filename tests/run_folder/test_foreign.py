@@ -1,0 +1,338 @@
+"""SAELens's and sparsify's folders: what is read of them, against their equations and the libraries themselves."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch as t
+from safetensors.torch import save_file
+
+from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.errors import CheckpointError, ConfigError
+from dictionary_learning_ext.run_folder.foreign import format_of
+from dictionary_learning_ext.run_folder.foreign_weights import load_foreign
+from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.trained_on import run_of
+
+D, F, K = 8, 24, 3
+
+
+@pytest.fixture
+def x():
+    return 3 * t.randn(50, D, generator=t.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a folder; decoder norms are 1 unless `norms`. Returns it and its weights."""
+
+    def write(architecture="topk", norms=None, **config):
+        generator = t.Generator().manual_seed(0)
+        weights = {
+            "W_enc": t.randn(D, F, generator=generator),
+            "b_enc": t.randn(F, generator=generator),
+            "W_dec": t.randn(F, D, generator=generator),
+            "b_dec": t.randn(D, generator=generator),
+        }
+        weights["W_dec"] /= weights["W_dec"].norm(dim=1, keepdim=True)
+        if norms is not None:
+            weights["W_dec"] *= t.linspace(*norms, F)[:, None]
+        if architecture == "jumprelu":
+            weights["threshold"] = t.rand(F, generator=generator)
+        if architecture == "gated":
+            weights["b_gate"] = weights.pop("b_enc")
+            for name in ("b_mag", "r_mag"):
+                weights[name] = t.randn(F, generator=generator)
+        save_file(weights, tmp_path / "sae_weights.safetensors")
+        settings = {"architecture": architecture, "d_in": D, "d_sae": F} | config
+        if "topk" in str(architecture):
+            settings = {"k": K} | settings
+        (tmp_path / "cfg.json").write_text(json.dumps(settings))
+        return tmp_path, weights
+
+    return write
+
+
+def by_its_equations(x, weights, architecture="topk", is_centred=True, rescales=False):
+    """SAELens's features and reconstructions."""
+    pre = (x - is_centred * weights["b_dec"]) @ weights["W_enc"]
+    if architecture == "gated":
+        f = (weights["r_mag"].exp() * pre + weights["b_mag"]).relu() * (pre > -weights["b_gate"])
+        return f, f @ weights["W_dec"] + weights["b_dec"]
+    pre = pre + weights["b_enc"]
+    norms = weights["W_dec"].norm(dim=1) if rescales else t.ones(F)
+    pre = pre * norms
+    f = pre.relu()
+    if architecture == "topk":
+        f = f * (pre >= pre.sort(dim=1).values[:, -K, None])
+    elif architecture == "abstopk":
+        f = pre * (pre.abs() >= pre.abs().sort(dim=1).values[:, -K, None])
+    elif architecture == "jumprelu":
+        f = pre * (pre > weights["threshold"])
+    return f, f / norms @ weights["W_dec"] + weights["b_dec"]
+
+
+@pytest.mark.parametrize("is_centred", [True, False])
+@pytest.mark.parametrize("norms", [None, (0.5, 2.0)])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu", "gated"])
+def test_an_sae_of_saelens_is_that_of_its_equations(architecture, norms, is_centred, written, x):
+    rescales = "topk" in architecture and norms is not None
+    config = {"rescale_acts_by_decoder_norm": True} if rescales else {}
+    folder, weights = written(architecture, norms, apply_b_dec_to_input=is_centred, **config)
+    f, x_hat = by_its_equations(x, weights, architecture, is_centred, rescales)
+    own = load_dictionary(folder)[0]
+    t.testing.assert_close(own.encode(x), f, rtol=1e-4, atol=1e-4)
+    t.testing.assert_close(own(x), x_hat, rtol=1e-4, atol=1e-4)
+    sae = load_foreign(read_config(folder), unit_norm=True)
+    t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
+    W_dec = sae.W_dec if architecture == "jumprelu" else sae.decoder.weight.T
+    t.testing.assert_close(W_dec.norm(dim=1), t.ones(F))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norms": (0.5, 2.0)}, r"norms are 0\.5 to 2, .*expected norms of 1, or"),
+        (
+            {"architecture": "abstopk", "norms": (0.5, 2.0)},
+            r"norms are 0\.5 to 2, .*expected norms of 1, or",
+        ),
+        (
+            {"architecture": "temporal"},
+            "architecture 'temporal'; expected one of standard, topk, abstopk, jumpr",
+        ),
+        ({"architecture": "jumprelu_transcoder"}, "architecture 'jumprelu_transcoder'; expected"),
+        ({"activation_fn_str": "tanh-relu"}, "activation_fn is 'tanh-relu' in cfg.json; expected"),
+        ({"normalize_activations": "layer_norm"}, "is 'layer_norm' in cfg.json; expected 'none'"),
+        ({"normalize_activations": True}, "is True in cfg.json; expected 'none'"),
+        ({"hook_point": "blocks.0.attn.hook_z"}, "is 'hook_z' in cfg.json; expected 'none'"),
+        ({"reshape_activations": "hook_z"}, "is 'hook_z' in cfg.json; expected 'none'"),
+        ({"d_sae": 2 * F}, f"dict_size is {F}, and cfg.json says {2 * F}"),
+        ({"k": None}, "not the weights of one SAE of architecture 'topk' with k=None"),
+    ],
+)
+def test_what_upstreams_classes_can_not_represent_is_refused(changes, message, written):
+    folder, _ = written(**changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_foreign(read_config(folder), unit_norm=True)
+
+
+def test_damaged_files_of_saelens_are_named(written):
+    folder, weights = written()
+    for damage, message in (
+        (t.full((D,), t.nan), "b_dec has NaN or infinite values"),
+        (t.zeros(D + 1), "sae_weights.safetensors"),
+    ):
+        save_file(weights | {"b_dec": damage}, folder / "sae_weights.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            load_foreign(read_config(folder), unit_norm=True)
+    (folder / "cfg.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cfg\.json: not valid JSON \(JSONDecodeError"):
+        read_config(folder)
+    (folder / "cfg.json").write_text('{"d_in": "8"}')
+    with pytest.raises(CheckpointError, match=r"d_in is '8', expected a whole number"):
+        read_config(folder)
+
+
+def test_a_topk_whose_decoder_is_not_unit_norm_is_read_as_it_is(written, x):
+    folder, weights = written(norms=(0.5, 2.0))
+    f, x_hat = by_its_equations(x, weights)
+    sae, _ = load_dictionary(folder)
+    t.testing.assert_close(sae.encode(x), f, rtol=1e-4, atol=1e-4)
+    t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
+
+
+def test_the_settings_of_saelens_before_version_6_are_read(written, x):
+    folder, weights = written(
+        activation_fn_str="topk",
+        activation_fn_kwargs={"k": K},
+        architecture=None,
+        k=None,
+        hook_point="blocks.3.hook_resid_pre",
+        model_name="gpt2-small",
+        dataset_path="some/text",
+        context_size=64,
+        normalize_activations=False,
+    )
+    save_file(weights | {"scaling_factor": t.ones(F)}, folder / "sae_weights.safetensors")
+    sae, config = load_dictionary(folder)
+    t.testing.assert_close(sae.encode(x), by_its_equations(x, weights)[0], rtol=1e-4, atol=1e-4)
+    assert config["trainer"] == {
+        "dict_class": "AutoEncoderTopK",
+        "activation_dim": D,
+        "dict_size": F,
+        "k": K,
+        "lm_name": "gpt2-small",
+        "submodule_name": "blocks.3.hook_resid_pre",
+    }
+    run = run_of(folder)
+    assert (run.model, run.hook) == ("gpt2-small", "blocks.3.hook_resid_pre")
+    assert (run.data, run.ctx_len, run.text_packing) == ("some/text", 64, "pack")
+    save_file(weights | {"scaling_factor": t.rand(F)}, folder / "sae_weights.safetensors")
+    with pytest.raises(CheckpointError, match="has a scaling_factor, by which its finetuning"):
+        load_dictionary(folder)
+
+
+def test_a_language_model_that_transformerlens_changed_is_warned_of(written, caplog):
+    options = {"center_writing_weights": True}
+    about = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "gpt2-small"}
+    folder, _ = written(metadata=about | {"model_from_pretrained_kwargs": options})
+    run_of(folder, "gpt2")
+    assert any("center_writing_weights" in message for message in caplog.messages)
+
+
+def test_a_run_folder_beside_saelens_files_is_a_run_folder(written):
+    folder, _ = written()
+    assert format_of(folder) == "SAELens"
+    (folder / "ae.pt").touch()  # a repository for both libraries
+    assert format_of(folder) is None
+
+
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "standard", "jumprelu", "gated"])
+def test_what_saelens_itself_saves_is_read(architecture, tmp_path, x):
+    sae_lens = pytest.importorskip("sae_lens", reason="needs SAELens (the SAE Bench environment)")
+    classes = {
+        "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K}),
+        "abstopk": (sae_lens.AbsTopKSAE, sae_lens.AbsTopKSAEConfig, {"k": K}),
+        "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig, {}),
+        "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig, {}),
+        "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig, {}),
+    }
+    sae_class, config_class, options = classes[architecture]
+    if "topk" in architecture:
+        options = options | {"rescale_acts_by_decoder_norm": True}
+    theirs = sae_class(config_class(d_in=D, d_sae=F, **options))
+    with t.no_grad():
+        for name, value in theirs.named_parameters():
+            value.copy_(t.randn(value.shape, generator=t.Generator().manual_seed(len(name))))
+        if architecture == "jumprelu":
+            theirs.threshold.abs_()
+    theirs.save_model(tmp_path)
+    agree(theirs.double(), tmp_path, x.double())
+
+
+def agree(theirs, folder, x):
+    """Their features and reconstructions are ours, in float64."""
+    ours: Any = load_foreign(read_config(folder), dtype=t.float64)
+    t.testing.assert_close(ours.encode(x), theirs.encode(x).detach(), rtol=1e-9, atol=1e-9)
+    t.testing.assert_close(ours(x), theirs(x).detach(), rtol=1e-9, atol=1e-9)
+    ours, _ = load_dictionary(folder)
+    t.testing.assert_close(
+        ours.encode(x.float()).double(), theirs.encode(x).detach(), rtol=1e-5, atol=1e-5
+    )
+
+
+# --- sparsify
+
+
+@pytest.fixture
+def of_sparsify(tmp_path):
+    """Writes a checkpoint of sparsify: a folder for its run, and one in it for a module. Returns the latter
+    and its weights, by SAELens's names."""
+
+    def write(module="layers.1", run=None, **config):
+        generator = t.Generator().manual_seed(0)
+        weights = {
+            "encoder.weight": t.randn(F, D, generator=generator),
+            "encoder.bias": t.randn(F, generator=generator),
+            "W_dec": t.randn(F, D, generator=generator),
+            "b_dec": t.randn(D, generator=generator),
+        }
+        (folder := tmp_path / module).mkdir()
+        settings = {"activation": "topk", "expansion_factor": F // D, "normalize_decoder": True}
+        settings |= {"num_latents": 0, "k": K, "d_in": D, "transcode": False} | config
+        (folder / "cfg.json").write_text(json.dumps(settings))
+        save_file(weights, folder / "sae.safetensors")
+        if run is not None:
+            (tmp_path / "config.json").write_text(json.dumps(run))
+        names = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
+        weights = {names.get(name, name): value for name, value in weights.items()}
+        return folder, weights | {"W_enc": weights["W_enc"].T}
+
+    return write
+
+
+def test_an_sae_of_sparsify_is_that_of_its_equations(of_sparsify, x):
+    folder, weights = of_sparsify()
+    assert format_of(folder) == "sparsify"
+    sae, config = load_dictionary(folder)
+    f, x_hat = by_its_equations(x, weights)
+    t.testing.assert_close(sae.encode(x), f, rtol=1e-4, atol=1e-4)
+    t.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
+    sizes = {"activation_dim": D, "dict_size": F, "k": K}
+    assert {name: config["trainer"][name] for name in sizes} == sizes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transcode": True}, r"layers\.1: transcode is True in cfg\.json; expected False"),
+        ({"skip_connection": True}, "skip_connection is True in"),
+        ({"signed": True}, "signed is True in"),
+        ({"activation": "groupmax"}, "activation is 'groupmax' in cfg.json; expected 'topk'"),
+        ({"k": F + 1}, rf"not the weights of one SAE of architecture 'topk' with k={F + 1}"),
+    ],
+)
+def test_what_is_no_topk_sae_of_sparsify_is_refused(changes, message, of_sparsify):
+    folder, _ = of_sparsify(**changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_dictionary(folder)
+
+
+@pytest.mark.parametrize(
+    ("module", "hook"),
+    [("layers.1", "blocks.1.hook_resid_post"), ("h.2", "blocks.2.hook_resid_post")],
+)
+def test_where_sparsify_trained_is_in_its_folders_name_and_the_run_beside(
+    module, hook, of_sparsify
+):
+    run = {"model": "some/model", "dataset": "some/text", "ctx_len": 64, "text_column": "raw"}
+    folder, _ = of_sparsify(module, run | {"lr": 0.1})
+    found = run_of(folder)
+    assert (found.model, found.hook, found.data) == ("some/model", hook, "some/text")
+    assert (found.ctx_len, found.text_column) == (64, "raw")
+
+
+def test_what_no_file_names_is_asked_for(of_sparsify):
+    folder, _ = of_sparsify("layers.1.mlp")  # which is no hook point where a norm follows
+    message = (
+        r"cfg\.json names no certain language model .* and no hook point \(submodule_name="
+        r"'layers\.1\.mlp'\); give --model and --hook$"
+    )
+    with pytest.raises(ConfigError) as refused:
+        run_of(folder)
+    assert re.search(message, refused.value.as_typed)
+    assert run_of(folder, "gpt2", "blocks.1.hook_mlp_out").hook == "blocks.1.hook_mlp_out"
+
+
+@pytest.mark.parametrize("k", [K, F])
+def test_what_sparsify_itself_saves_is_read(k, tmp_path, x):
+    sparsify = pytest.importorskip("sparsify", reason="needs sparsify (the SAE Bench environment)")
+    theirs = sparsify.SparseCoder(D, sparsify.SparseCoderConfig(expansion_factor=3, k=k))
+    with t.no_grad():
+        for name, value in theirs.named_parameters():
+            value.copy_(t.randn(value.shape, generator=t.Generator().manual_seed(len(name))))
+    theirs.save_to_disk(tmp_path / "layers.0")
+    ours, _ = load_dictionary(tmp_path / "layers.0")
+    found = theirs.encode(x)
+    f = t.zeros(len(x), F).scatter(1, found.top_indices, found.top_acts)
+    t.testing.assert_close(ours.encode(x), f, rtol=1e-5, atol=1e-5)
+    t.testing.assert_close(ours(x), theirs(x).sae_out.detach(), rtol=1e-5, atol=1e-5)
+
+
+# --- neither
+
+
+def test_a_folder_of_no_known_format_says_which_are_known(tmp_path, of_sparsify):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "cfg.json").write_text("{}")
+    message = r"some: expected a file config\.json, but it holds cfg\.json; give a folder of this package.*SAELens.*sparsify"
+    with pytest.raises(CheckpointError, match=message):
+        read_config(tmp_path / "some")
+    folder, _ = of_sparsify()
+    message = rf"holds the folders of SAEs and is not one; give one of them, e\.g\. {folder}"
+    with pytest.raises(CheckpointError, match=message):
+        read_config(tmp_path)
+    with pytest.raises(CheckpointError, match="sparsify's, and has no checkpoints of steps"):
+        read_config(folder, 6)

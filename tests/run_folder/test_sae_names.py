@@ -1,0 +1,150 @@
+"""What an SAE can be named by: folders here, places on a stand-in for the hub, SAELens's releases, results."""
+
+import json
+import shutil
+import sys
+
+import huggingface_hub
+import pytest
+import torch as t
+import yaml
+from export_folders import of_sae_lens, of_sparsify
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from dictionary_learning_ext import load_dictionary
+from dictionary_learning_ext.errors import CheckpointError, HubError
+from dictionary_learning_ext.run_folder import sae_names
+from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.trained_on import run_of
+
+TABLE = {
+    "gpt2-small-res": {
+        "repo_id": "me/reformatted",
+        "model": "gpt2",
+        "saes": [
+            {"id": "blocks.8.hook_resid_pre", "path": "layer_8"},
+            {"id": "layer_9/width_16k", "path": "layer_8", "norm_scaling_factor": 2.0},
+        ],
+        "config_overrides": {"dataset_path": "of/the_table"},
+    },
+    "scope": {
+        "repo_id": "google/scope",
+        "model": "gemma",
+        "conversion_func": "gemma_2",
+        "saes": [{"id": "layer_0", "path": "layer_0"}],
+    },
+}
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, trained):
+    """The hub's repositories: a folder with what each holds, and what was asked for."""
+    repositories, asked = tmp_path / "hub", []
+    of_sae_lens(repositories / "me" / "reformatted" / "layer_8")
+    of_sparsify(repositories / "me" / "sparse" / "layers.1")
+    beside = {"model": "some/model", "dataset": "some/text", "ctx_len": 64}
+    (repositories / "me" / "sparse" / "config.json").write_text(json.dumps(beside))
+    shutil.copytree(trained / "vsae", repositories / "me" / "pushed" / "vsae")
+    of_sae_lens(repositories / "me" / "one")
+
+    def download(repo, *, allow_patterns):
+        asked.append((repo, allow_patterns))
+        if not (repositories / repo).is_dir():
+            raise LocalEntryNotFoundError("offline, and not in the cache")
+        return str(repositories / repo)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    for cached in (sae_names._fetched, sae_names._releases):
+        cached.cache_clear()
+    yield repositories, asked
+    for cached in (sae_names._fetched, sae_names._releases):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def without_saelens(monkeypatch):
+    monkeypatch.setattr(sae_names, "find_spec", lambda name: None)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """SAELens's table of releases, where SAELens need not be."""
+    package = tmp_path / "packages" / "sae_lens"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('takes long to import')")
+    (package / "pretrained_saes.yaml").write_text(yaml.safe_dump(TABLE))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sae_lens"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(package.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("me/reformatted/layer_8", "me/reformatted/layer_8"),
+        ("me/sparse/layers.1", "me/sparse/layers.1"),
+        ("me/pushed/vsae", "me/pushed/vsae"),
+        ("me/one", "me/one"),
+    ],
+)
+def test_a_place_on_the_hub_is_an_sae_of_any_format(name, folder, hub, without_saelens):
+    repositories, asked = hub
+    sae, config = load_dictionary(name)
+    expected, own = load_dictionary(repositories / folder)
+    assert all(t.equal(v, expected.state_dict()[n]) for n, v in sae.state_dict().items())
+    assert config["trainer"] == own["trainer"]
+    read_config(name)
+    ((repo, patterns),) = asked  # once
+    assert repo == "/".join(name.split("/")[:2])
+    inside = "".join(f"{part}/" for part in name.split("/")[2:])
+    assert f"{inside}cfg.json" in patterns
+    assert not any("*" in pattern for pattern in patterns), "nothing else of a large repository"
+    run = run_of(name, "given/model") if "sparse" not in name else run_of(name)
+    assert run.hook == "blocks.1.hook_resid_post" if name != "me/pushed/vsae" else "blocks.0"
+
+
+def test_nothing_here_is_looked_for_on_the_hub(hub, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("runs/typo", "mine/typo", "./me/one", "../me/one", "typo", str(tmp_path / "typo")):
+        with pytest.raises(CheckpointError, match=r"no such folder; expected"):
+            read_config(name)
+    assert hub[1] == []
+
+
+def test_what_the_hub_has_not_says_what_to_give(hub, without_saelens):
+    message = r"nobody/nothing/here: no such folder here, and the hub can't be read.*give a folder, or OWNER/REPO.*install sae-lens"
+    with pytest.raises(HubError, match=message):
+        read_config("nobody/nothing/here")
+    with pytest.raises(HubError, match=r"the repository me/sparse has no 'layers\.7'; expected"):
+        read_config("me/sparse/layers.7")
+
+
+def test_a_release_of_saelens_is_found_in_its_table(hub, table):
+    repositories, _ = hub
+    name = "gpt2-small-res/blocks.8.hook_resid_pre"
+    sae, _ = load_dictionary(name)
+    expected, _ = load_dictionary(repositories / "me" / "reformatted" / "layer_8")
+    assert t.equal(sae.encoder.weight, expected.encoder.weight)
+    assert run_of(name, "given/model").data == "of/the_table"
+    with pytest.raises(
+        HubError, match=r"has no 'layer_7'; expected blocks.8.hook_resid_pre, layer"
+    ):
+        read_config("gpt2-small-res/layer_7")
+    with pytest.raises(CheckpointError, match="release scope is stored in the format 'gemma_2'"):
+        read_config("scope/layer_0")
+
+
+def test_the_scale_in_the_table_is_folded_in(hub, table):
+    """As SAELens does (`fold_activation_norm_scaling_factor`)."""
+    folder = hub[0] / "me" / "reformatted" / "layer_8"
+    plain, _ = load_dictionary(folder)
+    settings = json.loads((folder / "cfg.json").read_text())
+    settings["normalize_activations"] = "expected_average_only_in"
+    (folder / "cfg.json").write_text(json.dumps(settings))
+    scaled, _ = load_dictionary("gpt2-small-res/layer_9/width_16k")
+    x = t.randn(20, plain.activation_dim, generator=t.Generator().manual_seed(0))
+    t.testing.assert_close(scaled.encode(x), plain.encode(2 * x))
+    t.testing.assert_close(scaled(x), plain(2 * x) / 2)
+    with pytest.raises(CheckpointError, match="is 'expected_average_only_in' in cfg"):
+        load_dictionary("gpt2-small-res/blocks.8.hook_resid_pre")
