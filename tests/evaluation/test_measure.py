@@ -25,6 +25,7 @@ from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import NonFiniteError, TextError
 from dictionary_learning_ext.evaluation.measure import (
+    DocumentLosses,
     Measurement,
     language_model_losses,
     measure,
@@ -320,6 +321,19 @@ def test_each_sae_gets_the_losses_that_it_has_alone(tiny_lm):
     both = losses_of(tiny_lm, saes)
     assert both == [losses_of(tiny_lm, [sae])[0] for sae in saes]
     assert both[0].reconstructed != both[1].reconstructed
+
+
+@pytest.mark.parametrize(
+    ("tokens", "read"), [(1, 16), (10**6, len(DOCUMENTS)), (math.inf, len(DOCUMENTS))]
+)
+def test_enough_documents_are_read_for_a_number_of_tokens(tiny_lm, tokens, read):
+    """16 at a time."""
+    point = find_hook(tiny_lm, "blocks.1.hook_resid_post")
+    reader = ActivationReader(tiny_lm, point.submodule, point.io)
+    contexts = ContextStream(iter(DOCUMENTS), tiny_lm.tokenizer, 16, packing="truncate")
+    found = DocumentLosses(reader, contexts, tokens).of(sae_of())
+    assert found == losses_of(tiny_lm, [sae_of()], DOCUMENTS[:read])[0]
+    assert len(DOCUMENTS) > 16
 
 
 def test_outliers_keep_their_activations(lm_dir_of):
