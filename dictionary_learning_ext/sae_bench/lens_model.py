@@ -2,13 +2,15 @@
 
 `left_alone` lets SAE Bench's hooks change only the positions that the SAE's training used. SAE Bench's
 core replaces activations by reconstructions, or by zeros, at every position but special tokens, so
-attention sinks that training left out would decide its CE and KL.
+attention sinks that training left out would decide its CE and KL. `stopped_after` spares the blocks
+above the SAE where only activations are read.
 """
 
 import copy
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
@@ -191,4 +193,12 @@ def left_alone(model: HookedTransformer, rule: PositionRule) -> Iterator[None]:
         return run_with_hooks(tokens_BL, *args, fwd_hooks=hooks, **options)
 
     with patch.object(model, "run_with_hooks", run):
+        yield
+
+
+@contextmanager
+def stopped_after(model: HookedTransformer, layer: int) -> Iterator[None]:
+    """Within it, `model.run_with_cache` runs the blocks up to this one. It returns no logits."""
+    run = partial(model.run_with_cache, stop_at_layer=layer + 1)
+    with patch.object(model, "run_with_cache", run):
         yield
