@@ -1,4 +1,8 @@
-"""Language models: load one, and tell it from another by hashes. hook_points.py reads it."""
+"""Language models: load one, and tell it from another by hashes. hook_points.py reads it.
+
+`LanguageModel._module` is the transformers model, as an envoy's is the module that it stands for, in every
+version of nnsight.
+"""
 
 import hashlib
 import json
@@ -181,8 +185,10 @@ def with_weights(model: LanguageModel) -> LanguageModel:
 
     Until then its modules are stand-ins, and what is hooked to them is lost.
     """
-    if not model._dispatched:
-        model.dispatch_model()
+    lm: Any = model
+    is_03 = hasattr(type(lm), "dispatch_model")  # nnsight 0.3
+    if not (lm._dispatched if is_03 else lm.dispatched):
+        lm.dispatch_model() if is_03 else lm.dispatch()
     return model
 
 
@@ -192,7 +198,7 @@ def weights_hash(model: LanguageModel) -> str:
     It does not depend on the device. It does depend on the dtype.
     """
     digest = hashlib.sha256()
-    module: nn.Module = model._model
+    module: Any = model._module
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -194,7 +194,7 @@ def open_sae(
     """
     loaded = lm if isinstance(lm, LanguageModel) else None
     if loaded is not None:
-        device = str(with_weights(loaded)._model.device)
+        device = str(with_weights(loaded)._module.device)
     elif not isinstance(lm, str | Path | None):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",

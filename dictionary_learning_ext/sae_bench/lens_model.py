@@ -51,7 +51,7 @@ def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> Hook
     Raises: BenchError if TransformerLens can't take the model either way, or if the activations at the
     hook differ from the original ones by more than 1e-4 of their rms.
     """
-    huggingface: Any = model._model
+    huggingface: Any = model._module
     tokenizer = copy.deepcopy(model.tokenizer)
     problems = []
     for make, what in ((_converted, "convert it"), (_bridged, "wrap it in a TransformerBridge")):
@@ -157,7 +157,7 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
     )
     if hook.name not in cache:
         raise BenchError(
-            f"TransformerLens has no {hook.name} in a {type(model._model).__name__}; use the "
+            f"TransformerLens has no {hook.name} in a {type(model._module).__name__}; use the "
             f"output of a block, blocks.{hook.layer}.hook_resid_post"
         )
     found = cache[hook.name].float()

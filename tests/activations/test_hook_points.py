@@ -61,7 +61,7 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor) -> list[Tensor]:
 
     hooks.append(blocks[-1].register_forward_hook(last))
     with torch.no_grad():
-        lm._model(input_ids=ids, attention_mask=mask)
+        lm._module(input_ids=ids, attention_mask=mask)
     for hook in hooks:
         hook.remove()
     return seen

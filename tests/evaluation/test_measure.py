@@ -356,6 +356,6 @@ def test_documents_without_a_second_token_have_no_loss(tiny_lm):
 def test_an_activation_that_is_not_finite_is_an_error(tiny_lm_dir):
     lm: Any = load_language_model(str(tiny_lm_dir))
     with t.no_grad():
-        lm._model.gpt_neox.embed_in.weight[lm.tokenizer.encode(" cat")[0]] = math.inf
+        lm._module.gpt_neox.embed_in.weight[lm.tokenizer.encode(" cat")[0]] = math.inf
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         losses_of(lm, [sae_of()], ["the cat"])

@@ -54,7 +54,7 @@ def test_what_can_not_be_converted_is_wrapped(family, kind, lm_of):
     assert isinstance(hooked, TransformerBridge)
     assert lens_model.check_activations(hooked, model, hook) < 1e-5
     assert hooked.cfg.model_name == family
-    original: Any = model._model
+    original: Any = model._module
     with t.no_grad():
         logits = original(tokens).logits
         assert (hooked(tokens) - logits).abs().max() < 1e-4 * logits.abs().max()
@@ -150,8 +150,8 @@ def with_far_token(lm_dir):
     lm: Any = load_language_model(str(lm_dir))
     (token,) = lm.tokenizer.encode(" the")
     with t.no_grad():
-        lm._model.gpt_neox.embed_in.weight[token] *= 200
-        lm._model.get_output_embeddings().weight *= 20  # or its losses are those of chance
+        lm._module.gpt_neox.embed_in.weight[token] *= 200
+        lm._module.get_output_embeddings().weight *= 20  # or its losses are those of chance
     return lm, lm.tokenizer.encode(TEXT)[:12].count(token)
 
 
@@ -187,7 +187,7 @@ def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_d
 
 def test_bench_says_what_it_measured_and_left_alone(tiny_lm_dir, text, tmp_path, capsys):
     lm, _ = with_far_token(tiny_lm_dir)
-    lm._model.save_pretrained(tmp_path / "lm")
+    lm._module.save_pretrained(tmp_path / "lm")
     lm.tokenizer.save_pretrained(tmp_path / "lm")
     sizes = {"steps": 4, "batch_size": 32, "n_ctxs": 8, "ctx_len": 32, "eval_tokens": 0}
     run = RunConfig(
