@@ -68,7 +68,7 @@ setup(
         "dictionary-learning==0.1.0",
         "torch>=2.6",
         "transformers>=4.56,<6",
-        "nnsight>=0.3.5,<0.4",
+        "nnsight>=0.3.5",
         "datasets>=3.6,<6",
         "einops>=0.7",
         "jinja2>=3.1",

@@ -173,7 +173,7 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
     """
     module: Any = model._module
     layer, kind = require_hook(module, name)
-    config: Any = model.config.get_text_config()
+    config: Any = module.config.get_text_config()
     path = block_list_path(module, config)
     blocks = module.get_submodule(path)
     envoy: Any = model

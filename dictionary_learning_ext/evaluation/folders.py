@@ -263,7 +263,7 @@ def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
 
 
 def _name_of(lm: Any) -> str:
-    return str(lm.config._name_or_path) if isinstance(lm, LanguageModel) else str(lm)
+    return str(lm._module.config._name_or_path) if isinstance(lm, LanguageModel) else str(lm)
 
 
 def require_feature(feature: Any, dict_size: int) -> int:

@@ -147,7 +147,7 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
 
     Raises: BenchError if it is over 1e-4.
     """
-    config: Any = model.config.get_text_config()
+    config: Any = model._module.config.get_text_config()
     generator = t.Generator().manual_seed(0)
     tokens = t.randint(config.vocab_size, _CHECKED_TOKENS, generator=generator)
     tokens = tokens.to(hooked.cfg.device)

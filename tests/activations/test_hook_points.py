@@ -68,7 +68,7 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor) -> list[Tensor]:
 
 
 def blocks_of(lm: Any) -> list[nn.Module]:
-    n = lm.config.num_hidden_layers
+    n = lm._module.config.num_hidden_layers
     return [find_hook(lm, POST.format(layer)).submodule._module for layer in range(n)]
 
 
