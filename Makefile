@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast test-saebench test-oldest test-gpu mutants mutants-saebench lint docs notebooks wheel clean
+.PHONY: quickstart test test-fast test-saebench test-oldest test-newest test-gpu mutants mutants-saebench lint docs notebooks wheel clean
 
 quickstart: .venv/installed
 	$(BIN)/vsae quickstart
@@ -47,6 +47,11 @@ endif
 test-oldest: .venv-oldest/installed
 	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest
 
+# The core's tests on the newest version of everything: of nnsight too, as uv sets aside upstream's bound, which
+# holds it below 0.4. UV_TORCH_BACKEND as above.
+test-newest: .venv-newest/installed
+	OMP_WAIT_POLICY=PASSIVE .venv-newest/bin/python -m pytest
+
 # On a GPU: agreement with the CPU, no waiting for the device, memory, and a whole run. About two
 # minutes. Without a GPU every test is skipped and says so. The speed there is measured by
 # `python -m experiments.speed.step_on_gpu bench`.
@@ -87,7 +92,7 @@ wheel: .venv/installed-dev
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf .venv .venv-oldest .venv-saebench build dist
+	rm -rf .venv .venv-oldest .venv-newest .venv-saebench build dist
 
 # With pip, which every Python has.
 .venv/installed: setup.py
@@ -115,6 +120,14 @@ clean:
 	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -e '.[dev]'
+	touch $@
+
+.venv-newest/installed: setup.py
+	test -d .venv-newest || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	echo nnsight > .venv-newest/overrides.txt
+	.venv-newest/bin/uv pip install --quiet --python .venv-newest/bin/python --upgrade \
+		--overrides .venv-newest/overrides.txt -e '.[dev]'
 	touch $@
 
 .venv-saebench/installed: setup.py

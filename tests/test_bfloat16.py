@@ -52,9 +52,9 @@ def test_features_and_steering_take_a_model_in_either_dtype(runs, tiny_lm_dir, d
     lm = load_language_model(str(tiny_lm_dir), dtype=dtype)
     assert features_of(runs[0], lm, tokens=500).top(0) is not None
     ids_BL = t.tensor([[5, 9, 40, 7, 77]])
-    before = lm._model(input_ids=ids_BL).logits  # pyright: ignore
+    before = lm._module(input_ids=ids_BL).logits  # pyright: ignore
     with t.no_grad(), steer(lm, None, runs[0], {3: 40.0}, mode="clamp"):
-        after = lm._model(input_ids=ids_BL).logits  # pyright: ignore
+        after = lm._module(input_ids=ids_BL).logits  # pyright: ignore
     assert after.dtype == dtype
     assert not after.equal(before)
 

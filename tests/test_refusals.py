@@ -152,6 +152,11 @@ REFUSED = {
         (dict(steps=0), "steps=0: expected at least 1"),
         (dict(batch_size=0), "batch_size=0: expected at least 1"),
         (dict(log_steps=0), "log_steps=0: expected at least 1"),
+        (dict(eval_every=0), "eval_every=0: expected at least 1"),
+        (
+            dict(eval_every=5, eval_tokens=0),
+            "eval_every=5: expected eval_tokens above 0, as it measures on held-out tokens",
+        ),
         (dict(normalize="max"), "normalize='max': expected one of sqrt_d, unit, none"),
         (dict(text_packing="cut"), "text_packing='cut': expected one of pack, truncate"),
         (dict(dtype="float16"), "dtype='float16': expected one of float32, bfloat16"),

@@ -9,6 +9,9 @@ import yaml
 from slow_tests import SLOW
 from source_tree import ROOT
 
+with patch("setuptools.setup") as setup:
+    runpy.run_path(str(ROOT / "setup.py"))
+SETTINGS = setup.call_args.kwargs
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
 
 
@@ -37,13 +40,18 @@ def test_the_workflow_runs_what_is_there_on_the_pythons_that_are_promised():
     assert len(commands) >= 3
     assert not [command for command in commands if not is_ours(command)]
     assert os.access(ROOT / ".ci/run", os.X_OK)
-    with patch("setuptools.setup") as setup:
-        runpy.run_path(str(ROOT / "setup.py"))
-    settings = setup.call_args.kwargs
-    named = {text.rpartition(" ")[2] for text in settings["classifiers"] if ":: 3." in text}
+    named = {text.rpartition(" ")[2] for text in SETTINGS["classifiers"] if ":: 3." in text}
     assert pythons == named
     oldest = min(named, key=lambda name: int(name.partition(".")[2]))
-    assert settings["python_requires"] == f">={oldest}"
+    assert SETTINGS["python_requires"] == f">={oldest}"
+
+
+def test_the_workflow_runs_on_the_systems_that_are_promised():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    runners = {job["runs-on"].partition("-")[0] for job in workflow["jobs"].values()}
+    systems = {"macos": "MacOS", "ubuntu": "POSIX :: Linux", "windows": "Microsoft :: Windows"}
+    named = {text.partition(" :: ")[2] for text in SETTINGS["classifiers"] if "System ::" in text}
+    assert {systems[runner] for runner in runners} == named
 
 
 def test_the_hook_before_a_commit_lints():

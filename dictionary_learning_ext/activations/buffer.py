@@ -437,13 +437,13 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
             max_norm_multiple=max_norm_multiple,
             shared=shared,
         )
-        hidden_size: Any = model.config.get_text_config().hidden_size
-        model_dtype: Any = model.dtype
+        module: Any = model._module
+        hidden_size = module.config.get_text_config().hidden_size
         rows = ModelRows(
             self.contexts,
             self.reader,
             width=hidden_size if d_submodule is None else d_submodule,
-            dtype=model_dtype if dtype is None else dtype,
+            dtype=module.dtype if dtype is None else dtype,
             batch_size=refresh_batch_size,
             seed=seed,
             before_batch=before_batch,

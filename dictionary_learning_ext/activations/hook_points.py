@@ -82,8 +82,8 @@ class Place(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The module's path in the model."""
-        return self.submodule.path.removeprefix(".")
+        """The module's path in the model, without the model's own name, which newer nnsights put first."""
+        return self.submodule.path.partition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,12 @@ def find_hook(model: LanguageModel, name: str) -> HookPoint:
         LanguageModelError: the model has no such hook point (the message lists those it has), or
             its list of blocks can't be found.
     """
-    layer, kind = require_hook(model._model, name)
-    config: Any = model.config.get_text_config()
-    path = block_list_path(model._model, config)
-    blocks: Any = model._model.get_submodule(path)
-    envoy: Any = model._envoy
+    module: Any = model._module
+    layer, kind = require_hook(module, name)
+    config: Any = module.config.get_text_config()
+    path = block_list_path(module, config)
+    blocks = module.get_submodule(path)
+    envoy: Any = model
     for part in path.split("."):
         envoy = getattr(envoy, part)
     block = envoy[layer]
@@ -248,9 +249,9 @@ def _require_added(model: LanguageModel, name: str, block: Any, parts: dict[str,
     size_BLD = sum((x_BLD.abs() for x_BLD in added), post_BLD.abs())
     rounding_BLD = 4 * torch.finfo(read[0].dtype).eps * size_BLD
     if ((torch.stack(added).sum(0) - post_BLD).abs() > rounding_BLD).any():  # False where NaN
-        paths = " and ".join(part.path.removeprefix(".") for part in parts.values())
+        paths = " and ".join(part.path for part in places[1:])
         raise LanguageModelError(
-            f"{name} can't be read in a {type(model._model).__name__}: the outputs of {paths} are not"
+            f"{name} can't be read in a {type(model._module).__name__}: the outputs of {paths} are not"
             f" what the block adds to the residual stream; use e.g. {name.rpartition('.')[0]}.hook_resid_post"
         )
 
@@ -319,7 +320,7 @@ def run_to(model: LanguageModel, places: Sequence[Place], **inputs: Any) -> list
 
         return keep
 
-    module: Any = model._model
+    module: Any = model._module
     with ExitStack() as hooks:
         for number, place in enumerate(places):
             hooks.enter_context(hooked(place, keeping(number)))
@@ -344,7 +345,7 @@ def read_places(
         input_ids: int64, (B, L).
         attention_mask: (B, L), 0 at padding.
     """
-    device: Any = model._model.device
+    device: Any = model._module.device
     tokens = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
     return run_to(model, places, **tokens)
 

@@ -287,7 +287,7 @@ class _OfLanguageModel(Inputs):
             # Before it is used: a fast tokenizer keeps its last truncation, which is hashed too.
             self._fresh_hash = settings_hash(language_model)
         else:
-            require_positions(run, language_model)
+            require_positions(run, language_model._module)
         self.language_model = language_model
         self.hooks = {name: find_hook(language_model, name) for name in hooks}
 
@@ -376,7 +376,7 @@ class _Stored(Inputs):
                 f"{stored.folder} doesn't say which language model its activations are of"
             )
         elif language_model is not None:
-            require_positions(run, language_model)
+            require_positions(run, language_model._module)
             self.language_model = language_model
         elif run.eval_tokens and share.rank == 0:
             self.language_model = _cached_model(run, stored, stored.manifest)

@@ -1,4 +1,8 @@
-"""Language models: load one, and tell it from another by hashes. hook_points.py reads it."""
+"""Language models: load one, and tell it from another by hashes. hook_points.py reads it.
+
+`LanguageModel._module` is the transformers model, as an envoy's is the module that it stands for. It has
+the config, which nnsight's own attribute has not in every version.
+"""
 
 import hashlib
 import json
@@ -87,16 +91,16 @@ def load_model(run: RunConfig) -> LanguageModel:
     """
     dtype = torch.bfloat16 if run.dtype == "bfloat16" else torch.float32
     model = load_language_model(run.model, device=run.device, dtype=dtype)
-    require_positions(run, model)
+    require_positions(run, model._module)
     return model
 
 
-def require_positions(run: RunConfig, model: Any) -> None:
-    """Raise a ConfigError for contexts that are longer than a language model has positions.
+def require_positions(run: RunConfig, module: Any) -> None:
+    """Raise a ConfigError for contexts that are longer than a transformers model has positions.
 
     Rotary positions would give other activations in silence.
     """
-    config: Any = model.config.get_text_config()
+    config: Any = module.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None:
         expected = f"at most {positions}, the positions that {run.model!r} was trained on"
@@ -181,8 +185,13 @@ def with_weights(model: LanguageModel) -> LanguageModel:
 
     Until then its modules are stand-ins, and what is hooked to them is lost.
     """
-    if not model._dispatched:
-        model.dispatch_model()
+    lm: Any = model
+    if hasattr(type(lm), "dispatch_model"):  # nnsight 0.3
+        is_loaded, load = lm._dispatched, lm.dispatch_model
+    else:
+        is_loaded, load = lm.dispatched, lm.dispatch
+    if not is_loaded:
+        load()
     return model
 
 
@@ -192,7 +201,7 @@ def weights_hash(model: LanguageModel) -> str:
     It does not depend on the device. It does depend on the dtype.
     """
     digest = hashlib.sha256()
-    module: nn.Module = model._model
+    module: Any = model._module
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -206,7 +215,8 @@ def settings_hash(model: LanguageModel) -> str:
     It does not depend on the names, paths and software versions in them.
     """
     volatile = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-    config = {n: v for n, v in model.config.to_diff_dict().items() if n not in volatile}
+    module: Any = model._module
+    config = {n: v for n, v in module.config.to_diff_dict().items() if n not in volatile}
     tokenizer: Any = model.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())

@@ -158,7 +158,7 @@ class ActivationReader:
 
         Returns: the logits, (B, L, V) of V tokens in the vocabulary, in the model's dtype.
         """
-        model: Any = self._model._model
+        model: Any = self._model._module
         with hooked(self.place, change):
             return model(
                 input_ids=input_ids_BL.to(model.device),

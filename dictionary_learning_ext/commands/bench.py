@@ -4,16 +4,16 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, get_args
 
-from ..config.architectures import BenchEvaluation
+from ..config.architectures import BENCHED, BenchEvaluation
 from ..config.run import RunConfig
 from ..errors import BenchError
 from .flags import FOLDERS, Command, positional
 from .measure import InputFlags
 
-EVALUATIONS: tuple[BenchEvaluation, ...] = get_args(BenchEvaluation)
 _EVALS_HELP = (
-    f"The evaluations to run, separated by commas: {', '.join(EVALUATIONS)}. absorption needs a "
-    "model that knows first letters; its authors recommend 1B parameters."
+    f"The evaluations to run, separated by commas: {', '.join(get_args(BenchEvaluation))}. An audit "
+    "says not to evaluate SAEs by scr and tpp. absorption needs a model that knows first letters; its "
+    "authors recommend 1B parameters."
 )
 AUDIT = (
     "SCR and TPP: an audit of SAE Bench (Chanin 2026, arXiv 2605.18229) found that at their usual "
@@ -40,7 +40,7 @@ class BenchFlags:
     """Run folders, or SAEs on the hub (OWNER/NAME/FOLDER, or OWNER/NAME of a repo with one SAE), all
     trained on one language model and hook point. Results go to FOLDER/eval_results."""
     evals: str = field(
-        default=",".join(name for name in EVALUATIONS if name != "absorption"),
+        default=",".join(BENCHED),
         metadata={"help": _EVALS_HELP},
     )
     compare: bool = False

@@ -16,6 +16,8 @@ ExportFormat = Literal[
 ]
 Function = Literal["top_k", "jump_relu", "relu", "gated", "vaease"]
 BenchEvaluation = Literal["core", "scr", "tpp", "sparse_probing", "sae_probes", "absorption"]
+BENCHED: tuple[BenchEvaluation, ...] = ("core", "sparse_probing", "sae_probes")
+"""Those that run if none are named."""
 
 _OURS = "dictionary_learning_ext.trainers"
 _UPSTREAMS = "dictionary_learning.trainers"

@@ -93,6 +93,11 @@ class RunConfig(Checked):
     evaluation."""
     eval_documents: int = 64
     """Held-out documents, cut to ctx_len, on which the language model's loss is measured."""
+    eval_every: int | None = None
+    """Measure during training, too: every so many steps, and at the end. FVE, CE recovered and
+    near-dead features of 8,192 held-out tokens (eval_tokens if fewer), always the same, go to
+    metrics.jsonl. It changes nothing in the training. Each time, the language model reads these
+    tokens to its end, once for each SAE. none: no measurements during training."""
     log_steps: int | None = None
     """Steps between two lines of metrics. Default: 100 or a twentieth of the run, whichever is
     less."""
@@ -120,6 +125,10 @@ class RunConfig(Checked):
         if self.log_steps is not None:
             require_at_least_one(self, "log_steps")
         require_at_least_one(self, "text_passes", "eval_documents")
+        if self.eval_every is not None:
+            require_at_least_one(self, "eval_every")
+            expected = (Setting("eval_tokens"), " above 0, as it measures on held-out tokens")
+            require(self.eval_tokens > 0, "eval_every", self.eval_every, expected)
         require_seed("data_seed", self.data_seed)
         require(self.eval_tokens >= 0, "eval_tokens", self.eval_tokens, "0 or more")
         require_max_norm_multiple(self.max_norm_multiple)
@@ -137,6 +146,12 @@ class RunConfig(Checked):
     def log_every(self) -> int:
         """`log_steps`, or its default."""
         return self.log_steps or max(1, min(100, self.steps // 20))
+
+    def is_measured(self, step: int) -> bool:
+        """Whether SAEs are measured on the held-out sample when this many steps are done."""
+        if self.eval_every is None:
+            return False
+        return step % self.eval_every == 0 or step == self.steps
 
     def save_points(self) -> list[int]:
         """The steps before which a checkpoint is written."""
@@ -184,6 +199,7 @@ NOT_THE_RESULT = (
     "wandb_project",
     "wandb_artifacts",
     "log_steps",
+    "eval_every",
 )
 """Settings that change no number of a result: where it goes, and how often it is saved and logged."""
 _PATHS = ("model", "data", "activations", "init_from")
@@ -217,6 +233,10 @@ def _defaults_of(settings: dict[str, Any]) -> dict[str, Any]:
         each.name: list(each.default) if isinstance(each.default, tuple) else each.default
         for each in (*fields(cls), *fields(RunConfig))
     } | {"architecture": SAEConfig.architecture}
+
+
+SAMPLE_TOKENS = 8192
+"""On how many held-out tokens `eval_every` measures; eval_tokens if these are fewer."""
 
 
 def evaluation_batch(tokens: int) -> int:

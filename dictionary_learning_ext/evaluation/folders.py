@@ -257,7 +257,7 @@ def open_sae(
     """
     loaded = lm if isinstance(lm, LanguageModel) else None
     if loaded is not None:
-        device = str(with_weights(loaded)._model.device)
+        device = str(with_weights(loaded)._module.device)
     elif not isinstance(lm, str | Path | None):
         raise ConfigError(
             f"lm is a {type(lm).__name__}: expected an nnsight LanguageModel, or its name or folder",
@@ -326,7 +326,7 @@ def dictionary_of(sae: SAE, device: str = "cpu") -> Any:
 
 
 def _name_of(lm: Any) -> str:
-    return str(lm.config._name_or_path) if isinstance(lm, LanguageModel) else str(lm)
+    return str(lm._module.config._name_or_path) if isinstance(lm, LanguageModel) else str(lm)
 
 
 def require_feature(feature: Any, dict_size: int) -> int:

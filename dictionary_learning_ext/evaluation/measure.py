@@ -24,7 +24,14 @@ from ..activations.tokens import TokenContexts
 from ..errors import TextError
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, selects_top_k
 from ..trainers.kernels.select import compared
-from .metrics import LanguageModelLosses, Totals, TruthScores, computed, squared_residual
+from .metrics import (
+    LanguageModelLosses,
+    Totals,
+    TruthScores,
+    computed,
+    shown_in,
+    squared_residual,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +78,41 @@ def measure(
     return {name: measurement.metrics() for name, measurement in measurements.items()}
 
 
+class Sample:
+    """Held-out activations and documents, read once and kept, on which SAEs are measured during training.
+
+    Arguments:
+        tokens: of the activations, and of the documents (rounded up to whole batches).
+
+    Raises: as `measure`.
+    """
+
+    def __init__(self, held_out: HeldOut, tokens: int):
+        self._batches = list(batches_of(held_out.rows, tokens))
+        self._no_loss, self._losses = held_out.no_loss, None
+        if held_out.reader is not None and held_out.documents is not None:
+            self._losses = DocumentLosses(held_out.reader, held_out.documents, tokens)
+
+    @t.no_grad()
+    def metrics(self, dictionary: Any) -> dict[str, float]:
+        """Those shown in training, by key, of an SAE that takes raw activations. What isn't defined here
+        is left out."""
+        totals = _empty_totals(dictionary)
+        for x_BD in self._batches:
+            totals.add(x_BD, *dictionary(as_input(dictionary, x_BD), output_features=True))
+        totals.no_losses = self._no_loss
+        if self._losses is not None:
+            totals.losses = self._losses.of(dictionary)
+        found = computed(totals, shown_in("training"))
+        return {key: value for key, value in found.items() if isinstance(value, int | float)}
+
+
+def _empty_totals(dictionary: Any, norm_factor: float = 1.0) -> Totals:
+    device = next(dictionary.parameters()).device
+    k = getattr(dictionary, "k", None)
+    return Totals.empty(dictionary.activation_dim, dictionary.dict_size, k, device, norm_factor)
+
+
 def batches_of(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
     """Batches of raw activations, fp32, with `tokens` in all, rounded up to whole batches.
 
@@ -114,13 +156,7 @@ class Measurement:
         self._match = None if truth is None else TruthMatch(dictionary, truth)
         device = next(dictionary.parameters()).device
         self._generator = t.Generator(device).manual_seed(seed)
-        self.totals = Totals.empty(
-            dictionary.activation_dim,
-            dictionary.dict_size,
-            getattr(dictionary, "k", None),
-            device,
-            norm_factor,
-        )
+        self.totals = _empty_totals(dictionary, norm_factor)
 
     @t.no_grad()
     def add(self, x_BD: t.Tensor) -> None:
@@ -226,11 +262,19 @@ class TruthMatch:
 # --- what reconstructions cost the language model
 
 
-@t.no_grad()
 def language_model_losses(
     dictionaries: Sequence[Dictionary], reader: ActivationReader, documents: TokenContexts
 ) -> list[LanguageModelLosses]:
-    """The language model's losses with each SAE's reconstruction, on the same documents.
+    """The language model's losses with each SAE's reconstruction, on all of the same documents.
+
+    Its arguments and errors are those of `DocumentLosses`.
+    """
+    losses = DocumentLosses(reader, documents)
+    return [losses.of(dictionary) for dictionary in dictionaries]
+
+
+class DocumentLosses:
+    """The language model's losses on some documents. Those without an SAE are measured once.
 
     It is upstream's `loss_recovered` where training uses every position. Positions that training
     leaves out (see `PositionRule`) keep their activations, when these are replaced by
@@ -238,44 +282,61 @@ def language_model_losses(
     token but a document's first is predicted, and counts, at those positions too.
 
     Arguments:
-        dictionaries: take raw activations.
         reader: at the SAEs' hook point, with the rule of their training.
-        documents: one per context. They are read to the end.
+        documents: one per context. They are read to the end, or until there are `tokens` tokens
+            (rounded up to whole batches).
 
     Raises: NonFiniteError if an activation is NaN or infinite.
     """
-    replacements: list[Replacement] = [
-        t.zeros_like,
-        *(lambda x_BLD, sae=sae: sae(as_input(sae, x_BLD)) for sae in dictionaries),
-    ]
-    sums, tokens, positions, left_alone = t.zeros(1 + len(replacements), dtype=t.float64), 0, 0, 0
-    read: list[t.Tensor] = []
-    for input_ids_BL, mask_BL in _document_batches(documents):
-        losses = [_summed_loss(reader, input_ids_BL, mask_BL, read.append)]
-        judged = reader.judge(read.pop(), reader.rule.by_token(input_ids_BL, mask_BL))
-        reader.require_finite(judged.non_finite)
-        for replacement in replacements:
-            change = _only_at(judged.wanted_BL, replacement)
-            losses.append(_summed_loss(reader, input_ids_BL, mask_BL, change))
-        sums += t.tensor(losses, dtype=t.float64)
-        tokens += int(mask_BL[:, 1:].sum())
-        positions += int(mask_BL.sum())
-        left_alone += int(mask_BL.sum()) - int(judged.wanted_BL.sum())
-    original, zero, *reconstructed = (sums / tokens).tolist() if tokens else [math.nan] * len(sums)
-    return [
-        LanguageModelLosses(original, loss, zero, tokens, positions, left_alone)
-        for loss in reconstructed
-    ]
+
+    def __init__(
+        self, reader: ActivationReader, documents: TokenContexts, tokens: float = math.inf
+    ):
+        self._reader = reader
+        self._batches: list[tuple[t.Tensor, t.Tensor, t.Tensor]] = []
+        """Ids, mask, and which positions are replaced."""
+        self._predicted = self._positions = self._left_alone = 0
+        original, read = 0.0, []
+        for input_ids_BL, mask_BL in _document_batches(documents, tokens):
+            original += _summed_loss(reader, input_ids_BL, mask_BL, read.append)
+            judged = reader.judge(read.pop(), reader.rule.by_token(input_ids_BL, mask_BL))
+            reader.require_finite(judged.non_finite)
+            self._batches.append((input_ids_BL, mask_BL, judged.wanted_BL))
+            self._predicted += int(mask_BL[:, 1:].sum())
+            self._positions += int(mask_BL.sum())
+            self._left_alone += int(mask_BL.sum()) - int(judged.wanted_BL.sum())
+        self._original, self._zero = self._mean(original), self._with(t.zeros_like)
+
+    def of(self, dictionary: Dictionary) -> LanguageModelLosses:
+        """With the reconstructions of an SAE that takes raw activations."""
+        sae: Any = dictionary
+        reconstructed = self._with(lambda x_BLD: sae(as_input(sae, x_BLD)))
+        counts = self._predicted, self._positions, self._left_alone
+        return LanguageModelLosses(self._original, reconstructed, self._zero, *counts)
+
+    def _with(self, replacement: Replacement) -> float:
+        """The loss with replaced activations."""
+        summed = 0.0
+        for input_ids_BL, mask_BL, wanted_BL in self._batches:
+            change = _only_at(wanted_BL, replacement)
+            summed += _summed_loss(self._reader, input_ids_BL, mask_BL, change)
+        return self._mean(summed)
+
+    def _mean(self, summed: float) -> float:
+        return summed / self._predicted if self._predicted else math.nan
 
 
-def _document_batches(documents: TokenContexts) -> Iterator[tuple[t.Tensor, t.Tensor]]:
-    """Ids and masks of some documents at a time, as wide as the longest of them."""
-    while True:
+def _document_batches(
+    documents: TokenContexts, tokens: float
+) -> Iterator[tuple[t.Tensor, t.Tensor]]:
+    """Ids and masks of some documents at a time, as wide as the longest, until `tokens` were read."""
+    while tokens > 0:
         try:
             input_ids_BL, mask_BL = documents.next_batch(_DOCUMENTS_AT_ONCE)
         except StopIteration:
             return
         longest = int(mask_BL.sum(1).max())
+        tokens -= int(mask_BL.sum())
         yield input_ids_BL[:, :longest], mask_BL[:, :longest]
 
 
@@ -289,6 +350,7 @@ def _only_at(wanted_BL: t.Tensor, replacement: Replacement) -> Change:
     return change
 
 
+@t.no_grad()
 def _summed_loss(
     reader: ActivationReader, input_ids_BL: t.Tensor, mask_BL: t.Tensor, change: Change
 ) -> float:

@@ -20,8 +20,9 @@ from ..trainers import posterior
 NOT_MEASURED = "not_measured"
 """In metrics.json: why metrics are null, by key."""
 
-Place = Literal["compare", "report", "sweep", "bench"]
-PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench")
+Place = Literal["compare", "report", "sweep", "bench", "training"]
+PLACES: tuple[Place, ...] = ("compare", "report", "sweep", "bench", "training")
+"""Tables and pages; "training" is what `eval_every` measures, and the report's training curves."""
 
 
 # --- what is gathered
@@ -275,7 +276,7 @@ _ROWS = (
         "CE recovered",
         frac_recovered,
         better="higher",
-        shown_in=("compare", "report", "sweep"),
+        shown_in=("compare", "report", "sweep", "training"),
         title="Language model's performance kept (CE recovered)",
         in_words="how much of the language model's performance is kept when the reconstruction "
         "replaces the activations; 1 is all of it, 0 is as bad as replacing them with zeros",

@@ -156,7 +156,7 @@ def output_module(model: LanguageModel, hook: HookPoint) -> str | None:
 
     Between two blocks it is the block before. None for the input of the first block.
     """
-    language_model: Any = model._model
+    language_model: Any = model._module
     inner: Any = hook.submodule
     path = next(name for name, one in language_model.named_modules() if one is inner._module)
     path = path.removeprefix(f"{language_model.base_model_prefix}.")

@@ -115,7 +115,7 @@ class LogitLens:
     """
 
     def __init__(self, model: LanguageModel):
-        hf_model: Any = model._model
+        hf_model: Any = model._module
         config = hf_model.config.get_text_config()
         parent = block_list_path(hf_model, config).rpartition(".")[0]
         norms = [

@@ -49,7 +49,7 @@ def steer(
     Whatever they were divided by in training (`--normalize`) is in the weights that
     `load_dictionary` returns, so there is nothing to convert.
 
-    **Which passes.** All in the block: `lm.generate`, `lm.trace`, and `lm._model.generate` or a plain
+    **Which passes.** All in the block: `lm.generate`, `lm.trace`, and `lm._module.generate` or a plain
     call of it. A hook of torch on the hook point's module changes the activations, because nnsight
     and transformers both run that module. An intervention of nnsight would be part of a single
     trace. Within a trace, nnsight reads and changes this module's activations before they are steered;

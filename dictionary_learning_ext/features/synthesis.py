@@ -134,7 +134,7 @@ class _Reader:
     def __init__(self, dictionary: Dictionary, model: LanguageModel, hook: HookPoint):
         self.dictionary: Any = dictionary
         self._model, self._place = model, hook.place
-        language_model: Any = model._model
+        language_model: Any = model._module
         embed = language_model.get_input_embeddings()
         self.vocabulary: int = len(embed.weight)
         with t.no_grad():  # through the module, because some scale the embeddings
@@ -146,7 +146,7 @@ class _Reader:
         try:
             (x_SLD,) = run_to(self._model, [self._place], inputs_embeds=embeddings_SLD)
         except TypeError as error:
-            kind = type(self._model._model).__name__
+            kind = type(self._model._module).__name__
             raise ConfigError(
                 f"a {kind} does not take inputs_embeds ({error}): expected a language model "
                 "that does, to synthesise tokens",

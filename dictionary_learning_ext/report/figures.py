@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 
 from ..config.names import LONGEST
 from ..errors import Setting
+from ..evaluation.metrics import shown_in
 from ..evaluation.tables import file_names
 from ..features.geometry import Geometry
 from ..features.reproducibility import RETURNING
-from ..run_folder.files import replacing
+from ..run_folder.files import HELD_OUT, replacing
 from .analysis import Analysis, Comparison
 
 OUT = Setting("out")
@@ -86,6 +87,7 @@ def _add_legend(figure: Figure, ax: Any, columns: int) -> None:
 def _training(analyses: list[Analysis]) -> Figure | None:
     titles = {
         "fve": "variance explained",
+        **{f"{HELD_OUT}{each.key}": f"{each.label}, held out" for each in shown_in("training")},
         "l2_loss": "squared error per token\n(a vSAE's: with noise)",
         "alive_in_batch": "features used in a batch",
         "kl_loss": "KL (nats per token)",

@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 
 from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
+from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.codes import CODE_MEASURES
 from ..features.collector import LEAST_SELECTIONS
@@ -36,6 +37,7 @@ from ..run_folder.comparing import (
     training,
 )
 from ..run_folder.files import (
+    HELD_OUT,
     REPORT,
     locked,
     page_at,
@@ -119,6 +121,10 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
+        "held_out": [
+            (f"{HELD_OUT}{each.key}", f"{each.label}, held out", "Of the same tokens each time.")
+            for each in shown_in("training")
+        ],
     }
     run = comparison.opened.run
     return rendered(

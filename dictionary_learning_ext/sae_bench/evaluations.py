@@ -32,7 +32,7 @@ from ..config.architectures import BenchEvaluation
 from ..errors import BenchError, Setting
 from ..evaluation.metrics import Totals, computed, shown_in
 from .data import heldout_text
-from .lens_model import left_alone, wanted
+from .lens_model import left_alone, stopped_after, wanted
 from .probes import run_sae_probes, sae_probes_output
 from .settings import SEED, BenchSettings
 
@@ -219,7 +219,7 @@ def run_sparse_probing(sae: BaseSAE, name: str, config: Any, settings: BenchSett
 
 
 def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """First-letter absorption.
+    """First-letter absorption. SAE Bench reads only activations at the SAE, never logits.
 
     Raises: BenchError if the model does not encode first letters, or if SAE Bench can't read it where
     the SAE was trained.
@@ -231,6 +231,13 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
             " of a block (blocks.N.hook_resid_post)",
             instead=("leave absorption out of ", Setting("evals")),
         )
+    with stopped_after(settings.model, layer):
+        return _absorption(sae, name, config, settings, layer)
+
+
+def _absorption(
+    sae: BaseSAE, name: str, config: Any, settings: BenchSettings, layer: int
+) -> absorption.AbsorptionEvalOutput:
     known = _known_letters(config, layer, settings)
     if len(known) < config.min_feats_for_eval:
         raise BenchError(

@@ -2,13 +2,15 @@
 
 `left_alone` lets SAE Bench's hooks change only the positions that the SAE's training used. SAE Bench's
 core replaces activations by reconstructions, or by zeros, at every position but special tokens, so
-attention sinks that training left out would decide its CE and KL.
+attention sinks that training left out would decide its CE and KL. `stopped_after` spares the blocks
+above the SAE where only activations are read.
 """
 
 import copy
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
@@ -49,7 +51,7 @@ def hooked_transformer(model: LanguageModel, hook: HookPoint, name: str) -> Hook
     Raises: BenchError if TransformerLens can't take the model either way, or if the activations at the
     hook differ from the original ones by more than 1e-4 of their rms.
     """
-    huggingface: Any = model._model
+    huggingface: Any = model._module
     tokenizer = copy.deepcopy(model.tokenizer)
     problems = []
     for make, what in ((_converted, "convert it"), (_bridged, "wrap it in a TransformerBridge")):
@@ -145,7 +147,7 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
 
     Raises: BenchError if it is over 1e-4.
     """
-    config: Any = model.config.get_text_config()
+    config: Any = model._module.config.get_text_config()
     generator = t.Generator().manual_seed(0)
     tokens = t.randint(config.vocab_size, _CHECKED_TOKENS, generator=generator)
     tokens = tokens.to(hooked.cfg.device)
@@ -155,7 +157,7 @@ def check_activations(hooked: HookedTransformer, model: LanguageModel, hook: Hoo
     )
     if hook.name not in cache:
         raise BenchError(
-            f"TransformerLens has no {hook.name} in a {type(model._model).__name__}; use the "
+            f"TransformerLens has no {hook.name} in a {type(model._module).__name__}; use the "
             f"output of a block, blocks.{hook.layer}.hook_resid_post"
         )
     found = cache[hook.name].float()
@@ -191,4 +193,12 @@ def left_alone(model: HookedTransformer, rule: PositionRule) -> Iterator[None]:
         return run_with_hooks(tokens_BL, *args, fwd_hooks=hooks, **options)
 
     with patch.object(model, "run_with_hooks", run):
+        yield
+
+
+@contextmanager
+def stopped_after(model: HookedTransformer, layer: int) -> Iterator[None]:
+    """Within it, `model.run_with_cache` runs the blocks up to this one. It returns no logits."""
+    run = partial(model.run_with_cache, stop_at_layer=layer + 1)
+    with patch.object(model, "run_with_cache", run):
         yield

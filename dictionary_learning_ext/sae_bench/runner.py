@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import open_model
 from ..activations.language_models import weights_hash
-from ..config.architectures import BenchEvaluation
+from ..config.architectures import BENCHED, BenchEvaluation
 from ..config.checks import require, require_choice
 from ..config.run import RunConfig
 from ..errors import BenchError, CheckpointError, UserError, first_line
@@ -79,7 +79,7 @@ NOT_IN_CACHE: dict[BenchEvaluation, tuple[str, ...]] = {
 def bench(
     folders: Sequence[str | Path],
     *,
-    evals: Sequence[BenchEvaluation] = tuple(EVALUATIONS),
+    evals: Sequence[BenchEvaluation] = BENCHED,
     model: str | None = None,
     hook: str | None = None,
     data: str | None = None,

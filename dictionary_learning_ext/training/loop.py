@@ -21,7 +21,7 @@ from ..activations.buffer import Batches
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import Inputs, open_inputs, require_inputs
 from ..activations.tokens import Share
-from ..config.run import RunConfig
+from ..config.run import SAMPLE_TOKENS, RunConfig
 from ..config.sae import SAEConfig
 from ..errors import (
     CheckpointError,
@@ -32,7 +32,7 @@ from ..errors import (
     TrainingError,
     in_shell,
 )
-from ..evaluation.measure import measure
+from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import locked, require_free
@@ -155,6 +155,7 @@ def _train(
                 points = checked_points(jobs, depends_on, processes) if resume else []
                 if resume and not points:
                     initial = [trained_sae(job.config.sae) for job in jobs]
+                samples = _samples(inputs, run) if processes.is_first else {}
                 signals.check()
                 if resume and processes.is_first:
                     on_start(folders)
@@ -163,7 +164,9 @@ def _train(
                 norm_factors = _continued(jobs, sources, points, processes)
             else:
                 norm_factors = _measured_norm_factors(sources, processes)
-            sae_runs = _built(jobs, run.device, inputs.hooks, norm_factors, initial, processes)
+            sae_runs = _built(
+                jobs, run.device, inputs.hooks, norm_factors, initial, processes, samples
+            )
         code = 1
         try:
             with signals.deferred():
@@ -188,6 +191,14 @@ def _train(
         others = [str(one.folder) for one in sae_runs if one.failure is None]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
         raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
+
+
+def _samples(inputs: Inputs, run: RunConfig) -> dict[str, Sample]:
+    """What is measured on during training, by hook point. Read before the first step, with its errors."""
+    if run.eval_every is None:
+        return {}
+    tokens = min(SAMPLE_TOKENS, run.eval_tokens)
+    return {hook: Sample(inputs.held_out(hook, tokens), tokens) for hook in inputs.hooks}
 
 
 def _measured_norm_factors(sources: Batches, processes: Processes) -> dict[str, float]:
@@ -220,6 +231,7 @@ def _built(
     norm_factors: Mapping[str, float],
     initial: Sequence[Dictionary | None],
     processes: Processes,
+    samples: Mapping[str, Sample],
 ) -> list[SAERun]:
     """Every SAE, with random weights or those of a trained one.
 
@@ -241,7 +253,8 @@ def _built(
                 dtype=job.config.run.dtype,
                 name=job.folder.name,
             )
-            sae_runs.append(kind(job, trainer, norm_factors[job.hook], processes))
+            sample = samples.get(job.hook)
+            sae_runs.append(kind(job, trainer, norm_factors[job.hook], processes, sample))
         for one, source in zip(sae_runs, initial, strict=False):
             if source is not None:
                 hook = hooks[one.run.hook]
@@ -375,7 +388,7 @@ class _Loop:
                 with processes.together():
                     for one in self.active:
                         one.save_checkpoint(step)
-            if step % run.log_every == 0:
+            if step % run.log_every == 0 or run.is_measured(step):
                 self._check_and_log(batches, bar)
             self._leave_out_failed()
             self.before = None

@@ -11,11 +11,13 @@ from typing import Any
 import torch as t
 
 from ..errors import CheckpointError, ProcessError, first_line
+from ..evaluation.measure import Sample
 from ..run_folder import resume_points
 from ..run_folder.files import (
     CHECKPOINTS,
     CONFIG,
     FAILED,
+    HELD_OUT,
     INDEX,
     METRICS,
     PAGE_MARK,
@@ -28,7 +30,7 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
-from ..run_folder.weights import save_weights
+from ..run_folder.weights import for_raw_activations, save_weights
 from ..trainers.base import Trainer
 from ..trainers.state import load_trainer_state, trainer_state
 from .logs import RunLog
@@ -43,17 +45,23 @@ class SAERun:
 
     Arguments:
         norm_factor: what raw activations are divided by.
+        sample: what it is measured on during training; None: it isn't, or by another rank.
 
     Attributes:
         failure: what went wrong, or None; an SAE that failed is not trained further.
     """
 
     def __init__(
-        self, job: Job, trainer: Trainer, norm_factor: float, processes: Processes = ONE_PROCESS
+        self,
+        job: Job,
+        trainer: Trainer,
+        norm_factor: float,
+        processes: Processes = ONE_PROCESS,
+        sample: Sample | None = None,
     ):
         self.name, self.config, self.folder = job.name, job.config, job.folder
         self.run, self.trainer, self.norm_factor = job.config.run, trainer, norm_factor
-        self._processes = processes
+        self._processes, self._sample = processes, sample
         self.failure: str | None = None
         self.log = RunLog(self.folder, self.config, norm_factor)
 
@@ -110,8 +118,10 @@ class SAERun:
     def check_and_log(self, step: int, x_BD: t.Tensor) -> dict[str, float] | None:
         """Log the metrics of a batch and return them, unless the numbers are not finite.
 
+        Where the run is measured, those of the held-out sample are in the same line, as heldout/<key>.
         Changes nothing in the trainer.
         """
+        metrics = None
         with self._failing_alone(step):
             self.check(step)
             if self.failure is None:
@@ -120,9 +130,13 @@ class SAERun:
                     "tokens": float(step * self.run.batch_size),
                     "lr": float(self.trainer.scheduler.get_last_lr()[0]),
                 } | self.trainer.metrics(step, x_BD)
-                self.log.log(metrics)
-                return metrics
-        return None
+        if metrics is not None:
+            if self._sample is not None and self.run.is_measured(step):
+                trained = for_raw_activations(self.trainer.ae, self.norm_factor)
+                held_out = self._sample.metrics(trained)
+                metrics |= {f"{HELD_OUT}{key}": value for key, value in held_out.items()}
+            self.log.log(metrics)
+        return metrics
 
     @contextmanager
     def _failing_alone(self, step: int) -> Iterator[None]:

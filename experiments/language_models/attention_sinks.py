@@ -175,7 +175,7 @@ def norms_by_layer(model: LanguageModel) -> list[dict[str, float]]:
     """The norms after each block but the last, over some contexts of held-out text."""
     contexts = ContextStream(open_text("embedded", split="heldout"), model.tokenizer, CTX_LEN)
     input_ids_BL, _ = contexts.next_batch(AT_ONCE)
-    language_model: Any = model._model
+    language_model: Any = model._module
     states = language_model(input_ids_BL, output_hidden_states=True).hidden_states
     found = []
     for layer, x_BLD in enumerate(states[1:-1]):  # the last is behind the final norm

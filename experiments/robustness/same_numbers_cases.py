@@ -399,7 +399,7 @@ def features(out: Path, resume: bool) -> None:
     with t.no_grad():
         for mode in ("add", "clamp"):
             with steer(lm, None, one, {3: 4.0, 5: -2.0}, mode=mode):
-                t.save({"logits": lm._model(ids).logits}, out / f"steered_{mode}.pt")
+                t.save({"logits": lm._module(ids).logits}, out / f"steered_{mode}.pt")
 
     page = out / "scratch" / "report.html"
     page.parent.mkdir()

@@ -176,7 +176,7 @@ def test_activations_that_are_not_finite_stop_the_fill(tiny_lm_dir: Path, option
     for _ in range(9):
         next(buffer)
     with torch.no_grad():
-        lm._model.gpt_neox.embed_in.weight[lm.tokenizer.encode(" the")[0]] = math.inf
+        lm._module.gpt_neox.embed_in.weight[lm.tokenizer.encode(" the")[0]] = math.inf
     assert "fill 2" in error_of(lambda: next(buffer), NonFiniteError)
 
 

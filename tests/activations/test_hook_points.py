@@ -61,14 +61,14 @@ def hidden_states(lm: Any, ids: Tensor, mask: Tensor) -> list[Tensor]:
 
     hooks.append(blocks[-1].register_forward_hook(last))
     with torch.no_grad():
-        lm._model(input_ids=ids, attention_mask=mask)
+        lm._module(input_ids=ids, attention_mask=mask)
     for hook in hooks:
         hook.remove()
     return seen
 
 
 def blocks_of(lm: Any) -> list[nn.Module]:
-    n = lm.config.num_hidden_layers
+    n = lm._module.config.num_hidden_layers
     return [find_hook(lm, POST.format(layer)).submodule._module for layer in range(n)]
 
 

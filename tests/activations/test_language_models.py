@@ -24,9 +24,9 @@ POST = "blocks.{}.hook_resid_post"
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_it_is_loaded_for_evaluation_in_the_asked_dtype(tiny_lm_dir: Path, dtype: torch.dtype):
     lm: Any = load_language_model(str(tiny_lm_dir), dtype=dtype)
-    assert not lm._model.training
-    assert not any(weight.requires_grad for weight in lm._model.parameters())
-    assert {lm.dtype, *(weight.dtype for weight in lm._model.parameters())} == {dtype}
+    assert not lm._module.training
+    assert not any(weight.requires_grad for weight in lm._module.parameters())
+    assert {lm.dtype, *(weight.dtype for weight in lm._module.parameters())} == {dtype}
     ids, mask = some_tokens()
     assert read_residual(lm, find_hook(lm, POST.format(0)), ids, mask).dtype == dtype
 
@@ -113,7 +113,7 @@ def test_the_hash_is_of_the_weights_and_their_dtype_and_repeats(
     lm: Any = load_language_model(str(tiny_lm_dir))
     assert weights_hash(lm) == weights_hash(tiny_lm)
     with torch.no_grad():
-        lm._model.gpt_neox.layers[2].mlp.dense_4h_to_h.bias[3] += 1e-3
+        lm._module.gpt_neox.layers[2].mlp.dense_4h_to_h.bias[3] += 1e-3
     assert weights_hash(lm) != weights_hash(tiny_lm)
     other = load_language_model(str(tiny_lm_dir), dtype=torch.bfloat16)
     assert weights_hash(other) != weights_hash(tiny_lm)

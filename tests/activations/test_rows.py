@@ -85,7 +85,7 @@ def test_only_a_wanted_token_must_be_finite(tiny_lm_dir: Path, max_norm_multiple
     lm: Any = load_language_model(str(tiny_lm_dir))
     reader, _ = reader_of(lm, max_norm_multiple=max_norm_multiple)
     with torch.no_grad():
-        lm._model.gpt_neox.embed_in.weight[54] = math.inf  # in the second context
+        lm._module.gpt_neox.embed_in.weight[54] = math.inf  # in the second context
 
     def read(wanted_BL: Tensor) -> None:
         reader.require_finite(reader.read(IDS, MASK, wanted_BL).non_finite)
@@ -202,7 +202,7 @@ def test_a_report_stops_where_a_wanted_activation_is_not_finite(
 ):
     lm: Any = load_language_model(str(tiny_lm_dir))
     with torch.no_grad():
-        lm._model.gpt_neox.embed_in.weight[lm.tokenizer.encode(" the")[0]] = math.inf
+        lm._module.gpt_neox.embed_in.weight[lm.tokenizer.encode(" the")[0]] = math.inf
     run = RunConfig(data=text, hook=HOOK, ctx_len=16, **options)
     with pytest.raises(NonFiniteError, match="load the model in float32"):
         next(open_inputs(run, [HOOK], language_model=lm).contexts(HOOK, "train", 10_000))

@@ -53,6 +53,11 @@ def test_the_shared_flags_are_one_declaration(command):
     assert not any(default.values())
 
 
+def test_the_bench_runs_what_an_audit_advises_against_only_if_it_is_named():
+    assert parse(COMMANDS["bench"], ["run"]).evals == "core,sparse_probing,sae_probes"
+    assert parse(COMMANDS["bench"], ["run", "--evals", "scr,tpp"]).evals == "scr,tpp"
+
+
 def help_of(command, capsys, *args):
     with pytest.raises(SystemExit) as stop:
         parse(command, [*args])

@@ -25,6 +25,7 @@ from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.errors import NonFiniteError, TextError
 from dictionary_learning_ext.evaluation.measure import (
+    DocumentLosses,
     Measurement,
     language_model_losses,
     measure,
@@ -322,6 +323,19 @@ def test_each_sae_gets_the_losses_that_it_has_alone(tiny_lm):
     assert both[0].reconstructed != both[1].reconstructed
 
 
+@pytest.mark.parametrize(
+    ("tokens", "read"), [(1, 16), (10**6, len(DOCUMENTS)), (math.inf, len(DOCUMENTS))]
+)
+def test_enough_documents_are_read_for_a_number_of_tokens(tiny_lm, tokens, read):
+    """16 at a time."""
+    point = find_hook(tiny_lm, "blocks.1.hook_resid_post")
+    reader = ActivationReader(tiny_lm, point.submodule, point.io)
+    contexts = ContextStream(iter(DOCUMENTS), tiny_lm.tokenizer, 16, packing="truncate")
+    found = DocumentLosses(reader, contexts, tokens).of(sae_of())
+    assert found == losses_of(tiny_lm, [sae_of()], DOCUMENTS[:read])[0]
+    assert len(DOCUMENTS) > 16
+
+
 def test_outliers_keep_their_activations(lm_dir_of):
     """Without the rule, a reconstruction of the sinks that misses costs the model its loss."""
     lm, poor = with_sinks(lm_dir_of("gpt2"), "left"), sae_of()
@@ -342,6 +356,6 @@ def test_documents_without_a_second_token_have_no_loss(tiny_lm):
 def test_an_activation_that_is_not_finite_is_an_error(tiny_lm_dir):
     lm: Any = load_language_model(str(tiny_lm_dir))
     with t.no_grad():
-        lm._model.gpt_neox.embed_in.weight[lm.tokenizer.encode(" cat")[0]] = math.inf
+        lm._module.gpt_neox.embed_in.weight[lm.tokenizer.encode(" cat")[0]] = math.inf
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         losses_of(lm, [sae_of()], ["the cat"])

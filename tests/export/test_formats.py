@@ -289,5 +289,5 @@ def test_the_module_is_that_of_the_model_without_its_unembedding(family, hook, m
     found = output_module(model, find_hook(model, hook))
     assert found == module
     if found is not None:
-        inner = getattr(model._model, model._model.base_model_prefix)
+        inner = getattr(model._module, model._module.base_model_prefix)
         assert inner.get_submodule(found) is not None

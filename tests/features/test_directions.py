@@ -69,7 +69,7 @@ def test_nearest_features_equal_brute_force(at_once, monkeypatch):
 @pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "llama", "qwen", "gemma"])
 def test_logit_effects_are_the_formula_of_each_family(family, lm_dir_of):
     model = load_language_model(str(lm_dir_of(family)))
-    body, t_generator = model._model, t.Generator().manual_seed(0)
+    body, t_generator = model._module, t.Generator().manual_seed(0)
     norm = {
         "gpt_neox": lambda: body.gpt_neox.final_layer_norm,
         "gpt2": lambda: body.transformer.ln_f,

@@ -262,7 +262,7 @@ def test_a_card_says_what_can_not_be_shown(tiny_lm, monkeypatch):
     few = features_of(AutoEncoderTopK(16, 24, 1), tiny_lm, "The cat", hook=HOOK)
     never = int((few.density == 0).nonzero()[0])
     assert few[never].fires_on == []
-    monkeypatch.setattr(tiny_lm._model, "get_output_embeddings", lambda: None)
+    monkeypatch.setattr(tiny_lm._module, "get_output_embeddings", lambda: None)
     for shown in (repr(few[never]), few[never]._repr_html_()):
         assert "never selected" in shown
         assert "has no unembedding" in shown, "in place of effects on logits"

@@ -45,7 +45,7 @@ def direction_of(sae, feature=17):
 
 @t.no_grad()
 def logits(lm, ids_BL=IDS_BL):
-    return lm._model(input_ids=ids_BL).logits
+    return lm._module(input_ids=ids_BL).logits
 
 
 def activations(lm, hook, ids_BL=IDS_BL):
@@ -100,13 +100,18 @@ def test_clamping_keeps_the_error_of_the_sae(tiny_lm, kind):
     assert not t.allclose(found, logits(tiny_lm), atol=1e-3)
 
 
+def value(saved):
+    """Of what a trace saved: a proxy in nnsight 0.3, the tensor itself in later ones."""
+    return getattr(saved, "value", saved)
+
+
 def generated(lm, n=6):
     """By nnsight's generate and transformers' own."""
     options = {"max_new_tokens": n, "do_sample": False, "pad_token_id": 1}
     with lm.generate(IDS_BL[:1], **options):
         output = lm.generator.output.save()
-    plain = lm._model.generate(IDS_BL[:1], attention_mask=t.ones_like(IDS_BL[:1]), **options)
-    assert output.value.equal(plain)
+    plain = lm._module.generate(IDS_BL[:1], attention_mask=t.ones_like(IDS_BL[:1]), **options)
+    assert value(output).equal(plain)
     return plain[0].tolist()
 
 
@@ -141,10 +146,10 @@ def test_a_trace_sees_the_steered_activations_from_the_next_module_on(tiny_lm, s
             own, later = point.submodule.output.save(), after.submodule.input.save()
             output = tiny_lm.output.logits.save()
         steered = activations(tiny_lm, HOOK)
-    assert t.allclose(output.value, expected, atol=1e-5)
-    own = own.value[0] if isinstance(own.value, tuple) else own.value
+    assert t.allclose(value(output), expected, atol=1e-5)
+    own = value(own)[0] if isinstance(value(own), tuple) else value(own)
     assert t.allclose(own, x_BLD, atol=1e-5)
-    assert t.allclose(later.value, steered, atol=1e-5)
+    assert t.allclose(value(later), steered, atol=1e-5)
     assert not t.allclose(steered, x_BLD, atol=1e-3)
 
 
@@ -190,14 +195,14 @@ def test_a_run_folder_knows_its_hook_point_and_its_units(trained, tiny_lm):
         steer(tiny_lm, "blocks.1.hook_resid_post", trained / "vsae", {}).__enter__()
 
 
-def test_weights_that_nnsight_has_not_loaded_yet_are_loaded(tiny_lm_dir, tiny_lm, sae):
-    lazy = LanguageModel(str(tiny_lm_dir))
-    assert lazy._model.device.type == "meta"
+def test_weights_that_nnsight_has_not_loaded_yet_are_loaded(tiny_lm_dir, tiny_lm, tokenizer, sae):
+    lazy = LanguageModel(str(tiny_lm_dir), tokenizer=tokenizer)
+    assert lazy._module.device.type == "meta"
     with steer(tiny_lm, HOOK, sae, {17: 4.0}):
         expected = logits(tiny_lm)
     with steer(lazy, HOOK, sae, {17: 4.0}), lazy.trace(IDS_BL):  # pyright: ignore[reportGeneralTypeIssues]
         output = lazy.output.logits.save()
-    assert t.allclose(output.value, expected, atol=1e-5)
+    assert t.allclose(value(output), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["add", "clamp"])

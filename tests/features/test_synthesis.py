@@ -26,7 +26,7 @@ def sae():
 
 def hooks_of(model):
     """Of each module, before and after its forward."""
-    modules = model._model.modules()
+    modules = model._module.modules()
     return [(dict(m._forward_pre_hooks), dict(m._forward_hooks)) for m in modules]
 
 
@@ -44,7 +44,7 @@ def test_the_activation_is_the_real_models_on_hard_tokens(family, hook_name, lm_
         assert one.feature == feature
         assert len(one.input_ids) == 4
         with t.no_grad():
-            states = model._model(
+            states = model._module(
                 input_ids=t.tensor([one.input_ids]), output_hidden_states=True
             ).hidden_states[layer]
         expected = float(sae.encode(states[0, -1])[feature])
@@ -95,7 +95,7 @@ def test_what_is_out_of_range_is_one_line(features, options, message, tiny_lm, s
 def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir, text):
     """One feature reads and writes the embedding of " cat", which is also its unembedding."""
     model = load_language_model(str(tiny_lm_dir))
-    hf_model, tokenizer = model._model, model.tokenizer
+    hf_model, tokenizer = model._module, model.tokenizer
     token = tokenizer(" cat")["input_ids"][0]
     embedding = t.randn(304, 16, generator=t.Generator().manual_seed(0))
     embedding[token] *= 2
@@ -132,7 +132,7 @@ def test_a_model_without_inputs_embeds_is_one_line(tiny_lm, sae, monkeypatch):
     def forward(input_ids=None, use_cache=None):
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(model._model, "forward", forward)
+    monkeypatch.setattr(model._module, "forward", forward)
     with pytest.raises(ConfigError, match="synthesise=0"):
         synthesise(sae, model, find_hook(model, HOOKS[0]), [0], steps=1)
     assert synthesise(sae, model, find_hook(model, HOOKS[0]), []) == [], "what the error advises"

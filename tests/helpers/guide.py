@@ -20,7 +20,7 @@ from dictionary_learning_ext.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_RUN = ("pip", "python3", "source", "git", "wandb", "hf")
+NOT_RUN = ("pip", "uv", "echo", "python3", "source", "git", "wandb", "hf")
 """Programs that install, or that need a network."""
 
 SMALL_RUN = shlex.split(

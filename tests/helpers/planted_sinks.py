@@ -17,16 +17,16 @@ def with_sinks(lm_dir: Path, side: str = "right", dtype: torch.dtype = torch.flo
     lm: Any = load_language_model(str(lm_dir), dtype=dtype)
     lm.tokenizer.padding_side = side
     with torch.no_grad():
-        lm._model.transformer.wpe.weight[1:].mul_(10)
-        lm._model.transformer.wpe.weight[0].mul_(1000)
-        lm._model.lm_head.weight.mul_(20)  # or its losses are those of chance; tied to wte
+        lm._module.transformer.wpe.weight[1:].mul_(10)
+        lm._module.transformer.wpe.weight[0].mul_(1000)
+        lm._module.lm_head.weight.mul_(20)  # or its losses are those of chance; tied to wte
     return lm
 
 
 def saved_with_sinks(lm_dir: Path, out: Path, side: str = "right") -> str:
     """The same written to a folder, whose path is returned."""
     lm = with_sinks(lm_dir, side)
-    lm._model.save_pretrained(out)
+    lm._module.save_pretrained(out)
     lm.tokenizer.save_pretrained(out)
     config = Path(out) / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": side}))

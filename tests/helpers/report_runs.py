@@ -38,10 +38,10 @@ def train(model, text, folder, *flags):
 
 @pytest.fixture(scope="session")
 def runs(tiny_lm_dir, text, tmp_path_factory):
-    """Two small runs, whose folders the tests leave as they are."""
+    """Two small runs, whose folders the tests leave as they are. One was measured during training."""
     folder = tmp_path_factory.mktemp("runs")
     return (
-        train(tiny_lm_dir, text, folder / "vsae"),
+        train(tiny_lm_dir, text, folder / "vsae", "--eval-every", "20"),
         train(tiny_lm_dir, text, folder / "top_k", "--architecture", "top_k"),
     )
 

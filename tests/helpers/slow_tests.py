@@ -54,6 +54,7 @@ SLOW = frozenset(
         "test_a_stopped_run_ends_as_if_it_had_not_been_stopped",
         "test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32",
         "test_company_and_logging_change_nothing_to_the_bit",
+        "test_the_training_does_not_notice_and_a_resume_neither_repeats_nor_loses_one",
         "test_the_first_step_sees_the_trained_sae_and_takes_nothing_from_it",
         "test_gamma_tends_to_the_mean_squared_error_per_dimension",
         "test_gates_close_on_features_that_say_nothing",

@@ -26,6 +26,20 @@ def test_no_two_labels_have_one_file_name():
     assert list(names.values()) == ["x_y", "x_y_2", "x_y_2_2", "x_y_3", "z"]
 
 
+def test_what_was_measured_during_training_is_beside_the_training_curve():
+    one, other = (analysis_of(name, [0.5], [1.0]) for name in "ab")
+    one.history = [{"step": s, "fve": s / 9, "heldout/fve": s / 10} for s in (0, 5)]
+    one.history.insert(1, {"step": 3, "fve": 0.2})
+    other.history = [{"step": s, "fve": s / 8} for s in (0, 5)]
+    panels = {
+        ax.get_title(): [line.get_xydata().tolist() for line in ax.lines]
+        for ax in figures._training([one, other]).axes
+    }
+    assert [*panels] == ["variance explained", "FVE, held out"]
+    assert panels["variance explained"][0] == [[0, 0], [3, 0.2], [5, 5 / 9]]
+    assert panels["FVE, held out"] == [[[0, 0], [5, 0.5]], []]
+
+
 def test_six_of_the_longest_labels_cover_no_panel_and_nothing_is_cut_off():
     """Warnings are errors: matplotlib's constrained layout gives up with one."""
     analyses = [

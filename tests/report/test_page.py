@@ -289,7 +289,7 @@ def test_the_sae_that_is_shown_is_the_folders(runs, report):
     stream = ContextStream(open_text(settings["data"]), model.tokenizer, settings["ctx_len"])
     ids, _ = stream.next_batch(-(-600 // settings["ctx_len"]))
     with t.no_grad():
-        states = model._model(input_ids=ids, output_hidden_states=True).hidden_states[1]
+        states = model._module(input_ids=ids, output_hidden_states=True).hidden_states[1]
         features = sae.encode(states.flatten(0, 1)[:600])
     page_max = data_of(report.read_text(encoding="utf-8"))["saes"][1]["columns"]["max"]
     for i, largest in enumerate(features.max(0).values.tolist()):

@@ -88,6 +88,20 @@ def test_it_opens_offline_without_an_error_and_draws_every_chart(browser, report
     assert browser.get_log("browser") == []
 
 
+def test_what_was_measured_during_training_has_charts_beside_the_training_curve(browser, report):
+    open_page(browser, report)
+    draw_all(browser)
+    steps = browser.execute_script(
+        "return [...charts.keys()].map((p) => [p.ariaLabel.split('.')[0], p.data.map((d) => d.x)])"
+    )
+    curves = dict(steps[: next(n for n, one in enumerate(steps) if "Squared" in one[0])])
+    (batch, fve, *others) = curves.values()
+    assert batch == [[0, 10, 20, 30]] * 2
+    assert fve == [[0, 20, 30]], "of the SAE that was measured"
+    assert len(others) == 2
+    assert "FVE, held out" in curves
+
+
 def test_search_and_sort(browser, report):
     open_page(browser, report)
     everything = shown(browser)

@@ -1,6 +1,9 @@
 """Core against our own evaluation, ablations against SAE Bench's own, and absorption on a model that is
 too small for it."""
 
+from collections import Counter
+from contextlib import nullcontext
+from itertools import cycle, islice
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +12,10 @@ from bench_saes import SMALL, D, F, K, place
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
-from dictionary_learning_ext.activations.language_models import load_language_model
+from dictionary_learning_ext.activations.language_models import (
+    load_language_model,
+    load_tokenizer,
+)
 from dictionary_learning_ext.activations.rows import ActivationReader
 from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
@@ -20,8 +26,13 @@ from dictionary_learning_ext.evaluation.metrics import computed
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
 
 import datasets
+import sae_bench.evals.absorption.common as absorption_common  # pyright: ignore[reportMissingImports]
+import sae_bench.evals.absorption.feature_absorption as feature_absorption  # pyright: ignore[reportMissingImports]
 import sae_bench.evals.core.main as core  # pyright: ignore[reportMissingImports]
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp  # pyright: ignore[reportMissingImports]
+from sae_bench.evals.absorption.vocab import (  # pyright: ignore[reportMissingImports]
+    get_alpha_tokens,
+)
 from sae_bench.sae_bench_utils.general_utils import (  # pyright: ignore[reportMissingImports]
     load_and_format_sae,
 )
@@ -30,7 +41,13 @@ from sae_lens.training.activations_store import (  # pyright: ignore[reportMissi
 )
 
 from dictionary_learning_ext.sae_bench import adapter, evaluations, lens_model
+from dictionary_learning_ext.sae_bench.data import open_bench_data
 from dictionary_learning_ext.sae_bench.runner import bench
+from dictionary_learning_ext.sae_bench.settings import (
+    BenchSettings,
+    configure,
+    seed_everything,
+)
 
 
 def test_absorption_is_refused_for_a_model_that_does_not_encode_first_letters(one):
@@ -44,6 +61,49 @@ def test_absorption_is_refused_where_sae_bench_would_read_other_activations(hook
     sae = SimpleNamespace(cfg=SimpleNamespace(hook_name=hook))
     with pytest.raises(BenchError, match=rf"trained on {hook}; SAE Bench measures absorption only"):
         evaluations.run_absorption(sae, "x", None, None)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def letters(monkeypatch):
+    """Twenty words of each first letter, always in the same order; examples have answers of one token."""
+    words = {}
+    for word in sorted(get_alpha_tokens(load_tokenizer("embedded"))):
+        words.setdefault(word.strip()[0].lower(), []).append(word)
+    of_letter = {letter: list(islice(cycle(some), 20)) for letter, some in words.items()}
+    every = [word for some in of_letter.values() for word in some]
+    examples = [word for word in every if word.strip()[0].lower() not in "qz"]
+    monkeypatch.setattr(absorption_common, "get_alpha_tokens", lambda _: every)
+    monkeypatch.setattr(feature_absorption, "get_alpha_tokens", lambda _: examples)
+
+
+def test_absorption_runs_no_block_above_the_sae_and_scores_the_same(letters, tmp_path, monkeypatch):
+    model = load_language_model("embedded")
+    hook = find_hook(model, "blocks.1.hook_resid_post")
+    hooked = lens_model.hooked_transformer(model, hook, "embedded")
+    t.manual_seed(0)
+    dictionary = VariationalTopKAutoEncoder(128, 256, 32).eval()
+    sae = adapter.BenchSAE(dictionary, **place(hook_name=hook.name, hook_layer=1))
+    passes = Counter()
+    for n, block in enumerate(hooked.blocks):
+        block.register_forward_hook(lambda *_, n=n: passes.update([n]))
+    found = []
+    for case in ("stopped", "to the end"):
+        if case == "to the end":
+            monkeypatch.setattr(evaluations, "stopped_after", lambda *_: nullcontext())
+        cache = tmp_path / case
+        settings = BenchSettings(hooked, open_bench_data("embedded", tmp_path), cache, ())
+        config = configure("absorption", settings)
+        config.min_GT_probe_f1, config.k_sparse_probe_num_epochs, config.max_k_value = -1, 2, 2
+        seed_everything(42)
+        output = evaluations.run_absorption(sae, "sae", config, settings)
+        found.append((output.eval_result_metrics, output.eval_result_details))
+        if case == "stopped":
+            assert passes[0] == passes[1] > 0
+            assert passes.keys() == {0, 1}
+    assert passes.keys() == {0, 1, 2, 3}
+    assert found[0] == found[1]
+    assert len(found[0][1]) > 10, "letters"
+    assert found[0][0].mean.mean_absorption_fraction_score > 0
 
 
 def test_core_agrees_with_our_evaluation_on_the_same_tokens():

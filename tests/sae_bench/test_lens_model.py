@@ -54,11 +54,28 @@ def test_what_can_not_be_converted_is_wrapped(family, kind, lm_of):
     assert isinstance(hooked, TransformerBridge)
     assert lens_model.check_activations(hooked, model, hook) < 1e-5
     assert hooked.cfg.model_name == family
-    original: Any = model._model
+    original: Any = model._module
     with t.no_grad():
         logits = original(tokens).logits
         assert (hooked(tokens) - logits).abs().max() < 1e-4 * logits.abs().max()
     assert t.equal(read_residual(model, hook, tokens, t.ones_like(tokens)), before)
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma"])
+def test_stopped_after_the_saes_block_both_kinds_give_the_same_activations(family, lm_of):
+    """Texts of several lengths, as absorption gives them."""
+    model, texts, read = lm_of(family), [TEXT, TEXT[:20]], {"names_filter": [HOOK]}
+    hooked = lens_model.hooked_transformer(model, find_hook(model, HOOK), family)
+    expected = hooked.run_with_cache(texts, **read)[1][HOOK]
+    runs = [False] * len(hooked.blocks)
+    for n, block in enumerate(hooked.blocks):
+        block.register_forward_hook(lambda *_, n=n: runs.__setitem__(n, True))
+    with lens_model.stopped_after(hooked, 1):
+        found = hooked.run_with_cache(texts, **read)[1][HOOK]
+    assert runs == [True, True, False]
+    assert t.equal(found, expected)
+    assert len(hooked.run_with_cache(texts)[1]) > len(runs)
+    assert all(runs)
 
 
 def test_what_can_be_neither_converted_nor_wrapped_is_one_line(lm_of, monkeypatch):
@@ -133,8 +150,8 @@ def with_far_token(lm_dir):
     lm: Any = load_language_model(str(lm_dir))
     (token,) = lm.tokenizer.encode(" the")
     with t.no_grad():
-        lm._model.gpt_neox.embed_in.weight[token] *= 200
-        lm._model.get_output_embeddings().weight *= 20  # or its losses are those of chance
+        lm._module.gpt_neox.embed_in.weight[token] *= 200
+        lm._module.get_output_embeddings().weight *= 20  # or its losses are those of chance
     return lm, lm.tokenizer.encode(TEXT)[:12].count(token)
 
 
@@ -170,7 +187,7 @@ def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_d
 
 def test_bench_says_what_it_measured_and_left_alone(tiny_lm_dir, text, tmp_path, capsys):
     lm, _ = with_far_token(tiny_lm_dir)
-    lm._model.save_pretrained(tmp_path / "lm")
+    lm._module.save_pretrained(tmp_path / "lm")
     lm.tokenizer.save_pretrained(tmp_path / "lm")
     sizes = {"steps": 4, "batch_size": 32, "n_ctxs": 8, "ctx_len": 32, "eval_tokens": 0}
     run = RunConfig(

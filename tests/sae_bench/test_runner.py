@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from inspect import signature
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,7 @@ import transformers
 from bench_saes import FLAGS, FOUR, SMALL, D, place
 
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.commands.bench import BenchFlags
 from dictionary_learning_ext.errors import BenchError, CheckpointError, ConfigError
 
 pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saebench]'")
@@ -36,6 +38,10 @@ def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, traine
     read = graphing_utils.get_eval_results([f for f in files if "/core/" in f])
     assert read["vsae_custom_sae"]["sae_class"] == "vsae_fixed_values"
     assert "vsae_fixed_values" in graphing_utils.TRAINER_COLORS
+
+
+def test_python_runs_the_same_evaluations_as_the_command():
+    assert ",".join(signature(bench).parameters["evals"].default) == BenchFlags.evals
 
 
 def test_results_of_tpp_hold_its_classes_and_every_one_its_seconds(benched):

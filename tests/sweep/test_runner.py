@@ -58,7 +58,8 @@ def results(folder):
 def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
     sweep_file, tmp_path, capsys
 ):
-    path = sweep_file()
+    values = {"k": {"values": [2, 4]}, "beta": {"values": [0.0, 0.5]}, "eval_every": {"value": 9}}
+    path = sweep_file(parameters=values)
     assert main(["sweep", str(path), "--save-dir", str(tmp_path / "s"), "--at-once", "3"]) == 0
     out = capsys.readouterr().out
     assert "4 runs into" in out
@@ -69,6 +70,7 @@ def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
                     *read_sweep(path).flags,
                     f"--k={config.sae.k}",
                     f"--beta={config.sae.beta}",
+                    "--eval-every=9",
                     f"--save-dir={tmp_path / 'alone' / name}",
                 ]
             ).run,
@@ -77,6 +79,7 @@ def test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again(
         assert_equal(results(tmp_path / "s" / name), results(alone))
     rows = list(csv.DictReader((tmp_path / "s" / "results.csv").open()))
     assert len(rows) == 4
+    assert "eval_every" not in rows[0], "it changes no result"
     for row in rows:
         metrics = json.loads((tmp_path / "s" / row["run"] / "metrics.json").read_text())
         assert float(row["fve"]) == metrics["fve"]

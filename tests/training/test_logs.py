@@ -93,10 +93,11 @@ def fake_runs(monkeypatch):
 
 
 def test_a_run_logs_each_step_and_its_evaluation_and_ends_with_0(run, fake_runs):
-    (folder,) = train(replace(run, wandb="offline"), {"x": sae_of()}).values()
+    (folder,) = train(replace(run, wandb="offline", eval_every=30), {"x": sae_of()}).values()
     (told,) = fake_runs
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    assert told.steps == [json.loads(line)["step"] for line in lines]
+    assert told.told == [json.loads(line) for line in lines]
+    assert "heldout/fve" in told.told[0]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert told.summary["eval/fve"] == metrics["fve"]
     assert told.ended == [0]

@@ -356,10 +356,10 @@ def changed_model(lm_dir: Path, out: Path, value: float) -> str:
     """A model whose activations are all alike: `value` in every place."""
     lm: Any = load_language_model(str(lm_dir))
     with t.no_grad():
-        for parameter in lm._model.parameters():
+        for parameter in lm._module.parameters():
             parameter.zero_()
-        lm._model.gpt_neox.embed_in.weight.fill_(value)
-    lm._model.save_pretrained(out)
+        lm._module.gpt_neox.embed_in.weight.fill_(value)
+    lm._module.save_pretrained(out)
     lm.tokenizer.save_pretrained(out)
     return str(out)
 

@@ -187,7 +187,7 @@ def long(flags):
 def test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact(flags, run, tmp_path):
     """Of two SAEs, at two hook points. One line, one exit code, and a point of each SAE."""
     hooks, folder, whole = (run.hook, OTHER_HOOK), tmp_path / "run", tmp_path / "whole"
-    several = [*flags, f"--hook={','.join(hooks)}"]
+    several = [*flags, f"--hook={','.join(hooks)}", "--eval-every=9"]
     _, error = ended(train_command(*several, f"--save-dir={whole}"))
     assert all((whole / hook / "metrics.json").is_file() for hook in hooks), error
     process = train_command(*several)
@@ -210,6 +210,8 @@ def test_a_signal_to_one_rank_ends_all_and_a_resume_is_exact(flags, run, tmp_pat
     assert f"resuming from step {step}" in error
     for hook in hooks:
         assert_equal(results(whole / hook), results(folder / hook))
+        measured = [x["step"] for x in read_history(folder / hook) if "heldout/frac_recovered" in x]
+        assert measured == [*range(0, STEPS, 9), STEPS], "by rank 0, while the other waits"
         ends = [load_point(where / hook, STEPS).run["ranks"] for where in (whole, folder)]
         assert ends[0] == ends[1]
 

@@ -76,16 +76,18 @@ const live = (sae, column) => sae.columns[column].filter((value, i) => value !==
 function drawCurves(data) {
   const wanted = [
     ["fve", "Variance explained (FVE)", "Of one batch. 1 is a perfect reconstruction."],
+    ...data.held_out,
     ["l2_loss", "Squared error", "Of the training step, a vSAE's with its noise. Per token, in training units."],
     ["alive_in_batch", "Features used", "Share of features selected at least once in the batch."],
     ["kl_loss", "KL", "To the prior, in nats per token. Variational SAEs only."],
   ];
   for (const [name, title, explanation] of wanted) {
-    const saes = data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.history.some((line) => typeof line[name] === "number"));
-    if (!saes.length) continue;
+    const curves = data.saes.map((sae, i) => ({ label: sae.label, i, lines: sae.history.filter((line) => name in line) }))
+      .filter(({ lines }) => lines.some((line) => line[name] !== null));
+    if (!curves.length) continue;
     addChart($("curves"), title, explanation, (t) => ({
-      data: saes.map(({ sae, i }) => ({
-        x: sae.history.map((line) => line.step), y: sae.history.map((line) => line[name]), name: sae.label, mode: "lines+markers",
+      data: curves.map(({ label, i, lines }) => ({
+        x: lines.map((line) => line.step), y: lines.map((line) => line[name]), name: label, mode: "lines+markers",
         line: series(t, i), marker: { size: 4 }, hovertemplate: "step %{x}: %{y}<extra>%{fullData.name}</extra>",
       })),
       layout: { xaxis: { title: { text: "step", font: { size: 12 } } }, yaxis: { type: name.endsWith("loss") ? "log" : "linear" } },
