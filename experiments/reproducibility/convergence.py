@@ -45,7 +45,7 @@ PAIRS = tuple((seed, seed + 1) for seed in range(4000, 4014, 2))
 LONGER = 4
 """How much longer the confirmation is than the tuning."""
 FVE_KEPT = 0.001
-COLOURS = dict(zip(ARMS, ("black", "teal", "crimson", "grey"), strict=True))
+COLOURS: dict[str, str] = dict(zip(ARMS, ("black", "teal", "crimson", "grey"), strict=True))
 MEASURES = {name: SHOWN[name] for name in SHOWN if name not in ("frac_recovered", "sae_probes")}
 
 _KNOBS: dict[str, tuple[Options, str, tuple[float, ...]]] = {
