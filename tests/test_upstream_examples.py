@@ -23,11 +23,13 @@ from dictionary_learning.training import trainSAE
 from dictionary_learning.utils import get_nested_folders
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from nnsight import LanguageModel
+from upstreams_tracing import upstreams_tracing
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, open_text
 from dictionary_learning_ext.activations.language_models import EMBEDDED_MODEL
 from dictionary_learning_ext.cli import main
 
+pytestmark = upstreams_tracing
 CTX_LEN, LLM_BATCH, SAE_BATCH = 32, 16, 64
 LAYER, SUBMODULE_NAME = 1, "resid_post_layer_1"
 MODEL_NAME = "EleutherAI/pythia-70m-deduped"

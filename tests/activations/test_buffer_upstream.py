@@ -14,6 +14,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer
 from dictionary_learning.training import trainSAE
 from nnsight import LanguageModel
 from texts import error_of, write_jsonl
+from upstreams_tracing import upstreams_tracing
 
 from dictionary_learning_ext.activations.text import open_text
 
@@ -42,6 +43,7 @@ def test_raw_text_is_taken_from_the_stream(tiny_lm: LanguageModel):
     assert "expected 99 more documents, found 21;" in error_of(lambda: buffer.text_batch(99))
 
 
+@upstreams_tracing
 @pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])
 def test_upstream_evaluates_a_dictionary_on_it(lm_of: Callable[[str], LanguageModel], family: str):
     buffer = make_buffer(lm_of(family), endless())

@@ -16,6 +16,7 @@ from dictionary_learning.evaluation import loss_recovered
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from planted_sinks import with_sinks
 from torch.distributions import Normal, kl_divergence
+from upstreams_tracing import upstreams_tracing
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder, find_hook
 from dictionary_learning_ext.activations.buffer import ResidualBuffer
@@ -296,6 +297,7 @@ class Exact(t.nn.Linear):
         return x
 
 
+@upstreams_tracing
 @pytest.mark.parametrize("kind", ["pre", "post"])
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2"])
 def test_where_nothing_is_left_out_they_are_upstreams(lm_of, family, kind):

@@ -116,7 +116,11 @@ DAMAGED_WEIGHTS = {
         put(b_dec=t.quantize_per_tensor(t.zeros(16), 0.1, 0, t.qint8)),
         r"b_dec is torch\.qint8, expected torch\.float32",
     ),
-    "nested": (put(b_dec=t.nested.nested_tensor([t.zeros(2)])), "b_dec is nested"),
+    # Newer torch refuses to load one.
+    "nested": (
+        put(b_dec=t.nested.nested_tensor([t.zeros(2)])),
+        "b_dec is nested|not a file of tensors",
+    ),
     "a number for a name": (tensors(lambda s: s | {3: t.zeros(2)}), "3 is no tensor's name"),
     "a missing tensor": (tensors(lambda s: {n: v for n, v in s.items() if n != "b_dec"}), r"b_dec"),
     "a tensor too many": (put(extra=t.zeros(2)), "extra"),
