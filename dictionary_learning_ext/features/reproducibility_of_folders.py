@@ -262,6 +262,8 @@ def _one_text(configs: Mapping[str, dict[str, Any]], where: dict[str, Any]) -> d
 def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     """The share of features that come back, of each folder that has other seeds of its setting among these.
 
+    Warns of seeds that share what is a reason for features to return.
+
     Arguments:
         configs: each folder's config.json.
     """
@@ -271,6 +273,7 @@ def returning_of(configs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
         if len(seeds) < len(folders) or len(folders) == 1:
             continue
         logger.info("matching the features of %d seeds", len(folders))
+        warn_of_differences({one: configs[one] for one in folders})
         unit: dict[str, Any] = {
             one: normalize(decoder_directions(load_dictionary(one)[0]).float().numpy())
             for one in folders

@@ -356,6 +356,16 @@ def test_what_comes_back_is_known_of_folders_with_other_seeds_of_their_setting(s
     assert set(returning_of(older)) == set(alike[:2])
 
 
+@pytest.mark.parametrize("data_seed", [0, 1])
+def test_a_comparison_says_which_seeds_saw_the_same_batches(data_seed, seeds, caplog):
+    configs = {one: read_config(one) for one in (seeds[0], seeds[1])}
+    for number, config in enumerate(configs.values()):
+        config["run"]["settings"]["data_seed"] = data_seed * number
+    caplog.clear()
+    returning_of(configs)
+    assert ("saw the same batches" in caplog.text) == (data_seed == 0)
+
+
 # --- agreement
 
 
