@@ -123,7 +123,7 @@ def run_compare(flags: CompareFlags) -> None:
 
 @dataclass(frozen=True)
 class ReproduceFlags:
-    """Measure which features come back with another seed, or which two SAEs share."""
+    """Measure which features come back with another seed, or in any SAE."""
 
     folders: tuple[str, ...] = field(metadata=positional(FOLDERS))
     """Two or more run folders of one setting, trained with different --seed and --data-seed; or other SAEs of

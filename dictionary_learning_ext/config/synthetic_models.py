@@ -124,7 +124,9 @@ def synthetic_settings(model: str) -> SyntheticSettings:
     if name in SYNTHETIC_MODELS:
         return SYNTHETIC_MODELS[name]
     folder = Path(name)
-    if not folder.exists() and name.count("/") == 1:
+    owner, _, repository = name.partition("/")
+    is_of_the_hub = repository and "/" not in repository and owner != "runs"
+    if is_of_the_hub and not Path(owner).exists():
         folder = _from_hub(model)
     path = folder / _CONFIG
     if not path.is_file():

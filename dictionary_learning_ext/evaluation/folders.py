@@ -104,6 +104,7 @@ def evaluate_folders(
         "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
     }
+    require(None in (step, out), "step", step, (Setting("out"), " to be left out beside it"))
     results_of = _results_folders(folders, step, out)
     runs = {str(folder): run_of(folder, step=step, **where) for folder in folders}
     require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)

@@ -309,7 +309,8 @@ def comparable_configs(
     settings = {folder: settings_named_in(config) for folder, config in configs.items()}
     first, *others = settings
     for name in _WHERE:
-        for folder in others if (given or {}).get(name) is None else ():
+        is_renamed = name == "model" and (given or {}).get(name) is not None
+        for folder in () if is_renamed else others:
             one, other = settings[first].get(name), settings[folder].get(name)
             if None not in (one, other) and not same_setting(name, one, other):
                 raise ReproducibilityError(

@@ -134,17 +134,20 @@ def _of_sae_lens(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             "subtracts_b_dec": bool(settings.get("apply_b_dec_to_input", True)),
             "rescales": bool(settings.get("rescale_acts_by_decoder_norm", False)),
             "scale": scale if is_scaled else 1.0,
-            "model_options": about.get("model_from_pretrained_kwargs") or {},
+            # Those that are off, as SAELens's runner writes them, change nothing.
+            "model_options": {
+                n: v for n, v in (about.get("model_from_pretrained_kwargs") or {}).items() if v
+            },
         },
     }
 
 
 def _of_sparsify(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the folder doesn't say may be in the config.json beside it, and in the export.json in it."""
-    for name, value in {"transcode": False, "skip_connection": False, "signed": False}.items():
-        if settings.get(name, value) != value:
+    for name in ("transcode", "skip_connection", "signed", "embed_skip", "gram_lookup"):
+        if settings.get(name, False) is not False:
             raise CheckpointError(
-                f"{folder}: {name} is {settings[name]!r} in {FOREIGN_CONFIG}; expected {value!r}: an SAE "
+                f"{folder}: {name} is {settings[name]!r} in {FOREIGN_CONFIG}; expected False: an SAE "
                 "that reconstructs its own input, from positive features alone"
             )
     if (activation := settings.get("activation", "topk")) != "topk":

@@ -100,6 +100,8 @@ def _read(path: Path) -> dict[str, t.Tensor]:
         }
         if path.name == SPARSIFY_WEIGHTS:
             weights["W_enc"] = weights["W_enc"].T
+            if others := weights.keys() - {"W_enc", "b_enc", "W_dec", "b_dec"}:
+                raise ValueError(f"holds {', '.join(sorted(others))}, which no TopK SAE has")
         shapes = {name: tuple(weights[name].shape) for name in ("W_enc", "W_dec", "b_dec")}
         if [len(shape) for shape in shapes.values()] != [2, 2, 1]:
             raise ValueError(f"shapes {shapes}")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError, ConfigError, HubError, Setting, first_line
 from .files import CONFIG, METRICS, RUNS, WEIGHTS, require_writable
 from .foreign import FILES, FOREIGN_CONFIG, RECOGNISED, format_of
-from .json_files import read_json
+from .json_files import read_json, readable
 
 _OF_THE_HUB = re.compile(r"\w[\w.-]*(/[\w.:=-]+)+/?")
 STANDS_FOR = "sae"
@@ -43,6 +43,7 @@ class Place(NamedTuple):
         return self.folder / METRICS if format_of(self.folder) is None else None
 
 
+@readable()
 def place_of(name: str | Path) -> Place:
     """Where a named SAE is. It is fetched from the hub if need be. A folder that isn't there is no error.
 
@@ -52,6 +53,11 @@ def place_of(name: str | Path) -> Place:
     if _is_of_the_hub(name):
         return _fetched(here.as_posix())
     if (sae := _stands_for(here)) is not None:
+        if not _is_of_the_hub(sae) and _stands_for(Path(sae)) is not None:
+            raise CheckpointError(
+                f"{name}: stands for {sae}, which holds no SAE",
+                instead="run `vsae eval SAE --out DIR` again",
+            )
         return place_of(sae)._replace(results=here)
     return Place(here, here if format_of(here) is None else None, {})
 
@@ -62,7 +68,8 @@ def _stands_for(folder: Path) -> str | None:
         (folder / name).exists() for name in (CONFIG, WEIGHTS, FOREIGN_CONFIG)
     ):
         return None
-    return read_json(folder / METRICS, {STANDS_FOR: str}, "run `vsae eval` again").get(STANDS_FOR)
+    repair = "delete it, and run `vsae eval SAE --out DIR` again"
+    return read_json(folder / METRICS, {STANDS_FOR: str}, repair).get(STANDS_FOR)
 
 
 def lasting_name(name: str | Path) -> str:
@@ -81,6 +88,8 @@ def require_own(name: str | Path, command: str) -> None:
     Arguments:
         command: that takes no others.
     """
+    if _is_of_the_hub(name):
+        raise CheckpointError(f"{name}: no such folder; `vsae {command}` takes run folders here")
     place = place_of(name)
     if place.folder != place.results:
         raise CheckpointError(
@@ -88,6 +97,7 @@ def require_own(name: str | Path, command: str) -> None:
         )
 
 
+@readable()
 def results_folder(
     name: str | Path,
     out: str | Path | None = None,
@@ -183,7 +193,9 @@ def _fetched(name: str) -> Place:
         ) from error
     folder = Path(snapshot) / inside
     if not folder.is_dir():
-        raise HubError(f"{name}: the repository {repo} has no {inside!r}; expected {RECOGNISED}")
+        what = f"has no folder {inside!r}" if inside else "holds no SAE outside its folders"
+        give = "OWNER/REPOSITORY/FOLDER of one: " + RECOGNISED
+        raise HubError(f"{name}: the repository {repo} {what}", instead=f"give {give}")
     return Place(folder, None, overrides)
 
 

@@ -71,7 +71,7 @@ def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = 
     sae: Any = dictionary
     weight_FD = sae.W_dec if hasattr(sae, "W_dec") else sae.decoder.weight.T
     wanted_FD = weight_FD if features is None else weight_FD[list(features)]
-    return wanted_FD.detach().float().cpu()
+    return wanted_FD.detach().float().cpu().clone()  # not the SAE's own memory
 
 
 class FromState(Named):

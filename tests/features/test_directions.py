@@ -42,6 +42,8 @@ def test_directions_of_every_class(name):
     expected = sae.decode(code) - sae.decode(t.zeros(1, FEATURES))
     assert t.allclose(code @ directions, expected, atol=1e-4)
     assert t.allclose(decoder_directions(sae, [7, 2]), directions[[7, 2]], atol=1e-6)
+    decoder_directions(sae).zero_()
+    assert t.equal(decoder_directions(sae), directions), "they are not the SAE's own memory"
 
     x, step = t.randn(1, WIDTH) * 100, t.randn(WIDTH)
     changes = sae.encode(x + step) - sae.encode(x)

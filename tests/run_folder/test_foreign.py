@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch as t
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
@@ -174,12 +174,21 @@ def test_the_settings_of_saelens_before_version_6_are_read(written, x):
         load_dictionary(folder)
 
 
-def test_a_language_model_that_transformerlens_changed_is_warned_of(written, caplog):
-    options = {"center_writing_weights": True}
+def test_a_tensor_that_no_topk_sae_has_is_refused(of_sparsify):
+    folder, _ = of_sparsify()
+    weights = load_file(folder / "sae.safetensors")
+    save_file(weights | {"embed_skip.weight": t.zeros(3)}, folder / "sae.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds embed_skip\.weight, which no TopK SAE has"):
+        load_dictionary(folder)
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_language_model_that_transformerlens_changed_is_warned_of(changed, written, caplog):
+    options = {"center_writing_weights": changed}
     about = {"hook_name": "blocks.3.hook_resid_pre", "model_name": "gpt2-small"}
     folder, _ = written(metadata=about | {"model_from_pretrained_kwargs": options})
     run_of(folder, "gpt2")
-    assert any("center_writing_weights" in message for message in caplog.messages)
+    assert any("center_writing_weights" in message for message in caplog.messages) == changed
 
 
 def test_a_run_folder_beside_saelens_files_is_a_run_folder(written):
@@ -270,6 +279,7 @@ def test_an_sae_of_sparsify_is_that_of_its_equations(of_sparsify, x):
         ({"transcode": True}, r"layers\.1: transcode is True in cfg\.json; expected False"),
         ({"skip_connection": True}, "skip_connection is True in"),
         ({"signed": True}, "signed is True in"),
+        ({"embed_skip": True}, "embed_skip is True in"),
         ({"activation": "groupmax"}, "activation is 'groupmax' in cfg.json; expected 'topk'"),
         ({"k": F + 1}, rf"not the weights of one SAE of architecture 'topk' with k={F + 1}"),
     ],

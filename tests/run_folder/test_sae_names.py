@@ -15,6 +15,7 @@ from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, HubError
 from dictionary_learning_ext.run_folder import sae_names
 from dictionary_learning_ext.run_folder.reading import read_config
+from dictionary_learning_ext.run_folder.sae_names import place_of, require_own
 from dictionary_learning_ext.run_folder.trained_on import run_of
 
 TABLE = {
@@ -116,7 +117,9 @@ def test_what_the_hub_has_not_says_what_to_give(hub, without_saelens):
     message = r"nobody/nothing/here: no such folder here, and the hub can't be read.*give a folder, or OWNER/REPO.*install sae-lens"
     with pytest.raises(HubError, match=message):
         read_config("nobody/nothing/here")
-    with pytest.raises(HubError, match=r"the repository me/sparse has no 'layers\.7'; expected"):
+    with pytest.raises(
+        HubError, match=r"the repository me/sparse has no folder 'layers\.7'; give OWNER"
+    ):
         read_config("me/sparse/layers.7")
 
 
@@ -148,3 +151,24 @@ def test_the_scale_in_the_table_is_folded_in(hub, table):
     t.testing.assert_close(scaled(x), plain(2 * x) / 2)
     with pytest.raises(CheckpointError, match="is 'expected_average_only_in' in cfg"):
         load_dictionary("gpt2-small-res/blocks.8.hook_resid_pre")
+
+
+def test_a_command_for_run_folders_does_not_ask_the_hub(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(
+        CheckpointError, match=r"exps/vsea: no such folder; `vsae export` takes run"
+    ):
+        require_own("exps/vsea", "export")
+
+
+def test_results_that_stand_for_each_other_are_no_sae(tmp_path):
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / one).mkdir()
+        (tmp_path / one / "metrics.json").write_text(json.dumps({"sae": str(tmp_path / other)}))
+    with pytest.raises(CheckpointError, match=r"a: stands for .*b, which holds no SAE"):
+        place_of(tmp_path / "a")
+
+
+def test_an_error_of_the_disk_is_one_line():
+    with pytest.raises(CheckpointError, match="can't be read"):
+        place_of("/" + "a" * 300)
