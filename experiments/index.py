@@ -143,6 +143,14 @@ EXPERIMENTS = (
         pages=("long_runs.md",),
     ),
     Experiment(
+        "ground_truth.synth_16k",
+        "How much of SynthSAEBench-16k's truth do TopK and vSAEs find?",
+        minutes="180",
+        stages=("train", "tables"),
+        needs="[saelens]",
+        pages=("synth_16k.md",),
+    ),
+    Experiment(
         "ground_truth.match_to_truth",
         "Does a feature that returns from other seeds match a true feature better?",
         minutes="30",
