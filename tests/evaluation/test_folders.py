@@ -212,3 +212,8 @@ def test_what_is_said_of_a_folder_of_upstreams_is_said_once(folder, tiny_lm_dir,
     evaluate_folders([folder], tokens=64, model=str(tiny_lm_dir), hook=hook, data=None)
     said = [line for line in caplog.messages if "config.json doesn't say which" in line]
     assert len(said) == len(set(said)) == 2, said
+
+
+def test_a_checkpoints_results_do_not_go_elsewhere():
+    with pytest.raises(ConfigError, match=r"step=5: expected out to be left out beside it"):
+        evaluate_folders(["runs/x"], step=5, out="results/x")

@@ -432,3 +432,9 @@ def test_a_pair_is_of_two_saes_of_one_width(saes):
 )
 def test_the_answer_is_one_sentence(saes, said):
     assert answer(saes) == said
+
+
+def test_a_given_hook_does_not_make_two_places_one(seeds, tmp_path):
+    other = changed(seeds[1], tmp_path / "other", hook="blocks.0.hook_mlp_out")
+    with pytest.raises(ReproducibilityError, match="hook"):
+        measured([seeds[0], other], hook="blocks.0.hook_mlp_out")
