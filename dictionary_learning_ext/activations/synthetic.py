@@ -45,13 +45,33 @@ def draw_model(model: str) -> Any:
         ) from error
     if settings.folder is not None:
         return SyntheticModel.load_from_disk(settings.folder)
-    if "orthogonalization" in settings.config:
-        logger.warning(
-            "%s: making its %s directions more orthogonal takes long on a CPU, each time. To draw it once: "
-            "draw_model(%r).save(FOLDER), and --model synthetic:FOLDER",
-            *(model, f"{settings.features:,}", model),
+    config = SyntheticModelConfig.from_dict(settings.config)
+    more_orthogonal, config.orthogonalization = config.orthogonalization, None
+    drawn = SyntheticModel(config)
+    if more_orthogonal is not None:
+        vectors_TD = drawn.feature_dict.feature_vectors
+        logger.info("%s: making %s directions more orthogonal", model, f"{settings.features:,}")
+        vectors_TD.data = _more_orthogonal(
+            vectors_TD, steps=more_orthogonal.num_steps, lr=more_orthogonal.lr
         )
-    return SyntheticModel(SyntheticModelConfig.from_dict(settings.config))
+        config.orthogonalization = more_orthogonal
+    return drawn
+
+
+def _more_orthogonal(vectors_TD: t.Tensor, *, steps: int, lr: float) -> t.Tensor:
+    """What SAELens's `orthogonalize_embeddings` returns, up to rounding, in a fraction of the time.
+
+    Its loss is the sum of (v_i . v_j)^2 over i != j, plus T (|v_i|^2 - 1)^2 for each i. SAELens takes the gradient
+    through all T^2 products; here it is 4 V (V'V), which has D^2, and what the terms i = j change in it.
+    """
+    v_TD = t.nn.functional.normalize(vectors_TD.detach(), dim=1, eps=1e-8)
+    optimizer = t.optim.Adam([v_TD], lr=lr)
+    for _ in range(steps):
+        squares_T1 = v_TD.square().sum(1, keepdim=True)
+        own_T1 = len(v_TD) * (squares_T1 - 1) - squares_T1
+        v_TD.grad = 4 * (v_TD @ (v_TD.T @ v_TD) + own_T1 * v_TD)
+        optimizer.step()
+    return t.nn.functional.normalize(v_TD, dim=1, eps=1e-8)
 
 
 def model_hash(model: str) -> str:

@@ -150,8 +150,21 @@ def test_a_model_that_saelens_has_saved_draws_the_same_rows(run, tmp_path):
     assert model_hash(saved) != before
 
 
+def test_directions_are_made_as_orthogonal_as_saelens_makes_them(monkeypatch):
+    row = synthetic_models.SYNTHETIC_MODELS["tiny"]
+    config = row.config | {"orthogonalization": {"num_steps": 30, "lr": 1e-2, "chunk_size": 8}}
+    monkeypatch.setitem(synthetic_models.SYNTHETIC_MODELS, "tiny", replace(row, config=config))
+    expected = synthetic.SyntheticModel(synthetic.SyntheticModelConfig.from_dict(config))
+    drawn = draw_model(TINY)
+    assert drawn.cfg == expected.cfg
+    vectors_TD = expected.feature_dict.feature_vectors
+    assert t.allclose(drawn.feature_dict.feature_vectors, vectors_TD, atol=1e-5)
+    monkeypatch.setitem(synthetic_models.SYNTHETIC_MODELS, "tiny", row)
+    assert not t.allclose(draw_model(TINY).feature_dict.feature_vectors, vectors_TD, atol=1e-2)
+
+
 def test_the_benchmark_is_made_by_its_published_configuration():
-    """In few features: the whole one takes minutes."""
+    """In few features: the whole one takes a minute."""
     settings = synthetic_models.SYNTHETIC_MODELS["bench-16k"]
     config = synthetic.SyntheticModelConfig.from_dict(
         settings.config | {"num_features": 12_000, "hidden_dim": 8, "orthogonalization": None}
