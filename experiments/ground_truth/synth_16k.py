@@ -69,13 +69,15 @@ def samples_of(model: str, samples: int) -> Path:
     """The folder of that many samples. Parts that are there are not drawn again."""
     folder = RUNS / f"samples_{samples}"
     folder.mkdir(parents=True, exist_ok=True)
-    source = SyntheticSource(model, draw_model(model), out_batch_size=PART)
+    source = SyntheticSource(model, draw_model(model), out_batch_size=BATCH)
     for number in range(-(-samples // PART)):
         path = folder / f"{number:05d}.safetensors"
         if path.exists():
             source.tokens_seen += PART
             continue
-        x_ND = next(source)[: samples - number * PART].contiguous()
+        # Batches, since SAELens holds several values for each true feature and row.
+        x_ND = t.cat([next(source) for _ in range(PART // BATCH)])
+        x_ND = x_ND[: samples - number * PART].contiguous()
         save_file({"activations": x_ND}, path.with_suffix(".unfinished"))
         path.with_suffix(".unfinished").rename(path)
     return folder
