@@ -45,12 +45,12 @@ endif
 # ones have no wheels of these). uv, since pip can't choose the oldest. On a machine without a GPU,
 # UV_TORCH_BACKEND=cpu spares 3 GB.
 test-oldest: .venv-oldest/installed
-	OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-oldest/bin/python -m pytest -n auto --dist loadfile
 
 # The core's tests on the newest version of everything: of nnsight too, as uv sets aside upstream's bound, which
 # holds it below 0.4. UV_TORCH_BACKEND as above.
 test-newest: .venv-newest/installed
-	OMP_WAIT_POLICY=PASSIVE .venv-newest/bin/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-newest/bin/python -m pytest -n auto --dist loadfile
 
 # On a GPU: agreement with the CPU, no waiting for the device, memory, and a whole run. About two
 # minutes. Without a GPU every test is skipped and says so. The speed there is measured by
