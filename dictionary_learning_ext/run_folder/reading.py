@@ -92,7 +92,8 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     repair = "copy it again or train again"
     config = read_json(path, _CONFIG, repair)
     if "dict_class" not in config.get("trainer", {}):
-        raise CheckpointError(f"{path}: expected an object with trainer.dict_class; {repair}")
+        what = f"{path}: expected an object with trainer.dict_class; {repair}"
+        raise _with_saes_inside(folder) or CheckpointError(what)
     if (factor := config["trainer"].get("norm_factor", 1.0)) <= 0:
         raise CheckpointError(f"{path}: trainer.norm_factor is {factor}, expected a number above 0")
     config["trainer"] = without_deleted(config["trainer"])
@@ -112,14 +113,22 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
     return config
 
 
+def _with_saes_inside(folder: Path) -> CheckpointError | None:
+    """The error for a folder that is no SAE's and has such folders in it; None for others."""
+    for inside in sorted(folder.glob("[!.]*")):
+        is_run = (inside / WEIGHTS).is_file()
+        if is_run or format_of(inside):
+            what = "run folders" if is_run else "the folders of SAEs"
+            return CheckpointError(
+                f"{folder}: holds {what} and is not one; give one of them, e.g. {inside}"
+            )
+    return None
+
+
 def _missing(folder: Path, name: str) -> CheckpointError:
+    if name == CONFIG and (error := _with_saes_inside(folder)) is not None:
+        return error
     there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    inside = [path for path in there if (path / WEIGHTS).is_file() or format_of(path)]
-    if name == CONFIG and inside:
-        what = "run folders" if (inside[0] / WEIGHTS).is_file() else "the folders of SAEs"
-        return CheckpointError(
-            f"{folder}: holds {what} and is not one; give one of them, e.g. {inside[0]}"
-        )
     names = ", ".join(path.name for path in there) or "nothing"
     is_unknown = name == CONFIG and not (folder / WEIGHTS).exists()
     return CheckpointError(

@@ -139,8 +139,8 @@ def require_results_at(path: Path, names: Sequence[str | Path], setting: Setting
     Raises: ConfigError for a path in such a folder; CheckpointError if the disk refuses.
     """
     for place in map(place_of, names):
-        is_ours = place.folder == place.results
-        if not is_ours and path.resolve().is_relative_to(place.folder.resolve()):
+        is_theirs = format_of(place.folder) is not None
+        if is_theirs and path.resolve().is_relative_to(place.folder.resolve()):
             raise ConfigError(
                 (
                     setting,
@@ -171,7 +171,11 @@ def _is_of_the_hub(name: str | Path) -> bool:
 def _fetched(name: str) -> Place:
     """An SAE's folder in the hub's cache on this machine."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+    )
 
     # HfHubHTTPError's bases are the errors of the HTTP library, which has been requests, httpx and httpx2.
     unreachable: Any = (OSError, ValueError, *HfHubHTTPError.__bases__)
@@ -183,6 +187,11 @@ def _fetched(name: str) -> Place:
         snapshot = huggingface_hub.snapshot_download(
             repo, allow_patterns=[*files, beside.as_posix()]
         )
+    except GatedRepoError as error:
+        raise HubError(
+            f"{name}: the hub's repository {repo} is gated",
+            instead="ask for access on its page, and log in with `hf auth login`",
+        ) from error
     except unreachable as error:
         has_none = isinstance(error, RepositoryNotFoundError)
         why = f"has no repository {repo}" if has_none else f"can't be read ({first_line(error)})"

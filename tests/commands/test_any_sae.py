@@ -62,7 +62,7 @@ def test_an_export_is_measured_as_the_run_folder_it_is_of(
     # The folder of its results stands for it, without a flag.
     capsys.readouterr()
     assert main(["compare", str(exported["ours"]), str(out)]) == 0
-    assert capsys.readouterr().out.count("0.") >= 4
+    assert capsys.readouterr().out.count(f"{found['fve']:.4f}") == 2
     page = tmp_path / "page"
     assert (
         main(["report", str(out), "--against", str(exported["ours"]), *BARE, f"--out={page}"]) == 0
@@ -152,26 +152,45 @@ def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, capsy
     ):
         line = refused([command, folder, *where], capsys)
         assert f"{say} the results go with {flag}" in line
-    for command, flag, path in (
-        ("eval", "--out", folder),
-        ("eval", "--out", folder / "results"),
-        ("eval", "--out", f"{folder}/../layers.0/results"),
-        ("report", "--out", folder),
-        ("report", "--out", folder / "page.html"),
-        ("reproduce", "--csv", folder / "scores.csv"),
+    nothing = "nothing is written into that folder"
+    for command, flag, path, why in (
+        ("eval", "--out", folder, "holds an SAE"),
+        ("eval", "--out", folder / "results", nothing),
+        ("eval", "--out", f"{folder}/../layers.0/results", nothing),
+        ("report", "--out", folder, nothing),
+        ("report", "--out", folder / "page.html", nothing),
+        ("reproduce", "--csv", folder / "scores.csv", nothing),
     ):
         line = refused([command, folder, *where, flag, path], capsys)
         assert flag in line
-        assert "nothing is written into that folder" in line or "holds an SAE" in line
+        assert why in line
     line = refused(["reproduce", *sparse, "--csv", sparse[1] / "x.csv", "--tokens", "0"], capsys)
     assert "nothing is written into that folder" in line
     line = refused(["report", sparse[1], "--against", folder, "--out", folder / "x.html"], capsys)
     assert "nothing is written into that folder" in line
     assert f"run `vsae eval {folder} --out DIR`" in refused(["compare", folder], capsys)
-    for command in (["export", folder, "--format=sae-lens"], ["push", folder, "me/a", "--dry-run"]):
-        line = refused(command, capsys)
-        assert f"`vsae {command[0]}` takes no other" in line or "an export for sparsify" in line
+    for command, why in (
+        (["export", folder, "--format=sae-lens"], "`vsae export` takes no other"),
+        (["push", folder, "me/a", "--dry-run"], "an export for sparsify"),
+    ):
+        assert why in refused(command, capsys)
     assert (content(tmp_path), {*tmp_path.rglob("*")}) == (before, listed)
+
+
+def test_results_in_the_run_folder_they_are_of(exported, capsys):
+    folder = exported["ours"]
+    half = str(folder / "half")
+    assert main(["eval", str(folder), "--tokens", "64", "--out", half]) == 0
+    assert main(["eval", half, "--tokens", "32"]) == 0
+    assert main(["reproduce", half, "--tokens", "64"]) == 0
+    assert (folder / "half" / "return_scores.csv").is_file()
+
+
+def test_the_folder_above_a_run_of_sparsifys_is_not_taken_for_ours(sparse, capsys):
+    above = sparse[0].parent
+    (above / "config.json").write_text('{"model": "some/model"}')
+    line = refused(["eval", above], capsys)
+    assert f"holds the folders of SAEs and is not one; give one of them, e.g. {sparse[0]}" in line
 
 
 def test_results_do_not_replace_those_of_another_sae(sparse, exported, where, tmp_path, capsys):

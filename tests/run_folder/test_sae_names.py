@@ -3,13 +3,14 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch as t
 import yaml
 from export_folders import of_sae_lens, of_sparsify
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.errors import CheckpointError, HubError
@@ -50,9 +51,17 @@ def hub(tmp_path, monkeypatch, trained):
 
     def download(repo, *, allow_patterns):
         asked.append((repo, allow_patterns))
+        if repo == "closed/saes":
+            raise GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
         if not (repositories / repo).is_dir():
             raise LocalEntryNotFoundError("offline, and not in the cache")
-        return str(repositories / repo)
+        snapshot = tmp_path / "cache" / f"{repo}_{len(asked)}"
+        snapshot.mkdir(parents=True)
+        for path in (p for pattern in allow_patterns for p in (repositories / repo).glob(pattern)):
+            copy = snapshot / path.relative_to(repositories / repo)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+        return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.chdir(tmp_path)
@@ -121,6 +130,8 @@ def test_what_the_hub_has_not_says_what_to_give(hub, without_saelens):
         HubError, match=r"the repository me/sparse has no folder 'layers\.7'; give OWNER"
     ):
         read_config("me/sparse/layers.7")
+    with pytest.raises(HubError, match="closed/saes is gated; ask for access on its page, and log"):
+        read_config("closed/saes/layer_0")
 
 
 def test_a_release_of_saelens_is_found_in_its_table(hub, table):

@@ -14,7 +14,8 @@ from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
 from dictionary_learning_ext.run_folder.files import HELD_OUT
-from dictionary_learning_ext.run_folder.reading import read_history, read_metrics
+from dictionary_learning_ext.run_folder.reading import read_history
+from dictionary_learning_ext.training import loop
 
 OTHER = "blocks.1.hook_mlp_out"
 MEASURED = ("fve", "frac_recovered", "near_dead_0.1")
@@ -89,16 +90,20 @@ def test_the_training_does_not_notice_and_a_resume_neither_repeats_nor_loses_one
         assert all(set(metrics) == expected for metrics in found.values())
 
 
-def test_the_numbers_are_an_evaluations_on_as_many_tokens(run):
+@pytest.mark.parametrize("sample", [None, 64], ids=["all", "sample"])
+def test_the_numbers_are_an_evaluations_on_as_many_tokens(sample, run, monkeypatch):
     """At two hook points. `run` measures on fewer tokens than a sample has at most."""
+    if sample:
+        monkeypatch.setattr(loop, "SAMPLE_TOKENS", sample)
     hooks = {"early": run.hook, "late": OTHER}
     run = replace(run, eval_every=20, save_steps="20")
     folders = train(run, {name: sae_of() for name in hooks}, hooks)
     for folder in folders.values():
-        found, final = held_out(folder), read_metrics(folder)
-        earlier = evaluate_folders([folder], tokens=run.eval_tokens, step=20)[str(folder)]
+        found, tokens = held_out(folder), sample or run.eval_tokens
+        final = evaluate_folders([folder], tokens=tokens)[str(folder)]
+        earlier = evaluate_folders([folder], tokens=tokens, step=20)[str(folder)]
         for key in MEASURED:
-            assert found[STEPS][key] == final[key]
+            assert found[STEPS][key] == pytest.approx(final[key], rel=1e-6), key
             assert found[20][key] == pytest.approx(earlier[key], rel=1e-6), key
         assert found[STEPS]["fve"] > found[20]["fve"] + 0.05
 
