@@ -8,6 +8,7 @@ the noise, the schedules and the constraint on the decoder are those of `trainer
 `VariationalTopKTrainer`. Shapes: B batch, D d_in, F d_sae, K = k.
 """
 
+import logging
 import math
 from dataclasses import dataclass, field, fields, make_dataclass
 from types import SimpleNamespace
@@ -51,6 +52,8 @@ except ImportError as error:
         f"{__name__} needs SAELens ({error}); install it: "
         "pip install 'dictionary-learning-ext[saelens]'"
     ) from error
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURE = VSAETopKConfig.architecture
 
@@ -279,8 +282,12 @@ class VariationalTopKTrainingSAE(TrainingSAE):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """The loss of one step, its parts as they enter it, and how the mean encodes the batch."""
         step, x = step_input.n_training_steps, step_input.sae_in.to(self.dtype)
-        expected = "training_tokens / train_batch_size_tokens, the steps that SAELens takes"
-        require(step < self.cfg.steps, "steps", self.cfg.steps, expected)
+        if step == self.cfg.steps:  # SAELens tells an SAE nothing of the run's length
+            logger.warning(
+                "steps=%d, but SAELens goes on: all schedules have ended. steps is meant to be training_tokens / "
+                "train_batch_size_tokens",
+                step,
+            )
         if step == 0:
             self._start(x)
         if self._is_untrained:

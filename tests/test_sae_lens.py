@@ -517,10 +517,18 @@ def test_the_runs_arguments_are_those_of_vsae_train():
     }
 
 
-def test_a_run_of_other_steps_batches_or_activations_is_refused():
+def test_a_longer_run_is_warned_of_once_and_goes_on_with_the_schedules_ends(caplog):
+    settings = settings_of(sigma=0.25, noise_anneal_steps=STEPS)
+    sae = VariationalTopKTrainingSAE(options_of(settings)["sae"])
+    for step in (0, STEPS - 1, STEPS, STEPS + 1):
+        found = sae.training_forward_pass(step_input(batches(1)[0], step=step))
+        assert found.metrics["noise_scale"] == max(0, 1 - step / STEPS)
+    warnings = [line for line in caplog.messages if line.startswith("steps=50, but")]
+    assert len(warnings) == 1
+
+
+def test_a_run_of_other_batches_or_activations_is_refused():
     sae = VariationalTopKTrainingSAE(options_of(settings_of(sigma=0.25))["sae"])
-    with pytest.raises(ConfigError, match=r"steps=50: expected training_tokens / train_batch"):
-        sae.training_forward_pass(step_input(batches(1)[0], step=50))
     with pytest.raises(ConfigError, match=r"batch_size=32: expected 31, SAELens's train_batch"):
         sae.training_forward_pass(step_input(batches(1)[0][1:]))
     with pytest.raises(ConfigError, match=r"d_in=16: expected 15, the width of the activations"):

@@ -150,7 +150,7 @@ def run_reproduce(flags: ReproduceFlags) -> None:
         _score(flags)
         return
     if flags.csv is not None:
-        require_results_at(Path(flags.csv), flags.folders, Setting("csv"))
+        require_results_at(Path(flags.csv), Setting("csv"))
     found = measured(flags.folders, flags.tokens, **vars(flags.inputs))
     if flags.csv is not None:
         write_features(found, flags.csv)
@@ -177,7 +177,7 @@ def _score(flags: ReproduceFlags) -> None:
         path = results_folder(folder, give=Setting("csv", "FILE")) / RETURN_SCORES
     else:
         path = Path(flags.csv)
-    require_results_at(path, flags.folders, Setting("csv"))
+    require_results_at(path, Setting("csv"))
     (scores,) = return_scores([folder], flags.tokens, **vars(flags.inputs)).values()
     scores.write(path)
     if flags.json:

@@ -40,7 +40,7 @@ from ..run_folder.sae_names import (
     require_results_at,
     results_folder,
 )
-from ..run_folder.trained_on import run_of
+from ..run_folder.trained_on import run_of, runs_of
 from ..run_folder.weights import load_dictionary
 from .measure import batches_of, measure
 from .tables import file_names, labels
@@ -106,7 +106,7 @@ def evaluate_folders(
     }
     require(None in (step, out), "step", step, (Setting("out"), " to be left out beside it"))
     results_of = _results_folders(folders, step, out)
-    runs = {str(folder): run_of(folder, step=step, **where) for folder in folders}
+    runs = runs_of(folders, step, **where)
     require_one_setting(runs, [n for n in MEASURED_ON if n != "hook"], CheckpointError)
     tokens = _own_tokens(runs) if tokens is None else tokens
     of_hook: dict[str, list[str]] = {}
@@ -142,7 +142,7 @@ def _results_folders(
         places = {name: Path(out) / file_name for name, file_name in file_names(called).items()}
     found = {name: results_folder(name, place) for name, place in places.items()}
     for folder in found.values():
-        require_results_at(folder / METRICS, folders, Setting("out"))
+        require_results_at(folder / METRICS, Setting("out"))
     return found
 
 
@@ -165,7 +165,7 @@ def open_folders(
         where: model, hook, data, text_column, activations, device, max_norm_multiple and remove_bos.
     """
     require_folders(folders)
-    runs = {str(folder): run_of(folder, step=step, **where) for folder in folders}
+    runs = runs_of(folders, step, **where)
     first_name, first = next(iter(runs.items()))
     contexts = {name: getattr(first, name) for name in CONTEXTS}
     for folder, run in runs.items():

@@ -89,7 +89,7 @@ def write_report(
     read_config(folder)  # no folder of figures for a run that isn't there
     out = results_folder(folder) / REPORT if out is None else page_at(out, REPORT)
     files = report_files(out)
-    require_results_at(out, [folder, *against, *seeds], OUT)
+    require_results_at(out, OUT)
     with locked(files, OUT):
         remove_temporaries(files)
         remove_temporaries(out.parent, glob.escape(out.name))

@@ -116,9 +116,12 @@ def read_config(folder: str | Path, step: int | None = None) -> dict[str, Any]:
 def _with_saes_inside(folder: Path) -> CheckpointError | None:
     """The error for a folder that is no SAE's and has such folders in it; None for others."""
     for inside in sorted(folder.glob("[!.]*")):
-        is_run = (inside / WEIGHTS).is_file()
-        if is_run or format_of(inside):
-            what = "run folders" if is_run else "the folders of SAEs"
+        kinds = {
+            "run folders": (inside / WEIGHTS).is_file(),
+            "the folders of SAEs": format_of(inside) is not None,
+            "the results of SAEs": (inside / METRICS).is_file(),
+        }
+        if (what := next((kind for kind, is_it in kinds.items() if is_it), None)) is not None:
             return CheckpointError(
                 f"{folder}: holds {what} and is not one; give one of them, e.g. {inside}"
             )

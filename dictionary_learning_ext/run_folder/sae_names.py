@@ -9,7 +9,6 @@ Results of an SAE go to its folder if this package or dictionary_learning wrote 
 """
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,9 +46,11 @@ class Place(NamedTuple):
 def place_of(name: str | Path) -> Place:
     """Where a named SAE is. It is fetched from the hub if need be. A folder that isn't there is no error.
 
-    Raises: HubError if the hub can't be reached, or has no such SAE.
+    Raises: HubError if the hub can't be reached, or has no such SAE; CheckpointError for a file.
     """
     here = Path(name)
+    if here.is_file():
+        raise CheckpointError(f"{name}: a file", instead=f"give its folder, {here.parent}")
     if _is_of_the_hub(name):
         return _fetched(here.as_posix())
     if (sae := _stands_for(here)) is not None:
@@ -92,8 +93,10 @@ def require_own(name: str | Path, command: str) -> None:
         raise CheckpointError(f"{name}: no such folder; `vsae {command}` takes run folders here")
     place = place_of(name)
     if place.folder != place.results:
+        form = format_of(place.folder)
+        what = f"an SAE of {form}" if form else "results of an SAE that is elsewhere"
         raise CheckpointError(
-            f"{name}: no run folder, nor one of dictionary_learning; `vsae {command}` takes no other"
+            f"{name}: {what}; `vsae {command}` takes run folders, and those of dictionary_learning"
         )
 
 
@@ -129,27 +132,27 @@ def results_folder(
     return out
 
 
-def require_results_at(path: Path, names: Sequence[str | Path], setting: Setting) -> None:
+def require_results_at(path: Path, setting: Setting) -> None:
     """Raise an error before anything is measured if a file of results can't be written.
 
     Arguments:
-        names: the SAEs that the results are of. Nothing goes into the folder of one that is another library's.
         setting: the one that says where.
 
-    Raises: ConfigError for a path in such a folder; CheckpointError if the disk refuses.
+    Raises: ConfigError for a path in another library's folder; CheckpointError if the disk refuses.
     """
-    for place in map(place_of, names):
-        is_theirs = format_of(place.folder) is not None
-        if is_theirs and path.resolve().is_relative_to(place.folder.resolve()):
-            raise ConfigError(
-                (
-                    setting,
-                    f": {path} is in {place.folder}, and nothing is written into that folder",
-                ),
-                name=setting.name,
-                instead="give another place",
-            )
+    require_not_foreign(path, setting)
     require_writable(path, setting)
+
+
+def require_not_foreign(path: Path, setting: Setting) -> None:
+    """Raise a ConfigError for a path in the folder of another library's SAE, or for that folder."""
+    whole = path.resolve()
+    for folder in (whole, *whole.parents):
+        if (form := format_of(folder)) is not None:
+            what = f"holds an SAE of {form}, and nothing is written into that folder"
+            raise ConfigError(
+                (setting, f": {folder} {what}"), name=setting.name, instead="give another place"
+            )
 
 
 # --- the hub

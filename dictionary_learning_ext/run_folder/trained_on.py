@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,18 @@ def run_of(
     Raises: ConfigError, CheckpointError if the SAE was trained on something else than what is given.
     """
     config, path = read_config(folder, step), Path(folder) / CONFIG
-    file = FOREIGN_CONFIG if "foreign" in config else CONFIG
-    changes: dict[str, Any] = {"model": model, "hook": hook, "data": data}
+    file = "folder" if "foreign" in config else CONFIG
+    changes: dict[str, Any] = {
+        "model": model,
+        "hook": hook,
+        "data": data,
+        "max_norm_multiple": max_norm_multiple,
+    }
     if "run" in config:
         run = TrainConfig().updated(settings_in(config, path), str(path)).run
     else:
         changes |= _named_by(folder, config, changes, file)
-        run = _run_of_others(folder, config, file, **changes)
+        run = _run_of_others(folder, config, changes)
         model, hook = changes["model"], changes["hook"]
     was_model, was_hook = (config["trainer"].get(name) for name in ("lm_name", "submodule_name"))
     if model is not None and was_model is not None and not same_model(model, was_model):
@@ -75,12 +81,8 @@ def run_of(
         _require_layer(folder, config, hook)  # upstream's names are free, e.g. resid_post_layer_3
         if "run" not in config:
             logger.warning(
-                "%s: %s doesn't say which module it was trained on (submodule_name=%r); trusting "
-                "--hook %s",
-                folder,
-                file,
-                was_hook,
-                hook,
+                "%s: its %s doesn't say which module it was trained on; trusting --hook %s",
+                *(folder, file, hook),
             )
     elif hook is not None and not same_setting("hook", hook, was_hook):
         raise CheckpointError(
@@ -91,11 +93,34 @@ def run_of(
         "device": device,
         "activations": activations,
         "text_column": text_column,
-        "max_norm_multiple": max_norm_multiple,
         "remove_bos": remove_bos,
     }
     run = replace(run, **{name: value for name, value in changes.items() if value is not None})
     return replace(run, activations=None) if run.activations == NONE else run
+
+
+def runs_of(
+    folders: Sequence[str | Path], step: int | None = None, **given: Any
+) -> dict[str, RunConfig]:
+    """Each one's run, see `run_of`, all to be read on the same tokens.
+
+    SAELens and sparsify don't write whether they left tokens out for their norm. Such an SAE is read without those
+    that the first other one leaves out.
+    """
+    runs = {str(folder): run_of(folder, step=step, **given) for folder in folders}
+    is_unsaid = {
+        folder: run.max_norm_multiple is None
+        and "max_norm_multiple" not in settings_named_in(read_config(folder, step))
+        for folder, run in runs.items()
+    }
+    first = next((folder for folder, unsaid in is_unsaid.items() if not unsaid), None)
+    if first is None or (multiple := runs[first].max_norm_multiple) is None:
+        return runs
+    for folder in (folder for folder, unsaid in is_unsaid.items() if unsaid):
+        flag = Setting("max_norm_multiple", multiple).as_flag
+        logger.info("%s: using %s, from %s", folder, flag, first)
+        runs[folder] = replace(runs[folder], max_norm_multiple=multiple)
+    return runs
 
 
 def settings_named_in(config: dict[str, Any]) -> dict[str, Any]:
@@ -119,13 +144,14 @@ def _named_by(
     """The model, hook and text that the files of a folder without a run name and `given` doesn't.
 
     Arguments:
-        file: the name of the file that `config` is of.
+        file: what `config` is of, for messages.
     """
     named, measured = settings_named_in(config), former_evaluation(folder).get("measured_on", {})
     if "hook" not in named and "foreign" not in config:
         return {}
     # What it was measured on is known to work. The text that another library names may be on its machine only.
-    wanted = ["model", *(name for name in ("hook", "data") if name not in named)]
+    unsaid = (name for name in ("hook", "data", "max_norm_multiple") if name not in named)
+    wanted = ["model", *unsaid]
     if "foreign" in config and "data" in named:
         wanted.append("data")
     own = {
@@ -137,33 +163,29 @@ def _named_by(
         known = given | found
         taken = {n: v for n, v in values.items() if known[n] is None and v is not None}
         if taken:
-            flags = " ".join(f"--{name} {value}" for name, value in taken.items())
+            flags = " ".join(Setting(name, value).as_flag for name, value in taken.items())
             logger.info("%s: using %s, from its %s", folder, flags, source)
         found |= taken
     return found
 
 
-def _run_of_others(
-    folder: str | Path,
-    config: dict[str, Any],
-    file: str,
-    model: str | None,
-    hook: str | None,
-    data: str | None,
-) -> RunConfig:
+def _run_of_others(folder: str | Path, config: dict[str, Any], known: dict[str, Any]) -> RunConfig:
     """The run of a folder of upstream's or another library's, as far as its "buffer" tells.
 
     Upstream's own buffers, which don't write their packing, read a truncated document per context.
+
+    Arguments:
+        known: its model and hook point, and what else is given or in its files.
     """
-    if model is None or hook is None:
-        trainer = config["trainer"]
-        unknown = {
-            "model": f"no certain language model (lm_name={trainer.get('lm_name')!r})",
-            "hook": f"no hook point (submodule_name={trainer.get('submodule_name')!r})",
-        }
-        missing = [name for name, value in (("model", model), ("hook", hook)) if value is None]
+    is_foreign = "foreign" in config
+    if missing := [name for name in ("model", "hook") if known[name] is None]:
+        names, unknown = "files name", {"model": "no language model", "hook": "no hook point"}
+        if not is_foreign:
+            names, trainer = f"{CONFIG} names", config["trainer"]
+            unknown["model"] = f"no certain language model (lm_name={trainer.get('lm_name')!r})"
+            unknown["hook"] += f" (submodule_name={trainer.get('submodule_name')!r})"
         raise ConfigError(
-            f"{folder}: its {file} names {' and '.join(unknown[name] for name in missing)}",
+            f"{folder}: its {names} {' and '.join(unknown[name] for name in missing)}",
             instead=("give ", *listed(map(Setting, missing), " and ")),
         )
     buffer = config.get("buffer", {})
@@ -172,15 +194,15 @@ def _run_of_others(
         for theirs, name in _OF_THE_BUFFER.items()
         if buffer.get(theirs) is not None
     }
-    if "data" not in found and data is None:
+    if "data" not in found and known["data"] is None:
         logger.warning(
-            "%s: %s doesn't say which text it was trained on; measuring on --data %s",
-            folder,
-            file,
-            RunConfig.data,
+            "%s: its %s doesn't say which text it was trained on; measuring on --data %s",
+            *(folder, "folder" if is_foreign else CONFIG, RunConfig.data),
         )
-    own = {"model": model, "hook": hook, "eval_tokens": 0}  # it has no evaluation of its own
-    return TrainConfig().updated(found | own, str(Path(folder) / file)).run
+    own = {name: known[name] for name in ("model", "hook")}
+    own["eval_tokens"] = 0  # it has no evaluation of its own
+    path = Path(folder) / (FOREIGN_CONFIG if is_foreign else CONFIG)
+    return TrainConfig().updated(found | own, str(path)).run
 
 
 def _require_layer(folder: str | Path, config: dict[str, Any], hook: str) -> None:

@@ -15,8 +15,9 @@ from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
 from ..errors import ConfigError, Setting
-from ..run_folder.files import CONFIG, RUNS, folder_of, require_free
+from ..run_folder.files import CONFIG, RUNS, SAVE_DIR, folder_of, require_free
 from ..run_folder.reading import given_save_dir, is_finished
+from ..run_folder.sae_names import require_not_foreign
 from .processes import launched
 
 
@@ -100,6 +101,7 @@ def plan(
         open_stored(run.activations).require_fit(run, dict.fromkeys(job.hook for job in jobs))
     if not resume:
         for job in jobs:
+            require_not_foreign(job.folder, SAVE_DIR)
             require_free(job.folder, run.overwrite)
         reads_text = run.activations is None and not is_synthetic(run.model)
         if reads_text and names_a_file(run.data):

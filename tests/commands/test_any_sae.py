@@ -98,7 +98,7 @@ def test_two_of_sparsify_of_two_sizes(tokens, sparse, where, capsys):
         assert main(command) == 0  # neither model nor text is asked for
     else:
         line = refused(command, capsys)
-        assert "names no certain language model" in line
+        assert "its files name no language model" in line
         assert "give --model; or use --tokens 0 to compare the decoder directions alone" in line
         assert main([*command, *where]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -170,7 +170,10 @@ def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, capsy
     assert "nothing is written into that folder" in line
     assert f"run `vsae eval {folder} --out DIR`" in refused(["compare", folder], capsys)
     for command, why in (
-        (["export", folder, "--format=sae-lens"], "`vsae export` takes no other"),
+        (
+            ["export", folder, "--format=sae-lens"],
+            "an SAE of sparsify; `vsae export` takes run folders",
+        ),
         (["push", folder, "me/a", "--dry-run"], "an export for sparsify"),
     ):
         assert why in refused(command, capsys)
@@ -191,6 +194,49 @@ def test_the_folder_above_a_run_of_sparsifys_is_not_taken_for_ours(sparse, capsy
     (above / "config.json").write_text('{"model": "some/model"}')
     line = refused(["eval", above], capsys)
     assert f"holds the folders of SAEs and is not one; give one of them, e.g. {sparse[0]}" in line
+
+
+def test_one_whose_files_say_nothing_of_left_out_tokens_is_read_as_the_other(
+    exported, where, tmp_path, capsys
+):
+    ours = shutil.copytree(exported["ours"], tmp_path / "ours")
+    config = json.loads((ours / "config.json").read_text())
+    config["run"]["settings"]["max_norm_multiple"] = 4.0
+    (ours / "config.json").write_text(json.dumps(config))
+    theirs = shutil.copytree(exported["SAELens"], tmp_path / "theirs")
+    settings = json.loads((theirs / "cfg.json").read_text())
+    del settings["metadata"]["max_norm_multiple"]  # SAELens's own files have none
+    (theirs / "cfg.json").write_text(json.dumps(settings))
+    both = [str(theirs), str(ours)]
+    assert main(["reproduce", *both, "--tokens", "200", "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"][0]["jaccard"] == 1
+    out, flags = str(tmp_path / "results"), ["--tokens", "64", *where]
+    assert main(["eval", both[0], "--max-norm-multiple", "4", *flags, "--out", out]) == 0
+    assert main(["reproduce", out, both[1], "--tokens", "200", *where]) == 0
+
+
+def test_no_command_writes_into_the_folder_of_another_librarys_sae(sparse, trained, where, capsys):
+    before = content(sparse[1])
+    ours = str(trained / "top_k")
+    for command in (
+        ["train", "--steps", "2", "--save-dir", sparse[1], *where],
+        ["train", "--steps", "2", "--save-dir", sparse[1] / "run", "--overwrite", *where],
+        ["reproduce", ours, "--csv", sparse[1] / "scores.csv"],
+        ["report", ours, "--out", sparse[1] / "page.html"],
+    ):
+        line = refused(command, capsys)
+        assert "holds an SAE of sparsify, and nothing is written into that folder" in line
+    assert content(sparse[1]) == before
+
+
+def test_the_folder_above_results_names_one_of_them(sparse, where, tmp_path, capsys):
+    out = tmp_path / "results"
+    assert main(["eval", *map(str, sparse), "--tokens", "64", *where, "--out", str(out)]) == 0
+    line = refused(["compare", out], capsys)
+    assert f"{out}: holds the results of SAEs and is not one; give one of them, e.g. {out}" in line
+    file = out / "x.json"
+    file.write_text("{}")
+    assert f"{file}: a file; give its folder, {out}" in refused(["eval", file], capsys)
 
 
 def test_results_do_not_replace_those_of_another_sae(sparse, exported, where, tmp_path, capsys):

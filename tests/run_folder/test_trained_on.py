@@ -125,8 +125,8 @@ def test_a_hook_that_upstreams_config_cannot_confirm_is_trusted_in_one_line(name
     run_of(folder, "pythia-70m", "blocks.3.hook_mlp_out")
     (line,) = caplog.messages
     assert line == (
-        f"{folder}: config.json doesn't say which module it was trained on (submodule_name={name!r});"
-        " trusting --hook blocks.3.hook_mlp_out"
+        f"{folder}: its config.json doesn't say which module it was trained on; trusting --hook "
+        "blocks.3.hook_mlp_out"
     )
 
 
