@@ -202,6 +202,13 @@ EXPERIMENTS = (
         pages=("benchmark_pipeline.md", "benchmark_train.md"),
     ),
     Experiment(
+        "speed.resume_points",
+        "How large is a resume point, and how long does it take to write?",
+        minutes="2",
+        stages=("bench", "tables"),
+        pages=("benchmark_resume.md",),
+    ),
+    Experiment(
         "speed.scale",
         "What do two processes and a cache of activations save?",
         minutes="11",
