@@ -8,7 +8,6 @@ operands, each read or written once: no cache keeps anything from one operation 
 reads anything twice. `_PASSES` and `_BY_INDEX` are the exceptions.
 """
 
-import inspect
 import re
 import weakref
 from collections import defaultdict
@@ -111,9 +110,7 @@ class Count(TorchDispatchMode):
             for name, functions in places.items():
                 for owner, function in functions:
                     original = getattr(owner, function)
-                    wrapped: Any = self._within_part(name, original)
-                    if inspect.isclass(owner) and inspect.ismethod(original):
-                        wrapped = staticmethod(wrapped)
+                    wrapped = self._within_part(name, original)
                     stack.enter_context(mock.patch.object(owner, function, wrapped))
             yield
 
