@@ -108,7 +108,7 @@ CHANGES = {
 CASES = {
     "no feature can be dead yet": {},
     "none is dead": {"tokens": TOKENS},
-    "a tenth is dead": {"tokens": TOKENS, "dead": 0.1},
+    "many are dead": {"tokens": TOKENS, "answer": 2 * TOKENS},
 }
 """AuxK's, with the arguments of `counted`."""
 EARLY, NONE_DEAD, DEAD = CASES
@@ -132,14 +132,14 @@ def counted(
     dict_size: int,
     *,
     tokens: int = 0,
-    dead: float = 0.0,
+    answer: int = 0,
     places: Places | None = None,
 ) -> Counted:
     """The second step of a trainer.
 
     Arguments:
         tokens: on how many it has been trained.
-        dead: the share of features that are dead.
+        answer: what the host gets when it asks how many features are dead, or how long one has been.
         places: of its parts. Default: its own.
     """
     with as_on_a_gpu(), Count(answer=K) as count:
@@ -149,7 +149,7 @@ def counted(
         if subject.form:
             trainer.form = replace(trainer.form, **subject.form)
         trainer.tokens_trained = tokens
-        count.answer = int(dead * dict_size)
+        count.answer = answer
         x_BD = t.empty(B, D, device="meta")
         trainer.update(STEP, x_BD)
         if places is None:
