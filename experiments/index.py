@@ -181,6 +181,13 @@ EXPERIMENTS = (
         pages=("benchmark_gpu.md",),
     ),
     Experiment(
+        "speed.gpu_on_paper",
+        "What would a step on an H100 compute, move and hold, and how fast could it be? Counted, not measured.",
+        minutes="5",
+        stages=("bench", "tables"),
+        pages=("gpu_on_paper.md",),
+    ),
+    Experiment(
         "speed.step_parts",
         "Which form of each part of a step is fastest, and where do they cross?",
         minutes="3",
@@ -193,6 +200,13 @@ EXPERIMENTS = (
         minutes="13",
         stages=("bench", "tables", "profile"),
         pages=("benchmark_pipeline.md", "benchmark_train.md"),
+    ),
+    Experiment(
+        "speed.resume_points",
+        "How large is a resume point, and how long does it take to write?",
+        minutes="2",
+        stages=("bench", "tables"),
+        pages=("benchmark_resume.md",),
     ),
     Experiment(
         "speed.scale",

@@ -1,0 +1,170 @@
+"""What a step would take on a GPU is counted as torch counts, and the page's counts are the code's."""
+
+import pytest
+import torch as t
+from torch.utils.flop_counter import FlopCounterMode
+
+from dictionary_learning_ext import VariationalTopKTrainer
+from dictionary_learning_ext.trainers.kernels.products import StepForm
+from experiments import raw_results
+from experiments.raw_results import RESULTS
+from experiments.speed import gpu_on_paper as paper
+from experiments.speed.counting import SELECTION, Count, as_on_a_gpu
+from experiments.speed.timing import trainer_arguments
+
+SMALL = 4096
+
+
+def on_meta(*shape, dtype=t.float32):
+    return t.empty(*shape, dtype=dtype, device="meta")
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """The subjects' steps with a small dictionary."""
+    return {name: paper.counted(subject, SMALL) for name, subject in paper.SUBJECTS.items()}
+
+
+A, B = (8, 16), (16, 32)
+OPERATIONS = {
+    "a product": (lambda a, b: a @ b, 4 * (8 * 16 + 16 * 32 + 8 * 32)),
+    "a product into what is there": (
+        lambda a, b: t.mm(a, b, out=on_meta(8, 32)),
+        4 * (8 * 16 + 16 * 32 + 8 * 32),
+    ),
+    "in place: read and written": (lambda a, b: a.add_(1), 4 * 2 * 8 * 16),
+    "a row that is repeated is read once": (lambda a, b: a + b[:, 0], 4 * (2 * 8 * 16 + 16)),
+    "another dtype": (lambda a, b: a.to(t.bfloat16), (4 + 2) * 8 * 16),
+    "views": (lambda a, b: a.t().view(16, 8)[:4].expand(4, 8), 0),
+    "memory that is not written": (lambda a, b: t.empty_like(a), 0),
+    "zeros": (lambda a, b: t.zeros_like(a), 4 * 8 * 16),
+    "noise": (lambda a, b: a.normal_(), 4 * 8 * 16),
+    "five readings and the largest": (
+        lambda a, b: a.topk(2, sorted=False),
+        5 * 4 * 8 * 16 + 8 * 2 * (4 + 8),
+    ),
+    "some of each row": (
+        lambda a, b: a.gather(1, on_meta(8, 2, dtype=t.int64)),
+        8 * 2 * (8 + 4 + 4),
+    ),
+    "written where an index says": (
+        lambda a, b: a.scatter_(1, on_meta(8, 2, dtype=t.int64), on_meta(8, 2)),
+        8 * 2 * (8 + 4 + 4),
+    ),
+    "added where an index says": (
+        lambda a, b: a.scatter_add_(1, on_meta(8, 2, dtype=t.int64), on_meta(8, 2)),
+        8 * 2 * (8 + 4 + 4 + 4),
+    ),
+}
+
+
+@pytest.mark.parametrize(("operation", "n_bytes"), OPERATIONS.values(), ids=OPERATIONS)
+def test_an_operation_moves_each_operand_once(operation, n_bytes):
+    a, b = on_meta(*A), on_meta(*B)
+    with Count() as count:
+        operation(a, b)
+    assert sum(part.bytes for part in count.parts.values()) == n_bytes
+
+
+def test_memory_is_held_as_long_as_a_tensor_needs_it():
+    with Count() as count:
+        a = on_meta(1000)
+        view = a[:10]
+        del a
+        assert count.live == 4000
+        b = on_meta(500)
+        del view, b
+        on_meta(250)
+    assert (count.live, count.peak) == (0, 6000)
+
+
+def test_a_part_as_one_kernel_keeps_to_itself_what_no_other_reads():
+    weight, x = on_meta(32, 16), on_meta(8, 16)
+    with Count() as count:
+        with count.part("one"):
+            product = x @ weight.t()
+            doubled = product * 2
+            del product
+        with count.part("other"):
+            weight.mul_(doubled.sum())
+    assert count.bytes_between_parts() == {
+        "one": 4 * (32 * 16 + 8 * 16 + 8 * 32),
+        "other": 4 * (8 * 32 + 32 * 16 + 32 * 16),
+    }
+
+
+def test_a_number_that_the_host_reads_is_given_and_counted():
+    with Count(answer=3) as count:
+        assert int(on_meta(5).sum()) == 3
+    assert count.reads == 1
+
+
+def test_flops_are_those_of_torchs_own_counter(steps):
+    for name, subject in paper.SUBJECTS.items():
+        arguments = trainer_arguments(paper.D, SMALL, paper.K) | {"device": "meta"}
+        with as_on_a_gpu(), Count(answer=paper.K) as count, t.device("meta"):
+            trainer = subject.trainer(**arguments, **subject.options)
+            count.answer = 0
+            with FlopCounterMode(display=False) as torchs:
+                trainer.update(paper.STEP, on_meta(paper.B, paper.D))
+        total = sum(part.flops for part in steps[name].parts.values())
+        assert total == torchs.get_total_flops()
+
+
+def test_our_step_takes_five_dense_products_and_the_kl_and_upstreams_six(steps):
+    dense = 2 * paper.B * paper.D * SMALL
+    found = {
+        name: {
+            part: counts.flops / dense
+            for part, counts in step.parts.items()
+            if counts.flops > 0.01 * dense
+        }
+        for name, step in steps.items()
+    }
+    ours = {paper.ENCODE: 1, paper.DECODE: 1, paper.BACKWARD: 3}
+    for name in (paper.OURS_BF16, paper.OURS_FP32):
+        assert found[name].pop(paper.KL) == pytest.approx(paper.D / paper.B + paper.D / SMALL)
+        assert found[name] == pytest.approx(ours, abs=0.001)
+    assert found[paper.UPSTREAM] == pytest.approx(ours | {paper.BACKWARD: 4}, abs=0.001)
+
+
+def test_the_path_is_that_of_a_gpu_and_waits_for_nothing(steps):
+    with as_on_a_gpu():
+        arguments = trainer_arguments(8, 32, 2) | {"device": "meta"}
+        with Count(answer=2), t.device("meta"):
+            trainer = VariationalTopKTrainer(**arguments)
+    assert trainer.form == StepForm.of(t.device("cuda"))
+    assert steps[paper.OURS_BF16].reads == 0
+    assert steps[paper.UPSTREAM].reads > 0
+    assert t.Generator().device.type == "cpu"
+    assert not t.zeros(1).is_cuda
+
+
+def test_the_floor_selects_in_the_encoders_kernel_which_never_writes_its_means(steps, monkeypatch):
+    monkeypatch.setitem(paper.PEAKS, "bf16", float("inf"))
+    floor = paper.floors(SMALL)
+    step = steps[paper.OURS_BF16]
+    assert floor.keys() == step.parts.keys() - {paper.ENCODE}
+    in_two = step.floor_bytes[paper.ENCODE] + step.floor_bytes[SELECTION]
+    means = paper.B * SMALL * 2  # bytes in bf16
+    in_one = floor[SELECTION] * paper.BYTES_PER_SECOND / 1000
+    assert in_one <= in_two - 2 * means
+
+
+def test_the_pages_products_are_the_codes():
+    content = raw_results.read(RESULTS / "gpu_on_paper.json")
+    dict_size = paper.SIZES[0]
+    for name, subject in paper.SUBJECTS.items():
+        written = content["subjects"][name][str(dict_size)][paper.EARLY]["parts"]
+        step = paper.counted(subject, dict_size)
+        flops = {part: counts.flops for part, counts in step.parts.items()}
+        assert flops == {part: counts["flops"] for part, counts in written.items()}, (
+            f"{name}: its step has changed; type: python -m experiments.speed.gpu_on_paper bench"
+        )
+
+
+def test_the_largest_dictionary_fits_and_no_larger_one(monkeypatch):
+    monkeypatch.setattr(paper, "MEMORY", 12e9)
+    subject = paper.SUBJECTS[paper.UPSTREAM]
+    found = paper.largest(subject)
+    assert paper.counted(subject, found).peak <= 12e9 < paper.counted(subject, found + 1024).peak
