@@ -172,6 +172,7 @@ def _train(
             with signals.deferred():
                 _begin(sae_runs, sources, points, group, processes)
                 start = points[0].step if points else 0
+                del points, initial  # as large as the SAEs, and not needed again
                 _Loop(run, sources, sae_runs, start, depends_on, signals, processes).run()
                 trained = [one for one in sae_runs if one.failure is None]
                 with processes.together():
