@@ -40,6 +40,7 @@ from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..trainers.base import require_device
 from ..trainers.build import build_trainer
+from ..trainers.ranks import late_errors
 from .logs import report_finished
 from .plan import Job, plan, require_memory
 from .processes import Interrupts, Processes, before_the_first_step, interrupts, joined
@@ -346,7 +347,8 @@ class _Loop:
             **quiet,
         )
         try:
-            self._take_steps(bar)
+            with late_errors():
+                self._take_steps(bar)
         except Interrupted as stop:
             self._save_points(self.active)
             raise Interrupted(
