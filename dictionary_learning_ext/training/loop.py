@@ -43,7 +43,14 @@ from ..trainers.build import build_trainer
 from ..trainers.ranks import late_errors
 from .logs import report_finished
 from .plan import Job, plan, require_memory
-from .processes import Interrupts, Processes, before_the_first_step, interrupts, joined
+from .processes import (
+    Interrupts,
+    Processes,
+    before_the_first_step,
+    interrupts,
+    joined,
+    require_one_task,
+)
 from .resuming import (
     checked_points,
     reading,
@@ -101,6 +108,7 @@ def train(
     Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
     trained by then is saved.
     """
+    require_one_task()
     with joined() as processes:
         with processes.together():
             jobs = plan(run, saes, hooks, resume=resume, named=named)

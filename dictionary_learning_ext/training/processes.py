@@ -241,6 +241,27 @@ def launched() -> Processes:
     return Processes(*(int(os.environ[name]) for name in names))
 
 
+def require_one_task() -> None:
+    """Raise a ConfigError if SLURM's srun started this command several times.
+
+    wandb's agents are meant to be: each trains another run.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if tasks == 1 or {"TORCHELASTIC_RUN_ID", "WANDB_SWEEP_ID"} & os.environ.keys():
+        return
+    meeting_point = (
+        "--rdzv-backend c10d --rdzv-endpoint $(scontrol show hostnames | head -n 1):29500"
+    )
+    of_several = f"--nnodes {nodes} {meeting_point} " if nodes > 1 else ""
+    raise ConfigError(
+        f"srun started this command in {tasks} tasks, and each would train the whole run",
+        instead=f"to train it once in all of them, use `srun --ntasks={nodes} --ntasks-per-node=1 "
+        f"torchrun {of_several}--nproc-per-node {-(-tasks // nodes)} -m dictionary_learning_ext train …`; "
+        "if each task is to train another run, set SLURM_STEP_NUM_TASKS=1",
+    )
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that torchrun started, which become one group at the first `joined`.

@@ -348,6 +348,29 @@ def test_one_process_needs_no_others(monkeypatch):
     ONE_PROCESS.require_shares(7)
 
 
+@pytest.mark.parametrize(
+    ("more", "command"),
+    [
+        ({}, "srun --ntasks=1 --ntasks-per-node=1 torchrun --nproc-per-node 6 -m "),
+        ({"SLURM_STEP_NUM_NODES": "2"}, "srun --ntasks=2 --ntasks-per-node=1 torchrun --nnodes 2 "),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"WANDB_SWEEP_ID": "abc"}, None),
+    ],
+)
+def test_several_tasks_of_srun_are_refused_with_the_command_that_works(
+    run, tmp_path, monkeypatch, more, command, capsys
+):
+    """SLURM_NTASKS may be that of the allocation, in which one process was started."""
+    given = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_PROCID": "0"} | more
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code = main(flags_of(replace(run, steps=1)))
+    assert (tmp_path / "run").exists() == (code == 0), "refused before anything is written"
+    error = capsys.readouterr().err
+    assert code == (0 if command is None else 2), error
+    assert command is None or command in error.splitlines()[-1]
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     used = []
     monkeypatch.setattr(t.cuda, "device_count", lambda: 2)
