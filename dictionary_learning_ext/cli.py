@@ -16,8 +16,8 @@ from .commands.report import REPORT
 from .commands.sweep import SWEEP
 from .commands.train import TRAIN
 from .config.checks import meant
-from .errors import Interrupted, ProcessError, UserError
-from .training.processes import Processes, joined, launched
+from .errors import Interrupted, UserError
+from .training.processes import Processes, is_to_tell, joined, launched
 
 COMMANDS: dict[str, Command[Any]] = {
     each.name: each
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
                 flags = parse(command, args[1:])
             command.run(flags)
     except UserError as error:
-        if processes.is_first or isinstance(error, ProcessError):
+        if is_to_tell(error, processes):
             print(f"vsae: {error.as_typed}", file=sys.stderr, flush=True)
         return 2
     except Interrupted as stop:

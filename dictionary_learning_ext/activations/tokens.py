@@ -27,6 +27,7 @@ SPARE = 1.05
 """More tokens than are used, as some may be left out."""
 _DOCUMENTS_AHEAD = 32  # documents read, and pieces tokenised, at a time
 _CHARACTERS_AHEAD = 1 << 20  # fewer documents if they have this many characters
+_START = 64  # characters of a document that nearly always have a token
 _PIECE = 1 << 15  # characters of a long document that are tokenised together
 _CONTEXTS_COUNTED = 256  # at a time
 _BYTES_PER_TOKEN = 16
@@ -75,11 +76,13 @@ class ContextStream:
             "truncate" makes each document a context, with the special tokens that the tokenizer
             adds. It is cut to `ctx_len` tokens, or padded on the right, whatever the tokenizer's side
             is: a model with learned positions counts them from the left.
-        share: which of the contexts are handed out. The others are tokenised too.
+        share: which of the contexts are handed out. With "pack", the others are tokenised too, since
+            where a context begins depends on the number of tokens in all documents before it.
 
     Attributes:
-        documents_read: documents used to their end.
-        tokens_read: tokens used, including those between documents, excluding padding. Of all shares.
+        documents_read: documents used to their end, of all shares.
+        tokens_read: tokens used, including those between documents, excluding padding. Of other shares
+            too, with "truncate" at least those that show that a document has any.
 
     Raises: ConfigError if a setting is out of range or does not suit the tokenizer.
     """
@@ -112,6 +115,7 @@ class ContextStream:
         self._used = 0  # pieces used
         self._tokens: list[Tensor] = []  # tokens of the next pieces, from _pieces[_used] on
         self._offset = 0  # tokens used of _tokens[0]
+        self._contexts = 0  # with "truncate": used since a multiple of the number of shares
 
     @property
     def resumable(self) -> bool:
@@ -155,6 +159,7 @@ class ContextStream:
         if state["pieces"] or state["offset"]:
             self._read_pieces()
         self._used, self._offset = state["pieces"], state["offset"]
+        self._contexts = 0  # `next_batch` uses as many of each share
         self.documents_read, self.tokens_read = state["documents_read"], state["tokens_read"]
 
     def _pack(self, n: int) -> tuple[Tensor, Tensor]:
@@ -175,6 +180,7 @@ class ContextStream:
             ids_L = self._tokens[0]
             if len(ids_L):  # a document of unknown characters may have no token
                 contexts.append(ids_L)
+                self._contexts += 1
             self._use(len(ids_L))
         return _padded(contexts, self.ctx_len, self.tokenizer)
 
@@ -225,12 +231,35 @@ class ContextStream:
         texts = [text for text, _ in pieces]
         # verbose=False: no warning about texts that are longer than the model's context.
         if self.packing == "truncate":
-            limit = {"truncation": True, "max_length": self.ctx_len}
-            all_ids = self.tokenizer(texts, **limit, verbose=False)["input_ids"]
-            return [torch.tensor(ids, dtype=torch.int64) for ids in all_ids]
+            return (
+                self._truncated(texts) if self._share.count == 1 else self._truncated_share(texts)
+            )
         all_ids = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         ends = [[self.tokenizer.eos_token_id] if is_last else [] for _, is_last in pieces]
         return [torch.tensor(a + b, dtype=torch.int64) for a, b in zip(all_ids, ends, strict=True)]
+
+    def _truncated(self, texts: list[str]) -> list[Tensor]:
+        if not texts:
+            return []
+        limit = {"truncation": True, "max_length": self.ctx_len}
+        all_ids = self.tokenizer(texts, **limit, verbose=False)["input_ids"]
+        return [torch.tensor(ids, dtype=torch.int64) for ids in all_ids]
+
+    def _truncated_share(self, texts: list[str]) -> list[Tensor]:
+        """`_truncated`, but of other shares' documents only a start that has a token, if there is one.
+
+        A document without a token is no context, and so decides whose the next one is.
+        """
+        found = self._truncated([text[: cut(text, _START)] for text in texts])
+        unsure = [i for i, ids_L in enumerate(found) if not len(ids_L)]
+        for i, ids_L in zip(unsure, self._truncated([texts[i] for i in unsure]), strict=True):
+            found[i] = ids_L
+        rank, count = self._share
+        there = [i for i, ids_L in enumerate(found) if len(ids_L)]
+        own = there[(rank - self._contexts) % count :: count]
+        for i, ids_L in zip(own, self._truncated([texts[i] for i in own]), strict=True):
+            found[i] = ids_L
+        return found
 
 
 class WholeDocuments:

@@ -3,6 +3,7 @@
 Each rank steps on its share of the batch.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,12 +123,35 @@ class FlatGradients:
         ]
 
 
+waiting = threading.Event()
+"""Set while this process waits for the others."""
+
+
 @contextmanager
 def reaching_all() -> Iterator[None]:
     """Turn torch.distributed's error into a ProcessError."""
+    waiting.set()
     try:
         yield
     except RuntimeError as error:
-        raise ProcessError(
-            f"another process of the run ended or can't be reached ({first_line(error)[:200]})"
-        ) from error
+        raise _unreachable(error) from error
+    finally:
+        waiting.clear()
+
+
+@contextmanager
+def late_errors() -> Iterator[None]:
+    """Turn torch.distributed's error into a ProcessError, where others of torch may be raised too.
+
+    nccl works while Python goes on. So its error may be raised by whatever looks at a result.
+    """
+    try:
+        yield
+    except dist.DistError as error:
+        raise _unreachable(error) from error
+
+
+def _unreachable(error: RuntimeError) -> ProcessError:
+    return ProcessError(
+        f"another process of the run ended or can't be reached ({first_line(error)[:200]})"
+    )

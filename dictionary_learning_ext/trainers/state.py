@@ -28,7 +28,8 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 
 
 def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
-    """Restore `state` in a trainer that was built with the same settings.
+    """Restore `state` in a trainer that was built with the same settings. No tensor of it is kept: they
+    may be views of a file, and one of them would keep all of it in memory, even after it is deleted.
 
     Raises: CheckpointError if the state belongs to another trainer, or its noise to an earlier
     version of this package.
@@ -55,6 +56,8 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
             for group in optimizer["param_groups"]
         ]
         trainer.optimizer.load_state_dict(optimizer | {"state": by_index, "param_groups": groups})
+        for values in trainer.optimizer.state.values():
+            values |= {n: v.clone() if isinstance(v, t.Tensor) else v for n, v in values.items()}
         trainer.scheduler.load_state_dict(state["scheduler"])
         for name, value in state["generators"].items():
             getattr(trainer, name).set_state(value)
@@ -65,4 +68,5 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
             "start another run"
         ) from error
     for name, value in attributes.items():
-        setattr(trainer, name, value.to(trainer.device) if isinstance(value, t.Tensor) else value)
+        own = value.to(trainer.device, copy=True) if isinstance(value, t.Tensor) else value
+        setattr(trainer, name, own)

@@ -40,9 +40,17 @@ from ..run_folder.resume_points import ResumePoint
 from ..run_folder.weights import for_raw_activations
 from ..trainers.base import require_device
 from ..trainers.build import build_trainer
+from ..trainers.ranks import late_errors
 from .logs import report_finished
 from .plan import Job, plan, require_memory
-from .processes import Interrupts, Processes, before_the_first_step, interrupts, joined
+from .processes import (
+    Interrupts,
+    Processes,
+    before_the_first_step,
+    interrupts,
+    joined,
+    require_one_task,
+)
 from .resuming import (
     checked_points,
     reading,
@@ -100,6 +108,7 @@ def train(
     Raises: a UserError that says what to change; Interrupted after SIGTERM or SIGINT. What has been
     trained by then is saved.
     """
+    require_one_task()
     with joined() as processes:
         with processes.together():
             jobs = plan(run, saes, hooks, resume=resume, named=named)
@@ -172,6 +181,7 @@ def _train(
             with signals.deferred():
                 _begin(sae_runs, sources, points, group, processes)
                 start = points[0].step if points else 0
+                del points, initial  # as large as the SAEs, and not needed again
                 _Loop(run, sources, sae_runs, start, depends_on, signals, processes).run()
                 trained = [one for one in sae_runs if one.failure is None]
                 with processes.together():
@@ -345,7 +355,8 @@ class _Loop:
             **quiet,
         )
         try:
-            self._take_steps(bar)
+            with late_errors():
+                self._take_steps(bar)
         except Interrupted as stop:
             self._save_points(self.active)
             raise Interrupted(

@@ -36,13 +36,16 @@ from ..errors import (
 
 if TYPE_CHECKING:
     from ..trainers.ranks import Ranks
+    from .heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE = timedelta(days=1)
 """How long a rank waits for the others, e.g. while rank 0 evaluates. torchrun ends those that wait for
-one that died."""
+one that died, and `heartbeat` those that wait for one that hangs."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_heartbeat: "Heartbeat | None" = None
+"""Of this process, as torch's process group is."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,12 @@ class Processes:
         if not self.are_several:
             yield
             return
+        from ..trainers.ranks import late_errors
+
         raised: BaseException | None = None
         try:
-            yield
+            with late_errors():
+                yield
         except ProcessError:
             raise
         except (Exception, Interrupted) as error:
@@ -235,6 +241,27 @@ def launched() -> Processes:
     return Processes(*(int(os.environ[name]) for name in names))
 
 
+def require_one_task() -> None:
+    """Raise a ConfigError if SLURM's srun started this command several times.
+
+    wandb's agents are meant to be: each trains another run.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    if tasks == 1 or {"TORCHELASTIC_RUN_ID", "WANDB_SWEEP_ID"} & os.environ.keys():
+        return
+    meeting_point = (
+        "--rdzv-backend c10d --rdzv-endpoint $(scontrol show hostnames | head -n 1):29500"
+    )
+    of_several = f"--nnodes {nodes} {meeting_point} " if nodes > 1 else ""
+    raise ConfigError(
+        f"srun started this command in {tasks} tasks, and each would train the whole run",
+        instead=f"to train it once in all of them, use `srun --ntasks={nodes} --ntasks-per-node=1 "
+        f"torchrun {of_several}--nproc-per-node {-(-tasks // nodes)} -m dictionary_learning_ext train …`; "
+        "if each task is to train another run, set SLURM_STEP_NUM_TASKS=1",
+    )
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that torchrun started, which become one group at the first `joined`.
@@ -248,14 +275,26 @@ def joined() -> Iterator[Processes]:
     import torch
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=_PATIENCE)
-        atexit.register(dist.destroy_process_group)  # it can't be started twice
-        if not processes.is_first:
-            logging.getLogger(errors.__package__).setLevel(logging.CRITICAL)
+    from ..trainers.ranks import late_errors
+    from .heartbeat import Heartbeat
+
+    global _heartbeat
+    if _heartbeat is None:
+        _heartbeat = Heartbeat(
+            processes.rank, processes.count, f"{processes.command} train --resume FOLDER"
+        )
+    is_outermost = not _heartbeat.is_beating
     try:
-        yield processes
+        if is_outermost:
+            _heartbeat.start()
+        if not dist.is_initialized():
+            has_nccl = torch.cuda.is_available() and dist.is_nccl_available()
+            dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo", timeout=_PATIENCE)
+            atexit.register(dist.destroy_process_group)  # it can't be started twice
+            if not processes.is_first:
+                logging.getLogger(errors.__package__).setLevel(logging.CRITICAL)
+        with late_errors():
+            yield processes
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
             for each in SIGNALS:  # torchrun sends SIGTERM to the others once the first has ended
@@ -263,6 +302,19 @@ def joined() -> Iterator[Processes]:
         if isinstance(error, ProcessError):  # destroying would wait for a process that is gone
             atexit.unregister(dist.destroy_process_group)
         raise
+    finally:
+        if is_outermost:
+            _heartbeat.stop()
+
+
+def is_to_tell(error: errors.UserError, processes: Processes) -> bool:
+    """Whether this process is the one that tells the user of an error.
+
+    Most errors are raised on all ranks. A ProcessError may not be, and the first rank that has one tells.
+    """
+    if isinstance(error, ProcessError):
+        return _heartbeat is None or _heartbeat.is_first_to_tell()
+    return processes.is_first
 
 
 # --- signals

@@ -32,6 +32,7 @@ from ..run_folder.files import (
 )
 from ..run_folder.weights import for_raw_activations, save_weights
 from ..trainers.base import Trainer
+from ..trainers.ranks import late_errors
 from ..trainers.state import load_trainer_state, trainer_state
 from .logs import RunLog
 from .plan import Job
@@ -145,7 +146,8 @@ class SAERun:
         With several processes it is the run's, as other ranks may not have it.
         """
         try:
-            yield
+            with late_errors():
+                yield
         except (CheckpointError, ProcessError):
             raise
         except Exception as error:

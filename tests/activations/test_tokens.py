@@ -6,6 +6,7 @@ import logging
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from buffers import make_buffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import DOCUMENTS, error_of, write_jsonl, write_txt
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -201,6 +203,29 @@ def test_the_shares_of_several_processes_are_the_whole_and_resume(packing, count
     again = ContextStream(open_text("embedded"), tokenizer, 8, packing=packing, share=share)
     again.load_state_dict(state)
     assert torch.equal(again.next_batch(4)[0], expected)
+
+
+def test_a_process_tokenizes_little_of_the_documents_of_others(monkeypatch):
+    """Documents of unknown characters are no contexts. All get what a single process gets."""
+    letters: Any = Tokenizer(models.BPE({letter: i for i, letter in enumerate("abcdefgnot")}, []))
+    letters.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    texts = [f"{i} {'cat and dog ' * 400}{i % 7 * 'a'}" for i in range(90)]
+    texts[7:52:3] = ["\u2603", "\u2603" * 90, "\u2603 " * 90 + "cat"] * 5
+    whole, _ = contexts_of(texts, tokenizer, packing="truncate")
+    assert len(whole) == 80
+    used, encode = [], PreTrainedTokenizerFast.__call__
+
+    def counting(self, text, *args, **options):
+        used.append(sum(map(len, text)))
+        return encode(self, text, *args, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counting)
+    for rank in range(4):
+        used.clear()
+        share, _ = contexts_of(texts, tokenizer, n=3, packing="truncate", share=Share(rank, 4))
+        assert share == whole[rank::4]
+        assert sum(used) < 0.3 * sum(map(len, texts))
 
 
 # Documents in contexts of their own.

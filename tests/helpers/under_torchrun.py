@@ -6,9 +6,13 @@ Every rank writes what it saw to FOLDER/<rank>.json. RUN is the settings of a ru
 import io
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,10 +27,14 @@ from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.config.run import RunConfig
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import CheckpointError, NonFiniteError, UserError
-from dictionary_learning_ext.training import sae_run
+from dictionary_learning_ext.trainers.variational_top_k import VariationalTopKTrainer
+from dictionary_learning_ext.training import heartbeat, loop, sae_run
+from dictionary_learning_ext.training.loop import _Loop
 from dictionary_learning_ext.training.processes import joined
 from dictionary_learning_ext.training.sae_run import SAERun
 
+PATIENCE = timedelta(seconds=5)
+"""What is 15 minutes in a run."""
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
@@ -151,6 +159,69 @@ def commands(run, folder):
     return seen
 
 
+def hung(run, folder):
+    """`vsae train`, of which the last rank stops at the sixth step. "asleep": its process still answers."""
+    update, rank, count = SAERun.update, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+    def hanging(self, step, x_BD):
+        if step == 5 and rank == count - 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if folder.name == "asleep":
+                threading.Event().wait()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        update(self, step, x_BD)
+
+    SAERun.update = hanging
+    given = [f"--{n.replace('_', '-')}={v}" for n, v in vars(run).items() if v is not None]
+    sys.exit(main(["train", *given, "--dict-size=32", "--k=4"]))
+
+
+def late(_run, _folder):
+    """Nothing: a rank doesn't start, see below."""
+
+
+def busy(_run, _folder):
+    """One rank computes for longer than the others' patience, then waits for another that reads slowly."""
+    with joined() as processes:
+        with processes.together():
+            if processes.is_first:
+                while time.process_time() < 3 * PATIENCE.total_seconds():
+                    pass
+        with processes.together():
+            if not processes.is_first:
+                started = time.monotonic()
+                while time.monotonic() < started + 2 * PATIENCE.total_seconds():
+                    time.sleep(0.05)  # as one that asks now and then whether a file is unlocked
+    return "done"
+
+
+def late_errors(run, folder):
+    """Errors that nccl might raise where its results are used. Returns what is printed for each."""
+    run, seen = replace(run, save_dir=None), {}
+    given = [f"--{n.replace('_', '-')}={v}" for n, v in vars(run).items() if v is not None]
+
+    def failing(*_, **__):
+        raise t.distributed.DistBackendError(
+            "NCCL error in: NCCLUtils.cpp:94, remote error\n\nmore"
+        )
+
+    for owner, name in [
+        (VariationalTopKTrainer, "update"),
+        (VariationalTopKTrainer, "check"),
+        (Batches, "next"),
+        (_Loop, "_leave_out_failed"),
+        (loop, "build_trainer"),
+    ]:
+        original, out = getattr(owner, name), io.StringIO()
+        setattr(owner, name, failing)
+        with redirect_stderr(out), redirect_stdout(io.StringIO()):
+            where = folder / f"run_{name}"
+            code = main(["train", *given, "--dict-size=32", "--k=4", f"--save-dir={where}"])
+        setattr(owner, name, original)
+        seen[name] = [code, out.getvalue()]
+    return seen
+
+
 CASES = {
     "vsae_both": ("vsae_top_k", {"beta": 0.1}),
     "vsae_values": ("vsae_top_k", {"beta": 0.1, "noise_on": "values", "rectify": True}),
@@ -218,6 +289,10 @@ def equality(_run, _folder):
 if __name__ == "__main__":
     scenario, folder, settings = sys.argv[1:]
     run = RunConfig(**json.loads(settings)) if settings else None
+    if scenario in ("hung", "late", "busy"):
+        heartbeat.PATIENCE = PATIENCE
+    if scenario == "late" and os.environ["RANK"] == "1":
+        signal.pause()
     with joined():
         result = globals()[scenario](run, Path(folder))
     (Path(folder) / f"{os.environ['RANK']}.json").write_text(json.dumps(result))

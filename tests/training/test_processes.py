@@ -22,6 +22,7 @@ from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, LanguageModelError
 from dictionary_learning_ext.run_folder.reading import read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
+from dictionary_learning_ext.training.heartbeat import Beat, Silence
 from dictionary_learning_ext.training.processes import (
     ONE_PROCESS,
     Processes,
@@ -247,6 +248,92 @@ def test_a_killed_rank_ends_the_others(flags, tmp_path, killed, capsys):
     assert "2 processes, not 1; continue with `torchrun" in capsys.readouterr().err
 
 
+# --- a rank that hangs
+
+
+@pytest.mark.parametrize("how", ["asleep", "stopped"])
+def test_a_rank_that_hangs_ends_the_run_with_one_line_that_names_it(run, tmp_path, how):
+    (tmp_path / how).mkdir()
+    run = replace(run, save_every="2", save_dir=str(tmp_path / "run"), steps=100)
+    process = torchrun(3, SCRIPT, "hung", tmp_path / how, json.dumps(asdict(run)))
+    hanging, printed = None, ""
+    while process.poll() is None and "vsae: " not in printed:
+        printed += process.stderr.readline()
+        if hanging is None and (tmp_path / "run" / "metrics.jsonl").exists():
+            hanging = rank_of(process, 2)
+    hanging.kill()  # else torchrun does, after 30 seconds
+    printed += ended(process)[1]
+    (line,) = re.findall("vsae: .*", printed)
+    assert re.match(rf"vsae: rank 2 \(process {hanging.pid} on .*\) hung: no sign of life", line)
+    assert line.endswith(
+        "`torchrun --nproc-per-node 3 -m dictionary_learning_ext train --resume FOLDER`"
+    )
+    assert steps_of(tmp_path / "run")[-1] == 4
+    assert "]: Traceback" not in printed
+
+
+def test_a_rank_that_does_not_start_is_named(tmp_path):
+    process = torchrun(2, SCRIPT, "late", tmp_path, "")
+    assert "ProcessError: rank 1 did not start within" in ended(process)[1]
+
+
+def test_a_rank_that_computes_or_asks_for_long_is_not_taken_for_hung(tmp_path):
+    assert ran("busy", 2, tmp_path)[0] == ["done", "done"]
+
+
+WORKS, WAITS, NOTHING, LEFT = (
+    lambda n: Beat(n, n),
+    lambda n: Beat(n, 0, waits=True),
+    lambda n: Beat(n),
+    lambda n: Beat(n, has_left=True),
+)
+
+
+def ceasing(beat):
+    return lambda n: beat(min(n, 5))
+
+
+@pytest.mark.parametrize(
+    ("of_ranks", "hung"),
+    [
+        ((WORKS, WORKS), []),
+        ((WAITS, WORKS), []),
+        ((WAITS, NOTHING), [1]),
+        ((WORKS, NOTHING), [1]),
+        ((WAITS, ceasing(WORKS)), [1]),
+        ((WAITS, ceasing(WAITS)), [1]),
+        ((WAITS, LEFT), []),
+        ((WAITS, ceasing(LEFT)), []),
+        ((WAITS, WAITS), [0, 1]),
+        ((WAITS, lambda n: Beat(n, n // 20)), []),
+        ((WAITS, lambda n: Beat(n, n // 40)), [1]),
+        ((WAITS, WORKS, NOTHING, ceasing(WAITS)), [2, 3]),
+    ],
+)
+def test_which_ranks_hang(of_ranks, hung):
+    silence, found = Silence(len(of_ranks)), set()
+    for n in range(100):
+        silence.look([beat(n) for beat in of_ranks])
+        found |= set(silence.hung)
+    assert sorted(found) == hung
+
+
+# --- nccl
+
+
+def test_an_error_that_is_raised_later_than_its_call_is_one_line(run, tmp_path):
+    ranks, printed = ran("late_errors", 2, tmp_path, replace(run, steps=12))
+    assert "Traceback" not in printed
+    for name in ranks[0]:
+        assert [rank[name][0] for rank in ranks] == [2, 2], name
+        said = [line for rank in ranks for line in re.findall("vsae: .*", rank[name][1])]
+        assert len(said) == 1, name
+        assert "another process of the run ended or can't be reached (NCCL error in: " in said[0]
+        assert all("Traceback" not in rank[name][1] for rank in ranks), name
+        in_a_step = "vsae: step " in said[0] and f"train --resume {tmp_path}" in said[0]
+        assert in_a_step or name == "build_trainer"
+
+
 # --- without other processes
 
 
@@ -259,6 +346,29 @@ def test_one_process_needs_no_others(monkeypatch):
     assert ONE_PROCESS.command == "vsae"
     assert ONE_PROCESS.device("cuda:1") == "cuda:1"
     ONE_PROCESS.require_shares(7)
+
+
+@pytest.mark.parametrize(
+    ("more", "command"),
+    [
+        ({}, "srun --ntasks=1 --ntasks-per-node=1 torchrun --nproc-per-node 6 -m "),
+        ({"SLURM_STEP_NUM_NODES": "2"}, "srun --ntasks=2 --ntasks-per-node=1 torchrun --nnodes 2 "),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"WANDB_SWEEP_ID": "abc"}, None),
+    ],
+)
+def test_several_tasks_of_srun_are_refused_with_the_command_that_works(
+    run, tmp_path, monkeypatch, more, command, capsys
+):
+    """SLURM_NTASKS may be that of the allocation, in which one process was started."""
+    given = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_PROCID": "0"} | more
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code = main(flags_of(replace(run, steps=1)))
+    assert (tmp_path / "run").exists() == (code == 0), "refused before anything is written"
+    error = capsys.readouterr().err
+    assert code == (0 if command is None else 2), error
+    assert command is None or command in error.splitlines()[-1]
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

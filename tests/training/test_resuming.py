@@ -1,10 +1,12 @@
 """Runs that are stopped, killed or changed, and resumed, bit-identical to runs that were not; and runs
 that start from a trained SAE."""
 
+import gc
 import json
 import multiprocessing
 import shutil
 import signal
+import weakref
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -39,9 +41,10 @@ from dictionary_learning_ext.errors import (
     LanguageModelError,
     TextError,
 )
+from dictionary_learning_ext.run_folder.files import RESUME_TENSORS
 from dictionary_learning_ext.run_folder.reading import load_config, read_history, read_run
-from dictionary_learning_ext.run_folder.resume_points import steps_of
-from dictionary_learning_ext.training import resuming
+from dictionary_learning_ext.run_folder.resume_points import ResumePoint, steps_of
+from dictionary_learning_ext.training import loop, resuming
 from dictionary_learning_ext.training.resuming import start_from
 from dictionary_learning_ext.training.sae_run import SAERun
 
@@ -73,6 +76,40 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
     resumed(run.save_dir)
     assert_equal(results(whole), results(Path(run.save_dir)))
     assert steps_of(Path(run.save_dir)) == [50, STEPS]
+
+
+def test_what_a_run_starts_from_is_freed_before_the_first_step(run, tmp_path, monkeypatch):
+    """The points, the files that their tensors are views of, and the SAE of init_from."""
+    saes = {name: sae_of(name) for name in ("vsae_top_k", "top_k")}  # two optimisers
+    run, seen = replace(run, eval_tokens=0, steps=30), []
+    former = train(replace(run, save_dir=str(tmp_path / "former")), saes)
+    original, load = SAERun.update, loop.trained_sae
+
+    def first_update(self, step, x_BD):
+        maps = Path("/proc/self/maps")
+        mapped = maps.read_text() if maps.exists() else ""
+        gc.collect()
+        points = [each for each in gc.get_objects() if type(each) is ResumePoint]
+        seen.append((len(points), RESUME_TENSORS in mapped, [each() is None for each in sources]))
+        monkeypatch.setattr(SAERun, "update", original)
+        original(self, step, x_BD)
+
+    def trained_sae(sae):
+        source = load(sae)
+        sources.append(weakref.ref(source))
+        return source
+
+    sources = []
+    monkeypatch.setattr(loop, "trained_sae", trained_sae)
+    stopped_at(23, monkeypatch)
+    started = {n: replace(sae, init_from=str(former[n])) for n, sae in saes.items()}
+    with pytest.raises(Interrupted):
+        train(run, started)
+    monkeypatch.setattr(SAERun, "update", first_update)
+    resumed(run.save_dir)
+    monkeypatch.setattr(SAERun, "update", first_update)
+    train(replace(run, steps=1, overwrite=True), started)
+    assert seen == [(0, False, [True] * 2), (0, False, [True] * 4)]
 
 
 def test_a_shared_run_resumes_as_a_whole_or_one_of_it_alone(run, tmp_path, monkeypatch):
