@@ -19,6 +19,7 @@ SLOW = frozenset(
         "test_each_device_trains_one_chunk_at_a_time_with_its_share_of_the_threads",
         "test_what_fails_is_said_and_the_rest_are_trained",
         "test_a_sweep_over_two_devices_is_stopped_and_ends_bit_identical",
+        "test_a_sweep_trains_on_two_gpus",
         "test_an_agents_run_that_is_stopped_is_retried_and_counts_once",
         "test_kills_change_nothing",
         "test_a_token_that_is_missing_or_malformed_or_of_no_use_offline",
@@ -52,6 +53,8 @@ SLOW = frozenset(
         # Long trainings, or one for each architecture.
         "test_a_shared_sweep_gives_the_weights_of_single_runs_and_the_same_again",
         "test_a_stopped_run_ends_as_if_it_had_not_been_stopped",
+        "test_a_stopped_run_of_every_architecture_ends_as_if_it_had_not_been_stopped",
+        "test_what_is_measured_on_a_trained_sae_mixes_no_devices",
         "test_bf16_ends_within_0_003_fve_and_0_02_near_dead_of_fp32",
         "test_company_and_logging_change_nothing_to_the_bit",
         "test_the_training_does_not_notice_and_a_resume_neither_repeats_nor_loses_one",
