@@ -12,7 +12,8 @@ import torch as t
 from caches import CTX_LEN, HOOK, OTHER
 from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
 from pretend_cuda import PretendCuda
-from small_trainers import built
+from recorded_ops import RecordedOps
+from small_trainers import BATCH, assert_same, built, weights_of
 from small_trainers import batch as batch_of
 from step_settings import SETTINGS
 
@@ -21,8 +22,9 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import CONFIGS
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.run_folder.weights import load_dictionary
+from dictionary_learning_ext.trainers import base
 
-OURS = ("vsae_top_k", "vsae", "vaease")
+OURS = ("vsae_top_k", "vsae", "vaease", "probabilistic_top_k")
 DEVICE = "cuda:1"  # not the one that torch takes by default
 
 
@@ -77,6 +79,35 @@ def test_no_architecture_mixes_devices_and_ours_wait_in_no_step(architecture, dt
     trainer = built(architecture, dtype, DEVICE, **options)
     found = require_steps(trainer, cuda, waits=architecture not in OURS)
     assert found <= {DEVICE, "cpu"} if architecture not in OURS else found == {DEVICE}
+
+
+@pytest.mark.parametrize("architecture", ["vsae_top_k", "probabilistic_top_k"])
+def test_auxk_costs_nothing_while_no_feature_can_be_dead_and_changes_no_number(
+    architecture, cuda, monkeypatch
+):
+    monkeypatch.setattr(base, "LOOK_EVERY", 5)
+    options = {"device": DEVICE, "dead_feature_threshold": 10 * BATCH}
+    watching, always = (built(architecture, **options) for _ in range(2))
+    monkeypatch.setattr(always._dead_watch, "may_be_dead", lambda *_: True)
+    selections, looks = {watching: [], always: []}, []
+    for step in range(40):
+        x = batch_of(step).to(DEVICE)
+        for trainer in selections:
+            if step == 20:
+                trainer.ae.encoder.bias.data[0] = -100.0  # it never fires again
+            cuda.syncs.clear()
+            with RecordedOps() as ops:
+                trainer.update(step, x)
+            selections[trainer].append(ops.counts["topk"])
+            if trainer is watching and step > 0 and cuda.syncs:
+                looks.append(step)
+    with_auxk = [a == b for a, b in zip(*selections.values(), strict=True)]
+    assert not any(with_auxk[:20])
+    assert all(with_auxk[30:]), "it is dead"
+    assert 1 <= len(looks) <= 7
+    assert all(later - earlier >= 5 for earlier, later in itertools.pairwise(looks))
+    assert int(watching.dead_features) == 1
+    assert_same(weights_of(watching), weights_of(always))
 
 
 def test_a_stopped_run_of_every_architecture_ends_as_if_it_had_not_been_stopped(
