@@ -17,12 +17,13 @@ from small_trainers import BATCH, assert_same, built, weights_of
 from small_trainers import batch as batch_of
 from step_settings import SETTINGS
 
-from dictionary_learning_ext import train
+from dictionary_learning_ext import VariationalTopKTrainer, train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.sae import CONFIGS
-from dictionary_learning_ext.errors import Interrupted
+from dictionary_learning_ext.errors import ConfigError, Interrupted
 from dictionary_learning_ext.run_folder.weights import load_dictionary
 from dictionary_learning_ext.trainers import base
+from dictionary_learning_ext.training import loop
 
 OURS = ("vsae_top_k", "vsae", "vaease", "probabilistic_top_k")
 DEVICE = "cuda:1"  # not the one that torch takes by default
@@ -173,3 +174,46 @@ def test_a_cache_is_written_and_read_on_a_device(tiny_lm_dir, text, tmp_path, cu
     assert main(["train", *of_run, *read, "--save-dir", str(tmp_path / "run")]) == 0
     weights = load_dictionary(tmp_path / "run", DEVICE)[0].state_dict()
     assert {str(each.device) for each in weights.values()} == {DEVICE}
+
+
+@pytest.fixture(params=[False, True])
+def former(request):
+    """Whether torch allows TF32 anyway."""
+    products = t.backends.cuda.matmul
+    was, products.allow_tf32 = products.allow_tf32, request.param
+    yield request.param
+    products.allow_tf32 = was
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_allowed_in_training_alone_and_put_back(
+    tf32, former, run, tmp_path, monkeypatch, cuda
+):
+    seen = {}
+
+    def noted(owner, name):
+        original = getattr(owner, name)
+
+        def noting(*arguments, **options):
+            seen[name] = t.backends.cuda.matmul.allow_tf32
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    noted(loop, "_measured_norm_factors")  # reads the first activations
+    noted(VariationalTopKTrainer, "update")
+    noted(loop, "_evaluate")
+    run = dataclasses.replace(run, device=DEVICE, tf32=tf32, steps=6, eval_tokens=64)
+    train(run, {"x": sae_of()})
+    assert t.backends.cuda.matmul.allow_tf32 == former
+    allowed = tf32 or former
+    assert seen == {"_measured_norm_factors": allowed, "update": allowed, "_evaluate": former}
+    stopped_at(3, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(dataclasses.replace(run, save_dir=str(tmp_path / "stopped")), {"x": sae_of()})
+    assert t.backends.cuda.matmul.allow_tf32 == former
+
+
+def test_tf32_on_a_cpu_is_refused(run):
+    with pytest.raises(ConfigError, match=r"^tf32=True: expected False, or device='cuda'"):
+        train(dataclasses.replace(run, tf32=True), {"x": sae_of()})
