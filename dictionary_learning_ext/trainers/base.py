@@ -348,10 +348,10 @@ LOOK_EVERY = 100
 class DeadWatch:
     """Says when AuxK can be left out on a GPU, where the host waits for every number it reads.
 
-    On a CPU AuxK reads itself how many features are dead. On a GPU: a feature dies when it has not fired for `threshold` tokens. So a look at the feature nearest to that tells for
-    how many tokens none can die. The next look comes after them, and LOOK_EVERY steps after the last one. Until
-    then AuxK is computed. Without dead features it adds 0, so no weight depends on when a look was taken: a run
-    that resumes begins with a look.
+    A feature dies when it has not fired for `threshold` tokens. So a look at the feature that is nearest to
+    that tells for how many tokens none can die. The next look comes after these, and LOOK_EVERY steps after
+    the last one. In between AuxK is computed. Without dead features it adds 0, so no weight depends on when
+    a look was taken: a run that resumes begins with one. On a CPU AuxK itself reads how many are dead.
     """
 
     def __init__(self, threshold: int):

@@ -55,9 +55,9 @@ def plan(
 ) -> list[Job]:
     """A job for each SAE; see `loop.train` for the arguments.
 
-    Raises: ConfigError for settings that don't go together, TF32 on a CPU, a batch that the processes don't divide,
-    several SAEs in one run of a wandb sweep, or a folder that is taken or missing; TextError or
-    ActivationsError if there is no such file.
+    Raises: ConfigError for settings that don't go together, TF32 on a CPU, a batch that the processes
+    don't divide, several SAEs in one run of a wandb sweep, or a folder that is taken or missing;
+    TextError or ActivationsError if there is no such file.
     """
     _require_saes(saes)
     on_a_gpu = ("False, or ", Setting("device", "cuda"))

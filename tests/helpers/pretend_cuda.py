@@ -101,7 +101,6 @@ class PretendCuda(TorchDispatchMode):
         }
         for owner, replaced in ((cuda, of_cuda), (torch.Tensor, of_tensors)):
             for name, value in replaced.items():
-                # Tensor inherits most of these, so that what undoes them is to delete them.
                 patches.enter_context(mock.patch.object(owner, name, value, create=True))
         patches.enter_context(mock.patch.object(torch, "Generator", self._generator_class()))
         patches.enter_context(mock.patch.object(torch, "tensor", self._new_tensor))
