@@ -21,7 +21,7 @@ from .config.checks import require, require_choice, require_sizes
 from .config.presets import in_units
 from .config.sae import LOG_VAR_LIMITS, PosteriorOptions, SAEConfig, Variational, VSAETopKConfig
 from .errors import ConfigError, Setting
-from .trainers.base import KAnnealing, Named, set_to_median
+from .trainers.base import DeadWatch, KAnnealing, Named, set_to_median
 from .trainers.kernels.products import StepForm, keep_freed_memory
 from .trainers.kernels.step import StepObjective, Weights, variational_loss
 from .trainers.optimizers import column_norms, project_out_parallel
@@ -236,6 +236,9 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         """of a checkpoint, until the next step"""
         zeros_F = t.zeros(cfg.d_sae, dtype=t.long, device=self.device)
         self.register_buffer("tokens_since_fired", zeros_F)
+        threshold = self.settings.dead_feature_threshold
+        assert threshold is not None, "settings are resolved"
+        self._dead_watch = DeadWatch(threshold)
 
     def initialize_weights(self) -> None:
         """Those of `VariationalTopKTrainer` with the same seed. torch's generator stays as it is."""
@@ -346,7 +349,8 @@ class VariationalTopKTrainingSAE(TrainingSAE):
         kl_weight = settings.beta * kl_scale(step, settings.kl_schedule, kl_warmup)
         threshold = settings.dead_feature_threshold
         assert threshold is not None, "settings are resolved"
-        no_dead_yet = (step + 1) * len(x) < threshold
+        counts = step * len(x), (step + 1) * len(x), self.tokens_since_fired
+        has_auxk = settings.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts)
         is_autocast = t.is_autocast_enabled(device)
         return StepObjective(
             k=self._k_annealing.at(step),
@@ -354,7 +358,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
             options=settings,
             kl_weight=kl_weight,
             noise_scale=noise_scale(step, settings.noise_anneal_steps),
-            auxk_alpha=0.0 if no_dead_yet and x.is_cuda else settings.auxk_alpha,
+            auxk_alpha=settings.auxk_alpha if has_auxk else 0.0,
             top_k_aux=self.cfg.d_in // 2,
             dead_feature_threshold=threshold,
             matmul_dtype=t.get_autocast_dtype(device) if is_autocast else x.dtype,

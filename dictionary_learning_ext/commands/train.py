@@ -333,7 +333,7 @@ TRAIN = Command(
         ),
         *("ctx_len", "eval_documents", "log_steps", "save_steps", "save_every", "wandb_project"),
         *("wandb_artifacts", "init_from", "k_anneal_steps", "select_by", "freeze_decoder"),
-        *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype"),
+        *("auxk_alpha", "dead_feature_threshold", "prior_std", "dtype", "tf32"),
     ),
     others=tuple(CONFIGS.values()),
     unknown=_of_another_architecture,

@@ -81,8 +81,9 @@ class FeatureStatistics:
 class FeatureCollector:
     """Collects `FeatureStatistics`, batch by batch.
 
-    Memory holds at most 4M activations (or those of one context), F x (T x W + H) numbers, the sparse
-    profiles of at most 16M selections, and a byte for each of `tokens` (nine at the start).
+    Memory holds F x (T x W + H) numbers, the sparse profiles of at most 16M selections, and a byte for each
+    of `tokens` (nine at the start). The SAE's device holds at most 4M activations at a time, or those of one
+    context; only what is selected leaves it.
 
     Arguments:
         dictionary: any class that `load_dictionary` returns. It takes raw activations.
@@ -136,16 +137,19 @@ class FeatureCollector:
         for start in range(0, n_contexts, step):
             part = slice(start, start + step)
             x_ND = rearrange(batch.x_BLD[part], "b l d -> (b l) d")
-            f_NF = self.dictionary.encode(as_input(self.dictionary, x_ND)).float().cpu()
-            f_BLF = rearrange(f_NF, "(b l) f -> b l f", l=ctx_len)
-            f_BLF[~batch.wanted_BL[part]] = 0.0
-            self._add(batch.input_ids_BL[part].cpu(), batch.wanted_BL[part], f_BLF)
+            wanted_N = rearrange(batch.wanted_BL[part], "b l -> (b l)")
+            f_NF = self.dictionary.encode(as_input(self.dictionary, x_ND))
+            f_NF[~wanted_N.to(f_NF.device)] = 0.0
+            token_M, feature_M = f_NF.nonzero(as_tuple=True)
+            value_M = f_NF[token_M, feature_M].float()
+            selections = token_M.cpu(), feature_M.cpu(), value_M.cpu()
+            ids_BL, n_features = batch.input_ids_BL[part].cpu(), self.dictionary.dict_size
+            source = EncodedContexts(ids_BL, *selections, n_features, self._contexts)
+            self._add(source, wanted_N)
 
-    def _add(self, ids_BL: t.Tensor, wanted_BL: t.Tensor, f_BLF: t.Tensor) -> None:
-        n_contexts, ctx_len, n_features = f_BLF.shape
-        f_NF = rearrange(f_BLF, "b l f -> (b l) f")
-        token_M, feature_M = f_NF.nonzero(as_tuple=True)
-        value_M = f_NF[token_M, feature_M]
+    def _add(self, source: EncodedContexts, wanted_N: t.Tensor) -> None:
+        (n_contexts, ctx_len), n_features = source.ids_BL.shape, source.n_features
+        token_M, feature_M, value_M = source.token_S, source.feature_S, source.value_S
         require_finite(value_M)
         self._count_F += feature_M.bincount(minlength=n_features)
         self._negative_F += feature_M[value_M < 0].bincount(minlength=n_features)
@@ -157,14 +161,13 @@ class FeatureCollector:
 
         context_M = token_M // ctx_len
         is_peak_M = _first_largest(context_M * n_features + feature_M, size_M, token_M)
-        source = EncodedContexts(ids_BL, f_BLF, self._contexts)
         self._top.offer(size_M[is_peak_M], feature_M[is_peak_M], token_M[is_peak_M], source)
         key_M = t.rand(len(value_M), generator=self._generator)
         self._sampled.offer(key_M, feature_M, token_M, source)
 
-        self._add_profiles(rearrange(wanted_BL, "b l -> (b l)"), token_M, feature_M, value_M)
+        self._add_profiles(wanted_N, token_M, feature_M, value_M)
         self._contexts += n_contexts
-        self._tokens += int(wanted_BL.sum())
+        self._tokens += int(wanted_N.sum())
 
     def _add_profiles(
         self, wanted_N: t.Tensor, token_M: t.Tensor, feature_M: t.Tensor, value_M: t.Tensor

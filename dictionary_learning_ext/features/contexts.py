@@ -1,13 +1,14 @@
 """The contexts kept for each feature, such as those with its largest activations, and tokens as text.
 
 Shapes: B contexts of L tokens, F features, T contexts kept per feature, W tokens of a context
-shown, M selections offered, U features among these.
+shown, S selections, M of them offered, U features among these.
 """
 
 import math
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jinja2
@@ -41,13 +42,30 @@ class FeatureContexts(NamedTuple):
     """Which of the W tokens it is."""
 
 
-class EncodedContexts(NamedTuple):
-    """Contexts with the SAE's features at their tokens."""
+@dataclass(frozen=True)
+class EncodedContexts:
+    """Contexts with the SAE's S selections at their tokens, in the order of the tokens, then of the features."""
 
     ids_BL: t.Tensor
-    f_BLF: t.Tensor
+    token_S: t.Tensor
+    """The token of each, 0 to B x L - 1."""
+    feature_S: t.Tensor
+    value_S: t.Tensor
+    n_features: int
+    """F."""
     first_context: int
     """The first context's number in the order of reading."""
+
+    def activations(self, tokens: t.Tensor, features: t.Tensor) -> t.Tensor:
+        """Those of features at tokens, of one shape; 0 where a feature is not selected."""
+        wanted = tokens * self.n_features + features
+        place = t.searchsorted(self._place_S, wanted).clamp(max=len(self._place_S) - 1)
+        return t.where(self._place_S[place] == wanted, self.value_S[place], 0.0)
+
+    @cached_property
+    def _place_S(self) -> t.Tensor:
+        """In the flattened activations, ascending."""
+        return self.token_S * self.n_features + self.feature_S
 
 
 class ContextKeeper:
@@ -129,9 +147,9 @@ class ContextKeeper:
         at_MW = at_MW.clamp(0, ctx_len - 1)
         ids_MW = source.ids_BL[context_M1, at_MW].int()
         return (
-            source.f_BLF[context_M, position_M, feature_M],
+            source.activations(token_M, feature_M),
             t.where(is_inside_MW, ids_MW, -1),
-            source.f_BLF[context_M1, at_MW, feature_M1] * is_inside_MW,
+            source.activations(context_M1 * ctx_len + at_MW, feature_M1) * is_inside_MW,
             source.first_context + context_M,
             position_M,
         )

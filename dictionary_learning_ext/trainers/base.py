@@ -341,6 +341,39 @@ def set_to_median(b_dec: t.Tensor, x: t.Tensor) -> None:
     b_dec.copy_(t.where(median.isfinite().all(), median, b_dec))
 
 
+LOOK_EVERY = 100
+"""Steps between two looks of a `DeadWatch`, at least."""
+
+
+class DeadWatch:
+    """Says when AuxK can be left out on a GPU, where the host waits for every number it reads.
+
+    A feature dies when it has not fired for `threshold` tokens. So a look at the feature that is nearest to
+    that tells for how many tokens none can die. The next look comes after these, and LOOK_EVERY steps after
+    the last one. In between AuxK is computed. Without dead features it adds 0, so no weight depends on when
+    a look was taken: a run that resumes begins with one. On a CPU AuxK itself reads how many are dead.
+    """
+
+    def __init__(self, threshold: int):
+        self._threshold = threshold
+        self._none_until = 0
+        self._looked_at = -LOOK_EVERY
+
+    def may_be_dead(self, step: int, before: int, after: int, since_fired_F: t.Tensor) -> bool:
+        """Whether a feature can be dead at the end of a step: always, on a CPU. The same on all ranks.
+
+        Arguments:
+            before, after: tokens trained on when the step begins and ends, of all ranks.
+            since_fired_F: tokens since each feature fired, when it begins.
+        """
+        if not since_fired_F.is_cuda:
+            return True
+        if after >= self._none_until and step - self._looked_at >= LOOK_EVERY:
+            self._none_until = before + self._threshold - int(since_fired_F.max())
+            self._looked_at = step
+        return after >= self._none_until
+
+
 @t.no_grad()
 def count_selection(
     trainer: Any,

@@ -14,7 +14,14 @@ from torch.nn import functional
 from ..config.checks import require_choice, require_lr_schedule, require_sizes, require_type
 from ..config.run import Dtype
 from ..config.sae import DEAD_FEATURE_THRESHOLD, ProbabilisticTopKConfig
-from .base import KAnnealing, SamplingTrainer, count_selection, product, require_device
+from .base import (
+    DeadWatch,
+    KAnnealing,
+    SamplingTrainer,
+    count_selection,
+    product,
+    require_device,
+)
 from .kernels import compiled
 from .kernels.products import StepForm
 from .kernels.select import top_k
@@ -194,6 +201,7 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         self._start_training(UnitNormAdam(self.ae, self.lr))
         compiled.serves(self.ae.encoder.weight)
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
+        self.tokens_trained, self._dead_watch = 0, DeadWatch(dead_feature_threshold)
         self.logging_parameters = ["temperature", "dead_features"]
         self.temperature = temperature_start
 
@@ -202,16 +210,26 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         x = self._prepared(x)
         if step == 0:
             self._start_decoder_bias(x)
-        terms = self._terms(x, step, self.generator, self.ranks)
+        trained = self.tokens_trained + len(x) * self.ranks.count
+        counts = self.tokens_trained, trained, self.num_tokens_since_fired
+        has_auxk = self.auxk_alpha > 0 and self._dead_watch.may_be_dead(step, *counts)
+        terms = self._terms(x, step, self.generator, self.ranks, has_auxk=has_auxk)
         self.optimizer.zero_grad()  # of gradients from a caller's own `loss(...).backward()`
         terms.loss.backward()
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
         count_selection(self, step, is_finite, terms.tokens_since_fired_F, terms.mean_threshold)
+        self.tokens_trained = trained
         return terms.loss.detach()
 
     def _terms(
-        self, x: t.Tensor, step: int, generator: t.Generator, ranks: Ranks = ALONE
+        self,
+        x: t.Tensor,
+        step: int,
+        generator: t.Generator,
+        ranks: Ranks = ALONE,
+        *,
+        has_auxk: bool = True,
     ) -> GatedTerms:
         ae = self.ae
         matmul_dtype = t.bfloat16 if self.dtype == "bfloat16" else x.dtype
@@ -224,8 +242,10 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
             error_BD = x - product(code.features_BF, ae.decoder.weight, matmul_dtype) - ae.b_dec
             l2_loss = error_BD.square().sum(-1).mean()
             since_fired_F, mean_threshold = self._selected_without_gates(pre_BF.detach(), k, ranks)
-            is_dead_F = since_fired_F >= self.dead_feature_threshold
-            auxk_loss = self._auxk(error_BD.detach(), pre_BF, is_dead_F, matmul_dtype, ranks)
+            auxk_loss = l2_loss.new_zeros(())
+            if has_auxk and self.auxk_alpha > 0:
+                is_dead_F = since_fired_F >= self.dead_feature_threshold
+                auxk_loss = self._auxk(error_BD.detach(), pre_BF, is_dead_F, matmul_dtype, ranks)
         is_held_BK = code.values_BK.detach() != 0
         mean_gate = (code.gate_BK.detach() * is_held_BK).sum() / is_held_BK.sum().clamp(min=1)
         loss = l2_loss + self.auxk_alpha * auxk_loss
@@ -258,15 +278,21 @@ class ProbabilisticTopKTrainer(SamplingTrainer, TopKTrainer):
         matmul_dtype: t.dtype,
         ranks: Ranks,
     ) -> t.Tensor:
-        """Upstream's `get_auxiliary_loss`, whose residual's variance is of the rows of all ranks."""
-        k_aux = min(self.top_k_aux, int(is_dead_F.sum())) if self.auxk_alpha > 0 else 0
+        """Upstream's `get_auxiliary_loss`, whose residual's variance is of the rows of all ranks.
+
+        On a GPU, where the host would wait for the number of dead features, living ones may be among
+        the largest, and count as zero.
+        """
+        k_aux = min(self.top_k_aux, len(is_dead_F) if pre_BF.is_cuda else int(is_dead_F.sum()))
         if k_aux == 0:
             return residual_BD.new_zeros(())
         top = pre_BF.relu().where(is_dead_F, -t.inf).topk(k_aux, sorted=False)
-        aux_f_BF = t.zeros_like(pre_BF).scatter(1, top.indices, top.values)
+        values_BK = top.values.where(is_dead_F[top.indices], 0.0)
+        aux_f_BF = t.zeros_like(pre_BF).scatter(1, top.indices, values_BK)
         error_BD = residual_BD - product(aux_f_BF, self.ae.decoder.weight, matmul_dtype)
         variance = row_variance(residual_BD, ranks)
-        return error_BD.square().sum(-1).mean() * t.where(variance > 0, 1 / variance, 0.0)
+        scale = t.where(variance > 0, 1 / variance, 0.0) * is_dead_F.any()
+        return error_BD.square().sum(-1).mean() * scale
 
     def _logged(self, terms: GatedTerms, x: t.Tensor) -> dict[str, t.Tensor]:
         return {n: getattr(terms, n) for n in ("loss", "l2_loss", "auxk_loss", "mean_gate")}

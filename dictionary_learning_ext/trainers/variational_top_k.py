@@ -35,7 +35,7 @@ from ..config.sae import (
     TopKOptions,
 )
 from ..errors import CheckpointError, ConfigError
-from .base import KAnnealing, SamplingTrainer, count_selection, require_device
+from .base import DeadWatch, KAnnealing, SamplingTrainer, count_selection, require_device
 from .dictionaries import FromState, require_scale
 from .kernels import compiled
 from .kernels.products import StepForm, keep_freed_memory
@@ -383,7 +383,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         if self.posterior_options.posterior != "point":
             self.noise_stream = NOISE_STREAM
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
-        self.tokens_trained = 0
+        self.tokens_trained, self._dead_watch = 0, DeadWatch(dead_feature_threshold)
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]
         self.kl_scale = self.noise_scale = 0.0
 
@@ -393,9 +393,12 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         if step == 0:
             self._start_decoder_bias(x)
             self._warn_of_noise(x)
-        weights = self.ae.weights
+        weights, trained = self.ae.weights, self.tokens_trained + len(x) * self.ranks.count
         objective = self._objective(x, step, self.generator)
         objective = replace(objective, ranks=self.ranks, measures_kl=objective.kl_weight != 0)
+        counts = self.tokens_trained, trained, self.num_tokens_since_fired
+        if self.auxk_alpha > 0 and not self._dead_watch.may_be_dead(step, *counts):
+            objective = replace(objective, auxk_alpha=0.0)
         with t.autocast(x.device.type, enabled=False):  # the dtype option decides alone
             terms, gradients = loss_and_gradients(x, weights, objective)
         for weight, gradient in zip(weights, gradients, strict=True):
@@ -404,7 +407,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         is_finite = self.optimizer.constrained_step(terms.loss, step)
         self.scheduler.step()
         count_selection(self, step, is_finite, terms.tokens_since_fired_F, terms.mean_threshold)
-        self.tokens_trained += len(x) * self.ranks.count
+        self.tokens_trained = trained
         return terms.loss
 
     def _terms(self, x: t.Tensor, step: int, generator: t.Generator) -> LossTerms:
@@ -424,15 +427,13 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         ae, options = self.ae, self.options
         self.kl_scale = kl_scale(step, options.kl_schedule, options.kl_warmup_steps or 0)
         self.noise_scale = noise_scale(step, options.noise_anneal_steps)
-        no_dead_yet = self.tokens_trained + len(x) * self.ranks.count < self.dead_feature_threshold
         return StepObjective(
             k=self.k_annealing.at(step),
             posterior=self.posterior_options,
             options=options,
             kl_weight=options.beta * self.kl_scale,
             noise_scale=self.noise_scale,
-            # Where AuxK doesn't ask whether any feature is dead, it is left out until one can be.
-            auxk_alpha=0.0 if no_dead_yet and x.is_cuda else self.auxk_alpha,
+            auxk_alpha=self.auxk_alpha,
             top_k_aux=self.top_k_aux,
             dead_feature_threshold=self.dead_feature_threshold,
             matmul_dtype=t.bfloat16 if self.dtype == "bfloat16" else x.dtype,

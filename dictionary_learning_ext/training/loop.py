@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def _train(
     folders, hooks = [job.folder for job in jobs], list(dict.fromkeys(job.hook for job in jobs))
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(interrupts(are_several=processes.are_several))
-        with before_the_first_step():
+        with before_the_first_step(), _tf32(run.tf32):
             with processes.together():
                 if processes.is_first:
                     for job in jobs:
@@ -178,7 +178,7 @@ def _train(
             )
         code = 1
         try:
-            with signals.deferred():
+            with signals.deferred(), _tf32(run.tf32):
                 _begin(sae_runs, sources, points, group, processes)
                 start = points[0].step if points else 0
                 del points, initial  # as large as the SAEs, and not needed again
@@ -201,6 +201,18 @@ def _train(
         others = [str(one.folder) for one in sae_runs if one.failure is None]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
         raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
+
+
+@contextlib.contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Inside, CUDA may multiply float32 matrices in TF32, if `wanted`. Otherwise as torch is set."""
+    products = t.backends.cuda.matmul
+    former = products.allow_tf32
+    products.allow_tf32 = former or wanted
+    try:
+        yield
+    finally:
+        products.allow_tf32 = former
 
 
 def _samples(inputs: Inputs, run: RunConfig) -> dict[str, Sample]:

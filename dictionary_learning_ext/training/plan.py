@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..activations.text import names_a_file, open_text
-from ..config.checks import in_words
+from ..config.checks import in_words, require
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
@@ -56,11 +56,13 @@ def plan(
 ) -> list[Job]:
     """A job for each SAE; see `loop.train` for the arguments.
 
-    Raises: ConfigError for settings that don't go together, a batch that the processes don't divide,
-    several SAEs in one run of a wandb sweep, or a folder that is taken or missing; TextError or
-    ActivationsError if there is no such file.
+    Raises: ConfigError for settings that don't go together, TF32 on a CPU, a batch that the processes
+    don't divide, several SAEs in one run of a wandb sweep, or a folder that is taken or missing;
+    TextError or ActivationsError if there is no such file.
     """
     _require_saes(saes)
+    on_a_gpu = ("False, or ", Setting("device", "cuda"))
+    require(not run.tf32 or run.device.startswith("cuda"), "tf32", run.tf32, on_a_gpu)
     hooks = hooks or {}
     if strangers := [name for name in hooks if name not in saes]:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Feature statistics against brute force; the order of features, and attention sinks."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch as t
 from dictionary_learning.dictionary import AutoEncoder
 from dictionary_learning.trainers.top_k import AutoEncoderTopK
 from planted_sinks import saved_with_sinks
+from pretend_cuda import PretendCuda
 from report_runs import BARE, data_of, train
 
 from dictionary_learning_ext import features_of
@@ -62,6 +64,23 @@ def activations(sae, batch, step):
     """
     f_BLF = t.cat([sae.encode(x.flatten(0, 1)) for x in batch.x_BLD.split(step)])
     return f_BLF.view(CONTEXTS, LENGTH, -1) * batch.wanted_BL[:, :, None]
+
+
+def test_only_selections_leave_the_saes_device(batch, monkeypatch):
+    sae, moved = SAES["top_k"](), []
+
+    def cpu(x):
+        moved.append(x.numel() if x.is_cuda else 0)
+        return x.to("cpu")
+
+    with PretendCuda(), monkeypatch.context() as patch:
+        patch.setattr(t.Tensor, "cpu", cpu)
+        there = batch._replace(x_BLD=batch.x_BLD.to("cuda"))
+        found = vars(collected(copy.deepcopy(sae).to("cuda"), there))
+    assert sum(moved) == 3 * int(found["count_F"].sum()), "a token, a feature and a value of each"
+    here = vars(collected(sae, batch))
+    assert (found.pop("profiles_NF") != here.pop("profiles_NF")).nnz == 0
+    t.testing.assert_close(found, here, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("step", [CONTEXTS, 5])

@@ -58,9 +58,9 @@ def stopped_at(step, monkeypatch):
     monkeypatch.setattr(SAERun, "update", update)
 
 
-def results(folder):
+def results(folder, steps=STEPS):
     """All that a run leaves, but for the dates."""
-    point = load_point(folder, STEPS)
+    point = load_point(folder, steps)
     return {
         "weights": t.load(folder / "ae.pt", weights_only=True),
         "trainer": point.trainer,

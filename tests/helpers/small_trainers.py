@@ -14,7 +14,7 @@ def batch(seed: int, rows: int = BATCH) -> t.Tensor:
     return t.randn(rows, D, generator=t.Generator().manual_seed(seed))
 
 
-def built(architecture: str, dtype: str = "float32", **options: Any) -> Any:
+def built(architecture: str, dtype: str = "float32", device: str = "cpu", **options: Any) -> Any:
     """The trainer of an architecture for a run of STEPS, with these options. Default: k = K."""
     if "k" in CONFIGS[architecture]().options:
         options = {"k": K} | options
@@ -26,7 +26,7 @@ def built(architecture: str, dtype: str = "float32", **options: Any) -> Any:
         layer=0,
         lm_name="tiny",
         hook="blocks.0.hook_resid_post",
-        device="cpu",
+        device=device,
         dtype=dtype,
         name="x",
     )

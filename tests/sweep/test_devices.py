@@ -8,10 +8,13 @@ import sys
 
 import pytest
 import torch
+from pretend_cuda import PretendCuda
 from stand_in_chunks import StandInChunk
 
+from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted
+from dictionary_learning_ext.run_folder.reading import read_config
 from dictionary_learning_ext.sweep import devices
 from dictionary_learning_ext.sweep.chunks import Chunk
 from dictionary_learning_ext.sweep.devices import devices_of, train_on
@@ -148,3 +151,24 @@ def test_it_stops_where_it_can_continue_once_the_pool_is_gone(worker):
     assert worker.stderr.readline() == b"waiting\n"
     worker.stdin.close()
     assert worker.wait() == 143
+
+
+ON_PRETENDED = """
+import sys
+from pretend_cuda import PretendCuda
+from dictionary_learning_ext.sweep.devices import main
+with PretendCuda(devices=2):
+    sys.exit(main(sys.argv[1]))
+"""
+
+
+def test_a_sweep_trains_on_two_gpus(sweep_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "WORKER", (sys.executable, "-c", ON_PRETENDED))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    sweep = ["sweep", str(sweep_file()), "--save-dir", str(tmp_path / "s"), "--at-once", "2"]
+    with PretendCuda(devices=2):
+        assert main([*sweep, "--devices", "cuda:0,cuda:1"]) == 0
+    runs = [config.parent for config in (tmp_path / "s").glob("*/config.json")]
+    used = [read_config(run)["run"]["settings"]["device"] for run in runs]
+    assert sorted(used) == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    assert all((run / "metrics.json").is_file() for run in runs)
