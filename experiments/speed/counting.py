@@ -78,6 +78,8 @@ class Count(TorchDispatchMode):
     def __init__(self, answer: int = 0):
         super().__init__()
         self.answer = answer
+        self.known: dict[int, int] = {}
+        """what the host gets from one tensor, by its id"""
         self.live = self.peak = 0
         """bytes"""
         self._alive: dict[int, int] = {}
@@ -143,7 +145,7 @@ class Count(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name == "_local_scalar_dense" and args[0].is_meta:
             self.reads += 1
-            return self.answer
+            return self.known.get(id(args[0]), self.answer)
         if name == "index_put_" and any(i is not None and i.dtype == t.bool for i in args[1]):
             out = args[0]  # meta tensors can't tell how many a mask selects; nothing is computed
         else:

@@ -150,6 +150,7 @@ def counted(
             trainer.form = replace(trainer.form, **subject.form)
         trainer.tokens_trained = tokens
         count.answer = answer
+        count.known[id(trainer.ae.k)] = K  # which upstream reads in each step
         x_BD = t.empty(B, D, device="meta")
         trainer.update(STEP, x_BD)
         if places is None:
@@ -289,7 +290,6 @@ def savings(content: dict[str, Any]) -> list[tuple[str, list[float]]]:
             - floor[SELECTION],
             "weight passes and Adam in one kernel": part[WEIGHTS] - floor[WEIGHTS],
             "the KL's moments in one kernel": part[KL] - floor[KL],
-            "no AuxK while nothing is dead": cases[NONE_DEAD]["bf16"] - step,
             **changed,
         }
         for name, ms in saved.items():
