@@ -16,6 +16,7 @@ from dictionary_learning.training import trainSAE
 from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stopped_at
 from planted_sinks import saved_with_sinks
 from tqdm import tqdm
+from upstreams_tracing import upstreams_tracing
 
 from dictionary_learning_ext import VariationalTopKTrainer, load_dictionary, train
 from dictionary_learning_ext.activations import hook_points, inputs
@@ -266,6 +267,7 @@ def test_held_out_text_that_ends_is_measured_as_far_as_it_goes(run_of, caplog):
     assert f"measured on {metrics['tokens']} tokens, not 1000000" in caplog.text
 
 
+@upstreams_tracing
 @pytest.mark.parametrize("normalize", [False, True])
 def test_upstreams_trainsae_takes_our_trainer_beside_its_own(normalize, tiny_lm, text, tmp_path):
     hook, sizes = find_hook(tiny_lm, HOOK), {"n_ctxs": 16, "ctx_len": 32, "out_batch_size": 64}
