@@ -64,8 +64,9 @@ setup(
         "dictionary_learning_ext.features": ["templates/*", "return_score.json"],
         "dictionary_learning_ext.report": ["templates/*"],
     },
-    # The lower bounds are what `make test-oldest` installs. The newest that were tested: torch 2.13,
-    # transformers 5.24, nnsight 0.3.7 (0.8.1: its fast tests), datasets 5.2, numpy 2.4, pyarrow 26, wandb 0.31.
+    # The lower bounds are what `make test-oldest` installs. The newest that `make test-newest` tested, on
+    # Python 3.13: torch 2.15, transformers 5.24, nnsight 0.8.1, datasets 5.2, numpy 2.5, pandas 3.1, pyarrow 26,
+    # scipy 1.18, wandb 0.31.
     install_requires=[
         "dictionary-learning==0.1.0",
         "torch>=2.6",
