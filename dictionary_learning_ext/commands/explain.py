@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,12 +22,12 @@ class ExplainFlags:
     folder: str = field(metadata=positional(FOLDER))
     """A run folder, or another library's SAE (see docs/any_sae.md). What explanations.json in it holds already is not
     asked for again."""
-    endpoint: str
+    endpoint: str = field(metadata={"metavar": "URL"})
     """The address of an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1. Its key, if it needs one, is read
     from the environment's OPENAI_API_KEY."""
-    explainer: str
+    explainer: str = field(metadata={"metavar": "NAME"})
     """The language model that explains, by its name there."""
-    scorer: str | None = None
+    scorer: str | None = field(default=None, metadata={"metavar": "NAME"})
     """The language model that scores. Default: the explainer."""
     dry_run: bool = False
     """Only say how many requests and tokens it takes."""
@@ -111,7 +110,8 @@ def _printed(explained: "Explained") -> str:
         found = explained.explanations.get(feature)
         text, score = (None, None) if found is None else (found.text, found.score)
         scores += [score.value] if score else []
-        words = textwrap.shorten(text, width, placeholder=" …") if text else "-"
+        words = text or "-"
+        words = words if len(words) <= width else f"{words[: width - 1]}…"
         rows.append([words, str(feature), str(score) if score else "-"])
     lines = [text_table(["explanation", "feature", "score (95% interval)"], rows)]
     if mean := mean_of(scores):

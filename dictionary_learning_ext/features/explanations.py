@@ -11,7 +11,7 @@ feature fires in them. The score is the balanced accuracy, so guessing has 0.5.
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +21,11 @@ from dictionary_learning.dictionary import Dictionary
 from scipy.stats import t as students_t
 
 from ..errors import CheckpointError, Setting
+from ..run_folder.comparing import unequal
 from ..run_folder.files import EXPLANATIONS, write_text
 from ..run_folder.json_files import read_json
 from ..run_folder.sae_names import place_of
-from ..run_folder.weights import hash_of
+from ..run_folder.weights import hash_of, load_dictionary
 from .contexts import visible
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,22 @@ class Explanation:
         above = math.hypot(a.high - a.value, b.high - b.value) / 2
         return Estimate(value, value - below, value + above)
 
+    @property
+    def words(self) -> str:
+        """The score in words; empty if there is none."""
+        if self.score is None:
+            return ""
+        counts = [_counts(self.said.get(kind, "")) for kind in KINDS]
+        strong, weak, silent = (f"{yes} of {n}" for yes, n in counts)
+        return (
+            f"Score {self.score}: the scorer said that it fires in {strong} contexts where it fires strongly, in "
+            f"{weak} where it fires weakly, and in {silent} where it doesn't."
+        )
+
+    def __str__(self) -> str:
+        score = f" (score {self.score.value:.2f})" if self.score is not None else ""
+        return f"{self.text or 'no explanation'}{score}"
+
 
 def _counts(said: str) -> tuple[int, int]:
     """How often YES was said, and how many answers there are."""
@@ -177,6 +194,13 @@ def means_of(explanations: Mapping[str, Explanations]) -> tuple[int, dict[str, E
     return n, {name: mean for name, mean in means.items() if mean is not None}
 
 
+def not_alike(explanations: Mapping[str, Explanations]) -> str:
+    """Why these SAEs' scores can't be compared; empty if they can."""
+    known = [one for one in explanations.values() if one.scores]
+    differing = unequal([one.settings | {"order": one.order} for one in known])
+    return f"measured differently ({', '.join(differing)})" if differing else ""
+
+
 # --- explanations.json
 
 
@@ -200,6 +224,14 @@ def read_explanations(name: str | Path, dictionary: Dictionary) -> Explanations:
     if strange := [one for one in found if not 0 <= one < dictionary.dict_size]:
         raise CheckpointError(f"{path}: the SAE has no feature {strange[0]}", instead=_REPAIR)
     return found
+
+
+def explanations_of(names: Iterable[str]) -> dict[str, Explanations]:
+    """The explanations beside those of these SAEs that have some, which are loaded to see whether they are theirs."""
+    places = {name: place_of(name).results for name in names}
+    there = [name for name, place in places.items() if place and (place / EXPLANATIONS).exists()]
+    found = {name: read_explanations(name, load_dictionary(name)[0]) for name in there}
+    return {name: one for name, one in found.items() if one}
 
 
 def explanations_in(path: Path) -> Explanations:

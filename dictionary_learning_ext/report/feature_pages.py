@@ -15,6 +15,7 @@ import torch as t
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import FeatureContexts, plain, token_text, top_tokens, visible
 from ..features.directions import Ranked
+from ..features.explanations import Explanation
 from ..features.return_score import FIFTH_NAMES, FIFTHS
 from .analysis import Analysis, Comparison
 
@@ -55,7 +56,7 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-Show = Literal["number", "percent", "whole", "share of seeds", "tokens"]
+Show = Literal["number", "percent", "whole", "share of seeds", "text", "tokens"]
 """How a column's values are written; tokens are numbers in the vocabulary."""
 
 
@@ -115,8 +116,23 @@ def _promoted(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
     ]
 
 
+def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any] | None:
+    """Something of each feature's explanation."""
+    found = analysis.explanations
+    features = range(len(analysis.statistics.count_F))
+    return [of(found[one]) if one in found else None for one in features] if found else None
+
+
 COLUMNS = (
     Column("fires_on", _fires_on, "fires on", "tokens"),
+    Column(
+        "explanation", lambda one, _: _explained(one, lambda each: each.text), "explanation", "text"
+    ),
+    Column(
+        "explanation_score",
+        lambda one, _: _explained(one, lambda each: each.score and rounded(each.score.value)),
+        "explained",
+    ),
     Column("promotes", _promoted, "promotes", "tokens", is_extra=True),
     Column("rank", lambda one, _: _ranks(one)),
     Column(
@@ -214,6 +230,8 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
                 [vocabulary.number(token), rounded(logit, 3)]
                 for token, logit in _pairs(ranked, feature)
             ]
+    if feature in analysis.explanations:
+        content["explained"] = analysis.explanations[feature].words
     if feature in analysis.syntheses:
         found = analysis.syntheses[feature]
         content["synthesis"] = {
@@ -287,6 +305,8 @@ class Card:
     """Whether it comes back in other seeds, in words; None if these were not given."""
     score: int | None
     """Its return score, as the table shows it; None for an SAE that has none."""
+    explanation: Explanation | None
+    """None if it was not explained."""
 
 
 def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, list[Card]]]:
@@ -369,6 +389,7 @@ def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabu
         frequency=float(analysis.statistics.frequency_F[feature]),
         returns=analysis.scores.words(feature) if analysis.scores is not None else None,
         score=None if of_one is None else int(of_one.score_F[feature]),
+        explanation=analysis.explanations.get(feature),
     )
 
 

@@ -161,6 +161,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
             if one.returning
         ],
         fifths=FIFTH_NAMES,
+        has_explanations=any(one.explanations for one in comparison.analyses),
         has_scores=any(one.return_scores for one in comparison.analyses),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].statistics.tokens,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.explain import endpoint as endpoint_module
 from dictionary_learning_ext.explain import questions, runner
 from dictionary_learning_ext.explain.endpoint import Endpoint
+from dictionary_learning_ext.export.exporter import export
+from dictionary_learning_ext.features.explanations import explanations_in, means_of
 
 
 @pytest.fixture(autouse=True)
@@ -434,3 +437,49 @@ def test_another_librarys_sae_needs_a_folder(folder_to_explain, chat, tmp_path, 
     assert main(words(tmp_path / "lens", chat, *model, "--out", tmp_path / "results")) == 0
     assert len(stored(tmp_path / "results")["features"]) == FEATURES
     assert not (tmp_path / "lens" / "explanations.json").exists()
+
+
+def test_compare_shows_mean_scores_of_equally_many_features(explained, tmp_path, capsys):
+    hostile, good = explained
+    assert main(["compare", *map(str, explained)]) == 0
+    out = capsys.readouterr().out
+    assert "mean score of 3 features of each" in out
+    assert "can't be compared" not in out
+    found = [explanations_in(folder / "explanations.json") for folder in explained]
+    _, means = means_of(dict(zip(explained, found, strict=True)))
+    for mean in means.values():
+        assert f"{mean.value:.2f}" in out
+    assert means[good].value > means[hostile].value
+    other = shutil.copytree(good, tmp_path / "other")
+    content = stored(other)
+    content["settings"]["scorer"] = "another"
+    (other / "explanations.json").write_text(json.dumps(content))
+    assert main(["compare", str(hostile), str(other)]) == 0
+    assert "measured differently (scorer)" in capsys.readouterr().out
+
+
+def test_features_of_a_folder_have_their_explanations(explained):
+    features = features_of(explained[1], tokens=600)
+    number = next(iter(features.explanations))
+    assert features[number].explanation.text in repr(features[number])
+    assert features[number].explanation.score.value > 0.5
+    html = features_of(explained[0], tokens=600)
+    number = next(iter(html.explanations))
+    assert "<script>" not in html[number]._repr_html_()
+    assert "&lt;script&gt;" in html[number]._repr_html_()
+    without = next(n for n in range(128) if n not in features.explanations)
+    assert features[without].explanation is None
+
+
+def test_exports_that_have_a_place_for_them_hold_them(explained, tmp_path):
+    folder = export(explained[1], "neuronpedia", tmp_path / "out", tokens=600).folder
+    lines = (folder / "explanations" / "batch-0.jsonl").read_text().splitlines()
+    found = {int(each["index"]): each for each in map(json.loads, lines)}
+    known = explanations_in(explained[1] / "explanations.json")
+    assert found.keys() == known.keys()
+    for feature, each in found.items():
+        assert each["description"] == known[feature].text
+        assert each["explanationModelName"] == "explainer"
+        assert each["layer"] == "0-good"
+        assert str(known[feature].score) in each["notes"]
+    assert not list((folder / "explanations").glob("batch-1*"))

@@ -4,10 +4,13 @@ import json
 import re
 import shutil
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from report_runs import train
+from report_runs import BARE, train
+
+from dictionary_learning_ext.cli import main
 
 FEATURES = 3
 MODELS = ["--explainer", "explainer", "--scorer", "scorer"]
@@ -97,8 +100,8 @@ def knowing(request):
     return str([int(wanted in text) for text in excerpts(request)])
 
 
-@pytest.fixture
-def chat():
+@contextmanager
+def serving():
     server = ChatServer()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
@@ -106,11 +109,52 @@ def chat():
     server.server_close()
 
 
+@pytest.fixture
+def chat():
+    with serving() as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def to_explain(tiny_lm_dir, text, tmp_path_factory):
     """A small run whose features fire rarely. Tests leave its folder as it is."""
     folder = tmp_path_factory.mktemp("to_explain") / "vsae"
-    return train(tiny_lm_dir, text, folder, "--dict-size", "128", "--k", "2", "--eval-tokens", "0")
+    return train(tiny_lm_dir, text, folder, "--dict-size", "128", "--k", "2")
+
+
+HOSTILE = (
+    "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+)
+
+
+@pytest.fixture(scope="session")
+def explained(to_explain, tmp_path_factory):
+    """Two run folders: explanations that are made to break a page, and better ones of other features, too."""
+    base = tmp_path_factory.mktemp("explained")
+    folders = [shutil.copytree(to_explain, base / name) for name in ("hostile", "good")]
+    with serving() as chat:
+        assert main(words(folders[1], chat, "--features", FEATURES + 2)) == 0
+
+        def answer(request):
+            if is_greeting(request) or is_of_scorer(request):
+                return (
+                    "yes"
+                    if is_greeting(request)
+                    else str([0, 1] * 20)[: 3 * len(excerpts(request)) - 1] + "]"
+                )
+            return f"Explanation: {HOSTILE} Unmistakable\u202e"
+
+        chat.answer = answer
+        assert main(words(folders[0], chat)) == 0
+    return folders
+
+
+@pytest.fixture(scope="session")
+def explained_report(explained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("explained_report") / "page.html"
+    hostile, good = map(str, explained)
+    assert main(["report", hostile, "--against", good, "--out", str(out), *BARE]) == 0
+    return out
 
 
 @pytest.fixture
