@@ -83,6 +83,7 @@ setup(
         "psutil>=5.9",
         "pyarrow>=15",
         "pyyaml>=6",
+        "requests>=2.32",
         "safetensors>=0.4.3",
         "scikit-learn>=1.4",
         "scipy>=1.11",

@@ -8,6 +8,7 @@ from typing import Any
 
 from .commands.bench import BENCH
 from .commands.cache import CACHE, HOOKS
+from .commands.explain import EXPLAIN
 from .commands.export import EXPORT, PUSH
 from .commands.flags import Command, parse
 from .commands.measure import COMPARE, EVAL, METRICS, REPRODUCE
@@ -22,7 +23,7 @@ from .training.processes import Processes, is_to_tell, joined, launched
 COMMANDS: dict[str, Command[Any]] = {
     each.name: each
     for each in (
-        *(TRAIN, EVAL, COMPARE, METRICS, REPRODUCE, REPORT, QUICKSTART),
+        *(TRAIN, EVAL, COMPARE, METRICS, REPRODUCE, EXPLAIN, REPORT, QUICKSTART),
         *(SWEEP, HOOKS, CACHE, EXPORT, PUSH, BENCH),
     )
 }

@@ -293,6 +293,14 @@ EXPERIMENTS = (
         pages=("attention_sinks.md",),
     ),
     Experiment(
+        "language_models.explanations",
+        "Does the score of an explanation tell it from another feature's?",
+        minutes="60",
+        stages=("train", "tables"),
+        needs="runs/smollm2-135m, from experiments.language_models.smollm2",
+        pages=("explanations.md",),
+    ),
+    Experiment(
         "settings_plots",
         "What do sigma, beta, noise_on and kl_scope do? The guide's plots, from the raw results of others.",
         minutes="1",

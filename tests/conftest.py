@@ -25,6 +25,7 @@ pytest_plugins = [
     "guide",
     "interrupted_runs",
     "report_runs",
+    "chat_server",
     "small_commands",
 ]
 

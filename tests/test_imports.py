@@ -16,7 +16,7 @@ LAYERS = (
     {"evaluation"},
     {"features"},
     {"training"},
-    {"report", "sae_bench", "sae_lens", "export", "sweep"},
+    {"report", "sae_bench", "sae_lens", "export", "sweep", "explain"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -25,6 +25,7 @@ from ..config.run import RunConfig
 from ..config.synthetic_models import is_synthetic
 from ..errors import LanguageModelError, Setting, first_line
 from ..run_folder.files import at_home
+from ..run_folder.weights import hash_of
 from ..trainers.base import require_device
 from .text import why_unreachable
 
@@ -196,17 +197,9 @@ def with_weights(model: LanguageModel) -> LanguageModel:
 
 
 def weights_hash(model: LanguageModel) -> str:
-    """SHA-256, in hex, of the names, shapes, dtypes and bytes of everything in a checkpoint.
-
-    It does not depend on the device. It does depend on the dtype.
-    """
-    digest = hashlib.sha256()
+    """The hash of its checkpoint, see `hash_of`."""
     module: Any = model._module
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().data)
-    return digest.hexdigest()
+    return hash_of(module)
 
 
 def settings_hash(model: LanguageModel) -> str:

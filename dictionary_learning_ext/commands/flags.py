@@ -397,7 +397,9 @@ def _help(command: Command[Any], options: dict[str, _Option], everything: bool) 
     common = {name: flags[name] for name in command.common if name in flags}
     left_out = set() if everything else flags.keys() & set(command.rare)
     more = {n: each for n, each in flags.items() if n not in common and n not in left_out}
-    lines = [" ".join([*usage, "[FLAGS]"]), "", *textwrap.wrap(str(command.flags.__doc__), width)]
+    words = " ".join([*usage, "[FLAGS]"])
+    lines = textwrap.wrap(words, width, subsequent_indent="    ", break_on_hyphens=False)
+    lines += ["", *textwrap.wrap(str(command.flags.__doc__), width)]
     lines.append("")
     for option in arguments:
         lines += _entry(option.metavar, option, width)

@@ -91,7 +91,8 @@ class CompareFlags:
     """Run folders, or folders that `vsae eval --out` wrote: two or more, or one to see its metrics."""
     columns: str | None = None
     """The metrics to show, by their keys in metrics.json, e.g. fve,l0,loss_reconstructed. Default:
-    the most important ones, and which features come back where there are several seeds of a setting."""
+    the most important ones, which features come back where there are several seeds of a setting, and the mean
+    score of what `vsae explain` wrote."""
     all: bool = False
     """Show every metric. `vsae metrics` says what they mean."""
     json: bool = False
@@ -100,7 +101,8 @@ class CompareFlags:
 
 
 def run_compare(flags: CompareFlags) -> None:
-    from ..evaluation.tables import chosen, measured_in, printed
+    from ..evaluation.tables import RETURNS, chosen, measured_in, printed
+    from ..features.explanations import explanations_of, means_of, not_alike
     from ..features.reproducibility_of_folders import returning_of
     from ..run_folder.reading import read_all, read_config
 
@@ -117,8 +119,21 @@ def run_compare(flags: CompareFlags) -> None:
         print(json.dumps(results, indent=2))
         return
     configs = {folder: read_config(folder) for folder in results}
-    returning = returning_of(configs) if flags.columns is None else {}
-    print(printed(results, configs, metrics, returning))
+    if flags.columns is not None:
+        print(printed(results, configs, metrics))
+        return
+    explained = explanations_of(configs)
+    n, means = means_of(explained)
+    returning = {folder: f"{share:.1%}" for folder, share in returning_of(configs).items()}
+    scores = {folder: str(mean) for folder, mean in means.items()}
+    print(printed(results, configs, metrics, {RETURNS: returning, "explanations": scores}))
+    if means:
+        why_not = not_alike(explained)
+        print(
+            f"\nexplanations: the mean score of {n} features of each, the first in their order that have one, "
+            f"with its 95% interval over features. Guessing has 0.5."
+            + (f"\nThese scores can't be compared: {why_not}." if why_not else "")
+        )
 
 
 @dataclass(frozen=True)

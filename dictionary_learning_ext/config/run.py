@@ -386,3 +386,22 @@ class ReportOptions(Checked):
         super().__post_init__()
         require_at_least_one(self, "tokens", "map_tokens", "map_features", "pages")
         require(self.synthesise >= 0, "synthesise", self.synthesise, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions(Checked):
+    """Which features are explained, and from what."""
+
+    features: int = 50
+    """How many features to explain, in the order of the return score: the most likely to come back first. Of an SAE
+    that has no such score, in the order of the firing rate."""
+    only: tuple[int, ...] = ()
+    """Explain these features instead, by their numbers."""
+    tokens: int = RunConfig.eval_tokens
+    """Held-out tokens to take the features' contexts from."""
+    at_once: int = 4
+    """Requests at once, at most."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least_one(self, "features", "tokens", "at_once")

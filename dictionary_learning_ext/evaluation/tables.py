@@ -44,7 +44,7 @@ def printed(
     results: Mapping[str, dict[str, Any]],
     configs: Mapping[str, dict[str, Any]],
     metrics: Sequence[Metric] | None = None,
-    returning: Mapping[str, float] | None = None,
+    further: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """What commands print of run folders' metrics: a table that fits the terminal.
 
@@ -53,7 +53,7 @@ def printed(
 
     Arguments:
         results, configs: the content of each folder's metrics.json and config.json.
-        returning: the share of features that come back in other seeds, for folders that have some.
+        further: columns beside the metrics, by their heads: the cells of the folders that have one.
     """
     metrics = usual_columns(results) if metrics is None else metrics
     width = shutil.get_terminal_size().columns
@@ -64,8 +64,11 @@ def printed(
         for folder, name in names.items()
     }
     shown = {marked[folder]: values for folder, values in results.items()}
-    returning = {marked[folder]: share for folder, share in (returning or {}).items()}
-    parts = [table(shown, metrics, width, returning)]
+    further = {
+        head: {marked[folder]: cell for folder, cell in cells.items()}
+        for head, cells in (further or {}).items()
+    }
+    parts = [table(shown, metrics, width, further)]
     if lines := notes(results, names, metrics):
         parts.append("\n".join(lines))
     if differing:
@@ -105,21 +108,21 @@ def table(
     results: Mapping[str, Mapping[str, Any]],
     metrics: Sequence[Metric] | None = None,
     width: int | None = None,
-    returning: Mapping[str, float] | None = None,
+    further: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """The metrics of SAEs as aligned text, a row each; a single SAE is not named.
 
     Arguments:
         width: see `text_table`.
-        returning: the share of features that come back, of some.
+        further: see `printed`. A column without a cell is left out.
     """
     metrics = usual_columns(results) if metrics is None else metrics
-    head = [*(metric.label for metric in metrics), *([RETURNS] if returning else [])]
+    further = {name: cells for name, cells in (further or {}).items() if cells}
+    head = [*(metric.label for metric in metrics), *further]
     rows = []
     for name, values in results.items():
         cells = [metric.text(values.get(metric.key)) for metric in metrics]
-        if returning:
-            cells.append(f"{returning[name]:.1%}" if name in returning else "-")
+        cells += [column.get(name, "-") for column in further.values()]
         rows.append([name, *cells])
     if len(rows) == 1:
         return text_table(head, [rows[0][1:]], width, repeated=0)

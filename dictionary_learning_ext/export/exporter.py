@@ -26,6 +26,7 @@ from ..activations.tokens import adds_bos
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
+from ..features.explanations import read_explanations
 from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk, remove_temporaries
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own
@@ -116,6 +117,7 @@ def export(
     require_own(folder, "export")
     folder = Path(folder)
     dictionary, config = load_dictionary(folder, device)
+    explanations = read_explanations(folder, dictionary)
     dictionary: Any = dictionary.float()  # pyright: ignore[reportAttributeAccessIssue]
     target = folder / EXPORTS / form if out is None else Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -155,7 +157,9 @@ def export(
     if form == "neuronpedia":
         measured = measured_features(source, run, language_model, hook_point, tokens)
         with _new_folder(target) as temporary, _writing(target):
-            write_neuronpedia(temporary, source, *measured, hook_point.layer, tokenizer)
+            write_neuronpedia(
+                temporary, source, *measured, hook_point.layer, tokenizer, explanations
+            )
         return Exported(target, None, cut_paths)
     require_supported(form, source)
     with _new_folder(target) as temporary:

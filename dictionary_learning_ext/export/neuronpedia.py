@@ -2,6 +2,7 @@
 
     batch-0.json, …     some features each, in SAEDashboard's schema
     run_settings.json   what they were measured on
+    explanations/batch-0.jsonl  where `vsae explain` wrote some: a line each, as in Neuronpedia's own exports
 
 The schema is `NeuronpediaDashboardBatch` of sae-dashboard 0.8.0. Neuronpedia's converter reads it
 (utils/neuronpedia-utils/…/convert-saedashboard-to-neuronpedia-export.py in its repository), and asks
@@ -27,6 +28,7 @@ from ..config.run import RunConfig
 from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.contexts import FeatureContexts, token_text
 from ..features.directions import LogitLens, decoder_directions
+from ..features.explanations import Explanation, Explanations
 from ..run_folder.files import write_json, write_text
 from .formats import ExportedSAE
 
@@ -35,6 +37,7 @@ FEATURES_PER_BATCH = 128
 NEURONPEDIA_TOKENS = RunConfig.eval_tokens
 """Held-out tokens that are measured on by default."""
 RUN_SETTINGS = "run_settings.json"
+_EXPLANATIONS = "explanations/batch-0.jsonl"
 _TOP_CONTEXTS = {"bin_min": -1.0, "bin_max": 99.0, "bin_contains": -1.0}
 """How Neuronpedia marks the contexts with the largest activations."""
 _KEPT = 20  # contexts of each kind
@@ -86,6 +89,7 @@ def write_neuronpedia(
     lens: LogitLens,
     layer: int,
     tokenizer: Any,
+    explanations: Explanations,
 ) -> None:
     """Write the features that were selected into an empty folder. `layer` is the block's number.
 
@@ -111,6 +115,13 @@ def write_neuronpedia(
         }
         # Without write_json's indentation, which makes it four times as long.
         write_text(folder / f"batch-{number}.json", json.dumps(content))
+    if lines := [
+        _explanation(each, explanations, source, layer)
+        for each in explanations.values()
+        if each.text
+    ]:
+        (folder / _EXPLANATIONS).parent.mkdir()
+        write_text(folder / _EXPLANATIONS, "".join(f"{json.dumps(line)}\n" for line in lines))
     settings = of_all | {
         "model": source.model,
         "hook_name": source.hook,
@@ -120,6 +131,21 @@ def write_neuronpedia(
         "dictionary_learning_ext": importlib.metadata.version("dictionary-learning-ext"),
     }
     write_json(folder / RUN_SETTINGS, settings)
+
+
+def _explanation(
+    found: Explanation, explanations: Explanations, source: ExportedSAE, layer: int
+) -> dict[str, Any]:
+    """A line of explanations/batch-N.jsonl, as Neuronpedia's batch-autointerp.py writes it. Whoever uploads it adds
+    an id and the author."""
+    return {
+        "modelId": source.model.rpartition("/")[2],
+        "layer": f"{layer}-{source.name}",
+        "index": str(found.feature),
+        "description": found.text,
+        "explanationModelName": explanations.settings.get("explainer"),
+        "notes": found.words,
+    }
 
 
 def _feature(

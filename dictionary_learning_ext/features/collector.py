@@ -29,7 +29,7 @@ from ..activations.positions import FAR, PositionRule, at, norms, where
 from ..config.checks import require
 from ..errors import NonFiniteError, TextError
 from ..trainers.dictionaries import as_input
-from .contexts import ContextKeeper, EncodedContexts, FeatureContexts
+from .contexts import ContextKeeper, DrawnContexts, EncodedContexts, FeatureContexts, windows
 
 LEAST_SELECTIONS = 8
 """A feature selected fewer times than this fires on too few tokens to say what it fires on."""
@@ -64,6 +64,8 @@ class FeatureStatistics:
     """The contexts with the largest activations, each context once."""
     sampled: FeatureContexts
     """Contexts of selections drawn uniformly without replacement, the largest activation first."""
+    drawn: DrawnContexts
+    """Tokens drawn uniformly from all of them."""
     profiles_NF: csr_matrix
     """Activations at N randomly drawn tokens. A feature's column is its profile."""
 
@@ -81,15 +83,17 @@ class FeatureStatistics:
 class FeatureCollector:
     """Collects `FeatureStatistics`, batch by batch.
 
-    Memory holds F x (T x W + H) numbers, the sparse profiles of at most 16M selections, and a byte for each
-    of `tokens` (nine at the start). The SAE's device holds at most 4M activations at a time, or those of one
-    context; only what is selected leaves it.
+    Memory holds F x (T x W + H) numbers, the sparse profiles of at most 16M selections, `drawn` x F bytes, and
+    two bytes for each of `tokens` (nine more at the start). The SAE's device holds at most 4M activations at a
+    time, or those of one context; only what is selected leaves it.
 
     Arguments:
         dictionary: any class that `load_dictionary` returns. It takes raw activations.
         tokens: an upper limit on the tokens that will be added. The profiles' tokens are drawn
             from these.
         top, sampled: contexts kept per feature.
+        drawn: tokens drawn from all, of which is kept what each feature does around them. Fewer if the text
+            has fewer than `tokens`.
         before, after: tokens shown before and after the one that a context is kept for.
         profile_tokens: N, at most. Fewer if they have more than 16M selections.
         seed: seeds everything that is drawn at random.
@@ -104,6 +108,7 @@ class FeatureCollector:
         *,
         top: int = 8,
         sampled: int = 8,
+        drawn: int = 0,
         before: int = 16,
         after: int = 8,
         profile_tokens: int = 20_000,
@@ -124,8 +129,11 @@ class FeatureCollector:
         self._histogram = GrowingHistograms(n, _BINS)
         self._top = ContextKeeper(n, top, before, after)
         self._sampled = ContextKeeper(n, sampled, before, after)
-        drawn = t.randperm(tokens, generator=self._generator)[:profile_tokens]
-        self._in_profile = t.zeros(tokens, dtype=t.bool).index_fill_(0, drawn, True)
+        self._offsets_W = t.arange(-before, after + 1)
+        order = t.randperm(tokens, generator=self._generator)
+        self._in_profile = _marked(tokens, order[:profile_tokens])
+        self._is_drawn = _marked(tokens, order[:drawn])
+        self._drawn = [_nothing_drawn(len(self._offsets_W), n)]
         self._profile: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._profile_rows = self._profile_entries = 0
 
@@ -165,17 +173,33 @@ class FeatureCollector:
         key_M = t.rand(len(value_M), generator=self._generator)
         self._sampled.offer(key_M, feature_M, token_M, source)
 
-        self._add_profiles(wanted_N, token_M, feature_M, value_M)
+        place_N = (self._tokens + wanted_N.cumsum(0) - 1).clamp(0, len(self._is_drawn) - 1)
+        self._draw(wanted_N & self._is_drawn[place_N], source)
+        self._add_profiles(wanted_N & self._in_profile[place_N], token_M, feature_M, value_M)
         self._contexts += n_contexts
         self._tokens += int(wanted_N.sum())
 
+    def _draw(self, drawn_N: t.Tensor, source: EncodedContexts) -> None:
+        if not drawn_N.any():
+            return
+        around = windows(drawn_N.nonzero().flatten(), source.ids_BL, self._offsets_W)
+        n_drawn, ctx_len = len(around.ids_MW), source.ids_BL.shape[1]
+        fires_PF = t.zeros(n_drawn, source.n_features, dtype=t.bool)
+        token_PW = around.context_M1 * ctx_len + around.at_MW
+        for token_P, is_inside_P in zip(token_PW.T, around.is_inside_MW.T, strict=True):
+            place_N = t.full((len(drawn_N),), -1)  # at one offset, each token is in one window
+            place_N[token_P[is_inside_P]] = t.arange(n_drawn)[is_inside_P]
+            place_S = place_N[source.token_S]
+            is_near_S = place_S >= 0
+            fires_PF[place_S[is_near_S], source.feature_S[is_near_S]] = True
+        context_P = source.first_context + around.context_M1.squeeze(1)
+        self._drawn.append(DrawnContexts(around.ids_MW, fires_PF, context_P))
+
     def _add_profiles(
-        self, wanted_N: t.Tensor, token_M: t.Tensor, feature_M: t.Tensor, value_M: t.Tensor
+        self, drawn_N: t.Tensor, token_M: t.Tensor, feature_M: t.Tensor, value_M: t.Tensor
     ) -> None:
-        place_N = self._tokens + wanted_N.cumsum(0) - 1
-        drawn_N = wanted_N & self._in_profile[place_N.clamp(0, len(self._in_profile) - 1)]
-        per_token_N = token_M.bincount(minlength=len(wanted_N)) * drawn_N
-        drawn_N &= self._profile_entries + per_token_N.cumsum(0) <= _PROFILE_ENTRIES
+        per_token_N = token_M.bincount(minlength=len(drawn_N)) * drawn_N
+        drawn_N = drawn_N & (self._profile_entries + per_token_N.cumsum(0) <= _PROFILE_ENTRIES)
         row_N = self._profile_rows + drawn_N.cumsum(0) - 1
         keep_M = drawn_N[token_M]
         kept = row_N[token_M[keep_M]].int(), feature_M[keep_M].int(), value_M[keep_M]
@@ -207,8 +231,21 @@ class FeatureCollector:
             negative_F=self._negative_F.clone(),
             top=self._top.contexts(),
             sampled=self._sampled.contexts(by_value=True),
+            drawn=DrawnContexts(*map(t.cat, zip(*self._drawn, strict=True))),
             profiles_NF=csr_matrix((values, (rows, columns)), shape),
         )
+
+
+def _marked(n: int, places: t.Tensor) -> t.Tensor:
+    return t.zeros(n, dtype=t.bool).index_fill_(0, places, True)
+
+
+def _nothing_drawn(width: int, n_features: int) -> DrawnContexts:
+    return DrawnContexts(
+        t.empty(0, width, dtype=t.int32),
+        t.empty(0, n_features, dtype=t.bool),
+        t.empty(0, dtype=t.long),
+    )
 
 
 def require_finite(activations: t.Tensor) -> None:

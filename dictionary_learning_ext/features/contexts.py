@@ -1,7 +1,7 @@
 """The contexts kept for each feature, such as those with its largest activations, and tokens as text.
 
 Shapes: B contexts of L tokens, F features, T contexts kept per feature, W tokens of a context
-shown, S selections, M of them offered, U features among these.
+shown, S selections, M of them offered, U features among these, P tokens drawn.
 """
 
 import math
@@ -40,6 +40,17 @@ class FeatureContexts(NamedTuple):
     """The token's place in its context, int64."""
     at: int
     """Which of the W tokens it is."""
+
+
+class DrawnContexts(NamedTuple):
+    """P tokens drawn uniformly from all, whatever fires there, with the tokens around them."""
+
+    ids_PW: t.Tensor
+    """Token ids, int32; -1 where the context has no token."""
+    fires_PF: t.Tensor
+    """Whether each feature is selected at any of the W tokens."""
+    context_P: t.Tensor
+    """The context's number in the order of reading, int64."""
 
 
 @dataclass(frozen=True)
@@ -137,19 +148,16 @@ class ContextKeeper:
         self, feature_M: t.Tensor, token_M: t.Tensor, source: EncodedContexts
     ) -> tuple[t.Tensor, ...]:
         """What is kept of each selection, in the order of FeatureContexts."""
-        ctx_len = source.ids_BL.shape[1]
-        context_M, position_M = token_M // ctx_len, token_M % ctx_len
-        context_M1, position_M1, feature_M1 = (
-            rearrange(part, "m -> m 1") for part in (context_M, position_M, feature_M)
+        around = windows(token_M, source.ids_BL, self._offsets_W)
+        token_MW = around.context_M1 * source.ids_BL.shape[1] + around.at_MW
+        f_MW = source.activations(token_MW, rearrange(feature_M, "m -> m 1"))
+        context_M, position_M = (
+            part.squeeze(1) for part in (around.context_M1, around.position_M1)
         )
-        at_MW = position_M1 + self._offsets_W
-        is_inside_MW = (at_MW >= 0) & (at_MW < ctx_len)
-        at_MW = at_MW.clamp(0, ctx_len - 1)
-        ids_MW = source.ids_BL[context_M1, at_MW].int()
         return (
             source.activations(token_M, feature_M),
-            t.where(is_inside_MW, ids_MW, -1),
-            source.activations(context_M1 * ctx_len + at_MW, feature_M1) * is_inside_MW,
+            around.ids_MW,
+            f_MW * around.is_inside_MW,
             source.first_context + context_M,
             position_M,
         )
@@ -164,6 +172,31 @@ class ContextKeeper:
             row_F1 = rearrange(t.arange(len(order_FT)), "f -> f 1")
             parts = [part[row_F1, order_FT] for part in parts]
         return FeatureContexts(*parts, at=self._kept.at)
+
+
+class Windows(NamedTuple):
+    """M tokens of a batch of contexts, and the W around each."""
+
+    context_M1: t.Tensor
+    position_M1: t.Tensor
+    at_MW: t.Tensor
+    """Their positions, those outside of the context moved into it."""
+    is_inside_MW: t.Tensor
+    ids_MW: t.Tensor
+    """Their ids, int32; -1 outside of the context."""
+
+
+def windows(token_M: t.Tensor, ids_BL: t.Tensor, offsets_W: t.Tensor) -> Windows:
+    """The tokens at these offsets from some tokens, which are numbered 0 to B x L - 1."""
+    ctx_len = ids_BL.shape[1]
+    context_M1, position_M1 = (
+        rearrange(part, "m -> m 1") for part in (token_M // ctx_len, token_M % ctx_len)
+    )
+    at_MW = position_M1 + offsets_W
+    is_inside_MW = (at_MW >= 0) & (at_MW < ctx_len)
+    at_MW = at_MW.clamp(0, ctx_len - 1)
+    ids_MW = t.where(is_inside_MW, ids_BL[context_M1, at_MW].int(), -1)
+    return Windows(context_M1, position_M1, at_MW, is_inside_MW, ids_MW)
 
 
 # --- one of them, as text
@@ -261,18 +294,18 @@ def token_text(tokenizer: Any, token: int) -> str:
     return text
 
 
-def visible(text: str) -> str:
+def visible(text: str, longest: int = LONGEST_TOKEN) -> str:
     """Text with control characters and directional marks spelled out, cut if too long."""
     shown = []
-    for character in text[: LONGEST_TOKEN + 1]:
+    for character in text[: longest + 1]:
         if character in _SHOWN_AS:
             shown.append(_SHOWN_AS[character])
         elif unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
             shown.append(f"‹U+{ord(character):04X}›")
         else:
             shown.append(character)
-    if len(text) > LONGEST_TOKEN:
-        return "".join(shown[:LONGEST_TOKEN]) + f"… ({len(text):,} characters)"
+    if len(text) > longest:
+        return "".join(shown[:longest]) + f"… ({len(text):,} characters)"
     return "".join(shown)
 
 

@@ -37,6 +37,7 @@ from .contexts import (
     visible,
 )
 from .directions import LogitLens, decoder_directions
+from .explanations import Explanation, Explanations, read_explanations
 from .return_score import ReturnScores, SignalCollector, has_score, require_score
 
 _ROWS = 20
@@ -102,7 +103,10 @@ def features_of(
         if signals is not None:
             signals.add(batch.wanted_ND)
     statistics = collector.statistics()
-    return Features(opened, statistics, finder.sinks(), signals and signals.scores())
+    is_named = isinstance(sae, str | Path)
+    explanations = read_explanations(sae, dictionary) if is_named else Explanations()
+    scores = signals and signals.scores()
+    return Features(opened, statistics, finder.sinks(), scores, explanations)
 
 
 class Features:
@@ -117,6 +121,7 @@ class Features:
         statistics: everything that was measured, see `FeatureStatistics`.
         tokens: the number of tokens measured on.
         sinks: the attention sinks that were left out, as in a report; None if there were none.
+        explanations: by feature, what `vsae explain` wrote into the SAE's folder; empty if it wrote nothing.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class Features:
         statistics: FeatureStatistics,
         sinks: Sinks | None,
         return_scores: ReturnScores | None,
+        explanations: Explanations,
     ):
         self.dictionary = opened.dictionary
         self.language_model = opened.language_model
@@ -132,6 +138,7 @@ class Features:
         self.statistics = statistics
         self.tokens = statistics.tokens
         self.sinks = sinks
+        self.explanations = explanations
         self._return_scores = return_scores
         self._tokenizer: Any = opened.language_model.tokenizer
 
@@ -293,6 +300,11 @@ class Feature:
         return float(self.features.return_scores.score_F[self.number])
 
     @property
+    def explanation(self) -> Explanation | None:
+        """What a language model says it fires on, with its score; None if `vsae explain` did not ask."""
+        return self.features.explanations.get(self.number)
+
+    @property
     def fires_on(self) -> list[str]:
         """The tokens at which it is strongest in its kept contexts, the most frequent first: up to 4."""
         tokens = top_tokens(self.features.statistics.top, self.number)
@@ -325,6 +337,7 @@ class Feature:
         return (
             f"feature {self.number}: selected at {self.density:.3%} of {self.features.tokens:,} tokens,"
             f" largest activation {self.largest:.3g}{score}"
+            + (f": {self.explanation}" if self.explanation else "")
         )
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ comparison = analyse([folder, *others], ReportOptions())
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ..features.directions import (
     decoder_directions,
     nearest_features,
 )
+from ..features.explanations import Explanations, means_of, not_alike, read_explanations
 from ..features.geometry import Geometry, GeometryError, comparable_features, geometry
 from ..features.reproducibility import RETURNING, FeatureScores
 from ..features.reproducibility_of_folders import (
@@ -78,6 +79,8 @@ class Analysis:
     """The live features, the easiest to interpret first."""
     return_scores: ReturnScores | None
     """None for an SAE that has none, see `features.return_score`."""
+    explanations: Explanations = field(default_factory=Explanations)
+    """What `vsae explain` wrote."""
     geometry: Geometry | None = None
     returning: ReproducibilityOfFolders | None = None
     """This SAE and its other seeds; None if none were given."""
@@ -146,6 +149,7 @@ def analyse(
             instead="use `vsae eval` and `vsae compare`",
         )
     # What can fail comes before the text, which takes minutes.
+    explanations = {name: read_explanations(name, sae) for name, (sae, _) in opened.saes.items()}
     lens = LogitLens(language_model) if options.logits else None
     returning: dict[str, ReproducibilityOfFolders] = {}
     coders: dict[str, dict[str, CodeCollector]] = {}
@@ -231,6 +235,7 @@ def analyse(
                 syntheses={one.feature: one for one in syntheses},
                 ranking=ranking,
                 return_scores=signals[name].scores() if name in signals else None,
+                explanations=explanations[name],
                 returning=returning.get(name),
             )
         )
@@ -312,6 +317,8 @@ def headline(comparison: Comparison) -> list[HeadlineRow]:
         rows.append(HeadlineRow(name, explanation, cells, stars))
     if any(one.returning for one in analyses):
         rows.insert(2, _row_of_returning(analyses, reconstructs))
+    if any(one.explanations.scores for one in analyses):
+        rows.append(_row_of_explanations(analyses))
     none = [False] * len(analyses)
     tokens = analyses[0].statistics.tokens
     explanation = f"features selected at least once in these {tokens:,} tokens"
@@ -353,6 +360,24 @@ def _row_of_returning(analyses: list[Analysis], reconstructs: list[bool]) -> Hea
         f"{RETURNING[0]:g}"
     )
     return HeadlineRow("Features that come back", explanation, cells, stars)
+
+
+def _row_of_explanations(analyses: list[Analysis]) -> HeadlineRow:
+    explained = {one.label: one.explanations for one in analyses}
+    n, means = means_of(explained)
+    found = [means.get(one.label) for one in analyses]
+    why_not = not_alike(explained)
+    explanation = (
+        f"mean score of the explanations of {n} features, the first in their order; guessing has 0.5"
+        + (f"; can't be compared: {why_not}" if why_not else "")
+    )
+    return HeadlineRow(
+        "Explanations",
+        explanation,
+        ["–" if mean is None else f"{mean.value:.2f}" for mean in found],
+        [False] * len(found),
+        ["" if mean is None else f"{mean.low:.2f} to {mean.high:.2f}" for mean in found],
+    )
 
 
 def _reconstructs(analyses: list[Analysis]) -> list[bool]:

@@ -5,12 +5,17 @@ share (`Vocabulary`), and referred to by its number there.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import torch as t
 
 from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import FeatureContexts, plain, token_text, top_tokens, visible
 from ..features.directions import Ranked
+from ..features.explanations import Explanation
 from ..features.return_score import FIFTH_NAMES, FIFTHS
 from .analysis import Analysis, Comparison
 
@@ -51,46 +56,155 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
-    """The table's columns: for each, a list with one entry per feature (F)."""
-    statistics = analysis.statistics
-    n = len(statistics.count_F)
-    cluster: list[int | None] = [None] * n
-    map_cluster: list[int | None] = [None] * n
-    if analysis.geometry is not None:
-        for row, feature in enumerate(analysis.geometry.features.tolist()):
-            cluster[feature] = int(analysis.geometry.cluster[row])
-            map_cluster[feature] = int(analysis.geometry.map_cluster[row])
-    rank: list[int | None] = [None] * n
+Show = Literal["number", "percent", "whole", "share of seeds", "text", "tokens"]
+"""How a column's values are written; tokens are numbers in the vocabulary."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a report says of every feature, wherever it says it: in the table, which can be sorted and searched by
+    it, among the facts of a feature's page, in the CSV file, and as a colour of the map."""
+
+    key: str
+    values: Callable[[Analysis, Vocabulary], list[Any] | None]
+    """Of each feature (F); None for an SAE that has none."""
+    title: str = ""
+    """The head in the table, which leaves it out if there is none."""
+    show: Show = "number"
+    fact: str = ""
+    """What the feature's page calls it. Left out there if there is none."""
+    is_extra: bool = False
+    """Whether narrow screens leave it out of the table."""
+
+
+def _rounded_all(values: t.Tensor | np.ndarray, digits: int = 4) -> list[float | None]:
+    return [rounded(value, digits) for value in values.tolist()]
+
+
+def _ranks(analysis: Analysis) -> list[int | None]:
+    rank: list[int | None] = [None] * len(analysis.statistics.count_F)
     for place, feature in enumerate(analysis.ranking):
         rank[feature] = place
-    found: dict[str, list[Any]] = {
-        "rank": rank,
-        "frequency": [rounded(value) for value in statistics.frequency_F.tolist()],
-        "max": [rounded(value) for value in statistics.max_F.tolist()],
-        "mean": [rounded(value) for value in statistics.mean_F.tolist()],
-        "alignment": [rounded(value, 3) for value in analysis.alignment_F.tolist()],
-        "neighbour": [rounded(value, 3) for value in analysis.neighbours.values_Fn[:, 0].tolist()]
-        if analysis.neighbours.values_Fn.shape[1]
-        else [None] * n,
-        "cluster": cluster,
-        "map_cluster": map_cluster,
-        "fires_on": [
-            [vocabulary.number(token) for token in top_tokens(statistics.top, feature)]
-            for feature in range(n)
-        ],
-        "promotes": [
-            [vocabulary.number(token) for token in _promotes(analysis, feature, vocabulary)]
-            for feature in range(n)
-        ],
-    }
-    if (of_one := analysis.return_scores) is not None:
-        found["score"] = [round(score, 2) for score in of_one.score_F.tolist()]
-        found["fifth"] = of_one.fifth_F.tolist()
-    if analysis.scores is not None:
-        found["returns"] = analysis.scores.returns_F.tolist()
-        found["match"] = [rounded(value) for value in analysis.scores.match_F.tolist()]
+    return rank
+
+
+def _clusters(analysis: Analysis, name: str) -> list[int | None]:
+    found: list[int | None] = [None] * len(analysis.statistics.count_F)
+    if (of := analysis.geometry) is not None:
+        for feature, cluster in zip(of.features.tolist(), getattr(of, name), strict=True):
+            found[feature] = int(cluster)
     return found
+
+
+def _nearest(analysis: Analysis) -> list[float | None]:
+    cosines_Fn = analysis.neighbours.values_Fn
+    none: list[float | None] = [None] * len(cosines_Fn)
+    return _rounded_all(cosines_Fn[:, 0], 3) if cosines_Fn.shape[1] else none
+
+
+def _fires_on(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
+    top = analysis.statistics.top
+    features = range(len(top.value_FT))
+    return [[vocabulary.number(i) for i in top_tokens(top, feature)] for feature in features]
+
+
+def _promoted(analysis: Analysis, vocabulary: Vocabulary) -> list[list[int]]:
+    features = range(len(analysis.statistics.count_F))
+    return [
+        [vocabulary.number(i) for i in _promotes(analysis, feature, vocabulary)]
+        for feature in features
+    ]
+
+
+def _explained(analysis: Analysis, of: Callable[[Explanation], Any]) -> list[Any] | None:
+    """Something of each feature's explanation."""
+    found = analysis.explanations
+    features = range(len(analysis.statistics.count_F))
+    return [of(found[one]) if one in found else None for one in features] if found else None
+
+
+COLUMNS = (
+    Column("fires_on", _fires_on, "fires on", "tokens"),
+    Column(
+        "explanation", lambda one, _: _explained(one, lambda each: each.text), "explanation", "text"
+    ),
+    Column(
+        "explanation_score",
+        lambda one, _: _explained(one, lambda each: each.score and rounded(each.score.value)),
+        "explained",
+    ),
+    Column("promotes", _promoted, "promotes", "tokens", is_extra=True),
+    Column("rank", lambda one, _: _ranks(one)),
+    Column(
+        "frequency",
+        lambda one, _: _rounded_all(one.statistics.frequency_F),
+        "selected",
+        "percent",
+        "of tokens select it",
+    ),
+    Column(
+        "max",
+        lambda one, _: _rounded_all(one.statistics.max_F),
+        "max",
+        fact="largest activation",
+        is_extra=True,
+    ),
+    Column(
+        "mean",
+        lambda one, _: _rounded_all(one.statistics.mean_F),
+        "mean",
+        fact="mean when selected",
+        is_extra=True,
+    ),
+    Column(
+        "alignment",
+        lambda one, _: _rounded_all(one.alignment_F, 3),
+        "enc·dec",
+        fact="encoder·decoder cosine",
+        is_extra=True,
+    ),
+    Column("neighbour", lambda one, _: _nearest(one), "nearest", is_extra=True),
+    Column(
+        "cluster",
+        lambda one, _: _clusters(one, "cluster"),
+        "cluster",
+        "whole",
+        "cluster",
+        is_extra=True,
+    ),
+    Column("map_cluster", lambda one, _: _clusters(one, "map_cluster")),
+    Column(
+        "score",
+        lambda one, _: (
+            one.return_scores and [round(s, 2) for s in one.return_scores.score_F.tolist()]
+        ),
+        "score",
+        "whole",
+        "return score, of 100",
+    ),
+    Column("fifth", lambda one, _: one.return_scores and one.return_scores.fifth_F.tolist()),
+    Column(
+        "returns",
+        lambda one, _: one.scores and one.scores.returns_F.tolist(),
+        "returns",
+        "share of seeds",
+        "seeds it comes back in",
+    ),
+    Column(
+        "match",
+        lambda one, _: one.scores and _rounded_all(one.scores.match_F),
+        "match",
+        fact="mean match there",
+        is_extra=True,
+    ),
+)
+"""In the order of the table and of the facts. The CSV file has those of tokens last."""
+
+
+def columns(analysis: Analysis, vocabulary: Vocabulary) -> dict[str, list[Any]]:
+    """The columns that an SAE has: for each, a list with one entry per feature (F)."""
+    found = {each.key: each.values(analysis, vocabulary) for each in COLUMNS}
+    return {key: values for key, values in found.items() if values is not None}
 
 
 def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -116,6 +230,8 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
                 [vocabulary.number(token), rounded(logit, 3)]
                 for token, logit in _pairs(ranked, feature)
             ]
+    if feature in analysis.explanations:
+        content["explained"] = analysis.explanations[feature].words
     if feature in analysis.syntheses:
         found = analysis.syntheses[feature]
         content["synthesis"] = {
@@ -189,6 +305,8 @@ class Card:
     """Whether it comes back in other seeds, in words; None if these were not given."""
     score: int | None
     """Its return score, as the table shows it; None for an SAE that has none."""
+    explanation: Explanation | None
+    """None if it was not explained."""
 
 
 def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, list[Card]]]:
@@ -271,6 +389,7 @@ def _card(analysis: Analysis, feature: int, texts: list[str], vocabulary: Vocabu
         frequency=float(analysis.statistics.frequency_F[feature]),
         returns=analysis.scores.words(feature) if analysis.scores is not None else None,
         score=None if of_one is None else int(of_one.score_F[feature]),
+        explanation=analysis.explanations.get(feature),
     )
 
 

@@ -51,7 +51,7 @@ from ..run_folder.files import (
 from ..run_folder.reading import read_config
 from ..run_folder.sae_names import require_results_at, results_folder
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
-from .feature_pages import Vocabulary, cards, columns, page, rounded
+from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
 from .figures import OUT, write_figures
 
 _MATRIX_FEATURES = 150
@@ -119,6 +119,16 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
     vocabulary = Vocabulary(comparison.tokenizer)
     payload = {
         "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
+        "columns": [
+            {
+                "key": one.key,
+                "title": one.title,
+                "show": one.show,
+                "fact": one.fact,
+                "extra": one.is_extra,
+            }
+            for one in COLUMNS
+        ],
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
         "held_out": [
@@ -151,6 +161,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
             if one.returning
         ],
         fifths=FIFTH_NAMES,
+        has_explanations=any(one.explanations for one in comparison.analyses),
         has_scores=any(one.return_scores for one in comparison.analyses),
         versions=comparison.analyses[0].config.get("run", {}).get("versions", {}),
         n_tokens=comparison.analyses[0].statistics.tokens,
@@ -302,8 +313,9 @@ def _write_data(files: Path, analysis: Analysis, comparison: Comparison) -> None
     vocabulary = Vocabulary(comparison.tokenizer)
     found = columns(analysis, vocabulary)
     words = {
-        name: [" | ".join(vocabulary.texts[i] for i in row) for row in found.pop(name)]
-        for name in ("fires_on", "promotes")
+        one.key: [" | ".join(vocabulary.texts[i] for i in row) for row in found.pop(one.key)]
+        for one in COLUMNS
+        if one.show == "tokens"
     }
     count = analysis.statistics.count_F.tolist()
     table_columns = {"feature": list(range(len(count))), "count": count, **found, **words}

@@ -62,6 +62,8 @@ BENCH_CACHE = ".bench_cache"
 """What SAE Bench can use again. Deleted once all its evaluations have succeeded."""
 RETURN_SCORES = "return_scores.csv"
 """The features' return scores and signals, a row for each feature."""
+EXPLANATIONS = "explanations.json"
+"""What features mean in a language model's words, with scores."""
 REPORT = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
 INDEX = "index.html"
@@ -155,6 +157,7 @@ RUN_FILES = (
     BENCH_REPEATS,
     BENCH_CACHE,
     RETURN_SCORES,
+    EXPLANATIONS,
     REPORT,
     report_files(Path(REPORT)).name,
     RESUME,

@@ -1,6 +1,7 @@
 """Writing and reading ae.pt: upstream's state dict, of a dictionary that takes raw activations."""
 
 import copy
+import hashlib
 import io
 import math
 import pickle
@@ -21,6 +22,19 @@ from .reading import read_config
 from .sae_names import place_of
 
 _REAL = (t.float64, t.float32, t.float16, t.bfloat16)
+
+
+def hash_of(module: t.nn.Module) -> str:
+    """SHA-256, in hex, of the names, shapes, dtypes and bytes of everything in a checkpoint.
+
+    It does not depend on the device. It does depend on the dtype.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(t.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
 
 
 def for_raw_activations(dictionary: Dictionary, norm_factor: float) -> Dictionary:

@@ -34,9 +34,9 @@ def measured(tokens=2048, **changes):
     return values | {"tokens": tokens, "measured_on": {"data": "a.txt", **changes}}
 
 
-def shown(results, configs=None, metrics=None, returning=None):
+def shown(results, configs=None, metrics=None, further=None):
     """What is printed of folders that were trained alike, if nothing else is given."""
-    return printed(results, configs or dict.fromkeys(results, config()), metrics, returning)
+    return printed(results, configs or dict.fromkeys(results, config()), metrics, further)
 
 
 def config(architecture="vsae_top_k", lr=None, trainer_lr=2e-4, **settings):
@@ -91,12 +91,10 @@ def test_the_truth_has_columns_where_it_is_known():
     assert chosen("true_mcc") == [METRICS["true_mcc"]], "by its name it is always shown"
 
 
-def test_features_that_come_back_have_a_column_where_there_are_seeds():
+def test_what_is_no_metric_has_a_column_where_a_folder_has_it():
     results = {"a": measured(), "b": measured(), "c": measured()}
-    lines = [
-        line.split()
-        for line in shown(results, None, chosen("fve"), {"a": 0.5, "b": 0.25}).splitlines()
-    ]
+    further = {"returning > 0.7": {"a": "50.0%", "b": "25.0%"}, "explanations": {}}
+    lines = [line.split() for line in shown(results, None, chosen("fve"), further).splitlines()]
     assert lines[0] == ["FVE", "returning", ">", "0.7"]
     assert lines[2:5] == [["a", "0.5000", "50.0%"], ["b", "0.5000", "25.0%"], ["c", "0.5000", "-"]]
 
@@ -164,7 +162,8 @@ def test_four_automatic_folders_fit_80_columns_and_show_each_difference_once():
     ):
         configs = of_two_seeds(recommended) | of_two_seeds(other)
         folders = {folder: measured() for folder in configs}
-        text = shown(folders, configs, None, dict.fromkeys(configs, 0.25))
+        further = {"returning > 0.7": dict.fromkeys(configs, "25.0%")}
+        text = shown(folders, configs, None, further)
         assert max(map(len, text.splitlines())) <= 80
         heads = [line.split() for line in text.splitlines() if not re.search("seed=[01]", line)]
         words = [word for head in heads for word in head]

@@ -307,3 +307,21 @@ def test_the_report_names_them_once(lm_dir_of, text, tmp_path):
     rule = ["--eval-tokens", "0", "--max-norm-multiple", "10"]
     without = train(model, text, tmp_path / "without", *rule)
     assert features_of(without, tokens=600).sinks is None, "those that training left out"
+
+
+def test_drawn_tokens_come_with_what_every_feature_does_around_them(sae, batch):
+    f_BLF = activations(sae, batch, 5)
+    n = int(batch.wanted_BL.sum())
+    drawn = collected(sae, batch, 5, drawn=batch.wanted_BL.numel(), before=2, after=1).drawn
+    places = [tuple(place) for place in batch.wanted_BL.nonzero().tolist()]
+    assert len(drawn.ids_PW) == n == len(places), "all of them"
+    for row, (context, place) in enumerate(places):
+        window = range(place - 2, place + 2)
+        inside = [at for at in window if 0 <= at < LENGTH]
+        expected = [int(batch.input_ids_BL[context, at]) if at in inside else -1 for at in window]
+        assert drawn.ids_PW[row].tolist() == expected
+        assert drawn.context_P[row] == context
+        assert drawn.fires_PF[row].equal((f_BLF[context, inside] != 0).any(0))
+    few = collected(sae, batch, 5, drawn=60, seed=3).drawn
+    assert 30 < len(few.ids_PW) <= 60
+    assert len(collected(sae, batch, 5).drawn.ids_PW) == 0

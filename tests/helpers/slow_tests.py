@@ -22,6 +22,7 @@ SLOW = frozenset(
         "test_a_sweep_trains_on_two_gpus",
         "test_an_agents_run_that_is_stopped_is_retried_and_counts_once",
         "test_kills_change_nothing",
+        "test_a_kill_in_between_loses_nothing_that_was_answered",
         "test_a_token_that_is_missing_or_malformed_or_of_no_use_offline",
         "test_sigterm_ends_the_command_with_143_and_resume_goes_on",
         "test_the_core_imports_no_sae_bench_and_features_in_python_no_drawing",

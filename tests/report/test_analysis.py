@@ -12,6 +12,7 @@ from dictionary_learning_ext.activations.inputs import Inputs
 from dictionary_learning_ext.config.run import ReportOptions
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, LanguageModelError
 from dictionary_learning_ext.features.codes import Codes, agreement_of_codes
+from dictionary_learning_ext.features.explanations import Explanations
 from dictionary_learning_ext.features.reproducibility import ReproducibilityError
 from dictionary_learning_ext.report import analysis as module
 from dictionary_learning_ext.report.analysis import analyse, headline
@@ -100,7 +101,13 @@ def analysis(label, metrics=None):
     """An SAE of a report, without its weights."""
     statistics = SimpleNamespace(alive_F=t.tensor([True, False]), tokens=600)
     metrics = METRICS | (metrics or {})
-    return SimpleNamespace(label=label, metrics=metrics, statistics=statistics, returning=None)
+    return SimpleNamespace(
+        label=label,
+        metrics=metrics,
+        statistics=statistics,
+        returning=None,
+        explanations=Explanations(),
+    )
 
 
 def stars(*analyses):

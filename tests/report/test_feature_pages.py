@@ -47,6 +47,7 @@ def comparison(tokens_F, count_F=None, pages=100, promoted=None):
         ranking=ranking_of(statistics),
         scores=None,
         return_scores=None,
+        explanations={},
         promoted=promoted and SimpleNamespace(indices_Fn=t.tensor(promoted)),
     )
     return SimpleNamespace(analyses=[analysis], options=SimpleNamespace(pages=pages))

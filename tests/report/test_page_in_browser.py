@@ -248,7 +248,7 @@ def test_features_that_come_back_are_sorted_and_colour_the_map(browser, seeded_r
     open_first_feature(browser)
     feature = int(browser.find_element(By.ID, "page-title").text.split()[1])
     facts = browser.find_element(By.CSS_SELECTOR, "#page .facts").text.replace("\n", " ")
-    assert f"{rows[feature]['returns']} of 2 seeds it comes back in" in facts
+    assert f"{rows[feature]['returns']}/2 seeds it comes back in" in facts
     browser.execute_script("document.getElementById('page').close()")
     choose(browser, "sae", 1)
     assert {cell.text for cell in browser.find_elements(By.CSS_SELECTOR, column)} == {"–"}
@@ -349,6 +349,32 @@ def test_many_saes_wide_dictionaries_and_negative_features_are_drawn(browser, re
         f"return [...{made}.querySelectorAll('.words span')].map((word) => word.style.background)"
     )
     assert [word.rpartition(",")[2].strip(" )") for word in words] == ["0.80", "0.46"]
+
+
+def test_explanations_are_searched_sorted_and_shown_as_text(browser, explained_report):
+    open_page(browser, explained_report)
+    everything = len(shown(browser))
+    browser.find_element(By.ID, "search").send_keys("unmistakable")
+    assert 0 < len(shown(browser)) == 3 < everything
+    cell = browser.find_element(By.CSS_SELECTOR, "#table tbody .explanation").text
+    assert cell.startswith("</script><script>")
+    browser.find_element(By.ID, "search").clear()
+    browser.find_element(By.ID, "search").send_keys(Keys.SPACE, Keys.BACKSPACE)
+    choose(browser, "sae", "1")
+    browser.find_element(By.CSS_SELECTOR, 'th[data-key="explanation_score"] button').click()
+    header = browser.find_element(By.CSS_SELECTOR, 'th[data-key="explanation_score"]')
+    place = browser.execute_script("return arguments[0].cellIndex + 1", header)
+    cells = browser.find_elements(By.CSS_SELECTOR, f"#table tbody tr > :nth-child({place})")
+    scores = [float(one.text) for one in cells[:5]]
+    assert scores == sorted(scores, reverse=True)
+    assert cells[5].text == "–"
+    open_first_feature(browser)
+    page = browser.find_element(By.ID, "page").text
+    assert "the text '" in page
+    assert "the scorer said that it fires in" in page
+    browser.execute_script("document.getElementById('page').close()")
+    assert "owned" not in browser.title
+    assert browser.get_log("browser") == []
 
 
 def test_hostile_text_does_nothing(browser, hostile_report):

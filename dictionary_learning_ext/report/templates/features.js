@@ -1,32 +1,30 @@
 const ROWS = 50;
-const COLUMNS = [
-  { key: "feature", title: "feature", show: (value) => String(value) },
-  { key: "fires_on", title: "fires on", text: true },
-  { key: "promotes", title: "promotes", text: true, extra: true },
-  { key: "frequency", title: "selected", show: percent },
-  { key: "max", title: "max", show: number, extra: true },
-  { key: "mean", title: "mean", show: number, extra: true },
-  { key: "alignment", title: "enc·dec", show: number, extra: true },
-  { key: "neighbour", title: "nearest", show: number, extra: true },
-  { key: "cluster", title: "cluster", show: (value) => (value === null ? "–" : String(value)), extra: true },
-  { key: "score", title: "score", show: (value) => (value === null ? "–" : String(Math.floor(value))) },
-  { key: "returns", title: "returns" },
-  { key: "match", title: "match", show: number, extra: true },
-];
+/** How a column's values are written, by its `show`. */
+const SHOW = {
+  number: (value) => number(value),
+  percent,
+  whole: (value) => (value === null ? "–" : String(Math.floor(value))),
+  "share of seeds": (value, of) => (value === null ? "–" : value + "/" + of),
+};
 
 /** The table: what is searched for, sorted by a column, a few rows at a time. */
 function featureTable(data) {
   const state = { sae: 0, key: "rank", descending: false, rows: ROWS };
   const sae = () => data.saes[state.sae];
-  const columns = COLUMNS.filter(({ key }) => key === "feature" || data.saes.some((one) => key in one.columns))
-    .map((column) => (column.key === "returns" ? { ...column, show: (value) => (value === null ? "–" : value + "/" + sae().seeds.of) } : column));
-  const texts = data.saes.map((one) => one.columns.fires_on.map((tokens, feature) =>
-    tokens.concat(one.columns.promotes[feature]).map((i) => data.tokens[i]).join("\n").toLowerCase()));
+  const columns = [{ key: "feature", title: "feature" }, ...data.columns.filter(({ key, title }) => title && data.saes.some((one) => key in one.columns))];
+  const isText = ({ show }) => show === "tokens" || show === "text";
+  /** A column's texts of a feature: tokens, or one text or none. */
+  const words = (one, { key, show }, feature) => {
+    const found = (one.columns[key] || [])[feature] ?? [];
+    return show === "tokens" ? found.map((i) => data.tokens[i]) : [found].flat();
+  };
+  const texts = data.saes.map((one) => one.columns.frequency.map((_, feature) =>
+    columns.filter((column) => isText(column) && column.key in one.columns).flatMap((column) => words(one, column, feature)).join("\n").toLowerCase()));
 
   const value = (feature, column) => {
     if (column.key === "feature") return feature;
-    const found = (sae().columns[column.key] || [])[feature] ?? null;
-    return column.text ? (found.length ? data.tokens[found[0]].trim().toLowerCase() : null) : found;
+    if (isText(column)) return words(sae(), column, feature).length ? words(sae(), column, feature)[0].trim().toLowerCase() : null;
+    return (sae().columns[column.key] || [])[feature] ?? null;
   };
 
   function matching() {
@@ -62,13 +60,14 @@ function featureTable(data) {
 
   function row(one, feature) {
     const cells = columns.map((column) => {
-      const kind = (column.text ? "text " : "") + (column.extra ? "extra" : "");
+      const kind = (isText(column) ? "text " : "") + (column.extra ? "extra" : "");
       if (column.key === "feature") {
         const name = one.pages[feature] ? el("a", { href: address(one.label, feature) }, String(feature)) : String(feature);
         return el("th", { scope: "row" }, name);
       }
       const found = (one.columns[column.key] || [])[feature] ?? null;
-      return el("td", { class: kind }, ...(column.text ? found.map((i) => token(data.tokens[i])) : [column.show(found)]));
+      const shown = column.show === "tokens" ? token : (text) => el("span", { class: "explanation" }, text);
+      return el("td", { class: kind }, ...(isText(column) ? words(one, column, feature).map(shown) : [SHOW[column.show](found, (one.seeds || {}).of)]));
     });
     const element = el("tr", {}, ...cells);
     if (one.pages[feature]) element.addEventListener("click", () => { location.hash = address(one.label, feature); });
@@ -78,11 +77,11 @@ function featureTable(data) {
   for (const column of columns) {
     const button = el("button", { type: "button" }, column.title);
     button.addEventListener("click", () => {
-      state.descending = state.key === column.key ? !state.descending : !column.text && column.key !== "feature";
+      state.descending = state.key === column.key ? !state.descending : !isText(column) && column.key !== "feature";
       state.key = column.key;
       show();
     });
-    const kind = (column.text ? "text " : "") + (column.extra ? "extra" : "");
+    const kind = (isText(column) ? "text " : "") + (column.extra ? "extra" : "");
     $("table").tHead.rows[0].append(el("th", { scope: "col", class: kind, "data-key": column.key }, button));
   }
   $("search").addEventListener("input", () => { state.rows = ROWS; show(); });
@@ -136,12 +135,13 @@ function logits(data, title, rows) {
 function pageBody(data, sae, feature) {
   const page = sae.pages[feature], of = (column) => sae.columns[column][feature];
   const largest = of("max");
-  const parts = [el("div", { class: "facts" },
-    fact("of tokens select it", percent(of("frequency"))), fact("largest activation", number(largest)),
-    fact("mean when selected", number(of("mean"))), fact("encoder·decoder cosine", number(of("alignment"))),
-    fact("cluster", of("cluster") === null ? "–" : String(of("cluster"))))];
-  if (sae.columns.score) parts[0].append(fact("return score, of 100", String(Math.floor(of("score")))));
-  if (sae.columns.match) parts[0].append(fact("it comes back in", of("returns") + " of " + sae.seeds.of + (sae.seeds.of === 1 ? " seed" : " seeds")), fact("mean match there", number(of("match"))));
+  const facts = data.columns.filter((column) => column.fact && column.key in sae.columns)
+    .map((column) => fact(column.fact, SHOW[column.show](of(column.key), (sae.seeds || {}).of)));
+  const parts = [];
+  if (sae.columns.explanation && of("explanation") !== null) {
+    parts.push(el("p", { class: "lede explanation" }, of("explanation")), el("p", { class: "note" }, page.explained));
+  }
+  parts.push(el("div", { class: "facts" }, ...facts));
   parts.push(el("h3", {}, "Strongest contexts"), el("p", { class: "note" }, "On the left is the activation at the underlined token. Select another shaded token to see its activation."),
     ...page.top.map((one) => context(data, one, largest)));
   parts.push(el("h3", {}, "Random contexts"), el("p", { class: "note" }, "A random sample of the tokens that select it, strongest first."),

@@ -1,0 +1,1 @@
+"""Explanations of features by a language model behind an endpoint, and their scores."""

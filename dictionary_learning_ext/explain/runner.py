@@ -1,0 +1,381 @@
+"""`vsae explain`: asks for what is missing in explanations.json, and writes each answer there as it comes.
+
+explained = explain("runs/mine", Endpoint("http://localhost:8000/v1"), "llama-3.1-8b")
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any, NamedTuple
+
+from ..config.run import ExplainOptions
+from ..config.synthetic_models import is_synthetic
+from ..errors import (
+    ActivationsError,
+    ConfigError,
+    EndpointError,
+    LanguageModelError,
+    Setting,
+)
+from ..evaluation.folders import open_folders, require_feature
+from ..features.collector import FeatureCollector, FeatureStatistics, SinkFinder
+from ..features.explanations import MISSING, Explanation, Explanations, explanations_in
+from ..features.return_score import SignalCollector, has_score
+from ..run_folder.comparing import measured_on
+from ..run_folder.files import EXPLANATIONS, locked
+from ..run_folder.reading import read_config
+from ..run_folder.sae_names import require_results_at, results_folder
+from ..run_folder.weights import hash_of
+from .endpoint import Endpoint
+from .questions import (
+    DRAWN,
+    KEPT,
+    LEAST,
+    Question,
+    detection,
+    explanation_in,
+    judgements_in,
+    question,
+)
+
+_OUT = Setting("out")
+_CHARACTERS_PER_TOKEN = 4
+_TOKENS_OF_AN_EXPLANATION = 40
+_MOST_FAILURES = 10
+"""Requests in a row that may fail before the endpoint is taken to be down."""
+
+
+class Plan(NamedTuple):
+    """What will be asked."""
+
+    features: int
+    requests: int
+    tokens: int
+    """Sent, and in answers of the form that is asked for, about: 4 characters are taken for a token."""
+    order: str
+    """What the features are ordered by."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What `explain` did."""
+
+    path: Path
+    explanations: Explanations
+    features: list[int]
+    """Those that were chosen, in their order."""
+    failed: dict[int, str]
+    """The features of which a request failed, and why."""
+
+    @property
+    def missing(self) -> list[int]:
+        """The chosen features without an explanation or a whole score, though no request failed."""
+        found = {feature: self.explanations.get(feature) for feature in self.features}
+        whole = {feature for feature, each in found.items() if each and each.is_complete}
+        return [each for each in self.features if each not in whole and each not in self.failed]
+
+
+def explain(
+    folder: str | Path,
+    endpoint: Endpoint,
+    explainer: str,
+    *,
+    scorer: str | None = None,
+    options: ExplainOptions | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+    on_answer: Callable[[], object] = lambda: None,
+    **where: Any,
+) -> Explained:
+    """Ask for explanations of an SAE's features and for their scores, and write explanations.json.
+
+    What it already holds is not asked for again.
+
+    Arguments:
+        folder: what names the SAE, see run_folder/sae_names.py.
+        explainer, scorer: the names of the language models at the endpoint. Default of the scorer: the explainer.
+        out: the folder of explanations.json. Default: the SAE's own. Needed for another library's SAE.
+        overwrite: start again where explanations.json holds those of another SAE, explainer or text.
+        dry_run: measure, but ask nothing.
+        on_plan: called before anything is asked.
+        on_answer: called after each request.
+        where: model, hook, data and the like, see `evaluation.folders.open_folders`.
+
+    Raises: EndpointError if the endpoint doesn't answer; a UserError for everything else that was wrong. A request
+    that fails in between is in `failed`.
+    """
+    options, scorer = options or ExplainOptions(), scorer or explainer
+    read_config(folder)  # no folder of results for a run that isn't there
+    path = results_folder(folder, out) / EXPLANATIONS
+    require_results_at(path, _OUT)
+    with locked(path.parent, _OUT):
+        if not dry_run:
+            on_step(f"asking {endpoint.url} whether it answers")
+            for model in dict.fromkeys([explainer, scorer]):
+                endpoint.check(model)
+        on_step(f"reading {options.tokens:,} tokens of held-out text")
+        measured = _measured(folder, options.tokens, where)
+        models = {"explainer": explainer, "scorer": scorer}
+        settings = models | {"tokens": options.tokens} | measured.settings
+        chosen = _chosen(measured, options)
+        fresh = Explanations(hash_of(measured.dictionary), settings, measured.order_by, {})
+        known = _known(path, fresh, overwrite)
+        asked = [each for each in chosen if not _of(known, each).is_complete]
+        on_plan(_plan(known, asked, measured.order_by))
+        failed: dict[int, str] = {}
+        if not dry_run:
+            run = _Run(endpoint, explainer, scorer)
+            todo = [(each, _of(known, each)) for each in asked]
+            for found, failure in run.ask(todo, options.at_once):
+                if failure:
+                    failed[found.feature] = failure
+                known.features[found.feature] = found
+                known.write(path)
+                on_answer()
+    return Explained(path, known, [each.feature for each in chosen], failed)
+
+
+# --- what to ask
+
+
+class _Measured(NamedTuple):
+    dictionary: Any
+    tokenizer: Any
+    statistics: FeatureStatistics
+    order: list[int]
+    """The features that were selected, the first to explain first."""
+    order_by: str
+    settings: dict[str, Any]
+    """What was measured on."""
+
+
+def _measured(folder: str | Path, tokens: int, where: dict[str, Any]) -> _Measured:
+    opened = open_folders([folder], **where)
+    run, language_model = opened.run, opened.language_model
+    if is_synthetic(run.model):
+        raise LanguageModelError(f"{run.model} has no tokens, so its features can't be explained")
+    if language_model is None:
+        raise ActivationsError(
+            "explanations are of tokens, and this folder doesn't say which language model's",
+            name="activations",
+            value=run.activations,
+            instead=("give ", Setting("activations", None), " and the language model"),
+        )
+    ((dictionary, _),) = opened.saes.values()
+    collector = FeatureCollector(
+        dictionary, tokens, top=KEPT, sampled=KEPT, drawn=DRAWN, profile_tokens=1
+    )
+    signals = SignalCollector(dictionary) if has_score(dictionary) else None
+    finder = SinkFinder(language_model.tokenizer)
+    for batch in opened.inputs.contexts(run.hook, "heldout", tokens):
+        batch = finder.without_sinks(batch)
+        collector.add(batch)
+        if signals is not None:
+            signals.add(batch.wanted_ND)
+    statistics = collector.statistics()
+    by_rate_F = statistics.frequency_F.numpy()
+    by, key_F = (
+        ("firing rate", by_rate_F)
+        if signals is None
+        else ("return score", signals.scores().score_F)
+    )
+    alive = statistics.alive_F.nonzero().flatten().tolist()
+    order = sorted(alive, key=lambda feature: (-key_F[feature], feature))
+    tokenizer = language_model.tokenizer
+    return _Measured(dictionary, tokenizer, statistics, order, by, measured_on(run))
+
+
+def _chosen(measured: _Measured, options: ExplainOptions) -> list[Question]:
+    """The questions about the features that are explained, in their order.
+
+    Raises: ConfigError if one of `only` has too few contexts, or none has enough.
+    """
+    place_of = {feature: place for place, feature in enumerate(measured.order)}
+
+    def of(feature: int) -> Question | None:
+        place = place_of.get(feature)
+        if place is None:
+            return None
+        return question(feature, place, measured.statistics, measured.tokenizer)
+
+    too_few = (
+        f"has fewer than {2 * LEAST} contexts in which it fires, or than {LEAST} in which it doesn't, in "
+        f"{measured.statistics.tokens:,} tokens"
+    )
+    if options.only:
+        numbers = [require_feature(each, measured.dictionary.dict_size) for each in options.only]
+        found = {number: of(number) for number in dict.fromkeys(numbers)}
+        if none := [number for number, each in found.items() if each is None]:
+            more = ("leave it out, or give more ", Setting("tokens"))
+            raise ConfigError(f"feature {none[0]} {too_few}", instead=more)
+        return sorted((each for each in found.values() if each), key=lambda each: each.place)
+    found = list(_first(map(of, measured.order), options.features))
+    if not found:
+        raise ConfigError(f"every feature {too_few}", instead=("give more ", Setting("tokens")))
+    return found
+
+
+def _first(questions: Iterator[Question | None], n: int) -> Iterator[Question]:
+    for each in questions:
+        if each is not None:
+            yield each
+            n -= 1
+        if not n:
+            return
+
+
+def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
+    """What explanations.json holds of this SAE, explainer, scorer and text.
+
+    Raises: ConfigError if it holds those of others.
+    """
+    if overwrite or not path.exists():
+        return fresh
+    there = explanations_in(path)
+    other = [name for name in fresh.settings if there.settings.get(name) != fresh.settings[name]]
+    if there.sae != fresh.sae:
+        other = ["SAE"]
+    if other:
+        differ = ", ".join(f"{n} {there.settings.get(n)!r}" for n in other if n != "SAE")
+        raise ConfigError(
+            f"{path} holds explanations of another {'SAE' if not differ else f'kind: {differ}'}",
+            instead=("give another ", _OUT, ", or replace them with ", Setting("overwrite", True)),
+        )
+    return there
+
+
+def _of(known: Explanations, about: Question) -> Explanation:
+    """What is known of a feature: nothing, if something else was asked about it."""
+    found, nothing = known.get(about.feature), about.unanswered()
+    if found is None or found.asked != about.asked:
+        return nothing
+    lengths = {kind: len(said) for kind, said in found.said.items()}
+    return found if lengths == {k: len(said) for k, said in nothing.said.items()} else nothing
+
+
+def _plan(known: Explanations, asked: list[Question], order_by: str) -> Plan:
+    requests = characters = 0
+    for each in asked:
+        found = _of(known, each)
+        parts = [part for part, _ in _missing_parts(each, found)]
+        of_explainer = [] if found.text is not None else [each.messages]
+        sent = of_explainer + [detection("", part) for part in parts]
+        requests += len(sent)
+        characters += sum(len(message["content"]) for messages in sent for message in messages)
+        answers = len(sent) * _TOKENS_OF_AN_EXPLANATION
+        characters += _CHARACTERS_PER_TOKEN * (answers + len(parts) * _TOKENS_OF_AN_EXPLANATION)
+    return Plan(len(asked), requests, characters // _CHARACTERS_PER_TOKEN, order_by)
+
+
+# --- asking
+
+
+Part = list[tuple[str, str]]
+
+
+def _missing_parts(about: Question, found: Explanation) -> list[tuple[Part, list[tuple[str, int]]]]:
+    """The requests to the scorer that have no answer: their contexts, and each one's place in `said`."""
+    counts: dict[str, int] = {}
+    parts = []
+    for part in about.parts:
+        places = []
+        for kind, _ in part:
+            places.append((kind, counts.get(kind, 0)))
+            counts[kind] = counts.get(kind, 0) + 1
+        if any(found.said[kind][place] == MISSING for kind, place in places):
+            parts.append((part, places))
+    return parts
+
+
+class _Run:
+    """Asks in threads, each about one feature at a time."""
+
+    def __init__(self, endpoint: Endpoint, explainer: str, scorer: str):
+        self._endpoint, self._explainer, self._scorer = endpoint, explainer, scorer
+        self._answers: Queue[tuple[Explanation, str] | BaseException | None] = Queue()
+        self._is_over = False
+
+    def ask(
+        self, todo: list[tuple[Question, Explanation]], at_once: int
+    ) -> Iterator[tuple[Explanation, str]]:
+        """What is known of a feature after each request, and why the request failed, if it did.
+
+        Raises: EndpointError if the endpoint is down.
+        """
+        waiting: Queue[tuple[Question, Explanation]] = Queue()
+        for each in todo:
+            waiting.put(each)
+        # Daemons, so that Ctrl-C doesn't wait for an answer.
+        threads = [
+            threading.Thread(target=self._work, args=(waiting,), daemon=True)
+            for _ in range(min(at_once, len(todo)))
+        ]
+        for thread in threads:
+            thread.start()
+        n_at_work, in_a_row = len(threads), 0
+        try:
+            while n_at_work:
+                found = self._answers.get()
+                if isinstance(found, BaseException):
+                    raise found
+                if found is None:
+                    n_at_work -= 1
+                    continue
+                _, failure = found
+                in_a_row = in_a_row + 1 if failure else 0
+                yield found
+                if in_a_row >= _MOST_FAILURES:
+                    raise EndpointError(
+                        f"{_MOST_FAILURES} requests in a row failed, the last one: {failure}",
+                        instead="type the same again later: what was answered is kept",
+                    )
+        finally:
+            self._is_over = True
+
+    def _work(self, waiting: Queue[tuple[Question, Explanation]]) -> None:
+        try:
+            while not self._is_over:
+                for found in self._ask_about(*waiting.get_nowait()):
+                    self._answers.put(found)
+                    if self._is_over:
+                        return
+        except Empty:
+            self._answers.put(None)
+        except BaseException as error:
+            self._answers.put(error)
+
+    def _ask_about(self, about: Question, found: Explanation) -> Iterator[tuple[Explanation, str]]:
+        if found.text is None:
+            text, failure = self._answer(self._explainer, about.messages, explanation_in)
+            found = replace(found, text=text)
+            yield found, failure
+        if found.text is None:
+            return
+        explanation = found.text
+        for part, places in _missing_parts(about, found):
+            messages = detection(explanation, part)
+            n = len(part)
+            answers, failure = self._answer(
+                self._scorer, messages, lambda answer, n=n: judgements_in(answer, n)
+            )
+            said = dict(found.said)
+            for (kind, place), answer in zip(places, answers or [], strict=bool(answers)):
+                said[kind] = said[kind][:place] + answer + said[kind][place + 1 :]
+            found = replace(found, said=said)
+            yield found, failure
+
+    def _answer(self, model: str, messages: Any, read: Callable[[str], Any]) -> tuple[Any, str]:
+        """What is read in the model's answer, asked once more if that has the wrong form, and why the request failed.
+        None for an answer that has it twice."""
+        try:
+            for _ in range(2):
+                if (found := read(self._endpoint.answer(model, messages))) is not None:
+                    return found, ""
+        except EndpointError as error:
+            return None, error.as_typed
+        return None, ""

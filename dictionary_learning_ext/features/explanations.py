@@ -1,0 +1,256 @@
+"""What features mean in a language model's words, and how well these words tell where a feature fires.
+
+    explanations = read_explanations("runs/mine", dictionary)
+    explanations[17].text, explanations[17].score
+
+`vsae explain` writes them to explanations.json. They are scored by detection (Paulo et al. 2024,
+arXiv:2410.13928): a language model that knows only the explanation says of held-out contexts whether the
+feature fires in them. The score is the balanced accuracy, so guessing has 0.5.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from dictionary_learning.dictionary import Dictionary
+from scipy.stats import t as students_t
+
+from ..errors import CheckpointError, Setting
+from ..run_folder.comparing import unequal
+from ..run_folder.files import EXPLANATIONS, write_text
+from ..run_folder.json_files import read_json
+from ..run_folder.sae_names import place_of
+from ..run_folder.weights import hash_of, load_dictionary
+from .contexts import visible
+
+logger = logging.getLogger(__name__)
+
+STRONG, WEAK, SILENT = "strong", "weak", "silent"
+KINDS = (STRONG, WEAK, SILENT)
+"""The contexts that a score is on: where the feature fires strongly, weakly, and not."""
+YES, NO, MISSING = "1", "0", "-"
+"""What was said of a context: that the feature fires in it, that it doesn't, or nothing that could be read."""
+LONGEST = 300
+"""The most characters of an explanation that are kept."""
+_Z = 1.96
+_OUT = Setting("out")
+_REPAIR = "delete it, and run `vsae explain` again"
+_SHAPE = {
+    "sae": str,
+    "settings": {},
+    "order": str,
+    "features": {
+        ...: {"place": int, "asked": str, "text": str | None, "said": dict[str, str]},
+    },
+}
+
+
+class Estimate(NamedTuple):
+    """A score from 0 to 1, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one feature."""
+
+    feature: int
+    place: int
+    """Its place in the order in which features are explained, from 0."""
+    asked: str
+    """A hash of everything that is asked about this feature."""
+    text: str | None = None
+    """One line. None if no answer had the right form, or none came."""
+    said: dict[str, str] = field(default_factory=dict)
+    """For each of KINDS, a character for each context: YES, NO or MISSING."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is an explanation, and an answer about every context."""
+        return self.text is not None and not any(MISSING in said for said in self.said.values())
+
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """For each of KINDS, the share of the contexts of which it was said that the feature fires in them;
+        None without an answer."""
+        counts = {kind: _counts(self.said.get(kind, "")) for kind in KINDS}
+        return {kind: yes / n if n else None for kind, (yes, n) in counts.items()}
+
+    @property
+    def score(self) -> Estimate | None:
+        """The mean of two shares: of the contexts in which it fires that were found, and of the others that
+        were left. The interval combines their Wilson intervals (Newcombe 1998, method 10).
+
+        None without an answer about one of the two.
+        """
+        found, n_firing = _counts(self.said.get(STRONG, "") + self.said.get(WEAK, ""))
+        wrong, n_silent = _counts(self.said.get(SILENT, ""))
+        if self.text is None or not (n_firing and n_silent):
+            return None
+        a, b = _wilson(found, n_firing), _wilson(n_silent - wrong, n_silent)
+        value = (a.value + b.value) / 2
+        below = math.hypot(a.value - a.low, b.value - b.low) / 2
+        above = math.hypot(a.high - a.value, b.high - b.value) / 2
+        return Estimate(value, value - below, value + above)
+
+    @property
+    def words(self) -> str:
+        """The score in words; empty if there is none."""
+        if self.score is None:
+            return ""
+        counts = [_counts(self.said.get(kind, "")) for kind in KINDS]
+        strong, weak, silent = (f"{yes} of {n}" for yes, n in counts)
+        return (
+            f"Score {self.score}: the scorer said that it fires in {strong} contexts where it fires strongly, in "
+            f"{weak} where it fires weakly, and in {silent} where it doesn't."
+        )
+
+    def __str__(self) -> str:
+        score = f" (score {self.score.value:.2f})" if self.score is not None else ""
+        return f"{self.text or 'no explanation'}{score}"
+
+
+def _counts(said: str) -> tuple[int, int]:
+    """How often YES was said, and how many answers there are."""
+    return said.count(YES), said.count(YES) + said.count(NO)
+
+
+def _wilson(found: int, n: int) -> Estimate:
+    """A share with Wilson's interval."""
+    p, z2 = found / n, _Z**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    return Estimate(p, max(0.0, middle - half), min(1.0, middle + half))
+
+
+@dataclass(frozen=True)
+class Explanations(Mapping[int, Explanation]):
+    """The explanations of an SAE's features, by the feature. Empty if there are none."""
+
+    sae: str = ""
+    """The hash of the SAE, see `hash_of`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The language models that explained and scored, and what the contexts are from."""
+    order: str = ""
+    """What the features are ordered by."""
+    features: dict[int, Explanation] = field(default_factory=dict)
+
+    def __getitem__(self, feature: int) -> Explanation:
+        return self.features[feature]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def scores(self) -> list[float]:
+        """The scores, in the order in which features are explained. Those without one are left out."""
+        ordered = sorted(self.values(), key=lambda one: one.place)
+        return [one.score.value for one in ordered if one.score is not None]
+
+    def write(self, path: Path) -> None:
+        """Write them, atomically. Raises CheckpointError if the disk refuses."""
+        content = asdict(self)
+        for each in content["features"].values():
+            del each["feature"]
+        write_text(path, json.dumps(content, indent=1) + "\n", _OUT)
+
+
+def one_line(text: str) -> str:
+    """A text from outside in a line of bounded length, its control characters spelled out."""
+    return visible(" ".join(text[: 4 * LONGEST].split()), LONGEST)
+
+
+def mean_of(scores: Sequence[float]) -> Estimate | None:
+    """The mean over features, with Student's interval; None of fewer than two."""
+    if len(scores) < 2:
+        return None
+    half = float(
+        students_t.ppf(0.975, len(scores) - 1) * np.std(scores, ddof=1) / len(scores) ** 0.5
+    )
+    value = float(np.mean(scores))
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half))
+
+
+def means_of(explanations: Mapping[str, Explanations]) -> tuple[int, dict[str, Estimate]]:
+    """The mean scores of several SAEs, each over its first n features that have a score, and n: as many as the
+    SAE with the fewest has. SAEs without any are left out."""
+    scores = {name: one.scores for name, one in explanations.items() if one.scores}
+    n = min(map(len, scores.values()), default=0)
+    means = {name: mean_of(own[:n]) for name, own in scores.items()}
+    return n, {name: mean for name, mean in means.items() if mean is not None}
+
+
+def not_alike(explanations: Mapping[str, Explanations]) -> str:
+    """Why these SAEs' scores can't be compared; empty if they can."""
+    known = [one for one in explanations.values() if one.scores]
+    differing = unequal([one.settings | {"order": one.order} for one in known])
+    return f"measured differently ({', '.join(differing)})" if differing else ""
+
+
+# --- explanations.json
+
+
+def read_explanations(name: str | Path, dictionary: Dictionary) -> Explanations:
+    """The explanations beside a named SAE. None are taken if they are of another SAE, which is logged.
+
+    Arguments:
+        name: see run_folder/sae_names.py.
+        dictionary: the SAE, as `load_dictionary` returns it.
+
+    Raises: CheckpointError if explanations.json is damaged.
+    """
+    results = place_of(name).results
+    path = None if results is None else results / EXPLANATIONS
+    if path is None or not path.exists():
+        return Explanations()
+    found = explanations_in(path)
+    if found.sae != hash_of(dictionary):
+        logger.warning("%s: of another SAE than the one beside it, so it is not used", path)
+        return Explanations()
+    if strange := [one for one in found if not 0 <= one < dictionary.dict_size]:
+        raise CheckpointError(f"{path}: the SAE has no feature {strange[0]}", instead=_REPAIR)
+    return found
+
+
+def explanations_of(names: Iterable[str]) -> dict[str, Explanations]:
+    """The explanations beside those of these SAEs that have some, which are loaded to see whether they are theirs."""
+    places = {name: place_of(name).results for name in names}
+    there = [name for name, place in places.items() if place and (place / EXPLANATIONS).exists()]
+    found = {name: read_explanations(name, load_dictionary(name)[0]) for name in there}
+    return {name: one for name, one in found.items() if one}
+
+
+def explanations_in(path: Path) -> Explanations:
+    """What a file holds, whatever SAE it is of. Raises CheckpointError if it is damaged; FileNotFoundError."""
+    content = read_json(path, _SHAPE, _REPAIR)
+    try:
+        features = {int(number): each for number, each in content["features"].items()}
+        found = {
+            number: Explanation(
+                number,
+                each["place"],
+                each["asked"],
+                None if each["text"] is None else one_line(each["text"]),
+                each["said"],
+            )
+            for number, each in features.items()
+        }
+        return Explanations(content["sae"], content["settings"], content["order"], found)
+    except (KeyError, ValueError) as error:  # a part is missing, or a feature is no number
+        raise CheckpointError(
+            f"{path}: not as `vsae explain` writes it", instead=_REPAIR
+        ) from error

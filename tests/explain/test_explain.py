@@ -1,0 +1,485 @@
+"""`vsae explain` against a small real server: what is asked, written, resumed, refused and said."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import pytest
+from chat_server import (
+    FEATURES,
+    asked,
+    completion,
+    excerpts,
+    is_greeting,
+    is_of_scorer,
+    knowing,
+    stored,
+    words,
+)
+from small_commands import refused
+
+from dictionary_learning_ext import features_of
+from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.explain import endpoint as endpoint_module
+from dictionary_learning_ext.explain import questions, runner
+from dictionary_learning_ext.explain.endpoint import Endpoint
+from dictionary_learning_ext.export.exporter import export
+from dictionary_learning_ext.features.explanations import explanations_in, means_of
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    """And the key of the machine that runs the tests is not sent."""
+    monkeypatch.setattr(endpoint_module.time, "sleep", lambda seconds: None)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def real(requests):
+    return [each for each in requests if not is_greeting(each)]
+
+
+def test_features_are_explained_and_scored_in_the_order_of_the_return_score(
+    folder_to_explain, chat, capsys
+):
+    folder = folder_to_explain
+    assert main(words(folder, chat, "--at-once", 2)) == 0
+    out = capsys.readouterr().out
+    assert "order of the return score" in out
+    content = stored(folder)
+    assert content["order"] == "return score"
+    assert len(content["features"]) == FEATURES
+    places = [each["place"] for each in content["features"].values()]
+    assert max(places) < 128
+    for each in content["features"].values():
+        assert each["text"].startswith("the text '")
+        assert set("".join(each["said"].values())) <= {"0", "1"}
+        assert len(each["said"]["strong"]) >= 4
+        assert len(each["said"]["silent"]) >= 4
+        assert each["text"] in out
+    n = len(real(chat.requests))
+    assert f"{n} requests about {FEATURES} of them" in out
+    assert chat.most_at_once <= 2
+    assert {each["model"] for each in chat.requests} == {"explainer", "scorer"}
+    assert all(each["model"] == "scorer" for each in chat.requests if is_of_scorer(each))
+
+    before = len(chat.requests)
+    assert main(words(folder, chat)) == 0
+    assert not real(chat.requests[before:]), "all is there"
+    assert main(words(folder, chat, "--features", FEATURES + 1)) == 0
+    new = real(chat.requests[before:])
+    assert sum(not is_of_scorer(each) for each in new) == 1, "only the feature that is missing"
+    assert len(stored(folder)["features"]) == FEATURES + 1
+
+
+def test_the_scorer_is_asked_about_no_context_that_the_explainer_saw(folder_to_explain, chat):
+    assert main(words(folder_to_explain, chat, "--features", 1)) == 0
+    plain = [
+        {text.replace("<<", "").replace(">>", "") for each in some for text in excerpts(each)}
+        for some in (
+            [each for each in real(chat.requests) if not is_of_scorer(each)],
+            [each for each in real(chat.requests) if is_of_scorer(each)],
+        )
+    ]
+    shown, held_out = plain
+    assert len(shown) >= 4
+    assert len(held_out) >= 8
+    assert not shown & held_out
+    assert not any(
+        "<<" in text for each in chat.requests if is_of_scorer(each) for text in excerpts(each)
+    )
+
+
+def test_an_sae_without_a_return_score_goes_by_the_firing_rate(
+    folder_to_explain, chat, capsys, monkeypatch
+):
+    monkeypatch.setattr(runner, "has_score", lambda dictionary: False)
+    assert main([*words(folder_to_explain, chat), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "order of the firing rate" in out
+    assert "Nothing was asked" in out
+    assert not (folder_to_explain / "explanations.json").exists()
+    assert not chat.requests, "a dry run asks nothing"
+
+
+def test_a_list_of_features(folder_to_explain, chat, capsys):
+    assert main(words(folder_to_explain, chat)) == 0
+    chosen = [int(number) for number in stored(folder_to_explain)["features"]][::-1][:2]
+    (folder_to_explain / "explanations.json").unlink()
+    assert main(words(folder_to_explain, chat, "--only", *chosen)) == 0
+    assert {int(number) for number in stored(folder_to_explain)["features"]} == set(chosen)
+
+
+def test_features_that_cannot_be_explained_are_refused(
+    folder_to_explain, chat, capsys, monkeypatch
+):
+    dead = next(n for n in range(128) if not features_of(folder_to_explain, tokens=3000)[n].density)
+    for only, expected in ((128, "0 to 127"), (dead, f"feature {dead} has fewer than 8 contexts")):
+        assert expected in refused(words(folder_to_explain, chat, "--only", only), capsys)
+    monkeypatch.setattr(questions, "LEAST", 1000)
+    assert "every feature has fewer" in refused(words(folder_to_explain, chat), capsys)
+
+
+FORMS = {
+    "no such line": lambda request: "It is about cats.",
+    "empty": lambda request: "",
+    "nothing": lambda request: (200, '{"choices": [{"message": {"content": null}}]}', {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_explanation_in_the_wrong_form_is_asked_for_once_more_then_missing(
+    form, folder_to_explain, chat, capsys
+):
+    chat.answer = lambda request: knowing(request) if is_greeting(request) else FORMS[form](request)
+    assert main(words(folder_to_explain, chat)) == 0
+    assert Counter(asked(each) for each in real(chat.requests)).most_common(1)[0][1] == 2
+    assert len(real(chat.requests)) == 2 * FEATURES
+    assert "Without an answer of the right form" in capsys.readouterr().out
+    assert all(each["text"] is None for each in stored(folder_to_explain)["features"].values())
+    chat.answer = knowing
+    assert main(words(folder_to_explain, chat)) == 0
+    assert all(each["text"] for each in stored(folder_to_explain)["features"].values())
+
+
+@pytest.mark.parametrize("wrong", ["[1, 0]", "yes, no", "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]"])
+def test_judgements_in_the_wrong_form_are_missing_and_the_others_count(
+    wrong, folder_to_explain, chat
+):
+    seen = Counter()
+
+    def answer(request):
+        if is_of_scorer(request):
+            seen[asked(request)] += 1
+            if len(seen) == 1:
+                return wrong
+        return knowing(request)
+
+    chat.answer = answer
+    assert main(words(folder_to_explain, chat, "--features", 1, "--at-once", 1)) == 0
+    assert sorted(seen.values())[-1] == 2
+    (found,) = stored(folder_to_explain)["features"].values()
+    said = "".join(found["said"].values())
+    assert 0 < said.count("-") <= 10
+    before = len(chat.requests)
+    chat.answer = knowing
+    assert main(words(folder_to_explain, chat, "--features", 1)) == 0
+    assert len(real(chat.requests[before:])) == 1, "only the part that is missing"
+    (found,) = stored(folder_to_explain)["features"].values()
+    assert "-" not in "".join(found["said"].values())
+
+
+def once(failure):
+    """Each request fails the first time."""
+    seen = set()
+
+    def answer(request):
+        key = json.dumps(request)
+        if key in seen or is_greeting(request):
+            return knowing(request)
+        seen.add(key)
+        return failure
+
+    return answer
+
+
+PASSING = {
+    "429": (429, "slow down", {"Retry-After": "7"}),
+    "500": 500,
+    "503": (503, "<html>down</html>", {}),
+    "closed": None,
+    "closed within": (200, completion("Explanation: x")[:-9], {"Content-Length": "4000"}),
+}
+
+
+@pytest.mark.parametrize("failure", PASSING)
+def test_what_fails_once_is_asked_again(failure, folder_to_explain, chat, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(endpoint_module.time, "sleep", pauses.append)
+    chat.answer = once(PASSING[failure])
+    assert main(words(folder_to_explain, chat)) == 0
+    content = stored(folder_to_explain)["features"].values()
+    assert all(each["text"] and "-" not in "".join(each["said"].values()) for each in content)
+    assert set(pauses) == ({7.0} if failure == "429" else {1.0})
+
+
+def test_what_keeps_failing_is_named_at_the_end_and_a_second_call_asks_for_it(
+    folder_to_explain, chat, capsys
+):
+    first = []
+
+    def answer(request):
+        if not is_greeting(request) and not is_of_scorer(request):
+            first.append(asked(request))
+            if asked(request) == first[0]:
+                return (400, "the prompt\x1b[31m is too long " + "x" * 9999, {})
+        return knowing(request)
+
+    chat.answer = answer
+    line = refused(words(folder_to_explain, chat, "--at-once", 1), capsys)
+    assert f"requests about 1 of {FEATURES} features failed" in line
+    texts = [each["text"] for each in stored(folder_to_explain)["features"].values()]
+    assert texts.count(None) == 1
+    chat.answer = knowing
+    before = len(chat.requests)
+    assert main(words(folder_to_explain, chat)) == 0
+    assert sum(not is_of_scorer(each) for each in real(chat.requests[before:])) == 1
+    assert all(each["text"] for each in stored(folder_to_explain)["features"].values())
+
+
+def test_the_reason_of_a_failure_is_short_printable_text(folder_to_explain, chat, capsys):
+    def answer(request):
+        return knowing(request) if is_greeting(request) else (400, "\x1b[31m" + "x" * 9999, {})
+
+    chat.answer = answer
+    assert main(words(folder_to_explain, chat)) == 2
+    error = capsys.readouterr().err
+    assert "\x1b" not in error
+    lines = [line for line in error.splitlines() if line.startswith("  feature ")]
+    assert len(lines) == FEATURES
+    assert all(len(line) < 400 for line in lines)
+
+
+def test_an_endpoint_that_is_down_ends_it(folder_to_explain, chat, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "_MOST_FAILURES", 2)
+    chat.answer = lambda request: knowing(request) if is_greeting(request) else 500
+    line = refused(words(folder_to_explain, chat, "--at-once", 1), capsys)
+    assert "2 requests in a row failed" in line
+    assert "answered 500" in line
+
+
+REFUSALS = {
+    "no key": (401, "no key", "set OPENAI_API_KEY"),
+    "no model": (404, "no model 'explainer'", "names of the models"),
+    "a page": (200, "<html>hello</html>", "something else than a chat completion"),
+    "deep": (200, "[" * 100_000, "something else than a chat completion"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal_is_one_line_before_anything_is_measured(
+    refusal, folder_to_explain, chat, capsys, monkeypatch
+):
+    monkeypatch.setattr(runner, "_measured", lambda *args: pytest.fail("measured"))
+    status, body, expected = REFUSALS[refusal]
+    chat.answer = lambda request: (status, body, {})
+    assert expected in refused(words(folder_to_explain, chat), capsys)
+    assert len(chat.requests) == 1
+
+
+def test_no_endpoint_there(folder_to_explain, chat, capsys):
+    command = words(folder_to_explain, chat)
+    chat.server_close()
+    assert "no answer (ConnectionError" in refused(command, capsys)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:8000", "ftp://a/v1", "http://u:secret@a/v1", "http://a/v1?k=1"]
+)
+def test_an_address_that_is_none(address, folder_to_explain, chat, capsys):
+    line = refused([*words(folder_to_explain, chat), "--endpoint", address], capsys)
+    assert "http://localhost:8000/v1" in line
+
+
+def test_the_key_is_sent_and_written_nowhere(folder_to_explain, chat, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+
+    def answer(request):
+        if not is_greeting(request) and not is_of_scorer(request):
+            return "Explanation: sk-secret is the text 'a'"
+        return (400, "sk-secret is not allowed", {}) if is_of_scorer(request) else "yes"
+
+    chat.answer = answer
+    assert main(words(folder_to_explain, chat, "--features", 1)) == 2
+    assert {each["Authorization"] for each in chat.headers} == {"Bearer sk-secret"}
+    said = capsys.readouterr()
+    assert "secret" not in said.out + said.err
+    for path in folder_to_explain.rglob("*"):
+        assert not path.is_file() or b"secret" not in path.read_bytes()
+
+
+def test_without_a_key_none_is_sent_not_even_that_of_netrc(
+    folder_to_explain, chat, tmp_path, monkeypatch
+):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert main(words(folder_to_explain, chat, "--features", 1)) == 0
+    assert not any("Authorization" in each for each in chat.headers)
+
+
+def test_models_that_refuse_an_option_are_asked_without_it(chat):
+    def answer(request):
+        for name in ("max_tokens", "temperature"):
+            if name in request:
+                return (400, f"Unsupported parameter: '{name}'", {})
+        return "yes"
+
+    chat.answer = answer
+    endpoint = Endpoint(chat.url, max_tokens=77)
+    endpoint.check("reasoner")
+    assert endpoint.answer("reasoner", [{"role": "user", "content": "hi"}]) == "yes"
+    assert chat.requests[-1].keys() == {"model", "messages", "max_completion_tokens"}
+    assert chat.requests[-1]["max_completion_tokens"] == 77
+
+
+def test_a_slow_answer_is_not_waited_for(chat):
+    release = threading.Event()
+    chat.answer = lambda request: release.wait(30) and "late"
+    endpoint = Endpoint(chat.url, timeout=0.05)
+    with pytest.raises(endpoint_module.EndpointError, match=r"no answer .*Timeout"):
+        endpoint.answer("any", [])
+    release.set()
+
+
+def test_an_answer_without_an_end_is_cut(chat, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "_MOST_BYTES", 5000)
+    chat.answer = lambda request: (200, completion("x" * 50_000), {})
+    with pytest.raises(endpoint_module.EndpointError, match="5,000 bytes"):
+        Endpoint(chat.url).answer("any", [])
+
+
+@pytest.mark.parametrize("other", ["SAE", "explainer", "scorer", "tokens"])
+def test_explanations_of_something_else_are_not_taken(other, folder_to_explain, chat, capsys):
+    folder = folder_to_explain
+    assert main(words(folder, chat)) == 0
+    before = stored(folder)
+    changed = json.loads(json.dumps(before))
+    if other == "SAE":
+        changed["sae"] = "0" * 64
+    else:
+        changed["settings"][other] = "another"
+    path = folder / "explanations.json"
+    path.write_text(json.dumps(changed))
+    line = refused(words(folder, chat), capsys)
+    assert f"another {'SAE' if other == 'SAE' else 'kind: ' + other}" in line
+    assert "--overwrite True" in line
+    assert stored(folder) == changed
+    assert main(words(folder, chat, "--overwrite")) == 0
+    assert stored(folder) == before
+
+
+def test_answers_to_other_questions_are_asked_for_again(folder_to_explain, chat):
+    assert main(words(folder_to_explain, chat)) == 0
+    content = stored(folder_to_explain)
+    first = next(iter(content["features"].values()))
+    first |= {"asked": "of other contexts", "text": "stale"}
+    (folder_to_explain / "explanations.json").write_text(json.dumps(content))
+    before = len(chat.requests)
+    assert main(words(folder_to_explain, chat)) == 0
+    assert sum(not is_of_scorer(each) for each in real(chat.requests[before:])) == 1
+    assert "stale" not in json.dumps(stored(folder_to_explain))
+
+
+def test_a_kill_in_between_loses_nothing_that_was_answered(folder_to_explain, chat):
+    blocked, release = threading.Event(), threading.Event()
+
+    def answer(request):
+        if len(real(chat.requests)) > 4:
+            blocked.set()
+            release.wait(60)
+        return knowing(request)
+
+    chat.answer = answer
+    command = [sys.executable, "-m", "dictionary_learning_ext", *words(folder_to_explain, chat)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "--at-once", "1"], env=environment)
+    try:
+        assert blocked.wait(120)
+        end = time.monotonic() + 60
+        while (
+            not (folder_to_explain / "explanations.json").exists()
+            or len(answered(folder_to_explain)) < 4
+        ):
+            assert time.monotonic() < end
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        release.set()
+    kept = answered(folder_to_explain)
+    before = len(chat.requests)
+    chat.answer = knowing
+    assert main(words(folder_to_explain, chat)) == 0
+    new = {json.dumps(each) for each in real(chat.requests[before:])}
+    old = [json.dumps(each) for each in real(chat.requests[:before])][: len(kept)]
+    assert not new & set(old)
+    assert len(new) + len(old) == len({json.dumps(each) for each in real(chat.requests)})
+
+
+def answered(folder):
+    """What explanations.json holds: an entry for each request that was answered."""
+    found = []
+    for each in stored(folder)["features"].values():
+        found += [each["text"]] * (each["text"] is not None)
+        n = sum(answer != "-" for said in each["said"].values() for answer in said)
+        found += ["part"] * -(-n // 10)
+    return found
+
+
+def test_another_librarys_sae_needs_a_folder(folder_to_explain, chat, tmp_path, capsys):
+    export = ["export", str(folder_to_explain), "--format", "sae-lens", "--tokens", "64"]
+    assert main([*export, "--out", str(tmp_path / "lens")]) == 0
+    model = [
+        "--data",
+        json.loads((folder_to_explain / "config.json").read_text())["run"]["settings"]["data"],
+    ]
+    model += [
+        "--model",
+        json.loads((folder_to_explain / "config.json").read_text())["run"]["settings"]["model"],
+    ]
+    line = refused(words(tmp_path / "lens", chat, *model), capsys)
+    assert "--out" in line
+    assert main(words(tmp_path / "lens", chat, *model, "--out", tmp_path / "results")) == 0
+    assert len(stored(tmp_path / "results")["features"]) == FEATURES
+    assert not (tmp_path / "lens" / "explanations.json").exists()
+
+
+def test_compare_shows_mean_scores_of_equally_many_features(explained, tmp_path, capsys):
+    hostile, good = explained
+    assert main(["compare", *map(str, explained)]) == 0
+    out = capsys.readouterr().out
+    assert "mean score of 3 features of each" in out
+    assert "can't be compared" not in out
+    found = [explanations_in(folder / "explanations.json") for folder in explained]
+    _, means = means_of(dict(zip(explained, found, strict=True)))
+    for mean in means.values():
+        assert f"{mean.value:.2f}" in out
+    assert means[good].value > means[hostile].value
+    other = shutil.copytree(good, tmp_path / "other")
+    content = stored(other)
+    content["settings"]["scorer"] = "another"
+    (other / "explanations.json").write_text(json.dumps(content))
+    assert main(["compare", str(hostile), str(other)]) == 0
+    assert "measured differently (scorer)" in capsys.readouterr().out
+
+
+def test_features_of_a_folder_have_their_explanations(explained):
+    features = features_of(explained[1], tokens=600)
+    number = next(iter(features.explanations))
+    assert features[number].explanation.text in repr(features[number])
+    assert features[number].explanation.score.value > 0.5
+    html = features_of(explained[0], tokens=600)
+    number = next(iter(html.explanations))
+    assert "<script>" not in html[number]._repr_html_()
+    assert "&lt;script&gt;" in html[number]._repr_html_()
+    without = next(n for n in range(128) if n not in features.explanations)
+    assert features[without].explanation is None
+
+
+def test_exports_that_have_a_place_for_them_hold_them(explained, tmp_path):
+    folder = export(explained[1], "neuronpedia", tmp_path / "out", tokens=600).folder
+    lines = (folder / "explanations" / "batch-0.jsonl").read_text().splitlines()
+    found = {int(each["index"]): each for each in map(json.loads, lines)}
+    known = explanations_in(explained[1] / "explanations.json")
+    assert found.keys() == known.keys()
+    for feature, each in found.items():
+        assert each["description"] == known[feature].text
+        assert each["explanationModelName"] == "explainer"
+        assert each["layer"] == "0-good"
+        assert str(known[feature].score) in each["notes"]
+    assert not list((folder / "explanations").glob("batch-1*"))
