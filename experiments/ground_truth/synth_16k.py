@@ -5,7 +5,7 @@
     python -m experiments.ground_truth.synth_16k tables                    # write the page's tables again
 
 The benchmark (Chanin & Garriga-Alonso 2026, arXiv 2602.14687) trains SAEs of width 4,096 on 200 million samples in
-batches of 1,024. A laptop has time for about a hundredth of that: each row says how many samples it saw. Everything
+batches of 1,024. A laptop has time for about a two-hundredth of that: each row says how many samples it saw. Everything
 needs [saelens]. It can be stopped at any time: what is drawn or trained is kept.
 """
 
@@ -146,7 +146,7 @@ def tables(content: dict[str, Any]) -> list[str]:
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, default=2_000_000, help="each SAE sees this many")
+    parser.add_argument("--samples", type=int, default=1_000_000, help="each SAE sees this many")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
 
 
