@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..config.run import ExplainOptions
-from ..errors import EndpointError
+from ..errors import EndpointError, Setting
 from .flags import FOLDER, Command, positional
 from .measure import MeasuredFlags
 
@@ -32,7 +32,7 @@ class ExplainFlags:
     dry_run: bool = False
     """Only say how many requests and tokens it takes."""
     overwrite: bool = False
-    """Start again where explanations.json holds those of another SAE, of other models or of another text."""
+    """Discard all that explanations.json holds, whatever it is of."""
     out: str | None = None
     """The folder of explanations.json. Default: the run folder. Needed for another library's SAE, unless FOLDER is
     one that `vsae eval --out` wrote."""
@@ -86,6 +86,11 @@ def run(flags: ExplainFlags) -> None:
         raise EndpointError(
             f"requests about {len(failed)} of {len(explained.features)} features failed",
             instead="type the same again: what was answered is not asked for again",
+        )
+    if all(explained.explanations[each].text is None for each in explained.features):
+        raise EndpointError(
+            "no explanation had the form that is asked for",
+            instead=("give another ", Setting("explainer"), ", or more ", Setting("max_tokens")),
         )
 
 

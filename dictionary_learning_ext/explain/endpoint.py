@@ -3,13 +3,14 @@ or Ollama's."""
 
 import json
 import time
+from collections import defaultdict
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
 from ..config.checks import require
-from ..errors import EndpointError, Setting, first_line
+from ..errors import ConfigError, EndpointError, Setting, first_line
 from ..features.contexts import visible
 
 KEY = "OPENAI_API_KEY"
@@ -59,9 +60,14 @@ class Endpoint:
         require(is_address and is_bare, "endpoint", url, expected)
         require(timeout > 0, "timeout", timeout, "above 0")
         require(max_tokens >= 1, "max_tokens", max_tokens, "at least 1")
+        self._key = (key or "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise ConfigError(f"{KEY} holds characters that no key has", instead="set it again")
         self.url = url.rstrip("/").removesuffix(_PATH) + _PATH
-        self._key, self._timeout, self._wait = key, timeout, wait
-        self._options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0}
+        self._timeout, self._wait = timeout, wait
+        own = {"max_tokens": max_tokens, "temperature": 0}
+        self._options: defaultdict[str, dict[str, Any]] = defaultdict(own.copy)
+        """Of each model."""
 
     def check(self, model: str) -> None:
         """Ask for something short, and learn which options the model refuses.
@@ -69,27 +75,29 @@ class Endpoint:
         Raises: EndpointError if there is no answer, before anything else is measured or asked.
         """
         greeting = [{"role": "user", "content": "Answer with one word: yes"}]
+        options = self._options[model]
         for _ in range(len(_RENAMED) + 1):
             try:
-                self.answer(model, greeting)
+                self.answer(model, greeting, is_known=False)
             except EndpointError as error:
-                refused = [
-                    name for name in _RENAMED if name in self._options and name in str(error)
-                ]
-                if not refused:
+                refused = [name for name in _RENAMED if name in options and name in str(error)]
+                if not (refused and _is_refusal(error)):
                     raise
                 for name in refused:
-                    value, other = self._options.pop(name), _RENAMED[name]
-                    self._options |= {other: value} if other else {}
+                    value, other = options.pop(name), _RENAMED[name]
+                    options.update({other: value} if other else {})
             else:
                 return
 
-    def answer(self, model: str, messages: list[Message]) -> str:
+    def answer(self, model: str, messages: list[Message], *, is_known: bool = True) -> str:
         """What a model answers. Tried again, with growing pauses, if the endpoint is busy or the connection fails.
+
+        Arguments:
+            is_known: whether there is an endpoint. If not, a connection that fails is not tried again.
 
         Raises: EndpointError if it refuses, or fails too often.
         """
-        body = {"model": model, "messages": messages, **self._options}
+        body = {"model": model, "messages": messages, **self._options[model]}
         problem, wait = "", self._wait
         for attempt in range(_TRIES):
             if attempt:
@@ -99,7 +107,9 @@ class Endpoint:
                 status, headers, text = self._post(body)
             except requests.RequestException as error:
                 problem = f"no answer ({type(error).__name__}: {self._clean(first_line(error))})"
-                continue
+                if is_known:
+                    continue
+                break
             if status == 200:
                 return self._content(text)
             problem = f"answered {status} ({self._clean(text) or 'no reason'})"
@@ -110,13 +120,15 @@ class Endpoint:
         remedy: Any = ""
         if "answered 401" in problem or "answered 403" in problem:
             remedy = f"set {KEY} in the environment"
+        elif "no answer" in problem:
+            remedy = ("check that a server answers at ", Setting("endpoint"))
         elif "answered 404" in problem:
             remedy = ("check the names of the models and the address in ", Setting("endpoint"))
         raise EndpointError(f"{self.url}: {problem}", instead=remedy)
 
     def _post(self, body: dict[str, Any]) -> tuple[int, Any, str]:
         """The status, the headers and the content of a response, which is bounded in size and time."""
-        end, content = time.monotonic() + self._timeout, b""
+        end, content = time.monotonic() + self._timeout, bytearray()
         with (
             requests.post(
                 self.url,
@@ -127,7 +139,7 @@ class Endpoint:
                 allow_redirects=False,  # a redirected POST becomes a GET, and the key isn't sent elsewhere
             ) as response
         ):
-            for chunk in response.iter_content(64):
+            for chunk in response.iter_content(1):  # of more, it would wait for all of them
                 content += chunk
                 if len(content) > _MOST_BYTES or time.monotonic() > end:
                     raise requests.Timeout(f"more than {_MOST_BYTES:,} bytes or {self._timeout} s")
@@ -155,3 +167,8 @@ class Endpoint:
 
     def _clean(self, text: str) -> str:
         return visible(" ".join(self._hidden(text).split()), _LONGEST_REASON)
+
+
+def _is_refusal(error: EndpointError) -> bool:
+    """Whether the endpoint found fault with a request's options."""
+    return "answered 400" in str(error) or "answered 422" in str(error)

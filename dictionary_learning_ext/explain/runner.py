@@ -4,6 +4,7 @@ explained = explain("runs/mine", Endpoint("http://localhost:8000/v1"), "llama-3.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ from .questions import (
 _OUT = Setting("out")
 _CHARACTERS_PER_TOKEN = 4
 _TOKENS_OF_AN_EXPLANATION = 40
+_PAUSE = 10
+"""How much longer than writing explanations.json the pause until it is written again takes: it may be large."""
 _MOST_FAILURES = 10
 """Requests in a row that may fail before the endpoint is taken to be down."""
 
@@ -110,7 +113,9 @@ def explain(
     that fails in between is in `failed`.
     """
     options, scorer = options or ExplainOptions(), scorer or explainer
-    read_config(folder)  # no folder of results for a run that isn't there
+    size = read_config(folder)["trainer"].get("dict_size")
+    for feature in options.only if size else ():
+        require_feature(feature, size)
     path = results_folder(folder, out) / EXPLANATIONS
     require_results_at(path, _OUT)
     with locked(path.parent, _OUT):
@@ -125,18 +130,33 @@ def explain(
         chosen = _chosen(measured, options)
         fresh = Explanations(hash_of(measured.dictionary), settings, measured.order_by, {})
         known = _known(path, fresh, overwrite)
+        if not options.only:
+            known = replace(known, places=max(known.places, chosen[-1].place + 1))
         asked = [each for each in chosen if not _of(known, each).is_complete]
         on_plan(_plan(known, asked, measured.order_by))
         failed: dict[int, str] = {}
         if not dry_run:
             run = _Run(endpoint, explainer, scorer)
             todo = [(each, _of(known, each)) for each in asked]
-            for found, failure in run.ask(todo, options.at_once):
-                if failure:
-                    failed[found.feature] = failure
-                known.features[found.feature] = found
+            write_at, is_written = 0.0, False
+            try:
+                for answered in run.ask(todo, options.at_once):
+                    if answered is not None:
+                        found, failure = answered
+                        if failure:
+                            failed[found.feature] = failure
+                        if failure and found.text is None:
+                            known.features.setdefault(found.feature, found)
+                        else:
+                            known.features[found.feature] = found
+                        is_written = False
+                        on_answer()
+                    if not is_written and (began := time.monotonic()) >= write_at:
+                        known.write(path)
+                        write_at = time.monotonic() + _PAUSE * (time.monotonic() - began)
+                        is_written = True
+            finally:
                 known.write(path)
-                on_answer()
     return Explained(path, known, [each.feature for each in chosen], failed)
 
 
@@ -302,8 +322,9 @@ class _Run:
 
     def ask(
         self, todo: list[tuple[Question, Explanation]], at_once: int
-    ) -> Iterator[tuple[Explanation, str]]:
-        """What is known of a feature after each request, and why the request failed, if it did.
+    ) -> Iterator[tuple[Explanation, str] | None]:
+        """What is known of a feature after each request, and why the request failed, if it did. None after
+        a second without an answer.
 
         Raises: EndpointError if the endpoint is down.
         """
@@ -320,7 +341,11 @@ class _Run:
         n_at_work, in_a_row = len(threads), 0
         try:
             while n_at_work:
-                found = self._answers.get()
+                try:
+                    found = self._answers.get(timeout=1)
+                except Empty:
+                    yield None
+                    continue
                 if isinstance(found, BaseException):
                     raise found
                 if found is None:

@@ -44,6 +44,7 @@ _SHAPE = {
     "sae": str,
     "settings": {},
     "order": str,
+    "places": int,
     "features": {
         ...: {"place": int, "asked": str, "text": str | None, "said": dict[str, str]},
     },
@@ -145,6 +146,8 @@ class Explanations(Mapping[int, Explanation]):
     order: str = ""
     """What the features are ordered by."""
     features: dict[int, Explanation] = field(default_factory=dict)
+    places: int = 0
+    """How many places of the order were gone through. Further features were picked by their number."""
 
     def __getitem__(self, feature: int) -> Explanation:
         return self.features[feature]
@@ -157,8 +160,10 @@ class Explanations(Mapping[int, Explanation]):
 
     @property
     def scores(self) -> list[float]:
-        """The scores, in the order in which features are explained. Those without one are left out."""
-        ordered = sorted(self.values(), key=lambda one: one.place)
+        """The scores of the first features, in their order. Those without one are left out, and those beyond
+        `places`, which were picked."""
+        first = [one for one in self.values() if one.place < self.places]
+        ordered = sorted(first, key=lambda one: one.place)
         return [one.score.value for one in ordered if one.score is not None]
 
     def write(self, path: Path) -> None:
@@ -171,7 +176,8 @@ class Explanations(Mapping[int, Explanation]):
 
 def one_line(text: str) -> str:
     """A text from outside in a line of bounded length, its control characters spelled out."""
-    return visible(" ".join(text[: 4 * LONGEST].split()), LONGEST)
+    line = visible(" ".join(text[: 4 * LONGEST].split()), 4 * LONGEST)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def mean_of(scores: Sequence[float]) -> Estimate | None:
@@ -249,7 +255,8 @@ def explanations_in(path: Path) -> Explanations:
             )
             for number, each in features.items()
         }
-        return Explanations(content["sae"], content["settings"], content["order"], found)
+        about = (content[name] for name in ("sae", "settings", "order"))
+        return Explanations(*about, found, content["places"])
     except (KeyError, ValueError) as error:  # a part is missing, or a feature is no number
         raise CheckpointError(
             f"{path}: not as `vsae explain` writes it", instead=_REPAIR

@@ -356,8 +356,9 @@ class DeadWatch:
 
     def __init__(self, threshold: int):
         self._threshold = threshold
-        self._none_until = 0
-        self._looked_at = -LOOK_EVERY
+        self._none_until = self._looked_at = 0
+        self._step: int | None = None
+        """The last one."""
 
     def may_be_dead(self, step: int, before: int, after: int, since_fired_F: t.Tensor) -> bool:
         """Whether a feature can be dead at the end of a step: always, on a CPU. The same on all ranks.
@@ -368,6 +369,9 @@ class DeadWatch:
         """
         if not since_fired_F.is_cuda:
             return True
+        if self._step is None or step != self._step + 1:  # another state was loaded
+            self._none_until, self._looked_at = 0, step - LOOK_EVERY
+        self._step = step
         if after >= self._none_until and step - self._looked_at >= LOOK_EVERY:
             self._none_until = before + self._threshold - int(since_fired_F.max())
             self._looked_at = step

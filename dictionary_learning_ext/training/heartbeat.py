@@ -1,4 +1,5 @@
-"""Whether the other processes of a run are alive. One that hangs ends the run.
+"""Whether the other processes of a run are alive. One that hangs ends the run, and so does torchrun's store
+if it doesn't answer: it is on the first machine.
 
 Each rank has a thread that sends a beat to torchrun's store and reads the others' beats. A beat says
 whether the process has computed since the last one, and whether it waits for the others. How long a rank
@@ -85,6 +86,7 @@ class Heartbeat:
         self._training = threading.current_thread()
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        self._looks = 0
         self._times = (0.0, 0.0)
         self._store.set(f"where/{rank}", f"process {os.getpid()} on {socket.gethostname()}")
 
@@ -106,9 +108,12 @@ class Heartbeat:
             missing = [r for r, key in enumerate(self._keys) if not self._store.check([key])]
             problem = f"{_named(missing)} did not start within {_minutes()}"
             raise ProcessError(problem, instead="start the run again") from error
-        self._stopped.clear()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._stopped = (
+            threading.Event()
+        )  # a new one: an earlier thread may still wait for the store
+        self._thread = threading.Thread(target=self._run, args=(self._stopped,), daemon=True)
         self._thread.start()
+        threading.Thread(target=self._watch_store, args=(self._stopped,), daemon=True).start()
 
     def stop(self) -> None:
         """Tell the others that nobody need wait for this rank's beats from now on."""
@@ -124,19 +129,35 @@ class Heartbeat:
         except dist.DistError:
             return True
 
-    def _run(self) -> None:
+    def _run(self, stopped: threading.Event) -> None:
         """What the thread does."""
         try:
-            while not self._stopped.wait(PATIENCE.total_seconds() / _BEATS):
+            while not stopped.wait(PATIENCE.total_seconds() / _BEATS):
                 self._send()
                 beats = self._store.multi_get(self._keys)
                 self._silence.look([Beat(*json.loads(beat)) for beat in beats])
+                self._looks += 1
                 if hung := self._silence.hung:
                     self._end(hung)
             self._beat = self._beat._replace(has_left=True)
             self._send()
         except dist.DistError:  # torchrun, whose store it is, has ended
-            return
+            stopped.set()
+
+    def _watch_store(self, stopped: threading.Event) -> None:
+        """End this process if the store has not answered for PATIENCE. `_run` then waits for it."""
+        looks = missed = 0
+        while not stopped.wait(PATIENCE.total_seconds() / _BEATS):
+            missed = 0 if self._looks != looks else missed + 1
+            looks = self._looks
+            if missed >= _BEATS:
+                where = os.environ.get("MASTER_ADDR", "the first machine")
+                error = ProcessError(
+                    f"torchrun's store on {where} hung: no answer for {_minutes()}",
+                    instead=f"continue from the last resume point with `{self._again}`",
+                )
+                print(f"vsae: {error}", file=sys.stderr, flush=True)
+                os._exit(2)
 
     def _send(self) -> None:
         number, computed, _, has_left = self._beat

@@ -206,13 +206,20 @@ def _train(
 @contextlib.contextmanager
 def _tf32(wanted: bool) -> Iterator[None]:
     """Inside, CUDA may multiply float32 matrices in TF32, if `wanted`. Otherwise as torch is set."""
-    products = t.backends.cuda.matmul
-    former = products.allow_tf32
-    products.allow_tf32 = former or wanted
+    if not wanted:
+        yield
+        return
+    products: Any = t.backends.cuda.matmul
+    name, value = "allow_tf32", True
+    try:
+        former = products.allow_tf32
+    except RuntimeError:  # the caller has set it by its newer name
+        name, value, former = "fp32_precision", "tf32", products.fp32_precision
+    setattr(products, name, value)
     try:
         yield
     finally:
-        products.allow_tf32 = former
+        setattr(products, name, former)
 
 
 def _samples(inputs: Inputs, run: RunConfig) -> dict[str, Sample]:

@@ -36,7 +36,7 @@ _BY_INDEX = {
     for name in ("gather", "take", "put_", "scatter_", "scatter_add_", "index_add_")
 } | {
     name: ("weight", "indices")
-    for name in ("_embedding_bag", "_embedding_bag_per_sample_weights_backward")
+    for name in ("embedding", "_embedding_bag", "_embedding_bag_per_sample_weights_backward")
 }
 """Operations that touch a tensor only where another says, with the names of both: an element or a row each."""
 _ONLY_READ = {"_fused_adam_": {"grads"}}

@@ -323,7 +323,7 @@ def tables(content: dict[str, Any]) -> list[str]:
     steps["floor, bf16"] = [least[0], "", least[1], *[""] * 5]
     columns = [
         *(column for F in SIZES for column in (f"F = {F:,}: ms", "GB at the peak")),
-        *("largest F", "with AuxK", "operations", "waits for the GPU"),
+        *("largest F", "while features are dead", "operations", "waits for the GPU"),
     ]
     lines = [
         f"{raw_results.about_line(content)}; B = {B:,}, D = {D:,}, k = {K}",

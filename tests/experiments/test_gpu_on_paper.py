@@ -151,16 +151,16 @@ def test_the_floor_selects_in_the_encoders_kernel_which_never_writes_its_means(s
     assert in_one <= in_two - 2 * means
 
 
-def test_the_pages_products_are_the_codes():
+def test_the_pages_counts_are_the_codes():
     content = raw_results.read(RESULTS / "gpu_on_paper.json")
     dict_size = paper.SIZES[0]
     for name, subject in paper.SUBJECTS.items():
-        written = content["subjects"][name][str(dict_size)][paper.EARLY]["parts"]
-        step = paper.counted(subject, dict_size)
-        flops = {part: counts.flops for part, counts in step.parts.items()}
-        assert flops == {part: counts["flops"] for part, counts in written.items()}, (
-            f"{name}: its step has changed; type: python -m experiments.speed.gpu_on_paper bench"
-        )
+        written = content["subjects"][name][str(dict_size)][paper.EARLY]
+        found = paper.summary(subject, dict_size)
+        for counts in ("flops", "bytes", "operations", "tensors", "peak", "reads"):
+            assert found[counts] == written[counts], (
+                f"{name}: its step has changed; type: python -m experiments.speed.gpu_on_paper bench"
+            )
 
 
 def test_the_largest_dictionary_fits_and_no_larger_one(monkeypatch):

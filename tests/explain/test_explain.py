@@ -26,6 +26,7 @@ from small_commands import refused
 
 from dictionary_learning_ext import features_of
 from dictionary_learning_ext.cli import main
+from dictionary_learning_ext.errors import ConfigError, EndpointError
 from dictionary_learning_ext.explain import endpoint as endpoint_module
 from dictionary_learning_ext.explain import questions, runner
 from dictionary_learning_ext.explain.endpoint import Endpoint
@@ -137,7 +138,7 @@ def test_an_explanation_in_the_wrong_form_is_asked_for_once_more_then_missing(
     form, folder_to_explain, chat, capsys
 ):
     chat.answer = lambda request: knowing(request) if is_greeting(request) else FORMS[form](request)
-    assert main(words(folder_to_explain, chat)) == 0
+    assert main(words(folder_to_explain, chat)) == 2
     assert Counter(asked(each) for each in real(chat.requests)).most_common(1)[0][1] == 2
     assert len(real(chat.requests)) == 2 * FEATURES
     assert "Without an answer of the right form" in capsys.readouterr().out
@@ -326,6 +327,55 @@ def test_models_that_refuse_an_option_are_asked_without_it(chat):
     assert endpoint.answer("reasoner", [{"role": "user", "content": "hi"}]) == "yes"
     assert chat.requests[-1].keys() == {"model", "messages", "max_completion_tokens"}
     assert chat.requests[-1]["max_completion_tokens"] == 77
+
+
+def test_a_model_is_asked_without_the_options_that_it_refuses_and_no_other_is(chat):
+    def answer(request):
+        refuses = request["model"] == "reasons"
+        if refuses and "max_tokens" in request:
+            return (400, "Unsupported parameter: 'max_tokens'", {})
+        if not refuses and "max_completion_tokens" in request:
+            return (400, "Unknown parameter: 'max_completion_tokens'", {})
+        return "yes"
+
+    chat.answer = answer
+    endpoint = Endpoint(chat.url)
+    for model in ("reasons", "old", "reasons", "old"):
+        endpoint.check(model)
+    assert [("max_tokens" in each) for each in chat.requests[-2:]] == [False, True]
+
+
+def test_a_reason_that_names_an_option_is_no_refusal_of_it(chat):
+    chat.answer = lambda request: (429, "slow down, or reduce max_tokens", {})
+    with pytest.raises(EndpointError, match="answered 429"):
+        Endpoint(chat.url).check("busy")
+    assert all("max_tokens" in each for each in chat.requests)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\r", " sk-secret\n"])
+def test_a_key_is_sent_without_the_ends_of_its_line(key, chat):
+    Endpoint(chat.url, key).check("any")
+    assert chat.headers[-1]["Authorization"] == "Bearer sk-secret"
+
+
+@pytest.mark.parametrize("key", ["sk-sec\nret", "sk-secrét"])
+def test_a_key_that_none_can_be_is_refused_and_not_shown(key, chat):
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds characters") as refusal:
+        Endpoint(chat.url, key)
+    assert "sk-" not in str(refusal.value)
+
+
+def test_features_that_were_picked_are_not_in_the_mean(folder_to_explain, chat):
+    folder = folder_to_explain
+    path = folder / "explanations.json"
+    assert main(words(folder, chat, "--features", 3)) == 0
+    third = max(explanations_in(path).values(), key=lambda one: one.place).feature
+    path.unlink()
+    assert main(words(folder, chat, "--features", 1)) == 0
+    assert main(words(folder, chat, "--only", third)) == 0
+    found = explanations_in(path)
+    assert (len(found), len(found.scores)) == (2, 1)
+    assert found[third].score is not None
 
 
 def test_a_slow_answer_is_not_waited_for(chat):

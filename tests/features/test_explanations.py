@@ -1,5 +1,6 @@
 """Scores of explanations and their intervals against scipy's, and reading explanations.json."""
 
+import dataclasses
 import json
 import math
 import re
@@ -95,8 +96,23 @@ def several(*silent):
         features={
             n: explained("11", "1", said, place=-n, text="cats" if said else None)
             for n, said in enumerate(silent)
-        }
+        },
+        places=1,
     )
+
+
+def test_a_feature_that_was_picked_is_in_no_mean():
+    found = several("00", "11")
+    picked = explained("11", "1", "00", place=1, text="dogs")
+    with_it = dataclasses.replace(found, features=found.features | {7: picked})
+    assert with_it.scores == found.scores
+    assert len(dataclasses.replace(with_it, places=2).scores) == 3
+
+
+def test_a_long_explanation_is_cut_once(tmp_path):
+    line = one_line("the word cat " * 60)
+    assert len(line) == LONGEST
+    assert one_line(line) == line
 
 
 def test_saes_are_compared_over_equally_many_features_the_first_in_their_order():

@@ -214,6 +214,20 @@ def test_tf32_is_allowed_in_training_alone_and_put_back(
     assert t.backends.cuda.matmul.allow_tf32 == former
 
 
+@pytest.mark.skipif(
+    not hasattr(t.backends.cuda.matmul, "fp32_precision"), reason="torch has one name for it"
+)
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_that_is_set_by_torchs_newer_name_is_put_back(tf32, run, cuda):
+    products = t.backends.cuda.matmul
+    products.fp32_precision = "tf32"
+    try:
+        train(dataclasses.replace(run, device=DEVICE, tf32=tf32, steps=3), {"x": sae_of()})
+        assert products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = "none"
+
+
 def test_tf32_on_a_cpu_is_refused(run):
     with pytest.raises(ConfigError, match=r"^tf32=True: expected False, or device='cuda'"):
         train(dataclasses.replace(run, tf32=True), {"x": sae_of()})

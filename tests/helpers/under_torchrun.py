@@ -33,8 +33,8 @@ from dictionary_learning_ext.training.loop import _Loop
 from dictionary_learning_ext.training.processes import joined
 from dictionary_learning_ext.training.sae_run import SAERun
 
-PATIENCE = timedelta(seconds=5)
-"""What is 15 minutes in a run."""
+PATIENCE = timedelta(seconds=15)
+"""What is 15 minutes in a run. On a busy machine one process may import torch seconds after another."""
 VARIANTS = {
     "learned": {"posterior": "learned", "beta": 0.1},
     "aux": {"dead_feature_threshold": 100, "noise_on": "selection"},
