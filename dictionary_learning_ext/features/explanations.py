@@ -255,8 +255,8 @@ def explanations_in(path: Path) -> Explanations:
             )
             for number, each in features.items()
         }
-        about = (content[name] for name in ("sae", "settings", "order"))
-        return Explanations(*about, found, content["places"])
+        sae, settings, order = (content[name] for name in ("sae", "settings", "order"))
+        return Explanations(sae, settings, order, found, content["places"])
     except (KeyError, ValueError) as error:  # a part is missing, or a feature is no number
         raise CheckpointError(
             f"{path}: not as `vsae explain` writes it", instead=_REPAIR
