@@ -330,8 +330,14 @@ def cards(comparison: Comparison, vocabulary: Vocabulary) -> list[tuple[str, lis
     taken: set[str] = set()
     found = []
     for heading, features, n in groups:
-        # Those that promote words come first: they say what a feature of a later layer is for.
-        ordered = sorted(features, key=lambda one: not _promotes(analysis, one, vocabulary))
+        # Explained ones come first, then those that promote words: they say what a feature of a later layer is for.
+        ordered = sorted(
+            features,
+            key=lambda one: (
+                one not in analysis.explanations,
+                not _promotes(analysis, one, vocabulary),
+            ),
+        )
         chosen = _mixed({feature: fires_on[feature] for feature in ordered}, n, taken)
         shown = [_card(analysis, feature, fires_on[feature], vocabulary) for feature in chosen]
         found += [(heading, shown)] if shown else []

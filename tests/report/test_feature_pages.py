@@ -118,6 +118,12 @@ def test_what_is_promoted_is_left_out_where_it_is_mostly_fragments():
     ]
 
 
+def test_explained_features_come_first():
+    report = comparison([[token] * 8 for token in range(10)])
+    report.analyses[0].explanations = {6: "six", 8: "eight"}
+    assert {card.feature for card in shown(report)[:2]} == {6, 8}
+
+
 def test_without_seeds_they_are_of_the_top_and_the_lowest_fifth_of_the_return_score():
     report = comparison([[token] * 8 for token in range(10)])
     report.analyses[0].return_scores = ReturnScores(np.arange(5.0, 100, 10), {}, 100, 0.0)
