@@ -145,7 +145,7 @@ EXPERIMENTS = (
     Experiment(
         "ground_truth.synth_16k",
         "How much of SynthSAEBench-16k's truth do TopK and vSAEs find?",
-        minutes="180",
+        minutes="90",
         stages=("train", "tables"),
         needs="[saelens]",
         pages=("synth_16k.md",),

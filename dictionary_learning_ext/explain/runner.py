@@ -1,4 +1,4 @@
-"""`vsae explain`: asks for what is missing in explanations.json, and writes each answer there as it comes.
+"""`vsae explain`: asks for what is missing in explanations.json, and writes the answers there as they come.
 
 explained = explain("runs/mine", Endpoint("http://localhost:8000/v1"), "llama-3.1-8b")
 """

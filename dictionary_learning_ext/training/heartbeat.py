@@ -108,9 +108,8 @@ class Heartbeat:
             missing = [r for r, key in enumerate(self._keys) if not self._store.check([key])]
             problem = f"{_named(missing)} did not start within {_minutes()}"
             raise ProcessError(problem, instead="start the run again") from error
-        self._stopped = (
-            threading.Event()
-        )  # a new one: an earlier thread may still wait for the store
+        # A new event: an earlier thread may still wait for the store.
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(self._stopped,), daemon=True)
         self._thread.start()
         threading.Thread(target=self._watch_store, args=(self._stopped,), daemon=True).start()

@@ -420,6 +420,10 @@ def test_answers_to_other_questions_are_asked_for_again(folder_to_explain, chat)
     first = next(iter(content["features"].values()))
     first |= {"asked": "of other contexts", "text": "stale"}
     (folder_to_explain / "explanations.json").write_text(json.dumps(content))
+    chat.answer = lambda request: knowing(request) if is_greeting(request) else 400
+    assert main(words(folder_to_explain, chat)) == 2
+    assert "stale" in json.dumps(stored(folder_to_explain)), "a failure replaces nothing"
+    chat.answer = knowing
     before = len(chat.requests)
     assert main(words(folder_to_explain, chat)) == 0
     assert sum(not is_of_scorer(each) for each in real(chat.requests[before:])) == 1
