@@ -27,6 +27,7 @@ from ..errors import LanguageModelError, Setting, first_line
 from ..run_folder.files import at_home
 from ..run_folder.weights import hash_of
 from ..trainers.base import require_device
+from ..trainers.kernels.products import keep_freed_memory
 from .text import why_unreachable
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"
@@ -58,6 +59,7 @@ def load_language_model(
         ConfigError: the machine has no such device.
     """
     require_device(device)
+    keep_freed_memory()
     tokenizer = load_tokenizer(name)
     with _loading(name) as (source, options):
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)

@@ -97,10 +97,8 @@ def run_cache(flags: CacheFlags) -> None:
     )
     hooks = settings.hooks  # refused now if it is wrong
     from ..activations.cache_writer import write_cache
-    from ..trainers.kernels.products import keep_freed_memory
     from ..training.processes import interrupts
 
-    keep_freed_memory()
     try:
         with interrupts() as signals, signals.deferred():
             manifest = write_cache(

@@ -1,5 +1,8 @@
 """The products of a code with weights, in every form, against dense ones; and memory used again."""
 
+import ctypes
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -179,3 +182,27 @@ def test_where_torch_must_be_deterministic_the_dense_products_are_the_same(dtype
     found = products_of(forms(dtype)["dense"])
     t.use_deterministic_algorithms(False)
     assert all(map(t.equal, found, products_of(forms(dtype)["dense"])))
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator"
+)
+def test_a_freed_block_is_used_again_without_new_pages():
+    program = """
+import resource
+import torch as t
+from dictionary_learning_ext.trainers.kernels.products import keep_freed_memory
+faults = []
+for keeps in (False, True):
+    if keeps:
+        keep_freed_memory()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        t.zeros(2**24)  # 64 MB
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    faults = [int(n) for n in done.stdout.split()]
+    assert 10 * max(faults[4:]) < min(faults[:4])
