@@ -176,11 +176,13 @@ class BatchLogVariance:
         x_BD, weight_FD = self._operands
         products_BF = all_products("log_variance", x_BD[rows], weight_FD)
         raw_BF = products_BF.to(self._bias_F.dtype, copy=True).add_(self._bias_F)
-        clamped_BF = raw_BF.clamp(*self._limits)
+        # On CPUs torch vectorises neither `clamp` by tensors nor what gives or takes bools.
+        lower, upper = self._limits
+        clamped_BF = raw_BF.minimum(upper).maximum(lower)
         gradient_BF = None if self._kl_gradient_BF is None else self._kl_gradient_BF[rows]
         return RowsLogVariance(
             clamped_BF,
-            raw_BF == clamped_BF,
+            raw_BF.eq_(clamped_BF),
             (0.5 * clamped_BF).exp_(),
             self._prior_std,
             self._with_kl,
@@ -204,7 +206,7 @@ class RowsLogVariance(NamedTuple):
 
     clamped_BF: t.Tensor
     is_inside_BF: t.Tensor
-    """whether it was not clamped"""
+    """1 where it was not clamped, else 0"""
     std_BF: t.Tensor
     prior_std: t.Tensor
     with_kl: bool
@@ -236,7 +238,7 @@ class DrawnLogVariance(NamedTuple):
     selected_BK: t.Tensor
     """at each row's selected features"""
     is_inside_BK: t.Tensor
-    """whether it was not clamped there"""
+    """1 where it was not clamped, else 0"""
     kl_sum_F: t.Tensor | None
     """the sum over rows of `variance_kl`; None if it was not asked for"""
     kl_gradient_sum_F: t.Tensor | None
