@@ -23,7 +23,8 @@ from ..activations.rows import ActivationReader
 from ..activations.tokens import TokenContexts
 from ..errors import TextError
 from ..trainers.dictionaries import HasPosterior, as_input, decoder_directions, selects_top_k
-from ..trainers.kernels.select import compared
+from ..trainers.kernels.products import StepForm
+from ..trainers.kernels.select import compared, top_k
 from .metrics import (
     LanguageModelLosses,
     Totals,
@@ -204,7 +205,7 @@ class Measurement:
         for name, scale in scales.items():
             noise_BF = t.empty_like(mu_BF).normal_(generator=self._generator)
             z_BF = compared(mu_BF + scale * noise_BF, getattr(sae, "select_by", "value"))
-            other_BK = z_BF.topk(indices_BK.shape[1], sorted=False).indices
+            _, other_BK = top_k(z_BF, indices_BK.shape[1], StepForm.rows_at_once)
             in_both_BK = t.zeros_like(mu_BF, dtype=t.bool).scatter_(1, other_BK, True)
             common_B = in_both_BK.gather(1, indices_BK).sum(1)
             self.totals.add_mean(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())
