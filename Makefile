@@ -17,7 +17,7 @@ test-fast: .venv/installed-dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 # SAE Bench needs older versions than the core would get: an environment of its own, and the tests
-# that meet them. Passive: on busy cores, many small operations spend their time waiting for threads.
+# that meet them.
 # The libraries that read our exports are there, too: sae-dashboard without its dependencies, which
 # hold transformers below 5, since only its classes are needed.
 # Of activations/, only those that read Parquet and data sets, where numpy < 2 and datasets < 4 matter,
@@ -27,7 +27,7 @@ test-fast: .venv/installed-dev
 UPSTREAM_TESTS = test_upstream_examples.py activations/test_buffer_upstream.py run_folder/test_weights.py \
 	trainers/test_upstream.py trainers/test_base.py training/test_loop.py
 test-saebench: .venv-saebench/installed
-	OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest \
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-saebench/bin/python -m pytest -n auto --dist loadfile \
 		$(addprefix tests/,sae_bench export test_sae_lens.py run_folder/test_foreign.py activations/test_text_files.py \
 			activations/test_text.py activations/test_stored.py activations/test_stored_sae_lens.py \
 			'test_docs.py::test_a_page_runs[sae_bench.md]' 'test_docs.py::test_a_page_runs[sae_lens.md]' \

@@ -3,6 +3,7 @@
     README.md                                   the model card
     NAME/ae.pt, config.json, metrics.json       one folder per SAE
     NAME/return_scores.csv                      where `vsae reproduce` wrote it
+    NAME/explanations.json                      where `vsae explain` wrote it
     NAME/cfg.json, sae_weights.safetensors      if asked for: SAELens's `SAE.from_pretrained(REPO, NAME)`
     NAME/MODULE/cfg.json, sae.safetensors, …    likewise: sparsify's
                                                 `SparseCoder.load_from_hub(REPO, "NAME/MODULE")`
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,8 +43,9 @@ from ..errors import (
 )
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
+from ..features.explanations import explanations_in
 from ..run_folder.comparing import measured_differently
-from ..run_folder.files import CONFIG, METRICS, RETURN_SCORES, WEIGHTS, write_json
+from ..run_folder.files import CONFIG, EXPLANATIONS, METRICS, RETURN_SCORES, WEIGHTS, write_json
 from ..run_folder.foreign import SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own
@@ -264,6 +266,11 @@ def _stage(
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
         if (scores := folder / RETURN_SCORES).is_file():
             (staged / name / RETURN_SCORES).symlink_to(scores.resolve())
+        if (path := folder / EXPLANATIONS).is_file():
+            explained = explanations_in(path)
+            settings, cut = without_local_paths(explained.settings)
+            all_cut |= set(cut)
+            replace(explained, settings=settings).write(staged / name / EXPLANATIONS)
         write_json(staged / name / CONFIG, configs[name])
         if measured is not None:
             metrics[name] = measured

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,11 @@ from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
 from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.hub import card, push
 from dictionary_learning_ext.export.local_paths import without_local_paths
+from dictionary_learning_ext.features.explanations import (
+    Explanation,
+    Explanations,
+    explanations_in,
+)
 
 TOKEN = "hf_abcdefghijklmnop"
 TEXT = "roneneldan/TinyStories"
@@ -149,9 +155,13 @@ def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     one = hub(Hub())
     runs = shutil.copytree(runs, tmp_path / "runs")
     (runs / "vsae" / "return_scores.csv").write_text("feature,score\n")
+    settings = {"explainer": "some-model", "data": str(tmp_path / "text.jsonl")}
+    explained = Explanations("hash", settings, "order", {3: Explanation(3, 0, "asked", "and/or")})
+    explained.write(runs / "vsae" / "explanations.json")
     pushed = push(runs, "jane/saes")
     files = {f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")}
-    beside = {"README.md", "vsae/metrics.json", "vsae/return_scores.csv"}
+    beside = {"README.md", "vsae/metrics.json"}
+    beside |= {"vsae/return_scores.csv", "vsae/explanations.json"}
     assert set(one.contents) == files | beside
     assert pushed.files == {name: len(content) for name, content in one.contents.items()}
     assert one.asked is pushed.is_private is True
@@ -160,6 +170,8 @@ def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     assert load_dictionary(tmp_path / "vsae")[0].k == 4
+    there = explanations_in(tmp_path / "vsae" / "explanations.json")
+    assert there == replace(explained, settings=settings | {"data": "text.jsonl"})
     push(runs / "top_k", "jane/saes", public=True)
     assert set(one.contents) == {"README.md", "top_k/ae.pt", "top_k/config.json"}
     assert one.asked is False

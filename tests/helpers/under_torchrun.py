@@ -185,12 +185,12 @@ def busy(_run, _folder):
     with joined() as processes:
         with processes.together():
             if processes.is_first:
-                while time.process_time() < 3 * PATIENCE.total_seconds():
+                while time.process_time() < 1.5 * PATIENCE.total_seconds():
                     pass
         with processes.together():
             if not processes.is_first:
                 started = time.monotonic()
-                while time.monotonic() < started + 2 * PATIENCE.total_seconds():
+                while time.monotonic() < started + 1.5 * PATIENCE.total_seconds():
                     time.sleep(0.05)  # as one that asks now and then whether a file is unlocked
     return "done"
 
