@@ -41,6 +41,10 @@ SLOW = frozenset(
         "test_mistakes_of_several_processes_are_one_line",
         "test_ranks_equal_one_process_on_the_union_of_their_batches",
         "test_a_killed_command_is_continued_by_the_same_command",
+        "test_a_rank_that_hangs_ends_the_run_with_one_line_that_names_it",
+        "test_a_rank_that_does_not_start_is_named",
+        "test_a_rank_that_computes_or_asks_for_long_is_not_taken_for_hung",
+        "test_an_error_that_is_raised_later_than_its_call_is_one_line",
         # The guide, and the released package, built.
         "test_the_wheel_holds_the_package_and_nothing_else",
         "test_the_sdist_holds_the_package_and_leaves_the_tests_out",

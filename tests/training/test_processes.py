@@ -7,14 +7,14 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch as t
 from caches import write_small
 from interrupted_runs import STEPS, assert_equal, results, written
+from torchrun import ended, ran, rank_of, torchrun
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
@@ -22,7 +22,6 @@ from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import ConfigError, Interrupted, LanguageModelError
 from dictionary_learning_ext.run_folder.reading import read_history, read_run
 from dictionary_learning_ext.run_folder.resume_points import load_point, steps_of
-from dictionary_learning_ext.training.heartbeat import Beat, Silence
 from dictionary_learning_ext.training.processes import (
     ONE_PROCESS,
     Processes,
@@ -31,44 +30,7 @@ from dictionary_learning_ext.training.processes import (
 )
 from experiments.robustness.wandb_files import history
 
-SCRIPT = Path(__file__).parents[1] / "helpers" / "under_torchrun.py"
-HANGS = 300  # seconds, on a busy machine
 OTHER_HOOK = "blocks.1.hook_mlp_out"  # of one SAE in under_torchrun.py
-
-
-def torchrun(processes, *arguments, **options):
-    """Start a command in several processes. Ends with this test."""
-    paths = [str(SCRIPT.parents[2]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def ended(process):
-    """What a command printed, once it has ended. One that hangs is killed, and fails the test."""
-    try:
-        out, error = process.communicate(timeout=HANGS)
-    except subprocess.TimeoutExpired:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        raise
-    return out, error
-
-
-def ran(scenario, processes, folder, run=None):
-    """What each rank returned of a scenario, by rank, and what they printed."""
-    settings = "" if run is None else json.dumps(asdict(run))
-    process = torchrun(processes, SCRIPT, scenario, folder, settings)
-    _, error = ended(process)
-    assert process.returncode == 0, error
-    return [json.loads((folder / f"{r}.json").read_text()) for r in range(processes)], error
 
 
 @pytest.fixture
@@ -165,15 +127,6 @@ def train_command(*flags, processes=2):
     return torchrun(processes, "-m", "dictionary_learning_ext", *flags)
 
 
-def rank_of(process, rank):
-    """The process of a rank, which torchrun has started."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if child.environ().get("RANK") == str(rank):
-                return child
-    raise AssertionError(f"torchrun has no rank {rank}")
-
-
 def after_some_steps(process, folder):
     while process.poll() is None and written(folder) < 4:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -246,76 +199,6 @@ def test_a_killed_rank_ends_the_others(flags, tmp_path, killed, capsys):
     load_point(folder, steps_of(folder)[-1])
     assert main(["train", "--resume", str(folder)]) == 2
     assert "2 processes, not 1; continue with `torchrun" in capsys.readouterr().err
-
-
-# --- a rank that hangs
-
-
-@pytest.mark.parametrize("how", ["asleep", "stopped"])
-def test_a_rank_that_hangs_ends_the_run_with_one_line_that_names_it(run, tmp_path, how):
-    (tmp_path / how).mkdir()
-    run = replace(run, save_every="2", save_dir=str(tmp_path / "run"), steps=100)
-    process = torchrun(3, SCRIPT, "hung", tmp_path / how, json.dumps(asdict(run)))
-    hanging, printed = None, ""
-    while process.poll() is None and "vsae: " not in printed:
-        printed += process.stderr.readline()
-        if hanging is None and (tmp_path / "run" / "metrics.jsonl").exists():
-            hanging = rank_of(process, 2)
-    hanging.kill()  # else torchrun does, after 30 seconds
-    printed += ended(process)[1]
-    (line,) = re.findall("vsae: .*", printed)
-    assert re.match(rf"vsae: rank 2 \(process {hanging.pid} on .*\) hung: no sign of life", line)
-    assert line.endswith(
-        "`torchrun --nproc-per-node 3 -m dictionary_learning_ext train --resume FOLDER`"
-    )
-    assert steps_of(tmp_path / "run")[-1] == 4
-    assert "]: Traceback" not in printed
-
-
-def test_a_rank_that_does_not_start_is_named(tmp_path):
-    process = torchrun(2, SCRIPT, "late", tmp_path, "")
-    assert "ProcessError: rank 1 did not start within" in ended(process)[1]
-
-
-def test_a_rank_that_computes_or_asks_for_long_is_not_taken_for_hung(tmp_path):
-    assert ran("busy", 2, tmp_path)[0] == ["done", "done"]
-
-
-WORKS, WAITS, NOTHING, LEFT = (
-    lambda n: Beat(n, n),
-    lambda n: Beat(n, 0, waits=True),
-    lambda n: Beat(n),
-    lambda n: Beat(n, has_left=True),
-)
-
-
-def ceasing(beat):
-    return lambda n: beat(min(n, 5))
-
-
-@pytest.mark.parametrize(
-    ("of_ranks", "hung"),
-    [
-        ((WORKS, WORKS), []),
-        ((WAITS, WORKS), []),
-        ((WAITS, NOTHING), [1]),
-        ((WORKS, NOTHING), [1]),
-        ((WAITS, ceasing(WORKS)), [1]),
-        ((WAITS, ceasing(WAITS)), [1]),
-        ((WAITS, LEFT), []),
-        ((WAITS, ceasing(LEFT)), []),
-        ((WAITS, WAITS), [0, 1]),
-        ((WAITS, lambda n: Beat(n, n // 20)), []),
-        ((WAITS, lambda n: Beat(n, n // 40)), [1]),
-        ((WAITS, WORKS, NOTHING, ceasing(WAITS)), [2, 3]),
-    ],
-)
-def test_which_ranks_hang(of_ranks, hung):
-    silence, found = Silence(len(of_ranks)), set()
-    for n in range(100):
-        silence.look([beat(n) for beat in of_ranks])
-        found |= set(silence.hung)
-    assert sorted(found) == hung
 
 
 # --- nccl
