@@ -22,7 +22,8 @@ from .config.presets import in_units
 from .config.sae import LOG_VAR_LIMITS, PosteriorOptions, SAEConfig, Variational, VSAETopKConfig
 from .errors import ConfigError, Setting
 from .trainers.base import DeadWatch, KAnnealing, Named, set_to_median
-from .trainers.kernels.products import StepForm, keep_freed_memory
+from .trainers.kernels.memory import keep_freed_memory
+from .trainers.kernels.products import StepForm
 from .trainers.kernels.step import StepObjective, Weights, variational_loss
 from .trainers.optimizers import column_norms, project_out_parallel
 from .trainers.posterior import kl_scale, noise_scale, noise_to_signal

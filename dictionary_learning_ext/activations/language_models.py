@@ -27,7 +27,7 @@ from ..errors import LanguageModelError, Setting, first_line
 from ..run_folder.files import at_home
 from ..run_folder.weights import hash_of
 from ..trainers.base import require_device
-from ..trainers.kernels.products import keep_freed_memory
+from ..trainers.kernels.memory import keep_freed_memory
 from .text import why_unreachable
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "embedded" / "model"

@@ -205,7 +205,10 @@ class Measurement:
         for name, scale in scales.items():
             noise_BF = t.empty_like(mu_BF).normal_(generator=self._generator)
             z_BF = compared(mu_BF + scale * noise_BF, getattr(sae, "select_by", "value"))
-            _, other_BK = top_k(z_BF, indices_BK.shape[1], StepForm.rows_at_once)
+            # Without noise, as a point has none, a ReLU leaves ties.
+            rectified = bool(getattr(sae, "rectify", False))
+            k, rows = indices_BK.shape[1], StepForm.rows_at_once
+            _, other_BK = top_k(z_BF, k, rows, rectified=rectified)
             in_both_BK = t.zeros_like(mu_BF, dtype=t.bool).scatter_(1, other_BK, True)
             common_B = in_both_BK.gather(1, indices_BK).sum(1)
             self.totals.add_mean(name, (common_B / (2 * indices_BK.shape[1] - common_B)).mean())

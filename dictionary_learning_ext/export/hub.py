@@ -43,7 +43,7 @@ from ..errors import (
 )
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
-from ..features.explanations import explanations_in
+from ..features.explanations import read_explanations
 from ..run_folder.comparing import measured_differently
 from ..run_folder.files import CONFIG, EXPLANATIONS, METRICS, RETURN_SCORES, WEIGHTS, write_json
 from ..run_folder.foreign import SAE_LENS_WEIGHTS, SPARSIFY_WEIGHTS
@@ -254,7 +254,7 @@ def _stage(
     base_models: set[str] = set()
     for folder in folders:
         require_own(folder, "push")
-        _, config = load_dictionary(folder)  # raises if it is damaged
+        dictionary, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.resolve().name
         measured = read_metrics_if_any(folder)
         (configs[name], measured), cut = without_local_paths((config, measured))
@@ -266,8 +266,7 @@ def _stage(
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
         if (scores := folder / RETURN_SCORES).is_file():
             (staged / name / RETURN_SCORES).symlink_to(scores.resolve())
-        if (path := folder / EXPLANATIONS).is_file():
-            explained = explanations_in(path)
+        if explained := read_explanations(folder, dictionary):
             settings, cut = without_local_paths(explained.settings)
             all_cut |= set(cut)
             replace(explained, settings=settings).write(staged / name / EXPLANATIONS)

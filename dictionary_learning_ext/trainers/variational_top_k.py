@@ -38,7 +38,8 @@ from ..errors import CheckpointError, ConfigError
 from .base import DeadWatch, KAnnealing, SamplingTrainer, count_selection, require_device
 from .dictionaries import FromState, require_scale
 from .kernels import compiled
-from .kernels.products import StepForm, keep_freed_memory
+from .kernels.memory import keep_freed_memory
+from .kernels.products import StepForm
 from .kernels.select import NOISE_STREAM, compared, draw_code
 from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
 from .optimizers import UnitNormAdam

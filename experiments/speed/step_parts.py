@@ -19,13 +19,13 @@ import numpy as np
 import torch as t
 
 from dictionary_learning_ext.trainers.kernels.encode import BatchMeans
+from dictionary_learning_ext.trainers.kernels.memory import keep_freed_memory
 from dictionary_learning_ext.trainers.kernels.products import (
     Code,
     DenseCode,
     SparseCode,
     StepForm,
     SubsetCode,
-    keep_freed_memory,
     top_k_code,
 )
 from dictionary_learning_ext.trainers.kernels.select import draw_batch, draw_code, top_k

@@ -150,8 +150,13 @@ def test_kl_sigma_and_noise_are_the_posteriors(posterior, x):
     assert metrics["fve_sampled"] < metrics["fve"]
 
 
-def test_a_points_samples_are_its_mean(x):
-    metrics = metrics_of(make(posterior="point"), x)
+@pytest.mark.parametrize("rectify", [False, True])
+def test_a_points_samples_are_its_mean(x, rectify):
+    """Rectified, with few positive means for its k, so that zeros tie."""
+    sae = make(posterior="point", rectify=rectify)
+    if rectify:
+        sae.k.fill_(3 * F // 4)
+    metrics = metrics_of(sae, x)
     assert metrics["fve_sampled"] == pytest.approx(metrics["fve"], rel=1e-6)
     assert metrics["mean_sigma"] == 0
     assert metrics["stability_sigma"] == 1

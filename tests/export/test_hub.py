@@ -29,6 +29,7 @@ from dictionary_learning_ext.features.explanations import (
     Explanations,
     explanations_in,
 )
+from dictionary_learning_ext.run_folder.weights import hash_of
 
 TOKEN = "hf_abcdefghijklmnop"
 TEXT = "roneneldan/TinyStories"
@@ -156,8 +157,11 @@ def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     runs = shutil.copytree(runs, tmp_path / "runs")
     (runs / "vsae" / "return_scores.csv").write_text("feature,score\n")
     settings = {"explainer": "some-model", "data": str(tmp_path / "text.jsonl")}
-    explained = Explanations("hash", settings, "order", {3: Explanation(3, 0, "asked", "and/or")})
+    sae = hash_of(load_dictionary(runs / "vsae")[0])
+    features = {3: Explanation(3, 0, "asked", "and/or")}
+    explained = Explanations(sae, settings, "order", features)
     explained.write(runs / "vsae" / "explanations.json")
+    replace(explained, sae="another").write(runs / "top_k" / "explanations.json")
     pushed = push(runs, "jane/saes")
     files = {f"{n}/{f}" for n in ("top_k", "vsae") for f in ("ae.pt", "config.json")}
     beside = {"README.md", "vsae/metrics.json"}

@@ -15,7 +15,7 @@ HANGS = 300  # seconds, on a busy machine
 
 
 def torchrun(processes, *arguments, **options):
-    """Start a command in several processes. Ends with this test."""
+    """Start a command in several processes; see `ended`."""
     paths = [str(SCRIPT.parents[2]), str(SCRIPT.parent), os.environ.get("PYTHONPATH", "")]
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(

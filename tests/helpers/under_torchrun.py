@@ -185,7 +185,8 @@ def busy(_run, _folder):
     with joined() as processes:
         with processes.together():
             if processes.is_first:
-                while time.process_time() < 1.5 * PATIENCE.total_seconds():
+                started = time.process_time()
+                while time.process_time() < started + 1.5 * PATIENCE.total_seconds():
                     pass
         with processes.together():
             if not processes.is_first:

@@ -1,25 +1,24 @@
-"""Ranks that hang: which they are, and how a run of the real torchrun ends."""
+"""Ranks that hang: which they are, and how a run of the real torchrun ends. A store that stops answering."""
 
 import json
 import re
+import threading
 from dataclasses import asdict, replace
+from datetime import timedelta
 
 import pytest
 from torchrun import SCRIPT, ended, ran, rank_of, torchrun
 
 from dictionary_learning_ext.run_folder.resume_points import steps_of
-from dictionary_learning_ext.training.heartbeat import Beat, Silence
-
-
-@pytest.fixture
-def run(run):
-    return replace(run, steps=20, batch_size=48, eval_tokens=0)
+from dictionary_learning_ext.training import heartbeat
+from dictionary_learning_ext.training.heartbeat import Beat, Heartbeat, Silence
 
 
 @pytest.mark.parametrize("how", ["asleep", "stopped"])
 def test_a_rank_that_hangs_ends_the_run_with_one_line_that_names_it(run, tmp_path, how):
     (tmp_path / how).mkdir()
-    run = replace(run, save_every="2", save_dir=str(tmp_path / "run"), steps=100)
+    settings = {"batch_size": 48, "eval_tokens": 0, "save_every": "2", "steps": 100}
+    run = replace(run, save_dir=str(tmp_path / "run"), **settings)
     process = torchrun(3, SCRIPT, "hung", tmp_path / how, json.dumps(asdict(run)))
     hanging, printed = None, ""
     while process.poll() is None and "vsae: " not in printed:
@@ -81,3 +80,59 @@ def test_which_ranks_hang(of_ranks, hung):
         silence.look([beat(n) for beat in of_ranks])
         found |= set(silence.hung)
     assert sorted(found) == hung
+
+
+# --- torchrun's store
+
+
+class Store:
+    """In place of torchrun's. Once `hangs` is set, its beats are not answered until `released`."""
+
+    def __init__(self):
+        self.values, self.hangs, self.released = {}, threading.Event(), threading.Event()
+
+    def set(self, key, value):
+        self.values[key] = value.encode()
+
+    def wait(self, keys, patience):
+        pass
+
+    def multi_get(self, keys):
+        if self.hangs.is_set():
+            self.released.wait()
+        return [self.values[key] for key in keys]
+
+
+@pytest.fixture
+def beating(monkeypatch):
+    store, ended = Store(), threading.Event()
+    monkeypatch.setattr(heartbeat, "PATIENCE", timedelta(seconds=0.6))
+    monkeypatch.setattr(heartbeat, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+    monkeypatch.setattr(heartbeat.dist, "PrefixStore", lambda prefix, store: store)
+    monkeypatch.setattr(heartbeat.os, "_exit", lambda code: ended.set())
+    monkeypatch.setenv("MASTER_ADDR", "node7")
+    found = Heartbeat(0, 1, "vsae train --resume FOLDER")
+    found.start()
+    yield store, ended
+    store.released.set()
+    found.stop()
+
+
+def test_a_store_that_stops_answering_ends_the_run_in_a_line_that_names_its_machine(
+    beating, capsys
+):
+    store, ended = beating
+    store.hangs.set()
+    assert ended.wait(60)
+    assert "vsae: torchrun's store on node7 hung: no answer for 0.01 minutes; continue from" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_store_that_answers_late_does_not(beating):
+    store, ended = beating
+    store.hangs.set()
+    assert not ended.wait(0.2)
+    store.hangs.clear()
+    store.released.set()
+    assert not ended.wait(0.2)

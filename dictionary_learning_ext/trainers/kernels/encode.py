@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch as t
 from torch.nn import functional
 
-from .products import all_products, scratch
+from .memory import scratch
+from .products import all_products
 
 
 class BatchMeans:
@@ -176,7 +177,7 @@ class BatchLogVariance:
         x_BD, weight_FD = self._operands
         products_BF = all_products("log_variance", x_BD[rows], weight_FD)
         raw_BF = products_BF.to(self._bias_F.dtype, copy=True).add_(self._bias_F)
-        # On CPUs torch vectorises neither `clamp` by tensors nor what gives or takes bools.
+        # On CPUs torch vectorises neither `clamp` by tensors nor operations that return or take bools.
         lower, upper = self._limits
         clamped_BF = raw_BF.minimum(upper).maximum(lower)
         gradient_BF = None if self._kl_gradient_BF is None else self._kl_gradient_BF[rows]

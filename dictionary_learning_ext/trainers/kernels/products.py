@@ -11,14 +11,13 @@ Each takes B K D multiplications if sparse and B F D if dense, but dense ones ru
 All forms give the same numbers up to rounding.
 """
 
-import ctypes
 import functools
-import sys
-import threading
 from dataclasses import dataclass
 
 import torch as t
 from torch.nn import functional
+
+from .memory import scratch
 
 
 @dataclass(frozen=True)
@@ -233,43 +232,3 @@ def all_products(name: str, rows_BD: t.Tensor, weight_FD: t.Tensor) -> t.Tensor:
     shape = (len(rows_BD), len(weight_FD))
     products_BF = scratch(name, shape, rows_BD.dtype, rows_BD.device)
     return t.mm(rows_BD, weight_FD.t(), out=products_BF)
-
-
-_buffers = threading.local()
-
-
-def scratch(name: str, shape: tuple[int, ...], dtype: t.dtype, device: t.device) -> t.Tensor:
-    """An uninitialised tensor in memory that steps reuse. The next call with `name` overwrites it.
-
-    A CPU's allocator may return large blocks to the system each time they are freed. Getting new
-    pages from the system, and clearing them, costs a step more than its matmuls in bf16. Each thread
-    has its own memory. On a GPU the tensor is new: the allocator there keeps memory itself.
-    """
-    if device.type != "cpu":
-        return t.empty(shape, dtype=dtype, device=device)
-    n_bytes = t.Size(shape).numel() * dtype.itemsize
-    with t.inference_mode(False):  # so it can be written to outside of inference mode too
-        buffer = getattr(_buffers, name, None)
-        if buffer is None or len(buffer) < n_bytes:
-            buffer = t.empty(n_bytes, dtype=t.uint8)
-            setattr(_buffers, name, buffer)
-        return buffer[:n_bytes].view(dtype).view(shape)
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed blocks for the next ones, in this process from here on.
-
-    By default it gets each block above 32 MB from the system, which clears its pages, and returns it
-    when it is freed: for a language model's logits that takes as long as a third of the forward pass.
-    From here on such blocks come from the heap, of which up to 2 GB may lie free at its end
-    (mallopt(3)). The peak of memory stays what it was. Without glibc this does nothing.
-    """
-    if sys.platform == "win32":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h

@@ -1,9 +1,4 @@
-"""The products of a code with weights, in every form, against dense ones; and memory used again."""
-
-import ctypes
-import subprocess
-import sys
-import threading
+"""The products of a code with weights, in every form, against dense ones."""
 
 import pytest
 import torch as t
@@ -15,7 +10,6 @@ from dictionary_learning_ext.trainers.kernels.products import (
     SparseCode,
     StepForm,
     SubsetCode,
-    scratch,
     top_k_code,
 )
 
@@ -135,30 +129,6 @@ def test_the_form_of_a_machine(monkeypatch):
     assert 0 < forms[1].sparse_projection_density < forms[0].sparse_projection_density
 
 
-CPU = t.device("cpu")
-
-
-def test_a_name_gets_its_memory_again_and_more_when_it_asks_for_more():
-    first = scratch("a test's", (4, 5), t.float32, CPU).fill_(7)
-    again = scratch("a test's", (2, 5), t.float32, CPU)
-    assert again.data_ptr() == first.data_ptr()
-    assert again.eq(7).all()
-    larger = scratch("a test's", (40, 50), t.bfloat16, CPU)
-    assert (larger.shape, larger.dtype) == ((40, 50), t.bfloat16)
-    assert first.eq(7).all(), "a tensor that is still held keeps its memory"
-
-
-def test_names_and_threads_do_not_share_memory():
-    one, other = (scratch(name, (3,), t.float32, CPU) for name in ("one test's", "other test's"))
-    one.fill_(1)
-    other.fill_(2)
-    assert one.eq(1).all()
-    thread = threading.Thread(target=lambda: scratch("one test's", (3,), t.float32, CPU).fill_(3))
-    thread.start()
-    thread.join()
-    assert one.eq(1).all()
-
-
 @pytest.fixture
 def deterministic():
     t.use_deterministic_algorithms(True)
@@ -182,27 +152,3 @@ def test_where_torch_must_be_deterministic_the_dense_products_are_the_same(dtype
     found = products_of(forms(dtype)["dense"])
     t.use_deterministic_algorithms(False)
     assert all(map(t.equal, found, products_of(forms(dtype)["dense"])))
-
-
-@pytest.mark.skipif(
-    sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator"
-)
-def test_a_freed_block_is_used_again_without_new_pages():
-    program = """
-import resource
-import torch as t
-from dictionary_learning_ext.trainers.kernels.products import keep_freed_memory
-faults = []
-for keeps in (False, True):
-    if keeps:
-        keep_freed_memory()
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        t.zeros(2**24)  # 64 MB
-        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(*faults)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    faults = [int(n) for n in done.stdout.split()]
-    assert 10 * max(faults[4:]) < min(faults[:4])

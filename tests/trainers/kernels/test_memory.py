@@ -1,0 +1,67 @@
+"""Memory that is used again."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch as t
+
+from dictionary_learning_ext.trainers.kernels.memory import scratch
+
+CPU = t.device("cpu")
+
+
+def test_a_name_gets_its_memory_again_and_more_when_it_asks_for_more():
+    first = scratch("a test's", (4, 5), t.float32, CPU).fill_(7)
+    again = scratch("a test's", (2, 5), t.float32, CPU)
+    assert again.data_ptr() == first.data_ptr()
+    assert again.eq(7).all()
+    larger = scratch("a test's", (40, 50), t.bfloat16, CPU)
+    assert (larger.shape, larger.dtype) == ((40, 50), t.bfloat16)
+    assert first.eq(7).all(), "a tensor that is still held keeps its memory"
+
+
+def test_names_and_threads_do_not_share_memory():
+    one, other = (scratch(name, (3,), t.float32, CPU) for name in ("one test's", "other test's"))
+    one.fill_(1)
+    other.fill_(2)
+    assert one.eq(1).all()
+    thread = threading.Thread(target=lambda: scratch("one test's", (3,), t.float32, CPU).fill_(3))
+    thread.start()
+    thread.join()
+    assert one.eq(1).all()
+
+
+FAULTS = """
+import resource
+import torch as t
+from dictionary_learning_ext.trainers.kernels.memory import keep_freed_memory
+faults = []
+for keeps in (False, True):
+    if keeps:
+        keep_freed_memory()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        t.zeros(2**24)  # 64 MB
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="another allocator"
+)
+@pytest.mark.parametrize("given", [{}, {"MALLOC_ARENA_MAX": "4"}])
+def test_a_freed_block_is_used_again_without_new_pages_unless_the_user_sets_the_allocator(given):
+    """Few faults are those of huge pages."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_")} | given
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    faults = [int(n) for n in done.stdout.split()]
+    new_pages = min(faults[:4])
+    assert new_pages >= 32
+    assert (max(faults[4:]) < new_pages / 2) == (not given)
