@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from experiments.reproducibility import decisions
+from experiments.reproducibility import convergence, decisions
 from experiments.reproducibility.settings import ARMS, BOTH, CONFIRM, PENALTY, RIVAL, TOP_K
 from experiments.return_score.settings import RECOMMENDED, UNSEEN
 
@@ -54,6 +54,16 @@ def returning():
     yield f"On SmolLM2, {missing[0]:.0f}% and {missing[1]:.0f}% of the vSAE's"
 
 
+def at_convergence():
+    rows = convergence.confirmed(raw("convergence"), convergence.SETTINGS[0])
+    arms = convergence.BOTH, convergence.TOP_K
+    back, top_k = (100 * mean(decisions.means(rows, arm, "returning_0.7")) for arm in arms)
+    fve, fve_of_top_k = (mean(decisions.means(rows, arm, "fve")) for arm in arms)
+    yield f"{back:.0f}% of the vSAE's features come back and {top_k:.0f}% of TopK's (with a ReLU)"
+    yield f"at an FVE of {fve:.3f} and {fve_of_top_k:.3f}."
+    assert len(decisions.means(rows, convergence.TOP_K, "fve")) == 7
+
+
 def the_paper():
     def fve(model):
         rows = raw("reproduce_paper")["rows"]
@@ -91,7 +101,7 @@ def the_score():
     yield f"{top:.0%} of the vSAE's top fifth did and {lowest:.0%} of its lowest"
 
 
-PHRASES = (returning, the_paper, the_truth, the_score, speed)
+PHRASES = (returning, at_convergence, the_paper, the_truth, the_score, speed)
 NOT_MEASURED = ["0.7", "3.1"]
 """The cosine from which a feature comes back, and the oldest Python (3.10)."""
 FIRST_RUN = (
