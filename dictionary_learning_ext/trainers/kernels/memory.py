@@ -37,7 +37,8 @@ def keep_freed_memory() -> None:
     By default glibc gets a block above 32 MB from the system, which clears its pages, and returns it
     when it is freed. For the logits of a small language model that takes a third of the time of its
     losses. Afterwards such blocks come from the heap, of which up to 2 GB may lie free at the end
-    (mallopt(3)). Nothing is changed where glibc's environment variables are set, or without glibc.
+    (mallopt(3)). The peak of memory rises by 6 to 11% (experiments/results/benchmark_memory.md). Nothing
+    is changed where glibc's environment variables are set, or without glibc.
     """
     is_set = "GLIBC_TUNABLES" in os.environ or any(n.startswith("MALLOC_") for n in os.environ)
     if is_set or sys.platform == "win32":
