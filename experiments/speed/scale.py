@@ -1,4 +1,4 @@
-"""Past one machine: what two processes send and gain, and what activations from disk save.
+"""Larger runs: what two processes send and gain, and what activations from disk save.
 
     python -m experiments.speed.scale processes    # one training in one and in two: 3 minutes
     python -m experiments.speed.scale bench        # a cache of activations: 8 minutes
