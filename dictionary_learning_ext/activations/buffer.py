@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from ..config.checks import require_at_least_one
 from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
-from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting, TextError
+from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting
 from .hook_points import HookPoint, SharedPass
 from .positions import NormRecord, Outliers
 from .rows import ActivationReader, ModelRows, RowStream
@@ -209,11 +209,6 @@ class ShuffledRows:
         shape = (self.activation_buffer_size, self.d_submodule)
         return torch.empty(shape, dtype=self._stream.dtype, device=self.device)
 
-    @property
-    def dropped_tokens(self) -> int:
-        """Rows left out because of `max_norm_multiple`."""
-        return self._stream.dropped
-
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
@@ -242,7 +237,7 @@ class ShuffledRows:
         in_step([self.refreshing()])
 
     def refreshing(self) -> Iterator[None]:
-        """`refresh` step by step: yields after each batch of the language model, or each read."""
+        """See `BatchSource`."""
         self._fill_start = self._position()
         left = len(self._order) - self._given  # not 0 only if the rows ended in the last fill
         self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
@@ -271,21 +266,14 @@ class ShuffledRows:
         self._given, self._skipped = self._skipped, 0
 
     def mean_squared_norm(self) -> float:
-        """E||x||^2 over the rows of the current fill. Fills the buffer first if it is empty.
-
-        It hands out no rows. Raises what `__next__` raises.
-        """
+        """See `BatchSource`. Fills the buffer first if it is empty; hands out no rows."""
         if len(self._order) == 0:
             self.refresh()
         rows = self.activations[: len(self._order)].split(1 << 14)
         return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
 
     def outliers(self) -> Outliers | None:
-        """The tokens of the first fill whose norms are far above the median, if there are any.
-
-        None with `max_norm_multiple`, or if the rows have no tokens. Fills the buffer first if it is
-        empty; hands out no rows.
-        """
+        """See `BatchSource`. Fills the buffer first if it is empty; hands out no rows."""
         if not self.fills:
             self.refresh()
         return self._outliers
@@ -454,21 +442,6 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         """See `ShuffledRows.state_dict`. Raises TextError if the text can't be resumed."""
         self.contexts.state_dict()  # raises
         return super().state_dict()
-
-    def text_batch(self, batch_size: int | None = None) -> list[str]:
-        """Take the next raw documents from the stream.
-
-        Raises:
-            TextError: fewer are left.
-        """
-        n = self.refresh_batch_size if batch_size is None else batch_size
-        texts = list(islice(self.data, n))
-        if len(texts) < n:
-            raise TextError(
-                f"{self._stream} ended: expected {n} more documents, found {len(texts)}; use a"
-                " longer text"
-            )
-        return texts
 
     def _settings(self) -> dict[str, Any]:
         return {

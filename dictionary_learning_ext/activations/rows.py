@@ -28,8 +28,6 @@ class RowStream(Protocol):
 
     width: int
     """D."""
-    dropped: int
-    """Rows left out because of `max_norm_multiple`."""
     tokenizer: Any
     """Names the tokens whose norms are far above the others'. None: these aren't looked for."""
     origin: dict[str, Any]
@@ -211,7 +209,6 @@ class ModelRows:
     ):
         self.contexts, self.reader = contexts, reader
         self.width, self.dtype = width, dtype
-        self.dropped = 0
         looks = reader.rule.max_norm_multiple is None
         self.tokenizer = contexts.tokenizer if looks else None
         self.origin: dict[str, Any] = {"text": getattr(contexts.text, "name", None)}
@@ -264,17 +261,14 @@ class ModelRows:
         place_N = rearrange(read.wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         if len(place_N) < len(rows_ND):
             rows_ND = rows_ND[place_N.to(rows_ND.device)]
-        considered = rearrange(contexts.wanted_BL, "b l -> (b l)")
         if len(rows_ND) > limit:  # the end of the last context is for the next fill
-            end = int(place_N[limit - 1]) + 1
-            later = considered.clone()
-            later[:end] = False
+            later = rearrange(contexts.wanted_BL, "b l -> (b l)").clone()
+            later[: int(place_N[limit - 1]) + 1] = False
             later_BL = rearrange(later, "(b l) -> b l", l=self.contexts.ctx_len)
             self._partial = _ContextsToRead(
                 contexts.input_ids_BL[-1:], contexts.mask_BL[-1:], later_BL[-1:]
             )
-            rows_ND, considered = rows_ND[:limit], considered[:end]
-        self.dropped += int(considered.sum()) - len(rows_ND)
+            rows_ND = rows_ND[:limit]
         if record is not None:
             place_N = place_N[: len(rows_ND)]
             input_ids = rearrange(contexts.input_ids_BL, "b l -> (b l)")
@@ -291,7 +285,6 @@ class ModelRows:
             "rows": {
                 "contexts": self.contexts.state_dict() if self.contexts.resumable else None,
                 "partial": self._partial and [part.int().tolist() for part in self._partial],
-                "dropped": self.dropped,
             },
             "generator": self._generator.get_state().numpy().tobytes().hex(),
         }
@@ -302,7 +295,6 @@ class ModelRows:
     def seek(self, position: Mapping[str, Any]) -> None:
         rows = position["rows"]
         self.contexts.load_state_dict(rows["contexts"])
-        self.dropped = rows["dropped"]
         self._partial = None
         if rows["partial"] is not None:
             input_ids_BL, mask_BL, wanted_BL = map(torch.tensor, rows["partial"])

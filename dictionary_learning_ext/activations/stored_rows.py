@@ -159,7 +159,6 @@ class StoredRows:
         self.stored, self.hook = stored, hook
         self.split: Split = split
         self.width = stored.hook(hook).width
-        self.dropped = 0
         looks = max_norm_multiple is None and stored.kind != "own activations"
         # The language model's own isn't loaded.
         numbers = SimpleNamespace(decode=lambda ids: f"number {ids[0]}")
@@ -230,9 +229,6 @@ class StoredRows:
         rows_ND = rearrange(x_BLD, "b l d -> (b l) d")
         if len(place_N) < len(rows_ND):
             rows_ND = rows_ND[place_N]
-        if self._next.row == 0:
-            by_token_BL = self._reader.rule.by_token(ids_BL, ids_BL >= 0)
-            self.dropped += int(by_token_BL.sum()) - len(rows_ND)
         if record is not None:
             ids_N = rearrange(ids_BL, "b l -> (b l)")[place_N]
             record.add(rows_ND, ids_N, place_N % self.stored.ctx_len)
@@ -246,7 +242,7 @@ class StoredRows:
         return torch.randperm(n, generator=generator, dtype=torch.int32)
 
     def position(self) -> dict[str, Any]:
-        return {"place": self._next._asdict(), "dropped": self.dropped}
+        return {"place": self._next._asdict()}
 
     def as_of(self, settings: Mapping[str, Any]) -> None:
         """Of a cache that has grown, only what it held then is read."""
@@ -260,7 +256,6 @@ class StoredRows:
 
     def seek(self, position: Mapping[str, Any]) -> None:
         self._next = _Next(**position["place"])
-        self.dropped = position["dropped"]
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -139,12 +139,11 @@ def test_padding_is_left_out_on_either_side(
 
 
 @pytest.mark.parametrize("n", [9, 39])
-def test_outliers_are_counted_once_when_fills_end_inside_contexts(tiny_lm: LanguageModel, n: int):
+def test_no_row_comes_twice_when_fills_end_inside_contexts(tiny_lm: LanguageModel, n: int):
     rows = rows_of(tiny_lm, iter(DOCUMENTS), max_norm_multiple=1.3, ctx_len=13)
     found = filled_until_the_end(rows, n)
-    assert rows.dropped > 0
     everything = direct_rows(tiny_lm, ctx_len=13)
-    assert len(found) + rows.dropped == len(everything)
+    assert 0 < len(found) < len(everything)
     place = 0
     for row in found:  # each is one of all rows, later than the row before it: none comes twice
         (same,) = torch.where((everything[place:] - row).abs().amax(-1) < 1e-5)

@@ -126,7 +126,6 @@ def test_it_resumes_to_the_bit(taken, rules, numbered):
     after, expected = batches_of(resumed), batches_of(whole)
     assert len(after) == len(expected) > 0
     assert all(map(t.equal, after, expected))
-    assert resumed.dropped_tokens == whole.dropped_tokens
     assert resumed.state_dict() == whole.state_dict()
 
 
@@ -216,7 +215,6 @@ def test_what_is_left_out(small_cache, tiny_lm):
     source = source_of(stored, HOOK, remove_bos=True, seed=None, out_batch_size=1)
     found = t.cat(batches_of(source))
     assert t.equal(found, x[~is_bos])
-    assert source.dropped_tokens == 0
     # 4,096 rows are judged together: all of a file here.
     source = source_of(stored, HOOK, max_norm_multiple=1.05, seed=None, out_batch_size=1)
     found = t.cat(batches_of(source))
@@ -225,7 +223,7 @@ def test_what_is_left_out(small_cache, tiny_lm):
         norms = file.norm(dim=1)
         kept.append(file[norms <= 1.05 * norms.median()])
     assert t.equal(found, t.cat(kept))
-    assert source.dropped_tokens == len(x) - len(found) > 0
+    assert 0 < len(found) < len(x)
 
 
 def test_outliers_of_the_first_fill_are_named(tmp_path, cached_run, small_cache, lm_dir_of):
