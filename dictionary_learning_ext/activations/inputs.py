@@ -149,6 +149,11 @@ class Inputs(ABC):
             yield batch
         if n_read == 0:
             run = self._run
+            if run.activations is not None:
+                raise ActivationsError(
+                    f"{run.activations} has no {split} tokens",
+                    instead=("give ", Setting("activations", None), " to use the language model"),
+                )
             raise TextError(
                 f"the {split} text of {run.data!r} has no whole context of {run.ctx_len} tokens:"
                 f" expected at least one; use a longer text or a smaller ctx_len"

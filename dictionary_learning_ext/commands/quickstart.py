@@ -113,7 +113,8 @@ def run(flags: QuickstartFlags) -> None:
         "\nNext:\n"
         f"  {vsae()} reproduce {in_shell(vsae_folder)}\n"
         f"  {vsae()} reproduce {in_shell(vsae_folder, others[1])}\n"
-        f"  {vsae()} train --activations {in_shell(folder / CACHE)} --hook {HOOK} --seed 7\n"
+        f"  {vsae()} train --config {in_shell(vsae_folder)} --seed 7 --data-seed 7 "
+        f"--save-dir {in_shell(folder / 'vsae_seed7')}\n"
         f"  {vsae()} train --help"
     )
 
@@ -152,7 +153,14 @@ def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
     with interrupts() as signals, signals.deferred():
         write_cache(
             Path(str(first.activations)),
-            replace(first, activations=None, text_passes=1),
+            replace(
+                first,
+                activations=None,
+                text_passes=1,
+                eval_tokens=max(
+                    first.eval_tokens, RunConfig.eval_tokens
+                ),  # the report reads them, too
+            ),
             [HOOK],
             min(first.steps * first.batch_size, CACHED),
             dtype="float16",

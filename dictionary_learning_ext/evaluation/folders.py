@@ -43,7 +43,7 @@ from ..run_folder.sae_names import (
 from ..run_folder.trained_on import run_of, runs_of
 from ..run_folder.weights import load_dictionary
 from .measure import batches_of, measure
-from .tables import file_names, labels
+from .tables import endings_of, file_names
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +138,9 @@ def _results_folders(
     """Where each SAE's results go. Raises an error unless they can be written there."""
     places = {str(folder): out for folder in folders}
     if out is not None and len(places) > 1:
-        called = labels({name: read_config(name, step) for name in places})
-        places = {name: Path(out) / file_name for name, file_name in file_names(called).items()}
+        called = endings_of(places)
+        own = file_names(called.values())
+        places = {name: Path(out) / own[ending] for name, ending in called.items()}
     found = {name: results_folder(name, place) for name, place in places.items()}
     for folder in found.values():
         require_results_at(folder / METRICS, Setting("out"))

@@ -170,9 +170,9 @@ def description_length(totals: Totals) -> float | None:
 
 
 def is_near_dead(frequency_F: t.Tensor, k: int | None, r: float) -> t.Tensor:
-    """Which features are selected in fewer than r k/F of the tokens; for an SAE without k, r L0/F."""
+    """Which features are selected in fewer than r k/F of the tokens, or never; for an SAE without k, r L0/F."""
     l0 = frequency_F.sum() if k is None else float(k)
-    return frequency_F < r * (l0 / len(frequency_F))
+    return (frequency_F < r * (l0 / len(frequency_F))) | (frequency_F == 0)
 
 
 def near_dead(r: float) -> Callable[[Totals], float]:

@@ -29,6 +29,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
+from ..activations.stored import UNKNOWN
 from ..config.architectures import BY_DICT_CLASS
 from ..config.checks import require_choice
 from ..errors import (
@@ -257,6 +258,9 @@ def _stage(
         dictionary, config = load_dictionary(folder)  # raises if it is damaged
         name = folder.resolve().name
         measured = read_metrics_if_any(folder)
+        settings = config.get("run", {}).get("settings", {})
+        if settings.get("model") != UNKNOWN:
+            settings["activations"] = None  # a cache on this disk: elsewhere the model is run
         (configs[name], measured), cut = without_local_paths((config, measured))
         all_cut |= set(cut)
         lm_name = str(configs[name]["trainer"].get("lm_name") or "")

@@ -14,6 +14,7 @@ out. Correlations with neurons and other features are empty lists.
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def measured_features(
         after=min(run.ctx_len, _AFTER),
         profile_tokens=1,
     )
-    inputs = open_inputs(run, [hook.name], language_model=model)
+    inputs = open_inputs(replace(run, activations=None), [hook.name], language_model=model)
     for batch in inputs.contexts(hook.name, "heldout", tokens):
         collector.add(batch)
     return collector.statistics(), lens

@@ -87,9 +87,14 @@ class ReturnScores:
         found = []
         each = np.nan_to_num(self.signals["firing_rate"]).mean() * self.tokens
         if each < FEW_SELECTIONS:
+            enough = (
+                f"{self.tokens * FEW_SELECTIONS / each:,.0f} tokens or more"
+                if each
+                else "more tokens"
+            )
             found.append(
-                f"On {self.tokens:,} tokens the average feature was selected {each:.0f} times, which is too few "
-                f"for a reliable order: give {self.tokens * FEW_SELECTIONS / max(each, 1):,.0f} tokens or more."
+                f"On {self.tokens:,} tokens the average feature was selected {each:.1f} times, which is too few "
+                f"for a reliable order: give {enough}."
             )
         elif self.near_dead >= MANY_NEAR_DEAD:
             found.append(

@@ -74,6 +74,11 @@ def _line(index: int) -> dict[str, Any]:
     return {"color": SERIES[index % 6], "linestyle": _LINES[(index + index // 6) % 6]}
 
 
+def _label(text: str) -> str:
+    """A legend leaves out what begins with an underscore, as a folder's name may."""
+    return f" {text}" if text.startswith("_") else text
+
+
 def _add_legend(figure: Figure, ax: Any, columns: int) -> None:
     """Below all panels, where names of any length cover none. The figure grows by it."""
     handles, labels = ax.get_legend_handles_labels()
@@ -100,7 +105,7 @@ def _training(analyses: list[Analysis]) -> Figure | None:
         for index, one in enumerate(analyses):
             lines = [line for line in one.history if name in line]
             steps = [line["step"] for line in lines]
-            ax.plot(steps, [line[name] for line in lines], label=one.label, **_line(index))
+            ax.plot(steps, [line[name] for line in lines], label=_label(one.label), **_line(index))
         ax.set(title=titles[name], xlabel="step")
         if name.endswith("loss"):
             ax.set_yscale("log")
@@ -121,7 +126,7 @@ def _use(analyses: list[Analysis]) -> Figure | None:
         edges = np.histogram_bin_edges(np.concatenate(values), 40)  # counts can be compared
         for index, (one, of_sae) in enumerate(zip(analyses, values, strict=True)):
             label = f"{one.label} ({float(one.statistics.alive_F.double().mean()):.1%} live)"
-            ax.hist(of_sae, bins=edges, histtype="step", label=label, **_line(index))
+            ax.hist(of_sae, bins=edges, histtype="step", label=_label(label), **_line(index))
     axes[0].set(xlabel="log10 share of tokens that select a feature", ylabel="features")
     axes[1].set(xlabel="largest activation (magnitude)", ylabel="features", yscale="log")
     _add_legend(figure, axes[1], 2)
@@ -140,7 +145,7 @@ def _returning(analyses: list[Analysis]) -> Figure | None:
                 bins=40,
                 range=(0, 1),
                 histtype="step",
-                label=label,
+                label=_label(label),
                 **_line(index),
             )
             axes[0].axvline(scores.null, linewidth=0.8, **_line(index))
@@ -202,7 +207,7 @@ def _cosines(analyses: list[Analysis]) -> Figure | None:
             label = (
                 f"{one.label}: dispersion {one.geometry.dispersion[0]:.3f} [{low:.3f}, {high:.3f}]"
             )
-            axes[0].stairs(counts, edges, label=label, **_line(index))
+            axes[0].stairs(counts, edges, label=_label(label), **_line(index))
     axes[0].set(xlabel="cosine of two decoder directions", ylabel="pairs", yscale="log")
     _add_legend(figure, axes[0], 1)
     return figure

@@ -24,7 +24,12 @@ from dictionary_learning_ext.activations.stored import UNKNOWN, open_stored
 from dictionary_learning_ext.activations.stored_rows import StoredRows
 from dictionary_learning_ext.activations.tokens import Share
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.errors import Interrupted, LanguageModelError, TextError
+from dictionary_learning_ext.errors import (
+    ActivationsError,
+    Interrupted,
+    LanguageModelError,
+    TextError,
+)
 
 
 @pytest.fixture
@@ -286,6 +291,19 @@ def test_a_report_takes_its_contexts_from_the_cache(run, small_cache, tmp_path, 
     assert main(["report", str(tmp_path / "run"), *flags]) == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert str(small_cache) in page
+
+
+def test_a_cache_without_held_out_tokens_says_how_to_look_at_features(
+    cached_run, tmp_path, tiny_lm
+):
+    write_small(tmp_path, replace(cached_run, eval_tokens=0), 1000)
+    run = replace(cached_run, hook=HOOK, activations=str(tmp_path))
+    opened = open_inputs(run, [HOOK], language_model=tiny_lm)
+    said = error_of(lambda: next(opened.contexts(HOOK, "heldout", 250)), ActivationsError)
+    assert (
+        said == f"{tmp_path} has no heldout tokens; give activations=None to use the language model"
+    )
+    assert next(opened.contexts(HOOK, "train", 250))
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])

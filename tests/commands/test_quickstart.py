@@ -2,12 +2,15 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from signal import SIGINT
 
 import pytest
 
+from dictionary_learning_ext import RunConfig
+from dictionary_learning_ext.activations.stored import open_stored
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.features.reproducibility_of_folders import measured
@@ -53,6 +56,21 @@ def test_quickstart_ends_with_the_answer_and_what_to_try_next(quickstart_run):
     assert [Path(name).name for name in reported] == ["vsae_seed0", "top_k_seed0"]
     commands = re.findall(r"^  \S*vsae (\w+) ", out.partition("Next:")[2], re.M)
     assert commands == ["reproduce", "reproduce", "train", "train"]
+
+
+def test_the_training_it_names_next_is_a_third_seed(quickstart_run, tmp_path, monkeypatch, capsys):
+    shutil.copytree(quickstart_run[0] / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    (line,) = re.findall(r"^  \S*vsae (train .*--config.*)$", quickstart_run[1], re.M)
+    assert main(shlex.split(line)) == 0
+    first, third = (settings_of(FOLDER / f"vsae_seed{seed}") for seed in (0, 7))
+    assert {key for key in first if first[key] != third[key]} == {"seed", "data_seed", "save_dir"}
+
+
+def test_the_report_and_a_later_evaluation_find_held_out_tokens(quickstart_run):
+    """Whatever --eval-tokens was."""
+    stored = open_stored(quickstart_run[0] / FOLDER / "cache")
+    assert stored.tokens["heldout"] >= RunConfig.eval_tokens
 
 
 def reproducibility_of(folder, name):

@@ -35,6 +35,7 @@ from dictionary_learning_ext.evaluation.metrics import (
     METRICS,
     LanguageModelLosses,
     computed,
+    is_near_dead,
 )
 
 D, F, K = 8, 64, 4
@@ -125,6 +126,12 @@ def test_near_dead_is_relative_to_k_or_without_one_to_the_mean_l0(sae, k, x):
         expected = (frequency < r * (k or l0) / F).double().mean().item()
         assert metrics[f"near_dead_{r}"] == pytest.approx(expected)
     assert metrics["near_dead_0.5"] > 0
+
+
+@pytest.mark.parametrize("k", [4, None])
+def test_a_feature_that_is_never_selected_is_near_dead(k):
+    assert is_near_dead(t.zeros(3), k, 0.1).tolist() == [True] * 3
+    assert is_near_dead(t.tensor([0.0, 1.0, 1.0]), k, 0.1).tolist() == [True, False, False]
 
 
 def test_a_signed_feature_that_cancels_is_alive():

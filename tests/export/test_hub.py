@@ -181,6 +181,19 @@ def test_a_push_is_the_layout_of_sae_bench_with_a_card(runs, hub, tmp_path):
     assert one.asked is False
 
 
+@pytest.mark.parametrize(("model", "kept"), [("gpt2", None), ("unknown", "mine")])
+def test_a_cache_of_this_disk_is_not_looked_for_elsewhere(model, kept, runs, hub, tmp_path):
+    def of_a_cache(text):
+        config = json.loads(text)
+        config["run"]["settings"] |= {"activations": "/home/jane/mine", "model": model}
+        return json.dumps(config)
+
+    one = hub(Hub())
+    push(changed(runs / "vsae", of_a_cache, tmp_path), "jane/saes")
+    settings = json.loads(one.contents["sae/config.json"])["run"]["settings"]
+    assert settings["activations"] == kept
+
+
 def test_the_card_has_settings_metrics_and_how_to_load(runs):
     text = card_of(runs)
     fve = json.loads((runs / "vsae" / "metrics.json").read_text())["fve"]

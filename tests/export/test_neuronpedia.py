@@ -76,6 +76,15 @@ def encoded(trained):
     return of
 
 
+def test_a_run_whose_cache_is_gone_is_exported(folder_of, tmp_path):
+    folder = folder_of("vsae")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["run"]["settings"]["activations"] = "no/longer/there"
+    path.write_text(json.dumps(config))
+    assert read(export(folder, "neuronpedia", tmp_path / "out", tokens=200).folder)[1]
+
+
 @pytest.mark.parametrize("name", ["signed", "vsae", "vaease", "top_k", "relu", "jump_relu"])
 def test_every_class_is_written_in_the_schema(name, exported, tiny_lm_dir):
     _, batches, features = exported(name)

@@ -18,6 +18,7 @@ from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import NonFiniteError, TextError
 from dictionary_learning_ext.features import return_score
 from dictionary_learning_ext.features.return_score import (
+    FEW_SELECTIONS,
     SIGNALS,
     ReturnScoreError,
     ReturnScores,
@@ -237,6 +238,10 @@ def test_many_near_dead_features_are_warned_of():
     assert replace(many, near_dead=0.09).warnings == []
     few = replace(many, near_dead=0.09, tokens=100)
     assert "100 tokens" in str(few.warnings)
+    rate = many.signals["firing_rate"] / (100 * np.nansum(many.signals["firing_rate"]) / F)
+    (said,) = replace(few, signals={"firing_rate": rate * 0.3}, tokens=100).warnings
+    assert "selected 0.3 times" in said
+    assert f"give {round(100 * FEW_SELECTIONS / 0.3):,} tokens" in said
 
 
 def test_what_has_nothing_to_measure_is_said():

@@ -21,6 +21,12 @@ def analysis_of(label, frequency, largest):
     return SimpleNamespace(label=label, statistics=statistics)
 
 
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend():
+    made = figures._use([analysis_of(name, [0.01, 0.02], [1.0, 2.0]) for name in ("_try", "b")])
+    (legend,) = made.legends
+    assert [text.get_text().split()[0] for text in legend.get_texts()] == ["_try", "b"]
+
+
 def test_no_two_labels_have_one_file_name():
     names = figures.file_names(["x/y", "x_y", "x_y_2", "x y", "z"])
     assert list(names.values()) == ["x_y", "x_y_2", "x_y_2_2", "x_y_3", "z"]
