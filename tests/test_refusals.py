@@ -111,7 +111,7 @@ REFUSED = {
         (dict(architecture="vaease", log_var_init=0.5), "log_var_init=0.5: expected -10.0 or"),
         (dict(architecture="vaease", gamma_init=0.0), "gamma_init=0.0: expected above 0"),
         (dict(architecture="vaease", active_gate=1.0), "active_gate=1.0: expected 0 or more, and"),
-        (dict(architecture="jump_relu", target_l0=-1.0), "target_l0=-1.0: expected at least 0"),
+        (dict(architecture="jump_relu", target_l0=0.0), "target_l0=0.0: expected above 0"),
         (dict(architecture="relu", l1_penalty=-1.0), "l1_penalty=-1.0: expected at least 0"),
         (
             dict(architecture="probabilistic_top_k", temperature_end=0.0),
@@ -136,7 +136,7 @@ REFUSED = {
         (dict(kl_schedule="constant", kl_warmup_steps=7), "kl_warmup_steps=7: … does not use it"),
         (dict(kl_warmup_steps=101, kl_schedule="cosine"), "kl_warmup_steps=101: expected at most"),
         (dict(noise_anneal_steps=101), "noise_anneal_steps=101: expected at most steps=100"),
-        (dict(k_anneal_steps=101), "k_anneal_steps=101: expected at most steps=100"),
+        (dict(k_anneal_steps=100), "k_anneal_steps=100: expected less than steps=100"),
         (dict(warmup_steps=100), "warmup_steps=100: expected 0 or more, and less than steps=100"),
         (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100"),
         (dict(decay_start=100), "decay_start=100: expected between 10 and steps=100"),

@@ -439,7 +439,8 @@ def _require_rows(run: RunConfig, train: _Counted, need: int) -> None:
     ways: list[Setting] = []
     if passes := train.passes_for(need):
         ways.append(Setting("text_passes", passes))
-    if steps := found // run.batch_size:
+    spare = need - run.steps * run.batch_size  # where several processes read
+    if (steps := (found - spare) // run.batch_size) > 0:
         ways.append(Setting("steps", steps))
     raise TextError(
         f"the text {run.data!r} has {found:,} tokens in whole contexts of {run.ctx_len}: expected"

@@ -7,7 +7,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from ..config.presets import DEFAULT_PRESET, preset
-from ..config.run import CONTINUE_OR_START, NONE, RunConfig, TrainConfig, require_same
+from ..config.run import (
+    CONTINUE_OR_START,
+    NONE,
+    RunConfig,
+    TrainConfig,
+    may_move,
+    require_same,
+)
 from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
 from ..errors import ActivationsError, Setting, TrainingError, UserError, in_shell, listed
@@ -146,6 +153,8 @@ def run(flags: TrainFlags) -> None:
     save_dir, resume = flags.run.save_dir, flags.resume
     settings = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
     flags = replace(flags, run=settings, resume=resume and at_home(resume))
+    if flags.sae.init_from is not None:
+        flags = replace(flags, sae=replace(flags.sae, init_from=str(at_home(flags.sae.init_from))))
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
@@ -180,6 +189,9 @@ def _settings(
     resume = flags.resume is not None
     if flags.resume == AUTO:
         resume, run = _found(flags)
+        if resume and run.save_dir and failed_in(there := Path(run.save_dir)):
+            former, saes, hooks = read_run(there)  # without those that failed
+            run = replace(run, hook=former.hook, save_dir=former.save_dir)
     elif flags.resume is not None:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
@@ -196,6 +208,9 @@ def _settings(
             TrainConfig(flags.sae, flags.run).to_dict(),
             f"--resume {flags.resume}",
             typed=flags.typed,
+            but=may_move(start.run.activations)
+            if {"model", "activations"} & {*flags.typed}
+            else (),
             advice=_advice(flags),
         )
     if len(run.hooks) > 1 and run.save_dir is None:
@@ -305,7 +320,8 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         + (f"  {vsae()} report {in_shell(one)}\n" if has_tokens else "")
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
-    if flags.resume not in (None, AUTO) and (failed := failed_in(flags.resume)):
+    there = flags.run.save_dir if flags.resume == AUTO else flags.resume
+    if there is not None and (failed := failed_in(Path(there))):
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
         )

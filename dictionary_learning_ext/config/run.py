@@ -313,18 +313,29 @@ class TrainConfig:
 CONTINUE_OR_START = "leave out {flags} to continue it, or start a new run with --config"
 
 
+def may_move(activations: str | None) -> tuple[str, ...]:
+    """The settings that may be a folder which has moved: a resumed run knows its content by the hash.
+
+    Arguments:
+        activations: the run's.
+    """
+    return ("model",) if activations is None else ("model", "activations", "data")
+
+
 def require_same(
     was: dict[str, Any],
     now: dict[str, Any],
     source: str,
     *,
     typed: Collection[str] | None = None,
+    but: Collection[str] = (),
     advice: str = CONTINUE_OR_START,
 ) -> None:
     """Raise a ConfigError that names the settings that differ and change the result.
 
     Arguments:
         typed: the settings that were given. The error names no others, if one of these differs.
+        but: settings that are not compared.
         advice: what to do, where {flags} stands for the named settings, and {former} for these with
             their former values.
     """
@@ -332,7 +343,8 @@ def require_same(
     was, now = (json.loads(json.dumps(settings)) for settings in (was, now))
     old, new = _deciding_the_result(was), _deciding_the_result(now)
     for settings in (old, new):
-        settings.pop("text_passes", None)
+        for name in ("text_passes", *but):
+            settings.pop(name, None)
     names = sorted(name for name in old | new if old.get(name) != new.get(name))
     if not names:
         return

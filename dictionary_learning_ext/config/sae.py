@@ -98,7 +98,9 @@ class TopKOptions(Options):
 
     def require_fit(self, steps: int) -> None:
         super().require_fit(steps)
-        _require_in_run("k_anneal_steps", self.k_anneal_steps, steps)
+        given = self.k_anneal_steps
+        fits = given is None or given < max(steps, 3)  # SAEs with a threshold learn it at k itself
+        require(fits, "k_anneal_steps", given, ("less than ", Setting("steps", steps)))
 
     def __post_init__(self):
         super().__post_init__()
@@ -699,8 +701,9 @@ class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("sparsity_penalty", "target_l0"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        given = self.sparsity_penalty
+        require(given >= 0, "sparsity_penalty", given, "at least 0")
+        require(self.target_l0 > 0, "target_l0", self.target_l0, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -714,8 +717,11 @@ class MatryoshkaConfig(_UpstreamTopK):
     def __post_init__(self):
         super().__post_init__()
         shares = self.group_fractions
-        is_whole = abs(sum(shares) - 1) < 1e-6 and min(shares, default=0) > 0
+        is_whole = abs(sum(shares) - 1) < 1e-9 and min(shares, default=0) > 0
         require(is_whole, "group_fractions", shares, "positive shares that sum to 1")
+        least = math.ceil(1 / min(shares))
+        expected = f"at least {least}, so that each group has a feature"
+        require(self.dict_size >= least, "dict_size", self.dict_size, expected)
 
 
 CONFIGS: dict[str, type[SAEConfig]] = {

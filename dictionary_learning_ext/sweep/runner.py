@@ -75,11 +75,12 @@ def run_sweep(
         there[config.digest].name if config.digest in there else name: config
         for name, config in configs.items()
     }
-    if devices:
-        from ..trainers.base import require_device
+    from ..trainers.base import require_device
 
-        for device in devices:
-            require_device(device, "devices")
+    for device in devices:
+        require_device(device, "devices")
+    for config in configs.values():
+        require_device(config.run.device)
     for chunk in chunks_of(configs, save_dir, name, len(configs), _ended(configs, save_dir)):
         chunk.prepare()
     fitting = fitting_at_once(

@@ -66,7 +66,10 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
         raise ConfigError(
             f"{path}: expected wandb's keys method and parameters; for an example, see {_EXAMPLE}"
         )
-    parameters = {str(name): _choices(path, name, p) for name, p in content["parameters"].items()}
+    parameters = {
+        str(name).replace("-", "_"): _choices(path, name, p)
+        for name, p in content["parameters"].items()
+    }
     method, cap = content.get("method"), content.get("run_cap")
     if method == "bayes":
         raise ConfigError(

@@ -348,7 +348,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
             dead_feature_threshold=dead_feature_threshold,
         ).with_warmup(steps)
         TopKOptions(k=k, k_anneal_steps=k_anneal_steps).require_fit(steps)
-        self._warn_of_unused(steps)
+        self._warn_of_unused(steps, selects_all=k >= dict_size)
         require_lr_schedule(steps, lr, warmup_steps, decay_start)
         dict_class = self._dict_class(dict_class, VariationalTopKAutoEncoder)
         super().__init__(
@@ -458,7 +458,7 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         if self.options.noise_anneal_steps is None:
             warn_of_noise(float(self._noise_to_signal(x)), self.posterior_options, self.steps)
 
-    def _warn_of_unused(self, steps: int) -> None:
+    def _warn_of_unused(self, steps: int, *, selects_all: bool) -> None:
         """Warn of options that have a value of their own and no effect."""
         posterior, objective = self.posterior_options, self.options
         if posterior.rectify and posterior.select_by == "magnitude":
@@ -469,6 +469,11 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         given = asdict(posterior) | asdict(objective)
         defaults = asdict(PosteriorOptions(sigma=1.0))
         defaults |= asdict(ObjectiveOptions().with_warmup(steps))
+        if selects_all and given["noise_on"] == "selection" and posterior.posterior != "point":
+            logger.warning(
+                "noise_on='selection': with k=dict_size every feature is selected, so the noise changes "
+                "nothing; set noise_on='both' or 'values', or posterior='point'"
+            )
         unused = dict.fromkeys(UNUSED_BY[posterior.posterior], "posterior")
         if objective.kl_schedule == "constant":
             unused["kl_warmup_steps"] = "kl_schedule"

@@ -12,7 +12,7 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
-from ..config.run import require_same
+from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
 from ..errors import (
     CheckpointError,
@@ -70,7 +70,10 @@ def checked_points(
         return []
     for job in jobs:
         folder, saved = job.folder, points[job.folder].run
-        require_same(without_deleted(saved["settings"]), job.config.to_dict(), str(folder))
+        former = without_deleted(saved["settings"])
+        require_same(
+            former, job.config.to_dict(), str(folder), but=may_move(former.get("activations"))
+        )
         was = len(saved.get("ranks", [None]))
         if was != processes.count:  # each rank has its place in the text, and its own noise
             command = Processes(count=was, local_count=was // saved.get("machines", 1)).command

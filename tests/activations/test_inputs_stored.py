@@ -13,7 +13,7 @@ import pytest
 import torch as t
 from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
-from interrupted_runs import assert_equal, results, resumed, sae_of
+from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
 from small_commands import refused
 from texts import error_of
 
@@ -112,6 +112,29 @@ def test_a_run_of_several_hook_points_resumes_to_the_bit_after_a_signal_in_a_rea
     resumed(run.save_dir)
     for name in saes:
         assert_equal(results(Path(run.save_dir) / name), results(tmp_path / "whole" / name))
+
+
+@pytest.mark.parametrize("kind", ["cache", "own"])
+def test_a_run_resumes_where_its_activations_have_moved(
+    kind, run, small_cache, own, tmp_path, monkeypatch, capsys
+):
+    there = shutil.copytree(small_cache if kind == "cache" else own, tmp_path / "before")
+    run = replace(run, activations=str(there))
+    if kind == "own":
+        settings = open_stored(there).settings | {"activations": str(there), "hook": "h"}
+        run = replace(run, **settings, eval_tokens=0, text_passes=3)
+    train(replace(run, save_dir=str(tmp_path / "whole")), {"x": sae_of()})
+    stopped_at(15, monkeypatch)
+    with pytest.raises(Interrupted):
+        train(run, {"x": sae_of()})
+    there.rename(tmp_path / "after")
+    command = ["train", "--resume", run.save_dir]
+    assert "no such folder" in refused(command, capsys)
+    assert main([*command, f"--activations={tmp_path / 'after'}"]) == 0
+    found, whole = (
+        t.load(tmp_path / name / "ae.pt", weights_only=True) for name in ("run", "whole")
+    )
+    assert_equal(found, whole)
 
 
 def all_rows(run):

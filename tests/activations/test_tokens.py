@@ -354,6 +354,15 @@ def test_the_steps_that_are_advised_are_the_most_that_the_text_allows(run_of, re
     error_of(lambda: require(run_of(steps=steps + 1)))
 
 
+def test_the_steps_that_are_advised_to_several_processes_are_enough(run_of, tiny_lm):
+    """Each may lose the end of a context of its own."""
+    for n in range(40, 60):
+        run = run_of(n)
+        message = error_of(lambda run=run: require_enough_text(run, tiny_lm.tokenizer, 8))
+        enough = replace(run, steps=advised("steps", message))
+        require_enough_text(enough, tiny_lm.tokenizer, 8)
+
+
 def test_a_held_out_file_that_is_too_short_is_refused(run_of, require, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()

@@ -432,6 +432,27 @@ def test_the_same_command_continues_with_resume_auto(flags, tmp_path, capsys):
     assert f"--resume auto: {base / HOOKS[0]}: the run has --seed 0, not 3" in line
 
 
+def test_resume_auto_leaves_out_an_sae_that_failed(flags, tmp_path, capsys):
+    """It stopped early, so its resume points are older than those of the other one."""
+    base = tmp_path / "run"
+    command = ["train", *flags, *BOTH, "--resume=auto", "--save-every=6", f"--save-dir={base}"]
+    assert main(command) == 0
+    whole = t.load(base / HOOKS[1] / "ae.pt", weights_only=True)
+    for hook in HOOKS:
+        for name in ("ae.pt", "metrics.json"):
+            (base / hook / name).unlink(missing_ok=True)
+    shutil.rmtree(base / HOOKS[0] / "resume")
+    (base / HOOKS[0] / "failed.json").write_text('{"step": 3, "what": "a loss"}')
+    shutil.rmtree(base / HOOKS[1] / "resume" / "step_00000012", ignore_errors=True)
+    line = refused(command, capsys)
+    assert f"{base / HOOKS[0]}: failed earlier (see failed.json there); the others are" in line
+    found = t.load(base / HOOKS[1] / "ae.pt", weights_only=True)
+    assert all(t.equal(found[name], whole[name]) for name in whole)
+    assert not (base / HOOKS[0] / "ae.pt").exists()
+    line = refused(command, capsys)
+    assert "the others are finished" in line
+
+
 def test_a_folder_is_needed_and_none_is_written_over(trained_at_both, flags, capsys):
     line = refused(["train", *flags, *BOTH], capsys)
     assert line == (

@@ -169,6 +169,10 @@ def test_fixed_flags_override_the_files_and_swept_ones_are_refused(sweep_file):
     ):
         with pytest.raises(ConfigError, match=message):
             configurations(sweep, train_config, fixed)
+    dashed = read_sweep(sweep_file(parameters={"dict-size": {"values": [64, 128]}}))
+    for flag in ("--dict-size", "--dict_size"):
+        with pytest.raises(ConfigError, match="sweeps it; leave it out"):
+            configurations(dashed, train_config, [flag, "999"])
 
 
 def test_a_mistake_is_blamed_on_the_file_or_on_what_was_typed(sweep_file):

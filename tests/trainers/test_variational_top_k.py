@@ -559,6 +559,21 @@ def test_noise_that_is_small_or_ends_or_has_no_ratio_is_not_warned_of(options, f
 
 
 @pytest.mark.parametrize(
+    ("changes", "is_warned"),
+    [
+        ({}, True),
+        ({"k": F - 1}, False),
+        ({"noise_on": "both"}, False),
+        ({"posterior": "point"}, False),
+    ],
+    ids=str,
+)
+def test_noise_on_the_selection_of_every_feature_is_warned_of(changes, is_warned, caplog):
+    make_trainer(**{"k": F, "noise_on": "selection"} | changes)
+    assert any("the noise changes nothing" in line for line in caplog.messages) == is_warned
+
+
+@pytest.mark.parametrize(
     ("choice", "unused"),
     [
         ({"posterior": "learned"}, {"sigma": 0.3}),
