@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ..config.checks import Checked
 from ..errors import ActivationsError
-from ..run_folder.files import require_inside
+from ..run_folder.files import require_inside, sha256_of
 
 CacheDtype = Literal["float32", "float16"]
 MANIFEST = "manifest.json"
@@ -211,15 +211,6 @@ def require_checksums(folder: Path, manifest: CacheManifest) -> None:
                 f"{folder / file.name}: its SHA-256 is {found[:12]}, expected {file.sha256[:12]}, so"
                 f" it was changed; {_REPAIR}"
             )
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def differences(was: CacheSettings, now: CacheSettings) -> list[str]:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..config.checks import in_words, require
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, Setting, TextError
-from ..run_folder.files import LOCK, locked, remove, replacing, write_json
+from ..run_folder.files import LOCK, locked, remove, replacing, sha256_of, write_json
 from .cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
@@ -41,7 +41,6 @@ from .cache_manifest import (
     differences,
     read_manifest,
     require_sizes,
-    sha256_of,
 )
 from .hook_points import HookPoint, SharedPass, find_hook
 from .language_models import load_model, settings_hash, weights_hash

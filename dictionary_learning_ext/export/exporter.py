@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import torch as t
 from safetensors import SafetensorError
 
-from ..activations.buffer import BatchSource
 from ..activations.inputs import open_inputs, open_model
 from ..activations.tokens import adds_bos
 from ..config.architectures import ExportFormat
 from ..config.checks import require, require_choice
-from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting, TextError
+from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting
+from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
 from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk, remove_temporaries
 from ..run_folder.reading import read_metrics_if_any
@@ -169,7 +169,8 @@ def export(
         inputs = open_inputs(of_model, [run.hook], language_model=language_model)
         rows = inputs.held_out(run.hook, tokens).rows
         read_back = read(form, temporary, source, device)
-        difference = measure(dictionary.double(), read_back, _batches(rows, tokens))
+        batches = (x_BD.double() for x_BD in batches_of(rows, tokens))
+        difference = measure(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):
             is_signed = not getattr(dictionary, "rectify", True)
             reason = "; its reader has a ReLU, this SAE none (rectify=False)" if is_signed else ""
@@ -212,22 +213,6 @@ def measure(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Differ
         differing += int(((f_BF - other_BF).abs().amax(dim=1) > limit_B).sum())
         tokens += len(x_BD)
     return Difference(largest, differing / max(tokens, 1), tokens)
-
-
-def _batches(rows: BatchSource, tokens: int) -> Iterator[t.Tensor]:
-    """`tokens` held-out activations in float64, or as many as the text has, which is logged."""
-    given = 0
-    while given < tokens:
-        try:
-            x_BD = next(rows).double()
-        except TextError as error:
-            if given == 0:
-                where = "the held-out text is too short to compare on"
-                raise error.within(where, ("ask for fewer ", Setting("tokens"))) from error
-            logger.warning("the held-out text ended: compared on %d tokens, not %d", given, tokens)
-            return
-        given += len(x_BD)
-        yield x_BD
 
 
 @contextmanager

@@ -123,6 +123,15 @@ def resume_point(folder: Path, step: int) -> Path:
     return folder / RESUME / f"step_{step:08d}"
 
 
+def sha256_of(path: Path) -> str:
+    """Of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
 def at_home(path: str | Path) -> Path:
     """A path with the home folder in the place of ~. `~user/x` of an unknown user is left as it is."""
     return Path(os.path.expanduser(path))

@@ -9,7 +9,6 @@ A point is written to a folder of another name, which is then renamed. The last 
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from .files import (
     WEIGHTS,
     remove,
     resume_point,
+    sha256_of,
     sync,
     usual_mode,
     write_json,
@@ -76,7 +76,7 @@ def save_point(folder: Path, step: int, trainer: Any, run: dict[str, Any]) -> No
             with usual_mode(temporary / RESUME_TENSORS):
                 save_file(tensors, temporary / RESUME_TENSORS)
             (temporary / RESUME_STATE).write_text(json.dumps(state), encoding="utf-8")
-            hashes = {name: _hash(temporary / name) for name in (RESUME_TENSORS, RESUME_STATE)}
+            hashes = {name: sha256_of(temporary / name) for name in (RESUME_TENSORS, RESUME_STATE)}
             for name in hashes:
                 sync(temporary / name)
             (temporary / RESUME_COMPLETE).write_text(json.dumps(hashes), encoding="utf-8")
@@ -118,7 +118,7 @@ def load_point(folder: Path, step: int) -> ResumePoint:
     try:
         hashes = read_json(path / RESUME_COMPLETE, dict[str, str])
         for name in (RESUME_TENSORS, RESUME_STATE):
-            if _hash(path / name) != hashes[name]:
+            if sha256_of(path / name) != hashes[name]:
                 raise CheckpointError(f"{path / name}: changed since it was written")
         state = read_json(path / RESUME_STATE, {"step": int, "trainer": {}, "run": {}})
         if state["step"] != step:
@@ -179,14 +179,6 @@ def newest_points(
         f"no step to resume from: expected {expected} ({found}{kept}); {each}measure what is "
         "trained with `vsae eval FOLDER`"
     )
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _forget(path: Path) -> None:

@@ -172,7 +172,7 @@ def test_a_short_held_out_text_is_compared_as_far_as_it_goes(folder_of, tmp_path
     exported = export(folder_of("top_k"), "sae-lens", tmp_path / "out", tokens=50_000)
     assert files_under(tmp_path / "out") == ["cfg.json", "sae_weights.safetensors"]
     assert 0 < exported.difference.tokens < 50_000
-    assert f"compared on {exported.difference.tokens} tokens" in caplog.text
+    assert f"measured on {exported.difference.tokens} tokens" in caplog.text
 
 
 def no_spoiling(folder):
