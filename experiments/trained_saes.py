@@ -11,7 +11,7 @@ import torch as t
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.config.run import TrainConfig, require_same
 from dictionary_learning_ext.config.sae import SAEConfig
-from dictionary_learning_ext.run_folder.reading import load_config, read_metrics
+from dictionary_learning_ext.run_folder.reading import load_config, read_metrics, steps_of
 
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
 
@@ -47,7 +47,8 @@ def train_missing(
     saes: Mapping[str, SAEConfig],
     finished: str = "metrics.json",
 ) -> dict[str, Path]:
-    """Train the SAEs whose folder has no `finished` file yet, all from one buffer.
+    """Train the SAEs whose folder has no `finished` file yet, all from one buffer. A run that a signal stopped is
+    continued.
 
     Returns:
         Every SAE's run folder, by its name.
@@ -63,7 +64,8 @@ def train_missing(
         require_same(was.to_dict(), asked.to_dict(), str(folders[name]), advice=remedy)
     if missing:
         place = folder if len(missing) > 1 else folder / next(iter(missing))
-        train(replace(run, save_dir=str(place), overwrite=True), missing)
+        stopped = all(steps_of(folders[name]) for name in missing)
+        train(replace(run, save_dir=str(place), overwrite=not stopped), missing, resume=stopped)
     return folders
 
 

@@ -1,12 +1,15 @@
 """The SAEs that several experiments train: those that their pages name, with the settings of then."""
 
 import re
+from pathlib import Path
 
 import pytest
+from interrupted_runs import assert_equal, results, sae_of, stopped_at
 
+from dictionary_learning_ext.errors import Interrupted
 from experiments.raw_results import RESULTS
 from experiments.robustness.synthesis_reach import FOLDERS
-from experiments.trained_saes import top_k_and_two_vsaes
+from experiments.trained_saes import top_k_and_two_vsaes, train_missing
 
 
 @pytest.mark.parametrize("page", ["quickstart_seeds", "bench_embedded", "synthesis_reach"])
@@ -47,3 +50,20 @@ def test_their_settings_are_those_that_the_quickstart_had(name, settings):
     sae = top_k_and_two_vsaes(1000, 3)[name].resolve(1000, 1024)
     shared = {"k": 16, "dict_size": 512, "lr": 2e-3, "decay_start": 750, "seed": 3}
     assert {key: getattr(sae, key) for key in shared | settings} == shared | settings
+
+
+def test_a_stopped_run_is_continued_and_a_finished_one_is_not_trained_again(
+    run, monkeypatch, caplog
+):
+    folder, saes = Path(run.save_dir), {"a": sae_of(), "b": sae_of(seed=1)}
+    whole = train_missing(run, folder / "whole", saes)
+    stopped_at(15, monkeypatch)
+    with pytest.raises(Interrupted):
+        train_missing(run, folder / "stopped", saes)
+    with caplog.at_level("INFO"):
+        found = train_missing(run, folder / "stopped", saes)
+    assert "resuming from step 15 of" in caplog.text
+    for name in saes:
+        assert_equal(results(found[name]), results(whole[name]), name)
+    monkeypatch.setattr("experiments.trained_saes.train", None)
+    assert train_missing(run, folder / "stopped", saes) == found
