@@ -18,6 +18,8 @@ from upstreams_tracing import require_upstreams_tracing
 
 LARGEST = 250_000  # bytes
 SCREEN = 40  # lines
+SHORTER = [(r"\bSTEPS = 300\b", "STEPS = 60"), (r"\bsteps=100\b", "steps=20"), ("20_000", "4_000")]
+"""`make notebooks` runs them at their full length."""
 
 
 def code_cells(notebook):
@@ -43,9 +45,12 @@ def test_a_notebook_runs(path, tmp_path):
     """A cell that fails is an error here."""
     if "dictionary_learning.buffer" in path.read_text(encoding="utf-8"):
         require_upstreams_tracing()
-    committed = read(path)
-    done = executed(read(path), tmp_path)
-    assert [cell.source for cell in done.cells] == [cell.source for cell in committed.cells]
+    committed, shorter = read(path), read(path)
+    for cell in code_cells(shorter):
+        for pattern, small in SHORTER:
+            cell.source = re.sub(pattern, small, cell.source)
+    assert shorter != committed
+    done = executed(shorter, tmp_path)
     assert [kinds(cell) for cell in code_cells(done)] == [
         kinds(cell) for cell in code_cells(committed)
     ]

@@ -245,16 +245,17 @@ def _random(
     path: Path, parameters: dict[str, Any], cap: int | None, seed: int
 ) -> list[dict[str, Any]]:
     """`cap` different draws. Raises ConfigError if there are not so many."""
-    from sklearn.model_selection import ParameterSampler
+    from sklearn.model_selection import ParameterGrid, ParameterSampler
 
     if cap is None:
         raise ConfigError(
             f"{path}: run_cap is None; a random search needs a number of runs, e.g. 20"
         )
+    draws = _MOST_DRAWS * cap
     if all(isinstance(choices, list) for choices in parameters.values()):
-        return list(ParameterSampler(parameters, cap, random_state=seed))  # without replacement
+        draws = min(cap, len(ParameterGrid(parameters)))  # drawn without replacement
     found: dict[str, dict[str, Any]] = {}
-    for one in ParameterSampler(parameters, _MOST_DRAWS * cap, random_state=seed):
+    for one in ParameterSampler(parameters, draws, random_state=seed):
         values = {n: v.item() if hasattr(v, "item") else v for n, v in one.items()}
         found.setdefault(repr(values), values)
         if len(found) == cap:

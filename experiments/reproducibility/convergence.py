@@ -242,10 +242,17 @@ def _differences(values: list[float]) -> str:
 
 
 def draw(content: dict[str, Any], page: Path) -> None:
-    """Left, every candidate of the tuning; right, every pair of the first setting's confirmation."""
+    """Left, every candidate of the tuning; beside it, every pair of the settings that have all."""
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+    whole = [
+        name
+        for name in SETTINGS
+        if len(means(confirmed(content, name), TOP_K, PRIMARY)) == len(PAIRS)
+    ]
+    columns = 1 + len(whole)
+    figure, axes = plt.subplots(1, columns, figsize=(5.5 * columns, 4.2), squeeze=False)
+    left, *others = axes[0]
     rows, found = tuned(content), chosen(content) or {}
     there = {row["arm"] for row in rows}
     for arm, own in CANDIDATES.items():
@@ -255,13 +262,14 @@ def draw(content: dict[str, Any], page: Path) -> None:
         if (name := found.get(arm)) is not None:
             left.plot(*at[name], "o", markersize=11, fillstyle="none", color=COLOURS[arm])
     left.set(title="Tuning: one pair each, the choice circled")
-    rows = confirmed(content, SETTINGS[0])
-    for arm in ARMS:
-        points = means(rows, arm, "fve"), means(rows, arm, PRIMARY)
-        right.plot(*points, "o", color=COLOURS[arm], markersize=5, alpha=0.7, label=arm)
-    right.set(title=f"{SETTINGS[0]}: every pair, four times as long")
-    right.title.set_size(9)
-    for axis in (left, right):
+    for axis, name in zip(others, whole, strict=True):
+        rows = confirmed(content, name)
+        for arm in ARMS:
+            points = means(rows, arm, "fve"), means(rows, arm, PRIMARY)
+            axis.plot(*points, "o", color=COLOURS[arm], markersize=5, alpha=0.7, label=arm)
+        axis.set(title=f"{name}: every pair, four times as long")
+        axis.title.set_size(9)
+    for axis in axes[0]:
         axis.set(xlabel=LABELS["fve"], ylabel=SHOWN[PRIMARY])
         axis.legend(fontsize=8)
     save_plot(figure, page.with_suffix(".png"), dpi=110)

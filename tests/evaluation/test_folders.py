@@ -16,7 +16,7 @@ from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import CheckpointError, ConfigError
 from dictionary_learning_ext.evaluation.folders import _own_tokens, evaluate_folders, open_folders
 from dictionary_learning_ext.run_folder.comparing import CONTEXTS, MEASURED_ON
-from dictionary_learning_ext.run_folder.reading import read_metrics
+from dictionary_learning_ext.run_folder.reading import read_config, read_metrics
 
 CHANGED = {
     "hook": "blocks.1.hook_resid_post",
@@ -131,6 +131,7 @@ def test_what_training_measured_is_what_eval_measures(rules, lm_dir_of, text, tm
     again = evaluate_folders(list(folders), tokens=700)
     for folder, metrics in folders.items():
         assert read_metrics(folder) == again[folder] == metrics
+        assert abs(read_config(folder)["run"]["norm_factor"] - 1) > 0.1
     alone = {metrics["positions_left_alone"] for metrics in again.values()}
     assert alone == ({3} if rules else {0})
 

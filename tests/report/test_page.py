@@ -300,7 +300,7 @@ def test_mistakes_are_one_line(runs, lm_dir_of, tmp_path, capsys):
         ([ours, "--model", "embedded"], "of embedded is 128 wide"),
         ([ours, "--tokens", "0"], "vsae: --tokens 0: expected at least 1"),
         ([ours, "--synthesise", "-1"], "vsae: --synthesise -1: expected 0 or more"),
-        ([ours, "--data", "./none.txt"], "none.txt"),
+        ([ours, "--data", "./none.txt"], "no such file"),
         ([str(damaged), *QUICK], "metrics.jsonl: not valid JSON"),
         ([ours, *QUICK, "--out", str(tmp_path / "file" / "x.html")], "can't be written"),
     ):

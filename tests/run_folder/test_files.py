@@ -16,7 +16,7 @@ from dictionary_learning_ext import train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, Setting
 from dictionary_learning_ext.run_folder import files
-from dictionary_learning_ext.run_folder.files import locked, require_free, writing
+from dictionary_learning_ext.run_folder.files import locked, require_free, write_json, writing
 from dictionary_learning_ext.run_folder.reading import read_run
 from dictionary_learning_ext.run_folder.weights import load_dictionary, save_weights
 
@@ -125,6 +125,17 @@ def test_a_read_only_folder(flags, folder, capsys):
 
 
 # --- locks
+
+
+def test_a_file_system_without_locks_is_written_to_with_a_warning(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with locked(tmp_path / "run"):
+        write_json(tmp_path / "run" / "x.json", 1)
+    assert (tmp_path / "run" / "x.json").read_text()
+    assert "this file system has no locks (No locks available)" in caplog.text
 
 
 def test_a_second_writer_is_refused(stopped):

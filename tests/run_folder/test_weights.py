@@ -125,9 +125,9 @@ DAMAGED_WEIGHTS = {
     "a missing tensor": (tensors(lambda s: {n: v for n, v in s.items() if n != "b_dec"}), r"b_dec"),
     "a tensor too many": (put(extra=t.zeros(2)), "extra"),
     "NaN": (put(b_dec=t.full((16,), t.nan)), "b_dec has NaN or infinite values"),
-    "k of 0": (put(k=t.tensor(0)), "k"),
-    "k beyond the dictionary": (put(k=t.tensor(33)), "k"),
-    "another k": (put(k=t.tensor(5)), "k"),
+    "k of 0": (put(k=t.tensor(0)), r"\bk\b.*\b0\b"),
+    "k beyond the dictionary": (put(k=t.tensor(33)), r"\bk\b.*\b33\b"),
+    "another k": (put(k=t.tensor(5)), r"\bk\b.*\b5\b"),
     "a posterior that is none": (put(posterior_code=t.tensor(9)), "not a state dict of"),
     "another class": (
         lambda path: shutil.copy(path.parents[1] / "top_k.pt", path),

@@ -10,7 +10,6 @@ from interrupted_runs import STEPS, assert_equal, results, resumed, sae_of, stop
 
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations.rows import ActivationReader
-from dictionary_learning_ext.config.architectures import TRAINED
 from dictionary_learning_ext.errors import Interrupted
 from dictionary_learning_ext.evaluation.folders import evaluate_folders
 from dictionary_learning_ext.run_folder.files import HELD_OUT
@@ -52,7 +51,7 @@ def held_out(folder):
 @pytest.mark.parametrize(
     ("source", "normalize", "architectures"),
     [
-        ("text", "sqrt_d", tuple(TRAINED)),
+        ("text", "sqrt_d", ("vsae_top_k", "relu")),
         ("text", "none", ("vsae_top_k", "batch_top_k")),
         ("cache", "sqrt_d", ("vsae_top_k", "relu")),
         ("own", "sqrt_d", ("vsae_top_k", "relu")),

@@ -124,6 +124,7 @@ SETTINGS = [
         (False, True),
         (False, True),
     )
+    if p != "point" or n == "both"  # without noise
 ]
 
 
