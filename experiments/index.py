@@ -240,7 +240,7 @@ EXPERIMENTS = (
     Experiment(
         "robustness.mutants",
         "How many small faults do the tests notice?",
-        minutes="60",
+        minutes="120",
         arguments="[--folders NAME ...]",
         needs="[mutants]",
     ),

@@ -9,8 +9,7 @@
 42 SAEs (seven models, k = 64 and 256, three seeds) of F = 4D at blocks.0.hook_resid_post, D = 576, all
 trained on the same batches: those of one buffer for each k, from the same seed.
 
-What is trained or measured is not done again. A training that was stopped continues with
-`vsae train --resume runs/full_size/STEPS_steps/kK`. Then run the stage again.
+What is trained or measured is not done again, and a training that was stopped is continued.
 """
 
 import argparse
