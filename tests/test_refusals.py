@@ -136,7 +136,7 @@ REFUSED = {
         (dict(kl_schedule="constant", kl_warmup_steps=7), "kl_warmup_steps=7: … does not use it"),
         (dict(kl_warmup_steps=101, kl_schedule="cosine"), "kl_warmup_steps=101: expected at most"),
         (dict(noise_anneal_steps=101), "noise_anneal_steps=101: expected at most steps=100"),
-        (dict(k_anneal_steps=100), "k_anneal_steps=100: expected less than steps=100"),
+        (dict(k_anneal_steps=101), "k_anneal_steps=101: expected at most steps=100"),
         (dict(warmup_steps=100), "warmup_steps=100: expected 0 or more, and less than steps=100"),
         (dict(decay_start=5), "decay_start=5: expected between 10 and steps=100"),
         (dict(decay_start=100), "decay_start=100: expected between 10 and steps=100"),

@@ -140,8 +140,8 @@ class Inputs(ABC):
         Arguments:
             tokens: wanted tokens in all. A text that ends earlier is read to its end.
 
-        Raises: TextError if the text has no whole context; NonFiniteError if an activation is NaN or
-            infinite.
+        Raises: TextError if the text has no whole context, ActivationsError if stored activations have
+            none; NonFiniteError if an activation is NaN or infinite.
         """
         n_read = 0
         for batch in first_tokens(self._contexts(hook, split), tokens):
@@ -151,8 +151,8 @@ class Inputs(ABC):
             run = self._run
             if run.activations is not None:
                 raise ActivationsError(
-                    f"{run.activations} has no {split} tokens",
-                    instead=("give ", Setting("activations", None), " to use the language model"),
+                    f"{run.activations} has no {'held-out' if split == 'heldout' else split} tokens",
+                    instead=("give ", Setting("activations", "none"), " to run the language model"),
                 )
             raise TextError(
                 f"the {split} text of {run.data!r} has no whole context of {run.ctx_len} tokens:"

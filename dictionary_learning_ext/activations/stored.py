@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.run import RunConfig, Split
-from ..errors import ActivationsError, Setting, TextError, first_line
+from ..errors import ActivationsError, TextError, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, require_inside
 from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
@@ -162,7 +162,6 @@ def _no_activations(folder: str | Path, problem: str) -> ActivationsError:
         value=str(folder),
         expected="a cache (`vsae cache`, or SAELens's CacheActivationsRunner) or a folder of"
         f" {' or '.join(_SUFFIXES)} files with a row per token",
-        instead=("give one, or ", Setting("activations", None), " to use the language model"),
     )
 
 

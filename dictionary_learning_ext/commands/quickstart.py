@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..activations.cache_manifest import is_begun
+from ..activations.cache_manifest import finished_manifest, is_begun
 from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
 from ..config.presets import preset, quickstart
@@ -109,12 +109,13 @@ def run(flags: QuickstartFlags) -> None:
                 ),
             )
         print(f"\nOpen {page} in a browser: it shows which features come back.")
+    third = flags.seed + 2
     print(
         "\nNext:\n"
         f"  {vsae()} reproduce {in_shell(vsae_folder)}\n"
         f"  {vsae()} reproduce {in_shell(vsae_folder, others[1])}\n"
-        f"  {vsae()} train --config {in_shell(vsae_folder)} --seed 7 --data-seed 7 "
-        f"--save-dir {in_shell(folder / 'vsae_seed7')}\n"
+        f"  {vsae()} train --config {in_shell(vsae_folder)} --seed {third} --data-seed {third} "
+        f"--save-dir {in_shell(folder / f'vsae_seed{third}')}\n"
         f"  {vsae()} train --help"
     )
 
@@ -150,6 +151,8 @@ def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
     from ..training.processes import interrupts
 
     first = seeds[0].run
+    there = finished_manifest(Path(str(first.activations)))
+    held_out = there.settings.eval_tokens if there else RunConfig.eval_tokens
     with interrupts() as signals, signals.deferred():
         write_cache(
             Path(str(first.activations)),
@@ -157,9 +160,7 @@ def _train(seeds: list[_OfSeed], has_started: list[bool]) -> None:
                 first,
                 activations=None,
                 text_passes=1,
-                eval_tokens=max(
-                    first.eval_tokens, RunConfig.eval_tokens
-                ),  # the report reads them, too
+                eval_tokens=max(first.eval_tokens, held_out),  # the report reads them, too
             ),
             [HOOK],
             min(first.steps * first.batch_size, CACHED),

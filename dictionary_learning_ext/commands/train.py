@@ -17,7 +17,15 @@ from ..config.run import (
 )
 from ..config.sae import CONFIGS, SAEConfig, Variational
 from ..config.synthetic_models import is_synthetic, settings_of_run
-from ..errors import ActivationsError, Setting, TrainingError, UserError, in_shell, listed
+from ..errors import (
+    ActivationsError,
+    ConfigError,
+    Setting,
+    TrainingError,
+    UserError,
+    in_shell,
+    listed,
+)
 from ..run_folder.files import CONFIG, FAILED, RUNS, at_home, folder_of
 from ..run_folder.reading import (
     automatic_folders,
@@ -154,7 +162,8 @@ def run(flags: TrainFlags) -> None:
     settings = replace(flags.run, save_dir=save_dir and os.path.expanduser(save_dir))
     flags = replace(flags, run=settings, resume=resume and at_home(resume))
     if flags.sae.init_from is not None:
-        flags = replace(flags, sae=replace(flags.sae, init_from=str(at_home(flags.sae.init_from))))
+        start = os.path.expanduser(flags.sae.init_from)
+        flags = replace(flags, sae=replace(flags.sae, init_from=start))
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
@@ -189,9 +198,8 @@ def _settings(
     resume = flags.resume is not None
     if flags.resume == AUTO:
         resume, run = _found(flags)
-        if resume and run.save_dir and failed_in(there := Path(run.save_dir)):
-            former, saes, hooks = read_run(there)  # without those that failed
-            run = replace(run, hook=former.hook, save_dir=former.save_dir)
+        if resume and (failed := _failed_of(run)):
+            run, saes, hooks = _without(failed, run, saes, hooks)
     elif flags.resume is not None:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
@@ -208,9 +216,7 @@ def _settings(
             TrainConfig(flags.sae, flags.run).to_dict(),
             f"--resume {flags.resume}",
             typed=flags.typed,
-            but=may_move(start.run.activations)
-            if {"model", "activations"} & {*flags.typed}
-            else (),
+            but=may_move(start.run, flags.run) if {"model", "activations"} & {*flags.typed} else (),
             advice=_advice(flags),
         )
     if len(run.hooks) > 1 and run.save_dir is None:
@@ -238,6 +244,29 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
         folder = automatic_folders(RUNS).get(config.digest, folder)
     run = replace(flags.run, save_dir=str(folder))
     return _is_same_run(flags.sae, run, folder, flags.typed), run
+
+
+def _failed_of(run: RunConfig) -> list[Path]:
+    """The folders of a run's SAEs that failed. Other runs may lie beside them."""
+    base = Path(run.save_dir or RUNS)
+    folders = [base / hook for hook in run.hooks] if len(run.hooks) > 1 else [base]
+    return [folder for folder in folders if (folder / FAILED).is_file()]
+
+
+def _without(
+    failed: list[Path], run: RunConfig, saes: dict[str, SAEConfig], hooks: dict[str, str]
+) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
+    """What is left of a run to resume. Raises ConfigError if nothing is."""
+    names = [name for name in hooks if name not in [folder.name for folder in failed]]
+    if not names:
+        raise ConfigError(
+            f"--resume auto: {', '.join(map(str, failed))}: failed, see {FAILED} there",
+            instead=("choose another ", Setting("save_dir"), " for a new run"),
+        )
+    if len(names) == 1:  # alone, an SAE is in the save_dir itself
+        (name,) = names
+        run = replace(run, hook=name, save_dir=str(Path(run.save_dir or RUNS) / name))
+    return run, {name: saes[name] for name in names}, {name: hooks[name] for name in names}
 
 
 def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
@@ -320,8 +349,12 @@ def _show(flags: TrainFlags, run: RunConfig, folders: list[Path]) -> None:
         + (f"  {vsae()} report {in_shell(one)}\n" if has_tokens else "")
         + f"  {vsae()} compare {in_shell(one)} ANOTHER_RUN"
     )
-    there = flags.run.save_dir if flags.resume == AUTO else flags.resume
-    if there is not None and (failed := failed_in(Path(there))):
+    failed = []
+    if flags.resume == AUTO:
+        failed = _failed_of(flags.run)
+    elif flags.resume is not None:
+        failed = failed_in(flags.resume)
+    if failed:
         raise TrainingError(
             f"{', '.join(map(str, failed))}: failed earlier (see {FAILED} there); the others are finished"
         )

@@ -313,13 +313,10 @@ class TrainConfig:
 CONTINUE_OR_START = "leave out {flags} to continue it, or start a new run with --config"
 
 
-def may_move(activations: str | None) -> tuple[str, ...]:
-    """The settings that may be a folder which has moved: a resumed run knows its content by the hash.
-
-    Arguments:
-        activations: the run's.
-    """
-    return ("model",) if activations is None else ("model", "activations", "data")
+def may_move(was: "RunConfig", now: "RunConfig") -> tuple[str, ...]:
+    """The settings that may be a folder which has moved: a resumed run knows its content by the hash."""
+    is_stored = None not in (was.activations, now.activations)
+    return ("model", "activations", "data") if is_stored else ("model",)
 
 
 def require_same(

@@ -98,9 +98,7 @@ class TopKOptions(Options):
 
     def require_fit(self, steps: int) -> None:
         super().require_fit(steps)
-        given = self.k_anneal_steps
-        fits = given is None or given < max(steps, 3)  # SAEs with a threshold learn it at k itself
-        require(fits, "k_anneal_steps", given, ("less than ", Setting("steps", steps)))
+        _require_in_run("k_anneal_steps", self.k_anneal_steps, steps)
 
     def __post_init__(self):
         super().__post_init__()
@@ -667,7 +665,18 @@ class ProbabilisticTopKConfig(_UpstreamTopK):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopKConfig(_UpstreamTopK):
+class _UpstreamBatchTopK(_UpstreamTopK):
+    """What upstream's SAEs share that keep k features on average, and encode by a threshold."""
+
+    def require_fit(self, steps: int) -> None:
+        super().require_fit(steps)
+        given = self.k_anneal_steps  # the threshold is learned at k itself
+        fits = given is None or given < max(steps, 3)
+        require(fits, "k_anneal_steps", given, ("less than ", Setting("steps", steps)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(_UpstreamBatchTopK):
     """Upstream's BatchTopK SAE."""
 
     architecture: Literal["batch_top_k"] = field(default="batch_top_k", metadata=_ARCHITECTURE)
@@ -707,7 +716,7 @@ class JumpReLUConfig(SparsityWarmupOptions, SAEConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatryoshkaConfig(_UpstreamTopK):
+class MatryoshkaConfig(_UpstreamBatchTopK):
     """Upstream's Matryoshka BatchTopK SAE."""
 
     architecture: Literal["matryoshka"] = field(default="matryoshka", metadata=_ARCHITECTURE)
@@ -719,9 +728,10 @@ class MatryoshkaConfig(_UpstreamTopK):
         shares = self.group_fractions
         is_whole = abs(sum(shares) - 1) < 1e-9 and min(shares, default=0) > 0
         require(is_whole, "group_fractions", shares, "positive shares that sum to 1")
-        least = math.ceil(1 / min(shares))
-        expected = f"at least {least}, so that each group has a feature"
-        require(self.dict_size >= least, "dict_size", self.dict_size, expected)
+        sizes = [int(share * self.dict_size) for share in shares[:-1]]  # as upstream does
+        has_all = min([*sizes, self.dict_size - sum(sizes)]) > 0
+        expected = f"so many that each group of group_fractions={shares} has a feature"
+        require(has_all, "dict_size", self.dict_size, expected)
 
 
 CONFIGS: dict[str, type[SAEConfig]] = {

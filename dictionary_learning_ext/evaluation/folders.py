@@ -222,7 +222,17 @@ def _opened(
     if saes is None:
         saes = {name: load_dictionary(name, run.device, step=step) for name in runs}
     own_tokens = _own_tokens(runs)
-    inputs = open_inputs(replace(run, eval_tokens=own_tokens), [run.hook])
+    try:
+        inputs = open_inputs(replace(run, eval_tokens=own_tokens), [run.hook])
+    except ActivationsError as error:
+        if error.name != "activations" or error.instead:
+            raise
+        model = (
+            "give its place, or ",
+            Setting("activations", "none"),
+            " to run the language model",
+        )
+        raise error.within("", model) from error
     opened = OpenedFolders(run, saes, inputs, own_tokens)
     for name, (dictionary, _) in saes.items():
         opened.hook_point.require_width(name, dictionary.activation_dim, run.model)

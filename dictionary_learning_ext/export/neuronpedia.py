@@ -30,7 +30,7 @@ from ..features.collector import FeatureCollector, FeatureStatistics
 from ..features.contexts import FeatureContexts, token_text
 from ..features.directions import LogitLens, decoder_directions
 from ..features.explanations import Explanation, Explanations
-from ..run_folder.files import write_json, write_text
+from ..run_folder.files import at_home, write_json, write_text
 from .formats import ExportedSAE
 
 _Text = Callable[[int], str]
@@ -77,7 +77,9 @@ def measured_features(
         after=min(run.ctx_len, _AFTER),
         profile_tokens=1,
     )
-    inputs = open_inputs(replace(run, activations=None), [hook.name], language_model=model)
+    if run.activations is not None and not at_home(run.activations).is_dir():
+        run = replace(run, activations=None)
+    inputs = open_inputs(run, [hook.name], language_model=model)
     for batch in inputs.contexts(hook.name, "heldout", tokens):
         collector.add(batch)
     return collector.statistics(), lens

@@ -79,7 +79,7 @@ def run_sweep(
 
     for device in devices:
         require_device(device, "devices")
-    for config in configs.values():
+    for config in () if devices else configs.values():
         require_device(config.run.device)
     for chunk in chunks_of(configs, save_dir, name, len(configs), _ended(configs, save_dir)):
         chunk.prepare()

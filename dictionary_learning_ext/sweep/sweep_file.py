@@ -1,5 +1,6 @@
 """wandb's sweep files: which runs a file describes, and the configuration of each."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from ..config.names import automatic_name
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import option_hints
 from ..errors import ConfigError, UserError, in_shell
+
+logger = logging.getLogger(__name__)
 
 _EXAMPLE = "sweeps/embedded.yaml"
 _KEYS = {"name", "project", "entity", "description", "program", "method", "metric", "parameters"}
@@ -251,11 +254,13 @@ def _random(
         raise ConfigError(
             f"{path}: run_cap is None; a random search needs a number of runs, e.g. 20"
         )
-    draws = _MOST_DRAWS * cap
     if all(isinstance(choices, list) for choices in parameters.values()):
-        draws = min(cap, len(ParameterGrid(parameters)))  # drawn without replacement
+        if (there := len(ParameterGrid(parameters))) < cap:
+            logger.warning("%s: run_cap is %d, but there are only %d settings", path, cap, there)
+        n = min(cap, there)  # drawn without replacement
+        return list(ParameterSampler(parameters, n, random_state=seed))
     found: dict[str, dict[str, Any]] = {}
-    for one in ParameterSampler(parameters, draws, random_state=seed):
+    for one in ParameterSampler(parameters, _MOST_DRAWS * cap, random_state=seed):
         values = {n: v.item() if hasattr(v, "item") else v for n, v in one.items()}
         found.setdefault(repr(values), values)
         if len(found) == cap:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def checked_points(
     for job in jobs:
         folder, saved = job.folder, points[job.folder].run
         former = without_deleted(saved["settings"])
-        require_same(
-            former, job.config.to_dict(), str(folder), but=may_move(former.get("activations"))
-        )
+        run = job.config.run
+        was = replace(run, activations=former.get("activations"))
+        require_same(former, job.config.to_dict(), str(folder), but=may_move(was, run))
         was = len(saved.get("ranks", [None]))
         if was != processes.count:  # each rank has its place in the text, and its own noise
             command = Processes(count=was, local_count=was // saved.get("machines", 1)).command

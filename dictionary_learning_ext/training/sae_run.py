@@ -10,6 +10,7 @@ from typing import Any
 
 import torch as t
 
+from ..config.run import may_move
 from ..errors import CheckpointError, ProcessError, first_line
 from ..evaluation.measure import Sample
 from ..run_folder import resume_points
@@ -30,6 +31,7 @@ from ..run_folder.files import (
     write_json,
     writing,
 )
+from ..run_folder.json_files import read_json
 from ..run_folder.weights import for_raw_activations, save_weights
 from ..trainers.base import Trainer
 from ..trainers.ranks import late_errors
@@ -109,7 +111,17 @@ class SAERun:
         with writing(self.folder):
             self._clear_temporaries()
             resume_points.forget_after(self.folder, point.step)
+        self._note_moved()
         self.log.resume(point, group)
+
+    def _note_moved(self) -> None:
+        """Write into config.json where the model and the activations are now, if they have moved."""
+        config = read_json(self.folder / CONFIG, {"run": {"settings": dict}})
+        settings, now = config["run"]["settings"], self.config.to_dict()
+        moved = {name: now[name] for name in may_move(self.run, self.run)}
+        if moved.items() - settings.items():
+            settings |= moved
+            write_json(self.folder / CONFIG, config)
 
     def update(self, step: int, x_BD: t.Tensor) -> None:
         """One training step on activations in training units."""

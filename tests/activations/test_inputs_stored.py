@@ -130,7 +130,12 @@ def test_a_run_resumes_where_its_activations_have_moved(
     there.rename(tmp_path / "after")
     command = ["train", "--resume", run.save_dir]
     assert "no such folder" in refused(command, capsys)
+    line = refused([*command, "--activations=none"], capsys)
+    assert "leave out --activations to continue it" in line
     assert main([*command, f"--activations={tmp_path / 'after'}"]) == 0
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["run"]["settings"]
+    assert settings["activations"] == str(tmp_path / "after"), "so that it is found later"
+    assert main(["eval", run.save_dir, "--tokens=100"]) == 0
     found, whole = (
         t.load(tmp_path / name / "ae.pt", weights_only=True) for name in ("run", "whole")
     )
@@ -323,9 +328,8 @@ def test_a_cache_without_held_out_tokens_says_how_to_look_at_features(
     run = replace(cached_run, hook=HOOK, activations=str(tmp_path))
     opened = open_inputs(run, [HOOK], language_model=tiny_lm)
     said = error_of(lambda: next(opened.contexts(HOOK, "heldout", 250)), ActivationsError)
-    assert (
-        said == f"{tmp_path} has no heldout tokens; give activations=None to use the language model"
-    )
+    advice = "give activations='none' to run the language model"
+    assert said == f"{tmp_path} has no held-out tokens; {advice}"
     assert next(opened.contexts(HOOK, "train", 250))
 
 

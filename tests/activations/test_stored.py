@@ -313,8 +313,7 @@ def test_what_holds_no_activations_is_refused(tmp_path):
     }.items():
         assert error_of(lambda folder=folder: open_stored(folder), ActivationsError) == (
             f"activations={str(folder)!r}: {problem}; expected a cache (`vsae cache`, or SAELens's"
-            " CacheActivationsRunner) or a folder of .npy or .safetensors files with a row per token;"
-            " give one, or activations=None to use the language model"
+            " CacheActivationsRunner) or a folder of .npy or .safetensors files with a row per token"
         )
     np.save(tmp_path / "x.npy", rows(1))
     with pytest.raises(ActivationsError, match="1 contexts or rows, expected at least 2"):

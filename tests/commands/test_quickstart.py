@@ -63,7 +63,7 @@ def test_the_training_it_names_next_is_a_third_seed(quickstart_run, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     (line,) = re.findall(r"^  \S*vsae (train .*--config.*)$", quickstart_run[1], re.M)
     assert main(shlex.split(line)) == 0
-    first, third = (settings_of(FOLDER / f"vsae_seed{seed}") for seed in (0, 7))
+    first, third = (settings_of(FOLDER / f"vsae_seed{seed}") for seed in (0, 2))
     assert {key for key in first if first[key] != third[key]} == {"seed", "data_seed", "save_dir"}
 
 

@@ -443,14 +443,31 @@ def test_resume_auto_leaves_out_an_sae_that_failed(flags, tmp_path, capsys):
             (base / hook / name).unlink(missing_ok=True)
     shutil.rmtree(base / HOOKS[0] / "resume")
     (base / HOOKS[0] / "failed.json").write_text('{"step": 3, "what": "a loss"}')
+    shutil.copytree(base / HOOKS[0], base / "another")  # another run that failed
     shutil.rmtree(base / HOOKS[1] / "resume" / "step_00000012", ignore_errors=True)
     line = refused(command, capsys)
-    assert f"{base / HOOKS[0]}: failed earlier (see failed.json there); the others are" in line
+    assert (
+        f"vsae: {base / HOOKS[0]}: failed earlier (see failed.json there); the others are" in line
+    )
     found = t.load(base / HOOKS[1] / "ae.pt", weights_only=True)
     assert all(t.equal(found[name], whole[name]) for name in whole)
     assert not (base / HOOKS[0] / "ae.pt").exists()
     line = refused(command, capsys)
     assert "the others are finished" in line
+    (base / HOOKS[1] / "failed.json").write_text('{"step": 3, "what": "a loss"}')
+    assert "choose another --save-dir for a new run" in refused(command, capsys)
+
+
+def test_a_start_that_was_typed_with_a_dot_is_resumed(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *small]) == 0
+    Path("run").rename("first")
+    command = ["train", *small, "--init-from=./first", "--save-every=6"]
+    assert main(command) == 0
+    assert settings_of(tmp_path / "run")["init_from"] == "./first"
+    for name in ("metrics.json", "ae.pt"):
+        (tmp_path / "run" / name).unlink()
+    assert main(["train", "--resume", "run"]) == 0
 
 
 def test_a_folder_is_needed_and_none_is_written_over(trained_at_both, flags, capsys):

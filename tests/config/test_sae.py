@@ -264,23 +264,26 @@ def test_a_schedule_that_is_not_given_is_a_share_of_the_run():
 
 def test_the_last_step_has_k_itself():
     """BatchTopK's threshold is that of k features, and learns nothing before."""
-    assert SAEConfig(k_anneal_steps=99).resolve(100, 8).options["k_anneal_steps"] == 99
-    with pytest.raises(ConfigError, match=r"^k_anneal_steps=100: expected less than steps=100$"):
-        SAEConfig(k_anneal_steps=100).require_fit(100)
+    for name in ("batch_top_k", "matryoshka"):
+        sae = SAEConfig(architecture=name, k_anneal_steps=99)
+        assert sae.resolve(100, 8).options["k_anneal_steps"] == 99
+        with pytest.raises(ConfigError, match=r"^k_anneal_steps=99: expected less than steps=99$"):
+            sae.require_fit(99)
 
 
 def test_each_group_of_a_matryoshka_has_a_feature():
     thirds = (0.3333333333,) * 3
     assert MatryoshkaConfig(k=1, dict_size=4, group_fractions=thirds)
-    with pytest.raises(ConfigError, match=r"^dict_size=3: expected at least 4, so that each group"):
+    assert MatryoshkaConfig(k=1, dict_size=4, group_fractions=(0.5, 0.3, 0.2)), "2, 1 and 1"
+    with pytest.raises(ConfigError, match=r"^dict_size=3: expected so many that each group"):
         MatryoshkaConfig(k=1, dict_size=3, group_fractions=thirds)
-    with pytest.raises(ConfigError, match=r"^dict_size=15: expected at least 16"):
+    with pytest.raises(ConfigError, match=r"^dict_size=15: expected so many"):
         MatryoshkaConfig(k=1, dict_size=15)
     with pytest.raises(ConfigError, match="positive shares that sum to 1"):
         MatryoshkaConfig(group_fractions=(0.3333333,) * 3)
 
 
-@pytest.mark.parametrize("name", ["kl_warmup_steps", "noise_anneal_steps"])
+@pytest.mark.parametrize("name", ["kl_warmup_steps", "noise_anneal_steps", "k_anneal_steps"])
 def test_a_schedule_may_be_as_long_as_the_run(name):
     longest = SAEConfig(**{name: 100})
     assert getattr(longest.resolve(100, 8), name) == 100

@@ -131,7 +131,8 @@ def test_near_dead_is_relative_to_k_or_without_one_to_the_mean_l0(sae, k, x):
 @pytest.mark.parametrize("k", [4, None])
 def test_a_feature_that_is_never_selected_is_near_dead(k):
     assert is_near_dead(t.zeros(3), k, 0.1).tolist() == [True] * 3
-    assert is_near_dead(t.tensor([0.0, 1.0, 1.0]), k, 0.1).tolist() == [True, False, False]
+    for r in (0.0, 0.1):
+        assert is_near_dead(t.tensor([0.0, 1.0, 1.0]), k, r).tolist() == [True, False, False]
 
 
 def test_a_signed_feature_that_cancels_is_alive():

@@ -130,8 +130,7 @@ def test_a_store_that_stops_answering_ends_the_run_in_a_line_that_names_its_mach
 
 
 def test_a_store_that_answers_late_does_not(beating):
-    store, ended = beating
-    """More often than it may be late in all: each answer counts."""
+    store, ended = beating  # late more often than it may be in all: each answer counts
     for _ in range(4):
         store.released.clear()
         store.hangs.set()
