@@ -118,8 +118,8 @@ class SAERun:
         """Write into config.json where the model and the activations are now, if they have moved."""
         config = read_json(self.folder / CONFIG, {"run": {"settings": dict}})
         settings, now = config["run"]["settings"], self.config.to_dict()
-        moved = {name: now[name] for name in may_move(self.run, self.run)}
-        if moved.items() - settings.items():
+        moved = {n: now[n] for n in may_move(self.run, self.run) if settings.get(n) != now[n]}
+        if moved:
             settings |= moved
             write_json(self.folder / CONFIG, config)
 

@@ -37,7 +37,7 @@ from experiments.stages import Page, Stages
 
 BATCH, D, K, TURNS = 64, 512, 32, 5
 SIZES = (4096, 16_384, 65_536)  # F
-PARTS = {"save_file": "the file", "_hash": "its hash", "sync": "to the disk"}
+PARTS = {"save_file": "the file", "sha256_of": "its hash", "sync": "to the disk"}
 """Functions of resume_points, and what they do. The rest of the time copies the tensors."""
 ON_PAPER = ((2304, 65_536), (2304, 262_144), (2304, 2**20), (4096, 2**20))  # D, F
 WIDTHS = (768, 2304, 4096)  # D

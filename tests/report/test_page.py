@@ -264,7 +264,7 @@ def test_a_run_without_live_features_has_a_report(runs, tmp_path):
     assert main(["report", str(dead), "--out", str(dead / "page.html"), *BARE]) == 0
     page = (dead / "page.html").read_text(encoding="utf-8")
     assert "There is no map: 0 features were selected" in page
-    assert "A dash is a metric that was not measured." in page
+    assert "A dash was not measured." in page
     assert '<td role="cell">0 of 32</td>' in page
 
 
@@ -300,7 +300,7 @@ def test_mistakes_are_one_line(runs, lm_dir_of, tmp_path, capsys):
         ([ours, "--model", "embedded"], "of embedded is 128 wide"),
         ([ours, "--tokens", "0"], "vsae: --tokens 0: expected at least 1"),
         ([ours, "--synthesise", "-1"], "vsae: --synthesise -1: expected 0 or more"),
-        ([ours, "--data", "./none.txt"], "no such file"),
+        ([ours, "--data", "./none.txt"], "no file './none.txt'"),
         ([str(damaged), *QUICK], "metrics.jsonl: not valid JSON"),
         ([ours, *QUICK, "--out", str(tmp_path / "file" / "x.html")], "can't be written"),
     ):
