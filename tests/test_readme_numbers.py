@@ -56,13 +56,23 @@ def returning():
 
 
 def at_convergence():
-    rows = convergence.confirmed(raw("convergence"), convergence.SETTINGS[0])
-    arms = convergence.BOTH, convergence.TOP_K
-    back, top_k = (100 * mean(decisions.means(rows, arm, "returning_0.7")) for arm in arms)
-    fve, fve_of_top_k = (mean(decisions.means(rows, arm, "fve")) for arm in arms)
-    yield f"{back:.0f}% of the vSAE's features come back and {top_k:.0f}% of TopK's (with a ReLU)"
-    yield f"at an FVE of {fve:.3f} and {fve_of_top_k:.3f}."
-    assert len(decisions.means(rows, convergence.TOP_K, "fve")) == 7
+    """At blocks.2, and at blocks.0."""
+    settings = [
+        convergence.confirmed(raw("convergence"), name) for name in convergence.SETTINGS[:2]
+    ]
+    back, fve = {}, {}
+    for arm in convergence.ARMS:
+        back[arm] = [f"{mean(decisions.means(s, arm, 'returning_0.7')):.0%}" for s in settings]
+        fve[arm] = " and ".join(f"{mean(decisions.means(s, arm, 'fve')):.3f}" for s in settings)
+        assert all(len(decisions.means(s, arm, "fve")) == 7 for s in settings)
+    arm = convergence.BOTH
+    chosen = (convergence.chosen(raw("convergence")) or {})[arm]
+    yield f"(the vSAE: penalty {convergence.CANDIDATES[arm][chosen]['penalty']:g})"
+    two, zero = back[convergence.BOTH]
+    yield f"{two} of the vSAE's features come back at blocks.2 and {zero} at blocks.0"
+    yield f"of TopK's (with a ReLU) {' and '.join(back[convergence.TOP_K])}."
+    yield f"higher, too: {fve[convergence.BOTH]}, TopK's {fve[convergence.TOP_K]}."
+    yield f"(tuned, {' and '.join(back[convergence.PROBABILISTIC])})"
 
 
 def the_paper():
