@@ -147,6 +147,8 @@ def _train(
                             require_free(job.folder, run.overwrite)
             with processes.together():
                 require_device(run.device)
+                if processes.is_first:
+                    _warn_of_slow_bf16(run)
                 require_memory(run, [job.config.sae for job in jobs], processes.local_count)
                 initial = [] if resume else [trained_sae(job.config.sae) for job in jobs]
                 if not resume and processes.is_first:
@@ -201,6 +203,15 @@ def _train(
         others = [str(one.folder) for one in sae_runs if one.failure is None]
         saved = f"; trained and saved: {', '.join(others)}" if others else ""
         raise TrainingError("; ".join(failures), instead=("lower ", Setting("lr"), saved))
+
+
+def _warn_of_slow_bf16(run: RunConfig) -> None:
+    is_slow = run.device == "cpu" and t.backends.cpu.get_cpu_capability() == "AVX2"
+    if is_slow and run.dtype == "bfloat16":
+        logger.warning(
+            "dtype='bfloat16': this CPU has no instructions for it (AVX2), and matmuls take several times as "
+            "long as in float32; leave it out unless the numbers have to be those of bfloat16"
+        )
 
 
 @contextlib.contextmanager

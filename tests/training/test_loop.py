@@ -399,6 +399,18 @@ def test_sinks_are_named_once_unless_they_are_left_out(small, lm_dir_of, tmp_pat
         assert all("--max-norm-multiple 10 to leave them out" in text for text in said)
 
 
+@pytest.mark.parametrize(
+    ("capability", "dtype", "warns"),
+    [("AVX2", "bfloat16", True), ("AVX2", "float32", False), ("AVX512", "bfloat16", False)],
+)
+def test_bfloat16_on_a_cpu_without_its_instructions_is_warned_of(
+    capability, dtype, warns, run_of, caplog, monkeypatch
+):
+    monkeypatch.setattr(t.backends.cpu, "get_cpu_capability", lambda: capability)
+    train(run_of(steps=2, log_steps=1, dtype=dtype), {"x": sae_of()})
+    assert ("matmuls take several times as long" in caplog.text) == warns
+
+
 # --- where a signal ends a run, and what is kept
 
 
