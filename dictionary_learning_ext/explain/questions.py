@@ -14,12 +14,11 @@ import json
 import random
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-import torch as t
-
 from ..features.collector import FeatureStatistics
-from ..features.contexts import FeatureContexts, token_text, visible
+from ..features.contexts import KeptContext, contexts_of, token_text, visible
 from ..features.explanations import (
     KINDS,
     MISSING,
@@ -115,7 +114,7 @@ def question(
     """What to ask about a feature; None if it fires in too few contexts, or in nearly all."""
     firing = _firing(statistics, feature)
     shown, kept = firing[::2], firing[1::2]
-    of_shown = {number for number, _, _ in shown}
+    of_shown = {each.context for each in shown}
     drawn = statistics.drawn
     silent = [
         row
@@ -125,44 +124,39 @@ def question(
     if min(len(shown), len(kept), len(silent)) < LEAST:
         return None
     chosen = random.Random(feature)  # the same at a second call
-    strong = [(STRONG, _text(ids, None, tokenizer)) for _, ids, _ in kept[:HELD_OUT]]
-    weak = [(WEAK, _text(ids, None, tokenizer)) for _, ids, _ in kept[HELD_OUT:][-HELD_OUT:]]
+    strong = [(STRONG, _text(each.ids, tokenizer)) for each in kept[:HELD_OUT]]
+    weak = [(WEAK, _text(each.ids, tokenizer)) for each in kept[HELD_OUT:][-HELD_OUT:]]
     rows = chosen.sample(silent, min(len(silent), 2 * HELD_OUT))
     held_out = [*strong, *weak]
-    held_out += [(SILENT, _text(drawn.ids_PW[row], None, tokenizer)) for row in rows]
+    held_out += [(SILENT, _text(drawn.ids_PW[row].tolist(), tokenizer)) for row in rows]
     chosen.shuffle(held_out)
     shown = shown[:SHOWN] + shown[SHOWN:][-SHOWN:]
     lines = [
-        f"{number}. {_text(ids, f_W, tokenizer)}"
-        for number, (_, ids, f_W) in enumerate(shown, start=1)
+        f"{number}. {_text(each.ids, tokenizer, each.activations)}"
+        for number, each in enumerate(shown, start=1)
     ]
     contents = (f"{each}\n\n{_HOW_TO_EXPLAIN}" for each in (_EXCERPTS, "\n".join(lines)))
     messages = _conversation(_EXPLAIN, _ANSWER, *contents)
     return Question(feature, place, messages, held_out)
 
 
-def _firing(statistics: FeatureStatistics, feature: int) -> list[tuple[int, t.Tensor, t.Tensor]]:
-    """The kept contexts in which a feature fires, each once, the strongest first: the context's number, its token ids
-    and the activations at these."""
-    found: dict[int, tuple[float, t.Tensor, t.Tensor]] = {}
-    kinds: list[FeatureContexts] = [statistics.top, statistics.sampled]
-    for contexts in kinds:
-        for row, value in enumerate(contexts.value_FT[feature].tolist()):
-            number = int(contexts.context_FT[feature, row])
-            if value == value and number not in found:  # NaN: fewer contexts than rows
-                ids_W = contexts.ids_FTW[feature, row]
-                found[number] = abs(value), ids_W, contexts.activations_FTW[feature, row]
-    ordered = sorted(found.items(), key=lambda item: -item[1][0])
-    return [(number, ids_W, f_W) for number, (_, ids_W, f_W) in ordered]
+def _firing(statistics: FeatureStatistics, feature: int) -> list[KeptContext]:
+    """The kept contexts in which a feature fires, each once, the strongest first."""
+    kinds = (statistics.top, statistics.sampled)
+    all_kept = chain.from_iterable(contexts_of(kind, feature) for kind in kinds)
+    found: dict[int, KeptContext] = {}
+    for each in all_kept:
+        found.setdefault(each.context, each)
+    return sorted(found.values(), key=lambda each: -abs(each.activation))
 
 
-def _text(ids_W: t.Tensor, f_W: t.Tensor | None, tokenizer: Any) -> str:
+def _text(ids: list[int], tokenizer: Any, activations: list[float] | None = None) -> str:
     """A context as text, the tokens where a feature fires marked if its activations are given."""
-    size_W = t.zeros(len(ids_W)) if f_W is None else f_W.abs()
-    least = max(_MARKED * float(size_W.max()), 1e-30)
+    sizes = [abs(each) for each in activations or [0.0] * len(ids)]
+    least = max(_MARKED * max(sizes), 1e-30)
     words: list[str] = []
     is_marked = False
-    for token, size in zip(ids_W.tolist(), size_W.tolist(), strict=True):
+    for token, size in zip(ids, sizes, strict=True):
         if token < 0:
             continue
         if (size >= least) != is_marked:

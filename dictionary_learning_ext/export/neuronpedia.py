@@ -13,7 +13,7 @@ out. Correlations with neurons and other features are empty lists.
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..activations.hook_points import HookPoint
 from ..activations.inputs import open_inputs
 from ..config.run import RunConfig
 from ..features.collector import FeatureCollector, FeatureStatistics
-from ..features.contexts import FeatureContexts, token_text
+from ..features.contexts import KeptContext, contexts_of, token_text
 from ..features.directions import LogitLens, decoder_directions
 from ..features.explanations import Explanation, Explanations
 from ..run_folder.files import at_home, write_json, write_text
@@ -210,9 +210,9 @@ def _activations(statistics: FeatureStatistics, feature: int, text: _Text) -> li
     The intervals divide the range of the activations' magnitudes; `bin_contains` is the share of the
     activations that an interval holds.
     """
-    shown = [_TOP_CONTEXTS | context for _, context in _contexts(statistics.top, feature, text)]
+    shown = [_TOP_CONTEXTS | _shown(each, text) for each in contexts_of(statistics.top, feature)]
     counts, width = _used_bins(statistics, feature)
-    drawn = list(_contexts(statistics.sampled, feature, text))
+    drawn = list(contexts_of(statistics.sampled, feature))
     for bins in reversed(np.array_split(np.arange(len(counts)), _INTERVALS)):
         if not len(bins):
             continue
@@ -222,28 +222,18 @@ def _activations(statistics: FeatureStatistics, feature: int, text: _Text) -> li
             "bin_max": _rounded(high),
             "bin_contains": _rounded(counts[bins].sum() / counts.sum()),
         }
-        shown += [interval | context for value, context in drawn if low <= abs(value) < high]
+        inside = [each for each in drawn if low <= abs(each.activation) < high]
+        shown += [interval | _shown(each, text) for each in inside]
     return shown
 
 
-def _contexts(
-    contexts: FeatureContexts, feature: int, text: _Text
-) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Each context that was kept for a feature: the activation that it shows, and its tokens."""
-    for row in range(contexts.value_FT.shape[1]):
-        value = float(contexts.value_FT[feature, row])
-        if value != value:  # NaN: fewer contexts than rows
-            continue
-        ids_W = contexts.ids_FTW[feature, row]
-        inside = ids_W >= 0
-        yield (
-            value,
-            {
-                "tokens": [text(token) for token in ids_W[inside].tolist()],
-                "values": _rounded_all(contexts.activations_FTW[feature, row][inside]),
-                "qualifying_token_index": int(inside[: contexts.at].sum()),
-            },
-        )
+def _shown(context: KeptContext, text: _Text) -> dict[str, Any]:
+    """A context that was kept for a feature: its tokens, and the activation at each."""
+    return {
+        "tokens": [text(token) for token in context.ids],
+        "values": [_rounded(value) for value in context.activations],
+        "qualifying_token_index": context.at,
+    }
 
 
 def _rounded(value: Any) -> float:

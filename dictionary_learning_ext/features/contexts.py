@@ -7,8 +7,10 @@ shown, S selections, M of them offered, U features among these, P tokens drawn.
 import math
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jinja2
@@ -199,6 +201,31 @@ def windows(token_M: t.Tensor, ids_BL: t.Tensor, offsets_W: t.Tensor) -> Windows
     return Windows(context_M1, position_M1, at_MW, is_inside_MW, ids_MW)
 
 
+class KeptContext(NamedTuple):
+    """A context of a feature, without the places outside of the text; see `TopContext`."""
+
+    activation: float
+    ids: list[int]
+    activations: list[float]
+    at: int
+    context: int
+    position: int
+
+
+def contexts_of(kept: FeatureContexts, feature: int) -> Iterator[KeptContext]:
+    """The contexts that were kept for a feature, in their order."""
+    rows = (part[feature].tolist() for part in kept[:-1])  # indexing tensors per token is slow
+    for value, ids, activations, context, position in zip(*rows, strict=True):
+        if math.isnan(value):
+            continue  # fewer contexts than rows
+        start = next(place for place, token in enumerate(ids) if token >= 0)
+        end = len(ids) - next(place for place, token in enumerate(reversed(ids)) if token >= 0)
+        inside = slice(start, end)
+        yield KeptContext(
+            value, ids[inside], activations[inside], kept.at - start, context, position
+        )
+
+
 # --- one of them, as text
 
 
@@ -249,26 +276,9 @@ class TopContexts(tuple[TopContext, ...]):
 def top_contexts(kept: FeatureContexts, feature: int, n: int, tokenizer: Any) -> TopContexts:
     """The first n of a feature's contexts, or all if fewer were kept."""
     found = []
-    for row in range(min(n, kept.value_FT.shape[1])):
-        value = float(kept.value_FT[feature, row])
-        if math.isnan(value):
-            break  # those that a feature doesn't have come last
-        inside = [place for place, i in enumerate(kept.ids_FTW[feature, row].tolist()) if i >= 0]
-        ids = kept.ids_FTW[feature, row, inside].tolist()
-        tokens = [token_text(tokenizer, token) for token in ids]
-        at = kept.at - inside[0]
-        found.append(
-            TopContext(
-                activation=value,
-                token=tokens[at],
-                tokens=tokens,
-                ids=ids,
-                activations=kept.activations_FTW[feature, row, inside].tolist(),
-                at=at,
-                context=int(kept.context_FT[feature, row]),
-                position=int(kept.position_FT[feature, row]),
-            )
-        )
+    for context in islice(contexts_of(kept, feature), n):
+        tokens = [token_text(tokenizer, token) for token in context.ids]
+        found.append(TopContext(token=tokens[context.at], tokens=tokens, **context._asdict()))
     return TopContexts(found)
 
 

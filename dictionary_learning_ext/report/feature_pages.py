@@ -13,7 +13,14 @@ import numpy as np
 import torch as t
 
 from ..features.collector import LEAST_SELECTIONS
-from ..features.contexts import FeatureContexts, plain, token_text, top_tokens, visible
+from ..features.contexts import (
+    FeatureContexts,
+    contexts_of,
+    plain,
+    token_text,
+    top_tokens,
+    visible,
+)
 from ..features.directions import Ranked
 from ..features.explanations import Explanation
 from ..features.return_score import FIFTH_NAMES, FIFTHS
@@ -245,21 +252,15 @@ def page(analysis: Analysis, feature: int, vocabulary: Vocabulary) -> dict[str, 
 def _contexts(contexts: FeatureContexts, feature: int, vocabulary: Vocabulary) -> list[list[Any]]:
     """For each context: [activation, number, place of the token, tokens, [place, activation, …]]."""
     found = []
-    parts = (contexts.value_FT, contexts.ids_FTW, contexts.activations_FTW, contexts.context_FT)
-    of_feature = (part[feature].tolist() for part in parts)  # indexing tensors per token is slow
-    for value, ids, activations, number in zip(*of_feature, strict=True):
-        if math.isnan(value):
-            continue
-        inside = [place for place, i in enumerate(ids) if i >= 0]
-        start = inside[0]
+    for each in contexts_of(contexts, feature):
         active = [
             part
-            for place in inside
-            if activations[place] != 0
-            for part in (place - start, rounded(activations[place], 3))
+            for place, activation in enumerate(each.activations)
+            if activation != 0
+            for part in (place, rounded(activation, 3))
         ]
-        tokens = [vocabulary.number(ids[place]) for place in inside]
-        found.append([rounded(value), number, contexts.at - start, tokens, active])
+        tokens = [vocabulary.number(token) for token in each.ids]
+        found.append([rounded(each.activation), each.context, each.at, tokens, active])
     return found
 
 
