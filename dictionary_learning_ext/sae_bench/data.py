@@ -22,7 +22,7 @@ from datasets import config as datasets_config
 from sae_bench.sae_bench_utils import dataset_info
 
 from ..activations.text import EMBEDDED_TEXT, open_text
-from ..errors import BenchError, Setting
+from ..errors import BenchError
 from ..run_folder.files import at_home
 
 BOOKS = "embedded/books_in_bias_in_bios_schema"
@@ -48,14 +48,6 @@ WORDS = 60  # per passage
 CONTEXT = 96  # tokens, enough for a passage
 TEST_EVERY = 3  # pieces of every third passage of the text are test data
 
-_COLUMNS = {
-    "Skylion007/openwebtext": "text",
-    "LabHC/bias_in_bios": "hard_text, profession, gender",
-    "canrager/amazon_reviews_mcauley_1and5": "text, category, rating",
-    "codeparrot/github-code": "code, language",
-    "fancyzhx/ag_news": "text, label",
-    "Helsinki-NLP/europarl": "translation",
-}
 CORE_SET = "Skylion007/openwebtext"
 
 
@@ -110,24 +102,6 @@ def in_folder(data: BenchData, cache: Path) -> Iterator[None]:
     finally:
         chdir(before)
         datasets_config.HF_DATASETS_CACHE = cached
-
-
-def require_sets(data: BenchData, names: list[str]) -> None:
-    """Raise a BenchError if one of SAE Bench's data sets is neither in the folder nor on the hub."""
-    from huggingface_hub import HfApi
-
-    for name in _hub_names(names):
-        if (data.folder / name).is_dir():
-            continue
-        try:
-            HfApi().dataset_info(name)
-        except Exception as error:  # of many kinds: no network, no such set, no access
-            raise BenchError(
-                f"data set {name} couldn't be fetched from the hub ({type(error).__name__}); put it "
-                f"into {data.folder / name} (train and test .parquet with columns "
-                f"{_COLUMNS[name]})",
-                instead=("or use ", Setting("data", "embedded")),
-            ) from error
 
 
 def local_files(data: BenchData, config: Any) -> list[Any]:

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config.checks import in_words, likely
-from ..errors import BenchError, Setting, first_line
+from ..config.checks import likely
+from ..errors import BenchError, first_line
 
 if TYPE_CHECKING:
     from sae_bench.custom_saes.base_sae import BaseSAE
@@ -63,7 +63,6 @@ SMALLEST_SETS = (
 of its 334,000 texts."""
 
 MAX_TOKENS = 1024  # of a text, from its end; sae-probes's
-_FLOAT32 = 4  # bytes
 _LISTING = "python -c 'from sae_probes import DATASETS; print(*DATASETS)'"
 
 
@@ -161,25 +160,12 @@ def _sae_probes_tokenizer(model: "HookedTransformer") -> Iterator[None]:
 def _write_activations(
     names: list[str], sae: "BaseSAE", folder: Path, settings: "BenchSettings"
 ) -> None:
-    """The language model's activations of every set that is not in the folder, whole files only.
-
-    Raises: BenchError if the disk is too small for them.
-    """
+    """The language model's activations of every set that is not in the folder, whole files only."""
     from sae_probes.generate_model_activations import ensure_dataset_activations
-    from sae_probes.utils_data import get_dataset_sizes
 
     hook, kept = sae.cfg.hook_name, folder / f"model_activations_{settings.name}"
     missing = [name for name in names if not (kept / f"{name}_{hook}.pt").is_file()]
-    rows = sum(get_dataset_sizes()[name] for name in missing)
-    needed = rows * sae.cfg.d_in * _FLOAT32
     kept.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(kept).free
-    if needed > free:
-        raise BenchError(
-            f"sae_probes needs {in_words(needed)} for the language model's activations of "
-            f"{len(missing)} data sets, and the disk of {settings.cache} has {in_words(free)} free",
-            instead=("name fewer sets with ", Setting("probing_sets")),
-        )
     partial = folder / "partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     for name in missing:

@@ -149,10 +149,8 @@ def bench(
     first: Any = jobs[0]
     smallest = min(job.sae.cfg.d_sae for job in jobs)
     n_values = capped_n_values(smallest) if {"scr", "tpp"} & set(evals) else ()
-    if floor:
-        found = adapter.reference_saes(first.sae)
-        jobs += [BenchJob(label, label, first.folder, sae) for label, sae in found.items()]
-    jobs += _further(extra or {}, jobs, run, hook_point)
+    further = {**(adapter.reference_saes(first.sae) if floor else {}), **(extra or {})}
+    jobs += [BenchJob(label, label, first.folder, sae) for label, sae in further.items()]
     cache = first.folder / BENCH_CACHE
     name = data or ("embedded" if run.model == "embedded" else "hub")
     # Of two processes, the second would take the first's cache for what a kill has left.
@@ -220,27 +218,6 @@ def _load(
         hook.require_width(given, sae.cfg.d_in, run.model)
         jobs.append(BenchJob(labels[str(path)], name, path, sae))
     return jobs
-
-
-def _further(
-    extra: Mapping[str, BaseSAE], jobs: Sequence[BenchJob], run: RunConfig, hook: HookPoint
-) -> list[BenchJob]:
-    """The SAEs of `extra`, to evaluate beside `jobs`. Raises a UserError for one that doesn't fit."""
-    first = jobs[0].folder
-    taken = {job.label for job in jobs} | {job.name for job in jobs if job.folder == first}
-    further = []
-    for label, sae in extra.items():
-        if label in taken or Path(label).name != label:
-            others = f"that no other SAE has, unlike {', '.join(sorted(taken))}"
-            expected = f"a label that can be a file's name, and {others}"
-            raise BenchError(name="extra", value=label, expected=expected)
-        if sae.cfg.hook_name != hook.name:
-            expected = f"one of {hook.name}, as the run folders' are"
-            problem = f"an SAE of {sae.cfg.hook_name}"
-            raise BenchError(problem, name="extra", value=label, expected=expected)
-        hook.require_width(label, sae.cfg.d_in, run.model)
-        further.append(BenchJob(label, label, first, sae))
-    return further
 
 
 class _BenchRun:

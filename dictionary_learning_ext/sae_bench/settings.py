@@ -21,7 +21,7 @@ from ..activations.positions import PositionRule
 from ..config.architectures import BenchEvaluation
 from ..config.run import RunConfig
 from ..errors import BenchError
-from .data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData, require_sets
+from .data import BOOKS, CONTEXT, CORE_BOOKS, CORE_SET, PAIRS, BenchData
 
 SEED = 42  # SAE Bench's
 LEAST_TEXTS = 16  # in the sets of probes: a few of each class and attribute
@@ -101,7 +101,7 @@ def seed_everything(seed: int) -> None:
 def configure(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
     """SAE Bench's own configuration of an evaluation.
 
-    Raises: BenchError if a data set is missing, or is too small for the sizes that were asked for.
+    Raises: BenchError if the embedded books are too few for the sizes that were asked for.
     """
     match evaluation:
         case "core":
@@ -116,8 +116,6 @@ def configure(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
 
 def _core(settings: BenchSettings) -> Any:
     batches = max(1, settings.tokens // (16 * settings.ctx_len))
-    if not settings.data.is_embedded:
-        require_sets(settings.data, [CORE_SET])
     return core.CoreEvalConfig(
         model_name=settings.name,
         llm_dtype="float32",
@@ -187,8 +185,6 @@ def _on_classes(evaluation: BenchEvaluation, settings: BenchSettings) -> Any:
             config.column1_vals_lookup = {BOOKS: list(PAIRS)}
     if data.is_embedded:
         config.dataset_names = [BOOKS]
-    else:
-        require_sets(data, config.dataset_names)
     asked = {"train_size": settings.train_size, "test_size": settings.test_size}
     for which, name, (setting, given) in zip((0, 1), names, asked.items(), strict=True):
         most = None if sizes is None else sizes[which]

@@ -8,7 +8,6 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 
 import pandas as pd
 
-from dictionary_learning_ext.errors import BenchError
 from dictionary_learning_ext.sae_bench import data
 from dictionary_learning_ext.sae_bench.runner import digest
 
@@ -23,7 +22,6 @@ def test_sets_in_a_folder_are_told_apart_by_place_and_content(tmp_path, monkeypa
         folder = data.open_bench_data(str(tmp_path / name), tmp_path)
         found.append(digest(*data.local_files(folder, config)))
         assert found[-1] == digest(*data.local_files(folder, config))
-        data.require_sets(folder, config.dataset_names)  # it is there
     assert len(set(found)) == 3
     monkeypatch.chdir(tmp_path)
     for name, of in (("embedded", data.BOOKS), ("hub", "LabHC/bias_in_bios")):
@@ -56,15 +54,6 @@ def test_the_books_fill_what_is_asked_of_them(tmp_path):
         cells = frames[part].groupby(["profession", "gender"]).size()
         assert sets.class_sizes is not None
         assert sets.class_sizes[which] == 4 * cells.min()
-
-
-def test_every_set_must_be_there(tmp_path):
-    names = ["LabHC/bias_in_bios_class_set1", "canrager/amazon_reviews_mcauley_1and5"]
-    (tmp_path / "LabHC" / "bias_in_bios").mkdir(parents=True)
-    with pytest.raises(
-        BenchError, match=r"data set canrager/amazon_reviews_mcauley_1and5 couldn't be"
-    ):
-        data.require_sets(data.open_bench_data(str(tmp_path), tmp_path), names)
 
 
 @pytest.mark.parametrize("short", range(2))

@@ -92,19 +92,6 @@ def test_activations_survive_a_kill_in_whole_files_only(one, forward_passes, mon
     assert forward_passes == [SETS[0], SETS[1], SETS[1]]
 
 
-def test_too_small_a_disk_is_said_before_anything_is_computed(one, forward_passes, monkeypatch):
-    usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr(probes.shutil, "disk_usage", lambda _: usage)
-    outcome = bench([one], **PROBES)
-    message = (
-        r"sae_probes of one: sae_probes needs 128 kB for the language model's activations of 2 data "
-        r"sets, and the disk of .* has 1\.0 kB free; name fewer sets with --probing-sets"
-    )
-    with pytest.raises(BenchError, match=message):
-        outcome.check()
-    assert forward_passes == []
-
-
 class NoPadding:
     truncation_side, padding_side = "right", "left"
 
