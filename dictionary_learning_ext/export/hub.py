@@ -20,14 +20,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..activations.cache_manifest import MANIFEST, UNFINISHED
 from ..activations.hook_points import block_of_output
 from ..activations.stored import UNKNOWN
 from ..config.architectures import BY_DICT_CLASS
@@ -37,10 +36,8 @@ from ..errors import (
     ConfigError,
     HubError,
     Setting,
-    Text,
     UserError,
     first_line,
-    in_shell,
 )
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import markdown_table, table
@@ -52,7 +49,7 @@ from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own
 from ..run_folder.weights import load_dictionary
 from .exporter import export
-from .formats import SAE_BENCH_TRAINERS, SAFETENSORS
+from .formats import SAE_BENCH_TRAINERS
 from .local_paths import without_local_paths
 
 PushFormat = Literal["sae-lens", "sparsify"]
@@ -83,13 +80,6 @@ sae = SparseCoder.load_from_hub({repo!r}, hookpoint={place!r})
 """,
 }
 """How a card says to load an SAE in other libraries."""
-_OTHER_FOLDERS = {
-    MANIFEST: "a cache",
-    UNFINISHED: "a cache",
-    SAE_LENS_WEIGHTS: "an export for sae-lens",
-    SAFETENSORS: "an export for sparsify or safetensors",
-}
-"""What else a folder may be, by a file that it then holds."""
 _UNINTERESTING = ("device", "wandb_name", "trainer_class", "lm_name", "submodule_name", "layer")
 
 
@@ -218,26 +208,8 @@ def _reaching_the_hub(repo: str) -> Iterator[None]:
 
 def _run_folders(folder: Path) -> list[Path]:
     """The folder itself, or the folders in it that hold an SAE."""
-    if folder.is_dir() and not (folder / WEIGHTS).exists():
-        inside = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
-        if inside:
-            return inside
-        for name, what in _OTHER_FOLDERS.items():
-            if (folder / name).is_file() or (name == SAFETENSORS and any(folder.glob(f"*/{name}"))):
-                raise HubError(
-                    f"{folder} is {what}; push takes a run folder, an export for dictionary-learning or "
-                    "SAE Bench, or a folder of such folders",
-                    instead=_with_format(folder),
-                )
-    return [folder]
-
-
-def _with_format(export: Path) -> Text:
-    """What to do in place of pushing an export by itself, if that is there to be done."""
-    run = export.absolute().parent.parent
-    if export.name not in get_args(PushFormat) or not (run / WEIGHTS).is_file():
-        return ""
-    return f"use `vsae push {in_shell(export.parent.parent)} OWNER/NAME --format {export.name}`"
+    inside = sorted(path.parent for path in folder.glob(f"*/{WEIGHTS}"))
+    return inside if inside and not (folder / WEIGHTS).exists() else [folder]
 
 
 def _stage(

@@ -21,7 +21,6 @@ from dictionary_learning_ext import RunConfig, SAEConfig, load_dictionary, train
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, HubError
 from dictionary_learning_ext.evaluation.metrics import METRICS, shown_in
-from dictionary_learning_ext.export.exporter import export
 from dictionary_learning_ext.export.hub import card, push
 from dictionary_learning_ext.export.local_paths import without_local_paths
 from dictionary_learning_ext.features.explanations import (
@@ -526,15 +525,6 @@ def a_damaged_sae(folder, runs):
     (folder / "one" / "ae.pt").write_bytes(b"PK")
 
 
-def holding(*names):
-    def make(folder, runs):
-        folder.mkdir()
-        for name in ("config.json", *names):
-            (folder / name).touch()
-
-    return make
-
-
 REFUSED = [
     *[
         (an_empty_folder, repo, rf"^'{repo}': expected OWNER/NAME, e\.g\. ")
@@ -542,27 +532,7 @@ REFUSED = [
     ],
     (an_empty_folder, "jane/saes", r"expected a file config\.json"),
     (a_damaged_sae, "jane/saes", "incomplete or damaged AutoEncoderTopK"),
-    (holding("manifest.json"), "jane/saes", "is a cache; push takes a run folder, an export"),
-    (holding("manifest.unfinished.json"), "jane/saes", "is a cache"),
-    (holding("sae_weights.safetensors"), "jane/saes", "is an export for sae-lens"),
-    (holding("sae.safetensors"), "jane/saes", "is an export for sparsify or safetensors"),
 ]
-
-
-@pytest.mark.parametrize("form", ["sae-lens", "sparsify"])
-def test_an_export_is_pushed_with_the_run_folder_that_it_is_of(form, mixed):
-    there = export(mixed / "top_k", form, tokens=200).folder
-    with pytest.raises(HubError, match=rf"use `vsae push \S+top_k OWNER/NAME --format {form}`"):
-        push(there, "jane/saes", dry_run=True)
-
-
-def test_an_export_without_its_run_folder_or_of_another_format_has_no_such_advice(mixed, tmp_path):
-    alone = export(mixed / "top_k", "sae-lens", out=tmp_path / "sae-lens", tokens=200).folder
-    other = export(mixed / "top_k", "safetensors", tokens=200).folder
-    for there in (alone, other):
-        with pytest.raises(HubError) as refused:
-            push(there, "jane/saes", dry_run=True)
-        assert "vsae push" not in refused.value.as_typed
 
 
 @pytest.mark.parametrize(("make", "repo", "message"), REFUSED)
