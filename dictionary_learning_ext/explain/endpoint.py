@@ -20,9 +20,7 @@ Message = dict[str, str]
 _PATH = "/chat/completions"
 _TRIES = 6
 _SECONDS_TO_CONNECT = 10
-_LONGEST_WAIT = 60.0
-_MOST_BYTES = 1 << 20
-"""Of an answer."""
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 _LONGEST_ANSWER = 20_000
 """Its last characters, which have the form that was asked for."""
 _LONGEST_REASON = 200
@@ -39,7 +37,6 @@ class Endpoint:
         key: sent with each request, if given.
         timeout: seconds to wait for an answer.
         max_tokens: of an answer; models that reason write more than they answer.
-        wait: seconds before the second try; each further one waits twice as long.
 
     Raises: ConfigError for an address that is none.
     """
@@ -51,7 +48,6 @@ class Endpoint:
         *,
         timeout: float = 300.0,
         max_tokens: int = 1000,
-        wait: float = 1.0,
     ):
         parts = urlsplit(url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -64,7 +60,7 @@ class Endpoint:
         if not (self._key.isascii() and self._key.isprintable()):
             raise ConfigError(f"{KEY} holds characters that no key has", instead="set it again")
         self.url = url.rstrip("/").removesuffix(_PATH) + _PATH
-        self._timeout, self._wait = timeout, wait
+        self._timeout = timeout
         own = {"max_tokens": max_tokens, "temperature": 0}
         self._options: defaultdict[str, dict[str, Any]] = defaultdict(own.copy)
         """Of each model."""
@@ -98,11 +94,11 @@ class Endpoint:
         Raises: EndpointError if it refuses, or fails too often.
         """
         body = {"model": model, "messages": messages, **self._options[model]}
-        problem, wait = "", self._wait
+        problem, wait = "", _FIRST_WAIT
         for attempt in range(_TRIES):
             if attempt:
                 time.sleep(min(wait, _LONGEST_WAIT))
-                wait = self._wait * 2**attempt
+                wait = _FIRST_WAIT * 2**attempt
             try:
                 status, headers, text = self._post(body)
             except requests.RequestException as error:
@@ -127,23 +123,15 @@ class Endpoint:
         raise EndpointError(f"{self.url}: {problem}", instead=remedy)
 
     def _post(self, body: dict[str, Any]) -> tuple[int, Any, str]:
-        """The status, the headers and the content of a response, which is bounded in size and time."""
-        end, content = time.monotonic() + self._timeout, bytearray()
-        with (
-            requests.post(
-                self.url,
-                json=body,
-                auth=self._with_key,
-                timeout=(_SECONDS_TO_CONNECT, self._timeout),
-                stream=True,
-                allow_redirects=False,  # a redirected POST becomes a GET, and the key isn't sent elsewhere
-            ) as response
-        ):
-            for chunk in response.iter_content(1):  # of more, it would wait for all of them
-                content += chunk
-                if len(content) > _MOST_BYTES or time.monotonic() > end:
-                    raise requests.Timeout(f"more than {_MOST_BYTES:,} bytes or {self._timeout} s")
-            return response.status_code, response.headers, content.decode("utf-8", "replace")
+        """The status, the headers and the content of a response."""
+        response = requests.post(
+            self.url,
+            json=body,
+            auth=self._with_key,
+            timeout=(_SECONDS_TO_CONNECT, self._timeout),
+            allow_redirects=False,  # a redirected POST becomes a GET, and the key isn't sent elsewhere
+        )
+        return response.status_code, response.headers, response.content.decode("utf-8", "replace")
 
     def _with_key(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Also where there is no key: otherwise requests sends what ~/.netrc has for this host."""

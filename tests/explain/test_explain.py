@@ -387,13 +387,6 @@ def test_a_slow_answer_is_not_waited_for(chat):
     release.set()
 
 
-def test_an_answer_without_an_end_is_cut(chat, monkeypatch):
-    monkeypatch.setattr(endpoint_module, "_MOST_BYTES", 5000)
-    chat.answer = lambda request: (200, completion("x" * 50_000), {})
-    with pytest.raises(endpoint_module.EndpointError, match="5,000 bytes"):
-        Endpoint(chat.url).answer("any", [])
-
-
 @pytest.mark.parametrize("other", ["SAE", "explainer", "scorer", "tokens"])
 def test_explanations_of_something_else_are_not_taken(other, folder_to_explain, chat, capsys):
     folder = folder_to_explain
