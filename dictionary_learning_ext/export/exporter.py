@@ -5,8 +5,6 @@ is negative. So the SAE that the format's reader loads is compared with ours on 
 the language model. An export that is not exact is refused unless allow_inexact is set.
 """
 
-import glob
-import hashlib
 import importlib.metadata
 import logging
 import secrets
@@ -18,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch as t
-from safetensors import SafetensorError
 
 from ..activations.inputs import open_inputs, open_model
 from ..activations.tokens import adds_bos
@@ -27,7 +24,7 @@ from ..config.checks import require, require_choice
 from ..errors import CheckpointError, ConfigError, LanguageModelError, Setting
 from ..evaluation.measure import batches_of
 from ..features.explanations import read_explanations
-from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk, remove_temporaries
+from ..run_folder.files import EXPORTS, METRICS, is_of_a_full_disk
 from ..run_folder.reading import read_metrics_if_any
 from ..run_folder.sae_names import require_own
 from ..run_folder.trained_on import run_of
@@ -217,16 +214,10 @@ def measure(original: Any, exported: Any, batches: Iterable[t.Tensor]) -> Differ
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace.
-
-    What a kill has left of it is deleted.
-    """
+    """A temporary folder that becomes `target` if all goes well, and otherwise leaves no trace."""
     above = next(path for path in target.absolute().parents if path.exists())
+    temporary = above / f".export.{secrets.token_hex(4)}"
     with _writing(target):
-        place = hashlib.sha256(str(target.absolute()).encode()).hexdigest()[:8]
-        name = f"export.{target.name}.{place}"  # other folders of this name may be made there, too
-        remove_temporaries(above, glob.escape(name))
-        temporary = above / f".{name}.{secrets.token_hex(4)}"
         temporary.mkdir()
     try:
         yield temporary
@@ -242,11 +233,11 @@ def _writing(target: Path) -> Iterator[None]:
     """Turn what the disk refuses into a CheckpointError that names what was asked for."""
     try:
         yield
-    except (OSError, SafetensorError, CheckpointError) as error:
+    except (OSError, CheckpointError) as error:
         cause = error.__cause__ if isinstance(error, CheckpointError) else error
         reason = str(getattr(cause, "strerror", None) or cause).strip().splitlines()[0]
-        may_be_full = not isinstance(cause, OSError) or is_of_a_full_disk(cause)
-        remedy = "free some space or choose" if may_be_full else "choose"
+        is_full = isinstance(cause, OSError) and is_of_a_full_disk(cause)
+        remedy = "free some space or choose" if is_full else "choose"
         raise CheckpointError(
             f"{target} can't be written ({reason})",
             instead=(f"{remedy} another ", Setting("out"), "; nothing was written"),

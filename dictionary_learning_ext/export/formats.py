@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch as t
 from dictionary_learning.utils import load_dictionary as load_upstream_dictionary
 from nnsight import LanguageModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ..activations.hook_points import HookPoint, block_of_output
@@ -32,7 +32,7 @@ from ..config.architectures import (
     import_class,
 )
 from ..errors import CheckpointError, Setting, listed
-from ..run_folder.files import CONFIG, METRICS, WEIGHTS, usual_mode, write_json
+from ..run_folder.files import CONFIG, METRICS, WEIGHTS, write_json
 from ..run_folder.foreign import (
     FOREIGN_CONFIG,
     SAE_LENS_WEIGHTS,
@@ -338,8 +338,7 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
         },
     }
     write_json(folder / FOREIGN_CONFIG, config)
-    with usual_mode(folder / SAE_LENS_WEIGHTS):
-        save_file(_tensors(sae, row), folder / SAE_LENS_WEIGHTS)
+    (folder / SAE_LENS_WEIGHTS).write_bytes(save(_tensors(sae, row)))
 
 
 def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
@@ -370,8 +369,7 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
     write_json(place / FOREIGN_CONFIG, config)
     # sparsify's reader warns of every key in cfg.json that it doesn't know.
     write_json(place / SPARSIFY_ABOUT, source.trained_on())
-    with usual_mode(place / SPARSIFY_WEIGHTS):
-        save_file(weights, place / SPARSIFY_WEIGHTS)
+    (place / SPARSIFY_WEIGHTS).write_bytes(save(weights))
 
 
 def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
@@ -403,8 +401,7 @@ def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
         **source.trained_on(),
     }
     write_json(folder / CONFIG, config)
-    with usual_mode(folder / SAFETENSORS):
-        save_file(tensors, folder / SAFETENSORS)
+    (folder / SAFETENSORS).write_bytes(save(tensors))
 
 
 class _Stated(nn.Module):

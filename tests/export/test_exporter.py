@@ -22,14 +22,12 @@ from export_folders import (
     files_under,
     without_negatives,
 )
-from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.errors import UserError
-from dictionary_learning_ext.export import exporter
 from dictionary_learning_ext.export.exporter import export, measure
 
 
@@ -298,7 +296,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     [
         (OSError(errno.ENOSPC, "full"), "free some space or choose another out"),
         (OSError(errno.EACCES, "not allowed"), "choose another out"),
-        (SafetensorError("I/O error"), "free some space or choose another out"),
     ],
 )
 def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypatch):
@@ -308,42 +305,6 @@ def test_space_is_asked_for_where_it_may_help(error, remedy, folder_of, monkeypa
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(UserError, match=rf"\); {remedy}; nothing was written$"):
         export(folder_of("vsae"), "safetensors", tokens=200)
-
-
-def interrupted_at_writing(monkeypatch, then):
-    """Let the next export call `then` where it has written half of its folder, and only that one."""
-    write = exporter.write
-
-    def write_half(form, folder, source):
-        monkeypatch.setattr(exporter, "write", write)
-        (folder / "config.json").write_text("half")
-        then(folder)
-        (folder / "config.json").unlink()
-        write(form, folder, source)
-
-    monkeypatch.setattr(exporter, "write", write_half)
-
-
-def test_what_a_killed_export_has_left_is_removed_by_the_next_to_that_place(
-    folder_of, tmp_path, monkeypatch
-):
-    folder, kept = folder_of("top_k"), tmp_path / "kept"
-    interrupted_at_writing(monkeypatch, lambda half: shutil.copytree(half, kept / half.name))
-    export(folder, "safetensors", tokens=200)
-    (left,) = kept.iterdir()
-    shutil.copytree(left, folder / left.name)
-    shutil.rmtree(folder / "exports")
-    export(folder, "sparsify", tmp_path / "out", tokens=200)
-    assert list(folder.glob(".export.*")) == [folder / left.name]
-    export(folder, "safetensors", tokens=200)
-    assert not list(folder.glob(".export.*"))
-
-
-def test_exports_to_folders_of_one_name_leave_each_other_alone(folder_of, tmp_path, monkeypatch):
-    folder, first, second = folder_of("top_k"), tmp_path / "a" / "safe", tmp_path / "b" / "safe"
-    interrupted_at_writing(monkeypatch, lambda _: export(folder, "safetensors", second, tokens=200))
-    export(folder, "safetensors", first, tokens=200)
-    assert files_under(first) == files_under(second) == ["config.json", "sae.safetensors"]
 
 
 def test_what_is_no_fault_of_the_disk_is_not_put_down_to_it(folder_of, monkeypatch):
