@@ -19,7 +19,6 @@ from nnsight import LanguageModel
 
 from ..activations.hook_points import HookPoint, run_to
 from ..config.checks import require
-from ..errors import ConfigError, Setting
 from ..evaluation.folders import require_feature
 from ..trainers.dictionaries import as_input
 from .directions import encoder_directions
@@ -65,8 +64,7 @@ def synthesise(
         steps: steps of Adam on theta.
         seed: seeds the starts and the random sequences.
 
-    Raises: ConfigError if a feature or a number is out of range, or the model does not take
-        `inputs_embeds`.
+    Raises: ConfigError if a feature or a number is out of range.
     """
     features = [require_feature(feature, dictionary.dict_size) for feature in features]
     for name, value in (("length", length), ("restarts", restarts), ("steps", steps)):
@@ -143,15 +141,7 @@ class _Reader:
 
     def read(self, embeddings_SLD: t.Tensor) -> t.Tensor:
         """Activations at the last token, (S, D), differentiable."""
-        try:
-            (x_SLD,) = run_to(self._model, [self._place], inputs_embeds=embeddings_SLD)
-        except TypeError as error:
-            kind = type(self._model._module).__name__
-            raise ConfigError(
-                f"a {kind} does not take inputs_embeds ({error}): expected a language model "
-                "that does, to synthesise tokens",
-                instead=("use ", Setting("synthesise", 0), " or another language model"),
-            ) from error
+        (x_SLD,) = run_to(self._model, [self._place], inputs_embeds=embeddings_SLD)
         return x_SLD[:, -1].float()
 
     @t.no_grad()

@@ -124,15 +124,3 @@ def test_a_planted_feature_is_found_by_contexts_logits_and_synthesis(tiny_lm_dir
     found = synthesise(sae, model, hook, [7], length=4)[0]
     assert found.input_ids[-1] == token
     assert found.activation == pytest.approx(float(statistics.max_F[7]), rel=1e-4)
-
-
-def test_a_model_without_inputs_embeds_is_one_line(tiny_lm, sae, monkeypatch):
-    model = tiny_lm
-
-    def forward(input_ids=None, use_cache=None):
-        raise AssertionError("not reached")
-
-    monkeypatch.setattr(model._module, "forward", forward)
-    with pytest.raises(ConfigError, match="synthesise=0"):
-        synthesise(sae, model, find_hook(model, HOOKS[0]), [0], steps=1)
-    assert synthesise(sae, model, find_hook(model, HOOKS[0]), []) == [], "what the error advises"
