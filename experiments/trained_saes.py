@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch as t
+from sklearn.preprocessing import normalize
 
 from dictionary_learning_ext import RunConfig, load_dictionary, train
 from dictionary_learning_ext.config.run import TrainConfig, require_same
 from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.features.reproducibility import matching
 from dictionary_learning_ext.run_folder.reading import load_config, read_metrics, steps_of
 
 TEXTS = 240, 120  # in SAE Bench's training and test sets, of each class
@@ -79,3 +81,9 @@ def directions_of(folder: Path) -> np.ndarray:
     """Unit decoder directions of all features, dead ones too: (F, D)."""
     sae: Any = load_dictionary(folder)[0]
     return t.nn.functional.normalize(sae.decoder.weight.detach().t().float(), dim=1).numpy()
+
+
+def agreement(directions_FD: np.ndarray, others_FD: np.ndarray) -> float:
+    """Mean signed cosine between the directions of two SAEs, matched one to one to maximise it."""
+    one, other = normalize(directions_FD), normalize(others_FD)
+    return float(matching(one, other, signed=True, exact_up_to=len(one))[1].mean())

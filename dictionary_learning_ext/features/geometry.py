@@ -19,7 +19,6 @@ from sklearn.preprocessing import normalize
 from ..config.checks import require_choice
 from ..config.run import MapSpace
 from ..errors import Setting, UserError
-from .reproducibility import matching
 
 LEAST_FEATURES = 12
 _COMPONENTS = 50
@@ -61,17 +60,17 @@ def comparable_features(profiles: Sequence[Any], limit: int, seed: int = 0) -> l
             not live.
         limit: the largest number of features per SAE.
 
-    Raises: GeometryError if an SAE has fewer than `LEAST_FEATURES` of them, or the limit is lower.
+    Raises: GeometryError if an SAE has fewer than `LEAST_FEATURES` of them or of tokens, or the limit is lower.
     """
     if limit < LEAST_FEATURES:
         expected = f"at least {LEAST_FEATURES} for a map"
         raise GeometryError(name="map_features", value=limit, expected=expected)
     live = [np.flatnonzero(profile.getnnz(axis=0)) for profile in profiles]
-    n = min(limit, *(len(one) for one in live))
-    if n < LEAST_FEATURES:
+    n, n_tokens = min(limit, *(len(one) for one in live)), profiles[0].shape[0]
+    if min(n, n_tokens) < LEAST_FEATURES:
         raise GeometryError(
-            f"{n} features were selected in the {profiles[0].shape[0]} sampled tokens: expected at "
-            f"least {LEAST_FEATURES} for a map",
+            f"{n} features were selected in the {n_tokens} sampled tokens: expected at least "
+            f"{LEAST_FEATURES} of each for a map",
             instead=("raise ", Setting("map_tokens")),
         )
     generator = np.random.default_rng(seed)
@@ -92,22 +91,14 @@ def geometry(
     Arguments:
         profiles_NF: activations at N tokens, a scipy csr_matrix.
         directions_FD: decoder directions.
-        features: the features' numbers, at least `LEAST_FEATURES`.
+        features: the features' numbers, see `comparable_features`.
         space: what the map and `cluster` are made from. "profiles" (the paper): a feature's
             activations at the N tokens, scaled to length 1. "directions": its decoder direction.
             Both are first reduced to 50 principal components.
         clusters: number of clusters, at most a third of the features.
-
-    Raises: GeometryError if there are not enough features or tokens.
     """
     require_choice("space", space, MapSpace)
-    n, n_tokens = len(features), profiles_NF.shape[0]
-    if n < LEAST_FEATURES or n_tokens < LEAST_FEATURES:
-        raise GeometryError(
-            f"{n} features and {n_tokens} sampled tokens: expected at least {LEAST_FEATURES} of "
-            "each for a map",
-            instead=("raise ", Setting("map_features"), " and ", Setting("map_tokens")),
-        )
+    n = len(features)
     directions_nD: Any = normalize(directions_FD[features])
     if space == "profiles":
         points: Any = normalize(profiles_NF[:, features].T.tocsr())
@@ -148,17 +139,6 @@ def dispersion(cosines_nn: np.ndarray, seed: int = 0) -> tuple[float, float, flo
     drawn = generator.integers(len(distance_n), size=(_BOOTSTRAPS, len(distance_n)))
     low, high = np.quantile(distance_n[drawn].mean(axis=1), [0.025, 0.975])
     return float(distance_n.mean()), float(low), float(high)
-
-
-def agreement(directions_nD: np.ndarray, others_nD: np.ndarray) -> float:
-    """Mean cosine between the directions of two dictionaries, matched one to one to maximise it.
-
-    Two unrelated dictionaries also agree to some extent, depending on n and D. Compare with that.
-    """
-    unit_nD: Any = normalize(directions_nD)
-    other_unit_nD: Any = normalize(others_nD)
-    _, match_n = matching(unit_nD, other_unit_nD, signed=True, exact_up_to=len(directions_nD))
-    return float(match_n.mean())
 
 
 def evenness(uses: np.ndarray) -> float:

@@ -29,13 +29,14 @@ from dictionary_learning_ext.activations.text import open_text
 from dictionary_learning_ext.activations.tokens import ContextStream
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.evaluation.measure import measure as measure_saes
-from dictionary_learning_ext.features.geometry import agreement, dispersion
+from dictionary_learning_ext.features.geometry import dispersion
 from dictionary_learning_ext.run_folder.files import write_json
 from experiments import raw_results
 from experiments.pages import LABELS, SHOWN, labels_of, save_plot, spread, table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
+    agreement,
     directions_of,
     folder_name,
     metrics_of,

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from dictionary_learning_ext import RunConfig
-from dictionary_learning_ext.features.geometry import agreement
 from experiments import raw_results
 from experiments.better_vsae import success_criteria
 from experiments.better_vsae.candidates import (
@@ -41,6 +40,7 @@ from experiments.pages import LABELS, labels_of, table
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
+    agreement,
     directions_of,
     folder_name,
     metrics_of,

@@ -26,7 +26,7 @@ import torch as t
 from dictionary_learning_ext import RunConfig
 from dictionary_learning_ext.activations.inputs import open_model
 from dictionary_learning_ext.config.presets import PRESETS
-from dictionary_learning_ext.features.geometry import agreement, dispersion
+from dictionary_learning_ext.features.geometry import dispersion
 from experiments import raw_results
 from experiments.pages import SHOWN, labels_of, spread, table
 from experiments.paper import reproduced_figures
@@ -34,6 +34,7 @@ from experiments.paper.reproduced_figures import AS_STATED, rows_at
 from experiments.raw_results import RESULTS, about, about_line
 from experiments.stages import Page, Stages
 from experiments.trained_saes import (
+    agreement,
     directions_of,
     folder_name,
     metrics_of,

@@ -3,13 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from interrupted_runs import assert_equal, results, sae_of, stopped_at
 
 from dictionary_learning_ext.errors import Interrupted
 from experiments.raw_results import RESULTS
 from experiments.robustness.synthesis_reach import FOLDERS
-from experiments.trained_saes import top_k_and_two_vsaes, train_missing
+from experiments.trained_saes import agreement, top_k_and_two_vsaes, train_missing
 
 
 @pytest.mark.parametrize("page", ["quickstart_seeds", "bench_embedded", "synthesis_reach"])
@@ -67,3 +68,11 @@ def test_a_stopped_run_is_continued_and_a_finished_one_is_not_trained_again(
         assert_equal(results(found[name]), results(whole[name]), name)
     monkeypatch.setattr("experiments.trained_saes.train", None)
     assert train_missing(run, folder / "stopped", saes) == found
+
+
+def test_agreement_matches_one_to_one_and_signs_matter():
+    """Both of one dictionary are nearest to the same of the other, which only one of them gets."""
+    one = np.array([[1.0, 0.0], [1.0, 0.1]])
+    other = np.array([[0.0, 1.0], [3.0, 0.0]])
+    assert agreement(one, other) == pytest.approx((1 + 0.1 / np.hypot(1, 0.1)) / 2)
+    assert agreement(one, -one) < 0

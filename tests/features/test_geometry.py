@@ -7,7 +7,6 @@ from scipy.sparse import csr_matrix
 from dictionary_learning_ext.errors import UserError
 from dictionary_learning_ext.features.geometry import (
     GeometryError,
-    agreement,
     comparable_features,
     cosine_matrix,
     dispersion,
@@ -126,15 +125,7 @@ def test_too_few_features_or_tokens_are_one_line(planted):
         comparable_features([profiles, csr_matrix(profiles.shape)], 100)
     with pytest.raises(GeometryError, match="map_features=5: expected at least 12"):
         comparable_features([profiles], 5)
-    with pytest.raises(GeometryError, match="3 sampled tokens: expected at least 12"):
-        geometry(profiles[:3], directions, np.arange(60))
+    with pytest.raises(GeometryError, match="3 sampled tokens: expected at least 12 of each"):
+        comparable_features([profiles[:3]], 100)
     with pytest.raises(UserError, match=r"space='pixels': expected one of profiles, directions"):
         geometry(profiles, directions, np.arange(60), space="pixels")
-
-
-def test_agreement_matches_one_to_one_and_signs_matter():
-    """Both of one dictionary are nearest to the same of the other, which only one of them gets."""
-    one = np.array([[1.0, 0.0], [1.0, 0.1]])
-    other = np.array([[0.0, 1.0], [3.0, 0.0]])
-    assert agreement(one, other) == pytest.approx((1 + 0.1 / np.hypot(1, 0.1)) / 2)
-    assert agreement(one, -one) < 0
