@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,14 +133,8 @@ def load_point(folder: Path, step: int) -> ResumePoint:
         ) from error
 
 
-def newest_points(
-    folders: Iterable[Path],
-    require: Callable[[Path, ResumePoint], None] = lambda folder, point: None,
-) -> tuple[dict[Path, ResumePoint], list[str]]:
+def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], list[str]]:
     """The newest points that all folders have of one step, and what was wrong with newer ones.
-
-    Arguments:
-        require: raises a CheckpointError for a point of the wrong content, which counts as damaged.
 
     Folders of one run are written one after the other. A run that was killed in between resumes
     from the previous point. A run that was killed before every folder had its first point has none:
@@ -154,10 +148,7 @@ def newest_points(
     common = set.intersection(*map(set, there.values()))
     for step in sorted(common, reverse=True):
         try:
-            points = {folder: load_point(folder, step) for folder in there}
-            for folder, point in points.items():
-                require(folder, point)
-            return points, problems
+            return {folder: load_point(folder, step) for folder in there}, problems
         except CheckpointError as error:
             problems.append(str(error))
     had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1

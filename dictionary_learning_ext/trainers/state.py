@@ -6,9 +6,6 @@ import torch as t
 
 from ..errors import CheckpointError
 
-_DELETED = {"learns_prior": False}
-"""Attributes that a trainer had until an option was removed, with their value where it was not used."""
-
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
     """Everything that changes in a trainer, ours or upstream's: tensors and JSON values."""
@@ -31,8 +28,7 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
     """Restore `state` in a trainer that was built with the same settings. No tensor of it is kept: they
     may be views of a file, and one of them would keep all of it in memory, even after it is deleted.
 
-    Raises: CheckpointError if the state belongs to another trainer, or its noise to an earlier
-    version of this package.
+    Raises: CheckpointError if its noise is that of an earlier version of this package.
     """
     stream = getattr(trainer, "noise_stream", None)
     if stream not in (None, saved := state["attributes"].get("noise_stream")):
@@ -40,33 +36,19 @@ def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
             f"the resume point is from an earlier version, which drew other noise (noise_stream={saved}, "
             f"not {stream}); finish the run with that version"
         )
-    attributes = {
-        name: value
-        for name, value in state["attributes"].items()
-        if name not in _DELETED or value != _DELETED[name]
-    }
-    try:
-        if unknown := attributes.keys() - vars(trainer).keys():
-            raise KeyError(f"it has {', '.join(sorted(unknown))}")
-        trainer.ae.load_state_dict(state["ae"])
-        optimizer = state["optimizer"]
-        by_index = {int(index): values for index, values in optimizer["state"].items()}
-        groups = [  # JSON has no tuples
-            {n: tuple(v) if n == "betas" else v for n, v in group.items()}
-            for group in optimizer["param_groups"]
-        ]
-        trainer.optimizer.load_state_dict(optimizer | {"state": by_index, "param_groups": groups})
-        for values in trainer.optimizer.state.values():
-            values |= {n: v.clone() if isinstance(v, t.Tensor) else v for n, v in values.items()}
-        trainer.scheduler.load_state_dict(state["scheduler"])
-        for name, value in state["generators"].items():
-            getattr(trainer, name).set_state(value)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"the resume point belongs to another trainer than {type(trainer).__name__} ({cause}); "
-            "start another run"
-        ) from error
-    for name, value in attributes.items():
+    trainer.ae.load_state_dict(state["ae"])
+    optimizer = state["optimizer"]
+    by_index = {int(index): values for index, values in optimizer["state"].items()}
+    groups = [  # JSON has no tuples
+        {n: tuple(v) if n == "betas" else v for n, v in group.items()}
+        for group in optimizer["param_groups"]
+    ]
+    trainer.optimizer.load_state_dict(optimizer | {"state": by_index, "param_groups": groups})
+    for values in trainer.optimizer.state.values():
+        values |= {n: v.clone() if isinstance(v, t.Tensor) else v for n, v in values.items()}
+    trainer.scheduler.load_state_dict(state["scheduler"])
+    for name, value in state["generators"].items():
+        getattr(trainer, name).set_state(value)
+    for name, value in state["attributes"].items():
         own = value.to(trainer.device, copy=True) if isinstance(value, t.Tensor) else value
         setattr(trainer, name, own)

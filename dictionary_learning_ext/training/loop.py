@@ -53,7 +53,6 @@ from .processes import (
 )
 from .resuming import (
     checked_points,
-    reading,
     restore_generators,
     shared_state,
     start_from,
@@ -259,8 +258,7 @@ def _continued(
     of_hook = {job.hook: point for job, point in zip(jobs, points, strict=True)}
     with processes.together():
         states = {hook: state_of_rank(each, processes.rank) for hook, each in of_hook.items()}
-        with reading(jobs[-1].folder, points[-1]):
-            sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
+        sources.load_state_dicts({hook: state["buffer"] for hook, state in states.items()})
     return {hook: point.run["norm_factor"] for hook, point in of_hook.items()}
 
 
@@ -318,9 +316,8 @@ def _begin(
     started = [] if points else sae_runs
     with processes.together():
         for one, point in resumed:
-            with reading(one.folder, point):
-                one.restore(point)
-                restore_generators(one.trainer, point, processes.rank)
+            one.restore(point)
+            restore_generators(one.trainer, point, processes.rank)
         for one in started:
             one.open_wandb(groups[one.name])
     with processes.together():

@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,37 +14,17 @@ from ..activations.hook_points import HookPoint
 from ..config.architectures import BY_DICT_CLASS, TRAINED
 from ..config.run import may_move, require_same
 from ..config.sae import SAEConfig
-from ..errors import (
-    CheckpointError,
-    ConfigError,
-    LanguageModelError,
-    Setting,
-    UserError,
-    first_line,
-    in_shell,
-)
-from ..run_folder.files import resume_point
+from ..errors import ConfigError, LanguageModelError, Setting, in_shell
 from ..run_folder.foreign_weights import load_foreign
-from ..run_folder.json_files import misshapen
 from ..run_folder.reading import read_config, without_deleted
 from ..run_folder.resume_points import ResumePoint, newest_points
-from ..run_folder.weights import (
-    for_raw_activations,
-    load_dictionary,
-)
+from ..run_folder.weights import for_raw_activations, load_dictionary
 from ..trainers.base import Trainer
 from .plan import Job
 from .processes import Processes
 
 logger = logging.getLogger(__name__)
 
-_RUN = {
-    **{"settings": dict, "versions": dict, "buffer": dict, "norm_factor": float},
-    **{"language_model": str, "tokenizer": str, "metrics_bytes": int, "wandb_id": str | None},
-}
-_OF_RANKS = {"ranks": list[dict], "machines": int}
-_TRAINER = dict.fromkeys(("ae", "optimizer", "scheduler", "attributes", "generators"), dict)
-"""What a resume point holds of the run and of the trainer."""
 _OPTIONAL = "log_var_encoder."
 """The weights that a trained SAE may lack: those of a learned log-variance then start as usual."""
 
@@ -62,7 +41,7 @@ def checked_points(
     Raises: CheckpointError if there are points and none can be used; ConfigError for other settings
     or another number of processes; LanguageModelError if the language model has changed.
     """
-    points, problems = newest_points((job.folder for job in jobs), _require_content)
+    points, problems = newest_points(job.folder for job in jobs)
     for problem in problems:
         logger.warning("%s: skipped", problem)
     if not points:
@@ -99,31 +78,6 @@ def checked_points(
     step = points[jobs[0].folder].step
     logger.info("resuming from step %d of %s", step, ", ".join(str(job.folder) for job in jobs))
     return [points[job.folder] for job in jobs]
-
-
-def _require_content(folder: Path, point: ResumePoint) -> None:
-    """Raise a CheckpointError unless a point has all that is read of it, in the right types."""
-    where = resume_point(folder, point.step)
-    for found, shape in ((point.run, _RUN), (point.trainer, _TRAINER)):
-        if missing := [name for name in shape if name not in found]:
-            raise CheckpointError(f"{where}: {missing[0]} is missing")
-        if wrong := misshapen(found, shape | _OF_RANKS):
-            raise CheckpointError(f"{where}: {wrong}")
-
-
-@contextmanager
-def reading(folder: Path, point: ResumePoint) -> Iterator[None]:
-    """Turn an error in what is made of a point's content into a CheckpointError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        where = resume_point(folder, point.step)
-        raise CheckpointError(
-            f"{where}: damaged ({type(error).__name__}: {first_line(error)}); delete this folder to "
-            "resume from the point before it"
-        ) from error
 
 
 def state_for_resume(trainer: Trainer, source: dict[str, Any]) -> dict[str, Any]:

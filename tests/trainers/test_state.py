@@ -27,30 +27,8 @@ def test_what_draws_no_compiled_noise_resumes_from_earlier_versions(architecture
     load_trainer_state(built(architecture, **options), state)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "spoil", "message"),
-    [
-        ("top_k", lambda state: None, "to another trainer than TopKTrainer"),
-        (
-            "vsae_top_k",
-            lambda state: state["optimizer"]["param_groups"][0]["params"].pop(),
-            "to another trainer than VariationalTopKTrainer",
-        ),
-        (
-            "vsae_top_k",
-            lambda state: state["attributes"].update(learns_prior=True),
-            "to another trainer than VariationalTopKTrainer",
-        ),
-        (
-            "vsae_top_k",
-            lambda state: state["attributes"].pop("noise_stream"),
-            r"noise_stream=None, not 2.*; finish the run with that version",
-        ),
-    ],
-)
-def test_a_state_that_does_not_belong_to_the_trainer_is_refused(
-    architecture, spoil, message, state
-):
-    spoil(state)
+def test_a_state_with_the_noise_of_an_earlier_version_is_refused(state):
+    state["attributes"].pop("noise_stream")
+    message = r"noise_stream=None, not 2.*; finish the run with that version"
     with pytest.raises(CheckpointError, match=message):
-        load_trainer_state(built(architecture).state(), state)
+        load_trainer_state(built("vsae_top_k"), state)

@@ -212,17 +212,11 @@ def rewrite(point, change):
 
 
 WRONG_CONTENT = {
-    "no run": lambda state: state.update(run={}),
     "no step": lambda state: state.update(step="x"),
     "another step": lambda state: state.update(step=14),
     "a list": lambda state: "[1]",
     "nested without end": lambda state: '{"run": ' + "[" * 900 + "]" * 900 + "}",
     "no trainer": lambda state: state.update(trainer=[1]),
-    "no optimizer": lambda state: state["trainer"].pop("optimizer") and None,
-    "no settings": lambda state: state["run"].update(settings=[1]),
-    "no place": lambda state: state["run"].update(buffer=None),
-    "no number": lambda state: state["run"].update(norm_factor="x"),
-    "ranks that are none": lambda state: state["run"].update(ranks=[1]),
 }
 
 
@@ -236,23 +230,6 @@ def test_a_point_of_wrong_content_is_left_for_the_one_before(stopped, tmp_path, 
         assert "step_00000015" in caplog.text, name
         assert "skipped" in caplog.text, name
         assert "resuming from step 10" in caplog.text, name
-
-
-DAMAGED_INSIDE = {
-    "the text's place": lambda state: state["run"]["buffer"].pop("fill") and None,
-    "the optimizer": lambda state: state["trainer"]["optimizer"].update(state=[1]),
-    "the scheduler": lambda state: state["trainer"].update(scheduler={"last_epoch": {}}),
-    "a generator": lambda state: state["trainer"].update(generators={"generator": "x"}),
-    "the weights": lambda state: state["trainer"].update(ae={"b_dec": 3}),
-}
-
-
-def test_damage_deep_inside_a_point_is_one_error_that_names_it(stopped, tmp_path):
-    for name, change in DAMAGED_INSIDE.items():
-        folder = shutil.copytree(stopped, tmp_path / name)
-        rewrite(folder / "resume" / "step_00000015", change)
-        with pytest.raises(CheckpointError, match=r"resume point|step_00000015"):
-            resumed(folder)
 
 
 def test_lines_logged_after_the_point_are_cut_off(stopped, monkeypatch):
@@ -365,8 +342,8 @@ def test_kills_change_nothing(run, tmp_path):
 def test_a_run_of_several_machines_says_how_many(stopped, monkeypatch):
     newest = resuming.newest_points
 
-    def of_two_machines(folders, require):
-        points, problems = newest(folders, require)
+    def of_two_machines(folders):
+        points, problems = newest(folders)
         processes = {"ranks": [None] * 8, "machines": 2}
         return {f: p._replace(run=p.run | processes) for f, p in points.items()}, problems
 
