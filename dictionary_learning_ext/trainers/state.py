@@ -4,8 +4,6 @@ from typing import Any
 
 import torch as t
 
-from ..errors import CheckpointError
-
 
 def trainer_state(trainer: Any) -> dict[str, Any]:
     """Everything that changes in a trainer, ours or upstream's: tensors and JSON values."""
@@ -27,15 +25,7 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
 def load_trainer_state(trainer: Any, state: dict[str, Any]) -> None:
     """Restore `state` in a trainer that was built with the same settings. No tensor of it is kept: they
     may be views of a file, and one of them would keep all of it in memory, even after it is deleted.
-
-    Raises: CheckpointError if its noise is that of an earlier version of this package.
     """
-    stream = getattr(trainer, "noise_stream", None)
-    if stream not in (None, saved := state["attributes"].get("noise_stream")):
-        raise CheckpointError(
-            f"the resume point is from an earlier version, which drew other noise (noise_stream={saved}, "
-            f"not {stream}); finish the run with that version"
-        )
     trainer.ae.load_state_dict(state["ae"])
     optimizer = state["optimizer"]
     by_index = {int(index): values for index, values in optimizer["state"].items()}

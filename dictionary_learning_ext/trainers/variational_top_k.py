@@ -40,7 +40,7 @@ from .dictionaries import FromState, require_scale
 from .kernels import compiled
 from .kernels.memory import keep_freed_memory
 from .kernels.products import StepForm
-from .kernels.select import NOISE_STREAM, compared, draw_code
+from .kernels.select import compared, draw_code
 from .kernels.step import LossTerms, StepObjective, Weights, loss_and_gradients, variational_loss
 from .optimizers import UnitNormAdam
 from .posterior import GaussianPosterior, kl_scale, noise_scale, noise_to_signal
@@ -381,8 +381,6 @@ class VariationalTopKTrainer(SamplingTrainer, TopKTrainer):
         self.form = StepForm.of(t.device(self.device))
         for products in (t.float32, getattr(t, dtype)):
             compiled.serves(self.ae.encoder.weight, products)
-        if self.posterior_options.posterior != "point":
-            self.noise_stream = NOISE_STREAM
         self.num_tokens_since_fired = self.num_tokens_since_fired.to(self.device)
         self.tokens_trained, self._dead_watch = 0, DeadWatch(dead_feature_threshold)
         self.logging_parameters = ["kl_scale", "noise_scale", "dead_features"]

@@ -87,9 +87,9 @@ SMALL = (
 )
 """Flags of a run that is resumed at step 10, in the middle of the buffer's second fill."""
 INPUTS = Path("../inputs")
-DELETED = ("free_bits", "kl_cycle_steps", "prior", "learns_prior")
-"""Options that are gone, and that earlier commits write at the value that does nothing; the last of them
-in resume points."""
+DELETED = ("free_bits", "kl_cycle_steps", "prior", "learns_prior", "noise_stream")
+"""Names that are gone, and that earlier commits write at the value that does nothing; the last two in
+resume points."""
 
 
 def settings() -> dict[str, dict[str, Any]]:

@@ -13,9 +13,6 @@ from ...config.sae import NoiseOn, SelectBy
 from . import compiled
 from .encode import BatchLogVariance, BatchMeans, DrawnLogVariance
 
-NOISE_STREAM = 2
-"""Version of how noise is drawn from a generator. A run resumes only under its own."""
-
 
 class DrawnCode(NamedTuple):
     """The code of some rows, and what the mean alone selects there."""
