@@ -21,7 +21,7 @@ from .config.checks import require, require_choice, require_sizes
 from .config.presets import in_units
 from .config.sae import LOG_VAR_LIMITS, PosteriorOptions, SAEConfig, Variational, VSAETopKConfig
 from .errors import ConfigError, Setting
-from .trainers.base import DeadWatch, KAnnealing, Named, set_to_median
+from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.kernels.memory import keep_freed_memory
 from .trainers.kernels.products import StepForm
 from .trainers.kernels.step import StepObjective, Weights, variational_loss
@@ -141,7 +141,7 @@ def runner_options(
 
 
 @dataclass(kw_only=True)
-class VariationalTopKTrainingSAEConfig(Named, _WithSettings):
+class VariationalTopKTrainingSAEConfig(_WithSettings):
     """SAELens's configuration of a vSAE. `runner_options` makes one of a `SAEConfig`.
 
     Beside SAELens's own fields it has those of `VSAETopKConfig`, with the same names, defaults and

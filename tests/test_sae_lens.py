@@ -464,7 +464,6 @@ def test_registering_twice_is_harmless():
 
 ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"k": 99}, "k=99: expected 1 to d_sae=48"),
-    ({"betta": 1.0}, "has no option 'betta'; did you mean 'beta'"),
     ({"posterior": "point", "sigma": 0.2}, "posterior point does not use it; leave out sigma"),
     ({"noise_to_signal": 0.3}, "normalize_activations='expected_average_only_in'; or give sigma"),
     ({"kl_warmup_steps": 51}, "kl_warmup_steps=51: expected at most steps=50"),

@@ -8,15 +8,13 @@ can do, never which class it is.
 
 import logging
 from abc import ABC, abstractmethod
-from inspect import signature
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch as t
 from dictionary_learning.trainers.top_k import AutoEncoderTopK, geometric_median
 from dictionary_learning.trainers.trainer import get_lr_schedule
 from torch.nn import functional
 
-from ..config.checks import likely
 from ..errors import ConfigError, Setting, first_line
 from .optimizers import GuardedAdam
 from .ranks import ALONE, Ranks
@@ -98,43 +96,7 @@ def batch_metrics(x_BD: t.Tensor, x_hat_BD: t.Tensor, f_BF: t.Tensor) -> dict[st
     }
 
 
-class Named:
-    """A class that says which of its arguments a misspelt one may stand for."""
-
-    if not TYPE_CHECKING:  # checkers read the signature of __init__
-
-        def __new__(cls, *args, **kwargs):
-            known = [name for name in signature(cls.__init__).parameters if name != "self"]
-            for name in kwargs:
-                if name not in known:
-                    instead = _instead_of(name, known)
-                    raise ConfigError(f"{cls.__name__} has no option {name!r}", instead=instead)
-            return super().__new__(cls)
-
-
-_OTHER_NAMES = {
-    "noise_to_signal": (
-        "sigma",
-        "`vsae train` makes sigma of it; here give sigma = sqrt(noise_to_signal E||x||^2 / k), or "
-        "take the arguments from trainer_options(...)",
-    ),
-    "kl_coeff": ("beta", "it is called 'beta'"),
-    "kl_anneal_steps": ("kl_warmup_steps", "it is called 'kl_warmup_steps'"),
-}
-"""By what an argument of ours is called elsewhere: its name, and what to type."""
-
-
-def _instead_of(name: str, known: list[str]) -> str:
-    """What to type for an unknown argument."""
-    ours, advice = _OTHER_NAMES.get(name, ("", ""))
-    if ours in known:
-        return advice
-    if close := likely(name, known):
-        return f"did you mean {' or '.join(map(repr, close))}?"
-    return f"expected one of {', '.join(known)}"
-
-
-class SamplingTrainer(Named, ABC):
+class SamplingTrainer(ABC):
     """What our trainers share: the noise generator, b_dec's initial value, the log and the check.
 
     Each trainer has a noise generator of its own. So a run depends neither on what else runs in the
@@ -283,7 +245,8 @@ class SamplingTrainer(Named, ABC):
         return None
 
     def restore_last_finite(self) -> None:
-        """See `Trainer`. Nothing to do: the weights are always finite."""
+        """See `Trainer`."""
+        return  # the weights are always finite
 
     def state(self) -> Any:
         """See `Trainer`."""

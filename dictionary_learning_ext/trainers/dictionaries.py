@@ -17,7 +17,6 @@ from dictionary_learning.dictionary import Dictionary
 
 from ..config.checks import require
 from ..errors import CheckpointError
-from .base import Named
 
 
 @runtime_checkable
@@ -74,7 +73,7 @@ def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = 
     return wanted_FD.detach().float().cpu().clone()  # not the SAE's own memory
 
 
-class FromState(Named):
+class FromState:
     """A dictionary that can be rebuilt from its state dict alone."""
 
     in_state: tuple[str, ...]
