@@ -16,7 +16,6 @@ import torch as t
 from dictionary_learning.dictionary import Dictionary
 
 from ..config.checks import require
-from ..errors import CheckpointError
 
 
 @runtime_checkable
@@ -76,9 +75,6 @@ def decoder_directions(dictionary: Dictionary, features: Sequence[int] | None = 
 class FromState:
     """A dictionary that can be rebuilt from its state dict alone."""
 
-    in_state: tuple[str, ...]
-    """Keys that tell its state dict from another class's."""
-
     @classmethod
     def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
         """The constructor's arguments that `state` holds, beyond activation_dim and dict_size."""
@@ -88,21 +84,14 @@ class FromState:
     def from_pretrained(
         cls, path: str | Path, k: int | None = None, device: str | None = None
     ) -> Any:
-        """Load an SAE from its `ae.pt`. No other file is needed.
+        """Load an SAE of this class from its `ae.pt`. No other file is needed.
 
-        Raises: CheckpointError if the file holds another class; ConfigError if `k` is given and
-        differs from the file's.
+        `load_dictionary` finds the class of the SAE in a folder.
+
+        Raises: ConfigError if `k` is given and differs from the file's.
         """
         state = t.load(path, map_location=device or "cpu", weights_only=True)
-        if missing := sorted(set(cls.in_state) - set(state)):
-            raise CheckpointError(
-                f"{path}: expected a {cls.__name__}, but {', '.join(missing)} is missing; "
-                "load_dictionary(FOLDER) loads any class"
-            )
-        try:
-            arguments: dict[str, Any] = cls._built_as(state)
-        except CheckpointError as error:
-            raise error.within(str(path)) from error
+        arguments = cls._built_as(state)
         saved_k = arguments.get("k")
         require(k in (None, saved_k), "k", k, f"{saved_k}, as in {path}", instead="leave it out")
         dict_size, activation_dim = state["encoder.weight"].shape

@@ -58,8 +58,6 @@ class VAEase(FromState, Dictionary):
     Raises: ConfigError for a value out of range.
     """
 
-    in_state = ("encoder.weight", "variance_encoder.weight", "log_gamma", "active_gate")
-
     prior_std: t.Tensor
     active_gate: t.Tensor
 

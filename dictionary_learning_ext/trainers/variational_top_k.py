@@ -34,7 +34,7 @@ from ..config.sae import (
     SelectBy,
     TopKOptions,
 )
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
 from .base import DeadWatch, KAnnealing, SamplingTrainer, count_selection, require_device
 from .dictionaries import FromState, require_scale
 from .kernels import compiled
@@ -71,15 +71,6 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     Raises: ConfigError for a value out of range.
     """
-
-    in_state = (
-        "encoder.weight",
-        "k",
-        "posterior_code",
-        "noise_on_code",
-        "rectify_code",
-        "select_by_code",
-    )
 
     k: t.Tensor
     sigma: t.Tensor
@@ -244,11 +235,6 @@ class VariationalTopKAutoEncoder(FromState, AutoEncoderTopK):
 
     @classmethod
     def _built_as(cls, state: dict[str, t.Tensor]) -> dict[str, Any]:
-        if state["prior_std"].dim():
-            raise CheckpointError(
-                f"prior_std has shape {tuple(state['prior_std'].shape)}, expected a single number: the SAE "
-                "was trained with a learned prior, which is no longer supported"
-            )
         return {
             "k": int(state["k"]),
             "posterior": POSTERIORS[int(state["posterior_code"])],

@@ -15,7 +15,6 @@ from .optimizers import GuardedAdam  # pyright: ignore
 class ImaginarySAE(FromState, Dictionary):
     """A ReLU SAE whose activations are shrunk by a factor."""
 
-    in_state = ("encoder.weight", "shrink")
     shrink: t.Tensor
 
     def __init__(self, activation_dim: int, dict_size: int, *, shrink: float = 1.0):
