@@ -329,13 +329,13 @@ def test_a_subclass_of_the_dictionary_is_trained(architecture, tmp_path):
 
 ALL, TOP_K = tuple(OURS), (VSAE, GATES)
 REFUSED = [
-    (ALL, {"dict_class": BatchTopKSAE}, "^dict_class of a .*Trainer is BatchTopKSAE; expected"),
-    (ALL, {"dict_class": "AutoEncoderTopK"}, "Trainer is 'AutoEncoderTopK'; .* or a subclass"),
+    (ALL, {"dict_class": BatchTopKSAE}, "^dict_class=.*BatchTopKSAE.*: expected .* or a subclass"),
+    (ALL, {"dict_class": "AutoEncoderTopK"}, "^dict_class='AutoEncoderTopK': expected"),
     (ALL, {"dict_size": float(F)}, f"^dict_size={F}.0: expected a whole number"),
     (ALL, {"dict_size": 0}, "^dict_size=0"),
     (ALL, {"activation_dim": 0}, "^activation_dim=0: expected at least 1"),
     (ALL, {"steps": 50.0}, "^steps=50.0: expected a whole number"),
-    (ALL, {"device": "gpu"}, "^device='gpu': expected cpu, cuda or cuda:N"),
+    (ALL, {"device": "gpu"}, "^device='gpu': can't be used"),
     (ALL, {"dtype": "float16"}, "^dtype='float16'"),
     (ALL, {"lr": math.nan}, "lr=nan"),
     (ALL, {"lr": -1.0}, "lr=-1.0: expected above 0"),
@@ -385,11 +385,11 @@ def test_an_argument_that_is_refused_is_named(architecture, wrong, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 3, D), rf"shape \(2, 3, {D}\) from blocks\.0.*dim={D}\); give x.reshape\(-1, {D}\)$"),
+        ((2, 3, D), rf"shape \(2, 3, {D}\) from blocks\.0.*expected \(batch, activation_dim={D}\)"),
         ((D,), r"^activations of shape \(16,\)"),
-        ((4, D - 1), rf"width {D - 1} from blocks\.0.*expected activation_dim={D}"),
-        ((4, D + 1), rf"activation_dim={D}; build the trainer with activation_dim={D + 1}"),
-        ((0, D), r"empty batch from blocks\.0"),
+        ((4, D - 1), rf"shape \(4, {D - 1}\) from blocks\.0.*activation_dim={D}\)"),
+        ((4, D + 1), rf"shape \(4, {D + 1}\) from blocks\.0.*activation_dim={D}\)"),
+        ((0, D), rf"shape \(0, {D}\) from blocks\.0.*at least one row$"),
     ],
 )
 @pytest.mark.parametrize("architecture", OURS)
@@ -481,39 +481,28 @@ without_gpu = pytest.mark.skipif(t.cuda.is_available(), reason="this machine has
 
 @without_gpu
 @pytest.mark.parametrize("device", ["cuda", "cuda:3", "gpu", "cuda:-1", ""])
-def test_a_device_that_is_not_there_is_refused_with_what_is(device):
+def test_a_device_that_is_not_there_is_refused(device):
     require_device("cpu")
-    with pytest.raises(ConfigError) as raised:
+    message = rf"^device='{device}': can't be used \(.+\); use device='cpu'$"
+    with pytest.raises(ConfigError, match=message):
         require_device(device)
-    assert str(raised.value) == (
-        f"device={device!r}: expected cpu, cuda or cuda:N, and this machine has cpu and no CUDA "
-        "device; use e.g. device='cpu'"
-    )
 
 
-def test_the_devices_that_are_there_are_listed(monkeypatch):
-    monkeypatch.setattr(t.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=r"has cpu, cuda:0, cuda:1; use e\.g\. device='cuda:1'"):
-        require_device("gpu")
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_a_device_that_is_there_and_refuses_says_why(device, monkeypatch):
+def test_a_device_that_is_there_and_refuses_says_why(monkeypatch):
     def full(*_, **__):
         raise t.OutOfMemoryError("CUDA out of memory. Tried\nto allocate")
 
-    monkeypatch.setattr(t.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(t, "empty", full)
     with pytest.raises(ConfigError, match=r"can't be used \(CUDA out of memory. Tried\); use"):
-        require_device(device)
+        require_device("cuda")
 
 
 @without_gpu
 def test_every_command_says_the_same_and_blames_no_file(folder, flags, tmp_path, capsys):
-    with pytest.raises(ConfigError, match="no CUDA device"):
+    with pytest.raises(ConfigError, match="device='cuda:3': can't be used"):
         load_dictionary(folder, "cuda:3")
     train = ["train", *flags, f"--save-dir={tmp_path / 'run'}"]
     export = ["export", folder, "--format=safetensors"]
     for command in (train, export, ["eval", folder], ["report", folder]):
         line = refused([*command, "--device=cuda:3"], capsys)
-        assert line.startswith("vsae: --device cuda:3: expected cpu, cuda or cuda:N"), command
+        assert line.startswith("vsae: --device cuda:3: can't be used ("), command
