@@ -17,8 +17,6 @@ import jinja2
 import torch as t
 from einops import rearrange
 
-from ..run_folder.files import PAGE_MARK
-
 LONGEST_TOKEN = 48
 """The most characters of a token that are shown."""
 _SHOWN_AS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
@@ -333,4 +331,4 @@ def rendered(part: str, template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values, page_mark=PAGE_MARK)
+    return environment.get_template(template).render(**values)

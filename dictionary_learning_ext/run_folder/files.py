@@ -68,8 +68,6 @@ REPORT = "report.html"
 """The page of `vsae report`. Its data is in the folder `report_files`."""
 INDEX = "index.html"
 """In a folder that holds run folders: the page of `vsae report` that lists them."""
-PAGE_MARK = '<meta name="generator" content="vsae report">'
-"""In each of these pages, so that nobody else's is deleted."""
 WANDB = "wandb"
 """wandb's files, a folder for each of its runs. None of RUN_FILES: wandb begins before the run does."""
 LOCK = ".lock"

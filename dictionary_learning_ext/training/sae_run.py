@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch as t
@@ -19,15 +18,11 @@ from ..run_folder.files import (
     CONFIG,
     FAILED,
     HELD_OUT,
-    INDEX,
     METRICS,
-    PAGE_MARK,
-    REPORT,
     RUN_FILES,
     WEIGHTS,
     checkpoint,
     remove,
-    report_files,
     write_json,
     writing,
 )
@@ -73,15 +68,11 @@ class SAERun:
         self.log.open_wandb(group)
 
     def start(self, buffer: dict[str, Any]) -> None:
-        """Write config.json and delete a former run's other files, and the pages beside its folder.
+        """Write config.json and delete a former run's other files.
 
         Results go first and config.json is replaced last, so that no settings ever stand beside
         the results of others. `buffer` is the settings of what the batches come from, fit for JSON.
         """
-        with writing(self.folder.parent):
-            if (self.folder / CONFIG).is_file():
-                for name in (REPORT, INDEX):
-                    self._clear_page(self.folder.parent / name)
         with writing(self.folder):
             for name in (METRICS, WEIGHTS, *RUN_FILES):
                 if name != CONFIG:
@@ -223,17 +214,6 @@ class SAERun:
     def close(self, code: int) -> None:
         """Close the logs; `code` is the run's exit code."""
         self.log.close(1 if self.failure is not None else code)
-
-    def _clear_page(self, page: Path) -> None:
-        """Delete a page of `vsae report` on several SAEs, one of which is overwritten."""
-        if not page.is_file():
-            return
-        if PAGE_MARK not in page.read_text(encoding="utf-8", errors="replace"):
-            logger.warning("%s may show the SAE that is overwritten in %s", page, self.folder)
-            return
-        remove(page)
-        remove(report_files(page))
-        logger.info("deleted %s, which showed the SAE that is overwritten", page)
 
     def _clear_temporaries(self) -> None:
         """Delete what a process was writing when it was killed."""
