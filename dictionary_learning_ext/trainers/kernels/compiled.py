@@ -8,9 +8,7 @@ import atexit
 import functools
 import logging
 import os
-import re
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ import numpy as np
 import torch as t
 
 from ...config.sae import NoiseOn
+from ...errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -193,15 +192,17 @@ def _let_torchs_threads_sleep(n_threads: int) -> None:
 def _compiles(products: t.dtype) -> bool:
     """Compile the kernel for a dtype of products, which is logged, or load it from numba's cache.
 
-    Where numba can't compile it, this returns False, and warns once.
+    Where numba can't compile it, this returns False, and warns.
     """
     try:
         with _logging_what_is_compiled():
             products_BF = t.zeros(1, 4, dtype=products)
             noise, out = Noise("both", 1.0, 0), DrawnRows(1, 4, 1, by_magnitude=False)
             out.draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
-    except (ImportError, OSError, RuntimeError, *_numba_errors()) as error:
-        _warn_once(f"numba can't compile the selection of features; torch does it: {_plain(error)}")
+    except Exception as error:  # of many kinds, e.g. numba is missing
+        logger.warning(
+            "numba can't compile the selection of features; torch does it: %s", first_line(error)
+        )
         return False
     return True
 
@@ -245,19 +246,3 @@ def _kernels() -> ModuleType:
         )
         from . import row_kernels
     return row_kernels
-
-
-def _plain(error: BaseException) -> str:
-    """Its message, without the colours that numba adds where colorama is installed."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning("%s", message)
-
-
-def _numba_errors() -> tuple[type[Exception], ...]:
-    """numba's own errors; none where numba can't be imported."""
-    errors = sys.modules.get("numba.core.errors")
-    return () if errors is None else (errors.NumbaError,)
