@@ -185,3 +185,7 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message or f"stopped by {signal.name}")
         self.signal = signal
         self.exit_code = 128 + signal
+
+    def __reduce__(self):
+        """Pickled with both arguments; exceptions are with their message alone."""
+        return type(self), (self.signal, str(self))

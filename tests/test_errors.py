@@ -1,10 +1,11 @@
 """Errors: one message, whose settings each front end spells in its own way."""
 
 import pickle
+from signal import Signals
 
 import pytest
 
-from dictionary_learning_ext.errors import ConfigError, Setting, TextError, listed
+from dictionary_learning_ext.errors import ConfigError, Interrupted, Setting, TextError, listed
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,12 @@ def test_a_message_is_spelled_for_python_and_for_the_command_line(error, in_pyth
     assert repr(error) == f"{type(error).__name__}({in_python!r})"
     arrived = pickle.loads(pickle.dumps(error))
     assert (str(arrived), arrived.as_typed, arrived.name) == (in_python, as_typed, error.name)
+
+
+def test_an_interruption_reaches_another_process():
+    arrived = pickle.loads(pickle.dumps(Interrupted(Signals.SIGTERM, "stopped at step 3")))
+    assert (str(arrived), arrived.signal) == ("stopped at step 3", Signals.SIGTERM)
+    assert arrived.exit_code == 143
 
 
 def test_a_place_is_added_before_a_message_and_its_fields_stay():

@@ -154,10 +154,13 @@ class Processes:
             raised = error
         if not self.any(raised is not None):
             return
-        reports = self.gather(None if raised is None else _Report.of(raised))
-        rank, report = next((r, report) for r, report in enumerate(reports) if report is not None)
-        is_of_all = all(other == report for other in reports)
-        raise report.error("" if rank == 0 or is_of_all else f"rank {rank}") from raised
+        of_ranks = self.gather(None if raised is None else _for_all(raised))
+        rank, error = next((rank, each) for rank, each in enumerate(of_ranks) if each is not None)
+        is_of_all = all(repr(other) == repr(error) for other in of_ranks)
+        # A signal to any rank is one to the run.
+        if rank > 0 and not is_of_all and isinstance(error, UserError):
+            error = error.within(f"rank {rank}")
+        raise error from raised
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank."""
@@ -205,32 +208,12 @@ class Processes:
 ONE_PROCESS = Processes()
 
 
-@dataclass(frozen=True)
-class _Report:
-    """An error, as it is sent to other processes."""
-
-    kind: str
-    """The name of its class."""
-    fields: dict[str, Any]
-    """Its arguments."""
-    signal: int = 0
-
-    @classmethod
-    def of(cls, error: BaseException) -> "_Report":
-        if isinstance(error, Interrupted):
-            return cls("Interrupted", {"message": str(error)}, int(error.signal))
-        if isinstance(error, UserError):
-            return cls(type(error).__name__, vars(error))
-        logger.critical("an error that was not expected", exc_info=error)
-        what = f"{type(error).__name__}: {first_line(error)}"
-        return cls(TrainingError.__name__, {"problem": what})
-
-    def error(self, where: str) -> BaseException:
-        """The error, to be raised. A signal to any rank is one to the run."""
-        if self.signal:
-            return Interrupted(signal.Signals(self.signal), **self.fields)
-        error: UserError = getattr(errors, self.kind, UserError)(**self.fields)
-        return error.within(where) if where else error
+def _for_all(error: BaseException) -> UserError | Interrupted:
+    """An error as it is raised on all ranks: a bug, which is logged here, as a TrainingError."""
+    if isinstance(error, UserError | Interrupted):
+        return error
+    logger.critical("an error that was not expected", exc_info=error)
+    return TrainingError(f"{type(error).__name__}: {first_line(error)}")
 
 
 def launched() -> Processes:
