@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..activations.text import names_a_file, open_text
 from ..config.checks import in_words, require
@@ -60,7 +59,8 @@ def plan(
     don't divide, several SAEs in one run of a wandb sweep, or a folder that is taken or missing;
     TextError or ActivationsError if there is no such file.
     """
-    _require_saes(saes)
+    if len(saes) > 1:
+        _require_folder_names(saes)
     on_a_gpu = ("False, or ", Setting("device", "cuda"))
     require(not run.tf32 or run.device.startswith("cuda"), "tf32", run.tf32, on_a_gpu)
     hooks = hooks or {}
@@ -68,7 +68,9 @@ def plan(
         raise ConfigError(
             f"hooks has {strangers[0]!r}, which is no SAE: expected any of {', '.join(saes)}"
         )
-    launched().require_shares(run.batch_size, resume)
+    count = launched().count
+    shares = f"a multiple of {count}, the number of processes"
+    require(run.batch_size % count == 0, "batch_size", run.batch_size, shares)
     if len(saes) > 1 and run.wandb != "disabled" and "WANDB_SWEEP_ID" in os.environ:
         raise ConfigError(
             name="wandb",
@@ -111,18 +113,10 @@ def plan(
     return jobs
 
 
-def _require_saes(saes: Any) -> None:
-    """Raise a ConfigError unless these are settings of SAEs by name, fit for folders."""
-    if not isinstance(saes, Mapping) or not saes:
-        raise ConfigError(
-            f"saes: got {type(saes).__name__}" if saes else "saes: got none",
-            expected="a dict of SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}",
-        )
-    for name, sae in saes.items():
-        if not isinstance(sae, SAEConfig):
-            raise ConfigError(f"saes[{name!r}]: got {type(sae).__name__}", expected="an SAEConfig")
-        is_plain = isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
-        if len(saes) > 1 and not is_plain:
+def _require_folder_names(names: Iterable[str]) -> None:
+    """Raise a ConfigError unless these are names of folders beside one another."""
+    for name in names:
+        if name in ("", ".", "..") or Path(name).name != name:
             raise ConfigError(f"SAE name {name!r}: expected a plain folder name, e.g. 'top_k'")
 
 

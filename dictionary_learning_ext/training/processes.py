@@ -31,7 +31,6 @@ from ..errors import (
     TrainingError,
     UserError,
     first_line,
-    listed,
 )
 
 if TYPE_CHECKING:
@@ -90,20 +89,6 @@ class Processes:
             return "vsae"
         nodes = f"--nnodes {self.machines} " if self.machines > 1 else ""
         return f"torchrun {nodes}--nproc-per-node {self.local_count} -m dictionary_learning_ext"
-
-    def require_shares(self, batch_size: int, resume: bool = False) -> None:
-        """Raise a ConfigError unless a batch can be divided among the processes."""
-        if batch_size % self.count:
-            below = batch_size - batch_size % self.count
-            fits = [Setting("batch_size", n) for n in (below, below + self.count) if n]
-            as_before = "continue with as many processes as the run was started with"
-            raise ConfigError(
-                name="batch_size",
-                value=batch_size,
-                expected=f"a multiple of {self.count}, the number of processes, since each takes an "
-                "equal share of the batch",
-                instead=as_before if resume else ("use ", *listed(fits)),
-            )
 
     def device(self, device: str) -> str:
         """The device of this process. Raises ConfigError if there is none for it."""
