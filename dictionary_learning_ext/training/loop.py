@@ -114,9 +114,10 @@ def train(
             device = processes.device(run.device)
         if resume and all(job.is_finished for job in jobs):
             logger.info("%s: already finished; nothing to do", run.save_dir)
-            if processes.is_first:
-                for job in jobs:
-                    report_finished(job.folder, job.config)
+            with processes.together():
+                if processes.is_first:
+                    for job in jobs:
+                        report_finished(job.folder, job.config)
         else:
             run = replace(run, device=device)
             _train(run, jobs, processes, resume=resume, group=group, on_start=on_start)

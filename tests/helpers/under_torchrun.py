@@ -96,10 +96,10 @@ def errors(run, folder):
     """Runs that fail on one rank, one after the other. Returns the error that each rank sees."""
     seen = {}
 
-    def attempt(name, run=run):
+    def attempt(name, run=run, *, resume=False):
         run = replace(run, save_dir=str(folder / name))
         try:
-            train(run, {"x": sae_of()})
+            train(run, {"x": sae_of()}, resume=resume)
             seen[name] = "none"
         except UserError as error:
             seen[name] = f"{type(error).__name__}: {error}"
@@ -137,6 +137,9 @@ def errors(run, folder):
     short.write_text(words[:5000] if rank == 1 else words)
     attempt("text_ends", replace(run, data=str(short)))
     attempt("no_text", replace(run, data=str(folder / "gone.txt")) if rank == 1 else run)
+    attempt("finished", replace(run, steps=2, eval_tokens=0))
+    loop.report_finished = lambda *_: full()  # as where wandb can't start
+    attempt("finished", replace(run, steps=2, eval_tokens=0), resume=True)
     return seen
 
 

@@ -76,6 +76,7 @@ def test_an_error_on_one_rank_ends_all_alike(run, tmp_path):
     assert "AttributeError" in printed
     full = "CheckpointError: run can't be written (No space left on device)"
     assert first["disk_full_at_a_point"] == first["disk_full_at_the_log"] == full
+    assert first["finished"] == full
     assert first["text_ends"].startswith("TextError: rank 1: the text ")
     assert first["no_text"].startswith("TextError: rank 1: ")
     step = steps_of(tmp_path / "bad_activations")[-1]
