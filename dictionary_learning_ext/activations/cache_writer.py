@@ -47,7 +47,7 @@ from .language_models import load_model, settings_hash, weights_hash
 from .rows import ActivationReader
 from .stored import INFO, STATE
 from .text import open_text
-from .tokens import SPARE, ContextStream, tokens_to_cache
+from .tokens import SPARE, ContextStream
 
 logger = logging.getLogger(__name__)
 
@@ -128,18 +128,8 @@ def write_cache(
         )
         manifest = _so_far(folder, settings)
         written = 0 if manifest is None else sum(file.bytes for file in manifest.all_files)
-        there = tokens_to_cache(run, model.tokenizer, tokens)
-        if there:
-            logger.warning(
-                "the text %r has %s tokens%s, not %s: all of them will be cached; use a longer text for"
-                " more, or let a training read these more than once (--text-passes)",
-                run.data,
-                f"{there:,}",
-                f" in {run.text_passes} passes" if run.text_passes > 1 else "",
-                f"{tokens:,}",
-            )
         filled = _filled_share(text, model.tokenizer, settings)
-        on_plan(_plan(folder, settings, there or tokens, written, filled))
+        on_plan(_plan(folder, settings, tokens, written, filled))
         writer = _Writer(folder, settings, run, model, points, file_bytes, before_batch)
         if manifest is None:
             manifest = writer.held_out_part()

@@ -9,7 +9,6 @@ Shapes: B contexts, L = ctx_len tokens.
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -347,19 +346,6 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
                 expected=f"at least {need:,} to evaluate on",
                 instead=("use a longer text, or ", Setting("eval_tokens", 0)),
             )
-
-
-def tokens_to_cache(run: RunConfig, tokenizer: Any, need: int) -> int | None:
-    """Tokens in the contexts of a run's text, if they are fewer than `need`.
-
-    None if there are enough, or the text isn't counted, see `require_enough_text`.
-    """
-    run = replace(run, remove_bos=False)
-    train = _count_train(run, tokenizer, need)
-    if train is None or not train.is_whole:
-        return None
-    found = train.rows_in(run.text_passes)
-    return found if found < need else None
 
 
 class _Counted(NamedTuple):

@@ -334,15 +334,8 @@ def test_activations_that_are_not_finite_are_an_error(cached_run, damaged_lm, tm
 
 
 def test_a_text_that_ends_makes_a_smaller_cache(cached_run, tmp_path, caplog):
-    run, plans = replace(cached_run, eval_tokens=0), []
-    manifest = write_small(
-        tmp_path, run, 10**7, on_plan=lambda plan: plans.append((plan, caplog.text))
-    )
-    ((plan, said_before),) = plans
-    assert plan.startswith(f"{manifest.tokens:,} tokens of 1 hook point"), "what there will be"
-    assert (
-        f"has {manifest.tokens:,} tokens, not 10,000,000: all of them will be cached" in said_before
-    )
+    run = replace(cached_run, eval_tokens=0)
+    manifest = write_small(tmp_path, run, 10**7)
     assert TOKENS < manifest.tokens < 10**7
     assert f"ended: cached {manifest.tokens:,} tokens, not 10,000,000" in caplog.text
     assert write_small(tmp_path, run, 10**7) == manifest
