@@ -32,8 +32,6 @@ _CONTEXTS_COUNTED = 256  # at a time
 _BYTES_PER_TOKEN = 16
 """Files of this many bytes for each token that a run needs aren't counted. Tokens have about 4 bytes
 of text, so up to three quarters of a file may be something else."""
-_MOST_TOKENS = 10_000
-"""No file has so many tokens for each of its bytes, even if it is compressed."""
 
 
 class Share(NamedTuple):
@@ -326,13 +324,6 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
     Raises: TextError, which says how often the text must be read, or that held-out text is missing.
     """
     need = run.steps * run.batch_size + (processes - 1) * run.ctx_len
-    file_bytes = open_text(run.data).file_bytes
-    if file_bytes and need > _MOST_TOKENS * file_bytes * run.text_passes:  # seen without counting
-        raise TextError(
-            f"the text {run.data!r} has {file_bytes:,} bytes",
-            expected=f"{need:,} tokens for {run.steps:,} steps of {run.batch_size:,}",
-            instead=("use far fewer ", Setting("steps")),
-        )
     train = _count_train(run, tokenizer, need)
     if train is not None and train.is_whole:
         _require_rows(run, train, need)
