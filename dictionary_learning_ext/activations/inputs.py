@@ -27,7 +27,7 @@ from nnsight import LanguageModel
 
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
-from ..errors import ActivationsError, LanguageModelError, Setting, TextError, listed
+from ..errors import ActivationsError, LanguageModelError, Setting, TextError
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
 from .hook_points import HookPoint, SharedPass, find_hook, require_hook
@@ -44,7 +44,15 @@ from .stored import UNKNOWN, StoredActivations, open_stored
 from .stored_rows import StoredReader, StoredRows
 from .synthetic import SyntheticSource, draw_model, model_hash
 from .text import open_text
-from .tokens import SPARE, WHOLE, ContextStream, Share, TokenContexts, require_enough_text
+from .tokens import (
+    SPARE,
+    WHOLE,
+    ContextStream,
+    Share,
+    TokenContexts,
+    require_enough_text,
+    require_enough_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -230,30 +238,19 @@ def _require_enough_stored(run: RunConfig, stored: StoredActivations, count: int
     contexts = sum(part.stop - part.start for part in stored.parts("train"))
     # No process may be one context short.
     there = int(stored.tokens["train"] * (contexts - contexts % count) / contexts)
-    need = run.steps * run.batch_size
     leaves_out = run.remove_bos or run.max_norm_multiple is not None
-    spare = SPARE if leaves_out else 1
-    safe = math.ceil(spare * need)
-    if (found := run.text_passes * there) >= need:
-        if found < safe:
-            logger.warning(
-                "the activations in %s have %s tokens, %s of which are trained on, and some are"
-                " left out: the run may end before its last step; use --text-passes %d",
-                stored.folder,
-                f"{found:,}",
-                f"{need:,}",
-                run.text_passes + 1,
-            )
-        return
-    steps = int(found / spare) // run.batch_size
-    ways = [Setting("text_passes", math.ceil(safe / there))] if there else []
-    ways += [Setting("steps", steps)] if steps else []
-    times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
-    raise TextError(
-        f"the activations in {stored.folder} have {found:,} tokens{times}: expected {need:,} for"
-        f" {run.steps:,} steps of {run.batch_size:,}",
-        instead=("use ", *listed(ways)) if ways else f"cache at least {safe:,} tokens",
-    )
+    spare = SPARE if leaves_out else 1.0
+    require_enough_tokens(f"the activations in {stored.folder}", there, run, spare)
+    found, need = run.text_passes * there, run.steps * run.batch_size
+    if found < spare * need:
+        logger.warning(
+            "the activations in %s have %s tokens, %s of which are trained on, and some are left out:"
+            " the run may end before its last step; use --text-passes %d",
+            stored.folder,
+            f"{found:,}",
+            f"{need:,}",
+            run.text_passes + 1,
+        )
 
 
 def _require_held_out(stored: StoredActivations, tokens: int) -> None:

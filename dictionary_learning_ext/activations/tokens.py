@@ -319,14 +319,24 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
     With several processes, each reads its share of the contexts, and none may be one short.
 
     A data set on the hub isn't counted, nor is packed text in files far larger than the run needs.
-    Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet.
+    Tokens that `max_norm_multiple` will leave out are counted: they aren't known yet. What follows the
+    last whole context of a pass isn't, though it's used where packed passes join.
 
     Raises: TextError, which says how often the text must be read, or that held-out text is missing.
     """
-    need = run.steps * run.batch_size + (processes - 1) * run.ctx_len
-    train = _count_train(run, tokenizer, need)
+    lost = (processes - 1) * run.ctx_len  # at most
+    train = _count_train(run, tokenizer, run.steps * run.batch_size + lost)
     if train is not None and train.is_whole:
-        _require_rows(run, train, need)
+        if train.documents == 0:
+            raise TextError(
+                "no documents to train on",
+                name="data",
+                value=run.data,
+                expected="at least one",
+                instead="use another text",
+            )
+        what = f"the whole contexts of the text {run.data!r}"
+        require_enough_tokens(what, max(0, train.rows - lost), run)
     text = open_text(run.data, split="heldout", column=run.text_column)
     if run.eval_tokens and text.file_bytes is not None:
         need = evaluation_batch(run.eval_tokens)
@@ -339,41 +349,38 @@ def require_enough_text(run: RunConfig, tokenizer: Any, processes: int = 1) -> N
             )
 
 
+def require_enough_tokens(what: str, per_pass: int, run: RunConfig, spare: float = 1.0) -> None:
+    """Raise a TextError, which says what to change, unless there are enough tokens for a run's steps.
+
+    Arguments:
+        what: what has the tokens, in words, in the plural.
+        per_pass: tokens in each of the run's passes.
+        spare: the advice asks for so many times the tokens that are used, as some may be left out.
+    """
+    need, found = run.steps * run.batch_size, run.text_passes * per_pass
+    if found >= need:
+        return
+    ways: list[Setting] = []
+    if per_pass:
+        ways.append(Setting("text_passes", math.ceil(math.ceil(spare * need) / per_pass)))
+    if steps := int(found / spare) // run.batch_size:
+        ways.append(Setting("steps", steps))
+    times = f" in {run.text_passes} passes" if run.text_passes > 1 else ""
+    raise TextError(
+        f"{what} have {found:,} tokens{times}: expected {need:,} for {run.steps:,} steps of"
+        f" {run.batch_size:,}",
+        instead=("use ", *listed(ways)) if ways else f"give at least {need:,} tokens",
+    )
+
+
 class _Counted(NamedTuple):
     """One pass over a text, or its start."""
 
     documents: int
-    tokens: int
-    """Including those after the last whole context."""
     rows: int
     """Tokens of whole contexts that aren't left out by their id."""
     is_whole: bool
     """Whether this is the whole pass."""
-    packed_in: int | None
-    """ctx_len of packed text, whose passes join. None of other text."""
-
-    def rows_in(self, passes: int) -> int:
-        """Rows in some passes."""
-        if self.packed_in is None:
-            return passes * self.rows
-        tokens = passes * self.tokens // self.packed_in * self.packed_in
-        return int(tokens * self._share())
-
-    def passes_for(self, need: int) -> int | None:
-        """Passes with at least `need` rows. None if no number of them has any."""
-        one = self.rows if self.packed_in is None else self.tokens * self._share()
-        if not one:
-            return None
-        passes = math.ceil(need / one)
-        while self.rows_in(passes) < need:
-            passes += 1
-        return passes
-
-    def _share(self) -> float:
-        """Of packed text: the part of the tokens that isn't left out."""
-        assert self.packed_in is not None
-        whole = self.tokens // self.packed_in * self.packed_in  # tokens of whole contexts
-        return self.rows / whole if whole else 1.0
 
 
 def _count_train(run: RunConfig, tokenizer: Any, need: int) -> _Counted | None:
@@ -397,30 +404,4 @@ def _count(run: RunConfig, tokenizer: Any, text: TextStream, at_most: int) -> _C
             rows += int(rule.by_token(*contexts.next_batch(_CONTEXTS_COUNTED)).sum())
         except StopIteration:
             is_whole = True
-    packed_in = run.ctx_len if run.text_packing == "pack" else None
-    return _Counted(contexts.documents_read, contexts.tokens_read, rows, is_whole, packed_in)
-
-
-def _require_rows(run: RunConfig, train: _Counted, need: int) -> None:
-    """Raise a TextError if a text of which one pass was counted ends before the run does."""
-    if train.documents == 0:
-        raise TextError(
-            "no documents to train on",
-            name="data",
-            value=run.data,
-            expected="at least one",
-            instead="use another text",
-        )
-    if (found := train.rows_in(run.text_passes)) >= need:
-        return
-    ways: list[Setting] = []
-    if passes := train.passes_for(need):
-        ways.append(Setting("text_passes", passes))
-    spare = need - run.steps * run.batch_size  # where several processes read
-    if (steps := (found - spare) // run.batch_size) > 0:
-        ways.append(Setting("steps", steps))
-    raise TextError(
-        f"the text {run.data!r} has {found:,} tokens in whole contexts of {run.ctx_len}: expected"
-        f" {need:,} for {run.steps:,} steps of {run.batch_size:,}",
-        instead=("use ", *listed(ways)) if ways else "use a longer text",
-    )
+    return _Counted(contexts.documents_read, rows, is_whole)
