@@ -8,7 +8,6 @@ Shapes: B contexts, L = ctx_len tokens, D = a hook point's width.
 
 import logging
 import math
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +25,14 @@ from tqdm import tqdm
 from ..config.checks import in_words, require
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, Setting, TextError
-from ..run_folder.files import LOCK, locked, remove, replacing, sha256_of, write_json
+from ..run_folder.files import (
+    locked,
+    remove,
+    remove_temporaries,
+    replacing,
+    sha256_of,
+    write_json,
+)
 from .cache_manifest import (
     DOCUMENTS,
     HELD_OUT,
@@ -57,18 +63,6 @@ _CONTEXTS_AT_ONCE = 32
 """In a batch of the language model, or fewer where so many don't fit into a file."""
 _SAMPLED = 256
 """Documents, to estimate the padding."""
-
-_DATA, _RANDOM = r"data-\d{5,}\.arrow", r"\.[a-z0-9_]{8}"
-_TEMPORARY = (
-    rf"\.({_DATA}|documents\.npy|(manifest|manifest\.unfinished|state|dataset_info)\.json){_RANDOM}"
-)
-"""Names that a kill leaves of a file that isn't whole yet, see `replacing`."""
-_LEFT = re.compile(rf"{_DATA}|{_TEMPORARY}")
-"""Names that a kill leaves beside a manifest, which doesn't have them yet."""
-_LEFT_IN_HELD_OUT = re.compile(rf"{_LEFT.pattern}|documents\.npy|(state|dataset_info)\.json")
-"""Names that a kill leaves in the held-out part, which is written before the first manifest."""
-_LEFT_FIRST = re.compile(rf"\.{re.escape(UNFINISHED)}{_RANDOM}")
-"""Names that a kill leaves beside the held-out part before the first manifest."""
 
 
 def write_cache(
@@ -137,13 +131,15 @@ def write_cache(
 
 
 def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
-    """What the folder holds of this cache. What a kill has left of it is deleted, and nothing else.
+    """What the folder holds of this cache. Files that a kill left half written are deleted.
 
-    Raises: ActivationsError if it holds something else.
+    A file that was whole but isn't in the manifest yet is written again, under the same name.
+
+    Raises: ActivationsError if the folder holds something else.
     """
     found = read_manifest(folder, UNFINISHED) or read_manifest(folder)
     if found is None:
-        left = _left_without_manifest(folder)
+        _require_no_other_files(folder)
     elif differ := differences(found.settings, settings):
         raise ActivationsError(
             f"{folder}: the cache has {', '.join(differ)}; use the same settings to continue it, or"
@@ -151,33 +147,22 @@ def _so_far(folder: Path, settings: CacheSettings) -> CacheManifest | None:
         )
     else:
         require_sizes(folder, found)
-        files = [folder / file.name for file in found.files]
-        left = [path for path in folder.iterdir() if _is_left(path, _LEFT) and path not in files]
-    for path in left:
-        remove(path)
+    for part in (folder, folder / HELD_OUT):
+        remove_temporaries(part)
     return found
 
 
-def _left_without_manifest(folder: Path) -> list[Path]:
-    """All files of a folder without a manifest. Raises ActivationsError if one isn't ours."""
-    held_out = folder / HELD_OUT
-    inside = held_out.is_dir() and not held_out.is_symlink()
-    left = [path for path in folder.iterdir() if _is_left(path, _LEFT_FIRST)]
-    ours = {folder / LOCK, *left} | ({held_out} if inside else set())
-    others = [path for path in folder.iterdir() if path not in ours]
-    for path in held_out.iterdir() if inside else ():
-        (left if _is_left(path, _LEFT_IN_HELD_OUT) else others).append(path)
-    if others:
-        names = sorted(path.relative_to(folder).as_posix() for path in others)
+def _require_no_other_files(folder: Path) -> None:
+    """Raise an ActivationsError if a folder holds more than what precedes the first manifest.
+
+    These are hidden files and the held-out part.
+    """
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if others := [name for name in names if name != HELD_OUT]:
         raise ActivationsError(
-            f"{folder}: holds no cache but other files ({', '.join(names[:5])}); choose an empty"
+            f"{folder}: holds no cache but other files ({', '.join(others[:5])}); choose an empty"
             " folder"
         )
-    return left
-
-
-def _is_left(path: Path, names: re.Pattern[str]) -> bool:
-    return names.fullmatch(path.name) is not None and path.is_file()
 
 
 def _filled_share(text: Iterator[str], tokenizer: Any, settings: CacheSettings) -> float:
