@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..config.run import RunConfig, Split
-from ..errors import ActivationsError, TextError, first_line
+from ..errors import ActivationsError, first_line
 from ..run_folder.comparing import same_setting
 from ..run_folder.files import at_home, require_inside
 from .cache_manifest import TOKEN_IDS, CachedHook, CacheManifest, finished_manifest
-from .text import fingerprint_of, open_text
+from .text import fingerprint_of
 
 UNKNOWN = "unknown"
 """The language model, or the hook point, of activations that don't say it."""
@@ -112,29 +112,12 @@ class StoredActivations:
             known, given = self.known.get(name), getattr(run, name)
             if known is None or same_setting(name, known, given):
                 continue
-            if name == "data" and self._is_its_text(run):
-                continue
             raise ActivationsError(
                 f"the cache {self.folder} has {known}",
                 name=name,
                 value=given,
-                instead="leave it out",
+                instead="give the same or leave it out",
             )
-        if self.known.get("data") == run.data and self._is_its_text(run) is False:
-            raise ActivationsError(
-                f"the text {run.data!r} has changed since it was cached in {self.folder}; restore it,"
-                " or cache the activations again"
-            )
-
-    def _is_its_text(self, run: RunConfig) -> bool | None:
-        """Whether a run's text is the one that was cached. None: it isn't on this machine."""
-        if self.manifest is None or not (run.data == "embedded" or Path(run.data).exists()):
-            return None
-        try:
-            found = open_text(run.data, column=run.text_column).state_dict()["fingerprint"]
-        except TextError:
-            return False
-        return found == self.manifest.settings.text
 
 
 def open_stored(folder: str | Path) -> StoredActivations:

@@ -2,13 +2,12 @@
 
 import json
 import os
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch as t
-from caches import HOOK, OTHER, write_small
+from caches import HOOK, OTHER
 from datasets import Array2D, Dataset, Features, Sequence, Value, load_from_disk
 from safetensors.torch import save_file
 from texts import error_of
@@ -57,30 +56,6 @@ def test_what_differs_is_refused_with_the_difference(changes, said, small_cache)
     message = error_of(lambda: found.require_fit(run, run.hook.split(",")), ActivationsError)
     assert said in message
     assert f": the cache {small_cache} has " in message
-
-
-def test_a_text_is_the_same_under_another_name_and_another_if_it_changed(
-    small_cache, cached_run, tmp_path
-):
-    found = open_stored(small_cache)
-    run = replace(RunConfig(hook=HOOK), **found.settings)
-    (tmp_path / "there").mkdir()
-    copy = shutil.copy(cached_run.data, tmp_path / "there")
-    found.require_fit(replace(run, data=str(copy)), [HOOK])
-    with open(copy, "a") as file:
-        file.write("more")
-    with pytest.raises(ActivationsError, match="leave it out"):
-        found.require_fit(replace(run, data=str(copy)), [HOOK])
-    write_small(tmp_path / "cache", replace(cached_run, data=str(copy)), 100)
-    with open(copy, "a") as file:
-        file.write("more")
-    found = open_stored(tmp_path / "cache")
-    run = replace(RunConfig(), **found.settings)
-    assert run.hook == HOOK, "the only one"
-    with pytest.raises(ActivationsError, match="has changed since it was cached"):
-        found.require_fit(run, [run.hook])
-    shutil.rmtree(tmp_path / "there")
-    found.require_fit(run, [run.hook])  # a text that isn't here any more is not needed
 
 
 def test_a_cache_is_read_as_datasets_reads_it(small_cache):
