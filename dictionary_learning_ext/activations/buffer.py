@@ -8,7 +8,6 @@ were handed out since, so a resumed buffer continues bit for bit.
 Shapes: B rows in a batch, D = the width of a row.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -28,8 +27,6 @@ from .hook_points import HookPoint, SharedPass
 from .positions import NormRecord, Outliers
 from .rows import ActivationReader, ModelRows, RowStream
 from .tokens import WHOLE, ContextStream, Share
-
-_log = logging.getLogger(__name__)
 
 
 class BatchSource(Protocol):
@@ -177,7 +174,6 @@ class ShuffledRows:
         d_submodule: D.
         tokens_seen: rows handed out.
         fills: how often the buffer was filled.
-        order_matters: whether a warning says that the last rows were shuffled on their own.
 
     Raises: ConfigError if the size is below a batch.
     """
@@ -196,7 +192,6 @@ class ShuffledRows:
         self.activation_buffer_size = size // out_batch_size * out_batch_size
         self.tokens_seen = 0
         self.fills = 0
-        self.order_matters = True
         self._order = torch.empty(0, dtype=torch.int32)  # in which the rows are handed out
         self._given = 0  # rows of this fill handed out
         self._skipped = 0  # rows of the next fill that were handed out before a resume
@@ -255,13 +250,6 @@ class ShuffledRows:
             self._outliers = record.outliers(self._stream.tokenizer)
         if filled < self.out_batch_size:
             raise self._stream.ended(self.out_batch_size, left + filled, self.tokens_seen)
-        if filled < self.activation_buffer_size and self.order_matters:
-            _log.warning(
-                "%s ended: the last %d tokens were shuffled on their own, expected %d",
-                self._stream,
-                filled,
-                self.activation_buffer_size,
-            )
         self._order = self._stream.order(filled, self.fills).to(self.device)
         self._given, self._skipped = self._skipped, 0
 

@@ -346,7 +346,6 @@ class _OfLanguageModel(Inputs):
             open_text(run.data, split="heldout", column=run.text_column) for _ in range(2)
         )
         buffer = self._buffer(hook, text, max(64, math.ceil(batch / run.ctx_len)), batch)
-        buffer.order_matters = False  # all rows are summed
         return HeldOut.of_text(buffer, list(islice(documents, run.eval_documents)))
 
     def _contexts(self, hook: str, split: Split) -> Iterator[ContextBatch]:
@@ -426,7 +425,6 @@ class _Stored(Inputs):
         run, stored, batch = self._run, self._stored, evaluation_batch(tokens)
         _require_held_out(stored, tokens)
         rows = self._buffer(hook, max(batch, 64 * run.ctx_len), batch, split="heldout", seed=None)
-        rows.order_matters = False  # all rows are summed
         if self.language_model is None or stored.manifest is None:
             return HeldOut(rows, None, None, self.no_language_model)
         place = self.hooks[hook].place

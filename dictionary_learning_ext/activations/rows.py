@@ -78,10 +78,6 @@ class RowStream(Protocol):
         """What to raise where `found` of the `needed` next rows are left, `given` rows being used."""
         ...
 
-    def __str__(self) -> str:
-        """What is read, in words."""
-        ...
-
 
 class Activations(NamedTuple):
     """Activations of some contexts."""
@@ -316,16 +312,14 @@ class ModelRows:
         }
 
     def ended(self, needed: int, found: int, given: int) -> TextError:
+        text = self.contexts.text
+        name = f"the text {getattr(text, 'name', type(text).__name__)!r}"
         if not self.contexts.tokens_read:
             return TextError(
-                f"{self} has no documents: expected at least one (a text without a held-out part"
+                f"{name} has no documents: expected at least one (a text without a held-out part"
                 " holds out every 20th document); use another text"
             )
         return TextError(
-            f"{self} ended after {given} tokens: expected {needed} for the next batch, found {found}",
+            f"{name} ended after {given} tokens: expected {needed} for the next batch, found {found}",
             instead=("use a longer text, or more ", Setting("text_passes")),
         )
-
-    def __str__(self) -> str:
-        text = self.contexts.text
-        return f"the text {getattr(text, 'name', type(text).__name__)!r}"

@@ -278,9 +278,6 @@ class StoredRows:
             instead=advice,
         )
 
-    def __str__(self) -> str:
-        return f"the activations in {self.stored.folder}"
-
 
 def _drawn(seed: int, what: str, number: int) -> int:
     """The seed of one of the random orders."""

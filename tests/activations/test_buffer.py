@@ -1,7 +1,6 @@
 """The buffer against direct computation: every token's activation once, shuffled, resumable."""
 
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -158,15 +157,6 @@ def test_a_text_that_ends_names_the_tokens_handed_out(tiny_lm: LanguageModel, pa
     assert str(path) in message
     assert "text_passes" in message
     assert "has no documents" in error_of(lambda: next(make_buffer(tiny_lm, iter([]))))
-
-
-def test_a_fill_that_the_text_ends_in_is_handed_out_with_a_warning(
-    tiny_lm: LanguageModel, caplog: pytest.LogCaptureFixture
-):
-    buffer = make_buffer(tiny_lm, iter(DOCUMENTS[:2]), n_ctxs=500)
-    with caplog.at_level(logging.WARNING):
-        next(buffer)
-    assert "ended: the last" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{}, {"max_norm_multiple": 10.0}])
