@@ -385,26 +385,13 @@ class ResidualBuffer(ShuffledRows, ActivationBuffer):
         self.contexts = ContextStream(self.data, tokenizer, ctx_len, packing=packing, share=share)
         self.model = model
         self.submodule = submodule
-        self.io: Literal["in", "out"] = io
         self.n_ctxs = int(n_ctxs)
         self.ctx_len = ctx_len
         self.refresh_batch_size = refresh_batch_size
         self.out_batch_size = out_batch_size
-        self.remove_bos = remove_bos
-        self.seed = seed
-        self.packing: Packing = packing
-        self.max_norm_multiple = max_norm_multiple
-        # What upstream's methods read in its main branch, `tokenized_batch` for one.
+        # `tokenized_batch` of upstream's main branch reads it.
         self.add_special_tokens = packing == "truncate"
-        self.remove_high_norm = max_norm_multiple
         require_at_least_one(self, "n_ctxs", "refresh_batch_size", "out_batch_size")
-        if self.n_ctxs * ctx_len < out_batch_size:
-            least = math.ceil(out_batch_size / ctx_len)
-            raise ConfigError(
-                f"a buffer of {self.n_ctxs} contexts of {ctx_len} tokens is smaller than a batch",
-                expected=f"at least {out_batch_size} tokens",
-                instead=("use ", Setting("n_ctxs", least), " or more"),
-            )
         self.reader = ActivationReader(
             model,
             submodule,

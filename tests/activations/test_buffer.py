@@ -173,7 +173,7 @@ def test_activations_that_are_not_finite_stop_the_fill(tiny_lm_dir: Path, option
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"out_batch_size": 97}, "use n_ctxs=7"),
+        ({"out_batch_size": 97}, "smaller than a batch; expected at least 97; use more n_ctxs"),
         ({"out_batch_size": 0}, "out_batch_size=0: expected at least 1"),
         ({"n_ctxs": 0}, "n_ctxs=0: expected at least 1"),
         ({"data": "embedded"}, "open_text('embedded')"),
