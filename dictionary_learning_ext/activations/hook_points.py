@@ -109,11 +109,11 @@ class HookPoint:
         """Where it is read."""
         return Place(self.submodule, self.io)
 
-    def require_width(self, folder: str | Path, activation_dim: int, model: str) -> None:
-        """Raise a CheckpointError unless a folder's SAE is as wide as this point of `model`."""
+    def require_width(self, sae: str | Path, activation_dim: int, model: str) -> None:
+        """Raise a CheckpointError unless an SAE, which `sae` names, is as wide as this point of `model`."""
         if activation_dim != self.activation_dim:
             raise CheckpointError(
-                f"{folder}: activation_dim={activation_dim}, but {self.name} of {model} is "
+                f"{sae}: activation_dim={activation_dim}, but {self.name} of {model} is "
                 f"{self.activation_dim} wide; give the language model that it was trained on"
             )
 

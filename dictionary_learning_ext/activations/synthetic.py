@@ -17,6 +17,7 @@ import torch as t
 
 from ..config.synthetic_models import SyntheticSettings, synthetic_settings
 from ..errors import ConfigError
+from ..run_folder.files import sha256_of
 from .buffer import require_same_settings
 from .tokens import WHOLE, Share
 
@@ -80,11 +81,8 @@ def model_hash(model: str) -> str:
     settings = synthetic_settings(model)
     made_from = {**_made_from(settings), "sae_lens": metadata.version("sae-lens")}
     if settings.folder is not None:
-        made_from["files"] = [
-            hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(settings.folder.iterdir())
-            if path.is_file()
-        ]
+        files = sorted(settings.folder.iterdir())
+        made_from["files"] = [sha256_of(path) for path in files if path.is_file()]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 

@@ -299,13 +299,8 @@ def open_sae(
             instead=("give a text to read in their place, e.g. ", Setting("text", "embedded")),
         )
     opened = OpenedSAE(dictionary, inputs.language_model, inputs.hooks[run.hook], run, inputs)
-    width = opened.hook_point.activation_dim
-    if dictionary.activation_dim != width:
-        raise ConfigError(
-            f"the SAE takes {dictionary.activation_dim} dimensions, but {run.hook} of this language"
-            f" model has {width}: expected the same; give the language model that the SAE was"
-            " trained on"
-        )
+    name = sae if isinstance(sae, str | Path) else "the dictionary"
+    opened.hook_point.require_width(name, dictionary.activation_dim, run.model)
     return opened
 
 

@@ -145,7 +145,7 @@ def test_no_text_is_the_held_out_text_in_training_contexts(folder, tiny_lm, tiny
         ({"lm": 3}, ConfigError, "lm is a int: expected an nnsight LanguageModel"),
         ({"hook": None}, ConfigError, "give lm and hook, or the run folder"),
         ({"hook": "blocks.9.hook_resid_post"}, LanguageModelError, "there is no hook point"),
-        ({"sae": AutoEncoderTopK(8, 24, 2)}, ConfigError, "the SAE takes 8 dimensions, but .* 16"),
+        ({"sae": AutoEncoderTopK(8, 24, 2)}, CheckpointError, "activation_dim=8, .* is 16 wide"),
         ({"sae": (1, 2)}, ConfigError, "sae is a tuple: .*returns a pair, give its first"),
         ({"sae": "runs/none"}, CheckpointError, "runs/none: no such folder"),
         ({"contexts": 0}, ConfigError, "contexts=0: expected at least 1"),
