@@ -24,7 +24,6 @@ from ..config.run import Packing, RunConfig
 from ..config.sae import training_energy
 from ..errors import ConfigError, LanguageModelError, NonFiniteError, Setting
 from .hook_points import HookPoint, SharedPass
-from .positions import NormRecord, Outliers
 from .rows import ActivationReader, ModelRows, RowStream
 from .tokens import WHOLE, ContextStream, Share
 
@@ -57,10 +56,6 @@ class BatchSource(Protocol):
 
     def mean_squared_norm(self) -> float:
         """E||x||^2 of the first rows. Hands out none."""
-        ...
-
-    def outliers(self) -> Outliers | None:
-        """The tokens whose norms are far above the median, if there are any."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,7 +191,6 @@ class ShuffledRows:
         self._given = 0  # rows of this fill handed out
         self._skipped = 0  # rows of the next fill that were handed out before a resume
         self._fill_start: dict[str, Any] | None = None
-        self._outliers: Outliers | None = None
 
     @cached_property
     def activations(self) -> Tensor:
@@ -237,17 +231,13 @@ class ShuffledRows:
         left = len(self._order) - self._given  # not 0 only if the rows ended in the last fill
         self._order, self._given = self._order[:0], 0  # so state_dict() holds if the fill fails
         self.fills += 1
-        looks = self.fills == 1 and self._stream.tokenizer is not None
-        record = NormRecord() if looks else None
         filled = 0
         try:
-            for n in self._stream.fill(self.activations, record):
+            for n in self._stream.fill(self.activations):
                 filled = n
                 yield
         except NonFiniteError as error:
             raise error.within(f"fill {self.fills} of the buffer failed") from error
-        if record is not None:
-            self._outliers = record.outliers(self._stream.tokenizer)
         if filled < self.out_batch_size:
             raise self._stream.ended(self.out_batch_size, left + filled, self.tokens_seen)
         self._order = self._stream.order(filled, self.fills).to(self.device)
@@ -259,12 +249,6 @@ class ShuffledRows:
             self.refresh()
         rows = self.activations[: len(self._order)].split(1 << 14)
         return sum(float(part.float().square().sum()) for part in rows) / len(self._order)
-
-    def outliers(self) -> Outliers | None:
-        """See `BatchSource`. Fills the buffer first if it is empty; hands out no rows."""
-        if not self.fills:
-            self.refresh()
-        return self._outliers
 
     def _position(self) -> dict[str, Any]:
         """Everything that the next fill depends on."""

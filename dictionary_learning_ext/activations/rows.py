@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config.checks import require
 from ..errors import NonFiniteError, Setting, TextError
 from .hook_points import Change, Place, SharedPass, hooked
-from .positions import NormRecord, PositionRule, at, norms
+from .positions import PositionRule, at, norms
 from .tokens import ContextStream
 
 
@@ -28,21 +28,16 @@ class RowStream(Protocol):
 
     width: int
     """D."""
-    tokenizer: Any
-    """Names the tokens whose norms are far above the others'. None: these aren't looked for."""
     origin: dict[str, Any]
     """What the rows come from, fit for JSON."""
 
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def fill(self, out_ND: Tensor, record: NormRecord | None = None) -> Iterator[int]:
+    def fill(self, out_ND: Tensor) -> Iterator[int]:
         """Write the next rows into a tensor, step by step: after each batch of the language model, or read.
 
         Yields how many rows there are so far. At the end they are fewer than N if nothing is left.
-
-        Arguments:
-            record: notes the norms of the rows.
 
         Raises:
             NonFiniteError: an activation is NaN or infinite.
@@ -205,8 +200,6 @@ class ModelRows:
     ):
         self.contexts, self.reader = contexts, reader
         self.width, self.dtype = width, dtype
-        looks = reader.rule.max_norm_multiple is None
-        self.tokenizer = contexts.tokenizer if looks else None
         self.origin: dict[str, Any] = {"text": getattr(contexts.text, "name", None)}
         self._batch_size = batch_size
         self._before_batch = before_batch
@@ -214,7 +207,7 @@ class ModelRows:
         self._generator = torch.Generator().manual_seed(seed)  # on the CPU, for any device
         self._partial: _ContextsToRead | None = None  # the context that the last fill ended in
 
-    def fill(self, out_ND: Tensor, record: NormRecord | None = None) -> Iterator[int]:
+    def fill(self, out_ND: Tensor) -> Iterator[int]:
         """Yields after each batch of the language model."""
         filled = 0
         non_finite: Tensor | int = 0
@@ -224,7 +217,7 @@ class ModelRows:
             contexts = self._next_contexts(len(out_ND) - filled)
             if contexts is None:
                 break
-            rows_ND, n_non_finite = self._read(contexts, len(out_ND) - filled, record)
+            rows_ND, n_non_finite = self._read(contexts, len(out_ND) - filled)
             out_ND[filled : filled + len(rows_ND)] = rows_ND
             filled += len(rows_ND)
             non_finite = non_finite + n_non_finite
@@ -248,9 +241,7 @@ class ModelRows:
             return None
         return _ContextsToRead(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    def _read(
-        self, contexts: _ContextsToRead, limit: int, record: NormRecord | None
-    ) -> tuple[Tensor, Tensor]:
+    def _read(self, contexts: _ContextsToRead, limit: int) -> tuple[Tensor, Tensor]:
         """Run the language model: at most `limit` rows, and how many are not finite."""
         read = self.reader.read(*contexts)
         rows_ND = rearrange(read.x_BLD, "b l d -> (b l) d")
@@ -265,10 +256,6 @@ class ModelRows:
                 contexts.input_ids_BL[-1:], contexts.mask_BL[-1:], later_BL[-1:]
             )
             rows_ND = rows_ND[:limit]
-        if record is not None:
-            place_N = place_N[: len(rows_ND)]
-            input_ids = rearrange(contexts.input_ids_BL, "b l -> (b l)")
-            record.add(rows_ND, input_ids[place_N], place_N % self.contexts.ctx_len)
         return rows_ND, read.non_finite
 
     def order(self, n: int, fill: int) -> Tensor:

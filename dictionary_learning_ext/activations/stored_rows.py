@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config.run import Split
 from ..errors import ConfigError, NonFiniteError, Setting, TextError
-from .positions import NormRecord, PositionRule, at, norms
+from .positions import PositionRule, at, norms
 from .stored import FileReader, Part, StoredActivations
 from .tokens import WHOLE, Share
 
@@ -159,10 +159,6 @@ class StoredRows:
         self.stored, self.hook = stored, hook
         self.split: Split = split
         self.width = stored.hook(hook).width
-        looks = max_norm_multiple is None and stored.kind != "own activations"
-        # The language model's own isn't loaded.
-        numbers = SimpleNamespace(decode=lambda ids: f"number {ids[0]}")
-        self.tokenizer = numbers if looks else None
         self.origin: dict[str, Any] = {
             "activations": str(stored.folder),
             "text": stored.settings["data"],
@@ -181,13 +177,13 @@ class StoredRows:
         parts = self.stored.parts(self.split)
         return self._reader.dtype(parts[0]) if parts else torch.float32
 
-    def fill(self, out_ND: Tensor, record: NormRecord | None = None) -> Iterator[int]:
+    def fill(self, out_ND: Tensor) -> Iterator[int]:
         """Yields after each read."""
         filled = 0
         while filled < len(out_ND) and (piece := self._next_piece()) is not None:
             if self._before_read is not None:
                 self._before_read()
-            rows_ND = self._read(*piece, record)
+            rows_ND = self._read(*piece)
             first = self._next.row
             taken = rows_ND[first : first + len(out_ND) - filled]
             out_ND[filled : filled + len(taken)] = taken
@@ -220,19 +216,14 @@ class StoredRows:
         before = accumulate((piece.stop - piece.start for piece in pieces), initial=0)
         return list(zip(pieces, before, strict=False))
 
-    def _read(self, piece: Part, contexts_before: int, record: NormRecord | None) -> Tensor:
+    def _read(self, piece: Part, contexts_before: int) -> Tensor:
         """The rows of a piece that aren't left out, (n, D), in the dtype of the disk."""
         rank, count = self._share
         mine = slice((rank - contexts_before) % count, None, count)
-        x_BLD, ids_BL, wanted_BL = self._reader.read(piece, mine)
+        x_BLD, _, wanted_BL = self._reader.read(piece, mine)
         place_N = rearrange(wanted_BL, "b l -> (b l)").nonzero().squeeze(1)
         rows_ND = rearrange(x_BLD, "b l d -> (b l) d")
-        if len(place_N) < len(rows_ND):
-            rows_ND = rows_ND[place_N]
-        if record is not None:
-            ids_N = rearrange(ids_BL, "b l -> (b l)")[place_N]
-            record.add(rows_ND, ids_N, place_N % self.stored.ctx_len)
-        return rows_ND
+        return rows_ND if len(place_N) == len(rows_ND) else rows_ND[place_N]
 
     def order(self, n: int, fill: int) -> Tensor:
         """Each fill has a generator of its own."""

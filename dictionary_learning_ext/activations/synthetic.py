@@ -139,9 +139,6 @@ class SyntheticSource:
     def refreshing(self) -> Iterator[None]:
         return iter(())
 
-    def outliers(self) -> None:
-        """None: there are no tokens."""
-
     @property
     def config(self) -> dict[str, Any]:
         made_from = _made_from(synthetic_settings(self._model))

@@ -25,12 +25,14 @@ from einops import rearrange, reduce
 from scipy.sparse import csr_matrix
 
 from ..activations.inputs import ContextBatch
-from ..activations.positions import FAR, PositionRule, at, norms, where
+from ..activations.positions import PositionRule, at, norms
 from ..config.checks import require
 from ..errors import NonFiniteError, TextError
 from ..trainers.dictionaries import as_input
 from .contexts import ContextKeeper, DrawnContexts, EncodedContexts, FeatureContexts, windows
 
+FAR = 20.0
+"""How many times the median the norm of a sink's activation is, at least."""
 LEAST_SELECTIONS = 8
 """A feature selected fewer times than this fires on too few tokens to say what it fires on."""
 _BINS = 40
@@ -39,6 +41,8 @@ _BATCH_ELEMENTS = 1 << 22
 _PROFILE_ENTRIES = 1 << 24
 """Selections kept for the profiles, at most."""
 _NO_EXPONENT = -1000
+_SINKS_NAMED = 3
+"""Positions or tokens, at most, that are named as sinks."""
 
 
 @dataclass(frozen=True)
@@ -387,5 +391,26 @@ class SinkFinder:
         """The sinks found; None if there are none."""
         if not self.tokens:
             return None
-        words = where(self._sinks, self._at_position, self._tokenizer)
+        words = _where(self._sinks, self._at_position, self._tokenizer)
         return Sinks(self.tokens, words, self._norm_ratio)
+
+
+def _where(far: list[tuple[int, int]], at_position: Counter[int], tokenizer: Any) -> str:
+    """The positions and tokens that account for most of the sinks, the most frequent first.
+
+    Arguments:
+        far: each sink's position in its context and its token id.
+        at_position: how many tokens were read at each position.
+    """
+    parts = []
+    while far and len(parts) < _SINKS_NAMED:
+        position, n_there = Counter(position for position, _ in far).most_common(1)[0]
+        token, n_such = Counter(token for _, token in far).most_common(1)[0]
+        if n_there >= n_such:
+            is_always = n_there >= 0.9 * at_position[position]
+            parts.append(f"position {position} of {'each context' if is_always else 'contexts'}")
+            far = [each for each in far if each[0] != position]
+        else:
+            parts.append(f"token {tokenizer.decode([token])!r}")
+            far = [each for each in far if each[1] != token]
+    return ", ".join(parts) + (f" and {len(far):,} others" if far else "")

@@ -34,6 +34,7 @@ from ..errors import (
 )
 from ..evaluation.measure import Sample, measure
 from ..evaluation.tables import labels
+from ..features.collector import SinkFinder
 from ..run_folder.comparing import measured_on
 from ..run_folder.files import locked, require_free
 from ..run_folder.resume_points import ResumePoint
@@ -175,6 +176,9 @@ def _train(
                 norm_factors = _continued(jobs, sources, points, processes)
             else:
                 norm_factors = _measured_norm_factors(sources, processes)
+                with processes.together():
+                    if processes.is_first:
+                        _warn_of_sinks(inputs, run)
             sae_runs = _built(
                 jobs, run.device, inputs.hooks, norm_factors, initial, processes, samples
             )
@@ -242,14 +246,29 @@ def _samples(inputs: Inputs, run: RunConfig) -> dict[str, Sample]:
 
 
 def _measured_norm_factors(sources: Batches, processes: Processes) -> dict[str, float]:
-    """What each hook point's raw activations are divided by. Warns of outliers among them."""
+    """What each hook point's raw activations are divided by."""
     with processes.together():
         mean_squared_norms = sources.mean_squared_norms()
-    factors = sources.norm_factors(processes.means(mean_squared_norms))
-    for source in sources.of_hook.values():
-        if outliers := source.outliers():
-            logger.warning("%s", outliers)
-    return factors
+    return sources.norm_factors(processes.means(mean_squared_norms))
+
+
+def _warn_of_sinks(inputs: Inputs, run: RunConfig) -> None:
+    """Say which tokens of the text's start are attention sinks, unless outliers are left out."""
+    if inputs.language_model is None or run.max_norm_multiple is not None:
+        return
+    for hook in inputs.hooks:
+        finder = SinkFinder(inputs.language_model.tokenizer)
+        for batch in inputs.contexts(hook, "train", SAMPLE_TOKENS):
+            finder.without_sinks(batch)
+        if sinks := finder.sinks():
+            logger.warning(
+                "%s: some activations are far larger than the rest, up to %s times the median norm: %s."
+                " They dominate the loss and FVE. Add --max-norm-multiple 10 to leave them out (the preset"
+                " recommended does).",
+                hook,
+                f"{sinks.norm_ratio:,.0f}",
+                sinks.where,
+            )
 
 
 def _continued(

@@ -9,7 +9,6 @@ import pytest
 import torch
 from buffers import DOCUMENTS, direct_rows, endless, make_buffer
 from nnsight import LanguageModel
-from planted_sinks import with_sinks
 from texts import error_of, write_jsonl
 from torch import Tensor
 
@@ -126,22 +125,6 @@ def test_rows_have_the_asked_dtype_or_the_models(tiny_lm_dir: Path, dtype: torch
     for given in (dtype, None):  # a float64 model's norms are in float64
         batch = next(make_buffer(lm, endless(), dtype=given, max_norm_multiple=9.0))
         assert batch.dtype == (dtype or torch.float32)
-
-
-def test_outliers_of_the_first_fill_are_named(lm_dir_of: Any, tiny_lm: LanguageModel):
-    lm = with_sinks(Path(lm_dir_of("gpt2")))
-    buffer = make_buffer(lm, endless())
-    outliers = buffer.outliers()
-    assert buffer.fills == 1
-    assert outliers.where == "position 0 of each context"
-    assert outliers.tokens == len(buffer.activations)
-    norms_N = buffer.activations.norm(dim=1)
-    assert outliers.largest == float(norms_N.max())
-    assert outliers.number == int((norms_N > 20 * norms_N.median()).sum())
-    buffer.refresh()
-    assert buffer.outliers() == outliers
-    assert make_buffer(lm, endless(), max_norm_multiple=10).outliers() is None
-    assert make_buffer(tiny_lm, endless()).outliers() is None
 
 
 # What can go wrong

@@ -14,6 +14,7 @@ import torch as t
 from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
 from interrupted_runs import assert_equal, results, resumed, sae_of, stopped_at
+from planted_sinks import saved_with_sinks
 from small_commands import refused
 from texts import error_of
 
@@ -140,6 +141,14 @@ def test_a_run_resumes_where_its_activations_have_moved(
         t.load(tmp_path / name / "ae.pt", weights_only=True) for name in ("run", "whole")
     )
     assert_equal(found, whole)
+
+
+def test_sinks_of_a_cache_are_named(run, cached_run, lm_dir_of, tmp_path, caplog):
+    model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
+    write_small(tmp_path / "sinks", replace(cached_run, model=model))
+    run = replace(run, **open_stored(tmp_path / "sinks").settings)
+    train(run, {"x": sae_of()})
+    assert "position 0 of each context" in caplog.text
 
 
 def all_rows(run):

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch as t
 from caches import HOOK, OTHER, write_small
 from datasets import load_from_disk
-from planted_sinks import saved_with_sinks
 from texts import error_of
 
 from dictionary_learning_ext.activations.buffer import ShuffledRows
@@ -224,18 +222,6 @@ def test_what_is_left_out(small_cache, tiny_lm):
         kept.append(file[norms <= 1.05 * norms.median()])
     assert t.equal(found, t.cat(kept))
     assert 0 < len(found) < len(x)
-
-
-def test_outliers_of_the_first_fill_are_named(tmp_path, cached_run, small_cache, lm_dir_of):
-    model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
-    write_small(tmp_path / "sinks", replace(cached_run, model=model))
-    outliers = source_of(open_stored(tmp_path / "sinks"), HOOK).outliers()
-    assert outliers is not None
-    assert outliers.where == "position 0 of each context"
-    assert source_of(open_stored(small_cache), HOOK).outliers() is None
-    rows = np.ones((200, 3), np.float32)
-    np.save(tmp_path / "x.npy", rows)
-    assert source_of(open_stored(tmp_path)).outliers() is None, "has no tokens"
 
 
 @pytest.mark.parametrize("rows", [1000, 20_000])

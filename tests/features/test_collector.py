@@ -292,6 +292,31 @@ def test_tokens_that_are_no_sinks_stay(at_others, reads_first, tiny_lm):
     assert statistics.tokens == 5 * LENGTH
 
 
+def sinks_of(far, tokenizer):
+    """Of 20 contexts of 8 tokens 60 whose norm is 2, but for (context, position)s: a token, a norm."""
+    x_BLD, ids_BL = t.ones(20, 8, 4), t.full((20, 8), 60)
+    for place, (token, norm) in far.items():
+        x_BLD[place], ids_BL[place] = norm / 2, token
+    finder = SinkFinder(tokenizer)
+    finder.without_sinks(ContextBatch(ids_BL, t.ones(20, 8, dtype=t.bool), x_BLD))
+    return finder.sinks()
+
+
+def test_only_norms_above_20_times_the_median_are_sinks(tokenizer):
+    assert sinks_of({}, tokenizer) is None
+    assert sinks_of({(3, 2): (70, 39.0)}, tokenizer) is None
+    assert sinks_of({(3, 2): (70, 41.0)}, tokenizer).tokens == 1
+
+
+def test_a_token_at_several_positions_is_named_and_what_is_left_is_counted(tokenizer):
+    far = {(context, context): (41, 200.0) for context in range(6)}
+    found = sinks_of(far | {(2, 7): (42, 400.0)}, tokenizer)
+    assert found.where == f"token {tokenizer.decode([41])!r}, position 7 of contexts"
+    assert found.norm_ratio == 200
+    far = {(context, context): (70 + context, 200.0) for context in range(8)}
+    assert sinks_of(far, tokenizer).where.endswith(" and 5 others")
+
+
 def test_the_report_names_them_once(lm_dir_of, text, tmp_path):
     model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "lm")
     none = ["--max-norm-multiple", "None"]

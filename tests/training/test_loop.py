@@ -235,6 +235,7 @@ def test_activations_that_are_not_finite_name_the_step_and_keep_what_was_trained
         return [x * (t.nan if len(calls) > 2 else 1.0) for x in original(*arguments)]
 
     monkeypatch.setattr(hook_points, "read_places", poisoned)
+    monkeypatch.setattr(loop, "_warn_of_sinks", lambda *_: None)  # it reads, too
     with pytest.raises(NonFiniteError, match=r"step 16: .*NaN or infinite"):
         train(run_of(), {"x": sae_of()})
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
@@ -382,16 +383,22 @@ def test_what_one_token_does_not_define_is_not_measured(
     assert {name for name in expected if expected[name] is None} <= metrics["not_measured"].keys()
 
 
-def test_sinks_are_named_once_unless_they_are_left_out(small, lm_dir_of, tmp_path, caplog):
+def test_sinks_are_named_at_each_hook_point_unless_they_are_left_out(
+    small, lm_dir_of, tmp_path, caplog
+):
     model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "sinks")
-    for multiple, expected in ((None, 1), (10.0, 0)):
+    hooks = {"a": HOOK, "b": "blocks.1.hook_resid_post"}
+    for multiple, expected in ((None, 2), (10.0, 0)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             save_dir = str(tmp_path / f"run{multiple}")
-            metrics_of(small(model=model, save_dir=save_dir, max_norm_multiple=multiple))
+            run = small(model=model, save_dir=save_dir, max_norm_multiple=multiple)
+            train(run, {"a": sae_of(), "b": sae_of()}, hooks)
         said = [text for text in caplog.messages if "position 0 of each context" in text]
         assert len(said) == expected
-        assert all("--max-norm-multiple 10 to leave them out" in text for text in said)
+        for text, hook in zip(said, hooks.values(), strict=False):
+            assert text.startswith(f"{hook}: some activations are far larger than the rest, up to ")
+            assert "--max-norm-multiple 10 to leave them out" in text
 
 
 @pytest.mark.parametrize(
