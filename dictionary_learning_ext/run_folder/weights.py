@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import io
-import math
 import pickle
 import warnings
 import zipfile
@@ -20,8 +19,6 @@ from .files import CHECKPOINTS, CONFIG, WEIGHTS, checkpoint, replacing
 from .foreign_weights import load_foreign, shapes_of
 from .reading import read_config
 from .sae_names import place_of
-
-_REAL = (t.float64, t.float32, t.float16, t.bfloat16)
 
 
 def hash_of(module: t.nn.Module) -> str:
@@ -102,6 +99,7 @@ def load_dictionary(
                 "of 1 or more; copy it again"
             )
     try:
+        _require_finite(path, state)
         file = path if norm_factor is None else _in_memory(state)
         dictionary: Any = import_class(row.dictionary).from_pretrained(file, device=device)
         if norm_factor is not None:
@@ -129,7 +127,7 @@ def _in_memory(state: dict[str, t.Tensor]) -> io.BytesIO:
 
 
 def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], float | None]:
-    """The tensors in a file of weights, whole and finite; none of its code is executed.
+    """The tensors in a file of weights, whole; none of its code is executed.
 
     Returns: them, and None; or, of a backup that upstream's `trainSAE` leaves while it trains
     (backup_steps), what activations were divided by in training: its tensors are in those units.
@@ -153,7 +151,7 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
         ) from error
     norm_factor = None
     if isinstance(state, dict) and isinstance(state.get("ae"), dict):
-        norm_factor = _factor(path, state.get("norm_factor"))
+        norm_factor = float(state.get("norm_factor") or 1.0)
         state = state["ae"]
     if not isinstance(state, dict) or not all(isinstance(v, t.Tensor) for v in state.values()):
         what = "a dict of other values" if isinstance(state, dict) else f"a {type(state).__name__}"
@@ -161,47 +159,17 @@ def _read_weights(path: Path, dict_class: str) -> tuple[dict[str, t.Tensor], flo
             f"{path}: expected a state dict of {dict_class}, but it holds {what}; copy it again or "
             "train again"
         )
+    return state, norm_factor
+
+
+def _require_finite(path: Path, state: dict[str, t.Tensor]) -> None:
+    """Raise a CheckpointError that names the first tensor with NaN or infinite values."""
     for name, value in state.items():
-        of_weights = isinstance(name, str) and name.endswith(("weight", "bias", "b_dec"))
-        if unusual := _unusual(value, real=of_weights):
-            raise CheckpointError(f"{path}: {name} is {unusual}; copy it again")
-        if not isinstance(name, str):
-            raise CheckpointError(f"{path}: {name!r} is no tensor's name; copy it again")
-        if value.is_floating_point() and not value.isfinite().all():
+        if not value.isfinite().all():
             raise CheckpointError(
                 f"{path}: {name} has NaN or infinite values; load an earlier checkpoint from "
                 f"{path.parent / CHECKPOINTS}"
             )
-    return state, norm_factor
-
-
-def _unusual(value: t.Tensor, real: bool) -> str | None:
-    """What keeps a tensor from being read as numbers, if anything, and what is expected.
-
-    Arguments:
-        real: whether it must hold real numbers, as weights do.
-    """
-    if value.layout != t.strided or value.is_nested:
-        return f"{'nested' if value.is_nested else value.layout}, expected a dense tensor"
-    if value.device.type != "cpu":
-        return f"on the device {value.device}, which keeps no values; expected it on the CPU"
-    is_usual = value.dtype in _REAL or not (real or value.is_floating_point())
-    if is_usual and not value.is_quantized:
-        return None
-    return f"{value.dtype}, expected torch.float32"
-
-
-def _factor(path: Path, given: Any) -> float:
-    """What a backup says that activations were divided by; none is 1."""
-    try:
-        factor = 1.0 if given is None else float(given)
-    except (TypeError, ValueError, RuntimeError):
-        factor = math.nan
-    if not 0 < factor < math.inf:
-        raise CheckpointError(
-            f"{path}: norm_factor is {str(given)[:50]!r}, expected a number above 0; copy it again"
-        )
-    return factor
 
 
 def _check_weights(
@@ -211,11 +179,10 @@ def _check_weights(
     trainer: dict[str, Any],
     is_final: bool,
 ) -> None:
-    """Raise a CheckpointError that names the first tensor that does not fit the class or the config.
+    """Raise a CheckpointError if the sizes or k are not those of config.json.
 
     Before the end of a training, upstream's k may not have come down to the config's yet.
     """
-    expected: dict[str, t.Tensor] = dictionary.state_dict()
     sizes = {"F": dictionary.dict_size, "D": dictionary.activation_dim}
     for letter, name in (("D", "activation_dim"), ("F", "dict_size")):
         given = trainer.get(name)
@@ -225,11 +192,6 @@ def _check_weights(
                 f"{path}: encoder.weight is {shape}, so {name}={sizes[letter]}, but config.json says "
                 f"{given}; they belong to different runs"
             )
-    for name, value in state.items():
-        if name in expected and _kind(value) != _kind(expected[name]):
-            raise CheckpointError(
-                f"{path}: {name} is {value.dtype}, expected {expected[name].dtype}"
-            )
     if "k" in state:
         k, configured = int(state["k"]), trainer.get("k") if is_final else None
         if configured not in (None, k) or not 1 <= k <= sizes["F"]:
@@ -237,10 +199,3 @@ def _check_weights(
                 f"{path}: k is {k}, dict_size is {sizes['F']} and config.json says k={configured}; "
                 "they belong to different runs"
             )
-
-
-def _kind(value: t.Tensor) -> str:
-    """Whole, real or complex numbers, of any precision."""
-    if value.is_floating_point():
-        return "real"
-    return "complex" if value.is_complex() else "whole"
