@@ -14,8 +14,6 @@ from ..errors import CheckpointError, first_line
 
 Shape = Any
 """What a file holds, see `read_json`."""
-_DEEPEST = 100
-"""Levels of lists and objects in a file: what is made of it descends them."""
 
 
 @contextmanager
@@ -48,7 +46,6 @@ def read_json(path: Path, shape: Shape, repair: str = "", line: bytes | None = N
     content = path.read_bytes() if line is None else line
     try:
         found = json.loads(content.decode("utf-8"))
-        _require_flat(found)
     # ValueError: not UTF-8, not JSON. RecursionError: nested without end.
     except (ValueError, RecursionError) as error:
         cause = f"{type(error).__name__}: {first_line(error)}"
@@ -56,20 +53,6 @@ def read_json(path: Path, shape: Shape, repair: str = "", line: bytes | None = N
     if wrong := misshapen(found, shape):
         raise CheckpointError(f"{path}: {wrong}", instead=repair)
     return found
-
-
-def _require_flat(value: Any) -> None:
-    """Raise a RecursionError for JSON of more than _DEEPEST levels."""
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-    if level:
-        raise RecursionError(f"more than {_DEEPEST} levels")
 
 
 def misshapen(value: Any, shape: Shape, name: str = "") -> str | None:

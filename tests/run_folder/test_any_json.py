@@ -14,7 +14,7 @@ from dictionary_learning_ext.errors import CheckpointError
 from dictionary_learning_ext.run_folder.reading import read_history, read_metrics
 
 HUGE = b"1" + b"0" * 400
-DEEP = b'{"fve": ' + b"[" * 900 + b"]" * 900 + b"}"
+DEEP = b'{"fve": ' + b"[" * 100_000
 OF_METRICS = {
     "text": b'"x"',
     "a list": b"[1]",

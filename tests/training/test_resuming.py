@@ -215,7 +215,7 @@ WRONG_CONTENT = {
     "no step": lambda state: state.update(step="x"),
     "another step": lambda state: state.update(step=14),
     "a list": lambda state: "[1]",
-    "nested without end": lambda state: '{"run": ' + "[" * 900 + "]" * 900 + "}",
+    "nested without end": lambda state: '{"run": ' + "[" * 100_000,
     "no trainer": lambda state: state.update(trainer=[1]),
 }
 
