@@ -20,7 +20,6 @@ from ..run_folder.comparing import (
     SEEDS,
     architecture_of,
     measurements,
-    only_posteriors_differ,
     training,
     unequal,
 )
@@ -85,11 +84,7 @@ def printed(
         )
     ]
     if different:
-        parts.append(
-            "All were trained on the same batches from the same initial weights. Their posteriors differ:"
-            if only_posteriors_differ(list(trained.values()))
-            else "These training settings also differ:"
-        )
+        parts.append("These training settings also differ:")
         parts.append(_settings_table(names, trained, different, width))
     return "\n\n".join(parts)
 

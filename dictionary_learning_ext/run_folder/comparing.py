@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.architectures import BY_DICT_CLASS
 from ..config.run import NONE, NOT_THE_RESULT, RunConfig
-from ..config.sae import DERIVED, OPTION_NAMES, AuxKOptions, SAEConfig, Variational
+from ..config.sae import DERIVED, OPTION_NAMES, SAEConfig
 from ..errors import CheckpointError, Setting, Text, UserError
 from .files import METRICS, at_home, evaluation
 from .reading import read_metrics_if_any
@@ -42,12 +42,6 @@ _NOT_THE_TRAINING = {
     *NOT_THE_RESULT,
     *("architecture", "device", "text_passes", "save_steps", "eval_tokens", "eval_documents"),
 }
-_OF_THE_POSTERIOR = {each.name for each in fields(Variational)} - {
-    each.name for cls in (SAEConfig, AuxKOptions) for each in fields(cls)
-}
-"""The settings that variational SAEs add: how they are compared, unless the rest differs too."""
-_OF_THE_START = ("data", "steps", "batch_size", "dict_size", "k", "seed")
-"""Keys needed before two runs can be said to share batches and initial weights."""
 
 
 def measured_on(run: RunConfig) -> dict[str, Any]:
@@ -238,18 +232,6 @@ def of_one_setting(configs: dict[str, dict[str, Any]]) -> list[list[str]]:
         key = json.dumps([architecture_of(configs[folder]), shared], sort_keys=True, default=str)
         groups.setdefault(key, []).append(folder)
     return list(groups.values())
-
-
-def only_posteriors_differ(trained: Sequence[dict[str, Any]]) -> bool:
-    """Whether SAEs had the same batches and initial weights, and differ in what a posterior adds.
-
-    Arguments:
-        trained: the values of `training`.
-    """
-    is_known = all(name in settings for settings in trained for name in _OF_THE_START)
-    has_own_start = any("group_fractions" in settings for settings in trained)  # Matryoshka
-    different = set(unequal(trained))
-    return is_known and not has_own_start and bool(different) and different <= _OF_THE_POSTERIOR
 
 
 def _same_shares(trained: Sequence[dict[str, Any]]) -> set[str]:

@@ -184,14 +184,6 @@ def test_what_was_measured_as_it_was_trained_is_shown_once():
     assert "also differ" in printed(results, {"a": one, "b": config(hook="h3")})
 
 
-def test_posteriors_that_differ_are_no_other_training():
-    results = {"a": measured(), "b": measured()}
-    same = {"data": "a", "steps": 9, "batch_size": 4, "dict_size": 32, "seed": 0}
-    text = printed(results, {n: config(**same, beta=b) for n, b in (("a", 0.5), ("b", 1.0))})
-    assert "from the same initial weights. Their posteriors differ:\n\n   beta\n" in text
-    assert "also differ" not in text
-
-
 def test_below_the_table_stands_what_ce_left_alone_and_what_was_not_measured_once():
     rules = {"remove_bos": True, "max_norm_multiple": 10.0}
     alone = {"fve": None, "positions_left_alone": 64, "loss_positions": 8192}

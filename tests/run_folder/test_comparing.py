@@ -10,7 +10,6 @@ from dictionary_learning_ext.run_folder.comparing import (
     evaluation_file,
     measured_differently,
     measured_on,
-    only_posteriors_differ,
     same_model,
     settings_of,
     training,
@@ -164,19 +163,3 @@ def test_sigma_and_its_ratio_are_one_setting():
         None,
         1.0,
     ]
-
-
-def test_posteriors_are_compared_where_all_else_agrees():
-    def only(*configs):
-        return only_posteriors_differ(list(training(dict(enumerate(configs))).values()))
-
-    top_k = run(architecture="top_k")
-    one, other = run(beta=1.0, sigma=1.0), run(beta=0.0, sigma=0.5, noise_anneal_steps=75)
-    assert only(top_k, one, other)
-    assert not only(one, one)
-    assert not only(one, run(beta=1.0, sigma=1.0, data_seed=1)), "another order of the data"
-    assert not only(one, other, run(beta=1.0, sigma=1.0, lr=0.1), run(lr=0.2))
-    assert not only(one, run(beta=0.0, auxk_alpha=0.0), run(auxk_alpha=0.1))
-    assert not only(one, other, config(architecture="relu", data="a", steps=100))
-    assert not only(one, other, config({"k": 4}))
-    assert not only(one, other, run(architecture="matryoshka", group_fractions=[0.5, 0.5]))
