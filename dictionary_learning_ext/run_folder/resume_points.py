@@ -10,7 +10,6 @@ A point is written to a folder of another name, which is then renamed. The last 
 
 import contextlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable
@@ -23,7 +22,6 @@ from safetensors.torch import load_file, save_file
 
 from ..errors import CheckpointError
 from .files import (
-    CHECKPOINTS,
     RESUME,
     RESUME_COMPLETE,
     RESUME_LOGGED,
@@ -40,8 +38,6 @@ from .files import (
 )
 from .json_files import read_json
 from .reading import steps_of
-
-logger = logging.getLogger(__name__)
 
 KEPT = 2
 _TENSOR = "__tensor__"
@@ -152,23 +148,13 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
         except CheckpointError as error:
             problems.append(str(error))
     had_at_most_one = min(map(len, there.values())) == 0 and max(map(len, there.values())) <= 1
-    trained = [folder / WEIGHTS for folder in there if (folder / WEIGHTS).exists()]
-    if had_at_most_one and not problems and not trained:
-        for checkpoints in (folder / CHECKPOINTS for folder in there):
-            if checkpoints.exists():
-                logger.warning(
-                    "%s: starts from scratch too, as there is no resume point", checkpoints
-                )
+    has_weights = any((folder / WEIGHTS).exists() for folder in there)
+    if had_at_most_one and not problems and not has_weights:
         return {}, []
     found = "; ".join(problems) or ", ".join(f"{f} has {steps}" for f, steps in there.items())
-    kept = f"; {trained[0]} is kept" if trained else ""
-    expected, each = "a resume point", ""
-    if len(there) > 1:
-        expected += " of one step in all folders"
-        each = "resume the folders one by one, "
     raise CheckpointError(
-        f"no step to resume from: expected {expected} ({found}{kept}); {each}measure what is "
-        "trained with `vsae eval FOLDER`"
+        f"no step to resume from: expected a resume point of one step in every folder ({found}); "
+        "measure what is trained with `vsae eval FOLDER`"
     )
 
 
