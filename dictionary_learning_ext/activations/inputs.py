@@ -27,7 +27,7 @@ from nnsight import LanguageModel
 
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
-from ..errors import ActivationsError, LanguageModelError, Setting, TextError
+from ..errors import ActivationsError, LanguageModelError, Setting, Text, TextError
 from .buffer import Batches, BatchSource, ResidualBuffer, ShuffledRows
 from .cache_manifest import CacheManifest
 from .hook_points import HookPoint, SharedPass, find_hook, require_hook
@@ -120,6 +120,17 @@ class Inputs(ABC):
 
     def __init__(self, run: RunConfig, before_batch: Callable[[], None] | None, share: Share):
         self._run, self._before_batch, self._share = run, before_batch, share
+
+    def require_language_model(self, what: str, instead: Text) -> LanguageModel:
+        """The language model. Raises an ActivationsError if there is none.
+
+        Arguments:
+            what: what needs it, the first words of the message: "a report shows tokens".
+            instead: what to do without it.
+        """
+        if self.language_model is None:
+            raise ActivationsError(f"{what}, but {self.no_language_model}", instead=instead)
+        return self.language_model
 
     @abstractmethod
     def hashes(self) -> dict[str, str]:

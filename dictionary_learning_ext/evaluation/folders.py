@@ -16,14 +16,7 @@ from ..activations.inputs import Inputs, open_inputs
 from ..activations.language_models import with_weights
 from ..config.checks import require
 from ..config.run import RunConfig
-from ..config.synthetic_models import is_synthetic
-from ..errors import (
-    ActivationsError,
-    CheckpointError,
-    ConfigError,
-    LanguageModelError,
-    Setting,
-)
+from ..errors import ActivationsError, CheckpointError, ConfigError, Setting
 from ..run_folder.comparing import (
     CONTEXTS,
     MEASURED_ON,
@@ -289,16 +282,12 @@ def open_sae(
         run = RunConfig(model=_name_of(lm), hook=hook, device=device)
     run = run if ctx_len is None else replace(run, ctx_len=ctx_len)
     run = run if stored else replace(run, activations=None)
-    if is_synthetic(run.model):
-        raise LanguageModelError(f"{run.model} is not a language model: give one, and a text")
     inputs = open_inputs(replace(run, eval_tokens=1), [run.hook], language_model=loaded)
-    if inputs.language_model is None:
-        raise ActivationsError(
-            inputs.no_language_model,
-            expected="the tokens that its activations are of",
-            instead=("give a text to read in their place, e.g. ", Setting("text", "embedded")),
-        )
-    opened = OpenedSAE(dictionary, inputs.language_model, inputs.hooks[run.hook], run, inputs)
+    language_model = inputs.require_language_model(
+        "features are measured on tokens",
+        ("give ", Setting("lm"), ", and a text to read, e.g. ", Setting("text", "embedded")),
+    )
+    opened = OpenedSAE(dictionary, language_model, inputs.hooks[run.hook], run, inputs)
     name = sae if isinstance(sae, str | Path) else "the dictionary"
     opened.hook_point.require_width(name, dictionary.activation_dim, run.model)
     return opened

@@ -12,14 +12,7 @@ from queue import Empty, Queue
 from typing import Any, NamedTuple
 
 from ..config.run import ExplainOptions
-from ..config.synthetic_models import is_synthetic
-from ..errors import (
-    ActivationsError,
-    ConfigError,
-    EndpointError,
-    LanguageModelError,
-    Setting,
-)
+from ..errors import ConfigError, EndpointError, Setting
 from ..evaluation.folders import open_folders, require_feature
 from ..features.collector import FeatureCollector, FeatureStatistics, SinkFinder
 from ..features.explanations import MISSING, Explanation, Explanations, explanations_in
@@ -176,16 +169,11 @@ class _Measured(NamedTuple):
 
 def _measured(folder: str | Path, tokens: int, where: dict[str, Any]) -> _Measured:
     opened = open_folders([folder], **where)
-    run, language_model = opened.run, opened.language_model
-    if is_synthetic(run.model):
-        raise LanguageModelError(f"{run.model} has no tokens, so its features can't be explained")
-    if language_model is None:
-        raise ActivationsError(
-            "explanations are of tokens, and this folder doesn't say which language model's",
-            name="activations",
-            value=run.activations,
-            instead=("give ", Setting("activations", None), " and the language model"),
-        )
+    run = opened.run
+    activations, model = Setting("activations", None), Setting("model")
+    language_model = opened.inputs.require_language_model(
+        "explanations are of tokens", ("for a language model's, give ", activations, " and ", model)
+    )
     ((dictionary, _),) = opened.saes.values()
     collector = FeatureCollector(
         dictionary, tokens, top=KEPT, sampled=KEPT, drawn=DRAWN, profile_tokens=1

@@ -14,8 +14,7 @@ from typing import Any
 import torch as t
 
 from ..config.run import ReportOptions
-from ..config.synthetic_models import is_synthetic
-from ..errors import ActivationsError, ConfigError, Setting
+from ..errors import ConfigError, Setting
 from ..evaluation.folders import OpenedFolders, open_folders
 from ..evaluation.metrics import shown_in
 from ..evaluation.tables import labels
@@ -133,21 +132,10 @@ def analyse(
     """
     _require_different(folders)
     opened = open_folders(folders, **where)
-    run, language_model = opened.run, opened.language_model
-    if is_synthetic(run.model):
-        raise ActivationsError(
-            "a report shows tokens, and synthetic activations have none",
-            name="model",
-            value=run.model,
-            instead="use `vsae eval` and `vsae compare`",
-        )
-    if language_model is None:
-        raise ActivationsError(
-            "a report shows tokens, and this folder doesn't say which language model's",
-            name="activations",
-            value=run.activations,
-            instead="use `vsae eval` and `vsae compare`",
-        )
+    run, inputs = opened.run, opened.inputs
+    language_model = inputs.require_language_model(
+        "a report shows tokens", "use `vsae eval` and `vsae compare`"
+    )
     # What can fail comes before the text, which takes minutes.
     explanations = {name: read_explanations(name, sae) for name, (sae, _) in opened.saes.items()}
     lens = LogitLens(language_model) if options.logits else None
@@ -179,7 +167,7 @@ def analyse(
     finder = SinkFinder(language_model.tokenizer)
     text = "held-out" if options.split == "heldout" else "training"
     on_step(f"reading {options.tokens:,} tokens of {text} text")
-    for batch in opened.inputs.contexts(run.hook, options.split, options.tokens):
+    for batch in inputs.contexts(run.hook, options.split, options.tokens):
         batch = finder.without_sinks(batch)
         for collector in collectors.values():
             collector.add(batch)

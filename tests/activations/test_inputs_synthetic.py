@@ -105,7 +105,8 @@ def test_the_commands_train_evaluate_and_compare(tmp_path, capsys):
     assert f"{second['firing_f1']:.4f}" in out
     assert "Not a matched comparison" not in out
     line = refused(["report", one], capsys)
-    assert "a report shows tokens, and synthetic activations have none; use `vsae eval`" in line
+    said = "a report shows tokens, but synthetic:tiny is not a language model"
+    assert f"{said}; use `vsae eval`" in line
 
 
 def test_held_out_samples_are_the_same_for_every_seed_and_not_those_of_training(run):
