@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ..config.run import NOT_THE_RESULT
 from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.directions import decoder_directions
 from ..features.reproducibility import RETURNING, reproducibility
-from ..run_folder.comparing import SEEDS, as_given, settings_of, unequal
+from ..run_folder.comparing import SEEDS, architecture_of, settings_of, training, unequal
 from ..run_folder.files import CONFIG, FAILED, WEIGHTS
 from ..run_folder.reading import (
     checked_settings,
-    is_finished,
-    load_config,
     read_config,
     read_metrics_if_any,
     run_folders_in,
@@ -31,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 RANKED_BY = "description_length"
 SAME_BATCHES = "* some of these seeds saw the same batches, and features may return for that reason"
-_NEVER_SHOWN = (*NOT_THE_RESULT, "device")
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class RunResult:
 
     name: str
     settings: dict[str, Any]
+    """The architecture, and what else decides what was trained."""
     metrics: dict[str, Any]
     """The content of metrics.json; empty if it was not evaluated."""
     folder: Path | None = None
@@ -91,7 +88,7 @@ def grouped(results: Sequence[RunResult]) -> list[Group]:
     """The runs by their settings but for the seeds, sorted by the settings that differ."""
     groups: dict[str, list[RunResult]] = {}
     for one in results:
-        settings = {n: v for n, v in one.settings.items() if n not in (*_NEVER_SHOWN, *SEEDS)}
+        settings = {n: v for n, v in one.settings.items() if n not in SEEDS}
         groups.setdefault(json.dumps(settings, sort_keys=True, default=str), []).append(one)
     names = differing(results)
     return sorted(
@@ -108,7 +105,7 @@ def _place(value: Any) -> tuple[int, float, str]:
 
 def differing(results: Sequence[RunResult]) -> list[str]:
     """The settings in which runs differ. An option of only one architecture is none of them."""
-    return sorted(n for n in unequal([one.settings for one in results]) if n not in _NEVER_SHOWN)
+    return sorted(unequal([one.settings for one in results]))
 
 
 def best_of_each_k(groups: list[Group]) -> list[Group]:
@@ -146,58 +143,76 @@ def read_all_in(
     return configs, metrics, left_out
 
 
-def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
-    """The settings and metrics of every finished run in a folder.
-
-    Settings that were left to the trainer are those that it chose. A run that was not evaluated, as
-    its settings say, has no metrics.
+def results_of(
+    configs: dict[str, dict[str, Any]],
+    metrics: dict[str, dict[str, Any]],
+    folder: Path | None = None,
+) -> list[RunResult]:
+    """Trained SAEs, by their names. Settings that were left to the trainer are those that it chose.
 
     Arguments:
-        state: what is missing, in words, if that is known. A warning names it otherwise.
+        configs, metrics: the content of each config.json and metrics.json.
+        folder: the folder that holds the run folders; None if these aren't here.
+    """
+    return [
+        RunResult(
+            name,
+            {"architecture": architecture_of(configs[name]), **settings},
+            metrics[name],
+            None if folder is None else folder / name,
+        )
+        for name, settings in training(configs).items()
+    ]
+
+
+def from_folder(folder: Path, state: str | None = None) -> list[RunResult]:
+    """Every trained SAE in a folder. A warning names the folders that are left out.
+
+    Arguments:
+        state: what is missing, in words, if that is known.
 
     Raises: ConfigError if no run is finished.
     """
-    results, unfinished = [], []
-    for one in run_folders_in(folder):
-        if is_finished(one, load_config(one).run):
-            config, metrics = read_config(one), read_metrics_if_any(one) or {}
-            results.append(RunResult(one.name, as_given(settings_of(config)), metrics, one))
-        else:
-            unfinished.append(one.name)
-    if not results:
+    configs, metrics, left_out = read_all_in(folder)
+    if left_out:
+        logger.warning("left out: %s", ", ".join(left_out))
+    if not configs:
         raise ConfigError(
             f"{folder}: holds no finished run; "
             + (state or "expected a folder written by vsae sweep, e.g. runs/NAME")
         )
-    if unfinished and state is None:
-        logger.warning("left out, as they have no results yet: %s", ", ".join(unfinished))
-    return results
+    return results_of(configs, metrics, folder)
 
 
 def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
     """The same from wandb's server, and what is missing. Raises ConfigError if it can't be read."""
     import wandb
 
-    def evaluation(summary: dict[str, Any]) -> dict[str, Any]:
-        prefix = "eval/"
+    def config(run: Any) -> dict[str, Any]:
+        """As in its config.json. The norm_factor, which is measured, is no setting."""
+        settings = {name: value for name, value in run.config.items() if name != "norm_factor"}
+        return {"trainer": {}, "run": {"settings": settings}}
+
+    def evaluation(run: Any) -> dict[str, Any]:
+        prefix, summary = "eval/", dict(run.summary)
         return {n.removeprefix(prefix): v for n, v in summary.items() if n.startswith(prefix)}
 
     try:
         runs = list(wandb.Api().sweep(sweep).runs)
-        results = [
-            RunResult(run.name, as_given(dict(run.config)), evaluation(dict(run.summary)))
-            for run in runs
-            if run.state == "finished"
-        ]
+        finished = [run for run in runs if run.state == "finished"]
+        results = results_of(
+            {run.name: config(run) for run in finished},
+            {run.name: evaluation(run) for run in finished},
+        )
     except Exception as error:  # of many kinds: login, network, no such sweep
         raise ConfigError(
             f"--of-wandb {sweep}: can't be read ({first_line(error)}); expected "
             "ENTITY/PROJECT/SWEEP; if you are not logged in, run `wandb login`"
         ) from error
-    if not results:
+    if not finished:
         raise ConfigError(f"--of-wandb {sweep}: none of its {len(runs)} runs has finished")
-    missing = f"{len(results)} of {len(runs)} runs are finished"
-    return results, missing if len(results) < len(runs) else None
+    missing = f"{len(finished)} of {len(runs)} runs are finished"
+    return results, missing if len(finished) < len(runs) else None
 
 
 # --- how well the seeds of a setting agree

@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
 from ..features.contexts import rendered
-from ..run_folder.comparing import SEEDS, architecture_of, measurements, training, unequal
+from ..run_folder.comparing import SEEDS, measurements, unequal
 from ..run_folder.files import (
     INDEX,
     REPORT,
@@ -40,6 +40,7 @@ from .many_runs import (
     grouped,
     of_seeds,
     read_all_in,
+    results_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -71,15 +72,7 @@ def write_index(
     folder = Path(folder)
     out = folder / INDEX if out is None else page_at(out, INDEX)
     configs, metrics_of, left_out = read_all_in(folder)
-    results = [
-        RunResult(
-            name,
-            {"architecture": architecture_of(configs[name]), **settings},
-            metrics_of[name],
-            folder / name,
-        )
-        for name, settings in training(configs).items()
-    ]
+    results = results_of(configs, metrics_of, folder)
     settings = unequal([one.settings for one in results])
     measured = measurements({name: found for name, found in metrics_of.items() if found})
     measured_as = unequal(list(measured.values()))

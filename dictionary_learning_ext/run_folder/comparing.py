@@ -172,12 +172,12 @@ def as_given(settings: dict[str, Any]) -> dict[str, Any]:
 
 def architecture_of(config: dict[str, Any]) -> str:
     """What a config.json says that was trained; of upstream's folders, the row of its class."""
-    settings, dict_class = (
-        config.get("run", {}).get("settings", {}),
-        config["trainer"]["dict_class"],
-    )
+    settings = config.get("run", {}).get("settings", {})
+    if architecture := settings.get("architecture"):
+        return architecture
+    dict_class = config["trainer"]["dict_class"]
     row = BY_DICT_CLASS.get(dict_class)
-    return settings.get("architecture") or (row.name if row else dict_class)
+    return row.name if row else dict_class
 
 
 def unequal(all_settings: Sequence[dict[str, Any]]) -> list[str]:

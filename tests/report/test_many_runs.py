@@ -62,12 +62,12 @@ def test_the_mean_counts_and_not_the_luckiest_run():
     assert best.mean("description_length") == 3.25
 
 
-def test_only_seeds_and_places_do_not_make_a_group():
+def test_only_seeds_do_not_make_a_group():
     groups = grouped(
         [
-            row(8, 1.0, lr=2, seed=0, save_dir="a", save_every="10m", log_steps=100),
-            row(8, 2.0, lr=1, seed=0, save_dir="b"),
-            row(8, 3.0, lr=2, seed=1, save_dir="c", data_seed=4, save_every="5m", log_steps=7),
+            row(8, 1.0, lr=2, seed=0),
+            row(8, 2.0, lr=1, seed=0),
+            row(8, 3.0, lr=2, seed=1, data_seed=4),
         ]
     )
     assert [(one.n, one.settings["lr"]) for one in groups] == [(1, 1), (2, 2)]
@@ -101,7 +101,7 @@ def test_the_spread_is_the_standard_deviation_of_the_sample(lengths, spread, tex
 
 def test_settings_in_which_runs_differ():
     """An option that one architecture lacks is not swept."""
-    assert differing([row(8, 1.0, lr=1, save_dir="a"), row(8, 1.0, lr=2, save_dir="b")]) == ["lr"]
+    assert differing([row(8, 1.0, lr=1), row(8, 1.0, lr=2)]) == ["lr"]
     assert differing([row(8, 1.0, beta=0.1), row(8, 1.0)]) == []
     assert differing([row(8, 1.0, beta=0.1), row(8, 1.0), row(8, 1.0, beta=0.2)]) == ["beta"]
 
@@ -127,7 +127,7 @@ def test_an_empty_folder_or_one_without_results(tmp_path, caplog):
         from_folder(tmp_path)
     run_folder(tmp_path / "two", metrics={"fve": 0.5})
     assert len(from_folder(tmp_path)) == 1
-    assert "left out, as they have no results yet: one" in caplog.text
+    assert "left out: one (not finished)" in caplog.text
 
 
 def test_a_sigma_that_follows_from_its_ratio_is_no_setting_that_differs(tmp_path):
@@ -137,20 +137,57 @@ def test_a_sigma_that_follows_from_its_ratio_is_no_setting_that_differs(tmp_path
     assert differing(from_folder(tmp_path)) == ["k"]
 
 
-def test_a_sweep_on_wandbs_server(monkeypatch):
-    runs = [
-        SimpleNamespace(name="a", config={"k": 4}, summary={"eval/fve": 0.5}, state=state)
-        for state in ("finished", "running")
-    ]
-    found = SimpleNamespace(sweep=lambda _: SimpleNamespace(runs=runs))
-    monkeypatch.setattr("wandb.Api", lambda: found)
-    finished = [RunResult("a", {"k": 4}, {"fve": 0.5})]
-    assert from_wandb("a/b/c") == (finished, "1 of 2 runs are finished")
-    del runs[1]
-    assert from_wandb("a/b/c") == (finished, None)
+def test_where_and_on_what_runs_were_made_is_no_setting_that_differs(tmp_path):
+    for name, device in (("one", "cpu"), ("two", "cuda")):
+        own = {"save_dir": name, "device": device, "log_steps": len(name)}
+        run_folder(tmp_path / name, metrics={"fve": 0.5}, k=2, **own)
+    assert differing(from_folder(tmp_path)) == []
+
+
+def test_a_damaged_folder_is_left_out_with_a_warning(tmp_path, caplog):
+    run_folder(tmp_path / "one", metrics={"fve": 0.5}, k=2)
+    run_folder(tmp_path / "two", metrics={"fve": "many"}, k=4)
+    assert [one.name for one in from_folder(tmp_path)] == ["one"]
+    assert "left out: two (" in caplog.text
+    assert "metrics.json: fve is 'many'" in caplog.text
+
+
+def run_on_wandb(name, state="finished", **settings):
+    config = {"architecture": "top_k", "k": 4, "save_dir": name, **settings}
+    return SimpleNamespace(name=name, config=config, summary={"eval/fve": 0.5}, state=state)
+
+
+@pytest.fixture
+def of_wandb(monkeypatch):
+    """Puts runs on wandb's server and reads them from there."""
+
+    def read(*runs):
+        sweep = SimpleNamespace(runs=runs)
+        monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(sweep=lambda _: sweep))
+        return from_wandb("a/b/c")
+
+    return read
+
+
+def test_a_sweep_on_wandbs_server(of_wandb, monkeypatch):
+    finished = [RunResult("a", {"architecture": "top_k", "k": 4}, {"fve": 0.5})]
+    is_running = run_on_wandb("b", "running")
+    assert of_wandb(run_on_wandb("a"), is_running) == (finished, "1 of 2 runs are finished")
+    assert of_wandb(run_on_wandb("a")) == (finished, None)
+    with pytest.raises(ConfigError, match="none of its 1 runs has finished"):
+        of_wandb(is_running)
     monkeypatch.setattr("wandb.Api", lambda: 1 / 0)
     with pytest.raises(ConfigError, match=r"--of-wandb a/b/c: can't be read.*wandb login"):
         from_wandb("a/b/c")
+
+
+def test_seeds_on_wandb_are_one_group_though_each_measured_its_own_norm_factor(of_wandb):
+    runs = [
+        run_on_wandb(f"seed{seed}", seed=seed, data_seed=seed, norm_factor=3.0 + seed)
+        for seed in range(2)
+    ]
+    (group,) = grouped(of_wandb(*runs)[0])
+    assert group.n == 2
 
 
 # --- how well the seeds of a setting agree
