@@ -339,10 +339,8 @@ def text_table(
             columns are divided into blocks one below the other.
         repeated: how many of the first columns each block has, if they take half of it at most.
     """
-    grid = [list(row) for row in (header, *rows)]  # a cell's lines end in "\n"
+    grid = [list(row) for row in (header, *rows)]  # a head's lines end in "\n"
     if width is not None and _total(_widths(grid)) > width:
-        for row in grid[1:]:
-            row[0] = _broken(row[0], max(12, width // 3))
         grid[0][1:] = [_wrapped(*column) for column in list(zip(*grid, strict=True))[1:]]
     widths = _widths(grid)
     while width is not None and repeated > 1 and _total(widths[:repeated]) > width // 2:
@@ -376,16 +374,6 @@ def _wrapped(head: str, *cells: str) -> str:
     """A head in lines that are no wider than its column, where its words allow it."""
     width = max(map(len, [*head.split(), *cells, " "]))
     return "\n".join(textwrap.wrap(head, width, break_long_words=False, break_on_hyphens=False))
-
-
-def _broken(name: str, width: int) -> str:
-    """A long name in lines, broken after "_", "/" and spaces."""
-    lines = [""]
-    for part in re.findall(r"[^_/ ]*[_/ ]?", name):
-        if lines[-1] and len(lines[-1]) + len(part) > width:
-            lines.append(_GAP)
-        lines[-1] += part
-    return "\n".join(lines)
 
 
 def _aligned(grid: list[list[str]], widths: list[int]) -> str:

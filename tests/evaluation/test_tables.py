@@ -356,18 +356,6 @@ def test_blocks_repeat_as_many_columns_as_are_asked_for():
     ]
 
 
-def test_a_long_name_is_broken_where_its_parts_end():
-    table = text_table(["", "FVE"], [["vsae_top_k_k64_F1024_seed0", "0.9"], ["b", "0.8"]], width=24)
-    assert table.splitlines() == [
-        "              FVE",
-        "-----------------",
-        "vsae_top_k_   0.9",
-        "  k64_F1024_",
-        "  seed0",
-        "b             0.8",
-    ]
-
-
 @pytest.mark.parametrize("width", [1, 20, 40, 80])
 def test_no_cell_is_lost_and_no_line_is_wider_than_it_must_be(width):
     header = ["", *(f"metric {i}" for i in range(20))]
