@@ -123,14 +123,14 @@ def read_all_in(
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], list[str]]:
     """Each config.json and metrics.json of the trained SAEs in a folder, by the run folder's name.
 
-    Also returns a line for each folder that is left out: its name, and whether it is damaged or not
-    finished.
+    Also returns a line for each folder that is left out: its name, and whether it is damaged, failed or
+    not finished.
     """
     configs, metrics, left_out = {}, {}, []
     for one in run_folders_in(folder):
-        if not (one / WEIGHTS).is_file():
-            why = "failed" if (one / FAILED).is_file() else "not finished"
-            left_out.append(f"{one.name} ({why})")
+        has_failed = (one / FAILED).is_file()
+        if has_failed or not (one / WEIGHTS).is_file():
+            left_out.append(f"{one.name} ({'failed' if has_failed else 'not finished'})")
             continue
         try:
             config, found = read_config(one), read_metrics_if_any(one) or {}
