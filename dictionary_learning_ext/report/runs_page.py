@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import plotly.graph_objects as go
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, Setting
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
 from ..features.contexts import rendered
@@ -28,6 +28,7 @@ from ..run_folder.files import (
     write_text,
 )
 from ..run_folder.reading import require_folders
+from ..run_folder.sae_names import require_results_at
 from .many_runs import (
     RANKED_BY,
     SAME_BATCHES,
@@ -44,6 +45,8 @@ from .many_runs import (
 )
 
 logger = logging.getLogger(__name__)
+
+_OUT = Setting("out")
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,13 @@ def write_index(
 
     A run folder that is damaged or not finished is left out of the table, and named below it. `on_step`
     is called with the name of each step that takes long before it starts.
+
+    Raises: ConfigError for a page in another library's folder; CheckpointError if it can't be written.
     """
     require_folders([folder])
     folder = Path(folder)
     out = folder / INDEX if out is None else page_at(out, INDEX)
+    require_results_at(out, _OUT)
     configs, metrics_of, left_out = read_all_in(folder)
     results = results_of(configs, metrics_of, folder)
     settings = unequal([one.settings for one in results])
@@ -110,7 +116,7 @@ def write_index(
         ],
         together=_link(folder / REPORT, out) if (folder / REPORT).is_file() else None,
     )
-    write_text(out, page)
+    write_text(out, page, _OUT)
     return out
 
 

@@ -9,6 +9,7 @@ from html import unescape
 
 import numpy as np
 import pytest
+from small_commands import refused
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.report.many_runs import RunResult, from_folder, of_seeds
@@ -113,6 +114,25 @@ def test_reports_are_linked_and_those_that_are_missing_have_a_command(folder, tm
     assert links == ["../saes/report.html", "../saes/vsae/report.html"]
     assert f"vsae report {folder / 'top_k'}\n" in page
     assert f"vsae report {folder / 'vsae'}\n" not in page
+
+
+def test_a_page_that_cannot_be_written_names_the_flag_before_anything_is_measured(
+    folder, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    page = tmp_path / "file" / "x.html"
+    assert "choose another --out" in refused(["report", folder, "--out", page], capsys)
+
+
+def test_no_page_goes_into_another_librarys_folder(folder, tmp_path, capsys):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "cfg.json").write_text("{}")
+    (foreign / "sae_weights.safetensors").touch()
+    line = refused(["report", folder, "--out", foreign], capsys)
+    assert "--out" in line
+    assert "nothing is written into that folder" in line
+    assert not (foreign / "index.html").exists()
 
 
 def test_it_takes_no_flags_of_a_report(folder, capsys):
