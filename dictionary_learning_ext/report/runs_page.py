@@ -170,7 +170,7 @@ def show_sweep(
         *_on_same_batches(groups),
         "",
         *([f"{missing}."] if missing else []),
-        *_winners(best, settings, each, len(results), has_seeds),
+        *_winners(best, settings, each, len(results)),
     ]
     try:
         for path, text in files.items():
@@ -181,30 +181,21 @@ def show_sweep(
     return "\n".join([*lines, "", f"Wrote {', '.join(map(str, files))}."])
 
 
-def _winners(
-    best: list[Group], settings: list[str], each: list[str], n_runs: int, has_seeds: bool
-) -> list[str]:
-    """The best setting for each k, one or two lines each."""
-
-    def shown(group: Group, names: list[str]) -> str:
-        return ", ".join(f"{name}={setting_text(group.settings.get(name))}" for name in names)
-
+def _winners(best: list[Group], settings: list[str], each: list[str], n_runs: int) -> list[str]:
+    """The best setting for each k: a line with its mean, and one with the names of its runs."""
     ranked_by = METRICS[RANKED_BY]
     if not best:
         return [f"{ranked_by.label} was not measured, so the runs are not ranked."]
-    which, rest = "for each " + " and ".join(each), [n for n in settings if n not in each]
-    if not has_seeds:
-        lines = [f"Lowest {ranked_by.label} {which}, out of {n_runs} runs, one seed each (n = 1):"]
-        return lines + [f"  {shown(one, [*each, *rest])}\n    {one.runs[0].name}" for one in best]
-    return [
-        f"Lowest mean {ranked_by.label} {which}, out of {n_runs} runs "
-        "(mean ± standard deviation over n seeds):",
-        *(
-            f"  {shown(one, each)}: {shown(one, rest) or 'all seeds'}: {one.text(ranked_by)} "
-            f"(n = {one.n})"
-            for one in best
-        ),
+    lines = [
+        f"Lowest mean {ranked_by.label} for each {' and '.join(each)}, out of {n_runs} runs "
+        "(mean ± standard deviation over n seeds):"
     ]
+    names = [*each, *(name for name in settings if name not in each)]
+    for one in best:
+        shown = ", ".join(f"{name}={setting_text(one.settings.get(name))}" for name in names)
+        lines.append(f"  {shown}: {one.text(ranked_by)} (n = {one.n})")
+        lines.append(f"    {', '.join(run.name for run in one.runs)}")
+    return lines
 
 
 def _runs_table(

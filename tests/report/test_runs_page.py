@@ -228,14 +228,13 @@ SEEDS = [row(8, 3.0), row(8, 4.0, seed=1), row(8, 1.0, lr=0.002), row(8, 7.0, se
 FIGURES = ("FVE against k", "CE recovered against k", "drag along")
 
 
-def test_a_single_seed_is_called_one(tmp_path):
+def test_the_best_run_for_each_k_is_named(tmp_path):
     text = show_sweep([row(8, 3.0), row(16, 2.0)], tmp_path)
-    assert "out of 2 runs, one seed each (n = 1):" in text
-    winners = ["  k=8", "    k8_3.0", "  k=16", "    k16_2.0"]
+    assert "out of 2 runs (mean" in text
+    winners = ["  k=8: 3.0000 (n = 1)", "    k8_3.0", "  k=16: 2.0000 (n = 1)", "    k16_2.0"]
     assert text.splitlines()[-6:-2] == winners
     by_lr = show_sweep([row(8, 3.0), row(8, 2.0, lr=0.002)], tmp_path)
-    assert by_lr.splitlines()[-4:-2] == ["  k=8, lr=0.002", "    k8_2.0"]
-    assert "±" not in text
+    assert by_lr.splitlines()[-4:-2] == ["  k=8, lr=0.002: 2.0000 (n = 1)", "    k8_2.0"]
     assert text.splitlines()[0].split()[:2] == ["k", "FVE"]
 
 
@@ -246,7 +245,9 @@ def test_seeds_are_averaged_before_the_best_is_chosen(tmp_path):
     assert lines[2][:2] == ["0.001", "2"]
     assert lines[2][-3:] == ["3.5000", "±", "0.7071"]
     assert lines[3][-3:] == ["4.0000", "±", "4.2426"]
-    assert "k=8: lr=0.001: 3.5000 ± 0.7071 (n = 2)" in text, "though the best run has lr=0.002"
+    assert "k=8, lr=0.001: 3.5000 ± 0.7071 (n = 2)\n    k8_3.0, k8_4.0\n" in text, (
+        "though the best run has lr=0.002"
+    )
     runs = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [(one["seed"], one["description_length"]) for one in runs[:2]] == [
         ("0", "3.0"),
@@ -270,7 +271,7 @@ def test_results_are_shown_where_they_cannot_be_written_and_where_some_are_missi
 ):
     (tmp_path / "file").touch()
     text = show_sweep(SEEDS, tmp_path / "file" / "sweep")
-    assert "k=8: lr=0.001: 3.5000 ± 0.7071 (n = 2)" in text
+    assert "k=8, lr=0.001: 3.5000 ± 0.7071 (n = 2)" in text
     assert "Wrote" not in text
     assert "shown and not written" in caplog.text
     text = show_sweep(SEEDS[:1], tmp_path, "1 of 8 runs are finished")
