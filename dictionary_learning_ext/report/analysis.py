@@ -45,7 +45,7 @@ from ..features.return_score import ReturnScores, SignalCollector, has_score
 from ..features.synthesis import Synthesis, synthesise
 from ..run_folder.comparing import of_one_setting
 from ..run_folder.reading import read_config, read_history, read_metrics_if_any
-from ..run_folder.sae_names import lasting_name
+from ..run_folder.sae_names import lasting_name, place_of
 from ..run_folder.weights import load_dictionary
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Analysis:
     label: str
     """A short name, unique within the report."""
     folder: Path
+    """As it was named: a run folder, or one of an SAE's results."""
     config: dict[str, Any]
     metrics: dict[str, Any]
     """The content of metrics.json; empty if the folder was not evaluated."""
@@ -212,7 +213,7 @@ def analyse(
                 folder=Path(name),
                 config=config,
                 metrics=read_metrics_if_any(name) or {},
-                history=read_history(Path(name)),
+                history=read_history(place_of(name).folder),
                 dictionary=dictionary,
                 statistics=statistics,
                 directions_FD=directions_FD,

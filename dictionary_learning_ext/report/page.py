@@ -49,7 +49,7 @@ from ..run_folder.files import (
     writing,
 )
 from ..run_folder.reading import read_config
-from ..run_folder.sae_names import require_results_at, results_folder
+from ..run_folder.sae_names import place_of, require_results_at, results_folder
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
 from .figures import OUT, write_figures
@@ -299,10 +299,12 @@ def _commands(
     ]
     others = {"--against": folders[1:], "--seeds": list(map(str, seeds))}
     beside = [word for flag, given_to in others.items() if given_to for word in (flag, *given_to)]
+    run_folders = [
+        str(place_of(one.folder).folder) for one in comparison.analyses if "run" in one.config
+    ]
     trained = [
         ["vsae", "train", "--config", folder, "--save-dir", f"{folder}_again"]
-        for folder, one in zip(folders, comparison.analyses, strict=True)
-        if "run" in one.config
+        for folder in run_folders
     ]
     report = ["vsae", "report", folders[0], *beside, *given]
     return [shlex.join(command) for command in [*trained, report]]
