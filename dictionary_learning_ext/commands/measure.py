@@ -211,9 +211,9 @@ class MetricsFlags:
 def run_metrics(flags: MetricsFlags) -> None:
     from ..evaluation.metrics import METRICS
     from ..features.codes import CODE_MEASURES
-    from ..report.many_runs import SEED_METRICS
+    from ..report.many_runs import SEED_MEASURES
 
-    for each in (*SEED_METRICS, *CODE_MEASURES):
+    for each in (*SEED_MEASURES, *CODE_MEASURES):
         print(f"{each.key} ({each.label}, of several seeds: the higher, the more they agree)")
         print(textwrap.fill(each.definition, 100, initial_indent="    ", subsequent_indent="    "))
     for metric in METRICS.values():

@@ -36,6 +36,7 @@ from .directions import RandomDirections, decoder_directions
 from .reproducibility import (
     NULL_ERROR,
     RETURNING,
+    Measure,
     PairOfSAEs,
     Reproducibility,
     matching,
@@ -51,86 +52,72 @@ _BATCH_ELEMENTS = 1 << 22
 _LEAST_DRAWS, _MOST_DRAWS = 4, 1000
 
 
-@dataclass(frozen=True)
-class CodeMeasure:
-    """A number that says how the codes of two SAEs agree. The higher it is, the more."""
-
-    key: str
-    label: str
-    definition: str
-    form: str
-    """How tables show it."""
-
-    def text(self, value: float | None, missing: str = "-") -> str:
-        return missing if value is None else format(value, self.form)
-
-
 CODE_MEASURES = (
-    CodeMeasure(
+    Measure(
         "correlation",
         "correlation",
+        ".4f",
         "mean correlation over tokens of the activations of two seeds' features. The features are "
         "matched one to one, so that it is as large as possible, as many pairs as the smaller SAE has. One that "
         "never fires has 0",
-        ".4f",
     ),
     *(
-        CodeMeasure(
+        Measure(
             f"correlation_{least:g}",
             f"correlation > {least:g}",
-            f"share of these pairs that have a correlation of at least {least:g}",
             ".1%",
+            f"share of these pairs that have a correlation of at least {least:g}",
         )
         for least in RETURNING
     ),
-    CodeMeasure(
+    Measure(
         "correlation_by_direction",
         "correlation by direction",
+        ".4f",
         "mean correlation of the activations of features matched by their decoder directions; of opposite "
         "directions, with the sign reversed",
-        ".4f",
     ),
     *(
-        CodeMeasure(
+        Measure(
             f"returning_{least:g}_not_near_dead",
             f"returning > {least:g}, not near-dead",
+            ".1%",
             f"share that returns (absolute cosine of at least {least:g}) of the features that are not "
             f"near-dead: selected in at least {NEAR_DEAD:g} k/F of the tokens",
-            ".1%",
         )
         for least in RETURNING
     ),
-    CodeMeasure(
+    Measure(
         "returning_selections",
         "selections of returning",
-        "share of all selections that are of returning features",
         ".1%",
+        "share of all selections that are of returning features",
     ),
-    CodeMeasure(
+    Measure(
         "returning_energy",
         "energy of returning",
-        "share of the activation energy, the sum of squared activations, that returning features carry",
         ".1%",
+        "share of the activation energy, the sum of squared activations, that returning features carry",
     ),
-    CodeMeasure(
+    Measure(
         "jaccard",
         "Jaccard index",
+        ".4f",
         "Jaccard index of the features that the two select at a token, matched by direction: how many "
         "both select, of those that either does; mean over tokens",
-        ".4f",
     ),
-    CodeMeasure(
+    Measure(
         "subspace",
         "subspace overlap",
+        ".4f",
         f"overlap of the D/{PRINCIPAL} leading principal directions of the features that do not return, "
         "weighted by activation energy: mean squared cosine of the principal angles",
-        ".4f",
     ),
-    CodeMeasure(
+    Measure(
         "subspace_less_null",
         "subspace overlap less null",
-        "the subspace overlap, less that of random directions of the same covariance and weights",
         ".4f",
+        "the subspace overlap, less that of random directions of the same covariance and weights",
     ),
 )
 """What tables show of a pair, see `measures_of_pair`."""

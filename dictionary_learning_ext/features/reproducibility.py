@@ -29,15 +29,6 @@ CANDIDATES = 64
 """Of each feature, in each of the two dictionaries, where the assignment is over candidates only."""
 NULL_ERROR = 0.001
 """Random dictionaries are drawn until their mean PW-MCC has a standard error below this."""
-_SHOWN = {
-    "pw_mcc": ("PW-MCC", ".4f"),
-    "null": ("null", ".4f"),
-    "null_error": ("null's standard error", ".4f"),
-    "null_draws": ("null's draws", ".0f"),
-    "pw_mcc_less_null": ("PW-MCC less null", ".4f"),
-    "agreement": ("agreement", ".4f"),
-}
-"""The measures in tables: label and format."""
 _MOST_DRAWS = 10_000
 _ROWS_AT_ONCE = 1024
 
@@ -49,6 +40,31 @@ unit vectors, for instance."""
 
 class ReproducibilityError(UserError):
     """These SAEs can't be compared."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that says how SAEs agree."""
+
+    key: str
+    label: str
+    form: str
+    """How tables show it."""
+    definition: str = ""
+
+    def text(self, value: float | None, missing: str = "-") -> str:
+        return missing if value is None else format(value, self.form)
+
+
+_SHOWN = (
+    Measure("pw_mcc", "PW-MCC", ".4f"),
+    Measure("null", "null", ".4f"),
+    Measure("null_error", "null's standard error", ".4f"),
+    Measure("null_draws", "null's draws", ".0f"),
+    Measure("pw_mcc_less_null", "PW-MCC less null", ".4f"),
+    Measure("agreement", "agreement", ".4f"),
+)
+"""What tables show of a pair."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +199,7 @@ class Reproducibility:
 
 def measures_as_text(measures: Mapping[str, float]) -> dict[str, str]:
     """`PairOfSAEs.measures` in digits, by their labels."""
-    return {label: format(measures[name], form) for name, (label, form) in _SHOWN.items()}
+    return {each.label: each.text(measures[each.key]) for each in _SHOWN}
 
 
 @dataclass(frozen=True)

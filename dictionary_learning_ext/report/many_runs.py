@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import ConfigError, UserError, first_line
 from ..evaluation.metrics import Metric
 from ..features.directions import decoder_directions
-from ..features.reproducibility import RETURNING, reproducibility
+from ..features.reproducibility import RETURNING, Measure, reproducibility
 from ..run_folder.comparing import SEEDS, architecture_of, settings_of, training, unequal
 from ..run_folder.files import CONFIG, FAILED, WEIGHTS
 from ..run_folder.reading import (
@@ -218,38 +218,20 @@ def from_wandb(sweep: str) -> tuple[list[RunResult], str | None]:
 # --- how well the seeds of a setting agree
 
 
-@dataclass(frozen=True)
-class SeedMetric:
-    """A number that says how well seeds agree."""
-
-    key: str
-    label: str
-    definition: str
-    form: str
-    """How tables show it."""
-
-    def text(self, scores: "SeedScores | None") -> str:
-        """Its value, with a star if seeds saw the same batches; a dash if it was not measured."""
-        if scores is None:
-            return "-"
-        star = " *" if scores.share_batches else ""
-        return f"{scores.values[self.key]:{self.form}}{star}"
-
-
-SEED_METRICS = (
-    SeedMetric(
+SEED_MEASURES = (
+    Measure(
         "pw_mcc_less_null",
         "PW-MCC less null",
+        ".4f",
         "mean absolute cosine of the features of two seeds, matched one to one by their decoder "
         "directions, less that of random directions of the same covariance",
-        ".4f",
     ),
-    SeedMetric(
+    Measure(
         "returning",
         f"returning > {RETURNING[0]:g}",
+        ".1%",
         "share of features whose match in another seed has an absolute cosine of at least "
         f"{RETURNING[0]:g}",
-        ".1%",
     ),
 )
 
@@ -259,9 +241,14 @@ class SeedScores:
     """How the SAEs of one setting agree, on average over all pairs."""
 
     values: dict[str, float]
-    """By the keys of SEED_METRICS."""
+    """By the keys of SEED_MEASURES."""
     share_batches: bool
     """Whether two of them have one data seed."""
+
+    def text(self, measure: Measure) -> str:
+        """A measure as tables show it, with a star if seeds saw the same batches."""
+        star = " *" if self.share_batches else ""
+        return measure.text(self.values[measure.key]) + star
 
 
 def of_seeds(folders: Sequence[Path]) -> SeedScores | None:

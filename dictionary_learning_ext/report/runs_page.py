@@ -17,6 +17,7 @@ from ..errors import CheckpointError, Setting
 from ..evaluation.metrics import METRICS, Metric, shown_in
 from ..evaluation.tables import labels_of, setting_text, text_table, usual_columns
 from ..features.contexts import rendered
+from ..features.reproducibility import Measure
 from ..run_folder.comparing import SEEDS, measurements, unequal
 from ..run_folder.files import (
     INDEX,
@@ -32,10 +33,9 @@ from ..run_folder.sae_names import require_results_at
 from .many_runs import (
     RANKED_BY,
     SAME_BATCHES,
-    SEED_METRICS,
+    SEED_MEASURES,
     Group,
     RunResult,
-    SeedMetric,
     best_of_each_k,
     differing,
     grouped,
@@ -220,14 +220,14 @@ def _settings_table(
     title: str, groups: list[Group], settings: list[str], metrics: list[Metric]
 ) -> RunsTable:
     """A row for each setting; with several seeds, also how many there are and how well they agree."""
-    agreement = _seed_metrics(groups)
+    agreement = _seed_measures(groups)
     n = ["n"] if _have_seeds(groups) else []
     rows = [
         [
             *(setting_text(group.settings.get(name)) for name in settings),
             *(str(group.n) for _ in n),
             *map(group.text, metrics),
-            *(metric.text(group.scores) for metric in agreement),
+            *(group.scores.text(each) if group.scores else "-" for each in agreement),
         ]
         for group in groups
     ]
@@ -239,9 +239,9 @@ def _have_seeds(groups: list[Group]) -> bool:
     return any(group.n > 1 for group in groups)
 
 
-def _seed_metrics(groups: list[Group]) -> list[SeedMetric]:
+def _seed_measures(groups: list[Group]) -> list[Measure]:
     """What tables show of how well seeds agree: nothing if it was measured of no group."""
-    return list(SEED_METRICS) if any(group.scores for group in groups) else []
+    return list(SEED_MEASURES) if any(group.scores for group in groups) else []
 
 
 def _on_same_batches(groups: list[Group]) -> list[str]:
@@ -260,7 +260,7 @@ def _runs_csv(results: list[RunResult], names: list[str], metrics: list[Metric])
 def _settings_csv(groups: list[Group], names: list[str], metrics: list[Metric]) -> str:
     """A row for each setting: the mean and standard deviation of every metric over the seeds, and how
     well the SAEs agree."""
-    keys, agreement = [one.key for one in metrics], [one.key for one in _seed_metrics(groups)]
+    keys, agreement = [one.key for one in metrics], [one.key for one in _seed_measures(groups)]
     rows = [
         [
             *map(group.settings.get, names),
@@ -295,7 +295,7 @@ def _page(
         (f"{m.label} ({m.better} is better)" if m.better else m.label, m.in_words or m.definition)
         for m in metrics
     ]
-    terms += [(f"{m.label} (higher is better)", m.definition) for m in _seed_metrics(groups)]
+    terms += [(f"{m.label} (higher is better)", m.definition) for m in _seed_measures(groups)]
     return rendered(
         "report", "runs.html", title=title, lede=lede, tables=tables, terms=terms, **content
     )
