@@ -7,6 +7,7 @@ bit for bit, as it would in a run of its own. sweep.json says which sweep a fold
 interrupted sweep continues it.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -294,12 +295,21 @@ def is_done(folder: Path) -> bool:
 
 
 def progress(save_dir: Path) -> str | None:
-    """What is missing in a sweep's folder, and how to continue; None if nothing is."""
+    """What is missing in a sweep's folder, and how to continue; None if nothing is.
+
+    A run whose config.json is damaged isn't finished.
+    """
     manifest = _read(save_dir)
     if manifest is None:
         return None
-    failed = [name for name in manifest.runs if (save_dir / name / FAILED).is_file()]
-    done = [n for n in manifest.runs if n not in failed and is_done(save_dir / n)]
+    failed, done = [], []
+    for name in manifest.runs:
+        if (save_dir / name / FAILED).is_file():
+            failed.append(name)
+            continue
+        with contextlib.suppress(ConfigError):
+            if is_done(save_dir / name):
+                done.append(name)
     parts = []
     if failed:
         parts.append(f"{len(failed)} failed, see {FAILED} in {', '.join(failed)}")

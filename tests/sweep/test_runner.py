@@ -440,6 +440,8 @@ def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
     (tmp_path / "b").rmdir()
     finished(tmp_path / "b")
     assert progress(tmp_path) is None
+    (tmp_path / "b" / "config.json").write_text("{")
+    assert progress(tmp_path).startswith("2 of 3 runs are finished"), "damaged"
 
 
 def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tmp_path):
