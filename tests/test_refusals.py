@@ -259,8 +259,3 @@ def test_a_scale_whose_square_is_no_number_in_float32_is_refused(cls, name):
         assert square > 0
         assert square.isfinite()
         assert square.reciprocal().isfinite()
-
-
-def test_a_setting_without_its_name_is_refused():
-    with pytest.raises(ConfigError, match=r"given by name, not 'top_k'; write e.g. architecture="):
-        SAEConfig("top_k")

@@ -3,8 +3,8 @@
 Training, loading, evaluation, export, the SAE Bench adapter and sweeps read this table. Classes are
 named by their paths and imported when asked for, so that this module imports no torch.
 
-To add an architecture: its trainer file in trainers/, its settings in sae.py (the dataclass, its place
-in CONFIGS, and its options for type checkers beside `SAEConfig.__new__`), and a row here.
+To add an architecture: its trainer file in trainers/, its settings in sae.py (the dataclass and its
+place in CONFIGS), and a row here.
 """
 
 from dataclasses import dataclass, field

@@ -25,9 +25,7 @@ from .checks import (
 )
 
 if TYPE_CHECKING:
-    from typing import TypedDict, overload
-
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Self
 
 # Weights hold these choices by their position: add at the end, and don't reorder.
 Posterior = Literal["fixed", "learned", "point"]
@@ -247,7 +245,7 @@ class SAEConfig(Options):
     """One SAE and how it is trained: what every architecture uses.
 
     `SAEConfig(architecture="top_k", k=8)` is `TopKConfig(k=8)`, without an architecture a
-    `VSAETopKConfig`.
+    `VSAETopKConfig`. Type checkers know the options of these classes alone.
     """
 
     architecture: str = field(default="vsae_top_k", metadata=_ARCHITECTURE)
@@ -266,99 +264,12 @@ class SAEConfig(Options):
     takes them from a run folder. Default: random weights."""
 
     if TYPE_CHECKING:
-        # The names and types of the options, for `SAEConfig(architecture=…, …)`.
 
-        class _Common(TypedDict, total=False):
-            dict_size: int
-            lr: float | None
-            warmup_steps: int | None
-            decay_start: int | None
-            seed: int
-            init_from: str | None
-
-        class _ReLU(_Common, total=False):
-            sparsity_warmup_steps: int | None
-            l1_penalty: float
-
-        class _JumpReLU(_Common, total=False):
-            sparsity_warmup_steps: int | None
-            sparsity_penalty: float
-            target_l0: float
-            threshold_twice: bool
-
-        class _VAEase(_Common, total=False):
-            log_var_init: float
-            gamma_init: float
-            prior_std: float
-            active_gate: float
-
-        class _WithAuxK(_Common, total=False):
-            auxk_alpha: float
-            dead_feature_threshold: int | None
-
-        class _TopK(_WithAuxK, total=False):
-            k: int
-            k_anneal_steps: int | None
-
-        class _ProbabilisticTopK(_TopK, total=False):
-            temperature_start: float
-            temperature_end: float
-
-        class _Matryoshka(_TopK, total=False):
-            group_fractions: tuple[float, ...]
-
-        class _VSAE(_WithAuxK, total=False):
-            posterior: Posterior
-            sigma: float | None
-            log_var_init: float
-            noise_on: NoiseOn
-            rectify: bool
-            select_by: SelectBy
-            prior_std: float
-            noise_to_signal: float | None
-            beta: float
-            kl_scope: KLScope
-            kl_schedule: KLSchedule
-            kl_warmup_steps: int | None
-            noise_anneal_steps: int | None
-            freeze_decoder: bool
-
-        class _VSAETopK(_VSAE, total=False):
-            k: int
-            k_anneal_steps: int | None
-
-        # fmt: off
-        @overload
-        def __new__(cls, *, architecture: Literal["vsae_top_k"] = ..., **options: Unpack[_VSAETopK]) -> "VSAETopKConfig": ...
-        @overload
-        def __new__(cls, *, architecture: Literal["vsae"], **options: Unpack[_VSAE]) -> "VSAEConfig": ...
-        @overload
-        def __new__(cls, *, architecture: Literal["vaease"], **options: Unpack[_VAEase]) -> "VAEaseConfig": ...
-        @overload
-        def __new__(cls, *, architecture: Literal["top_k"], **options: Unpack[_TopK]) -> "TopKConfig": ...
-        @overload
-        def __new__(cls, *, architecture: Literal["probabilistic_top_k"], **options: Unpack[_ProbabilisticTopK]) -> "ProbabilisticTopKConfig": ...
-        @overload
-        def __new__(cls, *, architecture: Literal["batch_top_k"], **options: Unpack[_TopK]) -> "BatchTopKConfig": ...
-        @overload
-        def __new__(cls, *, architecture: Literal["relu"], **options: Unpack[_ReLU]) -> "ReLUConfig": ...
-        @overload
-        def __new__(cls, *, architecture: Literal["jump_relu"], **options: Unpack[_JumpReLU]) -> "JumpReLUConfig": ...
-        @overload
-        def __new__(cls, *, architecture: Literal["matryoshka"], **options: Unpack[_Matryoshka]) -> "MatryoshkaConfig": ...
-        def __new__(cls, **options: Any) -> Any: ...
         def __init__(self, **options: Any) -> None: ...
-        # fmt: on
 
     else:
 
-        def __new__(cls, *unnamed, **options):
-            if unnamed:
-                named = (Setting("architecture", "top_k"), ", ", Setting("k", 8))
-                raise ConfigError(
-                    f"settings are given by name, not {unnamed[0]!r}",
-                    instead=("write e.g. ", *named),
-                )
+        def __new__(cls, **options):
             name = options.get("architecture", cls.architecture)
             if cls is SAEConfig:
                 require_choice("architecture", name, TRAINED)

@@ -1,16 +1,13 @@
 """An SAE's settings: defaults, checks, help texts, and what trainers make of them."""
 
-import ast
 import copy
 import inspect
 import pickle
 from dataclasses import asdict, fields
-from typing import get_type_hints
 
 import pytest
 import torch as t
 
-from dictionary_learning_ext.config import sae
 from dictionary_learning_ext.config.architectures import TRAINED, import_class
 from dictionary_learning_ext.config.help_texts import help_texts
 from dictionary_learning_ext.config.sae import (
@@ -76,27 +73,6 @@ def test_every_architecture_that_is_trained_has_settings_of_its_own(architecture
     assert from_flat(made.to_flat()) == made
     assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made
     assert CONFIGS.keys() == TRAINED.keys()
-
-
-def test_the_types_of_a_call_by_name_are_those_of_the_classes():
-    """`SAEConfig(architecture=…)` lists the options once more, for type checkers."""
-    tree = ast.parse(inspect.getsource(sae))
-    (body,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "SAEConfig")
-    (checked,) = (node for node in body.body if isinstance(node, ast.If))
-    types: dict[str, dict[str, str]] = {}
-    options: dict[str, str] = {}
-    for node in checked.body:
-        if isinstance(node, ast.ClassDef):
-            inherited = [types[base.id] for base in node.bases if base.id in types]
-            own = {each.target.id: ast.unparse(each.annotation) for each in node.body}
-            types[node.name] = {n: t for one in inherited for n, t in one.items()} | own
-        elif isinstance(node, ast.FunctionDef) and node.args.kwonlyargs:
-            options[ast.unparse(node.returns).strip("\"'")] = node.args.kwarg.annotation.slice.id
-    assert options.keys() == {cls.__name__ for cls in CONFIGS.values()}
-    for cls in CONFIGS.values():
-        said = types[options[cls.__name__]]
-        hints = {n: hint for n, hint in get_type_hints(cls).items() if n != "architecture"}
-        assert {n: eval(text, vars(sae)) for n, text in said.items()} == hints, cls
 
 
 @pytest.mark.parametrize(
