@@ -28,7 +28,6 @@ from ..errors import (
 )
 from ..run_folder.files import CONFIG, FAILED, RUNS, at_home, folder_of
 from ..run_folder.reading import (
-    automatic_folders,
     failed_in,
     is_finished,
     load_config,
@@ -240,8 +239,6 @@ def _found(flags: TrainFlags) -> tuple[bool, RunConfig]:
         return any(there), flags.run
     config = TrainConfig(flags.sae.resolve(flags.run.steps, flags.run.batch_size), flags.run)
     folder = folder_of(config)
-    if flags.run.save_dir is None and not folder.exists():
-        folder = automatic_folders(RUNS).get(config.digest, folder)
     run = replace(flags.run, save_dir=str(folder))
     return _is_same_run(flags.sae, run, folder, flags.typed), run
 

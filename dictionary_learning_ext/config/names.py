@@ -81,6 +81,8 @@ def _differences(config: TrainConfig) -> list[str]:
 def _part(name: str, value: Any) -> str:
     if name == "hook":
         value = value.removesuffix(".hook_resid_post")
+    elif name == "device":  # a run may be continued on another of the kind
+        value = value.partition(":")[0]
     elif isinstance(value, float):
         value = f"{value:.3g}"
     text = str(value).rstrip("/").rpartition("/")[2]  # of a path, its last part

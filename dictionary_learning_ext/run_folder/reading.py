@@ -4,17 +4,15 @@ There is one reader for each file, and all read JSON by `read_json`. weights.py 
 resume_points.py the resume points. Imports no torch.
 """
 
-import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..config.names import automatic_name, is_automatic
 from ..config.run import RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
-from ..errors import CheckpointError, ConfigError, Setting, UserError, in_shell
+from ..errors import CheckpointError, ConfigError, Setting, in_shell
 from .files import (
     CHECKPOINTS,
     CONFIG,
@@ -281,22 +279,6 @@ def run_folders_in(folder: str | Path) -> list[Path]:
     if (folder / CONFIG).is_file():
         return []
     return sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
-
-
-def automatic_folders(folder: Path) -> dict[str, Path]:
-    """The run folders in a folder that nobody chose a name for, by `TrainConfig.digest`.
-
-    So a run is found by its settings, also where an earlier version named it otherwise. Of several of one
-    run, that with today's name is taken, or else a finished one. Damaged ones are left out.
-    """
-    found: dict[str, tuple[bool, bool, Path]] = {}
-    for one in run_folders_in(folder):
-        if is_automatic(one.name):
-            with contextlib.suppress(UserError):
-                config = load_config(one)
-                this = one.name == automatic_name(config), is_finished(one, config.run), one
-                found[config.digest] = max(this, found.get(config.digest, this))
-    return {digest: one for digest, (_, _, one) in found.items()}
 
 
 @readable()

@@ -31,7 +31,7 @@ from ..run_folder.files import (
     write_json,
 )
 from ..run_folder.json_files import read_json
-from ..run_folder.reading import automatic_folders, is_finished, load_config
+from ..run_folder.reading import is_finished, load_config
 from ..training.plan import fitting_at_once
 from .chunks import chunks_of
 from .devices import train_on
@@ -55,8 +55,7 @@ def run_sweep(
     """Train every configuration, or those that an interrupted sweep has not finished.
 
     Arguments:
-        configs: by the names of their run folders. A run that is in save_dir under another automatic name
-            keeps that.
+        configs: by the names of their run folders.
         save_dir: gets one run folder per configuration.
         at_once: how many to train together (default: as many as memory allows, and with several
             devices, at most each one's share).
@@ -71,11 +70,6 @@ def run_sweep(
     for what no run can be trained with, e.g. a full disk; TrainingError, after all others have run, if
     any failed; Interrupted after a signal. A sweep that could begin no run leaves no folder.
     """
-    there = automatic_folders(save_dir)
-    configs = {
-        there[config.digest].name if config.digest in there else name: config
-        for name, config in configs.items()
-    }
     from ..trainers.base import require_device
 
     for device in devices:
@@ -174,16 +168,6 @@ class Manifest:
     settings: dict[str, list[Any]]
     """The values of each setting in any of the runs."""
 
-    def is_same(self, wanted: "Manifest", save_dir: Path) -> bool:
-        """Whether the sweep that `save_dir` holds is this one.
-
-        Earlier versions had another digest, of the runs' names: then those that have begun decide.
-        """
-        if self.digest != _digest(self.runs):
-            return self.digest == wanted.digest
-        begun = {name for name in self.runs if (save_dir / name).exists()}
-        return len(self.runs) == len(wanted.runs) and begun <= {*wanted.runs}
-
     @property
     def how_to_continue(self) -> str:
         """What to type after an interruption."""
@@ -217,12 +201,9 @@ def _manifest(
         for setting, value in json.loads(json.dumps(config.to_dict())).items():
             if setting not in NOT_THE_RESULT and value not in values.setdefault(setting, []):
                 values[setting].append(value)
-    digest = _digest(sorted(config.digest for config in configs.values()))
+    digests = sorted(config.digest for config in configs.values())
+    digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     return Manifest(digest, at_once, names, name, command, values)
-
-
-def _digest(names: list[str]) -> str:
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
@@ -236,10 +217,10 @@ def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
     Raises: ConfigError if the folder holds another sweep, or the same one with a lower `at_once`.
     """
     former = _read(save_dir)
-    if former is None or not (former.is_same(wanted, save_dir) or _has_begun(former, save_dir)):
+    if former is None or not (former.digest == wanted.digest or _has_begun(former, save_dir)):
         write_json(save_dir / SWEEP, asdict(wanted))
         return wanted
-    if not former.is_same(wanted, save_dir):
+    if former.digest != wanted.digest:
         raise ConfigError(
             (
                 f"{save_dir}: holds another sweep of {len(former.runs)} runs",
@@ -255,8 +236,7 @@ def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
             value=wanted.at_once,
             instead="leave it out to continue the sweep, or lower it",
         )
-    # Lower, e.g. after memory ran out. An earlier version called the runs otherwise.
-    manifest = replace(former, digest=wanted.digest, at_once=at_once, runs=wanted.runs)
+    manifest = replace(former, at_once=at_once)  # lower, e.g. after memory ran out
     write_json(save_dir / SWEEP, asdict(manifest))
     return manifest
 

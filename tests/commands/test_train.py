@@ -232,34 +232,6 @@ def test_a_resume_names_the_flags_that_were_typed_and_no_others(folder, flags, c
     assert "started with (--steps 12), or `vsae train --resume" in said
 
 
-OLDER = "vsae_top_k_k4_F32_fixed_selection_kl-selected_annealed_beta0.03_noise0.3_seed0_344f4b"
-"""As an earlier version named a folder."""
-
-
-def test_auto_finds_a_run_by_its_settings_where_an_earlier_version_named_its_folder(
-    flags, trained, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(trained / "vsae", Path("runs", OLDER))
-    shutil.copytree(trained / "top_k", Path("runs", "vsae_top_k_k4_F32_seed0_123456"))
-    damaged = Path("runs", "vsae_top_k_k4_F32_seed0_654321")
-    damaged.mkdir()
-    (damaged / "config.json").write_text("{")
-    chosen = Path("runs", "mine")
-    shutil.copytree(trained / "vsae", chosen)
-    before = content(tmp_path)
-    assert main(["train", *flags, "--resume=auto"]) == 0
-    printed = capsys.readouterr()
-    assert f"saved in {Path('runs', OLDER)}" in printed.out
-    assert "Writing to" not in printed.out
-    assert content(tmp_path) == before, "it is finished"
-    assert main(["train", *flags, "--resume=auto", "--seed=1"]) == 0
-    (new,) = {path.parent for path in tmp_path.glob("runs/*/ae.pt")} - {p.parent for p in before}
-    assert len(new.name) <= 40
-    assert settings_of(new)["seed"] == 1
-    assert f"Writing to {new.relative_to(tmp_path)}\n" in capsys.readouterr().out
-
-
 def test_a_run_that_resumes_says_where_it_continues(small, tmp_path, capsys):
     assert main(["train", *small, "--save-every", "6"]) == 0
     (tmp_path / "run" / "metrics.json").unlink()

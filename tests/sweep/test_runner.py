@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from hashlib import sha256
 
 import psutil
 import pytest
@@ -283,42 +282,6 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(config
     with pytest.raises(ConfigError, match=r"^device='cuda': .*use device='cpu'$"):
         run_sweep(on_it, tmp_path / "s")
     assert not (tmp_path / "s").exists()
-
-
-def older_names(folder):
-    """Give a sweep's folders the names, and its file the digest, of an earlier version."""
-    path = folder / "sweep.json"
-    manifest = json.loads(path.read_text())
-    runs = []
-    for name in manifest["runs"]:
-        runs.append(f"vsae_top_k_k4_F32_fixed_selection_{'x' * 60}_seed0_{name[-6:]}")
-        if (folder / name).exists():
-            (folder / name).rename(folder / runs[-1])
-    runs.sort()
-    digest = sha256(json.dumps(runs).encode()).hexdigest()
-    del manifest["settings"]["text_column"]  # a setting that came later
-    path.write_text(json.dumps(manifest | {"runs": runs, "digest": digest}))
-    return runs
-
-
-def test_a_sweep_continues_folders_that_an_earlier_version_named(configs, calls, tmp_path):
-    """Three of its four runs are finished."""
-    run_sweep(configs, tmp_path, at_once=2)
-    for name, config in list(configs.items())[:3]:
-        finished(tmp_path / name, **config.to_dict())
-    path = tmp_path / "sweep.json"
-    older, last = older_names(tmp_path), list(configs)[3]
-    calls.clear()
-    found = run_sweep(configs, tmp_path)
-    assert calls == [([last], False, None)], "what has no folder yet gets today's name"
-    assert set(found) == {last, *(each for each in older if (tmp_path / each).exists())}
-    assert progress(tmp_path).startswith("3 of 4 runs are finished")
-    now = json.loads(path.read_text())
-    assert set(now["runs"]) == set(found)
-    assert now["at_once"] == 2
-    other = {name: replace(one, sae=replace(one.sae, lr=0.1)) for name, one in configs.items()}
-    with pytest.raises(ConfigError, match="holds another sweep"):
-        run_sweep(other, tmp_path)
 
 
 # --- chunks
