@@ -79,7 +79,7 @@ def _show(folder: Path, of_wandb: str | None = None) -> None:
 
 def _run_file(file: Path, flags: SweepFlags) -> None:
     from ..sweep.devices import devices_of
-    from ..sweep.runner import Manifest, run_sweep
+    from ..sweep.runner import run_sweep
     from ..sweep.sweep_file import configurations, read_sweep
 
     sweep = read_sweep(file, flags.search_seed)
@@ -106,8 +106,8 @@ def _run_file(file: Path, flags: SweepFlags) -> None:
     require(flags.at_once is None or flags.at_once >= 1, "at_once", flags.at_once, "at least 1")
     save_dir = at_home(flags.save_dir or RUNS / sweep.name)
 
-    def said(manifest: Manifest) -> None:
-        together = "all" if manifest.at_once >= len(configs) else f"{manifest.at_once}"
+    def said(at_once: int) -> None:
+        together = "all" if at_once >= len(configs) else f"{at_once}"
         where = f" on each of {', '.join(devices)}" if devices else ""
         print(f"{len(configs)} runs into {save_dir}, {together} at once{where}", flush=True)
 

@@ -13,13 +13,12 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from signal import SIGINT
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
-from ..config.run import NOT_THE_RESULT, TrainConfig
-from ..config.sae import DERIVED
+from ..config.run import TrainConfig
 from ..errors import ConfigError, Interrupted, Setting, TrainingError, UserError, first_line
 from ..run_folder.files import (
     CONFIG,
@@ -38,9 +37,6 @@ from .devices import train_on
 
 logger = logging.getLogger(__name__)
 
-_MOST_SHOWN = 5
-"""Values of a setting in a message."""
-
 
 def run_sweep(
     configs: dict[str, TrainConfig],
@@ -50,7 +46,7 @@ def run_sweep(
     devices: Sequence[str] = (),
     name: str | None = None,
     command: str | None = None,
-    on_begin: Callable[["Manifest"], None] = lambda manifest: None,
+    on_begin: Callable[[int], None] = lambda at_once: None,
 ) -> dict[str, Path]:
     """Train every configuration, or those that an interrupted sweep has not finished.
 
@@ -62,7 +58,7 @@ def run_sweep(
         devices: train in a process for each of these (default: in this process, where the runs say).
         name: the sweep's, which groups its runs in wandb.
         command: what to type to continue.
-        on_begin: called once it is certain which sweep save_dir holds, before anything is trained.
+        on_begin: called with the number that is trained together, before anything is trained.
 
     Returns: the run folders, by name.
 
@@ -81,12 +77,13 @@ def run_sweep(
     fitting = fitting_at_once(
         list(configs.values()), devices or [next(iter(configs.values())).run.device]
     )
-    memory_allows = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
-    wanted = _manifest(configs, memory_allows if at_once is None else at_once, name, command)
-    manifest = _begin(wanted, save_dir, keep_at_once=at_once is None)
-    on_begin(manifest)
+    if at_once is None:
+        at_once = min(math.ceil(len(configs) / max(1, len(devices))), fitting)
+    manifest = _manifest(configs, name, command)
+    _begin(manifest, save_dir)
+    on_begin(at_once)
     try:
-        return _run(configs, save_dir, manifest, devices)
+        return _run(configs, save_dir, manifest.name, at_once, devices)
     except (KeyboardInterrupt, UserError) as stop:
         done = sum(is_done(save_dir / name) for name in configs)
         so_far = f"{done} of {len(configs)} runs are finished; {manifest.how_to_continue}"
@@ -102,18 +99,22 @@ def run_sweep(
 
 
 def _run(
-    configs: dict[str, TrainConfig], save_dir: Path, manifest: "Manifest", devices: Sequence[str]
+    configs: dict[str, TrainConfig],
+    save_dir: Path,
+    sweep: str | None,
+    at_once: int,
+    devices: Sequence[str],
 ) -> dict[str, Path]:
     failures = [
         f"{name} failed earlier (see {save_dir / name / FAILED}; to train it again, delete its folder)"
         for name in _failed(configs, save_dir)
     ]
     ended = _ended(configs, save_dir)
-    chunks = list(chunks_of(configs, save_dir, manifest.name, manifest.at_once, ended))
+    chunks = list(chunks_of(configs, save_dir, sweep, at_once, ended))
     if devices and chunks:
         if (idle := len(devices) - len(chunks)) > 0:
             fact = "%d of the %d devices have nothing to do (--at-once is %d)"
-            logger.warning(fact, idle, len(devices), manifest.at_once)
+            logger.warning(fact, idle, len(devices), at_once)
         failures += train_on(devices, chunks)
     else:
         for chunk in chunks:
@@ -157,16 +158,12 @@ class Manifest:
 
     digest: str
     """Of the settings of all runs."""
-    at_once: int
-    """How many are trained together."""
     runs: list[str]
     """The names of the run folders."""
     name: str | None
     """The sweep's name, if it has one."""
     command: str | None
     """What was typed, if it was started by a command."""
-    settings: dict[str, list[Any]]
-    """The values of each setting in any of the runs."""
 
     @property
     def how_to_continue(self) -> str:
@@ -182,87 +179,36 @@ def _read(save_dir: Path) -> Manifest | None:
     if not path.is_file():
         return None
     try:
-        manifest = Manifest(**read_json(path, get_type_hints(Manifest)))
+        content = read_json(path, get_type_hints(Manifest))
+        # What earlier versions wrote besides is left out.
+        manifest = Manifest(**{each.name: content[each.name] for each in fields(Manifest)})
         for name in manifest.runs:
             require_inside(name)
         return manifest
-    except (ValueError, TypeError) as error:
+    except (ValueError, KeyError) as error:
         raise ConfigError(
             f"{path}: damaged ({first_line(error)}); delete it and rerun the sweep's command to continue"
         ) from error
 
 
-def _manifest(
-    configs: dict[str, TrainConfig], at_once: int, name: str | None, command: str | None
-) -> Manifest:
-    """The manifest of a sweep, with its settings as JSON gives them back."""
-    names, values = sorted(configs), {}
-    for config in configs.values():
-        for setting, value in json.loads(json.dumps(config.to_dict())).items():
-            if setting not in NOT_THE_RESULT and value not in values.setdefault(setting, []):
-                values[setting].append(value)
+def _manifest(configs: dict[str, TrainConfig], name: str | None, command: str | None) -> Manifest:
     digests = sorted(config.digest for config in configs.values())
     digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-    return Manifest(digest, at_once, names, name, command, values)
+    return Manifest(digest, sorted(configs), name, command)
 
 
-def _begin(wanted: Manifest, save_dir: Path, *, keep_at_once: bool) -> Manifest:
-    """Record a sweep in `save_dir`, or return what is recorded there of the same sweep.
+def _begin(wanted: Manifest, save_dir: Path) -> None:
+    """Record a sweep in `save_dir`. Another one that has written no run yet gives way.
 
-    Another sweep that has written no run yet gives way.
-
-    Arguments:
-        keep_at_once: a recorded sweep continues with its own `at_once`.
-
-    Raises: ConfigError if the folder holds another sweep, or the same one with a lower `at_once`.
+    Raises: ConfigError if the folder holds another sweep.
     """
     former = _read(save_dir)
-    if former is None or not (former.digest == wanted.digest or _has_begun(former, save_dir)):
-        write_json(save_dir / SWEEP, asdict(wanted))
-        return wanted
-    if former.digest != wanted.digest:
+    if former and former.digest != wanted.digest and _has_begun(former, save_dir):
         raise ConfigError(
-            (
-                f"{save_dir}: holds another sweep of {len(former.runs)} runs",
-                *_difference(former, wanted.settings),
-            ),
+            f"{save_dir}: holds another sweep of {len(former.runs)} runs, e.g. {former.runs[0]}",
             instead=("choose another ", Setting("save_dir")),
         )
-    at_once = former.at_once if keep_at_once else wanted.at_once
-    if at_once > former.at_once:
-        raise ConfigError(
-            f"this sweep was started with {former.at_once}",
-            name="at_once",
-            value=wanted.at_once,
-            instead="leave it out to continue the sweep, or lower it",
-        )
-    manifest = replace(former, at_once=at_once)  # lower, e.g. after memory ran out
-    write_json(save_dir / SWEEP, asdict(manifest))
-    return manifest
-
-
-def _difference(former: Manifest, settings: dict[str, list[Any]]) -> tuple[str | Setting, ...]:
-    """In which settings the runs of two sweeps differ, but for those that follow from others."""
-    was = former.settings
-    differing = [
-        name
-        for name, values in settings.items()
-        if name in was and sorted(map(repr, was[name])) != sorted(map(repr, values))
-    ]
-    differing = [name for name in differing if name not in DERIVED] or differing
-    if not differing:
-        return (f", e.g. {former.runs[0]}",)
-    changes = [
-        part
-        for name in differing
-        for part in (" and ", Setting(name, _shown(was[name])), f", not {_shown(settings[name])}")
-    ]
-    return (" with ", *changes[1:])
-
-
-def _shown(values: list[Any]) -> str:
-    more = ["…"] if len(values) > _MOST_SHOWN else []
-    return ",".join([*map(str, values[:_MOST_SHOWN]), *more])
+    write_json(save_dir / SWEEP, asdict(wanted))
 
 
 def _has_begun(manifest: Manifest, save_dir: Path) -> bool:

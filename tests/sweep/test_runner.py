@@ -23,8 +23,7 @@ from sweep_flags import train_config
 from dictionary_learning_ext import train
 from dictionary_learning_ext.activations import language_models
 from dictionary_learning_ext.cli import main
-from dictionary_learning_ext.config.run import RunConfig, TrainConfig
-from dictionary_learning_ext.config.sae import SAEConfig
+from dictionary_learning_ext.config.run import TrainConfig
 from dictionary_learning_ext.errors import (
     ConfigError,
     Interrupted,
@@ -265,7 +264,7 @@ def test_as_many_are_trained_together_as_half_of_the_free_memory_holds(
     monkeypatch.setattr(runner, "train_on", lambda *_: [])
     found = []
     run_sweep(configs, tmp_path / "s", devices=devices, on_begin=found.append)
-    assert found[0].at_once == expected
+    assert found == [expected]
 
 
 def test_devices_with_nothing_to_do_are_said(configs, tmp_path, caplog, monkeypatch):
@@ -330,61 +329,28 @@ def finished(folder, eval_tokens=100, **more):
     (folder / ("metrics.json" if eval_tokens else "ae.pt")).touch()
 
 
-def start(folder, names="abc", at_once=None, memory_allows=2, name=None, command="vsae x"):
-    configs = dict.fromkeys(names, TrainConfig())
-    wanted = runner._manifest(configs, at_once or memory_allows, name, command)
-    return runner._begin(wanted, folder, keep_at_once=at_once is None)
+def start(folder, names="abc", name=None, command="vsae x"):
+    wanted = runner._manifest(dict.fromkeys(names, TrainConfig()), name, command)
+    runner._begin(wanted, folder)
+    return runner._read(folder)
 
 
-def test_the_first_start_counts(tmp_path):
+def test_the_last_command_continues_the_sweep(tmp_path):
     first = start(tmp_path, name="n")
-    assert (first.at_once, first.runs, first.name) == (2, ["a", "b", "c"], "n")
-    assert (
-        start(tmp_path, names="cba", memory_allows=9, command="y")
-        == first
-        == runner._read(tmp_path)
-    )
-    with pytest.raises(ConfigError, match="at_once=3: this sweep was started with 2"):
-        start(tmp_path, at_once=3)
-
-
-def test_fewer_are_trained_at_once_after_memory_ran_out(tmp_path):
-    start(tmp_path, at_once=3)
+    assert (first.runs, first.name) == (["a", "b", "c"], "n")
     (tmp_path / "a").mkdir()
-    assert start(tmp_path, at_once=1).at_once == start(tmp_path).at_once == 1
+    again = start(tmp_path, names="cba", name="n", command="vsae x --at-once 1")
+    assert again == replace(first, command="vsae x --at-once 1")
 
 
 def test_another_sweep_gives_way_unless_it_has_written_a_run(tmp_path):
     start(tmp_path)
     other = start(tmp_path, names="xy", command="vsae y")
     assert (other.runs, other.command) == (["x", "y"], "vsae y")
-    assert runner._read(tmp_path) == other
     (tmp_path / "y").mkdir()
     with pytest.raises(ConfigError, match=r"holds another sweep of 2 runs, e\.g\. x; choose"):
         start(tmp_path)
     assert runner._read(tmp_path) == other
-
-
-@pytest.mark.parametrize(
-    ("ks", "steps", "message"),
-    [
-        ([2, 8], 1200, " with k='4,2', not 2,8; choose another save_dir"),
-        (range(2, 10), 1200, " with k='4,2', not 2,3,4,5,6,…; choose another save_dir"),
-        ([2], 9, " with k='4,2', not 2 and steps='1200', not 9; choose another save_dir"),
-    ],
-)
-def test_what_differs_from_another_sweep_is_named(ks, steps, message, tmp_path):
-    def begin(ks, steps=1200):
-        run = RunConfig(steps=steps)
-        configs = {str(k): TrainConfig(SAEConfig(k=k).resolve(steps, 512), run) for k in ks}
-        runner._begin(runner._manifest(configs, 2, None, None), tmp_path, keep_at_once=True)
-
-    begin([4, 2])
-    (tmp_path / "2").mkdir()
-    begin([2, 4])
-    with pytest.raises(ConfigError) as error:
-        begin(ks, steps)
-    assert str(error.value).endswith(f"another sweep of 2 runs{message}")
 
 
 def test_progress_counts_what_is_missing_and_what_failed(tmp_path):
@@ -413,8 +379,10 @@ def test_without_a_command_the_same_one_continues_and_a_damaged_file_is_named(tm
         "0 of 1 runs are finished; run the same `vsae sweep` command again to continue"
     )
     whole = json.loads((tmp_path / "sweep.json").read_text())
-    others = [{"runs": ["../a"]}, {"runs": ["/a"]}, {"runs": [3]}, {"settings": {"k": 3}}]
-    others += [{"at_once": "x"}, {"name": [1]}, {"command": 3}, {"extra": 3}]
+    of_an_earlier_version = json.dumps(whole | {"at_once": 2, "settings": {"k": [4]}})
+    (tmp_path / "sweep.json").write_text(of_an_earlier_version)
+    assert progress(tmp_path).startswith("0 of 1 runs are finished")
+    others = [{"runs": ["../a"]}, {"runs": ["/a"]}, {"runs": [3]}, {"name": [1]}, {"command": 3}]
     damaged = [json.dumps(whole | other) for other in others]
     for content in ("{", "[]", "null", '{"runs": 3}', "[" * 9_999, *damaged):
         (tmp_path / "sweep.json").write_text(content)
