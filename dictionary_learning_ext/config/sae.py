@@ -10,7 +10,7 @@ Trainers take options of the same names. Those of the vSAE hold them as `Posteri
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import ConfigError, Setting, listed
 from .architectures import TRAINED
@@ -663,12 +663,6 @@ CONFIGS: dict[str, type[SAEConfig]] = {
 _GROUPS = (SAEConfig, TopKOptions, PosteriorOptions, Variational, *CONFIGS.values())
 OPTION_NAMES = tuple(dict.fromkeys(f.name for cls in _GROUPS for f in fields(cls)))
 """The options of all architectures."""
-
-
-def option_hints() -> dict[str, Any]:
-    """The type of each option of any architecture. Options that share a name have one type."""
-    hints = {n: hint for cls in CONFIGS.values() for n, hint in get_type_hints(cls).items()}
-    return hints | {"architecture": str}
 
 
 def from_flat(flat: dict[str, Any]) -> SAEConfig:
