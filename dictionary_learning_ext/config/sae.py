@@ -79,10 +79,6 @@ class Options(Checked):
     def require_fit(self, steps: int) -> None:
         """Raise a ConfigError if a schedule is longer than a run of `steps`."""
 
-    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
-        """The options that follow from a run's length, for those that are None."""
-        return {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class TopKOptions(Options):
@@ -115,10 +111,6 @@ class AuxKOptions(Options):
     dead_feature_threshold: int | None = None
     """Tokens without firing after which a feature counts as dead. Default: 10,000,000 or a tenth of
     the run's tokens, whichever is less."""
-
-    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
-        threshold = max(1, min(DEAD_FEATURE_THRESHOLD, tokens // 10))
-        return super().run_defaults(steps, tokens) | {"dead_feature_threshold": threshold}
 
     def __post_init__(self):
         super().__post_init__()
@@ -181,9 +173,6 @@ class ObjectiveOptions(AuxKOptions):
     """Train the encoder and the biases alone: the decoder's directions stay random. A baseline: what
     scores as well does not need learned directions."""
 
-    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
-        return super().run_defaults(steps, tokens) | {"kl_warmup_steps": _kl_warmup(steps)}
-
     def with_warmup(self, steps: int) -> "Self":
         """With the warm-up of a run of `steps`, where none is given.
 
@@ -218,10 +207,6 @@ class SparsityWarmupOptions(Options):
     sparsity_warmup_steps: int | None = None
     """Steps over which the sparsity loss rises. Default: 2000 or a fifth of the run, whichever is
     less."""
-
-    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
-        warmup = {"sparsity_warmup_steps": min(2000, steps // 5)}
-        return super().run_defaults(steps, tokens) | warmup
 
 
 _ARCHITECTURE = {
@@ -373,10 +358,10 @@ class SAEConfig(Options):
         for name in self.unused():
             if getattr(self, name) != defaults[name]:
                 raise self.refusal(name)
-        follows = {"warmup_steps": min(1000, steps // 10)}
-        follows |= self.run_defaults(steps, steps * batch_size)
-        missing: dict[str, Any] = {n: v for n, v in follows.items() if getattr(self, n) is None}
-        resolved = replace(self, **missing)
+        unset = [name for name, value in vars(self).items() if value is None]
+        follows = _defaults_of_a_run(steps, steps * batch_size)
+        filled_in: dict[str, Any] = {name: follows[name] for name in follows if name in unset}
+        resolved = replace(self, **filled_in)
         resolved.require_fit(steps)
         require_lr_schedule(
             steps,
@@ -435,12 +420,6 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
     def unused(self) -> tuple[str, ...]:
         return UNUSED_BY[self.posterior]
 
-    def run_defaults(self, steps: int, tokens: int) -> dict[str, Any]:
-        own: dict[str, Any] = {}
-        if self.posterior == "fixed" and self.noise_to_signal is None:
-            own["sigma"] = 1.0
-        return super().run_defaults(steps, tokens) | own
-
     def resolve(self, steps: int, batch_size: int) -> "Self":
         if None not in (self.noise_to_signal, self.sigma):
             both = {n: Setting(n, getattr(self, n)) for n in ("sigma", "noise_to_signal")}
@@ -450,9 +429,10 @@ class Variational(PosteriorOptions, ObjectiveOptions, SAEConfig):
                 instead=("leave out ", *listed(map(Setting, both))),
             )
         resolved = super().resolve(steps, batch_size)
-        default = self.run_defaults(steps, steps * batch_size)["kl_warmup_steps"]
-        if self.kl_schedule == "constant" and resolved.kl_warmup_steps != default:
+        if self.kl_schedule == "constant" and resolved.kl_warmup_steps != _kl_warmup(steps):
             raise not_used("kl_warmup_steps", self.kl_warmup_steps, "kl_schedule constant")
+        if self.posterior == "fixed" and self.noise_to_signal is None and self.sigma is None:
+            resolved = replace(resolved, sigma=1.0)
         return resolved
 
     def _without_unused(self) -> "Self":
@@ -706,6 +686,16 @@ def _require_option(name: str, cls: type[SAEConfig]) -> None:
         )
     hint = meant(name, names) or f"; expected one of {', '.join(names)}"
     raise ConfigError(f"no such option of {cls.architecture}{hint}", name=name)
+
+
+def _defaults_of_a_run(steps: int, tokens: int) -> dict[str, int]:
+    """The defaults of the options that follow from a run's length."""
+    return {
+        "warmup_steps": min(1000, steps // 10),
+        "sparsity_warmup_steps": min(2000, steps // 5),
+        "kl_warmup_steps": _kl_warmup(steps),
+        "dead_feature_threshold": max(1, min(DEAD_FEATURE_THRESHOLD, tokens // 10)),
+    }
 
 
 def _kl_warmup(steps: int) -> int:
