@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 
 from ..config.presets import DEFAULT_PRESET, preset
@@ -67,23 +66,19 @@ class TrainFlags:
 
 
 def _prepare(args: list[str]) -> list[str]:
-    """Put the value of --seed where --data-seed is "seed", so that a sweep file can give each seed a
+    """Give --data-seed the value of --seed where it is "seed", so that a sweep file can give each seed a
     data seed of its own."""
-    spelled, names = [], ("--data-seed", "--data_seed")
-    for before, arg in pairwise(["", *args]):
-        name, _, value = arg.partition("=")
-        is_seed = value == "seed" and name in names
-        if is_seed or (arg == "seed" and before in names):
-            if "seed" not in (given := texts_of(args)):
-                raise UserError(
-                    "takes the value of --seed, which is not given",
-                    name="data_seed",
-                    value="seed",
-                    instead="add --seed N, or give a number (see `vsae train --help`)",
-                )
-            arg = f"{name}={given['seed']}" if is_seed else given["seed"]
-        spelled.append(arg)
-    return spelled
+    given = texts_of(args)
+    if given.get("data_seed") != "seed":
+        return args
+    if "seed" not in given:
+        raise UserError(
+            "takes the value of --seed, which is not given",
+            name="data_seed",
+            value="seed",
+            instead="add --seed N, or give a number (see `vsae train --help`)",
+        )
+    return [*args, f"--data-seed={given['seed']}"]  # the last one counts
 
 
 def starting_point(given: dict[str, str]) -> TrainFlags:

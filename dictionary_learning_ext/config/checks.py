@@ -81,17 +81,12 @@ def meant(given: Any, names: Collection[str]) -> str:
 
 
 def likely(given: str, names: Collection[str]) -> list[str]:
-    """The names that a misspelt one may stand for, at most three: those that it begins, or those that
-    look like it most, all equally."""
+    """The names that a misspelt one may stand for: those that it begins, at most three, or the one that
+    looks like it most."""
     names = list(dict.fromkeys(names))
     if begun := [name for name in names if given and name.startswith(given)]:
         return begun[:3]
-
-    def likeness(name: str) -> float:
-        return difflib.SequenceMatcher(None, name, given).ratio()
-
-    close = difflib.get_close_matches(given, names, 3)
-    return [name for name in sorted(close) if likeness(name) == likeness(close[0])]
+    return difflib.get_close_matches(given, names, 1)
 
 
 def require_type(name: str, given: Any, hint: Any) -> None:

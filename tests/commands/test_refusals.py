@@ -28,7 +28,6 @@ REFUSED = {
     "train --steps 12 13": "'13': expected a flag, which starts with --, e.g. --13",
     # A flag that there is not
     "eval run --tokns 5": "no such flag: --tokns (did you mean --tokens?) (see",
-    "train --bata 5": "no such flag: --bata (did you mean --beta or --data?) (see",
     "train --betta 1 --dict-siz=3 --foo": "--betta (did you mean --beta?), --dict-siz (did you mean "
     "--dict-size?), --foo (see",
     "train -- 5": "no such flag: -- (see",

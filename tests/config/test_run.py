@@ -17,9 +17,9 @@ from dictionary_learning_ext.errors import ConfigError, UserError
 
 
 def test_save_points():
-    for kind in ("linear", "log"):  # refused before a list of them is made
-        with pytest.raises(ConfigError, match=r"save_steps=.*N from 1 to 100,000"):
-            RunConfig(steps=10**18, save_steps=f"{kind}:{10**18}")
+    for kind in ("linear", "log"):
+        with pytest.raises(ConfigError, match=r"save_steps=.*N at least 1"):
+            RunConfig(steps=1000, save_steps=f"{kind}:0")
 
     def points(save_steps):
         return RunConfig(steps=1000, save_steps=save_steps).save_points()
