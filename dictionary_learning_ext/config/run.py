@@ -262,15 +262,6 @@ class TrainConfig:
         return self.sae.to_flat() | asdict(self.run)
 
     @property
-    def tags(self) -> list[str]:
-        """For filtering runs in wandb."""
-        names = ("k", "lr", "beta", "posterior", "seed")
-        flat = self.sae.to_flat()
-        values = {name: flat[name] for name in names}
-        chosen = [f"{name}={value}" for name, value in values.items() if value is not None]
-        return [self.sae.architecture, *chosen]
-
-    @property
     def digest(self) -> str:
         """A hash of the settings that change the result."""
         settings = _deciding_the_result(json.loads(json.dumps(self.to_dict())))

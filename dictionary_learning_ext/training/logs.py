@@ -191,7 +191,6 @@ class WandbLog:
                 name=folder.name,
                 group=os.environ.get("WANDB_SWEEP_ID", group),
                 config=settings,
-                tags=config.tags,
                 mode=mode,
                 dir=folder,
                 id=agents or id,
