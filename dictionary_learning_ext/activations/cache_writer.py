@@ -22,7 +22,7 @@ from nnsight import LanguageModel
 from torch import Tensor
 from tqdm import tqdm
 
-from ..config.checks import in_words, require
+from ..config.checks import require
 from ..config.run import RunConfig, Split, evaluation_batch
 from ..errors import ActivationsError, ConfigError, Setting, TextError
 from ..run_folder.files import (
@@ -190,21 +190,21 @@ def _plan(folder: Path, settings: CacheSettings, tokens: int, written: int, fill
     contexts = math.ceil(tokens / filled / length)
     held_out = math.ceil(SPARE * settings.eval_tokens / filled / length)
     needed = per_position * length * (contexts + held_out)
-    free = shutil.disk_usage(folder).free
+    free, size = shutil.disk_usage(folder).free, tqdm.format_sizeof
     if (missing := needed - written) > free:
         smaller = (" or ", Setting("dtype", "float16")) if item == 4 else ()
         raise ConfigError(
-            f"{folder}: this cache needs {in_words(missing)}, and its disk has {in_words(free)} free",
+            f"{folder}: this cache needs {size(missing)}B, and its disk has {size(free)}B free",
             instead=("use fewer ", Setting("tokens"), *smaller),
         )
-    there = f", of which {in_words(min(written, needed))} are there" if written else ""
+    there = f", of which {size(min(written, needed))}B are there" if written else ""
     each = f"{per_position:,} bytes per token"
     if filled < 1:
         each += f", and as many at padding, which is about {1 - filled:.0%}"
     return (
         f"{tokens:,} tokens of {len(settings.hooks)} hook point{'s'[: len(settings.hooks) != 1]} in"
-        f" {settings.dtype} need {'about ' if filled < 1 else ''}{in_words(needed)}{there} ({each});"
-        f" the disk has {in_words(free)} free"
+        f" {settings.dtype} need {'about ' if filled < 1 else ''}{size(needed)}B{there} ({each});"
+        f" the disk has {size(free)}B free"
     )
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..activations.text import names_a_file, open_text
-from ..config.checks import in_words, require
+from ..config.checks import require
 from ..config.run import RunConfig, TrainConfig
 from ..config.sae import SAEConfig
 from ..config.synthetic_models import is_synthetic, require_synthetic_run, synthetic_settings
@@ -133,11 +135,11 @@ def require_memory(run: RunConfig, saes: Iterable[SAEConfig], processes: int = 1
     """
     width, on_cpu = row_width(run), run.device.startswith("cpu")
     needed = (processes if on_cpu else 1) * sum(sae_bytes(each, width) for each in saes)
-    there, _ = _memory(run.device)
+    (there, _), size = _memory(run.device), tqdm.format_sizeof
     if needed > there:
         raise ConfigError(
-            f"the weights, gradients and optimizer of the SAEs need {in_words(needed)} of memory, and"
-            f" {'this machine' if on_cpu else run.device} has {in_words(there)}",
+            f"the weights, gradients and optimizer of the SAEs need {size(needed)}B of memory, and"
+            f" {'this machine' if on_cpu else run.device} has {size(there)}B",
             instead=("lower ", Setting("dict_size")),
         )
 

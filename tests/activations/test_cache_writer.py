@@ -113,7 +113,7 @@ def test_padding_has_the_token_minus_1_and_zeros_and_its_space_is_said(cached_ru
     assert (rows[HOOK][is_padding] == 0).all()
     assert (rows[HOOK][~is_padding] != 0).all(1).all()
     written = sum(file.bytes for file in manifest.all_files)
-    plan = r"need about (\d+) kB .*, and as many at padding, which is about \d\d%"
+    plan = r"need about (\d+)kB .*, and as many at padding, which is about \d\d%"
     found = re.search(plan, said[0])
     assert 1000 * int(found[1]) == pytest.approx(written, rel=0.1)
     assert written > 2 * 72 * manifest.tokens, "most of it is padding"
@@ -275,17 +275,17 @@ def test_the_space_is_said_and_checked_before_anything_is_written(
     (plan,) = said
     # 4 bytes of the token, 4 of the row's place and 4 * 16 of the activations.
     assert plan.startswith(
-        "4,000 tokens of 1 hook point in float32 need 311 kB (72 bytes per token)"
+        "4,000 tokens of 1 hook point in float32 need 311kB (72 bytes per token)"
     )
     written = sum(file.bytes for file in manifest.all_files)
     assert written == pytest.approx(311_000, rel=0.1)
     write_small(tmp_path / "a", cached_run, 400, on_plan=said.append)
-    whole, there = re.search(r"need (\d+ kB), of which (\d+ kB) are there", said[1]).groups()
+    whole, there = re.search(r"need (\d+kB), of which (\d+kB) are there", said[1]).groups()
     assert whole == there, "never more than is needed"
     usage = shutil.disk_usage(tmp_path)._replace(free=300_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert error_of(lambda: write_small(tmp_path / "b", cached_run), ConfigError) == (
-        f"{tmp_path / 'b'}: this cache needs 311 kB, and its disk has 300 kB free; use fewer tokens"
+        f"{tmp_path / 'b'}: this cache needs 311kB, and its disk has 300kB free; use fewer tokens"
         " or dtype='float16'"
     )
     assert not (tmp_path / "b").exists()

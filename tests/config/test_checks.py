@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from dictionary_learning_ext.config.checks import in_words, meant, require_type
+from dictionary_learning_ext.config.checks import meant, require_type
 from dictionary_learning_ext.errors import ConfigError
 
 Colour = Literal["red", "blue"]
@@ -55,11 +55,3 @@ def test_a_list_or_an_object_has_values_of_its_type(hint, value, expected):
 def test_a_file_s_name_has_no_null_character():
     with pytest.raises(ConfigError, match=r"x='a\\x00b': expected text without null characters"):
         require_type("x", "a\0b", str | None)
-
-
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (41e12, "41 TB"), (5e22, "50000 EB")],
-)
-def test_bytes_in_words(number, words):
-    assert in_words(number) == words

@@ -117,7 +117,7 @@ def test_too_large_an_sae_is_refused_before_anything_is_loaded(
     save_dir = tmp_path / "run"
     command = ["train", *flags, "--dict-size=1000000000", f"--save-dir={save_dir}"]
     line = refused(command, capsys)
-    assert "need 512 GB of memory, and this machine has 24 GB; lower --dict-size" in line
+    assert "need 512GB of memory, and this machine has 24.0GB; lower --dict-size" in line
     assert not save_dir.exists()
 
 
