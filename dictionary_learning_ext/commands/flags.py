@@ -119,8 +119,6 @@ def parse(command: Command[F], args: list[str]) -> F:
 
     Raises: UserError for a mistake, in one line that says what to type.
     """
-    if strange := [word for word in args if "\0" in word]:
-        raise UserError(f"{strange[0]!r}: holds a null character; type it without")
     args = args if command.prepare is None else command.prepare(args)
     start = _start_of(command, texts_of(args))
     options = _options_of(start)

@@ -207,9 +207,6 @@ def writing(path: Path, elsewhere: Setting | str = SAVE_DIR) -> Iterator[None]:
     Arguments:
         elsewhere: the setting that says where it is written, or a word for it.
     """
-    if "\0" in str(path):
-        what = f"{str(path)!r} can't be written (it holds a null character)"
-        raise CheckpointError(what, instead=("choose another ", elsewhere))
     try:
         yield
     except OSError as error:

@@ -58,11 +58,9 @@ _LINE: Shape = {"step": float, ...: float | None}
 
 
 def require_folders(folders: Sequence[str | Path]) -> None:
-    """Raise a ConfigError if no folder is given, or one that no folder can be called."""
+    """Raise a ConfigError if no folder is given."""
     if not folders:
         raise ConfigError(f"no folder given: {EXPECTED}, or several")
-    if strange := [str(folder) for folder in folders if "\0" in str(folder)]:
-        raise ConfigError(f"{strange[0]!r}: holds a null character; {EXPECTED}")
 
 
 @readable()

@@ -117,21 +117,6 @@ REFUSED = {
     "sweep {sweep} --devices=": "--devices '': expected devices of one kind",
 }
 
-PATHS = (
-    *("eval {}", "report {}", "report run --out {}", "export run --format sparsify --out {}"),
-    *("train --resume {}", "train --config {}", "train --save-dir {}", "train --data {}"),
-    *("train --model={}", "train --activations {}", "train --init-from {}", "cache {}"),
-    *("sweep {}", "sweep --results {}", "push {} me/a", "compare {}", "reproduce run {}"),
-    *("hooks --model {}", "quickstart --save-dir {}", "bench {}"),
-)
-
-
-@pytest.mark.parametrize("typed", PATHS)
-def test_no_path_has_a_null_character(typed, capsys):
-    words = [word.format("a\0b") for word in typed.split()]
-    assert re.search(r"'.*a\\x00b': holds a null character", refused(words, capsys))
-
-
 BAD_TEXTS = {
     "bytes.txt": b"the cat \xff\xfe sat" + b"the cat sat on the mat. " * 4000,
     "empty.txt": b"\n" * 10_000,

@@ -16,10 +16,6 @@ from dictionary_learning_ext.config.names import automatic_name
 from dictionary_learning_ext.config.run import RunConfig, TrainConfig
 from dictionary_learning_ext.config.sae import SAEConfig
 from dictionary_learning_ext.errors import CheckpointError, ConfigError, UserError
-from dictionary_learning_ext.features.reproducibility_of_folders import measured
-from dictionary_learning_ext.report.page import write_report
-from dictionary_learning_ext.report.runs_page import write_index
-from dictionary_learning_ext.run_folder.files import write_text
 from dictionary_learning_ext.run_folder.reading import (
     checkpoint_steps,
     failed_in,
@@ -166,10 +162,6 @@ def test_a_file_that_may_not_be_read_is_one_error(name, tmp_path, monkeypatch):
         load_config,
         load_dictionary,
         lambda path: read_run(Path(path)),
-        lambda path: measured([path, "runs/x"]),
-        lambda path: write_index(path),
-        lambda path: write_report("runs/x", out=path),
-        lambda path: write_text(Path(path), "x"),
     ],
 )
 def test_a_path_with_a_null_character_is_one_error(call, tmp_path):
