@@ -26,7 +26,7 @@ from nnsight import LanguageModel
 from ..activations.hook_points import HookPoint
 from ..activations.inputs import open_inputs
 from ..config.run import RunConfig
-from ..features.collector import FeatureCollector, FeatureStatistics
+from ..features.collector import FeatureCollector, FeatureStatistics, SinkFinder
 from ..features.contexts import KeptContext, contexts_of, token_text
 from ..features.directions import LogitLens, decoder_directions
 from ..features.explanations import Explanation, Explanations
@@ -62,7 +62,7 @@ _UNMEASURED = (
 def measured_features(
     source: ExportedSAE, run: RunConfig, model: LanguageModel, hook: HookPoint, tokens: int
 ) -> tuple[FeatureStatistics, LogitLens]:
-    """Measure an SAE's features on at most `tokens` of the run's held-out text.
+    """Measure an SAE's features on at most `tokens` of the run's held-out text, without attention sinks.
 
     Raises: TextError if the held-out text has no whole context; LanguageModelError if the language
     model has no final norm or unembedding.
@@ -79,9 +79,12 @@ def measured_features(
     )
     if run.activations is not None and not at_home(run.activations).is_dir():
         run = replace(run, activations=None)
-    inputs = open_inputs(run, [hook.name], language_model=model)
+    inputs, finder = (
+        open_inputs(run, [hook.name], language_model=model),
+        SinkFinder(model.tokenizer),
+    )
     for batch in inputs.contexts(hook.name, "heldout", tokens):
-        collector.add(batch)
+        collector.add(finder.without_sinks(batch))
     return collector.statistics(), lens
 
 

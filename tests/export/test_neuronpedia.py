@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as t
 from export_folders import F
+from planted_sinks import saved_with_sinks
 
 from dictionary_learning_ext import load_dictionary
 from dictionary_learning_ext.activations.inputs import open_inputs, open_model
@@ -187,3 +188,11 @@ def test_batches_have_a_size_and_settings_are_beside_them(folder_of, monkeypatch
     assert (settings["n_features"], settings["dict_size"]) == (len(features), F)
     assert settings["hook_name"] == "blocks.1.hook_resid_post"
     assert settings["n_tokens"] <= settings["n_prompts_total"] * settings["n_tokens_in_prompt"]
+
+
+def test_attention_sinks_are_left_out(folder_of, lm_dir_of, tmp_path):
+    model = saved_with_sinks(lm_dir_of("gpt2"), tmp_path / "sinks")
+    _, features = read(export(folder_of("top_k"), "neuronpedia", model=model, tokens=TOKENS).folder)
+    shown = [context for feature in features.values() for context in feature["activations"]]
+    assert shown
+    assert min(context["qualifying_token_index"] for context in shown) > 0
