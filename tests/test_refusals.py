@@ -168,7 +168,7 @@ REFUSED = {
         (dict(save_every="often"), "save_every='often': expected steps (e.g. 500), a time"),
         (
             dict(save_steps="often"),
-            "save_steps='often': expected none, linear:N or log:N (N from 1",
+            "save_steps='often': expected none, linear:N or log:N (N at least 1)",
         ),
         (dict(save_steps="100,9999999"), "save_steps='100,9999999': … steps below 1200"),
         (dict(save_steps="linear:x"), "save_steps='linear:x': expected none, linear:N"),
