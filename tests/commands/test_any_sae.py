@@ -176,7 +176,10 @@ def test_nothing_is_written_into_a_foreign_folder(sparse, where, tmp_path, capsy
             ["export", folder, "--format=sae-lens"],
             "an SAE of sparsify; `vsae export` takes run folders",
         ),
-        (["push", folder, "me/a", "--dry-run"], "an export for sparsify"),
+        (
+            ["push", folder, "me/a", "--dry-run"],
+            "an SAE of sparsify; `vsae push` takes run folders",
+        ),
     ):
         assert why in refused(command, capsys)
     assert (content(tmp_path), {*tmp_path.rglob("*")}) == (before, listed)
