@@ -151,10 +151,11 @@ def newest_points(folders: Iterable[Path]) -> tuple[dict[Path, ResumePoint], lis
     has_weights = any((folder / WEIGHTS).exists() for folder in there)
     if had_at_most_one and not problems and not has_weights:
         return {}, []
-    found = "; ".join(problems) or ", ".join(f"{f} has {steps}" for f, steps in there.items())
+    steps_there = (f"{f} has {', '.join(map(str, steps)) or 'none'}" for f, steps in there.items())
+    found = "; ".join(problems) or "; ".join(steps_there)
     raise CheckpointError(
         f"no step to resume from: expected a resume point of one step in every folder ({found}); "
-        "measure what is trained with `vsae eval FOLDER`"
+        "what is trained is kept: measure it with `vsae eval FOLDER`"
     )
 
 
