@@ -8,6 +8,7 @@ import atexit
 import functools
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -200,9 +201,8 @@ def _compiles(products: t.dtype) -> bool:
             noise, out = Noise("both", 1.0, 0), DrawnRows(1, 4, 1, by_magnitude=False)
             out.draw(slice(0, 1), products_BF, t.zeros(4), False, t.ones(()), noise)
     except Exception as error:  # of many kinds, e.g. numba is missing
-        logger.warning(
-            "numba can't compile the selection of features; torch does it: %s", first_line(error)
-        )
+        plain = re.sub(r"\x1b\[\d+m", "", first_line(error))  # numba's are coloured
+        logger.warning("numba can't compile the selection of features; torch does it: %s", plain)
         return False
     return True
 
