@@ -81,12 +81,12 @@ def meant(given: Any, names: Collection[str]) -> str:
 
 
 def likely(given: str, names: Collection[str]) -> list[str]:
-    """The names that a misspelt one may stand for: those that it begins, at most three, or the one that
-    looks like it most."""
+    """The names that a misspelt one may stand for: those that it begins, at most three, or the two that look
+    like it most."""
     names = list(dict.fromkeys(names))
     if begun := [name for name in names if given and name.startswith(given)]:
         return begun[:3]
-    return difflib.get_close_matches(given, names, 1)
+    return difflib.get_close_matches(given, names, 2)
 
 
 def require_type(name: str, given: Any, hint: Any) -> None:

@@ -74,8 +74,10 @@ def read_sweep(path: Path, seed: int = 0) -> Sweep:
     elif method == "random":
         assignments = _random(path, parameters, cap, seed)
     else:
-        what = "expected grid or random; others need wandb's server"
-        raise ConfigError(f"{path}: method is {method!r}; {what}")
+        others = (
+            f"others need wandb's server: run `wandb sweep {in_shell(path)}`, then `wandb agent ID`"
+        )
+        raise ConfigError(f"{path}: method is {method!r}; expected grid or random; {others}")
     return Sweep(path, str(content.get("name") or path.stem), _flags(path, content), assignments)
 
 

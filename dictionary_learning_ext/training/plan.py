@@ -61,6 +61,8 @@ def plan(
     don't divide, several SAEs in one run of a wandb sweep, or a folder that is taken or missing;
     TextError or ActivationsError if there is no such file.
     """
+    expected = "a dict of SAEConfigs by name, e.g. {'a': SAEConfig(k=32)}"
+    require(isinstance(saes, Mapping) and len(saes) > 0, "saes", saes, expected)
     if len(saes) > 1:
         _require_folder_names(saes)
     on_a_gpu = ("False, or ", Setting("device", "cuda"))

@@ -16,6 +16,7 @@ def test_a_misspelt_name_may_stand_for_several():
     begun = [f"noise_{which}" for which in ("on", "to_signal", "anneal_steps", "seed")]
     assert meant("noise", begun).count(" or ") == 2, "three at most"
     assert meant("bet", names) == meant("betta", names) == "; did you mean 'beta'?"
+    assert meant("bata", names) == "; did you mean 'data' or 'beta'?"
     assert meant("xyz", names) == ""
 
 

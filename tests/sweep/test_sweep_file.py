@@ -98,7 +98,7 @@ BAD = {
     "an unknown key": ({"methode": "grid"}, r"'methode'; expected c.*did you mean 'method'\?"),
     "an unknown key of a parameter": (
         of(k={"vlaues": [8, 16]}),
-        r"'k': unknown key 'vlaues'; expected .*value, values; did you mean 'values'\?",
+        r"'k': unknown key 'vlaues'; expected .*value, values; did you mean 'values' or 'value'\?",
     ),
     "bayes": (
         {"method": "bayes"},

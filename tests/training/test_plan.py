@@ -64,6 +64,14 @@ def test_the_names_of_several_saes_are_names_of_folders(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("saes", [A, [A], {}], ids=["one", "a list", "none"])
+def test_saes_are_given_by_name(saes, tmp_path):
+    run = RunConfig(save_dir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"expected a dict of SAEConfigs by name, e\.g\. \{"):
+        train(run, saes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_resumes_may_have_its_folder(tmp_path):
     (tmp_path / "ae.pt").write_bytes(b"weights")
     run = RunConfig(save_dir=str(tmp_path), data=str(tmp_path / "moved.txt"))
