@@ -79,10 +79,8 @@ def measured_features(
     )
     if run.activations is not None and not at_home(run.activations).is_dir():
         run = replace(run, activations=None)
-    inputs, finder = (
-        open_inputs(run, [hook.name], language_model=model),
-        SinkFinder(model.tokenizer),
-    )
+    inputs = open_inputs(run, [hook.name], language_model=model)
+    finder = SinkFinder(model.tokenizer)
     for batch in inputs.contexts(hook.name, "heldout", tokens):
         collector.add(finder.without_sinks(batch))
     return collector.statistics(), lens
