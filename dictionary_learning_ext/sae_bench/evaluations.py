@@ -1,12 +1,13 @@
 """SAE Bench's evaluations by its own functions, with a model object instead of a name.
 
-Each `run_…` takes one SAE and returns SAE Bench's own output object.
+Each `run_…` takes one SAE and returns SAE Bench's own output as a dict.
 """
 
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +17,6 @@ import sae_bench.evals.core.main as core
 import sae_bench.evals.scr_and_tpp.main as scr_and_tpp
 import sae_bench.evals.sparse_probing.main as sparse_probing
 import torch as t
-from pydantic import TypeAdapter
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.evals.absorption.common import load_or_train_probe, load_probe_data_split_or_train
 from sae_bench.evals.absorption.feature_absorption import run_feature_absortion_experiment
@@ -26,6 +26,7 @@ from sae_bench.sae_bench_utils import get_eval_uuid, get_sae_bench_version, get_
 from sae_lens.training.activations_store import ActivationsStore
 from sklearn.metrics import f1_score
 from torch.utils.weak import WeakTensorKeyDictionary
+from transformer_lens import HookedTransformer
 
 from ..activations.hook_points import block_of_output
 from ..config.architectures import BenchEvaluation
@@ -33,7 +34,7 @@ from ..errors import BenchError, Setting
 from ..evaluation.metrics import Totals, computed, shown_in
 from .data import heldout_text
 from .lens_model import left_alone, stopped_after, wanted
-from .probes import run_sae_probes, sae_probes_output
+from .probes import run_sae_probes
 from .settings import SEED, BenchSettings
 
 SHUFFLED = 10_000
@@ -90,7 +91,7 @@ def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> A
     metrics: Any = core.replace_nans_with_negative_one(
         scalars | {"misc_metrics": core.calculate_misc_metrics(features)}
     )
-    return core.CoreEvalOutput(
+    output = core.CoreEvalOutput(
         **_heading(sae, name, config),
         eval_result_metrics=core.CoreMetricCategories(**metrics),  # pydantic makes their classes
         eval_result_details=core.convert_feature_metrics(
@@ -98,6 +99,7 @@ def run_core(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> A
         ),
         eval_result_unstructured=our_metrics(sae, store(), config, settings, ignored),
     )
+    return asdict(output)
 
 
 @t.no_grad()
@@ -142,24 +144,22 @@ def our_metrics(
     }
 
 
-def run_scr_or_tpp(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """Spurious correlation removal, or targeted probe perturbation, as the configuration says."""
-    with encoding_once():
-        results, per_class = scr_and_tpp.run_eval_single_sae(
+def run_on_classes(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
+    """Spurious correlation removal, targeted probe perturbation or sparse probing, as the configuration says."""
+    is_probing = isinstance(config, sparse_probing.SparseProbingEvalConfig)
+    module = sparse_probing if is_probing else scr_and_tpp
+    loader = "from_pretrained_no_processing"
+    with encoding_once(), patch.object(HookedTransformer, loader, return_value=settings.model):
+        outputs = module.run_eval(
             config,
-            sae,  # pyright: ignore[reportArgumentType]
-            settings.model,
+            [(name, sae)],  # pyright: ignore[reportArgumentType]
             settings.device,
-            str(settings.cache),
+            str(settings.cache / "output"),
+            force_rerun=True,
+            artifacts_path=str(settings.cache),
         )
-    scalars, details = _split(results)
-    output: Any = scr_and_tpp.ScrEvalOutput if config.perform_scr else scr_and_tpp.TppEvalOutput
-    return output(
-        **_heading(sae, name, config),
-        eval_result_metrics={"scr_metrics" if config.perform_scr else "tpp_metrics": scalars},
-        eval_result_details=details,
-        eval_result_unstructured={} if config.perform_scr else per_class,
-    )
+    (output,) = outputs.values()
+    return output
 
 
 @contextmanager
@@ -196,28 +196,6 @@ def _means(acts_BLD: t.Tensor, sae: BaseSAE, batch_size: int) -> tuple[t.Tensor,
     return t.cat(x), t.cat(f)
 
 
-def run_sparse_probing(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
-    """Sparse probing."""
-    results, per_class = sparse_probing.run_eval_single_sae(
-        config,
-        sae,  # pyright: ignore[reportArgumentType]
-        settings.model,
-        settings.device,
-        str(settings.cache),
-    )
-    scalars, details = _split(results)
-    output: Any = sparse_probing.SparseProbingEvalOutput
-    return output(
-        **_heading(sae, name, config),
-        eval_result_metrics={
-            which: {key: value for key, value in scalars.items() if key.startswith(f"{which}_")}
-            for which in ("llm", "sae")
-        },
-        eval_result_details=details,
-        eval_result_unstructured=per_class,
-    )
-
-
 def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings) -> Any:
     """First-letter absorption. SAE Bench reads only activations at the SAE, never logits.
 
@@ -237,7 +215,7 @@ def run_absorption(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
 
 def _absorption(
     sae: BaseSAE, name: str, config: Any, settings: BenchSettings, layer: int
-) -> absorption.AbsorptionEvalOutput:
+) -> dict[str, Any]:
     known = _known_letters(config, layer, settings)
     if len(known) < config.min_feats_for_eval:
         raise BenchError(
@@ -285,7 +263,7 @@ def _absorption(
     }
     means = {f"mean_{key}": float(per_letter[c].mean()) for key, c in columns.items()}
     spreads = {f"std_dev_{key}": float(per_letter[c].std()) for key, c in columns.items()}
-    return absorption.AbsorptionEvalOutput(
+    output = absorption.AbsorptionEvalOutput(
         **_heading(sae, name, config),
         eval_result_metrics=absorption.AbsorptionMetricCategories(
             mean=absorption.AbsorptionMeanMetrics(**means, **spreads)
@@ -301,8 +279,8 @@ def _absorption(
             )
             for row in per_letter.to_dict("records")
         ],
-        eval_result_unstructured={},
     )
+    return asdict(output)
 
 
 def _known_letters(config: Any, layer: int, settings: BenchSettings) -> set[str]:
@@ -327,13 +305,6 @@ def _known_letters(config: Any, layer: int, settings: BenchSettings) -> set[str]
     return {letter for letter, score in scores.items() if score > config.min_GT_probe_f1}
 
 
-def _split(results: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The averages over data sets, and the results of each."""
-    details = {key: value for key, value in results.items() if isinstance(value, dict)}
-    scalars = {key: value for key, value in results.items() if key not in details}
-    return scalars, [{"dataset_name": name, **values} for name, values in details.items()]
-
-
 def _heading(sae: BaseSAE, name: str, config: Any) -> dict[str, Any]:
     """The fields that every output object has."""
     return {
@@ -350,25 +321,11 @@ def _heading(sae: BaseSAE, name: str, config: Any) -> dict[str, Any]:
 
 EVALUATIONS: dict[BenchEvaluation, Callable[[BaseSAE, str, Any, BenchSettings], Any]] = {
     "core": run_core,
-    "scr": run_scr_or_tpp,
-    "tpp": run_scr_or_tpp,
-    "sparse_probing": run_sparse_probing,
+    "scr": run_on_classes,
+    "tpp": run_on_classes,
+    "sparse_probing": run_on_classes,
     "sae_probes": run_sae_probes,
     "absorption": run_absorption,
 }
 NOT_REPEATED: tuple[BenchEvaluation, ...] = ("absorption",)
 """Those that run with one seed: absorption would train the language model's own probes again."""
-_OUTPUTS: dict[BenchEvaluation, type] = {
-    "core": core.CoreEvalOutput,
-    "scr": scr_and_tpp.ScrEvalOutput,
-    "tpp": scr_and_tpp.TppEvalOutput,
-    "sparse_probing": sparse_probing.SparseProbingEvalOutput,
-    "absorption": absorption.AbsorptionEvalOutput,
-}
-
-
-def validated(evaluation: BenchEvaluation, found: Any) -> Any:
-    """A result's JSON, if it is in SAE Bench's schema. Raises pydantic's ValidationError if not."""
-    output = sae_probes_output() if evaluation == "sae_probes" else _OUTPUTS[evaluation]
-    TypeAdapter(output).validate_python(found)
-    return found

@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +96,7 @@ def run_sae_probes(sae: "BaseSAE", name: str, config: Any, settings: "BenchSetti
 
     Raises: BenchError if the tokenizer can't be used, or the disk is too small for the activations.
     """
-    from pydantic import TypeAdapter
     from sae_bench.evals.sparse_probing_sae_probes.main import run_eval
-    from sae_bench.sae_bench_utils.general_utils import get_results_filepath
 
     activations = settings.cache / "activations"
     with _sae_probes_tokenizer(settings.model):
@@ -107,31 +105,21 @@ def run_sae_probes(sae: "BaseSAE", name: str, config: Any, settings: "BenchSetti
     results = settings.cache / f"seed_{config.random_seed}_sets_{names}"
     shutil.rmtree(results / f"{name}_custom_sae", ignore_errors=True)  # may be another SAE's
     folders = {"results_path": str(results), "model_cache_path": str(activations)}
-    output = results / "output"
-    run_eval(
+    (output,) = run_eval(
         replace(config, **folders),
         [(name, sae)],  # pyright: ignore[reportArgumentType]
         settings.device,
-        str(output),
+        str(results / "output"),
         force_rerun=True,
-    )
-    path = Path(get_results_filepath(str(output), name, "custom_sae"))
-    found = TypeAdapter(sae_probes_output()).validate_json(path.read_bytes())
-    done = {detail.dataset_name for detail in found.eval_result_details}
+    ).values()
+    done = {detail["dataset_name"] for detail in output["eval_result_details"]}
     if missing := set(config.dataset_names) - done:
         raise BenchError(f"sae-probes wrote no result of {', '.join(sorted(missing))}")
-    found.eval_config = config
-    found.eval_result_unstructured = {"max_tokens": _max_tokens(settings)}
-    return found
-
-
-def sae_probes_output() -> type:
-    """SAE Bench's class of the results."""
-    from sae_bench.evals.sparse_probing_sae_probes.eval_output import (
-        SparseProbingSaeProbesEvalOutput,
-    )
-
-    return SparseProbingSaeProbesEvalOutput
+    mine = {
+        "eval_config": asdict(config),
+        "eval_result_unstructured": {"max_tokens": _max_tokens(settings)},
+    }
+    return output | mine
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch as t
-from pydantic import ValidationError
 from sae_bench.custom_saes.base_sae import BaseSAE
 from sae_bench.sae_bench_utils.general_utils import get_results_filepath, load_and_format_sae
 from threadpoolctl import threadpool_limits
@@ -50,7 +49,7 @@ from ..run_folder.trained_on import run_of
 from . import adapter
 from .adapter import FLOOR_LOOKS
 from .data import in_folder, local_files, open_bench_data
-from .evaluations import EVALUATIONS, NOT_REPEATED, validated
+from .evaluations import EVALUATIONS, NOT_REPEATED
 from .lens_model import accepted, hooked_transformer
 from .probes import SMALLEST, chosen_sets
 from .results import BenchResults
@@ -262,14 +261,14 @@ class _BenchRun:
             if "n_values" in asdict(config):  # the identity SAE has D features
                 config.n_values = [n for n in config.n_values if n <= job.sae.cfg.d_sae]
             key = result_key(evaluation, config, settings, self.model_key, job.sae)
-            found = None if self.again else finished(path, evaluation, key)
+            found = None if self.again else finished(path, key)
             if found is None:
                 started = time.perf_counter()
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                     remove_temporaries(folder, glob.escape(path.name))
                 found = self._evaluate(job, evaluation, config, settings, log)
-                found["eval_result_unstructured"] |= {
+                found["eval_result_unstructured"] = (found["eval_result_unstructured"] or {}) | {
                     "vsae_bench_key": key,
                     "wall_seconds": round(time.perf_counter() - started, 1),
                 }
@@ -296,7 +295,7 @@ class _BenchRun:
         settings: BenchSettings,
         log: Path,
     ) -> dict[str, Any]:
-        """Evaluate; return the validated JSON. What SAE Bench prints goes to the log."""
+        """Evaluate; return what is written as JSON. What SAE Bench prints goes to the log."""
         all_caches = settings.cache
         cache = all_caches / cache_name(evaluation, config, settings, self.model_key)
         if settings.seed != SEED and "random_seed" not in NOT_IN_CACHE.get(evaluation, ()):
@@ -327,28 +326,19 @@ class _BenchRun:
                 shutil.rmtree(cache, ignore_errors=True)  # may hold half a file
                 raise
         in_use.unlink(missing_ok=True)
-        return validated(evaluation, json.loads(output.to_json()))
+        return json.loads(json.dumps(output, default=str))
 
 
-def finished(
-    path: Path, evaluation: BenchEvaluation, key: str | None = None
-) -> dict[str, Any] | None:
-    """The content of a result file, or None if it is missing, incomplete or not the one of `key`.
-
-    `key` is the expected "vsae_bench_key"; None accepts any.
-    """
+def finished(path: Path, key: str) -> dict[str, Any] | None:
+    """The content of a result file; None if it is missing, damaged or not the one of `key`, its "vsae_bench_key"."""
     try:
         found = read_json(path, {"eval_result_unstructured": {}}, "it will be replaced")
-        validated(evaluation, found)
     except FileNotFoundError:
         return None
     except CheckpointError as error:
         logger.warning("%s", error)
         return None
-    except ValidationError:
-        logger.warning("%s is not in SAE Bench's schema and will be replaced", path)
-        return None
-    if key is not None and found["eval_result_unstructured"].get("vsae_bench_key") != key:
+    if found.get("eval_result_unstructured", {}).get("vsae_bench_key") != key:
         logger.warning("%s belongs to another SAE, model or settings and will be replaced", path)
         return None
     return found

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch as t
 import transformers
-from bench_saes import D, F, K, place
+from bench_saes import D, F, K, place, result_in
 from dictionary_learning.dictionary import (
     AutoEncoder,
     AutoEncoderNew,
@@ -26,7 +26,6 @@ import pandas as pd
 import sae_bench.custom_saes.run_all_evals_dictionary_learning_saes as upstream_runner  # pyright: ignore[reportMissingImports]
 
 from dictionary_learning_ext.sae_bench import adapter
-from dictionary_learning_ext.sae_bench.runner import finished
 
 
 def dictionaries():
@@ -215,8 +214,7 @@ def test_its_unmodified_runner_takes_our_checkpoint_once_registered(
         random_seed=42,
     )
     path = tmp_path / "eval_results" / "core" / "saes_run_custom_sae_eval_results.json"
-    result = finished(path, "core")
-    assert result is not None
+    result = result_in(path, "core")
     assert result["sae_cfg_dict"]["architecture"] == "vsae_fixed_values"
     assert result["eval_result_metrics"]["sparsity"]["l0"] == pytest.approx(K, abs=0.01)
 
@@ -277,9 +275,3 @@ def test_the_loader_fetches_an_sae_and_its_config_from_the_hub(trained, tmp_path
         "me/saes", "run/ae.pt", trainer["lm_name"], t.device("cpu"), t.float32
     )
     assert t.equal(sae.W_dec, load_dictionary(trained["vsae"])[0].decoder.weight.t())
-
-
-def test_a_result_of_another_schema_counts_as_missing(tmp_path):
-    path = tmp_path / "x.json"
-    path.write_text(json.dumps({"eval_result_unstructured": {}, "eval_type_id": "core"}))
-    assert finished(path, "core") is None

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch as t
-from bench_saes import SMALL
+from bench_saes import SMALL, result_in
 
 from dictionary_learning_ext.errors import BenchError
 
@@ -15,7 +15,7 @@ pytest.importorskip("sae_bench", reason="needs the extra: pip install -e '.[saeb
 from sae_probes import DATASETS, generate_model_activations  # pyright: ignore[reportMissingImports]
 
 from dictionary_learning_ext.sae_bench import probes, runner
-from dictionary_learning_ext.sae_bench.runner import bench, finished
+from dictionary_learning_ext.sae_bench.runner import bench
 
 SETS = ("119_us_state_TX", "118_us_state_CA")
 PROBES = SMALL | {"evals": ["sae_probes"], "probing_sets": ",".join(SETS)}
@@ -53,7 +53,7 @@ def test_results_are_in_sae_benchs_schema_with_every_set_and_the_language_model(
     assert sorted(forward_passes) == sorted(SETS), "once for two SAEs and two seeds"
     for label, folder in trained.items():
         path = folder / "eval_results" / "sae_probes" / f"{label}_custom_sae_eval_results.json"
-        found = finished(path, "sae_probes")
+        found = result_in(path, "sae_probes")
         assert found == outcome.results[label]["sae_probes"]
         details = {detail["dataset_name"]: detail for detail in found["eval_result_details"]}
         assert sorted(details) == sorted(SETS)

@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch as t
 import transformers
-from bench_saes import FLAGS, FOUR, SMALL, D, place
+from bench_saes import FLAGS, FOUR, SMALL, D, place, result_in
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.bench import BenchFlags
@@ -25,7 +25,7 @@ from sae_bench.sae_bench_utils import graphing_utils  # pyright: ignore[reportMi
 
 from dictionary_learning_ext.sae_bench import adapter, evaluations, runner, settings
 from dictionary_learning_ext.sae_bench.results import curve
-from dictionary_learning_ext.sae_bench.runner import bench, finished
+from dictionary_learning_ext.sae_bench.runner import bench
 
 
 def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, trained):
@@ -33,7 +33,7 @@ def test_every_result_is_in_sae_benchs_schema_and_where_it_looks(benched, traine
     for name, folder in trained.items():
         for evaluation in FOUR:
             path = folder / "eval_results" / evaluation / f"{name}_custom_sae_eval_results.json"
-            assert finished(path, evaluation) == benched.results[name][evaluation]
+            assert result_in(path, evaluation) == benched.results[name][evaluation]
     files = graphing_utils.find_eval_results_files([str(trained["vsae"] / "eval_results")])
     read = graphing_utils.get_eval_results([f for f in files if "/core/" in f])
     assert read["vsae_custom_sae"]["sae_class"] == "vsae_fixed_values"
@@ -265,7 +265,7 @@ def test_repeats_take_other_texts_and_stay_out_of_sae_benchs_sight(one):
     for evaluation in evals:
         there = one / "eval_results_of_seeds" / "43" / evaluation
         repeat = both.repeats[43]["one"][evaluation]
-        assert finished(there / "one_custom_sae_eval_results.json", evaluation) == repeat
+        assert result_in(there / "one_custom_sae_eval_results.json", evaluation) == repeat
         assert (
             repeat["eval_result_metrics"] != first.results["one"][evaluation]["eval_result_metrics"]
         )
@@ -353,7 +353,7 @@ def test_further_saes_are_evaluated_as_those_of_the_folders(one, trained):
     assert metrics["same"] == metrics["one"] != metrics["top_k"]
     assert metrics["id"]["reconstruction_quality"]["mse"] == pytest.approx(0)
     path = one / "eval_results" / "core" / "same_custom_sae_eval_results.json"
-    assert finished(path, "core") == outcome.results["same"]["core"]
+    assert result_in(path, "core") == outcome.results["same"]["core"]
 
 
 def test_core_takes_a_run_in_bfloat16(one):
