@@ -64,15 +64,9 @@ from .settings import (
 
 logger = logging.getLogger(__name__)
 
-_IN_WHOLE_FILES = ("sae_probes",)
-"""Evaluations whose cache holds no half file after a kill, see probes.py."""
-
-NOT_IN_CACHE: dict[BenchEvaluation, tuple[str, ...]] = {
-    "scr": ("n_values",),
-    "tpp": ("n_values",),
-    "sae_probes": ("random_seed", "include_llm_baseline", "dataset_names"),
-}
-"""The settings of an evaluation that its cache does not depend on."""
+_KEPT_CACHE = "sae_probes"
+"""The evaluation whose cache holds no half file after a kill and serves all seeds, see probes.py. It is kept
+until all evaluations have succeeded."""
 
 
 def bench(
@@ -155,6 +149,9 @@ def bench(
     # Of two processes, the second would take the first's cache for what a kill has left.
     with locked(cache, "first folder"):
         with writing(cache):
+            for path in cache.iterdir():
+                if path.name != LOCK and not path.name.startswith(_KEPT_CACHE):
+                    remove(path)  # a kill may have left half a file
             texts = open_bench_data(name, cache)
         settings = BenchSettings(
             hooked,
@@ -225,29 +222,28 @@ class _BenchRun:
     def __init__(self, settings: BenchSettings, model_key: str, again: bool):
         self.settings, self.model_key, self.again = settings, model_key, again
         self.outcome = BenchResults()
-        self._caches_of_one_seed: set[Path] = set()
 
     def all(self, jobs: Sequence[BenchJob], evals: Sequence[BenchEvaluation], seeds: range) -> None:
         """Every evaluation of every SAE, with every seed where it has one."""
-        todo: dict[int, list[tuple[BenchEvaluation, BenchJob]]] = {
-            seed: [
-                (evaluation, job)
-                for evaluation in evals
-                if seed == SEED or evaluation not in NOT_REPEATED
-                for job in jobs
-            ]
+        todo = [
+            (seed, evaluation)
             for seed in seeds
-        }
-        with tqdm(total=sum(map(len, todo.values())), unit="evaluation", file=sys.stderr) as bar:
-            for seed, of_seed in todo.items():
+            for evaluation in evals
+            if seed == SEED or evaluation not in NOT_REPEATED
+        ]
+        with tqdm(total=len(todo) * len(jobs), unit="evaluation", file=sys.stderr) as bar:
+            for seed, evaluation in todo:
+                cache = self.settings.cache / f"{evaluation}_{digest(self.model_key)}"
+                settings = replace(self.settings, seed=seed, cache=cache)
                 shown = "" if len(seeds) == 1 else f", seed {seed}"
-                for evaluation, job in of_seed:
-                    bar.set_postfix_str(f"{evaluation} of {job.label}{shown}")
-                    self._one(job, evaluation, replace(self.settings, seed=seed))
-                    bar.update()
-                for cache in self._caches_of_one_seed:  # no other seed takes the same texts
-                    shutil.rmtree(cache, ignore_errors=True)
-                self._caches_of_one_seed.clear()
+                try:
+                    for job in jobs:
+                        bar.set_postfix_str(f"{evaluation} of {job.label}{shown}")
+                        self._one(job, evaluation, settings)
+                        bar.update()
+                finally:
+                    if evaluation != _KEPT_CACHE:  # nothing else takes the same texts
+                        shutil.rmtree(cache, ignore_errors=True)
 
     def _one(self, job: BenchJob, evaluation: BenchEvaluation, settings: BenchSettings) -> None:
         """Collect a result: the one on disk if it still holds, or a new one, which is written."""
@@ -296,21 +292,12 @@ class _BenchRun:
         log: Path,
     ) -> dict[str, Any]:
         """Evaluate; return what is written as JSON. What SAE Bench prints goes to the log."""
-        all_caches = settings.cache
-        cache = all_caches / cache_name(evaluation, config, settings, self.model_key)
-        if settings.seed != SEED and "random_seed" not in NOT_IN_CACHE.get(evaluation, ()):
-            self._caches_of_one_seed.add(cache)
-        settings = replace(settings, cache=cache)
-        in_use = cache.with_name(f"in_use_{cache.name}")
-        if in_use.exists() and evaluation not in _IN_WHOLE_FILES:  # it was killed in the middle
-            remove(cache)
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             try:
-                cache.mkdir(parents=True, exist_ok=True)
-                in_use.touch()
+                settings.cache.mkdir(parents=True, exist_ok=True)
                 load_and_format_sae(job.name, job.sae, settings.device)  # pyright: ignore
                 with (
-                    in_folder(settings.data, all_caches),
+                    in_folder(settings.data, self.settings.cache),
                     accepted(settings.model),
                     # SAE Bench fits many small probes, which a second thread only slows down.
                     threadpool_limits(1, user_api="blas"),
@@ -319,13 +306,11 @@ class _BenchRun:
                     seed_everything(settings.seed)
                     output = EVALUATIONS[evaluation](job.sae, job.name, config, settings)
             except UserError:
-                in_use.unlink(missing_ok=True)
                 raise
-            except BaseException:
+            except Exception:
                 traceback.print_exc()
-                shutil.rmtree(cache, ignore_errors=True)  # may hold half a file
+                shutil.rmtree(settings.cache, ignore_errors=True)  # may hold half a file
                 raise
-        in_use.unlink(missing_ok=True)
         return json.loads(json.dumps(output, default=str))
 
 
@@ -359,15 +344,6 @@ def result_key(
         if settings.seed != SEED:
             parts.append(settings.seed)
     return digest(*parts, *local_files(settings.data, config))
-
-
-def cache_name(
-    evaluation: BenchEvaluation, config: Any, settings: BenchSettings, model: str
-) -> str:
-    """The folder for what SAEs share: the language model's activations, and probes on them."""
-    left_out = NOT_IN_CACHE.get(evaluation, ())
-    sizes = {name: v for name, v in asdict(config).items() if name not in left_out}
-    return f"{evaluation}_{digest(model, sizes, *local_files(settings.data, config))}"
 
 
 def digest(*parts: Any) -> str:
