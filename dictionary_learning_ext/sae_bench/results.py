@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import BenchError
 from ..evaluation.metrics import Metric, shown_in
-from ..evaluation.tables import markdown_table, text_table
+from ..evaluation.tables import text_table
 from .settings import SEED
 
 Values = dict[str, dict[str, dict[int, float]]]
@@ -54,15 +54,15 @@ class BenchResults:
             )
 
 
-def table(outcome: BenchResults, form: str = "text") -> str:
-    """A row for each metric, a column for each SAE, as "text" or "markdown".
+def table(outcome: BenchResults) -> str:
+    """A row for each metric, a column for each SAE.
 
     Where evaluations were repeated: the mean, and the standard deviation over their seeds.
     """
-    return _drawn("", values_of(outcome), ".3f", form)
+    return _drawn("", values_of(outcome), ".3f")
 
 
-def differences(outcome: BenchResults, form: str = "text") -> str | None:
+def differences(outcome: BenchResults) -> str | None:
     """Each SAE's metrics less those of the first, as `table` shows them; None for fewer than two SAEs.
 
     Where evaluations were repeated: mean and standard deviation of the differences seed by seed.
@@ -80,7 +80,7 @@ def differences(outcome: BenchResults, form: str = "text") -> str | None:
         }
         for label in others
     }
-    return _drawn(f"minus {first}", less_first, "+.4f", form)
+    return _drawn(f"minus {first}", less_first, "+.4f")
 
 
 def metrics(result: dict[str, Any], category: str) -> dict[str, float | None]:
@@ -160,7 +160,7 @@ def measured_on(outcome: BenchResults) -> list[str]:
     return list(lines)
 
 
-def _drawn(corner: str, values: Values, digits: str, form: str) -> str:
+def _drawn(corner: str, values: Values, digits: str) -> str:
     """Mean and standard deviation over seeds; `digits` is the mean's format, as ".3f" or "+.4f"."""
 
     def cell(of_seed: dict[int, float]) -> str:
@@ -172,5 +172,4 @@ def _drawn(corner: str, values: Values, digits: str, form: str) -> str:
 
     names = dict.fromkeys(name for rows in values.values() for name in rows)
     lines = [[name, *(cell(rows.get(name, {})) for rows in values.values())] for name in names]
-    draw = markdown_table if form == "markdown" else text_table
-    return draw([corner, *values], lines)
+    return text_table([corner, *values], lines)
