@@ -5,8 +5,8 @@ Each `run_…` takes one SAE and returns SAE Bench's own output as a dict.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 from unittest.mock import patch
@@ -162,8 +162,7 @@ def run_on_classes(sae: BaseSAE, name: str, config: Any, settings: BenchSettings
     return output
 
 
-@contextmanager
-def encoding_once() -> Iterator[None]:
+def encoding_once() -> AbstractContextManager[Any]:
     """Within it, SCR and TPP of one SAE encode each text once instead of once per ablation.
 
     For every class and every N, SAE Bench encodes a test set, zeroes N features, decodes with and
@@ -181,8 +180,7 @@ def encoding_once() -> Iterator[None]:
         removed_BD = f_BF[:, to_ablate_F] @ sae.W_dec[to_ablate_F].to(f_BF.dtype)
         return (x_BD - removed_BD).to(acts_BLD.dtype)
 
-    with patch.object(scr_and_tpp, "ablated_precomputed_activations", ablated):
-        yield
+    return patch.object(scr_and_tpp, "ablated_precomputed_activations", ablated)
 
 
 def _means(acts_BLD: t.Tensor, sae: BaseSAE, batch_size: int) -> tuple[t.Tensor, t.Tensor]:
