@@ -32,7 +32,6 @@ class MaskedSAE(BenchSAE):
             model_name=sae.cfg.model_name,
             hook_name=sae.cfg.hook_name,
             hook_layer=sae.cfg.hook_layer,
-            architecture=sae.cfg.architecture,
         )
         self.register_buffer("kept_F", kept_F.to(sae.W_enc))
 

@@ -36,8 +36,8 @@ class BenchSAE(BaseSAE):
     """A dictionary of our class or upstream's in SAE Bench's interface.
 
     It encodes as the dictionary does at evaluation: the posterior's mean, deterministic, a fresh
-    dense tensor for (B, D) and (B, L, D). The dictionary takes raw activations; `architecture` is the
-    class in SAE Bench's plots.
+    dense tensor for (B, D) and (B, L, D). The dictionary takes raw activations. `cfg.architecture` is
+    its class in SAE Bench's plots, e.g. topk or vsae_fixed_values.
 
     Raises: BenchError if the decoder's columns are not of unit norm within 1e-5.
     """
@@ -49,7 +49,6 @@ class BenchSAE(BaseSAE):
         model_name: str,
         hook_name: str,
         hook_layer: int,
-        architecture: str,
     ):
         W_enc, W_dec, b_enc, b_dec = _weights(dictionary)
         super().__init__(
@@ -69,7 +68,8 @@ class BenchSAE(BaseSAE):
             parameter.data = value.detach()
         self.dictionary: Any = dictionary
         self.requires_grad_(False)
-        self.cfg.architecture = architecture
+        row = BY_DICT_CLASS[type(dictionary).__name__]
+        self.cfg.architecture = row.bench_name_of(getattr(dictionary, "variant", ""))
         off = float((self.W_dec.norm(dim=1) - 1).abs().max())
         if off > _NORM_TOLERANCE:
             raise BenchError(
@@ -101,12 +101,6 @@ def _weights(dictionary: Any) -> tuple[t.Tensor, t.Tensor, t.Tensor, t.Tensor]:
     return encoder.weight.T, decoder.weight.T, b_enc, next(found, decoder.bias)
 
 
-def architecture_of(dictionary: Dictionary) -> str:
-    """The class of a dictionary in SAE Bench's plots, e.g. topk or vsae_fixed_values."""
-    row = BY_DICT_CLASS[type(dictionary).__name__]
-    return row.bench_name_of(getattr(dictionary, "variant", ""))
-
-
 def load_bench_sae(
     folder: Path, *, model_name: str, hook_name: str, hook_layer: int, device: str = "cpu"
 ) -> BenchSAE:
@@ -121,7 +115,6 @@ def load_bench_sae(
             model_name=model_name,
             hook_name=hook_name,
             hook_layer=hook_layer,
-            architecture=architecture_of(dictionary),
         )
     except BenchError as error:
         raise error.within(str(folder)) from error
@@ -150,21 +143,7 @@ def local_folder(source: str | Path) -> Path:
     owner, name, *inside = str(source).split("/")
     repo, target = f"{owner}/{name}", RUNS / f"{owner}_{name}"
     within = "".join(f"{part}/" for part in inside)
-    _fetch(source, repo, [f"{within}{WEIGHTS}", f"{within}{CONFIG}"], target)
-    if not inside and not (target / WEIGHTS).is_file():
-        _fetch(source, repo, [f"*/{CONFIG}"], target)
-        there = sorted(path.parent.name for path in target.glob(f"*/{CONFIG}"))
-        if len(there) > 1:
-            raise CheckpointError(
-                f"{source}: holds {len(there)} SAEs; expected one or more of "
-                f"{', '.join(f'{repo}/{each}' for each in there)}"
-            )
-        if there:
-            return local_folder(f"{repo}/{there[0]}")
-    return (target / within).resolve()
-
-
-def _fetch(source: str | Path, repo: str, patterns: list[str], target: Path) -> None:
+    patterns = [f"{within}{WEIGHTS}", f"{within}{CONFIG}", *([] if inside else [f"*/{CONFIG}"])]
     try:
         snapshot_download(repo, allow_patterns=patterns, local_dir=target)
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -172,6 +151,15 @@ def _fetch(source: str | Path, repo: str, patterns: list[str], target: Path) -> 
             f"{source}: no such folder, and no such repo on the hub ({type(error).__name__}); "
             f"{EXPECTED}"
         ) from error
+    there = sorted(path.parent.name for path in target.glob(f"*/{CONFIG}"))
+    if inside or (target / WEIGHTS).is_file() or not there:
+        return (target / within).resolve()
+    if len(there) > 1:
+        raise CheckpointError(
+            f"{source}: holds {len(there)} SAEs; expected one or more of "
+            f"{', '.join(f'{repo}/{each}' for each in there)}"
+        )
+    return local_folder(f"{repo}/{there[0]}")
 
 
 def reference_saes(like: BenchSAE) -> dict[str, BaseSAE]:
@@ -218,13 +206,14 @@ def _untrained(like: BenchSAE) -> AutoEncoderTopK:
 
 def _as_bench_sae(dictionary: AutoEncoderTopK, like: BenchSAE, architecture: str) -> BenchSAE:
     cfg = like.cfg
-    return BenchSAE(
+    sae = BenchSAE(
         dictionary.to(like.device).requires_grad_(False),
         model_name=cfg.model_name,
         hook_name=cfg.hook_name,
         hook_layer=cfg.hook_layer,
-        architecture=architecture,
     )
+    sae.cfg.architecture = architecture
+    return sae
 
 
 def register() -> None:
@@ -279,5 +268,4 @@ def load_our_sae(
         model_name=model_name,
         hook_name=hook_name,
         hook_layer=trainer["layer"],
-        architecture=architecture_of(dictionary),
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch as t
-from bench_saes import SMALL, D, F, K, place
+from bench_saes import PLACE, SMALL, D, F, K
 
 from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKAutoEncoder, train
 
@@ -16,7 +16,7 @@ from experiments.better_vsae.bench_figures import write_figures
 def test_a_mask_leaves_the_most_used_features():
     mask_F = size_matched.most_used([5, 0, 9, 7], 2)
     assert mask_F.tolist() == [False, False, True, True]
-    sae = BenchSAE(VariationalTopKAutoEncoder(D, F, K), **place())
+    sae = BenchSAE(VariationalTopKAutoEncoder(D, F, K), **PLACE)
     mask_F = t.arange(F) < F // 2
     x = t.randn(50, D)
     f, whole = size_matched.MaskedSAE(sae, mask_F).encode(x), sae.encode(x)

@@ -26,10 +26,4 @@ def result_in(path, evaluation):
     return found
 
 
-def place(**changes):
-    return {
-        "model_name": "tiny",
-        "hook_name": "blocks.0.hook_resid_post",
-        "hook_layer": 0,
-        "architecture": "vsae",
-    } | changes
+PLACE = {"model_name": "tiny", "hook_name": "blocks.0.hook_resid_post", "hook_layer": 0}

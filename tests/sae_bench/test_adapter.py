@@ -5,7 +5,7 @@ import json
 import pytest
 import torch as t
 import transformers
-from bench_saes import D, F, K, place, result_in
+from bench_saes import PLACE, D, F, K, result_in
 from dictionary_learning.dictionary import (
     AutoEncoder,
     AutoEncoderNew,
@@ -62,8 +62,8 @@ def dictionaries():
 @pytest.mark.parametrize("shape", [(7, D), (3, 5, D)])
 def test_encoding_is_the_dictionarys_deterministic_and_fresh(architecture, shape):
     dictionary = dictionaries()[architecture]
-    assert adapter.architecture_of(dictionary) == architecture
-    sae = adapter.BenchSAE(dictionary, **place())
+    sae = adapter.BenchSAE(dictionary, **PLACE)
+    assert sae.cfg.architecture == architecture
     assert sae.check_decoder_norms()
     x = t.randn(shape, generator=t.Generator().manual_seed(1)) * 3
     f = sae.encode(x)
@@ -80,7 +80,7 @@ def test_encoding_is_the_dictionarys_deterministic_and_fresh(architecture, shape
 
 def test_w_enc_is_the_encoder():
     for name, dictionary in dictionaries().items():
-        sae = adapter.BenchSAE(dictionary, **place())
+        sae = adapter.BenchSAE(dictionary, **PLACE)
         x = t.randn(9, D) * 3
         f = sae.encode(x)
         pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
@@ -94,7 +94,7 @@ def test_a_decoder_that_is_not_of_unit_norm_is_refused():
     dictionary = VariationalTopKAutoEncoder(D, F, K)
     dictionary.decoder.weight.data[:, 3] *= 1.1
     with pytest.raises(BenchError, match=r"off unit norm by 1\.0e-01; expected at most 1e-05"):
-        adapter.BenchSAE(dictionary, **place())
+        adapter.BenchSAE(dictionary, **PLACE)
 
 
 def test_a_vaease_is_loaded_with_a_unit_norm_decoder(tmp_path):
@@ -104,8 +104,7 @@ def test_a_vaease_is_loaded_with_a_unit_norm_decoder(tmp_path):
     t.save(model.state_dict(), tmp_path / "ae.pt")
     config = {"trainer": {"dict_class": "VAEase", "activation_dim": D, "dict_size": F}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    where = {name: value for name, value in place().items() if name != "architecture"}
-    sae = adapter.load_bench_sae(tmp_path, **where)
+    sae = adapter.load_bench_sae(tmp_path, **PLACE)
     assert sae.check_decoder_norms()
     assert sae.cfg.architecture == "vaease"
     x = 3 * t.randn(20, D)
@@ -121,7 +120,7 @@ def learned():
     weight_DF = t.randn(D, F) * t.tensor([10.0, 5.0] + [0.1] * (D - 2))[:, None]
     dictionary.decoder.weight.data = weight_DF / weight_DF.norm(dim=0)
     dictionary.b_dec.data = t.randn(D)
-    return adapter.BenchSAE(dictionary.requires_grad_(False), **place())
+    return adapter.BenchSAE(dictionary.requires_grad_(False), **PLACE)
 
 
 def test_the_references_are_of_the_same_place_and_size(learned):
@@ -153,7 +152,7 @@ def test_a_random_dictionary_has_the_spectrum_of_the_learned_one(learned):
 def test_an_sae_without_k_gets_floors_of_a_32nd_of_its_features():
     dictionary = AutoEncoder(D, F)
     dictionary.normalize_decoder()
-    like = adapter.BenchSAE(dictionary.requires_grad_(False), **place())
+    like = adapter.BenchSAE(dictionary.requires_grad_(False), **PLACE)
     f = adapter.reference_saes(like)[f"random_F{F}"].encode(t.randn(20, D))
     assert int((f != 0).sum(1).max()) == F // 32
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch as t
-from bench_saes import SMALL, D, F, K, place
+from bench_saes import PLACE, SMALL, D, F, K
 
 from dictionary_learning_ext import VariationalTopKAutoEncoder
 from dictionary_learning_ext.activations.hook_points import find_hook, read_residual
@@ -82,7 +82,7 @@ def test_absorption_runs_no_block_above_the_sae_and_scores_the_same(letters, tmp
     hooked = lens_model.hooked_transformer(model, hook, "embedded")
     t.manual_seed(0)
     dictionary = VariationalTopKAutoEncoder(128, 256, 32).eval()
-    sae = adapter.BenchSAE(dictionary, **place(hook_name=hook.name, hook_layer=1))
+    sae = adapter.BenchSAE(dictionary, **PLACE | {"hook_name": hook.name, "hook_layer": 1})
     passes = Counter()
     for n, block in enumerate(hooked.blocks):
         block.register_forward_hook(lambda *_, n=n: passes.update([n]))
@@ -114,7 +114,7 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
     hooked = lens_model.hooked_transformer(model, hook, "embedded")
     t.manual_seed(0)
     dictionary = VariationalTopKAutoEncoder(128, 256, 32).eval()
-    sae = adapter.BenchSAE(dictionary, **place(hook_name=hook.name, hook_layer=1))
+    sae = adapter.BenchSAE(dictionary, **PLACE | {"hook_name": hook.name, "hook_layer": 1})
     ctx_len, stream = 32, open_text("embedded", split="heldout")
     documents = [text for text, _ in zip(stream, range(16), strict=False) if len(text) > 400]
     documents = documents[: len(documents) // 4 * 4]
@@ -156,7 +156,7 @@ def test_core_agrees_with_our_evaluation_on_the_same_tokens():
 
 
 def test_encoding_once_gives_sae_benchs_ablations():
-    sae = adapter.BenchSAE(VariationalTopKAutoEncoder(D, F, K), **place())
+    sae = adapter.BenchSAE(VariationalTopKAutoEncoder(D, F, K), **PLACE)
     sae.dictionary.b_dec.data.normal_()
     sets = [t.randn(7, 5, D), t.randn(4, 6, D)]
     for acts in sets:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch as t
-from bench_saes import FOUR, SMALL, D, F, K, place
+from bench_saes import FOUR, PLACE, SMALL, D, F, K
 
 from dictionary_learning_ext import RunConfig, SAEConfig, VariationalTopKAutoEncoder, train
 from dictionary_learning_ext.activations.hook_points import HOOK_KINDS, find_hook, read_residual
@@ -162,7 +162,7 @@ def test_core_replaces_the_positions_that_our_losses_replace(multiple, tiny_lm_d
     hooked = lens_model.hooked_transformer(lm, hook, "sinks")
     t.manual_seed(0)
     dictionary = VariationalTopKAutoEncoder(D, F, K)
-    sae = adapter.BenchSAE(dictionary, **place(hook_name=HOOK, hook_layer=1))
+    sae = adapter.BenchSAE(dictionary, **PLACE | {"hook_name": HOOK, "hook_layer": 1})
     documents = [TEXT] * 3
     contexts = ContextStream(iter(documents), lm.tokenizer, 12, packing="truncate")
     tokens_BL, _ = contexts.next_batch(3)

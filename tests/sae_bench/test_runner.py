@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch as t
 import transformers
-from bench_saes import FLAGS, FOUR, SMALL, D, place, result_in
+from bench_saes import FLAGS, FOUR, PLACE, SMALL, D, result_in
 
 from dictionary_learning_ext.cli import main
 from dictionary_learning_ext.commands.bench import BenchFlags
@@ -327,9 +327,6 @@ def test_a_floors_label_is_not_that_of_a_folder(one):
     assert outcome.failures == {}
     assert {"identity", f"{folder.parent.name}/identity"} <= set(outcome.results)
     assert len(outcome.results) == 4
-
-
-PLACE = {name: value for name, value in place().items() if name != "architecture"}
 
 
 def identity(width=D, hook_name=PLACE["hook_name"]):
