@@ -1,5 +1,7 @@
 """`vsae hooks` and `vsae cache`: a language model's hook points, and its activations on disk."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,30 +101,37 @@ def run_cache(flags: CacheFlags) -> None:
     from ..activations.cache_writer import write_cache
     from ..training.processes import interrupts
 
-    try:
-        with interrupts() as signals, signals.deferred():
-            manifest = write_cache(
-                folder,
-                settings,
-                hooks,
-                flags.tokens,
-                dtype=flags.dtype,
-                data_seed=flags.data_seed,
-                file_bytes=flags.file_mb * 1_000_000,
-                on_plan=lambda plan: print(plan, flush=True),
-                before_batch=signals.check,
-            )
-    except Interrupted as stop:
-        so_far = "nothing is cached yet"
-        if is_begun(folder):
-            so_far = "run the same command again to continue the cache"
-        message = f"stopped by {stop.signal.name}; {so_far}"
-        raise Interrupted(stop.signal, message) from stop
+    with (
+        continued(folder, "run the same command again to continue the cache"),
+        interrupts() as signals,
+        signals.deferred(),
+    ):
+        manifest = write_cache(
+            folder,
+            settings,
+            hooks,
+            flags.tokens,
+            dtype=flags.dtype,
+            data_seed=flags.data_seed,
+            file_bytes=flags.file_mb * 1_000_000,
+            on_plan=lambda plan: print(plan, flush=True),
+            before_batch=signals.check,
+        )
     chosen = f" --hook {hooks[0]}\nor with --hook {' or '.join(hooks[1:])}"
     print(
         f"cached {manifest.tokens:,} tokens in {folder}; train from it with\n"
         f"  {vsae()} train --activations {in_shell(folder)}{chosen if len(hooks) > 1 else ''}"
     )
+
+
+@contextmanager
+def continued(cache: Path, how: str) -> Iterator[None]:
+    """An interruption inside says how to continue, if the cache is begun."""
+    try:
+        yield
+    except Interrupted as stop:
+        so_far = how if is_begun(cache) else "nothing is cached yet"
+        raise Interrupted(stop.signal, f"stopped by {stop.signal.name}; {so_far}") from stop
 
 
 HOOKS = Command("hooks", HooksFlags, run_hooks)

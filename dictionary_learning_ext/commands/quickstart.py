@@ -4,15 +4,16 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..activations.cache_manifest import finished_manifest, is_begun
+from ..activations.cache_manifest import finished_manifest
 from ..config.architectures import ARCHITECTURES
 from ..config.checks import require
 from ..config.presets import preset, quickstart
 from ..config.run import ReportOptions, RunConfig, TrainConfig, require_same
 from ..config.sae import SAEConfig
-from ..errors import Interrupted, in_shell
+from ..errors import in_shell
 from ..run_folder.files import CONFIG, REPORT
 from ..run_folder.reading import is_finished, load_config, read_metrics_if_any
+from .cache import continued
 from .flags import Command, vsae
 
 HOOK = "blocks.2.hook_resid_post"
@@ -82,15 +83,9 @@ def run(flags: QuickstartFlags) -> None:
     if is_there:
         print(f"{folder} holds these SAEs already; --overwrite trains them again.")
     else:
-        try:
+        again = "without --overwrite " if flags.overwrite else ""
+        with continued(folder / CACHE, f"run the same command again {again}to continue"):
             _train(seeds, has_started)
-        except Interrupted as stop:
-            so_far = "nothing is cached yet"
-            if is_begun(folder / CACHE):
-                again = "without --overwrite " if flags.overwrite else ""
-                so_far = f"run the same command again {again}to continue"
-            message = f"stopped by {stop.signal.name}; {so_far}"
-            raise Interrupted(stop.signal, message) from stop
     print(f"\n{_results(seeds)}")
     top_k, vsae_folder = (str(one) for one in seeds[0].folders)
     others = [str(one) for one in seeds[1].folders]

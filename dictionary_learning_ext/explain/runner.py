@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any, NamedTuple
@@ -222,19 +223,10 @@ def _chosen(measured: _Measured, options: ExplainOptions) -> list[Question]:
             more = ("leave it out, or give more ", Setting("tokens"))
             raise ConfigError(f"feature {none[0]} {too_few}", instead=more)
         return sorted((each for each in found.values() if each), key=lambda each: each.place)
-    found = list(_first(map(of, measured.order), options.features))
+    found = list(islice(filter(None, map(of, measured.order)), options.features))
     if not found:
         raise ConfigError(f"every feature {too_few}", instead=("give more ", Setting("tokens")))
     return found
-
-
-def _first(questions: Iterator[Question | None], n: int) -> Iterator[Question]:
-    for each in questions:
-        if each is not None:
-            yield each
-            n -= 1
-        if not n:
-            return
 
 
 def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
