@@ -7,25 +7,27 @@ torch, nnsight and datasets are loaded by what needs them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .activations.buffer import ResidualBuffer
-    from .activations.hook_points import find_hook
-    from .activations.language_models import load_language_model
-    from .activations.text import open_text
-    from .config.presets import trainer_options
-    from .config.run import RunConfig
-    from .config.sae import SAEConfig
-    from .errors import UserError
-    from .evaluation.folders import evaluate_folders
-    from .evaluation.measure import measure
-    from .features.features_of import features_of
-    from .features.reproducibility_of_folders import agreement
-    from .features.steering import steer
-    from .run_folder.weights import load_dictionary
-    from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer
-    from .trainers.vaease import VAEase, VAEaseTrainer
-    from .trainers.variational_top_k import VariationalTopKAutoEncoder, VariationalTopKTrainer
-    from .training.loop import train
+if TYPE_CHECKING:  # "as": for type checkers, the names are public
+    from .activations.buffer import ResidualBuffer as ResidualBuffer
+    from .activations.hook_points import find_hook as find_hook
+    from .activations.language_models import load_language_model as load_language_model
+    from .activations.text import open_text as open_text
+    from .config.presets import trainer_options as trainer_options
+    from .config.run import RunConfig as RunConfig
+    from .config.sae import SAEConfig as SAEConfig
+    from .errors import UserError as UserError
+    from .evaluation.folders import evaluate_folders as evaluate_folders
+    from .evaluation.measure import measure as measure
+    from .features.features_of import features_of as features_of
+    from .features.reproducibility_of_folders import agreement as agreement
+    from .features.steering import steer as steer
+    from .run_folder.weights import load_dictionary as load_dictionary
+    from .trainers.probabilistic_top_k import ProbabilisticTopKTrainer as ProbabilisticTopKTrainer
+    from .trainers.vaease import VAEase as VAEase
+    from .trainers.vaease import VAEaseTrainer as VAEaseTrainer
+    from .trainers.variational_top_k import VariationalTopKAutoEncoder as VariationalTopKAutoEncoder
+    from .trainers.variational_top_k import VariationalTopKTrainer as VariationalTopKTrainer
+    from .training.loop import train as train
 
 _HOMES = {
     "ProbabilisticTopKTrainer": ".trainers.probabilistic_top_k",
@@ -50,28 +52,7 @@ _HOMES = {
     "trainer_options": ".config.presets",
 }
 
-__all__ = [
-    "ProbabilisticTopKTrainer",
-    "ResidualBuffer",
-    "RunConfig",
-    "SAEConfig",
-    "UserError",
-    "VAEase",
-    "VAEaseTrainer",
-    "VariationalTopKAutoEncoder",
-    "VariationalTopKTrainer",
-    "agreement",
-    "evaluate_folders",
-    "features_of",
-    "find_hook",
-    "load_dictionary",
-    "load_language_model",
-    "measure",
-    "open_text",
-    "steer",
-    "train",
-    "trainer_options",
-]
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
