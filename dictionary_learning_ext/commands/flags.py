@@ -224,7 +224,6 @@ def _sorted(
     typed: dict[str, list[str]] = {}
     arguments: list[str] = []
     passed_on: list[str] = []
-    unknown: dict[str, list[str]] = {}  # and the names that may have been meant
     for name, words, values in _split(args, others | passed | flags, len(flags) < len(options)):
         if name is None:
             arguments += words
@@ -237,14 +236,9 @@ def _sorted(
                 given = Setting(name, values) if values else Setting(name)
                 raise UserError((given, f": {command.unknown(name, start)}"), name=name)
         else:
-            unknown[name] = likely(name, [*flags, *passed, *others])
-    if unknown:
-        said: list[str | Setting] = []
-        for name, close in unknown.items():
-            said += [", " if said else "no such flag: ", Setting(name)]
-            if close:
-                said += [" (did you mean ", *listed(map(Setting, close)), "?)"]
-        raise UserError((*said, f" {see}"), name=next(iter(unknown)))
+            close = likely(name, [*flags, *passed, *others])
+            ask = (" (did you mean ", *listed(map(Setting, close)), "?)") if close else ()
+            raise UserError(("no such flag: ", Setting(name), *ask, f" {see}"), name=name)
     return typed, arguments, passed_on
 
 

@@ -28,8 +28,8 @@ REFUSED = {
     "train --steps 12 13": "'13': expected a flag, which starts with --, e.g. --13",
     # A flag that there is not
     "eval run --tokns 5": "no such flag: --tokns (did you mean --tokens?) (see",
-    "train --betta 1 --dict-siz=3 --foo": "--betta (did you mean --beta?), --dict-siz (did you mean "
-    "--dict-size?), --foo (see",
+    "train --dict-siz=3 --foo": "no such flag: --dict-siz (did you mean --dict-size?) (see",
+    "train --foo": "no such flag: --foo (see",
     "train -- 5": "no such flag: -- (see",
     "train --typed k": "no such flag: --typed (",
     "train -k 32": "-k: flags start with two dashes; did you mean --k?",
