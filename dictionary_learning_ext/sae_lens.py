@@ -19,7 +19,7 @@ from torch import nn
 
 from .config.checks import require, require_choice, require_sizes
 from .config.presets import in_units
-from .config.sae import LOG_VAR_LIMITS, PosteriorOptions, SAEConfig, Variational, VSAETopKConfig
+from .config.sae import LOG_VAR_LIMITS, SAEConfig, Variational, VSAETopKConfig
 from .errors import ConfigError, Setting
 from .trainers.base import DeadWatch, KAnnealing, set_to_median
 from .trainers.kernels.memory import keep_freed_memory
@@ -244,11 +244,7 @@ class VariationalTopKTrainingSAE(TrainingSAE):
     def initialize_weights(self) -> None:
         """Those of `VariationalTopKTrainer` with the same seed. torch's generator stays as it is."""
         cfg, settings = self.cfg, self.cfg.settings
-        posterior: Any = {
-            name: value
-            for name, value in settings.trainer_arguments(cfg.steps).items()
-            if name in {each.name for each in fields(PosteriorOptions)}
-        }
+        posterior: Any = {name: getattr(settings, name) for name in ("posterior", "log_var_init")}
         place = "meta" if self.device.type == "meta" else "cpu"
         with t.random.fork_rng(devices=[]), t.device(place):
             t.default_generator.manual_seed(settings.seed)

@@ -217,8 +217,7 @@ def _chosen(measured: _Measured, options: ExplainOptions) -> list[Question]:
         f"{measured.statistics.tokens:,} tokens"
     )
     if options.only:
-        numbers = [require_feature(each, measured.dictionary.dict_size) for each in options.only]
-        found = {number: of(number) for number in dict.fromkeys(numbers)}
+        found = {number: of(number) for number in dict.fromkeys(options.only)}
         if none := [number for number, each in found.items() if each is None]:
             more = ("leave it out, or give more ", Setting("tokens"))
             raise ConfigError(f"feature {none[0]} {too_few}", instead=more)
@@ -251,11 +250,8 @@ def _known(path: Path, fresh: Explanations, overwrite: bool) -> Explanations:
 
 def _of(known: Explanations, about: Question) -> Explanation:
     """What is known of a feature: nothing, if something else was asked about it."""
-    found, nothing = known.get(about.feature), about.unanswered()
-    if found is None or found.asked != about.asked:
-        return nothing
-    lengths = {kind: len(said) for kind, said in found.said.items()}
-    return found if lengths == {k: len(said) for k, said in nothing.said.items()} else nothing
+    found = known.get(about.feature)
+    return about.unanswered() if found is None or found.asked != about.asked else found
 
 
 def _plan(known: Explanations, asked: list[Question], order_by: str) -> Plan:
