@@ -108,7 +108,6 @@ def starting_point(given: dict[str, str]) -> TrainFlags:
     if starts != ["resume"] and (steps := _whole_number(given.get("steps", ""))) is not None:
         start = start.for_steps(steps)
     changes = {name: given.get(name) for name in ("architecture", "posterior", "kl_schedule")}
-    changes |= {n: None for n, v in changes.items() if v == NONE and n != "architecture"}
     sae = start.sae.changed_to(**changes)
     flat, was = sae.to_flat(), start.sae.to_flat()
     left_out = [n for n in was if was[n] is not None and flat[n] is None and n not in given]
@@ -161,7 +160,9 @@ def run(flags: TrainFlags) -> None:
     with joined() as processes:
         with processes.together():
             run, saes, hooks, resume = _settings(flags)
-            plan(run, saes, hooks, resume=resume)  # mistakes, before torch is imported, in seconds
+            named = len(flags.run.hooks) > 1  # also one that is left of several
+            # Mistakes, before torch is imported, in seconds.
+            plan(run, saes, hooks, resume=resume, named=named)
         from ..training.loop import train
 
         def said(folders: Sequence[Path]) -> None:
@@ -170,7 +171,7 @@ def run(flags: TrainFlags) -> None:
             where = ", ".join(map(in_shell, folders))
             print(f"{'Continuing' if resume else 'Writing to'} {where}", flush=True)
 
-        folders = train(run, saes, hooks=hooks, resume=resume, on_start=said)
+        folders = train(run, saes, hooks=hooks, resume=resume, named=named, on_start=said)
         with processes.together():
             if processes.is_first:
                 _show(flags, run, list(folders.values()))
@@ -193,7 +194,13 @@ def _settings(
     if flags.resume == AUTO:
         resume, run = _found(flags)
         if resume and (failed := _failed_of(run)):
-            run, saes, hooks = _without(failed, run, saes, hooks)
+            hooks = {hook: hook for hook in hooks if hook not in {one.name for one in failed}}
+            if not hooks:
+                raise ConfigError(
+                    f"--resume auto: {', '.join(map(str, failed))}: failed, see {FAILED} there",
+                    instead=("choose another ", Setting("save_dir"), " for a new run"),
+                )
+            saes = {hook: saes[hook] for hook in hooks}
     elif flags.resume is not None:
         if flags.run.save_dir is not None or flags.run.overwrite:
             raise UserError(
@@ -243,22 +250,6 @@ def _failed_of(run: RunConfig) -> list[Path]:
     base = Path(run.save_dir or RUNS)
     folders = [base / hook for hook in run.hooks] if len(run.hooks) > 1 else [base]
     return [folder for folder in folders if (folder / FAILED).is_file()]
-
-
-def _without(
-    failed: list[Path], run: RunConfig, saes: dict[str, SAEConfig], hooks: dict[str, str]
-) -> tuple[RunConfig, dict[str, SAEConfig], dict[str, str]]:
-    """What is left of a run to resume. Raises ConfigError if nothing is."""
-    names = [name for name in hooks if name not in [folder.name for folder in failed]]
-    if not names:
-        raise ConfigError(
-            f"--resume auto: {', '.join(map(str, failed))}: failed, see {FAILED} there",
-            instead=("choose another ", Setting("save_dir"), " for a new run"),
-        )
-    if len(names) == 1:  # alone, an SAE is in the save_dir itself
-        (name,) = names
-        run = replace(run, hook=name, save_dir=str(Path(run.save_dir or RUNS) / name))
-    return run, {name: saes[name] for name in names}, {name: hooks[name] for name in names}
 
 
 def _is_same_run(sae: SAEConfig, run: RunConfig, folder: Path, typed: tuple[str, ...]) -> bool:
