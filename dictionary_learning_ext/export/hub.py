@@ -16,7 +16,7 @@ import inspect
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +80,7 @@ sae = SparseCoder.load_from_hub({repo!r}, hookpoint={place!r})
 """,
 }
 """How a card says to load an SAE in other libraries."""
+_WEIGHTS: dict[PushFormat, str] = {"sae-lens": SAE_LENS_WEIGHTS, "sparsify": SPARSIFY_WEIGHTS}
 _UNINTERESTING = ("device", "wandb_name", "trainer_class", "lm_name", "submodule_name", "layer")
 
 
@@ -224,7 +225,6 @@ def _stage(
     configs: dict[str, dict[str, Any]] = {}
     metrics: dict[str, dict[str, Any]] = {}
     all_cut: set[str] = set()
-    base_models: set[str] = set()
     for folder in folders:
         require_own(folder, "push")
         dictionary, config = load_dictionary(folder)  # raises if it is damaged
@@ -235,9 +235,6 @@ def _stage(
             settings["activations"] = None  # a cache on this disk: elsewhere the model is run
         (configs[name], measured), cut = without_local_paths((config, measured))
         all_cut |= set(cut)
-        lm_name = str(configs[name]["trainer"].get("lm_name") or "")
-        if "/" in lm_name:
-            base_models.add(lm_name)
         (staged / name).mkdir()
         (staged / name / WEIGHTS).symlink_to((folder / WEIGHTS).resolve())
         if (scores := folder / RETURN_SCORES).is_file():
@@ -252,49 +249,35 @@ def _stage(
             write_json(staged / name / METRICS, measured)
         for form in formats:
             try:
-                _add(form, folder, staged / name, of_export)
+                with tempfile.TemporaryDirectory(prefix="export.") as temporary:
+                    export(folder, form, temporary, **of_export)
+                    shutil.copytree(temporary, staged / name, dirs_exist_ok=True)
             except CheckpointError as error:
                 missing[name, form] = error
     for form in formats:
         if all((name, form) in missing for name in configs):
             raise missing[next(iter(configs)), form]
-    of_others = sorted(_of_others(staged))
-    text = card(repo, configs, metrics, sorted(base_models), of_others)
+    places = {form: min(staged.rglob(_WEIGHTS[form])).parent for form in sorted(formats)}
+    of_others = {form: place.relative_to(staged).as_posix() for form, place in places.items()}
+    text = card(repo, configs, metrics, of_others)
     (staged / CARD).write_text(text, encoding="utf-8")
     return sorted(all_cut), missing
-
-
-def _add(form: PushFormat, folder: Path, place: Path, of_export: Mapping[str, Any]) -> None:
-    """Add what another library reads to an SAE's folder of the repository."""
-    with tempfile.TemporaryDirectory(prefix="export.") as temporary:
-        exported = export(folder, form, temporary, **of_export)
-        shutil.copytree(exported.folder, place, dirs_exist_ok=True)
-
-
-def _of_others(staged: Path) -> Iterator[tuple[PushFormat, str]]:
-    """What other libraries read in a repository: the format, and the place."""
-    names: dict[PushFormat, str] = {"sae-lens": SAE_LENS_WEIGHTS, "sparsify": SPARSIFY_WEIGHTS}
-    for form, name in names.items():
-        for path in staged.rglob(name):
-            yield form, path.parent.relative_to(staged).as_posix()
 
 
 def card(
     repo: str,
     configs: dict[str, dict[str, Any]],
     metrics: dict[str, dict[str, Any]],
-    base_models: list[str],
-    of_others: Sequence[tuple[PushFormat, str]] = (),
+    of_others: Mapping[PushFormat, str],
 ) -> str:
     """The model card: settings and metrics of each SAE, and how to load one.
 
     Arguments:
         configs, metrics: the content of config.json and metrics.json by folder name, of those that
             have one.
-        base_models: the language models' names on the hub.
-        of_others: what other libraries read in the repository: the format, and the place.
+        of_others: for each format of another library, the place of an SAE in it.
     """
-    data = _card_data(repo, configs, metrics, base_models)
+    data = _card_data(repo, configs, metrics)
     trainers = {name: config["trainer"] for name, config in configs.items()}
     first = next(iter(trainers))
     names = [n for trainer in trainers.values() for n in trainer if n not in _UNINTERESTING]
@@ -312,14 +295,12 @@ def card(
         and (not _where(t).startswith("blocks.") or block_of_output(_where(t)) == t.get("layer"))
         for t in trainers.values()
     )
-    for name, words in _left_out_of(configs).items():
-        what = "" if len(configs) == 1 else f" of {name}"
-        results += f"\n\nThe training{what} left out {words}."
-    first_of: dict[PushFormat, str] = {}
-    for form, place in of_others:
-        first_of.setdefault(form, place)
+    for name, config in configs.items():
+        if words := _left_out_of(config):
+            what = "" if len(configs) == 1 else f" of {name}"
+            results += f"\n\nThe training{what} left out {words}."
     others = "".join(
-        _LOADING[form].format(repo=repo, place=place) for form, place in first_of.items()
+        _LOADING[form].format(repo=repo, place=place) for form, place in of_others.items()
     )
     bench = (
         "SAE Bench's `run_all_evals_dictionary_learning_saes` can read this repository as it is."
@@ -348,17 +329,13 @@ def card(
     )
 
 
-def _left_out_of(configs: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """The tokens that trainings left out, in words, by the SAE's name."""
-    found: dict[str, str] = {}
-    for name, config in configs.items():
-        settings = config.get("run", {}).get("settings") or config.get("buffer", {})
-        words = ["beginning-of-text tokens"] if settings.get("remove_bos") else []
-        if (multiple := settings.get("max_norm_multiple")) is not None:
-            words.append(f"tokens whose activation has a norm over {multiple} times the median")
-        if words:
-            found[name] = " and ".join(words)
-    return found
+def _left_out_of(config: dict[str, Any]) -> str:
+    """The tokens that training left out, in words."""
+    settings = config.get("run", {}).get("settings") or config.get("buffer", {})
+    words = ["beginning-of-text tokens"] if settings.get("remove_bos") else []
+    if (multiple := settings.get("max_norm_multiple")) is not None:
+        words.append(f"tokens whose activation has a norm over {multiple} times the median")
+    return " and ".join(words)
 
 
 def _where(trainer: dict[str, Any]) -> str:
@@ -366,17 +343,16 @@ def _where(trainer: dict[str, Any]) -> str:
 
 
 def _card_data(
-    repo: str,
-    configs: dict[str, dict[str, Any]],
-    metrics: dict[str, dict[str, Any]],
-    base_models: Iterable[str],
+    repo: str, configs: dict[str, dict[str, Any]], metrics: dict[str, dict[str, Any]]
 ) -> ModelCardData:
     """A card's metadata: library, tags, language models, texts and metrics.
 
     The metrics make the card's model-index, from which the hub shows them. They are those that
     `vsae compare` shows. Where there are several SAEs, a metric's name ends in its SAE's.
     """
-    classes = {config["trainer"].get("dict_class") for config in configs.values()}
+    trainers = [config["trainer"] for config in configs.values()]
+    models = {str(trainer.get("lm_name")) for trainer in trainers}
+    classes = {trainer.get("dict_class") for trainer in trainers}
     architectures = sorted(BY_DICT_CLASS[name].name for name in classes & BY_DICT_CLASS.keys())
     texts = {name: _text(config) for name, config in configs.items()}
     results: list[EvalResult] = []
@@ -400,7 +376,7 @@ def _card_data(
         ]
     return ModelCardData(
         library_name="dictionary_learning_ext",
-        base_model=list(base_models) or None,
+        base_model=sorted(name for name in models if "/" in name) or None,
         datasets=sorted({text for text in texts.values() if text.count("/") == 1}) or None,
         tags=[*_TAGS, *architectures],
         model_name=repo.split("/")[1],

@@ -316,13 +316,12 @@ def test_an_argument_that_an_export_does_not_have_is_an_error(runs):
         push(runs, "jane/saes", dry_run=True, allow_inexactness=True)
 
 
-def test_a_card_names_the_first_place_of_each_format():
+def test_a_card_says_how_each_format_is_loaded():
     config = {"trainer": {"dict_class": "AutoEncoderTopK", "layer": 1}}
-    places = [("sae-lens", "a"), ("sae-lens", "b"), ("sparsify", "a/layers.1")]
-    text = card("jane/saes", {"a": config, "b": config}, {}, [], places)
+    places = {"sae-lens": "a", "sparsify": "a/layers.1"}
+    text = card("jane/saes", {"a": config, "b": config}, {}, places)
     assert "from_pretrained('jane/saes', 'a')" in text
     assert "hookpoint='a/layers.1'" in text
-    assert "'b'" not in text
 
 
 def test_sae_lens_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
@@ -368,12 +367,12 @@ def test_sparsify_loads_it_from_the_hub(mixed, downloaded, monkeypatch, x):
 
 def test_the_card_says_which_tokens_training_left_out(mixed):
     configs = {name: json.loads((mixed / name / "config.json").read_text()) for name in ("top_k",)}
-    assert "left out" not in card("jane/saes", configs, {}, [])
+    assert "left out" not in card("jane/saes", configs, {}, {})
     configs["top_k"]["run"]["settings"] |= {"remove_bos": True, "max_norm_multiple": 10.0}
-    text = card("jane/saes", configs, {}, [])
+    text = card("jane/saes", configs, {}, {})
     words = "left out beginning-of-text tokens and tokens whose activation has a norm over 10"
     assert f"The training {words}" in text
-    two = card("jane/saes", configs | {"b": configs["top_k"]}, {}, [])
+    two = card("jane/saes", configs | {"b": configs["top_k"]}, {}, {})
     assert f"The training of top_k {words}" in two
     assert f"The training of b {words}" in two
 
@@ -389,8 +388,8 @@ def config_of(dict_class, data=TEXT):
     return {"trainer": trainer, "run": {"settings": {"data": data}}}
 
 
-def metadata(configs, metrics, base_models=()):
-    return ModelCard(card("jane/saes", configs, metrics, list(base_models))).data
+def metadata(configs, metrics):
+    return ModelCard(card("jane/saes", configs, metrics, {})).data
 
 
 def test_library_tags_base_model_and_texts():
@@ -398,7 +397,7 @@ def test_library_tags_base_model_and_texts():
         "a": config_of("VariationalTopKAutoEncoder"),
         "b": config_of("AutoEncoderTopK", data="embedded"),
     }
-    data = metadata(configs, {}, ["EleutherAI/pythia-70m"])
+    data = metadata(configs, {})
     assert data.library_name == "dictionary_learning_ext"
     assert data.base_model == ["EleutherAI/pythia-70m"]
     assert data.datasets == [TEXT], "embedded is no data set of the hub"
