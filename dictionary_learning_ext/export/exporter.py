@@ -169,10 +169,9 @@ def export(
         batches = (x_BD.double() for x_BD in batches_of(rows, tokens))
         difference = measure(dictionary.double(), read_back, batches)
         if not (difference.is_exact or allow_inexact):
-            is_signed = not getattr(dictionary, "rectify", True)
-            reason = "; its reader has a ReLU, this SAE none (rectify=False)" if is_signed else ""
+            reason = "; its reader has a ReLU, this SAE none (rectify=False)"
             raise CheckpointError(
-                f"{folder} as {form} is not exact: {difference}{reason}",
+                f"{folder} as {form} is not exact: {difference}{'' if source.rectifies else reason}",
                 instead=("give ", Setting("allow_inexact", True), " to export it anyway"),
             )
         with _writing(target):

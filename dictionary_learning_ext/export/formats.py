@@ -93,6 +93,13 @@ _TENSORS_OF: dict[Function, tuple[str, ...]] = {
     "gated": ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"),
     "vaease": ("W_enc", "b_enc", "W_var", "b_var", "W_dec", "b_dec"),
 }
+_SHAPES = {
+    "W_enc": ["activation_dim", "dict_size"],
+    "W_var": ["activation_dim", "dict_size"],
+    "W_dec": ["dict_size", "activation_dim"],
+    "b_dec": ["activation_dim"],
+}
+"""The sides of tensors, as the config.json for safetensors names them. The others have dict_size."""
 _EQUATIONS: dict[Function, str] = {
     "top_k": "f keeps the k {largest} of y @ W_enc + b_enc{relu}, 0 elsewhere",
     "jump_relu": "f = max(mu, 0) where mu > threshold, 0 elsewhere; mu = y @ W_enc + b_enc",
@@ -134,6 +141,33 @@ class ExportedSAE(NamedTuple):
     @property
     def row(self) -> Architecture:
         return BY_DICT_CLASS[type(self.dictionary).__name__]
+
+    @property
+    def function(self) -> Function:
+        assert self.row.function is not None  # see require_supported
+        return self.row.function
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether a TopK has a ReLU; upstream's has."""
+        return getattr(self.dictionary, "rectify", True)
+
+    @property
+    def selects_by_magnitude(self) -> bool:
+        """Whether negative features can be among the k that are kept for their magnitude."""
+        by_magnitude = getattr(self.dictionary, "select_by", "value") == "magnitude"
+        return by_magnitude and not self.rectifies
+
+    def tensors(self) -> dict[str, t.Tensor]:
+        """W_enc (D, F), W_dec (F, D), b_dec (D,), and what else its function needs, on the CPU."""
+        state, tensors = self.dictionary.state_dict(), {}
+        for name in _TENSORS_OF[self.function]:
+            own = next(each for each in _TENSORS[name] if each in state)
+            value = state[own].t() if own.endswith(".weight") else state[own]
+            tensors[name] = value.detach().cpu()
+        if self.function == "jump_relu":
+            tensors["threshold"] = tensors["threshold"].expand(self.dictionary.dict_size)
+        return {name: value.contiguous() for name, value in tensors.items()}
 
     def trained_on(self) -> dict[str, Any]:
         """Where its activations came from, and which tokens' were left out, by SAELens's names.
@@ -192,7 +226,7 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
                 Setting("format", "dictionary-learning"),
             ),
         )
-    if _selects_by_magnitude(dictionary) and form not in _READERS_BY_MAGNITUDE:
+    if source.selects_by_magnitude and form not in _READERS_BY_MAGNITUDE:
         what = f" selects by magnitude, and the reader of {form} keeps the k largest values"
         refuse(what, *_READERS_BY_MAGNITUDE)
     if form == "sparsify" and source.module is None:
@@ -225,7 +259,7 @@ def require_supported(form: ExportFormat, source: ExportedSAE) -> None:
     # SAELens's tools fold a decoder's norms into the features, which changes what a TopK keeps.
     folds = form == "sae-lens" and row.function == "top_k"
     if folds or (form == "sae-bench" and not row.bench_normalizes):
-        norms_F = _tensors(dictionary, row)["W_dec"].norm(dim=1)
+        norms_F = source.tensors()["W_dec"].norm(dim=1)
         if not t.allclose(norms_F, t.ones_like(norms_F), atol=UNIT_NORM_TOLERANCE, rtol=0):
             refuse(
                 f": its decoder's norms are {norms_F.min():.6g} to {norms_F.max():.6g}; {form} "
@@ -305,13 +339,11 @@ def _write_sae_bench(folder: Path, source: ExportedSAE) -> None:
 
 
 def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
-    sae, row = source.dictionary, source.row
-    function = row.function
-    assert function is not None  # see require_supported
+    sae, function = source.dictionary, source.function
     is_signed = False
-    if function == "top_k" and not getattr(sae, "rectify", True):
+    if function == "top_k" and not source.rectifies:
         # AbsTopK has no ReLU. If all features are kept, it is the same for a selection by value.
-        is_signed = _selects_by_magnitude(sae) or int(sae.k) == sae.dict_size
+        is_signed = source.selects_by_magnitude or int(sae.k) == sae.dict_size
     architectures = {
         "top_k": "abstopk" if is_signed else "topk",
         "jump_relu": "jumprelu",
@@ -325,7 +357,7 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
         **({"k": int(sae.k), "rescale_acts_by_decoder_norm": True} if function == "top_k" else {}),
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": row.subtracts_b_dec,
+        "apply_b_dec_to_input": source.row.subtracts_b_dec,
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
@@ -338,22 +370,21 @@ def _write_sae_lens(folder: Path, source: ExportedSAE) -> None:
         },
     }
     write_json(folder / FOREIGN_CONFIG, config)
-    (folder / SAE_LENS_WEIGHTS).write_bytes(save(_tensors(sae, row)))
+    (folder / SAE_LENS_WEIGHTS).write_bytes(save(source.tensors()))
 
 
 def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
     """The module's folder, as layers.1, with sparsify's SparseCoderConfig and d_in, and the weights:
     encoder.weight (F, D), encoder.bias (F,), W_dec (F, D) and b_dec (D,)."""
-    sae, row, place = source.dictionary, source.row, folder / (source.module or "")
-    tensors = _tensors(sae, row)
-    if not row.subtracts_b_dec:  # sparsify does
+    sae, place, tensors = source.dictionary, folder / (source.module or ""), source.tensors()
+    if not source.row.subtracts_b_dec:  # sparsify does
         tensors["b_enc"] = tensors["b_enc"] + tensors["b_dec"] @ tensors["W_enc"]
     config = {
         "activation": "topk",
         "expansion_factor": max(1, sae.dict_size // sae.activation_dim),  # num_latents decides
         "normalize_decoder": True,
         "num_latents": sae.dict_size,
-        "k": int(sae.k) if row.function == "top_k" else sae.dict_size,
+        "k": int(sae.k) if source.function == "top_k" else sae.dict_size,
         "multi_topk": False,
         "skip_connection": False,
         "transcode": False,
@@ -373,31 +404,28 @@ def _write_sparsify(folder: Path, source: ExportedSAE) -> None:
 
 
 def _write_safetensors(folder: Path, source: ExportedSAE) -> None:
-    sae, row = source.dictionary, source.row
-    function = row.function
-    assert function is not None  # see require_supported
+    sae, function, tensors = source.dictionary, source.function, source.tensors()
     equation, settings = _EQUATIONS[function], {}
     if function == "top_k":
-        rectify = getattr(sae, "rectify", True)  # upstream's TopK always does
-        by_magnitude = _selects_by_magnitude(sae)
+        by_magnitude = source.selects_by_magnitude
         equation = equation.format(
             largest="of largest magnitude, with their signs," if by_magnitude else "largest",
-            relu=", then a ReLU" if rectify else "",
+            relu=", then a ReLU" if source.rectifies else "",
         )
-        settings = {"k": int(sae.k), "rectify": rectify}
+        settings = {"k": int(sae.k), "rectify": source.rectifies}
         settings["select_by"] = "magnitude" if by_magnitude else "value"
     elif function == "vaease":
         settings["active_gate"] = float(sae.active_gate)
-    y = "x - b_dec" if row.subtracts_b_dec else "x"
-    tensors = _tensors(sae, row)
+    subtracts = source.row.subtracts_b_dec
+    y = "x - b_dec" if subtracts else "x"
     config = {
         "activation_dim": sae.activation_dim,
         "dict_size": sae.dict_size,
         "function": function,
         **settings,
-        "subtracts_b_dec": row.subtracts_b_dec,
+        "subtracts_b_dec": subtracts,
         "equation": f"x_hat = f @ W_dec + b_dec; {equation}; y = {y}",
-        "shapes": {name: _shape(name) for name in tensors},
+        "shapes": {name: _SHAPES.get(name, ["dict_size"]) for name in tensors},
         **source.trained_on(),
     }
     write_json(folder / CONFIG, config)
@@ -435,33 +463,3 @@ class _Stated(nn.Module):
     def decode(self, f: t.Tensor) -> t.Tensor:
         own: Any = self
         return f @ own.W_dec + own.b_dec
-
-
-def _selects_by_magnitude(sae: Any) -> bool:
-    """Whether negative features can be among the k that are kept for their magnitude."""
-    return getattr(sae, "select_by", "value") == "magnitude" and not sae.rectify
-
-
-def _tensors(sae: Any, row: Architecture) -> dict[str, t.Tensor]:
-    """W_enc (D, F), W_dec (F, D), b_dec (D,), and what else its function needs, on the CPU."""
-    function = row.function
-    assert function is not None  # see require_supported
-    state, tensors = sae.state_dict(), {}
-    for name in _TENSORS_OF[function]:
-        own = next(each for each in _TENSORS[name] if each in state)
-        value = state[own].t() if own.endswith(".weight") else state[own]
-        tensors[name] = value.detach().cpu()
-    if function == "jump_relu":
-        tensors["threshold"] = tensors["threshold"].expand(sae.dict_size)
-    return {name: value.contiguous() for name, value in tensors.items()}
-
-
-def _shape(name: str) -> list[str]:
-    """The sides of a tensor in a folder for safetensors, as its config names them."""
-    shapes = {
-        "W_dec": ["dict_size", "activation_dim"],
-        "b_dec": ["activation_dim"],
-        "W_enc": ["activation_dim", "dict_size"],
-        "W_var": ["activation_dim", "dict_size"],
-    }
-    return shapes.get(name, ["dict_size"])
