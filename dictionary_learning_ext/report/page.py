@@ -28,7 +28,7 @@ from ..features.collector import LEAST_SELECTIONS
 from ..features.contexts import rendered
 from ..features.geometry import cosine_matrix
 from ..features.reproducibility import measures_as_text
-from ..features.reproducibility_of_folders import HEADER, ReproducibilityOfFolders, answer
+from ..features.reproducibility_of_folders import HEADER, answer
 from ..features.return_score import FIFTH_NAMES
 from ..run_folder.comparing import (
     architecture_of,
@@ -155,11 +155,7 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
         has_history=any(one.history for one in comparison.analyses),
         settings=_settings(comparison),
         commands=_commands(comparison, flags, seeds),
-        returning=[
-            (one, _returning(one.returning) | {"fifths": _fifths(one)})
-            for one in comparison.analyses
-            if one.returning
-        ],
+        returning=[(one, _returning(one)) for one in comparison.analyses if one.returning],
         fifths=FIFTH_NAMES,
         has_explanations=any(one.explanations for one in comparison.analyses),
         has_scores=any(one.return_scores for one in comparison.analyses),
@@ -197,41 +193,46 @@ def _differing(analyses: Sequence[Analysis]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _returning(found: ReproducibilityOfFolders) -> dict[str, Any]:
-    """What the page says of an SAE and its other seeds."""
-    measured, codes = found.measured, found.codes
-    assert codes is not None
-    of_codes = {" – ".join(names): values for names, values in codes.pairs.items()}
-    if len(of_codes) > 1:
-        of_codes = {f"mean of {len(of_codes)} pairs": codes.means()} | of_codes
-    return {
-        "tokens": codes.tokens,
-        "codes_of": list(of_codes),
-        "codes": [
-            (each, [each.text(values[each.key], missing="–") for values in of_codes.values()])
-            for each in CODE_MEASURES
-        ],
-        "notes": found.notes,
-        "header": HEADER,
-        "saes": found.rows(missing="–"),
-        "means": measures_as_text(measured.means()),
-        "pairs": {
-            " – ".join(names): list(measures_as_text(pair.measures).values())
-            for names, pair in measured.pairs.items()
-        },
-    }
-
-
-def _fifths(analysis: Analysis) -> list[tuple[str, int, str]]:
-    """For each fifth of the return score: its name, how many features it has, and the share of them that
-    came back in the other seeds. Empty for an SAE without the score."""
-    of_one, returning = analysis.return_scores, analysis.returning
-    if of_one is None or returning is None:
-        return []
-    return [
-        (FIFTH_NAMES[fifth], of_one.counts[fifth], "–" if share is None else f"{share:.0%}")
-        for fifth, share in returning.fifths().items()
+def _returning(analysis: Analysis) -> dict[str, Any]:
+    """What the page says of an SAE and its other seeds: sentences, and tables, each with its label, its head
+    and its rows."""
+    found = analysis.returning
+    assert found is not None
+    assert found.codes is not None
+    pairs: dict[str, Any] = {" – ".join(names): pair for names, pair in found.pairs.items()}
+    if len(pairs) > 1:
+        pairs = {f"mean of {len(pairs)} pairs": found.means(), **pairs}
+    directions = {name: measures_as_text(pair) for name, pair in pairs.items()}
+    of_directions = [(name, list(texts.values())) for name, texts in directions.items()]
+    of_codes = [
+        (each.label, [each.text(pair[each.key], "–") for pair in pairs.values()], each.definition)
+        for each in CODE_MEASURES
     ]
+    tables: list[Any] = [
+        ("Returning features of each seed", ["SAE", *HEADER], found.rows(missing="–")),
+        (
+            "Agreement of each pair of seeds",
+            ["Pair", *next(iter(directions.values()))],
+            of_directions,
+        ),
+        (
+            "Agreement of the activations of each pair of seeds",
+            [f"On {found.codes.tokens:,} tokens", *pairs],
+            of_codes,
+        ),
+    ]
+    if (of_one := analysis.return_scores) is not None:
+        others = len(found.measured.names) - 1
+        seeds = "the other seed" if others == 1 else f"the {others} other seeds"
+        shares = {n: "–" if s is None else f"{s:.0%}" for n, s in found.fifths().items()}
+        tables.append(
+            (
+                "Features that came back, by the return score",
+                ["Return score", "features", f"came back in {seeds}"],
+                [(FIFTH_NAMES[n], [f"{of_one.counts[n]:,}", share]) for n, share in shares.items()],
+            )
+        )
+    return {"notes": found.notes, "tables": tables}
 
 
 def _packed(text: str) -> str:
