@@ -20,6 +20,23 @@ OUT = Setting("out")
 """What is named where a report can't be written."""
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CLUSTERS = (*SERIES, "#999999", "#F0E442", "#0072B2", "#D55E00")
+CURVES = {
+    "fve": ("Variance explained (FVE)", "Of one batch. 1 is a perfect reconstruction."),
+    **{
+        f"{HELD_OUT}{each.key}": (f"{each.label}, held out", "Of the same tokens each time.")
+        for each in shown_in("training")
+    },
+    "l2_loss": (
+        "Squared error per token",
+        "Of the training step, a vSAE's with its noise, in training units.",
+    ),
+    "alive_in_batch": (
+        "Features used",
+        "Share of features selected at least once in the batch.",
+    ),
+    "kl_loss": ("KL (nats per token)", "To the prior. Variational SAEs only."),
+}
+"""What is shown of metrics.jsonl, in the order of the charts: a title and an explanation."""
 _SYMBOLS = "osD^PvX*hp"
 _LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 _STYLE: Any = {
@@ -90,14 +107,7 @@ def _add_legend(figure: Figure, ax: Any, columns: int) -> None:
 
 
 def _training(analyses: list[Analysis]) -> Figure | None:
-    titles = {
-        "fve": "variance explained",
-        **{f"{HELD_OUT}{each.key}": f"{each.label}, held out" for each in shown_in("training")},
-        "l2_loss": "squared error per token\n(a vSAE's: with noise)",
-        "alive_in_batch": "features used in a batch",
-        "kl_loss": "KL (nats per token)",
-    }
-    there = [name for name in titles if any(name in line for a in analyses for line in a.history)]
+    there = [name for name in CURVES if any(name in line for a in analyses for line in a.history)]
     if not there:
         return None
     figure, axes = _panels(len(there), 2)
@@ -106,7 +116,7 @@ def _training(analyses: list[Analysis]) -> Figure | None:
             lines = [line for line in one.history if name in line]
             steps = [line["step"] for line in lines]
             ax.plot(steps, [line[name] for line in lines], label=_label(one.label), **_line(index))
-        ax.set(title=titles[name], xlabel="step")
+        ax.set(title=CURVES[name][0], xlabel="step")
         if name.endswith("loss"):
             ax.set_yscale("log")
     _add_legend(figure, axes[0], 2)

@@ -21,7 +21,6 @@ from plotly.offline import get_plotlyjs
 
 from ..config.architectures import ARCHITECTURES
 from ..config.run import ReportOptions
-from ..evaluation.metrics import shown_in
 from ..evaluation.tables import differing_settings, file_names, setting_text
 from ..features.codes import CODE_MEASURES
 from ..features.collector import LEAST_SELECTIONS
@@ -37,7 +36,6 @@ from ..run_folder.comparing import (
     training,
 )
 from ..run_folder.files import (
-    HELD_OUT,
     REPORT,
     locked,
     page_at,
@@ -52,7 +50,7 @@ from ..run_folder.reading import read_config
 from ..run_folder.sae_names import place_of, require_results_at, results_folder
 from .analysis import STAR_MARGIN, Analysis, Comparison, analyse, headline
 from .feature_pages import COLUMNS, Vocabulary, cards, columns, page, rounded
-from .figures import OUT, write_figures
+from .figures import CURVES, OUT, write_figures
 
 _MATRIX_FEATURES = 150
 
@@ -119,22 +117,10 @@ def render(comparison: Comparison, flags: dict[str, Any], seeds: Sequence[str | 
     vocabulary = Vocabulary(comparison.tokenizer)
     payload = {
         "saes": [_sae(one, comparison, vocabulary) for one in comparison.analyses],
-        "columns": [
-            {
-                "key": one.key,
-                "title": one.title,
-                "show": one.show,
-                "fact": one.fact,
-                "extra": one.is_extra,
-            }
-            for one in COLUMNS
-        ],
+        "columns": [{n: v for n, v in vars(one).items() if n != "values"} for one in COLUMNS],
         "tokens": vocabulary.texts,
         "least": LEAST_SELECTIONS,
-        "held_out": [
-            (f"{HELD_OUT}{each.key}", f"{each.label}, held out", "Of the same tokens each time.")
-            for each in shown_in("training")
-        ],
+        "curves": [(name, *texts) for name, texts in CURVES.items()],
     }
     run = comparison.opened.run
     return rendered(

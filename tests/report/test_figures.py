@@ -41,8 +41,8 @@ def test_what_was_measured_during_training_is_beside_the_training_curve():
         ax.get_title(): [line.get_xydata().tolist() for line in ax.lines]
         for ax in figures._training([one, other]).axes
     }
-    assert [*panels] == ["variance explained", "FVE, held out"]
-    assert panels["variance explained"][0] == [[0, 0], [3, 0.2], [5, 5 / 9]]
+    assert [*panels] == ["Variance explained (FVE)", "FVE, held out"]
+    assert panels["Variance explained (FVE)"][0] == [[0, 0], [3, 0.2], [5, 5 / 9]]
     assert panels["FVE, held out"] == [[[0, 0], [5, 0.5]], []]
 
 

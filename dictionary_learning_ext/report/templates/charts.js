@@ -74,14 +74,7 @@ function stepLines(saes, valuesOf, bins, t) {
 const live = (sae, column) => sae.columns[column].filter((value, i) => value !== null && sae.columns.frequency[i] > 0);
 
 function drawCurves(data) {
-  const wanted = [
-    ["fve", "Variance explained (FVE)", "Of one batch. 1 is a perfect reconstruction."],
-    ...data.held_out,
-    ["l2_loss", "Squared error", "Of the training step, a vSAE's with its noise. Per token, in training units."],
-    ["alive_in_batch", "Features used", "Share of features selected at least once in the batch."],
-    ["kl_loss", "KL", "To the prior, in nats per token. Variational SAEs only."],
-  ];
-  for (const [name, title, explanation] of wanted) {
+  for (const [name, title, explanation] of data.curves) {
     const curves = data.saes.map((sae, i) => ({ label: sae.label, i, lines: sae.history.filter((line) => name in line) }))
       .filter(({ lines }) => lines.some((line) => line[name] !== null));
     if (!curves.length) continue;

@@ -13,6 +13,7 @@ function featureTable(data) {
   const sae = () => data.saes[state.sae];
   const columns = [{ key: "feature", title: "feature" }, ...data.columns.filter(({ key, title }) => title && data.saes.some((one) => key in one.columns))];
   const isText = ({ show }) => show === "tokens" || show === "text";
+  const kind = (column) => (isText(column) ? "text " : "") + (column.is_extra ? "extra" : "");
   /** A column's texts of a feature: tokens, or one text or none. */
   const words = (one, { key, show }, feature) => {
     const found = (one.columns[key] || [])[feature] ?? [];
@@ -60,14 +61,13 @@ function featureTable(data) {
 
   function row(one, feature) {
     const cells = columns.map((column) => {
-      const kind = (isText(column) ? "text " : "") + (column.extra ? "extra" : "");
       if (column.key === "feature") {
         const name = one.pages[feature] ? el("a", { href: address(one.label, feature) }, String(feature)) : String(feature);
         return el("th", { scope: "row" }, name);
       }
       const found = (one.columns[column.key] || [])[feature] ?? null;
       const shown = column.show === "tokens" ? token : (text) => el("span", { class: "explanation" }, text);
-      return el("td", { class: kind }, ...(isText(column) ? words(one, column, feature).map(shown) : [SHOW[column.show](found, (one.seeds || {}).of)]));
+      return el("td", { class: kind(column) }, ...(isText(column) ? words(one, column, feature).map(shown) : [SHOW[column.show](found, (one.seeds || {}).of)]));
     });
     const element = el("tr", {}, ...cells);
     if (one.pages[feature]) element.addEventListener("click", () => { location.hash = address(one.label, feature); });
@@ -81,8 +81,7 @@ function featureTable(data) {
       state.key = column.key;
       show();
     });
-    const kind = (isText(column) ? "text " : "") + (column.extra ? "extra" : "");
-    $("table").tHead.rows[0].append(el("th", { scope: "col", class: kind, "data-key": column.key }, button));
+    $("table").tHead.rows[0].append(el("th", { scope: "col", class: kind(column), "data-key": column.key }, button));
   }
   $("search").addEventListener("input", () => { state.rows = ROWS; show(); });
   if ($("fifth")) $("fifth").addEventListener("change", () => { state.rows = ROWS; show(); });
