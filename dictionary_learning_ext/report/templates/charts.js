@@ -5,8 +5,8 @@ const DARK = {
   fg: "#e8eaed", muted: "#a3acb6", grid: "#363d45", series: ["#56B4E9", "#F0803C", "#2FC49A", "#E09CC6", "#E69F00", "#9AD1F2"],
 };
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-/** The line of the i-th SAE: no two of the first 36 have one colour and one dash. */
-const series = (t, i) => ({ color: t.series[i % 6], dash: DASHES[(i + Math.floor(i / 6)) % 6] });
+/** The line of an SAE: no two of the first 36 have one colour and one dash. */
+const series = (t, { place }) => ({ color: t.series[place % 6], dash: DASHES[(place + Math.floor(place / 6)) % 6] });
 // Ten clusters: Okabe and Ito's colours, and a symbol each, so that none is told by colour alone.
 const CLUSTER_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#999999", "#F0E442", "#0072B2", "#D55E00"];
 const CLUSTER_SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "pentagon", "x", "hexagon"];
@@ -33,13 +33,14 @@ async function draw(plot) {
   const chart = charts.get(plot);
   const { data, layout } = chart.make(theme());
   const t = theme();
-  const axis = { gridcolor: t.grid, zerolinecolor: t.grid, linecolor: t.muted, automargin: true, title: { font: { size: 12 } } };
+  const lines = { gridcolor: t.grid, zerolinecolor: t.grid, linecolor: t.muted, automargin: true };
+  const axis = ({ title = "", ...own } = {}) => ({ ...lines, ...own, title: { text: title, font: { size: 12 } } });
   const full = {
     margin: { l: 45, r: 10, t: 10, b: 35 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: t.fg, family: "system-ui, sans-serif", size: 12 }, showlegend: false, hovermode: "closest",
     dragmode: chart.onClick ? "pan" : isTouch ? false : "zoom",
     modebar: { bgcolor: "rgba(0,0,0,0)", color: t.muted, activecolor: t.fg }, ...layout,
-    xaxis: { ...axis, ...(layout.xaxis || {}) }, yaxis: { ...axis, ...(layout.yaxis || {}) },
+    xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
   };
   await Plotly.react(plot, data, full, {
     responsive: true, displaylogo: false, displayModeBar: Boolean(chart.onClick), scrollZoom: false,
@@ -56,17 +57,15 @@ function steps(values, low, high, bins) {
   return { x: counts.map((_, i) => low + (i + 0.5) * (high - low) / bins), y: counts };
 }
 
-function stepLines(saes, valuesOf, bins, t) {
+/** Histograms of several SAEs' values in the same bins, from the smallest of all to the largest unless a range is given. */
+function stepLines(saes, valuesOf, bins, t, range = null) {
   const all = saes.map(valuesOf);
-  let low = Infinity, high = -Infinity;
-  for (const values of all) for (const value of values) { // Math.min(...values) has a limit
-    low = Math.min(low, value);
-    high = Math.max(high, value);
-  }
+  // Math.min(...values) has a limit.
+  let [low, high] = range || all.flat().reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
   if (low > high) [low, high] = [0, 1];
   return all.map((values, i) => ({
     ...steps(values, low, high > low ? high : low + 1, bins), name: saes[i].label, type: "scatter", mode: "lines",
-    line: { shape: "hvh", ...series(t, i), width: 2 },
+    line: { shape: "hvh", ...series(t, saes[i]), width: 2 },
     fill: saes.length === 1 ? "tozeroy" : "none", hovertemplate: "%{y} features<extra>%{fullData.name}</extra>",
   }));
 }
@@ -75,15 +74,15 @@ const live = (sae, column) => sae.columns[column].filter((value, i) => value !==
 
 function drawCurves(data) {
   for (const [name, title, explanation] of data.curves) {
-    const curves = data.saes.map((sae, i) => ({ label: sae.label, i, lines: sae.history.filter((line) => name in line) }))
-      .filter(({ lines }) => lines.some((line) => line[name] !== null));
-    if (!curves.length) continue;
+    const lines = (sae) => sae.history.filter((line) => name in line);
+    const saes = data.saes.filter((sae) => lines(sae).some((line) => line[name] !== null));
+    if (!saes.length) continue;
     addChart($("curves"), title, explanation, (t) => ({
-      data: curves.map(({ label, i, lines }) => ({
-        x: lines.map((line) => line.step), y: lines.map((line) => line[name]), name: label, mode: "lines+markers",
-        line: series(t, i), marker: { size: 4 }, hovertemplate: "step %{x}: %{y}<extra>%{fullData.name}</extra>",
+      data: saes.map((sae) => ({
+        x: lines(sae).map((line) => line.step), y: lines(sae).map((line) => line[name]), name: sae.label, mode: "lines+markers",
+        line: series(t, sae), marker: { size: 4 }, hovertemplate: "step %{x}: %{y}<extra>%{fullData.name}</extra>",
       })),
-      layout: { xaxis: { title: { text: "step", font: { size: 12 } } }, yaxis: { type: name.endsWith("loss") ? "log" : "linear" } },
+      layout: { xaxis: { title: "step" }, yaxis: { type: name.endsWith("loss") ? "log" : "linear" } },
     }));
   }
 }
@@ -92,7 +91,7 @@ function drawHistograms(data) {
   const log = (values) => values.map((value) => Math.log10(value));
   addChart($("histograms"), "Selection frequency", "Share of tokens that select a feature. Live features only.", (t) => ({
     data: stepLines(data.saes, (sae) => log(live(sae, "frequency")), 40, t),
-    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "share of tokens", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: "share of tokens" }, yaxis: { title: "features" } },
   }));
   const share = data.saes.map((sae) => {
     const alive = sae.columns.frequency.filter((value) => value > 0).length;
@@ -100,26 +99,23 @@ function drawHistograms(data) {
   });
   addChart($("histograms"), "Largest activation of each feature", "Its magnitude. Live features only (of all features: " + share.join(", ") + "). Features on the left never fire strongly.", (t) => ({
     data: stepLines(data.saes, (sae) => log(live(sae, "max").map(Math.abs)), 40, t),
-    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: { text: "largest activation", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+    layout: { xaxis: { tickprefix: "10<sup>", ticksuffix: "</sup>", title: "largest activation" }, yaxis: { title: "features" } },
   }));
   addChart($("histograms"), "Encoder and decoder", "Cosine between a feature's encoder and decoder directions.", (t) => ({
     data: stepLines(data.saes, (sae) => live(sae, "alignment"), 40, t),
-    layout: { xaxis: { title: { text: "cosine", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } } },
+    layout: { xaxis: { title: "cosine" }, yaxis: { title: "features" } },
   }));
 }
 
 /** How well features match those of other seeds: a line for each SAE whose seeds are known. */
 function drawMatches(data) {
-  const bins = 25, known = data.saes.map((sae, i) => ({ sae, i })).filter(({ sae }) => sae.seeds);
-  const dash = (x, colour, width) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colour, dash: "dot", width } });
+  const known = data.saes.filter((sae) => sae.seeds);
+  const line = (x, drawn) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { width: 1.5, ...drawn } });
   addChart($("matches"), "How well each feature matches one of another seed", "Absolute cosine with its match. Right of the black line a feature comes back. The dotted lines are what random directions reach.", (t) => ({
-    data: known.map(({ sae, i }) => ({
-      ...steps(sae.columns.match, 0, 1, bins), name: sae.label, type: "scatter", mode: "lines", line: { shape: "hvh", ...series(t, i), width: 2 },
-      fill: known.length === 1 ? "tozeroy" : "none", hovertemplate: "%{y} features at %{x:.2f}<extra>%{fullData.name}</extra>",
-    })),
+    data: stepLines(known, (sae) => sae.columns.match, 25, t, [0, 1]),
     layout: {
-      xaxis: { range: [0, 1], title: { text: "match", font: { size: 12 } } }, yaxis: { title: { text: "features", font: { size: 12 } } },
-      shapes: [...known.map(({ sae, i }) => dash(sae.seeds.null, t.series[i % 6], 1.5)), { ...dash(0.7, t.fg, 1.5), line: { color: t.fg, width: 1.5 } }],
+      xaxis: { range: [0, 1], title: "match" }, yaxis: { title: "features" },
+      shapes: [...known.map((sae) => line(sae.seeds.null, { color: t.series[sae.place % 6], dash: "dot" })), line(0.7, { color: t.fg })],
     },
   }));
 }
@@ -161,7 +157,7 @@ function drawMaps(data) {
 const plainText = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 function drawClusters(data) {
-  for (const [i, sae] of data.saes.entries()) {
+  for (const sae of data.saes) {
     const size = [], use = [];
     for (const feature of sae.map.features) {
       const c = sae.columns.cluster[feature] - 1;
@@ -171,21 +167,21 @@ function drawClusters(data) {
     const total = use.reduce((a, b) => a + b, 0);
     addChart($("clusters"), sae.label, "Filled: share of features. Hatched: share of selections.", (t) => ({
       data: [
-        { y: size.map((n) => n / sae.map.features.length), name: "features", marker: { color: t.series[i % 6] } },
-        { y: use.map((n) => n / total), name: "selections", marker: { color: "rgba(0,0,0,0)", line: { color: t.series[i % 6], width: 1.5 }, pattern: { shape: "/", fgcolor: t.series[i % 6] } } },
+        { y: size.map((n) => n / sae.map.features.length), name: "features", marker: { color: t.series[sae.place % 6] } },
+        { y: use.map((n) => n / total), name: "selections", marker: { color: "rgba(0,0,0,0)", line: { color: t.series[sae.place % 6], width: 1.5 }, pattern: { shape: "/", fgcolor: t.series[sae.place % 6] } } },
       ].map((bar) => ({ ...bar, type: "bar", x: size.map((_, c) => c + 1), hovertemplate: "%{y:.1%} of the %{fullData.name}<extra></extra>" })),
-      layout: { barmode: "group", yaxis: { tickformat: ".0%" }, xaxis: { title: { text: "cluster", font: { size: 12 } }, dtick: 1 } },
+      layout: { barmode: "group", yaxis: { tickformat: ".0%" }, xaxis: { title: "cluster", dtick: 1 } },
     }));
   }
 }
 
 function drawCosines(data) {
   addChart($("cosines"), "All pairs of features", "Cosine between their decoder directions. Log scale.", (t) => ({
-    data: data.saes.map((sae, i) => ({
+    data: data.saes.map((sae) => ({
       x: sae.cosines.counts.map((_, b) => (sae.cosines.edges[b] + sae.cosines.edges[b + 1]) / 2), y: sae.cosines.counts, name: sae.label,
-      mode: "lines", line: { shape: "hvh", ...series(t, i), width: 2 }, hovertemplate: "%{y} pairs at %{x:.2f}<extra>%{fullData.name}</extra>",
+      mode: "lines", line: { shape: "hvh", ...series(t, sae), width: 2 }, hovertemplate: "%{y} pairs at %{x:.2f}<extra>%{fullData.name}</extra>",
     })),
-    layout: { yaxis: { type: "log", title: { text: "pairs", font: { size: 12 } } }, xaxis: { range: [-1, 1] } },
+    layout: { yaxis: { type: "log", title: "pairs" }, xaxis: { range: [-1, 1] } },
   }));
   for (const sae of data.saes) {
     addChart($("cosines"), sae.label, "Cosine of each pair of features, ordered by cluster.", (t) => ({

@@ -1,5 +1,6 @@
 async function start() {
   const data = JSON.parse(await unpack("data"));
+  data.saes.forEach((sae, place) => { sae.place = place; });
   featurePages(data, featureTable(data));
 
   if ($("curves")) drawCurves(data);
